@@ -1,0 +1,30 @@
+//! The names of the headers that Tidegate reads and writes. All of them are contracts.
+
+/// A zone or region that the request calls its home.
+pub const REGION_ID: &str = "x-region-id";
+/// Ties the log lines of one request together.
+pub const TRACE_ID: &str = "x-trace-id";
+
+/// What begins so comes from Tidegate alone: copies from outside are removed.
+pub const INTERNAL_PREFIX: &str = "x-tidegate-";
+/// The home zone.
+pub const HOME: &str = "x-tidegate-home";
+/// `read` or `write`.
+pub const CLASS: &str = "x-tidegate-class";
+/// The cluster, where the decision pins one.
+pub const TO: &str = "x-tidegate-to";
+/// `zone`, `region` or `remote`.
+pub const TIER: &str = "x-tidegate-tier";
+/// The reason code: in the access log always, in the response for callers that may see it.
+pub const DECISION: &str = "x-tidegate-decision";
+/// Set on the request of a caller that may see the decision; the route copies it to the response's [`DECISION`].
+pub const EXPLAIN: &str = "x-tidegate-explain";
+/// The cluster to fall back to where the home is not local.
+pub const ALT_ROUTE: &str = "x-envoy-upstream-alt-route";
+
+/// Whether a header from outside must go.
+pub fn is_internal(name: &[u8]) -> bool {
+    name.get(..INTERNAL_PREFIX.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(INTERNAL_PREFIX.as_bytes()))
+        || name.eq_ignore_ascii_case(ALT_ROUTE.as_bytes())
+}

@@ -1,0 +1,294 @@
+//! What the requests of one home zone may use, and in which shares.
+
+use alloc::vec::Vec;
+
+use crate::{
+    health::ZoneState,
+    service::Class,
+    topology::{Link, Topology, ZoneId},
+};
+
+/// What the weights of an open plan add up to: shares in per mille.
+pub const WEIGHT_TOTAL: u32 = 1_000;
+
+/// How far a zone is from a request's home. Ordered: nearer is less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// The home zone itself.
+    Zone,
+    /// Another zone of the home's region.
+    Region,
+    /// A zone of another region: reads only.
+    Remote,
+}
+
+impl Tier {
+    pub const ALL: [Tier; 3] = [Tier::Zone, Tier::Region, Tier::Remote];
+
+    /// The name in headers and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Tier::Zone => "zone",
+            Tier::Region => "region",
+            Tier::Remote => "remote",
+        }
+    }
+}
+
+/// Where the shares inside a region come from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Weighting {
+    /// The operator's shares, for example 80 for the home zone and 20 for the rest of its region, which the other zones
+    /// that are up share equally. Any scale.
+    Operator { zone: u32, region: u32 },
+    /// The decision engine's: see [`score`].
+    Computed,
+}
+
+/// What a plan needs to know of a service in one zone.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ZoneLoad {
+    pub state: ZoneState,
+    /// Mean of the instances' one-minute load average per core; 0 where nobody reports it.
+    pub load1_per_core: f64,
+}
+
+/// One zone's share of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub zone: ZoneId,
+    /// Above 0; of [`WEIGHT_TOTAL`].
+    pub weight: u32,
+}
+
+/// Where the requests of one home and class may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    Open {
+        /// The nearest tier among the targets.
+        tier: Tier,
+        /// Not empty; weights add up to [`WEIGHT_TOTAL`]; in the topology's order.
+        targets: Vec<Target>,
+    },
+    /// No tier that these requests may use has a healthy instance.
+    Closed,
+}
+
+impl Plan {
+    /// Computes the plan for requests of `class` that call `home` their home. `loads` is indexed by zone; a missing entry
+    /// counts as [`ZoneState::Empty`].
+    ///
+    /// Tiers are tried from near to far, first among the zones that are up, then among those that are down but still have
+    /// a healthy instance: better a weak zone than an error. Writes never leave the home's region.
+    pub fn compute(
+        topology: &Topology,
+        weighting: Weighting,
+        home: ZoneId,
+        class: Class,
+        loads: &[ZoneLoad],
+    ) -> Plan {
+        let state = |zone: ZoneId| loads.get(zone.index()).copied().unwrap_or_default().state;
+        let allowed =
+            |zone: &ZoneId| class == Class::Read || topology.tier(home, *zone) != Tier::Remote;
+        for usable in [ZoneState::Up, ZoneState::Down] {
+            let candidates = topology
+                .zones()
+                .filter(allowed)
+                .filter(|zone| state(*zone) == usable);
+            let Some(nearest) = candidates.clone().map(|z| topology.tier(home, z)).min() else {
+                continue;
+            };
+            let scores: Vec<(ZoneId, f64)> = candidates
+                // The home's region shares its traffic; remote zones only stand in for it.
+                .filter(|zone| {
+                    (topology.tier(home, *zone) == Tier::Remote) == (nearest == Tier::Remote)
+                })
+                .map(|zone| (zone, zone_score(topology, weighting, home, zone, loads)))
+                .collect();
+            let shares = match weighting {
+                Weighting::Operator { zone, region } => {
+                    operator_shares(topology, home, zone, region, &scores)
+                }
+                Weighting::Computed => scores,
+            };
+            return Plan::of_targets(topology, home, apportion(&shares));
+        }
+        Plan::Closed
+    }
+
+    /// A plan of these targets for requests of `home`; closed without any.
+    pub fn of_targets(topology: &Topology, home: ZoneId, targets: Vec<Target>) -> Plan {
+        match targets.iter().map(|t| topology.tier(home, t.zone)).min() {
+            Some(tier) => Plan::Open { tier, targets },
+            None => Plan::Closed,
+        }
+    }
+
+    /// The targets; empty when closed.
+    pub fn targets(&self) -> &[Target] {
+        match self {
+            Plan::Open { targets, .. } => targets,
+            Plan::Closed => &[],
+        }
+    }
+
+    /// The zone that owns `bucket`, one of `0..WEIGHT_TOTAL`: the targets side by side, each as wide as its weight.
+    pub fn zone_at(&self, bucket: u32) -> Option<ZoneId> {
+        let mut end = 0;
+        self.targets()
+            .iter()
+            .find(|target| {
+                end += target.weight;
+                bucket < end
+            })
+            .map(|target| target.zone)
+    }
+}
+
+/// The operator's shares of the candidates. Remote candidates, which the operator gives no share, and candidates that all
+/// have share 0 keep their computed scores: a healthy zone is never refused because of a weight.
+fn operator_shares(
+    topology: &Topology,
+    home: ZoneId,
+    zone_share: u32,
+    region_share: u32,
+    scores: &[(ZoneId, f64)],
+) -> Vec<(ZoneId, f64)> {
+    let siblings = scores
+        .iter()
+        .filter(|(zone, _)| topology.tier(home, *zone) == Tier::Region)
+        .count();
+    let shares: Vec<(ZoneId, f64)> = scores
+        .iter()
+        .map(|(zone, _)| {
+            let share = match topology.tier(home, *zone) {
+                Tier::Zone => f64::from(zone_share),
+                Tier::Region => f64::from(region_share) / siblings as f64,
+                Tier::Remote => 0.0,
+            };
+            (*zone, share)
+        })
+        .collect();
+    if shares.iter().all(|(_, share)| *share <= 0.0) {
+        scores.to_vec()
+    } else {
+        shares
+    }
+}
+
+fn zone_score(
+    topology: &Topology,
+    weighting: Weighting,
+    home: ZoneId,
+    zone: ZoneId,
+    loads: &[ZoneLoad],
+) -> f64 {
+    let load = loads.get(zone.index()).copied().unwrap_or_default();
+    match (weighting, topology.tier(home, zone)) {
+        // With the operator's weights nobody asked for load to count; siblings of a home that is gone share equally.
+        (Weighting::Operator { .. }, Tier::Zone | Tier::Region) => 1.0,
+        (Weighting::Operator { .. }, Tier::Remote) => score(topology.link(home, zone), 0.0),
+        (Weighting::Computed, _) => score(topology.link(home, zone), load.load1_per_core),
+    }
+}
+
+/// The decision engine's score of a zone: `1/(rtt_ms+1) * (1-overload) / cost` with
+/// `overload = clamp(load1_per_core - 0.8, 0, 1)`.
+///
+/// An overloaded zone keeps a hundredth of its score: it is healthy, and a score of 0 would starve it for good.
+pub fn score(link: Link, load1_per_core: f64) -> f64 {
+    let overload = (load1_per_core - 0.8).clamp(0.0, 1.0);
+    // A load that is no number says nothing about the zone.
+    let headroom = if overload.is_nan() {
+        1.0
+    } else {
+        (1.0 - overload).max(0.01)
+    };
+    headroom / (link.rtt_ms + 1.0) / link.cost
+}
+
+/// Turns scores into weights that add up to [`WEIGHT_TOTAL`] exactly: the largest-remainder method (Hamilton). A score
+/// above 0 gets at least 1; a score of 0 gets nothing.
+fn apportion(scores: &[(ZoneId, f64)]) -> Vec<Target> {
+    let sum: f64 = scores.iter().map(|(_, score)| score).sum();
+    if !(f64::MIN_POSITIVE..=f64::MAX).contains(&sum) {
+        return Vec::new();
+    }
+    let mut shares: Vec<(Target, f64)> = scores
+        .iter()
+        .filter(|(_, score)| *score > 0.0)
+        .map(|(zone, score)| {
+            let exact = score / sum * f64::from(WEIGHT_TOTAL);
+            // At most WEIGHT_TOTAL, so the cast cuts only the fraction.
+            let weight = (exact as u32).max(1);
+            let target = Target {
+                zone: *zone,
+                weight,
+            };
+            (target, exact - f64::from(weight))
+        })
+        .collect();
+    let mut given: u32 = shares.iter().map(|(target, _)| target.weight).sum();
+    // Each turn moves the sum by one, and it starts within one per target: at most ZONES_MAX turns.
+    while given != WEIGHT_TOTAL {
+        let short = given < WEIGHT_TOTAL;
+        let next = shares
+            .iter_mut()
+            .filter(|(target, _)| short || target.weight > 1)
+            // The one that is furthest below (or above) its exact share; the first of equals.
+            .reduce(|best, other| {
+                let further = if short {
+                    other.1 > best.1
+                } else {
+                    other.1 < best.1
+                };
+                if further { other } else { best }
+            });
+        let Some((target, remainder)) = next else {
+            break;
+        };
+        if short {
+            target.weight += 1;
+            *remainder -= 1.0;
+            given += 1;
+        } else {
+            target.weight -= 1;
+            *remainder += 1.0;
+            given -= 1;
+        }
+    }
+    shares.into_iter().map(|(target, _)| target).collect()
+}
+
+/// The plans of one service: one for every home zone and class.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Plans {
+    /// `[home * 2 + class]`
+    plans: Vec<Plan>,
+}
+
+impl Plans {
+    /// Computes the plans of every home zone and class.
+    pub fn compute(topology: &Topology, weighting: Weighting, loads: &[ZoneLoad]) -> Plans {
+        Plans::from_fn(topology, |home, class| {
+            Plan::compute(topology, weighting, home, class, loads)
+        })
+    }
+
+    /// Asks `plan` for every home zone and class.
+    pub fn from_fn(topology: &Topology, mut plan: impl FnMut(ZoneId, Class) -> Plan) -> Plans {
+        let plans = topology
+            .zones()
+            .flat_map(|home| Class::ALL.map(|class| (home, class)))
+            .map(|(home, class)| plan(home, class))
+            .collect();
+        Plans { plans }
+    }
+
+    /// The plan for `home` and `class`; closed for a zone of another topology.
+    pub fn get(&self, home: ZoneId, class: Class) -> &Plan {
+        self.plans
+            .get(home.index() * Class::ALL.len() + class.index())
+            .unwrap_or(&Plan::Closed)
+    }
+}

@@ -1,0 +1,101 @@
+//! Answers that the proxy gives by itself.
+
+use alloc::{format, string::String};
+
+use crate::decide::Reason;
+
+/// The `content-type` of [`Refusal::problem`].
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// Why a request is not let through, in every form that a client may need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: Reason,
+    /// HTTP status.
+    pub status: u16,
+    /// gRPC status code, for gRPC requests.
+    pub grpc_status: u8,
+    /// What happened and what the caller can do, without any byte of the request.
+    pub detail: &'static str,
+    /// `Retry-After`, where trying again can help.
+    pub retry_after_s: Option<u32>,
+}
+
+const INVALID_ARGUMENT: u8 = 3;
+const UNAVAILABLE: u8 = 14;
+
+impl Refusal {
+    pub const REGION_MISSING: Refusal = Refusal {
+        reason: Reason::RegionMissing,
+        status: 400,
+        grpc_status: INVALID_ARGUMENT,
+        detail: "this service demands X-Region-ID: send the name of a zone or region",
+        retry_after_s: None,
+    };
+    pub const REGION_UNKNOWN: Refusal = Refusal {
+        reason: Reason::RegionUnknown,
+        status: 400,
+        grpc_status: INVALID_ARGUMENT,
+        detail: "X-Region-ID names no known zone or region, or stands more than once",
+        retry_after_s: None,
+    };
+    pub const TRACE_MISSING: Refusal = Refusal {
+        reason: Reason::TraceMissing,
+        status: 400,
+        grpc_status: INVALID_ARGUMENT,
+        detail: "this service demands exactly one X-Trace-ID",
+        retry_after_s: None,
+    };
+    pub const FENCED: Refusal = Refusal {
+        reason: Reason::Fenced,
+        status: 503,
+        grpc_status: UNAVAILABLE,
+        detail: "this proxy has no policy yet and admits no writes: try again",
+        retry_after_s: Some(1),
+    };
+    pub const NO_CAPACITY: Refusal = Refusal {
+        reason: Reason::NoCapacity,
+        status: 503,
+        grpc_status: UNAVAILABLE,
+        detail: "no zone that this request may use has a healthy instance",
+        retry_after_s: Some(1),
+    };
+
+    /// The body: problem details as of RFC 9457, with the reason as an extension member.
+    pub fn problem(&self) -> String {
+        // Only static text without quotes or backslashes goes in, so nothing needs escaping (a test holds this).
+        let reason = self.reason.as_str();
+        format!(
+            r#"{{"type":"urn:tidegate:problem:{reason}","title":"{title}","status":{status},"reason":"{reason}","detail":"{detail}"}}"#,
+            title = self.title(),
+            status = self.status,
+            detail = self.detail,
+        )
+    }
+
+    fn title(&self) -> &'static str {
+        match self.status {
+            400 => "Bad Request",
+            _ => "Service Unavailable",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_need_no_escaping() {
+        for refusal in [
+            Refusal::REGION_MISSING,
+            Refusal::REGION_UNKNOWN,
+            Refusal::TRACE_MISSING,
+            Refusal::FENCED,
+            Refusal::NO_CAPACITY,
+        ] {
+            assert!(!refusal.detail.contains(['"', '\\']), "{}", refusal.detail);
+            assert!(refusal.problem().contains(refusal.reason.as_str()));
+        }
+    }
+}

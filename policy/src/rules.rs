@@ -1,0 +1,434 @@
+//! Everything that one viewing zone's proxies decide by.
+
+use alloc::{
+    borrow::{Cow, ToOwned},
+    boxed::Box,
+    collections::BTreeMap,
+    format,
+    string::String,
+    vec::Vec,
+};
+use core::cmp::Reverse;
+
+use crate::{
+    facts::without_query,
+    headers,
+    plan::Plan,
+    service::{
+        Class, ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule,
+    },
+    topology::{InvalidName, Topology, ZoneId, check_name},
+};
+
+/// What a filter decides by.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Policy {
+    /// Safe on its own, for as long as no rules have arrived: reads stay in the local zone, writes are fenced.
+    Fallback,
+    Serving(Box<Rules>),
+}
+
+/// Lets a caller see decisions: the request header that shows who asks, and the value that it must have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explain {
+    /// Lower case; not an internal name.
+    pub header: String,
+    pub token: String,
+}
+
+/// The rules of one viewing zone: valid by construction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    viewer: ZoneId,
+    topology: Topology,
+    services: Vec<Service>,
+    explain: Option<Explain>,
+    /// `[service * zones + zone]`
+    clusters: Vec<String>,
+    hosts: Hosts,
+}
+
+/// Why rules were refused. Every variant names what to change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRules {
+    #[error("service {service:?}: {error}")]
+    Name { service: String, error: InvalidName },
+    #[error("service {0:?} stands twice")]
+    DuplicateService(String),
+    #[error("service {service:?}: it has no routes, so no request could ever reach it")]
+    NoRoutes { service: String },
+    #[error("services {first:?} and {second:?} claim the same route: {route}")]
+    DuplicateRoute {
+        first: String,
+        second: String,
+        route: String,
+    },
+    #[error(
+        "service {service:?}: host {host:?}: use \"*\", a name, or \"*.\" and a domain; lower case, no port"
+    )]
+    Host { service: String, host: String },
+    #[error(
+        "service {service:?}: prefix {prefix:?}: begin with '/', without '?', '#' or a '/' at the end"
+    )]
+    Prefix { service: String, prefix: String },
+    #[error("service {service:?}: gRPC service {name:?}: use the full name, like package.Service")]
+    GrpcName { service: String, name: String },
+    #[error("service {service:?}: read methods belong to a gRPC route, not to a path prefix")]
+    ReadsWithoutGrpc { service: String },
+    #[error("header {0:?}: use lower case letters, digits and '-', and no name that Tidegate owns")]
+    Header(String),
+    #[error("the explain token is empty: anyone could ask")]
+    EmptyToken,
+}
+
+impl Rules {
+    /// Checks and indexes the rules of `viewer`, a zone of `topology`.
+    pub fn new(
+        topology: Topology,
+        viewer: ZoneId,
+        services: Vec<Service>,
+        explain: Option<Explain>,
+    ) -> Result<Rules, InvalidRules> {
+        check_services(&services)?;
+        if let Some(explain) = &explain {
+            check_header(&explain.header)?;
+            if explain.token.is_empty() {
+                return Err(InvalidRules::EmptyToken);
+            }
+        }
+        let hosts = Hosts::index(&services)?;
+        let clusters = services
+            .iter()
+            .flat_map(|service| {
+                topology
+                    .zones()
+                    .map(|zone| cluster_name(&service.name, topology.zone_name(zone)))
+            })
+            .collect();
+        Ok(Rules {
+            viewer,
+            topology,
+            services,
+            explain,
+            clusters,
+            hosts,
+        })
+    }
+
+    /// The zone whose proxies decide by these rules.
+    pub fn viewer(&self) -> ZoneId {
+        self.viewer
+    }
+
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    pub fn explain(&self) -> Option<&Explain> {
+        self.explain.as_ref()
+    }
+
+    /// None for a service of other rules.
+    pub fn service(&self, id: ServiceId) -> Option<&Service> {
+        self.services.get(id.index())
+    }
+
+    /// The name of the cluster with the service's endpoints in `zone`.
+    pub fn cluster(&self, service: ServiceId, zone: ZoneId) -> Option<&str> {
+        let zones = self.topology.zones().len();
+        self.clusters
+            .get(service.index() * zones + zone.index())
+            .map(String::as_str)
+    }
+
+    /// The service and route that take a request, as Envoy's virtual hosts and routes do: the most specific host decides
+    /// alone, then the longest path.
+    pub fn route(
+        &self,
+        authority: &[u8],
+        path: &[u8],
+        grpc: bool,
+    ) -> Option<(ServiceId, &Service, &Route)> {
+        let path = without_query(path);
+        self.hosts
+            .routes_of(authority)
+            .iter()
+            .filter_map(|at| self.route_at(*at))
+            .find(|(_, _, route)| route.takes(path, grpc))
+    }
+
+    /// Every host pattern with its routes in the order in which they are tried.
+    pub fn hosts(
+        &self,
+    ) -> impl Iterator<Item = (&str, impl Iterator<Item = (ServiceId, &Service, &Route)>)> {
+        self.hosts
+            .all()
+            .map(|(host, routes)| (host, routes.iter().filter_map(|at| self.route_at(*at))))
+    }
+
+    fn route_at(&self, at: RouteAt) -> Option<(ServiceId, &Service, &Route)> {
+        let service = self.service(at.service)?;
+        Some((at.service, service, service.routes.get(at.route)?))
+    }
+
+    /// The requests of this route that need no decision, if any do: the proxy may serve them without running the filter.
+    pub fn plain_reads(&self, service: &Service, route: &Route) -> Option<PlainReads> {
+        let class_is_plain = matches!(
+            (&route.matches, &route.class),
+            (
+                RouteMatch::Prefix(_),
+                ClassRule::ByMethod | ClassRule::Always(Class::Read)
+            )
+        );
+        let open = matches!(
+            service.plans.get(self.viewer, Class::Read),
+            Plan::Open { .. }
+        );
+        let plain = class_is_plain
+            && open
+            && service.zone_affinity.is_none()
+            && service.trace_missing == TraceRule::Generate;
+        plain.then_some(PlainReads {
+            without_region: service.region_missing == RegionRule::Local,
+        })
+    }
+}
+
+/// Reads that are decided before they arrive: GET requests that are not gRPC, ask for no explanation, and whose
+/// `X-Region-ID` is the viewing zone, exactly once, or is absent where `without_region`. Their home is the viewing zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainReads {
+    pub without_region: bool,
+}
+
+/// The contract's name for the cluster of a service's endpoints in a zone.
+pub fn cluster_name(service: &str, zone: &str) -> String {
+    format!("{service}/{zone}")
+}
+
+impl Route {
+    /// Whether this route takes `path`, which carries no query.
+    fn takes(&self, path: &[u8], grpc: bool) -> bool {
+        match &self.matches {
+            RouteMatch::Grpc(name) => {
+                grpc && path
+                    .strip_prefix(b"/")
+                    .and_then(|path| path.strip_prefix(name.as_bytes()))
+                    .is_some_and(|rest| rest.first() == Some(&b'/'))
+            }
+            RouteMatch::Prefix(prefix) if prefix == "/" => path.first() == Some(&b'/'),
+            RouteMatch::Prefix(prefix) => path
+                .strip_prefix(prefix.as_bytes())
+                .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
+        }
+    }
+
+    /// Longer paths first; a gRPC service before a path prefix of the same length.
+    fn order(&self) -> (Reverse<usize>, &RouteMatch) {
+        let length = match &self.matches {
+            RouteMatch::Grpc(name) => name.len() + 1,
+            RouteMatch::Prefix(prefix) => prefix.len(),
+        };
+        (Reverse(length), &self.matches)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RouteAt {
+    service: ServiceId,
+    route: usize,
+}
+
+/// Host patterns, each with its routes in the order in which they are tried.
+#[derive(Clone, Debug, PartialEq, Default)]
+struct Hosts {
+    exact: BTreeMap<String, Vec<RouteAt>>,
+    /// Patterns `*.domain`, by the part after the star; the longest first.
+    suffixes: Vec<(String, Vec<RouteAt>)>,
+    any: Vec<RouteAt>,
+}
+
+impl Hosts {
+    fn index(services: &[Service]) -> Result<Hosts, InvalidRules> {
+        let mut patterns: BTreeMap<&str, Vec<(RouteAt, &Service, &Route)>> = BTreeMap::new();
+        for (index, service) in services.iter().enumerate() {
+            for (route_index, route) in service.routes.iter().enumerate() {
+                let at = RouteAt {
+                    service: ServiceId(index as u32),
+                    route: route_index,
+                };
+                patterns
+                    .entry(&route.host)
+                    .or_default()
+                    .push((at, service, route));
+            }
+        }
+        let mut hosts = Hosts::default();
+        for (host, mut routes) in patterns {
+            routes.sort_by(|(.., a), (.., b)| a.order().cmp(&b.order()));
+            let twins = routes.iter().zip(routes.iter().skip(1));
+            if let Some(((_, first, route), (_, second, _))) = twins
+                .into_iter()
+                .find(|((.., a), (.., b))| a.matches == b.matches)
+            {
+                return Err(InvalidRules::DuplicateRoute {
+                    first: first.name.clone(),
+                    second: second.name.clone(),
+                    route: format!("{host} {}", route.matches),
+                });
+            }
+            let routes = routes.into_iter().map(|(at, ..)| at).collect();
+            match host.strip_prefix('*') {
+                None => {
+                    hosts.exact.insert(host.to_owned(), routes);
+                }
+                Some("") => hosts.any = routes,
+                Some(suffix) => hosts.suffixes.push((suffix.to_owned(), routes)),
+            }
+        }
+        hosts
+            .suffixes
+            .sort_by_key(|(suffix, _)| Reverse(suffix.len()));
+        Ok(hosts)
+    }
+
+    fn routes_of(&self, authority: &[u8]) -> &[RouteAt] {
+        let host = without_port(authority);
+        let host = if host.iter().any(u8::is_ascii_uppercase) {
+            Cow::Owned(host.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(host)
+        };
+        let exact = core::str::from_utf8(&host)
+            .ok()
+            .and_then(|host| self.exact.get(host));
+        exact
+            .or_else(|| {
+                self.suffixes
+                    .iter()
+                    .find(|(suffix, _)| {
+                        host.len() > suffix.len() && host.ends_with(suffix.as_bytes())
+                    })
+                    .map(|(_, routes)| routes)
+            })
+            .unwrap_or(&self.any)
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&str, &[RouteAt])> {
+        let exact = self.exact.iter().map(|(host, r)| (host.as_str(), &r[..]));
+        let suffixes = self.suffixes.iter().map(|(s, r)| (s.as_str(), &r[..]));
+        let any = (!self.any.is_empty()).then_some(("*", &self.any[..]));
+        exact.chain(suffixes).chain(any)
+    }
+}
+
+/// The host of an authority without its port; an IPv6 address keeps its brackets.
+fn without_port(authority: &[u8]) -> &[u8] {
+    match authority.iter().rposition(|b| *b == b':') {
+        Some(colon) => {
+            let (host, port) = authority.split_at(colon);
+            if port.iter().skip(1).all(u8::is_ascii_digit) {
+                host
+            } else {
+                authority
+            }
+        }
+        None => authority,
+    }
+}
+
+impl core::fmt::Display for RouteMatch {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            RouteMatch::Grpc(name) => write!(f, "gRPC {name}"),
+            RouteMatch::Prefix(prefix) => f.write_str(prefix),
+        }
+    }
+}
+
+fn check_services(services: &[Service]) -> Result<(), InvalidRules> {
+    let mut names = alloc::collections::BTreeSet::new();
+    for service in services {
+        let name = || service.name.clone();
+        check_name(&service.name).map_err(|error| InvalidRules::Name {
+            service: name(),
+            error,
+        })?;
+        if !names.insert(service.name.as_str()) {
+            return Err(InvalidRules::DuplicateService(name()));
+        }
+        if service.routes.is_empty() {
+            return Err(InvalidRules::NoRoutes { service: name() });
+        }
+        for route in &service.routes {
+            check_route(&service.name, route)?;
+        }
+        if let Some(KeySource::Header(header)) = &service.zone_affinity {
+            check_header(header)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_route(service: &str, route: &Route) -> Result<(), InvalidRules> {
+    let service = || service.to_owned();
+    let domain = route.host.strip_prefix("*.").unwrap_or(&route.host);
+    if route.host != "*" && !is_domain(domain) {
+        return Err(InvalidRules::Host {
+            service: service(),
+            host: route.host.clone(),
+        });
+    }
+    match &route.matches {
+        RouteMatch::Prefix(prefix) => {
+            let shaped = prefix == "/" || (prefix.starts_with('/') && !prefix.ends_with('/'));
+            if !shaped || prefix.contains(['?', '#']) {
+                return Err(InvalidRules::Prefix {
+                    service: service(),
+                    prefix: prefix.clone(),
+                });
+            }
+            if matches!(route.class, ClassRule::GrpcReads(_)) {
+                return Err(InvalidRules::ReadsWithoutGrpc { service: service() });
+            }
+        }
+        RouteMatch::Grpc(name) => {
+            let valid = !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_'));
+            if !valid {
+                return Err(InvalidRules::GrpcName {
+                    service: service(),
+                    name: name.clone(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_domain(name: &str) -> bool {
+    let edges_ok = !name.starts_with('.') && !name.ends_with('.') && !name.is_empty();
+    edges_ok
+        && name.len() <= 253
+        && name.bytes().all(|b| {
+            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.')
+        })
+}
+
+fn check_header(name: &str) -> Result<(), InvalidRules> {
+    let valid = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if valid && !headers::is_internal(name.as_bytes()) {
+        Ok(())
+    } else {
+        Err(InvalidRules::Header(name.to_owned()))
+    }
+}

@@ -1,0 +1,126 @@
+//! What is configured for a service: how its requests are recognised, classed and homed.
+
+use alloc::{string::String, vec::Vec};
+
+use crate::plan::Plans;
+
+/// A service of one [`Rules`](crate::Rules); meaningless in another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceId(pub(crate) u32);
+
+impl ServiceId {
+    /// The position in [`Rules::services`](crate::Rules::services), from 0.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Whether a request may change data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    Read,
+    Write,
+}
+
+impl Class {
+    pub const ALL: [Class; 2] = [Class::Read, Class::Write];
+
+    /// The name in headers and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Class::Read => "read",
+            Class::Write => "write",
+        }
+    }
+
+    /// The position in [`Class::ALL`].
+    pub const fn index(self) -> usize {
+        match self {
+            Class::Read => 0,
+            Class::Write => 1,
+        }
+    }
+
+    /// By HTTP method: GET, HEAD, OPTIONS and TRACE read (the safe methods of RFC 9110, 9.2.1); all else, the unknown
+    /// included, writes.
+    pub fn of_method(method: &[u8]) -> Class {
+        match method {
+            b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" => Class::Read,
+            _ => Class::Write,
+        }
+    }
+}
+
+/// How a route's requests are classed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClassRule {
+    /// [`Class::of_method`].
+    ByMethod,
+    /// All alike, for example GraphQL queries that come as POST.
+    Always(Class),
+    /// gRPC, which is all POST: these methods read, all others write.
+    GrpcReads(Vec<String>),
+}
+
+/// Which requests of a host a route takes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouteMatch {
+    /// A gRPC service by its full name, `package.Service`.
+    Grpc(String),
+    /// A path prefix that ends at a segment: `/orders` takes `/orders`, `/orders/7` and `/orders?q`, not `/orders7`.
+    /// Begins with `/`; ends with one only if it is the root.
+    Prefix(String),
+}
+
+/// One way to a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// `*`, a name, or `*.` and a domain. As in Envoy the most specific host decides alone, then the longest path.
+    pub host: String,
+    pub matches: RouteMatch,
+    pub class: ClassRule,
+}
+
+/// What to do where a request does not say what it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RegionRule {
+    /// The viewing Envoy's own zone is the home.
+    #[default]
+    Local,
+    /// 400.
+    Reject,
+}
+
+/// What to do with a request without `X-Trace-ID`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TraceRule {
+    /// Give it one: the request id that Envoy makes.
+    #[default]
+    Generate,
+    /// 400.
+    Reject,
+}
+
+/// Where a request carries the key that keeps it on one zone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySource {
+    /// A header's value; lower case.
+    Header(String),
+    /// A cookie's value.
+    Cookie(String),
+    /// A segment of the path, from 0: segment 1 of `/users/42` is `42`.
+    PathSegment(u8),
+}
+
+/// A service as the policy knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    pub name: String,
+    pub routes: Vec<Route>,
+    pub region_missing: RegionRule,
+    pub region_unknown: RegionRule,
+    pub trace_missing: TraceRule,
+    /// With a key, requests of one key go to one zone of their plan, as long as the weights stay.
+    pub zone_affinity: Option<KeySource>,
+    pub plans: Plans,
+}

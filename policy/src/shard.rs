@@ -1,0 +1,79 @@
+//! From a request's key to a bucket that stays put.
+
+/// The 64-bit digest of a shard key: XXH64 with seed 0.
+///
+/// Part of the contract with storage that shards by the same key: it never changes.
+pub fn key_digest(key: &[u8]) -> u64 {
+    xxhash_rust::xxh64::xxh64(key, 0)
+}
+
+/// Jump consistent hash: a bucket in `0..buckets` for `key`; 0 when `buckets` is 0 or 1.
+///
+/// When the number of buckets grows from n to n + 1, about 1/(n + 1) of the keys move, all of them to the new bucket.
+/// Source: Lamping and Veach, "A Fast, Minimal Memory, Consistent Hash Algorithm", 2014, figure 1.
+pub fn jump_hash(key: u64, buckets: u32) -> u32 {
+    let (mut state, mut bucket, mut next) = (key, 0_u32, 0_u64);
+    // Ends: `next` grows with every turn, by a factor of two on average.
+    while next < u64::from(buckets) {
+        // `next` is below `buckets`, so the cast is exact.
+        bucket = next as u32;
+        state = state
+            .wrapping_mul(2_862_933_555_777_941_757)
+            .wrapping_add(1);
+        let stretch = (1_u64 << 31) as f64 / ((state >> 33) + 1) as f64;
+        next = ((f64::from(bucket) + 1.0) * stretch) as u64;
+    }
+    bucket
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    /// Lines of `key buckets bucket`, made by `testdata/jump_hash.py`, the paper's listing in another language.
+    const GOLDEN: &str = include_str!("../testdata/jump_hash.txt");
+
+    #[test]
+    fn agrees_with_the_reference_implementation() {
+        let mut lines = 0;
+        for line in GOLDEN.lines() {
+            let numbers: Vec<u64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
+            let [key, buckets, bucket] = numbers[..] else {
+                panic!("three numbers in {line:?}");
+            };
+            assert_eq!(
+                u64::from(jump_hash(key, buckets as u32)),
+                bucket,
+                "key {key}, buckets {buckets}"
+            );
+            lines += 1;
+        }
+        assert!(lines > 100, "only {lines} golden vectors");
+    }
+
+    #[test]
+    fn digests_are_those_of_xxh64() {
+        // From the specification's own test vectors: the empty input and "abc", seed 0.
+        assert_eq!(key_digest(b""), 0xef46_db37_51d8_e999);
+        assert_eq!(key_digest(b"abc"), 0x44bc_2cf5_ad77_0999);
+    }
+
+    #[test]
+    fn degenerate_bucket_counts_give_the_first_bucket() {
+        assert_eq!(jump_hash(7, 0), 0);
+        assert_eq!(jump_hash(7, 1), 0);
+    }
+
+    #[test]
+    fn a_new_bucket_takes_its_share_and_nothing_else_moves() {
+        let keys = (0..10_000_u64).map(|n| key_digest(&n.to_le_bytes()));
+        let moved = keys
+            .map(|key| (jump_hash(key, 10), jump_hash(key, 11)))
+            .filter(|(before, after)| before != after)
+            .inspect(|(_, after)| assert_eq!(*after, 10))
+            .count();
+        assert!((700..=1_120).contains(&moved), "{moved} of 10,000 moved");
+    }
+}

@@ -1,0 +1,41 @@
+//! The wire form of the policy, and the one door between it and the domain types.
+//!
+//! [`decode`] takes untrusted bytes: whatever they are, it gives a policy that is valid by construction or an error that
+//! names the field. [`encode`] is its inverse.
+
+#![no_std]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
+
+extern crate alloc;
+
+mod decode;
+mod encode;
+
+pub use decode::{InvalidPolicy, decode};
+pub use encode::{VERSION_BITS, encode};
+
+use policy::Policy;
+
+/// The generated messages.
+#[allow(clippy::all, reason = "generated code")]
+pub mod wire {
+    include!(concat!(env!("OUT_DIR"), "/tidegate.v1.rs"));
+}
+
+/// A policy as it travels: with what tells one edition of it from another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Edition {
+    /// Digest of the policy, of [`VERSION_BITS`] bits: the same for the same policy on every replica.
+    pub version: u64,
+    /// Raised by the operator to have the same policy tried again.
+    pub generation: u64,
+    pub policy: Policy,
+}
