@@ -45,6 +45,13 @@ pub enum Weighting {
     Computed,
 }
 
+impl Default for Weighting {
+    /// Everything stays in the home zone while it can.
+    fn default() -> Self {
+        Weighting::Operator { zone: 1, region: 0 }
+    }
+}
+
 /// What a plan needs to know of a service in one zone.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ZoneLoad {

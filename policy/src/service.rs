@@ -9,6 +9,11 @@ use crate::plan::Plans;
 pub struct ServiceId(pub(crate) u32);
 
 impl ServiceId {
+    /// The service at `index` of [`Rules::services`](crate::Rules::services).
+    pub fn new(index: usize) -> ServiceId {
+        ServiceId(index as u32)
+    }
+
     /// The position in [`Rules::services`](crate::Rules::services), from 0.
     pub fn index(self) -> usize {
         self.0 as usize

@@ -1,0 +1,393 @@
+//! HTTP for people, probes, and instances that register.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use policy::{Class, Facts, Headers, Outcome, Plan, Policy, Presented, Rules};
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ads::{proxies::Proxies, service::Snapshots},
+    record::{INSTANCES_PREFIX, Instance, InstanceKey, RECORD_BYTES_MAX},
+    snapshot::{Role, View, ViewKey},
+    store::{LeaseId, Store, StoreError},
+};
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct Admin {
+    pub store: Arc<dyn Store>,
+    pub snapshots: Snapshots,
+    pub proxies: Proxies,
+    pub metrics: Arc<Registry>,
+}
+
+impl Admin {
+    /// All routes.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/healthz", get(async || "alive\n"))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .route("/v1/proxies", get(proxies))
+            .route("/v1/views/{zone}", get(view))
+            .route("/v1/explain", post(explain))
+            .route("/v1/instances", get(instances))
+            .route(
+                "/v1/instances/{service}/{zone}/{instance}",
+                put(register).delete(deregister),
+            )
+            .route("/v1/leases", post(grant))
+            .route("/v1/leases/{lease}", axum::routing::delete(revoke))
+            .route("/v1/leases/{lease}/keepalive", post(keep_alive))
+            .layer(DefaultBodyLimit::max(RECORD_BYTES_MAX))
+            .with_state(self)
+    }
+
+    fn view(&self, zone: &str) -> Result<Arc<View>, Problem> {
+        let snapshots = self.snapshots.borrow();
+        let snapshot = snapshots.as_ref().ok_or(Problem {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            detail: "the store has not been listed yet".to_owned(),
+        })?;
+        let key = ViewKey {
+            zone: Arc::from(zone),
+            role: Role::Gateway,
+        };
+        snapshot.view(&key).cloned().ok_or_else(|| {
+            let known = snapshot.zones().collect::<Vec<_>>().join(", ");
+            Problem::not_found(format!("no zone {zone:?}; these are configured: {known}"))
+        })
+    }
+}
+
+/// An error answer.
+struct Problem {
+    status: StatusCode,
+    detail: String,
+}
+
+impl Problem {
+    fn bad_request(detail: impl ToString) -> Problem {
+        Problem {
+            status: StatusCode::BAD_REQUEST,
+            detail: detail.to_string(),
+        }
+    }
+
+    fn not_found(detail: impl ToString) -> Problem {
+        Problem {
+            status: StatusCode::NOT_FOUND,
+            detail: detail.to_string(),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
+        let status = match error {
+            StoreError::LeaseNotFound => StatusCode::NOT_FOUND,
+            StoreError::TooManyOperations { .. }
+            | StoreError::TooLarge { .. }
+            | StoreError::Invalid { .. } => StatusCode::BAD_REQUEST,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Problem {
+            status,
+            detail: error.to_string(),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = serde_json::json!({
+            "title": self.status.canonical_reason(),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        let kind = [(header::CONTENT_TYPE, policy::refusal::PROBLEM_JSON)];
+        (self.status, kind, body.to_string()).into_response()
+    }
+}
+
+async fn ready(State(admin): State<Admin>) -> Result<&'static str, Problem> {
+    match *admin.snapshots.borrow() {
+        Some(_) => Ok("ready\n"),
+        None => Err(Problem {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            detail: "the store has not been listed yet".to_owned(),
+        }),
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> Result<Response, Problem> {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &admin.metrics).map_err(|error| {
+        Problem {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            detail: error.to_string(),
+        }
+    })?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+async fn proxies(State(admin): State<Admin>) -> impl IntoResponse {
+    Json(admin.proxies.list())
+}
+
+#[derive(Serialize)]
+struct ViewSummary {
+    zone: String,
+    policy_version: String,
+    services: BTreeMap<String, Vec<PlanSummary>>,
+}
+
+#[derive(Serialize)]
+struct PlanSummary {
+    home: String,
+    class: &'static str,
+    /// None where no zone can serve.
+    tier: Option<&'static str>,
+    reason: &'static str,
+    /// By zone, in per mille.
+    weights: BTreeMap<String, u32>,
+}
+
+async fn view(
+    State(admin): State<Admin>,
+    Path(zone): Path<String>,
+) -> Result<Json<ViewSummary>, Problem> {
+    let view = admin.view(&zone)?;
+    let services = match &**view.policy() {
+        Policy::Fallback => BTreeMap::new(),
+        Policy::Serving(rules) => rules
+            .services()
+            .iter()
+            .map(|service| (service.name.clone(), plan_summaries(rules, service)))
+            .collect(),
+    };
+    Ok(Json(ViewSummary {
+        zone,
+        policy_version: format!("{:012x}", view.policy_version()),
+        services,
+    }))
+}
+
+fn plan_summaries(rules: &Rules, service: &policy::Service) -> Vec<PlanSummary> {
+    let topology = rules.topology();
+    let homes = topology
+        .zones()
+        .flat_map(|home| Class::ALL.map(|class| (home, class)));
+    homes
+        .map(|(home, class)| {
+            let plan = service.plans.get(home, class);
+            let tier = match plan {
+                Plan::Open { tier, .. } => Some(*tier),
+                Plan::Closed => None,
+            };
+            PlanSummary {
+                home: topology.zone_name(home).to_owned(),
+                class: class.as_str(),
+                tier: tier.map(policy::Tier::as_str),
+                reason: tier
+                    .map_or(policy::Reason::NoCapacity, policy::Reason::of_tier)
+                    .as_str(),
+                weights: plan
+                    .targets()
+                    .iter()
+                    .map(|t| (topology.zone_name(t.zone).to_owned(), t.weight))
+                    .collect(),
+            }
+        })
+        .collect()
+}
+
+/// A request to explain, as a proxy of `zone` would see it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExplainRequest {
+    zone: String,
+    #[serde(default = "get_method")]
+    method: String,
+    authority: String,
+    path: String,
+    /// By name, in lower case.
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+}
+
+fn get_method() -> String {
+    "GET".to_owned()
+}
+
+impl Headers for ExplainRequest {
+    fn get(&self, name: &str) -> Presented<'_> {
+        let value = match name {
+            ":method" => Some(&self.method),
+            ":authority" => Some(&self.authority),
+            ":path" => Some(&self.path),
+            _ => self.headers.get(name),
+        };
+        value.map_or(Presented::Absent, |value| Presented::Once(value.as_bytes()))
+    }
+}
+
+#[derive(Serialize)]
+struct Explanation {
+    reason: &'static str,
+    class: &'static str,
+    /// `route`, `refuse` or `pass`.
+    outcome: &'static str,
+    /// HTTP status of a refusal.
+    status: Option<u16>,
+    steps: Vec<String>,
+}
+
+async fn explain(
+    State(admin): State<Admin>,
+    Json(request): Json<ExplainRequest>,
+) -> Result<Json<Explanation>, Problem> {
+    let view = admin.view(&request.zone)?;
+    let facts = Facts::gather(view.policy(), &request);
+    let (decision, steps) = policy::explain(view.policy(), &facts);
+    let (outcome, status) = match decision.outcome {
+        Outcome::Pass => ("pass", None),
+        Outcome::Route(_) => ("route", None),
+        Outcome::Refuse(refusal) => ("refuse", Some(refusal.status)),
+    };
+    Ok(Json(Explanation {
+        reason: decision.reason.as_str(),
+        class: facts.class.as_str(),
+        outcome,
+        status,
+        steps: steps.iter().map(ToString::to_string).collect(),
+    }))
+}
+
+#[derive(Serialize)]
+struct Listed {
+    service: String,
+    zone: String,
+    instance: String,
+    /// None where the record is unusable.
+    record: Option<Instance>,
+    error: Option<String>,
+}
+
+async fn instances(State(admin): State<Admin>) -> Result<Json<Vec<Listed>>, Problem> {
+    let listing = admin.store.list(INSTANCES_PREFIX).await?;
+    let entries = listing.entries.into_iter().filter_map(|entry| {
+        let key = InstanceKey::parse(&entry.key).ok()?;
+        let record = Instance::parse(&entry.value);
+        Some(Listed {
+            service: key.service,
+            zone: key.zone,
+            instance: key.instance,
+            error: record.as_ref().err().map(ToString::to_string),
+            record: record.ok(),
+        })
+    });
+    Ok(Json(entries.collect()))
+}
+
+#[derive(Deserialize)]
+struct RegisterOptions {
+    lease: Option<String>,
+}
+
+async fn register(
+    State(admin): State<Admin>,
+    Path((service, zone, instance)): Path<(String, String, String)>,
+    Query(options): Query<RegisterOptions>,
+    body: Bytes,
+) -> Result<StatusCode, Problem> {
+    let key = store_key(service, zone, instance)?;
+    let record = Instance::parse(&body).map_err(Problem::bad_request)?;
+    let lease = options.lease.as_deref().map(parse_lease).transpose()?;
+    admin
+        .store
+        .put(&key, record.to_json().into(), lease)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn deregister(
+    State(admin): State<Admin>,
+    Path((service, zone, instance)): Path<(String, String, String)>,
+) -> Result<StatusCode, Problem> {
+    let key = store_key(service, zone, instance)?;
+    admin.store.delete(&key).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn store_key(service: String, zone: String, instance: String) -> Result<String, Problem> {
+    let key = InstanceKey {
+        service,
+        zone,
+        instance,
+    }
+    .store_key();
+    // Through the door that the feed uses: what is taken here is read there.
+    InstanceKey::parse(&key).map_err(Problem::bad_request)?;
+    Ok(key)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GrantRequest {
+    ttl_s: u32,
+}
+
+#[derive(Serialize)]
+struct Granted {
+    lease: String,
+    ttl_s: u32,
+}
+
+async fn grant(
+    State(admin): State<Admin>,
+    Json(request): Json<GrantRequest>,
+) -> Result<Json<Granted>, Problem> {
+    if request.ttl_s == 0 {
+        return Err(Problem::bad_request("ttl_s: at least 1"));
+    }
+    let ttl = Duration::from_secs(u64::from(request.ttl_s));
+    let lease = admin.store.lease_grant(ttl).await?;
+    Ok(Json(Granted {
+        lease: format!("{:x}", lease.0),
+        ttl_s: request.ttl_s,
+    }))
+}
+
+async fn keep_alive(
+    State(admin): State<Admin>,
+    Path(lease): Path<String>,
+) -> Result<StatusCode, Problem> {
+    admin.store.lease_keep_alive(parse_lease(&lease)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn revoke(
+    State(admin): State<Admin>,
+    Path(lease): Path<String>,
+) -> Result<StatusCode, Problem> {
+    admin.store.lease_revoke(parse_lease(&lease)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Leases are 64-bit numbers, which JSON readers round: they travel as hexadecimal text.
+fn parse_lease(text: &str) -> Result<LeaseId, Problem> {
+    i64::from_str_radix(text, 16)
+        .map(LeaseId)
+        .map_err(|_| Problem::bad_request("lease: the text that POST /v1/leases gave"))
+}

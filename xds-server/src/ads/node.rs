@@ -1,0 +1,82 @@
+//! Who a proxy says it is.
+
+use std::sync::Arc;
+
+use envoy_types::pb::{
+    envoy::config::core::v3::Node,
+    google::protobuf::{Value, value},
+};
+
+use crate::snapshot::{Role, Snapshot, ViewKey};
+
+/// A proxy as it introduced itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Proxy {
+    pub(super) id: String,
+    pub(super) view: ViewKey,
+}
+
+/// Why a proxy gets nothing. The text says what to change in its bootstrap.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum InvalidNode {
+    #[error(
+        "the first request carries no node: set node.id and node.locality.zone in the proxy's bootstrap"
+    )]
+    Missing,
+    #[error("node.locality.zone {zone:?} of node {id:?} is no configured zone; these are: {known}")]
+    UnknownZone {
+        id: String,
+        zone: String,
+        known: String,
+    },
+    #[error(
+        "node.metadata.tidegate.role {role:?} of node {id:?} is unknown: use gateway or sidecar"
+    )]
+    UnknownRole { id: String, role: String },
+}
+
+impl Proxy {
+    /// Reads the node of a stream's first request. Without a role a proxy is a gateway.
+    pub(super) fn introduce(
+        node: Option<&Node>,
+        snapshot: &Snapshot,
+    ) -> Result<Proxy, InvalidNode> {
+        let node = node.ok_or(InvalidNode::Missing)?;
+        let role = match role_name(node) {
+            None => Role::default(),
+            Some(name) => Role::named(name).ok_or_else(|| InvalidNode::UnknownRole {
+                id: node.id.clone(),
+                role: name.to_owned(),
+            })?,
+        };
+        let zone = node.locality.as_ref().map_or("", |l| l.zone.as_str());
+        let view = ViewKey {
+            zone: Arc::from(zone),
+            role,
+        };
+        if snapshot.view(&view).is_none() {
+            return Err(InvalidNode::UnknownZone {
+                id: node.id.clone(),
+                zone: zone.to_owned(),
+                known: snapshot.zones().collect::<Vec<_>>().join(", "),
+            });
+        }
+        Ok(Proxy {
+            id: node.id.clone(),
+            view,
+        })
+    }
+}
+
+fn role_name(node: &Node) -> Option<&str> {
+    let tidegate = node.metadata.as_ref()?.fields.get("tidegate")?;
+    let Some(value::Kind::StructValue(tidegate)) = &tidegate.kind else {
+        return None;
+    };
+    match tidegate.fields.get("role") {
+        Some(Value {
+            kind: Some(value::Kind::StringValue(role)),
+        }) => Some(role),
+        _ => None,
+    }
+}

@@ -1,0 +1,170 @@
+//! The configuration: one YAML file with the topology and the services.
+//!
+//! [`Config::parse`] is the only door: what comes out is checked, and what is refused is refused with the file, the line
+//! and the field.
+
+mod yaml;
+
+use std::{fmt, net::SocketAddr, path::PathBuf};
+
+use policy::{
+    Explain, KeySource, Policy, RegionRule, Route, Rules, Service, Thresholds, Topology, TraceRule,
+    Weighting, ZoneId,
+};
+
+/// Everything that the control plane is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub listen: Listen,
+    pub store: StoreConfig,
+    pub mesh: Mesh,
+}
+
+/// Where the control plane listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// gRPC, for proxies.
+    pub xds: SocketAddr,
+    /// HTTP, for people, probes and instances that register.
+    pub admin: SocketAddr,
+}
+
+/// Where instances are registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreConfig {
+    Embedded { path: PathBuf },
+    Etcd { endpoints: Vec<String> },
+}
+
+/// What may change while the control plane runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mesh {
+    pub topology: Topology,
+    pub services: Vec<ServiceConfig>,
+    pub filter: FilterConfig,
+    pub listeners: Listeners,
+    pub explain: Option<Explain>,
+}
+
+/// The wasm filter as the proxies find it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilterConfig {
+    /// A path on the proxies' machines.
+    pub path: String,
+    /// Raised by the operator to have a policy or a filter that was refused tried again.
+    pub generation: u64,
+}
+
+/// What the proxies of each role listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listeners {
+    pub gateway: ListenerAddress,
+    pub sidecar: ListenerAddress,
+}
+
+/// An address on the proxies' machines. Port 0 is the kernel's choice, which Envoy's admin interface tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerAddress {
+    pub address: String,
+    pub port: u16,
+    /// A file on the proxies' machines; none writes no access log.
+    pub access_log: Option<String>,
+}
+
+/// How proxies speak to a service's instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// As the client spoke to the proxy.
+    #[default]
+    Auto,
+    Http1,
+    Http2,
+}
+
+/// A service as it is configured. Its plans follow from its instances, so they are not here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceConfig {
+    pub name: String,
+    pub protocol: Protocol,
+    pub routes: Vec<Route>,
+    pub region_missing: RegionRule,
+    pub region_unknown: RegionRule,
+    pub trace_missing: TraceRule,
+    pub weighting: Weighting,
+    pub thresholds: Thresholds,
+    pub zone_affinity: Option<KeySource>,
+}
+
+/// Why a configuration was refused: where, and what to change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// As it was given to [`Config::parse`].
+    pub file: String,
+    /// From 1; 0 where the fault has no place of its own.
+    pub line: u64,
+    /// For example `services[0].routes[1].prefix`; empty for the file as a whole.
+    pub field: String,
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file)?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        if !self.field.is_empty() {
+            write!(f, ": {}", self.field)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl Config {
+    /// Parses and checks `text`, which stands in `file`.
+    pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
+        let raw = yaml::read(file, text)?;
+        yaml::Door { file }.config(raw)
+    }
+}
+
+impl ServiceConfig {
+    /// The service with the plans that follow from its instances.
+    pub fn with_plans(&self, plans: policy::Plans) -> Service {
+        Service {
+            name: self.name.clone(),
+            routes: self.routes.clone(),
+            region_missing: self.region_missing,
+            region_unknown: self.region_unknown,
+            trace_missing: self.trace_missing,
+            zone_affinity: self.zone_affinity.clone(),
+            plans,
+        }
+    }
+}
+
+impl Mesh {
+    /// The policy of `viewer`'s proxies. `plans` gives each service's, by its position.
+    pub fn policy(&self, viewer: ZoneId, plans: impl Fn(usize) -> policy::Plans) -> Policy {
+        let services = self
+            .services
+            .iter()
+            .enumerate()
+            .map(|(index, service)| service.with_plans(plans(index)))
+            .collect();
+        let rules = Rules::new(
+            self.topology.clone(),
+            viewer,
+            services,
+            self.explain.clone(),
+        );
+        match rules {
+            Ok(rules) => Policy::Serving(Box::new(rules)),
+            // `Config::parse` has built these rules once, and plans cannot make them invalid.
+            Err(error) => {
+                debug_assert!(false, "rules that were accepted became invalid: {error}");
+                Policy::Fallback
+            }
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The control plane: health in a store -> weighted clusters per viewing zone -> LDS/RDS/CDS/EDS/ECDS.
+
+pub mod admin;
+pub mod ads;
+pub mod config;
+pub mod feed;
+pub mod metrics;
+pub mod record;
+pub mod reload;
+pub mod resource;
+pub mod snapshot;
+pub mod store;
+pub mod translate;
+pub mod world;

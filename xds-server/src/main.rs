@@ -1,0 +1,174 @@
+//! `tidegate`: the control plane's command line.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use tokio::{net::TcpListener, signal::unix::SignalKind};
+use tokio_stream::wrappers::TcpListenerStream;
+use tracing::info;
+use xds_server::{
+    admin::Admin,
+    ads::{proxies::Proxies, service::Ads},
+    config::StoreConfig,
+    feed,
+    metrics::Metrics,
+    reload,
+    store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store},
+};
+
+/// Keeps a service that runs in several data centres correct and available while one of them fails.
+///
+/// Log lines go to standard error; RUST_LOG chooses them (default: info).
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the control plane: watch the store, serve xDS to the proxies.
+    Serve {
+        /// The YAML file with topology and services. Changes to it take effect while running; what is wrong in it is
+        /// reported and ignored.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Write the addresses that are listened on to this file, as JSON, once they are: for ports chosen by the kernel.
+        #[arg(long, value_name = "FILE")]
+        addresses_file: Option<PathBuf>,
+        /// Log as JSON.
+        #[arg(long)]
+        log_json: bool,
+    },
+    /// Check a configuration file and end: exit status 0 if it is good, 1 with file, line and field if not.
+    Check {
+        /// The YAML file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Check { config } => check(&config),
+        Command::Serve {
+            config,
+            addresses_file,
+            log_json,
+        } => {
+            log_to_stderr(log_json);
+            serve(config, addresses_file)
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tidegate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(json: bool) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::Level::INFO.into())
+        .from_env_lossy();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if json {
+        builder.json().init();
+    } else {
+        builder.init();
+    }
+}
+
+fn check(config: &Path) -> anyhow::Result<()> {
+    let (config, _) = reload::read(config)?;
+    let mesh = &config.mesh;
+    println!(
+        "good: {} zones, {} services",
+        mesh.topology.zones().len(),
+        mesh.services.len()
+    );
+    Ok(())
+}
+
+#[tokio::main]
+async fn serve(path: PathBuf, addresses_file: Option<PathBuf>) -> anyhow::Result<()> {
+    let (config, text) = reload::read(&path)?;
+    let store = open_store(&config.store).await?;
+    let xds = listen("listen.xds", config.listen.xds).await?;
+    let admin = listen("listen.admin", config.listen.admin).await?;
+    let (xds_address, admin_address) = (xds.local_addr()?, admin.local_addr()?);
+
+    let metrics = Metrics::default();
+    let proxies = Proxies::default();
+    let registry = Arc::new(metrics.registry());
+    let meshes = reload::follow(path, config, text, metrics.clone());
+    let snapshots = feed::start(Arc::clone(&store), meshes, metrics.clone());
+    let ads = Ads::new(snapshots.clone(), proxies.clone(), metrics);
+    let router = Admin {
+        store,
+        snapshots,
+        proxies,
+        metrics: registry,
+    }
+    .router();
+    let xds_server = tonic::transport::Server::builder()
+        // A proxy that vanished without a word is noticed, and its stream freed.
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .tcp_nodelay(true)
+        .add_service(ads.into_service())
+        .serve_with_incoming(TcpListenerStream::new(xds));
+    let admin_server = axum::serve(admin, router);
+
+    info!(xds = %xds_address, admin = %admin_address, "listening");
+    if let Some(file) = addresses_file {
+        write_addresses(&file, xds_address, admin_address)?;
+    }
+    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
+    // Streams to proxies never end by themselves, so there is nothing to wait for: the proxies keep what they have.
+    tokio::select! {
+        ended = xds_server => ended.context("the xDS server ended"),
+        ended = admin_server.into_future() => ended.context("the admin server ended"),
+        _ = terminate.recv() => Ok(()),
+        interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C"),
+    }
+}
+
+async fn open_store(config: &StoreConfig) -> anyhow::Result<Arc<dyn Store>> {
+    Ok(match config {
+        StoreConfig::Embedded { path } => {
+            let store = EmbeddedStore::open(EmbeddedOptions::new(path)).await;
+            Arc::new(store.context("store.embedded")?)
+        }
+        StoreConfig::Etcd { endpoints } => {
+            let store = EtcdStore::new(EtcdOptions::new(endpoints.clone())).await;
+            Arc::new(store.context("store.etcd")?)
+        }
+    })
+}
+
+async fn listen(field: &'static str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{field}: cannot listen on {address}"))
+}
+
+/// Under another name first: who waits for the file never reads half of it.
+fn write_addresses(file: &Path, xds: SocketAddr, admin: SocketAddr) -> anyhow::Result<()> {
+    let text = serde_json::json!({ "xds": xds, "admin": admin }).to_string();
+    let partial = file.with_extension("partial");
+    std::fs::write(&partial, text)
+        .and_then(|()| std::fs::rename(&partial, file))
+        .with_context(|| format!("cannot write {}", file.display()))
+}

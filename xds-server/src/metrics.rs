@@ -1,0 +1,125 @@
+//! What the control plane counts. One value, handed around; nothing is global.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// Labels of metrics by kind of resource.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    /// `cds`, `eds`, `lds`, `rds` or `ecds`.
+    pub kind: &'static str,
+}
+
+/// Labels of metrics by reason.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    pub reason: &'static str,
+}
+
+/// Labels of metrics by outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResultLabel {
+    /// `ok` or `error`.
+    pub result: &'static str,
+}
+
+/// Labels of metrics by zone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ZoneLabel {
+    pub zone: String,
+}
+
+/// All metrics.
+#[derive(Clone, Default)]
+pub struct Metrics {
+    pub xds_responses: Family<KindLabel, Counter>,
+    pub xds_resources: Family<KindLabel, Counter>,
+    pub xds_nacks: Family<KindLabel, Counter>,
+    pub xds_streams: Gauge,
+    pub streams_refused: Family<ReasonLabel, Counter>,
+    pub records_rejected: Family<ReasonLabel, Counter>,
+    pub records_unused: Gauge,
+    pub instances: Gauge,
+    pub store_connected: Gauge,
+    pub store_revision: Gauge,
+    pub store_lists: Counter,
+    pub snapshots: Counter,
+    pub config_reloads: Family<ResultLabel, Counter>,
+    pub config_current: Gauge,
+    pub policy_version: Family<ZoneLabel, Gauge>,
+}
+
+impl Metrics {
+    /// A registry that shows these metrics under their names, which begin with `tidegate_`.
+    pub fn registry(&self) -> Registry {
+        let mut all = Registry::with_prefix("tidegate");
+        let m = self.clone();
+        all.register(
+            "xds_responses",
+            "Discovery responses sent, by kind",
+            m.xds_responses,
+        );
+        all.register(
+            "xds_resources",
+            "Resources sent in discovery responses, by kind",
+            m.xds_resources,
+        );
+        all.register(
+            "xds_nacks",
+            "Discovery responses that a proxy refused, by kind",
+            m.xds_nacks,
+        );
+        all.register("xds_streams", "Open xDS streams", m.xds_streams);
+        all.register(
+            "xds_streams_refused",
+            "xDS streams that were refused, by reason",
+            m.streams_refused,
+        );
+        all.register(
+            "records_rejected",
+            "Records found unusable in the store, by reason",
+            m.records_rejected,
+        );
+        all.register(
+            "records_unused",
+            "Records in the store that are unusable now",
+            m.records_unused,
+        );
+        all.register("instances", "Readable instance records now", m.instances);
+        all.register(
+            "store_connected",
+            "1 while the store is being watched",
+            m.store_connected,
+        );
+        all.register(
+            "store_revision",
+            "Last revision of the store that was taken in",
+            m.store_revision,
+        );
+        all.register(
+            "store_lists",
+            "How often everything was listed anew",
+            m.store_lists,
+        );
+        all.register("snapshots", "Snapshots published", m.snapshots);
+        all.register(
+            "config_reloads",
+            "Changes of the configuration file that were taken or refused",
+            m.config_reloads,
+        );
+        all.register(
+            "config_current",
+            "0 while the configuration file is refused and an older one is in force",
+            m.config_current,
+        );
+        all.register(
+            "policy_version",
+            "Version of the policy for each zone's proxies, as their filters report it",
+            m.policy_version,
+        );
+        all
+    }
+}

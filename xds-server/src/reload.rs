@@ -1,0 +1,100 @@
+//! Follows the configuration file. A file that is refused changes nothing: the last good one stays in force.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::{
+    config::{Config, ConfigError, Mesh},
+    metrics::{Metrics, ResultLabel},
+};
+
+/// How often the file is read. Its content is compared, not its times: a mounted ConfigMap changes by swapping links.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// Reads and checks the file once.
+pub fn read(path: &Path) -> Result<(Config, String), ConfigError> {
+    let file = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+        file: file.clone(),
+        line: 0,
+        field: String::new(),
+        message: format!("cannot be read: {error}"),
+    })?;
+    Ok((Config::parse(&file, &text)?, text))
+}
+
+/// Follows the file from now on; `current` and `text` are what [`read`] gave. Returns where new meshes appear.
+pub fn follow(
+    path: PathBuf,
+    current: Config,
+    text: String,
+    metrics: Metrics,
+) -> watch::Receiver<Arc<Mesh>> {
+    let (publisher, meshes) = watch::channel(Arc::new(current.mesh.clone()));
+    metrics.config_current.set(1);
+    let follower = Follower {
+        path,
+        current,
+        text,
+        publisher,
+        metrics,
+    };
+    tokio::spawn(follower.run());
+    meshes
+}
+
+struct Follower {
+    path: PathBuf,
+    current: Config,
+    /// The content that was looked at last, good or bad, so that a bad one is reported once.
+    text: String,
+    publisher: watch::Sender<Arc<Mesh>>,
+    metrics: Metrics,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        while !self.publisher.is_closed() {
+            ticks.tick().await;
+            let Ok(text) = tokio::fs::read_to_string(&self.path).await else {
+                // In the middle of a swap, or gone: what is in force stays.
+                continue;
+            };
+            if text != self.text {
+                self.consider(text);
+            }
+        }
+    }
+
+    fn consider(&mut self, text: String) {
+        let parsed = Config::parse(&self.path.display().to_string(), &text);
+        self.text = text;
+        let result = if parsed.is_ok() { "ok" } else { "error" };
+        self.metrics
+            .config_reloads
+            .get_or_create(&ResultLabel { result })
+            .inc();
+        let config = match parsed {
+            Ok(config) => config,
+            Err(error) => {
+                self.metrics.config_current.set(0);
+                error!(%error, "configuration refused, the last good one stays in force");
+                return;
+            }
+        };
+        self.metrics.config_current.set(1);
+        if (config.listen, &config.store) != (self.current.listen, &self.current.store) {
+            warn!("`listen` and `store` take effect after a restart");
+        }
+        info!(services = config.mesh.services.len(), "configuration taken");
+        self.publisher.send_replace(Arc::new(config.mesh.clone()));
+        self.current = config;
+    }
+}

@@ -1,0 +1,129 @@
+//! What all proxies should have, at one moment.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use policy::Policy;
+
+use crate::resource::{Kind, Resources};
+
+/// What a proxy is for. It says so in `node.metadata.tidegate.role`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    #[default]
+    Gateway,
+    Sidecar,
+}
+
+impl Role {
+    pub const ALL: [Role; 2] = [Role::Gateway, Role::Sidecar];
+
+    /// The role of this name.
+    pub fn named(name: &str) -> Option<Role> {
+        Role::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Role::Gateway => "gateway",
+            Role::Sidecar => "sidecar",
+        }
+    }
+}
+
+/// Who looks: the proxies of one zone and role.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ViewKey {
+    pub zone: Arc<str>,
+    pub role: Role,
+}
+
+/// What the proxies of one zone and role should have.
+#[derive(Clone, Debug)]
+pub struct View {
+    resources: [Resources; Kind::ALL.len()],
+    /// The clusters that routes and filter may send requests to. All of them are in the view.
+    needed: Arc<[Arc<str>]>,
+    policy: Arc<Policy>,
+    policy_version: u64,
+}
+
+impl View {
+    /// A view of these resources, whose routes and filter use the clusters `needed`.
+    ///
+    /// Self-consistent: every needed cluster has its cluster and endpoints resources. What has none is a bug of the
+    /// translation, caught in debug builds.
+    pub fn new(
+        resources: [Resources; Kind::ALL.len()],
+        needed: Arc<[Arc<str>]>,
+        policy: Arc<Policy>,
+        policy_version: u64,
+    ) -> View {
+        let view = View {
+            resources,
+            needed,
+            policy,
+            policy_version,
+        };
+        debug_assert!(
+            view.needed.iter().all(|name| {
+                view.of(Kind::Cluster).contains_key(name)
+                    && view.of(Kind::Endpoints).contains_key(name)
+            }),
+            "a route names a cluster without endpoints: {:?}",
+            view.needed
+        );
+        view
+    }
+
+    /// The resources of one kind.
+    pub fn of(&self, kind: Kind) -> &Resources {
+        // `Kind::index` is a position in an array of that length.
+        &self.resources[kind.index()]
+    }
+
+    /// What the proxies' filters decide by.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+
+    /// The version that the filter reports once it has applied [`View::policy`].
+    pub fn policy_version(&self) -> u64 {
+        self.policy_version
+    }
+
+    /// The clusters that must be warm in a proxy before it gets these routes.
+    pub fn needed(&self) -> &[Arc<str>] {
+        &self.needed
+    }
+}
+
+/// All views at one moment. Immutable.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Rises with every snapshot of this process.
+    pub sequence: u64,
+    views: BTreeMap<ViewKey, Arc<View>>,
+}
+
+impl Snapshot {
+    pub fn new(sequence: u64, views: BTreeMap<ViewKey, Arc<View>>) -> Snapshot {
+        Snapshot { sequence, views }
+    }
+
+    pub fn view(&self, key: &ViewKey) -> Option<&Arc<View>> {
+        self.views.get(key)
+    }
+
+    /// The views, ordered by zone.
+    pub fn views(&self) -> impl Iterator<Item = (&ViewKey, &Arc<View>)> {
+        self.views.iter()
+    }
+
+    /// The zones that have views, in order.
+    pub fn zones(&self) -> impl Iterator<Item = &str> {
+        self.views
+            .keys()
+            .filter(|key| key.role == Role::Gateway)
+            .map(|key| key.zone.as_ref())
+    }
+}

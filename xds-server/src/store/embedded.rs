@@ -1,0 +1,221 @@
+//! The store in one file of one process: durable, with the same semantics as etcd, and with no second server to run.
+//!
+//! `file.rs` is the file (redb), `writer.rs` the one task that changes it, `leases.rs` the time of the leases. A watch
+//! reads from the committed history in pages and is woken when that grows, so a slow reader holds one page in memory,
+//! whatever the others do.
+
+mod file;
+mod leases;
+mod writer;
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::{self, BoxStream, StreamExt};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::file::{History, StoreFile};
+use self::writer::{Command, Reply};
+use super::{
+    ClusterId, Compare, Entry, LeaseId, Listing, Op, Revision, Store, StoreError, TxnOutcome,
+    WatchBatch, WatchError, check_key, check_ttl, check_txn,
+};
+
+/// How long a change may wait for its turn and for the disk. One that takes longer has an unknown outcome.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the store is and what it remembers.
+#[derive(Clone, Debug)]
+pub struct EmbeddedOptions {
+    /// The file; made when it is not there. Its directory must be.
+    pub path: PathBuf,
+    /// How many revisions of history are kept for watches to resume from; at least 1.
+    pub history_revisions: u64,
+}
+
+impl EmbeddedOptions {
+    /// The defaults for `path`: a history of 10,000 revisions.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        EmbeddedOptions {
+            path: path.into(),
+            history_revisions: 10_000,
+        }
+    }
+}
+
+/// A [`Store`] in one file. The file is free for another process once the store and its watches are dropped.
+pub struct EmbeddedStore {
+    file: Arc<StoreFile>,
+    commands: mpsc::Sender<Command>,
+    committed: watch::Receiver<Revision>,
+}
+
+impl EmbeddedStore {
+    /// Opens the file, or makes it. Runs the writer on the current tokio runtime.
+    ///
+    /// [`StoreError::InUse`] if it is open elsewhere, [`StoreError::Corrupt`] if it is no whole store of this version,
+    /// [`StoreError::Unavailable`] if the system does not let us.
+    pub async fn open(options: EmbeddedOptions) -> Result<Self, StoreError> {
+        let file = blocking(move || {
+            StoreFile::open(&options.path, options.history_revisions, random_cluster())
+        });
+        let file = Arc::new(file.await?);
+        let written = file.clone();
+        let (commands, committed) = blocking(move || writer::start(written)).await?;
+        Ok(EmbeddedStore {
+            file,
+            commands,
+            committed,
+        })
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let command = command(reply);
+        let asked = async {
+            self.commands.send(command).await.map_err(|_| stopped())?;
+            answer.await.map_err(|_| stopped())?
+        };
+        let answer = tokio::time::timeout(CHANGE_TIMEOUT, asked).await;
+        answer.unwrap_or(Err(StoreError::Timeout {
+            after: CHANGE_TIMEOUT,
+        }))
+    }
+}
+
+#[async_trait]
+impl Store for EmbeddedStore {
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        let (file, prefix) = (self.file.clone(), prefix.to_owned());
+        blocking(move || file.list(&prefix)).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        check_key(key)?;
+        let (file, key) = (self.file.clone(), key.to_owned());
+        blocking(move || file.get(&key)).await
+    }
+
+    fn watch(
+        &self,
+        prefix: &str,
+        after: Revision,
+    ) -> BoxStream<'static, Result<WatchBatch, WatchError>> {
+        let watcher = Watcher {
+            file: self.file.clone(),
+            committed: self.committed.clone(),
+            prefix: prefix.into(),
+            read_to: after,
+            batches: VecDeque::new(),
+            ended: false,
+        };
+        stream::unfold(watcher, |mut watcher| async move {
+            let next = watcher.next().await?;
+            Some((next, watcher))
+        })
+        .boxed()
+    }
+
+    async fn txn(
+        &self,
+        compare: Vec<Compare>,
+        then: Vec<Op>,
+        otherwise: Option<Vec<Op>>,
+    ) -> Result<TxnOutcome, StoreError> {
+        let otherwise = otherwise.unwrap_or_default();
+        check_txn(&compare, &then, &otherwise)?;
+        self.ask(|reply| Command::Txn {
+            compare,
+            then,
+            otherwise,
+            reply,
+        })
+        .await
+    }
+
+    async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        check_ttl(ttl)?;
+        self.ask(|reply| Command::Grant { ttl, reply }).await
+    }
+
+    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+        self.ask(|reply| Command::KeepAlive { lease, reply }).await
+    }
+
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Revoke { lease, reply }).await
+    }
+
+    async fn cluster_id(&self) -> Result<ClusterId, StoreError> {
+        Ok(self.file.cluster)
+    }
+}
+
+/// A watch; `batches` is at most one page of the history.
+struct Watcher {
+    file: Arc<StoreFile>,
+    committed: watch::Receiver<Revision>,
+    prefix: Arc<str>,
+    read_to: Revision,
+    batches: VecDeque<WatchBatch>,
+    ended: bool,
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Option<Result<WatchBatch, WatchError>> {
+        // Ends: each turn reads a page further, or waits for the history to grow, or returns.
+        loop {
+            if let Some(batch) = self.batches.pop_front() {
+                return Some(Ok(batch));
+            }
+            if self.ended {
+                return None;
+            }
+            if let Err(error) = self.advance().await {
+                self.ended = true;
+                return Some(Err(error));
+            }
+        }
+    }
+
+    async fn advance(&mut self) -> Result<(), WatchError> {
+        let committed = *self.committed.borrow_and_update();
+        if self.read_to >= committed {
+            let grown = self.committed.changed().await;
+            return grown.map_err(|_| stopped().into());
+        }
+        let (file, prefix, after) = (self.file.clone(), self.prefix.clone(), self.read_to);
+        match blocking(move || file.history(&prefix, after)).await? {
+            History::Compacted(compacted) => Err(WatchError::Compacted { compacted }),
+            History::Read { batches, read_to } => {
+                self.batches.extend(batches);
+                self.read_to = read_to;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Runs what blocks off the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(stopped()))
+}
+
+fn stopped() -> StoreError {
+    StoreError::Unavailable {
+        detail: "the embedded store has stopped; its log says why".to_owned(),
+    }
+}
+
+/// Random, because the standard library seeds each of these hashers by the system's randomness: no further dependency
+/// for one number in a file's life.
+fn random_cluster() -> ClusterId {
+    ClusterId(RandomState::new().hash_one("cluster").max(1))
+}

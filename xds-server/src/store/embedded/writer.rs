@@ -1,0 +1,199 @@
+//! The one task that changes the embedded store, so that changes have an order and leases an owner.
+//!
+//! Commands that wait together are made in one durable transaction, each with a revision of its own: one sync of the
+//! disk pays for all of them. Nobody is answered, and no watch told, before it is on the disk.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::file::{StoreFile, Tables};
+use super::leases::Leases;
+use crate::store::{Compare, LeaseId, Op, Revision, StoreError, TxnOutcome};
+
+/// How many commands wait at most; who comes then waits for a place.
+const QUEUE_MAX: usize = 256;
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+pub(super) enum Command {
+    Txn {
+        compare: Vec<Compare>,
+        then: Vec<Op>,
+        otherwise: Vec<Op>,
+        reply: Reply<TxnOutcome>,
+    },
+    Grant {
+        ttl: Duration,
+        reply: Reply<LeaseId>,
+    },
+    KeepAlive {
+        lease: LeaseId,
+        reply: Reply<Duration>,
+    },
+    Revoke {
+        lease: LeaseId,
+        reply: Reply<()>,
+    },
+}
+
+/// An answer that waits for the disk.
+type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+fn answer<T: Send + 'static>(reply: Reply<T>, result: Result<T, StoreError>) -> Answer {
+    Box::new(move |durable| {
+        // An asker that has gone away is no error.
+        let _ = reply.send(durable.and(result));
+    })
+}
+
+/// Starts the writer; it ends when all senders of commands are gone, or when the file fails.
+pub(super) fn start(
+    file: Arc<StoreFile>,
+) -> Result<(mpsc::Sender<Command>, watch::Receiver<Revision>), StoreError> {
+    let (commands, queue) = mpsc::channel(QUEUE_MAX);
+    let (committed, revision) = watch::channel(file.revision()?);
+    let mut leases = Leases::default();
+    // After a start every lease has its whole time again, as in etcd after a change of leader: while the store was away
+    // nobody could keep a lease alive, so the time away must not count, and how long that was a monotonic clock of
+    // another boot cannot tell. A lease may so live too long, which is safe; it never ends too early.
+    let now = Instant::now();
+    for (lease, ttl) in file.leases()? {
+        leases.start(lease, ttl, now);
+    }
+    let writer = Writer {
+        file,
+        leases,
+        committed,
+    };
+    tokio::spawn(writer.run(queue));
+    Ok((commands, revision))
+}
+
+struct Writer {
+    file: Arc<StoreFile>,
+    leases: Leases,
+    committed: watch::Sender<Revision>,
+}
+
+impl Writer {
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        // Ends: when the queue is closed and empty.
+        loop {
+            let mut commands = Vec::new();
+            let expiry = self.leases.next_deadline();
+            tokio::select! {
+                count = queue.recv_many(&mut commands, QUEUE_MAX) => if count == 0 { return },
+                () = sleep_until(expiry) => {}
+            }
+            let turn = tokio::task::spawn_blocking(move || {
+                let result = self.turn(commands, Instant::now());
+                (self, result)
+            });
+            match turn.await {
+                Ok((writer, Ok(()))) => self = writer,
+                // What is in memory may be ahead of the disk now, and redb refuses to go on. Stopping is what remains:
+                // callers get `Unavailable`, and a restart reads what the disk has.
+                Ok((_, Err(error))) => {
+                    tracing::error!(%error, "the embedded store stops: its file failed");
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the embedded store stops: its writer was ended");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Ends the leases whose time is over, then obeys the commands: so a lease is never kept alive after its end.
+    fn turn(&mut self, commands: Vec<Command>, now: Instant) -> Result<(), StoreError> {
+        let Writer { file, leases, .. } = self;
+        let mut answers = Vec::with_capacity(commands.len());
+        let mut unmade = commands.into_iter();
+        let changed = file.change(|tables| {
+            while let Some(lease) = leases.pop_expired(now) {
+                tables.end_lease(lease)?;
+            }
+            for command in unmade.by_ref() {
+                answers.push(obey(command, tables, leases, now)?);
+            }
+            Ok(tables.revision)
+        });
+        let durable = match changed {
+            Ok(revision) => {
+                self.committed.send_if_modified(|committed| {
+                    let moved = *committed != revision;
+                    *committed = revision;
+                    moved
+                });
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        // The commands that were not reached are dropped, which their askers see.
+        for answer in answers {
+            answer(durable.clone());
+        }
+        durable
+    }
+}
+
+/// Makes one command; an error is one of the file and ends the whole turn.
+fn obey(
+    command: Command,
+    tables: &mut Tables<'_>,
+    leases: &mut Leases,
+    now: Instant,
+) -> Result<Answer, redb::Error> {
+    Ok(match command {
+        Command::Txn {
+            compare,
+            then,
+            otherwise,
+            reply,
+        } => {
+            let mut succeeded = true;
+            for compare in &compare {
+                succeeded = succeeded && tables.holds(compare)?;
+            }
+            let ops = if succeeded { then } else { otherwise };
+            let lease_gone = |op: &Op| matches!(op, Op::Put { lease: Some(lease), .. } if !leases.is_living(*lease));
+            if ops.iter().any(lease_gone) {
+                return Ok(answer(reply, Err(StoreError::LeaseNotFound)));
+            }
+            tables.apply(&ops)?;
+            let revision = tables.revision;
+            answer(
+                reply,
+                Ok(TxnOutcome {
+                    succeeded,
+                    revision,
+                }),
+            )
+        }
+        Command::Grant { ttl, reply } => {
+            let lease = tables.grant(ttl)?;
+            leases.start(lease, ttl, now);
+            answer(reply, Ok(lease))
+        }
+        Command::KeepAlive { lease, reply } => answer(reply, leases.keep_alive(lease, now)),
+        Command::Revoke { lease, reply } => {
+            if leases.end(lease) {
+                tables.end_lease(lease)?;
+                answer(reply, Ok(()))
+            } else {
+                answer(reply, Err(StoreError::LeaseNotFound))
+            }
+        }
+    })
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

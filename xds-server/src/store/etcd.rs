@@ -1,0 +1,319 @@
+//! The store in etcd.
+//!
+//! etcd-client's own balancer keeps sending to a member that is dead or hangs, and its streams do not notice one that
+//! hangs at all. So there is one client per member here, the choice between them is ours (`members.rs`), every answer has
+//! a deadline, and a watch asks its member for a sign of life (`watch.rs`).
+
+mod members;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use etcd_client::{
+    Compare as EtcdCompare, CompareOp, DeleteOptions, GetOptions, KeyValue, PutOptions, Txn, TxnOp,
+};
+use futures::stream::BoxStream;
+
+use self::members::{Failure, Members, Repeat};
+use super::{
+    ClusterId, Compare, Entry, LeaseId, Listing, Op, Revision, Store, StoreError, TxnOutcome,
+    WatchBatch, WatchError, check_key, check_ttl, check_txn,
+};
+
+/// How many keys a page of a listing asks for at first. 1,000 entries of 400 bytes are a tenth of what a client decodes.
+const PAGE_KEYS: i64 = 1000;
+
+/// How often a listing begins again because its revision was compacted under it.
+const LISTING_ATTEMPTS: usize = 3;
+
+/// How to reach etcd.
+#[derive(Clone, Debug)]
+pub struct EtcdOptions {
+    /// `http://host:port` of each member, the preferred (nearest) first.
+    pub endpoints: Vec<String>,
+    /// How long one member has for one answer. A call may ask every member once, so it ends after `endpoints` times this.
+    pub request_timeout: Duration,
+    /// How long a TCP connection may take to open.
+    pub connect_timeout: Duration,
+    /// After how much silence a member is asked for a sign of life.
+    pub keepalive_interval: Duration,
+    /// How long it has for that. A hung member is given up after interval + timeout.
+    pub keepalive_timeout: Duration,
+}
+
+impl EtcdOptions {
+    /// The defaults for `endpoints`: a member that hangs is given up after 2 s.
+    pub fn new(endpoints: Vec<String>) -> Self {
+        EtcdOptions {
+            endpoints,
+            request_timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(1),
+            keepalive_interval: Duration::from_secs(1),
+            keepalive_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A [`Store`] in an etcd cluster.
+#[derive(Clone)]
+pub struct EtcdStore {
+    members: Arc<Members>,
+}
+
+impl EtcdStore {
+    /// Takes the addresses; connects at the first call, so it works with no member up. Errors only on addresses that
+    /// are none.
+    pub async fn new(options: EtcdOptions) -> Result<Self, StoreError> {
+        let members = Arc::new(Members::new(options).await?);
+        Ok(EtcdStore { members })
+    }
+
+    /// All pages at one revision. `OutOfRange` is etcd's word for two things: the page is larger than a client decodes, so
+    /// it is asked for with half the keys, and the revision is compacted, which is left when a page of one key fails.
+    async fn list_once(&self, prefix: &str) -> Result<Listing, Failure> {
+        let end = range_end(prefix);
+        let mut start = if prefix.is_empty() {
+            vec![0]
+        } else {
+            prefix.as_bytes().to_vec()
+        };
+        let mut page_keys = PAGE_KEYS;
+        let mut revision = None;
+        let mut entries = Vec::new();
+        // Ends: every turn either moves `start` forward in a fixed revision, or halves `page_keys`.
+        loop {
+            let mut options = GetOptions::new()
+                .with_range(end.clone())
+                .with_limit(page_keys);
+            if let Some(Revision(revision)) = revision {
+                options = options.with_revision(revision);
+            }
+            let page = self
+                .members
+                .call(Repeat::Safe, |mut client| {
+                    let (start, options) = (start.clone(), options.clone());
+                    async move { Ok(client.get(start, Some(options)).await?) }
+                })
+                .await;
+            let mut page = match page {
+                Err(Failure::OutOfRange { .. }) if page_keys > 1 => {
+                    page_keys /= 2;
+                    continue;
+                }
+                page => page?,
+            };
+            let at = self.members.check_header(page.header())?;
+            let revision = *revision.get_or_insert(at);
+            let more = page.more();
+            let kvs = page.take_kvs();
+            if let Some(last) = kvs.last() {
+                start = [last.key(), &[0]].concat();
+            }
+            let last_page = !more || kvs.is_empty();
+            entries.extend(kvs.into_iter().filter_map(entry));
+            if last_page {
+                return Ok(Listing { revision, entries });
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Store for EtcdStore {
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        let mut outcome = self.list_once(prefix).await;
+        for _ in 1..LISTING_ATTEMPTS {
+            if !matches!(outcome, Err(Failure::OutOfRange { .. })) {
+                break;
+            }
+            outcome = self.list_once(prefix).await;
+        }
+        Ok(outcome?)
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        check_key(key)?;
+        let mut answer = self
+            .members
+            .call(Repeat::Safe, |mut client| async move {
+                Ok(client.get(key, None).await?)
+            })
+            .await?;
+        self.members.check_header(answer.header())?;
+        Ok(answer.take_kvs().pop().and_then(entry))
+    }
+
+    fn watch(
+        &self,
+        prefix: &str,
+        after: Revision,
+    ) -> BoxStream<'static, Result<WatchBatch, WatchError>> {
+        watch::watch(self.members.clone(), prefix.to_owned(), after)
+    }
+
+    async fn txn(
+        &self,
+        compare: Vec<Compare>,
+        then: Vec<Op>,
+        otherwise: Option<Vec<Op>>,
+    ) -> Result<TxnOutcome, StoreError> {
+        let otherwise = otherwise.unwrap_or_default();
+        check_txn(&compare, &then, &otherwise)?;
+        let changes_nothing = then.is_empty() && otherwise.is_empty();
+        let mut then: Vec<TxnOp> = then.into_iter().map(txn_op).collect();
+        if changes_nothing {
+            // etcd answers a transaction without operations from the member's own state, however stale. One
+            // linearizable read in it makes the compares linearizable too.
+            then.push(TxnOp::get([0], Some(GetOptions::new().with_count_only())));
+        }
+        let txn = Txn::new()
+            .when(
+                compare
+                    .into_iter()
+                    .map(txn_compare)
+                    .collect::<Vec<EtcdCompare>>(),
+            )
+            .and_then(then)
+            .or_else(otherwise.into_iter().map(txn_op).collect::<Vec<TxnOp>>());
+        let repeat = if changes_nothing {
+            Repeat::Safe
+        } else {
+            Repeat::OnlyUnsent
+        };
+        let answer = self
+            .members
+            .call(repeat, |mut client| {
+                let txn = txn.clone();
+                async move { Ok(client.txn(txn).await?) }
+            })
+            .await?;
+        Ok(TxnOutcome {
+            succeeded: answer.succeeded(),
+            revision: self.members.check_header(answer.header())?,
+        })
+    }
+
+    async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        check_ttl(ttl)?;
+        let ttl_s = ttl.as_nanos().div_ceil(1_000_000_000) as i64; // fits: LEASE_TTL_MAX
+        // Safe to repeat: a lease whose answer got lost holds no key and ends by itself.
+        let answer = self
+            .members
+            .call(Repeat::Safe, |mut client| async move {
+                Ok(client.lease_grant(ttl_s, None).await?)
+            })
+            .await?;
+        self.members.check_header(answer.header())?;
+        Ok(LeaseId(answer.id()))
+    }
+
+    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+        let answer = self
+            .members
+            .call(Repeat::Safe, |mut client| async move {
+                // A stream of its own for each call, so that no answer to an earlier request can be taken for this one's.
+                // Opening makes one exchange, but keeps the ttl to itself; the second one says it.
+                let (mut keeper, mut answers) = match client.lease_keep_alive(lease.0).await {
+                    Err(etcd_client::Error::LeaseKeepAliveError(_)) => {
+                        return Err(Failure::Answer(StoreError::LeaseNotFound));
+                    }
+                    opened => opened?,
+                };
+                let asked = keeper.keep_alive().await;
+                asked.map_err(|_| Failure::broken_stream())?;
+                let answer = answers.message().await?;
+                answer.ok_or_else(Failure::broken_stream)
+            })
+            .await;
+        let answer = answer?;
+        self.members.check_header(answer.header())?;
+        // An expired lease is no error to etcd: it answers with a ttl of 0.
+        match u64::try_from(answer.ttl()) {
+            Ok(ttl_s) if ttl_s > 0 => Ok(Duration::from_secs(ttl_s)),
+            _ => Err(StoreError::LeaseNotFound),
+        }
+    }
+
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let answer = self
+            .members
+            .call(Repeat::Safe, |mut client| async move {
+                Ok(client.lease_revoke(lease.0).await?)
+            })
+            .await?;
+        self.members.check_header(answer.header())?;
+        Ok(())
+    }
+
+    async fn cluster_id(&self) -> Result<ClusterId, StoreError> {
+        let answer = self
+            .members
+            .call(Repeat::Safe, |mut client| async move {
+                let options = GetOptions::new().with_count_only();
+                Ok(client.get([0], Some(options)).await?)
+            })
+            .await?;
+        self.members.check_header(answer.header())?;
+        self.members.cluster_id()
+    }
+}
+
+fn txn_compare(compare: Compare) -> EtcdCompare {
+    match compare {
+        Compare::ModRevision { key, is } => EtcdCompare::mod_revision(key, CompareOp::Equal, is.0),
+        Compare::CreateRevision { key, is } => {
+            EtcdCompare::create_revision(key, CompareOp::Equal, is.0)
+        }
+        Compare::Value { key, is } => EtcdCompare::value(key, CompareOp::Equal, is),
+    }
+}
+
+fn txn_op(op: Op) -> TxnOp {
+    match op {
+        Op::Put { key, value, lease } => {
+            let options = lease.map(|lease| PutOptions::new().with_lease(lease.0));
+            TxnOp::put(key, value, options)
+        }
+        Op::Delete { key } => TxnOp::delete(key, None::<DeleteOptions>),
+    }
+}
+
+/// `None` for a key that is not UTF-8: none of ours.
+fn entry(kv: KeyValue) -> Option<Entry> {
+    let create_revision = Revision(kv.create_revision());
+    let mod_revision = Revision(kv.mod_revision());
+    let lease = Some(kv.lease()).filter(|&id| id != 0).map(LeaseId);
+    let (key, value) = kv.into_key_value();
+    let key = utf8_key(key)?;
+    Some(Entry {
+        key,
+        value: Bytes::from(value),
+        create_revision,
+        mod_revision,
+        lease,
+    })
+}
+
+fn utf8_key(key: Vec<u8>) -> Option<String> {
+    String::from_utf8(key)
+        .inspect_err(|error| {
+            let key = String::from_utf8_lossy(error.as_bytes());
+            tracing::warn!(%key, "skipped an entry in etcd whose key is not UTF-8");
+        })
+        .ok()
+}
+
+/// The first key after all keys with `prefix`, in etcd's terms: "\0" means no end.
+fn range_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![0]
+}

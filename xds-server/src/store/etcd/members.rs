@@ -1,0 +1,233 @@
+//! The members of the cluster: which of them is asked, and what an error of one means.
+
+use std::error::Error as _;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use etcd_client::{Client, ConnectOptions, ResponseHeader};
+use tonic::Code;
+
+use super::EtcdOptions;
+use crate::store::{ClusterId, Revision, StoreError};
+
+/// Whether a request may be sent to a second member when the first one failed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// It changes nothing, or making it twice does no harm.
+    Safe,
+    /// Only if the first member surely never saw it.
+    OnlyUnsent,
+}
+
+/// What went wrong with one request.
+pub(super) enum Failure {
+    /// The member is at fault, another one may do better.
+    Member { sent: bool, error: StoreError },
+    /// Compacted, or more than a client decodes.
+    OutOfRange { detail: String },
+    /// The cluster's answer; every member would give it.
+    Answer(StoreError),
+}
+
+impl Failure {
+    pub(super) fn broken_stream() -> Self {
+        Failure::Member {
+            sent: true,
+            error: StoreError::Unavailable {
+                detail: "the member closed the stream".to_owned(),
+            },
+        }
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Member { error, .. } | Failure::Answer(error) => error,
+            Failure::OutOfRange { detail } => StoreError::Unavailable { detail },
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Failure::Answer(error)
+    }
+}
+
+impl From<etcd_client::Error> for Failure {
+    fn from(error: etcd_client::Error) -> Self {
+        let detail = error.to_string();
+        let etcd_client::Error::GRpcStatus(status) = error else {
+            return Failure::Member {
+                sent: true,
+                error: StoreError::Unavailable { detail },
+            };
+        };
+        match status.code() {
+            Code::OutOfRange => Failure::OutOfRange { detail },
+            // The only thing that etcd's keys and leases can miss.
+            Code::NotFound => Failure::Answer(StoreError::LeaseNotFound),
+            Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::ResourceExhausted
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented => Failure::Answer(StoreError::Refused { detail }),
+            // Unavailable, and whatever a broken connection looks like: Unknown, Internal, Cancelled.
+            _ => Failure::Member {
+                sent: !never_connected(&status),
+                error: StoreError::Unavailable { detail },
+            },
+        }
+    }
+}
+
+/// Whether the request failed because there was no connection to send it on.
+fn never_connected(status: &tonic::Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// One client per member, and the memory of which one is good.
+pub(super) struct Members {
+    pub(super) options: EtcdOptions,
+    clients: Vec<Client>,
+    /// Index of the member to ask first. It moves on when that one fails and stays where it works: going back early would
+    /// pay the time-out of a hung member again.
+    preferred: AtomicUsize,
+    /// The cluster that answered first. Its id is in every answer, and no answer of another one is believed.
+    cluster: OnceLock<ClusterId>,
+}
+
+impl Members {
+    pub(super) async fn new(options: EtcdOptions) -> Result<Self, StoreError> {
+        // Keepalive only while a request is open: etcd allows an idle connection no pings at all, and would close it.
+        let connect = connect_options(&options)
+            .with_keep_alive(options.keepalive_interval, options.keepalive_timeout)
+            .with_keep_alive_while_idle(false);
+        let mut clients = Vec::with_capacity(options.endpoints.len());
+        for endpoint in &options.endpoints {
+            clients.push(client(endpoint, connect.clone()).await?);
+        }
+        if clients.is_empty() {
+            return Err(StoreError::Invalid {
+                reason: "etcd has no endpoint",
+            });
+        }
+        Ok(Members {
+            options,
+            clients,
+            preferred: AtomicUsize::new(0),
+            cluster: OnceLock::new(),
+        })
+    }
+
+    /// The members in the order to ask them, each once.
+    pub(super) fn order(&self) -> impl Iterator<Item = usize> + use<> {
+        let count = self.clients.len();
+        let first = self.preferred.load(Ordering::Relaxed);
+        (0..count).map(move |offset| (first + offset) % count)
+    }
+
+    /// Notes that a member failed. Of several callers that saw the same failure only the first moves the preference.
+    pub(super) fn abandon(&self, member: usize, error: &StoreError) {
+        let next = (member + 1) % self.clients.len();
+        let moved =
+            self.preferred
+                .compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+        if moved.is_ok() {
+            let endpoint = self.endpoint(member);
+            tracing::warn!(endpoint, %error, "an etcd member failed; the next one is asked first");
+        }
+    }
+
+    fn endpoint(&self, member: usize) -> &str {
+        self.options
+            .endpoints
+            .get(member)
+            .map_or("", String::as_str)
+    }
+
+    /// A connection of its own to a member, for a watch: behind a reader that is slow, a shared connection's flow-control
+    /// window would fill and hold up everything else. No HTTP/2 keepalive on it: see `watch.rs`.
+    pub(super) async fn watch_client(&self, member: usize) -> Result<Client, StoreError> {
+        client(self.endpoint(member), connect_options(&self.options)).await
+    }
+
+    /// Makes a request of one member after the other until one answers, each within the request time-out.
+    pub(super) async fn call<T, R, F>(&self, repeat: Repeat, request: R) -> Result<T, Failure>
+    where
+        R: Fn(Client) -> F,
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let after = self.options.request_timeout;
+        let mut outcome = Err(Failure::broken_stream());
+        for member in self.order() {
+            let Some(client) = self.clients.get(member) else {
+                break;
+            };
+            let answer = tokio::time::timeout(after, request(client.clone())).await;
+            outcome = answer.unwrap_or(Err(Failure::Member {
+                sent: true,
+                error: StoreError::Timeout { after },
+            }));
+            let Err(Failure::Member { sent, error }) = &outcome else {
+                break;
+            };
+            self.abandon(member, error);
+            if *sent && repeat == Repeat::OnlyUnsent {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// The revision in an answer's header, if it comes from the cluster that has answered before.
+    pub(super) fn check_header(
+        &self,
+        header: Option<&ResponseHeader>,
+    ) -> Result<Revision, StoreError> {
+        let header = header.ok_or_else(|| StoreError::Unavailable {
+            detail: "an answer of etcd has no header".to_owned(),
+        })?;
+        let is = ClusterId(header.cluster_id());
+        let was = *self.cluster.get_or_init(|| is);
+        if was != is {
+            return Err(StoreError::ClusterChanged { was, is });
+        }
+        Ok(Revision(header.revision()))
+    }
+
+    pub(super) fn cluster_id(&self) -> Result<ClusterId, StoreError> {
+        let id = self.cluster.get().copied();
+        id.ok_or_else(|| StoreError::Unavailable {
+            detail: "no member of etcd has answered yet".to_owned(),
+        })
+    }
+}
+
+fn connect_options(options: &EtcdOptions) -> ConnectOptions {
+    // A member without a leader would keep a watch open and silent, and answer nothing else.
+    ConnectOptions::new()
+        .with_require_leader(true)
+        .with_connect_timeout(options.connect_timeout)
+}
+
+/// Does not wait for the connection: it is made by the first request.
+async fn client(endpoint: &str, options: ConnectOptions) -> Result<Client, StoreError> {
+    Client::connect([endpoint], Some(options))
+        .await
+        .map_err(|error| {
+            tracing::error!(endpoint, %error, "not the address of an etcd member");
+            StoreError::Invalid {
+                reason: "an etcd endpoint is not of the form http://host:port",
+            }
+        })
+}

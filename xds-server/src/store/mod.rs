@@ -1,0 +1,371 @@
+//! The store: where desired state, instances, authority and sessions live.
+//!
+//! [`Store`] has two implementations with the same semantics, held to them by one test suite: [`EtcdStore`] for a
+//! mesh over several zones, and [`EmbeddedStore`], one file and one process, for trying things out, a single node and
+//! the edge.
+//!
+//! The model is etcd's. Every change of the store has a revision, which rises by one with each transaction that changes
+//! something. A [`Listing`] is the state at one revision, a watch delivers what changed after a revision, so a listing
+//! and a watch from its revision together miss nothing and repeat nothing. A lease holds keys: when it ends, all of them
+//! are deleted in one revision, as ordinary delete events.
+
+mod embedded;
+mod etcd;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+pub use embedded::{EmbeddedOptions, EmbeddedStore};
+pub use etcd::{EtcdOptions, EtcdStore};
+
+/// The most compares, and the most operations of one branch, in a transaction. etcd refuses more than 128 by default;
+/// an operator may have set less, so the bound leaves room.
+pub const TXN_OPERATIONS_MAX: usize = 100;
+
+/// The most bytes of keys and values in one transaction. etcd refuses a request over 1.5 MiB by default.
+pub const TXN_BYTES_MAX: usize = 1024 * 1024;
+
+/// The longest time to live of a lease. The bound keeps deadlines on a monotonic clock representable.
+pub const LEASE_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A point in the store's history. 0 is before everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub i64);
+
+/// The name of a lease; never given twice by one store. Never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub i64);
+
+/// Which store this is. A store that was restored or replaced must have another id (for etcd the operator sees to that:
+/// a restore with another cluster token), because its revisions say nothing about the old one's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClusterId(pub u64);
+
+/// A key with its value and the revisions that made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub key: String,
+    pub value: Bytes,
+    /// The revision that created the key; a key that was deleted and put again has a new one.
+    pub create_revision: Revision,
+    /// The revision of the last put.
+    pub mod_revision: Revision,
+    /// The lease that the last put named.
+    pub lease: Option<LeaseId>,
+}
+
+/// All entries under a prefix, sorted by key, as they were at `revision`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    pub revision: Revision,
+    pub entries: Vec<Entry>,
+}
+
+/// One change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Put(Entry),
+    Delete { key: String, revision: Revision },
+}
+
+impl Event {
+    /// The key that changed.
+    pub fn key(&self) -> &str {
+        match self {
+            Event::Put(entry) => &entry.key,
+            Event::Delete { key, .. } => key,
+        }
+    }
+
+    /// The revision of the change.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Event::Put(entry) => entry.mod_revision,
+            Event::Delete { revision, .. } => *revision,
+        }
+    }
+}
+
+/// Everything that one revision changed under the watched prefix; never empty, never split.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchBatch {
+    pub revision: Revision,
+    pub events: Vec<Event>,
+}
+
+/// A condition on one key. All conditions of a transaction must hold for its `then` branch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compare {
+    /// The last put of the key was at this revision; 0: the key is absent.
+    ModRevision { key: String, is: Revision },
+    /// The key was created at this revision; 0: the key is absent.
+    CreateRevision { key: String, is: Revision },
+    /// The key is there and has this value.
+    Value { key: String, is: Bytes },
+}
+
+impl Compare {
+    /// The key does not exist.
+    pub fn absent(key: impl Into<String>) -> Self {
+        Compare::CreateRevision {
+            key: key.into(),
+            is: Revision(0),
+        }
+    }
+
+    /// The key has not been put, deleted or recreated since `entry` was read.
+    pub fn unchanged(entry: &Entry) -> Self {
+        Compare::ModRevision {
+            key: entry.key.clone(),
+            is: entry.mod_revision,
+        }
+    }
+
+    fn key(&self) -> &str {
+        match self {
+            Compare::ModRevision { key, .. }
+            | Compare::CreateRevision { key, .. }
+            | Compare::Value { key, .. } => key,
+        }
+    }
+}
+
+/// A change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Sets the value and the lease (`None` takes the key off its lease).
+    Put {
+        key: String,
+        value: Bytes,
+        lease: Option<LeaseId>,
+    },
+    /// Deletes the key; nothing happens, not even a revision, when it is absent.
+    Delete { key: String },
+}
+
+impl Op {
+    /// A put without a lease.
+    pub fn put(key: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        Op::Put {
+            key: key.into(),
+            value: value.into(),
+            lease: None,
+        }
+    }
+
+    /// A put that ends with `lease`.
+    pub fn put_leased(key: impl Into<String>, value: impl Into<Bytes>, lease: LeaseId) -> Self {
+        Op::Put {
+            key: key.into(),
+            value: value.into(),
+            lease: Some(lease),
+        }
+    }
+
+    /// A delete.
+    pub fn delete(key: impl Into<String>) -> Self {
+        Op::Delete { key: key.into() }
+    }
+
+    fn key(&self) -> &str {
+        match self {
+            Op::Put { key, .. } | Op::Delete { key } => key,
+        }
+    }
+}
+
+/// What a transaction did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TxnOutcome {
+    /// Whether all compares held, so that `then` ran and not `otherwise`.
+    pub succeeded: bool,
+    /// The store's revision after the transaction: its own if it changed something.
+    pub revision: Revision,
+}
+
+/// Why a store could not do what it was asked.
+///
+/// After [`Unavailable`](StoreError::Unavailable) and [`Timeout`](StoreError::Timeout) the outcome of a transaction is
+/// unknown: it may have been made, or may still be. Read, or compare, before doing it again. All others say that nothing
+/// was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// No member could be reached, none has a leader, or the store has stopped. Worth trying again.
+    #[error("the store is not available: {detail}")]
+    Unavailable { detail: String },
+    /// No member answered in time. Worth trying again.
+    #[error("the store did not answer within {after:?}")]
+    Timeout { after: Duration },
+    /// The lease has expired, was revoked or never was. It never comes back.
+    #[error("the lease does not exist or has expired")]
+    LeaseNotFound,
+    /// More than [`TXN_OPERATIONS_MAX`] compares or operations.
+    #[error("a transaction of {count} operations; at most {max} are allowed")]
+    TooManyOperations { count: usize, max: usize },
+    /// More than [`TXN_BYTES_MAX`] bytes of keys and values.
+    #[error("a transaction of {bytes} bytes; at most {max} are allowed")]
+    TooLarge { bytes: usize, max: usize },
+    /// A request that no store accepts: an error of the caller.
+    #[error("invalid request: {reason}")]
+    Invalid { reason: &'static str },
+    /// The store understood and refuses: no permission, a quota, an alarm. Needs an operator.
+    #[error("the store refused: {detail}")]
+    Refused { detail: String },
+    /// Another cluster answers than the one that this store object has spoken to: restored, replaced, or a wrong
+    /// address. Final for this object; open a new one, and trust nothing that was learned from the old.
+    #[error("another cluster answers: it was {was:?}, now it is {is:?}")]
+    ClusterChanged { was: ClusterId, is: ClusterId },
+    /// Another process has the file open.
+    #[error(
+        "{} is open in another process: stop that one, or give this one a file of its own",
+        path.display()
+    )]
+    InUse { path: PathBuf },
+    /// The file is damaged, or is no store of this version.
+    #[error(
+        "{} cannot be read as a store ({detail}): restore it from a backup, or move it away to begin an empty one",
+        path.display()
+    )]
+    Corrupt { path: PathBuf, detail: String },
+}
+
+/// Why a watch ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WatchError {
+    /// History up to `compacted` is gone and the watch wanted older: list again, and watch from that revision.
+    #[error("the history before revision {} is compacted: list again", compacted.0)]
+    Compacted { compacted: Revision },
+    /// The stream broke off; unless the cause is final, watch again from the last revision received.
+    #[error("the watch was disconnected: {0}")]
+    Disconnected(#[from] StoreError),
+}
+
+/// A key-value store with history, leases and compare-and-swap. See the module's text for the model.
+///
+/// Every answer has a deadline; no method waits for ever, the watch excepted. Dropping a method's future before it is
+/// ready leaves a transaction's outcome unknown. Keys are not empty and are UTF-8 (an entry of somebody else whose key
+/// is not, is skipped).
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// All entries whose key starts with `prefix` ("" for all), at one revision that is no older than the call.
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
+
+    /// The entry at `key`, no older than the call.
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+
+    /// Everything that changes under `prefix` ("" for all) after the revision `after`, in order of revisions, those
+    /// first that have happened already. Resuming after the revision of the last batch loses and repeats nothing.
+    /// The stream ends after an error, and only then. A slow reader costs no unbounded memory; one that is slower than
+    /// the store keeps history gets [`WatchError::Compacted`].
+    fn watch(
+        &self,
+        prefix: &str,
+        after: Revision,
+    ) -> BoxStream<'static, Result<WatchBatch, WatchError>>;
+
+    /// Runs `then` if all of `compare` hold, else `otherwise`, in one revision. A branch names a key at most once.
+    /// [`StoreError::LeaseNotFound`] if the branch puts with a lease that is gone; then nothing is changed.
+    async fn txn(
+        &self,
+        compare: Vec<Compare>,
+        then: Vec<Op>,
+        otherwise: Option<Vec<Op>>,
+    ) -> Result<TxnOutcome, StoreError>;
+
+    /// A new lease that lives at least `ttl` from now (etcd rounds up to seconds, and to about 1.5 election time-outs).
+    async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
+
+    /// Starts the lease's time to live again and returns that time; it began no earlier than this call did.
+    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError>;
+
+    /// Ends the lease and deletes its keys, in one revision. [`StoreError::LeaseNotFound`] if it has ended already.
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Which store answers now.
+    async fn cluster_id(&self) -> Result<ClusterId, StoreError>;
+
+    /// Puts one key unconditionally; returns its new revision.
+    async fn put(
+        &self,
+        key: &str,
+        value: Bytes,
+        lease: Option<LeaseId>,
+    ) -> Result<Revision, StoreError> {
+        let put = Op::Put {
+            key: key.to_owned(),
+            value,
+            lease,
+        };
+        Ok(self.txn(Vec::new(), vec![put], None).await?.revision)
+    }
+
+    /// Deletes one key, if it is there; returns the store's revision after that.
+    async fn delete(&self, key: &str) -> Result<Revision, StoreError> {
+        let delete = Op::delete(key);
+        Ok(self.txn(Vec::new(), vec![delete], None).await?.revision)
+    }
+}
+
+/// Refuses what one of the stores would refuse, so that both refuse the same, and before anything is sent.
+fn check_txn(compare: &[Compare], then: &[Op], otherwise: &[Op]) -> Result<(), StoreError> {
+    for count in [compare.len(), then.len(), otherwise.len()] {
+        if count > TXN_OPERATIONS_MAX {
+            return Err(StoreError::TooManyOperations {
+                count,
+                max: TXN_OPERATIONS_MAX,
+            });
+        }
+    }
+    let compare_bytes = compare.iter().map(|compare| match compare {
+        Compare::Value { key, is } => key.len() + is.len(),
+        other => other.key().len(),
+    });
+    let op_bytes = then.iter().chain(otherwise).map(|op| match op {
+        Op::Put { key, value, .. } => key.len() + value.len(),
+        Op::Delete { key } => key.len(),
+    });
+    let bytes = compare_bytes.chain(op_bytes).sum();
+    if bytes > TXN_BYTES_MAX {
+        return Err(StoreError::TooLarge {
+            bytes,
+            max: TXN_BYTES_MAX,
+        });
+    }
+    let op_keys = then.iter().chain(otherwise).map(Op::key);
+    for key in compare.iter().map(Compare::key).chain(op_keys) {
+        check_key(key)?;
+    }
+    for branch in [then, otherwise] {
+        let mut keys: Vec<&str> = branch.iter().map(Op::key).collect();
+        keys.sort_unstable();
+        if keys.is_sorted_by(|a, b| a < b) {
+            continue;
+        }
+        return Err(StoreError::Invalid {
+            reason: "a branch of a transaction names a key twice",
+        });
+    }
+    Ok(())
+}
+
+fn check_key(key: &str) -> Result<(), StoreError> {
+    if key.is_empty() {
+        return Err(StoreError::Invalid {
+            reason: "a key is empty",
+        });
+    }
+    Ok(())
+}
+
+fn check_ttl(ttl: Duration) -> Result<(), StoreError> {
+    if ttl.is_zero() || ttl > LEASE_TTL_MAX {
+        return Err(StoreError::Invalid {
+            reason: "a lease's time to live is zero or longer than a year",
+        });
+    }
+    Ok(())
+}

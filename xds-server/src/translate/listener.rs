@@ -1,0 +1,172 @@
+//! LDS: where a role's proxies take requests.
+
+use std::sync::Arc;
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            accesslog::v3::{AccessLog, access_log},
+            common::mutation_rules::v3::{
+                HeaderMutation, header_mutation::Action, header_mutation::RemoveOnMatch,
+            },
+            core::v3::{
+                ConfigSource, DataSource, ExtensionConfigSource, SubstitutionFormatString,
+                TypedExtensionConfig, data_source, substitution_format_string::Format,
+            },
+            listener::v3::{Filter, FilterChain, Listener, filter},
+        },
+        extensions::{
+            access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat},
+            filters::{
+                http::router::v3::Router,
+                network::http_connection_manager::v3::{
+                    HttpConnectionManager, HttpFilter, Rds,
+                    http_connection_manager::{CodecType, RouteSpecifier},
+                    http_filter,
+                },
+            },
+            http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyMutation,
+        },
+        r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+    },
+    google::protobuf::BoolValue,
+};
+use policy::headers;
+use prost::Name;
+
+use super::{FILTER, LISTENER, ROUTES, cluster::socket, filter::fallback, from_ads, millis};
+use crate::{
+    config::{ListenerAddress, Mesh},
+    resource::{Resource, any},
+    snapshot::Role,
+};
+
+/// How long a proxy waits for the policy before it serves with the fallback.
+const POLICY_TIMEOUT_MS: i32 = 1_000;
+
+/// One line a request. `decision` is the reason code, set by the route or, on a refusal, by the filter. What a client
+/// chose freely stands last, in quotes, so that it cannot pass for another field.
+const ACCESS_LOG_FORMAT: &str = concat!(
+    "%START_TIME% status=%RESPONSE_CODE% decision=%REQ(X-TIDEGATE-DECISION)% class=%REQ(X-TIDEGATE-CLASS)% ",
+    "home=%REQ(X-TIDEGATE-HOME)% tier=%REQ(X-TIDEGATE-TIER)% cluster=%UPSTREAM_CLUSTER_RAW% upstream=%UPSTREAM_HOST% ",
+    "details=%RESPONSE_CODE_DETAILS% duration_ms=%DURATION% trace_id=\"%REQ(X-TRACE-ID)%\" ",
+    "request=\"%REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %PROTOCOL%\"\n"
+);
+
+/// The listener of a role's proxies.
+pub fn listener(mesh: &Mesh, role: Role) -> Arc<Resource> {
+    let at = match role {
+        Role::Gateway => &mesh.listeners.gateway,
+        Role::Sidecar => &mesh.listeners.sidecar,
+    };
+    let manager = connection_manager(mesh, at, role);
+    let listener = Listener {
+        name: LISTENER.to_owned(),
+        address: Some(socket(&at.address, at.port)),
+        filter_chains: vec![FilterChain {
+            filters: vec![Filter {
+                name: "envoy.filters.network.http_connection_manager".to_owned(),
+                config_type: Some(filter::ConfigType::TypedConfig(any(&manager))),
+            }],
+            ..FilterChain::default()
+        }],
+        ..Listener::default()
+    };
+    Resource::encode(LISTENER, &listener)
+}
+
+fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConnectionManager {
+    HttpConnectionManager {
+        stat_prefix: LISTENER.to_owned(),
+        codec_type: CodecType::Auto.into(),
+        http_filters: vec![tidegate_filter(mesh), router_filter()],
+        access_log: at.access_log.iter().map(|path| access_log(path)).collect(),
+        // At the edge the peer is the client; a sidecar's peer is the application, which may pass a client's address on.
+        use_remote_address: Some(BoolValue {
+            value: role == Role::Gateway,
+        }),
+        // Routes and filter must see one path, or a write could pass as another route's read.
+        normalize_path: Some(BoolValue { value: true }),
+        merge_slashes: true,
+        early_header_mutation_extensions: vec![strip_internal_headers()],
+        route_specifier: Some(RouteSpecifier::Rds(Rds {
+            config_source: Some(from_ads()),
+            route_config_name: ROUTES.to_owned(),
+        })),
+        ..HttpConnectionManager::default()
+    }
+}
+
+/// Routes that switch the filter off would otherwise believe what a client says.
+fn strip_internal_headers() -> TypedExtensionConfig {
+    let with_prefix = RemoveOnMatch {
+        key_matcher: Some(StringMatcher {
+            match_pattern: Some(MatchPattern::Prefix(headers::INTERNAL_PREFIX.to_owned())),
+            ..StringMatcher::default()
+        }),
+    };
+    let mutations = [
+        Action::RemoveOnMatch(with_prefix),
+        Action::Remove(headers::ALT_ROUTE.to_owned()),
+    ];
+    TypedExtensionConfig {
+        name: "envoy.http.early_header_mutation.header_mutation".to_owned(),
+        typed_config: Some(any(&EarlyMutation {
+            mutations: mutations
+                .map(|action| HeaderMutation {
+                    action: Some(action),
+                })
+                .into(),
+        })),
+    }
+}
+
+fn tidegate_filter(mesh: &Mesh) -> HttpFilter {
+    let source = ExtensionConfigSource {
+        config_source: Some(ConfigSource {
+            initial_fetch_timeout: millis(POLICY_TIMEOUT_MS),
+            ..from_ads()
+        }),
+        default_config: Some(fallback(&mesh.filter)),
+        // The policy comes within milliseconds of the listener, so it is worth waiting for: no write is fenced for nothing.
+        apply_default_config_without_warming: false,
+        type_urls: vec![
+            envoy_types::pb::envoy::extensions::filters::http::wasm::v3::Wasm::type_url(),
+        ],
+    };
+    HttpFilter {
+        name: FILTER.to_owned(),
+        config_type: Some(http_filter::ConfigType::ConfigDiscovery(source)),
+        ..HttpFilter::default()
+    }
+}
+
+fn router_filter() -> HttpFilter {
+    HttpFilter {
+        name: "envoy.filters.http.router".to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(
+            any(&Router::default()),
+        )),
+        ..HttpFilter::default()
+    }
+}
+
+fn access_log(path: &str) -> AccessLog {
+    let format = SubstitutionFormatString {
+        format: Some(Format::TextFormatSource(DataSource {
+            specifier: Some(data_source::Specifier::InlineString(
+                ACCESS_LOG_FORMAT.to_owned(),
+            )),
+            ..DataSource::default()
+        })),
+        ..SubstitutionFormatString::default()
+    };
+    AccessLog {
+        name: "envoy.access_loggers.file".to_owned(),
+        config_type: Some(access_log::ConfigType::TypedConfig(any(&FileAccessLog {
+            path: path.to_owned(),
+            access_log_format: Some(AccessLogFormat::LogFormat(format)),
+        }))),
+        ..AccessLog::default()
+    }
+}

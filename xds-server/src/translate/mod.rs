@@ -1,0 +1,48 @@
+//! From the mesh to Envoy's resources. Pure: the same input gives the same bytes.
+//!
+//! Names are contracts: clusters are `<service>/<zone>`; the listener is [`LISTENER`], its route table [`ROUTES`], the
+//! filter and its ECDS resource [`FILTER`].
+
+mod cluster;
+mod filter;
+mod listener;
+mod routes;
+
+pub use cluster::{cluster, endpoints};
+pub use filter::{filter_config, filter_config_of_bytes};
+pub use listener::listener;
+pub use routes::{needed_clusters, routes};
+
+use envoy_types::pb::{
+    envoy::config::core::v3::{
+        AggregatedConfigSource, ApiVersion, ConfigSource, config_source::ConfigSourceSpecifier,
+    },
+    google::protobuf::{Duration, UInt32Value},
+};
+
+/// The listener that takes requests.
+pub const LISTENER: &str = "ingress";
+/// The route table of [`LISTENER`].
+pub const ROUTES: &str = "tidegate";
+/// The name of the filter, in the listener and as an ECDS resource.
+pub const FILTER: &str = "tidegate";
+
+/// Resources come over the one stream that the proxy has anyway.
+fn from_ads() -> ConfigSource {
+    ConfigSource {
+        resource_api_version: ApiVersion::V3.into(),
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+        ..ConfigSource::default()
+    }
+}
+
+fn millis(ms: i32) -> Option<Duration> {
+    Some(Duration {
+        seconds: i64::from(ms / 1000),
+        nanos: ms % 1000 * 1_000_000,
+    })
+}
+
+fn uint32(value: u32) -> Option<UInt32Value> {
+    Some(UInt32Value { value })
+}

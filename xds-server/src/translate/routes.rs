@@ -1,0 +1,380 @@
+//! RDS: the route table of one viewing zone.
+//!
+//! For each host, and in it for each of the services' routes, longest path first, the table holds in this order:
+//!
+//! 1. *plain reads*, which need no decision: the filter is switched off for them;
+//! 2. *pinned* requests: the filter names the cluster in `x-tidegate-to`;
+//! 3. requests with a *foreign home*, by home and class, as the filter stamped them;
+//! 4. reads of a home that this table does not know (yet), to the cluster that the filter gives for that case;
+//! 5. requests of the *viewing zone*, by class;
+//! 6. everything else is refused: it came past the filter, and nobody has decided about it.
+//!
+//! The first pass of Envoy's routing, before the filter has run, ends at 1 or 6; the filter's stamp makes Envoy route again.
+//! Stamps from outside never get here, since the listener removes them first.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::{
+                DataSource, HeaderValue, HeaderValueOption, data_source,
+                header_value_option::HeaderAppendAction,
+            },
+            route::v3::{
+                DirectResponseAction, FilterConfig, HeaderMatcher, RetryPolicy, Route, RouteAction,
+                RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
+                header_matcher::HeaderMatchSpecifier,
+                retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate},
+                route::Action,
+                route_action::{ClusterSpecifier, MaxStreamDuration},
+                route_match::{GrpcRouteMatchOptions, PathSpecifier},
+                weighted_cluster::ClusterWeight,
+            },
+        },
+        extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate,
+        r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+    },
+    google::protobuf::Duration,
+};
+use policy::{
+    Class, Explain, Plan, Reason, Refusal, Rules, Service, ServiceId, Tier, TraceRule, ZoneId,
+    headers, refusal::PROBLEM_JSON,
+};
+
+use super::{FILTER, ROUTES, millis, uint32};
+use crate::resource::{Resource, any};
+
+/// The route table of `rules`' viewing zone.
+pub fn routes(rules: &Rules) -> Arc<Resource> {
+    let virtual_hosts = rules
+        .hosts()
+        .map(|(host, routes)| VirtualHost {
+            name: host.to_owned(),
+            domains: vec![host.to_owned()],
+            routes: routes
+                .flat_map(|(id, service, route)| {
+                    Builder {
+                        rules,
+                        id,
+                        service,
+                        route,
+                    }
+                    .routes()
+                })
+                .collect(),
+            response_headers_to_add: rules.explain().map(show_decision).into_iter().collect(),
+            ..VirtualHost::default()
+        })
+        .collect();
+    let table = RouteConfiguration {
+        name: ROUTES.to_owned(),
+        virtual_hosts,
+        // As the policy does, or the two would disagree about `shop.example:8080`.
+        ignore_port_in_host_matching: true,
+        ..RouteConfiguration::default()
+    };
+    Resource::encode(ROUTES, &table)
+}
+
+/// The clusters that the table, and a filter that decides by `rules`, may name.
+pub fn needed_clusters(rules: &Rules) -> Arc<[Arc<str>]> {
+    let topology = rules.topology();
+    let mut needed = BTreeSet::new();
+    for (index, service) in rules.services().iter().enumerate() {
+        let plans = topology
+            .zones()
+            .flat_map(|home| Class::ALL.map(|class| service.plans.get(home, class)));
+        let zones: BTreeSet<ZoneId> = plans
+            .flat_map(|plan| plan.targets().iter().map(|target| target.zone))
+            // What the filter gives as the alternative to a foreign home.
+            .chain([rules.viewer()])
+            .collect();
+        needed.extend(
+            zones
+                .into_iter()
+                .filter_map(|zone| rules.cluster(ServiceId::new(index), zone)),
+        );
+    }
+    needed.into_iter().map(Arc::from).collect()
+}
+
+/// The filter puts the reason into the request of a caller that may see it; the answer carries it back.
+fn show_decision(_: &Explain) -> HeaderValueOption {
+    set(headers::DECISION, &format!("%REQ({})%", headers::EXPLAIN))
+}
+
+struct Builder<'r> {
+    rules: &'r Rules,
+    id: ServiceId,
+    service: &'r Service,
+    route: &'r policy::Route,
+}
+
+impl Builder<'_> {
+    fn routes(&self) -> Vec<Route> {
+        let viewer = self.rules.viewer();
+        let mut routes = self.plain_reads();
+        if self.service.zone_affinity.is_some() {
+            routes.extend(Tier::ALL.map(|tier| self.pinned(tier)));
+        }
+        for home in self.rules.topology().zones().filter(|home| *home != viewer) {
+            for class in Class::ALL {
+                let stamps = vec![
+                    is(headers::HOME, self.rules.topology().zone_name(home)),
+                    is(headers::CLASS, class.as_str()),
+                ];
+                routes.push(self.planned(stamps, home, class));
+            }
+        }
+        routes.push(self.unknown_home());
+        routes.push(self.refused(vec![present(headers::HOME)], Refusal::FENCED));
+        for class in Class::ALL {
+            routes.push(self.planned(vec![is(headers::CLASS, class.as_str())], viewer, class));
+        }
+        routes.push(self.refused(Vec::new(), Refusal::FENCED));
+        routes
+    }
+
+    fn plain_reads(&self) -> Vec<Route> {
+        let Some(plain) = self.rules.plain_reads(self.service, self.route) else {
+            return Vec::new();
+        };
+        let viewer = self.rules.viewer();
+        let local = is(headers::REGION_ID, self.rules.topology().zone_name(viewer));
+        let regions = plain
+            .without_region
+            .then(|| absent(headers::REGION_ID))
+            .into_iter()
+            .chain([local]);
+        regions
+            .map(|region| {
+                let asks_nothing = self.rules.explain().map(|e| absent(&e.header));
+                let matchers = [is(":method", "GET"), region]
+                    .into_iter()
+                    .chain(asks_nothing)
+                    .collect();
+                let mut route = self.planned(matchers, viewer, Class::Read);
+                // What the filter would have stamped.
+                route
+                    .request_headers_to_add
+                    .push(set(headers::CLASS, Class::Read.as_str()));
+                let switched_off = FilterConfig {
+                    disabled: true,
+                    ..FilterConfig::default()
+                };
+                route.typed_per_filter_config =
+                    HashMap::from([(FILTER.to_owned(), any(&switched_off))]);
+                route
+            })
+            .collect()
+    }
+
+    fn pinned(&self, tier: Tier) -> Route {
+        let to = ClusterSpecifier::ClusterHeader(headers::TO.to_owned());
+        let matchers = vec![present(headers::TO), is(headers::TIER, tier.as_str())];
+        // The class is only on the request, so the retry policy is the one that is right for writes too.
+        let mut route = self.forwarded(matchers, to, Class::Write);
+        let viewer = self.rules.topology().zone_name(self.rules.viewer());
+        route.request_headers_to_add.extend([
+            set(headers::DECISION, Reason::of_tier(tier).as_str()),
+            add_if_absent(headers::HOME, viewer),
+        ]);
+        route
+    }
+
+    /// Requests of `home` and `class`, as planned.
+    fn planned(&self, matchers: Vec<HeaderMatcher>, home: ZoneId, class: Class) -> Route {
+        let Plan::Open { tier, targets } = self.service.plans.get(home, class) else {
+            return self.refused(matchers, Refusal::NO_CAPACITY);
+        };
+        let shares = targets.iter().filter_map(|target| {
+            let name = self.rules.cluster(self.id, target.zone)?.to_owned();
+            Some((name, target.weight))
+        });
+        let mut route = self.forwarded(matchers, specifier(shares.collect()), class);
+        route.request_headers_to_add.extend([
+            set(headers::HOME, self.rules.topology().zone_name(home)),
+            set(headers::TIER, tier.as_str()),
+            set(headers::DECISION, Reason::of_tier(*tier).as_str()),
+        ]);
+        route
+    }
+
+    fn unknown_home(&self) -> Route {
+        let alternative = ClusterSpecifier::ClusterHeader(headers::ALT_ROUTE.to_owned());
+        let matchers = vec![
+            present(headers::HOME),
+            present(headers::ALT_ROUTE),
+            is(headers::CLASS, Class::Read.as_str()),
+        ];
+        let mut route = self.forwarded(matchers, alternative, Class::Read);
+        route
+            .request_headers_to_add
+            .push(set(headers::DECISION, Reason::Fallback.as_str()));
+        route
+    }
+
+    fn forwarded(&self, matchers: Vec<HeaderMatcher>, to: ClusterSpecifier, class: Class) -> Route {
+        let action = RouteAction {
+            cluster_specifier: Some(to),
+            retry_policy: Some(retry_policy(class)),
+            // gRPC calls say themselves how long they may take; the default of 15 s would cut streams.
+            max_stream_duration: self.is_grpc().then(|| MaxStreamDuration {
+                grpc_timeout_header_max: Some(Duration::default()),
+                ..MaxStreamDuration::default()
+            }),
+            ..RouteAction::default()
+        };
+        let trace = (self.service.trace_missing == TraceRule::Generate)
+            .then(|| add_if_absent(headers::TRACE_ID, "%REQ(x-request-id)%"));
+        Route {
+            r#match: Some(self.matching(matchers)),
+            request_headers_to_add: trace.into_iter().collect(),
+            action: Some(Action::Route(action)),
+            ..Route::default()
+        }
+    }
+
+    fn refused(&self, matchers: Vec<HeaderMatcher>, refusal: Refusal) -> Route {
+        let inline = |text: String| DataSource {
+            specifier: Some(data_source::Specifier::InlineString(text)),
+            ..DataSource::default()
+        };
+        let retry_after = refusal
+            .retry_after_s
+            .map(|s| set("retry-after", &s.to_string()));
+        // Envoy turns the answer to a gRPC request into a gRPC status; a content type of ours would spoil it.
+        let content_type = (!self.is_grpc()).then(|| set("content-type", PROBLEM_JSON));
+        Route {
+            r#match: Some(self.matching(matchers)),
+            action: Some(Action::DirectResponse(DirectResponseAction {
+                status: u32::from(refusal.status),
+                body: Some(inline(refusal.problem())),
+                ..DirectResponseAction::default()
+            })),
+            request_headers_to_add: vec![set(headers::DECISION, refusal.reason.as_str())],
+            response_headers_to_add: content_type.into_iter().chain(retry_after).collect(),
+            ..Route::default()
+        }
+    }
+
+    fn is_grpc(&self) -> bool {
+        matches!(self.route.matches, policy::RouteMatch::Grpc(_))
+    }
+
+    fn matching(&self, headers: Vec<HeaderMatcher>) -> RouteMatch {
+        let (path, grpc) = match &self.route.matches {
+            policy::RouteMatch::Grpc(name) => (
+                PathSpecifier::Prefix(format!("/{name}/")),
+                Some(GrpcRouteMatchOptions::default()),
+            ),
+            policy::RouteMatch::Prefix(prefix) if prefix == "/" => {
+                (PathSpecifier::Prefix(prefix.clone()), None)
+            }
+            policy::RouteMatch::Prefix(prefix) => {
+                (PathSpecifier::PathSeparatedPrefix(prefix.clone()), None)
+            }
+        };
+        RouteMatch {
+            path_specifier: Some(path),
+            grpc,
+            headers,
+            ..RouteMatch::default()
+        }
+    }
+}
+
+fn specifier(mut shares: Vec<(String, u32)>) -> ClusterSpecifier {
+    if shares.len() == 1
+        && let Some((name, _)) = shares.pop()
+    {
+        return ClusterSpecifier::Cluster(name);
+    }
+    let clusters = shares.into_iter().map(|(name, weight)| ClusterWeight {
+        name,
+        weight: uint32(weight),
+        ..ClusterWeight::default()
+    });
+    ClusterSpecifier::WeightedClusters(WeightedCluster {
+        clusters: clusters.collect(),
+        ..WeightedCluster::default()
+    })
+}
+
+/// Reads are tried again wherever they may go; writes only where nothing was sent, so that none happens twice.
+fn retry_policy(class: Class) -> RetryPolicy {
+    let previous_hosts = RetryHostPredicate {
+        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(any(
+            &PreviousHostsPredicate::default(),
+        ))),
+    };
+    let retry_on = match class {
+        Class::Read => "connect-failure,refused-stream,reset",
+        Class::Write => "connect-failure,refused-stream",
+    };
+    RetryPolicy {
+        retry_on: retry_on.to_owned(),
+        num_retries: uint32(2),
+        retry_host_predicate: vec![previous_hosts],
+        host_selection_retry_max_attempts: 5,
+        // The next attempt goes to another instance, so there is nothing to wait for.
+        retry_back_off: Some(RetryBackOff {
+            base_interval: millis(1),
+            max_interval: millis(10),
+        }),
+        // A read may leave the zone that failed it.
+        refresh_cluster_on_retry: class == Class::Read,
+        ..RetryPolicy::default()
+    }
+}
+
+fn is(name: &str, value: &str) -> HeaderMatcher {
+    HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: Some(MatchPattern::Exact(value.to_owned())),
+            ..StringMatcher::default()
+        })),
+        ..HeaderMatcher::default()
+    }
+}
+
+fn present(name: &str) -> HeaderMatcher {
+    HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+        ..HeaderMatcher::default()
+    }
+}
+
+fn absent(name: &str) -> HeaderMatcher {
+    HeaderMatcher {
+        invert_match: true,
+        ..present(name)
+    }
+}
+
+fn header(name: &str, value: &str, action: HeaderAppendAction) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue {
+            key: name.to_owned(),
+            value: value.to_owned(),
+            ..HeaderValue::default()
+        }),
+        append_action: action.into(),
+        ..HeaderValueOption::default()
+    }
+}
+
+fn set(name: &str, value: &str) -> HeaderValueOption {
+    header(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)
+}
+
+fn add_if_absent(name: &str, value: &str) -> HeaderValueOption {
+    header(name, value, HeaderAppendAction::AddIfAbsent)
+}

@@ -1,0 +1,36 @@
+//! What the tests of the store share: waiting for conditions, and a real etcd.
+
+pub(crate) mod etcd;
+
+use std::future::Future;
+use std::time::Duration;
+
+/// How long a test waits for what must happen; generous, for a busy machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Asks again until the answer is `Some`, or fails the test with `what` when the deadline is over.
+pub(crate) async fn eventually<T, F>(what: &str, mut ask: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let asked = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    match tokio::time::timeout(DEADLINE, asked).await {
+        Ok(answer) => answer,
+        Err(_) => panic!("not within {DEADLINE:?}: {what}"),
+    }
+}
+
+/// The answer, or a failed test when it takes longer than `limit`.
+pub(crate) async fn within<T>(limit: Duration, what: &str, answer: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(answer) => answer,
+        Err(_) => panic!("not within {limit:?}: {what}"),
+    }
+}
