@@ -1,0 +1,105 @@
+//! Building and starting: the filter, the demo, the benchmarks.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::{fmt, fs};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::run::{cargo, shown};
+use crate::setup::{self, Wanted};
+use crate::tree::{Tree, make_dir, put};
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub(crate) enum Store {
+    /// One process, one file
+    Embedded,
+    /// A real etcd, started for the demo
+    Etcd,
+}
+
+impl fmt::Display for Store {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Embedded => "embedded",
+            Self::Etcd => "etcd",
+        })
+    }
+}
+
+/// Builds the filter and puts it where Envoy's configurations in the tests and the demo look for it.
+pub(crate) fn wasm(tree: &Tree) -> Result<()> {
+    shown(&mut cargo(
+        tree,
+        &[
+            "build",
+            "-p",
+            "filter-wasm",
+            "--target",
+            "wasm32-wasip1",
+            "--profile",
+            "wasm",
+        ],
+    ))?;
+    let built = tree.built().join("wasm32-wasip1/wasm/tidegate_filter.wasm");
+    let place = tree.filter();
+    let fresh = place.with_extension("new");
+    make_dir(place.parent().unwrap_or(tree.root()))?;
+    let bytes =
+        fs::copy(&built, &fresh).with_context(|| format!("cannot copy {}", built.display()))?;
+    put(&fresh, &place)?;
+    println!(
+        "{}: {} KB",
+        place.strip_prefix(tree.root()).unwrap_or(&place).display(),
+        bytes / 1024
+    );
+    Ok(())
+}
+
+pub(crate) fn demo(tree: &Tree, store: Store, once: bool, more: &[String]) -> Result<()> {
+    setup::run(
+        tree,
+        if store == Store::Etcd {
+            Wanted::DemoOnEtcd
+        } else {
+            Wanted::Demo
+        },
+    )?;
+    wasm(tree)?;
+    shown(&mut cargo(tree, &["build", "-p", "tidegate", "-p", "e2e"]))?;
+    let mut demo = Command::new(tree.built().join("debug/demo"));
+    demo.arg("--store").arg(store.to_string());
+    if once {
+        demo.arg("--once");
+    }
+    hand_over_to(demo.args(more))
+}
+
+pub(crate) fn bench(
+    tree: &Tree,
+    name: Option<&str>,
+    json: Option<&Path>,
+    more: &[String],
+) -> Result<()> {
+    setup::run(tree, Wanted::Bench)?;
+    wasm(tree)?;
+    shown(&mut cargo(
+        tree,
+        &["build", "--release", "-p", "tidegate", "-p", "e2e"],
+    ))?;
+    let mut bench = Command::new(tree.built().join("release/bench"));
+    bench.args(name);
+    if let Some(file) = json {
+        bench.arg("--json").arg(file);
+    }
+    hand_over_to(bench.args(more))
+}
+
+/// This process becomes that program, as cargo became this one: Ctrl-C reaches it directly, it cleans up what it
+/// started, and its exit code is the command's.
+fn hand_over_to(command: &mut Command) -> Result<()> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))
+}

@@ -1,0 +1,110 @@
+//! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup | test | demo | bench | wasm`.
+//!
+//! Nothing here is installed on the machine. What Tidegate needs besides cargo lands below `target/tools/`, and a
+//! `cargo clean` takes it away again. This crate depends on nothing that needs protoc to build, because it is what
+//! brings protoc.
+
+// These commands are an edge of the project: the machine's environment and clock are what they are about.
+#![allow(clippy::disallowed_methods)]
+
+mod launch;
+mod run;
+mod setup;
+mod test;
+mod tree;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use launch::Store;
+use setup::Wanted;
+use tree::Tree;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Tidegate's own commands",
+    version
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Provision what is missing below target/tools: protoc, Envoy, etcd, docker-compose, and the Rust targets
+    Setup {
+        /// Also the load generators of `cargo xtask bench`: wrk and h2load
+        #[arg(long)]
+        bench: bool,
+    },
+    /// Run every check and test, or only the named steps
+    Test {
+        /// Steps to run, in the order of --list; all of them if none is named
+        steps: Vec<String>,
+        /// List the steps and leave
+        #[arg(long)]
+        list: bool,
+    },
+    /// Build everything and run the demo: zones, Envoys, services and a failover on this machine
+    Demo {
+        /// Where the control plane keeps its state
+        #[arg(long, value_enum, default_value_t = Store::Embedded)]
+        store: Store,
+        /// Run the story once and leave, instead of staying until Ctrl-C
+        #[arg(long)]
+        once: bool,
+        /// Handed on to the demo as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        more: Vec<String>,
+    },
+    /// Build for release and run the benchmarks, or the named one
+    Bench {
+        /// The benchmark to run; all of them if none is named
+        name: Option<String>,
+        /// Write the figures to this file as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Handed on to the benchmark as they are
+        #[arg(last = true)]
+        more: Vec<String>,
+    },
+    /// Build only the filter, to target/filter/tidegate_filter.wasm
+    Wasm,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Task::Setup { bench } => setup::run(
+            &Tree::of_this_checkout(),
+            if bench { Wanted::Bench } else { Wanted::Test },
+        ),
+        Task::Test { list: true, .. } => {
+            test::list();
+            Ok(())
+        }
+        Task::Test { steps, list: false } => test::run(&Tree::of_this_checkout(), &steps),
+        Task::Demo { store, once, more } => {
+            launch::demo(&Tree::of_this_checkout(), store, once, &more)
+        }
+        Task::Bench { name, json, more } => launch::bench(
+            &Tree::of_this_checkout(),
+            name.as_deref(),
+            json.as_deref(),
+            &more,
+        ),
+        Task::Wasm => setup::run(&Tree::of_this_checkout(), Wanted::Filter)
+            .and_then(|()| launch::wasm(&Tree::of_this_checkout())),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

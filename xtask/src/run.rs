@@ -1,0 +1,66 @@
+//! Running other programs.
+
+use std::env;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::tree::Tree;
+
+/// How much of a failed program's output an error repeats.
+const LINES_SHOWN_MAX: usize = 15;
+
+/// cargo itself, the one that runs this if there is one, in the root of the checkout.
+pub(crate) fn cargo(tree: &Tree, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(tree.root());
+    command
+}
+
+/// Runs to the end with the output on the terminal.
+pub(crate) fn shown(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {}", name(command)))?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", line(command));
+    }
+    Ok(())
+}
+
+/// Runs to the end in silence and gives what it printed; its last lines are part of the error when it fails.
+pub(crate) fn quiet(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {}: is it installed?", name(command)))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(text);
+    }
+    let all = text + &String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = all.lines().filter(|line| !line.trim().is_empty()).collect();
+    let tail = lines[lines.len().saturating_sub(LINES_SHOWN_MAX)..].join("\n  ");
+    bail!("`{}` failed ({}):\n  {tail}", line(command), output.status)
+}
+
+/// What the program says about itself, or `None` if it does not run here.
+pub(crate) fn says(program: &Path, arguments: &[&str]) -> Option<String> {
+    quiet(Command::new(program).args(arguments)).ok()
+}
+
+fn name(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
+}
+
+fn line(command: &Command) -> String {
+    let program = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or(command.get_program());
+    std::iter::once(program)
+        .chain(command.get_args())
+        .map(|part| part.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}

@@ -1,0 +1,123 @@
+//! Provisioning: what cargo does not bring lands below `target/tools/`, with nothing installed on the machine.
+//!
+//! Every tool is asked whether it is there, runs, and has the right version. If not, it is fetched into a scratch directory,
+//! tried there, and only then renamed into `target/tools/bin/`. So a run that is killed half-way leaves nothing that the
+//! next one would take for done, and a second run with everything in place takes well under a second.
+
+mod apt;
+mod envoy;
+mod etcd;
+mod extras;
+mod rust;
+
+use std::cell::OnceCell;
+use std::fs::File;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::tree::{Scratch, Tree, make_dir, put};
+use apt::{Apt, Suite};
+
+pub(crate) use extras::compose;
+
+/// What the caller is about to do, which decides what it needs.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Wanted {
+    Filter,
+    Demo,
+    DemoOnEtcd,
+    Test,
+    Bench,
+}
+
+/// What the steps share while they run: the checkout, the scratch directory, and apt once a step has asked for it.
+struct Site<'a> {
+    tree: &'a Tree,
+    scratch: Scratch,
+    pinned: OnceCell<Apt>,
+    own: OnceCell<Apt>,
+}
+
+impl<'a> Site<'a> {
+    fn new(tree: &'a Tree) -> Result<Self> {
+        let scratch = Scratch::at(tree.tools().join("scratch"))?;
+        Ok(Self {
+            tree,
+            scratch,
+            pinned: OnceCell::new(),
+            own: OnceCell::new(),
+        })
+    }
+
+    /// Unpacks the packages of that suite into a new directory, which it gives.
+    fn packages(&self, suite: Suite, packages: &[&str]) -> Result<PathBuf> {
+        let slot = match suite {
+            Suite::Pinned => &self.pinned,
+            Suite::Own => &self.own,
+        };
+        let apt = match slot.get() {
+            Some(apt) => apt,
+            None => {
+                let opened = Apt::open(self.scratch.dir(&format!("apt-{suite}"))?, suite)?;
+                slot.get_or_init(|| opened)
+            }
+        };
+        apt.fetch(packages)
+    }
+}
+
+/// Does what is wanted at most once at a time per checkout: two terminals may both run tests.
+fn lock(tree: &Tree) -> Result<File> {
+    let path = tree.tools().join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    if file.try_lock().is_err() {
+        announce("waiting for another `cargo xtask` that is setting up this checkout");
+        file.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(file)
+}
+
+pub(crate) fn run(tree: &Tree, wanted: Wanted) -> Result<()> {
+    rust::ensure(tree)?;
+    make_dir(&tree.tools())?;
+    let _alone = lock(tree)?;
+    let site = Site::new(tree)?;
+    protoc(&site)?;
+    if wanted == Wanted::Filter {
+        return Ok(());
+    }
+    envoy::ensure(&site)?;
+    if wanted != Wanted::Demo {
+        etcd::ensure(&site)?;
+    }
+    match wanted {
+        Wanted::Test => extras::try_compose(&site),
+        Wanted::Bench => extras::load_generators(&site)?,
+        Wanted::Filter | Wanted::Demo | Wanted::DemoOnEtcd => {}
+    }
+    Ok(())
+}
+
+/// The build script of etcd-client runs protoc. A crate carries it, so here is only a link to it; a link and not a copy,
+/// because protoc looks for the well-known types beside its real place. Cleaning cargo's registry breaks the link, and
+/// the next run mends it.
+fn protoc(site: &Site<'_>) -> Result<()> {
+    let carried = protoc_bin_vendored::protoc_bin_path().context(
+        "no protoc for this machine: install one (Debian: protobuf-compiler) and set PROTOC to it",
+    )?;
+    let place = site.tree.tool("protoc");
+    if std::fs::read_link(&place).is_ok_and(|old| old == carried) {
+        return Ok(());
+    }
+    let fresh = site.scratch.dir("protoc")?.join("protoc");
+    symlink(&carried, &fresh).with_context(|| format!("cannot link {}", fresh.display()))?;
+    put(&fresh, &place)
+}
+
+/// One line before each step that takes longer than a second, so that nobody wonders whether it hangs.
+fn announce(what: &str) {
+    eprintln!("setup: {what}");
+}

@@ -1,0 +1,325 @@
+//! Every check in one order, the quickest first, up to the first that fails.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::launch;
+use crate::run::{cargo, quiet, shown};
+use crate::setup::{self, Wanted};
+use crate::tree::Tree;
+
+struct Step {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Tree, &mut Counts) -> Result<Outcome>,
+}
+
+enum Outcome {
+    Passed,
+    /// And why: a check that did not run is never counted as one that passed.
+    Skipped(String),
+}
+
+const STEPS: [Step; 9] = [
+    Step {
+        name: "fmt",
+        about: "the sources are formatted",
+        run: fmt,
+    },
+    Step {
+        name: "clippy",
+        about: "no lint warns, tests included",
+        run: clippy,
+    },
+    Step {
+        name: "clippy-wasm",
+        about: "no lint warns in the filter, built for wasm",
+        run: clippy_wasm,
+    },
+    Step {
+        name: "no-std",
+        about: "the policy builds where there is no std",
+        run: no_std,
+    },
+    Step {
+        name: "wasm",
+        about: "the filter builds",
+        run: wasm,
+    },
+    Step {
+        name: "unit",
+        about: "unit, property and store tests",
+        run: unit,
+    },
+    Step {
+        name: "e2e",
+        about: "scenarios with real Envoys and a real etcd",
+        run: e2e,
+    },
+    Step {
+        name: "compose",
+        about: "docker-compose.yml is valid",
+        run: compose,
+    },
+    Step {
+        name: "deny",
+        about: "licences, bans and sources of the dependencies",
+        run: deny,
+    },
+];
+
+pub(crate) fn list() {
+    for step in &STEPS {
+        println!("{:12} {}", step.name, step.about);
+    }
+}
+
+/// Runs the named steps, or all, and says at the end what became of each and how many test functions ran.
+pub(crate) fn run(tree: &Tree, names: &[String]) -> Result<()> {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| STEPS.iter().all(|step| step.name != name.as_str()))
+    {
+        bail!("no step `{unknown}`: `cargo xtask test --list` lists them");
+    }
+    let mut report = Report::default();
+    let mut counts = Counts::default();
+    let mut failure = report
+        .measure("setup", || {
+            setup::run(tree, Wanted::Test).map(|()| Outcome::Passed)
+        })
+        .err();
+    for step in STEPS
+        .iter()
+        .filter(|step| names.is_empty() || names.iter().any(|name| name == step.name))
+    {
+        if failure.is_none() {
+            failure = report
+                .measure(step.name, || (step.run)(tree, &mut counts))
+                .err();
+        } else {
+            report
+                .lines
+                .push((step.name, "not run".to_owned(), Duration::ZERO));
+        }
+    }
+    report.print();
+    if counts != Counts::default() {
+        println!("{} passed, {} failed", counts.passed, counts.failed);
+    }
+    match failure {
+        None => Ok(()),
+        Some(error) => Err(error),
+    }
+}
+
+#[derive(Default)]
+struct Report {
+    lines: Vec<(&'static str, String, Duration)>,
+}
+
+impl Report {
+    fn measure(&mut self, name: &'static str, run: impl FnOnce() -> Result<Outcome>) -> Result<()> {
+        println!("\n=== {name}");
+        let start = Instant::now();
+        let outcome = run();
+        let took = start.elapsed();
+        println!("=== {name}: {:.1} s", took.as_secs_f64());
+        let word = match &outcome {
+            Ok(Outcome::Passed) => "ok".to_owned(),
+            Ok(Outcome::Skipped(why)) => format!("skipped: {why}"),
+            Err(_) => "FAILED".to_owned(),
+        };
+        self.lines.push((name, word, took));
+        outcome.map(drop).with_context(|| format!("step {name}"))
+    }
+
+    fn print(&self) {
+        println!();
+        for (name, word, took) in &self.lines {
+            println!("{name:12} {:7.1} s  {word}", took.as_secs_f64());
+        }
+        let total: Duration = self.lines.iter().map(|(_, _, took)| *took).sum();
+        println!("{:12} {:7.1} s\n", "all", total.as_secs_f64());
+    }
+}
+
+fn fmt(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
+    passed(shown(&mut cargo(tree, &["fmt", "--all", "--check"])))
+}
+
+fn clippy(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
+    let arguments = [
+        "clippy",
+        "--workspace",
+        "--exclude",
+        "filter-wasm",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    passed(shown(&mut cargo(tree, &arguments)))
+}
+
+fn clippy_wasm(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
+    let arguments = [
+        "clippy",
+        "-p",
+        "filter-wasm",
+        "--target",
+        "wasm32-wasip1",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    passed(shown(&mut cargo(tree, &arguments)))
+}
+
+fn no_std(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
+    passed(shown(&mut cargo(
+        tree,
+        &[
+            "build",
+            "-p",
+            "tidegate-policy",
+            "--target",
+            "x86_64-unknown-none",
+        ],
+    )))
+}
+
+fn wasm(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
+    passed(launch::wasm(tree))
+}
+
+fn unit(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
+    passed(counts.add(&mut cargo(
+        tree,
+        &["test", "--workspace", "--exclude", "e2e", "--no-fail-fast"],
+    )))
+}
+
+/// One scenario at a time: each starts Envoys and measures how fast they are, on two cores perhaps.
+fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
+    launch::wasm(tree)?;
+    shown(&mut cargo(tree, &["build", "-p", "tidegate", "-p", "e2e"]))?;
+    passed(counts.add(&mut cargo(
+        tree,
+        &[
+            "test",
+            "-p",
+            "e2e",
+            "--no-fail-fast",
+            "--",
+            "--test-threads=1",
+        ],
+    )))
+}
+
+fn compose(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
+    let Some(program) = setup::compose(tree) else {
+        return Ok(Outcome::Skipped(
+            "no docker-compose 2 here, and none to be had".to_owned(),
+        ));
+    };
+    let mut check = Command::new(program);
+    passed(shown(
+        check
+            .args(["-f", "docker-compose.yml", "config", "-q"])
+            .current_dir(tree.root()),
+    ))
+}
+
+/// Advisories are left to where their database can be fetched: the result would change with no change here.
+fn deny(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
+    if quiet(&mut cargo(tree, &["deny", "--version"])).is_err() {
+        return Ok(Outcome::Skipped(
+            "no cargo-deny here; `cargo install cargo-deny` brings it".to_owned(),
+        ));
+    }
+    passed(shown(&mut cargo(
+        tree,
+        &["deny", "check", "bans", "licenses", "sources"],
+    )))
+}
+
+fn passed(result: Result<()>) -> Result<Outcome> {
+    result.map(|()| Outcome::Passed)
+}
+
+/// How many test functions ran, over all runs of `cargo test`.
+#[derive(Debug, Default, PartialEq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+}
+
+impl Counts {
+    /// Runs `cargo test`, hands its output on as it comes, and counts.
+    fn add(&mut self, command: &mut Command) -> Result<()> {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start cargo")?;
+        let mut out = io::stdout();
+        // Bytes, not lines of text: what a test prints need not be UTF-8.
+        let mut lines = BufReader::new(child.stdout.take().context("no output of cargo")?);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? > 0 {
+            out.write_all(&line)?;
+            out.flush()?;
+            self.read(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+        let status = child.wait()?;
+        if !status.success() {
+            bail!("cargo test failed ({status}): the failed tests are named above");
+        }
+        Ok(())
+    }
+
+    /// `test result: ok. 12 passed; 0 failed; 1 ignored; …`
+    fn read(&mut self, line: &str) {
+        let Some((_, results)) = line
+            .strip_prefix("test result: ")
+            .and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for part in results.split(';') {
+            match part.trim().split_once(' ') {
+                Some((number, "passed")) => self.passed += number.parse().unwrap_or(0),
+                Some((number, "failed")) => self.failed += number.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counts;
+
+    #[test]
+    fn the_results_of_all_runs_add_up() {
+        let mut counts = Counts::default();
+        for line in [
+            "running 3 tests\n",
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.52s\n",
+            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
+        ] {
+            counts.read(line);
+        }
+        assert_eq!(
+            counts,
+            Counts {
+                passed: 14,
+                failed: 1
+            }
+        );
+    }
+}

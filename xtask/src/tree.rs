@@ -1,0 +1,95 @@
+//! Where things are in this checkout.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use anyhow::{Context, Result};
+
+pub(crate) struct Tree {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Tree {
+    pub(crate) fn of_this_checkout() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .unwrap_or(Path::new("."))
+            .to_path_buf();
+        // cargo takes a relative CARGO_TARGET_DIR from the current directory, and so does this.
+        let target =
+            env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        Self { root, target }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where cargo puts what it builds; somewhere else if `CARGO_TARGET_DIR` says so.
+    pub(crate) fn built(&self) -> &Path {
+        &self.target
+    }
+
+    /// Always in the checkout, whatever `CARGO_TARGET_DIR` says: `.cargo/config.toml` and the tests look here.
+    pub(crate) fn tools(&self) -> PathBuf {
+        self.root.join("target/tools")
+    }
+
+    pub(crate) fn tool(&self, name: &str) -> PathBuf {
+        self.tools().join("bin").join(name)
+    }
+
+    pub(crate) fn filter(&self) -> PathBuf {
+        self.root.join("target/filter/tidegate_filter.wasm")
+    }
+}
+
+/// A directory for half-done work. Whatever a killed run left in it is gone when it is made, and it is gone when it
+/// is dropped. What is finished is renamed out of it, so it lies on the same file system as its destination.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn at(path: PathBuf) -> Result<Self> {
+        if path.exists() {
+            fs::remove_dir_all(&path)
+                .with_context(|| format!("cannot clear {}", path.display()))?;
+        }
+        make_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    /// A new, empty directory in here.
+    pub(crate) fn dir(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.0.join(name);
+        make_dir(&dir)?;
+        Ok(dir)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+pub(crate) fn make_dir(path: &Path) -> Result<()> {
+    fs::create_dir_all(path)
+        .with_context(|| format!("cannot create {}: check its permissions", path.display()))
+}
+
+/// Moves a finished file into place at once: nobody ever sees half of it, and a running old one is not disturbed.
+pub(crate) fn put(from: &Path, to: &Path) -> Result<()> {
+    if let Some(parent) = to.parent() {
+        make_dir(parent)?;
+    }
+    fs::rename(from, to)
+        .with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
+}
+
+/// The program of this name in `$PATH`.
+pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|dir| dir.join(name))
+        .find(|program| program.is_file())
+}
