@@ -175,7 +175,7 @@ impl Stream {
         };
         // Envoy takes the good resources of a response and names the bad ones in its message. Nothing in the protocol but
         // that text tells them apart; where no name is found in it, all of them count as refused.
-        let named = |name: &Arc<str>| message.contains(&**name);
+        let named = |name: &Arc<str>| mentions(message, name);
         let some_named = in_flight.changes.iter().any(|(name, _)| named(name));
         let mut refused = Vec::new();
         for (name, before) in in_flight.changes {
@@ -328,11 +328,12 @@ impl Stream {
             Kind::Routes | Kind::FilterConfig => {
                 // A client that does not take all clusters looks after itself: it asks for those that its routes name.
                 let takes_clusters = self.kinds[Kind::Cluster.index()].wildcard;
-                let endpoints = &self.kinds[Kind::Endpoints.index()];
-                let warm = |name| {
-                    let held: Option<&Held> = endpoints.held.get(name);
+                let confirmed = |kind: Kind, name| {
+                    let held = self.kinds[kind.index()].held.get(name);
                     held.is_some_and(|held| held.acked && held.version.is_some())
                 };
+                let warm =
+                    |name| confirmed(Kind::Cluster, name) && confirmed(Kind::Endpoints, name);
                 !takes_clusters || self.view.needed().iter().all(warm)
             }
         }
@@ -433,6 +434,10 @@ impl Stream {
             }
         }
         subscription.in_flight = Some(InFlight { nonce, changes });
+        if kind == Kind::Cluster {
+            self.forget_endpoints(&removed);
+        }
+        let subscription = &self.kinds[kind.index()];
         let all = || {
             let held = subscription.held.values();
             held.filter_map(|held| held.resource.as_ref())
@@ -447,6 +452,16 @@ impl Stream {
             version: Version::of_set(all().map(Arc::as_ref)),
             resources,
             removed,
+        }
+    }
+
+    /// With a cluster a client drops its endpoints and its interest in them. Not waiting to be told so matters where the
+    /// cluster comes back at once: endpoints acknowledged for the old one would let routes pass too early.
+    fn forget_endpoints(&mut self, clusters: &[Arc<str>]) {
+        let endpoints = &mut self.kinds[Kind::Endpoints.index()];
+        for name in clusters {
+            endpoints.names.remove(name);
+            endpoints.held.remove(name);
         }
     }
 
@@ -468,6 +483,21 @@ fn held(resource: &Arc<Resource>, acked: bool) -> Held {
     }
 }
 
+/// Whether `name` stands in `message` as a word of its own, not as a part of a longer name.
+fn mentions(message: &str, name: &str) -> bool {
+    let part_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/');
+    message.match_indices(name).any(|(at, _)| {
+        let before = message[..at].chars().next_back();
+        let after = message[at + name.len()..].chars().next();
+        !before.is_some_and(part_of_name) && !after.is_some_and(part_of_name)
+    })
+}
+
 /// A nonce that is not the last response's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StaleNonce;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;

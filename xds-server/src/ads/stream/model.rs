@@ -1,0 +1,254 @@
+//! A model of Envoy against the real stream state, with messages that take their time and a mesh that changes all the while.
+//!
+//! Whatever the order: the model never has a route to a cluster that it cannot use, and when things calm down it has
+//! exactly the present view.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::{tests::view, *};
+
+const CLUSTERS: [&str; 4] = ["a", "b", "c", "d"];
+
+/// Which clusters exist, with which content, and whether the routes use each.
+type Mesh = [Option<(u8, bool)>; CLUSTERS.len()];
+
+fn view_of(mesh: &Mesh) -> Arc<View> {
+    let contents: Vec<String> = mesh
+        .iter()
+        .map(|cluster| cluster.map_or(String::new(), |(content, _)| content.to_string()))
+        .collect();
+    let used: Vec<&str> = CLUSTERS
+        .into_iter()
+        .zip(mesh)
+        .filter(|(_, cluster)| matches!(cluster, Some((_, true))))
+        .map(|(name, _)| name)
+        .collect();
+    let table = used.join(",");
+    let mut lines = vec![
+        (Kind::Listener, "ingress", "1"),
+        (Kind::Routes, "table", table.as_str()),
+        (Kind::FilterConfig, "filter", table.as_str()),
+    ];
+    for ((name, cluster), content) in CLUSTERS.iter().zip(mesh).zip(&contents) {
+        if cluster.is_some() {
+            lines.push((Kind::Cluster, name, content));
+            lines.push((Kind::Endpoints, name, content));
+        }
+    }
+    view(&lines, &used)
+}
+
+enum ToServer {
+    Subscribe(Kind, Vec<String>),
+    Unsubscribe(Kind, Vec<String>),
+    Ack(Kind, u64),
+}
+
+/// What Envoy would have.
+struct Client {
+    variant: Variant,
+    has: [BTreeMap<String, Version>; Kind::ALL.len()],
+    inbox: VecDeque<Outgoing>,
+    outbox: VecDeque<ToServer>,
+}
+
+impl Client {
+    fn new(variant: Variant) -> Client {
+        let first = [
+            ToServer::Subscribe(Kind::Cluster, vec![]),
+            ToServer::Subscribe(Kind::Listener, vec![]),
+            ToServer::Subscribe(Kind::Routes, vec!["table".into()]),
+            ToServer::Subscribe(Kind::FilterConfig, vec!["filter".into()]),
+        ];
+        Client {
+            variant,
+            has: Default::default(),
+            inbox: VecDeque::new(),
+            outbox: first.into(),
+        }
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        self.has[kind.index()].contains_key(name)
+    }
+
+    /// Takes the next response, as Envoy would; `tables` tells the clusters that a version of the routes uses.
+    fn receive(&mut self, tables: &BTreeMap<Version, Vec<&'static str>>) {
+        let Some(response) = self.inbox.pop_front() else {
+            return;
+        };
+        let kind = response.kind;
+        let replaces = self.variant == Variant::StateOfTheWorld && kind.full_state();
+        let before = self.has[kind.index()].clone();
+        if replaces {
+            self.has[kind.index()].clear();
+        }
+        for resource in &response.resources {
+            // Envoy has no use for the endpoints of a cluster that it does not have (any more), and acknowledges them.
+            if kind == Kind::Endpoints && !self.has(Kind::Cluster, &resource.name) {
+                continue;
+            }
+            self.has[kind.index()].insert(resource.name.to_string(), resource.version);
+        }
+        for name in &response.removed {
+            self.has[kind.index()].remove(&**name);
+        }
+        if kind == Kind::Cluster {
+            let now = self.has[kind.index()].clone();
+            self.has[Kind::Endpoints.index()].retain(|name, _| now.contains_key(name));
+            let fresh: Vec<String> = match self.variant {
+                Variant::Delta => now
+                    .keys()
+                    .filter(|n| !before.contains_key(*n))
+                    .cloned()
+                    .collect(),
+                Variant::StateOfTheWorld => now.keys().cloned().collect(),
+            };
+            if !fresh.is_empty() {
+                self.outbox
+                    .push_back(ToServer::Subscribe(Kind::Endpoints, fresh));
+            }
+        }
+        self.outbox.push_back(ToServer::Ack(kind, response.nonce));
+        self.check(tables);
+    }
+
+    fn check(&self, tables: &BTreeMap<Version, Vec<&'static str>>) {
+        for kind in [Kind::Routes, Kind::FilterConfig] {
+            for version in self.has[kind.index()].values() {
+                for cluster in &tables[version] {
+                    assert!(
+                        self.has(Kind::Cluster, cluster) && self.has(Kind::Endpoints, cluster),
+                        "{kind:?} leads to {cluster}, which cannot be used"
+                    );
+                }
+            }
+        }
+    }
+}
+
+struct Run {
+    stream: Stream,
+    client: Client,
+    tables: BTreeMap<Version, Vec<&'static str>>,
+}
+
+impl Run {
+    fn change(&mut self, mesh: &Mesh) {
+        let view = view_of(mesh);
+        self.learn(&view);
+        self.stream.set_view(view);
+        self.pump();
+    }
+
+    fn learn(&mut self, view: &View) {
+        let used: Vec<&'static str> = CLUSTERS
+            .into_iter()
+            .filter(|name| view.needed().iter().any(|needed| &**needed == *name))
+            .collect();
+        for kind in [Kind::Routes, Kind::FilterConfig] {
+            for resource in view.of(kind).values() {
+                self.tables.insert(resource.version, used.clone());
+            }
+        }
+    }
+
+    fn pump(&mut self) {
+        while let Some(outgoing) = self.stream.next() {
+            self.client.inbox.push_back(outgoing);
+        }
+    }
+
+    fn deliver_to_server(&mut self) {
+        match self.client.outbox.pop_front() {
+            Some(ToServer::Ack(kind, nonce)) => {
+                let nonce = nonce.to_string();
+                let settled = self.stream.settle(kind, &Verdict::Ack { nonce: &nonce });
+                assert_eq!(settled, Ok(Answer::Accepted));
+            }
+            Some(ToServer::Subscribe(kind, names)) => {
+                let names = names.iter().map(String::as_str);
+                match self.client.variant {
+                    Variant::Delta => {
+                        let none = [].into_iter();
+                        self.stream
+                            .subscribe_delta(kind, names, none, [].into_iter());
+                    }
+                    Variant::StateOfTheWorld => self.stream.subscribe_sotw(kind, names, ""),
+                }
+            }
+            Some(ToServer::Unsubscribe(kind, names)) => {
+                let names = names.iter().map(String::as_str);
+                let none = [].into_iter();
+                self.stream
+                    .subscribe_delta(kind, none, names, [].into_iter());
+            }
+            None => {}
+        }
+        self.pump();
+    }
+}
+
+fn meshes() -> impl Strategy<Value = Mesh> {
+    prop::array::uniform4(prop::option::weighted(0.7, (0..3_u8, any::<bool>())))
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Change(Mesh),
+    ToServer,
+    ToClient,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        1 => meshes().prop_map(Step::Change),
+        3 => Just(Step::ToServer),
+        3 => Just(Step::ToClient),
+    ];
+    prop::collection::vec(step, 0..80)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn no_route_ever_leads_nowhere(first in meshes(), steps in steps(), delta in any::<bool>()) {
+        let variant = if delta { Variant::Delta } else { Variant::StateOfTheWorld };
+        let mut run = Run {
+            stream: Stream::new(variant, view_of(&first)),
+            client: Client::new(variant),
+            tables: BTreeMap::new(),
+        };
+        run.learn(&view_of(&first));
+        let mut last = first;
+        for step in steps {
+            match step {
+                Step::Change(mesh) => {
+                    run.change(&mesh);
+                    last = mesh;
+                }
+                Step::ToServer => run.deliver_to_server(),
+                Step::ToClient => run.client.receive(&run.tables),
+            }
+        }
+        // Calm: everything under way arrives. Each round settles something, and there is little to settle.
+        for _ in 0..1_000 {
+            if run.client.outbox.is_empty() && run.client.inbox.is_empty() {
+                break;
+            }
+            run.client.receive(&run.tables);
+            run.deliver_to_server();
+        }
+        for kind in Kind::ALL {
+            let expected: BTreeMap<String, Version> = view_of(&last)
+                .of(kind)
+                .values()
+                .map(|resource| (resource.name.to_string(), resource.version))
+                .collect();
+            prop_assert_eq!(&run.client.has[kind.index()], &expected, "{:?}", kind);
+        }
+    }
+}
