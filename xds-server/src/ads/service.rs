@@ -258,7 +258,7 @@ impl<W: Wire> Session<W> {
     }
 
     async fn send_due(&self, stream: &mut Stream) -> Result<(), Gone> {
-        while let Some(outgoing) = stream.next() {
+        while let Some(outgoing) = stream.next_due() {
             let label = KindLabel {
                 kind: outgoing.kind.as_str(),
             };

@@ -1,6 +1,6 @@
 //! What one stream's client has, wants and refused, and what it is to be sent next.
 //!
-//! Pure: requests and views go in, responses come out of [`Stream::next`]. At most one response of a kind is unanswered, so
+//! Pure: requests and views go in, responses come out of [`Stream::next_due`]. At most one response of a kind is unanswered, so
 //! a slow client costs one pending state and no queue, and bursts of changes collapse by themselves.
 //!
 //! **Make before break.** Routes and the filter's policy wait until every cluster that they use has its endpoints
@@ -300,7 +300,7 @@ impl Stream {
     }
 
     /// The next response to send, if any is due. Call it until there is none, after every request and every new view.
-    pub fn next(&mut self) -> Option<Outgoing> {
+    pub fn next_due(&mut self) -> Option<Outgoing> {
         Kind::ALL.into_iter().find_map(|kind| self.next_of(kind))
     }
 

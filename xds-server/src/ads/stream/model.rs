@@ -98,17 +98,24 @@ impl Client {
         if kind == Kind::Cluster {
             let now = self.has[kind.index()].clone();
             self.has[Kind::Endpoints.index()].retain(|name, _| now.contains_key(name));
-            let fresh: Vec<String> = match self.variant {
-                Variant::Delta => now
-                    .keys()
-                    .filter(|n| !before.contains_key(*n))
-                    .cloned()
-                    .collect(),
-                Variant::StateOfTheWorld => now.keys().cloned().collect(),
+            let without = |a: &BTreeMap<String, Version>, b: &BTreeMap<String, Version>| {
+                let names = a.keys().filter(|name| !b.contains_key(*name));
+                names.cloned().collect::<Vec<String>>()
             };
-            if !fresh.is_empty() {
-                self.outbox
-                    .push_back(ToServer::Subscribe(Kind::Endpoints, fresh));
+            let (fresh, gone) = (without(&now, &before), without(&before, &now));
+            match self.variant {
+                _ if fresh.is_empty() && gone.is_empty() => {}
+                Variant::Delta => {
+                    self.outbox
+                        .push_back(ToServer::Unsubscribe(Kind::Endpoints, gone));
+                    self.outbox
+                        .push_back(ToServer::Subscribe(Kind::Endpoints, fresh));
+                }
+                Variant::StateOfTheWorld => {
+                    let all = now.keys().cloned().collect();
+                    self.outbox
+                        .push_back(ToServer::Subscribe(Kind::Endpoints, all));
+                }
             }
         }
         self.outbox.push_back(ToServer::Ack(kind, response.nonce));
@@ -156,7 +163,7 @@ impl Run {
     }
 
     fn pump(&mut self) {
-        while let Some(outgoing) = self.stream.next() {
+        while let Some(outgoing) = self.stream.next_due() {
             self.client.inbox.push_back(outgoing);
         }
     }

@@ -45,7 +45,7 @@ fn names(outgoing: &Outgoing) -> Vec<&str> {
 
 #[track_caller]
 fn sent(stream: &mut Stream, kind: Kind, resources: &[&str], removed: &[&str]) -> String {
-    let outgoing = stream.next().expect("a response is due");
+    let outgoing = stream.next_due().expect("a response is due");
     assert_eq!(outgoing.kind, kind);
     assert_eq!(names(&outgoing), resources);
     let gone: Vec<&str> = outgoing.removed.iter().map(|name| &**name).collect();
@@ -55,7 +55,7 @@ fn sent(stream: &mut Stream, kind: Kind, resources: &[&str], removed: &[&str]) -
 
 #[track_caller]
 fn quiet(stream: &mut Stream) {
-    assert_eq!(stream.next(), None);
+    assert_eq!(stream.next_due(), None);
 }
 
 #[track_caller]
@@ -131,7 +131,7 @@ fn who_comes_back_with_everything_is_sent_nothing() {
 
     let mut earlier = Stream::new(Variant::StateOfTheWorld, Arc::clone(&world));
     earlier.subscribe_sotw(Kind::Cluster, [].into_iter(), "");
-    let version = earlier.next().expect("the first response").version;
+    let version = earlier.next_due().expect("the first response").version;
     let mut later = Stream::new(Variant::StateOfTheWorld, world);
     later.subscribe_sotw(Kind::Cluster, [].into_iter(), &version.to_string());
     quiet(&mut later);
@@ -227,7 +227,7 @@ fn a_refused_cluster_stays_as_it_was_in_the_state_of_the_world() {
         &[cluster("a", "bad"), cluster("b", "1")].concat(),
         &[],
     ));
-    let outgoing = stream.next().expect("b is new");
+    let outgoing = stream.next_due().expect("b is new");
     let a = outgoing.resources.iter().find(|r| &*r.name == "a");
     let good = view(&cluster("a", "1"), &[]);
     assert_eq!(
@@ -302,7 +302,7 @@ fn a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
     subscribe(&mut stream, Kind::Endpoints, &["old"]);
     subscribe(&mut stream, Kind::Routes, &["table"]);
     for kind in [Kind::Cluster, Kind::Endpoints, Kind::Routes] {
-        let outgoing = stream.next().expect("a response");
+        let outgoing = stream.next_due().expect("a response");
         assert_eq!(outgoing.kind, kind);
         ack(&mut stream, kind, &outgoing.nonce.to_string());
         if kind == Kind::Cluster {
