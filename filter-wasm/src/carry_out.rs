@@ -1,0 +1,190 @@
+//! From a request's headers to the effects of the decision about it.
+
+use policy::{Class, Decision, Facts, Outcome, Policy, Refusal, headers, refusal::PROBLEM_JSON};
+
+use crate::{header_map::HeaderMap, metrics::Metric};
+
+/// What the filter asks of the proxy for a request.
+pub trait Host {
+    /// Makes `value` the only value of a request header.
+    fn set(&mut self, name: &str, value: &str) -> Result<(), HostFailed>;
+    /// Removes every copy of a request header.
+    fn remove(&mut self, name: &[u8]) -> Result<(), HostFailed>;
+    /// Answers the request.
+    fn reply(&mut self, reply: &Reply<'_>) -> Result<(), HostFailed>;
+    /// Raises a counter. What cannot be counted is not: no request fails for it.
+    fn count(&mut self, counter: Metric, by: u32);
+}
+
+/// The proxy did not do what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostFailed;
+
+/// An answer that the proxy gives by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply<'a> {
+    /// HTTP status.
+    pub status: u16,
+    /// What the proxy answers gRPC requests with instead.
+    pub grpc_status: u8,
+    /// The response code details of the access log.
+    pub details: &'a str,
+    pub headers: &'a [(&'a str, &'a str)],
+    /// For gRPC requests the status message.
+    pub body: &'a str,
+}
+
+/// What becomes of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    GoesOn,
+    /// Answered here, or held where even that failed. In no case does it reach an upstream.
+    Stops,
+}
+
+/// For a request that could not be read or marked. Nothing is known of it then, so it may be a write, or carry an internal
+/// header that would choose its route: the filter fences itself, as it does where it has no policy.
+const BLIND: Refusal = Refusal {
+    detail: "this proxy cannot check the request, and lets nothing through unchecked: try again",
+    ..Refusal::FENCED
+};
+
+/// Decides about a request and carries the decision out. `map` is its encoded header map; none where the proxy gave none.
+pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> Verdict {
+    let Some(request) = map.and_then(HeaderMap::parse) else {
+        return refuse_blind(Class::Write, Form::default(), host);
+    };
+    let facts = Facts::gather(policy, &request);
+    let form = Form {
+        grpc: facts.grpc,
+        explain: facts.explain,
+    };
+    let decision = policy::decide(policy, &facts);
+    match apply(&decision, &request, form, host) {
+        Ok(verdict) => {
+            host.count(metric_of(&decision, facts.class), 1);
+            verdict
+        }
+        Err(HostFailed) => refuse_blind(facts.class, form, host),
+    }
+}
+
+fn refuse_blind(class: Class, form: Form, host: &mut impl Host) -> Verdict {
+    let metric = Metric::Decision {
+        tier: None,
+        class,
+        reason: BLIND.reason,
+    };
+    host.count(metric, 1);
+    refuse(&BLIND, form, host)
+}
+
+fn metric_of(decision: &Decision<'_>, class: Class) -> Metric {
+    Metric::Decision {
+        tier: match &decision.outcome {
+            Outcome::Route(routed) => routed.tier,
+            Outcome::Pass | Outcome::Refuse(_) => None,
+        },
+        class,
+        reason: decision.reason,
+    }
+}
+
+fn apply(
+    decision: &Decision<'_>,
+    request: &HeaderMap<'_>,
+    form: Form,
+    host: &mut impl Host,
+) -> Result<Verdict, HostFailed> {
+    match &decision.outcome {
+        Outcome::Pass => strip(request, |_| false, host)?,
+        Outcome::Route(routed) => {
+            let explained = (headers::EXPLAIN, decision.reason.as_str());
+            let explained = form.explain.then_some(explained);
+            let stamps = || routed.stamps().chain(explained);
+            strip(
+                request,
+                |name| stamps().any(|(stamp, _)| stamp.as_bytes() == name),
+                host,
+            )?;
+            for (name, value) in stamps() {
+                host.set(name, value)?;
+            }
+        }
+        Outcome::Refuse(refusal) => {
+            strip(request, |_| false, host)?;
+            return Ok(refuse(refusal, form, host));
+        }
+    }
+    Ok(Verdict::GoesOn)
+}
+
+/// Removes the internal headers that came from outside, but those that are `overwritten` anyway.
+fn strip(
+    request: &HeaderMap<'_>,
+    overwritten: impl Fn(&[u8]) -> bool,
+    host: &mut impl Host,
+) -> Result<(), HostFailed> {
+    let mut spoofed: Vec<&[u8]> = request
+        .names()
+        .filter(|name| headers::is_internal(name))
+        .collect();
+    if spoofed.is_empty() {
+        return Ok(());
+    }
+    spoofed.sort_unstable();
+    spoofed.dedup();
+    host.count(
+        Metric::SpoofedHeaders,
+        u32::try_from(spoofed.len()).unwrap_or(u32::MAX),
+    );
+    for name in spoofed {
+        if !overwritten(name) {
+            host.remove(name)?;
+        }
+    }
+    Ok(())
+}
+
+/// How the caller wants to be answered.
+#[derive(Clone, Copy, Default)]
+struct Form {
+    grpc: bool,
+    explain: bool,
+}
+
+fn refuse(refusal: &Refusal, form: Form, host: &mut impl Host) -> Verdict {
+    let reason = refusal.reason.as_str();
+    // For the access log alone, so the answer does not depend on it.
+    let _ = host.set(headers::DECISION, reason);
+
+    let retry_after = refusal.retry_after_s.map(|seconds| seconds.to_string());
+    let http = !form.grpc;
+    let headers: Vec<(&str, &str)> = [
+        http.then_some(("content-type", PROBLEM_JSON)),
+        retry_after
+            .as_deref()
+            .filter(|_| http)
+            .map(|seconds| ("retry-after", seconds)),
+        form.explain.then_some((headers::DECISION, reason)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let body = match form.grpc {
+        true => refusal.detail.to_owned(),
+        false => refusal.problem(),
+    };
+    // Where even the answer fails the request is held until it times out: late, but not past the fence.
+    let _ = host.reply(&Reply {
+        status: refusal.status,
+        grpc_status: refusal.grpc_status,
+        details: &format!("tidegate_{reason}"),
+        headers: &headers,
+        body: &body,
+    });
+    Verdict::Stops
+}
+
+#[cfg(test)]
+mod tests;

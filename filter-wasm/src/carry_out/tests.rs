@@ -1,0 +1,450 @@
+//! A request and a policy in, effects out. [`Recorder`] stands for the proxy and keeps the headers as Envoy would.
+
+use policy::{Class, Headers, Presented};
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::*;
+use crate::{header_map::encode, testing::serving};
+
+#[derive(Default)]
+struct Recorder {
+    headers: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Every call, as a line.
+    effects: Vec<String>,
+    /// How many calls succeed, where not all do.
+    calls_left: Option<usize>,
+}
+
+impl Recorder {
+    fn call(&mut self, effect: String) -> Result<(), HostFailed> {
+        if let Some(left) = &mut self.calls_left {
+            *left = left.checked_sub(1).ok_or(HostFailed)?;
+        }
+        self.effects.push(effect);
+        Ok(())
+    }
+}
+
+impl Host for Recorder {
+    fn set(&mut self, name: &str, value: &str) -> Result<(), HostFailed> {
+        self.call(format!("set {name}: {value}"))?;
+        self.headers.retain(|(n, _)| n != name.as_bytes());
+        self.headers.push((name.into(), value.into()));
+        Ok(())
+    }
+
+    fn remove(&mut self, name: &[u8]) -> Result<(), HostFailed> {
+        self.call(format!("remove {}", name.escape_ascii()))?;
+        self.headers.retain(|(n, _)| n != name);
+        Ok(())
+    }
+
+    fn reply(&mut self, reply: &Reply<'_>) -> Result<(), HostFailed> {
+        let Reply {
+            status,
+            grpc_status,
+            details,
+            headers,
+            body,
+        } = reply;
+        let headers: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {v}")).collect();
+        self.call(format!(
+            "reply {status}/{grpc_status} {details} [{}] {body}",
+            headers.join(", ")
+        ))
+    }
+
+    fn count(&mut self, counter: Metric, by: u32) {
+        self.effects.push(format!("count {} {by}", counter.name()));
+    }
+}
+
+/// The effects of `request`: a method, a path, and further headers.
+#[track_caller]
+fn check(policy: &Policy, request: (&str, &str, &[(&str, &str)]), effects: &[&str]) -> Verdict {
+    let (method, path, headers) = request;
+    let pseudo = [
+        (":method", method),
+        (":path", path),
+        (":authority", "shop.example"),
+    ];
+    let map = encode(&[&pseudo, headers].concat()).unwrap();
+    let mut host = Recorder::default();
+    let verdict = carry_out(policy, Some(&map), &mut host);
+    assert_eq!(host.effects, effects);
+    verdict
+}
+
+const PROBLEM_FENCED: &str = concat!(
+    "reply 503/14 tidegate_fenced [content-type: application/problem+json, retry-after: 1] ",
+    r#"{"type":"urn:tidegate:problem:fenced","title":"Service Unavailable","status":503,"reason":"fenced","#,
+    r#""detail":"this proxy has no policy yet and admits no writes: try again"}"#
+);
+
+const PROBLEM_BLIND: &str = concat!(
+    "reply 503/14 tidegate_fenced [content-type: application/problem+json, retry-after: 1] ",
+    r#"{"type":"urn:tidegate:problem:fenced","title":"Service Unavailable","status":503,"reason":"fenced","#,
+    r#""detail":"this proxy cannot check the request, and lets nothing through unchecked: try again"}"#
+);
+
+#[test]
+fn a_local_request_costs_one_stamp() {
+    let verdict = check(
+        &serving(),
+        ("GET", "/orders/7", &[]),
+        &[
+            "set x-tidegate-class: read",
+            "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
+        ],
+    );
+    assert_eq!(verdict, Verdict::GoesOn);
+    check(
+        &serving(),
+        (
+            "POST",
+            "/shop.Orders/Get",
+            &[("content-type", "application/grpc")],
+        ),
+        &[
+            "set x-tidegate-class: read",
+            "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
+        ],
+    );
+}
+
+#[test]
+fn a_request_of_another_zone_carries_its_home() {
+    check(
+        &serving(),
+        ("POST", "/orders", &[("x-region-id", "beijing")]),
+        &[
+            "set x-tidegate-class: write",
+            "set x-tidegate-home: beijing-a",
+            "set x-envoy-upstream-alt-route: orders/shanghai-a",
+            "count tidegate.decisions.tier.zone.class.write.reason.home_zone 1",
+        ],
+    );
+}
+
+#[test]
+fn spoofed_headers_go_each_once_and_stamps_overwrite_the_rest() {
+    check(
+        &serving(),
+        (
+            "GET",
+            "/orders",
+            &[
+                ("x-tidegate-to", "orders/beijing-a"),
+                ("x-tidegate-class", "write"),
+                ("x-tidegate-to", "orders/shanghai-b"),
+                ("x-envoy-upstream-alt-route", "secrets"),
+            ],
+        ),
+        &[
+            "count tidegate.spoofed_headers 3",
+            "remove x-envoy-upstream-alt-route",
+            "remove x-tidegate-to",
+            "set x-tidegate-class: read",
+            "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
+        ],
+    );
+}
+
+#[test]
+fn what_no_service_claims_only_loses_what_is_spoofed() {
+    for (headers, effects) in [
+        (&[][..], &[][..]),
+        (
+            &[("x-tidegate-tier", "zone"), ("x-debug", "s3cret")],
+            &["count tidegate.spoofed_headers 1", "remove x-tidegate-tier"],
+        ),
+    ] {
+        let counted = "count tidegate.decisions.tier.none.class.write.reason.no_service 1";
+        let verdict = check(
+            &serving(),
+            ("POST", "/else", headers),
+            &[effects, &[counted]].concat(),
+        );
+        assert_eq!(verdict, Verdict::GoesOn);
+    }
+}
+
+#[test]
+fn a_caller_who_may_see_decisions_gets_the_reason() {
+    check(
+        &serving(),
+        ("GET", "/orders", &[("x-debug", "s3cret")]),
+        &[
+            "set x-tidegate-class: read",
+            "set x-tidegate-explain: home_zone",
+            "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
+        ],
+    );
+    check(
+        &serving(),
+        (
+            "GET",
+            "/orders",
+            &[("x-debug", "guess"), ("x-tidegate-explain", "1")],
+        ),
+        &[
+            "count tidegate.spoofed_headers 1",
+            "remove x-tidegate-explain",
+            "set x-tidegate-class: read",
+            "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
+        ],
+    );
+}
+
+#[test]
+fn without_a_policy_reads_go_on_and_writes_are_fenced() {
+    check(
+        &Policy::Fallback,
+        ("GET", "/orders", &[("x-tidegate-to", "orders/beijing-a")]),
+        &[
+            "count tidegate.spoofed_headers 1",
+            "remove x-tidegate-to",
+            "set x-tidegate-class: read",
+            "count tidegate.decisions.tier.none.class.read.reason.fallback 1",
+        ],
+    );
+    let verdict = check(
+        &Policy::Fallback,
+        ("DELETE", "/orders", &[]),
+        &[
+            "set x-tidegate-decision: fenced",
+            PROBLEM_FENCED,
+            "count tidegate.decisions.tier.none.class.write.reason.fenced 1",
+        ],
+    );
+    assert_eq!(verdict, Verdict::Stops);
+}
+
+#[test]
+fn a_refusal_speaks_the_callers_protocol() {
+    check(
+        &serving(),
+        (
+            "GET",
+            "/strict",
+            &[("x-debug", "s3cret"), ("x-tidegate-decision", "fine")],
+        ),
+        &[
+            "count tidegate.spoofed_headers 1",
+            "remove x-tidegate-decision",
+            "set x-tidegate-decision: region_missing",
+            concat!(
+                "reply 400/3 tidegate_region_missing ",
+                "[content-type: application/problem+json, x-tidegate-decision: region_missing] ",
+                r#"{"type":"urn:tidegate:problem:region_missing","title":"Bad Request","status":400,"#,
+                r#""reason":"region_missing","#,
+                r#""detail":"this service demands X-Region-ID: send the name of a zone or region"}"#
+            ),
+            "count tidegate.decisions.tier.none.class.read.reason.region_missing 1",
+        ],
+    );
+    check(
+        &serving(),
+        (
+            "POST",
+            "/shop.Strict/Put",
+            &[
+                ("content-type", "application/grpc+proto"),
+                ("x-region-id", "beijing-a"),
+                ("x-trace-id", "t"),
+                ("x-debug", "s3cret"),
+            ],
+        ),
+        &[
+            "set x-tidegate-decision: no_capacity",
+            "reply 503/14 tidegate_no_capacity [x-tidegate-decision: no_capacity] \
+             no zone that this request may use has a healthy instance",
+            "count tidegate.decisions.tier.none.class.write.reason.no_capacity 1",
+        ],
+    );
+}
+
+#[test]
+fn a_map_that_cannot_be_read_lets_nothing_through() {
+    for map in [None, Some(&b"\x01\0\0\0"[..])] {
+        let mut host = Recorder::default();
+        let verdict = carry_out(&serving(), map, &mut host);
+        assert_eq!(verdict, Verdict::Stops);
+        assert_eq!(
+            host.effects,
+            [
+                "count tidegate.decisions.tier.none.class.write.reason.fenced 1",
+                "set x-tidegate-decision: fenced",
+                PROBLEM_BLIND
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_call_that_fails_lets_nothing_through() {
+    let request = [
+        (":method", "GET"),
+        (":path", "/orders"),
+        ("x-region-id", "shanghai-b"),
+        ("x-tidegate-tier", "zone"),
+        ("x-debug", "s3cret"),
+    ];
+    let map = encode(&request).unwrap();
+    // One removal and four stamps.
+    for calls in 0..5 {
+        let mut host = Recorder {
+            calls_left: Some(calls),
+            ..Recorder::default()
+        };
+        let verdict = carry_out(&serving(), Some(&map), &mut host);
+        assert_eq!(verdict, Verdict::Stops, "call {calls} fails");
+    }
+    let mut host = Recorder {
+        calls_left: Some(5),
+        ..Recorder::default()
+    };
+    assert_eq!(
+        carry_out(&serving(), Some(&map), &mut host),
+        Verdict::GoesOn
+    );
+}
+
+/// Header names and values, most of them such that they matter.
+fn any_header() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+    let names = select(vec![
+        ":method",
+        ":path",
+        ":authority",
+        "content-type",
+        "x-region-id",
+        "x-trace-id",
+        "x-debug",
+        "x-user",
+        "cookie",
+        "",
+        headers::HOME,
+        headers::CLASS,
+        headers::TO,
+        headers::TIER,
+        headers::DECISION,
+        headers::EXPLAIN,
+        headers::ALT_ROUTE,
+        "x-tidegate-",
+        "x-tidegate-\u{ff}",
+    ]);
+    let values = select(vec![
+        "",
+        "GET",
+        "POST",
+        "/orders/7?q",
+        "/strict",
+        "/shop.Orders/Get",
+        "shop.example:8080",
+        "application/grpc",
+        "shanghai-a",
+        "shanghai",
+        "beijing-a",
+        "s3cret",
+        "write",
+        "remote",
+    ]);
+    (
+        prop_oneof![
+            9 => names.prop_map(|name| name.as_bytes().to_vec()),
+            1 => vec(any::<u8>(), 0..20),
+        ],
+        prop_oneof![
+            8 => values.prop_map(|value| value.as_bytes().to_vec()),
+            2 => vec(any::<u8>(), 0..20),
+            1 => Just(vec![0xff; 60_000]),
+        ],
+    )
+}
+
+/// Everything that must hold whatever the request is.
+fn check_invariants(policy: &Policy, headers: Vec<(Vec<u8>, Vec<u8>)>) {
+    let map = encode(&headers).unwrap();
+    let mut host = Recorder {
+        headers,
+        ..Recorder::default()
+    };
+    let verdict = carry_out(policy, Some(&map), &mut host);
+
+    let made = |start: &str| host.effects.iter().filter(|e| e.starts_with(start)).count();
+    assert_eq!(made("count tidegate.decisions"), 1, "{:?}", host.effects);
+    match verdict {
+        Verdict::Stops => assert_eq!(made("reply "), 1, "{:?}", host.effects),
+        Verdict::GoesOn => {
+            assert_eq!(made("reply "), 0, "{:?}", host.effects);
+            check_internal_headers(&host);
+            check_class(policy, &map, &host);
+        }
+    }
+}
+
+/// Each internal header that is left was set by the filter.
+fn check_internal_headers(host: &Recorder) {
+    for (name, value) in &host.headers {
+        if headers::is_internal(name) {
+            let set = format!("set {}: {}", name.escape_ascii(), value.escape_ascii());
+            assert!(host.effects.contains(&set), "{set}, in {:?}", host.effects);
+        }
+    }
+}
+
+/// Routed means one class; a write leaves no region, and goes nowhere without a policy.
+fn check_class(policy: &Policy, map: &[u8], host: &Recorder) {
+    let request = HeaderMap::parse(map).unwrap();
+    let facts = Facts::gather(policy, &request);
+    let mut classes = host
+        .headers
+        .iter()
+        .filter(|(name, _)| name == b"x-tidegate-class");
+    if facts.service.is_none() && *policy != Policy::Fallback {
+        assert_eq!(classes.next(), None);
+        return;
+    }
+    let (_, class) = classes.next().unwrap();
+    assert_eq!(classes.next(), None);
+    assert_eq!(class, facts.class.as_str().as_bytes());
+    if facts.class == Class::Write {
+        assert_ne!(*policy, Policy::Fallback);
+        let remote = "count tidegate.decisions.tier.remote";
+        assert!(!host.effects.iter().any(|effect| effect.starts_with(remote)));
+    }
+    if let Presented::Once(method) = request.get(":method")
+        && policy::Class::of_method(method) == Class::Write
+    {
+        // A method that writes is a read only as a gRPC method that is listed.
+        assert!(facts.class == Class::Write || facts.grpc);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_request_escapes(headers in vec(any_header(), 0..24)) {
+        check_invariants(&serving(), headers.clone());
+        check_invariants(&Policy::Fallback, headers);
+    }
+
+    #[test]
+    fn no_encoding_makes_it_panic(map: Vec<u8>, calls in 0..4_usize) {
+        for policy in [serving(), Policy::Fallback] {
+            let mut host = Recorder { calls_left: Some(calls), ..Recorder::default() };
+            carry_out(&policy, Some(&map), &mut host);
+        }
+    }
+}
+
+#[test]
+fn thousands_of_spoofed_headers_are_all_removed() {
+    let spoofed = |n: usize| {
+        let name = format!("x-tidegate-{}", n % 5_000);
+        (name.into_bytes(), b"x".to_vec())
+    };
+    let mut headers = vec![(b":path".to_vec(), b"/orders".to_vec())];
+    headers.push((b":method".to_vec(), b"GET".to_vec()));
+    headers.extend((0..20_000).map(spoofed));
+    check_invariants(&serving(), headers);
+}

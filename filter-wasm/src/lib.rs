@@ -1,0 +1,31 @@
+//! The proxy-wasm HTTP filter: callbacks -> `Facts` -> `Decision` -> effects.
+//!
+//! Nothing is decided here: `policy` decides, and this crate carries it out. The way through the modules: [`header_map`]
+//! reads the request as the proxy encodes it; [`carry_out`] does what the decision says, through the small trait
+//! [`Host`](carry_out::Host); [`edition`] reads the plugin's configuration; [`metrics`] names what is counted. All of that
+//! runs and is tested on any machine. Only `adapter` and `host` know the proxy, and exist only in a wasm build.
+//!
+//! **No trap.** A panic takes the filter down for every request of that worker. So nothing a request or a policy can
+//! contain may cause one: every host call that a request leads to goes through `host`, which returns errors where the
+//! crate `proxy_wasm` panics, and whatever goes wrong ends in a refusal, never in a request that slips by.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
+
+#[cfg(target_arch = "wasm32")]
+mod adapter;
+pub mod carry_out;
+pub mod edition;
+pub mod header_map;
+#[cfg(target_arch = "wasm32")]
+mod host;
+pub mod metrics;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,167 @@
+//! What is counted, under which names, and the proxy's ids of it.
+
+use std::cell::Cell;
+
+use policy::{Class, Reason, Tier};
+
+/// A metric. The proxy puts `wasmcustom.` before its name; the bootstraps' `stats_tags` turn the parts of a decision's
+/// name into labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// Counter: requests decided.
+    Decision {
+        tier: Option<Tier>,
+        class: Class,
+        reason: Reason,
+    },
+    /// Counter: internal headers that came from outside and were removed, each name once per request.
+    SpoofedHeaders,
+    /// Counter: configurations that were refused.
+    PolicyRejected,
+    /// Gauge: the version of the policy applied last; 0 for none.
+    PolicyVersion,
+    /// Gauge: its generation.
+    PolicyGeneration,
+}
+
+/// How a metric moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+}
+
+const TIERS: usize = Tier::ALL.len() + 1; // and none
+const DECISIONS: usize = TIERS * Class::ALL.len() * Reason::ALL.len();
+const METRICS: usize = DECISIONS + 4;
+
+impl Metric {
+    pub fn kind(self) -> Kind {
+        match self {
+            Metric::Decision { .. } | Metric::SpoofedHeaders | Metric::PolicyRejected => {
+                Kind::Counter
+            }
+            Metric::PolicyVersion | Metric::PolicyGeneration => Kind::Gauge,
+        }
+    }
+
+    pub fn name(self) -> String {
+        match self {
+            Metric::Decision {
+                tier,
+                class,
+                reason,
+            } => format!(
+                "tidegate.decisions.tier.{}.class.{}.reason.{}",
+                tier.map_or("none", Tier::as_str),
+                class.as_str(),
+                reason.as_str(),
+            ),
+            Metric::SpoofedHeaders => "tidegate.spoofed_headers".into(),
+            Metric::PolicyRejected => "tidegate.policy_rejected".into(),
+            Metric::PolicyVersion => "tidegate.policy_version".into(),
+            Metric::PolicyGeneration => "tidegate.policy_generation".into(),
+        }
+    }
+
+    /// Different for every metric, and below [`METRICS`].
+    fn index(self) -> usize {
+        match self {
+            Metric::Decision {
+                tier,
+                class,
+                reason,
+            } => {
+                let tier = tier.map_or(0, |tier| tier as usize + 1);
+                (tier * Class::ALL.len() + class.index()) * Reason::ALL.len() + reason as usize
+            }
+            Metric::SpoofedHeaders => DECISIONS,
+            Metric::PolicyRejected => DECISIONS + 1,
+            Metric::PolicyVersion => DECISIONS + 2,
+            Metric::PolicyGeneration => DECISIONS + 3,
+        }
+    }
+}
+
+/// The ids under which the proxy knows the metrics. One for a whole VM: defining a metric again gives it another id, and
+/// the proxy keeps them all for as long as the VM lives.
+pub struct MetricIds([Cell<Option<u32>>; METRICS]);
+
+impl MetricIds {
+    pub const fn new() -> MetricIds {
+        MetricIds([const { Cell::new(None) }; METRICS])
+    }
+
+    /// The id of `metric`, which `define` asks the proxy for when it is first needed: most combinations never occur.
+    pub fn get(&self, metric: Metric, define: impl FnOnce(Metric) -> Option<u32>) -> Option<u32> {
+        let slot = self.0.get(metric.index())?;
+        if slot.get().is_none() {
+            slot.set(define(metric));
+        }
+        slot.get()
+    }
+}
+
+impl Default for MetricIds {
+    fn default() -> MetricIds {
+        MetricIds::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn all() -> Vec<Metric> {
+        let tiers = Tier::ALL.map(Some).into_iter().chain([None]);
+        let decisions = tiers.flat_map(|tier| {
+            Class::ALL.into_iter().flat_map(move |class| {
+                Reason::ALL.map(|reason| Metric::Decision {
+                    tier,
+                    class,
+                    reason,
+                })
+            })
+        });
+        let others = [
+            Metric::SpoofedHeaders,
+            Metric::PolicyRejected,
+            Metric::PolicyVersion,
+            Metric::PolicyGeneration,
+        ];
+        decisions.chain(others).collect()
+    }
+
+    #[test]
+    fn every_metric_has_a_slot_and_a_name_of_its_own() {
+        let slots: BTreeSet<_> = all().into_iter().map(Metric::index).collect();
+        assert_eq!(slots, (0..METRICS).collect());
+        let names: BTreeSet<_> = all().into_iter().map(Metric::name).collect();
+        assert_eq!(names.len(), METRICS);
+    }
+
+    #[test]
+    fn names_are_what_the_bootstraps_turn_into_labels() {
+        let decision = Metric::Decision {
+            tier: None,
+            class: Class::Write,
+            reason: Reason::Fenced,
+        };
+        assert_eq!(
+            decision.name(),
+            "tidegate.decisions.tier.none.class.write.reason.fenced"
+        );
+    }
+
+    #[test]
+    fn a_metric_is_defined_once() {
+        let ids = MetricIds::new();
+        for (id, metric) in (7..).zip(all()) {
+            assert_eq!(ids.get(metric, |_| None), None, "the proxy said no");
+            assert_eq!(ids.get(metric, |_| Some(id)), Some(id));
+            assert_eq!(ids.get(metric, |_| unreachable!()), Some(id));
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What several tests use.
+
+use policy::{
+    Class, ClassRule, Explain, KeySource, Plan, Plans, Policy, RegionRule, Route, RouteMatch,
+    Rules, Service, Topology, TraceRule, Weighting, ZoneLoad, ZoneState,
+};
+
+/// Seen from `shanghai-a`: the service `orders`, all up; and the service `strict`, which demands everything, is pinned by a
+/// header, and is down in the whole region of `beijing-a`.
+pub(crate) fn serving() -> Policy {
+    let zones = [
+        ("shanghai-a", "shanghai"),
+        ("shanghai-b", "shanghai"),
+        ("beijing-a", "beijing"),
+    ];
+    let topology = Topology::new(zones, []).unwrap();
+    let viewer = topology.zone_named("shanghai-a").unwrap();
+    let plans = |states: [ZoneState; 3]| {
+        let loads = states.map(|state| ZoneLoad {
+            state,
+            load1_per_core: 0.0,
+        });
+        let weighting = Weighting::Operator {
+            zone: 80,
+            region: 20,
+        };
+        Plans::from_fn(&topology, |home, class: Class| {
+            Plan::compute(&topology, weighting, home, class, &loads)
+        })
+    };
+    let route = |matches, class| Route {
+        host: "*".into(),
+        matches,
+        class,
+    };
+    let orders = Service {
+        name: "orders".into(),
+        routes: vec![
+            route(RouteMatch::Prefix("/orders".into()), ClassRule::ByMethod),
+            route(
+                RouteMatch::Grpc("shop.Orders".into()),
+                ClassRule::GrpcReads(vec!["Get".into()]),
+            ),
+        ],
+        region_missing: RegionRule::Local,
+        region_unknown: RegionRule::Local,
+        trace_missing: TraceRule::Generate,
+        zone_affinity: None,
+        plans: plans([ZoneState::Up; 3]),
+    };
+    let strict = Service {
+        name: "strict".into(),
+        routes: vec![
+            route(RouteMatch::Prefix("/strict".into()), ClassRule::ByMethod),
+            route(
+                RouteMatch::Grpc("shop.Strict".into()),
+                ClassRule::GrpcReads(vec![]),
+            ),
+        ],
+        region_missing: RegionRule::Reject,
+        region_unknown: RegionRule::Reject,
+        trace_missing: TraceRule::Reject,
+        zone_affinity: Some(KeySource::Header("x-user".into())),
+        plans: plans([ZoneState::Up, ZoneState::Up, ZoneState::Empty]),
+    };
+    let explain = Explain {
+        header: "x-debug".into(),
+        token: "s3cret".into(),
+    };
+    let rules = Rules::new(topology, viewer, vec![orders, strict], Some(explain));
+    Policy::Serving(Box::new(rules.unwrap()))
+}
