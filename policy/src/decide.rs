@@ -10,7 +10,6 @@ use crate::{
     refusal::Refusal,
     rules::{Policy, Rules},
     service::{Class, RegionRule, Service, ServiceId, TraceRule},
-    shard,
     topology::ZoneId,
 };
 
@@ -98,23 +97,27 @@ pub struct Routed<'p> {
     pub class: Class,
     /// None under the fallback policy, which knows no tiers.
     pub tier: Option<Tier>,
-    /// The home's name where it is not the viewing zone: the route table takes the viewing zone where nothing is said.
+    /// The home zone's name; none under the fallback policy, which knows no zones.
     pub home: Option<&'p str>,
-    /// Where the home is not the viewing zone: the cluster to fall back to should the route table not know that home.
-    pub alt_cluster: Option<&'p str>,
+    /// The home is not the viewing zone.
+    pub foreign: bool,
     /// The one cluster that the request's affinity key pins it to.
     pub pin: Option<&'p str>,
 }
 
 impl<'p> Routed<'p> {
-    /// The headers to set. As few as the route table needs to choose, since each costs a call into the proxy; the rest of
-    /// what upstreams see is added natively by the chosen route.
+    /// The headers to set: as few as the route table needs to choose, since each costs a call into the proxy, and for most
+    /// requests a single one. A home alone means a read, a class alone the viewing zone. The chosen route adds the rest of
+    /// what upstreams see; only pinned requests, whose route knows no more than they say, bring everything.
     pub fn stamps(&self) -> impl Iterator<Item = (&'static str, &'p str)> + use<'p> {
-        let tier = self.pin.and(self.tier).map(Tier::as_str);
+        let pinned = self.pin.is_some();
+        let write = self.class == Class::Write;
+        let home = self.home.filter(|_| pinned || self.foreign || !write);
+        let class = (pinned || write || home.is_none()).then_some(self.class.as_str());
+        let tier = self.tier.filter(|_| pinned).map(Tier::as_str);
         [
-            (headers::CLASS, Some(self.class.as_str())),
-            (headers::HOME, self.home),
-            (headers::ALT_ROUTE, self.alt_cluster),
+            (headers::CLASS, class),
+            (headers::HOME, home),
             (headers::TO, self.pin),
             (headers::TIER, tier),
         ]
@@ -153,10 +156,8 @@ pub enum Step {
         home: String,
         class: Class,
     },
-    Pinned {
-        cluster: String,
-        bucket: u32,
-    },
+    /// To this cluster.
+    Pinned(String),
 }
 
 impl fmt::Display for Step {
@@ -199,9 +200,7 @@ impl fmt::Display for Step {
                 "no zone that a {} of {home} may use has a healthy instance",
                 class.as_str()
             ),
-            Step::Pinned { cluster, bucket } => {
-                write!(f, "its affinity key falls into bucket {bucket}: {cluster}")
-            }
+            Step::Pinned(cluster) => write!(f, "its affinity key keeps it in {cluster}"),
         }
     }
 }
@@ -264,7 +263,7 @@ fn decide_without_rules<'p>(facts: &Facts) -> Decision<'p> {
                 class: Class::Read,
                 tier: None,
                 home: None,
-                alt_cluster: None,
+                foreign: false,
                 pin: None,
             }),
             reason: Reason::Fallback,
@@ -302,21 +301,16 @@ fn decide_by_rules<'p>(
         Step::Targets(targets.iter().map(|t| (named(t.zone), t.weight)).collect())
     });
     let pin = facts.key_digest.and_then(|digest| {
-        let bucket = shard::jump_hash(digest, WEIGHT_TOTAL);
-        let cluster = rules.cluster(id, plan.zone_at(bucket)?)?;
-        note(&|| Step::Pinned {
-            cluster: cluster.into(),
-            bucket,
-        });
+        let cluster = rules.cluster(id, plan.zone_of_key(rules.topology(), digest)?)?;
+        note(&|| Step::Pinned(cluster.into()));
         Some(cluster)
     });
-    let foreign = home != rules.viewer();
     Ok(Decision {
         outcome: Outcome::Route(Routed {
             class: facts.class,
             tier: Some(*tier),
-            home: foreign.then_some(home_name),
-            alt_cluster: rules.cluster(id, rules.viewer()).filter(|_| foreign),
+            home: Some(home_name),
+            foreign: home != rules.viewer(),
             pin,
         }),
         reason: Reason::of_tier(*tier),

@@ -67,11 +67,7 @@ impl Facts {
         let grpc = is_grpc(request.get("content-type"));
         let unrouted = Facts {
             service: None,
-            class: if grpc {
-                Class::Write
-            } else {
-                Class::of_method(method)
-            },
+            class: Class::of_method(method),
             home: Home::Missing,
             traced: request.get(headers::TRACE_ID).value().is_some(),
             key_digest: None,

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use crate::{
     health::ZoneState,
     service::Class,
+    shard,
     topology::{Link, Topology, ZoneId},
 };
 
@@ -139,16 +140,16 @@ impl Plan {
         }
     }
 
-    /// The zone that owns `bucket`, one of `0..WEIGHT_TOTAL`: the targets side by side, each as wide as its weight.
-    pub fn zone_at(&self, bucket: u32) -> Option<ZoneId> {
-        let mut end = 0;
-        self.targets()
-            .iter()
-            .find(|target| {
-                end += target.weight;
-                bucket < end
-            })
-            .map(|target| target.zone)
+    /// The target that owns the key with this digest; none when closed. Keys spread as the weights say. While the ratio
+    /// of two zones' weights stays, no key moves between them: when a zone leaves and its siblings' weights grow alike,
+    /// only its own keys move.
+    pub fn zone_of_key(&self, topology: &Topology, key_digest: u64) -> Option<ZoneId> {
+        let distance = |target: &&Target| {
+            let name = topology.zone_name(target.zone).as_bytes();
+            shard::rendezvous_distance(key_digest, name, target.weight)
+        };
+        let owner = self.targets().iter().min_by_key(distance)?;
+        Some(owner.zone)
     }
 }
 

@@ -198,8 +198,8 @@ impl Rules {
     }
 }
 
-/// Reads that are decided before they arrive: GET requests that are not gRPC, ask for no explanation, and whose
-/// `X-Region-ID` is the viewing zone, exactly once, or is absent where `without_region`. Their home is the viewing zone.
+/// Reads that are decided before they arrive: GET requests that ask for no explanation, and whose `X-Region-ID` is the
+/// viewing zone, exactly once, or is absent where `without_region`. Their home is the viewing zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlainReads {
     pub without_region: bool,
@@ -247,8 +247,8 @@ struct RouteAt {
 #[derive(Clone, Debug, PartialEq, Default)]
 struct Hosts {
     exact: BTreeMap<String, Vec<RouteAt>>,
-    /// Patterns `*.domain`, by the part after the star; the longest first.
-    suffixes: Vec<(String, Vec<RouteAt>)>,
+    /// Patterns `*.domain`, the longest first.
+    wildcards: Vec<(String, Vec<RouteAt>)>,
     any: Vec<RouteAt>,
 }
 
@@ -282,17 +282,17 @@ impl Hosts {
                 });
             }
             let routes = routes.into_iter().map(|(at, ..)| at).collect();
-            match host.strip_prefix('*') {
-                None => {
-                    hosts.exact.insert(host.to_owned(), routes);
-                }
-                Some("") => hosts.any = routes,
-                Some(suffix) => hosts.suffixes.push((suffix.to_owned(), routes)),
+            if host == "*" {
+                hosts.any = routes;
+            } else if host.starts_with('*') {
+                hosts.wildcards.push((host.to_owned(), routes));
+            } else {
+                hosts.exact.insert(host.to_owned(), routes);
             }
         }
         hosts
-            .suffixes
-            .sort_by_key(|(suffix, _)| Reverse(suffix.len()));
+            .wildcards
+            .sort_by_key(|(pattern, _)| Reverse(pattern.len()));
         Ok(hosts)
     }
 
@@ -308,10 +308,11 @@ impl Hosts {
             .and_then(|host| self.exact.get(host));
         exact
             .or_else(|| {
-                self.suffixes
+                self.wildcards
                     .iter()
-                    .find(|(suffix, _)| {
-                        host.len() > suffix.len() && host.ends_with(suffix.as_bytes())
+                    .find(|(pattern, _)| {
+                        let suffix = pattern.trim_start_matches('*').as_bytes();
+                        host.len() > suffix.len() && host.ends_with(suffix)
                     })
                     .map(|(_, routes)| routes)
             })
@@ -320,24 +321,21 @@ impl Hosts {
 
     fn all(&self) -> impl Iterator<Item = (&str, &[RouteAt])> {
         let exact = self.exact.iter().map(|(host, r)| (host.as_str(), &r[..]));
-        let suffixes = self.suffixes.iter().map(|(s, r)| (s.as_str(), &r[..]));
+        let wildcards = self.wildcards.iter();
+        let wildcards = wildcards.map(|(pattern, r)| (pattern.as_str(), &r[..]));
         let any = (!self.any.is_empty()).then_some(("*", &self.any[..]));
-        exact.chain(suffixes).chain(any)
+        exact.chain(wildcards).chain(any)
     }
 }
 
 /// The host of an authority without its port; an IPv6 address keeps its brackets.
+///
+/// Exactly as Envoy cuts (`HeaderUtility::getPortStart`), which is at the last colon whether or not a number follows: if
+/// the two took different hosts, a caller could have a request classed by one service's route and sent by another's.
 fn without_port(authority: &[u8]) -> &[u8] {
-    match authority.iter().rposition(|b| *b == b':') {
-        Some(colon) => {
-            let (host, port) = authority.split_at(colon);
-            if port.iter().skip(1).all(u8::is_ascii_digit) {
-                host
-            } else {
-                authority
-            }
-        }
-        None => authority,
+    match authority.iter().rposition(|b| matches!(b, b':' | b']')) {
+        Some(at) if authority.get(at) == Some(&b':') => authority.split_at(at).0,
+        _ => authority,
     }
 }
 

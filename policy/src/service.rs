@@ -125,7 +125,8 @@ pub struct Service {
     pub region_missing: RegionRule,
     pub region_unknown: RegionRule,
     pub trace_missing: TraceRule,
-    /// With a key, requests of one key go to one zone of their plan, as long as the weights stay.
+    /// With a key, requests of one key go to one zone of their plan: see
+    /// [`Plan::zone_of_key`](crate::Plan::zone_of_key).
     pub zone_affinity: Option<KeySource>,
     pub plans: Plans,
 }

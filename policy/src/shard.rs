@@ -1,4 +1,4 @@
-//! From a request's key to a bucket that stays put.
+//! From a request's key to a bucket, or to a zone, that stays put.
 
 /// The 64-bit digest of a shard key: XXH64 with seed 0.
 ///
@@ -26,11 +26,56 @@ pub fn jump_hash(key: u64, buckets: u32) -> u32 {
     bucket
 }
 
+/// How far the candidate `name` is from owning `key`; of several candidates the nearest owns it.
+///
+/// Weighted rendezvous hashing: the distance depends on nothing but the pair and the weight, and candidates own keys in
+/// proportion to their weights. Jump hash would not do: it can only remove the last bucket, and any zone may fail.
+/// Source: Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", 2005, the logarithmic method.
+pub fn rendezvous_distance(key: u64, name: &[u8], weight: u32) -> u64 {
+    let draw = xxhash_rust::xxh64::xxh64(name, key).max(1);
+    // -log2 of a uniform draw from (0, 1) is distributed exponentially, and so at most 64 here.
+    let exponential = (64 << LOG2_FRACTION_BITS) - log2_fixed(draw);
+    // Shifted by 30 it is below 2^60, so that dividing by any weight keeps what tells candidates apart.
+    (exponential << 30) / u64::from(weight.max(1))
+}
+
+const LOG2_FRACTION_BITS: u32 = 24;
+
+/// log2 of `value`, which is not 0, with [`LOG2_FRACTION_BITS`]. In integers, because `core` has no logarithm, and because
+/// every replica and proxy must get the same one.
+fn log2_fixed(value: u64) -> u64 {
+    let zeros = value.leading_zeros();
+    // 1.0 to 2.0, with 31 bits after the point.
+    let mut mantissa = (value << zeros) >> 32;
+    let mut log = u64::from(63 - zeros);
+    // Squaring doubles the logarithm: its next bit is whether the square is 2.0 or more.
+    for _ in 0..LOG2_FRACTION_BITS {
+        mantissa = (mantissa * mantissa) >> 31;
+        let carry = mantissa >> 32;
+        mantissa >>= carry;
+        log = (log << 1) | carry;
+    }
+    log
+}
+
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use alloc::vec::Vec;
 
     use super::*;
+
+    #[test]
+    fn logarithms_are_those_of_floating_point() {
+        for value in [1, 2, 3, 7, 1_000_003, 1 << 40, u64::MAX >> 1, u64::MAX] {
+            let fixed = log2_fixed(value) as f64 / f64::from(1 << LOG2_FRACTION_BITS);
+            assert!(
+                (fixed - (value as f64).log2()).abs() < 1e-6,
+                "{value}: {fixed}"
+            );
+        }
+    }
 
     /// Lines of `key buckets bucket`, made by `testdata/jump_hash.py`, the paper's listing in another language.
     const GOLDEN: &str = include_str!("../testdata/jump_hash.txt");

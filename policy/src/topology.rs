@@ -35,13 +35,21 @@ impl RegionId {
 /// What lies between two zones.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Link {
-    /// Round-trip time in milliseconds; finite, at least 0.
+    /// Round-trip time in milliseconds, 0 to [`Link::RTT_MS_MAX`].
     pub rtt_ms: f64,
-    /// Relative cost of a request over this link; finite, above 0. 1 is the cost of staying in the zone.
+    /// Relative cost of a request over this link, [`Link::COST_MIN`] to [`Link::COST_MAX`]. 1 is the cost of staying in
+    /// the zone.
     pub cost: f64,
 }
 
 impl Link {
+    // Within these limits every score is a normal number, and so is the sum of all zones' scores: no healthy zone can be
+    // lost to underflow or overflow.
+    /// A minute.
+    pub const RTT_MS_MAX: f64 = 60_000.0;
+    pub const COST_MIN: f64 = 0.001;
+    pub const COST_MAX: f64 = 1_000.0;
+
     /// Within a zone.
     pub const LOCAL: Link = Link {
         rtt_ms: 0.0,
@@ -110,7 +118,12 @@ pub enum InvalidTopology {
     },
     #[error("link {from:?} - {to:?}: a zone has no link to itself")]
     SelfLink { from: String, to: String },
-    #[error("link {from:?} - {to:?}: rtt_ms must be at least 0 and cost above 0")]
+    #[error(
+        "link {from:?} - {to:?}: rtt_ms must be 0 to {}, cost {} to {}",
+        Link::RTT_MS_MAX,
+        Link::COST_MIN,
+        Link::COST_MAX
+    )]
     LinkOutOfRange { from: String, to: String },
 }
 
@@ -231,9 +244,9 @@ impl Topology {
             let (from, to) = names();
             return Err(InvalidTopology::SelfLink { from, to });
         }
-        // `contains` is false for NaN, and the finite bounds exclude infinities.
-        if !(0.0..=f64::MAX).contains(&link.rtt_ms)
-            || !(f64::MIN_POSITIVE..=f64::MAX).contains(&link.cost)
+        // `contains` is false for NaN.
+        if !(0.0..=Link::RTT_MS_MAX).contains(&link.rtt_ms)
+            || !(Link::COST_MIN..=Link::COST_MAX).contains(&link.cost)
         {
             let (from, to) = names();
             return Err(InvalidTopology::LinkOutOfRange { from, to });
@@ -380,7 +393,7 @@ mod tests {
         refused(
             &two,
             &[("a", "b", nan)],
-            "link \"a\" - \"b\": rtt_ms must be at least 0 and cost above 0",
+            "link \"a\" - \"b\": rtt_ms must be 0 to 60000, cost 0.001 to 1000",
         );
     }
 

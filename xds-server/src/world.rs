@@ -46,6 +46,8 @@ type Zones = BTreeMap<String, BTreeMap<String, Instance>>;
 /// The registry and the mesh, and what was derived from them so far.
 pub struct World {
     mesh: Arc<Mesh>,
+    /// Positions of the mesh's services, by name.
+    positions: BTreeMap<String, usize>,
     /// Every readable record, by service, zone and instance; also those that the mesh does not know (yet).
     registry: BTreeMap<String, Zones>,
     /// Store keys whose latest record is not used.
@@ -72,6 +74,7 @@ impl World {
     /// An empty registry under `mesh`.
     pub fn new(mesh: Arc<Mesh>) -> World {
         World {
+            positions: positions(&mesh),
             mesh,
             registry: BTreeMap::new(),
             rejected: BTreeMap::new(),
@@ -94,6 +97,7 @@ impl World {
                 Vec::new()
             }
             Change::Mesh(mesh) => {
+                self.positions = positions(&mesh);
                 self.mesh = mesh;
                 self.mesh_dirty = true;
                 self.review_unknown()
@@ -178,8 +182,7 @@ impl World {
         if self.mesh.topology.zone_named(&at.zone).is_none() {
             return Err(InvalidRecord::UnknownZone(at.zone.clone()));
         }
-        let mut services = self.mesh.services.iter();
-        if services.all(|service| service.name != at.service) {
+        if !self.positions.contains_key(&at.service) {
             return Err(InvalidRecord::UnknownService(at.service.clone()));
         }
         Ok(())
@@ -236,14 +239,21 @@ impl World {
                 ..Derived::default()
             };
         }
+        let touched: Vec<usize> = if whole {
+            (0..mesh.services.len()).collect()
+        } else {
+            let known = dirty.iter().filter_map(|name| self.positions.get(name));
+            known.copied().collect()
+        };
         let mut endpoints_changed = whole;
         let mut plans_changed = whole;
-        for (index, service) in mesh.services.iter().enumerate() {
-            if whole || dirty.contains(&service.name) {
-                let changed = self.derive_service(&mesh, index, service);
-                endpoints_changed |= changed.endpoints;
-                plans_changed |= changed.plans;
-            }
+        for index in touched {
+            let Some(service) = mesh.services.get(index) else {
+                continue;
+            };
+            let changed = self.derive_service(&mesh, index, service);
+            endpoints_changed |= changed.endpoints;
+            plans_changed |= changed.plans;
         }
         if !endpoints_changed && !plans_changed {
             return None;
@@ -276,14 +286,17 @@ impl World {
                 .get(&service.name)
                 .and_then(|zones| zones.get(zone_name));
             let name = cluster_name(&service.name, zone_name);
-            let cluster = translate::cluster(&name, service.protocol);
+            // A cluster follows from the mesh alone, and a new mesh has emptied the map.
+            if !self.derived.clusters.contains_key(name.as_str()) {
+                let cluster = translate::cluster(&name, service.protocol);
+                replace(&mut self.derived.clusters, cluster);
+            }
             let endpoints = translate::endpoints(
                 &name,
                 region,
                 zone_name,
                 instances.into_iter().flat_map(BTreeMap::values),
             );
-            changed.endpoints |= replace(&mut self.derived.clusters, cluster);
             changed.endpoints |= replace(&mut self.derived.endpoints, endpoints);
             let state = self
                 .states
@@ -361,6 +374,11 @@ impl World {
             ));
         }
     }
+}
+
+fn positions(mesh: &Mesh) -> BTreeMap<String, usize> {
+    let names = mesh.services.iter().map(|service| service.name.clone());
+    names.enumerate().map(|(at, name)| (name, at)).collect()
 }
 
 #[derive(Default)]

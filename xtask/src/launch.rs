@@ -31,28 +31,33 @@ impl fmt::Display for Store {
 
 /// Builds the filter and puts it where Envoy's configurations in the tests and the demo look for it.
 pub(crate) fn wasm(tree: &Tree) -> Result<()> {
+    build_filter(tree, "filter-wasm", &tree.filter())
+}
+
+/// Builds a package to a wasm module and puts it at `place`, under the name that cargo gives it.
+fn build_filter(tree: &Tree, package: &str, place: &Path) -> Result<()> {
     shown(&mut cargo(
         tree,
         &[
             "build",
             "-p",
-            "filter-wasm",
+            package,
             "--target",
             "wasm32-wasip1",
             "--profile",
             "wasm",
         ],
     ))?;
-    let built = tree.built().join("wasm32-wasip1/wasm/tidegate_filter.wasm");
-    let place = tree.filter();
+    let built = tree.built().join("wasm32-wasip1/wasm");
+    let built = built.join(place.file_name().unwrap_or_default());
     let fresh = place.with_extension("new");
     make_dir(place.parent().unwrap_or(tree.root()))?;
     let bytes =
         fs::copy(&built, &fresh).with_context(|| format!("cannot copy {}", built.display()))?;
-    put(&fresh, &place)?;
+    put(&fresh, place)?;
     println!(
         "{}: {} KB",
-        place.strip_prefix(tree.root()).unwrap_or(&place).display(),
+        place.strip_prefix(tree.root()).unwrap_or(place).display(),
         bytes / 1024
     );
     Ok(())
@@ -85,6 +90,12 @@ pub(crate) fn bench(
 ) -> Result<()> {
     setup::run(tree, Wanted::Bench)?;
     wasm(tree)?;
+    // What any filter costs, to compare ours with.
+    build_filter(
+        tree,
+        "noop-wasm",
+        &tree.filter().with_file_name("noop_filter.wasm"),
+    )?;
     shown(&mut cargo(
         tree,
         &["build", "--release", "-p", "tidegate", "-p", "e2e"],

@@ -155,8 +155,6 @@ fn clippy(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     let arguments = [
         "clippy",
         "--workspace",
-        "--exclude",
-        "filter-wasm",
         "--all-targets",
         "--",
         "-D",

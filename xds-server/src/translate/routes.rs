@@ -4,12 +4,12 @@
 //!
 //! 1. *plain reads*, which need no decision: the filter is switched off for them;
 //! 2. *pinned* requests: the filter names the cluster in `x-tidegate-to`;
-//! 3. requests with a *foreign home*, by home and class, as the filter stamped them;
-//! 4. reads of a home that this table does not know (yet), to the cluster that the filter gives for that case;
-//! 5. requests of the *viewing zone*, by class;
-//! 6. everything else is refused: it came past the filter, and nobody has decided about it.
+//! 3. writes with a home, then reads with a home, as the filter stamped them; a read whose home this table does not know
+//!    (yet) stays in the viewing zone, such a write is refused;
+//! 4. requests without a home, by class: writes of the viewing zone, and reads under the fallback policy;
+//! 5. everything else is refused: it came past the filter, and nobody has decided about it.
 //!
-//! The first pass of Envoy's routing, before the filter has run, ends at 1 or 6; the filter's stamp makes Envoy route again.
+//! The first pass of Envoy's routing, before the filter has run, ends at 1 or 5; the filter's stamp makes Envoy route again.
 //! Stamps from outside never get here, since the listener removes them first.
 
 use std::{
@@ -121,19 +121,21 @@ impl Builder<'_> {
         if self.service.zone_affinity.is_some() {
             routes.extend(Tier::ALL.map(|tier| self.pinned(tier)));
         }
-        for home in self.rules.topology().zones().filter(|home| *home != viewer) {
-            for class in Class::ALL {
-                let stamps = vec![
-                    is(headers::HOME, self.rules.topology().zone_name(home)),
-                    is(headers::CLASS, class.as_str()),
-                ];
-                routes.push(self.planned(stamps, home, class));
-            }
+        let zones = self.rules.topology().zones();
+        let is_home = |zone| is(headers::HOME, self.rules.topology().zone_name(zone));
+        let is_class = |class: Class| is(headers::CLASS, class.as_str());
+        for home in zones.clone() {
+            let stamps = vec![is_class(Class::Write), is_home(home)];
+            routes.push(self.planned(stamps, home, Class::Write));
+        }
+        let unknown_write = vec![is_class(Class::Write), present(headers::HOME)];
+        routes.push(self.refused(unknown_write, Refusal::FENCED));
+        for home in zones {
+            routes.push(self.planned(vec![is_home(home)], home, Class::Read));
         }
         routes.push(self.unknown_home());
-        routes.push(self.refused(vec![present(headers::HOME)], Refusal::FENCED));
-        for class in Class::ALL {
-            routes.push(self.planned(vec![is(headers::CLASS, class.as_str())], viewer, class));
+        for class in [Class::Write, Class::Read] {
+            routes.push(self.planned(vec![is_class(class)], viewer, class));
         }
         routes.push(self.refused(Vec::new(), Refusal::FENCED));
         routes
@@ -158,10 +160,6 @@ impl Builder<'_> {
                     .chain(asks_nothing)
                     .collect();
                 let mut route = self.planned(matchers, viewer, Class::Read);
-                // What the filter would have stamped.
-                route
-                    .request_headers_to_add
-                    .push(set(headers::CLASS, Class::Read.as_str()));
                 let switched_off = FilterConfig {
                     disabled: true,
                     ..FilterConfig::default()
@@ -178,11 +176,9 @@ impl Builder<'_> {
         let matchers = vec![present(headers::TO), is(headers::TIER, tier.as_str())];
         // The class is only on the request, so the retry policy is the one that is right for writes too.
         let mut route = self.forwarded(matchers, to, Class::Write);
-        let viewer = self.rules.topology().zone_name(self.rules.viewer());
-        route.request_headers_to_add.extend([
-            set(headers::DECISION, Reason::of_tier(tier).as_str()),
-            add_if_absent(headers::HOME, viewer),
-        ]);
+        route
+            .request_headers_to_add
+            .push(set(headers::DECISION, Reason::of_tier(tier).as_str()));
         route
     }
 
@@ -195,27 +191,41 @@ impl Builder<'_> {
             let name = self.rules.cluster(self.id, target.zone)?.to_owned();
             Some((name, target.weight))
         });
+        let stamped = |name| matchers.iter().any(|matcher| matcher.name == name);
+        let home_name = self.rules.topology().zone_name(home);
+        let missing = [
+            (!stamped(headers::CLASS)).then(|| set(headers::CLASS, class.as_str())),
+            (!stamped(headers::HOME)).then(|| set(headers::HOME, home_name)),
+            (home != self.rules.viewer()).then(|| set(headers::ALT_ROUTE, &self.local_cluster())),
+            Some(set(headers::TIER, tier.as_str())),
+            Some(set(headers::DECISION, Reason::of_tier(*tier).as_str())),
+        ];
         let mut route = self.forwarded(matchers, specifier(shares.collect()), class);
-        route.request_headers_to_add.extend([
-            set(headers::HOME, self.rules.topology().zone_name(home)),
-            set(headers::TIER, tier.as_str()),
-            set(headers::DECISION, Reason::of_tier(*tier).as_str()),
-        ]);
+        route
+            .request_headers_to_add
+            .extend(missing.into_iter().flatten());
         route
     }
 
     fn unknown_home(&self) -> Route {
-        let alternative = ClusterSpecifier::ClusterHeader(headers::ALT_ROUTE.to_owned());
-        let matchers = vec![
-            present(headers::HOME),
-            present(headers::ALT_ROUTE),
-            is(headers::CLASS, Class::Read.as_str()),
-        ];
-        let mut route = self.forwarded(matchers, alternative, Class::Read);
+        let local = self.local_cluster();
+        let matchers = vec![present(headers::HOME)];
+        let mut route = self.forwarded(
+            matchers,
+            ClusterSpecifier::Cluster(local.clone()),
+            Class::Read,
+        );
+        route.request_headers_to_add.extend([
+            set(headers::CLASS, Class::Read.as_str()),
+            set(headers::ALT_ROUTE, &local),
+            set(headers::DECISION, Reason::Fallback.as_str()),
+        ]);
         route
-            .request_headers_to_add
-            .push(set(headers::DECISION, Reason::Fallback.as_str()));
-        route
+    }
+
+    fn local_cluster(&self) -> String {
+        let local = self.rules.cluster(self.id, self.rules.viewer());
+        local.unwrap_or_default().to_owned()
     }
 
     fn forwarded(&self, matchers: Vec<HeaderMatcher>, to: ClusterSpecifier, class: Class) -> Route {

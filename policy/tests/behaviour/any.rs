@@ -1,0 +1,232 @@
+//! Any topology, any rules, any request: small worlds from small vocabularies, so that names meet often. The tests of the
+//! wire form and of the translation draw from here too.
+
+use policy::{
+    Class, ClassRule, Explain, KeySource, Link, Plan, Plans, RegionRule, Route, RouteMatch, Rules,
+    Service, Topology, TraceRule, Weighting, ZoneId, ZoneLoad, ZoneState,
+};
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+const HOSTS: [&str; 5] = [
+    "*",
+    "shop.example",
+    "*.example",
+    "*.shop.example",
+    "a.shop.example",
+];
+
+/// 1 to 5 zones, `z0` to `z4`, in up to 3 regions, with some links configured.
+pub(crate) fn topology() -> impl Strategy<Value = Topology> {
+    let link = (0..5_usize, 0..5_usize, 0.0..200.0, 0.1..8.0);
+    (vec(0..3_usize, 1..=5), vec(link, 0..4)).prop_map(|(regions, links)| {
+        let zones: Vec<(String, String)> = regions
+            .iter()
+            .enumerate()
+            .map(|(zone, region)| (format!("z{zone}"), format!("r{region}")))
+            .collect();
+        let name = |at: usize| zones[at % zones.len()].0.as_str();
+        let links = links
+            .iter()
+            .map(|(from, to, rtt_ms, cost)| {
+                let (rtt_ms, cost) = (*rtt_ms, *cost);
+                (name(*from), name(*to), Link { rtt_ms, cost })
+            })
+            .filter(|(from, to, _)| from != to);
+        let zones = zones.iter().map(|(zone, region)| (&zone[..], &region[..]));
+        Topology::new(zones, links).expect("a valid topology")
+    })
+}
+
+pub(crate) fn weighting() -> impl Strategy<Value = Weighting> {
+    prop_oneof![
+        Just(Weighting::Computed),
+        (0..=100_u32, 0..=100_u32).prop_map(|(zone, region)| Weighting::Operator { zone, region }),
+    ]
+}
+
+/// Five zones' loads, numbers that are none included.
+pub(crate) fn loads() -> impl Strategy<Value = Vec<ZoneLoad>> {
+    let state = select(vec![ZoneState::Up, ZoneState::Down, ZoneState::Empty]);
+    let load1_per_core = prop_oneof![
+        8 => 0.0..3.0_f64,
+        1 => select(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, -1.0]),
+    ];
+    let load = (state, load1_per_core).prop_map(|(state, load1_per_core)| ZoneLoad {
+        state,
+        load1_per_core,
+    });
+    vec(load, 5)
+}
+
+fn class_rule(matches: &RouteMatch) -> BoxedStrategy<ClassRule> {
+    let always = select(vec![Class::Read, Class::Write]).prop_map(ClassRule::Always);
+    let reads = vec(select(vec!["Get", "List"]).prop_map(String::from), 0..3);
+    match matches {
+        RouteMatch::Prefix(_) => prop_oneof![Just(ClassRule::ByMethod), always].boxed(),
+        RouteMatch::Grpc(_) => prop_oneof![
+            Just(ClassRule::ByMethod),
+            always,
+            reads.prop_map(ClassRule::GrpcReads)
+        ]
+        .boxed(),
+    }
+}
+
+fn routes() -> impl Strategy<Value = Vec<Route>> {
+    let matches = || {
+        ["/", "/orders", "/orders/export"]
+            .map(|prefix| RouteMatch::Prefix(prefix.into()))
+            .into_iter()
+            .chain(["shop.v1.Orders", "shop.v1.Users"].map(|name| RouteMatch::Grpc(name.into())))
+    };
+    let all: Vec<(&str, RouteMatch)> = HOSTS
+        .into_iter()
+        .flat_map(|host| matches().map(move |matches| (host, matches)))
+        .collect();
+    // No two routes are the same: a subsequence takes each once.
+    proptest::sample::subsequence(all, 3..=10)
+        .prop_shuffle()
+        .prop_flat_map(|taken| {
+            let routes = taken.into_iter().map(|(host, matches)| {
+                class_rule(&matches).prop_map(move |class| Route {
+                    host: host.into(),
+                    matches: matches.clone(),
+                    class,
+                })
+            });
+            routes.collect::<Vec<_>>()
+        })
+}
+
+fn key_source() -> impl Strategy<Value = KeySource> {
+    prop_oneof![
+        Just(KeySource::Header("x-user".into())),
+        Just(KeySource::Cookie("user".into())),
+        (0..4_u8).prop_map(KeySource::PathSegment),
+    ]
+}
+
+fn service() -> impl Strategy<Value = Service> {
+    let region = || select(vec![RegionRule::Local, RegionRule::Reject]);
+    (
+        region(),
+        region(),
+        select(vec![TraceRule::Generate, TraceRule::Reject]),
+        option::weighted(0.3, key_source()),
+    )
+        .prop_map(
+            |(region_missing, region_unknown, trace_missing, zone_affinity)| Service {
+                name: String::new(),
+                routes: Vec::new(),
+                region_missing,
+                region_unknown,
+                trace_missing,
+                zone_affinity,
+                plans: Plans::default(),
+            },
+        )
+}
+
+/// Rules as a control plane makes them: their plans are computed.
+pub(crate) fn rules() -> impl Strategy<Value = Rules> {
+    let explain = Explain {
+        header: "x-ask".into(),
+        token: "sesame".into(),
+    };
+    (
+        topology(),
+        0..5_usize,
+        vec((service(), weighting(), loads()), 3),
+        routes(),
+        option::of(Just(explain)),
+    )
+        .prop_map(|(topology, viewer, services, routes, explain)| {
+            let mut services: Vec<Service> = services
+                .into_iter()
+                .enumerate()
+                .map(|(index, (service, weighting, loads))| Service {
+                    name: format!("s{index}"),
+                    plans: Plans::compute(&topology, weighting, &loads),
+                    ..service
+                })
+                .collect();
+            // Dealt out like cards, so that services share hosts.
+            let count = services.len();
+            for (index, route) in routes.into_iter().enumerate() {
+                services[index % count].routes.push(route);
+            }
+            let viewer = zone(&topology, viewer);
+            Rules::new(topology, viewer, services, explain).expect("valid rules")
+        })
+}
+
+/// The zone at `index`, counted round.
+pub(crate) fn zone(topology: &Topology, index: usize) -> ZoneId {
+    let mut zones = topology.zones().cycle();
+    zones.nth(index).expect("a topology has zones")
+}
+
+/// Headers of a request that may meet [`rules`], now and then malformed.
+pub(crate) fn request() -> impl Strategy<Value = Vec<(&'static str, String)>> {
+    let one_of = |values: &[&'static str]| select(values.to_vec()).prop_map(String::from);
+    let maybe = |name, value: BoxedStrategy<String>| {
+        option::of(value).prop_map(move |value| Some((name, value?)))
+    };
+    let method = one_of(&["GET", "HEAD", "POST", "DELETE", "get", "PROPFIND", ""]);
+    let authority = one_of(&[
+        "shop.example",
+        "A.Shop.Example:8080",
+        "b.shop.example",
+        "x.example:https",
+        "other",
+        "[::1]:80",
+    ]);
+    let path = one_of(&[
+        "/",
+        "/orders",
+        "/orders/7?x=1",
+        "/ordersX",
+        "/orders/export",
+        "/shop.v1.Orders/Get",
+        "/shop.v1.Users/Put",
+        "*",
+    ]);
+    let region = || one_of(&["z0", "z1", "z2", "r0", "r1", "mars", ""]);
+    (
+        maybe(":method", method.boxed()),
+        maybe(":authority", authority.boxed()),
+        maybe(":path", path.boxed()),
+        maybe(
+            "content-type",
+            one_of(&["application/grpc", "application/json"]).boxed(),
+        ),
+        maybe("x-region-id", region().boxed()),
+        option::weighted(0.1, region()).prop_map(|v| Some(("x-region-id", v?))),
+        maybe("x-trace-id", one_of(&["t-1"]).boxed()),
+        maybe("x-user", "[a-z]{1,4}".boxed()),
+        maybe(
+            "cookie",
+            "[a-z]{1,4}"
+                .prop_map(|user| format!("a=b; user={user}"))
+                .boxed(),
+        ),
+        maybe("x-ask", one_of(&["sesame", "guess"]).boxed()),
+    )
+        .prop_map(|(a, b, c, d, e, f, g, h, i, j)| {
+            [a, b, c, d, e, f, g, h, i, j]
+                .into_iter()
+                .flatten()
+                .collect()
+        })
+}
+
+/// The plan of `home` and `class` in words, for messages.
+pub(crate) fn plan_text(topology: &Topology, plan: &Plan) -> String {
+    let Plan::Open { tier, targets } = plan else {
+        return "closed".into();
+    };
+    let shares = targets
+        .iter()
+        .map(|target| format!(" {} {}", topology.zone_name(target.zone), target.weight));
+    format!("{tier}:{}", shares.collect::<String>())
+}

@@ -1,0 +1,170 @@
+//! The whole way from headers to what becomes of a request, at the proxies of `sh-a`.
+
+use policy::{Facts, KeySource, Outcome, Policy, RegionRule, Service, TraceRule, decide};
+
+use crate::support::{self, Request, grpc, plans, prefix, request, service, verdict};
+
+fn orders() -> Service {
+    service(
+        "orders",
+        vec![prefix("*", "/orders"), grpc("*", "shop.v1.Orders")],
+    )
+}
+
+#[track_caller]
+fn check(orders: Service, request: &Request<&str>, expected: &str) {
+    assert_eq!(verdict(&support::policy(vec![orders]), request), expected);
+}
+
+#[test]
+fn a_request_needs_one_stamp_and_a_write_with_a_foreign_home_two() {
+    for (line, home, expected) in [
+        ("GET /orders", None, "home=sh-a: home_zone"),
+        ("POST /orders", None, "class=write: home_zone"),
+        ("GET /orders", Some("sh-a"), "home=sh-a: home_zone"),
+        // The viewer stands for its own region.
+        ("GET /orders", Some("shanghai"), "home=sh-a: home_zone"),
+        (
+            "POST /orders",
+            Some("sh-b"),
+            "class=write home=sh-b: home_zone",
+        ),
+        // The nearer of Beijing's zones stands for it.
+        ("GET /orders", Some("beijing"), "home=bj-c: home_zone"),
+        ("GET /elsewhere", Some("sh-b"), "pass: no_service"),
+    ] {
+        let headers: Vec<_> = home.map(|home| ("x-region-id", home)).into_iter().collect();
+        check(orders(), &request(line, &headers), expected);
+    }
+}
+
+#[test]
+fn who_says_no_valid_region_is_local_or_refused() {
+    use RegionRule::{Local, Reject};
+    const MISSING: &[&str] = &[];
+    const UNKNOWN: &[&str] = &["mars"];
+    const TWICE: &[&str] = &["sh-b", "sh-b"];
+    for (missing, unknown, said, expected) in [
+        (Local, Local, MISSING, "home=sh-a: home_zone"),
+        (Local, Local, UNKNOWN, "home=sh-a: home_zone"),
+        (Local, Local, TWICE, "home=sh-a: home_zone"),
+        (Reject, Local, MISSING, "400 grpc 3: region_missing"),
+        (Reject, Local, &[""], "400 grpc 3: region_missing"),
+        (Reject, Local, UNKNOWN, "home=sh-a: home_zone"),
+        (Local, Reject, MISSING, "home=sh-a: home_zone"),
+        (Local, Reject, UNKNOWN, "400 grpc 3: region_unknown"),
+        (Local, Reject, TWICE, "400 grpc 3: region_unknown"),
+    ] {
+        let orders = Service {
+            region_missing: missing,
+            region_unknown: unknown,
+            ..orders()
+        };
+        let headers: Vec<_> = said.iter().map(|value| ("x-region-id", *value)).collect();
+        check(orders, &request("GET /orders", &headers), expected);
+    }
+}
+
+#[test]
+fn a_trace_id_is_demanded_only_where_configured() {
+    let demanding = || Service {
+        trace_missing: TraceRule::Reject,
+        ..orders()
+    };
+    check(
+        demanding(),
+        &request("GET /orders", &[]),
+        "400 grpc 3: trace_missing",
+    );
+    check(
+        demanding(),
+        &request("GET /orders", &[("x-trace-id", "t")]),
+        "home=sh-a: home_zone",
+    );
+}
+
+#[test]
+fn requests_leave_a_failed_zone_and_only_reads_a_failed_region() {
+    for (states, line, expected) in [
+        ("EUUU", "GET /orders", "home=sh-a: home_region"),
+        ("EUUU", "POST /orders", "class=write: home_region"),
+        ("EEUU", "GET /orders", "home=sh-a: remote_read"),
+        ("EEUU", "POST /orders", "503 grpc 14: no_capacity"),
+        ("EEEE", "GET /orders", "503 grpc 14: no_capacity"),
+    ] {
+        let orders = Service {
+            plans: plans(states),
+            ..orders()
+        };
+        check(orders, &request(line, &[]), expected);
+    }
+}
+
+#[test]
+fn without_rules_reads_stay_local_and_writes_are_fenced() {
+    let grpc = [("content-type", "application/grpc")];
+    for (request, expected) in [
+        (request("GET /orders", &[]), "class=read: fallback"),
+        (
+            request("GET /orders", &[("x-region-id", "mars")]),
+            "class=read: fallback",
+        ),
+        (request("POST /orders", &[]), "503 grpc 14: fenced"),
+        (
+            request("POST /shop.v1.Orders/Get", &grpc),
+            "503 grpc 14: fenced",
+        ),
+        (request("BREW /", &[]), "503 grpc 14: fenced"),
+    ] {
+        assert_eq!(verdict(&Policy::Fallback, &request), expected);
+    }
+}
+
+#[test]
+fn a_pin_names_one_cluster_of_the_plan() {
+    let keyed = |states| Service {
+        zone_affinity: Some(KeySource::Header("x-user".into())),
+        plans: plans(states),
+        ..orders()
+    };
+    // Only one zone is left to pin to.
+    for (states, line, more, expected) in [
+        (
+            "UEUU",
+            "GET /orders",
+            &[("x-user", "42")][..],
+            "class=read home=sh-a to=orders/sh-a tier=zone: home_zone",
+        ),
+        (
+            "EUUU",
+            "POST /orders",
+            &[("x-user", "42")],
+            "class=write home=sh-a to=orders/sh-b tier=region: home_region",
+        ),
+        (
+            "EUUU",
+            "GET /orders",
+            &[("x-user", "42"), ("x-region-id", "sh-b")],
+            "class=read home=sh-b to=orders/sh-b tier=zone: home_zone",
+        ),
+        ("UEUU", "GET /orders", &[], "home=sh-a: home_zone"),
+        (
+            "EEEE",
+            "GET /orders",
+            &[("x-user", "42")],
+            "503 grpc 14: no_capacity",
+        ),
+    ] {
+        check(keyed(states), &request(line, more), expected);
+    }
+}
+
+#[test]
+fn facts_of_another_policy_are_harmless() {
+    let facts = Facts {
+        service: Some(policy::ServiceId::new(9)),
+        ..Facts::gather(&Policy::Fallback, &request("GET /orders", &[]))
+    };
+    let policy = support::policy(vec![orders()]);
+    assert_eq!(decide(&policy, &facts).outcome, Outcome::Pass);
+}

@@ -1,0 +1,12 @@
+//! What Tidegate decides, seen from outside: tables for the rules that people read about, properties for what must hold
+//! whatever the mesh looks like.
+
+mod affinity;
+mod any;
+mod decisions;
+mod explained;
+mod facts;
+mod plain_reads;
+mod plans;
+mod routing;
+mod support;

@@ -1,0 +1,78 @@
+//! Leaving the filter out of a plain read changes nothing.
+
+use policy::{
+    Class, Facts, Headers, Outcome, Policy, Presented, Routed, decide, rules::PlainReads,
+};
+use proptest::prelude::*;
+
+use crate::{any, support::Request};
+
+/// What the route table asks before it switches the filter off: see [`PlainReads`].
+fn is_plain(policy: &Policy, plain: PlainReads, request: &Request<String>) -> bool {
+    let Policy::Serving(rules) = policy else {
+        return false;
+    };
+    let viewer = rules.topology().zone_name(rules.viewer()).as_bytes();
+    let region_ok = match request.get("x-region-id") {
+        Presented::Absent => plain.without_region,
+        Presented::Once(name) => name == viewer,
+        Presented::Repeated => false,
+    };
+    let asks = |header| request.get(header) != Presented::Absent;
+    request.get(":method") == Presented::Once(b"GET")
+        && region_ok
+        && !rules.explain().is_some_and(|explain| asks(&explain.header))
+}
+
+/// Requests of which many are plain reads.
+fn mostly_plain() -> impl Strategy<Value = Vec<(&'static str, String)>> {
+    (any::request(), 0..4_u8).prop_map(|(mut request, dice)| {
+        if dice > 0 {
+            request.retain(|(name, _)| !matches!(*name, ":method" | "x-region-id" | "x-ask"));
+            request.push((":method", "GET".into()));
+        }
+        if dice == 1 {
+            request.push(("x-region-id", "z0".into()));
+        }
+        request
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    #[test]
+    fn a_plain_read_is_decided_before_it_arrives(
+        rules in any::rules(),
+        request in mostly_plain(),
+    ) {
+        let policy = Policy::Serving(Box::new(rules));
+        let request = Request(request);
+        let Policy::Serving(rules) = &policy else {
+            unreachable!("a serving policy");
+        };
+        let facts = Facts::gather(&policy, &request);
+        let value = |name| match request.get(name) {
+            Presented::Once(value) => value,
+            _ => &[],
+        };
+        let Some((_, service, route)) = rules.route(value(":authority"), value(":path"), facts.grpc) else {
+            return Ok(());
+        };
+        let Some(plain) = rules.plain_reads(service, route) else {
+            return Ok(());
+        };
+        if !is_plain(&policy, plain, &request) {
+            return Ok(());
+        }
+        let tier = match service.plans.get(rules.viewer(), Class::Read) {
+            policy::Plan::Open { tier, .. } => Some(*tier),
+            policy::Plan::Closed => None,
+        };
+        prop_assert!(tier.is_some());
+        let home = Some(rules.topology().zone_name(rules.viewer()));
+        let expected = Routed { class: Class::Read, tier, home, foreign: false, pin: None };
+        prop_assert_eq!(decide(&policy, &facts).outcome, Outcome::Route(expected));
+        prop_assert!(!facts.explain);
+    }
+}

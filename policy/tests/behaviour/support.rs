@@ -1,0 +1,148 @@
+//! A mesh that the tables are about, and requests to it.
+
+use policy::{
+    Class, ClassRule, Facts, Headers, Link, Outcome, Plans, Policy, Presented, RegionRule, Route,
+    RouteMatch, Rules, Service, Topology, TraceRule, Weighting, ZoneId, ZoneLoad, ZoneState,
+    decide,
+};
+
+/// Two rooms in Shanghai, two in Beijing; `sh-a` is 1 ms from `sh-b`, 29 ms from `bj-c` and 59 ms from `bj-d`.
+pub(crate) fn topology() -> Topology {
+    let link = |rtt_ms| Link { rtt_ms, cost: 1.0 };
+    Topology::new(
+        [
+            ("sh-a", "shanghai"),
+            ("sh-b", "shanghai"),
+            ("bj-c", "beijing"),
+            ("bj-d", "beijing"),
+        ],
+        [
+            ("sh-a", "sh-b", link(1.0)),
+            ("sh-a", "bj-c", link(29.0)),
+            ("sh-a", "bj-d", link(59.0)),
+        ],
+    )
+    .expect("a valid topology")
+}
+
+pub(crate) fn zone(topology: &Topology, name: &str) -> ZoneId {
+    topology.zone_named(name).expect(name)
+}
+
+/// The loads that `states` says, one letter a zone: `U`p, `D`own, `E`mpty.
+pub(crate) fn states(states: &str) -> Vec<ZoneLoad> {
+    let state = |letter| match letter {
+        'U' => ZoneState::Up,
+        'D' => ZoneState::Down,
+        _ => ZoneState::Empty,
+    };
+    states
+        .chars()
+        .map(|letter| ZoneLoad {
+            state: state(letter),
+            load1_per_core: 0.0,
+        })
+        .collect()
+}
+
+pub(crate) fn prefix(host: &str, prefix: &str) -> Route {
+    Route {
+        host: host.into(),
+        matches: RouteMatch::Prefix(prefix.into()),
+        class: ClassRule::ByMethod,
+    }
+}
+
+/// A gRPC route whose reads are `Get` and `List`.
+pub(crate) fn grpc(host: &str, name: &str) -> Route {
+    Route {
+        host: host.into(),
+        matches: RouteMatch::Grpc(name.into()),
+        class: ClassRule::GrpcReads(vec!["Get".into(), "List".into()]),
+    }
+}
+
+pub(crate) fn always(class: Class, route: Route) -> Route {
+    Route {
+        class: ClassRule::Always(class),
+        ..route
+    }
+}
+
+/// A service of these routes, up everywhere, that asks nothing of its callers.
+pub(crate) fn service(name: &str, routes: Vec<Route>) -> Service {
+    Service {
+        name: name.into(),
+        routes,
+        region_missing: RegionRule::Local,
+        region_unknown: RegionRule::Local,
+        trace_missing: TraceRule::Generate,
+        zone_affinity: None,
+        plans: plans("UUUU"),
+    }
+}
+
+/// The plans of an 80/20 service whose zones are in these [`states`].
+pub(crate) fn plans(letters: &str) -> Plans {
+    let weighting = Weighting::Operator {
+        zone: 80,
+        region: 20,
+    };
+    Plans::compute(&topology(), weighting, &states(letters))
+}
+
+/// The policy of `sh-a`.
+pub(crate) fn policy(services: Vec<Service>) -> Policy {
+    let topology = topology();
+    let viewer = zone(&topology, "sh-a");
+    Policy::Serving(Box::new(
+        Rules::new(topology, viewer, services, None).expect("valid rules"),
+    ))
+}
+
+pub(crate) struct Request<S>(pub(crate) Vec<(&'static str, S)>);
+
+impl<S: AsRef<str>> Headers for Request<S> {
+    fn get(&self, name: &str) -> Presented<'_> {
+        let mut found = self.0.iter().filter(|(header, _)| *header == name);
+        match (found.next(), found.next()) {
+            (None, _) => Presented::Absent,
+            (Some((_, value)), None) => Presented::Once(value.as_ref().as_bytes()),
+            (Some(_), Some(_)) => Presented::Repeated,
+        }
+    }
+}
+
+/// `METHOD path`, with more headers.
+pub(crate) fn request(
+    line: &'static str,
+    more: &[(&'static str, &'static str)],
+) -> Request<&'static str> {
+    let (method, path) = line.split_once(' ').expect("METHOD path");
+    let mut headers = vec![
+        (":method", method),
+        (":path", path),
+        (":authority", "shop.example"),
+    ];
+    // What is said again replaces; to repeat a header, name it twice.
+    headers.retain(|(name, _)| more.iter().all(|(other, _)| other != name));
+    headers.extend(more);
+    Request(headers)
+}
+
+/// What becomes of the request: the outcome and its stamps, or the refusal, then the reason.
+pub(crate) fn verdict<S: AsRef<str>>(policy: &Policy, request: &Request<S>) -> String {
+    let decision = decide(policy, &Facts::gather(policy, request));
+    let outcome = match decision.outcome {
+        Outcome::Pass => "pass".to_owned(),
+        Outcome::Refuse(refusal) => format!("{} grpc {}", refusal.status, refusal.grpc_status),
+        Outcome::Route(routed) => {
+            let stamps = routed.stamps().map(|(name, value)| {
+                let name = name.trim_start_matches("x-tidegate-");
+                format!("{name}={value} ")
+            });
+            stamps.collect::<String>().trim_end().to_owned()
+        }
+    };
+    format!("{outcome}: {}", decision.reason.as_str())
+}

@@ -1,0 +1,261 @@
+//! What is sent arrives, and what is not a policy is refused by name.
+
+#[allow(dead_code, reason = "its other users need the rest")]
+#[path = "../../policy/tests/behaviour/any.rs"]
+mod any;
+
+use policy::{
+    Class, ClassRule, Explain, KeySource, Link, Plans, Policy, RegionRule, Route, RouteMatch,
+    Rules, Service, Topology, TraceRule, Weighting, ZoneLoad, ZoneState,
+};
+use proptest::{collection::vec, prelude::*};
+use prost::Message;
+use protos::{VERSION_BITS, decode, encode, wire};
+
+/// A small policy in which every field of the wire form says something.
+fn small() -> Policy {
+    let link = Link {
+        rtt_ms: 1.5,
+        cost: 2.0,
+    };
+    let zones = [
+        ("sh-a", "shanghai"),
+        ("sh-b", "shanghai"),
+        ("bj-c", "beijing"),
+    ];
+    let topology = Topology::new(zones, [("sh-a", "sh-b", link)]).expect("a valid topology");
+    let up = ZoneLoad {
+        state: ZoneState::Up,
+        load1_per_core: 0.0,
+    };
+    let weighting = Weighting::Operator {
+        zone: 80,
+        region: 20,
+    };
+    let route = |matches, class| Route {
+        host: "shop.example".into(),
+        matches,
+        class,
+    };
+    let orders = Service {
+        name: "orders".into(),
+        routes: vec![
+            route(RouteMatch::Prefix("/orders".into()), ClassRule::ByMethod),
+            route(
+                RouteMatch::Prefix("/graphql".into()),
+                ClassRule::Always(Class::Read),
+            ),
+            route(
+                RouteMatch::Grpc("shop.v1.Orders".into()),
+                ClassRule::GrpcReads(vec!["Get".into()]),
+            ),
+        ],
+        region_missing: RegionRule::Local,
+        region_unknown: RegionRule::Reject,
+        trace_missing: TraceRule::Generate,
+        zone_affinity: Some(KeySource::PathSegment(1)),
+        plans: Plans::compute(&topology, weighting, &[up; 3]),
+    };
+    let explain = Explain {
+        header: "x-ask".into(),
+        token: "sesame".into(),
+    };
+    let viewer = topology.zone_named("sh-a").expect("a zone");
+    Policy::Serving(Box::new(
+        Rules::new(topology, viewer, vec![orders], Some(explain)).expect("valid rules"),
+    ))
+}
+
+/// `small()` at generation 7. `TIDEGATE_BLESS=1 cargo test -p tidegate-protos` writes it anew, which is right only together
+/// with a change of the wire form: a proxy whose policy did not change must see the same version after an upgrade.
+const GOLDEN: &str = include_str!("../testdata/policy.hex");
+
+#[test]
+fn the_bytes_of_a_policy_stay_what_they_were() {
+    let (bytes, version) = encode(&small(), 7);
+    let lines = bytes.chunks(48).map(|line| {
+        let digits: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
+        digits + "\n"
+    });
+    let text = lines.collect::<String>();
+    #[allow(clippy::disallowed_methods, reason = "the recipe, not the test")]
+    if std::env::var("TIDEGATE_BLESS").is_ok() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/policy.hex");
+        std::fs::write(path, &text).expect("a writable checkout");
+    }
+    assert_eq!(text, GOLDEN);
+    assert_eq!(decode(&bytes).expect("a policy").version, version);
+}
+
+/// Why `small()` is refused after `spoil` had its way with the message.
+#[track_caller]
+fn check(spoil: impl FnOnce(&mut wire::Rules), expected: &str) {
+    let (bytes, _) = encode(&small(), 0);
+    let mut message = wire::Policy::decode(&bytes[..]).expect("a message");
+    let Some(wire::policy::Mode::Rules(rules)) = &mut message.mode else {
+        panic!("rules");
+    };
+    spoil(rules);
+    let error = decode(&message.encode_to_vec()).expect_err(expected);
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn what_is_no_policy_is_refused_with_the_field() {
+    let error = decode(&[0xff]).expect_err("not protobuf");
+    assert!(
+        error.to_string().starts_with("not a tidegate.v1.Policy: "),
+        "{error}"
+    );
+    let error = decode(&[]).expect_err("no mode");
+    assert_eq!(error.to_string(), "mode: missing");
+
+    check(
+        |rules| rules.services[0].routes[0].r#match = None,
+        "rules.services.routes.match: missing",
+    );
+    check(
+        |rules| rules.services[0].routes[0].class = None,
+        "rules.services.routes.class: missing",
+    );
+    check(
+        |rules| rules.services[0].zone_affinity = Some(wire::KeySource { source: None }),
+        "rules.services.zone_affinity.source: missing",
+    );
+    check(
+        |rules| {
+            let source = Some(wire::key_source::Source::PathSegment(256));
+            rules.services[0].zone_affinity = Some(wire::KeySource { source });
+        },
+        "rules.services.zone_affinity.path_segment: 256 is above 255",
+    );
+    check(
+        |rules| rules.viewer = "mars".into(),
+        "rules.viewer: \"mars\" is none of rules.zones",
+    );
+    check(
+        |rules| rules.links[0].to = 3,
+        "rules.links: there is no zone 3",
+    );
+    check(
+        |rules| rules.zones[1].name = "sh-a".into(),
+        "rules.zones, rules.links: zone \"sh-a\" stands twice",
+    );
+    check(
+        |rules| rules.services[0].routes[0].host = "Shop".into(),
+        "rules.services: service \"orders\": host \"Shop\": use \"*\", a name, or \"*.\" and a domain; lower case, no port",
+    );
+}
+
+#[test]
+fn plans_that_would_lose_or_misplace_requests_are_refused() {
+    let plan = |targets: &[(u32, u32)]| wire::Plan {
+        targets: targets
+            .iter()
+            .map(|(zone, weight)| wire::Target {
+                zone: *zone,
+                weight: *weight,
+            })
+            .collect(),
+    };
+    // Plans 0 and 1 are the reads and writes of zone 0.
+    let with = |at: usize, targets: &[(u32, u32)], expected: &str| {
+        let plan = plan(targets);
+        check(|rules| rules.services[0].plans[at] = plan, expected);
+    };
+    check(
+        |rules| rules.services[0].plans.truncate(5),
+        "rules.services[orders].plans: 5, where 6 are needed: reads and writes of every zone",
+    );
+    with(
+        0,
+        &[(3, 1000)],
+        "rules.services.plans.targets.zone: there is no zone 3",
+    );
+    with(
+        0,
+        &[(0, 999)],
+        "rules.services[orders].plans.targets: weights add up to 999, not 1000",
+    );
+    with(
+        0,
+        &[(0, u32::MAX), (1, 1001)],
+        "rules.services[orders].plans.targets: weights add up to 4294968296, not 1000",
+    );
+    let misplaced = "rules.services[orders].plans.targets: a weight is 0, or a zone stands twice or out of order";
+    with(0, &[(0, 1000), (1, 0)], misplaced);
+    with(0, &[(0, 500), (0, 500)], misplaced);
+    with(0, &[(1, 500), (0, 500)], misplaced);
+    with(
+        1,
+        &[(0, 500), (2, 500)],
+        "rules.services[orders].plans.targets: a write leaves the region of its home",
+    );
+}
+
+#[test]
+fn a_class_from_the_future_is_a_write() {
+    let (bytes, _) = encode(&small(), 0);
+    let mut message = wire::Policy::decode(&bytes[..]).expect("a message");
+    let Some(wire::policy::Mode::Rules(rules)) = &mut message.mode else {
+        panic!("rules");
+    };
+    rules.services[0].routes[1].class = Some(wire::route::Class::Always(9));
+    let Policy::Serving(rules) = decode(&message.encode_to_vec()).expect("a policy").policy else {
+        panic!("rules");
+    };
+    assert_eq!(
+        rules.services()[0].routes[1].class,
+        ClassRule::Always(Class::Write)
+    );
+}
+
+proptest! {
+    #[test]
+    fn what_is_sent_arrives(rules in any::rules(), generation in any::<u64>()) {
+        let policy = Policy::Serving(Box::new(rules));
+        let (bytes, version) = encode(&policy, generation);
+        let edition = decode(&bytes).expect("a policy");
+        prop_assert_eq!(&edition.policy, &policy);
+        prop_assert_eq!((edition.version, edition.generation), (version, generation));
+        prop_assert!(version < 1 << VERSION_BITS);
+        // The replica that decodes what another encoded would send the same.
+        prop_assert_eq!(encode(&edition.policy, generation), (bytes, version));
+    }
+
+    #[test]
+    fn versions_tell_policies_apart(a in any::rules(), b in any::rules()) {
+        let same = a == b;
+        let version = |rules: &Rules, generation| {
+            encode(&Policy::Serving(Box::new(rules.clone())), generation).1
+        };
+        prop_assert_eq!(version(&a, 1) == version(&b, 1), same);
+        prop_assert_ne!(version(&a, 1), version(&a, 2));
+        prop_assert_ne!(version(&a, 1), encode(&Policy::Fallback, 1).1);
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_refused_or_a_policy(bytes in vec(any::<u8>(), 0..200)) {
+        let _ = decode(&bytes);
+    }
+
+    /// Arbitrary bytes seldom come far; a policy with a few bytes changed does.
+    #[test]
+    fn damaged_policies_are_refused_or_a_policy(
+        rules in any::rules(),
+        damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let (mut bytes, _) = encode(&Policy::Serving(Box::new(rules)), 1);
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let _ = decode(&bytes[..cut.index(bytes.len())]);
+        if let Ok(edition) = decode(&bytes) {
+            // Valid by construction: it can be sent on.
+            let (bytes, _) = encode(&edition.policy, edition.generation);
+            prop_assert_eq!(decode(&bytes).expect("a policy").policy, edition.policy);
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The route table does what the policy decides, for any rules and any request.
+
+#[allow(dead_code, reason = "its other users need the rest")]
+#[path = "../../../policy/tests/behaviour/any.rs"]
+mod any;
+mod table;
+
+use std::collections::BTreeSet;
+
+use envoy_types::pb::envoy::config::route::v3::{Route, route::Action};
+use policy::{
+    Class, Decision, Facts, Outcome, Plan, Plans, Policy, Routed, Rules, Tier, ZoneLoad, ZoneState,
+    decide, headers, rules::cluster_name,
+};
+use proptest::prelude::*;
+use xds_server::{
+    config::Config,
+    translate::{needed_clusters, routes},
+};
+
+use table::Request;
+
+/// The table of `sh-a`'s proxies, one line a route: who asks for what, `->`, and where it goes.
+#[track_caller]
+fn check(services: &str, states: &str, expected: &str) {
+    let text = format!(
+        "store: {{embedded: {{path: t.redb}}}}\n\
+         filter: {{path: f.wasm}}\n\
+         zones:\n  - {{name: sh-a, region: shanghai}}\n  - {{name: sh-b, region: shanghai}}\n  - {{name: bj-c, region: beijing}}\n\
+         services: {services}"
+    );
+    let mesh = Config::parse("mesh.yaml", &text)
+        .expect("a good configuration")
+        .mesh;
+    let loads: Vec<ZoneLoad> = states
+        .chars()
+        .map(|letter| ZoneLoad {
+            state: if letter == 'U' {
+                ZoneState::Up
+            } else {
+                ZoneState::Empty
+            },
+            load1_per_core: 0.0,
+        })
+        .collect();
+    let plans = |at: usize| Plans::compute(&mesh.topology, mesh.services[at].weighting, &loads);
+    let viewer = mesh.topology.zone_named("sh-a").expect("a zone");
+    let Policy::Serving(rules) = mesh.policy(viewer, plans) else {
+        panic!("a serving policy");
+    };
+    let table = table::read(&routes(&rules));
+    let lines = table.virtual_hosts.iter().flat_map(|host| {
+        let line = |route| format!("{}{}", host.name, line(route));
+        host.routes.iter().map(line)
+    });
+    assert_eq!(lines.collect::<Vec<_>>().join("\n"), expected.trim());
+}
+
+fn line(route: &Route) -> String {
+    let nothing = Request::new(vec![]);
+    let to = match &route.action {
+        Some(Action::DirectResponse(answer)) => answer.status.to_string(),
+        _ => table::targets(route, &nothing)
+            .into_iter()
+            .map(|(cluster, weight)| match cluster.as_str() {
+                "" => "as stamped".to_owned(),
+                _ => format!("{cluster} {weight}"),
+            })
+            .collect::<Vec<_>>()
+            .join(" "),
+    };
+    let off = if table::filter_is_off(route) {
+        " (no filter)"
+    } else {
+        ""
+    };
+    let conditions: String = table::conditions(route)
+        .iter()
+        .map(|condition| format!(" {}", condition.replace("x-tidegate-", "")))
+        .collect();
+    format!("{}{conditions} -> {to}{off}", table::path(route))
+}
+
+#[test]
+fn a_table_reads_like_this() {
+    check(
+        "[{name: orders, routes: [{prefix: /orders}], weights: {zone: 80, region: 20}}]",
+        "UUU",
+        "
+*/orders :method=GET !x-region-id -> orders/sh-a 800 orders/sh-b 200 (no filter)
+*/orders :method=GET x-region-id=sh-a -> orders/sh-a 800 orders/sh-b 200 (no filter)
+*/orders class=write home=sh-a -> orders/sh-a 800 orders/sh-b 200
+*/orders class=write home=sh-b -> orders/sh-a 200 orders/sh-b 800
+*/orders class=write home=bj-c -> orders/bj-c 1000
+*/orders class=write home -> 503
+*/orders home=sh-a -> orders/sh-a 800 orders/sh-b 200
+*/orders home=sh-b -> orders/sh-a 200 orders/sh-b 800
+*/orders home=bj-c -> orders/bj-c 1000
+*/orders home -> orders/sh-a 1000
+*/orders class=write -> orders/sh-a 800 orders/sh-b 200
+*/orders class=read -> orders/sh-a 800 orders/sh-b 200
+*/orders -> 503
+",
+    );
+    // With affinity the filter has to look at every request; with its region gone a zone reads elsewhere and refuses writes.
+    check(
+        "[{name: s, routes: [{host: h, grpc: a.B}], affinity: {cookie: user}}]",
+        "EEU",
+        "
+hgrpc /a.B/ to tier=zone -> as stamped
+hgrpc /a.B/ to tier=region -> as stamped
+hgrpc /a.B/ to tier=remote -> as stamped
+hgrpc /a.B/ class=write home=sh-a -> 503
+hgrpc /a.B/ class=write home=sh-b -> 503
+hgrpc /a.B/ class=write home=bj-c -> s/bj-c 1000
+hgrpc /a.B/ class=write home -> 503
+hgrpc /a.B/ home=sh-a -> s/bj-c 1000
+hgrpc /a.B/ home=sh-b -> s/bj-c 1000
+hgrpc /a.B/ home=bj-c -> s/bj-c 1000
+hgrpc /a.B/ home -> s/sh-a 1000
+hgrpc /a.B/ class=write -> 503
+hgrpc /a.B/ class=read -> s/bj-c 1000
+hgrpc /a.B/ -> 503
+",
+    );
+}
+
+/// Where the decision wants the request, with shares.
+fn wanted(rules: &Rules, facts: &Facts, routed: &Routed) -> Vec<(String, u32)> {
+    if let Some(pin) = routed.pin {
+        return vec![(pin.to_owned(), 1000)];
+    }
+    let topology = rules.topology();
+    let home = routed.home.and_then(|name| topology.zone_named(name));
+    let id = facts.service.expect("a service");
+    let service = rules.service(id).expect("a service");
+    let plan = service
+        .plans
+        .get(home.unwrap_or(rules.viewer()), routed.class);
+    let cluster = |zone| cluster_name(&service.name, topology.zone_name(zone));
+    let targets = plan.targets().iter();
+    targets
+        .map(|target| (cluster(target.zone), target.weight))
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn requests_go_where_the_decision_sends_them(
+        rules in any::rules(),
+        headers in any::request(),
+    ) {
+        let table = table::read(&routes(&rules));
+        let viewer = rules.topology().zone_name(rules.viewer()).to_owned();
+        let policy = Policy::Serving(Box::new(rules));
+        let Policy::Serving(rules) = &policy else {
+            unreachable!("a serving policy");
+        };
+        let mut request = Request::new(headers);
+        let facts = Facts::gather(&policy, &request);
+        let Decision { outcome, reason } = decide(&policy, &facts);
+
+        // The first pass, before any filter.
+        let first = table::find(&table, &request);
+        prop_assert_eq!(first.is_none(), outcome == Outcome::Pass);
+        let Some(first) = first else {
+            return Ok(());
+        };
+        let off = table::filter_is_off(first);
+        if !off {
+            // Nobody has decided, so whatever does not pass the filter is refused.
+            prop_assert!(matches!(first.action, Some(Action::DirectResponse(_))));
+        }
+        let Outcome::Route(routed) = outcome else {
+            prop_assert!(!off, "the filter would have refused: {reason:?}");
+            return Ok(());
+        };
+        if !off {
+            for (name, value) in routed.stamps() {
+                request.set(name, value);
+            }
+        }
+        let route = table::find(&table, &request).expect("a route");
+        prop_assert_eq!(table::targets(route, &request), wanted(rules, &facts, &routed));
+        // What upstreams and the access log see.
+        let sent = table::forwarded(route, &request);
+        let stamps = [headers::CLASS, headers::HOME, headers::TIER, headers::DECISION];
+        let expected = [
+            routed.class.as_str(),
+            routed.home.unwrap_or(&viewer),
+            routed.tier.map_or("none", Tier::as_str),
+            reason.as_str(),
+        ];
+        prop_assert_eq!(stamps.map(|name| sent.value(name)), expected.map(|v| Some(v.to_owned())));
+    }
+
+    #[test]
+    fn a_home_that_the_table_does_not_know_yet_is_read_locally_and_not_written(
+        rules in any::rules(),
+        headers in any::request(),
+    ) {
+        let table = table::read(&routes(&rules));
+        let local = format!("/{}", rules.topology().zone_name(rules.viewer()));
+        let mut request = Request::new(headers);
+        request.set(headers::HOME, "of-tomorrow");
+        request.set(headers::CLASS, "write");
+        // Plain reads are for requests that no filter has seen.
+        request.set("x-region-id", "of-tomorrow");
+        if let Some(route) = table::find(&table, &request) {
+            prop_assert!(matches!(route.action, Some(Action::DirectResponse(_))));
+            request.set(headers::CLASS, "read");
+            let route = table::find(&table, &request).expect("a route");
+            let [(cluster, 1000)] = &table::targets(route, &request)[..] else {
+                return Err(TestCaseError::fail("not one cluster"));
+            };
+            prop_assert!(cluster.ends_with(&local), "{cluster} is not local");
+            let sent = table::forwarded(route, &request);
+            prop_assert_eq!(sent.value(headers::ALT_ROUTE), Some(cluster.clone()));
+        }
+    }
+
+    #[test]
+    fn every_cluster_is_warmed_and_every_group_ends_refusing(rules in any::rules()) {
+        let resource = routes(&rules);
+        prop_assert_eq!(&resource, &routes(&rules), "the same rules give the same bytes");
+
+        let needed = needed_clusters(&rules);
+        let needed: BTreeSet<&str> = needed.iter().map(|name| &**name).collect();
+        let topology = rules.topology();
+        let table = table::read(&resource);
+        prop_assert_eq!(table.virtual_hosts.len(), rules.hosts().count());
+        for (virtual_host, (host, expected)) in table.virtual_hosts.iter().zip(rules.hosts()) {
+            prop_assert_eq!(&virtual_host.name, host);
+            let groups: Vec<&[Route]> = virtual_host
+                .routes
+                .chunk_by(|a, b| table::path(a) == table::path(b))
+                .collect();
+            let expected: Vec<_> = expected.collect();
+            prop_assert_eq!(groups.len(), expected.len());
+            for (group, (_, service, route)) in groups.into_iter().zip(expected) {
+                let last = group.last().expect("a route");
+                prop_assert!(table::conditions(last).is_empty());
+                prop_assert!(matches!(last.action, Some(Action::DirectResponse(_))));
+
+                let off = group.iter().filter(|route| table::filter_is_off(route)).count();
+                let plain = rules.plain_reads(service, route);
+                prop_assert_eq!(off, plain.map_or(0, |plain| 1 + usize::from(plain.without_region)));
+
+                for route in group {
+                    let conditions = table::conditions(route);
+                    let targets = table::targets(route, &Request::new(vec![]));
+                    // An empty name is a header's.
+                    let named: Vec<_> = targets.iter().filter(|(name, _)| !name.is_empty()).collect();
+                    prop_assert!(named.iter().all(|(name, _)| needed.contains(name.as_str())));
+                    let sum: u32 = targets.iter().map(|(_, weight)| weight).sum();
+                    prop_assert!(targets.is_empty() || sum == 1000, "{conditions:?}: {sum}");
+
+                    if conditions.contains(&format!("{}=write", headers::CLASS)) {
+                        let home = conditions.iter().find_map(|c| c.strip_prefix("x-tidegate-home="));
+                        let home = home.and_then(|name| topology.zone_named(name));
+                        let home = home.unwrap_or(rules.viewer());
+                        for (cluster, _) in named {
+                            let (_, zone) = cluster.split_once('/').expect("service/zone");
+                            let zone = topology.zone_named(zone).expect("a zone");
+                            prop_assert_ne!(topology.tier(home, zone), Tier::Remote);
+                        }
+                    }
+                }
+            }
+        }
+        // What the filter may name by itself is warm too.
+        for service in rules.services() {
+            for home in topology.zones() {
+                for class in Class::ALL {
+                    if let Plan::Open { targets, .. } = service.plans.get(home, class) {
+                        for target in targets {
+                            let name = cluster_name(&service.name, topology.zone_name(target.zone));
+                            prop_assert!(needed.contains(name.as_str()));
+                        }
+                    }
+                }
+            }
+            let own = cluster_name(&service.name, topology.zone_name(rules.viewer()));
+            prop_assert!(needed.contains(own.as_str()));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! A route table as Envoy reads it: enough of its matching to say where a request goes.
+
+use std::collections::BTreeMap;
+
+use envoy_types::pb::envoy::{
+    config::{
+        core::v3::HeaderValueOption,
+        route::v3::{
+            FilterConfig, HeaderMatcher, Route, RouteConfiguration,
+            header_matcher::HeaderMatchSpecifier, route::Action, route_action::ClusterSpecifier,
+            route_match::PathSpecifier,
+        },
+    },
+    r#type::matcher::v3::string_matcher::MatchPattern,
+};
+use policy::{Headers, Presented};
+use prost::Message;
+use xds_server::resource::Resource;
+
+/// The headers of a request; copies of one header stand joined by commas, as Envoy's matchers see them.
+#[derive(Clone, Debug)]
+pub(crate) struct Request(BTreeMap<String, Vec<String>>);
+
+impl Request {
+    pub(crate) fn new(headers: Vec<(&str, String)>) -> Request {
+        let mut request = Request(BTreeMap::new());
+        for (name, value) in headers {
+            request.0.entry(name.to_owned()).or_default().push(value);
+        }
+        request
+    }
+
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.0.insert(name.to_owned(), vec![value.to_owned()]);
+    }
+
+    pub(crate) fn value(&self, name: &str) -> Option<String> {
+        self.0.get(name).map(|values| values.join(","))
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.value(name).unwrap_or_default()
+    }
+
+    fn is_grpc(&self) -> bool {
+        let rest = self.text("content-type");
+        let rest = rest.strip_prefix("application/grpc");
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
+    }
+}
+
+impl Headers for Request {
+    fn get(&self, name: &str) -> Presented<'_> {
+        match self.0.get(name).map(Vec::as_slice) {
+            None | Some([]) => Presented::Absent,
+            Some([value]) => Presented::Once(value.as_bytes()),
+            Some(_) => Presented::Repeated,
+        }
+    }
+}
+
+pub(crate) fn read(resource: &Resource) -> RouteConfiguration {
+    RouteConfiguration::decode(&resource.body.value[..]).expect("a route table")
+}
+
+/// The first route that takes the request, in the most specific virtual host.
+pub(crate) fn find<'t>(table: &'t RouteConfiguration, request: &Request) -> Option<&'t Route> {
+    assert!(table.ignore_port_in_host_matching);
+    let authority = request.text(":authority").to_ascii_lowercase();
+    let host = match authority.rfind(':') {
+        Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
+        _ => &authority,
+    };
+    let rank = |domain: &str| match domain.strip_prefix('*') {
+        None => (domain == host).then_some(usize::MAX),
+        Some("") => Some(0),
+        Some(suffix) => {
+            (host.len() > suffix.len() && host.ends_with(suffix)).then_some(suffix.len())
+        }
+    };
+    let hosts = table.virtual_hosts.iter();
+    let (_, host) = hosts
+        .filter_map(|host| Some((rank(&host.domains[0])?, host)))
+        .max_by_key(|(rank, _)| *rank)?;
+    host.routes.iter().find(|route| takes(route, request))
+}
+
+fn takes(route: &Route, request: &Request) -> bool {
+    let matches = route.r#match.as_ref().expect("a match");
+    let path = request.text(":path");
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let path_ok = match matches.path_specifier.as_ref().expect("a path") {
+        PathSpecifier::Prefix(prefix) => path.starts_with(prefix),
+        PathSpecifier::PathSeparatedPrefix(prefix) => path
+            .strip_prefix(prefix.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        other => panic!("not used: {other:?}"),
+    };
+    path_ok
+        && (matches.grpc.is_none() || request.is_grpc())
+        && matches
+            .headers
+            .iter()
+            .all(|matcher| agrees(matcher, request))
+}
+
+fn agrees(matcher: &HeaderMatcher, request: &Request) -> bool {
+    let value = request.value(&matcher.name);
+    let agrees = match exact(matcher) {
+        Some(expected) => value.as_deref() == Some(expected),
+        None => value.is_some(),
+    };
+    agrees != matcher.invert_match
+}
+
+/// The value that a matcher asks for; none where presence is enough.
+fn exact(matcher: &HeaderMatcher) -> Option<&str> {
+    match matcher.header_match_specifier.as_ref().expect("a matcher") {
+        HeaderMatchSpecifier::PresentMatch(true) => None,
+        HeaderMatchSpecifier::StringMatch(text) => match text.match_pattern.as_ref() {
+            Some(MatchPattern::Exact(value)) => Some(value),
+            other => panic!("not used: {other:?}"),
+        },
+        other => panic!("not used: {other:?}"),
+    }
+}
+
+/// Where a route sends the request, with shares of a thousand; nowhere where it answers itself.
+pub(crate) fn targets(route: &Route, request: &Request) -> Vec<(String, u32)> {
+    let Some(Action::Route(action)) = &route.action else {
+        return Vec::new();
+    };
+    match action.cluster_specifier.as_ref().expect("a cluster") {
+        ClusterSpecifier::Cluster(name) => vec![(name.clone(), 1000)],
+        ClusterSpecifier::ClusterHeader(header) => vec![(request.text(header), 1000)],
+        ClusterSpecifier::WeightedClusters(weighted) => {
+            let shares = weighted.clusters.iter();
+            shares
+                .map(|share| (share.name.clone(), share.weight.map_or(0, |w| w.value)))
+                .collect()
+        }
+        other => panic!("not used: {other:?}"),
+    }
+}
+
+/// The request as an upstream of this route sees it.
+pub(crate) fn forwarded(route: &Route, request: &Request) -> Request {
+    let mut request = request.clone();
+    for HeaderValueOption {
+        header,
+        append_action,
+        ..
+    } in &route.request_headers_to_add
+    {
+        let header = header.as_ref().expect("a header");
+        // 1 is ADD_IF_ABSENT, 2 OVERWRITE_IF_EXISTS_OR_ADD.
+        if *append_action == 2 || request.value(&header.key).is_none() {
+            request.set(&header.key, &header.value);
+        }
+    }
+    request
+}
+
+pub(crate) fn filter_is_off(route: &Route) -> bool {
+    route.typed_per_filter_config.values().any(|any| {
+        let config = FilterConfig::decode(&any.value[..]).expect("a FilterConfig");
+        config.disabled
+    })
+}
+
+/// What a route asks of a request besides its host.
+pub(crate) fn conditions(route: &Route) -> Vec<String> {
+    let matches = route.r#match.as_ref().expect("a match");
+    matches
+        .headers
+        .iter()
+        .map(|matcher| match (exact(matcher), matcher.invert_match) {
+            (Some(value), false) => format!("{}={value}", matcher.name),
+            (None, false) => matcher.name.clone(),
+            (None, true) => format!("!{}", matcher.name),
+            (Some(value), true) => format!("{}!={value}", matcher.name),
+        })
+        .collect()
+}
+
+/// The path that a route is for, with `grpc` before it where it takes nothing else.
+pub(crate) fn path(route: &Route) -> String {
+    let matches = route.r#match.as_ref().expect("a match");
+    let grpc = if matches.grpc.is_some() { "grpc " } else { "" };
+    match matches.path_specifier.as_ref().expect("a path") {
+        PathSpecifier::Prefix(path) | PathSpecifier::PathSeparatedPrefix(path) => {
+            format!("{grpc}{path}")
+        }
+        other => panic!("not used: {other:?}"),
+    }
+}
