@@ -1,0 +1,83 @@
+//! Figures, and the little statistics that they take.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+/// One figure, as `--json` writes it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figure {
+    name: String,
+    value: f64,
+    unit: &'static str,
+    /// How many measurements it comes from.
+    samples: usize,
+}
+
+impl Figure {
+    /// A share of the samples from the smallest on: 0.5 is the median.
+    pub(crate) fn quantile(
+        name: impl Into<String>,
+        unit: &'static str,
+        samples: &[f64],
+        share: f64,
+    ) -> Figure {
+        Figure {
+            name: name.into(),
+            value: quantile(samples, share),
+            unit,
+            samples: samples.len(),
+        }
+    }
+}
+
+/// The smallest sample that at least this share of all samples does not exceed (nearest rank); NaN of none.
+pub(crate) fn quantile(samples: &[f64], share: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    let found = sorted.get(rank.saturating_sub(1));
+    found.copied().unwrap_or(f64::NAN)
+}
+
+pub(crate) fn median(samples: &[f64]) -> f64 {
+    quantile(samples, 0.5)
+}
+
+/// `median (smallest .. largest)`, to a number of decimals.
+pub(crate) fn spread(samples: &[f64], decimals: usize) -> String {
+    format!(
+        "{:.decimals$} ({:.decimals$} .. {:.decimals$})",
+        median(samples),
+        quantile(samples, 0.0),
+        quantile(samples, 1.0)
+    )
+}
+
+/// The load average of the last minute, which other programs are part of.
+pub(crate) fn machine_load() -> Result<String> {
+    let text = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
+    let minute = text.split_whitespace().next();
+    Ok(minute.unwrap_or_default().to_owned())
+}
+
+pub(crate) fn write(file: &Path, figures: &[Figure]) -> Result<()> {
+    let text = serde_json::to_string_pretty(figures)? + "\n";
+    fs::write(file, text).with_context(|| file.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_samples() {
+        let samples = [4.0, 1.0, 3.0, 2.0];
+        assert_eq!(quantile(&samples, 0.0), 1.0);
+        assert_eq!(median(&samples), 2.0);
+        assert_eq!(quantile(&samples, 0.99), 4.0);
+        assert!(median(&[]).is_nan());
+    }
+}

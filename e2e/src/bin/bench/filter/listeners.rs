@@ -1,0 +1,272 @@
+//! One Envoy with a listener for every variant, all made from what the control plane pushed.
+//!
+//! *Ours* is the pushed listener with the pushed routes and the pushed filter, found through ECDS as ever; only the way they
+//! come is another (files instead of ADS), and where a request goes: the routes answer directly with the name of their
+//! cluster, or the clusters all lead to one upstream. The other variants take away from that or put something else in.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use e2e::bootstrap::Bootstrap;
+use e2e::paths;
+use serde_json::{Value, json};
+
+use super::pushed::{Pushed, VIEWER};
+
+const MANAGER: &str = "/filter_chains/0/filters/0/typed_config";
+const FILTER: &str = "tidegate";
+const STAMP_HOME: &str = "x-tidegate-home";
+const STAMP_CLASS: &str = "x-tidegate-class";
+
+/// What stands between the client and the route table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Chain {
+    /// Nothing: the routes match what the client sent, and add nothing.
+    None,
+    /// As `None`, and Envoy removes internal headers.
+    Strip,
+    /// As `Strip`, and the routes add the headers that ours add.
+    Headers,
+    /// As `None`, and a wasm filter that does nothing.
+    Noop,
+    /// As `Ours`, with a Lua filter in the place of ours.
+    Lua,
+    /// As pushed.
+    Ours,
+}
+
+impl Chain {
+    pub(super) const ALL: [Chain; 6] = [
+        Chain::None,
+        Chain::Strip,
+        Chain::Headers,
+        Chain::Noop,
+        Chain::Lua,
+        Chain::Ours,
+    ];
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Chain::None => "none",
+            Chain::Strip => "strip",
+            Chain::Headers => "headers",
+            Chain::Noop => "noop",
+            Chain::Lua => "lua",
+            Chain::Ours => "ours",
+        }
+    }
+
+    fn has_stamps(self) -> bool {
+        matches!(self, Chain::Lua | Chain::Ours)
+    }
+}
+
+/// Where requests end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// In Envoy, so that nothing else costs.
+    Direct,
+    /// At an upstream.
+    Proxied,
+}
+
+pub(super) fn listener_name(chain: Chain, end: End) -> String {
+    let end = match end {
+        End::Direct => "direct",
+        End::Proxied => "proxied",
+    };
+    format!("{}-{end}", chain.as_str())
+}
+
+/// The bootstrap of the Envoy that is measured; its files go to `directory`.
+pub(super) fn measured(
+    directory: &Path,
+    pushed: &Pushed,
+    upstream: SocketAddr,
+) -> Result<Bootstrap> {
+    let ecds = directory.join("ecds.json");
+    let resources = json!({ "version_info": "1", "resources": [pushed.filter] });
+    fs::write(&ecds, resources.to_string()).with_context(|| ecds.display().to_string())?;
+    let mut listeners = vec![];
+    for chain in Chain::ALL {
+        for end in [End::Direct, End::Proxied] {
+            listeners.push(listener(pushed, chain, end, &ecds)?);
+        }
+    }
+    let clusters = pushed.clusters.iter();
+    let clusters = clusters.map(|cluster| leading_to(cluster, upstream));
+    bootstrap("measured", listeners, clusters.collect::<Result<_>>()?)
+}
+
+/// An Envoy that answers everything: the cheapest upstream at hand.
+pub(super) fn upstream(pushed: &Pushed) -> Result<Bootstrap> {
+    let mut listener = pushed.listener.clone();
+    let manager = listener.pointer_mut(MANAGER).context("no manager")?;
+    let routes = json!([answering(json!({ "prefix": "/" }), "upstream")]);
+    let table = json!({
+        "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes }],
+    });
+    set_routes(manager, table)?;
+    remove(manager, "early_header_mutation_extensions")?;
+    filters(manager)?.retain(|filter| filter["name"] != FILTER);
+    bootstrap("upstream", vec![listener], vec![])
+}
+
+fn bootstrap(id: &str, listeners: Vec<Value>, clusters: Vec<Value>) -> Result<Bootstrap> {
+    let resources = json!({ "listeners": listeners, "clusters": clusters });
+    Bootstrap::read("gateway.yaml")?
+        .node(id, e2e::config::region_of(VIEWER), VIEWER)?
+        .with("/dynamic_resources", json!({}))?
+        .with("/static_resources", resources)
+}
+
+fn listener(pushed: &Pushed, chain: Chain, end: End, ecds: &Path) -> Result<Value> {
+    let mut listener = pushed.listener.clone();
+    listener["name"] = json!(listener_name(chain, end));
+    let manager = listener.pointer_mut(MANAGER).context("no manager")?;
+    set_routes(manager, routes(&pushed.routes, chain, end)?)?;
+    if matches!(chain, Chain::None | Chain::Noop) {
+        remove(manager, "early_header_mutation_extensions")?;
+    }
+    let filters = filters(manager)?;
+    let at = filters.iter().position(|filter| filter["name"] == FILTER);
+    let at = at.context("the listener has no filter of ours")?;
+    match chain {
+        Chain::None | Chain::Strip | Chain::Headers => drop(filters.remove(at)),
+        Chain::Noop => filters[at] = noop(&pushed.filter)?,
+        Chain::Lua => filters[at] = lua(),
+        Chain::Ours => {
+            // Without the timeout of one second: at the start of many listeners a busy machine takes longer.
+            filters[at]["config_discovery"]["config_source"] = json!({
+                "path_config_source": { "path": ecds },
+                "resource_api_version": "V3",
+            });
+        }
+    }
+    Ok(listener)
+}
+
+/// The plugin as ours is configured, with other code.
+fn noop(ours: &Value) -> Result<Value> {
+    let file = paths::filter()?.with_file_name("noop_filter.wasm");
+    ensure!(
+        file.exists(),
+        "{} does not exist: run this through `cargo xtask bench`",
+        file.display()
+    );
+    let mut config = ours["typed_config"].clone();
+    let plugin = config["config"].as_object_mut().context("no plugin")?;
+    plugin.remove("configuration");
+    plugin["name"] = json!("noop");
+    plugin["root_id"] = json!("noop");
+    plugin["vm_config"]["vm_id"] = json!("noop");
+    plugin["vm_config"]["code"]["local"]["filename"] = json!(file);
+    Ok(json!({ "name": "noop", "typed_config": config }))
+}
+
+fn lua() -> Value {
+    json!({
+        "name": FILTER,
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua",
+            "default_source_code": { "inline_string": include_str!("equivalent.lua") },
+        },
+    })
+}
+
+/// The pushed table, or the one that somebody without Tidegate would have.
+fn routes(pushed: &Value, chain: Chain, end: End) -> Result<Value> {
+    let mut table = pushed.clone();
+    let hosts = table["virtual_hosts"].as_array_mut();
+    let host = hosts
+        .and_then(|hosts| hosts.first_mut())
+        .context("no host")?;
+    let routes = host["routes"].as_array_mut().context("no routes")?;
+    if !chain.has_stamps() {
+        routes.retain_mut(without_stamps);
+    }
+    for route in routes.iter_mut() {
+        let route = route.as_object_mut().context("not a route")?;
+        if !chain.has_stamps() && chain != Chain::Headers {
+            route.remove("request_headers_to_add");
+        }
+        if end == End::Direct
+            && let Some(action) = route.remove("route")
+        {
+            let to = action["cluster"].as_str().unwrap_or("one of several");
+            route.insert("direct_response".to_owned(), answer(to));
+        }
+    }
+    // For requests that belong to no service.
+    routes.push(answering(json!({ "prefix": "/" }), "elsewhere"));
+    Ok(table)
+}
+
+/// Makes a route match what the client sent instead of what the filter made of it; false where that makes no sense.
+fn without_stamps(route: &mut Value) -> bool {
+    let Some(route) = route.as_object_mut() else {
+        return false;
+    };
+    route.remove("typed_per_filter_config");
+    if !route.contains_key("route") {
+        return false;
+    }
+    let matchers = route["match"]["headers"].as_array_mut();
+    matchers.into_iter().flatten().all(|matcher| {
+        let exact = &matcher["string_match"]["exact"];
+        let fresh = match matcher["name"].as_str().unwrap_or_default() {
+            ":method" | "x-region-id" => return true,
+            STAMP_HOME if exact.is_string() => {
+                json!({ "name": "x-region-id", "string_match": { "exact": exact } })
+            }
+            STAMP_CLASS => {
+                let method = if exact == "read" { "GET" } else { "POST" };
+                json!({ "name": ":method", "string_match": { "exact": method } })
+            }
+            _ => return false,
+        };
+        *matcher = fresh;
+        true
+    })
+}
+
+fn answering(matching: Value, body: &str) -> Value {
+    json!({ "match": matching, "direct_response": answer(body) })
+}
+
+fn answer(body: &str) -> Value {
+    json!({ "status": 200, "body": { "inline_string": body } })
+}
+
+fn leading_to(cluster: &Value, upstream: SocketAddr) -> Result<Value> {
+    let mut cluster = cluster.clone();
+    remove(&mut cluster, "eds_cluster_config")?;
+    let address = json!({ "address": upstream.ip(), "port_value": upstream.port() });
+    let endpoint = json!({ "endpoint": { "address": { "socket_address": address } } });
+    cluster["type"] = json!("STATIC");
+    cluster["load_assignment"] = json!({
+        "cluster_name": cluster["name"],
+        "endpoints": [{ "lb_endpoints": [endpoint] }],
+    });
+    Ok(cluster)
+}
+
+fn set_routes(manager: &mut Value, table: Value) -> Result<()> {
+    remove(manager, "rds")?;
+    manager["route_config"] = table;
+    Ok(())
+}
+
+fn filters(manager: &mut Value) -> Result<&mut Vec<Value>> {
+    manager["http_filters"].as_array_mut().context("no filters")
+}
+
+/// Something that is not there would mean that the benchmark no longer measures what it says.
+fn remove(from: &mut Value, field: &str) -> Result<()> {
+    let removed = from.as_object_mut().and_then(|all| all.remove(field));
+    removed
+        .map(drop)
+        .with_context(|| format!("there is no {field}"))
+}

@@ -1,0 +1,131 @@
+//! What a real control plane pushes to a real Envoy, read back from that Envoy.
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::config::{Config, StoreConfig, ZONES};
+use e2e::control_plane::ControlPlane;
+use e2e::envoy::{Envoy, Options};
+use e2e::paths;
+use e2e::registry::{Instance, InstanceName};
+use e2e::wait::{PATIENCE, eventually};
+use e2e::workdir::Workdir;
+use serde_json::{Value, json};
+
+/// The zone whose gateway is measured.
+pub(super) const VIEWER: &str = "shanghai-a";
+pub(super) const SERVICE: &str = "orders";
+
+/// The resources of one gateway, as Envoy's JSON.
+pub(super) struct Pushed {
+    pub(super) listener: Value,
+    pub(super) routes: Value,
+    /// The filter, as ECDS has it.
+    pub(super) filter: Value,
+    pub(super) clusters: Vec<Value>,
+}
+
+impl Pushed {
+    /// Runs a control plane and an Envoy for as long as that takes.
+    pub(super) async fn get() -> Result<Pushed> {
+        let workdir = Workdir::temporary()?;
+        let service = json!({ "name": SERVICE, "routes": [{ "prefix": "/orders" }] });
+        let config = Config::new(StoreConfig::Embedded, vec![service]);
+        let control_plane = ControlPlane::start(workdir.path(), config.clone()).await?;
+        for (zone, _) in ZONES {
+            let name = InstanceName::new(SERVICE, zone, "one");
+            // Nobody sends anything there, but without instances there would be no routes to them.
+            let instance = Instance::at(([127, 0, 0, 1], 9).into());
+            let reply = control_plane.registry().put(&name, &instance, None).await?;
+            ensure!(reply.status.is_success(), "{}", reply.text());
+        }
+        let region = e2e::config::region_of(VIEWER);
+        let options = Options::gateway(region, VIEWER);
+        let envoy = Envoy::start(workdir.path(), &options, control_plane.xds()).await?;
+        control_plane.misconfigure(&without_extras(&config)?)?;
+        let pushed = eventually(PATIENCE, "the configuration to arrive", async || {
+            let dump = envoy.admin().config_dump().await?;
+            let pushed = Pushed::read(&dump)?;
+            ensure!(
+                !pushed.listener.to_string().contains("access_log"),
+                "an access log"
+            );
+            ensure!(
+                !pushed.routes.to_string().contains("explain"),
+                "explanations"
+            );
+            for (zone, _) in ZONES {
+                let cluster = format!("{SERVICE}/{zone}");
+                ensure!(
+                    pushed.routes.to_string().contains(&cluster),
+                    "no route to {cluster}"
+                );
+            }
+            Ok(pushed)
+        });
+        envoy.process().unless_it_ends(pushed).await
+    }
+
+    fn read(dump: &Value) -> Result<Pushed> {
+        let clusters = section(dump, "ClustersConfigDump", "dynamic_active_clusters")?;
+        Ok(Pushed {
+            listener: untyped(only(
+                dump,
+                "ListenersConfigDump",
+                "dynamic_listeners",
+                "/active_state/listener",
+            )?),
+            routes: untyped(only(
+                dump,
+                "RoutesConfigDump",
+                "dynamic_route_configs",
+                "/route_config",
+            )?),
+            filter: only(dump, "EcdsConfigDump", "ecds_filters", "/ecds_filter")?,
+            clusters: clusters
+                .iter()
+                .map(|entry| untyped(entry["cluster"].clone()))
+                .collect(),
+        })
+    }
+}
+
+/// The configuration with what is the same with and without a filter left out: access log and explanations.
+fn without_extras(config: &Config) -> Result<String> {
+    let mut text: Value = serde_json::from_str(&config.text(&paths::filter()?))?;
+    let all = text.as_object_mut().context("not an object")?;
+    all.remove("explain");
+    for role in ["gateway", "sidecar"] {
+        all["listeners"][role]["access_log"] = json!("");
+    }
+    Ok(text.to_string())
+}
+
+fn only(dump: &Value, kind: &str, field: &str, pointer: &str) -> Result<Value> {
+    match section(dump, kind, field)? {
+        [entry] => entry
+            .pointer(pointer)
+            .cloned()
+            .with_context(|| format!("{field} has no {pointer}")),
+        several => bail!("{} of {field}", several.len()),
+    }
+}
+
+/// As it stands in a bootstrap, where the place says the type.
+fn untyped(mut resource: Value) -> Value {
+    if let Some(fields) = resource.as_object_mut() {
+        fields.remove("@type");
+    }
+    resource
+}
+
+fn section<'d>(dump: &'d Value, kind: &str, field: &str) -> Result<&'d [Value]> {
+    let configs = dump["configs"].as_array().context("no configs")?;
+    let section = configs.iter().find(|config| {
+        config["@type"]
+            .as_str()
+            .is_some_and(|name| name.ends_with(&format!(".{kind}")))
+    });
+    section
+        .and_then(|section| section[field].as_array())
+        .map(Vec::as_slice)
+        .with_context(|| format!("no {kind}.{field}"))
+}

@@ -1,0 +1,93 @@
+//! What Tidegate costs, and how fast it is, with a real Envoy and a real etcd. Prints figures, asserts none.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a program of the harness: the clock is what it is about"
+)]
+
+mod figures;
+mod filter;
+mod propagation;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use figures::Figure;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Measures on this machine; what else runs on it is measured as well.
+#[derive(Parser)]
+#[command(name = "bench")]
+struct Arguments {
+    /// The benchmark to run; all of them if none is named
+    #[arg(value_enum)]
+    name: Option<Name>,
+    /// Write the figures to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How many changes `propagation` makes
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    changes: u32,
+    /// How often `filter` measures every variant
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// From a put in etcd to the first request that behaves differently
+    Propagation,
+    /// What the filter costs a request
+    Filter,
+}
+
+/// As a shell reports a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Whatever ends first: leaving the other behind drops it, and with it every child and file.
+    let ended = tokio::select! {
+        done = run(&arguments) => done.map(|()| ExitCode::SUCCESS),
+        interrupted = interrupted() => interrupted.map(|()| ExitCode::from(INTERRUPTED)),
+    };
+    ended.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn run(arguments: &Arguments) -> Result<()> {
+    let wanted = |name| arguments.name.is_none_or(|only| only == name);
+    println!(
+        "{} cores, load {}: figures of another machine differ, and a busy one blurs them",
+        available_parallelism()?,
+        figures::machine_load()?
+    );
+    let mut all: Vec<Figure> = Vec::new();
+    if wanted(Name::Propagation) {
+        all.extend(propagation::run(arguments.changes).await?);
+    }
+    if wanted(Name::Filter) {
+        all.extend(filter::run(arguments.rounds).await?);
+    }
+    match &arguments.json {
+        Some(file) => figures::write(file, &all),
+        None => Ok(()),
+    }
+}
+
+/// Ready on Ctrl-C and on SIGTERM.
+async fn interrupted() -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}

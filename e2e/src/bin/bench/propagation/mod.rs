@@ -1,0 +1,239 @@
+//! From a put in etcd to the first request that is answered as the change wants it.
+//!
+//! One thread asks the gateway again and again over one connection, and upstreams say who they are. The clock runs from
+//! just before the put is sent to the first answer of the upstream that should answer now. Two bystanders show where the
+//! time goes: a watch on etcd, and an xDS stream that subscribes to the same endpoints as Envoy.
+
+mod bystanders;
+mod probe;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::client::Request;
+use e2e::envoy::Options;
+use e2e::mesh::{Builder, Mesh, Store};
+use e2e::registry::{Health, Instance, InstanceName};
+use e2e::upstream::Server;
+use e2e::workdir::Workdir;
+use etcd_client::KvClient;
+use serde_json::json;
+use tokio::task::spawn_blocking;
+
+use crate::figures::{Figure, machine_load, quantile};
+use bystanders::Bystanders;
+use probe::Prober;
+
+const SERVICE: &str = "orders";
+const HERE: &str = "shanghai-a";
+const NEAR: &str = "shanghai-b";
+
+/// Between two changes, so that the last answers to one are not mistaken for load on the next.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A kind of change to the only instance of the viewing zone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Its record names another address: endpoints change.
+    Move,
+    /// It becomes unhealthy: endpoints, routes and policy change, requests go to the other zone of the region.
+    Fail,
+    /// It becomes healthy again, and requests come back.
+    Recover,
+}
+
+impl Kind {
+    const ALL: [Kind; 3] = [Kind::Move, Kind::Fail, Kind::Recover];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Kind::Move => "the instance moves to another address",
+            Kind::Fail => "it becomes unhealthy, the next zone takes over",
+            Kind::Recover => "it becomes healthy again",
+        }
+    }
+}
+
+/// What one change took, all from the instant before the put; in milliseconds.
+struct Sample {
+    kind: Kind,
+    acked: f64,
+    watched: f64,
+    pushed: f64,
+    seen: f64,
+    /// Requests until then, and how many of them failed.
+    probes: u32,
+    failed: u32,
+}
+
+/// The mesh of the benchmark: the viewing zone's instance can be at two places, another zone has one that stays.
+struct Stage {
+    mesh: Mesh,
+    places: [Server; 2],
+    _near: Server,
+    etcd: KvClient,
+}
+
+impl Stage {
+    async fn set() -> Result<Stage> {
+        let service = json!({ "name": SERVICE, "routes": [{ "prefix": "/orders" }] });
+        let region = e2e::config::region_of(HERE);
+        let mesh = Builder::new(Workdir::temporary()?)
+            .store(Store::Etcd(1))
+            .service(service)
+            .envoy(Options::gateway(region, HERE))
+            .start()
+            .await?;
+        let etcd = mesh.etcd.as_ref().context("a mesh without etcd")?;
+        let mut stage = Stage {
+            etcd: etcd.client().await?.kv_client(),
+            places: [server(HERE, "one").await?, server(HERE, "other").await?],
+            _near: server(NEAR, "near").await?,
+            mesh,
+        };
+        let near = Instance::at(stage._near.address());
+        stage.put(NEAR, &near).await?;
+        stage
+            .put(HERE, &Instance::at(stage.places[0].address()))
+            .await?;
+        let mesh = &stage.mesh;
+        mesh.eventually(HERE, "the first answer", Request::get("/orders"), |reply| {
+            let answered = reply.echo()?.instance;
+            ensure!(answered == "one", "{answered} answered");
+            Ok(())
+        })
+        .await?;
+        Ok(stage)
+    }
+
+    /// Writes as an instance does that knows nothing of Tidegate but the keys.
+    async fn put(&mut self, zone: &str, instance: &Instance) -> Result<()> {
+        let key = InstanceName::new(SERVICE, zone, "instance").key();
+        self.etcd
+            .put(key, serde_json::to_vec(instance)?, None)
+            .await?;
+        Ok(())
+    }
+}
+
+async fn server(zone: &str, instance: &str) -> Result<Server> {
+    let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    Server::start(InstanceName::new(SERVICE, zone, instance), any_port).await
+}
+
+pub(crate) async fn run(changes: u32) -> Result<Vec<Figure>> {
+    println!("\npropagation: starting etcd, the control plane and an Envoy");
+    let mut stage = Stage::set().await?;
+    let etcd = stage.mesh.etcd.as_ref().context("a mesh without etcd")?;
+    let key = InstanceName::new(SERVICE, HERE, "instance").key();
+    let cluster = format!("{SERVICE}/{HERE}");
+    let xds = stage.mesh.control_plane.xds();
+    let mut bystanders = Bystanders::start(etcd.client().await?, &key, xds, &cluster).await?;
+    let mut prober = Prober::connect(stage.mesh.address(HERE)?)?;
+
+    println!("propagation: {changes} changes");
+    let (mut at, mut samples) = (0, Vec::new());
+    for turn in 0..changes as usize {
+        tokio::time::sleep(PAUSE).await;
+        let kind = Kind::ALL[turn % Kind::ALL.len()];
+        if kind == Kind::Move {
+            at = 1 - at;
+        }
+        let mut instance = Instance::at(stage.places[at].address());
+        let mut expected = ["one", "other"][at];
+        if kind == Kind::Fail {
+            instance.health = Health::Unhealthy;
+            expected = "near";
+        }
+        bystanders.forget();
+        // It is on its way before the put, so that it is in its stride when the change comes.
+        let probing = spawn_blocking(move || (prober.until(expected), prober));
+        let begin = Instant::now();
+        stage.put(HERE, &instance).await?;
+        let acked = begin.elapsed();
+        let (seen, back) = probing.await?;
+        prober = back;
+        let seen = seen.with_context(|| stage.mesh.logs())?;
+        let since = |at: Instant| at.saturating_duration_since(begin).as_secs_f64() * 1e3;
+        samples.push(Sample {
+            kind,
+            acked: acked.as_secs_f64() * 1e3,
+            watched: since(bystanders.watched().await?),
+            pushed: since(bystanders.pushed().await?),
+            seen: since(seen.at),
+            probes: seen.probes,
+            failed: seen.failed,
+        });
+    }
+    print(&samples, prober.interval_ms())?;
+    Ok(figures(&samples))
+}
+
+fn all(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> Vec<f64> {
+    samples.iter().map(of).collect()
+}
+
+/// Where the time of a change goes, in order.
+const PARTS: [(&str, &str, fn(&Sample) -> f64); 4] = [
+    ("put", "put until etcd acknowledges it", |s| s.acked),
+    ("store", "put until a watcher has the event", |s| s.watched),
+    (
+        "control_plane",
+        "from there until the endpoints are pushed",
+        |s| s.pushed - s.watched,
+    ),
+    (
+        "envoy",
+        "from there until a request shows the change",
+        |s| s.seen - s.pushed,
+    ),
+];
+
+fn print(samples: &[Sample], interval_ms: f64) -> Result<()> {
+    println!(
+        "\n{:52} {:>7} {:>8} {:>8} {:>8}",
+        "from a put in etcd to the first request, in ms", "changes", "p50", "p99", "max"
+    );
+    let line = |title: &str, values: &[f64]| {
+        println!(
+            "{title:52} {:7} {:8.2} {:8.2} {:8.2}",
+            values.len(),
+            quantile(values, 0.5),
+            quantile(values, 0.99),
+            quantile(values, 1.0),
+        );
+    };
+    line("all", &all(samples, |s| s.seen));
+    for kind in Kind::ALL {
+        let of_kind = samples.iter().filter(|s| s.kind == kind);
+        let values: Vec<f64> = of_kind.map(|s| s.seen).collect();
+        line(&format!("  {}", kind.as_str()), &values);
+    }
+    println!("where it goes");
+    for (_, title, part) in PARTS {
+        line(&format!("  {title}"), &all(samples, part));
+    }
+    let failed: u32 = samples.iter().map(|s| s.failed).sum();
+    let probes: u32 = samples.iter().map(|s| s.probes).sum();
+    println!(
+        "One request every {interval_ms:.2} ms, which is how exact this is. {failed} of {probes} requests failed meanwhile, \
+         each between\nan instance's failure and the routes to the next zone. etcd has one member and does not wait for its disk. \
+         Load average now: {}.",
+        machine_load()?
+    );
+    Ok(())
+}
+
+fn figures(samples: &[Sample]) -> Vec<Figure> {
+    let seen = all(samples, |s| s.seen);
+    let mut figures = vec![
+        Figure::quantile("propagation_ms_p50", "ms", &seen, 0.5),
+        Figure::quantile("propagation_ms_p99", "ms", &seen, 0.99),
+    ];
+    figures.extend(PARTS.map(|(name, _, part)| {
+        let name = format!("propagation_{name}_ms_p50");
+        Figure::quantile(name, "ms", &all(samples, part), 0.5)
+    }));
+    figures
+}

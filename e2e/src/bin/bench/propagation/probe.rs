@@ -1,0 +1,105 @@
+//! One connection that asks again and again. No HTTP library: a request costs this side next to nothing, which leaves the
+//! processors to what is measured.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::client::Echo;
+
+/// Only a change that is lost takes so long.
+const TIME_MAX: Duration = Duration::from_secs(10);
+const REQUEST: &[u8] = b"GET /orders HTTP/1.1\r\nhost: bench\r\n\r\n";
+const HEAD_END: &[u8] = b"\r\n\r\n";
+
+pub(super) struct Prober {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+    asked: u32,
+    asking: Duration,
+}
+
+/// The first answer that was awaited.
+pub(super) struct Seen {
+    pub(super) at: Instant,
+    pub(super) probes: u32,
+    pub(super) failed: u32,
+}
+
+impl Prober {
+    pub(super) fn connect(to: SocketAddr) -> Result<Prober> {
+        let stream = TcpStream::connect(to)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TIME_MAX))?;
+        Ok(Prober {
+            stream,
+            buffer: vec![],
+            asked: 0,
+            asking: Duration::ZERO,
+        })
+    }
+
+    /// Asks until the instance `expected` answers.
+    pub(super) fn until(&mut self, expected: &str) -> Result<Seen> {
+        let begin = Instant::now();
+        let (mut probes, mut failed) = (0, 0);
+        loop {
+            let answered = self.ask()?;
+            let at = Instant::now();
+            probes += 1;
+            match &answered {
+                Some(instance) if instance == expected => {
+                    self.asked += probes;
+                    self.asking += at - begin;
+                    return Ok(Seen { at, probes, failed });
+                }
+                Some(_) => {}
+                None => failed += 1,
+            }
+            ensure!(
+                at - begin < TIME_MAX,
+                "{expected} has not answered within {TIME_MAX:?}, but {answered:?}"
+            );
+        }
+    }
+
+    /// The mean time from one request to the next.
+    pub(super) fn interval_ms(&self) -> f64 {
+        self.asking.as_secs_f64() * 1e3 / f64::from(self.asked)
+    }
+
+    /// Who answers; none for anything but a success.
+    fn ask(&mut self) -> Result<Option<String>> {
+        self.stream.write_all(REQUEST)?;
+        self.buffer.clear();
+        loop {
+            let mut chunk = [0; 4096];
+            let count = self.stream.read(&mut chunk)?;
+            ensure!(count > 0, "the gateway closed the connection");
+            self.buffer.extend_from_slice(&chunk[..count]);
+            if let Some((head, body)) = split(&self.buffer)? {
+                if !head.starts_with("HTTP/1.1 200") {
+                    return Ok(None);
+                }
+                let echo: Echo = serde_json::from_slice(body)?;
+                return Ok(Some(echo.instance));
+            }
+        }
+    }
+}
+
+/// Head and body of an answer that is complete.
+fn split(answer: &[u8]) -> Result<Option<(&str, &[u8])>> {
+    let end = answer.windows(HEAD_END.len()).position(|w| w == HEAD_END);
+    let Some(end) = end else {
+        return Ok(None);
+    };
+    let head = str::from_utf8(&answer[..end])?;
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .with_context(|| format!("an answer without a length: {head}"))?;
+    let body = &answer[end + HEAD_END.len()..];
+    Ok((body.len() == length.parse::<usize>()?).then_some((head, body)))
+}

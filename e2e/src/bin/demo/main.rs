@@ -1,0 +1,104 @@
+//! Tidegate on this machine: a control plane, three zones with a gateway Envoy each, and a service that registers.
+//! Traffic flows, a zone's instances go and come back, and a table shows where requests go and why.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a program of the harness: the terminal and the clock are what it is about"
+)]
+
+mod expect;
+mod screen;
+mod stage;
+mod story;
+mod table;
+mod traffic;
+
+use std::io::{IsTerminal, stdout};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use screen::Screen;
+use stage::Stage;
+use story::Story;
+
+/// Three zones, a failing data centre, and where the requests go meanwhile.
+#[derive(Parser)]
+#[command(name = "demo")]
+struct Arguments {
+    /// Where the control plane keeps its state
+    #[arg(long, value_enum, default_value_t = Store::Embedded)]
+    store: Store,
+    /// Tell the story once, check every step, and leave with exit code 0 only if all is as it should be
+    #[arg(long)]
+    once: bool,
+    /// How long each chapter of the story lasts
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=20))]
+    seconds: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Store {
+    /// One process, one file
+    Embedded,
+    /// A real etcd
+    Etcd,
+}
+
+/// As a shell reports a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Whatever ends first: leaving the other behind drops it, and with it every child and file.
+    let ended = tokio::select! {
+        told = tell(&arguments) => told.map(Some),
+        interrupted = interrupted() => interrupted.map(|()| None),
+    };
+    match ended {
+        Ok(Some(true)) => ExitCode::SUCCESS,
+        Ok(Some(false)) => ExitCode::FAILURE,
+        Ok(None) => {
+            println!("interrupted; everything is stopped and removed");
+            ExitCode::from(INTERRUPTED)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything went as it should. Without `--once` it goes on until it is interrupted.
+async fn tell(arguments: &Arguments) -> Result<bool> {
+    let chapter = Duration::from_secs(arguments.seconds.unwrap_or(4));
+    let mut screen = Screen::lines();
+    let stage = Stage::set(arguments.store, &mut screen).await?;
+    if !arguments.once && stdout().is_terminal() {
+        screen = Screen::terminal();
+    }
+    let mut story = Story::new(stage, screen, chapter);
+    loop {
+        let passed = story.tell().await?;
+        if arguments.once {
+            return Ok(passed);
+        }
+    }
+}
+
+/// Ready on Ctrl-C, on SIGTERM, and when the terminal is closed.
+async fn interrupted() -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! A sample service for the demo and for `docker compose`: answers HTTP and gRPC with who it is, keeps itself registered
+//! with the control plane, and on SIGTERM leaves without a failed request.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a program of the harness: the network is what it is about"
+)]
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use e2e::registry::{InstanceName, Registry};
+use e2e::upstream::Upstream;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A sample service that registers with Tidegate.
+#[derive(Parser)]
+struct Arguments {
+    /// The service that it is an instance of
+    #[arg(long)]
+    service: String,
+    /// The zone that it runs in
+    #[arg(long)]
+    zone: String,
+    /// Its name, unique in service and zone
+    #[arg(long)]
+    instance: String,
+    /// The control plane's admin address, host and port
+    #[arg(long, value_name = "HOST:PORT")]
+    register: String,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// The address that proxies reach it at [default: the one that this host speaks to the control plane from]
+    #[arg(long)]
+    advertise: Option<IpAddr>,
+    /// Seconds without a sign of life after which the control plane forgets it
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    ttl_s: u64,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    // First, so that no signal falls into a gap.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let admin = tokio::net::lookup_host(&arguments.register)
+        .await
+        .with_context(|| arguments.register.clone())?
+        .next()
+        .with_context(|| format!("{} has no address", arguments.register))?;
+    let advertised = match arguments.advertise {
+        Some(address) => address,
+        None => address_towards(admin)?,
+    };
+    let name = InstanceName::new(&arguments.service, &arguments.zone, &arguments.instance);
+    let upstream = Upstream::start(
+        name.clone(),
+        arguments.listen,
+        Registry::new(admin),
+        advertised,
+        Duration::from_secs(arguments.ttl_s),
+    )
+    .await?;
+    println!("{} listens on {}", name.key(), upstream.server().address());
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    println!("draining");
+    upstream.drain().await
+}
+
+/// The address of this host on the way to `peer`. Connecting a UDP socket sends nothing.
+fn address_towards(peer: SocketAddr) -> Result<IpAddr> {
+    let any: IpAddr = match peer {
+        SocketAddr::V4(_) => [0, 0, 0, 0].into(),
+        SocketAddr::V6(_) => [0; 16].into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(peer)?;
+    Ok(socket.local_addr()?.ip())
+}

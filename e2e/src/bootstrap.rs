@@ -1,0 +1,88 @@
+//! The bootstraps in `envoy-configs/`, with what a test must change: addresses, paths, and the port of the admin
+//! interface. Changed as a structure, never as text, and a field that is not there is an error: what the tests start is
+//! what is shipped.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::paths;
+
+const ADMIN_PORT: &str = "/admin/address/socket_address/port_value";
+const ADS_PROTOCOL: &str = "/dynamic_resources/ads_config/api_type";
+const FIRST_ENDPOINT: &str =
+    "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
+const EDGE_LISTENER: &str = "/static_resources/listeners/0/address/socket_address";
+const EDGE_FILTERS: &str =
+    "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
+const FILTER_FILE: &str = "/0/typed_config/config/vm_config/code/local/filename";
+
+/// A bootstrap on its way to an Envoy.
+#[derive(Clone, Debug)]
+pub struct Bootstrap(Value);
+
+impl Bootstrap {
+    /// Reads `envoy-configs/<name>`, and lets the kernel choose the admin port.
+    pub fn read(name: &str) -> Result<Bootstrap> {
+        let path = paths::workspace().join("envoy-configs").join(name);
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let value = serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
+        Bootstrap(value).with(ADMIN_PORT, json!(0))
+    }
+
+    /// Says who the Envoy is, as `--config-yaml` does in production.
+    pub fn node(mut self, id: &str, region: &str, zone: &str) -> Result<Bootstrap> {
+        let node = self.0["node"].as_object_mut().context("no node")?;
+        node.insert("id".to_owned(), json!(id));
+        node.insert(
+            "locality".to_owned(),
+            json!({ "region": region, "zone": zone }),
+        );
+        Ok(self)
+    }
+
+    /// Points a static cluster at an address.
+    pub fn cluster_at(mut self, name: &str, address: SocketAddr) -> Result<Bootstrap> {
+        let clusters = self.0.pointer_mut("/static_resources/clusters");
+        let clusters = clusters.and_then(Value::as_array_mut);
+        let cluster = clusters
+            .into_iter()
+            .flatten()
+            .find(|cluster| cluster["name"] == name)
+            .with_context(|| format!("no cluster {name}"))?;
+        let endpoint = cluster.pointer_mut(FIRST_ENDPOINT);
+        *endpoint.with_context(|| format!("cluster {name} has no endpoint"))? = socket(address);
+        Ok(self)
+    }
+
+    /// Speaks state-of-the-world instead of delta.
+    pub fn state_of_the_world(self) -> Result<Bootstrap> {
+        self.with(ADS_PROTOCOL, json!("GRPC"))
+    }
+
+    /// The edge's own listener and filter file.
+    pub fn edge(self, listen: SocketAddr, filter: &Path) -> Result<Bootstrap> {
+        self.with(EDGE_LISTENER, socket(listen))?
+            .with(&format!("{EDGE_FILTERS}{FILTER_FILE}"), json!(filter))
+    }
+
+    /// Replaces what stands at a JSON pointer.
+    pub fn with(mut self, pointer: &str, value: Value) -> Result<Bootstrap> {
+        let place = self.0.pointer_mut(pointer);
+        *place.with_context(|| format!("the bootstrap has no {pointer}"))? = value;
+        Ok(self)
+    }
+
+    /// Writes it where an Envoy can read it. JSON is what Envoy parses fastest.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        fs::write(path, serde_json::to_vec_pretty(&self.0)?)
+            .with_context(|| path.display().to_string())
+    }
+}
+
+fn socket(address: SocketAddr) -> Value {
+    json!({ "address": address.ip(), "port_value": address.port() })
+}

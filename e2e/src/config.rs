@@ -1,0 +1,84 @@
+//! The control plane's configuration, as the tests and the demo write it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+/// The zones of every mesh here: two in one city, one far away. Zone, then region.
+pub const ZONES: [(&str, &str); 3] = [
+    ("shanghai-a", "shanghai"),
+    ("shanghai-b", "shanghai"),
+    ("beijing-c", "beijing"),
+];
+
+/// The header and token of a caller that may see decisions.
+pub const EXPLAIN: (&str, &str) = ("x-explain-token", "let-me-see");
+
+/// The file in the mesh's directory to which all its Envoys write a line for each request.
+pub const ACCESS_LOG: &str = "access.log";
+
+/// The region of one of [`ZONES`]; empty for another.
+pub fn region_of(zone: &str) -> &'static str {
+    let found = ZONES.iter().find(|(name, _)| *name == zone);
+    found.map_or("", |(_, region)| region)
+}
+
+/// Where the control plane keeps its state.
+#[derive(Clone, Debug)]
+pub enum StoreConfig {
+    /// A file in the control plane's directory.
+    Embedded,
+    Etcd {
+        endpoints: Vec<String>,
+    },
+}
+
+/// Everything that the configuration file says. Loopback throughout; every proxy's port is the kernel's choice.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub xds: SocketAddr,
+    pub admin: SocketAddr,
+    pub store: StoreConfig,
+    /// Raised to have the same policy tried again.
+    pub generation: u64,
+    /// As in the file.
+    pub services: Vec<Value>,
+    pub links: Vec<Value>,
+}
+
+impl Config {
+    pub fn new(store: StoreConfig, services: Vec<Value>) -> Config {
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        Config {
+            xds: any_port,
+            admin: any_port,
+            store,
+            generation: 1,
+            services,
+            links: vec![],
+        }
+    }
+
+    /// The file's text: JSON, which is YAML.
+    pub fn text(&self, filter: &Path) -> String {
+        let store = match &self.store {
+            StoreConfig::Embedded => json!({ "embedded": { "path": "tidegate.redb" } }),
+            StoreConfig::Etcd { endpoints } => json!({ "etcd": { "endpoints": endpoints } }),
+        };
+        let zones = ZONES.map(|(name, region)| json!({ "name": name, "region": region }));
+        let listener = json!({ "address": "127.0.0.1", "port": 0, "access_log": ACCESS_LOG });
+        let (header, token) = EXPLAIN;
+        let all = json!({
+            "listen": { "xds": self.xds, "admin": self.admin },
+            "store": store,
+            "filter": { "path": filter, "generation": self.generation },
+            "listeners": { "gateway": listener, "sidecar": listener },
+            "zones": zones,
+            "links": self.links,
+            "explain": { "header": header, "token": token },
+            "services": self.services,
+        });
+        format!("{all:#}\n")
+    }
+}

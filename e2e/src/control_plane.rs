@@ -1,0 +1,126 @@
+//! The control plane, as a process.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::config::Config;
+use crate::paths;
+use crate::process::{Process, write_atomically};
+use crate::registry::Registry;
+use crate::wait::{PATIENCE, eventually};
+
+/// A control plane that can be stopped, killed and started again at the same addresses.
+pub struct ControlPlane {
+    directory: PathBuf,
+    config: Config,
+    process: Process,
+    registry: Registry,
+    addresses: Addresses,
+}
+
+impl ControlPlane {
+    /// Starts it with `config` and waits until it is ready to serve.
+    pub async fn start(directory: &Path, config: Config) -> Result<ControlPlane> {
+        write_config(directory, &config)?;
+        let (process, addresses) = serve(directory).await?;
+        Ok(ControlPlane {
+            directory: directory.to_owned(),
+            config,
+            process,
+            registry: Registry::new(addresses.admin),
+            addresses,
+        })
+    }
+
+    /// Where proxies connect.
+    pub fn xds(&self) -> SocketAddr {
+        self.addresses.xds
+    }
+
+    /// Its admin API.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The host and port of its admin API.
+    pub fn admin(&self) -> SocketAddr {
+        self.addresses.admin
+    }
+
+    /// To pause, resume and kill it, or to read its log.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Changes the configuration file. The control plane reads it within a second; wait for what should come of it.
+    pub fn configure(&mut self, change: impl FnOnce(&mut Config)) -> Result<()> {
+        change(&mut self.config);
+        write_config(&self.directory, &self.config)
+    }
+
+    /// Puts any text in place of the configuration file.
+    pub fn misconfigure(&self, text: &str) -> Result<()> {
+        write_atomically(&config_file(&self.directory), text)
+    }
+
+    /// Asks it to end, and waits for that.
+    pub async fn stop(&self) -> Result<()> {
+        let status = self.process.terminate(PATIENCE).await?;
+        ensure!(status.success(), "{status}\n{}", self.process.tail());
+        Ok(())
+    }
+
+    /// Starts it again at its addresses, after [`stop`](ControlPlane::stop) or a kill.
+    pub async fn restart(&mut self) -> Result<()> {
+        // Its proxies and instances look for it where it was.
+        self.config.xds = self.addresses.xds;
+        self.config.admin = self.addresses.admin;
+        write_config(&self.directory, &self.config)?;
+        let (process, addresses) = serve(&self.directory).await?;
+        ensure!(addresses == self.addresses, "{addresses:?}");
+        self.process = process;
+        Ok(())
+    }
+}
+
+/// What the control plane says once it listens.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+struct Addresses {
+    xds: SocketAddr,
+    admin: SocketAddr,
+}
+
+fn config_file(directory: &Path) -> PathBuf {
+    directory.join("tidegate.yaml")
+}
+
+fn write_config(directory: &Path, config: &Config) -> Result<()> {
+    write_atomically(&config_file(directory), &config.text(&paths::filter()?))
+}
+
+async fn serve(directory: &Path) -> Result<(Process, Addresses)> {
+    let file = directory.join("addresses.json");
+    // From an earlier start.
+    let _ = fs::remove_file(&file);
+    let arguments = [
+        "serve",
+        "--config",
+        &config_file(directory).display().to_string(),
+        "--addresses-file",
+        &file.display().to_string(),
+    ]
+    .map(str::to_owned);
+    let process = Process::start(directory, "tidegate", &paths::tidegate()?, &arguments)?;
+    let ready = eventually(PATIENCE, "the control plane to be ready", async || {
+        let text = fs::read_to_string(&file).context("no addresses file")?;
+        let addresses: Addresses = serde_json::from_str(&text).context(text)?;
+        Registry::new(addresses.admin).ready().await?;
+        Ok(addresses)
+    });
+    let addresses = process.unless_it_ends(ready).await?;
+    Ok((process, addresses))
+}

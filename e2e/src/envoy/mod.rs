@@ -1,0 +1,172 @@
+//! A real Envoy.
+
+mod admin;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bootstrap::Bootstrap;
+use crate::paths;
+use crate::process::Process;
+use crate::wait::{PATIENCE, eventually};
+
+pub use admin::Admin;
+
+/// How an Envoy asks the control plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    #[default]
+    Delta,
+    /// State of the world.
+    Sotw,
+}
+
+/// The part that an Envoy plays; each has its bootstrap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    #[default]
+    Gateway,
+    Sidecar,
+}
+
+impl Role {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Role::Gateway => "gateway",
+            Role::Sidecar => "sidecar",
+        }
+    }
+}
+
+/// Which Envoy to start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Unique in its mesh; the names of its files begin with it.
+    pub id: String,
+    pub zone: String,
+    pub region: String,
+    pub role: Role,
+    pub protocol: Protocol,
+    /// Worker threads.
+    pub concurrency: u32,
+}
+
+impl Options {
+    /// A gateway with one worker.
+    pub fn gateway(region: &str, zone: &str) -> Options {
+        Options {
+            id: format!("gateway-{zone}"),
+            zone: zone.to_owned(),
+            region: region.to_owned(),
+            role: Role::Gateway,
+            protocol: Protocol::Delta,
+            concurrency: 1,
+        }
+    }
+}
+
+/// A running Envoy.
+pub struct Envoy {
+    process: Process,
+    admin: Admin,
+}
+
+impl Envoy {
+    /// Starts a proxy of the mesh and waits until its admin interface answers. It need not have a listener yet.
+    pub async fn start(
+        directory: &Path,
+        options: &Options,
+        control_plane: SocketAddr,
+    ) -> Result<Envoy> {
+        let mut bootstrap = Bootstrap::read(&format!("{}.yaml", options.role.as_str()))?
+            .node(&options.id, &options.region, &options.zone)?
+            .cluster_at("tidegate", control_plane)?;
+        if options.protocol == Protocol::Sotw {
+            bootstrap = bootstrap.state_of_the_world()?;
+        }
+        Envoy::start_with(directory, &options.id, &bootstrap, options.concurrency).await
+    }
+
+    /// Starts an Envoy with any bootstrap whose admin port is 0.
+    pub async fn start_with(
+        directory: &Path,
+        id: &str,
+        bootstrap: &Bootstrap,
+        concurrency: u32,
+    ) -> Result<Envoy> {
+        let config = directory.join(format!("{id}.json"));
+        let admin_file = directory.join(format!("{id}.admin"));
+        bootstrap.write(&config)?;
+        // From an earlier start under this id.
+        let _ = fs::remove_file(&admin_file);
+        let concurrency = concurrency.to_string();
+        let arguments = [
+            "-c",
+            text(&config)?,
+            "--admin-address-path",
+            text(&admin_file)?,
+            "--concurrency",
+            &concurrency,
+            // Several Envoys of one machine would otherwise take each other for their predecessors.
+            "--disable-hot-restart",
+            // Of the access log; 10 s by default.
+            "--file-flush-interval-msec",
+            "200",
+            "--log-level",
+            "warning",
+            "--component-log-level",
+            "wasm:info,config:info",
+        ]
+        .map(str::to_owned);
+        let process = Process::start(directory, id, &paths::envoy()?, &arguments)?;
+        let answers = eventually(PATIENCE, "Envoy's admin interface", async || {
+            let address = fs::read_to_string(&admin_file).context("no address file")?;
+            let admin = Admin::new(address.parse().context(address)?);
+            admin.get("/server_info").await?;
+            Ok(admin)
+        });
+        let admin = process.unless_it_ends(answers).await?;
+        Ok(Envoy { process, admin })
+    }
+
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    pub fn admin(&self) -> &Admin {
+        &self.admin
+    }
+
+    /// The address of the listener `ingress`, as soon as that takes connections.
+    pub async fn ingress(&self) -> Result<SocketAddr> {
+        let listens = eventually(PATIENCE, "Envoy's listener `ingress`", async || {
+            // A listener stands in the list before the workers have it.
+            let state = self.admin.state().await?;
+            ensure!(state == "LIVE", "Envoy is {state}");
+            self.admin.listener("ingress").await
+        });
+        self.process.unless_it_ends(listens).await
+    }
+}
+
+/// Runs Envoy's own check of a bootstrap; the error is what Envoy says.
+pub async fn validate(directory: &Path, id: &str, bootstrap: &Bootstrap) -> Result<()> {
+    let config = directory.join(format!("{id}.json"));
+    bootstrap.write(&config)?;
+    let arguments = ["--mode", "validate", "-c", text(&config)?].map(str::to_owned);
+    let process = Process::start(directory, id, &paths::envoy()?, &arguments)?;
+    let status = eventually(PATIENCE, "Envoy to validate", async || {
+        process.exit_status()?.context("it is running")
+    })
+    .await?;
+    ensure!(status.success(), "{status}\n{}", process.tail());
+    Ok(())
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str()
+        .with_context(|| format!("{}: not UTF-8", PathBuf::from(path).display()))
+}

@@ -1,0 +1,175 @@
+//! A real etcd of one or three members.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use etcd_client::Client;
+
+use crate::paths;
+use crate::process::Process;
+use crate::wait::{PATIENCE, eventually};
+
+/// How often a cluster is begun anew: between the kernel giving a port and etcd taking it, another may.
+const START_ATTEMPTS: usize = 3;
+
+/// A running cluster.
+pub struct Etcd {
+    members: Vec<Member>,
+}
+
+/// One member of it.
+pub struct Member {
+    directory: PathBuf,
+    name: String,
+    client: SocketAddr,
+    arguments: Vec<String>,
+    process: Process,
+}
+
+impl Etcd {
+    /// Starts `count` members below `directory` and waits until each of them answers.
+    pub async fn start(directory: &Path, count: usize) -> Result<Etcd> {
+        let mut last = None;
+        for attempt in 0..START_ATTEMPTS {
+            let started = Etcd::try_start(directory, count, attempt).await;
+            match started {
+                Ok(etcd) => return Ok(etcd),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.context("no attempt")?).context("etcd does not start")
+    }
+
+    async fn try_start(directory: &Path, count: usize, attempt: usize) -> Result<Etcd> {
+        // All stay open until all ports are known, so that no port is given twice.
+        let listeners: Vec<TcpListener> = (0..2 * count)
+            .map(|_| TcpListener::bind("127.0.0.1:0"))
+            .collect::<Result<_, _>>()?;
+        let addresses: Vec<SocketAddr> = listeners
+            .iter()
+            .map(TcpListener::local_addr)
+            .collect::<Result<_, _>>()?;
+        drop(listeners);
+        let (clients, peers) = addresses.split_at(count);
+        let name = |index| format!("etcd-{attempt}-{index}");
+        let cluster: Vec<String> = peers
+            .iter()
+            .enumerate()
+            .map(|(index, peer)| format!("{}=http://{peer}", name(index)))
+            .collect();
+        let members = (0..count)
+            .map(|index| {
+                let (client, peer) = (clients[index], peers[index]);
+                Member::start(directory, &name(index), client, peer, &cluster.join(","))
+            })
+            .collect::<Result<_>>()?;
+        let etcd = Etcd { members };
+        for member in &etcd.members {
+            member.answers().await?;
+        }
+        Ok(etcd)
+    }
+
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Starts all members again with their data, in place of those that run.
+    pub async fn restart(&mut self) -> Result<()> {
+        // All of them first: none answers before there is a quorum.
+        for member in &mut self.members {
+            member.restart()?;
+        }
+        for member in &self.members {
+            member.answers().await?;
+        }
+        Ok(())
+    }
+
+    /// The URL of every member.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members.iter().map(Member::endpoint).collect()
+    }
+
+    /// A client of the first member, to write what an operator or another registry would.
+    pub async fn client(&self) -> Result<Client> {
+        let first = self.endpoints().into_iter().next().context("no members")?;
+        Ok(Client::connect([first], None).await?)
+    }
+}
+
+impl Member {
+    fn start(
+        directory: &Path,
+        name: &str,
+        client: SocketAddr,
+        peer: SocketAddr,
+        cluster: &str,
+    ) -> Result<Member> {
+        let data = directory.join(name).display().to_string();
+        let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
+        let arguments: Vec<String> = [
+            "--name",
+            name,
+            "--data-dir",
+            &data,
+            "--listen-client-urls",
+            &client_url,
+            "--advertise-client-urls",
+            &client_url,
+            "--listen-peer-urls",
+            &peer_url,
+            "--initial-advertise-peer-urls",
+            &peer_url,
+            "--initial-cluster",
+            cluster,
+            "--log-level",
+            "warn",
+            // The machine does not lose its power during a test, and its disk may be slow.
+            "--unsafe-no-fsync",
+        ]
+        .map(str::to_owned)
+        .into();
+        let process = Process::start(directory, name, &paths::etcd()?, &arguments)?;
+        Ok(Member {
+            directory: directory.to_owned(),
+            name: name.to_owned(),
+            client,
+            arguments,
+            process,
+        })
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.client)
+    }
+
+    /// To kill, pause and resume it.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        // One that has ended already is as good.
+        let _ = self.process.kill();
+        self.process = Process::start(
+            &self.directory,
+            &self.name,
+            &paths::etcd()?,
+            &self.arguments,
+        )?;
+        Ok(())
+    }
+
+    async fn answers(&self) -> Result<()> {
+        let answers = eventually(PATIENCE, "etcd to answer", async || {
+            let mut client = Client::connect([self.endpoint()], None).await?;
+            client.status().await?;
+            // A linearizable read: there is a leader.
+            client.get("health", None).await?;
+            Ok(())
+        });
+        self.process.unless_it_ends(answers).await
+    }
+}

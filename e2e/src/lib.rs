@@ -1,0 +1,35 @@
+//! The harness of the end-to-end tests and the demo: real Envoys, a real etcd, the real control plane.
+//!
+//! [`mesh::Mesh`] puts a whole mesh on loopback in one call; the other modules are its parts and can be used alone.
+//! Three rules hold everywhere: ports are given by the kernel; nothing sleeps for a fixed time where it could wait for a
+//! condition ([`wait::eventually`]); and no child outlives the process that started it ([`process`]).
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the harness is an edge: it reads the clock and the environment for everybody else"
+)]
+
+pub mod bootstrap;
+pub mod client;
+pub mod config;
+pub mod control_plane;
+pub mod envoy;
+pub mod etcd;
+pub mod load;
+pub mod mesh;
+pub mod paths;
+pub mod process;
+pub mod registry;
+pub mod upstream;
+pub mod wait;
+pub mod workdir;
+
+/// The sample service, generated from `proto/orders.proto`.
+#[allow(
+    unreachable_pub,
+    clippy::all,
+    reason = "generated code keeps its own style"
+)]
+pub mod orders {
+    tonic::include_proto!("shop.v1");
+}

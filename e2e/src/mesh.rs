@@ -1,0 +1,282 @@
+//! A whole mesh on loopback: store, control plane, Envoys, upstreams.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::client::{Client, Reply, Request, Version};
+use crate::config::{Config, StoreConfig, ZONES, region_of};
+use crate::control_plane::ControlPlane;
+use crate::envoy::{Envoy, Options};
+use crate::etcd::Etcd;
+use crate::registry::{InstanceName, Registry};
+use crate::upstream::Upstream;
+use crate::wait::{PATIENCE, eventually};
+use crate::workdir::Workdir;
+
+/// Which store a mesh runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    Embedded,
+    /// With so many members.
+    Etcd(usize),
+}
+
+/// What a mesh is made of.
+pub struct Builder {
+    workdir: Workdir,
+    store: Store,
+    services: Vec<Value>,
+    links: Vec<Value>,
+    envoys: Vec<Options>,
+    upstreams: Vec<(String, usize)>,
+}
+
+impl Builder {
+    /// Nothing but a control plane without services.
+    pub fn new(workdir: Workdir) -> Builder {
+        Builder {
+            workdir,
+            store: Store::Embedded,
+            services: vec![],
+            links: vec![],
+            envoys: vec![],
+            upstreams: vec![],
+        }
+    }
+
+    pub fn store(mut self, store: Store) -> Builder {
+        self.store = store;
+        self
+    }
+
+    /// Adds a service as the configuration file has it.
+    pub fn service(mut self, service: Value) -> Builder {
+        self.services.push(service);
+        self
+    }
+
+    /// Adds a link between zones as the configuration file has it.
+    pub fn link(mut self, link: Value) -> Builder {
+        self.links.push(link);
+        self
+    }
+
+    /// Adds a gateway Envoy in every zone.
+    pub fn gateways(self) -> Builder {
+        ZONES.iter().fold(self, |builder, (zone, region)| {
+            builder.envoy(Options::gateway(region, zone))
+        })
+    }
+
+    /// Adds an Envoy.
+    pub fn envoy(mut self, options: Options) -> Builder {
+        self.envoys.push(options);
+        self
+    }
+
+    /// Adds so many instances of a service in every zone, each a server in this process.
+    pub fn upstreams(mut self, service: &str, per_zone: usize) -> Builder {
+        self.upstreams.push((service.to_owned(), per_zone));
+        self
+    }
+
+    /// Starts everything, and waits until every Envoy has a listener and every instance is registered.
+    pub async fn start(self) -> Result<Mesh> {
+        let directory = self.workdir.path();
+        let etcd = match self.store {
+            Store::Embedded => None,
+            Store::Etcd(members) => Some(Etcd::start(directory, members).await?),
+        };
+        let store = match &etcd {
+            None => StoreConfig::Embedded,
+            Some(etcd) => StoreConfig::Etcd {
+                endpoints: etcd.endpoints(),
+            },
+        };
+        let mut config = Config::new(store, self.services);
+        config.links = self.links;
+        let control_plane = ControlPlane::start(directory, config).await?;
+        let mut mesh = Mesh {
+            envoys: vec![],
+            upstreams: vec![],
+            control_plane,
+            etcd,
+            http1: Client::new(Version::Http1),
+            http2: Client::new(Version::Http2),
+            workdir: self.workdir,
+        };
+        for (service, per_zone) in &self.upstreams {
+            for (zone, _) in ZONES {
+                for index in 1..=*per_zone {
+                    mesh.add_upstream(service, zone, &format!("{service}-{zone}-{index}"))
+                        .await?;
+                }
+            }
+        }
+        let registered = mesh.upstreams.len() as f64;
+        eventually(PATIENCE, "the instances to be taken in", async || {
+            let known = mesh.registry().metric("tidegate_instances").await?;
+            ensure!(known >= registered, "{known} of {registered}");
+            Ok(())
+        })
+        .await?;
+        for options in self.envoys {
+            mesh.add_envoy(options).await?;
+        }
+        Ok(mesh)
+    }
+}
+
+/// A running mesh. Everything ends with it; the fields end in their order, users before what they use.
+pub struct Mesh {
+    envoys: Vec<(Options, Envoy, SocketAddr)>,
+    upstreams: Vec<(InstanceName, Upstream)>,
+    pub control_plane: ControlPlane,
+    pub etcd: Option<Etcd>,
+    http1: Client,
+    http2: Client,
+    workdir: Workdir,
+}
+
+impl Mesh {
+    /// Where configurations and logs are.
+    pub fn workdir(&self) -> &Workdir {
+        &self.workdir
+    }
+
+    pub fn registry(&self) -> &Registry {
+        self.control_plane.registry()
+    }
+
+    /// The Envoy of this id.
+    pub fn envoy(&self, id: &str) -> Result<&Envoy> {
+        let (_, envoy, _) = self.find(id)?;
+        Ok(envoy)
+    }
+
+    /// The Envoy that is the gateway of a zone.
+    pub fn gateway(&self, zone: &str) -> Result<&Envoy> {
+        self.envoy(&format!("gateway-{zone}"))
+    }
+
+    /// Where a zone's gateway takes requests.
+    pub fn address(&self, zone: &str) -> Result<SocketAddr> {
+        self.ingress(&format!("gateway-{zone}"))
+    }
+
+    /// Where the Envoy of this id takes requests.
+    pub fn ingress(&self, id: &str) -> Result<SocketAddr> {
+        let (_, _, ingress) = self.find(id)?;
+        Ok(*ingress)
+    }
+
+    /// Sends a request to a zone's gateway over HTTP/1.1.
+    pub async fn send(&self, zone: &str, request: Request) -> Result<Reply> {
+        self.http1.send(self.address(zone)?, &request).await
+    }
+
+    /// Sends a request to a zone's gateway over HTTP/2.
+    pub async fn send_http2(&self, zone: &str, request: Request) -> Result<Reply> {
+        self.http2.send(self.address(zone)?, &request).await
+    }
+
+    /// Starts an Envoy and waits for its listener.
+    pub async fn add_envoy(&mut self, options: Options) -> Result<SocketAddr> {
+        let envoy = self.start_envoy(&options).await?;
+        self.admit_envoy(options, envoy).await
+    }
+
+    /// Starts an Envoy that may not get a listener yet.
+    pub async fn start_envoy(&self, options: &Options) -> Result<Envoy> {
+        Envoy::start(self.workdir.path(), options, self.control_plane.xds()).await
+    }
+
+    /// Waits for the listener of an Envoy that is running.
+    pub async fn admit_envoy(&mut self, options: Options, envoy: Envoy) -> Result<SocketAddr> {
+        let ingress = envoy.ingress().await?;
+        self.envoys.push((options, envoy, ingress));
+        Ok(ingress)
+    }
+
+    /// Starts an instance and waits until it is registered.
+    pub async fn add_upstream(&mut self, service: &str, zone: &str, instance: &str) -> Result<()> {
+        ensure!(!region_of(zone).is_empty(), "no zone {zone}");
+        let name = InstanceName::new(service, zone, instance);
+        let localhost = Ipv4Addr::LOCALHOST;
+        let upstream = Upstream::start(
+            name.clone(),
+            (localhost, 0).into(),
+            self.registry().clone(),
+            localhost.into(),
+            Duration::from_secs(5),
+        )
+        .await?;
+        let registered = tokio::time::timeout(PATIENCE, upstream.registration().registered());
+        let registered = registered.await.context("not registered in time");
+        registered.flatten()?;
+        self.upstreams.push((name, upstream));
+        Ok(())
+    }
+
+    pub fn upstream(&self, instance: &str) -> Result<&Upstream> {
+        let found = self
+            .upstreams
+            .iter()
+            .find(|(name, _)| name.instance == instance);
+        let (_, upstream) = found.with_context(|| format!("no instance {instance}"))?;
+        Ok(upstream)
+    }
+
+    /// Takes an instance out, to drain it or to drop it as a crash would.
+    pub fn take_upstream(&mut self, instance: &str) -> Result<Upstream> {
+        let at = self
+            .upstreams
+            .iter()
+            .position(|(name, _)| name.instance == instance);
+        let at = at.with_context(|| format!("no instance {instance}"))?;
+        Ok(self.upstreams.remove(at).1)
+    }
+
+    /// Waits until a gateway answers a request as it should; `check` says what is missing.
+    pub async fn eventually(
+        &self,
+        zone: &str,
+        what: &str,
+        request: Request,
+        check: impl Fn(&Reply) -> Result<()>,
+    ) -> Result<Reply> {
+        let answered = eventually(PATIENCE, what, async || {
+            let reply = self.send(zone, request.clone()).await?;
+            check(&reply)?;
+            Ok(reply)
+        });
+        answered.await
+    }
+
+    /// The ends of all logs, and where the rest is.
+    pub fn logs(&self) -> String {
+        let envoys = self
+            .envoys
+            .iter()
+            .map(|(_, envoy, _)| envoy.process().tail());
+        let tails: Vec<String> = [self.control_plane.process().tail()]
+            .into_iter()
+            .chain(envoys)
+            .collect();
+        format!(
+            "{}\nall logs are in {}",
+            tails.join("\n"),
+            self.workdir.path().display()
+        )
+    }
+
+    fn find(&self, id: &str) -> Result<&(Options, Envoy, SocketAddr)> {
+        self.envoys
+            .iter()
+            .find(|(options, ..)| options.id == id)
+            .with_context(|| format!("no Envoy {id}"))
+    }
+}

@@ -1,0 +1,71 @@
+//! Where the programs and files are that the harness starts. What is missing is named together with the command that
+//! makes it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+/// Envoy: `TIDEGATE_ENVOY`, or the one that `cargo xtask setup` provisioned.
+pub fn envoy() -> Result<PathBuf> {
+    provisioned("TIDEGATE_ENVOY", "target/tools/bin/envoy", "setup")
+}
+
+/// etcd: `TIDEGATE_ETCD`, or the one that `cargo xtask setup` provisioned.
+pub fn etcd() -> Result<PathBuf> {
+    provisioned("TIDEGATE_ETCD", "target/tools/bin/etcd", "setup")
+}
+
+/// The filter: `TIDEGATE_FILTER`, or the one that `cargo xtask wasm` built.
+pub fn filter() -> Result<PathBuf> {
+    provisioned(
+        "TIDEGATE_FILTER",
+        "target/filter/tidegate_filter.wasm",
+        "wasm",
+    )
+}
+
+/// The control plane's binary, from the same build as this program.
+pub fn tidegate() -> Result<PathBuf> {
+    built("tidegate", "cargo build -p tidegate")
+}
+
+/// The sample upstream's binary, from the same build as this program.
+pub fn upstream() -> Result<PathBuf> {
+    built("upstream", "cargo build -p e2e")
+}
+
+/// The root of the checkout.
+pub fn workspace() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package)
+}
+
+fn provisioned(variable: &str, default: &str, task: &str) -> Result<PathBuf> {
+    let path = env::var_os(variable).map_or_else(|| workspace().join(default), PathBuf::from);
+    ensure!(
+        path.exists(),
+        "{} does not exist: run `cargo xtask {task}`, or set {variable}",
+        path.display()
+    );
+    // Children run in directories of their own.
+    path.canonicalize()
+        .with_context(|| path.display().to_string())
+}
+
+/// A binary next to this one; tests run one directory deeper, in `deps`.
+fn built(name: &str, command: &str) -> Result<PathBuf> {
+    let me = env::current_exe().context("where this program is")?;
+    let directory = me
+        .ancestors()
+        .skip(1)
+        .find(|ancestor| !ancestor.ends_with("deps"))
+        .context("this program is in no directory")?;
+    let path = directory.join(name);
+    ensure!(
+        path.exists(),
+        "{} does not exist: run `{command}`",
+        path.display()
+    );
+    Ok(path)
+}

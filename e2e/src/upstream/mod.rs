@@ -1,0 +1,83 @@
+//! The sample upstream: a small service that says who answered, and keeps itself registered.
+//!
+//! [`Server`] and [`Registration`] can be used alone; [`Upstream`] is both, and knows how to leave without a failed
+//! request. The binary `upstream` and the tests run the same code.
+
+mod registration;
+mod server;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::{Instant, sleep};
+
+use crate::registry::{Health, Instance, InstanceName, Registry};
+
+pub use registration::Registration;
+pub use server::Server;
+
+/// How long no request may have come before a draining upstream believes that the proxies know. What they need is the way
+/// from the registry to the last proxy: milliseconds.
+const QUIET: Duration = Duration::from_millis(500);
+/// How long a draining upstream waits for that at most.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// A server that is registered.
+pub struct Upstream {
+    server: Server,
+    registration: Registration,
+}
+
+impl Upstream {
+    /// Listens, then keeps `name` registered at the address of `advertised` with the port that the server got.
+    pub async fn start(
+        name: InstanceName,
+        listen: SocketAddr,
+        registry: Registry,
+        advertised: std::net::IpAddr,
+        ttl: Duration,
+    ) -> Result<Upstream> {
+        let server = Server::start(name.clone(), listen).await?;
+        let address = SocketAddr::new(advertised, server.address().port());
+        let registration = Registration::start(registry, name, Instance::at(address), ttl);
+        Ok(Upstream {
+            server,
+            registration,
+        })
+    }
+
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    pub fn registration(&self) -> &Registration {
+        &self.registration
+    }
+
+    /// Leaves so that no request fails: takes no new ones, ends those that it has, goes.
+    pub async fn drain(self) -> Result<()> {
+        // With no control plane there is nobody to tell, and waiting is all that can be done.
+        let told = self.registration.set_health(Health::Draining).await;
+        self.wait_until_quiet().await;
+        let gone = self.registration.end().await;
+        self.server.close().await;
+        told.and(gone)
+    }
+
+    async fn wait_until_quiet(&self) {
+        let begin = Instant::now();
+        let mut served = self.server.served();
+        let mut since = begin;
+        while begin.elapsed() < DRAIN_MAX {
+            let now = self.server.served();
+            if now != served || self.server.in_flight() > 0 {
+                served = now;
+                since = Instant::now();
+            } else if since.elapsed() >= QUIET {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! A policy that the filter refuses. Our own control plane never makes one, so here the test is the control plane: the
+//! real discovery service, with a resource in which the policy is garbage.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use e2e::client::{Client, Reply, Request, Version};
+use e2e::config::{Config, StoreConfig};
+use e2e::envoy::{Envoy, Options};
+use e2e::paths;
+use e2e::wait::{PATIENCE, eventually};
+use e2e::workdir::Workdir;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+use xds_server::ads::proxies::Proxies;
+use xds_server::ads::service::Ads;
+use xds_server::config::{Config as Parsed, Mesh};
+use xds_server::metrics::Metrics;
+use xds_server::resource::{Kind, Resources};
+use xds_server::snapshot::{Snapshot, View};
+use xds_server::translate;
+use xds_server::world::{Change, World};
+
+/// A control plane whose snapshots the test makes.
+struct Pulpit {
+    publisher: watch::Sender<Option<Arc<Snapshot>>>,
+    proxies: Proxies,
+    address: SocketAddr,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Pulpit {
+    async fn start(first: Arc<Snapshot>) -> Result<Pulpit> {
+        let (publisher, snapshots) = watch::channel(Some(first));
+        let proxies = Proxies::default();
+        let ads = Ads::new(snapshots, proxies.clone(), Metrics::default());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let serving = tonic::transport::Server::builder()
+            .add_service(ads.into_service())
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let server = tokio::spawn(async { serving.await.expect("the discovery service") });
+        Ok(Pulpit {
+            publisher,
+            proxies,
+            address,
+            server,
+        })
+    }
+
+    /// The message of the refusal that is in force for a kind.
+    fn refusal(&self, kind: Kind) -> Result<String> {
+        let proxies = self.proxies.list();
+        let status = proxies.iter().find_map(|p| p.kinds.get(kind.as_str()));
+        let nack = status.and_then(|status| status.nack.as_ref());
+        Ok(nack.context("nothing is refused")?.message.clone())
+    }
+}
+
+impl Drop for Pulpit {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn mesh(unknown_region: &str) -> Result<Mesh> {
+    let service = json!({
+        "name": "orders",
+        "routes": [{ "prefix": "/" }],
+        "region": { "unknown": unknown_region },
+    });
+    let text = Config::new(StoreConfig::Embedded, vec![service]).text(&paths::filter()?);
+    Ok(Parsed::parse("mesh.yaml", &text)?.mesh)
+}
+
+fn snapshot(mesh: &Mesh) -> Result<Arc<Snapshot>> {
+    let mut world = World::new(Arc::new(mesh.clone()));
+    world.apply(Change::Listed(vec![]));
+    world.snapshot().context("a first snapshot")
+}
+
+/// The same, but for the bytes of the policy.
+fn with_garbage(snapshot: &Snapshot, mesh: &Mesh) -> Arc<Snapshot> {
+    let garbage = translate::filter_config_of_bytes(&mesh.filter, b"no policy at all".to_vec());
+    let views: BTreeMap<_, _> = snapshot
+        .views()
+        .map(|(key, view)| {
+            let resources = Kind::ALL.map(|kind| match kind {
+                Kind::FilterConfig => {
+                    Resources::unit(Arc::clone(&garbage.name), Arc::clone(&garbage))
+                }
+                _ => view.of(kind).clone(),
+            });
+            let needed = Arc::from(view.needed());
+            let view = View::new(resources, needed, Arc::clone(view.policy()), 0);
+            (key.clone(), Arc::new(view))
+        })
+        .collect();
+    Arc::new(Snapshot::new(snapshot.sequence + 1, views))
+}
+
+fn reason(reply: &Reply) -> Result<String> {
+    let problem: serde_json::Value = serde_json::from_slice(&reply.body)?;
+    Ok(problem["reason"].as_str().context("a reason")?.to_owned())
+}
+
+#[tokio::test]
+async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<()> {
+    let workdir = Workdir::kept("refused-policy")?;
+    let (strict, lenient) = (mesh("reject")?, mesh("local")?);
+    let (good, mended) = (snapshot(&strict)?, snapshot(&lenient)?);
+    let pulpit = Pulpit::start(Arc::clone(&good)).await?;
+    let options = Options::gateway("shanghai", "shanghai-a");
+    let envoy = Envoy::start(workdir.path(), &options, pulpit.address).await?;
+    let ingress = envoy.ingress().await?;
+    let client = Client::new(Version::Http1);
+    let lost = Request::get("/orders").header("x-region-id", "atlantis");
+
+    // The service has no instance: what the filter lets through ends in `no_capacity`.
+    let decided = async |expected: &str| {
+        let what = format!("the reason {expected}");
+        let looks = eventually(PATIENCE, &what, async || {
+            let reason = reason(&client.send(ingress, &lost).await?)?;
+            ensure!(reason == expected, "{reason}");
+            Ok(())
+        });
+        looks.await.with_context(|| envoy.process().tail())
+    };
+    decided("region_unknown").await?;
+
+    let broken = with_garbage(&good, &strict);
+    pulpit.publisher.send_replace(Some(Arc::clone(&broken)));
+    let refused = eventually(PATIENCE, "the refusal", async || {
+        pulpit.refusal(Kind::FilterConfig)
+    });
+    let message = refused.await?;
+    assert!(message.contains("tidegate"), "{message}");
+    decided("region_unknown").await?;
+    let log = std::fs::read_to_string(envoy.process().log())?;
+    assert!(log.contains("not a tidegate.v1.Policy"), "{log}");
+
+    pulpit.publisher.send_replace(Some(mended));
+    decided("no_capacity").await?;
+    eventually(PATIENCE, "no refusal in force", async || {
+        ensure!(pulpit.refusal(Kind::FilterConfig).is_err(), "still refused");
+        Ok(())
+    })
+    .await?;
+
+    // What was refused once is tried and refused again when it comes back, and then a good one is taken again.
+    pulpit.publisher.send_replace(Some(broken));
+    eventually(PATIENCE, "the second refusal", async || {
+        pulpit.refusal(Kind::FilterConfig)
+    })
+    .await?;
+    decided("no_capacity").await?;
+    pulpit.publisher.send_replace(Some(good));
+    decided("region_unknown").await
+}

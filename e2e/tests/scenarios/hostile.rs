@@ -1,0 +1,139 @@
+//! Clients that lie, and requests that nobody should send.
+
+use anyhow::{Context, Result, ensure};
+use e2e::client::{Reply, Request};
+use e2e::config::region_of;
+use e2e::mesh::Mesh;
+
+use crate::shared::mesh;
+use crate::support::{Registered, explained, on, run};
+
+#[test]
+fn what_a_client_says_about_the_decision_is_ignored() {
+    async fn scenario(mesh: &Mesh) -> Result<()> {
+        let spoofed = |request: Request| {
+            request
+                .header("x-tidegate-to", "orders/beijing-c")
+                .header("x-tidegate-home", "beijing-c")
+                .header("x-tidegate-class", "read")
+                .header("x-tidegate-tier", "remote")
+                .header("x-tidegate-explain", "spoofed")
+                .header("x-tidegate-decision", "spoofed")
+                .header("x-tidegate-hop", "1")
+                .header("x-tidegate-anything", "spoofed")
+                .header("X-Tidegate-Class", "read")
+                .header("x-envoy-upstream-alt-route", "orders/beijing-c")
+        };
+        for (request, class) in [
+            // A plain read does not even meet the filter.
+            (Request::get("/orders"), "read"),
+            (Request::get("/orders").home("shanghai-a"), "read"),
+            (Request::get("/orders").home("shanghai-b"), "read"),
+            (Request::get("/orders").home("atlantis"), "read"),
+            (explained(Request::get("/orders")), "read"),
+            (Request::post("/orders"), "write"),
+            (Request::post("/orders").home("shanghai-b"), "write"),
+            (explained(Request::post("/orders")), "write"),
+        ] {
+            // A lie that is believed shows every time.
+            let reply = mesh.send("shanghai-a", spoofed(request.clone())).await?;
+            let echo = reply.echo()?;
+            assert_eq!(region_of(&echo.zone), "shanghai", "{request:?}");
+            assert_eq!(echo.headers["x-tidegate-class"], class, "{request:?}");
+            assert_eq!(echo.headers["x-tidegate-tier"], "zone", "{request:?}");
+            assert!(
+                ["shanghai-a", "shanghai-b"].contains(&&*echo.headers["x-tidegate-home"]),
+                "{request:?}"
+            );
+            for name in ["x-tidegate-hop", "x-tidegate-anything", "x-tidegate-to"] {
+                assert_eq!(echo.headers.get(name), None, "{name}, {request:?}");
+            }
+            let lies = echo
+                .headers
+                .iter()
+                .filter(|(_, value)| value.contains("spoofed"));
+            assert_eq!(lies.count(), 0, "{:?}", echo.headers);
+            if let Some(reason) = reply.header("x-tidegate-decision") {
+                assert_eq!(reason, "home_zone", "{request:?}");
+            }
+        }
+        Ok(())
+    }
+    run(async { on(mesh().await?, scenario).await });
+}
+
+#[test]
+fn no_lie_takes_a_write_out_of_its_region() {
+    async fn scenario(mesh: &Mesh) -> Result<()> {
+        // Only far away from the home is there an instance.
+        let etcd = mesh.etcd.as_ref().context("etcd")?;
+        let shop = Registered::start(etcd, "shops", "beijing-c", "shops-1").await?;
+        let read = Request::get("/shops").home("shanghai-a");
+        let remote = |reply: &Reply| {
+            ensure!(reply.echo()?.zone == "beijing-c");
+            Ok(())
+        };
+        for gateway in ["shanghai-a", "beijing-c"] {
+            mesh.eventually(gateway, "a remote read", read.clone(), remote)
+                .await?;
+            let served = shop.server.served();
+            let write = || Request::post("/shops").home("shanghai-a");
+            for lie in [
+                write(),
+                write().header("x-tidegate-class", "read"),
+                write().header("x-tidegate-to", "shops/beijing-c"),
+                write()
+                    .header("x-tidegate-class", "read")
+                    .header("x-tidegate-home", "shanghai-a"),
+                write().header("x-envoy-upstream-alt-route", "shops/beijing-c"),
+                write().header("x-http-method-override", "GET"),
+                write().header("x-tidegate-tier", "zone"),
+            ] {
+                let reply = mesh.send(gateway, lie.clone()).await?;
+                assert_eq!(reply.refusal()?, "no_capacity", "{lie:?}");
+            }
+            assert_eq!(shop.server.served(), served, "a write got through");
+        }
+        Ok(())
+    }
+    run(async { on(mesh().await?, scenario).await });
+}
+
+#[test]
+fn no_request_makes_the_filter_trap() {
+    async fn scenario(mesh: &Mesh) -> Result<()> {
+        let big = vec![b'x'; 50_000];
+        let mut nasty = vec![
+            Request::post("/orders").header("x-region-id", b"\xff\xfe"),
+            Request::post("/orders").header("x-region-id", &big),
+            Request::post("/orders").header("x-anything", b"\x80".repeat(100)),
+            Request::post("/orders").header("x-trace-id", b"\xc3\x28"),
+            Request::post("/orders").header("cookie", b";;=\xff; =;"),
+            Request::post("/carts").header("x-user-id", b"\xf0\x28\x8c\xbc"),
+            Request::post("/carts").header("x-user-id", &big),
+            Request::post("/orders").header("content-type", b"application/grpc\xff"),
+            Request::post("/orders?=%ff%00&x=%0a").home("beijing-c"),
+            Request::post(&format!("/orders/{}", "%ff".repeat(10_000))),
+        ];
+        let many = (0..80).fold(Request::post("/orders"), |request, i| {
+            request.header(&format!("x-tidegate-{i}"), b"\xff")
+        });
+        nasty.push(many);
+        let repeated = (0..80).fold(Request::post("/orders"), |request, _| {
+            request.header("x-region-id", "beijing-c")
+        });
+        nasty.push(repeated);
+        for request in nasty {
+            let reply = mesh.send("beijing-c", request.clone()).await?;
+            // A trap is a 503 without a reason.
+            assert_ne!(reply.status, 503, "{:?}", request.headers.keys().next());
+        }
+        let filter = mesh.gateway("beijing-c")?.admin().stats("^wasm\\.").await?;
+        let failures = filter
+            .iter()
+            .filter(|(name, count)| name.contains("fail") && **count > 0);
+        assert_eq!(failures.count(), 0, "{filter:?}");
+        Ok(())
+    }
+    run(async { on(mesh().await?, scenario).await });
+}

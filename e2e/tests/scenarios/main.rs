@@ -1,0 +1,17 @@
+//! Scenarios: what users and operators of a whole mesh would see.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the scenarios are an edge, as the harness is"
+)]
+
+mod control_plane;
+mod etcd;
+mod grpc;
+mod hostile;
+mod instances;
+mod observing;
+mod pushes;
+mod routing;
+mod shared;
+mod support;

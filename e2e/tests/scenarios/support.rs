@@ -1,0 +1,105 @@
+//! What the scenarios share.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use e2e::client::{Reply, Request};
+use e2e::config::EXPLAIN;
+use e2e::etcd::Etcd;
+use e2e::mesh::Mesh;
+use e2e::registry::{Health, Instance, InstanceName};
+use e2e::upstream::Server;
+use tokio::runtime::Runtime;
+
+/// Runs a scenario on the runtime that all tests of this binary share: what one of them starts goes on in the next.
+pub(crate) fn run(scenario: impl Future<Output = Result<()>>) {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| Runtime::new().expect("a runtime"));
+    if let Err(error) = runtime.block_on(scenario) {
+        panic!("{error:#}");
+    }
+}
+
+/// Runs a scenario with a mesh; where it fails, the logs are shown.
+pub(crate) async fn on<'m, F: Future<Output = Result<()>>>(
+    mesh: &'m Mesh,
+    scenario: impl FnOnce(&'m Mesh) -> F,
+) -> Result<()> {
+    let outcome = scenario(mesh).await;
+    outcome.map_err(|error| anyhow!("{error:#}\n{}", mesh.logs()))
+}
+
+/// Asks for the decision's reason.
+pub(crate) fn explained(request: Request) -> Request {
+    let (header, token) = EXPLAIN;
+    request.header(header, token)
+}
+
+/// The reason that an explained request was answered with.
+pub(crate) fn reason(reply: &Reply) -> Result<&str> {
+    let reason = reply.header("x-tidegate-decision");
+    reason.with_context(|| format!("no reason: {} {:?}", reply.status, reply.headers))
+}
+
+/// A refusal with this status and reason.
+#[track_caller]
+pub(crate) fn assert_refused(reply: &Reply, status: u16, reason: &str) {
+    assert_eq!(reply.status, status, "{}", reply.text());
+    assert_eq!(reply.refusal().unwrap(), reason);
+}
+
+/// A server whose record in etcd the test writes by itself, as a registry would that is not ours. It hangs on no lease.
+pub(crate) struct Registered {
+    pub(crate) name: InstanceName,
+    pub(crate) server: Server,
+    record: Instance,
+    etcd: etcd_client::Client,
+}
+
+impl Registered {
+    /// Starts it and writes a healthy record.
+    pub(crate) async fn start(
+        etcd: &Etcd,
+        service: &str,
+        zone: &str,
+        instance: &str,
+    ) -> Result<Registered> {
+        let name = InstanceName::new(service, zone, instance);
+        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let server = Server::start(name.clone(), any_port).await?;
+        let mut registered = Registered {
+            record: Instance::at(server.address()),
+            name,
+            server,
+            etcd: etcd.client().await?,
+        };
+        registered.set(Health::Healthy).await?;
+        Ok(registered)
+    }
+
+    /// Writes the record with this health.
+    pub(crate) async fn set(&mut self, health: Health) -> Result<()> {
+        self.record.health = health;
+        self.write().await
+    }
+
+    /// Writes the record with this load.
+    pub(crate) async fn report(&mut self, load1_per_core: f64) -> Result<()> {
+        self.record.load1_per_core = Some(load1_per_core);
+        self.write().await
+    }
+
+    async fn write(&mut self) -> Result<()> {
+        let value = serde_json::to_vec(&self.record)?;
+        self.etcd.put(self.name.key(), value, None).await?;
+        Ok(())
+    }
+
+    /// Deletes the record; the server stays.
+    pub(crate) async fn remove(&mut self) -> Result<()> {
+        let deleted = self.etcd.delete(self.name.key(), None).await?;
+        ensure!(deleted.deleted() == 1, "there was no {}", self.name.key());
+        Ok(())
+    }
+}
