@@ -95,7 +95,7 @@ fn with_garbage(snapshot: &Snapshot, mesh: &Mesh) -> Arc<Snapshot> {
                 }
                 _ => view.of(kind).clone(),
             });
-            let needed = Arc::from(view.needed());
+            let needed = Arc::clone(view.needed());
             let view = View::new(resources, needed, Arc::clone(view.policy()), 0);
             (key.clone(), Arc::new(view))
         })

@@ -92,7 +92,7 @@ impl View {
     }
 
     /// The clusters that must be warm in a proxy before it gets these routes.
-    pub fn needed(&self) -> &[Arc<str>] {
+    pub fn needed(&self) -> &Arc<[Arc<str>]> {
         &self.needed
     }
 }

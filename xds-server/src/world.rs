@@ -368,7 +368,7 @@ impl World {
                     view.of(Kind::Routes).clone(),
                     view.of(Kind::FilterConfig).clone(),
                 ],
-                Arc::from(view.needed()),
+                Arc::clone(view.needed()),
                 Arc::clone(view.policy()),
                 view.policy_version(),
             ));

@@ -54,6 +54,8 @@ fn methods_and_routes_say_what_is_a_write() {
         ("POST /shop.v1.Orders/get", &GRPC, Write),
         ("POST /shop.v1.Orders/Get/", &GRPC, Write),
         ("POST /shop.v1.Orders/", &GRPC, Write),
+        // By method means by method: a route that switches the filter off asks for nothing else.
+        ("GET /orders", &GRPC, Read),
         // No route: still a class, for logs.
         ("GET /elsewhere", &[], Read),
     ] {

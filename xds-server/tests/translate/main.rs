@@ -248,6 +248,10 @@ proptest! {
 
                 for route in group {
                     let conditions = table::conditions(route);
+                    if let (true, Some(explain)) = (table::filter_is_off(route), rules.explain()) {
+                        let asks_nothing = format!("!{}", explain.header);
+                        prop_assert!(conditions.contains(&asks_nothing), "nobody would explain");
+                    }
                     let targets = table::targets(route, &Request::new(vec![]));
                     // An empty name is a header's.
                     let named: Vec<_> = targets.iter().filter(|(name, _)| !name.is_empty()).collect();
