@@ -192,17 +192,23 @@ impl Rules {
             && open
             && service.zone_affinity.is_none()
             && service.trace_missing == TraceRule::Generate;
-        plain.then_some(PlainReads {
+        let reads = PlainReads {
             without_region: service.region_missing == RegionRule::Local,
-        })
+            with_local_region: service.region_unknown == RegionRule::Local,
+        };
+        (plain && (reads.without_region || reads.with_local_region)).then_some(reads)
     }
 }
 
-/// Reads that are decided before they arrive: GET requests that ask for no explanation, and whose `X-Region-ID` is the
-/// viewing zone, exactly once, or is absent where `without_region`. Their home is the viewing zone.
+/// Reads that are decided before they arrive: GET requests that ask for no explanation, and whose `X-Region-ID` is absent,
+/// where `without_region`, or has the viewing zone among its values, where `with_local_region`. Their home is the viewing zone.
+///
+/// Envoy compares an exact matcher with each copy of a header, so it cannot tell one copy from several; therefore a local
+/// region is plain only where several copies, which count as unknown, are local too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlainReads {
     pub without_region: bool,
+    pub with_local_region: bool,
 }
 
 /// The contract's name for the cluster of a service's endpoints in a zone.

@@ -111,17 +111,28 @@ pub struct Resource {
     pub name: Arc<str>,
     pub version: Version,
     pub body: Any,
+    /// Requests that are sent here fail: endpoints of which none is healthy.
+    pub dead_end: bool,
 }
 
 impl Resource {
     /// Encodes `message`. Its encoding must be the same every time: no map fields with more than one entry.
-    pub fn encode<M: Message + Name>(name: &str, message: &M) -> Arc<Resource> {
+    pub fn encode<M: Message + Name>(name: &str, message: &M) -> Resource {
         let body = any(message);
-        Arc::new(Resource {
+        Resource {
             name: Arc::from(name),
             version: Version::of(&body.value),
             body,
-        })
+            dead_end: false,
+        }
+    }
+
+    /// The same, for endpoints of which none is healthy.
+    pub fn into_dead_end(self) -> Resource {
+        Resource {
+            dead_end: true,
+            ..self
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 //!
 //! **Make before break.** Routes and the filter's policy wait until every cluster that they use has its endpoints
 //! acknowledged: Envoy asks for the endpoints of a cluster only once it has taken the cluster, so that is the proof that it
-//! can use it. Clusters go last, when routes and policy that no longer use them are acknowledged.
+//! can use it. Clusters go last, when routes and policy that no longer use them are acknowledged, and so do the last healthy
+//! endpoints of a cluster: until then requests may still be sent there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -343,29 +344,40 @@ impl Stream {
     fn may_remove(&self, kind: Kind) -> bool {
         match kind {
             Kind::Listener | Kind::Routes | Kind::FilterConfig => true,
-            Kind::Cluster | Kind::Endpoints => {
-                [Kind::Routes, Kind::FilterConfig].into_iter().all(|user| {
-                    let subscription = &self.kinds[user.index()];
-                    let settled = |name: &Arc<str>| match (
-                        subscription.held.get(name),
-                        self.view.of(user).get(name),
-                    ) {
-                        (Some(held), Some(resource)) => {
-                            held.acked && held.version == Some(resource.version)
-                        }
-                        (None | Some(_), None) => true,
-                        (None, Some(_)) => false,
-                    };
-                    subscription.names.iter().all(settled)
-                })
-            }
+            Kind::Cluster | Kind::Endpoints => self.has_moved(|_, _| false),
         }
+    }
+
+    /// Whether an update may be sent. What makes endpoints a dead end waits until routes and policy that avoid them are in
+    /// force, or were refused: nothing is gained by waiting for those.
+    fn is_timely(&self, subscription: &Subscription, resource: &Resource) -> bool {
+        !resource.dead_end
+            || !subscription.held.contains_key(&resource.name)
+            || self.has_moved(Subscription::refuses)
+    }
+
+    /// Whether the client has acknowledged the present routes and policy, but for those that are `excused`.
+    fn has_moved(&self, excused: impl Fn(&Subscription, &Resource) -> bool) -> bool {
+        [Kind::Routes, Kind::FilterConfig].into_iter().all(|user| {
+            let subscription = &self.kinds[user.index()];
+            let settled = |name: &Arc<str>| {
+                let Some(resource) = self.view.of(user).get(name) else {
+                    return true;
+                };
+                let held = subscription.held.get(name);
+                held.is_some_and(|held| held.acked && held.version == Some(resource.version))
+                    || excused(subscription, resource)
+            };
+            subscription.names.iter().all(settled)
+        })
     }
 
     fn updates(&self, kind: Kind) -> Vec<Arc<Resource>> {
         let subscription = &self.kinds[kind.index()];
         let due = |resource: &&Arc<Resource>| {
-            !subscription.has(resource) && !subscription.refuses(resource)
+            !subscription.has(resource)
+                && !subscription.refuses(resource)
+                && self.is_timely(subscription, resource)
         };
         let resources = self.view.of(kind);
         if subscription.wildcard {

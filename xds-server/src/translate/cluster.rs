@@ -5,7 +5,8 @@ use std::{collections::HashMap, sync::Arc};
 use envoy_types::pb::envoy::{
     config::{
         cluster::v3::{
-            Cluster,
+            CircuitBreakers, Cluster,
+            circuit_breakers::{Thresholds, thresholds::RetryBudget},
             cluster::{
                 ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy,
             },
@@ -52,6 +53,19 @@ pub fn cluster(name: &str, protocol: Protocol) -> Arc<Resource> {
         }),
         connect_timeout: millis(CONNECT_TIMEOUT_MS),
         lb_policy: LbPolicy::LeastRequest.into(),
+        circuit_breakers: Some(CircuitBreakers {
+            thresholds: vec![Thresholds {
+                // Envoy's default of three retries at a time gives up on the rest. A request is tried three times at
+                // the most, so that as many retries as requests are no storm.
+                retry_budget: Some(RetryBudget {
+                    budget_percent: Some(Percent { value: 100.0 }),
+                    min_retry_concurrency: uint32(100),
+                    ..RetryBudget::default()
+                }),
+                ..Thresholds::default()
+            }],
+            ..CircuitBreakers::default()
+        }),
         common_lb_config: Some(CommonLbConfig {
             // The control plane knows better than Envoy's panic mode, which would send requests to unhealthy instances.
             healthy_panic_threshold: Some(Percent { value: 0.0 }),
@@ -66,7 +80,7 @@ pub fn cluster(name: &str, protocol: Protocol) -> Arc<Resource> {
         )]),
         ..Cluster::default()
     };
-    Resource::encode(name, &cluster)
+    Arc::new(Resource::encode(name, &cluster))
 }
 
 fn protocol_options(protocol: Protocol) -> UpstreamProtocolOptions {
@@ -93,14 +107,18 @@ fn protocol_options(protocol: Protocol) -> UpstreamProtocolOptions {
 }
 
 /// The endpoints of `cluster`: the instances of one zone, in the order given. Without instances the assignment is empty,
-/// but it is there: a cluster that waits for it would hold up every route.
+/// but it is there: a cluster that waits for it would hold up every route. Without a healthy one it is a dead end.
 pub fn endpoints<'i>(
     cluster: &str,
     region: &str,
     zone: &str,
     instances: impl Iterator<Item = &'i Instance>,
 ) -> Arc<Resource> {
-    let lb_endpoints: Vec<LbEndpoint> = instances.map(endpoint).collect();
+    let mut usable = false;
+    let lb_endpoints: Vec<LbEndpoint> = instances
+        .inspect(|instance| usable |= instance.health == Health::Healthy)
+        .map(endpoint)
+        .collect();
     let localities = if lb_endpoints.is_empty() {
         Vec::new()
     } else {
@@ -121,7 +139,11 @@ pub fn endpoints<'i>(
         endpoints: localities,
         ..ClusterLoadAssignment::default()
     };
-    Resource::encode(cluster, &assignment)
+    let resource = Resource::encode(cluster, &assignment);
+    Arc::new(match usable {
+        true => resource,
+        false => resource.into_dead_end(),
+    })
 }
 
 fn endpoint(instance: &Instance) -> LbEndpoint {

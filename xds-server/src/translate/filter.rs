@@ -62,7 +62,7 @@ pub fn filter_config_of_bytes(filter: &FilterConfig, policy: Vec<u8>) -> Arc<Res
         name: FILTER.to_owned(),
         typed_config: Some(wasm(filter, policy)),
     };
-    Resource::encode(FILTER, &config)
+    Arc::new(Resource::encode(FILTER, &config))
 }
 
 /// What the filter does until a policy has arrived. Safe on its own: reads stay local, writes are fenced.

@@ -72,7 +72,7 @@ pub fn listener(mesh: &Mesh, role: Role) -> Arc<Resource> {
         }],
         ..Listener::default()
     };
-    Resource::encode(LISTENER, &listener)
+    Arc::new(Resource::encode(LISTENER, &listener))
 }
 
 fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConnectionManager {

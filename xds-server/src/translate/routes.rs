@@ -77,7 +77,7 @@ pub fn routes(rules: &Rules) -> Arc<Resource> {
         ignore_port_in_host_matching: true,
         ..RouteConfiguration::default()
     };
-    Resource::encode(ROUTES, &table)
+    Arc::new(Resource::encode(ROUTES, &table))
 }
 
 /// The clusters that the table, and a filter that decides by `rules`, may name.
@@ -147,12 +147,13 @@ impl Builder<'_> {
         };
         let viewer = self.rules.viewer();
         let local = is(headers::REGION_ID, self.rules.topology().zone_name(viewer));
-        let regions = plain
-            .without_region
-            .then(|| absent(headers::REGION_ID))
-            .into_iter()
-            .chain([local]);
+        let regions = [
+            plain.without_region.then(|| absent(headers::REGION_ID)),
+            plain.with_local_region.then_some(local),
+        ];
         regions
+            .into_iter()
+            .flatten()
             .map(|region| {
                 let asks_nothing = self.rules.explain().map(|e| absent(&e.header));
                 let matchers = [is(":method", "GET"), region]
@@ -331,7 +332,8 @@ fn retry_policy(class: Class) -> RetryPolicy {
         retry_on: retry_on.to_owned(),
         num_retries: uint32(2),
         retry_host_predicate: vec![previous_hosts],
-        host_selection_retry_max_attempts: 5,
+        // A dead instance fails fast, looks idle, and so is picked again and again: look often enough to find another.
+        host_selection_retry_max_attempts: 32,
         // The next attempt goes to another instance, so there is nothing to wait for.
         retry_back_off: Some(RetryBackOff {
             base_interval: millis(1),

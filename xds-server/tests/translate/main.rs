@@ -244,7 +244,9 @@ proptest! {
 
                 let off = group.iter().filter(|route| table::filter_is_off(route)).count();
                 let plain = rules.plain_reads(service, route);
-                prop_assert_eq!(off, plain.map_or(0, |plain| 1 + usize::from(plain.without_region)));
+                let ways = |plain: policy::rules::PlainReads| [plain.without_region, plain.with_local_region];
+                let ways = plain.map_or(0, |plain| ways(plain).into_iter().filter(|way| *way).count());
+                prop_assert_eq!(off, ways);
 
                 for route in group {
                     let conditions = table::conditions(route);

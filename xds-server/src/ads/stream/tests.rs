@@ -16,7 +16,11 @@ pub(super) fn view(lines: &[(Kind, &str, &str)], needed: &[&str]) -> Arc<View> {
             alt_stat_name: (*content).to_owned(),
             ..Cluster::default()
         };
-        let resource = Resource::encode(name, &message);
+        let resource = match *content {
+            "nobody healthy" => Resource::encode(name, &message).into_dead_end(),
+            _ => Resource::encode(name, &message),
+        };
+        let resource = Arc::new(resource);
         resources[kind.index()].insert(Arc::clone(&resource.name), resource);
     }
     let needed = needed.iter().copied().map(Arc::from).collect();
@@ -318,6 +322,35 @@ fn a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
     let nonce = sent(&mut stream, Kind::Routes, &["table"], &[]);
     ack(&mut stream, Kind::Routes, &nonce);
     sent(&mut stream, Kind::Cluster, &[], &["old"]);
+}
+
+/// Routes away from a cluster first, then its last healthy endpoint.
+#[test]
+fn the_last_healthy_endpoint_leaves_after_the_routes_to_it() {
+    for refuses in [false, true] {
+        let lines = |content, table| {
+            let a = [(Kind::Cluster, "a", "1"), (Kind::Endpoints, "a", content)];
+            [&a[..], &[(Kind::Routes, "table", table)]].concat()
+        };
+        let mut stream = delta(&view(&lines("healthy", "to a"), &["a"]));
+        subscribe(&mut stream, Kind::Cluster, &[]);
+        subscribe(&mut stream, Kind::Endpoints, &["a"]);
+        subscribe(&mut stream, Kind::Routes, &["table"]);
+        for kind in [Kind::Cluster, Kind::Endpoints, Kind::Routes] {
+            let outgoing = stream.next_due().expect("a response");
+            assert_eq!(outgoing.kind, kind);
+            ack(&mut stream, kind, &outgoing.nonce.to_string());
+        }
+        stream.set_view(view(&lines("nobody healthy", "elsewhere"), &[]));
+        let nonce = sent(&mut stream, Kind::Routes, &["table"], &[]);
+        quiet(&mut stream);
+        if refuses {
+            nack(&mut stream, Kind::Routes, &nonce, "table");
+        } else {
+            ack(&mut stream, Kind::Routes, &nonce);
+        }
+        sent(&mut stream, Kind::Endpoints, &["a"], &[]);
+    }
 }
 
 #[test]

@@ -22,10 +22,9 @@ use listeners::{Chain, End};
 use load::{Cost, Load, Worker};
 use pushed::Pushed;
 
-/// Requests of one variant in one round.
-const REQUESTS: u64 = 10_000;
-/// Requests of each variant before the first round.
-const WARM_UP: u64 = 2_000;
+/// Requests of one variant in one round. Few, so that what is compared is close together in time: many short rounds agree
+/// better than a few long ones when something else runs on the machine.
+const REQUESTS: u64 = 2_500;
 /// Another zone's name, so that the filter has a home to stamp.
 const FOREIGN: &str = "shanghai-b";
 
@@ -167,12 +166,13 @@ pub(crate) async fn run(rounds: u32) -> Result<Vec<Figure>> {
         "filter: {variants} variants in {rounds} rounds of {REQUESTS} requests each; one Envoy worker, 8 connections"
     );
     let worker = Worker::of(stage.envoy.process().pid())?;
-    measure(&worker, &mut all, WARM_UP, false).await?;
+    // The first round warms everything up.
+    measure(&worker, &mut all, false).await?;
     for series in all.iter_mut().flatten() {
         series.costs.clear();
     }
     for round in 0..rounds {
-        measure(&worker, &mut all, REQUESTS, round % 2 == 1).await?;
+        measure(&worker, &mut all, round % 2 == 1).await?;
     }
     print(&all)?;
     Ok(figures(&all))
@@ -240,12 +240,7 @@ async fn check(all: &[Vec<Series>]) -> Result<()> {
     Ok(())
 }
 
-async fn measure(
-    worker: &Worker,
-    all: &mut [Vec<Series>],
-    count: u64,
-    backwards: bool,
-) -> Result<()> {
+async fn measure(worker: &Worker, all: &mut [Vec<Series>], backwards: bool) -> Result<()> {
     let mut turns: Vec<(&Group, &mut Series)> = GROUPS
         .iter()
         .zip(all)
@@ -260,7 +255,7 @@ async fn measure(
             region: group.ask.region(),
             post: group.ask == Ask::Write,
         };
-        let cost = worker.serve(series.at, &load, count).await;
+        let cost = worker.serve(series.at, &load, REQUESTS).await;
         series.costs.push(cost.with_context(|| group.ask.as_str())?);
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use e2e::config::region_of;
+use etcd_client::WatchStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
@@ -29,14 +30,15 @@ pub(super) struct Bystanders {
 
 impl Bystanders {
     pub(super) async fn start(
-        etcd: etcd_client::Client,
+        mut etcd: etcd_client::Client,
         key: &str,
         xds: SocketAddr,
         cluster: &str,
     ) -> Result<Bystanders> {
         let mut tasks = JoinSet::new();
         let (tell, watched) = unbounded_channel();
-        tasks.spawn(watch(etcd, key.to_owned(), tell));
+        let events = etcd.watch(key, None).await?;
+        tasks.spawn(watch(events, tell));
         let (tell, mut pushed) = unbounded_channel();
         tasks.spawn(subscribe(xds, cluster.to_owned(), tell));
         // What is there already is pushed at once.
@@ -70,12 +72,7 @@ async fn next(from: &mut UnboundedReceiver<Instant>) -> Result<Instant> {
     next?.context("the bystander is gone")
 }
 
-async fn watch(
-    mut etcd: etcd_client::Client,
-    key: String,
-    tell: UnboundedSender<Instant>,
-) -> Result<()> {
-    let mut events = etcd.watch(key, None).await?;
+async fn watch(mut events: WatchStream, tell: UnboundedSender<Instant>) -> Result<()> {
     while events.message().await?.is_some() {
         tell.send(Instant::now())?;
     }
