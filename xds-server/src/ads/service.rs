@@ -2,13 +2,10 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use envoy_types::pb::envoy::{
-    config::core::v3::Node,
-    service::discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-        aggregated_discovery_service_server::{
-            AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-        },
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    aggregated_discovery_service_server::{
+        AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
     },
 };
 use futures::Stream as FutureStream;
@@ -18,11 +15,12 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::{
-    delta,
+    delta::Delta,
     node::{InvalidNode, Proxy},
     proxies::{Entry, Proxies},
-    sotw,
-    stream::{Answer, Outgoing, StaleNonce, Stream, Variant},
+    sotw::Sotw,
+    stream::{Answer, StaleNonce, Stream},
+    wire::Wire,
 };
 use crate::{
     metrics::{KindLabel, Metrics, ReasonLabel},
@@ -94,68 +92,6 @@ impl AggregatedDiscoveryService for Ads {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         Ok(self.open::<Delta>(request.into_inner()))
-    }
-}
-
-/// What the two variants do differently.
-trait Wire: Send + 'static {
-    type Request: Send;
-    type Response: Send;
-    const VARIANT: Variant;
-    fn type_url(request: &Self::Request) -> &str;
-    fn node(request: &Self::Request) -> Option<&Node>;
-    fn take(stream: &mut Stream, kind: Kind, request: &Self::Request)
-    -> Result<Answer, StaleNonce>;
-    fn response(outgoing: Outgoing) -> Self::Response;
-}
-
-struct Delta;
-
-impl Wire for Delta {
-    type Request = DeltaDiscoveryRequest;
-    type Response = DeltaDiscoveryResponse;
-    const VARIANT: Variant = Variant::Delta;
-
-    fn type_url(request: &Self::Request) -> &str {
-        &request.type_url
-    }
-    fn node(request: &Self::Request) -> Option<&Node> {
-        request.node.as_ref()
-    }
-    fn take(
-        stream: &mut Stream,
-        kind: Kind,
-        request: &Self::Request,
-    ) -> Result<Answer, StaleNonce> {
-        delta::take(stream, kind, request)
-    }
-    fn response(outgoing: Outgoing) -> Self::Response {
-        delta::response(outgoing)
-    }
-}
-
-struct Sotw;
-
-impl Wire for Sotw {
-    type Request = DiscoveryRequest;
-    type Response = DiscoveryResponse;
-    const VARIANT: Variant = Variant::StateOfTheWorld;
-
-    fn type_url(request: &Self::Request) -> &str {
-        &request.type_url
-    }
-    fn node(request: &Self::Request) -> Option<&Node> {
-        request.node.as_ref()
-    }
-    fn take(
-        stream: &mut Stream,
-        kind: Kind,
-        request: &Self::Request,
-    ) -> Result<Answer, StaleNonce> {
-        sotw::take(stream, kind, request)
-    }
-    fn response(outgoing: Outgoing) -> Self::Response {
-        sotw::response(outgoing)
     }
 }
 

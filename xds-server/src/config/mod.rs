@@ -3,7 +3,10 @@
 //! [`Config::parse`] is the only door: what comes out is checked, and what is refused is refused with the file, the line
 //! and the field.
 
-mod yaml;
+mod door;
+mod raw;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
@@ -123,8 +126,8 @@ impl fmt::Display for ConfigError {
 impl Config {
     /// Parses and checks `text`, which stands in `file`.
     pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
-        let raw = yaml::read(file, text)?;
-        yaml::Door { file }.config(raw)
+        let raw = raw::read(file, text)?;
+        door::Door { file }.config(raw)
     }
 }
 

@@ -1,0 +1,280 @@
+//! The configuration as YAML and its types go: shapes, defaults and places, but no meaning.
+
+use std::{fmt, net::SocketAddr, path::PathBuf};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+use serde_saphyr::Spanned;
+
+use super::ConfigError;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawConfig {
+    #[serde(default)]
+    pub(super) listen: RawListen,
+    pub(super) store: RawStore,
+    pub(super) filter: RawFilter,
+    #[serde(default)]
+    pub(super) listeners: RawListeners,
+    pub(super) zones: Spanned<Vec<Spanned<RawZone>>>,
+    #[serde(default)]
+    pub(super) links: Vec<Spanned<RawLink>>,
+    pub(super) explain: Option<Spanned<RawExplain>>,
+    pub(super) services: Spanned<Vec<Spanned<RawService>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawListen {
+    pub(super) xds: SocketAddr,
+    pub(super) admin: SocketAddr,
+}
+
+impl Default for RawListen {
+    fn default() -> Self {
+        // Loopback: without transport security nothing else is a safe default.
+        RawListen {
+            xds: SocketAddr::from(([127, 0, 0, 1], 18_000)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 18_001)),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+pub(super) enum RawStore {
+    Embedded { path: PathBuf },
+    Etcd { endpoints: Spanned<Vec<String>> },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFilter {
+    pub(super) path: String,
+    #[serde(default = "first_generation")]
+    pub(super) generation: u64,
+}
+
+fn first_generation() -> u64 {
+    1
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawListeners {
+    pub(super) gateway: RawAddress,
+    pub(super) sidecar: RawAddress,
+}
+
+impl Default for RawListeners {
+    fn default() -> Self {
+        let at = |address: &str, port| RawAddress {
+            address: address.to_owned(),
+            port,
+            access_log: standard_output(),
+        };
+        RawListeners {
+            gateway: at("0.0.0.0", 8080),
+            sidecar: at("127.0.0.1", 15001),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAddress {
+    pub(super) address: String,
+    pub(super) port: u16,
+    #[serde(default = "standard_output")]
+    pub(super) access_log: String,
+}
+
+fn standard_output() -> String {
+    "/dev/stdout".to_owned()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawZone {
+    pub(super) name: String,
+    pub(super) region: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLink {
+    pub(super) between: (String, String),
+    pub(super) rtt_ms: f64,
+    #[serde(default = "cost_of_one")]
+    pub(super) cost: f64,
+}
+
+fn cost_of_one() -> f64 {
+    1.0
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawExplain {
+    pub(super) header: String,
+    pub(super) token: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawService {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) protocol: RawProtocol,
+    pub(super) routes: Vec<Spanned<RawRoute>>,
+    #[serde(default)]
+    pub(super) region: RawRegion,
+    #[serde(default)]
+    pub(super) trace: RawTrace,
+    pub(super) weights: Option<Spanned<RawWeights>>,
+    pub(super) thresholds: Option<Spanned<RawThresholds>>,
+    pub(super) affinity: Option<Spanned<RawAffinity>>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawProtocol {
+    #[default]
+    Auto,
+    Http1,
+    Http2,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRoute {
+    #[serde(default = "any_host")]
+    pub(super) host: String,
+    pub(super) prefix: Option<String>,
+    pub(super) grpc: Option<String>,
+    pub(super) reads: Option<Vec<String>>,
+    pub(super) class: Option<RawClass>,
+}
+
+fn any_host() -> String {
+    "*".to_owned()
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawClass {
+    Read,
+    Write,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRegion {
+    pub(super) missing: RawRegionRule,
+    pub(super) unknown: RawRegionRule,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawRegionRule {
+    #[default]
+    Local,
+    Reject,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawTrace {
+    pub(super) missing: RawTraceRule,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawTraceRule {
+    #[default]
+    Generate,
+    Reject,
+}
+
+pub(super) enum RawWeights {
+    Computed,
+    Operator(RawOperatorWeights),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawOperatorWeights {
+    pub(super) zone: u32,
+    pub(super) region: u32,
+}
+
+/// By hand, because an untagged enum would lose what is wrong and where.
+impl<'de> Deserialize<'de> for RawWeights {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WeightsVisitor;
+        impl<'de> Visitor<'de> for WeightsVisitor {
+            type Value = RawWeights;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`computed` or {zone: SHARE, region: SHARE}")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<RawWeights, E> {
+                match word {
+                    "computed" => Ok(RawWeights::Computed),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(word), &self)),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawWeights, A::Error> {
+                RawOperatorWeights::deserialize(MapAccessDeserializer::new(map))
+                    .map(RawWeights::Operator)
+            }
+        }
+        deserializer.deserialize_any(WeightsVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawThresholds {
+    pub(super) down_below_percent: u8,
+    pub(super) up_from_percent: u8,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub(super) enum RawAffinity {
+    Header(String),
+    Cookie(String),
+    PathSegment(u8),
+}
+
+/// Parses `text` as far as YAML and types go.
+pub(super) fn read(file: &str, text: &str) -> Result<RawConfig, ConfigError> {
+    let mut field = String::new();
+    let read = serde_saphyr::with_deserializer_from_str(text, |de| {
+        serde_path_to_error::deserialize(de).map_err(|error| {
+            // `Spanned` shows as a field of its own; no field of ours has that name.
+            field = error.path().to_string().replace(".value", "");
+            error.into_inner()
+        })
+    });
+    read.map_err(|error: serde_saphyr::Error| ConfigError {
+        file: file.to_owned(),
+        line: error.location().map_or(0, |location| location.line()),
+        field: if field == "." { String::new() } else { field },
+        message: first_line(&error.without_snippet().to_string()),
+    })
+}
+
+/// The message alone: the place stands before it.
+fn first_line(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    line.split_once(" at line ")
+        .map_or(line, |(text, _)| text)
+        .to_owned()
+}
