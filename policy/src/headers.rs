@@ -6,7 +6,9 @@ pub const REGION_ID: &str = "x-region-id";
 pub const TRACE_ID: &str = "x-trace-id";
 
 /// What begins so comes from Tidegate alone: copies from outside are removed.
-pub const INTERNAL_PREFIX: &str = "x-tidegate-";
+///
+/// Without a hyphen at the end: many servers take `x-tidegate_home` for `x-tidegate-home`.
+pub const INTERNAL_PREFIX: &str = "x-tidegate";
 /// The home zone.
 pub const HOME: &str = "x-tidegate-home";
 /// `read` or `write`.

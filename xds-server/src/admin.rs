@@ -119,6 +119,11 @@ impl IntoResponse for Problem {
     }
 }
 
+/// Whatever the content type says: who writes to these paths means JSON.
+fn parse_json<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(Problem::bad_request)
+}
+
 async fn ready(State(admin): State<Admin>) -> Result<&'static str, Problem> {
     match *admin.snapshots.borrow() {
         Some(_) => Ok("ready\n"),
@@ -148,7 +153,10 @@ async fn proxies(State(admin): State<Admin>) -> impl IntoResponse {
 #[derive(Serialize)]
 struct ViewSummary {
     zone: String,
-    policy_version: String,
+    /// The number that filters report as a metric.
+    policy_version: u64,
+    /// The same as filters log it.
+    policy_version_hex: String,
     services: BTreeMap<String, Vec<PlanSummary>>,
 }
 
@@ -178,7 +186,8 @@ async fn view(
     };
     Ok(Json(ViewSummary {
         zone,
-        policy_version: format!("{:012x}", view.policy_version()),
+        policy_version: view.policy_version(),
+        policy_version_hex: format!("{:012x}", view.policy_version()),
         services,
     }))
 }
@@ -253,10 +262,8 @@ struct Explanation {
     steps: Vec<String>,
 }
 
-async fn explain(
-    State(admin): State<Admin>,
-    Json(request): Json<ExplainRequest>,
-) -> Result<Json<Explanation>, Problem> {
+async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explanation>, Problem> {
+    let request: ExplainRequest = parse_json(&body)?;
     let view = admin.view(&request.zone)?;
     let facts = Facts::gather(view.policy(), &request);
     let (decision, steps) = policy::explain(view.policy(), &facts);
@@ -276,26 +283,29 @@ async fn explain(
 
 #[derive(Serialize)]
 struct Listed {
-    service: String,
-    zone: String,
-    instance: String,
-    /// None where the record is unusable.
+    key: String,
+    /// None where the record cannot be read.
     record: Option<Instance>,
+    /// Why the record is not used.
     error: Option<String>,
 }
 
 async fn instances(State(admin): State<Admin>) -> Result<Json<Vec<Listed>>, Problem> {
     let listing = admin.store.list(INSTANCES_PREFIX).await?;
-    let entries = listing.entries.into_iter().filter_map(|entry| {
-        let key = InstanceKey::parse(&entry.key).ok()?;
+    let snapshot = admin.snapshots.borrow().clone();
+    let entries = listing.entries.into_iter().map(|entry| {
         let record = Instance::parse(&entry.value);
-        Some(Listed {
-            service: key.service,
-            zone: key.zone,
-            instance: key.instance,
-            error: record.as_ref().err().map(ToString::to_string),
+        let known = InstanceKey::parse(&entry.key).and_then(|at| {
+            snapshot
+                .as_ref()
+                .map_or(Ok(()), |snapshot| snapshot.knows(&at))
+        });
+        let error = known.err().or_else(|| record.as_ref().err().cloned());
+        Listed {
+            key: entry.key,
+            error: error.map(|error| error.to_string()),
             record: record.ok(),
-        })
+        }
     });
     Ok(Json(entries.collect()))
 }
@@ -354,10 +364,8 @@ struct Granted {
     ttl_s: u32,
 }
 
-async fn grant(
-    State(admin): State<Admin>,
-    Json(request): Json<GrantRequest>,
-) -> Result<Json<Granted>, Problem> {
+async fn grant(State(admin): State<Admin>, body: Bytes) -> Result<Json<Granted>, Problem> {
+    let request: GrantRequest = parse_json(&body)?;
     if request.ttl_s == 0 {
         return Err(Problem::bad_request("ttl_s: at least 1"));
     }
@@ -388,6 +396,9 @@ async fn revoke(
 /// Leases are 64-bit numbers, which JSON readers round: they travel as hexadecimal text.
 fn parse_lease(text: &str) -> Result<LeaseId, Problem> {
     i64::from_str_radix(text, 16)
+        .ok()
+        // 0 means no lease to a store.
+        .filter(|lease| *lease > 0)
         .map(LeaseId)
-        .map_err(|_| Problem::bad_request("lease: the text that POST /v1/leases gave"))
+        .ok_or_else(|| Problem::bad_request("lease: the text that POST /v1/leases gave"))
 }

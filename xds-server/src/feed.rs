@@ -86,6 +86,9 @@ impl Reader {
                     place = None;
                     continue;
                 }
+                Interrupted::Resume(_, error @ StoreError::ClusterChanged { .. }) => {
+                    error!(%error, "the last state stays in force: put the old store back, or restart to trust the new one");
+                }
                 Interrupted::Resume(revision, error) => {
                     warn!(%error, ?backoff, "the store is out of reach; the last state stays in force");
                     // Before the first listing there is no place to resume from.
@@ -98,11 +101,11 @@ impl Reader {
     }
 
     async fn list_and_follow(&self, backoff: &mut Duration) -> Interrupted {
-        self.metrics.store_lists.inc();
         let listing = match self.store.list(INSTANCES_PREFIX).await {
             Ok(listing) => listing,
             Err(error) => return Interrupted::Resume(Revision(0), error),
         };
+        self.metrics.store_lists.inc();
         info!(
             revision = listing.revision.0,
             records = listing.entries.len(),
@@ -205,6 +208,8 @@ impl Engine {
         let Some(snapshot) = self.world.snapshot() else {
             return;
         };
+        // Zones may have gone.
+        self.metrics.policy_version.clear();
         for (key, view) in snapshot.views() {
             if key.role == Role::Gateway {
                 let zone = key.zone.to_string();

@@ -138,18 +138,27 @@ async fn serve(path: PathBuf, addresses_file: Option<PathBuf>) -> anyhow::Result
         write_addresses(&file, xds_address, admin_address)?;
     }
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
-    // Streams to proxies never end by themselves, so there is nothing to wait for: the proxies keep what they have.
-    tokio::select! {
+    // Streams to proxies never end by themselves, so there is nothing to wait for.
+    let ended = tokio::select! {
         ended = xds_server => ended.context("the xDS server ended"),
         ended = admin_server.into_future() => ended.context("the admin server ended"),
         _ = terminate.recv() => Ok(()),
         interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C"),
-    }
+    };
+    info!("stopping; the proxies keep what they have");
+    ended
 }
 
 async fn open_store(config: &StoreConfig) -> anyhow::Result<Arc<dyn Store>> {
     Ok(match config {
         StoreConfig::Embedded { path } => {
+            let directory = path.parent().filter(|d| !d.as_os_str().is_empty());
+            if let Some(missing) = directory.filter(|directory| !directory.is_dir()) {
+                anyhow::bail!(
+                    "store.embedded.path: the directory {} does not exist: create it",
+                    missing.display()
+                );
+            }
             let store = EmbeddedStore::open(EmbeddedOptions::new(path)).await;
             Arc::new(store.context("store.embedded")?)
         }

@@ -10,12 +10,15 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{Config, ConfigError, Mesh},
+    config::{Config, ConfigError, Listen, Mesh, StoreConfig},
     metrics::{Metrics, ResultLabel},
 };
 
 /// How often the file is read. Its content is compared, not its times: a mounted ConfigMap changes by swapping links.
 const INTERVAL: Duration = Duration::from_millis(250);
+
+/// How many looks in a row must fail before a file counts as gone: a swap takes a moment.
+const MISSES_MAX: u32 = 8;
 
 /// Reads and checks the file once.
 pub fn read(path: &Path) -> Result<(Config, String), ConfigError> {
@@ -36,12 +39,13 @@ pub fn follow(
     text: String,
     metrics: Metrics,
 ) -> watch::Receiver<Arc<Mesh>> {
-    let (publisher, meshes) = watch::channel(Arc::new(current.mesh.clone()));
+    let (publisher, meshes) = watch::channel(Arc::new(current.mesh));
     metrics.config_current.set(1);
     let follower = Follower {
         path,
-        current,
+        fixed: (current.listen, current.store),
         text,
+        misses: 0,
         publisher,
         metrics,
     };
@@ -51,9 +55,12 @@ pub fn follow(
 
 struct Follower {
     path: PathBuf,
-    current: Config,
+    /// What runs, and takes a restart to change.
+    fixed: (Listen, StoreConfig),
     /// The content that was looked at last, good or bad, so that a bad one is reported once.
     text: String,
+    /// Looks in a row that found no file.
+    misses: u32,
     publisher: watch::Sender<Arc<Mesh>>,
     metrics: Metrics,
 }
@@ -63,13 +70,24 @@ impl Follower {
         let mut ticks = tokio::time::interval(INTERVAL);
         while !self.publisher.is_closed() {
             ticks.tick().await;
-            let Ok(text) = tokio::fs::read_to_string(&self.path).await else {
-                // In the middle of a swap, or gone: what is in force stays.
-                continue;
-            };
-            if text != self.text {
-                self.consider(text);
+            match tokio::fs::read_to_string(&self.path).await {
+                Ok(text) => {
+                    let back = std::mem::take(&mut self.misses) >= MISSES_MAX;
+                    if text != self.text || back {
+                        self.consider(text);
+                    }
+                }
+                Err(error) => self.miss(&error),
             }
+        }
+    }
+
+    fn miss(&mut self, error: &std::io::Error) {
+        self.misses = self.misses.saturating_add(1);
+        if self.misses == MISSES_MAX {
+            self.metrics.config_current.set(0);
+            let file = self.path.display();
+            error!(%file, %error, "configuration cannot be read, the last good one stays in force");
         }
     }
 
@@ -90,11 +108,12 @@ impl Follower {
             }
         };
         self.metrics.config_current.set(1);
-        if (config.listen, &config.store) != (self.current.listen, &self.current.store) {
-            warn!("`listen` and `store` take effect after a restart");
+        if (config.listen, config.store) != self.fixed {
+            warn!(
+                "`listen` and `store` of the file are not what runs: they take effect after a restart"
+            );
         }
         info!(services = config.mesh.services.len(), "configuration taken");
-        self.publisher.send_replace(Arc::new(config.mesh.clone()));
-        self.current = config;
+        self.publisher.send_replace(Arc::new(config.mesh));
     }
 }

@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use policy::Policy;
+use policy::{Policy, rules::cluster_name};
 
-use crate::resource::{Kind, Resources};
+use crate::{
+    record::{InstanceKey, InvalidRecord},
+    resource::{Kind, Resources},
+};
 
 /// What a proxy is for. It says so in `node.metadata.tidegate.role`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,6 +120,23 @@ impl Snapshot {
     /// The views, ordered by zone.
     pub fn views(&self) -> impl Iterator<Item = (&ViewKey, &Arc<View>)> {
         self.views.iter()
+    }
+
+    /// Whether the mesh has the zone and the service of an instance.
+    pub fn knows(&self, at: &InstanceKey) -> Result<(), InvalidRecord> {
+        let key = ViewKey {
+            zone: Arc::from(at.zone.as_str()),
+            role: Role::Gateway,
+        };
+        let Some(view) = self.view(&key) else {
+            return Err(InvalidRecord::UnknownZone(at.zone.clone()));
+        };
+        let cluster = cluster_name(&at.service, &at.zone);
+        if view.of(Kind::Cluster).contains_key(cluster.as_str()) {
+            Ok(())
+        } else {
+            Err(InvalidRecord::UnknownService(at.service.clone()))
+        }
     }
 
     /// The zones that have views, in order.

@@ -21,6 +21,7 @@ fn what_a_client_says_about_the_decision_is_ignored() {
                 .header("x-tidegate-decision", "spoofed")
                 .header("x-tidegate-hop", "1")
                 .header("x-tidegate-anything", "spoofed")
+                .header("x-tidegate_home", "spoofed")
                 .header("X-Tidegate-Class", "read")
                 .header("x-envoy-upstream-alt-route", "orders/beijing-c")
         };
@@ -93,6 +94,18 @@ fn no_lie_takes_a_write_out_of_its_region() {
                 assert_eq!(reply.refusal()?, "no_capacity", "{lie:?}");
             }
             assert_eq!(shop.server.served(), served, "a write got through");
+        }
+        Ok(())
+    }
+    run(async { on(mesh().await?, scenario).await });
+}
+
+#[test]
+fn no_escaped_slash_hides_a_path() {
+    async fn scenario(mesh: &Mesh) -> Result<()> {
+        for path in ["/orders/x%2f..%2fcancel", "/orders/%5c..", "/orders%2F"] {
+            let reply = mesh.send("shanghai-a", Request::post(path)).await?;
+            assert_eq!(reply.status, 400, "{path}");
         }
         Ok(())
     }

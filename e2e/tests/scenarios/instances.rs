@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::client::Request;
+use e2e::client::{Reply, Request};
 use e2e::load::{Load, RunningLoad};
 use e2e::mesh::Mesh;
 use e2e::registry::{Health, Instance, InstanceName};
@@ -182,21 +182,29 @@ fn an_instance_that_gives_no_sign_of_life_is_forgotten() {
         let record = Instance::at(server.server.address());
         // The same record, but on a lease that nobody keeps alive.
         server.remove().await?;
+        let request = explained(Request::get("/leased"));
+        let gone = |reply: &Reply| {
+            ensure!(reason(reply)? == "no_capacity", "{}", reply.text());
+            Ok(())
+        };
+        mesh.eventually(
+            "shanghai-a",
+            "the first record to go",
+            request.clone(),
+            gone,
+        )
+        .await?;
         let put = mesh
             .registry()
             .put(&server.name, &record, Some(&lease))
             .await?;
         assert!(put.status.is_success(), "{}", put.text());
-        let request = explained(Request::get("/leased"));
         mesh.eventually("shanghai-a", "the instance", request.clone(), |reply| {
             reply.echo().map(drop)
         })
         .await?;
-        mesh.eventually("shanghai-a", "the lease to end", request, |reply| {
-            ensure!(reason(reply)? == "no_capacity", "{}", reply.text());
-            Ok(())
-        })
-        .await?;
+        mesh.eventually("shanghai-a", "the lease to end", request, gone)
+            .await?;
         ensure!(!mesh.registry().keep_alive(&lease).await?, "it is alive");
         Ok(())
     }

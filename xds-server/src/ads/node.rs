@@ -9,6 +9,13 @@ use envoy_types::pb::{
 
 use crate::snapshot::{Role, Snapshot, ViewKey};
 
+/// How much of what a proxy says of itself is repeated in messages.
+const TEXT_CHARS_MAX: usize = 128;
+
+fn clip(text: &str) -> String {
+    text.chars().take(TEXT_CHARS_MAX).collect()
+}
+
 /// A proxy as it introduced itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Proxy {
@@ -45,8 +52,8 @@ impl Proxy {
         let role = match role_name(node) {
             None => Role::default(),
             Some(name) => Role::named(name).ok_or_else(|| InvalidNode::UnknownRole {
-                id: node.id.clone(),
-                role: name.to_owned(),
+                id: clip(&node.id),
+                role: clip(name),
             })?,
         };
         let zone = node.locality.as_ref().map_or("", |l| l.zone.as_str());
@@ -56,13 +63,13 @@ impl Proxy {
         };
         if snapshot.view(&view).is_none() {
             return Err(InvalidNode::UnknownZone {
-                id: node.id.clone(),
-                zone: zone.to_owned(),
+                id: clip(&node.id),
+                zone: clip(zone),
                 known: snapshot.zones().collect::<Vec<_>>().join(", "),
             });
         }
         Ok(Proxy {
-            id: node.id.clone(),
+            id: clip(&node.id),
             view,
         })
     }

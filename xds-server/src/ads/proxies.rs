@@ -26,6 +26,8 @@ pub struct ProxyStatus {
     pub role: &'static str,
     /// `delta` or `sotw`.
     pub variant: &'static str,
+    /// Its zone is no longer configured: it keeps its last state and learns nothing more.
+    pub orphaned: bool,
     /// By kind (`cds`, `eds`, `lds`, `rds`, `ecds`).
     pub kinds: BTreeMap<&'static str, KindStatus>,
 }
@@ -81,6 +83,7 @@ impl Proxies {
                 Variant::Delta => "delta",
                 Variant::StateOfTheWorld => "sotw",
             },
+            orphaned: false,
             kinds: BTreeMap::new(),
         };
         let mut streams = self.lock();
@@ -134,6 +137,30 @@ impl Entry {
         if let Some(proxy) = self.proxies.lock().by_id.get_mut(&self.id) {
             proxy.kinds.insert(kind.as_str(), status);
         }
+    }
+}
+
+impl Entry {
+    /// Forgets refusals of what is no longer offered.
+    pub(super) fn forget_nacks(&self, is_refused: impl Fn(Kind) -> bool) {
+        if let Some(proxy) = self.proxies.lock().by_id.get_mut(&self.id) {
+            for kind in Kind::ALL {
+                if let Some(status) = proxy.kinds.get_mut(kind.as_str())
+                    && !is_refused(kind)
+                {
+                    status.nack = None;
+                }
+            }
+        }
+    }
+
+    /// Notes whether the proxy's zone is gone; true if that is news.
+    pub(super) fn set_orphaned(&self, orphaned: bool) -> bool {
+        let mut streams = self.proxies.lock();
+        let Some(proxy) = streams.by_id.get_mut(&self.id) else {
+            return false;
+        };
+        std::mem::replace(&mut proxy.orphaned, orphaned) != orphaned
     }
 }
 

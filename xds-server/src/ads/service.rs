@@ -1,6 +1,6 @@
 //! Streams on tonic.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -30,6 +30,12 @@ use crate::{
 
 /// Responses that may wait for a slow connection. Each kind has at most one unanswered, so more could never be.
 const OUTGOING_MAX: usize = Kind::ALL.len();
+
+/// Names that one stream may subscribe to and hold: more than any mesh has, and a bound on its memory.
+const NAMES_MAX: usize = 500_000;
+
+/// How long a new stream may take to introduce itself.
+const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where streams find the present snapshot; none before the first.
 pub type Snapshots = watch::Receiver<Option<Arc<Snapshot>>>;
@@ -108,7 +114,8 @@ struct Gone;
 
 impl<W: Wire> Session<W> {
     async fn run(mut self) {
-        let Some(first) = self.next_request().await else {
+        let first = tokio::time::timeout(INTRODUCTION_TIMEOUT, self.next_request());
+        let Ok(Some(first)) = first.await else {
             return;
         };
         let Some(snapshot) = self.first_snapshot().await else {
@@ -127,6 +134,13 @@ impl<W: Wire> Session<W> {
         let mut stream = Stream::new(W::VARIANT, Arc::clone(view));
         self.take(&mut stream, &entry, &proxy, &first);
         while self.send_due(&mut stream).await.is_ok() {
+            if stream.names() > NAMES_MAX {
+                warn!(node = proxy.id, "more than {NAMES_MAX} names, stream ended");
+                let status = Status::resource_exhausted("too many resource names on one stream");
+                // It fails only if the client is gone already.
+                let _ = self.responses.send(Err(status)).await;
+                break;
+            }
             if self.wait(&mut stream, &entry, &proxy).await.is_err() {
                 break;
             }
@@ -153,10 +167,19 @@ impl<W: Wire> Session<W> {
             changed = self.snapshots.changed() => {
                 changed.map_err(|_| Gone)?;
                 let snapshot = self.snapshots.borrow_and_update().clone();
-                match snapshot.as_ref().and_then(|s| s.view(&proxy.view)) {
-                    Some(view) => stream.set_view(Arc::clone(view)),
-                    // The zone was taken out of the configuration: its proxies keep what they have.
-                    None => debug!(node = proxy.id, "no view any more, keeping the last one"),
+                let view = snapshot.as_ref().and_then(|s| s.view(&proxy.view));
+                let turned = entry.set_orphaned(view.is_none());
+                match view {
+                    Some(view) => {
+                        stream.set_view(Arc::clone(view));
+                        entry.forget_nacks(|kind| stream.is_refused(kind));
+                    }
+                    None if turned => warn!(
+                        node = proxy.id,
+                        zone = %proxy.view.zone,
+                        "the zone was taken out of the configuration: this proxy keeps its last state and learns nothing more"
+                    ),
+                    None => {}
                 }
                 Ok(())
             }

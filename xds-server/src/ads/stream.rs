@@ -239,14 +239,11 @@ impl Stream {
         for name in unsubscribe {
             if name == "*" {
                 subscription.wildcard = false;
-            } else {
-                subscription.names.remove(name);
+                let names = &subscription.names;
+                subscription.held.retain(|name, _| names.contains(name));
+            } else if subscription.names.remove(name) && !subscription.wildcard {
+                subscription.held.remove(name);
             }
-            let Subscription {
-                wildcard, names, ..
-            } = subscription;
-            let wanted = |name: &Arc<str>| *wildcard || names.contains(name);
-            subscription.held.retain(|name, _| wanted(name));
         }
         for (name, version) in initial {
             subscription.awaits_answer = false;
@@ -475,6 +472,17 @@ impl Stream {
             endpoints.names.remove(name);
             endpoints.held.remove(name);
         }
+    }
+
+    /// How many names the client has subscribed to and holds, of all kinds.
+    pub fn names(&self) -> usize {
+        let kinds = self.kinds.iter();
+        kinds.map(|s| s.names.len().max(s.held.len())).sum()
+    }
+
+    /// Whether the client refused a present resource of this kind.
+    pub fn is_refused(&self, kind: Kind) -> bool {
+        !self.kinds[kind.index()].rejected.is_empty()
     }
 
     /// The versions of what the client has acknowledged, by name.

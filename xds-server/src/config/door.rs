@@ -1,6 +1,9 @@
 //! From [`RawConfig`] to [`Config`]: what it means, and whether it can.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use policy::{
     Class, ClassRule, Explain, InvalidRules, InvalidTopology, KeySource, Link, Plans, RegionRule,
@@ -9,11 +12,12 @@ use policy::{
 use serde_saphyr::Spanned;
 
 use super::{
-    Config, ConfigError, FilterConfig, Listen, ListenerAddress, Listeners, Mesh, Protocol,
-    ServiceConfig, StoreConfig,
+    Config, ConfigError, EscapedSlashes, FilterConfig, Listen, ListenerAddress, Listeners, Mesh,
+    Protocol, ServiceConfig, StoreConfig,
     raw::{
-        RawAddress, RawAffinity, RawClass, RawConfig, RawLink, RawOperatorWeights, RawProtocol,
-        RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawWeights, RawZone,
+        RawAddress, RawAffinity, RawClass, RawConfig, RawEscapedSlashes, RawLink,
+        RawOperatorWeights, RawProtocol, RawRegionRule, RawRoute, RawService, RawStore,
+        RawTraceRule, RawWeights, RawZone,
     },
 };
 
@@ -41,6 +45,10 @@ impl Door<'_> {
             .enumerate()
             .map(|(index, service)| self.service(index, service))
             .collect::<Result<Vec<_>, _>>()?;
+        if raw.filter.path.value.is_empty() {
+            let message = "empty: name the file as the Envoys see it";
+            return Err(self.error(&raw.filter.path, "filter.path", message));
+        }
         let explain = raw.explain.as_ref().map(|e| Explain {
             header: e.value.header.to_ascii_lowercase(),
             token: e.value.token.clone(),
@@ -65,7 +73,7 @@ impl Door<'_> {
                 topology,
                 services,
                 filter: FilterConfig {
-                    path: raw.filter.path,
+                    path: raw.filter.path.value,
                     generation: raw.filter.generation,
                 },
                 listeners: Listeners {
@@ -106,8 +114,14 @@ impl Door<'_> {
                 .map_err(|error| self.error(zone, &format!("zones[{index}]"), error))?;
         }
         let mut known = Vec::new();
+        let mut pairs = BTreeSet::new();
         for (index, at) in links.iter().enumerate() {
             let raw = &at.value;
+            let (a, b) = (&raw.between.0, &raw.between.1);
+            if !pairs.insert((a.min(b), a.max(b))) {
+                let message = format!("the link {a:?} - {b:?} stands twice");
+                return Err(self.error(at, &format!("links[{index}]"), message));
+            }
             let link = Link {
                 rtt_ms: raw.rtt_ms,
                 cost: raw.cost,
@@ -277,5 +291,9 @@ fn address(raw: RawAddress) -> ListenerAddress {
         address: raw.address,
         port: raw.port,
         access_log: Some(raw.access_log).filter(|path| !path.is_empty()),
+        escaped_slashes: match raw.escaped_slashes {
+            RawEscapedSlashes::Reject => EscapedSlashes::Reject,
+            RawEscapedSlashes::Keep => EscapedSlashes::Keep,
+        },
     }
 }

@@ -72,6 +72,18 @@ pub struct ListenerAddress {
     pub port: u16,
     /// A file on the proxies' machines; none writes no access log.
     pub access_log: Option<String>,
+    pub escaped_slashes: EscapedSlashes,
+}
+
+/// What becomes of a path with `%2F` or `%5C` in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum EscapedSlashes {
+    /// Status 400. A service that decodes them may see another path than the one that was decided about, and take a
+    /// write where a read was let through.
+    #[default]
+    Reject,
+    /// For services that carry them in names.
+    Keep,
 }
 
 /// How proxies speak to a service's instances.

@@ -53,7 +53,7 @@ pub(super) enum RawStore {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawFilter {
-    pub(super) path: String,
+    pub(super) path: Spanned<String>,
     #[serde(default = "first_generation")]
     pub(super) generation: u64,
 }
@@ -75,6 +75,7 @@ impl Default for RawListeners {
             address: address.to_owned(),
             port,
             access_log: standard_output(),
+            escaped_slashes: RawEscapedSlashes::default(),
         };
         RawListeners {
             gateway: at("0.0.0.0", 8080),
@@ -90,6 +91,16 @@ pub(super) struct RawAddress {
     pub(super) port: u16,
     #[serde(default = "standard_output")]
     pub(super) access_log: String,
+    #[serde(default)]
+    pub(super) escaped_slashes: RawEscapedSlashes,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawEscapedSlashes {
+    #[default]
+    Reject,
+    Keep,
 }
 
 fn standard_output() -> String {
@@ -255,6 +266,14 @@ pub(super) enum RawAffinity {
 
 /// Parses `text` as far as YAML and types go.
 pub(super) fn read(file: &str, text: &str) -> Result<RawConfig, ConfigError> {
+    if text.trim().is_empty() {
+        return Err(ConfigError {
+            file: file.to_owned(),
+            line: 0,
+            field: String::new(),
+            message: "the file is empty".to_owned(),
+        });
+    }
     let mut field = String::new();
     let read = serde_saphyr::with_deserializer_from_str(text, |de| {
         serde_path_to_error::deserialize(de).map_err(|error| {

@@ -78,6 +78,16 @@ fn errors_name_file_line_field_and_what_to_do() {
         "mesh.yaml:12: services[0].weights: both shares are 0: no zone would get anything",
     );
     refused(
+        "services:\n",
+        "links:\n  - {between: [shanghai-a, beijing-c], rtt_ms: 1}\n  - {between: [beijing-c, shanghai-a], rtt_ms: 2}\nservices:\n",
+        "mesh.yaml:9: links[1]: the link \"beijing-c\" - \"shanghai-a\" stands twice",
+    );
+    refused(
+        "path: f.wasm",
+        "path: ''",
+        "mesh.yaml:2: filter.path: empty: name the file as the Envoys see it",
+    );
+    refused(
         "embedded: {path: t.redb}",
         "etcd: {endpoints: []}",
         "mesh.yaml:1: store.etcd.endpoints: empty: name at least one member, like http://127.0.0.1:2379",

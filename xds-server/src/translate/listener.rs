@@ -9,19 +9,18 @@ use envoy_types::pb::{
             common::mutation_rules::v3::{
                 HeaderMutation, header_mutation::Action, header_mutation::RemoveOnMatch,
             },
-            core::v3::{
-                ConfigSource, DataSource, ExtensionConfigSource, SubstitutionFormatString,
-                TypedExtensionConfig, data_source, substitution_format_string::Format,
-            },
+            core::v3::{ConfigSource, ExtensionConfigSource, TypedExtensionConfig},
             listener::v3::{Filter, FilterChain, Listener, filter},
         },
         extensions::{
-            access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat},
+            access_loggers::file::v3::FileAccessLog,
             filters::{
                 http::router::v3::Router,
                 network::http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter, Rds,
-                    http_connection_manager::{CodecType, RouteSpecifier},
+                    http_connection_manager::{
+                        CodecType, PathWithEscapedSlashesAction, RouteSpecifier,
+                    },
                     http_filter,
                 },
             },
@@ -29,14 +28,14 @@ use envoy_types::pb::{
         },
         r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
     },
-    google::protobuf::BoolValue,
+    google::protobuf::{Any, BoolValue},
 };
 use policy::headers;
-use prost::Name;
+use prost::{Message, Name};
 
 use super::{FILTER, LISTENER, ROUTES, cluster::socket, filter::fallback, from_ads, millis};
 use crate::{
-    config::{ListenerAddress, Mesh},
+    config::{EscapedSlashes, ListenerAddress, Mesh},
     resource::{Resource, any},
     snapshot::Role,
 };
@@ -44,14 +43,25 @@ use crate::{
 /// How long a proxy waits for the policy before it serves with the fallback.
 const POLICY_TIMEOUT_MS: i32 = 1_000;
 
-/// One line a request. `decision` is the reason code, set by the route or, on a refusal, by the filter. What a client
-/// chose freely stands last, in quotes, so that it cannot pass for another field.
-const ACCESS_LOG_FORMAT: &str = concat!(
-    "%START_TIME% status=%RESPONSE_CODE% decision=%REQ(X-TIDEGATE-DECISION)% class=%REQ(X-TIDEGATE-CLASS)% ",
-    "home=%REQ(X-TIDEGATE-HOME)% tier=%REQ(X-TIDEGATE-TIER)% cluster=%UPSTREAM_CLUSTER_RAW% upstream=%UPSTREAM_HOST% ",
-    "details=%RESPONSE_CODE_DETAILS% duration_ms=%DURATION% trace_id=\"%REQ(X-TRACE-ID)%\" ",
-    "request=\"%REQ(:METHOD)% %REQ(:AUTHORITY)% %REQ(:PATH)% %PROTOCOL%\"\n"
-);
+/// One JSON object a request, by field. `decision` is the reason code, set by the route or, on a refusal, by the filter.
+/// JSON because Envoy escapes values in it: what a client sends cannot pass for another field.
+const ACCESS_LOG_FIELDS: &[(&str, &str)] = &[
+    ("authority", "%REQ(:AUTHORITY)%"),
+    ("class", "%REQ(X-TIDEGATE-CLASS)%"),
+    ("cluster", "%UPSTREAM_CLUSTER_RAW%"),
+    ("decision", "%REQ(X-TIDEGATE-DECISION)%"),
+    ("details", "%RESPONSE_CODE_DETAILS%"),
+    ("duration_ms", "%DURATION%"),
+    ("home", "%REQ(X-TIDEGATE-HOME)%"),
+    ("method", "%REQ(:METHOD)%"),
+    ("path", "%REQ(:PATH)%"),
+    ("protocol", "%PROTOCOL%"),
+    ("status", "%RESPONSE_CODE%"),
+    ("tier", "%REQ(X-TIDEGATE-TIER)%"),
+    ("time", "%START_TIME%"),
+    ("trace_id", "%REQ(X-TRACE-ID)%"),
+    ("upstream", "%UPSTREAM_HOST%"),
+];
 
 /// The listener of a role's proxies.
 pub fn listener(mesh: &Mesh, role: Role) -> Arc<Resource> {
@@ -88,6 +98,10 @@ fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConn
         // Routes and filter must see one path, or a write could pass as another route's read.
         normalize_path: Some(BoolValue { value: true }),
         merge_slashes: true,
+        path_with_escaped_slashes_action: match at.escaped_slashes {
+            EscapedSlashes::Reject => PathWithEscapedSlashesAction::RejectRequest.into(),
+            EscapedSlashes::Keep => PathWithEscapedSlashesAction::KeepUnchanged.into(),
+        },
         early_header_mutation_extensions: vec![strip_internal_headers()],
         route_specifier: Some(RouteSpecifier::Rds(Rds {
             config_source: Some(from_ads()),
@@ -152,21 +166,64 @@ fn router_filter() -> HttpFilter {
 }
 
 fn access_log(path: &str) -> AccessLog {
-    let format = SubstitutionFormatString {
-        format: Some(Format::TextFormatSource(DataSource {
-            specifier: Some(data_source::Specifier::InlineString(
-                ACCESS_LOG_FORMAT.to_owned(),
-            )),
-            ..DataSource::default()
-        })),
-        ..SubstitutionFormatString::default()
+    let log = FileAccessLog {
+        path: path.to_owned(),
+        ..FileAccessLog::default()
+    };
+    let mut value = log.encode_to_vec();
+    // Encodings of one message type that stand side by side are merged by every reader of protobuf.
+    value.extend(ordered::FileAccessLog::with_fields(ACCESS_LOG_FIELDS).encode_to_vec());
+    let log = Any {
+        type_url: FileAccessLog::type_url(),
+        value,
     };
     AccessLog {
         name: "envoy.access_loggers.file".to_owned(),
-        config_type: Some(access_log::ConfigType::TypedConfig(any(&FileAccessLog {
-            path: path.to_owned(),
-            access_log_format: Some(AccessLogFormat::LogFormat(format)),
-        }))),
+        config_type: Some(access_log::ConfigType::TypedConfig(log)),
         ..AccessLog::default()
+    }
+}
+
+/// The part of `envoy.extensions.access_loggers.file.v3.FileAccessLog` that holds the fields, with a map that is ordered: the
+/// generated type has a hash map, whose encoding differs from process to process, and with it the version.
+mod ordered {
+    use std::collections::BTreeMap;
+
+    use envoy_types::pb::google::protobuf::{Value, value::Kind};
+
+    #[derive(prost::Message)]
+    pub(super) struct FileAccessLog {
+        #[prost(message, optional, tag = "5")]
+        log_format: Option<SubstitutionFormatString>,
+    }
+
+    #[derive(prost::Message)]
+    struct SubstitutionFormatString {
+        #[prost(message, optional, tag = "2")]
+        json_format: Option<Struct>,
+    }
+
+    #[derive(prost::Message)]
+    struct Struct {
+        #[prost(btree_map = "string, message", tag = "1")]
+        fields: BTreeMap<String, Value>,
+    }
+
+    impl FileAccessLog {
+        pub(super) fn with_fields(fields: &[(&str, &str)]) -> FileAccessLog {
+            let value = |text: &str| Value {
+                kind: Some(Kind::StringValue(text.to_owned())),
+            };
+            let fields = fields
+                .iter()
+                .map(|(name, text)| ((*name).to_owned(), value(text)));
+            FileAccessLog {
+                log_format: Some(SubstitutionFormatString {
+                    json_format: Some(Struct {
+                        fields: fields.collect(),
+                    }),
+                }),
+            }
+        }
     }
 }

@@ -66,6 +66,12 @@ pub fn routes(rules: &Rules) -> Arc<Resource> {
                     .routes()
                 })
                 .collect(),
+            // The token is between the caller and us.
+            request_headers_to_remove: rules
+                .explain()
+                .map(|e| e.header.clone())
+                .into_iter()
+                .collect(),
             response_headers_to_add: rules.explain().map(show_decision).into_iter().collect(),
             ..VirtualHost::default()
         })

@@ -186,6 +186,21 @@ fn who_unsubscribes_hears_nothing_and_who_asks_again_is_sent_again() {
     quiet(&mut stream);
 }
 
+/// One client must not keep the others waiting.
+#[test]
+fn many_names_cost_no_more_than_their_number() {
+    let names: Vec<String> = (0..100_000).map(|n| format!("n{n}")).collect();
+    let mut stream = delta(&view(&[], &[]));
+    let all = || names.iter().map(String::as_str);
+    stream.subscribe_delta(Kind::Endpoints, all(), [].into_iter(), [].into_iter());
+    assert_eq!(stream.names(), names.len());
+    let told = stream.next_due().expect("an answer").removed.len();
+    assert_eq!(told, names.len());
+    // With a pass over everything per name this would take minutes.
+    stream.subscribe_delta(Kind::Endpoints, [].into_iter(), all(), [].into_iter());
+    assert_eq!(stream.names(), 0);
+}
+
 #[test]
 fn a_refused_resource_is_not_sent_again_until_it_changes() {
     let mut stream = delta(&view(&cluster("a", "1"), &[]));

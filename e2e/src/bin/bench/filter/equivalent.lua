@@ -20,9 +20,10 @@ function envoy_on_request(handle)
   local grpc = headers:get("content-type") == "application/grpc"
   local class = (not grpc and reads[headers:get(":method")]) and "read" or "write"
   local home = homes[headers:get("x-region-id") or viewer] or viewer
-  headers:replace("x-tidegate-class", class)
-  if home ~= viewer then
+  if class == "write" then
+    headers:replace("x-tidegate-class", class)
+  end
+  if class == "read" or home ~= viewer then
     headers:replace("x-tidegate-home", home)
-    headers:replace("x-envoy-upstream-alt-route", "orders/" .. viewer)
   end
 end

@@ -58,6 +58,17 @@ impl Chain {
         }
     }
 
+    pub(super) const fn title(self) -> &'static str {
+        match self {
+            Chain::None => "no filter",
+            Chain::Strip => "internal headers removed",
+            Chain::Headers => "and headers added by the route",
+            Chain::Noop => "a wasm filter that does nothing",
+            Chain::Lua => "a Lua filter that does the same",
+            Chain::Ours => "ours",
+        }
+    }
+
     fn has_stamps(self) -> bool {
         matches!(self, Chain::Lua | Chain::Ours)
     }
@@ -72,12 +83,17 @@ pub(super) enum End {
     Proxied,
 }
 
+impl End {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            End::Direct => "answered by Envoy",
+            End::Proxied => "proxied to an upstream",
+        }
+    }
+}
+
 pub(super) fn listener_name(chain: Chain, end: End) -> String {
-    let end = match end {
-        End::Direct => "direct",
-        End::Proxied => "proxied",
-    };
-    format!("{}-{end}", chain.as_str())
+    format!("{}, {}", chain.as_str(), end.as_str())
 }
 
 /// The bootstrap of the Envoy that is measured; its files go to `directory`.

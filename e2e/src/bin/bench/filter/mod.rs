@@ -4,11 +4,12 @@
 //! number of requests, and every other round goes backwards. A ratio is taken inside a round, where both sides met the
 //! same machine; what is reported is the median of the rounds.
 
+mod cases;
 mod listeners;
 mod load;
 mod pushed;
+mod report;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
@@ -17,7 +18,8 @@ use e2e::envoy::Envoy;
 use e2e::workdir::Workdir;
 use hyper::Method;
 
-use crate::figures::{self, Figure, median};
+use crate::figures::Figure;
+use cases::{Ask, GROUPS, Group};
 use listeners::{Chain, End};
 use load::{Cost, Load, Worker};
 use pushed::Pushed;
@@ -25,106 +27,6 @@ use pushed::Pushed;
 /// Requests of one variant in one round. Few, so that what is compared is close together in time: many short rounds agree
 /// better than a few long ones when something else runs on the machine.
 const REQUESTS: u64 = 2_500;
-/// Another zone's name, so that the filter has a home to stamp.
-const FOREIGN: &str = "shanghai-b";
-
-/// What is asked.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Ask {
-    ForeignRead,
-    Write,
-    LocalRead,
-    Elsewhere,
-}
-
-impl Ask {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Ask::ForeignRead => "read of another home",
-            Ask::Write => "write (POST)",
-            Ask::LocalRead => "plain local read",
-            Ask::Elsewhere => "read of no service",
-        }
-    }
-
-    const fn path(self) -> &'static str {
-        match self {
-            Ask::Elsewhere => "/elsewhere",
-            _ => "/orders",
-        }
-    }
-
-    /// The cluster that every variant must choose.
-    const fn answer(self) -> &'static str {
-        match self {
-            Ask::ForeignRead => "orders/shanghai-b",
-            Ask::Write | Ask::LocalRead => "orders/shanghai-a",
-            Ask::Elsewhere => "elsewhere",
-        }
-    }
-
-    fn region(self) -> Option<&'static str> {
-        (self == Ask::ForeignRead).then_some(FOREIGN)
-    }
-}
-
-/// One request through several chains; the first is what the others are compared to.
-struct Group {
-    ask: Ask,
-    end: End,
-    chains: &'static [Chain],
-}
-
-const GROUPS: [Group; 7] = [
-    Group {
-        ask: Ask::ForeignRead,
-        end: End::Direct,
-        chains: &[
-            Chain::None,
-            Chain::Strip,
-            Chain::Noop,
-            Chain::Lua,
-            Chain::Ours,
-        ],
-    },
-    Group {
-        ask: Ask::Write,
-        end: End::Direct,
-        chains: &[Chain::None, Chain::Lua, Chain::Ours],
-    },
-    Group {
-        ask: Ask::LocalRead,
-        end: End::Direct,
-        chains: &[Chain::None, Chain::Strip, Chain::Ours],
-    },
-    Group {
-        ask: Ask::Elsewhere,
-        end: End::Direct,
-        chains: &[Chain::None, Chain::Ours],
-    },
-    Group {
-        ask: Ask::ForeignRead,
-        end: End::Proxied,
-        chains: &[
-            Chain::None,
-            Chain::Strip,
-            Chain::Headers,
-            Chain::Lua,
-            Chain::Ours,
-        ],
-    },
-    Group {
-        ask: Ask::Write,
-        end: End::Proxied,
-        chains: &[Chain::None, Chain::Ours],
-    },
-    Group {
-        ask: Ask::LocalRead,
-        end: End::Proxied,
-        chains: &[Chain::None, Chain::Strip, Chain::Ours],
-    },
-];
-
 /// The Envoys of the benchmark.
 struct Stage {
     envoy: Envoy,
@@ -174,8 +76,8 @@ pub(crate) async fn run(rounds: u32) -> Result<Vec<Figure>> {
     for round in 0..rounds {
         measure(&worker, &mut all, round % 2 == 1).await?;
     }
-    print(&all)?;
-    Ok(figures(&all))
+    report::print(&all)?;
+    Ok(report::figures(&all))
 }
 
 async fn find_listeners(stage: &Stage) -> Result<Vec<Vec<Series>>> {
@@ -259,87 +161,4 @@ async fn measure(worker: &Worker, all: &mut [Vec<Series>], backwards: bool) -> R
         series.costs.push(cost.with_context(|| group.ask.as_str())?);
     }
     Ok(())
-}
-
-/// The rounds' ratios of processor time to the first of the group.
-fn ratios(series: &Series, baseline: &Series) -> Vec<f64> {
-    let pairs = series.costs.iter().zip(&baseline.costs);
-    pairs.map(|(one, none)| one.cpu_us / none.cpu_us).collect()
-}
-
-fn print(all: &[Vec<Series>]) -> Result<()> {
-    println!(
-        "\n{:32} {:>9} {:>8} {:>8}  {:<22} ratio of processor time, median (min .. max)",
-        "", "requests", "cpu", "more", ""
-    );
-    println!("{:32} {:>9} {:>8} {:>8}", "", "per s", "us", "us");
-    for (group, several) in GROUPS.iter().zip(all) {
-        let baseline = several.first().context("an empty group")?;
-        let end = match group.end {
-            End::Direct => "answered by Envoy",
-            End::Proxied => "proxied to an upstream",
-        };
-        println!("{}, {end}", group.ask.as_str());
-        for series in several {
-            let cpu: Vec<f64> = series.costs.iter().map(|cost| cost.cpu_us).collect();
-            let rates: Vec<f64> = series.costs.iter().map(|cost| cost.rate).collect();
-            let more: Vec<f64> = series
-                .costs
-                .iter()
-                .zip(&baseline.costs)
-                .map(|(one, none)| one.cpu_us - none.cpu_us)
-                .collect();
-            println!(
-                "  {:30} {:9.0} {:8.2} {:8.2}  {:<22}",
-                title(series.chain),
-                median(&rates),
-                median(&cpu),
-                median(&more),
-                figures::spread(&ratios(series, baseline), 3),
-            );
-        }
-    }
-    println!(
-        "none: the same listener with routes on what the client sends. Load average now: {}.",
-        figures::machine_load()?
-    );
-    Ok(())
-}
-
-const fn title(chain: Chain) -> &'static str {
-    match chain {
-        Chain::None => "no filter",
-        Chain::Strip => "internal headers removed",
-        Chain::Headers => "and headers added by the route",
-        Chain::Noop => "a wasm filter that does nothing",
-        Chain::Lua => "a Lua filter that does the same",
-        Chain::Ours => "ours",
-    }
-}
-
-fn figures(all: &[Vec<Series>]) -> Vec<Figure> {
-    let mut by_name: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for (group, several) in GROUPS.iter().zip(all) {
-        let end = match group.end {
-            End::Direct => "",
-            End::Proxied => "_proxied",
-        };
-        for series in several.iter().skip(1) {
-            let name = match (group.ask, series.chain) {
-                (Ask::ForeignRead, chain) => chain.as_str().to_owned(),
-                (Ask::LocalRead, Chain::Ours) => "local_read".to_owned(),
-                (Ask::LocalRead, chain) => format!("local_read_{}", chain.as_str()),
-                (Ask::Write, chain) => format!("{}_write", chain.as_str()),
-                (Ask::Elsewhere, chain) => format!("{}_no_service", chain.as_str()),
-            };
-            by_name.insert(
-                format!("filter_cpu_ratio_{name}{end}"),
-                ratios(series, &several[0]),
-            );
-        }
-    }
-    by_name
-        .into_iter()
-        .map(|(name, ratios)| Figure::quantile(name, "ratio", &ratios, 0.5))
-        .collect()
 }

@@ -232,9 +232,8 @@ fn print(samples: &[Sample], interval_ms: f64) -> Result<()> {
     let failed: u32 = samples.iter().map(|s| s.failed).sum();
     let probes: u32 = samples.iter().map(|s| s.probes).sum();
     println!(
-        "One request every {interval_ms:.2} ms, which is how exact this is. {failed} of {probes} requests failed meanwhile, \
-         each between\nan instance's failure and the routes to the next zone. etcd has one member and does not wait for its disk. \
-         Load average now: {}.",
+        "One request every {interval_ms:.2} ms, which is how exact this is; {failed} of {probes} failed meanwhile. etcd has one \
+         member and\ndoes not wait for its disk. Load average now: {}.",
         machine_load()?
     );
     Ok(())

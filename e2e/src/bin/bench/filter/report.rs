@@ -1,0 +1,109 @@
+//! The table, and the figures.
+
+use anyhow::{Context, Result};
+
+use super::Series;
+use super::cases::{Ask, GROUPS, Group};
+use super::listeners::{Chain, End};
+use crate::figures::{Figure, machine_load, median, spread};
+
+/// The rounds' ratios of processor time to the first of the group.
+fn ratios(series: &Series, baseline: &Series) -> Vec<f64> {
+    let pairs = series.costs.iter().zip(&baseline.costs);
+    pairs.map(|(one, none)| one.cpu_us / none.cpu_us).collect()
+}
+
+/// The median of what it costs more than the first of the group.
+fn more_us(series: &Series, baseline: &Series) -> f64 {
+    let pairs = series.costs.iter().zip(&baseline.costs);
+    let more: Vec<f64> = pairs.map(|(one, none)| one.cpu_us - none.cpu_us).collect();
+    median(&more)
+}
+
+pub(super) fn print(all: &[Vec<Series>]) -> Result<()> {
+    println!(
+        "\n{:32} {:>10} {:>8} {:>8}   ratio of cpu: median (min .. max)",
+        "", "requests/s", "cpu us", "more us"
+    );
+    for (group, several) in GROUPS.iter().zip(all) {
+        let baseline = several.first().context("an empty group")?;
+        println!("{}, {}", group.ask.as_str(), group.end.as_str());
+        for series in several {
+            let cpu: Vec<f64> = series.costs.iter().map(|cost| cost.cpu_us).collect();
+            let rates: Vec<f64> = series.costs.iter().map(|cost| cost.rate).collect();
+            println!(
+                "  {:30} {:10.0} {:8.2} {:8.2}   {}",
+                series.chain.title(),
+                median(&rates),
+                median(&cpu),
+                more_us(series, baseline),
+                spread(&ratios(series, baseline), 3),
+            );
+        }
+    }
+    print_parts(all)?;
+    println!(
+        "cpu is the processor time of Envoy's worker for one request. Without a filter, the routes match what the client \
+         sent and add\nno headers; there are no access logs anywhere. Load average now: {}.",
+        machine_load()?
+    );
+    Ok(())
+}
+
+/// Where the time of a decision goes, from the variants that leave something out.
+fn print_parts(all: &[Vec<Series>]) -> Result<()> {
+    let more = |ask, chain| {
+        let groups = GROUPS.iter().zip(all);
+        let (_, several) = groups
+            .into_iter()
+            .find(|(group, _)| group.ask == ask && group.end == End::Direct)?;
+        let series = several.iter().find(|series| series.chain == chain)?;
+        Some(more_us(series, several.first()?))
+    };
+    let more = |ask, chain| more(ask, chain).context("a variant that is not measured");
+    let strip = more(Ask::ForeignRead, Chain::Strip)?;
+    let enter = more(Ask::ForeignRead, Chain::Noop)?;
+    let look = more(Ask::Elsewhere, Chain::Ours)?;
+    let read = more(Ask::ForeignRead, Chain::Ours)?;
+    let write = more(Ask::Write, Chain::Ours)?;
+    println!("where the time of a decision goes, in us");
+    for (title, us) in [
+        ("removing internal headers", strip),
+        ("entering and leaving wasm", enter),
+        ("reading headers, deciding, counting", look - enter - strip),
+        ("stamping, and routing again: a read", read - look),
+        ("stamping, and routing again: a write", write - look),
+    ] {
+        println!("  {title:40} {us:8.2}");
+    }
+    Ok(())
+}
+
+pub(super) fn figures(all: &[Vec<Series>]) -> Vec<Figure> {
+    let groups = GROUPS.iter().zip(all);
+    groups
+        .flat_map(|(group, several)| {
+            let compared = several.iter().skip(1);
+            compared.map(|series| {
+                let ratios = ratios(series, &several[0]);
+                Figure::quantile(name(group, series.chain), "ratio", &ratios, 0.5)
+            })
+        })
+        .collect()
+}
+
+/// `filter_cpu_ratio_ours` is the read of another home, which what it is compared with serves too.
+fn name(group: &Group, chain: Chain) -> String {
+    let what = match (group.ask, chain) {
+        (Ask::ForeignRead, chain) => chain.as_str().to_owned(),
+        (Ask::LocalRead, Chain::Ours) => "local_read".to_owned(),
+        (Ask::LocalRead, chain) => format!("local_read_{}", chain.as_str()),
+        (Ask::Write, chain) => format!("{}_write", chain.as_str()),
+        (Ask::Elsewhere, chain) => format!("{}_no_service", chain.as_str()),
+    };
+    let end = match group.end {
+        End::Direct => "",
+        End::Proxied => "_proxied",
+    };
+    format!("filter_cpu_ratio_{what}{end}")
+}
