@@ -45,6 +45,8 @@ pub struct Config {
     /// As in the file.
     pub services: Vec<Value>,
     pub links: Vec<Value>,
+    /// Without access log and explanations: what a benchmark measures beside something that has neither.
+    pub bare: bool,
 }
 
 impl Config {
@@ -57,6 +59,7 @@ impl Config {
             generation: 1,
             services,
             links: vec![],
+            bare: false,
         }
     }
 
@@ -67,8 +70,10 @@ impl Config {
             StoreConfig::Etcd { endpoints } => json!({ "etcd": { "endpoints": endpoints } }),
         };
         let zones = ZONES.map(|(name, region)| json!({ "name": name, "region": region }));
-        let listener = json!({ "address": "127.0.0.1", "port": 0, "access_log": ACCESS_LOG });
+        let access_log = if self.bare { "" } else { ACCESS_LOG };
+        let listener = json!({ "address": "127.0.0.1", "port": 0, "access_log": access_log });
         let (header, token) = EXPLAIN;
+        let explain = json!({ "header": header, "token": token });
         let all = json!({
             "listen": { "xds": self.xds, "admin": self.admin },
             "store": store,
@@ -76,7 +81,7 @@ impl Config {
             "listeners": { "gateway": listener, "sidecar": listener },
             "zones": zones,
             "links": self.links,
-            "explain": { "header": header, "token": token },
+            "explain": (!self.bare).then_some(explain),
             "services": self.services,
         });
         format!("{all:#}\n")

@@ -193,6 +193,7 @@ async fn a_damaged_file_is_refused_and_says_what_to_do() {
         .step_by(1000)
         .for_each(|byte| *byte ^= 0xff);
     let damages = [
+        ("empty", Vec::new()),
         ("text", b"not a database".to_vec()),
         ("long text", b"not a database\n".repeat(1000)),
         ("cut short", whole[..whole.len() / 2].to_vec()),

@@ -70,6 +70,10 @@ impl StoreFile {
         history_revisions: u64,
         fresh_cluster: ClusterId,
     ) -> Result<Self, StoreError> {
+        // redb would take it for a new store, and the mesh would be told that nothing is registered.
+        if std::fs::metadata(path).is_ok_and(|file| file.len() == 0) {
+            return Err(corrupt(path, "it is empty".to_owned()));
+        }
         // redb says that it may panic on a file that something else has written to.
         let opened = catch_unwind(AssertUnwindSafe(|| Self::try_open(path, fresh_cluster)));
         let (database, cluster) = match opened {
