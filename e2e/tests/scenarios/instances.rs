@@ -180,13 +180,16 @@ fn an_instance_that_gives_no_sign_of_life_is_forgotten() {
         let mut server = Registered::start(etcd, "leased", "shanghai-a", "leased-1").await?;
         let lease = mesh.registry().grant_lease(Duration::from_secs(2)).await?;
         let record = Instance::at(server.server.address());
-        // The same record, but on a lease that nobody keeps alive.
-        server.remove().await?;
         let request = explained(Request::get("/leased"));
+        let there = |reply: &Reply| reply.echo().map(drop);
         let gone = |reply: &Reply| {
             ensure!(reason(reply)? == "no_capacity", "{}", reply.text());
             Ok(())
         };
+        // Each step is awaited where it shows: what is looked for next must not be what was there before.
+        mesh.eventually("shanghai-a", "the first record", request.clone(), there)
+            .await?;
+        server.remove().await?;
         mesh.eventually(
             "shanghai-a",
             "the first record to go",
@@ -194,15 +197,14 @@ fn an_instance_that_gives_no_sign_of_life_is_forgotten() {
             gone,
         )
         .await?;
+        // The same record, but on a lease that nobody keeps alive.
         let put = mesh
             .registry()
             .put(&server.name, &record, Some(&lease))
             .await?;
         assert!(put.status.is_success(), "{}", put.text());
-        mesh.eventually("shanghai-a", "the instance", request.clone(), |reply| {
-            reply.echo().map(drop)
-        })
-        .await?;
+        mesh.eventually("shanghai-a", "the instance", request.clone(), there)
+            .await?;
         mesh.eventually("shanghai-a", "the lease to end", request, gone)
             .await?;
         ensure!(!mesh.registry().keep_alive(&lease).await?, "it is alive");

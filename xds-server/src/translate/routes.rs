@@ -3,13 +3,14 @@
 //! For each host, and in it for each of the services' routes, longest path first, the table holds in this order:
 //!
 //! 1. *plain reads*, which need no decision: the filter is switched off for them;
-//! 2. *pinned* requests: the filter names the cluster in `x-tidegate-to`;
-//! 3. writes with a home, then reads with a home, as the filter stamped them; a read whose home this table does not know
-//!    (yet) stays in the viewing zone, such a write is refused;
-//! 4. requests without a home, by class: writes of the viewing zone, and reads under the fallback policy;
-//! 5. everything else is refused: it came past the filter, and nobody has decided about it.
+//! 2. whatever has no stamp is refused: nobody has decided about it;
+//! 3. *pinned* requests: the filter names the cluster in `x-tidegate-to`;
+//! 4. writes of the viewing zone, reads by home, writes by home, as the filter stamped them;
+//! 5. a home that this table does not know (yet): a write is refused, a read stays in the viewing zone;
+//! 6. reads under the fallback policy, which knows no homes; and nothing else.
 //!
-//! The first pass of Envoy's routing, before the filter has run, ends at 1 or 5; the filter's stamp makes Envoy route again.
+//! The first pass of Envoy's routing, before the filter has run, ends at 1 or 2; the filter's stamp makes Envoy route again.
+//! Every route that is tried and passed over costs each request, so the most common ones stand first.
 //! Stamps from outside never get here, since the listener removes them first.
 
 use std::{
@@ -123,26 +124,29 @@ struct Builder<'r> {
 impl Builder<'_> {
     fn routes(&self) -> Vec<Route> {
         let viewer = self.rules.viewer();
-        let mut routes = self.plain_reads();
-        if self.service.zone_affinity.is_some() {
-            routes.extend(Tier::ALL.map(|tier| self.pinned(tier)));
-        }
         let zones = self.rules.topology().zones();
         let is_home = |zone| is(headers::HOME, self.rules.topology().zone_name(zone));
         let is_class = |class: Class| is(headers::CLASS, class.as_str());
+        let no_class = || absent(headers::CLASS);
+        let no_home = || absent(headers::HOME);
+
+        let mut routes = self.plain_reads();
+        routes.push(self.refused(vec![no_class(), no_home()], Refusal::FENCED));
+        if self.service.zone_affinity.is_some() {
+            routes.extend(Tier::ALL.map(|tier| self.pinned(tier)));
+        }
+        let local_write = vec![is_class(Class::Write), no_home()];
+        routes.push(self.planned(local_write, viewer, Class::Write));
         for home in zones.clone() {
-            let stamps = vec![is_class(Class::Write), is_home(home)];
+            routes.push(self.planned(vec![is_home(home), no_class()], home, Class::Read));
+        }
+        for home in zones {
+            let stamps = vec![is_home(home), is_class(Class::Write)];
             routes.push(self.planned(stamps, home, Class::Write));
         }
-        let unknown_write = vec![is_class(Class::Write), present(headers::HOME)];
-        routes.push(self.refused(unknown_write, Refusal::FENCED));
-        for home in zones {
-            routes.push(self.planned(vec![is_home(home)], home, Class::Read));
-        }
+        routes.push(self.refused(vec![is_class(Class::Write)], Refusal::FENCED));
         routes.push(self.unknown_home());
-        for class in [Class::Write, Class::Read] {
-            routes.push(self.planned(vec![is_class(class)], viewer, class));
-        }
+        routes.push(self.planned(vec![is_class(Class::Read)], viewer, Class::Read));
         routes.push(self.refused(Vec::new(), Refusal::FENCED));
         routes
     }
@@ -198,7 +202,10 @@ impl Builder<'_> {
             let name = self.rules.cluster(self.id, target.zone)?.to_owned();
             Some((name, target.weight))
         });
-        let stamped = |name| matchers.iter().any(|matcher| matcher.name == name);
+        let stamped = |name| {
+            let mut matchers = matchers.iter();
+            matchers.any(|matcher| matcher.name == name && !matcher.invert_match)
+        };
         let home_name = self.rules.topology().zone_name(home);
         let missing = [
             (!stamped(headers::CLASS)).then(|| set(headers::CLASS, class.as_str())),

@@ -89,15 +89,16 @@ fn a_table_reads_like_this() {
         "
 */orders :method=GET !x-region-id -> orders/sh-a 800 orders/sh-b 200 (no filter)
 */orders :method=GET x-region-id=sh-a -> orders/sh-a 800 orders/sh-b 200 (no filter)
-*/orders class=write home=sh-a -> orders/sh-a 800 orders/sh-b 200
-*/orders class=write home=sh-b -> orders/sh-a 200 orders/sh-b 800
-*/orders class=write home=bj-c -> orders/bj-c 1000
-*/orders class=write home -> 503
-*/orders home=sh-a -> orders/sh-a 800 orders/sh-b 200
-*/orders home=sh-b -> orders/sh-a 200 orders/sh-b 800
-*/orders home=bj-c -> orders/bj-c 1000
+*/orders !class !home -> 503
+*/orders class=write !home -> orders/sh-a 800 orders/sh-b 200
+*/orders home=sh-a !class -> orders/sh-a 800 orders/sh-b 200
+*/orders home=sh-b !class -> orders/sh-a 200 orders/sh-b 800
+*/orders home=bj-c !class -> orders/bj-c 1000
+*/orders home=sh-a class=write -> orders/sh-a 800 orders/sh-b 200
+*/orders home=sh-b class=write -> orders/sh-a 200 orders/sh-b 800
+*/orders home=bj-c class=write -> orders/bj-c 1000
+*/orders class=write -> 503
 */orders home -> orders/sh-a 1000
-*/orders class=write -> orders/sh-a 800 orders/sh-b 200
 */orders class=read -> orders/sh-a 800 orders/sh-b 200
 */orders -> 503
 ",
@@ -107,18 +108,19 @@ fn a_table_reads_like_this() {
         "[{name: s, routes: [{host: h, grpc: a.B}], affinity: {cookie: user}}]",
         "EEU",
         "
+hgrpc /a.B/ !class !home -> 503
 hgrpc /a.B/ to tier=zone -> as stamped
 hgrpc /a.B/ to tier=region -> as stamped
 hgrpc /a.B/ to tier=remote -> as stamped
-hgrpc /a.B/ class=write home=sh-a -> 503
-hgrpc /a.B/ class=write home=sh-b -> 503
-hgrpc /a.B/ class=write home=bj-c -> s/bj-c 1000
-hgrpc /a.B/ class=write home -> 503
-hgrpc /a.B/ home=sh-a -> s/bj-c 1000
-hgrpc /a.B/ home=sh-b -> s/bj-c 1000
-hgrpc /a.B/ home=bj-c -> s/bj-c 1000
-hgrpc /a.B/ home -> s/sh-a 1000
+hgrpc /a.B/ class=write !home -> 503
+hgrpc /a.B/ home=sh-a !class -> s/bj-c 1000
+hgrpc /a.B/ home=sh-b !class -> s/bj-c 1000
+hgrpc /a.B/ home=bj-c !class -> s/bj-c 1000
+hgrpc /a.B/ home=sh-a class=write -> 503
+hgrpc /a.B/ home=sh-b class=write -> 503
+hgrpc /a.B/ home=bj-c class=write -> s/bj-c 1000
 hgrpc /a.B/ class=write -> 503
+hgrpc /a.B/ home -> s/sh-a 1000
 hgrpc /a.B/ class=read -> s/bj-c 1000
 hgrpc /a.B/ -> 503
 ",

@@ -237,8 +237,12 @@ fn without_stamps(route: &mut Value) -> bool {
             STAMP_HOME if exact.is_string() => {
                 json!({ "name": "x-region-id", "string_match": { "exact": exact } })
             }
+            STAMP_HOME if matcher["invert_match"] == true => {
+                json!({ "name": "x-region-id", "present_match": true, "invert_match": true })
+            }
             STAMP_CLASS => {
-                let method = if exact == "read" { "GET" } else { "POST" };
+                // No class on a stamped request says that it is a read.
+                let method = if exact == "write" { "POST" } else { "GET" };
                 json!({ "name": ":method", "string_match": { "exact": method } })
             }
             _ => return false,
