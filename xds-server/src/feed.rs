@@ -86,11 +86,12 @@ impl Reader {
                     place = None;
                     continue;
                 }
-                Interrupted::Resume(_, error @ StoreError::ClusterChanged { .. }) => {
-                    error!(%error, "the last state stays in force: put the old store back, or restart to trust the new one");
-                }
                 Interrupted::Resume(revision, error) => {
-                    warn!(%error, ?backoff, "the store is out of reach; the last state stays in force");
+                    if matches!(error, StoreError::ClusterChanged { .. }) {
+                        error!(%error, "the last state stays in force: put the old store back, or restart to trust the new one");
+                    } else {
+                        warn!(%error, ?backoff, "the store is out of reach; the last state stays in force");
+                    }
                     // Before the first listing there is no place to resume from.
                     place = Some(revision).filter(|revision| revision.0 > 0);
                 }
