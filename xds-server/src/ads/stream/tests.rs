@@ -339,6 +339,35 @@ fn a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
     sent(&mut stream, Kind::Cluster, &[], &["old"]);
 }
 
+/// Also where the client has not said yet that it dropped the endpoints of the old one.
+#[test]
+fn a_cluster_that_comes_back_at_once_is_warmed_anew() {
+    let there = [&cluster("a", "1")[..], &[(Kind::Routes, "table", "to a")]].concat();
+    let mut stream = delta(&view(&there, &["a"]));
+    subscribe(&mut stream, Kind::Cluster, &[]);
+    subscribe(&mut stream, Kind::Endpoints, &["a"]);
+    subscribe(&mut stream, Kind::Routes, &["table"]);
+    for kind in [Kind::Cluster, Kind::Endpoints, Kind::Routes] {
+        let nonce = stream.next_due().expect("a response").nonce.to_string();
+        ack(&mut stream, kind, &nonce);
+    }
+    stream.set_view(view(&[(Kind::Routes, "table", "elsewhere")], &[]));
+    let nonce = sent(&mut stream, Kind::Routes, &["table"], &[]);
+    ack(&mut stream, Kind::Routes, &nonce);
+    let nonce = sent(&mut stream, Kind::Cluster, &[], &["a"]);
+    ack(&mut stream, Kind::Cluster, &nonce);
+
+    stream.set_view(view(&there, &["a"]));
+    let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+    ack(&mut stream, Kind::Cluster, &nonce);
+    quiet(&mut stream);
+    subscribe(&mut stream, Kind::Endpoints, &["a"]);
+    let nonce = sent(&mut stream, Kind::Endpoints, &["a"], &[]);
+    quiet(&mut stream);
+    ack(&mut stream, Kind::Endpoints, &nonce);
+    sent(&mut stream, Kind::Routes, &["table"], &[]);
+}
+
 /// Routes away from a cluster first, then its last healthy endpoint.
 #[test]
 fn the_last_healthy_endpoint_leaves_after_the_routes_to_it() {
