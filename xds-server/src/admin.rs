@@ -12,13 +12,13 @@ use axum::{
 };
 use policy::{Class, Facts, Headers, Outcome, Plan, Policy, Presented, Rules};
 use prometheus_client::registry::Registry;
+use registry::record::{INSTANCES_PREFIX, Instance, InstanceKey, RECORD_BYTES_MAX};
+use registry::store::{LeaseId, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ads::{proxies::Proxies, service::Snapshots},
-    record::{INSTANCES_PREFIX, Instance, InstanceKey, RECORD_BYTES_MAX},
     snapshot::{Role, View, ViewKey},
-    store::{LeaseId, Store, StoreError},
 };
 
 /// What the handlers work with.

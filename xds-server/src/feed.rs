@@ -7,6 +7,8 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
+use registry::record::INSTANCES_PREFIX;
+use registry::store::{Event, Revision, Store, StoreError, WatchError};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -14,9 +16,7 @@ use crate::{
     ads::service::Snapshots,
     config::Mesh,
     metrics::{Metrics, ReasonLabel, ZoneLabel},
-    record::INSTANCES_PREFIX,
     snapshot::{Role, Snapshot},
-    store::{Event, Revision, Store, StoreError, WatchError},
     world::{Change, World},
 };
 

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 use tokio_stream::wrappers::TcpListenerStream;
 use tracing::info;
@@ -21,7 +22,6 @@ use xds_server::{
     feed,
     metrics::Metrics,
     reload,
-    store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store},
 };
 
 /// Keeps a service that runs in several data centres correct and available while one of them fails.

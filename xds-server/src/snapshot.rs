@@ -3,11 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use policy::{Policy, rules::cluster_name};
+use registry::record::{InstanceKey, InvalidRecord};
 
-use crate::{
-    record::{InstanceKey, InvalidRecord},
-    resource::{Kind, Resources},
-};
+use crate::resource::{Kind, Resources};
 
 /// What a proxy is for. It says so in `node.metadata.tidegate.role`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

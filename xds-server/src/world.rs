@@ -9,10 +9,10 @@ use std::{
 };
 
 use policy::{InstanceCounts, Plans, Policy, ZoneLoad, ZoneState, rules::cluster_name};
+use registry::record::{Health, Instance, InstanceKey, InvalidRecord};
 
 use crate::{
     config::{Mesh, ServiceConfig},
-    record::{Health, Instance, InstanceKey, InvalidRecord},
     resource::{Kind, Resource, Resources},
     snapshot::{Role, Snapshot, View, ViewKey},
     translate,

@@ -12,9 +12,9 @@ use envoy_types::pb::envoy::config::{
 use policy::{Class, Policy};
 use proptest::{collection::vec, prelude::*, sample::select};
 use prost::Message;
+use registry::record::{INSTANCES_PREFIX, Instance};
 use xds_server::{
     config::{Config, Mesh},
-    record::{INSTANCES_PREFIX, Instance},
     resource::{Kind, Version},
     snapshot::{Role, Snapshot, View, ViewKey},
     world::{Change, World},

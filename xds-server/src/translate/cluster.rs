@@ -33,9 +33,9 @@ use envoy_types::pb::envoy::{
 use super::{from_ads, millis, uint32};
 use crate::{
     config::Protocol,
-    record::{Health, Instance},
     resource::{Resource, any},
 };
+use registry::record::{Health, Instance};
 
 /// How long a connection to an instance may take to open.
 const CONNECT_TIMEOUT_MS: i32 = 500;

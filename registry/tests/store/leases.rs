@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use xds_server::store::{Event, Op, Revision, StoreError};
+use registry::store::{Event, Op, Revision, StoreError};
 
 use super::support::eventually;
 use super::{Fixture, bytes, keys, next};

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use registry::store::{EtcdOptions, EtcdStore, Store};
 use tempfile::TempDir;
-use xds_server::store::{EtcdOptions, EtcdStore, Store};
 
 /// How often a cluster is begun anew because another process took a port between the kernel giving it and etcd using it.
 const START_ATTEMPTS: usize = 3;

@@ -45,6 +45,22 @@ pub struct Instance {
     /// One-minute load average per core, at least 0.
     #[serde(default)]
     pub load1_per_core: f64,
+    /// Requests that it works on.
+    #[serde(default)]
+    pub in_flight: u32,
+    /// What the application says of its own load, on the scale of `load1_per_core` (1: fully used), and better: it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_load: Option<f64>,
+    /// Requests per second that it bears; none: nobody has said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_rps: Option<f64>,
+}
+
+impl Instance {
+    /// The load that counts: the application's own word, where it gives one.
+    pub fn load(&self) -> f64 {
+        self.app_load.unwrap_or(self.load1_per_core)
+    }
 }
 
 fn weight_of_one() -> u32 {
@@ -64,8 +80,10 @@ pub enum InvalidRecord {
     Port,
     #[error("weight {0}: 1 to 128 are possible")]
     Weight(u32),
-    #[error("load1_per_core: a number of at least 0")]
-    Load,
+    #[error("{0}: a number of at least 0")]
+    Load(&'static str),
+    #[error("the same address and port as {0}, which is newer: deregister one of the two")]
+    DuplicateAddress(String),
     #[error("no zone {0:?} is configured")]
     UnknownZone(String),
     #[error("no service {0:?} is configured")]
@@ -81,7 +99,8 @@ impl InvalidRecord {
             InvalidRecord::Json(_) => "json",
             InvalidRecord::Port => "port",
             InvalidRecord::Weight(_) => "weight",
-            InvalidRecord::Load => "load",
+            InvalidRecord::Load(_) => "load",
+            InvalidRecord::DuplicateAddress(_) => "duplicate_address",
             InvalidRecord::UnknownZone(_) => "unknown_zone",
             InvalidRecord::UnknownService(_) => "unknown_service",
         }
@@ -133,8 +152,16 @@ impl Instance {
         if !(1..=128).contains(&instance.weight) {
             return Err(InvalidRecord::Weight(instance.weight));
         }
-        if !(0.0..=f64::MAX).contains(&instance.load1_per_core) {
-            return Err(InvalidRecord::Load);
+        let numbers = [
+            ("load1_per_core", Some(instance.load1_per_core)),
+            ("app_load", instance.app_load),
+            ("capacity_rps", instance.capacity_rps),
+        ];
+        for (field, number) in numbers {
+            // `contains` is false for what is no number.
+            if number.is_some_and(|n| !(0.0..=f64::MAX).contains(&n)) {
+                return Err(InvalidRecord::Load(field));
+            }
         }
         Ok(instance)
     }
@@ -167,6 +194,10 @@ mod tests {
         refused(r#"{"address":"10.0.0.1","port":80,"weight":0}"#, "weight");
         refused(
             r#"{"address":"10.0.0.1","port":80,"load1_per_core":-1}"#,
+            "load",
+        );
+        refused(
+            r#"{"address":"10.0.0.1","port":80,"capacity_rps":-1}"#,
             "load",
         );
         refused(

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use futures::stream::StreamExt;
-use xds_server::store::{
+use registry::store::{
     EmbeddedOptions, EmbeddedStore, Op, Revision, Store, StoreError, WatchError,
 };
 

@@ -18,13 +18,13 @@ use leases::{
     a_lease_kept_alive_stays, a_lease_that_ended_cannot_be_used,
     a_lease_that_expires_deletes_its_keys_as_events, a_revoked_lease_deletes_its_keys,
 };
-use support::etcd::Cluster;
-use support::{DEADLINE, within};
-use tempfile::TempDir;
-use xds_server::store::{
+use registry::store::{
     Compare, EmbeddedOptions, EmbeddedStore, Entry, Event, Listing, Op, Revision, Store,
     StoreError, TXN_BYTES_MAX, TXN_OPERATIONS_MAX, WatchBatch, WatchError,
 };
+use support::etcd::Cluster;
+use support::{DEADLINE, within};
+use tempfile::TempDir;
 
 /// An empty store, and what keeps it alive.
 struct Fixture {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::stream::StreamExt;
-use xds_server::store::{
+use registry::store::{
     Compare, EtcdOptions, EtcdStore, Revision, Store, StoreError, WatchBatch, WatchError,
 };
 
