@@ -18,7 +18,7 @@ pub(crate) fn serving() -> Policy {
     let plans = |states: [ZoneState; 3]| {
         let loads = states.map(|state| ZoneLoad {
             state,
-            load1_per_core: 0.0,
+            ..ZoneLoad::default()
         });
         let weighting = Weighting::Operator {
             zone: 80,

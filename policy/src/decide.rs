@@ -152,6 +152,8 @@ pub enum Step {
         tier: Tier,
     },
     Targets(Vec<(String, u32)>),
+    /// So many of [`WEIGHT_TOTAL`](crate::WEIGHT_TOTAL) requests fit nowhere: the route table refuses them.
+    Shed(u32),
     Closed {
         home: String,
         class: Class,
@@ -195,9 +197,13 @@ impl fmt::Display for Step {
                     .iter()
                     .try_for_each(|(zone, weight)| write!(f, " {zone} {weight}/{WEIGHT_TOTAL}"))
             }
+            Step::Shed(shed) => write!(
+                f,
+                "{shed}/{WEIGHT_TOTAL} of these requests are refused: no zone that they may use has room for them"
+            ),
             Step::Closed { home, class } => write!(
                 f,
-                "no zone that a {} of {home} may use has a healthy instance",
+                "no zone that a {} of {home} may use has a healthy instance, and room",
                 class.as_str()
             ),
             Step::Pinned(cluster) => write!(f, "its affinity key keeps it in {cluster}"),
@@ -285,7 +291,12 @@ fn decide_by_rules<'p>(
     }
     let home_name = rules.topology().zone_name(home);
     let plan = service.plans.get(home, facts.class);
-    let Plan::Open { tier, targets } = plan else {
+    let Plan::Open {
+        tier,
+        targets,
+        shed,
+    } = plan
+    else {
         note(&|| Step::Closed {
             home: home_name.into(),
             class: facts.class,
@@ -300,6 +311,9 @@ fn decide_by_rules<'p>(
         let named = |zone| rules.topology().zone_name(zone).into();
         Step::Targets(targets.iter().map(|t| (named(t.zone), t.weight)).collect())
     });
+    if *shed > 0 {
+        note(&|| Step::Shed(*shed));
+    }
     let pin = facts.key_digest.and_then(|digest| {
         let cluster = rules.cluster(id, plan.zone_of_key(rules.topology(), digest)?)?;
         note(&|| Step::Pinned(cluster.into()));

@@ -7,6 +7,15 @@ pub struct InstanceCounts {
     pub unhealthy: u32,
 }
 
+impl InstanceCounts {
+    /// Whether at least `percent` (from 1) of the instances are healthy; never without a healthy one.
+    pub fn at_least(self, percent: u8) -> bool {
+        let healthy = u64::from(self.healthy);
+        let total = healthy + u64::from(self.unhealthy);
+        healthy > 0 && healthy * 100 >= total * u64::from(percent)
+    }
+}
+
 /// When a zone counts as down for a service and when as up again, in percent of healthy instances.
 ///
 /// Between the two the zone stays what it was, so that a share that trembles around one limit moves no traffic.
@@ -47,40 +56,26 @@ impl Thresholds {
             up_from_percent: up,
         })
     }
+
+    pub fn down_below_percent(self) -> u8 {
+        self.down_below_percent
+    }
+
+    pub fn up_from_percent(self) -> u8 {
+        self.up_from_percent
+    }
 }
 
 /// What a zone can do for a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ZoneState {
-    /// Enough healthy instances.
+    /// It takes part.
     Up,
-    /// Some healthy instances, too few: used only where nothing better is left.
+    /// Some healthy instances, but too few, or not for long enough: used only where nothing better is left.
     Down,
-    /// No healthy instance.
+    /// No healthy instance, or drained: never used.
     #[default]
     Empty,
-}
-
-impl ZoneState {
-    /// The state after `counts`, coming from `self`.
-    pub fn next(self, counts: InstanceCounts, thresholds: Thresholds) -> ZoneState {
-        let total = u64::from(counts.healthy) + u64::from(counts.unhealthy);
-        if counts.healthy == 0 {
-            return ZoneState::Empty;
-        }
-        let share_percent = u64::from(counts.healthy) * 100 / total;
-        let limit = match self {
-            ZoneState::Up => thresholds.down_below_percent,
-            ZoneState::Down => thresholds.up_from_percent,
-            // The first instances of a zone come one by one: a new zone is up as soon as it would not go down.
-            ZoneState::Empty => thresholds.down_below_percent,
-        };
-        if share_percent >= u64::from(limit) {
-            ZoneState::Up
-        } else {
-            ZoneState::Down
-        }
-    }
 }
 
 #[cfg(test)]
@@ -88,23 +83,22 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(from: ZoneState, healthy: u32, unhealthy: u32, expected: ZoneState) {
+    fn check(healthy: u32, unhealthy: u32, percent: u8, expected: bool) {
         let counts = InstanceCounts { healthy, unhealthy };
-        assert_eq!(from.next(counts, Thresholds::default()), expected);
+        assert_eq!(counts.at_least(percent), expected, "{counts:?}");
     }
 
     #[test]
-    fn a_zone_goes_down_below_30_percent_and_up_from_60() {
-        use ZoneState::{Down, Empty, Up};
-        check(Up, 3, 7, Up);
-        check(Up, 29, 71, Down);
-        check(Down, 59, 41, Down);
-        check(Down, 6, 4, Up);
-        check(Empty, 3, 7, Up);
-        check(Empty, 2, 8, Down);
-        check(Up, 0, 5, Empty);
-        check(Up, 0, 0, Empty);
-        check(Empty, u32::MAX, u32::MAX, Up);
+    fn shares_are_exact_at_their_limits() {
+        check(3, 7, 30, true);
+        check(29, 71, 30, false);
+        check(2, 4, 33, true);
+        check(2, 4, 34, false);
+        check(0, 0, 1, false);
+        check(0, 5, 1, false);
+        check(1, 0, 100, true);
+        check(u32::MAX, u32::MAX, 50, true);
+        check(u32::MAX, u32::MAX, 51, false);
     }
 
     #[test]

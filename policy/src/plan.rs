@@ -3,9 +3,11 @@
 use alloc::vec::Vec;
 
 use crate::{
+    allocation::{Allocation, Ask},
     health::ZoneState,
     service::Class,
     shard,
+    standing::SHARE_FULL,
     topology::{Link, Topology, ZoneId},
 };
 
@@ -54,11 +56,43 @@ impl Default for Weighting {
 }
 
 /// What a plan needs to know of a service in one zone.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ZoneLoad {
     pub state: ZoneState,
-    /// Mean of the instances' one-minute load average per core; 0 where nobody reports it.
+    /// Of what it would be given if it were fully in, of [`SHARE_FULL`]: less while it comes back.
+    pub share: u16,
+    /// Mean of the instances' load per core; 0 where nobody reports it.
     pub load1_per_core: f64,
+    /// Requests per second that it bears; infinite where nobody has said.
+    pub capacity: f64,
+}
+
+impl Default for ZoneLoad {
+    /// A zone without instances.
+    fn default() -> Self {
+        ZoneLoad {
+            state: ZoneState::Empty,
+            share: SHARE_FULL,
+            load1_per_core: 0.0,
+            capacity: f64::INFINITY,
+        }
+    }
+}
+
+/// Requests per second that call a zone their home; 0 where nobody has said.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Demand {
+    pub reads: f64,
+    pub writes: f64,
+}
+
+impl Demand {
+    fn of(self, class: Class) -> f64 {
+        match class {
+            Class::Read => self.reads,
+            Class::Write => self.writes,
+        }
+    }
 }
 
 /// One zone's share of a plan.
@@ -77,14 +111,17 @@ pub enum Plan {
         tier: Tier,
         /// Not empty; weights add up to [`WEIGHT_TOTAL`]; in the topology's order.
         targets: Vec<Target>,
+        /// How many of [`WEIGHT_TOTAL`] requests are refused, since they fit nowhere; the targets share the others. Below
+        /// [`WEIGHT_TOTAL`].
+        shed: u32,
     },
     /// No tier that these requests may use has a healthy instance.
     Closed,
 }
 
 impl Plan {
-    /// Computes the plan for requests of `class` that call `home` their home. `loads` is indexed by zone; a missing entry
-    /// counts as [`ZoneState::Empty`].
+    /// Computes the plan for requests of `class` that call `home` their home, as if no other home asked. `loads` is indexed by
+    /// zone; a missing entry counts as [`ZoneState::Empty`].
     ///
     /// Tiers are tried from near to far, first among the zones that are up, then among those that are down but still have
     /// a healthy instance: better a weak zone than an error. Writes never leave the home's region.
@@ -95,40 +132,28 @@ impl Plan {
         class: Class,
         loads: &[ZoneLoad],
     ) -> Plan {
-        let state = |zone: ZoneId| loads.get(zone.index()).copied().unwrap_or_default().state;
-        let allowed =
-            |zone: &ZoneId| class == Class::Read || topology.tier(home, *zone) != Tier::Remote;
-        for usable in [ZoneState::Up, ZoneState::Down] {
-            let candidates = topology
-                .zones()
-                .filter(allowed)
-                .filter(|zone| state(*zone) == usable);
-            let Some(nearest) = candidates.clone().map(|z| topology.tier(home, z)).min() else {
-                continue;
-            };
-            let scores: Vec<(ZoneId, f64)> = candidates
-                // The home's region shares its traffic; remote zones only stand in for it.
-                .filter(|zone| {
-                    (topology.tier(home, *zone) == Tier::Remote) == (nearest == Tier::Remote)
-                })
-                .map(|zone| (zone, zone_score(topology, weighting, home, zone, loads)))
-                .collect();
-            let shares = match weighting {
-                Weighting::Operator { zone, region } => {
-                    operator_shares(topology, home, zone, region, &scores)
-                }
-                Weighting::Computed => scores,
-            };
-            return Plan::of_targets(topology, home, apportion(&shares));
-        }
-        Plan::Closed
+        let mut asks = [Ask::new(topology, home, class, 0.0)];
+        Allocation::new(topology, weighting, loads).serve(&mut asks);
+        let [ask] = &asks;
+        Plan::of_ask(topology, ask)
     }
 
-    /// A plan of these targets for requests of `home`; closed without any.
-    pub fn of_targets(topology: &Topology, home: ZoneId, targets: Vec<Target>) -> Plan {
+    fn of_ask(topology: &Topology, ask: &Ask) -> Plan {
+        let given: Vec<(ZoneId, f64)> = topology.zones().zip(ask.given.iter().copied()).collect();
+        // At most WEIGHT_TOTAL, so the cast cuts only the fraction.
+        let shed = (ask.rest.clamp(0.0, 1.0) * f64::from(WEIGHT_TOTAL) + 0.5) as u32;
+        Plan::of_targets(topology, ask.home, apportion(&given), shed)
+    }
+
+    /// A plan of these targets for requests of `home`; closed without any, and where all is shed.
+    pub fn of_targets(topology: &Topology, home: ZoneId, targets: Vec<Target>, shed: u32) -> Plan {
         match targets.iter().map(|t| topology.tier(home, t.zone)).min() {
-            Some(tier) => Plan::Open { tier, targets },
-            None => Plan::Closed,
+            Some(tier) if shed < WEIGHT_TOTAL => Plan::Open {
+                tier,
+                targets,
+                shed,
+            },
+            _ => Plan::Closed,
         }
     }
 
@@ -137,6 +162,14 @@ impl Plan {
         match self {
             Plan::Open { targets, .. } => targets,
             Plan::Closed => &[],
+        }
+    }
+
+    /// How many of [`WEIGHT_TOTAL`] requests are refused though the plan is open.
+    pub fn shed(&self) -> u32 {
+        match self {
+            Plan::Open { shed, .. } => *shed,
+            Plan::Closed => 0,
         }
     }
 
@@ -150,53 +183,6 @@ impl Plan {
         };
         let owner = self.targets().iter().min_by_key(distance)?;
         Some(owner.zone)
-    }
-}
-
-/// The operator's shares of the candidates. Remote candidates, which the operator gives no share, and candidates that all
-/// have share 0 keep their computed scores: a healthy zone is never refused because of a weight.
-fn operator_shares(
-    topology: &Topology,
-    home: ZoneId,
-    zone_share: u32,
-    region_share: u32,
-    scores: &[(ZoneId, f64)],
-) -> Vec<(ZoneId, f64)> {
-    let siblings = scores
-        .iter()
-        .filter(|(zone, _)| topology.tier(home, *zone) == Tier::Region)
-        .count();
-    let shares: Vec<(ZoneId, f64)> = scores
-        .iter()
-        .map(|(zone, _)| {
-            let share = match topology.tier(home, *zone) {
-                Tier::Zone => f64::from(zone_share),
-                Tier::Region => f64::from(region_share) / siblings as f64,
-                Tier::Remote => 0.0,
-            };
-            (*zone, share)
-        })
-        .collect();
-    if shares.iter().all(|(_, share)| *share <= 0.0) {
-        scores.to_vec()
-    } else {
-        shares
-    }
-}
-
-fn zone_score(
-    topology: &Topology,
-    weighting: Weighting,
-    home: ZoneId,
-    zone: ZoneId,
-    loads: &[ZoneLoad],
-) -> f64 {
-    let load = loads.get(zone.index()).copied().unwrap_or_default();
-    match (weighting, topology.tier(home, zone)) {
-        // With the operator's weights nobody asked for load to count; siblings of a home that is gone share equally.
-        (Weighting::Operator { .. }, Tier::Zone | Tier::Region) => 1.0,
-        (Weighting::Operator { .. }, Tier::Remote) => score(topology.link(home, zone), 0.0),
-        (Weighting::Computed, _) => score(topology.link(home, zone), load.load1_per_core),
     }
 }
 
@@ -276,10 +262,34 @@ pub struct Plans {
 }
 
 impl Plans {
-    /// Computes the plans of every home zone and class.
-    pub fn compute(topology: &Topology, weighting: Weighting, loads: &[ZoneLoad]) -> Plans {
+    /// Computes the plans of every home zone and class. `loads` and `demands` are indexed by zone; a missing demand counts as
+    /// none. Where a zone's capacity does not bear what all homes would send it, writes are given theirs first: they have
+    /// nowhere else to go.
+    pub fn compute(
+        topology: &Topology,
+        weighting: Weighting,
+        loads: &[ZoneLoad],
+        demands: &[Demand],
+    ) -> Plans {
+        let mut allocation = Allocation::new(topology, weighting, loads);
+        let mut serve = |class: Class| {
+            let ask = |home: ZoneId| {
+                let demand = demands.get(home.index()).copied().unwrap_or_default();
+                Ask::new(topology, home, class, demand.of(class))
+            };
+            let mut asks: Vec<Ask> = topology.zones().map(ask).collect();
+            allocation.serve(&mut asks);
+            asks
+        };
+        let writes = serve(Class::Write);
+        let reads = serve(Class::Read);
         Plans::from_fn(topology, |home, class| {
-            Plan::compute(topology, weighting, home, class, loads)
+            let asks = match class {
+                Class::Read => &reads,
+                Class::Write => &writes,
+            };
+            asks.get(home.index())
+                .map_or(Plan::Closed, |ask| Plan::of_ask(topology, ask))
         })
     }
 

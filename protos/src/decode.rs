@@ -33,6 +33,10 @@ pub enum InvalidPolicy {
     #[error("rules.services[{service}].plans.targets: weights add up to {sum}, not {WEIGHT_TOTAL}")]
     Weights { service: String, sum: u64 },
     #[error(
+        "rules.services[{service}].plans.shed: {shed} per mille: an open plan sheds less than {WEIGHT_TOTAL}, a closed one nothing"
+    )]
+    Shed { service: String, shed: u32 },
+    #[error(
         "rules.services[{service}].plans.targets: a weight is 0, or a zone stands twice or out of order"
     )]
     Targets { service: String },
@@ -235,5 +239,11 @@ fn decode_plan(
     if class == Class::Write && targets.iter().any(remote) {
         return Err(InvalidPolicy::RemoteWrite { service: name() });
     }
-    Ok(Plan::of_targets(topology, home, targets))
+    if plan.shed >= WEIGHT_TOTAL || (targets.is_empty() && plan.shed > 0) {
+        return Err(InvalidPolicy::Shed {
+            service: name(),
+            shed: plan.shed,
+        });
+    }
+    Ok(Plan::of_targets(topology, home, targets, plan.shed))
 }

@@ -136,5 +136,6 @@ fn encode_plan(plan: &Plan) -> wire::Plan {
     });
     wire::Plan {
         targets: targets.collect(),
+        shed: plan.shed(),
     }
 }

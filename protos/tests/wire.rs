@@ -26,7 +26,7 @@ fn small() -> Policy {
     let topology = Topology::new(zones, [("sh-a", "sh-b", link)]).expect("a valid topology");
     let up = ZoneLoad {
         state: ZoneState::Up,
-        load1_per_core: 0.0,
+        ..ZoneLoad::default()
     };
     let weighting = Weighting::Operator {
         zone: 80,
@@ -54,7 +54,7 @@ fn small() -> Policy {
         region_unknown: RegionRule::Reject,
         trace_missing: TraceRule::Generate,
         zone_affinity: Some(KeySource::PathSegment(1)),
-        plans: Plans::compute(&topology, weighting, &[up; 3]),
+        plans: Plans::compute(&topology, weighting, &[up; 3], &[]),
     };
     let explain = Explain {
         header: "x-ask".into(),

@@ -21,7 +21,7 @@ fn plan(topology: &Topology, weights: &[u32]) -> Plan {
             weight: *weight,
         })
         .collect();
-    Plan::of_targets(topology, any::zone(topology, 0), targets)
+    Plan::of_targets(topology, any::zone(topology, 0), targets, 0)
 }
 
 #[test]

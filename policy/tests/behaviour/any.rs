@@ -2,8 +2,8 @@
 //! wire form and of the translation draw from here too.
 
 use policy::{
-    Class, ClassRule, Explain, KeySource, Link, Plan, Plans, RegionRule, Route, RouteMatch, Rules,
-    Service, Topology, TraceRule, Weighting, ZoneId, ZoneLoad, ZoneState,
+    Class, ClassRule, Demand, Explain, KeySource, Link, Plan, Plans, RegionRule, Route, RouteMatch,
+    Rules, Service, Topology, TraceRule, Weighting, ZoneId, ZoneLoad, ZoneState,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -44,7 +44,7 @@ pub(crate) fn weighting() -> impl Strategy<Value = Weighting> {
     ]
 }
 
-/// Five zones' loads, numbers that are none included.
+/// Five zones' loads, numbers that are none included; all of them fully in, with capacity for everything.
 pub(crate) fn loads() -> impl Strategy<Value = Vec<ZoneLoad>> {
     let state = select(vec![ZoneState::Up, ZoneState::Down, ZoneState::Empty]);
     let load1_per_core = prop_oneof![
@@ -54,8 +54,32 @@ pub(crate) fn loads() -> impl Strategy<Value = Vec<ZoneLoad>> {
     let load = (state, load1_per_core).prop_map(|(state, load1_per_core)| ZoneLoad {
         state,
         load1_per_core,
+        ..ZoneLoad::default()
     });
     vec(load, 5)
+}
+
+/// Five zones' loads, some of them coming back, some of them bounded.
+pub(crate) fn bounded_loads() -> impl Strategy<Value = Vec<ZoneLoad>> {
+    let share = prop_oneof![2 => Just(1_000_u16), 1 => 1..1_000_u16];
+    let capacity = prop_oneof![1 => Just(f64::INFINITY), 2 => 0.0..500.0_f64];
+    let bounds = vec((share, capacity), 5);
+    (loads(), bounds).prop_map(|(loads, bounds)| {
+        let bounded = loads.into_iter().zip(bounds);
+        let bounded = bounded.map(|(load, (share, capacity))| ZoneLoad {
+            share,
+            capacity,
+            ..load
+        });
+        bounded.collect()
+    })
+}
+
+/// What five zones ask for.
+pub(crate) fn demands() -> impl Strategy<Value = Vec<Demand>> {
+    let rps = || prop_oneof![1 => Just(0.0), 3 => 0.0..400.0_f64];
+    let demand = (rps(), rps()).prop_map(|(reads, writes)| Demand { reads, writes });
+    vec(demand, 5)
 }
 
 fn class_rule(matches: &RouteMatch) -> BoxedStrategy<ClassRule> {
@@ -146,7 +170,7 @@ pub(crate) fn rules() -> impl Strategy<Value = Rules> {
                 .enumerate()
                 .map(|(index, (service, weighting, loads))| Service {
                     name: format!("s{index}"),
-                    plans: Plans::compute(&topology, weighting, &loads),
+                    plans: Plans::compute(&topology, weighting, &loads, &[]),
                     ..service
                 })
                 .collect();
@@ -222,11 +246,20 @@ pub(crate) fn request() -> impl Strategy<Value = Vec<(&'static str, String)>> {
 
 /// The plan of `home` and `class` in words, for messages.
 pub(crate) fn plan_text(topology: &Topology, plan: &Plan) -> String {
-    let Plan::Open { tier, targets } = plan else {
+    let Plan::Open {
+        tier,
+        targets,
+        shed,
+    } = plan
+    else {
         return "closed".into();
+    };
+    let shed = match shed {
+        0 => String::new(),
+        shed => format!(", shed {shed}"),
     };
     let shares = targets
         .iter()
         .map(|target| format!(" {} {}", topology.zone_name(target.zone), target.weight));
-    format!("{tier}:{}", shares.collect::<String>())
+    format!("{tier}:{}{shed}", shares.collect::<String>())
 }

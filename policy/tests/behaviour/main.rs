@@ -9,4 +9,5 @@ mod facts;
 mod plain_reads;
 mod plans;
 mod routing;
+mod standings;
 mod support;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use policy::{
-    Class, Link, Plan, Tier, Topology, WEIGHT_TOTAL, Weighting, ZoneId, ZoneLoad, ZoneState,
-    plan::score,
+    Class, Demand, Link, Plan, Plans, Tier, Topology, WEIGHT_TOTAL, Weighting, ZoneId, ZoneLoad,
+    ZoneState, plan::score,
 };
 use proptest::prelude::*;
 
@@ -117,6 +117,125 @@ fn computed_weights_follow_distance_load_and_cost() {
     assert!((score(link, 1.3) - 0.05).abs() < 1e-12);
 }
 
+/// `UUUU` with these shares of a ramp.
+fn ramped(states: &str, shares: [u16; 4]) -> Vec<ZoneLoad> {
+    let mut loads = support::states(states);
+    for (load, share) in loads.iter_mut().zip(shares) {
+        load.share = share;
+    }
+    loads
+}
+
+#[test]
+fn a_zone_that_comes_back_gets_its_step_and_others_the_rest() {
+    use Class::{Read, Write};
+    let full = 1_000;
+    for (states, shares, class, expected) in [
+        // 1 % of 80 %, and what that leaves goes to the sibling.
+        (
+            "UUUU",
+            [10, full, full, full],
+            Read,
+            "zone: sh-a 8 sh-b 992",
+        ),
+        (
+            "UUUU",
+            [500, full, full, full],
+            Write,
+            "zone: sh-a 400 sh-b 600",
+        ),
+        (
+            "UUUU",
+            [full, 100, full, full],
+            Read,
+            "zone: sh-a 980 sh-b 20",
+        ),
+        // No sibling is there: reads go on where they went, writes have no other place.
+        (
+            "UEUU",
+            [10, full, full, full],
+            Read,
+            "zone: sh-a 10 bj-c 660 bj-d 330",
+        ),
+        ("UEUU", [10, full, full, full], Write, "zone: sh-a 1000"),
+        // Both come back, and nobody else is there: each its step, and half of the rest.
+        (
+            "UUEE",
+            [10, 100, full, full],
+            Read,
+            "zone: sh-a 494 sh-b 506",
+        ),
+        // The remote ones, too, get their step first.
+        (
+            "EEUU",
+            [full, full, 10, full],
+            Read,
+            "remote: bj-c 7 bj-d 993",
+        ),
+        ("DEEE", [10, full, full, full], Read, "zone: sh-a 1000"),
+    ] {
+        check_class(class, EIGHTY_TWENTY, &ramped(states, shares), expected);
+    }
+    // Where the operator gives siblings nothing, they still take what a zone on a ramp cannot.
+    let alone = Weighting::default();
+    check(
+        alone,
+        &ramped("UUUU", [10, full, full, full]),
+        "zone: sh-a 10 sh-b 990",
+    );
+}
+
+/// The plans of `sh-a` under these capacities and demands `(reads, writes)`, reads first.
+#[track_caller]
+fn check_bounded(capacities: [f64; 4], demands: [(f64, f64); 4], reads: &str, writes: &str) {
+    let topology = support::topology();
+    let mut loads = support::states("UUUU");
+    for (load, capacity) in loads.iter_mut().zip(capacities) {
+        load.capacity = capacity;
+    }
+    let demands = demands.map(|(reads, writes)| Demand { reads, writes });
+    let plans = Plans::compute(&topology, EIGHTY_TWENTY, &loads, &demands);
+    let home = support::zone(&topology, "sh-a");
+    for (class, expected) in [(Class::Read, reads), (Class::Write, writes)] {
+        let plan = plans.get(home, class);
+        assert_eq!(any::plan_text(&topology, plan), expected, "{class:?}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_spills_to_the_next_tier_and_what_fits_nowhere_is_shed() {
+    let none = (0.0, 0.0);
+    let reads = |rps| [(rps, 0.0), none, none, none];
+    // Nobody has said that there are writes, so they are given their shares of what is there.
+    let unbounded = "zone: sh-a 800 sh-b 200";
+    for (capacities, expected) in [
+        ([80.0, 20.0, 0.0, 0.0], unbounded),
+        // sh-a bears 40 of its 80, and sh-b can take the rest.
+        ([40.0, 60.0, 0.0, 0.0], "zone: sh-a 400 sh-b 600"),
+        // The region bears 70; 2 to 1 is how far the remote ones are.
+        (
+            [40.0, 30.0, 1e3, 1e3],
+            "zone: sh-a 400 sh-b 300 bj-c 200 bj-d 100",
+        ),
+        (
+            [40.0, 30.0, 5.0, 5.0],
+            "zone: sh-a 500 sh-b 375 bj-c 63 bj-d 62, shed 200",
+        ),
+    ] {
+        check_bounded(capacities, reads(100.0), expected, unbounded);
+    }
+    let no_room = [0.0; 4];
+    check_bounded(no_room, reads(100.0), "closed", "closed");
+    // Writes are given theirs first, and never leave the region.
+    let both = [(60.0, 100.0), none, none, none];
+    let writes = "zone: sh-a 714 sh-b 286, shed 300";
+    check_bounded([50.0, 20.0, 1e3, 0.0], both, "remote: bj-c 1000", writes);
+    // Two homes offer each zone 100, and it bears 60: each gets the same part of what it offered.
+    let two = [(100.0, 0.0), (100.0, 0.0), none, none];
+    let each = "zone: sh-a 800 sh-b 200, shed 400";
+    check_bounded([60.0, 60.0, 0.0, 0.0], two, each, unbounded);
+}
+
 #[test]
 fn the_longest_and_dearest_links_starve_nobody() {
     let zones = ["a", "b", "c", "d", "e", "f"].map(|zone| (zone, zone.to_ascii_uppercase()));
@@ -181,7 +300,7 @@ proptest! {
             for class in Class::ALL {
                 let plan = Plan::compute(&topology, weighting, home, class, &loads);
                 let group = group(&topology, home, class, &loads);
-                let Plan::Open { tier, targets } = &plan else {
+                let Plan::Open { tier, targets, .. } = &plan else {
                     prop_assert!(group.is_empty(), "closed, though {group:?} could serve");
                     continue;
                 };
@@ -201,6 +320,70 @@ proptest! {
                 }
                 let again = Plan::compute(&topology, weighting, home, class, &loads);
                 prop_assert_eq!(plan, again);
+            }
+        }
+    }
+
+    /// Whatever the steps, capacities and demands are.
+    #[test]
+    fn bounded_plans_are_whole_and_shed_only_what_has_no_place(
+        topology in any::topology(),
+        weighting in any::weighting(),
+        loads in any::bounded_loads(),
+        demands in any::demands(),
+    ) {
+        let plans = Plans::compute(&topology, weighting, &loads, &demands);
+        let mut taken = vec![0.0; loads.len()];
+        for home in topology.zones() {
+            for class in Class::ALL {
+                let demand = match class {
+                    Class::Read => demands[home.index()].reads,
+                    Class::Write => demands[home.index()].writes,
+                };
+                let plan = plans.get(home, class);
+                let Plan::Open { targets, shed, .. } = plan else { continue };
+                prop_assert_eq!(targets.iter().map(|t| t.weight).sum::<u32>(), WEIGHT_TOTAL);
+                prop_assert!(*shed < WEIGHT_TOTAL);
+                let state = loads[targets[0].zone.index()].state;
+                prop_assert!(state != ZoneState::Empty);
+                for target in targets {
+                    let tier = topology.tier(home, target.zone);
+                    prop_assert!(class == Class::Read || tier != Tier::Remote, "{plan:?}");
+                    prop_assert!(loads[target.zone.index()].state == state, "{plan:?}");
+                    let served = f64::from(WEIGHT_TOTAL - shed) / f64::from(WEIGHT_TOTAL);
+                    taken[target.zone.index()] +=
+                        demand * served * f64::from(target.weight) / f64::from(WEIGHT_TOTAL);
+                }
+                // A ramp alone sheds nothing.
+                let may = |zone: &ZoneId| class == Class::Read || topology.tier(home, *zone) != Tier::Remote;
+                let mut usable = topology.zones().filter(may).filter(|z| loads[z.index()].state == state);
+                prop_assert!(*shed == 0 || usable.all(|z| loads[z.index()].capacity.is_finite()));
+            }
+        }
+        for zone in topology.zones() {
+            // Each of the ten plans that may use the zone is rounded by up to two in a thousand.
+            let rounding: f64 = demands.iter().map(|d| (d.reads + d.writes) * 0.005).sum();
+            let bound = loads[zone.index()].capacity + rounding + 1e-6;
+            prop_assert!(taken[zone.index()] <= bound, "{zone:?}: {} over {bound}", taken[zone.index()]);
+        }
+    }
+
+    /// As long as capacities bear it, every zone that is fully in gets its part, ramps or not.
+    #[test]
+    fn a_healthy_zone_is_never_starved(
+        topology in any::topology(),
+        mut loads in any::bounded_loads(),
+    ) {
+        for load in &mut loads {
+            load.capacity = f64::INFINITY;
+        }
+        let plans = Plans::compute(&topology, Weighting::Computed, &loads, &[]);
+        for zone in topology.zones() {
+            if loads[zone.index()].state == ZoneState::Up {
+                for class in Class::ALL {
+                    let weight = weight_of(plans.get(zone, class), zone);
+                    prop_assert!(weight > 0, "{:?}", plans.get(zone, class));
+                }
             }
         }
     }

@@ -40,7 +40,7 @@ pub(crate) fn states(states: &str) -> Vec<ZoneLoad> {
         .chars()
         .map(|letter| ZoneLoad {
             state: state(letter),
-            load1_per_core: 0.0,
+            ..ZoneLoad::default()
         })
         .collect()
 }
@@ -88,7 +88,7 @@ pub(crate) fn plans(letters: &str) -> Plans {
         zone: 80,
         region: 20,
     };
-    Plans::compute(&topology(), weighting, &states(letters))
+    Plans::compute(&topology(), weighting, &states(letters), &[])
 }
 
 /// The policy of `sh-a`.

@@ -195,7 +195,7 @@ impl Builder<'_> {
 
     /// Requests of `home` and `class`, as planned.
     fn planned(&self, matchers: Vec<HeaderMatcher>, home: ZoneId, class: Class) -> Route {
-        let Plan::Open { tier, targets } = self.service.plans.get(home, class) else {
+        let Plan::Open { tier, targets, .. } = self.service.plans.get(home, class) else {
             return self.refused(matchers, Refusal::NO_CAPACITY);
         };
         let shares = targets.iter().filter_map(|target| {

@@ -40,10 +40,11 @@ fn check(services: &str, states: &str, expected: &str) {
             } else {
                 ZoneState::Empty
             },
-            load1_per_core: 0.0,
+            ..ZoneLoad::default()
         })
         .collect();
-    let plans = |at: usize| Plans::compute(&mesh.topology, mesh.services[at].weighting, &loads);
+    let plans =
+        |at: usize| Plans::compute(&mesh.topology, mesh.services[at].weighting, &loads, &[]);
     let viewer = mesh.topology.zone_named("sh-a").expect("a zone");
     let Policy::Serving(rules) = mesh.policy(viewer, plans) else {
         panic!("a serving policy");

@@ -1,0 +1,269 @@
+//! Who is given how much of whose requests: weights, ramps, capacity, and what is left over.
+//!
+//! Every home offers its requests in stages: first to its region by the configured weights, then what did not fit there to
+//! any zone of the region that has room, then, reads only, to other regions; then to zones on a ramp beyond their step, for
+//! they are healthy. What still has no place is shed. Within a stage a zone that is offered more than it bears takes the
+//! same part of every offer, and the rest is offered to the others again.
+
+use alloc::{vec, vec::Vec};
+
+use crate::{
+    health::ZoneState,
+    plan::{Tier, Weighting, ZoneLoad, score},
+    service::Class,
+    standing::SHARE_FULL,
+    topology::{Topology, ZoneId},
+};
+
+/// Shares of a home's requests below this are rounding, not requests.
+const NOTHING: f64 = 1e-9;
+
+/// What the requests of one home and class ask for, and what they were given so far.
+pub(crate) struct Ask {
+    pub(crate) home: ZoneId,
+    class: Class,
+    /// Requests per second; 0 where nobody has said.
+    demand: f64,
+    /// By zone: parts of this home's requests.
+    pub(crate) given: Vec<f64>,
+    /// The part that has no place yet.
+    pub(crate) rest: f64,
+}
+
+impl Ask {
+    pub(crate) fn new(topology: &Topology, home: ZoneId, class: Class, demand: f64) -> Ask {
+        Ask {
+            home,
+            class,
+            demand: if demand > 0.0 { demand } else { 0.0 },
+            given: vec![0.0; topology.zones().len()],
+            rest: 1.0,
+        }
+    }
+}
+
+/// The zones of a service, and what room they have left.
+pub(crate) struct Allocation<'t> {
+    topology: &'t Topology,
+    weighting: Weighting,
+    loads: &'t [ZoneLoad],
+    /// Requests per second, by zone.
+    room: Vec<f64>,
+}
+
+/// Which zones a stage offers requests to, and in which parts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The home's region, by the configured weights; a zone on a ramp only up to its step.
+    Region,
+    /// The home's region, by score, without those on a ramp.
+    RegionSpill,
+    /// Other regions, by score; a zone on a ramp only up to its step.
+    Remote,
+    /// The home's region, by score, whatever their step.
+    RegionRamp,
+    /// Other regions, by score, whatever their step.
+    RemoteRamp,
+}
+
+impl Stage {
+    const ALL: [Stage; 5] = [
+        Stage::Region,
+        Stage::RegionSpill,
+        Stage::Remote,
+        Stage::RegionRamp,
+        Stage::RemoteRamp,
+    ];
+
+    fn is_remote(self) -> bool {
+        matches!(self, Stage::Remote | Stage::RemoteRamp)
+    }
+}
+
+/// What one ask offers one zone in a stage.
+#[derive(Clone, Copy, Default)]
+struct Offer {
+    weight: f64,
+    /// The largest part of the ask that the zone takes in this stage.
+    limit: f64,
+}
+
+impl<'t> Allocation<'t> {
+    pub(crate) fn new(topology: &'t Topology, weighting: Weighting, loads: &'t [ZoneLoad]) -> Self {
+        let capacity = |zone: ZoneId| loads.get(zone.index()).map_or(0.0, |load| load.capacity);
+        Allocation {
+            topology,
+            weighting,
+            loads,
+            room: topology.zones().map(capacity).collect(),
+        }
+    }
+
+    /// Gives the asks what there is; all of them have the same claim.
+    pub(crate) fn serve(&mut self, asks: &mut [Ask]) {
+        let usable: Vec<ZoneState> = asks.iter().map(|ask| self.usable(ask)).collect();
+        for stage in Stage::ALL {
+            let mut offers: Vec<Vec<Offer>> = asks
+                .iter()
+                .zip(&usable)
+                .map(|(ask, usable)| self.offers(ask, *usable, stage))
+                .collect();
+            // Each round ends the stage, fills up a zone for good, or takes the zones on a ramp out.
+            for _ in 0..=self.room.len() + 1 {
+                if !self.round(asks, &mut offers) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Zones that are down are asked only where none is up in any tier that these requests may use.
+    fn usable(&self, ask: &Ask) -> ZoneState {
+        let mut zones = self.topology.zones();
+        let any_up =
+            zones.any(|zone| self.may(ask, zone) && self.load(zone).state == ZoneState::Up);
+        if any_up {
+            ZoneState::Up
+        } else {
+            ZoneState::Down
+        }
+    }
+
+    fn load(&self, zone: ZoneId) -> ZoneLoad {
+        self.loads.get(zone.index()).copied().unwrap_or_default()
+    }
+
+    fn may(&self, ask: &Ask, zone: ZoneId) -> bool {
+        ask.class == Class::Read || self.topology.tier(ask.home, zone) != Tier::Remote
+    }
+
+    fn offers(&self, ask: &Ask, usable: ZoneState, stage: Stage) -> Vec<Offer> {
+        let candidate = |zone: ZoneId| {
+            let load = self.load(zone);
+            let is_remote = self.topology.tier(ask.home, zone) == Tier::Remote;
+            load.state == usable
+                && self.may(ask, zone)
+                && is_remote == stage.is_remote()
+                && (stage != Stage::RegionSpill || load.share >= SHARE_FULL)
+        };
+        let scores: Vec<f64> = self
+            .topology
+            .zones()
+            .map(|zone| match candidate(zone) {
+                true => self.score(ask.home, zone),
+                false => 0.0,
+            })
+            .collect();
+        let weights = match (stage, self.weighting) {
+            (Stage::Region, Weighting::Operator { zone, region }) => {
+                self.operator_weights(ask.home, zone, region, &scores)
+            }
+            _ => scores,
+        };
+        let sum: f64 = weights.iter().sum();
+        let ramps = matches!(stage, Stage::Region | Stage::Remote);
+        self.topology
+            .zones()
+            .zip(weights)
+            .map(|(zone, weight)| {
+                let share = self.load(zone).share;
+                let step = ask.rest * weight / sum * f64::from(share) / f64::from(SHARE_FULL);
+                let limit = if ramps && share < SHARE_FULL {
+                    step
+                } else {
+                    f64::INFINITY
+                };
+                Offer { weight, limit }
+            })
+            .collect()
+    }
+
+    /// Offers what has no place yet once; false when nothing was taken.
+    fn round(&mut self, asks: &mut [Ask], offers: &mut [Vec<Offer>]) -> bool {
+        let mut parts: Vec<Vec<f64>> = Vec::with_capacity(asks.len());
+        let mut wanted = vec![0.0; self.room.len()];
+        for (ask, offers) in asks.iter().zip(offers.iter()) {
+            let open = |(offer, room): (&Offer, &f64)| match *room > 0.0 && offer.limit > 0.0 {
+                true => offer.weight,
+                false => 0.0,
+            };
+            let weights: Vec<f64> = offers.iter().zip(&self.room).map(open).collect();
+            let sum: f64 = weights.iter().sum();
+            let part = |(weight, offer): (&f64, &Offer)| match *weight > 0.0 && ask.rest > NOTHING {
+                true => (ask.rest * weight / sum).min(offer.limit),
+                false => 0.0,
+            };
+            let part: Vec<f64> = weights.iter().zip(offers).map(part).collect();
+            for (wanted, part) in wanted.iter_mut().zip(&part) {
+                *wanted += part * ask.demand;
+            }
+            parts.push(part);
+        }
+        let taken: Vec<f64> = wanted
+            .iter()
+            .zip(&self.room)
+            .map(|(wanted, room)| if wanted > room { room / wanted } else { 1.0 })
+            .collect();
+        let mut any = false;
+        for ((ask, offers), parts) in asks.iter_mut().zip(offers).zip(parts) {
+            let places = ask
+                .given
+                .iter_mut()
+                .zip(offers)
+                .zip(parts.iter().zip(&taken));
+            for ((given, offer), (part, taken)) in places {
+                let part = part * taken;
+                any |= part > 0.0;
+                *given += part;
+                ask.rest -= part;
+                // What is left of a limit by rounding is nothing.
+                offer.limit = if offer.limit - part > NOTHING {
+                    offer.limit - part
+                } else {
+                    0.0
+                };
+            }
+        }
+        for ((room, wanted), taken) in self.room.iter_mut().zip(wanted).zip(taken) {
+            *room = if taken < 1.0 { 0.0 } else { *room - wanted };
+        }
+        any
+    }
+
+    /// With the operator's weights nobody asked for load to count; siblings of a home that is gone share equally.
+    fn score(&self, home: ZoneId, zone: ZoneId) -> f64 {
+        let link = self.topology.link(home, zone);
+        match (self.weighting, self.topology.tier(home, zone)) {
+            (Weighting::Operator { .. }, Tier::Zone | Tier::Region) => 1.0,
+            (Weighting::Operator { .. }, Tier::Remote) => score(link, 0.0),
+            (Weighting::Computed, _) => score(link, self.load(zone).load1_per_core),
+        }
+    }
+
+    /// The operator's shares of the candidates, those whose score is above 0. Where all of them have share 0 they keep their
+    /// scores: a healthy zone is never refused because of a weight.
+    fn operator_weights(&self, home: ZoneId, zone: u32, region: u32, scores: &[f64]) -> Vec<f64> {
+        let is_sibling = |at: ZoneId| self.topology.tier(home, at) == Tier::Region;
+        let candidates = || {
+            self.topology
+                .zones()
+                .zip(scores)
+                .filter(|(_, score)| **score > 0.0)
+        };
+        let siblings = candidates().filter(|(at, _)| is_sibling(*at)).count();
+        let mut weights = vec![0.0; scores.len()];
+        for (at, _) in candidates() {
+            if let Some(weight) = weights.get_mut(at.index()) {
+                *weight = match is_sibling(at) {
+                    true => f64::from(region) / siblings as f64,
+                    false => f64::from(zone),
+                };
+            }
+        }
+        if weights.iter().all(|weight| *weight <= 0.0) {
+            scores.to_vec()
+        } else {
+            weights
+        }
+    }
+}

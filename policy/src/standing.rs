@@ -1,0 +1,381 @@
+//! Whether a zone takes part for a service: out at once, back with care.
+//!
+//! A zone goes out the moment too few of its instances are healthy. It comes back when enough of them have been healthy for
+//! a while, longer each time it has flapped, and then by an operator's word or step by step. What all replicas must agree
+//! on is the [`Standing`], a small record that they share; what one replica sees and waits for is its [`ZoneMachine`]. Whichever
+//! replica's wait ends first proposes the next standing, and all follow the one that was written.
+//!
+//! Time is a parameter: milliseconds of any clock that never goes back.
+
+use alloc::vec::Vec;
+
+use crate::health::{InstanceCounts, Thresholds, ZoneState};
+
+/// A whole: shares are per mille.
+pub const SHARE_FULL: u16 = 1_000;
+
+/// The most steps of a ramp.
+pub const RAMP_STEPS_MAX: usize = 32;
+
+/// In how many steps a zone's overload is told apart; finer differences move no weight.
+pub const LOAD_STEPS: u8 = 10;
+
+/// How far, in steps, the load must have moved before another step counts: more than half, so that noise between two
+/// steps does not swing.
+const LOAD_STEP_SLACK: f64 = 0.75;
+
+/// What the replicas agree on about a service in a zone. The default is that of a zone of which nothing is remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub phase: Phase,
+    /// How many times it went out without having been calm in between.
+    pub flaps: u8,
+    /// The overload by which weights are computed, 0 to [`LOAD_STEPS`].
+    pub load_step: u8,
+}
+
+/// Where a zone stands between in and out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// It takes its full share, if it has healthy instances.
+    #[default]
+    In,
+    /// It went down, and has not been well for long enough yet, or waits for an operator.
+    Out,
+    /// On its way back: the position in [`Failback::Ramp`]'s steps.
+    Returning { step: u8 },
+}
+
+/// How a zone comes back after it was out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failback {
+    /// When an operator says so.
+    Manual,
+    /// By itself: each share (per mille, below [`SHARE_FULL`]) for `step_ms`, then the full one. Without steps at once.
+    Ramp { steps: Vec<u16>, step_ms: u64 },
+}
+
+/// When a zone goes out for a service, and how it comes back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failover {
+    pub thresholds: Thresholds,
+    /// How long enough instances must be healthy before the zone comes back, the first time.
+    pub hold_ms: u64,
+    /// The bound of that time, which doubles with every flap.
+    pub hold_max_ms: u64,
+    /// In for so long, a zone's flaps are forgotten.
+    pub calm_ms: u64,
+    pub failback: Failback,
+    /// How long the load must be off before the weights follow it.
+    pub damping_ms: u64,
+}
+
+impl Default for Failover {
+    /// Back after 30 s, at the most 10 minutes when it flaps; 1 %, 10 % and 50 % for 20 s each.
+    fn default() -> Self {
+        Failover {
+            thresholds: Thresholds::default(),
+            hold_ms: 30_000,
+            hold_max_ms: 600_000,
+            calm_ms: 600_000,
+            failback: Failback::Ramp {
+                steps: [10, 100, 500].into(),
+                step_ms: 20_000,
+            },
+            damping_ms: 10_000,
+        }
+    }
+}
+
+impl Failover {
+    /// How long a zone that has gone out `flaps` times is kept out once it is well again.
+    pub fn hold_ms(&self, flaps: u8) -> u64 {
+        let doublings = u32::from(flaps.saturating_sub(1)).min(63);
+        self.hold_ms
+            .saturating_mul(1 << doublings)
+            .min(self.hold_max_ms.max(self.hold_ms))
+    }
+
+    /// Where a zone goes on when it may come back.
+    pub fn first_step(&self) -> Phase {
+        match &self.failback {
+            Failback::Ramp { steps, .. } if !steps.is_empty() => Phase::Returning { step: 0 },
+            _ => Phase::In,
+        }
+    }
+}
+
+/// What an operator wants of a zone, whatever its health says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// It gets nothing. When this ends it comes back as [`Failback`] says, without a hold; where that is manual, at once:
+    /// an operator has just said so.
+    Drain,
+    /// It takes its full share for as long as it has a healthy instance.
+    Pin,
+}
+
+/// What a zone is observed to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Observed {
+    pub counts: InstanceCounts,
+    /// The load to follow; none leaves the standing's load as it is.
+    pub load: Option<f64>,
+    pub intent: Option<Intent>,
+}
+
+/// What a zone may be given now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub state: ZoneState,
+    /// Of what it would be given if it were fully in; at least 1, of [`SHARE_FULL`].
+    pub share: u16,
+    pub why: Why,
+    /// When to look again even if nothing changes.
+    pub again_at_ms: Option<u64>,
+}
+
+/// Why a zone has the part that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    Healthy,
+    NoHealthyInstance,
+    /// Too few of its instances are healthy.
+    Unhealthy,
+    /// Well again, and held until then.
+    Holding {
+        until_ms: u64,
+    },
+    /// Well again, and waiting for an operator.
+    AwaitingOperator,
+    Returning {
+        step: u8,
+    },
+    Drained,
+    Pinned,
+}
+
+impl Why {
+    /// A short stable name, for metrics and listings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Why::Healthy => "healthy",
+            Why::NoHealthyInstance => "no_healthy_instance",
+            Why::Unhealthy => "unhealthy",
+            Why::Holding { .. } => "holding",
+            Why::AwaitingOperator => "awaiting_operator",
+            Why::Returning { .. } => "returning",
+            Why::Drained => "drained",
+            Why::Pinned => "pinned",
+        }
+    }
+}
+
+/// One replica's view of a service in a zone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ZoneMachine {
+    standing: Standing,
+    /// When the present phase was first seen here.
+    phase_since_ms: u64,
+    /// Since when enough instances are healthy, without a break.
+    well_since_ms: Option<u64>,
+    /// Since when the load is off the standing's step, without a break.
+    off_since_ms: Option<u64>,
+    /// It was seen well enough to serve: only what served can go out. A new zone, whose instances come one by one and not
+    /// healthy at first, need not be held.
+    served: bool,
+    /// It could not serve when last looked at: a step of its ramp begins when it can.
+    stopped: bool,
+}
+
+impl ZoneMachine {
+    /// What the replicas agree on, or what this one would have them agree on next.
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// Takes over the standing that was written, whatever was thought before.
+    pub fn adopt(&mut self, standing: Standing, now_ms: u64) {
+        if standing.phase != self.standing.phase {
+            self.phase_since_ms = now_ms;
+        }
+        self.standing = standing;
+    }
+
+    /// Takes in what is observed at `now_ms`.
+    pub fn observe(&mut self, observed: Observed, rules: &Failover, now_ms: u64) -> Verdict {
+        let counts = observed.counts;
+        let well = counts.at_least(rules.thresholds.up_from_percent());
+        self.well_since_ms = well.then(|| self.well_since_ms.unwrap_or(now_ms));
+        let load_due = self.follow_load(observed.load, rules, now_ms);
+        let (mut why, phase_due) = match observed.intent {
+            Some(Intent::Drain) => {
+                self.served = false;
+                self.stopped = true;
+                self.enter(rules.first_step(), now_ms);
+                (Why::Drained, None)
+            }
+            Some(Intent::Pin) => {
+                self.served = true;
+                self.enter(Phase::In, now_ms);
+                (Why::Pinned, self.forgive(rules, now_ms))
+            }
+            None => self.advance(counts, rules, now_ms),
+        };
+        if counts.healthy == 0 && why != Why::Drained {
+            why = Why::NoHealthyInstance;
+        }
+        let (state, share) = match why {
+            Why::Drained | Why::NoHealthyInstance => (ZoneState::Empty, SHARE_FULL),
+            Why::Unhealthy | Why::Holding { .. } | Why::AwaitingOperator => {
+                (ZoneState::Down, SHARE_FULL)
+            }
+            Why::Healthy | Why::Pinned => (ZoneState::Up, SHARE_FULL),
+            Why::Returning { step } => (ZoneState::Up, rules.share_of(step)),
+        };
+        Verdict {
+            state,
+            share,
+            why,
+            again_at_ms: [load_due, phase_due].into_iter().flatten().min(),
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, now_ms: u64) {
+        if self.standing.phase != phase {
+            self.standing.phase = phase;
+            self.phase_since_ms = now_ms;
+        }
+    }
+
+    fn advance(
+        &mut self,
+        counts: InstanceCounts,
+        rules: &Failover,
+        now_ms: u64,
+    ) -> (Why, Option<u64>) {
+        let serves = counts.at_least(rules.thresholds.down_below_percent());
+        if self.standing.phase != Phase::Out {
+            if !serves && self.served {
+                self.served = false;
+                self.standing.flaps = self.standing.flaps.saturating_add(1);
+                self.enter(Phase::Out, now_ms);
+            } else if !serves {
+                self.stopped = true;
+                return (Why::Unhealthy, None);
+            }
+        }
+        if core::mem::take(&mut self.stopped) {
+            self.phase_since_ms = now_ms;
+        }
+        // A phase that has no duration is left at once: at most all steps of a ramp in one go.
+        for _ in 0..=RAMP_STEPS_MAX + 1 {
+            let since_ms = self.phase_since_ms;
+            match self.standing.phase {
+                Phase::In => {
+                    self.served = true;
+                    return (Why::Healthy, self.forgive(rules, now_ms));
+                }
+                Phase::Out => {
+                    let Some(well_since_ms) = self.well_since_ms else {
+                        return (Why::Unhealthy, None);
+                    };
+                    let until_ms = well_since_ms
+                        .max(since_ms)
+                        .saturating_add(rules.hold_ms(self.standing.flaps));
+                    if now_ms < until_ms {
+                        return (Why::Holding { until_ms }, Some(until_ms));
+                    }
+                    if rules.failback == Failback::Manual {
+                        return (Why::AwaitingOperator, None);
+                    }
+                    self.enter(rules.first_step(), now_ms);
+                }
+                Phase::Returning { step } => {
+                    self.served = true;
+                    let Failback::Ramp { steps, step_ms } = &rules.failback else {
+                        // Configured anew as manual on the way back: an operator, or the ramp, has let it in.
+                        self.enter(Phase::In, now_ms);
+                        continue;
+                    };
+                    let until_ms = since_ms.saturating_add(*step_ms);
+                    if usize::from(step) < steps.len() && now_ms < until_ms {
+                        return (Why::Returning { step }, Some(until_ms));
+                    }
+                    let next = step.saturating_add(1);
+                    let next = match usize::from(next) < steps.len() {
+                        true => Phase::Returning { step: next },
+                        false => Phase::In,
+                    };
+                    self.enter(next, now_ms);
+                }
+            }
+        }
+        // Not reached with a ramp of at most RAMP_STEPS_MAX steps.
+        (Why::Healthy, Some(now_ms))
+    }
+
+    fn forgive(&mut self, rules: &Failover, now_ms: u64) -> Option<u64> {
+        if self.standing.flaps == 0 {
+            return None;
+        }
+        let calm_at_ms = self.phase_since_ms.saturating_add(rules.calm_ms);
+        if now_ms < calm_at_ms {
+            return Some(calm_at_ms);
+        }
+        self.standing.flaps = 0;
+        None
+    }
+
+    fn follow_load(&mut self, load: Option<f64>, rules: &Failover, now_ms: u64) -> Option<u64> {
+        let off = load.map(load_steps).filter(|steps| {
+            let step = f64::from(self.standing.load_step);
+            (steps - step).max(step - steps) > LOAD_STEP_SLACK
+        });
+        let Some(steps) = off else {
+            self.off_since_ms = None;
+            return None;
+        };
+        let since_ms = *self.off_since_ms.get_or_insert(now_ms);
+        let due_ms = since_ms.saturating_add(rules.damping_ms);
+        if now_ms < due_ms {
+            return Some(due_ms);
+        }
+        self.off_since_ms = None;
+        // Between 0 and LOAD_STEPS, so the cast cuts only the fraction.
+        self.standing.load_step = (steps + 0.5) as u8;
+        None
+    }
+}
+
+impl Failover {
+    fn share_of(&self, step: u8) -> u16 {
+        match &self.failback {
+            Failback::Ramp { steps, .. } => steps
+                .get(usize::from(step))
+                .map_or(SHARE_FULL, |share| (*share).clamp(1, SHARE_FULL)),
+            Failback::Manual => SHARE_FULL,
+        }
+    }
+}
+
+/// The overload of a load per core (see [`score`](crate::plan::score)), in steps.
+fn load_steps(load: f64) -> f64 {
+    let overload = (load - 0.8).clamp(0.0, 1.0);
+    // A load that is no number says nothing.
+    if overload.is_nan() {
+        0.0
+    } else {
+        overload * f64::from(LOAD_STEPS)
+    }
+}
+
+impl Standing {
+    /// The load per core by which weights are computed.
+    pub fn load(&self) -> f64 {
+        match self.load_step {
+            0 => 0.0,
+            step => 0.8 + f64::from(step) / f64::from(LOAD_STEPS),
+        }
+    }
+}
