@@ -23,7 +23,7 @@ use xds_server::metrics::Metrics;
 use xds_server::resource::{Kind, Resources};
 use xds_server::snapshot::{Snapshot, View};
 use xds_server::translate;
-use xds_server::world::{Change, World};
+use xds_server::world::World;
 
 /// A control plane whose snapshots the test makes.
 struct Pulpit {
@@ -79,8 +79,7 @@ fn mesh(unknown_region: &str) -> Result<Mesh> {
 
 fn snapshot(mesh: &Mesh) -> Result<Arc<Snapshot>> {
     let mut world = World::new(Arc::new(mesh.clone()));
-    world.apply(Change::Listed(vec![]));
-    world.snapshot().context("a first snapshot")
+    world.snapshot(0).context("a first snapshot")
 }
 
 /// The same, but for the bytes of the policy.

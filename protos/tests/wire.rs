@@ -157,6 +157,7 @@ fn plans_that_would_lose_or_misplace_requests_are_refused() {
                 weight: *weight,
             })
             .collect(),
+        shed: 0,
     };
     // Plans 0 and 1 are the reads and writes of zone 0.
     let with = |at: usize, targets: &[(u32, u32)], expected: &str| {
@@ -172,6 +173,15 @@ fn plans_that_would_lose_or_misplace_requests_are_refused() {
         &[(3, 1000)],
         "rules.services.plans.targets.zone: there is no zone 3",
     );
+    for targets in [&[(0, 1000)][..], &[]] {
+        let mut full = plan(targets);
+        full.shed = if targets.is_empty() { 1 } else { 1000 };
+        let expected = format!(
+            "rules.services[orders].plans.shed: {} per mille: an open plan sheds less than 1000, a closed one nothing",
+            full.shed
+        );
+        check(|rules| rules.services[0].plans[0] = full, &expected);
+    }
     with(
         0,
         &[(0, 999)],

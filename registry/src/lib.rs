@@ -1,6 +1,8 @@
-//! The registry: what services' instances say of themselves ([`record`]), and the stores that keep it ([`store`]).
+//! The registry: what services' instances say of themselves ([`record`]), what operators want and replicas agree on
+//! ([`desired`]), and the stores that keep it all ([`store`]).
 //!
 //! The control plane and the agent share it; neither knows the other.
 
+pub mod desired;
 pub mod record;
 pub mod store;

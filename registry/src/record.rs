@@ -72,6 +72,12 @@ fn weight_of_one() -> u32 {
 pub enum InvalidRecord {
     #[error("the key is not {INSTANCES_PREFIX}<service>/<zone>/<instance>")]
     Key,
+    #[error(
+        "the key is not of this kind: /tidegate/v1/config/intents/<zone>[/<service>], /tidegate/v1/standings/<service>/<zone>"
+    )]
+    DesiredKey,
+    #[error("not a record of this kind: {0}")]
+    Desired(String),
     #[error("{0} bytes: at most {RECORD_BYTES_MAX} are read")]
     TooLong(usize),
     #[error("not an instance record: {0}")]
@@ -94,9 +100,9 @@ impl InvalidRecord {
     /// A short stable name, for metrics.
     pub fn code(&self) -> &'static str {
         match self {
-            InvalidRecord::Key => "key",
+            InvalidRecord::Key | InvalidRecord::DesiredKey => "key",
             InvalidRecord::TooLong(_) => "too_long",
-            InvalidRecord::Json(_) => "json",
+            InvalidRecord::Json(_) | InvalidRecord::Desired(_) => "json",
             InvalidRecord::Port => "port",
             InvalidRecord::Weight(_) => "weight",
             InvalidRecord::Load(_) => "load",

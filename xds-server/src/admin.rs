@@ -1,5 +1,7 @@
 //! HTTP for people, probes, and instances that register.
 
+mod zones;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
@@ -17,7 +19,8 @@ use registry::store::{LeaseId, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ads::{proxies::Proxies, service::Snapshots},
+    ads::proxies::Proxies,
+    feed::Feed,
     snapshot::{Role, View, ViewKey},
 };
 
@@ -25,7 +28,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Admin {
     pub store: Arc<dyn Store>,
-    pub snapshots: Snapshots,
+    pub feed: Feed,
     pub proxies: Proxies,
     pub metrics: Arc<Registry>,
 }
@@ -40,6 +43,14 @@ impl Admin {
             .route("/v1/proxies", get(proxies))
             .route("/v1/views/{zone}", get(view))
             .route("/v1/explain", post(explain))
+            .route("/v1/zones", get(zones::list))
+            .route("/v1/intents", get(zones::intents))
+            .route(
+                "/v1/intents/{zone}",
+                put(zones::want).delete(zones::release),
+            )
+            .route("/v1/failback/{zone}", post(zones::fail_back))
+            .route("/v1/confirm", post(zones::confirm))
             .route("/v1/instances", get(instances))
             .route(
                 "/v1/instances/{service}/{zone}/{instance}",
@@ -53,7 +64,7 @@ impl Admin {
     }
 
     fn view(&self, zone: &str) -> Result<Arc<View>, Problem> {
-        let snapshots = self.snapshots.borrow();
+        let snapshots = self.feed.snapshots.borrow();
         let snapshot = snapshots.as_ref().ok_or(Problem {
             status: StatusCode::SERVICE_UNAVAILABLE,
             detail: "the store has not been listed yet".to_owned(),
@@ -125,7 +136,7 @@ fn parse_json<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Problem> {
 }
 
 async fn ready(State(admin): State<Admin>) -> Result<&'static str, Problem> {
-    match *admin.snapshots.borrow() {
+    match *admin.feed.snapshots.borrow() {
         Some(_) => Ok("ready\n"),
         None => Err(Problem {
             status: StatusCode::SERVICE_UNAVAILABLE,
@@ -169,6 +180,8 @@ struct PlanSummary {
     reason: &'static str,
     /// By zone, in per mille.
     weights: BTreeMap<String, u32>,
+    /// Per mille of the requests that are refused, since they fit nowhere.
+    shed: u32,
 }
 
 async fn view(
@@ -216,6 +229,7 @@ fn plan_summaries(rules: &Rules, service: &policy::Service) -> Vec<PlanSummary> 
                     .iter()
                     .map(|t| (topology.zone_name(t.zone).to_owned(), t.weight))
                     .collect(),
+                shed: plan.shed(),
             }
         })
         .collect()
@@ -292,7 +306,7 @@ struct Listed {
 
 async fn instances(State(admin): State<Admin>) -> Result<Json<Vec<Listed>>, Problem> {
     let listing = admin.store.list(INSTANCES_PREFIX).await?;
-    let snapshot = admin.snapshots.borrow().clone();
+    let snapshot = admin.feed.snapshots.borrow().clone();
     let entries = listing.entries.into_iter().map(|entry| {
         let record = Instance::parse(&entry.value);
         let known = InstanceKey::parse(&entry.key).and_then(|at| {

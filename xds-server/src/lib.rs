@@ -5,6 +5,7 @@ pub mod ads;
 pub mod config;
 pub mod feed;
 pub mod metrics;
+pub mod operate;
 pub mod reload;
 pub mod resource;
 pub mod snapshot;

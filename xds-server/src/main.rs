@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -21,6 +21,7 @@ use xds_server::{
     config::StoreConfig,
     feed,
     metrics::Metrics,
+    operate::{Operator, Wanted},
     reload,
 };
 
@@ -55,6 +56,77 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// How every service is doing in every zone.
+    Zones {
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Give a zone nothing: requests in flight end, new ones go elsewhere.
+    Drain {
+        #[command(flatten)]
+        wanted: WantedArgs,
+        /// For those who look later.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Keep a zone in for as long as it has a healthy instance.
+    Pin {
+        #[command(flatten)]
+        wanted: WantedArgs,
+        /// For those who look later.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// End a drain or a pin.
+    Release {
+        #[command(flatten)]
+        wanted: WantedArgs,
+    },
+    /// Let a zone that is out come back now: ends a hold, and is what `failback: manual` waits for.
+    Failback {
+        #[command(flatten)]
+        wanted: WantedArgs,
+    },
+    /// Have a replica believe what it does not: that instances are gone, or that the store was restored. Each replica by itself.
+    Confirm {
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+}
+
+#[derive(Args)]
+struct OperatorArgs {
+    /// The admin interface of the control plane.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:18001")]
+    admin: String,
+}
+
+#[derive(Args)]
+struct WantedArgs {
+    /// The zone.
+    zone: String,
+    /// One service; without it all services.
+    #[arg(long)]
+    service: Option<String>,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+impl WantedArgs {
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            zone: &self.zone,
+            service: self.service.as_deref(),
+        }
+    }
+}
+
+impl OperatorArgs {
+    fn operator(&self) -> Operator {
+        Operator {
+            admin: self.admin.clone(),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -68,6 +140,7 @@ fn main() -> ExitCode {
             log_to_stderr(log_json);
             serve(config, addresses_file)
         }
+        operation => operate(operation),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -105,6 +178,34 @@ fn check(config: &Path) -> anyhow::Result<()> {
 }
 
 #[tokio::main]
+async fn operate(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Zones { operator } => print!("{}", operator.operator().zones().await?),
+        Command::Drain { wanted, reason } => {
+            let operator = wanted.operator.operator();
+            operator.want(&wanted.wanted(), "drain", &reason).await?;
+        }
+        Command::Pin { wanted, reason } => {
+            let operator = wanted.operator.operator();
+            operator.want(&wanted.wanted(), "pin", &reason).await?;
+        }
+        Command::Release { wanted } => {
+            wanted.operator.operator().release(&wanted.wanted()).await?;
+        }
+        Command::Failback { wanted } => {
+            let operator = wanted.operator.operator();
+            match &operator.fail_back(&wanted.wanted()).await?[..] {
+                [] => println!("nothing is out in {}", wanted.zone),
+                back => println!("coming back: {}", back.join(", ")),
+            }
+        }
+        Command::Confirm { operator } => operator.operator().confirm().await?,
+        Command::Serve { .. } | Command::Check { .. } => unreachable!("handled by `main`"),
+    }
+    Ok(())
+}
+
+#[tokio::main]
 async fn serve(path: PathBuf, addresses_file: Option<PathBuf>) -> anyhow::Result<()> {
     let (config, text) = reload::read(&path)?;
     let store = open_store(&config.store).await?;
@@ -116,11 +217,11 @@ async fn serve(path: PathBuf, addresses_file: Option<PathBuf>) -> anyhow::Result
     let proxies = Proxies::default();
     let registry = Arc::new(metrics.registry());
     let meshes = reload::follow(path, config, text, metrics.clone());
-    let snapshots = feed::start(Arc::clone(&store), meshes, metrics.clone());
-    let ads = Ads::new(snapshots.clone(), proxies.clone(), metrics);
+    let feed = feed::start(Arc::clone(&store), meshes, metrics.clone());
+    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics);
     let router = Admin {
         store,
-        snapshots,
+        feed,
         proxies,
         metrics: registry,
     }

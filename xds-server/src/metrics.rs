@@ -1,5 +1,7 @@
 //! What the control plane counts. One value, handed around; nothing is global.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -19,10 +21,20 @@ pub struct ReasonLabel {
     pub reason: &'static str,
 }
 
+/// Labels of metrics by service and zone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ServiceZoneLabel {
+    pub service: String,
+    pub zone: String,
+}
+
+/// A gauge of a fraction.
+type Fraction = Gauge<f64, AtomicU64>;
+
 /// Labels of metrics by outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResultLabel {
-    /// `ok` or `error`.
+    /// `ok`, `error`, or what else there is to say.
     pub result: &'static str,
 }
 
@@ -43,6 +55,10 @@ pub struct Metrics {
     pub records_rejected: Family<ReasonLabel, Counter>,
     pub records_unused: Gauge,
     pub instances: Gauge,
+    pub instances_kept: Gauge,
+    pub implausible: Family<ReasonLabel, Gauge>,
+    pub zone_share: Family<ServiceZoneLabel, Fraction>,
+    pub standing_writes: Family<ResultLabel, Counter>,
     pub store_connected: Gauge,
     pub store_revision: Gauge,
     pub store_lists: Counter,
@@ -89,6 +105,26 @@ impl Metrics {
             m.records_unused,
         );
         all.register("instances", "Readable instance records now", m.instances);
+        all.register(
+            "instances_kept",
+            "Instances that are served though their records disappeared",
+            m.instances_kept,
+        );
+        all.register(
+            "implausible",
+            "1 while what the store says is not believed, by reason; an operator can confirm it",
+            m.implausible,
+        );
+        all.register(
+            "zone_share",
+            "Which part of what it could have a service is given in a zone: 0 out, 1 fully in",
+            m.zone_share,
+        );
+        all.register(
+            "standing_writes",
+            "Standings of zones that this replica proposed, by outcome: ok, overtaken by another replica, error",
+            m.standing_writes,
+        );
         all.register(
             "store_connected",
             "1 while the store is being watched",

@@ -9,15 +9,20 @@ use envoy_types::pb::envoy::config::{
     core::v3::{address, socket_address::PortSpecifier},
     endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
 };
+use policy::Standing;
 use policy::{Class, Policy};
 use proptest::{collection::vec, prelude::*, sample::select};
 use prost::Message;
-use registry::record::{INSTANCES_PREFIX, Instance};
+use registry::{
+    desired::StandingRecord,
+    record::{INSTANCES_PREFIX, Instance},
+    store::{Entry, Revision},
+};
 use xds_server::{
     config::{Config, Mesh},
     resource::{Kind, Version},
     snapshot::{Role, Snapshot, View, ViewKey},
-    world::{Change, World},
+    world::{Change, DOUBT_MS, Implausible, Origin, Rejection},
 };
 
 const ORDERS: &str = "{name: orders, routes: [{prefix: /orders}], weights: {zone: 80, region: 20}}";
@@ -52,9 +57,80 @@ fn record(port: u16, health: &str) -> Vec<u8> {
     format!(r#"{{"address":"10.0.0.1","port":{port},"health":"{health}"}}"#).into_bytes()
 }
 
+/// A record that was created at this revision.
+fn entry(key: String, value: impl Into<Vec<u8>>, created: i64) -> Entry {
+    Entry {
+        key,
+        value: value.into().into(),
+        create_revision: Revision(created),
+        mod_revision: Revision(created),
+        lease: None,
+    }
+}
+
 fn put(at: &str, value: impl Into<Vec<u8>>) -> Change {
-    let (key, value) = (key(at), value.into());
-    Change::Put { key, value }
+    Change::Put(entry(key(at), value, 1))
+}
+
+fn listed(entries: Vec<Entry>) -> Change {
+    Change::Listed {
+        entries,
+        revision: Revision(1),
+        origin: Origin::Store,
+    }
+}
+
+/// A world and its clock.
+struct World {
+    world: xds_server::world::World,
+    now_ms: u64,
+}
+
+impl World {
+    fn new(mesh: Arc<Mesh>) -> World {
+        World {
+            world: xds_server::world::World::new(mesh),
+            now_ms: 5,
+        }
+    }
+
+    fn apply(&mut self, change: Change) -> Vec<Rejection> {
+        self.world.apply(change, self.now_ms)
+    }
+
+    fn snapshot(&mut self) -> Option<Arc<Snapshot>> {
+        self.world.snapshot(self.now_ms)
+    }
+
+    /// Lets time pass; what is due happens, and everything that is proposed is written.
+    fn pass(&mut self, ms: u64) -> Option<Arc<Snapshot>> {
+        let end_ms = self.now_ms + ms;
+        let mut last = None;
+        for revision in 100..1_000 {
+            last = self.snapshot().or(last);
+            for (key, proposal) in self.world.proposals().clone() {
+                let value = StandingRecord::to_json(proposal.standing);
+                self.apply(match proposal.standing == Standing::default() {
+                    true => Change::Deleted { key },
+                    false => Change::Put(entry(key, value, revision)),
+                });
+            }
+            match self.world.due_ms() {
+                Some(due_ms) if due_ms <= end_ms => self.now_ms = due_ms.max(self.now_ms),
+                _ => break,
+            }
+        }
+        self.now_ms = end_ms;
+        last
+    }
+
+    fn rejected(&self) -> usize {
+        self.world.rejected()
+    }
+
+    fn instances(&self) -> usize {
+        self.world.instances()
+    }
 }
 
 /// A world with `orders/sh-a/1` at port 1 and `orders/sh-b/2` at port 2, and its first snapshot.
@@ -186,11 +262,11 @@ fn an_instance_whose_record_becomes_unreadable_stays_until_it_is_gone() {
     assert_eq!(world.apply(put("orders/sh-a/1", "garbage")).len(), 1);
     assert!(world.snapshot().is_none());
     // Neither a listing that holds the same garbage nor a new mesh takes it away.
-    let listed = vec![
-        (key("orders/sh-a/1"), b"garbage".to_vec()),
-        (key("orders/sh-b/2"), record(2, "healthy")),
+    let all = vec![
+        entry(key("orders/sh-a/1"), "garbage", 1),
+        entry(key("orders/sh-b/2"), record(2, "healthy"), 1),
     ];
-    assert_eq!(world.apply(Change::Listed(listed)), []);
+    assert_eq!(world.apply(listed(all)), []);
     assert!(world.snapshot().is_none());
     assert_eq!(world.apply(Change::Mesh(mesh(&[ORDERS, WEB]))), []);
     let after = world.snapshot().expect("a snapshot of the new mesh");
@@ -200,7 +276,7 @@ fn an_instance_whose_record_becomes_unreadable_stays_until_it_is_gone() {
     world.apply(Change::Deleted {
         key: key("orders/sh-a/1"),
     });
-    let snapshot = world.snapshot().expect("an instance less");
+    let snapshot = world.pass(DOUBT_MS).expect("an instance less");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [] as [u32; 0]);
     assert_eq!((world.rejected(), world.instances()), (0, 1));
 }
@@ -209,12 +285,15 @@ fn an_instance_whose_record_becomes_unreadable_stays_until_it_is_gone() {
 fn a_listing_removes_what_it_does_not_hold() {
     let (mut world, _) = serving();
     world.apply(put("orders/sh-a/bad", "{"));
-    let listed = vec![(key("orders/sh-b/3"), record(3, "healthy"))];
-    assert_eq!(world.apply(Change::Listed(listed)), []);
-    let snapshot = world.snapshot().expect("other instances");
+    let rest = vec![
+        entry(key("orders/sh-b/2"), record(2, "healthy"), 1),
+        entry(key("orders/sh-b/3"), record(3, "healthy"), 1),
+    ];
+    assert_eq!(world.apply(listed(rest)), []);
+    let snapshot = world.pass(DOUBT_MS).expect("other instances");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [] as [u32; 0]);
-    assert_eq!(ports(&snapshot, "orders/sh-b"), [3]);
-    assert_eq!((world.rejected(), world.instances()), (0, 1));
+    assert_eq!(ports(&snapshot, "orders/sh-b"), [2, 3]);
+    assert_eq!((world.rejected(), world.instances()), (0, 2));
 }
 
 #[test]
@@ -250,7 +329,7 @@ fn where_nothing_changes_nothing_is_sent() {
     let (mut world, _) = serving();
     assert!(world.snapshot().is_none());
     world.apply(put("orders/sh-a/1", record(1, "healthy")));
-    world.apply(put("orders/sh-a/9", record(9, "healthy")));
+    world.apply(put("orders/sh-a/9", record(9, "draining")));
     world.apply(Change::Deleted {
         key: key("orders/sh-a/9"),
     });
@@ -281,28 +360,227 @@ fn an_instance_that_moves_no_plan_changes_its_own_endpoints_alone() {
     }
 }
 
-#[test]
-fn a_zone_that_goes_down_moves_its_share_and_comes_back_only_when_it_is_well() {
-    let mut world = World::new(mesh(&[ORDERS]));
+/// `orders` with ten instances in `sh-a`, of which so many are healthy, and one in `sh-b`.
+fn of_ten(world: &mut World, healthy: u16) {
     world.apply(put("orders/sh-b/1", record(99, "healthy")));
-    let mut healthy_of_ten = |healthy: u16| {
-        for port in 1..=10 {
-            let health = if port <= healthy {
-                "healthy"
-            } else {
-                "unhealthy"
-            };
-            world.apply(put(&format!("orders/sh-a/{port}"), record(port, health)));
-        }
-        shares(&world.snapshot().expect("other endpoints"))
+    for port in 1..=10 {
+        let health = match port <= healthy {
+            true => "healthy",
+            false => "unhealthy",
+        };
+        world.apply(put(&format!("orders/sh-a/{port}"), record(port, health)));
+    }
+}
+
+#[test]
+fn a_zone_that_goes_down_moves_its_share_at_once_and_comes_back_with_care() {
+    let ramp = "failover: {hold_s: 30, ramp: {percent: [10, 50], over_s: 20}}";
+    let orders = format!(
+        "{{name: orders, routes: [{{prefix: /orders}}], weights: {{zone: 80, region: 20}}, {ramp}}}"
+    );
+    let mut world = World::new(mesh(&[&orders]));
+    let mut seen = |healthy, ms| {
+        of_ten(&mut world, healthy);
+        let before = world.snapshot();
+        let after = world.pass(ms).or(before);
+        after.as_deref().map(shares).unwrap_or_default()
     };
-    assert_eq!(healthy_of_ten(10), [800, 200]);
-    assert_eq!(healthy_of_ten(3), [800, 200]);
-    assert_eq!(healthy_of_ten(2), [1000]);
+    assert_eq!(seen(10, 0), [800, 200]);
+    assert_eq!(seen(3, 0), [800, 200]);
+    assert_eq!(seen(2, 0), [1000]);
     // 50 % would have been enough to stay up.
-    assert_eq!(healthy_of_ten(5), [1000]);
-    assert_eq!(healthy_of_ten(6), [800, 200]);
-    assert_eq!(healthy_of_ten(5), [800, 200]);
+    assert_eq!(seen(5, 60_000), [1000]);
+    assert_eq!(seen(6, 29_999), [1000]);
+    assert_eq!(seen(6, 1), [80, 920]);
+    assert_eq!(seen(6, 10_000), [400, 600]);
+    assert_eq!(seen(6, 10_000), [800, 200]);
+    assert_eq!(seen(5, 0), [800, 200]);
+}
+
+#[test]
+fn what_an_operator_wants_counts_at_once() {
+    let (mut world, _) = serving();
+    let intent = |at: &str, name: &str| {
+        let key = format!("/tidegate/v1/config/intents/{at}");
+        Change::Put(entry(key, format!(r#"{{"intent": "{name}"}}"#), 1))
+    };
+    let gone = |at: &str| Change::Deleted {
+        key: format!("/tidegate/v1/config/intents/{at}"),
+    };
+    world.apply(intent("sh-a/orders", "drain"));
+    assert_eq!(shares(&world.snapshot().expect("a drain")), [1000]);
+    // What cannot be read changes nothing.
+    assert_eq!(world.apply(intent("sh-a/orders", "explode")).len(), 1);
+    assert_eq!(world.apply(intent("sh-a/orders/x", "pin")).len(), 1);
+    assert!(world.snapshot().is_none());
+    // What is wanted for the service comes before what is wanted for the zone.
+    world.apply(intent("sh-a", "drain"));
+    world.apply(intent("sh-a/orders", "pin"));
+    assert_eq!(shares(&world.snapshot().expect("a pin")), [800, 200]);
+    world.apply(gone("sh-a/orders"));
+    assert_eq!(shares(&world.snapshot().expect("a drain")), [1000]);
+    world.apply(gone("sh-a"));
+    assert_eq!(shares(&world.snapshot().expect("a ramp")), [8, 992]);
+}
+
+#[test]
+fn a_replica_that_starts_goes_on_where_the_others_are() {
+    let mut world = World::new(mesh(&[ORDERS]));
+    of_ten(&mut world, 10);
+    world.snapshot();
+    of_ten(&mut world, 2);
+    world.snapshot();
+    let written: Vec<_> = world.world.proposals().clone().into_iter().collect();
+    let [(at, proposal)] = &written[..] else {
+        panic!("one zone has gone out: {written:?}");
+    };
+    assert_eq!(at, "/tidegate/v1/standings/orders/sh-a");
+    assert_eq!(proposal.replaces, Revision(0));
+
+    let mut fresh = World::new(mesh(&[ORDERS]));
+    of_ten(&mut fresh, 10);
+    let standing = StandingRecord::to_json(proposal.standing);
+    fresh.apply(Change::Put(entry(at.clone(), standing, 7)));
+    assert_eq!(shares(&fresh.snapshot().expect("a first snapshot")), [1000]);
+    assert!(fresh.world.proposals().is_empty());
+    // Somebody deletes the record: nothing is remembered.
+    fresh.apply(Change::Deleted { key: at.clone() });
+    assert_eq!(shares(&fresh.snapshot().expect("it is back")), [800, 200]);
+}
+
+#[test]
+fn of_two_instances_with_one_address_the_newer_is_used() {
+    let (mut world, _) = serving();
+    let newer = entry(key("orders/sh-b/newer"), record(1, "unhealthy"), 9);
+    let told = world.apply(Change::Put(newer.clone()));
+    let [rejection] = &told[..] else {
+        panic!("one is told of: {told:?}");
+    };
+    assert_eq!(rejection.key, key("orders/sh-a/1"));
+    assert_eq!(rejection.error.code(), "duplicate_address");
+    assert!(rejection.error.to_string().contains("orders/sh-b/newer"));
+    let snapshot = world.snapshot().expect("other endpoints");
+    assert_eq!(ports(&snapshot, "orders/sh-a"), [] as [u32; 0]);
+    assert_eq!(ports(&snapshot, "orders/sh-b"), [2, 1]);
+    assert_eq!(world.rejected(), 1);
+    // Another service may have the same address, and what is written again is not told again.
+    assert_eq!(world.apply(put("web/sh-a/1", record(1, "healthy"))), []);
+    assert_eq!(
+        world
+            .apply(put("orders/sh-a/1", record(1, "healthy")))
+            .len(),
+        1
+    );
+    // The newer one moves to another address.
+    let moved = entry(key("orders/sh-b/newer"), record(3, "healthy"), 9);
+    assert_eq!(world.apply(Change::Put(moved)), []);
+    let snapshot = world.snapshot().expect("other endpoints");
+    assert_eq!(ports(&snapshot, "orders/sh-a"), [1]);
+    assert_eq!(world.rejected(), 0);
+    // What the mesh does not know is in nobody's way.
+    let elsewhere = entry(key("orders/mars/9"), record(1, "healthy"), 99);
+    assert_eq!(world.apply(Change::Put(elsewhere)).len(), 1);
+    assert!(world.snapshot().is_none());
+    // It comes back, and goes.
+    world.apply(Change::Put(newer));
+    world.apply(Change::Deleted {
+        key: key("orders/sh-b/newer"),
+    });
+    let snapshot = world.pass(DOUBT_MS).expect("other endpoints");
+    assert_eq!(ports(&snapshot, "orders/sh-a"), [1]);
+}
+
+/// A world with ten instances of `orders` in each zone, and its first snapshot.
+fn twenty() -> World {
+    let mut world = World::new(mesh(&[ORDERS]));
+    for port in 1..=20 {
+        let zone = if port <= 10 { "sh-a" } else { "sh-b" };
+        world.apply(put(
+            &format!("orders/{zone}/{port}"),
+            record(port, "healthy"),
+        ));
+    }
+    world.snapshot().expect("a first snapshot");
+    world
+}
+
+fn vanish(world: &mut World, ports: std::ops::RangeInclusive<u16>) {
+    for port in ports {
+        let zone = if port <= 10 { "sh-a" } else { "sh-b" };
+        let key = key(&format!("orders/{zone}/{port}"));
+        world.apply(Change::Deleted { key });
+        world.snapshot();
+    }
+}
+
+#[test]
+fn half_of_all_instances_may_vanish_in_a_second() {
+    let mut world = twenty();
+    vanish(&mut world, 1..=10);
+    assert_eq!(world.instances(), 20, "they are kept for a moment");
+    let snapshot = world.pass(DOUBT_MS).expect("half of them");
+    assert_eq!(shares(&snapshot), [1000]);
+    assert_eq!((world.instances(), world.world.implausible()), (10, None));
+}
+
+#[test]
+fn more_than_half_of_all_instances_cannot_vanish_in_a_second_unless_somebody_says_so() {
+    let mut world = twenty();
+    vanish(&mut world, 1..=5);
+    world.pass(DOUBT_MS / 2);
+    vanish(&mut world, 6..=11);
+    let gone = Implausible::Vanished { gone: 11, of: 20 };
+    assert_eq!(world.world.implausible(), Some(&gone));
+    assert!(world.pass(100 * DOUBT_MS).is_none(), "nothing changes");
+    assert_eq!((world.instances(), world.world.kept()), (20, 11));
+    // A new instance is taken in meanwhile, and one that leaves on purpose goes.
+    world.apply(put("orders/sh-a/99", record(99, "healthy")));
+    world.apply(put("orders/sh-b/20", record(20, "draining")));
+    vanish(&mut world, 20..=20);
+    assert_eq!((world.instances(), world.world.kept()), (20, 11));
+
+    world.world.confirm();
+    let snapshot = world.snapshot().expect("it is believed");
+    assert_eq!(ports(&snapshot, "orders/sh-a"), [99]);
+    assert_eq!((world.instances(), world.world.implausible()), (9, None));
+}
+
+#[test]
+fn an_empty_registry_is_not_believed_and_forgotten_when_instances_come_back() {
+    let mut world = twenty();
+    world.apply(listed(vec![]));
+    assert!(world.pass(10 * DOUBT_MS).is_none());
+    let all = Implausible::Vanished { gone: 20, of: 20 };
+    assert_eq!(world.world.implausible(), Some(&all));
+    for port in 1..=9 {
+        world.apply(put(&format!("orders/sh-a/{port}"), record(port, "healthy")));
+        assert!(world.pass(DOUBT_MS).is_none());
+    }
+    // Half of them are back: the others are really gone.
+    world.apply(put("orders/sh-a/10", record(10, "healthy")));
+    assert_eq!(shares(&world.pass(DOUBT_MS).expect("fewer")), [1000]);
+    assert_eq!((world.instances(), world.world.implausible()), (10, None));
+}
+
+#[test]
+fn a_store_that_went_back_is_not_believed_until_somebody_says_so() {
+    let mut world = twenty();
+    world.apply(Change::Restored {
+        revision: Revision(3),
+        was: Revision(300),
+        cluster: None,
+    });
+    assert!(world.pass(10 * DOUBT_MS).is_none());
+    let told = world.world.implausible().expect("told").to_string();
+    assert!(told.contains("300") && told.contains("backup"), "{told}");
+    let confirmed = Change::Listed {
+        entries: vec![entry(key("orders/sh-a/1"), record(1, "healthy"), 1)],
+        revision: Revision(3),
+        origin: Origin::Confirmed,
+    };
+    assert_eq!(world.apply(confirmed), []);
+    world.snapshot().expect("what the store says");
+    assert_eq!((world.instances(), world.world.implausible()), (1, None));
 }
 
 #[test]
@@ -335,24 +613,46 @@ enum Event {
 /// What the store holds, and what of it can be served: an unreadable record leaves what was served before.
 #[derive(Default)]
 struct Model {
-    stored: BTreeMap<String, Vec<u8>>,
-    served: BTreeMap<String, Vec<u8>>,
+    revision: i64,
+    stored: BTreeMap<String, Entry>,
+    served: BTreeMap<String, Entry>,
 }
 
 impl Model {
-    fn serve(&mut self, key: &str, value: &[u8]) {
-        if Instance::parse(value).is_ok() {
-            self.served.insert(key.to_owned(), value.to_vec());
+    /// What the store has after a put.
+    fn put(&mut self, key: String, value: Vec<u8>) -> Entry {
+        self.revision += 1;
+        let before = self.stored.get(&key).map(|old| old.create_revision);
+        let entry = Entry {
+            create_revision: before.unwrap_or(Revision(self.revision)),
+            ..entry(key.clone(), value, self.revision)
+        };
+        self.stored.insert(key, entry.clone());
+        entry
+    }
+
+    fn serve(&mut self, entry: &Entry) {
+        if !entry.key.starts_with(INSTANCES_PREFIX) || Instance::parse(&entry.value).is_ok() {
+            self.served.insert(entry.key.clone(), entry.clone());
         }
     }
 
-    fn relist(&mut self) -> Vec<(String, Vec<u8>)> {
+    fn relist(&mut self) -> Vec<Entry> {
         let held: BTreeSet<String> = self.stored.keys().cloned().collect();
         self.served.retain(|key, _| held.contains(key));
-        for (key, value) in self.stored.clone() {
-            self.serve(&key, &value);
+        let entries: Vec<Entry> = self.stored.values().cloned().collect();
+        entries.iter().for_each(|entry| self.serve(entry));
+        entries
+    }
+
+    /// Writes what the world proposes, and lets it know.
+    fn write(&mut self, world: &mut World) {
+        for (key, proposal) in world.world.proposals().clone() {
+            let standing = StandingRecord::to_json(proposal.standing);
+            let entry = self.put(key, standing);
+            self.serve(&entry);
+            world.apply(Change::Put(entry));
         }
-        self.stored.clone().into_iter().collect()
     }
 }
 
@@ -386,18 +686,19 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     vec(event, 1..40)
 }
 
-/// Meshes whose zone states follow from the counts alone: down below as much as up from.
+/// Meshes that believe everything that vanishes.
 fn meshes() -> [Arc<Mesh>; 3] {
-    let sharp = "thresholds: {down_below_percent: 50, up_from_percent: 50}";
-    let web = format!("{{name: web, routes: [{{prefix: /}}], weights: computed, {sharp}}}");
-    let orders = format!(
-        "{{name: orders, routes: [{{prefix: /orders}}], weights: {{zone: 80, region: 20}}, {sharp}}}"
-    );
-    let users = format!("{{name: users, routes: [{{host: u, prefix: /}}], {sharp}}}");
+    let web = "{name: web, routes: [{prefix: /}], weights: computed}";
+    let users = "{name: users, routes: [{host: u, prefix: /}]}";
+    let believing = |zones: &[&str], services: &[&str]| {
+        let mut mesh = mesh_of(zones, services);
+        Arc::make_mut(&mut mesh).guard.vanish_percent = 100;
+        mesh
+    };
     [
-        mesh_of(&["sh-a", "sh-b"], &[&orders, &web]),
-        mesh_of(&["sh-c", "sh-a", "sh-b"], &[&web, &users, &orders]),
-        mesh_of(&["sh-b"], &[&web]),
+        believing(&["sh-a", "sh-b"], &[ORDERS, web]),
+        believing(&["sh-c", "sh-a", "sh-b"], &[web, users, ORDERS]),
+        believing(&["sh-b"], &[web]),
     ]
 }
 
@@ -416,9 +717,9 @@ proptest! {
         for event in events {
             match event {
                 Event::Put(key, value) => {
-                    model.stored.insert(key.clone(), value.clone());
-                    model.serve(&key, &value);
-                    world.apply(Change::Put { key, value });
+                    let entry = model.put(key, value);
+                    model.serve(&entry);
+                    world.apply(Change::Put(entry));
                 }
                 Event::Delete(key) => {
                     model.stored.remove(&key);
@@ -426,32 +727,36 @@ proptest! {
                     world.apply(Change::Deleted { key });
                 }
                 Event::LostPut(key, value) => {
-                    model.stored.insert(key, value);
+                    model.put(key, value);
                 }
                 Event::LostDelete(key) => {
                     model.stored.remove(&key);
                 }
                 Event::Relist => {
-                    world.apply(Change::Listed(model.relist()));
+                    world.apply(listed(model.relist()));
                 }
                 Event::Mesh(at) => {
                     mesh = &meshes[at];
                     world.apply(Change::Mesh(Arc::clone(mesh)));
                 }
-                Event::Snapshot => last = world.snapshot().or(last),
+                Event::Snapshot => {
+                    last = world.snapshot().or(last);
+                    model.write(&mut world);
+                }
             }
         }
         last = world.snapshot().or(last);
+        model.write(&mut world);
         prop_assert!(world.snapshot().is_none());
 
-        let mut listed: Vec<_> = model.served.into_iter().collect();
-        let instances = listed.len();
-        if !listed.is_empty() {
-            let by = order.index(listed.len());
-            listed.rotate_left(by);
+        let mut all: Vec<_> = model.served.into_values().collect();
+        let instances = all.iter().filter(|e| e.key.starts_with(INSTANCES_PREFIX)).count();
+        if !all.is_empty() {
+            let by = order.index(all.len());
+            all.rotate_left(by);
         }
         let mut fresh = World::new(Arc::clone(mesh));
-        fresh.apply(Change::Listed(listed));
+        fresh.apply(listed(all));
         let fresh = fresh.snapshot().expect("a first snapshot");
         let last = last.expect("a snapshot");
         prop_assert_eq!(versions(&last), versions(&fresh));

@@ -6,14 +6,14 @@ use std::{
 };
 
 use policy::{
-    Class, ClassRule, Explain, InvalidRules, InvalidTopology, KeySource, Link, Plans, RegionRule,
-    Route, RouteMatch, Rules, Thresholds, Topology, TraceRule, Weighting,
+    Class, ClassRule, Explain, Failover, InvalidRules, InvalidTopology, KeySource, Link, Plans,
+    RegionRule, Route, RouteMatch, Rules, Thresholds, Topology, TraceRule, Weighting,
 };
 use serde_saphyr::Spanned;
 
 use super::{
-    Config, ConfigError, EscapedSlashes, FilterConfig, Listen, ListenerAddress, Listeners, Mesh,
-    Protocol, ServiceConfig, StoreConfig,
+    Config, ConfigError, EscapedSlashes, FilterConfig, Guard, Listen, ListenerAddress, Listeners,
+    Mesh, Protocol, ServiceConfig, StoreConfig, failover,
     raw::{
         RawAddress, RawAffinity, RawClass, RawConfig, RawEscapedSlashes, RawLink,
         RawOperatorWeights, RawProtocol, RawRegionRule, RawRoute, RawService, RawStore,
@@ -43,7 +43,7 @@ impl Door<'_> {
             .value
             .iter()
             .enumerate()
-            .map(|(index, service)| self.service(index, service))
+            .map(|(index, service)| self.service(&topology, index, service))
             .collect::<Result<Vec<_>, _>>()?;
         if raw.filter.path.value.is_empty() {
             let message = "empty: name the file as the Envoys see it";
@@ -81,8 +81,22 @@ impl Door<'_> {
                     sidecar: address(raw.listeners.sidecar),
                 },
                 explain,
+                guard: self.guard(raw.guard.as_ref())?,
             },
         })
+    }
+
+    fn guard(&self, raw: Option<&Spanned<failover::RawGuard>>) -> Result<Guard, ConfigError> {
+        let Some(at) = raw else {
+            return Ok(Guard::default());
+        };
+        match at.value.vanish_percent {
+            vanish_percent @ 1..=100 => Ok(Guard { vanish_percent }),
+            other => {
+                let message = format!("{other}: 1 to 100 are possible; 100 believes everything");
+                Err(self.error(at, "guard.vanish_percent", message))
+            }
+        }
     }
 
     fn store(&self, raw: RawStore) -> Result<StoreConfig, ConfigError> {
@@ -179,6 +193,7 @@ impl Door<'_> {
 
     fn service(
         &self,
+        topology: &Topology,
         index: usize,
         at: &Spanned<RawService>,
     ) -> Result<ServiceConfig, ConfigError> {
@@ -195,6 +210,20 @@ impl Door<'_> {
             Some(at) => Thresholds::new(at.value.down_below_percent, at.value.up_from_percent)
                 .map_err(|error| self.error(at, &field("thresholds"), error))?,
         };
+        let failover = match &raw.failover {
+            None => Failover {
+                thresholds,
+                ..Failover::default()
+            },
+            Some(at) => at.value.read(thresholds).map_err(|(part, message)| {
+                self.error(at, &field(&format!("failover.{part}")), message)
+            })?,
+        };
+        let demands = match &raw.demand {
+            None => Vec::new(),
+            Some(at) => failover::demands(&at.value, topology)
+                .map_err(|message| self.error(at, &field("demand"), message))?,
+        };
         Ok(ServiceConfig {
             name: raw.name.clone(),
             protocol: match raw.protocol {
@@ -210,7 +239,8 @@ impl Door<'_> {
                 RawTraceRule::Reject => TraceRule::Reject,
             },
             weighting: self.weighting(&field("weights"), raw.weights.as_ref())?,
-            thresholds,
+            failover,
+            demands,
             zone_affinity: raw.affinity.as_ref().map(|at| match &at.value {
                 RawAffinity::Header(name) => KeySource::Header(name.to_ascii_lowercase()),
                 RawAffinity::Cookie(name) => KeySource::Cookie(name.clone()),

@@ -4,6 +4,7 @@
 //! and the field.
 
 mod door;
+mod failover;
 mod raw;
 #[cfg(test)]
 mod tests;
@@ -11,8 +12,8 @@ mod tests;
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use policy::{
-    Explain, KeySource, Policy, RegionRule, Route, Rules, Service, Thresholds, Topology, TraceRule,
-    Weighting, ZoneId,
+    Demand, Explain, Failover, KeySource, Policy, RegionRule, Route, Rules, Service, Topology,
+    TraceRule, Weighting, ZoneId,
 };
 
 /// Everything that the control plane is told.
@@ -47,6 +48,20 @@ pub struct Mesh {
     pub filter: FilterConfig,
     pub listeners: Listeners,
     pub explain: Option<Explain>,
+    pub guard: Guard,
+}
+
+/// What is too much to believe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// Where more than this share of all instances vanishes within a second, they are kept. 100: everything is believed.
+    pub vanish_percent: u8,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Guard { vanish_percent: 50 }
+    }
 }
 
 /// The wasm filter as the proxies find it.
@@ -106,7 +121,10 @@ pub struct ServiceConfig {
     pub region_unknown: RegionRule,
     pub trace_missing: TraceRule,
     pub weighting: Weighting,
-    pub thresholds: Thresholds,
+    /// When it is taken out of a zone, and how it comes back.
+    pub failover: Failover,
+    /// What each zone's requests are expected to be, by zone.
+    pub demands: Vec<Demand>,
     pub zone_affinity: Option<KeySource>,
 }
 

@@ -1,6 +1,6 @@
 //! The configuration as YAML and its types go: shapes, defaults and places, but no meaning.
 
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf};
 
 use serde::{
     Deserialize, Deserializer,
@@ -8,7 +8,10 @@ use serde::{
 };
 use serde_saphyr::Spanned;
 
-use super::ConfigError;
+use super::{
+    ConfigError,
+    failover::{RawDemand, RawFailover, RawGuard},
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +26,7 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) links: Vec<Spanned<RawLink>>,
     pub(super) explain: Option<Spanned<RawExplain>>,
+    pub(super) guard: Option<Spanned<RawGuard>>,
     pub(super) services: Spanned<Vec<Spanned<RawService>>>,
 }
 
@@ -147,6 +151,8 @@ pub(super) struct RawService {
     pub(super) trace: RawTrace,
     pub(super) weights: Option<Spanned<RawWeights>>,
     pub(super) thresholds: Option<Spanned<RawThresholds>>,
+    pub(super) failover: Option<Spanned<RawFailover>>,
+    pub(super) demand: Option<Spanned<BTreeMap<String, RawDemand>>>,
     pub(super) affinity: Option<Spanned<RawAffinity>>,
 }
 

@@ -1,6 +1,6 @@
 //! What is taken, what is refused, and what the refusal says.
 
-use policy::Weighting;
+use policy::{Failback, Phase, Weighting};
 
 use super::*;
 
@@ -91,6 +91,62 @@ fn errors_name_file_line_field_and_what_to_do() {
         "embedded: {path: t.redb}",
         "etcd: {endpoints: []}",
         "mesh.yaml:1: store.etcd.endpoints: empty: name at least one member, like http://127.0.0.1:2379",
+    );
+}
+
+#[test]
+fn failover_is_read_and_its_contradictions_are_refused() {
+    let with = |more: &str| GOOD.replacen("weights: computed", more, 1);
+    let read = |more: &str| {
+        let config = Config::parse("mesh.yaml", &with(more)).expect("a good configuration");
+        config.mesh.services[1].clone()
+    };
+    assert_eq!(read("protocol: auto").failover, Failover::default());
+    let manual = read("failover: {failback: manual, hold_s: 0.5, hold_max_s: 0.5}").failover;
+    assert_eq!((manual.hold_ms, manual.failback), (500, Failback::Manual));
+    let ramp = read("failover: {ramp: {percent: [0.5, 25, 100], over_s: 4}}").failover;
+    let steps = vec![5, 250];
+    let step_ms = 2_000;
+    assert_eq!(ramp.failback, Failback::Ramp { steps, step_ms });
+    let at_once = read("failover: {ramp: {percent: [], over_s: 4}}").failover;
+    assert_eq!(at_once.first_step(), Phase::In);
+    let demand = read("demand: {beijing-c: {reads: 7}}").demands;
+    assert_eq!(demand.len(), 3);
+    assert_eq!((demand[2].reads, demand[2].writes), (7.0, 0.0));
+
+    for (more, expected) in [
+        (
+            "failover: {hold_s: -1}",
+            "failover.hold_s: -1: 0 to 31536000 seconds are possible",
+        ),
+        (
+            "failover: {hold_s: .nan}",
+            "failover.hold_s: NaN: 0 to 31536000 seconds are possible",
+        ),
+        (
+            "failover: {hold_s: 900}",
+            "failover.hold_max_s: 600 is less than hold_s 900",
+        ),
+        (
+            "failover: {ramp: {percent: [10, 5]}}",
+            "failover.ramp.percent: [10.0, 5.0]: at most 32 rising numbers from 0.1 to 100, like [1, 10, 50, 100]",
+        ),
+        (
+            "demand: {mars: {reads: 1}}",
+            "demand: there is no zone \"mars\"",
+        ),
+        (
+            "demand: {beijing-c: {reads: -1}}",
+            "demand: beijing-c: -1: a number of at least 0",
+        ),
+    ] {
+        let expected = format!("mesh.yaml:15: services[1].{expected}");
+        refused("weights: computed", more, &expected);
+    }
+    refused(
+        "services:\n",
+        "guard: {vanish_percent: 0}\nservices:\n",
+        "mesh.yaml:7: guard.vanish_percent: 0: 1 to 100 are possible; 100 believes everything",
     );
 }
 

@@ -4,53 +4,80 @@
 //! where history is gone. The engine takes in everything that is there before it builds a snapshot, so that a burst costs one;
 //! it waits for nothing, so that a single change goes out at once.
 
-use std::{sync::Arc, time::Duration};
+mod engine;
+mod steward;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use registry::record::INSTANCES_PREFIX;
+use registry::desired::TIDEGATE_PREFIX;
 use registry::store::{Event, Revision, Store, StoreError, WatchError};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tracing::{error, info, warn};
 
 use crate::{
     ads::service::Snapshots,
     config::Mesh,
-    metrics::{Metrics, ReasonLabel, ZoneLabel},
-    snapshot::{Role, Snapshot},
-    world::{Change, World},
+    metrics::Metrics,
+    world::{Change, Origin, World},
 };
+use engine::Engine;
+
+pub use engine::Overview;
 
 /// Changes that may wait for the engine. The reader waits when there are more.
 const PENDING_MAX: usize = 1_024;
 /// How long the reader waits after a failure, at first and at most; doubled each time.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// Starts to follow `store` and `meshes`, and returns where the snapshots appear. The first one appears when everything has
-/// been listed once: before that, an empty mesh would be a lie. Ends when the receiver of every snapshot is gone.
-pub fn start(
-    store: Arc<dyn Store>,
-    meshes: watch::Receiver<Arc<Mesh>>,
-    metrics: Metrics,
-) -> Snapshots {
+/// What follows from the store and the configuration.
+#[derive(Clone)]
+pub struct Feed {
+    /// What proxies should have. The first one appears when everything has been listed once: before that, an empty mesh
+    /// would be a lie.
+    pub snapshots: Snapshots,
+    /// How services are doing, for people.
+    pub overviews: watch::Receiver<Arc<Overview>>,
+    /// Raised when an operator confirms what was not believed.
+    pub confirmations: watch::Sender<u64>,
+}
+
+/// Starts to follow `store` and `meshes`. Ends when the receiver of every snapshot is gone.
+pub fn start(store: Arc<dyn Store>, meshes: watch::Receiver<Arc<Mesh>>, metrics: Metrics) -> Feed {
     let (changes, pending) = mpsc::channel(PENDING_MAX);
     let (publisher, snapshots) = watch::channel(None);
+    let (overview, overviews) = watch::channel(Arc::default());
+    let (proposals, proposed) = watch::channel(BTreeMap::new());
+    let (confirmations, confirmed) = watch::channel(0);
     let reader = Reader {
-        store,
+        store: Arc::clone(&store),
         changes,
         metrics: metrics.clone(),
     };
     tokio::spawn(reader.run());
+    tokio::spawn(steward::run(store, proposed, metrics.clone()));
     let world = World::new(Arc::clone(&meshes.borrow()));
     let engine = Engine {
         world,
+        clock: Instant::now(),
         listed: false,
         pending,
         meshes,
+        confirmed,
         publisher,
+        overview,
+        proposals,
         metrics,
     };
     tokio::spawn(engine.run());
-    snapshots
+    Feed {
+        snapshots,
+        overviews,
+        confirmations,
+    }
 }
 
 struct Reader {
@@ -102,7 +129,7 @@ impl Reader {
     }
 
     async fn list_and_follow(&self, backoff: &mut Duration) -> Interrupted {
-        let listing = match self.store.list(INSTANCES_PREFIX).await {
+        let listing = match self.store.list(TIDEGATE_PREFIX).await {
             Ok(listing) => listing,
             Err(error) => return Interrupted::Resume(Revision(0), error),
         };
@@ -112,9 +139,12 @@ impl Reader {
             records = listing.entries.len(),
             "store listed"
         );
-        let entries = listing.entries.into_iter();
-        let all = entries.map(|e| (e.key, e.value.to_vec())).collect();
-        if self.changes.send(Change::Listed(all)).await.is_err() {
+        let listed = Change::Listed {
+            entries: listing.entries,
+            revision: listing.revision,
+            origin: Origin::Store,
+        };
+        if self.changes.send(listed).await.is_err() {
             return Interrupted::Done;
         }
         self.follow(listing.revision, backoff).await
@@ -122,7 +152,7 @@ impl Reader {
 
     async fn follow(&self, from: Revision, backoff: &mut Duration) -> Interrupted {
         let mut last = from;
-        let mut batches = self.store.watch(INSTANCES_PREFIX, from);
+        let mut batches = self.store.watch(TIDEGATE_PREFIX, from);
         self.metrics.store_connected.set(1);
         self.metrics.store_revision.set(last.0);
         while let Some(batch) = batches.next().await {
@@ -134,10 +164,7 @@ impl Reader {
             *backoff = BACKOFF.0;
             for event in batch.events {
                 let change = match event {
-                    Event::Put(entry) => Change::Put {
-                        key: entry.key,
-                        value: entry.value.to_vec(),
-                    },
+                    Event::Put(entry) => Change::Put(entry),
                     Event::Delete { key, .. } => Change::Deleted { key },
                 };
                 if self.changes.send(change).await.is_err() {
@@ -149,81 +176,5 @@ impl Reader {
         }
         let detail = "the watch ended without a reason".to_owned();
         Interrupted::Resume(last, StoreError::Unavailable { detail })
-    }
-}
-
-struct Engine {
-    world: World,
-    listed: bool,
-    pending: mpsc::Receiver<Change>,
-    meshes: watch::Receiver<Arc<Mesh>>,
-    publisher: watch::Sender<Option<Arc<Snapshot>>>,
-    metrics: Metrics,
-}
-
-impl Engine {
-    async fn run(mut self) {
-        loop {
-            let first = tokio::select! {
-                change = self.pending.recv() => change,
-                changed = self.meshes.changed() => match changed {
-                    Ok(()) => Some(Change::Mesh(Arc::clone(&self.meshes.borrow_and_update()))),
-                    // The configuration will not change any more; the store still may.
-                    Err(_) => self.pending.recv().await,
-                },
-                () = self.publisher.closed() => None,
-            };
-            let Some(first) = first else { return };
-            self.apply(first);
-            // What has arrived meanwhile goes into the same snapshot, one channel's worth at most.
-            for _ in 0..PENDING_MAX {
-                let Ok(change) = self.pending.try_recv() else {
-                    break;
-                };
-                self.apply(change);
-            }
-            self.publish();
-        }
-    }
-
-    fn apply(&mut self, change: Change) {
-        self.listed |= matches!(change, Change::Listed(_));
-        for rejection in self.world.apply(change) {
-            let reason = rejection.error.code();
-            warn!(key = rejection.key, error = %rejection.error, "record not used");
-            self.metrics
-                .records_rejected
-                .get_or_create(&ReasonLabel { reason })
-                .inc();
-        }
-    }
-
-    fn publish(&mut self) {
-        self.metrics
-            .records_unused
-            .set(self.world.rejected() as i64);
-        self.metrics.instances.set(self.world.instances() as i64);
-        if !self.listed {
-            return;
-        }
-        let Some(snapshot) = self.world.snapshot() else {
-            return;
-        };
-        // Zones may have gone.
-        self.metrics.policy_version.clear();
-        for (key, view) in snapshot.views() {
-            if key.role == Role::Gateway {
-                let zone = key.zone.to_string();
-                // 48 bits, so the cast is exact.
-                self.metrics
-                    .policy_version
-                    .get_or_create(&ZoneLabel { zone })
-                    .set(view.policy_version() as i64);
-            }
-        }
-        self.metrics.snapshots.inc();
-        if self.publisher.send(Some(snapshot)).is_err() {
-            error!("nobody takes snapshots any more");
-        }
     }
 }

@@ -1,0 +1,229 @@
+//! What operators want, and what the control plane's replicas have agreed on: the records beside the instances.
+//!
+//! | key | value |
+//! | --- | --- |
+//! | `/tidegate/v1/config/intents/<zone>` | [`IntentRecord`]: for every service |
+//! | `/tidegate/v1/config/intents/<zone>/<service>` | [`IntentRecord`]: for one service, before the one for all |
+//! | `/tidegate/v1/standings/<service>/<zone>` | [`StandingRecord`] |
+
+use policy::{Intent, Phase, Standing, standing, topology::check_name};
+use serde::{Deserialize, Serialize};
+
+use crate::record::InvalidRecord;
+
+/// Everything of Tidegate's in a store.
+pub const TIDEGATE_PREFIX: &str = "/tidegate/v1/";
+/// What operators want of zones.
+pub const INTENTS_PREFIX: &str = "/tidegate/v1/config/intents/";
+/// Where zones stand.
+pub const STANDINGS_PREFIX: &str = "/tidegate/v1/standings/";
+
+/// What an intent is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IntentKey {
+    pub zone: String,
+    /// None: every service.
+    pub service: Option<String>,
+}
+
+impl IntentKey {
+    /// Reads a store key.
+    pub fn parse(key: &str) -> Result<IntentKey, InvalidRecord> {
+        let names = names(key, INTENTS_PREFIX, 1, 2)?;
+        let mut names = names.into_iter();
+        Ok(IntentKey {
+            zone: names.next().ok_or(InvalidRecord::DesiredKey)?,
+            service: names.next(),
+        })
+    }
+
+    /// The store key.
+    pub fn store_key(&self) -> String {
+        let service = self.service.iter().map(|service| format!("/{service}"));
+        format!(
+            "{INTENTS_PREFIX}{}{}",
+            self.zone,
+            service.collect::<String>()
+        )
+    }
+}
+
+/// What an operator wants of a zone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntentRecord {
+    pub intent: IntentName,
+    /// For people.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// [`Intent`] by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IntentName {
+    Drain,
+    Pin,
+}
+
+impl From<IntentName> for Intent {
+    fn from(name: IntentName) -> Intent {
+        match name {
+            IntentName::Drain => Intent::Drain,
+            IntentName::Pin => Intent::Pin,
+        }
+    }
+}
+
+impl IntentRecord {
+    /// Reads the value of a store key.
+    pub fn parse(value: &[u8]) -> Result<IntentRecord, InvalidRecord> {
+        serde_json::from_slice(value).map_err(|error| InvalidRecord::Desired(error.to_string()))
+    }
+
+    /// The value to store.
+    pub fn to_json(&self) -> Vec<u8> {
+        // A struct of strings always serialises.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// Which service and zone a standing is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StandingKey {
+    pub service: String,
+    pub zone: String,
+}
+
+impl StandingKey {
+    /// Reads a store key.
+    pub fn parse(key: &str) -> Result<StandingKey, InvalidRecord> {
+        let mut names = names(key, STANDINGS_PREFIX, 2, 2)?.into_iter();
+        match (names.next(), names.next()) {
+            (Some(service), Some(zone)) => Ok(StandingKey { service, zone }),
+            _ => Err(InvalidRecord::DesiredKey),
+        }
+    }
+
+    /// The store key.
+    pub fn store_key(&self) -> String {
+        format!("{STANDINGS_PREFIX}{}/{}", self.service, self.zone)
+    }
+}
+
+/// [`Standing`] as JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandingRecord {
+    pub phase: PhaseName,
+    /// While it returns: the position in the ramp, from 0.
+    #[serde(default)]
+    pub step: u8,
+    #[serde(default)]
+    pub flaps: u8,
+    #[serde(default)]
+    pub load_step: u8,
+}
+
+/// [`Phase`] by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PhaseName {
+    In,
+    Out,
+    Returning,
+}
+
+impl StandingRecord {
+    /// Reads the value of a store key.
+    pub fn parse(value: &[u8]) -> Result<Standing, InvalidRecord> {
+        let record: StandingRecord = serde_json::from_slice(value)
+            .map_err(|error| InvalidRecord::Desired(error.to_string()))?;
+        Ok(Standing {
+            phase: match record.phase {
+                PhaseName::In => Phase::In,
+                PhaseName::Out => Phase::Out,
+                PhaseName::Returning => Phase::Returning { step: record.step },
+            },
+            flaps: record.flaps,
+            load_step: record.load_step.min(standing::LOAD_STEPS),
+        })
+    }
+
+    /// The value to store.
+    pub fn to_json(standing: Standing) -> Vec<u8> {
+        let (phase, step) = match standing.phase {
+            Phase::In => (PhaseName::In, 0),
+            Phase::Out => (PhaseName::Out, 0),
+            Phase::Returning { step } => (PhaseName::Returning, step),
+        };
+        let record = StandingRecord {
+            phase,
+            step,
+            flaps: standing.flaps,
+            load_step: standing.load_step,
+        };
+        // A struct of numbers and names always serialises.
+        serde_json::to_vec(&record).unwrap_or_default()
+    }
+}
+
+/// The names after `prefix`, at least `min` and at most `max` of them.
+fn names(key: &str, prefix: &str, min: usize, max: usize) -> Result<Vec<String>, InvalidRecord> {
+    let rest = key.strip_prefix(prefix).ok_or(InvalidRecord::DesiredKey)?;
+    let names: Vec<&str> = rest.split('/').take(max + 1).collect();
+    let good = (min..=max).contains(&names.len()) && names.iter().all(|n| check_name(n).is_ok());
+    match good {
+        true => Ok(names.into_iter().map(str::to_owned).collect()),
+        false => Err(InvalidRecord::DesiredKey),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_come_back_as_they_went() {
+        for service in [None, Some("orders".to_owned())] {
+            let zone = "shanghai-a".to_owned();
+            let key = IntentKey { zone, service };
+            assert_eq!(IntentKey::parse(&key.store_key()), Ok(key));
+        }
+        for (key, good) in [
+            ("orders/sh-a", true),
+            ("orders", false),
+            ("orders/sh-a/x", false),
+            ("orders/", false),
+            ("Orders/sh-a", false),
+        ] {
+            let key = format!("{STANDINGS_PREFIX}{key}");
+            let parsed = StandingKey::parse(&key);
+            assert_eq!(parsed.is_ok(), good, "{key}");
+            if let Ok(parsed) = parsed {
+                assert_eq!(parsed.store_key(), key);
+            }
+        }
+        assert_eq!(IntentKey::parse("/other"), Err(InvalidRecord::DesiredKey));
+    }
+
+    #[test]
+    fn records_come_back_as_they_went_and_bad_ones_are_refused() {
+        for phase in [Phase::In, Phase::Out, Phase::Returning { step: 2 }] {
+            let standing = Standing {
+                phase,
+                flaps: 3,
+                load_step: 4,
+            };
+            let json = StandingRecord::to_json(standing);
+            assert_eq!(StandingRecord::parse(&json), Ok(standing));
+        }
+        let wild = br#"{"phase": "in", "load_step": 200, "future": 1}"#;
+        let read = StandingRecord::parse(wild).expect("unknown fields are for newer versions");
+        assert_eq!(read.load_step, standing::LOAD_STEPS);
+        for bad in [&b""[..], b"[]", br#"{"phase": "up"}"#, b"\xff"] {
+            assert!(StandingRecord::parse(bad).is_err());
+            assert!(IntentRecord::parse(bad).is_err());
+        }
+        let drain = IntentRecord::parse(br#"{"intent": "drain"}"#).expect("a reason is not needed");
+        assert_eq!(IntentRecord::parse(&drain.to_json()), Ok(drain));
+    }
+}

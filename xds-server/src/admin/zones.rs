@@ -1,0 +1,218 @@
+//! What operators see and want of zones.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Path, Query, State},
+    http::StatusCode,
+};
+use policy::{Phase, Standing, Why, ZoneState, standing::SHARE_FULL};
+use registry::{
+    desired::{INTENTS_PREFIX, IntentKey, IntentRecord, StandingKey, StandingRecord},
+    store::{Compare, Op},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Admin, Problem, parse_json};
+use crate::{feed::Overview, world::ZoneStatus};
+
+/// How everything is doing.
+#[derive(Serialize)]
+pub(super) struct Zones {
+    /// What the store says and is not believed, in words; `POST /v1/confirm` makes it believed.
+    implausible: Option<String>,
+    /// Instances that are served though their records are gone.
+    kept: usize,
+    zones: Vec<Zone>,
+}
+
+#[derive(Serialize)]
+struct Zone {
+    service: String,
+    zone: String,
+    /// Why it has the part that it has.
+    state: &'static str,
+    /// Per mille of what it is given when fully in; 0 while it is out.
+    share: u16,
+    healthy: u32,
+    unhealthy: u32,
+    draining: u32,
+    flaps: u8,
+    /// How long it will be held, if it stays healthy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_for_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    intent: Option<IntentRecord>,
+}
+
+impl Zone {
+    fn of(service: &str, zone: &str, status: &ZoneStatus, overview: &Overview) -> Zone {
+        let verdict = status.verdict;
+        Zone {
+            service: service.to_owned(),
+            zone: zone.to_owned(),
+            state: verdict.why.as_str(),
+            share: match verdict.state {
+                ZoneState::Up => verdict.share.min(SHARE_FULL),
+                ZoneState::Down | ZoneState::Empty => 0,
+            },
+            healthy: status.counts.healthy,
+            unhealthy: status.counts.unhealthy,
+            draining: status.draining,
+            flaps: status.standing.flaps,
+            held_for_ms: match verdict.why {
+                Why::Holding { until_ms } => Some(until_ms.saturating_sub(overview.now_ms)),
+                _ => None,
+            },
+            intent: status.intent.clone(),
+        }
+    }
+}
+
+pub(super) async fn list(State(admin): State<Admin>) -> Json<Zones> {
+    let overview = Arc::clone(&admin.feed.overviews.borrow());
+    let zones = overview.statuses.iter();
+    Json(Zones {
+        implausible: overview.implausible.as_ref().map(ToString::to_string),
+        kept: overview.kept,
+        zones: zones
+            .map(|((service, zone), status)| Zone::of(service, zone, status, &overview))
+            .collect(),
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Which {
+    /// None: every service.
+    service: Option<String>,
+}
+
+pub(super) async fn intents(
+    State(admin): State<Admin>,
+) -> Result<Json<BTreeMap<String, serde_json::Value>>, Problem> {
+    let listing = admin.store.list(INTENTS_PREFIX).await?;
+    let entries = listing.entries.into_iter().map(|entry| {
+        let about = entry.key.trim_start_matches(INTENTS_PREFIX).to_owned();
+        let value = match IntentRecord::parse(&entry.value) {
+            Ok(record) => serde_json::json!(record),
+            Err(error) => serde_json::json!({ "error": error.to_string() }),
+        };
+        (about, value)
+    });
+    Ok(Json(entries.collect()))
+}
+
+pub(super) async fn want(
+    State(admin): State<Admin>,
+    Path(zone): Path<String>,
+    Query(which): Query<Which>,
+    body: Bytes,
+) -> Result<StatusCode, Problem> {
+    let key = intent_key(&admin, zone, which.service)?;
+    let record: IntentRecord = parse_json(&body)?;
+    admin.store.put(&key, record.to_json().into(), None).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn release(
+    State(admin): State<Admin>,
+    Path(zone): Path<String>,
+    Query(which): Query<Which>,
+) -> Result<StatusCode, Problem> {
+    let key = intent_key(&admin, zone, which.service)?;
+    if admin.store.get(&key).await?.is_none() {
+        return Err(Problem::not_found(
+            "nothing is wanted of this: see GET /v1/intents",
+        ));
+    }
+    admin.store.delete(&key).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A misspelt zone would be a drain that never happens.
+fn intent_key(admin: &Admin, zone: String, service: Option<String>) -> Result<String, Problem> {
+    matching(admin, &zone, service.as_deref())?;
+    Ok(IntentKey { zone, service }.store_key())
+}
+
+/// The configured services in this zone, all or one; never none.
+fn matching(
+    admin: &Admin,
+    zone: &str,
+    service: Option<&str>,
+) -> Result<Vec<(StandingKey, Arc<ZoneStatus>)>, Problem> {
+    let overview = Arc::clone(&admin.feed.overviews.borrow());
+    let matching: Vec<_> = overview
+        .statuses
+        .iter()
+        .filter(|((name, at), _)| &**at == zone && service.is_none_or(|s| s == &**name))
+        .map(|((name, at), status)| {
+            let key = StandingKey {
+                service: name.to_string(),
+                zone: at.to_string(),
+            };
+            (key, Arc::clone(status))
+        })
+        .collect();
+    if matching.is_empty() {
+        let what = service.map_or(String::new(), |service| format!("service {service:?} in "));
+        let problem = format!("no {what}zone {zone:?} is configured: see GET /v1/zones");
+        return Err(Problem::not_found(problem));
+    }
+    Ok(matching)
+}
+
+/// Lets services that are out come back now, as far as their instances are healthy.
+pub(super) async fn fail_back(
+    State(admin): State<Admin>,
+    Path(zone): Path<String>,
+    Query(which): Query<Which>,
+) -> Result<Json<Vec<String>>, Problem> {
+    let mut back = Vec::new();
+    for (at, status) in matching(&admin, &zone, which.service.as_deref())? {
+        if status.standing.phase != Phase::Out {
+            continue;
+        }
+        let key = at.store_key();
+        let unchanged = Compare::ModRevision {
+            key: key.clone(),
+            is: status.revision,
+        };
+        // With a manual failback, and without steps, the ramp is over at once.
+        let returning = Standing {
+            phase: Phase::Returning { step: 0 },
+            ..status.standing
+        };
+        let put = Op::put(key, StandingRecord::to_json(returning));
+        if !admin
+            .store
+            .txn(vec![unchanged], vec![put], None)
+            .await?
+            .succeeded
+        {
+            return Err(Problem {
+                status: StatusCode::CONFLICT,
+                detail: format!(
+                    "{} has just changed: look at /v1/zones, and repeat it",
+                    at.service
+                ),
+            });
+        }
+        back.push(at.service);
+    }
+    Ok(Json(back))
+}
+
+pub(super) async fn confirm(State(admin): State<Admin>) -> Result<StatusCode, Problem> {
+    if admin.feed.overviews.borrow().implausible.is_none() {
+        return Err(Problem {
+            status: StatusCode::CONFLICT,
+            detail: "nothing waits for a confirmation here".to_owned(),
+        });
+    }
+    admin.feed.confirmations.send_modify(|count| *count += 1);
+    Ok(StatusCode::NO_CONTENT)
+}

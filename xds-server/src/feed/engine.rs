@@ -1,0 +1,208 @@
+//! Changes and time in, snapshots out: the one task that owns the [`World`].
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use imbl::ordmap::DiffItem;
+use policy::ZoneState;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tracing::{error, info, warn};
+
+use super::PENDING_MAX;
+use crate::{
+    config::Mesh,
+    metrics::{Metrics, ReasonLabel, ServiceZoneLabel, ZoneLabel},
+    snapshot::{Role, Snapshot},
+    world::{Change, Implausible, Proposal, Statuses, World, ZoneStatus},
+};
+
+/// How services are doing, for people.
+#[derive(Clone, Default)]
+pub struct Overview {
+    pub statuses: Statuses,
+    /// What the store says and is not believed.
+    pub implausible: Option<Implausible>,
+    /// Instances that are served though their records are gone.
+    pub kept: usize,
+    /// When this was, on the clock of the times in `statuses`.
+    pub now_ms: u64,
+}
+
+pub(super) struct Engine {
+    pub(super) world: World,
+    pub(super) clock: Instant,
+    pub(super) listed: bool,
+    pub(super) pending: mpsc::Receiver<Change>,
+    pub(super) meshes: watch::Receiver<Arc<Mesh>>,
+    pub(super) confirmed: watch::Receiver<u64>,
+    pub(super) publisher: watch::Sender<Option<Arc<Snapshot>>>,
+    pub(super) overview: watch::Sender<Arc<Overview>>,
+    pub(super) proposals: watch::Sender<BTreeMap<String, Proposal>>,
+    pub(super) metrics: Metrics,
+}
+
+impl Engine {
+    pub(super) async fn run(mut self) {
+        loop {
+            let due = self.world.due_ms().map(Duration::from_millis);
+            let due = due.map(|due| self.clock + due);
+            let change = tokio::select! {
+                change = self.pending.recv() => match change {
+                    Some(change) => Some(change),
+                    None => return,
+                },
+                Ok(()) = self.meshes.changed() => {
+                    Some(Change::Mesh(Arc::clone(&self.meshes.borrow_and_update())))
+                }
+                Ok(()) = self.confirmed.changed() => {
+                    self.world.confirm();
+                    None
+                }
+                () = sleep_until(due) => None,
+                () = self.publisher.closed() => return,
+            };
+            change.into_iter().for_each(|change| self.apply(change));
+            // What has arrived meanwhile goes into the same snapshot, one channel's worth at most.
+            for _ in 0..PENDING_MAX {
+                let Ok(change) = self.pending.try_recv() else {
+                    break;
+                };
+                self.apply(change);
+            }
+            self.publish();
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        // Good for half a thousand million years.
+        self.clock.elapsed().as_millis() as u64
+    }
+
+    fn apply(&mut self, change: Change) {
+        self.listed |= matches!(change, Change::Listed { .. });
+        for rejection in self.world.apply(change, self.now_ms()) {
+            let reason = rejection.error.code();
+            warn!(key = rejection.key, error = %rejection.error, "record not used");
+            self.metrics
+                .records_rejected
+                .get_or_create(&ReasonLabel { reason })
+                .inc();
+        }
+    }
+
+    fn publish(&mut self) {
+        if !self.listed {
+            return;
+        }
+        let snapshot = self.world.snapshot(self.now_ms());
+        self.metrics
+            .records_unused
+            .set(self.world.rejected() as i64);
+        self.metrics.instances.set(self.world.instances() as i64);
+        self.metrics.instances_kept.set(self.world.kept() as i64);
+        self.oversee();
+        self.proposals.send_if_modified(|proposals| {
+            let changed = proposals != self.world.proposals();
+            if changed {
+                proposals.clone_from(self.world.proposals());
+            }
+            changed
+        });
+        let Some(snapshot) = snapshot else {
+            return;
+        };
+        // Zones may have gone.
+        self.metrics.policy_version.clear();
+        for (key, view) in snapshot.views() {
+            if key.role == Role::Gateway {
+                let zone = key.zone.to_string();
+                // 48 bits, so the cast is exact.
+                self.metrics
+                    .policy_version
+                    .get_or_create(&ZoneLabel { zone })
+                    .set(view.policy_version() as i64);
+            }
+        }
+        self.metrics.snapshots.inc();
+        if self.publisher.send(Some(snapshot)).is_err() {
+            error!("nobody takes snapshots any more");
+        }
+    }
+
+    /// Says what has become of zones, and what is not believed.
+    fn oversee(&self) {
+        let before = Arc::clone(&self.overview.borrow());
+        let now = Overview {
+            statuses: self.world.statuses().clone(),
+            implausible: self.world.implausible().cloned(),
+            kept: self.world.kept(),
+            now_ms: self.now_ms(),
+        };
+        for change in before.statuses.diff(&now.statuses) {
+            let ((service, zone), old, new) = match change {
+                DiffItem::Add(at, new) => (at, None, Some(new)),
+                DiffItem::Update { old, new } => (new.0, Some(old.1), Some(new.1)),
+                DiffItem::Remove(at, old) => (at, Some(old), None),
+            };
+            self.note(service, zone, old.map(|s| &**s), new.map(|s| &**s));
+        }
+        if before.implausible != now.implausible {
+            match &now.implausible {
+                Some(implausible) => error!(
+                    "not believed: {implausible}; if it is true, confirm it (`tidegate confirm`)"
+                ),
+                None => info!("what was not believed is over"),
+            }
+        }
+        for reason in ["vanished", "restored"] {
+            let is = now.implausible.as_ref().map(Implausible::code) == Some(reason);
+            let gauge = self
+                .metrics
+                .implausible
+                .get_or_create(&ReasonLabel { reason });
+            gauge.set(i64::from(is));
+        }
+        self.overview.send_replace(Arc::new(now));
+    }
+
+    fn note(&self, service: &str, zone: &str, old: Option<&ZoneStatus>, new: Option<&ZoneStatus>) {
+        let label = ServiceZoneLabel {
+            service: service.to_owned(),
+            zone: zone.to_owned(),
+        };
+        let Some(new) = new else {
+            self.metrics.zone_share.remove(&label);
+            return;
+        };
+        let share = match new.verdict.state {
+            ZoneState::Up => new.verdict.share,
+            ZoneState::Down | ZoneState::Empty => 0,
+        };
+        let gauge = self.metrics.zone_share.get_or_create(&label);
+        gauge.set(f64::from(share) / f64::from(policy::standing::SHARE_FULL));
+        let why = |status: &ZoneStatus| status.verdict.why.as_str();
+        if old.map(why) != Some(why(new)) {
+            info!(
+                service,
+                zone,
+                was = old.map(why),
+                now = why(new),
+                share,
+                healthy = new.counts.healthy,
+                unhealthy = new.counts.unhealthy,
+                draining = new.draining,
+                "zone"
+            );
+        }
+    }
+}
+
+/// Never, where nothing is due.
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

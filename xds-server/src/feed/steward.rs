@@ -1,0 +1,98 @@
+//! Writes the standings that this replica proposes, each only if nobody has written another meanwhile.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream};
+use policy::Standing;
+use registry::desired::StandingRecord;
+use registry::store::{Compare, Op, Store, StoreError, TxnOutcome};
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::BACKOFF;
+use crate::{
+    metrics::{Metrics, ResultLabel},
+    world::Proposal,
+};
+
+/// Transactions at a time: a zone that goes down moves all its services at once.
+const CONCURRENT: usize = 16;
+
+/// Writes what appears in `proposed` until nobody proposes any more. A proposal that another replica has overtaken is not
+/// tried again: the watch brings the other's standing, and the world proposes anew from there.
+pub(super) async fn run(
+    store: Arc<dyn Store>,
+    mut proposed: watch::Receiver<BTreeMap<String, Proposal>>,
+    metrics: Metrics,
+) {
+    let mut decided: BTreeMap<String, Proposal> = BTreeMap::new();
+    let mut backoff = Duration::ZERO;
+    loop {
+        if backoff.is_zero() {
+            if proposed.changed().await.is_err() {
+                return;
+            }
+        } else {
+            tokio::time::sleep(backoff).await;
+        }
+        let wanted = proposed.borrow_and_update().clone();
+        decided.retain(|key, proposal| wanted.get(key) == Some(proposal));
+        let open: Vec<(String, Proposal)> = wanted
+            .into_iter()
+            .filter(|(key, proposal)| decided.get(key) != Some(proposal))
+            .collect();
+        let outcomes: Vec<_> = stream::iter(open)
+            .map(|(key, proposal)| {
+                let store = Arc::clone(&store);
+                async move {
+                    let outcome = write(&*store, &key, proposal).await;
+                    (key, proposal, outcome)
+                }
+            })
+            .buffer_unordered(CONCURRENT)
+            .collect()
+            .await;
+        let mut failure = None;
+        for (key, proposal, outcome) in outcomes {
+            let result = match outcome {
+                Ok(outcome) => {
+                    decided.insert(key, proposal);
+                    match outcome.succeeded {
+                        true => "ok",
+                        false => "overtaken",
+                    }
+                }
+                Err(error) => {
+                    failure = Some(error);
+                    "error"
+                }
+            };
+            metrics
+                .standing_writes
+                .get_or_create(&ResultLabel { result })
+                .inc();
+        }
+        backoff = match failure {
+            None => Duration::ZERO,
+            Some(error) => {
+                if backoff.is_zero() {
+                    warn!(%error, "standings cannot be written; this replica goes on with its own");
+                }
+                (backoff * 2).clamp(BACKOFF.0, BACKOFF.1)
+            }
+        };
+    }
+}
+
+async fn write(store: &dyn Store, key: &str, proposal: Proposal) -> Result<TxnOutcome, StoreError> {
+    let unchanged = Compare::ModRevision {
+        key: key.to_owned(),
+        is: proposal.replaces,
+    };
+    // What says nothing need not be kept.
+    let op = match proposal.standing == Standing::default() {
+        true => Op::delete(key),
+        false => Op::put(key, StandingRecord::to_json(proposal.standing)),
+    };
+    store.txn(vec![unchanged], vec![op], None).await
+}

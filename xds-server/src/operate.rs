@@ -1,0 +1,169 @@
+//! What operators do by the command line: requests to the admin interface, which keeps the rules.
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, Uri};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use serde::Deserialize;
+use std::time::Duration;
+
+/// How long an answer may take; the store's own deadlines are shorter.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// The longest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The admin interface of a control plane.
+pub struct Operator {
+    /// Like `http://127.0.0.1:18001`.
+    pub admin: String,
+}
+
+/// What is wanted of which zone.
+pub struct Wanted<'w> {
+    pub zone: &'w str,
+    /// None: every service.
+    pub service: Option<&'w str>,
+}
+
+impl Wanted<'_> {
+    fn path(&self, kind: &str) -> String {
+        let service = self.service.iter().map(|s| format!("?service={s}"));
+        format!("/v1/{kind}/{}{}", self.zone, service.collect::<String>())
+    }
+}
+
+#[derive(Deserialize)]
+struct Zones {
+    implausible: Option<String>,
+    kept: usize,
+    zones: Vec<Zone>,
+}
+
+#[derive(Deserialize)]
+struct Zone {
+    service: String,
+    zone: String,
+    state: String,
+    share: u16,
+    healthy: u32,
+    unhealthy: u32,
+    draining: u32,
+    flaps: u8,
+    held_for_ms: Option<u64>,
+    intent: Option<Intent>,
+}
+
+#[derive(Deserialize)]
+struct Intent {
+    intent: String,
+    reason: String,
+}
+
+impl Operator {
+    /// A table of how every service is doing in every zone.
+    pub async fn zones(&self) -> anyhow::Result<String> {
+        let answer = self.ask(Method::GET, "/v1/zones", Bytes::new()).await?;
+        let all: Zones = serde_json::from_slice(&answer).context("an answer of another version")?;
+        let mut table = String::new();
+        if let Some(implausible) = &all.implausible {
+            table += &format!("NOT BELIEVED: {implausible} ({} kept)\n", all.kept);
+        }
+        table += &row(
+            "SERVICE", "ZONE", "STATE", "SHARE", "HEALTHY", "FLAPS", "INTENT",
+        );
+        for zone in &all.zones {
+            let all_of_it = zone.healthy + zone.unhealthy;
+            let draining = match zone.draining {
+                0 => String::new(),
+                n => format!(" +{n}"),
+            };
+            let held = zone
+                .held_for_ms
+                .map(|ms| format!(" {} s", ms.div_ceil(1_000)));
+            let intent = zone
+                .intent
+                .as_ref()
+                .map(|wanted| match wanted.reason.as_str() {
+                    "" => wanted.intent.clone(),
+                    reason => format!("{}: {reason}", wanted.intent),
+                });
+            table += &row(
+                &zone.service,
+                &zone.zone,
+                &format!("{}{}", zone.state, held.unwrap_or_default()),
+                &format!("{}.{} %", zone.share / 10, zone.share % 10),
+                &format!("{}/{all_of_it}{draining}", zone.healthy),
+                &zone.flaps.to_string(),
+                &intent.unwrap_or_default(),
+            );
+        }
+        Ok(table)
+    }
+
+    /// Sets what is wanted: `drain` or `pin`.
+    pub async fn want(&self, what: &Wanted<'_>, intent: &str, reason: &str) -> anyhow::Result<()> {
+        let body = serde_json::json!({ "intent": intent, "reason": reason }).to_string();
+        self.ask(Method::PUT, &what.path("intents"), body.into())
+            .await?;
+        Ok(())
+    }
+
+    /// Ends what was wanted.
+    pub async fn release(&self, what: &Wanted<'_>) -> anyhow::Result<()> {
+        self.ask(Method::DELETE, &what.path("intents"), Bytes::new())
+            .await?;
+        Ok(())
+    }
+
+    /// Lets services that are out come back now; their names.
+    pub async fn fail_back(&self, what: &Wanted<'_>) -> anyhow::Result<Vec<String>> {
+        let answer = self
+            .ask(Method::POST, &what.path("failback"), Bytes::new())
+            .await?;
+        serde_json::from_slice(&answer).context("an answer of another version")
+    }
+
+    /// Has this replica believe what it does not.
+    pub async fn confirm(&self) -> anyhow::Result<()> {
+        self.ask(Method::POST, "/v1/confirm", Bytes::new()).await?;
+        Ok(())
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
+        let uri = format!("{}{path}", self.admin.trim_end_matches('/'));
+        let uri: Uri = uri.parse().with_context(|| format!("{uri:?} is no URL"))?;
+        let request = Request::builder().method(method).uri(uri.clone());
+        let request = request.body(Full::new(body))?;
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let asked = async {
+            let answer = client.request(request).await?;
+            let status = answer.status();
+            let body = http_body_util::Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
+            let body = body.collect().await.map_err(anyhow::Error::from_boxed)?;
+            anyhow::Ok((status, body.to_bytes()))
+        };
+        let unreachable = || format!("no answer from {uri}: is --admin the admin address?");
+        let (status, body) = tokio::time::timeout(DEADLINE, asked)
+            .await
+            .with_context(unreachable)?
+            .with_context(unreachable)?;
+        if !status.is_success() {
+            #[derive(Deserialize)]
+            struct Problem {
+                detail: String,
+            }
+            match serde_json::from_slice::<Problem>(&body) {
+                Ok(problem) => bail!("{}", problem.detail),
+                Err(_) => bail!("{uri} answered {status}"),
+            }
+        }
+        Ok(body)
+    }
+}
+
+fn row(a: &str, b: &str, c: &str, d: &str, e: &str, f: &str, g: &str) -> String {
+    let line = format!("{a:<20} {b:<16} {c:<22} {d:>8} {e:>10} {f:>5}  {g}");
+    format!("{}\n", line.trim_end())
+}

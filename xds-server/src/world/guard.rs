@@ -1,0 +1,126 @@
+//! What is too much to believe: most instances gone at once are more likely a fault of the registry than of the instances.
+//!
+//! An instance whose record disappears without having said `draining` is kept for [`DOUBT_MS`]. If more than the configured share of
+//! all instances disappears in that time, all of them are kept until they come back or an operator confirms; the proxies notice by
+//! themselves which of them are really gone.
+
+use std::collections::BTreeMap;
+
+/// How long a disappearance is doubted, in milliseconds. A crashed instance was kept by its lease for longer than that.
+pub const DOUBT_MS: u64 = 1_000;
+
+/// The fewest instances that count as many.
+const VANISHED_MIN: usize = 2;
+
+/// Why what the store says is not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Implausible {
+    /// So many of all instances disappeared within a second.
+    Vanished { gone: usize, of: usize },
+    /// The store seems to have been restored from an older state, or replaced; and how it looks so.
+    Restored(String),
+}
+
+impl Implausible {
+    /// A short stable name, for metrics.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Implausible::Vanished { .. } => "vanished",
+            Implausible::Restored(_) => "restored",
+        }
+    }
+}
+
+impl std::fmt::Display for Implausible {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Implausible::Vanished { gone, of } => write!(
+                f,
+                "{gone} of {of} instances disappeared within a second, and are kept"
+            ),
+            Implausible::Restored(how) => write!(f, "{how}; the last good state is kept"),
+        }
+    }
+}
+
+/// What has disappeared and is still served.
+#[derive(Default)]
+pub(super) struct Guard {
+    /// Store keys, with when they disappeared.
+    vanished: BTreeMap<String, u64>,
+    /// As long as this is set, nothing that disappeared is let go.
+    tripped: Option<Implausible>,
+}
+
+impl Guard {
+    /// The record at `key` disappeared.
+    pub(super) fn vanish(&mut self, key: &str, now_ms: u64) {
+        self.vanished.entry(key.to_owned()).or_insert(now_ms);
+    }
+
+    /// The record at `key` is there again.
+    pub(super) fn back(&mut self, key: &str) {
+        self.vanished.remove(key);
+    }
+
+    /// Nothing is believed until an operator says so.
+    pub(super) fn trip(&mut self, implausible: Implausible) {
+        self.tripped = Some(implausible);
+    }
+
+    /// What is not believed at the moment.
+    pub(super) fn tripped(&self) -> Option<&Implausible> {
+        self.tripped.as_ref()
+    }
+
+    /// How many instances are served though their records are gone.
+    pub(super) fn kept(&self) -> usize {
+        self.vanished.len()
+    }
+
+    /// An operator believes it: everything that disappeared.
+    pub(super) fn confirm(&mut self) -> Vec<String> {
+        self.tripped = None;
+        std::mem::take(&mut self.vanished).into_keys().collect()
+    }
+
+    /// What is let go now, of `count` instances that are served, those that disappeared included.
+    pub(super) fn let_go(&mut self, count: usize, vanish_percent: u8, now_ms: u64) -> Vec<String> {
+        let gone = self.vanished.len();
+        let many = gone >= VANISHED_MIN && gone * 100 > count * usize::from(vanish_percent);
+        match &self.tripped {
+            Some(Implausible::Restored(_)) => return Vec::new(),
+            Some(Implausible::Vanished { .. }) if many => return Vec::new(),
+            // Enough of them have come back; the others are gone like any other.
+            Some(Implausible::Vanished { .. }) => self.tripped = None,
+            None if many && vanish_percent < 100 => {
+                self.tripped = Some(Implausible::Vanished { gone, of: count });
+                return Vec::new();
+            }
+            None => {}
+        }
+        let due = |since_ms: &u64| vanish_percent >= 100 || since_ms + DOUBT_MS <= now_ms;
+        let gone: Vec<String> = self
+            .vanished
+            .iter()
+            .filter(|(_, since_ms)| due(since_ms))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in &gone {
+            self.vanished.remove(key);
+        }
+        gone
+    }
+
+    /// When to look again.
+    pub(super) fn due_ms(&self) -> Option<u64> {
+        match self.tripped {
+            Some(_) => None,
+            None => self
+                .vanished
+                .values()
+                .min()
+                .map(|since_ms| since_ms + DOUBT_MS),
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! What the control plane knows, and what follows from it. Pure: changes and time in, snapshots out.
+//!
+//! A change costs what it touches: an instance rebuilds the endpoints of its zone and the plans of its service; route
+//! tables and policies are rebuilt only when a plan or the mesh changed.
+//!
+//! Time is in milliseconds of any clock that never goes back.
+
+mod guard;
+mod instances;
+mod views;
+mod zones;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use policy::{Plans, Standing, Weighting, ZoneLoad, rules::cluster_name};
+use registry::{
+    desired::{
+        INTENTS_PREFIX, IntentKey, IntentRecord, STANDINGS_PREFIX, StandingKey, StandingRecord,
+    },
+    record::{INSTANCES_PREFIX, InstanceKey, InvalidRecord},
+    store::{ClusterId, Entry, Revision},
+};
+
+use crate::{
+    config::{Mesh, ServiceConfig},
+    resource::{Resource, Resources},
+    snapshot::Snapshot,
+    translate,
+};
+use guard::Guard;
+use instances::Instances;
+use views::Views;
+use zones::Zones;
+
+pub use guard::{DOUBT_MS, Implausible};
+pub use zones::{Proposal, Statuses, ZoneStatus};
+
+/// Something that happened outside.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Everything under `/tidegate/v1/`: after a start, or when events may have been lost.
+    Listed {
+        entries: Vec<Entry>,
+        revision: Revision,
+        origin: Origin,
+    },
+    Put(Entry),
+    Deleted {
+        key: String,
+    },
+    /// The store answers with a state that is older than what is known, or is another one: nothing of it is believed.
+    Restored {
+        revision: Revision,
+        was: Revision,
+        /// Which store it was, and which it is; none where it says that it is the same.
+        cluster: Option<(ClusterId, ClusterId)>,
+    },
+    /// A new topology or new services.
+    Mesh(Arc<Mesh>),
+}
+
+/// Where a listing comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Store,
+    /// The last good state on disk.
+    Disk,
+    /// The store, and an operator has said that it is to be believed whatever it says.
+    Confirmed,
+}
+
+/// A record that is not used, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    pub key: String,
+    pub error: InvalidRecord,
+}
+
+/// The registry and the mesh, and what was derived from them so far.
+pub struct World {
+    mesh: Arc<Mesh>,
+    /// Positions of the mesh's services, by name.
+    positions: BTreeMap<String, usize>,
+    instances: Instances,
+    guard: Guard,
+    zones: Zones,
+    /// Weights stay as they are, whatever the load.
+    frozen: bool,
+    derived: Derived,
+    /// Services, by name, of which something changed since the last snapshot.
+    dirty: BTreeSet<String>,
+    mesh_dirty: bool,
+    sequence: u64,
+}
+
+#[derive(Default)]
+struct Derived {
+    clusters: Resources,
+    endpoints: Resources,
+    /// By the service's position in the mesh.
+    plans: Vec<Plans>,
+    /// When a service has to be looked at again, by its position; and the same in order of time.
+    due_ms: Vec<Option<u64>>,
+    due: BTreeSet<(u64, usize)>,
+    views: Views,
+}
+
+impl World {
+    /// An empty registry under `mesh`.
+    pub fn new(mesh: Arc<Mesh>) -> World {
+        World {
+            positions: positions(&mesh),
+            mesh,
+            instances: Instances::default(),
+            guard: Guard::default(),
+            zones: Zones::default(),
+            frozen: false,
+            derived: Derived::default(),
+            dirty: BTreeSet::new(),
+            mesh_dirty: true,
+            sequence: 0,
+        }
+    }
+
+    /// Takes a change in. Returns the records that are newly found to be unusable; everything else goes on without them.
+    /// An instance whose record becomes unreadable stays as it was.
+    pub fn apply(&mut self, change: Change, now_ms: u64) -> Vec<Rejection> {
+        match change {
+            Change::Listed {
+                entries, origin, ..
+            } => self.relist(entries, origin, now_ms),
+            Change::Put(entry) => self.put(&entry, now_ms),
+            Change::Deleted { key } => {
+                self.delete(&key, now_ms);
+                Vec::new()
+            }
+            Change::Restored {
+                revision,
+                was,
+                cluster,
+            } => {
+                let how = match cluster {
+                    Some((was, is)) => {
+                        format!(
+                            "another store answers: it was {:x}, now it is {:x}",
+                            was.0, is.0
+                        )
+                    }
+                    None => format!(
+                        "the store went back from revision {} to {}: restored from an older backup?",
+                        was.0, revision.0
+                    ),
+                };
+                self.guard.trip(Implausible::Restored(how));
+                Vec::new()
+            }
+            Change::Mesh(mesh) => {
+                self.positions = positions(&mesh);
+                self.mesh = mesh;
+                self.mesh_dirty = true;
+                let (mesh, positions) = (&self.mesh, &self.positions);
+                self.instances.review(|at| known(mesh, positions, at))
+            }
+        }
+    }
+
+    /// How many records of instances are not used at the moment.
+    pub fn rejected(&self) -> usize {
+        self.instances.rejected()
+    }
+
+    /// How many readable instances are registered, those included that disappeared and are kept.
+    pub fn instances(&self) -> usize {
+        self.instances.count()
+    }
+
+    /// How many instances are served though their records are gone.
+    pub fn kept(&self) -> usize {
+        self.guard.kept()
+    }
+
+    /// What is not believed at the moment.
+    pub fn implausible(&self) -> Option<&Implausible> {
+        self.guard.tripped()
+    }
+
+    /// An operator says that what is not believed is true.
+    pub fn confirm(&mut self) {
+        for key in self.guard.confirm() {
+            self.remove(&key);
+        }
+    }
+
+    /// Whether weights stay as they are, whatever the load.
+    pub fn freeze(&mut self, frozen: bool) {
+        self.frozen = frozen;
+    }
+
+    /// Standings that should be written to the store, by key. They stay until the store says that they, or others, were.
+    pub fn proposals(&self) -> &BTreeMap<String, Proposal> {
+        self.zones.proposals()
+    }
+
+    /// How every service is doing in every zone.
+    pub fn statuses(&self) -> &Statuses {
+        self.zones.statuses()
+    }
+
+    /// When to ask for a snapshot even if nothing happens.
+    pub fn due_ms(&self) -> Option<u64> {
+        let service = self.derived.due.first().map(|(due_ms, _)| *due_ms);
+        service.into_iter().chain(self.guard.due_ms()).min()
+    }
+
+    fn relist(&mut self, entries: Vec<Entry>, origin: Origin, now_ms: u64) -> Vec<Rejection> {
+        if origin == Origin::Confirmed {
+            self.confirm();
+        }
+        let listed: BTreeSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
+        let standings = self.zones.written();
+        let intents = self.zones.wanted();
+        let gone: Vec<String> = (self.instances.store_keys().into_iter())
+            .chain(standings.iter().map(StandingKey::store_key))
+            .chain(intents.iter().map(IntentKey::store_key))
+            .filter(|key| !listed.contains(key.as_str()))
+            .collect();
+        for key in gone {
+            match origin {
+                Origin::Confirmed => self.remove(&key),
+                Origin::Store | Origin::Disk => self.delete(&key, now_ms),
+            }
+        }
+        let put = |entry: &Entry| self.put(entry, now_ms);
+        entries.iter().flat_map(put).collect()
+    }
+
+    fn put(&mut self, entry: &Entry, now_ms: u64) -> Vec<Rejection> {
+        if entry.key.starts_with(INSTANCES_PREFIX) {
+            let (mesh, positions) = (&self.mesh, &self.positions);
+            let put = self.instances.put(entry, |at| known(mesh, positions, at));
+            let (at, rejections) = put;
+            if let Some(at) = at {
+                self.guard.back(&entry.key);
+                self.dirty.insert(at.service);
+            }
+            return rejections;
+        }
+        let taken = if entry.key.starts_with(STANDINGS_PREFIX) {
+            self.put_standing(entry, now_ms)
+        } else if entry.key.starts_with(INTENTS_PREFIX) {
+            self.put_intent(entry)
+        } else {
+            // Of another kind, perhaps of a newer version.
+            Ok(())
+        };
+        let reject = |error| Rejection {
+            key: entry.key.clone(),
+            error,
+        };
+        taken.err().map(reject).into_iter().collect()
+    }
+
+    fn put_standing(&mut self, entry: &Entry, now_ms: u64) -> Result<(), InvalidRecord> {
+        let at = StandingKey::parse(&entry.key)?;
+        // What cannot be read is replaced: nothing is remembered.
+        let standing = StandingRecord::parse(&entry.value);
+        self.dirty.insert(at.service.clone());
+        let remembered = standing.clone().unwrap_or_else(|_| Standing::default());
+        self.zones.adopt(at, remembered, entry.mod_revision, now_ms);
+        standing.map(|_| ())
+    }
+
+    /// An intent that cannot be read changes nothing: the operator's last readable word counts.
+    fn put_intent(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
+        let at = IntentKey::parse(&entry.key)?;
+        let intent = IntentRecord::parse(&entry.value)?;
+        self.touch(at.service.as_deref());
+        self.zones.want(at, Some(intent));
+        Ok(())
+    }
+
+    fn touch(&mut self, service: Option<&str>) {
+        match service {
+            Some(service) => self.dirty.extend([service.to_owned()]),
+            None => self.dirty.extend(self.positions.keys().cloned()),
+        }
+    }
+
+    /// The record at `key` is gone from the store. An instance that did not say that it leaves is doubted first.
+    fn delete(&mut self, key: &str, now_ms: u64) {
+        if self.instances.serves(key) {
+            self.guard.vanish(key, now_ms);
+        } else if let Ok(at) = StandingKey::parse(key) {
+            self.zones.forget(&at, now_ms);
+            self.dirty.insert(at.service);
+        } else if let Ok(at) = IntentKey::parse(key) {
+            self.touch(at.service.as_deref());
+            self.zones.want(at, None);
+        } else {
+            self.remove(key);
+        }
+    }
+
+    fn remove(&mut self, key: &str) {
+        self.guard.back(key);
+        if let Some(at) = self.instances.delete(key) {
+            self.dirty.insert(at.service);
+        }
+    }
+
+    /// The state of everything as proxies should have it; none if nothing changed since the last one.
+    pub fn snapshot(&mut self, now_ms: u64) -> Option<Arc<Snapshot>> {
+        let percent = self.mesh.guard.vanish_percent;
+        for key in self.guard.let_go(self.instances.count(), percent, now_ms) {
+            self.remove(&key);
+        }
+        let mesh = Arc::clone(&self.mesh);
+        let whole = std::mem::take(&mut self.mesh_dirty);
+        let dirty = std::mem::take(&mut self.dirty);
+        if whole {
+            self.derived = Derived {
+                plans: vec![Plans::default(); mesh.services.len()],
+                due_ms: vec![None; mesh.services.len()],
+                ..Derived::default()
+            };
+            let positions = &self.positions;
+            self.zones.retain(|service, zone| {
+                positions.contains_key(service) && mesh.topology.zone_named(zone).is_some()
+            });
+        }
+        let touched: BTreeSet<usize> = if whole {
+            (0..mesh.services.len()).collect()
+        } else {
+            let known = dirty.iter().filter_map(|name| self.positions.get(name));
+            let due = self.derived.due.iter();
+            let due = due.take_while(|(due_ms, _)| *due_ms <= now_ms);
+            known.copied().chain(due.map(|(_, index)| *index)).collect()
+        };
+        let mut changed = ServiceChanged {
+            endpoints: whole,
+            plans: whole,
+        };
+        for index in touched {
+            if let Some(service) = mesh.services.get(index) {
+                let service = self.derive_service(&mesh, index, service, now_ms);
+                changed.endpoints |= service.endpoints;
+                changed.plans |= service.plans;
+            }
+        }
+        let Derived {
+            clusters,
+            endpoints,
+            plans,
+            views,
+            ..
+        } = &mut self.derived;
+        match changed {
+            ServiceChanged { plans: true, .. } => views.derive(&mesh, plans, clusters, endpoints),
+            ServiceChanged {
+                endpoints: true, ..
+            } => views.refresh(clusters, endpoints),
+            _ => return None,
+        }
+        self.sequence += 1;
+        let views = self.derived.views.all().clone();
+        Some(Arc::new(Snapshot::new(self.sequence, views)))
+    }
+
+    fn derive_service(
+        &mut self,
+        mesh: &Mesh,
+        index: usize,
+        service: &ServiceConfig,
+        now_ms: u64,
+    ) -> ServiceChanged {
+        let mut changed = ServiceChanged::default();
+        let mut loads: Vec<ZoneLoad> = Vec::with_capacity(mesh.topology.zones().len());
+        let mut due_ms = None;
+        let follow_load = service.weighting == Weighting::Computed && !self.frozen;
+        for zone in mesh.topology.zones() {
+            let at = StandingKey {
+                service: service.name.clone(),
+                zone: mesh.topology.zone_name(zone).to_owned(),
+            };
+            let instances = || self.instances.of(&at.service, &at.zone);
+            let rules = &service.failover;
+            let observed = instances().map(|(_, instance)| instance);
+            let (load, again_at_ms) =
+                (self.zones).observe(&at, observed, rules, follow_load, now_ms);
+            loads.push(load);
+            due_ms = due_ms.into_iter().chain(again_at_ms).min();
+
+            let name = cluster_name(&at.service, &at.zone);
+            // A cluster follows from the mesh alone, and a new mesh has emptied the map.
+            if !self.derived.clusters.contains_key(name.as_str()) {
+                let cluster = translate::cluster(&name, service.protocol);
+                replace(&mut self.derived.clusters, cluster);
+            }
+            let region = mesh.topology.region_name(mesh.topology.region_of(zone));
+            let endpoints = translate::endpoints(
+                &name,
+                region,
+                &at.zone,
+                instances().map(|(_, instance)| instance),
+            );
+            changed.endpoints |= replace(&mut self.derived.endpoints, endpoints);
+        }
+        self.derived.set_due(index, due_ms);
+        let plans = Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands);
+        if let Some(slot) = self.derived.plans.get_mut(index)
+            && *slot != plans
+        {
+            *slot = plans;
+            changed.plans = true;
+        }
+        changed
+    }
+}
+
+impl Derived {
+    fn set_due(&mut self, index: usize, due_ms: Option<u64>) {
+        let Some(slot) = self.due_ms.get_mut(index) else {
+            return;
+        };
+        if let Some(old) = std::mem::replace(slot, due_ms) {
+            self.due.remove(&(old, index));
+        }
+        self.due.extend(due_ms.map(|due_ms| (due_ms, index)));
+    }
+}
+
+fn positions(mesh: &Mesh) -> BTreeMap<String, usize> {
+    let names = mesh.services.iter().map(|service| service.name.clone());
+    names.enumerate().map(|(at, name)| (name, at)).collect()
+}
+
+fn known(
+    mesh: &Mesh,
+    positions: &BTreeMap<String, usize>,
+    at: &InstanceKey,
+) -> Result<(), InvalidRecord> {
+    if mesh.topology.zone_named(&at.zone).is_none() {
+        return Err(InvalidRecord::UnknownZone(at.zone.clone()));
+    }
+    if !positions.contains_key(&at.service) {
+        return Err(InvalidRecord::UnknownService(at.service.clone()));
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct ServiceChanged {
+    endpoints: bool,
+    plans: bool,
+}
+
+/// Puts `resource` into the map; false if it is there already.
+fn replace(resources: &mut Resources, resource: Arc<Resource>) -> bool {
+    let same = resources
+        .get(&resource.name)
+        .is_some_and(|old| old.version == resource.version);
+    if !same {
+        resources.insert(Arc::clone(&resource.name), resource);
+    }
+    !same
+}

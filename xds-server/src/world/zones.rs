@@ -1,0 +1,206 @@
+//! Where zones stand: what the replicas agreed on, what operators want, and what is proposed next.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use policy::{
+    Failover, InstanceCounts, Intent, Observed, Standing, Verdict, ZoneLoad, ZoneMachine,
+};
+use registry::{
+    desired::{IntentKey, IntentRecord, StandingKey},
+    record::{Health, Instance},
+    store::Revision,
+};
+
+/// A standing that should be written, if nobody has written another meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    pub standing: Standing,
+    /// Of the record that it replaces; 0: there is none.
+    pub replaces: Revision,
+}
+
+/// How a service is doing in a zone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ZoneStatus {
+    pub counts: InstanceCounts,
+    pub draining: u32,
+    pub standing: Standing,
+    pub verdict: Verdict,
+    pub intent: Option<IntentRecord>,
+    /// Of the record of its standing; 0: there is none.
+    pub revision: Revision,
+}
+
+/// Statuses by service and zone. Cheap to clone.
+pub type Statuses = imbl::OrdMap<(Arc<str>, Arc<str>), Arc<ZoneStatus>>;
+
+#[derive(Default)]
+struct Seat {
+    machine: ZoneMachine,
+    /// What was written, and when; the default where there is no record.
+    written: (Standing, Revision),
+}
+
+#[derive(Default)]
+pub(super) struct Zones {
+    seats: BTreeMap<StandingKey, Seat>,
+    intents: BTreeMap<IntentKey, IntentRecord>,
+    /// By store key.
+    proposals: BTreeMap<String, Proposal>,
+    statuses: Statuses,
+}
+
+/// What the instances of a service in a zone say together.
+#[derive(Default)]
+struct Tally {
+    counts: InstanceCounts,
+    draining: u32,
+    load: f64,
+    /// Of the healthy instances; infinite as soon as one of them does not say.
+    capacity: f64,
+}
+
+impl Tally {
+    fn of<'i>(instances: impl Iterator<Item = &'i Instance>) -> Tally {
+        let mut tally = Tally::default();
+        for instance in instances {
+            match instance.health {
+                Health::Healthy => {
+                    tally.counts.healthy += 1;
+                    tally.capacity += instance.capacity_rps.unwrap_or(f64::INFINITY);
+                }
+                Health::Unhealthy => tally.counts.unhealthy += 1,
+                Health::Draining => {
+                    tally.draining += 1;
+                    continue;
+                }
+            }
+            tally.load += instance.load();
+        }
+        let serving = tally.counts.healthy + tally.counts.unhealthy;
+        tally.load /= f64::from(serving.max(1));
+        tally
+    }
+}
+
+impl Zones {
+    /// A standing was written.
+    pub(super) fn adopt(
+        &mut self,
+        at: StandingKey,
+        standing: Standing,
+        revision: Revision,
+        now_ms: u64,
+    ) {
+        let seat = self.seats.entry(at).or_default();
+        seat.written = (standing, revision);
+        seat.machine.adopt(standing, now_ms);
+    }
+
+    /// A standing's record is gone: nothing is remembered.
+    pub(super) fn forget(&mut self, at: &StandingKey, now_ms: u64) {
+        if let Some(seat) = self.seats.get_mut(at) {
+            seat.written = Default::default();
+            seat.machine.adopt(Standing::default(), now_ms);
+        }
+    }
+
+    /// The keys of all standings that were written.
+    pub(super) fn written(&self) -> Vec<StandingKey> {
+        let written = self.seats.iter().filter(|(_, seat)| seat.written.1.0 > 0);
+        written.map(|(at, _)| at.clone()).collect()
+    }
+
+    pub(super) fn want(&mut self, at: IntentKey, intent: Option<IntentRecord>) {
+        match intent {
+            Some(intent) => self.intents.insert(at, intent),
+            None => self.intents.remove(&at),
+        };
+    }
+
+    pub(super) fn wanted(&self) -> Vec<IntentKey> {
+        self.intents.keys().cloned().collect()
+    }
+
+    pub(super) fn proposals(&self) -> &BTreeMap<String, Proposal> {
+        &self.proposals
+    }
+
+    pub(super) fn statuses(&self) -> &Statuses {
+        &self.statuses
+    }
+
+    /// Services and zones that are no longer configured have no status.
+    pub(super) fn retain(&mut self, known: impl Fn(&str, &str) -> bool) {
+        let statuses = std::mem::take(&mut self.statuses).into_iter();
+        let kept = statuses.filter(|((service, zone), _)| known(service, zone));
+        self.statuses = kept.collect();
+        self.proposals
+            .retain(|key, _| StandingKey::parse(key).is_ok_and(|at| known(&at.service, &at.zone)));
+    }
+
+    /// What a service can be given in a zone, and when to look again. With `follow_load` the standing follows the load.
+    pub(super) fn observe<'i>(
+        &mut self,
+        at: &StandingKey,
+        instances: impl Iterator<Item = &'i Instance>,
+        rules: &Failover,
+        follow_load: bool,
+        now_ms: u64,
+    ) -> (ZoneLoad, Option<u64>) {
+        let tally = Tally::of(instances);
+        let intent = self.intent(at).cloned();
+        let seat = self.seats.entry(at.clone()).or_default();
+        let observed = Observed {
+            counts: tally.counts,
+            load: follow_load.then_some(tally.load),
+            intent: intent.as_ref().map(|record| Intent::from(record.intent)),
+        };
+        let verdict = seat.machine.observe(observed, rules, now_ms);
+        let standing = seat.machine.standing();
+        let (written, revision) = seat.written;
+        if standing == written {
+            self.proposals.remove(&at.store_key());
+        } else {
+            let proposal = Proposal {
+                standing,
+                replaces: revision,
+            };
+            self.proposals.insert(at.store_key(), proposal);
+        }
+        let load = ZoneLoad {
+            state: verdict.state,
+            share: verdict.share,
+            load1_per_core: standing.load(),
+            capacity: tally.capacity,
+        };
+        let status = ZoneStatus {
+            counts: tally.counts,
+            draining: tally.draining,
+            standing,
+            verdict,
+            intent,
+            revision,
+        };
+        let names = (Arc::from(at.service.as_str()), Arc::from(at.zone.as_str()));
+        if self.statuses.get(&names).is_none_or(|old| **old != status) {
+            self.statuses.insert(names, Arc::new(status));
+        }
+        (load, verdict.again_at_ms)
+    }
+
+    fn intent(&self, at: &StandingKey) -> Option<&IntentRecord> {
+        let everywhere = IntentKey {
+            zone: at.zone.clone(),
+            service: None,
+        };
+        let here = IntentKey {
+            service: Some(at.service.clone()),
+            ..everywhere.clone()
+        };
+        self.intents
+            .get(&here)
+            .or_else(|| self.intents.get(&everywhere))
+    }
+}
