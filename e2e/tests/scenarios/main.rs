@@ -15,3 +15,4 @@ mod pushes;
 mod routing;
 mod shared;
 mod support;
+mod zones;

@@ -69,6 +69,13 @@ async fn start() -> Result<Mesh> {
         .service(plain("crashes"))
         .service(plain("damaged"))
         .service(plain("leased"))
+        .service(plain("drains"))
+        .service(json!({
+            "name": "manual",
+            "routes": [{ "prefix": "/manual" }],
+            "thresholds": { "down_below_percent": 60, "up_from_percent": 60 },
+            "failover": { "hold_s": 0, "failback": "manual" },
+        }))
         .upstreams("orders", 2)
         .upstreams("strict", 1)
         .upstreams("traced", 1)
