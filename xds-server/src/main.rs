@@ -1,4 +1,4 @@
-//! `tidegate`: the control plane's command line.
+//! `tidegate`: the command line of the control plane and of the agent.
 
 use std::{
     io::IsTerminal,
@@ -49,6 +49,21 @@ enum Command {
         #[arg(long)]
         log_json: bool,
     },
+    /// Run the agent: probe instances beside it, keep them registered, drain them on SIGTERM.
+    Agent {
+        /// The agent's YAML file. Changes to it take effect with a restart.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Check the file and end: exit status 0 if it is good, 1 with file, line and field if not.
+        #[arg(long)]
+        check: bool,
+        /// Write the address that is listened on to this file, as JSON: for a port chosen by the kernel.
+        #[arg(long, value_name = "FILE")]
+        addresses_file: Option<PathBuf>,
+        /// Log as JSON.
+        #[arg(long)]
+        log_json: bool,
+    },
     /// Check a configuration file and end: exit status 0 if it is good, 1 with file, line and field if not.
     Check {
         /// The YAML file.
@@ -60,6 +75,20 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check { config } => check(&config),
+        Command::Agent {
+            config,
+            check: true,
+            ..
+        } => agent::check(&config).map(|good| println!("{good}")),
+        Command::Agent {
+            config,
+            addresses_file,
+            log_json,
+            ..
+        } => {
+            log_to_stderr(log_json);
+            agent(&config, addresses_file.as_deref())
+        }
         Command::Serve {
             config,
             addresses_file,
@@ -102,6 +131,11 @@ fn check(config: &Path) -> anyhow::Result<()> {
         mesh.services.len()
     );
     Ok(())
+}
+
+#[tokio::main]
+async fn agent(config: &Path, addresses_file: Option<&Path>) -> anyhow::Result<()> {
+    agent::run(config, addresses_file).await
 }
 
 #[tokio::main]
