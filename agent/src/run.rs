@@ -103,20 +103,17 @@ pub async fn run(path: &Path, addresses_file: Option<&Path>) -> anyhow::Result<(
 
 async fn leave(config: &Config, instances: &Instances, registrar: Registrar) -> anyhow::Result<()> {
     instances.drain_all();
-    let mut status = registrar.status();
-    let written = status.wait_for(|status| status.matches(&instances.snapshot()));
-    match timeout(REGISTRY_WITHIN, written).await {
-        Ok(Ok(_)) => {
-            let drained = timeout(config.drain, async {
-                sleep(DRAIN_MIN).await;
-                idle(instances).await;
-            });
-            match drained.await {
-                Ok(()) => info!("nothing is in flight any more"),
-                Err(_) => info!(after = ?config.drain, "the time to drain is over"),
-            }
+    if all_written(instances, &registrar).await {
+        let drained = timeout(config.drain, async {
+            sleep(DRAIN_MIN).await;
+            idle(instances).await;
+        });
+        match drained.await {
+            Ok(()) => info!("nothing is in flight any more"),
+            Err(_) => info!(after = ?config.drain, "the time to drain is over"),
         }
-        _ => warn!(after = ?REGISTRY_WITHIN, "the registry does not take that everything drains"),
+    } else {
+        warn!(after = ?REGISTRY_WITHIN, "the registry does not take that everything drains");
     }
     match registrar.deregister(REGISTRY_WITHIN).await {
         Ok(()) => info!("deregistered"),
@@ -126,6 +123,14 @@ async fn leave(config: &Config, instances: &Instances, registrar: Registrar) -> 
         ),
     }
     Ok(())
+}
+
+/// Waits until the registry has what the table says; false if it takes too long.
+async fn all_written(instances: &Instances, registrar: &Registrar) -> bool {
+    let mut status = registrar.status();
+    let written = status.wait_for(|status| status.matches(&instances.snapshot()));
+    // Only whether it came: what `wait_for` returns is a lock that the registrar needs.
+    matches!(timeout(REGISTRY_WITHIN, written).await, Ok(Ok(_)))
 }
 
 /// Waits until every instance reports that nothing is in flight; for ever where one reports nothing.
