@@ -1,16 +1,17 @@
 //! The registrar's loop: one task that owns the state; every request is a task of its own that reports back to it.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use registry::record::{Instance, InstanceKey};
+use registry::record::InstanceKey;
 use tokio::sync::{oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::outage::Outage;
+use super::records::{Records, Write};
 use super::target::{Lease, Stored, Target, TargetError, Version};
 use super::{Mode, Status};
 use crate::instances::Table;
@@ -18,10 +19,6 @@ use crate::metrics::{KindLabel, Metrics, ModeLabel, ReasonLabel};
 
 /// So many time-outs of writes in a row end the writing.
 const TIMEOUTS_MAX: u32 = 3;
-/// Records being written at once; the others wait their turn.
-const PUTS_MAX: usize = 64;
-/// The same for writes that change nothing but load.
-const LOAD_PUTS_MAX: usize = 8;
 /// Between two attempts to revoke the lease.
 const REVOKE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -32,15 +29,13 @@ pub(super) struct Keeper {
     status: watch::Sender<Status>,
     metrics: Metrics,
     lease: Option<Held>,
-    slots: BTreeMap<InstanceKey, Slot>,
+    records: Records,
     /// Of writes: puts and grants.
     outage: Option<Outage>,
     error: Option<String>,
     probe_only: bool,
     granting: bool,
     looking: bool,
-    /// Puts are numbered, so that the result of one that was given up is recognised.
-    last_put: u64,
     work: JoinSet<Done>,
 }
 
@@ -53,51 +48,6 @@ struct Held {
     due: Option<Instant>,
     /// Of keepalives.
     outage: Option<Outage>,
-}
-
-/// A record in the registry.
-#[derive(Default)]
-struct Slot {
-    /// What was acknowledged last.
-    stored: Option<Instance>,
-    /// None: unknown, so the record is written whatever `stored` says.
-    version: Option<Version>,
-    flight: Option<Flight>,
-}
-
-/// A put under way.
-struct Flight {
-    number: u64,
-    record: Instance,
-    /// It changes nothing but load.
-    load_only: bool,
-    task: AbortHandle,
-}
-
-/// What a slot needs.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Need {
-    Nothing,
-    /// Only the load is another.
-    Load,
-    Now,
-}
-
-impl Slot {
-    fn need(&self, wanted: &Instance) -> Need {
-        if let Some(flight) = &self.flight {
-            // Load waits for its turn.
-            return match flight.record.health == wanted.health {
-                true => Need::Nothing,
-                false => Need::Now,
-            };
-        }
-        match (&self.stored, self.version) {
-            (Some(stored), Some(_)) if stored == wanted => Need::Nothing,
-            (Some(stored), Some(_)) if stored.health == wanted.health => Need::Load,
-            _ => Need::Now,
-        }
-    }
 }
 
 /// What a request came to. `started` is when it began.
@@ -142,13 +92,12 @@ impl Keeper {
             status,
             metrics,
             lease: None,
-            slots: BTreeMap::new(),
+            records: Records::default(),
             outage: None,
             error: None,
             probe_only: false,
             granting: false,
             looking: false,
-            last_put: 0,
             work: JoinSet::new(),
         }
     }
@@ -233,75 +182,23 @@ impl Keeper {
     }
 
     fn start_puts(&mut self, lease: &Lease, now: Instant) {
-        let table = self.table.borrow_and_update().clone();
-        let mut wanted: Vec<(Need, InstanceKey, Instance)> = Vec::new();
-        let (mut urgent, mut load_only) = (0, 0);
-        for (key, known) in table {
-            let Some(record) = known.record() else {
-                continue;
-            };
-            let slot = self.slots.entry(key.clone()).or_default();
-            match &slot.flight {
-                Some(flight) if flight.load_only => load_only += 1,
-                Some(_) => urgent += 1,
-                None => {}
-            }
-            match slot.need(&record) {
-                Need::Nothing => {}
-                need => wanted.push((need, key, record)),
-            }
+        let due = self.records.due(&self.table.borrow_and_update());
+        for write in due {
+            let begun = self.records.begin(&write.key);
+            let (target, lease) = (Arc::clone(&self.target), lease.clone());
+            let sent = write.clone();
+            let task = self.work.spawn(async move {
+                let Write { key, record, .. } = sent;
+                let result = target.put(&lease, &key, &record, begun.known).await;
+                Done::Put {
+                    key,
+                    number: begun.number,
+                    started: now,
+                    result,
+                }
+            });
+            self.records.begun(write, begun.number, task);
         }
-        for (need, key, record) in &wanted {
-            if *need == Need::Now && urgent < PUTS_MAX {
-                self.start_put(lease, key, record, *need, now);
-                urgent += 1;
-            }
-        }
-        // Load only when nothing that matters more is under way.
-        if urgent > 0 {
-            return;
-        }
-        let load = wanted.iter().filter(|(need, ..)| *need == Need::Load);
-        for (need, key, record) in load.take(LOAD_PUTS_MAX.saturating_sub(load_only)) {
-            self.start_put(lease, key, record, *need, now);
-        }
-    }
-
-    /// Begins to write a record, in place of an older write of it that is under way.
-    fn start_put(
-        &mut self,
-        lease: &Lease,
-        key: &InstanceKey,
-        record: &Instance,
-        need: Need,
-        now: Instant,
-    ) {
-        let slot = self.slots.entry(key.clone()).or_default();
-        if let Some(older) = slot.flight.take() {
-            older.task.abort();
-            slot.version = None;
-        }
-        self.last_put += 1;
-        let number = self.last_put;
-        // Until it is answered nobody knows what the registry holds.
-        let known = slot.version.take();
-        let (target, lease) = (Arc::clone(&self.target), lease.clone());
-        let (key, sent) = (key.clone(), record.clone());
-        let task = self.work.spawn(async move {
-            let result = target.put(&lease, &key, &sent, known).await;
-            Done::Put {
-                key,
-                number,
-                started: now,
-                result,
-            }
-        });
-        slot.flight = Some(Flight {
-            number,
-            record: record.clone(),
-            load_only: need == Need::Load,
-            task,
-        });
     }
 
     fn finish(&mut self, done: Done, now: Instant) {
@@ -386,17 +283,7 @@ impl Keeper {
     }
 
     fn start_audit(&mut self) {
-        let records: Vec<Stored> = self
-            .slots
-            .iter()
-            .filter_map(|(key, slot)| {
-                Some(Stored {
-                    key: key.clone(),
-                    record: slot.stored.clone()?,
-                    version: slot.version?,
-                })
-            })
-            .collect();
+        let records = self.records.certain();
         if records.is_empty() {
             return;
         }
@@ -409,28 +296,22 @@ impl Keeper {
 
     fn audited(&mut self, records: &[Stored], result: Result<Vec<InstanceKey>, TargetError>) {
         let differing = match result {
-            Ok(differing) => differing,
+            Ok(differing) => differing.into_iter().collect::<BTreeSet<_>>(),
             // The next keepalive asks again.
             Err(error) => {
                 count(&self.metrics, &error);
                 return;
             }
         };
-        for key in differing {
-            let audited = records.iter().find(|stored| stored.key == key);
-            let Some((slot, audited)) = self.slots.get_mut(&key).zip(audited) else {
-                continue;
-            };
+        for audited in records {
             // Else it has been written since.
-            if slot.flight.is_none() && slot.version == Some(audited.version) {
-                let record = key.store_key();
+            if differing.contains(&audited.key) && self.records.differs(audited) {
+                let record = audited.key.store_key();
                 warn!(
                     %record,
                     "changed or deleted by somebody else; writing it again. Is a second agent configured for it?"
                 );
                 self.metrics.records_replaced.inc();
-                slot.stored = None;
-                slot.version = None;
             }
         }
     }
@@ -443,17 +324,12 @@ impl Keeper {
         now: Instant,
         result: Result<Version, TargetError>,
     ) {
-        let slot = self.slots.get_mut(key);
-        let Some((slot, flight)) = slot.and_then(|slot| {
-            let flight = slot.flight.take_if(|flight| flight.number == number)?;
-            Some((slot, flight))
-        }) else {
+        let version = result.as_ref().ok().copied();
+        if !self.records.answered(key, number, version) {
             return;
-        };
+        }
         match result {
-            Ok(version) => {
-                slot.stored = Some(flight.record);
-                slot.version = Some(version);
+            Ok(_) => {
                 let took = (now - started).as_secs_f64();
                 self.metrics.store_write_duration.observe(took);
                 self.worked(now);
@@ -481,17 +357,7 @@ impl Keeper {
             .get_or_create(&ReasonLabel { reason })
             .inc();
         self.lease = None;
-        self.give_up_puts();
-        self.slots.clear();
-    }
-
-    fn give_up_puts(&mut self) {
-        for slot in self.slots.values_mut() {
-            if let Some(flight) = slot.flight.take() {
-                flight.task.abort();
-                slot.version = None;
-            }
-        }
+        self.records.clear();
     }
 
     fn worked(&mut self, now: Instant) {
@@ -524,7 +390,7 @@ impl Keeper {
                 "{TIMEOUTS_MAX} writes in a row timed out: writing nothing until the registry answers a read"
             );
             self.probe_only = true;
-            self.give_up_puts();
+            self.records.give_up();
         }
     }
 
@@ -551,14 +417,10 @@ impl Keeper {
         } else {
             Mode::Registering
         };
-        let stored = self.slots.iter().filter_map(|(key, slot)| {
-            let stored = slot.stored.clone()?;
-            Some((key.clone(), stored))
-        });
         let fresh = Status {
             mode,
             has_lease: self.lease.is_some(),
-            registered: stored.collect(),
+            registered: self.records.acknowledged(),
             error: self.error.clone(),
         };
         for each in Mode::ALL {

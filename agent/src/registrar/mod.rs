@@ -13,6 +13,7 @@ mod etcd;
 mod http;
 mod keeper;
 mod outage;
+mod records;
 mod target;
 
 use std::collections::BTreeMap;
