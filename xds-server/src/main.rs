@@ -1,4 +1,4 @@
-//! `tidegate`: the control plane's command line.
+//! `tidegate`: the command line of the control plane and of the agent.
 
 use std::{
     io::IsTerminal,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -21,7 +21,7 @@ use xds_server::{
     config::StoreConfig,
     feed,
     metrics::Metrics,
-    operate::{Operator, Wanted},
+    operate::Operation,
     reload,
 };
 
@@ -50,88 +50,48 @@ enum Command {
         #[arg(long)]
         log_json: bool,
     },
+    /// Run the agent: probe instances beside it, keep them registered, drain them on SIGTERM.
+    Agent {
+        /// The agent's YAML file. Changes to it take effect with a restart.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Check the file and end: exit status 0 if it is good, 1 with file, line and field if not.
+        #[arg(long)]
+        check: bool,
+        /// Write the address that is listened on to this file, as JSON: for a port chosen by the kernel.
+        #[arg(long, value_name = "FILE")]
+        addresses_file: Option<PathBuf>,
+        /// Log as JSON.
+        #[arg(long)]
+        log_json: bool,
+    },
     /// Check a configuration file and end: exit status 0 if it is good, 1 with file, line and field if not.
     Check {
         /// The YAML file.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// How every service is doing in every zone.
-    Zones {
-        #[command(flatten)]
-        operator: OperatorArgs,
-    },
-    /// Give a zone nothing: requests in flight end, new ones go elsewhere.
-    Drain {
-        #[command(flatten)]
-        wanted: WantedArgs,
-        /// For those who look later.
-        #[arg(long, default_value = "")]
-        reason: String,
-    },
-    /// Keep a zone in for as long as it has a healthy instance.
-    Pin {
-        #[command(flatten)]
-        wanted: WantedArgs,
-        /// For those who look later.
-        #[arg(long, default_value = "")]
-        reason: String,
-    },
-    /// End a drain or a pin.
-    Release {
-        #[command(flatten)]
-        wanted: WantedArgs,
-    },
-    /// Let a zone that is out come back now: ends a hold, and is what `failback: manual` waits for.
-    Failback {
-        #[command(flatten)]
-        wanted: WantedArgs,
-    },
-    /// Have a replica believe what it does not: that instances are gone, or that the store was restored. Each replica by itself.
-    Confirm {
-        #[command(flatten)]
-        operator: OperatorArgs,
-    },
-}
-
-#[derive(Args)]
-struct OperatorArgs {
-    /// The admin interface of the control plane.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:18001")]
-    admin: String,
-}
-
-#[derive(Args)]
-struct WantedArgs {
-    /// The zone.
-    zone: String,
-    /// One service; without it all services.
-    #[arg(long)]
-    service: Option<String>,
     #[command(flatten)]
-    operator: OperatorArgs,
-}
-
-impl WantedArgs {
-    fn wanted(&self) -> Wanted<'_> {
-        Wanted {
-            zone: &self.zone,
-            service: self.service.as_deref(),
-        }
-    }
-}
-
-impl OperatorArgs {
-    fn operator(&self) -> Operator {
-        Operator {
-            admin: self.admin.clone(),
-        }
-    }
+    Operate(Operation),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check { config } => check(&config),
+        Command::Agent {
+            config,
+            check: true,
+            ..
+        } => agent::check(&config).map(|good| println!("{good}")),
+        Command::Agent {
+            config,
+            addresses_file,
+            log_json,
+            ..
+        } => {
+            log_to_stderr(log_json);
+            agent(&config, addresses_file.as_deref())
+        }
         Command::Serve {
             config,
             addresses_file,
@@ -140,7 +100,7 @@ fn main() -> ExitCode {
             log_to_stderr(log_json);
             serve(config, addresses_file)
         }
-        operation => operate(operation),
+        Command::Operate(operation) => operate(&operation),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -178,31 +138,13 @@ fn check(config: &Path) -> anyhow::Result<()> {
 }
 
 #[tokio::main]
-async fn operate(command: Command) -> anyhow::Result<()> {
-    match command {
-        Command::Zones { operator } => print!("{}", operator.operator().zones().await?),
-        Command::Drain { wanted, reason } => {
-            let operator = wanted.operator.operator();
-            operator.want(&wanted.wanted(), "drain", &reason).await?;
-        }
-        Command::Pin { wanted, reason } => {
-            let operator = wanted.operator.operator();
-            operator.want(&wanted.wanted(), "pin", &reason).await?;
-        }
-        Command::Release { wanted } => {
-            wanted.operator.operator().release(&wanted.wanted()).await?;
-        }
-        Command::Failback { wanted } => {
-            let operator = wanted.operator.operator();
-            match &operator.fail_back(&wanted.wanted()).await?[..] {
-                [] => println!("nothing is out in {}", wanted.zone),
-                back => println!("coming back: {}", back.join(", ")),
-            }
-        }
-        Command::Confirm { operator } => operator.operator().confirm().await?,
-        Command::Serve { .. } | Command::Check { .. } => unreachable!("handled by `main`"),
-    }
-    Ok(())
+async fn operate(operation: &Operation) -> anyhow::Result<()> {
+    operation.run().await
+}
+
+#[tokio::main]
+async fn agent(config: &Path, addresses_file: Option<&Path>) -> anyhow::Result<()> {
+    agent::run(config, addresses_file).await
 }
 
 #[tokio::main]

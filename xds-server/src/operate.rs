@@ -1,12 +1,14 @@
 //! What operators do by the command line: requests to the admin interface, which keeps the rules.
 
+use std::time::Duration;
+
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use clap::{Args, Subcommand};
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Uri};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde::Deserialize;
-use std::time::Duration;
 
 /// How long an answer may take; the store's own deadlines are shorter.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -14,23 +16,80 @@ const DEADLINE: Duration = Duration::from_secs(15);
 /// The longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// The admin interface of a control plane.
-pub struct Operator {
-    /// Like `http://127.0.0.1:18001`.
-    pub admin: String,
+/// What an operator does.
+#[derive(Subcommand)]
+pub enum Operation {
+    /// How every service is doing in every zone.
+    Zones {
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Give a zone nothing: requests in flight end, new ones go elsewhere.
+    Drain {
+        #[command(flatten)]
+        wanted: WantedArgs,
+        /// For those who look later.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Keep a zone in for as long as it has a healthy instance.
+    Pin {
+        #[command(flatten)]
+        wanted: WantedArgs,
+        /// For those who look later.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// End a drain or a pin.
+    Release {
+        #[command(flatten)]
+        wanted: WantedArgs,
+    },
+    /// Let a zone that is out come back now: ends a hold, and is what `failback: manual` waits for.
+    Failback {
+        #[command(flatten)]
+        wanted: WantedArgs,
+    },
+    /// Have a replica believe what it does not: that instances are gone, or that the store was restored. Each replica by itself.
+    Confirm {
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
 }
 
-/// What is wanted of which zone.
-pub struct Wanted<'w> {
-    pub zone: &'w str,
-    /// None: every service.
-    pub service: Option<&'w str>,
+#[derive(Args)]
+pub struct OperatorArgs {
+    /// The admin interface of the control plane.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:18001")]
+    admin: String,
 }
 
-impl Wanted<'_> {
-    fn path(&self, kind: &str) -> String {
-        let service = self.service.iter().map(|s| format!("?service={s}"));
-        format!("/v1/{kind}/{}{}", self.zone, service.collect::<String>())
+#[derive(Args)]
+pub struct WantedArgs {
+    /// The zone.
+    zone: String,
+    /// One service; without it all services.
+    #[arg(long)]
+    service: Option<String>,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+impl Operation {
+    /// Does it, and prints what there is to say.
+    pub async fn run(&self) -> anyhow::Result<()> {
+        match self {
+            Operation::Zones { operator } => print!("{}", operator.zones().await?),
+            Operation::Drain { wanted, reason } => wanted.want("drain", reason).await?,
+            Operation::Pin { wanted, reason } => wanted.want("pin", reason).await?,
+            Operation::Release { wanted } => wanted.release().await?,
+            Operation::Failback { wanted } => match &wanted.fail_back().await?[..] {
+                [] => println!("nothing is out in {}", wanted.zone),
+                back => println!("coming back: {}", back.join(", ")),
+            },
+            Operation::Confirm { operator } => operator.confirm().await?,
+        }
+        Ok(())
     }
 }
 
@@ -61,9 +120,9 @@ struct Intent {
     reason: String,
 }
 
-impl Operator {
+impl OperatorArgs {
     /// A table of how every service is doing in every zone.
-    pub async fn zones(&self) -> anyhow::Result<String> {
+    async fn zones(&self) -> anyhow::Result<String> {
         let answer = self.ask(Method::GET, "/v1/zones", Bytes::new()).await?;
         let all: Zones = serde_json::from_slice(&answer).context("an answer of another version")?;
         let mut table = String::new();
@@ -102,31 +161,8 @@ impl Operator {
         Ok(table)
     }
 
-    /// Sets what is wanted: `drain` or `pin`.
-    pub async fn want(&self, what: &Wanted<'_>, intent: &str, reason: &str) -> anyhow::Result<()> {
-        let body = serde_json::json!({ "intent": intent, "reason": reason }).to_string();
-        self.ask(Method::PUT, &what.path("intents"), body.into())
-            .await?;
-        Ok(())
-    }
-
-    /// Ends what was wanted.
-    pub async fn release(&self, what: &Wanted<'_>) -> anyhow::Result<()> {
-        self.ask(Method::DELETE, &what.path("intents"), Bytes::new())
-            .await?;
-        Ok(())
-    }
-
-    /// Lets services that are out come back now; their names.
-    pub async fn fail_back(&self, what: &Wanted<'_>) -> anyhow::Result<Vec<String>> {
-        let answer = self
-            .ask(Method::POST, &what.path("failback"), Bytes::new())
-            .await?;
-        serde_json::from_slice(&answer).context("an answer of another version")
-    }
-
     /// Has this replica believe what it does not.
-    pub async fn confirm(&self) -> anyhow::Result<()> {
+    async fn confirm(&self) -> anyhow::Result<()> {
         self.ask(Method::POST, "/v1/confirm", Bytes::new()).await?;
         Ok(())
     }
@@ -160,6 +196,35 @@ impl Operator {
             }
         }
         Ok(body)
+    }
+}
+
+impl WantedArgs {
+    fn path(&self, kind: &str) -> String {
+        let service = self.service.iter().map(|s| format!("?service={s}"));
+        format!("/v1/{kind}/{}{}", self.zone, service.collect::<String>())
+    }
+
+    async fn want(&self, intent: &str, reason: &str) -> anyhow::Result<()> {
+        let body = serde_json::json!({ "intent": intent, "reason": reason }).to_string();
+        let path = self.path("intents");
+        self.operator.ask(Method::PUT, &path, body.into()).await?;
+        Ok(())
+    }
+
+    async fn release(&self) -> anyhow::Result<()> {
+        let path = self.path("intents");
+        self.operator
+            .ask(Method::DELETE, &path, Bytes::new())
+            .await?;
+        Ok(())
+    }
+
+    /// The services that come back.
+    async fn fail_back(&self) -> anyhow::Result<Vec<String>> {
+        let path = self.path("failback");
+        let answer = self.operator.ask(Method::POST, &path, Bytes::new()).await?;
+        serde_json::from_slice(&answer).context("an answer of another version")
     }
 }
 

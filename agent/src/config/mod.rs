@@ -1,0 +1,101 @@
+//! The agent's configuration: one YAML file.
+//!
+//! [`Config::parse`] is the only door: what comes out is checked, and what is refused is refused with the file, the line
+//! and the field.
+
+mod door;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hyper::Uri;
+use registry::record::{Instance, InstanceKey};
+
+pub use crate::probe::{GrpcOptions, HttpOptions};
+use crate::prober::Pace;
+
+/// The longest time-out of a probe.
+pub const PROBE_TIMEOUT_MAX: Duration = Duration::from_millis(200);
+
+/// Everything that the agent is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where all its instances are.
+    pub zone: String,
+    /// Metrics and drain.
+    pub listen: SocketAddr,
+    pub registry: RegistryConfig,
+    /// How long records outlive an agent that died.
+    pub lease_ttl: Duration,
+    /// From the moment that draining was written to the end of the records.
+    pub drain: Duration,
+    pub report_every: Duration,
+    pub instances: Vec<InstanceConfig>,
+}
+
+/// Where to register.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistryConfig {
+    /// `http://host:port` of etcd's members.
+    Etcd(Vec<String>),
+    /// `http://host:port` of control planes' admin interfaces.
+    Http(Vec<String>),
+}
+
+/// One instance to probe and register.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InstanceConfig {
+    pub key: InstanceKey,
+    /// As it is registered, but for health and load.
+    pub record: Instance,
+    pub role: String,
+    pub probe: ProbeKind,
+    pub pace: Pace,
+    /// Where the application says its load.
+    pub load: Option<Uri>,
+}
+
+/// What kind of probe, and what it asks whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeKind {
+    Http(HttpOptions),
+    Grpc(GrpcOptions),
+    Tcp(SocketAddr),
+}
+
+/// Why a configuration was refused: where, and what to change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// As it was given to [`Config::parse`].
+    pub file: String,
+    /// From 1; 0 where the fault has no place of its own.
+    pub line: u64,
+    /// For example `instances[0].probe.timeout_ms`; empty for the file as a whole.
+    pub field: String,
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file)?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        if !self.field.is_empty() {
+            write!(f, ": {}", self.field)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl Config {
+    /// Parses and checks `text`, which stands in `file`.
+    pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
+        let raw = raw::read(file, text)?;
+        door::Door { file }.config(raw)
+    }
+}

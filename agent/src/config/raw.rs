@@ -1,0 +1,171 @@
+//! The configuration as YAML and its types go: shapes, defaults and places, but no meaning.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::Spanned;
+
+use super::ConfigError;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawConfig {
+    pub(super) zone: Spanned<String>,
+    pub(super) store: Option<RawStore>,
+    pub(super) registry: Option<RawRegistry>,
+    #[serde(default = "loopback")]
+    pub(super) listen: SocketAddr,
+    pub(super) lease_ttl_s: Option<Spanned<u64>>,
+    pub(super) drain_s: Option<Spanned<u64>>,
+    pub(super) report_every_s: Option<Spanned<u64>>,
+    pub(super) instances: Spanned<Vec<Spanned<RawInstance>>>,
+}
+
+fn loopback() -> SocketAddr {
+    // Without transport security nothing else is a safe default.
+    SocketAddr::from(([127, 0, 0, 1], 18_010))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+pub(super) enum RawStore {
+    Etcd { endpoints: Spanned<Vec<String>> },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+pub(super) enum RawRegistry {
+    Http(Spanned<Vec<String>>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawInstance {
+    pub(super) service: String,
+    pub(super) instance: String,
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+    #[serde(default = "weight_of_one")]
+    pub(super) weight: u32,
+    pub(super) capacity_rps: Option<f64>,
+    #[serde(default = "plain_role")]
+    pub(super) role: String,
+    pub(super) probe: Spanned<RawProbe>,
+    pub(super) load: Option<RawLoad>,
+}
+
+fn weight_of_one() -> u32 {
+    1
+}
+
+fn plain_role() -> String {
+    "instance".to_owned()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProbe {
+    pub(super) http: Option<RawHttp>,
+    pub(super) grpc: Option<RawGrpc>,
+    pub(super) tcp: Option<RawTcp>,
+    pub(super) interval_ms: Option<Spanned<u64>>,
+    pub(super) timeout_ms: Option<Spanned<u64>>,
+    pub(super) retry_ms: Option<Spanned<u64>>,
+    pub(super) failures: Option<Spanned<u32>>,
+    pub(super) successes: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawHttp {
+    pub(super) path: Option<Spanned<String>>,
+    pub(super) port: Option<Spanned<u16>>,
+    pub(super) host: Option<Spanned<String>>,
+    pub(super) expect: Option<Spanned<RawExpect>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawGrpc {
+    #[serde(default)]
+    pub(super) service: String,
+    pub(super) port: Option<Spanned<u16>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTcp {
+    pub(super) port: Option<Spanned<u16>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLoad {
+    pub(super) url: Spanned<String>,
+}
+
+/// `200`, or `200-399, 404`.
+pub(super) struct RawExpect(pub(super) String);
+
+/// By hand: a single status is a number to YAML.
+impl<'de> Deserialize<'de> for RawExpect {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ExpectVisitor;
+        impl Visitor<'_> for ExpectVisitor {
+            type Value = RawExpect;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a status like 200, or ranges like 200-399, 404")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawExpect, E> {
+                Ok(RawExpect(text.to_owned()))
+            }
+
+            fn visit_u64<E: de::Error>(self, status: u64) -> Result<RawExpect, E> {
+                Ok(RawExpect(status.to_string()))
+            }
+
+            fn visit_i64<E: de::Error>(self, status: i64) -> Result<RawExpect, E> {
+                Ok(RawExpect(status.to_string()))
+            }
+        }
+        deserializer.deserialize_any(ExpectVisitor)
+    }
+}
+
+/// Parses `text` as far as YAML and types go.
+pub(super) fn read(file: &str, text: &str) -> Result<RawConfig, ConfigError> {
+    if text.trim().is_empty() {
+        return Err(ConfigError {
+            file: file.to_owned(),
+            line: 0,
+            field: String::new(),
+            message: "the file is empty".to_owned(),
+        });
+    }
+    let mut field = String::new();
+    let read = serde_saphyr::with_deserializer_from_str(text, |de| {
+        serde_path_to_error::deserialize(de).map_err(|error| {
+            // `Spanned` shows as a field of its own; no field of ours has that name.
+            field = error.path().to_string().replace(".value", "");
+            error.into_inner()
+        })
+    });
+    read.map_err(|error: serde_saphyr::Error| ConfigError {
+        file: file.to_owned(),
+        line: error.location().map_or(0, |location| location.line()),
+        field: if field == "." { String::new() } else { field },
+        message: first_line(&error.without_snippet().to_string()),
+    })
+}
+
+/// The message alone: the place stands before it.
+fn first_line(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    line.split_once(" at line ")
+        .map_or(line, |(text, _)| text)
+        .to_owned()
+}

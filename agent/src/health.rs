@@ -1,0 +1,152 @@
+//! From single looks at an instance to a verdict about it. Pure: no clock, no I/O; time is the caller's.
+
+/// What the looks at an instance add up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    Healthy,
+    Unhealthy,
+}
+
+/// How many looks in a row it takes. Both are at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Failures in a row that make an instance unhealthy.
+    pub failures: u32,
+    /// Successes in a row that make it healthy.
+    pub successes: u32,
+}
+
+/// The memory of one instance's looks.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    thresholds: Thresholds,
+    verdict: Option<Verdict>,
+    /// How the last look went, and how many in a row went so. The count stops at the threshold's reach.
+    streak: Option<(Verdict, u32)>,
+}
+
+impl Machine {
+    /// One that knows nothing. The first verdict takes as many looks in a row as a change does.
+    pub fn new(thresholds: Thresholds) -> Machine {
+        Machine {
+            thresholds,
+            verdict: None,
+            streak: None,
+        }
+    }
+
+    /// None until looks in a row have agreed for the first time.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.verdict
+    }
+
+    /// Takes in one look; returns the verdict if this look changed it.
+    pub fn observe(&mut self, success: bool) -> Option<Verdict> {
+        let (seen, needed) = if success {
+            (Verdict::Healthy, self.thresholds.successes)
+        } else {
+            (Verdict::Unhealthy, self.thresholds.failures)
+        };
+        let count = match self.streak {
+            Some((last, count)) if last == seen => count.saturating_add(1),
+            _ => 1,
+        };
+        self.streak = Some((seen, count));
+        let changes = count >= needed && self.verdict != Some(seen);
+        changes.then(|| {
+            self.verdict = Some(seen);
+            seen
+        })
+    }
+
+    /// Whether the next look should come soon: there is no verdict yet, or a healthy instance has begun to fail. A return
+    /// to health is in no such hurry.
+    pub fn in_doubt(&self) -> bool {
+        match self.verdict {
+            None => true,
+            Some(Verdict::Healthy) => matches!(self.streak, Some((Verdict::Unhealthy, _))),
+            Some(Verdict::Unhealthy) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Looks as text, `+` and `-`, and the changes they should make: `H` and `U` below the look that makes it.
+    #[track_caller]
+    fn check(looks: &str, expected: &str) {
+        let mut machine = Machine::new(Thresholds {
+            failures: 3,
+            successes: 2,
+        });
+        let seen: String = looks
+            .chars()
+            .map(|look| match machine.observe(look == '+') {
+                None => '.',
+                Some(Verdict::Healthy) => 'H',
+                Some(Verdict::Unhealthy) => 'U',
+            })
+            .collect();
+        assert_eq!(seen, expected, "{looks}");
+    }
+
+    #[test]
+    fn three_failures_make_unhealthy_and_two_successes_healthy() {
+        check("++---++", ".H..U.H");
+        check("---", "..U");
+        check("+-+-+-", "......");
+        check("++--+--+---", ".H........U");
+        check("---+-+-++", "..U.....H");
+        check("+++++", ".H...");
+    }
+
+    #[test]
+    fn only_a_first_verdict_and_a_failing_healthy_instance_are_in_doubt() {
+        let mut machine = Machine::new(Thresholds {
+            failures: 2,
+            successes: 2,
+        });
+        assert!(machine.in_doubt());
+        for (success, in_doubt) in [
+            (true, true),
+            (true, false),
+            (false, true),
+            (true, false),
+            (false, true),
+            (false, false),
+            (true, false),
+        ] {
+            machine.observe(success);
+            assert_eq!(machine.in_doubt(), in_doubt, "after {success}: {machine:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_change_needs_its_number_in_a_row_and_comes_with_the_last_of_them(
+            failures in 1u32..6,
+            successes in 1u32..6,
+            looks in proptest::collection::vec(any::<bool>(), 0..200),
+        ) {
+            let mut machine = Machine::new(Thresholds { failures, successes });
+            let mut before = None;
+            for (index, &look) in looks.iter().enumerate() {
+                let change = machine.observe(look);
+                let run = looks[..=index].iter().rev().take_while(|&&l| l == look).count();
+                let (seen, needed) = if look {
+                    (Verdict::Healthy, successes)
+                } else {
+                    (Verdict::Unhealthy, failures)
+                };
+                let due = run >= needed as usize && before != Some(seen);
+                prop_assert_eq!(change, due.then_some(seen));
+                before = change.or(before);
+                prop_assert_eq!(machine.verdict(), before);
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What the agent knows of its instances: one table that probes, loads and drains write and the registrar reads.
+
+use std::collections::BTreeMap;
+
+use registry::record::{Health, Instance, InstanceKey};
+use tokio::sync::watch;
+
+use crate::health::Verdict;
+use crate::load::Load;
+
+/// What is known of one instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Known {
+    /// The record as configured: address, port, weight, capacity.
+    pub configured: Instance,
+    /// None until the looks have agreed for the first time.
+    pub verdict: Option<Verdict>,
+    /// Why the last failed look failed, while the instance is unhealthy.
+    pub reason: Option<String>,
+    /// Somebody asked for it, by HTTP or by ending the agent.
+    pub draining: bool,
+    pub load: Load,
+}
+
+impl Known {
+    /// Before the first look.
+    pub fn new(configured: Instance) -> Known {
+        Known {
+            configured,
+            verdict: None,
+            reason: None,
+            draining: false,
+            load: Load::default(),
+        }
+    }
+
+    /// The record that should be in the registry. None without a verdict: nobody knows whether the instance is up.
+    ///
+    /// Draining goes before unhealthy: it was said on purpose.
+    pub fn record(&self) -> Option<Instance> {
+        let health = match (self.verdict?, self.draining) {
+            (_, true) => Health::Draining,
+            (Verdict::Healthy, false) => Health::Healthy,
+            (Verdict::Unhealthy, false) => Health::Unhealthy,
+        };
+        Some(Instance {
+            health,
+            load1_per_core: self.load.load1_per_core,
+            in_flight: self.load.in_flight.unwrap_or(0),
+            app_load: self.load.app_load,
+            ..self.configured.clone()
+        })
+    }
+}
+
+/// All instances by key.
+pub type Table = BTreeMap<InstanceKey, Known>;
+
+/// The table, and the news that it has changed.
+#[derive(Clone, Debug)]
+pub struct Instances {
+    table: watch::Sender<Table>,
+}
+
+impl Instances {
+    /// A table of these instances; none comes or goes later.
+    pub fn new(table: Table) -> Instances {
+        Instances {
+            table: watch::Sender::new(table),
+        }
+    }
+
+    /// The table now and as it changes.
+    pub fn subscribe(&self) -> watch::Receiver<Table> {
+        self.table.subscribe()
+    }
+
+    /// A copy of the table.
+    pub fn snapshot(&self) -> Table {
+        self.table.borrow().clone()
+    }
+
+    /// Changes one instance. Whoever waits is woken only if that changed something. False if there is no such instance.
+    pub fn update(&self, key: &InstanceKey, change: impl FnOnce(&mut Known)) -> bool {
+        let mut found = false;
+        self.table.send_if_modified(|table| {
+            let Some(known) = table.get_mut(key) else {
+                return false;
+            };
+            found = true;
+            let before = known.clone();
+            change(known);
+            *known != before
+        });
+        found
+    }
+
+    /// Has all of them drain.
+    pub fn drain_all(&self) {
+        self.table.send_modify(|table| {
+            for known in table.values_mut() {
+                known.draining = true;
+            }
+        });
+    }
+}
