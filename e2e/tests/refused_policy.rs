@@ -99,7 +99,7 @@ fn with_garbage(snapshot: &Snapshot, mesh: &Mesh) -> Arc<Snapshot> {
             (key.clone(), Arc::new(view))
         })
         .collect();
-    Arc::new(Snapshot::new(snapshot.sequence + 1, views))
+    Arc::new(Snapshot::new(snapshot.sequence + 1, views, Arc::default()))
 }
 
 fn reason(reply: &Reply) -> Result<String> {

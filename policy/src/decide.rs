@@ -315,7 +315,8 @@ fn decide_by_rules<'p>(
         note(&|| Step::Shed(*shed));
     }
     let pin = facts.key_digest.and_then(|digest| {
-        let cluster = rules.cluster(id, plan.zone_of_key(rules.topology(), digest)?)?;
+        let zone = plan.zone_of_key(rules.topology(), digest)?;
+        let cluster = rules.cluster(id, zone, facts.class)?;
         note(&|| Step::Pinned(cluster.into()));
         Some(cluster)
     });

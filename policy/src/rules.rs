@@ -43,7 +43,7 @@ pub struct Rules {
     topology: Topology,
     services: Vec<Service>,
     explain: Option<Explain>,
-    /// `[service * zones + zone]`
+    /// `[(service * zones + zone) * 2 + class]`
     clusters: Vec<String>,
     hosts: Hosts,
 }
@@ -100,9 +100,10 @@ impl Rules {
         let clusters = services
             .iter()
             .flat_map(|service| {
-                topology
-                    .zones()
-                    .map(|zone| cluster_name(&service.name, topology.zone_name(zone)))
+                let zones = topology.zones().map(|zone| topology.zone_name(zone));
+                zones.flat_map(|zone| {
+                    Class::ALL.map(|class| route_cluster_name(&service.name, zone, class))
+                })
             })
             .collect();
         Ok(Rules {
@@ -137,11 +138,12 @@ impl Rules {
         self.services.get(id.index())
     }
 
-    /// The name of the cluster with the service's endpoints in `zone`.
-    pub fn cluster(&self, service: ServiceId, zone: ZoneId) -> Option<&str> {
+    /// The name of the cluster to which a service's requests of `class` go, when they should go to `zone`.
+    pub fn cluster(&self, service: ServiceId, zone: ZoneId, class: Class) -> Option<&str> {
         let zones = self.topology.zones().len();
+        let at = service.index() * zones + zone.index();
         self.clusters
-            .get(service.index() * zones + zone.index())
+            .get(at * Class::ALL.len() + class.index())
             .map(String::as_str)
     }
 
@@ -214,6 +216,15 @@ pub struct PlainReads {
 /// The contract's name for the cluster of a service's endpoints in a zone.
 pub fn cluster_name(service: &str, zone: &str) -> String {
     format!("{service}/{zone}")
+}
+
+/// The name of the cluster that routes name for `place`, a zone or region: its endpoints, and behind them those to which
+/// requests of `class` may turn when none of them answers.
+pub fn route_cluster_name(service: &str, place: &str, class: Class) -> String {
+    match class {
+        Class::Read => format!("{service}/{place}/reads"),
+        Class::Write => format!("{service}/{place}/writes"),
+    }
 }
 
 impl Route {

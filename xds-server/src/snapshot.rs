@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use policy::{Policy, rules::cluster_name};
+use policy::Policy;
 use registry::record::{InstanceKey, InvalidRecord};
 
 use crate::resource::{Kind, Resources};
@@ -51,8 +51,7 @@ pub struct View {
 impl View {
     /// A view of these resources, whose routes and filter use the clusters `needed`.
     ///
-    /// Self-consistent: every needed cluster has its cluster and endpoints resources. What has none is a bug of the
-    /// translation, caught in debug builds.
+    /// Self-consistent: every needed cluster is there. What is not is a bug of the translation, caught in debug builds.
     pub fn new(
         resources: [Resources; Kind::ALL.len()],
         needed: Arc<[Arc<str>]>,
@@ -66,11 +65,8 @@ impl View {
             policy_version,
         };
         debug_assert!(
-            view.needed.iter().all(|name| {
-                view.of(Kind::Cluster).contains_key(name)
-                    && view.of(Kind::Endpoints).contains_key(name)
-            }),
-            "a route names a cluster without endpoints: {:?}",
+            (view.needed.iter()).all(|name| view.of(Kind::Cluster).contains_key(name)),
+            "a route names a cluster that is not there: {:?}",
             view.needed
         );
         view
@@ -104,11 +100,22 @@ pub struct Snapshot {
     /// Rises with every snapshot of this process.
     pub sequence: u64,
     views: BTreeMap<ViewKey, Arc<View>>,
+    /// Positions in the mesh by name.
+    services: Arc<BTreeMap<String, usize>>,
 }
 
 impl Snapshot {
-    pub fn new(sequence: u64, views: BTreeMap<ViewKey, Arc<View>>) -> Snapshot {
-        Snapshot { sequence, views }
+    /// `services` are their positions in the mesh, by name.
+    pub fn new(
+        sequence: u64,
+        views: BTreeMap<ViewKey, Arc<View>>,
+        services: Arc<BTreeMap<String, usize>>,
+    ) -> Snapshot {
+        Snapshot {
+            sequence,
+            views,
+            services,
+        }
     }
 
     pub fn view(&self, key: &ViewKey) -> Option<&Arc<View>> {
@@ -126,14 +133,12 @@ impl Snapshot {
             zone: Arc::from(at.zone.as_str()),
             role: Role::Gateway,
         };
-        let Some(view) = self.view(&key) else {
+        if self.view(&key).is_none() {
             return Err(InvalidRecord::UnknownZone(at.zone.clone()));
-        };
-        let cluster = cluster_name(&at.service, &at.zone);
-        if view.of(Kind::Cluster).contains_key(cluster.as_str()) {
-            Ok(())
-        } else {
-            Err(InvalidRecord::UnknownService(at.service.clone()))
+        }
+        match self.services.contains_key(&at.service) {
+            true => Ok(()),
+            false => Err(InvalidRecord::UnknownService(at.service.clone())),
         }
     }
 

@@ -206,7 +206,8 @@ fn an_empty_mesh_has_routes_that_refuse_and_clusters_without_endpoints() {
     assert_eq!(shares(&snapshot), [] as [u32; 0]);
     assert_eq!(snapshot.zones().collect::<Vec<_>>(), ["sh-a", "sh-b"]);
     for (_, view) in snapshot.views() {
-        assert_eq!(Kind::ALL.map(|kind| view.of(kind).len()), [2, 2, 1, 1, 1]);
+        // Of each zone its endpoints, and what reads and writes turn to.
+        assert_eq!(Kind::ALL.map(|kind| view.of(kind).len()), [6, 2, 1, 1, 1]);
     }
 }
 
@@ -319,7 +320,7 @@ fn a_new_mesh_adopts_what_registered_before_it_and_reports_what_it_no_longer_kno
     let clusters = view(&snapshot, "sh-a").of(Kind::Cluster).keys();
     assert_eq!(
         clusters.map(|name| &**name).collect::<Vec<_>>(),
-        ["web/sh-a"]
+        ["web/sh-a", "web/sh-a/reads", "web/sh-a/writes"]
     );
     assert_eq!(snapshot.zones().collect::<Vec<_>>(), ["sh-a"]);
 }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use crate::registry::{Health, Instance, InstanceName, Registry};
 
 pub use registration::Registration;
-pub use server::Server;
+pub use server::{Conduct, Server};
 
 /// How long no request may have come before a draining upstream believes that the proxies know. What they need is the way
 /// from the registry to the last proxy: milliseconds.

@@ -43,6 +43,18 @@ struct Shared {
     name: InstanceName,
     served: AtomicU64,
     in_flight: AtomicUsize,
+    conduct: watch::Sender<Conduct>,
+}
+
+/// What becomes of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Conduct {
+    #[default]
+    Answers,
+    /// Takes them and says nothing, until that changes.
+    Hangs,
+    /// Status 500.
+    Fails,
 }
 
 impl Server {
@@ -55,6 +67,7 @@ impl Server {
             name,
             served: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
+            conduct: watch::Sender::default(),
         });
         let (stop, stopped) = watch::channel(false);
         let accepting = tokio::spawn(accept(listener, router(shared.clone()), stopped));
@@ -77,6 +90,11 @@ impl Server {
 
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Changes what becomes of requests, those that hang included.
+    pub fn conduct(&self, conduct: Conduct) {
+        self.shared.conduct.send_replace(conduct);
     }
 
     /// Takes no connections any more, and waits until those that there are have ended their requests.
@@ -152,8 +170,15 @@ async fn count(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     }
     shared.in_flight.fetch_add(1, Ordering::Relaxed);
     shared.served.fetch_add(1, Ordering::Relaxed);
+    let mut conduct = shared.conduct.subscribe();
     let _in_flight = InFlight(shared);
-    next.run(request).await
+    let Ok(conduct) = conduct.wait_for(|c| *c != Conduct::Hangs).await.map(|c| *c) else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    match conduct {
+        Conduct::Fails => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Conduct::Answers | Conduct::Hangs => next.run(request).await,
+    }
 }
 
 #[derive(Deserialize)]

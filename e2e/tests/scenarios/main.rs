@@ -7,6 +7,7 @@
 
 mod control_plane;
 mod etcd;
+mod failover;
 mod grpc;
 mod hostile;
 mod instances;

@@ -133,19 +133,19 @@ fn a_pin_names_one_cluster_of_the_plan() {
             "UEUU",
             "GET /orders",
             &[("x-user", "42")][..],
-            "class=read home=sh-a to=orders/sh-a tier=zone: home_zone",
+            "class=read home=sh-a to=orders/sh-a/reads tier=zone: home_zone",
         ),
         (
             "EUUU",
             "POST /orders",
             &[("x-user", "42")],
-            "class=write home=sh-a to=orders/sh-b tier=region: home_region",
+            "class=write home=sh-a to=orders/sh-b/writes tier=region: home_region",
         ),
         (
             "EUUU",
             "GET /orders",
             &[("x-user", "42"), ("x-region-id", "sh-b")],
-            "class=read home=sh-b to=orders/sh-b tier=zone: home_zone",
+            "class=read home=sh-b to=orders/sh-b/reads tier=zone: home_zone",
         ),
         ("UEUU", "GET /orders", &[], "home=sh-a: home_zone"),
         (

@@ -54,7 +54,7 @@ fn explanations_read_like_sentences() {
             "X-Region-ID names the home sh-a",
             "the nearest usable tier seen from sh-a is region",
             "shares: sh-b 1000/1000",
-            "its affinity key keeps it in orders/sh-b",
+            "its affinity key keeps it in orders/sh-b/reads",
         ],
     );
     check(
@@ -110,7 +110,7 @@ proptest! {
             let home = home.expect("a home");
             let plan = service.plans.get(home, routed.class);
             let mut clusters = plan.targets().iter().map(|target| {
-                policy::rules::cluster_name(&service.name, topology.zone_name(target.zone))
+                policy::rules::route_cluster_name(&service.name, topology.zone_name(target.zone), facts.class)
             });
             prop_assert!(clusters.any(|cluster| cluster == pin), "{pin} is not in {plan:?}");
         }

@@ -226,7 +226,10 @@ fn ids_of_other_rules_find_nothing() {
     };
     let stranger = policy::ServiceId::new(7);
     assert_eq!(rules.service(stranger), None);
-    assert_eq!(rules.cluster(stranger, rules.viewer()), None);
+    assert_eq!(
+        rules.cluster(stranger, rules.viewer(), policy::Class::Read),
+        None
+    );
     assert_eq!(
         Plans::default().get(rules.viewer(), Class::Read).targets(),
         []

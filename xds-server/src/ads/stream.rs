@@ -330,8 +330,12 @@ impl Stream {
                     let held = self.kinds[kind.index()].held.get(name);
                     held.is_some_and(|held| held.acked && held.version.is_some())
                 };
-                let warm =
-                    |name| confirmed(Kind::Cluster, name) && confirmed(Kind::Endpoints, name);
+                // An aggregate cluster has no endpoints of its own; those of its members are needed, too.
+                let endpoints = self.view.of(Kind::Endpoints);
+                let warm = |name| {
+                    confirmed(Kind::Cluster, name)
+                        && (!endpoints.contains_key(name) || confirmed(Kind::Endpoints, name))
+                };
                 !takes_clusters || self.view.needed().iter().all(warm)
             }
         }

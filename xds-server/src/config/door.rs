@@ -6,19 +6,20 @@ use std::{
 };
 
 use policy::{
-    Class, ClassRule, Explain, Failover, InvalidRules, InvalidTopology, KeySource, Link, Plans,
-    RegionRule, Route, RouteMatch, Rules, Thresholds, Topology, TraceRule, Weighting,
+    Class, ClassRule, Explain, Failover, InvalidRules, InvalidTopology, Link, Plans, RegionRule,
+    Route, RouteMatch, Rules, Thresholds, Topology, TraceRule, Weighting,
 };
 use serde_saphyr::Spanned;
 
 use super::{
     Config, ConfigError, EscapedSlashes, FilterConfig, Guard, Listen, ListenerAddress, Listeners,
-    Mesh, Protocol, ServiceConfig, StoreConfig, failover,
+    Mesh, Protocol, Resilience, ServiceConfig, StoreConfig, failover,
     raw::{
-        RawAddress, RawAffinity, RawClass, RawConfig, RawEscapedSlashes, RawLink,
-        RawOperatorWeights, RawProtocol, RawRegionRule, RawRoute, RawService, RawStore,
-        RawTraceRule, RawWeights, RawZone,
+        RawAddress, RawClass, RawConfig, RawEscapedSlashes, RawLink, RawOperatorWeights,
+        RawProtocol, RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawWeights,
+        RawZone,
     },
+    resilience,
 };
 
 /// Turns what was read into the domain's types, and knows the file for its errors.
@@ -241,11 +242,29 @@ impl Door<'_> {
             weighting: self.weighting(&field("weights"), raw.weights.as_ref())?,
             failover,
             demands,
-            zone_affinity: raw.affinity.as_ref().map(|at| match &at.value {
-                RawAffinity::Header(name) => KeySource::Header(name.to_ascii_lowercase()),
-                RawAffinity::Cookie(name) => KeySource::Cookie(name.clone()),
-                RawAffinity::PathSegment(at) => KeySource::PathSegment(*at),
-            }),
+            zone_affinity: raw.affinity.as_ref().map(|at| at.value.source()),
+            resilience: self.resilience(raw, field)?,
+        })
+    }
+
+    fn resilience(
+        &self,
+        raw: &RawService,
+        field: impl Fn(&str) -> String,
+    ) -> Result<Resilience, ConfigError> {
+        let fields = resilience::Raw {
+            strategy: raw.strategy.as_ref(),
+            sessions: raw.sessions.as_ref(),
+            outlier: raw.outlier.as_ref(),
+            circuit: raw.circuit.as_ref(),
+            hedge_after_ms: raw.hedge_after_ms,
+            weighs: raw.weights.is_some() || raw.affinity.is_some(),
+        };
+        fields.read().map_err(|(line, name, message)| ConfigError {
+            file: self.file.to_owned(),
+            line,
+            field: field(name),
+            message: message.to_owned(),
         })
     }
 

@@ -6,6 +6,7 @@
 mod door;
 mod failover;
 mod raw;
+mod resilience;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,8 @@ use policy::{
     Demand, Explain, Failover, KeySource, Policy, RegionRule, Route, Rules, Service, Topology,
     TraceRule, Weighting, ZoneId,
 };
+
+pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
 
 /// Everything that the control plane is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -126,6 +129,7 @@ pub struct ServiceConfig {
     /// What each zone's requests are expected to be, by zone.
     pub demands: Vec<Demand>,
     pub zone_affinity: Option<KeySource>,
+    pub resilience: Resilience,
 }
 
 /// Why a configuration was refused: where, and what to change.

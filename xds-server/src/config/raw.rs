@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf};
 
+use policy::KeySource;
 use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
@@ -11,6 +12,7 @@ use serde_saphyr::Spanned;
 use super::{
     ConfigError,
     failover::{RawDemand, RawFailover, RawGuard},
+    resilience::{Circuit, Outlier, RawSessions, RawStrategy},
 };
 
 #[derive(Deserialize)]
@@ -154,6 +156,11 @@ pub(super) struct RawService {
     pub(super) failover: Option<Spanned<RawFailover>>,
     pub(super) demand: Option<Spanned<BTreeMap<String, RawDemand>>>,
     pub(super) affinity: Option<Spanned<RawAffinity>>,
+    pub(super) strategy: Option<Spanned<RawStrategy>>,
+    pub(super) sessions: Option<Spanned<RawSessions>>,
+    pub(super) outlier: Option<Spanned<Outlier>>,
+    pub(super) circuit: Option<Spanned<Circuit>>,
+    pub(super) hedge_after_ms: Option<u32>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -268,6 +275,16 @@ pub(super) enum RawAffinity {
     Header(String),
     Cookie(String),
     PathSegment(u8),
+}
+
+impl RawAffinity {
+    pub(super) fn source(&self) -> KeySource {
+        match self {
+            RawAffinity::Header(name) => KeySource::Header(name.to_ascii_lowercase()),
+            RawAffinity::Cookie(name) => KeySource::Cookie(name.clone()),
+            RawAffinity::PathSegment(at) => KeySource::PathSegment(*at),
+        }
+    }
 }
 
 /// Parses `text` as far as YAML and types go.

@@ -151,6 +151,58 @@ fn failover_is_read_and_its_contradictions_are_refused() {
 }
 
 #[test]
+fn resilience_is_read_and_its_contradictions_are_refused() {
+    let read = |more: &str| {
+        let text = GOOD.replacen("weights: computed", more, 1);
+        let config = Config::parse("mesh.yaml", &text).expect("a good configuration");
+        config.mesh.services[1].resilience.clone()
+    };
+    assert_eq!(read("strategy: weighted"), Resilience::default());
+    let hash = "strategy: {region_first_hash: {path_segment: 1}}";
+    let kept = read(&format!(
+        "{hash}\n    sessions: {{cookie: tide, ttl_s: 60}}"
+    ));
+    let sessions = Some(Sessions {
+        cookie: "tide".into(),
+        ttl_s: 60,
+    });
+    let key = KeySource::PathSegment(1);
+    assert_eq!(kept.strategy, Strategy::RegionFirstHash { key, sessions });
+    let quick = read("outlier: {ejection_s: 1, window_s: 1}\n    hedge_after_ms: 0");
+    assert_eq!(
+        (quick.outlier.ejection_s, quick.outlier.consecutive_errors),
+        (1, 5)
+    );
+    assert_eq!(quick.hedging.after_ms, 0);
+    assert_eq!(read("circuit: {requests: 7}").circuit.requests, 7);
+
+    for (more, expected) in [
+        (
+            "weights: computed\n    strategy: {region_first_hash: {header: x}}",
+            "mesh.yaml:16: services[1].strategy: region_first_hash uses all instances of a region alike: leave out `weights` and `affinity`",
+        ),
+        (
+            "sessions: {cookie: tide}",
+            "mesh.yaml:15: services[1].sessions: only the strategy region_first_hash keeps sessions",
+        ),
+        (
+            "sessions: {cookie: 'a b'}",
+            "mesh.yaml:15: services[1].sessions: cookie: letters, digits, '-', '_' and '.'; ttl_s: at most 86400000",
+        ),
+        (
+            "outlier: {ejection_s: 9, ejection_max_s: 8}",
+            "mesh.yaml:15: services[1].outlier: numbers from 1; error_percent at most 100; ejection_s at most ejection_max_s",
+        ),
+        (
+            "circuit: {pending: 0}",
+            "mesh.yaml:15: services[1].circuit: numbers from 1: 0 would refuse everything",
+        ),
+    ] {
+        refused("weights: computed", more, expected);
+    }
+}
+
+#[test]
 fn wrong_types_and_unknown_fields_have_their_place_too() {
     for (from, to, line, field) in [
         ("{prefix: /}", "{prefx: /}", 14, "services[1].routes[0]"),

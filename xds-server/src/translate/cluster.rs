@@ -1,62 +1,140 @@
-//! CDS and EDS.
+//! CDS: how proxies use instances, and where they turn when none of them answers.
 
 use std::{collections::HashMap, sync::Arc};
 
-use envoy_types::pb::envoy::{
-    config::{
-        cluster::v3::{
-            CircuitBreakers, Cluster,
-            circuit_breakers::{Thresholds, thresholds::RetryBudget},
-            cluster::{
-                ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy,
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::{
+                CircuitBreakers, Cluster, OutlierDetection,
+                circuit_breakers::{Thresholds, thresholds::RetryBudget},
+                cluster::{
+                    ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType,
+                    EdsClusterConfig, LbPolicy,
+                },
+            },
+            core::v3::{
+                Address, HealthStatus, HealthStatusSet, Http1ProtocolOptions, Http2ProtocolOptions,
+                SocketAddress, address, socket_address::PortSpecifier,
             },
         },
-        core::v3::{
-            Address, HealthStatus, Http1ProtocolOptions, Http2ProtocolOptions, Locality,
-            SocketAddress, address, socket_address::PortSpecifier,
+        extensions::{
+            clusters::aggregate::v3::ClusterConfig,
+            upstreams::http::v3::{
+                HttpProtocolOptions,
+                http_protocol_options::{
+                    ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+                    explicit_http_config::ProtocolConfig,
+                },
+            },
         },
-        endpoint::v3::{
-            ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
-            lb_endpoint::HostIdentifier,
-        },
+        r#type::v3::Percent,
     },
-    extensions::upstreams::http::v3::{
-        HttpProtocolOptions,
-        http_protocol_options::{
-            ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
-            explicit_http_config::ProtocolConfig,
-        },
-    },
-    r#type::v3::Percent,
+    google::protobuf::Duration,
 };
+use policy::{Class, Topology};
 
-use super::{from_ads, millis, uint32};
+use super::{
+    from_ads, millis,
+    place::{keeps_sessions, places},
+    uint32,
+};
 use crate::{
-    config::Protocol,
+    config::{Outlier, Protocol, ServiceConfig, Strategy},
     resource::{Resource, any},
 };
-use registry::record::{Health, Instance};
 
 /// How long a connection to an instance may take to open.
 const CONNECT_TIMEOUT_MS: i32 = 500;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
-/// The cluster of a service's instances in one zone.
-pub fn cluster(name: &str, protocol: Protocol) -> Arc<Resource> {
-    let cluster = Cluster {
-        name: name.to_owned(),
+/// The share of usable instances below which Envoy uses all of them, in percent: only when none is left. What the proxy
+/// ejected by itself is suspected, not known, to be dead; what the control plane calls unhealthy is not used before that.
+const PANIC_PERCENT: f64 = 1.0;
+
+/// All clusters of a service.
+pub fn clusters(topology: &Topology, service: &ServiceConfig) -> Vec<Arc<Resource>> {
+    let strategy = &service.resilience.strategy;
+    let places = places(topology, strategy);
+    let mut clusters = Vec::new();
+    for place in &places {
+        clusters.push(with_endpoints(
+            &place.cluster(topology, &service.name),
+            service,
+        ));
+        if !keeps_sessions(strategy) {
+            for class in Class::ALL {
+                let own = place.route_cluster(topology, &service.name, class);
+                let members = place.turns_to(topology, strategy, class).into_iter();
+                let members = members.map(|place| place.cluster(topology, &service.name));
+                clusters.push(aggregate(&own, members.collect(), service));
+            }
+        }
+    }
+    clusters
+}
+
+/// A cluster with endpoints of its own.
+fn with_endpoints(name: &str, service: &ServiceConfig) -> Arc<Resource> {
+    let resilience = &service.resilience;
+    let mut cluster = Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: Some(from_ads()),
             service_name: String::new(),
         }),
-        connect_timeout: millis(CONNECT_TIMEOUT_MS),
         lb_policy: LbPolicy::LeastRequest.into(),
+        outlier_detection: Some(outlier_detection(&resilience.outlier)),
+        ..common(name, service)
+    };
+    if let Strategy::RegionFirstHash { sessions, .. } = &resilience.strategy {
+        // Of n instances' keys those of the one that goes move, and less than one in a hundred of the others. A hash ring is
+        // worse here: Envoy keeps its size, so the others' points move when one goes (a sixth of all keys at n = 4).
+        cluster.lb_policy = LbPolicy::Maglev.into();
+        if let (Some(_), Some(lb)) = (sessions, &mut cluster.common_lb_config) {
+            // A session stays with its instance while that is draining.
+            let statuses = [
+                HealthStatus::Unknown,
+                HealthStatus::Healthy,
+                HealthStatus::Degraded,
+                HealthStatus::Draining,
+            ];
+            lb.override_host_status = Some(HealthStatusSet {
+                statuses: statuses.map(i32::from).into(),
+            });
+        }
+    }
+    Arc::new(Resource::encode(name, &cluster))
+}
+
+/// A cluster that uses the first of its members that has usable instances: Envoy's aggregate cluster. A change of an
+/// instance so stays a change of one zone's endpoints.
+fn aggregate(name: &str, members: Vec<String>, service: &ServiceConfig) -> Arc<Resource> {
+    let config = ClusterConfig { clusters: members };
+    let cluster = Cluster {
+        cluster_discovery_type: Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
+            name: "envoy.clusters.aggregate".to_owned(),
+            typed_config: Some(any(&config)),
+        })),
+        lb_policy: LbPolicy::ClusterProvided.into(),
+        ..common(name, service)
+    };
+    Arc::new(Resource::encode(name, &cluster))
+}
+
+fn common(name: &str, service: &ServiceConfig) -> Cluster {
+    let circuit = service.resilience.circuit;
+    Cluster {
+        name: name.to_owned(),
+        connect_timeout: millis(CONNECT_TIMEOUT_MS),
         circuit_breakers: Some(CircuitBreakers {
             thresholds: vec![Thresholds {
-                // Envoy's default of three retries at a time gives up on the rest. A request is tried three times at
-                // the most, so that as many retries as requests are no storm.
+                max_connections: uint32(circuit.connections),
+                max_pending_requests: uint32(circuit.pending),
+                max_requests: uint32(circuit.requests),
+                // A zone that fails makes every request a retry, so there may be as many of these as of those; more, which
+                // is what a service that is slow everywhere would get, is no help.
                 retry_budget: Some(RetryBudget {
                     budget_percent: Some(Percent { value: 100.0 }),
                     min_retry_concurrency: uint32(100),
@@ -67,20 +145,49 @@ pub fn cluster(name: &str, protocol: Protocol) -> Arc<Resource> {
             ..CircuitBreakers::default()
         }),
         common_lb_config: Some(CommonLbConfig {
-            // The control plane knows better than Envoy's panic mode, which would send requests to unhealthy instances.
-            healthy_panic_threshold: Some(Percent { value: 0.0 }),
+            healthy_panic_threshold: Some(Percent {
+                value: PANIC_PERCENT,
+            }),
             ..CommonLbConfig::default()
         }),
         typed_extension_protocol_options: HashMap::from([(
             HTTP_OPTIONS.to_owned(),
             any(&HttpProtocolOptions {
-                upstream_protocol_options: Some(protocol_options(protocol)),
+                upstream_protocol_options: Some(protocol_options(service.protocol)),
                 ..HttpProtocolOptions::default()
             }),
         )]),
         ..Cluster::default()
+    }
+}
+
+/// Errors of the instance and of the way to it count alike: a hung instance gives no status.
+fn outlier_detection(outlier: &Outlier) -> OutlierDetection {
+    let seconds = |s: u32| {
+        Some(Duration {
+            seconds: i64::from(s),
+            nanos: 0,
+        })
     };
-    Arc::new(Resource::encode(name, &cluster))
+    let always = || uint32(100);
+    OutlierDetection {
+        consecutive_5xx: uint32(outlier.consecutive_errors),
+        enforcing_consecutive_5xx: always(),
+        consecutive_gateway_failure: uint32(outlier.consecutive_errors),
+        enforcing_consecutive_gateway_failure: always(),
+        interval: seconds(outlier.window_s),
+        base_ejection_time: seconds(outlier.ejection_s),
+        max_ejection_time: seconds(outlier.ejection_max_s),
+        // A whole zone may fail.
+        max_ejection_percent: always(),
+        failure_percentage_threshold: uint32(outlier.error_percent),
+        enforcing_failure_percentage: always(),
+        failure_percentage_minimum_hosts: uint32(1),
+        failure_percentage_request_volume: uint32(20),
+        // Compares instances with each other; nobody asked for that.
+        enforcing_success_rate: uint32(0),
+        ..OutlierDetection::default()
+    }
 }
 
 fn protocol_options(protocol: Protocol) -> UpstreamProtocolOptions {
@@ -103,63 +210,6 @@ fn protocol_options(protocol: Protocol) -> UpstreamProtocolOptions {
         Protocol::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(
             Http2ProtocolOptions::default(),
         )),
-    }
-}
-
-/// The endpoints of `cluster`: the instances of one zone, in the order given. Without instances the assignment is empty,
-/// but it is there: a cluster that waits for it would hold up every route. Without a healthy one it is a dead end.
-pub fn endpoints<'i>(
-    cluster: &str,
-    region: &str,
-    zone: &str,
-    instances: impl Iterator<Item = &'i Instance>,
-) -> Arc<Resource> {
-    let mut usable = false;
-    let lb_endpoints: Vec<LbEndpoint> = instances
-        .inspect(|instance| usable |= instance.health == Health::Healthy)
-        .map(endpoint)
-        .collect();
-    let localities = if lb_endpoints.is_empty() {
-        Vec::new()
-    } else {
-        vec![LocalityLbEndpoints {
-            locality: Some(Locality {
-                region: region.to_owned(),
-                zone: zone.to_owned(),
-                sub_zone: String::new(),
-            }),
-            lb_endpoints,
-            // gRPC clients drop a locality without a weight.
-            load_balancing_weight: uint32(1),
-            ..LocalityLbEndpoints::default()
-        }]
-    };
-    let assignment = ClusterLoadAssignment {
-        cluster_name: cluster.to_owned(),
-        endpoints: localities,
-        ..ClusterLoadAssignment::default()
-    };
-    let resource = Resource::encode(cluster, &assignment);
-    Arc::new(match usable {
-        true => resource,
-        false => resource.into_dead_end(),
-    })
-}
-
-fn endpoint(instance: &Instance) -> LbEndpoint {
-    let health = match instance.health {
-        Health::Healthy => HealthStatus::Healthy,
-        Health::Unhealthy => HealthStatus::Unhealthy,
-        Health::Draining => HealthStatus::Draining,
-    };
-    LbEndpoint {
-        health_status: health.into(),
-        load_balancing_weight: uint32(instance.weight),
-        host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
-            address: Some(socket(&instance.address.to_string(), instance.port)),
-            ..Endpoint::default()
-        })),
-        ..LbEndpoint::default()
     }
 }
 

@@ -15,7 +15,7 @@ use envoy_types::pb::{
         extensions::{
             access_loggers::file::v3::FileAccessLog,
             filters::{
-                http::router::v3::Router,
+                http::{router::v3::Router, stateful_session::v3::StatefulSession},
                 network::http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter, Rds,
                     http_connection_manager::{
@@ -33,7 +33,10 @@ use envoy_types::pb::{
 use policy::headers;
 use prost::{Message, Name};
 
-use super::{FILTER, LISTENER, ROUTES, cluster::socket, filter::fallback, from_ads, millis};
+use super::{
+    FILTER, LISTENER, ROUTES, SESSIONS, cluster::socket, filter::fallback, from_ads, millis,
+    place::keeps_sessions,
+};
 use crate::{
     config::{EscapedSlashes, ListenerAddress, Mesh},
     resource::{Resource, any},
@@ -89,7 +92,11 @@ fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConn
     HttpConnectionManager {
         stat_prefix: LISTENER.to_owned(),
         codec_type: CodecType::Auto.into(),
-        http_filters: vec![tidegate_filter(mesh), router_filter()],
+        http_filters: [tidegate_filter(mesh)]
+            .into_iter()
+            .chain(any_keeps_sessions(mesh).then(sessions_filter))
+            .chain([router_filter()])
+            .collect(),
         access_log: at.access_log.iter().map(|path| access_log(path)).collect(),
         // At the edge the peer is the client; a sidecar's peer is the application, which may pass a client's address on.
         use_remote_address: Some(BoolValue {
@@ -151,6 +158,22 @@ fn tidegate_filter(mesh: &Mesh) -> HttpFilter {
     HttpFilter {
         name: FILTER.to_owned(),
         config_type: Some(http_filter::ConfigType::ConfigDiscovery(source)),
+        ..HttpFilter::default()
+    }
+}
+
+/// A filter costs every request something, so it is there only where a service wants it.
+fn any_keeps_sessions(mesh: &Mesh) -> bool {
+    let mut services = mesh.services.iter();
+    services.any(|service| keeps_sessions(&service.resilience.strategy))
+}
+
+fn sessions_filter() -> HttpFilter {
+    HttpFilter {
+        name: SESSIONS.to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(
+            &StatefulSession::default(),
+        ))),
         ..HttpFilter::default()
     }
 }

@@ -1,17 +1,22 @@
 //! From the mesh to Envoy's resources. Pure: the same input gives the same bytes.
 //!
-//! Names are contracts: clusters are `<service>/<zone>`; the listener is [`LISTENER`], its route table [`ROUTES`], the
+//! Names are contracts: clusters with endpoints are `<service>/<zone>`, those that routes name `<service>/<place>/reads` and
+//! `<service>/<place>/writes`; the listener is [`LISTENER`], its route table [`ROUTES`], the
 //! filter and its ECDS resource [`FILTER`].
 
 mod cluster;
+mod endpoints;
 mod filter;
+mod forward;
 mod listener;
+mod place;
 mod routes;
 
-pub use cluster::{cluster, endpoints};
+pub use cluster::clusters;
+pub use endpoints::{ZoneInstances, endpoints};
 pub use filter::{filter_config, filter_config_of_bytes};
 pub use listener::listener;
-pub use routes::{needed_clusters, routes};
+pub use routes::{Resiliences, needed_clusters, routes};
 
 use envoy_types::pb::{
     envoy::config::core::v3::{
@@ -26,6 +31,8 @@ pub const LISTENER: &str = "ingress";
 pub const ROUTES: &str = "tidegate";
 /// The name of the filter, in the listener and as an ECDS resource.
 pub const FILTER: &str = "tidegate";
+/// The filter that keeps sessions on their instances; it does nothing but on routes that switch it on.
+const SESSIONS: &str = "envoy.filters.http.stateful_session";
 
 /// Resources come over the one stream that the proxy has anyway.
 fn from_ads() -> ConfigSource {

@@ -18,39 +18,47 @@ use std::{
     sync::Arc,
 };
 
-use envoy_types::pb::{
-    envoy::{
-        config::{
-            core::v3::{
-                DataSource, HeaderValue, HeaderValueOption, data_source,
-                header_value_option::HeaderAppendAction,
-            },
-            route::v3::{
-                DirectResponseAction, FilterConfig, HeaderMatcher, RetryPolicy, Route, RouteAction,
-                RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
-                header_matcher::HeaderMatchSpecifier,
-                retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate},
-                route::Action,
-                route_action::{ClusterSpecifier, MaxStreamDuration},
-                route_match::{GrpcRouteMatchOptions, PathSpecifier},
-                weighted_cluster::ClusterWeight,
-            },
+use envoy_types::pb::envoy::{
+    config::{
+        core::v3::{
+            DataSource, HeaderValue, HeaderValueOption, RuntimeFractionalPercent, data_source,
+            header_value_option::HeaderAppendAction,
         },
-        extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate,
-        r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+        route::v3::{
+            DirectResponseAction, FilterConfig, HeaderMatcher, Route, RouteConfiguration,
+            RouteMatch, VirtualHost, WeightedCluster,
+            header_matcher::HeaderMatchSpecifier,
+            route::Action,
+            route_action::ClusterSpecifier,
+            route_match::{GrpcRouteMatchOptions, PathSpecifier},
+            weighted_cluster::ClusterWeight,
+        },
     },
-    google::protobuf::Duration,
+    r#type::{
+        matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+        v3::{FractionalPercent, fractional_percent::DenominatorType},
+    },
 };
 use policy::{
-    Class, Explain, Plan, Reason, Refusal, Rules, Service, ServiceId, Tier, TraceRule, ZoneId,
+    Class, Explain, Plan, Reason, Refusal, Rules, Service, Tier, TraceRule, WEIGHT_TOTAL, ZoneId,
     headers, refusal::PROBLEM_JSON,
 };
 
-use super::{FILTER, ROUTES, millis, uint32};
-use crate::resource::{Resource, any};
+use super::{
+    FILTER, ROUTES, forward,
+    place::{Place, keeps_sessions},
+    uint32,
+};
+use crate::{
+    config::{Resilience, Strategy},
+    resource::{Resource, any},
+};
+
+/// What is configured of a service and not decided by: by its position in the rules.
+pub type Resiliences<'r> = &'r dyn Fn(usize) -> Resilience;
 
 /// The route table of `rules`' viewing zone.
-pub fn routes(rules: &Rules) -> Arc<Resource> {
+pub fn routes(rules: &Rules, resiliences: Resiliences<'_>) -> Arc<Resource> {
     let virtual_hosts = rules
         .hosts()
         .map(|(host, routes)| VirtualHost {
@@ -60,9 +68,9 @@ pub fn routes(rules: &Rules) -> Arc<Resource> {
                 .flat_map(|(id, service, route)| {
                     Builder {
                         rules,
-                        id,
                         service,
                         route,
+                        resilience: resiliences(id.index()),
                     }
                     .routes()
                 })
@@ -87,26 +95,51 @@ pub fn routes(rules: &Rules) -> Arc<Resource> {
     Arc::new(Resource::encode(ROUTES, &table))
 }
 
-/// The clusters that the table, and a filter that decides by `rules`, may name.
-pub fn needed_clusters(rules: &Rules) -> Arc<[Arc<str>]> {
+/// The clusters that the table, and a filter that decides by `rules`, may name, and those to which they may turn.
+pub fn needed_clusters(rules: &Rules, resiliences: Resiliences<'_>) -> Arc<[Arc<str>]> {
     let topology = rules.topology();
     let mut needed = BTreeSet::new();
     for (index, service) in rules.services().iter().enumerate() {
-        let plans = topology
-            .zones()
-            .flat_map(|home| Class::ALL.map(|class| service.plans.get(home, class)));
-        let zones: BTreeSet<ZoneId> = plans
-            .flat_map(|plan| plan.targets().iter().map(|target| target.zone))
-            // What the filter gives as the alternative to a foreign home.
-            .chain([rules.viewer()])
-            .collect();
-        needed.extend(
-            zones
-                .into_iter()
-                .filter_map(|zone| rules.cluster(ServiceId::new(index), zone)),
-        );
+        let strategy = resiliences(index).strategy;
+        for class in Class::ALL {
+            let plans = topology.zones().map(|home| service.plans.get(home, class));
+            let zones: BTreeSet<ZoneId> = plans
+                .flat_map(|plan| plan.targets().iter().map(|target| target.zone))
+                // What the filter gives as the alternative to a foreign home.
+                .chain([rules.viewer()])
+                .collect();
+            for zone in zones {
+                let place = Place::of(topology, &strategy, zone);
+                needed.insert(cluster_of(rules, &service.name, &strategy, zone, class));
+                let behind = match keeps_sessions(&strategy) {
+                    true => vec![place],
+                    false => place.turns_to(topology, &strategy, class),
+                };
+                let behind = behind
+                    .iter()
+                    .map(|place| place.cluster(topology, &service.name));
+                needed.extend(behind);
+            }
+        }
     }
     needed.into_iter().map(Arc::from).collect()
+}
+
+/// The cluster for a service's requests of `class` that should go to `zone`. For one that is weighted it is
+/// [`Rules::cluster`], which the filter names, too.
+fn cluster_of(
+    rules: &Rules,
+    service: &str,
+    strategy: &Strategy,
+    zone: ZoneId,
+    class: Class,
+) -> String {
+    let topology = rules.topology();
+    let place = Place::of(topology, strategy, zone);
+    match keeps_sessions(strategy) {
+        true => place.cluster(topology, service),
+        false => place.route_cluster(topology, service, class),
+    }
 }
 
 /// The filter puts the reason into the request of a caller that may see it; the answer carries it back.
@@ -116,9 +149,9 @@ fn show_decision(_: &Explain) -> HeaderValueOption {
 
 struct Builder<'r> {
     rules: &'r Rules,
-    id: ServiceId,
     service: &'r Service,
     route: &'r policy::Route,
+    resilience: Resilience,
 }
 
 impl Builder<'_> {
@@ -133,20 +166,29 @@ impl Builder<'_> {
         let mut routes = self.plain_reads();
         routes.push(self.refused(vec![no_class(), no_home()], Refusal::FENCED));
         if self.service.zone_affinity.is_some() {
-            routes.extend(Tier::ALL.map(|tier| self.pinned(tier)));
+            for (home, class) in zones
+                .clone()
+                .flat_map(|z| Class::ALL.map(|class| (z, class)))
+            {
+                let stamps = vec![present(headers::TO), is_home(home), is_class(class)];
+                routes.extend(self.shed(&stamps, home, class));
+            }
+            for class in Class::ALL {
+                routes.extend(Tier::ALL.map(|tier| self.pinned(tier, class)));
+            }
         }
         let local_write = vec![is_class(Class::Write), no_home()];
-        routes.push(self.planned(local_write, viewer, Class::Write));
+        routes.extend(self.planned(local_write, viewer, Class::Write));
         for home in zones.clone() {
-            routes.push(self.planned(vec![is_home(home), no_class()], home, Class::Read));
+            routes.extend(self.planned(vec![is_home(home), no_class()], home, Class::Read));
         }
         for home in zones {
             let stamps = vec![is_home(home), is_class(Class::Write)];
-            routes.push(self.planned(stamps, home, Class::Write));
+            routes.extend(self.planned(stamps, home, Class::Write));
         }
         routes.push(self.refused(vec![is_class(Class::Write)], Refusal::FENCED));
         routes.push(self.unknown_home());
-        routes.push(self.planned(vec![is_class(Class::Read)], viewer, Class::Read));
+        routes.extend(self.planned(vec![is_class(Class::Read)], viewer, Class::Read));
         routes.push(self.refused(Vec::new(), Refusal::FENCED));
         routes
     }
@@ -155,6 +197,10 @@ impl Builder<'_> {
         let Some(plain) = self.rules.plain_reads(self.service, self.route) else {
             return Vec::new();
         };
+        // Sessions are switched on where the filter would be switched off, and a map of two entries has no one encoding.
+        if keeps_sessions(&self.resilience.strategy) {
+            return Vec::new();
+        }
         let viewer = self.rules.viewer();
         let local = is(headers::REGION_ID, self.rules.topology().zone_name(viewer));
         let regions = [
@@ -164,65 +210,103 @@ impl Builder<'_> {
         regions
             .into_iter()
             .flatten()
-            .map(|region| {
+            .flat_map(|region| {
                 let asks_nothing = self.rules.explain().map(|e| absent(&e.header));
                 let matchers = [is(":method", "GET"), region]
                     .into_iter()
                     .chain(asks_nothing)
                     .collect();
-                let mut route = self.planned(matchers, viewer, Class::Read);
                 let switched_off = FilterConfig {
                     disabled: true,
                     ..FilterConfig::default()
                 };
-                route.typed_per_filter_config =
-                    HashMap::from([(FILTER.to_owned(), any(&switched_off))]);
-                route
+                let mut routes = self.planned(matchers, viewer, Class::Read);
+                for route in &mut routes {
+                    route.typed_per_filter_config =
+                        HashMap::from([(FILTER.to_owned(), any(&switched_off))]);
+                }
+                routes
             })
             .collect()
     }
 
-    fn pinned(&self, tier: Tier) -> Route {
+    fn pinned(&self, tier: Tier, class: Class) -> Route {
         let to = ClusterSpecifier::ClusterHeader(headers::TO.to_owned());
-        let matchers = vec![present(headers::TO), is(headers::TIER, tier.as_str())];
-        // The class is only on the request, so the retry policy is the one that is right for writes too.
-        let mut route = self.forwarded(matchers, to, Class::Write);
+        let matchers = vec![
+            present(headers::TO),
+            is(headers::TIER, tier.as_str()),
+            is(headers::CLASS, class.as_str()),
+        ];
+        let mut route = self.forwarded(matchers, to, class);
         route
             .request_headers_to_add
             .push(set(headers::DECISION, Reason::of_tier(tier).as_str()));
         route
     }
 
+    /// Refuses what fits nowhere of the requests that match.
+    fn shed(&self, matchers: &[HeaderMatcher], home: ZoneId, class: Class) -> Option<Route> {
+        let shed = self.service.plans.get(home, class).shed();
+        if shed == 0 {
+            return None;
+        }
+        let mut route = self.refused(matchers.to_vec(), Refusal::NO_CAPACITY);
+        if let Some(matching) = &mut route.r#match {
+            // Envoy draws one number for this and for the choice among weighted clusters. A multiple of what their weights add
+            // up to leaves that choice even.
+            matching.runtime_fraction = Some(RuntimeFractionalPercent {
+                default_value: Some(FractionalPercent {
+                    numerator: shed * (1_000_000 / WEIGHT_TOTAL),
+                    denominator: DenominatorType::Million.into(),
+                }),
+                ..RuntimeFractionalPercent::default()
+            });
+        }
+        Some(route)
+    }
+
     /// Requests of `home` and `class`, as planned.
-    fn planned(&self, matchers: Vec<HeaderMatcher>, home: ZoneId, class: Class) -> Route {
+    fn planned(&self, matchers: Vec<HeaderMatcher>, home: ZoneId, class: Class) -> Vec<Route> {
         let Plan::Open { tier, targets, .. } = self.service.plans.get(home, class) else {
-            return self.refused(matchers, Refusal::NO_CAPACITY);
+            return vec![self.refused(matchers, Refusal::NO_CAPACITY)];
         };
-        let shares = targets.iter().filter_map(|target| {
-            let name = self.rules.cluster(self.id, target.zone)?.to_owned();
-            Some((name, target.weight))
-        });
+        let to = match self.resilience.strategy {
+            Strategy::Weighted => specifier(
+                targets
+                    .iter()
+                    .map(|target| (self.cluster(target.zone, class), target.weight))
+                    .collect(),
+            ),
+            // All zones of a region are one ring.
+            Strategy::RegionFirstHash { .. } => {
+                let tier = |zone: &ZoneId| self.rules.topology().tier(home, *zone);
+                let nearest = targets.iter().map(|target| target.zone).min_by_key(tier);
+                ClusterSpecifier::Cluster(self.cluster(nearest.unwrap_or(home), class))
+            }
+        };
         let stamped = |name| {
             let mut matchers = matchers.iter();
             matchers.any(|matcher| matcher.name == name && !matcher.invert_match)
         };
         let home_name = self.rules.topology().zone_name(home);
+        let local = || self.cluster(self.rules.viewer(), class);
         let missing = [
             (!stamped(headers::CLASS)).then(|| set(headers::CLASS, class.as_str())),
             (!stamped(headers::HOME)).then(|| set(headers::HOME, home_name)),
-            (home != self.rules.viewer()).then(|| set(headers::ALT_ROUTE, &self.local_cluster())),
+            (home != self.rules.viewer()).then(|| set(headers::ALT_ROUTE, &local())),
             Some(set(headers::TIER, tier.as_str())),
             Some(set(headers::DECISION, Reason::of_tier(*tier).as_str())),
         ];
-        let mut route = self.forwarded(matchers, specifier(shares.collect()), class);
+        let shed = self.shed(&matchers, home, class);
+        let mut route = self.forwarded(matchers, to, class);
         route
             .request_headers_to_add
             .extend(missing.into_iter().flatten());
-        route
+        shed.into_iter().chain([route]).collect()
     }
 
     fn unknown_home(&self) -> Route {
-        let local = self.local_cluster();
+        let local = self.cluster(self.rules.viewer(), Class::Read);
         let matchers = vec![present(headers::HOME)];
         let mut route = self.forwarded(
             matchers,
@@ -237,28 +321,24 @@ impl Builder<'_> {
         route
     }
 
-    fn local_cluster(&self) -> String {
-        let local = self.rules.cluster(self.id, self.rules.viewer());
-        local.unwrap_or_default().to_owned()
+    fn cluster(&self, zone: ZoneId, class: Class) -> String {
+        let strategy = &self.resilience.strategy;
+        cluster_of(self.rules, &self.service.name, strategy, zone, class)
     }
 
     fn forwarded(&self, matchers: Vec<HeaderMatcher>, to: ClusterSpecifier, class: Class) -> Route {
-        let action = RouteAction {
-            cluster_specifier: Some(to),
-            retry_policy: Some(retry_policy(class)),
-            // gRPC calls say themselves how long they may take; the default of 15 s would cut streams.
-            max_stream_duration: self.is_grpc().then(|| MaxStreamDuration {
-                grpc_timeout_header_max: Some(Duration::default()),
-                ..MaxStreamDuration::default()
-            }),
-            ..RouteAction::default()
-        };
         let trace = (self.service.trace_missing == TraceRule::Generate)
             .then(|| add_if_absent(headers::TRACE_ID, "%REQ(x-request-id)%"));
         Route {
             r#match: Some(self.matching(matchers)),
             request_headers_to_add: trace.into_iter().collect(),
-            action: Some(Action::Route(action)),
+            action: Some(Action::Route(forward::action(
+                &self.resilience,
+                to,
+                class,
+                self.is_grpc(),
+            ))),
+            typed_per_filter_config: forward::sessions(&self.resilience.strategy),
             ..Route::default()
         }
     }
@@ -327,35 +407,6 @@ fn specifier(mut shares: Vec<(String, u32)>) -> ClusterSpecifier {
         clusters: clusters.collect(),
         ..WeightedCluster::default()
     })
-}
-
-/// Reads are tried again wherever they may go; writes only where nothing was sent, so that none happens twice.
-fn retry_policy(class: Class) -> RetryPolicy {
-    let previous_hosts = RetryHostPredicate {
-        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
-        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(any(
-            &PreviousHostsPredicate::default(),
-        ))),
-    };
-    let retry_on = match class {
-        Class::Read => "connect-failure,refused-stream,reset",
-        Class::Write => "connect-failure,refused-stream",
-    };
-    RetryPolicy {
-        retry_on: retry_on.to_owned(),
-        num_retries: uint32(2),
-        retry_host_predicate: vec![previous_hosts],
-        // A dead instance fails fast, looks idle, and so is picked again and again: look often enough to find another.
-        host_selection_retry_max_attempts: 32,
-        // The next attempt goes to another instance, so there is nothing to wait for.
-        retry_back_off: Some(RetryBackOff {
-            base_interval: millis(1),
-            max_interval: millis(10),
-        }),
-        // A read may leave the zone that failed it.
-        refresh_cluster_on_retry: class == Class::Read,
-        ..RetryPolicy::default()
-    }
 }
 
 fn is(name: &str, value: &str) -> HeaderMatcher {

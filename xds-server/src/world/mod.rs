@@ -15,7 +15,7 @@ use std::{
     sync::Arc,
 };
 
-use policy::{Plans, Standing, Weighting, ZoneLoad, rules::cluster_name};
+use policy::{Plans, Standing, Weighting, Why, ZoneLoad};
 use registry::{
     desired::{
         INTENTS_PREFIX, IntentKey, IntentRecord, STANDINGS_PREFIX, StandingKey, StandingRecord,
@@ -28,7 +28,7 @@ use crate::{
     config::{Mesh, ServiceConfig},
     resource::{Resource, Resources},
     snapshot::Snapshot,
-    translate,
+    translate::{self, ZoneInstances},
 };
 use guard::Guard;
 use instances::Instances;
@@ -83,7 +83,7 @@ pub struct Rejection {
 pub struct World {
     mesh: Arc<Mesh>,
     /// Positions of the mesh's services, by name.
-    positions: BTreeMap<String, usize>,
+    positions: Arc<BTreeMap<String, usize>>,
     instances: Instances,
     guard: Guard,
     zones: Zones,
@@ -322,6 +322,7 @@ impl World {
         let dirty = std::mem::take(&mut self.dirty);
         if whole {
             self.derived = Derived {
+                clusters: clusters(&mesh),
                 plans: vec![Plans::default(); mesh.services.len()],
                 due_ms: vec![None; mesh.services.len()],
                 ..Derived::default()
@@ -366,7 +367,11 @@ impl World {
         }
         self.sequence += 1;
         let views = self.derived.views.all().clone();
-        Some(Arc::new(Snapshot::new(self.sequence, views)))
+        Some(Arc::new(Snapshot::new(
+            self.sequence,
+            views,
+            Arc::clone(&self.positions),
+        )))
     }
 
     fn derive_service(
@@ -378,6 +383,7 @@ impl World {
     ) -> ServiceChanged {
         let mut changed = ServiceChanged::default();
         let mut loads: Vec<ZoneLoad> = Vec::with_capacity(mesh.topology.zones().len());
+        let mut zones: Vec<ZoneInstances<'_>> = Vec::with_capacity(loads.capacity());
         let mut due_ms = None;
         let follow_load = service.weighting == Weighting::Computed && !self.frozen;
         for zone in mesh.topology.zones() {
@@ -385,27 +391,20 @@ impl World {
                 service: service.name.clone(),
                 zone: mesh.topology.zone_name(zone).to_owned(),
             };
-            let instances = || self.instances.of(&at.service, &at.zone);
+            let instances: Vec<_> = self.instances.of(&at.service, &at.zone).collect();
+            let observed = instances.iter().map(|(_, instance)| *instance);
             let rules = &service.failover;
-            let observed = instances().map(|(_, instance)| instance);
-            let (load, again_at_ms) =
-                (self.zones).observe(&at, observed, rules, follow_load, now_ms);
+            let (load, verdict) = (self.zones).observe(&at, observed, rules, follow_load, now_ms);
             loads.push(load);
-            due_ms = due_ms.into_iter().chain(again_at_ms).min();
-
-            let name = cluster_name(&at.service, &at.zone);
-            // A cluster follows from the mesh alone, and a new mesh has emptied the map.
-            if !self.derived.clusters.contains_key(name.as_str()) {
-                let cluster = translate::cluster(&name, service.protocol);
-                replace(&mut self.derived.clusters, cluster);
-            }
-            let region = mesh.topology.region_name(mesh.topology.region_of(zone));
-            let endpoints = translate::endpoints(
-                &name,
-                region,
-                &at.zone,
-                instances().map(|(_, instance)| instance),
-            );
+            due_ms = due_ms.into_iter().chain(verdict.again_at_ms).min();
+            zones.push(ZoneInstances {
+                zone,
+                state: verdict.state,
+                drained: verdict.why == Why::Drained,
+                instances,
+            });
+        }
+        for endpoints in translate::endpoints(&mesh.topology, service, &zones) {
             changed.endpoints |= replace(&mut self.derived.endpoints, endpoints);
         }
         self.derived.set_due(index, due_ms);
@@ -432,9 +431,18 @@ impl Derived {
     }
 }
 
-fn positions(mesh: &Mesh) -> BTreeMap<String, usize> {
+/// Clusters follow from the mesh alone.
+fn clusters(mesh: &Mesh) -> Resources {
+    let services = mesh.services.iter();
+    let clusters = services.flat_map(|service| translate::clusters(&mesh.topology, service));
+    clusters
+        .map(|cluster| (Arc::clone(&cluster.name), cluster))
+        .collect()
+}
+
+fn positions(mesh: &Mesh) -> Arc<BTreeMap<String, usize>> {
     let names = mesh.services.iter().map(|service| service.name.clone());
-    names.enumerate().map(|(at, name)| (name, at)).collect()
+    Arc::new(names.enumerate().map(|(at, name)| (name, at)).collect())
 }
 
 fn known(

@@ -28,6 +28,10 @@ impl Views {
         endpoints: &Resources,
     ) {
         let listeners = Role::ALL.map(|role| (role, translate::listener(mesh, role)));
+        let resiliences = |index: usize| {
+            let service = mesh.services.get(index);
+            service.map(|s| s.resilience.clone()).unwrap_or_default()
+        };
         self.0.clear();
         for viewer in mesh.topology.zones() {
             let plans = |index: usize| plans.get(index).cloned().unwrap_or_default();
@@ -35,8 +39,8 @@ impl Views {
             let (filter, policy_version) = translate::filter_config(&mesh.filter, &policy);
             let (routes, needed) = match &*policy {
                 Policy::Serving(rules) => (
-                    one(translate::routes(rules)),
-                    translate::needed_clusters(rules),
+                    one(translate::routes(rules, &resiliences)),
+                    translate::needed_clusters(rules, &resiliences),
                 ),
                 Policy::Fallback => (Resources::new(), Arc::default()),
             };

@@ -140,7 +140,7 @@ impl Zones {
             .retain(|key, _| StandingKey::parse(key).is_ok_and(|at| known(&at.service, &at.zone)));
     }
 
-    /// What a service can be given in a zone, and when to look again. With `follow_load` the standing follows the load.
+    /// What a service can be given in a zone, and why. With `follow_load` the standing follows the load.
     pub(super) fn observe<'i>(
         &mut self,
         at: &StandingKey,
@@ -148,7 +148,7 @@ impl Zones {
         rules: &Failover,
         follow_load: bool,
         now_ms: u64,
-    ) -> (ZoneLoad, Option<u64>) {
+    ) -> (ZoneLoad, Verdict) {
         let tally = Tally::of(instances);
         let intent = self.intent(at).cloned();
         let seat = self.seats.entry(at.clone()).or_default();
@@ -187,7 +187,7 @@ impl Zones {
         if self.statuses.get(&names).is_none_or(|old| **old != status) {
             self.statuses.insert(names, Arc::new(status));
         }
-        (load, verdict.again_at_ms)
+        (load, verdict)
     }
 
     fn intent(&self, at: &StandingKey) -> Option<&IntentRecord> {

@@ -10,15 +10,21 @@ use std::collections::BTreeSet;
 use envoy_types::pb::envoy::config::route::v3::{Route, route::Action};
 use policy::{
     Class, Decision, Facts, Outcome, Plan, Plans, Policy, Routed, Rules, Tier, ZoneLoad, ZoneState,
-    decide, headers, rules::cluster_name,
+    decide, headers,
+    rules::{cluster_name, route_cluster_name},
 };
 use proptest::prelude::*;
 use xds_server::{
-    config::Config,
+    config::{Config, Resilience},
     translate::{needed_clusters, routes},
 };
 
 use table::Request;
+
+/// Every service's.
+fn weighted(_: usize) -> Resilience {
+    Resilience::default()
+}
 
 /// The table of `sh-a`'s proxies, one line a route: who asks for what, `->`, and where it goes.
 #[track_caller]
@@ -49,7 +55,8 @@ fn check(services: &str, states: &str, expected: &str) {
     let Policy::Serving(rules) = mesh.policy(viewer, plans) else {
         panic!("a serving policy");
     };
-    let table = table::read(&routes(&rules));
+    let resilience = |at: usize| mesh.services[at].resilience.clone();
+    let table = table::read(&routes(&rules, &resilience));
     let lines = table.virtual_hosts.iter().flat_map(|host| {
         let line = |route| format!("{}{}", host.name, line(route));
         host.routes.iter().map(line)
@@ -88,19 +95,19 @@ fn a_table_reads_like_this() {
         "[{name: orders, routes: [{prefix: /orders}], weights: {zone: 80, region: 20}}]",
         "UUU",
         "
-*/orders :method=GET !x-region-id -> orders/sh-a 800 orders/sh-b 200 (no filter)
-*/orders :method=GET x-region-id=sh-a -> orders/sh-a 800 orders/sh-b 200 (no filter)
+*/orders :method=GET !x-region-id -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
+*/orders :method=GET x-region-id=sh-a -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
 */orders !class !home -> 503
-*/orders class=write !home -> orders/sh-a 800 orders/sh-b 200
-*/orders home=sh-a !class -> orders/sh-a 800 orders/sh-b 200
-*/orders home=sh-b !class -> orders/sh-a 200 orders/sh-b 800
-*/orders home=bj-c !class -> orders/bj-c 1000
-*/orders home=sh-a class=write -> orders/sh-a 800 orders/sh-b 200
-*/orders home=sh-b class=write -> orders/sh-a 200 orders/sh-b 800
-*/orders home=bj-c class=write -> orders/bj-c 1000
+*/orders class=write !home -> orders/sh-a/writes 800 orders/sh-b/writes 200
+*/orders home=sh-a !class -> orders/sh-a/reads 800 orders/sh-b/reads 200
+*/orders home=sh-b !class -> orders/sh-a/reads 200 orders/sh-b/reads 800
+*/orders home=bj-c !class -> orders/bj-c/reads 1000
+*/orders home=sh-a class=write -> orders/sh-a/writes 800 orders/sh-b/writes 200
+*/orders home=sh-b class=write -> orders/sh-a/writes 200 orders/sh-b/writes 800
+*/orders home=bj-c class=write -> orders/bj-c/writes 1000
 */orders class=write -> 503
-*/orders home -> orders/sh-a 1000
-*/orders class=read -> orders/sh-a 800 orders/sh-b 200
+*/orders home -> orders/sh-a/reads 1000
+*/orders class=read -> orders/sh-a/reads 800 orders/sh-b/reads 200
 */orders -> 503
 ",
     );
@@ -110,19 +117,22 @@ fn a_table_reads_like_this() {
         "EEU",
         "
 hgrpc /a.B/ !class !home -> 503
-hgrpc /a.B/ to tier=zone -> as stamped
-hgrpc /a.B/ to tier=region -> as stamped
-hgrpc /a.B/ to tier=remote -> as stamped
+hgrpc /a.B/ to tier=zone class=read -> as stamped
+hgrpc /a.B/ to tier=region class=read -> as stamped
+hgrpc /a.B/ to tier=remote class=read -> as stamped
+hgrpc /a.B/ to tier=zone class=write -> as stamped
+hgrpc /a.B/ to tier=region class=write -> as stamped
+hgrpc /a.B/ to tier=remote class=write -> as stamped
 hgrpc /a.B/ class=write !home -> 503
-hgrpc /a.B/ home=sh-a !class -> s/bj-c 1000
-hgrpc /a.B/ home=sh-b !class -> s/bj-c 1000
-hgrpc /a.B/ home=bj-c !class -> s/bj-c 1000
+hgrpc /a.B/ home=sh-a !class -> s/bj-c/reads 1000
+hgrpc /a.B/ home=sh-b !class -> s/bj-c/reads 1000
+hgrpc /a.B/ home=bj-c !class -> s/bj-c/reads 1000
 hgrpc /a.B/ home=sh-a class=write -> 503
 hgrpc /a.B/ home=sh-b class=write -> 503
-hgrpc /a.B/ home=bj-c class=write -> s/bj-c 1000
+hgrpc /a.B/ home=bj-c class=write -> s/bj-c/writes 1000
 hgrpc /a.B/ class=write -> 503
-hgrpc /a.B/ home -> s/sh-a 1000
-hgrpc /a.B/ class=read -> s/bj-c 1000
+hgrpc /a.B/ home -> s/sh-a/reads 1000
+hgrpc /a.B/ class=read -> s/bj-c/reads 1000
 hgrpc /a.B/ -> 503
 ",
     );
@@ -140,7 +150,7 @@ fn wanted(rules: &Rules, facts: &Facts, routed: &Routed) -> Vec<(String, u32)> {
     let plan = service
         .plans
         .get(home.unwrap_or(rules.viewer()), routed.class);
-    let cluster = |zone| cluster_name(&service.name, topology.zone_name(zone));
+    let cluster = |zone| route_cluster_name(&service.name, topology.zone_name(zone), routed.class);
     let targets = plan.targets().iter();
     targets
         .map(|target| (cluster(target.zone), target.weight))
@@ -153,7 +163,7 @@ proptest! {
         rules in any::rules(),
         headers in any::request(),
     ) {
-        let table = table::read(&routes(&rules));
+        let table = table::read(&routes(&rules, &weighted));
         let viewer = rules.topology().zone_name(rules.viewer()).to_owned();
         let policy = Policy::Serving(Box::new(rules));
         let Policy::Serving(rules) = &policy else {
@@ -202,8 +212,8 @@ proptest! {
         rules in any::rules(),
         headers in any::request(),
     ) {
-        let table = table::read(&routes(&rules));
-        let local = format!("/{}", rules.topology().zone_name(rules.viewer()));
+        let table = table::read(&routes(&rules, &weighted));
+        let local = format!("/{}/reads", rules.topology().zone_name(rules.viewer()));
         let mut request = Request::new(headers);
         request.set(headers::HOME, "of-tomorrow");
         request.set(headers::CLASS, "write");
@@ -224,10 +234,10 @@ proptest! {
 
     #[test]
     fn every_cluster_is_warmed_and_every_group_ends_refusing(rules in any::rules()) {
-        let resource = routes(&rules);
-        prop_assert_eq!(&resource, &routes(&rules), "the same rules give the same bytes");
+        let resource = routes(&rules, &weighted);
+        prop_assert_eq!(&resource, &routes(&rules, &weighted), "the same rules give the same bytes");
 
-        let needed = needed_clusters(&rules);
+        let needed = needed_clusters(&rules, &weighted);
         let needed: BTreeSet<&str> = needed.iter().map(|name| &**name).collect();
         let topology = rules.topology();
         let table = table::read(&resource);
@@ -269,7 +279,10 @@ proptest! {
                         let home = home.and_then(|name| topology.zone_named(name));
                         let home = home.unwrap_or(rules.viewer());
                         for (cluster, _) in named {
-                            let (_, zone) = cluster.split_once('/').expect("service/zone");
+                            let parts: Vec<&str> = cluster.split('/').collect();
+                            let [_, zone, "writes"] = parts[..] else {
+                                panic!("{cluster} is for reads");
+                            };
                             let zone = topology.zone_named(zone).expect("a zone");
                             prop_assert_ne!(topology.tier(home, zone), Tier::Remote);
                         }
@@ -283,7 +296,10 @@ proptest! {
                 for class in Class::ALL {
                     if let Plan::Open { targets, .. } = service.plans.get(home, class) {
                         for target in targets {
-                            let name = cluster_name(&service.name, topology.zone_name(target.zone));
+                            let zone = topology.zone_name(target.zone);
+                            let name = route_cluster_name(&service.name, zone, class);
+                            prop_assert!(needed.contains(name.as_str()));
+                            let name = cluster_name(&service.name, zone);
                             prop_assert!(needed.contains(name.as_str()));
                         }
                     }

@@ -38,8 +38,9 @@ impl Ask {
     /// The cluster that every variant must choose.
     pub(super) const fn answer(self) -> &'static str {
         match self {
-            Ask::ForeignRead => "orders/shanghai-b",
-            Ask::Write | Ask::LocalRead => "orders/shanghai-a",
+            Ask::ForeignRead => "orders/shanghai-b/reads",
+            Ask::LocalRead => "orders/shanghai-a/reads",
+            Ask::Write => "orders/shanghai-a/writes",
             Ask::Elsewhere => "elsewhere",
         }
     }

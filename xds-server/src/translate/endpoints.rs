@@ -1,0 +1,143 @@
+//! EDS: where instances are.
+
+use std::{collections::HashMap, sync::Arc};
+
+use envoy_types::pb::{
+    envoy::config::{
+        core::v3::{HealthStatus, Locality, Metadata},
+        endpoint::v3::{
+            ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
+            lb_endpoint::HostIdentifier,
+        },
+    },
+    google::protobuf::{Struct, Value, value},
+};
+use policy::{Topology, ZoneId, ZoneState, rules};
+use registry::record::{Health, Instance};
+
+use super::{cluster::socket, uint32};
+use crate::{
+    config::{ServiceConfig, Strategy},
+    resource::Resource,
+};
+
+/// A service's instances in a zone.
+pub struct ZoneInstances<'i> {
+    pub zone: ZoneId,
+    pub state: ZoneState,
+    /// An operator has drained the zone: its instances get nothing new, however healthy they are.
+    pub drained: bool,
+    /// By name, in order.
+    pub instances: Vec<(&'i str, &'i Instance)>,
+}
+
+impl ZoneInstances<'_> {
+    fn health(&self, instance: &Instance) -> HealthStatus {
+        match instance.health {
+            _ if self.drained => HealthStatus::Draining,
+            Health::Healthy => HealthStatus::Healthy,
+            Health::Unhealthy => HealthStatus::Unhealthy,
+            Health::Draining => HealthStatus::Draining,
+        }
+    }
+
+    fn has_healthy(&self) -> bool {
+        let mut instances = self.instances.iter();
+        instances.any(|(_, instance)| self.health(instance) == HealthStatus::Healthy)
+    }
+}
+
+/// All endpoints of a service; `zones` are those of the topology, in its order. Without instances an assignment is empty, but
+/// it is there: a cluster that waits for it would hold up every route. Without a healthy one it is a dead end.
+pub fn endpoints(
+    topology: &Topology,
+    service: &ServiceConfig,
+    zones: &[ZoneInstances<'_>],
+) -> Vec<Arc<Resource>> {
+    match service.resilience.strategy {
+        Strategy::Weighted => zones
+            .iter()
+            .map(|zone| {
+                let name = rules::cluster_name(&service.name, topology.zone_name(zone.zone));
+                assignment(topology, &name, &[zone], false)
+            })
+            .collect(),
+        Strategy::RegionFirstHash { .. } => topology
+            .regions()
+            .map(|region| {
+                let name = rules::cluster_name(&service.name, topology.region_name(region));
+                let within = || (zones.iter()).filter(|z| topology.region_of(z.zone) == region);
+                // A zone that is out has no part in the ring, unless nothing else is left; a drained one keeps its sessions.
+                let any_up = within().any(|zone| zone.state == ZoneState::Up);
+                let part = |zone: &&ZoneInstances<'_>| {
+                    !any_up || zone.state == ZoneState::Up || zone.drained
+                };
+                let zones: Vec<_> = within().filter(part).collect();
+                assignment(topology, &name, &zones, true)
+            })
+            .collect(),
+    }
+}
+
+fn assignment(
+    topology: &Topology,
+    name: &str,
+    zones: &[&ZoneInstances<'_>],
+    keyed: bool,
+) -> Arc<Resource> {
+    let localities = zones
+        .iter()
+        .filter(|zone| !zone.instances.is_empty())
+        .map(|zone| LocalityLbEndpoints {
+            locality: Some(Locality {
+                region: topology
+                    .region_name(topology.region_of(zone.zone))
+                    .to_owned(),
+                zone: topology.zone_name(zone.zone).to_owned(),
+                sub_zone: String::new(),
+            }),
+            lb_endpoints: zone
+                .instances
+                .iter()
+                .map(|(name, instance)| endpoint(name, instance, zone.health(instance), keyed))
+                .collect(),
+            // gRPC clients drop a locality without a weight.
+            load_balancing_weight: uint32(1),
+            ..LocalityLbEndpoints::default()
+        });
+    let assignment = ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: localities.collect(),
+        ..ClusterLoadAssignment::default()
+    };
+    let resource = Resource::encode(name, &assignment);
+    Arc::new(match zones.iter().any(|zone| zone.has_healthy()) {
+        true => resource,
+        false => resource.into_dead_end(),
+    })
+}
+
+fn endpoint(name: &str, instance: &Instance, health: HealthStatus, keyed: bool) -> LbEndpoint {
+    LbEndpoint {
+        health_status: health.into(),
+        load_balancing_weight: uint32(instance.weight),
+        // Where requests are spread by hash, the name places an instance: at another address it keeps its keys.
+        metadata: keyed.then(|| hash_key(name)),
+        host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
+            address: Some(socket(&instance.address.to_string(), instance.port)),
+            ..Endpoint::default()
+        })),
+    }
+}
+
+/// One entry a map, so that the encoding is always the same.
+fn hash_key(name: &str) -> Metadata {
+    let value = Value {
+        kind: Some(value::Kind::StringValue(name.to_owned())),
+    };
+    let fields = HashMap::from([("hash_key".to_owned(), value)]);
+    Metadata {
+        filter_metadata: HashMap::from([("envoy.lb".to_owned(), Struct { fields })]),
+        ..Metadata::default()
+    }
+}

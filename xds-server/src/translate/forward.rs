@@ -1,0 +1,186 @@
+//! What a route does with a request that goes on: where it may turn when it is not answered.
+
+use std::collections::HashMap;
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::TypedExtensionConfig,
+            route::v3::{
+                HedgePolicy, RetryPolicy, RouteAction,
+                retry_policy::{
+                    RetryBackOff, RetryHostPredicate, RetryPriority, retry_host_predicate,
+                    retry_priority,
+                },
+                route_action::{
+                    ClusterSpecifier, HashPolicy, MaxStreamDuration,
+                    hash_policy::{self, PolicySpecifier},
+                },
+            },
+        },
+        extensions::{
+            filters::http::stateful_session::v3::{
+                StatefulSession, StatefulSessionPerRoute, stateful_session_per_route::Override,
+            },
+            http::stateful_session::cookie::v3::CookieBasedSessionState,
+            retry::{
+                host::previous_hosts::v3::PreviousHostsPredicate,
+                priority::previous_priorities::v3::PreviousPrioritiesConfig,
+            },
+        },
+        r#type::{
+            http::v3::Cookie,
+            matcher::v3::{RegexMatchAndSubstitute, RegexMatcher},
+        },
+    },
+    google::protobuf::{Any, Duration},
+};
+use policy::{Class, KeySource};
+
+use super::{SESSIONS, millis, uint32};
+use crate::{
+    config::{Hedging, Resilience, Strategy},
+    resource::any,
+};
+
+/// Forwards to `to`.
+pub(super) fn action(
+    resilience: &Resilience,
+    to: ClusterSpecifier,
+    class: Class,
+    grpc: bool,
+) -> RouteAction {
+    // A write that was sent is never sent again.
+    let hedging = match class {
+        Class::Read => resilience.hedging,
+        Class::Write => Hedging { after_ms: 0 },
+    };
+    RouteAction {
+        cluster_specifier: Some(to),
+        retry_policy: Some(retry_policy(class, &resilience.strategy, hedging)),
+        // The first attempt goes on: slow is not dead. Whichever answers first wins.
+        hedge_policy: (hedging.after_ms > 0).then(|| HedgePolicy {
+            hedge_on_per_try_timeout: true,
+            ..HedgePolicy::default()
+        }),
+        hash_policy: hash_policy(&resilience.strategy).into_iter().collect(),
+        // gRPC calls say themselves how long they may take; the default of 15 s would cut streams.
+        max_stream_duration: grpc.then(|| MaxStreamDuration {
+            grpc_timeout_header_max: Some(Duration::default()),
+            ..MaxStreamDuration::default()
+        }),
+        ..RouteAction::default()
+    }
+}
+
+/// Reads are tried again wherever they may go; writes only where nothing was sent, so that none happens twice. Each attempt
+/// leaves the place that failed the one before: a zone, or first the instance where all of a region share the keys.
+fn retry_policy(class: Class, strategy: &Strategy, hedging: Hedging) -> RetryPolicy {
+    let previous_hosts = RetryHostPredicate {
+        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(any(
+            &PreviousHostsPredicate::default(),
+        ))),
+    };
+    let previous_priorities = PreviousPrioritiesConfig {
+        // Attempts in one place.
+        update_frequency: match strategy {
+            Strategy::Weighted => 1,
+            Strategy::RegionFirstHash { .. } => 2,
+        },
+    };
+    let retry_on = match class {
+        Class::Read => "connect-failure,refused-stream,reset",
+        Class::Write => "connect-failure,refused-stream",
+    };
+    RetryPolicy {
+        retry_on: retry_on.to_owned(),
+        num_retries: uint32(2),
+        retry_priority: Some(RetryPriority {
+            name: "envoy.retry_priorities.previous_priorities".to_owned(),
+            config_type: Some(retry_priority::ConfigType::TypedConfig(any(
+                &previous_priorities,
+            ))),
+        }),
+        retry_host_predicate: vec![previous_hosts],
+        // A dead instance fails fast, looks idle, and so is picked again and again: look often enough to find another.
+        host_selection_retry_max_attempts: 32,
+        per_try_timeout: match hedging.after_ms {
+            0 => None,
+            after_ms => i32::try_from(after_ms).ok().and_then(millis),
+        },
+        // The next attempt goes to another instance, so there is nothing to wait for.
+        retry_back_off: Some(RetryBackOff {
+            base_interval: millis(1),
+            max_interval: millis(10),
+        }),
+        ..RetryPolicy::default()
+    }
+}
+
+/// A request without the key goes to any instance.
+fn hash_policy(strategy: &Strategy) -> Option<HashPolicy> {
+    let Strategy::RegionFirstHash { key, .. } = strategy else {
+        return None;
+    };
+    let header = |name: &str, rewrite| {
+        PolicySpecifier::Header(hash_policy::Header {
+            header_name: name.to_owned(),
+            regex_rewrite: rewrite,
+        })
+    };
+    let specifier = match key {
+        KeySource::Header(name) => header(name, None),
+        KeySource::Cookie(name) => PolicySpecifier::Cookie(hash_policy::Cookie {
+            name: name.clone(),
+            ..hash_policy::Cookie::default()
+        }),
+        KeySource::PathSegment(at) => {
+            let segment = RegexMatchAndSubstitute {
+                pattern: Some(RegexMatcher {
+                    regex: format!("^(?:/[^/?#]*){{{at}}}/([^/?#]*).*$"),
+                    ..RegexMatcher::default()
+                }),
+                substitution: r"\1".to_owned(),
+            };
+            header(":path", Some(segment))
+        }
+    };
+    Some(HashPolicy {
+        policy_specifier: Some(specifier),
+        ..HashPolicy::default()
+    })
+}
+
+/// What switches sessions on for a route; at most one entry.
+pub(super) fn sessions(strategy: &Strategy) -> HashMap<String, Any> {
+    let Strategy::RegionFirstHash {
+        sessions: Some(sessions),
+        ..
+    } = strategy
+    else {
+        return HashMap::new();
+    };
+    let state = CookieBasedSessionState {
+        cookie: Some(Cookie {
+            name: sessions.cookie.clone(),
+            path: "/".to_owned(),
+            ttl: (sessions.ttl_s > 0).then(|| Duration {
+                seconds: i64::from(sessions.ttl_s),
+                nanos: 0,
+            }),
+            ..Cookie::default()
+        }),
+    };
+    let session = StatefulSession {
+        session_state: Some(TypedExtensionConfig {
+            name: "envoy.http.stateful_session.cookie".to_owned(),
+            typed_config: Some(any(&state)),
+        }),
+        ..StatefulSession::default()
+    };
+    let on = StatefulSessionPerRoute {
+        r#override: Some(Override::StatefulSession(session)),
+    };
+    HashMap::from([(SESSIONS.to_owned(), any(&on))])
+}

@@ -1,0 +1,96 @@
+//! Where a service's instances are taken together: a zone, or where requests are spread by hash, a region.
+
+use policy::{
+    Class, RegionId, Tier, Topology, ZoneId,
+    rules::{cluster_name, route_cluster_name},
+};
+
+use crate::config::Strategy;
+
+/// What a cluster with endpoints is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Zone(ZoneId),
+    Region(RegionId),
+}
+
+/// All places of a service.
+pub(super) fn places(topology: &Topology, strategy: &Strategy) -> Vec<Place> {
+    match strategy {
+        Strategy::Weighted => topology.zones().map(Place::Zone).collect(),
+        Strategy::RegionFirstHash { .. } => topology.regions().map(Place::Region).collect(),
+    }
+}
+
+/// Whether requests are kept on their instances. Envoy's aggregate clusters cannot, so that routes name the endpoints' own
+/// cluster, and requests turn to nowhere else before the control plane says so.
+pub(super) fn keeps_sessions(strategy: &Strategy) -> bool {
+    matches!(
+        strategy,
+        Strategy::RegionFirstHash {
+            sessions: Some(_),
+            ..
+        }
+    )
+}
+
+impl Place {
+    /// The place of requests that should go to `zone`.
+    pub(super) fn of(topology: &Topology, strategy: &Strategy, zone: ZoneId) -> Place {
+        match strategy {
+            Strategy::Weighted => Place::Zone(zone),
+            Strategy::RegionFirstHash { .. } => Place::Region(topology.region_of(zone)),
+        }
+    }
+
+    fn name<'t>(&self, topology: &'t Topology) -> &'t str {
+        match self {
+            Place::Zone(zone) => topology.zone_name(*zone),
+            Place::Region(region) => topology.region_name(*region),
+        }
+    }
+
+    /// The cluster with the endpoints.
+    pub(super) fn cluster(&self, topology: &Topology, service: &str) -> String {
+        cluster_name(service, self.name(topology))
+    }
+
+    /// The cluster that routes name.
+    pub(super) fn route_cluster(&self, topology: &Topology, service: &str, class: Class) -> String {
+        route_cluster_name(service, self.name(topology), class)
+    }
+
+    /// Where requests of `class` turn to, this place first, then by distance. Writes stay in the region.
+    pub(super) fn turns_to(
+        &self,
+        topology: &Topology,
+        strategy: &Strategy,
+        class: Class,
+    ) -> Vec<Place> {
+        let distance = |place: &Place| self.distance(topology, *place);
+        let mut places: Vec<Place> = places(topology, strategy)
+            .into_iter()
+            .filter(|place| class == Class::Read || distance(place).0 != Tier::Remote)
+            .collect();
+        // Stable: of equals the first configured comes first.
+        places.sort_by_key(distance);
+        places
+    }
+
+    /// The tier, and microseconds of the shortest link.
+    fn distance(&self, topology: &Topology, to: Place) -> (Tier, u64) {
+        let zones = |place: Place| {
+            topology.zones().filter(move |zone| match place {
+                Place::Zone(only) => *zone == only,
+                Place::Region(region) => topology.region_of(*zone) == region,
+            })
+        };
+        let pairs = zones(*self).flat_map(|a| zones(to).map(move |b| (a, b)));
+        let links = pairs.map(|(a, b)| {
+            // Links are up to a minute long, so the cast cuts only the fraction.
+            let rtt_us = (topology.link(a, b).rtt_ms * 1e3) as u64;
+            (topology.tier(a, b), rtt_us)
+        });
+        links.min().unwrap_or((Tier::Remote, u64::MAX))
+    }
+}
