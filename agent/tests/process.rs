@@ -312,6 +312,13 @@ async fn with_etcd_away_it_ends_in_time_all_the_same() {
     let fixture = Fixture::start(5, 600).await;
     fixture.are(HEALTHY).await;
     fixture.etcd.members()[0].process().pause().unwrap();
+    let unready = eventually(PATIENCE, "not ready", async || {
+        let reply = fixture.ask(Method::GET, "/readyz").await?;
+        let noticed = reply.status == StatusCode::SERVICE_UNAVAILABLE;
+        ensure!(noticed, "{}", reply.text());
+        Ok(())
+    });
+    fixture.agent_runs(unready).await;
     let status = fixture.agent.terminate(PATIENCE).await.unwrap();
     assert!(status.success(), "{status}\n{}", fixture.agent.tail());
 }

@@ -17,7 +17,7 @@ use super::{Mode, Status};
 use crate::instances::Table;
 use crate::metrics::{KindLabel, Metrics, ModeLabel, ReasonLabel};
 
-/// So many time-outs of writes in a row end the writing.
+/// So many time-outs of writes, with no success between them, end the writing.
 const TIMEOUTS_MAX: u32 = 3;
 /// Between two attempts to revoke the lease.
 const REVOKE_PAUSE: Duration = Duration::from_millis(50);
@@ -387,7 +387,7 @@ impl Keeper {
         };
         if outage.timeouts >= TIMEOUTS_MAX && !self.probe_only {
             warn!(
-                "{TIMEOUTS_MAX} writes in a row timed out: writing nothing until the registry answers a read"
+                "{TIMEOUTS_MAX} writes timed out and none succeeded: writing nothing until the registry answers a read"
             );
             self.probe_only = true;
             self.records.give_up();
