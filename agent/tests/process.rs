@@ -276,7 +276,9 @@ async fn on_sigterm_everything_drains_first_and_goes_when_nothing_is_in_flight()
         Ok(())
     });
     fixture.agent_runs(idle).await;
-    // The other one still works.
+    // The other one still works, for longer than any drain takes at least: a wait for what must not happen.
+    let ended = fixture.agent.ended(Duration::from_secs(3)).await;
+    assert!(ended.is_err(), "it does not wait for o-2: {ended:?}");
     fixture.are(DRAINING).await;
     fixture.applications[1]
         .in_flight
