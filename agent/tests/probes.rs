@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use agent::config::{Config, InstanceConfig};
@@ -214,6 +215,33 @@ async fn grpc_tells_in_which_way_a_server_is_bad() {
         "not_serving",
         "no gRPC health service",
     );
+}
+
+#[tokio::test]
+async fn a_look_that_is_given_up_or_done_closes_its_connection() {
+    let (opened, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, counting) = (Arc::clone(&opened), Arc::clone(&open));
+    let hangs = server(move |mut stream| {
+        let (opened, open) = (Arc::clone(&counted), Arc::clone(&counting));
+        async move {
+            opened.fetch_add(1, Ordering::Relaxed);
+            open.fetch_add(1, Ordering::Relaxed);
+            // Says nothing, and listens until the other side closes.
+            while matches!(stream.read(&mut [0; 4096]).await, Ok(1..)) {}
+            open.fetch_sub(1, Ordering::Relaxed);
+        }
+    })
+    .await;
+    for probe in [HTTP, GRPC] {
+        failed(look(hangs, probe).await, "timeout", "no answer");
+    }
+    assert_eq!(look(hangs, TCP).await, Ok(()));
+    let closed = eventually(PATIENCE, "all three to be closed", async || {
+        let (opened, open) = (opened.load(Ordering::Relaxed), open.load(Ordering::Relaxed));
+        anyhow::ensure!(opened == 3 && open == 0, "{open} of {opened} are open");
+        Ok(())
+    });
+    closed.await.unwrap();
 }
 
 /// Starts a prober for each of these instances and returns their table.

@@ -276,7 +276,9 @@ async fn on_sigterm_everything_drains_first_and_goes_when_nothing_is_in_flight()
         Ok(())
     });
     fixture.agent_runs(idle).await;
-    // The other one still works.
+    // The other one still works, for longer than any drain takes at least: a wait for what must not happen.
+    let ended = fixture.agent.ended(Duration::from_secs(3)).await;
+    assert!(ended.is_err(), "it does not wait for o-2: {ended:?}");
     fixture.are(DRAINING).await;
     fixture.applications[1]
         .in_flight
@@ -312,6 +314,13 @@ async fn with_etcd_away_it_ends_in_time_all_the_same() {
     let fixture = Fixture::start(5, 600).await;
     fixture.are(HEALTHY).await;
     fixture.etcd.members()[0].process().pause().unwrap();
+    let unready = eventually(PATIENCE, "not ready", async || {
+        let reply = fixture.ask(Method::GET, "/readyz").await?;
+        let noticed = reply.status == StatusCode::SERVICE_UNAVAILABLE;
+        ensure!(noticed, "{}", reply.text());
+        Ok(())
+    });
+    fixture.agent_runs(unready).await;
     let status = fixture.agent.terminate(PATIENCE).await.unwrap();
     assert!(status.success(), "{status}\n{}", fixture.agent.tail());
 }

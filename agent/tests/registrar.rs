@@ -326,6 +326,12 @@ async fn after_three_time_outs_it_only_probes_and_recovers_by_itself() {
     agent.registered().await;
 
     fixture.etcd.members()[0].process().pause().unwrap();
+    // A stop takes its time to reach all threads.
+    let hangs = eventually(PATIENCE, "etcd to hang", async || {
+        ensure!(fixture.entry("o-1").await.is_err());
+        Ok(())
+    });
+    hangs.await.unwrap();
     agent.say("o-1", Verdict::Unhealthy);
     agent
         .status("it only probes", |status| status.mode == Mode::ProbeOnly)

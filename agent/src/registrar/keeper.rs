@@ -17,7 +17,7 @@ use super::{Mode, Status};
 use crate::instances::Table;
 use crate::metrics::{KindLabel, Metrics, ModeLabel, ReasonLabel};
 
-/// So many time-outs of writes in a row end the writing.
+/// So many time-outs of writes, with no success between them, end the writing.
 const TIMEOUTS_MAX: u32 = 3;
 /// Between two attempts to revoke the lease.
 const REVOKE_PAUSE: Duration = Duration::from_millis(50);
@@ -155,19 +155,14 @@ impl Keeper {
         }
         let target = Arc::clone(&self.target);
         if self.probe_only {
-            if !self.looking {
-                self.looking = true;
-                self.work.spawn(async move {
-                    let result = target.look().await;
-                    Done::Looked {
-                        started: now,
-                        result,
-                    }
-                });
-            }
+            self.start_look(now);
         } else if let Some(held) = &self.lease {
             let lease = held.lease.clone();
             self.start_puts(&lease, now);
+            if self.outage.is_some() && !self.records.in_flight() {
+                // Nothing is left to write that could show that the outage is over.
+                self.start_look(now);
+            }
         } else if !self.granting {
             self.granting = true;
             let ttl = self.ttl;
@@ -179,6 +174,21 @@ impl Keeper {
                 }
             });
         }
+    }
+
+    fn start_look(&mut self, now: Instant) {
+        if self.looking {
+            return;
+        }
+        self.looking = true;
+        let target = Arc::clone(&self.target);
+        self.work.spawn(async move {
+            let result = target.look().await;
+            Done::Looked {
+                started: now,
+                result,
+            }
+        });
     }
 
     fn start_puts(&mut self, lease: &Lease, now: Instant) {
@@ -387,7 +397,7 @@ impl Keeper {
         };
         if outage.timeouts >= TIMEOUTS_MAX && !self.probe_only {
             warn!(
-                "{TIMEOUTS_MAX} writes in a row timed out: writing nothing until the registry answers a read"
+                "{TIMEOUTS_MAX} writes timed out and none succeeded: writing nothing until the registry answers a read"
             );
             self.probe_only = true;
             self.records.give_up();

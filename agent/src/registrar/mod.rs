@@ -5,8 +5,8 @@
 //! - The lease is kept alive every third of its time to live. When it is gone, or nobody has confirmed it for that long, a
 //!   new one is obtained and everything is registered anew. With each confirmation the records are compared with what was
 //!   written: what somebody else changed or deleted is written again.
-//! - While the registry fails it is asked again after 50 ms at first, every second at last. Three time-outs of writes in a
-//!   row end the writing ([`Mode::ProbeOnly`]); reads then find out when it works again.
+//! - While the registry fails it is asked again after 50 ms at first, every second at last. Three time-outs of writes with no
+//!   success between them end the writing ([`Mode::ProbeOnly`]); reads then find out when it works again.
 //! - Records are never deleted by name: the own lease is revoked, which takes exactly what is on it.
 
 mod etcd;
@@ -39,7 +39,7 @@ pub enum Mode {
     Registering,
     /// The last request failed; it is tried again.
     Retrying,
-    /// Three writes in a row timed out: it writes nothing until the registry answers a read.
+    /// Three writes timed out and none succeeded: it writes nothing until the registry answers a read.
     ProbeOnly,
 }
 

@@ -115,6 +115,11 @@ impl Records {
             .collect()
     }
 
+    /// Whether a put is under way.
+    pub(super) fn in_flight(&self) -> bool {
+        self.slots.values().any(|slot| slot.flight.is_some())
+    }
+
     /// A put of this record begins, in place of an older one that is under way. Until it is answered nobody knows what the
     /// registry holds.
     pub(super) fn begin(&mut self, key: &InstanceKey) -> Begun {

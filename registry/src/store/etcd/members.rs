@@ -139,6 +139,10 @@ impl Members {
     /// Notes that a member failed. Of several callers that saw the same failure only the first moves the preference.
     pub(super) fn abandon(&self, member: usize, error: &StoreError) {
         let next = (member + 1) % self.clients.len();
+        if next == member {
+            // There is no other; the caller has the error.
+            return;
+        }
         let moved =
             self.preferred
                 .compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
