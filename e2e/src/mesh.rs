@@ -30,6 +30,7 @@ pub struct Builder {
     store: Store,
     services: Vec<Value>,
     links: Vec<Value>,
+    guard: Option<Value>,
     envoys: Vec<Options>,
     upstreams: Vec<(String, usize)>,
 }
@@ -42,6 +43,7 @@ impl Builder {
             store: Store::Embedded,
             services: vec![],
             links: vec![],
+            guard: None,
             envoys: vec![],
             upstreams: vec![],
         }
@@ -61,6 +63,12 @@ impl Builder {
     /// Adds a link between zones as the configuration file has it.
     pub fn link(mut self, link: Value) -> Builder {
         self.links.push(link);
+        self
+    }
+
+    /// Sets what is too much to believe, as the configuration file has it; without it everything is believed.
+    pub fn guard(mut self, guard: Value) -> Builder {
+        self.guard = Some(guard);
         self
     }
 
@@ -98,6 +106,9 @@ impl Builder {
         };
         let mut config = Config::new(store, self.services);
         config.links = self.links;
+        if let Some(guard) = self.guard {
+            config.guard = guard;
+        }
         let control_plane = ControlPlane::start(directory, config).await?;
         let mut mesh = Mesh {
             envoys: vec![],

@@ -166,9 +166,7 @@ fn a_restarted_control_plane_goes_on_where_zones_stood() {
 
 #[test]
 fn an_emptied_registry_is_not_believed_until_an_operator_confirms() {
-    async fn scenario(mesh: &mut Mesh) -> Result<()> {
-        mesh.control_plane
-            .configure(|config| config.guard = json!({ "vanish_percent": 50 }))?;
+    async fn scenario(mesh: &Mesh) -> Result<()> {
         let etcd = mesh.etcd.as_ref().context("etcd")?;
         let mut servers = vec![];
         for (zone, instance) in [
@@ -206,13 +204,13 @@ fn an_emptied_registry_is_not_believed_until_an_operator_confirms() {
         Ok(())
     }
     run(async {
-        let mut mesh = Builder::new(Workdir::kept("wiped")?)
+        let mesh = Builder::new(Workdir::kept("wiped")?)
             .store(Store::Etcd(1))
             .service(plain("wiped"))
+            .guard(json!({ "vanish_percent": 50 }))
             .gateways()
             .start()
             .await?;
-        let outcome = scenario(&mut mesh).await;
-        on(&mesh, async |_| outcome).await
+        on(&mesh, scenario).await
     });
 }

@@ -7,7 +7,7 @@ use envoy_types::pb::{
         core::v3::{HealthStatus, Locality, Metadata},
         endpoint::v3::{
             ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
-            lb_endpoint::HostIdentifier,
+            cluster_load_assignment::Policy, lb_endpoint::HostIdentifier,
         },
     },
     google::protobuf::{Struct, Value, value},
@@ -27,6 +27,9 @@ pub struct ZoneInstances<'i> {
     pub state: ZoneState,
     /// An operator has drained the zone: its instances get nothing new, however healthy they are.
     pub drained: bool,
+    /// The share of healthy instances, in percent, from which the zone takes everything that it is given; below, a proxy turns
+    /// to the next place with a part of it, by itself.
+    pub full_from_percent: u8,
     /// By name, in order.
     pub instances: Vec<(&'i str, &'i Instance)>,
 }
@@ -85,6 +88,8 @@ fn assignment(
     zones: &[&ZoneInstances<'_>],
     keyed: bool,
 ) -> Arc<Resource> {
+    let full_from_percent = zones.iter().map(|zone| zone.full_from_percent).min();
+    let full_from_percent = full_from_percent.unwrap_or(100);
     let localities = zones
         .iter()
         .filter(|zone| !zone.instances.is_empty())
@@ -108,6 +113,11 @@ fn assignment(
     let assignment = ClusterLoadAssignment {
         cluster_name: name.to_owned(),
         endpoints: localities.collect(),
+        policy: Some(Policy {
+            // In percent: 140, Envoy's default, takes everything from 71.4 % on.
+            overprovisioning_factor: uint32(10_000 / u32::from(full_from_percent.max(1))),
+            ..Policy::default()
+        }),
         ..ClusterLoadAssignment::default()
     };
     let resource = Resource::encode(name, &assignment);

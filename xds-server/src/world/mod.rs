@@ -401,6 +401,10 @@ impl World {
                 zone,
                 state: verdict.state,
                 drained: verdict.why == Why::Drained,
+                full_from_percent: match verdict.why {
+                    Why::Pinned => 1,
+                    _ => rules.thresholds.down_below_percent(),
+                },
                 instances,
             });
         }
