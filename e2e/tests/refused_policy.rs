@@ -12,6 +12,7 @@ use e2e::envoy::{Envoy, Options};
 use e2e::paths;
 use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
+use registry::store::Revision;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -23,7 +24,7 @@ use xds_server::metrics::Metrics;
 use xds_server::resource::{Kind, Resources};
 use xds_server::snapshot::{Snapshot, View};
 use xds_server::translate;
-use xds_server::world::{Change, World};
+use xds_server::world::{Change, Origin, World};
 
 /// A control plane whose snapshots the test makes.
 struct Pulpit {
@@ -79,7 +80,11 @@ fn mesh(unknown_region: &str) -> Result<Mesh> {
 
 fn snapshot(mesh: &Mesh) -> Result<Arc<Snapshot>> {
     let mut world = World::new(Arc::new(mesh.clone()));
-    world.apply(Change::Listed(vec![]));
+    world.apply(Change::Listed {
+        entries: vec![],
+        revision: Revision(1),
+        origin: Origin::Store,
+    });
     world.snapshot().context("a first snapshot")
 }
 

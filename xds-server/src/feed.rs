@@ -4,40 +4,66 @@
 //! where history is gone. The engine takes in everything that is there before it builds a snapshot, so that a burst costs one;
 //! it waits for nothing, so that a single change goes out at once.
 
-use std::{sync::Arc, time::Duration};
+mod confirm;
+mod reader;
 
-use futures::StreamExt;
+use std::sync::Arc;
+
 use registry::record::INSTANCES_PREFIX;
-use registry::store::{Event, Revision, Store, StoreError, WatchError};
+use registry::store::{Revision, Store};
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
+
+pub use self::confirm::Confirm;
+use self::reader::Reader;
 
 use crate::{
     ads::service::Snapshots,
     config::Mesh,
+    last_good::{Keeper, LastGood},
     metrics::{Metrics, ReasonLabel, ZoneLabel},
+    mode::Mode,
     snapshot::{Role, Snapshot},
     world::{Change, World},
 };
 
 /// Changes that may wait for the engine. The reader waits when there are more.
 const PENDING_MAX: usize = 1_024;
-/// How long the reader waits after a failure, at first and at most; doubled each time.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// What snapshots come of, and who is told.
+pub struct Sources {
+    pub store: Arc<dyn Store>,
+    pub meshes: watch::Receiver<Arc<Mesh>>,
+    /// What the store said last before this process began: it is served if the store does not answer.
+    pub last_good: Option<LastGood>,
+    pub keeper: Keeper,
+    pub mode: Mode,
+    pub confirm: Confirm,
+    pub metrics: Metrics,
+}
 
-/// Starts to follow `store` and `meshes`, and returns where the snapshots appear. The first one appears when everything has
-/// been listed once: before that, an empty mesh would be a lie. Ends when the receiver of every snapshot is gone.
-pub fn start(
-    store: Arc<dyn Store>,
-    meshes: watch::Receiver<Arc<Mesh>>,
-    metrics: Metrics,
-) -> Snapshots {
+/// Starts to follow the store and the meshes, and returns where the snapshots appear. The first one appears when everything has
+/// been listed once, by the store or from disk: before that, an empty mesh would be a lie. Ends when the receiver of every
+/// snapshot is gone.
+pub fn start(sources: Sources) -> Snapshots {
+    let Sources {
+        store,
+        meshes,
+        metrics,
+        ..
+    } = sources;
     let (changes, pending) = mpsc::channel(PENDING_MAX);
     let (publisher, snapshots) = watch::channel(None);
     let reader = Reader {
         store,
         changes,
         metrics: metrics.clone(),
+        mode: sources.mode,
+        keeper: sources.keeper,
+        confirm: sources.confirm,
+        unsent: sources.last_good.is_some(),
+        known: sources.last_good,
+        seen: Revision(0),
+        doubt: None,
     };
     tokio::spawn(reader.run());
     let world = World::new(Arc::clone(&meshes.borrow()));
@@ -51,105 +77,6 @@ pub fn start(
     };
     tokio::spawn(engine.run());
     snapshots
-}
-
-struct Reader {
-    store: Arc<dyn Store>,
-    changes: mpsc::Sender<Change>,
-    metrics: Metrics,
-}
-
-/// Why the reader has to begin again.
-enum Interrupted {
-    /// What happened since `Revision` can still be had.
-    Resume(Revision, StoreError),
-    /// It cannot: list anew.
-    Relist,
-    /// Nobody listens any more.
-    Done,
-}
-
-impl Reader {
-    async fn run(self) {
-        let mut place = None;
-        let mut backoff = BACKOFF.0;
-        loop {
-            let interrupted = match place {
-                None => self.list_and_follow(&mut backoff).await,
-                Some(revision) => self.follow(revision, &mut backoff).await,
-            };
-            self.metrics.store_connected.set(0);
-            match interrupted {
-                Interrupted::Done => return,
-                Interrupted::Relist => {
-                    info!("history is compacted, listing anew");
-                    place = None;
-                    continue;
-                }
-                Interrupted::Resume(revision, error) => {
-                    if matches!(error, StoreError::ClusterChanged { .. }) {
-                        error!(%error, "the last state stays in force: put the old store back, or restart to trust the new one");
-                    } else {
-                        warn!(%error, ?backoff, "the store is out of reach; the last state stays in force");
-                    }
-                    // Before the first listing there is no place to resume from.
-                    place = Some(revision).filter(|revision| revision.0 > 0);
-                }
-            }
-            tokio::time::sleep(backoff).await;
-            backoff = (backoff * 2).min(BACKOFF.1);
-        }
-    }
-
-    async fn list_and_follow(&self, backoff: &mut Duration) -> Interrupted {
-        let listing = match self.store.list(INSTANCES_PREFIX).await {
-            Ok(listing) => listing,
-            Err(error) => return Interrupted::Resume(Revision(0), error),
-        };
-        self.metrics.store_lists.inc();
-        info!(
-            revision = listing.revision.0,
-            records = listing.entries.len(),
-            "store listed"
-        );
-        let entries = listing.entries.into_iter();
-        let all = entries.map(|e| (e.key, e.value.to_vec())).collect();
-        if self.changes.send(Change::Listed(all)).await.is_err() {
-            return Interrupted::Done;
-        }
-        self.follow(listing.revision, backoff).await
-    }
-
-    async fn follow(&self, from: Revision, backoff: &mut Duration) -> Interrupted {
-        let mut last = from;
-        let mut batches = self.store.watch(INSTANCES_PREFIX, from);
-        self.metrics.store_connected.set(1);
-        self.metrics.store_revision.set(last.0);
-        while let Some(batch) = batches.next().await {
-            let batch = match batch {
-                Ok(batch) => batch,
-                Err(WatchError::Compacted { .. }) => return Interrupted::Relist,
-                Err(WatchError::Disconnected(error)) => return Interrupted::Resume(last, error),
-            };
-            *backoff = BACKOFF.0;
-            for event in batch.events {
-                let change = match event {
-                    Event::Put(entry) => Change::Put {
-                        key: entry.key,
-                        value: entry.value.to_vec(),
-                    },
-                    Event::Delete { key, .. } => Change::Deleted { key },
-                };
-                if self.changes.send(change).await.is_err() {
-                    return Interrupted::Done;
-                }
-            }
-            last = batch.revision;
-            self.metrics.store_revision.set(last.0);
-        }
-        let detail = "the watch ended without a reason".to_owned();
-        Interrupted::Resume(last, StoreError::Unavailable { detail })
-    }
 }
 
 struct Engine {
@@ -187,7 +114,10 @@ impl Engine {
     }
 
     fn apply(&mut self, change: Change) {
-        self.listed |= matches!(change, Change::Listed(_));
+        let Some(change) = about_instances(change) else {
+            return;
+        };
+        self.listed |= matches!(change, Change::Listed { .. });
         for rejection in self.world.apply(change) {
             let reason = rejection.error.code();
             warn!(key = rejection.key, error = %rejection.error, "record not used");
@@ -226,4 +156,19 @@ impl Engine {
             error!("nobody takes snapshots any more");
         }
     }
+}
+
+/// The change without the keys of other kinds; none where nothing is left.
+fn about_instances(mut change: Change) -> Option<Change> {
+    let about = |key: &str| key.starts_with(INSTANCES_PREFIX);
+    let left = match &mut change {
+        Change::Listed { entries, .. } | Change::Restored { entries, .. } => {
+            entries.retain(|entry| about(&entry.key));
+            true
+        }
+        Change::Put(entry) => about(&entry.key),
+        Change::Deleted { key } => about(key),
+        Change::Mesh(_) => true,
+    };
+    left.then_some(change)
 }

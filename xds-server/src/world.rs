@@ -10,6 +10,7 @@ use std::{
 
 use policy::{InstanceCounts, Plans, Policy, ZoneLoad, ZoneState, rules::cluster_name};
 use registry::record::{Health, Instance, InstanceKey, InvalidRecord};
+use registry::store::{ClusterId, Entry, Revision};
 
 use crate::{
     config::{Mesh, ServiceConfig},
@@ -21,17 +22,36 @@ use crate::{
 /// Something that happened outside.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// Everything that is registered, as `(key, value)`: after a start, or when events may have been lost.
-    Listed(Vec<(String, Vec<u8>)>),
-    Put {
-        key: String,
-        value: Vec<u8>,
+    /// Everything that is registered: after a start, or when events may have been lost.
+    Listed {
+        entries: Vec<Entry>,
+        revision: Revision,
+        origin: Origin,
     },
+    Put(Entry),
     Deleted {
         key: String,
     },
     /// A new topology or new services.
     Mesh(Arc<Mesh>),
+    /// The store was restored or replaced. This is what it says; nothing of it holds before an operator confirms it, and a
+    /// `Listed` follows then.
+    Restored {
+        entries: Vec<Entry>,
+        revision: Revision,
+        /// The revision that was known; of the cluster that was, if that has changed.
+        was: Revision,
+        /// The cluster that was, and the one that answers now, where they differ.
+        cluster: Option<(ClusterId, ClusterId)>,
+    },
+}
+
+/// Who says what is registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Store,
+    /// The last good state, because the store does not answer.
+    Disk,
 }
 
 /// A record that is not used, and why.
@@ -90,8 +110,10 @@ impl World {
     /// An instance whose record becomes unreadable stays as it was.
     pub fn apply(&mut self, change: Change) -> Vec<Rejection> {
         match change {
-            Change::Listed(entries) => self.relist(entries),
-            Change::Put { key, value } => self.put(key, &value).into_iter().collect(),
+            Change::Listed { entries, .. } => self.relist(entries),
+            Change::Put(entry) => self.put(entry).into_iter().collect(),
+            // Everything stays as it was.
+            Change::Restored { .. } => Vec::new(),
             Change::Deleted { key } => {
                 self.delete(&key);
                 Vec::new()
@@ -116,8 +138,8 @@ impl World {
         zones.map(BTreeMap::len).sum()
     }
 
-    fn relist(&mut self, entries: Vec<(String, Vec<u8>)>) -> Vec<Rejection> {
-        let listed: BTreeSet<&str> = entries.iter().map(|(key, _)| key.as_str()).collect();
+    fn relist(&mut self, entries: Vec<Entry>) -> Vec<Rejection> {
+        let listed: BTreeSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
         let gone: Vec<String> = self
             .keys()
             .map(|key| key.store_key())
@@ -129,7 +151,7 @@ impl World {
         }
         entries
             .into_iter()
-            .filter_map(|(key, value)| self.put(key, &value))
+            .filter_map(|entry| self.put(entry))
             .collect()
     }
 
@@ -145,7 +167,9 @@ impl World {
         })
     }
 
-    fn put(&mut self, key: String, value: &[u8]) -> Option<Rejection> {
+    fn put(&mut self, entry: Entry) -> Option<Rejection> {
+        let key = entry.key;
+        let value = &entry.value;
         let parsed = InstanceKey::parse(&key).and_then(|at| Ok((at, Instance::parse(value)?)));
         let verdict = match parsed {
             Ok((at, instance)) => {

@@ -13,11 +13,12 @@ use policy::{Class, Policy};
 use proptest::{collection::vec, prelude::*, sample::select};
 use prost::Message;
 use registry::record::{INSTANCES_PREFIX, Instance};
+use registry::store::{Entry, Revision};
 use xds_server::{
     config::{Config, Mesh},
     resource::{Kind, Version},
     snapshot::{Role, Snapshot, View, ViewKey},
-    world::{Change, World},
+    world::{Change, Origin, World},
 };
 
 const ORDERS: &str = "{name: orders, routes: [{prefix: /orders}], weights: {zone: 80, region: 20}}";
@@ -53,8 +54,26 @@ fn record(port: u16, health: &str) -> Vec<u8> {
 }
 
 fn put(at: &str, value: impl Into<Vec<u8>>) -> Change {
-    let (key, value) = (key(at), value.into());
-    Change::Put { key, value }
+    Change::Put(entry(key(at), value))
+}
+
+fn entry(key: String, value: impl Into<Vec<u8>>) -> Entry {
+    Entry {
+        key,
+        value: value.into().into(),
+        create_revision: Revision(1),
+        mod_revision: Revision(1),
+        lease: None,
+    }
+}
+
+fn listed(entries: Vec<(String, Vec<u8>)>) -> Change {
+    let entries = entries.into_iter().map(|(key, value)| entry(key, value));
+    Change::Listed {
+        entries: entries.collect(),
+        revision: Revision(1),
+        origin: Origin::Store,
+    }
 }
 
 /// A world with `orders/sh-a/1` at port 1 and `orders/sh-b/2` at port 2, and its first snapshot.
@@ -186,11 +205,11 @@ fn an_instance_whose_record_becomes_unreadable_stays_until_it_is_gone() {
     assert_eq!(world.apply(put("orders/sh-a/1", "garbage")).len(), 1);
     assert!(world.snapshot().is_none());
     // Neither a listing that holds the same garbage nor a new mesh takes it away.
-    let listed = vec![
+    let all = vec![
         (key("orders/sh-a/1"), b"garbage".to_vec()),
         (key("orders/sh-b/2"), record(2, "healthy")),
     ];
-    assert_eq!(world.apply(Change::Listed(listed)), []);
+    assert_eq!(world.apply(listed(all)), []);
     assert!(world.snapshot().is_none());
     assert_eq!(world.apply(Change::Mesh(mesh(&[ORDERS, WEB]))), []);
     let after = world.snapshot().expect("a snapshot of the new mesh");
@@ -209,8 +228,8 @@ fn an_instance_whose_record_becomes_unreadable_stays_until_it_is_gone() {
 fn a_listing_removes_what_it_does_not_hold() {
     let (mut world, _) = serving();
     world.apply(put("orders/sh-a/bad", "{"));
-    let listed = vec![(key("orders/sh-b/3"), record(3, "healthy"))];
-    assert_eq!(world.apply(Change::Listed(listed)), []);
+    let all = vec![(key("orders/sh-b/3"), record(3, "healthy"))];
+    assert_eq!(world.apply(listed(all)), []);
     let snapshot = world.snapshot().expect("other instances");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [] as [u32; 0]);
     assert_eq!(ports(&snapshot, "orders/sh-b"), [3]);
@@ -418,7 +437,7 @@ proptest! {
                 Event::Put(key, value) => {
                     model.stored.insert(key.clone(), value.clone());
                     model.serve(&key, &value);
-                    world.apply(Change::Put { key, value });
+                    world.apply(Change::Put(entry(key, value)));
                 }
                 Event::Delete(key) => {
                     model.stored.remove(&key);
@@ -432,7 +451,7 @@ proptest! {
                     model.stored.remove(&key);
                 }
                 Event::Relist => {
-                    world.apply(Change::Listed(model.relist()));
+                    world.apply(listed(model.relist()));
                 }
                 Event::Mesh(at) => {
                     mesh = &meshes[at];
@@ -444,14 +463,14 @@ proptest! {
         last = world.snapshot().or(last);
         prop_assert!(world.snapshot().is_none());
 
-        let mut listed: Vec<_> = model.served.into_iter().collect();
-        let instances = listed.len();
-        if !listed.is_empty() {
-            let by = order.index(listed.len());
-            listed.rotate_left(by);
+        let mut all: Vec<_> = model.served.into_iter().collect();
+        let instances = all.len();
+        if !all.is_empty() {
+            let by = order.index(all.len());
+            all.rotate_left(by);
         }
         let mut fresh = World::new(Arc::clone(mesh));
-        fresh.apply(Change::Listed(listed));
+        fresh.apply(listed(all));
         let fresh = fresh.snapshot().expect("a first snapshot");
         let last = last.expect("a snapshot");
         prop_assert_eq!(versions(&last), versions(&fresh));

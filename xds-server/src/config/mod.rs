@@ -20,6 +20,8 @@ use policy::{
 pub struct Config {
     pub listen: Listen,
     pub store: StoreConfig,
+    /// The file with the last good state; none keeps none.
+    pub state: Option<PathBuf>,
     pub mesh: Mesh,
 }
 
