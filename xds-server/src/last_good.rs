@@ -87,3 +87,42 @@ impl LastGood {
             && entries.all(|entry| entry.mod_revision > self.revision || ours(entry))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Entries by the revision of their last put.
+    fn listing(revision: i64, entries: &[(&str, i64)]) -> Listing {
+        let entry = |(key, at): &(&str, i64)| Entry {
+            key: (*key).to_owned(),
+            value: "{}".into(),
+            create_revision: Revision(1),
+            mod_revision: Revision(*at),
+            lease: None,
+        };
+        Listing {
+            revision: Revision(revision),
+            entries: entries.iter().map(entry).collect(),
+        }
+    }
+
+    #[test]
+    fn a_store_that_went_on_is_told_from_one_that_was_restored() {
+        let known = LastGood::listed(ClusterId(1), listing(10, &[("a", 4), ("b", 8)]));
+        for (next, goes_on, covers) in [
+            (listing(10, &[("a", 4), ("b", 8)]), true, true),
+            // Deleted, put again, new.
+            (listing(13, &[("b", 12), ("c", 13)]), true, false),
+            (listing(13, &[("a", 4), ("b", 12), ("c", 13)]), true, true),
+            // Older; put otherwise at a revision that was known; as it was before.
+            (listing(9, &[("a", 4), ("b", 8)]), false, true),
+            (listing(12, &[("a", 4), ("b", 9)]), false, true),
+            (listing(12, &[("a", 4), ("b", 8), ("c", 7)]), false, true),
+            (listing(12, &[("a", 3), ("b", 8)]), false, false),
+        ] {
+            assert_eq!(known.may_become(&next), goes_on, "{next:?}");
+            assert_eq!(known.is_covered_by(&next), covers, "{next:?}");
+        }
+    }
+}

@@ -77,12 +77,23 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// As [`eventually`], without holding up other tasks.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let held = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(DEADLINE, held).await;
+    assert!(in_time.is_ok(), "not in time: {what}");
+}
+
 fn revision(path: &Path) -> Option<i64> {
     let state = last_good::read(path).expect("a whole file");
     state.map(|state| {
         assert_eq!(state.entries.len(), 200);
-        let newest = state.entries.values().map(|entry| entry.mod_revision);
-        assert!(newest.clone().all(|revision| revision == state.revision));
+        let mut entries = state.entries.values();
+        assert!(entries.all(|entry| entry.mod_revision == state.revision));
         state.revision.0
     })
 }
@@ -134,16 +145,9 @@ async fn what_cannot_be_written_is_tried_again() {
         let error = ResultLabel { result: "error" };
         failed.get_or_create(&error).get()
     };
-    let until = async |holds: &dyn Fn() -> bool| {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let fails = tokio::time::timeout(DEADLINE, until(&|| errors() > 0));
-    fails.await.expect("a failure is counted");
+    until("a failure is counted", || errors() > 0).await;
     assert!(!path.exists());
     std::fs::create_dir(path.parent().expect("a parent")).expect("a directory");
-    let mends = tokio::time::timeout(DEADLINE, until(&|| path.exists()));
-    mends.await.expect("it is written in the end");
+    until("it is written in the end", || path.exists()).await;
     assert_eq!(revision(&path), Some(1));
 }

@@ -14,4 +14,5 @@ mod observing;
 mod pushes;
 mod routing;
 mod shared;
+mod stability;
 mod support;

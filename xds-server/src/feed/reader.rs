@@ -311,6 +311,7 @@ impl Reader {
                 batch = batches.next() => batch,
                 head = &mut probed => {
                     match head {
+                        _ if self.changes.is_closed() => return Next::Done,
                         Ok(head) if !self.continues(head, asked_at) => return Next::List,
                         Ok(head) => {
                             self.seen = self.seen.max(head.revision);
