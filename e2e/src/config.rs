@@ -1,7 +1,7 @@
 //! The control plane's configuration, as the tests and the demo write it.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -17,6 +17,9 @@ pub const EXPLAIN: (&str, &str) = ("x-explain-token", "let-me-see");
 
 /// The file in the mesh's directory to which all its Envoys write a line for each request.
 pub const ACCESS_LOG: &str = "access.log";
+
+/// The file in the control plane's directory with its last good state.
+pub const STATE: &str = "tidegate.state";
 
 /// The region of one of [`ZONES`]; empty for another.
 pub fn region_of(zone: &str) -> &'static str {
@@ -40,6 +43,8 @@ pub struct Config {
     pub xds: SocketAddr,
     pub admin: SocketAddr,
     pub store: StoreConfig,
+    /// The file with the last good state.
+    pub state: Option<PathBuf>,
     /// Raised to have the same policy tried again.
     pub generation: u64,
     /// As in the file.
@@ -58,6 +63,7 @@ impl Config {
             xds: any_port,
             admin: any_port,
             store,
+            state: Some(STATE.into()),
             generation: 1,
             services,
             links: vec![],
@@ -80,6 +86,7 @@ impl Config {
         let all = json!({
             "listen": { "xds": self.xds, "admin": self.admin },
             "store": store,
+            "state": self.state.as_ref().map(|path| json!({ "path": path })),
             "filter": { "path": filter, "generation": self.generation },
             "listeners": { "gateway": listener, "sidecar": listener },
             "zones": zones,

@@ -27,13 +27,15 @@ impl ControlPlane {
     pub async fn start(directory: &Path, config: Config) -> Result<ControlPlane> {
         write_config(directory, &config)?;
         let (process, addresses) = serve(directory).await?;
-        Ok(ControlPlane {
+        let control_plane = ControlPlane {
             directory: directory.to_owned(),
             config,
             process,
             registry: Registry::new(addresses.admin),
             addresses,
-        })
+        };
+        control_plane.until_ready().await?;
+        Ok(control_plane)
     }
 
     /// Where proxies connect.
@@ -74,8 +76,14 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Starts it again at its addresses, after [`stop`](ControlPlane::stop) or a kill.
+    /// Starts it again at its addresses, after [`stop`](ControlPlane::stop) or a kill, and waits until it is ready to serve.
     pub async fn restart(&mut self) -> Result<()> {
+        self.begin().await?;
+        self.until_ready().await
+    }
+
+    /// Starts it again, and waits until it listens: it may have nothing to serve.
+    pub async fn begin(&mut self) -> Result<()> {
         // Its proxies and instances look for it where it was.
         self.config.xds = self.addresses.xds;
         self.config.admin = self.addresses.admin;
@@ -84,6 +92,13 @@ impl ControlPlane {
         ensure!(addresses == self.addresses, "{addresses:?}");
         self.process = process;
         Ok(())
+    }
+
+    async fn until_ready(&self) -> Result<()> {
+        let ready = eventually(PATIENCE, "the control plane to be ready", async || {
+            self.registry.ready().await
+        });
+        self.process.unless_it_ends(ready).await
     }
 }
 
@@ -115,12 +130,11 @@ async fn serve(directory: &Path) -> Result<(Process, Addresses)> {
     ]
     .map(str::to_owned);
     let process = Process::start(directory, "tidegate", &paths::tidegate()?, &arguments)?;
-    let ready = eventually(PATIENCE, "the control plane to be ready", async || {
+    let listens = eventually(PATIENCE, "the control plane to listen", async || {
         let text = fs::read_to_string(&file).context("no addresses file")?;
         let addresses: Addresses = serde_json::from_str(&text).context(text)?;
-        Registry::new(addresses.admin).ready().await?;
         Ok(addresses)
     });
-    let addresses = process.unless_it_ends(ready).await?;
+    let addresses = process.unless_it_ends(listens).await?;
     Ok((process, addresses))
 }

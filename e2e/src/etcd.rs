@@ -75,6 +75,21 @@ impl Etcd {
         &self.members
     }
 
+    /// Ends all members without a chance to do anything.
+    pub fn kill(&self) -> Result<()> {
+        self.members
+            .iter()
+            .try_for_each(|member| member.process.kill())
+    }
+
+    /// From the next start on, an empty cluster is another one: its id follows from this.
+    pub fn set_token(&mut self, token: &str) {
+        for member in &mut self.members {
+            member.arguments.push("--initial-cluster-token".to_owned());
+            member.arguments.push(token.to_owned());
+        }
+    }
+
     /// Starts all members again with their data, in place of those that run.
     pub async fn restart(&mut self) -> Result<()> {
         // All of them first: none answers before there is a quorum.
@@ -139,6 +154,11 @@ impl Member {
             arguments,
             process,
         })
+    }
+
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        self.directory.join(&self.name)
     }
 
     pub fn endpoint(&self) -> String {

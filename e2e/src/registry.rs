@@ -159,6 +159,12 @@ impl Registry {
         success(&self.send(Method::GET, "/readyz").await?)
     }
 
+    /// How it stands with the store: the status, and what `/readyz` says.
+    pub async fn readiness(&self) -> Result<(StatusCode, Value)> {
+        let reply = self.send(Method::GET, "/readyz").await?;
+        Ok((reply.status, reply.json()?))
+    }
+
     async fn send(&self, method: Method, path: &str) -> Result<Reply> {
         self.client
             .send(self.admin, &Request::new(method, path))

@@ -11,8 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::InvalidRecord;
 
-/// Everything of Tidegate's in a store.
-pub const TIDEGATE_PREFIX: &str = "/tidegate/v1/";
 /// What operators want of zones.
 pub const INTENTS_PREFIX: &str = "/tidegate/v1/config/intents/";
 /// Where zones stand.

@@ -5,6 +5,9 @@ use std::net::IpAddr;
 use policy::topology::check_name;
 use serde::{Deserialize, Serialize};
 
+/// Below this stands everything that is Tidegate's.
+pub const TIDEGATE_PREFIX: &str = "/tidegate/v1/";
+
 /// Where all instances are registered.
 pub const INSTANCES_PREFIX: &str = "/tidegate/v1/instances/";
 

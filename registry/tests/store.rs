@@ -532,6 +532,11 @@ async fn large_values_are_listed_and_watched_whole(fixture: Fixture) {
 
 async fn a_store_keeps_its_identity(fixture: Fixture) {
     let id = fixture.store.cluster_id().await.unwrap();
+    let listing = fixture.store.list("").await.unwrap();
+    let head = fixture.store.head().await.unwrap();
+    assert_eq!((head.cluster, head.revision), (id, listing.revision));
+    assert_eq!(fixture.store.survey("").await.unwrap(), (id, listing));
+    fixture.store.trust(id);
     fixture.store.put("/k", bytes("v"), None).await.unwrap();
     assert_eq!(fixture.store.cluster_id().await.unwrap(), id);
     let other = match fixture.kind {

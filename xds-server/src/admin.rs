@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ads::proxies::Proxies,
     feed::Feed,
+    mode::Mode,
     snapshot::{Role, View, ViewKey},
 };
 
@@ -28,6 +29,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Admin {
     pub store: Arc<dyn Store>,
+    pub mode: Mode,
     pub feed: Feed,
     pub proxies: Proxies,
     pub metrics: Arc<Registry>,
@@ -61,6 +63,28 @@ impl Admin {
             .route("/v1/leases/{lease}/keepalive", post(keep_alive))
             .layer(DefaultBodyLimit::max(RECORD_BYTES_MAX))
             .with_state(self)
+    }
+
+    /// Whether the store is written to at present.
+    fn writing(&self) -> Result<(), Problem> {
+        match self.mode.writes_refused() {
+            None => Ok(()),
+            Some(detail) => Err(Problem {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                detail,
+            }),
+        }
+    }
+
+    /// Makes a write, and tells the mode what became of it.
+    async fn write<T>(
+        &self,
+        write: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, Problem> {
+        self.writing()?;
+        let outcome = write.await;
+        self.mode.wrote(&outcome);
+        Ok(outcome?)
     }
 
     fn view(&self, zone: &str) -> Result<Arc<View>, Problem> {
@@ -135,17 +159,47 @@ fn parse_json<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(Problem::bad_request)
 }
 
-async fn ready(State(admin): State<Admin>) -> Result<&'static str, Problem> {
-    match *admin.feed.snapshots.borrow() {
-        Some(_) => Ok("ready\n"),
-        None => Err(Problem {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            detail: "the store has not been listed yet".to_owned(),
-        }),
-    }
+#[derive(Serialize)]
+struct Readiness {
+    /// Whether there is something to serve, however old.
+    ready: bool,
+    mode: &'static str,
+    /// How long it has been in that mode.
+    since_s: u64,
+    /// The store has not confirmed what is served.
+    stale: bool,
+    /// An operator has to confirm what the store says.
+    confirm: bool,
+    detail: String,
+}
+
+async fn ready(State(admin): State<Admin>) -> (StatusCode, Json<Readiness>) {
+    let ready = admin.feed.snapshots.borrow().is_some();
+    let status = admin.mode.status();
+    let nothing = "nothing to serve: the store has not been listed yet, and there is no last good state on disk";
+    let detail = match (ready, status.reason.as_str()) {
+        (true, reason) => reason.to_owned(),
+        (false, "") => nothing.to_owned(),
+        (false, reason) => format!("{nothing}; {reason}"),
+    };
+    let code = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let readiness = Readiness {
+        ready,
+        mode: status.level.as_str(),
+        since_s: status.since.elapsed().as_secs(),
+        stale: status.stale,
+        confirm: status.confirm,
+        detail,
+    };
+    (code, Json(readiness))
 }
 
 async fn metrics(State(admin): State<Admin>) -> Result<Response, Problem> {
+    admin.mode.measure();
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &admin.metrics).map_err(|error| {
         Problem {
@@ -338,10 +392,8 @@ async fn register(
     let key = store_key(service, zone, instance)?;
     let record = Instance::parse(&body).map_err(Problem::bad_request)?;
     let lease = options.lease.as_deref().map(parse_lease).transpose()?;
-    admin
-        .store
-        .put(&key, record.to_json().into(), lease)
-        .await?;
+    let put = admin.store.put(&key, record.to_json().into(), lease);
+    admin.write(put).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -350,7 +402,7 @@ async fn deregister(
     Path((service, zone, instance)): Path<(String, String, String)>,
 ) -> Result<StatusCode, Problem> {
     let key = store_key(service, zone, instance)?;
-    admin.store.delete(&key).await?;
+    admin.write(admin.store.delete(&key)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -384,7 +436,7 @@ async fn grant(State(admin): State<Admin>, body: Bytes) -> Result<Json<Granted>,
         return Err(Problem::bad_request("ttl_s: at least 1"));
     }
     let ttl = Duration::from_secs(u64::from(request.ttl_s));
-    let lease = admin.store.lease_grant(ttl).await?;
+    let lease = admin.write(admin.store.lease_grant(ttl)).await?;
     Ok(Json(Granted {
         lease: format!("{:x}", lease.0),
         ttl_s: request.ttl_s,
@@ -395,7 +447,10 @@ async fn keep_alive(
     State(admin): State<Admin>,
     Path(lease): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    admin.store.lease_keep_alive(parse_lease(&lease)?).await?;
+    let lease = parse_lease(&lease)?;
+    // Not written down by the store, so its outcome says nothing about writes.
+    admin.writing()?;
+    admin.store.lease_keep_alive(lease).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -403,7 +458,8 @@ async fn revoke(
     State(admin): State<Admin>,
     Path(lease): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    admin.store.lease_revoke(parse_lease(&lease)?).await?;
+    let lease = parse_lease(&lease)?;
+    admin.write(admin.store.lease_revoke(lease)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

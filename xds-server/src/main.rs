@@ -14,13 +14,15 @@ use clap::{Parser, Subcommand};
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 use tokio_stream::wrappers::TcpListenerStream;
-use tracing::info;
+use tracing::{error, info, warn};
 use xds_server::{
     admin::Admin,
     ads::{proxies::Proxies, service::Ads},
     config::StoreConfig,
-    feed,
+    feed::{self, Sources},
+    last_good::{self, Keeper, LastGood},
     metrics::Metrics,
+    mode::Mode,
     operate::Operation,
     reload,
 };
@@ -156,13 +158,24 @@ async fn serve(path: PathBuf, addresses_file: Option<PathBuf>) -> anyhow::Result
     let (xds_address, admin_address) = (xds.local_addr()?, admin.local_addr()?);
 
     let metrics = Metrics::default();
+    let (keeper, last_good) = open_state(config.state.as_deref(), &metrics)?;
+    let mode = Mode::new(metrics.clone());
+    tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
     let proxies = Proxies::default();
     let registry = Arc::new(metrics.registry());
     let meshes = reload::follow(path, config, text, metrics.clone());
-    let feed = feed::start(Arc::clone(&store), meshes, metrics.clone());
+    let feed = feed::start(Sources {
+        store: Arc::clone(&store),
+        meshes,
+        last_good,
+        keeper: keeper.clone(),
+        mode: mode.clone(),
+        metrics: metrics.clone(),
+    });
     let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics);
     let router = Admin {
         store,
+        mode,
         feed,
         proxies,
         metrics: registry,
@@ -189,19 +202,14 @@ async fn serve(path: PathBuf, addresses_file: Option<PathBuf>) -> anyhow::Result
         interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C"),
     };
     info!("stopping; the proxies keep what they have");
+    keeper.stop().await;
     ended
 }
 
 async fn open_store(config: &StoreConfig) -> anyhow::Result<Arc<dyn Store>> {
     Ok(match config {
         StoreConfig::Embedded { path } => {
-            let directory = path.parent().filter(|d| !d.as_os_str().is_empty());
-            if let Some(missing) = directory.filter(|directory| !directory.is_dir()) {
-                anyhow::bail!(
-                    "store.embedded.path: the directory {} does not exist: create it",
-                    missing.display()
-                );
-            }
+            check_directory("store.embedded.path", path)?;
             let store = EmbeddedStore::open(EmbeddedOptions::new(path)).await;
             Arc::new(store.context("store.embedded")?)
         }
@@ -210,6 +218,56 @@ async fn open_store(config: &StoreConfig) -> anyhow::Result<Arc<dyn Store>> {
             Arc::new(store.context("store.etcd")?)
         }
     })
+}
+
+fn check_directory(field: &'static str, path: &Path) -> anyhow::Result<()> {
+    let directory = path.parent().filter(|d| !d.as_os_str().is_empty());
+    match directory.filter(|directory| !directory.is_dir()) {
+        Some(missing) => anyhow::bail!(
+            "{field}: the directory {} does not exist: create it",
+            missing.display()
+        ),
+        None => Ok(()),
+    }
+}
+
+/// What was known before, and who keeps what is known from now on. A file that is no state is put aside.
+fn open_state(
+    path: Option<&Path>,
+    metrics: &Metrics,
+) -> anyhow::Result<(Keeper, Option<LastGood>)> {
+    let Some(path) = path else {
+        warn!(
+            "no `state.path` is configured: after a start without the store nothing can be served"
+        );
+        return Ok((Keeper::none(), None));
+    };
+    check_directory("state.path", path)?;
+    let file = path.display();
+    let last_good = match last_good::read(path) {
+        Ok(Some(state)) => {
+            info!(%file, records = state.entries.len(), revision = state.revision.0, age = ?state.age(), "last good state read");
+            Some(state)
+        }
+        Ok(None) => {
+            info!(%file, "no last good state yet");
+            None
+        }
+        Err(error) => {
+            match last_good::set_aside(path) {
+                Ok(aside) => {
+                    error!(%file, aside = %aside.display(), "the last good state {error}. It is put aside; starting without it");
+                }
+                Err(aside) => {
+                    error!(%file, "the last good state {error}. It cannot be put aside ({aside}), so nothing is kept; starting without it");
+                    return Ok((Keeper::none(), None));
+                }
+            }
+            None
+        }
+    };
+    let keeper = Keeper::start(path.to_owned(), last_good.clone(), metrics.clone());
+    Ok((keeper, last_good))
 }
 
 async fn listen(field: &'static str, address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -38,6 +38,13 @@ pub struct ResultLabel {
     pub result: &'static str,
 }
 
+/// Labels of metrics by the store's mode.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ModeLabel {
+    /// `normal`, `L1`, `L2` or `L3`.
+    pub mode: &'static str,
+}
+
 /// Labels of metrics by zone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ZoneLabel {
@@ -62,6 +69,10 @@ pub struct Metrics {
     pub store_connected: Gauge,
     pub store_revision: Gauge,
     pub store_lists: Counter,
+    pub mode: Family<ModeLabel, Gauge>,
+    pub state_stale: Gauge,
+    pub state_age_seconds: Gauge,
+    pub state_writes: Family<ResultLabel, Counter>,
     pub snapshots: Counter,
     pub config_reloads: Family<ResultLabel, Counter>,
     pub config_current: Gauge,
@@ -139,6 +150,22 @@ impl Metrics {
             "store_lists",
             "How often everything was listed anew",
             m.store_lists,
+        );
+        all.register("mode", "1 for the store's present mode", m.mode);
+        all.register(
+            "state_stale",
+            "1 while the store has not confirmed what is served",
+            m.state_stale,
+        );
+        all.register(
+            "state_age_seconds",
+            "How long ago the store confirmed what is served",
+            m.state_age_seconds,
+        );
+        all.register(
+            "state_writes",
+            "Writes of the last good state to disk",
+            m.state_writes,
         );
         all.register("snapshots", "Snapshots published", m.snapshots);
         all.register(

@@ -43,7 +43,7 @@ pub fn follow(
     metrics.config_current.set(1);
     let follower = Follower {
         path,
-        fixed: (current.listen, current.store),
+        fixed: (current.listen, current.store, current.state),
         text,
         misses: 0,
         publisher,
@@ -56,7 +56,7 @@ pub fn follow(
 struct Follower {
     path: PathBuf,
     /// What runs, and takes a restart to change.
-    fixed: (Listen, StoreConfig),
+    fixed: (Listen, StoreConfig, Option<PathBuf>),
     /// The content that was looked at last, good or bad, so that a bad one is reported once.
     text: String,
     /// Looks in a row that found no file.
@@ -108,9 +108,9 @@ impl Follower {
             }
         };
         self.metrics.config_current.set(1);
-        if (config.listen, config.store) != self.fixed {
+        if (config.listen, config.store, config.state) != self.fixed {
             warn!(
-                "`listen` and `store` of the file are not what runs: they take effect after a restart"
+                "`listen`, `store` and `state` of the file are not what runs: they take effect after a restart"
             );
         }
         info!(services = config.mesh.services.len(), "configuration taken");

@@ -168,7 +168,9 @@ fn id(lease: &Lease) -> Result<LeaseId, TargetError> {
 impl From<StoreError> for TargetError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable { detail } => TargetError::Unavailable(detail),
+            StoreError::Unavailable { detail } | StoreError::Unreachable { detail } => {
+                TargetError::Unavailable(detail)
+            }
             StoreError::Timeout { after } => TargetError::Timeout(after),
             StoreError::LeaseNotFound | StoreError::ClusterChanged { .. } => {
                 TargetError::LeaseNotFound

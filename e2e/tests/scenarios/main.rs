@@ -15,5 +15,6 @@ mod observing;
 mod pushes;
 mod routing;
 mod shared;
+mod stability;
 mod support;
 mod zones;

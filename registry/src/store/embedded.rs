@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::file::{History, StoreFile};
 use self::writer::{Command, Reply};
 use super::{
-    ClusterId, Compare, Entry, LeaseId, Listing, Op, Revision, Store, StoreError, TxnOutcome,
+    ClusterId, Compare, Entry, Head, LeaseId, Listing, Op, Revision, Store, StoreError, TxnOutcome,
     WatchBatch, WatchError, check_key, check_ttl, check_txn,
 };
 
@@ -153,6 +153,19 @@ impl Store for EmbeddedStore {
     async fn cluster_id(&self) -> Result<ClusterId, StoreError> {
         Ok(self.file.cluster)
     }
+
+    async fn head(&self) -> Result<Head, StoreError> {
+        let file = self.file.clone();
+        let revision = blocking(move || file.revision()).await?;
+        let cluster = self.file.cluster;
+        Ok(Head { cluster, revision })
+    }
+
+    async fn survey(&self, prefix: &str) -> Result<(ClusterId, Listing), StoreError> {
+        Ok((self.file.cluster, self.list(prefix).await?))
+    }
+
+    fn trust(&self, _cluster: ClusterId) {}
 }
 
 /// A watch; `batches` is at most one page of the history.

@@ -17,9 +17,9 @@ use etcd_client::{
 };
 use futures::stream::BoxStream;
 
-use self::members::{Failure, Members, Repeat};
+use self::members::{Failure, Members, Repeat, read_header};
 use super::{
-    ClusterId, Compare, Entry, LeaseId, Listing, Op, Revision, Store, StoreError, TxnOutcome,
+    ClusterId, Compare, Entry, Head, LeaseId, Listing, Op, Revision, Store, StoreError, TxnOutcome,
     WatchBatch, WatchError, check_key, check_ttl, check_txn,
 };
 
@@ -73,7 +73,7 @@ impl EtcdStore {
 
     /// All pages at one revision. `OutOfRange` is etcd's word for two things: the page is larger than a client decodes, so
     /// it is asked for with half the keys, and the revision is compacted, which is left when a page of one key fails.
-    async fn list_once(&self, prefix: &str) -> Result<Listing, Failure> {
+    async fn survey_once(&self, prefix: &str) -> Result<(ClusterId, Listing), Failure> {
         let end = range_end(prefix);
         let mut start = if prefix.is_empty() {
             vec![0]
@@ -81,15 +81,15 @@ impl EtcdStore {
             prefix.as_bytes().to_vec()
         };
         let mut page_keys = PAGE_KEYS;
-        let mut revision = None;
+        let mut head: Option<Head> = None;
         let mut entries = Vec::new();
         // Ends: every turn either moves `start` forward in a fixed revision, or halves `page_keys`.
         loop {
             let mut options = GetOptions::new()
                 .with_range(end.clone())
                 .with_limit(page_keys);
-            if let Some(Revision(revision)) = revision {
-                options = options.with_revision(revision);
+            if let Some(head) = head {
+                options = options.with_revision(head.revision.0);
             }
             let page = self
                 .members
@@ -105,8 +105,13 @@ impl EtcdStore {
                 }
                 page => page?,
             };
-            let at = self.members.check_header(page.header())?;
-            let revision = *revision.get_or_insert(at);
+            let at = read_header(page.header())?;
+            let first = *head.get_or_insert(at);
+            if at.cluster != first.cluster {
+                // One half of each: neither is a listing.
+                let (was, is) = (first.cluster, at.cluster);
+                return Err(StoreError::ClusterChanged { was, is }.into());
+            }
             let more = page.more();
             let kvs = page.take_kvs();
             if let Some(last) = kvs.last() {
@@ -115,23 +120,31 @@ impl EtcdStore {
             let last_page = !more || kvs.is_empty();
             entries.extend(kvs.into_iter().filter_map(entry));
             if last_page {
-                return Ok(Listing { revision, entries });
+                let revision = first.revision;
+                return Ok((first.cluster, Listing { revision, entries }));
             }
         }
+    }
+
+    /// An answer to the cheapest linearizable read.
+    async fn ask_head(&self) -> Result<Head, StoreError> {
+        let answer = self
+            .members
+            .call(Repeat::Safe, |mut client| async move {
+                let options = GetOptions::new().with_count_only();
+                Ok(client.get([0], Some(options)).await?)
+            })
+            .await?;
+        read_header(answer.header())
     }
 }
 
 #[async_trait]
 impl Store for EtcdStore {
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
-        let mut outcome = self.list_once(prefix).await;
-        for _ in 1..LISTING_ATTEMPTS {
-            if !matches!(outcome, Err(Failure::OutOfRange { .. })) {
-                break;
-            }
-            outcome = self.list_once(prefix).await;
-        }
-        Ok(outcome?)
+        let (cluster, listing) = self.survey(prefix).await?;
+        self.members.check_cluster(cluster)?;
+        Ok(listing)
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
@@ -249,15 +262,28 @@ impl Store for EtcdStore {
     }
 
     async fn cluster_id(&self) -> Result<ClusterId, StoreError> {
-        let answer = self
-            .members
-            .call(Repeat::Safe, |mut client| async move {
-                let options = GetOptions::new().with_count_only();
-                Ok(client.get([0], Some(options)).await?)
-            })
-            .await?;
-        self.members.check_header(answer.header())?;
-        self.members.cluster_id()
+        let head = self.ask_head().await?;
+        self.members.check_cluster(head.cluster)?;
+        Ok(head.cluster)
+    }
+
+    async fn head(&self) -> Result<Head, StoreError> {
+        self.ask_head().await
+    }
+
+    async fn survey(&self, prefix: &str) -> Result<(ClusterId, Listing), StoreError> {
+        let mut outcome = self.survey_once(prefix).await;
+        for _ in 1..LISTING_ATTEMPTS {
+            if !matches!(outcome, Err(Failure::OutOfRange { .. })) {
+                break;
+            }
+            outcome = self.survey_once(prefix).await;
+        }
+        Ok(outcome?)
+    }
+
+    fn trust(&self, cluster: ClusterId) {
+        self.members.trust(cluster);
     }
 }
 

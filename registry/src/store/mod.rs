@@ -65,6 +65,14 @@ pub struct Listing {
     pub entries: Vec<Entry>,
 }
 
+/// Which store answers, and how far its history goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub cluster: ClusterId,
+    /// No older than the call. Lower than one that was seen before: the store was restored from an older backup.
+    pub revision: Revision,
+}
+
 /// One change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -194,7 +202,10 @@ pub struct TxnOutcome {
 /// was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// No member could be reached, none has a leader, or the store has stopped. Worth trying again.
+    /// There was no connection to any member, so nothing was sent. Worth trying again.
+    #[error("the store cannot be reached: {detail}")]
+    Unreachable { detail: String },
+    /// A connection broke, no member has a leader, or the store has stopped. Worth trying again.
     #[error("the store is not available: {detail}")]
     Unavailable { detail: String },
     /// No member answered in time. Worth trying again.
@@ -215,8 +226,8 @@ pub enum StoreError {
     /// The store understood and refuses: no permission, a quota, an alarm. Needs an operator.
     #[error("the store refused: {detail}")]
     Refused { detail: String },
-    /// Another cluster answers than the one that this store object has spoken to: restored, replaced, or a wrong
-    /// address. Final for this object; open a new one, and trust nothing that was learned from the old.
+    /// Another cluster answers than the one that is trusted: restored, replaced, or a wrong address. Nothing that was
+    /// learned from the old one holds for it; [`Store::trust`] accepts it.
     #[error("another cluster answers: it was {was:?}, now it is {is:?}")]
     ClusterChanged { was: ClusterId, is: ClusterId },
     /// Another process has the file open.
@@ -287,6 +298,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// Which store answers now.
     async fn cluster_id(&self) -> Result<ClusterId, StoreError>;
+
+    /// Which store answers now, trusted or not, and its revision.
+    async fn head(&self) -> Result<Head, StoreError>;
+
+    /// As [`list`](Store::list), from whichever store answers, trusted or not: to look before it is trusted.
+    async fn survey(&self, prefix: &str) -> Result<(ClusterId, Listing), StoreError>;
+
+    /// From now on only this cluster's answers are believed. Without it that is the first one that answers. An embedded
+    /// store is always the same one and needs no trust.
+    fn trust(&self, cluster: ClusterId);
 
     /// Puts one key unconditionally; returns its new revision.
     async fn put(

@@ -197,6 +197,16 @@ async fn the_answers_of_another_cluster_are_not_believed() {
     assert_eq!(store.cluster_id().await, Err(changed.clone()));
     let watched = next(&mut store.watch("", Revision(0))).await;
     assert_eq!(watched, Err(WatchError::Disconnected(changed)));
+
+    // A look at it is no trust.
+    assert_eq!(store.head().await.unwrap().cluster, is);
+    assert_eq!(store.survey("").await.unwrap().0, is);
+    assert!(store.list("").await.is_err());
+    store.trust(is);
+    assert_eq!(store.cluster_id().await, Ok(is));
+    let put = store.put("/k", bytes("1"), None).await.unwrap();
+    let batch = next(&mut store.watch("", Revision(put.0 - 1))).await;
+    assert_eq!(batch.unwrap().revision, put);
 }
 
 #[tokio::test]
@@ -205,7 +215,7 @@ async fn with_no_member_up_a_call_says_so_in_time() {
     let store = cluster.store().await;
     cluster.kill(0);
     let error = within(NOTICED, "a call", store.list("")).await.unwrap_err();
-    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
     let error = next(&mut store.watch("", Revision(0))).await.unwrap_err();
     assert!(matches!(error, WatchError::Disconnected(_)), "{error}");
 }

@@ -113,7 +113,8 @@ pub(super) async fn want(
 ) -> Result<StatusCode, Problem> {
     let key = intent_key(&admin, zone, which.service)?;
     let record: IntentRecord = parse_json(&body)?;
-    admin.store.put(&key, record.to_json().into(), None).await?;
+    let put = admin.store.put(&key, record.to_json().into(), None);
+    admin.write(put).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -128,7 +129,7 @@ pub(super) async fn release(
             "nothing is wanted of this: see GET /v1/intents",
         ));
     }
-    admin.store.delete(&key).await?;
+    admin.write(admin.store.delete(&key)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -187,12 +188,8 @@ pub(super) async fn fail_back(
             ..status.standing
         };
         let put = Op::put(key, StandingRecord::to_json(returning));
-        if !admin
-            .store
-            .txn(vec![unchanged], vec![put], None)
-            .await?
-            .succeeded
-        {
+        let swap = admin.store.txn(vec![unchanged], vec![put], None);
+        if !admin.write(swap).await?.succeeded {
             return Err(Problem {
                 status: StatusCode::CONFLICT,
                 detail: format!(
@@ -207,12 +204,11 @@ pub(super) async fn fail_back(
 }
 
 pub(super) async fn confirm(State(admin): State<Admin>) -> Result<StatusCode, Problem> {
-    if admin.feed.overviews.borrow().implausible.is_none() {
-        return Err(Problem {
+    match admin.feed.confirm.confirm() {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Problem {
             status: StatusCode::CONFLICT,
             detail: "nothing waits for a confirmation here".to_owned(),
-        });
+        }),
     }
-    admin.feed.confirmations.send_modify(|count| *count += 1);
-    Ok(StatusCode::NO_CONTENT)
 }

@@ -64,12 +64,21 @@ impl Door<'_> {
             )
             .map_err(|error| self.error(at, "explain", error))?;
         }
+        let state = raw.state.map(|state| state.path);
+        if let Some(path) = state
+            .as_ref()
+            .filter(|path| path.value.file_name().is_none())
+        {
+            let message = "no file: name one in a directory that exists";
+            return Err(self.error(path, "state.path", message));
+        }
         Ok(Config {
             listen: Listen {
                 xds: raw.listen.xds,
                 admin: raw.listen.admin,
             },
             store: self.store(raw.store)?,
+            state: state.map(|path| path.value),
             mesh: Mesh {
                 topology,
                 services,

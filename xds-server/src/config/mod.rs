@@ -24,6 +24,8 @@ pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
 pub struct Config {
     pub listen: Listen,
     pub store: StoreConfig,
+    /// The file with the last good state; none keeps none.
+    pub state: Option<PathBuf>,
     pub mesh: Mesh,
 }
 

@@ -21,6 +21,7 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) listen: RawListen,
     pub(super) store: RawStore,
+    pub(super) state: Option<RawState>,
     pub(super) filter: RawFilter,
     #[serde(default)]
     pub(super) listeners: RawListeners,
@@ -54,6 +55,12 @@ impl Default for RawListen {
 pub(super) enum RawStore {
     Embedded { path: PathBuf },
     Etcd { endpoints: Spanned<Vec<String>> },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawState {
+    pub(super) path: Spanned<PathBuf>,
 }
 
 #[derive(Deserialize)]

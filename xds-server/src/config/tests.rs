@@ -88,6 +88,11 @@ fn errors_name_file_line_field_and_what_to_do() {
         "mesh.yaml:2: filter.path: empty: name the file as the Envoys see it",
     );
     refused(
+        "filter: {path: f.wasm}",
+        "filter: {path: f.wasm}\nstate: {path: /}",
+        "mesh.yaml:3: state.path: no file: name one in a directory that exists",
+    );
+    refused(
         "embedded: {path: t.redb}",
         "etcd: {endpoints: []}",
         "mesh.yaml:1: store.etcd.endpoints: empty: name at least one member, like http://127.0.0.1:2379",

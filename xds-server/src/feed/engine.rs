@@ -5,15 +5,17 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use imbl::ordmap::DiffItem;
 use policy::ZoneState;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 use tracing::{error, info, warn};
 
-use super::PENDING_MAX;
+use super::{Confirm, PENDING_MAX};
 use crate::{
     config::Mesh,
+    last_good::Keeper,
     metrics::{Metrics, ReasonLabel, ServiceZoneLabel, ZoneLabel},
+    mode::Mode,
     snapshot::{Role, Snapshot},
     world::{Change, Implausible, Proposal, Statuses, World, ZoneStatus},
 };
@@ -36,7 +38,11 @@ pub(super) struct Engine {
     pub(super) listed: bool,
     pub(super) pending: mpsc::Receiver<Change>,
     pub(super) meshes: watch::Receiver<Arc<Mesh>>,
-    pub(super) confirmed: watch::Receiver<u64>,
+    pub(super) keeper: Keeper,
+    pub(super) mode: Mode,
+    pub(super) confirm: Confirm,
+    /// The answer to the question whether instances are really gone, while that is open.
+    pub(super) asked: Option<oneshot::Receiver<()>>,
     pub(super) publisher: watch::Sender<Option<Arc<Snapshot>>>,
     pub(super) overview: watch::Sender<Arc<Overview>>,
     pub(super) proposals: watch::Sender<BTreeMap<String, Proposal>>,
@@ -56,7 +62,7 @@ impl Engine {
                 Ok(()) = self.meshes.changed() => {
                     Some(Change::Mesh(Arc::clone(&self.meshes.borrow_and_update())))
                 }
-                Ok(()) = self.confirmed.changed() => {
+                () = answered(&mut self.asked) => {
                     self.world.confirm();
                     None
                 }
@@ -96,6 +102,7 @@ impl Engine {
         if !self.listed {
             return;
         }
+        self.world.freeze(self.mode.frozen());
         let snapshot = self.world.snapshot(self.now_ms());
         self.metrics
             .records_unused
@@ -132,7 +139,7 @@ impl Engine {
     }
 
     /// Says what has become of zones, and what is not believed.
-    fn oversee(&self) {
+    fn oversee(&mut self) {
         let before = Arc::clone(&self.overview.borrow());
         let now = Overview {
             statuses: self.world.statuses().clone(),
@@ -149,12 +156,7 @@ impl Engine {
             self.note(service, zone, old.map(|s| &**s), new.map(|s| &**s));
         }
         if before.implausible != now.implausible {
-            match &now.implausible {
-                Some(implausible) => error!(
-                    "not believed: {implausible}; if it is true, confirm it (`tidegate confirm`)"
-                ),
-                None => info!("what was not believed is over"),
-            }
+            self.doubt(now.implausible.as_ref());
         }
         for reason in ["vanished", "restored"] {
             let is = now.implausible.as_ref().map(Implausible::code) == Some(reason);
@@ -165,6 +167,23 @@ impl Engine {
             gauge.set(i64::from(is));
         }
         self.overview.send_replace(Arc::new(now));
+    }
+
+    /// The reader asks by itself about a store that was restored.
+    fn doubt(&mut self, implausible: Option<&Implausible>) {
+        let vanished = implausible.filter(|i| matches!(i, Implausible::Vanished { .. }));
+        match vanished {
+            Some(vanished) => {
+                error!("{vanished}; if it is true, confirm it: `tidegate confirm`");
+                self.asked = Some(self.confirm.ask());
+            }
+            None => {
+                info!("what was not believed is over");
+                self.asked = None;
+            }
+        }
+        self.mode.held(vanished.map(ToString::to_string));
+        self.keeper.hold(vanished.is_some());
     }
 
     fn note(&self, service: &str, zone: &str, old: Option<&ZoneStatus>, new: Option<&ZoneStatus>) {
@@ -197,6 +216,16 @@ impl Engine {
             );
         }
     }
+}
+
+/// Never, where nothing was asked.
+async fn answered(asked: &mut Option<oneshot::Receiver<()>>) {
+    match asked {
+        // An error is impossible: the question is kept as long as its answer is waited for.
+        Some(answer) => drop(answer.await),
+        None => std::future::pending().await,
+    }
+    *asked = None;
 }
 
 /// Never, where nothing is due.

@@ -9,11 +9,14 @@ use registry::store::{Compare, Op, Store, StoreError, TxnOutcome};
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::BACKOFF;
 use crate::{
     metrics::{Metrics, ResultLabel},
+    mode::Mode,
     world::Proposal,
 };
+
+/// How long the next try waits after a failure, at first and at most; doubled each time.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// Transactions at a time: a zone that goes down moves all its services at once.
 const CONCURRENT: usize = 16;
@@ -23,6 +26,7 @@ const CONCURRENT: usize = 16;
 pub(super) async fn run(
     store: Arc<dyn Store>,
     mut proposed: watch::Receiver<BTreeMap<String, Proposal>>,
+    mode: Mode,
     metrics: Metrics,
 ) {
     let mut decided: BTreeMap<String, Proposal> = BTreeMap::new();
@@ -34,6 +38,10 @@ pub(super) async fn run(
             }
         } else {
             tokio::time::sleep(backoff).await;
+        }
+        if mode.writes_refused().is_some() {
+            backoff = BACKOFF.1;
+            continue;
         }
         let wanted = proposed.borrow_and_update().clone();
         decided.retain(|key, proposal| wanted.get(key) == Some(proposal));
@@ -54,6 +62,7 @@ pub(super) async fn run(
             .await;
         let mut failure = None;
         for (key, proposal, outcome) in outcomes {
+            mode.wrote(&outcome);
             let result = match outcome {
                 Ok(outcome) => {
                     decided.insert(key, proposal);

@@ -68,6 +68,13 @@ impl Guard {
         self.tripped = Some(implausible);
     }
 
+    /// The store is again what it was.
+    pub(super) fn restored_is_over(&mut self) {
+        if matches!(self.tripped, Some(Implausible::Restored(_))) {
+            self.tripped = None;
+        }
+    }
+
     /// What is not believed at the moment.
     pub(super) fn tripped(&self) -> Option<&Implausible> {
         self.tripped.as_ref()

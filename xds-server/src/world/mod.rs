@@ -187,8 +187,14 @@ impl World {
         self.guard.tripped()
     }
 
-    /// An operator says that what is not believed is true.
+    /// An operator says that what disappeared is gone. A restored store is believed with the listing that then comes.
     pub fn confirm(&mut self) {
+        if !matches!(self.guard.tripped(), Some(Implausible::Restored(_))) {
+            self.believe();
+        }
+    }
+
+    fn believe(&mut self) {
         for key in self.guard.confirm() {
             self.remove(&key);
         }
@@ -216,8 +222,11 @@ impl World {
     }
 
     fn relist(&mut self, entries: Vec<Entry>, origin: Origin, now_ms: u64) -> Vec<Rejection> {
-        if origin == Origin::Confirmed {
-            self.confirm();
+        match origin {
+            Origin::Confirmed => self.believe(),
+            // Whoever lists a store believes it.
+            Origin::Store => self.guard.restored_is_over(),
+            Origin::Disk => {}
         }
         let listed: BTreeSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
         let standings = self.zones.written();

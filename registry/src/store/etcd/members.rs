@@ -1,14 +1,14 @@
 //! The members of the cluster: which of them is asked, and what an error of one means.
 
 use std::error::Error as _;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use etcd_client::{Client, ConnectOptions, ResponseHeader};
 use tonic::Code;
 
 use super::EtcdOptions;
-use crate::store::{ClusterId, Revision, StoreError};
+use crate::store::{ClusterId, Head, Revision, StoreError};
 
 /// Whether a request may be sent to a second member when the first one failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,8 +75,12 @@ impl From<etcd_client::Error> for Failure {
             | Code::Unauthenticated
             | Code::Unimplemented => Failure::Answer(StoreError::Refused { detail }),
             // Unavailable, and whatever a broken connection looks like: Unknown, Internal, Cancelled.
+            _ if never_connected(&status) => Failure::Member {
+                sent: false,
+                error: StoreError::Unreachable { detail },
+            },
             _ => Failure::Member {
-                sent: !never_connected(&status),
+                sent: true,
                 error: StoreError::Unavailable { detail },
             },
         }
@@ -102,8 +106,9 @@ pub(super) struct Members {
     /// Index of the member to ask first. It moves on when that one fails and stays where it works: going back early would
     /// pay the time-out of a hung member again.
     preferred: AtomicUsize,
-    /// The cluster that answered first. Its id is in every answer, and no answer of another one is believed.
-    cluster: OnceLock<ClusterId>,
+    /// The cluster that is trusted: the one that answered first, or that an operator accepted. Its id is in every answer,
+    /// and no answer of another one is believed.
+    cluster: Mutex<Option<ClusterId>>,
 }
 
 impl Members {
@@ -125,7 +130,7 @@ impl Members {
             options,
             clients,
             preferred: AtomicUsize::new(0),
-            cluster: OnceLock::new(),
+            cluster: Mutex::new(None),
         })
     }
 
@@ -165,14 +170,16 @@ impl Members {
         client(self.endpoint(member), connect_options(&self.options)).await
     }
 
-    /// Makes a request of one member after the other until one answers, each within the request time-out.
+    /// Makes a request of one member after the other until one answers, each within the request time-out. Where none does,
+    /// the error is that of the last one that was connected to: it says more than a refused connection.
     pub(super) async fn call<T, R, F>(&self, repeat: Repeat, request: R) -> Result<T, Failure>
     where
         R: Fn(Client) -> F,
         F: Future<Output = Result<T, Failure>>,
     {
         let after = self.options.request_timeout;
-        let mut outcome = Err(Failure::broken_stream());
+        let mut outcome: Result<T, Failure> = Err(Failure::broken_stream());
+        let mut told = None;
         for member in self.order() {
             let Some(client) = self.clients.get(member) else {
                 break;
@@ -183,14 +190,18 @@ impl Members {
                 error: StoreError::Timeout { after },
             }));
             let Err(Failure::Member { sent, error }) = &outcome else {
-                break;
+                return outcome;
             };
             self.abandon(member, error);
-            if *sent && repeat == Repeat::OnlyUnsent {
-                break;
+            if *sent {
+                if repeat == Repeat::OnlyUnsent {
+                    return outcome;
+                }
+                told = Some(outcome);
+                outcome = Err(Failure::broken_stream());
             }
         }
-        outcome
+        told.unwrap_or(outcome)
     }
 
     /// The revision in an answer's header, if it comes from the cluster that has answered before.
@@ -198,23 +209,36 @@ impl Members {
         &self,
         header: Option<&ResponseHeader>,
     ) -> Result<Revision, StoreError> {
-        let header = header.ok_or_else(|| StoreError::Unavailable {
-            detail: "an answer of etcd has no header".to_owned(),
-        })?;
-        let is = ClusterId(header.cluster_id());
-        let was = *self.cluster.get_or_init(|| is);
+        let head = read_header(header)?;
+        self.check_cluster(head.cluster)?;
+        Ok(head.revision)
+    }
+
+    /// Whether an answer of this cluster may be believed.
+    pub(super) fn check_cluster(&self, is: ClusterId) -> Result<(), StoreError> {
+        let mut trusted = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
+        let was = *trusted.get_or_insert(is);
         if was != is {
             return Err(StoreError::ClusterChanged { was, is });
         }
-        Ok(Revision(header.revision()))
+        Ok(())
     }
 
-    pub(super) fn cluster_id(&self) -> Result<ClusterId, StoreError> {
-        let id = self.cluster.get().copied();
-        id.ok_or_else(|| StoreError::Unavailable {
-            detail: "no member of etcd has answered yet".to_owned(),
-        })
+    pub(super) fn trust(&self, cluster: ClusterId) {
+        let mut trusted = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
+        *trusted = Some(cluster);
     }
+}
+
+/// What an answer's header says, whoever it is from.
+pub(super) fn read_header(header: Option<&ResponseHeader>) -> Result<Head, StoreError> {
+    let header = header.ok_or_else(|| StoreError::Unavailable {
+        detail: "an answer of etcd has no header".to_owned(),
+    })?;
+    Ok(Head {
+        cluster: ClusterId(header.cluster_id()),
+        revision: Revision(header.revision()),
+    })
 }
 
 fn connect_options(options: &EtcdOptions) -> ConnectOptions {

@@ -1,0 +1,403 @@
+//! Follows the store, and never loses its place.
+//!
+//! It resumes from the last revision where only a member failed. It lists anew where history is gone, and after every outage
+//! of the store: then it compares, and a store that cannot have come of what was known (another cluster, a lower revision,
+//! another past) is not believed before an operator confirms it.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt, StreamExt};
+use registry::{
+    record::TIDEGATE_PREFIX,
+    store::{ClusterId, Event, Head, Listing, Revision, Store, StoreError, WatchBatch, WatchError},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, timeout},
+};
+use tracing::{debug, error, info, warn};
+
+use super::Confirm;
+use crate::{
+    last_good::{Keeper, LastGood},
+    metrics::Metrics,
+    mode::Mode,
+    world::{Change, Origin},
+};
+
+/// How long the reader waits after a failure, at first and at most; doubled each time.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How long the store has for its first listing where there is a state on disk to serve meanwhile.
+const START_PATIENCE: Duration = Duration::from_secs(2);
+/// How often the store is asked for a sign of life while it is watched, or while a restored one waits.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+/// How often an operator is reminded.
+const REMINDER: Duration = Duration::from_secs(60);
+
+pub(super) struct Reader {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) changes: mpsc::Sender<Change>,
+    pub(super) metrics: Metrics,
+    pub(super) mode: Mode,
+    pub(super) keeper: Keeper,
+    pub(super) confirm: Confirm,
+    /// What the store said last, in this life or, at first, in an earlier one.
+    pub(super) known: Option<LastGood>,
+    /// Whether `known` comes from disk and nobody has it yet.
+    pub(super) unsent: bool,
+    /// The highest revision that the store of `known` has named.
+    pub(super) seen: Revision,
+    pub(super) doubt: Option<Doubt>,
+}
+
+/// A store that is not believed.
+pub(super) struct Doubt {
+    /// Which one answers.
+    is: ClusterId,
+    reason: String,
+    confirmed: oneshot::Receiver<()>,
+    /// The operator believes it.
+    accepted: bool,
+    reminded: Instant,
+}
+
+/// What the reader does next.
+enum Next {
+    Follow,
+    List,
+    /// A restored store waits for the operator.
+    Wait,
+    /// The store failed; try again later.
+    Retry(StoreError),
+    /// Nobody listens any more.
+    Done,
+}
+
+impl Reader {
+    pub(super) async fn run(mut self) {
+        if let Some(known) = &self.known {
+            self.store.trust(known.cluster);
+            self.seen = known.revision;
+        }
+        let mut backoff = BACKOFF.0;
+        let mut next = Next::List;
+        // Ends when nobody listens; each turn waits for the store, or for time.
+        loop {
+            next = match next {
+                Next::Done => return,
+                Next::List => self.list().await,
+                Next::Wait => self.wait().await,
+                Next::Follow => {
+                    let next = self.follow(&mut backoff).await;
+                    self.metrics.store_connected.set(0);
+                    next
+                }
+                Next::Retry(error) => {
+                    debug!(%error, ?backoff, "the store failed");
+                    self.mode.unread(&error);
+                    if self.serve_from_disk().await.is_err() {
+                        return;
+                    }
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF.1);
+                    Next::List
+                }
+            };
+        }
+    }
+
+    async fn list(&mut self) -> Next {
+        let survey = self.store.survey(TIDEGATE_PREFIX);
+        let surveyed = if self.unsent {
+            let after = START_PATIENCE;
+            let in_time = timeout(after, survey).await;
+            in_time.unwrap_or(Err(StoreError::Timeout { after }))
+        } else {
+            survey.await
+        };
+        let (cluster, listing) = match surveyed {
+            Ok(surveyed) => surveyed,
+            Err(error) => return Next::Retry(error),
+        };
+        match self.doubts(cluster, &listing) {
+            Some(reason) if !self.accepted(cluster) => {
+                match self.begin_doubt(cluster, listing, reason).await {
+                    Ok(()) => Next::Wait,
+                    Err(Gone) => Next::Done,
+                }
+            }
+            doubted => {
+                if doubted.is_some() {
+                    info!("an operator confirmed it: the store is believed again");
+                }
+                let origin = match doubted {
+                    Some(_) => Origin::Confirmed,
+                    None => Origin::Store,
+                };
+                match self.accept(cluster, listing, origin).await {
+                    Ok(()) => Next::Follow,
+                    Err(Gone) => Next::Done,
+                }
+            }
+        }
+    }
+
+    /// Why the store that answers cannot have come of what is known; none if it can.
+    fn doubts(&self, cluster: ClusterId, listing: &Listing) -> Option<String> {
+        let known = self.known.as_ref()?;
+        let (was, is) = (self.seen.0, listing.revision.0);
+        if known.cluster != cluster {
+            let (before, now) = (known.cluster.0, cluster.0);
+            return Some(format!(
+                "another store answers: cluster {now:016x} in place of {before:016x}"
+            ));
+        }
+        if is < was {
+            return Some(format!(
+                "the store was restored from an older backup: its revision is {is}, and {was} was known"
+            ));
+        }
+        // A restored store that has been written to grows over what was known. It is the old one only if nothing is missing.
+        let restored = self.doubt.as_ref().is_some_and(|doubt| doubt.is == cluster);
+        if !known.may_become(listing) || restored && !known.is_covered_by(listing) {
+            return Some(format!(
+                "the store was restored from an older backup and written to since: its history up to revision {} is not the one that was known",
+                known.revision.0
+            ));
+        }
+        None
+    }
+
+    fn accepted(&self, cluster: ClusterId) -> bool {
+        let doubt = self.doubt.as_ref();
+        doubt.is_some_and(|doubt| doubt.accepted && doubt.is == cluster)
+    }
+
+    async fn begin_doubt(
+        &mut self,
+        is: ClusterId,
+        listing: Listing,
+        reason: String,
+    ) -> Result<(), Gone> {
+        self.serve_from_disk().await?;
+        self.mode.doubted(&reason);
+        if let Some(doubt) = &mut self.doubt
+            && doubt.is == is
+        {
+            doubt.reason = reason;
+            return Ok(());
+        }
+        let was = self.known.as_ref().map(|known| known.cluster);
+        error!(
+            reason,
+            records = listing.entries.len(),
+            "the last good state stays in force: put the old store back, or confirm this one (POST /v1/confirm)"
+        );
+        self.doubt = Some(Doubt {
+            is,
+            reason,
+            confirmed: self.confirm.ask(),
+            accepted: false,
+            reminded: Instant::now(),
+        });
+        let restored = Change::Restored {
+            revision: listing.revision,
+            was: self.seen,
+            cluster: was.filter(|was| *was != is).map(|was| (was, is)),
+        };
+        self.send(restored).await
+    }
+
+    /// Waits until an operator confirms, or something else answers.
+    async fn wait(&mut self) -> Next {
+        let Some(doubt) = &mut self.doubt else {
+            return Next::List;
+        };
+        if self.changes.is_closed() {
+            return Next::Done;
+        }
+        tokio::select! {
+            // An error is impossible: nobody drops the question but this reader.
+            _ = &mut doubt.confirmed, if !doubt.accepted => {
+                doubt.accepted = true;
+                return Next::List;
+            }
+            () = sleep(PROBE_INTERVAL) => {}
+        }
+        if doubt.reminded.elapsed() >= REMINDER {
+            doubt.reminded = Instant::now();
+            let reason = &doubt.reason;
+            warn!(
+                reason,
+                "the last good state is still in force: put the old store back, or confirm this one (POST /v1/confirm)"
+            );
+        }
+        let was = self.known.as_ref().map(|known| known.cluster);
+        match self.store.head().await {
+            Err(error) => self.mode.unread(&error),
+            Ok(head) if head.cluster != doubt.is => return Next::List,
+            // It is back, or it has grown over what was known: the listing tells.
+            Ok(head) if Some(head.cluster) == was && head.revision >= self.seen => {
+                return Next::List;
+            }
+            Ok(_) => self.mode.doubted(&doubt.reason),
+        }
+        Next::Wait
+    }
+
+    /// Believes the listing: it is what holds now.
+    async fn accept(
+        &mut self,
+        cluster: ClusterId,
+        listing: Listing,
+        origin: Origin,
+    ) -> Result<(), Gone> {
+        self.store.trust(cluster);
+        self.metrics.store_lists.inc();
+        let (revision, records) = (listing.revision, listing.entries.len());
+        info!(revision = revision.0, records, "store listed");
+        let listed = Change::Listed {
+            entries: listing.entries.clone(),
+            revision,
+            origin,
+        };
+        let known = LastGood::listed(cluster, listing);
+        self.keeper.keep(&known);
+        self.known = Some(known);
+        self.seen = revision;
+        self.unsent = false;
+        self.doubt = None;
+        self.send(listed).await?;
+        self.mode.confirmed();
+        Ok(())
+    }
+
+    /// The store does not give what it should: what is on disk is sent, once.
+    async fn serve_from_disk(&mut self) -> Result<(), Gone> {
+        let Some(known) = self.known.as_ref().filter(|_| self.unsent) else {
+            return Ok(());
+        };
+        let age = known.age();
+        let records = known.entries.len();
+        warn!(
+            records,
+            revision = known.revision.0,
+            ?age,
+            "the last good state is served from disk"
+        );
+        let listed = Change::Listed {
+            entries: known.entries.values().cloned().collect(),
+            revision: known.revision,
+            origin: Origin::Disk,
+        };
+        self.unsent = false;
+        self.mode.loaded(age);
+        self.send(listed).await
+    }
+
+    async fn follow(&mut self, backoff: &mut Duration) -> Next {
+        let Some(known) = &self.known else {
+            return Next::List;
+        };
+        let mut batches = self.store.watch(TIDEGATE_PREFIX, known.revision);
+        self.metrics.store_connected.set(1);
+        self.metrics.store_revision.set(known.revision.0);
+        let store = Arc::clone(&self.store);
+        let probe = || {
+            let store = Arc::clone(&store);
+            async move {
+                sleep(PROBE_INTERVAL).await;
+                store.head().await
+            }
+            .boxed()
+        };
+        // What the answer to this probe must not be below.
+        let mut asked_at = self.seen;
+        let mut probed = probe();
+        loop {
+            let batch = tokio::select! {
+                batch = batches.next() => batch,
+                head = &mut probed => {
+                    match head {
+                        _ if self.changes.is_closed() => return Next::Done,
+                        Ok(head) if !self.continues(head, asked_at) => return Next::List,
+                        Ok(head) => {
+                            self.seen = self.seen.max(head.revision);
+                            self.mode.confirmed();
+                        }
+                        // The watch knows best whether it still follows.
+                        Err(error) => self.mode.unread(&error),
+                    }
+                    asked_at = self.seen;
+                    probed = probe();
+                    continue;
+                }
+            };
+            match batch {
+                Some(Ok(batch)) => {
+                    *backoff = BACKOFF.0;
+                    if self.take(batch).await.is_err() {
+                        return Next::Done;
+                    }
+                }
+                Some(Err(WatchError::Compacted { .. })) => {
+                    info!("history is compacted, listing anew");
+                    return Next::List;
+                }
+                Some(Err(WatchError::Disconnected(error))) => {
+                    return self.after_break(error, backoff).await;
+                }
+                None => {
+                    let detail = "the watch ended without a reason".to_owned();
+                    return self
+                        .after_break(StoreError::Unavailable { detail }, backoff)
+                        .await;
+                }
+            }
+        }
+    }
+
+    /// Where the store itself answers, only a member failed, and the watch goes on with another one.
+    async fn after_break(&self, error: StoreError, backoff: &mut Duration) -> Next {
+        warn!(%error, ?backoff, "the watch broke off; the last state stays in force");
+        match self.store.head().await {
+            Ok(head) if self.continues(head, self.seen) => {
+                sleep(*backoff).await;
+                *backoff = (*backoff * 2).min(BACKOFF.1);
+                Next::Follow
+            }
+            Ok(_) => Next::List,
+            Err(error) => Next::Retry(error),
+        }
+    }
+
+    /// Whether this can be the store that has been followed so far.
+    fn continues(&self, head: Head, seen: Revision) -> bool {
+        let known = self.known.as_ref();
+        known.is_some_and(|known| known.cluster == head.cluster) && head.revision >= seen
+    }
+
+    async fn take(&mut self, batch: WatchBatch) -> Result<(), Gone> {
+        if let Some(known) = &mut self.known {
+            known.take(&batch);
+            self.keeper.keep(known);
+        }
+        for event in batch.events {
+            let change = match event {
+                Event::Put(entry) => Change::Put(entry),
+                Event::Delete { key, .. } => Change::Deleted { key },
+            };
+            self.send(change).await?;
+        }
+        self.seen = self.seen.max(batch.revision);
+        self.metrics.store_revision.set(batch.revision.0);
+        Ok(())
+    }
+
+    async fn send(&self, change: Change) -> Result<(), Gone> {
+        self.changes.send(change).await.map_err(|_| Gone)
+    }
+}
+
+/// Nobody listens any more.
+struct Gone;

@@ -1,0 +1,128 @@
+//! The last good state on disk: what the store said last, so that a start without it has something to serve.
+//!
+//! `file.rs` is the file and `keeper.rs` the task that writes it.
+
+mod file;
+mod keeper;
+
+use std::time::{Duration, SystemTime};
+
+use imbl::OrdMap;
+use registry::store::{ClusterId, Entry, Event, Listing, Revision, WatchBatch};
+
+pub use file::{FILE_BYTES_MAX, StateError, read, set_aside, write};
+pub use keeper::Keeper;
+
+/// What a store said at one revision. Cheap to clone: copies share their entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastGood {
+    /// Which store said it; its revisions mean nothing to another one.
+    pub cluster: ClusterId,
+    pub revision: Revision,
+    /// When it was written; for people only, since clocks err. The epoch before that.
+    pub written_at: SystemTime,
+    /// Everything under `/tidegate/v1/`, by key. Leases are not kept.
+    pub entries: OrdMap<String, Entry>,
+}
+
+impl LastGood {
+    /// What a listing says.
+    pub fn listed(cluster: ClusterId, listing: Listing) -> LastGood {
+        let entries = listing.entries.into_iter();
+        LastGood {
+            cluster,
+            revision: listing.revision,
+            written_at: SystemTime::UNIX_EPOCH,
+            entries: entries.map(|entry| (entry.key.clone(), entry)).collect(),
+        }
+    }
+
+    /// Whether `listing` has everything that is here, as it is or newer.
+    pub fn is_covered_by(&self, listing: &Listing) -> bool {
+        let listed = listing.entries.iter();
+        let ours = listed.filter(|entry| {
+            let known = self.entries.get(&entry.key);
+            known.is_some_and(|known| known.mod_revision <= entry.mod_revision)
+        });
+        ours.count() == self.entries.len()
+    }
+
+    /// Takes in what a watch told.
+    pub fn take(&mut self, batch: &WatchBatch) {
+        for event in &batch.events {
+            match event {
+                Event::Put(entry) => {
+                    self.entries.insert(entry.key.clone(), entry.clone());
+                }
+                Event::Delete { key, .. } => {
+                    self.entries.remove(key);
+                }
+            }
+        }
+        self.revision = batch.revision;
+    }
+
+    /// How long ago it was written, as far as the clock can be trusted.
+    pub fn age(&self) -> Duration {
+        #[allow(clippy::disallowed_methods, reason = "for people only")]
+        let now = SystemTime::now();
+        now.duration_since(self.written_at).unwrap_or_default()
+    }
+
+    /// Equal, whenever it was written.
+    fn says_the_same(&self, other: &LastGood) -> bool {
+        (self.cluster, self.revision) == (other.cluster, other.revision)
+            && self.entries == other.entries
+    }
+
+    /// Whether `listing` of the same store can have come of this state. It cannot if its revision is lower, or if it has an
+    /// entry from before our revision that is not ours: then the store was restored, and has gone on since.
+    pub fn may_become(&self, listing: &Listing) -> bool {
+        let ours = |entry: &Entry| {
+            let known = self.entries.get(&entry.key);
+            known.is_some_and(|known| known.mod_revision == entry.mod_revision)
+        };
+        let mut entries = listing.entries.iter();
+        listing.revision >= self.revision
+            && entries.all(|entry| entry.mod_revision > self.revision || ours(entry))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Entries by the revision of their last put.
+    fn listing(revision: i64, entries: &[(&str, i64)]) -> Listing {
+        let entry = |(key, at): &(&str, i64)| Entry {
+            key: (*key).to_owned(),
+            value: "{}".into(),
+            create_revision: Revision(1),
+            mod_revision: Revision(*at),
+            lease: None,
+        };
+        Listing {
+            revision: Revision(revision),
+            entries: entries.iter().map(entry).collect(),
+        }
+    }
+
+    #[test]
+    fn a_store_that_went_on_is_told_from_one_that_was_restored() {
+        let known = LastGood::listed(ClusterId(1), listing(10, &[("a", 4), ("b", 8)]));
+        for (next, goes_on, covers) in [
+            (listing(10, &[("a", 4), ("b", 8)]), true, true),
+            // Deleted, put again, new.
+            (listing(13, &[("b", 12), ("c", 13)]), true, false),
+            (listing(13, &[("a", 4), ("b", 12), ("c", 13)]), true, true),
+            // Older; put otherwise at a revision that was known; as it was before.
+            (listing(9, &[("a", 4), ("b", 8)]), false, true),
+            (listing(12, &[("a", 4), ("b", 9)]), false, true),
+            (listing(12, &[("a", 4), ("b", 8), ("c", 7)]), false, true),
+            (listing(12, &[("a", 3), ("b", 8)]), false, false),
+        ] {
+            assert_eq!(known.may_become(&next), goes_on, "{next:?}");
+            assert_eq!(known.is_covered_by(&next), covers, "{next:?}");
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The file: a header line with magic, format version, length and checksum, then JSON.
+//!
+//! It is replaced as a whole (a new file, synced and renamed over the old one), so a reader finds the old state or the new
+//! one, whenever the machine stops.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use registry::store::{ClusterId, Entry, Revision};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::LastGood;
+
+/// The longest file that is read, in bytes: some hundred thousand instances.
+pub const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+const MAGIC: &str = "tidegate-state";
+/// Raised when an older reader would misunderstand a file.
+const VERSION: &str = "v1";
+/// How many broken files are kept aside.
+const ASIDE_MAX: u32 = 100;
+
+/// Why a file is no state. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("cannot be read: {0}")]
+    Io(#[from] io::Error),
+    #[error("is not a file: name a file in `state.path`")]
+    NoFile,
+    #[error("has {0} bytes, more than {FILE_BYTES_MAX}: it is not a state file of ours")]
+    TooLong(u64),
+    #[error("is no state file of Tidegate: name another file in `state.path`")]
+    Foreign,
+    #[error(
+        "is of format {0:?}, this program reads {VERSION:?}: start the version that wrote it, or do without"
+    )]
+    Version(String),
+    #[error("is damaged ({0}): the disk may be failing, or something else wrote to it")]
+    Damaged(&'static str),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    /// In hexadecimal: JSON readers round 64-bit numbers.
+    cluster: String,
+    revision: i64,
+    written_at_unix_s: u64,
+    entries: Vec<BodyEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BodyEntry {
+    key: String,
+    create_revision: i64,
+    mod_revision: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    /// In place of `value` where that is no UTF-8: not a usable record, but not ours to lose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    value_bytes: Option<Vec<u8>>,
+}
+
+/// The bytes of a file that says `state`, written at `now`.
+fn encode(state: &LastGood, now: SystemTime) -> io::Result<Vec<u8>> {
+    let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH);
+    let body = Body {
+        cluster: format!("{:016x}", state.cluster.0),
+        revision: state.revision.0,
+        written_at_unix_s: since_epoch.unwrap_or_default().as_secs(),
+        entries: state.entries.values().map(body_entry).collect(),
+    };
+    let json = serde_json::to_vec(&body)?;
+    let mut bytes = header(&json).into_bytes();
+    bytes.extend(json);
+    Ok(bytes)
+}
+
+fn header(json: &[u8]) -> String {
+    format!("{MAGIC} {VERSION} {} {:016x}\n", json.len(), xxh3_64(json))
+}
+
+fn body_entry(entry: &Entry) -> BodyEntry {
+    let text = str::from_utf8(&entry.value).ok();
+    BodyEntry {
+        key: entry.key.clone(),
+        create_revision: entry.create_revision.0,
+        mod_revision: entry.mod_revision.0,
+        value: text.map(str::to_owned),
+        value_bytes: text.is_none().then(|| entry.value.to_vec()),
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<LastGood, StateError> {
+    if bytes.is_empty() {
+        return Err(StateError::Damaged("it is empty"));
+    }
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    let (line, json) = match end {
+        Some(end) => bytes.split_at(end + 1),
+        None => (bytes, &[][..]),
+    };
+    let line = str::from_utf8(line).map_err(|_| StateError::Foreign)?;
+    let mut words = line.split(' ');
+    if words.next() != Some(MAGIC) {
+        return Err(StateError::Foreign);
+    }
+    let version = words.next().unwrap_or_default();
+    if version.trim_end() != VERSION {
+        return Err(StateError::Version(version.trim_end().to_owned()));
+    }
+    let length = words.next().unwrap_or_default();
+    if length != json.len().to_string() {
+        return Err(StateError::Damaged(
+            "its length is not what its header says",
+        ));
+    }
+    // The whole line, so that no other spelling of the same numbers passes.
+    if line != header(json) {
+        return Err(StateError::Damaged("its checksum is wrong"));
+    }
+    let body: Body = serde_json::from_slice(json)
+        .map_err(|_| StateError::Damaged("its content is not of this format"))?;
+    let cluster = u64::from_str_radix(&body.cluster, 16)
+        .map_err(|_| StateError::Damaged("its cluster is no number"))?;
+    let entries = body.entries.into_iter().map(|entry| {
+        let text = entry.value.map(Bytes::from);
+        let value = text.or(entry.value_bytes.map(Bytes::from));
+        let entry = Entry {
+            key: entry.key,
+            value: value.unwrap_or_default(),
+            create_revision: Revision(entry.create_revision),
+            mod_revision: Revision(entry.mod_revision),
+            lease: None,
+        };
+        (entry.key.clone(), entry)
+    });
+    let written_at = Duration::from_secs(body.written_at_unix_s);
+    Ok(LastGood {
+        cluster: ClusterId(cluster),
+        revision: Revision(body.revision),
+        written_at: (SystemTime::UNIX_EPOCH.checked_add(written_at))
+            .ok_or(StateError::Damaged("its time is out of range"))?,
+        entries: entries.collect(),
+    })
+}
+
+/// Reads the file; none if there is none.
+pub fn read(path: &Path) -> Result<Option<LastGood>, StateError> {
+    // Looked at first: opening a pipe would wait for a writer.
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if !metadata.is_file() {
+        return Err(StateError::NoFile);
+    }
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err(StateError::TooLong(metadata.len()));
+    }
+    let mut bytes = Vec::new();
+    // It may have grown since.
+    File::open(path)?
+        .take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)?;
+    decode(&bytes).map(Some)
+}
+
+/// Replaces the file. An error leaves the old one as it was.
+pub fn write(path: &Path, state: &LastGood, now: SystemTime) -> io::Result<()> {
+    let bytes = encode(state, now)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!(
+            "{} bytes, more than the {FILE_BYTES_MAX} that are read again",
+            bytes.len()
+        )));
+    }
+    let fresh = with_suffix(path, "new");
+    let mut file = File::create(&fresh)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&fresh, path)?;
+    // The rename is on disk when the directory is.
+    File::open(directory(path))?.sync_all()
+}
+
+/// Renames a broken file to `<path>.broken` (or `.broken-2`, and so on, where there is one), and returns that.
+pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let names = (1..=ASIDE_MAX).map(|number| match number {
+        1 => with_suffix(path, "broken"),
+        _ => with_suffix(path, &format!("broken-{number}")),
+    });
+    for aside in names {
+        // A link fails where a rename would overwrite.
+        match fs::symlink_metadata(&aside) {
+            Ok(_) => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        fs::rename(path, &aside)?;
+        return Ok(aside);
+    }
+    Err(io::Error::other(format!(
+        "{ASIDE_MAX} broken files are kept beside it: look at them and remove them"
+    )))
+}
+
+/// The directory that the file is in.
+pub(super) fn directory(path: &Path) -> &Path {
+    let parent = path.parent().filter(|d| !d.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use imbl::OrdMap;
+    use proptest::{collection::btree_map, prelude::*};
+
+    use super::*;
+
+    fn state(values: impl IntoIterator<Item = (String, Vec<u8>)>) -> LastGood {
+        let entries: OrdMap<String, Entry> = (1..)
+            .zip(values)
+            .map(|(revision, (key, value))| {
+                let entry = Entry {
+                    key: key.clone(),
+                    value: value.into(),
+                    create_revision: Revision(1),
+                    mod_revision: Revision(revision),
+                    lease: None,
+                };
+                (key, entry)
+            })
+            .collect();
+        LastGood {
+            cluster: ClusterId(u64::MAX),
+            revision: Revision(entries.len() as i64),
+            written_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+            entries,
+        }
+    }
+
+    fn small() -> (LastGood, Vec<u8>) {
+        let state = state([("/tidegate/v1/instances/o/a/1".into(), b"{}".into())]);
+        let bytes = encode(&state, state.written_at).expect("bytes");
+        (state, bytes)
+    }
+
+    proptest! {
+        #[test]
+        fn a_state_comes_back_as_it_went(
+            values in btree_map(".{1,20}", proptest::collection::vec(any::<u8>(), 0..40), 0..20)
+        ) {
+            let state = state(values);
+            let bytes = encode(&state, state.written_at).expect("bytes");
+            prop_assert_eq!(decode(&bytes).expect("a state"), state);
+        }
+    }
+
+    #[test]
+    fn every_change_of_a_byte_is_found() {
+        let (_, bytes) = small();
+        for at in 0..bytes.len() {
+            for other in 0..=u8::MAX {
+                let mut broken = bytes.clone();
+                broken[at] = other;
+                assert_eq!(decode(&broken).is_ok(), other == bytes[at], "{at}: {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_truncation_and_addition_is_found() {
+        let (state, bytes) = small();
+        for length in 0..bytes.len() {
+            assert!(decode(&bytes[..length]).is_err(), "{length} bytes");
+        }
+        assert_eq!(decode(&bytes).expect("a state"), state);
+        assert!(decode(&[&bytes[..], b" "].concat()).is_err());
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong_and_what_to_do() {
+        let (_, bytes) = small();
+        let text = String::from_utf8(bytes).expect("text");
+        for (broken, expected) in [
+            (String::new(), "it is empty"),
+            ("zones: []\n".to_owned(), "name another file"),
+            (
+                text.replace(" v1 ", " v2 "),
+                "start the version that wrote it",
+            ),
+            (text.replace("{}", "[]"), "checksum"),
+            (text[..text.len() - 1].to_owned(), "length"),
+        ] {
+            let error = decode(broken.as_bytes()).expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_of_ours_is_not_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state");
+        assert!(read(&path).expect("none is no error").is_none());
+        let huge = File::create(&path).expect("a file");
+        huge.set_len(FILE_BYTES_MAX + 1).expect("a hole");
+        assert!(matches!(read(&path), Err(StateError::TooLong(_))));
+        assert!(matches!(read(directory.path()), Err(StateError::NoFile)));
+    }
+
+    #[test]
+    fn broken_files_are_kept_beside_each_other() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state");
+        for name in ["state.broken", "state.broken-2"] {
+            fs::write(&path, name).expect("a file");
+            assert_eq!(
+                set_aside(&path).expect("set aside"),
+                directory.path().join(name)
+            );
+            assert!(!path.exists());
+        }
+        let kept = fs::read_to_string(directory.path().join("state.broken"));
+        assert_eq!(kept.expect("the first one"), "state.broken");
+    }
+}

@@ -1,0 +1,160 @@
+//! Writes the last good state, in the background and at most once a second.
+//!
+//! What is written is what was known a second ago, so that whoever holds the writing back (because most instances have just
+//! disappeared) finds the file as it was before. A clean stop writes what is known then.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info};
+
+use super::{LastGood, file};
+use crate::metrics::{Metrics, ResultLabel};
+
+/// The least time between two writes.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long a stop waits for the last write.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The handle of the writing task. Without a path nothing is kept.
+#[derive(Clone)]
+pub struct Keeper {
+    known: watch::Sender<Option<Arc<LastGood>>>,
+    held: Arc<AtomicBool>,
+    stop: Option<mpsc::Sender<oneshot::Sender<()>>>,
+}
+
+impl Keeper {
+    /// Starts to write to `path`. `present` is what is there.
+    pub fn start(path: PathBuf, present: Option<LastGood>, metrics: Metrics) -> Keeper {
+        let (stop, stops) = mpsc::channel(1);
+        let present = present.map(Arc::new);
+        let (known, states) = watch::channel(present.clone());
+        let held = Arc::new(AtomicBool::new(false));
+        let writer = Writer {
+            path,
+            states,
+            held: Arc::clone(&held),
+            written: present,
+            failing: false,
+            metrics,
+        };
+        tokio::spawn(writer.run(stops));
+        Keeper {
+            known,
+            held,
+            stop: Some(stop),
+        }
+    }
+
+    /// One that keeps nothing.
+    pub fn none() -> Keeper {
+        Keeper {
+            known: watch::Sender::new(None),
+            held: Arc::default(),
+            stop: None,
+        }
+    }
+
+    /// This is what the store says now.
+    pub fn keep(&self, state: &LastGood) {
+        if self.stop.is_some() {
+            self.known.send_replace(Some(Arc::new(state.clone())));
+        }
+    }
+
+    /// While held, the file stays as it is: what the store says is in doubt.
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::Relaxed);
+    }
+
+    /// Writes what is known, unless that is in doubt, and ends.
+    pub async fn stop(&self) {
+        let Some(stop) = &self.stop else { return };
+        let (done, written) = oneshot::channel();
+        if stop.send(done).await.is_ok() {
+            // An error means that the task has ended, which it has said.
+            let _ = tokio::time::timeout(STOP_TIMEOUT, written).await;
+        }
+    }
+}
+
+struct Writer {
+    path: PathBuf,
+    states: watch::Receiver<Option<Arc<LastGood>>>,
+    held: Arc<AtomicBool>,
+    written: Option<Arc<LastGood>>,
+    failing: bool,
+    metrics: Metrics,
+}
+
+impl Writer {
+    async fn run(mut self, mut stops: mpsc::Receiver<oneshot::Sender<()>>) {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut settled = self.written.clone();
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    self.write(settled).await;
+                    settled = self.states.borrow_and_update().clone();
+                }
+                stop = stops.recv() => {
+                    let known = self.states.borrow_and_update().clone();
+                    self.write(known).await;
+                    // Nobody may be left who waits.
+                    let _ = stop.map(|done| done.send(()));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Writes `state` if it is not what was written last; a failure is tried again with the next state.
+    async fn write(&mut self, state: Option<Arc<LastGood>>) {
+        let Some(state) = state else { return };
+        let same = |written: &Arc<LastGood>| written.says_the_same(&state);
+        if self.written.as_ref().is_some_and(same) || self.held.load(Ordering::Relaxed) {
+            return;
+        }
+        let outcome = write_off_thread(&self.path, Arc::clone(&state)).await;
+        let result = if outcome.is_ok() { "ok" } else { "error" };
+        self.metrics
+            .state_writes
+            .get_or_create(&ResultLabel { result })
+            .inc();
+        let file = self.path.display();
+        match outcome {
+            Ok(()) => {
+                if std::mem::take(&mut self.failing) {
+                    info!(%file, "the last good state is written again");
+                }
+                self.written = Some(state);
+            }
+            // Once: it is tried again every second.
+            Err(_) if self.failing => {}
+            Err(error) => {
+                self.failing = true;
+                error!(%file, %error, "the last good state cannot be written: after a restart without the store an older one would be served; see to the disk and its permissions");
+            }
+        }
+    }
+}
+
+async fn write_off_thread(path: &Path, state: Arc<LastGood>) -> std::io::Result<()> {
+    let path = path.to_owned();
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the time of writing, for people only"
+    )]
+    let now = SystemTime::now();
+    let written = tokio::task::spawn_blocking(move || file::write(&path, &state, now));
+    written.await.unwrap_or_else(|error| Err(error.into()))
+}
