@@ -3,6 +3,7 @@
 #[allow(dead_code, reason = "its other users need the rest")]
 #[path = "../../../policy/tests/behaviour/any.rs"]
 mod any;
+mod places;
 mod table;
 
 use std::collections::BTreeSet;
@@ -41,16 +42,19 @@ fn check(services: &str, states: &str, expected: &str) {
     let loads: Vec<ZoneLoad> = states
         .chars()
         .map(|letter| ZoneLoad {
-            state: if letter == 'U' {
-                ZoneState::Up
-            } else {
-                ZoneState::Empty
+            state: match letter {
+                'U' | 'L' => ZoneState::Up,
+                _ => ZoneState::Empty,
             },
+            // Limited: three quarters of what is asked.
+            capacity: if letter == 'L' { 75.0 } else { f64::INFINITY },
             ..ZoneLoad::default()
         })
         .collect();
-    let plans =
-        |at: usize| Plans::compute(&mesh.topology, mesh.services[at].weighting, &loads, &[]);
+    let plans = |at: usize| {
+        let service = &mesh.services[at];
+        Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands)
+    };
     let viewer = mesh.topology.zone_named("sh-a").expect("a zone");
     let Policy::Serving(rules) = mesh.policy(viewer, plans) else {
         panic!("a serving policy");
@@ -133,6 +137,61 @@ hgrpc /a.B/ home=bj-c class=write -> s/bj-c/writes 1000
 hgrpc /a.B/ class=write -> 503
 hgrpc /a.B/ home -> s/sh-a/reads 1000
 hgrpc /a.B/ class=read -> s/bj-c/reads 1000
+hgrpc /a.B/ -> 503
+",
+    );
+}
+
+#[test]
+fn what_fits_nowhere_is_refused_before_anything_else() {
+    check(
+        "[{name: s, routes: [{prefix: /}], affinity: {cookie: user}, demand: {sh-a: {reads: 100}}}]",
+        "LEE",
+        "
+*/ !class !home -> 503
+*/ to home=sh-a class=read 25 % -> 503
+*/ to home=sh-b class=read 25 % -> 503
+*/ to tier=zone class=read -> as stamped
+*/ to tier=region class=read -> as stamped
+*/ to tier=remote class=read -> as stamped
+*/ to tier=zone class=write -> as stamped
+*/ to tier=region class=write -> as stamped
+*/ to tier=remote class=write -> as stamped
+*/ class=write !home -> s/sh-a/writes 1000
+*/ home=sh-a !class 25 % -> 503
+*/ home=sh-a !class -> s/sh-a/reads 1000
+*/ home=sh-b !class 25 % -> 503
+*/ home=sh-b !class -> s/sh-a/reads 1000
+*/ home=bj-c !class -> 503
+*/ home=sh-a class=write -> s/sh-a/writes 1000
+*/ home=sh-b class=write -> s/sh-a/writes 1000
+*/ home=bj-c class=write -> 503
+*/ class=write -> 503
+*/ home -> s/sh-a/reads 1000
+*/ class=read 25 % -> 503
+*/ class=read -> s/sh-a/reads 1000
+*/ -> 503
+",
+    );
+}
+
+#[test]
+fn requests_with_a_key_go_to_one_cluster_for_the_whole_region() {
+    check(
+        "[{name: s, routes: [{host: h, grpc: a.B}], strategy: {region_first_hash: {cookie: user}}}]",
+        "EUU",
+        "
+hgrpc /a.B/ !class !home -> 503
+hgrpc /a.B/ class=write !home -> s/shanghai/writes 1000
+hgrpc /a.B/ home=sh-a !class -> s/shanghai/reads 1000
+hgrpc /a.B/ home=sh-b !class -> s/shanghai/reads 1000
+hgrpc /a.B/ home=bj-c !class -> s/beijing/reads 1000
+hgrpc /a.B/ home=sh-a class=write -> s/shanghai/writes 1000
+hgrpc /a.B/ home=sh-b class=write -> s/shanghai/writes 1000
+hgrpc /a.B/ home=bj-c class=write -> s/beijing/writes 1000
+hgrpc /a.B/ class=write -> 503
+hgrpc /a.B/ home -> s/shanghai/reads 1000
+hgrpc /a.B/ class=read -> s/shanghai/reads 1000
 hgrpc /a.B/ -> 503
 ",
     );

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::{
             route_match::PathSpecifier,
         },
     },
-    r#type::matcher::v3::string_matcher::MatchPattern,
+    r#type::{matcher::v3::string_matcher::MatchPattern, v3::fractional_percent::DenominatorType},
 };
 use policy::{Headers, Presented};
 use prost::Message;
@@ -181,7 +181,16 @@ pub(crate) fn conditions(route: &Route) -> Vec<String> {
             (None, true) => format!("!{}", matcher.name),
             (Some(value), true) => format!("{}!={value}", matcher.name),
         })
+        .chain(percent(route).map(|percent| format!("{percent} %")))
         .collect()
+}
+
+/// The share of the requests that a route takes, where it does not take all that match.
+fn percent(route: &Route) -> Option<f64> {
+    let fraction = route.r#match.as_ref()?.runtime_fraction.as_ref()?;
+    let share = fraction.default_value.as_ref()?;
+    assert_eq!(share.denominator, i32::from(DenominatorType::Million));
+    Some(f64::from(share.numerator) / 10_000.0)
 }
 
 /// The path that a route is for, with `grpc` before it where it takes nothing else.
