@@ -162,7 +162,8 @@ impl Registry {
     /// How it stands with the store: the status, and what `/readyz` says.
     pub async fn readiness(&self) -> Result<(StatusCode, Value)> {
         let reply = self.send(Method::GET, "/readyz").await?;
-        Ok((reply.status, reply.json()?))
+        let said = serde_json::from_str(&reply.text()).with_context(|| reply.text())?;
+        Ok((reply.status, said))
     }
 
     async fn send(&self, method: Method, path: &str) -> Result<Reply> {

@@ -165,6 +165,8 @@ fn three_writes_that_time_out_end_registration_until_one_succeeds() {
         for _ in 0..3 {
             let reply = put().await?;
             assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+            let text = reply.text();
+            assert!(text.contains("did not answer within"), "{text}");
         }
         until_mode(&mesh, true, "L3", true).await?;
         let begun = Instant::now();

@@ -23,6 +23,8 @@ pub(super) enum Repeat {
 pub(super) enum Failure {
     /// The member is at fault, another one may do better.
     Member { sent: bool, error: StoreError },
+    /// The member did not answer the connection's keepalive: it hangs.
+    Silent,
     /// Compacted, or more than a client decodes.
     OutOfRange { detail: String },
     /// The cluster's answer; every member would give it.
@@ -45,6 +47,9 @@ impl From<Failure> for StoreError {
         match failure {
             Failure::Member { error, .. } | Failure::Answer(error) => error,
             Failure::OutOfRange { detail } => StoreError::Unavailable { detail },
+            Failure::Silent => StoreError::Unavailable {
+                detail: "the member does not answer the connection's keepalive".to_owned(),
+            },
         }
     }
 }
@@ -75,6 +80,7 @@ impl From<etcd_client::Error> for Failure {
             | Code::Unauthenticated
             | Code::Unimplemented => Failure::Answer(StoreError::Refused { detail }),
             // Unavailable, and whatever a broken connection looks like: Unknown, Internal, Cancelled.
+            _ if silent(&status) => Failure::Silent,
             _ if never_connected(&status) => Failure::Member {
                 sent: false,
                 error: StoreError::Unreachable { detail },
@@ -89,14 +95,17 @@ impl From<etcd_client::Error> for Failure {
 
 /// Whether the request failed because there was no connection to send it on.
 fn never_connected(status: &tonic::Status) -> bool {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    causes(status).any(|error| error.is::<tonic::ConnectError>())
+}
+
+/// Whether the connection was given up because its keepalive was not answered.
+fn silent(status: &tonic::Status) -> bool {
+    let timed_out = |error: &hyper::Error| error.is_timeout();
+    causes(status).any(|error| error.downcast_ref().is_some_and(timed_out))
+}
+
+fn causes(status: &tonic::Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(status.source(), |error| (*error).source())
 }
 
 /// One client per member, and the memory of which one is good.
@@ -185,10 +194,14 @@ impl Members {
                 break;
             };
             let answer = tokio::time::timeout(after, request(client.clone())).await;
-            outcome = answer.unwrap_or(Err(Failure::Member {
-                sent: true,
-                error: StoreError::Timeout { after },
-            }));
+            outcome = match answer {
+                // The keepalive may be quicker than the request's own time-out; it is the same finding.
+                Err(_) | Ok(Err(Failure::Silent)) => Err(Failure::Member {
+                    sent: true,
+                    error: StoreError::Timeout { after },
+                }),
+                Ok(outcome) => outcome,
+            };
             let Err(Failure::Member { sent, error }) = &outcome else {
                 return outcome;
             };
