@@ -17,6 +17,7 @@ pub mod envoy;
 pub mod etcd;
 pub mod load;
 pub mod mesh;
+pub mod netns;
 pub mod paths;
 pub mod process;
 pub mod registry;

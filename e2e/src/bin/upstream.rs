@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use e2e::registry::{InstanceName, Registry};
-use e2e::upstream::Upstream;
+use e2e::upstream::{Server, Upstream};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A sample service that registers with Tidegate.
@@ -27,9 +27,9 @@ struct Arguments {
     /// Its name, unique in service and zone
     #[arg(long)]
     instance: String,
-    /// The control plane's admin address, host and port
+    /// The control plane's admin address, host and port; without it an agent has to register it
     #[arg(long, value_name = "HOST:PORT")]
-    register: String,
+    register: Option<String>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
@@ -47,16 +47,26 @@ async fn main() -> Result<()> {
     // First, so that no signal falls into a gap.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let admin = tokio::net::lookup_host(&arguments.register)
+    let name = InstanceName::new(&arguments.service, &arguments.zone, &arguments.instance);
+    let Some(register) = &arguments.register else {
+        let server = Server::start(name.clone(), arguments.listen).await?;
+        println!("{} listens on {}", name.key(), server.address());
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        server.close().await;
+        return Ok(());
+    };
+    let admin = tokio::net::lookup_host(register)
         .await
-        .with_context(|| arguments.register.clone())?
+        .with_context(|| register.clone())?
         .next()
-        .with_context(|| format!("{} has no address", arguments.register))?;
+        .with_context(|| format!("{register} has no address"))?;
     let advertised = match arguments.advertise {
         Some(address) => address,
         None => address_towards(admin)?,
     };
-    let name = InstanceName::new(&arguments.service, &arguments.zone, &arguments.instance);
     let upstream = Upstream::start(
         name.clone(),
         arguments.listen,

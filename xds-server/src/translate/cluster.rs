@@ -7,7 +7,7 @@ use envoy_types::pb::{
         config::{
             cluster::v3::{
                 CircuitBreakers, Cluster, OutlierDetection,
-                circuit_breakers::{Thresholds, thresholds::RetryBudget},
+                circuit_breakers::Thresholds,
                 cluster::{
                     ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType,
                     EdsClusterConfig, LbPolicy,
@@ -44,8 +44,9 @@ use crate::{
     resource::{Resource, any},
 };
 
-/// How long a connection to an instance may take to open.
-const CONNECT_TIMEOUT_MS: i32 = 500;
+/// How long a connection to an instance may take to open, beside three round trips over the longest link. The time in which a
+/// request waits for a connection is not part of the time after which it is hedged.
+const CONNECT_TIMEOUT_MS: f64 = 200.0;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -57,26 +58,39 @@ const PANIC_PERCENT: f64 = 1.0;
 pub fn clusters(topology: &Topology, service: &ServiceConfig) -> Vec<Arc<Resource>> {
     let strategy = &service.resilience.strategy;
     let places = places(topology, strategy);
+    let timeout_ms = connect_timeout_ms(topology);
     let mut clusters = Vec::new();
     for place in &places {
         clusters.push(with_endpoints(
             &place.cluster(topology, &service.name),
             service,
+            timeout_ms,
         ));
         if !keeps_sessions(strategy) {
             for class in Class::ALL {
                 let own = place.route_cluster(topology, &service.name, class);
                 let members = place.turns_to(topology, strategy, class).into_iter();
                 let members = members.map(|place| place.cluster(topology, &service.name));
-                clusters.push(aggregate(&own, members.collect(), service));
+                clusters.push(aggregate(&own, members.collect(), service, timeout_ms));
             }
         }
     }
     clusters
 }
 
+fn connect_timeout_ms(topology: &Topology) -> i32 {
+    let pairs = topology
+        .zones()
+        .flat_map(|a| topology.zones().map(move |b| (a, b)));
+    let longest = pairs
+        .map(|(a, b)| topology.link(a, b).rtt_ms)
+        .fold(0.0, f64::max);
+    // At most three minutes.
+    (CONNECT_TIMEOUT_MS + 3.0 * longest) as i32
+}
+
 /// A cluster with endpoints of its own.
-fn with_endpoints(name: &str, service: &ServiceConfig) -> Arc<Resource> {
+fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Arc<Resource> {
     let resilience = &service.resilience;
     let mut cluster = Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
@@ -86,7 +100,7 @@ fn with_endpoints(name: &str, service: &ServiceConfig) -> Arc<Resource> {
         }),
         lb_policy: LbPolicy::LeastRequest.into(),
         outlier_detection: Some(outlier_detection(&resilience.outlier)),
-        ..common(name, service)
+        ..common(name, service, connect_timeout_ms)
     };
     if let Strategy::RegionFirstHash { sessions, .. } = &resilience.strategy {
         // Of n instances' keys those of the one that goes move, and less than one in a hundred of the others. A hash ring is
@@ -110,7 +124,12 @@ fn with_endpoints(name: &str, service: &ServiceConfig) -> Arc<Resource> {
 
 /// A cluster that uses the first of its members that has usable instances: Envoy's aggregate cluster. A change of an
 /// instance so stays a change of one zone's endpoints.
-fn aggregate(name: &str, members: Vec<String>, service: &ServiceConfig) -> Arc<Resource> {
+fn aggregate(
+    name: &str,
+    members: Vec<String>,
+    service: &ServiceConfig,
+    connect_timeout_ms: i32,
+) -> Arc<Resource> {
     let config = ClusterConfig { clusters: members };
     let cluster = Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
@@ -118,28 +137,24 @@ fn aggregate(name: &str, members: Vec<String>, service: &ServiceConfig) -> Arc<R
             typed_config: Some(any(&config)),
         })),
         lb_policy: LbPolicy::ClusterProvided.into(),
-        ..common(name, service)
+        ..common(name, service, connect_timeout_ms)
     };
     Arc::new(Resource::encode(name, &cluster))
 }
 
-fn common(name: &str, service: &ServiceConfig) -> Cluster {
+fn common(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Cluster {
     let circuit = service.resilience.circuit;
     Cluster {
         name: name.to_owned(),
-        connect_timeout: millis(CONNECT_TIMEOUT_MS),
+        connect_timeout: millis(connect_timeout_ms),
         circuit_breakers: Some(CircuitBreakers {
             thresholds: vec![Thresholds {
                 max_connections: uint32(circuit.connections),
                 max_pending_requests: uint32(circuit.pending),
                 max_requests: uint32(circuit.requests),
-                // A zone that fails makes every request a retry, so there may be as many of these as of those; more, which
-                // is what a service that is slow everywhere would get, is no help.
-                retry_budget: Some(RetryBudget {
-                    budget_percent: Some(Percent { value: 100.0 }),
-                    min_retry_concurrency: uint32(100),
-                    ..RetryBudget::default()
-                }),
+                // A zone that fails makes every request a retry, all at once. Envoy's share of active requests cannot be used:
+                // an aggregate cluster counts none as its own. No request is tried more than three times.
+                max_retries: uint32(circuit.requests),
                 ..Thresholds::default()
             }],
             ..CircuitBreakers::default()
@@ -148,6 +163,8 @@ fn common(name: &str, service: &ServiceConfig) -> Cluster {
             healthy_panic_threshold: Some(Percent {
                 value: PANIC_PERCENT,
             }),
+            // Envoy's default of a second would hold back all but the first of several ejections or changes of health.
+            update_merge_window: millis(0),
             ..CommonLbConfig::default()
         }),
         typed_extension_protocol_options: HashMap::from([(

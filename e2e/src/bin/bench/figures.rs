@@ -17,6 +17,16 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
+    /// A sum over so many measurements.
+    pub(crate) fn count(name: String, count: usize, samples: usize) -> Figure {
+        Figure {
+            name,
+            value: count as f64,
+            unit: "",
+            samples,
+        }
+    }
+
     /// A share of the samples from the smallest on: 0.5 is the median.
     pub(crate) fn quantile(
         name: impl Into<String>,

@@ -5,6 +5,7 @@
     reason = "a program of the harness: the clock is what it is about"
 )]
 
+mod failover;
 mod figures;
 mod filter;
 mod propagation;
@@ -34,6 +35,8 @@ struct Arguments {
     /// How often `filter` measures every variant
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: u32,
+    #[command(flatten)]
+    failover: failover::Options,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -42,6 +45,8 @@ enum Name {
     Propagation,
     /// What the filter costs a request
     Filter,
+    /// What users notice when instances, zones, the control plane or etcd fail. Needs root and `ip`
+    Failover,
 }
 
 /// As a shell reports a program that Ctrl-C ended.
@@ -74,6 +79,9 @@ async fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Name::Filter) {
         all.extend(filter::run(arguments.rounds).await?);
+    }
+    if wanted(Name::Failover) {
+        all.extend(failover::run(&arguments.failover).await?);
     }
     match &arguments.json {
         Some(file) => figures::write(file, &all),

@@ -1,0 +1,147 @@
+//! A small network of namespaces: one for each zone, joined by a bridge in a hub. Needs root and `ip`.
+//!
+//! A namespace here has no name and no file: a process that only sleeps keeps it, and everything that runs in it. When this
+//! program ends, however it ends, the kernel ends those, and with the last of them the namespace and its links are gone.
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns};
+
+use crate::process::Process;
+use crate::wait::{PATIENCE, eventually};
+
+/// A network namespace, alive as long as this value.
+pub struct Namespace {
+    keeper: Process,
+}
+
+impl Namespace {
+    /// A new one without any links; `name` is only for the log's file.
+    pub async fn new(directory: &Path, name: &str) -> Result<Namespace> {
+        let arguments = ["--net", "--", "sleep", "86400"].map(str::to_owned);
+        let keeper = Process::start(directory, name, Path::new("unshare"), &arguments)?;
+        let namespace = Namespace { keeper };
+        let own = fs::read_link("/proc/self/ns/net")?;
+        let made = eventually(PATIENCE, "a network namespace", async || {
+            let its = fs::read_link(namespace.path()).context("not yet")?;
+            ensure!(its != own, "unshare has not run yet: are we root?");
+            Ok(())
+        });
+        namespace.keeper.unless_it_ends(made).await?;
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.keeper.pid()))
+    }
+
+    /// Moves the calling thread into it, for good.
+    pub fn enter(&self) -> Result<()> {
+        let file = File::open(self.path())?;
+        setns(file, CloneFlags::CLONE_NEWNET).context("entering a network namespace")
+    }
+
+    /// Starts a program in it; signals reach the program itself.
+    pub fn start(
+        &self,
+        directory: &Path,
+        name: &str,
+        program: &Path,
+        arguments: &[String],
+    ) -> Result<Process> {
+        let inside = [
+            format!("--net={}", self.path().display()),
+            "--".to_owned(),
+            program.display().to_string(),
+        ];
+        let arguments: Vec<String> = inside
+            .into_iter()
+            .chain(arguments.iter().cloned())
+            .collect();
+        Process::start(directory, name, Path::new("nsenter"), &arguments)
+    }
+
+    /// Runs `ip` in it, with arguments that hold no spaces.
+    fn ip(&self, arguments: &str) -> Result<()> {
+        let output = Command::new("nsenter")
+            .arg(format!("--net={}", self.path().display()))
+            .args(["--", "ip"])
+            .args(arguments.split(' '))
+            .output()
+            .context("nsenter")?;
+        if !output.status.success() {
+            bail!(
+                "ip {arguments}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A hub, and the zones around it.
+pub struct Network {
+    hub: Namespace,
+    zones: Vec<Namespace>,
+}
+
+impl Network {
+    /// A network of so many zones, all links up.
+    pub async fn new(directory: &Path, zones: u8) -> Result<Network> {
+        let needed = Command::new("ip").arg("-V").output();
+        ensure!(
+            needed.is_ok_and(|output| output.status.success()),
+            "there is no `ip`: install iproute2"
+        );
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "network namespaces need root"
+        );
+        let hub = Namespace::new(directory, "netns-hub").await?;
+        hub.ip("link add br0 type bridge")?;
+        hub.ip("link set br0 up")?;
+        hub.ip(&format!("addr add {}/24 dev br0", Network::hub_address()))?;
+        let mut network = Network { hub, zones: vec![] };
+        for zone in 0..zones {
+            let namespace = Namespace::new(directory, &format!("netns-{zone}")).await?;
+            let pid = namespace.keeper.pid();
+            let veth = format!("link add v{zone} type veth peer name eth0 netns {pid}");
+            network.hub.ip(&veth)?;
+            network.hub.ip(&format!("link set v{zone} master br0 up"))?;
+            let address = Network::address(zone);
+            namespace.ip(&format!("addr add {address}/24 dev eth0"))?;
+            namespace.ip("link set eth0 up")?;
+            network.zones.push(namespace);
+        }
+        Ok(network)
+    }
+
+    /// Where whoever is in the hub speaks from.
+    pub fn hub_address() -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, 0, 1)
+    }
+
+    /// The address of a zone. Ports are free: nothing else is there.
+    pub fn address(zone: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, 0, 10 + zone)
+    }
+
+    pub fn hub(&self) -> &Namespace {
+        &self.hub
+    }
+
+    pub fn zone(&self, zone: u8) -> Result<&Namespace> {
+        self.zones.get(usize::from(zone)).context("no such zone")
+    }
+
+    /// Cuts a zone off from everything, or joins it again.
+    pub fn link(&self, zone: u8, up: bool) -> Result<()> {
+        let state = if up { "up" } else { "down" };
+        self.hub.ip(&format!("link set v{zone} {state}"))
+    }
+}
