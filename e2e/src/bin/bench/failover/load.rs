@@ -85,7 +85,7 @@ fn send(
         let mut count = 0_u64;
         while !stop.load(Ordering::Relaxed) && begun.elapsed() < TIME_MAX {
             count += 1;
-            let read = count % WRITE_EVERY != 0;
+            let read = !count.is_multiple_of(WRITE_EVERY);
             let request = match read {
                 true => Request::get("/orders"),
                 false => Request::post("/orders"),
