@@ -221,6 +221,29 @@ fn an_instance_that_only_errs_is_taken_out_and_all_of_them_are_not() {
     });
 }
 
+#[test]
+fn a_write_that_was_sent_is_not_sent_again_whatever_its_caller_says() {
+    on("once", json!({}), async |stage| {
+        stage.conduct(&["a-1", "a-2", "b-1", "b-2"], Conduct::Fails);
+        let served = |stage: &Stage| stage.servers.values().map(Server::served).sum::<u64>();
+        let before = served(stage);
+        let write = Request::post("/orders")
+            .home("shanghai-a")
+            .header("x-envoy-retry-on", "5xx,reset")
+            .header("x-envoy-max-retries", "3")
+            .header("x-envoy-hedge-on-per-try-timeout", "true")
+            .header("x-envoy-upstream-rq-per-try-timeout-ms", "1");
+        let reply = stage.mesh.send("shanghai-a", write).await?;
+        ensure!(reply.status == 500, "{}", reply.status);
+        ensure!(
+            served(stage) == before + 1,
+            "{} times",
+            served(stage) - before
+        );
+        Ok(())
+    });
+}
+
 /// The instance that answers each of these keys.
 async fn placed(stage: &Stage, keys: usize) -> Result<Vec<String>> {
     let mut instances = vec![];

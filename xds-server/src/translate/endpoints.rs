@@ -104,7 +104,11 @@ fn assignment(
             lb_endpoints: zone
                 .instances
                 .iter()
-                .map(|(name, instance)| endpoint(name, instance, zone.health(instance), keyed))
+                .map(|(name, instance)| {
+                    // Where requests are spread by hash, the name places an instance: at another address it keeps its keys.
+                    let key = || format!("{}/{name}", topology.zone_name(zone.zone));
+                    endpoint(instance, zone.health(instance), keyed.then(key))
+                })
                 .collect(),
             // gRPC clients drop a locality without a weight.
             load_balancing_weight: uint32(1),
@@ -127,12 +131,11 @@ fn assignment(
     })
 }
 
-fn endpoint(name: &str, instance: &Instance, health: HealthStatus, keyed: bool) -> LbEndpoint {
+fn endpoint(instance: &Instance, health: HealthStatus, hash_by: Option<String>) -> LbEndpoint {
     LbEndpoint {
         health_status: health.into(),
         load_balancing_weight: uint32(instance.weight),
-        // Where requests are spread by hash, the name places an instance: at another address it keeps its keys.
-        metadata: keyed.then(|| hash_key(name)),
+        metadata: hash_by.map(hash_key),
         host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
             address: Some(socket(&instance.address.to_string(), instance.port)),
             ..Endpoint::default()
@@ -141,9 +144,9 @@ fn endpoint(name: &str, instance: &Instance, health: HealthStatus, keyed: bool) 
 }
 
 /// One entry a map, so that the encoding is always the same.
-fn hash_key(name: &str) -> Metadata {
+fn hash_key(key: String) -> Metadata {
     let value = Value {
-        kind: Some(value::Kind::StringValue(name.to_owned())),
+        kind: Some(value::Kind::StringValue(key)),
     };
     let fields = HashMap::from([("hash_key".to_owned(), value)]);
     Metadata {
