@@ -399,6 +399,28 @@ fn a_zone_that_goes_down_moves_its_share_at_once_and_comes_back_with_care() {
 }
 
 #[test]
+fn noise_in_the_load_pushes_nothing_and_a_load_that_lasts_moves_weights_once() {
+    let computed = "{name: orders, routes: [{prefix: /orders}], weights: computed}";
+    let mut world = World::new(mesh(&[computed]));
+    let mut load = |load: f64, ms: u64| {
+        let loaded = format!(r#"{{"address":"10.0.0.1","port":1,"load1_per_core":{load}}}"#);
+        world.apply(put("orders/sh-a/1", loaded));
+        world.apply(put("orders/sh-b/2", record(2, "healthy")));
+        world.pass(ms).map(|snapshot| shares(&snapshot))
+    };
+    assert_eq!(load(0.2, 0), Some(vec![750, 250]));
+    for noise in [0.1, 0.9, 0.7, 0.84, 0.2] {
+        assert_eq!(load(noise, 60_000), None, "{noise}");
+    }
+    // An overload of a half; and then around it.
+    assert_eq!(load(1.3, 9_999), None);
+    assert_eq!(load(1.3, 1), Some(vec![600, 400]));
+    for noise in [1.25, 1.36, 1.24] {
+        assert_eq!(load(noise, 60_000), None, "{noise}");
+    }
+}
+
+#[test]
 fn what_an_operator_wants_counts_at_once() {
     let (mut world, _) = serving();
     let intent = |at: &str, name: &str| {

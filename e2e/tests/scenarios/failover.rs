@@ -244,6 +244,37 @@ fn a_write_that_was_sent_is_not_sent_again_whatever_its_caller_says() {
     });
 }
 
+#[test]
+fn what_proxies_do_about_failures_can_be_changed_under_load() {
+    on("changed", json!({}), async |stage| {
+        let mut reads = stage.reads()?;
+        let mut writes = stage.writes()?;
+        for limit in 1_000..1_003 {
+            stage.mesh.control_plane.configure(|config| {
+                config.services[0]["circuit"] = json!({ "requests": limit });
+                config.services[0]["outlier"] = json!({ "consecutive_errors": limit });
+            })?;
+            // A cluster that changes is warmed anew: the old one serves until its endpoints have come again.
+            let seen = format!("orders/shanghai-b::default_priority::max_requests::{limit}");
+            eventually(PATIENCE, "the limit in the gateway", async || {
+                let clusters = stage
+                    .mesh
+                    .gateway("shanghai-a")?
+                    .admin()
+                    .get("/clusters")
+                    .await?;
+                ensure!(clusters.contains(&seen), "not yet");
+                Ok(())
+            })
+            .await?;
+            reads.next(50).await?;
+            writes.next(50).await?;
+        }
+        reads.stop().await.check_no_failure()?;
+        writes.stop().await.check_no_failure()
+    });
+}
+
 /// The instance that answers each of these keys.
 async fn placed(stage: &Stage, keys: usize) -> Result<Vec<String>> {
     let mut instances = vec![];

@@ -95,6 +95,8 @@ struct Subscription {
     held: BTreeMap<Arc<str>, Held>,
     /// Not sent again while the version is this one.
     rejected: BTreeMap<Arc<str>, Version>,
+    /// To be sent again, although the client has it.
+    repeat: BTreeSet<Arc<str>>,
     in_flight: Option<InFlight>,
     /// The nonce of the last response that was acknowledged or refused; 0 for none.
     settled_nonce: u64,
@@ -354,6 +356,7 @@ impl Stream {
     fn is_timely(&self, subscription: &Subscription, resource: &Resource) -> bool {
         !resource.dead_end
             || !subscription.held.contains_key(&resource.name)
+            || subscription.has(resource)
             || self.has_moved(Subscription::refuses)
     }
 
@@ -376,7 +379,7 @@ impl Stream {
     fn updates(&self, kind: Kind) -> Vec<Arc<Resource>> {
         let subscription = &self.kinds[kind.index()];
         let due = |resource: &&Arc<Resource>| {
-            !subscription.has(resource)
+            (!subscription.has(resource) || subscription.repeat.contains(&resource.name))
                 && !subscription.refuses(resource)
                 && self.is_timely(subscription, resource)
         };
@@ -428,6 +431,7 @@ impl Stream {
         subscription.awaits_answer = false;
         let mut changes = Vec::with_capacity(updates.len());
         for resource in &updates {
+            subscription.repeat.remove(&resource.name);
             let before = subscription
                 .held
                 .insert(Arc::clone(&resource.name), held(resource, false));
@@ -446,9 +450,15 @@ impl Stream {
                 subscription.held.remove(name);
             }
         }
+        let changed: Vec<Arc<str>> = changes
+            .iter()
+            .filter(|(_, before)| before.as_ref().is_some_and(|held| held.version.is_some()))
+            .map(|(name, _)| Arc::clone(name))
+            .collect();
         subscription.in_flight = Some(InFlight { nonce, changes });
         if kind == Kind::Cluster {
             self.forget_endpoints(&removed);
+            self.repeat_endpoints(&changed);
         }
         let subscription = &self.kinds[kind.index()];
         let all = || {
@@ -475,7 +485,18 @@ impl Stream {
         for name in clusters {
             endpoints.names.remove(name);
             endpoints.held.remove(name);
+            endpoints.repeat.remove(name);
         }
+    }
+
+    /// A cluster that changes is warmed anew, and Envoy does not ask again for endpoints that it has asked for: unless they
+    /// are sent again, it waits for them until its time-out of 15 s.
+    fn repeat_endpoints(&mut self, clusters: &[Arc<str>]) {
+        let endpoints = &mut self.kinds[Kind::Endpoints.index()];
+        let held = clusters
+            .iter()
+            .filter(|name| endpoints.held.contains_key(*name));
+        endpoints.repeat.extend(held.cloned());
     }
 
     /// How many names the client has subscribed to and holds, of all kinds.

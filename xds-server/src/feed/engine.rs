@@ -169,18 +169,16 @@ impl Engine {
         self.overview.send_replace(Arc::new(now));
     }
 
-    /// The reader asks by itself about a store that was restored.
+    /// Asks the operator whether instances are really gone. About a store that was restored the reader asks.
     fn doubt(&mut self, implausible: Option<&Implausible>) {
         let vanished = implausible.filter(|i| matches!(i, Implausible::Vanished { .. }));
-        match vanished {
-            Some(vanished) => {
-                error!("{vanished}; if it is true, confirm it: `tidegate confirm`");
-                self.asked = Some(self.confirm.ask());
+        self.asked = vanished.map(|_| self.confirm.ask());
+        match (vanished, implausible) {
+            (Some(vanished), _) => {
+                error!("{vanished}; if it is true, confirm it: `tidegate confirm`")
             }
-            None => {
-                info!("what was not believed is over");
-                self.asked = None;
-            }
+            (None, None) => info!("what was not believed is over"),
+            (None, Some(_)) => {}
         }
         self.mode.held(vanished.map(ToString::to_string));
         self.keeper.hold(vanished.is_some());
