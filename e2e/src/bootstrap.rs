@@ -15,6 +15,7 @@ const ADMIN_PORT: &str = "/admin/address/socket_address/port_value";
 const ADS_PROTOCOL: &str = "/dynamic_resources/ads_config/api_type";
 const FIRST_ENDPOINT: &str =
     "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
+const ENDPOINTS: &str = "/load_assignment/endpoints/0/lb_endpoints";
 const EDGE_LISTENER: &str = "/static_resources/listeners/0/address/socket_address";
 const EDGE_FILTERS: &str =
     "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
@@ -46,16 +47,30 @@ impl Bootstrap {
 
     /// Points a static cluster at an address.
     pub fn cluster_at(mut self, name: &str, address: SocketAddr) -> Result<Bootstrap> {
+        let endpoint = self.cluster(name)?.pointer_mut(FIRST_ENDPOINT);
+        *endpoint.with_context(|| format!("cluster {name} has no endpoint"))? = socket(address);
+        Ok(self)
+    }
+
+    /// Adds an address to a static cluster: another replica.
+    pub fn cluster_also_at(mut self, name: &str, address: SocketAddr) -> Result<Bootstrap> {
+        let endpoints = self.cluster(name)?.pointer_mut(ENDPOINTS);
+        let endpoints = endpoints.and_then(Value::as_array_mut);
+        let endpoint = json!({ "endpoint": { "address": { "socket_address": socket(address) } } });
+        endpoints
+            .with_context(|| format!("cluster {name} has no endpoints"))?
+            .push(endpoint);
+        Ok(self)
+    }
+
+    fn cluster(&mut self, name: &str) -> Result<&mut Value> {
         let clusters = self.0.pointer_mut("/static_resources/clusters");
         let clusters = clusters.and_then(Value::as_array_mut);
-        let cluster = clusters
+        clusters
             .into_iter()
             .flatten()
             .find(|cluster| cluster["name"] == name)
-            .with_context(|| format!("no cluster {name}"))?;
-        let endpoint = cluster.pointer_mut(FIRST_ENDPOINT);
-        *endpoint.with_context(|| format!("cluster {name} has no endpoint"))? = socket(address);
-        Ok(self)
+            .with_context(|| format!("no cluster {name}"))
     }
 
     /// Speaks state-of-the-world instead of delta.

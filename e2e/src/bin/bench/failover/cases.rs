@@ -1,5 +1,6 @@
 //! The faults, and what has to be done after each.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,16 +13,22 @@ use e2e::wait::eventually;
 use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
-use super::judge::{Belongs, Sample, Verdict, judge};
+use super::judge::{Belongs, Sample, Times, Verdict, judge};
 use super::load::Load;
-use super::stage::{HOME, Stage, instances, zones};
+use super::stage::{HOME, REMOTE, Stage, instances, zones};
 
-/// How long a fault is watched.
+/// How long a fault is watched at least.
 const WATCH: Duration = Duration::from_millis(2_500);
+/// Longer than the lease of an agent lives: one that is not kept alive shows.
+const WATCH_LEASES: Duration = Duration::from_secs(8);
+/// How long the control plane is away.
+const CONTROL_OUTAGE: Duration = Duration::from_secs(1);
 /// How long everything may take to be as it was.
 const RECOVERY: Duration = Duration::from_secs(60);
-/// A zone whose processes go on while one of its neighbours' are touched.
-const OTHER: u8 = 1;
+/// How long everything has to be well to be as it was.
+const CALM: Duration = Duration::from_millis(700);
+/// How long an instance that was drained gets no more requests.
+const QUIET: Duration = Duration::from_millis(300);
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -75,13 +82,14 @@ fn elsewhere(_: u8, zone: u8) -> bool {
     zone != HOME
 }
 
+/// What no user should notice moves nothing out of the region.
+fn in_region(_: u8, zone: u8) -> bool {
+    zone != REMOTE
+}
+
 /// A zone that is cut off serves its own, and nobody else.
 fn apart(gateway: u8, zone: u8) -> bool {
     (gateway == HOME) == (zone == HOME)
-}
-
-fn anywhere(_: u8, _: u8) -> bool {
-    true
 }
 
 impl Scene {
@@ -102,50 +110,57 @@ impl Scene {
         })
     }
 
-    /// One round: a fault, what it does, and everything as it was.
-    pub(crate) async fn round(&mut self, case: Case) -> Result<Verdict> {
+    /// One round: a fault, what it does, and everything as it was. Also what failures said, with their number.
+    pub(crate) async fn round(&mut self, case: Case) -> Result<(Verdict, BTreeMap<String, u64>)> {
+        let done = self.play(case).await;
+        done.with_context(|| self.stage.logs())
+    }
+
+    async fn play(&mut self, case: Case) -> Result<(Verdict, BTreeMap<String, u64>)> {
         self.normal().await.context("before the fault")?;
+        self.load.forget();
         let fault = Instant::now();
-        let verdict = match case {
+        let mut change = None;
+        let (mended, belongs): (Instant, Belongs) = match case {
             Case::KillZone => {
                 self.stage.zone(HOME).kill_instances()?;
-                let verdict = self.watch(fault, elsewhere).await;
+                let mended = self.watch(WATCH).await?;
                 self.stage.zone_mut(HOME).restart_instances()?;
-                verdict
+                (mended, elsewhere)
             }
             Case::HangZone => {
                 self.signal_instances(Signal::SIGSTOP)?;
-                let verdict = self.watch(fault, elsewhere).await;
+                let mended = self.watch(WATCH).await?;
                 self.signal_instances(Signal::SIGCONT)?;
-                verdict
+                (mended, elsewhere)
             }
             Case::CutZone => {
                 self.network.link(HOME, false)?;
-                let verdict = self.watch(fault, apart).await;
+                let mended = self.watch(WATCH).await?;
                 self.network.link(HOME, true)?;
-                verdict
+                (mended, apart)
             }
             Case::DrainZone => {
                 self.stage.drain(HOME, true).await?;
-                let verdict = self.watch(fault, elsewhere).await;
+                let mended = self.watch(WATCH).await?;
                 self.stage.drain(HOME, false).await?;
-                verdict
+                (mended, elsewhere)
             }
             Case::RollingRestart => {
                 for (zone, instance) in zones().flat_map(|z| instances().map(move |i| (z, i))) {
                     self.restart_gently(zone, instance).await?;
                 }
-                self.watch(fault, anywhere).await
+                (self.watch(WATCH).await?, in_region)
             }
             Case::RestartControl => {
                 for zone in zones() {
                     self.stage.zone(zone).control_plane.kill()?;
                 }
-                sleep(Duration::from_secs(1)).await;
+                sleep(CONTROL_OUTAGE).await;
                 for zone in zones() {
                     self.stage.zone_mut(zone).restart_control_plane()?;
                 }
-                self.watch(fault, anywhere).await
+                (self.watch(WATCH_LEASES).await?, in_region)
             }
             Case::StopEtcd => {
                 for zone in zones() {
@@ -155,47 +170,57 @@ impl Scene {
                 for zone in zones() {
                     self.stage.zone_mut(zone).restart_etcd()?;
                 }
-                self.watch(fault, anywhere).await
+                (self.watch(WATCH_LEASES).await?, in_region)
             }
             Case::KillEtcdMember => {
-                self.stage.zone(OTHER).etcd.kill()?;
-                let verdict = self.acts_without_a_member().await?;
-                self.stage.zone_mut(OTHER).restart_etcd()?;
-                verdict
+                let leader = self.stage.etcd_leader().await?;
+                self.stage.zone(leader).etcd.kill()?;
+                change = Some(self.changes_with(leader).await?);
+                let mended = self.watch(WATCH_LEASES).await?;
+                self.stage.zone_mut(leader).restart_etcd()?;
+                (mended, in_region)
             }
             Case::HangEtcdMember => {
-                self.stage.zone(OTHER).etcd.pause()?;
-                let verdict = self.acts_without_a_member().await?;
-                self.stage.zone(OTHER).etcd.resume()?;
-                verdict
+                let leader = self.stage.etcd_leader().await?;
+                self.stage.zone(leader).etcd.pause()?;
+                change = Some(self.changes_with(leader).await?);
+                let mended = self.watch(WATCH_LEASES).await?;
+                self.stage.zone(leader).etcd.resume()?;
+                (mended, in_region)
             }
         };
         self.normal().await.context("after the fault")?;
-        Ok(verdict)
+        let over = Instant::now();
+        self.load.settled(over).await?;
+        let times = Times {
+            fault,
+            mended,
+            over,
+        };
+        let (samples, failures) = self.load.all();
+        let verdict = judge(&samples, times, belongs);
+        Ok((Verdict { change, ..verdict }, failures))
     }
 
-    /// Everything that was sent since the fault, watched for a while.
-    async fn watch(&self, fault: Instant, belongs: Belongs) -> Verdict {
-        sleep(WATCH).await;
-        judge(&self.load.take(), fault, belongs)
+    /// Watches for a time, and until all that was started meanwhile has ended: what the mending would rescue has failed.
+    /// The end of the time.
+    async fn watch(&self, time: Duration) -> Result<Instant> {
+        sleep(time).await;
+        let end = Instant::now();
+        self.load.settled(end).await?;
+        Ok(end)
     }
 
-    /// What an operator asks for while a member is away still acts, and costs nothing. The time is that of the drain.
-    async fn acts_without_a_member(&self) -> Result<Verdict> {
-        let fault = Instant::now();
-        sleep(Duration::from_millis(500)).await;
-        let calm = judge(&self.load.take(), fault, anywhere);
-        let asked = Instant::now();
-        self.stage.drain(HOME, true).await?;
-        let drained = self.watch(asked, elsewhere).await;
-        self.stage.drain(HOME, false).await?;
-        Ok(Verdict {
-            reads: calm.reads + drained.reads,
-            failed_reads: calm.failed_reads + drained.failed_reads,
-            failed_writes: calm.failed_writes + drained.failed_writes,
-            slowest_read: calm.slowest_read.max(drained.slowest_read),
-            ..drained
-        })
+    /// With an etcd member just gone, the time from the death of an instance until no control plane counts it any more. It is
+    /// in the zone of the member, whose agent and control plane had that one first.
+    async fn changes_with(&mut self, zone: u8) -> Result<Duration> {
+        let died = Instant::now();
+        self.stage.zone(zone).instances[0].kill()?;
+        let healthy = u64::from(instances().end) - 1;
+        self.stage.counts(zone, healthy).await?;
+        let acted = died.elapsed();
+        self.stage.zone_mut(zone).restart_instance(0)?;
+        Ok(acted)
     }
 
     fn signal_instances(&self, signal: Signal) -> Result<()> {
@@ -210,40 +235,41 @@ impl Scene {
         self.stage.drain_instance(zone, instance, true).await?;
         self.stage.instance_is(zone, instance, "draining").await?;
         // Requests under way end.
-        sleep(Duration::from_millis(300)).await;
-        self.stage.zone_mut(zone).restart_instance(instance)?;
-        sleep(Duration::from_millis(200)).await;
+        sleep(QUIET).await;
+        self.stage
+            .zone_mut(zone)
+            .replace_instance(instance)
+            .await
+            .context("a graceful restart")?;
         self.stage.drain_instance(zone, instance, false).await?;
         self.stage.instance_is(zone, instance, "healthy").await
     }
 
-    /// Waits until the zone that fails has its share again, everywhere, and nothing is slow.
+    /// Waits until the zone that fails has its share again, everywhere, and nothing fails or is late.
     async fn normal(&self) -> Result<()> {
-        let mut last = String::new();
-        let recovered = eventually(RECOVERY, "everything as it was", async || {
-            self.load.take();
-            sleep(Duration::from_millis(500)).await;
-            let samples = self.load.take();
-            let recent: Vec<&Sample> = samples.iter().filter(|sample| sample.read).collect();
-            let good = recent.iter().filter(|s| s.status == 200).count();
-            last = format!("{good} of {} reads are answered", recent.len());
-            ensure!(recent.len() > 20 && good == recent.len(), "{last}");
+        eventually(RECOVERY, "everything as it was", async || {
+            let since = Instant::now();
+            sleep(CALM).await;
+            let samples = self.load.since(since);
+            let reads: Vec<&Sample> = samples.iter().filter(|sample| sample.read).collect();
+            let answered = reads.iter().filter(|read| read.status == 200).count();
+            ensure!(
+                reads.len() > 20 && answered == reads.len(),
+                "{answered} of {} reads are answered",
+                reads.len()
+            );
             for gateway in zones() {
-                let of: Vec<_> = recent.iter().filter(|s| s.gateway == gateway).collect();
+                let of: Vec<_> = reads.iter().filter(|s| s.gateway == gateway).collect();
                 let home = of.iter().filter(|s| s.zone == Some(HOME)).count();
                 let share = home as f64 / of.len().max(1) as f64;
                 ensure!(
                     (0.6..0.95).contains(&share),
                     "gateway {gateway}: {share:.2} at home"
                 );
-                let state = self.stage.state(gateway).await?;
-                ensure!(
-                    state == "healthy",
-                    "the control plane of {gateway} says {state}"
-                );
+                self.stage.healthy(gateway).await?;
             }
             Ok(())
-        });
-        recovered.await.with_context(|| self.stage.logs())
+        })
+        .await
     }
 }

@@ -13,6 +13,7 @@ pub(crate) struct Sample {
     /// By whose gateway.
     pub(crate) gateway: u8,
     pub(crate) read: bool,
+    /// When it was due: what delays its sender is part of its latency.
     pub(crate) start: Instant,
     pub(crate) latency: Duration,
     /// 0: no answer.
@@ -21,57 +22,98 @@ pub(crate) struct Sample {
     pub(crate) zone: Option<u8>,
 }
 
+impl Sample {
+    fn end(&self) -> Instant {
+        self.start + self.latency
+    }
+
+    fn failed(&self) -> bool {
+        self.status != 200
+    }
+}
+
 /// Whether a zone may answer the requests of a gateway, after the fault.
 pub(crate) type Belongs = fn(gateway: u8, zone: u8) -> bool;
 
-/// What became of the requests that were started after a fault.
+/// When it happened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) fault: Instant,
+    /// From here on the fault is being mended.
+    pub(crate) mended: Instant,
+    /// From here on everything is as it was.
+    pub(crate) over: Instant,
+}
+
+/// What became of the requests that a fault can have touched.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Verdict {
     pub(crate) reads: usize,
+    /// Of the reads that were under way at the fault or came later, until it was mended.
     pub(crate) failed_reads: usize,
+    /// Of the reads that were started while it was mended and after, until everything was as before.
+    pub(crate) failed_back: usize,
+    /// From the fault until everything was as before.
     pub(crate) failed_writes: usize,
-    /// Until 99 % of the reads are answered promptly and by whom they should be; none if they never were.
+    /// From the fault until 99 % of the reads are answered promptly and by whom they should be; none if they never were.
     pub(crate) switch: Option<Duration>,
-    /// Requests that were answered by a zone that should not, though started after the switch.
+    /// Requests that were answered by a zone that should not, though started after the switch and before the mending.
     pub(crate) stray: usize,
+    /// From a change made during the fault until it acted; only where there was one.
+    pub(crate) change: Option<Duration>,
     pub(crate) slowest_read: Duration,
 }
 
-/// Judges what was started from `fault` on.
-pub(crate) fn judge(samples: &[Sample], fault: Instant, belongs: Belongs) -> Verdict {
-    let mut after: Vec<&Sample> = samples.iter().filter(|s| s.start >= fault).collect();
-    after.sort_by_key(|sample| sample.start);
-    let reads: Vec<&Sample> = after.iter().copied().filter(|sample| sample.read).collect();
-    let fails = |sample: &&&Sample| sample.status != 200;
+/// Judges all requests that ended after the fault. `samples` has to have all that were started before `times.over`:
+/// what is still under way would be taken for what never was.
+pub(crate) fn judge(samples: &[Sample], times: Times, belongs: Belongs) -> Verdict {
+    let mut touched: Vec<&Sample> = samples
+        .iter()
+        .filter(|sample| sample.end() >= times.fault && sample.start < times.over)
+        .collect();
+    touched.sort_by_key(|sample| sample.start);
+    let (reads, writes): (Vec<&Sample>, Vec<&Sample>) =
+        touched.iter().copied().partition(|sample| sample.read);
     let good = |sample: &Sample| {
-        sample.status == 200
+        !sample.failed()
             && sample.latency <= PROMPT
             && sample
                 .zone
                 .is_some_and(|zone| belongs(sample.gateway, zone))
     };
-    let switch = switched(&reads, fault, good);
-    let settled = switch.map(|switch| fault + switch);
-    let strays = |sample: &&&Sample| {
-        settled.is_some_and(|settled| sample.start > settled)
+    let switch = switched(&reads, times, good);
+    let settled = switch.map(|switch| times.fault + switch);
+    let stray = |sample: &&&Sample| {
+        settled.is_some_and(|settled| settled < sample.start && sample.start < times.mended)
             && sample
                 .zone
                 .is_some_and(|zone| !belongs(sample.gateway, zone))
     };
+    let failed = reads.iter().filter(|sample| sample.failed());
+    let (during, back): (Vec<&&Sample>, Vec<&&Sample>) =
+        failed.partition(|sample| sample.start < times.mended);
     Verdict {
         reads: reads.len(),
-        failed_reads: reads.iter().filter(fails).count(),
-        failed_writes: after.iter().filter(|s| !s.read).filter(fails).count(),
+        failed_reads: during.len(),
+        failed_back: back.len(),
+        failed_writes: writes.iter().filter(|sample| sample.failed()).count(),
         switch,
-        stray: after.iter().filter(strays).count(),
+        stray: touched.iter().filter(stray).count(),
+        change: None,
         slowest_read: reads.iter().map(|s| s.latency).max().unwrap_or_default(),
     }
 }
 
-/// The earliest time from which on the reads of a whole window are good, but for one in a hundred.
-fn switched(reads: &[&Sample], fault: Instant, good: impl Fn(&Sample) -> bool) -> Option<Duration> {
-    let mut begin = fault;
+/// The earliest time from which on the reads of a whole window are good, but for one in a hundred. The window has to end
+/// before the mending: what is well because the fault is gone has not switched.
+fn switched(reads: &[&Sample], times: Times, good: impl Fn(&Sample) -> bool) -> Option<Duration> {
+    let first = reads.partition_point(|sample| sample.start < times.fault);
+    let reads = reads.get(first..)?;
+    let mut begin = times.fault;
     for at in 0..=reads.len() {
+        if begin + WINDOW > times.mended {
+            return None;
+        }
         let rest = reads.get(at..).unwrap_or_default();
         let window = rest
             .iter()
@@ -82,7 +124,7 @@ fn switched(reads: &[&Sample], fault: Instant, good: impl Fn(&Sample) -> bool) -
             well += usize::from(good(sample));
         }
         if all > 0 && well * 100 >= all * 99 {
-            return Some(begin - fault);
+            return Some(begin - times.fault);
         }
         begin = reads.get(at)?.start + Duration::from_micros(1);
     }
@@ -93,41 +135,79 @@ fn switched(reads: &[&Sample], fault: Instant, good: impl Fn(&Sample) -> bool) -
 mod tests {
     use super::*;
 
-    /// A read every 10 ms for 2 s; `what` says of each the latency in ms, the status and the zone.
-    fn samples(fault: Instant, what: impl Fn(u64) -> (u64, u16, u8)) -> Vec<Sample> {
+    const ROUND_MS: u64 = 2_000;
+
+    /// A read every 10 ms, from 100 ms before the fault on; `what` says of each, by its time from the fault, the latency in
+    /// ms, the status and the zone.
+    fn at(what: impl Fn(i64) -> (u64, u16, u8)) -> Verdict {
+        at_until(ROUND_MS, what)
+    }
+
+    /// The same, mended at a time.
+    fn at_until(mended_ms: u64, what: impl Fn(i64) -> (u64, u16, u8)) -> Verdict {
+        let begin = Instant::now();
+        let fault = begin + Duration::from_millis(100);
         let sample = |n: u64| {
-            let (latency_ms, status, zone) = what(n * 10);
+            let (latency_ms, status, zone) = what(n as i64 * 10 - 100);
             Sample {
                 gateway: 0,
                 read: true,
-                start: fault + Duration::from_millis(n * 10),
+                start: begin + Duration::from_millis(n * 10),
                 latency: Duration::from_millis(latency_ms),
                 status,
                 zone: (status == 200).then_some(zone),
             }
         };
-        (0..200).map(sample).collect()
+        let samples: Vec<Sample> = (0..210).map(sample).collect();
+        let times = Times {
+            fault,
+            mended: fault + Duration::from_millis(mended_ms),
+            over: fault + Duration::from_millis(ROUND_MS),
+        };
+        judge(&samples, times, |_, zone| zone != 0)
     }
 
-    fn elsewhere(_: u8, zone: u8) -> bool {
-        zone != 0
+    fn ms(verdict: &Verdict) -> Option<u128> {
+        verdict.switch.map(|switch| switch.as_millis())
     }
 
     #[test]
     fn a_switch_is_over_when_everything_is_well_for_a_while() {
-        let fault = Instant::now();
-        let at = |what: fn(u64) -> (u64, u16, u8)| judge(&samples(fault, what), fault, elsewhere);
         let none = at(|_| (1, 200, 1));
-        assert_eq!((none.switch, none.failed_reads), (Some(Duration::ZERO), 0));
+        assert_eq!((ms(&none), none.failed_reads), (Some(0), 0));
         // A window is a hundred reads here, so the last bad one is the one in a hundred.
         let slow = at(|ms| (if ms < 300 { 400 } else { 1 }, 200, 1));
-        assert_eq!(slow.switch.map(|s| s.as_millis()), Some(280));
-        let failing = at(|ms| (1, if ms < 50 { 503 } else { 200 }, 1));
-        assert_eq!(failing.failed_reads, 5);
-        assert_eq!(failing.switch.map(|s| s.as_millis()), Some(30));
+        assert_eq!(ms(&slow), Some(280));
+        let failing = at(|ms| (1, if (0..50).contains(&ms) { 503 } else { 200 }, 1));
+        assert_eq!((ms(&failing), failing.failed_reads), (Some(30), 5));
         let late = at(|ms| (1, 200, u8::from(ms >= 500 && ms != 1_990)));
-        assert_eq!(late.switch.map(|s| s.as_millis()), Some(480));
-        assert_eq!(late.stray, 2);
-        assert_eq!(at(|_| (1, 200, 0)).switch, None);
+        assert_eq!((ms(&late), late.stray), (Some(480), 2));
+    }
+
+    #[test]
+    fn what_was_under_way_at_the_fault_counts() {
+        let cut = at(|ms| if ms < 0 { (150, 503, 0) } else { (1, 200, 1) });
+        // All ten before the fault end after it.
+        assert_eq!((ms(&cut), cut.failed_reads), (Some(0), 10));
+        let long_ago = at(|ms| if ms < 0 { (1, 503, 0) } else { (1, 200, 1) });
+        assert_eq!(long_ago.failed_reads, 0);
+    }
+
+    #[test]
+    fn what_never_switched_has_no_time_even_if_its_end_is_well() {
+        assert_eq!(ms(&at(|_| (1, 200, 0))), None);
+        assert_eq!(ms(&at(|ms| (1, 200, u8::from(ms >= 1_200)))), None);
+        // Well, but only because it was mended.
+        let mended = at_until(900, |ms| (1, 200, u8::from(ms >= 900)));
+        assert_eq!(ms(&mended), None);
+    }
+
+    #[test]
+    fn failures_on_the_way_back_are_told_apart() {
+        let back = at_until(1_500, |ms| (1, if ms == 1_600 { 503 } else { 200 }, 1));
+        assert_eq!((back.failed_reads, back.failed_back), (0, 1));
+        // Where it belongs again, so it is no stray.
+        let home = at_until(1_500, |ms| (1, 200, u8::from(ms < 1_500)));
+        assert_eq!((ms(&home), home.stray), (Some(0), 0));
     }
 }

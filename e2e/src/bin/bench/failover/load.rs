@@ -1,15 +1,17 @@
 //! Requests at a fixed rate, whatever becomes of the ones before, by the gateways of all zones.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use e2e::client::{Client, Reply, Request, Version};
 use e2e::config::ZONES;
 use e2e::netns::Network;
+use e2e::wait::eventually;
 use tokio::runtime;
 
 use super::judge::Sample;
@@ -17,43 +19,88 @@ use super::stage::{GATEWAY_PORT, HOME};
 
 /// Every tenth request is a write.
 const WRITE_EVERY: u64 = 10;
-/// The longest that requests are sent; each is bounded by its client.
+/// The longest that requests are sent.
 const TIME_MAX: Duration = Duration::from_secs(3_600);
+/// A request that is not answered by then has failed.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How many different failures are kept in words, and how much of each.
+const FAILURES_MAX: usize = 20;
+const WORDS_MAX: usize = 110;
 
 /// The senders, a thread in the namespace of each zone.
 pub(crate) struct Load {
-    samples: Arc<Mutex<Vec<Sample>>>,
+    book: Arc<Mutex<Book>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// What is known of the requests.
+#[derive(Default)]
+struct Book {
+    /// Those that have ended, in that order.
+    ended: Vec<Sample>,
+    /// Those under way: when they were due, and by which gateway.
+    open: BTreeSet<(Instant, u8)>,
+    /// What failures said, and how often.
+    failures: BTreeMap<String, u64>,
 }
 
 impl Load {
     /// Sends `rps` requests a second in all, each with the home that will fail.
     pub(crate) fn start(network: &Arc<Network>, rps: u32) -> Load {
-        let samples = Arc::new(Mutex::new(vec![]));
+        let book = Arc::new(Mutex::new(Book::default()));
         let stop = Arc::new(AtomicBool::new(false));
         let zones = ZONES.len() as u8;
         let pace = Duration::from_secs(1) * u32::from(zones) / rps;
         let threads = (0..zones)
             .map(|gateway| {
-                let (network, samples, stop) = (network.clone(), samples.clone(), stop.clone());
+                let (network, book, stop) = (network.clone(), book.clone(), stop.clone());
                 thread::spawn(move || {
-                    if let Err(error) = send(&network, gateway, pace, &samples, &stop) {
+                    if let Err(error) = send(&network, gateway, pace, &book, &stop) {
                         eprintln!("the load of gateway {gateway} ended: {error:#}");
                     }
                 })
             })
             .collect();
         Load {
-            samples,
+            book,
             stop,
             threads,
         }
     }
 
-    /// What has been answered, or has failed, since the last call.
-    pub(crate) fn take(&self) -> Vec<Sample> {
-        std::mem::take(&mut *self.samples.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Forgets everything that has ended.
+    pub(crate) fn forget(&self) {
+        let mut book = locked(&self.book);
+        book.ended.clear();
+        book.failures.clear();
+    }
+
+    /// What has ended since the last [`forget`](Load::forget) and was started at `since` or later.
+    pub(crate) fn since(&self, since: Instant) -> Vec<Sample> {
+        let book = locked(&self.book);
+        let ended = book.ended.iter();
+        ended
+            .filter(|sample| sample.start >= since)
+            .copied()
+            .collect()
+    }
+
+    /// What has ended since the last [`forget`](Load::forget), and what failures said, with their number.
+    pub(crate) fn all(&self) -> (Vec<Sample>, BTreeMap<String, u64>) {
+        let book = locked(&self.book);
+        (book.ended.clone(), book.failures.clone())
+    }
+
+    /// Waits until everything has ended that was started before.
+    pub(crate) async fn settled(&self, before: Instant) -> Result<()> {
+        eventually(DEADLINE * 2, "the requests under way to end", async || {
+            let book = locked(&self.book);
+            let open = book.open.range(..(before, 0)).count();
+            ensure!(open == 0, "{open} have not");
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -66,11 +113,15 @@ impl Drop for Load {
     }
 }
 
+fn locked(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
+    book.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn send(
     network: &Network,
     gateway: u8,
     pace: Duration,
-    samples: &Arc<Mutex<Vec<Sample>>>,
+    book: &Arc<Mutex<Book>>,
     stop: &AtomicBool,
 ) -> Result<()> {
     network.zone(gateway)?.enter()?;
@@ -79,40 +130,63 @@ fn send(
         .enable_all()
         .build()?;
     let (home, _) = ZONES[usize::from(HOME)];
+    let (get, post) = (Request::get("/orders"), Request::post("/orders"));
+    let (get, post) = (Arc::new(get.home(home)), Arc::new(post.home(home)));
     runtime.block_on(async {
         let client = Client::new(Version::Http1);
         let begun = Instant::now();
-        let mut count = 0_u64;
+        let mut count = 0_u32;
         while !stop.load(Ordering::Relaxed) && begun.elapsed() < TIME_MAX {
-            count += 1;
-            let read = !count.is_multiple_of(WRITE_EVERY);
-            let request = match read {
-                true => Request::get("/orders"),
-                false => Request::post("/orders"),
-            };
-            let (client, samples) = (client.clone(), samples.clone());
+            // By the clock, not by the last request: a machine that stumbles catches up.
+            let due = begun + pace * count;
+            tokio::time::sleep_until(due.into()).await;
+            count = count.saturating_add(1);
+            let read = !u64::from(count).is_multiple_of(WRITE_EVERY);
+            let request = if read { get.clone() } else { post.clone() };
+            let (client, book) = (client.clone(), book.clone());
+            locked(&book).open.insert((due, gateway));
             tokio::spawn(async move {
-                let start = Instant::now();
-                let reply = client.send(to, &request.home(home)).await;
+                let sent = client.send(to, &request);
+                let reply = tokio::time::timeout_at((due + DEADLINE).into(), sent).await;
+                let reply = reply.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time")));
                 let sample = Sample {
                     gateway,
                     read,
-                    start,
-                    latency: start.elapsed(),
+                    start: due,
+                    latency: due.elapsed(),
                     status: reply.as_ref().map_or(0, |reply| reply.status.as_u16()),
-                    zone: reply.ok().as_ref().and_then(zone),
+                    zone: reply.as_ref().ok().and_then(zone),
                 };
-                samples
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(sample);
+                let words = (sample.status != 200).then(|| words(&sample, &reply));
+                locked(&book).end(sample, words);
             });
-            // By the clock, not by the last request: a machine that stumbles catches up.
-            let next = begun + pace * u32::try_from(count).unwrap_or(u32::MAX);
-            tokio::time::sleep_until(next.into()).await;
         }
     });
     Ok(())
+}
+
+impl Book {
+    fn end(&mut self, sample: Sample, words: Option<String>) {
+        self.open.remove(&(sample.start, sample.gateway));
+        self.ended.push(sample);
+        if let Some(words) = words
+            && (self.failures.len() < FAILURES_MAX || self.failures.contains_key(&words))
+        {
+            *self.failures.entry(words).or_default() += 1;
+        }
+    }
+}
+
+/// What a failure looked like to the client.
+fn words(sample: &Sample, reply: &Result<Reply>) -> String {
+    let (gateway, _) = ZONES[usize::from(sample.gateway)];
+    let kind = if sample.read { "read" } else { "write" };
+    let said = match reply {
+        Ok(reply) => format!("{}: {}", reply.status.as_u16(), reply.text()),
+        Err(error) => format!("{error:#}"),
+    };
+    let said: String = said.chars().take(WORDS_MAX).collect();
+    format!("{kind} by {gateway}: {said}")
 }
 
 /// The zone that answered.

@@ -3,8 +3,10 @@
 mod cases;
 mod judge;
 mod load;
+mod report;
 mod stage;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -16,9 +18,9 @@ use e2e::workdir::Workdir;
 use tokio::runtime;
 use tokio::sync::oneshot;
 
-use crate::figures::{Figure, quantile};
+use crate::figures::Figure;
 use cases::Scene;
-use judge::Verdict;
+use report::Report;
 
 pub(crate) use cases::Case;
 
@@ -75,64 +77,40 @@ async fn measure(
     options: &Options,
 ) -> Result<Vec<Figure>> {
     let outage = Duration::from_secs(options.etcd_outage_s);
+    println!("\nfailover: starting three zones in network namespaces");
     let mut scene = Scene::set(workdir.path(), network, options.rps, outage).await?;
     println!(
-        "failover: {} requests a second by three gateways, all with the home that fails; zones come back at once here, with no hold and no ramp",
+        "failover: {} requests a second by three gateways, all with the home that fails; zones come back at once here, with\n\
+         no hold and no ramp, and proxies take instances back after a second",
         options.rps
     );
-    println!(
-        "{:18} {:>6} {:>8} {:>7} {:>7} {:>8} {:>8} {:>7} {:>10}",
-        "case", "rounds", "reads", "failed", "writes", "p50 ms", "p99 ms", "stray", "slowest ms"
-    );
-    let mut figures = vec![];
-    for case in Case::value_variants() {
-        if options.case.is_some_and(|only| only != *case) {
-            continue;
-        }
+    let wanted = |case: &&Case| options.case.is_none_or(|only| only == **case);
+    let mut reports = vec![];
+    for case in Case::value_variants().iter().filter(wanted) {
         let rounds = if case.is_fast() { options.faults } else { 1 };
         let mut verdicts = vec![];
-        for round in 0..rounds {
-            let verdict = scene.round(*case).await;
-            verdicts.push(verdict.with_context(|| format!("{}, round {round}", case.name()))?);
+        let mut failures = BTreeMap::<String, u64>::new();
+        for round in 1..=rounds {
+            let played = scene.round(*case).await;
+            let (verdict, said) =
+                played.with_context(|| format!("{}, round {round}", case.name()))?;
+            verdicts.push(verdict);
+            for (words, count) in said {
+                *failures.entry(words).or_default() += count;
+            }
         }
-        figures.extend(report(*case, &verdicts));
+        let report = Report::new(*case, &verdicts);
+        // As soon as it is known: all cases together take a while.
+        println!("{}\n{}", Report::head(), report.line());
+        for (words, count) in failures {
+            println!("    {count} x {words}");
+        }
+        reports.push(report);
     }
-    Ok(figures)
-}
-
-fn report(case: Case, verdicts: &[Verdict]) -> Vec<Figure> {
-    // What never switched is worse than anything that was measured.
-    let ms = |verdict: &Verdict| {
-        verdict
-            .switch
-            .map_or(f64::INFINITY, |s| s.as_secs_f64() * 1e3)
-    };
-    let switches: Vec<f64> = verdicts.iter().map(ms).collect();
-    let sum = |count: fn(&Verdict) -> usize| verdicts.iter().map(count).sum::<usize>();
-    let slowest = verdicts.iter().map(|verdict| verdict.slowest_read).max();
-    let name = case.name();
-    println!(
-        "{name:18} {:>6} {:>8} {:>7} {:>7} {:>8.1} {:>8.1} {:>7} {:>10}",
-        verdicts.len(),
-        sum(|v| v.reads),
-        sum(|v| v.failed_reads),
-        sum(|v| v.failed_writes),
-        quantile(&switches, 0.5),
-        quantile(&switches, 0.99),
-        sum(|v| v.stray),
-        slowest.unwrap_or_default().as_millis(),
-    );
-    let count = |what: &str, count: usize| {
-        Figure::count(format!("failover_{name}_{what}"), count, verdicts.len())
-    };
-    let quantile = |what: &str, share| {
-        Figure::quantile(format!("failover_{name}_ms_{what}"), "ms", &switches, share)
-    };
-    vec![
-        count("failed_reads", sum(|v| v.failed_reads)),
-        count("failed_writes", sum(|v| v.failed_writes)),
-        count("stray", sum(|v| v.stray)),
-        quantile("p50", 0.5),
-        quantile("p99", 0.99),
-    ]
+    println!("\n{}", Report::head());
+    reports
+        .iter()
+        .for_each(|report| println!("{}", report.line()));
+    println!("{}", Report::legend());
+    Ok(reports.iter().flat_map(Report::figures).collect())
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::bootstrap::Bootstrap;
 use e2e::client::{Client, Request, Version};
 use e2e::config::ZONES;
@@ -17,9 +17,12 @@ use e2e::registry::Registry;
 use e2e::wait::{PATIENCE, eventually};
 use hyper::Method;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 /// The zone that fails, by its position in [`ZONES`].
 pub(crate) const HOME: u8 = 0;
+/// The zone of the other region.
+pub(crate) const REMOTE: u8 = 2;
 pub(crate) const GATEWAY_PORT: u16 = 8080;
 
 const SERVICE: &str = "orders";
@@ -38,9 +41,8 @@ pub(crate) struct Zone {
     pub(crate) etcd: Process,
     pub(crate) control_plane: Process,
     pub(crate) instances: Vec<Process>,
-    /// Dropped with the others; nothing is asked of them.
-    _agent: Process,
-    _gateway: Process,
+    agent: Process,
+    gateway: Process,
 }
 
 /// Everything.
@@ -96,19 +98,54 @@ impl Stage {
         &mut self.zones[usize::from(zone)]
     }
 
-    /// What the control plane of a zone says of the zone that fails.
-    pub(crate) async fn state(&self, of: u8) -> Result<String> {
-        let reply = self
-            .client
-            .send(address(of, ADMIN_PORT), &Request::get("/v1/zones"))
-            .await?;
+    /// Whether everything is well for the control plane of a zone.
+    pub(crate) async fn healthy(&self, of: u8) -> Result<()> {
+        for zone in zones() {
+            let status = self.status(of, zone).await?;
+            let well = status["state"] == "healthy" && status["healthy"] == u64::from(INSTANCES);
+            ensure!(well, "the control plane of {of} says {status}");
+        }
+        Ok(())
+    }
+
+    /// Waits until every control plane counts so many healthy instances in a zone.
+    pub(crate) async fn counts(&self, zone: u8, healthy: u64) -> Result<()> {
+        eventually(PATIENCE, "every control plane to know", async || {
+            for of in zones() {
+                let status = self.status(of, zone).await?;
+                ensure!(
+                    status["healthy"] == healthy,
+                    "the control plane of {of} says {status}"
+                );
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// What the control plane of a zone says of a zone.
+    async fn status(&self, of: u8, zone: u8) -> Result<Value> {
+        let to = address(of, ADMIN_PORT);
+        let reply = self.client.send(to, &Request::get("/v1/zones")).await?;
         let all: Value = reply.json()?;
         let zones = all["zones"].as_array().context("zones")?;
-        let home = zones
-            .iter()
-            .find(|zone| zone["zone"] == ZONES[usize::from(HOME)].0);
-        let state = home.and_then(|zone| zone["state"].as_str());
-        Ok(state.context("no state")?.to_owned())
+        let name = ZONES[usize::from(zone)].0;
+        let found = zones.iter().find(|status| status["zone"] == name);
+        Ok(found.context("no such zone")?.clone())
+    }
+
+    /// The zone of the etcd member that leads.
+    pub(crate) async fn etcd_leader(&self) -> Result<u8> {
+        for zone in zones() {
+            let member = format!("http://{}", address(zone, ETCD_PORT));
+            let mut client = etcd_client::Client::connect([member], None).await?;
+            let status = client.status().await?;
+            let id = status.header().context("no header")?.member_id();
+            if status.leader() == id {
+                return Ok(zone);
+            }
+        }
+        bail!("no etcd member leads")
     }
 
     /// Drains the zone, or ends that, by the control plane of another.
@@ -161,9 +198,18 @@ impl Stage {
         .await
     }
 
-    /// The ends of the logs that tell most.
+    /// The ends of all logs but the instances'.
     pub(crate) fn logs(&self) -> String {
-        let tails = self.zones.iter().map(|zone| zone.control_plane.tail());
+        let tails = self.zones.iter().flat_map(|zone| {
+            let Zone {
+                etcd,
+                control_plane,
+                agent,
+                gateway,
+                ..
+            } = zone;
+            [etcd, control_plane, agent, gateway].map(Process::tail)
+        });
         tails.collect::<Vec<_>>().join("\n")
     }
 }
@@ -188,8 +234,8 @@ impl Zone {
             etcd,
             control_plane,
             instances,
-            _agent: agent,
-            _gateway: gateway,
+            agent,
+            gateway,
         })
     }
 
@@ -204,6 +250,20 @@ impl Zone {
         let _ = slot.kill();
         *slot = start_instance(&self.network, &self.directory, self.at, instance)?;
         Ok(())
+    }
+
+    /// Asks an instance to end, which it does after its last request, and starts it again.
+    pub(crate) async fn replace_instance(&mut self, instance: u8) -> Result<()> {
+        self.instances[usize::from(instance)]
+            .terminate(PATIENCE)
+            .await?;
+        self.restart_instance(instance)?;
+        let port = INSTANCE_PORT + u16::from(instance);
+        eventually(PATIENCE, "an instance to listen", async || {
+            TcpStream::connect(address(self.at, port)).await?;
+            Ok(())
+        })
+        .await
     }
 
     pub(crate) fn restart_instances(&mut self) -> Result<()> {
@@ -322,7 +382,8 @@ fn start_gateway(network: &Network, directory: &Path, at: u8) -> Result<Process>
     let (zone, region) = ZONES[usize::from(at)];
     let bootstrap = Bootstrap::read("gateway.yaml")?
         .node(&format!("gateway-{zone}"), region, zone)?
-        .cluster_at("tidegate", address(at, XDS_PORT))?;
+        .cluster_at("tidegate", address(at, XDS_PORT))?
+        .cluster_also_at("tidegate", address((at + 1) % ZONES.len() as u8, XDS_PORT))?;
     let file = directory.join("gateway.json");
     bootstrap.write(&file)?;
     let arguments = [
