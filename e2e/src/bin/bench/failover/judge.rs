@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 /// A request that hangs and is answered from elsewhere later has not been where it belongs.
 const PROMPT: Duration = Duration::from_millis(200);
+/// What is sent while a fault or an operator's word is on its way is not astray.
+const ACTS_WITHIN: Duration = Duration::from_millis(100);
 /// So long everything has to be well for a switch to be over.
 const WINDOW: Duration = Duration::from_secs(1);
 
@@ -82,7 +84,7 @@ pub(crate) fn judge(samples: &[Sample], times: Times, belongs: Belongs) -> Verdi
                 .is_some_and(|zone| belongs(sample.gateway, zone))
     };
     let switch = switched(&reads, times, good);
-    let settled = switch.map(|switch| times.fault + switch);
+    let settled = switch.map(|switch| times.fault + switch.max(ACTS_WITHIN));
     let stray = |sample: &&&Sample| {
         settled.is_some_and(|settled| settled < sample.start && sample.start < times.mended)
             && sample
