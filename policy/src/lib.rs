@@ -25,6 +25,7 @@ extern crate alloc;
 mod allocation;
 pub mod decide;
 pub mod facts;
+pub mod fence;
 pub mod headers;
 pub mod health;
 pub mod plan;

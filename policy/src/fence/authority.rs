@@ -1,0 +1,107 @@
+//! Who may write for a cell.
+
+use alloc::{collections::BTreeSet, vec::Vec};
+
+use super::{Clause, Name, SessionId, Terms};
+
+/// The authority over a cell, as it stands in the store.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Authority {
+    /// The store in which it was written: a copy in another one, restored from a backup, counts for nothing.
+    pub store: u64,
+    /// Rises with every move.
+    pub epoch: u64,
+    /// The zones that may write: one as a rule, several of one region where the database takes writes in all of them.
+    pub owners: Vec<Name>,
+    /// Where authority goes when the owners fail: the first that lives.
+    pub standby: Vec<Name>,
+    pub state: State,
+    /// What has to be waited for before anybody may write: what may still be under way of earlier owners' writes.
+    pub unsettled: Unsettled,
+}
+
+/// Where a cell is between two moves.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// Replicas of the owners may register and grant.
+    Active,
+    /// Nobody grants: a move is under way.
+    Fencing(Move),
+    /// Nobody grants yet.
+    Settling,
+}
+
+/// Where authority is to go.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Move {
+    /// The name of its record.
+    pub id: Name,
+    pub to: Vec<Name>,
+    pub cause: Cause,
+    /// For people.
+    pub reason: Name,
+    /// The new epoch is at least this.
+    pub epoch_min: u64,
+}
+
+/// Why a move was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cause {
+    /// An operator wants it. It waits for all who hold grants, and gives up where the target is not there.
+    Operator,
+    /// An operator wants it whatever the old owners say: their sessions are ended, and what hung on them is waited for.
+    Override,
+    /// The owners' sessions are over.
+    SessionLost,
+    /// The owners cannot serve writes, and others can.
+    Unfit,
+}
+
+/// What may still be under way from before.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Unsettled {
+    /// What was granted under these sessions; under none, where there are none.
+    Of(BTreeSet<SessionId>),
+    /// Anything: nobody knows what was before this record.
+    Unknown,
+}
+
+impl Unsettled {
+    /// Nothing.
+    pub const fn none() -> Unsettled {
+        Unsettled::Of(BTreeSet::new())
+    }
+
+    pub fn is_none(&self) -> bool {
+        matches!(self, Unsettled::Of(sessions) if sessions.is_empty())
+    }
+}
+
+impl Authority {
+    /// The first authority over a cell in a store: whatever was before, it is waited for.
+    pub fn first(
+        store: u64,
+        epoch: u64,
+        owners: Vec<Name>,
+        standby: Vec<Name>,
+        terms: &Terms,
+    ) -> Authority {
+        let (state, unsettled) = match terms.keeps(Clause::UnknownPastSettles) {
+            true => (State::Settling, Unsettled::Unknown),
+            false => (State::Active, Unsettled::none()),
+        };
+        Authority {
+            store,
+            epoch,
+            owners,
+            standby,
+            state,
+            unsettled,
+        }
+    }
+
+    /// Whether the zone may write once the cell is active.
+    pub fn is_owner(&self, zone: &str) -> bool {
+        self.owners.iter().any(|owner| &**owner == zone)
+    }
+}

@@ -1,0 +1,248 @@
+//! A replica that grants: registration, grants, and leaving when a fence comes.
+
+use alloc::{collections::BTreeMap, vec::Vec};
+
+use super::{Authority, Clause, HolderId, Revision, Stamp, State, Terms};
+
+/// Permission to admit writes for a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Grant {
+    /// The authority that it is given under.
+    pub stamp: Stamp,
+    /// From before it was asked for.
+    pub ttl: u64,
+}
+
+/// What one incarnation grants for one cell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Grantor {
+    stage: Stage,
+    /// The newest authority that was seen.
+    seen: Stamp,
+    /// Whether the grantor key may be in the store.
+    key: bool,
+    /// What was granted and not given back.
+    owed: BTreeMap<HolderId, Owed>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum Stage {
+    /// Not an owner's, or not active.
+    #[default]
+    Idle,
+    /// May register; `asked` while it is asking.
+    Unregistered {
+        at: Stamp,
+        asked: Option<u64>,
+    },
+    Granting(Stamp),
+    /// Waits for the holders; `asked` while it is deleting its key.
+    Leaving {
+        fence: Stamp,
+        asked: Option<u64>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Owed {
+    /// When the grant, and all that was admitted under it, is over.
+    run_out: u64,
+    /// That of the newest grant.
+    stamp: Stamp,
+}
+
+/// What [`Grantor::see`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing new.
+    Old,
+    /// It may register.
+    Active,
+    /// Grants from before this are to be given back.
+    Fenced(Stamp),
+}
+
+impl Grantor {
+    /// The authority was seen at `revision`; none: it is not there. `zone` is the own one, `store` the one that answers.
+    pub fn see(
+        &mut self,
+        revision: Revision,
+        authority: Option<&Authority>,
+        zone: &str,
+        store: u64,
+        terms: &Terms,
+    ) -> Seen {
+        let epoch = authority.map_or(self.seen.epoch, |authority| authority.epoch);
+        let at = Stamp { epoch, revision };
+        if at <= self.seen && terms.keeps(Clause::ViewNeverBack) || at == self.seen {
+            return Seen::Old;
+        }
+        self.seen = at;
+        let own = authority.filter(|a| a.store == store || !terms.keeps(Clause::BoundToStore));
+        match own {
+            Some(own) if own.state == State::Active && own.is_owner(zone) => {
+                self.stage = match terms.keeps(Clause::Registered) {
+                    true => Stage::Unregistered { at, asked: None },
+                    false => Stage::Granting(at),
+                };
+                Seen::Active
+            }
+            _ => {
+                let goes_on = matches!(self.stage, Stage::Granting(_));
+                if goes_on && !terms.keeps(Clause::StopAtFence) {
+                    return Seen::Old;
+                }
+                self.stage = Stage::Leaving {
+                    fence: at,
+                    asked: None,
+                };
+                Seen::Fenced(at)
+            }
+        }
+    }
+
+    /// Begins a registration under `number`, where one is wanted: the revision to compare.
+    pub fn register(&mut self, number: u64) -> Option<Revision> {
+        match &mut self.stage {
+            Stage::Unregistered {
+                at,
+                asked: asked @ None,
+            } => {
+                *asked = Some(number);
+                self.key = true;
+                Some(at.revision)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it waits to register.
+    pub fn wants_registration(&self) -> bool {
+        matches!(self.stage, Stage::Unregistered { asked: None, .. })
+    }
+
+    /// What became of the registration or of leaving under `number`. `None`: unknown.
+    pub fn answered(&mut self, number: u64, committed: Option<bool>) {
+        match &mut self.stage {
+            Stage::Unregistered { at, asked } if *asked == Some(number) => match committed {
+                Some(true) => self.stage = Stage::Granting(*at),
+                // The authority has moved on, or the session is gone: the watch tells.
+                Some(false) => {}
+                None => *asked = None,
+            },
+            Stage::Leaving { asked, .. } if *asked == Some(number) => match committed {
+                Some(true) => {
+                    self.key = false;
+                    self.stage = Stage::Idle;
+                }
+                Some(false) => {}
+                None => *asked = None,
+            },
+            _ => {}
+        }
+    }
+
+    /// Grants to a holder, if it may: recording it and granting are one step. `left` is what is left of the session.
+    pub fn grant(&mut self, holder: HolderId, left: u64, now: u64, terms: &Terms) -> Option<Grant> {
+        let Stage::Granting(stamp) = self.stage else {
+            return None;
+        };
+        if left == 0 {
+            return None;
+        }
+        let ttl = match terms.keeps(Clause::GrantWithinSession) {
+            true => terms.grant_ttl.min(left),
+            false => terms.grant_ttl,
+        };
+        if terms.keeps(Clause::HolderRecorded) {
+            let drain = match terms.keeps(Clause::RunOutDrain) {
+                true => terms.write_drain,
+                false => 0,
+            };
+            let span = ttl.saturating_add(drain);
+            let wait = match terms.keeps(Clause::RunOutDrift) {
+                true => terms.stretch(span),
+                false => span,
+            };
+            let run_out = now.saturating_add(wait);
+            let owed = self.owed.entry(holder).or_insert(Owed { run_out, stamp });
+            owed.run_out = owed.run_out.max(run_out);
+            owed.stamp = stamp;
+        }
+        Some(Grant { stamp, ttl })
+    }
+
+    /// A holder says that nothing from before `fence` is under way, and never will be.
+    pub fn drained(&mut self, holder: HolderId, fence: Stamp, terms: &Terms) {
+        let older = |owed: &Owed| owed.stamp < fence;
+        if self.owed.get(&holder).is_some_and(older)
+            || !terms.keeps(Clause::AcknowledgementNamesFence)
+        {
+            self.owed.remove(&holder);
+        }
+    }
+
+    /// The fence at which grants are given back, and who owes some.
+    pub fn fence(&self) -> Option<(Stamp, Vec<HolderId>)> {
+        match self.stage {
+            Stage::Leaving { fence, .. } => Some((fence, self.owed.keys().copied().collect())),
+            _ => None,
+        }
+    }
+
+    /// Begins to leave under `number`, if everything is given back or has run out: the revision to compare.
+    pub fn leave(&mut self, number: u64, now: u64, terms: &Terms) -> Option<Revision> {
+        if !self.may_leave(now, terms) {
+            return None;
+        }
+        match &mut self.stage {
+            Stage::Leaving {
+                fence,
+                asked: asked @ None,
+            } => {
+                *asked = Some(number);
+                Some(fence.revision)
+            }
+            _ => None,
+        }
+    }
+
+    fn may_leave(&mut self, now: u64, terms: &Terms) -> bool {
+        if !self.key {
+            if matches!(self.stage, Stage::Leaving { .. }) && self.owed.is_empty() {
+                self.stage = Stage::Idle;
+            }
+            return false;
+        }
+        self.owed.retain(|_, owed| owed.run_out > now);
+        self.owed.is_empty() || !terms.keeps(Clause::WaitForHolders)
+    }
+
+    /// When the last grant has run out; none where nothing is owed.
+    pub fn run_out(&self) -> Option<u64> {
+        self.owed.values().map(|owed| owed.run_out).max()
+    }
+
+    /// What it grants under.
+    pub fn granting(&self) -> Option<Stamp> {
+        match self.stage {
+            Stage::Granting(stamp) => Some(stamp),
+            _ => None,
+        }
+    }
+
+    /// Everybody who holds something.
+    pub fn holders(&self) -> usize {
+        self.owed.len()
+    }
+
+    /// Grants nothing more, until it sees a newer authority.
+    pub fn stop(&mut self) {
+        if matches!(self.stage, Stage::Granting(_) | Stage::Unregistered { .. }) {
+            self.stage = Stage::Leaving {
+                fence: self.seen,
+                asked: None,
+            };
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! A proxy that holds grants: what its workers share, what each keeps, and how it asks.
+//!
+//! The workers of a process share a [`Ledger`] for each cell, which they change by compare-and-swap. A [`Worker`] admits from
+//! what it took from there, without looking again: the ledger lists every worker that has taken something, so that a fence is
+//! acknowledged only when each of them has let go and has nothing in flight. A worker that was lost with its memory stays
+//! listed for as long as anything that it admitted may live.
+
+use alloc::vec::Vec;
+
+use super::{Clause, Grant, Stamp, Terms};
+
+/// A worker of a proxy, by a number that it drew at random; a worker that is built anew has another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(pub u64);
+
+/// A grant as it is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Permit {
+    pub stamp: Stamp,
+    /// By the process's clock, exclusive.
+    pub until: u64,
+}
+
+/// What the workers of one process share about one cell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Ledger {
+    /// The newest grant or revocation.
+    pub newest: Stamp,
+    /// The newest revocation; 0 for none.
+    pub fence: Stamp,
+    /// The highest epoch that was granted or, by an authenticated party, named.
+    pub epoch_min: u64,
+    pub permit: Option<Permit>,
+    /// Who has taken a permit and not let go.
+    pub workers: Vec<Listed>,
+}
+
+/// A worker that may have writes in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Listed {
+    pub worker: WorkerId,
+    /// The oldest permit of which something may be in flight.
+    pub since: Stamp,
+    /// The end of the newest permit that it took.
+    pub until: u64,
+}
+
+impl Ledger {
+    /// Installs a grant that was asked for at `asked`; false where it is not to be used.
+    pub fn install(&mut self, grant: &Grant, asked: u64, now: u64, terms: &Terms) -> bool {
+        let older = grant.stamp < self.newest || grant.stamp <= self.fence;
+        if older && terms.keeps(Clause::GrantNotOlder) || grant.stamp.epoch < self.epoch_min {
+            return false;
+        }
+        let from = match terms.keeps(Clause::GrantFromAsk) {
+            true => asked,
+            false => now,
+        };
+        let until = from.saturating_add(grant.ttl);
+        if until <= now {
+            return false;
+        }
+        self.newest = self.newest.max(grant.stamp);
+        self.epoch_min = self.epoch_min.max(grant.stamp.epoch);
+        self.permit = Some(Permit {
+            stamp: grant.stamp,
+            until,
+        });
+        true
+    }
+
+    /// A revocation of everything from before `fence`.
+    pub fn revoke(&mut self, fence: Stamp) {
+        self.fence = self.fence.max(fence);
+        self.newest = self.newest.max(fence);
+        if self.permit.is_some_and(|permit| permit.stamp < self.fence) {
+            self.permit = None;
+        }
+    }
+
+    /// The zone is behind: somebody authenticated has named a newer epoch. What is held is of an older one, and given up.
+    pub fn behind(&mut self, epoch: u64) {
+        self.epoch_min = self.epoch_min.max(epoch);
+        if self.permit.is_some_and(|permit| permit.stamp.epoch < epoch) {
+            self.permit = None;
+        }
+    }
+
+    /// The clock cannot be relied on: what is held may have run out.
+    pub fn forget(&mut self) {
+        self.permit = None;
+    }
+
+    /// A worker takes the permit, and is listed with it.
+    pub fn take(
+        &mut self,
+        worker: WorkerId,
+        in_flight: u32,
+        now: u64,
+        terms: &Terms,
+    ) -> Option<Permit> {
+        let permit = self.permit.filter(|permit| permit.until > now)?;
+        if !terms.keeps(Clause::WorkerListed) {
+            return Some(permit);
+        }
+        match self
+            .workers
+            .iter_mut()
+            .find(|listed| listed.worker == worker)
+        {
+            Some(listed) => {
+                listed.until = listed.until.max(permit.until);
+                if in_flight == 0 {
+                    listed.since = permit.stamp;
+                }
+            }
+            None => self.workers.push(Listed {
+                worker,
+                since: permit.stamp,
+                until: permit.until,
+            }),
+        }
+        Some(permit)
+    }
+
+    /// A worker holds nothing and has nothing in flight.
+    pub fn let_go(&mut self, worker: WorkerId) {
+        self.workers.retain(|listed| listed.worker != worker);
+    }
+
+    /// The fence of which nothing older is in flight, and never will be; none while something is.
+    pub fn drained(&mut self, now: u64, terms: &Terms) -> Option<Stamp> {
+        let lives_on = |listed: &Listed| {
+            listed.until.saturating_add(terms.write_drain) > now
+                && terms.keeps(Clause::LostWorkerCounted)
+        };
+        self.workers.retain(lives_on);
+        let fence = Some(self.fence).filter(|fence| *fence > Stamp::default())?;
+        let mut workers = self.workers.iter();
+        workers.all(|listed| listed.since > fence).then_some(fence)
+    }
+}
+
+/// What one worker keeps of one cell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Worker {
+    permit: Option<Permit>,
+    in_flight: u32,
+    /// Listed in the ledger.
+    listed: bool,
+}
+
+impl Worker {
+    /// A write comes: it counts as in flight before anything is looked at. Each needs an [`end`](Worker::end).
+    pub fn begin(&mut self) {
+        self.in_flight = self.in_flight.saturating_add(1);
+    }
+
+    /// The epoch for which a write that was counted may go on.
+    pub fn admits(&self, now: u64) -> Option<u64> {
+        let permit = self.permit.filter(|permit| permit.until > now)?;
+        Some(permit.stamp.epoch)
+    }
+
+    /// How many writes are in flight besides the one that was just counted.
+    pub fn others_in_flight(&self) -> u32 {
+        self.in_flight.saturating_sub(1)
+    }
+
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// What [`Ledger::take`] gave.
+    pub fn took(&mut self, permit: Option<Permit>) {
+        self.permit = permit;
+        self.listed |= permit.is_some();
+    }
+
+    /// A write is over. True if the worker should now [let go](Worker::let_go) of the ledger.
+    pub fn end(&mut self, terms: &Terms) -> bool {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.should_let_go(terms)
+    }
+
+    /// The ledger has this fence, and this much of a permit. True if the worker should now let go.
+    pub fn fenced(&mut self, ledger: &Ledger, terms: &Terms) -> bool {
+        let valid = |held: &Permit| {
+            let of_ledger = ledger.permit.is_some_and(|p| p.stamp == held.stamp);
+            of_ledger && held.stamp > ledger.fence && held.stamp.epoch >= ledger.epoch_min
+        };
+        if !self.permit.as_ref().is_some_and(valid) {
+            self.permit = None;
+        }
+        self.should_let_go(terms)
+    }
+
+    fn should_let_go(&self, terms: &Terms) -> bool {
+        let idle = self.in_flight == 0 || !terms.keeps(Clause::InFlightCounted);
+        self.listed && idle && self.permit.is_none()
+    }
+
+    /// Whether it stands in the ledger.
+    pub fn listed(&self) -> bool {
+        self.listed
+    }
+
+    /// It was taken off the ledger.
+    pub fn let_go(&mut self) {
+        self.listed = false;
+    }
+
+    /// The clock cannot be relied on.
+    pub fn forget(&mut self) {
+        self.permit = None;
+    }
+}
+
+/// How a process asks for grants: one question at a time, and only its own answer counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Asker {
+    nonce: u64,
+    /// When the open question was asked.
+    asked: Option<u64>,
+}
+
+impl Asker {
+    /// Asks: the number of the question. An older one is no longer waited for.
+    pub fn ask(&mut self, now: u64) -> u64 {
+        self.nonce = self.nonce.wrapping_add(1);
+        self.asked = Some(now);
+        self.nonce
+    }
+
+    /// When the question was asked that is answered here; none where it is not the open one.
+    pub fn answered(&mut self, nonce: u64, terms: &Terms) -> Option<u64> {
+        if nonce != self.nonce && terms.keeps(Clause::GrantMatched) {
+            return None;
+        }
+        self.asked.take()
+    }
+
+    /// When the open question was asked.
+    pub fn open_since(&self) -> Option<u64> {
+        self.asked
+    }
+}

@@ -1,0 +1,294 @@
+//! The write fence: who may write, and how that moves without two zones ever writing at once.
+//!
+//! State machines, as pure as the rest of this crate: messages and time in, messages and transactions out. The control plane
+//! runs [`Replica`], one for each zone that it speaks for; a proxy's workers run [`Ledger`], [`Worker`] and [`Asker`]. The
+//! processes feed them and carry out what they say; a model checker explores these very machines.
+//!
+//! The way of the permission to write:
+//!
+//! 1. A replica keeps a *session* alive ([`session`]): a key that it puts again and again. Others tell by it that it lives.
+//! 2. It registers as *grantor* for a cell at a revision of the cell's [`Authority`] ([`grantor`]).
+//! 3. It gives *grants* to the proxies of its zone, none longer than what is left of its session.
+//! 4. A move ([`moves`]) takes every owner out first (*fencing*), waits until each grantor has gone or its session and all that
+//!    hung on it is certainly over, and only then names the new owners.
+//!
+//! Time is a plain number in any unit, of a clock that never goes back and counts while the machine is suspended: `now` and
+//! whatever else is called a time belong to the clock of the process that says it, and are never sent. What is sent is a span.
+//! Processes count microseconds.
+//!
+//! Every rule that safety rests on has a name, [`Clause`], and stands in the code as `terms.keeps(Clause::…)`: true, always,
+//! but in a build for the model checker, which takes one rule away at a time and must then find two zones writing.
+
+pub mod authority;
+pub mod grantor;
+pub mod holder;
+pub mod moves;
+pub mod replica;
+pub mod session;
+mod store;
+
+use alloc::sync::Arc;
+
+pub use authority::{Authority, Cause, Move, State, Unsettled};
+pub use grantor::{Grant, Grantor};
+pub use holder::{Asker, Ledger, Permit, Worker, WorkerId};
+pub use replica::{CellRules, Effect, Input, Listing, Outcome, Replica, Unwilling};
+pub use session::{Session, SessionId, Sessions};
+pub use store::{Condition, Key, Transaction, Write};
+
+/// The name of a zone, a cell or an incarnation. Records outlive the configuration, so zones are names here, not indices.
+pub type Name = Arc<str>;
+
+/// A point in the history of the store; 0 is before everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub u64);
+
+/// A revision of a cell's authority with its epoch, in the order of history: an operator who begins anew on a restored store,
+/// whose revisions start low again, raises the epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stamp {
+    pub epoch: u64,
+    pub revision: Revision,
+}
+
+/// One process of a proxy, by a number that it drew at random. Not a node's name: during a hot restart a node has two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HolderId(pub u128);
+
+/// The spans that everybody agrees on, and how far clocks may drift.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Terms {
+    /// How long a session outlives its last renewal.
+    pub session_ttl: u64,
+    /// The longest grant.
+    pub grant_ttl: u64,
+    /// The longest that an admitted write lives.
+    pub write_drain: u64,
+    /// Taken off every session's deadline.
+    pub margin: u64,
+    /// While one clock counts 1000, no other counts less than 1000 minus this. Below 1000.
+    pub drift_permille: u16,
+    /// The rule that is taken away.
+    #[cfg(feature = "weaken")]
+    pub weakened: Option<Clause>,
+}
+
+impl Terms {
+    /// Terms under which every rule is kept. Refuses spans that cannot work, and says what to change.
+    pub fn new(
+        session_ttl: u64,
+        grant_ttl: u64,
+        write_drain: u64,
+        margin: u64,
+        drift_permille: u16,
+    ) -> Result<Terms, InvalidTerms> {
+        let terms = Terms {
+            session_ttl,
+            grant_ttl,
+            write_drain,
+            margin,
+            drift_permille,
+            #[cfg(feature = "weaken")]
+            weakened: None,
+        };
+        if drift_permille >= 1000 {
+            return Err(InvalidTerms::Drift);
+        }
+        if grant_ttl == 0 || write_drain == 0 {
+            return Err(InvalidTerms::Zero);
+        }
+        if grant_ttl > session_ttl {
+            return Err(InvalidTerms::GrantTtl);
+        }
+        if terms.shrink(session_ttl) <= margin {
+            return Err(InvalidTerms::SessionTtl);
+        }
+        Ok(terms)
+    }
+
+    /// How long to wait by one's own clock so that at least `span` has passed by any other: `span / (1 - rho)`.
+    pub fn stretch(&self, span: u64) -> u64 {
+        let rate = u64::from(1000_u16.saturating_sub(self.drift_permille)).max(1);
+        span.saturating_mul(1000).div_ceil(rate)
+    }
+
+    /// How long one may rely by one's own clock on what lasts `span` by another: `span * (1 - rho)`.
+    pub fn shrink(&self, span: u64) -> u64 {
+        let rate = u64::from(1000_u16.saturating_sub(self.drift_permille));
+        span.saturating_mul(rate) / 1000
+    }
+
+    /// How long after its last renewal, as another saw that, a session is over.
+    pub fn session_over(&self) -> u64 {
+        match self.keeps(Clause::DeadAfterTtl) {
+            true => self.stretch(self.session_ttl),
+            false => 0,
+        }
+    }
+
+    /// How long after its last renewal, as another saw that, nothing that hung on a session can be under way any more.
+    pub fn session_settled(&self) -> u64 {
+        let ttl = match self.keeps(Clause::SettleTtl) {
+            true => self.session_ttl,
+            false => 0,
+        };
+        let drain = match self.keeps(Clause::SettleDrain) {
+            true => self.write_drain,
+            false => 0,
+        };
+        match self.keeps(Clause::SettleDrift) {
+            true => self.stretch(ttl.saturating_add(drain)),
+            false => ttl.saturating_add(drain),
+        }
+    }
+
+    /// Whether the rule holds. Always, but under a model checker that takes it away.
+    #[cfg(not(feature = "weaken"))]
+    #[inline(always)]
+    pub const fn keeps(&self, _: Clause) -> bool {
+        true
+    }
+
+    /// Whether the rule holds: it is not the one that was taken away.
+    #[cfg(feature = "weaken")]
+    #[inline]
+    pub fn keeps(&self, clause: Clause) -> bool {
+        self.weakened != Some(clause)
+    }
+}
+
+/// Why spans cannot be agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTerms {
+    #[error("clocks may drift by less than 1000 per mille")]
+    Drift,
+    #[error("a grant and the drain of writes last longer than nothing")]
+    Zero,
+    #[error(
+        "a grant cannot last longer than a session: raise the session's time to live, or lower the grant's"
+    )]
+    GrantTtl,
+    #[error("nothing is left of a session's time to live after drift and margin: raise it")]
+    SessionTtl,
+}
+
+/// The rules that safety rests on, by where they are kept. Without any one of them two zones can write at once, and the model
+/// checker shows how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Clause {
+    // Session
+    /// A session's deadline counts from before its renewal was sent, not from the answer.
+    DeadlineFromSend,
+    /// An answer counts only for the renewal that it answers.
+    RenewalMatched,
+    /// A session's deadline leaves room for the drift of clocks.
+    DeadlineDrift,
+    /// A renewal succeeds only while the session has not been ended by somebody else.
+    RenewalCompared,
+    // Grantor
+    /// Nobody grants who has not registered at that very revision.
+    Registered,
+    /// Registration compares the authority's revision, which is active.
+    RegistrationComparesAuthority,
+    /// Registration compares the own session.
+    RegistrationComparesSession,
+    /// What is known of an authority never goes back.
+    ViewNeverBack,
+    /// A grant ends no later than the session.
+    GrantWithinSession,
+    /// While a cell is fenced nobody grants.
+    StopAtFence,
+    /// Who was granted something is remembered with the grant.
+    HolderRecorded,
+    /// A grantor leaves only when each holder has acknowledged, or its grant has run out.
+    WaitForHolders,
+    /// A grant has run out only when what was admitted under it is over too.
+    RunOutDrain,
+    /// The wait for it leaves room for the drift of clocks.
+    RunOutDrift,
+    /// An acknowledgement counts only for the fence that it names.
+    AcknowledgementNamesFence,
+    // Holder
+    /// A grant counts from before it was asked for, not from the answer.
+    GrantFromAsk,
+    /// An answer counts only for the question that it answers.
+    GrantMatched,
+    /// No grant is installed that is older than a fence that was seen.
+    GrantNotOlder,
+    /// A worker is known to the process before it admits anything.
+    WorkerListed,
+    /// A write in flight is waited for.
+    InFlightCounted,
+    /// What a lost worker may have in flight is waited for.
+    LostWorkerCounted,
+    // Moves
+    /// Authority moves only out of a fence.
+    FenceFirst,
+    /// A move compares the authority's revision.
+    MoveComparesAuthority,
+    /// A move waits until every grantor has gone, or its session is over: those of zones that stay owners, too.
+    MoveWaitsForGrantors,
+    /// A session is over only when it was not renewed for its time to live.
+    DeadAfterTtl,
+    /// A move compares that the sessions which it takes to be over were not renewed since.
+    MoveComparesSessions,
+    /// A move ends those sessions, so that they cannot be renewed.
+    MoveEndsSessions,
+    /// What remained of such a session is waited for before the new owner may write.
+    MoveSettles,
+    /// That wait covers the session's time to live.
+    SettleTtl,
+    /// That wait covers the drain of writes.
+    SettleDrain,
+    /// That wait leaves room for the drift of clocks.
+    SettleDrift,
+    /// What is still to be waited for survives another move.
+    UnsettledCarried,
+    /// After events may have been missed, silence is counted anew.
+    SilenceAnewAfterListing,
+    /// A record without a history is waited for as if everything before it were under way.
+    UnknownPastSettles,
+    /// An authority of another store counts for nothing.
+    BoundToStore,
+}
+
+impl Clause {
+    /// All of them.
+    pub const ALL: [Clause; 35] = [
+        Clause::DeadlineFromSend,
+        Clause::RenewalMatched,
+        Clause::DeadlineDrift,
+        Clause::RenewalCompared,
+        Clause::Registered,
+        Clause::RegistrationComparesAuthority,
+        Clause::RegistrationComparesSession,
+        Clause::ViewNeverBack,
+        Clause::GrantWithinSession,
+        Clause::StopAtFence,
+        Clause::HolderRecorded,
+        Clause::WaitForHolders,
+        Clause::RunOutDrain,
+        Clause::RunOutDrift,
+        Clause::AcknowledgementNamesFence,
+        Clause::GrantFromAsk,
+        Clause::GrantMatched,
+        Clause::GrantNotOlder,
+        Clause::WorkerListed,
+        Clause::InFlightCounted,
+        Clause::LostWorkerCounted,
+        Clause::FenceFirst,
+        Clause::MoveComparesAuthority,
+        Clause::MoveWaitsForGrantors,
+        Clause::DeadAfterTtl,
+        Clause::MoveComparesSessions,
+        Clause::MoveEndsSessions,
+        Clause::MoveSettles,
+        Clause::SettleTtl,
+        Clause::SettleDrain,
+        Clause::SettleDrift,
+        Clause::UnsettledCarried,
+        Clause::SilenceAnewAfterListing,
+        Clause::UnknownPastSettles,
+        Clause::BoundToStore,
+    ];
+}

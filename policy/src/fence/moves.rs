@@ -1,0 +1,189 @@
+//! How authority moves: begun, completed, settled, given up. Any replica may take the next step of a move, whoever began it.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+
+use super::{
+    Authority, Cause, Clause, Condition, Key, Move, Name, Revision, SessionId, Sessions, State,
+    Terms, Transaction, Unsettled, Write,
+};
+
+/// A cell as one replica sees it.
+#[derive(Clone, Debug)]
+pub struct View<'v> {
+    pub cell: &'v Name,
+    pub revision: Revision,
+    /// When this replica saw that revision.
+    pub seen_at: u64,
+    pub authority: &'v Authority,
+    /// Who is registered to grant.
+    pub grantors: &'v BTreeSet<SessionId>,
+}
+
+impl View<'_> {
+    fn unchanged(&self) -> Condition {
+        Condition::PutAt(Key::Authority(self.cell.clone()), self.revision)
+    }
+
+    fn replace(&self, authority: Authority) -> Transaction {
+        Transaction {
+            conditions: alloc::vec![self.unchanged()],
+            writes: alloc::vec![Write::Authority(self.cell.clone(), authority)],
+        }
+    }
+
+    /// Takes every owner out, those that stay owners too.
+    pub fn begin(&self, next: Move, terms: &Terms) -> Transaction {
+        let mut fencing = self.authority.clone();
+        fencing.state = State::Fencing(next);
+        if !terms.keeps(Clause::UnsettledCarried) {
+            fencing.unsettled = Unsettled::none();
+        }
+        self.replace(fencing)
+    }
+
+    /// Names the new owners, if nothing forbids it any more.
+    ///
+    /// A grantor that is still registered forbids it until its session is over. Then the move ends that session, if it was not
+    /// renewed meanwhile, and what may still be under way of it has to settle before anybody grants.
+    pub fn complete(&self, sessions: &Sessions, now: u64, terms: &Terms) -> Option<Transaction> {
+        let State::Fencing(next) = &self.authority.state else {
+            return None;
+        };
+        let mut unsettled = match &self.authority.unsettled {
+            Unsettled::Unknown => None,
+            Unsettled::Of(carried) => Some(carried.clone()),
+        };
+        let mut transaction = Transaction::default();
+        if terms.keeps(Clause::MoveComparesAuthority) {
+            transaction.conditions.push(self.unchanged());
+        }
+        for id in self.grantors {
+            let forced = next.cause == Cause::Override;
+            if !forced && !sessions.over(id, now, terms) {
+                match terms.keeps(Clause::MoveWaitsForGrantors) {
+                    true => return None,
+                    false => continue,
+                }
+            }
+            let key = Key::Session(id.clone());
+            let put_at = sessions.put_at(id);
+            if terms.keeps(Clause::MoveComparesSessions) {
+                let silent = Condition::PutAt(key.clone(), put_at.unwrap_or_default());
+                transaction.conditions.push(silent);
+            }
+            if put_at.is_some() && terms.keeps(Clause::MoveEndsSessions) {
+                transaction.writes.push(Write::Delete(key));
+            }
+            let grantor = Key::Grantor(self.cell.clone(), id.clone());
+            transaction.writes.push(Write::Delete(grantor));
+            if let Some(unsettled) = &mut unsettled {
+                unsettled.insert(id.clone());
+            }
+        }
+        let unsettled = match unsettled {
+            None => Unsettled::Unknown,
+            Some(sessions_of_old) => Unsettled::Of(
+                (sessions_of_old.into_iter())
+                    .filter(|id| sessions.settled_at(id, terms) > now)
+                    .collect(),
+            ),
+        };
+        let settled = unsettled.is_none() || !terms.keeps(Clause::MoveSettles);
+        let epoch = self.authority.epoch.saturating_add(1).max(next.epoch_min);
+        let stays = |zone: &&Name| !next.to.contains(zone);
+        let standby = self.authority.standby.iter().chain(&self.authority.owners);
+        let mut in_order: Vec<Name> = Vec::new();
+        for zone in standby.filter(stays) {
+            if !in_order.contains(zone) {
+                in_order.push(zone.clone());
+            }
+        }
+        let moved = Authority {
+            store: self.authority.store,
+            epoch,
+            owners: next.to.clone(),
+            standby: in_order,
+            state: match settled {
+                true => State::Active,
+                false => State::Settling,
+            },
+            unsettled: match settled {
+                true => Unsettled::none(),
+                false => unsettled,
+            },
+        };
+        transaction
+            .writes
+            .push(Write::Authority(self.cell.clone(), moved));
+        Some(transaction)
+    }
+
+    /// When what was before may be taken to be over; none where nothing settles.
+    pub fn settled_at(&self, sessions: &Sessions, terms: &Terms) -> Option<u64> {
+        if self.authority.state != State::Settling {
+            return None;
+        }
+        Some(match &self.authority.unsettled {
+            Unsettled::Unknown => self.seen_at.saturating_add(terms.session_settled()),
+            Unsettled::Of(ids) => {
+                let each = ids.iter().map(|id| sessions.settled_at(id, terms));
+                each.max().unwrap_or(0)
+            }
+        })
+    }
+
+    /// Lets the owners write, if this replica has itself waited long enough.
+    pub fn settle(&self, sessions: &Sessions, now: u64, terms: &Terms) -> Option<Transaction> {
+        if self.settled_at(sessions, terms)? > now {
+            return None;
+        }
+        let mut active = self.authority.clone();
+        active.state = State::Active;
+        active.unsettled = Unsettled::none();
+        Some(self.replace(active))
+    }
+
+    /// Gives up a move: the owners stay who they are.
+    pub fn abort(&self) -> Transaction {
+        let mut back = self.authority.clone();
+        back.state = match back.unsettled.is_none() {
+            true => State::Active,
+            false => State::Settling,
+        };
+        self.replace(back)
+    }
+
+    /// Replaces an authority that another store left behind, at the word of an operator. Whatever was granted under it is
+    /// waited for, since nothing of it can be known here.
+    pub fn recover(
+        &self,
+        store: u64,
+        epoch_min: u64,
+        owners: Vec<Name>,
+        terms: &Terms,
+    ) -> Transaction {
+        let old = self.authority;
+        let standby = old.standby.iter().chain(&old.owners);
+        let standby: BTreeSet<&Name> = standby.filter(|zone| !owners.contains(zone)).collect();
+        let standby = standby.into_iter().cloned().collect();
+        let epoch = old.epoch.max(epoch_min).saturating_add(1);
+        self.replace(Authority::first(store, epoch, owners, standby, terms))
+    }
+}
+
+/// The zone that should have a cell because its owners cannot serve writes: the first of the standby order that is out for fewer
+/// services, and for none that the owners still serve. `out` names, by zone, the services that cannot be written to there.
+pub fn better_zone(authority: &Authority, out: &BTreeMap<Name, BTreeSet<Name>>) -> Option<Name> {
+    let none = BTreeSet::new();
+    let of = |zone: &Name| out.get(zone).unwrap_or(&none);
+    // A service is served by the owners if one of them serves it.
+    let (first, others) = authority.owners.split_first()?;
+    let missing = others.iter().fold(of(first).clone(), |missing, owner| {
+        missing.intersection(of(owner)).cloned().collect()
+    });
+    let better = |zone: &&Name| of(zone).is_subset(&missing) && of(zone).len() < missing.len();
+    authority.standby.iter().find(better).cloned()
+}

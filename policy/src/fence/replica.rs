@@ -1,0 +1,865 @@
+//! One incarnation of the control plane, speaking for one zone: everything that it does about authority.
+//!
+//! It is told what the store says, in the order of revisions, what became of its transactions, what proxies say, and the time.
+//! It answers with transactions and messages. Nothing else is needed to run it, here or under a model checker.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+
+use super::{
+    Authority, Cause, Clause, Condition, Grant, Grantor, HolderId, Key, Move, Name, Revision,
+    Session, SessionId, Sessions, Stamp, State, Terms, Transaction, Write, grantor::Seen,
+    moves::View,
+};
+
+/// After so many times the span in which a session settles, its key is removed.
+const SWEEP_AFTER: u64 = 10;
+
+/// What happens to a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// Everything that the store has, at one revision: at first, and after events may have been missed.
+    Listed(Listing),
+    /// An authority was put, or with none deleted.
+    Authority {
+        cell: Name,
+        revision: Revision,
+        authority: Option<Authority>,
+    },
+    /// A session was put at this revision, or with none deleted.
+    Session {
+        id: SessionId,
+        put: Option<Revision>,
+    },
+    /// A grantor registered, or left.
+    Grantor {
+        cell: Name,
+        id: SessionId,
+        present: bool,
+    },
+    /// What became of a transaction.
+    Answer {
+        number: u64,
+        outcome: Outcome,
+    },
+    /// A proxy of this zone can be spoken to.
+    Connected(HolderId),
+    Disconnected(HolderId),
+    /// A proxy asks for whatever it may get.
+    Asked {
+        holder: HolderId,
+        nonce: u64,
+    },
+    /// A proxy has nothing in flight from before `fence`, and never will have.
+    Drained {
+        holder: HolderId,
+        cell: Name,
+        fence: Stamp,
+    },
+    /// Which cells there are.
+    Cells(BTreeMap<Name, CellRules>),
+    /// The zone that should own the cell, since its owners cannot serve writes; none while they can.
+    Better {
+        cell: Name,
+        zone: Option<Name>,
+    },
+    /// The store that answers is not believed: nothing is granted or moved until it is listed again.
+    Doubted,
+    /// The process is to end.
+    Stop,
+    /// Time has passed.
+    Tick,
+}
+
+/// What the store has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Listing {
+    /// Which store answers.
+    pub store: u64,
+    pub authorities: Vec<(Name, Revision, Authority)>,
+    pub sessions: BTreeMap<SessionId, Revision>,
+    pub grantors: BTreeSet<(Name, SessionId)>,
+}
+
+/// What became of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    Committed(Revision),
+    /// A condition did not hold; nothing was changed.
+    Refused,
+    /// Nobody knows: it may have been made, or may still be.
+    Unknown,
+}
+
+/// What a replica does.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Make this transaction, and say what became of it.
+    Commit {
+        number: u64,
+        transaction: Transaction,
+    },
+    /// Answer a question: for these cells.
+    Grant {
+        holder: HolderId,
+        nonce: u64,
+        grants: Vec<(Name, Grant)>,
+    },
+    /// Give back what is older than `fence`.
+    Revoke {
+        holder: HolderId,
+        cell: Name,
+        fence: Stamp,
+    },
+    /// Ask now: there is something to be had.
+    Invite { holder: HolderId },
+    /// This incarnation is over: [`Replica::reborn`].
+    Ended,
+    /// It has left everything behind in order: the process may end.
+    Stopped,
+}
+
+/// What is configured of a cell.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CellRules {
+    /// Who owns it at first.
+    pub owners: Vec<Name>,
+    pub standby: Vec<Name>,
+    /// Whether it moves by itself.
+    pub automatic: bool,
+    /// For how long after a change it does not move because its owners cannot serve.
+    pub cool_down: u64,
+    /// Every epoch that was ever seen is below this.
+    pub epoch_min: u64,
+}
+
+/// Why a wish is not granted. The text says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unwilling {
+    #[error("there is no such cell")]
+    NoCell,
+    #[error("this replica has no session: wait until it reaches the store, or ask another one")]
+    NoSession,
+    #[error("the cell belongs to these zones already")]
+    SameOwners,
+    #[error("another move of this cell is under way: wait for it, or override it")]
+    Moving,
+    #[error("no replica speaks for zone {0}: start one there, or move to another zone")]
+    TargetSilent(Name),
+    #[error(
+        "the authority comes from another store, restored or replaced: only an override begins anew from here"
+    )]
+    OtherStore,
+}
+
+/// See the module's text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Replica {
+    terms: Terms,
+    store: u64,
+    session: Session,
+    sessions: Sessions,
+    cells: BTreeMap<Name, Cell>,
+    connected: BTreeSet<HolderId>,
+    /// Transactions under way, by number.
+    pending: BTreeMap<u64, Pending>,
+    numbers: u64,
+    /// The store has been listed and is believed.
+    believes: bool,
+    stopping: bool,
+    stopped: bool,
+    ended_said: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Cell {
+    rules: Option<CellRules>,
+    revision: Revision,
+    authority: Option<Authority>,
+    /// When that revision was seen.
+    seen_at: u64,
+    grantors: BTreeSet<SessionId>,
+    grantor: Grantor,
+    better: Option<Name>,
+    /// Since when this replica could take a step that another one should rather take.
+    able: Option<(Step, u64)>,
+    /// A step under way.
+    stepping: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Step {
+    Create,
+    Begin,
+    Complete,
+    Abort,
+    Settle,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Pending {
+    Renewal,
+    Grantor(Name),
+    Step(Name),
+    Sweep,
+    Farewell,
+}
+
+impl Replica {
+    /// A new incarnation, which knows nothing yet.
+    pub fn new(id: SessionId, terms: Terms) -> Replica {
+        Replica {
+            terms,
+            store: 0,
+            session: Session::new(id),
+            sessions: Sessions::default(),
+            cells: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            pending: BTreeMap::new(),
+            numbers: 0,
+            believes: false,
+            stopping: false,
+            stopped: false,
+            ended_said: false,
+        }
+    }
+
+    /// The next incarnation of a process whose session is over. It knows what the last one knew of others, and holds nothing of
+    /// what that one granted: its grantor keys stay behind, for moves to wait for.
+    pub fn reborn(mut self, incarnation: Name, now: u64) -> (Replica, Vec<Effect>) {
+        let zone = self.session.id().zone.clone();
+        self.session = Session::new(SessionId { zone, incarnation });
+        // Late answers are those of the last incarnation: the numbers go on.
+        self.pending.clear();
+        self.ended_said = false;
+        for cell in self.cells.values_mut() {
+            cell.grantor = Grantor::default();
+            cell.stepping = false;
+            cell.able = None;
+        }
+        let names: Vec<Name> = self.cells.keys().cloned().collect();
+        let mut effects = Vec::new();
+        if self.believes {
+            for name in names {
+                self.see(&name, &mut effects);
+            }
+            self.go_on(now, &mut effects);
+        }
+        (self, effects)
+    }
+
+    pub fn id(&self) -> &SessionId {
+        self.session.id()
+    }
+
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// Whether the store has been listed and is believed.
+    pub fn believes(&self) -> bool {
+        self.believes
+    }
+
+    /// Every cell that is configured or has an authority: the revision and authority, where there is one, and who grants.
+    pub fn cells(
+        &self,
+    ) -> impl Iterator<
+        Item = (
+            &Name,
+            Revision,
+            Option<&Authority>,
+            &BTreeSet<SessionId>,
+            &Grantor,
+        ),
+    > {
+        self.cells.iter().map(|(name, cell)| {
+            (
+                name,
+                cell.revision,
+                cell.authority.as_ref(),
+                &cell.grantors,
+                &cell.grantor,
+            )
+        })
+    }
+
+    /// Takes in what happens, at `now`.
+    pub fn handle(&mut self, input: Input, now: u64) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match input {
+            Input::Listed(listing) => self.listed(listing, now, &mut effects),
+            Input::Authority {
+                cell,
+                revision,
+                authority,
+            } => {
+                self.learn(&cell, revision, authority, now);
+                self.see(&cell, &mut effects);
+            }
+            Input::Session { id, put } => match put {
+                Some(revision) => self.sessions.put(id, revision, now),
+                None => self.sessions.gone(&id),
+            },
+            Input::Grantor { cell, id, present } => {
+                let cell = self.cells.entry(cell).or_default();
+                match present {
+                    true => drop(cell.grantors.insert(id)),
+                    false => drop(cell.grantors.remove(&id)),
+                }
+            }
+            Input::Answer { number, outcome } => self.answered(number, outcome, now, &mut effects),
+            Input::Connected(holder) => {
+                self.connected.insert(holder);
+                self.greet(holder, &mut effects);
+            }
+            Input::Disconnected(holder) => drop(self.connected.remove(&holder)),
+            Input::Asked { holder, nonce } => self.asked(holder, nonce, now, &mut effects),
+            Input::Drained {
+                holder,
+                cell,
+                fence,
+            } => {
+                if let Some(cell) = self.cells.get_mut(&cell) {
+                    cell.grantor.drained(holder, fence, &self.terms);
+                }
+            }
+            Input::Cells(rules) => {
+                for (name, cell) in &mut self.cells {
+                    cell.rules = rules.get(name).cloned();
+                }
+                for (name, rules) in rules {
+                    self.cells.entry(name).or_default().rules = Some(rules);
+                }
+            }
+            Input::Better { cell, zone } => {
+                if let Some(cell) = self.cells.get_mut(&cell) {
+                    cell.better = zone;
+                }
+            }
+            Input::Doubted => {
+                self.believes = false;
+                self.session.end();
+                self.stop_granting();
+            }
+            Input::Stop => {
+                self.stopping = true;
+                self.stop_granting();
+            }
+            Input::Tick => {}
+        }
+        self.go_on(now, &mut effects);
+        effects
+    }
+
+    /// An operator wants authority over `cell` to move.
+    pub fn wish(&mut self, cell: &Name, next: Move, now: u64) -> Result<Vec<Effect>, Unwilling> {
+        let forced = next.cause == Cause::Override;
+        if !self.believes || self.session.left(now) == 0 {
+            return Err(Unwilling::NoSession);
+        }
+        let silent = |zone: &&Name| !self.sessions.alive(zone, now, &self.terms);
+        if let Some(silent) = next.to.iter().find(silent).filter(|_| !forced) {
+            return Err(Unwilling::TargetSilent(silent.clone()));
+        }
+        let store = self.store;
+        let terms = self.terms.clone();
+        let view = self.view(cell).ok_or(Unwilling::NoCell)?;
+        let transaction = if view.authority.store != store {
+            if !forced {
+                return Err(Unwilling::OtherStore);
+            }
+            view.recover(store, next.epoch_min, next.to, &terms)
+        } else {
+            let moving = matches!(view.authority.state, State::Fencing(_));
+            if moving && !forced {
+                return Err(Unwilling::Moving);
+            }
+            let same: BTreeSet<&Name> = view.authority.owners.iter().collect();
+            if same == next.to.iter().collect() && !forced {
+                return Err(Unwilling::SameOwners);
+            }
+            view.begin(next, &terms)
+        };
+        let mut effects = Vec::new();
+        self.commit(Pending::Step(cell.clone()), transaction, &mut effects);
+        Ok(effects)
+    }
+
+    /// When to say [`Input::Tick`] at the latest, if nothing happens before.
+    pub fn wake_at(&self, now: u64) -> u64 {
+        let terms = &self.terms;
+        // Not more often than this, whatever is due: some of it waits for an answer of the store.
+        let soonest = now.saturating_add((terms.session_ttl / 64).max(1));
+        let mut wake = now.saturating_add((terms.session_ttl / 4).max(1));
+        wake = wake.min(self.session.due(terms).unwrap_or(u64::MAX));
+        for (name, cell) in &self.cells {
+            let Some(view) = self.view(name) else {
+                continue;
+            };
+            let settled = view.settled_at(&self.sessions, terms);
+            let run_out = cell.grantor.fence().and(cell.grantor.run_out());
+            let owners = view.authority.owners.iter();
+            let over = owners.filter_map(|zone| self.sessions.over_at(zone, terms));
+            let due = settled.into_iter().chain(run_out).chain(over);
+            let able = cell
+                .able
+                .map(|(_, since)| since.saturating_add(self.courtesy()));
+            for at in due.chain(able).filter(|at| *at > now) {
+                wake = wake.min(at);
+            }
+        }
+        wake.max(soonest)
+    }
+
+    fn view<'r>(&'r self, name: &'r Name) -> Option<View<'r>> {
+        let (cell, at) = self.cells.get_key_value(name)?;
+        let authority = at.authority.as_ref()?;
+        Some(View {
+            cell,
+            revision: at.revision,
+            seen_at: at.seen_at,
+            authority,
+            grantors: &at.grantors,
+        })
+    }
+
+    fn listed(&mut self, listing: Listing, now: u64, effects: &mut Vec<Effect>) {
+        if self.store != listing.store {
+            // Nothing that was known of the old one holds: its revisions least of all.
+            if self.session.created().is_some() {
+                self.session.end();
+            }
+            self.sessions = Sessions::default();
+            for cell in self.cells.values_mut() {
+                let rules = cell.rules.take();
+                *cell = Cell {
+                    rules,
+                    ..Cell::default()
+                };
+            }
+        }
+        self.store = listing.store;
+        self.believes = true;
+        self.sessions.listed(&listing.sessions, now, &self.terms);
+        for cell in self.cells.values_mut() {
+            cell.grantors.clear();
+        }
+        for (cell, id) in listing.grantors {
+            self.cells.entry(cell).or_default().grantors.insert(id);
+        }
+        let listed: BTreeSet<Name> = listing
+            .authorities
+            .iter()
+            .map(|(cell, ..)| cell.clone())
+            .collect();
+        for (name, cell) in &mut self.cells {
+            if !listed.contains(name) && cell.authority.is_some() {
+                cell.authority = None;
+                cell.seen_at = now;
+            }
+        }
+        for (cell, revision, authority) in listing.authorities {
+            self.learn(&cell, revision, Some(authority), now);
+        }
+        let names: Vec<Name> = self.cells.keys().cloned().collect();
+        for name in names {
+            self.see(&name, effects);
+        }
+    }
+
+    fn learn(&mut self, cell: &Name, revision: Revision, authority: Option<Authority>, now: u64) {
+        let cell = self.cells.entry(cell.clone()).or_default();
+        if revision <= cell.revision && self.terms.keeps(Clause::ViewNeverBack) {
+            return;
+        }
+        cell.revision = revision;
+        cell.authority = authority;
+        cell.seen_at = now;
+        cell.able = None;
+    }
+
+    /// Lets the grantor see the cell's authority, and the holders what follows.
+    fn see(&mut self, name: &Name, effects: &mut Vec<Effect>) {
+        let zone = self.session.id().zone.clone();
+        let Some(cell) = self.cells.get_mut(name) else {
+            return;
+        };
+        let authority = cell.authority.as_ref();
+        let seen = (cell.grantor).see(cell.revision, authority, &zone, self.store, &self.terms);
+        if let Seen::Fenced(fence) = seen {
+            effects.extend(self.connected.iter().map(|holder| Effect::Revoke {
+                holder: *holder,
+                cell: name.clone(),
+                fence,
+            }));
+        }
+    }
+
+    /// What a proxy has to know that was not there when it was told to others.
+    fn greet(&mut self, holder: HolderId, effects: &mut Vec<Effect>) {
+        if self.stopping || !self.believes {
+            return;
+        }
+        for (name, cell) in &self.cells {
+            if let Some((fence, _)) = cell.grantor.fence() {
+                effects.push(Effect::Revoke {
+                    holder,
+                    cell: name.clone(),
+                    fence,
+                });
+            }
+        }
+    }
+
+    fn asked(&mut self, holder: HolderId, nonce: u64, now: u64, effects: &mut Vec<Effect>) {
+        let left = match self.believes && !self.stopping {
+            true => self.session.left(now),
+            false => 0,
+        };
+        let mut grants = Vec::new();
+        for (name, cell) in &mut self.cells {
+            let grant = cell.grantor.grant(holder, left, now, &self.terms);
+            grants.extend(grant.map(|grant| (name.clone(), grant)));
+        }
+        effects.push(Effect::Grant {
+            holder,
+            nonce,
+            grants,
+        });
+    }
+
+    fn stop_granting(&mut self) {
+        for cell in self.cells.values_mut() {
+            cell.grantor.stop();
+        }
+    }
+
+    fn answered(&mut self, number: u64, outcome: Outcome, now: u64, effects: &mut Vec<Effect>) {
+        let pending = self.pending.remove(&number);
+        match pending {
+            // Not waited for any more; the session may know better.
+            None => {
+                if !self.terms.keeps(Clause::RenewalMatched)
+                    && let Outcome::Committed(revision) = outcome
+                {
+                    self.session.renewed(number, revision, now, &self.terms);
+                }
+            }
+            Some(Pending::Renewal) => match outcome {
+                Outcome::Committed(revision) => {
+                    self.session.renewed(number, revision, now, &self.terms);
+                }
+                Outcome::Refused => self.session.refused(number),
+                Outcome::Unknown => self.session.failed(number),
+            },
+            Some(Pending::Grantor(name)) => {
+                let Some(cell) = self.cells.get_mut(&name) else {
+                    return;
+                };
+                let before = cell.grantor.granting();
+                cell.grantor.answered(
+                    number,
+                    match outcome {
+                        Outcome::Committed(_) => Some(true),
+                        Outcome::Refused => Some(false),
+                        Outcome::Unknown => None,
+                    },
+                );
+                if cell.grantor.granting().is_some() && before.is_none() && !self.stopping {
+                    let invite = |holder: &HolderId| Effect::Invite { holder: *holder };
+                    effects.extend(self.connected.iter().map(invite));
+                }
+            }
+            Some(Pending::Step(name)) => {
+                if let Some(cell) = self.cells.get_mut(&name) {
+                    cell.stepping = false;
+                }
+            }
+            Some(Pending::Sweep) => {}
+            Some(Pending::Farewell) => match outcome {
+                Outcome::Unknown => {}
+                Outcome::Committed(_) | Outcome::Refused => {
+                    self.stopped = true;
+                    effects.push(Effect::Stopped);
+                }
+            },
+        }
+    }
+
+    fn commit(&mut self, pending: Pending, transaction: Transaction, effects: &mut Vec<Effect>) {
+        self.numbers += 1;
+        let number = self.numbers;
+        if let Pending::Step(name) = &pending
+            && let Some(cell) = self.cells.get_mut(name)
+        {
+            cell.stepping = true;
+        }
+        self.pending.insert(number, pending);
+        effects.push(Effect::Commit {
+            number,
+            transaction,
+        });
+    }
+
+    /// Does whatever is due.
+    fn go_on(&mut self, now: u64, effects: &mut Vec<Effect>) {
+        self.sessions.tidy(now, &self.terms);
+        if self.stopped {
+            return;
+        }
+        if self.session.ended() {
+            if !self.ended_said && !self.stopping {
+                self.ended_said = true;
+                effects.push(Effect::Ended);
+            } else if self.stopping && !self.ended_said {
+                self.ended_said = true;
+                self.stopped = true;
+                effects.push(Effect::Stopped);
+            }
+            return;
+        }
+        if !self.believes {
+            return;
+        }
+        if !self.stopping && self.session.due(&self.terms).is_some_and(|due| due <= now) {
+            let number = self.numbers + 1;
+            let renewal = self.session.renew(number, now, &self.terms);
+            self.commit(Pending::Renewal, renewal, effects);
+        }
+        let names: Vec<Name> = self.cells.keys().cloned().collect();
+        for name in &names {
+            self.grant_or_leave(name, now, effects);
+        }
+        if self.stopping {
+            self.say_farewell(effects);
+            return;
+        }
+        if self.session.left(now) == 0 {
+            return;
+        }
+        for name in &names {
+            self.step(name, now, effects);
+        }
+        self.sweep(now, effects);
+    }
+
+    /// Removes a key that an incarnation left behind long ago. Without it the session is as over as with it.
+    fn sweep(&mut self, now: u64, effects: &mut Vec<Effect>) {
+        if self
+            .pending
+            .values()
+            .any(|pending| *pending == Pending::Sweep)
+        {
+            return;
+        }
+        let long = self.terms.session_settled().saturating_mul(SWEEP_AFTER);
+        let Some((id, put)) = self.sessions.silent_for(long, now) else {
+            return;
+        };
+        let key = Key::Session(id.clone());
+        let transaction = Transaction {
+            conditions: alloc::vec![Condition::PutAt(key.clone(), put)],
+            writes: alloc::vec![Write::Delete(key)],
+        };
+        self.commit(Pending::Sweep, transaction, effects);
+    }
+
+    fn grant_or_leave(&mut self, name: &Name, now: u64, effects: &mut Vec<Effect>) {
+        let id = self.session.id().clone();
+        let created = self.session.created();
+        let alive = created.filter(|_| self.session.left(now) > 0 && !self.stopping);
+        let number = self.numbers + 1;
+        let Some(cell) = self.cells.get_mut(name) else {
+            return;
+        };
+        let authority = Key::Authority(name.clone());
+        let transaction = if let Some(created) = alive.filter(|_| cell.grantor.wants_registration())
+        {
+            cell.grantor.register(number).map(|revision| {
+                let mut conditions = Vec::new();
+                if self.terms.keeps(Clause::RegistrationComparesAuthority) {
+                    conditions.push(Condition::PutAt(authority, revision));
+                }
+                if self.terms.keeps(Clause::RegistrationComparesSession) {
+                    conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
+                }
+                Transaction {
+                    conditions,
+                    writes: alloc::vec![Write::Grantor(name.clone(), id)],
+                }
+            })
+        } else {
+            let left = cell.grantor.leave(number, now, &self.terms);
+            left.map(|fence| Transaction {
+                conditions: alloc::vec![Condition::PutAt(authority, fence)],
+                writes: alloc::vec![Write::Delete(Key::Grantor(name.clone(), id))],
+            })
+        };
+        if let Some(transaction) = transaction {
+            self.commit(Pending::Grantor(name.clone()), transaction, effects);
+        }
+    }
+
+    /// Ends the own session, once nothing is granted that could outlive it.
+    fn say_farewell(&mut self, effects: &mut Vec<Effect>) {
+        let id = self.session.id().clone();
+        let registered = self.cells.values().any(|cell| cell.grantors.contains(&id));
+        let owed = self.cells.values().any(|cell| cell.grantor.holders() > 0);
+        let asked = self
+            .pending
+            .values()
+            .any(|pending| *pending == Pending::Farewell);
+        if registered || owed || asked {
+            return;
+        }
+        let key = Key::Session(id);
+        let transaction = Transaction {
+            conditions: alloc::vec![Condition::CreatedAt(
+                key.clone(),
+                self.session.created().unwrap_or_default()
+            )],
+            writes: alloc::vec![Write::Delete(key)],
+        };
+        self.commit(Pending::Farewell, transaction, effects);
+    }
+
+    /// How long a step is left to the replica that it concerns most.
+    fn courtesy(&self) -> u64 {
+        (self.terms.session_ttl / 16).max(1)
+    }
+
+    /// Takes the next step of the cell's authority, if there is one that this replica can take.
+    fn step(&mut self, name: &Name, now: u64, effects: &mut Vec<Effect>) {
+        let Some(cell) = self.cells.get(name) else {
+            return;
+        };
+        if cell.stepping {
+            return;
+        }
+        let next = self.next_step(name, cell, now);
+        let able = next.as_ref().map(|(step, ..)| *step);
+        let since = match cell.able {
+            Some((step, since)) if Some(step) == able => since,
+            _ => now,
+        };
+        let courtesy = self.courtesy();
+        if let Some(cell) = self.cells.get_mut(name) {
+            cell.able = able.map(|step| (step, since));
+        }
+        if let Some((_, transaction, concerned)) = next
+            && (concerned || now >= since.saturating_add(courtesy))
+        {
+            self.commit(Pending::Step(name.clone()), transaction, effects);
+        }
+    }
+
+    /// The next step, and whether it concerns this replica's zone most.
+    fn next_step(&self, name: &Name, cell: &Cell, now: u64) -> Option<(Step, Transaction, bool)> {
+        let terms = &self.terms;
+        let zone = &self.session.id().zone;
+        let concerns = |zones: &[Name]| zones.contains(zone);
+        let Some(view) = self.view(name) else {
+            let rules = cell.rules.as_ref()?;
+            let (owners, standby) = (rules.owners.clone(), rules.standby.clone());
+            let epoch = rules.epoch_min.max(1);
+            let first = Authority::first(self.store, epoch, owners, standby, terms);
+            let key = Key::Authority(name.clone());
+            let transaction = Transaction {
+                conditions: alloc::vec![Condition::CreatedAt(key, Revision(0))],
+                writes: alloc::vec![Write::Authority(name.clone(), first)],
+            };
+            return Some((Step::Create, transaction, concerns(&rules.owners)));
+        };
+        let authority = view.authority;
+        if authority.store != self.store && terms.keeps(Clause::BoundToStore) {
+            return None;
+        }
+        let alive = |zone: &Name| self.sessions.alive(zone, now, terms);
+        if let State::Fencing(next) = &authority.state {
+            if let Some(transaction) = view.complete(&self.sessions, now, terms)
+                && (next.to.iter().any(alive) || next.cause == Cause::Override)
+            {
+                return Some((Step::Complete, transaction, concerns(&next.to)));
+            }
+            let hopeless = !next.to.iter().any(alive) && next.cause != Cause::Override;
+            if hopeless && authority.owners.iter().any(alive) {
+                return Some((Step::Abort, view.abort(), concerns(&authority.owners)));
+            }
+            if !hopeless {
+                return None;
+            }
+        }
+        if let Some(transaction) = view.settle(&self.sessions, now, terms)
+            && authority.owners.iter().any(alive)
+        {
+            return Some((Step::Settle, transaction, concerns(&authority.owners)));
+        }
+        let rules = cell.rules.as_ref().filter(|rules| rules.automatic)?;
+        let (to, cause) = self.wanted(&view, cell, rules, now)?;
+        let concerned = *zone == to;
+        let next = Move {
+            id: move_id(name, authority),
+            to: alloc::vec![to],
+            cause,
+            reason: Name::from(""),
+            epoch_min: 0,
+        };
+        let transaction = match terms.keeps(Clause::FenceFirst) {
+            true => view.begin(next, terms),
+            false => {
+                let mut unfenced = authority.clone();
+                unfenced.state = State::Fencing(next);
+                let view = View {
+                    authority: &unfenced,
+                    ..view
+                };
+                view.complete(&self.sessions, now, terms)?
+            }
+        };
+        Some((Step::Begin, transaction, concerned))
+    }
+
+    /// Where the cell should go by itself, and why.
+    fn wanted(
+        &self,
+        view: &View<'_>,
+        cell: &Cell,
+        rules: &CellRules,
+        now: u64,
+    ) -> Option<(Name, Cause)> {
+        let terms = &self.terms;
+        let alive = |zone: &&Name| self.sessions.alive(zone, now, terms);
+        if !view.authority.owners.iter().any(|zone| alive(&zone)) {
+            // Where nothing was ever heard of the owners, the mesh may just have been started, and is given time to be complete.
+            let owners = view.authority.owners.iter();
+            let heard_of = |zone: &Name| self.sessions.of_zone(zone).next().is_some();
+            let patience = self.sessions.listed_at().max(view.seen_at);
+            if !owners.clone().any(heard_of) && now < patience.saturating_add(terms.session_over())
+            {
+                return None;
+            }
+            let next = view.authority.standby.iter().find(alive)?;
+            return Some((next.clone(), Cause::SessionLost));
+        }
+        let cooled = now >= view.seen_at.saturating_add(rules.cool_down);
+        let better = cell.better.as_ref().filter(alive)?;
+        let active = view.authority.state == State::Active;
+        (active && cooled && !view.authority.is_owner(better))
+            .then(|| (better.clone(), Cause::Unfit))
+    }
+}
+
+/// The name of the record of the next move.
+pub fn move_id(cell: &str, authority: &Authority) -> Name {
+    Name::from(alloc::format!(
+        "{cell}-{}",
+        authority.epoch.saturating_add(1)
+    ))
+}

@@ -1,0 +1,266 @@
+//! Sessions: one's own, and what others' tell.
+//!
+//! A session is a key that its incarnation puts again and again, without a lease: each renewal is a write that the store's
+//! majority has agreed to, so that no stale leader can answer for it and no lease can end early unseen. Whoever watches the key
+//! counts its silence by its own clock. A session is ended by deleting its key, and never comes back: a renewal compares that
+//! the key is still the one that was created.
+
+use alloc::collections::BTreeMap;
+
+use super::{Clause, Condition, Key, Name, Revision, Terms, Transaction, Write};
+
+/// One incarnation of a process that speaks for a zone. Never used twice.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId {
+    pub zone: Name,
+    pub incarnation: Name,
+}
+
+/// One's own session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Session {
+    id: SessionId,
+    /// The revision that created the key; none before that is known.
+    created: Option<Revision>,
+    deadline: u64,
+    /// The renewal under way: its number, and when it was sent.
+    renewing: Option<(u64, u64)>,
+    /// When the last renewal was sent.
+    renewed: Option<u64>,
+    ended: bool,
+}
+
+impl Session {
+    /// A session that does not exist yet.
+    pub fn new(id: SessionId) -> Session {
+        Session {
+            id,
+            created: None,
+            deadline: 0,
+            renewing: None,
+            renewed: None,
+            ended: false,
+        }
+    }
+
+    pub fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// How much of it is left: what may be granted.
+    pub fn left(&self, now: u64) -> u64 {
+        match self.ended {
+            true => 0,
+            false => self.deadline.saturating_sub(now),
+        }
+    }
+
+    /// Whether it is over for good: somebody ended it, or its creation came to nothing.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The revision that created its key, once that is known.
+    pub fn created(&self) -> Option<Revision> {
+        self.created
+    }
+
+    /// When the next renewal is due; none while one is under way, or when it has ended.
+    pub fn due(&self, terms: &Terms) -> Option<u64> {
+        if self.ended || self.renewing.is_some() {
+            return None;
+        }
+        let every = (terms.session_ttl / 4).max(1);
+        Some(self.renewed.map_or(0, |at| at.saturating_add(every)))
+    }
+
+    /// Begins a renewal under this number; the clock runs from now.
+    pub fn renew(&mut self, number: u64, now: u64, terms: &Terms) -> Transaction {
+        self.renewing = Some((number, now));
+        self.renewed = Some(now);
+        let key = Key::Session(self.id.clone());
+        let unended = Condition::CreatedAt(key, self.created.unwrap_or_default());
+        Transaction {
+            conditions: match self.created.is_none() || terms.keeps(Clause::RenewalCompared) {
+                true => alloc::vec![unended],
+                false => alloc::vec![],
+            },
+            writes: alloc::vec![Write::Session(self.id.clone())],
+        }
+    }
+
+    /// The store has taken a renewal, at `revision`.
+    pub fn renewed(&mut self, number: u64, revision: Revision, now: u64, terms: &Terms) {
+        let (sent, matched) = match self.renewing {
+            Some((current, sent)) => (sent, current == number),
+            None => (now, false),
+        };
+        if !matched && terms.keeps(Clause::RenewalMatched) {
+            return;
+        }
+        self.renewing = None;
+        self.created.get_or_insert(revision);
+        let from = match terms.keeps(Clause::DeadlineFromSend) {
+            true => sent,
+            false => now,
+        };
+        let ttl = match terms.keeps(Clause::DeadlineDrift) {
+            true => terms.shrink(terms.session_ttl),
+            false => terms.session_ttl,
+        };
+        let deadline = from.saturating_add(ttl).saturating_sub(terms.margin);
+        self.deadline = self.deadline.max(deadline);
+    }
+
+    /// The store has refused a renewal: the session was ended by somebody.
+    pub fn refused(&mut self, number: u64) {
+        if self.renewing.is_some_and(|(current, _)| current == number) {
+            self.end();
+        }
+    }
+
+    /// What became of a renewal is unknown. Another can do no harm; but where the creation is unknown, the key may exist under
+    /// a revision that nobody here knows, so that incarnation is given up.
+    pub fn failed(&mut self, number: u64) {
+        if self.renewing.is_some_and(|(current, _)| current == number) {
+            self.renewing = None;
+            self.ended |= self.created.is_none();
+        }
+    }
+
+    /// Gives it up: nothing more is granted.
+    pub fn end(&mut self) {
+        self.ended = true;
+        self.renewing = None;
+    }
+}
+
+/// What is known of all sessions, and since when each is silent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Sessions {
+    heard: BTreeMap<SessionId, Heard>,
+    /// Everything that was put before this was seen, but for what `heard` says.
+    since: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Heard {
+    /// The revision of the last put; none when the key is gone.
+    put: Option<Revision>,
+    /// When that put was seen.
+    at: u64,
+}
+
+impl Sessions {
+    /// A session's key was put.
+    pub fn put(&mut self, id: SessionId, revision: Revision, now: u64) {
+        let heard = self.heard.entry(id).or_insert(Heard { put: None, at: now });
+        if heard.put != Some(revision) {
+            *heard = Heard {
+                put: Some(revision),
+                at: now,
+            };
+        }
+    }
+
+    /// A session's key was deleted, and every put before that was seen.
+    pub fn gone(&mut self, id: &SessionId) {
+        if let Some(heard) = self.heard.get_mut(id) {
+            heard.put = None;
+        }
+    }
+
+    /// Everything was listed: puts may have been missed.
+    pub fn listed(&mut self, listed: &BTreeMap<SessionId, Revision>, now: u64, terms: &Terms) {
+        let anew = terms.keeps(Clause::SilenceAnewAfterListing);
+        if anew || self.heard.is_empty() {
+            self.since = now;
+        }
+        for (id, heard) in &mut self.heard {
+            if !listed.contains_key(id) {
+                heard.put = None;
+                if anew {
+                    heard.at = now;
+                }
+            }
+        }
+        for (id, revision) in listed {
+            self.put(id.clone(), *revision, now);
+        }
+    }
+
+    /// The revision of the last put; none where there is no key.
+    pub fn put_at(&self, id: &SessionId) -> Option<Revision> {
+        self.heard.get(id).and_then(|heard| heard.put)
+    }
+
+    /// Whether the session is over by what its key tells: it is gone, or was silent for the time to live.
+    pub fn over(&self, id: &SessionId, now: u64, terms: &Terms) -> bool {
+        match self.heard.get(id) {
+            Some(Heard { put: Some(_), at }) => now >= at.saturating_add(terms.session_over()),
+            _ => true,
+        }
+    }
+
+    /// When everything that hung on the session is certainly over, if it is never renewed again.
+    pub fn settled_at(&self, id: &SessionId, terms: &Terms) -> u64 {
+        let at = self.heard.get(id).map_or(self.since, |heard| heard.at);
+        at.saturating_add(terms.session_settled())
+    }
+
+    /// When everything was last listed.
+    pub fn listed_at(&self) -> u64 {
+        self.since
+    }
+
+    /// Whether a zone has a session that is not over.
+    pub fn alive(&self, zone: &str, now: u64, terms: &Terms) -> bool {
+        let mut of_zone = self.of_zone(zone);
+        of_zone.any(|(id, put)| put.is_some() && !self.over(id, now, terms))
+    }
+
+    /// When the last session of a zone will be over, if none is renewed.
+    pub fn over_at(&self, zone: &str, terms: &Terms) -> Option<u64> {
+        let put = self
+            .heard
+            .iter()
+            .filter(|(id, heard)| &*id.zone == zone && heard.put.is_some());
+        put.map(|(_, heard)| heard.at.saturating_add(terms.session_over()))
+            .max()
+    }
+
+    /// A zone's sessions, with the revisions of their last puts.
+    pub fn of_zone<'s>(
+        &'s self,
+        zone: &'s str,
+    ) -> impl Iterator<Item = (&'s SessionId, Option<Revision>)> {
+        self.heard
+            .iter()
+            .filter(move |(id, _)| &*id.zone == zone)
+            .map(|(id, heard)| (id, heard.put))
+    }
+
+    /// All sessions whose keys are there.
+    pub fn present(&self) -> impl Iterator<Item = (&SessionId, Revision)> {
+        self.heard
+            .iter()
+            .filter_map(|(id, heard)| Some((id, heard.put?)))
+    }
+
+    /// A session whose key is there and was silent for at least `span`.
+    pub fn silent_for(&self, span: u64, now: u64) -> Option<(&SessionId, Revision)> {
+        let mut heard = self.heard.iter();
+        heard.find_map(|(id, heard)| match heard.put {
+            Some(put) if now >= heard.at.saturating_add(span) => Some((id, put)),
+            _ => None,
+        })
+    }
+
+    /// Forgets what tells nothing any more: sessions without a key that were waited for long enough.
+    pub fn tidy(&mut self, now: u64, terms: &Terms) {
+        let settled = terms.session_settled();
+        let still_tells = |at: u64| at.saturating_add(settled) > now;
+        self.heard
+            .retain(|_, heard| heard.put.is_some() || still_tells(heard.at));
+    }
+}

@@ -1,0 +1,40 @@
+//! What the machines ask of the store, as data: compare-and-swap transactions over a few kinds of keys.
+
+use alloc::vec::Vec;
+
+use super::{Authority, Name, Revision, SessionId};
+
+/// A key of the store.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// The authority over a cell.
+    Authority(Name),
+    Session(SessionId),
+    /// That this incarnation grants for the cell.
+    Grantor(Name, SessionId),
+}
+
+/// What must hold of a key for a transaction to happen.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Condition {
+    /// It was last put at this revision; 0: it is absent.
+    PutAt(Key, Revision),
+    /// It was created at this revision, and not deleted since; 0: it is absent.
+    CreatedAt(Key, Revision),
+}
+
+/// A change of one key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Write {
+    Authority(Name, Authority),
+    Session(SessionId),
+    Grantor(Name, SessionId),
+    Delete(Key),
+}
+
+/// All of `writes`, in one revision, if all of `conditions` hold; else nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Transaction {
+    pub conditions: Vec<Condition>,
+    pub writes: Vec<Write>,
+}
