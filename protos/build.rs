@@ -2,7 +2,10 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=tidegate");
-    let descriptors = protox::compile(["tidegate/v1/policy.proto"], ["."])?;
+    let descriptors = protox::compile(
+        ["tidegate/v1/policy.proto", "tidegate/v1/fence.proto"],
+        ["."],
+    )?;
     prost_build::Config::new().compile_fds(descriptors)?;
     Ok(())
 }

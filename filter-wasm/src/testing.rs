@@ -2,7 +2,7 @@
 
 use policy::{
     Class, ClassRule, Explain, KeySource, Plan, Plans, Policy, RegionRule, Route, RouteMatch,
-    Rules, Service, Topology, TraceRule, Weighting, ZoneLoad, ZoneState,
+    Rules, Service, Topology, TraceRule, Weighting, Writes, ZoneLoad, ZoneState,
 };
 
 /// Seen from `shanghai-a`: the service `orders`, all up; and the service `strict`, which demands everything, is pinned by a
@@ -46,6 +46,7 @@ pub(crate) fn serving() -> Policy {
         region_unknown: RegionRule::Local,
         trace_missing: TraceRule::Generate,
         zone_affinity: None,
+        writes: Writes::Free,
         plans: plans([ZoneState::Up; 3]),
     };
     let strict = Service {
@@ -61,6 +62,7 @@ pub(crate) fn serving() -> Policy {
         region_unknown: RegionRule::Reject,
         trace_missing: TraceRule::Reject,
         zone_affinity: Some(KeySource::Header("x-user".into())),
+        writes: Writes::Free,
         plans: plans([ZoneState::Up, ZoneState::Up, ZoneState::Empty]),
     };
     let explain = Explain {

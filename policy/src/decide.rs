@@ -1,9 +1,14 @@
 //! The decision, and its explanation by the very code that makes it.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{
+    borrow::Cow,
+    string::{String, ToString},
+    vec::Vec,
+};
 use core::fmt;
 
 use crate::{
+    cells::{CellId, Enforcement, Fencing},
     facts::{Facts, Home},
     headers,
     plan::{Plan, Tier, WEIGHT_TOTAL},
@@ -31,10 +36,19 @@ pub enum Reason {
     TraceMissing,
     Fenced,
     NoCapacity,
+    /// This zone holds the permission to write.
+    Admitted,
+    /// The write goes to the zone that owns its cell.
+    Forwarded,
+    /// The write would be refused, were the fence enforced.
+    Observed,
+    NotOwner,
+    StaleEpoch,
+    AheadEpoch,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 16] = [
         Reason::HomeZone,
         Reason::HomeRegion,
         Reason::RemoteRead,
@@ -45,6 +59,12 @@ impl Reason {
         Reason::TraceMissing,
         Reason::Fenced,
         Reason::NoCapacity,
+        Reason::Admitted,
+        Reason::Forwarded,
+        Reason::Observed,
+        Reason::NotOwner,
+        Reason::StaleEpoch,
+        Reason::AheadEpoch,
     ];
 
     /// The stable name.
@@ -60,6 +80,12 @@ impl Reason {
             Reason::TraceMissing => "trace_missing",
             Reason::Fenced => "fenced",
             Reason::NoCapacity => "no_capacity",
+            Reason::Admitted => "admitted",
+            Reason::Forwarded => "forwarded",
+            Reason::Observed => "observed",
+            Reason::NotOwner => "not_owner",
+            Reason::StaleEpoch => "stale_epoch",
+            Reason::AheadEpoch => "ahead_epoch",
         }
     }
 
@@ -78,6 +104,8 @@ impl Reason {
 pub struct Decision<'p> {
     pub outcome: Outcome<'p>,
     pub reason: Reason,
+    /// Of a write that this zone may not admit: the zone that owns its cell.
+    pub owner: Option<&'p str>,
 }
 
 /// What to do with a request.
@@ -101,28 +129,57 @@ pub struct Routed<'p> {
     pub home: Option<&'p str>,
     /// The home is not the viewing zone.
     pub foreign: bool,
-    /// The one cluster that the request's affinity key pins it to.
+    /// The one cluster that the request's affinity key pins it to, or the gateways that it is forwarded to.
     pub pin: Option<&'p str>,
+    /// What a fenced write carries.
+    pub write: Option<FencedWrite<'p>>,
+}
+
+/// What a write to a fenced service carries on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FencedWrite<'p> {
+    /// Its cell; none where there is a single one, which the route knows.
+    pub cell: Option<&'p str>,
+    /// The epoch that it was admitted for, or by which it is forwarded.
+    pub epoch: u64,
+    /// Another zone's proxy has forwarded it.
+    pub hop: bool,
 }
 
 impl<'p> Routed<'p> {
     /// The headers to set: as few as the route table needs to choose, since each costs a call into the proxy, and for most
     /// requests a single one. A home alone means a read, a class alone the viewing zone. The chosen route adds the rest of
     /// what upstreams see; only pinned requests, whose route knows no more than they say, bring everything.
-    pub fn stamps(&self) -> impl Iterator<Item = (&'static str, &'p str)> + use<'p> {
-        let pinned = self.pin.is_some();
+    ///
+    /// A fenced write is told by its epoch; one that is forwarded by the gateways that it goes to.
+    pub fn stamps(&self) -> impl Iterator<Item = (&'static str, Cow<'p, str>)> + use<'p> {
+        let forwarded = self.write.is_some() && self.pin.is_some();
+        let pinned = self.pin.is_some() && !forwarded;
         let write = self.class == Class::Write;
+        let plain_write = write && self.write.is_none();
         let home = self.home.filter(|_| pinned || self.foreign || !write);
-        let class = (pinned || write || home.is_none()).then_some(self.class.as_str());
+        let class = (pinned || plain_write || home.is_none() && self.write.is_none())
+            .then_some(self.class.as_str());
         let tier = self.tier.filter(|_| pinned).map(Tier::as_str);
-        [
+        let epoch = self.write.map(|write| write.epoch.to_string());
+        let epoch_header = match forwarded {
+            true => headers::PRESENTED_EPOCH,
+            false => headers::EPOCH,
+        };
+        let cell = self.write.and_then(|write| write.cell);
+        let hop = self.write.filter(|write| write.hop).map(|_| "1");
+        let texts = [
             (headers::CLASS, class),
             (headers::HOME, home),
             (headers::TO, self.pin),
             (headers::TIER, tier),
-        ]
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, value?)))
+            (headers::CELL, cell),
+            (headers::HOP, hop),
+        ];
+        let texts = texts.into_iter();
+        texts
+            .filter_map(|(name, value)| Some((name, Cow::Borrowed(value?))))
+            .chain(epoch.map(|epoch| (epoch_header, Cow::Owned(epoch))))
     }
 }
 
@@ -160,6 +217,26 @@ pub enum Step {
     },
     /// To this cluster.
     Pinned(String),
+    /// The cell of a write, and who owns it as far as this proxy was told.
+    Cell {
+        cell: String,
+        owners: Vec<String>,
+        epoch: u64,
+    },
+    /// This proxy holds a grant.
+    Granted {
+        epoch: u64,
+    },
+    NotGranted,
+    /// The write was forwarded here by this epoch, which is not ours.
+    OtherEpoch {
+        presented: u64,
+        ours: u64,
+    },
+    /// To this owner's gateways.
+    Forwarded(String),
+    /// It would be refused, were the fence enforced.
+    Observed,
 }
 
 impl fmt::Display for Step {
@@ -207,6 +284,27 @@ impl fmt::Display for Step {
                 class.as_str()
             ),
             Step::Pinned(cluster) => write!(f, "its affinity key keeps it in {cluster}"),
+            Step::Cell {
+                cell,
+                owners,
+                epoch,
+            } => {
+                write!(f, "it belongs to cell {cell}, epoch {epoch}, owned by")?;
+                match owners.as_slice() {
+                    [] => f.write_str(" nobody that is known here"),
+                    owners => owners.iter().try_for_each(|owner| write!(f, " {owner}")),
+                }
+            }
+            Step::Granted { epoch } => {
+                write!(f, "this zone holds a grant to write for epoch {epoch}")
+            }
+            Step::NotGranted => f.write_str("this zone holds no grant to write"),
+            Step::OtherEpoch { presented, ours } => write!(
+                f,
+                "it was forwarded by epoch {presented}, and here it is {ours}"
+            ),
+            Step::Forwarded(zone) => write!(f, "it is forwarded to {zone}, which decides"),
+            Step::Observed => f.write_str("the fence only observes: what it would refuse goes on"),
         }
     }
 }
@@ -247,6 +345,7 @@ fn decide_noting<'p>(
                 Decision {
                     outcome: Outcome::Pass,
                     reason: Reason::NoService,
+                    owner: None,
                 }
             }
         },
@@ -257,6 +356,7 @@ fn refuse<'p>(refusal: Refusal) -> Decision<'p> {
     Decision {
         outcome: Outcome::Refuse(refusal),
         reason: refusal.reason,
+        owner: None,
     }
 }
 
@@ -271,8 +371,10 @@ fn decide_without_rules<'p>(facts: &Facts) -> Decision<'p> {
                 home: None,
                 foreign: false,
                 pin: None,
+                write: None,
             }),
             reason: Reason::Fallback,
+            owner: None,
         },
     }
 }
@@ -288,6 +390,9 @@ fn decide_by_rules<'p>(
     if !facts.traced && service.trace_missing == TraceRule::Reject {
         note(&|| Step::TraceDemanded);
         return Err(Refusal::TRACE_MISSING);
+    }
+    if let (Some(cell), Some(fencing)) = (facts.cell, rules.fencing()) {
+        return decide_fenced(rules, fencing, service, cell, home, facts, note);
     }
     let home_name = rules.topology().zone_name(home);
     let plan = service.plans.get(home, facts.class);
@@ -327,8 +432,101 @@ fn decide_by_rules<'p>(
             home: Some(home_name),
             foreign: home != rules.viewer(),
             pin,
+            write: None,
         }),
         reason: Reason::of_tier(*tier),
+        owner: None,
+    })
+}
+
+/// A write is admitted where a grant is held, whatever was pushed. Elsewhere it goes to an owner, or is refused.
+fn decide_fenced<'p>(
+    rules: &'p Rules,
+    fencing: &'p Fencing,
+    service: &'p Service,
+    cell: CellId,
+    home: ZoneId,
+    facts: &Facts,
+    note: &mut impl FnMut(&dyn Fn() -> Step),
+) -> Result<Decision<'p>, Refusal> {
+    let topology = rules.topology();
+    let viewer = rules.viewer();
+    let cell = fencing.cell(cell).ok_or(Refusal::NO_GRANT)?;
+    note(&|| Step::Cell {
+        cell: cell.name.clone(),
+        owners: (cell.owners.iter())
+            .map(|zone| topology.zone_name(*zone).into())
+            .collect(),
+        epoch: cell.epoch,
+    });
+    note(&|| match facts.granted {
+        Some(epoch) => Step::Granted { epoch },
+        None => Step::NotGranted,
+    });
+    let ours = facts.granted.unwrap_or(cell.epoch);
+    if let Some(presented) = facts.presented.filter(|presented| *presented != ours) {
+        note(&|| Step::OtherEpoch { presented, ours });
+        return Err(match presented < ours {
+            true => Refusal::STALE_EPOCH,
+            false => Refusal::AHEAD_EPOCH,
+        });
+    }
+    let observed = facts.granted.is_none() && fencing.enforcement == Enforcement::Observe;
+    if observed {
+        note(&|| Step::Observed);
+    }
+    let here = facts.granted.or(observed.then_some(cell.epoch));
+    let routed = |pin, epoch, tier| Routed {
+        class: Class::Write,
+        tier,
+        home: Some(topology.zone_name(home)),
+        foreign: home != viewer,
+        pin,
+        write: Some(FencedWrite {
+            cell: (fencing.cells().len() > 1).then_some(cell.name.as_str()),
+            epoch,
+            hop: facts.forwarded,
+        }),
+    };
+    let serves = |target: &crate::plan::Target| target.zone == viewer;
+    let local = service.plans.get(viewer, Class::Write).targets();
+    if let Some(epoch) = here.filter(|_| local.iter().any(serves)) {
+        return Ok(Decision {
+            outcome: Outcome::Route(routed(None, epoch, Some(Tier::Zone))),
+            reason: match observed {
+                true => Reason::Observed,
+                false => Reason::Admitted,
+            },
+            owner: None,
+        });
+    }
+    if here.is_none() && cell.owners.contains(&viewer) {
+        return Err(Refusal::NO_GRANT);
+    }
+    let closed = || match here {
+        Some(_) => Refusal::NO_CAPACITY,
+        None => Refusal::NO_GRANT,
+    };
+    let owner = Fencing::nearest_owner(topology, cell, viewer).ok_or_else(closed)?;
+    let owner_name = topology.zone_name(owner);
+    if !facts.forwarded
+        && fencing.may_forward(topology, cell, viewer, owner)
+        && let Some(gateway) = rules.gateway(owner)
+    {
+        note(&|| Step::Forwarded(owner_name.into()));
+        let tier = topology.tier(viewer, owner);
+        return Ok(Decision {
+            outcome: Outcome::Route(routed(Some(gateway), cell.epoch, Some(tier))),
+            reason: Reason::Forwarded,
+            owner: Some(owner_name),
+        });
+    }
+    Ok(match here {
+        Some(_) => refuse(Refusal::NO_CAPACITY),
+        None => Decision {
+            owner: Some(owner_name),
+            ..refuse(Refusal::NOT_OWNER)
+        },
     })
 }
 

@@ -1,9 +1,10 @@
 //! From a request's headers to what a decision needs to know.
 
 use crate::{
+    cells::CellId,
     headers,
     rules::{Explain, Policy, Rules},
-    service::{Class, ClassRule, KeySource, RouteMatch, Service, ServiceId},
+    service::{Class, ClassRule, KeySource, RouteMatch, Service, ServiceId, Writes},
     shard,
     topology::{Place, RegionId, ZoneId},
 };
@@ -54,6 +55,14 @@ pub struct Facts {
     pub traced: bool,
     /// The digest of the affinity key, where the service has one and the request carries it.
     pub key_digest: Option<u64>,
+    /// The cell of a write to a fenced service.
+    pub cell: Option<CellId>,
+    /// Another zone's proxy forwards this write, as its token proves.
+    pub forwarded: bool,
+    /// The epoch by which it is forwarded.
+    pub presented: Option<u64>,
+    /// The epoch for which this proxy may admit writes of the cell now. No header says it: whoever holds the grant fills it in.
+    pub granted: Option<u64>,
     /// The answer must be a gRPC status.
     pub grpc: bool,
     /// The caller may see the decision.
@@ -71,6 +80,10 @@ impl Facts {
             home: Home::Missing,
             traced: request.get(headers::TRACE_ID).value().is_some(),
             key_digest: None,
+            cell: None,
+            forwarded: false,
+            presented: None,
+            granted: None,
             grpc,
             explain: false,
         };
@@ -93,13 +106,33 @@ impl Facts {
             ClassRule::Always(class) => *class,
             ClassRule::GrpcReads(reads) => class_of_grpc(&route.matches, reads, path),
         };
-        Facts {
+        let facts = Facts {
             service: Some(service_id),
             class,
             home,
-            key_digest: affinity_key(service, request, path).map(shard::key_digest),
             explain,
             ..unrouted
+        };
+        match (class, &service.writes, rules.fencing()) {
+            (Class::Write, Writes::Fenced { key }, Some(fencing)) => {
+                let several = fencing.cells().len() > 1;
+                let key = key.as_ref().filter(|_| several);
+                let key = key.and_then(|source| key_of(source, request, path));
+                let token = fencing.token.as_ref().map(|token| token.as_bytes());
+                let hop = request.get(headers::FORWARDED).value();
+                let forwarded = hop.is_some() && hop == token;
+                let presented = request.get(headers::PRESENTED_EPOCH).value();
+                Facts {
+                    cell: Some(fencing.cell_of(key.map(shard::key_digest))),
+                    forwarded,
+                    presented: presented.filter(|_| forwarded).and_then(number),
+                    ..facts
+                }
+            }
+            _ => Facts {
+                key_digest: affinity_key(service, request, path).map(shard::key_digest),
+                ..facts
+            },
         }
     }
 }
@@ -141,7 +174,12 @@ fn affinity_key<'r>(
     request: &'r impl Headers,
     path: &'r [u8],
 ) -> Option<&'r [u8]> {
-    match service.zone_affinity.as_ref()? {
+    key_of(service.zone_affinity.as_ref()?, request, path)
+}
+
+/// The key that a request carries where `source` says; none where it is missing, empty or repeated.
+fn key_of<'r>(source: &KeySource, request: &'r impl Headers, path: &'r [u8]) -> Option<&'r [u8]> {
+    match source {
         KeySource::Header(name) => request.get(name).value(),
         KeySource::Cookie(name) => cookie(request.get("cookie").value()?, name.as_bytes()),
         KeySource::PathSegment(index) => without_query(path)
@@ -150,6 +188,10 @@ fn affinity_key<'r>(
             .nth(usize::from(*index))
             .filter(|segment| !segment.is_empty()),
     }
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    core::str::from_utf8(text).ok()?.parse().ok()
 }
 
 /// The value of a cookie in a `Cookie` header (RFC 6265, 4.2.1); none where it is empty.

@@ -17,6 +17,19 @@ pub const CLASS: &str = "x-tidegate-class";
 pub const TO: &str = "x-tidegate-to";
 /// `zone`, `region` or `remote`.
 pub const TIER: &str = "x-tidegate-tier";
+/// The cell of a write.
+pub const CELL: &str = "x-tidegate-cell";
+/// The epoch for which a write was admitted: upstreams and storage compare it.
+pub const EPOCH: &str = "x-tidegate-epoch";
+/// How often a write was forwarded between zones: 1, or absent.
+pub const HOP: &str = "x-tidegate-hop";
+/// In the answer to a write that was sent to the wrong zone: the zone that owns its cell.
+pub const OWNER: &str = "x-tidegate-owner";
+/// Between zones: says by its value, a secret, that another zone's proxy forwards this write. Its name is outside of
+/// [`INTERNAL_PREFIX`], which listeners remove before the filter can look at it.
+pub const FORWARDED: &str = "tidegate-hop";
+/// Between zones: the epoch by which the other zone's proxy forwards this write.
+pub const PRESENTED_EPOCH: &str = "tidegate-epoch";
 /// The reason code: in the access log always, in the response for callers that may see it.
 pub const DECISION: &str = "x-tidegate-decision";
 /// Set on the request of a caller that may see the decision; the route copies it to the response's [`DECISION`].
@@ -29,4 +42,12 @@ pub fn is_internal(name: &[u8]) -> bool {
     name.get(..INTERNAL_PREFIX.len())
         .is_some_and(|start| start.eq_ignore_ascii_case(INTERNAL_PREFIX.as_bytes()))
         || name.eq_ignore_ascii_case(ALT_ROUTE.as_bytes())
+        || is_between_zones(name)
+}
+
+/// Whether a header is only for the way between two zones' proxies.
+pub fn is_between_zones(name: &[u8]) -> bool {
+    [FORWARDED, PRESENTED_EPOCH]
+        .iter()
+        .any(|own| name.eq_ignore_ascii_case(own.as_bytes()))
 }

@@ -8,6 +8,7 @@
 //! The way through the modules: [`topology`] says where zones are; [`health`] and [`standing`] turn instance counts into
 //! zone states; [`plan`] turns states and weights into what each home zone may use; [`service`] and [`rules`] hold what is configured;
 //! [`facts`] reads a request; [`decide()`] puts them together; [`refusal`] and [`headers`] give the outcome its wire names.
+//! [`fence`] says who may write at all, and how that moves; [`cells`] is what a proxy knows of it.
 
 #![no_std]
 #![cfg_attr(
@@ -23,6 +24,7 @@
 extern crate alloc;
 
 mod allocation;
+pub mod cells;
 pub mod decide;
 pub mod facts;
 pub mod fence;
@@ -36,6 +38,7 @@ pub mod shard;
 pub mod standing;
 pub mod topology;
 
+pub use cells::{Cell, CellId, Enforcement, Fencing, Forward, InvalidFencing};
 pub use decide::{Decision, Outcome, Reason, Routed, Step, decide, explain};
 pub use facts::{Facts, Headers, Home, Presented};
 pub use health::{InstanceCounts, Thresholds, ZoneState};
@@ -44,6 +47,7 @@ pub use refusal::Refusal;
 pub use rules::{Explain, InvalidRules, Policy, Rules};
 pub use service::{
     Class, ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule,
+    Writes,
 };
 pub use standing::{
     Failback, Failover, Intent, Observed, Phase, Standing, Verdict, Why, ZoneMachine,

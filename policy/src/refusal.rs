@@ -22,6 +22,7 @@ pub struct Refusal {
 }
 
 const INVALID_ARGUMENT: u8 = 3;
+const FAILED_PRECONDITION: u8 = 9;
 const UNAVAILABLE: u8 = 14;
 
 impl Refusal {
@@ -53,6 +54,32 @@ impl Refusal {
         detail: "this proxy has no policy yet and admits no writes: try again",
         retry_after_s: Some(1),
     };
+    /// The zone owns the cell, but this proxy holds no grant.
+    pub const NO_GRANT: Refusal = Refusal {
+        detail: "this zone holds no permission to write at the moment: try again",
+        ..Refusal::FENCED
+    };
+    pub const NOT_OWNER: Refusal = Refusal {
+        reason: Reason::NotOwner,
+        status: 421,
+        grpc_status: FAILED_PRECONDITION,
+        detail: "another zone takes these writes: send it there, x-tidegate-owner names it",
+        retry_after_s: None,
+    };
+    pub const STALE_EPOCH: Refusal = Refusal {
+        reason: Reason::StaleEpoch,
+        status: 412,
+        grpc_status: FAILED_PRECONDITION,
+        detail: "the write was forwarded for an epoch that is over: try again",
+        retry_after_s: None,
+    };
+    pub const AHEAD_EPOCH: Refusal = Refusal {
+        reason: Reason::AheadEpoch,
+        status: 503,
+        grpc_status: UNAVAILABLE,
+        detail: "the write was forwarded for an epoch that this zone does not know yet: it is behind, and admits nothing",
+        retry_after_s: Some(1),
+    };
     pub const NO_CAPACITY: Refusal = Refusal {
         reason: Reason::NoCapacity,
         status: 503,
@@ -76,6 +103,8 @@ impl Refusal {
     fn title(&self) -> &'static str {
         match self.status {
             400 => "Bad Request",
+            412 => "Precondition Failed",
+            421 => "Misdirected Request",
             _ => "Service Unavailable",
         }
     }
@@ -92,6 +121,10 @@ mod tests {
             Refusal::REGION_UNKNOWN,
             Refusal::TRACE_MISSING,
             Refusal::FENCED,
+            Refusal::NO_GRANT,
+            Refusal::NOT_OWNER,
+            Refusal::STALE_EPOCH,
+            Refusal::AHEAD_EPOCH,
             Refusal::NO_CAPACITY,
         ] {
             assert!(!refusal.detail.contains(['"', '\\']), "{}", refusal.detail);

@@ -11,11 +11,13 @@ use alloc::{
 use core::cmp::Reverse;
 
 use crate::{
+    cells::Fencing,
     facts::without_query,
     headers,
     plan::Plan,
     service::{
         Class, ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule,
+        Writes,
     },
     topology::{InvalidName, Topology, ZoneId, check_name},
 };
@@ -43,6 +45,8 @@ pub struct Rules {
     topology: Topology,
     services: Vec<Service>,
     explain: Option<Explain>,
+    fencing: Option<Fencing>,
+    gateways: Vec<String>,
     /// `[(service * zones + zone) * 2 + class]`
     clusters: Vec<String>,
     hosts: Hosts,
@@ -111,9 +115,31 @@ impl Rules {
             topology,
             services,
             explain,
+            fencing: None,
+            gateways: Vec::new(),
             clusters,
             hosts,
         })
+    }
+
+    /// The same rules with a write fence for the services that want it.
+    pub fn fenced(mut self, fencing: Fencing) -> Rules {
+        let zones = self.topology.zones();
+        let gateways =
+            zones.map(|zone| cluster_name(GATEWAY_SERVICE, self.topology.zone_name(zone)));
+        self.gateways = gateways.collect();
+        self.fencing = Some(fencing);
+        self
+    }
+
+    /// None where no writes are fenced.
+    pub fn fencing(&self) -> Option<&Fencing> {
+        self.fencing.as_ref()
+    }
+
+    /// The name of the cluster that leads to a zone's gateways; none where no writes are fenced.
+    pub fn gateway(&self, zone: ZoneId) -> Option<&str> {
+        self.gateways.get(zone.index()).map(String::as_str)
     }
 
     /// The zone whose proxies decide by these rules.
@@ -212,6 +238,9 @@ pub struct PlainReads {
     pub without_region: bool,
     pub with_local_region: bool,
 }
+
+/// The name of the service whose instances are the gateways themselves: where forwarded writes go.
+pub const GATEWAY_SERVICE: &str = "gateway";
 
 /// The contract's name for the cluster of a service's endpoints in a zone.
 pub fn cluster_name(service: &str, zone: &str) -> String {
@@ -383,6 +412,12 @@ fn check_services(services: &[Service]) -> Result<(), InvalidRules> {
             check_route(&service.name, route)?;
         }
         if let Some(KeySource::Header(header)) = &service.zone_affinity {
+            check_header(header)?;
+        }
+        if let Writes::Fenced {
+            key: Some(KeySource::Header(header)),
+        } = &service.writes
+        {
             check_header(header)?;
         }
     }

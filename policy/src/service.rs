@@ -117,6 +117,16 @@ pub enum KeySource {
     PathSegment(u8),
 }
 
+/// Who admits a service's writes.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Writes {
+    /// Any zone of their home's region.
+    #[default]
+    Free,
+    /// The zone that owns their cell. With several cells the key says which; requests without one share a cell.
+    Fenced { key: Option<KeySource> },
+}
+
 /// A service as the policy knows it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -128,5 +138,6 @@ pub struct Service {
     /// With a key, requests of one key go to one zone of their plan: see
     /// [`Plan::zone_of_key`](crate::Plan::zone_of_key).
     pub zone_affinity: Option<KeySource>,
+    pub writes: Writes,
     pub plans: Plans,
 }

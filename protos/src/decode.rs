@@ -1,11 +1,13 @@
 //! From untrusted bytes to the domain.
 
 use alloc::{boxed::Box, string::String, vec::Vec};
+use core::num::NonZeroU32;
 
 use policy::{
-    Class, ClassRule, Explain, InvalidRules, InvalidTopology, KeySource, Link, Plan, Plans, Policy,
-    RegionRule, Route, RouteMatch, Rules, Service, Target, Topology, TraceRule, WEIGHT_TOTAL,
-    ZoneId,
+    Cell, Class, ClassRule, Enforcement, Explain, Fencing, Forward, InvalidFencing, InvalidRules,
+    InvalidTopology, KeySource, Link, Plan, Plans, Policy, RegionRule, Route, RouteMatch, Rules,
+    Service, Target, Topology, TraceRule, WEIGHT_TOTAL, Writes, ZoneId,
+    fence::{InvalidTerms, Terms},
 };
 use prost::Message;
 
@@ -48,6 +50,16 @@ pub enum InvalidPolicy {
     Topology(#[from] InvalidTopology),
     #[error("rules.services: {0}")]
     Rules(#[from] InvalidRules),
+    #[error("rules.fencing.shards: 0")]
+    NoShards,
+    #[error("rules.fencing.drift_permille: {0} is above 65535")]
+    Drift(u32),
+    #[error("rules.fencing: {0}")]
+    Terms(#[from] InvalidTerms),
+    #[error("rules.fencing: {0}")]
+    Fencing(#[from] InvalidFencing),
+    #[error("rules.services[{service}].fenced_writes: there is no rules.fencing")]
+    Unfenced { service: String },
 }
 
 /// Decodes and checks a policy.
@@ -79,7 +91,73 @@ fn decode_rules(rules: wire::Rules) -> Result<Rules, InvalidPolicy> {
         header: e.header,
         token: e.token,
     });
-    Ok(Rules::new(topology, viewer, services, explain)?)
+    let fencing = rules
+        .fencing
+        .map(|fencing| decode_fencing(&topology, fencing));
+    let fencing = fencing.transpose()?;
+    let fenced = |service: &&Service| service.writes != Writes::Free;
+    if let Some(service) = services.iter().find(fenced).filter(|_| fencing.is_none()) {
+        return Err(InvalidPolicy::Unfenced {
+            service: service.name.clone(),
+        });
+    }
+    let rules = Rules::new(topology, viewer, services, explain)?;
+    Ok(match fencing {
+        Some(fencing) => rules.fenced(fencing),
+        None => rules,
+    })
+}
+
+fn decode_fencing(topology: &Topology, fencing: wire::Fencing) -> Result<Fencing, InvalidPolicy> {
+    let cells = (fencing.cells.into_iter()).map(|cell| decode_cell(topology, cell));
+    let drift_permille = u16::try_from(fencing.drift_permille)
+        .map_err(|_| InvalidPolicy::Drift(fencing.drift_permille))?;
+    let terms = Terms::new(
+        fencing.session_ttl_us,
+        fencing.grant_ttl_us,
+        fencing.write_drain_us,
+        fencing.margin_us,
+        drift_permille,
+    )?;
+    Ok(Fencing::new(
+        cells.collect::<Result<_, InvalidPolicy>>()?,
+        NonZeroU32::new(fencing.shards).ok_or(InvalidPolicy::NoShards)?,
+        match fencing.observe {
+            true => Enforcement::Observe,
+            false => Enforcement::Enforce,
+        },
+        terms,
+        Some(fencing.token).filter(|token| !token.is_empty()),
+        fencing.control_plane,
+    )?)
+}
+
+fn decode_cell(topology: &Topology, cell: wire::Cell) -> Result<Cell, InvalidPolicy> {
+    let forward = match wire::Forward::try_from(cell.forward) {
+        Ok(wire::Forward::Region) => Forward::Region,
+        Ok(wire::Forward::Any) => Forward::Any,
+        // Unknown is never.
+        Ok(wire::Forward::Never | wire::Forward::Unspecified) | Err(_) => Forward::Never,
+    };
+    let owner = |index: u32| zone_at(topology, "rules.fencing.cells.owners", index);
+    Ok(Cell {
+        name: cell.name,
+        first_shard: cell.first_shard,
+        owners: cell
+            .owners
+            .into_iter()
+            .map(owner)
+            .collect::<Result<_, _>>()?,
+        epoch: cell.epoch,
+        forward,
+    })
+}
+
+fn zone_at(topology: &Topology, field: &'static str, index: u32) -> Result<ZoneId, InvalidPolicy> {
+    usize::try_from(index)
+        .ok()
+        .and_then(|at| topology.zones().nth(at))
+        .ok_or(InvalidPolicy::ZoneIndex { field, index })
 }
 
 fn decode_topology(rules: &wire::Rules) -> Result<Topology, InvalidPolicy> {
@@ -125,6 +203,12 @@ fn decode_service(topology: &Topology, service: wire::Service) -> Result<Service
             false => TraceRule::Generate,
         },
         zone_affinity: service.zone_affinity.map(decode_key_source).transpose()?,
+        writes: match service.fenced_writes {
+            None => Writes::Free,
+            Some(wire::FencedWrites { key }) => Writes::Fenced {
+                key: key.map(decode_key_source).transpose()?,
+            },
+        },
         name: service.name,
     })
 }
@@ -210,13 +294,7 @@ fn decode_plan(
         .targets
         .iter()
         .map(|target| {
-            let zone = usize::try_from(target.zone)
-                .ok()
-                .and_then(|index| topology.zones().nth(index))
-                .ok_or(InvalidPolicy::ZoneIndex {
-                    field: "rules.services.plans.targets.zone",
-                    index: target.zone,
-                })?;
+            let zone = zone_at(topology, "rules.services.plans.targets.zone", target.zone)?;
             Ok(Target {
                 zone,
                 weight: target.weight,

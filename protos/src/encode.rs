@@ -3,8 +3,8 @@
 use alloc::{string::ToString, vec::Vec};
 
 use policy::{
-    Class, ClassRule, Explain, KeySource, Link, Plan, Policy, RegionRule, RouteMatch, Rules,
-    Service, Tier, Topology, TraceRule, ZoneId,
+    Cell, Class, ClassRule, Enforcement, Explain, Fencing, Forward, KeySource, Link, Plan, Policy,
+    RegionRule, RouteMatch, Rules, Service, Tier, Topology, TraceRule, Writes, ZoneId,
 };
 use prost::Message;
 
@@ -46,6 +46,7 @@ fn encode_rules(rules: &Rules) -> wire::Rules {
             .iter()
             .map(|service| encode_service(topology, service))
             .collect(),
+        fencing: rules.fencing().map(encode_fencing),
         explain: rules
             .explain()
             .map(|Explain { header, token }| wire::Explain {
@@ -95,6 +96,39 @@ fn encode_service(topology: &Topology, service: &Service) -> wire::Service {
         reject_missing_trace: service.trace_missing == TraceRule::Reject,
         zone_affinity: service.zone_affinity.as_ref().map(encode_key_source),
         plans: plans.map(encode_plan).collect(),
+        fenced_writes: match &service.writes {
+            Writes::Free => None,
+            Writes::Fenced { key } => Some(wire::FencedWrites {
+                key: key.as_ref().map(encode_key_source),
+            }),
+        },
+    }
+}
+
+fn encode_fencing(fencing: &Fencing) -> wire::Fencing {
+    let cell = |cell: &Cell| wire::Cell {
+        name: cell.name.clone(),
+        first_shard: cell.first_shard,
+        owners: cell.owners.iter().copied().map(index).collect(),
+        epoch: cell.epoch,
+        forward: match cell.forward {
+            Forward::Never => wire::Forward::Never,
+            Forward::Region => wire::Forward::Region,
+            Forward::Any => wire::Forward::Any,
+        }
+        .into(),
+    };
+    wire::Fencing {
+        cells: fencing.cells().iter().map(cell).collect(),
+        shards: fencing.shards().get(),
+        observe: fencing.enforcement == Enforcement::Observe,
+        session_ttl_us: fencing.terms.session_ttl,
+        grant_ttl_us: fencing.terms.grant_ttl,
+        write_drain_us: fencing.terms.write_drain,
+        margin_us: fencing.terms.margin,
+        drift_permille: fencing.terms.drift_permille.into(),
+        token: fencing.token.clone().unwrap_or_default(),
+        control_plane: fencing.control_plane.clone(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The wire form of the policy, and the one door between it and the domain types.
+//! The wire form of the policy and of what is said about grants, and the one door between them and the domain types.
 //!
 //! [`decode`] takes untrusted bytes: whatever they are, it gives a policy that is valid by construction or an error that
 //! names the field. [`encode`] is its inverse.
@@ -18,6 +18,7 @@ extern crate alloc;
 
 mod decode;
 mod encode;
+pub mod fence;
 
 pub use decode::{InvalidPolicy, decode};
 pub use encode::{VERSION_BITS, encode};

@@ -6,7 +6,7 @@ mod any;
 
 use policy::{
     Class, ClassRule, Explain, KeySource, Link, Plans, Policy, RegionRule, Route, RouteMatch,
-    Rules, Service, Topology, TraceRule, Weighting, ZoneLoad, ZoneState,
+    Rules, Service, Topology, TraceRule, Weighting, Writes, ZoneLoad, ZoneState,
 };
 use proptest::{collection::vec, prelude::*};
 use prost::Message;
@@ -54,6 +54,7 @@ fn small() -> Policy {
         region_unknown: RegionRule::Reject,
         trace_missing: TraceRule::Generate,
         zone_affinity: Some(KeySource::PathSegment(1)),
+        writes: Writes::Free,
         plans: Plans::compute(&topology, weighting, &[up; 3], &[]),
     };
     let explain = Explain {

@@ -3,7 +3,7 @@
 
 use policy::{
     Class, ClassRule, Demand, Explain, KeySource, Link, Plan, Plans, RegionRule, Route, RouteMatch,
-    Rules, Service, Topology, TraceRule, Weighting, ZoneId, ZoneLoad, ZoneState,
+    Rules, Service, Topology, TraceRule, Weighting, Writes, ZoneId, ZoneLoad, ZoneState,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -146,6 +146,7 @@ fn service() -> impl Strategy<Value = Service> {
                 region_unknown,
                 trace_missing,
                 zone_affinity,
+                writes: Writes::Free,
                 plans: Plans::default(),
             },
         )

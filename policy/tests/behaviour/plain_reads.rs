@@ -75,7 +75,7 @@ proptest! {
         };
         prop_assert!(tier.is_some());
         let home = Some(rules.topology().zone_name(rules.viewer()));
-        let expected = Routed { class: Class::Read, tier, home, foreign: false, pin: None };
+        let expected = Routed { class: Class::Read, tier, home, foreign: false, pin: None, write: None };
         prop_assert_eq!(decide(&policy, &facts).outcome, Outcome::Route(expected));
         prop_assert!(!facts.explain);
     }

@@ -2,8 +2,8 @@
 
 use policy::{
     Class, ClassRule, Facts, Headers, Link, Outcome, Plans, Policy, Presented, RegionRule, Route,
-    RouteMatch, Rules, Service, Topology, TraceRule, Weighting, ZoneId, ZoneLoad, ZoneState,
-    decide,
+    RouteMatch, Rules, Service, Topology, TraceRule, Weighting, Writes, ZoneId, ZoneLoad,
+    ZoneState, decide,
 };
 
 /// Two rooms in Shanghai, two in Beijing; `sh-a` is 1 ms from `sh-b`, 29 ms from `bj-c` and 59 ms from `bj-d`.
@@ -78,6 +78,7 @@ pub(crate) fn service(name: &str, routes: Vec<Route>) -> Service {
         region_unknown: RegionRule::Local,
         trace_missing: TraceRule::Generate,
         zone_affinity: None,
+        writes: Writes::Free,
         plans: plans("UUUU"),
     }
 }

@@ -1,0 +1,209 @@
+//! Cells as one viewing zone's proxies know them: which one a write belongs to, who owns it, and what may be done elsewhere.
+//!
+//! This is what was pushed, and may be old. Who may write *now* is told by grants alone ([`fence`](crate::fence)); what stands
+//! here only says where a write should go instead, and how a refusal is explained.
+
+use alloc::{string::String, vec::Vec};
+use core::num::NonZeroU32;
+
+use crate::{
+    fence::Terms,
+    plan::Tier,
+    shard,
+    topology::{Topology, ZoneId, check_name},
+};
+
+/// A cell of one [`Fencing`]; meaningless in another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CellId(u32);
+
+impl CellId {
+    /// The position in [`Fencing::cells`], from 0.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The unit of write authority: a range of shards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cell {
+    pub name: String,
+    /// Its first shard; it goes up to the next cell's.
+    pub first_shard: u32,
+    /// The zones that may write; none while nobody knows.
+    pub owners: Vec<ZoneId>,
+    pub epoch: u64,
+    /// What becomes of a write that arrives elsewhere.
+    pub forward: Forward,
+}
+
+/// How far a write may be forwarded to the zone that owns its cell. The check is always made there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Forward {
+    Never,
+    /// Within the region.
+    #[default]
+    Region,
+    Any,
+}
+
+/// Whether writes without permission are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Enforcement {
+    #[default]
+    Enforce,
+    /// They are counted and let through: to see what enforcing would refuse. Fences nothing.
+    Observe,
+}
+
+/// The write fence of one viewing zone: valid by construction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fencing {
+    cells: Vec<Cell>,
+    shards: NonZeroU32,
+    pub enforcement: Enforcement,
+    /// In microseconds.
+    pub terms: Terms,
+    /// What forwarded writes carry, so that they are believed; without it none is forwarded.
+    pub token: Option<String>,
+    /// The proxy's cluster that leads to the control plane of its zone.
+    pub control_plane: String,
+}
+
+/// Why cells were refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidFencing {
+    #[error("there is no cell")]
+    NoCell,
+    #[error(
+        "cell {0:?}: use up to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit"
+    )]
+    Name(String),
+    #[error("cell {0:?} stands twice")]
+    Duplicate(String),
+    #[error(
+        "the cells' shards have gaps, or are out of order: cell {0:?} does not begin where the one before it ends"
+    )]
+    Gap(String),
+    #[error("cell {cell:?} begins at shard {first}, and there are {shards}")]
+    BeyondShards {
+        cell: String,
+        first: u32,
+        shards: u32,
+    },
+    #[error("the forwarding token: use 16 to 128 letters, digits, '-' and '_'")]
+    Token,
+    #[error("no cluster leads to the control plane")]
+    ControlPlane,
+}
+
+/// The most cells of a mesh: each costs every worker of every proxy a look now and then.
+pub const CELLS_MAX: usize = 64;
+
+impl Fencing {
+    /// Checks cells, which are in the order of their shards.
+    pub fn new(
+        cells: Vec<Cell>,
+        shards: NonZeroU32,
+        enforcement: Enforcement,
+        terms: Terms,
+        token: Option<String>,
+        control_plane: String,
+    ) -> Result<Fencing, InvalidFencing> {
+        let first = cells.first().ok_or(InvalidFencing::NoCell)?;
+        if first.first_shard != 0 {
+            return Err(InvalidFencing::Gap(first.name.clone()));
+        }
+        let mut names = alloc::collections::BTreeSet::new();
+        for cell in &cells {
+            check_name(&cell.name).map_err(|_| InvalidFencing::Name(cell.name.clone()))?;
+            if !names.insert(&cell.name) {
+                return Err(InvalidFencing::Duplicate(cell.name.clone()));
+            }
+            if cell.first_shard >= shards.get() {
+                return Err(InvalidFencing::BeyondShards {
+                    cell: cell.name.clone(),
+                    first: cell.first_shard,
+                    shards: shards.get(),
+                });
+            }
+        }
+        let in_order = |(a, b): (&Cell, &Cell)| a.first_shard < b.first_shard;
+        let mut pairs = cells.iter().zip(cells.iter().skip(1));
+        if let Some((_, b)) = pairs.find(|pair| !in_order(*pair)) {
+            return Err(InvalidFencing::Gap(b.name.clone()));
+        }
+        if token.as_ref().is_some_and(|token| !is_token(token)) {
+            return Err(InvalidFencing::Token);
+        }
+        if control_plane.is_empty() {
+            return Err(InvalidFencing::ControlPlane);
+        }
+        Ok(Fencing {
+            cells,
+            shards,
+            enforcement,
+            terms,
+            token,
+            control_plane,
+        })
+    }
+
+    /// In the order of their shards; never empty.
+    pub fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    pub fn shards(&self) -> NonZeroU32 {
+        self.shards
+    }
+
+    /// None for a cell of another fencing.
+    pub fn cell(&self, id: CellId) -> Option<&Cell> {
+        self.cells.get(id.index())
+    }
+
+    /// The cell of a write with this key: by jump hash of its digest. Without a key it is that of the empty key.
+    pub fn cell_of(&self, key_digest: Option<u64>) -> CellId {
+        if self.cells.len() <= 1 {
+            return CellId(0);
+        }
+        let digest = key_digest.unwrap_or_else(|| shard::key_digest(b""));
+        let shard = shard::jump_hash(digest, self.shards.get());
+        let after = self.cells.partition_point(|cell| cell.first_shard <= shard);
+        // The first cell begins at 0, so there is one.
+        CellId(after.saturating_sub(1) as u32)
+    }
+
+    /// The owner to whom a write goes that `viewer` may not admit: the nearest.
+    pub fn nearest_owner(topology: &Topology, cell: &Cell, viewer: ZoneId) -> Option<ZoneId> {
+        let others = cell.owners.iter().copied().filter(|zone| *zone != viewer);
+        others.min_by_key(|zone| {
+            let rtt_us = (topology.link(viewer, *zone).rtt_ms * 1e3) as u64;
+            (topology.tier(viewer, *zone), rtt_us)
+        })
+    }
+
+    /// Whether a write of this cell may be forwarded from `viewer` to `owner`.
+    pub fn may_forward(
+        &self,
+        topology: &Topology,
+        cell: &Cell,
+        viewer: ZoneId,
+        owner: ZoneId,
+    ) -> bool {
+        self.token.is_some()
+            && match cell.forward {
+                Forward::Never => false,
+                Forward::Region => topology.tier(viewer, owner) != Tier::Remote,
+                Forward::Any => true,
+            }
+    }
+}
+
+fn is_token(token: &str) -> bool {
+    (16..=128).contains(&token.len())
+        && token
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}

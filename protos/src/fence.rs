@@ -1,0 +1,215 @@
+//! The one door between the messages about grants and the domain. Whatever comes in gives a message or an error, never a panic.
+
+use alloc::{string::String, vec::Vec};
+
+use policy::{
+    fence::{Grant, HolderId, Name, Revision, Stamp},
+    topology::check_name,
+};
+use prost::Message;
+
+use crate::wire;
+
+/// What a proxy says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HolderSays {
+    Hello {
+        holder: HolderId,
+        zone: Name,
+        /// For people.
+        node: String,
+    },
+    Ask {
+        nonce: u64,
+    },
+    Drained {
+        cell: Name,
+        fence: Stamp,
+    },
+}
+
+/// What the control plane says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GrantorSays {
+    Grants {
+        nonce: u64,
+        grants: Vec<(Name, Grant)>,
+    },
+    Revoke {
+        cell: Name,
+        fence: Stamp,
+    },
+    Invite,
+}
+
+/// Why bytes are no message. Every variant names the field.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum InvalidMessage {
+    #[error("not a message about grants: {0}")]
+    Malformed(prost::DecodeError),
+    #[error("{field}: missing")]
+    Missing { field: &'static str },
+    #[error("hello.holder: {0} bytes, where 16 are needed")]
+    Holder(usize),
+    #[error("{field}: {name:?} is no name")]
+    Name { field: &'static str, name: String },
+    #[error("hello.node: longer than {NODE_BYTES_MAX} bytes")]
+    Node,
+}
+
+/// The longest name of a node that is read, in bytes.
+pub const NODE_BYTES_MAX: usize = 256;
+
+impl HolderSays {
+    /// Reads one message.
+    pub fn decode(bytes: &[u8]) -> Result<HolderSays, InvalidMessage> {
+        let message = wire::HolderMessage::decode(bytes).map_err(InvalidMessage::Malformed)?;
+        HolderSays::try_from(message)
+    }
+
+    /// The bytes of one message.
+    pub fn encode(&self) -> Vec<u8> {
+        wire::HolderMessage::from(self).encode_to_vec()
+    }
+}
+
+impl GrantorSays {
+    /// Reads one message.
+    pub fn decode(bytes: &[u8]) -> Result<GrantorSays, InvalidMessage> {
+        let message = wire::GrantorMessage::decode(bytes).map_err(InvalidMessage::Malformed)?;
+        GrantorSays::try_from(message)
+    }
+
+    /// The bytes of one message.
+    pub fn encode(&self) -> Vec<u8> {
+        wire::GrantorMessage::from(self).encode_to_vec()
+    }
+}
+
+impl TryFrom<wire::HolderMessage> for HolderSays {
+    type Error = InvalidMessage;
+
+    fn try_from(message: wire::HolderMessage) -> Result<Self, InvalidMessage> {
+        use wire::holder_message::Message;
+        match message.message {
+            Some(Message::Hello(hello)) => {
+                let found = hello.holder.len();
+                let bytes: [u8; 16] =
+                    (hello.holder.try_into()).map_err(|_| InvalidMessage::Holder(found))?;
+                if hello.node.len() > NODE_BYTES_MAX {
+                    return Err(InvalidMessage::Node);
+                }
+                Ok(HolderSays::Hello {
+                    holder: HolderId(u128::from_be_bytes(bytes)),
+                    zone: name("hello.zone", hello.zone)?,
+                    node: hello.node,
+                })
+            }
+            Some(Message::Ask(ask)) => Ok(HolderSays::Ask { nonce: ask.nonce }),
+            Some(Message::Drained(drained)) => Ok(HolderSays::Drained {
+                cell: name("drained.cell", drained.cell)?,
+                fence: stamp("drained.fence", drained.fence)?,
+            }),
+            None => Err(InvalidMessage::Missing { field: "message" }),
+        }
+    }
+}
+
+impl TryFrom<wire::GrantorMessage> for GrantorSays {
+    type Error = InvalidMessage;
+
+    fn try_from(message: wire::GrantorMessage) -> Result<Self, InvalidMessage> {
+        use wire::grantor_message::Message;
+        match message.message {
+            Some(Message::Grants(grants)) => {
+                let each = grants.grants.into_iter().map(|grant| {
+                    let stamp = stamp("grants.stamp", grant.stamp)?;
+                    let ttl = grant.ttl_us;
+                    Ok((name("grants.cell", grant.cell)?, Grant { stamp, ttl }))
+                });
+                Ok(GrantorSays::Grants {
+                    nonce: grants.nonce,
+                    grants: each.collect::<Result<_, InvalidMessage>>()?,
+                })
+            }
+            Some(Message::Revoke(revoke)) => Ok(GrantorSays::Revoke {
+                cell: name("revoke.cell", revoke.cell)?,
+                fence: stamp("revoke.fence", revoke.fence)?,
+            }),
+            Some(Message::Invite(wire::Invite {})) => Ok(GrantorSays::Invite),
+            None => Err(InvalidMessage::Missing { field: "message" }),
+        }
+    }
+}
+
+impl From<&HolderSays> for wire::HolderMessage {
+    fn from(says: &HolderSays) -> Self {
+        use wire::holder_message::Message;
+        let message = match says {
+            HolderSays::Hello { holder, zone, node } => Message::Hello(wire::Hello {
+                holder: holder.0.to_be_bytes().to_vec(),
+                zone: String::from(&**zone),
+                node: node.clone(),
+            }),
+            HolderSays::Ask { nonce } => Message::Ask(wire::Ask { nonce: *nonce }),
+            HolderSays::Drained { cell, fence } => Message::Drained(wire::Drained {
+                cell: String::from(&**cell),
+                fence: Some((*fence).into()),
+            }),
+        };
+        wire::HolderMessage {
+            message: Some(message),
+        }
+    }
+}
+
+impl From<&GrantorSays> for wire::GrantorMessage {
+    fn from(says: &GrantorSays) -> Self {
+        use wire::grantor_message::Message;
+        let message = match says {
+            GrantorSays::Grants { nonce, grants } => {
+                let each = grants.iter().map(|(cell, grant)| wire::Grant {
+                    cell: String::from(&**cell),
+                    stamp: Some(grant.stamp.into()),
+                    ttl_us: grant.ttl,
+                });
+                Message::Grants(wire::Grants {
+                    nonce: *nonce,
+                    grants: each.collect(),
+                })
+            }
+            GrantorSays::Revoke { cell, fence } => Message::Revoke(wire::Revoke {
+                cell: String::from(&**cell),
+                fence: Some((*fence).into()),
+            }),
+            GrantorSays::Invite => Message::Invite(wire::Invite {}),
+        };
+        wire::GrantorMessage {
+            message: Some(message),
+        }
+    }
+}
+
+impl From<Stamp> for wire::Stamp {
+    fn from(stamp: Stamp) -> Self {
+        wire::Stamp {
+            epoch: stamp.epoch,
+            revision: stamp.revision.0,
+        }
+    }
+}
+
+fn name(field: &'static str, name: String) -> Result<Name, InvalidMessage> {
+    match check_name(&name) {
+        Ok(()) => Ok(Name::from(name)),
+        Err(_) => Err(InvalidMessage::Name { field, name }),
+    }
+}
+
+fn stamp(field: &'static str, stamp: Option<wire::Stamp>) -> Result<Stamp, InvalidMessage> {
+    let stamp = stamp.ok_or(InvalidMessage::Missing { field })?;
+    Ok(Stamp {
+        epoch: stamp.epoch,
+        revision: Revision(stamp.revision),
+    })
+}
