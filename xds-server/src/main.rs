@@ -167,6 +167,7 @@ async fn serve(path: PathBuf, addresses_file: Option<PathBuf>) -> anyhow::Result
     let feed = feed::start(Sources {
         store: Arc::clone(&store),
         meshes,
+        facts: None,
         last_good,
         keeper: keeper.clone(),
         mode: mode.clone(),
