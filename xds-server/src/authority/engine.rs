@@ -540,9 +540,9 @@ async fn make(
     }
 }
 
-/// For people only: the time stands in records of operations.
-fn unix_ms() -> u64 {
-    #[allow(clippy::disallowed_methods, reason = "for people only")]
+/// Milliseconds since 1970 by the wall clock: for people, and for numbers that only have to be higher than before.
+pub fn unix_ms() -> u64 {
+    #[allow(clippy::disallowed_methods, reason = "nothing is decided by it")]
     let now = SystemTime::now();
     let since = now
         .duration_since(SystemTime::UNIX_EPOCH)

@@ -14,12 +14,22 @@ use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
 
 use policy::fence::{Cause, CellRules, HolderId, Name, Terms, Unwilling};
 use protos::fence::{GrantorSays, HolderSays};
-use registry::store::{ClusterId, Entry, Revision, Store};
+use registry::{
+    authority::{AUTHORITY_PREFIX, AuthorityRecord},
+    store::{ClusterId, Entry, Revision, Store},
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{feed::Overview, metrics::Metrics, mode::Mode};
+use crate::{
+    config::{Mesh, ServiceConfig},
+    feed::Overview,
+    last_good::LastGood,
+    metrics::Metrics,
+    mode::Mode,
+};
 
 pub use clock::{Boottime, Clock};
+pub use engine::unix_ms;
 pub use service::{FenceService, service};
 pub use status::{CellStatus, Holding, MoveStatus, Operation};
 
@@ -51,6 +61,63 @@ pub struct Rules {
     pub cells: BTreeMap<Name, CellRules>,
     /// The services whose writes are fenced.
     pub services: BTreeSet<String>,
+}
+
+impl Rules {
+    /// What `mesh` says. Every epoch that was `remembered` of a cell is below its next one.
+    pub fn of(mesh: &Mesh, remembered: &BTreeMap<Name, u64>) -> Rules {
+        let names = |zones: &[String]| zones.iter().map(|zone| Name::from(zone.as_str())).collect();
+        let cells = mesh.authority.iter().flat_map(|authority| &authority.cells);
+        let cells = cells.map(|cell| {
+            let name = Name::from(cell.name.as_str());
+            let cool_down = cell.cool_down.as_micros();
+            let rules = CellRules {
+                owners: names(&cell.owners),
+                standby: names(&cell.standby),
+                automatic: cell.automatic,
+                cool_down: u64::try_from(cool_down).unwrap_or(u64::MAX),
+                epoch_min: remembered.get(&name).map_or(1, |epoch| epoch + 1),
+            };
+            (name, rules)
+        });
+        let fenced = |service: &&ServiceConfig| service.writes != policy::Writes::Free;
+        let services = mesh.services.iter().filter(fenced);
+        Rules {
+            cells: cells.collect(),
+            services: services.map(|service| service.name.clone()).collect(),
+        }
+    }
+}
+
+/// The rules of every mesh to come.
+pub fn follow(
+    mut meshes: watch::Receiver<Arc<Mesh>>,
+    remembered: BTreeMap<Name, u64>,
+) -> watch::Receiver<Arc<Rules>> {
+    let now = Rules::of(&meshes.borrow_and_update(), &remembered);
+    let (publisher, rules) = watch::channel(Arc::new(now));
+    tokio::spawn(async move {
+        while meshes.changed().await.is_ok() {
+            let now = Rules::of(&meshes.borrow_and_update(), &remembered);
+            publisher.send_if_modified(|published| {
+                let changed = **published != now;
+                *published = Arc::new(now);
+                changed
+            });
+        }
+    });
+    rules
+}
+
+/// The epochs in a state that was kept on disk.
+pub fn remembered(state: Option<&LastGood>) -> BTreeMap<Name, u64> {
+    let entries = state.into_iter().flat_map(|state| state.entries.iter());
+    let epochs = entries.filter_map(|(key, entry)| {
+        let cell = key.strip_prefix(AUTHORITY_PREFIX)?;
+        let authority = AuthorityRecord::parse(&entry.value).ok()?;
+        Some((Name::from(cell), authority.epoch))
+    });
+    epochs.collect()
 }
 
 /// What the engine works with.

@@ -177,7 +177,6 @@ impl ServiceConfig {
             region_unknown: self.region_unknown,
             trace_missing: self.trace_missing,
             zone_affinity: self.zone_affinity.clone(),
-            writes: policy::Writes::Free,
             plans,
         }
     }
