@@ -70,27 +70,6 @@ fn small() -> Policy {
     ))
 }
 
-/// `small()` at generation 7. `TIDEGATE_BLESS=1 cargo test -p tidegate-protos` writes it anew, which is right only together
-/// with a change of the wire form: a proxy whose policy did not change must see the same version after an upgrade.
-const GOLDEN: &str = include_str!("../testdata/policy.hex");
-
-#[test]
-fn the_bytes_of_a_policy_stay_what_they_were() {
-    let (bytes, version) = encode(&small(), 7);
-    let lines = bytes.chunks(48).map(|line| {
-        let digits: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
-        digits + "\n"
-    });
-    let text = lines.collect::<String>();
-    #[allow(clippy::disallowed_methods, reason = "the recipe, not the test")]
-    if std::env::var("TIDEGATE_BLESS").is_ok() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/policy.hex");
-        std::fs::write(path, &text).expect("a writable checkout");
-    }
-    assert_eq!(text, GOLDEN);
-    assert_eq!(decode(&bytes).expect("a policy").version, version);
-}
-
 /// `small()` with its writes fenced: the other fields of the wire form.
 fn fenced() -> Policy {
     let Policy::Serving(rules) = small() else {
@@ -123,6 +102,35 @@ fn fenced() -> Policy {
     let topology = rules.topology().clone();
     let again = Rules::new(topology, rules.viewer(), vec![orders], explain).expect("valid rules");
     Policy::Serving(Box::new(again.fenced(fencing.expect("a valid fence"))))
+}
+
+/// `small()` and `fenced()` at generation 7. `TIDEGATE_BLESS=1 cargo test -p tidegate-protos` writes them anew, which is right only
+/// together with a change of the wire form: a proxy whose policy did not change must see the same version after an upgrade.
+const GOLDEN: [(&str, &str); 2] = [
+    ("policy.hex", include_str!("../testdata/policy.hex")),
+    (
+        "policy-fenced.hex",
+        include_str!("../testdata/policy-fenced.hex"),
+    ),
+];
+
+#[test]
+fn the_bytes_of_a_policy_stay_what_they_were() {
+    for ((name, golden), policy) in GOLDEN.into_iter().zip([small(), fenced()]) {
+        let (bytes, version) = encode(&policy, 7);
+        let lines = bytes.chunks(48).map(|line| {
+            let digits: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
+            digits + "\n"
+        });
+        let text = lines.collect::<String>();
+        #[allow(clippy::disallowed_methods, reason = "the recipe, not the test")]
+        if std::env::var("TIDEGATE_BLESS").is_ok() {
+            let path = format!("{}/testdata/{name}", env!("CARGO_MANIFEST_DIR"));
+            std::fs::write(path, &text).expect("a writable checkout");
+        }
+        assert_eq!(text, golden, "{name}");
+        assert_eq!(decode(&bytes).expect("a policy").version, version);
+    }
 }
 
 /// Why `small()` is refused after `spoil` had its way with the message.

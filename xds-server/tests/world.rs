@@ -33,12 +33,19 @@ fn mesh(services: &[&str]) -> Arc<Mesh> {
 }
 
 fn mesh_of(zones: &[&str], services: &[&str]) -> Arc<Mesh> {
+    mesh_with("", zones, services)
+}
+
+const AUTHORITY: &str = "authority: {forward_token: 0123456789abcdef}";
+
+/// A mesh with more of the configuration.
+fn mesh_with(more: &str, zones: &[&str], services: &[&str]) -> Arc<Mesh> {
     let zones: Vec<String> = zones
         .iter()
         .map(|zone| format!("{{name: {zone}, region: shanghai}}"))
         .collect();
     let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\nzones: [{}]\nservices: [{}]\n",
+        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\n{more}\nzones: [{}]\nservices: [{}]\n",
         zones.join(", "),
         services.join(", ")
     );
@@ -515,13 +522,7 @@ fn of_two_instances_with_one_address_the_newer_is_used() {
 
 /// `ORDERS` in two zones, with its writes fenced.
 fn fenced_mesh() -> Arc<Mesh> {
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\n\
-         zones: [{{name: sh-a, region: shanghai}}, {{name: sh-b, region: shanghai}}]\n\
-         authority: {{forward_token: 0123456789abcdef}}\nservices: [{ORDERS}]\n"
-    );
-    let config = Config::parse("mesh.yaml", &text).expect("a good configuration");
-    Arc::new(config.mesh)
+    mesh_with(AUTHORITY, &["sh-a", "sh-b"], &[ORDERS])
 }
 
 /// The owners of the cell `main` and its epoch, as `sh-a`'s proxies are told.
@@ -791,7 +792,11 @@ impl Model {
     }
 
     fn serve(&mut self, entry: &Entry) {
-        if !entry.key.starts_with(INSTANCES_PREFIX) || Instance::parse(&entry.value).is_ok() {
+        let readable = match entry.key.starts_with(INSTANCES_PREFIX) {
+            true => Instance::parse(&entry.value).is_ok(),
+            false => entry.value != "garbage",
+        };
+        if readable {
             self.served.insert(entry.key.clone(), entry.clone());
         }
     }
@@ -817,7 +822,7 @@ impl Model {
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let at = || {
-        let service = select(vec!["orders", "web", "users"]);
+        let service = select(vec!["orders", "web", "users", "gateway"]);
         let zone = select(vec!["sh-a", "sh-b", "sh-c", "mars"]);
         (service, zone, 0..3_u8)
             .prop_map(|(service, zone, n)| key(&format!("{service}/{zone}/{n}")))
@@ -833,7 +838,17 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => Just(b"garbage".to_vec()),
         1 => Just(record(0, "healthy")),
     ];
+    let owner = prop_oneof![
+        4 => (1..4_u8, select(vec!["sh-a", "sh-b", "mars"])).prop_map(|(epoch, owner)| {
+            format!(r#"{{"epoch": {epoch}, "owners": ["{owner}"]}}"#).into_bytes()
+        }),
+        1 => Just(b"garbage".to_vec()),
+    ];
+    let cell = || "/tidegate/v1/authority/main".to_owned();
     let event = prop_oneof![
+        2 => owner.clone().prop_map(move |value| Event::Put(cell(), value)),
+        1 => owner.prop_map(move |value| Event::LostPut(cell(), value)),
+        1 => select(vec![Event::Delete(cell()), Event::LostDelete(cell())]),
         12 => (at(), value.clone()).prop_map(|(key, value)| Event::Put(key, value)),
         4 => at().prop_map(Event::Delete),
         1 => (at(), value).prop_map(|(key, value)| Event::LostPut(key, value)),
@@ -849,15 +864,19 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 fn meshes() -> [Arc<Mesh>; 3] {
     let web = "{name: web, routes: [{prefix: /}], weights: computed}";
     let users = "{name: users, routes: [{host: u, prefix: /}]}";
-    let believing = |zones: &[&str], services: &[&str]| {
-        let mut mesh = mesh_of(zones, services);
+    let believing = |more: &str, zones: &[&str], services: &[&str]| {
+        let mut mesh = mesh_with(more, zones, services);
         Arc::make_mut(&mut mesh).guard.vanish_percent = 100;
         mesh
     };
     [
-        believing(&["sh-a", "sh-b"], &[ORDERS, web]),
-        believing(&["sh-c", "sh-a", "sh-b"], &[web, users, ORDERS]),
-        believing(&["sh-b"], &[web]),
+        believing(AUTHORITY, &["sh-a", "sh-b"], &[ORDERS, web]),
+        believing(
+            "authority: {cells: [{name: x}, {name: main}]}",
+            &["sh-c", "sh-a", "sh-b"],
+            &[web, users, ORDERS],
+        ),
+        believing("", &["sh-b"], &[web]),
     ]
 }
 
