@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use policy::{
     Cell, Decision, Enforcement, Facts, Fencing, Forward, KeySource, Outcome, Policy, Rules,
-    Service, Writes, ZoneId, decide, fence::Terms, shard,
+    Service, Writes, ZoneId, decide, explain, fence::Terms, shard,
 };
 use proptest::prelude::*;
 
@@ -325,6 +325,33 @@ fn with_several_cells_the_key_says_which_and_the_write_brings_its_name() {
     assert_eq!(fence.cell_of(Some(shard::key_digest(b""))), keyless);
     assert_eq!(of(&[]), Some(keyless));
     assert_eq!(of(&[("x-user", low), ("x-user", high)]), Some(keyless));
+}
+
+#[test]
+fn explanations_tell_the_cell_the_grant_and_the_way() {
+    let told = |policy: &Policy, granted, more: &[_]| {
+        let facts = Facts::gather(policy, &request("POST /orders", more));
+        let (_, steps) = explain(policy, &Facts { granted, ..facts });
+        // The first three are the service, the class and the home.
+        let steps = steps.iter().skip(3).map(ToString::to_string);
+        steps.collect::<Vec<_>>().join("; ")
+    };
+    let other = policy("UUUU", single(&["sh-b"], Forward::Any));
+    assert_eq!(
+        told(&other, None, &[]),
+        "it belongs to cell main, epoch 7, owned by sh-b; this zone holds no grant to write; it is forwarded to sh-b, which decides"
+    );
+    let by = [("tidegate-hop", TOKEN), ("tidegate-epoch", "6")];
+    assert_eq!(
+        told(&other, Some(8), &by),
+        "it belongs to cell main, epoch 7, owned by sh-b; this zone holds a grant to write for epoch 8; it was forwarded by epoch 6, and here it is 8"
+    );
+    let mut observing = single(&[], Forward::Any);
+    observing.enforcement = Enforcement::Observe;
+    assert_eq!(
+        told(&policy("UUUU", observing), None, &[]),
+        "it belongs to cell main, epoch 7, owned by nobody that is known here; this zone holds no grant to write; the fence only observes: what it would refuse goes on"
+    );
 }
 
 #[test]
