@@ -28,6 +28,9 @@ use super::{
 };
 use crate::metrics::{CellLabel, ResultLabel};
 
+/// How long a transaction that has failed rests.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
 pub(super) struct Engine {
     sources: Sources,
     /// By zone.
@@ -363,6 +366,10 @@ impl Engine {
                     Outcome::Unknown => "error",
                 };
                 writes.get_or_create(&ResultLabel { result }).inc();
+            }
+            if outcome == Outcome::Unknown {
+                // It is tried again at once, and a store that is away, or not written to, fails fast.
+                tokio::time::sleep(RETRY_AFTER).await;
             }
             // An engine that is gone waits for nothing.
             let _ = answer.send(Answer {
