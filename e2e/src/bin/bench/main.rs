@@ -6,7 +6,6 @@
 )]
 
 mod failover;
-mod figures;
 mod filter;
 mod propagation;
 
@@ -16,7 +15,7 @@ use std::thread::available_parallelism;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use figures::Figure;
+use e2e::figures::{self, Figure};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures on this machine; what else runs on it is measured as well.
