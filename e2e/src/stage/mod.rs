@@ -2,6 +2,7 @@
 //! control plane, a gateway, instances, and an agent that keeps them registered where the plan says so.
 
 pub mod load;
+pub mod witness;
 mod zone;
 
 use std::fs;
@@ -72,7 +73,7 @@ pub struct Stage {
 }
 
 /// The zones' positions in [`ZONES`].
-pub fn zones() -> impl Iterator<Item = u8> {
+pub fn zones() -> impl Iterator<Item = u8> + Clone {
     0..ZONES.len() as u8
 }
 
