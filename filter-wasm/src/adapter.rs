@@ -1,22 +1,32 @@
-//! From the proxy's callbacks to [`carry_out`] and back. Translates, and nothing else.
+//! From the proxy's callbacks to [`carry_out`] and [`Member`], and back. Translates, and nothing else.
 
-use std::rc::Rc;
+use std::{cell::RefCell, rc::Rc};
 
-use policy::Policy;
+use policy::{Policy, fence::WorkerId};
+use protos::fence::HolderSays;
 use proxy_wasm::{
     hostcalls,
     traits::{Context, HttpContext, RootContext},
-    types::{Action, BufferType, ContextType, LogLevel},
+    types::{Action, ContextType, LogLevel},
 };
 
 use crate::{
     carry_out::{Host, HostFailed, Reply, Verdict, carry_out},
-    edition, host,
+    edition,
+    fence::{
+        member::{Member, terms_of},
+        process::{Process, Reading, Version},
+        speaker::{ContextId, Line, Token},
+        workers::Workers,
+    },
+    host,
     metrics::{Metric, MetricIds},
 };
 
 thread_local! {
     static METRIC_IDS: MetricIds = const { MetricIds::new() };
+    /// This worker's part in the fence. None until there is something to fence, or for want of a random number.
+    static MEMBER: RefCell<Option<Member>> = const { RefCell::new(None) };
 }
 
 fn with_id(metric: Metric, act: impl FnOnce(u32) -> Result<(), HostFailed>) {
@@ -37,28 +47,66 @@ fn record(gauge: Metric, value: u64) {
     with_id(gauge, |id| host::record_metric(id, value));
 }
 
+/// Lets this worker's part in the fence act, if it has one. Nothing that it calls leads back here; were it otherwise, the
+/// inner call would do nothing: then a write is not admitted, or its end not noticed, and a fence waits longer.
+fn with_member<T>(act: impl FnOnce(&mut Member) -> T) -> Option<T> {
+    MEMBER.with(|member| Some(act(member.try_borrow_mut().ok()?.as_mut()?)))
+}
+
+/// Makes this worker's part in the fence.
+fn join() {
+    MEMBER.with(|member| {
+        let Ok(mut member) = member.try_borrow_mut() else {
+            return;
+        };
+        if member.is_none() {
+            let me = host::random().map(|bits| WorkerId(bits as u64));
+            *member = me.map(|me| Member::new(Workers::new(me)));
+        }
+    });
+}
+
+/// How often a worker looks at what it holds, where writes are fenced: the longest that a revocation takes to be seen.
+const TICK_MS: u32 = 10;
+
 proxy_wasm::main! {{
     // Sets up the panic hook as well: should the filter trap after all, the log says where.
     proxy_wasm::set_log_level(LogLevel::Info);
-    proxy_wasm::set_root_context(|_| Box::new(Plugin { policy: Rc::new(Policy::Fallback) }));
+    proxy_wasm::set_root_context(|context| Box::new(Plugin {
+        context: ContextId(context),
+        policy: Rc::new(Policy::Fallback),
+    }));
 }}
 
 /// The filter with one configuration, in one worker.
 struct Plugin {
+    context: ContextId,
     policy: Rc<Policy>,
 }
 
-impl Context for Plugin {}
+impl Context for Plugin {
+    fn on_grpc_stream_message(&mut self, token: u32, size: usize) {
+        if let Some(message) = host::grpc_message(size) {
+            with_member(|member| member.hear(self.context, Token(token), &message, &mut Envoy));
+        }
+    }
+
+    fn on_grpc_stream_close(&mut self, token: u32, _: u32) {
+        // Otherwise the proxy keeps a stream that is no more, and trips over it when this context goes.
+        let _ = host::grpc_cancel(token);
+        with_member(|member| member.closed(Token(token), &mut Envoy));
+    }
+}
 
 impl RootContext for Plugin {
     fn on_configure(&mut self, size: usize) -> bool {
-        let bytes = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, size);
-        match edition::read(&bytes.ok().flatten().unwrap_or_default()) {
+        match edition::read(&host::configuration(size).unwrap_or_default()) {
             Ok(edition) => {
                 log(LogLevel::Info, &edition::describe(&edition));
                 record(Metric::PolicyVersion, edition.version);
                 record(Metric::PolicyGeneration, edition.generation);
                 self.policy = Rc::new(edition.policy);
+                self.fence();
                 true
             }
             Err(error) => {
@@ -69,13 +117,42 @@ impl RootContext for Plugin {
         }
     }
 
+    fn on_tick(&mut self) {
+        with_member(|member| member.tick(self.context, &mut Envoy));
+    }
+
     fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
-        let policy = Rc::clone(&self.policy);
-        Some(Box::new(Request { policy }))
+        Some(Box::new(Request {
+            policy: Rc::clone(&self.policy),
+            in_flight: None,
+        }))
     }
 
     fn get_type(&self) -> Option<ContextType> {
         Some(ContextType::HttpContext)
+    }
+}
+
+impl Plugin {
+    /// Takes part in the fence, if the policy has one.
+    fn fence(&self) {
+        if terms_of(&self.policy).is_none() {
+            return;
+        }
+        join();
+        let fenced = with_member(|member| member.configured(self.context, &self.policy));
+        if fenced.is_none() || host::set_tick_period(TICK_MS).is_err() {
+            log(
+                LogLevel::Error,
+                "no random numbers or no ticks: writes stay fenced",
+            );
+        }
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        with_member(|member| member.removed(self.context));
     }
 }
 
@@ -86,6 +163,8 @@ fn log(level: LogLevel, line: &str) {
 /// One request. It ends on the policy that it began with.
 struct Request {
     policy: Rc<Policy>,
+    /// The cell in which it counts as a write in flight.
+    in_flight: Option<Box<str>>,
 }
 
 impl Context for Request {}
@@ -93,17 +172,30 @@ impl Context for Request {}
 impl HttpContext for Request {
     fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
         let map = host::request_headers();
-        match carry_out(&self.policy, map.as_deref(), &mut Envoy) {
+        let policy = Rc::clone(&self.policy);
+        match carry_out(&policy, map.as_deref(), self) {
             Verdict::GoesOn => Action::Continue,
             Verdict::Stops => Action::Pause,
         }
     }
 }
 
-/// The proxy around the current request.
-struct Envoy;
+impl Drop for Request {
+    /// The proxy has done with the request, retries and body included.
+    fn drop(&mut self) {
+        self.end();
+    }
+}
 
-impl Host for Envoy {
+impl Request {
+    fn end(&mut self) {
+        if let (Some(cell), Some(terms)) = (self.in_flight.take(), terms_of(&self.policy)) {
+            with_member(|member| member.workers.end(&cell, terms, &mut Envoy));
+        }
+    }
+}
+
+impl Host for Request {
     fn set(&mut self, name: &str, value: &str) -> Result<(), HostFailed> {
         host::set_request_header(name.as_bytes(), value.as_bytes())
     }
@@ -118,5 +210,71 @@ impl Host for Envoy {
 
     fn count(&mut self, counter: Metric, by: u32) {
         count(counter, by);
+    }
+
+    fn admit(&mut self, cell: &str) -> Option<u64> {
+        // Should the proxy ever show a request twice, the first one counts no more.
+        self.end();
+        let policy = Rc::clone(&self.policy);
+        let terms = terms_of(&policy)?;
+        self.in_flight = Some(cell.into());
+        with_member(|member| member.workers.admit(cell, terms, &mut Envoy))?
+    }
+
+    fn release(&mut self, _: &str) {
+        self.end();
+    }
+
+    fn behind(&mut self, cell: &str, epoch: u64) {
+        if let Some(terms) = terms_of(&self.policy) {
+            with_member(|member| member.workers.behind(cell, epoch, terms, &mut Envoy));
+        }
+    }
+}
+
+/// The proxy around this worker.
+struct Envoy;
+
+impl Process for Envoy {
+    fn now(&mut self) -> Option<Reading> {
+        host::now()
+    }
+
+    fn random(&mut self) -> Option<u128> {
+        host::random()
+    }
+
+    fn get(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, HostFailed> {
+        host::get_shared(key)
+    }
+
+    fn swap(&mut self, key: &str, seen: Option<Version>, value: &[u8]) -> Result<bool, HostFailed> {
+        host::swap_shared(key, seen, value)
+    }
+
+    fn count(&mut self, counter: Metric, by: u32) {
+        count(counter, by);
+    }
+
+    fn record(&mut self, gauge: Metric, value: u64) {
+        record(gauge, value);
+    }
+}
+
+impl Line for Envoy {
+    fn open(&mut self, cluster: &str) -> Result<Token, HostFailed> {
+        host::grpc_open(cluster, "tidegate.v1.Fence", "Hold").map(Token)
+    }
+
+    fn say(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
+        host::grpc_send(token.0, &says.encode())
+    }
+
+    fn hang_up(&mut self, token: Token) {
+        let _ = host::grpc_cancel(token.0);
+    }
+
+    fn node(&mut self) -> String {
+        host::node_id().unwrap_or_default()
     }
 }

@@ -1,6 +1,10 @@
 //! From a request's headers to the effects of the decision about it.
 
-use policy::{Class, Decision, Facts, Outcome, Policy, Refusal, headers, refusal::PROBLEM_JSON};
+use std::borrow::Cow;
+
+use policy::{
+    Class, Decision, Facts, Outcome, Policy, Reason, Refusal, headers, refusal::PROBLEM_JSON,
+};
 
 use crate::{header_map::HeaderMap, metrics::Metric};
 
@@ -14,6 +18,13 @@ pub trait Host {
     fn reply(&mut self, reply: &Reply<'_>) -> Result<(), HostFailed>;
     /// Raises a counter. What cannot be counted is not: no request fails for it.
     fn count(&mut self, counter: Metric, by: u32);
+    /// Counts a write of this cell as in flight, and only then looks whether a permission is held: its epoch. Without a
+    /// [`release`](Host::release) the write stays in flight until the proxy has done with the request.
+    fn admit(&mut self, cell: &str) -> Option<u64>;
+    /// Takes the count of [`admit`](Host::admit) back: the write goes nowhere from here.
+    fn release(&mut self, cell: &str);
+    /// Another zone has named a newer epoch of this cell than is known here: this zone fences itself.
+    fn behind(&mut self, cell: &str, epoch: u64);
 }
 
 /// The proxy did not do what it was asked.
@@ -54,19 +65,43 @@ pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> V
     let Some(request) = map.and_then(HeaderMap::parse) else {
         return refuse_blind(Class::Write, Form::default(), host);
     };
-    let facts = Facts::gather(policy, &request);
+    let mut facts = Facts::gather(policy, &request);
     let form = Form {
         grpc: facts.grpc,
         explain: facts.explain,
+        forwarded: facts.forwarded,
     };
+    let cell = cell_of(policy, &facts);
+    if let Some(cell) = cell {
+        facts.granted = host.admit(cell);
+    }
     let decision = policy::decide(policy, &facts);
-    match apply(&decision, &request, form, host) {
+    let applied = apply(&decision, &request, form, host);
+    if let Some(cell) = cell {
+        // Where an effect failed the request is stopped as well.
+        if decision.reason != Reason::Admitted || applied.is_err() {
+            host.release(cell);
+        }
+        if let (Reason::AheadEpoch, Some(epoch)) = (decision.reason, facts.presented) {
+            host.behind(cell, epoch);
+        }
+    }
+    match applied {
         Ok(verdict) => {
             host.count(metric_of(&decision, facts.class), 1);
             verdict
         }
         Err(HostFailed) => refuse_blind(facts.class, form, host),
     }
+}
+
+/// The name of the cell whose fence a request has to pass.
+fn cell_of<'p>(policy: &'p Policy, facts: &Facts) -> Option<&'p str> {
+    let Policy::Serving(rules) = policy else {
+        return None;
+    };
+    let cell = rules.fencing()?.cell(facts.cell?)?;
+    Some(&cell.name)
 }
 
 fn refuse_blind(class: Class, form: Form, host: &mut impl Host) -> Verdict {
@@ -76,7 +111,7 @@ fn refuse_blind(class: Class, form: Form, host: &mut impl Host) -> Verdict {
         reason: BLIND.reason,
     };
     host.count(metric, 1);
-    refuse(&BLIND, form, host)
+    refuse(&BLIND, None, form, host)
 }
 
 fn metric_of(decision: &Decision<'_>, class: Class) -> Metric {
@@ -97,23 +132,20 @@ fn apply(
     host: &mut impl Host,
 ) -> Result<Verdict, HostFailed> {
     match &decision.outcome {
-        Outcome::Pass => strip(request, |_| false, host)?,
+        Outcome::Pass => strip(request, form, |_| false, host)?,
         Outcome::Route(routed) => {
-            let explained = (headers::EXPLAIN, decision.reason.as_str());
+            let explained = (headers::EXPLAIN, decision.reason.as_str().into());
             let explained = form.explain.then_some(explained);
-            let stamps = || routed.stamps().chain(explained);
-            strip(
-                request,
-                |name| stamps().any(|(stamp, _)| stamp.as_bytes() == name),
-                host,
-            )?;
-            for (name, value) in stamps() {
+            let stamps: Vec<(&str, Cow<'_, str>)> = routed.stamps().chain(explained).collect();
+            let is_stamp = |name: &[u8]| stamps.iter().any(|(stamp, _)| stamp.as_bytes() == name);
+            strip(request, form, is_stamp, host)?;
+            for (name, value) in &stamps {
                 host.set(name, value)?;
             }
         }
         Outcome::Refuse(refusal) => {
-            strip(request, |_| false, host)?;
-            return Ok(refuse(refusal, form, host));
+            strip(request, form, |_| false, host)?;
+            return Ok(refuse(refusal, decision.owner, form, host));
         }
     }
     Ok(Verdict::GoesOn)
@@ -122,23 +154,27 @@ fn apply(
 /// Removes the internal headers that came from outside, but those that are `overwritten` anyway.
 fn strip(
     request: &HeaderMap<'_>,
+    form: Form,
     overwritten: impl Fn(&[u8]) -> bool,
     host: &mut impl Host,
 ) -> Result<(), HostFailed> {
-    let mut spoofed: Vec<&[u8]> = request
+    let mut internal: Vec<&[u8]> = request
         .names()
         .filter(|name| headers::is_internal(name))
         .collect();
-    if spoofed.is_empty() {
+    if internal.is_empty() {
         return Ok(());
     }
-    spoofed.sort_unstable();
-    spoofed.dedup();
-    host.count(
-        Metric::SpoofedHeaders,
-        u32::try_from(spoofed.len()).unwrap_or(u32::MAX),
-    );
-    for name in spoofed {
+    internal.sort_unstable();
+    internal.dedup();
+    // Another zone's proxy, which has shown its token, may say those.
+    let expected = |name: &&&[u8]| form.forwarded && headers::is_between_zones(name);
+    let spoofed = internal.iter().filter(|name| !expected(name)).count();
+    if spoofed > 0 {
+        let spoofed = u32::try_from(spoofed).unwrap_or(u32::MAX);
+        host.count(Metric::SpoofedHeaders, spoofed);
+    }
+    for name in internal {
         if !overwritten(name) {
             host.remove(name)?;
         }
@@ -146,14 +182,16 @@ fn strip(
     Ok(())
 }
 
-/// How the caller wants to be answered.
+/// Who the caller is, and how it wants to be answered.
 #[derive(Clone, Copy, Default)]
 struct Form {
     grpc: bool,
     explain: bool,
+    /// It is another zone's proxy.
+    forwarded: bool,
 }
 
-fn refuse(refusal: &Refusal, form: Form, host: &mut impl Host) -> Verdict {
+fn refuse(refusal: &Refusal, owner: Option<&str>, form: Form, host: &mut impl Host) -> Verdict {
     let reason = refusal.reason.as_str();
     // For the access log alone, so the answer does not depend on it.
     let _ = host.set(headers::DECISION, reason);
@@ -166,6 +204,7 @@ fn refuse(refusal: &Refusal, form: Form, host: &mut impl Host) -> Verdict {
             .as_deref()
             .filter(|_| http)
             .map(|seconds| ("retry-after", seconds)),
+        owner.map(|owner| (headers::OWNER, owner)),
         form.explain.then_some((headers::DECISION, reason)),
     ]
     .into_iter()

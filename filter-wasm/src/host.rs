@@ -1,4 +1,4 @@
-//! The proxy-wasm calls that a request leads to. The only `unsafe` code of Tidegate.
+//! The calls into the proxy. The only `unsafe` code of Tidegate.
 //!
 //! Why not `proxy_wasm::hostcalls`: its functions panic on a status that they do not expect, which here must not stop the
 //! filter; they copy each header of a map; and they send no response code details. The signatures are those of the ABI
@@ -10,12 +10,27 @@ use std::ptr;
 
 use crate::{
     carry_out::{HostFailed, Reply},
+    fence::{
+        cluster::reads_as_message,
+        process::{Reading, Version},
+    },
     header_map,
     metrics::Kind,
 };
 
 const STATUS_OK: u32 = 0;
+const STATUS_NOT_FOUND: u32 = 1;
+const STATUS_CAS_MISMATCH: u32 = 8;
 const REQUEST_HEADERS: u32 = 0;
+const GRPC_RECEIVE_BUFFER: u32 = 5;
+const PLUGIN_CONFIGURATION: u32 = 7;
+const CLOCK_WALL: u32 = 0;
+const CLOCK_MONOTONIC: u32 = 1;
+
+/// A version that no shared value has: versions are counted up from 1. The proxy takes 0 for "whatever is there", and would
+/// then overwrite what somebody else has made in the meantime; with a version that does not match it makes a value where
+/// there is none, and refuses where there is one.
+const NO_VERSION: u32 = u32::MAX;
 
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {
@@ -41,6 +56,44 @@ unsafe extern "C" {
     fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, by: i64) -> u32;
     fn proxy_record_metric(id: u32, value: u64) -> u32;
+    fn proxy_get_buffer_bytes(
+        buffer: u32,
+        start: usize,
+        size_max: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+    ) -> u32;
+    fn proxy_get_property(
+        path: *const u8,
+        path_size: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+    ) -> u32;
+    fn proxy_set_tick_period_milliseconds(period_ms: u32) -> u32;
+    fn proxy_get_shared_data(
+        key: *const u8,
+        key_size: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+        version: *mut u32,
+    ) -> u32;
+    fn proxy_set_shared_data(
+        key: *const u8,
+        key_size: usize,
+        value: *const u8,
+        value_size: usize,
+        version: u32,
+    ) -> u32;
+    fn proxy_grpc_send(stream: u32, message: *const u8, size: usize, end: u32) -> u32;
+    fn proxy_grpc_cancel(stream: u32) -> u32;
+}
+
+// Clocks and chance, of the system interface <https://wasi.dev/interfaces>, preview 1. `std` hides what a clock shows, and
+// panics where there is no chance.
+#[link(wasm_import_module = "wasi_snapshot_preview1")]
+unsafe extern "C" {
+    fn clock_time_get(clock: u32, precision_ns: u64, time_ns: *mut u64) -> u32;
+    fn random_get(bytes: *mut u8, size: usize) -> u32;
 }
 
 fn check(status: u32) -> Result<(), HostFailed> {
@@ -56,12 +109,139 @@ pub(crate) fn request_headers() -> Option<Vec<u8>> {
     let mut size = 0;
     // SAFETY: both pointers are to locals that live through the call.
     check(unsafe { proxy_get_header_map_pairs(REQUEST_HEADERS, &mut data, &mut size) }).ok()?;
+    // SAFETY: as the host returned them.
+    Some(unsafe { given(data, size) })
+}
+
+/// What the host returned through two pointers.
+///
+/// # Safety
+///
+/// Both must be as the host left them in a call that succeeded, and this must be the only use of them.
+unsafe fn given(data: *mut u8, size: usize) -> Vec<u8> {
     if data.is_null() {
-        return Some(vec![]);
+        return vec![];
     }
-    // SAFETY: the host allocated the map through the SDK's `proxy_on_memory_allocate(size)`, a boxed slice of just that
-    // size from the global allocator, filled all of it, and gave it to us.
-    Some(unsafe { Vec::from_raw_parts(data, size, size) })
+    // SAFETY: the host allocated it through the SDK's `proxy_on_memory_allocate(size)`, a boxed slice of just that size from
+    // the global allocator, filled all of it, and gave it to us.
+    unsafe { Vec::from_raw_parts(data, size, size) }
+}
+
+fn buffer(buffer: u32, size_max: usize) -> Option<Vec<u8>> {
+    let mut data = ptr::null_mut();
+    let mut size = 0;
+    // SAFETY: both pointers are to locals that live through the call.
+    check(unsafe { proxy_get_buffer_bytes(buffer, 0, size_max, &mut data, &mut size) }).ok()?;
+    // SAFETY: as the host returned them.
+    Some(unsafe { given(data, size) })
+}
+
+/// The plugin's configuration, which is this long.
+pub(crate) fn configuration(size: usize) -> Option<Vec<u8>> {
+    buffer(PLUGIN_CONFIGURATION, size)
+}
+
+/// The message that has come on a stream, which is this long.
+pub(crate) fn grpc_message(size: usize) -> Option<Vec<u8>> {
+    buffer(GRPC_RECEIVE_BUFFER, size)
+}
+
+/// The name under which this proxy is known to its control plane.
+pub(crate) fn node_id() -> Option<String> {
+    let path = b"xds\0node\0id";
+    let mut data = ptr::null_mut();
+    let mut size = 0;
+    // SAFETY: pointers and sizes are those of a slice and of locals that live through the call.
+    check(unsafe { proxy_get_property(path.as_ptr(), path.len(), &mut data, &mut size) }).ok()?;
+    // SAFETY: as the host returned them.
+    String::from_utf8(unsafe { given(data, size) }).ok()
+}
+
+/// None where the proxy does not give this clock.
+fn clock_us(clock: u32) -> Option<u64> {
+    let mut time_ns = 0;
+    // SAFETY: the pointer is to a local that lives through the call.
+    let status = unsafe { clock_time_get(clock, 1_000, &mut time_ns) };
+    (status == 0).then_some(time_ns / 1_000)
+}
+
+/// The same clocks in all workers of the process.
+pub(crate) fn now() -> Option<Reading> {
+    Some(Reading {
+        monotonic_us: clock_us(CLOCK_MONOTONIC)?,
+        wall_us: clock_us(CLOCK_WALL)?,
+    })
+}
+
+pub(crate) fn random() -> Option<u128> {
+    let mut bytes = [0; 16];
+    // SAFETY: pointer and size are those of a local that lives through the call.
+    let status = unsafe { random_get(bytes.as_mut_ptr(), bytes.len()) };
+    (status == 0).then_some(u128::from_le_bytes(bytes))
+}
+
+/// Has the current root context woken this often; 0 for never.
+pub(crate) fn set_tick_period(period_ms: u32) -> Result<(), HostFailed> {
+    // SAFETY: no pointers.
+    check(unsafe { proxy_set_tick_period_milliseconds(period_ms) })
+}
+
+pub(crate) fn get_shared(key: &str) -> Result<Option<(Vec<u8>, Version)>, HostFailed> {
+    let mut data = ptr::null_mut();
+    let mut size = 0;
+    let mut version = 0;
+    // SAFETY: pointers and sizes are those of a slice and of locals that live through the call.
+    let status = unsafe {
+        proxy_get_shared_data(key.as_ptr(), key.len(), &mut data, &mut size, &mut version)
+    };
+    if status == STATUS_NOT_FOUND {
+        return Ok(None);
+    }
+    check(status)?;
+    // SAFETY: as the host returned them.
+    let value = unsafe { given(data, size) };
+    let version = Version::new(version).ok_or(HostFailed)?;
+    Ok(Some((value, version)))
+}
+
+pub(crate) fn swap_shared(
+    key: &str,
+    seen: Option<Version>,
+    value: &[u8],
+) -> Result<bool, HostFailed> {
+    let seen = seen.map_or(NO_VERSION, Version::get);
+    // SAFETY: as in `set_request_header`.
+    let status = unsafe {
+        proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), seen)
+    };
+    match status {
+        STATUS_CAS_MISMATCH => Ok(false),
+        status => check(status).map(|()| true),
+    }
+}
+
+/// Opens a stream on behalf of the current root context: `method` of `service` on a cluster.
+///
+/// Through the SDK, which otherwise would not pass on what comes on the stream. It panics on statuses other than those that
+/// an unknown cluster, or one without a connection, leads to; a name that reads as a message would lead to another.
+pub(crate) fn grpc_open(cluster: &str, service: &str, method: &str) -> Result<u32, HostFailed> {
+    if reads_as_message(cluster.as_bytes()) {
+        return Err(HostFailed);
+    }
+    proxy_wasm::hostcalls::open_grpc_stream(cluster, service, method, vec![])
+        .map_err(|_| HostFailed)
+}
+
+/// Says something on a stream of the current root context.
+pub(crate) fn grpc_send(stream: u32, message: &[u8]) -> Result<(), HostFailed> {
+    // SAFETY: as in `set_request_header`.
+    check(unsafe { proxy_grpc_send(stream, message.as_ptr(), message.len(), 0) })
+}
+
+/// Ends a stream of the current root context, and has the proxy forget it.
+pub(crate) fn grpc_cancel(stream: u32) -> Result<(), HostFailed> {
+    // SAFETY: no pointers.
+    check(unsafe { proxy_grpc_cancel(stream) })
 }
 
 pub(crate) fn set_request_header(name: &[u8], value: &[u8]) -> Result<(), HostFailed> {

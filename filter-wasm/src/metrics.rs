@@ -22,6 +22,16 @@ pub enum Metric {
     PolicyVersion,
     /// Gauge: its generation.
     PolicyGeneration,
+    /// Counter: permissions to write that were installed.
+    GrantsInstalled,
+    /// Counter: permissions to write that were taken back, each as often as that was said.
+    FenceRevocations,
+    /// Counter: how often a worker gave up what it held, because time had passed that its clock does not know of.
+    ClockAnomalies,
+    /// Counter: streams to the control plane that ended or did not answer.
+    StreamResets,
+    /// Gauge: the cells for which this process may admit writes.
+    FenceHolding,
 }
 
 /// How a metric moves.
@@ -33,15 +43,19 @@ pub enum Kind {
 
 const TIERS: usize = Tier::ALL.len() + 1; // and none
 const DECISIONS: usize = TIERS * Class::ALL.len() * Reason::ALL.len();
-const METRICS: usize = DECISIONS + 4;
+const METRICS: usize = DECISIONS + 9;
 
 impl Metric {
     pub fn kind(self) -> Kind {
         match self {
-            Metric::Decision { .. } | Metric::SpoofedHeaders | Metric::PolicyRejected => {
-                Kind::Counter
-            }
-            Metric::PolicyVersion | Metric::PolicyGeneration => Kind::Gauge,
+            Metric::Decision { .. }
+            | Metric::SpoofedHeaders
+            | Metric::PolicyRejected
+            | Metric::GrantsInstalled
+            | Metric::FenceRevocations
+            | Metric::ClockAnomalies
+            | Metric::StreamResets => Kind::Counter,
+            Metric::PolicyVersion | Metric::PolicyGeneration | Metric::FenceHolding => Kind::Gauge,
         }
     }
 
@@ -61,6 +75,11 @@ impl Metric {
             Metric::PolicyRejected => "tidegate.policy_rejected".into(),
             Metric::PolicyVersion => "tidegate.policy_version".into(),
             Metric::PolicyGeneration => "tidegate.policy_generation".into(),
+            Metric::GrantsInstalled => "tidegate.grants.installed".into(),
+            Metric::FenceRevocations => "tidegate.fence.revocations".into(),
+            Metric::ClockAnomalies => "tidegate.fence.clock_anomalies".into(),
+            Metric::StreamResets => "tidegate.fence.stream_resets".into(),
+            Metric::FenceHolding => "tidegate.fence.holding".into(),
         }
     }
 
@@ -79,6 +98,11 @@ impl Metric {
             Metric::PolicyRejected => DECISIONS + 1,
             Metric::PolicyVersion => DECISIONS + 2,
             Metric::PolicyGeneration => DECISIONS + 3,
+            Metric::GrantsInstalled => DECISIONS + 4,
+            Metric::FenceRevocations => DECISIONS + 5,
+            Metric::ClockAnomalies => DECISIONS + 6,
+            Metric::StreamResets => DECISIONS + 7,
+            Metric::FenceHolding => DECISIONS + 8,
         }
     }
 }
@@ -130,6 +154,11 @@ mod tests {
             Metric::PolicyRejected,
             Metric::PolicyVersion,
             Metric::PolicyGeneration,
+            Metric::GrantsInstalled,
+            Metric::FenceRevocations,
+            Metric::ClockAnomalies,
+            Metric::StreamResets,
+            Metric::FenceHolding,
         ];
         decisions.chain(others).collect()
     }

@@ -1,13 +1,49 @@
 //! What several tests use.
 
+use std::num::NonZeroU32;
+
 use policy::{
-    Class, ClassRule, Explain, KeySource, Plan, Plans, Policy, RegionRule, Route, RouteMatch,
-    Rules, Service, Topology, TraceRule, Weighting, Writes, ZoneLoad, ZoneState,
+    Cell, Class, ClassRule, Enforcement, Explain, Fencing, Forward, KeySource, Plan, Plans, Policy,
+    RegionRule, Route, RouteMatch, Rules, Service, Topology, TraceRule, Weighting, Writes,
+    ZoneLoad, ZoneState, fence::Terms,
 };
 
 /// Seen from `shanghai-a`: the service `orders`, all up; and the service `strict`, which demands everything, is pinned by a
 /// header, and is down in the whole region of `beijing-a`.
 pub(crate) fn serving() -> Policy {
+    Policy::Serving(Box::new(rules(Writes::Free)))
+}
+
+/// What fenced writes carry between zones.
+pub(crate) const TOKEN: &str = "0123456789abcdef";
+
+/// The same, but `orders` is fenced: by the cell `main` of `owner`, in epoch 5.
+pub(crate) fn fenced_by(owner: &str, forward: Forward, enforcement: Enforcement) -> Policy {
+    let rules = rules(Writes::Fenced { key: None });
+    let main = Cell {
+        name: "main".into(),
+        first_shard: 0,
+        owners: vec![rules.topology().zone_named(owner).unwrap()],
+        epoch: 5,
+        forward,
+    };
+    let fencing = Fencing::new(
+        vec![main],
+        NonZeroU32::new(1024).unwrap(),
+        enforcement,
+        Terms::new(5_000_000, 3_000_000, 2_000_000, 500_000, 10).unwrap(),
+        Some(TOKEN.into()),
+        "tidegate".into(),
+    );
+    Policy::Serving(Box::new(rules.fenced(fencing.unwrap())))
+}
+
+/// The viewing zone owns the cell.
+pub(crate) fn fenced() -> Policy {
+    fenced_by("shanghai-a", Forward::Region, Enforcement::Enforce)
+}
+
+fn rules(writes: Writes) -> Rules {
     let zones = [
         ("shanghai-a", "shanghai"),
         ("shanghai-b", "shanghai"),
@@ -46,7 +82,7 @@ pub(crate) fn serving() -> Policy {
         region_unknown: RegionRule::Local,
         trace_missing: TraceRule::Generate,
         zone_affinity: None,
-        writes: Writes::Free,
+        writes,
         plans: plans([ZoneState::Up; 3]),
     };
     let strict = Service {
@@ -69,6 +105,5 @@ pub(crate) fn serving() -> Policy {
         header: "x-debug".into(),
         token: "s3cret".into(),
     };
-    let rules = Rules::new(topology, viewer, vec![orders, strict], Some(explain));
-    Policy::Serving(Box::new(rules.unwrap()))
+    Rules::new(topology, viewer, vec![orders, strict], Some(explain)).unwrap()
 }

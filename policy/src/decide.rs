@@ -151,15 +151,19 @@ impl<'p> Routed<'p> {
     /// requests a single one. A home alone means a read, a class alone the viewing zone. The chosen route adds the rest of
     /// what upstreams see; only pinned requests, whose route knows no more than they say, bring everything.
     ///
-    /// A fenced write is told by its epoch; one that is forwarded by the gateways that it goes to.
+    /// A fenced write is told by its epoch; one that is forwarded by the gateways that it goes to. Where it brings a home as well, it
+    /// says its class: to a route table that does not know (yet, or any more) that the service is fenced, a home alone is a read.
     pub fn stamps(&self) -> impl Iterator<Item = (&'static str, Cow<'p, str>)> + use<'p> {
         let forwarded = self.write.is_some() && self.pin.is_some();
         let pinned = self.pin.is_some() && !forwarded;
         let write = self.class == Class::Write;
         let plain_write = write && self.write.is_none();
         let home = self.home.filter(|_| pinned || self.foreign || !write);
-        let class = (pinned || plain_write || home.is_none() && self.write.is_none())
-            .then_some(self.class.as_str());
+        let unclear = match self.write {
+            Some(_) => home.is_some(),
+            None => home.is_none(),
+        };
+        let class = (pinned || plain_write || unclear).then_some(self.class.as_str());
         let tier = self.tier.filter(|_| pinned).map(Tier::as_str);
         let epoch = self.write.map(|write| write.epoch.to_string());
         let epoch_header = match forwarded {

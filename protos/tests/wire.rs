@@ -4,9 +4,12 @@
 #[path = "../../policy/tests/behaviour/any.rs"]
 mod any;
 
+use std::num::NonZeroU32;
+
 use policy::{
-    Class, ClassRule, Explain, KeySource, Link, Plans, Policy, RegionRule, Route, RouteMatch,
-    Rules, Service, Topology, TraceRule, Weighting, Writes, ZoneLoad, ZoneState,
+    Cell, Class, ClassRule, Enforcement, Explain, Fencing, Forward, KeySource, Link, Plans, Policy,
+    RegionRule, Route, RouteMatch, Rules, Service, Topology, TraceRule, Weighting, Writes,
+    ZoneLoad, ZoneState, fence::Terms,
 };
 use proptest::{collection::vec, prelude::*};
 use prost::Message;
@@ -67,31 +70,79 @@ fn small() -> Policy {
     ))
 }
 
-/// `small()` at generation 7. `TIDEGATE_BLESS=1 cargo test -p tidegate-protos` writes it anew, which is right only together
-/// with a change of the wire form: a proxy whose policy did not change must see the same version after an upgrade.
-const GOLDEN: &str = include_str!("../testdata/policy.hex");
+/// `small()` with its writes fenced: the other fields of the wire form.
+fn fenced() -> Policy {
+    let Policy::Serving(rules) = small() else {
+        unreachable!("a serving policy");
+    };
+    let mut orders = rules.services()[0].clone();
+    let key = KeySource::Cookie("user".into());
+    orders.writes = Writes::Fenced { key: Some(key) };
+    let zone = |name| rules.topology().zone_named(name).expect("a zone");
+    let cell = |name: &str, first_shard, owner, forward| Cell {
+        name: name.into(),
+        first_shard,
+        owners: vec![zone(owner)],
+        epoch: 7,
+        forward,
+    };
+    let cells = vec![
+        cell("east", 0, "sh-b", Forward::Any),
+        cell("north", 300, "bj-c", Forward::Never),
+    ];
+    let fencing = Fencing::new(
+        cells,
+        NonZeroU32::new(1_000).expect("shards"),
+        Enforcement::Observe,
+        Terms::new(3_000_000, 1_500_000, 1_200_000, 50_000, 10).expect("terms"),
+        Some("0123456789abcdef".into()),
+        "tidegate".into(),
+    );
+    let explain = rules.explain().cloned();
+    let topology = rules.topology().clone();
+    let again = Rules::new(topology, rules.viewer(), vec![orders], explain).expect("valid rules");
+    Policy::Serving(Box::new(again.fenced(fencing.expect("a valid fence"))))
+}
+
+/// `small()` and `fenced()` at generation 7. `TIDEGATE_BLESS=1 cargo test -p tidegate-protos` writes them anew, which is right only
+/// together with a change of the wire form: a proxy whose policy did not change must see the same version after an upgrade.
+const GOLDEN: [(&str, &str); 2] = [
+    ("policy.hex", include_str!("../testdata/policy.hex")),
+    (
+        "policy-fenced.hex",
+        include_str!("../testdata/policy-fenced.hex"),
+    ),
+];
 
 #[test]
 fn the_bytes_of_a_policy_stay_what_they_were() {
-    let (bytes, version) = encode(&small(), 7);
-    let lines = bytes.chunks(48).map(|line| {
-        let digits: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
-        digits + "\n"
-    });
-    let text = lines.collect::<String>();
-    #[allow(clippy::disallowed_methods, reason = "the recipe, not the test")]
-    if std::env::var("TIDEGATE_BLESS").is_ok() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/policy.hex");
-        std::fs::write(path, &text).expect("a writable checkout");
+    for ((name, golden), policy) in GOLDEN.into_iter().zip([small(), fenced()]) {
+        let (bytes, version) = encode(&policy, 7);
+        let lines = bytes.chunks(48).map(|line| {
+            let digits: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
+            digits + "\n"
+        });
+        let text = lines.collect::<String>();
+        #[allow(clippy::disallowed_methods, reason = "the recipe, not the test")]
+        if std::env::var("TIDEGATE_BLESS").is_ok() {
+            let path = format!("{}/testdata/{name}", env!("CARGO_MANIFEST_DIR"));
+            std::fs::write(path, &text).expect("a writable checkout");
+        }
+        assert_eq!(text, golden, "{name}");
+        assert_eq!(decode(&bytes).expect("a policy").version, version);
     }
-    assert_eq!(text, GOLDEN);
-    assert_eq!(decode(&bytes).expect("a policy").version, version);
 }
 
 /// Why `small()` is refused after `spoil` had its way with the message.
 #[track_caller]
 fn check(spoil: impl FnOnce(&mut wire::Rules), expected: &str) {
-    let (bytes, _) = encode(&small(), 0);
+    check_of(&small(), spoil, expected);
+}
+
+/// Why `policy` is.
+#[track_caller]
+fn check_of(policy: &Policy, spoil: impl FnOnce(&mut wire::Rules), expected: &str) {
+    let (bytes, _) = encode(policy, 0);
     let mut message = wire::Policy::decode(&bytes[..]).expect("a message");
     let Some(wire::policy::Mode::Rules(rules)) = &mut message.mode else {
         panic!("rules");
@@ -202,6 +253,72 @@ fn plans_that_would_lose_or_misplace_requests_are_refused() {
         &[(0, 500), (2, 500)],
         "rules.services[orders].plans.targets: a write leaves the region of its home",
     );
+}
+
+#[test]
+fn a_fence_that_could_not_hold_is_refused_with_the_field() {
+    let check = |spoil: fn(&mut wire::Fencing), expected: &str| {
+        let spoil = |rules: &mut wire::Rules| spoil(rules.fencing.as_mut().expect("a fence"));
+        check_of(&fenced(), spoil, expected);
+    };
+    check(|fence| fence.shards = 0, "rules.fencing.shards: 0");
+    check(
+        |fence| fence.drift_permille = 65_536,
+        "rules.fencing.drift_permille: 65536 is above 65535",
+    );
+    check(
+        |fence| fence.drift_permille = 1_000,
+        "rules.fencing: clocks may drift by less than 1000 per mille",
+    );
+    check(
+        |fence| fence.write_drain_us = 0,
+        "rules.fencing: a grant and the drain of writes last longer than nothing",
+    );
+    check(
+        |fence| fence.cells[1].owners[0] = 3,
+        "rules.fencing.cells.owners: there is no zone 3",
+    );
+    check(
+        |fence| fence.cells[1].name = "east".into(),
+        "rules.fencing: cell \"east\" stands twice",
+    );
+    check(
+        |fence| fence.cells.clear(),
+        "rules.fencing: there is no cell",
+    );
+    check(
+        |fence| fence.cells[1].first_shard = 1_000,
+        "rules.fencing: cell \"north\" begins at shard 1000, and there are 1000",
+    );
+    check(
+        |fence| fence.token = "short".into(),
+        "rules.fencing: the forwarding token: use 16 to 128 letters, digits, '-' and '_'",
+    );
+    check(
+        |fence| fence.control_plane.clear(),
+        "rules.fencing: no cluster leads to the control plane",
+    );
+    check_of(
+        &fenced(),
+        |rules| rules.fencing = None,
+        "rules.services[orders].fenced_writes: there is no rules.fencing",
+    );
+}
+
+#[test]
+fn a_way_of_forwarding_from_the_future_is_none() {
+    let (bytes, _) = encode(&fenced(), 0);
+    assert_eq!(decode(&bytes).expect("a policy").policy, fenced());
+    let mut message = wire::Policy::decode(&bytes[..]).expect("a message");
+    let Some(wire::policy::Mode::Rules(rules)) = &mut message.mode else {
+        panic!("rules");
+    };
+    rules.fencing.as_mut().expect("a fence").cells[0].forward = 9;
+    let Policy::Serving(rules) = decode(&message.encode_to_vec()).expect("a policy").policy else {
+        panic!("rules");
+    };
+    let fencing = rules.fencing().expect("a fence");
+    assert_eq!(fencing.cells()[0].forward, Forward::Never);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //!
 //! The control plane and the agent share it; neither knows the other.
 
+pub mod authority;
 pub mod desired;
 pub mod record;
 pub mod store;

@@ -1,5 +1,6 @@
 //! HTTP for people, probes, and instances that register.
 
+mod cells;
 mod zones;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ads::proxies::Proxies,
+    authority::Authorities,
     feed::Feed,
     mode::Mode,
     snapshot::{Role, View, ViewKey},
@@ -30,6 +32,7 @@ use crate::{
 pub struct Admin {
     pub store: Arc<dyn Store>,
     pub mode: Mode,
+    pub authorities: Authorities,
     pub feed: Feed,
     pub proxies: Proxies,
     pub metrics: Arc<Registry>,
@@ -52,6 +55,10 @@ impl Admin {
                 put(zones::want).delete(zones::release),
             )
             .route("/v1/failback/{zone}", post(zones::fail_back))
+            .route("/v1/cells", get(cells::list))
+            .route("/v1/cells/{cell}/move", post(cells::shift))
+            .route("/v1/cells/{cell}/override", post(cells::force))
+            .route("/v1/operations", get(cells::operations))
             .route("/v1/confirm", post(zones::confirm))
             .route("/v1/instances", get(instances))
             .route(
@@ -114,6 +121,13 @@ impl Problem {
     fn bad_request(detail: impl ToString) -> Problem {
         Problem {
             status: StatusCode::BAD_REQUEST,
+            detail: detail.to_string(),
+        }
+    }
+
+    fn conflict(detail: impl ToString) -> Problem {
+        Problem {
+            status: StatusCode::CONFLICT,
             detail: detail.to_string(),
         }
     }
@@ -333,7 +347,9 @@ struct Explanation {
 async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explanation>, Problem> {
     let request: ExplainRequest = parse_json(&body)?;
     let view = admin.view(&request.zone)?;
-    let facts = Facts::gather(view.policy(), &request);
+    let mut facts = Facts::gather(view.policy(), &request);
+    // As a proxy of that zone would hold a grant, if all is well.
+    facts.granted = would_be_granted(view.policy(), &facts);
     let (decision, steps) = policy::explain(view.policy(), &facts);
     let (outcome, status) = match decision.outcome {
         Outcome::Pass => ("pass", None),
@@ -347,6 +363,15 @@ async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explana
         status,
         steps: steps.iter().map(ToString::to_string).collect(),
     }))
+}
+
+/// The epoch for which a proxy of the viewing zone may admit the write, as far as the control plane knows.
+fn would_be_granted(policy: &Policy, facts: &Facts) -> Option<u64> {
+    let Policy::Serving(rules) = policy else {
+        return None;
+    };
+    let cell = rules.fencing()?.cell(facts.cell?)?;
+    cell.owners.contains(&rules.viewer()).then_some(cell.epoch)
 }
 
 #[derive(Serialize)]

@@ -8,6 +8,7 @@ mod keeper;
 use std::time::{Duration, SystemTime};
 
 use imbl::OrdMap;
+use registry::authority::{GRANTORS_PREFIX, SESSIONS_PREFIX};
 use registry::store::{ClusterId, Entry, Event, Listing, Revision, WatchBatch};
 
 pub use file::{FILE_BYTES_MAX, StateError, read, set_aside, write};
@@ -21,14 +22,23 @@ pub struct LastGood {
     pub revision: Revision,
     /// When it was written; for people only, since clocks err. The epoch before that.
     pub written_at: SystemTime,
-    /// Everything under `/tidegate/v1/`, by key. Leases are not kept.
+    /// Everything under `/tidegate/v1/`, by key, but what [is not kept](is_kept). Leases are not kept.
     pub entries: OrdMap<String, Entry>,
+}
+
+/// Whether a key is worth a place on disk. Sessions, and who grants under them, are not: they change all the time, and mean
+/// nothing to another process.
+pub fn is_kept(key: &str) -> bool {
+    ![SESSIONS_PREFIX, GRANTORS_PREFIX]
+        .iter()
+        .any(|prefix| key.starts_with(prefix))
 }
 
 impl LastGood {
     /// What a listing says.
     pub fn listed(cluster: ClusterId, listing: Listing) -> LastGood {
         let entries = listing.entries.into_iter();
+        let entries = entries.filter(|entry| is_kept(&entry.key));
         LastGood {
             cluster,
             revision: listing.revision,
@@ -51,6 +61,7 @@ impl LastGood {
     pub fn take(&mut self, batch: &WatchBatch) {
         for event in &batch.events {
             match event {
+                event if !is_kept(event.key()) => {}
                 Event::Put(entry) => {
                     self.entries.insert(entry.key.clone(), entry.clone());
                 }
@@ -82,7 +93,7 @@ impl LastGood {
             let known = self.entries.get(&entry.key);
             known.is_some_and(|known| known.mod_revision == entry.mod_revision)
         };
-        let mut entries = listing.entries.iter();
+        let mut entries = listing.entries.iter().filter(|entry| is_kept(&entry.key));
         listing.revision >= self.revision
             && entries.all(|entry| entry.mod_revision > self.revision || ours(entry))
     }

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod ads;
+pub mod authority;
 pub mod config;
 pub mod feed;
 pub mod last_good;

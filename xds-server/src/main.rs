@@ -11,14 +11,16 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use policy::fence::Name;
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
-use tokio::{net::TcpListener, signal::unix::SignalKind};
+use tokio::{net::TcpListener, signal::unix::SignalKind, sync::mpsc};
 use tokio_stream::wrappers::TcpListenerStream;
 use tracing::{error, info, warn};
 use xds_server::{
     admin::Admin,
     ads::{proxies::Proxies, service::Ads},
-    config::StoreConfig,
+    authority::{self, Authorities, Boottime},
+    config::{Config, StoreConfig},
     feed::{self, Sources},
     last_good::{self, Keeper, LastGood},
     metrics::Metrics,
@@ -45,6 +47,9 @@ enum Command {
         /// reported and ignored.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// The zone that this replica speaks for: it grants writes to that zone's proxies. In place of `authority.zones`.
+        #[arg(long, value_name = "ZONE")]
+        zone: Option<String>,
         /// Write the addresses that are listened on to this file, as JSON, once they are: for ports chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
@@ -96,11 +101,12 @@ fn main() -> ExitCode {
         }
         Command::Serve {
             config,
+            zone,
             addresses_file,
             log_json,
         } => {
             log_to_stderr(log_json);
-            serve(config, addresses_file)
+            serve(config, zone, addresses_file)
         }
         Command::Operate(operation) => operate(&operation),
     };
@@ -150,8 +156,14 @@ async fn agent(config: &Path, addresses_file: Option<&Path>) -> anyhow::Result<(
 }
 
 #[tokio::main]
-async fn serve(path: PathBuf, addresses_file: Option<PathBuf>) -> anyhow::Result<()> {
+async fn serve(
+    path: PathBuf,
+    zone: Option<String>,
+    addresses_file: Option<PathBuf>,
+) -> anyhow::Result<()> {
     let (config, text) = reload::read(&path)?;
+    let zones = authority_zones(&config, zone)?;
+    let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
     let xds = listen("listen.xds", config.listen.xds).await?;
     let admin = listen("listen.admin", config.listen.admin).await?;
@@ -164,18 +176,38 @@ async fn serve(path: PathBuf, addresses_file: Option<PathBuf>) -> anyhow::Result
     let proxies = Proxies::default();
     let registry = Arc::new(metrics.registry());
     let meshes = reload::follow(path, config, text, metrics.clone());
+    let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
+    let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
         store: Arc::clone(&store),
         meshes,
+        facts: terms.is_some().then_some(facts),
         last_good,
         keeper: keeper.clone(),
         mode: mode.clone(),
         metrics: metrics.clone(),
     });
+    let authorities = match &terms {
+        None => Authorities::none(),
+        Some(terms) => authority::start(authority::Sources {
+            store: Arc::clone(&store),
+            facts: told,
+            zones,
+            terms: terms.clone(),
+            rules,
+            overviews: feed.overviews.clone(),
+            clock: Arc::new(Boottime),
+            draw: Box::new(draw),
+            process: process_name(),
+            mode: mode.clone(),
+            metrics: metrics.clone(),
+        }),
+    };
     let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics);
     let router = Admin {
         store,
         mode,
+        authorities: authorities.clone(),
         feed,
         proxies,
         metrics: registry,
@@ -186,6 +218,7 @@ async fn serve(path: PathBuf, addresses_file: Option<PathBuf>) -> anyhow::Result
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .tcp_nodelay(true)
         .add_service(ads.into_service())
+        .add_service(authority::service(authorities.clone()))
         .serve_with_incoming(TcpListenerStream::new(xds));
     let admin_server = axum::serve(admin, router);
 
@@ -194,16 +227,81 @@ async fn serve(path: PathBuf, addresses_file: Option<PathBuf>) -> anyhow::Result
         write_addresses(&file, xds_address, admin_address)?;
     }
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
-    // Streams to proxies never end by themselves, so there is nothing to wait for.
+    let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt())?;
+    let servers = async {
+        tokio::select! {
+            ended = xds_server => ended.context("the xDS server ended"),
+            ended = admin_server.into_future() => ended.context("the admin server ended"),
+        }
+    };
+    tokio::pin!(servers);
     let ended = tokio::select! {
-        ended = xds_server => ended.context("the xDS server ended"),
-        ended = admin_server.into_future() => ended.context("the admin server ended"),
+        ended = &mut servers => ended,
         _ = terminate.recv() => Ok(()),
-        interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C"),
+        _ = interrupt.recv() => Ok(()),
     };
     info!("stopping; the proxies keep what they have");
+    if let Some(terms) = terms.filter(|_| ended.is_ok()) {
+        // Until nothing that was granted here is in use any more, so that no other zone has to wait for it. The servers go on
+        // meanwhile: proxies give back over their streams. A second signal ends it at once, which is as safe.
+        let enough = Duration::from_micros(terms.stretch(terms.grant_ttl + terms.write_drain))
+            + Duration::from_secs(1);
+        tokio::select! {
+            _ = tokio::time::timeout(enough, authorities.stop()) => {}
+            _ = &mut servers => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+    // Streams to proxies never end by themselves, so there is nothing else to wait for.
     keeper.stop().await;
     ended
+}
+
+/// The zones that this process speaks for.
+fn authority_zones(config: &Config, zone: Option<String>) -> anyhow::Result<Vec<Name>> {
+    let topology = &config.mesh.topology;
+    let Some(authority) = &config.mesh.authority else {
+        anyhow::ensure!(
+            zone.is_none(),
+            "--zone: the configuration has no `authority`, so there is nothing to grant"
+        );
+        return Ok(Vec::new());
+    };
+    let all = || {
+        topology
+            .zones()
+            .map(|zone| topology.zone_name(zone).to_owned())
+    };
+    let zones = match zone {
+        Some(zone) => vec![zone],
+        None if !authority.zones.is_empty() => authority.zones.clone(),
+        // There is no other process.
+        None if matches!(config.store, StoreConfig::Embedded { .. }) => all().collect(),
+        None => anyhow::bail!(
+            "say which zone this replica speaks for: --zone, or `authority.zones` in the configuration. It grants writes to that zone's proxies alone"
+        ),
+    };
+    if let Some(unknown) = zones
+        .iter()
+        .find(|zone| topology.zone_named(zone).is_none())
+    {
+        let known = all().collect::<Vec<_>>().join(", ");
+        anyhow::bail!("no zone {unknown:?} is configured; these are: {known}");
+    }
+    Ok(zones.into_iter().map(Name::from).collect())
+}
+
+/// A number that no other incarnation has: std seeds each hasher from the system's randomness.
+fn draw() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}
+
+/// `host:process id`, for people.
+fn process_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}:{}", host.trim(), std::process::id())
 }
 
 async fn open_store(config: &StoreConfig) -> anyhow::Result<Arc<dyn Store>> {

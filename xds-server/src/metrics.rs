@@ -51,6 +51,12 @@ pub struct ZoneLabel {
     pub zone: String,
 }
 
+/// Labels of metrics by cell.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CellLabel {
+    pub cell: String,
+}
+
 /// All metrics.
 #[derive(Clone, Default)]
 pub struct Metrics {
@@ -77,6 +83,12 @@ pub struct Metrics {
     pub config_reloads: Family<ResultLabel, Counter>,
     pub config_current: Gauge,
     pub policy_version: Family<ZoneLabel, Gauge>,
+    pub cell_epoch: Family<CellLabel, Gauge>,
+    pub cell_granting: Family<CellLabel, Gauge>,
+    pub grants: Counter,
+    pub fence_streams: Gauge,
+    pub sessions_lost: Counter,
+    pub authority_writes: Family<ResultLabel, Counter>,
 }
 
 impl Metrics {
@@ -182,6 +194,28 @@ impl Metrics {
             "policy_version",
             "Version of the policy for each zone's proxies, as their filters report it",
             m.policy_version,
+        );
+        all.register("cell_epoch", "Epoch of each cell", m.cell_epoch);
+        all.register(
+            "cell_granting",
+            "1 while this process grants writes for a cell",
+            m.cell_granting,
+        );
+        all.register("grants", "Grants given to proxies", m.grants);
+        all.register(
+            "fence_streams",
+            "Proxies that are connected for grants",
+            m.fence_streams,
+        );
+        all.register(
+            "sessions_lost",
+            "Sessions of this process that ended before it did",
+            m.sessions_lost,
+        );
+        all.register(
+            "authority_writes",
+            "Steps of moves that this process took, by outcome: ok, overtaken by another replica, error",
+            m.authority_writes,
         );
         all
     }

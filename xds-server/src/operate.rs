@@ -8,7 +8,10 @@ use clap::{Args, Subcommand};
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Uri};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use registry::authority::StateName;
 use serde::Deserialize;
+
+use crate::authority::CellStatus;
 
 /// How long an answer may take; the store's own deadlines are shorter.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -50,6 +53,31 @@ pub enum Operation {
         #[command(flatten)]
         wanted: WantedArgs,
     },
+    /// Who may write for each cell, and who grants it.
+    Cells {
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+    /// Move the permission to write to other zones: the old owners are taken out first.
+    Move {
+        #[command(flatten)]
+        moved: MoveArgs,
+        /// For those who look later.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Move it whatever the old owners say, or where the store was restored: what they hold is ended and waited for, the epoch
+    /// rises, and the reason is recorded.
+    Override {
+        #[command(flatten)]
+        moved: MoveArgs,
+        /// Why; recorded with the move.
+        #[arg(long)]
+        reason: String,
+        /// The new epoch is at least this: higher than any that storage has seen.
+        #[arg(long)]
+        epoch: Option<u64>,
+    },
     /// Have a replica believe what it does not: that instances are gone, or that the store was restored. Each replica by itself.
     Confirm {
         #[command(flatten)]
@@ -62,6 +90,17 @@ pub struct OperatorArgs {
     /// The admin interface of the control plane.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:18001")]
     admin: String,
+}
+
+#[derive(Args)]
+pub struct MoveArgs {
+    /// The cell.
+    cell: String,
+    /// The new owner, or several of one region, separated by commas.
+    #[arg(long, value_name = "ZONE", value_delimiter = ',', required = true)]
+    to: Vec<String>,
+    #[command(flatten)]
+    operator: OperatorArgs,
 }
 
 #[derive(Args)]
@@ -88,6 +127,13 @@ impl Operation {
                 back => println!("coming back: {}", back.join(", ")),
             },
             Operation::Confirm { operator } => operator.confirm().await?,
+            Operation::Cells { operator } => print!("{}", operator.cells().await?),
+            Operation::Move { moved, reason } => moved.run("move", reason, None).await?,
+            Operation::Override {
+                moved,
+                reason,
+                epoch,
+            } => moved.run("override", reason, *epoch).await?,
         }
         Ok(())
     }
@@ -161,6 +207,33 @@ impl OperatorArgs {
         Ok(table)
     }
 
+    /// A table of who may write.
+    async fn cells(&self) -> anyhow::Result<String> {
+        let answer = self.ask(Method::GET, "/v1/cells", Bytes::new()).await?;
+        let cells: Vec<CellStatus> =
+            serde_json::from_slice(&answer).context("an answer of another version")?;
+        let mut table = cell_row("CELL", "EPOCH", "STATE", "OWNERS", "STANDBY", "GRANTED BY");
+        for cell in &cells {
+            let state = match (cell.state, &cell.moving) {
+                (_, Some(moving)) => format!("fencing -> {}", moving.to.join(",")),
+                (Some(StateName::Active), _) => "active".to_owned(),
+                (Some(StateName::Settling), _) => "settling".to_owned(),
+                (Some(StateName::Fencing), None) => "fencing".to_owned(),
+                (None, _) if cell.revision == 0 => "unknown".to_owned(),
+                (None, _) => "of another store".to_owned(),
+            };
+            table += &cell_row(
+                &cell.cell,
+                &cell.epoch.to_string(),
+                &state,
+                &cell.owners.join(","),
+                &cell.standby.join(","),
+                &cell.grantors.join(","),
+            );
+        }
+        Ok(table)
+    }
+
     /// Has this replica believe what it does not.
     async fn confirm(&self) -> anyhow::Result<()> {
         self.ask(Method::POST, "/v1/confirm", Bytes::new()).await?;
@@ -199,6 +272,39 @@ impl OperatorArgs {
     }
 }
 
+impl MoveArgs {
+    async fn run(&self, how: &str, reason: &str, epoch: Option<u64>) -> anyhow::Result<()> {
+        #[derive(Deserialize)]
+        struct Moved {
+            cell: String,
+            epoch: u64,
+            owners: Vec<String>,
+            state: Option<StateName>,
+            took_ms: u64,
+        }
+        let body = serde_json::json!({ "to": self.to, "reason": reason, "epoch": epoch });
+        let path = format!("/v1/cells/{}/{how}", self.cell);
+        let body = body.to_string().into();
+        let answer = self.operator.ask(Method::POST, &path, body).await?;
+        let moved: Moved =
+            serde_json::from_slice(&answer).context("an answer of another version")?;
+        let Moved {
+            cell,
+            epoch,
+            owners,
+            state,
+            took_ms,
+        } = moved;
+        let owners = owners.join(", ");
+        let settling = match state {
+            Some(StateName::Active) => "",
+            _ => "; nobody writes before what the old owners may have under way is over",
+        };
+        println!("{cell} belongs to {owners}, epoch {epoch}, after {took_ms} ms{settling}");
+        Ok(())
+    }
+}
+
 impl WantedArgs {
     fn path(&self, kind: &str) -> String {
         let service = self.service.iter().map(|s| format!("?service={s}"));
@@ -230,5 +336,10 @@ impl WantedArgs {
 
 fn row(a: &str, b: &str, c: &str, d: &str, e: &str, f: &str, g: &str) -> String {
     let line = format!("{a:<20} {b:<16} {c:<22} {d:>8} {e:>10} {f:>5}  {g}");
+    format!("{}\n", line.trim_end())
+}
+
+fn cell_row(a: &str, b: &str, c: &str, d: &str, e: &str, f: &str) -> String {
+    let line = format!("{a:<12} {b:>14}  {c:<24} {d:<22} {e:<30} {f}");
     format!("{}\n", line.trim_end())
 }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use policy::fence::Terms;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -39,10 +40,12 @@ pub fn follow(
     text: String,
     metrics: Metrics,
 ) -> watch::Receiver<Arc<Mesh>> {
+    let terms = current.mesh.authority.as_ref().map(|a| a.terms.clone());
     let (publisher, meshes) = watch::channel(Arc::new(current.mesh));
     metrics.config_current.set(1);
     let follower = Follower {
         path,
+        terms,
         fixed: (current.listen, current.store, current.state),
         text,
         misses: 0,
@@ -57,6 +60,8 @@ struct Follower {
     path: PathBuf,
     /// What runs, and takes a restart to change.
     fixed: (Listen, StoreConfig, Option<PathBuf>),
+    /// What the fence counts by, if there is one: a promise that is out cannot be changed.
+    terms: Option<Terms>,
     /// The content that was looked at last, good or bad, so that a bad one is reported once.
     text: String,
     /// Looks in a row that found no file.
@@ -107,6 +112,14 @@ impl Follower {
                 return;
             }
         };
+        let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
+        if terms != self.terms {
+            self.metrics.config_current.set(0);
+            error!(
+                "configuration refused, the last good one stays in force: `authority` is added, removed, or its spans are changed, which takes effect with a restart of all replicas alone"
+            );
+            return;
+        }
         self.metrics.config_current.set(1);
         if (config.listen, config.store, config.state) != self.fixed {
             warn!(

@@ -33,12 +33,19 @@ fn mesh(services: &[&str]) -> Arc<Mesh> {
 }
 
 fn mesh_of(zones: &[&str], services: &[&str]) -> Arc<Mesh> {
+    mesh_with("", zones, services)
+}
+
+const AUTHORITY: &str = "authority: {forward_token: 0123456789abcdef}";
+
+/// A mesh with more of the configuration.
+fn mesh_with(more: &str, zones: &[&str], services: &[&str]) -> Arc<Mesh> {
     let zones: Vec<String> = zones
         .iter()
         .map(|zone| format!("{{name: {zone}, region: shanghai}}"))
         .collect();
     let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\nzones: [{}]\nservices: [{}]\n",
+        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\n{more}\nzones: [{}]\nservices: [{}]\n",
         zones.join(", "),
         services.join(", ")
     );
@@ -513,6 +520,136 @@ fn of_two_instances_with_one_address_the_newer_is_used() {
     assert_eq!(ports(&snapshot, "orders/sh-a"), [1]);
 }
 
+/// `ORDERS` in two zones, with its writes fenced.
+fn fenced_mesh() -> Arc<Mesh> {
+    mesh_with(AUTHORITY, &["sh-a", "sh-b"], &[ORDERS])
+}
+
+/// The owners of the cell `main` and its epoch, as `sh-a`'s proxies are told.
+fn owners(snapshot: &Snapshot) -> (Vec<String>, u64) {
+    let Policy::Serving(rules) = &**view(snapshot, "sh-a").policy() else {
+        panic!("a serving policy");
+    };
+    let cell = &rules.fencing().expect("a fence").cells()[0];
+    let names = cell
+        .owners
+        .iter()
+        .map(|zone| rules.topology().zone_name(*zone));
+    (names.map(str::to_owned).collect(), cell.epoch)
+}
+
+#[test]
+fn new_owners_reach_every_policy_and_change_nothing_else() {
+    let authority = |cell: &str, value: &str| {
+        let key = format!("/tidegate/v1/authority/{cell}");
+        Change::Put(entry(key, value, 1))
+    };
+    let mut world = World::new(fenced_mesh());
+    world.apply(put("orders/sh-a/1", record(1, "healthy")));
+    let before = world.snapshot().expect("a first snapshot");
+    assert_eq!(owners(&before), (vec![], 0));
+
+    let first = r#"{"epoch": 3, "owners": ["sh-a", "mars"], "state": "settling"}"#;
+    assert_eq!(world.apply(authority("main", first)), []);
+    let after = world.snapshot().expect("an owner");
+    assert_eq!(owners(&after), (vec!["sh-a".to_owned()], 3));
+    let changed = versions(&after);
+    let changed = versions(&before)
+        .into_iter()
+        .filter(|(at, version)| changed[at] != *version);
+    let kinds: BTreeSet<Kind> = changed.map(|((_, kind, _), _)| kind).collect();
+    assert_eq!(kinds, BTreeSet::from([Kind::FilterConfig]));
+
+    // Where the cell is between two moves is nothing to proxies, nor is what cannot be read, or of no cell of this mesh.
+    let active = r#"{"epoch": 3, "owners": ["sh-a", "mars"], "state": "active"}"#;
+    assert_eq!(world.apply(authority("main", active)), []);
+    assert_eq!(world.apply(authority("other", active)), []);
+    for (cell, value, code) in [
+        ("main", "garbage", "json"),
+        ("main", r#"{"epoch": -1, "owners": []}"#, "json"),
+        ("main", r#"{"epoch": 9}"#, "json"),
+        ("main/x", active, "key"),
+    ] {
+        let told = world.apply(authority(cell, value));
+        assert_eq!(
+            told.iter().map(|r| r.error.code()).collect::<Vec<_>>(),
+            [code]
+        );
+    }
+    assert!(world.snapshot().is_none());
+
+    let moved = r#"{"epoch": 4, "owners": ["sh-b"]}"#;
+    world.apply(authority("main", moved));
+    let snapshot = world.snapshot().expect("another owner");
+    assert_eq!(owners(&snapshot), (vec!["sh-b".to_owned()], 4));
+    // It is deleted, or does not stand in a listing.
+    let key = || "/tidegate/v1/authority/main".to_owned();
+    world.apply(Change::Deleted { key: key() });
+    let snapshot = world.snapshot().expect("no owner");
+    assert_eq!(owners(&snapshot), (vec![], 0));
+    for origin in [Origin::Store, Origin::Confirmed] {
+        let instance = entry(self::key("orders/sh-a/1"), record(1, "healthy"), 1);
+        let listed = |entries| Change::Listed {
+            entries,
+            revision: Revision(1),
+            origin,
+        };
+        world.apply(listed(vec![instance.clone(), entry(key(), moved, 2)]));
+        let snapshot = world.snapshot().expect("an owner");
+        assert_eq!(owners(&snapshot), (vec!["sh-b".to_owned()], 4));
+        world.apply(listed(vec![instance]));
+        let snapshot = world.snapshot().expect("no owner");
+        assert_eq!(owners(&snapshot), (vec![], 0));
+    }
+    // A new mesh keeps what is known.
+    world.apply(authority("main", moved));
+    world.apply(Change::Mesh(mesh(&[ORDERS])));
+    world.snapshot().expect("no fence");
+    world.apply(Change::Mesh(fenced_mesh()));
+    let snapshot = world.snapshot().expect("a fence");
+    assert_eq!(owners(&snapshot), (vec!["sh-b".to_owned()], 4));
+}
+
+#[test]
+fn gateways_are_endpoints_to_which_no_route_leads() {
+    let mut world = World::new(fenced_mesh());
+    world.apply(put("orders/sh-a/1", record(1, "healthy")));
+    let before = world.snapshot().expect("a first snapshot");
+    assert_eq!(world.apply(put("gateway/sh-b/g", record(9, "healthy"))), []);
+    let after = world.snapshot().expect("a gateway");
+    assert_eq!(ports(&after, "gateway/sh-b"), [9]);
+    let needed = |zone| {
+        let needed = view(&after, zone).needed().iter();
+        let gateways = needed.filter(|name| name.starts_with("gateway/"));
+        gateways.map(|name| name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (needed("sh-a"), needed("sh-b")),
+        (
+            vec!["gateway/sh-b".to_owned()],
+            vec!["gateway/sh-a".to_owned()]
+        )
+    );
+    for ((_, old), (_, new)) in before.views().zip(after.views()) {
+        assert!(Arc::ptr_eq(old.policy(), new.policy()), "no plan changes");
+    }
+    let statuses = world.world.statuses();
+    assert!(statuses.contains_key(&("gateway".into(), "sh-b".into())));
+    // It goes like any other.
+    world.apply(Change::Deleted {
+        key: key("gateway/sh-b/g"),
+    });
+    let gone = world.pass(DOUBT_MS).expect("no gateway");
+    assert_eq!(ports(&gone, "gateway/sh-b"), [] as [u32; 0]);
+    // Without a fence nobody needs them.
+    world.apply(put("gateway/sh-b/g", record(9, "healthy")));
+    let told = world.apply(Change::Mesh(mesh(&[ORDERS])));
+    assert_eq!(
+        told.iter().map(|r| r.error.code()).collect::<Vec<_>>(),
+        ["unknown_service"]
+    );
+}
+
 /// A world with ten instances of `orders` in each zone, and its first snapshot.
 fn twenty() -> World {
     let mut world = World::new(mesh(&[ORDERS]));
@@ -655,7 +792,11 @@ impl Model {
     }
 
     fn serve(&mut self, entry: &Entry) {
-        if !entry.key.starts_with(INSTANCES_PREFIX) || Instance::parse(&entry.value).is_ok() {
+        let readable = match entry.key.starts_with(INSTANCES_PREFIX) {
+            true => Instance::parse(&entry.value).is_ok(),
+            false => entry.value != "garbage",
+        };
+        if readable {
             self.served.insert(entry.key.clone(), entry.clone());
         }
     }
@@ -681,7 +822,7 @@ impl Model {
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let at = || {
-        let service = select(vec!["orders", "web", "users"]);
+        let service = select(vec!["orders", "web", "users", "gateway"]);
         let zone = select(vec!["sh-a", "sh-b", "sh-c", "mars"]);
         (service, zone, 0..3_u8)
             .prop_map(|(service, zone, n)| key(&format!("{service}/{zone}/{n}")))
@@ -697,7 +838,17 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => Just(b"garbage".to_vec()),
         1 => Just(record(0, "healthy")),
     ];
+    let owner = prop_oneof![
+        4 => (1..4_u8, select(vec!["sh-a", "sh-b", "mars"])).prop_map(|(epoch, owner)| {
+            format!(r#"{{"epoch": {epoch}, "owners": ["{owner}"]}}"#).into_bytes()
+        }),
+        1 => Just(b"garbage".to_vec()),
+    ];
+    let cell = || "/tidegate/v1/authority/main".to_owned();
     let event = prop_oneof![
+        2 => owner.clone().prop_map(move |value| Event::Put(cell(), value)),
+        1 => owner.prop_map(move |value| Event::LostPut(cell(), value)),
+        1 => select(vec![Event::Delete(cell()), Event::LostDelete(cell())]),
         12 => (at(), value.clone()).prop_map(|(key, value)| Event::Put(key, value)),
         4 => at().prop_map(Event::Delete),
         1 => (at(), value).prop_map(|(key, value)| Event::LostPut(key, value)),
@@ -713,15 +864,19 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 fn meshes() -> [Arc<Mesh>; 3] {
     let web = "{name: web, routes: [{prefix: /}], weights: computed}";
     let users = "{name: users, routes: [{host: u, prefix: /}]}";
-    let believing = |zones: &[&str], services: &[&str]| {
-        let mut mesh = mesh_of(zones, services);
+    let believing = |more: &str, zones: &[&str], services: &[&str]| {
+        let mut mesh = mesh_with(more, zones, services);
         Arc::make_mut(&mut mesh).guard.vanish_percent = 100;
         mesh
     };
     [
-        believing(&["sh-a", "sh-b"], &[ORDERS, web]),
-        believing(&["sh-c", "sh-a", "sh-b"], &[web, users, ORDERS]),
-        believing(&["sh-b"], &[web]),
+        believing(AUTHORITY, &["sh-a", "sh-b"], &[ORDERS, web]),
+        believing(
+            "authority: {cells: [{name: x}, {name: main}]}",
+            &["sh-c", "sh-a", "sh-b"],
+            &[web, users, ORDERS],
+        ),
+        believing("", &["sh-b"], &[web]),
     ]
 }
 

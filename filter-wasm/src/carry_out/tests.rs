@@ -13,6 +13,8 @@ struct Recorder {
     effects: Vec<String>,
     /// How many calls succeed, where not all do.
     calls_left: Option<usize>,
+    /// What a write is admitted for.
+    granted: Option<u64>,
 }
 
 impl Recorder {
@@ -56,6 +58,19 @@ impl Host for Recorder {
 
     fn count(&mut self, counter: Metric, by: u32) {
         self.effects.push(format!("count {} {by}", counter.name()));
+    }
+
+    fn admit(&mut self, cell: &str) -> Option<u64> {
+        self.effects.push(format!("begin {cell}"));
+        self.granted
+    }
+
+    fn release(&mut self, cell: &str) {
+        self.effects.push(format!("end {cell}"));
+    }
+
+    fn behind(&mut self, cell: &str, epoch: u64) {
+        self.effects.push(format!("behind {cell} {epoch}"));
     }
 }
 

@@ -32,7 +32,7 @@ use alloc::sync::Arc;
 pub use authority::{Authority, Cause, Move, State, Unsettled};
 pub use grantor::{Grant, Grantor};
 pub use holder::{Asker, Ledger, Permit, Worker, WorkerId};
-pub use replica::{CellRules, Effect, Input, Listing, Outcome, Replica, Unwilling};
+pub use replica::{CellRules, Effect, Input, Listing, Outcome, Replica, Unwilling, move_id};
 pub use session::{Session, SessionId, Sessions};
 pub use store::{Condition, Key, Transaction, Write};
 

@@ -267,6 +267,11 @@ impl Replica {
         self.believes
     }
 
+    /// Whether an authority was written in the store that answers.
+    pub fn is_of_store(&self, authority: &Authority) -> bool {
+        authority.store == self.store
+    }
+
     /// Every cell that is configured or has an authority: the revision and authority, where there is one, and who grants.
     pub fn cells(
         &self,

@@ -1,11 +1,17 @@
 //! Any topology, any rules, any request: small worlds from small vocabularies, so that names meet often. The tests of the
 //! wire form and of the translation draw from here too.
 
+use std::num::NonZeroU32;
+
 use policy::{
-    Class, ClassRule, Demand, Explain, KeySource, Link, Plan, Plans, RegionRule, Route, RouteMatch,
-    Rules, Service, Topology, TraceRule, Weighting, Writes, ZoneId, ZoneLoad, ZoneState,
+    Cell, Class, ClassRule, Demand, Enforcement, Explain, Fencing, Forward, KeySource, Link, Plan,
+    Plans, RegionRule, Route, RouteMatch, Rules, Service, Topology, TraceRule, Weighting, Writes,
+    ZoneId, ZoneLoad, ZoneState, fence::Terms,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
+
+/// What forwarded writes carry.
+pub(crate) const TOKEN: &str = "open-sesame-open-sesame";
 
 const HOSTS: [&str; 5] = [
     "*",
@@ -137,19 +143,59 @@ fn service() -> impl Strategy<Value = Service> {
         region(),
         select(vec![TraceRule::Generate, TraceRule::Reject]),
         option::weighted(0.3, key_source()),
+        option::weighted(0.5, option::of(key_source())),
     )
         .prop_map(
-            |(region_missing, region_unknown, trace_missing, zone_affinity)| Service {
+            |(region_missing, region_unknown, trace_missing, zone_affinity, fenced)| Service {
                 name: String::new(),
                 routes: Vec::new(),
                 region_missing,
                 region_unknown,
                 trace_missing,
                 zone_affinity,
-                writes: Writes::Free,
+                writes: fenced.map_or(Writes::Free, |key| Writes::Fenced { key }),
                 plans: Plans::default(),
             },
         )
+}
+
+/// Owners by their position among the zones, the epoch, and how far writes may be forwarded.
+type CellSeed = (Vec<usize>, u64, Forward);
+
+/// What [`fencing`] is made of: up to three cells.
+fn fencing_seed() -> impl Strategy<Value = (Vec<CellSeed>, Enforcement, bool)> {
+    let forward = select(vec![Forward::Never, Forward::Region, Forward::Any]);
+    let enforcement = select(vec![Enforcement::Enforce, Enforcement::Observe]);
+    let cell = (vec(0..5_usize, 0..3), 6..9_u64, forward);
+    (vec(cell, 1..=3), enforcement, any::<bool>())
+}
+
+/// A fence of these cells, each with ten shards.
+fn fencing(
+    topology: &Topology,
+    (cells, enforcement, token): (Vec<CellSeed>, Enforcement, bool),
+) -> Fencing {
+    let shards = NonZeroU32::new(10 * cells.len() as u32).expect("a cell");
+    let cells = cells.into_iter().enumerate();
+    let cells = cells.map(|(at, (owners, epoch, forward))| Cell {
+        name: format!("c{at}"),
+        first_shard: 10 * at as u32,
+        owners: owners.into_iter().map(|at| zone(topology, at)).collect(),
+        epoch,
+        forward,
+    });
+    let terms = Terms::new(3_000_000, 1_500_000, 1_500_000, 50_000, 10).expect("terms");
+    let token = token.then(|| TOKEN.to_owned());
+    let control_plane = "tidegate".to_owned();
+    Fencing::new(
+        cells.collect(),
+        shards,
+        enforcement,
+        terms,
+        token,
+        control_plane,
+    )
+    .expect("a valid fence")
 }
 
 /// Rules as a control plane makes them: their plans are computed.
@@ -164,14 +210,20 @@ pub(crate) fn rules() -> impl Strategy<Value = Rules> {
         vec((service(), weighting(), loads()), 3),
         routes(),
         option::of(Just(explain)),
+        option::of(fencing_seed()),
     )
-        .prop_map(|(topology, viewer, services, routes, explain)| {
+        .prop_map(|(topology, viewer, services, routes, explain, fence)| {
             let mut services: Vec<Service> = services
                 .into_iter()
                 .enumerate()
                 .map(|(index, (service, weighting, loads))| Service {
                     name: format!("s{index}"),
                     plans: Plans::compute(&topology, weighting, &loads, &[]),
+                    // Nothing is fenced without a fence.
+                    writes: match fence {
+                        Some(_) => service.writes,
+                        None => Writes::Free,
+                    },
                     ..service
                 })
                 .collect();
@@ -181,7 +233,12 @@ pub(crate) fn rules() -> impl Strategy<Value = Rules> {
                 services[index % count].routes.push(route);
             }
             let viewer = zone(&topology, viewer);
-            Rules::new(topology, viewer, services, explain).expect("valid rules")
+            let fence = fence.map(|seed| fencing(&topology, seed));
+            let rules = Rules::new(topology, viewer, services, explain).expect("valid rules");
+            match fence {
+                Some(fence) => rules.fenced(fence),
+                None => rules,
+            }
         })
 }
 
@@ -236,13 +293,32 @@ pub(crate) fn request() -> impl Strategy<Value = Vec<(&'static str, String)>> {
                 .boxed(),
         ),
         maybe("x-ask", one_of(&["sesame", "guess"]).boxed()),
+        between_zones(),
     )
-        .prop_map(|(a, b, c, d, e, f, g, h, i, j)| {
-            [a, b, c, d, e, f, g, h, i, j]
+        .prop_map(|(a, b, c, d, e, f, g, h, i, j, [k, l])| {
+            [a, b, c, d, e, f, g, h, i, j, k, l]
                 .into_iter()
                 .flatten()
                 .collect()
         })
+}
+
+/// What a write that another zone forwards carries; now and then it is somebody's invention.
+fn between_zones() -> impl Strategy<Value = [Option<(&'static str, String)>; 2]> {
+    let token = option::weighted(0.4, select(vec![TOKEN, TOKEN, "guess"]));
+    let epoch = option::weighted(0.6, select(vec!["6", "7", "8", "-1", ""]));
+    (token, epoch).prop_map(|(token, epoch)| {
+        let header = |name, value: Option<&str>| Some((name, value?.to_owned()));
+        [
+            header("tidegate-hop", token),
+            header("tidegate-epoch", epoch),
+        ]
+    })
+}
+
+/// What a proxy may hold for the cell of a request: a grant for one of the epochs that [`rules`] have, or none.
+pub(crate) fn granted() -> impl Strategy<Value = Option<u64>> {
+    option::of(6..9_u64)
 }
 
 /// The plan of `home` and `class` in words, for messages.

@@ -86,11 +86,12 @@ proptest! {
         rules in any::rules(),
         request in any::request(),
         fallback in prop::bool::weighted(0.1),
+        granted in any::granted(),
     ) {
         let topology = rules.topology().clone();
         let viewer = rules.viewer();
         let policy = if fallback { Policy::Fallback } else { Policy::Serving(Box::new(rules)) };
-        let facts = Facts::gather(&policy, &Request(request));
+        let facts = Facts { granted, ..Facts::gather(&policy, &Request(request)) };
         let decision = policy::decide(&policy, &facts);
         let (explained, steps) = explain(&policy, &facts);
         prop_assert_eq!(decision, explained);
@@ -101,10 +102,18 @@ proptest! {
             return Ok(());
         };
         prop_assert_eq!(routed.class, facts.class);
-        prop_assert!(facts.class == Class::Read || routed.tier != Some(Tier::Remote));
+        prop_assert_eq!(routed.write.is_some(), facts.cell.is_some());
+        let forwarded = decision.reason == Reason::Forwarded;
+        prop_assert!(facts.class == Class::Read || forwarded || routed.tier != Some(Tier::Remote));
         let home = routed.home.and_then(|name| topology.zone_named(name));
         prop_assert_eq!(home.is_some(), !fallback);
         prop_assert_eq!(routed.foreign, home.is_some_and(|home| home != viewer));
+        if let (Policy::Serving(rules), Some(_), Some(pin)) = (&policy, routed.write, routed.pin) {
+            prop_assert!(forwarded && !facts.forwarded);
+            let owner = decision.owner.and_then(|owner| topology.zone_named(owner));
+            prop_assert_eq!(owner.and_then(|owner| rules.gateway(owner)), Some(pin));
+            return Ok(());
+        }
         if let (Policy::Serving(rules), Some(pin)) = (&policy, routed.pin) {
             let service = facts.service.and_then(|id| rules.service(id)).expect("a service");
             let home = home.expect("a home");

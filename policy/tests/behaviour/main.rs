@@ -3,6 +3,7 @@
 
 mod affinity;
 mod any;
+mod cells;
 mod decisions;
 mod explained;
 mod facts;

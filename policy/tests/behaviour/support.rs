@@ -1,9 +1,9 @@
 //! A mesh that the tables are about, and requests to it.
 
 use policy::{
-    Class, ClassRule, Facts, Headers, Link, Outcome, Plans, Policy, Presented, RegionRule, Route,
-    RouteMatch, Rules, Service, Topology, TraceRule, Weighting, Writes, ZoneId, ZoneLoad,
-    ZoneState, decide,
+    Class, ClassRule, Decision, Facts, Headers, Link, Outcome, Plans, Policy, Presented,
+    RegionRule, Route, RouteMatch, Rules, Service, Topology, TraceRule, Weighting, Writes, ZoneId,
+    ZoneLoad, ZoneState, decide,
 };
 
 /// Two rooms in Shanghai, two in Beijing; `sh-a` is 1 ms from `sh-b`, 29 ms from `bj-c` and 59 ms from `bj-d`.
@@ -133,7 +133,11 @@ pub(crate) fn request(
 
 /// What becomes of the request: the outcome and its stamps, or the refusal, then the reason.
 pub(crate) fn verdict<S: AsRef<str>>(policy: &Policy, request: &Request<S>) -> String {
-    let decision = decide(policy, &Facts::gather(policy, request));
+    verdict_of(&decide(policy, &Facts::gather(policy, request)))
+}
+
+/// A decision in words.
+pub(crate) fn verdict_of(decision: &Decision<'_>) -> String {
     let outcome = match decision.outcome {
         Outcome::Pass => "pass".to_owned(),
         Outcome::Refuse(refusal) => format!("{} grpc {}", refusal.status, refusal.grpc_status),

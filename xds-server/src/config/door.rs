@@ -28,7 +28,12 @@ pub(super) struct Door<'f> {
 }
 
 impl Door<'_> {
-    fn error<T>(&self, at: &Spanned<T>, field: &str, message: impl fmt::Display) -> ConfigError {
+    pub(super) fn error<T>(
+        &self,
+        at: &Spanned<T>,
+        field: &str,
+        message: impl fmt::Display,
+    ) -> ConfigError {
         ConfigError {
             file: self.file.to_owned(),
             line: at.referenced.line(),
@@ -39,12 +44,14 @@ impl Door<'_> {
 
     pub(super) fn config(&self, raw: RawConfig) -> Result<Config, ConfigError> {
         let topology = self.topology(&raw.zones, &raw.links)?;
-        let services = raw
+        let authority = self.authority(raw.authority.as_ref(), &topology)?;
+        let fences = authority.is_some();
+        let mut services = raw
             .services
             .value
             .iter()
             .enumerate()
-            .map(|(index, service)| self.service(&topology, index, service))
+            .map(|(index, service)| self.service(&topology, fences, index, service))
             .collect::<Result<Vec<_>, _>>()?;
         if raw.filter.path.value.is_empty() {
             let message = "empty: name the file as the Envoys see it";
@@ -55,6 +62,7 @@ impl Door<'_> {
             token: e.value.token.clone(),
         });
         self.check_rules(&topology, &services, &raw)?;
+        services.extend(fences.then(ServiceConfig::gateways));
         if let Some(at) = &raw.explain {
             Rules::new(
                 topology.clone(),
@@ -82,6 +90,7 @@ impl Door<'_> {
             mesh: Mesh {
                 topology,
                 services,
+                authority,
                 filter: FilterConfig {
                     path: raw.filter.path.value,
                     generation: raw.filter.generation,
@@ -204,6 +213,7 @@ impl Door<'_> {
     fn service(
         &self,
         topology: &Topology,
+        fences: bool,
         index: usize,
         at: &Spanned<RawService>,
     ) -> Result<ServiceConfig, ConfigError> {
@@ -234,6 +244,7 @@ impl Door<'_> {
             Some(at) => failover::demands(&at.value, topology)
                 .map_err(|message| self.error(at, &field("demand"), message))?,
         };
+        let resilience = self.resilience(raw, field)?;
         Ok(ServiceConfig {
             name: raw.name.clone(),
             protocol: match raw.protocol {
@@ -252,7 +263,8 @@ impl Door<'_> {
             failover,
             demands,
             zone_affinity: raw.affinity.as_ref().map(|at| at.value.source()),
-            resilience: self.resilience(raw, field)?,
+            writes: self.writes(raw, at, &resilience, fences, field)?,
+            resilience,
         })
     }
 

@@ -103,7 +103,8 @@ impl RawRamp {
     }
 }
 
-fn millis(field: &'static str, seconds: f64) -> Result<u64, (&'static str, String)> {
+/// Milliseconds, or what is wrong with the field.
+pub(super) fn millis(field: &'static str, seconds: f64) -> Result<u64, (&'static str, String)> {
     match (0.0..=SECONDS_MAX).contains(&seconds) {
         // In range, so the cast cuts only the fraction of a millisecond.
         true => Ok((seconds * 1_000.0) as u64),

@@ -3,6 +3,7 @@
 //! [`Config::parse`] is the only door: what comes out is checked, and what is refused is refused with the file, the line
 //! and the field.
 
+mod authority;
 mod door;
 mod failover;
 mod raw;
@@ -14,9 +15,10 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use policy::{
     Demand, Explain, Failover, KeySource, Policy, RegionRule, Route, Rules, Service, Topology,
-    TraceRule, Weighting, ZoneId,
+    TraceRule, Weighting, Writes, ZoneId,
 };
 
+pub use authority::{Authority, CellConfig};
 pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
 
 /// Everything that the control plane is told.
@@ -49,7 +51,10 @@ pub enum StoreConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mesh {
     pub topology: Topology,
+    /// Where writes are fenced, the gateways are the last one.
     pub services: Vec<ServiceConfig>,
+    /// None: no writes are fenced.
+    pub authority: Option<Authority>,
     pub filter: FilterConfig,
     pub listeners: Listeners,
     pub explain: Option<Explain>,
@@ -131,6 +136,7 @@ pub struct ServiceConfig {
     /// What each zone's requests are expected to be, by zone.
     pub demands: Vec<Demand>,
     pub zone_affinity: Option<KeySource>,
+    pub writes: Writes,
     pub resilience: Resilience,
 }
 
@@ -177,18 +183,24 @@ impl ServiceConfig {
             region_unknown: self.region_unknown,
             trace_missing: self.trace_missing,
             zone_affinity: self.zone_affinity.clone(),
+            writes: self.writes.clone(),
             plans,
         }
     }
 }
 
 impl Mesh {
-    /// The policy of `viewer`'s proxies. `plans` gives each service's, by its position.
-    pub fn policy(&self, viewer: ZoneId, plans: impl Fn(usize) -> policy::Plans) -> Policy {
-        let services = self
-            .services
-            .iter()
-            .enumerate()
+    /// The policy of `viewer`'s proxies. `plans` gives each service's, by its position; `authorities` a cell's owners and epoch, by its
+    /// name.
+    pub fn policy(
+        &self,
+        viewer: ZoneId,
+        plans: impl Fn(usize) -> policy::Plans,
+        authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
+    ) -> Policy {
+        let services = (self.services.iter().enumerate())
+            // The gateways, who stand last, so that all others keep their positions.
+            .filter(|(_, service)| service.is_routed())
             .map(|(index, service)| service.with_plans(plans(index)))
             .collect();
         let rules = Rules::new(
@@ -197,11 +209,16 @@ impl Mesh {
             services,
             self.explain.clone(),
         );
-        match rules {
-            Ok(rules) => Policy::Serving(Box::new(rules)),
-            // `Config::parse` has built these rules once, and plans cannot make them invalid.
-            Err(error) => {
-                debug_assert!(false, "rules that were accepted became invalid: {error}");
+        let fencing = (self.authority.as_ref())
+            .map(|authority| authority.fencing(&self.topology, authorities))
+            .transpose();
+        match (rules, fencing) {
+            (Ok(rules), Ok(None)) => Policy::Serving(Box::new(rules)),
+            (Ok(rules), Ok(Some(fencing))) => Policy::Serving(Box::new(rules.fenced(fencing))),
+            // `Config::parse` has built these once, and neither plans nor owners can make them invalid.
+            (rules, fencing) => {
+                let error = (rules.err(), fencing.err());
+                debug_assert!(false, "what was accepted became invalid: {error:?}");
                 Policy::Fallback
             }
         }

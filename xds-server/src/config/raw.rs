@@ -11,6 +11,7 @@ use serde_saphyr::Spanned;
 
 use super::{
     ConfigError,
+    authority::RawAuthority,
     failover::{RawDemand, RawFailover, RawGuard},
     resilience::{Circuit, Outlier, RawSessions, RawStrategy},
 };
@@ -30,6 +31,7 @@ pub(super) struct RawConfig {
     pub(super) links: Vec<Spanned<RawLink>>,
     pub(super) explain: Option<Spanned<RawExplain>>,
     pub(super) guard: Option<Spanned<RawGuard>>,
+    pub(super) authority: Option<Spanned<RawAuthority>>,
     pub(super) services: Spanned<Vec<Spanned<RawService>>>,
 }
 
@@ -163,6 +165,8 @@ pub(super) struct RawService {
     pub(super) failover: Option<Spanned<RawFailover>>,
     pub(super) demand: Option<Spanned<BTreeMap<String, RawDemand>>>,
     pub(super) affinity: Option<Spanned<RawAffinity>>,
+    pub(super) fenced: Option<Spanned<bool>>,
+    pub(super) cell_key: Option<Spanned<RawAffinity>>,
     pub(super) strategy: Option<Spanned<RawStrategy>>,
     pub(super) sessions: Option<Spanned<RawSessions>>,
     pub(super) outlier: Option<Spanned<Outlier>>,

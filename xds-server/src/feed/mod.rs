@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     ads::service::Snapshots,
+    authority::Fact,
     config::Mesh,
     last_good::{Keeper, LastGood},
     metrics::Metrics,
@@ -38,6 +39,8 @@ const PENDING_MAX: usize = 1_024;
 pub struct Sources {
     pub store: Arc<dyn Store>,
     pub meshes: watch::Receiver<Arc<Mesh>>,
+    /// Who follows what the store says about authority, if anybody does.
+    pub facts: Option<mpsc::Sender<Fact>>,
     /// What the store said last before this process began: it is served if the store does not answer.
     pub last_good: Option<LastGood>,
     pub keeper: Keeper,
@@ -63,6 +66,7 @@ pub fn start(sources: Sources) -> Feed {
     let Sources {
         store,
         meshes,
+        facts,
         last_good,
         keeper,
         mode,
@@ -76,6 +80,7 @@ pub fn start(sources: Sources) -> Feed {
     let reader = Reader {
         store: Arc::clone(&store),
         changes,
+        facts,
         metrics: metrics.clone(),
         mode: mode.clone(),
         keeper: keeper.clone(),

@@ -8,8 +8,11 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt};
 use registry::{
+    authority::{AUTHORITY_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX, SESSIONS_PREFIX},
     record::TIDEGATE_PREFIX,
-    store::{ClusterId, Event, Head, Listing, Revision, Store, StoreError, WatchBatch, WatchError},
+    store::{
+        ClusterId, Entry, Event, Head, Listing, Revision, Store, StoreError, WatchBatch, WatchError,
+    },
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -19,7 +22,8 @@ use tracing::{debug, error, info, warn};
 
 use super::Confirm;
 use crate::{
-    last_good::{Keeper, LastGood},
+    authority::Fact,
+    last_good::{self, Keeper, LastGood},
     metrics::Metrics,
     mode::Mode,
     world::{Change, Origin},
@@ -37,6 +41,8 @@ const REMINDER: Duration = Duration::from_secs(60);
 pub(super) struct Reader {
     pub(super) store: Arc<dyn Store>,
     pub(super) changes: mpsc::Sender<Change>,
+    /// Who follows what is said about authority, if anybody does.
+    pub(super) facts: Option<mpsc::Sender<Fact>>,
     pub(super) metrics: Metrics,
     pub(super) mode: Mode,
     pub(super) keeper: Keeper,
@@ -200,6 +206,7 @@ impl Reader {
             accepted: false,
             reminded: Instant::now(),
         });
+        self.tell(Fact::Doubted).await?;
         let restored = Change::Restored {
             revision: listing.revision,
             was: self.seen,
@@ -256,8 +263,13 @@ impl Reader {
         self.metrics.store_lists.inc();
         let (revision, records) = (listing.revision, listing.entries.len());
         info!(revision = revision.0, records, "store listed");
+        let (about_authority, others) = split(listing.entries.clone());
+        let fact = Fact::Listed {
+            cluster,
+            entries: about_authority,
+        };
         let listed = Change::Listed {
-            entries: listing.entries.clone(),
+            entries: others,
             revision,
             origin,
         };
@@ -267,6 +279,7 @@ impl Reader {
         self.seen = revision;
         self.unsent = false;
         self.doubt = None;
+        self.tell(fact).await?;
         self.send(listed).await?;
         self.mode.confirmed();
         Ok(())
@@ -380,23 +393,80 @@ impl Reader {
     async fn take(&mut self, batch: WatchBatch) -> Result<(), Gone> {
         if let Some(known) = &mut self.known {
             known.take(&batch);
-            self.keeper.keep(known);
+            // Sessions alone would have it written once a second.
+            if batch
+                .events
+                .iter()
+                .any(|event| last_good::is_kept(event.key()))
+            {
+                self.keeper.keep(known);
+            }
         }
         for event in batch.events {
-            let change = match event {
-                Event::Put(entry) => Change::Put(entry),
-                Event::Delete { key, .. } => Change::Deleted { key },
-            };
-            self.send(change).await?;
+            let listeners = Listeners::of(event.key());
+            if listeners.authority {
+                let fact = match &event {
+                    Event::Put(entry) => Fact::Put(entry.clone()),
+                    Event::Delete { key, revision } => Fact::Deleted {
+                        key: key.clone(),
+                        revision: *revision,
+                    },
+                };
+                self.tell(fact).await?;
+            }
+            if listeners.world {
+                let change = match event {
+                    Event::Put(entry) => Change::Put(entry),
+                    Event::Delete { key, .. } => Change::Deleted { key },
+                };
+                self.send(change).await?;
+            }
         }
         self.seen = self.seen.max(batch.revision);
         self.metrics.store_revision.set(batch.revision.0);
         Ok(())
     }
 
+    async fn tell(&self, fact: Fact) -> Result<(), Gone> {
+        match &self.facts {
+            Some(facts) => facts.send(fact).await.map_err(|_| Gone),
+            None => Ok(()),
+        }
+    }
+
     async fn send(&self, change: Change) -> Result<(), Gone> {
         self.changes.send(change).await.map_err(|_| Gone)
     }
+}
+
+/// Who follows a key.
+struct Listeners {
+    world: bool,
+    authority: bool,
+}
+
+impl Listeners {
+    /// Who owns a cell is for both; how that came about the world need not know.
+    fn of(key: &str) -> Listeners {
+        let owners = key.starts_with(AUTHORITY_PREFIX);
+        let behind = [SESSIONS_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX];
+        let behind = behind.iter().any(|prefix| key.starts_with(prefix));
+        Listeners {
+            world: !behind,
+            authority: owners || behind,
+        }
+    }
+}
+
+/// What is about authority, and what the world takes in.
+fn split(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Entry>) {
+    let of = |entry: &&Entry| Listeners::of(&entry.key);
+    let authority = entries.iter().filter(|entry| of(entry).authority).cloned();
+    let authority = authority.collect();
+    let world = entries
+        .into_iter()
+        .filter(|entry| Listeners::of(&entry.key).world);
+    (authority, world.collect())
 }
 
 /// Nobody listens any more.

@@ -66,7 +66,7 @@ pub fn clusters(topology: &Topology, service: &ServiceConfig) -> Vec<Arc<Resourc
             service,
             timeout_ms,
         ));
-        if !keeps_sessions(strategy) {
+        if service.is_routed() && !keeps_sessions(strategy) {
             for class in Class::ALL {
                 let own = place.route_cluster(topology, &service.name, class);
                 let members = place.turns_to(topology, strategy, class).into_iter();
@@ -99,7 +99,10 @@ fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) 
             service_name: String::new(),
         }),
         lb_policy: LbPolicy::LeastRequest.into(),
-        outlier_detection: Some(outlier_detection(&resilience.outlier)),
+        outlier_detection: Some(match service.is_routed() {
+            true => outlier_detection(&resilience.outlier),
+            false => unreachable_gateways(&resilience.outlier),
+        }),
         ..common(name, service, connect_timeout_ms)
     };
     if let Strategy::RegionFirstHash { sessions, .. } = &resilience.strategy {
@@ -204,6 +207,21 @@ fn outlier_detection(outlier: &Outlier) -> OutlierDetection {
         // Compares instances with each other; nobody asked for that.
         enforcing_success_rate: uint32(0),
         ..OutlierDetection::default()
+    }
+}
+
+/// A gateway passes on what services answer, so an answer says nothing about the gateway; that none came does.
+fn unreachable_gateways(outlier: &Outlier) -> OutlierDetection {
+    let (never, always) = (|| uint32(0), || uint32(100));
+    OutlierDetection {
+        split_external_local_origin_errors: true,
+        consecutive_local_origin_failure: uint32(outlier.consecutive_errors),
+        enforcing_consecutive_local_origin_failure: always(),
+        enforcing_local_origin_success_rate: never(),
+        enforcing_consecutive_5xx: never(),
+        enforcing_consecutive_gateway_failure: never(),
+        enforcing_failure_percentage: never(),
+        ..outlier_detection(outlier)
     }
 }
 

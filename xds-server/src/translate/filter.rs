@@ -48,6 +48,22 @@ const CAPABILITIES: &[&str] = &[
     "proxy_define_metric",
     "proxy_increment_metric",
     "proxy_record_metric",
+    // The write fence: what the workers share, and how they look at it.
+    "proxy_on_tick",
+    "proxy_set_tick_period_milliseconds",
+    "proxy_get_shared_data",
+    "proxy_set_shared_data",
+    "clock_time_get",
+    "random_get",
+    // Its stream to the control plane. The SDK sets the context before it passes on what comes there.
+    "proxy_grpc_stream",
+    "proxy_grpc_send",
+    "proxy_grpc_cancel",
+    "proxy_on_grpc_receive",
+    "proxy_on_grpc_close",
+    "proxy_set_effective_context",
+    // The node's name.
+    "proxy_get_property",
 ];
 
 /// The ECDS resource with `policy`, and the policy's version.

@@ -1,6 +1,6 @@
 //! What a route does with a request that goes on: where it may turn when it is not answered.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time};
 
 use envoy_types::pb::{
     envoy::{
@@ -67,6 +67,31 @@ pub(super) fn action(
         // gRPC calls say themselves how long they may take; the default of 15 s would cut streams.
         max_stream_duration: grpc.then(|| MaxStreamDuration {
             grpc_timeout_header_max: Some(Duration::default()),
+            ..MaxStreamDuration::default()
+        }),
+        ..RouteAction::default()
+    }
+}
+
+/// Forwards a write that the fence let through to `to`, which has a single place. It lives no longer than `drain`, whatever is tried
+/// again, and however slowly its body comes: after that long nothing of it is under way.
+pub(super) fn fenced_write(to: ClusterSpecifier, drain: time::Duration, grpc: bool) -> RouteAction {
+    let drain = Duration {
+        // At most a minute.
+        seconds: drain.as_secs() as i64,
+        nanos: drain.subsec_nanos() as i32,
+    };
+    let (strategy, hedging) = (Strategy::Weighted, Hedging { after_ms: 0 });
+    RouteAction {
+        cluster_specifier: Some(to),
+        retry_policy: Some(RetryPolicy {
+            retry_priority: None,
+            ..retry_policy(Class::Write, &strategy, hedging)
+        }),
+        timeout: Some(drain),
+        max_stream_duration: Some(MaxStreamDuration {
+            max_stream_duration: Some(drain),
+            grpc_timeout_header_max: grpc.then_some(drain),
             ..MaxStreamDuration::default()
         }),
         ..RouteAction::default()

@@ -50,11 +50,13 @@ const POLICY_TIMEOUT_MS: i32 = 1_000;
 /// JSON because Envoy escapes values in it: what a client sends cannot pass for another field.
 const ACCESS_LOG_FIELDS: &[(&str, &str)] = &[
     ("authority", "%REQ(:AUTHORITY)%"),
+    ("cell", "%REQ(X-TIDEGATE-CELL)%"),
     ("class", "%REQ(X-TIDEGATE-CLASS)%"),
     ("cluster", "%UPSTREAM_CLUSTER_RAW%"),
     ("decision", "%REQ(X-TIDEGATE-DECISION)%"),
     ("details", "%RESPONSE_CODE_DETAILS%"),
     ("duration_ms", "%DURATION%"),
+    ("epoch", "%REQ(X-TIDEGATE-EPOCH)%"),
     ("home", "%REQ(X-TIDEGATE-HOME)%"),
     ("method", "%REQ(:METHOD)%"),
     ("path", "%REQ(:PATH)%"),

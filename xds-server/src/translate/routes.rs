@@ -9,9 +9,16 @@
 //! 5. a home that this table does not know (yet): a write is refused, a read stays in the viewing zone;
 //! 6. reads under the fallback policy, which knows no homes; and nothing else.
 //!
+//! The writes of a fenced service stand together in the first place of 4, before reads by home, and in no other: those that
+//! were *admitted*, told by `x-tidegate-epoch`, go to the viewing zone's instances and turn nowhere else; those that are
+//! *forwarded* go to the gateways that `x-tidegate-to` names. Every other write is refused.
+//!
 //! The first pass of Envoy's routing, before the filter has run, ends at 1 or 2; the filter's stamp makes Envoy route again.
 //! Every route that is tried and passed over costs each request, so the most common ones stand first.
 //! Stamps from outside never get here, since the listener removes them first.
+
+mod fenced;
+mod matching;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,28 +27,21 @@ use std::{
 
 use envoy_types::pb::envoy::{
     config::{
-        core::v3::{
-            DataSource, HeaderValue, HeaderValueOption, RuntimeFractionalPercent, data_source,
-            header_value_option::HeaderAppendAction,
-        },
+        core::v3::{DataSource, HeaderValueOption, RuntimeFractionalPercent, data_source},
         route::v3::{
             DirectResponseAction, FilterConfig, HeaderMatcher, Route, RouteConfiguration,
             RouteMatch, VirtualHost, WeightedCluster,
-            header_matcher::HeaderMatchSpecifier,
             route::Action,
             route_action::ClusterSpecifier,
             route_match::{GrpcRouteMatchOptions, PathSpecifier},
             weighted_cluster::ClusterWeight,
         },
     },
-    r#type::{
-        matcher::v3::{StringMatcher, string_matcher::MatchPattern},
-        v3::{FractionalPercent, fractional_percent::DenominatorType},
-    },
+    r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
 };
 use policy::{
     Class, Explain, Plan, Reason, Refusal, Rules, Service, Tier, TraceRule, WEIGHT_TOTAL, ZoneId,
-    headers, refusal::PROBLEM_JSON,
+    headers, refusal::PROBLEM_JSON, rules::cluster_name,
 };
 
 use super::{
@@ -53,6 +53,7 @@ use crate::{
     config::{Resilience, Strategy},
     resource::{Resource, any},
 };
+use matching::{absent, add_if_absent, is, present, set};
 
 /// What is configured of a service and not decided by: by its position in the rules.
 pub type Resiliences<'r> = &'r dyn Fn(usize) -> Resilience;
@@ -101,7 +102,14 @@ pub fn needed_clusters(rules: &Rules, resiliences: Resiliences<'_>) -> Arc<[Arc<
     let mut needed = BTreeSet::new();
     for (index, service) in rules.services().iter().enumerate() {
         let strategy = resiliences(index).strategy;
-        for class in Class::ALL {
+        let fencing = fenced::fencing(rules, service);
+        if let Some(fencing) = fencing {
+            let own = topology.zone_name(rules.viewer());
+            needed.insert(cluster_name(&service.name, own));
+            let gateways = fenced::forwarded_to(rules, fencing).into_iter();
+            needed.extend(gateways.filter_map(|zone| rules.gateway(zone).map(str::to_owned)));
+        }
+        for class in planned_classes(fencing.is_some()) {
             let plans = topology.zones().map(|home| service.plans.get(home, class));
             let zones: BTreeSet<ZoneId> = plans
                 .flat_map(|plan| plan.targets().iter().map(|target| target.zone))
@@ -123,6 +131,12 @@ pub fn needed_clusters(rules: &Rules, resiliences: Resiliences<'_>) -> Arc<[Arc<
         }
     }
     needed.into_iter().map(Arc::from).collect()
+}
+
+/// Where fenced writes go is not planned.
+fn planned_classes(fenced: bool) -> impl Iterator<Item = Class> + Clone {
+    let planned = move |class: &Class| !fenced || *class == Class::Read;
+    Class::ALL.into_iter().filter(planned)
 }
 
 /// The cluster for a service's requests of `class` that should go to `zone`. For one that is weighted it is
@@ -163,26 +177,37 @@ impl Builder<'_> {
         let no_class = || absent(headers::CLASS);
         let no_home = || absent(headers::HOME);
 
+        let fencing = fenced::fencing(self.rules, self.service);
+        let classes = planned_classes(fencing.is_some());
+
         let mut routes = self.plain_reads();
-        routes.push(self.refused(vec![no_class(), no_home()], Refusal::FENCED));
+        let undecided = fencing.map(|_| fenced::undecided());
+        let undecided = undecided.into_iter().flatten();
+        let no_stamp = [no_class(), no_home()].into_iter().chain(undecided);
+        routes.push(self.refused(no_stamp.collect(), Refusal::FENCED));
         if self.service.zone_affinity.is_some() {
             for (home, class) in zones
                 .clone()
-                .flat_map(|z| Class::ALL.map(|class| (z, class)))
+                .flat_map(|z| classes.clone().map(move |class| (z, class)))
             {
                 let stamps = vec![present(headers::TO), is_home(home), is_class(class)];
                 routes.extend(self.shed(&stamps, home, class));
             }
-            for class in Class::ALL {
+            for class in classes {
                 routes.extend(Tier::ALL.map(|tier| self.pinned(tier, class)));
             }
         }
-        let local_write = vec![is_class(Class::Write), no_home()];
-        routes.extend(self.planned(local_write, viewer, Class::Write));
+        match fencing {
+            Some(fencing) => routes.extend(self.fenced_writes(fencing)),
+            None => {
+                let local_write = vec![is_class(Class::Write), no_home()];
+                routes.extend(self.planned(local_write, viewer, Class::Write));
+            }
+        }
         for home in zones.clone() {
             routes.extend(self.planned(vec![is_home(home), no_class()], home, Class::Read));
         }
-        for home in zones {
+        for home in zones.filter(|_| fencing.is_none()) {
             let stamps = vec![is_home(home), is_class(Class::Write)];
             routes.extend(self.planned(stamps, home, Class::Write));
         }
@@ -327,11 +352,9 @@ impl Builder<'_> {
     }
 
     fn forwarded(&self, matchers: Vec<HeaderMatcher>, to: ClusterSpecifier, class: Class) -> Route {
-        let trace = (self.service.trace_missing == TraceRule::Generate)
-            .then(|| add_if_absent(headers::TRACE_ID, "%REQ(x-request-id)%"));
         Route {
             r#match: Some(self.matching(matchers)),
-            request_headers_to_add: trace.into_iter().collect(),
+            request_headers_to_add: self.trace().into_iter().collect(),
             action: Some(Action::Route(forward::action(
                 &self.resilience,
                 to,
@@ -341,6 +364,11 @@ impl Builder<'_> {
             typed_per_filter_config: forward::sessions(&self.resilience.strategy),
             ..Route::default()
         }
+    }
+
+    fn trace(&self) -> Option<HeaderValueOption> {
+        (self.service.trace_missing == TraceRule::Generate)
+            .then(|| add_if_absent(headers::TRACE_ID, "%REQ(x-request-id)%"))
     }
 
     fn refused(&self, matchers: Vec<HeaderMatcher>, refusal: Refusal) -> Route {
@@ -407,50 +435,4 @@ fn specifier(mut shares: Vec<(String, u32)>) -> ClusterSpecifier {
         clusters: clusters.collect(),
         ..WeightedCluster::default()
     })
-}
-
-fn is(name: &str, value: &str) -> HeaderMatcher {
-    HeaderMatcher {
-        name: name.to_owned(),
-        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
-            match_pattern: Some(MatchPattern::Exact(value.to_owned())),
-            ..StringMatcher::default()
-        })),
-        ..HeaderMatcher::default()
-    }
-}
-
-fn present(name: &str) -> HeaderMatcher {
-    HeaderMatcher {
-        name: name.to_owned(),
-        header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
-        ..HeaderMatcher::default()
-    }
-}
-
-fn absent(name: &str) -> HeaderMatcher {
-    HeaderMatcher {
-        invert_match: true,
-        ..present(name)
-    }
-}
-
-fn header(name: &str, value: &str, action: HeaderAppendAction) -> HeaderValueOption {
-    HeaderValueOption {
-        header: Some(HeaderValue {
-            key: name.to_owned(),
-            value: value.to_owned(),
-            ..HeaderValue::default()
-        }),
-        append_action: action.into(),
-        ..HeaderValueOption::default()
-    }
-}
-
-fn set(name: &str, value: &str) -> HeaderValueOption {
-    header(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)
-}
-
-fn add_if_absent(name: &str, value: &str) -> HeaderValueOption {
-    header(name, value, HeaderAppendAction::AddIfAbsent)
 }

@@ -1,10 +1,11 @@
 //! What the control plane knows, and what follows from it. Pure: changes and time in, snapshots out.
 //!
 //! A change costs what it touches: an instance rebuilds the endpoints of its zone and the plans of its service; route
-//! tables and policies are rebuilt only when a plan or the mesh changed.
+//! tables and policies are rebuilt only when a plan, the owners of a cell, or the mesh changed.
 //!
 //! Time is in milliseconds of any clock that never goes back.
 
+mod authorities;
 mod guard;
 mod instances;
 mod views;
@@ -30,6 +31,7 @@ use crate::{
     snapshot::Snapshot,
     translate::{self, ZoneInstances},
 };
+use authorities::{AUTHORITY_PREFIX, Authorities};
 use guard::Guard;
 use instances::Instances;
 use views::Views;
@@ -87,12 +89,14 @@ pub struct World {
     instances: Instances,
     guard: Guard,
     zones: Zones,
+    authorities: Authorities,
     /// Weights stay as they are, whatever the load.
     frozen: bool,
     derived: Derived,
     /// Services, by name, of which something changed since the last snapshot.
     dirty: BTreeSet<String>,
     mesh_dirty: bool,
+    authority_dirty: bool,
     sequence: u64,
 }
 
@@ -117,10 +121,12 @@ impl World {
             instances: Instances::default(),
             guard: Guard::default(),
             zones: Zones::default(),
+            authorities: Authorities::default(),
             frozen: false,
             derived: Derived::default(),
             dirty: BTreeSet::new(),
             mesh_dirty: true,
+            authority_dirty: false,
             sequence: 0,
         }
     }
@@ -234,12 +240,13 @@ impl World {
         let gone: Vec<String> = (self.instances.store_keys().into_iter())
             .chain(standings.iter().map(StandingKey::store_key))
             .chain(intents.iter().map(IntentKey::store_key))
+            .chain(self.authorities.store_keys())
             .filter(|key| !listed.contains(key.as_str()))
             .collect();
         for key in gone {
             match origin {
-                Origin::Confirmed => self.remove(&key),
-                Origin::Store | Origin::Disk => self.delete(&key, now_ms),
+                Origin::Confirmed if self.instances.serves(&key) => self.remove(&key),
+                _ => self.delete(&key, now_ms),
             }
         }
         let put = |entry: &Entry| self.put(entry, now_ms);
@@ -261,6 +268,9 @@ impl World {
             self.put_standing(entry, now_ms)
         } else if entry.key.starts_with(INTENTS_PREFIX) {
             self.put_intent(entry)
+        } else if entry.key.starts_with(AUTHORITY_PREFIX) {
+            let put = self.authorities.put(entry);
+            put.map(|cell| self.reowned(cell))
         } else {
             // Of another kind, perhaps of a newer version.
             Ok(())
@@ -291,6 +301,13 @@ impl World {
         Ok(())
     }
 
+    /// Other zones own this cell, or it has another epoch.
+    fn reowned(&mut self, cell: Option<String>) {
+        let authority = self.mesh.authority.as_ref();
+        let mut cells = authority.into_iter().flat_map(|authority| &authority.cells);
+        self.authority_dirty |= cell.is_some_and(|name| cells.any(|cell| cell.name == name));
+    }
+
     fn touch(&mut self, service: Option<&str>) {
         match service {
             Some(service) => self.dirty.extend([service.to_owned()]),
@@ -305,6 +322,9 @@ impl World {
         } else if let Ok(at) = StandingKey::parse(key) {
             self.zones.forget(&at, now_ms);
             self.dirty.insert(at.service);
+        } else if key.starts_with(AUTHORITY_PREFIX) {
+            let cell = self.authorities.delete(key);
+            self.reowned(cell);
         } else if let Ok(at) = IntentKey::parse(key) {
             self.touch(at.service.as_deref());
             self.zones.want(at, None);
@@ -349,9 +369,10 @@ impl World {
             let due = due.take_while(|(due_ms, _)| *due_ms <= now_ms);
             known.copied().chain(due.map(|(_, index)| *index)).collect()
         };
+        let reowned = std::mem::take(&mut self.authority_dirty);
         let mut changed = ServiceChanged {
             endpoints: whole,
-            plans: whole,
+            plans: whole || reowned,
         };
         for index in touched {
             if let Some(service) = mesh.services.get(index) {
@@ -367,8 +388,11 @@ impl World {
             views,
             ..
         } = &mut self.derived;
+        let authorities = |cell: &str| self.authorities.of(cell);
         match changed {
-            ServiceChanged { plans: true, .. } => views.derive(&mesh, plans, clusters, endpoints),
+            ServiceChanged { plans: true, .. } => {
+                views.derive(&mesh, plans, &authorities, clusters, endpoints)
+            }
             ServiceChanged {
                 endpoints: true, ..
             } => views.refresh(clusters, endpoints),
@@ -421,6 +445,10 @@ impl World {
             changed.endpoints |= replace(&mut self.derived.endpoints, endpoints);
         }
         self.derived.set_due(index, due_ms);
+        // No request is planned to go to the gateways.
+        if !service.is_routed() {
+            return changed;
+        }
         let plans = Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands);
         if let Some(slot) = self.derived.plans.get_mut(index)
             && *slot != plans

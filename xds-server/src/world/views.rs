@@ -19,11 +19,13 @@ impl Views {
         &self.0
     }
 
-    /// Builds every zone's routes and policy anew. `plans` are by the service's position in the mesh.
+    /// Builds every zone's routes and policy anew. `plans` are by the service's position in the mesh; `authorities` gives a
+    /// cell's owners and epoch.
     pub(super) fn derive(
         &mut self,
         mesh: &Mesh,
         plans: &[Plans],
+        authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
         clusters: &Resources,
         endpoints: &Resources,
     ) {
@@ -35,7 +37,7 @@ impl Views {
         self.0.clear();
         for viewer in mesh.topology.zones() {
             let plans = |index: usize| plans.get(index).cloned().unwrap_or_default();
-            let policy = Arc::new(mesh.policy(viewer, plans));
+            let policy = Arc::new(mesh.policy(viewer, plans, authorities));
             let (filter, policy_version) = translate::filter_config(&mesh.filter, &policy);
             let (routes, needed) = match &*policy {
                 Policy::Serving(rules) => (

@@ -3,6 +3,7 @@
 #[allow(dead_code, reason = "its other users need the rest")]
 #[path = "../../../policy/tests/behaviour/any.rs"]
 mod any;
+mod fenced;
 mod places;
 mod table;
 
@@ -10,8 +11,8 @@ use std::collections::BTreeSet;
 
 use envoy_types::pb::envoy::config::route::v3::{Route, route::Action};
 use policy::{
-    Class, Decision, Facts, Outcome, Plan, Plans, Policy, Routed, Rules, Tier, ZoneLoad, ZoneState,
-    decide, headers,
+    Class, Decision, Facts, Outcome, Plan, Plans, Policy, Reason, Routed, Rules, Tier, Writes,
+    ZoneLoad, ZoneState, decide, headers,
     rules::{cluster_name, route_cluster_name},
 };
 use proptest::prelude::*;
@@ -30,10 +31,17 @@ fn weighted(_: usize) -> Resilience {
 /// The table of `sh-a`'s proxies, one line a route: who asks for what, `->`, and where it goes.
 #[track_caller]
 fn check(services: &str, states: &str, expected: &str) {
+    check_of("", services, states, expected);
+}
+
+/// As [`check`], with more of the configuration.
+#[track_caller]
+fn check_of(more: &str, services: &str, states: &str, expected: &str) {
     let text = format!(
         "store: {{embedded: {{path: t.redb}}}}\n\
          filter: {{path: f.wasm}}\n\
          zones:\n  - {{name: sh-a, region: shanghai}}\n  - {{name: sh-b, region: shanghai}}\n  - {{name: bj-c, region: beijing}}\n\
+         {more}\n\
          services: {services}"
     );
     let mesh = Config::parse("mesh.yaml", &text)
@@ -56,7 +64,7 @@ fn check(services: &str, states: &str, expected: &str) {
         Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands)
     };
     let viewer = mesh.topology.zone_named("sh-a").expect("a zone");
-    let Policy::Serving(rules) = mesh.policy(viewer, plans) else {
+    let Policy::Serving(rules) = mesh.policy(viewer, plans, &|_| None) else {
         panic!("a serving policy");
     };
     let resilience = |at: usize| mesh.services[at].resilience.clone();
@@ -203,6 +211,12 @@ fn wanted(rules: &Rules, facts: &Facts, routed: &Routed) -> Vec<(String, u32)> {
         return vec![(pin.to_owned(), 1000)];
     }
     let topology = rules.topology();
+    if routed.write.is_some() {
+        let service = facts.service.and_then(|id| rules.service(id));
+        let service = &service.expect("a service").name;
+        let own = cluster_name(service, topology.zone_name(rules.viewer()));
+        return vec![(own, 1000)];
+    }
     let home = routed.home.and_then(|name| topology.zone_named(name));
     let id = facts.service.expect("a service");
     let service = rules.service(id).expect("a service");
@@ -221,6 +235,7 @@ proptest! {
     fn requests_go_where_the_decision_sends_them(
         rules in any::rules(),
         headers in any::request(),
+        granted in any::granted(),
     ) {
         let table = table::read(&routes(&rules, &weighted));
         let viewer = rules.topology().zone_name(rules.viewer()).to_owned();
@@ -229,8 +244,8 @@ proptest! {
             unreachable!("a serving policy");
         };
         let mut request = Request::new(headers);
-        let facts = Facts::gather(&policy, &request);
-        let Decision { outcome, reason } = decide(&policy, &facts);
+        let facts = Facts { granted, ..Facts::gather(&policy, &request) };
+        let Decision { outcome, reason, .. } = decide(&policy, &facts);
 
         // The first pass, before any filter.
         let first = table::find(&table, &request);
@@ -249,7 +264,7 @@ proptest! {
         };
         if !off {
             for (name, value) in routed.stamps() {
-                request.set(name, value);
+                request.set(name, &value);
             }
         }
         let route = table::find(&table, &request).expect("a route");
@@ -261,7 +276,11 @@ proptest! {
             routed.class.as_str(),
             routed.home.unwrap_or(&viewer),
             routed.tier.map_or("none", Tier::as_str),
-            reason.as_str(),
+            // What a fence that observes lets through is told from what it admits by the filter alone.
+            match reason {
+                Reason::Observed => Reason::Admitted.as_str(),
+                reason => reason.as_str(),
+            },
         ];
         prop_assert_eq!(stamps.map(|name| sent.value(name)), expected.map(|v| Some(v.to_owned())));
     }
@@ -351,8 +370,9 @@ proptest! {
         }
         // What the filter may name by itself is warm too.
         for service in rules.services() {
+            let planned = |class: &Class| *class == Class::Read || service.writes == Writes::Free;
             for home in topology.zones() {
-                for class in Class::ALL {
+                for class in Class::ALL.into_iter().filter(planned) {
                     if let Plan::Open { targets, .. } = service.plans.get(home, class) {
                         for target in targets {
                             let zone = topology.zone_name(target.zone);

@@ -1,0 +1,117 @@
+//! One worker's whole part: its writes, and the speaker's place when it is its turn.
+
+use std::rc::Rc;
+
+use policy::{Fencing, Policy, Rules, fence::Terms};
+use protos::fence::GrantorSays;
+
+use super::{
+    slot,
+    speaker::{ContextId, Line, Role, Speaker, Token},
+    workers::Workers,
+};
+
+/// A worker. Lives as long as its memory, through all editions of the policy.
+#[derive(Debug)]
+pub struct Member {
+    pub workers: Workers,
+    speaker: Speaker,
+    /// The root contexts with a fence, in the order in which they were configured. The last one counts; the others are
+    /// those of requests that still end on an older edition.
+    contexts: Vec<(ContextId, Rc<Policy>)>,
+}
+
+/// What a policy says about the fence.
+fn fence_of(policy: &Policy) -> Option<(&Rules, &Fencing)> {
+    match policy {
+        Policy::Serving(rules) => Some((rules, rules.fencing()?)),
+        Policy::Fallback => None,
+    }
+}
+
+/// The terms of a policy's fence, if it has one.
+pub fn terms_of(policy: &Policy) -> Option<&Terms> {
+    Some(&fence_of(policy)?.1.terms)
+}
+
+impl Member {
+    pub fn new(workers: Workers) -> Member {
+        Member {
+            workers,
+            speaker: Speaker::default(),
+            contexts: Vec::new(),
+        }
+    }
+
+    /// A root context has a policy from now on. True if it is to be woken every few milliseconds.
+    pub fn configured(&mut self, context: ContextId, policy: &Rc<Policy>) -> bool {
+        self.contexts.retain(|(known, _)| *known != context);
+        let fenced = fence_of(policy).is_some();
+        if fenced {
+            self.contexts.push((context, Rc::clone(policy)));
+        }
+        fenced
+    }
+
+    /// A root context is gone.
+    pub fn removed(&mut self, context: ContextId) {
+        self.contexts.retain(|(known, _)| *known != context);
+        self.speaker.lost(context);
+    }
+
+    /// A few milliseconds have passed.
+    pub fn tick(&mut self, context: ContextId, line: &mut impl Line) {
+        let Some((current, policy)) = self.contexts.last() else {
+            return;
+        };
+        let (current, policy) = (*current, Rc::clone(policy));
+        let Some((rules, fencing)) = fence_of(&policy) else {
+            return;
+        };
+        if context != current {
+            // Only it can end a stream that it opened; the current one opens the next.
+            if self.speaker.owner() == Some(context) {
+                self.speaker.leave(line);
+            }
+            return;
+        }
+        self.workers.look(&fencing.terms, line);
+        let elsewhere = (self.speaker.owner()).is_some_and(|owner| owner != current);
+        match slot::elect(line, self.workers.me()) {
+            // Its context is about to go, or will end the stream at its next tick.
+            Some(_) if elsewhere => {}
+            Some(holder) => {
+                let role = Role {
+                    context,
+                    holder,
+                    zone: rules.topology().zone_name(rules.viewer()),
+                    fencing,
+                };
+                self.speaker.drive(&role, line);
+            }
+            None if elsewhere => {}
+            None => self.speaker.leave(line),
+        }
+    }
+
+    /// A message has come on a stream of this root context.
+    pub fn hear(&mut self, context: ContextId, token: Token, message: &[u8], line: &mut impl Line) {
+        // What is no message is passed over, as is one of a later version.
+        let Ok(says) = GrantorSays::decode(message) else {
+            return;
+        };
+        let policy = self.contexts.last().map(|(_, policy)| Rc::clone(policy));
+        let Some((_, fencing)) = policy.as_deref().and_then(fence_of) else {
+            return;
+        };
+        if self.speaker.hear(token, says, fencing, line) {
+            // Lets go of what was revoked, says so, and asks if invited.
+            self.tick(context, line);
+        }
+    }
+
+    /// A stream of this worker has ended.
+    pub fn closed(&mut self, token: Token, line: &mut impl Line) {
+        self.speaker.closed(token, line);
+    }
+}

@@ -1,0 +1,124 @@
+//! Who speaks for the process: one of its workers, by turns only when that one has fallen silent.
+//!
+//! That there is one alone saves streams. Safety does not rest on it: two that speak at once, each on a stream of its own,
+//! change the same ledgers by compare-and-swap.
+
+use policy::fence::{HolderId, WorkerId};
+
+use super::{
+    ledger::{PREFIX, take, take_u64},
+    process::{self, Process},
+};
+
+/// The speaker says so often that it lives.
+const BEAT_US: u64 = 100_000;
+/// A speaker that was silent for so long is replaced.
+const SILENT_US: u64 = 300_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slot {
+    /// Drawn by the first worker of the process.
+    holder: HolderId,
+    speaker: WorkerId,
+    /// The monotonic time of its last beat.
+    beat_us: u64,
+}
+
+impl Slot {
+    fn encode(self) -> Vec<u8> {
+        let mut bytes = self.holder.0.to_le_bytes().to_vec();
+        bytes.extend(self.speaker.0.to_le_bytes());
+        bytes.extend(self.beat_us.to_le_bytes());
+        bytes
+    }
+
+    fn decode(mut bytes: &[u8]) -> Option<Slot> {
+        let at = &mut bytes;
+        let slot = Slot {
+            holder: HolderId(u128::from_le_bytes(take(at)?)),
+            speaker: WorkerId(take_u64(at)?),
+            beat_us: take_u64(at)?,
+        };
+        at.is_empty().then_some(slot)
+    }
+}
+
+/// Keeps or takes the speaker's place: the process's id if `me` is the one to speak.
+///
+/// A slot that cannot be read is made anew, with another id of the process. That is safe: the new one acknowledges only
+/// what the ledgers say, which know everything of both, and what was granted to the old one is waited for.
+pub fn elect(process: &mut (impl Process + ?Sized), me: WorkerId) -> Option<HolderId> {
+    let now = process.now()?.monotonic_us;
+    let key = format!("{PREFIX}speaker");
+    let slot = process.get(&key).ok()?;
+    let fresh = match slot.and_then(|(bytes, _)| Slot::decode(&bytes)) {
+        Some(_) => None,
+        None => Some(HolderId(process.random()?)),
+    };
+    process::change(process, &key, |bytes| {
+        let mine = |holder| Slot {
+            holder,
+            speaker: me,
+            beat_us: now,
+        };
+        let Some(slot) = bytes.and_then(Slot::decode) else {
+            let fresh = fresh?;
+            return Some((Some(mine(fresh).encode()), Some(fresh)));
+        };
+        // A beat from the future is as good as none: otherwise it might never be replaced.
+        let age_us = now.abs_diff(slot.beat_us);
+        let beat = || Some(mine(slot.holder).encode());
+        Some(match slot.speaker == me {
+            true if age_us < BEAT_US => (None, Some(slot.holder)),
+            true => (beat(), Some(slot.holder)),
+            false if age_us > SILENT_US => (beat(), Some(slot.holder)),
+            false => (None, None),
+        })
+    })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fence::testing::Fake;
+
+    const A: WorkerId = WorkerId(1);
+    const B: WorkerId = WorkerId(2);
+
+    #[test]
+    fn one_speaks_until_it_falls_silent() {
+        let mut fake = Fake::default();
+        let holder = elect(&mut fake, A).unwrap();
+        for _ in 0..100 {
+            fake.pass(10_000);
+            assert_eq!(elect(&mut fake, B), None);
+            assert_eq!(elect(&mut fake, A), Some(holder));
+        }
+        fake.pass(SILENT_US - BEAT_US);
+        assert_eq!(elect(&mut fake, B), None);
+        fake.pass(BEAT_US + 1);
+        assert_eq!(
+            elect(&mut fake, B),
+            Some(holder),
+            "the process stays the same"
+        );
+        assert_eq!(elect(&mut fake, A), None);
+    }
+
+    #[test]
+    fn a_slot_that_cannot_be_read_is_made_anew() {
+        let mut fake = Fake::default();
+        let holder = elect(&mut fake, A).unwrap();
+        fake.put("tidegate/1/speaker", b"?");
+        let next = elect(&mut fake, B).unwrap();
+        assert_ne!(holder, next);
+        assert_eq!(elect(&mut fake, A), None);
+    }
+
+    #[test]
+    fn without_clock_or_chance_nobody_speaks() {
+        let mut fake = Fake::default();
+        fake.fails = true;
+        assert_eq!(elect(&mut fake, A), None);
+    }
+}

@@ -1,0 +1,347 @@
+//! The stream to the control plane: asks for grants, installs them, and acknowledges fences, for the whole process.
+//!
+//! Nothing here lasts: whatever is lost with a stream, or with the worker that spoke, is said again on the next one.
+
+use std::collections::BTreeMap;
+
+use policy::{
+    Fencing,
+    cells::CELLS_MAX,
+    fence::{Asker, Grant, HolderId, Name, Stamp},
+};
+use protos::fence::{GrantorSays, HolderSays, NODE_BYTES_MAX};
+
+use super::{
+    ledger,
+    process::{Process, Reading},
+};
+use crate::{carry_out::HostFailed, metrics::Metric};
+
+/// The way to the control plane.
+pub trait Line: Process {
+    /// Opens a stream to a cluster of the proxy, on behalf of the current root context.
+    fn open(&mut self, cluster: &str) -> Result<Token, HostFailed>;
+    fn say(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed>;
+    /// Ends the stream at once.
+    fn hang_up(&mut self, token: Token);
+    /// The proxy's name, for people.
+    fn node(&mut self) -> String;
+}
+
+/// A stream, as the proxy numbers it within one worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token(pub u32);
+
+/// A root context of the filter: there is a new one for each edition of the policy. A stream belongs to the one that
+/// opened it, and dies with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContextId(pub u32);
+
+/// A control plane that does not answer for so long is taken to be gone.
+const ANSWER_US: u64 = 1_000_000;
+/// The wait after a stream has failed. It doubles with each failure in a row.
+const BACKOFF_MIN_US: u64 = 50_000;
+const BACKOFF_MAX_US: u64 = 1_000_000;
+/// The most fences that are worked on: more than there can be cells, and some of another edition's.
+const FENCES_MAX: usize = 2 * CELLS_MAX;
+
+/// The speaker's memory.
+#[derive(Debug)]
+pub struct Speaker {
+    line: State,
+    asker: Asker,
+    /// When the last question was asked.
+    asked: Option<Reading>,
+    /// Something may be had that was not there yet when the open question was answered.
+    invited: bool,
+    backoff_us: u64,
+    /// Revocations that are not yet acknowledged.
+    fences: BTreeMap<Name, Stamp>,
+    /// The ends of what was installed: for the gauge alone.
+    until: BTreeMap<Name, u64>,
+    holding: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Down { again_us: u64 },
+    Up(Stream),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stream {
+    token: Token,
+    context: ContextId,
+    holder: HolderId,
+}
+
+/// Who speaks, and by which rules.
+#[derive(Clone, Copy, Debug)]
+pub struct Role<'p> {
+    pub context: ContextId,
+    pub holder: HolderId,
+    pub zone: &'p str,
+    pub fencing: &'p Fencing,
+}
+
+impl Default for Speaker {
+    fn default() -> Speaker {
+        Speaker {
+            line: State::Down { again_us: 0 },
+            asker: Asker::default(),
+            asked: None,
+            invited: false,
+            backoff_us: BACKOFF_MIN_US,
+            fences: BTreeMap::new(),
+            until: BTreeMap::new(),
+            holding: None,
+        }
+    }
+}
+
+impl Speaker {
+    /// Does what is due. To be called every few milliseconds, and when something has changed.
+    pub fn drive(&mut self, role: &Role<'_>, line: &mut impl Line) {
+        let Some(at) = line.now() else {
+            return;
+        };
+        if let State::Up(stream) = self.line
+            && (stream.context, stream.holder) != (role.context, role.holder)
+        {
+            self.leave(line);
+        }
+        if let State::Down { again_us } = self.line
+            && again_us <= at.monotonic_us
+        {
+            self.open(role, at, line);
+        }
+        if let State::Up(stream) = self.line {
+            let unanswered = |since: u64| at.monotonic_us.saturating_sub(since) >= ANSWER_US;
+            if self.asker.open_since().is_some_and(unanswered) {
+                self.fail(at, line);
+            } else {
+                self.ask_if_due(stream.token, role, at, line);
+                self.acknowledge(stream.token, role, at, line);
+            }
+        }
+        self.tell_holding(at.monotonic_us, line);
+    }
+
+    fn open(&mut self, role: &Role<'_>, at: Reading, line: &mut impl Line) {
+        let hello = HolderSays::Hello {
+            holder: role.holder,
+            zone: Name::from(role.zone),
+            node: cut(line.node()),
+        };
+        match line.open(&role.fencing.control_plane) {
+            Ok(token) => {
+                self.line = State::Up(Stream {
+                    token,
+                    context: role.context,
+                    holder: role.holder,
+                });
+                self.asker = Asker::default();
+                self.asked = None;
+                self.say(token, &hello, at, line);
+            }
+            Err(HostFailed) => self.back_off(at),
+        }
+    }
+
+    fn say(&mut self, token: Token, says: &HolderSays, at: Reading, line: &mut impl Line) {
+        if line.say(token, says).is_err() {
+            self.fail(at, line);
+        }
+    }
+
+    fn ask_if_due(&mut self, token: Token, role: &Role<'_>, at: Reading, line: &mut impl Line) {
+        let every_us = role.fencing.terms.grant_ttl / 4;
+        let is_due = |asked: Reading| {
+            at.monotonic_us.saturating_sub(asked.monotonic_us) >= every_us
+                || at.jumped_since(asked.lead_us())
+        };
+        let open = self.asker.open_since().is_some();
+        if !open && (self.invited || self.asked.is_none_or(is_due)) {
+            self.invited = false;
+            self.asked = Some(at);
+            let nonce = self.asker.ask(at.monotonic_us);
+            self.say(token, &HolderSays::Ask { nonce }, at, line);
+        }
+    }
+
+    /// Records revocations, which may be done already, and says which of them nothing stands against any more.
+    fn acknowledge(&mut self, token: Token, role: &Role<'_>, at: Reading, line: &mut impl Line) {
+        let terms = &role.fencing.terms;
+        let mut over = Vec::new();
+        for (cell, fence) in &self.fences {
+            let drained = ledger::change(line, cell, |entry| {
+                entry.ledger.revoke(*fence);
+                entry.ledger.drained(at.monotonic_us, terms)
+            });
+            if let Some(drained) = drained.flatten().filter(|drained| drained >= fence) {
+                over.push((Name::clone(cell), drained));
+            }
+        }
+        for (cell, fence) in over {
+            self.fences.remove(&cell);
+            self.say(token, &HolderSays::Drained { cell, fence }, at, line);
+        }
+    }
+
+    /// The control plane has said something. False if it was not on the speaker's stream.
+    pub fn hear(
+        &mut self,
+        token: Token,
+        says: GrantorSays,
+        fencing: &Fencing,
+        line: &mut impl Line,
+    ) -> bool {
+        let State::Up(stream) = self.line else {
+            return false;
+        };
+        if stream.token != token {
+            return false;
+        }
+        match says {
+            GrantorSays::Grants { nonce, grants } => self.install(nonce, grants, fencing, line),
+            GrantorSays::Revoke { cell, fence } => self.revoke(cell, fence, line),
+            GrantorSays::Invite => self.invited = true,
+        }
+        true
+    }
+
+    fn install(
+        &mut self,
+        nonce: u64,
+        grants: Vec<(Name, Grant)>,
+        fencing: &Fencing,
+        line: &mut impl Line,
+    ) {
+        let terms = &fencing.terms;
+        let Some(asked_us) = self.asker.answered(nonce, terms) else {
+            return;
+        };
+        self.backoff_us = BACKOFF_MIN_US;
+        let (Some(at), Some(asked)) = (line.now(), self.asked) else {
+            return;
+        };
+        if asked.monotonic_us != asked_us || at.jumped_since(asked.lead_us()) {
+            // Nobody knows how old these are.
+            return;
+        }
+        for (cell, grant) in grants {
+            if !fencing.cells().iter().any(|own| own.name == *cell) {
+                continue;
+            }
+            let grant = Grant {
+                ttl: grant.ttl.min(terms.grant_ttl),
+                ..grant
+            };
+            let installed = ledger::change(line, &cell, |entry| {
+                let ledger = &mut entry.ledger;
+                let installed = ledger.install(&grant, asked_us, at.monotonic_us, terms);
+                if installed {
+                    entry.lead_us = asked.lead_us();
+                }
+                installed
+            });
+            if installed == Some(true) {
+                line.count(Metric::GrantsInstalled, 1);
+                let until = asked_us.saturating_add(grant.ttl);
+                self.until.insert(cell, until);
+            }
+        }
+    }
+
+    fn revoke(&mut self, cell: Name, fence: Stamp, line: &mut impl Line) {
+        line.count(Metric::FenceRevocations, 1);
+        let revoked = ledger::change(line, &cell, |entry| {
+            entry.ledger.revoke(fence);
+            entry.ledger.permit.is_none()
+        });
+        if revoked == Some(true) {
+            self.until.remove(&cell);
+        }
+        // More is not kept: what is not acknowledged is waited for.
+        if self.fences.len() < FENCES_MAX || self.fences.contains_key(&cell) {
+            let newest = self.fences.entry(cell).or_default();
+            *newest = fence.max(*newest);
+        }
+    }
+
+    /// The proxy says that a stream has ended.
+    pub fn closed(&mut self, token: Token, line: &mut impl Line) {
+        if let State::Up(stream) = self.line
+            && stream.token == token
+        {
+            line.count(Metric::StreamResets, 1);
+            self.back_off(line.now().unwrap_or_default());
+        }
+    }
+
+    /// A root context is gone, and its streams with it.
+    pub fn lost(&mut self, context: ContextId) {
+        if self.owner() == Some(context) {
+            self.down(0);
+        }
+    }
+
+    /// Somebody else speaks now.
+    pub fn leave(&mut self, line: &mut impl Line) {
+        if let State::Up(stream) = self.line {
+            line.hang_up(stream.token);
+            self.down(0);
+        }
+        self.until.clear();
+        self.holding = None;
+    }
+
+    /// The root context that the stream belongs to.
+    pub fn owner(&self) -> Option<ContextId> {
+        match self.line {
+            State::Up(stream) => Some(stream.context),
+            State::Down { .. } => None,
+        }
+    }
+
+    fn fail(&mut self, at: Reading, line: &mut impl Line) {
+        if let State::Up(stream) = self.line {
+            line.count(Metric::StreamResets, 1);
+            line.hang_up(stream.token);
+            self.back_off(at);
+        }
+    }
+
+    fn back_off(&mut self, at: Reading) {
+        self.down(at.monotonic_us.saturating_add(self.backoff_us));
+        self.backoff_us = self.backoff_us.saturating_mul(2).min(BACKOFF_MAX_US);
+    }
+
+    fn down(&mut self, again_us: u64) {
+        self.line = State::Down { again_us };
+        // Its answer cannot come any more.
+        self.asker = Asker::default();
+        self.invited = false;
+        // What is not acknowledged is revoked again on the next stream.
+        self.fences.clear();
+    }
+
+    fn tell_holding(&mut self, now_us: u64, line: &mut impl Line) {
+        self.until.retain(|_, until| *until > now_us);
+        let holding = self.until.len();
+        if self.holding != Some(holding) {
+            self.holding = Some(holding);
+            line.record(Metric::FenceHolding, holding as u64);
+        }
+    }
+}
+
+/// The longest beginning that is sent.
+fn cut(mut node: String) -> String {
+    let mut end = node.len().min(NODE_BYTES_MAX);
+    while !node.is_char_boundary(end) {
+        end -= 1;
+    }
+    node.truncate(end);
+    node
+}

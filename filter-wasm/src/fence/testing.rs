@@ -1,0 +1,126 @@
+//! A process that stands in for the proxy's.
+
+use std::{collections::BTreeMap, num::NonZeroU32};
+
+use protos::fence::HolderSays;
+
+use super::{
+    process::{Process, Reading, Version},
+    speaker::{Line, Token},
+};
+use crate::{carry_out::HostFailed, metrics::Metric};
+
+/// Clock, shared data, and the way to a control plane.
+#[derive(Default)]
+pub(crate) struct Fake {
+    pub(crate) at: Reading,
+    values: BTreeMap<String, (Vec<u8>, u32)>,
+    versions: u32,
+    drawn: u128,
+    /// So many swaps come too late.
+    pub(crate) lost_swaps: usize,
+    /// Nothing works.
+    pub(crate) fails: bool,
+    /// No stream can be opened.
+    pub(crate) away: bool,
+    streams: u32,
+    /// What was done, as lines.
+    pub(crate) effects: Vec<String>,
+}
+
+impl Fake {
+    pub(crate) fn pass(&mut self, us: u64) {
+        self.at.monotonic_us += us;
+        self.at.wall_us += us;
+    }
+
+    pub(crate) fn put(&mut self, key: &str, value: &[u8]) {
+        self.versions += 1;
+        self.values
+            .insert(key.into(), (value.to_vec(), self.versions));
+    }
+
+    pub(crate) fn value(&self, key: &str) -> &[u8] {
+        &self.values[key].0
+    }
+
+    /// What was done since the last time.
+    pub(crate) fn done(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.effects)
+    }
+}
+
+impl Process for Fake {
+    fn now(&mut self) -> Option<Reading> {
+        (!self.fails).then_some(self.at)
+    }
+
+    fn random(&mut self) -> Option<u128> {
+        self.drawn += 1;
+        (!self.fails).then_some(self.drawn)
+    }
+
+    fn get(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, HostFailed> {
+        if self.fails {
+            return Err(HostFailed);
+        }
+        let value = self.values.get(key).cloned();
+        Ok(value.map(|(value, version)| (value, NonZeroU32::new(version).unwrap())))
+    }
+
+    fn swap(&mut self, key: &str, seen: Option<Version>, value: &[u8]) -> Result<bool, HostFailed> {
+        if self.fails {
+            return Err(HostFailed);
+        }
+        if self.lost_swaps > 0 {
+            self.lost_swaps -= 1;
+            return Ok(false);
+        }
+        let version = self.values.get(key).map(|(_, version)| *version);
+        if version != seen.map(Version::get) {
+            return Ok(false);
+        }
+        self.put(key, value);
+        Ok(true)
+    }
+
+    fn count(&mut self, counter: Metric, by: u32) {
+        self.effects.push(format!("count {} {by}", counter.name()));
+    }
+
+    fn record(&mut self, gauge: Metric, value: u64) {
+        self.effects
+            .push(format!("record {} {value}", gauge.name()));
+    }
+}
+
+impl Line for Fake {
+    fn open(&mut self, cluster: &str) -> Result<Token, HostFailed> {
+        self.effects.push(format!("open {cluster}"));
+        if self.away {
+            return Err(HostFailed);
+        }
+        self.streams += 1;
+        Ok(Token(self.streams))
+    }
+
+    fn say(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
+        let says = match says {
+            HolderSays::Hello { holder, zone, node } => format!("hello {} {zone} {node}", holder.0),
+            HolderSays::Ask { nonce } => format!("ask {nonce}"),
+            HolderSays::Drained { cell, fence } => {
+                format!("drained {cell} {}/{}", fence.epoch, fence.revision.0)
+            }
+        };
+        self.effects.push(format!("{}: {says}", token.0));
+        Ok(())
+    }
+
+    fn hang_up(&mut self, token: Token) {
+        self.effects.push(format!("{}: hang up", token.0));
+    }
+
+    fn node(&mut self) -> String {
+        "node".into()
+    }
+}

@@ -1,0 +1,405 @@
+//! A process of two workers against a control plane that is played by hand.
+
+use std::rc::Rc;
+
+use policy::{
+    Policy,
+    fence::{Grant, Revision, Stamp, WorkerId},
+};
+use protos::{fence::GrantorSays, wire};
+
+use super::{
+    member::{Member, terms_of},
+    speaker::{ContextId, Token},
+    testing::Fake,
+    workers::Workers,
+};
+use crate::testing::fenced;
+
+const A: ContextId = ContextId(1);
+const B: ContextId = ContextId(2);
+const TTL_US: u64 = 3_000_000;
+
+struct Play {
+    fake: Fake,
+    policy: Rc<Policy>,
+    workers: Vec<(ContextId, Member)>,
+}
+
+impl Play {
+    fn begin() -> Play {
+        let policy = Rc::new(fenced());
+        let member = |number, context| {
+            let mut member = Member::new(Workers::new(WorkerId(number)));
+            assert!(member.configured(context, &policy));
+            (context, member)
+        };
+        let mut play = Play {
+            workers: vec![member(1, A), member(2, B)],
+            policy: Rc::clone(&policy),
+            fake: Fake::default(),
+        };
+        play.fake.at.monotonic_us = 1_000_000;
+        play.fake.at.wall_us = 9_000_000;
+        play
+    }
+
+    fn tick(&mut self) -> Vec<String> {
+        for (context, member) in &mut self.workers {
+            member.tick(*context, &mut self.fake);
+        }
+        self.fake.done()
+    }
+
+    /// Ten milliseconds at a time.
+    fn pass(&mut self, us: u64) -> Vec<String> {
+        let mut done = vec![];
+        for _ in 0..us / 10_000 {
+            self.fake.pass(10_000);
+            done.extend(self.tick());
+        }
+        done
+    }
+
+    /// The control plane says something to the first worker.
+    fn says(&mut self, token: u32, says: &GrantorSays) -> Vec<String> {
+        use prost::Message;
+        let message = wire::GrantorMessage::from(says).encode_to_vec();
+        let (context, member) = &mut self.workers[0];
+        member.hear(*context, Token(token), &message, &mut self.fake);
+        self.fake.done()
+    }
+
+    fn grants(&mut self, token: u32, nonce: u64, epoch: u64) -> Vec<String> {
+        let grant = Grant {
+            stamp: stamp(epoch),
+            ttl: TTL_US,
+        };
+        let grants = vec![("main".into(), grant), ("unknown".into(), grant)];
+        self.says(token, &GrantorSays::Grants { nonce, grants })
+    }
+
+    fn begin_write(&mut self, worker: usize) -> Option<u64> {
+        let terms = terms_of(&self.policy).unwrap();
+        self.workers[worker]
+            .1
+            .workers
+            .admit("main", terms, &mut self.fake)
+    }
+
+    fn end_write(&mut self, worker: usize) {
+        let terms = terms_of(&self.policy).unwrap();
+        self.workers[worker]
+            .1
+            .workers
+            .end("main", terms, &mut self.fake);
+    }
+
+    /// Whether a write would be admitted.
+    fn admits(&mut self, worker: usize) -> Option<u64> {
+        let epoch = self.begin_write(worker);
+        self.end_write(worker);
+        epoch
+    }
+}
+
+fn stamp(epoch: u64) -> Stamp {
+    Stamp {
+        epoch,
+        revision: Revision(epoch * 10),
+    }
+}
+
+fn revoke(epoch: u64) -> GrantorSays {
+    GrantorSays::Revoke {
+        cell: "main".into(),
+        fence: stamp(epoch),
+    }
+}
+
+#[test]
+fn one_worker_asks_and_all_admit() {
+    let mut play = Play::begin();
+    assert_eq!(
+        play.tick(),
+        [
+            "open tidegate",
+            "1: hello 1 shanghai-a node",
+            "1: ask 1",
+            "record tidegate.fence.holding 0",
+        ]
+    );
+    assert_eq!(play.admits(0), None);
+    assert_eq!(
+        play.grants(1, 1, 7),
+        [
+            "count tidegate.grants.installed 1",
+            "record tidegate.fence.holding 1",
+        ]
+    );
+    assert_eq!((play.admits(0), play.admits(1)), (Some(7), Some(7)));
+    assert_eq!(play.pass(TTL_US / 4 - 10_000), [""; 0]);
+    assert_eq!(play.pass(10_000), ["1: ask 2"]);
+}
+
+#[test]
+fn without_an_answer_writes_stop_when_the_grant_ends() {
+    let mut play = Play::begin();
+    play.tick();
+    play.grants(1, 1, 7);
+    assert_eq!(play.admits(0), Some(7));
+    play.pass(TTL_US - 10_000);
+    assert_eq!((play.admits(0), play.admits(1)), (Some(7), Some(7)));
+    let last = play.pass(10_000);
+    assert!(last.contains(&"record tidegate.fence.holding 0".to_owned()));
+    assert_eq!((play.admits(0), play.admits(1)), (None, None));
+}
+
+#[test]
+fn an_answer_counts_from_its_question_and_only_once() {
+    let mut play = Play::begin();
+    play.tick();
+    play.pass(900_000);
+    assert_eq!(play.grants(1, 2, 7), [""; 0], "nobody asked that");
+    assert_eq!(play.grants(9, 1, 7), [""; 0], "not our stream");
+    assert_eq!(
+        play.grants(1, 1, 7).len(),
+        3,
+        "installed, asked again, told"
+    );
+    play.pass(TTL_US - 900_000);
+    assert_eq!(play.admits(0), None);
+}
+
+#[test]
+fn a_fence_is_acknowledged_when_the_last_write_of_any_worker_is_over() {
+    let mut play = Play::begin();
+    play.tick();
+    play.grants(1, 1, 7);
+    assert_eq!(
+        (play.begin_write(0), play.begin_write(1)),
+        (Some(7), Some(7))
+    );
+    assert_eq!(
+        play.says(1, &revoke(8)),
+        [
+            "count tidegate.fence.revocations 1",
+            "record tidegate.fence.holding 0",
+        ]
+    );
+    assert_eq!(play.pass(100_000), [""; 0]);
+    assert_eq!((play.admits(0), play.admits(1)), (None, None));
+    play.end_write(0);
+    assert_eq!(play.pass(100_000), [""; 0], "the other has one in flight");
+    play.end_write(1);
+    assert_eq!(play.tick(), ["1: drained main 8/80"]);
+    assert_eq!(
+        play.says(1, &revoke(8)),
+        ["count tidegate.fence.revocations 1", "1: drained main 8/80"],
+        "said again where asked again"
+    );
+}
+
+#[test]
+fn a_revocation_without_writes_is_acknowledged_once_all_have_seen_it() {
+    let mut play = Play::begin();
+    play.tick();
+    play.grants(1, 1, 7);
+    assert_eq!((play.admits(0), play.admits(1)), (Some(7), Some(7)));
+    assert_eq!(play.says(1, &revoke(8)).len(), 2, "the other still admits");
+    assert_eq!(play.admits(1), Some(7));
+    assert_eq!(play.tick(), [""; 0], "now it has let go");
+    assert_eq!(play.tick(), ["1: drained main 8/80"]);
+    assert_eq!(play.admits(1), None);
+}
+
+#[test]
+fn a_worker_that_was_lost_is_waited_for() {
+    let mut play = Play::begin();
+    play.tick();
+    play.grants(1, 1, 7);
+    assert_eq!(play.begin_write(1), Some(7));
+    play.workers.pop();
+    play.says(1, &revoke(8));
+    let drain_us = terms_of(&play.policy).unwrap().write_drain;
+    // The control plane answers, but grants nothing.
+    let mut acknowledged_us = 0;
+    for waited_us in (10_000..).step_by(10_000) {
+        let done = play.pass(10_000);
+        if done.contains(&"1: drained main 8/80".to_owned()) {
+            acknowledged_us = waited_us;
+            break;
+        }
+        for nonce in done.iter().filter_map(|done| done.strip_prefix("1: ask ")) {
+            let nonce = nonce.parse().unwrap();
+            let grants = vec![];
+            play.says(1, &GrantorSays::Grants { nonce, grants });
+        }
+    }
+    assert_eq!(acknowledged_us, TTL_US + drain_us);
+}
+
+#[test]
+fn a_silent_worker_is_replaced_as_speaker() {
+    let mut play = Play::begin();
+    play.tick();
+    play.workers.remove(0);
+    assert_eq!(play.pass(300_000), [""; 0]);
+    let done = play.pass(10_000);
+    assert_eq!(
+        done,
+        [
+            "open tidegate",
+            "2: hello 1 shanghai-a node",
+            "2: ask 1",
+            "record tidegate.fence.holding 0",
+        ],
+        "as the same process"
+    );
+}
+
+#[test]
+fn an_invitation_is_followed_at_once_but_one_question_at_a_time() {
+    let mut play = Play::begin();
+    play.tick();
+    assert_eq!(play.says(1, &GrantorSays::Invite), [""; 0], "1 is open");
+    let done = play.grants(1, 1, 7);
+    assert!(done.contains(&"1: ask 2".to_owned()), "{done:?}");
+    play.grants(1, 2, 7);
+    assert_eq!(play.says(1, &GrantorSays::Invite), ["1: ask 3"]);
+}
+
+#[test]
+fn a_control_plane_that_is_away_or_silent_is_tried_less_and_less() {
+    let mut play = Play::begin();
+    play.fake.away = true;
+    let opened = |done: &[String]| done.iter().filter(|done| *done == "open tidegate").count();
+    assert_eq!(opened(&play.tick()), 1);
+    assert_eq!(
+        opened(&play.pass(1_000_000)),
+        4,
+        "after 50, 150, 350, 750 ms"
+    );
+    assert!((5..=10).contains(&opened(&play.pass(10_000_000))));
+    play.fake.away = false;
+    let done = play.pass(4_000_000);
+    assert!(opened(&done) >= 1);
+    assert!(done.contains(&"1: hang up".to_owned()), "{done:?}");
+    assert!(done.contains(&"count tidegate.fence.stream_resets 1".to_owned()));
+}
+
+#[test]
+fn a_stream_that_ends_is_opened_again() {
+    let mut play = Play::begin();
+    play.tick();
+    play.workers[0].1.closed(Token(7), &mut play.fake);
+    assert_eq!(play.tick(), [""; 0], "not ours");
+    play.workers[0].1.closed(Token(1), &mut play.fake);
+    assert_eq!(play.tick(), ["count tidegate.fence.stream_resets 1"]);
+    let done = play.pass(50_000);
+    assert_eq!(
+        done,
+        ["open tidegate", "2: hello 1 shanghai-a node", "2: ask 1"]
+    );
+}
+
+#[test]
+fn a_new_policy_takes_the_stream_over_and_keeps_the_grant() {
+    let mut play = Play::begin();
+    play.tick();
+    play.grants(1, 1, 7);
+    assert_eq!(play.begin_write(0), Some(7));
+    let next = ContextId(3);
+    let policy = Rc::clone(&play.policy);
+    assert!(play.workers[0].1.configured(next, &policy));
+    // The new one leaves the old one's stream alone, which the old one ends if it still lives.
+    play.workers[0].1.tick(next, &mut play.fake);
+    assert_eq!(play.fake.done(), [""; 0]);
+    play.workers[0].1.tick(A, &mut play.fake);
+    assert_eq!(play.fake.done(), ["1: hang up"]);
+    play.workers[0].1.removed(A);
+    play.workers[0].0 = next;
+    assert_eq!(
+        play.tick()[..2],
+        ["open tidegate", "2: hello 1 shanghai-a node"]
+    );
+    assert_eq!(play.admits(0), Some(7));
+    // What began before still counts.
+    play.says(2, &revoke(8));
+    assert_eq!(play.pass(50_000), [""; 0]);
+    play.end_write(0);
+    assert_eq!(play.tick(), ["2: drained main 8/80"]);
+}
+
+#[test]
+fn whoever_is_behind_fences_itself() {
+    let mut play = Play::begin();
+    play.tick();
+    play.grants(1, 1, 7);
+    assert_eq!((play.admits(0), play.admits(1)), (Some(7), Some(7)));
+    let terms = terms_of(&play.policy).unwrap();
+    let workers = &mut play.workers[0].1.workers;
+    workers.behind("main", 8, terms, &mut play.fake);
+    assert_eq!(play.admits(0), None);
+    play.tick();
+    assert_eq!(play.admits(1), None);
+    play.pass(TTL_US / 4);
+    play.grants(1, 2, 7);
+    assert_eq!(play.admits(0), None, "still behind");
+    play.pass(TTL_US / 4);
+    play.grants(1, 3, 8);
+    assert_eq!(play.admits(0), Some(8));
+}
+
+#[test]
+fn a_suspended_machine_forgets_what_it_held_and_asks_anew() {
+    let mut play = Play::begin();
+    play.tick();
+    play.grants(1, 1, 7);
+    assert_eq!((play.admits(0), play.admits(1)), (Some(7), Some(7)));
+    play.fake.at.wall_us += 2_000_000;
+    assert_eq!(play.admits(0), None);
+    assert_eq!(play.fake.done(), ["count tidegate.fence.clock_anomalies 1"]);
+    let done = play.tick();
+    assert!(done.contains(&"1: ask 2".to_owned()), "{done:?}");
+    assert_eq!((play.admits(0), play.admits(1)), (None, None));
+    play.grants(1, 2, 7);
+    assert_eq!((play.admits(0), play.admits(1)), (Some(7), Some(7)));
+}
+
+#[test]
+fn an_answer_that_slept_is_not_installed() {
+    let mut play = Play::begin();
+    play.tick();
+    play.fake.at.wall_us += 2_000_000;
+    let done = play.grants(1, 1, 7);
+    assert_eq!(done, ["1: ask 2"]);
+    assert_eq!(play.admits(0), None);
+    play.grants(1, 2, 7);
+    assert_eq!(play.admits(0), Some(7));
+}
+
+#[test]
+fn a_ledger_that_cannot_be_read_admits_and_acknowledges_nothing() {
+    let mut play = Play::begin();
+    play.tick();
+    play.grants(1, 1, 7);
+    assert_eq!(play.begin_write(0), Some(7));
+    play.fake.put("tidegate/1/cell/main", b"?");
+    play.tick();
+    assert_eq!((play.admits(0), play.admits(1)), (None, None));
+    play.end_write(0);
+    play.says(1, &revoke(8));
+    let done = play.pass(20_000_000);
+    assert!(!done.iter().any(|done| done.contains("drained")));
+}
+
+#[test]
+fn a_proxy_that_fails_admits_nothing() {
+    let mut play = Play::begin();
+    play.tick();
+    play.grants(1, 1, 7);
+    play.fake.fails = true;
+    assert_eq!((play.admits(0), play.admits(1)), (None, None));
+    play.tick();
+}

@@ -1,0 +1,492 @@
+//! Writes of fenced services, at the proxies of `sh-a`: who admits them, and what becomes of the others.
+
+use std::num::NonZeroU32;
+
+use policy::{
+    Cell, Decision, Enforcement, Facts, Fencing, Forward, KeySource, Outcome, Policy, Rules,
+    Service, Writes, ZoneId, decide, explain, fence::Terms, shard,
+};
+use proptest::prelude::*;
+
+use crate::{
+    any,
+    support::{self, Request, plans, prefix, request, service, topology, verdict_of},
+};
+
+const TOKEN: &str = any::TOKEN;
+
+/// A cell with these owners, by epoch 7.
+fn cell(name: &str, first_shard: u32, owners: &[&str], forward: Forward) -> Cell {
+    let topology = topology();
+    Cell {
+        name: name.into(),
+        first_shard,
+        owners: (owners.iter())
+            .map(|name| support::zone(&topology, name))
+            .collect(),
+        epoch: 7,
+        forward,
+    }
+}
+
+fn terms() -> Terms {
+    Terms::new(3_000_000, 1_500_000, 1_500_000, 50_000, 10).expect("terms")
+}
+
+fn fencing(cells: Vec<Cell>) -> Fencing {
+    let shards = NonZeroU32::new(1_024).expect("shards");
+    let token = Some(TOKEN.to_owned());
+    let enforcement = Enforcement::Enforce;
+    Fencing::new(
+        cells,
+        shards,
+        enforcement,
+        terms(),
+        token,
+        "tidegate".into(),
+    )
+    .expect("a fence")
+}
+
+/// `orders`, fenced, with the cell's key in `x-user`.
+fn orders(states: &str) -> Service {
+    let key = KeySource::Header("x-user".into());
+    Service {
+        writes: Writes::Fenced { key: Some(key) },
+        plans: plans(states),
+        ..service("orders", vec![prefix("*", "/orders")])
+    }
+}
+
+fn policy(states: &str, fencing: Fencing) -> Policy {
+    let Policy::Serving(rules) = support::policy(vec![orders(states)]) else {
+        unreachable!("a serving policy");
+    };
+    Policy::Serving(Box::new(rules.fenced(fencing)))
+}
+
+/// One cell, `main`.
+fn single(owners: &[&str], forward: Forward) -> Fencing {
+    fencing(vec![cell("main", 0, owners, forward)])
+}
+
+fn decided<'p>(policy: &'p Policy, request: &Request<&str>, granted: Option<u64>) -> Decision<'p> {
+    let facts = Facts::gather(policy, request);
+    decide(policy, &Facts { granted, ..facts })
+}
+
+/// A write to orders: `granted` by this zone's grant, and what it carries. The verdict, and the owner that it names.
+#[track_caller]
+fn check(
+    policy: &Policy,
+    granted: Option<u64>,
+    more: &[(&'static str, &'static str)],
+    wanted: &str,
+) {
+    let request = request("POST /orders", more);
+    let decision = decided(policy, &request, granted);
+    let owner = decision.owner.map(|owner| format!(" @{owner}"));
+    let told = verdict_of(&decision) + &owner.unwrap_or_default();
+    assert_eq!(told, wanted, "{granted:?} {more:?}");
+}
+
+#[test]
+fn a_write_is_admitted_by_a_grant_alone_and_needs_one_stamp() {
+    let own = policy("UUUU", single(&["sh-a"], Forward::Region));
+    check(&own, Some(7), &[], "epoch=7: admitted");
+    check(&own, None, &[], "503 grpc 14: fenced");
+    // What was pushed may be old: the grant says who may write now, and by which epoch.
+    check(&own, Some(9), &[], "epoch=9: admitted");
+    let other = policy("UUUU", single(&["sh-b"], Forward::Region));
+    check(&other, Some(8), &[], "epoch=8: admitted");
+    // A home does not change where a write goes. Beside it stands the class, so that it passes nowhere for a read.
+    let home = [("x-region-id", "bj-c")];
+    check(
+        &own,
+        Some(7),
+        &home,
+        "class=write home=bj-c epoch=7: admitted",
+    );
+    // Nothing is known of the owners yet.
+    let nobody = policy("UUUU", single(&[], Forward::Any));
+    check(&nobody, None, &[], "503 grpc 14: fenced");
+}
+
+#[test]
+fn reads_and_free_services_know_nothing_of_it() {
+    let fence = single(&["bj-c"], Forward::Never);
+    let request = request("GET /orders", &[("x-user", "1")]);
+    let policy = policy("UUUU", fence.clone());
+    let facts = Facts::gather(&policy, &request);
+    assert_eq!((facts.cell, facts.key_digest), (None, None));
+    assert_eq!(verdict_of(&decide(&policy, &facts)), "home=sh-a: home_zone");
+    let free = service("orders", vec![prefix("*", "/orders")]);
+    let Policy::Serving(rules) = support::policy(vec![free]) else {
+        unreachable!("a serving policy");
+    };
+    let free = Policy::Serving(Box::new(rules.fenced(fence)));
+    check(&free, None, &[], "class=write: home_zone");
+}
+
+#[test]
+fn a_write_for_another_zone_is_forwarded_as_far_as_it_may_be() {
+    use Forward::{Any, Never, Region};
+    for (owners, forward, wanted) in [
+        (&["sh-b"][..], Never, "421 grpc 9: not_owner @sh-b"),
+        (
+            &["sh-b"],
+            Region,
+            "to=gateway/sh-b tidegate-epoch=7: forwarded @sh-b",
+        ),
+        (
+            &["sh-b"],
+            Any,
+            "to=gateway/sh-b tidegate-epoch=7: forwarded @sh-b",
+        ),
+        (&["bj-c"], Never, "421 grpc 9: not_owner @bj-c"),
+        (&["bj-c"], Region, "421 grpc 9: not_owner @bj-c"),
+        (
+            &["bj-c"],
+            Any,
+            "to=gateway/bj-c tidegate-epoch=7: forwarded @bj-c",
+        ),
+        // The nearest of several.
+        (
+            &["bj-d", "bj-c"],
+            Any,
+            "to=gateway/bj-c tidegate-epoch=7: forwarded @bj-c",
+        ),
+        (
+            &["bj-d", "sh-b"],
+            Region,
+            "to=gateway/sh-b tidegate-epoch=7: forwarded @sh-b",
+        ),
+        // An owner that holds no grant at the moment sends nothing away.
+        (&["sh-a", "sh-b"], Any, "503 grpc 14: fenced"),
+    ] {
+        check(&policy("UUUU", single(owners, forward)), None, &[], wanted);
+    }
+    let home = [("x-region-id", "sh-b")];
+    check(
+        &policy("UUUU", single(&["sh-b"], Region)),
+        None,
+        &home,
+        "class=write home=sh-b to=gateway/sh-b tidegate-epoch=7: forwarded @sh-b",
+    );
+    // Without a token nobody would believe it.
+    let mut untold = single(&["sh-b"], Any);
+    untold.token = None;
+    check(
+        &policy("UUUU", untold),
+        None,
+        &[],
+        "421 grpc 9: not_owner @sh-b",
+    );
+}
+
+#[test]
+fn what_was_forwarded_is_not_forwarded_again() {
+    let other = policy("UUUU", single(&["sh-b"], Forward::Any));
+    let hop = ("tidegate-hop", TOKEN);
+    check(&other, None, &[hop], "421 grpc 9: not_owner @sh-b");
+    check(&other, Some(7), &[hop], "hop=1 epoch=7: admitted");
+    // Only the token makes it a forwarded write, and only one copy of it.
+    let elsewhere = "to=gateway/sh-b tidegate-epoch=7: forwarded @sh-b";
+    check(&other, None, &[("tidegate-hop", "1")], elsewhere);
+    check(&other, None, &[("tidegate-hop", "")], elsewhere);
+    check(&other, None, &[hop, hop], elsewhere);
+    let mut untold = single(&["sh-a"], Forward::Any);
+    untold.token = None;
+    check(
+        &policy("UUUU", untold),
+        Some(7),
+        &[hop],
+        "epoch=7: admitted",
+    );
+}
+
+#[test]
+fn an_epoch_that_is_not_ours_counts_if_a_proxy_presents_it() {
+    let own = policy("UUUU", single(&["sh-a"], Forward::Region));
+    let by = |epoch| [("tidegate-hop", TOKEN), ("tidegate-epoch", epoch)];
+    check(&own, Some(7), &by("7"), "hop=1 epoch=7: admitted");
+    check(&own, Some(7), &by("6"), "412 grpc 9: stale_epoch");
+    check(&own, Some(7), &by("8"), "503 grpc 14: ahead_epoch");
+    // Without a grant what was pushed is compared.
+    check(&own, None, &by("6"), "412 grpc 9: stale_epoch");
+    check(&own, None, &by("8"), "503 grpc 14: ahead_epoch");
+    check(&own, None, &by("7"), "503 grpc 14: fenced");
+    // A number that is none is no epoch; and what a client says is nothing.
+    for odd in ["", "-1", "seven", "99999999999999999999"] {
+        check(&own, Some(7), &by(odd), "hop=1 epoch=7: admitted");
+    }
+    for client in [
+        &[("tidegate-epoch", "8")][..],
+        &[("tidegate-hop", "x"), ("tidegate-epoch", "8")],
+    ] {
+        check(&own, Some(7), client, "epoch=7: admitted");
+    }
+}
+
+#[test]
+fn a_fence_that_observes_lets_everything_through_and_says_what_it_would_refuse() {
+    let observing = |owners: &[&str], states: &str| {
+        let mut fence = single(owners, Forward::Never);
+        fence.enforcement = Enforcement::Observe;
+        policy(states, fence)
+    };
+    check(
+        &observing(&["sh-a"], "UUUU"),
+        Some(8),
+        &[],
+        "epoch=8: admitted",
+    );
+    check(
+        &observing(&["sh-a"], "UUUU"),
+        None,
+        &[],
+        "epoch=7: observed",
+    );
+    check(
+        &observing(&["bj-c"], "UUUU"),
+        None,
+        &[],
+        "epoch=7: observed",
+    );
+    check(
+        &observing(&["bj-c"], "EUUU"),
+        None,
+        &[],
+        "503 grpc 14: no_capacity",
+    );
+}
+
+#[test]
+fn a_zone_that_cannot_serve_writes_leaves_them_to_another_owner() {
+    let fence = |owners: &[&str], forward| policy("EUUU", single(owners, forward));
+    let to_b = "to=gateway/sh-b tidegate-epoch=7: forwarded @sh-b";
+    check(
+        &fence(&["sh-a", "sh-b"], Forward::Region),
+        Some(7),
+        &[],
+        to_b,
+    );
+    let hop = [("tidegate-hop", TOKEN)];
+    check(
+        &fence(&["sh-a", "sh-b"], Forward::Region),
+        Some(7),
+        &hop,
+        "503 grpc 14: no_capacity",
+    );
+    check(
+        &fence(&["sh-a", "sh-b"], Forward::Never),
+        Some(7),
+        &[],
+        "503 grpc 14: no_capacity",
+    );
+    check(
+        &fence(&["sh-a"], Forward::Any),
+        Some(7),
+        &[],
+        "503 grpc 14: no_capacity",
+    );
+    check(
+        &fence(&["sh-a"], Forward::Any),
+        None,
+        &[],
+        "503 grpc 14: fenced",
+    );
+}
+
+#[test]
+fn with_several_cells_the_key_says_which_and_the_write_brings_its_name() {
+    let here = cell("here", 0, &["sh-a"], Forward::Region);
+    let there = cell("there", 512, &["sh-b"], Forward::Region);
+    let fence = fencing(vec![here, there]);
+    let shard_of = |key: &str| shard::jump_hash(shard::key_digest(key.as_bytes()), 1_024);
+    let keys = ["1", "2", "3", "4", "5", "6", "7", "8", ""];
+    let low = *keys
+        .iter()
+        .find(|key| !key.is_empty() && shard_of(key) < 512)
+        .expect("a key");
+    let high = *keys.iter().find(|key| shard_of(key) >= 512).expect("a key");
+    let policy = policy("UUUU", fence.clone());
+    check(
+        &policy,
+        Some(7),
+        &[("x-user", low)],
+        "cell=here epoch=7: admitted",
+    );
+    let forwarded = "to=gateway/sh-b cell=there tidegate-epoch=7: forwarded @sh-b";
+    check(&policy, None, &[("x-user", high)], forwarded);
+    // Requests without a key, or with two, share the cell of the empty key.
+    let of = |more: &[_]| Facts::gather(&policy, &request("POST /orders", more)).cell;
+    let keyless = fence.cell_of(None);
+    assert_eq!(fence.cell_of(Some(shard::key_digest(b""))), keyless);
+    assert_eq!(of(&[]), Some(keyless));
+    assert_eq!(of(&[("x-user", low), ("x-user", high)]), Some(keyless));
+}
+
+#[test]
+fn explanations_tell_the_cell_the_grant_and_the_way() {
+    let told = |policy: &Policy, granted, more: &[_]| {
+        let facts = Facts::gather(policy, &request("POST /orders", more));
+        let (_, steps) = explain(policy, &Facts { granted, ..facts });
+        // The first three are the service, the class and the home.
+        let steps = steps.iter().skip(3).map(ToString::to_string);
+        steps.collect::<Vec<_>>().join("; ")
+    };
+    let other = policy("UUUU", single(&["sh-b"], Forward::Any));
+    assert_eq!(
+        told(&other, None, &[]),
+        "it belongs to cell main, epoch 7, owned by sh-b; this zone holds no grant to write; it is forwarded to sh-b, which decides"
+    );
+    let by = [("tidegate-hop", TOKEN), ("tidegate-epoch", "6")];
+    assert_eq!(
+        told(&other, Some(8), &by),
+        "it belongs to cell main, epoch 7, owned by sh-b; this zone holds a grant to write for epoch 8; it was forwarded by epoch 6, and here it is 8"
+    );
+    let mut observing = single(&[], Forward::Any);
+    observing.enforcement = Enforcement::Observe;
+    assert_eq!(
+        told(&policy("UUUU", observing), None, &[]),
+        "it belongs to cell main, epoch 7, owned by nobody that is known here; this zone holds no grant to write; the fence only observes: what it would refuse goes on"
+    );
+}
+
+#[test]
+fn facts_of_another_fence_admit_nothing() {
+    let own = policy("UUUU", single(&["sh-a"], Forward::Region));
+    let two = fencing(vec![
+        cell("a", 0, &["sh-a"], Forward::Region),
+        cell("b", 1, &["sh-a"], Forward::Region),
+    ]);
+    let stranger = two.cell_of(Some(shard::key_digest(b"1")));
+    assert_eq!(
+        (
+            stranger.index(),
+            two.cells()[stranger.index()].name.as_str()
+        ),
+        (1, "b")
+    );
+    let facts = Facts::gather(&own, &request("POST /orders", &[]));
+    let facts = Facts {
+        cell: Some(stranger),
+        granted: Some(7),
+        ..facts
+    };
+    assert_eq!(verdict_of(&decide(&own, &facts)), "503 grpc 14: fenced");
+}
+
+#[test]
+fn bad_cells_are_refused_by_name() {
+    let shards = NonZeroU32::new(10).expect("shards");
+    let make = |cells, token: Option<&str>, control_plane: &str| {
+        let token = token.map(str::to_owned);
+        let enforcement = Enforcement::Enforce;
+        Fencing::new(
+            cells,
+            shards,
+            enforcement,
+            terms(),
+            token,
+            control_plane.into(),
+        )
+    };
+    let named = |name, first| cell(name, first, &[], Forward::Region);
+    let a = || named("a", 0);
+    for (fencing, wanted) in [
+        (make(vec![], None, "t"), "there is no cell"),
+        (
+            make(vec![a(), named("a", 3)], None, "t"),
+            "cell \"a\" stands twice",
+        ),
+        (
+            make(vec![named("a", 1)], None, "t"),
+            "cell \"a\" does not begin where the one before it ends",
+        ),
+        (
+            make(vec![a(), named("b", 0)], None, "t"),
+            "cell \"b\" does not begin where the one before it ends",
+        ),
+        (
+            make(vec![a(), named("b", 10)], None, "t"),
+            "cell \"b\" begins at shard 10, and there are 10",
+        ),
+        (make(vec![named("A", 0)], None, "t"), "cell \"A\""),
+        (make(vec![a()], Some("too short"), "t"), "16 to 128 letters"),
+        (
+            make(vec![a()], None, ""),
+            "no cluster leads to the control plane",
+        ),
+    ] {
+        let error = fencing.expect_err(wanted).to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+/// The rules' services, all fenced or not, seen by one request.
+fn gathered(
+    rules: Rules,
+    request: Vec<(&'static str, String)>,
+    granted: Option<u64>,
+) -> (Policy, Facts) {
+    let policy = Policy::Serving(Box::new(rules));
+    let facts = Facts::gather(&policy, &Request(request));
+    (policy, Facts { granted, ..facts })
+}
+
+proptest! {
+    #[test]
+    fn every_shard_has_one_cell_and_cells_stand_in_their_order(
+        sizes in prop::collection::vec(1..200_u32, 1..8),
+        digest in any::<u64>(),
+    ) {
+        let mut first = 0;
+        let mut cells = Vec::new();
+        for (at, size) in sizes.iter().enumerate() {
+            cells.push(cell(&format!("c{at}"), first, &[], Forward::Region));
+            first += size;
+        }
+        let shards = NonZeroU32::new(first).expect("shards");
+        let fence = Fencing::new(cells, shards, Enforcement::Enforce, terms(), None, "t".into())
+            .expect("a fence");
+        let shard = shard::jump_hash(digest, first);
+        let found = fence.cell_of(Some(digest)).index();
+        let begins = fence.cells()[found].first_shard;
+        prop_assert!((begins..begins + sizes[found]).contains(&shard));
+    }
+
+    /// Whatever was pushed and whatever a request says: without a grant nothing is admitted, and with one it is by its epoch.
+    #[test]
+    fn nothing_is_admitted_without_a_grant(
+        rules in any::rules(),
+        request in any::request(),
+        granted in any::granted(),
+    ) {
+        let (policy, facts) = gathered(rules, request, granted);
+        let Policy::Serving(rules) = &policy else {
+            unreachable!("a serving policy");
+        };
+        let (Some(fence), Some(_)) = (rules.fencing(), facts.cell) else {
+            return Ok(());
+        };
+        let Outcome::Route(routed) = decide(&policy, &facts).outcome else {
+            return Ok(());
+        };
+        let write = routed.write.expect("a fenced write");
+        let forwarded = routed.pin.is_some();
+        if !forwarded && fence.enforcement == Enforcement::Enforce {
+            prop_assert_eq!(Some(write.epoch), granted);
+        }
+        if let Some(presented) = facts.presented {
+            prop_assert_eq!(presented, write.epoch, "a write of another epoch goes on");
+        }
+        let stamps = routed.stamps().count();
+        let more = 2 * usize::from(routed.foreign) + usize::from(write.cell.is_some());
+        let expected = 1 + usize::from(forwarded) + usize::from(write.hop) + more;
+        prop_assert_eq!(stamps, expected);
+        let viewer: ZoneId = rules.viewer();
+        prop_assert_eq!(routed.foreign, routed.home != Some(rules.topology().zone_name(viewer)));
+    }
+}

@@ -1,0 +1,361 @@
+//! The records about who may write. [`policy::fence`] says what they mean.
+//!
+//! | key | value |
+//! | --- | --- |
+//! | `/tidegate/v1/authority/<cell>` | [`AuthorityRecord`] |
+//! | `/tidegate/v1/sessions/<zone>/<incarnation>` | [`SessionRecord`], put again and again |
+//! | `/tidegate/v1/grantors/<cell>/<incarnation>` | empty JSON object |
+//! | `/tidegate/v1/operations/<id>` | [`OperationRecord`]: what became of a move |
+//!
+//! An incarnation is `<zone>-<16 hexadecimal digits>`.
+
+use policy::{
+    fence::{Authority, Cause, Key, Move, Name, SessionId, State, Unsettled},
+    topology::check_name,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::record::InvalidRecord;
+
+/// Who may write, by cell.
+pub const AUTHORITY_PREFIX: &str = "/tidegate/v1/authority/";
+/// The incarnations of the control plane that live.
+pub const SESSIONS_PREFIX: &str = "/tidegate/v1/sessions/";
+/// The incarnations that grant.
+pub const GRANTORS_PREFIX: &str = "/tidegate/v1/grantors/";
+/// What became of moves.
+pub const OPERATIONS_PREFIX: &str = "/tidegate/v1/operations/";
+
+/// What stands for an unknown past in [`AuthorityRecord::unsettled`].
+const UNKNOWN_PAST: &str = "*";
+
+/// The store key of a key of the fence.
+pub fn store_key(key: &Key) -> String {
+    match key {
+        Key::Authority(cell) => format!("{AUTHORITY_PREFIX}{cell}"),
+        Key::Session(id) => format!("{SESSIONS_PREFIX}{}/{}", id.zone, id.incarnation),
+        Key::Grantor(cell, id) => format!("{GRANTORS_PREFIX}{cell}/{}", id.incarnation),
+    }
+}
+
+/// Reads a store key; none if it is not one of the fence.
+pub fn parse_key(key: &str) -> Option<Result<Key, InvalidRecord>> {
+    let good = |name: &str| check_name(name).is_ok();
+    let parsed = if let Some(cell) = key.strip_prefix(AUTHORITY_PREFIX) {
+        good(cell).then(|| Key::Authority(Name::from(cell)))
+    } else if let Some(rest) = key.strip_prefix(SESSIONS_PREFIX) {
+        let parts = rest.split_once('/');
+        let id = parts.and_then(|(zone, name)| Some((zone, session_id(name)?)));
+        id.filter(|(zone, id)| **zone == *id.zone)
+            .map(|(_, id)| Key::Session(id))
+    } else if let Some(rest) = key.strip_prefix(GRANTORS_PREFIX) {
+        let parts = rest.split_once('/').filter(|(cell, _)| good(cell));
+        parts.and_then(|(cell, name)| Some(Key::Grantor(Name::from(cell), session_id(name)?)))
+    } else {
+        return None;
+    };
+    Some(parsed.ok_or(InvalidRecord::DesiredKey))
+}
+
+/// The incarnation of a zone with this number.
+pub fn incarnation(zone: &str, number: u64) -> Name {
+    Name::from(format!("{zone}-{number:016x}"))
+}
+
+/// Reads the name of an incarnation.
+pub fn session_id(incarnation: &str) -> Option<SessionId> {
+    let (zone, digits) = incarnation.rsplit_once('-')?;
+    let hexadecimal = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    let good = check_name(zone).is_ok() && digits.len() == 16 && digits.bytes().all(hexadecimal);
+    good.then(|| SessionId {
+        zone: Name::from(zone),
+        incarnation: Name::from(incarnation),
+    })
+}
+
+/// [`Authority`] as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityRecord {
+    /// Which store it was written in, in hexadecimal: a copy in another one, restored from a backup, counts for nothing.
+    pub store: String,
+    pub epoch: u64,
+    pub owners: Vec<String>,
+    #[serde(default)]
+    pub standby: Vec<String>,
+    pub state: StateName,
+    /// While it is fenced.
+    #[serde(default, rename = "move", skip_serializing_if = "Option::is_none")]
+    pub moving: Option<MoveRecord>,
+    /// The incarnations of which something may still be under way; `*`: of anybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsettled: Vec<String>,
+}
+
+/// [`State`] by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateName {
+    Active,
+    Fencing,
+    Settling,
+}
+
+/// [`Move`] as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRecord {
+    pub id: String,
+    pub to: Vec<String>,
+    pub cause: CauseName,
+    #[serde(default)]
+    pub reason: String,
+    #[serde(default)]
+    pub epoch_min: u64,
+}
+
+/// [`Cause`] by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CauseName {
+    Operator,
+    Override,
+    SessionLost,
+    Unfit,
+}
+
+impl From<&Authority> for AuthorityRecord {
+    fn from(authority: &Authority) -> Self {
+        let (state, moving) = match &authority.state {
+            State::Active => (StateName::Active, None),
+            State::Settling => (StateName::Settling, None),
+            State::Fencing(next) => (StateName::Fencing, Some(MoveRecord::from(next))),
+        };
+        AuthorityRecord {
+            store: format!("{:016x}", authority.store),
+            epoch: authority.epoch,
+            owners: texts(&authority.owners),
+            standby: texts(&authority.standby),
+            state,
+            moving,
+            unsettled: match &authority.unsettled {
+                Unsettled::Unknown => vec![UNKNOWN_PAST.to_owned()],
+                Unsettled::Of(ids) => ids.iter().map(|id| id.incarnation.to_string()).collect(),
+            },
+        }
+    }
+}
+
+impl From<&Move> for MoveRecord {
+    fn from(next: &Move) -> Self {
+        MoveRecord {
+            id: next.id.to_string(),
+            to: texts(&next.to),
+            cause: match next.cause {
+                Cause::Operator => CauseName::Operator,
+                Cause::Override => CauseName::Override,
+                Cause::SessionLost => CauseName::SessionLost,
+                Cause::Unfit => CauseName::Unfit,
+            },
+            reason: next.reason.to_string(),
+            epoch_min: next.epoch_min,
+        }
+    }
+}
+
+impl AuthorityRecord {
+    /// Reads the value of a store key.
+    pub fn parse(value: &[u8]) -> Result<Authority, InvalidRecord> {
+        let wrong = |what: &str| InvalidRecord::Desired(what.to_owned());
+        let record: AuthorityRecord = serde_json::from_slice(value)
+            .map_err(|error| InvalidRecord::Desired(error.to_string()))?;
+        let store = u64::from_str_radix(&record.store, 16).map_err(|_| wrong("store"))?;
+        let state = match (record.state, record.moving) {
+            (StateName::Active, _) => State::Active,
+            (StateName::Settling, _) => State::Settling,
+            (StateName::Fencing, Some(moving)) => State::Fencing(Move {
+                id: Name::from(moving.id),
+                to: names(moving.to)?,
+                cause: match moving.cause {
+                    CauseName::Operator => Cause::Operator,
+                    CauseName::Override => Cause::Override,
+                    CauseName::SessionLost => Cause::SessionLost,
+                    CauseName::Unfit => Cause::Unfit,
+                },
+                reason: Name::from(moving.reason),
+                epoch_min: moving.epoch_min,
+            }),
+            (StateName::Fencing, None) => return Err(wrong("fencing, but no move")),
+        };
+        let unknown = record.unsettled.iter().any(|id| id == UNKNOWN_PAST);
+        let unsettled = match unknown {
+            true => Unsettled::Unknown,
+            false => {
+                let ids = record.unsettled.iter().map(|id| session_id(id));
+                let ids: Option<_> = ids.collect();
+                Unsettled::Of(ids.ok_or_else(|| wrong("unsettled: not an incarnation"))?)
+            }
+        };
+        Ok(Authority {
+            store,
+            epoch: record.epoch,
+            owners: names(record.owners)?,
+            standby: names(record.standby)?,
+            state,
+            unsettled,
+        })
+    }
+
+    /// The value to store.
+    pub fn to_json(&self) -> Vec<u8> {
+        to_json(self)
+    }
+}
+
+/// What a session says, for people: its key says everything else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// `host:process id`.
+    #[serde(default)]
+    pub process: String,
+}
+
+impl SessionRecord {
+    /// The value to store.
+    pub fn to_json(&self) -> Vec<u8> {
+        to_json(self)
+    }
+}
+
+/// What became of a move, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationRecord {
+    pub cell: String,
+    pub from: Vec<String>,
+    pub to: Vec<String>,
+    pub cause: CauseName,
+    #[serde(default)]
+    pub reason: String,
+    /// The epoch of the new owners, once there is one.
+    #[serde(default)]
+    pub epoch: Option<u64>,
+    pub steps: Vec<OperationStep>,
+}
+
+/// One step of a move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationStep {
+    /// `begun`, `moved`, `settled`, `aborted`.
+    pub step: String,
+    /// The incarnation that took it.
+    pub by: String,
+    /// By the wall clock of its machine.
+    pub at_unix_ms: u64,
+}
+
+impl OperationRecord {
+    /// Reads the value of a store key.
+    pub fn parse(value: &[u8]) -> Result<OperationRecord, InvalidRecord> {
+        serde_json::from_slice(value).map_err(|error| InvalidRecord::Desired(error.to_string()))
+    }
+
+    /// The value to store.
+    pub fn to_json(&self) -> Vec<u8> {
+        to_json(self)
+    }
+}
+
+/// Structs of texts and numbers, which always serialise.
+fn to_json(record: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(record).unwrap_or_default()
+}
+
+fn texts(names: &[Name]) -> Vec<String> {
+    names.iter().map(|name| name.to_string()).collect()
+}
+
+fn names(texts: Vec<String>) -> Result<Vec<Name>, InvalidRecord> {
+    let good = texts.iter().all(|text| check_name(text).is_ok());
+    match good {
+        true => Ok(texts.into_iter().map(Name::from).collect()),
+        false => Err(InvalidRecord::Desired("a zone's name".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn id(number: u64) -> SessionId {
+        SessionId {
+            zone: "sh-a".into(),
+            incarnation: incarnation("sh-a", number),
+        }
+    }
+
+    #[test]
+    fn keys_come_back_as_they_went() {
+        for key in [
+            Key::Authority("main".into()),
+            Key::Session(id(7)),
+            Key::Grantor("main".into(), id(u64::MAX)),
+        ] {
+            assert_eq!(parse_key(&store_key(&key)), Some(Ok(key)));
+        }
+        for bad in [
+            "authority/",
+            "authority/a/b",
+            "sessions/sh-b/sh-a-0000000000000007",
+            "sessions/sh-a/sh-a-7",
+            "grantors/main/sh-a",
+            "grantors/sh-a-0000000000000007",
+        ] {
+            let key = format!("/tidegate/v1/{bad}");
+            assert_eq!(
+                parse_key(&key),
+                Some(Err(InvalidRecord::DesiredKey)),
+                "{key}"
+            );
+        }
+        assert_eq!(parse_key("/tidegate/v1/instances/a/b/c"), None);
+    }
+
+    #[test]
+    fn authorities_come_back_as_they_went_and_bad_ones_are_refused() {
+        let next = Move {
+            id: "main-8".into(),
+            to: vec!["sh-b".into()],
+            cause: Cause::SessionLost,
+            reason: "a fire".into(),
+            epoch_min: 3,
+        };
+        for state in [State::Active, State::Settling, State::Fencing(next)] {
+            for unsettled in [
+                Unsettled::none(),
+                Unsettled::Unknown,
+                Unsettled::Of(BTreeSet::from([id(1), id(2)])),
+            ] {
+                let authority = Authority {
+                    store: u64::MAX,
+                    epoch: 7,
+                    owners: vec!["sh-a".into()],
+                    standby: vec!["sh-b".into(), "bj-c".into()],
+                    state: state.clone(),
+                    unsettled,
+                };
+                let json = AuthorityRecord::from(&authority).to_json();
+                assert_eq!(AuthorityRecord::parse(&json), Ok(authority));
+            }
+        }
+        for bad in [
+            "",
+            "[]",
+            r#"{"store": "x", "epoch": 1, "owners": [], "state": "active"}"#,
+            r#"{"store": "1", "epoch": 1, "owners": [], "state": "fencing"}"#,
+            r#"{"store": "1", "epoch": 1, "owners": ["A B"], "state": "active"}"#,
+            r#"{"store": "1", "epoch": 1, "owners": [], "state": "active", "unsettled": ["q"]}"#,
+        ] {
+            assert!(AuthorityRecord::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}

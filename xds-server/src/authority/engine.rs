@@ -1,0 +1,564 @@
+//! The one task that owns this process's replicas: everything in, one at a time; transactions and messages out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use policy::{
+    ZoneState,
+    fence::{
+        Authority, Effect, HolderId, Input, Move, Name, Outcome, Replica, SessionId, Transaction,
+        Unwilling, Write, move_id, moves::better_zone,
+    },
+};
+use protos::fence::{GrantorSays, HolderSays};
+use registry::{
+    authority::{OPERATIONS_PREFIX, incarnation},
+    store::{Compare, Op, Store, StoreError, TxnOutcome},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, info, warn};
+
+use super::{
+    CellStatus, Command, Fact, NoSeat, Operation, Sources, Wish,
+    records::{self, Operations},
+    status,
+};
+use crate::metrics::{CellLabel, ResultLabel};
+
+pub(super) struct Engine {
+    sources: Sources,
+    /// By zone.
+    replicas: BTreeMap<Name, Replica>,
+    streams: BTreeMap<HolderId, Stream>,
+    streams_opened: u64,
+    operations: Operations,
+    /// By zone, the fenced services that cannot be written to there.
+    out: BTreeMap<Name, BTreeSet<Name>>,
+    /// The zone that should have a cell, as it was said last.
+    better: BTreeMap<Name, Option<Name>>,
+    commands: mpsc::Receiver<Command>,
+    publisher: watch::Sender<Arc<Vec<CellStatus>>>,
+    told: watch::Sender<Arc<Vec<Operation>>>,
+    /// What became of transactions.
+    answer: mpsc::UnboundedSender<Answer>,
+    answers: mpsc::UnboundedReceiver<Answer>,
+    /// Who waits for the end.
+    stopping: Vec<oneshot::Sender<()>>,
+    stopped: BTreeSet<Name>,
+}
+
+struct Answer {
+    id: SessionId,
+    number: u64,
+    outcome: Outcome,
+}
+
+/// A proxy process that is connected.
+struct Stream {
+    number: u64,
+    zone: Name,
+    node: String,
+    says: mpsc::Sender<GrantorSays>,
+}
+
+enum Woken {
+    Fact(Option<Fact>),
+    Command(Option<Command>),
+    Answer(Option<Answer>),
+    Rules,
+    Overview,
+    Time,
+}
+
+impl Engine {
+    pub(super) fn new(
+        mut sources: Sources,
+        commands: mpsc::Receiver<Command>,
+        publisher: watch::Sender<Arc<Vec<CellStatus>>>,
+        told: watch::Sender<Arc<Vec<Operation>>>,
+    ) -> Engine {
+        let draw = &mut sources.draw;
+        let replicas = sources.zones.iter().map(|zone| {
+            let incarnation = incarnation(zone, draw());
+            let id = SessionId {
+                zone: zone.clone(),
+                incarnation,
+            };
+            (zone.clone(), Replica::new(id, sources.terms.clone()))
+        });
+        let replicas = replicas.collect();
+        // As many as there are transactions under way: each replica has a handful.
+        let (answer, answers) = mpsc::unbounded_channel();
+        Engine {
+            sources,
+            replicas,
+            streams: BTreeMap::new(),
+            streams_opened: 0,
+            operations: Operations::new(),
+            out: BTreeMap::new(),
+            better: BTreeMap::new(),
+            commands,
+            publisher,
+            told,
+            answer,
+            answers,
+            stopping: Vec::new(),
+            stopped: BTreeSet::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        self.take_rules();
+        loop {
+            let until_wake = self.until_wake();
+            let woken = tokio::select! {
+                biased;
+                fact = self.sources.facts.recv() => Woken::Fact(fact),
+                answer = self.answers.recv() => Woken::Answer(answer),
+                command = self.commands.recv() => Woken::Command(command),
+                Ok(()) = self.sources.rules.changed() => Woken::Rules,
+                Ok(()) = self.sources.overviews.changed() => Woken::Overview,
+                () = tokio::time::sleep(until_wake) => Woken::Time,
+            };
+            match woken {
+                // The process is ending.
+                Woken::Fact(None) | Woken::Command(None) | Woken::Answer(None) => return,
+                Woken::Fact(Some(fact)) => self.take_fact(fact),
+                Woken::Command(Some(command)) => self.obey(command),
+                Woken::Answer(Some(answer)) => self.answered(&answer),
+                Woken::Rules => self.take_rules(),
+                Woken::Overview => self.look_around(),
+                Woken::Time => self.everybody(&Input::Tick),
+            }
+            self.judge();
+            self.publish();
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.sources.clock.now_us()
+    }
+
+    fn until_wake(&self) -> Duration {
+        let now = self.now();
+        let wakes = self.replicas.values().map(|replica| replica.wake_at(now));
+        let wake = wakes.min().unwrap_or(now.saturating_add(1_000_000));
+        Duration::from_micros(wake.saturating_sub(now))
+    }
+
+    fn take_rules(&mut self) {
+        let rules = Arc::clone(&self.sources.rules.borrow_and_update());
+        self.everybody(&Input::Cells(rules.cells.clone()));
+        self.look_around();
+    }
+
+    /// Takes in how services are doing.
+    fn look_around(&mut self) {
+        let rules = Arc::clone(&self.sources.rules.borrow());
+        let overview = Arc::clone(&self.sources.overviews.borrow_and_update());
+        self.out.clear();
+        for ((service, zone), status) in &overview.statuses {
+            let down = status.verdict.state != ZoneState::Up;
+            if down && rules.services.contains(&**service) {
+                let out = self.out.entry(Name::clone(zone)).or_default();
+                out.insert(Name::clone(service));
+            }
+        }
+    }
+
+    fn take_fact(&mut self, fact: Fact) {
+        let input = match fact {
+            Fact::Listed { cluster, entries } => {
+                let (listing, operations) = records::listing(cluster, &entries);
+                self.operations = operations;
+                self.tell_operations();
+                Some(Input::Listed(listing))
+            }
+            Fact::Put(entry) => match entry.key.strip_prefix(OPERATIONS_PREFIX) {
+                Some(id) => {
+                    records::take_operation(&mut self.operations, id, &entry.value);
+                    self.tell_operations();
+                    None
+                }
+                None => records::put(&entry),
+            },
+            Fact::Deleted { key, revision } => match key.strip_prefix(OPERATIONS_PREFIX) {
+                Some(id) => {
+                    self.operations.remove(id);
+                    self.tell_operations();
+                    None
+                }
+                None => records::deleted(&key, revision),
+            },
+            Fact::Doubted => {
+                warn!("the store is not believed: nothing is granted or moved");
+                Some(Input::Doubted)
+            }
+        };
+        if let Some(input) = input {
+            if let Input::Authority {
+                cell,
+                authority: Some(authority),
+                ..
+            } = &input
+            {
+                log_authority(cell, authority);
+            }
+            self.everybody(&input);
+        }
+    }
+
+    fn everybody(&mut self, input: &Input) {
+        let zones: Vec<Name> = self.replicas.keys().cloned().collect();
+        for zone in zones {
+            self.handle(&zone, input.clone());
+        }
+    }
+
+    fn handle(&mut self, zone: &Name, input: Input) {
+        let now = self.now();
+        let Some(replica) = self.replicas.get_mut(zone) else {
+            return;
+        };
+        let effects = replica.handle(input, now);
+        self.carry_out(zone, effects);
+    }
+
+    fn carry_out(&mut self, zone: &Name, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Commit {
+                    number,
+                    transaction,
+                } => self.commit(zone, number, &transaction),
+                Effect::Grant {
+                    holder,
+                    nonce,
+                    grants,
+                } => {
+                    self.sources.metrics.grants.inc_by(grants.len() as u64);
+                    self.say(holder, GrantorSays::Grants { nonce, grants });
+                }
+                Effect::Revoke {
+                    holder,
+                    cell,
+                    fence,
+                } => self.say(holder, GrantorSays::Revoke { cell, fence }),
+                Effect::Invite { holder } => self.say(holder, GrantorSays::Invite),
+                Effect::Ended => self.reincarnate(zone),
+                Effect::Stopped => drop(self.stopped.insert(zone.clone())),
+            }
+        }
+        if !self.stopping.is_empty() && self.stopped.len() == self.replicas.len() {
+            for waiting in self.stopping.drain(..) {
+                // Who does not wait any more need not know.
+                let _ = waiting.send(());
+            }
+        }
+    }
+
+    /// A slow proxy loses its stream, and says everything again on the next.
+    fn say(&mut self, holder: HolderId, says: GrantorSays) {
+        let Some(stream) = self.streams.get(&holder) else {
+            return;
+        };
+        if stream.says.try_send(says).is_err() {
+            warn!(
+                node = stream.node,
+                "a proxy does not read what it is told: its stream is ended"
+            );
+            self.leave(holder);
+        }
+    }
+
+    fn leave(&mut self, holder: HolderId) {
+        if let Some(stream) = self.streams.remove(&holder) {
+            self.sources
+                .metrics
+                .fence_streams
+                .set(self.streams.len() as i64);
+            self.handle(&stream.zone, Input::Disconnected(holder));
+        }
+    }
+
+    fn reincarnate(&mut self, zone: &Name) {
+        let Some(replica) = self.replicas.remove(zone) else {
+            return;
+        };
+        let incarnation = incarnation(zone, (self.sources.draw)());
+        warn!(was = %replica.id().incarnation, now = %incarnation, "the session is over: nothing is granted before another has begun");
+        self.sources.metrics.sessions_lost.inc();
+        let (replica, effects) = replica.reborn(incarnation, self.now());
+        self.replicas.insert(zone.clone(), replica);
+        self.carry_out(zone, effects);
+    }
+
+    fn commit(&mut self, zone: &Name, number: u64, transaction: &Transaction) {
+        let Some(replica) = self.replicas.get(zone) else {
+            return;
+        };
+        let id = replica.id().clone();
+        let authority = transaction.writes.iter().find_map(|write| match write {
+            Write::Authority(cell, authority) => Some((cell, authority)),
+            _ => None,
+        });
+        let operation = authority.map(|(cell, after)| {
+            let mut cells = replica.cells();
+            let before = cells.find(|(name, ..)| *name == cell);
+            let before = before.and_then(|(_, _, authority, ..)| authority);
+            records::operation(&self.operations, cell, before, after, &id, unix_ms())
+        });
+        let changes_authority = authority.is_some();
+        let process = &self.sources.process;
+        let (compares, ops) =
+            records::transaction(transaction, process, operation.unwrap_or_default());
+        let store = Arc::clone(&self.sources.store);
+        let mode = self.sources.mode.clone();
+        let answer = self.answer.clone();
+        let writes = self.sources.metrics.authority_writes.clone();
+        tokio::spawn(async move {
+            let outcome = make(&*store, compares, ops, mode.writes_refused().is_some()).await;
+            if let Some(outcome) = &outcome {
+                mode.wrote(outcome);
+            }
+            let outcome = match outcome {
+                Some(Ok(TxnOutcome {
+                    succeeded: true,
+                    revision,
+                })) => Outcome::Committed(records::revision(revision)),
+                Some(Ok(_)) => Outcome::Refused,
+                Some(Err(error)) => {
+                    debug!(%error, "a transaction about authority has failed");
+                    Outcome::Unknown
+                }
+                None => Outcome::Unknown,
+            };
+            if changes_authority {
+                let result = match outcome {
+                    Outcome::Committed(_) => "ok",
+                    Outcome::Refused => "overtaken",
+                    Outcome::Unknown => "error",
+                };
+                writes.get_or_create(&ResultLabel { result }).inc();
+            }
+            // An engine that is gone waits for nothing.
+            let _ = answer.send(Answer {
+                id,
+                number,
+                outcome,
+            });
+        });
+    }
+
+    fn answered(&mut self, answer: &Answer) {
+        let zone = answer.id.zone.clone();
+        // Numbers go on from one incarnation to the next, which does not know its predecessor's.
+        let input = Input::Answer {
+            number: answer.number,
+            outcome: answer.outcome,
+        };
+        self.handle(&zone, input);
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Join {
+                holder,
+                zone,
+                node,
+                says,
+                joined,
+            } => {
+                if !self.replicas.contains_key(&zone) {
+                    let zones: Vec<&str> = self.replicas.keys().map(|zone| &**zone).collect();
+                    let zones = zones.join(", ");
+                    let _ = joined.send(Err(NoSeat { zone, zones }));
+                    return;
+                }
+                self.leave(holder);
+                self.streams_opened += 1;
+                let number = self.streams_opened;
+                let stream = Stream {
+                    number,
+                    zone: zone.clone(),
+                    node,
+                    says,
+                };
+                self.streams.insert(holder, stream);
+                self.sources
+                    .metrics
+                    .fence_streams
+                    .set(self.streams.len() as i64);
+                // Before the first message of the stream, so that nothing is said into the void.
+                let _ = joined.send(Ok(number));
+                self.handle(&zone, Input::Connected(holder));
+            }
+            Command::Said {
+                holder,
+                stream,
+                says,
+            } => {
+                let open = self
+                    .streams
+                    .get(&holder)
+                    .filter(|open| open.number == stream);
+                let Some(zone) = open.map(|open| open.zone.clone()) else {
+                    return;
+                };
+                match says {
+                    HolderSays::Ask { nonce } => self.handle(&zone, Input::Asked { holder, nonce }),
+                    HolderSays::Drained { cell, fence } => {
+                        self.handle(
+                            &zone,
+                            Input::Drained {
+                                holder,
+                                cell,
+                                fence,
+                            },
+                        );
+                    }
+                    HolderSays::Hello { .. } => {}
+                }
+            }
+            Command::Left { holder, stream } => {
+                let open = self.streams.get(&holder);
+                if open.is_some_and(|open| open.number == stream) {
+                    self.leave(holder);
+                }
+            }
+            Command::Wish { wish, answer } => {
+                let _ = answer.send(self.wish(&wish));
+            }
+            Command::Stop { stopped } => {
+                self.stopping.push(stopped);
+                self.everybody(&Input::Stop);
+            }
+        }
+    }
+
+    fn wish(&mut self, wish: &Wish) -> Result<(), Unwilling> {
+        let now = self.now();
+        let mut unwilling = Unwilling::NoSession;
+        let zones: Vec<Name> = self.replicas.keys().cloned().collect();
+        for zone in zones {
+            let Some(replica) = self.replicas.get_mut(&zone) else {
+                continue;
+            };
+            let cells = replica.cells();
+            let mut of_cell = cells.filter(|(name, ..)| **name == wish.cell);
+            let authority = of_cell.next().and_then(|(_, _, authority, ..)| authority);
+            let id = authority.map_or_else(
+                || wish.cell.clone(),
+                |authority| move_id(&wish.cell, authority),
+            );
+            drop(of_cell);
+            let next = Move {
+                id,
+                to: wish.to.clone(),
+                cause: wish.cause,
+                reason: wish.reason.clone(),
+                epoch_min: wish.epoch_min,
+            };
+            match replica.wish(&wish.cell, next, now) {
+                Ok(effects) => {
+                    self.carry_out(&zone, effects);
+                    return Ok(());
+                }
+                Err(error) => unwilling = error,
+            }
+        }
+        Err(unwilling)
+    }
+
+    /// Tells the replicas which zone should have each cell, where its owners cannot serve writes.
+    fn judge(&mut self) {
+        let Some(replica) = self.replicas.values().next() else {
+            return;
+        };
+        let mut changed = Vec::new();
+        for (cell, _, authority, ..) in replica.cells() {
+            let better = authority.and_then(|authority| better_zone(authority, &self.out));
+            if self.better.get(cell) != Some(&better) {
+                changed.push((cell.clone(), better));
+            }
+        }
+        for (cell, zone) in changed {
+            self.better.insert(cell.clone(), zone.clone());
+            self.everybody(&Input::Better { cell, zone });
+        }
+    }
+
+    fn publish(&mut self) {
+        let cells = status::of(self.replicas.values(), self.now());
+        let metrics = &self.sources.metrics;
+        for cell in &cells {
+            let label = CellLabel {
+                cell: cell.cell.clone(),
+            };
+            let epoch = i64::try_from(cell.epoch).unwrap_or(i64::MAX);
+            metrics.cell_epoch.get_or_create(&label).set(epoch);
+            let writable = cell.here.iter().any(|here| here.granting && here.session);
+            metrics
+                .cell_granting
+                .get_or_create(&label)
+                .set(i64::from(writable));
+        }
+        self.publisher.send_if_modified(|published| {
+            let changed = **published != cells;
+            if changed {
+                *published = Arc::new(cells);
+            }
+            changed
+        });
+    }
+
+    fn tell_operations(&self) {
+        let all = self.operations.iter().map(|(id, record)| Operation {
+            id: id.clone(),
+            record: record.clone(),
+        });
+        let mut all: Vec<Operation> = all.collect();
+        let last = |o: &Operation| o.record.steps.last().map_or(0, |step| step.at_unix_ms);
+        all.sort_by_key(|operation| std::cmp::Reverse(last(operation)));
+        self.told.send_replace(Arc::new(all));
+    }
+}
+
+/// None where nothing was sent, since writes have ended.
+async fn make(
+    store: &dyn Store,
+    compares: Vec<Compare>,
+    ops: Vec<Op>,
+    refused: bool,
+) -> Option<Result<TxnOutcome, StoreError>> {
+    match refused {
+        true => None,
+        false => Some(store.txn(compares, ops, None).await),
+    }
+}
+
+/// Milliseconds since 1970 by the wall clock: for people, and for numbers that only have to be higher than before.
+pub fn unix_ms() -> u64 {
+    #[allow(clippy::disallowed_methods, reason = "nothing is decided by it")]
+    let now = SystemTime::now();
+    let since = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn log_authority(cell: &Name, authority: &Authority) {
+    let Authority { epoch, owners, .. } = authority;
+    match &authority.state {
+        policy::fence::State::Active => info!(%cell, epoch, ?owners, "authority: active"),
+        policy::fence::State::Settling => {
+            info!(%cell, epoch, ?owners, unsettled = ?authority.unsettled, "authority: settling")
+        }
+        policy::fence::State::Fencing(next) => {
+            info!(%cell, epoch, from = ?owners, to = ?next.to, cause = ?next.cause, reason = %next.reason, "authority: fencing");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Who may write: the processes around [`policy::fence`].
+//!
+//! `policy::fence::Replica` decides everything. What is here feeds it: the `engine` with what the store says, with time and
+//! with what proxies say, and makes the transactions that it asks for; `service` is the stream to the proxies; `records` is
+//! the way to and from the store's keys; `clock` reads the time.
+
+mod clock;
+mod engine;
+mod records;
+mod service;
+mod status;
+
+use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
+
+use policy::fence::{Cause, CellRules, HolderId, Name, Terms, Unwilling};
+use protos::fence::{GrantorSays, HolderSays};
+use registry::{
+    authority::{AUTHORITY_PREFIX, AuthorityRecord},
+    store::{ClusterId, Entry, Revision, Store},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    config::{Mesh, ServiceConfig},
+    feed::Overview,
+    last_good::LastGood,
+    metrics::Metrics,
+    mode::Mode,
+};
+
+pub use clock::{Boottime, Clock};
+pub use engine::unix_ms;
+pub use service::{FenceService, service};
+pub use status::{CellStatus, Holding, MoveStatus, Operation};
+
+/// Facts that may wait for the engine.
+pub const FACTS_MAX: usize = 1_024;
+/// Messages of proxies that may wait for it.
+const COMMANDS_MAX: usize = 1_024;
+
+/// What the store says about authority, in the order of its revisions.
+#[derive(Clone, Debug)]
+pub enum Fact {
+    /// Everything, at one revision: after a start, or when events may have been missed.
+    Listed {
+        cluster: ClusterId,
+        entries: Vec<Entry>,
+    },
+    Put(Entry),
+    Deleted {
+        key: String,
+        revision: Revision,
+    },
+    /// What answers is not believed: nothing is granted or moved until it is listed again.
+    Doubted,
+}
+
+/// What is configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    pub cells: BTreeMap<Name, CellRules>,
+    /// The services whose writes are fenced.
+    pub services: BTreeSet<String>,
+}
+
+impl Rules {
+    /// What `mesh` says. Every epoch that was `remembered` of a cell is below its next one.
+    pub fn of(mesh: &Mesh, remembered: &BTreeMap<Name, u64>) -> Rules {
+        let names = |zones: &[String]| zones.iter().map(|zone| Name::from(zone.as_str())).collect();
+        let cells = mesh.authority.iter().flat_map(|authority| &authority.cells);
+        let cells = cells.map(|cell| {
+            let name = Name::from(cell.name.as_str());
+            let cool_down = cell.cool_down.as_micros();
+            let rules = CellRules {
+                owners: names(&cell.owners),
+                standby: names(&cell.standby),
+                automatic: cell.automatic,
+                cool_down: u64::try_from(cool_down).unwrap_or(u64::MAX),
+                epoch_min: remembered.get(&name).map_or(1, |epoch| epoch + 1),
+            };
+            (name, rules)
+        });
+        let fenced = |service: &&ServiceConfig| service.writes != policy::Writes::Free;
+        let services = mesh.services.iter().filter(fenced);
+        Rules {
+            cells: cells.collect(),
+            services: services.map(|service| service.name.clone()).collect(),
+        }
+    }
+}
+
+/// The rules of every mesh to come.
+pub fn follow(
+    mut meshes: watch::Receiver<Arc<Mesh>>,
+    remembered: BTreeMap<Name, u64>,
+) -> watch::Receiver<Arc<Rules>> {
+    let now = Rules::of(&meshes.borrow_and_update(), &remembered);
+    let (publisher, rules) = watch::channel(Arc::new(now));
+    tokio::spawn(async move {
+        while meshes.changed().await.is_ok() {
+            let now = Rules::of(&meshes.borrow_and_update(), &remembered);
+            publisher.send_if_modified(|published| {
+                let changed = **published != now;
+                *published = Arc::new(now);
+                changed
+            });
+        }
+    });
+    rules
+}
+
+/// The epochs in a state that was kept on disk.
+pub fn remembered(state: Option<&LastGood>) -> BTreeMap<Name, u64> {
+    let entries = state.into_iter().flat_map(|state| state.entries.iter());
+    let epochs = entries.filter_map(|(key, entry)| {
+        let cell = key.strip_prefix(AUTHORITY_PREFIX)?;
+        let authority = AuthorityRecord::parse(&entry.value).ok()?;
+        Some((Name::from(cell), authority.epoch))
+    });
+    epochs.collect()
+}
+
+/// What the engine works with.
+pub struct Sources {
+    pub store: Arc<dyn Store>,
+    pub facts: mpsc::Receiver<Fact>,
+    /// The zones that this process speaks for.
+    pub zones: Vec<Name>,
+    pub terms: Terms,
+    pub rules: watch::Receiver<Arc<Rules>>,
+    /// How services are doing.
+    pub overviews: watch::Receiver<Arc<Overview>>,
+    pub clock: Arc<dyn Clock>,
+    /// A number that no other incarnation has.
+    pub draw: Box<dyn FnMut() -> u64 + Send>,
+    /// `host:process id`, for people.
+    pub process: String,
+    pub mode: Mode,
+    pub metrics: Metrics,
+}
+
+/// Where the rest of the process speaks to the engine. Copies speak to the same one.
+#[derive(Clone)]
+pub struct Authorities {
+    commands: mpsc::Sender<Command>,
+    cells: watch::Receiver<Arc<Vec<CellStatus>>>,
+    operations: watch::Receiver<Arc<Vec<Operation>>>,
+}
+
+enum Command {
+    Join {
+        holder: HolderId,
+        zone: Name,
+        node: String,
+        says: mpsc::Sender<GrantorSays>,
+        joined: oneshot::Sender<Result<u64, NoSeat>>,
+    },
+    Said {
+        holder: HolderId,
+        stream: u64,
+        says: HolderSays,
+    },
+    Left {
+        holder: HolderId,
+        stream: u64,
+    },
+    Wish {
+        wish: Wish,
+        answer: oneshot::Sender<Result<(), Unwilling>>,
+    },
+    Stop {
+        stopped: oneshot::Sender<()>,
+    },
+}
+
+/// What an operator wants of a cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    pub cell: Name,
+    pub to: Vec<Name>,
+    /// [`Cause::Operator`] or [`Cause::Override`].
+    pub cause: Cause,
+    pub reason: Name,
+    /// The new epoch is at least this.
+    pub epoch_min: u64,
+}
+
+/// Nobody here speaks for that zone.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this replica does not speak for zone {zone}, but for {zones}: proxies hold grants from replicas of their own zone"
+)]
+pub struct NoSeat {
+    pub zone: Name,
+    pub zones: String,
+}
+
+/// The engine has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this process is stopping, or fences nothing")]
+pub struct Gone;
+
+/// Starts the engine.
+pub fn start(sources: Sources) -> Authorities {
+    let (commands, commanded) = mpsc::channel(COMMANDS_MAX);
+    let (publisher, cells) = watch::channel(Arc::default());
+    let (told, operations) = watch::channel(Arc::default());
+    tokio::spawn(engine::Engine::new(sources, commanded, publisher, told).run());
+    Authorities {
+        commands,
+        cells,
+        operations,
+    }
+}
+
+impl Authorities {
+    /// One for a process that fences nothing.
+    pub fn none() -> Authorities {
+        Authorities {
+            commands: mpsc::channel(1).0,
+            cells: watch::channel(Arc::default()).1,
+            operations: watch::channel(Arc::default()).1,
+        }
+    }
+
+    /// How the cells stand, as far as is known here.
+    pub fn cells(&self) -> Arc<Vec<CellStatus>> {
+        Arc::clone(&self.cells.borrow())
+    }
+
+    /// To wait for changes of that.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Vec<CellStatus>>> {
+        self.cells.clone()
+    }
+
+    /// What became of moves, the newest first.
+    pub fn operations(&self) -> Arc<Vec<Operation>> {
+        Arc::clone(&self.operations.borrow())
+    }
+
+    /// A proxy process connects: what it is told goes to `says`. The number of its stream.
+    pub async fn join(
+        &self,
+        holder: HolderId,
+        zone: Name,
+        node: String,
+        says: mpsc::Sender<GrantorSays>,
+    ) -> Result<Result<u64, NoSeat>, Gone> {
+        let (joined, answer) = oneshot::channel();
+        let join = Command::Join {
+            holder,
+            zone,
+            node,
+            says,
+            joined,
+        };
+        self.commands.send(join).await.map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// A proxy process says something on its stream.
+    pub async fn said(&self, holder: HolderId, stream: u64, says: HolderSays) -> Result<(), Gone> {
+        let said = Command::Said {
+            holder,
+            stream,
+            says,
+        };
+        self.commands.send(said).await.map_err(|_| Gone)
+    }
+
+    /// A proxy's stream has ended.
+    pub async fn left(&self, holder: HolderId, stream: u64) {
+        let left = Command::Left { holder, stream };
+        // An engine that is gone knows nobody any more.
+        let _ = self.commands.send(left).await;
+    }
+
+    /// Begins what an operator wants. What becomes of it is seen in [`cells`](Authorities::cells).
+    pub async fn wish(&self, wish: Wish) -> Result<Result<(), Unwilling>, Gone> {
+        let (answer, answered) = oneshot::channel();
+        let wish = Command::Wish { wish, answer };
+        self.commands.send(wish).await.map_err(|_| Gone)?;
+        answered.await.map_err(|_| Gone)
+    }
+
+    /// Grants nothing more, waits until nothing that was granted is in use, and ends the session. Without the store it never
+    /// comes back: bound the wait. Leaving without it is safe too, only slower for others.
+    pub async fn stop(&self) {
+        let (stopped, ended) = oneshot::channel();
+        if self.commands.send(Command::Stop { stopped }).await.is_ok() {
+            let _ = ended.await;
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! To and from the store's keys and values.
+
+use std::collections::BTreeMap;
+
+use policy::fence::{
+    Authority, Condition, Input, Key, Listing, Name, Revision, SessionId, Transaction, Write,
+    move_id,
+};
+use policy::fence::{Cause, State};
+use registry::{
+    authority::{
+        AuthorityRecord, CauseName, OPERATIONS_PREFIX, OperationRecord, OperationStep,
+        SessionRecord, parse_key, store_key,
+    },
+    record::InvalidRecord,
+    store::{self, ClusterId, Compare, Entry, Op},
+};
+use tracing::warn;
+
+/// The most operations that are remembered.
+const OPERATIONS_MAX: usize = 100;
+
+/// Operations by id.
+pub(super) type Operations = BTreeMap<String, OperationRecord>;
+
+pub(super) fn revision(revision: store::Revision) -> Revision {
+    // The store's revisions are positive.
+    Revision(u64::try_from(revision.0).unwrap_or(0))
+}
+
+fn to_store(revision: Revision) -> store::Revision {
+    store::Revision(i64::try_from(revision.0).unwrap_or(i64::MAX))
+}
+
+/// Everything that the store has, and the operations in it.
+pub(super) fn listing(cluster: ClusterId, entries: &[Entry]) -> (Listing, Operations) {
+    let mut listing = Listing {
+        store: cluster.0,
+        ..Listing::default()
+    };
+    let mut operations = Operations::new();
+    for entry in entries {
+        if let Some(id) = entry.key.strip_prefix(OPERATIONS_PREFIX) {
+            take_operation(&mut operations, id, &entry.value);
+            continue;
+        }
+        match read(entry) {
+            None => {}
+            Some(Ok((Key::Authority(cell), Some(authority)))) => {
+                let at = revision(entry.mod_revision);
+                listing.authorities.push((cell, at, authority));
+            }
+            Some(Ok((Key::Session(id), _))) => {
+                listing.sessions.insert(id, revision(entry.mod_revision));
+            }
+            Some(Ok((Key::Grantor(cell, id), _))) => {
+                listing.grantors.insert((cell, id));
+            }
+            Some(Ok((Key::Authority(_), None))) => {}
+            Some(Err(error)) => warn!(key = entry.key, %error, "record not used"),
+        }
+    }
+    (listing, operations)
+}
+
+fn read(entry: &Entry) -> Option<Result<(Key, Option<Authority>), InvalidRecord>> {
+    let read = parse_key(&entry.key)?.and_then(|key| match key {
+        Key::Authority(_) => Ok((key, Some(AuthorityRecord::parse(&entry.value)?))),
+        Key::Session(_) | Key::Grantor(..) => Ok((key, None)),
+    });
+    Some(read)
+}
+
+pub(super) fn take_operation(operations: &mut Operations, id: &str, value: &[u8]) {
+    match OperationRecord::parse(value) {
+        Ok(record) => drop(operations.insert(id.to_owned(), record)),
+        Err(error) => warn!(id, %error, "record of an operation not used"),
+    }
+}
+
+/// What a put means to a replica. An authority that cannot be read counts as none: nobody grants under it.
+pub(super) fn put(entry: &Entry) -> Option<Input> {
+    let at = revision(entry.mod_revision);
+    Some(match read(entry)? {
+        Ok((Key::Authority(cell), authority)) => Input::Authority {
+            cell,
+            revision: at,
+            authority,
+        },
+        Ok((Key::Session(id), _)) => Input::Session { id, put: Some(at) },
+        Ok((Key::Grantor(cell, id), _)) => Input::Grantor {
+            cell,
+            id,
+            present: true,
+        },
+        Err(error) => {
+            warn!(key = entry.key, %error, "record not used");
+            let Some(Ok(Key::Authority(cell))) = parse_key(&entry.key) else {
+                return None;
+            };
+            Input::Authority {
+                cell,
+                revision: at,
+                authority: None,
+            }
+        }
+    })
+}
+
+/// What a delete means to a replica.
+pub(super) fn deleted(key: &str, at: store::Revision) -> Option<Input> {
+    Some(match parse_key(key)?.ok()? {
+        Key::Authority(cell) => Input::Authority {
+            cell,
+            revision: revision(at),
+            authority: None,
+        },
+        Key::Session(id) => Input::Session { id, put: None },
+        Key::Grantor(cell, id) => Input::Grantor {
+            cell,
+            id,
+            present: false,
+        },
+    })
+}
+
+/// A transaction as the store takes it.
+pub(super) fn transaction(
+    transaction: &Transaction,
+    process: &str,
+    operation: Vec<Op>,
+) -> (Vec<Compare>, Vec<Op>) {
+    let compares = transaction
+        .conditions
+        .iter()
+        .map(|condition| match condition {
+            Condition::PutAt(key, at) => Compare::ModRevision {
+                key: store_key(key),
+                is: to_store(*at),
+            },
+            Condition::CreatedAt(key, at) => Compare::CreateRevision {
+                key: store_key(key),
+                is: to_store(*at),
+            },
+        });
+    let ops = transaction.writes.iter().map(|write| match write {
+        Write::Authority(cell, authority) => Op::put(
+            store_key(&Key::Authority(cell.clone())),
+            AuthorityRecord::from(authority).to_json(),
+        ),
+        Write::Session(id) => {
+            let process = process.to_owned();
+            let session = SessionRecord { process };
+            Op::put(store_key(&Key::Session(id.clone())), session.to_json())
+        }
+        Write::Grantor(cell, id) => {
+            Op::put(store_key(&Key::Grantor(cell.clone(), id.clone())), "{}")
+        }
+        Write::Delete(key) => Op::delete(store_key(key)),
+    });
+    (compares.collect(), ops.chain(operation).collect())
+}
+
+/// The record of what a transaction does to a cell's authority, which was `before`; to be written with it.
+pub(super) fn operation(
+    operations: &Operations,
+    cell: &Name,
+    before: Option<&Authority>,
+    after: &Authority,
+    by: &SessionId,
+    at_unix_ms: u64,
+) -> Vec<Op> {
+    let Some(before) = before else {
+        return Vec::new();
+    };
+    let texts = |names: &[Name]| names.iter().map(|name| name.to_string()).collect();
+    let begun = |id: String, cause: Cause, to: &[Name], reason: &str| {
+        let cause = match cause {
+            Cause::Operator => CauseName::Operator,
+            Cause::Override => CauseName::Override,
+            Cause::SessionLost => CauseName::SessionLost,
+            Cause::Unfit => CauseName::Unfit,
+        };
+        let record = OperationRecord {
+            cell: cell.to_string(),
+            from: texts(&before.owners),
+            to: texts(to),
+            cause,
+            reason: reason.to_owned(),
+            epoch: None,
+            steps: Vec::new(),
+        };
+        (id, record)
+    };
+    let known = |id: &str| Some((id.to_owned(), operations.get(id)?.clone()));
+    let (found, step) = match (&before.state, &after.state) {
+        (_, State::Fencing(next)) => {
+            let record = begun(next.id.to_string(), next.cause, &next.to, &next.reason);
+            (Some(record), "begun")
+        }
+        (State::Fencing(next), _) if after.epoch > before.epoch => (known(&next.id), "moved"),
+        (State::Fencing(next), _) => (known(&next.id), "aborted"),
+        (_, State::Settling) => {
+            let id = move_id(cell, before).to_string();
+            (Some(begun(id, Cause::Override, &after.owners, "")), "moved")
+        }
+        (State::Settling, State::Active) => {
+            let of_epoch = |record: &OperationRecord| {
+                record.cell == **cell && record.epoch == Some(after.epoch)
+            };
+            let mut all = operations.iter();
+            let found = all.find(|(_, record)| of_epoch(record));
+            (
+                found.map(|(id, record)| (id.clone(), record.clone())),
+                "settled",
+            )
+        }
+        _ => (None, ""),
+    };
+    let Some((id, mut record)) = found else {
+        return Vec::new();
+    };
+    if step == "moved" {
+        record.epoch = Some(after.epoch);
+    }
+    record.steps.push(OperationStep {
+        step: step.to_owned(),
+        by: by.incarnation.to_string(),
+        at_unix_ms,
+    });
+    let put = Op::put(format!("{OPERATIONS_PREFIX}{id}"), record.to_json());
+    let begun_at = |record: &OperationRecord| record.steps.first().map_or(0, |s| s.at_unix_ms);
+    let oldest = (operations.iter().filter(|(other, _)| **other != id))
+        .min_by_key(|(_, record)| begun_at(record))
+        .filter(|_| operations.len() >= OPERATIONS_MAX);
+    let prune = oldest.map(|(id, _)| Op::delete(format!("{OPERATIONS_PREFIX}{id}")));
+    [put].into_iter().chain(prune).collect()
+}

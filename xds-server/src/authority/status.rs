@@ -1,0 +1,100 @@
+//! How cells stand, for people and for what follows from it.
+
+use policy::fence::{Replica, State};
+use registry::authority::{AuthorityRecord, MoveRecord, OperationRecord, StateName};
+use serde::{Deserialize, Serialize};
+
+/// A cell, as this process sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellStatus {
+    pub cell: String,
+    /// Of the authority's record; 0: there is none yet.
+    pub revision: u64,
+    pub epoch: u64,
+    pub owners: Vec<String>,
+    pub standby: Vec<String>,
+    /// `active`, `fencing` or `settling`; none where there is no record, or one of another store.
+    pub state: Option<StateName>,
+    /// The move that is under way.
+    #[serde(rename = "move")]
+    pub moving: Option<MoveStatus>,
+    /// The incarnations of which something may still be under way; `*`: of anybody.
+    pub unsettled: Vec<String>,
+    /// The incarnations that are registered to grant.
+    pub grantors: Vec<String>,
+    /// What this process grants, by zone.
+    pub here: Vec<Holding>,
+}
+
+pub type MoveStatus = MoveRecord;
+
+/// What one replica grants for a cell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    pub zone: String,
+    pub incarnation: String,
+    /// Its session lives.
+    pub session: bool,
+    pub granting: bool,
+    /// Proxies that hold grants of it, or whose grants have not run out.
+    pub holders: usize,
+}
+
+/// What became of a move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    pub id: String,
+    #[serde(flatten)]
+    pub record: OperationRecord,
+}
+
+/// The cells as `replicas`, which speak for one zone each, see them together.
+pub(super) fn of<'r>(
+    replicas: impl Iterator<Item = &'r Replica> + Clone,
+    now: u64,
+) -> Vec<CellStatus> {
+    let mut cells = Vec::<CellStatus>::new();
+    for replica in replicas {
+        for (name, revision, authority, grantors, grantor) in replica.cells() {
+            let holding = Holding {
+                zone: replica.id().zone.to_string(),
+                incarnation: replica.id().incarnation.to_string(),
+                session: replica.session().left(now) > 0,
+                granting: grantor.granting().is_some(),
+                holders: grantor.holders(),
+            };
+            if let Some(cell) = cells.iter_mut().find(|cell| cell.cell == **name) {
+                cell.here.push(holding);
+                continue;
+            }
+            let own = authority.filter(|authority| replica.is_of_store(authority));
+            let record = authority.map(AuthorityRecord::from);
+            let moving = own.and_then(|authority| match &authority.state {
+                State::Fencing(next) => Some(MoveRecord::from(next)),
+                _ => None,
+            });
+            cells.push(CellStatus {
+                cell: name.to_string(),
+                revision: revision.0,
+                epoch: authority.map_or(0, |authority| authority.epoch),
+                owners: record
+                    .as_ref()
+                    .map(|r| r.owners.clone())
+                    .unwrap_or_default(),
+                standby: record
+                    .as_ref()
+                    .map(|r| r.standby.clone())
+                    .unwrap_or_default(),
+                state: record.as_ref().filter(|_| own.is_some()).map(|r| r.state),
+                moving,
+                unsettled: record.map(|r| r.unsettled).unwrap_or_default(),
+                grantors: grantors
+                    .iter()
+                    .map(|id| id.incarnation.to_string())
+                    .collect(),
+                here: vec![holding],
+            });
+        }
+    }
+    cells
+}

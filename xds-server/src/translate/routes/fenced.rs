@@ -1,0 +1,107 @@
+//! The writes of a fenced service. Where a write may go is not planned: the zone that owns its cell takes all of them, and
+//! what a proxy admits stays in its zone.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::route::v3::{
+    HeaderMatcher, Route, route::Action, route_action::ClusterSpecifier,
+};
+use policy::{
+    Class, Fencing, Reason, Rules, Service, Tier, Writes, ZoneId, headers, rules::cluster_name,
+};
+
+use super::{
+    super::forward,
+    Builder,
+    matching::{absent, add_if_absent, is, present, set},
+};
+
+/// The fence, if it is for this service.
+pub(super) fn fencing<'r>(rules: &'r Rules, service: &Service) -> Option<&'r Fencing> {
+    match service.writes {
+        Writes::Fenced { .. } => rules.fencing(),
+        Writes::Free => None,
+    }
+}
+
+/// The zones to which writes may be forwarded from here, whoever owns what at the moment: a change of owners changes no route.
+pub(super) fn forwarded_to(rules: &Rules, fencing: &Fencing) -> Vec<ZoneId> {
+    let (topology, viewer) = (rules.topology(), rules.viewer());
+    let zones = topology.zones().filter(|zone| *zone != viewer);
+    let may = |zone: &ZoneId| {
+        let mut cells = fencing.cells().iter();
+        cells.any(|cell| fencing.may_forward(topology, cell, viewer, *zone))
+    };
+    zones.filter(may).collect()
+}
+
+/// What tells that the filter has not decided yet, beside the stamps of other requests.
+pub(super) fn undecided() -> [HeaderMatcher; 2] {
+    [absent(headers::EPOCH), absent(headers::TO)]
+}
+
+impl Builder<'_> {
+    /// Admitted writes, and those that go to another zone's gateways.
+    pub(super) fn fenced_writes(&self, fencing: &Fencing) -> Vec<Route> {
+        let zones = forwarded_to(self.rules, fencing).into_iter();
+        let forwarded = zones.filter_map(|zone| self.forwarded_write(fencing, zone));
+        [self.admitted(fencing)]
+            .into_iter()
+            .chain(forwarded)
+            .collect()
+    }
+
+    fn admitted(&self, fencing: &Fencing) -> Route {
+        let zone = self.rules.topology().zone_name(self.rules.viewer());
+        let to = cluster_name(&self.service.name, zone);
+        let matchers = vec![present(headers::EPOCH)];
+        let mut route = self.fenced_write(fencing, matchers, to, Tier::Zone, Reason::Admitted);
+        if let [only] = fencing.cells() {
+            let cell = set(headers::CELL, &only.name);
+            route.request_headers_to_add.push(cell);
+        }
+        route
+    }
+
+    /// None without the token, which forwarding takes.
+    fn forwarded_write(&self, fencing: &Fencing, zone: ZoneId) -> Option<Route> {
+        let token = set(headers::FORWARDED, fencing.token.as_ref()?);
+        let to = self.rules.gateway(zone)?;
+        let tier = self.rules.topology().tier(self.rules.viewer(), zone);
+        let matchers = vec![is(headers::TO, to)];
+        let mut route =
+            self.fenced_write(fencing, matchers, to.to_owned(), tier, Reason::Forwarded);
+        route.request_headers_to_add.push(token);
+        Some(route)
+    }
+
+    fn fenced_write(
+        &self,
+        fencing: &Fencing,
+        matchers: Vec<HeaderMatcher>,
+        to: String,
+        tier: Tier,
+        reason: Reason,
+    ) -> Route {
+        let viewer = self.rules.topology().zone_name(self.rules.viewer());
+        let drain = Duration::from_micros(fencing.terms.write_drain);
+        let to = ClusterSpecifier::Cluster(to);
+        let mut added: Vec<_> = self.trace().into_iter().collect();
+        added.extend([
+            set(headers::CLASS, Class::Write.as_str()),
+            add_if_absent(headers::HOME, viewer),
+            set(headers::TIER, tier.as_str()),
+            set(headers::DECISION, reason.as_str()),
+        ]);
+        Route {
+            r#match: Some(self.matching(matchers)),
+            request_headers_to_add: added,
+            action: Some(Action::Route(forward::fenced_write(
+                to,
+                drain,
+                self.is_grpc(),
+            ))),
+            ..Route::default()
+        }
+    }
+}
