@@ -23,7 +23,7 @@ const EXAMPLES_MAX: usize = 5;
 pub struct Write {
     pub zone: Arc<str>,
     pub instance: Arc<str>,
-    /// None: it carried none.
+    /// None: it carried none, as where there is only one.
     pub cell: Option<Arc<str>>,
     pub epoch: Option<u64>,
     pub id: Option<Arc<str>>,
@@ -65,7 +65,7 @@ pub struct History {
 /// In what way the promise was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Violation {
-    /// The write carried no epoch or no cell: nobody had permitted it.
+    /// The write carried no epoch, or no cell though there are several: nobody had permitted it.
     Unpermitted,
     /// There never was an active authority of that epoch.
     NeverGranted,
@@ -189,8 +189,10 @@ pub fn check(history: &History) -> Report {
         check_authority(cell, records, &mut report);
     }
     let mut cells: BTreeMap<&str, Vec<(u64, &Write)>> = BTreeMap::new();
+    let mut names = history.authority.keys().map(String::as_str);
+    let only = names.next().filter(|_| names.next().is_none());
     for write in &history.writes {
-        match (&write.cell, write.epoch) {
+        match (write.cell.as_deref().or(only), write.epoch) {
             (Some(cell), Some(epoch)) => cells.entry(cell).or_default().push((epoch, write)),
             _ => report.note(Violation::Unpermitted, || write.to_string()),
         }

@@ -114,6 +114,12 @@ fn a_write_without_permission_is_found() {
     let mut bare = write(1, 10, 20);
     bare.epoch = None;
     check_finds(history(vec![bare]), &[(Violation::Unpermitted, 1)]);
+    let mut of_the_only_cell = write(1, 10, 20);
+    of_the_only_cell.cell = None;
+    check_finds(history(vec![of_the_only_cell.clone()]), &[]);
+    let mut several = history(vec![of_the_only_cell]);
+    several.authority.insert("other".to_owned(), vec![]);
+    check_finds(several, &[(Violation::Unpermitted, 1)]);
     let mut elsewhere = write(1, 10, 20);
     elsewhere.cell = Some("other".into());
     check_finds(history(vec![elsewhere]), &[(Violation::NeverGranted, 1)]);

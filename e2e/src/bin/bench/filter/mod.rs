@@ -6,7 +6,7 @@
 
 mod cases;
 mod listeners;
-mod load;
+pub(crate) mod load;
 mod pushed;
 mod report;
 
