@@ -1,0 +1,485 @@
+//! A proxy process: the filter's own code for holding grants, in several workers, with writes.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    rc::Rc,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use policy::{
+    Policy,
+    fence::{Terms, WorkerId},
+};
+use protos::fence::{GrantorSays, HolderSays};
+use tidegate_filter::{
+    carry_out::HostFailed,
+    fence::{
+        member::Member,
+        process::{Process, Reading, Version},
+        speaker::{ContextId, Line, Token},
+        workers::Workers,
+    },
+    metrics::Metric,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep},
+};
+use xds_server::authority::{Authorities, Clock};
+
+use crate::{clock::Drifting, history::History, rng::Rng, store::Doors};
+
+const TICK: Duration = Duration::from_millis(10);
+const CONTEXT: ContextId = ContextId(1);
+const CELL: &str = "main";
+const WORKERS: usize = 2;
+
+/// The control planes of a zone that a proxy can be led to now.
+pub(crate) type Roster = Arc<Mutex<Vec<(Authorities, Doors)>>>;
+
+/// What the test does to a proxy.
+#[derive(Clone)]
+pub(crate) struct Levers {
+    /// The way to the control plane is cut.
+    pub(crate) cut: watch::Sender<bool>,
+    pub(crate) paused: watch::Sender<bool>,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+pub(crate) enum Order {
+    /// The process dies, and another begins in its place.
+    Crash,
+    /// Another process begins, and this one ends a little later.
+    HotRestart,
+    /// A worker loses its memory.
+    LoseWorker,
+    /// The wall clock is set forward.
+    StepClock,
+}
+
+impl Levers {
+    pub(crate) fn order(&self, order: Order) {
+        // A proxy that is gone obeys nobody.
+        let _ = self.orders.send(order);
+    }
+}
+
+/// What every process of one proxy has.
+#[derive(Clone)]
+struct Site {
+    zone: &'static str,
+    policy: Rc<Policy>,
+    terms: Terms,
+    roster: Roster,
+    cut: watch::Sender<bool>,
+    paused: watch::Sender<bool>,
+    clock: Drifting,
+    history: History,
+    start: Instant,
+}
+
+/// Starts a proxy; it ends with the runtime.
+pub(crate) fn start(
+    zone: &'static str,
+    policy: Policy,
+    terms: Terms,
+    roster: Roster,
+    clock: Drifting,
+    history: History,
+    mut rng: Rng,
+) -> Levers {
+    let (orders, mut ordered) = mpsc::unbounded_channel();
+    let levers = Levers {
+        cut: watch::Sender::new(false),
+        paused: watch::Sender::new(false),
+        orders,
+    };
+    let site = Site {
+        zone,
+        policy: Rc::new(policy),
+        terms,
+        roster,
+        cut: levers.cut.clone(),
+        paused: levers.paused.clone(),
+        clock,
+        history,
+        start: Instant::now(),
+    };
+    tokio::task::spawn_local(async move {
+        let mut present = run_process(&site, &mut rng);
+        while let Some(order) = ordered.recv().await {
+            match order {
+                Order::Crash => {
+                    present.task.abort();
+                    present.end_writes(&site.history);
+                    present = run_process(&site, &mut rng);
+                }
+                Order::HotRestart => {
+                    let old = std::mem::replace(&mut present, run_process(&site, &mut rng));
+                    let history = site.history.clone();
+                    tokio::task::spawn_local(async move {
+                        sleep(Duration::from_millis(700)).await;
+                        old.task.abort();
+                        old.end_writes(&history);
+                    });
+                }
+                Order::LoseWorker => drop(present.orders.send(Order::LoseWorker)),
+                Order::StepClock => drop(present.orders.send(Order::StepClock)),
+            }
+        }
+    });
+    levers
+}
+
+struct Running {
+    task: tokio::task::JoinHandle<()>,
+    orders: mpsc::UnboundedSender<Order>,
+    in_flight: Rc<RefCell<Vec<InFlight>>>,
+}
+
+impl Running {
+    /// The process is dead, and with it what it had in flight.
+    fn end_writes(&self, history: &History) {
+        for write in self.in_flight.borrow_mut().drain(..) {
+            history.end(write.number);
+        }
+    }
+}
+
+/// A write on its way.
+struct InFlight {
+    number: u64,
+    worker: WorkerId,
+    ends: Instant,
+}
+
+fn run_process(site: &Site, rng: &mut Rng) -> Running {
+    let (orders, ordered) = mpsc::unbounded_channel();
+    let in_flight = Rc::new(RefCell::new(Vec::new()));
+    let (heard, hears) = mpsc::unbounded_channel();
+    let mut rng = rng.fork();
+    let process = ProxyProcess {
+        members: (0..WORKERS).map(|_| member(site, &mut rng)).collect(),
+        host: Host {
+            site: site.clone(),
+            rng,
+            shared: BTreeMap::new(),
+            wall_lead_us: 0,
+            streams: BTreeMap::new(),
+            tokens: 0,
+            heard,
+            worker: 0,
+        },
+        in_flight: Rc::clone(&in_flight),
+    };
+    let task = tokio::task::spawn_local(process.run(hears, ordered));
+    Running {
+        task,
+        orders,
+        in_flight,
+    }
+}
+
+fn member(site: &Site, rng: &mut Rng) -> Member {
+    let mut member = Member::new(Workers::new(WorkerId(rng.next())));
+    member.configured(CONTEXT, &site.policy);
+    member
+}
+
+struct ProxyProcess {
+    members: Vec<Member>,
+    host: Host,
+    in_flight: Rc<RefCell<Vec<InFlight>>>,
+}
+
+/// Something that a stream brought, for the worker that opened it.
+enum Heard {
+    Message(usize, Token, Vec<u8>),
+    Closed(usize, Token),
+}
+
+impl ProxyProcess {
+    async fn run(
+        mut self,
+        mut hears: mpsc::UnboundedReceiver<Heard>,
+        mut ordered: mpsc::UnboundedReceiver<Order>,
+    ) {
+        let mut paused = self.host.site.paused.subscribe();
+        let mut next_tick = Instant::now();
+        loop {
+            // An error is impossible: the levers are here.
+            let _ = paused.wait_for(|paused| !paused).await;
+            let ends = self.in_flight.borrow().iter().map(|write| write.ends).min();
+            let wake = ends.map_or(next_tick, |ends| ends.min(next_tick));
+            tokio::select! {
+                biased;
+                Ok(()) = paused.changed() => continue,
+                Some(order) = ordered.recv() => self.obey(&order),
+                Some(heard) = hears.recv() => self.hear(heard),
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            self.end_writes();
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                for at in 0..self.members.len() {
+                    self.host.worker = at;
+                    self.members[at].tick(CONTEXT, &mut self.host);
+                }
+            }
+            if self.host.rng.chance(30) {
+                self.write();
+            }
+        }
+    }
+
+    fn obey(&mut self, order: &Order) {
+        let at = self.host.rng.below(self.members.len() as u64) as usize;
+        match order {
+            Order::LoseWorker => {
+                self.members[at] = member(&self.host.site, &mut self.host.rng);
+                self.host.streams.retain(|_, stream| stream.worker != at);
+            }
+            Order::StepClock => self.host.wall_lead_us += 2_000_000,
+            Order::Crash | Order::HotRestart => {}
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Message(at, token, bytes) => {
+                if self.host.streams.contains_key(&token.0) {
+                    self.host.worker = at;
+                    self.members[at].hear(CONTEXT, token, &bytes, &mut self.host);
+                }
+            }
+            Heard::Closed(at, token) => {
+                if self.host.streams.remove(&token.0).is_some() {
+                    self.host.worker = at;
+                    self.members[at].closed(token, &mut self.host);
+                }
+            }
+        }
+    }
+
+    /// One request: a write, short or as long as it may be.
+    fn write(&mut self) {
+        let site = self.host.site.clone();
+        let at = self.host.rng.below(self.members.len() as u64) as usize;
+        self.host.worker = at;
+        let workers = &mut self.members[at].workers;
+        let Some(epoch) = workers.admit(CELL, &site.terms, &mut self.host) else {
+            workers.end(CELL, &site.terms, &mut self.host);
+            site.history.refused();
+            return;
+        };
+        let drain = Duration::from_micros(site.terms.write_drain);
+        let long = match self.host.rng.chance(20) {
+            true => drain,
+            false => self.host.rng.millis(1, 60).min(drain),
+        };
+        let number = site.history.begin(site.start.elapsed(), site.zone, epoch);
+        self.in_flight.borrow_mut().push(InFlight {
+            number,
+            worker: workers.me(),
+            ends: Instant::now() + site.clock.real(long),
+        });
+    }
+
+    fn end_writes(&mut self) {
+        let now = Instant::now();
+        let mut in_flight = self.in_flight.borrow_mut();
+        let mut at = 0;
+        while at < in_flight.len() {
+            if in_flight[at].ends > now {
+                at += 1;
+                continue;
+            }
+            let write = in_flight.swap_remove(at);
+            self.host.site.history.end(write.number);
+            // A worker that lost its memory since does not hear of it.
+            let mut members = self.members.iter_mut().enumerate();
+            let of = members.find(|(_, member)| member.workers.me() == write.worker);
+            if let Some((index, member)) = of {
+                self.host.worker = index;
+                let terms = self.host.site.terms.clone();
+                member.workers.end(CELL, &terms, &mut self.host);
+            }
+        }
+    }
+}
+
+/// What the proxy gives its workers.
+struct Host {
+    site: Site,
+    rng: Rng,
+    shared: BTreeMap<String, (u32, Vec<u8>)>,
+    wall_lead_us: u64,
+    streams: BTreeMap<u32, StreamOf>,
+    tokens: u32,
+    heard: mpsc::UnboundedSender<Heard>,
+    /// Who is being run.
+    worker: usize,
+}
+
+/// Ends with this value, on the proxy's side.
+struct StreamOf {
+    worker: usize,
+    says: mpsc::UnboundedSender<HolderSays>,
+}
+
+impl Process for Host {
+    fn now(&mut self) -> Option<Reading> {
+        let monotonic_us = self.site.clock.now_us();
+        let wall_us = 1_700_000_000_000_000 + monotonic_us + self.wall_lead_us;
+        Some(Reading {
+            monotonic_us,
+            wall_us,
+        })
+    }
+
+    fn random(&mut self) -> Option<u128> {
+        Some((u128::from(self.rng.next()) << 64) | u128::from(self.rng.next()))
+    }
+
+    fn get(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, HostFailed> {
+        let found = self.shared.get(key);
+        Ok(found.map(|(version, value)| (value.clone(), Version::new(*version).unwrap())))
+    }
+
+    fn swap(&mut self, key: &str, seen: Option<Version>, value: &[u8]) -> Result<bool, HostFailed> {
+        let present = self.shared.get(key).map(|(version, _)| *version);
+        if present != seen.map(Version::get) {
+            return Ok(false);
+        }
+        let next = present.unwrap_or(0) + 1;
+        self.shared.insert(key.to_owned(), (next, value.to_vec()));
+        Ok(true)
+    }
+
+    fn count(&mut self, _: Metric, _: u32) {}
+
+    fn record(&mut self, _: Metric, _: u64) {}
+}
+
+impl Line for Host {
+    fn open(&mut self, _: &str) -> Result<Token, HostFailed> {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        let (says, said) = mpsc::unbounded_channel();
+        let worker = self.worker;
+        self.streams.insert(token.0, StreamOf { worker, says });
+        let roster = self.site.roster.lock().unwrap().clone();
+        let replica = match roster.is_empty() {
+            true => None,
+            false => Some(roster[self.rng.below(roster.len() as u64) as usize].clone()),
+        };
+        let wire = Wire {
+            worker,
+            token,
+            cut: self.site.cut.clone(),
+            rng: Arc::new(Mutex::new(self.rng.fork())),
+            heard: self.heard.clone(),
+        };
+        tokio::task::spawn_local(wire.run(replica, said));
+        Ok(token)
+    }
+
+    fn say(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
+        let stream = self.streams.get(&token.0).ok_or(HostFailed)?;
+        stream.says.send(says.clone()).map_err(|_| HostFailed)
+    }
+
+    fn hang_up(&mut self, token: Token) {
+        self.streams.remove(&token.0);
+    }
+
+    fn node(&mut self) -> String {
+        self.site.zone.to_owned()
+    }
+}
+
+/// A connection between the proxy and a replica: in order, late, and broken when the way is cut.
+struct Wire {
+    worker: usize,
+    token: Token,
+    cut: watch::Sender<bool>,
+    rng: Arc<Mutex<Rng>>,
+    heard: mpsc::UnboundedSender<Heard>,
+}
+
+impl Wire {
+    async fn run(
+        self,
+        replica: Option<(Authorities, Doors)>,
+        said: mpsc::UnboundedReceiver<HolderSays>,
+    ) {
+        if let Some((authorities, doors)) = replica {
+            self.speak(&authorities, &doors, said).await;
+        }
+        self.latency().await;
+        // A process that is gone hears nothing.
+        let _ = self.heard.send(Heard::Closed(self.worker, self.token));
+    }
+
+    async fn latency(&self) {
+        let delay = {
+            let mut rng = self.rng.lock().unwrap();
+            // Now and then something is held up for long: a packet was lost.
+            let (from, to) = if rng.chance(3) { (50, 400) } else { (0, 3) };
+            rng.millis(from, to)
+        };
+        sleep(delay).await;
+    }
+
+    async fn speak(
+        &self,
+        authorities: &Authorities,
+        doors: &Doors,
+        mut said: mpsc::UnboundedReceiver<HolderSays>,
+    ) -> Option<()> {
+        let (says, mut told) = mpsc::channel::<GrantorSays>(256);
+        let mut cut = self.cut.subscribe();
+        let Some(HolderSays::Hello { holder, zone, node }) = said.recv().await else {
+            return None;
+        };
+        self.latency().await;
+        if *cut.borrow() {
+            return None;
+        }
+        doors.running().await;
+        let joined = authorities.join(holder, zone, node, says).await;
+        let stream = joined.ok()?.ok()?;
+        let upwards = async {
+            while let Some(says) = said.recv().await {
+                self.latency().await;
+                doors.running().await;
+                if authorities.said(holder, stream, says).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let downwards = async {
+            while let Some(says) = told.recv().await {
+                doors.running().await;
+                self.latency().await;
+                if *self.cut.borrow() {
+                    return;
+                }
+                let message = Heard::Message(self.worker, self.token, says.encode());
+                if self.heard.send(message).is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = cut.wait_for(|cut| *cut) => {}
+            () = upwards => {}
+            () = downwards => {}
+        }
+        authorities.left(holder, stream).await;
+        Some(())
+    }
+}

@@ -1,0 +1,388 @@
+//! A store of several members, as its clients see it over a network: slow, cut off, restored from a backup. Its semantics are
+//! those of `registry::store`; it stands in for etcd here because no etcd runs on a virtual clock.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::{StreamExt, stream, stream::BoxStream};
+use registry::{
+    authority::{AUTHORITY_PREFIX, AuthorityRecord},
+    store::{
+        ClusterId, Compare, Entry, Event, Head, LeaseId, Listing, Op, Revision, Store, StoreError,
+        TxnOutcome, WatchBatch, WatchError,
+    },
+};
+use tokio::{sync::watch, time::sleep};
+
+use crate::{history::History, rng::Rng};
+
+/// How long a request waits for an answer.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Default)]
+struct State {
+    cluster: u64,
+    revision: i64,
+    entries: BTreeMap<String, Entry>,
+    batches: Vec<WatchBatch>,
+}
+
+/// The members together. Copies are the same ones.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    state: Arc<Mutex<State>>,
+    /// The cluster and revision, to wait for.
+    head: watch::Sender<(u64, i64)>,
+    /// Whether there is a quorum.
+    pub(crate) quorum: watch::Sender<bool>,
+    history: History,
+}
+
+impl Cluster {
+    pub(crate) fn new(history: History) -> Cluster {
+        Cluster {
+            state: Arc::new(Mutex::new(State {
+                cluster: 1,
+                ..State::default()
+            })),
+            head: watch::Sender::new((1, 0)),
+            quorum: watch::Sender::new(true),
+            history,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(crate) fn backup(&self) -> impl FnOnce(&Cluster) + use<> {
+        let backup = self.state().clone();
+        move |cluster| {
+            let mut state = cluster.state();
+            let next = state.cluster + 1;
+            *state = backup;
+            state.cluster = next;
+            // A restored store keeps its history of revisions, but no watch goes on in it.
+            cluster.head.send_replace((next, state.revision));
+        }
+    }
+
+    /// How one client reaches it.
+    pub(crate) fn client(&self, doors: Doors, rng: Rng) -> Client {
+        Client {
+            cluster: self.clone(),
+            doors,
+            rng: Arc::new(Mutex::new(rng)),
+            trusted: Arc::default(),
+        }
+    }
+
+    fn apply(&self, compare: &[Compare], then: Vec<Op>) -> TxnOutcome {
+        let mut state = self.state();
+        let holds = |compare: &Compare| match compare {
+            Compare::ModRevision { key, is } => {
+                state
+                    .entries
+                    .get(key)
+                    .map_or(Revision(0), |e| e.mod_revision)
+                    == *is
+            }
+            Compare::CreateRevision { key, is } => {
+                state
+                    .entries
+                    .get(key)
+                    .map_or(Revision(0), |e| e.create_revision)
+                    == *is
+            }
+            Compare::Value { key, is } => state.entries.get(key).is_some_and(|e| e.value == *is),
+        };
+        if !compare.iter().all(holds) {
+            return TxnOutcome {
+                succeeded: false,
+                revision: Revision(state.revision),
+            };
+        }
+        let revision = Revision(state.revision + 1);
+        let mut events = Vec::new();
+        for op in then {
+            match op {
+                Op::Put { key, value, lease } => {
+                    let old = state.entries.get(&key);
+                    let entry = Entry {
+                        create_revision: old.map_or(revision, |old| old.create_revision),
+                        mod_revision: revision,
+                        key: key.clone(),
+                        value,
+                        lease,
+                    };
+                    if key.starts_with(AUTHORITY_PREFIX) {
+                        let authority = AuthorityRecord::parse(&entry.value).unwrap();
+                        self.history.authority(&authority);
+                    }
+                    events.push(Event::Put(entry.clone()));
+                    state.entries.insert(key, entry);
+                }
+                Op::Delete { key } => {
+                    if state.entries.remove(&key).is_some() {
+                        events.push(Event::Delete { key, revision });
+                    }
+                }
+            }
+        }
+        if !events.is_empty() {
+            state.revision = revision.0;
+            state.batches.push(WatchBatch { revision, events });
+            self.head.send_replace((state.cluster, state.revision));
+        }
+        TxnOutcome {
+            succeeded: true,
+            revision: Revision(state.revision),
+        }
+    }
+}
+
+/// What stands between a process and the rest of the world.
+#[derive(Clone)]
+pub(crate) struct Doors {
+    /// The way to the store is cut.
+    pub(crate) cut: watch::Sender<bool>,
+    /// The process is stopped: what it sends and what is sent to it waits.
+    pub(crate) paused: watch::Sender<bool>,
+}
+
+impl Doors {
+    pub(crate) fn open() -> Doors {
+        Doors {
+            cut: watch::Sender::new(false),
+            paused: watch::Sender::new(false),
+        }
+    }
+
+    /// Waits while the process is stopped.
+    pub(crate) async fn running(&self) {
+        let mut paused = self.paused.subscribe();
+        // An error is impossible: the sender is here.
+        let _ = paused.wait_for(|paused| !paused).await;
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Client {
+    cluster: Cluster,
+    doors: Doors,
+    rng: Arc<Mutex<Rng>>,
+    trusted: Arc<Mutex<Option<ClusterId>>>,
+}
+
+impl Client {
+    fn draw<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
+        draw(&mut self.rng.lock().unwrap())
+    }
+
+    fn reachable(&self) -> bool {
+        !*self.doors.cut.borrow() && *self.cluster.quorum.borrow()
+    }
+
+    /// One request and its answer, each of which may be lost.
+    async fn ask<T>(&self, request: impl FnOnce(&Cluster) -> T) -> Result<T, StoreError> {
+        let lost = || async {
+            sleep(TIMEOUT).await;
+            self.doors.running().await;
+            Err(StoreError::Timeout { after: TIMEOUT })
+        };
+        self.doors.running().await;
+        sleep(self.draw(|rng| rng.millis(0, 4))).await;
+        if !self.reachable() {
+            return lost().await;
+        }
+        let answer = request(&self.cluster);
+        sleep(self.draw(|rng| rng.millis(0, 4))).await;
+        let answer_lost = self.draw(|rng| rng.chance(1)) || !self.reachable();
+        if answer_lost {
+            return lost().await;
+        }
+        self.doors.running().await;
+        Ok(answer)
+    }
+
+    fn check(&self, is: ClusterId) -> Result<(), StoreError> {
+        let was = *self.trusted.lock().unwrap().get_or_insert(is);
+        match was == is {
+            true => Ok(()),
+            false => Err(StoreError::ClusterChanged { was, is }),
+        }
+    }
+
+    async fn batches_after(&self, cluster: u64, after: i64) -> Result<Vec<WatchBatch>, WatchError> {
+        let mut head = self.cluster.head.subscribe();
+        let broken = |detail: &str| {
+            let detail = detail.to_owned();
+            WatchError::Disconnected(StoreError::Unavailable { detail })
+        };
+        loop {
+            if !self.reachable() {
+                // Some silence, then the client notices.
+                sleep(TIMEOUT).await;
+                self.doors.running().await;
+                return Err(broken("no answer"));
+            }
+            let (is, revision) = *head.borrow_and_update();
+            if is != cluster {
+                return Err(broken("another cluster"));
+            }
+            if revision > after {
+                sleep(self.draw(|rng| rng.millis(0, 5))).await;
+                self.doors.running().await;
+                if !self.reachable() {
+                    continue;
+                }
+                let state = self.cluster.state();
+                if state.cluster != cluster {
+                    return Err(broken("another cluster"));
+                }
+                let new = |batch: &&WatchBatch| batch.revision.0 > after;
+                return Ok(state.batches.iter().filter(new).cloned().collect());
+            }
+            let mut cut = self.doors.cut.subscribe();
+            let mut quorum = self.cluster.quorum.subscribe();
+            tokio::select! {
+                biased;
+                _ = head.changed() => {}
+                _ = cut.changed() => {}
+                _ = quorum.changed() => {}
+            }
+        }
+    }
+}
+
+fn under(batches: Vec<WatchBatch>, prefix: &str) -> Vec<WatchBatch> {
+    let of_prefix = |batch: WatchBatch| WatchBatch {
+        revision: batch.revision,
+        events: (batch.events.into_iter())
+            .filter(|event| event.key().starts_with(prefix))
+            .collect(),
+    };
+    batches
+        .into_iter()
+        .map(of_prefix)
+        .filter(|batch| !batch.events.is_empty())
+        .collect()
+}
+
+#[async_trait]
+impl Store for Client {
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        let (cluster, listing) = self.survey(prefix).await?;
+        self.check(cluster)?;
+        Ok(listing)
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let listing = self.list(key).await?;
+        Ok(listing.entries.into_iter().find(|entry| entry.key == key))
+    }
+
+    fn watch(
+        &self,
+        prefix: &str,
+        after: Revision,
+    ) -> BoxStream<'static, Result<WatchBatch, WatchError>> {
+        let client = self.clone();
+        let cluster = client
+            .trusted
+            .lock()
+            .unwrap()
+            .map_or(0, |cluster| cluster.0);
+        let prefix = prefix.to_owned();
+        let batches = stream::unfold(Some(after.0), move |after| {
+            let client = client.clone();
+            let prefix = prefix.clone();
+            async move {
+                match client.batches_after(cluster, after?).await {
+                    Ok(batches) => {
+                        let last = batches.last().map(|batch| batch.revision.0);
+                        let batches = under(batches, &prefix).into_iter().map(Ok).collect();
+                        Some((batches, last.or(after)))
+                    }
+                    Err(error) => Some((vec![Err(error)], None)),
+                }
+            }
+        });
+        batches.flat_map(stream::iter).boxed()
+    }
+
+    async fn txn(
+        &self,
+        compare: Vec<Compare>,
+        then: Vec<Op>,
+        otherwise: Option<Vec<Op>>,
+    ) -> Result<TxnOutcome, StoreError> {
+        assert!(otherwise.is_none(), "nobody here needs it");
+        let trusted = *self.trusted.lock().unwrap();
+        self.ask(move |cluster| {
+            // The answer's header tells; what another cluster did is as if it had not been asked, as far as this one goes.
+            let is = ClusterId(cluster.state().cluster);
+            match trusted.is_none_or(|was| was == is) {
+                true => Ok(cluster.apply(&compare, then)),
+                false => {
+                    cluster.apply(&compare, then);
+                    Err(StoreError::ClusterChanged {
+                        was: trusted.unwrap(),
+                        is,
+                    })
+                }
+            }
+        })
+        .await?
+    }
+
+    async fn lease_grant(&self, _: Duration) -> Result<LeaseId, StoreError> {
+        Err(StoreError::LeaseNotFound)
+    }
+
+    async fn lease_keep_alive(&self, _: LeaseId) -> Result<Duration, StoreError> {
+        Err(StoreError::LeaseNotFound)
+    }
+
+    async fn lease_revoke(&self, _: LeaseId) -> Result<(), StoreError> {
+        Err(StoreError::LeaseNotFound)
+    }
+
+    async fn cluster_id(&self) -> Result<ClusterId, StoreError> {
+        Ok(self.head().await?.cluster)
+    }
+
+    async fn head(&self) -> Result<Head, StoreError> {
+        self.ask(|cluster| {
+            let state = cluster.state();
+            Head {
+                cluster: ClusterId(state.cluster),
+                revision: Revision(state.revision),
+            }
+        })
+        .await
+    }
+
+    async fn survey(&self, prefix: &str) -> Result<(ClusterId, Listing), StoreError> {
+        let prefix = prefix.to_owned();
+        self.ask(move |cluster| {
+            let state = cluster.state();
+            let entries = state.entries.values();
+            let entries = entries.filter(|entry| entry.key.starts_with(&prefix));
+            let listing = Listing {
+                revision: Revision(state.revision),
+                entries: entries.cloned().collect(),
+            };
+            (ClusterId(state.cluster), listing)
+        })
+        .await
+    }
+
+    fn trust(&self, cluster: ClusterId) {
+        *self.trusted.lock().unwrap() = Some(cluster);
+    }
+}
