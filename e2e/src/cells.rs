@@ -20,8 +20,9 @@ pub struct Cell {
     pub owners: Vec<String>,
     #[serde(default)]
     pub standby: Vec<String>,
+    /// None while it is not known.
     #[serde(default)]
-    pub state: String,
+    pub state: Option<String>,
     #[serde(default)]
     pub grantors: Vec<Value>,
 }
@@ -31,6 +32,13 @@ pub struct Cell {
 pub struct Cells {
     client: Client,
     admin: SocketAddr,
+}
+
+impl Cell {
+    /// Whether this zone alone owns it, and may write.
+    pub fn is_active_in(&self, zone: &str) -> bool {
+        self.owners == [zone] && self.state.as_deref() == Some("active")
+    }
 }
 
 impl Cells {

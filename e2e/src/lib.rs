@@ -26,6 +26,7 @@ pub mod netns;
 pub mod paths;
 pub mod process;
 pub mod registry;
+pub mod relay;
 pub mod stage;
 pub mod upstream;
 pub mod wait;

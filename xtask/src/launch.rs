@@ -81,14 +81,8 @@ fn build_filter(tree: &Tree, package: &str, place: &Path) -> Result<()> {
 }
 
 pub(crate) fn demo(tree: &Tree, store: Store, once: bool, more: &[String]) -> Result<()> {
-    setup::run(
-        tree,
-        if store == Store::Etcd {
-            Wanted::DemoOnEtcd
-        } else {
-            Wanted::Demo
-        },
-    )?;
+    // Its second act runs on etcd, whatever the first one runs on.
+    setup::run(tree, Wanted::Demo)?;
     wasm(tree)?;
     shown(&mut cargo(tree, &["build", "-p", "tidegate", "-p", "e2e"]))?;
     let mut demo = Command::new(tree.built().join("debug/demo"));

@@ -264,8 +264,7 @@ impl Scene {
                 cells.move_to(CELL, name(zone), "torture").await?;
             }
             let cell = cells.get(CELL).await?;
-            let moved = cell.owners == [name(zone)] && cell.state == "active";
-            ensure!(moved, "{cell:?}");
+            ensure!(cell.is_active_in(name(zone)), "{cell:?}");
             Ok(())
         })
         .await
