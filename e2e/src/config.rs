@@ -52,6 +52,8 @@ pub struct Config {
     pub links: Vec<Value>,
     /// As in the file. Without it everything that vanishes is believed at once: most meshes here are small.
     pub guard: Value,
+    /// Who may write, as in the file; without it nothing is fenced.
+    pub authority: Option<Value>,
     /// Without access log and explanations: what a benchmark measures beside something that has neither.
     pub bare: bool,
 }
@@ -68,6 +70,7 @@ impl Config {
             services,
             links: vec![],
             guard: json!({ "vanish_percent": 100 }),
+            authority: None,
             bare: false,
         }
     }
@@ -83,7 +86,7 @@ impl Config {
         let listener = json!({ "address": "127.0.0.1", "port": 0, "access_log": access_log });
         let (header, token) = EXPLAIN;
         let explain = json!({ "header": header, "token": token });
-        let all = json!({
+        let mut all = json!({
             "listen": { "xds": self.xds, "admin": self.admin },
             "store": store,
             "state": self.state.as_ref().map(|path| json!({ "path": path })),
@@ -95,6 +98,9 @@ impl Config {
             "explain": (!self.bare).then_some(explain),
             "services": self.services.iter().cloned().map(hasty).collect::<Vec<_>>(),
         });
+        if let Some(authority) = &self.authority {
+            all["authority"] = authority.clone();
+        }
         format!("{all:#}\n")
     }
 }

@@ -58,6 +58,11 @@ impl ControlPlane {
         &self.process
     }
 
+    /// What it was started with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Changes the configuration file. The control plane reads it within a second; wait for what should come of it.
     pub fn configure(&mut self, change: impl FnOnce(&mut Config)) -> Result<()> {
         change(&mut self.config);

@@ -161,6 +161,10 @@ impl Member {
         self.directory.join(&self.name)
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.client
+    }
+
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.client)
     }

@@ -10,20 +10,28 @@
 )]
 
 pub mod bootstrap;
+pub mod cells;
 pub mod client;
+pub mod clock;
 pub mod config;
 pub mod control_plane;
+pub mod dice;
 pub mod envoy;
 pub mod etcd;
+pub mod figures;
+pub mod history;
 pub mod load;
 pub mod mesh;
 pub mod netns;
 pub mod paths;
 pub mod process;
 pub mod registry;
+pub mod relay;
+pub mod stage;
 pub mod upstream;
 pub mod wait;
 pub mod workdir;
+pub mod write_log;
 
 /// The sample service, generated from `proto/orders.proto`.
 #[allow(

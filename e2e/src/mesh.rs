@@ -9,9 +9,9 @@ use serde_json::Value;
 use crate::client::{Client, Reply, Request, Version};
 use crate::config::{Config, StoreConfig, ZONES, region_of};
 use crate::control_plane::ControlPlane;
-use crate::envoy::{Envoy, Options};
+use crate::envoy::{Envoy, Options, Role};
 use crate::etcd::Etcd;
-use crate::registry::{InstanceName, Registry};
+use crate::registry::{Instance, InstanceName, Registry};
 use crate::upstream::Upstream;
 use crate::wait::{PATIENCE, eventually};
 use crate::workdir::Workdir;
@@ -31,6 +31,8 @@ pub struct Builder {
     services: Vec<Value>,
     links: Vec<Value>,
     guard: Option<Value>,
+    authority: Option<Value>,
+    bare: bool,
     envoys: Vec<Options>,
     upstreams: Vec<(String, usize)>,
 }
@@ -44,6 +46,8 @@ impl Builder {
             services: vec![],
             links: vec![],
             guard: None,
+            authority: None,
+            bare: false,
             envoys: vec![],
             upstreams: vec![],
         }
@@ -69,6 +73,19 @@ impl Builder {
     /// Sets what is too much to believe, as the configuration file has it; without it everything is believed.
     pub fn guard(mut self, guard: Value) -> Builder {
         self.guard = Some(guard);
+        self
+    }
+
+    /// Fences writes, as the configuration file has it. The control plane has to speak for all zones, there is only one; gateways
+    /// are registered, so that writes can be forwarded to them.
+    pub fn authority(mut self, authority: Value) -> Builder {
+        self.authority = Some(authority);
+        self
+    }
+
+    /// Without access log and explanations, for a measurement.
+    pub fn bare(mut self) -> Builder {
+        self.bare = true;
         self
     }
 
@@ -109,6 +126,8 @@ impl Builder {
         if let Some(guard) = self.guard {
             config.guard = guard;
         }
+        config.authority = self.authority;
+        config.bare = self.bare;
         let control_plane = ControlPlane::start(directory, config).await?;
         let mut mesh = Mesh {
             envoys: vec![],
@@ -136,6 +155,9 @@ impl Builder {
         .await?;
         for options in self.envoys {
             mesh.add_envoy(options).await?;
+        }
+        if mesh.control_plane.config().authority.is_some() {
+            mesh.register_gateways().await?;
         }
         Ok(mesh)
     }
@@ -212,6 +234,18 @@ impl Mesh {
         Ok(ingress)
     }
 
+    /// Makes the gateways known to each other.
+    async fn register_gateways(&self) -> Result<()> {
+        let gateways = self.envoys.iter();
+        for (options, _, ingress) in gateways.filter(|(o, ..)| o.role == Role::Gateway) {
+            let name = InstanceName::new("gateway", &options.zone, &options.id);
+            let record = Instance::at(*ingress);
+            let put = self.registry().put(&name, &record, None).await?;
+            ensure!(put.status.is_success(), "{}", put.text());
+        }
+        Ok(())
+    }
+
     /// Starts an instance and waits until it is registered.
     pub async fn add_upstream(&mut self, service: &str, zone: &str, instance: &str) -> Result<()> {
         ensure!(!region_of(zone).is_empty(), "no zone {zone}");
@@ -265,6 +299,14 @@ impl Mesh {
             Ok(reply)
         });
         answered.await
+    }
+
+    /// Takes an Envoy out: dropped, it dies at once.
+    pub fn take_envoy(&mut self, id: &str) -> Result<(Options, Envoy)> {
+        let at = self.envoys.iter().position(|(o, ..)| o.id == id);
+        let at = at.with_context(|| format!("no Envoy {id}"))?;
+        let (options, envoy, _) = self.envoys.remove(at);
+        Ok((options, envoy))
     }
 
     /// The ends of all logs, and where the rest is.

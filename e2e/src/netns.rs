@@ -14,6 +14,9 @@ use nix::sched::{CloneFlags, setns};
 use crate::process::Process;
 use crate::wait::{PATIENCE, eventually};
 
+/// A unicast address of the locally administered ones, which the kernel gives to nobody by chance here.
+const NOBODY: &str = "02:00:00:00:00:01";
+
 /// A network namespace, alive as long as this value.
 pub struct Namespace {
     keeper: Process,
@@ -66,21 +69,30 @@ impl Namespace {
         Process::start(directory, name, Path::new("nsenter"), &arguments)
     }
 
-    /// Runs `ip` in it, with arguments that hold no spaces.
-    fn ip(&self, arguments: &str) -> Result<()> {
+    /// Runs a program in it to the end, and gives what it printed.
+    pub fn run(&self, program: &Path, arguments: &[&str]) -> Result<String> {
         let output = Command::new("nsenter")
             .arg(format!("--net={}", self.path().display()))
-            .args(["--", "ip"])
-            .args(arguments.split(' '))
+            .arg("--")
+            .arg(program)
+            .args(arguments)
             .output()
             .context("nsenter")?;
         if !output.status.success() {
             bail!(
-                "ip {arguments}: {}",
+                "{} {}: {}",
+                program.display(),
+                arguments.join(" "),
                 String::from_utf8_lossy(&output.stderr)
             );
         }
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs `ip` in it, with arguments that hold no spaces.
+    fn ip(&self, arguments: &str) -> Result<()> {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        self.run(Path::new("ip"), &arguments).map(drop)
     }
 }
 
@@ -143,5 +155,16 @@ impl Network {
     pub fn link(&self, zone: u8, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
         self.hub.ip(&format!("link set v{zone} {state}"))
+    }
+
+    /// Loses everything that a zone sends to another, or ends that; what the other sends arrives. Neither side is told: the
+    /// frames go to an address that nobody has.
+    pub fn lose(&self, from: u8, to: u8, lost: bool) -> Result<()> {
+        let peer = Network::address(to);
+        let neighbour = match lost {
+            true => format!("neigh replace {peer} lladdr {NOBODY} dev eth0 nud permanent"),
+            false => format!("neigh del {peer} dev eth0"),
+        };
+        self.zone(from)?.ip(&neighbour)
     }
 }

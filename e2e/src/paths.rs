@@ -16,6 +16,22 @@ pub fn etcd() -> Result<PathBuf> {
     provisioned("TIDEGATE_ETCD", "target/tools/bin/etcd", "setup")
 }
 
+/// etcd's command lines, `etcdctl` and `etcdutl`, which lie beside etcd.
+pub fn etcd_tool(name: &str) -> Result<PathBuf> {
+    let path = etcd()?.with_file_name(name);
+    ensure!(
+        path.exists(),
+        "{} does not exist: run `cargo xtask setup`, or put it beside etcd",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// The library that steps one process's wall clock, from the same build as this program.
+pub fn wall_clock() -> Result<PathBuf> {
+    built("libwall_clock.so", "cargo build -p wall-clock")
+}
+
 /// The filter: `TIDEGATE_FILTER`, or the one that `cargo xtask wasm` built.
 pub fn filter() -> Result<PathBuf> {
     provisioned(

@@ -104,6 +104,7 @@ impl Follower {
         let feed = feed::start(Sources {
             store: Arc::new(store),
             meshes: followed,
+            facts: None,
             last_good,
             keeper: keeper.clone(),
             mode: mode.clone(),

@@ -1,7 +1,7 @@
-//! Building and starting: the filter, the demo, the benchmarks.
+//! Building and starting: the filter, the demo, the benchmarks, the torture.
 
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{fmt, fs};
 
@@ -11,6 +11,23 @@ use clap::ValueEnum;
 use crate::run::{cargo, shown};
 use crate::setup::{self, Wanted};
 use crate::tree::{Tree, make_dir, put};
+
+/// The packages that the end-to-end tests start programs or load libraries of.
+pub(crate) const E2E: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "wall-clock"];
+
+/// What `cargo xtask torture` hands on.
+#[derive(clap::Args)]
+pub(crate) struct Torture {
+    /// How many faults
+    #[arg(long, default_value_t = 200)]
+    rounds: u32,
+    /// Write the figures to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Handed on as they are, for example --seed 7 or --unfenced
+    #[arg(last = true)]
+    more: Vec<String>,
+}
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub(crate) enum Store {
@@ -64,14 +81,8 @@ fn build_filter(tree: &Tree, package: &str, place: &Path) -> Result<()> {
 }
 
 pub(crate) fn demo(tree: &Tree, store: Store, once: bool, more: &[String]) -> Result<()> {
-    setup::run(
-        tree,
-        if store == Store::Etcd {
-            Wanted::DemoOnEtcd
-        } else {
-            Wanted::Demo
-        },
-    )?;
+    // Its second act runs on etcd, whatever the first one runs on.
+    setup::run(tree, Wanted::Demo)?;
     wasm(tree)?;
     shown(&mut cargo(tree, &["build", "-p", "tidegate", "-p", "e2e"]))?;
     let mut demo = Command::new(tree.built().join("debug/demo"));
@@ -106,6 +117,20 @@ pub(crate) fn bench(
         bench.arg("--json").arg(file);
     }
     hand_over_to(bench.args(more))
+}
+
+pub(crate) fn torture(tree: &Tree, torture: &Torture) -> Result<()> {
+    setup::run(tree, Wanted::Test)?;
+    wasm(tree)?;
+    let mut build = vec!["build", "--release"];
+    build.extend(E2E);
+    shown(&mut cargo(tree, &build))?;
+    let mut command = Command::new(tree.built().join("release/torture"));
+    command.arg("--rounds").arg(torture.rounds.to_string());
+    if let Some(file) = &torture.json {
+        command.arg("--json").arg(file);
+    }
+    hand_over_to(command.args(&torture.more))
 }
 
 /// This process becomes that program, as cargo became this one: Ctrl-C reaches it directly, it cleans up what it

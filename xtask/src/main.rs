@@ -1,4 +1,4 @@
-//! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup | test | demo | bench | wasm`.
+//! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup | test | demo | bench | torture | wasm`.
 //!
 //! Nothing here is installed on the machine. What Tidegate needs besides cargo lands below `target/tools/`, and a
 //! `cargo clean` takes it away again. This crate depends on nothing that needs protoc to build, because it is what
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use launch::Store;
+use launch::{Store, Torture};
 use setup::Wanted;
 use tree::Tree;
 
@@ -73,6 +73,8 @@ enum Task {
         #[arg(last = true)]
         more: Vec<String>,
     },
+    /// Build for release, and fail three zones in every way under a load of writes; needs root and `ip`
+    Torture(Torture),
     /// Build only the filter, to target/filter/tidegate_filter.wasm
     Wasm,
 }
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
             json.as_deref(),
             &more,
         ),
+        Task::Torture(torture) => launch::torture(&Tree::of_this_checkout(), &torture),
         Task::Wasm => setup::run(&Tree::of_this_checkout(), Wanted::Filter)
             .and_then(|()| launch::wasm(&Tree::of_this_checkout())),
     };

@@ -204,7 +204,9 @@ fn unit(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
 /// One scenario at a time: each starts Envoys and measures how fast they are, on two cores perhaps.
 fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     launch::wasm(tree)?;
-    shown(&mut cargo(tree, &["build", "-p", "tidegate", "-p", "e2e"]))?;
+    let mut build = vec!["build"];
+    build.extend(launch::E2E);
+    shown(&mut cargo(tree, &build))?;
     passed(counts.add(&mut cargo(
         tree,
         &[

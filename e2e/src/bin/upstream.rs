@@ -7,12 +7,14 @@
 )]
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use e2e::registry::{InstanceName, Registry};
 use e2e::upstream::{Server, Upstream};
+use e2e::write_log::WriteLog;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A sample service that registers with Tidegate.
@@ -39,6 +41,9 @@ struct Arguments {
     /// Seconds without a sign of life after which the control plane forgets it
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     ttl_s: u64,
+    /// Append a line to this file when a write begins, and when it ends; only without --register
+    #[arg(long, value_name = "FILE", conflicts_with = "register")]
+    write_log: Option<PathBuf>,
 }
 
 #[tokio::main]
@@ -49,7 +54,9 @@ async fn main() -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let name = InstanceName::new(&arguments.service, &arguments.zone, &arguments.instance);
     let Some(register) = &arguments.register else {
-        let server = Server::start(name.clone(), arguments.listen).await?;
+        let writes = arguments.write_log.as_deref().map(WriteLog::open);
+        let server =
+            Server::start_with(name.clone(), arguments.listen, writes.transpose()?).await?;
         println!("{} listens on {}", name.key(), server.address());
         tokio::select! {
             _ = terminate.recv() => {}

@@ -26,6 +26,7 @@ use crate::client::Echo;
 use crate::orders::orders_server::{Orders, OrdersServer};
 use crate::orders::{GetOrderRequest, OrderReply, PutOrderRequest};
 use crate::registry::InstanceName;
+use crate::write_log::WriteLog;
 
 /// The largest body that is read, and the longest that `/slow` takes.
 const BODY_BYTES_MAX: usize = 8 << 20;
@@ -44,6 +45,7 @@ struct Shared {
     served: AtomicU64,
     in_flight: AtomicUsize,
     conduct: watch::Sender<Conduct>,
+    writes: Option<WriteLog>,
 }
 
 /// What becomes of requests.
@@ -59,6 +61,15 @@ pub enum Conduct {
 
 impl Server {
     pub async fn start(name: InstanceName, listen: SocketAddr) -> Result<Server> {
+        Server::start_with(name, listen, None).await
+    }
+
+    /// As [`start`](Server::start), and notes every write that comes.
+    pub async fn start_with(
+        name: InstanceName,
+        listen: SocketAddr,
+        writes: Option<WriteLog>,
+    ) -> Result<Server> {
         let listener = TcpListener::bind(listen)
             .await
             .with_context(|| format!("cannot listen on {listen}"))?;
@@ -68,6 +79,7 @@ impl Server {
             served: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
             conduct: watch::Sender::default(),
+            writes,
         });
         let (stop, stopped) = watch::channel(false);
         let accepting = tokio::spawn(accept(listener, router(shared.clone()), stopped));
@@ -171,7 +183,11 @@ async fn count(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     shared.in_flight.fetch_add(1, Ordering::Relaxed);
     shared.served.fetch_add(1, Ordering::Relaxed);
     let mut conduct = shared.conduct.subscribe();
-    let _in_flight = InFlight(shared);
+    let in_flight = InFlight(shared);
+    let shared = &in_flight.0;
+    let log = shared.writes.as_ref();
+    let log = log.filter(|_| !request.method().is_safe());
+    let _write = log.map(|log| log.begin(&shared.name, request.headers()));
     let Ok(conduct) = conduct.wait_for(|c| *c != Conduct::Hangs).await.map(|c| *c) else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };

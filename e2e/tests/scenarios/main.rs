@@ -8,6 +8,7 @@
 mod control_plane;
 mod etcd;
 mod failover;
+mod fence;
 mod grpc;
 mod hostile;
 mod instances;

@@ -1,6 +1,7 @@
 //! What the scenarios share.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -8,6 +9,7 @@ use e2e::client::{Reply, Request};
 use e2e::config::EXPLAIN;
 use e2e::etcd::Etcd;
 use e2e::mesh::Mesh;
+use e2e::paths;
 use e2e::registry::{Health, Instance, InstanceName};
 use e2e::upstream::Server;
 use tokio::runtime::Runtime;
@@ -28,6 +30,18 @@ pub(crate) async fn on<'m, F: Future<Output = Result<()>>>(
 ) -> Result<()> {
     let outcome = scenario(mesh).await;
     outcome.map_err(|error| anyhow!("{error:#}\n{}", mesh.logs()))
+}
+
+/// Runs an operator's command; its output, or its error as text.
+pub(crate) fn operate(mesh: &Mesh, arguments: &[&str]) -> Result<String> {
+    let admin = format!("http://{}", mesh.control_plane.admin());
+    let output = Command::new(paths::tidegate()?)
+        .args(arguments)
+        .args(["--admin", &admin])
+        .output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    ensure!(output.status.success(), "{}", text(&output.stderr));
+    Ok(text(&output.stdout))
 }
 
 /// Asks for the decision's reason.

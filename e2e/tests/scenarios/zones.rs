@@ -1,31 +1,16 @@
 //! Zones go out, are drained, pinned and come back: what operators ask for by the command line, seen in traffic.
 
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 use e2e::client::{Reply, Request};
 use e2e::load::{Load, RunningLoad};
 use e2e::mesh::{Builder, Mesh, Store};
-use e2e::paths;
 use e2e::registry::Health;
 use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
 use serde_json::json;
 
 use crate::shared::{mesh, plain};
-use crate::support::{Registered, on, run};
-
-/// Runs an operator's command; its output, or its error as text.
-fn operate(mesh: &Mesh, arguments: &[&str]) -> Result<String> {
-    let admin = format!("http://{}", mesh.control_plane.admin());
-    let output = Command::new(paths::tidegate()?)
-        .args(arguments)
-        .args(["--admin", &admin])
-        .output()?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    ensure!(output.status.success(), "{}", text(&output.stderr));
-    Ok(text(&output.stdout))
-}
+use crate::support::{Registered, on, operate, run};
 
 /// The line of `tidegate zones` about a service in a zone, waited for until it holds `state`.
 async fn until_state(mesh: &Mesh, service: &str, zone: &str, state: &str) -> Result<String> {

@@ -27,7 +27,6 @@ pub(crate) use extras::compose;
 pub(crate) enum Wanted {
     Filter,
     Demo,
-    DemoOnEtcd,
     Test,
     Bench,
 }
@@ -90,13 +89,11 @@ pub(crate) fn run(tree: &Tree, wanted: Wanted) -> Result<()> {
         return Ok(());
     }
     envoy::ensure(&site)?;
-    if wanted != Wanted::Demo {
-        etcd::ensure(&site)?;
-    }
+    etcd::ensure(&site)?;
     match wanted {
         Wanted::Test => extras::try_compose(&site),
         Wanted::Bench => extras::load_generators(&site)?,
-        Wanted::Filter | Wanted::Demo | Wanted::DemoOnEtcd => {}
+        Wanted::Filter | Wanted::Demo => {}
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 )]
 
 mod failover;
-mod figures;
+mod fence;
 mod filter;
 mod propagation;
 
@@ -16,7 +16,7 @@ use std::thread::available_parallelism;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use figures::Figure;
+use e2e::figures::{self, Figure};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures on this machine; what else runs on it is measured as well.
@@ -32,11 +32,13 @@ struct Arguments {
     /// How many changes `propagation` makes
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     changes: u32,
-    /// How often `filter` measures every variant
+    /// How often `filter` and `fence` measure every variant
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: u32,
     #[command(flatten)]
     failover: failover::Options,
+    #[command(flatten)]
+    fence: fence::Options,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -47,6 +49,8 @@ enum Name {
     Filter,
     /// What users notice when instances, zones, the control plane or etcd fail. Needs root and `ip`
     Failover,
+    /// For how long nobody may write when a cell moves, and what the fence costs a write. Needs root and `ip`
+    Fence,
 }
 
 /// As a shell reports a program that Ctrl-C ended.
@@ -82,6 +86,9 @@ async fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Name::Failover) {
         all.extend(failover::run(&arguments.failover).await?);
+    }
+    if wanted(Name::Fence) {
+        all.extend(fence::run(&arguments.fence, arguments.rounds).await?);
     }
     match &arguments.json {
         Some(file) => figures::write(file, &all),

@@ -1,5 +1,6 @@
 //! Tidegate on this machine: a control plane, three zones with a gateway Envoy each, and a service that registers.
-//! Traffic flows, a zone's instances go and come back, and a table shows where requests go and why.
+//! Traffic flows, a zone's instances go and come back, and a table shows where requests go and why. In the second act a zone
+//! loses the right to write, and another one gets it.
 
 #![allow(
     clippy::disallowed_methods,
@@ -7,6 +8,7 @@
 )]
 
 mod expect;
+mod fence;
 mod screen;
 mod stage;
 mod story;
@@ -83,9 +85,15 @@ async fn tell(arguments: &Arguments) -> Result<bool> {
     }
     let mut story = Story::new(stage, screen, chapter);
     loop {
-        let passed = story.tell().await?;
+        let mut failed = story.tell().await?;
+        failed += fence::tell(story.screen(), chapter).await?;
+        let summary = match failed {
+            0 => "everything went as it should".to_owned(),
+            failed => format!("{failed} expectations were not met"),
+        };
+        story.screen().verdict(failed == 0, &summary);
         if arguments.once {
-            return Ok(passed);
+            return Ok(failed == 0);
         }
     }
 }

@@ -7,16 +7,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use e2e::client::Request;
 use e2e::netns::Network;
 use e2e::process::Process;
+use e2e::stage::load::{Load, Sample};
+use e2e::stage::{Plan, Registered, SERVICE, Stage, name, zones};
 use e2e::wait::eventually;
 use nix::sys::signal::Signal;
+use serde_json::json;
 use tokio::time::sleep;
 
-use super::judge::{Belongs, Sample, Times, Verdict, judge};
-use super::load::Load;
-use super::stage::{HOME, REMOTE, Stage, instances, zones};
+use super::judge::{Belongs, Times, Verdict, judge};
 
+/// The zone that fails, by its position.
+const HOME: u8 = 0;
+/// The zone of the other region.
+const REMOTE: u8 = 2;
+/// Every tenth request is a write.
+const WRITE_EVERY: u64 = 10;
 /// How long a fault is watched at least.
 const WATCH: Duration = Duration::from_millis(2_500);
 /// Longer than the lease of an agent lives: one that is not kept alive shows.
@@ -92,6 +100,27 @@ fn apart(gateway: u8, zone: u8) -> bool {
     (gateway == HOME) == (zone == HOME)
 }
 
+fn plan() -> Plan {
+    Plan {
+        service: json!({
+            "name": SERVICE,
+            "routes": [{ "prefix": "/orders" }],
+            "weights": { "zone": 80, "region": 20 },
+            // Back at once, so that a round is short; what is measured is the way out.
+            "failover": { "hold_s": 0, "hold_max_s": 0, "ramp": { "percent": [], "over_s": 0 } },
+            "outlier": { "window_s": 1, "ejection_s": 3, "ejection_max_s": 3 },
+            // The sample service answers in a millisecond.
+            "hedge_after_ms": 100,
+        }),
+        authority: None,
+        instances: 3,
+        workers: 1,
+        registered: Registered::ByAgents,
+        write_logs: false,
+        wall_clocks: false,
+    }
+}
+
 impl Scene {
     /// `outage` is how long etcd is stopped.
     pub(crate) async fn set(
@@ -100,8 +129,14 @@ impl Scene {
         rps: u32,
         outage: Duration,
     ) -> Result<Scene> {
-        let stage = Stage::set(directory, &network).await?;
-        let load = Load::start(&network, rps);
+        let stage = Stage::set(directory, &network, plan()).await?;
+        let (get, post) = (Request::get("/orders"), Request::post("/orders"));
+        let (get, post) = (get.home(name(HOME)), post.home(name(HOME)));
+        let next = move |_, count: u64| match count.is_multiple_of(WRITE_EVERY) {
+            true => post.clone(),
+            false => get.clone(),
+        };
+        let load = Load::start(&network, rps, Arc::new(next));
         Ok(Scene {
             load,
             stage,
@@ -147,7 +182,9 @@ impl Scene {
                 (mended, elsewhere)
             }
             Case::RollingRestart => {
-                for (zone, instance) in zones().flat_map(|z| instances().map(move |i| (z, i))) {
+                let instances = self.stage.instances();
+                for (zone, instance) in zones().flat_map(|z| instances.clone().map(move |i| (z, i)))
+                {
                     self.restart_gently(zone, instance).await?;
                 }
                 (self.watch(WATCH).await?, in_region)
@@ -216,7 +253,7 @@ impl Scene {
     async fn changes_with(&mut self, zone: u8) -> Result<Duration> {
         let died = Instant::now();
         self.stage.zone(zone).instances[0].kill()?;
-        let healthy = u64::from(instances().end) - 1;
+        let healthy = u64::from(self.stage.instances().end) - 1;
         self.stage.counts(zone, healthy).await?;
         let acted = died.elapsed();
         self.stage.zone_mut(zone).restart_instance(0)?;

@@ -2,37 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use e2e::stage::load::Sample;
+
 /// A request that hangs and is answered from elsewhere later has not been where it belongs.
 const PROMPT: Duration = Duration::from_millis(200);
 /// What is sent while a fault or an operator's word is on its way is not astray.
 const ACTS_WITHIN: Duration = Duration::from_millis(100);
 /// So long everything has to be well for a switch to be over.
 const WINDOW: Duration = Duration::from_secs(1);
-
-/// One request.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sample {
-    /// By whose gateway.
-    pub(crate) gateway: u8,
-    pub(crate) read: bool,
-    /// When it was due: what delays its sender is part of its latency.
-    pub(crate) start: Instant,
-    pub(crate) latency: Duration,
-    /// 0: no answer.
-    pub(crate) status: u16,
-    /// Who answered.
-    pub(crate) zone: Option<u8>,
-}
-
-impl Sample {
-    fn end(&self) -> Instant {
-        self.start + self.latency
-    }
-
-    fn failed(&self) -> bool {
-        self.status != 200
-    }
-}
 
 /// Whether a zone may answer the requests of a gateway, after the fault.
 pub(crate) type Belongs = fn(gateway: u8, zone: u8) -> bool;

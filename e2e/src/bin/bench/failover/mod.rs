@@ -2,9 +2,7 @@
 
 mod cases;
 mod judge;
-mod load;
 mod report;
-mod stage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,8 +16,8 @@ use e2e::workdir::Workdir;
 use tokio::runtime;
 use tokio::sync::oneshot;
 
-use crate::figures::Figure;
 use cases::Scene;
+use e2e::figures::Figure;
 use report::Report;
 
 pub(crate) use cases::Case;

@@ -2,7 +2,7 @@
 
 use super::cases::Case;
 use super::judge::Verdict;
-use crate::figures::{Figure, quantile};
+use e2e::figures::{Figure, quantile};
 
 /// What the rounds of one case came to.
 pub(crate) struct Report {

@@ -16,30 +16,30 @@ const CONNECTIONS: &str = "8";
 const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Requests, all alike.
-pub(super) struct Load<'l> {
-    pub(super) path: &'l str,
+pub(crate) struct Load<'l> {
+    pub(crate) path: &'l str,
     /// Names the home, if any.
-    pub(super) region: Option<&'l str>,
+    pub(crate) region: Option<&'l str>,
     /// A POST, without a body; else a GET.
-    pub(super) post: bool,
+    pub(crate) post: bool,
 }
 
 /// What a number of requests took.
 #[derive(Clone, Copy)]
-pub(super) struct Cost {
+pub(crate) struct Cost {
     /// Processor time of the worker for one request.
-    pub(super) cpu_us: f64,
+    pub(crate) cpu_us: f64,
     /// Requests in a second.
-    pub(super) rate: f64,
+    pub(crate) rate: f64,
 }
 
 /// The only worker thread of an Envoy.
-pub(super) struct Worker {
+pub(crate) struct Worker {
     schedstat: PathBuf,
 }
 
 impl Worker {
-    pub(super) fn of(pid: u32) -> Result<Worker> {
+    pub(crate) fn of(pid: u32) -> Result<Worker> {
         let tasks = PathBuf::from(format!("/proc/{pid}/task"));
         for task in fs::read_dir(&tasks).with_context(|| tasks.display().to_string())? {
             let task = task?.path();
@@ -59,7 +59,7 @@ impl Worker {
     }
 
     /// Sends `count` requests, and says what they took; an error if one of them was no success.
-    pub(super) async fn serve(&self, to: SocketAddr, load: &Load<'_>, count: u64) -> Result<Cost> {
+    pub(crate) async fn serve(&self, to: SocketAddr, load: &Load<'_>, count: u64) -> Result<Cost> {
         let mut command = Command::new(paths::workspace().join("target/tools/bin/h2load"));
         command.args(["--h1", "-t", "1", "-c", CONNECTIONS]);
         command.args(["-n", &count.to_string()]);

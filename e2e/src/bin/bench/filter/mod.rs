@@ -6,7 +6,7 @@
 
 mod cases;
 mod listeners;
-mod load;
+pub(crate) mod load;
 mod pushed;
 mod report;
 
@@ -18,8 +18,8 @@ use e2e::envoy::Envoy;
 use e2e::workdir::Workdir;
 use hyper::Method;
 
-use crate::figures::Figure;
 use cases::{Ask, GROUPS, Group};
+use e2e::figures::Figure;
 use listeners::{Chain, End};
 use load::{Cost, Load, Worker};
 use pushed::Pushed;

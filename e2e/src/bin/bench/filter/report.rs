@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use super::Series;
 use super::cases::{Ask, GROUPS, Group};
 use super::listeners::{Chain, End};
-use crate::figures::{Figure, machine_load, median, spread};
+use e2e::figures::{Figure, machine_load, median, spread};
 
 /// The rounds' ratios of processor time to the first of the group.
 fn ratios(series: &Series, baseline: &Series) -> Vec<f64> {

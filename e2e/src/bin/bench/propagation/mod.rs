@@ -21,8 +21,8 @@ use etcd_client::KvClient;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
-use crate::figures::{Figure, machine_load, quantile};
 use bystanders::Bystanders;
+use e2e::figures::{Figure, machine_load, quantile};
 use probe::Prober;
 
 const SERVICE: &str = "orders";

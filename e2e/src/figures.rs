@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// One figure, as `--json` writes it.
 #[derive(Debug, Serialize)]
-pub(crate) struct Figure {
+pub struct Figure {
     name: String,
     value: f64,
     unit: &'static str,
@@ -18,7 +18,7 @@ pub(crate) struct Figure {
 
 impl Figure {
     /// A sum over so many measurements.
-    pub(crate) fn count(name: String, count: usize, samples: usize) -> Figure {
+    pub fn count(name: String, count: usize, samples: usize) -> Figure {
         Figure {
             name,
             value: count as f64,
@@ -28,7 +28,7 @@ impl Figure {
     }
 
     /// A share of the samples from the smallest on: 0.5 is the median.
-    pub(crate) fn quantile(
+    pub fn quantile(
         name: impl Into<String>,
         unit: &'static str,
         samples: &[f64],
@@ -44,7 +44,7 @@ impl Figure {
 }
 
 /// The smallest sample that at least this share of all samples does not exceed (nearest rank); NaN of none.
-pub(crate) fn quantile(samples: &[f64], share: f64) -> f64 {
+pub fn quantile(samples: &[f64], share: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (sorted.len() as f64 * share).ceil() as usize;
@@ -52,12 +52,12 @@ pub(crate) fn quantile(samples: &[f64], share: f64) -> f64 {
     found.copied().unwrap_or(f64::NAN)
 }
 
-pub(crate) fn median(samples: &[f64]) -> f64 {
+pub fn median(samples: &[f64]) -> f64 {
     quantile(samples, 0.5)
 }
 
 /// `median (smallest .. largest)`, to a number of decimals.
-pub(crate) fn spread(samples: &[f64], decimals: usize) -> String {
+pub fn spread(samples: &[f64], decimals: usize) -> String {
     format!(
         "{:.decimals$} ({:.decimals$} .. {:.decimals$})",
         median(samples),
@@ -67,13 +67,13 @@ pub(crate) fn spread(samples: &[f64], decimals: usize) -> String {
 }
 
 /// The load average of the last minute, which other programs are part of.
-pub(crate) fn machine_load() -> Result<String> {
+pub fn machine_load() -> Result<String> {
     let text = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
     let minute = text.split_whitespace().next();
     Ok(minute.unwrap_or_default().to_owned())
 }
 
-pub(crate) fn write(file: &Path, figures: &[Figure]) -> Result<()> {
+pub fn write(file: &Path, figures: &[Figure]) -> Result<()> {
     let text = serde_json::to_string_pretty(figures)? + "\n";
     fs::write(file, text).with_context(|| file.display().to_string())
 }

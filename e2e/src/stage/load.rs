@@ -1,34 +1,58 @@
 //! Requests at a fixed rate, whatever becomes of the ones before, by the gateways of all zones.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use e2e::client::{Client, Reply, Request, Version};
-use e2e::config::ZONES;
-use e2e::netns::Network;
-use e2e::wait::eventually;
 use tokio::runtime;
 
-use super::judge::Sample;
-use super::stage::{GATEWAY_PORT, HOME};
+use super::{gateway as gateway_of, name, zones};
+use crate::client::{Client, Reply, Request, Version};
+use crate::config::ZONES;
+use crate::netns::Network;
+use crate::wait::eventually;
 
-/// Every tenth request is a write.
-const WRITE_EVERY: u64 = 10;
 /// The longest that requests are sent.
-const TIME_MAX: Duration = Duration::from_secs(3_600);
+const TIME_MAX: Duration = Duration::from_secs(7_200);
 /// A request that is not answered by then has failed.
-const DEADLINE: Duration = Duration::from_secs(5);
+pub const DEADLINE: Duration = Duration::from_secs(5);
 /// How many different failures are kept in words, and how much of each.
 const FAILURES_MAX: usize = 20;
-const WORDS_MAX: usize = 110;
+const WORDS_MAX: usize = 160;
+
+/// One request that has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// By whose gateway.
+    pub gateway: u8,
+    pub read: bool,
+    /// When it was due: what delays its sender is part of its latency.
+    pub start: Instant,
+    pub latency: Duration,
+    /// 0: no answer.
+    pub status: u16,
+    /// Who answered.
+    pub zone: Option<u8>,
+}
+
+impl Sample {
+    pub fn end(&self) -> Instant {
+        self.start + self.latency
+    }
+
+    pub fn failed(&self) -> bool {
+        self.status != 200
+    }
+}
+
+/// Makes the request of a gateway that comes after so many others; a safe method is a read.
+pub type Next = dyn Fn(u8, u64) -> Request + Send + Sync;
 
 /// The senders, a thread in the namespace of each zone.
-pub(crate) struct Load {
+pub struct Load {
     book: Arc<Mutex<Book>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -46,17 +70,17 @@ struct Book {
 }
 
 impl Load {
-    /// Sends `rps` requests a second in all, each with the home that will fail.
-    pub(crate) fn start(network: &Arc<Network>, rps: u32) -> Load {
+    /// Sends `rps` requests a second in all.
+    pub fn start(network: &Arc<Network>, rps: u32, next: Arc<Next>) -> Load {
         let book = Arc::new(Mutex::new(Book::default()));
         let stop = Arc::new(AtomicBool::new(false));
-        let zones = ZONES.len() as u8;
-        let pace = Duration::from_secs(1) * u32::from(zones) / rps;
-        let threads = (0..zones)
+        let pace = Duration::from_secs(1) * ZONES.len() as u32 / rps;
+        let threads = zones()
             .map(|gateway| {
                 let (network, book, stop) = (network.clone(), book.clone(), stop.clone());
+                let next = next.clone();
                 thread::spawn(move || {
-                    if let Err(error) = send(&network, gateway, pace, &book, &stop) {
+                    if let Err(error) = send(&network, gateway, pace, &next, &book, &stop) {
                         eprintln!("the load of gateway {gateway} ended: {error:#}");
                     }
                 })
@@ -70,14 +94,14 @@ impl Load {
     }
 
     /// Forgets everything that has ended.
-    pub(crate) fn forget(&self) {
+    pub fn forget(&self) {
         let mut book = locked(&self.book);
         book.ended.clear();
         book.failures.clear();
     }
 
     /// What has ended since the last [`forget`](Load::forget) and was started at `since` or later.
-    pub(crate) fn since(&self, since: Instant) -> Vec<Sample> {
+    pub fn since(&self, since: Instant) -> Vec<Sample> {
         let book = locked(&self.book);
         let ended = book.ended.iter();
         ended
@@ -87,13 +111,13 @@ impl Load {
     }
 
     /// What has ended since the last [`forget`](Load::forget), and what failures said, with their number.
-    pub(crate) fn all(&self) -> (Vec<Sample>, BTreeMap<String, u64>) {
+    pub fn all(&self) -> (Vec<Sample>, BTreeMap<String, u64>) {
         let book = locked(&self.book);
         (book.ended.clone(), book.failures.clone())
     }
 
     /// Waits until everything has ended that was started before.
-    pub(crate) async fn settled(&self, before: Instant) -> Result<()> {
+    pub async fn settled(&self, before: Instant) -> Result<()> {
         eventually(DEADLINE * 2, "the requests under way to end", async || {
             let book = locked(&self.book);
             let open = book.open.range(..(before, 0)).count();
@@ -121,17 +145,15 @@ fn send(
     network: &Network,
     gateway: u8,
     pace: Duration,
+    next: &Arc<Next>,
     book: &Arc<Mutex<Book>>,
     stop: &AtomicBool,
 ) -> Result<()> {
     network.zone(gateway)?.enter()?;
-    let to = SocketAddr::from((Network::address(gateway), GATEWAY_PORT));
+    let to = gateway_of(gateway);
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let (home, _) = ZONES[usize::from(HOME)];
-    let (get, post) = (Request::get("/orders"), Request::post("/orders"));
-    let (get, post) = (Arc::new(get.home(home)), Arc::new(post.home(home)));
     runtime.block_on(async {
         let client = Client::new(Version::Http1);
         let begun = Instant::now();
@@ -141,8 +163,8 @@ fn send(
             let due = begun + pace * count;
             tokio::time::sleep_until(due.into()).await;
             count = count.saturating_add(1);
-            let read = !u64::from(count).is_multiple_of(WRITE_EVERY);
-            let request = if read { get.clone() } else { post.clone() };
+            let request = next(gateway, u64::from(count));
+            let read = request.method.is_safe();
             let (client, book) = (client.clone(), book.clone());
             locked(&book).open.insert((due, gateway));
             tokio::spawn(async move {
@@ -179,7 +201,7 @@ impl Book {
 
 /// What a failure looked like to the client.
 fn words(sample: &Sample, reply: &Result<Reply>) -> String {
-    let (gateway, _) = ZONES[usize::from(sample.gateway)];
+    let gateway = name(sample.gateway);
     let kind = if sample.read { "read" } else { "write" };
     let said = match reply {
         Ok(reply) => format!("{}: {}", reply.status.as_u16(), reply.text()),

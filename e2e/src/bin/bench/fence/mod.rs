@@ -1,0 +1,58 @@
+//! What the fence costs: the time that nobody may write when a cell moves, and the processor time of a write.
+
+mod cost;
+mod gaps;
+
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Result, anyhow};
+use e2e::figures::Figure;
+use e2e::netns::Network;
+use e2e::workdir::Workdir;
+use tokio::runtime;
+use tokio::sync::oneshot;
+
+/// How often everything is measured.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// `fence`: planned moves
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    moves: u32,
+    /// `fence`: how often the owner is cut off
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    cuts: u32,
+    /// `fence`: how often the owner's control plane is killed
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    kills: u32,
+}
+
+/// Runs it. The zones live in namespaces, so that they take a thread of their own, which is in one of them.
+pub(crate) async fn run(options: &Options, rounds: u32) -> Result<Vec<Figure>> {
+    let mut figures = zones(options).await?;
+    figures.extend(cost::measure(rounds).await?);
+    Ok(figures)
+}
+
+async fn zones(options: &Options) -> Result<Vec<Figure>> {
+    let workdir = Workdir::kept("fence")?;
+    let network = Network::new(workdir.path(), e2e::config::ZONES.len() as u8).await?;
+    let network = Arc::new(network);
+    let options = options.clone();
+    let (done, outcome) = oneshot::channel();
+    let inside = Arc::clone(&network);
+    thread::spawn(move || {
+        let measured = (|| {
+            inside.hub().enter()?;
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(gaps::measure(workdir.path(), inside, &options))
+        })();
+        // Nobody is there any more when this was interrupted.
+        let _ = done.send(measured);
+    });
+    outcome
+        .await
+        .map_err(|_| anyhow!("the measuring thread has died"))?
+}

@@ -1,0 +1,180 @@
+//! The second act: who may write. On a real etcd, with a replica of the control plane in every zone; one of them loses etcd, and
+//! with it the right to write, while it, its gateway and its instances live on.
+
+mod stage;
+mod traffic;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use e2e::wait::PATIENCE;
+use tokio::time::sleep;
+
+use crate::screen::Screen;
+use stage::{SPANS, Stage};
+use traffic::{Expected, Row, Traffic, Writes, add, render, settled, verdicts};
+
+/// Between two looks at the traffic, and two pictures of the table.
+const FRAME: Duration = Duration::from_millis(100);
+/// How long traffic may take to be as it should.
+const SETTLES_WITHIN: Duration = PATIENCE.saturating_mul(2);
+
+/// What a chapter begins with.
+#[derive(Clone, Copy)]
+enum Turn {
+    Nothing,
+    /// shanghai-a's replica loses etcd; the chapter is about the time until another zone takes over.
+    Cut,
+    /// The chapter is about what comes after.
+    Wait,
+    Join,
+    Move,
+}
+
+struct Chapter {
+    title: &'static str,
+    turn: Turn,
+    /// Where writes go, by the gateways in their order.
+    writes: [Writes; 3],
+}
+
+use Writes::{Refused, Taken};
+
+const A: &str = "shanghai-a";
+const B: &str = "shanghai-b";
+
+const CHAPTERS: [Chapter; 5] = [
+    Chapter {
+        title: "shanghai-a may write: its city's writes go there, and nowhere else",
+        turn: Turn::Nothing,
+        writes: [Taken(A), Taken(A), Refused("not_owner")],
+    },
+    Chapter {
+        title: "shanghai-a's control plane loses etcd: the zone fences itself",
+        turn: Turn::Cut,
+        writes: [Refused("fenced"), Writes::Any, Writes::Any],
+    },
+    Chapter {
+        title: "shanghai-b takes over, when nothing of shanghai-a can be under way any more",
+        turn: Turn::Wait,
+        writes: [Refused("fenced"), Taken(B), Refused("not_owner")],
+    },
+    Chapter {
+        title: "shanghai-a reaches etcd again: it learns that shanghai-b writes, and forwards",
+        turn: Turn::Join,
+        writes: [Taken(B), Taken(B), Refused("not_owner")],
+    },
+    Chapter {
+        title: "an operator moves the writes back to shanghai-a",
+        turn: Turn::Move,
+        writes: [Taken(A), Taken(A), Refused("not_owner")],
+    },
+];
+
+/// Tells the act. How many expectations were not met.
+pub(crate) async fn tell(screen: &mut Screen, watch: Duration) -> Result<u32> {
+    screen.chapter("Second act: who may write");
+    let mut stage = Stage::set(screen).await?;
+    let told = act(&mut stage, screen, watch).await;
+    told.with_context(|| stage.logs())
+}
+
+async fn act(stage: &mut Stage, screen: &mut Screen, watch: Duration) -> Result<u32> {
+    let mut failed = 0;
+    let mut epoch = stage.epoch().await?;
+    for (index, chapter) in CHAPTERS.iter().enumerate() {
+        let title = format!("{}/{}  {}", index + 1, CHAPTERS.len(), chapter.title);
+        screen.chapter(&title);
+        let mut traffic = Traffic::start(stage)?;
+        turn(stage, screen, chapter.turn).await?;
+        let turning = until_settled(screen, &mut traffic, &chapter.writes).await?;
+        // What comes next has to be seen from its beginning.
+        let watch = match chapter.turn {
+            Turn::Cut => FRAME * 5,
+            _ => watch,
+        };
+        let watched = self::watch(screen, &mut traffic, watch).await;
+        traffic.stop().await;
+        screen.conclude(|| render(&watched));
+        let now = stage.epoch().await?;
+        let expected = Expected {
+            writes: &chapter.writes,
+            epoch_rises: matches!(chapter.turn, Turn::Wait | Turn::Move),
+            epochs: [epoch, now],
+        };
+        // During the takeover the next epoch is written down before anybody may write by it.
+        if !matches!(chapter.turn, Turn::Cut) {
+            epoch = now;
+        }
+        let mut all = verdicts(&expected, &turning, &watched);
+        all.push(stage.judge().await?);
+        for verdict in all {
+            failed += u32::from(!verdict.passed);
+            screen.verdict(verdict.passed, &verdict.text);
+        }
+    }
+    Ok(failed)
+}
+
+async fn turn(stage: &mut Stage, screen: &mut Screen, turn: Turn) -> Result<()> {
+    match turn {
+        Turn::Nothing => screen.say("waiting until traffic flows"),
+        Turn::Cut => {
+            screen.say("cutting the way from shanghai-a's control plane to etcd");
+            stage.cut(true);
+        }
+        Turn::Wait => screen.say(&format!(
+            "waiting: a session lasts {} ms, and a write at most {} ms longer",
+            SPANS.session_ttl_ms, SPANS.write_drain_ms
+        )),
+        Turn::Join => {
+            screen.say("joining shanghai-a's control plane and etcd again");
+            stage.cut(false);
+        }
+        Turn::Move => {
+            screen.say("tidegate move main --to shanghai-a");
+            stage.move_to(A).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a short look at the traffic shows it where it should be. What came of the requests meanwhile.
+async fn until_settled(
+    screen: &mut Screen,
+    traffic: &mut Traffic,
+    writes: &[Writes; 3],
+) -> Result<Vec<Row>> {
+    let begin = Instant::now();
+    let mut rows = traffic.take();
+    loop {
+        sleep(FRAME).await;
+        let frame = traffic.take();
+        add(&mut rows, &frame);
+        screen.refresh(|| render(&rows));
+        match settled(writes, &frame) {
+            Ok(()) => break,
+            Err(why) if begin.elapsed() > SETTLES_WITHIN => {
+                return Err(why.context("traffic does not settle"));
+            }
+            Err(_) => {}
+        }
+    }
+    let ms = begin.elapsed().as_millis();
+    screen.say(&format!("so it is, after {ms} ms"));
+    Ok(rows)
+}
+
+async fn watch(screen: &mut Screen, traffic: &mut Traffic, time: Duration) -> Vec<Row> {
+    screen.say(&format!("watching, for {:.1} s", time.as_secs_f64()));
+    let begin = Instant::now();
+    let mut rows = traffic.take();
+    rows.iter_mut()
+        .for_each(|row| row.tally = Default::default());
+    while begin.elapsed() < time {
+        sleep(FRAME).await;
+        add(&mut rows, &traffic.take());
+        screen.refresh(|| render(&rows));
+    }
+    rows
+}

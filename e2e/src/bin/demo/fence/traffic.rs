@@ -1,0 +1,206 @@
+//! The second act's traffic, and what should come of it.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use e2e::client::Request;
+use e2e::config::ZONES;
+use e2e::load::{Load, RunningLoad, Tally};
+
+use super::stage::Stage;
+use crate::expect::Verdict;
+use crate::traffic::Class;
+
+/// What should come of the writes by one gateway.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Writes {
+    /// All are taken by this zone.
+    Taken(&'static str),
+    /// All are refused for this reason.
+    Refused(&'static str),
+    /// It is changing.
+    Any,
+}
+
+/// What should come of a chapter.
+pub(super) struct Expected<'c> {
+    /// By the gateways in their order.
+    pub(super) writes: &'c [Writes; 3],
+    pub(super) epoch_rises: bool,
+    /// Before the chapter, and after.
+    pub(super) epochs: [u64; 2],
+}
+
+/// What came of one kind of request.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    gateway: &'static str,
+    class: Class,
+    pub(super) tally: Tally,
+}
+
+/// Traffic that flows: reads and writes by every gateway, which name no home.
+pub(super) struct Traffic {
+    kinds: Vec<(&'static str, Class)>,
+    load: RunningLoad,
+}
+
+impl Traffic {
+    pub(super) fn start(stage: &Stage) -> Result<Traffic> {
+        let (mut kinds, mut requests) = (vec![], vec![]);
+        for (gateway, at) in stage.gateways() {
+            kinds.extend([(gateway, Class::Read), (gateway, Class::Write)]);
+            requests.extend([
+                (at, Request::get("/orders")),
+                (at, Request::post("/orders")),
+            ]);
+        }
+        let load = Load {
+            pace: Duration::from_millis(10),
+            ..Load::steady(requests)
+        };
+        Ok(Traffic {
+            kinds,
+            load: load.start(),
+        })
+    }
+
+    /// What came of each kind since the last time.
+    pub(super) fn take(&mut self) -> Vec<Row> {
+        let tallies = self.load.take();
+        let rows = self.kinds.iter().zip(tallies);
+        rows.map(|((gateway, class), tally)| Row {
+            gateway,
+            class: *class,
+            tally,
+        })
+        .collect()
+    }
+
+    /// Lets the last requests end.
+    pub(super) async fn stop(self) {
+        self.load.stop().await;
+    }
+}
+
+/// Adds newer rows to older ones.
+pub(super) fn add(rows: &mut [Row], newer: &[Row]) {
+    for (row, newer) in rows.iter_mut().zip(newer) {
+        row.tally.add(&newer.tally);
+    }
+}
+
+pub(super) fn render(rows: &[Row]) -> String {
+    let mut table = format!("{:<10} {:<5}", "gateway", "class");
+    for (zone, _) in ZONES {
+        let _ = write!(table, " {zone:>10}");
+    }
+    let _ = writeln!(table, " {:>7}  refused", "sent");
+    for row in rows {
+        let class = match row.class {
+            Class::Read => "read",
+            Class::Write => "write",
+        };
+        let _ = write!(table, "{:<10} {class:<5}", row.gateway);
+        for (zone, _) in ZONES {
+            let count = match row.tally.zone(zone) {
+                0 => "-".to_owned(),
+                count => count.to_string(),
+            };
+            let _ = write!(table, " {count:>10}");
+        }
+        let refused = row.tally.refused.iter();
+        let refused: Vec<String> = refused
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect();
+        let _ = writeln!(table, " {:>7}  {}", row.tally.sent, refused.join(", "));
+    }
+    table
+}
+
+/// Whether writes were all as they should be, in a look at them.
+fn as_expected(expected: Writes, tally: &Tally) -> bool {
+    let taken: u64 = tally.zones.values().sum();
+    let none_failed = tally.failed == 0 && tally.sent > 0;
+    none_failed
+        && match expected {
+            Writes::Taken(zone) => tally.zone(zone) == tally.sent,
+            Writes::Refused(reason) => taken == 0 && tally.refused.get(reason) == Some(&tally.sent),
+            Writes::Any => true,
+        }
+}
+
+/// Whether a short look at the traffic shows it where it should be; the error says what is not there.
+pub(super) fn settled(expected: &[Writes; 3], frame: &[Row]) -> Result<()> {
+    let writes = frame.iter().filter(|row| row.class == Class::Write);
+    for (row, expected) in writes.zip(expected) {
+        let Tally {
+            zones,
+            refused,
+            failures,
+            ..
+        } = &row.tally;
+        ensure!(
+            as_expected(*expected, &row.tally),
+            "writes by {} should be {expected:?}: {zones:?}, {refused:?}, {failures:?}",
+            row.gateway
+        );
+    }
+    let reads = frame.iter().filter(|row| row.class == Class::Read);
+    for row in reads {
+        let served = row.tally.zone(row.gateway);
+        ensure!(served > 0, "{} serves no reads", row.gateway);
+    }
+    Ok(())
+}
+
+/// Everything that should hold of a chapter: `turning` is what came of the requests until it had settled, `watched` of those
+/// after.
+pub(super) fn verdicts(expected: &Expected<'_>, turning: &[Row], watched: &[Row]) -> Vec<Verdict> {
+    let mut verdicts = vec![reads(turning, watched)];
+    let writes = watched.iter().filter(|row| row.class == Class::Write);
+    for (row, expected) in writes.zip(expected.writes) {
+        let Row { gateway, tally, .. } = row;
+        let what = match expected {
+            Writes::Taken(zone) => format!("are taken by {zone}: {}", tally.zone(zone)),
+            Writes::Refused(reason) => {
+                let refused = tally.refused.get(*reason).copied().unwrap_or(0);
+                format!("are refused, {reason}: {refused}")
+            }
+            Writes::Any => continue,
+        };
+        let mut text = format!("writes by {gateway} {what} of {}", tally.sent);
+        let passed = as_expected(*expected, tally);
+        if !passed {
+            for (what, count) in &tally.failures {
+                text += &format!("\n      {count} x {what}");
+            }
+        }
+        verdicts.push(Verdict { passed, text });
+    }
+    let [before, after] = expected.epochs;
+    if expected.epoch_rises {
+        verdicts.push(Verdict {
+            passed: after > before,
+            text: format!("the epoch rises: {before}, then {after}"),
+        });
+    }
+    verdicts
+}
+
+/// Every read is answered, whatever becomes of the writes, and in the zone in which it arrives once there is calm.
+fn reads(turning: &[Row], watched: &[Row]) -> Verdict {
+    let is_read = |row: &&Row| row.class == Class::Read;
+    let mut sum = Tally::default();
+    for row in turning.iter().chain(watched).filter(is_read) {
+        sum.add(&row.tally);
+    }
+    let failed = sum.failed + sum.refusals();
+    let mut at_home = watched.iter().filter(is_read);
+    let at_home = at_home.all(|row| row.tally.zone(row.gateway) == row.tally.sent);
+    Verdict {
+        passed: failed == 0 && sum.sent > 0 && at_home,
+        text: format!("reads go on in every zone: {failed} of {} failed", sum.sent),
+    }
+}

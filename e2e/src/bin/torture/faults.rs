@@ -1,0 +1,113 @@
+//! What can happen to three zones.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use e2e::config::ZONES;
+use e2e::dice::Dice;
+use e2e::stage::name;
+
+/// Seconds that a wall clock is stepped by at most.
+const STEP_MAX_S: u64 = 7_200;
+/// How many of ten faults are only short: shorter than any session lives.
+const SHORT_IN_TEN: u64 = 3;
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// A zone's link goes down
+    CutZone,
+    /// Nothing that a zone sends to the others arrives
+    MuteZone,
+    /// Nothing that the others send to a zone arrives
+    DeafenZone,
+    /// Nothing that a zone sends to one other arrives
+    LosePair,
+    /// kill -9 of a gateway
+    KillGateway,
+    /// A gateway hangs (SIGSTOP), and goes on
+    StopGateway,
+    /// kill -9 of a zone's control plane
+    KillControl,
+    /// A zone's control plane hangs (SIGSTOP), and goes on
+    StopControl,
+    /// kill -9 of an etcd member
+    KillMember,
+    /// An etcd member hangs (SIGSTOP), and goes on
+    StopMember,
+    /// The wall clocks of a zone's gateway and control plane jump
+    StepClock,
+    /// etcd is restored from an older snapshot, under traffic
+    Restore,
+    /// Nothing fails: an operator moves the cell
+    Move,
+}
+
+/// One fault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub(crate) kind: Kind,
+    /// Whom it happens to.
+    pub(crate) zone: u8,
+    /// Who else takes part.
+    pub(crate) other: u8,
+    /// For how long.
+    pub(crate) ms: u64,
+    /// How far clocks jump.
+    pub(crate) step_s: i64,
+    /// An operator wants the cell to be moved to this zone meanwhile.
+    pub(crate) moved_to: Option<u8>,
+}
+
+impl Fault {
+    /// Any fault of these kinds. A long one lasts `long_ms` and up to a second longer.
+    pub(crate) fn any(dice: &mut Dice, kinds: &[Kind], long_ms: u64) -> Fault {
+        let count = ZONES.len() as u64;
+        let kind = *dice.pick(kinds);
+        let zone = dice.between(0, count) as u8;
+        let other = (zone + dice.between(1, count) as u8) % count as u8;
+        let short = dice.between(0, 10) < SHORT_IN_TEN;
+        let ms = match short {
+            true => dice.between(50, long_ms / 2),
+            false => dice.between(long_ms, long_ms + 1_000),
+        };
+        let step_s = dice.between(1, STEP_MAX_S) as i64;
+        let moved_to = dice.once_in(3).then(|| dice.between(0, count) as u8);
+        Fault {
+            kind,
+            zone,
+            other,
+            ms,
+            step_s: if dice.once_in(2) { step_s } else { -step_s },
+            moved_to: moved_to.filter(|_| !matches!(kind, Kind::Restore | Kind::Move)),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (zone, other) = (name(self.zone), name(self.other));
+        match self.kind {
+            Kind::CutZone => write!(out, "cut {zone} off")?,
+            Kind::MuteZone => write!(out, "lose all that {zone} sends")?,
+            Kind::DeafenZone => write!(out, "lose all that is sent to {zone}")?,
+            Kind::LosePair => write!(out, "lose what {zone} sends to {other}")?,
+            Kind::KillGateway => write!(out, "kill the gateway of {zone}")?,
+            Kind::StopGateway => write!(out, "stop the gateway of {zone}")?,
+            Kind::KillControl => write!(out, "kill the control plane of {zone}")?,
+            Kind::StopControl => write!(out, "stop the control plane of {zone}")?,
+            Kind::KillMember => write!(out, "kill the etcd member of {zone}")?,
+            Kind::StopMember => write!(out, "stop the etcd member of {zone}")?,
+            Kind::StepClock => write!(out, "step the clocks of {zone} by {} s", self.step_s)?,
+            Kind::Restore => write!(out, "restore an older etcd, then override to {zone}")?,
+            Kind::Move => write!(out, "move to {zone}")?,
+        }
+        if !matches!(self.kind, Kind::Restore | Kind::Move) {
+            write!(out, " for {} ms", self.ms)?;
+        }
+        match self.moved_to {
+            Some(to) => write!(out, ", and move to {}", name(to)),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! Three zones under load, and what is done to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::client::Request;
+use e2e::clock::monotonic_us;
+use e2e::history::Report;
+use e2e::netns::Network;
+use e2e::process::Process;
+use e2e::stage::load::{Load, Sample};
+use e2e::stage::witness::{self, CELL, Spans, Witness};
+use e2e::stage::{Plan, Registered, SERVICE, Stage, name, zones};
+use e2e::wait::eventually;
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+
+use super::faults::{Fault, Kind};
+
+/// Short, so that a round is.
+pub(crate) const SPANS: Spans = Spans {
+    session_ttl_ms: 2_000,
+    grant_ttl_ms: 1_000,
+    write_drain_ms: 500,
+};
+/// Longer than a session lives and settles: the cell has moved by then.
+pub(crate) const LONG_MS: u64 = 3_500;
+
+/// Of how many requests one is a read, and of how many writes one is slow.
+const READ_EVERY: u64 = 3;
+const SLOW_EVERY: u64 = 4;
+/// How long everything may take to be writable again once the fault is over. A restored etcd has to be found out first.
+const WRITABLE_WITHIN: Duration = Duration::from_secs(45);
+/// So many writes in a row have to be admitted, by every gateway.
+const ADMITTED_IN_A_ROW: usize = 5;
+/// How long an operator waits for a move that may be impossible.
+const MOVE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long an operator tries again what has to be possible.
+const OPERATOR_PATIENCE: Duration = Duration::from_secs(45);
+
+/// What came of one round.
+pub(crate) struct Outcome {
+    /// From the end of the fault until every gateway had a write admitted, and went on so.
+    pub(crate) writable: Duration,
+    pub(crate) admitted: usize,
+    pub(crate) refused: usize,
+    pub(crate) reads: usize,
+    /// Reads that failed by a gateway that was alive.
+    pub(crate) failed_reads: usize,
+    /// What failures said, and how often.
+    pub(crate) said: BTreeMap<String, u64>,
+    /// Who owns the cell now.
+    pub(crate) owners: String,
+    /// Of everything so far.
+    pub(crate) report: Report,
+}
+
+/// From the first time on, until it serves again after the second, a gateway is not there.
+struct Blind {
+    gateway: u8,
+    from: Instant,
+    back: Instant,
+}
+
+pub(crate) struct Scene {
+    // Dropped first: it uses the others.
+    load: Load,
+    witness: Witness,
+    stage: Stage,
+    network: Arc<Network>,
+    snapshot: PathBuf,
+    begun_us: u64,
+}
+
+/// A third of the requests are reads; of the writes some take up to half of the time that a write has.
+fn next(gateway: u8, count: u64) -> Request {
+    if count.is_multiple_of(READ_EVERY) {
+        return Request::get("/orders");
+    }
+    let slow = (count / READ_EVERY).is_multiple_of(SLOW_EVERY);
+    let ms = 20 + count * 37 % (SPANS.write_drain_ms / 2 - 20);
+    witness::write(gateway, count, if slow { ms } else { 0 })
+}
+
+impl Scene {
+    pub(crate) async fn set(
+        directory: &Path,
+        network: Arc<Network>,
+        rps: u32,
+        enforcement: &str,
+    ) -> Result<Scene> {
+        let plan = Plan {
+            service: json!({
+                "name": SERVICE,
+                "routes": [{ "prefix": "/orders" }],
+                "fenced": true,
+                "failover": { "hold_s": 0, "hold_max_s": 0, "ramp": { "percent": [], "over_s": 0 } },
+            }),
+            authority: Some(witness::authority(SPANS, enforcement)),
+            instances: 2,
+            workers: 2,
+            registered: Registered::ForGood,
+            write_logs: true,
+            wall_clocks: true,
+        };
+        let begun_us = monotonic_us();
+        let stage = Stage::set(directory, &network, plan).await?;
+        let mut scene = Scene {
+            load: Load::start(&network, rps, Arc::new(next)),
+            witness: Witness::of(&stage),
+            stage,
+            network,
+            snapshot: directory.join("snapshot"),
+            begun_us,
+        };
+        let ready = scene.writable(Instant::now()).await;
+        ready
+            .context("at the start")
+            .with_context(|| scene.logs())?;
+        scene.witness.look().await?;
+        Ok(scene)
+    }
+
+    /// A fault, its end, and the judgement of everything so far.
+    pub(crate) async fn round(&mut self, fault: Fault) -> Result<Outcome> {
+        let played = self.play(fault).await;
+        played.with_context(|| self.logs())
+    }
+
+    async fn play(&mut self, fault: Fault) -> Result<Outcome> {
+        self.load.forget();
+        let before = self.witness.writes().len();
+        let blind = self.strike(fault).await.context("the fault")?;
+        let healed = Instant::now();
+        let writable = self.writable(healed).await?;
+        self.load.settled(Instant::now()).await?;
+        let (samples, said) = self.load.all();
+        self.witness.look().await?;
+        let reads = samples.iter().filter(|sample| sample.read);
+        let failed = reads
+            .clone()
+            .filter(|read| read.failed() && !blind.iter().any(|b| b.excuses(read, &samples)));
+        let refused = samples.iter().filter(|s| !s.read && s.failed());
+        Ok(Outcome {
+            writable,
+            admitted: self.witness.writes().len() - before,
+            refused: refused.count(),
+            reads: reads.clone().count(),
+            failed_reads: failed.count(),
+            said,
+            owners: self.witness.newest(),
+            report: self.witness.judge(),
+        })
+    }
+
+    /// Lets it happen and ends it. Which gateway was not there meanwhile, if any.
+    async fn strike(&mut self, fault: Fault) -> Result<Option<Blind>> {
+        let zone = fault.zone;
+        let from = Instant::now();
+        match fault.kind {
+            Kind::CutZone => {
+                self.network.link(zone, false)?;
+                self.last(fault).await;
+                self.network.link(zone, true)?;
+            }
+            Kind::MuteZone => self.lose(fault, others(zone).map(|to| (zone, to))).await?,
+            Kind::DeafenZone => self.lose(fault, others(zone).map(|by| (by, zone))).await?,
+            Kind::LosePair => self.lose(fault, [(zone, fault.other)].into_iter()).await?,
+            Kind::KillGateway => {
+                self.stage.zone(zone).gateway.kill()?;
+                self.last(fault).await;
+                self.stage.zone_mut(zone).restart_gateway()?;
+                return self.serves_again(zone, from).await.map(Some);
+            }
+            Kind::StopGateway => {
+                self.stage.zone(zone).gateway.pause()?;
+                let begin_us = monotonic_us();
+                self.last(fault).await;
+                self.witness.paused(zone, begin_us);
+                self.stage.zone(zone).gateway.resume()?;
+                return self.serves_again(zone, from).await.map(Some);
+            }
+            Kind::KillControl => {
+                self.stage.zone(zone).control_plane.kill()?;
+                self.last(fault).await;
+                self.stage.zone_mut(zone).restart_control_plane()?;
+            }
+            Kind::StopControl => {
+                self.stop(fault, |stage| &stage.zone(zone).control_plane)
+                    .await?;
+            }
+            Kind::KillMember => {
+                self.stage.zone(zone).etcd.kill()?;
+                self.last(fault).await;
+                self.stage.zone_mut(zone).restart_etcd()?;
+            }
+            Kind::StopMember => self.stop(fault, |stage| &stage.zone(zone).etcd).await?,
+            Kind::StepClock => {
+                self.stage.zone(zone).wall_clock()?.step_to(fault.step_s)?;
+                self.last(fault).await;
+                self.stage.zone(zone).wall_clock()?.step_to(0)?;
+            }
+            Kind::Restore => self.restore(zone).await?,
+            Kind::Move => self.move_for_sure(zone).await?,
+        }
+        Ok(None)
+    }
+
+    /// Waits for as long as the fault lasts, and lets the operator do meanwhile what they want.
+    async fn last(&self, fault: Fault) {
+        let end = tokio::time::Instant::now() + Duration::from_millis(fault.ms);
+        if let Some(to) = fault.moved_to {
+            sleep(Duration::from_millis(fault.ms / 3)).await;
+            // By whomever; that it may be impossible now is the point.
+            let cells = self.stage.cells(fault.other);
+            let moved = cells.move_to(CELL, name(to), "torture");
+            let _ = timeout(MOVE_PATIENCE, moved).await;
+        }
+        tokio::time::sleep_until(end).await;
+    }
+
+    async fn lose(&self, fault: Fault, ways: impl Iterator<Item = (u8, u8)> + Clone) -> Result<()> {
+        for (from, to) in ways.clone() {
+            self.network.lose(from, to, true)?;
+        }
+        self.last(fault).await;
+        for (from, to) in ways {
+            self.network.lose(from, to, false)?;
+        }
+        Ok(())
+    }
+
+    async fn stop(&self, fault: Fault, which: impl Fn(&Stage) -> &Process) -> Result<()> {
+        which(&self.stage).pause()?;
+        self.last(fault).await;
+        which(&self.stage).resume()
+    }
+
+    /// Waits until a gateway serves reads again, from which on it has to.
+    async fn serves_again(&self, gateway: u8, from: Instant) -> Result<Blind> {
+        let back = Instant::now();
+        eventually(WRITABLE_WITHIN, "a gateway to serve again", async || {
+            let samples = self.load.since(back);
+            let serves = |s: &Sample| s.gateway == gateway && s.read && !s.failed();
+            ensure!(samples.iter().any(serves), "no read of {}", samples.len());
+            Ok(())
+        })
+        .await?;
+        Ok(Blind {
+            gateway,
+            from,
+            back,
+        })
+    }
+
+    async fn move_for_sure(&self, zone: u8) -> Result<()> {
+        let mut by = zones().cycle();
+        eventually(OPERATOR_PATIENCE, "a planned move", async || {
+            let cells = self.stage.cells(by.next().unwrap_or(zone));
+            if cells.get(CELL).await?.owners != [name(zone)] {
+                cells.move_to(CELL, name(zone), "torture").await?;
+            }
+            let cell = cells.get(CELL).await?;
+            ensure!(cell.is_active_in(name(zone)), "{cell:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// What happened after the snapshot is gone: the cell had moved meanwhile.
+    async fn restore(&mut self, zone: u8) -> Result<()> {
+        let _ = std::fs::remove_file(&self.snapshot);
+        self.stage.save_snapshot(zone, &self.snapshot)?;
+        for to in others(zone) {
+            self.move_for_sure(to).await?;
+        }
+        // What the store held until now would be gone with it.
+        self.witness.look().await?;
+        self.stage.restore_snapshot(&self.snapshot)?;
+        let mut confirmed = BTreeSet::new();
+        eventually(
+            OPERATOR_PATIENCE,
+            "the restored etcd to be confirmed",
+            async || {
+                for by in zones() {
+                    if !confirmed.contains(&by) {
+                        self.stage.cells(by).confirm().await?;
+                        confirmed.insert(by);
+                    }
+                }
+                Ok(())
+            },
+        )
+        .await?;
+        let by = others(zone).next().unwrap_or(zone);
+        eventually(OPERATOR_PATIENCE, "an override", async || {
+            let cells = self.stage.cells(by);
+            cells.override_to(CELL, name(zone), "restored").await
+        })
+        .await
+    }
+
+    /// Waits until every gateway has its writes admitted, by whomever, and goes on so. How long the slowest took from `healed`
+    /// to the first one.
+    async fn writable(&self, healed: Instant) -> Result<Duration> {
+        eventually(WRITABLE_WITHIN, "the cell to be writable", async || {
+            let samples = self.load.since(healed);
+            let mut slowest = Duration::ZERO;
+            for gateway in zones() {
+                let of = |s: &&Sample| s.gateway == gateway && !s.read;
+                let writes: Vec<&Sample> = samples.iter().filter(of).collect();
+                let last = writes.iter().rev().take(ADMITTED_IN_A_ROW);
+                let admitted = last.filter(|sample| !sample.failed()).count();
+                ensure!(
+                    admitted == ADMITTED_IN_A_ROW,
+                    "of the last {ADMITTED_IN_A_ROW} writes by {} {admitted} are admitted: {:?}",
+                    name(gateway),
+                    self.load.all().1
+                );
+                let first = writes.iter().find(|sample| !sample.failed());
+                let first = first.map_or(healed, |sample| sample.end());
+                slowest = slowest.max(first.saturating_duration_since(healed));
+            }
+            Ok(slowest)
+        })
+        .await
+    }
+
+    fn logs(&self) -> String {
+        format!(
+            "after {} s\n{}",
+            (monotonic_us() - self.begun_us) / 1_000_000,
+            self.stage.logs()
+        )
+    }
+}
+
+impl Blind {
+    /// Whether a read met the gateway while that was not there.
+    fn excuses(&self, read: &Sample, samples: &[Sample]) -> bool {
+        let serves = |s: &&Sample| {
+            s.gateway == self.gateway && s.read && !s.failed() && s.start >= self.back
+        };
+        let first = samples.iter().filter(serves).map(Sample::end).min();
+        read.gateway == self.gateway
+            && read.end() >= self.from
+            && first.is_none_or(|first| read.start <= first)
+    }
+}
+
+fn others(zone: u8) -> impl Iterator<Item = u8> + Clone {
+    (0..e2e::config::ZONES.len() as u8).filter(move |other| *other != zone)
+}

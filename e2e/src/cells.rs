@@ -1,0 +1,87 @@
+//! Write authority, as an operator sees and moves it.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use hyper::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::client::{Client, Request, Version};
+use crate::registry::success;
+
+/// What a control plane says of a cell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    pub cell: String,
+    #[serde(default)]
+    pub epoch: u64,
+    #[serde(default)]
+    pub owners: Vec<String>,
+    #[serde(default)]
+    pub standby: Vec<String>,
+    /// None while it is not known.
+    #[serde(default)]
+    pub state: Option<String>,
+    #[serde(default)]
+    pub grantors: Vec<Value>,
+}
+
+/// The part of one control plane's admin API that is about authority.
+#[derive(Clone)]
+pub struct Cells {
+    client: Client,
+    admin: SocketAddr,
+}
+
+impl Cell {
+    /// Whether this zone alone owns it, and may write.
+    pub fn is_active_in(&self, zone: &str) -> bool {
+        self.owners == [zone] && self.state.as_deref() == Some("active")
+    }
+}
+
+impl Cells {
+    pub fn new(admin: SocketAddr) -> Cells {
+        Cells {
+            client: Client::new(Version::Http1),
+            admin,
+        }
+    }
+
+    pub async fn list(&self) -> Result<Vec<Cell>> {
+        let request = Request::get("/v1/cells");
+        self.client.send(self.admin, &request).await?.json()
+    }
+
+    pub async fn get(&self, cell: &str) -> Result<Cell> {
+        let all = self.list().await?;
+        let mut all = all.into_iter();
+        all.find(|one| one.cell == cell)
+            .with_context(|| format!("no cell {cell}"))
+    }
+
+    /// Answered when the new owners stand in the store.
+    pub async fn move_to(&self, cell: &str, zone: &str, reason: &str) -> Result<()> {
+        let path = format!("/v1/cells/{cell}/move");
+        let wish = json!({ "to": [zone], "reason": reason });
+        self.post(&path, &wish).await
+    }
+
+    /// A move that does not wait for what the old owners say.
+    pub async fn override_to(&self, cell: &str, zone: &str, reason: &str) -> Result<()> {
+        let path = format!("/v1/cells/{cell}/override");
+        let wish = json!({ "to": [zone], "reason": reason });
+        self.post(&path, &wish).await
+    }
+
+    /// Has what the store says believed, though it is implausible.
+    pub async fn confirm(&self) -> Result<()> {
+        self.post("/v1/confirm", &json!({})).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<()> {
+        let request = Request::new(Method::POST, path).json(body);
+        success(&self.client.send(self.admin, &request).await?)
+    }
+}
