@@ -187,6 +187,8 @@ struct Cell {
     able: Option<(Step, u64)>,
     /// A step under way.
     stepping: bool,
+    /// No step before this: the last one was refused, and what refused it is not seen yet.
+    step_after: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -411,7 +413,7 @@ impl Replica {
             let able = cell
                 .able
                 .map(|(_, since)| since.saturating_add(self.courtesy()));
-            for at in due.chain(able).filter(|at| *at > now) {
+            for at in due.chain(able).chain([cell.step_after]).filter(|at| *at > now) {
                 wake = wake.min(at);
             }
         }
@@ -483,6 +485,7 @@ impl Replica {
         cell.authority = authority;
         cell.seen_at = now;
         cell.able = None;
+        cell.step_after = 0;
     }
 
     /// Lets the grantor see the cell's authority, and the holders what follows.
@@ -578,8 +581,12 @@ impl Replica {
                 }
             }
             Some(Pending::Step(name)) => {
+                let courtesy = self.courtesy();
                 if let Some(cell) = self.cells.get_mut(&name) {
                     cell.stepping = false;
+                    if outcome == Outcome::Refused {
+                        cell.step_after = now.saturating_add(courtesy);
+                    }
                 }
             }
             Some(Pending::Sweep) => {}
@@ -740,7 +747,7 @@ impl Replica {
         let Some(cell) = self.cells.get(name) else {
             return;
         };
-        if cell.stepping {
+        if cell.stepping || now < cell.step_after {
             return;
         }
         let next = self.next_step(name, cell, now);
