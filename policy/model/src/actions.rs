@@ -99,7 +99,7 @@ impl Scenario {
                 .map(|(zone, _)| (*zone, crate::Lines::default()))
                 .collect(),
             net: crate::Net::default(),
-            eager: false,
+            eager: Vec::new(),
             ..self.clone()
         };
         let mut state = calm.cold();
@@ -263,10 +263,12 @@ impl Scenario {
                     worker,
                 });
             }
-            actions.push(Action::Look {
-                proxy: index,
-                worker,
-            });
+            if !self.prompt {
+                actions.push(Action::Look {
+                    proxy: index,
+                    worker,
+                });
+            }
             if state.left.workers_lost > 0 && machine.listed() {
                 actions.push(Action::LoseWorker {
                     proxy: index,
@@ -274,14 +276,15 @@ impl Scenario {
                 });
             }
         }
-        for write in 0..proxy.writes.len() {
-            actions.push(Action::End {
-                proxy: index,
-                write,
-            });
+        if state.left.ends > 0 {
+            let ends = 0..proxy.writes.len();
+            let proxy = index;
+            actions.extend(ends.map(|write| Action::End { proxy, write }));
         }
-        actions.push(Action::Acknowledge(index));
-        if state.left.questions > 0 {
+        if !self.prompt {
+            actions.push(Action::Acknowledge(index));
+        }
+        if state.left.questions > 0 && !self.eager.contains(&index) {
             let hosts = state.hosts.iter().enumerate();
             let near = hosts.filter(|(_, h)| h.zone == proxy.zone && h.replica.is_some());
             actions.extend(near.map(|(host, _)| Action::Ask { proxy: index, host }));
@@ -317,8 +320,13 @@ impl Scenario {
             Action::Answer { host, request } => change.answer(*host, *request),
             Action::TimeOut { host, request } => change.time_out(*host, *request),
             Action::Told(host) => {
-                let inputs = change.host(*host).untold.pop_front();
-                for input in inputs.into_iter().flatten() {
+                let untold = &mut change.host(*host).untold;
+                let told = match self.told_together {
+                    true => untold.len(),
+                    false => 1,
+                };
+                let told: Vec<_> = untold.drain(..told).flatten().collect();
+                for input in told {
                     change.tell(*host, input);
                 }
             }
@@ -349,6 +357,7 @@ impl Scenario {
         let of = match action {
             Action::Ask { .. } => &mut left.questions,
             Action::Repeat(_) => &mut left.repeats,
+            Action::End { .. } => &mut left.ends,
             Action::TimeOut { .. } => &mut left.timeouts,
             Action::Crash(_) => &mut left.crashes,
             Action::Restart(_) => &mut left.restarts,

@@ -19,6 +19,6 @@ mod store;
 pub use actions::{Action, Found, explore};
 pub use mutation::Mutation;
 pub use proxy::{InFlight, Proxy};
-pub use scenario::{Budget, Clock, Lines, Net, Scenario, ZONES, terms};
+pub use scenario::{Budget, Clock, Lines, Net, Scenario, Speed, ZONES, terms};
 pub use state::{Broken, Host, Message, Request, State};
 pub use store::Store;

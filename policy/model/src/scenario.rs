@@ -28,11 +28,17 @@ pub struct Scenario {
     pub wishes: Vec<(usize, Vec<usize>, Cause)>,
     /// Whose clock may miss a tick, each once.
     pub slow_clocks: Vec<Clock>,
-    /// The proxies that act as soon as they can: they ask, let go and acknowledge without being told to.
-    pub eager: bool,
+    /// Proxies let go and acknowledge as soon as they can.
+    pub prompt: bool,
+    /// The proxies that ask whenever there may be something to be had.
+    pub eager: Vec<usize>,
+    /// What is slow for others is slow for them too.
+    pub eager_late: bool,
     /// The proxies that hold a grant when it starts.
     pub warm: Vec<usize>,
     pub mutation: Option<Mutation>,
+    /// A replica that is told late is told everything at once.
+    pub told_together: bool,
     /// Whether a cell that nobody can write to at the horizon is a violation.
     pub writable_at_last: bool,
     /// The state count at which to give up; none to go through everything.
@@ -42,26 +48,36 @@ pub struct Scenario {
 /// The names of zones.
 pub const ZONES: [&str; 3] = ["a", "b", "c"];
 
-/// What is slow between a replica and the store: it may take any time, or for ever. Everything else happens at once.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Lines {
-    /// Renewals of the session, until the store has them.
-    pub renewals: bool,
-    /// Other transactions, until the store has them.
-    pub steps: bool,
-    /// Answers.
-    pub answers: bool,
-    /// What the replica is told of changes.
-    pub watch: bool,
+/// When something arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Speed {
+    #[default]
+    AtOnce,
+    /// At any time, or never.
+    Late,
+    Never,
 }
 
-/// What is slow, or may be lost, between replicas and proxies.
+/// What is slow between a replica and the store.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lines {
+    /// Renewals of the session, until the store has them, and their answers.
+    pub renewals: Speed,
+    pub renewal_answers: Speed,
+    /// Other transactions, until the store has them, and their answers.
+    pub steps: Speed,
+    pub step_answers: Speed,
+    /// What the replica is told of changes.
+    pub watch: Speed,
+}
+
+/// What is slow between replicas and proxies that are not eager.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Net {
-    pub questions: bool,
-    pub grants: bool,
-    pub revocations: bool,
-    pub acknowledgements: bool,
+    pub questions: Speed,
+    pub grants: Speed,
+    pub revocations: Speed,
+    pub acknowledgements: Speed,
 }
 
 /// Whose clock.
@@ -76,6 +92,8 @@ pub enum Clock {
 pub struct Budget {
     pub questions: u8,
     pub writes: u8,
+    /// A write ends before its longest.
+    pub ends: u8,
     pub crashes: u8,
     pub restarts: u8,
     /// A replica loses the store for a while.
@@ -108,15 +126,18 @@ impl Scenario {
             net: Net::default(),
             horizon: 8,
             budget: Budget {
-                questions: 1,
+                questions: 0,
                 writes: 2,
                 ..Budget::default()
             },
             wishes: Vec::new(),
             slow_clocks: Vec::new(),
-            eager: false,
+            prompt: true,
+            eager: vec![1],
+            eager_late: false,
             warm: vec![0],
             mutation: None,
+            told_together: false,
             writable_at_last: false,
             states_max: None,
         }

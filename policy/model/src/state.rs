@@ -10,7 +10,7 @@ use policy::fence::{
     Write,
 };
 
-use crate::{Budget, Mutation, Scenario, proxy::Proxy, store::Store};
+use crate::{Budget, Mutation, Scenario, Speed, proxy::Proxy, store::Store};
 
 /// A moment. What is far away is shared with the moments before it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -197,14 +197,13 @@ impl<'s> Change<'s> {
                     }
                 }
             }
-            Effect::Invite { holder } if self.scenario.eager => {
-                for proxy in 0..self.state.proxies.len() {
-                    if self.state.proxies[proxy].holder == holder {
-                        self.ask(proxy, index);
+            Effect::Invite { holder } => {
+                for proxy in &self.scenario.eager {
+                    if self.state.proxies[*proxy].holder == holder {
+                        self.ask(*proxy, index);
                     }
                 }
             }
-            Effect::Invite { .. } => {}
             Effect::Ended => {
                 let incarnation = self.incarnation(index);
                 let host = self.host(index);
@@ -231,12 +230,7 @@ impl<'s> Change<'s> {
     }
 
     fn request(&mut self, index: usize, number: u64, transaction: Transaction) {
-        let (_, lines) = self.scenario.hosts[index];
-        let renewal = matches!(transaction.writes[..], [Write::Session(_)]);
-        let slow = match renewal {
-            true => lines.renewals,
-            false => lines.steps,
-        };
+        let (there, _) = self.speeds(index, &transaction);
         let host = self.host(index);
         host.requests.push(Request {
             number,
@@ -245,8 +239,19 @@ impl<'s> Change<'s> {
             timed_out: false,
         });
         let last = host.requests.len() - 1;
-        if !slow && !host.cut {
-            self.apply(index, last);
+        match there {
+            Speed::AtOnce if !host.cut => self.apply(index, last),
+            Speed::AtOnce | Speed::Late => {}
+            Speed::Never => drop(host.requests.remove(last)),
+        }
+    }
+
+    /// How fast a request is, and its answer.
+    fn speeds(&self, index: usize, transaction: &Transaction) -> (Speed, Speed) {
+        let (_, lines) = self.scenario.hosts[index];
+        match transaction.writes[..] {
+            [Write::Session(_)] => (lines.renewals, lines.renewal_answers),
+            _ => (lines.steps, lines.step_answers),
         }
     }
 
@@ -258,13 +263,13 @@ impl<'s> Change<'s> {
             Some(revision) => Outcome::Committed(revision),
             None => Outcome::Refused,
         };
-        let (_, lines) = self.scenario.hosts[index];
+        let (_, back) = self.speeds(index, &transaction);
         let late = self.late_answers_count();
         let host = self.host(index);
         host.requests[request].outcome = Some(outcome);
         if host.requests[request].timed_out && !late {
             host.requests.remove(request);
-        } else if !lines.answers && !host.cut {
+        } else if back == Speed::AtOnce && !host.cut {
             self.answer(index, request);
         }
     }
@@ -301,13 +306,16 @@ impl<'s> Change<'s> {
             if self.state.hosts[index].replica.is_none() {
                 continue;
             }
-            let slow = self.scenario.hosts[index].1.watch || self.state.hosts[index].cut;
-            if slow {
-                self.host(index).untold.push_back(told.clone());
-            } else {
-                for input in &told {
-                    self.tell(index, input.clone());
+            match self.scenario.hosts[index].1.watch {
+                Speed::AtOnce if !self.state.hosts[index].cut => {
+                    for input in &told {
+                        self.tell(index, input.clone());
+                    }
                 }
+                Speed::AtOnce | Speed::Late => {
+                    self.host(index).untold.push_back(told.clone());
+                }
+                Speed::Never => {}
             }
         }
         Some(revision)
@@ -361,15 +369,19 @@ impl<'s> Change<'s> {
 
     fn send(&mut self, message: Message) {
         let net = self.scenario.net;
-        let slow = match message {
-            Message::Asked { .. } => net.questions,
-            Message::Granted { .. } => net.grants,
-            Message::Revoked { .. } => net.revocations,
-            Message::Drained { .. } => net.acknowledgements,
+        let (proxy, speed) = match message {
+            Message::Asked { proxy, .. } => (proxy, net.questions),
+            Message::Granted { proxy, .. } => (proxy, net.grants),
+            Message::Revoked { proxy, .. } => (proxy, net.revocations),
+            Message::Drained { proxy, .. } => (proxy, net.acknowledgements),
         };
-        match slow {
-            true => drop(self.state.net.insert(message)),
-            false => self.arrive(message),
+        let eager = self.scenario.eager.contains(&proxy);
+        match speed {
+            Speed::Late if !eager || self.scenario.eager_late => {
+                self.state.net.insert(message);
+            }
+            Speed::Never if !eager || self.scenario.eager_late => {}
+            _ => self.arrive(message),
         }
     }
 
@@ -386,9 +398,7 @@ impl<'s> Change<'s> {
             } => self.proxy(proxy).granted(nonce, &grant, terms),
             Message::Revoked { proxy, fence } => {
                 self.proxy(proxy).revoked(fence);
-                if self.scenario.eager {
-                    self.hurry(proxy);
-                }
+                self.hurry(proxy);
             }
             Message::Drained { proxy, host, fence } => {
                 let holder = self.state.proxies[proxy].holder;
@@ -405,8 +415,11 @@ impl<'s> Change<'s> {
         }
     }
 
-    /// An eager proxy does what it can.
+    /// A prompt proxy does what it can.
     pub(crate) fn hurry(&mut self, proxy: usize) {
+        if !self.scenario.prompt {
+            return;
+        }
         let terms = &self.scenario.terms;
         for worker in 0..self.state.proxies[proxy].workers.len() {
             self.proxy(proxy).look(worker, terms);
@@ -489,12 +502,12 @@ impl<'s> Change<'s> {
                 self.tell(index, Input::Tick);
             }
         }
-        if self.scenario.eager {
-            for proxy in 0..self.state.proxies.len() {
-                self.hurry(proxy);
-                if let Some(host) = self.hosts_of(proxy).first() {
-                    self.ask(proxy, *host);
-                }
+        for proxy in 0..self.state.proxies.len() {
+            self.hurry(proxy);
+        }
+        for proxy in &self.scenario.eager {
+            if let Some(host) = self.hosts_of(*proxy).first() {
+                self.ask(*proxy, *host);
             }
         }
     }
@@ -504,7 +517,7 @@ impl<'s> Change<'s> {
         let (_, lines) = self.scenario.hosts[index];
         let host = self.host(index);
         host.cut = false;
-        if !lines.watch {
+        if lines.watch == Speed::AtOnce {
             for input in std::mem::take(&mut host.untold).into_iter().flatten() {
                 self.tell(index, input);
             }
@@ -512,13 +525,10 @@ impl<'s> Change<'s> {
         // Those that can wait longer are made when they are made.
         let mut at = 0;
         while let Some(request) = self.state.hosts[index].requests.get(at) {
-            let renewal = matches!(request.transaction.writes[..], [Write::Session(_)]);
-            let slow = match renewal {
-                true => lines.renewals,
-                false => lines.steps,
-            };
+            let (there, _) = self.speeds(index, &request.transaction);
+            let request_open = request.outcome.is_none();
             let before = self.state.hosts[index].requests.len();
-            if !slow && request.outcome.is_none() {
+            if there == Speed::AtOnce && request_open {
                 self.apply(index, at);
             }
             if self.state.hosts[index].requests.len() == before {

@@ -1,20 +1,21 @@
 use model::*;
+use policy::fence::Clause;
+fn p(what: &str, mut s: Scenario, max: usize) {
+        s.states_max = Some(max);
+        #[allow(clippy::disallowed_methods)]
+        let t = std::time::Instant::now();
+        let f = explore(&s);
+        println!("{what} -> {}: {} states, depth {}, exhausted {}, {:?} {:?}", s.name, f.states, f.depth, f.exhausted, f.violation.as_ref().map(|v| v.len()), t.elapsed());
+        if what == "holds" && let Some(v) = f.violation { println!("{v:#?}"); }
+}
 #[test]
-fn probe() {
-    let mut s = Scenario::new("calm");
-    s.states_max = Some(100_000);
-    let init = &stateright::Model::init_states(&s)[0];
-    eprintln!("{:?}", init.store);
-    eprintln!("{:?}", init.proxies[0]);
-    let f = explore(&s);
-    eprintln!("{f:?}");
-    s.wishes = vec![(0, vec![1], policy::fence::Cause::Operator)];
-    s.budget.questions = 2;
-    let f = explore(&s);
-    eprintln!("{f:?}");
-    s.net.revocations = true;
-    s.budget.crashes=1;
-    s.hosts[0].1.watch = true;
-    let f = explore(&s);
-    eprintln!("{f:?}");
+fn clauses() {
+    for clause in [Clause::MoveComparesSessions, Clause::BoundToStore, Clause::ViewNeverBack] {
+        p(&format!("{clause:?}"), scenarios::of_clause(clause), 1500_000);
+    }
+    use scenarios::*;
+    use Mutation::*;
+    for (m, s) in [(HolderPerNode, hot_restart()), (StopUnclean, stop()), (RestoreUnnoticed, restore_restarted()), (StoreIdKept, restore_restarted()), (AcknowledgesOnReceipt, planned_workers()), (WriteNotCounted, planned_workers()), (LostWorkerLetsGo, planned_lost_worker()), (IncarnationReused, crash())] {
+        p(&format!("{m:?}"), s.but(m), 1000_000);
+    }
 }

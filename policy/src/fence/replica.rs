@@ -694,9 +694,8 @@ impl Replica {
                 if self.terms.keeps(Clause::RegistrationComparesAuthority) {
                     conditions.push(Condition::PutAt(authority, revision));
                 }
-                if self.terms.keeps(Clause::RegistrationComparesSession) {
-                    conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
-                }
+                // So that no key is left behind by a session that is over. It would only be waited for.
+                conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
                 Transaction {
                     conditions,
                     writes: alloc::vec![Write::Grantor(name.clone(), id)],
