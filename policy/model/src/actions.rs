@@ -2,9 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use policy::fence::{
-    CellRules, Input, Key, Move, Name, Transaction, Unwilling, Write,
-};
+use policy::fence::{CellRules, Input, Key, Move, Name, Transaction, Unwilling, Write};
 use stateright::{Checker as _, HasDiscoveries, Model, Property};
 
 use crate::{
@@ -211,7 +209,8 @@ impl Scenario {
         if !host.untold.is_empty() && !host.cut {
             actions.push(Action::Told(index));
         }
-        if waits(left.crashes) {
+        let calm = state.time > self.faults_until;
+        if waits(left.crashes) && !calm {
             actions.push(Action::Crash(index));
         }
         if waits(left.relists) && !host.cut {
@@ -222,7 +221,7 @@ impl Scenario {
         }
         match host.cut {
             true => actions.push(Action::Mend(index)),
-            false if waits(left.cuts) => actions.push(Action::Cut(index)),
+            false if waits(left.cuts) && !calm => actions.push(Action::Cut(index)),
             false => {}
         }
     }

@@ -39,6 +39,8 @@ pub struct Scenario {
     pub mutation: Option<Mutation>,
     /// A replica that is told late is told everything at once.
     pub told_together: bool,
+    /// After this nothing more crashes or is cut off.
+    pub faults_until: u64,
     /// Whether a cell that nobody can write to at the horizon is a violation.
     pub writable_at_last: bool,
     /// The state count at which to give up; none to go through everything.
@@ -138,6 +140,7 @@ impl Scenario {
             warm: vec![0],
             mutation: None,
             told_together: false,
+            faults_until: u64::MAX,
             writable_at_last: false,
             states_max: None,
         }

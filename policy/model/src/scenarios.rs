@@ -225,10 +225,7 @@ pub fn deaf_mover() -> Scenario {
 /// An operator changes their mind while a step of the first move is under way.
 pub fn override_midway() -> Scenario {
     let mut scenario = planned("overridden midway");
-    scenario.wishes = vec![
-        (0, vec![1], Cause::Operator),
-        (0, vec![0], Cause::Override),
-    ];
+    scenario.wishes = vec![(0, vec![1], Cause::Operator), (0, vec![0], Cause::Override)];
     scenario.hosts[1].1.steps = Late;
     scenario.budget.questions = 1;
     scenario.horizon = 4;
@@ -241,10 +238,7 @@ pub fn late_registration() -> Scenario {
     scenario.owners = vec![1];
     scenario.standby = vec![0];
     scenario.warm = Vec::new();
-    scenario.wishes = vec![
-        (1, vec![0], Cause::Operator),
-        (1, vec![1], Cause::Operator),
-    ];
+    scenario.wishes = vec![(1, vec![0], Cause::Operator), (1, vec![1], Cause::Operator)];
     scenario.hosts[0].1 = Lines {
         steps: Late,
         watch: Late,
@@ -267,8 +261,20 @@ pub fn moved_on() -> Scenario {
 pub fn missed() -> Scenario {
     let mut scenario = Scenario::new("b misses changes and lists anew");
     scenario.hosts = vec![
-        (0, Lines { watch: Never, ..Lines::default() }),
-        (1, Lines { watch: Never, ..Lines::default() }),
+        (
+            0,
+            Lines {
+                watch: Never,
+                ..Lines::default()
+            },
+        ),
+        (
+            1,
+            Lines {
+                watch: Never,
+                ..Lines::default()
+            },
+        ),
         (1, Lines::default()),
     ];
     scenario.eager = vec![0, 1];
@@ -323,6 +329,64 @@ pub fn restore_restarted() -> Scenario {
     scenario
 }
 
+/// One replica crashes, or loses the store, and nothing else goes wrong: in the end somebody can write.
+pub fn recovers() -> [Scenario; 2] {
+    let mut crashes = Scenario::new("one crashes, and the cell recovers");
+    crashes.eager = vec![0, 1];
+    crashes.budget.crashes = 1;
+    crashes.budget.writes = 1;
+    crashes.faults_until = 4;
+    crashes.horizon = 16;
+    crashes.writable_at_last = true;
+    let mut cuts = Scenario {
+        name: "one is cut off, and the cell recovers",
+        ..crashes.clone()
+    };
+    cuts.budget.crashes = 0;
+    cuts.budget.cuts = 1;
+    [crashes, cuts]
+}
+
+/// Everything that holds, whatever happens in it.
+pub fn all() -> Vec<Scenario> {
+    let mut all = vec![
+        planned("planned"),
+        planned_unheard(),
+        planned_late_grant(),
+        planned_slow_grant(),
+        planned_crossing_grants(),
+        planned_slow_leaving(),
+        planned_workers(),
+        planned_lost_worker(),
+        planned_slow_clock(),
+        there_and_back(),
+        hot_restart(),
+        extension(),
+        cut_off(),
+        cut_off_late_answers(),
+        cut_off_slow_clocks(),
+        crash(),
+        silent(),
+        silent_late_answers(),
+        silent_timeouts(),
+        deaf_mover(),
+        override_midway(),
+        late_registration(),
+        moved_on(),
+        missed(),
+        stop(),
+        restore(),
+        restore_old_owner(),
+        restore_restarted(),
+        // The view that never goes back stands in for the identity of the store, as long as nobody starts again.
+        restore_old_owner().but(Mutation::StoreIdKept),
+        // The creation of a session compares that there is none of that name.
+        crash().but(Mutation::IncarnationReused),
+    ];
+    all.extend(recovers());
+    all
+}
+
 /// The scenario that shows why a rule is needed.
 pub fn of_clause(clause: Clause) -> Scenario {
     let scenario = match clause {
@@ -356,4 +420,17 @@ pub fn of_clause(clause: Clause) -> Scenario {
         Clause::BoundToStore => restore_old_owner(),
     };
     scenario.without(clause)
+}
+
+/// The scenario in which a mistake of a process shows; none where the machines make up for it.
+pub fn of_mutation(mutation: Mutation) -> Option<Scenario> {
+    let scenario = match mutation {
+        Mutation::IncarnationReused => return None,
+        Mutation::HolderPerNode => hot_restart(),
+        Mutation::StopUnclean => stop(),
+        Mutation::RestoreUnnoticed | Mutation::StoreIdKept => restore_restarted(),
+        Mutation::AcknowledgesOnReceipt | Mutation::WriteNotCounted => planned_workers(),
+        Mutation::LostWorkerLetsGo => planned_lost_worker(),
+    };
+    Some(scenario.but(mutation))
 }

@@ -220,13 +220,9 @@ impl<'s> Change<'s> {
     }
 
     fn incarnation(&mut self, index: usize) -> Name {
-        let reused = self.mutated(Mutation::IncarnationReused);
         let host = self.host(index);
         host.born += 1;
-        match reused {
-            true => Arc::from(format!("{index}")),
-            false => Arc::from(format!("{index}-{}", host.born)),
-        }
+        Arc::from(format!("{index}-{}", host.born))
     }
 
     fn request(&mut self, index: usize, number: u64, transaction: Transaction) {
@@ -324,7 +320,11 @@ impl<'s> Change<'s> {
     /// A process begins on a host: it lists the store, and the proxies of its zone connect.
     pub(crate) fn start(&mut self, index: usize) {
         let zone = self.state.hosts[index].zone;
-        let incarnation = self.incarnation(index);
+        let first = Arc::from(format!("{index}-1"));
+        let incarnation = match self.incarnation(index) {
+            _ if self.mutated(Mutation::IncarnationReused) => first,
+            new => new,
+        };
         let id = SessionId {
             zone: Scenario::zone(zone),
             incarnation,

@@ -413,7 +413,11 @@ impl Replica {
             let able = cell
                 .able
                 .map(|(_, since)| since.saturating_add(self.courtesy()));
-            for at in due.chain(able).chain([cell.step_after]).filter(|at| *at > now) {
+            for at in due
+                .chain(able)
+                .chain([cell.step_after])
+                .filter(|at| *at > now)
+            {
                 wake = wake.min(at);
             }
         }

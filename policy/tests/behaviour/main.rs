@@ -6,6 +6,7 @@ mod any;
 mod decisions;
 mod explained;
 mod facts;
+mod fence;
 mod plain_reads;
 mod plans;
 mod routing;
