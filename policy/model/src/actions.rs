@@ -422,7 +422,7 @@ impl Model for Scenario {
         }
         actions.extend((0..state.orphans.len()).map(Action::Orphan));
         for wish in 0..self.wishes.len() {
-            if state.wished & (1 << wish) == 0 {
+            if state.wished & (1 << wish) == 0 && state.time <= self.faults_until {
                 actions.push(Action::Wish(wish));
             }
         }

@@ -39,7 +39,7 @@ pub struct Scenario {
     pub mutation: Option<Mutation>,
     /// A replica that is told late is told everything at once.
     pub told_together: bool,
-    /// After this nothing more crashes or is cut off.
+    /// After this nothing more crashes, is cut off or is wished for.
     pub faults_until: u64,
     /// Whether a cell that nobody can write to at the horizon is a violation.
     pub writable_at_last: bool,

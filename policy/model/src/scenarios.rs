@@ -148,6 +148,7 @@ pub fn cut_off() -> Scenario {
 pub fn cut_off_late_answers() -> Scenario {
     let mut scenario = cut_off();
     scenario.name = "a cut off, answers late";
+    scenario.horizon = 6;
     scenario.hosts[0].1.renewal_answers = Late;
     scenario
 }
@@ -169,6 +170,7 @@ pub fn crash() -> Scenario {
     scenario.budget.crashes = 1;
     scenario.budget.restarts = 1;
     scenario.budget.questions = 1;
+    scenario.horizon = 6;
     scenario.net.revocations = Late;
     scenario.hosts[1].1.steps = Late;
     scenario
@@ -245,7 +247,7 @@ pub fn late_registration() -> Scenario {
         ..Lines::default()
     };
     scenario.budget.questions = 1;
-    scenario.horizon = 4;
+    scenario.horizon = 2;
     scenario
 }
 
@@ -253,6 +255,7 @@ pub fn late_registration() -> Scenario {
 pub fn moved_on() -> Scenario {
     let mut scenario = cut_off();
     scenario.name = "a cut off, moved on while settling";
+    scenario.horizon = 5;
     scenario.wishes = vec![(1, vec![1], Cause::Override)];
     scenario
 }
@@ -302,6 +305,7 @@ pub fn restore() -> Scenario {
     scenario.budget.relists = 2;
     scenario.wishes = vec![(1, vec![1], Cause::Override)];
     scenario.automatic = false;
+    scenario.horizon = 5;
     scenario
 }
 
@@ -315,7 +319,7 @@ pub fn restore_old_owner() -> Scenario {
     scenario.budget.restores = 1;
     scenario.budget.relists = 2;
     scenario.automatic = false;
-    scenario.horizon = 4;
+    scenario.horizon = 2;
     scenario
 }
 
@@ -324,6 +328,7 @@ pub fn restore_restarted() -> Scenario {
     let mut scenario = restore_old_owner();
     scenario.name = "moved to b, restored from before, a restarted";
     scenario.budget.relists = 1;
+    scenario.horizon = 1;
     scenario.budget.crashes = 1;
     scenario.budget.restarts = 1;
     scenario

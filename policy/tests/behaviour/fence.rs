@@ -160,17 +160,20 @@ fn silence_is_counted_from_the_last_put_that_was_seen() {
     assert_eq!(sessions.settled_at(&id, &terms), 1_334, "counted anew");
 }
 
+/// The services that cannot be written to, by zone.
+type Out<'o> = &'o [(&'o str, &'o [&'o str])];
+
 #[test]
 fn a_better_zone_is_out_for_fewer_services_and_for_none_more() {
     let names = |names: &[&str]| -> Vec<Name> { names.iter().map(|n| Name::from(*n)).collect() };
     let mut authority = Authority::first(1, 1, names(&["a"]), names(&["b", "c"]), &terms());
-    let out = |out: &[(&str, &[&str])]| -> BTreeMap<Name, BTreeSet<Name>> {
+    let out = |out: Out<'_>| -> BTreeMap<Name, BTreeSet<Name>> {
         let zones = out.iter();
         let zone =
             |(zone, of): &(&str, &[&str])| (Name::from(*zone), names(of).into_iter().collect());
         zones.map(zone).collect()
     };
-    let cases: [(&[(&str, &[&str])], Option<&str>); 5] = [
+    let cases: [(Out<'_>, Option<&str>); 5] = [
         (&[], None),
         (&[("a", &["x"])], Some("b")),
         (&[("a", &["x"]), ("b", &["x"])], Some("c")),
