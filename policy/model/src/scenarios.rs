@@ -247,7 +247,7 @@ pub fn late_registration() -> Scenario {
         ..Lines::default()
     };
     scenario.budget.questions = 1;
-    scenario.horizon = 2;
+    scenario.horizon = 1;
     scenario
 }
 

@@ -1,10 +1,15 @@
 //! The fence holds whatever happens, and would not without any one of its rules.
 
+use std::sync::{Mutex, PoisonError};
+
 use model::{Found, Mutation, Scenario, explore, scenarios};
 use policy::fence::Clause;
 
 /// Transitions at which an exploration gives up: it is then said to be cut short.
 const STATES_MAX: usize = 600_000;
+
+/// An exploration takes up to two gigabytes: there is one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn shown(what: &str, scenario: &Scenario, found: &Found) {
     let outcome = match &found.violation {
@@ -22,7 +27,9 @@ fn check(what: &str, scenario: Scenario, states_max: Option<usize>) -> Found {
         states_max,
         ..scenario
     };
+    let turn = (ONE_AT_A_TIME.lock()).unwrap_or_else(PoisonError::into_inner);
     let found = explore(&scenario);
+    drop(turn);
     shown(what, &scenario, &found);
     found
 }
