@@ -8,7 +8,7 @@ use policy::fence::Clause;
 /// Transitions at which an exploration gives up: it is then said to be cut short.
 const STATES_MAX: usize = 600_000;
 
-/// An exploration takes up to two gigabytes: there is one at a time.
+/// The largest exploration takes almost four gigabytes: there is one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn shown(what: &str, scenario: &Scenario, found: &Found) {
