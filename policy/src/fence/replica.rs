@@ -187,6 +187,8 @@ struct Cell {
     able: Option<(Step, u64)>,
     /// A step under way.
     stepping: bool,
+    /// No step before this: the last one was refused, and what refused it is not seen yet.
+    step_after: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -416,7 +418,11 @@ impl Replica {
             let able = cell
                 .able
                 .map(|(_, since)| since.saturating_add(self.courtesy()));
-            for at in due.chain(able).filter(|at| *at > now) {
+            for at in due
+                .chain(able)
+                .chain([cell.step_after])
+                .filter(|at| *at > now)
+            {
                 wake = wake.min(at);
             }
         }
@@ -488,6 +494,7 @@ impl Replica {
         cell.authority = authority;
         cell.seen_at = now;
         cell.able = None;
+        cell.step_after = 0;
     }
 
     /// Lets the grantor see the cell's authority, and the holders what follows.
@@ -583,8 +590,12 @@ impl Replica {
                 }
             }
             Some(Pending::Step(name)) => {
+                let courtesy = self.courtesy();
                 if let Some(cell) = self.cells.get_mut(&name) {
                     cell.stepping = false;
+                    if outcome == Outcome::Refused {
+                        cell.step_after = now.saturating_add(courtesy);
+                    }
                 }
             }
             Some(Pending::Sweep) => {}
@@ -692,9 +703,8 @@ impl Replica {
                 if self.terms.keeps(Clause::RegistrationComparesAuthority) {
                     conditions.push(Condition::PutAt(authority, revision));
                 }
-                if self.terms.keeps(Clause::RegistrationComparesSession) {
-                    conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
-                }
+                // So that no key is left behind by a session that is over. It would only be waited for.
+                conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
                 Transaction {
                     conditions,
                     writes: alloc::vec![Write::Grantor(name.clone(), id)],
@@ -745,7 +755,7 @@ impl Replica {
         let Some(cell) = self.cells.get(name) else {
             return;
         };
-        if cell.stepping {
+        if cell.stepping || now < cell.step_after {
             return;
         }
         let next = self.next_step(name, cell, now);
