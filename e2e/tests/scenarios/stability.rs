@@ -162,12 +162,17 @@ fn three_writes_that_time_out_end_registration_until_one_succeeds() {
         let put = || mesh.registry().put(&two, &record, None);
         let member = &etcd(&mesh)?.members()[0];
         member.process().pause()?;
-        for _ in 0..3 {
+        // A write that was under way when the connection was given up for another's sake failed, but did not time out.
+        let mut timeouts = 0;
+        for _ in 0..9 {
             let reply = put().await?;
             assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
-            let text = reply.text();
-            assert!(text.contains("did not answer within"), "{text}");
+            timeouts += u32::from(reply.text().contains("did not answer within"));
+            if timeouts == 3 {
+                break;
+            }
         }
+        assert_eq!(timeouts, 3);
         until_mode(&mesh, true, "L3", true).await?;
         let begun = Instant::now();
         let refused = put().await?;

@@ -112,6 +112,20 @@ impl Grantor {
         }
     }
 
+    /// A transaction is made that names this zone an owner, and registers with it: the key may be there from now on.
+    pub fn registers_with_move(&mut self) {
+        self.key = true;
+    }
+
+    /// That transaction was made, at `at`.
+    pub fn moved(&mut self, at: Stamp) {
+        let registering = matches!(self.stage, Stage::Unregistered { at: seen, .. } if seen == at);
+        if at > self.seen || registering {
+            self.seen = at;
+            self.stage = Stage::Granting(at);
+        }
+    }
+
     /// Whether it waits to register.
     pub fn wants_registration(&self) -> bool {
         matches!(self.stage, Stage::Unregistered { asked: None, .. })

@@ -72,7 +72,8 @@ enum Step {
 enum Pending {
     Renewal,
     Grantor(Name),
-    Step(Name),
+    /// A step of a cell; with the authority that it names, where this replica registers with it.
+    Step(Name, Option<Authority>),
     Sweep,
     Farewell,
 }
@@ -264,7 +265,7 @@ impl Replica {
             view.begin(next, &terms)
         };
         let mut effects = Vec::new();
-        self.commit(Pending::Step(cell.clone()), transaction, &mut effects);
+        self.commit(Pending::Step(cell.clone(), None), transaction, &mut effects);
         Ok(effects)
     }
 
@@ -453,18 +454,22 @@ impl Replica {
                         Outcome::Unknown => None,
                     },
                 );
-                if cell.grantor.granting().is_some() && before.is_none() && !self.stopping {
-                    let invite = |holder: &HolderId| Effect::Invite { holder: *holder };
-                    effects.extend(self.connected.iter().map(invite));
+                if cell.grantor.granting().is_some() && before.is_none() {
+                    self.invite(effects);
                 }
             }
-            Some(Pending::Step(name)) => {
+            Some(Pending::Step(name, registers)) => {
                 let courtesy = self.courtesy();
-                if let Some(cell) = self.cells.get_mut(&name) {
-                    cell.stepping = false;
-                    if outcome == Outcome::Refused {
-                        cell.step_after = now.saturating_add(courtesy);
+                let Some(cell) = self.cells.get_mut(&name) else {
+                    return;
+                };
+                cell.stepping = false;
+                match (outcome, registers) {
+                    (Outcome::Refused, _) => cell.step_after = now.saturating_add(courtesy),
+                    (Outcome::Committed(revision), Some(authority)) => {
+                        self.take_over(&name, revision, authority, now, effects);
                     }
+                    _ => {}
                 }
             }
             // What refused it may not have been seen yet.
@@ -479,13 +484,23 @@ impl Replica {
         }
     }
 
+    fn invite(&self, effects: &mut Vec<Effect>) {
+        if !self.stopping {
+            let invite = |holder: &HolderId| Effect::Invite { holder: *holder };
+            effects.extend(self.connected.iter().map(invite));
+        }
+    }
+
     fn commit(&mut self, pending: Pending, transaction: Transaction, effects: &mut Vec<Effect>) {
         self.numbers += 1;
         let number = self.numbers;
-        if let Pending::Step(name) = &pending
+        if let Pending::Step(name, registers) = &pending
             && let Some(cell) = self.cells.get_mut(name)
         {
             cell.stepping = true;
+            if registers.is_some() {
+                cell.grantor.registers_with_move();
+            }
         }
         self.pending.insert(number, pending);
         effects.push(Effect::Commit {

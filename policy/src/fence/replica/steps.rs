@@ -4,6 +4,7 @@ use super::{
     Authority, Cause, Cell, CellRules, Clause, Condition, Effect, Key, Move, Name, Pending,
     Replica, Revision, SWEEP_AFTER, State, Step, Transaction, View, Write, move_id,
 };
+use crate::fence::Stamp;
 use alloc::vec::Vec;
 
 impl Replica {
@@ -51,8 +52,69 @@ impl Replica {
         if let Some((_, transaction, concerned)) = next
             && (concerned || now >= since.saturating_add(courtesy))
         {
-            self.commit(Pending::Step(name.clone()), transaction, effects);
+            let (transaction, registers) = self.register_with(name, transaction);
+            self.commit(Pending::Step(name.clone(), registers), transaction, effects);
         }
+    }
+
+    /// Registers with a transaction that lets this zone write: then nobody has to hear of it first.
+    fn register_with(
+        &self,
+        name: &Name,
+        mut transaction: Transaction,
+    ) -> (Transaction, Option<Authority>) {
+        let id = self.session.id();
+        let named = transaction.writes.iter().find_map(|write| match write {
+            Write::Authority(_, authority) => Some(authority),
+            _ => None,
+        });
+        let active = |authority: &&Authority| authority.state == State::Active;
+        let ours = named
+            .filter(active)
+            .filter(|authority| authority.is_owner(&id.zone));
+        let grantor = Key::Grantor(name.clone(), id.clone());
+        let ends_ours = transaction.writes.contains(&Write::Delete(grantor));
+        let (Some(authority), Some(created)) = (ours.cloned(), self.session.created()) else {
+            return (transaction, None);
+        };
+        if ends_ours || !self.terms.keeps(Clause::Registered) {
+            return (transaction, None);
+        }
+        let session = Key::Session(id.clone());
+        transaction
+            .conditions
+            .push(Condition::CreatedAt(session, created));
+        transaction
+            .writes
+            .push(Write::Grantor(name.clone(), id.clone()));
+        (transaction, Some(authority))
+    }
+
+    /// This replica has named its own zone an owner, and registered with that. Nothing about the cell can have happened in
+    /// between that it has not seen: the transaction compared the authority, and only an active one lets anybody register.
+    pub(super) fn take_over(
+        &mut self,
+        name: &Name,
+        revision: Revision,
+        authority: Authority,
+        now: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let at = Stamp {
+            epoch: authority.epoch,
+            revision,
+        };
+        self.learn(name, revision, Some(authority), now);
+        if let Some(cell) = self.cells.get_mut(name)
+            && cell.revision == revision
+        {
+            cell.grantors.insert(self.session.id().clone());
+            cell.grantor.moved(at);
+            if self.stopping {
+                cell.grantor.stop();
+            }
+        }
+        self.invite(effects);
     }
 
     /// The next step, and whether it concerns this replica's zone most.
