@@ -152,6 +152,10 @@ impl Plugin {
 
 impl Drop for Plugin {
     fn drop(&mut self) {
+        // Otherwise the proxy goes on to wake a context that is no more, and there is one for each edition of the policy.
+        if terms_of(&self.policy).is_some() {
+            let _ = host::set_tick_period(0);
+        }
         with_member(|member| member.removed(self.context));
     }
 }

@@ -226,4 +226,6 @@ fn refuse(refusal: &Refusal, owner: Option<&str>, form: Form, host: &mut impl Ho
 }
 
 #[cfg(test)]
+mod fenced_tests;
+#[cfg(test)]
 mod tests;

@@ -7,17 +7,25 @@ use super::*;
 use crate::{header_map::encode, testing::serving};
 
 #[derive(Default)]
-struct Recorder {
-    headers: Vec<(Vec<u8>, Vec<u8>)>,
+pub(super) struct Recorder {
+    pub(super) headers: Vec<(Vec<u8>, Vec<u8>)>,
     /// Every call, as a line.
-    effects: Vec<String>,
+    pub(super) effects: Vec<String>,
     /// How many calls succeed, where not all do.
-    calls_left: Option<usize>,
+    pub(super) calls_left: Option<usize>,
     /// What a write is admitted for.
     granted: Option<u64>,
 }
 
 impl Recorder {
+    /// Admits fenced writes for this epoch.
+    pub(super) fn granting(epoch: Option<u64>) -> Recorder {
+        Recorder {
+            granted: epoch,
+            ..Recorder::default()
+        }
+    }
+
     fn call(&mut self, effect: String) -> Result<(), HostFailed> {
         if let Some(left) = &mut self.calls_left {
             *left = left.checked_sub(1).ok_or(HostFailed)?;
@@ -326,7 +334,7 @@ fn a_call_that_fails_lets_nothing_through() {
 }
 
 /// Header names and values, most of them such that they matter.
-fn any_header() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+pub(super) fn any_header() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     let names = select(vec![
         ":method",
         ":path",
@@ -399,7 +407,7 @@ fn check_invariants(policy: &Policy, headers: Vec<(Vec<u8>, Vec<u8>)>) {
 }
 
 /// Each internal header that is left was set by the filter.
-fn check_internal_headers(host: &Recorder) {
+pub(super) fn check_internal_headers(host: &Recorder) {
     for (name, value) in &host.headers {
         if headers::is_internal(name) {
             let set = format!("set {}: {}", name.escape_ascii(), value.escape_ascii());

@@ -22,11 +22,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use super::{
-    CellStatus, Command, Fact, NoSeat, Operation, Sources, Wish,
+    CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
     records::{self, Operations},
     status,
 };
 use crate::metrics::{CellLabel, ResultLabel};
+
+/// How long a transaction that has failed rests.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 pub(super) struct Engine {
     sources: Sources,
@@ -134,6 +137,7 @@ impl Engine {
                 Woken::Time => self.everybody(&Input::Tick),
             }
             self.judge();
+            self.send_away();
             self.publish();
         }
     }
@@ -284,6 +288,25 @@ impl Engine {
         }
     }
 
+    /// Whether proxies get from this replica what there is to be had.
+    fn serves(&self, zone: &Name) -> bool {
+        let replica = self.replicas.get(zone);
+        let alive = |replica: &Replica| replica.session().left(self.now()) > 0;
+        self.stopping.is_empty() && replica.is_some_and(alive)
+    }
+
+    /// A replica without a session grants nothing, so its proxies are to find another one of their zone.
+    fn send_away(&mut self) {
+        let zones = self.replicas.keys().cloned();
+        let idle: BTreeSet<Name> = zones.filter(|zone| !self.serves(zone)).collect();
+        let streams = self.streams.iter();
+        let away = streams.filter(|(_, stream)| idle.contains(&stream.zone));
+        let away: Vec<HolderId> = away.map(|(holder, _)| *holder).collect();
+        for holder in away {
+            self.leave(holder);
+        }
+    }
+
     fn reincarnate(&mut self, zone: &Name) {
         let Some(replica) = self.replicas.remove(zone) else {
             return;
@@ -344,6 +367,10 @@ impl Engine {
                 };
                 writes.get_or_create(&ResultLabel { result }).inc();
             }
+            if outcome == Outcome::Unknown {
+                // It is tried again at once, and a store that is away, or not written to, fails fast.
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
             // An engine that is gone waits for nothing.
             let _ = answer.send(Answer {
                 id,
@@ -375,7 +402,11 @@ impl Engine {
                 if !self.replicas.contains_key(&zone) {
                     let zones: Vec<&str> = self.replicas.keys().map(|zone| &**zone).collect();
                     let zones = zones.join(", ");
-                    let _ = joined.send(Err(NoSeat { zone, zones }));
+                    let _ = joined.send(Err(Unseated::OtherZone { zone, zones }));
+                    return;
+                }
+                if !self.serves(&zone) {
+                    let _ = joined.send(Err(Unseated::NoSession));
                     return;
                 }
                 self.leave(holder);

@@ -153,7 +153,7 @@ enum Command {
         zone: Name,
         node: String,
         says: mpsc::Sender<GrantorSays>,
-        joined: oneshot::Sender<Result<u64, NoSeat>>,
+        joined: oneshot::Sender<Result<u64, Unseated>>,
     },
     Said {
         holder: HolderId,
@@ -185,14 +185,15 @@ pub struct Wish {
     pub epoch_min: u64,
 }
 
-/// Nobody here speaks for that zone.
+/// Why a proxy gets nothing here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "this replica does not speak for zone {zone}, but for {zones}: proxies hold grants from replicas of their own zone"
-)]
-pub struct NoSeat {
-    pub zone: Name,
-    pub zones: String,
+pub enum Unseated {
+    #[error(
+        "this replica does not speak for zone {zone}, but for {zones}: proxies hold grants from replicas of their own zone"
+    )]
+    OtherZone { zone: Name, zones: String },
+    #[error("this replica has no session at present, and grants nothing: try another one")]
+    NoSession,
 }
 
 /// The engine has ended.
@@ -245,7 +246,7 @@ impl Authorities {
         zone: Name,
         node: String,
         says: mpsc::Sender<GrantorSays>,
-    ) -> Result<Result<u64, NoSeat>, Gone> {
+    ) -> Result<Result<u64, Unseated>, Gone> {
         let (joined, answer) = oneshot::channel();
         let join = Command::Join {
             holder,

@@ -13,7 +13,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
-use super::Authorities;
+use super::{Authorities, Unseated};
 
 /// The generated service.
 #[allow(
@@ -82,9 +82,10 @@ async fn hold(
         .join(holder, zone.clone(), node.clone(), says)
         .await;
     let gone = |gone: super::Gone| Status::unavailable(gone.to_string());
-    let stream = joined
-        .map_err(gone)?
-        .map_err(|error| Status::failed_precondition(error.to_string()))?;
+    let stream = joined.map_err(gone)?.map_err(|error| match error {
+        Unseated::OtherZone { .. } => Status::failed_precondition(error.to_string()),
+        Unseated::NoSession => Status::unavailable(error.to_string()),
+    })?;
     info!(node, %zone, "proxy asks for grants");
     let ended = loop {
         tokio::select! {

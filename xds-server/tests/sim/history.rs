@@ -94,6 +94,11 @@ impl History {
         self.inner().epoch_max
     }
 
+    /// The highest epoch that any store has seen, used or not: what an operator begins anew above.
+    pub(crate) fn epoch_seen(&self) -> u64 {
+        self.inner().owners.keys().max().copied().unwrap_or(0)
+    }
+
     pub(crate) fn violations(&self) -> Vec<String> {
         self.inner().violations.clone()
     }

@@ -201,13 +201,13 @@ impl World {
                 let of_zone = |node: &&Node| node.zone == name;
                 let doors = self.nodes.iter().flatten().filter(of_zone);
                 let doors: Vec<_> = doors.map(|node| node.doors.clone()).collect();
-                doors
-                    .iter()
-                    .for_each(|doors| drop(doors.cut.send_replace(true)));
+                doors.iter().for_each(|doors| {
+                    doors.cut.send_replace(true);
+                });
                 self.pass(1_000, 9_000).await;
-                doors
-                    .iter()
-                    .for_each(|doors| drop(doors.cut.send_replace(false)));
+                doors.iter().for_each(|doors| {
+                    doors.cut.send_replace(false);
+                });
             }
             6 => {
                 let at = self.any_proxy();
@@ -266,7 +266,7 @@ impl World {
             to: vec![Name::from(to)],
             cause,
             reason: Name::from("a test"),
-            epoch_min: self.history.epoch_max() + 1,
+            epoch_min: self.history.epoch_seen() + 1,
         };
         // It may be unwilling.
         let _ = timeout(Duration::from_secs(5), node.authorities.wish(wish)).await;

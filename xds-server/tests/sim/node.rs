@@ -83,5 +83,6 @@ impl Drop for Node {
     /// As a crash: whatever of it is still under way reaches nobody.
     fn drop(&mut self) {
         self.doors.cut.send_replace(true);
+        self.doors.dead.send_replace(true);
     }
 }

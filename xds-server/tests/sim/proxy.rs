@@ -441,11 +441,12 @@ impl Wire {
     ) -> Option<()> {
         let (says, mut told) = mpsc::channel::<GrantorSays>(256);
         let mut cut = self.cut.subscribe();
+        let mut dead = doors.dead.subscribe();
         let Some(HolderSays::Hello { holder, zone, node }) = said.recv().await else {
             return None;
         };
         self.latency().await;
-        if *cut.borrow() {
+        if *cut.borrow() || *dead.borrow() {
             return None;
         }
         doors.running().await;
@@ -476,6 +477,7 @@ impl Wire {
         tokio::select! {
             biased;
             _ = cut.wait_for(|cut| *cut) => {}
+            _ = dead.wait_for(|dead| *dead) => {}
             () = upwards => {}
             () = downwards => {}
         }

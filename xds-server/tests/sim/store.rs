@@ -152,6 +152,8 @@ pub(crate) struct Doors {
     pub(crate) cut: watch::Sender<bool>,
     /// The process is stopped: what it sends and what is sent to it waits.
     pub(crate) paused: watch::Sender<bool>,
+    /// The process has died.
+    pub(crate) dead: watch::Sender<bool>,
 }
 
 impl Doors {
@@ -159,6 +161,7 @@ impl Doors {
         Doors {
             cut: watch::Sender::new(false),
             paused: watch::Sender::new(false),
+            dead: watch::Sender::new(false),
         }
     }
 

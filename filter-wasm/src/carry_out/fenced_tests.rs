@@ -1,0 +1,241 @@
+//! Writes to a service that is fenced.
+
+use policy::{Enforcement, Forward};
+
+use super::tests::{Recorder, any_header, check_internal_headers};
+use super::*;
+use crate::{
+    header_map::encode,
+    testing::{TOKEN, fenced, fenced_by},
+};
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+/// The effects of a write to `orders` with further headers.
+#[track_caller]
+fn check(policy: &Policy, granted: Option<u64>, headers: &[(&str, &str)], effects: &[&str]) {
+    let pseudo = [
+        (":method", "POST"),
+        (":path", "/orders"),
+        (":authority", "shop.example"),
+    ];
+    let map = encode(&[&pseudo, headers].concat()).unwrap();
+    let mut host = Recorder::granting(granted);
+    carry_out(policy, Some(&map), &mut host);
+    assert_eq!(host.effects, effects);
+}
+
+#[test]
+fn an_admitted_write_carries_its_epoch_and_stays_in_flight() {
+    check(
+        &fenced(),
+        Some(7),
+        &[],
+        &[
+            "begin main",
+            "set x-tidegate-epoch: 7",
+            "count tidegate.decisions.tier.zone.class.write.reason.admitted 1",
+        ],
+    );
+}
+
+#[test]
+fn without_a_grant_a_write_is_refused_and_no_longer_in_flight() {
+    check(
+        &fenced(),
+        None,
+        &[],
+        &[
+            "begin main",
+            "set x-tidegate-decision: fenced",
+            concat!(
+                "reply 503/14 tidegate_fenced ",
+                "[content-type: application/problem+json, retry-after: 1] ",
+                r#"{"type":"urn:tidegate:problem:fenced","title":"Service Unavailable","#,
+                r#""status":503,"reason":"fenced","#,
+                r#""detail":"this zone holds no permission to write at the moment: try again"}"#
+            ),
+            "end main",
+            "count tidegate.decisions.tier.none.class.write.reason.fenced 1",
+        ],
+    );
+}
+
+#[test]
+fn a_write_that_is_only_observed_is_not_in_flight() {
+    let policy = fenced_by("shanghai-a", Forward::Region, Enforcement::Observe);
+    check(
+        &policy,
+        None,
+        &[],
+        &[
+            "begin main",
+            "set x-tidegate-epoch: 5",
+            "end main",
+            "count tidegate.decisions.tier.zone.class.write.reason.observed 1",
+        ],
+    );
+}
+
+#[test]
+fn a_write_for_another_zone_is_forwarded_or_told_the_owner() {
+    let near = fenced_by("shanghai-b", Forward::Region, Enforcement::Enforce);
+    check(
+        &near,
+        None,
+        &[("tidegate-epoch", "99")],
+        &[
+            "begin main",
+            "count tidegate.spoofed_headers 1",
+            "set x-tidegate-to: gateway/shanghai-b",
+            "set tidegate-epoch: 5",
+            "end main",
+            "count tidegate.decisions.tier.region.class.write.reason.forwarded 1",
+        ],
+    );
+    let far = fenced_by("beijing-a", Forward::Region, Enforcement::Enforce);
+    check(
+        &far,
+        None,
+        &[("content-type", "application/grpc"), ("x-debug", "s3cret")],
+        &[
+            "begin main",
+            "set x-tidegate-decision: not_owner",
+            concat!(
+                "reply 421/9 tidegate_not_owner ",
+                "[x-tidegate-owner: beijing-a, x-tidegate-decision: not_owner] ",
+                "another zone takes these writes: send it there, x-tidegate-owner names it"
+            ),
+            "end main",
+            "count tidegate.decisions.tier.none.class.write.reason.not_owner 1",
+        ],
+    );
+    check(
+        &far,
+        None,
+        &[],
+        &[
+            "begin main",
+            "set x-tidegate-decision: not_owner",
+            concat!(
+                "reply 421/9 tidegate_not_owner ",
+                "[content-type: application/problem+json, x-tidegate-owner: beijing-a] ",
+                r#"{"type":"urn:tidegate:problem:not_owner","title":"Misdirected Request","#,
+                r#""status":421,"reason":"not_owner","#,
+                r#""detail":"another zone takes these writes: send it there, x-tidegate-owner names it"}"#
+            ),
+            "end main",
+            "count tidegate.decisions.tier.none.class.write.reason.not_owner 1",
+        ],
+    );
+}
+
+#[test]
+fn what_another_zones_proxy_says_is_removed_but_not_spoofed() {
+    check(
+        &fenced(),
+        Some(5),
+        &[
+            ("tidegate-hop", TOKEN),
+            ("tidegate-epoch", "5"),
+            ("x-tidegate-hop", "1"),
+        ],
+        &[
+            "begin main",
+            "count tidegate.spoofed_headers 1",
+            "remove tidegate-epoch",
+            "remove tidegate-hop",
+            "set x-tidegate-hop: 1",
+            "set x-tidegate-epoch: 5",
+            "count tidegate.decisions.tier.zone.class.write.reason.admitted 1",
+        ],
+    );
+    check(
+        &fenced(),
+        Some(5),
+        &[("tidegate-hop", "guess"), ("tidegate-epoch", "6")],
+        &[
+            "begin main",
+            "count tidegate.spoofed_headers 2",
+            "remove tidegate-epoch",
+            "remove tidegate-hop",
+            "set x-tidegate-epoch: 5",
+            "count tidegate.decisions.tier.zone.class.write.reason.admitted 1",
+        ],
+    );
+}
+
+#[test]
+fn a_newer_epoch_from_another_zone_fences_this_one() {
+    let headers = [("tidegate-hop", TOKEN), ("tidegate-epoch", "9")];
+    let pseudo = [(":method", "POST"), (":path", "/orders")];
+    let map = encode(&[&pseudo[..], &headers].concat()).unwrap();
+    let mut host = Recorder::granting(Some(7));
+    assert_eq!(carry_out(&fenced(), Some(&map), &mut host), Verdict::Stops);
+    assert_eq!(
+        host.effects[host.effects.len() - 3..],
+        [
+            "end main",
+            "behind main 9",
+            "count tidegate.decisions.tier.none.class.write.reason.ahead_epoch 1"
+        ]
+    );
+}
+
+#[test]
+fn a_write_that_cannot_be_marked_is_no_longer_in_flight() {
+    let map = encode(&[(":method", "POST"), (":path", "/orders")]).unwrap();
+    let mut host = Recorder::granting(Some(7));
+    host.calls_left = Some(0);
+    assert_eq!(carry_out(&fenced(), Some(&map), &mut host), Verdict::Stops);
+    assert_eq!(host.effects[..2], ["begin main", "end main"]);
+}
+
+#[test]
+fn reads_and_free_writes_ask_for_nothing() {
+    for (method, path) in [("GET", "/orders"), ("POST", "/strict"), ("POST", "/else")] {
+        let map = encode(&[(":method", method), (":path", path)]).unwrap();
+        let mut host = Recorder::granting(Some(7));
+        carry_out(&fenced(), Some(&map), &mut host);
+        assert!(!host.effects.contains(&"begin main".to_owned()));
+    }
+}
+
+proptest! {
+    /// In flight is what was admitted and goes on, and nothing else; and only that carries the epoch of a grant.
+    #[test]
+    fn only_what_goes_on_admitted_is_in_flight(
+        headers in vec(any_header(), 0..24),
+        token: bool,
+        presented in option::of(4..9_u64),
+        granted in option::of(5..8_u64),
+        owner in select(vec!["shanghai-a", "shanghai-b", "beijing-a"]),
+        forward in select(vec![Forward::Never, Forward::Region, Forward::Any]),
+        observe: bool,
+        calls_left in option::of(0..4_usize),
+    ) {
+        let enforcement = match observe {
+            true => Enforcement::Observe,
+            false => Enforcement::Enforce,
+        };
+        let policy = fenced_by(owner, forward, enforcement);
+        let mut headers = headers;
+        headers.extend(token.then(|| (b"tidegate-hop".to_vec(), TOKEN.into())));
+        headers.extend(presented.map(|epoch| (b"tidegate-epoch".to_vec(), epoch.to_string().into())));
+        let map = encode(&headers).unwrap();
+        let mut host = Recorder::granting(granted);
+        host.headers = headers;
+        host.calls_left = calls_left;
+        let verdict = carry_out(&policy, Some(&map), &mut host);
+
+        let made = |line: &str| host.effects.iter().filter(|effect| *effect == line).count();
+        let in_flight = made("begin main") - made("end main");
+        let admitted = "count tidegate.decisions.tier.zone.class.write.reason.admitted 1";
+        prop_assert_eq!(in_flight, made(admitted), "{:?}", host.effects);
+        prop_assert!(in_flight == 0 || verdict == Verdict::GoesOn && granted.is_some());
+        if verdict == Verdict::GoesOn {
+            check_internal_headers(&host);
+            let marked = host.headers.iter().any(|(name, _)| name == b"x-tidegate-epoch");
+            prop_assert!(!marked || in_flight == 1 || observe);
+        }
+    }
+}
