@@ -513,7 +513,7 @@ fn decide_fenced<'p>(
     };
     let owner = Fencing::nearest_owner(topology, cell, viewer).ok_or_else(closed)?;
     let owner_name = topology.zone_name(owner);
-    if !facts.forwarded
+    if !facts.hop
         && fencing.may_forward(topology, cell, viewer, owner)
         && let Some(gateway) = rules.gateway(owner)
     {

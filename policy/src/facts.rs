@@ -59,6 +59,8 @@ pub struct Facts {
     pub cell: Option<CellId>,
     /// Another zone's proxy forwards this write, as its token proves.
     pub forwarded: bool,
+    /// It says that it is forwarded, whether or not that is proved: it is not forwarded again.
+    pub hop: bool,
     /// The epoch by which it is forwarded.
     pub presented: Option<u64>,
     /// The epoch for which this proxy may admit writes of the cell now. No header says it: whoever holds the grant fills it in.
@@ -82,6 +84,7 @@ impl Facts {
             key_digest: None,
             cell: None,
             forwarded: false,
+            hop: false,
             presented: None,
             granted: None,
             grpc,
@@ -119,12 +122,13 @@ impl Facts {
                 let key = key.as_ref().filter(|_| several);
                 let key = key.and_then(|source| key_of(source, request, path));
                 let token = fencing.token.as_ref().map(|token| token.as_bytes());
-                let hop = request.get(headers::FORWARDED).value();
-                let forwarded = hop.is_some() && hop == token;
+                let hop = request.get(headers::FORWARDED);
+                let forwarded = hop.value().is_some() && hop.value() == token;
                 let presented = request.get(headers::PRESENTED_EPOCH).value();
                 Facts {
                     cell: Some(fencing.cell_of(key.map(shard::key_digest))),
                     forwarded,
+                    hop: hop != Presented::Absent,
                     presented: presented.filter(|_| forwarded).and_then(number),
                     ..facts
                 }

@@ -549,7 +549,7 @@ fn new_owners_reach_every_policy_and_change_nothing_else() {
     let before = world.snapshot().expect("a first snapshot");
     assert_eq!(owners(&before), (vec![], 0));
 
-    let first = r#"{"epoch": 3, "owners": ["sh-a", "mars"], "state": "settling"}"#;
+    let first = r#"{"store": "1", "epoch": 3, "owners": ["sh-a", "mars"], "state": "settling"}"#;
     assert_eq!(world.apply(authority("main", first)), []);
     let after = world.snapshot().expect("an owner");
     assert_eq!(owners(&after), (vec!["sh-a".to_owned()], 3));
@@ -561,7 +561,7 @@ fn new_owners_reach_every_policy_and_change_nothing_else() {
     assert_eq!(kinds, BTreeSet::from([Kind::FilterConfig]));
 
     // Where the cell is between two moves is nothing to proxies, nor is what cannot be read, or of no cell of this mesh.
-    let active = r#"{"epoch": 3, "owners": ["sh-a", "mars"], "state": "active"}"#;
+    let active = r#"{"store": "1", "epoch": 3, "owners": ["sh-a", "mars"], "state": "active"}"#;
     assert_eq!(world.apply(authority("main", active)), []);
     assert_eq!(world.apply(authority("other", active)), []);
     for (cell, value, code) in [
@@ -578,7 +578,7 @@ fn new_owners_reach_every_policy_and_change_nothing_else() {
     }
     assert!(world.snapshot().is_none());
 
-    let moved = r#"{"epoch": 4, "owners": ["sh-b"]}"#;
+    let moved = r#"{"store": "1", "epoch": 4, "owners": ["sh-b"], "state": "active"}"#;
     world.apply(authority("main", moved));
     let snapshot = world.snapshot().expect("another owner");
     assert_eq!(owners(&snapshot), (vec!["sh-b".to_owned()], 4));
@@ -840,7 +840,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     ];
     let owner = prop_oneof![
         4 => (1..4_u8, select(vec!["sh-a", "sh-b", "mars"])).prop_map(|(epoch, owner)| {
-            format!(r#"{{"epoch": {epoch}, "owners": ["{owner}"]}}"#).into_bytes()
+            let owners = format!(r#""epoch": {epoch}, "owners": ["{owner}"]"#);
+            format!(r#"{{"store": "1", {owners}, "state": "active"}}"#).into_bytes()
         }),
         1 => Just(b"garbage".to_vec()),
     ];

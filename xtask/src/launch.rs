@@ -133,6 +133,16 @@ pub(crate) fn torture(tree: &Tree, torture: &Torture) -> Result<()> {
     hand_over_to(command.args(&torture.more))
 }
 
+/// Runs the simulation of control plane and filter under so many seeds; the tests run a few hundred.
+pub(crate) fn sim(tree: &Tree, seeds: u32) -> Result<()> {
+    setup::run(tree, Wanted::Filter)?;
+    let arguments = ["test", "--release", "-p", "tidegate", "--test", "sim"];
+    let mut sim = cargo(tree, &arguments);
+    sim.args(["--", "--nocapture"])
+        .env("TIDEGATE_SIM_SEEDS", seeds.to_string());
+    shown(&mut sim)
+}
+
 /// This process becomes that program, as cargo became this one: Ctrl-C reaches it directly, it cleans up what it
 /// started, and its exit code is the command's.
 fn hand_over_to(command: &mut Command) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup | test | demo | bench | torture | wasm`.
+//! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup | test | demo | bench | sim | torture | wasm`.
 //!
 //! Nothing here is installed on the machine. What Tidegate needs besides cargo lands below `target/tools/`, and a
 //! `cargo clean` takes it away again. This crate depends on nothing that needs protoc to build, because it is what
@@ -73,6 +73,12 @@ enum Task {
         #[arg(last = true)]
         more: Vec<String>,
     },
+    /// Run the control plane's and the filter's code on a virtual clock, with other faults for each seed
+    Sim {
+        /// How many seeds, from 0
+        #[arg(long, default_value_t = 2_000)]
+        seeds: u32,
+    },
     /// Build for release, and fail three zones in every way under a load of writes; needs root and `ip`
     Torture(Torture),
     /// Build only the filter, to target/filter/tidegate_filter.wasm
@@ -99,6 +105,7 @@ fn main() -> ExitCode {
             json.as_deref(),
             &more,
         ),
+        Task::Sim { seeds } => launch::sim(&Tree::of_this_checkout(), seeds),
         Task::Torture(torture) => launch::torture(&Tree::of_this_checkout(), &torture),
         Task::Wasm => setup::run(&Tree::of_this_checkout(), Wanted::Filter)
             .and_then(|()| launch::wasm(&Tree::of_this_checkout())),

@@ -88,10 +88,6 @@ impl Grantor {
                 Seen::Active
             }
             _ => {
-                let goes_on = matches!(self.stage, Stage::Granting(_));
-                if goes_on && !terms.keeps(Clause::StopAtFence) {
-                    return Seen::Old;
-                }
                 self.stage = Stage::Leaving {
                     fence: at,
                     asked: None,
@@ -144,8 +140,10 @@ impl Grantor {
 
     /// Grants to a holder, if it may: recording it and granting are one step. `left` is what is left of the session.
     pub fn grant(&mut self, holder: HolderId, left: u64, now: u64, terms: &Terms) -> Option<Grant> {
-        let Stage::Granting(stamp) = self.stage else {
-            return None;
+        let stamp = match self.stage {
+            Stage::Granting(stamp) => stamp,
+            Stage::Leaving { fence, .. } if !terms.keeps(Clause::StopAtFence) => fence,
+            _ => return None,
         };
         if left == 0 {
             return None;

@@ -100,7 +100,7 @@ impl Terms {
         if grant_ttl > session_ttl {
             return Err(InvalidTerms::GrantTtl);
         }
-        if terms.shrink(session_ttl) <= margin {
+        if session_ttl <= margin {
             return Err(InvalidTerms::SessionTtl);
         }
         Ok(terms)
@@ -112,18 +112,9 @@ impl Terms {
         span.saturating_mul(1000).div_ceil(rate)
     }
 
-    /// How long one may rely by one's own clock on what lasts `span` by another: `span * (1 - rho)`.
-    pub fn shrink(&self, span: u64) -> u64 {
-        let rate = u64::from(1000_u16.saturating_sub(self.drift_permille));
-        span.saturating_mul(rate) / 1000
-    }
-
     /// How long after its last renewal, as another saw that, a session is over.
     pub fn session_over(&self) -> u64 {
-        match self.keeps(Clause::DeadAfterTtl) {
-            true => self.stretch(self.session_ttl),
-            false => 0,
-        }
+        self.stretch(self.session_ttl)
     }
 
     /// How long after its last renewal, as another saw that, nothing that hung on a session can be under way any more.
@@ -168,7 +159,7 @@ pub enum InvalidTerms {
         "a grant cannot last longer than a session: raise the session's time to live, or lower the grant's"
     )]
     GrantTtl,
-    #[error("nothing is left of a session's time to live after drift and margin: raise it")]
+    #[error("nothing is left of a session's time to live after the margin: raise it")]
     SessionTtl,
 }
 
@@ -181,8 +172,6 @@ pub enum Clause {
     DeadlineFromSend,
     /// An answer counts only for the renewal that it answers.
     RenewalMatched,
-    /// A session's deadline leaves room for the drift of clocks.
-    DeadlineDrift,
     /// A renewal succeeds only while the session has not been ended by somebody else.
     RenewalCompared,
     // Grantor
@@ -190,8 +179,6 @@ pub enum Clause {
     Registered,
     /// Registration compares the authority's revision, which is active.
     RegistrationComparesAuthority,
-    /// Registration compares the own session.
-    RegistrationComparesSession,
     /// What is known of an authority never goes back.
     ViewNeverBack,
     /// A grant ends no later than the session.
@@ -228,8 +215,6 @@ pub enum Clause {
     MoveComparesAuthority,
     /// A move waits until every grantor has gone, or its session is over: those of zones that stay owners, too.
     MoveWaitsForGrantors,
-    /// A session is over only when it was not renewed for its time to live.
-    DeadAfterTtl,
     /// A move compares that the sessions which it takes to be over were not renewed since.
     MoveComparesSessions,
     /// A move ends those sessions, so that they cannot be renewed.
@@ -254,14 +239,12 @@ pub enum Clause {
 
 impl Clause {
     /// All of them.
-    pub const ALL: [Clause; 35] = [
+    pub const ALL: [Clause; 32] = [
         Clause::DeadlineFromSend,
         Clause::RenewalMatched,
-        Clause::DeadlineDrift,
         Clause::RenewalCompared,
         Clause::Registered,
         Clause::RegistrationComparesAuthority,
-        Clause::RegistrationComparesSession,
         Clause::ViewNeverBack,
         Clause::GrantWithinSession,
         Clause::StopAtFence,
@@ -279,7 +262,6 @@ impl Clause {
         Clause::FenceFirst,
         Clause::MoveComparesAuthority,
         Clause::MoveWaitsForGrantors,
-        Clause::DeadAfterTtl,
         Clause::MoveComparesSessions,
         Clause::MoveEndsSessions,
         Clause::MoveSettles,

@@ -104,11 +104,9 @@ impl Session {
             true => sent,
             false => now,
         };
-        let ttl = match terms.keeps(Clause::DeadlineDrift) {
-            true => terms.shrink(terms.session_ttl),
-            false => terms.session_ttl,
-        };
-        let deadline = from.saturating_add(ttl).saturating_sub(terms.margin);
+        // No room for drift here: who waits for this session to be over leaves it (`Terms::session_settled`).
+        let deadline = from.saturating_add(terms.session_ttl);
+        let deadline = deadline.saturating_sub(terms.margin);
         self.deadline = self.deadline.max(deadline);
     }
 

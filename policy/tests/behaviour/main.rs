@@ -7,6 +7,7 @@ mod cells;
 mod decisions;
 mod explained;
 mod facts;
+mod fence;
 mod plain_reads;
 mod plans;
 mod routing;

@@ -4,15 +4,15 @@
 use std::collections::BTreeMap;
 
 use policy::topology::check_name;
-use registry::{record::InvalidRecord, store::Entry};
-use serde::Deserialize;
-
-/// Who owns which cell, by the cell's name.
-pub(super) const AUTHORITY_PREFIX: &str = "/tidegate/v1/authority/";
+use registry::{
+    authority::{AUTHORITY_PREFIX, AuthorityRecord},
+    record::InvalidRecord,
+    store::Entry,
+};
 
 /// Of the record what proxies are told; everything else in it changes nothing for them.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Ownership {
+#[derive(Clone, PartialEq, Eq)]
+struct Ownership {
     epoch: u64,
     owners: Vec<String>,
 }
@@ -31,8 +31,15 @@ impl Authorities {
     /// Takes a record in. The cell, if something about it changed; one that cannot be read changes nothing.
     pub(super) fn put(&mut self, entry: &Entry) -> Result<Option<String>, InvalidRecord> {
         let cell = cell(&entry.key).ok_or(InvalidRecord::DesiredKey)?;
-        let record: Ownership = serde_json::from_slice(&entry.value)
-            .map_err(|error| InvalidRecord::Desired(error.to_string()))?;
+        let authority = AuthorityRecord::parse(&entry.value)?;
+        let record = Ownership {
+            epoch: authority.epoch,
+            owners: authority
+                .owners
+                .iter()
+                .map(|zone| zone.to_string())
+                .collect(),
+        };
         let before = self.0.insert(cell.to_owned(), record.clone());
         Ok((before != Some(record)).then(|| cell.to_owned()))
     }

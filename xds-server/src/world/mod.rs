@@ -18,6 +18,7 @@ use std::{
 
 use policy::{Plans, Standing, Weighting, Why, ZoneLoad};
 use registry::{
+    authority::AUTHORITY_PREFIX,
     desired::{
         INTENTS_PREFIX, IntentKey, IntentRecord, STANDINGS_PREFIX, StandingKey, StandingRecord,
     },
@@ -31,7 +32,7 @@ use crate::{
     snapshot::Snapshot,
     translate::{self, ZoneInstances},
 };
-use authorities::{AUTHORITY_PREFIX, Authorities};
+use authorities::Authorities;
 use guard::Guard;
 use instances::Instances;
 use views::Views;

@@ -16,8 +16,9 @@ pub(crate) struct History(Arc<Mutex<Inner>>);
 struct Inner {
     /// Owners by epoch, as the store had them.
     owners: BTreeMap<u64, Vec<String>>,
-    /// Writes in flight, by number: epoch and zone.
-    in_flight: BTreeMap<u64, (u64, String)>,
+    /// Writes in flight, by number: epoch, zone, and when it is over at the upstream. A proxy that is stopped meanwhile notices
+    /// that later; what it has not sent yet when it is stopped only storage can refuse, by the epoch.
+    in_flight: BTreeMap<u64, (u64, String, Duration)>,
     admitted: u64,
     refused: u64,
     epoch_max: u64,
@@ -43,15 +44,16 @@ impl History {
         }
     }
 
-    /// A write begins: its number.
-    pub(crate) fn begin(&self, at: Duration, zone: &str, epoch: u64) -> u64 {
+    /// A write begins that will be over at `ends`: its number.
+    pub(crate) fn begin(&self, at: Duration, ends: Duration, zone: &str, epoch: u64) -> u64 {
         let mut inner = self.inner();
+        inner.in_flight.retain(|_, (.., ends)| *ends > at);
         let number = inner.admitted;
         inner.admitted += 1;
         inner.last = Some(at);
         let mut found = Vec::new();
         let others = inner.in_flight.values();
-        if let Some((other, there)) = others.into_iter().find(|(other, _)| *other != epoch) {
+        if let Some((other, there, _)) = others.into_iter().find(|(other, ..)| *other != epoch) {
             found.push(format!(
                 "{at:?}: {zone} writes for epoch {epoch} while {there} writes for {other}"
             ));
@@ -70,7 +72,9 @@ impl History {
         }
         inner.violations.extend(found);
         inner.epoch_max = inner.epoch_max.max(epoch);
-        inner.in_flight.insert(number, (epoch, zone.to_owned()));
+        inner
+            .in_flight
+            .insert(number, (epoch, zone.to_owned(), ends));
         number
     }
 

@@ -87,7 +87,7 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> World {
+    fn new(seed: u64, clocks: Clocks) -> World {
         let mut rng = Rng::new(seed);
         let start = Instant::now();
         let mesh = mesh("enforce");
@@ -111,7 +111,10 @@ impl World {
         for (zone, roster) in ZONES.iter().zip(&world.rosters) {
             let viewer = mesh.topology.zone_named(zone).unwrap();
             let policy = mesh.policy(viewer, |_| Default::default(), &|_| None);
-            let clock = drifting(start, &mut rng);
+            let clock = match clocks {
+                Clocks::WithinBounds => drifting(start, &mut rng),
+                Clocks::SlowProxies => Drifting::new(start, 300, 0),
+            };
             let levers = proxy::start(
                 zone,
                 policy,
@@ -330,7 +333,15 @@ fn drifting(start: Instant, rng: &mut Rng) -> Drifting {
     Drifting::new(start, 977 + rng.below(47), rng.below(1 << 40))
 }
 
-fn run(seed: u64) -> Outcome {
+/// Whether clocks keep what the configuration promises of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Clocks {
+    WithinBounds,
+    /// Those of the proxies do not: a grant lasts three times as long as anybody thinks.
+    SlowProxies,
+}
+
+fn run(seed: u64, clocks: Clocks) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -338,7 +349,7 @@ fn run(seed: u64) -> Outcome {
         .unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
-        let mut world = World::new(seed);
+        let mut world = World::new(seed, clocks);
         sleep(Duration::from_secs(8)).await;
         for _ in 0..FAULTS {
             world.fault().await;
@@ -374,7 +385,7 @@ fn no_two_epochs_write_at_once_whatever_fails() {
     let count = seeds.end - seeds.start;
     let (mut admitted, mut refused, mut faults, mut epochs) = (0, 0, 0, 0);
     for seed in seeds {
-        let outcome = run(seed);
+        let outcome = run(seed, Clocks::WithinBounds);
         let sound = outcome.violations.is_empty() && outcome.stuck.is_none();
         assert!(
             sound,
@@ -389,4 +400,19 @@ fn no_two_epochs_write_at_once_whatever_fails() {
         "{count} seeds, {faults} faults, {admitted} writes admitted, {refused} refused, {epochs} epochs: no violation"
     );
     assert!(admitted > 100 * count, "too few writes to say anything");
+}
+
+#[test]
+fn where_clocks_break_their_promise_two_epochs_write_and_it_is_seen() {
+    let violated = |seed: &u64| !run(*seed, Clocks::SlowProxies).violations.is_empty();
+    assert!(
+        (0..40).any(|seed| violated(&seed)),
+        "what checks the history cannot fail"
+    );
+}
+
+#[test]
+fn a_seed_gives_the_same_run_again() {
+    let run = || run(3, Clocks::WithinBounds);
+    assert_eq!(run(), run());
 }

@@ -279,11 +279,12 @@ impl ProxyProcess {
             true => drain,
             false => self.host.rng.millis(1, 60).min(drain),
         };
-        let number = site.history.begin(site.start.elapsed(), site.zone, epoch);
+        let ends = Instant::now() + site.clock.real(long);
+        let (at, over) = (site.start.elapsed(), ends - site.start);
         self.in_flight.borrow_mut().push(InFlight {
-            number,
+            number: site.history.begin(at, over, site.zone, epoch),
             worker: workers.me(),
-            ends: Instant::now() + site.clock.real(long),
+            ends,
         });
     }
 

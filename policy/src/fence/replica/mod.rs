@@ -8,151 +8,18 @@ use alloc::{
     vec::Vec,
 };
 
+mod messages;
+mod steps;
+
 use super::{
-    Authority, Cause, Clause, Condition, Grant, Grantor, HolderId, Key, Move, Name, Revision,
-    Session, SessionId, Sessions, Stamp, State, Terms, Transaction, Write, grantor::Seen,
-    moves::View,
+    Authority, Cause, Clause, Condition, Grantor, HolderId, Key, Move, Name, Revision, Session,
+    SessionId, Sessions, State, Terms, Transaction, Write, grantor::Seen, moves::View,
 };
+
+pub use messages::{CellRules, Effect, Input, Listing, Outcome, Unwilling};
 
 /// After so many times the span in which a session settles, its key is removed.
 const SWEEP_AFTER: u64 = 10;
-
-/// What happens to a replica.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Input {
-    /// Everything that the store has, at one revision: at first, and after events may have been missed.
-    Listed(Listing),
-    /// An authority was put, or with none deleted.
-    Authority {
-        cell: Name,
-        revision: Revision,
-        authority: Option<Authority>,
-    },
-    /// A session was put at this revision, or with none deleted.
-    Session {
-        id: SessionId,
-        put: Option<Revision>,
-    },
-    /// A grantor registered, or left.
-    Grantor {
-        cell: Name,
-        id: SessionId,
-        present: bool,
-    },
-    /// What became of a transaction.
-    Answer {
-        number: u64,
-        outcome: Outcome,
-    },
-    /// A proxy of this zone can be spoken to.
-    Connected(HolderId),
-    Disconnected(HolderId),
-    /// A proxy asks for whatever it may get.
-    Asked {
-        holder: HolderId,
-        nonce: u64,
-    },
-    /// A proxy has nothing in flight from before `fence`, and never will have.
-    Drained {
-        holder: HolderId,
-        cell: Name,
-        fence: Stamp,
-    },
-    /// Which cells there are.
-    Cells(BTreeMap<Name, CellRules>),
-    /// The zone that should own the cell, since its owners cannot serve writes; none while they can.
-    Better {
-        cell: Name,
-        zone: Option<Name>,
-    },
-    /// The store that answers is not believed: nothing is granted or moved until it is listed again.
-    Doubted,
-    /// The process is to end.
-    Stop,
-    /// Time has passed.
-    Tick,
-}
-
-/// What the store has.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Listing {
-    /// Which store answers.
-    pub store: u64,
-    pub authorities: Vec<(Name, Revision, Authority)>,
-    pub sessions: BTreeMap<SessionId, Revision>,
-    pub grantors: BTreeSet<(Name, SessionId)>,
-}
-
-/// What became of a transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Outcome {
-    Committed(Revision),
-    /// A condition did not hold; nothing was changed.
-    Refused,
-    /// Nobody knows: it may have been made, or may still be.
-    Unknown,
-}
-
-/// What a replica does.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Effect {
-    /// Make this transaction, and say what became of it.
-    Commit {
-        number: u64,
-        transaction: Transaction,
-    },
-    /// Answer a question: for these cells.
-    Grant {
-        holder: HolderId,
-        nonce: u64,
-        grants: Vec<(Name, Grant)>,
-    },
-    /// Give back what is older than `fence`.
-    Revoke {
-        holder: HolderId,
-        cell: Name,
-        fence: Stamp,
-    },
-    /// Ask now: there is something to be had.
-    Invite { holder: HolderId },
-    /// This incarnation is over: [`Replica::reborn`].
-    Ended,
-    /// It has left everything behind in order: the process may end.
-    Stopped,
-}
-
-/// What is configured of a cell.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct CellRules {
-    /// Who owns it at first.
-    pub owners: Vec<Name>,
-    pub standby: Vec<Name>,
-    /// Whether it moves by itself.
-    pub automatic: bool,
-    /// For how long after a change it does not move because its owners cannot serve.
-    pub cool_down: u64,
-    /// Every epoch that was ever seen is below this.
-    pub epoch_min: u64,
-}
-
-/// Why a wish is not granted. The text says what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unwilling {
-    #[error("there is no such cell")]
-    NoCell,
-    #[error("this replica has no session: wait until it reaches the store, or ask another one")]
-    NoSession,
-    #[error("the cell belongs to these zones already")]
-    SameOwners,
-    #[error("another move of this cell is under way: wait for it, or override it")]
-    Moving,
-    #[error("no replica speaks for zone {0}: start one there, or move to another zone")]
-    TargetSilent(Name),
-    #[error(
-        "the authority comes from another store, restored or replaced: only an override begins anew from here"
-    )]
-    OtherStore,
-}
 
 /// See the module's text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -166,6 +33,7 @@ pub struct Replica {
     /// Transactions under way, by number.
     pending: BTreeMap<u64, Pending>,
     numbers: u64,
+    sweep_after: u64,
     /// The store has been listed and is believed.
     believes: bool,
     stopping: bool,
@@ -187,6 +55,8 @@ struct Cell {
     able: Option<(Step, u64)>,
     /// A step under way.
     stepping: bool,
+    /// No step before this: the last one was refused, and what refused it is not seen yet.
+    step_after: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -219,6 +89,7 @@ impl Replica {
             connected: BTreeSet::new(),
             pending: BTreeMap::new(),
             numbers: 0,
+            sweep_after: 0,
             believes: false,
             stopping: false,
             stopped: false,
@@ -416,7 +287,11 @@ impl Replica {
             let able = cell
                 .able
                 .map(|(_, since)| since.saturating_add(self.courtesy()));
-            for at in due.chain(able).filter(|at| *at > now) {
+            for at in due
+                .chain(able)
+                .chain([cell.step_after])
+                .filter(|at| *at > now)
+            {
                 wake = wake.min(at);
             }
         }
@@ -488,6 +363,7 @@ impl Replica {
         cell.authority = authority;
         cell.seen_at = now;
         cell.able = None;
+        cell.step_after = 0;
     }
 
     /// Lets the grantor see the cell's authority, and the holders what follows.
@@ -583,11 +459,16 @@ impl Replica {
                 }
             }
             Some(Pending::Step(name)) => {
+                let courtesy = self.courtesy();
                 if let Some(cell) = self.cells.get_mut(&name) {
                     cell.stepping = false;
+                    if outcome == Outcome::Refused {
+                        cell.step_after = now.saturating_add(courtesy);
+                    }
                 }
             }
-            Some(Pending::Sweep) => {}
+            // What refused it may not have been seen yet.
+            Some(Pending::Sweep) => self.sweep_after = now.saturating_add(self.courtesy()),
             Some(Pending::Farewell) => match outcome {
                 Outcome::Unknown => {}
                 Outcome::Committed(_) | Outcome::Refused => {
@@ -655,27 +536,6 @@ impl Replica {
         self.sweep(now, effects);
     }
 
-    /// Removes a key that an incarnation left behind long ago. Without it the session is as over as with it.
-    fn sweep(&mut self, now: u64, effects: &mut Vec<Effect>) {
-        if self
-            .pending
-            .values()
-            .any(|pending| *pending == Pending::Sweep)
-        {
-            return;
-        }
-        let long = self.terms.session_settled().saturating_mul(SWEEP_AFTER);
-        let Some((id, put)) = self.sessions.silent_for(long, now) else {
-            return;
-        };
-        let key = Key::Session(id.clone());
-        let transaction = Transaction {
-            conditions: alloc::vec![Condition::PutAt(key.clone(), put)],
-            writes: alloc::vec![Write::Delete(key)],
-        };
-        self.commit(Pending::Sweep, transaction, effects);
-    }
-
     fn grant_or_leave(&mut self, name: &Name, now: u64, effects: &mut Vec<Effect>) {
         let id = self.session.id().clone();
         let created = self.session.created();
@@ -692,9 +552,8 @@ impl Replica {
                 if self.terms.keeps(Clause::RegistrationComparesAuthority) {
                     conditions.push(Condition::PutAt(authority, revision));
                 }
-                if self.terms.keeps(Clause::RegistrationComparesSession) {
-                    conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
-                }
+                // So that no key is left behind by a session that is over. It would only be waited for.
+                conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
                 Transaction {
                     conditions,
                     writes: alloc::vec![Write::Grantor(name.clone(), id)],
@@ -733,131 +592,6 @@ impl Replica {
             writes: alloc::vec![Write::Delete(key)],
         };
         self.commit(Pending::Farewell, transaction, effects);
-    }
-
-    /// How long a step is left to the replica that it concerns most.
-    fn courtesy(&self) -> u64 {
-        (self.terms.session_ttl / 16).max(1)
-    }
-
-    /// Takes the next step of the cell's authority, if there is one that this replica can take.
-    fn step(&mut self, name: &Name, now: u64, effects: &mut Vec<Effect>) {
-        let Some(cell) = self.cells.get(name) else {
-            return;
-        };
-        if cell.stepping {
-            return;
-        }
-        let next = self.next_step(name, cell, now);
-        let able = next.as_ref().map(|(step, ..)| *step);
-        let since = match cell.able {
-            Some((step, since)) if Some(step) == able => since,
-            _ => now,
-        };
-        let courtesy = self.courtesy();
-        if let Some(cell) = self.cells.get_mut(name) {
-            cell.able = able.map(|step| (step, since));
-        }
-        if let Some((_, transaction, concerned)) = next
-            && (concerned || now >= since.saturating_add(courtesy))
-        {
-            self.commit(Pending::Step(name.clone()), transaction, effects);
-        }
-    }
-
-    /// The next step, and whether it concerns this replica's zone most.
-    fn next_step(&self, name: &Name, cell: &Cell, now: u64) -> Option<(Step, Transaction, bool)> {
-        let terms = &self.terms;
-        let zone = &self.session.id().zone;
-        let concerns = |zones: &[Name]| zones.contains(zone);
-        let Some(view) = self.view(name) else {
-            let rules = cell.rules.as_ref()?;
-            let (owners, standby) = (rules.owners.clone(), rules.standby.clone());
-            let epoch = rules.epoch_min.max(1);
-            let first = Authority::first(self.store, epoch, owners, standby, terms);
-            let key = Key::Authority(name.clone());
-            let transaction = Transaction {
-                conditions: alloc::vec![Condition::CreatedAt(key, Revision(0))],
-                writes: alloc::vec![Write::Authority(name.clone(), first)],
-            };
-            return Some((Step::Create, transaction, concerns(&rules.owners)));
-        };
-        let authority = view.authority;
-        if authority.store != self.store && terms.keeps(Clause::BoundToStore) {
-            return None;
-        }
-        let alive = |zone: &Name| self.sessions.alive(zone, now, terms);
-        if let State::Fencing(next) = &authority.state {
-            if let Some(transaction) = view.complete(&self.sessions, now, terms)
-                && (next.to.iter().any(alive) || next.cause == Cause::Override)
-            {
-                return Some((Step::Complete, transaction, concerns(&next.to)));
-            }
-            let hopeless = !next.to.iter().any(alive) && next.cause != Cause::Override;
-            if hopeless && authority.owners.iter().any(alive) {
-                return Some((Step::Abort, view.abort(), concerns(&authority.owners)));
-            }
-            if !hopeless {
-                return None;
-            }
-        }
-        if let Some(transaction) = view.settle(&self.sessions, now, terms)
-            && authority.owners.iter().any(alive)
-        {
-            return Some((Step::Settle, transaction, concerns(&authority.owners)));
-        }
-        let rules = cell.rules.as_ref().filter(|rules| rules.automatic)?;
-        let (to, cause) = self.wanted(&view, cell, rules, now)?;
-        let concerned = *zone == to;
-        let next = Move {
-            id: move_id(name, authority),
-            to: alloc::vec![to],
-            cause,
-            reason: Name::from(""),
-            epoch_min: 0,
-        };
-        let transaction = match terms.keeps(Clause::FenceFirst) {
-            true => view.begin(next, terms),
-            false => {
-                let mut unfenced = authority.clone();
-                unfenced.state = State::Fencing(next);
-                let view = View {
-                    authority: &unfenced,
-                    ..view
-                };
-                view.complete(&self.sessions, now, terms)?
-            }
-        };
-        Some((Step::Begin, transaction, concerned))
-    }
-
-    /// Where the cell should go by itself, and why.
-    fn wanted(
-        &self,
-        view: &View<'_>,
-        cell: &Cell,
-        rules: &CellRules,
-        now: u64,
-    ) -> Option<(Name, Cause)> {
-        let terms = &self.terms;
-        let alive = |zone: &&Name| self.sessions.alive(zone, now, terms);
-        if !view.authority.owners.iter().any(|zone| alive(&zone)) {
-            // Where nothing was ever heard of the owners, the mesh may just have been started, and is given time to be complete.
-            let owners = view.authority.owners.iter();
-            let heard_of = |zone: &Name| self.sessions.of_zone(zone).next().is_some();
-            let patience = self.sessions.listed_at().max(view.seen_at);
-            if !owners.clone().any(heard_of) && now < patience.saturating_add(terms.session_over())
-            {
-                return None;
-            }
-            let next = view.authority.standby.iter().find(alive)?;
-            return Some((next.clone(), Cause::SessionLost));
-        }
-        let cooled = now >= view.seen_at.saturating_add(rules.cool_down);
-        let better = cell.better.as_ref().filter(alive)?;
-        let active = view.authority.state == State::Active;
-        (active && cooled && !view.authority.is_owner(better))
-            .then(|| (better.clone(), Cause::Unfit))
     }
 }
 

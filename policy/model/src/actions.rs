@@ -1,0 +1,492 @@
+//! What can happen next, and the exploration of all of it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use policy::fence::{CellRules, Input, Key, Move, Name, Transaction, Unwilling, Write};
+use stateright::{Checker as _, HasDiscoveries, Model, Property};
+
+use crate::{
+    Budget, Clock, Host, Message, Mutation, Proxy, Scenario, State, state::Change, store::Store,
+};
+
+/// Something that happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Tick,
+    /// Time passes, and this clock misses it.
+    TickBut(Clock),
+    Write {
+        proxy: usize,
+        worker: usize,
+    },
+    /// A write ends before its time.
+    End {
+        proxy: usize,
+        write: usize,
+    },
+    /// A worker looks at the ledger.
+    Look {
+        proxy: usize,
+        worker: usize,
+    },
+    Acknowledge(usize),
+    Ask {
+        proxy: usize,
+        host: usize,
+    },
+    Arrive(Message),
+    /// It arrives, and will again.
+    Repeat(Message),
+    /// The store has a request.
+    Apply {
+        host: usize,
+        request: usize,
+    },
+    Answer {
+        host: usize,
+        request: usize,
+    },
+    /// No answer is waited for.
+    TimeOut {
+        host: usize,
+        request: usize,
+    },
+    /// A replica is told of the next change.
+    Told(usize),
+    /// The store has a request whose sender is gone.
+    Orphan(usize),
+    Crash(usize),
+    Restart(usize),
+    Cut(usize),
+    Mend(usize),
+    Wish(usize),
+    LoseWorker {
+        proxy: usize,
+        worker: usize,
+    },
+    Relist(usize),
+    Backup,
+    Restore,
+    Stop(usize),
+}
+
+const FENCED: &str = "no two zones write";
+const WRITABLE: &str = "somebody can write at last";
+
+impl Scenario {
+    pub(crate) fn cell(&self) -> Name {
+        Arc::from("main")
+    }
+
+    pub(crate) fn rules(&self) -> BTreeMap<Name, CellRules> {
+        let zones = |of: &[usize]| of.iter().map(|zone| Scenario::zone(*zone)).collect();
+        let rules = CellRules {
+            owners: zones(&self.owners),
+            standby: zones(&self.standby),
+            automatic: self.automatic,
+            cool_down: 0,
+            epoch_min: 1,
+        };
+        BTreeMap::from([(self.cell(), rules)])
+    }
+
+    /// Everything runs, nothing goes wrong, and the owner's proxies hold grants.
+    fn warmed_up(&self) -> State {
+        let calm = Scenario {
+            hosts: (self.hosts.iter())
+                .map(|(zone, _)| (*zone, crate::Lines::default()))
+                .collect(),
+            net: crate::Net::default(),
+            eager: Vec::new(),
+            ..self.clone()
+        };
+        let mut state = calm.cold();
+        for host in 0..self.hosts.len() {
+            let mut change = Change::new(&calm, state);
+            change.start(host);
+            state = change.done();
+        }
+        for _ in 0..30 {
+            let mut change = Change::new(&calm, state);
+            change.tick(None);
+            state = change.done();
+            let active = state.store.authority();
+            if active.is_some_and(|a| a.state == policy::fence::State::Active) {
+                break;
+            }
+        }
+        let mut change = Change::new(&calm, state);
+        for proxy in &self.warm {
+            let host = change.hosts_of(*proxy)[0];
+            change.ask(*proxy, host);
+        }
+        state = change.done();
+        state.time = 0;
+        state
+    }
+
+    fn cold(&self) -> State {
+        let host = |(zone, _): &(usize, _)| {
+            Arc::new(Host {
+                zone: *zone,
+                clock: 0,
+                replica: None,
+                born: 0,
+                untold: Default::default(),
+                requests: Vec::new(),
+                cut: false,
+            })
+        };
+        let proxies = self.proxies.iter().enumerate();
+        let proxy = |(index, (zone, workers)): (usize, &(usize, u64))| {
+            Arc::new(Proxy::new(*zone, self.holder(index), *workers))
+        };
+        State {
+            time: 0,
+            store: Arc::new(Store::new(1)),
+            backup: None,
+            hosts: self.hosts.iter().map(host).collect(),
+            proxies: proxies.map(proxy).collect(),
+            net: Default::default(),
+            orphans: Vec::new(),
+            left: self.budget,
+            wished: 0,
+            slowed: 0,
+            admitted: 0,
+            owners: Default::default(),
+            broken: None,
+        }
+    }
+
+    /// A wish, at the replica that is asked.
+    fn wish(&self, change: &mut Change<'_>, index: usize) -> Result<(), Unwilling> {
+        let (host, to, cause) = &self.wishes[index];
+        let next = Move {
+            id: Arc::from("wish"),
+            to: to.iter().map(|zone| Scenario::zone(*zone)).collect(),
+            cause: *cause,
+            reason: Arc::from(""),
+            epoch_min: change.state.owners.keys().max().copied().unwrap_or(0),
+        };
+        let cell = self.cell();
+        let at = change.host(*host);
+        let now = at.clock;
+        let replica = at.replica.as_mut().ok_or(Unwilling::NoSession)?;
+        let effects = replica.wish(&cell, next, now)?;
+        change.tell_effects(*host, effects);
+        Ok(())
+    }
+
+    fn stop(&self, change: &mut Change<'_>, index: usize) {
+        if self.mutation != Some(Mutation::StopUnclean) {
+            change.tell(index, Input::Stop);
+            return;
+        }
+        let id = match &change.state.hosts[index].replica {
+            Some(replica) => replica.id().clone(),
+            None => return,
+        };
+        change.crash(index);
+        change.commit(&Transaction {
+            conditions: Vec::new(),
+            writes: vec![
+                Write::Delete(Key::Grantor(self.cell(), id.clone())),
+                Write::Delete(Key::Session(id)),
+            ],
+        });
+    }
+
+    fn host_actions(&self, state: &State, index: usize, actions: &mut Vec<Action>) {
+        let host = &state.hosts[index];
+        let left = &state.left;
+        let waits = |budget: u8| budget > 0;
+        if host.replica.is_none() {
+            if waits(left.restarts) && !host.cut {
+                actions.push(Action::Restart(index));
+            }
+            return;
+        }
+        if !host.untold.is_empty() && !host.cut {
+            actions.push(Action::Told(index));
+        }
+        let calm = state.time > self.faults_until;
+        if waits(left.crashes) && !calm {
+            actions.push(Action::Crash(index));
+        }
+        if waits(left.relists) && !host.cut {
+            actions.push(Action::Relist(index));
+        }
+        if waits(left.stops) {
+            actions.push(Action::Stop(index));
+        }
+        match host.cut {
+            true => actions.push(Action::Mend(index)),
+            false if waits(left.cuts) && !calm => actions.push(Action::Cut(index)),
+            false => {}
+        }
+    }
+
+    fn request_actions(&self, state: &State, index: usize, actions: &mut Vec<Action>) {
+        let host = &state.hosts[index];
+        if host.cut {
+            return;
+        }
+        for (at, request) in host.requests.iter().enumerate() {
+            let (host, request_at) = (index, at);
+            actions.push(match request.outcome.is_none() {
+                true => Action::Apply {
+                    host,
+                    request: request_at,
+                },
+                false => Action::Answer {
+                    host,
+                    request: request_at,
+                },
+            });
+            if state.left.timeouts > 0 && !request.timed_out {
+                actions.push(Action::TimeOut {
+                    host,
+                    request: request_at,
+                });
+            }
+        }
+    }
+
+    fn proxy_actions(&self, state: &State, index: usize, actions: &mut Vec<Action>) {
+        let proxy = &state.proxies[index];
+        for worker in 0..proxy.workers.len() {
+            let (_, machine) = &proxy.workers[worker];
+            if state.left.writes > 0 {
+                actions.push(Action::Write {
+                    proxy: index,
+                    worker,
+                });
+            }
+            if !self.prompt {
+                actions.push(Action::Look {
+                    proxy: index,
+                    worker,
+                });
+            }
+            if state.left.workers_lost > 0 && machine.listed() {
+                actions.push(Action::LoseWorker {
+                    proxy: index,
+                    worker,
+                });
+            }
+        }
+        if state.left.ends > 0 {
+            let ends = 0..proxy.writes.len();
+            let proxy = index;
+            actions.extend(ends.map(|write| Action::End { proxy, write }));
+        }
+        if !self.prompt {
+            actions.push(Action::Acknowledge(index));
+        }
+        if state.left.questions > 0 && !self.eager.contains(&index) {
+            let hosts = state.hosts.iter().enumerate();
+            let near = hosts.filter(|(_, h)| h.zone == proxy.zone && h.replica.is_some());
+            actions.extend(near.map(|(host, _)| Action::Ask { proxy: index, host }));
+        }
+    }
+
+    fn perform(&self, change: &mut Change<'_>, action: &Action) {
+        let terms = &self.terms;
+        match action {
+            Action::Tick => change.tick(None),
+            Action::TickBut(clock) => {
+                let at = self.slow_clocks.iter().position(|slow| slow == clock);
+                change.state.slowed |= 1 << at.unwrap_or(0);
+                change.tick(Some(*clock));
+            }
+            Action::Write { proxy, worker } => {
+                let before = change.state.admitted_writes();
+                change.write(*proxy, *worker);
+                if change.state.admitted_writes() > before || change.state.broken.is_some() {
+                    change.state.left.writes -= 1;
+                }
+            }
+            Action::End { proxy, write } => change.proxy(*proxy).end(*write, terms),
+            Action::Look { proxy, worker } => change.proxy(*proxy).look(*worker, terms),
+            Action::Acknowledge(proxy) => change.acknowledge(*proxy),
+            Action::Ask { proxy, host } => change.ask(*proxy, *host),
+            Action::Arrive(message) => {
+                change.state.net.remove(message);
+                change.arrive(*message);
+            }
+            Action::Repeat(message) => change.arrive(*message),
+            Action::Apply { host, request } => change.apply(*host, *request),
+            Action::Answer { host, request } => change.answer(*host, *request),
+            Action::TimeOut { host, request } => change.time_out(*host, *request),
+            Action::Told(host) => {
+                let untold = &mut change.host(*host).untold;
+                let told = match self.told_together {
+                    true => untold.len(),
+                    false => 1,
+                };
+                let told: Vec<_> = untold.drain(..told).flatten().collect();
+                for input in told {
+                    change.tell(*host, input);
+                }
+            }
+            Action::Orphan(index) => {
+                let transaction = change.state.orphans.remove(*index);
+                change.commit(&transaction);
+            }
+            Action::Crash(host) => change.crash(*host),
+            Action::Restart(host) => change.start(*host),
+            Action::Cut(host) => change.host(*host).cut = true,
+            Action::Mend(host) => change.mend(*host),
+            Action::Wish(index) => {
+                if self.wish(change, *index).is_ok() {
+                    change.state.wished |= 1 << index;
+                }
+            }
+            Action::LoseWorker { proxy, worker } => {
+                change.proxy(*proxy).lose(*worker, self.mutation);
+            }
+            Action::Relist(host) => change.relist(*host),
+            Action::Backup => change.state.backup = Some(change.state.store.clone()),
+            Action::Restore => change.restore(),
+            Action::Stop(host) => self.stop(change, *host),
+        }
+    }
+
+    fn spend(left: &mut Budget, action: &Action) {
+        let of = match action {
+            Action::Ask { .. } => &mut left.questions,
+            Action::Repeat(_) => &mut left.repeats,
+            Action::End { .. } => &mut left.ends,
+            Action::TimeOut { .. } => &mut left.timeouts,
+            Action::Crash(_) => &mut left.crashes,
+            Action::Restart(_) => &mut left.restarts,
+            Action::Cut(_) => &mut left.cuts,
+            Action::LoseWorker { .. } => &mut left.workers_lost,
+            Action::Relist(_) => &mut left.relists,
+            Action::Backup => &mut left.backups,
+            Action::Restore => &mut left.restores,
+            Action::Stop(_) => &mut left.stops,
+            _ => return,
+        };
+        *of -= 1;
+    }
+}
+
+impl State {
+    fn admitted_writes(&self) -> usize {
+        self.proxies.iter().map(|proxy| proxy.writes.len()).sum()
+    }
+
+    /// Whether a write would be admitted somewhere, now.
+    fn writable(&self) -> bool {
+        let holds = |proxy: &Arc<Proxy>| {
+            let permit = proxy.ledger.permit;
+            permit.is_some_and(|permit| permit.until > proxy.clock)
+        };
+        self.proxies.iter().any(holds)
+    }
+}
+
+impl Model for Scenario {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![self.warmed_up()]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if state.broken.is_some() {
+            return;
+        }
+        if state.time < self.horizon {
+            actions.push(Action::Tick);
+            for (bit, clock) in self.slow_clocks.iter().enumerate() {
+                if state.slowed & (1 << bit) == 0 {
+                    actions.push(Action::TickBut(*clock));
+                }
+            }
+        }
+        for index in 0..state.proxies.len() {
+            self.proxy_actions(state, index, actions);
+        }
+        for index in 0..state.hosts.len() {
+            self.host_actions(state, index, actions);
+            self.request_actions(state, index, actions);
+        }
+        for message in &state.net {
+            actions.push(Action::Arrive(*message));
+            if state.left.repeats > 0 {
+                actions.push(Action::Repeat(*message));
+            }
+        }
+        actions.extend((0..state.orphans.len()).map(Action::Orphan));
+        for wish in 0..self.wishes.len() {
+            if state.wished & (1 << wish) == 0 && state.time <= self.faults_until {
+                actions.push(Action::Wish(wish));
+            }
+        }
+        if state.left.backups > 0 {
+            actions.push(Action::Backup);
+        }
+        if state.left.restores > 0 && state.backup.is_some() {
+            actions.push(Action::Restore);
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut change = Change::new(self, last.clone());
+        self.perform(&mut change, &action);
+        let mut next = change.done();
+        if next == *last {
+            return None;
+        }
+        Scenario::spend(&mut next.left, &action);
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        let mut properties = vec![Property::always(FENCED, |_, state: &State| {
+            state.broken.is_none()
+        })];
+        if self.writable_at_last {
+            properties.push(Property::always(
+                WRITABLE,
+                |scenario: &Scenario, state: &State| {
+                    state.time < scenario.horizon || state.writable()
+                },
+            ));
+        }
+        properties
+    }
+}
+
+/// What an exploration found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub states: usize,
+    pub depth: usize,
+    /// Everything within the scope was looked at.
+    pub exhausted: bool,
+    /// The shortest way to a violation.
+    pub violation: Option<Vec<Action>>,
+}
+
+/// Explores a scenario until a violation is found, or everything was looked at.
+pub fn explore(scenario: &Scenario) -> Found {
+    let states_max = scenario.states_max.unwrap_or(usize::MAX);
+    let builder = scenario.clone().checker().threads(1);
+    let builder = builder.finish_when(HasDiscoveries::AnyFailures);
+    let checker = match scenario.states_max {
+        Some(max) => builder.target_state_count(max),
+        None => builder,
+    };
+    let checker = checker.spawn_bfs().join();
+    let violation = checker.discoveries().into_values().next();
+    Found {
+        states: checker.unique_state_count(),
+        depth: checker.max_depth(),
+        exhausted: violation.is_none() && checker.state_count() < states_max,
+        violation: violation.map(|path| path.into_actions()),
+    }
+}

@@ -1,0 +1,24 @@
+//! A model checker for the write fence.
+//!
+//! It explores the state machines of [`policy::fence`], the very ones that the processes run, breadth first: a store that
+//! answers late or not at all, replicas that crash, proxies that lose a worker, messages that are lost or come twice, clocks
+//! that drift. Whatever happens, a write may be admitted only while none of another epoch is in flight ([`Broken`]).
+//!
+//! A [`Scenario`] says who there is and what may go wrong. Scenarios are small on purpose: a fault in the rules shows with few
+//! zones and few ticks, and everything within a small scope is looked at. Each rule is taken away once
+//! ([`policy::fence::Clause`]), and a scenario must then find a violation; so it is known what the exploration can see.
+
+mod actions;
+mod mutation;
+mod proxy;
+mod scenario;
+pub mod scenarios;
+mod state;
+mod store;
+
+pub use actions::{Action, Found, explore};
+pub use mutation::Mutation;
+pub use proxy::{InFlight, Proxy};
+pub use scenario::{Budget, Clock, Lines, Net, Scenario, Speed, ZONES, terms};
+pub use state::{Broken, Host, Message, Request, State};
+pub use store::Store;

@@ -1,0 +1,36 @@
+//! What processes could do wrong around machines that are right.
+
+/// A mistake of a process, not of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mutation {
+    /// A process that starts again takes the incarnation of the one before.
+    IncarnationReused,
+    /// Two processes of a node share a holder.
+    HolderPerNode,
+    /// A replica that is to end deletes its session and its grantor keys, and waits for nothing.
+    StopUnclean,
+    /// Nobody notices that another store answers.
+    RestoreUnnoticed,
+    /// A restored store has the identity of the old one.
+    StoreIdKept,
+    /// A process acknowledges a revocation when it comes.
+    AcknowledgesOnReceipt,
+    /// A write is looked at, and not counted.
+    WriteNotCounted,
+    /// A worker that is built anew takes the lost one off the list.
+    LostWorkerLetsGo,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Mutation; 8] = [
+        Mutation::IncarnationReused,
+        Mutation::HolderPerNode,
+        Mutation::StopUnclean,
+        Mutation::RestoreUnnoticed,
+        Mutation::StoreIdKept,
+        Mutation::AcknowledgesOnReceipt,
+        Mutation::WriteNotCounted,
+        Mutation::LostWorkerLetsGo,
+    ];
+}

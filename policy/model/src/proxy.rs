@@ -1,0 +1,160 @@
+//! A process of a proxy: how it uses what the fence gives it.
+
+use policy::fence::{Asker, Grant, HolderId, Ledger, Stamp, Terms, Worker, WorkerId};
+
+use crate::Mutation;
+
+/// One process. During a hot restart a node has two.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Proxy {
+    pub zone: usize,
+    pub clock: u64,
+    pub holder: HolderId,
+    pub ledger: Ledger,
+    pub workers: Vec<(WorkerId, Worker)>,
+    pub writes: Vec<InFlight>,
+    asker: Asker,
+    /// The newest fence that it has acknowledged.
+    said: Stamp,
+    workers_built: u64,
+}
+
+/// A write that was admitted and is not over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InFlight {
+    pub epoch: u64,
+    /// By the clock of the process.
+    pub since: u64,
+    /// Who counts it; none when that one was lost.
+    pub worker: Option<WorkerId>,
+}
+
+impl Proxy {
+    pub fn new(zone: usize, holder: HolderId, workers: u64) -> Proxy {
+        let each = (1..=workers).map(|number| (WorkerId(number), Worker::default()));
+        Proxy {
+            zone,
+            clock: 0,
+            holder,
+            ledger: Ledger::default(),
+            workers: each.collect(),
+            writes: Vec::new(),
+            asker: Asker::default(),
+            said: Stamp::default(),
+            workers_built: workers,
+        }
+    }
+
+    /// Asks for grants: the number of the question.
+    pub fn ask(&mut self) -> u64 {
+        self.asker.ask(self.clock)
+    }
+
+    /// An answer comes.
+    pub fn granted(&mut self, nonce: u64, grant: &Grant, terms: &Terms) {
+        if let Some(asked) = self.asker.answered(nonce, terms) {
+            self.ledger.install(grant, asked, self.clock, terms);
+        }
+    }
+
+    /// A revocation comes. Whoever repeats it wants another acknowledgement.
+    pub fn revoked(&mut self, fence: Stamp) {
+        self.ledger.revoke(fence);
+        self.said = Stamp::default();
+    }
+
+    /// A write comes to a worker: the epoch for which it was admitted.
+    pub fn write(
+        &mut self,
+        index: usize,
+        terms: &Terms,
+        mutation: Option<Mutation>,
+    ) -> Option<u64> {
+        let now = self.clock;
+        let (id, worker) = &mut self.workers[index];
+        worker.begin();
+        let mut admitted = worker.admits(now);
+        if admitted.is_none() {
+            let others = worker.others_in_flight();
+            worker.took(self.ledger.take(*id, others, now, terms));
+            admitted = worker.admits(now);
+        }
+        match admitted {
+            Some(epoch) => {
+                self.writes.push(InFlight {
+                    epoch,
+                    since: now,
+                    worker: Some(*id),
+                });
+                self.writes.sort();
+                if mutation == Some(Mutation::WriteNotCounted) {
+                    worker.end(terms);
+                }
+            }
+            None => self.count_down(index, terms),
+        }
+        admitted
+    }
+
+    /// A write ends.
+    pub fn end(&mut self, index: usize, terms: &Terms) {
+        let write = self.writes.remove(index);
+        let counts = |(id, _): &(WorkerId, Worker)| Some(*id) == write.worker;
+        if let Some(worker) = self.workers.iter().position(counts) {
+            self.count_down(worker, terms);
+        }
+    }
+
+    fn count_down(&mut self, index: usize, terms: &Terms) {
+        let (id, worker) = &mut self.workers[index];
+        if worker.end(terms) {
+            self.ledger.let_go(*id);
+            worker.let_go();
+        }
+    }
+
+    /// A worker looks at the ledger.
+    pub fn look(&mut self, index: usize, terms: &Terms) {
+        let (id, worker) = &mut self.workers[index];
+        if worker.fenced(&self.ledger, terms) {
+            self.ledger.let_go(*id);
+            worker.let_go();
+        }
+    }
+
+    /// A worker loses its memory, and is built anew. What it admitted lives on.
+    pub fn lose(&mut self, index: usize, mutation: Option<Mutation>) {
+        let lost = self.workers[index].0;
+        self.workers_built += 1;
+        self.workers[index] = (WorkerId(self.workers_built), Worker::default());
+        for write in &mut self.writes {
+            if write.worker == Some(lost) {
+                write.worker = None;
+            }
+        }
+        if mutation == Some(Mutation::LostWorkerLetsGo) {
+            self.ledger.let_go(lost);
+        }
+    }
+
+    /// What it can acknowledge and has not.
+    pub fn acknowledge(&mut self, terms: &Terms, mutation: Option<Mutation>) -> Option<Stamp> {
+        let drained = match mutation == Some(Mutation::AcknowledgesOnReceipt) {
+            true => Some(self.ledger.fence),
+            false => self.ledger.drained(self.clock, terms),
+        };
+        let fence = drained.filter(|fence| *fence > self.said)?;
+        self.said = fence;
+        Some(fence)
+    }
+
+    /// Time passes by its clock. What has lived its longest is cut off.
+    pub fn tick(&mut self, by: u64, terms: &Terms) {
+        self.clock += by;
+        let now = self.clock;
+        let over = |write: &InFlight| write.since + terms.write_drain < now;
+        while let Some(index) = self.writes.iter().position(over) {
+            self.end(index, terms);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What is explored: who there is, what may go wrong, and how often.
+
+use std::sync::Arc;
+
+use policy::fence::{Cause, Clause, HolderId, Name, Terms};
+
+use crate::Mutation;
+
+/// One exploration.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub name: &'static str,
+    pub terms: Terms,
+    /// Every owner at first, and who stands by, by index into [`ZONES`].
+    pub owners: Vec<usize>,
+    pub standby: Vec<usize>,
+    /// Whether the cell moves by itself.
+    pub automatic: bool,
+    /// The zone of each replica, and what is slow for it.
+    pub hosts: Vec<(usize, Lines)>,
+    /// The zone of each proxy, and how many workers it has.
+    pub proxies: Vec<(usize, u64)>,
+    pub net: Net,
+    /// Ticks after the start.
+    pub horizon: u64,
+    pub budget: Budget,
+    /// What operators may wish for, each once: through which replica, and where authority should go.
+    pub wishes: Vec<(usize, Vec<usize>, Cause)>,
+    /// Whose clock may miss a tick, each once.
+    pub slow_clocks: Vec<Clock>,
+    /// Proxies let go and acknowledge as soon as they can.
+    pub prompt: bool,
+    /// The proxies that ask whenever there may be something to be had.
+    pub eager: Vec<usize>,
+    /// What is slow for others is slow for them too.
+    pub eager_late: bool,
+    /// The proxies that hold a grant when it starts.
+    pub warm: Vec<usize>,
+    pub mutation: Option<Mutation>,
+    /// A replica that is told late is told everything at once.
+    pub told_together: bool,
+    /// After this nothing more crashes, is cut off or is wished for.
+    pub faults_until: u64,
+    /// Whether a cell that nobody can write to at the horizon is a violation.
+    pub writable_at_last: bool,
+    /// The state count at which to give up; none to go through everything.
+    pub states_max: Option<usize>,
+}
+
+/// The names of zones.
+pub const ZONES: [&str; 3] = ["a", "b", "c"];
+
+/// When something arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Speed {
+    #[default]
+    AtOnce,
+    /// At any time, or never.
+    Late,
+    Never,
+}
+
+/// What is slow between a replica and the store.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lines {
+    /// Renewals of the session, until the store has them, and their answers.
+    pub renewals: Speed,
+    pub renewal_answers: Speed,
+    /// Other transactions, until the store has them, and their answers.
+    pub steps: Speed,
+    pub step_answers: Speed,
+    /// What the replica is told of changes.
+    pub watch: Speed,
+}
+
+/// What is slow between replicas and proxies that are not eager.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Net {
+    pub questions: Speed,
+    pub grants: Speed,
+    pub revocations: Speed,
+    pub acknowledgements: Speed,
+}
+
+/// Whose clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Clock {
+    Host(usize),
+    Proxy(usize),
+}
+
+/// How often each thing may still happen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Budget {
+    pub questions: u8,
+    pub writes: u8,
+    /// A write ends before its longest.
+    pub ends: u8,
+    pub crashes: u8,
+    pub restarts: u8,
+    /// A replica loses the store for a while.
+    pub cuts: u8,
+    /// A replica does not wait for an answer any more.
+    pub timeouts: u8,
+    /// A message arrives twice.
+    pub repeats: u8,
+    pub workers_lost: u8,
+    /// A replica lists the store anew: what it was not told meanwhile, it is never told.
+    pub relists: u8,
+    /// The state of the store is put aside, to be restored.
+    pub backups: u8,
+    pub restores: u8,
+    /// A replica is asked to end.
+    pub stops: u8,
+}
+
+impl Scenario {
+    /// Zone `a` owns the cell and `b` stands by, each with a replica; `a` has a proxy that holds a grant. Nothing goes wrong.
+    pub fn new(name: &'static str) -> Scenario {
+        Scenario {
+            name,
+            terms: terms(3, 1, 0),
+            owners: vec![0],
+            standby: vec![1],
+            automatic: true,
+            hosts: vec![(0, Lines::default()), (1, Lines::default())],
+            proxies: vec![(0, 1), (1, 1)],
+            net: Net::default(),
+            horizon: 8,
+            budget: Budget {
+                questions: 0,
+                writes: 2,
+                ..Budget::default()
+            },
+            wishes: Vec::new(),
+            slow_clocks: Vec::new(),
+            prompt: true,
+            eager: vec![1],
+            eager_late: false,
+            warm: vec![0],
+            mutation: None,
+            told_together: false,
+            faults_until: u64::MAX,
+            writable_at_last: false,
+            states_max: None,
+        }
+    }
+
+    /// Without one of the rules.
+    pub fn without(mut self, clause: Clause) -> Scenario {
+        self.terms.weakened = Some(clause);
+        self
+    }
+
+    /// With a process that does not do what it should.
+    pub fn but(mut self, mutation: Mutation) -> Scenario {
+        self.mutation = Some(mutation);
+        self
+    }
+
+    pub(crate) fn zone(index: usize) -> Name {
+        Arc::from(ZONES[index])
+    }
+
+    pub(crate) fn holder(&self, proxy: usize) -> HolderId {
+        match self.mutation == Some(Mutation::HolderPerNode) {
+            true => HolderId(self.proxies[proxy].0 as u128),
+            false => HolderId(proxy as u128),
+        }
+    }
+}
+
+/// Terms of a session and a drain, with clocks that may drift by so much.
+pub fn terms(session_ttl: u64, write_drain: u64, drift_permille: u16) -> Terms {
+    match Terms::new(session_ttl, session_ttl, write_drain, 0, drift_permille) {
+        Ok(terms) => terms,
+        Err(invalid) => unreachable!("{invalid}"),
+    }
+}

@@ -1,0 +1,441 @@
+//! The scenarios: small ones, each around one way in which things go wrong.
+//!
+//! Wherever nothing else is said, zone `a` owns the cell and its proxy 0 holds a grant, zone `b` stands by, and the proxy 1 of
+//! `b` asks whenever it may.
+
+use policy::fence::{Cause, Clause};
+
+use crate::{
+    Clock, Lines, Mutation, Scenario,
+    Speed::{Late, Never},
+    terms,
+};
+
+/// An operator moves the cell from `a` to `b`.
+pub fn planned(name: &'static str) -> Scenario {
+    Scenario {
+        wishes: vec![(1, vec![1], Cause::Operator)],
+        horizon: 6,
+        ..Scenario::new(name)
+    }
+}
+
+/// That move, and proxies that hear nothing of it, or late.
+pub fn planned_unheard() -> Scenario {
+    let mut scenario = planned("planned, revocations late");
+    scenario.net.revocations = Late;
+    scenario
+}
+
+/// That move, while proxy 0 asks and its answer is late.
+pub fn planned_late_grant() -> Scenario {
+    let mut scenario = planned("planned, grants late");
+    scenario.net.grants = Late;
+    scenario.budget.questions = 1;
+    scenario
+}
+
+/// The same, and proxy 0 never hears of the move.
+pub fn planned_slow_grant() -> Scenario {
+    let mut scenario = planned_late_grant();
+    scenario.name = "planned, grants late, revocations lost";
+    scenario.net.revocations = Never;
+    scenario.horizon = 5;
+    scenario
+}
+
+/// That move, while questions and answers cross.
+pub fn planned_crossing_grants() -> Scenario {
+    let mut scenario = planned("planned, questions and grants late, revocations lost");
+    scenario.net.questions = Late;
+    scenario.net.grants = Late;
+    scenario.net.revocations = Never;
+    scenario.budget.questions = 2;
+    scenario.horizon = 5;
+    scenario
+}
+
+/// That move, while a late replica of `a` is still at it.
+pub fn planned_slow_leaving() -> Scenario {
+    let mut scenario = planned("planned, leaving late");
+    scenario.hosts[0].1.steps = Late;
+    scenario.budget.questions = 1;
+    scenario.net.revocations = Late;
+    scenario
+}
+
+/// That move, with two workers that look when they look, and writes that end when they end.
+pub fn planned_workers() -> Scenario {
+    let mut scenario = planned("planned, workers late");
+    scenario.proxies[0].1 = 2;
+    scenario.prompt = false;
+    scenario.budget.writes = 3;
+    scenario.budget.ends = 1;
+    scenario
+}
+
+/// That move, and a worker that loses its memory.
+pub fn planned_lost_worker() -> Scenario {
+    let mut scenario = planned("planned, a worker lost");
+    scenario.terms = terms(3, 2, 0);
+    scenario.proxies[0].1 = 2;
+    scenario.prompt = false;
+    scenario.budget.writes = 2;
+    scenario.budget.workers_lost = 1;
+    scenario
+}
+
+/// That move, unheard, and a proxy with a slow clock.
+pub fn planned_slow_clock() -> Scenario {
+    let mut scenario = planned_unheard();
+    scenario.name = "planned, revocations late, proxy's clock slow";
+    scenario.terms = terms(3, 1, 166);
+    scenario.slow_clocks = vec![Clock::Proxy(0)];
+    scenario.horizon = 8;
+    scenario
+}
+
+/// To `b`, back, and to `b` again, with acknowledgements that come late and twice.
+pub fn there_and_back() -> Scenario {
+    let mut scenario = planned("there and back, acknowledgements late and twice");
+    scenario.wishes = vec![
+        (1, vec![1], Cause::Operator),
+        (1, vec![0], Cause::Operator),
+        (0, vec![1], Cause::Operator),
+    ];
+    scenario.net.revocations = Late;
+    scenario.net.acknowledgements = Late;
+    scenario.eager = vec![0, 1];
+    scenario.eager_late = true;
+    scenario.budget.repeats = 1;
+    scenario.horizon = 0;
+    scenario
+}
+
+/// Two processes of one node during a hot restart.
+pub fn hot_restart() -> Scenario {
+    let mut scenario = planned("planned, hot restart");
+    scenario.net.revocations = Late;
+    scenario.proxies.push((0, 1));
+    scenario.budget.questions = 1;
+    scenario.horizon = 4;
+    scenario
+}
+
+/// The owners become two zones instead of one.
+pub fn extension() -> Scenario {
+    let mut scenario = planned("extension to two zones");
+    scenario.wishes = vec![
+        (1, vec![0, 1], Cause::Operator),
+        (1, vec![1], Cause::Operator),
+    ];
+    scenario.net.revocations = Late;
+    scenario.eager = vec![0, 1];
+    scenario.horizon = 6;
+    scenario
+}
+
+/// The store is out of `a`'s reach for a while: `b` takes over.
+pub fn cut_off() -> Scenario {
+    let mut scenario = Scenario::new("a cut off");
+    scenario.budget.cuts = 1;
+    scenario.budget.questions = 1;
+    scenario.budget.writes = 3;
+    scenario
+}
+
+/// The same, and answers are late before.
+pub fn cut_off_late_answers() -> Scenario {
+    let mut scenario = cut_off();
+    scenario.name = "a cut off, answers late";
+    scenario.horizon = 6;
+    scenario.hosts[0].1.renewal_answers = Late;
+    scenario
+}
+
+/// The same, and clocks are slow.
+pub fn cut_off_slow_clocks() -> Scenario {
+    let mut scenario = cut_off();
+    scenario.name = "a cut off, clocks slow";
+    scenario.terms = terms(3, 2, 285);
+    scenario.slow_clocks = vec![Clock::Proxy(0), Clock::Host(0)];
+    scenario.budget.writes = 2;
+    scenario.horizon = 10;
+    scenario
+}
+
+/// `a` crashes, and may come back.
+pub fn crash() -> Scenario {
+    let mut scenario = Scenario::new("a crashes and comes back");
+    scenario.budget.crashes = 1;
+    scenario.budget.restarts = 1;
+    scenario.budget.questions = 1;
+    scenario.horizon = 6;
+    scenario.net.revocations = Late;
+    scenario.hosts[1].1.steps = Late;
+    scenario
+}
+
+/// `a`'s renewals are late, and so is what it is told.
+pub fn silent() -> Scenario {
+    let mut scenario = Scenario::new("a silent, told nothing");
+    scenario.hosts[0].1 = Lines {
+        renewals: Late,
+        watch: Never,
+        ..Lines::default()
+    };
+    scenario.eager = vec![0, 1];
+    scenario.horizon = 6;
+    scenario
+}
+
+/// The same, and answers are late.
+pub fn silent_late_answers() -> Scenario {
+    let mut scenario = silent();
+    scenario.name = "a silent, told nothing, answers late";
+    scenario.hosts[0].1.renewal_answers = Late;
+    scenario
+}
+
+/// The same, and it gives up to wait, and gets its answers later.
+pub fn silent_timeouts() -> Scenario {
+    let mut scenario = silent_late_answers();
+    scenario.name = "a silent, told nothing, answers after it gave up";
+    scenario.budget.timeouts = 1;
+    scenario
+}
+
+/// A move to `b` in which `b` is told late of what `a` does, and `a` of what `b` does.
+pub fn deaf_mover() -> Scenario {
+    let mut scenario = planned("a told nothing, b told late");
+    scenario.hosts[0].1 = Lines {
+        renewals: Late,
+        watch: Never,
+        ..Lines::default()
+    };
+    scenario.hosts[1].1 = Lines {
+        step_answers: Late,
+        watch: Late,
+        ..Lines::default()
+    };
+    scenario.told_together = true;
+    scenario.eager = vec![0, 1];
+    scenario.horizon = 5;
+    scenario
+}
+
+/// An operator changes their mind while a step of the first move is under way.
+pub fn override_midway() -> Scenario {
+    let mut scenario = planned("overridden midway");
+    scenario.wishes = vec![(0, vec![1], Cause::Operator), (0, vec![0], Cause::Override)];
+    scenario.hosts[1].1.steps = Late;
+    scenario.budget.questions = 1;
+    scenario.horizon = 4;
+    scenario
+}
+
+/// `b` owns it; the move to `a` is answered late there, and `b` takes it back.
+pub fn late_registration() -> Scenario {
+    let mut scenario = planned("registration late");
+    scenario.owners = vec![1];
+    scenario.standby = vec![0];
+    scenario.warm = Vec::new();
+    scenario.wishes = vec![(1, vec![0], Cause::Operator), (1, vec![1], Cause::Operator)];
+    scenario.hosts[0].1 = Lines {
+        steps: Late,
+        watch: Late,
+        ..Lines::default()
+    };
+    scenario.budget.questions = 1;
+    scenario.horizon = 1;
+    scenario
+}
+
+/// `a` is cut off, `b` takes over, and an operator moves on before that has settled.
+pub fn moved_on() -> Scenario {
+    let mut scenario = cut_off();
+    scenario.name = "a cut off, moved on while settling";
+    scenario.horizon = 5;
+    scenario.wishes = vec![(1, vec![1], Cause::Override)];
+    scenario
+}
+
+/// A replica of `b` misses what happens, lists the store anew, and may let `b` write.
+pub fn missed() -> Scenario {
+    let mut scenario = Scenario::new("b misses changes and lists anew");
+    scenario.hosts = vec![
+        (
+            0,
+            Lines {
+                watch: Never,
+                ..Lines::default()
+            },
+        ),
+        (
+            1,
+            Lines {
+                watch: Never,
+                ..Lines::default()
+            },
+        ),
+        (1, Lines::default()),
+    ];
+    scenario.eager = vec![0, 1];
+    scenario.automatic = false;
+    scenario.wishes = vec![(2, vec![1], Cause::Override)];
+    scenario.budget.relists = 1;
+    scenario.horizon = 6;
+    scenario
+}
+
+/// `a` is asked to end.
+pub fn stop() -> Scenario {
+    let mut scenario = Scenario::new("a ends");
+    scenario.budget.stops = 1;
+    scenario.budget.questions = 1;
+    scenario.net.revocations = Late;
+    scenario
+}
+
+/// The store is restored, and an operator begins anew at `b`.
+pub fn restore() -> Scenario {
+    let mut scenario = Scenario::new("restored, recovered at b");
+    scenario.budget.backups = 1;
+    scenario.budget.restores = 1;
+    scenario.budget.relists = 2;
+    scenario.wishes = vec![(1, vec![1], Cause::Override)];
+    scenario.automatic = false;
+    scenario.horizon = 5;
+    scenario
+}
+
+/// The cell moves to `b`, and the store is restored from before that.
+pub fn restore_old_owner() -> Scenario {
+    let mut scenario = planned("moved to b, restored from before");
+    scenario.warm = Vec::new();
+    scenario.net.revocations = Never;
+    scenario.budget.questions = 1;
+    scenario.budget.backups = 1;
+    scenario.budget.restores = 1;
+    scenario.budget.relists = 2;
+    scenario.automatic = false;
+    scenario.horizon = 2;
+    scenario
+}
+
+/// The same, and a replica that starts again.
+pub fn restore_restarted() -> Scenario {
+    let mut scenario = restore_old_owner();
+    scenario.name = "moved to b, restored from before, a restarted";
+    scenario.budget.relists = 1;
+    scenario.horizon = 1;
+    scenario.budget.crashes = 1;
+    scenario.budget.restarts = 1;
+    scenario
+}
+
+/// One replica crashes, or loses the store, and nothing else goes wrong: in the end somebody can write.
+pub fn recovers() -> [Scenario; 2] {
+    let mut crashes = Scenario::new("one crashes, and the cell recovers");
+    crashes.eager = vec![0, 1];
+    crashes.budget.crashes = 1;
+    crashes.budget.writes = 1;
+    crashes.faults_until = 4;
+    crashes.horizon = 16;
+    crashes.writable_at_last = true;
+    let mut cuts = Scenario {
+        name: "one is cut off, and the cell recovers",
+        ..crashes.clone()
+    };
+    cuts.budget.crashes = 0;
+    cuts.budget.cuts = 1;
+    [crashes, cuts]
+}
+
+/// Everything that holds, whatever happens in it.
+pub fn all() -> Vec<Scenario> {
+    let mut all = vec![
+        planned("planned"),
+        planned_unheard(),
+        planned_late_grant(),
+        planned_slow_grant(),
+        planned_crossing_grants(),
+        planned_slow_leaving(),
+        planned_workers(),
+        planned_lost_worker(),
+        planned_slow_clock(),
+        there_and_back(),
+        hot_restart(),
+        extension(),
+        cut_off(),
+        cut_off_late_answers(),
+        cut_off_slow_clocks(),
+        crash(),
+        silent(),
+        silent_late_answers(),
+        silent_timeouts(),
+        deaf_mover(),
+        override_midway(),
+        late_registration(),
+        moved_on(),
+        missed(),
+        stop(),
+        restore(),
+        restore_old_owner(),
+        restore_restarted(),
+        // The view that never goes back stands in for the identity of the store, as long as nobody starts again.
+        restore_old_owner().but(Mutation::StoreIdKept),
+        // The creation of a session compares that there is none of that name.
+        crash().but(Mutation::IncarnationReused),
+    ];
+    all.extend(recovers());
+    all
+}
+
+/// The scenario that shows why a rule is needed.
+pub fn of_clause(clause: Clause) -> Scenario {
+    let scenario = match clause {
+        Clause::DeadlineFromSend => silent_late_answers(),
+        Clause::RenewalMatched => silent_timeouts(),
+        Clause::RenewalCompared | Clause::MoveEndsSessions => silent(),
+        Clause::Registered
+        | Clause::HolderRecorded
+        | Clause::WaitForHolders
+        | Clause::RunOutDrain
+        | Clause::MoveWaitsForGrantors => planned_unheard(),
+        Clause::RegistrationComparesAuthority => late_registration(),
+        Clause::ViewNeverBack => restore_old_owner().but(Mutation::StoreIdKept),
+        Clause::GrantWithinSession | Clause::MoveSettles | Clause::SettleTtl => cut_off(),
+        Clause::SettleDrain => cut_off(),
+        Clause::SettleDrift => cut_off_slow_clocks(),
+        Clause::StopAtFence => planned_slow_leaving(),
+        Clause::RunOutDrift => planned_slow_clock(),
+        Clause::AcknowledgementNamesFence => there_and_back(),
+        Clause::GrantFromAsk => planned_slow_grant(),
+        Clause::GrantMatched => planned_crossing_grants(),
+        Clause::GrantNotOlder => planned_late_grant(),
+        Clause::WorkerListed | Clause::InFlightCounted => planned_workers(),
+        Clause::LostWorkerCounted => planned_lost_worker(),
+        Clause::FenceFirst => crash(),
+        Clause::MoveComparesAuthority => override_midway(),
+        Clause::MoveComparesSessions => deaf_mover(),
+        Clause::UnsettledCarried => moved_on(),
+        Clause::SilenceAnewAfterListing => missed(),
+        Clause::UnknownPastSettles => restore(),
+        Clause::BoundToStore => restore_old_owner(),
+    };
+    scenario.without(clause)
+}
+
+/// The scenario in which a mistake of a process shows; none where the machines make up for it.
+pub fn of_mutation(mutation: Mutation) -> Option<Scenario> {
+    let scenario = match mutation {
+        Mutation::IncarnationReused => return None,
+        Mutation::HolderPerNode => hot_restart(),
+        Mutation::StopUnclean => stop(),
+        Mutation::RestoreUnnoticed | Mutation::StoreIdKept => restore_restarted(),
+        Mutation::AcknowledgesOnReceipt | Mutation::WriteNotCounted => planned_workers(),
+        Mutation::LostWorkerLetsGo => planned_lost_worker(),
+    };
+    Some(scenario.but(mutation))
+}

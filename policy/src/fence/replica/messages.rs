@@ -1,0 +1,145 @@
+//! What a replica is told, and what it answers.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+
+use crate::fence::{Authority, Grant, HolderId, Name, Revision, SessionId, Stamp, Transaction};
+
+/// What happens to a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// Everything that the store has, at one revision: at first, and after events may have been missed.
+    Listed(Listing),
+    /// An authority was put, or with none deleted.
+    Authority {
+        cell: Name,
+        revision: Revision,
+        authority: Option<Authority>,
+    },
+    /// A session was put at this revision, or with none deleted.
+    Session {
+        id: SessionId,
+        put: Option<Revision>,
+    },
+    /// A grantor registered, or left.
+    Grantor {
+        cell: Name,
+        id: SessionId,
+        present: bool,
+    },
+    /// What became of a transaction.
+    Answer {
+        number: u64,
+        outcome: Outcome,
+    },
+    /// A proxy of this zone can be spoken to.
+    Connected(HolderId),
+    Disconnected(HolderId),
+    /// A proxy asks for whatever it may get.
+    Asked {
+        holder: HolderId,
+        nonce: u64,
+    },
+    /// A proxy has nothing in flight from before `fence`, and never will have.
+    Drained {
+        holder: HolderId,
+        cell: Name,
+        fence: Stamp,
+    },
+    /// Which cells there are.
+    Cells(BTreeMap<Name, CellRules>),
+    /// The zone that should own the cell, since its owners cannot serve writes; none while they can.
+    Better {
+        cell: Name,
+        zone: Option<Name>,
+    },
+    /// The store that answers is not believed: nothing is granted or moved until it is listed again.
+    Doubted,
+    /// The process is to end.
+    Stop,
+    /// Time has passed.
+    Tick,
+}
+
+/// What the store has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Listing {
+    /// Which store answers.
+    pub store: u64,
+    pub authorities: Vec<(Name, Revision, Authority)>,
+    pub sessions: BTreeMap<SessionId, Revision>,
+    pub grantors: BTreeSet<(Name, SessionId)>,
+}
+
+/// What became of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    Committed(Revision),
+    /// A condition did not hold; nothing was changed.
+    Refused,
+    /// Nobody knows: it may have been made, or may still be.
+    Unknown,
+}
+
+/// What a replica does.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Make this transaction, and say what became of it.
+    Commit {
+        number: u64,
+        transaction: Transaction,
+    },
+    /// Answer a question: for these cells.
+    Grant {
+        holder: HolderId,
+        nonce: u64,
+        grants: Vec<(Name, Grant)>,
+    },
+    /// Give back what is older than `fence`.
+    Revoke {
+        holder: HolderId,
+        cell: Name,
+        fence: Stamp,
+    },
+    /// Ask now: there is something to be had.
+    Invite { holder: HolderId },
+    /// This incarnation is over: [`Replica::reborn`].
+    Ended,
+    /// It has left everything behind in order: the process may end.
+    Stopped,
+}
+
+/// What is configured of a cell.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CellRules {
+    /// Who owns it at first.
+    pub owners: Vec<Name>,
+    pub standby: Vec<Name>,
+    /// Whether it moves by itself.
+    pub automatic: bool,
+    /// For how long after a change it does not move because its owners cannot serve.
+    pub cool_down: u64,
+    /// Every epoch that was ever seen is below this.
+    pub epoch_min: u64,
+}
+
+/// Why a wish is not granted. The text says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unwilling {
+    #[error("there is no such cell")]
+    NoCell,
+    #[error("this replica has no session: wait until it reaches the store, or ask another one")]
+    NoSession,
+    #[error("the cell belongs to these zones already")]
+    SameOwners,
+    #[error("another move of this cell is under way: wait for it, or override it")]
+    Moving,
+    #[error("no replica speaks for zone {0}: start one there, or move to another zone")]
+    TargetSilent(Name),
+    #[error(
+        "the authority comes from another store, restored or replaced: only an override begins anew from here"
+    )]
+    OtherStore,
+}

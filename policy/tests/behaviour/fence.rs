@@ -1,0 +1,190 @@
+//! The machines of the write fence, each by itself. That they hold together is for the model checker to say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use policy::fence::{
+    Asker, Authority, Grant, Ledger, Name, Revision, Session, SessionId, Sessions, Stamp, Terms,
+    Worker, WorkerId, moves::better_zone,
+};
+
+fn terms() -> Terms {
+    Terms::new(100, 50, 20, 10, 100).unwrap()
+}
+
+fn stamp(epoch: u64, revision: u64) -> Stamp {
+    Stamp {
+        epoch,
+        revision: Revision(revision),
+    }
+}
+
+fn grant(epoch: u64, revision: u64) -> Grant {
+    Grant {
+        stamp: stamp(epoch, revision),
+        ttl: 50,
+    }
+}
+
+fn session_id(incarnation: &str) -> SessionId {
+    SessionId {
+        zone: Name::from("a"),
+        incarnation: Name::from(incarnation),
+    }
+}
+
+#[test]
+fn terms_that_cannot_work_are_refused() {
+    let cases = [
+        ((100, 50, 20, 10, 1000), "drift by less than 1000"),
+        ((100, 0, 20, 10, 0), "longer than nothing"),
+        ((100, 50, 0, 10, 0), "longer than nothing"),
+        ((100, 101, 20, 10, 0), "longer than a session"),
+        ((100, 50, 20, 100, 0), "nothing is left"),
+    ];
+    for ((session, grant, drain, margin, drift), expected) in cases {
+        let said = Terms::new(session, grant, drain, margin, drift).unwrap_err();
+        assert!(said.to_string().contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn waits_leave_room_for_drift() {
+    let terms = terms();
+    assert_eq!(terms.stretch(90), 100);
+    assert_eq!(terms.stretch(91), 102);
+    assert_eq!(terms.session_over(), 112);
+    assert_eq!(terms.session_settled(), 134);
+}
+
+#[test]
+fn a_grant_counts_from_when_it_was_asked_for() {
+    let (mut ledger, terms) = (Ledger::default(), terms());
+    assert!(ledger.install(&grant(1, 5), 1_000, 1_030, &terms));
+    assert_eq!(ledger.permit.unwrap().until, 1_050);
+    assert!(!ledger.install(&grant(1, 5), 1_000, 1_050, &terms));
+}
+
+#[test]
+fn what_a_fence_revoked_is_not_installed_again() {
+    let (mut ledger, terms) = (Ledger::default(), terms());
+    ledger.revoke(stamp(1, 7));
+    assert!(!ledger.install(&grant(1, 5), 0, 0, &terms));
+    assert!(ledger.install(&grant(2, 9), 0, 0, &terms));
+    ledger.behind(3);
+    assert_eq!(ledger.permit, None);
+    assert!(!ledger.install(&grant(2, 11), 0, 0, &terms));
+}
+
+#[test]
+fn a_fence_is_acknowledged_when_every_worker_has_let_go() {
+    let (mut ledger, terms) = (Ledger::default(), terms());
+    assert!(ledger.install(&grant(1, 5), 0, 0, &terms));
+    let (id, mut worker) = (WorkerId(1), Worker::default());
+    worker.begin();
+    assert_eq!(worker.admits(0), None);
+    worker.took(ledger.take(id, worker.others_in_flight(), 0, &terms));
+    assert_eq!(worker.admits(0), Some(1));
+
+    ledger.revoke(stamp(1, 7));
+    assert!(!worker.fenced(&ledger, &terms), "a write is in flight");
+    assert_eq!(worker.admits(1), None);
+    assert_eq!(ledger.drained(1, &terms), None);
+    assert!(worker.end(&terms));
+    ledger.let_go(id);
+    worker.let_go();
+    assert_eq!(ledger.drained(2, &terms), Some(stamp(1, 7)));
+}
+
+#[test]
+fn a_lost_worker_is_waited_for_until_its_last_write_is_over() {
+    let (mut ledger, terms) = (Ledger::default(), terms());
+    assert!(ledger.install(&grant(1, 5), 0, 0, &terms));
+    assert!(ledger.take(WorkerId(1), 0, 0, &terms).is_some());
+    ledger.revoke(stamp(1, 7));
+    assert_eq!(ledger.drained(69, &terms), None);
+    assert_eq!(ledger.drained(70, &terms), Some(stamp(1, 7)));
+}
+
+#[test]
+fn only_the_open_question_is_answered() {
+    let (mut asker, terms) = (Asker::default(), terms());
+    let first = asker.ask(10);
+    let second = asker.ask(20);
+    assert_eq!(asker.answered(first, &terms), None);
+    assert_eq!(asker.answered(second, &terms), Some(20));
+    assert_eq!(asker.answered(second, &terms), None);
+}
+
+#[test]
+fn a_session_lasts_from_when_its_renewal_was_sent() {
+    let (mut session, terms) = (Session::new(session_id("1")), terms());
+    assert_eq!(session.due(&terms), Some(0));
+    session.renew(1, 1_000, &terms);
+    assert_eq!(session.due(&terms), None, "one at a time");
+    session.renewed(1, Revision(4), 1_040, &terms);
+    assert_eq!(session.created(), Some(Revision(4)));
+    assert_eq!(session.left(1_040), 50);
+    assert_eq!(session.due(&terms), Some(1_025));
+
+    session.renew(2, 1_050, &terms);
+    session.renewed(1, Revision(4), 1_060, &terms);
+    assert_eq!(session.left(1_060), 30, "a late answer tells nothing");
+    session.refused(2);
+    assert!(session.ended());
+    assert_eq!(session.left(1_060), 0);
+}
+
+#[test]
+fn a_session_whose_creation_is_unknown_is_given_up() {
+    let (mut session, terms) = (Session::new(session_id("1")), terms());
+    session.renew(1, 0, &terms);
+    session.failed(1);
+    assert!(session.ended());
+}
+
+#[test]
+fn silence_is_counted_from_the_last_put_that_was_seen() {
+    let (mut sessions, terms) = (Sessions::default(), terms());
+    let id = session_id("1");
+    sessions.put(id.clone(), Revision(4), 1_000);
+    assert!(sessions.alive("a", 1_111, &terms));
+    assert!(sessions.over(&id, 1_112, &terms));
+    sessions.put(id.clone(), Revision(4), 1_100);
+    assert!(sessions.over(&id, 1_112, &terms), "the same put again");
+    sessions.put(id.clone(), Revision(6), 1_112);
+    assert!(!sessions.over(&id, 1_112, &terms));
+    sessions.gone(&id);
+    assert!(sessions.over(&id, 1_112, &terms));
+    assert_eq!(sessions.settled_at(&id, &terms), 1_246);
+    sessions.listed(&BTreeMap::new(), 1_200, &terms);
+    assert_eq!(sessions.settled_at(&id, &terms), 1_334, "counted anew");
+}
+
+/// The services that cannot be written to, by zone.
+type Out<'o> = &'o [(&'o str, &'o [&'o str])];
+
+#[test]
+fn a_better_zone_is_out_for_fewer_services_and_for_none_more() {
+    let names = |names: &[&str]| -> Vec<Name> { names.iter().map(|n| Name::from(*n)).collect() };
+    let mut authority = Authority::first(1, 1, names(&["a"]), names(&["b", "c"]), &terms());
+    let out = |out: Out<'_>| -> BTreeMap<Name, BTreeSet<Name>> {
+        let zones = out.iter();
+        let zone =
+            |(zone, of): &(&str, &[&str])| (Name::from(*zone), names(of).into_iter().collect());
+        zones.map(zone).collect()
+    };
+    let cases: [(Out<'_>, Option<&str>); 5] = [
+        (&[], None),
+        (&[("a", &["x"])], Some("b")),
+        (&[("a", &["x"]), ("b", &["x"])], Some("c")),
+        (&[("a", &["x"]), ("b", &["y"]), ("c", &["x", "y"])], None),
+        (&[("a", &["x", "y"]), ("b", &["y"])], Some("b")),
+    ];
+    for (is_out, expected) in cases {
+        let found = better_zone(&authority, &out(is_out));
+        assert_eq!(found.as_deref(), expected, "{is_out:?}");
+    }
+    // What one of two owners serves is served.
+    authority.owners = names(&["a", "d"]);
+    assert_eq!(better_zone(&authority, &out(&[("a", &["x"])])), None);
+}
