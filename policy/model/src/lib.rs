@@ -7,6 +7,9 @@
 //! A [`Scenario`] says who there is and what may go wrong. Scenarios are small on purpose: a fault in the rules shows with few
 //! zones and few ticks, and everything within a small scope is looked at. Each rule is taken away once
 //! ([`policy::fence::Clause`]), and a scenario must then find a violation; so it is known what the exploration can see.
+//!
+//! Not covered: several cells, three zones, two granting replicas in a zone; clocks that gain; a proxy that is stopped between
+//! admission and sending; forwarding, retries; [`Cause::Unfit`](policy::fence::Cause) and cool-downs; liveness after a restore.
 
 mod actions;
 mod mutation;
