@@ -352,5 +352,5 @@ impl Blind {
 }
 
 fn others(zone: u8) -> impl Iterator<Item = u8> + Clone {
-    (0..e2e::config::ZONES.len() as u8).filter(move |other| *other != zone)
+    zones().filter(move |other| *other != zone)
 }

@@ -24,6 +24,7 @@ pub(crate) use cases::Case;
 
 /// What is measured, and how often.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "failover")]
 pub(crate) struct Options {
     /// `failover`: only this case
     #[arg(long, value_enum)]

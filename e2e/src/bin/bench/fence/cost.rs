@@ -18,11 +18,12 @@ const REQUESTS: u64 = 2_500;
 
 pub(super) async fn measure(rounds: u32) -> Result<Vec<Figure>> {
     println!("\nfence: one gateway with a fenced service and one that is not, {rounds} rounds");
-    // Long: with all processors busy the control plane may be late, and not one write may be refused.
+    // Long: with all processors busy the control plane may be late, and not one write may be refused. But the first owner waits
+    // for as long as a session lasts before it writes.
     let authority = json!({
         "zones": ZONES.map(|(zone, _)| zone),
-        "session_ttl_ms": 30_000,
-        "grant_ttl_ms": 10_000,
+        "session_ttl_ms": 12_000,
+        "grant_ttl_ms": 6_000,
         "write_drain_ms": 1_000,
         "cells": [{ "name": "main", "owners": [OWNER], "standby": [] }],
     });

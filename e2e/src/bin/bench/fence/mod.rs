@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 /// How often everything is measured.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "fence")]
 pub(crate) struct Options {
     /// `fence`: planned moves
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000))]
