@@ -29,6 +29,9 @@ pub const OPERATIONS_PREFIX: &str = "/tidegate/v1/operations/";
 /// What stands for an unknown past in [`AuthorityRecord::unsettled`].
 const UNKNOWN_PAST: &str = "*";
 
+/// The highest epoch: what JSON readers take for a whole number, so that there is always a higher one.
+pub const EPOCH_MAX: u64 = 1 << 53;
+
 /// The store key of a key of the fence.
 pub fn store_key(key: &Key) -> String {
     match key {
@@ -167,6 +170,9 @@ impl AuthorityRecord {
         let wrong = |what: &str| InvalidRecord::Desired(what.to_owned());
         let record: AuthorityRecord = serde_json::from_slice(value)
             .map_err(|error| InvalidRecord::Desired(error.to_string()))?;
+        if record.epoch > EPOCH_MAX {
+            return Err(wrong("epoch: above the highest that is possible"));
+        }
         let store = u64::from_str_radix(&record.store, 16).map_err(|_| wrong("store"))?;
         let state = match (record.state, record.moving) {
             (StateName::Active, _) => State::Active,

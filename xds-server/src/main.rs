@@ -242,8 +242,8 @@ async fn serve(
     };
     info!("stopping; the proxies keep what they have");
     if let Some(terms) = terms.filter(|_| ended.is_ok()) {
-        // Until nothing that was granted here is in use any more, so that no other zone has to wait for it. The servers go on
-        // meanwhile: proxies give back over their streams. A second signal ends it at once, which is as safe.
+        // Until nothing that was granted here is in use any more, so that no other zone has to wait for it. Proxies are sent
+        // to another replica of the zone. A second signal ends it at once, which is as safe.
         let enough = Duration::from_micros(terms.stretch(terms.grant_ttl + terms.write_drain))
             + Duration::from_secs(1);
         tokio::select! {

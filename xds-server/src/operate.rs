@@ -281,6 +281,8 @@ impl MoveArgs {
             owners: Vec<String>,
             state: Option<StateName>,
             took_ms: u64,
+            #[serde(default)]
+            unserved: Vec<String>,
         }
         let body = serde_json::json!({ "to": self.to, "reason": reason, "epoch": epoch });
         let path = format!("/v1/cells/{}/{how}", self.cell);
@@ -294,6 +296,7 @@ impl MoveArgs {
             owners,
             state,
             took_ms,
+            unserved,
         } = moved;
         let owners = owners.join(", ");
         let settling = match state {
@@ -301,6 +304,12 @@ impl MoveArgs {
             _ => "; nobody writes before what the old owners may have under way is over",
         };
         println!("{cell} belongs to {owners}, epoch {epoch}, after {took_ms} ms{settling}");
+        if !unserved.is_empty() {
+            let services = unserved.join(", ");
+            println!(
+                "warning: {owners} has no healthy instance of {services}: its writes are refused"
+            );
+        }
         Ok(())
     }
 }

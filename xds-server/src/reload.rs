@@ -1,12 +1,13 @@
 //! Follows the configuration file. A file that is refused changes nothing: the last good one stays in force.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use policy::fence::Terms;
+use policy::{KeySource, Writes, fence::Terms};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -40,12 +41,12 @@ pub fn follow(
     text: String,
     metrics: Metrics,
 ) -> watch::Receiver<Arc<Mesh>> {
-    let terms = current.mesh.authority.as_ref().map(|a| a.terms.clone());
+    let promises = Promises::of(&current.mesh);
     let (publisher, meshes) = watch::channel(Arc::new(current.mesh));
     metrics.config_current.set(1);
     let follower = Follower {
         path,
-        terms,
+        promises,
         fixed: (current.listen, current.store, current.state),
         text,
         misses: 0,
@@ -56,12 +57,48 @@ pub fn follow(
     meshes
 }
 
+/// What the fence rests on, in all replicas and proxies at once: what is out cannot be changed while they run.
+#[derive(PartialEq)]
+struct Promises {
+    terms: Option<Terms>,
+    /// The cells in their order, with their shards.
+    cells: Vec<(String, u32)>,
+    /// What tells the cell of a service's writes.
+    keys: BTreeMap<String, Option<KeySource>>,
+}
+
+impl Promises {
+    fn of(mesh: &Mesh) -> Promises {
+        let authority = mesh.authority.as_ref();
+        let cells = authority.into_iter().flat_map(|authority| &authority.cells);
+        let fenced = mesh
+            .services
+            .iter()
+            .filter_map(|service| match &service.writes {
+                Writes::Fenced { key } => Some((service.name.clone(), key.clone())),
+                Writes::Free => None,
+            });
+        Promises {
+            terms: authority.map(|authority| authority.terms.clone()),
+            cells: cells
+                .map(|cell| (cell.name.clone(), cell.shards.get()))
+                .collect(),
+            keys: fenced.collect(),
+        }
+    }
+
+    /// Whether they keep what was promised before. Services come and go.
+    fn keep(&self, before: &Promises) -> bool {
+        let same = |(name, key)| self.keys.get(name).is_none_or(|now| now == key);
+        self.terms == before.terms && self.cells == before.cells && before.keys.iter().all(same)
+    }
+}
+
 struct Follower {
     path: PathBuf,
     /// What runs, and takes a restart to change.
     fixed: (Listen, StoreConfig, Option<PathBuf>),
-    /// What the fence counts by, if there is one: a promise that is out cannot be changed.
-    terms: Option<Terms>,
+    promises: Promises,
     /// The content that was looked at last, good or bad, so that a bad one is reported once.
     text: String,
     /// Looks in a row that found no file.
@@ -112,11 +149,10 @@ impl Follower {
                 return;
             }
         };
-        let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
-        if terms != self.terms {
+        if !Promises::of(&config.mesh).keep(&self.promises) {
             self.metrics.config_current.set(0);
             error!(
-                "configuration refused, the last good one stays in force: `authority` is added, removed, or its spans are changed, which takes effect with a restart of all replicas alone"
+                "configuration refused, the last good one stays in force: `authority` is added or removed, or its spans, its cells' shards or a service's `cell_key` are changed. Others count on them: stop all replicas, wait for session_ttl_ms + write_drain_ms, and start them with the new file"
             );
             return;
         }

@@ -135,8 +135,12 @@ impl Workers {
     }
 
     fn forget_if_jumped(&mut self, at: Reading, process: &mut (impl Process + ?Sized)) {
-        let jumped = |held: &Held| held.holds() && at.jumped_since(held.lead_us);
-        if self.cells.values().any(jumped) {
+        let jumped = |at: Reading| {
+            let mut cells = self.cells.values();
+            cells.any(|held| held.holds() && at.jumped_since(held.lead_us))
+        };
+        // The two clocks are read one after the other: looked at again, lest a pause between the two counts for a jump.
+        if jumped(at) && process.now().is_none_or(jumped) {
             self.forget();
             process.count(Metric::ClockAnomalies, 1);
         }

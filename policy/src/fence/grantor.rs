@@ -123,7 +123,14 @@ impl Grantor {
         if at > self.seen || registering {
             self.seen = at;
             self.stage = Stage::Granting(at);
+            // The answer to a leave may have come since.
+            self.key = true;
         }
+    }
+
+    /// Whether it is deleting its key.
+    pub fn is_leaving(&self) -> bool {
+        matches!(self.stage, Stage::Leaving { asked: Some(_), .. })
     }
 
     /// Whether it waits to register.

@@ -9,7 +9,7 @@ use axum::{
     http::StatusCode,
 };
 use policy::fence::{Cause, Name, Unwilling};
-use registry::authority::StateName;
+use registry::authority::{EPOCH_MAX, StateName};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
@@ -46,6 +46,8 @@ pub(super) struct Moved {
     state: Option<StateName>,
     /// How long it took.
     took_ms: u64,
+    /// Fenced services that the new owners cannot serve.
+    unserved: Vec<String>,
 }
 
 pub(super) async fn shift(
@@ -80,6 +82,12 @@ async fn begin(
     }
     if request.epoch.is_some() && !forced {
         return Err(Problem::bad_request("epoch: only an override can raise it"));
+    }
+    let highest = EPOCH_MAX / 2;
+    if request.epoch.is_some_and(|epoch| epoch > highest) {
+        return Err(Problem::bad_request(format!(
+            "epoch: at most {highest}, so that there are always higher ones"
+        )));
     }
     check_zones(admin, &request.to)?;
     admin.writing()?;
@@ -139,7 +147,9 @@ async fn begin(
             ),
         }
     })??;
+    let unserved = unserved(admin, &status.owners);
     Ok(Json(Moved {
+        unserved,
         cell,
         epoch: status.epoch,
         owners: status.owners,
@@ -177,6 +187,29 @@ fn check_zones(admin: &Admin, zones: &[String]) -> Result<(), Problem> {
             "to: several owners have to be zones of one region",
         )),
     }
+}
+
+/// The fenced services that have nobody to serve them in any of `zones`.
+fn unserved(admin: &Admin, zones: &[String]) -> Vec<String> {
+    let Some(view) = zones.first().and_then(|zone| admin.view(zone).ok()) else {
+        return Vec::new();
+    };
+    let policy::Policy::Serving(rules) = &**view.policy() else {
+        return Vec::new();
+    };
+    let overview = admin.feed.overviews.borrow();
+    let serves = |service: &str| {
+        zones.iter().any(|zone| {
+            let status = overview
+                .statuses
+                .get(&(service.into(), zone.as_str().into()));
+            status.is_some_and(|status| status.verdict.state == policy::ZoneState::Up)
+        })
+    };
+    let services = rules.services().iter();
+    let fenced = services.filter(|service| service.writes != policy::Writes::Free);
+    let names = fenced.map(|service| service.name.clone());
+    names.filter(|service| !serves(service)).collect()
 }
 
 fn same(a: &[String], b: &[String]) -> bool {

@@ -163,6 +163,7 @@ impl Engine {
     fn look_around(&mut self) {
         let rules = Arc::clone(&self.sources.rules.borrow());
         let overview = Arc::clone(&self.sources.overviews.borrow_and_update());
+        let unfit: BTreeSet<Name> = self.out.keys().cloned().collect();
         self.out.clear();
         for ((service, zone), status) in &overview.statuses {
             let down = status.verdict.state != ZoneState::Up;
@@ -170,6 +171,10 @@ impl Engine {
                 let out = self.out.entry(Name::clone(zone)).or_default();
                 out.insert(Name::clone(service));
             }
+        }
+        let now: BTreeSet<Name> = self.out.keys().cloned().collect();
+        if now != unfit {
+            self.everybody(&Input::Unfit(now));
         }
     }
 
@@ -269,7 +274,11 @@ impl Engine {
         let Some(stream) = self.streams.get(&holder) else {
             return;
         };
-        if stream.says.try_send(says).is_err() {
+        let Err(error) = stream.says.try_send(says) else {
+            return;
+        };
+        // One that has closed has ended its stream, which is about to be noticed.
+        if matches!(error, mpsc::error::TrySendError::Full(_)) {
             warn!(
                 node = stream.node,
                 "a proxy does not read what it is told: its stream is ended"

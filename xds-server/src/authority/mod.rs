@@ -76,7 +76,9 @@ impl Rules {
                 standby: names(&cell.standby),
                 automatic: cell.automatic,
                 cool_down: u64::try_from(cool_down).unwrap_or(u64::MAX),
-                epoch_min: remembered.get(&name).map_or(1, |epoch| epoch + 1),
+                epoch_min: remembered
+                    .get(&name)
+                    .map_or(1, |epoch| epoch.saturating_add(1)),
             };
             (name, rules)
         });

@@ -198,8 +198,16 @@ pub(super) fn operation(
             let record = begun(next.id.to_string(), next.cause, &next.to, &next.reason);
             (Some(record), "begun")
         }
-        (State::Fencing(next), _) if after.epoch > before.epoch => (known(&next.id), "moved"),
-        (State::Fencing(next), _) => (known(&next.id), "aborted"),
+        (State::Fencing(next), _) => {
+            // What began it may not have been seen yet, or have begun anew under the same name.
+            let fresh = begun(next.id.to_string(), next.cause, &next.to, &next.reason);
+            let same = |(_, record): &(String, OperationRecord)| {
+                (record.cause, &record.reason) == (fresh.1.cause, &fresh.1.reason)
+            };
+            let found = known(&next.id).filter(same).unwrap_or(fresh);
+            let moved = after.epoch > before.epoch;
+            (Some(found), if moved { "moved" } else { "aborted" })
+        }
         (_, State::Settling) => {
             let id = move_id(cell, before).to_string();
             (Some(begun(id, Cause::Override, &after.owners, "")), "moved")

@@ -150,7 +150,7 @@ struct RawCell {
     forward: RawForward,
     #[serde(default)]
     failover: RawMoves,
-    #[serde(default = "half_a_minute")]
+    #[serde(default = "five_seconds")]
     cool_down_s: f64,
 }
 
@@ -163,7 +163,7 @@ impl Default for RawCell {
             standby: None,
             forward: RawForward::default(),
             failover: RawMoves::default(),
-            cool_down_s: half_a_minute(),
+            cool_down_s: five_seconds(),
         }
     }
 }
@@ -172,8 +172,8 @@ fn a_thousand() -> u32 {
     1_024
 }
 
-fn half_a_minute() -> f64 {
-    30.0
+fn five_seconds() -> f64 {
+    5.0
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]

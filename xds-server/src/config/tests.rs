@@ -247,7 +247,7 @@ fn authority_has_defaults_that_fence_everything_in_one_cell() {
     assert_eq!(main.owners, ["shanghai-a"]);
     assert_eq!(main.standby, ["shanghai-b", "beijing-c"]);
     assert_eq!((main.forward, main.automatic), (Forward::Region, true));
-    assert_eq!(main.cool_down.as_secs(), 30);
+    assert_eq!(main.cool_down.as_secs(), 5);
     // All services are fenced, and the gateways stand last, which no policy has.
     let names: Vec<_> = mesh.services.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["orders", "web", "gateway"]);

@@ -136,6 +136,17 @@ impl Reader {
                 if doubted.is_some() {
                     info!("an operator confirmed it: the store is believed again");
                 }
+                // Under its old name a restored store cannot be told from the one before, by those who come later either.
+                let renamed = self
+                    .known
+                    .as_ref()
+                    .is_none_or(|known| known.cluster != cluster);
+                if doubted.is_some() && !renamed && self.facts.is_some() {
+                    error!(
+                        "nobody may write by what this store says of authority, since it was restored under its old cluster id: restore it again, with another cluster token"
+                    );
+                    self.facts = None;
+                }
                 let origin = match doubted {
                     Some(_) => Origin::Confirmed,
                     None => Origin::Store,

@@ -55,6 +55,8 @@ pub enum Input {
         cell: Name,
         zone: Option<Name>,
     },
+    /// The zones where some fenced service cannot be written to: where authority should rather not go.
+    Unfit(BTreeSet<Name>),
     /// The store that answers is not believed: nothing is granted or moved until it is listed again.
     Doubted,
     /// The process is to end.

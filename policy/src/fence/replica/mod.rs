@@ -29,6 +29,10 @@ pub struct Replica {
     session: Session,
     sessions: Sessions,
     cells: BTreeMap<Name, Cell>,
+    /// The highest epoch of each cell that was ever seen, in whichever store.
+    epochs: BTreeMap<Name, u64>,
+    /// Where authority should rather not go.
+    unfit: BTreeSet<Name>,
     connected: BTreeSet<HolderId>,
     /// Transactions under way, by number.
     pending: BTreeMap<u64, Pending>,
@@ -87,6 +91,8 @@ impl Replica {
             session: Session::new(id),
             sessions: Sessions::default(),
             cells: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+            unfit: BTreeSet::new(),
             connected: BTreeSet::new(),
             pending: BTreeMap::new(),
             numbers: 0,
@@ -220,6 +226,7 @@ impl Replica {
                     cell.better = zone;
                 }
             }
+            Input::Unfit(zones) => self.unfit = zones,
             Input::Doubted => {
                 self.believes = false;
                 self.session.end();
@@ -356,6 +363,10 @@ impl Replica {
     }
 
     fn learn(&mut self, cell: &Name, revision: Revision, authority: Option<Authority>, now: u64) {
+        if let Some(authority) = &authority {
+            let seen = self.epochs.entry(cell.clone()).or_default();
+            *seen = authority.epoch.max(*seen);
+        }
         let cell = self.cells.entry(cell.clone()).or_default();
         if revision <= cell.revision && self.terms.keeps(Clause::ViewNeverBack) {
             return;
@@ -375,6 +386,9 @@ impl Replica {
         };
         let authority = cell.authority.as_ref();
         let seen = (cell.grantor).see(cell.revision, authority, &zone, self.store, &self.terms);
+        if self.stopping {
+            cell.grantor.stop();
+        }
         if let Seen::Fenced(fence) = seen {
             effects.extend(self.connected.iter().map(|holder| Effect::Revoke {
                 holder: *holder,
@@ -406,7 +420,8 @@ impl Replica {
             false => 0,
         };
         let mut grants = Vec::new();
-        for (name, cell) in &mut self.cells {
+        let configured = (self.cells.iter_mut()).filter(|(_, cell)| cell.rules.is_some());
+        for (name, cell) in configured {
             let grant = cell.grantor.grant(holder, left, now, &self.terms);
             grants.extend(grant.map(|grant| (name.clone(), grant)));
         }
@@ -465,7 +480,9 @@ impl Replica {
                 };
                 cell.stepping = false;
                 match (outcome, registers) {
-                    (Outcome::Refused, _) => cell.step_after = now.saturating_add(courtesy),
+                    (Outcome::Refused | Outcome::Unknown, _) => {
+                        cell.step_after = now.saturating_add(courtesy);
+                    }
                     (Outcome::Committed(revision), Some(authority)) => {
                         self.take_over(&name, revision, authority, now, effects);
                     }
@@ -555,6 +572,9 @@ impl Replica {
         let id = self.session.id().clone();
         let created = self.session.created();
         let alive = created.filter(|_| self.session.left(now) > 0 && !self.stopping);
+        let joins =
+            |pending: &Pending| matches!(pending, Pending::Step(cell, Some(_)) if cell == name);
+        let joining = self.pending.values().any(joins);
         let number = self.numbers + 1;
         let Some(cell) = self.cells.get_mut(name) else {
             return;
@@ -574,6 +594,8 @@ impl Replica {
                     writes: alloc::vec![Write::Grantor(name.clone(), id)],
                 }
             })
+        } else if joining {
+            None
         } else {
             let left = cell.grantor.leave(number, now, &self.terms);
             left.map(|fence| Transaction {

@@ -15,15 +15,29 @@ impl Replica {
             return;
         }
         let long = self.terms.session_settled().saturating_mul(SWEEP_AFTER);
-        let Some((id, put)) = self.sessions.silent_for(long, now) else {
+        let silent = self.sessions.silent_for(long, now);
+        let session = silent.map(|(id, put)| (Key::Session(id.clone()), put, None));
+        let Some((session, put, grantor)) = session.or_else(|| self.left_behind(now)) else {
             return;
         };
-        let key = Key::Session(id.clone());
         let transaction = Transaction {
-            conditions: alloc::vec![Condition::PutAt(key.clone(), put)],
-            writes: alloc::vec![Write::Delete(key)],
+            conditions: alloc::vec![Condition::PutAt(session.clone(), put)],
+            writes: alloc::vec![Write::Delete(grantor.unwrap_or(session))],
         };
         self.commit(Pending::Sweep, transaction, effects);
+    }
+
+    /// A session that is gone, never comes back, and left nothing that could still be under way; and its grantor key.
+    fn left_behind(&self, now: u64) -> Option<(Key, Revision, Option<Key>)> {
+        let cells = self.cells.iter();
+        let mut keys =
+            cells.flat_map(|(name, cell)| cell.grantors.iter().map(move |id| (name, id)));
+        let (name, id) = keys.find(|(_, id)| {
+            let gone = self.sessions.put_at(id).is_none();
+            gone && self.sessions.settled_at(id, &self.terms) <= now
+        })?;
+        let grantor = Key::Grantor(name.clone(), id.clone());
+        Some((Key::Session(id.clone()), Revision(0), Some(grantor)))
     }
 
     /// How long a step is left to the replica that it concerns most.
@@ -77,7 +91,12 @@ impl Replica {
         let (Some(authority), Some(created)) = (ours.cloned(), self.session.created()) else {
             return (transaction, None);
         };
-        if ends_ours || !self.terms.keeps(Clause::Registered) {
+        // What puts the key and what deletes it are never under way together: nobody could tell which came last.
+        let leaving = self
+            .cells
+            .get(name)
+            .is_some_and(|cell| cell.grantor.is_leaving());
+        if leaving || ends_ours || !self.terms.keeps(Clause::Registered) {
             return (transaction, None);
         }
         let session = Key::Session(id.clone());
@@ -125,7 +144,11 @@ impl Replica {
         let Some(view) = self.view(name) else {
             let rules = cell.rules.as_ref()?;
             let (owners, standby) = (rules.owners.clone(), rules.standby.clone());
-            let epoch = rules.epoch_min.max(1);
+            let seen = self
+                .epochs
+                .get(name)
+                .map_or(0, |epoch| epoch.saturating_add(1));
+            let epoch = rules.epoch_min.max(seen).max(1);
             let first = Authority::first(self.store, epoch, owners, standby, terms);
             let key = Key::Authority(name.clone());
             let transaction = Transaction {
@@ -202,7 +225,9 @@ impl Replica {
             {
                 return None;
             }
-            let next = view.authority.standby.iter().find(alive)?;
+            // The first that lives and can serve; where none can, the first that lives.
+            let living = view.authority.standby.iter().filter(alive);
+            let next = living.min_by_key(|zone| self.unfit.contains(*zone))?;
             return Some((next.clone(), Cause::SessionLost));
         }
         let cooled = now >= view.seen_at.saturating_add(rules.cool_down);
