@@ -10,6 +10,7 @@ mod facts;
 mod fence;
 mod plain_reads;
 mod plans;
+mod replica;
 mod routing;
 mod standings;
 mod support;

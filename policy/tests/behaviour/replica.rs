@@ -1,0 +1,198 @@
+//! A replica, told by hand what the store says: orders of events that once went wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use policy::fence::{
+    Authority, Cause, CellRules, Effect, Input, Key, Listing, Move, Name, Outcome, Replica,
+    Revision, SessionId, State, Terms, Transaction, Unsettled, Write,
+};
+
+const STORE: u64 = 7;
+const CELL: &str = "main";
+
+fn name(text: &str) -> Name {
+    Name::from(text)
+}
+
+fn incarnation(zone: &str) -> SessionId {
+    SessionId {
+        zone: name(zone),
+        incarnation: name(&format!("{zone}-1")),
+    }
+}
+
+fn authority(epoch: u64, owners: &[&str], state: State) -> Authority {
+    Authority {
+        store: STORE,
+        epoch,
+        owners: owners.iter().map(|zone| name(zone)).collect(),
+        standby: vec![name("b")],
+        state,
+        unsettled: Unsettled::none(),
+    }
+}
+
+fn fencing(epoch: u64, owners: &[&str], to: &[&str]) -> Authority {
+    let next = Move {
+        id: name("a move"),
+        to: to.iter().map(|zone| name(zone)).collect(),
+        cause: Cause::Operator,
+        reason: name(""),
+        epoch_min: 0,
+    };
+    authority(epoch, owners, State::Fencing(next))
+}
+
+/// The replica of zone a, the time in microseconds, and what it wants of the store.
+struct Desk {
+    replica: Replica,
+    now: u64,
+    wanted: Vec<(u64, Transaction)>,
+}
+
+impl Desk {
+    fn new(listed: Authority) -> Desk {
+        let terms = Terms::new(3_000_000, 1_500_000, 1_500_000, 100_000, 10).unwrap();
+        let mut desk = Desk {
+            replica: Replica::new(incarnation("a"), terms),
+            now: 1_000_000,
+            wanted: vec![],
+        };
+        let rules = CellRules {
+            owners: vec![name("a")],
+            standby: vec![name("b")],
+            automatic: true,
+            cool_down: 0,
+            epoch_min: 1,
+        };
+        desk.tell(Input::Cells(BTreeMap::from([(name(CELL), rules)])));
+        desk.tell(Input::Listed(Listing {
+            store: STORE,
+            authorities: vec![(name(CELL), Revision(10), listed)],
+            sessions: BTreeMap::from([(incarnation("b"), Revision(9))]),
+            grantors: BTreeSet::new(),
+        }));
+        desk.commit(11, |write| matches!(write, Write::Session(_)));
+        desk.tell(Input::Session {
+            id: incarnation("a"),
+            put: Some(Revision(11)),
+        });
+        desk
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.now += 1_000;
+        let effects = self.replica.handle(input, self.now);
+        let commits = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Commit {
+                number,
+                transaction,
+            } => Some((number, transaction)),
+            _ => None,
+        });
+        self.wanted.extend(commits);
+    }
+
+    /// Takes the first transaction with such a write off the desk.
+    fn take(&mut self, is: impl Fn(&Write) -> bool) -> Option<(u64, Transaction)> {
+        let mut all = self.wanted.iter();
+        let at = all.position(|(_, transaction)| transaction.writes.iter().any(&is))?;
+        Some(self.wanted.remove(at))
+    }
+
+    fn answer(&mut self, number: u64, revision: u64) {
+        let outcome = Outcome::Committed(Revision(revision));
+        self.tell(Input::Answer { number, outcome });
+    }
+
+    /// The store makes the first transaction with such a write.
+    #[track_caller]
+    fn commit(&mut self, revision: u64, is: impl Fn(&Write) -> bool) -> Transaction {
+        let (number, transaction) = self.take(is).expect("a transaction");
+        self.answer(number, revision);
+        transaction
+    }
+
+    fn watch_authority(&mut self, revision: u64, authority: Option<Authority>) {
+        self.tell(Input::Authority {
+            cell: name(CELL),
+            revision: Revision(revision),
+            authority,
+        });
+    }
+
+    fn watch_grantor(&mut self, present: bool) {
+        self.tell(Input::Grantor {
+            cell: name(CELL),
+            id: incarnation("a"),
+            present,
+        });
+    }
+}
+
+fn is_registration(write: &Write) -> bool {
+    matches!(write, Write::Grantor(..))
+}
+
+fn is_leave(write: &Write) -> bool {
+    matches!(write, Write::Delete(Key::Grantor(..)))
+}
+
+fn names_an_authority(write: &Write) -> bool {
+    matches!(write, Write::Authority(..))
+}
+
+#[test]
+fn a_grantor_that_left_and_came_back_leaves_again() {
+    let mut desk = Desk::new(authority(1, &["a"], State::Active));
+    desk.commit(12, is_registration);
+    desk.watch_grantor(true);
+
+    // It stays an owner; and the watch tells that its key is gone before the answer does.
+    desk.watch_authority(13, Some(fencing(1, &["a"], &["a", "b"])));
+    let (leave, _) = desk.take(is_leave).expect("a leave");
+    desk.watch_grantor(false);
+    let (complete, transaction) = desk.take(names_an_authority).expect("the move's end");
+    assert!(
+        !transaction.writes.iter().any(is_registration),
+        "what puts the key and what deletes it are under way together"
+    );
+    desk.answer(leave, 14);
+    desk.answer(complete, 15);
+    desk.watch_authority(15, Some(authority(2, &["a", "b"], State::Active)));
+    desk.commit(16, is_registration);
+    desk.watch_grantor(true);
+
+    desk.watch_authority(20, Some(fencing(2, &["a", "b"], &["b"])));
+    assert!(desk.take(is_leave).is_some(), "the move waits for ever");
+}
+
+#[test]
+fn who_names_the_own_zone_registers_with_that_and_leaves_again() {
+    let mut desk = Desk::new(authority(1, &["b"], State::Active));
+    desk.watch_authority(13, Some(fencing(1, &["b"], &["a"])));
+    let transaction = desk.commit(14, names_an_authority);
+    assert!(transaction.writes.iter().any(is_registration));
+    let granting = |desk: &Desk| desk.replica.cells().next().unwrap().4.granting();
+    assert!(granting(&desk).is_some(), "it need not hear of it first");
+    desk.watch_authority(14, Some(authority(2, &["a"], State::Active)));
+    desk.watch_grantor(true);
+    assert!(granting(&desk).is_some());
+    assert!(desk.take(is_registration).is_none(), "once is enough");
+
+    desk.watch_authority(20, Some(fencing(2, &["a"], &["b"])));
+    assert!(granting(&desk).is_none());
+    assert!(desk.take(is_leave).is_some(), "the move waits for ever");
+}
+
+#[test]
+fn an_authority_that_is_deleted_begins_anew_above_every_epoch_that_was_seen() {
+    let mut desk = Desk::new(authority(17, &["a"], State::Active));
+    desk.watch_authority(12, None);
+    let (_, transaction) = desk.take(names_an_authority).expect("a new record");
+    let epoch = transaction.writes.iter().find_map(|write| match write {
+        Write::Authority(_, authority) => Some(authority.epoch),
+        _ => None,
+    });
+    assert_eq!(epoch, Some(18));
+}
