@@ -8,6 +8,7 @@ use alloc::{
     vec::Vec,
 };
 
+mod granting;
 mod messages;
 mod steps;
 
@@ -398,46 +399,6 @@ impl Replica {
         }
     }
 
-    /// What a proxy has to know that was not there when it was told to others.
-    fn greet(&mut self, holder: HolderId, effects: &mut Vec<Effect>) {
-        if self.stopping || !self.believes {
-            return;
-        }
-        for (name, cell) in &self.cells {
-            if let Some((fence, _)) = cell.grantor.fence() {
-                effects.push(Effect::Revoke {
-                    holder,
-                    cell: name.clone(),
-                    fence,
-                });
-            }
-        }
-    }
-
-    fn asked(&mut self, holder: HolderId, nonce: u64, now: u64, effects: &mut Vec<Effect>) {
-        let left = match self.believes && !self.stopping {
-            true => self.session.left(now),
-            false => 0,
-        };
-        let mut grants = Vec::new();
-        let configured = (self.cells.iter_mut()).filter(|(_, cell)| cell.rules.is_some());
-        for (name, cell) in configured {
-            let grant = cell.grantor.grant(holder, left, now, &self.terms);
-            grants.extend(grant.map(|grant| (name.clone(), grant)));
-        }
-        effects.push(Effect::Grant {
-            holder,
-            nonce,
-            grants,
-        });
-    }
-
-    fn stop_granting(&mut self) {
-        for cell in self.cells.values_mut() {
-            cell.grantor.stop();
-        }
-    }
-
     fn answered(&mut self, number: u64, outcome: Outcome, now: u64, effects: &mut Vec<Effect>) {
         let pending = self.pending.remove(&number);
         match pending {
@@ -566,69 +527,6 @@ impl Replica {
             self.step(name, now, effects);
         }
         self.sweep(now, effects);
-    }
-
-    fn grant_or_leave(&mut self, name: &Name, now: u64, effects: &mut Vec<Effect>) {
-        let id = self.session.id().clone();
-        let created = self.session.created();
-        let alive = created.filter(|_| self.session.left(now) > 0 && !self.stopping);
-        let joins =
-            |pending: &Pending| matches!(pending, Pending::Step(cell, Some(_)) if cell == name);
-        let joining = self.pending.values().any(joins);
-        let number = self.numbers + 1;
-        let Some(cell) = self.cells.get_mut(name) else {
-            return;
-        };
-        let authority = Key::Authority(name.clone());
-        let transaction = if let Some(created) = alive.filter(|_| cell.grantor.wants_registration())
-        {
-            cell.grantor.register(number).map(|revision| {
-                let mut conditions = Vec::new();
-                if self.terms.keeps(Clause::RegistrationComparesAuthority) {
-                    conditions.push(Condition::PutAt(authority, revision));
-                }
-                // So that no key is left behind by a session that is over. It would only be waited for.
-                conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
-                Transaction {
-                    conditions,
-                    writes: alloc::vec![Write::Grantor(name.clone(), id)],
-                }
-            })
-        } else if joining {
-            None
-        } else {
-            let left = cell.grantor.leave(number, now, &self.terms);
-            left.map(|fence| Transaction {
-                conditions: alloc::vec![Condition::PutAt(authority, fence)],
-                writes: alloc::vec![Write::Delete(Key::Grantor(name.clone(), id))],
-            })
-        };
-        if let Some(transaction) = transaction {
-            self.commit(Pending::Grantor(name.clone()), transaction, effects);
-        }
-    }
-
-    /// Ends the own session, once nothing is granted that could outlive it.
-    fn say_farewell(&mut self, effects: &mut Vec<Effect>) {
-        let id = self.session.id().clone();
-        let registered = self.cells.values().any(|cell| cell.grantors.contains(&id));
-        let owed = self.cells.values().any(|cell| cell.grantor.holders() > 0);
-        let asked = self
-            .pending
-            .values()
-            .any(|pending| *pending == Pending::Farewell);
-        if registered || owed || asked {
-            return;
-        }
-        let key = Key::Session(id);
-        let transaction = Transaction {
-            conditions: alloc::vec![Condition::CreatedAt(
-                key.clone(),
-                self.session.created().unwrap_or_default()
-            )],
-            writes: alloc::vec![Write::Delete(key)],
-        };
-        self.commit(Pending::Farewell, transaction, effects);
     }
 }
 
