@@ -1,4 +1,4 @@
-//! The calls into the proxy. The only `unsafe` code of Tidegate.
+//! The calls into the proxy. The only `unsafe` code of Tidegate that ships.
 //!
 //! Why not `proxy_wasm::hostcalls`: its functions panic on a status that they do not expect, which here must not stop the
 //! filter; they copy each header of a map; and they send no response code details. The signatures are those of the ABI

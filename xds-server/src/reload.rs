@@ -166,3 +166,49 @@ impl Follower {
         self.publisher.send_replace(Arc::new(config.mesh));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn promises(authority: &str, services: &str) -> Promises {
+        let text = format!(
+            "store: {{embedded: {{path: x}}}}\nfilter: {{path: x}}\nzones: [{{name: a, region: r}}, {{name: b, region: r}}]\n{authority}\nservices: [{services}]\n"
+        );
+        Promises::of(&Config::parse("test.yaml", &text).unwrap().mesh)
+    }
+
+    #[test]
+    fn what_others_count_on_stays_and_all_else_may_change() {
+        let orders = "{name: orders, routes: [{prefix: /orders}], cell_key: {header: x-user}}";
+        let cells = "authority: {cells: [{name: c, shards: 8}, {name: d, shards: 8}]}";
+        let before = promises(cells, orders);
+        let users = "{name: users, routes: [{prefix: /users}]}";
+        let owned = "authority: {enforcement: observe, cells: [{name: c, shards: 8, owners: [b]}, {name: d, shards: 8, cool_down_s: 1}]}";
+        for (authority, services, kept) in [
+            (cells, orders.to_owned(), true),
+            (owned, format!("{orders}, {users}"), true),
+            (cells, users.to_owned(), true),
+            ("", users.to_owned(), false),
+            (cells, orders.replace("x-user", "x-shop"), false),
+            (
+                "authority: {cells: [{name: c, shards: 9}, {name: d, shards: 7}]}",
+                orders.to_owned(),
+                false,
+            ),
+            (
+                "authority: {cells: [{name: d, shards: 8}, {name: c, shards: 8}]}",
+                orders.to_owned(),
+                false,
+            ),
+            (
+                "authority: {write_drain_ms: 900, cells: [{name: c, shards: 8}, {name: d, shards: 8}]}",
+                orders.to_owned(),
+                false,
+            ),
+        ] {
+            let now = promises(authority, &services);
+            assert_eq!(now.keep(&before), kept, "{authority} {services}");
+        }
+    }
+}

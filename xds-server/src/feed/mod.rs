@@ -81,6 +81,7 @@ pub fn start(sources: Sources) -> Feed {
         store: Arc::clone(&store),
         changes,
         facts,
+        silent: false,
         metrics: metrics.clone(),
         mode: mode.clone(),
         keeper: keeper.clone(),

@@ -43,6 +43,8 @@ pub(super) struct Reader {
     pub(super) changes: mpsc::Sender<Change>,
     /// Who follows what is said about authority, if anybody does.
     pub(super) facts: Option<mpsc::Sender<Fact>>,
+    /// Nothing is said about authority any more, until another store is confirmed.
+    pub(super) silent: bool,
     pub(super) metrics: Metrics,
     pub(super) mode: Mode,
     pub(super) keeper: Keeper,
@@ -141,11 +143,13 @@ impl Reader {
                     .known
                     .as_ref()
                     .is_none_or(|known| known.cluster != cluster);
-                if doubted.is_some() && !renamed && self.facts.is_some() {
-                    error!(
-                        "nobody may write by what this store says of authority, since it was restored under its old cluster id: restore it again, with another cluster token"
-                    );
-                    self.facts = None;
+                if doubted.is_some() {
+                    self.silent = !renamed;
+                    if self.silent && self.facts.is_some() {
+                        error!(
+                            "nobody may write by what this store says of authority, since it was restored under its old cluster id: restore it again, with another cluster token"
+                        );
+                    }
                 }
                 let origin = match doubted {
                     Some(_) => Origin::Confirmed,
@@ -439,7 +443,7 @@ impl Reader {
     }
 
     async fn tell(&self, fact: Fact) -> Result<(), Gone> {
-        match &self.facts {
+        match self.facts.as_ref().filter(|_| !self.silent) {
             Some(facts) => facts.send(fact).await.map_err(|_| Gone),
             None => Ok(()),
         }

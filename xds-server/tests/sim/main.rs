@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use xds_server::{
     authority::Wish,
     config::{Config, Mesh},
+    last_good::LastGood,
 };
 
 use clock::Drifting;
@@ -30,7 +31,7 @@ use history::History;
 use node::Node;
 use proxy::{Levers, Order, Roster};
 use rng::Rng;
-use store::Cluster;
+use store::{Cluster, Renamed};
 
 const ZONES: [&str; 3] = ["sh-a", "sh-b", "bj-c"];
 /// Two replicas in the first zone, so that one can take over from the other.
@@ -105,7 +106,7 @@ impl World {
             rng: rng.fork(),
         };
         for at in 0..NODES.len() {
-            world.start_node(at);
+            world.start_node(at, None);
         }
         let terms = mesh.authority.as_ref().unwrap().terms.clone();
         for (zone, roster) in ZONES.iter().zip(&world.rosters) {
@@ -129,9 +130,16 @@ impl World {
         world
     }
 
-    fn start_node(&mut self, at: usize) {
+    fn start_node(&mut self, at: usize, last_good: Option<LastGood>) {
         let clock = drifting(self.start, &mut self.rng);
-        let node = Node::start(&self.cluster, &self.mesh, NODES[at], clock, &mut self.rng);
+        let node = Node::start(
+            &self.cluster,
+            &self.mesh,
+            NODES[at],
+            clock,
+            last_good,
+            &mut self.rng,
+        );
         self.nodes[at] = Some(node);
         self.enroll();
     }
@@ -195,7 +203,7 @@ impl World {
                 self.nodes[at] = None;
                 self.enroll();
                 self.pass(10, 6_000).await;
-                self.start_node(at);
+                self.start_node(at, None);
             }
             5 => {
                 let zone = self.any_proxy();
@@ -284,7 +292,7 @@ impl World {
             self.shift().await;
             self.pass(100, 3_000).await;
         }
-        restore(&self.cluster);
+        restore(&self.cluster, Renamed::Yes);
         self.pass(0, 4_000).await;
         self.confirm().await;
         self.pass(500, 5_000).await;
@@ -341,14 +349,18 @@ enum Clocks {
     SlowProxies,
 }
 
-fn run(seed: u64, clocks: Clocks) -> Outcome {
+/// Runs it on a virtual clock.
+fn on_virtual_time<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
+    tokio::task::LocalSet::new().block_on(&runtime, future)
+}
+
+fn run(seed: u64, clocks: Clocks) -> Outcome {
+    on_virtual_time(async {
         let mut world = World::new(seed, clocks);
         sleep(Duration::from_secs(8)).await;
         for _ in 0..FAULTS {
@@ -415,4 +427,37 @@ fn where_clocks_break_their_promise_two_epochs_write_and_it_is_seen() {
 fn a_seed_gives_the_same_run_again() {
     let run = || run(3, Clocks::WithinBounds);
     assert_eq!(run(), run());
+}
+
+#[test]
+fn a_store_that_is_restored_under_its_old_name_lets_nobody_write() {
+    on_virtual_time(async {
+        let mut world = World::new(5, Clocks::WithinBounds);
+        sleep(Duration::from_secs(8)).await;
+        let restore = world.cluster.backup();
+        world.wish("sh-b", Cause::Operator).await;
+        sleep(Duration::from_secs(10)).await;
+        assert!(world.history.admitted() > 0);
+        // The old owner's replicas are started anew, with what they had on disk; and its proxy, which would remember, too.
+        world.proxies[0].order(Order::Crash);
+        let known = world.cluster.last_good();
+        restore(&world.cluster, Renamed::No);
+        for at in 0..2 {
+            world.nodes[at] = None;
+            world.start_node(at, Some(known.clone()));
+        }
+        for _ in 0..10 {
+            sleep(Duration::from_secs(2)).await;
+            world.confirm().await;
+        }
+        let before = world.history.admitted();
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(world.history.admitted(), before);
+        assert_eq!(world.history.violations(), Vec::<String>::new());
+
+        // The same once more, as it should be.
+        let restore = world.cluster.backup();
+        restore(&world.cluster, Renamed::Yes);
+        assert_eq!(world.settle().await, None);
+    });
 }

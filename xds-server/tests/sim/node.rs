@@ -8,7 +8,7 @@ use xds_server::{
     authority::{self, Authorities},
     config::Mesh,
     feed::{self, Feed},
-    last_good::Keeper,
+    last_good::{Keeper, LastGood},
     metrics::Metrics,
     mode::Mode,
 };
@@ -33,6 +33,7 @@ impl Node {
         mesh: &Arc<Mesh>,
         zone: &'static str,
         clock: Drifting,
+        last_good: Option<LastGood>,
         rng: &mut Rng,
     ) -> Node {
         let doors = Doors::open();
@@ -45,7 +46,7 @@ impl Node {
             store: store.clone(),
             meshes: meshes.clone(),
             facts: Some(facts),
-            last_good: None,
+            last_good,
             keeper: Keeper::none(),
             mode: mode.clone(),
             metrics: metrics.clone(),

@@ -17,6 +17,7 @@ use registry::{
     },
 };
 use tokio::{sync::watch, time::sleep};
+use xds_server::last_good::LastGood;
 
 use crate::{history::History, rng::Rng};
 
@@ -29,6 +30,13 @@ struct State {
     revision: i64,
     entries: BTreeMap<String, Entry>,
     batches: Vec<WatchBatch>,
+}
+
+/// Whether a restored store has another cluster id.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Renamed {
+    Yes,
+    No,
 }
 
 /// The members together. Copies are the same ones.
@@ -59,11 +67,15 @@ impl Cluster {
         self.state.lock().unwrap()
     }
 
-    pub(crate) fn backup(&self) -> impl FnOnce(&Cluster) + use<> {
+    /// Takes a backup: what restores it, under another name or, by an operator's mistake, under the old one.
+    pub(crate) fn backup(&self) -> impl FnOnce(&Cluster, Renamed) + use<> {
         let backup = self.state().clone();
-        move |cluster| {
+        move |cluster, renamed| {
             let mut state = cluster.state();
-            let next = state.cluster + 1;
+            let next = match renamed {
+                Renamed::Yes => state.cluster + 1,
+                Renamed::No => state.cluster,
+            };
             *state = backup;
             state.cluster = next;
             // A restored store keeps its history of revisions, but no watch goes on in it.
@@ -79,6 +91,16 @@ impl Cluster {
             rng: Arc::new(Mutex::new(rng)),
             trusted: Arc::default(),
         }
+    }
+
+    /// What a process would have on disk that followed it until now.
+    pub(crate) fn last_good(&self) -> LastGood {
+        let state = self.state();
+        let listing = Listing {
+            revision: Revision(state.revision),
+            entries: state.entries.values().cloned().collect(),
+        };
+        LastGood::listed(ClusterId(state.cluster), listing)
     }
 
     fn apply(&self, compare: &[Compare], then: Vec<Op>) -> TxnOutcome {
