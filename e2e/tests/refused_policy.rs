@@ -15,7 +15,7 @@ use e2e::workdir::Workdir;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 use xds_server::ads::proxies::Proxies;
 use xds_server::ads::service::Ads;
 use xds_server::config::{Config as Parsed, Mesh};
@@ -23,6 +23,7 @@ use xds_server::metrics::Metrics;
 use xds_server::resource::{Kind, Resources};
 use xds_server::snapshot::{Snapshot, View};
 use xds_server::translate;
+use xds_server::transport::{self, Services};
 use xds_server::world::World;
 
 /// A control plane whose snapshots the test makes.
@@ -40,10 +41,8 @@ impl Pulpit {
         let ads = Ads::new(snapshots, proxies.clone(), Metrics::default());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let serving = tonic::transport::Server::builder()
-            .add_service(ads.into_service())
-            .serve_with_incoming(TcpListenerStream::new(listener));
-        let server = tokio::spawn(async { serving.await.expect("the discovery service") });
+        let others = Routes::default();
+        let server = tokio::spawn(transport::serve(listener, Services { ads, others }));
         Ok(Pulpit {
             publisher,
             proxies,

@@ -13,4 +13,5 @@ pub mod reload;
 pub mod resource;
 pub mod snapshot;
 pub mod translate;
+pub mod transport;
 pub mod world;

@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 use policy::fence::Name;
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
 use tokio::{net::TcpListener, signal::unix::SignalKind, sync::mpsc};
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
     admin::Admin,
@@ -27,6 +27,7 @@ use xds_server::{
     mode::Mode,
     operate::Operation,
     reload,
+    transport::{self, Services},
 };
 
 /// Keeps a service that runs in several data centres correct and available while one of them fails.
@@ -213,13 +214,13 @@ async fn serve(
         metrics: registry,
     }
     .router();
-    let xds_server = tonic::transport::Server::builder()
-        // A proxy that vanished without a word is noticed, and its stream freed.
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .tcp_nodelay(true)
-        .add_service(ads.into_service())
-        .add_service(authority::service(authorities.clone()))
-        .serve_with_incoming(TcpListenerStream::new(xds));
+    let xds_server = transport::serve(
+        xds,
+        Services {
+            ads,
+            others: Routes::new(authority::service(authorities.clone())),
+        },
+    );
     let admin_server = axum::serve(admin, router);
 
     info!(xds = %xds_address, admin = %admin_address, "listening");
@@ -230,7 +231,7 @@ async fn serve(
     let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt())?;
     let servers = async {
         tokio::select! {
-            ended = xds_server => ended.context("the xDS server ended"),
+            () = xds_server => Err(anyhow::anyhow!("the xDS server ended")),
             ended = admin_server.into_future() => ended.context("the admin server ended"),
         }
     };

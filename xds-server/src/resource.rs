@@ -2,8 +2,12 @@
 
 use std::{fmt, sync::Arc};
 
+use bytes::Bytes;
 use envoy_types::pb::google::protobuf::Any;
-use prost::{Message, Name};
+use prost::{
+    Message, Name,
+    encoding::{WireType, encode_key, encode_varint, encoded_len_varint},
+};
 
 /// The kinds of resources, **in the order in which they are sent**.
 ///
@@ -79,18 +83,6 @@ impl Version {
     pub fn parse(text: &str) -> Version {
         u64::from_str_radix(text, 16).map_or_else(|_| Version::of(text.as_bytes()), Version)
     }
-
-    /// The version of a set of resources, in order.
-    pub fn of_set<'r>(resources: impl Iterator<Item = &'r Resource>) -> Version {
-        let mut hash = xxhash_rust::xxh3::Xxh3::new();
-        for resource in resources {
-            hash.update(resource.name.as_bytes());
-            // Keeps names and versions apart: names contain no zero byte.
-            hash.update(&[0]);
-            hash.update(&resource.version.0.to_le_bytes());
-        }
-        Version(hash.digest())
-    }
 }
 
 impl fmt::Display for Version {
@@ -105,25 +97,75 @@ impl fmt::Debug for Version {
     }
 }
 
-/// One resource, ready to be sent.
-#[derive(Clone, Debug, PartialEq)]
+/// One resource, ready to be sent: encoded once, and shared by every stream that sends it.
+///
+/// In both variants of the protocol `resources` is field 2 of the response. In delta its entries are `Resource` messages,
+/// with the `Any` in *their* field 2; in the state of the world they are the `Any` itself. So an entry whose `Any` stands
+/// last holds the other variant's entry as its tail:
+///
+/// ```text
+/// 12 len | 1a name | 0a version | 12 len | 0a type_url | 12 len | message
+/// ^ delta entry                 ^ entry of the state of the world ^ message
+/// ```
+#[derive(Clone, Debug)]
 pub struct Resource {
     pub name: Arc<str>,
     pub version: Version,
-    pub body: Any,
     /// Requests that are sent here fail: endpoints of which none is healthy.
     pub dead_end: bool,
+    digest: Digest,
+    wire: Bytes,
+    /// Where the entry of the state of the world begins in `wire`.
+    any_at: usize,
+    /// Where the message itself begins.
+    message_at: usize,
+}
+
+/// Versions follow from the content, so this is equality of contents.
+impl PartialEq for Resource {
+    fn eq(&self, other: &Resource) -> bool {
+        self.version == other.version && self.name == other.name && self.dead_end == other.dead_end
+    }
 }
 
 impl Resource {
     /// Encodes `message`. Its encoding must be the same every time: no map fields with more than one entry.
     pub fn encode<M: Message + Name>(name: &str, message: &M) -> Resource {
-        let body = any(message);
+        Resource::of_bytes(name, &M::type_url(), &[&message.encode_to_vec()])
+    }
+
+    /// A resource whose message is the concatenation of `pieces`.
+    pub fn of_bytes(name: &str, type_url: &str, pieces: &[&[u8]]) -> Resource {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        for piece in pieces {
+            hash.update(piece);
+        }
+        let version = Version(hash.digest());
+        let message_len = pieces.iter().map(|piece| piece.len()).sum();
+        let version_text = version.to_string();
+        let any_len = delimited_len(type_url.len()) + delimited_len(message_len);
+        let entry_len =
+            delimited_len(name.len()) + delimited_len(version_text.len()) + delimited_len(any_len);
+        let mut wire = Vec::with_capacity(delimited_len(entry_len));
+        begin(&mut wire, field::RESOURCES, entry_len);
+        put(&mut wire, field::RESOURCE_NAME, name.as_bytes());
+        put(&mut wire, field::RESOURCE_VERSION, version_text.as_bytes());
+        let any_at = wire.len();
+        begin(&mut wire, field::RESOURCE_BODY, any_len);
+        put(&mut wire, field::ANY_TYPE_URL, type_url.as_bytes());
+        begin(&mut wire, field::ANY_VALUE, message_len);
+        let message_at = wire.len();
+        for piece in pieces {
+            wire.extend_from_slice(piece);
+        }
         Resource {
+            digest: Digest::of(name, version),
             name: Arc::from(name),
-            version: Version::of(&body.value),
-            body,
+            version,
             dead_end: false,
+            wire: Bytes::from(wire),
+            any_at,
+            message_at,
         }
     }
 
@@ -133,6 +175,84 @@ impl Resource {
             dead_end: true,
             ..self
         }
+    }
+
+    /// The message, encoded.
+    pub fn message(&self) -> &[u8] {
+        &self.wire[self.message_at..]
+    }
+
+    /// What stands for it in a set's [`Digest`].
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// An entry of `DeltaDiscoveryResponse.resources`, with its tag and length.
+    pub fn delta_entry(&self) -> Bytes {
+        self.wire.clone()
+    }
+
+    /// An entry of `DiscoveryResponse.resources`, with its tag and length.
+    pub fn sotw_entry(&self) -> Bytes {
+        self.wire.slice(self.any_at..)
+    }
+}
+
+/// The numbers of the fields in `envoy/service/discovery/v3/discovery.proto` and `google/protobuf/any.proto`.
+mod field {
+    pub(super) const RESOURCES: u32 = 2;
+    pub(super) const RESOURCE_NAME: u32 = 3;
+    pub(super) const RESOURCE_VERSION: u32 = 1;
+    pub(super) const RESOURCE_BODY: u32 = 2;
+    pub(super) const ANY_TYPE_URL: u32 = 1;
+    pub(super) const ANY_VALUE: u32 = 2;
+}
+
+/// Puts a string, bytes or a message: a length-delimited field of number `tag`.
+pub(crate) fn put(into: &mut Vec<u8>, tag: u32, content: &[u8]) {
+    begin(into, tag, content.len());
+    into.extend_from_slice(content);
+}
+
+fn begin(into: &mut Vec<u8>, tag: u32, len: usize) {
+    encode_key(tag, WireType::LengthDelimited, into);
+    encode_varint(len as u64, into);
+}
+
+/// How long a field of a number below 16 is whose content has `len` bytes.
+fn delimited_len(len: usize) -> usize {
+    1 + encoded_len_varint(len as u64) + len
+}
+
+/// What a set of resources has in common on every replica, whatever the order in which it came about: the sum of what
+/// stands for its members, so that it follows a change at the cost of that change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Digest(u64);
+
+impl Digest {
+    /// Of a set of one.
+    pub fn of(name: &str, version: Version) -> Digest {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        hash.update(name.as_bytes());
+        // Keeps name and version apart: names contain no zero byte.
+        hash.update(&[0]);
+        hash.update(&version.0.to_le_bytes());
+        Digest(hash.digest())
+    }
+
+    /// With one more member.
+    pub fn plus(self, member: Digest) -> Digest {
+        Digest(self.0.wrapping_add(member.0))
+    }
+
+    /// Without that member.
+    pub fn minus(self, member: Digest) -> Digest {
+        Digest(self.0.wrapping_sub(member.0))
+    }
+
+    /// As the version of the set.
+    pub fn version(self) -> Version {
+        Version(self.0)
     }
 }
 

@@ -1,7 +1,11 @@
 //! What all proxies should have, at one moment.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+};
 
+use imbl::ordmap::DiffItem;
 use policy::Policy;
 use registry::record::{InstanceKey, InvalidRecord};
 
@@ -42,10 +46,19 @@ pub struct ViewKey {
 #[derive(Clone, Debug)]
 pub struct View {
     resources: [Resources; Kind::ALL.len()],
+    follows: Option<Follows>,
     /// The clusters that routes and filter may send requests to. All of them are in the view.
     needed: Arc<[Arc<str>]>,
     policy: Arc<Policy>,
     policy_version: u64,
+}
+
+/// How a view differs from the one before it: worked out once for all streams that go from one to the other.
+#[derive(Clone, Debug)]
+struct Follows {
+    /// Keeps the place in memory, so that no other view can be taken for it.
+    before: Weak<View>,
+    changed: [Arc<[Arc<str>]>; Kind::ALL.len()],
 }
 
 impl View {
@@ -60,6 +73,7 @@ impl View {
     ) -> View {
         let view = View {
             resources,
+            follows: None,
             needed,
             policy,
             policy_version,
@@ -70,6 +84,27 @@ impl View {
             view.needed
         );
         view
+    }
+
+    /// The same, as what comes after `before`: whoever has that learns quickly what is new.
+    pub fn after(self, before: &Arc<View>) -> View {
+        let changed = Kind::ALL.map(|kind| changes(before.of(kind), self.of(kind)).collect());
+        let before = Arc::downgrade(before);
+        View {
+            follows: Some(Follows { before, changed }),
+            ..self
+        }
+    }
+
+    /// The names of the resources of a kind that `before` has not, or has with another content, and of those that it alone has;
+    /// in order.
+    pub fn changes_since(&self, before: &Arc<View>, kind: Kind) -> Arc<[Arc<str>]> {
+        match &self.follows {
+            Some(follows) if std::ptr::eq(follows.before.as_ptr(), Arc::as_ptr(before)) => {
+                Arc::clone(&follows.changed[kind.index()])
+            }
+            _ => changes(before.of(kind), self.of(kind)).collect(),
+        }
     }
 
     /// The resources of one kind.
@@ -92,6 +127,14 @@ impl View {
     pub fn needed(&self) -> &Arc<[Arc<str>]> {
         &self.needed
     }
+}
+
+/// Subtrees that both maps share are passed over.
+fn changes(before: &Resources, after: &Resources) -> impl Iterator<Item = Arc<str>> {
+    before.diff(after).map(|item| match item {
+        DiffItem::Add(name, _) | DiffItem::Remove(name, _) => Arc::clone(name),
+        DiffItem::Update { new: (name, _), .. } => Arc::clone(name),
+    })
 }
 
 /// All views at one moment. Immutable.

@@ -161,8 +161,7 @@ fn view<'s>(snapshot: &'s Snapshot, zone: &str) -> &'s View {
 fn ports(snapshot: &Snapshot, cluster: &str) -> Vec<u32> {
     let view = view(snapshot, "sh-a");
     let resource = view.of(Kind::Endpoints).get(cluster).expect("endpoints");
-    let assignment =
-        ClusterLoadAssignment::decode(&resource.body.value[..]).expect("an assignment");
+    let assignment = ClusterLoadAssignment::decode(resource.message()).expect("an assignment");
     let endpoints = assignment.endpoints.iter().flat_map(|l| &l.lb_endpoints);
     endpoints
         .map(|endpoint| {

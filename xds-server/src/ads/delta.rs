@@ -1,14 +1,11 @@
 //! Incremental xDS on the wire.
 
 use envoy_types::pb::envoy::{
-    config::core::v3::Node,
-    service::discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource,
-    },
+    config::core::v3::Node, service::discovery::v3::DeltaDiscoveryRequest,
 };
 
 use super::{
-    stream::{Answer, Outgoing, StaleNonce, Stream, Variant},
+    stream::{Answer, StaleNonce, Stream, Variant},
     wire::{Wire, verdict},
 };
 use crate::resource::{Kind, Version};
@@ -17,7 +14,6 @@ pub(super) struct Delta;
 
 impl Wire for Delta {
     type Request = DeltaDiscoveryRequest;
-    type Response = DeltaDiscoveryResponse;
     const VARIANT: Variant = Variant::Delta;
 
     fn type_url(request: &Self::Request) -> &str {
@@ -49,22 +45,5 @@ impl Wire for Delta {
                 .map(|(name, version)| (name.as_str(), Version::parse(version))),
         );
         settled
-    }
-
-    fn response(outgoing: Outgoing) -> Self::Response {
-        let resources = outgoing.resources.iter().map(|resource| WireResource {
-            name: resource.name.to_string(),
-            version: resource.version.to_string(),
-            resource: Some(resource.body.clone()),
-            ..WireResource::default()
-        });
-        DeltaDiscoveryResponse {
-            system_version_info: outgoing.version.to_string(),
-            type_url: outgoing.kind.type_url().to_owned(),
-            nonce: outgoing.nonce.to_string(),
-            resources: resources.collect(),
-            removed_resources: outgoing.removed.iter().map(ToString::to_string).collect(),
-            ..DeltaDiscoveryResponse::default()
-        }
     }
 }

@@ -1,12 +1,14 @@
-//! The aggregated discovery service, delta and state of the world.
+//! The discovery services, delta and state of the world.
 //!
-//! [`stream`] is the protocol memory of one stream, plain data without sockets; [`delta`] and [`sotw`] are the two doors
-//! between it and the [`wire`]; [`service`] runs streams on tonic; [`proxies`] is what operators see of them.
+//! [`stream`] is the protocol memory of one stream, plain data without sockets; [`delta`] and [`sotw`] read its requests,
+//! [`response`] makes its responses; [`session`] runs it; [`proxies`] is what operators see of all of them.
 
 mod delta;
 mod node;
 pub mod proxies;
+mod response;
 pub mod service;
+mod session;
 mod sotw;
 pub mod stream;
 mod wire;

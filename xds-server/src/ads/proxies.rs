@@ -1,15 +1,18 @@
-//! The connected proxies, as operators see them.
+//! The connected proxies, as operators see them. Nothing is worked out before somebody asks.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use serde::Serialize;
 
 use super::{
     node::Proxy,
-    stream::{Answer, Stream, Variant},
+    stream::{Refused, Stream, Variant},
 };
 use crate::resource::Kind;
 
@@ -39,7 +42,7 @@ pub struct KindStatus {
     pub acked: usize,
     /// Versions of the first of them, by name.
     pub versions: BTreeMap<String, String>,
-    /// The last refusal, as long as nothing newer of this kind was accepted.
+    /// The last refusal, as long as something that was refused is still offered.
     pub nack: Option<Nack>,
 }
 
@@ -59,13 +62,79 @@ pub struct Proxies {
 #[derive(Default)]
 struct Streams {
     last_id: u64,
-    by_id: BTreeMap<u64, ProxyStatus>,
+    by_id: BTreeMap<u64, Arc<Connected>>,
+}
+
+/// A stream whose client has introduced itself.
+pub(super) struct Connected {
+    pub(super) proxy: Proxy,
+    pub(super) variant: Variant,
+    stream: Mutex<Stream>,
+    orphaned: AtomicBool,
+}
+
+impl Connected {
+    /// What is remembered of it. Held for one change at a time, and never across a wait.
+    pub(super) fn stream(&self) -> MutexGuard<'_, Stream> {
+        // A panic ends the stream and with it this.
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes whether the proxy's zone is gone; true if that is news.
+    pub(super) fn set_orphaned(&self, orphaned: bool) -> bool {
+        self.orphaned.swap(orphaned, Ordering::Relaxed) != orphaned
+    }
+
+    fn status(&self) -> ProxyStatus {
+        let stream = self.stream();
+        let kinds = Kind::ALL.into_iter();
+        let kinds = kinds.filter(|kind| stream.is_subscribed(*kind));
+        ProxyStatus {
+            node: self.proxy.id.clone(),
+            zone: self.proxy.view.zone.to_string(),
+            role: self.proxy.view.role.as_str(),
+            variant: match self.variant {
+                Variant::Delta => "delta",
+                Variant::StateOfTheWorld => "sotw",
+            },
+            orphaned: self.orphaned.load(Ordering::Relaxed),
+            kinds: kinds
+                .map(|kind| (kind.as_str(), KindStatus::of(&stream, kind)))
+                .collect(),
+        }
+    }
+}
+
+impl KindStatus {
+    fn of(stream: &Stream, kind: Kind) -> KindStatus {
+        let acked = || stream.held(kind).filter(|(_, _, acked)| *acked);
+        KindStatus {
+            acked: acked().count(),
+            versions: acked()
+                .take(NAMES_MAX)
+                .map(|(name, version, _)| (name.to_owned(), version.to_string()))
+                .collect(),
+            nack: stream.refusal(kind).map(Nack::of),
+        }
+    }
+}
+
+impl Nack {
+    fn of(refused: &Refused) -> Nack {
+        let resources = refused.resources.iter().take(NAMES_MAX);
+        Nack {
+            resources: resources.map(ToString::to_string).collect(),
+            message: refused.message.chars().take(MESSAGE_CHARS_MAX).collect(),
+        }
+    }
 }
 
 impl Proxies {
-    /// A copy of every stream's status, in the order of arrival.
+    /// Every stream's status, in the order of arrival.
     pub fn list(&self) -> Vec<ProxyStatus> {
-        self.lock().by_id.values().cloned().collect()
+        // Not under the lock: streams come and go meanwhile.
+        let streams: Vec<_> = self.lock().by_id.values().cloned().collect();
+        streams.iter().map(|stream| stream.status()).collect()
     }
 
     /// How many streams are open.
@@ -74,29 +143,25 @@ impl Proxies {
     }
 
     /// Enters a stream; it leaves when the entry is dropped.
-    pub(super) fn enter(&self, proxy: &Proxy, variant: Variant) -> Entry {
-        let status = ProxyStatus {
-            node: proxy.id.clone(),
-            zone: proxy.view.zone.to_string(),
-            role: proxy.view.role.as_str(),
-            variant: match variant {
-                Variant::Delta => "delta",
-                Variant::StateOfTheWorld => "sotw",
-            },
-            orphaned: false,
-            kinds: BTreeMap::new(),
-        };
+    pub(super) fn enter(&self, proxy: Proxy, variant: Variant, stream: Stream) -> Entry {
+        let connected = Arc::new(Connected {
+            proxy,
+            variant,
+            stream: Mutex::new(stream),
+            orphaned: AtomicBool::new(false),
+        });
         let mut streams = self.lock();
         streams.last_id += 1;
         let id = streams.last_id;
-        streams.by_id.insert(id, status);
+        streams.by_id.insert(id, Arc::clone(&connected));
         Entry {
             proxies: self.clone(),
             id,
+            connected,
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Streams> {
+    fn lock(&self) -> MutexGuard<'_, Streams> {
         // Every change is one insertion or removal: a panic elsewhere cannot have left it half done.
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,61 +171,14 @@ impl Proxies {
 pub(super) struct Entry {
     proxies: Proxies,
     id: u64,
+    connected: Arc<Connected>,
 }
 
-impl Entry {
-    /// Notes what the client has now, after it answered a response of `kind`.
-    pub(super) fn answered(&self, kind: Kind, stream: &Stream, answer: &Answer) {
-        let nack = match answer {
-            Answer::None => return,
-            Answer::Accepted => None,
-            Answer::Refused(refused) => Some(Nack {
-                resources: refused
-                    .resources
-                    .iter()
-                    .take(NAMES_MAX)
-                    .map(ToString::to_string)
-                    .collect(),
-                message: refused.message.chars().take(MESSAGE_CHARS_MAX).collect(),
-            }),
-        };
-        let acked: Vec<_> = stream.acked(kind).collect();
-        let status = KindStatus {
-            acked: acked.len(),
-            versions: acked
-                .into_iter()
-                .take(NAMES_MAX)
-                .map(|(name, version)| (name.to_owned(), version.to_string()))
-                .collect(),
-            nack,
-        };
-        if let Some(proxy) = self.proxies.lock().by_id.get_mut(&self.id) {
-            proxy.kinds.insert(kind.as_str(), status);
-        }
-    }
-}
+impl std::ops::Deref for Entry {
+    type Target = Connected;
 
-impl Entry {
-    /// Forgets refusals of what is no longer offered.
-    pub(super) fn forget_nacks(&self, is_refused: impl Fn(Kind) -> bool) {
-        if let Some(proxy) = self.proxies.lock().by_id.get_mut(&self.id) {
-            for kind in Kind::ALL {
-                if let Some(status) = proxy.kinds.get_mut(kind.as_str())
-                    && !is_refused(kind)
-                {
-                    status.nack = None;
-                }
-            }
-        }
-    }
-
-    /// Notes whether the proxy's zone is gone; true if that is news.
-    pub(super) fn set_orphaned(&self, orphaned: bool) -> bool {
-        let mut streams = self.proxies.lock();
-        let Some(proxy) = streams.by_id.get_mut(&self.id) else {
-            return false;
-        };
-        std::mem::replace(&mut proxy.orphaned, orphaned) != orphaned
+    fn deref(&self) -> &Connected {
+        &self.connected
     }
 }
 

@@ -1,12 +1,9 @@
 //! State-of-the-world xDS on the wire.
 
-use envoy_types::pb::envoy::{
-    config::core::v3::Node,
-    service::discovery::v3::{DiscoveryRequest, DiscoveryResponse},
-};
+use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::DiscoveryRequest};
 
 use super::{
-    stream::{Answer, Outgoing, StaleNonce, Stream, Variant},
+    stream::{Answer, StaleNonce, Stream, Variant},
     wire::{Wire, verdict},
 };
 use crate::resource::Kind;
@@ -15,7 +12,6 @@ pub(super) struct Sotw;
 
 impl Wire for Sotw {
     type Request = DiscoveryRequest;
-    type Response = DiscoveryResponse;
     const VARIANT: Variant = Variant::StateOfTheWorld;
 
     fn type_url(request: &Self::Request) -> &str {
@@ -44,15 +40,5 @@ impl Wire for Sotw {
             &request.version_info,
         );
         Ok(answer)
-    }
-
-    fn response(outgoing: Outgoing) -> Self::Response {
-        DiscoveryResponse {
-            version_info: outgoing.version.to_string(),
-            resources: outgoing.resources.iter().map(|r| r.body.clone()).collect(),
-            type_url: outgoing.kind.type_url().to_owned(),
-            nonce: outgoing.nonce.to_string(),
-            ..DiscoveryResponse::default()
-        }
     }
 }

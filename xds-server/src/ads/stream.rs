@@ -8,15 +8,15 @@
 //! can use it. Clusters go last, when routes and policy that no longer use them are acknowledged, and so do the last healthy
 //! endpoints of a cluster: until then requests may still be sent there.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{cell::LazyCell, collections::BTreeSet, sync::Arc};
+
+mod subscription;
 
 use crate::{
-    resource::{Kind, Resource, Version},
+    resource::{Digest, Kind, Resource, Version},
     snapshot::View,
 };
+use subscription::{Held, Subscription, What, shared_name};
 
 /// Which of the two protocol variants a stream speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,55 +70,12 @@ pub enum Verdict<'m> {
     },
 }
 
-/// What the client has under a name.
-#[derive(Clone, Debug)]
-struct Held {
-    /// None: it was told that there is no such resource.
-    version: Option<Version>,
-    /// The resource, if this stream sent it; after a reconnect only its version is known.
-    resource: Option<Arc<Resource>>,
-    acked: bool,
-}
-
 #[derive(Debug)]
 struct InFlight {
     nonce: u64,
     /// What was sent, and what the client had before, which it keeps if it refuses. Without removals: a client has no way
     /// to keep what is gone.
     changes: Vec<(Arc<str>, Option<Held>)>,
-}
-
-#[derive(Debug, Default)]
-struct Subscription {
-    wildcard: bool,
-    names: BTreeSet<Arc<str>>,
-    held: BTreeMap<Arc<str>, Held>,
-    /// Not sent again while the version is this one.
-    rejected: BTreeMap<Arc<str>, Version>,
-    /// To be sent again, although the client has it.
-    repeat: BTreeSet<Arc<str>>,
-    in_flight: Option<InFlight>,
-    /// The nonce of the last response that was acknowledged or refused; 0 for none.
-    settled_nonce: u64,
-    /// The client has subscribed and waits for its first answer, be it empty.
-    awaits_answer: bool,
-    subscribed: bool,
-}
-
-impl Subscription {
-    fn wants(&self, name: &Arc<str>) -> bool {
-        self.wildcard || self.names.contains(name)
-    }
-
-    fn has(&self, resource: &Resource) -> bool {
-        self.held
-            .get(&resource.name)
-            .is_some_and(|held| held.version == Some(resource.version))
-    }
-
-    fn refuses(&self, resource: &Resource) -> bool {
-        self.rejected.get(&resource.name) == Some(&resource.version)
-    }
 }
 
 /// One stream.
@@ -143,15 +100,11 @@ impl Stream {
 
     /// The client is to have `view` from now on.
     pub fn set_view(&mut self, view: Arc<View>) {
-        self.view = view;
         for kind in Kind::ALL {
-            let resources = self.view.of(kind);
-            self.kinds[kind.index()].rejected.retain(|name, version| {
-                resources
-                    .get(name)
-                    .is_some_and(|resource| resource.version == *version)
-            });
+            let changed = view.changes_since(&self.view, kind);
+            self.kinds[kind.index()].changed(&changed, view.of(kind));
         }
+        self.view = view;
     }
 
     /// Takes what a request says about the last response of `kind`. `Err` for a nonce that is not the last one's: the
@@ -163,16 +116,18 @@ impl Stream {
             Verdict::Ack { nonce } => (*nonce, None),
             Verdict::Nack { nonce, message } => (*nonce, Some(*message)),
         };
-        let matches = |in_flight: &mut InFlight| in_flight.nonce.to_string() == nonce;
+        let nonce = nonce.parse::<u64>().map_err(|_| StaleNonce)?;
+        let matches = |in_flight: &mut InFlight| in_flight.nonce == nonce;
         let Some(in_flight) = subscription.in_flight.take_if(matches) else {
             return Err(StaleNonce);
         };
         subscription.settled_nonce = in_flight.nonce;
         let Some(message) = message else {
             for (name, _) in in_flight.changes {
-                if let Some(held) = subscription.held.get_mut(&name) {
-                    held.acked = true;
-                }
+                subscription.accepted(&name);
+            }
+            if subscription.rejected.is_empty() {
+                subscription.refusal = None;
             }
             return Ok(Answer::Accepted);
         };
@@ -183,31 +138,33 @@ impl Stream {
         let mut refused = Vec::new();
         for (name, before) in in_flight.changes {
             if some_named && !named(&name) {
-                if let Some(held) = subscription.held.get_mut(&name) {
-                    held.acked = true;
-                }
+                subscription.accepted(&name);
                 continue;
             }
             let sent = match before {
-                Some(before) => subscription.held.insert(Arc::clone(&name), before),
-                None => subscription.held.remove(&name),
+                Some(before) => subscription.hold(Arc::clone(&name), before),
+                None => subscription.let_go(&name),
             };
-            if let Some(version) = sent.and_then(|held| held.version) {
+            if let Some(version) = sent.and_then(|held| held.version()) {
                 subscription.rejected.insert(Arc::clone(&name), version);
             }
+            // Something newer may be offered already.
+            subscription.pending.insert(Arc::clone(&name));
             refused.push(name);
         }
-        Ok(Answer::Refused(Refused {
+        let refused = Refused {
             kind,
             resources: refused,
             message: message.to_owned(),
-        }))
+        };
+        subscription.refusal = Some(refused.clone());
+        Ok(Answer::Refused(refused))
     }
 
     /// Whether `nonce` is the last response's of this kind, and that is settled already.
     pub fn last_answered(&self, kind: Kind, nonce: &str) -> bool {
         let subscription = &self.kinds[kind.index()];
-        subscription.in_flight.is_none() && subscription.settled_nonce.to_string() == nonce
+        subscription.in_flight.is_none() && nonce.parse() == Ok(subscription.settled_nonce)
     }
 
     /// Delta: changes the subscription. `initial` are the versions of what the client has from an earlier stream.
@@ -218,43 +175,57 @@ impl Stream {
         unsubscribe: impl Iterator<Item = &'n str>,
         initial: impl Iterator<Item = (&'n str, Version)>,
     ) {
+        let view = &self.view;
+        let offered = view.of(kind);
         let subscription = &mut self.kinds[kind.index()];
         let first = !subscription.subscribed;
         subscription.subscribed = true;
-        let mut names_given = false;
+        let mut wants_all = false;
         for name in subscribe {
-            names_given = true;
+            subscription.named = true;
             if name == "*" {
-                subscription.wildcard = true;
+                wants_all = true;
             } else {
-                let name: Arc<str> = Arc::from(name);
+                let name = shared_name(view, kind, name);
                 // Who asks again for what it has is sent it again.
-                subscription.held.remove(&name);
+                subscription.let_go(&name);
+                subscription.pending.insert(Arc::clone(&name));
                 subscription.names.insert(name);
             }
         }
-        if first && !names_given && kind.full_state() {
-            // The older way to say "*".
-            subscription.wildcard = true;
-        }
-        subscription.awaits_answer |= first && subscription.wildcard;
         for name in unsubscribe {
+            subscription.named = true;
             if name == "*" {
                 subscription.wildcard = false;
-                let names = &subscription.names;
-                subscription.held.retain(|name, _| names.contains(name));
-            } else if subscription.names.remove(name) && !subscription.wildcard {
-                subscription.held.remove(name);
+                let names = std::mem::take(&mut subscription.names);
+                subscription.let_go_unless(|name| names.contains(name));
+                subscription.names = names;
+            } else if let Some(name) = subscription.names.take(name) {
+                if subscription.wildcard {
+                    // Whether it has it for the one reason or the other, the client cannot know: it has to be told.
+                    subscription.say_again(&name);
+                } else {
+                    subscription.let_go(&name);
+                    subscription.pending.remove(&name);
+                    subscription.repeat.remove(&name);
+                }
             }
         }
+        // The older way to say "*".
+        wants_all |= first && !subscription.named && kind.full_state();
+        subscription.awaits_answer |= first && wants_all;
         for (name, version) in initial {
             subscription.awaits_answer = false;
+            let name = shared_name(view, kind, name);
             let held = Held {
-                version: Some(version),
-                resource: None,
+                what: What::Known(version),
                 acked: true,
             };
-            subscription.held.insert(Arc::from(name), held);
+            subscription.pending.insert(Arc::clone(&name));
+            subscription.hold(name, held);
+        }
+        if wants_all {
+            subscription.want_all(offered);
         }
     }
 
@@ -265,36 +236,47 @@ impl Stream {
         names: impl Iterator<Item = &'n str>,
         version: &str,
     ) {
+        let view = &self.view;
+        let offered = view.of(kind);
         let subscription = &mut self.kinds[kind.index()];
         let first = !subscription.subscribed;
         subscription.subscribed = true;
-        let names: BTreeSet<Arc<str>> = names.map(Arc::from).collect();
-        let explicit = names.contains("*");
-        let legacy = names.is_empty() && kind.full_state() && (first || subscription.wildcard);
-        subscription.wildcard = explicit || legacy;
-        let wanted = |name: &Arc<str>| explicit || legacy || names.contains(name);
-        subscription.held.retain(|name, _| wanted(name));
-        subscription.names = names;
+        let mut wanted: BTreeSet<Arc<str>> =
+            names.map(|name| shared_name(view, kind, name)).collect();
+        subscription.named |= !wanted.is_empty();
+        let all = wanted.remove("*") || !subscription.named && kind.full_state();
+        let fresh: Vec<Arc<str>> = wanted.difference(&subscription.names).cloned().collect();
+        subscription.let_go_unless(|name| all || wanted.contains(name));
+        for name in fresh {
+            // The client may have forgotten what it got while it had not asked for it.
+            if subscription.held().contains_key(&name) {
+                subscription.repeat.insert(Arc::clone(&name));
+            }
+            subscription.pending.insert(name);
+        }
+        subscription.names = wanted;
+        if all && !subscription.wildcard {
+            subscription.want_all(offered);
+        }
+        subscription.wildcard = all;
         if !first {
             return;
         }
         subscription.awaits_answer = kind.full_state();
-        let subscription = &self.kinds[kind.index()];
-        let wanted: Vec<Arc<Resource>> = self
-            .view
-            .of(kind)
-            .values()
-            .filter(|resource| subscription.wants(&resource.name))
-            .cloned()
-            .collect();
-        if Version::of_set(wanted.iter().map(Arc::as_ref)).to_string() == version {
+        let wanted = || {
+            subscription
+                .pending
+                .iter()
+                .filter_map(|name| offered.get(name))
+        };
+        let digest = wanted().fold(Digest::default(), |digest, r| digest.plus(r.digest()));
+        if digest.version().to_string() == version {
             // It came from another replica, or from before a restart, and has everything.
-            let subscription = &mut self.kinds[kind.index()];
+            let wanted: Vec<Arc<Resource>> = wanted().cloned().collect();
             subscription.awaits_answer = false;
+            subscription.pending.clear();
             for resource in wanted {
-                subscription
-                    .held
-                    .insert(Arc::clone(&resource.name), held(&resource, true));
+                subscription.hold(Arc::clone(&resource.name), Held::sent(&resource, true));
             }
         }
     }
@@ -309,16 +291,19 @@ impl Stream {
         if !subscription.subscribed || subscription.in_flight.is_some() {
             return None;
         }
-        let updates = if self.may_update(kind) {
-            self.updates(kind)
+        let due = if subscription.pending.is_empty() {
+            Due::default()
         } else {
-            Vec::new()
+            self.due(kind)
         };
-        let removed = self.removals(kind);
-        if updates.is_empty() && removed.is_empty() && !subscription.awaits_answer {
+        let subscription = &mut self.kinds[kind.index()];
+        for name in &due.over {
+            subscription.pending.remove(name);
+        }
+        if due.updates.is_empty() && due.removed.is_empty() && !subscription.awaits_answer {
             return None;
         }
-        Some(self.send(kind, updates, removed))
+        Some(self.send(kind, due.updates, due.removed))
     }
 
     /// Whether resources of `kind` may change now: see "make before break".
@@ -329,8 +314,8 @@ impl Stream {
                 // A client that does not take all clusters looks after itself: it asks for those that its routes name.
                 let takes_clusters = self.kinds[Kind::Cluster.index()].wildcard;
                 let confirmed = |kind: Kind, name| {
-                    let held = self.kinds[kind.index()].held.get(name);
-                    held.is_some_and(|held| held.acked && held.version.is_some())
+                    let held = self.kinds[kind.index()].held().get(name);
+                    held.is_some_and(|held| held.acked && held.version().is_some())
                 };
                 // An aggregate cluster has no endpoints of its own; those of its members are needed, too.
                 let endpoints = self.view.of(Kind::Endpoints);
@@ -355,7 +340,7 @@ impl Stream {
     /// force, or were refused: nothing is gained by waiting for those.
     fn is_timely(&self, subscription: &Subscription, resource: &Resource) -> bool {
         !resource.dead_end
-            || !subscription.held.contains_key(&resource.name)
+            || !subscription.held().contains_key(&resource.name)
             || subscription.has(resource)
             || self.has_moved(Subscription::refuses)
     }
@@ -368,55 +353,53 @@ impl Stream {
                 let Some(resource) = self.view.of(user).get(name) else {
                     return true;
                 };
-                let held = subscription.held.get(name);
-                held.is_some_and(|held| held.acked && held.version == Some(resource.version))
+                let held = subscription.held().get(name);
+                held.is_some_and(|held| held.acked && held.version() == Some(resource.version))
                     || excused(subscription, resource)
             };
             subscription.names.iter().all(settled)
         })
     }
 
-    fn updates(&self, kind: Kind) -> Vec<Arc<Resource>> {
+    /// Sorts out what is pending.
+    fn due(&self, kind: Kind) -> Due {
         let subscription = &self.kinds[kind.index()];
-        let due = |resource: &&Arc<Resource>| {
-            (!subscription.has(resource) || subscription.repeat.contains(&resource.name))
-                && !subscription.refuses(resource)
-                && self.is_timely(subscription, resource)
-        };
-        let resources = self.view.of(kind);
-        if subscription.wildcard {
-            resources.values().filter(due).cloned().collect()
-        } else {
-            let names = subscription.names.iter();
-            let wanted = names.filter_map(|name| resources.get(name));
-            wanted.filter(due).cloned().collect()
+        let offered = self.view.of(kind);
+        // Looked at for the first name that asks, since it may take a look at every cluster.
+        let may_update = LazyCell::new(|| self.may_update(kind));
+        let may_remove = LazyCell::new(|| self.may_remove(kind));
+        let mut due = Due::default();
+        for name in &subscription.pending {
+            let repeat = subscription.repeat.contains(name);
+            match offered.get(name) {
+                Some(resource) => {
+                    let is_new = repeat || !subscription.has(resource);
+                    if !is_new || !subscription.wants(name) || subscription.refuses(resource) {
+                        due.over.push(Arc::clone(name));
+                    } else if *may_update && self.is_timely(subscription, resource) {
+                        due.updates.push(Arc::clone(resource));
+                    }
+                }
+                None => match subscription.held().get(name).map(Held::version) {
+                    // The state of the world cannot say of these kinds that one is gone.
+                    _ if self.variant == Variant::StateOfTheWorld && !kind.full_state() => {
+                        due.over.push(Arc::clone(name));
+                    }
+                    Some(Some(_)) if *may_remove => due.removed.push(Arc::clone(name)),
+                    Some(Some(_)) => {}
+                    _ if self.variant == Variant::StateOfTheWorld => {
+                        due.over.push(Arc::clone(name));
+                    }
+                    Some(None) if !repeat => due.over.push(Arc::clone(name)),
+                    // Asked for by name and not there: the client waits to be told so.
+                    _ if repeat || subscription.names.contains(name) => {
+                        due.removed.push(Arc::clone(name));
+                    }
+                    _ => due.over.push(Arc::clone(name)),
+                },
+            }
         }
-    }
-
-    fn removals(&self, kind: Kind) -> Vec<Arc<str>> {
-        let subscription = &self.kinds[kind.index()];
-        let resources = self.view.of(kind);
-        let gone = subscription
-            .held
-            .iter()
-            .filter(|(name, held)| held.version.is_some() && !resources.contains_key(*name))
-            .map(|(name, _)| Arc::clone(name));
-        let mut removed: Vec<Arc<str>> = if self.may_remove(kind) {
-            gone.collect()
-        } else {
-            Vec::new()
-        };
-        if self.variant == Variant::Delta {
-            // Asked for by name and not there: the client waits to be told so.
-            let absent = subscription.names.iter().filter(|name| {
-                !subscription.held.contains_key(*name) && !resources.contains_key(*name)
-            });
-            removed.extend(absent.cloned());
-        } else if !kind.full_state() {
-            // The state of the world cannot say of these kinds that one is gone.
-            removed.clear();
-        }
-        removed
+        due
     }
 
     fn send(
@@ -431,48 +414,54 @@ impl Stream {
         subscription.awaits_answer = false;
         let mut changes = Vec::with_capacity(updates.len());
         for resource in &updates {
-            subscription.repeat.remove(&resource.name);
-            let before = subscription
-                .held
-                .insert(Arc::clone(&resource.name), held(resource, false));
-            changes.push((Arc::clone(&resource.name), before));
+            let name = &resource.name;
+            subscription.pending.remove(name);
+            subscription.repeat.remove(name);
+            let before = subscription.hold(Arc::clone(name), Held::sent(resource, false));
+            changes.push((Arc::clone(name), before));
         }
         for name in &removed {
+            subscription.pending.remove(name);
+            subscription.repeat.remove(name);
             // Delta remembers what it told to be absent, so as not to tell it again.
-            let absent = Held {
-                version: None,
-                resource: None,
-                acked: false,
-            };
             if subscription.names.contains(name) {
-                subscription.held.insert(Arc::clone(name), absent);
+                let absent = Held {
+                    what: What::Nothing,
+                    acked: false,
+                };
+                subscription.hold(Arc::clone(name), absent);
             } else {
-                subscription.held.remove(name);
+                subscription.let_go(name);
             }
         }
-        let changed: Vec<Arc<str>> = changes
-            .iter()
-            .filter(|(_, before)| before.as_ref().is_some_and(|held| held.version.is_some()))
-            .map(|(name, _)| Arc::clone(name))
-            .collect();
+        let replaced = |(_, before): &&(_, Option<Held>)| {
+            before.as_ref().is_some_and(|held| held.version().is_some())
+        };
+        let changed = match kind {
+            Kind::Cluster => changes
+                .iter()
+                .filter(replaced)
+                .map(|(name, _)| Arc::clone(name))
+                .collect(),
+            _ => Vec::new(),
+        };
         subscription.in_flight = Some(InFlight { nonce, changes });
         if kind == Kind::Cluster {
             self.forget_endpoints(&removed);
             self.repeat_endpoints(&changed);
         }
         let subscription = &self.kinds[kind.index()];
-        let all = || {
-            let held = subscription.held.values();
-            held.filter_map(|held| held.resource.as_ref())
-        };
         let resources = match self.variant {
-            Variant::StateOfTheWorld if kind.full_state() => all().cloned().collect(),
+            Variant::StateOfTheWorld if kind.full_state() => {
+                let held = subscription.held().values();
+                held.filter_map(Held::resource).cloned().collect()
+            }
             _ => updates,
         };
         Outgoing {
             kind,
             nonce,
-            version: Version::of_set(all().map(Arc::as_ref)),
+            version: subscription.version(),
             resources,
             removed,
         }
@@ -484,8 +473,9 @@ impl Stream {
         let endpoints = &mut self.kinds[Kind::Endpoints.index()];
         for name in clusters {
             endpoints.names.remove(name);
-            endpoints.held.remove(name);
+            endpoints.let_go(name);
             endpoints.repeat.remove(name);
+            endpoints.pending.remove(name);
         }
     }
 
@@ -493,38 +483,44 @@ impl Stream {
     /// are sent again, it waits for them until its time-out of 15 s.
     fn repeat_endpoints(&mut self, clusters: &[Arc<str>]) {
         let endpoints = &mut self.kinds[Kind::Endpoints.index()];
-        let held = clusters
-            .iter()
-            .filter(|name| endpoints.held.contains_key(*name));
-        endpoints.repeat.extend(held.cloned());
+        for name in clusters {
+            if endpoints.held().contains_key(name) {
+                endpoints.say_again(name);
+            }
+        }
     }
 
     /// How many names the client has subscribed to and holds, of all kinds.
     pub fn names(&self) -> usize {
         let kinds = self.kinds.iter();
-        kinds.map(|s| s.names.len().max(s.held.len())).sum()
+        kinds.map(|s| s.names.len().max(s.held().len())).sum()
     }
 
-    /// Whether the client refused a present resource of this kind.
-    pub fn is_refused(&self, kind: Kind) -> bool {
-        !self.kinds[kind.index()].rejected.is_empty()
+    /// The last refusal of a kind, while something that was refused is still offered.
+    pub fn refusal(&self, kind: Kind) -> Option<&Refused> {
+        self.kinds[kind.index()].refusal.as_ref()
     }
 
-    /// The versions of what the client has acknowledged, by name.
-    pub fn acked(&self, kind: Kind) -> impl Iterator<Item = (&str, Version)> {
-        self.kinds[kind.index()]
-            .held
-            .iter()
-            .filter(|(_, held)| held.acked)
-            .filter_map(|(name, held)| Some((&**name, held.version?)))
+    /// The resources of a kind that the client has, by name: their versions, and whether it has acknowledged them.
+    pub fn held(&self, kind: Kind) -> impl Iterator<Item = (&str, Version, bool)> {
+        let held = self.kinds[kind.index()].held().iter();
+        held.filter_map(|(name, held)| Some((&**name, held.version()?, held.acked)))
     }
-}
 
-fn held(resource: &Arc<Resource>, acked: bool) -> Held {
-    Held {
-        version: Some(resource.version),
-        resource: Some(Arc::clone(resource)),
-        acked,
+    /// The versions of resources that are offered and refused, by name.
+    pub fn rejected(&self, kind: Kind) -> impl Iterator<Item = (&str, Version)> {
+        let rejected = self.kinds[kind.index()].rejected.iter();
+        rejected.map(|(name, version)| (&**name, *version))
+    }
+
+    /// Whether the client has asked for anything of this kind.
+    pub fn is_subscribed(&self, kind: Kind) -> bool {
+        self.kinds[kind.index()].subscribed
+    }
+
+    /// What the client is to have.
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
     }
 }
 
@@ -541,6 +537,17 @@ fn mentions(message: &str, name: &str) -> bool {
 /// A nonce that is not the last response's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StaleNonce;
+
+/// What is to be done about what is pending of a kind.
+#[derive(Default)]
+struct Due {
+    /// In order of names.
+    updates: Vec<Arc<Resource>>,
+    /// In order.
+    removed: Vec<Arc<str>>,
+    /// Names about which nothing is to be done any more.
+    over: Vec<Arc<str>>,
+}
 
 #[cfg(test)]
 mod model;

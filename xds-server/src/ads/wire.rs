@@ -1,14 +1,15 @@
-//! What the two protocol variants do differently.
+//! What the requests of the two protocol variants do differently.
 
 use envoy_types::pb::{envoy::config::core::v3::Node, google::rpc::Status};
 
-use super::stream::{Answer, Outgoing, StaleNonce, Stream, Variant, Verdict};
+use prost::Message;
+
+use super::stream::{Answer, StaleNonce, Stream, Variant, Verdict};
 use crate::resource::Kind;
 
-/// A variant's messages, and their way into and out of a stream's state.
+/// A variant's requests, and their way into a stream's state.
 pub(super) trait Wire: Send + 'static {
-    type Request: Send;
-    type Response: Send;
+    type Request: Message + Default;
     const VARIANT: Variant;
 
     fn type_url(request: &Self::Request) -> &str;
@@ -18,9 +19,6 @@ pub(super) trait Wire: Send + 'static {
     /// Feeds a request into the stream's state.
     fn take(stream: &mut Stream, kind: Kind, request: &Self::Request)
     -> Result<Answer, StaleNonce>;
-
-    /// The wire form of a response.
-    fn response(outgoing: Outgoing) -> Self::Response;
 }
 
 /// What a request's nonce and error say about the response with that nonce.

@@ -34,7 +34,7 @@ impl Views {
             let service = mesh.services.get(index);
             service.map(|s| s.resilience.clone()).unwrap_or_default()
         };
-        self.0.clear();
+        let before = std::mem::take(&mut self.0);
         for viewer in mesh.topology.zones() {
             let plans = |index: usize| plans.get(index).cloned().unwrap_or_default();
             let policy = Arc::new(mesh.policy(viewer, plans, authorities));
@@ -64,6 +64,10 @@ impl Views {
                     Arc::clone(&policy),
                     policy_version,
                 );
+                let view = match before.get(&key) {
+                    Some(before) => view.after(before),
+                    None => view,
+                };
                 self.0.insert(key, Arc::new(view));
             }
         }
@@ -72,7 +76,7 @@ impl Views {
     /// Gives every view the present clusters and endpoints.
     pub(super) fn refresh(&mut self, clusters: &Resources, endpoints: &Resources) {
         for view in self.0.values_mut() {
-            *view = Arc::new(View::new(
+            let next = View::new(
                 [
                     clusters.clone(),
                     endpoints.clone(),
@@ -83,7 +87,8 @@ impl Views {
                 Arc::clone(view.needed()),
                 Arc::clone(view.policy()),
                 view.policy_version(),
-            ));
+            );
+            *view = Arc::new(next.after(view));
         }
     }
 }

@@ -143,7 +143,7 @@ fn the_gateways_have_one_cluster_a_zone_which_answers_do_not_eject() {
     let clusters = clusters(&mesh.topology, gateways);
     let names: Vec<&str> = clusters.iter().map(|cluster| &*cluster.name).collect();
     assert_eq!(names, ["gateway/z", "gateway/y"]);
-    let cluster = Cluster::decode(&clusters[0].body.value[..]).expect("a cluster");
+    let cluster = Cluster::decode(clusters[0].message()).expect("a cluster");
     assert!(matches!(
         cluster.cluster_discovery_type,
         Some(ClusterDiscoveryType::Type(_))
@@ -164,11 +164,8 @@ fn the_gateways_have_one_cluster_a_zone_which_answers_do_not_eject() {
 
 #[test]
 fn the_access_log_tells_cell_and_epoch() {
-    let bytes = listener(&mesh("", ORDERS), Role::Gateway)
-        .body
-        .value
-        .clone();
-    let text = String::from_utf8_lossy(&bytes);
+    let listener = listener(&mesh("", ORDERS), Role::Gateway);
+    let text = String::from_utf8_lossy(listener.message());
     for field in ["%REQ(X-TIDEGATE-CELL)%", "%REQ(X-TIDEGATE-EPOCH)%"] {
         assert!(text.contains(field), "{field}");
     }

@@ -38,7 +38,7 @@ const HASHED: &str = ", strategy: {region_first_hash: {header: x}}";
 const SESSIONS: &str = ", strategy: {region_first_hash: {header: x}}, sessions: {cookie: c}";
 
 fn decode<M: Message + Default>(resource: &Resource) -> M {
-    M::decode(&resource.body.value[..]).expect("what was encoded")
+    M::decode(resource.message()).expect("what was encoded")
 }
 
 /// The members of an aggregate cluster; none for a cluster with endpoints.

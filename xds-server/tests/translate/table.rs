@@ -60,7 +60,7 @@ impl Headers for Request {
 }
 
 pub(crate) fn read(resource: &Resource) -> RouteConfiguration {
-    RouteConfiguration::decode(&resource.body.value[..]).expect("a route table")
+    RouteConfiguration::decode(resource.message()).expect("a route table")
 }
 
 /// The first route that takes the request, in the most specific virtual host.

@@ -3,7 +3,7 @@
 //! Whatever the order: the model never has a route to a cluster that it cannot use, and when things calm down it has
 //! exactly the present view.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
 

@@ -1,0 +1,270 @@
+//! One stream: its state between the requests, the snapshots, and the wire.
+
+use std::{marker::PhantomData, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::time::timeout;
+use tonic::Status;
+use tracing::{debug, info, warn};
+
+use super::{
+    node::{InvalidNode, Proxy},
+    proxies::Entry,
+    response::{self, TooLong},
+    service::{Ads, Scope},
+    stream::{Answer, StaleNonce, Stream},
+    wire::Wire,
+};
+use crate::{
+    metrics::{KindLabel, Metrics, ReasonLabel},
+    resource::Kind,
+    snapshot::Snapshot,
+    transport::{Gone, Incoming, Outgoing},
+};
+
+/// Names that one stream may subscribe to and hold: more than any mesh has, and a bound on its memory.
+const NAMES_MAX: usize = 500_000;
+
+/// How long a new stream may take to introduce itself.
+const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a stream ends.
+enum End {
+    /// The client has left, or all is over; nothing is wrong with that.
+    Quiet,
+    Status(Status),
+}
+
+impl From<Gone> for End {
+    fn from(_: Gone) -> End {
+        End::Quiet
+    }
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> End {
+        End::Status(status)
+    }
+}
+
+/// A stream whose client has introduced itself.
+pub(super) struct Session<W> {
+    ads: Ads,
+    scope: Scope,
+    connected: Connected,
+    wire: PhantomData<W>,
+}
+
+/// Leaves the list of proxies, and the count, however the stream ends.
+struct Connected {
+    entry: Entry,
+    metrics: Metrics,
+}
+
+impl Connected {
+    fn new(entry: Entry, metrics: Metrics) -> Connected {
+        metrics.xds_streams.inc();
+        Connected { entry, metrics }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.metrics.xds_streams.dec();
+        info!(node = self.entry.proxy.id, "proxy disconnected");
+    }
+}
+
+impl<W: Wire> Session<W> {
+    /// Serves a stream to its end.
+    pub(super) async fn run(
+        ads: Ads,
+        scope: Scope,
+        mut requests: Incoming,
+        mut responses: Outgoing,
+    ) {
+        let end = Session::<W>::begin(ads, scope, &mut requests, &mut responses).await;
+        if let End::Status(status) = end {
+            // It fails only if the client is gone already.
+            let _ = responses.finish(&status);
+        }
+    }
+
+    async fn begin(
+        mut ads: Ads,
+        scope: Scope,
+        requests: &mut Incoming,
+        responses: &mut Outgoing,
+    ) -> End {
+        let Ok(first) = timeout(INTRODUCTION_TIMEOUT, requests.next()).await else {
+            return Status::deadline_exceeded("the first request did not come").into();
+        };
+        let first = match first {
+            Ok(Some(first)) => first,
+            Ok(None) => return End::Quiet,
+            Err(status) => return status.into(),
+        };
+        let first = match decode::<W>(first) {
+            Ok(first) => first,
+            Err(status) => return status.into(),
+        };
+        // A proxy that comes before the first snapshot waits for it.
+        let snapshot: Arc<Snapshot> = match ads.snapshots.wait_for(Option::is_some).await {
+            Ok(snapshot) => snapshot.clone().unwrap_or_default(),
+            Err(_) => return End::Quiet,
+        };
+        let proxy = match Proxy::introduce(W::node(&first), &snapshot) {
+            Ok(proxy) => proxy,
+            Err(error) => return refusal(&ads.metrics, &error).into(),
+        };
+        let Some(view) = snapshot.view(&proxy.view) else {
+            return End::Quiet;
+        };
+        info!(node = proxy.id, zone = %proxy.view.zone, variant = ?W::VARIANT, ?scope, "proxy connected");
+        let stream = Stream::new(W::VARIANT, Arc::clone(view));
+        // Not kept while the stream lasts.
+        drop(snapshot);
+        let entry = ads.proxies.enter(proxy, W::VARIANT, stream);
+        let mut session = Session::<W> {
+            connected: Connected::new(entry, ads.metrics.clone()),
+            ads,
+            scope,
+            wire: PhantomData,
+        };
+        match session.take(&first) {
+            Ok(()) => drop(first),
+            Err(status) => return status.into(),
+        }
+        match session.serve(requests, responses).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        requests: &mut Incoming,
+        responses: &mut Outgoing,
+    ) -> Result<std::convert::Infallible, End> {
+        // Ends with the stream.
+        loop {
+            self.send_due(responses)?;
+            tokio::select! {
+                request = requests.next() => {
+                    let request = request?.ok_or(End::Quiet)?;
+                    self.take(&decode::<W>(request)?)?;
+                }
+                changed = self.ads.snapshots.changed() => {
+                    changed.map_err(|_| End::Quiet)?;
+                    self.look();
+                }
+            }
+        }
+    }
+
+    /// Takes in the present snapshot.
+    fn look(&mut self) {
+        let snapshot = self.ads.snapshots.borrow_and_update().clone();
+        let proxy = &self.connected.entry.proxy;
+        let view = snapshot.as_ref().and_then(|s| s.view(&proxy.view));
+        let turned = self.connected.entry.set_orphaned(view.is_none());
+        match view {
+            Some(view) => self.connected.entry.stream().set_view(Arc::clone(view)),
+            None if turned => warn!(
+                node = proxy.id,
+                zone = %proxy.view.zone,
+                "the zone was taken out of the configuration: this proxy keeps its last state and learns nothing more"
+            ),
+            None => {}
+        }
+    }
+
+    /// Takes in a request.
+    fn take(&self, request: &W::Request) -> Result<(), Status> {
+        let node = self.connected.entry.proxy.id.as_str();
+        let Some(kind) = self.kind(W::type_url(request))? else {
+            debug!(node, type_url = W::type_url(request), "not served");
+            return Ok(());
+        };
+        let mut stream = self.connected.entry.stream();
+        let answer = W::take(&mut stream, kind, request);
+        let names = stream.names();
+        drop(stream);
+        match answer {
+            Ok(Answer::Refused(refused)) => {
+                let kind = kind.as_str();
+                let label = KindLabel { kind };
+                self.ads.metrics.xds_nacks.get_or_create(&label).inc();
+                warn!(
+                    node,
+                    kind,
+                    resources = ?refused.resources,
+                    message = refused.message,
+                    "refused; not sent again until it changes, the proxy keeps what it had"
+                );
+            }
+            Ok(Answer::Accepted | Answer::None) => {}
+            Err(StaleNonce) => debug!(node, kind = kind.as_str(), "stale nonce"),
+        }
+        if names > NAMES_MAX {
+            warn!(node, "more than {NAMES_MAX} names, stream ended");
+            return Err(Status::resource_exhausted(format!(
+                "more than {NAMES_MAX} resource names on one stream"
+            )));
+        }
+        Ok(())
+    }
+
+    /// What a request is about; none for a type that is not served. On a separate service the type goes without saying.
+    fn kind(&self, type_url: &str) -> Result<Option<Kind>, Status> {
+        match self.scope {
+            Scope::Everything => Ok(Kind::of_type_url(type_url)),
+            Scope::Only(kind) if type_url.is_empty() || type_url == kind.type_url() => {
+                Ok(Some(kind))
+            }
+            Scope::Only(kind) => Err(Status::invalid_argument(format!(
+                "this service has {} alone: ask the aggregated one for other types",
+                kind.type_url()
+            ))),
+        }
+    }
+
+    fn send_due(&self, responses: &mut Outgoing) -> Result<(), End> {
+        // Bounded: a kind that was sent is not due before it is answered.
+        while let Some(outgoing) = {
+            let mut stream = self.connected.entry.stream();
+            stream.next_due()
+        } {
+            let kind = outgoing.kind.as_str();
+            let label = KindLabel { kind };
+            let metrics = &self.ads.metrics;
+            metrics.xds_responses.get_or_create(&label).inc();
+            let resources = metrics.xds_resources.get_or_create(&label);
+            resources.inc_by(outgoing.resources.len() as u64);
+            drop(resources);
+            let frame = response::encode(W::VARIANT, &outgoing).map_err(|TooLong| {
+                Status::resource_exhausted(format!("all of {kind} do not fit into one message"))
+            })?;
+            responses.send(frame)?;
+        }
+        Ok(())
+    }
+}
+
+fn decode<W: Wire>(message: Bytes) -> Result<W::Request, Status> {
+    W::Request::decode(message)
+        .map_err(|error| Status::invalid_argument(format!("not a discovery request: {error}")))
+}
+
+fn refusal(metrics: &Metrics, error: &InvalidNode) -> Status {
+    warn!(%error, "stream refused");
+    let reason = match error {
+        InvalidNode::Missing => "no_node",
+        InvalidNode::UnknownZone { .. } => "unknown_zone",
+        InvalidNode::UnknownRole { .. } => "unknown_role",
+    };
+    let label = ReasonLabel { reason };
+    metrics.streams_refused.get_or_create(&label).inc();
+    Status::invalid_argument(error.to_string())
+}

@@ -1,0 +1,210 @@
+//! One gRPC stream on HTTP/2: messages in, frames out. See gRPC's "gRPC over HTTP2".
+
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use h2::{RecvStream, SendStream, server::SendResponse};
+use http::{HeaderMap, HeaderValue, Response, header};
+use tonic::Status;
+
+use super::Frame;
+
+/// A message is preceded by a byte that says whether it is compressed, and its length in four.
+pub(crate) const PREFIX_BYTES: usize = 5;
+
+/// The longest request. A proxy that comes back with a hundred thousand clusters names each of them twice.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Cuts a stream of bytes into messages. Memory is taken for what has come, never for what a length promises.
+#[derive(Debug)]
+pub(crate) struct Messages {
+    bytes: BytesMut,
+    message_bytes_max: usize,
+}
+
+impl Messages {
+    pub(crate) fn new(message_bytes_max: usize) -> Messages {
+        Messages {
+            bytes: BytesMut::new(),
+            message_bytes_max,
+        }
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next message that is complete. Errors: what comes is none, or too long.
+    pub(crate) fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        let Some((prefix, _)) = self.bytes.split_first_chunk::<PREFIX_BYTES>() else {
+            return Ok(None);
+        };
+        let [compressed, len @ ..] = *prefix;
+        if compressed != 0 {
+            return Err(Status::unimplemented(
+                "compressed messages are not understood: switch compression off for this cluster",
+            ));
+        }
+        let len = u32::from_be_bytes(len) as usize;
+        if len > self.message_bytes_max {
+            return Err(Status::resource_exhausted(format!(
+                "a message of {len} bytes; at most {} are taken",
+                self.message_bytes_max
+            )));
+        }
+        if self.bytes.len() - PREFIX_BYTES < len {
+            return Ok(None);
+        }
+        self.bytes.advance(PREFIX_BYTES);
+        let message = self.bytes.split_to(len).freeze();
+        if self.bytes.is_empty() {
+            // Not to keep the memory of a long message for as long as the stream lasts.
+            self.bytes = BytesMut::new();
+        }
+        Ok(Some(message))
+    }
+}
+
+/// What a client sends.
+pub(crate) struct Incoming {
+    stream: RecvStream,
+    messages: Messages,
+}
+
+impl Incoming {
+    pub(crate) fn new(stream: RecvStream) -> Incoming {
+        Incoming {
+            stream,
+            messages: Messages::new(MESSAGE_BYTES_MAX),
+        }
+    }
+
+    /// The next message; none where the client has said all, or is gone. Nothing is lost if it is given up meanwhile.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Status>> {
+        // Ends with the data that has arrived.
+        loop {
+            if let Some(message) = self.messages.next()? {
+                return Poll::Ready(Ok(Some(message)));
+            }
+            match ready!(self.stream.poll_data(context)) {
+                Some(Ok(data)) => {
+                    self.messages.push(&data);
+                    // It fails only where the stream is over, which the next turn finds.
+                    let _ = self.stream.flow_control().release_capacity(data.len());
+                }
+                Some(Err(_)) | None => return Poll::Ready(Ok(None)),
+            }
+        }
+    }
+}
+
+/// What a client is sent.
+pub(crate) struct Outgoing {
+    stream: SendStream<Frame>,
+}
+
+/// The client is gone; nothing is wrong with that.
+#[derive(Debug)]
+pub(crate) struct Gone;
+
+impl From<h2::Error> for Gone {
+    fn from(_: h2::Error) -> Gone {
+        Gone
+    }
+}
+
+impl Outgoing {
+    /// Begins to answer.
+    pub(crate) fn begin(mut response: SendResponse<Frame>) -> Result<Outgoing, Gone> {
+        let stream = response.send_response(head(), false)?;
+        Ok(Outgoing { stream })
+    }
+
+    /// Answers with an error alone.
+    pub(crate) fn refuse(mut response: SendResponse<Frame>, status: &Status) -> Result<(), Gone> {
+        let mut head = head();
+        head.headers_mut().extend(trailers(status));
+        response.send_response(head, true)?;
+        Ok(())
+    }
+
+    /// Hands a message over. It waits with the connection until the client takes it, so whoever sends bounds how many there
+    /// may be.
+    pub(crate) fn send(&mut self, frame: Frame) -> Result<(), Gone> {
+        Ok(self.stream.send_data(frame, false)?)
+    }
+
+    /// Ends the stream.
+    pub(crate) fn finish(mut self, status: &Status) -> Result<(), Gone> {
+        Ok(self.stream.send_trailers(trailers(status))?)
+    }
+}
+
+fn head() -> Response<()> {
+    let mut head = Response::new(());
+    let grpc = HeaderValue::from_static("application/grpc");
+    head.headers_mut().insert(header::CONTENT_TYPE, grpc);
+    head
+}
+
+fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    if status.add_header(&mut trailers).is_err() {
+        // Its text cannot be a header. The code alone is better than nothing.
+        let bare = Status::new(status.code(), "");
+        let _ = bare.add_header(&mut trailers);
+    }
+    trailers
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn framed(messages: &[Vec<u8>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for message in messages {
+            bytes.push(0);
+            bytes.extend_from_slice(&(message.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(message);
+        }
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn messages_come_out_as_they_went_in_however_they_are_cut(
+            sent in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 0..8),
+            step in 1..40usize,
+        ) {
+            let mut messages = Messages::new(50);
+            let mut received = Vec::new();
+            for piece in framed(&sent).chunks(step) {
+                messages.push(piece);
+                while let Some(message) = messages.next().expect("all is well") {
+                    received.push(message.to_vec());
+                }
+            }
+            prop_assert_eq!(received, sent);
+            prop_assert!(messages.bytes.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_or_compressed_is_an_error_before_it_has_come() {
+        let mut messages = Messages::new(50);
+        messages.push(&[0, 0, 0, 0, 51]);
+        let error = messages.next().expect_err("too long");
+        assert_eq!(error.code(), tonic::Code::ResourceExhausted);
+        let mut messages = Messages::new(50);
+        messages.push(&[1, 0, 0, 0, 1, 7]);
+        let error = messages.next().expect_err("compressed");
+        assert_eq!(error.code(), tonic::Code::Unimplemented);
+    }
+}
