@@ -6,6 +6,7 @@ pub mod authority;
 pub mod config;
 pub mod feed;
 pub mod last_good;
+pub mod load_reports;
 pub mod metrics;
 pub mod mode;
 pub mod operate;

@@ -23,6 +23,7 @@ use xds_server::{
     config::{Config, StoreConfig},
     feed::{self, Sources},
     last_good::{self, Keeper, LastGood},
+    load_reports::{LoadReports, Loads},
     metrics::Metrics,
     mode::Mode,
     operate::Operation,
@@ -175,7 +176,11 @@ async fn serve(
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
     let proxies = Proxies::default();
-    let registry = Arc::new(metrics.registry());
+    let loads = Loads::default();
+    let mut registry = metrics.registry();
+    registry.register_collector(Box::new(loads.clone()));
+    let registry = Arc::new(registry);
+    let xds_config = config.xds;
     let meshes = reload::follow(path, config, text, metrics.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
@@ -205,6 +210,11 @@ async fn serve(
         }),
     };
     let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics);
+    let load_reports = LoadReports::new(
+        feed.snapshots.clone(),
+        loads,
+        xds_config.load_report_interval,
+    );
     let router = Admin {
         store,
         mode,
@@ -218,7 +228,8 @@ async fn serve(
         xds,
         Services {
             ads,
-            others: Routes::new(authority::service(authorities.clone())),
+            others: Routes::new(authority::service(authorities.clone()))
+                .add_service(load_reports.into_service()),
         },
     );
     let admin_server = axum::serve(admin, router);

@@ -6,7 +6,7 @@
 mod delta;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
-mod node;
+pub(crate) mod node;
 pub mod proxies;
 mod response;
 pub mod service;
