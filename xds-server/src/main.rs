@@ -18,7 +18,8 @@ use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
     admin::Admin,
-    ads::{proxies::Proxies, service::Ads},
+    ads::{csds, proxies::Proxies, service::Ads},
+    applied::{self, Applied},
     authority::{self, Authorities, Boottime},
     config::{Config, StoreConfig},
     feed::{self, Sources},
@@ -215,23 +216,22 @@ async fn serve(
         loads,
         xds_config.load_report_interval,
     );
+    let applied = Applied::default();
+    let others = Routes::new(authority::service(authorities.clone()))
+        .add_service(load_reports.into_service())
+        .add_service(applied::service(applied.clone()))
+        .add_service(csds::service(proxies.clone()));
     let router = Admin {
         store,
         mode,
         authorities: authorities.clone(),
         feed,
         proxies,
+        applied,
         metrics: registry,
     }
     .router();
-    let xds_server = transport::serve(
-        xds,
-        Services {
-            ads,
-            others: Routes::new(authority::service(authorities.clone()))
-                .add_service(load_reports.into_service()),
-        },
-    );
+    let xds_server = transport::serve(xds, Services { ads, others });
     let admin_server = axum::serve(admin, router);
 
     info!(xds = %xds_address, admin = %admin_address, "listening");

@@ -18,6 +18,7 @@ use policy::{
     TraceRule, Weighting, Writes, ZoneId,
 };
 
+pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
 pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
 
