@@ -108,6 +108,13 @@ impl Context for Plugin {
         }
     }
 
+    fn on_grpc_call_response(&mut self, _: u32, status: u32, _: usize) {
+        // Only reports are such calls.
+        if status != 0 {
+            with_applied(Applied::failed);
+        }
+    }
+
     fn on_grpc_stream_close(&mut self, token: u32, _: u32) {
         // Otherwise the proxy keeps a stream that is no more, and trips over it when this context goes.
         let _ = host::grpc_cancel(token);

@@ -22,12 +22,13 @@ pub struct AppliedReport {
     pub refused: Option<Refused>,
 }
 
-/// An edition of the policy, and how many workers decide by it.
+/// An edition of the policy, and how many threads of the proxy decide by it: its workers, and its main thread, which keeps a
+/// copy of the filter as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
     pub version: u64,
     pub generation: u64,
-    pub workers: u32,
+    pub threads: u32,
 }
 
 /// An edition that is no policy.
@@ -63,7 +64,7 @@ impl AppliedReport {
                 .map(|edition| wire::AppliedEdition {
                     version: edition.version,
                     generation: edition.generation,
-                    workers: edition.workers,
+                    threads: edition.threads,
                 })
                 .collect(),
             refused: self.refused.as_ref().map(|refused| wire::RefusedEdition {
@@ -100,7 +101,7 @@ impl TryFrom<wire::AppliedReport> for AppliedReport {
         let applied = report.applied.into_iter().map(|edition| Applied {
             version: edition.version,
             generation: edition.generation,
-            workers: edition.workers,
+            threads: edition.threads,
         });
         Ok(AppliedReport {
             node: report.node,

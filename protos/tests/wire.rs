@@ -408,7 +408,7 @@ mod status {
                 .map(|i| Applied {
                     version: i as u64,
                     generation: 1,
-                    workers: 2,
+                    threads: 2,
                 })
                 .collect(),
             refused: Some(Refused {

@@ -27,6 +27,8 @@ use crate::{
 pub const TICK_MS: u32 = 250;
 /// How often a worker looks at the table: what changes within is told together.
 const LOOK_MS: u32 = 1_000;
+/// The wait after a report that failed.
+const RETRY_MS: u32 = 5_000;
 /// A worker says so often that it lives.
 const BEAT_US: u64 = 10_000_000;
 /// A worker that was silent for so long is gone.
@@ -36,7 +38,7 @@ const AGAIN_US: u64 = 30_000_000;
 
 /// The way to the control plane.
 pub trait Post: Process {
-    /// Sends a report to a cluster of the proxy, on behalf of the current root context. No answer is waited for.
+    /// Sends a report to a cluster of the proxy, on behalf of the current root context. What becomes of it is heard later.
     fn report(&mut self, cluster: &str, report: &[u8]) -> Result<(), HostFailed>;
     /// The proxy's name.
     fn name(&mut self) -> String;
@@ -114,6 +116,12 @@ impl Applied {
         self.look_in_ms = LOOK_MS;
         let told = told.clone();
         self.look(&told, post);
+    }
+
+    /// A report did not arrive, or was not taken.
+    pub fn failed(&mut self) {
+        self.sent = None;
+        self.look_in_ms = RETRY_MS;
     }
 
     fn look(&mut self, told: &Told, post: &mut impl Post) {

@@ -83,10 +83,10 @@ impl Table {
         AppliedReport {
             node: String::new(),
             applied: (editions.into_iter())
-                .map(|((version, generation), workers)| Applied {
+                .map(|((version, generation), threads)| Applied {
                     version,
                     generation,
-                    workers,
+                    threads,
                 })
                 .collect(),
             refused: (self.refused.as_ref().filter(is_news)).map(|(_, refused)| refused.clone()),

@@ -110,6 +110,23 @@ fn what_could_not_be_sent_is_sent_later() {
 }
 
 #[test]
+fn a_report_that_failed_is_repeated_sooner() {
+    let mut fake = Fake::default();
+    let mut workers = two_workers(&mut fake);
+    told(&mut fake, &mut workers, A, 2);
+    workers[0].failed();
+    assert_eq!(
+        told(&mut fake, &mut workers, A, 4),
+        Vec::<String>::new(),
+        "not at once"
+    );
+    assert_eq!(
+        told(&mut fake, &mut workers, A, 2),
+        ["tidegate: node 7/1 x2"]
+    );
+}
+
+#[test]
 fn another_worker_speaks_when_the_first_is_gone() {
     let mut fake = Fake::default();
     let mut workers = two_workers(&mut fake);

@@ -136,7 +136,7 @@ impl Post for Fake {
             .map(|edition| {
                 format!(
                     "{}/{} x{}",
-                    edition.version, edition.generation, edition.workers
+                    edition.version, edition.generation, edition.threads
                 )
             })
             .collect::<Vec<_>>();

@@ -29,7 +29,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 pub struct AppliedStatus {
     /// How long ago it said so.
     pub age_s: u64,
-    /// What its workers decide by.
+    /// What its threads decide by.
     pub editions: Vec<AppliedEdition>,
     /// What was refused since they applied that.
     pub refused: Option<RefusedEdition>,
@@ -40,7 +40,8 @@ pub struct AppliedStatus {
 pub struct AppliedEdition {
     pub version: u64,
     pub generation: u64,
-    pub workers: u32,
+    /// The proxy's workers and its main thread.
+    pub threads: u32,
 }
 
 /// An edition that the filter could not read.
@@ -53,7 +54,7 @@ pub struct RefusedEdition {
 }
 
 impl AppliedStatus {
-    /// Whether all workers decide by the policy of this version, and by no other.
+    /// Whether all threads decide by the policy of this version, and by no other.
     pub fn is_at(&self, version: u64) -> bool {
         !self.editions.is_empty()
             && (self.editions.iter()).all(|edition| edition.version == version)
@@ -104,7 +105,7 @@ impl Applied {
                 .map(|edition| AppliedEdition {
                     version: edition.version,
                     generation: edition.generation,
-                    workers: edition.workers,
+                    threads: edition.threads,
                 })
                 .collect(),
             refused: report.refused.as_ref().map(|refused| RefusedEdition {
@@ -133,7 +134,7 @@ mod tests {
             applied: vec![Edition {
                 version,
                 generation: 1,
-                workers: 2,
+                threads: 2,
             }],
             refused: None,
         }

@@ -51,7 +51,7 @@ struct Applied {
 #[derive(Deserialize)]
 struct Edition {
     version: u64,
-    workers: u32,
+    threads: u32,
 }
 
 impl OperatorArgs {
@@ -102,7 +102,7 @@ impl Policy {
         };
         let editions = applied.editions.iter();
         let editions: Vec<String> = editions
-            .map(|edition| format!("{:012x} x{}", edition.version, edition.workers))
+            .map(|edition| format!("{:012x} x{}", edition.version, edition.threads))
             .collect();
         let wanted = match (self.state.as_str(), self.wanted) {
             ("applied", _) | (_, None) => String::new(),
@@ -132,7 +132,7 @@ mod tests {
             {
                 "node": "gw-1", "zone": "sh-a", "role": "gateway", "variant": "delta", "orphaned": false,
                 "kinds": {"cds": {"acked": 3, "versions": {}, "nack": null}, "ecds": {"acked": 1, "versions": {}, "nack": {"resources": [], "message": "bad\u{1b}[2J"}}},
-                "policy": {"state": "behind", "wanted": 66, "applied": {"age_s": 4, "editions": [{"version": 65, "generation": 1, "workers": 2}], "refused": null}},
+                "policy": {"state": "behind", "wanted": 66, "applied": {"age_s": 4, "editions": [{"version": 65, "generation": 1, "threads": 2}], "refused": null}},
             },
             {
                 "node": "gw-2", "zone": "sh-a", "role": "gateway", "variant": "sotw", "orphaned": true,
