@@ -50,3 +50,6 @@ pub async fn serve(listener: TcpListener, services: Services) {
         tokio::spawn(connection::serve(tcp, Arc::clone(&services)));
     }
 }
+
+#[cfg(test)]
+mod tests;
