@@ -23,11 +23,13 @@ use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
     admin::Admin,
-    ads::{proxies::Proxies, service::Ads},
+    ads::{csds, proxies::Proxies, service::Ads},
+    applied::{self, Applied},
     authority::{self, Authorities, Boottime},
     config::{Config, StoreConfig},
     feed::{self, Sources},
     last_good::{self, Keeper, LastGood},
+    load_reports::{LoadReports, Loads},
     metrics::Metrics,
     mode::Mode,
     operate::Operation,
@@ -181,7 +183,11 @@ async fn serve(
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
     let proxies = Proxies::default();
-    let registry = Arc::new(metrics.registry());
+    let loads = Loads::default();
+    let mut registry = metrics.registry();
+    registry.register_collector(Box::new(loads.clone()));
+    let registry = Arc::new(registry);
+    let xds_config = config.xds;
     let meshes = reload::follow(path, config, text, metrics.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
@@ -211,22 +217,27 @@ async fn serve(
         }),
     };
     let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics);
+    let load_reports = LoadReports::new(
+        feed.snapshots.clone(),
+        loads,
+        xds_config.load_report_interval,
+    );
+    let applied = Applied::default();
+    let others = Routes::new(authority::service(authorities.clone()))
+        .add_service(load_reports.into_service())
+        .add_service(applied::service(applied.clone()))
+        .add_service(csds::service(proxies.clone()));
     let router = Admin {
         store,
         mode,
         authorities: authorities.clone(),
         feed,
         proxies,
+        applied,
         metrics: registry,
     }
     .router();
-    let xds_server = transport::serve(
-        xds,
-        Services {
-            ads,
-            others: Routes::new(authority::service(authorities.clone())),
-        },
-    );
+    let xds_server = transport::serve(xds, Services { ads, others });
     let admin_server = axum::serve(admin, router);
 
     info!(xds = %xds_address, admin = %admin_address, "listening");
