@@ -21,7 +21,7 @@ mod encode;
 pub mod fence;
 
 pub use decode::{InvalidPolicy, decode};
-pub use encode::{VERSION_BITS, encode};
+pub use encode::{Encoded, Encoder, VERSION_BITS, encode};
 
 use policy::Policy;
 

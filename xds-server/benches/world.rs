@@ -15,8 +15,7 @@ use registry::{
     store::{Entry, Revision},
 };
 use xds_server::{
-    config::{Config, Mesh},
-    snapshot::Snapshot,
+    config::Config,
     world::{Change, Origin, World},
 };
 
@@ -26,8 +25,9 @@ mod feed;
 /// Each has five instances: two in each zone of one region, one in the other.
 const SERVICES: [usize; 3] = [200, 2_000, 20_000];
 const PLACES: [(&str, usize); 3] = [("sh-a", 2), ("sh-b", 2), ("bj-a", 1)];
-/// Changes that are measured of each kind, at most.
+/// Changes that are measured of each kind, at most; and after how long no further one is begun.
 const ROUNDS: usize = 100;
+const PATIENCE_US: f64 = 5e6;
 
 fn main() {
     let json = std::env::args().any(|arg| arg == "--json");
@@ -112,7 +112,11 @@ fn measure(services: usize) -> Row {
     let before_mb = resident_mb();
     let text = config(services);
     let begin = cpu_us();
-    let mesh = Arc::new(Config::parse("mesh.yaml", &text).expect("a configuration").mesh);
+    let mesh = Arc::new(
+        Config::parse("mesh.yaml", &text)
+            .expect("a configuration")
+            .mesh,
+    );
     let parse_s = (cpu_us() - begin) / 1e6;
     drop(text);
     let entries = entries(services);
@@ -153,18 +157,19 @@ fn measure(services: usize) -> Row {
 
 /// Changes an address in services spread over the world, and then takes the only instance of a zone in others out.
 fn changes(services: usize, mut cost: impl FnMut(&str, &str) -> f64) -> (Spread, Spread) {
-    let rounds = ROUNDS.min(services / 2);
-    let service = |round: usize| round * (services / rounds);
-    let moved = (0..rounds).map(|round| {
-        let at = format!("{}/sh-a/1", name(service(round)));
-        cost(&at, &record(service(round), 9, "healthy"))
-    });
-    let moved = Spread::of(moved.collect());
-    let out = (0..rounds).map(|round| {
-        let at = format!("{}/bj-a/4", name(service(round)));
-        cost(&at, &record(service(round), 4, "unhealthy"))
-    });
-    (moved, Spread::of(out.collect()))
+    let mut rounds = |instance: &str, number: usize, health: &str| {
+        let begin = cpu_us();
+        let in_time = |_: &usize| cpu_us() - begin < PATIENCE_US;
+        let costs = (0..ROUNDS).take_while(in_time).map(|round| {
+            let service = round * services / ROUNDS;
+            let at = format!("{}/{instance}", name(service));
+            cost(&at, &record(service, number, health))
+        });
+        Spread::of(costs.collect())
+    };
+    let moved = rounds("sh-a/1", 9, "healthy");
+    let out = rounds("bj-a/4", 4, "unhealthy");
+    (moved, out)
 }
 
 fn name(service: usize) -> String {
@@ -199,7 +204,9 @@ fn entries(services: usize) -> Vec<Entry> {
 
 fn record(service: usize, at: usize, health: &str) -> String {
     let (high, low) = (service / 250, service % 250);
-    format!(r#"{{"address":"10.{high}.{low}.{at}","port":8080,"health":"{health}","load1_per_core":0.1}}"#)
+    format!(
+        r#"{{"address":"10.{high}.{low}.{at}","port":8080,"health":"{health}","load1_per_core":0.1}}"#
+    )
 }
 
 fn entry(at: &str, value: &str, revision: i64) -> Entry {
