@@ -93,7 +93,7 @@ fn snapshot(mesh: &Mesh) -> Result<Arc<Snapshot>> {
 
 /// The same, but for the bytes of the policy.
 fn with_garbage(snapshot: &Snapshot, mesh: &Mesh) -> Arc<Snapshot> {
-    let garbage = translate::filter_config_of_bytes(&mesh.filter, b"no policy at all".to_vec());
+    let garbage = translate::filter_config_of_bytes(&mesh.filter, &[b"no policy at all"]);
     let views: BTreeMap<_, _> = snapshot
         .views()
         .map(|(key, view)| {
@@ -103,7 +103,7 @@ fn with_garbage(snapshot: &Snapshot, mesh: &Mesh) -> Arc<Snapshot> {
                 }
                 _ => view.of(kind).clone(),
             });
-            let needed = Arc::clone(view.needed());
+            let needed = view.needed().clone();
             let view = View::new(resources, needed, Arc::clone(view.policy()), 0);
             (key.clone(), Arc::new(view))
         })

@@ -11,9 +11,14 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use policy::fence::Name;
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
-use tokio::{net::TcpListener, signal::unix::SignalKind, sync::mpsc};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    signal::unix::SignalKind,
+    sync::mpsc,
+};
 use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
@@ -164,6 +169,7 @@ async fn serve(
     zone: Option<String>,
     addresses_file: Option<PathBuf>,
 ) -> anyhow::Result<()> {
+    allow_many_files();
     let (config, text) = reload::read(&path)?;
     let zones = authority_zones(&config, zone)?;
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
@@ -380,10 +386,30 @@ fn open_state(
     Ok((keeper, last_good))
 }
 
+/// Connections that may wait to be taken, as far as the kernel allows (`net.core.somaxconn`): after a restart all proxies
+/// come at once, and those that find no room wait for a second before they try again.
+const BACKLOG: u32 = 65_535;
+
 async fn listen(field: &'static str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{field}: cannot listen on {address}"))
+    let listen = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| format!("{field}: cannot listen on {address}"))
+}
+
+/// Each proxy is an open file. What the process may have is seldom what it begins with.
+fn allow_many_files() {
+    let resource = Resource::RLIMIT_NOFILE;
+    let raised = getrlimit(resource).and_then(|(_, hard)| setrlimit(resource, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the number of files that may be open");
+    }
 }
 
 /// Under another name first: who waits for the file never reads half of it.

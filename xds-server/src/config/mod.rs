@@ -218,18 +218,31 @@ impl Mesh {
             services,
             self.explain.clone(),
         );
+        match rules {
+            Ok(rules) => self.fence(rules, authorities),
+            Err(error) => became_invalid(&error),
+        }
+    }
+
+    /// These rules as a policy, with the write fence if there is one.
+    pub fn fence(
+        &self,
+        rules: Rules,
+        authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
+    ) -> Policy {
         let fencing = (self.authority.as_ref())
             .map(|authority| authority.fencing(&self.topology, authorities))
             .transpose();
-        match (rules, fencing) {
-            (Ok(rules), Ok(None)) => Policy::Serving(Box::new(rules)),
-            (Ok(rules), Ok(Some(fencing))) => Policy::Serving(Box::new(rules.fenced(fencing))),
-            // `Config::parse` has built these once, and neither plans nor owners can make them invalid.
-            (rules, fencing) => {
-                let error = (rules.err(), fencing.err());
-                debug_assert!(false, "what was accepted became invalid: {error:?}");
-                Policy::Fallback
-            }
+        match fencing {
+            Ok(None) => Policy::Serving(Box::new(rules)),
+            Ok(Some(fencing)) => Policy::Serving(Box::new(rules.fenced(fencing))),
+            Err(error) => became_invalid(&error),
         }
     }
+}
+
+/// `Config::parse` has built these once, and neither plans nor owners can make them invalid.
+fn became_invalid(error: &dyn fmt::Debug) -> Policy {
+    debug_assert!(false, "what was accepted became invalid: {error:?}");
+    Policy::Fallback
 }
