@@ -278,7 +278,7 @@ mod tests {
                 }
             }
         }
-        let view = View::new(resources, Arc::from([]), Arc::new(Policy::Fallback), 0);
+        let view = View::new(resources, Default::default(), Arc::new(Policy::Fallback), 0);
         let views = BTreeMap::from([(client.view.clone(), Arc::new(view))]);
         let snapshot = Snapshot::new(1, views, Arc::default());
         let asked = client.ask(&snapshot, INTERVAL).expect("asked");
