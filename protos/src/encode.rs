@@ -18,9 +18,9 @@ use crate::wire;
 /// The width of a policy's version: a metric, which is a double, holds it exactly.
 pub const VERSION_BITS: u32 = 48;
 
-/// The bytes of `policy`, with its version, and the version.
-pub fn encode(policy: &Policy, generation: u64) -> (Vec<u8>, u64) {
-    let encoded = Encoder::default().encode(policy, generation);
+/// The bytes of `policy`, with its version, and the version. `control_plane` is as in [`Edition`](crate::Edition).
+pub fn encode(policy: &Policy, generation: u64, control_plane: &str) -> (Vec<u8>, u64) {
+    let encoded = Encoder::default().encode(policy, generation, control_plane);
     (encoded.pieces.concat(), encoded.version)
 }
 
@@ -41,8 +41,8 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// The bytes of `policy`, with its version.
-    pub fn encode(&mut self, policy: &Policy, generation: u64) -> Encoded {
+    /// The bytes of `policy`, with its version. `control_plane` is as in [`Edition`](crate::Edition).
+    pub fn encode(&mut self, policy: &Policy, generation: u64, control_plane: &str) -> Encoded {
         let (tag, mode) = match policy {
             Policy::Fallback => (field::FALLBACK, Vec::new()),
             Policy::Serving(rules) => (field::RULES, self.encode_rules(rules)),
@@ -52,21 +52,26 @@ impl Encoder {
             let message = wire::Policy {
                 version,
                 generation,
-                mode: None,
+                ..wire::Policy::default()
             };
             let mut head = message.encode_to_vec();
             encode_key(tag, WireType::LengthDelimited, &mut head);
             encode_varint(mode_len as u64, &mut head);
             head
         };
+        let tail = wire::Policy {
+            control_plane: control_plane.to_owned(),
+            ..wire::Policy::default()
+        };
+        let tail = Bytes::from(tail.encode_to_vec());
         // A version of 0 does not stand in the bytes.
         let unversioned = head(0);
         let digested = [&unversioned[..]].into_iter();
-        let digested = digested.chain(mode.iter().map(Bytes::as_ref));
+        let digested = digested.chain(mode.iter().chain([&tail]).map(Bytes::as_ref));
         let version = digest_of_parts(digested) >> (u64::BITS - VERSION_BITS);
         let head = Bytes::from(head(version));
         Encoded {
-            pieces: [head].into_iter().chain(mode).collect(),
+            pieces: [head].into_iter().chain(mode).chain([tail]).collect(),
             version,
         }
     }

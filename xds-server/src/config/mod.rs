@@ -11,13 +11,14 @@ mod resilience;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use policy::{
     Demand, Explain, Failover, KeySource, Policy, RegionRule, Route, Rules, Service, Topology,
     TraceRule, Weighting, Writes, ZoneId,
 };
 
+pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
 pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
 
@@ -26,6 +27,7 @@ pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
 pub struct Config {
     pub listen: Listen,
     pub store: StoreConfig,
+    pub xds: XdsConfig,
     /// The file with the last good state; none keeps none.
     pub state: Option<PathBuf>,
     pub mesh: Mesh,
@@ -38,6 +40,13 @@ pub struct Listen {
     pub xds: SocketAddr,
     /// HTTP, for people, probes and instances that register.
     pub admin: SocketAddr,
+}
+
+/// How proxies are spoken with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdsConfig {
+    /// How often proxies report their load.
+    pub load_report_interval: Duration,
 }
 
 /// Where instances are registered.

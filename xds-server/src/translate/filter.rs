@@ -27,7 +27,10 @@ use prost::{
 use protos::{Encoded, Encoder};
 
 use super::{FILTER, millis};
-use crate::{config::FilterConfig, resource::Resource};
+use crate::{
+    config::{CONTROL_PLANE, FilterConfig},
+    resource::Resource,
+};
 
 /// How soon a filter that trapped is built again: below a second, or its requests would be refused for as long.
 const RELOAD_BACKOFF_MS: i32 = 100;
@@ -57,6 +60,8 @@ const CAPABILITIES: &[&str] = &[
     "proxy_set_shared_data",
     "clock_time_get",
     "random_get",
+    // What it has applied, told to the control plane.
+    "proxy_grpc_call",
     // Its stream to the control plane. The SDK sets the context before it passes on what comes there.
     "proxy_grpc_stream",
     "proxy_grpc_send",
@@ -74,7 +79,7 @@ pub fn filter_config(
     policy: &Policy,
     encoder: &mut Encoder,
 ) -> (Arc<Resource>, u64) {
-    let Encoded { pieces, version } = encoder.encode(policy, filter.generation);
+    let Encoded { pieces, version } = encoder.encode(policy, filter.generation, CONTROL_PLANE);
     let policy: Vec<&[u8]> = pieces.iter().map(Bytes::as_ref).collect();
     (filter_config_of_bytes(filter, &policy), version)
 }
@@ -103,7 +108,7 @@ pub fn filter_config_of_bytes(filter: &FilterConfig, policy: &[&[u8]]) -> Arc<Re
 
 /// What the filter does until a policy has arrived. Safe on its own: reads stay local, writes are fenced.
 pub(super) fn fallback(filter: &FilterConfig) -> Any {
-    let (policy, _) = protos::encode(&Policy::Fallback, filter.generation);
+    let (policy, _) = protos::encode(&Policy::Fallback, filter.generation, CONTROL_PLANE);
     let around = Around::wasm(filter, policy.len());
     Any {
         type_url: Wasm::type_url(),
