@@ -89,8 +89,13 @@ fn meshes() -> [Arc<Mesh>; 3] {
 fn check_whole(snapshot: &Snapshot, mesh: &Mesh) -> Result<(), TestCaseError> {
     let resilience = |index: usize| mesh.services[index].resilience.clone();
     for (_, view) in snapshot.views() {
-        let (_, version) = protos::encode(view.policy(), mesh.filter.generation);
+        let mut encoder = protos::Encoder::default();
+        let (filter, version) = translate::filter_config(&mesh.filter, view.policy(), &mut encoder);
         prop_assert_eq!(view.policy_version(), version);
+        prop_assert_eq!(
+            view.of(Kind::FilterConfig)[translate::FILTER].message(),
+            filter.message()
+        );
         let Policy::Serving(rules) = &**view.policy() else {
             panic!("a serving policy");
         };
