@@ -16,12 +16,16 @@ use super::{
     resilience::{Circuit, Outlier, RawSessions, RawStrategy},
 };
 
+/// The most values that a file may have, with all that stands behind its aliases: half a million services or so.
+const NODES_MAX: usize = 10_000_000;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) listen: RawListen,
     pub(super) store: RawStore,
+    pub(super) xds: Option<Spanned<RawXds>>,
     pub(super) state: Option<RawState>,
     pub(super) filter: RawFilter,
     #[serde(default)]
@@ -50,6 +54,17 @@ impl Default for RawListen {
             admin: SocketAddr::from(([127, 0, 0, 1], 18_001)),
         }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawXds {
+    #[serde(default = "every_ten_seconds")]
+    pub(super) load_report_interval_s: u32,
+}
+
+fn every_ten_seconds() -> u32 {
+    10
 }
 
 #[derive(Deserialize)]
@@ -309,7 +324,11 @@ pub(super) fn read(file: &str, text: &str) -> Result<RawConfig, ConfigError> {
         });
     }
     let mut field = String::new();
-    let read = serde_saphyr::with_deserializer_from_str(text, |de| {
+    // By default a file may have some 15,000 services.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_events: 2 * NODES_MAX, max_nodes: NODES_MAX },
+    };
+    let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |de| {
         serde_path_to_error::deserialize(de).map_err(|error| {
             // `Spanned` shows as a field of its own; no field of ours has that name.
             field = error.path().to_string().replace(".value", "");
