@@ -19,9 +19,11 @@ use tonic::service::Routes;
 use xds_server::ads::proxies::Proxies;
 use xds_server::ads::service::Ads;
 use xds_server::config::{Config as Parsed, Mesh};
+use xds_server::connections::Listener;
 use xds_server::metrics::Metrics;
 use xds_server::resource::{Kind, Resources};
 use xds_server::snapshot::{Snapshot, View};
+use xds_server::tls::Port;
 use xds_server::translate;
 use xds_server::transport::{self, Services};
 use xds_server::world::World;
@@ -42,7 +44,10 @@ impl Pulpit {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let others = Routes::default();
-        let server = tokio::spawn(transport::serve(listener, Services { ads, others }));
+        let server = tokio::spawn(transport::serve(
+            Listener::plain(listener, Port::Xds),
+            Services { ads, others },
+        ));
         Ok(Pulpit {
             publisher,
             proxies,

@@ -17,16 +17,19 @@ use tokio::{net::TcpListener, signal::unix::SignalKind, sync::mpsc};
 use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
-    admin::Admin,
+    access::Gate,
+    admin::{self, Admin},
     ads::{proxies::Proxies, service::Ads},
     authority::{self, Authorities, Boottime},
-    config::{Config, StoreConfig},
+    config::{Config, Listen, PortConfig, StoreConfig},
+    connections::{Admission, Listener},
     feed::{self, Sources},
     last_good::{self, Keeper, LastGood},
     metrics::Metrics,
     mode::Mode,
     operate::Operation,
     reload,
+    tls::{Acceptor, Port, Tls},
     transport::{self, Services},
 };
 
@@ -166,17 +169,17 @@ async fn serve(
     let zones = authority_zones(&config, zone)?;
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
-    let xds = listen("listen.xds", config.listen.xds).await?;
-    let admin = listen("listen.admin", config.listen.admin).await?;
-    let (xds_address, admin_address) = (xds.local_addr()?, admin.local_addr()?);
-
     let metrics = Metrics::default();
+    let ports = Ports::open(&config.listen, &metrics).await?;
+    let (xds_address, admin_address) = ports.addresses()?;
+
     let (keeper, last_good) = open_state(config.state.as_deref(), &metrics)?;
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
     let proxies = Proxies::default();
     let registry = Arc::new(metrics.registry());
     let meshes = reload::follow(path, config, text, metrics.clone());
+    let gate = Gate::new(meshes.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -204,7 +207,7 @@ async fn serve(
             metrics: metrics.clone(),
         }),
     };
-    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics);
+    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics.clone());
     let router = Admin {
         store,
         mode,
@@ -212,16 +215,17 @@ async fn serve(
         feed,
         proxies,
         metrics: registry,
+        gate: gate.clone(),
     }
     .router();
     let xds_server = transport::serve(
-        xds,
+        ports.xds,
         Services {
-            ads,
-            others: Routes::new(authority::service(authorities.clone())),
+            ads: ads.behind(gate.clone()),
+            others: Routes::new(authority::service(authorities.clone(), gate, metrics)),
         },
     );
-    let admin_server = axum::serve(admin, router);
+    let admin_server = admin::serve(ports.admin, router);
 
     info!(xds = %xds_address, admin = %admin_address, "listening");
     if let Some(file) = addresses_file {
@@ -232,7 +236,7 @@ async fn serve(
     let servers = async {
         tokio::select! {
             () = xds_server => Err(anyhow::anyhow!("the xDS server ended")),
-            ended = admin_server.into_future() => ended.context("the admin server ended"),
+            () = admin_server => Err(anyhow::anyhow!("the admin server ended")),
         }
     };
     tokio::pin!(servers);
@@ -369,10 +373,39 @@ fn open_state(
     Ok((keeper, last_good))
 }
 
-async fn listen(field: &'static str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{field}: cannot listen on {address}"))
+/// What is listened on.
+struct Ports {
+    xds: Listener,
+    admin: Listener,
+}
+
+impl Ports {
+    async fn open(config: &Listen, metrics: &Metrics) -> anyhow::Result<Ports> {
+        let files = config.tls.clone();
+        let tls = files.map(|files| Tls::start(files, metrics.clone()));
+        let tls = tls.transpose()?;
+        let open = async |port: Port, of: PortConfig| {
+            let (name, address) = (port.as_str(), of.address);
+            let tcp = TcpListener::bind(address).await;
+            let tcp = tcp.with_context(|| format!("listen.{name}: cannot listen on {address}"))?;
+            let tls = tls.as_ref().filter(|_| of.is_tls);
+            anyhow::Ok(Listener {
+                tcp,
+                port,
+                acceptor: tls.map_or_else(Acceptor::plain, |tls| tls.acceptor(port)),
+                admission: Admission::new(config.limits),
+                metrics: metrics.clone(),
+            })
+        };
+        Ok(Ports {
+            xds: open(Port::Xds, config.xds).await?,
+            admin: open(Port::Admin, config.admin).await?,
+        })
+    }
+
+    fn addresses(&self) -> std::io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.xds.tcp.local_addr()?, self.admin.tcp.local_addr()?))
+    }
 }
 
 /// Under another name first: who waits for the file never reads half of it.
