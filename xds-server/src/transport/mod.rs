@@ -17,6 +17,8 @@ use tonic::service::Routes;
 use crate::{ads::service::Ads, connections::Listener};
 
 pub use frame::Frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use grpc::Messages;
 pub(crate) use grpc::{Gone, Incoming, Outgoing, PREFIX_BYTES};
 
 /// What is served.
@@ -32,3 +34,6 @@ pub async fn serve(listener: Listener, services: Services) {
     let serve = move |stream, peer| connection::serve(stream, peer, Arc::clone(&services));
     listener.serve(serve).await;
 }
+
+#[cfg(test)]
+mod tests;
