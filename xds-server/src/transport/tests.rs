@@ -20,10 +20,12 @@ use tokio::{
 
 use super::*;
 use crate::{
+    access::Caller,
     ads::proxies::Proxies,
     metrics::Metrics,
     resource::Kind,
     snapshot::{Role, Snapshot, View, ViewKey},
+    tls::Peer,
 };
 
 const ADS: &str =
@@ -63,9 +65,16 @@ impl Server {
 
     /// A connection, and the task that serves it.
     fn connect(&self) -> (DuplexStream, JoinHandle<()>) {
+        let peer = Peer {
+            address: ([127, 0, 0, 1], 1).into(),
+            caller: Caller::Plain,
+        };
         let (client, server) = duplex(64 * 1024);
         let services = Arc::clone(&self.services);
-        (client, tokio::spawn(connection::serve(server, services)))
+        (
+            client,
+            tokio::spawn(connection::serve(server, peer, services)),
+        )
     }
 
     async fn client(&self) -> (SendRequest<Bytes>, JoinHandle<()>) {
