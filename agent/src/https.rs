@@ -26,6 +26,8 @@ pub struct Files {
 #[derive(Debug, thiserror::Error)]
 pub enum HttpsError {
     #[error("{file} cannot be read: {error}")]
+    Read { file: String, error: std::io::Error },
+    #[error("{file} is no PEM file: {error}")]
     Pem { file: String, error: pem::Error },
     #[error("{file} has no certificate in PEM")]
     Empty { file: String },
@@ -41,29 +43,58 @@ pub fn plain() -> Connector {
 
 /// Reads the files.
 pub fn connector(files: &Files) -> Result<Connector, HttpsError> {
-    let unusable = |path: &Path| {
-        let file = path.display().to_string();
-        |error| HttpsError::Unusable { file, error }
-    };
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(&files.ca)? {
-        roots.add(certificate).map_err(unusable(&files.ca))?;
-    }
-    let builder = builder().with_root_certificates(roots);
-    let config = match &files.own {
-        None => builder.with_no_client_auth(),
-        Some((cert, key)) => {
-            let private = PrivateKeyDer::from_pem_file(key);
-            let private = private.map_err(|error| HttpsError::Pem {
-                file: key.display().to_string(),
+    Contents::read(files)?.connector(files)
+}
+
+/// What the files say.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Contents {
+    ca: Vec<u8>,
+    own: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Contents {
+    pub(crate) fn read(files: &Files) -> Result<Contents, HttpsError> {
+        let read = |path: &Path| {
+            std::fs::read(path).map_err(|error| HttpsError::Read {
+                file: path.display().to_string(),
                 error,
-            })?;
-            builder
-                .with_client_auth_cert(certificates(cert)?, private)
-                .map_err(unusable(cert))?
+            })
+        };
+        let own = files.own.as_ref();
+        Ok(Contents {
+            ca: read(&files.ca)?,
+            own: own
+                .map(|(cert, key)| Ok((read(cert)?, read(key)?)))
+                .transpose()?,
+        })
+    }
+
+    pub(crate) fn connector(&self, files: &Files) -> Result<Connector, HttpsError> {
+        let unusable = |path: &Path| {
+            let file = path.display().to_string();
+            |error| HttpsError::Unusable { file, error }
+        };
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(&files.ca, &self.ca)? {
+            roots.add(certificate).map_err(unusable(&files.ca))?;
         }
-    };
-    Ok(finish(config))
+        let builder = builder().with_root_certificates(roots);
+        let config = match (&files.own, &self.own) {
+            (Some((cert_file, key_file)), Some((cert, key))) => {
+                let key = PrivateKeyDer::from_pem_slice(key);
+                let key = key.map_err(|error| HttpsError::Pem {
+                    file: key_file.display().to_string(),
+                    error,
+                })?;
+                builder
+                    .with_client_auth_cert(certificates(cert_file, cert)?, key)
+                    .map_err(unusable(cert_file))?
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        Ok(finish(config))
+    }
 }
 
 fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
@@ -80,10 +111,9 @@ fn finish(config: ClientConfig) -> Connector {
         .build()
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, HttpsError> {
+fn certificates(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, HttpsError> {
     let file = path.display().to_string();
-    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match all {
+    match CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>() {
         Ok(all) if all.is_empty() => Err(HttpsError::Empty { file }),
         Ok(all) => Ok(all),
         Err(error) => Err(HttpsError::Pem { file, error }),
