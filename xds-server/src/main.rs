@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use policy::fence::Name;
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
 use tokio::{net::TcpListener, signal::unix::SignalKind, sync::mpsc};
@@ -169,6 +170,7 @@ async fn serve(
     let zones = authority_zones(&config, zone)?;
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
+    raise_open_files();
     let metrics = Metrics::default();
     let ports = Ports::open(&config.listen, &metrics).await?;
     let (xds_address, admin_address) = ports.addresses()?;
@@ -371,6 +373,15 @@ fn open_state(
     };
     let keeper = Keeper::start(path.to_owned(), last_good.clone(), metrics.clone());
     Ok((keeper, last_good))
+}
+
+/// As many as this process may have: a shell's usual limit is less than `listen.limits`.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// What is listened on.

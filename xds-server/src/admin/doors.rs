@@ -16,13 +16,14 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use registry::record::RECORD_BYTES_MAX;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
 use super::{Admin, Problem};
 use crate::{
     access::{Caller, NotPermitted},
     connections::Listener,
-    tls::{Peer, Stream},
+    tls::Peer,
 };
 
 /// How long a client may take for a request's headers, and as long again for its body. Between two requests, too.
@@ -35,7 +36,10 @@ pub async fn serve(listener: Listener, router: Router) {
         .await;
 }
 
-async fn converse(stream: Stream, router: Router) {
+async fn converse<Io>(stream: Io, router: Router)
+where
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -123,5 +127,76 @@ impl From<NotPermitted> for Problem {
             status: StatusCode::FORBIDDEN,
             detail: error.to_string(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Bytes, middleware::from_fn, routing::post};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
+        time::{Instant, sleep, timeout},
+    };
+
+    use super::*;
+
+    /// What a client gets that sends this, a byte each second, and how long that takes.
+    async fn drip(bytes: &[u8]) -> (String, Duration) {
+        let router = Router::new()
+            .route(
+                "/",
+                post(async |body: Bytes| format!("{} bytes", body.len())),
+            )
+            .layer(from_fn(receive));
+        let (client, server) = duplex(1 << 20);
+        let (mut reader, mut writer) = tokio::io::split(client);
+        let began = Instant::now();
+        let serving = tokio::spawn(converse(server, router));
+        let dripping = async {
+            for byte in bytes {
+                if writer.write_all(&[*byte]).await.is_err() {
+                    return;
+                }
+                sleep(Duration::from_secs(1)).await;
+            }
+            std::future::pending().await
+        };
+        let mut answer = String::new();
+        tokio::select! {
+            read = reader.read_to_string(&mut answer) => drop(read.expect("text")),
+            () = dripping => {}
+        }
+        let ended = timeout(Duration::from_secs(60), serving).await;
+        ended.expect("it ends").expect("it does not panic");
+        (answer, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_drips_is_sent_away() {
+        for head in ["", "POST / HTTP/1.1\r\nhost: x\r\nx: "] {
+            let (answer, after) = drip(head.as_bytes()).await;
+            assert!(!answer.contains("200"), "{answer}");
+            assert!(after <= Duration::from_secs(11), "{after:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_a_body_byte_by_byte_is_told_so() {
+        let router = Router::new()
+            .route(
+                "/",
+                post(async |body: Bytes| format!("{} bytes", body.len())),
+            )
+            .layer(from_fn(receive));
+        let (mut client, server) = duplex(1 << 20);
+        let serving = tokio::spawn(converse(server, router));
+        let head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n";
+        client.write_all(head).await.unwrap();
+        client.write_all(b"123").await.unwrap();
+        let mut answer = vec![0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, b"HTTP/1.1 408");
+        drop(client);
+        serving.await.unwrap();
     }
 }
