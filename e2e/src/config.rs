@@ -111,6 +111,9 @@ impl Config {
             "explain": (!self.bare).then_some(explain),
             "services": self.services.iter().cloned().map(hasty).collect::<Vec<_>>(),
         });
+        if !self.bare {
+            all["xds"] = json!({ "load_report_interval_s": 1 });
+        }
         for (name, part) in [("authority", &self.authority), ("access", &self.access)] {
             if let Some(part) = part {
                 all[name] = part.clone();

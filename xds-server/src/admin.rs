@@ -2,6 +2,7 @@
 
 mod cells;
 mod doors;
+mod proxies;
 mod zones;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     access::Gate,
     ads::proxies::Proxies,
+    applied::Applied,
     authority::Authorities,
     feed::Feed,
     mode::Mode,
@@ -38,6 +40,7 @@ pub struct Admin {
     pub authorities: Authorities,
     pub feed: Feed,
     pub proxies: Proxies,
+    pub applied: Applied,
     pub metrics: Arc<Registry>,
     pub gate: Gate,
 }
@@ -49,7 +52,7 @@ impl Admin {
     pub fn router(self) -> Router {
         let shown = Router::new()
             .route("/metrics", get(metrics))
-            .route("/v1/proxies", get(proxies))
+            .route("/v1/proxies", get(proxies::list))
             .route("/v1/views/{zone}", get(view))
             // It changes nothing.
             .route("/v1/explain", post(explain))
@@ -239,10 +242,6 @@ async fn metrics(State(admin): State<Admin>) -> Result<Response, Problem> {
     })?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
-}
-
-async fn proxies(State(admin): State<Admin>) -> impl IntoResponse {
-    Json(admin.proxies.list())
 }
 
 #[derive(Serialize)]

@@ -3,11 +3,14 @@
 pub mod access;
 pub mod admin;
 pub mod ads;
+pub mod applied;
 pub mod authority;
 pub mod config;
 pub mod connections;
 pub mod feed;
+mod generated;
 pub mod last_good;
+pub mod load_reports;
 pub mod metrics;
 pub mod mode;
 pub mod operate;

@@ -14,18 +14,24 @@ use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use policy::fence::Name;
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
-use tokio::{net::TcpListener, signal::unix::SignalKind, sync::mpsc};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    signal::unix::SignalKind,
+    sync::mpsc,
+};
 use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
     access::Gate,
     admin::{self, Admin},
-    ads::{proxies::Proxies, service::Ads},
+    ads::{csds, proxies::Proxies, service::Ads},
+    applied::{self, Applied},
     authority::{self, Authorities, Boottime},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
     feed::{self, Sources},
     last_good::{self, Keeper, LastGood},
+    load_reports::{LoadReports, Loads},
     metrics::Metrics,
     mode::Mode,
     operate::Operation,
@@ -166,20 +172,24 @@ async fn serve(
     zone: Option<String>,
     addresses_file: Option<PathBuf>,
 ) -> anyhow::Result<()> {
+    allow_many_files();
     let (config, text) = reload::read(&path)?;
     let zones = authority_zones(&config, zone)?;
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
-    raise_open_files();
     let metrics = Metrics::default();
-    let ports = Ports::open(&config.listen, &metrics).await?;
+    let ports = Ports::open(&config.listen, &metrics)?;
     let (xds_address, admin_address) = ports.addresses()?;
 
     let (keeper, last_good) = open_state(config.state.as_deref(), &metrics)?;
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
     let proxies = Proxies::default();
-    let registry = Arc::new(metrics.registry());
+    let loads = Loads::default();
+    let mut registry = metrics.registry();
+    registry.register_collector(Box::new(loads.clone()));
+    let registry = Arc::new(registry);
+    let xds_config = config.xds;
     let meshes = reload::follow(path, config, text, metrics.clone());
     let gate = Gate::new(meshes.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
@@ -210,23 +220,30 @@ async fn serve(
         }),
     };
     let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics.clone());
+    let load_reports = LoadReports::new(
+        feed.snapshots.clone(),
+        loads,
+        xds_config.load_report_interval,
+    );
+    let applied = Applied::default();
+    let fence = authority::service(authorities.clone(), gate.clone(), metrics);
+    let others = Routes::new(fence)
+        .add_service(load_reports.behind(gate.clone()).into_service())
+        .add_service(applied::service(applied.clone()))
+        .add_service(csds::service(proxies.clone()));
     let router = Admin {
         store,
         mode,
         authorities: authorities.clone(),
         feed,
         proxies,
+        applied,
         metrics: registry,
         gate: gate.clone(),
     }
     .router();
-    let xds_server = transport::serve(
-        ports.xds,
-        Services {
-            ads: ads.behind(gate.clone()),
-            others: Routes::new(authority::service(authorities.clone(), gate, metrics)),
-        },
-    );
+    let ads = ads.behind(gate);
+    let xds_server = transport::serve(ports.xds, Services { ads, others });
     let admin_server = admin::serve(ports.admin, router);
 
     info!(xds = %xds_address, admin = %admin_address, "listening");
@@ -375,15 +392,6 @@ fn open_state(
     Ok((keeper, last_good))
 }
 
-/// As many as this process may have: a shell's usual limit is less than `listen.limits`.
-fn raise_open_files() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        warn!(%error, "the limit of open files stays as it is");
-    }
-}
-
 /// What is listened on.
 struct Ports {
     xds: Listener,
@@ -391,13 +399,13 @@ struct Ports {
 }
 
 impl Ports {
-    async fn open(config: &Listen, metrics: &Metrics) -> anyhow::Result<Ports> {
+    fn open(config: &Listen, metrics: &Metrics) -> anyhow::Result<Ports> {
         let files = config.tls.clone();
         let tls = files.map(|files| Tls::start(files, metrics.clone()));
         let tls = tls.transpose()?;
-        let open = async |port: Port, of: PortConfig| {
+        let open = |port: Port, of: PortConfig| {
             let (name, address) = (port.as_str(), of.address);
-            let tcp = TcpListener::bind(address).await;
+            let tcp = listen(address);
             let tcp = tcp.with_context(|| format!("listen.{name}: cannot listen on {address}"))?;
             let tls = tls.as_ref().filter(|_| of.is_tls);
             anyhow::Ok(Listener {
@@ -409,13 +417,36 @@ impl Ports {
             })
         };
         Ok(Ports {
-            xds: open(Port::Xds, config.xds).await?,
-            admin: open(Port::Admin, config.admin).await?,
+            xds: open(Port::Xds, config.xds)?,
+            admin: open(Port::Admin, config.admin)?,
         })
     }
 
     fn addresses(&self) -> std::io::Result<(SocketAddr, SocketAddr)> {
         Ok((self.xds.tcp.local_addr()?, self.admin.tcp.local_addr()?))
+    }
+}
+
+/// Connections that may wait to be taken, as far as the kernel allows (`net.core.somaxconn`): after a restart all proxies
+/// come at once, and those that find no room wait for a second before they try again.
+const BACKLOG: u32 = 65_535;
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Each proxy is an open file. What the process may have is seldom what it begins with.
+fn allow_many_files() {
+    let resource = Resource::RLIMIT_NOFILE;
+    let raised = getrlimit(resource).and_then(|(_, hard)| setrlimit(resource, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the number of files that may be open");
     }
 }
 

@@ -20,11 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
 use super::{Admin, Problem};
-use crate::{
-    access::{Caller, NotPermitted},
-    connections::Listener,
-    tls::Peer,
-};
+use crate::{access::NotPermitted, connections::Listener, tls::Peer};
 
 /// How long a client may take for a request's headers, and as long again for its body. Between two requests, too.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,7 +70,7 @@ pub(super) async fn readers(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    admin.gate.rules().read(&caller(&request))?;
+    admin.gate.rules().read(&Peer::of(request.extensions()))?;
     Ok(next.run(request).await)
 }
 
@@ -84,7 +80,7 @@ pub(super) async fn operators(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let (rules, caller) = (admin.gate.rules(), caller(&request));
+    let (rules, caller) = (admin.gate.rules(), Peer::of(request.extensions()));
     rules.read(&caller)?;
     if is_write(&request) {
         rules.operate(&caller)?;
@@ -99,7 +95,7 @@ pub(super) async fn registrars(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let (rules, caller) = (admin.gate.rules(), caller(&request));
+    let (rules, caller) = (admin.gate.rules(), Peer::of(request.extensions()));
     rules.read(&caller)?;
     if is_write(&request) {
         // As the handler reads it.
@@ -113,12 +109,6 @@ pub(super) async fn registrars(
 
 fn is_write(request: &Request) -> bool {
     !matches!(*request.method(), Method::GET | Method::HEAD)
-}
-
-/// Where nobody says who it is, it is nobody.
-fn caller(request: &Request) -> Caller {
-    let peer = request.extensions().get::<Peer>();
-    peer.map_or(Caller::Anonymous, |peer| peer.caller.clone())
 }
 
 impl From<NotPermitted> for Problem {

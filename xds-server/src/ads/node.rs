@@ -6,6 +6,7 @@ use envoy_types::pb::{
     envoy::config::core::v3::Node,
     google::protobuf::{Value, value},
 };
+use tonic::Status;
 
 use crate::{
     access::NotPermitted,
@@ -21,14 +22,14 @@ fn clip(text: &str) -> String {
 
 /// A proxy as it introduced itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Proxy {
-    pub(super) id: String,
-    pub(super) view: ViewKey,
+pub(crate) struct Proxy {
+    pub(crate) id: String,
+    pub(crate) view: ViewKey,
 }
 
 /// Why a proxy gets nothing. The text says what to change in its bootstrap.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum InvalidNode {
+pub(crate) enum InvalidNode {
     #[error(
         "the first request carries no node: set node.id and node.locality.zone in the proxy's bootstrap"
     )]
@@ -50,7 +51,7 @@ pub(super) enum InvalidNode {
 impl Proxy {
     /// Reads the node of a stream's first request. Without a role a proxy is a gateway. `permits` says whether it may have the view
     /// that it asks for: who may not is not told which there are.
-    pub(super) fn introduce(
+    pub(crate) fn introduce(
         node: Option<&Node>,
         snapshot: &Snapshot,
         permits: impl FnOnce(&str, Role) -> Result<(), NotPermitted>,
@@ -83,6 +84,17 @@ impl Proxy {
             id: clip(&node.id),
             view,
         })
+    }
+}
+
+impl From<InvalidNode> for Status {
+    fn from(error: InvalidNode) -> Status {
+        match error {
+            InvalidNode::NotPermitted { .. } => Status::permission_denied(error.to_string()),
+            InvalidNode::Missing
+            | InvalidNode::UnknownZone { .. }
+            | InvalidNode::UnknownRole { .. } => Status::invalid_argument(error.to_string()),
+        }
     }
 }
 

@@ -121,7 +121,7 @@ impl<W: Wire> Session<W> {
         let permits = |zone: &str, role| rules.view(&caller, zone, role);
         let proxy = match Proxy::introduce(W::node(&first), &snapshot, permits) {
             Ok(proxy) => proxy,
-            Err(error) => return refusal(&ads.metrics, &error).into(),
+            Err(error) => return refusal(&ads.metrics, error).into(),
         };
         let Some(view) = snapshot.view(&proxy.view) else {
             return End::Quiet;
@@ -262,7 +262,7 @@ fn decode<W: Wire>(message: Bytes) -> Result<W::Request, Status> {
         .map_err(|error| Status::invalid_argument(format!("not a discovery request: {error}")))
 }
 
-fn refusal(metrics: &Metrics, error: &InvalidNode) -> Status {
+fn refusal(metrics: &Metrics, error: InvalidNode) -> Status {
     warn!(%error, "stream refused");
     let reason = match error {
         InvalidNode::Missing => "no_node",
@@ -272,8 +272,5 @@ fn refusal(metrics: &Metrics, error: &InvalidNode) -> Status {
     };
     let label = ReasonLabel { reason };
     metrics.streams_refused.get_or_create(&label).inc();
-    match error {
-        InvalidNode::NotPermitted { .. } => Status::permission_denied(error.to_string()),
-        _ => Status::invalid_argument(error.to_string()),
-    }
+    error.into()
 }

@@ -16,21 +16,10 @@ use tracing::{debug, info, warn};
 use super::{Authorities, Unseated};
 use crate::{
     access::{Caller, Gate},
+    generated::fence_server::{Fence, FenceServer},
     metrics::{Metrics, ReasonLabel},
     tls::Peer,
 };
-
-/// The generated service.
-#[allow(
-    unreachable_pub,
-    clippy::all,
-    reason = "generated code keeps its own style"
-)]
-mod generated {
-    include!(concat!(env!("OUT_DIR"), "/tidegate.v1.rs"));
-}
-
-use generated::fence_server::{Fence, FenceServer};
 
 /// How long a new stream may take to introduce itself.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,9 +60,7 @@ impl Fence for FenceService {
     ) -> Result<Response<Self::HoldStream>, Status> {
         let (out, outgoing) = mpsc::channel(1);
         let service = self.clone();
-        let peer = request.extensions().get::<Peer>();
-        // Where nobody says who it is, it is nobody.
-        let caller = peer.map_or(Caller::Anonymous, |peer| peer.caller.clone());
+        let caller = Peer::of(request.extensions());
         tokio::spawn(async move {
             // The error is what the proxy is told; where the proxy is gone nobody needs it.
             if let Err(status) = hold(service, caller, request.into_inner(), out.clone()).await {

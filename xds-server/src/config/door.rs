@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::Arc,
+    time::Duration,
 };
 
 use policy::{
@@ -14,11 +15,11 @@ use serde_saphyr::Spanned;
 
 use super::{
     Config, ConfigError, EscapedSlashes, FilterConfig, Guard, ListenerAddress, Listeners, Mesh,
-    Protocol, Resilience, ServiceConfig, StoreConfig, failover,
+    Protocol, Resilience, ServiceConfig, StoreConfig, XdsConfig, failover,
     raw::{
         RawAddress, RawClass, RawConfig, RawEscapedSlashes, RawLink, RawOperatorWeights,
         RawProtocol, RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawWeights,
-        RawZone,
+        RawXds, RawZone,
     },
     resilience,
 };
@@ -85,6 +86,7 @@ impl Door<'_> {
         let access = self.access(raw.access.as_ref(), &topology, &listen)?;
         Ok(Config {
             listen,
+            xds: self.xds(raw.xds.as_ref())?,
             store: self.store(raw.store)?,
             state: state.map(|path| path.value),
             mesh: Mesh {
@@ -117,6 +119,22 @@ impl Door<'_> {
                 Err(self.error(at, "guard.vanish_percent", message))
             }
         }
+    }
+
+    fn xds(&self, raw: Option<&Spanned<RawXds>>) -> Result<XdsConfig, ConfigError> {
+        let seconds = match raw {
+            None => 10,
+            Some(at) => match at.value.load_report_interval_s {
+                seconds @ 1..=3_600 => seconds,
+                other => {
+                    let message = format!("{other}: 1 to 3600 are possible");
+                    return Err(self.error(at, "xds.load_report_interval_s", message));
+                }
+            },
+        };
+        Ok(XdsConfig {
+            load_report_interval: Duration::from_secs(seconds.into()),
+        })
     }
 
     fn store(&self, raw: RawStore) -> Result<StoreConfig, ConfigError> {

@@ -24,6 +24,7 @@ pub(super) struct RawConfig {
     pub(super) listen: RawListen,
     pub(super) access: Option<Spanned<RawAccess>>,
     pub(super) store: RawStore,
+    pub(super) xds: Option<Spanned<RawXds>>,
     pub(super) state: Option<RawState>,
     pub(super) filter: RawFilter,
     #[serde(default)]
@@ -35,6 +36,17 @@ pub(super) struct RawConfig {
     pub(super) guard: Option<Spanned<RawGuard>>,
     pub(super) authority: Option<Spanned<RawAuthority>>,
     pub(super) services: Spanned<Vec<Spanned<RawService>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawXds {
+    #[serde(default = "every_ten_seconds")]
+    pub(super) load_report_interval_s: u32,
+}
+
+fn every_ten_seconds() -> u32 {
+    10
 }
 
 #[derive(Deserialize)]

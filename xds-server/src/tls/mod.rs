@@ -30,6 +30,14 @@ pub struct Peer {
     pub caller: Caller,
 }
 
+impl Peer {
+    /// Who makes a request with these extensions. Where nobody says who it is, it is nobody.
+    pub fn of(extensions: &http::Extensions) -> Caller {
+        let peer = extensions.get::<Peer>();
+        peer.map_or(Caller::Anonymous, |peer| peer.caller.clone())
+    }
+}
+
 /// Why a connection was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {

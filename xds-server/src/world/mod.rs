@@ -355,6 +355,7 @@ impl World {
                 clusters: clusters(&mesh),
                 plans: vec![Plans::default(); mesh.services.len()],
                 due_ms: vec![None; mesh.services.len()],
+                views: std::mem::take(&mut self.derived.views),
                 ..Derived::default()
             };
             let positions = &self.positions;
@@ -371,16 +372,17 @@ impl World {
             known.copied().chain(due.map(|(_, index)| *index)).collect()
         };
         let reowned = std::mem::take(&mut self.authority_dirty);
-        let mut changed = ServiceChanged {
-            endpoints: whole,
-            plans: whole || reowned,
-        };
+        let mut changed = whole || reowned;
+        let mut replanned = Vec::new();
         for index in touched {
             if let Some(service) = mesh.services.get(index) {
                 let service = self.derive_service(&mesh, index, service, now_ms);
-                changed.endpoints |= service.endpoints;
-                changed.plans |= service.plans;
+                changed |= service.endpoints || service.plans;
+                replanned.extend(service.plans.then_some(index));
             }
+        }
+        if !changed {
+            return None;
         }
         let Derived {
             clusters,
@@ -390,20 +392,21 @@ impl World {
             ..
         } = &mut self.derived;
         let authorities = |cell: &str| self.authorities.of(cell);
-        match changed {
-            ServiceChanged { plans: true, .. } => {
-                views.derive(&mesh, plans, &authorities, clusters, endpoints)
+        if whole {
+            views.derive(&mesh, plans, &authorities);
+        } else {
+            if !replanned.is_empty() {
+                views.replan(&mesh, plans, &replanned);
             }
-            ServiceChanged {
-                endpoints: true, ..
-            } => views.refresh(clusters, endpoints),
-            _ => return None,
+            if reowned {
+                views.reown(&mesh, &authorities);
+            }
         }
+        views.show(clusters, endpoints);
         self.sequence += 1;
-        let views = self.derived.views.all().clone();
         Some(Arc::new(Snapshot::new(
             self.sequence,
-            views,
+            views.all().clone(),
             Arc::clone(&self.positions),
         )))
     }

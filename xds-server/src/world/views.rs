@@ -1,96 +1,204 @@
 //! What the proxies of each zone and role should have.
+//!
+//! What follows from plans is kept in the pieces in which it may change: a service's plans change the virtual hosts that have
+//! a route to it, and its part of the policy. The pieces' bytes are shared by what is put together of them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use policy::{Plans, Policy};
+use policy::{Plans, Policy, Rules, ServiceId, ZoneId};
+use protos::Encoder;
 
 use crate::{
-    config::Mesh,
-    resource::{Kind, Resource, Resources},
+    config::{Mesh, Resilience},
+    resource::{Kind, Names, Resource, Resources},
     snapshot::{Role, View, ViewKey},
-    translate,
+    translate::{self, VirtualHosts},
 };
 
 #[derive(Default)]
-pub(super) struct Views(BTreeMap<ViewKey, Arc<View>>);
+pub(super) struct Views {
+    all: BTreeMap<ViewKey, Arc<View>>,
+    listeners: Vec<(Role, Arc<Resource>)>,
+    /// In the topology's order.
+    zones: Vec<Seen>,
+    encoder: Encoder,
+}
+
+/// What follows from plans, as one zone sees them.
+struct Seen {
+    from: Arc<str>,
+    policy: Arc<Policy>,
+    policy_version: u64,
+    filter: Arc<Resource>,
+    hosts: VirtualHosts,
+    routes: Resources,
+    needed: Names,
+}
 
 impl Views {
     pub(super) fn all(&self) -> &BTreeMap<ViewKey, Arc<View>> {
-        &self.0
+        &self.all
     }
 
-    /// Builds every zone's routes and policy anew. `plans` are by the service's position in the mesh; `authorities` gives a
-    /// cell's owners and epoch.
+    /// Builds everything but the views anew. `plans` are by the service's position in the mesh; `authorities` gives a cell's
+    /// owners and epoch.
     pub(super) fn derive(
         &mut self,
         mesh: &Mesh,
         plans: &[Plans],
         authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
-        clusters: &Resources,
-        endpoints: &Resources,
     ) {
-        let listeners = Role::ALL.map(|role| (role, translate::listener(mesh, role)));
-        let resiliences = |index: usize| {
-            let service = mesh.services.get(index);
-            service.map(|s| s.resilience.clone()).unwrap_or_default()
-        };
-        let before = std::mem::take(&mut self.0);
-        for viewer in mesh.topology.zones() {
-            let plans = |index: usize| plans.get(index).cloned().unwrap_or_default();
-            let policy = Arc::new(mesh.policy(viewer, plans, authorities));
-            let (filter, policy_version) = translate::filter_config(&mesh.filter, &policy);
-            let (routes, needed) = match &*policy {
+        let plans = |index: usize| plans.get(index).cloned().unwrap_or_default();
+        let mut viewers = mesh.topology.zones();
+        let policy = viewers
+            .next()
+            .map(|zone| mesh.policy(zone, plans, authorities));
+        let policy = policy.unwrap_or(Policy::Fallback);
+        self.listeners = Role::ALL
+            .map(|role| (role, translate::listener(mesh, role)))
+            .into();
+        let resiliences = |index: usize| resilience(mesh, index);
+        let seen = mesh.topology.zones().map(|zone| {
+            let policy = seen_from(&policy, zone);
+            let (filter, policy_version) =
+                translate::filter_config(&mesh.filter, &policy, &mut self.encoder);
+            let (hosts, needed) = match &policy {
                 Policy::Serving(rules) => (
-                    one(translate::routes(rules, &resiliences)),
+                    translate::virtual_hosts(rules, &resiliences),
                     translate::needed_clusters(rules, &resiliences),
                 ),
-                Policy::Fallback => (Resources::new(), Arc::default()),
+                Policy::Fallback => Default::default(),
             };
-            for (role, listener) in &listeners {
+            Seen {
+                from: Arc::from(mesh.topology.zone_name(zone)),
+                routes: match &policy {
+                    Policy::Serving(_) => one(translate::route_table(&hosts)),
+                    Policy::Fallback => Resources::new(),
+                },
+                policy: Arc::new(policy),
+                policy_version,
+                filter,
+                hosts,
+                needed,
+            }
+        });
+        self.zones = seen.collect();
+    }
+
+    /// Follows new plans of the services in `replanned`, by their position in the mesh.
+    pub(super) fn replan(&mut self, mesh: &Mesh, plans: &[Plans], replanned: &[usize]) {
+        let Some(mut rules) = self.rules().cloned() else {
+            return;
+        };
+        let replanned: Vec<ServiceId> = replanned.iter().copied().map(ServiceId::new).collect();
+        let mut hosts = BTreeSet::new();
+        for id in &replanned {
+            rules.replan(*id, plans.get(id.index()).cloned().unwrap_or_default());
+            let service = mesh.services.get(id.index());
+            let routes = service.into_iter().flat_map(|service| &service.routes);
+            hosts.extend(routes.map(|route| route.host.as_str()));
+        }
+        let resiliences = |index: usize| resilience(mesh, index);
+        let policy = Policy::Serving(Box::new(rules));
+        for (zone, seen) in mesh.topology.zones().zip(&mut self.zones) {
+            let before = Arc::clone(&seen.policy);
+            seen.decide_by(mesh, seen_from(&policy, zone), &mut self.encoder);
+            let (Policy::Serving(old), Policy::Serving(new)) = (&*before, &*seen.policy) else {
+                continue;
+            };
+            for host in &hosts {
+                let entry = translate::virtual_host(new, host, &resiliences);
+                seen.hosts.insert((*host).to_owned(), entry);
+            }
+            seen.routes = one(translate::route_table(&seen.hosts));
+            for id in &replanned {
+                let old = translate::clusters_needed_by(old, *id, &resiliences);
+                let new = translate::clusters_needed_by(new, *id, &resiliences);
+                for name in old.difference(&new) {
+                    seen.needed.remove(name.as_str());
+                }
+                seen.needed
+                    .extend(new.difference(&old).map(|name| Arc::from(name.as_str())));
+            }
+        }
+    }
+
+    /// Follows new owners of cells, which change no route.
+    pub(super) fn reown(
+        &mut self,
+        mesh: &Mesh,
+        authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
+    ) {
+        let Some(rules) = self.rules().cloned() else {
+            return;
+        };
+        let policy = mesh.fence(rules, authorities);
+        for (zone, seen) in mesh.topology.zones().zip(&mut self.zones) {
+            seen.decide_by(mesh, seen_from(&policy, zone), &mut self.encoder);
+        }
+    }
+
+    /// Any zone's rules: they differ in nothing else.
+    fn rules(&self) -> Option<&Rules> {
+        match &*self.zones.first()?.policy {
+            Policy::Serving(rules) => Some(rules),
+            Policy::Fallback => None,
+        }
+    }
+
+    /// Gives every view what there is now.
+    pub(super) fn show(&mut self, clusters: &Resources, endpoints: &Resources) {
+        let before = std::mem::take(&mut self.all);
+        for seen in &self.zones {
+            for (role, listener) in &self.listeners {
                 let key = ViewKey {
-                    zone: Arc::from(mesh.topology.zone_name(viewer)),
+                    zone: Arc::clone(&seen.from),
                     role: *role,
                 };
-                let resources = [
-                    clusters.clone(),
-                    endpoints.clone(),
-                    one(Arc::clone(listener)),
-                    routes.clone(),
-                    one(Arc::clone(&filter)),
-                ];
+                let mut resources: [Resources; Kind::ALL.len()] = Default::default();
+                resources[Kind::Cluster.index()] = clusters.clone();
+                resources[Kind::Endpoints.index()] = endpoints.clone();
+                resources[Kind::Listener.index()] = one(Arc::clone(listener));
+                resources[Kind::Routes.index()] = seen.routes.clone();
+                resources[Kind::FilterConfig.index()] = one(Arc::clone(&seen.filter));
                 let view = View::new(
                     resources,
-                    Arc::clone(&needed),
-                    Arc::clone(&policy),
-                    policy_version,
+                    seen.needed.clone(),
+                    Arc::clone(&seen.policy),
+                    seen.policy_version,
                 );
                 let view = match before.get(&key) {
                     Some(before) => view.after(before),
                     None => view,
                 };
-                self.0.insert(key, Arc::new(view));
+                self.all.insert(key, Arc::new(view));
             }
         }
     }
+}
 
-    /// Gives every view the present clusters and endpoints.
-    pub(super) fn refresh(&mut self, clusters: &Resources, endpoints: &Resources) {
-        for view in self.0.values_mut() {
-            let next = View::new(
-                [
-                    clusters.clone(),
-                    endpoints.clone(),
-                    view.of(Kind::Listener).clone(),
-                    view.of(Kind::Routes).clone(),
-                    view.of(Kind::FilterConfig).clone(),
-                ],
-                Arc::clone(view.needed()),
-                Arc::clone(view.policy()),
-                view.policy_version(),
-            );
-            *view = Arc::new(next.after(view));
-        }
+impl Seen {
+    fn decide_by(&mut self, mesh: &Mesh, policy: Policy, encoder: &mut Encoder) {
+        let (filter, version) = translate::filter_config(&mesh.filter, &policy, encoder);
+        self.filter = filter;
+        self.policy_version = version;
+        self.policy = Arc::new(policy);
     }
+}
+
+fn seen_from(policy: &Policy, zone: ZoneId) -> Policy {
+    match policy {
+        Policy::Serving(rules) => Policy::Serving(Box::new(rules.seen_from(zone))),
+        Policy::Fallback => Policy::Fallback,
+    }
+}
+
+fn resilience(mesh: &Mesh, index: usize) -> Resilience {
+    let service = mesh.services.get(index);
+    service.map(|s| s.resilience.clone()).unwrap_or_default()
 }
 
 fn one(resource: Arc<Resource>) -> Resources {
