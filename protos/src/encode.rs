@@ -60,7 +60,7 @@ impl Encoder {
             head
         };
         let tail = wire::Policy {
-            control_plane: control_plane.to_owned(),
+            control_plane: control_plane.to_string(),
             ..wire::Policy::default()
         };
         let tail = Bytes::from(tail.encode_to_vec());
