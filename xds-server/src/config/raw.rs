@@ -17,6 +17,9 @@ use super::{
     resilience::{Circuit, Outlier, RawSessions, RawStrategy},
 };
 
+/// The most values that a file may have, with all that stands behind its aliases: half a million services or so.
+const NODES_MAX: usize = 10_000_000;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawConfig {
@@ -306,7 +309,11 @@ pub(super) fn read(file: &str, text: &str) -> Result<RawConfig, ConfigError> {
         });
     }
     let mut field = String::new();
-    let read = serde_saphyr::with_deserializer_from_str(text, |de| {
+    // By default a file may have some 15,000 services.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_events: 2 * NODES_MAX, max_nodes: NODES_MAX },
+    };
+    let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |de| {
         serde_path_to_error::deserialize(de).map_err(|error| {
             // `Spanned` shows as a field of its own; no field of ours has that name.
             field = error.path().to_string().replace(".value", "");
