@@ -169,7 +169,9 @@ async fn answer_of(server: &Server, caller: Caller, url: &str, first: Bytes) -> 
     let (mut client, _) = server.client_as(caller).await;
     let (response, mut requests) = client.send_request(post(url), false).expect("a stream");
     requests.send_data(first, false).expect("sent");
-    status(response.await.expect("an answer")).await
+    let answer = async { status(response.await.expect("an answer")).await };
+    let answer = timeout(Duration::from_secs(60), answer).await;
+    answer.expect("the stream is refused")
 }
 
 #[tokio::test(start_paused = true)]
