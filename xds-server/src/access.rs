@@ -131,33 +131,28 @@ impl Access {
     /// Whether `caller` may ask for the view of this zone and role.
     pub fn view(&self, caller: &Caller, zone: &str, role: Role) -> Result<(), NotPermitted> {
         let permits = |rule: &Rule, who: &Identity| rule.permits(who, zone, role);
-        permitted(&self.proxies, caller, permits).or_else(|Refused| {
-            Err(NotPermitted::View {
-                caller: caller.clone(),
-                zone: clip(zone),
-                role: role.as_str(),
-            })
+        permitted(&self.proxies, caller, permits).map_err(|Refused| NotPermitted::View {
+            caller: caller.clone(),
+            zone: clip(zone),
+            role: role.as_str(),
         })
     }
 
     /// Whether `caller` may hold grants of this zone, in whatever role: only those who admit writes ask for them.
     pub fn grants(&self, caller: &Caller, zone: &str) -> Result<(), NotPermitted> {
-        permitted(&self.proxies, caller, any_role(zone)).or_else(|Refused| {
-            Err(NotPermitted::Grants {
-                caller: caller.clone(),
-                zone: clip(zone),
-            })
+        permitted(&self.proxies, caller, any_role(zone)).map_err(|Refused| NotPermitted::Grants {
+            caller: caller.clone(),
+            zone: clip(zone),
         })
     }
 
     /// Whether `caller` may write instances of this zone.
     pub fn register(&self, caller: &Caller, zone: &str) -> Result<(), NotPermitted> {
-        self.register_in(caller, [zone]).or_else(|Refused| {
-            Err(NotPermitted::Register {
+        self.register_in(caller, [zone])
+            .map_err(|Refused| NotPermitted::Register {
                 caller: caller.clone(),
                 zone: clip(zone),
             })
-        })
     }
 
     /// Whether `caller` may hold leases, which belong to no zone: who may register in any of `zones` may.
@@ -166,20 +161,18 @@ impl Access {
         caller: &Caller,
         zones: impl IntoIterator<Item = &'z str>,
     ) -> Result<(), NotPermitted> {
-        self.register_in(caller, zones).or_else(|Refused| {
-            Err(NotPermitted::Lease {
+        self.register_in(caller, zones)
+            .map_err(|Refused| NotPermitted::Lease {
                 caller: caller.clone(),
             })
-        })
     }
 
     /// Whether `caller` may write whatever the admin interface writes.
     pub fn operate(&self, caller: &Caller) -> Result<(), NotPermitted> {
-        self.operates(caller).or_else(|Refused| {
-            Err(NotPermitted::Operate {
+        self.operates(caller)
+            .map_err(|Refused| NotPermitted::Operate {
                 caller: caller.clone(),
             })
-        })
     }
 
     /// Whether `caller` may read what the admin interface shows.
