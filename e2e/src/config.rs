@@ -42,6 +42,10 @@ pub enum StoreConfig {
 pub struct Config {
     pub xds: SocketAddr,
     pub admin: SocketAddr,
+    /// What else `listen` says, as in the file: fields of an object.
+    pub listen: Value,
+    /// Who may do what, as in the file.
+    pub access: Option<Value>,
     pub store: StoreConfig,
     /// The file with the last good state.
     pub state: Option<PathBuf>,
@@ -64,6 +68,8 @@ impl Config {
         Config {
             xds: any_port,
             admin: any_port,
+            listen: json!({}),
+            access: None,
             store,
             state: Some(STATE.into()),
             generation: 1,
@@ -73,6 +79,13 @@ impl Config {
             authority: None,
             bare: false,
         }
+    }
+
+    fn listen(&self) -> Value {
+        let mut listen = self.listen.clone();
+        listen["xds"] = json!(self.xds);
+        listen["admin"] = json!(self.admin);
+        listen
     }
 
     /// The file's text: JSON, which is YAML.
@@ -87,7 +100,7 @@ impl Config {
         let (header, token) = EXPLAIN;
         let explain = json!({ "header": header, "token": token });
         let mut all = json!({
-            "listen": { "xds": self.xds, "admin": self.admin },
+            "listen": self.listen(),
             "store": store,
             "state": self.state.as_ref().map(|path| json!({ "path": path })),
             "filter": { "path": filter, "generation": self.generation },
@@ -101,8 +114,10 @@ impl Config {
         if !self.bare {
             all["xds"] = json!({ "load_report_interval_s": 1 });
         }
-        if let Some(authority) = &self.authority {
-            all["authority"] = authority.clone();
+        for (name, part) in [("authority", &self.authority), ("access", &self.access)] {
+            if let Some(part) = part {
+                all[name] = part.clone();
+            }
         }
         format!("{all:#}\n")
     }

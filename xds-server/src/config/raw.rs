@@ -1,6 +1,6 @@
 //! The configuration as YAML and its types go: shapes, defaults and places, but no meaning.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use policy::KeySource;
 use serde::{
@@ -13,6 +13,7 @@ use super::{
     ConfigError,
     authority::RawAuthority,
     failover::{RawDemand, RawFailover, RawGuard},
+    listen::{RawAccess, RawListen},
     resilience::{Circuit, Outlier, RawSessions, RawStrategy},
 };
 
@@ -24,6 +25,7 @@ const NODES_MAX: usize = 10_000_000;
 pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) listen: RawListen,
+    pub(super) access: Option<Spanned<RawAccess>>,
     pub(super) store: RawStore,
     pub(super) xds: Option<Spanned<RawXds>>,
     pub(super) state: Option<RawState>,
@@ -37,23 +39,6 @@ pub(super) struct RawConfig {
     pub(super) guard: Option<Spanned<RawGuard>>,
     pub(super) authority: Option<Spanned<RawAuthority>>,
     pub(super) services: Spanned<Vec<Spanned<RawService>>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawListen {
-    pub(super) xds: SocketAddr,
-    pub(super) admin: SocketAddr,
-}
-
-impl Default for RawListen {
-    fn default() -> Self {
-        // Loopback: without transport security nothing else is a safe default.
-        RawListen {
-            xds: SocketAddr::from(([127, 0, 0, 1], 18_000)),
-            admin: SocketAddr::from(([127, 0, 0, 1], 18_001)),
-        }
-    }
 }
 
 #[derive(Deserialize)]
