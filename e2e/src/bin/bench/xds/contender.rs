@@ -34,8 +34,9 @@ pub(super) struct Seen {
     pub(super) subscribed_s: f64,
     pub(super) resource_bytes: f64,
     pub(super) rss_subscribed: f64,
-    /// After all changes.
-    pub(super) rss: f64,
+    /// After each turn: a garbage collector gives and takes.
+    pub(super) rss: Vec<f64>,
+    pub(super) rss_max: f64,
     /// From each change to the last stream's receipt.
     pub(super) ticks: Vec<f64>,
     pub(super) bursts: Vec<f64>,
@@ -109,6 +110,7 @@ impl Contender {
         self.seen.cpu.push(each(usage.cpu()?, before.0));
         let client_cpu = each(self.client_cpu()?, before.1);
         self.seen.client_cpu.push(client_cpu);
+        self.seen.rss.push(usage.rss_mb()?);
         Ok(())
     }
 
@@ -127,10 +129,11 @@ impl Contender {
         self.seen.ticks.clear();
         self.seen.cpu.clear();
         self.seen.client_cpu.clear();
+        self.seen.rss.clear();
     }
 
     pub(super) fn finish(&mut self) -> Result<()> {
-        self.seen.rss = self.server.usage().rss_mb()?;
+        self.seen.rss_max = self.server.usage().rss_max_mb()?;
         Ok(())
     }
 

@@ -64,8 +64,8 @@ impl Size {
         Shape {
             clusters: CLUSTERS,
             endpoints: match self {
-                Size::Small => 22,
-                Size::Large => 310,
+                Size::Small => 20,
+                Size::Large => 340,
             },
         }
     }

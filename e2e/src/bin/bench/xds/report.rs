@@ -19,7 +19,7 @@ pub(super) fn print(case: &Case) {
         "last proxy ms (p99)",
         "all change ms, CPU",
         "first s",
-        "RSS MB, first",
+        "RSS MB, most",
         "us a stream"
     );
     line("tidegate", case.streams, &case.ours);
@@ -60,7 +60,7 @@ fn line(name: &str, streams: usize, seen: &Seen) {
             median(&seen.burst_cpu)
         ),
         seen.subscribed_s,
-        format!("{:.0}, {:.0}", seen.rss, seen.rss_subscribed),
+        format!("{:.0}, {:.0}", median(&seen.rss), seen.rss_max),
         median(&seen.cpu) * 1e3 / streams as f64,
     );
 }
@@ -83,7 +83,7 @@ impl Ratios {
         let last = |share| quantile(&ours.ticks, share) / quantile(&peer.ticks, share);
         Ratios {
             cpu: median(&cpu),
-            rss: ours.rss / peer.rss,
+            rss: median(&ours.rss) / median(&peer.rss),
             last_p50: last(0.5),
             last_p99: last(0.99),
             burst: median(&ours.bursts) / median(&peer.bursts),
@@ -105,7 +105,7 @@ pub(super) fn figures(case: &Case) -> Vec<Figure> {
         };
         figures.extend([
             ratio("cpu_ratio", ratios.cpu, ticks),
-            ratio("rss_ratio", ratios.rss, 1),
+            ratio("rss_ratio", ratios.rss, case.ours.rss.len()),
             ratio("last_p50_ratio", ratios.last_p50, ticks),
             ratio("last_p99_ratio", ratios.last_p99, ticks),
             ratio("burst_ratio", ratios.burst, bursts),
@@ -153,12 +153,13 @@ pub(super) fn figures(case: &Case) -> Vec<Figure> {
     figures
 }
 
-fn absolute(whose: &str, name: impl Fn(&str) -> String, seen: &Seen) -> Vec<Figure> {
+fn absolute(whose: &str, name: &impl Fn(&str) -> String, seen: &Seen) -> Vec<Figure> {
     let of = |what: &str| name(&format!("{whose}_{what}"));
     vec![
         Figure::quantile(of("cpu_ms"), "ms", &seen.cpu, 0.5),
         Figure::quantile(of("client_cpu_ms"), "ms", &seen.client_cpu, 0.5),
-        Figure::of(of("rss_mb"), "MB", seen.rss, 1),
+        Figure::quantile(of("rss_mb"), "MB", &seen.rss, 0.5),
+        Figure::of(of("rss_max_mb"), "MB", seen.rss_max, 1),
         Figure::of(of("rss_subscribed_mb"), "MB", seen.rss_subscribed, 1),
         Figure::quantile(of("last_p50_ms"), "ms", &seen.ticks, 0.5),
         Figure::quantile(of("last_p99_ms"), "ms", &seen.ticks, 0.99),
