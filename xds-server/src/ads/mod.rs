@@ -6,6 +6,7 @@
 mod delta;
 mod node;
 pub mod proxies;
+mod renewals;
 mod response;
 pub mod service;
 mod session;

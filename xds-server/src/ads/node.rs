@@ -7,7 +7,8 @@ use envoy_types::pb::{
     google::protobuf::{Value, value},
 };
 
-use crate::snapshot::{Role, Snapshot, ViewKey};
+use super::stream::Variant;
+use crate::snapshot::{Role, Snapshot, View, ViewKey};
 
 /// How much of what a proxy says of itself is repeated in messages.
 const TEXT_CHARS_MAX: usize = 128;
@@ -21,6 +22,14 @@ fn clip(text: &str) -> String {
 pub(super) struct Proxy {
     pub(super) id: String,
     pub(super) view: ViewKey,
+    features: Vec<Feature>,
+}
+
+/// What a client can beyond the protocol's core: `node.client_features`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Feature {
+    Ttl,
+    ResourceInSotw,
 }
 
 /// Why a proxy gets nothing. The text says what to change in its bootstrap.
@@ -40,6 +49,10 @@ pub(super) enum InvalidNode {
         "node.metadata.tidegate.role {role:?} of node {id:?} is unknown: use gateway or sidecar"
     )]
     UnknownRole { id: String, role: String },
+    #[error(
+        "node {id:?} speaks the state of the world, and virtual hosts on demand are for delta alone: set api_type: DELTA_GRPC in the proxy's bootstrap, or on_demand: false for listeners.{role}"
+    )]
+    OnDemand { id: String, role: &'static str },
 }
 
 impl Proxy {
@@ -71,7 +84,39 @@ impl Proxy {
         Ok(Proxy {
             id: clip(&node.id),
             view,
+            features: node
+                .client_features
+                .iter()
+                .filter_map(|f| Feature::named(f))
+                .collect(),
         })
+    }
+
+    /// Whether it understands times to live in this variant of the protocol.
+    pub(super) fn understands_ttl(&self, variant: Variant) -> bool {
+        let has = |feature| self.features.contains(&feature);
+        has(Feature::Ttl) && (variant == Variant::Delta || has(Feature::ResourceInSotw))
+    }
+
+    /// Whether it can use what its role has, in this variant of the protocol.
+    pub(super) fn can_use(&self, view: &View, variant: Variant) -> Result<(), InvalidNode> {
+        match variant {
+            Variant::StateOfTheWorld if view.is_on_demand() => Err(InvalidNode::OnDemand {
+                id: self.id.clone(),
+                role: self.view.role.as_str(),
+            }),
+            Variant::StateOfTheWorld | Variant::Delta => Ok(()),
+        }
+    }
+}
+
+impl Feature {
+    fn named(name: &str) -> Option<Feature> {
+        match name {
+            "xds.config.supports-resource-ttl" => Some(Feature::Ttl),
+            "xds.config.supports-resource-in-sotw" => Some(Feature::ResourceInSotw),
+            _ => None,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::stream::{Outgoing, Variant};
 use crate::{
-    resource::put,
+    resource::{self, put},
     transport::{Frame, PREFIX_BYTES},
 };
 
@@ -43,14 +43,29 @@ pub(super) fn encode(variant: Variant, response: &Outgoing) -> Result<Frame, Too
             put(&mut head, field::REMOVED, name.as_bytes());
         }
     }
-    let entries = response.resources.iter().map(|resource| match variant {
-        Variant::Delta => resource.delta_entry(),
-        Variant::StateOfTheWorld => resource.sotw_entry(),
-    });
     let mut pieces = VecDeque::with_capacity(1 + response.resources.len());
     // Its bytes come once their number is known.
     pieces.push_back(Bytes::new());
-    pieces.extend(entries);
+    let mut aliases = response.aliases.iter().peekable();
+    for (at, resource) in response.resources.iter().enumerate() {
+        let called = aliases.next_if(|(place, _)| *place == at);
+        let called = called.map_or(&[][..], |(_, aliases)| aliases);
+        let with_ttl = response.with_ttl && resource.ttl_s.is_some();
+        match variant {
+            Variant::Delta if called.is_empty() && with_ttl == resource.ttl_s.is_some() => {
+                pieces.push_back(resource.delta_entry());
+            }
+            Variant::Delta => {
+                pieces.extend([resource.delta_head(called), resource.sotw_entry()]);
+            }
+            Variant::StateOfTheWorld if with_ttl => {
+                pieces.extend([resource.wrapped_head(), resource.contents()]);
+            }
+            Variant::StateOfTheWorld => pieces.push_back(resource.sotw_entry()),
+        }
+    }
+    pieces.extend(response.renewed.iter().map(|resource| resource.heartbeat()));
+    pieces.extend(response.unresolved.iter().map(resource::unresolved_entry));
     let entries_len: usize = pieces.iter().map(Bytes::len).sum();
     let message_len = head.len() - PREFIX_BYTES + entries_len;
     let message_len = u32::try_from(message_len).map_err(|_| TooLong)?;
@@ -95,6 +110,10 @@ mod tests {
             version: resources[0].version,
             resources: resources.to_vec(),
             removed: vec![Arc::from("c")],
+            aliases: Vec::new(),
+            unresolved: Vec::new(),
+            renewed: Vec::new(),
+            with_ttl: false,
         }
     }
 

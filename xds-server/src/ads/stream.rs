@@ -7,9 +7,14 @@
 //! acknowledged: Envoy asks for the endpoints of a cluster only once it has taken the cluster, so that is the proof that it
 //! can use it. Clusters go last, when routes and policy that no longer use them are acknowledged, and so do the last healthy
 //! endpoints of a cluster: until then requests may still be sent there.
+//!
+//! **Times to live.** [`Stream::renew`] has the next response tell the client that what it has is still good. Delta has heartbeats
+//! for that, which carry no resource. In the state of the world the resources are sent again: Envoy 1.40 there takes no
+//! heartbeats into account, and a response of nothing but these for no clusters at all.
 
-use std::{cell::LazyCell, collections::BTreeSet, sync::Arc};
+use std::{cell::LazyCell, collections::BTreeSet, num::NonZeroU32, sync::Arc};
 
+mod hosts;
 mod subscription;
 
 use crate::{
@@ -36,6 +41,14 @@ pub struct Outgoing {
     pub resources: Vec<Arc<Resource>>,
     /// Names that do not exist (any more). In the state of the world their absence says it.
     pub removed: Vec<Arc<str>>,
+    /// What the client called a resource that is sent, where that is not its name: the resource's position, and the aliases.
+    pub aliases: Vec<(usize, Vec<Arc<str>>)>,
+    /// Aliases of virtual hosts that do not exist.
+    pub unresolved: Vec<Arc<str>>,
+    /// Resources that the client has, whose times to live are renewed.
+    pub renewed: Vec<Arc<Resource>>,
+    /// The client understands times to live.
+    pub with_ttl: bool,
 }
 
 /// A client's refusal of a response.
@@ -85,6 +98,7 @@ pub struct Stream {
     view: Arc<View>,
     kinds: [Subscription; Kind::ALL.len()],
     last_nonce: u64,
+    with_ttl: bool,
 }
 
 impl Stream {
@@ -95,6 +109,15 @@ impl Stream {
             view,
             kinds: Default::default(),
             last_nonce: 0,
+            with_ttl: false,
+        }
+    }
+
+    /// The same, whose client understands times to live.
+    pub fn with_ttl(self) -> Stream {
+        Stream {
+            with_ttl: true,
+            ..self
         }
     }
 
@@ -102,7 +125,14 @@ impl Stream {
     pub fn set_view(&mut self, view: Arc<View>) {
         for kind in Kind::ALL {
             let changed = view.changes_since(&self.view, kind);
-            self.kinds[kind.index()].changed(&changed, view.of(kind));
+            let (before, offered) = (self.view.of(kind), view.of(kind));
+            let subscription = &mut self.kinds[kind.index()];
+            subscription.changed(&changed, offered);
+            let comes_or_goes =
+                |name: &Arc<str>| before.contains_key(name) != offered.contains_key(name);
+            if kind == Kind::VirtualHosts && changed.iter().any(comes_or_goes) {
+                subscription.review_hosts(offered);
+            }
         }
         self.view = view;
     }
@@ -180,6 +210,17 @@ impl Stream {
         let subscription = &mut self.kinds[kind.index()];
         let first = !subscription.subscribed;
         subscription.subscribed = true;
+        if kind == Kind::VirtualHosts {
+            subscription.ask_for_hosts(view, subscribe, unsubscribe);
+            subscription.awaits_answer |= first && subscription.hosts.len() == 0;
+            for (name, version) in initial {
+                let name = shared_name(view, kind, name);
+                if subscription.brings_host(&name) {
+                    subscription.bring(name, version);
+                }
+            }
+            return;
+        }
         let mut wants_all = false;
         for name in subscribe {
             subscription.named = true;
@@ -216,13 +257,7 @@ impl Stream {
         subscription.awaits_answer |= first && wants_all;
         for (name, version) in initial {
             subscription.awaits_answer = false;
-            let name = shared_name(view, kind, name);
-            let held = Held {
-                what: What::Known(version),
-                acked: true,
-            };
-            subscription.pending.insert(Arc::clone(&name));
-            subscription.hold(name, held);
+            subscription.bring(shared_name(view, kind, name), version);
         }
         if wants_all {
             subscription.want_all(offered);
@@ -299,18 +334,56 @@ impl Stream {
         let subscription = &mut self.kinds[kind.index()];
         for name in &due.over {
             subscription.pending.remove(name);
+            subscription.hosts.failed(name);
         }
-        if due.updates.is_empty() && due.removed.is_empty() && !subscription.awaits_answer {
+        let nothing = due.updates.is_empty()
+            && due.removed.is_empty()
+            && subscription.hosts.unresolved.is_empty()
+            && !subscription.awaits_answer;
+        if nothing && !subscription.renewal {
             return None;
         }
-        Some(self.send(kind, due.updates, due.removed))
+        let renewed = self.renewed(kind);
+        if nothing && renewed.is_empty() {
+            return None;
+        }
+        Some(self.send(kind, due, renewed))
+    }
+
+    /// How long clients may keep resources of a kind without hearing of them again, in seconds; none for ever, or where this one
+    /// knows nothing of that.
+    pub fn ttl_s(&self, kind: Kind) -> Option<NonZeroU32> {
+        // It is configured by kind.
+        let (_, any) = self.view.of(kind).get_min().filter(|_| self.with_ttl)?;
+        any.ttl_s
+    }
+
+    /// Has the times to live of what the client has of `kind` renewed with the next response.
+    pub fn renew(&mut self, kind: Kind) {
+        self.kinds[kind.index()].renewal = true;
+    }
+
+    /// What the client has whose time to live is to be renewed.
+    fn renewed(&mut self, kind: Kind) -> Vec<Arc<Resource>> {
+        let offered = self.view.of(kind);
+        let subscription = &mut self.kinds[kind.index()];
+        if !std::mem::take(&mut subscription.renewal) || !self.with_ttl {
+            return Vec::new();
+        }
+        let has = |(name, held): (&Arc<str>, &Held)| match &held.what {
+            What::Sent(resource) => Some(Arc::clone(resource)),
+            What::Known(version) => offered.get(name).filter(|r| r.version == *version).cloned(),
+            What::Nothing => None,
+        };
+        let held = subscription.held().iter().filter_map(has);
+        held.filter(|resource| resource.ttl_s.is_some()).collect()
     }
 
     /// Whether resources of `kind` may change now: see "make before break".
     fn may_update(&self, kind: Kind) -> bool {
         match kind {
             Kind::Cluster | Kind::Endpoints | Kind::Listener => true,
-            Kind::Routes | Kind::FilterConfig => {
+            Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => {
                 // A client that does not take all clusters looks after itself: it asks for those that its routes name.
                 let takes_clusters = self.kinds[Kind::Cluster.index()].wildcard;
                 let confirmed = |kind: Kind, name| {
@@ -331,7 +404,7 @@ impl Stream {
     /// Whether clusters may go: whatever could still send requests to them is gone.
     fn may_remove(&self, kind: Kind) -> bool {
         match kind {
-            Kind::Listener | Kind::Routes | Kind::FilterConfig => true,
+            Kind::Listener | Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => true,
             Kind::Cluster | Kind::Endpoints => self.has_moved(|_, _| false),
         }
     }
@@ -347,7 +420,8 @@ impl Stream {
 
     /// Whether the client has acknowledged the present routes and policy, but for those that are `excused`.
     fn has_moved(&self, excused: impl Fn(&Subscription, &Resource) -> bool) -> bool {
-        [Kind::Routes, Kind::FilterConfig].into_iter().all(|user| {
+        let users = [Kind::Routes, Kind::VirtualHosts, Kind::FilterConfig];
+        users.into_iter().all(|user| {
             let subscription = &self.kinds[user.index()];
             let settled = |name: &Arc<str>| {
                 let Some(resource) = self.view.of(user).get(name) else {
@@ -402,19 +476,27 @@ impl Stream {
         due
     }
 
-    fn send(
-        &mut self,
-        kind: Kind,
-        updates: Vec<Arc<Resource>>,
-        removed: Vec<Arc<str>>,
-    ) -> Outgoing {
+    fn send(&mut self, kind: Kind, due: Due, mut renewed: Vec<Arc<Resource>>) -> Outgoing {
+        let Due {
+            updates,
+            mut removed,
+            ..
+        } = due;
         self.last_nonce += 1;
         let nonce = self.last_nonce;
         let subscription = &mut self.kinds[kind.index()];
-        subscription.awaits_answer = false;
+        let awaits_answer = std::mem::take(&mut subscription.awaits_answer);
+        let unresolved: Vec<Arc<str>> = std::mem::take(&mut subscription.hosts.unresolved)
+            .into_iter()
+            .collect();
+        let mut aliases = Vec::new();
         let mut changes = Vec::with_capacity(updates.len());
-        for resource in &updates {
+        for (at, resource) in updates.iter().enumerate() {
             let name = &resource.name;
+            let called = subscription.hosts.answered(name);
+            if !called.is_empty() {
+                aliases.push((at, called));
+            }
             subscription.pending.remove(name);
             subscription.repeat.remove(name);
             let before = subscription.hold(Arc::clone(name), Held::sent(resource, false));
@@ -450,21 +532,46 @@ impl Stream {
             self.forget_endpoints(&removed);
             self.repeat_endpoints(&changed);
         }
+        if kind == Kind::VirtualHosts && awaits_answer && updates.is_empty() {
+            removed.extend(self.no_hosts());
+        }
+        // What is sent now is renewed by that, and no name may stand in a response twice.
+        renewed.retain(|resource| {
+            updates
+                .binary_search_by(|r| r.name.cmp(&resource.name))
+                .is_err()
+        });
         let subscription = &self.kinds[kind.index()];
         let resources = match self.variant {
             Variant::StateOfTheWorld if kind.full_state() => {
                 let held = subscription.held().values();
                 held.filter_map(Held::resource).cloned().collect()
             }
-            _ => updates,
+            Variant::StateOfTheWorld => [updates, std::mem::take(&mut renewed)].concat(),
+            Variant::Delta => updates,
         };
+        if self.variant == Variant::StateOfTheWorld {
+            renewed.clear();
+        }
         Outgoing {
             kind,
             nonce,
             version: subscription.version(),
             resources,
             removed,
+            aliases,
+            unresolved,
+            renewed,
+            with_ttl: self.with_ttl,
         }
+    }
+
+    /// The answer to a client that asked for no virtual host yet. Envoy holds a listener back until it has heard of its route
+    /// table, for up to 15 s, and an empty answer does not count: it belongs to no table. So it is told of each table that it has
+    /// no virtual host for the empty host, which no request can have.
+    fn no_hosts(&self) -> impl Iterator<Item = Arc<str>> {
+        let tables = self.view.of(Kind::Routes).keys();
+        tables.map(|table| Arc::from(format!("{table}/")))
     }
 
     /// With a cluster a client drops its endpoints and its interest in them. Not waiting to be told so matters where the
@@ -493,7 +600,9 @@ impl Stream {
     /// How many names the client has subscribed to and holds, of all kinds.
     pub fn names(&self) -> usize {
         let kinds = self.kinds.iter();
-        kinds.map(|s| s.names.len().max(s.held().len())).sum()
+        kinds
+            .map(|s| s.names.len().max(s.held().len()) + s.hosts.len())
+            .sum()
     }
 
     /// The last refusal of a kind, while something that was refused is still offered.

@@ -2,7 +2,7 @@
 //!
 //! Names are contracts: clusters with endpoints are `<service>/<zone>`, those that routes name `<service>/<place>/reads` and
 //! `<service>/<place>/writes`; the listener is [`LISTENER`], its route table [`ROUTES`], the
-//! filter and its ECDS resource [`FILTER`].
+//! filter and its ECDS resource [`FILTER`]. Virtual hosts on demand are `<route table>/<host>`.
 
 mod cluster;
 mod endpoints;
@@ -16,7 +16,7 @@ pub use cluster::clusters;
 pub use endpoints::{ZoneInstances, endpoints};
 pub use filter::{filter_config, filter_config_of_bytes};
 pub use listener::listener;
-pub use routes::{Resiliences, needed_clusters, routes};
+pub use routes::{Resiliences, needed_clusters, routes, routes_on_demand};
 
 use envoy_types::pb::{
     envoy::config::core::v3::{

@@ -30,7 +30,7 @@ use envoy_types::pb::envoy::{
         core::v3::{DataSource, HeaderValueOption, RuntimeFractionalPercent, data_source},
         route::v3::{
             DirectResponseAction, FilterConfig, HeaderMatcher, Route, RouteConfiguration,
-            RouteMatch, VirtualHost, WeightedCluster,
+            RouteMatch, Vhds, VirtualHost, WeightedCluster,
             route::Action,
             route_action::ClusterSpecifier,
             route_match::{GrpcRouteMatchOptions, PathSpecifier},
@@ -45,7 +45,7 @@ use policy::{
 };
 
 use super::{
-    FILTER, ROUTES, forward,
+    FILTER, ROUTES, forward, from_ads,
     place::{Place, keeps_sessions},
     uint32,
 };
@@ -60,40 +60,73 @@ pub type Resiliences<'r> = &'r dyn Fn(usize) -> Resilience;
 
 /// The route table of `rules`' viewing zone.
 pub fn routes(rules: &Rules, resiliences: Resiliences<'_>) -> Arc<Resource> {
-    let virtual_hosts = rules
-        .hosts()
-        .map(|(host, routes)| VirtualHost {
-            name: host.to_owned(),
-            domains: vec![host.to_owned()],
-            routes: routes
-                .flat_map(|(id, service, route)| {
-                    Builder {
-                        rules,
-                        service,
-                        route,
-                        resilience: resiliences(id.index()),
-                    }
-                    .routes()
-                })
-                .collect(),
-            // The token is between the caller and us.
-            request_headers_to_remove: rules
-                .explain()
-                .map(|e| e.header.clone())
-                .into_iter()
-                .collect(),
-            response_headers_to_add: rules.explain().map(show_decision).into_iter().collect(),
-            ..VirtualHost::default()
-        })
-        .collect();
+    let virtual_hosts = virtual_hosts(rules, resiliences).collect();
     let table = RouteConfiguration {
-        name: ROUTES.to_owned(),
         virtual_hosts,
+        ..table()
+    };
+    Arc::new(Resource::encode(ROUTES, &table))
+}
+
+/// The same table for proxies that ask for its virtual hosts one by one, and these.
+pub fn routes_on_demand(
+    rules: &Rules,
+    resiliences: Resiliences<'_>,
+) -> (Arc<Resource>, Vec<Arc<Resource>>) {
+    let table = RouteConfiguration {
+        vhds: Some(Vhds {
+            config_source: Some(from_ads()),
+        }),
+        ..table()
+    };
+    let hosts = virtual_hosts(rules, resiliences).map(|host| {
+        let name = format!("{ROUTES}/{}", host.name);
+        // Envoy finds by this name what is to go.
+        let host = VirtualHost {
+            name: name.clone(),
+            ..host
+        };
+        Arc::new(Resource::encode(&name, &host))
+    });
+    (Arc::new(Resource::encode(ROUTES, &table)), hosts.collect())
+}
+
+fn table() -> RouteConfiguration {
+    RouteConfiguration {
+        name: ROUTES.to_owned(),
         // As the policy does, or the two would disagree about `shop.example:8080`.
         ignore_port_in_host_matching: true,
         ..RouteConfiguration::default()
-    };
-    Arc::new(Resource::encode(ROUTES, &table))
+    }
+}
+
+fn virtual_hosts<'r>(
+    rules: &'r Rules,
+    resiliences: Resiliences<'r>,
+) -> impl Iterator<Item = VirtualHost> {
+    rules.hosts().map(move |(host, routes)| VirtualHost {
+        name: host.to_owned(),
+        domains: vec![host.to_owned()],
+        routes: routes
+            .flat_map(|(id, service, route)| {
+                Builder {
+                    rules,
+                    service,
+                    route,
+                    resilience: resiliences(id.index()),
+                }
+                .routes()
+            })
+            .collect(),
+        // The token is between the caller and us.
+        request_headers_to_remove: rules
+            .explain()
+            .map(|e| e.header.clone())
+            .into_iter()
+            .collect(),
+        response_headers_to_add: rules.explain().map(show_decision).into_iter().collect(),
+        ..VirtualHost::default()
+    })
 }
 
 /// The clusters that the table, and a filter that decides by `rules`, may name, and those to which they may turn.
