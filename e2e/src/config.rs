@@ -56,6 +56,10 @@ pub struct Config {
     pub authority: Option<Value>,
     /// Without access log and explanations: what a benchmark measures beside something that has neither.
     pub bare: bool,
+    /// Gateways ask for virtual hosts one by one.
+    pub on_demand: bool,
+    /// Times to live, as in the file.
+    pub ttl_s: Option<Value>,
 }
 
 impl Config {
@@ -72,6 +76,8 @@ impl Config {
             guard: json!({ "vanish_percent": 100 }),
             authority: None,
             bare: false,
+            on_demand: false,
+            ttl_s: None,
         }
     }
 
@@ -98,6 +104,12 @@ impl Config {
             "explain": (!self.bare).then_some(explain),
             "services": self.services.iter().cloned().map(hasty).collect::<Vec<_>>(),
         });
+        if self.on_demand {
+            all["listeners"]["gateway"]["on_demand"] = json!(true);
+        }
+        if let Some(ttl_s) = &self.ttl_s {
+            all["xds"]["ttl_s"] = ttl_s.clone();
+        }
         if let Some(authority) = &self.authority {
             all["authority"] = authority.clone();
         }

@@ -535,11 +535,10 @@ impl Stream {
         if kind == Kind::VirtualHosts && awaits_answer && updates.is_empty() {
             removed.extend(self.no_hosts());
         }
-        // What is sent now is renewed by that, and no name may stand in a response twice.
+        // What is sent is renewed by that. No name may stand in a response twice.
         renewed.retain(|resource| {
-            updates
-                .binary_search_by(|r| r.name.cmp(&resource.name))
-                .is_err()
+            let sent = updates.binary_search_by(|r| r.name.cmp(&resource.name));
+            sent.is_err() && removed.binary_search(&resource.name).is_err()
         });
         let subscription = &self.kinds[kind.index()];
         let resources = match self.variant {
