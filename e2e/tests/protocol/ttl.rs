@@ -66,6 +66,7 @@ async fn scenario(mesh: &mut Mesh, protocol: Protocol) -> Result<()> {
             .await?
     );
     mesh.control_plane.restart().await?;
+    let envoy = mesh.gateway(ZONE)?;
     eventually(PATIENCE, "the listener to come back", async || {
         envoy.admin().listener("ingress").await
     })

@@ -486,9 +486,6 @@ impl Stream {
         let nonce = self.last_nonce;
         let subscription = &mut self.kinds[kind.index()];
         let awaits_answer = std::mem::take(&mut subscription.awaits_answer);
-        let unresolved: Vec<Arc<str>> = std::mem::take(&mut subscription.hosts.unresolved)
-            .into_iter()
-            .collect();
         let mut aliases = Vec::new();
         let mut changes = Vec::with_capacity(updates.len());
         for (at, resource) in updates.iter().enumerate() {
@@ -535,11 +532,17 @@ impl Stream {
         if kind == Kind::VirtualHosts && awaits_answer && updates.is_empty() {
             removed.extend(self.no_hosts());
         }
-        // What is sent is renewed by that. No name may stand in a response twice.
-        renewed.retain(|resource| {
-            let sent = updates.binary_search_by(|r| r.name.cmp(&resource.name));
-            sent.is_err() && removed.binary_search(&resource.name).is_err()
-        });
+        // No name may stand in a response twice: what is sent is renewed by that, and an answer about aliases can wait.
+        let stands_there = |name: &Arc<str>| {
+            let sent = updates.binary_search_by(|resource| resource.name.cmp(name));
+            sent.is_ok() || removed.contains(name)
+        };
+        renewed.retain(|resource| !stands_there(&resource.name));
+        let hosts = &mut self.kinds[kind.index()].hosts;
+        let (later, unresolved) = std::mem::take(&mut hosts.unresolved)
+            .into_iter()
+            .partition::<BTreeSet<_>, _>(stands_there);
+        hosts.unresolved = later;
         let subscription = &self.kinds[kind.index()];
         let resources = match self.variant {
             Variant::StateOfTheWorld if kind.full_state() => {
@@ -559,7 +562,7 @@ impl Stream {
             resources,
             removed,
             aliases,
-            unresolved,
+            unresolved: unresolved.into_iter().collect(),
             renewed,
             with_ttl: self.with_ttl,
         }

@@ -115,11 +115,14 @@ impl Subscription {
         self.hosts
             .asked
             .retain(|alias| resolve(alias, offered).is_some());
-        let awaited = std::mem::take(&mut self.hosts.awaited);
-        for alias in awaited.into_values().flatten() {
+        let awaited = std::mem::take(&mut self.hosts.awaited).into_values();
+        let unresolved = std::mem::take(&mut self.hosts.unresolved);
+        for alias in awaited.flatten().chain(unresolved) {
             match resolve(&alias, offered) {
                 Some(host) => {
                     let name = Arc::clone(&host.name);
+                    self.hosts.asked.insert(Arc::clone(&alias));
+                    self.let_go(&name);
                     self.pending.insert(Arc::clone(&name));
                     self.hosts.awaited.entry(name).or_default().insert(alias);
                 }

@@ -154,6 +154,36 @@ fn what_nothing_goes_by_is_answered_and_forgotten() {
     assert_eq!(stream.names(), remembered);
 }
 
+/// The client asks for it just when it goes. Envoy refuses a response that has a name twice.
+#[test]
+fn a_host_that_goes_is_removed_first_and_then_answered() {
+    let mut stream = client(&table(&[("a.example", "1")]));
+    subscribe(&mut stream, HOSTS, &["table/a.example"]);
+    answered(&mut stream, &[("table/a.example", &[])], &[]);
+    stream.set_view(table(&[]));
+    subscribe(&mut stream, HOSTS, &["table/a.example"]);
+    taken(&mut stream, HOSTS, &[], &["table/a.example"]);
+    answered(&mut stream, &[], &["table/a.example"]);
+    quiet(&mut stream);
+}
+
+/// The client asks for it just before it comes, and is not told the contrary.
+#[test]
+fn a_host_that_comes_before_the_answer_is_the_answer() {
+    let mut stream = client(&table(&[("b.example", "1")]));
+    subscribe(&mut stream, HOSTS, &["table/b.example"]);
+    let nonce = sent(&mut stream, HOSTS, &["table/b.example"], &[]);
+    subscribe(&mut stream, HOSTS, &["table/a.example:80"]);
+    stream.set_view(table(&[("a.example", "1"), ("b.example", "1")]));
+    ack(&mut stream, HOSTS, &nonce);
+    answered(
+        &mut stream,
+        &[("table/a.example", &["table/a.example:80"])],
+        &[],
+    );
+    quiet(&mut stream);
+}
+
 /// Requests for these would match the wildcard, so that the client would never ask for them.
 #[test]
 fn a_wildcard_brings_what_is_more_specific() {
