@@ -72,6 +72,12 @@ impl Kind {
         !matches!(self, Kind::VirtualHosts)
     }
 
+    /// Whether resources of the kind may be given times to live in the state of the world. When those of endpoints or routes run
+    /// out there, Envoy 1.40 crashes.
+    pub const fn may_expire_in_state_of_the_world(self) -> bool {
+        !matches!(self, Kind::Endpoints | Kind::Routes)
+    }
+
     /// Whether a state-of-the-world response must carry every resource of the kind: what is missing is gone.
     pub const fn full_state(self) -> bool {
         matches!(self, Kind::Cluster | Kind::Listener)

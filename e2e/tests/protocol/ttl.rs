@@ -1,7 +1,7 @@
 //! Times to live: what is renewed stays, and what is not goes.
 
 use anyhow::{Context, Result, ensure};
-use e2e::client::Request;
+use e2e::client::{Client, Reply, Request, Version};
 use e2e::envoy::Protocol;
 use e2e::load::Load;
 use e2e::mesh::{Builder, Mesh};
@@ -29,7 +29,7 @@ async fn lasts(protocol: Protocol) -> Result<()> {
 }
 
 async fn scenario(mesh: &mut Mesh, protocol: Protocol) -> Result<()> {
-    let served = |reply: &e2e::client::Reply| reply.echo().map(drop);
+    let served = |reply: &Reply| reply.echo().map(drop);
     mesh.eventually(ZONE, "the service", Request::post("/orders"), served)
         .await?;
     let requests = vec![(mesh.address(ZONE)?, Request::post("/orders"))];
@@ -58,20 +58,25 @@ async fn scenario(mesh: &mut Mesh, protocol: Protocol) -> Result<()> {
         Ok(())
     })
     .await?;
-    println!(
-        "{protocol:?} {:?}",
-        envoy
-            .admin()
-            .stats("cluster_removed|listener_removed|membership_total")
-            .await?
-    );
+    // With its clusters; and Envoy lives, whatever expires.
+    eventually(PATIENCE, "the clusters to expire", async || {
+        let clusters = envoy.admin().clusters().await?.to_string();
+        ensure!(!clusters.contains("orders/"), "{clusters}");
+        Ok(())
+    })
+    .await?;
     mesh.control_plane.restart().await?;
     let envoy = mesh.gateway(ZONE)?;
-    eventually(PATIENCE, "the listener to come back", async || {
+    let at = eventually(PATIENCE, "the listener to come back", async || {
         envoy.admin().listener("ingress").await
     })
     .await?;
-    Ok(())
+    let client = Client::new(Version::Http1);
+    eventually(PATIENCE, "the service to be back", async || {
+        let reply = client.send(at, &Request::post("/orders")).await?;
+        reply.echo().map(drop)
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,7 +114,10 @@ impl Feature {
     fn named(name: &str) -> Option<Feature> {
         match name {
             "xds.config.supports-resource-ttl" => Some(Feature::Ttl),
-            "xds.config.supports-resource-in-sotw" => Some(Feature::ResourceInSotw),
+            // Envoy's list of features and its description of the protocol do not agree.
+            "xds.config.resource-in-sotw" | "xds.config.supports-resource-in-sotw" => {
+                Some(Feature::ResourceInSotw)
+            }
             _ => None,
         }
     }

@@ -89,6 +89,8 @@ struct InFlight {
     /// What was sent, and what the client had before, which it keeps if it refuses. Without removals: a client has no way
     /// to keep what is gone.
     changes: Vec<(Arc<str>, Option<Held>)>,
+    /// Renewed without being sent.
+    renewed: Vec<Arc<str>>,
 }
 
 /// One stream.
@@ -161,6 +163,10 @@ impl Stream {
             }
             return Ok(Answer::Accepted);
         };
+        // Perhaps a heartbeat of what has expired meanwhile, since the control plane was held up for too long.
+        for name in in_flight.renewed {
+            subscription.say_again(&name);
+        }
         // Envoy takes the good resources of a response and names the bad ones in its message. Nothing in the protocol but
         // that text tells them apart; where no name is found in it, all of them count as refused.
         let named = |name: &Arc<str>| mentions(message, name);
@@ -354,8 +360,17 @@ impl Stream {
     /// knows nothing of that.
     pub fn ttl_s(&self, kind: Kind) -> Option<NonZeroU32> {
         // It is configured by kind.
-        let (_, any) = self.view.of(kind).get_min().filter(|_| self.with_ttl)?;
+        let (_, any) = self
+            .view
+            .of(kind)
+            .get_min()
+            .filter(|_| self.tells_ttl(kind))?;
         any.ttl_s
+    }
+
+    fn tells_ttl(&self, kind: Kind) -> bool {
+        let delta = self.variant == Variant::Delta;
+        self.with_ttl && (delta || kind.may_expire_in_state_of_the_world())
     }
 
     /// Has the times to live of what the client has of `kind` renewed with the next response.
@@ -365,9 +380,10 @@ impl Stream {
 
     /// What the client has whose time to live is to be renewed.
     fn renewed(&mut self, kind: Kind) -> Vec<Arc<Resource>> {
+        let tells_ttl = self.tells_ttl(kind);
         let offered = self.view.of(kind);
         let subscription = &mut self.kinds[kind.index()];
-        if !std::mem::take(&mut subscription.renewal) || !self.with_ttl {
+        if !std::mem::take(&mut subscription.renewal) || !tells_ttl {
             return Vec::new();
         }
         let has = |(name, held): (&Arc<str>, &Held)| match &held.what {
@@ -524,7 +540,6 @@ impl Stream {
                 .collect(),
             _ => Vec::new(),
         };
-        subscription.in_flight = Some(InFlight { nonce, changes });
         if kind == Kind::Cluster {
             self.forget_endpoints(&removed);
             self.repeat_endpoints(&changed);
@@ -538,7 +553,13 @@ impl Stream {
             sent.is_ok() || removed.contains(name)
         };
         renewed.retain(|resource| !stands_there(&resource.name));
-        let hosts = &mut self.kinds[kind.index()].hosts;
+        let subscription = &mut self.kinds[kind.index()];
+        subscription.in_flight = Some(InFlight {
+            nonce,
+            changes,
+            renewed: renewed.iter().map(|r| Arc::clone(&r.name)).collect(),
+        });
+        let hosts = &mut subscription.hosts;
         let (later, unresolved) = std::mem::take(&mut hosts.unresolved)
             .into_iter()
             .partition::<BTreeSet<_>, _>(stands_there);
@@ -564,7 +585,7 @@ impl Stream {
             aliases,
             unresolved: unresolved.into_iter().collect(),
             renewed,
-            with_ttl: self.with_ttl,
+            with_ttl: self.tells_ttl(kind),
         }
     }
 

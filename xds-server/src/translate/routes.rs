@@ -81,14 +81,30 @@ pub fn routes_on_demand(
     };
     let hosts = virtual_hosts(rules, resiliences).map(|host| {
         let name = format!("{ROUTES}/{}", host.name);
-        // Envoy finds by this name what is to go.
-        let host = VirtualHost {
+        let mut host = VirtualHost {
+            // Envoy finds by this name what is to go.
             name: name.clone(),
             ..host
         };
+        host.routes.push(no_route());
         Arc::new(Resource::encode(&name, &host))
     });
     (Arc::new(Resource::encode(ROUTES, &table)), hosts.collect())
+}
+
+/// For what no service takes: Envoy asks for a virtual host not only where it has none, but whenever there is no route.
+fn no_route() -> Route {
+    Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..RouteMatch::default()
+        }),
+        action: Some(Action::DirectResponse(DirectResponseAction {
+            status: 404,
+            ..DirectResponseAction::default()
+        })),
+        ..Route::default()
+    }
 }
 
 fn table() -> RouteConfiguration {

@@ -148,12 +148,32 @@ fn what_was_brought_along_is_renewed() {
     renewed(&mut stream, Kind::Cluster, &["a", "b"]);
 }
 
+/// Then it is nothing that could be renewed, and the client refuses the heartbeat.
+#[test]
+fn what_has_expired_meanwhile_is_sent_again() {
+    let mut stream = client(&lasting(&world("1"), 60));
+    stream.renew(Kind::Cluster);
+    let nonce = stream.next_due().expect("a renewal").nonce.to_string();
+    assert!(nack(&mut stream, Kind::Cluster, &nonce, "no type URL").is_empty());
+    taken(&mut stream, Kind::Cluster, &["a", "b"], &[]);
+    let endpoints = stream.next_due().expect("of clusters that may be new");
+    assert_eq!(endpoints.kind, Kind::Endpoints);
+}
+
 /// There Envoy 1.40 takes a response of heartbeats alone for one without clusters.
 #[test]
 fn in_the_state_of_the_world_everything_is_sent_again() {
-    let mut stream = sotw(&lasting(&world("1"), 60)).with_ttl();
-    for (kind, all) in [(Kind::Cluster, &["a", "b"][..]), (Kind::Endpoints, &["a"])] {
-        want(&mut stream, kind, if kind.full_state() { &[] } else { all });
+    let lines = [
+        (Kind::Cluster, "a", "1"),
+        (Kind::Cluster, "b", "1"),
+        (Kind::FilterConfig, "f", "1"),
+    ];
+    let mut stream = sotw(&lasting(&view(&lines, &[]), 60)).with_ttl();
+    for (kind, names_wanted, all) in [
+        (Kind::Cluster, &[][..], &["a", "b"][..]),
+        (Kind::FilterConfig, &["f"], &["f"]),
+    ] {
+        want(&mut stream, kind, names_wanted);
         let first = stream.next_due().expect("the first");
         ack(&mut stream, kind, &first.nonce.to_string());
         quiet(&mut stream);
@@ -162,6 +182,21 @@ fn in_the_state_of_the_world_everything_is_sent_again() {
         assert_eq!((again.kind, names(&again)), (kind, all.to_vec()));
         assert_eq!((again.version, again.renewed.len()), (first.version, 0));
         ack(&mut stream, kind, &again.nonce.to_string());
+        quiet(&mut stream);
+    }
+}
+
+/// Envoy 1.40 crashes when they run out.
+#[test]
+fn endpoints_and_routes_have_no_time_to_live_in_the_state_of_the_world() {
+    for kind in [Kind::Endpoints, Kind::Routes] {
+        let mut stream = sotw(&lasting(&view(&[(kind, "a", "1")], &[]), 60)).with_ttl();
+        want(&mut stream, kind, &["a"]);
+        assert_eq!(stream.ttl_s(kind), None);
+        let outgoing = stream.next_due().expect("it is there");
+        assert!(!outgoing.with_ttl);
+        ack(&mut stream, kind, &outgoing.nonce.to_string());
+        stream.renew(kind);
         quiet(&mut stream);
     }
 }
