@@ -13,8 +13,8 @@ use crate::wire;
 /// The width of a policy's version: a metric, which is a double, holds it exactly.
 pub const VERSION_BITS: u32 = 48;
 
-/// The bytes of `policy`, with its version, and the version.
-pub fn encode(policy: &Policy, generation: u64) -> (Vec<u8>, u64) {
+/// The bytes of `policy`, with its version, and the version. `control_plane` is as in [`Edition`](crate::Edition).
+pub fn encode(policy: &Policy, generation: u64, control_plane: &str) -> (Vec<u8>, u64) {
     let mode = match policy {
         Policy::Fallback => wire::policy::Mode::Fallback(wire::Fallback {}),
         Policy::Serving(rules) => wire::policy::Mode::Rules(encode_rules(rules)),
@@ -23,6 +23,7 @@ pub fn encode(policy: &Policy, generation: u64) -> (Vec<u8>, u64) {
         version: 0,
         generation,
         mode: Some(mode),
+        control_plane: control_plane.to_string(),
     };
     let digest = policy::shard::key_digest(&message.encode_to_vec());
     message.version = digest >> (u64::BITS - VERSION_BITS);

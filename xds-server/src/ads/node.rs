@@ -19,22 +19,22 @@ fn clip(text: &str) -> String {
 
 /// A proxy as it introduced itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Proxy {
-    pub(super) id: String,
-    pub(super) view: ViewKey,
-    features: Vec<Feature>,
+pub(crate) struct Proxy {
+    pub(crate) id: String,
+    pub(crate) view: ViewKey,
+    pub(crate) features: Vec<Feature>,
 }
 
 /// What a client can beyond the protocol's core: `node.client_features`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Feature {
+pub(crate) enum Feature {
     Ttl,
     ResourceInSotw,
 }
 
 /// Why a proxy gets nothing. The text says what to change in its bootstrap.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum InvalidNode {
+pub(crate) enum InvalidNode {
     #[error(
         "the first request carries no node: set node.id and node.locality.zone in the proxy's bootstrap"
     )]
@@ -57,7 +57,7 @@ pub(super) enum InvalidNode {
 
 impl Proxy {
     /// Reads the node of a stream's first request. Without a role a proxy is a gateway.
-    pub(super) fn introduce(
+    pub(crate) fn introduce(
         node: Option<&Node>,
         snapshot: &Snapshot,
     ) -> Result<Proxy, InvalidNode> {

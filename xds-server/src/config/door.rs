@@ -5,6 +5,7 @@ use std::{
     fmt,
     num::NonZeroU32,
     ops::RangeInclusive,
+    time::Duration,
 };
 
 use policy::{
@@ -15,11 +16,11 @@ use serde_saphyr::Spanned;
 
 use super::{
     Config, ConfigError, EscapedSlashes, FilterConfig, Guard, Listen, ListenerAddress, Listeners,
-    Mesh, Protocol, Resilience, ServiceConfig, StoreConfig, Ttls, failover,
+    Mesh, Protocol, Resilience, ServiceConfig, StoreConfig, Ttls, XdsConfig, failover,
     raw::{
         RawAddress, RawClass, RawConfig, RawEscapedSlashes, RawLink, RawOperatorWeights,
         RawProtocol, RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawTtls,
-        RawWeights, RawZone,
+        RawWeights, RawXds, RawZone,
     },
     resilience,
 };
@@ -92,6 +93,7 @@ impl Door<'_> {
                 xds: raw.listen.xds,
                 admin: raw.listen.admin,
             },
+            xds: self.xds(raw.xds.as_ref())?,
             store: self.store(raw.store)?,
             state: state.map(|path| path.value),
             mesh: Mesh {
@@ -106,7 +108,7 @@ impl Door<'_> {
                     gateway: address(raw.listeners.gateway),
                     sidecar: address(raw.listeners.sidecar),
                 },
-                ttls: self.ttls(raw.xds.ttl_s.as_ref())?,
+                ttls: self.ttls(raw.xds.as_ref().and_then(|xds| xds.value.ttl_s.as_ref()))?,
                 explain,
                 guard: self.guard(raw.guard.as_ref())?,
             },
@@ -150,6 +152,22 @@ impl Door<'_> {
                 Err(self.error(at, "guard.vanish_percent", message))
             }
         }
+    }
+
+    fn xds(&self, raw: Option<&Spanned<RawXds>>) -> Result<XdsConfig, ConfigError> {
+        let seconds = match raw {
+            None => 10,
+            Some(at) => match at.value.load_report_interval_s {
+                seconds @ 1..=3_600 => seconds,
+                other => {
+                    let message = format!("{other}: 1 to 3600 are possible");
+                    return Err(self.error(at, "xds.load_report_interval_s", message));
+                }
+            },
+        };
+        Ok(XdsConfig {
+            load_report_interval: Duration::from_secs(seconds.into()),
+        })
     }
 
     fn store(&self, raw: RawStore) -> Result<StoreConfig, ConfigError> {

@@ -11,7 +11,7 @@ mod resilience;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc};
+use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use policy::{
     Demand, Explain, Failover, KeySource, Policy, RegionRule, Route, Rules, Service, Topology,
@@ -23,6 +23,7 @@ use crate::{
     snapshot::Role,
 };
 
+pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
 pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
 
@@ -31,6 +32,7 @@ pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
 pub struct Config {
     pub listen: Listen,
     pub store: StoreConfig,
+    pub xds: XdsConfig,
     /// The file with the last good state; none keeps none.
     pub state: Option<PathBuf>,
     pub mesh: Mesh,
@@ -43,6 +45,13 @@ pub struct Listen {
     pub xds: SocketAddr,
     /// HTTP, for people, probes and instances that register.
     pub admin: SocketAddr,
+}
+
+/// How proxies are spoken with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdsConfig {
+    /// How often proxies report their load.
+    pub load_report_interval: Duration,
 }
 
 /// Where instances are registered.

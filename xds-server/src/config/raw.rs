@@ -22,12 +22,11 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) listen: RawListen,
     pub(super) store: RawStore,
+    pub(super) xds: Option<Spanned<RawXds>>,
     pub(super) state: Option<RawState>,
     pub(super) filter: RawFilter,
     #[serde(default)]
     pub(super) listeners: RawListeners,
-    #[serde(default)]
-    pub(super) xds: RawXds,
     pub(super) zones: Spanned<Vec<Spanned<RawZone>>>,
     #[serde(default)]
     pub(super) links: Vec<Spanned<RawLink>>,
@@ -52,6 +51,18 @@ impl Default for RawListen {
             admin: SocketAddr::from(([127, 0, 0, 1], 18_001)),
         }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawXds {
+    #[serde(default = "every_ten_seconds")]
+    pub(super) load_report_interval_s: u32,
+    pub(super) ttl_s: Option<Spanned<RawTtls>>,
+}
+
+fn every_ten_seconds() -> u32 {
+    10
 }
 
 #[derive(Deserialize)]
@@ -113,12 +124,6 @@ pub(super) struct RawAddress {
     pub(super) escaped_slashes: RawEscapedSlashes,
     #[serde(default)]
     pub(super) on_demand: bool,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawXds {
-    pub(super) ttl_s: Option<Spanned<RawTtls>>,
 }
 
 /// Not for virtual hosts: an entry without a body there means that there is none, so that there are no heartbeats.

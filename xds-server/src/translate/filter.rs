@@ -23,7 +23,7 @@ use prost::{Message, Name};
 
 use super::{FILTER, millis};
 use crate::{
-    config::FilterConfig,
+    config::{CONTROL_PLANE, FilterConfig},
     resource::{Resource, any},
 };
 
@@ -55,6 +55,8 @@ const CAPABILITIES: &[&str] = &[
     "proxy_set_shared_data",
     "clock_time_get",
     "random_get",
+    // What it has applied, told to the control plane.
+    "proxy_grpc_call",
     // Its stream to the control plane. The SDK sets the context before it passes on what comes there.
     "proxy_grpc_stream",
     "proxy_grpc_send",
@@ -68,7 +70,7 @@ const CAPABILITIES: &[&str] = &[
 
 /// The ECDS resource with `policy`, and the policy's version.
 pub fn filter_config(filter: &FilterConfig, policy: &Policy) -> (Arc<Resource>, u64) {
-    let (bytes, version) = protos::encode(policy, filter.generation);
+    let (bytes, version) = protos::encode(policy, filter.generation, CONTROL_PLANE);
     (filter_config_of_bytes(filter, bytes), version)
 }
 
@@ -83,7 +85,7 @@ pub fn filter_config_of_bytes(filter: &FilterConfig, policy: Vec<u8>) -> Arc<Res
 
 /// What the filter does until a policy has arrived. Safe on its own: reads stay local, writes are fenced.
 pub(super) fn fallback(filter: &FilterConfig) -> Any {
-    let (bytes, _) = protos::encode(&Policy::Fallback, filter.generation);
+    let (bytes, _) = protos::encode(&Policy::Fallback, filter.generation, CONTROL_PLANE);
     wasm(filter, bytes)
 }
 
