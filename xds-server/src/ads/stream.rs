@@ -12,8 +12,9 @@
 //! for that, which carry no resource. In the state of the world the resources are sent again: Envoy 1.40 there takes no
 //! heartbeats into account, and a response of nothing but these for no clusters at all.
 
-use std::{cell::LazyCell, collections::BTreeSet, num::NonZeroU32, sync::Arc};
+use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc};
 
+mod due;
 mod hosts;
 mod subscription;
 
@@ -21,6 +22,7 @@ use crate::{
     resource::{Digest, Kind, Resource, Version},
     snapshot::View,
 };
+use due::Due;
 use subscription::{Held, Subscription, What, shared_name};
 
 /// Which of the two protocol variants a stream speaks.
@@ -395,103 +397,6 @@ impl Stream {
         held.filter(|resource| resource.ttl_s.is_some()).collect()
     }
 
-    /// Whether resources of `kind` may change now: see "make before break".
-    fn may_update(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Cluster | Kind::Endpoints | Kind::Listener => true,
-            Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => {
-                // A client that does not take all clusters looks after itself: it asks for those that its routes name.
-                let takes_clusters = self.kinds[Kind::Cluster.index()].wildcard;
-                let confirmed = |kind: Kind, name| {
-                    let held = self.kinds[kind.index()].held().get(name);
-                    held.is_some_and(|held| held.acked && held.version().is_some())
-                };
-                // An aggregate cluster has no endpoints of its own; those of its members are needed, too.
-                let endpoints = self.view.of(Kind::Endpoints);
-                let warm = |name| {
-                    confirmed(Kind::Cluster, name)
-                        && (!endpoints.contains_key(name) || confirmed(Kind::Endpoints, name))
-                };
-                !takes_clusters || self.view.needed().iter().all(warm)
-            }
-        }
-    }
-
-    /// Whether clusters may go: whatever could still send requests to them is gone.
-    fn may_remove(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Listener | Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => true,
-            Kind::Cluster | Kind::Endpoints => self.has_moved(|_, _| false),
-        }
-    }
-
-    /// Whether an update may be sent. What makes endpoints a dead end waits until routes and policy that avoid them are in
-    /// force, or were refused: nothing is gained by waiting for those.
-    fn is_timely(&self, subscription: &Subscription, resource: &Resource) -> bool {
-        !resource.dead_end
-            || !subscription.held().contains_key(&resource.name)
-            || subscription.has(resource)
-            || self.has_moved(Subscription::refuses)
-    }
-
-    /// Whether the client has acknowledged the present routes and policy, but for those that are `excused`.
-    fn has_moved(&self, excused: impl Fn(&Subscription, &Resource) -> bool) -> bool {
-        let users = [Kind::Routes, Kind::VirtualHosts, Kind::FilterConfig];
-        users.into_iter().all(|user| {
-            let subscription = &self.kinds[user.index()];
-            let settled = |name: &Arc<str>| {
-                let Some(resource) = self.view.of(user).get(name) else {
-                    return true;
-                };
-                let held = subscription.held().get(name);
-                held.is_some_and(|held| held.acked && held.version() == Some(resource.version))
-                    || excused(subscription, resource)
-            };
-            subscription.names.iter().all(settled)
-        })
-    }
-
-    /// Sorts out what is pending.
-    fn due(&self, kind: Kind) -> Due {
-        let subscription = &self.kinds[kind.index()];
-        let offered = self.view.of(kind);
-        // Looked at for the first name that asks, since it may take a look at every cluster.
-        let may_update = LazyCell::new(|| self.may_update(kind));
-        let may_remove = LazyCell::new(|| self.may_remove(kind));
-        let mut due = Due::default();
-        for name in &subscription.pending {
-            let repeat = subscription.repeat.contains(name);
-            match offered.get(name) {
-                Some(resource) => {
-                    let is_new = repeat || !subscription.has(resource);
-                    if !is_new || !subscription.wants(name) || subscription.refuses(resource) {
-                        due.over.push(Arc::clone(name));
-                    } else if *may_update && self.is_timely(subscription, resource) {
-                        due.updates.push(Arc::clone(resource));
-                    }
-                }
-                None => match subscription.held().get(name).map(Held::version) {
-                    // The state of the world cannot say of these kinds that one is gone.
-                    _ if self.variant == Variant::StateOfTheWorld && !kind.full_state() => {
-                        due.over.push(Arc::clone(name));
-                    }
-                    Some(Some(_)) if *may_remove => due.removed.push(Arc::clone(name)),
-                    Some(Some(_)) => {}
-                    _ if self.variant == Variant::StateOfTheWorld => {
-                        due.over.push(Arc::clone(name));
-                    }
-                    Some(None) if !repeat => due.over.push(Arc::clone(name)),
-                    // Asked for by name and not there: the client waits to be told so.
-                    _ if repeat || subscription.names.contains(name) => {
-                        due.removed.push(Arc::clone(name));
-                    }
-                    _ => due.over.push(Arc::clone(name)),
-                },
-            }
-        }
-        due
-    }
-
     fn send(&mut self, kind: Kind, due: Due, mut renewed: Vec<Arc<Resource>>) -> Outgoing {
         let Due {
             updates,
@@ -597,29 +502,6 @@ impl Stream {
         tables.map(|table| Arc::from(format!("{table}/")))
     }
 
-    /// With a cluster a client drops its endpoints and its interest in them. Not waiting to be told so matters where the
-    /// cluster comes back at once: endpoints acknowledged for the old one would let routes pass too early.
-    fn forget_endpoints(&mut self, clusters: &[Arc<str>]) {
-        let endpoints = &mut self.kinds[Kind::Endpoints.index()];
-        for name in clusters {
-            endpoints.names.remove(name);
-            endpoints.let_go(name);
-            endpoints.repeat.remove(name);
-            endpoints.pending.remove(name);
-        }
-    }
-
-    /// A cluster that changes is warmed anew, and Envoy does not ask again for endpoints that it has asked for: unless they
-    /// are sent again, it waits for them until its time-out of 15 s.
-    fn repeat_endpoints(&mut self, clusters: &[Arc<str>]) {
-        let endpoints = &mut self.kinds[Kind::Endpoints.index()];
-        for name in clusters {
-            if endpoints.held().contains_key(name) {
-                endpoints.say_again(name);
-            }
-        }
-    }
-
     /// How many names the client has subscribed to and holds, of all kinds.
     pub fn names(&self) -> usize {
         let kinds = self.kinds.iter();
@@ -692,17 +574,6 @@ fn mentions(message: &str, name: &str) -> bool {
 /// A nonce that is not the last response's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StaleNonce;
-
-/// What is to be done about what is pending of a kind.
-#[derive(Default)]
-struct Due {
-    /// In order of names.
-    updates: Vec<Arc<Resource>>,
-    /// In order.
-    removed: Vec<Arc<str>>,
-    /// Names about which nothing is to be done any more.
-    over: Vec<Arc<str>>,
-}
 
 #[cfg(test)]
 mod model;
