@@ -42,6 +42,10 @@ pub enum StoreConfig {
 pub struct Config {
     pub xds: SocketAddr,
     pub admin: SocketAddr,
+    /// What else `listen` says, as in the file: fields of an object.
+    pub listen: Value,
+    /// Who may do what, as in the file.
+    pub access: Option<Value>,
     pub store: StoreConfig,
     /// The file with the last good state.
     pub state: Option<PathBuf>,
@@ -68,6 +72,8 @@ impl Config {
         Config {
             xds: any_port,
             admin: any_port,
+            listen: json!({}),
+            access: None,
             store,
             state: Some(STATE.into()),
             generation: 1,
@@ -79,6 +85,13 @@ impl Config {
             on_demand: false,
             ttl_s: None,
         }
+    }
+
+    fn listen(&self) -> Value {
+        let mut listen = self.listen.clone();
+        listen["xds"] = json!(self.xds);
+        listen["admin"] = json!(self.admin);
+        listen
     }
 
     /// The file's text: JSON, which is YAML.
@@ -93,7 +106,7 @@ impl Config {
         let (header, token) = EXPLAIN;
         let explain = json!({ "header": header, "token": token });
         let mut all = json!({
-            "listen": { "xds": self.xds, "admin": self.admin },
+            "listen": self.listen(),
             "store": store,
             "state": self.state.as_ref().map(|path| json!({ "path": path })),
             "filter": { "path": filter, "generation": self.generation },
@@ -113,8 +126,10 @@ impl Config {
         if let Some(ttl_s) = &self.ttl_s {
             all["xds"]["ttl_s"] = ttl_s.clone();
         }
-        if let Some(authority) = &self.authority {
-            all["authority"] = authority.clone();
+        for (name, part) in [("authority", &self.authority), ("access", &self.access)] {
+            if let Some(part) = part {
+                all[name] = part.clone();
+            }
         }
         format!("{all:#}\n")
     }

@@ -22,7 +22,7 @@ pub mod fence;
 pub mod status;
 
 pub use decode::{InvalidPolicy, decode};
-pub use encode::{VERSION_BITS, encode};
+pub use encode::{Encoded, Encoder, VERSION_BITS, encode};
 
 use alloc::string::String;
 

@@ -75,7 +75,7 @@ fn fenced() -> Policy {
     let Policy::Serving(rules) = small() else {
         unreachable!("a serving policy");
     };
-    let mut orders = rules.services()[0].clone();
+    let mut orders = rules.services().get(0).expect("a service").clone();
     let key = KeySource::Cookie("user".into());
     orders.writes = Writes::Fenced { key: Some(key) };
     let zone = |name| rules.topology().zone_named(name).expect("a zone");
@@ -333,7 +333,7 @@ fn a_class_from_the_future_is_a_write() {
         panic!("rules");
     };
     assert_eq!(
-        rules.services()[0].routes[1].class,
+        rules.services().get(0).expect("a service").routes[1].class,
         ClassRule::Always(Class::Write)
     );
 }

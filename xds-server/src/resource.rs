@@ -6,7 +6,9 @@ use bytes::Bytes;
 use envoy_types::pb::google::protobuf::{Any, Duration};
 use prost::{
     Message, Name,
-    encoding::{WireType, encode_key, encode_varint, encoded_len_varint},
+    encoding::{
+        WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint,
+    },
 };
 
 /// The kinds of resources, **in the order in which they are sent**.
@@ -135,6 +137,8 @@ pub struct Resource {
     pub ttl_s: Option<NonZeroU32>,
     digest: Digest,
     wire: Bytes,
+    /// What follows: the pieces of a message that other resources share.
+    rest: Arc<[Bytes]>,
     /// Where the contents of the `Resource` message begin in `wire`.
     contents_at: usize,
     /// Where the entry of the state of the world begins.
@@ -163,9 +167,36 @@ impl Resource {
             hash.update(piece);
         }
         let version = Version(hash.digest());
-        let message_len = pieces.iter().map(|piece| piece.len()).sum();
+        Resource::of_parts(name, type_url, version, pieces, Arc::default())
+    }
+
+    /// A resource whose message is the concatenation of `pieces`, which it shares. Its version follows from theirs, so that
+    /// each is hashed once.
+    pub fn of_pieces<'p>(
+        name: &str,
+        type_url: &str,
+        pieces: impl Iterator<Item = &'p Piece> + Clone,
+    ) -> Resource {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        for piece in pieces.clone() {
+            hash.update(&piece.version.0.to_le_bytes());
+        }
+        let rest = pieces.map(|piece| piece.bytes.clone()).collect();
+        Resource::of_parts(name, type_url, Version(hash.digest()), &[], rest)
+    }
+
+    /// A resource whose message is `pieces`, which are copied, and `rest`.
+    fn of_parts(
+        name: &str,
+        type_url: &str,
+        version: Version,
+        pieces: &[&[u8]],
+        rest: Arc<[Bytes]>,
+    ) -> Resource {
+        let pieces_len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        let message_len = pieces_len + total_len(&rest);
         let any_len = delimited_len(type_url.len()) + delimited_len(message_len);
-        let mut any = Vec::with_capacity(delimited_len(any_len));
+        let mut any = Vec::with_capacity(delimited_len(any_len) - total_len(&rest));
         begin(&mut any, field::RESOURCE_BODY, any_len);
         put(&mut any, field::ANY_TYPE_URL, type_url.as_bytes());
         begin(&mut any, field::ANY_VALUE, message_len);
@@ -173,21 +204,22 @@ impl Resource {
         for piece in pieces {
             any.extend_from_slice(piece);
         }
-        Resource::of_any(Arc::from(name), version, None, &any, message_at)
+        Resource::of_any(Arc::from(name), version, None, &any, message_at, rest)
     }
 
-    /// `any` is an entry of the state of the world, whose message begins at `message_at`.
+    /// `any` and `rest` are an entry of the state of the world, whose message begins at `message_at`.
     fn of_any(
         name: Arc<str>,
         version: Version,
         ttl_s: Option<NonZeroU32>,
         any: &[u8],
         message_at: usize,
+        rest: Arc<[Bytes]>,
     ) -> Resource {
         let mut head = Vec::new();
         put_head(&mut head, &name, version, ttl_s);
-        let contents_len = head.len() + any.len();
-        let mut wire = Vec::with_capacity(delimited_len(contents_len));
+        let contents_len = head.len() + any.len() + total_len(&rest);
+        let mut wire = Vec::with_capacity(delimited_len(contents_len) - total_len(&rest));
         begin(&mut wire, field::RESOURCES, contents_len);
         let contents_at = wire.len();
         wire.extend_from_slice(&head);
@@ -200,6 +232,7 @@ impl Resource {
             dead_end: false,
             ttl_s,
             wire: Bytes::from(wire),
+            rest,
             contents_at,
             any_at,
             message_at: any_at + message_at,
@@ -222,15 +255,20 @@ impl Resource {
         let version = Version(hash.digest());
         let (name, any) = (Arc::clone(&self.name), &self.wire[self.any_at..]);
         let message_at = self.message_at - self.any_at;
+        let rest = Arc::clone(&self.rest);
         Resource {
             dead_end: self.dead_end,
-            ..Resource::of_any(name, version, Some(ttl_s), any, message_at)
+            ..Resource::of_any(name, version, Some(ttl_s), any, message_at, rest)
         }
     }
 
-    /// The message, encoded.
-    pub fn message(&self) -> &[u8] {
-        &self.wire[self.message_at..]
+    /// The message, encoded. It is a copy where the resource shares pieces.
+    pub fn message(&self) -> Bytes {
+        let begin = self.wire.slice(self.message_at..);
+        match self.rest.is_empty() {
+            true => begin,
+            false => Bytes::from([&[begin], &self.rest[..]].concat().concat()),
+        }
     }
 
     /// What stands for it in a set's [`Digest`].
@@ -238,7 +276,12 @@ impl Resource {
         self.digest
     }
 
-    /// An entry of `DeltaDiscoveryResponse.resources`, with its tag and length.
+    /// What belongs behind every entry: the shared pieces of the message.
+    pub fn rest(&self) -> &[Bytes] {
+        &self.rest
+    }
+
+    /// An entry of `DeltaDiscoveryResponse.resources`, with its tag and length, but for its [rest](Resource::rest).
     pub fn delta_entry(&self) -> Bytes {
         self.wire.clone()
     }
@@ -248,7 +291,7 @@ impl Resource {
         let mut head = Vec::new();
         put_head(&mut head, &self.name, self.version, None);
         put_aliases(&mut head, aliases);
-        entry(&head, self.wire.len() - self.any_at)
+        entry(&head, self.len_from(self.any_at))
     }
 
     /// An entry that only renews the time to live of what the client has.
@@ -258,23 +301,28 @@ impl Resource {
         entry(&contents, 0)
     }
 
-    /// An entry of `DiscoveryResponse.resources`, with its tag and length.
+    /// An entry of `DiscoveryResponse.resources`, with its tag and length, but for its [rest](Resource::rest).
     pub fn sotw_entry(&self) -> Bytes {
         self.wire.slice(self.any_at..)
     }
 
     /// The same with the time to live, wrapped in a `Resource` message: what stands before [`Resource::contents`].
     pub fn wrapped_head(&self) -> Bytes {
-        let contents_len = self.wire.len() - self.contents_at;
+        let contents_len = self.len_from(self.contents_at);
         let mut head = Vec::new();
         put(&mut head, field::ANY_TYPE_URL, WRAPPER_TYPE_URL.as_bytes());
         begin(&mut head, field::ANY_VALUE, contents_len);
         entry(&head, contents_len)
     }
 
-    /// The `Resource` message.
+    /// The `Resource` message, but for its [rest](Resource::rest).
     pub fn contents(&self) -> Bytes {
         self.wire.slice(self.contents_at..)
+    }
+
+    /// How long it is, with its rest, from a place in `wire`.
+    fn len_from(&self, at: usize) -> usize {
+        self.wire.len() - at + total_len(&self.rest)
     }
 }
 
@@ -285,6 +333,10 @@ pub fn unresolved_entry(alias: &Arc<str>) -> Bytes {
     put(&mut contents, field::RESOURCE_NAME, alias.as_bytes());
     put_aliases(&mut contents, std::slice::from_ref(alias));
     entry(&contents, 0)
+}
+
+fn total_len(pieces: &[Bytes]) -> usize {
+    pieces.iter().map(Bytes::len).sum()
 }
 
 /// What wraps a resource in the state of the world, where it has a time to live.
@@ -317,6 +369,32 @@ fn put_head(into: &mut Vec<u8>, name: &str, version: Version, ttl_s: Option<NonZ
 fn put_aliases(into: &mut Vec<u8>, aliases: &[Arc<str>]) {
     for alias in aliases {
         put(into, field::RESOURCE_ALIASES, alias.as_bytes());
+    }
+}
+
+/// A part of a message that several resources share, hashed once.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    pub bytes: Bytes,
+    pub version: Version,
+}
+
+impl Piece {
+    pub fn of(bytes: impl Into<Bytes>) -> Piece {
+        let bytes = bytes.into();
+        let version = Version::of(&bytes);
+        Piece { bytes, version }
+    }
+
+    /// Of one that is a field with a message, that message.
+    pub fn message(&self) -> Piece {
+        let mut bytes = self.bytes.clone();
+        let begins = decode_key(&mut bytes).and_then(|_| decode_varint(&mut bytes));
+        debug_assert!(begins.is_ok(), "it is a field");
+        Piece {
+            bytes,
+            version: self.version,
+        }
     }
 }
 
@@ -379,6 +457,9 @@ impl Digest {
         Version(self.0)
     }
 }
+
+/// Names of resources. Shared structure, as below.
+pub type Names = imbl::OrdSet<Arc<str>>;
 
 /// Resources of one kind by name. Shared structure: a new map that differs in one resource costs one path.
 pub type Resources = imbl::OrdMap<Arc<str>, Arc<Resource>>;

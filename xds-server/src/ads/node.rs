@@ -6,9 +6,13 @@ use envoy_types::pb::{
     envoy::config::core::v3::Node,
     google::protobuf::{Value, value},
 };
+use tonic::Status;
 
 use super::stream::Variant;
-use crate::snapshot::{Role, Snapshot, View, ViewKey};
+use crate::{
+    access::NotPermitted,
+    snapshot::{Role, Snapshot, View, ViewKey},
+};
 
 /// How much of what a proxy says of itself is repeated in messages.
 const TEXT_CHARS_MAX: usize = 128;
@@ -53,13 +57,17 @@ pub(crate) enum InvalidNode {
         "node {id:?} speaks the state of the world, and virtual hosts on demand are for delta alone: set api_type: DELTA_GRPC in the proxy's bootstrap, or on_demand: false for listeners.{role}"
     )]
     OnDemand { id: String, role: &'static str },
+    #[error("node {id:?}: {error}")]
+    NotPermitted { id: String, error: NotPermitted },
 }
 
 impl Proxy {
-    /// Reads the node of a stream's first request. Without a role a proxy is a gateway.
+    /// Reads the node of a stream's first request. Without a role a proxy is a gateway. `permits` says whether it may have the view
+    /// that it asks for: who may not is not told which there are.
     pub(crate) fn introduce(
         node: Option<&Node>,
         snapshot: &Snapshot,
+        permits: impl FnOnce(&str, Role) -> Result<(), NotPermitted>,
     ) -> Result<Proxy, InvalidNode> {
         let node = node.ok_or(InvalidNode::Missing)?;
         let role = match role_name(node) {
@@ -70,6 +78,10 @@ impl Proxy {
             })?,
         };
         let zone = node.locality.as_ref().map_or("", |l| l.zone.as_str());
+        permits(zone, role).map_err(|error| InvalidNode::NotPermitted {
+            id: clip(&node.id),
+            error,
+        })?;
         let view = ViewKey {
             zone: Arc::from(zone),
             role,
@@ -119,6 +131,18 @@ impl Feature {
                 Some(Feature::ResourceInSotw)
             }
             _ => None,
+        }
+    }
+}
+
+impl From<InvalidNode> for Status {
+    fn from(error: InvalidNode) -> Status {
+        match error {
+            InvalidNode::NotPermitted { .. } => Status::permission_denied(error.to_string()),
+            InvalidNode::Missing
+            | InvalidNode::UnknownZone { .. }
+            | InvalidNode::UnknownRole { .. }
+            | InvalidNode::OnDemand { .. } => Status::invalid_argument(error.to_string()),
         }
     }
 }

@@ -63,6 +63,7 @@ pub(super) fn encode(variant: Variant, response: &Outgoing) -> Result<Frame, Too
             }
             Variant::StateOfTheWorld => pieces.push_back(resource.sotw_entry()),
         }
+        pieces.extend(resource.rest().iter().cloned());
     }
     pieces.extend(response.renewed.iter().map(|resource| resource.heartbeat()));
     pieces.extend(response.unresolved.iter().map(resource::unresolved_entry));

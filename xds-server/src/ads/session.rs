@@ -18,6 +18,7 @@ use super::{
     wire::Wire,
 };
 use crate::{
+    access::Caller,
     metrics::{KindLabel, Metrics, ReasonLabel},
     resource::Kind,
     snapshot::Snapshot,
@@ -82,10 +83,11 @@ impl<W: Wire> Session<W> {
     pub(super) async fn run(
         ads: Ads,
         scope: Scope,
+        caller: Caller,
         mut requests: Incoming,
         mut responses: Outgoing,
     ) {
-        let end = Session::<W>::begin(ads, scope, &mut requests, &mut responses).await;
+        let end = Session::<W>::begin(ads, scope, caller, &mut requests, &mut responses).await;
         if let End::Status(status) = end {
             // It fails only if the client is gone already.
             let _ = responses.finish(&status);
@@ -95,6 +97,7 @@ impl<W: Wire> Session<W> {
     async fn begin(
         mut ads: Ads,
         scope: Scope,
+        caller: Caller,
         requests: &mut Incoming,
         responses: &mut Outgoing,
     ) -> End {
@@ -115,15 +118,17 @@ impl<W: Wire> Session<W> {
             Ok(snapshot) => snapshot.clone().unwrap_or_default(),
             Err(_) => return End::Quiet,
         };
-        let proxy = match Proxy::introduce(W::node(&first), &snapshot) {
+        let rules = ads.gate.rules();
+        let permits = |zone: &str, role| rules.view(&caller, zone, role);
+        let proxy = match Proxy::introduce(W::node(&first), &snapshot, permits) {
             Ok(proxy) => proxy,
-            Err(error) => return refusal(&ads.metrics, &error).into(),
+            Err(error) => return refusal(&ads.metrics, error).into(),
         };
         let Some(view) = snapshot.view(&proxy.view) else {
             return End::Quiet;
         };
         if let Err(error) = proxy.can_use(view, W::VARIANT) {
-            return refusal(&ads.metrics, &error).into();
+            return refusal(&ads.metrics, error).into();
         }
         info!(node = proxy.id, zone = %proxy.view.zone, variant = ?W::VARIANT, ?scope, "proxy connected");
         let mut stream = Stream::new(W::VARIANT, Arc::clone(view));
@@ -274,15 +279,16 @@ fn decode<W: Wire>(message: Bytes) -> Result<W::Request, Status> {
         .map_err(|error| Status::invalid_argument(format!("not a discovery request: {error}")))
 }
 
-fn refusal(metrics: &Metrics, error: &InvalidNode) -> Status {
+fn refusal(metrics: &Metrics, error: InvalidNode) -> Status {
     warn!(%error, "stream refused");
     let reason = match error {
         InvalidNode::Missing => "no_node",
         InvalidNode::UnknownZone { .. } => "unknown_zone",
         InvalidNode::UnknownRole { .. } => "unknown_role",
         InvalidNode::OnDemand { .. } => "on_demand",
+        InvalidNode::NotPermitted { .. } => "not_permitted",
     };
     let label = ReasonLabel { reason };
     metrics.streams_refused.get_or_create(&label).inc();
-    Status::invalid_argument(error.to_string())
+    error.into()
 }

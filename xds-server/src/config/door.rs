@@ -5,6 +5,7 @@ use std::{
     fmt,
     num::NonZeroU32,
     ops::RangeInclusive,
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,8 +16,8 @@ use policy::{
 use serde_saphyr::Spanned;
 
 use super::{
-    Config, ConfigError, EscapedSlashes, FilterConfig, Guard, Listen, ListenerAddress, Listeners,
-    Mesh, Protocol, Resilience, ServiceConfig, StoreConfig, Ttls, XdsConfig, failover,
+    Config, ConfigError, EscapedSlashes, FilterConfig, Guard, ListenerAddress, Listeners, Mesh,
+    Protocol, Resilience, ServiceConfig, StoreConfig, Ttls, XdsConfig, failover,
     raw::{
         RawAddress, RawClass, RawConfig, RawEscapedSlashes, RawLink, RawOperatorWeights,
         RawProtocol, RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawTtls,
@@ -88,11 +89,10 @@ impl Door<'_> {
             let message = "no file: name one in a directory that exists";
             return Err(self.error(path, "state.path", message));
         }
+        let listen = self.listen(&raw.listen)?;
+        let access = self.access(raw.access.as_ref(), &topology, &listen)?;
         Ok(Config {
-            listen: Listen {
-                xds: raw.listen.xds,
-                admin: raw.listen.admin,
-            },
+            listen,
             xds: self.xds(raw.xds.as_ref())?,
             store: self.store(raw.store)?,
             state: state.map(|path| path.value),
@@ -111,6 +111,7 @@ impl Door<'_> {
                 ttls: self.ttls(raw.xds.as_ref().and_then(|xds| xds.value.ttl_s.as_ref()))?,
                 explain,
                 guard: self.guard(raw.guard.as_ref())?,
+                access: Arc::new(access),
             },
         })
     }

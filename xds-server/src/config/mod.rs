@@ -6,6 +6,7 @@
 mod authority;
 mod door;
 mod failover;
+mod listen;
 mod raw;
 mod resilience;
 #[cfg(test)]
@@ -19,6 +20,8 @@ use policy::{
 };
 
 use crate::{
+    access::Access,
+    connections::Limits,
     resource::{Kind, Resource},
     snapshot::Role,
 };
@@ -39,12 +42,34 @@ pub struct Config {
 }
 
 /// Where the control plane listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// gRPC, for proxies.
-    pub xds: SocketAddr,
+    pub xds: PortConfig,
     /// HTTP, for people, probes and instances that register.
-    pub admin: SocketAddr,
+    pub admin: PortConfig,
+    /// None: no port speaks TLS.
+    pub tls: Option<TlsFiles>,
+    /// Of each of the two.
+    pub limits: Limits,
+}
+
+/// A port of the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortConfig {
+    pub address: SocketAddr,
+    /// It speaks TLS with the files of [`Listen::tls`], else plain text.
+    pub is_tls: bool,
+}
+
+/// PEM files, which are followed while the control plane runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, and what lies between it and a CA that clients know.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Whose certificates clients must show.
+    pub client_ca: PathBuf,
 }
 
 /// How proxies are spoken with.
@@ -74,6 +99,7 @@ pub struct Mesh {
     pub ttls: Ttls,
     pub explain: Option<Explain>,
     pub guard: Guard,
+    pub access: Arc<Access>,
 }
 
 /// What is too much to believe.
@@ -253,18 +279,31 @@ impl Mesh {
             services,
             self.explain.clone(),
         );
+        match rules {
+            Ok(rules) => self.fence(rules, authorities),
+            Err(error) => became_invalid(&error),
+        }
+    }
+
+    /// These rules as a policy, with the write fence if there is one.
+    pub fn fence(
+        &self,
+        rules: Rules,
+        authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
+    ) -> Policy {
         let fencing = (self.authority.as_ref())
             .map(|authority| authority.fencing(&self.topology, authorities))
             .transpose();
-        match (rules, fencing) {
-            (Ok(rules), Ok(None)) => Policy::Serving(Box::new(rules)),
-            (Ok(rules), Ok(Some(fencing))) => Policy::Serving(Box::new(rules.fenced(fencing))),
-            // `Config::parse` has built these once, and neither plans nor owners can make them invalid.
-            (rules, fencing) => {
-                let error = (rules.err(), fencing.err());
-                debug_assert!(false, "what was accepted became invalid: {error:?}");
-                Policy::Fallback
-            }
+        match fencing {
+            Ok(None) => Policy::Serving(Box::new(rules)),
+            Ok(Some(fencing)) => Policy::Serving(Box::new(rules.fenced(fencing))),
+            Err(error) => became_invalid(&error),
         }
     }
+}
+
+/// `Config::parse` has built these once, and neither plans nor owners can make them invalid.
+fn became_invalid(error: &dyn fmt::Debug) -> Policy {
+    debug_assert!(false, "what was accepted became invalid: {error:?}");
+    Policy::Fallback
 }

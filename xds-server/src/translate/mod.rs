@@ -16,7 +16,10 @@ pub use cluster::clusters;
 pub use endpoints::{ZoneInstances, endpoints};
 pub use filter::{filter_config, filter_config_of_bytes};
 pub use listener::listener;
-pub use routes::{Resiliences, needed_clusters, routes, routes_on_demand};
+pub use routes::{
+    Resiliences, VirtualHosts, clusters_needed_by, needed_clusters, route_table,
+    route_table_on_demand, routes, virtual_host, virtual_host_on_demand, virtual_hosts,
+};
 
 use envoy_types::pb::{
     envoy::config::core::v3::{

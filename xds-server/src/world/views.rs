@@ -1,139 +1,264 @@
 //! What the proxies of each zone and role should have.
+//!
+//! What follows from plans is kept in the pieces in which it may change: a service's plans change the virtual hosts that have
+//! a route to it, and its part of the policy. The pieces' bytes are shared by what is put together of them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use policy::{Plans, Policy, Rules};
+use policy::{Plans, Policy, Rules, ServiceId, ZoneId};
+use protos::Encoder;
 
 use crate::{
-    config::Mesh,
-    resource::{Kind, Resource, Resources},
+    config::{Mesh, Resilience},
+    resource::{Kind, Names, Piece, Resource, Resources},
     snapshot::{Role, View, ViewKey},
-    translate,
+    translate::{self, VirtualHosts},
 };
 
 #[derive(Default)]
-pub(super) struct Views(BTreeMap<ViewKey, Arc<View>>);
+pub(super) struct Views {
+    all: BTreeMap<ViewKey, Arc<View>>,
+    roles: Vec<Played>,
+    /// In the topology's order.
+    zones: Vec<Seen>,
+    encoder: Encoder,
+}
+
+/// What follows from the mesh alone, for one role.
+struct Played {
+    role: Role,
+    listener: Arc<Resource>,
+    on_demand: bool,
+}
+
+/// What follows from plans, as one zone sees them.
+struct Seen {
+    from: Arc<str>,
+    policy: Arc<Policy>,
+    policy_version: u64,
+    filter: Arc<Resource>,
+    hosts: VirtualHosts,
+    routes: Resources,
+    /// For roles that ask for virtual hosts; none where no role does.
+    on_demand: Option<OnDemand>,
+    needed: Names,
+}
+
+/// A route table without virtual hosts, and these.
+struct OnDemand {
+    routes: Resources,
+    hosts: Resources,
+}
 
 impl Views {
     pub(super) fn all(&self) -> &BTreeMap<ViewKey, Arc<View>> {
-        &self.0
+        &self.all
     }
 
-    /// Builds every zone's routes and policy anew. `plans` are by the service's position in the mesh; `authorities` gives a
-    /// cell's owners and epoch.
+    /// Builds everything but the views anew. `plans` are by the service's position in the mesh; `authorities` gives a cell's
+    /// owners and epoch.
     pub(super) fn derive(
         &mut self,
         mesh: &Mesh,
         plans: &[Plans],
         authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
-        clusters: &Resources,
-        endpoints: &Resources,
     ) {
-        let lasting = |kind, resource| mesh.ttls.applied(kind, resource);
-        let listeners = Role::ALL.map(|role| {
-            let listener = translate::listener(mesh, role);
-            (role, lasting(Kind::Listener, listener))
-        });
-        let resiliences = |index: usize| {
-            let service = mesh.services.get(index);
-            service.map(|s| s.resilience.clone()).unwrap_or_default()
-        };
-        let before = std::mem::take(&mut self.0);
-        for viewer in mesh.topology.zones() {
-            let plans = |index: usize| plans.get(index).cloned().unwrap_or_default();
-            let policy = Arc::new(mesh.policy(viewer, plans, authorities));
-            let (filter, policy_version) = translate::filter_config(&mesh.filter, &policy);
-            let filter = lasting(Kind::FilterConfig, filter);
-            let (tables, needed) = match &*policy {
+        let plans = |index: usize| plans.get(index).cloned().unwrap_or_default();
+        let mut viewers = mesh.topology.zones();
+        let policy = viewers
+            .next()
+            .map(|zone| mesh.policy(zone, plans, authorities));
+        let policy = policy.unwrap_or(Policy::Fallback);
+        self.roles = Role::ALL
+            .map(|role| Played {
+                role,
+                listener: mesh
+                    .ttls
+                    .applied(Kind::Listener, translate::listener(mesh, role)),
+                on_demand: mesh.listeners.of(role).on_demand,
+            })
+            .into();
+        let on_demand = self.roles.iter().any(|played| played.on_demand);
+        let resiliences = |index: usize| resilience(mesh, index);
+        let seen = mesh.topology.zones().map(|zone| {
+            let policy = seen_from(&policy, zone);
+            let (filter, policy_version) =
+                translate::filter_config(&mesh.filter, &policy, &mut self.encoder);
+            let (hosts, needed) = match &policy {
                 Policy::Serving(rules) => (
-                    Tables::of(mesh, rules, &resiliences),
+                    translate::virtual_hosts(rules, &resiliences),
                     translate::needed_clusters(rules, &resiliences),
                 ),
-                Policy::Fallback => (Tables::default(), Arc::default()),
+                Policy::Fallback => Default::default(),
             };
-            for (role, listener) in &listeners {
+            Seen {
+                from: Arc::from(mesh.topology.zone_name(zone)),
+                routes: match &policy {
+                    Policy::Serving(_) => routes(mesh, &hosts),
+                    Policy::Fallback => Resources::new(),
+                },
+                on_demand: match &policy {
+                    Policy::Serving(_) if on_demand => Some(OnDemand::of(mesh, &hosts)),
+                    Policy::Serving(_) | Policy::Fallback => None,
+                },
+                policy: Arc::new(policy),
+                policy_version,
+                filter: mesh.ttls.applied(Kind::FilterConfig, filter),
+                hosts,
+                needed,
+            }
+        });
+        self.zones = seen.collect();
+    }
+
+    /// Follows new plans of the services in `replanned`, by their position in the mesh.
+    pub(super) fn replan(&mut self, mesh: &Mesh, plans: &[Plans], replanned: &[usize]) {
+        let Some(mut rules) = self.rules().cloned() else {
+            return;
+        };
+        let replanned: Vec<ServiceId> = replanned.iter().copied().map(ServiceId::new).collect();
+        let mut hosts = BTreeSet::new();
+        for id in &replanned {
+            rules.replan(*id, plans.get(id.index()).cloned().unwrap_or_default());
+            let service = mesh.services.get(id.index());
+            let routes = service.into_iter().flat_map(|service| &service.routes);
+            hosts.extend(routes.map(|route| route.host.as_str()));
+        }
+        let resiliences = |index: usize| resilience(mesh, index);
+        let policy = Policy::Serving(Box::new(rules));
+        for (zone, seen) in mesh.topology.zones().zip(&mut self.zones) {
+            let before = Arc::clone(&seen.policy);
+            seen.decide_by(mesh, seen_from(&policy, zone), &mut self.encoder);
+            let (Policy::Serving(old), Policy::Serving(new)) = (&*before, &*seen.policy) else {
+                continue;
+            };
+            for host in &hosts {
+                let entry = translate::virtual_host(new, host, &resiliences);
+                if let Some(on_demand) = &mut seen.on_demand {
+                    on_demand.put(host, &entry);
+                }
+                seen.hosts.insert((*host).to_owned(), entry);
+            }
+            seen.routes = routes(mesh, &seen.hosts);
+            for id in &replanned {
+                let old = translate::clusters_needed_by(old, *id, &resiliences);
+                let new = translate::clusters_needed_by(new, *id, &resiliences);
+                for name in old.difference(&new) {
+                    seen.needed.remove(name.as_str());
+                }
+                seen.needed
+                    .extend(new.difference(&old).map(|name| Arc::from(name.as_str())));
+            }
+        }
+    }
+
+    /// Follows new owners of cells, which change no route.
+    pub(super) fn reown(
+        &mut self,
+        mesh: &Mesh,
+        authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
+    ) {
+        let Some(rules) = self.rules().cloned() else {
+            return;
+        };
+        let policy = mesh.fence(rules, authorities);
+        for (zone, seen) in mesh.topology.zones().zip(&mut self.zones) {
+            seen.decide_by(mesh, seen_from(&policy, zone), &mut self.encoder);
+        }
+    }
+
+    /// Any zone's rules: they differ in nothing else.
+    fn rules(&self) -> Option<&Rules> {
+        match &*self.zones.first()?.policy {
+            Policy::Serving(rules) => Some(rules),
+            Policy::Fallback => None,
+        }
+    }
+
+    /// Gives every view what there is now.
+    pub(super) fn show(&mut self, clusters: &Resources, endpoints: &Resources) {
+        let before = std::mem::take(&mut self.all);
+        for seen in &self.zones {
+            for played in &self.roles {
                 let key = ViewKey {
-                    zone: Arc::from(mesh.topology.zone_name(viewer)),
-                    role: *role,
+                    zone: Arc::clone(&seen.from),
+                    role: played.role,
                 };
-                let (routes, hosts) = match mesh.listeners.of(*role).on_demand {
-                    false => (&tables.whole, &Resources::new()),
-                    true => (&tables.on_demand, &tables.hosts),
+                let mut resources: [Resources; Kind::ALL.len()] = Default::default();
+                resources[Kind::Cluster.index()] = clusters.clone();
+                resources[Kind::Endpoints.index()] = endpoints.clone();
+                resources[Kind::Listener.index()] = one(Arc::clone(&played.listener));
+                let on_demand = seen.on_demand.as_ref().filter(|_| played.on_demand);
+                resources[Kind::Routes.index()] = match on_demand {
+                    Some(on_demand) => on_demand.routes.clone(),
+                    None => seen.routes.clone(),
                 };
-                let resources = [
-                    clusters.clone(),
-                    endpoints.clone(),
-                    one(Arc::clone(listener)),
-                    routes.clone(),
-                    hosts.clone(),
-                    one(Arc::clone(&filter)),
-                ];
+                resources[Kind::VirtualHosts.index()] =
+                    on_demand.map_or_else(Resources::new, |on_demand| on_demand.hosts.clone());
+                resources[Kind::FilterConfig.index()] = one(Arc::clone(&seen.filter));
                 let view = View::new(
                     resources,
-                    Arc::clone(&needed),
-                    Arc::clone(&policy),
-                    policy_version,
+                    seen.needed.clone(),
+                    Arc::clone(&seen.policy),
+                    seen.policy_version,
                 );
                 let view = match before.get(&key) {
                     Some(before) => view.after(before),
                     None => view,
                 };
-                self.0.insert(key, Arc::new(view));
+                self.all.insert(key, Arc::new(view));
             }
         }
     }
+}
 
-    /// Gives every view the present clusters and endpoints.
-    pub(super) fn refresh(&mut self, clusters: &Resources, endpoints: &Resources) {
-        for view in self.0.values_mut() {
-            let next = View::new(
-                [
-                    clusters.clone(),
-                    endpoints.clone(),
-                    view.of(Kind::Listener).clone(),
-                    view.of(Kind::Routes).clone(),
-                    view.of(Kind::VirtualHosts).clone(),
-                    view.of(Kind::FilterConfig).clone(),
-                ],
-                Arc::clone(view.needed()),
-                Arc::clone(view.policy()),
-                view.policy_version(),
-            );
-            *view = Arc::new(next.after(view));
-        }
+impl Seen {
+    fn decide_by(&mut self, mesh: &Mesh, policy: Policy, encoder: &mut Encoder) {
+        let (filter, version) = translate::filter_config(&mesh.filter, &policy, encoder);
+        self.filter = mesh.ttls.applied(Kind::FilterConfig, filter);
+        self.policy_version = version;
+        self.policy = Arc::new(policy);
     }
 }
 
-/// A zone's routes.
-#[derive(Default)]
-struct Tables {
-    /// With all virtual hosts.
-    whole: Resources,
-    /// Without, for proxies that ask for them.
-    on_demand: Resources,
-    hosts: Resources,
-}
-
-impl Tables {
-    /// Those that any role's proxies want.
-    fn of(mesh: &Mesh, rules: &Rules, resiliences: translate::Resiliences<'_>) -> Tables {
-        let wants = |on_demand| {
-            let mut roles = Role::ALL.into_iter();
-            roles.any(|role| mesh.listeners.of(role).on_demand == on_demand)
+impl OnDemand {
+    fn of(mesh: &Mesh, hosts: &VirtualHosts) -> OnDemand {
+        let table = translate::route_table_on_demand();
+        let mut on_demand = OnDemand {
+            routes: one(mesh.ttls.applied(Kind::Routes, table)),
+            hosts: Resources::new(),
         };
-        let lasting = |table| one(mesh.ttls.applied(Kind::Routes, table));
-        let mut tables = Tables::default();
-        if wants(false) {
-            tables.whole = lasting(translate::routes(rules, resiliences));
+        for (host, entry) in hosts {
+            on_demand.put(host, entry);
         }
-        if wants(true) {
-            let (table, hosts) = translate::routes_on_demand(rules, resiliences);
-            tables.on_demand = lasting(table);
-            let hosts = hosts.into_iter();
-            tables.hosts = hosts.map(|host| (Arc::clone(&host.name), host)).collect();
-        }
-        tables
+        on_demand
     }
+
+    fn put(&mut self, host: &str, entry: &Piece) {
+        let host = translate::virtual_host_on_demand(host, entry);
+        self.hosts.insert(Arc::clone(&host.name), host);
+    }
+}
+
+fn routes(mesh: &Mesh, hosts: &VirtualHosts) -> Resources {
+    one(mesh
+        .ttls
+        .applied(Kind::Routes, translate::route_table(hosts)))
+}
+
+fn seen_from(policy: &Policy, zone: ZoneId) -> Policy {
+    match policy {
+        Policy::Serving(rules) => Policy::Serving(Box::new(rules.seen_from(zone))),
+        Policy::Fallback => Policy::Fallback,
+    }
+}
+
+fn resilience(mesh: &Mesh, index: usize) -> Resilience {
+    let service = mesh.services.get(index);
+    service.map(|s| s.resilience.clone()).unwrap_or_default()
 }
 
 fn one(resource: Arc<Resource>) -> Resources {

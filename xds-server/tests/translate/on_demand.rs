@@ -10,7 +10,7 @@ use prost::Message;
 use xds_server::{
     resource::{Kind, Resource},
     snapshot::{Role, View, ViewKey},
-    translate::routes_on_demand,
+    translate::{route_table_on_demand, virtual_host_on_demand, virtual_hosts},
     world::World,
 };
 
@@ -103,9 +103,10 @@ proptest! {
     #[test]
     fn hosts_one_by_one_are_those_of_the_table(rules in any::rules()) {
         let whole = table::read(&routes(&rules, &weighted));
-        let (empty, hosts) = routes_on_demand(&rules, &weighted);
-        let hosts = hosts.iter().map(|resource| {
-            let mut host: VirtualHost = read(resource);
+        let entries = virtual_hosts(&rules, &weighted);
+        let hosts = entries.iter().map(|(host, entry)| {
+            let resource = virtual_host_on_demand(host, entry);
+            let mut host: VirtualHost = read(&resource);
             // It takes what nothing else does, so that Envoy does not ask for the host again.
             let last = host.routes.pop().and_then(|route| route.action);
             assert!(matches!(last, Some(Action::DirectResponse(answer)) if answer.status == 404));
@@ -113,7 +114,7 @@ proptest! {
             let name = host.name.strip_prefix("tidegate/").expect("the table's name");
             VirtualHost { name: name.to_owned(), ..host }
         });
-        let empty: RouteConfiguration = read(&empty);
+        let empty: RouteConfiguration = read(&route_table_on_demand());
         prop_assert_eq!(RouteConfiguration { virtual_hosts: hosts.collect(), vhds: None, ..empty }, whole);
     }
 }

@@ -26,7 +26,7 @@ fn view(clusters: &[(&str, &str)]) -> Arc<View> {
     }
     Arc::new(View::new(
         resources,
-        Arc::from([]),
+        Default::default(),
         Arc::new(Policy::Fallback),
         0,
     ))

@@ -54,7 +54,7 @@ fn view_of(mesh: &Mesh) -> Arc<View> {
             .collect()
     });
     let policy = Arc::clone(view.policy());
-    Arc::new(View::new(resources, Arc::clone(view.needed()), policy, 0))
+    Arc::new(View::new(resources, view.needed().clone(), policy, 0))
 }
 
 enum ToServer {

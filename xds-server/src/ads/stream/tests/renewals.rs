@@ -14,7 +14,7 @@ fn lasting(view: &View, ttl_s: u32) -> Arc<View> {
     });
     Arc::new(View::new(
         resources,
-        Arc::default(),
+        Default::default(),
         Arc::new(Policy::Fallback),
         0,
     ))
