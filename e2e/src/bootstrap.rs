@@ -107,6 +107,22 @@ impl Bootstrap {
         Ok(self)
     }
 
+    /// Adds a field to the object at a JSON pointer.
+    pub fn insert(mut self, pointer: &str, field: &str, value: Value) -> Result<Bootstrap> {
+        let object = self.0.pointer_mut(pointer).and_then(Value::as_object_mut);
+        let object = object.with_context(|| format!("the bootstrap has no object {pointer}"))?;
+        object.insert(field.to_owned(), value);
+        Ok(self)
+    }
+
+    /// Adds an element to the array at a JSON pointer.
+    pub fn push(mut self, pointer: &str, value: Value) -> Result<Bootstrap> {
+        let array = self.0.pointer_mut(pointer).and_then(Value::as_array_mut);
+        let array = array.with_context(|| format!("the bootstrap has no array {pointer}"))?;
+        array.push(value);
+        Ok(self)
+    }
+
     /// Writes it where an Envoy can read it. JSON is what Envoy parses fastest.
     pub fn write(&self, path: &Path) -> Result<()> {
         fs::write(path, serde_json::to_vec_pretty(&self.0)?)

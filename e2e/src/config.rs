@@ -60,6 +60,10 @@ pub struct Config {
     pub authority: Option<Value>,
     /// Without access log and explanations: what a benchmark measures beside something that has neither.
     pub bare: bool,
+    /// Gateways ask for virtual hosts one by one.
+    pub on_demand: bool,
+    /// Times to live, as in the file.
+    pub ttl_s: Option<Value>,
 }
 
 impl Config {
@@ -78,6 +82,8 @@ impl Config {
             guard: json!({ "vanish_percent": 100 }),
             authority: None,
             bare: false,
+            on_demand: false,
+            ttl_s: None,
         }
     }
 
@@ -113,6 +119,12 @@ impl Config {
         });
         if !self.bare {
             all["xds"] = json!({ "load_report_interval_s": 1 });
+        }
+        if self.on_demand {
+            all["listeners"]["gateway"]["on_demand"] = json!(true);
+        }
+        if let Some(ttl_s) = &self.ttl_s {
+            all["xds"]["ttl_s"] = ttl_s.clone();
         }
         for (name, part) in [("authority", &self.authority), ("access", &self.access)] {
             if let Some(part) = part {

@@ -33,6 +33,8 @@ pub struct Builder {
     guard: Option<Value>,
     authority: Option<Value>,
     bare: bool,
+    on_demand: bool,
+    ttl_s: Option<Value>,
     envoys: Vec<Options>,
     upstreams: Vec<(String, usize)>,
 }
@@ -48,6 +50,8 @@ impl Builder {
             guard: None,
             authority: None,
             bare: false,
+            on_demand: false,
+            ttl_s: None,
             envoys: vec![],
             upstreams: vec![],
         }
@@ -86,6 +90,18 @@ impl Builder {
     /// Without access log and explanations, for a measurement.
     pub fn bare(mut self) -> Builder {
         self.bare = true;
+        self
+    }
+
+    /// Has gateways ask for virtual hosts one by one.
+    pub fn on_demand(mut self) -> Builder {
+        self.on_demand = true;
+        self
+    }
+
+    /// Sets times to live, as the configuration file has them.
+    pub fn ttl_s(mut self, ttl_s: Value) -> Builder {
+        self.ttl_s = Some(ttl_s);
         self
     }
 
@@ -128,6 +144,8 @@ impl Builder {
         }
         config.authority = self.authority;
         config.bare = self.bare;
+        config.on_demand = self.on_demand;
+        config.ttl_s = self.ttl_s;
         let control_plane = ControlPlane::start(directory, config).await?;
         let mut mesh = Mesh {
             envoys: vec![],

@@ -84,6 +84,7 @@ pub struct CellLabel {
 pub struct Metrics {
     pub xds_responses: Family<KindLabel, Counter>,
     pub xds_resources: Family<KindLabel, Counter>,
+    pub xds_renewals: Family<KindLabel, Counter>,
     pub xds_nacks: Family<KindLabel, Counter>,
     pub xds_streams: Gauge,
     pub streams_refused: Family<ReasonLabel, Counter>,
@@ -132,6 +133,11 @@ impl Metrics {
             "xds_resources",
             "Resources sent in discovery responses, by kind",
             m.xds_resources,
+        );
+        all.register(
+            "xds_renewals",
+            "Times to live renewed by heartbeats, by kind",
+            m.xds_renewals,
         );
         all.register(
             "xds_nacks",

@@ -113,6 +113,11 @@ impl View {
         &self.resources[kind.index()]
     }
 
+    /// Whether proxies ask for virtual hosts one by one.
+    pub fn is_on_demand(&self) -> bool {
+        !self.of(Kind::VirtualHosts).is_empty()
+    }
+
     /// What the proxies' filters decide by.
     pub fn policy(&self) -> &Arc<Policy> {
         &self.policy

@@ -8,9 +8,10 @@ use envoy_types::pb::{
 };
 use tonic::Status;
 
+use super::stream::Variant;
 use crate::{
     access::NotPermitted,
-    snapshot::{Role, Snapshot, ViewKey},
+    snapshot::{Role, Snapshot, View, ViewKey},
 };
 
 /// How much of what a proxy says of itself is repeated in messages.
@@ -25,6 +26,14 @@ fn clip(text: &str) -> String {
 pub(crate) struct Proxy {
     pub(crate) id: String,
     pub(crate) view: ViewKey,
+    pub(crate) features: Vec<Feature>,
+}
+
+/// What a client can beyond the protocol's core: `node.client_features`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Feature {
+    Ttl,
+    ResourceInSotw,
 }
 
 /// Why a proxy gets nothing. The text says what to change in its bootstrap.
@@ -44,6 +53,10 @@ pub(crate) enum InvalidNode {
         "node.metadata.tidegate.role {role:?} of node {id:?} is unknown: use gateway or sidecar"
     )]
     UnknownRole { id: String, role: String },
+    #[error(
+        "node {id:?} speaks the state of the world, and virtual hosts on demand are for delta alone: set api_type: DELTA_GRPC in the proxy's bootstrap, or on_demand: false for listeners.{role}"
+    )]
+    OnDemand { id: String, role: &'static str },
     #[error("node {id:?}: {error}")]
     NotPermitted { id: String, error: NotPermitted },
 }
@@ -83,7 +96,42 @@ impl Proxy {
         Ok(Proxy {
             id: clip(&node.id),
             view,
+            features: node
+                .client_features
+                .iter()
+                .filter_map(|f| Feature::named(f))
+                .collect(),
         })
+    }
+
+    /// Whether it understands times to live in this variant of the protocol.
+    pub(super) fn understands_ttl(&self, variant: Variant) -> bool {
+        let has = |feature| self.features.contains(&feature);
+        has(Feature::Ttl) && (variant == Variant::Delta || has(Feature::ResourceInSotw))
+    }
+
+    /// Whether it can use what its role has, in this variant of the protocol.
+    pub(super) fn can_use(&self, view: &View, variant: Variant) -> Result<(), InvalidNode> {
+        match variant {
+            Variant::StateOfTheWorld if view.is_on_demand() => Err(InvalidNode::OnDemand {
+                id: self.id.clone(),
+                role: self.view.role.as_str(),
+            }),
+            Variant::StateOfTheWorld | Variant::Delta => Ok(()),
+        }
+    }
+}
+
+impl Feature {
+    fn named(name: &str) -> Option<Feature> {
+        match name {
+            "xds.config.supports-resource-ttl" => Some(Feature::Ttl),
+            // Envoy's list of features and its description of the protocol do not agree.
+            "xds.config.resource-in-sotw" | "xds.config.supports-resource-in-sotw" => {
+                Some(Feature::ResourceInSotw)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -93,7 +141,8 @@ impl From<InvalidNode> for Status {
             InvalidNode::NotPermitted { .. } => Status::permission_denied(error.to_string()),
             InvalidNode::Missing
             | InvalidNode::UnknownZone { .. }
-            | InvalidNode::UnknownRole { .. } => Status::invalid_argument(error.to_string()),
+            | InvalidNode::UnknownRole { .. }
+            | InvalidNode::OnDemand { .. } => Status::invalid_argument(error.to_string()),
         }
     }
 }

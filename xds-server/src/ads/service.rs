@@ -66,6 +66,9 @@ impl DiscoveryMethod {
                 (Scope::Only(Kind::Routes), StateOfTheWorld)
             }
             ("route.v3.RouteDiscoveryService", "DeltaRoutes") => (Scope::Only(Kind::Routes), Delta),
+            ("route.v3.VirtualHostDiscoveryService", "DeltaVirtualHosts") => {
+                (Scope::Only(Kind::VirtualHosts), Delta)
+            }
             ("extension.v3.ExtensionConfigDiscoveryService", "StreamExtensionConfigs") => {
                 (Scope::Only(Kind::FilterConfig), StateOfTheWorld)
             }

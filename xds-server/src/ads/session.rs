@@ -11,9 +11,10 @@ use tracing::{debug, info, warn};
 use super::{
     node::{InvalidNode, Proxy},
     proxies::Entry,
+    renewals::Renewals,
     response::{self, TooLong},
     service::{Ads, Scope},
-    stream::{Answer, StaleNonce, Stream},
+    stream::{Answer, StaleNonce, Stream, Variant},
     wire::Wire,
 };
 use crate::{
@@ -126,8 +127,14 @@ impl<W: Wire> Session<W> {
         let Some(view) = snapshot.view(&proxy.view) else {
             return End::Quiet;
         };
+        if let Err(error) = proxy.can_use(view, W::VARIANT) {
+            return refusal(&ads.metrics, error).into();
+        }
         info!(node = proxy.id, zone = %proxy.view.zone, variant = ?W::VARIANT, ?scope, "proxy connected");
-        let stream = Stream::new(W::VARIANT, Arc::clone(view));
+        let mut stream = Stream::new(W::VARIANT, Arc::clone(view));
+        if proxy.understands_ttl(W::VARIANT) {
+            stream = stream.with_ttl();
+        }
         // Not kept while the stream lasts.
         drop(snapshot);
         let entry = ads.proxies.enter(proxy, W::VARIANT, stream);
@@ -152,10 +159,13 @@ impl<W: Wire> Session<W> {
         requests: &mut Incoming,
         responses: &mut Outgoing,
     ) -> Result<std::convert::Infallible, End> {
+        let mut renewals = Renewals::default();
         // Ends with the stream.
         loop {
             self.send_due(responses)?;
+            renewals.follow(&self.connected.entry.stream());
             tokio::select! {
+                () = renewals.due() => renewals.begin(&mut self.connected.entry.stream()),
                 request = requests.next() => {
                     let request = request?.ok_or(End::Quiet)?;
                     self.take(&decode::<W>(request)?)?;
@@ -224,7 +234,11 @@ impl<W: Wire> Session<W> {
     /// What a request is about; none for a type that is not served. On a separate service the type goes without saying.
     fn kind(&self, type_url: &str) -> Result<Option<Kind>, Status> {
         match self.scope {
-            Scope::Everything => Ok(Kind::of_type_url(type_url)),
+            Scope::Everything => {
+                let in_sotw = |kind: &Kind| kind.in_state_of_the_world();
+                Ok(Kind::of_type_url(type_url)
+                    .filter(|kind| W::VARIANT == Variant::Delta || in_sotw(kind)))
+            }
             Scope::Only(kind) if type_url.is_empty() || type_url == kind.type_url() => {
                 Ok(Some(kind))
             }
@@ -248,6 +262,9 @@ impl<W: Wire> Session<W> {
             let resources = metrics.xds_resources.get_or_create(&label);
             resources.inc_by(outgoing.resources.len() as u64);
             drop(resources);
+            let renewed = metrics.xds_renewals.get_or_create(&label);
+            renewed.inc_by(outgoing.renewed.len() as u64);
+            drop(renewed);
             let frame = response::encode(W::VARIANT, &outgoing).map_err(|TooLong| {
                 Status::resource_exhausted(format!("all of {kind} do not fit into one message"))
             })?;
@@ -268,6 +285,7 @@ fn refusal(metrics: &Metrics, error: InvalidNode) -> Status {
         InvalidNode::Missing => "no_node",
         InvalidNode::UnknownZone { .. } => "unknown_zone",
         InvalidNode::UnknownRole { .. } => "unknown_role",
+        InvalidNode::OnDemand { .. } => "on_demand",
         InvalidNode::NotPermitted { .. } => "not_permitted",
     };
     let label = ReasonLabel { reason };

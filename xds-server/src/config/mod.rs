@@ -12,14 +12,19 @@ mod resilience;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use policy::{
     Demand, Explain, Failover, KeySource, Policy, RegionRule, Route, Rules, Service, Topology,
     TraceRule, Weighting, Writes, ZoneId,
 };
 
-use crate::{access::Access, connections::Limits};
+use crate::{
+    access::Access,
+    connections::Limits,
+    resource::{Kind, Resource},
+    snapshot::Role,
+};
 
 pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
@@ -91,6 +96,7 @@ pub struct Mesh {
     pub authority: Option<Authority>,
     pub filter: FilterConfig,
     pub listeners: Listeners,
+    pub ttls: Ttls,
     pub explain: Option<Explain>,
     pub guard: Guard,
     pub access: Arc<Access>,
@@ -133,6 +139,35 @@ pub struct ListenerAddress {
     /// A file on the proxies' machines; none writes no access log.
     pub access_log: Option<String>,
     pub escaped_slashes: EscapedSlashes,
+    /// Proxies ask for virtual hosts when the first request to each comes, instead of having all of them.
+    pub on_demand: bool,
+}
+
+impl Listeners {
+    pub fn of(&self, role: Role) -> &ListenerAddress {
+        match role {
+            Role::Gateway => &self.gateway,
+            Role::Sidecar => &self.sidecar,
+        }
+    }
+}
+
+/// How long a proxy may keep what it has without hearing from a control plane, by kind, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ttls([Option<NonZeroU32>; Kind::ALL.len()]);
+
+impl Ttls {
+    pub fn of(&self, kind: Kind) -> Option<NonZeroU32> {
+        self.0[kind.index()]
+    }
+
+    /// The resource with its kind's time to live, if there is one.
+    pub fn applied(&self, kind: Kind, resource: Arc<Resource>) -> Arc<Resource> {
+        match self.of(kind) {
+            Some(ttl_s) => Arc::new(resource.lasting(ttl_s)),
+            None => resource,
+        }
+    }
 }
 
 /// What becomes of a path with `%2F` or `%5C` in it.

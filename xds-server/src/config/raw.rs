@@ -46,6 +46,7 @@ pub(super) struct RawConfig {
 pub(super) struct RawXds {
     #[serde(default = "every_ten_seconds")]
     pub(super) load_report_interval_s: u32,
+    pub(super) ttl_s: Option<Spanned<RawTtls>>,
 }
 
 fn every_ten_seconds() -> u32 {
@@ -91,6 +92,7 @@ impl Default for RawListeners {
             port,
             access_log: standard_output(),
             escaped_slashes: RawEscapedSlashes::default(),
+            on_demand: false,
         };
         RawListeners {
             gateway: at("0.0.0.0", 8080),
@@ -108,6 +110,19 @@ pub(super) struct RawAddress {
     pub(super) access_log: String,
     #[serde(default)]
     pub(super) escaped_slashes: RawEscapedSlashes,
+    #[serde(default)]
+    pub(super) on_demand: bool,
+}
+
+/// Not for virtual hosts: an entry without a body there means that there is none, so that there are no heartbeats.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawTtls {
+    pub(super) cds: Option<u32>,
+    pub(super) eds: Option<u32>,
+    pub(super) lds: Option<u32>,
+    pub(super) rds: Option<u32>,
+    pub(super) ecds: Option<u32>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]

@@ -162,6 +162,38 @@ fn failover_is_read_and_its_contradictions_are_refused() {
 }
 
 #[test]
+fn what_proxies_ask_for_and_for_how_long_they_keep_it_is_read() {
+    let read = |more: &str| {
+        let text = GOOD.replace("services:\n", &format!("{more}\nservices:\n"));
+        Config::parse("mesh.yaml", &text).map(|config| config.mesh)
+    };
+    let mesh = read("").expect("nothing is required");
+    assert_eq!(mesh.ttls, Ttls::default());
+    assert!(!mesh.listeners.gateway.on_demand);
+    let mesh = read(
+        "xds: {ttl_s: {cds: 3, ecds: 86400}}\nlisteners: {gateway: {address: 0.0.0.0, port: 1, on_demand: true}}",
+    );
+    let mesh = mesh.expect("both are possible");
+    let seconds = Kind::ALL.map(|kind| mesh.ttls.of(kind).map(NonZeroU32::get));
+    assert_eq!(seconds, [Some(3), None, None, None, None, Some(86_400)]);
+    assert!(mesh.listeners.gateway.on_demand && !mesh.listeners.sidecar.on_demand);
+    for (bad, expected) in [
+        (
+            "xds: {ttl_s: {eds: 2}}",
+            "mesh.yaml:7: xds.ttl_s.eds: 2: 3 to 86400 are possible",
+        ),
+        (
+            "xds: {ttl_s: {rds: 86401}}",
+            "mesh.yaml:7: xds.ttl_s.rds: 86401: 3 to 86400 are possible",
+        ),
+    ] {
+        refused("services:\n", &format!("{bad}\nservices:\n"), expected);
+    }
+    // There are no heartbeats for virtual hosts.
+    assert!(read("xds: {ttl_s: {vhds: 60}}").is_err());
+}
+
+#[test]
 fn resilience_is_read_and_its_contradictions_are_refused() {
     let read = |more: &str| {
         let text = GOOD.replacen("weights: computed", more, 1);

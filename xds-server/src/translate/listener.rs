@@ -15,7 +15,10 @@ use envoy_types::pb::{
         extensions::{
             access_loggers::file::v3::FileAccessLog,
             filters::{
-                http::{router::v3::Router, stateful_session::v3::StatefulSession},
+                http::{
+                    on_demand::v3::OnDemand, router::v3::Router,
+                    stateful_session::v3::StatefulSession,
+                },
                 network::http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter, Rds,
                     http_connection_manager::{
@@ -70,10 +73,7 @@ const ACCESS_LOG_FIELDS: &[(&str, &str)] = &[
 
 /// The listener of a role's proxies.
 pub fn listener(mesh: &Mesh, role: Role) -> Arc<Resource> {
-    let at = match role {
-        Role::Gateway => &mesh.listeners.gateway,
-        Role::Sidecar => &mesh.listeners.sidecar,
-    };
+    let at = mesh.listeners.of(role);
     let manager = connection_manager(mesh, at, role);
     let listener = Listener {
         name: LISTENER.to_owned(),
@@ -94,8 +94,8 @@ fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConn
     HttpConnectionManager {
         stat_prefix: LISTENER.to_owned(),
         codec_type: CodecType::Auto.into(),
-        http_filters: [tidegate_filter(mesh)]
-            .into_iter()
+        http_filters: (at.on_demand.then(on_demand_filter).into_iter())
+            .chain([tidegate_filter(mesh)])
             .chain(any_keeps_sessions(mesh).then(sessions_filter))
             .chain([router_filter()])
             .collect(),
@@ -160,6 +160,17 @@ fn tidegate_filter(mesh: &Mesh) -> HttpFilter {
     HttpFilter {
         name: FILTER.to_owned(),
         config_type: Some(http_filter::ConfigType::ConfigDiscovery(source)),
+        ..HttpFilter::default()
+    }
+}
+
+/// Before all others: they decide by the route that it fetches.
+fn on_demand_filter() -> HttpFilter {
+    HttpFilter {
+        name: "envoy.filters.http.on_demand".to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(
+            &OnDemand::default(),
+        ))),
         ..HttpFilter::default()
     }
 }

@@ -28,7 +28,7 @@ use registry::{
 
 use crate::{
     config::{Mesh, ServiceConfig},
-    resource::{Resource, Resources},
+    resource::{Kind, Resource, Resources},
     snapshot::Snapshot,
     translate::{self, ZoneInstances},
 };
@@ -468,6 +468,7 @@ impl World {
             });
         }
         for endpoints in translate::endpoints(&mesh.topology, service, &zones) {
+            let endpoints = mesh.ttls.applied(Kind::Endpoints, endpoints);
             changed.endpoints |= replace(&mut self.derived.endpoints, endpoints);
         }
         self.derived.set_due(index, due_ms);
@@ -503,6 +504,7 @@ fn clusters(mesh: &Mesh) -> Resources {
     let services = mesh.services.iter();
     let clusters = services.flat_map(|service| translate::clusters(&mesh.topology, service));
     clusters
+        .map(|cluster| mesh.ttls.applied(Kind::Cluster, cluster))
         .map(|cluster| (Arc::clone(&cluster.name), cluster))
         .collect()
 }

@@ -95,9 +95,9 @@ impl Ratios {
 pub(super) fn figures(case: &Case) -> Vec<Figure> {
     let Case { streams, size, .. } = case;
     let name = |what: &str| format!("{what}_{streams}{}", size.suffix());
-    let mut figures = absolute("xds", name, &case.ours);
+    let mut figures = absolute("xds", &name, &case.ours);
     if let Some(peer) = &case.peer {
-        figures.extend(absolute("xds_peer", name, peer));
+        figures.extend(absolute("xds_peer", &name, peer));
         let ratios = Ratios::of(&case.ours, peer);
         let (ticks, bursts) = (case.ours.ticks.len(), case.ours.bursts.len());
         let ratio = |what: &str, value, samples| {
