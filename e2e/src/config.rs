@@ -56,6 +56,8 @@ pub struct Config {
     pub authority: Option<Value>,
     /// Without access log and explanations: what a benchmark measures beside something that has neither.
     pub bare: bool,
+    /// gRPC clients without a proxy are served.
+    pub grpc: bool,
 }
 
 impl Config {
@@ -72,6 +74,7 @@ impl Config {
             guard: json!({ "vanish_percent": 100 }),
             authority: None,
             bare: false,
+            grpc: false,
         }
     }
 
@@ -91,7 +94,7 @@ impl Config {
             "store": store,
             "state": self.state.as_ref().map(|path| json!({ "path": path })),
             "filter": { "path": filter, "generation": self.generation },
-            "listeners": { "gateway": listener, "sidecar": listener },
+            "listeners": { "gateway": listener, "sidecar": listener, "grpc": self.grpc },
             "zones": zones,
             "links": self.links,
             "guard": self.guard,

@@ -33,6 +33,7 @@ pub struct Builder {
     guard: Option<Value>,
     authority: Option<Value>,
     bare: bool,
+    grpc: bool,
     envoys: Vec<Options>,
     upstreams: Vec<(String, usize)>,
 }
@@ -48,6 +49,7 @@ impl Builder {
             guard: None,
             authority: None,
             bare: false,
+            grpc: false,
             envoys: vec![],
             upstreams: vec![],
         }
@@ -86,6 +88,12 @@ impl Builder {
     /// Without access log and explanations, for a measurement.
     pub fn bare(mut self) -> Builder {
         self.bare = true;
+        self
+    }
+
+    /// Serves gRPC clients without a proxy.
+    pub fn grpc_clients(mut self) -> Builder {
+        self.grpc = true;
         self
     }
 
@@ -128,6 +136,7 @@ impl Builder {
         }
         config.authority = self.authority;
         config.bare = self.bare;
+        config.grpc = self.grpc;
         let control_plane = ControlPlane::start(directory, config).await?;
         let mut mesh = Mesh {
             envoys: vec![],

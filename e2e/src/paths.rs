@@ -27,6 +27,25 @@ pub fn etcd_tool(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The packages of Python's gRPC client.
+pub fn grpcio() -> Result<PathBuf> {
+    provisioned("TIDEGATE_GRPCIO", "target/tools/grpcio", "setup")
+}
+
+/// The packages of JavaScript's gRPC client.
+pub fn grpc_js() -> Result<PathBuf> {
+    provisioned(
+        "TIDEGATE_GRPC_JS",
+        "target/tools/grpc-js/node_modules",
+        "setup",
+    )
+}
+
+/// Node.js, which runs them.
+pub fn node() -> Result<PathBuf> {
+    provisioned("TIDEGATE_NODE", "target/tools/bin/node", "setup")
+}
+
 /// The library that steps one process's wall clock, from the same build as this program.
 pub fn wall_clock() -> Result<PathBuf> {
     built("libwall_clock.so", "cargo build -p wall-clock")

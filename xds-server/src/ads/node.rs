@@ -12,6 +12,9 @@ use crate::snapshot::{Role, Snapshot, ViewKey};
 /// How much of what a proxy says of itself is repeated in messages.
 const TEXT_CHARS_MAX: usize = 128;
 
+/// How the user agents of all gRPC libraries begin: `gRPC C-core ...`, `gRPC Node Pure JS`, `gRPC Go`, `gRPC Java`.
+const GRPC_USER_AGENT: &str = "gRPC ";
+
 fn clip(text: &str) -> String {
     text.chars().take(TEXT_CHARS_MAX).collect()
 }
@@ -37,19 +40,25 @@ pub(super) enum InvalidNode {
         known: String,
     },
     #[error(
-        "node.metadata.tidegate.role {role:?} of node {id:?} is unknown: use gateway or sidecar"
+        "node.metadata.tidegate.role {role:?} of node {id:?} is unknown: use gateway, sidecar or grpc"
     )]
     UnknownRole { id: String, role: String },
+    #[error(
+        "node {id:?} is a gRPC client, and those are not served: set listeners.grpc to true in the control plane's configuration"
+    )]
+    GrpcNotServed { id: String },
 }
 
 impl Proxy {
-    /// Reads the node of a stream's first request. Without a role a proxy is a gateway.
+    /// Reads the node of a stream's first request. Without a role it is a gRPC client if it says that it is one, and a gateway
+    /// else.
     pub(super) fn introduce(
         node: Option<&Node>,
         snapshot: &Snapshot,
     ) -> Result<Proxy, InvalidNode> {
         let node = node.ok_or(InvalidNode::Missing)?;
         let role = match role_name(node) {
+            None if node.user_agent_name.starts_with(GRPC_USER_AGENT) => Role::Grpc,
             None => Role::default(),
             Some(name) => Role::named(name).ok_or_else(|| InvalidNode::UnknownRole {
                 id: clip(&node.id),
@@ -62,6 +71,9 @@ impl Proxy {
             role,
         };
         if snapshot.view(&view).is_none() {
+            if role == Role::Grpc && snapshot.zones().any(|known| known == zone) {
+                return Err(InvalidNode::GrpcNotServed { id: clip(&node.id) });
+            }
             return Err(InvalidNode::UnknownZone {
                 id: clip(&node.id),
                 zone: clip(zone),

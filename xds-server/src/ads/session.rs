@@ -263,6 +263,7 @@ fn refusal(metrics: &Metrics, error: &InvalidNode) -> Status {
         InvalidNode::Missing => "no_node",
         InvalidNode::UnknownZone { .. } => "unknown_zone",
         InvalidNode::UnknownRole { .. } => "unknown_role",
+        InvalidNode::GrpcNotServed { .. } => "grpc_not_served",
     };
     let label = ReasonLabel { reason };
     metrics.streams_refused.get_or_create(&label).inc();

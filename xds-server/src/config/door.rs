@@ -98,6 +98,7 @@ impl Door<'_> {
                 listeners: Listeners {
                     gateway: address(raw.listeners.gateway),
                     sidecar: address(raw.listeners.sidecar),
+                    grpc: raw.listeners.grpc,
                 },
                 explain,
                 guard: self.guard(raw.guard.as_ref())?,

@@ -88,6 +88,8 @@ pub struct FilterConfig {
 pub struct Listeners {
     pub gateway: ListenerAddress,
     pub sidecar: ListenerAddress,
+    /// Whether gRPC clients that speak xDS by themselves are served, too.
+    pub grpc: bool,
 }
 
 /// An address on the proxies' machines. Port 0 is the kernel's choice, which Envoy's admin interface tells.

@@ -68,11 +68,12 @@ const ACCESS_LOG_FIELDS: &[(&str, &str)] = &[
     ("upstream", "%UPSTREAM_HOST%"),
 ];
 
-/// The listener of a role's proxies.
-pub fn listener(mesh: &Mesh, role: Role) -> Arc<Resource> {
+/// The listener of a role's proxies; none for clients, who listen on nothing.
+pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
     let at = match role {
         Role::Gateway => &mesh.listeners.gateway,
         Role::Sidecar => &mesh.listeners.sidecar,
+        Role::Grpc => return None,
     };
     let manager = connection_manager(mesh, at, role);
     let listener = Listener {
@@ -87,7 +88,7 @@ pub fn listener(mesh: &Mesh, role: Role) -> Arc<Resource> {
         }],
         ..Listener::default()
     };
-    Arc::new(Resource::encode(LISTENER, &listener))
+    Some(Arc::new(Resource::encode(LISTENER, &listener)))
 }
 
 fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConnectionManager {
@@ -180,7 +181,7 @@ fn sessions_filter() -> HttpFilter {
     }
 }
 
-fn router_filter() -> HttpFilter {
+pub(super) fn router_filter() -> HttpFilter {
     HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
         config_type: Some(http_filter::ConfigType::TypedConfig(

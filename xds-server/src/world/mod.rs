@@ -35,7 +35,7 @@ use crate::{
 use authorities::Authorities;
 use guard::Guard;
 use instances::Instances;
-use views::Views;
+use views::{Clusters, Views};
 use zones::Zones;
 
 pub use guard::{DOUBT_MS, Implausible};
@@ -103,7 +103,7 @@ pub struct World {
 
 #[derive(Default)]
 struct Derived {
-    clusters: Resources,
+    clusters: Clusters,
     endpoints: Resources,
     /// By the service's position in the mesh.
     plans: Vec<Plans>,
@@ -352,7 +352,8 @@ impl World {
         let dirty = std::mem::take(&mut self.dirty);
         if whole {
             self.derived = Derived {
-                clusters: clusters(&mesh),
+                clusters: Clusters::of_mesh(&mesh),
+                endpoints: unserved(&mesh),
                 plans: vec![Plans::default(); mesh.services.len()],
                 due_ms: vec![None; mesh.services.len()],
                 ..Derived::default()
@@ -473,13 +474,11 @@ impl Derived {
     }
 }
 
-/// Clusters follow from the mesh alone.
-fn clusters(mesh: &Mesh) -> Resources {
-    let services = mesh.services.iter();
-    let clusters = services.flat_map(|service| translate::clusters(&mesh.topology, service));
-    clusters
-        .map(|cluster| (Arc::clone(&cluster.name), cluster))
-        .collect()
+/// The endpoints of no service.
+fn unserved(mesh: &Mesh) -> Resources {
+    let grpc = mesh.listeners.grpc.then(translate::grpc::no_endpoints);
+    let named = grpc.map(|endpoints| (Arc::clone(&endpoints.name), endpoints));
+    named.into_iter().collect()
 }
 
 fn positions(mesh: &Mesh) -> Arc<BTreeMap<String, usize>> {
