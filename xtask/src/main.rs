@@ -36,7 +36,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Provision what is missing below target/tools: protoc, Envoy, etcd, docker-compose, and the Rust targets
+    /// Provision what is missing below target/tools: protoc, Envoy, etcd, docker-compose, gRPC clients, and the Rust targets
     Setup {
         /// Also the load generators of `cargo xtask bench`: wrk and h2load
         #[arg(long)]
