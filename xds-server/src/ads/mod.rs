@@ -4,6 +4,8 @@
 //! [`response`] makes its responses; [`session`] runs it; [`proxies`] is what operators see of all of them.
 
 mod delta;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod node;
 pub mod proxies;
 mod response;

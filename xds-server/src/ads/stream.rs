@@ -513,6 +513,12 @@ impl Stream {
         rejected.map(|(name, version)| (&**name, *version))
     }
 
+    /// The nonce of the response of a kind that the client has not answered.
+    pub fn unanswered(&self, kind: Kind) -> Option<u64> {
+        let in_flight = self.kinds[kind.index()].in_flight.as_ref();
+        in_flight.map(|response| response.nonce)
+    }
+
     /// Whether the client has asked for anything of this kind.
     pub fn is_subscribed(&self, kind: Kind) -> bool {
         self.kinds[kind.index()].subscribed

@@ -20,7 +20,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// of a proxy that vanished without a word is freed. One that has no stream by then is sent away.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How many streams a client may have open on a connection. A proxy has one for each kind of resource at most, and a few.
-const STREAMS_MAX: u32 = 100;
+pub(super) const STREAMS_MAX: u32 = 100;
 /// The longest list of headers of a request, in bytes.
 const HEADERS_BYTES_MAX: u32 = 16 * 1024;
 

@@ -19,6 +19,8 @@ use tracing::warn;
 use crate::ads::service::Ads;
 
 pub use frame::Frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use grpc::Messages;
 pub(crate) use grpc::{Gone, Incoming, Outgoing, PREFIX_BYTES};
 
 /// How long to wait when no connection can be taken, as with too many open files.
@@ -48,3 +50,6 @@ pub async fn serve(listener: TcpListener, services: Services) {
         tokio::spawn(connection::serve(tcp, Arc::clone(&services)));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,272 @@
+//! Clients that do not behave, on a virtual clock: time passes where nobody has anything to do.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::{
+    config::core::v3::{Locality, Node},
+    service::discovery::v3::DiscoveryRequest,
+};
+use h2::client::SendRequest;
+use http::{Request, Response};
+use policy::Policy;
+use prost::Message;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+use super::*;
+use crate::{
+    ads::proxies::Proxies,
+    metrics::Metrics,
+    resource::Kind,
+    snapshot::{Role, Snapshot, View, ViewKey},
+};
+
+const ADS: &str =
+    "http://x/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+const CDS: &str = "http://x/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters";
+
+struct Server {
+    services: Arc<Services>,
+    proxies: Proxies,
+    _publisher: watch::Sender<Option<Arc<Snapshot>>>,
+}
+
+impl Server {
+    fn new() -> Server {
+        let view = View::new(
+            Default::default(),
+            Arc::default(),
+            Arc::new(Policy::Fallback),
+            0,
+        );
+        let key = ViewKey {
+            zone: Arc::from("here"),
+            role: Role::Gateway,
+        };
+        let views = BTreeMap::from([(key, Arc::new(view))]);
+        let snapshot = Snapshot::new(1, views, Arc::default());
+        let (publisher, snapshots) = watch::channel(Some(Arc::new(snapshot)));
+        let proxies = Proxies::default();
+        let ads = Ads::new(snapshots, proxies.clone(), Metrics::default());
+        let others = Routes::default();
+        Server {
+            services: Arc::new(Services { ads, others }),
+            proxies,
+            _publisher: publisher,
+        }
+    }
+
+    /// A connection, and the task that serves it.
+    fn connect(&self) -> (DuplexStream, JoinHandle<()>) {
+        let (client, server) = duplex(64 * 1024);
+        let services = Arc::clone(&self.services);
+        (client, tokio::spawn(connection::serve(server, services)))
+    }
+
+    async fn client(&self) -> (SendRequest<Bytes>, JoinHandle<()>) {
+        let (client, serving) = self.connect();
+        let (requests, connection) = h2::client::handshake(client).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        (requests, serving)
+    }
+}
+
+fn post(url: &str) -> Request<()> {
+    let request = Request::post(url).header("content-type", "application/grpc");
+    request.body(()).expect("a request")
+}
+
+fn framed(request: &DiscoveryRequest) -> Bytes {
+    let message = request.encode_to_vec();
+    let mut bytes = vec![0];
+    bytes.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    bytes.extend_from_slice(&message);
+    bytes.into()
+}
+
+fn hello(type_url: &str) -> DiscoveryRequest {
+    DiscoveryRequest {
+        node: Some(Node {
+            id: "one".to_owned(),
+            locality: Some(Locality {
+                zone: "here".to_owned(),
+                ..Locality::default()
+            }),
+            ..Node::default()
+        }),
+        type_url: type_url.to_owned(),
+        ..DiscoveryRequest::default()
+    }
+}
+
+/// The gRPC status with which a stream ends, after whatever it says before.
+async fn status(response: Response<h2::RecvStream>) -> String {
+    let (head, mut body) = response.into_parts();
+    if let Some(status) = head.headers.get("grpc-status") {
+        return status.to_str().expect("text").to_owned();
+    }
+    while let Some(data) = body.data().await {
+        data.expect("data");
+    }
+    let trailers = body.trailers().await.expect("an end").expect("trailers");
+    trailers["grpc-status"].to_str().expect("text").to_owned()
+}
+
+/// What becomes of a stream on which `first` is sent.
+async fn answer_to(url: &str, first: Bytes) -> String {
+    let server = Server::new();
+    let (mut client, _) = server.client().await;
+    let (response, mut requests) = client.send_request(post(url), false).expect("a stream");
+    requests.send_data(first, false).expect("sent");
+    status(response.await.expect("an answer")).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_nothing_is_sent_away() {
+    let server = Server::new();
+    let (_silent, serving) = server.connect();
+    let began = Instant::now();
+    serving.await.expect("it ends");
+    assert_eq!(began.elapsed(), Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_drips_its_first_bytes_is_sent_away() {
+    let server = Server::new();
+    let (mut client, serving) = server.connect();
+    let began = Instant::now();
+    for byte in b"PRI * HTTP/2.0\r\n" {
+        // It fails once the server has had enough.
+        if client.write_all(&[*byte]).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    serving.await.expect("it ends");
+    assert!(began.elapsed() < Duration::from_secs(17));
+}
+
+#[tokio::test(start_paused = true)]
+async fn garbage_ends_the_connection_at_once() {
+    let server = Server::new();
+    let (mut client, serving) = server.connect();
+    client
+        .write_all(b"GET / HTTP/1.1\r\n\r\n")
+        .await
+        .expect("written");
+    let began = Instant::now();
+    serving.await.expect("it ends");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.expect("an end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_opens_no_stream_is_sent_away() {
+    let server = Server::new();
+    let (_client, serving) = server.client().await;
+    let began = Instant::now();
+    serving.await.expect("it ends");
+    assert!(began.elapsed() <= Duration::from_secs(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_opens_a_stream_and_does_not_introduce_itself_is_told_so() {
+    let server = Server::new();
+    let (mut client, _) = server.client().await;
+    let (response, _requests) = client.send_request(post(ADS), false).expect("a stream");
+    let status = status(response.await.expect("an answer")).await;
+    assert_eq!(status, "4", "DEADLINE_EXCEEDED");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_that_vanished_without_a_word_is_forgotten() {
+    let server = Server::new();
+    let (client, serving) = server.connect();
+    let (mut requests, connection) = h2::client::handshake(client).await.expect("HTTP/2");
+    let hang = Arc::new(Notify::new());
+    let told = Arc::clone(&hang);
+    tokio::spawn(async move {
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            _ = &mut connection => {}
+            // It stays open, and nobody reads from it.
+            () = told.notified() => std::future::pending().await,
+        }
+    });
+    let (response, mut stream) = requests.send_request(post(ADS), false).expect("a stream");
+    stream
+        .send_data(framed(&hello(Kind::Cluster.type_url())), false)
+        .expect("sent");
+    let _body = response.await.expect("an answer");
+    assert_eq!(server.proxies.count(), 1);
+    // While it answers pings it may be silent for as long as it likes.
+    let minutes = Duration::from_secs(600);
+    tokio::time::sleep(minutes).await;
+    assert_eq!(server.proxies.count(), 1);
+    hang.notify_one();
+    timeout(minutes, serving)
+        .await
+        .expect("in time")
+        .expect("it ends");
+    assert_eq!(server.proxies.count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_separate_service_has_one_type_which_goes_without_saying() {
+    let server = Server::new();
+    let (mut client, _) = server.client().await;
+    let (response, mut stream) = client.send_request(post(CDS), false).expect("a stream");
+    stream.send_data(framed(&hello("")), false).expect("sent");
+    let mut body = response.await.expect("an answer").into_body();
+    body.data().await.expect("a response").expect("of bytes");
+    let other = framed(&hello(Kind::Listener.type_url()));
+    assert_eq!(answer_to(CDS, other).await, "3", "INVALID_ARGUMENT");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_request_is_told_what_it_is() {
+    let invalid = "3";
+    let exhausted = "8";
+    let unimplemented = "12";
+    let no_node = framed(&DiscoveryRequest::default());
+    assert_eq!(answer_to(ADS, no_node).await, invalid);
+    let no_protobuf = Bytes::from_static(&[0, 0, 0, 0, 1, 0xff]);
+    assert_eq!(answer_to(ADS, no_protobuf).await, invalid);
+    let endless = Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff]);
+    assert_eq!(answer_to(ADS, endless).await, exhausted);
+    let compressed = Bytes::from_static(&[1, 0, 0, 0, 0]);
+    assert_eq!(answer_to(ADS, compressed).await, unimplemented);
+    let unknown = "http://x/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
+    assert_eq!(answer_to(unknown, Bytes::new()).await, unimplemented);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_has_a_bounded_number_of_streams() {
+    let server = Server::new();
+    let (mut client, _) = server.client().await;
+    let mut open = Vec::new();
+    for _ in 0..2 * connection::STREAMS_MAX {
+        let (response, mut stream) = client.send_request(post(ADS), false).expect("a stream");
+        let first = framed(&hello(Kind::Cluster.type_url()));
+        stream.send_data(first, false).expect("sent");
+        open.push((response, stream));
+        // The client holds back what the server would refuse, so it may be a while; then the rest stays where it is.
+        if timeout(
+            Duration::from_secs(1),
+            futures::future::poll_fn(|context| client.poll_ready(context)),
+        )
+        .await
+        .is_err()
+        {
+            break;
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(server.proxies.count(), connection::STREAMS_MAX as usize);
+}
