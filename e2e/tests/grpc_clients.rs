@@ -105,6 +105,32 @@ impl Scene {
         Ok(outcome)
     }
 
+    /// Calls until the answers are as they should be, and not one call fails on the way.
+    async fn until(
+        &mut self,
+        method: &str,
+        what: &str,
+        check: impl Fn(&BTreeMap<String, u32>) -> bool,
+    ) -> Result<()> {
+        let mut failed = Vec::new();
+        eventually(PATIENCE, what, async || {
+            let outcome = self.call(Calls::of(method, 100)).await?;
+            if !outcome.statuses.is_empty() {
+                failed.push(outcome.clone());
+            }
+            ensure!(check(&outcome.instances), "{outcome:?}");
+            Ok(())
+        })
+        .await?;
+        ensure!(failed.is_empty(), "{failed:?}");
+        Ok(())
+    }
+
+    async fn set(&self, instance: &str, health: Health) -> Result<()> {
+        let upstream = self.mesh.upstream(instance)?;
+        upstream.registration().set_health(health).await
+    }
+
     fn served(&self, instance: &str) -> Result<u64> {
         Ok(self.mesh.upstream(instance)?.server().served())
     }
@@ -188,12 +214,8 @@ async fn calls_are_shared_out_as_planned_and_replanned(library: Library) -> Resu
     }
     let control_plane = &mut scene.mesh.control_plane;
     control_plane.configure(|config| config.services = vec![weighted(30, 70)])?;
-    eventually(PATIENCE, "the new weights", async || {
-        let answers = scene.answers(Calls::of(GET, 200)).await?;
-        ensure!(share(&answers, "orders-shanghai-b-1") > 0.5, "{answers:?}");
-        Ok(())
-    })
-    .await?;
+    let moved = |answers: &_| share(answers, "orders-shanghai-b-1") > 0.5;
+    scene.until(GET, "the new weights", moved).await?;
     let answers = scene.answers(Calls::of(GET, 2_000)).await?;
     assert_share(&answers, "orders-shanghai-b-1", 0.7);
     Ok(())
@@ -258,51 +280,42 @@ async fn an_instance_that_is_out_gets_nothing_more(library: Library) -> Result<(
     .await?;
     let (stays, leaves) = ("orders-shanghai-a-1", "orders-shanghai-a-2");
     for health in [Health::Unhealthy, Health::Draining] {
-        eventually(PATIENCE, "both to be called", async || {
-            let answers = scene.answers(Calls::of(GET, 20)).await?;
-            ensure!(answers.len() == 2, "{answers:?}");
-            Ok(())
-        })
-        .await?;
         scene
-            .mesh
-            .upstream(leaves)?
-            .registration()
-            .set_health(health)
+            .until(GET, "both to be called", |answers| answers.len() == 2)
             .await?;
-        eventually(PATIENCE, "the news", async || {
-            let answers = scene.answers(Calls::of(GET, 20)).await?;
-            ensure!(!answers.contains_key(leaves), "{answers:?}");
-            Ok(())
-        })
-        .await?;
+        scene.set(leaves, health).await?;
+        scene
+            .until(GET, "the news", |answers| !answers.contains_key(leaves))
+            .await?;
         let served = scene.served(leaves)?;
         let answers = scene.answers(Calls::of(GET, 500)).await?;
         assert_share(&answers, stays, 1.0);
         assert_eq!(scene.served(leaves)?, served);
-        scene
-            .mesh
-            .upstream(leaves)?
-            .registration()
-            .set_health(Health::Healthy)
-            .await?;
+        scene.set(leaves, Health::Healthy).await?;
     }
-    // With its last instance the zone goes, and the region takes over.
-    for instance in [stays, leaves] {
-        scene
-            .mesh
-            .upstream(instance)?
-            .registration()
-            .set_health(Health::Unhealthy)
-            .await?;
-    }
-    eventually(PATIENCE, "the other zone of the region", async || {
-        let answers = scene.answers(Calls::of(PUT, 20)).await?;
-        let there = |name: &String| name.starts_with("orders-shanghai-b-");
-        ensure!(answers.keys().all(there), "{answers:?}");
+    // With its last instance the zone goes, and its region takes over without a failed call.
+    scene
+        .until(PUT, "both to be called", |answers| answers.len() == 2)
+        .await?;
+    let Scene { mesh, client } = &mut scene;
+    let going = async {
+        for instance in [stays, leaves] {
+            let registration = mesh.upstream(instance)?.registration();
+            registration.set_health(Health::Unhealthy).await?;
+        }
         Ok(())
-    })
-    .await
+    };
+    let calls = Calls::of(PUT, 1_000).0;
+    let (gone, meanwhile): (Result<()>, _) = tokio::join!(going, client.carry_out(&calls));
+    gone?;
+    let meanwhile = meanwhile?;
+    ensure!(meanwhile.statuses.is_empty(), "{meanwhile:?}");
+    let elsewhere = |name: &String| name.starts_with("orders-shanghai-b-");
+    scene
+        .until(PUT, "the other zone", |answers| {
+            answers.keys().all(elsewhere)
+        })
+        .await
 }
 
 async fn what_fits_nowhere_fails(library: Library) -> Result<()> {
@@ -473,17 +486,14 @@ async fn a_restarted_control_plane_is_not_noticed(library: Library) -> Result<()
     ensure!(calls? > 100, "hardly a call was made meanwhile");
     // And it learns what is new.
     let leaves = "orders-shanghai-a-2";
-    eventually(PATIENCE, "the news", async || {
-        let upstream = scene.mesh.upstream(leaves)?;
-        upstream
-            .registration()
-            .set_health(Health::Unhealthy)
-            .await?;
-        let answers = scene.answers(Calls::of(GET, 20)).await?;
-        ensure!(!answers.contains_key(leaves), "{answers:?}");
-        Ok(())
+    let registration = scene.mesh.upstream(leaves)?.registration();
+    eventually(PATIENCE, "the record to be taken", async || {
+        registration.set_health(Health::Unhealthy).await
     })
-    .await
+    .await?;
+    scene
+        .until(GET, "the news", |answers| !answers.contains_key(leaves))
+        .await
 }
 
 async fn who_is_not_served_is_told_why(library: Library) -> Result<()> {

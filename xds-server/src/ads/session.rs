@@ -174,7 +174,7 @@ impl<W: Wire> Session<W> {
             None if turned => warn!(
                 node = proxy.id,
                 zone = %proxy.view.zone,
-                "the zone was taken out of the configuration: this proxy keeps its last state and learns nothing more"
+                "the zone was taken out of the configuration, or its gRPC clients are no longer served: this proxy keeps its last state and learns nothing more"
             ),
             None => {}
         }
