@@ -3,7 +3,11 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=tidegate");
     let descriptors = protox::compile(
-        ["tidegate/v1/policy.proto", "tidegate/v1/fence.proto"],
+        [
+            "tidegate/v1/policy.proto",
+            "tidegate/v1/fence.proto",
+            "tidegate/v1/status.proto",
+        ],
         ["."],
     )?;
     prost_build::Config::new().compile_fds(descriptors)?;

@@ -101,6 +101,9 @@ impl Config {
             "explain": (!self.bare).then_some(explain),
             "services": self.services.iter().cloned().map(hasty).collect::<Vec<_>>(),
         });
+        if !self.bare {
+            all["xds"] = json!({ "load_report_interval_s": 1 });
+        }
         if let Some(authority) = &self.authority {
             all["authority"] = authority.clone();
         }

@@ -27,6 +27,16 @@ impl Figure {
         }
     }
 
+    /// A value that comes from so many measurements.
+    pub fn of(name: impl Into<String>, unit: &'static str, value: f64, samples: usize) -> Figure {
+        Figure {
+            name: name.into(),
+            value,
+            unit,
+            samples,
+        }
+    }
+
     /// A share of the samples from the smallest on: 0.5 is the median.
     pub fn quantile(
         name: impl Into<String>,

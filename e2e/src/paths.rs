@@ -46,6 +46,12 @@ pub fn node() -> Result<PathBuf> {
     provisioned("TIDEGATE_NODE", "target/tools/bin/node", "setup")
 }
 
+/// The go-control-plane server that `bench xds` measures beside ours, where it could be had.
+pub fn xds_peer() -> Option<PathBuf> {
+    let path = workspace().join("target/tools/xds-peer/xds-peer");
+    path.exists().then_some(path)
+}
+
 /// The library that steps one process's wall clock, from the same build as this program.
 pub fn wall_clock() -> Result<PathBuf> {
     built("libwall_clock.so", "cargo build -p wall-clock")

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 use xds_server::ads::proxies::Proxies;
 use xds_server::ads::service::Ads;
+use xds_server::applied::{Applied, AppliedStatus};
 use xds_server::config::{Config as Parsed, Mesh};
 use xds_server::metrics::Metrics;
 use xds_server::resource::{Kind, Resources};
@@ -30,6 +31,7 @@ use xds_server::world::World;
 struct Pulpit {
     publisher: watch::Sender<Option<Arc<Snapshot>>>,
     proxies: Proxies,
+    applied: Applied,
     address: SocketAddr,
     server: tokio::task::JoinHandle<()>,
 }
@@ -41,11 +43,13 @@ impl Pulpit {
         let ads = Ads::new(snapshots, proxies.clone(), Metrics::default());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let others = Routes::default();
+        let applied = Applied::default();
+        let others = Routes::new(xds_server::applied::service(applied.clone()));
         let server = tokio::spawn(transport::serve(listener, Services { ads, others }));
         Ok(Pulpit {
             publisher,
             proxies,
+            applied,
             address,
             server,
         })
@@ -57,6 +61,12 @@ impl Pulpit {
         let status = proxies.iter().find_map(|p| p.kinds.get(kind.as_str()));
         let nack = status.and_then(|status| status.nack.as_ref());
         Ok(nack.context("nothing is refused")?.message.clone())
+    }
+
+    /// What the gateway's filter last said that it applied.
+    fn applied(&self, gateway: &Options) -> Result<AppliedStatus> {
+        let status = self.applied.of(&gateway.id, tokio::time::Instant::now());
+        status.context("the filter has said nothing")
     }
 }
 
@@ -83,7 +93,7 @@ fn snapshot(mesh: &Mesh) -> Result<Arc<Snapshot>> {
 
 /// The same, but for the bytes of the policy.
 fn with_garbage(snapshot: &Snapshot, mesh: &Mesh) -> Arc<Snapshot> {
-    let garbage = translate::filter_config_of_bytes(&mesh.filter, b"no policy at all".to_vec());
+    let garbage = translate::filter_config_of_bytes(&mesh.filter, &[b"no policy at all"]);
     let views: BTreeMap<_, _> = snapshot
         .views()
         .map(|(key, view)| {
@@ -93,12 +103,19 @@ fn with_garbage(snapshot: &Snapshot, mesh: &Mesh) -> Arc<Snapshot> {
                 }
                 _ => view.of(kind).clone(),
             });
-            let needed = Arc::clone(view.needed());
+            let needed = view.needed().clone();
             let view = View::new(resources, needed, Arc::clone(view.policy()), 0);
             (key.clone(), Arc::new(view))
         })
         .collect();
     Arc::new(Snapshot::new(snapshot.sequence + 1, views, Arc::default()))
+}
+
+/// The version of the gateways' policy.
+fn version_of(snapshot: &Snapshot) -> Result<u64> {
+    let mut views = snapshot.views();
+    let view = views.find(|(key, _)| &*key.zone == "shanghai-a");
+    Ok(view.context("no view")?.1.policy_version())
 }
 
 fn reason(reply: &Reply) -> Result<String> {
@@ -140,9 +157,28 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
     decided("region_unknown").await?;
     let log = std::fs::read_to_string(envoy.process().log())?;
     assert!(log.contains("not a tidegate.v1.Policy"), "{log}");
+    // The filter itself says why, and what it goes on with.
+    let told = eventually(PATIENCE, "the filter's report", async || {
+        let status = pulpit.applied(&options)?;
+        let refused = status.refused.clone().context("nothing is refused")?;
+        ensure!(status.is_at(version_of(&good)?), "{status:?}");
+        Ok(refused)
+    });
+    let told = told.await?;
+    assert!(
+        told.message.contains("not a tidegate.v1.Policy"),
+        "{told:?}"
+    );
 
-    pulpit.publisher.send_replace(Some(mended));
+    pulpit.publisher.send_replace(Some(Arc::clone(&mended)));
     decided("no_capacity").await?;
+    eventually(PATIENCE, "the filter's next report", async || {
+        let status = pulpit.applied(&options)?;
+        ensure!(status.is_at(version_of(&mended)?), "{status:?}");
+        ensure!(status.refused.is_none(), "{status:?}");
+        Ok(())
+    })
+    .await?;
     eventually(PATIENCE, "no refusal in force", async || {
         ensure!(pulpit.refusal(Kind::FilterConfig).is_err(), "still refused");
         Ok(())

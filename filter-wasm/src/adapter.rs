@@ -11,6 +11,7 @@ use proxy_wasm::{
 };
 
 use crate::{
+    applied::{self, Applied, Post},
     carry_out::{Host, HostFailed, Reply, Verdict, carry_out},
     edition,
     fence::{
@@ -27,6 +28,8 @@ thread_local! {
     static METRIC_IDS: MetricIds = const { MetricIds::new() };
     /// This worker's part in the fence. None until there is something to fence, or for want of a random number.
     static MEMBER: RefCell<Option<Member>> = const { RefCell::new(None) };
+    /// This worker's part in telling what is applied. None until something is, or for want of a random number.
+    static APPLIED: RefCell<Option<Applied>> = const { RefCell::new(None) };
 }
 
 fn with_id(metric: Metric, act: impl FnOnce(u32) -> Result<(), HostFailed>) {
@@ -66,6 +69,17 @@ fn join() {
     });
 }
 
+/// Lets this worker's part in telling what is applied act, if it has one.
+fn with_applied<T>(act: impl FnOnce(&mut Applied) -> T) -> Option<T> {
+    APPLIED.with(|applied| {
+        let mut applied = applied.try_borrow_mut().ok()?;
+        if applied.is_none() {
+            *applied = host::random().map(|bits| Applied::new(bits as u64));
+        }
+        Some(act(applied.as_mut()?))
+    })
+}
+
 /// How often a worker looks at what it holds, where writes are fenced: the longest that a revocation takes to be seen.
 const TICK_MS: u32 = 10;
 
@@ -75,6 +89,7 @@ proxy_wasm::main! {{
     proxy_wasm::set_root_context(|context| Box::new(Plugin {
         context: ContextId(context),
         policy: Rc::new(Policy::Fallback),
+        tick_ms: 0,
     }));
 }}
 
@@ -82,12 +97,21 @@ proxy_wasm::main! {{
 struct Plugin {
     context: ContextId,
     policy: Rc<Policy>,
+    /// How often it is woken; 0 for never.
+    tick_ms: u32,
 }
 
 impl Context for Plugin {
     fn on_grpc_stream_message(&mut self, token: u32, size: usize) {
         if let Some(message) = host::grpc_message(size) {
             with_member(|member| member.hear(self.context, Token(token), &message, &mut Envoy));
+        }
+    }
+
+    fn on_grpc_call_response(&mut self, _: u32, status: u32, _: usize) {
+        // Only reports are such calls.
+        if status != 0 {
+            with_applied(Applied::failed);
         }
     }
 
@@ -100,18 +124,22 @@ impl Context for Plugin {
 
 impl RootContext for Plugin {
     fn on_configure(&mut self, size: usize) -> bool {
-        match edition::read(&host::configuration(size).unwrap_or_default()) {
+        let configuration = host::configuration(size).unwrap_or_default();
+        match edition::read(&configuration) {
             Ok(edition) => {
                 log(LogLevel::Info, &edition::describe(&edition));
                 record(Metric::PolicyVersion, edition.version);
                 record(Metric::PolicyGeneration, edition.generation);
+                let told = with_applied(|it| it.configured(self.context, &edition, &mut Envoy));
                 self.policy = Rc::new(edition.policy);
-                self.fence();
+                let fenced = self.fence();
+                self.wake(fenced, told == Some(true));
                 true
             }
             Err(error) => {
                 log(LogLevel::Error, &format!("policy refused: {error}"));
                 count(Metric::PolicyRejected, 1);
+                applied::refused(&configuration, &error, &mut Envoy);
                 false
             }
         }
@@ -119,6 +147,7 @@ impl RootContext for Plugin {
 
     fn on_tick(&mut self) {
         with_member(|member| member.tick(self.context, &mut Envoy));
+        with_applied(|applied| applied.tick(self.context, self.tick_ms, &mut Envoy));
     }
 
     fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
@@ -134,18 +163,33 @@ impl RootContext for Plugin {
 }
 
 impl Plugin {
-    /// Takes part in the fence, if the policy has one.
-    fn fence(&self) {
+    /// Takes part in the fence; false if the policy has none.
+    fn fence(&self) -> bool {
         if terms_of(&self.policy).is_none() {
-            return;
+            return false;
         }
         join();
         let fenced = with_member(|member| member.configured(self.context, &self.policy));
-        if fenced.is_none() || host::set_tick_period(TICK_MS).is_err() {
-            log(
-                LogLevel::Error,
-                "no random numbers or no ticks: writes stay fenced",
-            );
+        if fenced.is_none() {
+            log(LogLevel::Error, "no random numbers: writes stay fenced");
+        }
+        true
+    }
+
+    /// Has itself woken as often as is needed.
+    fn wake(&mut self, fenced: bool, told: bool) {
+        let needed_ms = match (fenced, told) {
+            (true, _) => TICK_MS,
+            (false, true) => applied::TICK_MS,
+            (false, false) => 0,
+        };
+        if needed_ms == self.tick_ms {
+            return;
+        }
+        match host::set_tick_period(needed_ms) {
+            Ok(()) => self.tick_ms = needed_ms,
+            Err(HostFailed) if fenced => log(LogLevel::Error, "no ticks: writes stay fenced"),
+            Err(HostFailed) => {}
         }
     }
 }
@@ -153,10 +197,11 @@ impl Plugin {
 impl Drop for Plugin {
     fn drop(&mut self) {
         // Otherwise the proxy goes on to wake a context that is no more, and there is one for each edition of the policy.
-        if terms_of(&self.policy).is_some() {
+        if self.tick_ms > 0 {
             let _ = host::set_tick_period(0);
         }
         with_member(|member| member.removed(self.context));
+        with_applied(|applied| applied.removed(self.context));
     }
 }
 
@@ -279,6 +324,16 @@ impl Line for Envoy {
     }
 
     fn node(&mut self) -> String {
+        host::node_id().unwrap_or_default()
+    }
+}
+
+impl Post for Envoy {
+    fn report(&mut self, cluster: &str, report: &[u8]) -> Result<(), HostFailed> {
+        host::grpc_call(cluster, "tidegate.v1.Status", "Report", report)
+    }
+
+    fn name(&mut self) -> String {
         host::node_id().unwrap_or_default()
     }
 }

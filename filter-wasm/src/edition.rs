@@ -10,6 +10,7 @@ pub fn read(configuration: &[u8]) -> Result<Edition, InvalidPolicy> {
             version: 0,
             generation: 0,
             policy: Policy::Fallback,
+            control_plane: String::new(),
         });
     }
     protos::decode(configuration)
@@ -21,6 +22,7 @@ pub fn describe(edition: &Edition) -> String {
         version,
         generation,
         policy,
+        ..
     } = edition;
     let what = match policy {
         Policy::Fallback => "fallback: reads stay local, writes are fenced".to_owned(),
@@ -52,7 +54,7 @@ mod tests {
 
     #[test]
     fn a_policy_is_applied_as_it_was_sent() {
-        let (bytes, version) = protos::encode(&serving(), 3);
+        let (bytes, version) = protos::encode(&serving(), 3, "tidegate");
         let edition = read(&bytes).unwrap();
         assert_eq!(edition.policy, serving());
         assert_eq!(
@@ -77,7 +79,7 @@ mod tests {
 
         #[test]
         fn no_damage_makes_it_panic(at: prop::sample::Index, byte: u8, cut: prop::sample::Index) {
-            let (mut bytes, _) = protos::encode(&serving(), 1);
+            let (mut bytes, _) = protos::encode(&serving(), 1, "tidegate");
             let at = at.index(bytes.len());
             bytes[at] = byte;
             let _ = read(&bytes);

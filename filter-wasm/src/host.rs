@@ -6,7 +6,7 @@
 //! that an enum does not list would be undefined behaviour.
 #![allow(unsafe_code, reason = "the ABI is raw pointers")]
 
-use std::ptr;
+use std::{ptr, time::Duration};
 
 use crate::{
     carry_out::{HostFailed, Reply},
@@ -230,6 +230,32 @@ pub(crate) fn grpc_open(cluster: &str, service: &str, method: &str) -> Result<u3
     }
     proxy_wasm::hostcalls::open_grpc_stream(cluster, service, method, vec![])
         .map_err(|_| HostFailed)
+}
+
+/// How long an answer to a single call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Makes a single call on behalf of the current root context: `method` of `service` on a cluster. Through the SDK, as
+/// [`grpc_open`].
+pub(crate) fn grpc_call(
+    cluster: &str,
+    service: &str,
+    method: &str,
+    message: &[u8],
+) -> Result<(), HostFailed> {
+    if reads_as_message(cluster.as_bytes()) {
+        return Err(HostFailed);
+    }
+    proxy_wasm::hostcalls::dispatch_grpc_call(
+        cluster,
+        service,
+        method,
+        vec![],
+        Some(message),
+        CALL_TIMEOUT,
+    )
+    .map(|_| ())
+    .map_err(|_| HostFailed)
 }
 
 /// Says something on a stream of the current root context.

@@ -3,7 +3,8 @@
 //! Nothing is decided here: `policy` decides, and this crate carries it out. The way through the modules: [`header_map`]
 //! reads the request as the proxy encodes it; [`carry_out`] does what the decision says, through the small trait
 //! [`Host`](carry_out::Host); [`edition`] reads the plugin's configuration; [`fence`] holds the permissions to write;
-//! [`metrics`] names what is counted. All of that runs and is tested on any machine. Only `adapter` and `host` know the proxy, and exist only in a wasm build.
+//! [`applied`] tells the
+//! control plane what is applied; [`metrics`] names what is counted. All of that runs and is tested on any machine. Only `adapter` and `host` know the proxy, and exist only in a wasm build.
 //!
 //! **No trap.** A panic takes the filter down for every request of that worker. So nothing a request or a policy can
 //! contain may cause one: every host call that a request leads to goes through `host`, which returns errors where the
@@ -21,6 +22,7 @@
 
 #[cfg(target_arch = "wasm32")]
 mod adapter;
+pub mod applied;
 pub mod carry_out;
 pub mod edition;
 pub mod fence;

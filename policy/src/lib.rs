@@ -35,6 +35,7 @@ pub mod refusal;
 pub mod rules;
 pub mod service;
 pub mod shard;
+pub mod shared;
 pub mod standing;
 pub mod topology;
 

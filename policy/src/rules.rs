@@ -6,6 +6,7 @@ use alloc::{
     collections::BTreeMap,
     format,
     string::String,
+    sync::Arc,
     vec::Vec,
 };
 use core::cmp::Reverse;
@@ -14,11 +15,12 @@ use crate::{
     cells::Fencing,
     facts::without_query,
     headers,
-    plan::Plan,
+    plan::{Plan, Plans},
     service::{
         Class, ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule,
         Writes,
     },
+    shared::Shared,
     topology::{InvalidName, Topology, ZoneId, check_name},
 };
 
@@ -38,18 +40,19 @@ pub struct Explain {
     pub token: String,
 }
 
-/// The rules of one viewing zone: valid by construction.
+/// The rules of one viewing zone: valid by construction. Copies share what is the same in them, so that those of other zones,
+/// and those with other plans, cost only what differs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
     viewer: ZoneId,
-    topology: Topology,
-    services: Vec<Service>,
+    topology: Arc<Topology>,
+    services: Shared<Service>,
     explain: Option<Explain>,
-    fencing: Option<Fencing>,
-    gateways: Vec<String>,
+    fencing: Option<Arc<Fencing>>,
+    gateways: Arc<[String]>,
     /// `[(service * zones + zone) * 2 + class]`
-    clusters: Vec<String>,
-    hosts: Hosts,
+    clusters: Arc<[String]>,
+    hosts: Arc<Hosts>,
 }
 
 /// Why rules were refused. Every variant names what to change.
@@ -112,14 +115,33 @@ impl Rules {
             .collect();
         Ok(Rules {
             viewer,
-            topology,
-            services,
+            topology: Arc::new(topology),
+            services: services.into_iter().collect(),
             explain,
             fencing: None,
-            gateways: Vec::new(),
+            gateways: Arc::default(),
             clusters,
-            hosts,
+            hosts: Arc::new(hosts),
         })
+    }
+
+    /// The same rules for the proxies of another zone of the topology.
+    pub fn seen_from(&self, viewer: ZoneId) -> Rules {
+        Rules {
+            viewer,
+            ..self.clone()
+        }
+    }
+
+    /// Gives a service other plans, which no rule depends on. Nothing for a service of other rules.
+    pub fn replan(&mut self, id: ServiceId, plans: Plans) {
+        if let Some(service) = self.service(id) {
+            let service = Service {
+                plans,
+                ..service.clone()
+            };
+            self.services.set(id.index(), service);
+        }
     }
 
     /// The same rules with a write fence for the services that want it.
@@ -128,13 +150,13 @@ impl Rules {
         let gateways =
             zones.map(|zone| cluster_name(GATEWAY_SERVICE, self.topology.zone_name(zone)));
         self.gateways = gateways.collect();
-        self.fencing = Some(fencing);
+        self.fencing = Some(Arc::new(fencing));
         self
     }
 
     /// None where no writes are fenced.
     pub fn fencing(&self) -> Option<&Fencing> {
-        self.fencing.as_ref()
+        self.fencing.as_deref()
     }
 
     /// The name of the cluster that leads to a zone's gateways; none where no writes are fenced.
@@ -151,7 +173,8 @@ impl Rules {
         &self.topology
     }
 
-    pub fn services(&self) -> &[Service] {
+    /// In the order of the configuration.
+    pub fn services(&self) -> &Shared<Service> {
         &self.services
     }
 
@@ -183,7 +206,7 @@ impl Rules {
     ) -> Option<(ServiceId, &Service, &Route)> {
         let path = without_query(path);
         self.hosts
-            .routes_of(authority)
+            .routes_for(authority)
             .iter()
             .filter_map(|at| self.route_at(*at))
             .find(|(_, _, route)| route.takes(path, grpc))
@@ -196,6 +219,12 @@ impl Rules {
         self.hosts
             .all()
             .map(|(host, routes)| (host, routes.iter().filter_map(|at| self.route_at(*at))))
+    }
+
+    /// The routes of one host pattern in the order in which they are tried; none where no service has it.
+    pub fn routes_of(&self, host: &str) -> impl Iterator<Item = (ServiceId, &Service, &Route)> {
+        let routes = self.hosts.pattern(host).iter();
+        routes.filter_map(|at| self.route_at(*at))
     }
 
     fn route_at(&self, at: RouteAt) -> Option<(ServiceId, &Service, &Route)> {
@@ -342,7 +371,22 @@ impl Hosts {
         Ok(hosts)
     }
 
-    fn routes_of(&self, authority: &[u8]) -> &[RouteAt] {
+    /// The routes of exactly this pattern.
+    fn pattern(&self, host: &str) -> &[RouteAt] {
+        if host == "*" {
+            return &self.any;
+        }
+        let wildcard = || {
+            let mut wildcards = self.wildcards.iter();
+            wildcards.find(|(pattern, _)| pattern == host)
+        };
+        let exact = self.exact.get(host);
+        exact
+            .or_else(|| wildcard().map(|(_, routes)| routes))
+            .map_or(&[], Vec::as_slice)
+    }
+
+    fn routes_for(&self, authority: &[u8]) -> &[RouteAt] {
         let host = without_port(authority);
         let host = if host.iter().any(u8::is_ascii_uppercase) {
             Cow::Owned(host.to_ascii_lowercase())

@@ -7,6 +7,13 @@ pub fn key_digest(key: &[u8]) -> u64 {
     xxhash_rust::xxh64::xxh64(key, 0)
 }
 
+/// The same of bytes in several parts.
+pub fn digest_of_parts<'p>(parts: impl IntoIterator<Item = &'p [u8]>) -> u64 {
+    let mut hash = xxhash_rust::xxh64::Xxh64::new(0);
+    parts.into_iter().for_each(|part| hash.update(part));
+    hash.digest()
+}
+
 /// Jump consistent hash: a bucket in `0..buckets` for `key`; 0 when `buckets` is 0 or 1.
 ///
 /// When the number of buckets grows from n to n + 1, about 1/(n + 1) of the keys move, all of them to the new bucket.
@@ -103,6 +110,8 @@ mod tests {
         // From the specification's own test vectors: the empty input and "abc", seed 0.
         assert_eq!(key_digest(b""), 0xef46_db37_51d8_e999);
         assert_eq!(key_digest(b"abc"), 0x44bc_2cf5_ad77_0999);
+        let parts = [&b"a"[..], b"", b"bc"];
+        assert_eq!(digest_of_parts(parts), key_digest(b"abc"));
     }
 
     #[test]

@@ -74,6 +74,7 @@ pub fn decode(bytes: &[u8]) -> Result<Edition, InvalidPolicy> {
         version: message.version,
         generation: message.generation,
         policy,
+        control_plane: message.control_plane,
     })
 }
 

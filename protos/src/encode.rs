@@ -1,37 +1,122 @@
 //! From the domain to the wire.
 
-use alloc::{string::ToString, vec::Vec};
+use alloc::{string::ToString, sync::Arc, vec::Vec};
 
 use policy::{
     Cell, Class, ClassRule, Enforcement, Explain, Fencing, Forward, KeySource, Link, Plan, Policy,
     RegionRule, RouteMatch, Rules, Service, Tier, Topology, TraceRule, Writes, ZoneId,
+    shard::digest_of_parts, shared::Chunk,
 };
-use prost::Message;
+use prost::{
+    Message,
+    bytes::Bytes,
+    encoding::{WireType, encode_key, encode_varint, message},
+};
 
 use crate::wire;
 
 /// The width of a policy's version: a metric, which is a double, holds it exactly.
 pub const VERSION_BITS: u32 = 48;
 
-/// The bytes of `policy`, with its version, and the version.
-pub fn encode(policy: &Policy, generation: u64) -> (Vec<u8>, u64) {
-    let mode = match policy {
-        Policy::Fallback => wire::policy::Mode::Fallback(wire::Fallback {}),
-        Policy::Serving(rules) => wire::policy::Mode::Rules(encode_rules(rules)),
-    };
-    let mut message = wire::Policy {
-        version: 0,
-        generation,
-        mode: Some(mode),
-    };
-    let digest = policy::shard::key_digest(&message.encode_to_vec());
-    message.version = digest >> (u64::BITS - VERSION_BITS);
-    (message.encode_to_vec(), message.version)
+/// The bytes of `policy`, with its version, and the version. `control_plane` is as in [`Edition`](crate::Edition).
+pub fn encode(policy: &Policy, generation: u64, control_plane: &str) -> (Vec<u8>, u64) {
+    let encoded = Encoder::default().encode(policy, generation, control_plane);
+    (encoded.pieces.concat(), encoded.version)
 }
 
-fn encode_rules(rules: &Rules) -> wire::Rules {
+/// The bytes of a policy in pieces, which those of other zones and of the policies before share.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// They stand one after the other; together they are what [`encode`] gives.
+    pub pieces: Vec<Bytes>,
+    pub version: u64,
+}
+
+/// Encodes policies one after the other. What a policy has in common with the one before, as [`Rules::replan`] and
+/// [`Rules::seen_from`] leave it, is not encoded again.
+#[derive(Default)]
+pub struct Encoder {
+    /// The services as they stand together, and their part of the bytes.
+    known: Vec<(Chunk<Service>, Bytes)>,
+}
+
+impl Encoder {
+    /// The bytes of `policy`, with its version. `control_plane` is as in [`Edition`](crate::Edition).
+    pub fn encode(&mut self, policy: &Policy, generation: u64, control_plane: &str) -> Encoded {
+        let (tag, mode) = match policy {
+            Policy::Fallback => (field::FALLBACK, Vec::new()),
+            Policy::Serving(rules) => (field::RULES, self.encode_rules(rules)),
+        };
+        let mode_len: usize = mode.iter().map(Bytes::len).sum();
+        let head = |version| {
+            let message = wire::Policy {
+                version,
+                generation,
+                ..wire::Policy::default()
+            };
+            let mut head = message.encode_to_vec();
+            encode_key(tag, WireType::LengthDelimited, &mut head);
+            encode_varint(mode_len as u64, &mut head);
+            head
+        };
+        let tail = wire::Policy {
+            control_plane: control_plane.to_string(),
+            ..wire::Policy::default()
+        };
+        let tail = Bytes::from(tail.encode_to_vec());
+        // A version of 0 does not stand in the bytes.
+        let unversioned = head(0);
+        let digested = [&unversioned[..]].into_iter();
+        let digested = digested.chain(mode.iter().chain([&tail]).map(Bytes::as_ref));
+        let version = digest_of_parts(digested) >> (u64::BITS - VERSION_BITS);
+        let head = Bytes::from(head(version));
+        Encoded {
+            pieces: [head].into_iter().chain(mode).chain([tail]).collect(),
+            version,
+        }
+    }
+
+    fn encode_rules(&mut self, rules: &Rules) -> Vec<Bytes> {
+        let chunks = rules.services().chunks();
+        self.known.truncate(chunks.len());
+        for (at, chunk) in chunks.iter().enumerate() {
+            match self.known.get_mut(at) {
+                // The same services are of the same rules, and so have the same topology.
+                Some((known, _)) if Arc::ptr_eq(known, chunk) => {}
+                Some(slot) => *slot = encode_chunk(rules, chunk),
+                None => self.known.push(encode_chunk(rules, chunk)),
+            }
+        }
+        let services = self.known.iter().map(|(_, bytes)| bytes.clone());
+        [Bytes::from(encode_head(rules))]
+            .into_iter()
+            .chain(services)
+            .chain([Bytes::from(encode_tail(rules))])
+            .collect()
+    }
+}
+
+fn encode_chunk(rules: &Rules, chunk: &Chunk<Service>) -> (Chunk<Service>, Bytes) {
+    let mut bytes = Vec::new();
+    for service in chunk.iter() {
+        let service = encode_service(rules.topology(), service);
+        message::encode(field::SERVICES, &service, &mut bytes);
+    }
+    (Arc::clone(chunk), Bytes::from(bytes))
+}
+
+/// The numbers of the fields in `tidegate/v1/policy.proto` that are put together here.
+mod field {
+    pub(super) const FALLBACK: u32 = 3;
+    pub(super) const RULES: u32 = 4;
+    /// Of `Rules`.
+    pub(super) const SERVICES: u32 = 4;
+}
+
+/// What stands before the services.
+fn encode_head(rules: &Rules) -> Vec<u8> {
     let topology = rules.topology();
-    wire::Rules {
+    let head = wire::Rules {
         viewer: topology.zone_name(rules.viewer()).to_string(),
         zones: topology
             .zones()
@@ -41,19 +126,23 @@ fn encode_rules(rules: &Rules) -> wire::Rules {
             })
             .collect(),
         links: encode_links(topology),
-        services: rules
-            .services()
-            .iter()
-            .map(|service| encode_service(topology, service))
-            .collect(),
+        ..wire::Rules::default()
+    };
+    head.encode_to_vec()
+}
+
+/// What stands after them.
+fn encode_tail(rules: &Rules) -> Vec<u8> {
+    let explain = rules.explain();
+    let tail = wire::Rules {
+        explain: explain.map(|Explain { header, token }| wire::Explain {
+            header: header.clone(),
+            token: token.clone(),
+        }),
         fencing: rules.fencing().map(encode_fencing),
-        explain: rules
-            .explain()
-            .map(|Explain { header, token }| wire::Explain {
-                header: header.clone(),
-                token: token.clone(),
-            }),
-    }
+        ..wire::Rules::default()
+    };
+    tail.encode_to_vec()
 }
 
 fn index(zone: ZoneId) -> u32 {

@@ -1,4 +1,4 @@
-//! The wire form of the policy and of what is said about grants, and the one door between them and the domain types.
+//! The wire form of the policy, of what is said about grants, and of what filters report, and the one door between them and the domain types.
 //!
 //! [`decode`] takes untrusted bytes: whatever they are, it gives a policy that is valid by construction or an error that
 //! names the field. [`encode`] is its inverse.
@@ -19,9 +19,12 @@ extern crate alloc;
 mod decode;
 mod encode;
 pub mod fence;
+pub mod status;
 
 pub use decode::{InvalidPolicy, decode};
-pub use encode::{VERSION_BITS, encode};
+pub use encode::{Encoded, Encoder, VERSION_BITS, encode};
+
+use alloc::string::String;
 
 use policy::Policy;
 
@@ -39,4 +42,6 @@ pub struct Edition {
     /// Raised by the operator to have the same policy tried again.
     pub generation: u64,
     pub policy: Policy,
+    /// The proxy's cluster that leads to a control plane that wants to know what was applied; empty: nobody does.
+    pub control_plane: String,
 }

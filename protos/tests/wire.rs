@@ -75,7 +75,7 @@ fn fenced() -> Policy {
     let Policy::Serving(rules) = small() else {
         unreachable!("a serving policy");
     };
-    let mut orders = rules.services()[0].clone();
+    let mut orders = rules.services().get(0).expect("a service").clone();
     let key = KeySource::Cookie("user".into());
     orders.writes = Writes::Fenced { key: Some(key) };
     let zone = |name| rules.topology().zone_named(name).expect("a zone");
@@ -117,7 +117,7 @@ const GOLDEN: [(&str, &str); 2] = [
 #[test]
 fn the_bytes_of_a_policy_stay_what_they_were() {
     for ((name, golden), policy) in GOLDEN.into_iter().zip([small(), fenced()]) {
-        let (bytes, version) = encode(&policy, 7);
+        let (bytes, version) = encode(&policy, 7, "");
         let lines = bytes.chunks(48).map(|line| {
             let digits: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
             digits + "\n"
@@ -142,7 +142,7 @@ fn check(spoil: impl FnOnce(&mut wire::Rules), expected: &str) {
 /// Why `policy` is.
 #[track_caller]
 fn check_of(policy: &Policy, spoil: impl FnOnce(&mut wire::Rules), expected: &str) {
-    let (bytes, _) = encode(policy, 0);
+    let (bytes, _) = encode(policy, 0, "");
     let mut message = wire::Policy::decode(&bytes[..]).expect("a message");
     let Some(wire::policy::Mode::Rules(rules)) = &mut message.mode else {
         panic!("rules");
@@ -307,7 +307,7 @@ fn a_fence_that_could_not_hold_is_refused_with_the_field() {
 
 #[test]
 fn a_way_of_forwarding_from_the_future_is_none() {
-    let (bytes, _) = encode(&fenced(), 0);
+    let (bytes, _) = encode(&fenced(), 0, "tidegate");
     assert_eq!(decode(&bytes).expect("a policy").policy, fenced());
     let mut message = wire::Policy::decode(&bytes[..]).expect("a message");
     let Some(wire::policy::Mode::Rules(rules)) = &mut message.mode else {
@@ -323,7 +323,7 @@ fn a_way_of_forwarding_from_the_future_is_none() {
 
 #[test]
 fn a_class_from_the_future_is_a_write() {
-    let (bytes, _) = encode(&small(), 0);
+    let (bytes, _) = encode(&small(), 0, "tidegate");
     let mut message = wire::Policy::decode(&bytes[..]).expect("a message");
     let Some(wire::policy::Mode::Rules(rules)) = &mut message.mode else {
         panic!("rules");
@@ -333,7 +333,7 @@ fn a_class_from_the_future_is_a_write() {
         panic!("rules");
     };
     assert_eq!(
-        rules.services()[0].routes[1].class,
+        rules.services().get(0).expect("a service").routes[1].class,
         ClassRule::Always(Class::Write)
     );
 }
@@ -342,24 +342,24 @@ proptest! {
     #[test]
     fn what_is_sent_arrives(rules in any::rules(), generation in any::<u64>()) {
         let policy = Policy::Serving(Box::new(rules));
-        let (bytes, version) = encode(&policy, generation);
+        let (bytes, version) = encode(&policy, generation, "tidegate");
         let edition = decode(&bytes).expect("a policy");
         prop_assert_eq!(&edition.policy, &policy);
         prop_assert_eq!((edition.version, edition.generation), (version, generation));
         prop_assert!(version < 1 << VERSION_BITS);
         // The replica that decodes what another encoded would send the same.
-        prop_assert_eq!(encode(&edition.policy, generation), (bytes, version));
+        prop_assert_eq!(encode(&edition.policy, generation, "tidegate"), (bytes, version));
     }
 
     #[test]
     fn versions_tell_policies_apart(a in any::rules(), b in any::rules()) {
         let same = a == b;
         let version = |rules: &Rules, generation| {
-            encode(&Policy::Serving(Box::new(rules.clone())), generation).1
+            encode(&Policy::Serving(Box::new(rules.clone())), generation, "tidegate").1
         };
         prop_assert_eq!(version(&a, 1) == version(&b, 1), same);
         prop_assert_ne!(version(&a, 1), version(&a, 2));
-        prop_assert_ne!(version(&a, 1), encode(&Policy::Fallback, 1).1);
+        prop_assert_ne!(version(&a, 1), encode(&Policy::Fallback, 1, "tidegate").1);
     }
 
     #[test]
@@ -374,7 +374,7 @@ proptest! {
         damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut in any::<prop::sample::Index>(),
     ) {
-        let (mut bytes, _) = encode(&Policy::Serving(Box::new(rules)), 1);
+        let (mut bytes, _) = encode(&Policy::Serving(Box::new(rules)), 1, "tidegate");
         for (at, byte) in damage {
             let at = at.index(bytes.len());
             bytes[at] = byte;
@@ -382,8 +382,96 @@ proptest! {
         let _ = decode(&bytes[..cut.index(bytes.len())]);
         if let Ok(edition) = decode(&bytes) {
             // Valid by construction: it can be sent on.
-            let (bytes, _) = encode(&edition.policy, edition.generation);
+            let (bytes, _) = encode(&edition.policy, edition.generation, "tidegate");
             prop_assert_eq!(decode(&bytes).expect("a policy").policy, edition.policy);
+        }
+    }
+}
+
+mod status {
+    use prost::Message;
+    use protos::{
+        fence::NODE_BYTES_MAX,
+        status::{
+            Applied, AppliedReport, EDITIONS_MAX, InvalidReport, REASON_BYTES_MAX, Refused, cut,
+            edition_of,
+        },
+        wire,
+    };
+
+    use super::*;
+
+    fn report(node: &str, editions: usize, message: &str) -> AppliedReport {
+        AppliedReport {
+            node: node.into(),
+            applied: (0..editions)
+                .map(|i| Applied {
+                    version: i as u64,
+                    generation: 1,
+                    threads: 2,
+                })
+                .collect(),
+            refused: Some(Refused {
+                version: 9,
+                generation: 3,
+                message: message.into(),
+            }),
+        }
+    }
+
+    fn read(report: &AppliedReport) -> Result<AppliedReport, InvalidReport> {
+        wire::AppliedReport::decode(&report.encode()[..])
+            .expect("a message")
+            .try_into()
+    }
+
+    #[test]
+    fn a_report_arrives_as_it_was_sent_but_for_what_is_too_long() {
+        let sent = report("gw-1", 2, "mode: missing");
+        assert_eq!(read(&sent), Ok(sent));
+        let long = "\u{e9}".repeat(2_000);
+        let got = read(&report(&long, 20, &long)).expect("cut, so good");
+        assert_eq!(got.node.len(), NODE_BYTES_MAX);
+        assert_eq!(got.applied.len(), EDITIONS_MAX);
+        assert_eq!(
+            got.refused.expect("a refusal").message.len(),
+            REASON_BYTES_MAX
+        );
+    }
+
+    #[test]
+    fn what_is_no_report_is_refused() {
+        let sent = |report: wire::AppliedReport| AppliedReport::try_from(report).unwrap_err();
+        assert_eq!(sent(wire::AppliedReport::default()), InvalidReport::NoNode);
+        let node = "x".repeat(NODE_BYTES_MAX + 1);
+        let named = |node: &str| wire::AppliedReport {
+            node: node.into(),
+            ..wire::AppliedReport::default()
+        };
+        assert_eq!(sent(named(&node)), InvalidReport::Node);
+        let mut many = named("gw-1");
+        many.applied = vec![wire::AppliedEdition::default(); EDITIONS_MAX + 1];
+        assert_eq!(sent(many), InvalidReport::Editions(EDITIONS_MAX + 1));
+        let mut wordy = named("gw-1");
+        wordy.refused = Some(wire::RefusedEdition {
+            message: "x".repeat(REASON_BYTES_MAX + 1),
+            ..wire::RefusedEdition::default()
+        });
+        assert_eq!(sent(wordy), InvalidReport::Reason);
+    }
+
+    #[test]
+    fn an_edition_that_is_no_policy_may_still_say_which_it_is() {
+        let (bytes, version) = encode(&Policy::Fallback, 3, "tidegate");
+        assert_eq!(edition_of(&bytes), (version, 3));
+        assert_eq!(edition_of(b"no policy at all"), (0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn a_cut_never_panics(text in ".*", at in 0_usize..50) {
+            let kept = cut(&text, at);
+            prop_assert!(kept.len() <= at && text.starts_with(kept));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! HTTP for people, probes, and instances that register.
 
 mod cells;
+mod proxies;
 mod zones;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ads::proxies::Proxies,
+    applied::Applied,
     authority::Authorities,
     feed::Feed,
     mode::Mode,
@@ -35,6 +37,7 @@ pub struct Admin {
     pub authorities: Authorities,
     pub feed: Feed,
     pub proxies: Proxies,
+    pub applied: Applied,
     pub metrics: Arc<Registry>,
 }
 
@@ -45,7 +48,7 @@ impl Admin {
             .route("/healthz", get(async || "alive\n"))
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
-            .route("/v1/proxies", get(proxies))
+            .route("/v1/proxies", get(proxies::list))
             .route("/v1/views/{zone}", get(view))
             .route("/v1/explain", post(explain))
             .route("/v1/zones", get(zones::list))
@@ -223,10 +226,6 @@ async fn metrics(State(admin): State<Admin>) -> Result<Response, Problem> {
     })?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
-}
-
-async fn proxies(State(admin): State<Admin>) -> impl IntoResponse {
-    Json(admin.proxies.list())
 }
 
 #[derive(Serialize)]

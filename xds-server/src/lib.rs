@@ -2,10 +2,13 @@
 
 pub mod admin;
 pub mod ads;
+pub mod applied;
 pub mod authority;
 pub mod config;
 pub mod feed;
+mod generated;
 pub mod last_good;
+pub mod load_reports;
 pub mod metrics;
 pub mod mode;
 pub mod operate;

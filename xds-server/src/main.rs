@@ -11,18 +11,25 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use policy::fence::Name;
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
-use tokio::{net::TcpListener, signal::unix::SignalKind, sync::mpsc};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    signal::unix::SignalKind,
+    sync::mpsc,
+};
 use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
     admin::Admin,
-    ads::{proxies::Proxies, service::Ads},
+    ads::{csds, proxies::Proxies, service::Ads},
+    applied::{self, Applied},
     authority::{self, Authorities, Boottime},
     config::{Config, StoreConfig},
     feed::{self, Sources},
     last_good::{self, Keeper, LastGood},
+    load_reports::{LoadReports, Loads},
     metrics::Metrics,
     mode::Mode,
     operate::Operation,
@@ -162,6 +169,7 @@ async fn serve(
     zone: Option<String>,
     addresses_file: Option<PathBuf>,
 ) -> anyhow::Result<()> {
+    allow_many_files();
     let (config, text) = reload::read(&path)?;
     let zones = authority_zones(&config, zone)?;
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
@@ -175,7 +183,11 @@ async fn serve(
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
     let proxies = Proxies::default();
-    let registry = Arc::new(metrics.registry());
+    let loads = Loads::default();
+    let mut registry = metrics.registry();
+    registry.register_collector(Box::new(loads.clone()));
+    let registry = Arc::new(registry);
+    let xds_config = config.xds;
     let meshes = reload::follow(path, config, text, metrics.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
@@ -205,22 +217,27 @@ async fn serve(
         }),
     };
     let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics);
+    let load_reports = LoadReports::new(
+        feed.snapshots.clone(),
+        loads,
+        xds_config.load_report_interval,
+    );
+    let applied = Applied::default();
+    let others = Routes::new(authority::service(authorities.clone()))
+        .add_service(load_reports.into_service())
+        .add_service(applied::service(applied.clone()))
+        .add_service(csds::service(proxies.clone()));
     let router = Admin {
         store,
         mode,
         authorities: authorities.clone(),
         feed,
         proxies,
+        applied,
         metrics: registry,
     }
     .router();
-    let xds_server = transport::serve(
-        xds,
-        Services {
-            ads,
-            others: Routes::new(authority::service(authorities.clone())),
-        },
-    );
+    let xds_server = transport::serve(xds, Services { ads, others });
     let admin_server = axum::serve(admin, router);
 
     info!(xds = %xds_address, admin = %admin_address, "listening");
@@ -369,10 +386,30 @@ fn open_state(
     Ok((keeper, last_good))
 }
 
+/// Connections that may wait to be taken, as far as the kernel allows (`net.core.somaxconn`): after a restart all proxies
+/// come at once, and those that find no room wait for a second before they try again.
+const BACKLOG: u32 = 65_535;
+
 async fn listen(field: &'static str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{field}: cannot listen on {address}"))
+    let listen = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| format!("{field}: cannot listen on {address}"))
+}
+
+/// Each proxy is an open file. What the process may have is seldom what it begins with.
+fn allow_many_files() {
+    let resource = Resource::RLIMIT_NOFILE;
+    let raised = getrlimit(resource).and_then(|(_, hard)| setrlimit(resource, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the number of files that may be open");
+    }
 }
 
 /// Under another name first: who waits for the file never reads half of it.

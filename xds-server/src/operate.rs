@@ -1,5 +1,7 @@
 //! What operators do by the command line: requests to the admin interface, which keeps the rules.
 
+mod proxies;
+
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -78,6 +80,11 @@ pub enum Operation {
         #[arg(long)]
         epoch: Option<u64>,
     },
+    /// The connected proxies: what they hold, what they refused, and what their filters have applied.
+    Proxies {
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
     /// Have a replica believe what it does not: that instances are gone, or that the store was restored. Each replica by itself.
     Confirm {
         #[command(flatten)]
@@ -127,6 +134,7 @@ impl Operation {
                 back => println!("coming back: {}", back.join(", ")),
             },
             Operation::Confirm { operator } => operator.confirm().await?,
+            Operation::Proxies { operator } => print!("{}", operator.proxies().await?),
             Operation::Cells { operator } => print!("{}", operator.cells().await?),
             Operation::Move { moved, reason } => moved.run("move", reason, None).await?,
             Operation::Override {

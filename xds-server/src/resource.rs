@@ -115,6 +115,8 @@ pub struct Resource {
     pub dead_end: bool,
     digest: Digest,
     wire: Bytes,
+    /// What follows: the pieces of a message that other resources share.
+    rest: Arc<[Bytes]>,
     /// Where the entry of the state of the world begins in `wire`.
     any_at: usize,
     /// Where the message itself begins.
@@ -141,12 +143,39 @@ impl Resource {
             hash.update(piece);
         }
         let version = Version(hash.digest());
-        let message_len = pieces.iter().map(|piece| piece.len()).sum();
+        Resource::of_parts(name, type_url, version, pieces, Arc::default())
+    }
+
+    /// A resource whose message is the concatenation of `pieces`, which it shares. Its version follows from theirs, so that
+    /// each is hashed once.
+    pub fn of_pieces<'p>(
+        name: &str,
+        type_url: &str,
+        pieces: impl Iterator<Item = &'p Piece> + Clone,
+    ) -> Resource {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        for piece in pieces.clone() {
+            hash.update(&piece.version.0.to_le_bytes());
+        }
+        let rest = pieces.map(|piece| piece.bytes.clone()).collect();
+        Resource::of_parts(name, type_url, Version(hash.digest()), &[], rest)
+    }
+
+    /// A resource whose message is `pieces`, which are copied, and `rest`.
+    fn of_parts(
+        name: &str,
+        type_url: &str,
+        version: Version,
+        pieces: &[&[u8]],
+        rest: Arc<[Bytes]>,
+    ) -> Resource {
+        let rest_len: usize = rest.iter().map(Bytes::len).sum();
+        let message_len = rest_len + pieces.iter().map(|piece| piece.len()).sum::<usize>();
         let version_text = version.to_string();
         let any_len = delimited_len(type_url.len()) + delimited_len(message_len);
         let entry_len =
             delimited_len(name.len()) + delimited_len(version_text.len()) + delimited_len(any_len);
-        let mut wire = Vec::with_capacity(delimited_len(entry_len));
+        let mut wire = Vec::with_capacity(delimited_len(entry_len) - rest_len);
         begin(&mut wire, field::RESOURCES, entry_len);
         put(&mut wire, field::RESOURCE_NAME, name.as_bytes());
         put(&mut wire, field::RESOURCE_VERSION, version_text.as_bytes());
@@ -164,6 +193,7 @@ impl Resource {
             version,
             dead_end: false,
             wire: Bytes::from(wire),
+            rest,
             any_at,
             message_at,
         }
@@ -177,9 +207,13 @@ impl Resource {
         }
     }
 
-    /// The message, encoded.
-    pub fn message(&self) -> &[u8] {
-        &self.wire[self.message_at..]
+    /// The message, encoded. It is a copy where the resource shares pieces.
+    pub fn message(&self) -> Bytes {
+        let begin = self.wire.slice(self.message_at..);
+        match self.rest.is_empty() {
+            true => begin,
+            false => Bytes::from([&[begin], &self.rest[..]].concat().concat()),
+        }
     }
 
     /// What stands for it in a set's [`Digest`].
@@ -187,14 +221,34 @@ impl Resource {
         self.digest
     }
 
-    /// An entry of `DeltaDiscoveryResponse.resources`, with its tag and length.
+    /// What belongs behind every entry: the shared pieces of the message.
+    pub fn rest(&self) -> &[Bytes] {
+        &self.rest
+    }
+
+    /// An entry of `DeltaDiscoveryResponse.resources`, with its tag and length, but for its [rest](Resource::rest).
     pub fn delta_entry(&self) -> Bytes {
         self.wire.clone()
     }
 
-    /// An entry of `DiscoveryResponse.resources`, with its tag and length.
+    /// An entry of `DiscoveryResponse.resources`, with its tag and length, but for its [rest](Resource::rest).
     pub fn sotw_entry(&self) -> Bytes {
         self.wire.slice(self.any_at..)
+    }
+}
+
+/// A part of a message that several resources share, hashed once.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    pub bytes: Bytes,
+    pub version: Version,
+}
+
+impl Piece {
+    pub fn of(bytes: impl Into<Bytes>) -> Piece {
+        let bytes = bytes.into();
+        let version = Version::of(&bytes);
+        Piece { bytes, version }
     }
 }
 
@@ -255,6 +309,9 @@ impl Digest {
         Version(self.0)
     }
 }
+
+/// Names of resources. Shared structure, as below.
+pub type Names = imbl::OrdSet<Arc<str>>;
 
 /// Resources of one kind by name. Shared structure: a new map that differs in one resource costs one path.
 pub type Resources = imbl::OrdMap<Arc<str>, Arc<Resource>>;

@@ -9,7 +9,7 @@ use imbl::ordmap::DiffItem;
 use policy::Policy;
 use registry::record::{InstanceKey, InvalidRecord};
 
-use crate::resource::{Kind, Resources};
+use crate::resource::{Kind, Names, Resources};
 
 /// What a proxy is for. It says so in `node.metadata.tidegate.role`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,7 +51,7 @@ pub struct View {
     resources: [Resources; Kind::ALL.len()],
     follows: Option<Follows>,
     /// The clusters that routes and filter may send requests to. All of them are in the view.
-    needed: Arc<[Arc<str>]>,
+    needed: Names,
     policy: Arc<Policy>,
     policy_version: u64,
 }
@@ -70,7 +70,7 @@ impl View {
     /// Self-consistent: every needed cluster is there. What is not is a bug of the translation, caught in debug builds.
     pub fn new(
         resources: [Resources; Kind::ALL.len()],
-        needed: Arc<[Arc<str>]>,
+        needed: Names,
         policy: Arc<Policy>,
         policy_version: u64,
     ) -> View {
@@ -127,7 +127,7 @@ impl View {
     }
 
     /// The clusters that must be warm in a proxy before it gets these routes.
-    pub fn needed(&self) -> &Arc<[Arc<str>]> {
+    pub fn needed(&self) -> &Names {
         &self.needed
     }
 }

@@ -185,7 +185,12 @@ fn shares(snapshot: &Snapshot) -> Vec<u32> {
     let Policy::Serving(rules) = &**view(snapshot, "sh-a").policy() else {
         panic!("a serving policy");
     };
-    let plan = rules.services()[0].plans.get(rules.viewer(), Class::Read);
+    let plan = rules
+        .services()
+        .get(0)
+        .expect("a service")
+        .plans
+        .get(rules.viewer(), Class::Read);
     plan.targets().iter().map(|target| target.weight).collect()
 }
 

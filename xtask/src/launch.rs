@@ -99,7 +99,8 @@ pub(crate) fn bench(
     json: Option<&Path>,
     more: &[String],
 ) -> Result<()> {
-    setup::run(tree, Wanted::Bench)?;
+    let peer = name.is_none_or(|only| only == "xds");
+    setup::run(tree, Wanted::Bench { peer })?;
     wasm(tree)?;
     // What any filter costs, to compare ours with.
     build_filter(

@@ -38,7 +38,7 @@ struct Arguments {
 enum Task {
     /// Provision what is missing below target/tools: protoc, Envoy, etcd, docker-compose, gRPC clients, and the Rust targets
     Setup {
-        /// Also the load generators of `cargo xtask bench`: wrk and h2load
+        /// Also what `cargo xtask bench` needs: wrk, h2load, and the server that `xds` is measured beside
         #[arg(long)]
         bench: bool,
     },
@@ -89,7 +89,11 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Task::Setup { bench } => setup::run(
             &Tree::of_this_checkout(),
-            if bench { Wanted::Bench } else { Wanted::Test },
+            if bench {
+                Wanted::Bench { peer: true }
+            } else {
+                Wanted::Test
+            },
         ),
         Task::Test { list: true, .. } => {
             test::list();

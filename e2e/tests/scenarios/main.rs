@@ -14,6 +14,7 @@ mod hostile;
 mod instances;
 mod observing;
 mod pushes;
+mod reporting;
 mod routing;
 mod shared;
 mod stability;

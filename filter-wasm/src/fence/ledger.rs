@@ -128,7 +128,7 @@ pub(super) fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     Some(*taken)
 }
 
-pub(super) fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
+pub(crate) fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(take(bytes)?))
 }
 

@@ -15,7 +15,7 @@ pub mod process;
 pub mod slot;
 pub mod speaker;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod workers;

@@ -9,7 +9,10 @@ use policy::{
     cells::CELLS_MAX,
     fence::{Asker, Grant, HolderId, Name, Stamp},
 };
-use protos::fence::{GrantorSays, HolderSays, NODE_BYTES_MAX};
+use protos::{
+    fence::{GrantorSays, HolderSays, NODE_BYTES_MAX},
+    status::cut,
+};
 
 use super::{
     ledger,
@@ -131,7 +134,7 @@ impl Speaker {
         let hello = HolderSays::Hello {
             holder: role.holder,
             zone: Name::from(role.zone),
-            node: cut(line.node()),
+            node: cut(&line.node(), NODE_BYTES_MAX).to_owned(),
         };
         match line.open(&role.fencing.control_plane) {
             Ok(token) => {
@@ -334,14 +337,4 @@ impl Speaker {
             line.record(Metric::FenceHolding, holding as u64);
         }
     }
-}
-
-/// The longest beginning that is sent.
-fn cut(mut node: String) -> String {
-    let mut end = node.len().min(NODE_BYTES_MAX);
-    while !node.is_char_boundary(end) {
-        end -= 1;
-    }
-    node.truncate(end);
-    node
 }

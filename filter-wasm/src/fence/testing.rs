@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32};
 
-use protos::fence::HolderSays;
+use prost::Message;
+use protos::{fence::HolderSays, wire};
 
 use super::{
     process::{Process, Reading, Version},
     speaker::{Line, Token},
 };
-use crate::{carry_out::HostFailed, metrics::Metric};
+use crate::{applied::Post, carry_out::HostFailed, metrics::Metric};
 
 /// Clock, shared data, and the way to a control plane.
 #[derive(Default)]
@@ -121,6 +122,35 @@ impl Line for Fake {
     }
 
     fn node(&mut self) -> String {
+        "node".into()
+    }
+}
+
+impl Post for Fake {
+    fn report(&mut self, cluster: &str, report: &[u8]) -> Result<(), HostFailed> {
+        if self.away {
+            return Err(HostFailed);
+        }
+        let report = wire::AppliedReport::decode(report).unwrap();
+        let applied = (report.applied.iter())
+            .map(|edition| {
+                format!(
+                    "{}/{} x{}",
+                    edition.version, edition.generation, edition.threads
+                )
+            })
+            .collect::<Vec<_>>();
+        let refused = report.refused.map_or(String::new(), |refused| {
+            let (version, generation) = (refused.version, refused.generation);
+            format!(", refused {version}/{generation} {}", refused.message)
+        });
+        let applied = applied.join(", ");
+        self.effects
+            .push(format!("{cluster}: {} {applied}{refused}", report.node));
+        Ok(())
+    }
+
+    fn name(&mut self) -> String {
         "node".into()
     }
 }

@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use envoy_types::pb::{
     envoy::{
         config::{
@@ -219,7 +219,7 @@ impl<'s, W: Client> Player<'s, W> {
             match self.script.byte() % 4 {
                 0 => {
                     let bytes = self.script.bytes();
-                    self.messages.push(bytes);
+                    self.messages.push(Bytes::copy_from_slice(bytes));
                     if self.receive().is_err() {
                         // The stream would be ended.
                         return;

@@ -1,12 +1,15 @@
 //! The discovery services, delta and state of the world.
 //!
 //! [`stream`] is the protocol memory of one stream, plain data without sockets; [`delta`] and [`sotw`] read its requests,
-//! [`response`] makes its responses; [`session`] runs it; [`proxies`] is what operators see of all of them.
+//! [`response`] makes its responses; [`session`] runs it; [`proxies`] is what operators see of all of them,
+//! [`client_status`] and [`csds`] the same as a service.
 
+mod client_status;
+pub mod csds;
 mod delta;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
-mod node;
+pub(crate) mod node;
 pub mod proxies;
 mod response;
 pub mod service;

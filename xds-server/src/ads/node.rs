@@ -21,14 +21,14 @@ fn clip(text: &str) -> String {
 
 /// A proxy as it introduced itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Proxy {
-    pub(super) id: String,
-    pub(super) view: ViewKey,
+pub(crate) struct Proxy {
+    pub(crate) id: String,
+    pub(crate) view: ViewKey,
 }
 
 /// Why a proxy gets nothing. The text says what to change in its bootstrap.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum InvalidNode {
+pub(crate) enum InvalidNode {
     #[error(
         "the first request carries no node: set node.id and node.locality.zone in the proxy's bootstrap"
     )]
@@ -52,7 +52,7 @@ pub(super) enum InvalidNode {
 impl Proxy {
     /// Reads the node of a stream's first request. Without a role it is a gRPC client if it says that it is one, and a gateway
     /// else.
-    pub(super) fn introduce(
+    pub(crate) fn introduce(
         node: Option<&Node>,
         snapshot: &Snapshot,
     ) -> Result<Proxy, InvalidNode> {

@@ -14,10 +14,10 @@ use super::{
     node::Proxy,
     stream::{Refused, Stream, Variant},
 };
-use crate::resource::Kind;
+use crate::{resource::Kind, snapshot::ViewKey};
 
 /// How many characters of a proxy's refusal are kept.
-const MESSAGE_CHARS_MAX: usize = 1_000;
+pub(super) const MESSAGE_CHARS_MAX: usize = 1_000;
 /// How many names of a kind are listed for a proxy; the rest is counted.
 const NAMES_MAX: usize = 100;
 
@@ -27,6 +27,8 @@ pub struct ProxyStatus {
     pub node: String,
     pub zone: String,
     pub role: &'static str,
+    #[serde(skip)]
+    pub view: ViewKey,
     /// `delta` or `sotw`.
     pub variant: &'static str,
     /// Its zone is no longer configured: it keeps its last state and learns nothing more.
@@ -93,6 +95,7 @@ impl Connected {
             node: self.proxy.id.clone(),
             zone: self.proxy.view.zone.to_string(),
             role: self.proxy.view.role.as_str(),
+            view: self.proxy.view.clone(),
             variant: match self.variant {
                 Variant::Delta => "delta",
                 Variant::StateOfTheWorld => "sotw",
@@ -132,9 +135,13 @@ impl Nack {
 impl Proxies {
     /// Every stream's status, in the order of arrival.
     pub fn list(&self) -> Vec<ProxyStatus> {
-        // Not under the lock: streams come and go meanwhile.
-        let streams: Vec<_> = self.lock().by_id.values().cloned().collect();
+        let streams = self.connected();
         streams.iter().map(|stream| stream.status()).collect()
+    }
+
+    /// Every stream, in the order of arrival. Not under the lock: they come and go meanwhile.
+    pub(super) fn connected(&self) -> Vec<Arc<Connected>> {
+        self.lock().by_id.values().cloned().collect()
     }
 
     /// How many streams are open.

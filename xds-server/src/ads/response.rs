@@ -43,9 +43,12 @@ pub(super) fn encode(variant: Variant, response: &Outgoing) -> Result<Frame, Too
             put(&mut head, field::REMOVED, name.as_bytes());
         }
     }
-    let entries = response.resources.iter().map(|resource| match variant {
-        Variant::Delta => resource.delta_entry(),
-        Variant::StateOfTheWorld => resource.sotw_entry(),
+    let entries = response.resources.iter().flat_map(|resource| {
+        let begin = match variant {
+            Variant::Delta => resource.delta_entry(),
+            Variant::StateOfTheWorld => resource.sotw_entry(),
+        };
+        [begin].into_iter().chain(resource.rest().iter().cloned())
     });
     let mut pieces = VecDeque::with_capacity(1 + response.resources.len());
     // Its bytes come once their number is known.

@@ -507,6 +507,23 @@ impl Stream {
         held.filter_map(|(name, held)| Some((&**name, held.version()?, held.acked)))
     }
 
+    /// The names that the client wants and has nothing of, and whether there is such a resource.
+    pub fn missing(&self, kind: Kind) -> impl Iterator<Item = (&str, bool)> {
+        let subscription = &self.kinds[kind.index()];
+        let offered = self.view.of(kind);
+        let has = |name: &Arc<str>| {
+            let held = subscription.held().get(name);
+            held.is_some_and(|held| held.version().is_some())
+        };
+        let there = (offered.keys())
+            .filter(move |name| subscription.wants(name) && !has(name))
+            .map(|name| (&**name, true));
+        let absent = (subscription.names.iter())
+            .filter(move |name| !offered.contains_key(*name) && !has(name))
+            .map(|name| (&**name, false));
+        there.chain(absent)
+    }
+
     /// The versions of resources that are offered and refused, by name.
     pub fn rejected(&self, kind: Kind) -> impl Iterator<Item = (&str, Version)> {
         let rejected = self.kinds[kind.index()].rejected.iter();

@@ -14,18 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
 use super::{Authorities, Unseated};
-
-/// The generated service.
-#[allow(
-    unreachable_pub,
-    clippy::all,
-    reason = "generated code keeps its own style"
-)]
-mod generated {
-    include!(concat!(env!("OUT_DIR"), "/tidegate.v1.rs"));
-}
-
-use generated::fence_server::{Fence, FenceServer};
+use crate::generated::fence_server::{Fence, FenceServer};
 
 /// How long a new stream may take to introduce itself.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);

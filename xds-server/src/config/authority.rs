@@ -17,7 +17,7 @@ use super::{
 };
 
 /// The proxies' cluster that leads to the control plane of their zone: every bootstrap names it so.
-const CONTROL_PLANE: &str = "tidegate";
+pub(crate) const CONTROL_PLANE: &str = "tidegate";
 
 /// Taken off every session's deadline, in microseconds: for what a process needs to notice that its time is over.
 const MARGIN_US: u64 = 50_000;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    time::Duration,
 };
 
 use policy::{
@@ -13,11 +14,11 @@ use serde_saphyr::Spanned;
 
 use super::{
     Config, ConfigError, EscapedSlashes, FilterConfig, Guard, Listen, ListenerAddress, Listeners,
-    Mesh, Protocol, Resilience, ServiceConfig, StoreConfig, failover,
+    Mesh, Protocol, Resilience, ServiceConfig, StoreConfig, XdsConfig, failover,
     raw::{
         RawAddress, RawClass, RawConfig, RawEscapedSlashes, RawLink, RawOperatorWeights,
         RawProtocol, RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawWeights,
-        RawZone,
+        RawXds, RawZone,
     },
     resilience,
 };
@@ -85,6 +86,7 @@ impl Door<'_> {
                 xds: raw.listen.xds,
                 admin: raw.listen.admin,
             },
+            xds: self.xds(raw.xds.as_ref())?,
             store: self.store(raw.store)?,
             state: state.map(|path| path.value),
             mesh: Mesh {
@@ -117,6 +119,22 @@ impl Door<'_> {
                 Err(self.error(at, "guard.vanish_percent", message))
             }
         }
+    }
+
+    fn xds(&self, raw: Option<&Spanned<RawXds>>) -> Result<XdsConfig, ConfigError> {
+        let seconds = match raw {
+            None => 10,
+            Some(at) => match at.value.load_report_interval_s {
+                seconds @ 1..=3_600 => seconds,
+                other => {
+                    let message = format!("{other}: 1 to 3600 are possible");
+                    return Err(self.error(at, "xds.load_report_interval_s", message));
+                }
+            },
+        };
+        Ok(XdsConfig {
+            load_report_interval: Duration::from_secs(seconds.into()),
+        })
     }
 
     fn store(&self, raw: RawStore) -> Result<StoreConfig, ConfigError> {

@@ -11,13 +11,14 @@ mod resilience;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use policy::{
     Demand, Explain, Failover, KeySource, Policy, RegionRule, Route, Rules, Service, Topology,
     TraceRule, Weighting, Writes, ZoneId,
 };
 
+pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
 pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
 
@@ -26,6 +27,7 @@ pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
 pub struct Config {
     pub listen: Listen,
     pub store: StoreConfig,
+    pub xds: XdsConfig,
     /// The file with the last good state; none keeps none.
     pub state: Option<PathBuf>,
     pub mesh: Mesh,
@@ -38,6 +40,13 @@ pub struct Listen {
     pub xds: SocketAddr,
     /// HTTP, for people, probes and instances that register.
     pub admin: SocketAddr,
+}
+
+/// How proxies are spoken with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdsConfig {
+    /// How often proxies report their load.
+    pub load_report_interval: Duration,
 }
 
 /// Where instances are registered.
@@ -211,18 +220,31 @@ impl Mesh {
             services,
             self.explain.clone(),
         );
+        match rules {
+            Ok(rules) => self.fence(rules, authorities),
+            Err(error) => became_invalid(&error),
+        }
+    }
+
+    /// These rules as a policy, with the write fence if there is one.
+    pub fn fence(
+        &self,
+        rules: Rules,
+        authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
+    ) -> Policy {
         let fencing = (self.authority.as_ref())
             .map(|authority| authority.fencing(&self.topology, authorities))
             .transpose();
-        match (rules, fencing) {
-            (Ok(rules), Ok(None)) => Policy::Serving(Box::new(rules)),
-            (Ok(rules), Ok(Some(fencing))) => Policy::Serving(Box::new(rules.fenced(fencing))),
-            // `Config::parse` has built these once, and neither plans nor owners can make them invalid.
-            (rules, fencing) => {
-                let error = (rules.err(), fencing.err());
-                debug_assert!(false, "what was accepted became invalid: {error:?}");
-                Policy::Fallback
-            }
+        match fencing {
+            Ok(None) => Policy::Serving(Box::new(rules)),
+            Ok(Some(fencing)) => Policy::Serving(Box::new(rules.fenced(fencing))),
+            Err(error) => became_invalid(&error),
         }
     }
+}
+
+/// `Config::parse` has built these once, and neither plans nor owners can make them invalid.
+fn became_invalid(error: &dyn fmt::Debug) -> Policy {
+    debug_assert!(false, "what was accepted became invalid: {error:?}");
+    Policy::Fallback
 }

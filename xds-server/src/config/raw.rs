@@ -22,6 +22,7 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) listen: RawListen,
     pub(super) store: RawStore,
+    pub(super) xds: Option<Spanned<RawXds>>,
     pub(super) state: Option<RawState>,
     pub(super) filter: RawFilter,
     #[serde(default)]
@@ -50,6 +51,17 @@ impl Default for RawListen {
             admin: SocketAddr::from(([127, 0, 0, 1], 18_001)),
         }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawXds {
+    #[serde(default = "every_ten_seconds")]
+    pub(super) load_report_interval_s: u32,
+}
+
+fn every_ten_seconds() -> u32 {
+    10
 }
 
 #[derive(Deserialize)]

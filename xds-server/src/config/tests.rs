@@ -36,6 +36,7 @@ fn refused(from: &str, to: &str, expected: &str) {
 fn a_good_configuration_is_taken() {
     let config = Config::parse("mesh.yaml", GOOD).expect("a good configuration");
     assert_eq!(config.listen.xds.port(), 18_000);
+    assert_eq!(config.xds.load_report_interval, Duration::from_secs(10));
     assert_eq!(config.mesh.services.len(), 2);
     let [orders, web] = &config.mesh.services[..] else {
         panic!("two services");
@@ -91,6 +92,11 @@ fn errors_name_file_line_field_and_what_to_do() {
         "filter: {path: f.wasm}",
         "filter: {path: f.wasm}\nstate: {path: /}",
         "mesh.yaml:3: state.path: no file: name one in a directory that exists",
+    );
+    refused(
+        "filter: {path: f.wasm}",
+        "filter: {path: f.wasm}\nxds: {load_report_interval_s: 0}",
+        "mesh.yaml:3: xds.load_report_interval_s: 0: 1 to 3600 are possible",
     );
     refused(
         "embedded: {path: t.redb}",

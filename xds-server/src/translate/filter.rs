@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use envoy_types::pb::{
     envoy::{
         config::core::v3::{
@@ -19,12 +20,16 @@ use envoy_types::pb::{
     google::protobuf::{Any, BytesValue},
 };
 use policy::Policy;
-use prost::{Message, Name};
+use prost::{
+    Message, Name,
+    encoding::{WireType, encode_key, encode_varint},
+};
+use protos::{Encoded, Encoder};
 
 use super::{FILTER, millis};
 use crate::{
-    config::FilterConfig,
-    resource::{Resource, any},
+    config::{CONTROL_PLANE, FilterConfig},
+    resource::Resource,
 };
 
 /// How soon a filter that trapped is built again: below a second, or its requests would be refused for as long.
@@ -55,6 +60,8 @@ const CAPABILITIES: &[&str] = &[
     "proxy_set_shared_data",
     "clock_time_get",
     "random_get",
+    // What it has applied, told to the control plane.
+    "proxy_grpc_call",
     // Its stream to the control plane. The SDK sets the context before it passes on what comes there.
     "proxy_grpc_stream",
     "proxy_grpc_send",
@@ -66,28 +73,123 @@ const CAPABILITIES: &[&str] = &[
     "proxy_get_property",
 ];
 
-/// The ECDS resource with `policy`, and the policy's version.
-pub fn filter_config(filter: &FilterConfig, policy: &Policy) -> (Arc<Resource>, u64) {
-    let (bytes, version) = protos::encode(policy, filter.generation);
-    (filter_config_of_bytes(filter, bytes), version)
+/// The ECDS resource with `policy`, and the policy's version. What `encoder` has encoded before is not encoded again.
+pub fn filter_config(
+    filter: &FilterConfig,
+    policy: &Policy,
+    encoder: &mut Encoder,
+) -> (Arc<Resource>, u64) {
+    let Encoded { pieces, version } = encoder.encode(policy, filter.generation, CONTROL_PLANE);
+    let policy: Vec<&[u8]> = pieces.iter().map(Bytes::as_ref).collect();
+    (filter_config_of_bytes(filter, &policy), version)
 }
 
-/// The ECDS resource with a policy as bytes, whatever they are.
-pub fn filter_config_of_bytes(filter: &FilterConfig, policy: Vec<u8>) -> Arc<Resource> {
-    let config = TypedExtensionConfig {
+/// The ECDS resource with a policy as bytes in pieces, whatever they are.
+pub fn filter_config_of_bytes(filter: &FilterConfig, policy: &[&[u8]]) -> Arc<Resource> {
+    let around = Around::wasm(filter, policy.iter().map(|piece| piece.len()).sum());
+    let around = around.within(field::ANY_VALUE).after_type::<Wasm>();
+    let around = around.within(field::EXTENSION_CONFIG);
+    let name = TypedExtensionConfig {
         name: FILTER.to_owned(),
-        typed_config: Some(wasm(filter, policy)),
+        typed_config: None,
     };
-    Arc::new(Resource::encode(FILTER, &config))
+    let around = around.after(&name);
+    let pieces: Vec<&[u8]> = [&around.before[..]]
+        .into_iter()
+        .chain(policy.iter().copied())
+        .chain([&around.behind[..]])
+        .collect();
+    Arc::new(Resource::of_bytes(
+        FILTER,
+        &TypedExtensionConfig::type_url(),
+        &pieces,
+    ))
 }
 
 /// What the filter does until a policy has arrived. Safe on its own: reads stay local, writes are fenced.
 pub(super) fn fallback(filter: &FilterConfig) -> Any {
-    let (bytes, _) = protos::encode(&Policy::Fallback, filter.generation);
-    wasm(filter, bytes)
+    let (policy, _) = protos::encode(&Policy::Fallback, filter.generation, CONTROL_PLANE);
+    let around = Around::wasm(filter, policy.len());
+    Any {
+        type_url: Wasm::type_url(),
+        value: [around.before, policy, around.behind].concat(),
+    }
 }
 
-fn wasm(filter: &FilterConfig, policy: Vec<u8>) -> Any {
+/// What stands around the policy in a message that holds it, so that the policy, which is long, is copied once.
+struct Around {
+    before: Vec<u8>,
+    /// How many bytes the policy has.
+    len: usize,
+    behind: Vec<u8>,
+}
+
+/// The numbers of the fields that lead to the policy.
+mod field {
+    pub(super) const BYTES_VALUE: u32 = 1;
+    pub(super) const ANY_VALUE: u32 = 2;
+    pub(super) const PLUGIN_CONFIGURATION: u32 = 4;
+    pub(super) const WASM_CONFIG: u32 = 1;
+    pub(super) const EXTENSION_CONFIG: u32 = 2;
+}
+
+impl Around {
+    /// The wasm filter with a policy of this length.
+    fn wasm(filter: &FilterConfig, len: usize) -> Around {
+        let policy = Around {
+            before: Vec::new(),
+            len,
+            behind: Vec::new(),
+        };
+        let configuration = policy
+            .within(field::BYTES_VALUE)
+            .within(field::ANY_VALUE)
+            .after_type::<BytesValue>();
+        // Messages of one type that stand side by side are one message to every reader of protobuf.
+        let (before, behind) = plugin(filter);
+        let mut wasm = configuration
+            .within(field::PLUGIN_CONFIGURATION)
+            .after(&before)
+            .ahead_of(&behind)
+            .within(field::WASM_CONFIG);
+        wasm.behind
+            .extend(ordered::Wasm::allowing(CAPABILITIES).encode_to_vec());
+        wasm
+    }
+
+    /// As the message in a field.
+    fn within(mut self, field: u32) -> Around {
+        let mut before = Vec::new();
+        encode_key(field, WireType::LengthDelimited, &mut before);
+        let len = self.before.len() + self.len + self.behind.len();
+        encode_varint(len as u64, &mut before);
+        before.append(&mut self.before);
+        Around { before, ..self }
+    }
+
+    /// Behind other fields of the message.
+    fn after(self, fields: &impl Message) -> Around {
+        let mut before = fields.encode_to_vec();
+        before.extend(&self.before);
+        Around { before, ..self }
+    }
+
+    /// In an `Any`, behind the type of what it holds.
+    fn after_type<M: Name>(self) -> Around {
+        self.after(&Any {
+            type_url: M::type_url(),
+            value: Vec::new(),
+        })
+    }
+
+    fn ahead_of(mut self, fields: &impl Message) -> Around {
+        self.behind.extend(fields.encode_to_vec());
+        self
+    }
+}
+
+/// The plugin without its configuration: what stands before that and behind it.
+fn plugin(filter: &FilterConfig) -> (PluginConfig, PluginConfig) {
     let code = AsyncDataSource {
         specifier: Some(async_data_source::Specifier::Local(DataSource {
             specifier: Some(data_source::Specifier::Filename(filter.path.clone())),
@@ -101,10 +203,13 @@ fn wasm(filter: &FilterConfig, policy: Vec<u8>) -> Any {
         code: Some(code),
         ..VmConfig::default()
     };
-    let plugin = PluginConfig {
+    let before = PluginConfig {
         name: FILTER.to_owned(),
         root_id: FILTER.to_owned(),
-        configuration: Some(any(&BytesValue { value: policy })),
+        vm: Some(Vm::VmConfig(vm)),
+        ..PluginConfig::default()
+    };
+    let behind = PluginConfig {
         // Not FAIL_OPEN: without the filter there is no fence.
         failure_policy: FailurePolicy::FailReload.into(),
         reload_config: Some(ReloadConfig {
@@ -113,19 +218,9 @@ fn wasm(filter: &FilterConfig, policy: Vec<u8>) -> Any {
                 max_interval: millis(RELOAD_BACKOFF_MS),
             }),
         }),
-        vm: Some(Vm::VmConfig(vm)),
         ..PluginConfig::default()
     };
-    let wasm = Wasm {
-        config: Some(plugin),
-    };
-    let mut value = wasm.encode_to_vec();
-    // Encodings of one message type that stand side by side are merged by every reader of protobuf.
-    value.extend(ordered::Wasm::allowing(CAPABILITIES).encode_to_vec());
-    Any {
-        type_url: Wasm::type_url(),
-        value,
-    }
+    (before, behind)
 }
 
 /// The part of `envoy.extensions.filters.http.wasm.v3.Wasm` that holds the capabilities, with a map that is ordered: the
@@ -179,18 +274,21 @@ mod ordered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource::any;
+
+    fn filter() -> FilterConfig {
+        FilterConfig {
+            path: "f.wasm".into(),
+            generation: 1,
+        }
+    }
 
     #[test]
     fn capabilities_survive_the_merge_and_the_bytes_are_stable() {
-        let filter = FilterConfig {
-            path: "f.wasm".into(),
-            generation: 1,
-        };
-        let (first, _) = filter_config(&filter, &Policy::Fallback);
-        let (second, _) = filter_config(&filter, &Policy::Fallback);
-        assert_eq!(first.version, second.version);
+        let config = || filter_config(&filter(), &Policy::Fallback, &mut Encoder::default()).0;
+        assert_eq!(config().version, config().version);
 
-        let wasm = Wasm::decode(&fallback(&filter).value[..]).expect("a Wasm message");
+        let wasm = Wasm::decode(&fallback(&filter()).value[..]).expect("a Wasm message");
         let plugin = wasm.config.expect("a plugin");
         assert_eq!(plugin.root_id, FILTER);
         let Some(Vm::VmConfig(vm)) = plugin.vm else {
@@ -199,5 +297,37 @@ mod tests {
         assert_eq!(vm.vm_id, FILTER);
         let allowed = vm.capability_restriction_config.expect("capabilities");
         assert_eq!(allowed.allowed_capabilities.len(), CAPABILITIES.len());
+    }
+
+    /// Whatever its length, which is in front of it six times.
+    #[test]
+    fn a_policy_in_pieces_makes_the_bytes_of_a_message_that_holds_it() {
+        for pieces in [&[&b"x"[..]][..], &[&[7; 130], b"", &[8; 70_000]]] {
+            let (before, behind) = plugin(&filter());
+            let configuration = BytesValue {
+                value: pieces.concat(),
+            };
+            let whole = PluginConfig {
+                configuration: Some(any(&configuration)),
+                failure_policy: behind.failure_policy,
+                reload_config: behind.reload_config,
+                ..before
+            };
+            let mut value = Wasm {
+                config: Some(whole),
+            }
+            .encode_to_vec();
+            value.extend(ordered::Wasm::allowing(CAPABILITIES).encode_to_vec());
+            let plain = TypedExtensionConfig {
+                name: FILTER.to_owned(),
+                typed_config: Some(Any {
+                    type_url: Wasm::type_url(),
+                    value,
+                }),
+            };
+            let resource = filter_config_of_bytes(&filter(), pieces);
+            assert!(resource.message() == plain.encode_to_vec());
+            assert_eq!(resource.version, Resource::encode(FILTER, &plain).version);
+        }
     }
 }

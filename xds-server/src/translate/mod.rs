@@ -17,7 +17,10 @@ pub use cluster::clusters;
 pub use endpoints::{ZoneInstances, endpoints};
 pub use filter::{filter_config, filter_config_of_bytes};
 pub use listener::listener;
-pub use routes::{Resiliences, needed_clusters, routes};
+pub use routes::{
+    Resiliences, VirtualHosts, clusters_needed_by, needed_clusters, route_table, routes,
+    virtual_host, virtual_hosts,
+};
 
 use envoy_types::pb::{
     envoy::config::core::v3::{

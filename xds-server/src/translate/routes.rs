@@ -21,7 +21,7 @@ pub(super) mod fenced;
 pub(super) mod matching;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -40,9 +40,10 @@ use envoy_types::pb::envoy::{
     r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
 };
 use policy::{
-    Class, Explain, Plan, Reason, Refusal, Rules, Service, Tier, TraceRule, WEIGHT_TOTAL, ZoneId,
-    headers, refusal::PROBLEM_JSON, rules::cluster_name,
+    Class, Explain, Plan, Reason, Refusal, Rules, Service, ServiceId, Tier, TraceRule,
+    WEIGHT_TOTAL, ZoneId, headers, refusal::PROBLEM_JSON, rules::cluster_name,
 };
+use prost::{Message, Name, encoding::message};
 
 use super::{
     FILTER, ROUTES, forward,
@@ -51,86 +52,131 @@ use super::{
 };
 use crate::{
     config::{Resilience, Strategy},
-    resource::{Resource, any},
+    resource::{Names, Piece, Resource, any},
 };
 use matching::{absent, add_if_absent, is, present, set};
 
 /// What is configured of a service and not decided by: by its position in the rules.
 pub type Resiliences<'r> = &'r dyn Fn(usize) -> Resilience;
 
+/// The virtual hosts of one viewing zone, by host: each is encoded as an entry of `RouteConfiguration.virtual_hosts`.
+pub type VirtualHosts = BTreeMap<String, Piece>;
+
 /// The route table of `rules`' viewing zone.
 pub fn routes(rules: &Rules, resiliences: Resiliences<'_>) -> Arc<Resource> {
-    let virtual_hosts = rules
-        .hosts()
-        .map(|(host, routes)| VirtualHost {
-            name: host.to_owned(),
-            domains: vec![host.to_owned()],
-            routes: routes
-                .flat_map(|(id, service, route)| {
-                    Builder {
-                        rules,
-                        service,
-                        route,
-                        resilience: resiliences(id.index()),
-                    }
-                    .routes()
-                })
-                .collect(),
-            // The token is between the caller and us.
-            request_headers_to_remove: rules
-                .explain()
-                .map(|e| e.header.clone())
-                .into_iter()
-                .collect(),
-            response_headers_to_add: rules.explain().map(show_decision).into_iter().collect(),
-            ..VirtualHost::default()
-        })
-        .collect();
-    let table = RouteConfiguration {
+    route_table(&virtual_hosts(rules, resiliences))
+}
+
+/// The table of these virtual hosts, whose bytes it shares.
+pub fn route_table(hosts: &VirtualHosts) -> Arc<Resource> {
+    let name = RouteConfiguration {
         name: ROUTES.to_owned(),
-        virtual_hosts,
+        ..RouteConfiguration::default()
+    };
+    let options = RouteConfiguration {
         // As the policy does, or the two would disagree about `shop.example:8080`.
         ignore_port_in_host_matching: true,
         ..RouteConfiguration::default()
     };
-    Arc::new(Resource::encode(ROUTES, &table))
+    // A message is the same as its fields one after the other, and a repeated field as its entries.
+    let [name, options] = [name, options].map(|fields| Piece::of(fields.encode_to_vec()));
+    let pieces = [&name].into_iter().chain(hosts.values());
+    let pieces = pieces.chain([&options]);
+    let type_url = RouteConfiguration::type_url();
+    Arc::new(Resource::of_pieces(ROUTES, &type_url, pieces))
 }
 
+/// All virtual hosts of `rules`' viewing zone.
+pub fn virtual_hosts(rules: &Rules, resiliences: Resiliences<'_>) -> VirtualHosts {
+    let hosts = rules.hosts();
+    hosts
+        .map(|(host, routes)| (host.to_owned(), entry(rules, host, routes, resiliences)))
+        .collect()
+}
+
+/// One of them. It follows from the plans of those services alone that have a route of this host.
+pub fn virtual_host(rules: &Rules, host: &str, resiliences: Resiliences<'_>) -> Piece {
+    entry(rules, host, rules.routes_of(host), resiliences)
+}
+
+fn entry<'r>(
+    rules: &Rules,
+    host: &str,
+    routes: impl Iterator<Item = (ServiceId, &'r Service, &'r policy::Route)>,
+    resiliences: Resiliences<'_>,
+) -> Piece {
+    let builders = routes.map(|(id, service, route)| Builder {
+        rules,
+        service,
+        route,
+        resilience: resiliences(id.index()),
+    });
+    let explain = rules.explain();
+    let virtual_host = VirtualHost {
+        name: host.to_owned(),
+        domains: vec![host.to_owned()],
+        routes: builders.flat_map(|builder| builder.routes()).collect(),
+        // The token is between the caller and us.
+        request_headers_to_remove: explain.map(|e| e.header.clone()).into_iter().collect(),
+        response_headers_to_add: explain.map(show_decision).into_iter().collect(),
+        ..VirtualHost::default()
+    };
+    let mut bytes = Vec::new();
+    message::encode(VIRTUAL_HOSTS, &virtual_host, &mut bytes);
+    bytes.shrink_to_fit();
+    Piece::of(bytes)
+}
+
+/// The number of the field in `envoy/config/route/v3/route.proto`.
+const VIRTUAL_HOSTS: u32 = 2;
+
 /// The clusters that the table, and a filter that decides by `rules`, may name, and those to which they may turn.
-pub fn needed_clusters(rules: &Rules, resiliences: Resiliences<'_>) -> Arc<[Arc<str>]> {
-    let topology = rules.topology();
+pub fn needed_clusters(rules: &Rules, resiliences: Resiliences<'_>) -> Names {
+    let services = (0..rules.services().len()).map(ServiceId::new);
+    let needed = services.flat_map(|id| clusters_needed_by(rules, id, resiliences));
+    needed.map(Arc::from).collect()
+}
+
+/// Those that are needed for one service.
+pub fn clusters_needed_by(
+    rules: &Rules,
+    id: ServiceId,
+    resiliences: Resiliences<'_>,
+) -> BTreeSet<String> {
     let mut needed = BTreeSet::new();
-    for (index, service) in rules.services().iter().enumerate() {
-        let strategy = resiliences(index).strategy;
-        let fencing = fenced::fencing(rules, service);
-        if let Some(fencing) = fencing {
-            let own = topology.zone_name(rules.viewer());
-            needed.insert(cluster_name(&service.name, own));
-            let gateways = fenced::forwarded_to(rules, fencing).into_iter();
-            needed.extend(gateways.filter_map(|zone| rules.gateway(zone).map(str::to_owned)));
-        }
-        for class in planned_classes(fencing.is_some()) {
-            let plans = topology.zones().map(|home| service.plans.get(home, class));
-            let zones: BTreeSet<ZoneId> = plans
-                .flat_map(|plan| plan.targets().iter().map(|target| target.zone))
-                // What the filter gives as the alternative to a foreign home.
-                .chain([rules.viewer()])
-                .collect();
-            for zone in zones {
-                let place = Place::of(topology, &strategy, zone);
-                needed.insert(cluster_of(rules, &service.name, &strategy, zone, class));
-                let behind = match keeps_sessions(&strategy) {
-                    true => vec![place],
-                    false => place.turns_to(topology, &strategy, class),
-                };
-                let behind = behind
-                    .iter()
-                    .map(|place| place.cluster(topology, &service.name));
-                needed.extend(behind);
-            }
+    let Some(service) = rules.service(id) else {
+        return needed;
+    };
+    let topology = rules.topology();
+    let strategy = resiliences(id.index()).strategy;
+    let fencing = fenced::fencing(rules, service);
+    if let Some(fencing) = fencing {
+        let own = topology.zone_name(rules.viewer());
+        needed.insert(cluster_name(&service.name, own));
+        let gateways = fenced::forwarded_to(rules, fencing).into_iter();
+        needed.extend(gateways.filter_map(|zone| rules.gateway(zone).map(str::to_owned)));
+    }
+    for class in planned_classes(fencing.is_some()) {
+        let plans = topology.zones().map(|home| service.plans.get(home, class));
+        let zones: BTreeSet<ZoneId> = plans
+            .flat_map(|plan| plan.targets().iter().map(|target| target.zone))
+            // What the filter gives as the alternative to a foreign home.
+            .chain([rules.viewer()])
+            .collect();
+        for zone in zones {
+            let place = Place::of(topology, &strategy, zone);
+            needed.insert(cluster_of(rules, &service.name, &strategy, zone, class));
+            let behind = match keeps_sessions(&strategy) {
+                true => vec![place],
+                false => place.turns_to(topology, &strategy, class),
+            };
+            let behind = behind
+                .iter()
+                .map(|place| place.cluster(topology, &service.name));
+            needed.extend(behind);
         }
     }
-    needed.into_iter().map(Arc::from).collect()
+    needed
 }
 
 /// Where fenced writes go is not planned.

@@ -18,25 +18,59 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Cuts a stream of bytes into messages. Memory is taken for what has come, never for what a length promises.
 #[derive(Debug)]
 pub(crate) struct Messages {
-    bytes: BytesMut,
+    /// As it arrived; empty where something waits in `partial`. Most messages come in one piece and are not copied.
+    whole: Bytes,
+    /// The beginning of a message of which there is more to come.
+    partial: BytesMut,
     message_bytes_max: usize,
 }
 
 impl Messages {
     pub(crate) fn new(message_bytes_max: usize) -> Messages {
         Messages {
-            bytes: BytesMut::new(),
+            whole: Bytes::new(),
+            partial: BytesMut::new(),
             message_bytes_max,
         }
     }
 
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
+    pub(crate) fn push(&mut self, bytes: Bytes) {
+        if self.whole.is_empty() && self.partial.is_empty() {
+            self.whole = bytes;
+        } else {
+            self.put_by();
+            self.partial.extend_from_slice(&bytes);
+        }
     }
 
     /// The next message that is complete. Errors: what comes is none, or too long.
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, Status> {
-        let Some((prefix, _)) = self.bytes.split_first_chunk::<PREFIX_BYTES>() else {
+        let in_pieces = !self.partial.is_empty();
+        let waiting: &[u8] = if in_pieces {
+            &self.partial
+        } else {
+            &self.whole
+        };
+        let Some(len) = self.message_len(waiting)? else {
+            self.put_by();
+            return Ok(None);
+        };
+        if !in_pieces {
+            self.whole.advance(PREFIX_BYTES);
+            return Ok(Some(self.whole.split_to(len)));
+        }
+        self.partial.advance(PREFIX_BYTES);
+        let message = self.partial.split_to(len).freeze();
+        if self.partial.is_empty() {
+            // Not to keep the memory of a long message for as long as the stream lasts.
+            self.partial = BytesMut::new();
+        }
+        Ok(Some(message))
+    }
+
+    /// The length of the message that `waiting` begins with; none if it is not complete.
+    fn message_len(&self, waiting: &[u8]) -> Result<Option<usize>, Status> {
+        let Some((prefix, rest)) = waiting.split_first_chunk::<PREFIX_BYTES>() else {
             return Ok(None);
         };
         let [compressed, len @ ..] = *prefix;
@@ -52,16 +86,13 @@ impl Messages {
                 self.message_bytes_max
             )));
         }
-        if self.bytes.len() - PREFIX_BYTES < len {
-            return Ok(None);
-        }
-        self.bytes.advance(PREFIX_BYTES);
-        let message = self.bytes.split_to(len).freeze();
-        if self.bytes.is_empty() {
-            // Not to keep the memory of a long message for as long as the stream lasts.
-            self.bytes = BytesMut::new();
-        }
-        Ok(Some(message))
+        Ok((len <= rest.len()).then_some(len))
+    }
+
+    /// Keeps what has come of a message, and lets go of the larger buffer that it came in.
+    fn put_by(&mut self) {
+        self.partial.extend_from_slice(&self.whole);
+        self.whole = Bytes::new();
     }
 }
 
@@ -92,9 +123,9 @@ impl Incoming {
             }
             match ready!(self.stream.poll_data(context)) {
                 Some(Ok(data)) => {
-                    self.messages.push(&data);
                     // It fails only where the stream is over, which the next turn finds.
                     let _ = self.stream.flow_control().release_capacity(data.len());
+                    self.messages.push(data);
                 }
                 Some(Err(_)) | None => return Poll::Ready(Ok(None)),
             }
@@ -186,24 +217,24 @@ mod tests {
             let mut messages = Messages::new(50);
             let mut received = Vec::new();
             for piece in framed(&sent).chunks(step) {
-                messages.push(piece);
+                messages.push(Bytes::copy_from_slice(piece));
                 while let Some(message) = messages.next().expect("all is well") {
                     received.push(message.to_vec());
                 }
             }
             prop_assert_eq!(received, sent);
-            prop_assert!(messages.bytes.is_empty());
+            prop_assert!(messages.partial.is_empty() && messages.whole.is_empty());
         }
     }
 
     #[test]
     fn what_is_too_long_or_compressed_is_an_error_before_it_has_come() {
         let mut messages = Messages::new(50);
-        messages.push(&[0, 0, 0, 0, 51]);
+        messages.push(Bytes::from_static(&[0, 0, 0, 0, 51]));
         let error = messages.next().expect_err("too long");
         assert_eq!(error.code(), tonic::Code::ResourceExhausted);
         let mut messages = Messages::new(50);
-        messages.push(&[1, 0, 0, 0, 1, 7]);
+        messages.push(Bytes::from_static(&[1, 0, 0, 0, 1, 7]));
         let error = messages.next().expect_err("compressed");
         assert_eq!(error.code(), tonic::Code::Unimplemented);
     }

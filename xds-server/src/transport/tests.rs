@@ -40,7 +40,7 @@ impl Server {
     fn new() -> Server {
         let view = View::new(
             Default::default(),
-            Arc::default(),
+            Default::default(),
             Arc::new(Policy::Fallback),
             0,
         );

@@ -6,6 +6,7 @@
 //! Time is in milliseconds of any clock that never goes back.
 
 mod authorities;
+mod clients;
 mod guard;
 mod instances;
 mod views;
@@ -35,7 +36,7 @@ use crate::{
 use authorities::Authorities;
 use guard::Guard;
 use instances::Instances;
-use views::{Clusters, Views};
+use views::Views;
 use zones::Zones;
 
 pub use guard::{DOUBT_MS, Implausible};
@@ -103,7 +104,7 @@ pub struct World {
 
 #[derive(Default)]
 struct Derived {
-    clusters: Clusters,
+    clusters: Resources,
     endpoints: Resources,
     /// By the service's position in the mesh.
     plans: Vec<Plans>,
@@ -352,10 +353,11 @@ impl World {
         let dirty = std::mem::take(&mut self.dirty);
         if whole {
             self.derived = Derived {
-                clusters: Clusters::of_mesh(&mesh),
+                clusters: clusters(&mesh),
                 endpoints: unserved(&mesh),
                 plans: vec![Plans::default(); mesh.services.len()],
                 due_ms: vec![None; mesh.services.len()],
+                views: std::mem::take(&mut self.derived.views),
                 ..Derived::default()
             };
             let positions = &self.positions;
@@ -372,16 +374,17 @@ impl World {
             known.copied().chain(due.map(|(_, index)| *index)).collect()
         };
         let reowned = std::mem::take(&mut self.authority_dirty);
-        let mut changed = ServiceChanged {
-            endpoints: whole,
-            plans: whole || reowned,
-        };
+        let mut changed = whole || reowned;
+        let mut replanned = Vec::new();
         for index in touched {
             if let Some(service) = mesh.services.get(index) {
                 let service = self.derive_service(&mesh, index, service, now_ms);
-                changed.endpoints |= service.endpoints;
-                changed.plans |= service.plans;
+                changed |= service.endpoints || service.plans;
+                replanned.extend(service.plans.then_some(index));
             }
+        }
+        if !changed {
+            return None;
         }
         let Derived {
             clusters,
@@ -391,20 +394,21 @@ impl World {
             ..
         } = &mut self.derived;
         let authorities = |cell: &str| self.authorities.of(cell);
-        match changed {
-            ServiceChanged { plans: true, .. } => {
-                views.derive(&mesh, plans, &authorities, clusters, endpoints)
+        if whole {
+            views.derive(&mesh, plans, &authorities);
+        } else {
+            if !replanned.is_empty() {
+                views.replan(&mesh, plans, &replanned);
             }
-            ServiceChanged {
-                endpoints: true, ..
-            } => views.refresh(clusters, endpoints),
-            _ => return None,
+            if reowned {
+                views.reown(&mesh, &authorities);
+            }
         }
+        views.show(clusters, endpoints);
         self.sequence += 1;
-        let views = self.derived.views.all().clone();
         Some(Arc::new(Snapshot::new(
             self.sequence,
-            views,
+            views.all().clone(),
             Arc::clone(&self.positions),
         )))
     }
@@ -472,6 +476,15 @@ impl Derived {
         }
         self.due.extend(due_ms.map(|due_ms| (due_ms, index)));
     }
+}
+
+/// Clusters follow from the mesh alone.
+fn clusters(mesh: &Mesh) -> Resources {
+    let services = mesh.services.iter();
+    let clusters = services.flat_map(|service| translate::clusters(&mesh.topology, service));
+    clusters
+        .map(|cluster| (Arc::clone(&cluster.name), cluster))
+        .collect()
 }
 
 /// The endpoints of no service.

@@ -1,163 +1,228 @@
 //! What the proxies of each zone and role should have.
+//!
+//! What follows from plans is kept in the pieces in which it may change: a service's plans change the virtual hosts that have
+//! a route to it, and its part of the policy. The pieces' bytes are shared by what is put together of them.
 
-use std::{collections::BTreeMap, sync::Arc};
-
-use policy::{Plans, Policy};
-
-use crate::{
-    config::Mesh,
-    resource::{Kind, Resource, Resources},
-    snapshot::{Role, View, ViewKey},
-    translate::{self, grpc},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
 
-/// The clusters of each role. They follow from the mesh alone.
-#[derive(Default)]
-pub(super) struct Clusters {
-    proxies: Resources,
-    /// Empty unless gRPC clients are served.
-    grpc: Resources,
-}
+use policy::{Plans, Policy, Rules, ServiceId, ZoneId};
+use protos::Encoder;
 
-impl Clusters {
-    pub(super) fn of_mesh(mesh: &Mesh) -> Clusters {
-        let services = mesh.services.iter();
-        let clusters = services.flat_map(|service| translate::clusters(&mesh.topology, service));
-        Clusters {
-            proxies: clusters
-                .map(|cluster| (Arc::clone(&cluster.name), cluster))
-                .collect(),
-            grpc: match mesh.listeners.grpc {
-                true => grpc::clusters(mesh),
-                false => Resources::new(),
-            },
-        }
-    }
-
-    fn of(&self, role: Role) -> &Resources {
-        match role {
-            Role::Gateway | Role::Sidecar => &self.proxies,
-            Role::Grpc => &self.grpc,
-        }
-    }
-}
+use super::clients::Clients;
+use crate::{
+    config::{Mesh, Resilience},
+    resource::{Kind, Names, Resource, Resources},
+    snapshot::{Role, View, ViewKey},
+    translate::{self, VirtualHosts},
+};
 
 #[derive(Default)]
-pub(super) struct Views(BTreeMap<ViewKey, Arc<View>>);
+pub(super) struct Views {
+    all: BTreeMap<ViewKey, Arc<View>>,
+    listeners: Vec<(Role, Arc<Resource>)>,
+    /// In the topology's order.
+    zones: Vec<Seen>,
+    encoder: Encoder,
+}
+
+/// What follows from plans, as one zone sees them.
+struct Seen {
+    from: Arc<str>,
+    policy: Arc<Policy>,
+    policy_version: u64,
+    filter: Arc<Resource>,
+    hosts: VirtualHosts,
+    routes: Resources,
+    needed: Names,
+    /// Where gRPC clients are served, too.
+    clients: Option<Clients>,
+}
 
 impl Views {
     pub(super) fn all(&self) -> &BTreeMap<ViewKey, Arc<View>> {
-        &self.0
+        &self.all
     }
 
-    /// Builds every zone's routes and policy anew. `plans` are by the service's position in the mesh; `authorities` gives a
-    /// cell's owners and epoch.
+    /// Builds everything but the views anew. `plans` are by the service's position in the mesh; `authorities` gives a cell's
+    /// owners and epoch.
     pub(super) fn derive(
         &mut self,
         mesh: &Mesh,
         plans: &[Plans],
         authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
-        clusters: &Clusters,
-        endpoints: &Resources,
     ) {
+        let plans = |index: usize| plans.get(index).cloned().unwrap_or_default();
+        let mut viewers = mesh.topology.zones();
+        let policy = viewers
+            .next()
+            .map(|zone| mesh.policy(zone, plans, authorities));
+        let policy = policy.unwrap_or(Policy::Fallback);
         let listeners = Role::ALL.map(|role| Some((role, translate::listener(mesh, role)?)));
-        let listeners: Vec<_> = listeners.into_iter().flatten().collect();
-        let resiliences = |index: usize| {
-            let service = mesh.services.get(index);
-            service.map(|s| s.resilience.clone()).unwrap_or_default()
-        };
-        let before = std::mem::take(&mut self.0);
-        for viewer in mesh.topology.zones() {
-            let plans = |index: usize| plans.get(index).cloned().unwrap_or_default();
-            let policy = Arc::new(mesh.policy(viewer, plans, authorities));
-            let (filter, policy_version) = translate::filter_config(&mesh.filter, &policy);
-            let (routes, needed) = match &*policy {
+        self.listeners = listeners.into_iter().flatten().collect();
+        let clients = Clients::of_mesh(mesh, &policy);
+        let resiliences = |index: usize| resilience(mesh, index);
+        let seen = mesh.topology.zones().map(|zone| {
+            let policy = seen_from(&policy, zone);
+            let (filter, policy_version) =
+                translate::filter_config(&mesh.filter, &policy, &mut self.encoder);
+            let (hosts, needed) = match &policy {
                 Policy::Serving(rules) => (
-                    one(translate::routes(rules, &resiliences)),
+                    translate::virtual_hosts(rules, &resiliences),
                     translate::needed_clusters(rules, &resiliences),
                 ),
-                Policy::Fallback => (Resources::new(), Arc::default()),
+                Policy::Fallback => Default::default(),
             };
-            for (role, listener) in &listeners {
-                let key = ViewKey {
-                    zone: Arc::from(mesh.topology.zone_name(viewer)),
-                    role: *role,
-                };
-                let resources = [
-                    clusters.of(*role).clone(),
-                    endpoints.clone(),
-                    one(Arc::clone(listener)),
-                    routes.clone(),
-                    one(Arc::clone(&filter)),
-                ];
-                let view = View::new(
-                    resources,
-                    Arc::clone(&needed),
-                    Arc::clone(&policy),
-                    policy_version,
-                );
-                self.insert(key, view, &before);
+            let clients = match (&policy, &clients) {
+                (Policy::Serving(rules), Some(clients)) => {
+                    Some(clients.seen_by(rules, &resiliences))
+                }
+                _ => None,
+            };
+            Seen {
+                from: Arc::from(mesh.topology.zone_name(zone)),
+                routes: match &policy {
+                    Policy::Serving(_) => one(translate::route_table(&hosts)),
+                    Policy::Fallback => Resources::new(),
+                },
+                policy: Arc::new(policy),
+                policy_version,
+                filter,
+                hosts,
+                needed,
+                clients,
             }
-            if mesh.listeners.grpc {
-                let key = ViewKey {
-                    zone: Arc::from(mesh.topology.zone_name(viewer)),
-                    role: Role::Grpc,
-                };
-                let view = grpc_view(policy, policy_version, &resiliences, clusters, endpoints);
-                self.insert(key, view, &before);
+        });
+        self.zones = seen.collect();
+    }
+
+    /// Follows new plans of the services in `replanned`, by their position in the mesh.
+    pub(super) fn replan(&mut self, mesh: &Mesh, plans: &[Plans], replanned: &[usize]) {
+        let Some(mut rules) = self.rules().cloned() else {
+            return;
+        };
+        let replanned: Vec<ServiceId> = replanned.iter().copied().map(ServiceId::new).collect();
+        let mut hosts = BTreeSet::new();
+        for id in &replanned {
+            rules.replan(*id, plans.get(id.index()).cloned().unwrap_or_default());
+            let service = mesh.services.get(id.index());
+            let routes = service.into_iter().flat_map(|service| &service.routes);
+            hosts.extend(routes.map(|route| route.host.as_str()));
+        }
+        let resiliences = |index: usize| resilience(mesh, index);
+        let policy = Policy::Serving(Box::new(rules));
+        for (zone, seen) in mesh.topology.zones().zip(&mut self.zones) {
+            let before = Arc::clone(&seen.policy);
+            seen.decide_by(mesh, seen_from(&policy, zone), &mut self.encoder);
+            let (Policy::Serving(old), Policy::Serving(new)) = (&*before, &*seen.policy) else {
+                continue;
+            };
+            for host in &hosts {
+                let entry = translate::virtual_host(new, host, &resiliences);
+                seen.hosts.insert((*host).to_owned(), entry);
+                if let Some(clients) = &mut seen.clients {
+                    clients.replan(new, host, &resiliences);
+                }
+            }
+            seen.routes = one(translate::route_table(&seen.hosts));
+            for id in &replanned {
+                let old = translate::clusters_needed_by(old, *id, &resiliences);
+                let new = translate::clusters_needed_by(new, *id, &resiliences);
+                for name in old.difference(&new) {
+                    seen.needed.remove(name.as_str());
+                }
+                seen.needed
+                    .extend(new.difference(&old).map(|name| Arc::from(name.as_str())));
             }
         }
     }
 
-    fn insert(&mut self, key: ViewKey, view: View, before: &BTreeMap<ViewKey, Arc<View>>) {
-        let view = match before.get(&key) {
-            Some(before) => view.after(before),
-            None => view,
+    /// Follows new owners of cells, which change no route.
+    pub(super) fn reown(
+        &mut self,
+        mesh: &Mesh,
+        authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
+    ) {
+        let Some(rules) = self.rules().cloned() else {
+            return;
         };
-        self.0.insert(key, Arc::new(view));
+        let policy = mesh.fence(rules, authorities);
+        for (zone, seen) in mesh.topology.zones().zip(&mut self.zones) {
+            seen.decide_by(mesh, seen_from(&policy, zone), &mut self.encoder);
+        }
     }
 
-    /// Gives every view the present clusters and endpoints.
-    pub(super) fn refresh(&mut self, clusters: &Clusters, endpoints: &Resources) {
-        for (key, view) in &mut self.0 {
-            let next = View::new(
-                [
-                    clusters.of(key.role).clone(),
-                    endpoints.clone(),
-                    view.of(Kind::Listener).clone(),
-                    view.of(Kind::Routes).clone(),
-                    view.of(Kind::FilterConfig).clone(),
-                ],
-                Arc::clone(view.needed()),
-                Arc::clone(view.policy()),
-                view.policy_version(),
-            );
-            *view = Arc::new(next.after(view));
+    /// Any zone's rules: they differ in nothing else.
+    fn rules(&self) -> Option<&Rules> {
+        match &*self.zones.first()?.policy {
+            Policy::Serving(rules) => Some(rules),
+            Policy::Fallback => None,
+        }
+    }
+
+    /// Gives every view what there is now.
+    pub(super) fn show(&mut self, clusters: &Resources, endpoints: &Resources) {
+        let before = std::mem::take(&mut self.all);
+        let after = |key: &ViewKey, view: View| match before.get(key) {
+            Some(before) => Arc::new(view.after(before)),
+            None => Arc::new(view),
+        };
+        for seen in &self.zones {
+            for (role, listener) in &self.listeners {
+                let key = ViewKey {
+                    zone: Arc::clone(&seen.from),
+                    role: *role,
+                };
+                let mut resources: [Resources; Kind::ALL.len()] = Default::default();
+                resources[Kind::Cluster.index()] = clusters.clone();
+                resources[Kind::Endpoints.index()] = endpoints.clone();
+                resources[Kind::Listener.index()] = one(Arc::clone(listener));
+                resources[Kind::Routes.index()] = seen.routes.clone();
+                resources[Kind::FilterConfig.index()] = one(Arc::clone(&seen.filter));
+                let view = View::new(
+                    resources,
+                    seen.needed.clone(),
+                    Arc::clone(&seen.policy),
+                    seen.policy_version,
+                );
+                let view = after(&key, view);
+                self.all.insert(key, view);
+            }
+            if let Some(clients) = &seen.clients {
+                let key = ViewKey {
+                    zone: Arc::clone(&seen.from),
+                    role: Role::Grpc,
+                };
+                let policy = Arc::clone(&seen.policy);
+                let view = clients.view(endpoints, policy, seen.policy_version);
+                let view = after(&key, view);
+                self.all.insert(key, view);
+            }
         }
     }
 }
 
-/// No clusters are needed before the routes: a gRPC client asks for those that its routes name.
-fn grpc_view(
-    policy: Arc<Policy>,
-    policy_version: u64,
-    resiliences: translate::Resiliences<'_>,
-    clusters: &Clusters,
-    endpoints: &Resources,
-) -> View {
-    let (listeners, routes) = match &*policy {
-        Policy::Serving(rules) => (grpc::listeners(rules), grpc::routes(rules, resiliences)),
-        Policy::Fallback => Default::default(),
-    };
-    let clusters = clusters.of(Role::Grpc).clone();
-    let resources = [
-        clusters,
-        endpoints.clone(),
-        listeners,
-        routes,
-        Resources::new(),
-    ];
-    View::new(resources, Arc::default(), policy, policy_version)
+impl Seen {
+    fn decide_by(&mut self, mesh: &Mesh, policy: Policy, encoder: &mut Encoder) {
+        let (filter, version) = translate::filter_config(&mesh.filter, &policy, encoder);
+        self.filter = filter;
+        self.policy_version = version;
+        self.policy = Arc::new(policy);
+    }
+}
+
+fn seen_from(policy: &Policy, zone: ZoneId) -> Policy {
+    match policy {
+        Policy::Serving(rules) => Policy::Serving(Box::new(rules.seen_from(zone))),
+        Policy::Fallback => Policy::Fallback,
+    }
+}
+
+fn resilience(mesh: &Mesh, index: usize) -> Resilience {
+    let service = mesh.services.get(index);
+    service.map(|s| s.resilience.clone()).unwrap_or_default()
 }
 
 fn one(resource: Arc<Resource>) -> Resources {

@@ -84,7 +84,7 @@ fn check(more: &str, services: &str, states: &str, expected: &str) {
 }
 
 fn rows(table: &Resource) -> Vec<Route> {
-    let table = RouteConfiguration::decode(table.message()).expect("a route table");
+    let table = RouteConfiguration::decode(&table.message()[..]).expect("a route table");
     let [host] = &table.virtual_hosts[..] else {
         panic!("one virtual host");
     };
@@ -291,7 +291,7 @@ tidegate/h /a.B/* -> s/shanghai 1000
 
 /// The table that a listener names.
 fn table_of(listener: &Resource) -> String {
-    let listener = Listener::decode(listener.message()).expect("a listener");
+    let listener = Listener::decode(&listener.message()[..]).expect("a listener");
     let manager: Any = listener
         .api_listener
         .and_then(|api| api.api_listener)
@@ -337,7 +337,7 @@ fn names_to_ask_for_are_hosts_and_services_without_one() {
     let targets: BTreeSet<String> = targets.map(|(name, _)| name).collect();
     assert!(targets.len() > 4);
     for name in targets.iter().map(String::as_str).chain([REFUSED]) {
-        let cluster = Cluster::decode(clusters[name].message()).expect("a cluster");
+        let cluster = Cluster::decode(&clusters[name].message()[..]).expect("a cluster");
         assert_eq!(cluster.name, name);
     }
 }

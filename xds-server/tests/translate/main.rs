@@ -17,6 +17,7 @@ use policy::{
     rules::{cluster_name, route_cluster_name},
 };
 use proptest::prelude::*;
+use prost::Message;
 use xds_server::{
     config::{Config, Resilience},
     translate::{needed_clusters, routes},
@@ -320,8 +321,10 @@ proptest! {
         let needed: BTreeSet<&str> = needed.iter().map(|name| &**name).collect();
         let topology = rules.topology();
         let table = table::read(&resource);
+        // It is put together from pieces, and encoded as if it were not.
+        prop_assert_eq!(resource.message(), table.encode_to_vec());
         prop_assert_eq!(table.virtual_hosts.len(), rules.hosts().count());
-        for (virtual_host, (host, expected)) in table.virtual_hosts.iter().zip(rules.hosts()) {
+        for (virtual_host, (host, expected)) in table.virtual_hosts.iter().zip(table::hosts(&rules)) {
             prop_assert_eq!(&virtual_host.name, host);
             let groups: Vec<&[Route]> = virtual_host
                 .routes
@@ -370,7 +373,7 @@ proptest! {
             }
         }
         // What the filter may name by itself is warm too.
-        for service in rules.services() {
+        for service in rules.services().iter() {
             let planned = |class: &Class| *class == Class::Read || service.writes == Writes::Free;
             for home in topology.zones() {
                 for class in Class::ALL.into_iter().filter(planned) {

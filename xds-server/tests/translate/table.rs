@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::{
     },
     r#type::{matcher::v3::string_matcher::MatchPattern, v3::fractional_percent::DenominatorType},
 };
-use policy::{Headers, Presented};
+use policy::{Headers, Presented, Rules, Service, ServiceId};
 use prost::Message;
 use xds_server::resource::Resource;
 
@@ -61,6 +61,20 @@ impl Headers for Request {
 
 pub(crate) fn read(resource: &Resource) -> RouteConfiguration {
     RouteConfiguration::decode(resource.message()).expect("a route table")
+}
+
+/// What [`Rules::hosts`] gives, in the order of a table.
+pub(crate) fn hosts(
+    rules: &Rules,
+) -> impl Iterator<
+    Item = (
+        &str,
+        impl Iterator<Item = (ServiceId, &Service, &policy::Route)>,
+    ),
+> {
+    let mut hosts: Vec<_> = rules.hosts().collect();
+    hosts.sort_by_key(|(host, _)| *host);
+    hosts.into_iter()
 }
 
 /// The first route that takes the request, in the most specific virtual host.

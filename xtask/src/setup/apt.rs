@@ -22,12 +22,17 @@ use sources::{Archive, archives};
 /// old libc, so they run on older Debians and on Ubuntu too.
 const PINNED: &str = "trixie";
 
+/// Always carries the newest of everything, and what no release has yet.
+const UNSTABLE: &str = "sid";
+
 const STATUS: &str = "/var/lib/dpkg/status";
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Suite {
     /// Debian [`PINNED`], whatever the machine runs: the packages alone, for programs that need no library.
     Pinned,
+    /// Debian [`UNSTABLE`], the packages alone as well: for what may be missing.
+    Unstable,
     /// The machine's own suite: the packages and all they need that is not installed, which then fits what is.
     Own,
 }
@@ -36,6 +41,7 @@ impl fmt::Display for Suite {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Pinned => PINNED,
+            Self::Unstable => UNSTABLE,
             Self::Own => "own",
         })
     }
@@ -82,6 +88,7 @@ impl Apt {
     fn read_lists(&self, archive: &Archive) -> Result<()> {
         let suite = match self.suite {
             Suite::Pinned => PINNED,
+            Suite::Unstable => UNSTABLE,
             Suite::Own => &archive.suite,
         };
         // Ubuntu keeps most programs in `universe`; a Debian has no such component.
@@ -111,7 +118,7 @@ impl Apt {
         make_dir(&root)?;
         let mut command = self.apt_get();
         match self.suite {
-            Suite::Pinned => command.arg("download"),
+            Suite::Pinned | Suite::Unstable => command.arg("download"),
             Suite::Own => command
                 .args([
                     "install",
@@ -132,6 +139,16 @@ impl Apt {
             }
         }
         Ok(root)
+    }
+
+    /// Names the package and everything that it needs on a machine where nothing is installed.
+    pub(super) fn with_dependencies(&self, package: &str) -> Result<Vec<String>> {
+        let arguments = ["install", "--simulate", "--no-install-recommends", package];
+        let plan = quiet(self.apt_get().args(arguments))?;
+        let installed = plan.lines().filter_map(|line| line.strip_prefix("Inst "));
+        Ok(installed
+            .filter_map(|rest| rest.split_whitespace().next().map(str::to_owned))
+            .collect())
     }
 
     fn apt_get(&self) -> Command {

@@ -9,6 +9,7 @@ mod envoy;
 mod etcd;
 mod extras;
 mod grpc;
+mod peer;
 mod pip;
 mod rust;
 
@@ -32,7 +33,10 @@ pub(crate) enum Wanted {
     Filter,
     Demo,
     Test,
-    Bench,
+    /// With the server that `xds` measures beside ours, or without.
+    Bench {
+        peer: bool,
+    },
 }
 
 /// What the steps share while they run: the checkout, the scratch directory, and apt and pip once a step has asked for them.
@@ -40,6 +44,7 @@ struct Site<'a> {
     tree: &'a Tree,
     scratch: Scratch,
     pinned: OnceCell<Apt>,
+    unstable: OnceCell<Apt>,
     own: OnceCell<Apt>,
     pip: OnceCell<Pip>,
 }
@@ -51,6 +56,7 @@ impl<'a> Site<'a> {
             tree,
             scratch,
             pinned: OnceCell::new(),
+            unstable: OnceCell::new(),
             own: OnceCell::new(),
             pip: OnceCell::new(),
         })
@@ -68,18 +74,20 @@ impl<'a> Site<'a> {
 
     /// Unpacks the packages of that suite into a new directory, which it gives.
     fn packages(&self, suite: Suite, packages: &[&str]) -> Result<PathBuf> {
+        self.apt(suite)?.fetch(packages)
+    }
+
+    fn apt(&self, suite: Suite) -> Result<&Apt> {
         let slot = match suite {
             Suite::Pinned => &self.pinned,
+            Suite::Unstable => &self.unstable,
             Suite::Own => &self.own,
         };
-        let apt = match slot.get() {
-            Some(apt) => apt,
-            None => {
-                let opened = Apt::open(self.scratch.dir(&format!("apt-{suite}"))?, suite)?;
-                slot.get_or_init(|| opened)
-            }
-        };
-        apt.fetch(packages)
+        if let Some(apt) = slot.get() {
+            return Ok(apt);
+        }
+        let opened = Apt::open(self.scratch.dir(&format!("apt-{suite}"))?, suite)?;
+        Ok(slot.get_or_init(|| opened))
     }
 }
 
@@ -111,7 +119,12 @@ pub(crate) fn run(tree: &Tree, wanted: Wanted) -> Result<()> {
             extras::try_compose(&site);
             grpc::try_clients(&site);
         }
-        Wanted::Bench => extras::load_generators(&site)?,
+        Wanted::Bench { peer } => {
+            extras::load_generators(&site)?;
+            if peer {
+                peer::try_build(&site);
+            }
+        }
         Wanted::Filter | Wanted::Demo => {}
     }
     Ok(())

@@ -9,6 +9,7 @@ mod failover;
 mod fence;
 mod filter;
 mod propagation;
+mod xds;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,6 +40,8 @@ struct Arguments {
     failover: failover::Options,
     #[command(flatten)]
     fence: fence::Options,
+    #[command(flatten)]
+    xds: xds::Options,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -51,6 +54,8 @@ enum Name {
     Failover,
     /// For how long nobody may write when a cell moves, and what the fence costs a write. Needs root and `ip`
     Fence,
+    /// Thousands of simulated proxies on our control plane and on go-control-plane, and what a change costs in a large world
+    Xds,
 }
 
 /// As a shell reports a program that Ctrl-C ended.
@@ -59,15 +64,23 @@ const INTERRUPTED: u8 = 130;
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(instances) = arguments.xds.world_of {
+        return match xds::measure_world(instances) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error),
+        };
+    }
     // Whatever ends first: leaving the other behind drops it, and with it every child and file.
     let ended = tokio::select! {
         done = run(&arguments) => done.map(|()| ExitCode::SUCCESS),
         interrupted = interrupted() => interrupted.map(|()| ExitCode::from(INTERRUPTED)),
     };
-    ended.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
+    ended.unwrap_or_else(|error| failed(&error))
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
@@ -89,6 +102,9 @@ async fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Name::Fence) {
         all.extend(fence::run(&arguments.fence, arguments.rounds).await?);
+    }
+    if wanted(Name::Xds) {
+        all.extend(xds::run(&arguments.xds).await?);
     }
     match &arguments.json {
         Some(file) => figures::write(file, &all),

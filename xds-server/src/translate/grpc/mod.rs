@@ -39,7 +39,7 @@ use crate::{
     resource::{Resource, Resources, any},
 };
 
-pub use routes::routes;
+pub use routes::{routes, table};
 
 /// The cluster of all that is refused.
 pub const REFUSED: &str = "tidegate-refuses";

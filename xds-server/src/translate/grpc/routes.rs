@@ -5,6 +5,8 @@
 //! client holds a permission to write, and services whose requests have to stay where they are by a key that gRPC cannot look
 //! at. Every route ends with a row for its whole path, so that nothing falls through to a shorter one.
 
+use std::sync::Arc;
+
 use envoy_types::pb::envoy::{
     config::route::v3::{
         HeaderMatcher, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch,
@@ -34,30 +36,34 @@ use crate::{
 
 /// The route tables of `rules`' viewing zone, one for each host pattern.
 pub fn routes(rules: &Rules, resiliences: Resiliences<'_>) -> Resources {
-    by_name(rules.hosts().map(|(host, routes)| {
-        let routes = routes.flat_map(|(id, service, route)| {
-            Builder {
-                rules,
-                service,
-                route,
-                strategy: resiliences(id.index()).strategy,
-            }
-            .routes()
-        });
-        let name = table_name(host);
-        let table = RouteConfiguration {
-            name: name.clone(),
-            virtual_hosts: vec![VirtualHost {
-                name: host.to_owned(),
-                // The client chose by the name of the listener.
-                domains: vec!["*".to_owned()],
-                routes: routes.collect(),
-                ..VirtualHost::default()
-            }],
-            ..RouteConfiguration::default()
-        };
-        Resource::encode(&name, &table).into()
-    }))
+    let hosts = rules.hosts().map(|(host, _)| host);
+    by_name(hosts.map(|host| table(rules, host, resiliences)))
+}
+
+/// One of them. It follows from the plans of those services alone that have a route of this host.
+pub fn table(rules: &Rules, host: &str, resiliences: Resiliences<'_>) -> Arc<Resource> {
+    let routes = rules.routes_of(host).flat_map(|(id, service, route)| {
+        Builder {
+            rules,
+            service,
+            route,
+            strategy: resiliences(id.index()).strategy,
+        }
+        .routes()
+    });
+    let name = table_name(host);
+    let table = RouteConfiguration {
+        name: name.clone(),
+        virtual_hosts: vec![VirtualHost {
+            name: host.to_owned(),
+            // The client chose by the name of the listener.
+            domains: vec!["*".to_owned()],
+            routes: routes.collect(),
+            ..VirtualHost::default()
+        }],
+        ..RouteConfiguration::default()
+    };
+    Arc::new(Resource::encode(&name, &table))
 }
 
 struct Builder<'r> {

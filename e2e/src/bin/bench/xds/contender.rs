@@ -1,0 +1,239 @@
+//! One server with its simulated proxies, and what was measured of them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use e2e::config::region_of;
+use tokio::task::spawn_blocking;
+
+use super::fleet::{Fleet, Goal, Interest};
+use super::servers::{Change, Server, Shape, ZONE};
+use super::usage::Usage;
+
+/// Every stream is served within this, or something is broken: a burst of large resources to all takes seconds.
+const TIME_MAX: Duration = Duration::from_secs(120);
+/// A server counts as quiet when it used less than this share of one core for this long.
+const QUIET: Duration = Duration::from_millis(10);
+const QUIET_SHARE: f64 = 0.05;
+/// Looks; a server that is never quiet has its rest counted with the next change.
+const LOOKS_MAX: usize = 300;
+
+pub(super) struct Contender {
+    pub(super) server: Server,
+    shape: Shape,
+    /// None while it works on another thread.
+    fleet: Option<Fleet>,
+    pub(super) seen: Seen,
+    turn: usize,
+}
+
+/// Times in ms, memory in MB.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// All streams connected and had everything.
+    pub(super) subscribed_s: f64,
+    pub(super) resource_bytes: f64,
+    pub(super) rss_subscribed: f64,
+    /// After all changes.
+    pub(super) rss: f64,
+    /// From each change to the last stream's receipt.
+    pub(super) ticks: Vec<f64>,
+    pub(super) bursts: Vec<f64>,
+    /// CPU time per change, of each round: the server's and the simulation's.
+    pub(super) cpu: Vec<f64>,
+    pub(super) client_cpu: Vec<f64>,
+    pub(super) burst_cpu: Vec<f64>,
+}
+
+/// How all came back after a restart.
+pub(super) struct Reconnected {
+    /// From the start of the new process until the last proxy was answered; and from when it listened.
+    pub(super) served_s: f64,
+    pub(super) herd_s: f64,
+    pub(super) resources: usize,
+    pub(super) errors: usize,
+    pub(super) rss_max: f64,
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+impl Contender {
+    /// Connects the proxies and waits until all have everything.
+    pub(super) async fn subscribe(
+        server: Server,
+        shape: Shape,
+        streams: usize,
+    ) -> Result<Contender> {
+        let interest = Interest {
+            region: region_of(ZONE).to_owned(),
+            zone: ZONE.to_owned(),
+            names: shape.names(),
+        };
+        let mut contender = Contender {
+            fleet: Some(Fleet::new(interest)?),
+            server,
+            shape,
+            seen: Seen::default(),
+            turn: 0,
+        };
+        let (xds, usage) = (contender.server.xds(), contender.server.usage());
+        let (subscribed, bytes) = contender
+            .with_fleet(move |fleet| {
+                let begin = Instant::now();
+                fleet.dial(xds, streams)?;
+                let subscribed = fleet.receive(TIME_MAX)? - begin;
+                settle(fleet, usage)?;
+                let tally = fleet.tally();
+                Ok((subscribed, tally.bytes as f64 / tally.resources as f64))
+            })
+            .await?;
+        contender.seen.subscribed_s = subscribed.as_secs_f64();
+        contender.seen.resource_bytes = bytes;
+        contender.seen.rss_subscribed = usage.rss_mb()?;
+        Ok(contender)
+    }
+
+    /// Moves one endpoint so many times, and waits each time until all proxies know.
+    pub(super) async fn ticks(&mut self, count: usize) -> Result<()> {
+        let usage = self.server.usage();
+        let before = (usage.cpu()?, self.client_cpu()?);
+        for _ in 0..count {
+            let time = self.change(Change::One(self.turn % self.shape.clusters));
+            let time = time.await?;
+            self.turn += 1;
+            self.seen.ticks.push(time);
+        }
+        let each = |now: Duration, before| ms(now - before) / count as f64;
+        self.seen.cpu.push(each(usage.cpu()?, before.0));
+        let client_cpu = each(self.client_cpu()?, before.1);
+        self.seen.client_cpu.push(client_cpu);
+        Ok(())
+    }
+
+    /// Moves an endpoint of every cluster at once.
+    pub(super) async fn burst(&mut self) -> Result<()> {
+        let usage = self.server.usage();
+        let before = usage.cpu()?;
+        let time = self.change(Change::All).await?;
+        self.seen.bursts.push(time);
+        self.seen.burst_cpu.push(ms(usage.cpu()? - before));
+        Ok(())
+    }
+
+    /// Forgets what was measured to warm up.
+    pub(super) fn forget(&mut self) {
+        self.seen.ticks.clear();
+        self.seen.cpu.clear();
+        self.seen.client_cpu.clear();
+    }
+
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.seen.rss = self.server.usage().rss_mb()?;
+        Ok(())
+    }
+
+    /// The time, in ms, from just before the change is handed in until the last proxy has received it; comes back when the
+    /// server has dealt with the acknowledgements, too.
+    async fn change(&mut self, change: Change) -> Result<f64> {
+        let mut fleet = self.fleet.take().context("the proxies are lost")?;
+        fleet.expect(Goal {
+            resources: match change {
+                Change::One(_) => 1,
+                Change::All => self.shape.clusters as u32,
+            },
+            removed: 0,
+        });
+        let usage = self.server.usage();
+        let receiving = spawn_blocking(move || {
+            let received = fleet.receive(TIME_MAX);
+            let settled = settle(&mut fleet, usage);
+            (received.and_then(|at| settled.map(|()| at)), fleet)
+        });
+        let begin = Instant::now();
+        self.server.change(change).await?;
+        let (received, fleet) = receiving.await?;
+        self.fleet = Some(fleet);
+        let received = received.map_err(|error| self.with_tail(&error))?;
+        Ok(ms(received.saturating_duration_since(begin)))
+    }
+
+    /// Kills our server, starts it again, and has all proxies come back at once with the versions that they have. Then moves
+    /// one endpoint: all must hear of it.
+    pub(super) async fn reconnect(&mut self) -> Result<Reconnected> {
+        let Server::Ours(ours) = &mut self.server else {
+            return Err(anyhow!("only ours is restarted"));
+        };
+        ours.kill()?;
+        let begin = Instant::now();
+        ours.begin().await?;
+        let listens = Instant::now();
+        let (xds, usage) = (self.server.xds(), self.server.usage());
+        let (served, resources, errors) = self
+            .with_fleet(move |fleet| {
+                let before = fleet.tally();
+                fleet.redial(xds, &format!("nobody/{ZONE}"))?;
+                let served = fleet.receive(TIME_MAX)?;
+                settle(fleet, usage)?;
+                fleet.must_hold();
+                let after = fleet.tally();
+                let resources = after.resources - before.resources;
+                Ok((served, resources, after.errors - before.errors))
+            })
+            .await?;
+        self.change(Change::One(0)).await?;
+        Ok(Reconnected {
+            served_s: (served - begin).as_secs_f64(),
+            herd_s: (served - listens).as_secs_f64(),
+            resources,
+            errors,
+            rss_max: usage.rss_max_mb()?,
+        })
+    }
+
+    fn client_cpu(&self) -> Result<Duration> {
+        let fleet = self.fleet.as_ref().context("the proxies are lost")?;
+        Ok(fleet.tally().cpu)
+    }
+
+    /// Runs on a thread that may block. When the caller is dropped, so is the server, which ends the work.
+    async fn with_fleet<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Fleet) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let mut fleet = self.fleet.take().context("the proxies are lost")?;
+        let done = spawn_blocking(move || (work(&mut fleet), fleet));
+        let (done, fleet) = done.await?;
+        self.fleet = Some(fleet);
+        done.map_err(|error| self.with_tail(&error))
+    }
+
+    fn with_tail(&self, error: &anyhow::Error) -> anyhow::Error {
+        anyhow!("{error:#}\n{}", self.server.tail())
+    }
+}
+
+/// Waits until the server has nothing left to do, and answers it meanwhile: what a change costs ends with its
+/// acknowledgements. What should not come fails here.
+fn settle(fleet: &mut Fleet, usage: Usage) -> Result<()> {
+    for _ in 0..LOOKS_MAX {
+        let (begin, before) = (Instant::now(), usage.cpu()?);
+        fleet.idle(QUIET)?;
+        let used = usage.cpu()?.saturating_sub(before);
+        if used.as_secs_f64() < QUIET_SHARE * begin.elapsed().as_secs_f64() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Fails where the two would be compared over resources of different size.
+pub(super) fn ensure_alike(ours: &Seen, peer: &Seen) -> Result<()> {
+    let (ours, peer) = (ours.resource_bytes, peer.resource_bytes);
+    ensure!(
+        (ours / peer - 1.0).abs() < 0.02,
+        "resources of {ours:.0} and {peer:.0} bytes are not alike"
+    );
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! What a change costs the control plane with thousands of proxies, beside go-control-plane in the same run.
+//!
+//! Both servers have the same endpoints and as many simulated proxies; each has a delta stream on a connection of its own and
+//! acknowledges at once. One endpoint moves at a time, then one of every cluster at once; the two servers take turns, so that a
+//! busy machine slows both. A time ends with the last proxy's receipt, CPU time with the last acknowledgement. Ours hears of a
+//! change from a real etcd, and the clock runs from just before the put; the peer is told directly.
+
+mod contender;
+mod fleet;
+mod report;
+mod servers;
+mod usage;
+mod wire;
+mod world;
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use e2e::figures::Figure;
+use e2e::workdir::Workdir;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use contender::{Contender, Reconnected, Seen, ensure_alike};
+use servers::{Ours, Peer, Server, Shape};
+
+/// How many assignments each proxy subscribes to.
+const CLUSTERS: usize = 20;
+const WARM_UP: usize = 5;
+/// A burst of large resources to thousands of proxies is a gigabyte.
+const BURSTS: usize = 3;
+/// Files besides the connections: of the runtime, of etcd's client, of logs.
+const OTHER_FILES: u64 = 200;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// `xds`: with how many proxies
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 5_000],
+          value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    streams: Vec<u32>,
+    /// `xds`: with resources of which size
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Size::Small, Size::Large])]
+    sizes: Vec<Size>,
+    /// `xds`: how often the servers take turns
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    turns: u32,
+    /// `xds`: leave the worlds without proxies out
+    #[arg(long)]
+    no_worlds: bool,
+    /// What the benchmark calls itself with: one world, in a process of its own
+    #[arg(long, hide = true)]
+    pub(crate) world_of: Option<usize>,
+}
+
+/// Of one assignment.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Size {
+    #[value(name = "0.7kb")]
+    Small,
+    #[value(name = "10kb")]
+    Large,
+}
+
+impl Size {
+    fn shape(self) -> Shape {
+        Shape {
+            clusters: CLUSTERS,
+            endpoints: match self {
+                Size::Small => 22,
+                Size::Large => 310,
+            },
+        }
+    }
+
+    /// What figures of it end with.
+    fn suffix(self) -> &'static str {
+        match self {
+            Size::Small => "",
+            Size::Large => "_10kb",
+        }
+    }
+}
+
+/// What was measured with so many proxies.
+struct Case {
+    streams: usize,
+    size: Size,
+    ours: Seen,
+    peer: Option<Seen>,
+    reconnected: Reconnected,
+}
+
+pub(crate) use world::measure as measure_world;
+
+pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    if !options.no_worlds {
+        figures.extend(world::run().await?);
+    }
+    let most = options.streams.iter().max().copied().unwrap_or_default();
+    raise_limit(u64::from(most))?;
+    if e2e::paths::xds_peer().is_none() {
+        println!(
+            "\nxds: go-control-plane is left out, since it could not be built: `cargo xtask setup --bench` says why"
+        );
+    }
+    for size in &options.sizes {
+        for streams in &options.streams {
+            let case = case(*streams as usize, *size, options.turns).await;
+            let case = case.with_context(|| format!("with {streams} proxies"))?;
+            report::print(&case);
+            figures.extend(report::figures(&case));
+        }
+    }
+    Ok(figures)
+}
+
+/// Both servers' connections end here, and each server has one side of them; children inherit the limit.
+fn raise_limit(streams: u64) -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let wanted = 2 * streams + OTHER_FILES;
+    ensure!(
+        hard >= wanted,
+        "{streams} proxies on two servers take {wanted} open files, the limit is {hard}: raise it (`ulimit -Hn`), or use \
+         fewer `--streams`"
+    );
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
+
+async fn case(streams: usize, size: Size, turns: u32) -> Result<Case> {
+    println!("\nxds: connecting {streams} proxies to each server");
+    let (workdir, shape) = (Workdir::temporary()?, size.shape());
+    let server = Server::Ours(Box::new(Ours::start(workdir.path(), shape).await?));
+    let mut ours = Contender::subscribe(server, shape, streams).await?;
+    let mut peer = match Peer::start(workdir.path(), shape).await? {
+        None => None,
+        Some(peer) => Some(Contender::subscribe(Server::Peer(peer), shape, streams).await?),
+    };
+    if let Some(peer) = &peer {
+        ensure_alike(&ours.seen, &peer.seen)?;
+    }
+    let ticks = if streams > 1_000 { 10 } else { 20 };
+    println!("xds: {turns} turns of {ticks} changes");
+    for contender in [Some(&mut ours), peer.as_mut()].into_iter().flatten() {
+        contender.ticks(WARM_UP).await?;
+        contender.forget();
+    }
+    for turn in 0..turns as usize {
+        let mut order = [Some(&mut ours), peer.as_mut()];
+        if turn % 2 == 1 {
+            order.reverse();
+        }
+        for contender in order.into_iter().flatten() {
+            contender.ticks(ticks).await?;
+            if turn < BURSTS {
+                contender.burst().await?;
+            }
+        }
+    }
+    for contender in [Some(&mut ours), peer.as_mut()].into_iter().flatten() {
+        contender.finish()?;
+    }
+    // It is gone before ours comes back with all its proxies.
+    let peer = peer.map(|contender| contender.seen);
+    let reconnected = ours.reconnect().await?;
+    Ok(Case {
+        streams,
+        size,
+        ours: ours.seen,
+        peer,
+        reconnected,
+    })
+}

@@ -1,0 +1,169 @@
+//! The figures of one case: on the terminal, and for `--json`.
+
+use e2e::figures::{Figure, median, quantile};
+
+use super::contender::Seen;
+use super::{CLUSTERS, Case};
+
+pub(super) fn print(case: &Case) {
+    println!(
+        "\n{} proxies, {CLUSTERS} resources of {:.1} KB each",
+        case.streams,
+        case.ours.resource_bytes / 1e3
+    );
+    println!(
+        "{:18} {:>20} {:>10} {:>20} {:>20} {:>10} {:>16} {:>14}",
+        "",
+        "CPU ms a change",
+        "client's",
+        "last proxy ms (p99)",
+        "all change ms, CPU",
+        "first s",
+        "RSS MB, first",
+        "us a stream"
+    );
+    line("tidegate", case.streams, &case.ours);
+    if let Some(peer) = &case.peer {
+        line("go-control-plane", case.streams, peer);
+        let ratios = Ratios::of(&case.ours, peer);
+        println!(
+            "ours to theirs: CPU {:.3}, memory {:.3}, last proxy p99 {:.3}",
+            ratios.cpu, ratios.rss, ratios.last_p99
+        );
+    }
+    let back = &case.reconnected;
+    println!(
+        "all back after a restart: {:.2} s, {:.2} s of them with a server that listens; {} resources sent, {} errors, at most \
+         {:.0} MB",
+        back.served_s, back.herd_s, back.resources, back.errors, back.rss_max
+    );
+}
+
+fn line(name: &str, streams: usize, seen: &Seen) {
+    println!(
+        "{name:18} {:>20} {:10.1} {:>20} {:>20} {:10.2} {:>16} {:14.1}",
+        format!(
+            "{:.2} ({:.2}..{:.2})",
+            median(&seen.cpu),
+            quantile(&seen.cpu, 0.0),
+            quantile(&seen.cpu, 1.0)
+        ),
+        median(&seen.client_cpu),
+        format!(
+            "{:.1} ({:.1})",
+            median(&seen.ticks),
+            quantile(&seen.ticks, 0.99)
+        ),
+        format!(
+            "{:.0}, {:.0}",
+            median(&seen.bursts),
+            median(&seen.burst_cpu)
+        ),
+        seen.subscribed_s,
+        format!("{:.0}, {:.0}", seen.rss, seen.rss_subscribed),
+        median(&seen.cpu) * 1e3 / streams as f64,
+    );
+}
+
+/// Ours to theirs.
+struct Ratios {
+    cpu: f64,
+    rss: f64,
+    last_p50: f64,
+    last_p99: f64,
+    burst: f64,
+    burst_cpu: f64,
+}
+
+impl Ratios {
+    fn of(ours: &Seen, peer: &Seen) -> Ratios {
+        // Turn by turn: what else ran then, slowed both.
+        let turns = ours.cpu.iter().zip(&peer.cpu);
+        let cpu: Vec<f64> = turns.map(|(ours, peer)| ours / peer).collect();
+        let last = |share| quantile(&ours.ticks, share) / quantile(&peer.ticks, share);
+        Ratios {
+            cpu: median(&cpu),
+            rss: ours.rss / peer.rss,
+            last_p50: last(0.5),
+            last_p99: last(0.99),
+            burst: median(&ours.bursts) / median(&peer.bursts),
+            burst_cpu: median(&ours.burst_cpu) / median(&peer.burst_cpu),
+        }
+    }
+}
+
+pub(super) fn figures(case: &Case) -> Vec<Figure> {
+    let Case { streams, size, .. } = case;
+    let name = |what: &str| format!("{what}_{streams}{}", size.suffix());
+    let mut figures = absolute("xds", name, &case.ours);
+    if let Some(peer) = &case.peer {
+        figures.extend(absolute("xds_peer", name, peer));
+        let ratios = Ratios::of(&case.ours, peer);
+        let (ticks, bursts) = (case.ours.ticks.len(), case.ours.bursts.len());
+        let ratio = |what: &str, value, samples| {
+            Figure::of(name(&format!("xds_{what}")), "", value, samples)
+        };
+        figures.extend([
+            ratio("cpu_ratio", ratios.cpu, ticks),
+            ratio("rss_ratio", ratios.rss, 1),
+            ratio("last_p50_ratio", ratios.last_p50, ticks),
+            ratio("last_p99_ratio", ratios.last_p99, ticks),
+            ratio("burst_ratio", ratios.burst, bursts),
+            ratio("burst_cpu_ratio", ratios.burst_cpu, bursts),
+        ]);
+    }
+    let back = &case.reconnected;
+    let suffix = size.suffix();
+    figures.extend([
+        Figure::quantile(
+            format!("etcd_to_{streams}{suffix}_p99_ms"),
+            "ms",
+            &case.ours.ticks,
+            0.99,
+        ),
+        Figure::of(
+            format!("reconnect_{streams}{suffix}_s"),
+            "s",
+            back.served_s,
+            1,
+        ),
+        Figure::of(
+            format!("reconnect_{streams}{suffix}_listening_s"),
+            "s",
+            back.herd_s,
+            1,
+        ),
+        Figure::of(
+            format!("reconnect_{streams}{suffix}_rss_max_mb"),
+            "MB",
+            back.rss_max,
+            1,
+        ),
+        Figure::count(
+            format!("reconnect_{streams}{suffix}_resources"),
+            back.resources,
+            *streams,
+        ),
+        Figure::count(
+            format!("reconnect_{streams}{suffix}_errors"),
+            back.errors,
+            *streams,
+        ),
+    ]);
+    figures
+}
+
+fn absolute(whose: &str, name: impl Fn(&str) -> String, seen: &Seen) -> Vec<Figure> {
+    let of = |what: &str| name(&format!("{whose}_{what}"));
+    vec![
+        Figure::quantile(of("cpu_ms"), "ms", &seen.cpu, 0.5),
+        Figure::quantile(of("client_cpu_ms"), "ms", &seen.client_cpu, 0.5),
+        Figure::of(of("rss_mb"), "MB", seen.rss, 1),
+        Figure::of(of("rss_subscribed_mb"), "MB", seen.rss_subscribed, 1),
+        Figure::quantile(of("last_p50_ms"), "ms", &seen.ticks, 0.5),
+        Figure::quantile(of("last_p99_ms"), "ms", &seen.ticks, 0.99),
+        Figure::quantile(of("burst_ms"), "ms", &seen.bursts, 0.5),
+        Figure::quantile(of("burst_cpu_ms"), "ms", &seen.burst_cpu, 0.5),
+        Figure::of(of("subscribed_s"), "s", seen.subscribed_s, 1),
+    ]
+}

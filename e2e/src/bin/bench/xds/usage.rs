@@ -1,0 +1,61 @@
+//! What a process takes of the machine, as the kernel accounts for it.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::time::{ClockId, clock_gettime};
+
+/// A running process.
+#[derive(Clone, Copy)]
+pub(super) struct Usage {
+    pid: u32,
+}
+
+impl Usage {
+    pub(super) fn of(pid: u32) -> Usage {
+        Usage { pid }
+    }
+
+    /// CPU time of all its threads, in user and kernel mode. Exact, where `stat` counts in ticks of 10 ms; threads that have
+    /// ended are missing, and neither server ends any while it serves.
+    pub(super) fn cpu(&self) -> Result<Duration> {
+        let mut sum_ns = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid))? {
+            let file = task?.path().join("schedstat");
+            // A thread that ends between the two looks.
+            let Ok(text) = fs::read_to_string(&file) else {
+                continue;
+            };
+            let on_cpu = text.split_whitespace().next();
+            let on_cpu: u64 = on_cpu.context("an empty schedstat")?.parse()?;
+            sum_ns += on_cpu;
+        }
+        Ok(Duration::from_nanos(sum_ns))
+    }
+
+    /// Memory in use, in MB (10^6 bytes).
+    pub(super) fn rss_mb(&self) -> Result<f64> {
+        self.memory_mb("VmRSS:")
+    }
+
+    /// The most that ever was in use.
+    pub(super) fn rss_max_mb(&self) -> Result<f64> {
+        self.memory_mb("VmHWM:")
+    }
+
+    fn memory_mb(&self, field: &str) -> Result<f64> {
+        let file = Path::new("/proc").join(self.pid.to_string()).join("status");
+        let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let line = text.lines().find_map(|line| line.strip_prefix(field));
+        let kib = line.and_then(|rest| rest.split_whitespace().next());
+        let kib: f64 = kib.with_context(|| format!("no {field}"))?.parse()?;
+        Ok(kib * 1024.0 / 1e6)
+    }
+}
+
+/// CPU time of the calling thread so far.
+pub(super) fn thread_cpu() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}

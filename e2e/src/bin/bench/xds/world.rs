@@ -1,0 +1,219 @@
+//! What one change of an instance costs before anything is sent, and what the first snapshot of everything costs: worlds of
+//! three sizes, each in a process of its own, without store or proxies.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::figures::{Figure, median, quantile};
+use registry::record::INSTANCES_PREFIX;
+use registry::store::{Entry, Revision};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::process::Command;
+use xds_server::config::{Config, Mesh};
+use xds_server::snapshot::Snapshot;
+use xds_server::world::{Change, Origin, World};
+
+use super::usage::{Usage, thread_cpu};
+
+/// How many instances, and what that is called in figures.
+const SIZES: [(usize, &str); 3] = [(1_000, "1k"), (10_000, "10k"), (100_000, "100k")];
+const INSTANCES_PER_SERVICE: usize = 5;
+const CHANGES: usize = 300;
+/// The largest is built in seconds; a busy machine needs the rest.
+const TIME_MAX: Duration = Duration::from_secs(300);
+
+/// Zone and region; instances stand in them in turn.
+const ZONES: [(&str, &str); 3] = [
+    ("shanghai-a", "shanghai"),
+    ("shanghai-b", "shanghai"),
+    ("beijing-c", "beijing"),
+];
+
+/// What one process found.
+#[derive(Serialize, Deserialize)]
+struct Findings {
+    configuration_s: f64,
+    first_snapshot_s: f64,
+    rss_mb: f64,
+    /// CPU time of changes that move an instance to another address.
+    moved_us: Vec<f64>,
+    /// Of changes that move requests: an instance becomes unhealthy, or healthy again.
+    replanned_us: Vec<f64>,
+}
+
+pub(super) async fn run() -> Result<Vec<Figure>> {
+    println!(
+        "\nworlds of {INSTANCES_PER_SERVICE} instances a service in {} zones; CPU time of one change, p50 / p99 of {CHANGES}",
+        ZONES.len()
+    );
+    println!(
+        "{:>10} {:>10} {:>12} {:>10} {:>10} {:>20} {:>20}",
+        "instances",
+        "services",
+        "configured s",
+        "first s",
+        "RSS MB",
+        "instance moves us",
+        "health changes us"
+    );
+    let mut figures = Vec::new();
+    for (instances, label) in SIZES {
+        let found = in_own_process(instances).await?;
+        let cost = |us: &[f64]| format!("{:.0} / {:.0}", median(us), quantile(us, 0.99));
+        println!(
+            "{instances:10} {:10} {:12.2} {:10.2} {:10.0} {:>20} {:>20}",
+            instances / INSTANCES_PER_SERVICE,
+            found.configuration_s,
+            found.first_snapshot_s,
+            found.rss_mb,
+            cost(&found.moved_us),
+            cost(&found.replanned_us),
+        );
+        let name = |what: &str| format!("world_{label}_{what}");
+        figures.extend([
+            Figure::quantile(name("change_cpu_us"), "us", &found.moved_us, 0.5),
+            Figure::quantile(name("change_cpu_us_p99"), "us", &found.moved_us, 0.99),
+            Figure::quantile(name("plan_change_cpu_us"), "us", &found.replanned_us, 0.5),
+            Figure::quantile(
+                name("first_snapshot_s"),
+                "s",
+                &[found.first_snapshot_s],
+                0.5,
+            ),
+            Figure::quantile(name("rss_mb"), "MB", &[found.rss_mb], 0.5),
+        ]);
+    }
+    Ok(figures)
+}
+
+/// Memory that an earlier world gave back would hide what a later one takes.
+async fn in_own_process(instances: usize) -> Result<Findings> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["xds", "--world-of", &instances.to_string()])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true);
+    let output = tokio::time::timeout(TIME_MAX, command.output())
+        .await
+        .with_context(|| format!("a world of {instances} instances"))??;
+    ensure!(output.status.success(), "{}", output.status);
+    let text = String::from_utf8(output.stdout)?;
+    let line = text.lines().last().unwrap_or_default();
+    serde_json::from_str(line).with_context(|| text.clone())
+}
+
+/// Builds one world in this process and prints what was found.
+pub(crate) fn measure(instances: usize) -> Result<()> {
+    let begin = Instant::now();
+    let mesh = mesh(instances / INSTANCES_PER_SERVICE)?;
+    let configuration_s = begin.elapsed().as_secs_f64();
+    let mut subject = Subject {
+        world: World::new(mesh),
+        now_ms: 1,
+        snapshot: None,
+    };
+    let entries = (0..instances).map(|index| entry(index, 8080, "healthy", 1));
+    let listed = Change::Listed {
+        entries: entries.collect(),
+        revision: Revision(1),
+        origin: Origin::Store,
+    };
+    let begin = Instant::now();
+    subject.apply(listed)?;
+    let first_snapshot_s = begin.elapsed().as_secs_f64();
+    let rss_mb = Usage::of(std::process::id()).rss_mb()?;
+    // Spread over all services, and never twice the same record in a row.
+    let pick = |turn: usize| turn * (instances / CHANGES).max(1) % instances;
+    let (mut moved_us, mut replanned_us) = (Vec::new(), Vec::new());
+    for turn in 0..CHANGES {
+        let revision = 2 + turn as i64;
+        let put = entry(pick(turn), 9090, "healthy", revision);
+        moved_us.push(subject.apply(Change::Put(put))?);
+    }
+    for turn in 0..CHANGES {
+        // Each one goes, and the next turn it comes back.
+        let health = ["unhealthy", "healthy"][turn % 2];
+        let revision = (2 + CHANGES + turn) as i64;
+        let put = entry(pick(turn / 2), 9090, health, revision);
+        replanned_us.push(subject.apply(Change::Put(put))?);
+    }
+    let findings = Findings {
+        configuration_s,
+        first_snapshot_s,
+        rss_mb,
+        moved_us,
+        replanned_us,
+    };
+    println!("{}", serde_json::to_string(&findings)?);
+    Ok(())
+}
+
+/// A world, its clock, and the snapshot that streams work with meanwhile: what both share, a change has to copy.
+struct Subject {
+    world: World,
+    now_ms: u64,
+    snapshot: Option<Arc<Snapshot>>,
+}
+
+impl Subject {
+    /// The CPU time, in microseconds, from a change to the snapshot that it makes.
+    fn apply(&mut self, change: Change) -> Result<f64> {
+        self.now_ms += 1;
+        let begin = thread_cpu()?;
+        let rejected = self.world.apply(change, self.now_ms);
+        let snapshot = self.world.snapshot(self.now_ms);
+        let cost = thread_cpu()? - begin;
+        ensure!(rejected.is_empty(), "{rejected:?}");
+        ensure!(snapshot.is_some(), "a change that changes nothing");
+        self.snapshot = snapshot;
+        Ok(cost.as_secs_f64() * 1e6)
+    }
+}
+
+fn service(index: usize) -> String {
+    format!("service-{index:05}")
+}
+
+fn mesh(services: usize) -> Result<Arc<Mesh>> {
+    let service = |index| {
+        let name = service(index);
+        json!({
+            "name": name,
+            "routes": [{ "prefix": format!("/{name}") }],
+            // A zone comes back at once: each change of health is one of the plan.
+            "failover": { "hold_s": 0, "ramp": { "percent": [], "over_s": 0 }, "damping_s": 0 },
+        })
+    };
+    let config = json!({
+        "store": { "embedded": { "path": "unused.redb" } },
+        "filter": { "path": "unused.wasm" },
+        "zones": ZONES.map(|(name, region)| json!({ "name": name, "region": region })),
+        "services": (0..services).map(service).collect::<Vec<_>>(),
+    });
+    Ok(Config::parse("world.yaml", &config.to_string())?
+        .mesh
+        .into())
+}
+
+fn entry(index: usize, port: u16, health: &str, revision: i64) -> Entry {
+    let service = service(index / INSTANCES_PER_SERVICE);
+    let (zone, _) = ZONES[index % ZONES.len()];
+    let address = format!(
+        "10.{}.{}.{}",
+        index / 62_500,
+        index / 250 % 250,
+        index % 250
+    );
+    let value = json!({ "address": address, "port": port, "health": health });
+    Entry {
+        key: format!("{INSTANCES_PREFIX}{service}/{zone}/instance-{index}"),
+        value: value.to_string().into_bytes().into(),
+        create_revision: Revision(1),
+        mod_revision: Revision(revision),
+        lease: None,
+    }
+}

@@ -1,0 +1,182 @@
+//! Telling the control plane what the workers have applied.
+//!
+//! An acknowledgement of xDS says that the proxy has taken a resource; what its workers decide by is known here alone. Each worker
+//! enters its edition in a table that they share ([`table`]), and one of them, the first in it, sends the whole: when it has
+//! changed, and from time to time, so that a control plane that was restarted learns it.
+//!
+//! All of it happens on ticks, so it costs no request anything, and the copy of the filter in which the proxy tries a
+//! configuration out, which never lives to see a tick, tells nothing but a refusal. Whatever fails is tried again later.
+
+mod table;
+
+use protos::{
+    Edition, InvalidPolicy,
+    status::{self, AppliedReport, REASON_BYTES_MAX},
+};
+
+use self::table::{Row, Table};
+use crate::{
+    carry_out::HostFailed,
+    fence::{
+        process::{self, Process},
+        speaker::ContextId,
+    },
+};
+
+/// How often a worker is woken for this alone.
+pub const TICK_MS: u32 = 250;
+/// How often a worker looks at the table: what changes within is told together.
+const LOOK_MS: u32 = 1_000;
+/// The wait after a report that failed.
+const RETRY_MS: u32 = 5_000;
+/// A worker says so often that it lives.
+const BEAT_US: u64 = 10_000_000;
+/// A worker that was silent for so long is gone.
+const SILENT_US: u64 = 35_000_000;
+/// What has not changed is told again after so long.
+const AGAIN_US: u64 = 30_000_000;
+
+/// The way to the control plane.
+pub trait Post: Process {
+    /// Sends a report to a cluster of the proxy, on behalf of the current root context. What becomes of it is heard later.
+    fn report(&mut self, cluster: &str, report: &[u8]) -> Result<(), HostFailed>;
+    /// The proxy's name.
+    fn name(&mut self) -> String;
+}
+
+/// One worker's part. Lives as long as its memory, through all editions of the policy.
+#[derive(Debug)]
+pub struct Applied {
+    me: u64,
+    /// The root contexts in the order in which they were configured. The last one counts; the others are those of requests
+    /// that still end on an older edition.
+    contexts: Vec<(ContextId, Told)>,
+    /// Milliseconds to the next look at the table.
+    look_in_ms: u32,
+    sent: Option<(Vec<u8>, u64)>,
+}
+
+/// What is told of an edition, and to whom.
+#[derive(Clone, Debug)]
+struct Told {
+    version: u64,
+    generation: u64,
+    since_us: u64,
+    control_plane: String,
+}
+
+impl Applied {
+    pub fn new(me: u64) -> Applied {
+        Applied {
+            me,
+            contexts: Vec::new(),
+            look_in_ms: 0,
+            sent: None,
+        }
+    }
+
+    /// A root context decides by `edition` from now on. True if it is to be woken every now and then.
+    pub fn configured(
+        &mut self,
+        context: ContextId,
+        edition: &Edition,
+        process: &mut impl Process,
+    ) -> bool {
+        self.removed(context);
+        let told = Told {
+            version: edition.version,
+            generation: edition.generation,
+            since_us: process.now().unwrap_or_default().monotonic_us,
+            control_plane: edition.control_plane.clone(),
+        };
+        let somebody_asks = !told.control_plane.is_empty();
+        self.contexts.push((context, told));
+        // With its next tick.
+        self.look_in_ms = 0;
+        somebody_asks
+    }
+
+    /// A root context is gone.
+    pub fn removed(&mut self, context: ContextId) {
+        self.contexts.retain(|(known, _)| *known != context);
+    }
+
+    /// `passed_ms` milliseconds have passed.
+    pub fn tick(&mut self, context: ContextId, passed_ms: u32, post: &mut impl Post) {
+        let Some((current, told)) = self.contexts.last() else {
+            return;
+        };
+        if *current != context || told.control_plane.is_empty() {
+            return;
+        }
+        if self.look_in_ms > passed_ms {
+            self.look_in_ms -= passed_ms;
+            return;
+        }
+        self.look_in_ms = LOOK_MS;
+        let told = told.clone();
+        self.look(&told, post);
+    }
+
+    /// A report did not arrive, or was not taken.
+    pub fn failed(&mut self) {
+        self.sent = None;
+        self.look_in_ms = RETRY_MS;
+    }
+
+    fn look(&mut self, told: &Told, post: &mut impl Post) {
+        let Some(now_us) = post.now().map(|at| at.monotonic_us) else {
+            return;
+        };
+        let mine = Row {
+            worker: self.me,
+            version: told.version,
+            generation: told.generation,
+            since_us: told.since_us,
+            beat_us: now_us,
+        };
+        let table = process::change(post, table::KEY, |bytes| {
+            let mut table = bytes.and_then(Table::decode).unwrap_or_default();
+            let changed = table.enter(mine, BEAT_US, SILENT_US);
+            Some((changed.then(|| table.encode()), table))
+        });
+        let Some(table) = table.filter(|table| table.first() == Some(self.me)) else {
+            self.sent = None;
+            return;
+        };
+        let report = AppliedReport {
+            node: post.name(),
+            ..table.report()
+        }
+        .encode();
+        let is_due = (self.sent.as_ref())
+            .is_none_or(|(sent, at_us)| *sent != report || now_us.abs_diff(*at_us) >= AGAIN_US);
+        // What cannot be sent now is due again at the next look.
+        if is_due && post.report(&told.control_plane, &report).is_ok() {
+            self.sent = Some((report, now_us));
+        }
+    }
+}
+
+/// Notes for the others that a configuration was refused.
+pub fn refused(configuration: &[u8], error: &InvalidPolicy, process: &mut impl Process) {
+    let Some(now_us) = process.now().map(|at| at.monotonic_us) else {
+        return;
+    };
+    let (version, generation) = status::edition_of(configuration);
+    let message = error.to_string();
+    let refused = status::Refused {
+        version,
+        generation,
+        message: status::cut(&message, REASON_BYTES_MAX).to_owned(),
+    };
+    // Where it fails the log still says it, and xDS that something was refused.
+    let _ = process::change(process, table::KEY, |bytes| {
+        let mut table = bytes.and_then(Table::decode).unwrap_or_default();
+        table.refused = Some((now_us, refused.clone()));
+        Some((Some(table.encode()), ()))
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! What the proxies' filters have applied, as they tell it. xDS knows what a proxy has taken; this is what its workers decide by.
+//!
+//! [`service`] is the call on tonic. A proxy tells one control plane at a time, each in turn where its cluster has several, so
+//! what is known here may be as old as it says.
+
+mod service;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use protos::status::AppliedReport;
+use serde::Serialize;
+use tokio::time::Instant;
+
+pub use service::service;
+
+/// The most proxies of which something is kept. With what a report may hold at most, about 30 MB.
+const NODES_MAX: usize = 20_000;
+/// A report is forgotten after so long. Filters report every 30 s, to one replica of several each time.
+const KEPT: Duration = Duration::from_secs(300);
+/// How often what is too old is looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What a proxy's filter has applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AppliedStatus {
+    /// How long ago it said so.
+    pub age_s: u64,
+    /// What its threads decide by.
+    pub editions: Vec<AppliedEdition>,
+    /// What was refused since they applied that.
+    pub refused: Option<RefusedEdition>,
+}
+
+/// An edition of the policy in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AppliedEdition {
+    pub version: u64,
+    pub generation: u64,
+    /// The proxy's workers and its main thread.
+    pub threads: u32,
+}
+
+/// An edition that the filter could not read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RefusedEdition {
+    /// 0 where not even that could be read.
+    pub version: u64,
+    pub generation: u64,
+    pub message: String,
+}
+
+impl AppliedStatus {
+    /// Whether all threads decide by the policy of this version, and by no other.
+    pub fn is_at(&self, version: u64) -> bool {
+        !self.editions.is_empty()
+            && (self.editions.iter()).all(|edition| edition.version == version)
+    }
+}
+
+/// So many proxies have told something already that nothing more is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("reports of {NODES_MAX} proxies are kept, no more")]
+pub struct Full;
+
+/// What all of them have told. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Applied {
+    told: Arc<Mutex<Told>>,
+}
+
+#[derive(Default)]
+struct Told {
+    by_node: BTreeMap<String, (AppliedReport, Instant)>,
+    swept: Option<Instant>,
+}
+
+impl Applied {
+    /// Keeps a report, in place of the proxy's last one.
+    pub fn note(&self, report: AppliedReport, now: Instant) -> Result<(), Full> {
+        let mut told = self.lock();
+        if (told.swept).is_none_or(|swept| now.duration_since(swept) >= SWEEP_INTERVAL) {
+            told.swept = Some(now);
+            told.by_node
+                .retain(|_, (_, at)| now.duration_since(*at) < KEPT);
+        }
+        if told.by_node.len() >= NODES_MAX && !told.by_node.contains_key(&report.node) {
+            return Err(Full);
+        }
+        told.by_node.insert(report.node.clone(), (report, now));
+        Ok(())
+    }
+
+    /// What a proxy has told last, unless that is too long ago.
+    pub fn of(&self, node: &str, now: Instant) -> Option<AppliedStatus> {
+        let told = self.lock();
+        let (report, at) = told.by_node.get(node)?;
+        let age = now.duration_since(*at);
+        (age < KEPT).then(|| AppliedStatus {
+            age_s: age.as_secs(),
+            editions: (report.applied.iter())
+                .map(|edition| AppliedEdition {
+                    version: edition.version,
+                    generation: edition.generation,
+                    threads: edition.threads,
+                })
+                .collect(),
+            refused: report.refused.as_ref().map(|refused| RefusedEdition {
+                version: refused.version,
+                generation: refused.generation,
+                message: refused.message.clone(),
+            }),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        // Every change is one insertion or removal.
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protos::status::{Applied as Edition, Refused};
+
+    use super::*;
+
+    fn report(node: &str, version: u64) -> AppliedReport {
+        AppliedReport {
+            node: node.to_owned(),
+            applied: vec![Edition {
+                version,
+                generation: 1,
+                threads: 2,
+            }],
+            refused: None,
+        }
+    }
+
+    #[test]
+    fn the_last_report_of_a_proxy_counts_until_it_is_too_old() {
+        let (applied, start) = (Applied::default(), Instant::now());
+        let after = |s| start + Duration::from_secs(s);
+        applied.note(report("gw-1", 1), start).unwrap();
+        let mut second = report("gw-1", 2);
+        second.refused = Some(Refused {
+            message: "mode: missing".into(),
+            ..Refused::default()
+        });
+        applied.note(second, after(10)).unwrap();
+        let status = applied.of("gw-1", after(25)).unwrap();
+        assert_eq!((status.age_s, status.editions[0].version), (15, 2));
+        assert_eq!(status.refused.as_ref().unwrap().message, "mode: missing");
+        assert!(status.is_at(2) && !status.is_at(1));
+        assert_eq!(applied.of("gw-2", after(25)), None);
+        assert_eq!(applied.of("gw-1", after(10) + KEPT), None);
+    }
+
+    #[test]
+    fn a_proxy_between_two_editions_is_at_neither() {
+        let (applied, now) = (Applied::default(), Instant::now());
+        let mut both = report("gw-1", 1);
+        both.applied.extend(report("", 2).applied);
+        applied.note(both, now).unwrap();
+        let status = applied.of("gw-1", now).unwrap();
+        assert!(!status.is_at(1) && !status.is_at(2));
+        applied
+            .note(
+                AppliedReport {
+                    node: "gw-1".into(),
+                    ..AppliedReport::default()
+                },
+                now,
+            )
+            .unwrap();
+        assert!(!applied.of("gw-1", now).unwrap().is_at(0));
+    }
+
+    #[test]
+    fn no_number_of_names_fills_the_memory() {
+        let (applied, start) = (Applied::default(), Instant::now());
+        for i in 0..NODES_MAX {
+            applied.note(report(&format!("n{i}"), 1), start).unwrap();
+        }
+        assert_eq!(applied.note(report("one more", 1), start), Err(Full));
+        applied.note(report("n7", 2), start).unwrap();
+        applied.note(report("one more", 1), start + KEPT).unwrap();
+        assert_eq!(applied.lock().by_node.len(), 1);
+    }
+}

@@ -1,0 +1,8 @@
+//! The generated services that filters speak to.
+#![allow(
+    unreachable_pub,
+    clippy::all,
+    reason = "generated code keeps its own style"
+)]
+
+include!(concat!(env!("OUT_DIR"), "/tidegate.v1.rs"));

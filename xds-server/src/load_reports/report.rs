@@ -1,0 +1,144 @@
+//! One report: from what a proxy says to sums under names of the mesh.
+
+use std::collections::BTreeMap;
+
+use envoy_types::pb::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
+use registry::record::InstanceKey;
+
+use crate::{
+    resource::Kind,
+    snapshot::{Snapshot, View},
+};
+
+/// More requests than this in one report are no truth, and are cut: a proxy must not be able to make a counter useless.
+const COUNT_MAX: u64 = 1 << 32;
+
+/// Requests to one zone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub succeeded: u64,
+    pub failed: u64,
+    /// Sent since the last report, whatever became of them.
+    pub issued: u64,
+    /// Under way at the moment of the report.
+    pub in_progress: u64,
+}
+
+/// Why a request was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DropKind {
+    /// A limit of the circuit breaker: what proxies report without a category.
+    Circuit,
+    /// The endpoints' drop policy: what they report under a category, which is a name of somebody else's.
+    Overload,
+}
+
+impl DropKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            DropKind::Circuit => "circuit",
+            DropKind::Overload => "overload",
+        }
+    }
+}
+
+/// What is left of a report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// By service and zone.
+    pub flows: BTreeMap<(String, String), Counts>,
+    /// By service and the place of the cluster, a zone or a region.
+    pub drops: BTreeMap<(String, String, DropKind), u64>,
+    /// Entries about clusters or zones that are not of the mesh.
+    pub foreign: u64,
+}
+
+/// A cluster's name, taken apart.
+struct ClusterName<'n> {
+    service: &'n str,
+    place: &'n str,
+    /// It only passes requests on to clusters with endpoints, under whose names they are counted.
+    aggregate: bool,
+}
+
+impl<'n> ClusterName<'n> {
+    /// See [`translate`](crate::translate) for the forms.
+    fn parse(name: &'n str) -> Option<ClusterName<'n>> {
+        let (service, rest) = name.split_once('/')?;
+        let (place, aggregate) = match rest.split_once('/') {
+            None => (rest, false),
+            Some((place, class)) => {
+                ["reads", "writes"].contains(&class).then_some(())?;
+                (place, true)
+            }
+        };
+        Some(ClusterName {
+            service,
+            place,
+            aggregate,
+        })
+    }
+}
+
+impl Report {
+    /// Reads a report of a proxy that has `view`.
+    ///
+    /// Requests through an aggregate cluster are counted at its members, which have the endpoints. Should a client report
+    /// them under both names, the aggregate's are passed over.
+    pub fn read(stats: &[ClusterStats], view: &View, snapshot: &Snapshot) -> Report {
+        let mut report = Report::default();
+        for cluster in stats {
+            let known = view.of(Kind::Cluster).contains_key(&*cluster.cluster_name);
+            match ClusterName::parse(&cluster.cluster_name).filter(|_| known) {
+                Some(name) => report.add(&name, cluster, snapshot),
+                None => report.foreign += 1,
+            }
+        }
+        report
+    }
+
+    fn add(&mut self, name: &ClusterName<'_>, cluster: &ClusterStats, snapshot: &Snapshot) {
+        for stats in (cluster.upstream_locality_stats.iter()).filter(|_| !name.aggregate) {
+            let zone = stats.locality.as_ref().map_or("", |l| l.zone.as_str());
+            let at = InstanceKey {
+                service: name.service.to_owned(),
+                zone: zone.to_owned(),
+                instance: String::new(),
+            };
+            if snapshot.knows(&at).is_err() {
+                self.foreign += 1;
+                continue;
+            }
+            // The same locality may stand there once for every priority.
+            self.flows
+                .entry((at.service, at.zone))
+                .or_default()
+                .add(stats);
+        }
+        let categories = cluster.dropped_requests.iter();
+        let overload = categories.fold(0_u64, |sum, d| sum.saturating_add(d.dropped_count));
+        // Envoy's total leaves out what stands under a category, gRPC's total has it in.
+        let total = cluster.total_dropped_requests;
+        let circuit = match total >= overload {
+            true => total - overload,
+            false => total,
+        };
+        for (kind, count) in [(DropKind::Circuit, circuit), (DropKind::Overload, overload)] {
+            if count > 0 {
+                let key = (name.service.to_owned(), name.place.to_owned(), kind);
+                let dropped = self.drops.entry(key).or_default();
+                *dropped = dropped.saturating_add(count).min(COUNT_MAX);
+            }
+        }
+    }
+}
+
+impl Counts {
+    fn add(&mut self, stats: &UpstreamLocalityStats) {
+        let add = |sum: &mut u64, count: u64| *sum = sum.saturating_add(count).min(COUNT_MAX);
+        add(&mut self.succeeded, stats.total_successful_requests);
+        add(&mut self.failed, stats.total_error_requests);
+        add(&mut self.issued, stats.total_issued_requests);
+        add(&mut self.in_progress, stats.total_requests_in_progress);
+    }
+}

@@ -1,0 +1,96 @@
+//! The server that `cargo xtask bench xds` measures beside ours: a small Go program on go-control-plane, built with Debian's
+//! Go and its packaged libraries. Only the program stays; Go itself goes with the scratch directory.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::apt::Suite;
+use super::{Site, announce};
+use crate::run::quiet;
+use crate::tree::put;
+
+const SOURCE: &str = "e2e/src/bin/bench/xds/peer/main.go";
+
+/// Everything that the program is built from, besides Go and its standard library.
+const LIBRARIES: [&str; 12] = [
+    "golang-github-envoyproxy-go-control-plane-dev",
+    "golang-github-envoyproxy-protoc-gen-validate-dev",
+    "golang-github-cncf-xds-dev",
+    "golang-github-golang-protobuf-1-5-dev",
+    "golang-google-grpc-dev",
+    "golang-google-protobuf-dev",
+    "golang-google-genproto-dev",
+    "golang-cel-expr-dev",
+    "golang-golang-x-net-dev",
+    "golang-golang-x-sys-dev",
+    "golang-golang-x-text-dev",
+    "golang-opentelemetry-proto-dev",
+];
+
+/// The benchmark does without where it cannot be had, and says so.
+pub(super) fn try_build(site: &Site<'_>) {
+    if let Err(error) = ensure(site) {
+        announce(&format!(
+            "going on without go-control-plane to compare with: {error:#}"
+        ));
+    }
+}
+
+/// The program lies beside the source that it was built from, so that a change of the source is noticed.
+fn ensure(site: &Site<'_>) -> Result<()> {
+    let source = site.tree.root().join(SOURCE);
+    let wanted = fs::read(&source).with_context(|| source.display().to_string())?;
+    let home = site.tree.tools().join("xds-peer");
+    if fs::read(home.join("main.go")).is_ok_and(|built| built == wanted)
+        && home.join("xds-peer").exists()
+    {
+        return Ok(());
+    }
+    let go = site.apt(Suite::Unstable)?.with_dependencies("golang-go")?;
+    // Its compiler and standard library, under the version of the day; what else it needs is needed for C only.
+    let go = go.iter().filter(|name| {
+        let version = name.strip_prefix("golang-").unwrap_or_default();
+        version.starts_with(|first: char| first.is_ascii_digit())
+    });
+    let packages: Vec<&str> = go.map(String::as_str).chain(LIBRARIES).collect();
+    let root = site.packages(Suite::Unstable, &packages)?;
+    announce("building the go-control-plane server, which takes a minute or two");
+    let fresh = site.scratch.dir("xds-peer")?;
+    build(
+        &root,
+        &source,
+        &fresh.join("xds-peer"),
+        &site.scratch.dir("go-cache")?,
+    )?;
+    fs::write(fresh.join("main.go"), wanted)?;
+    if home.exists() {
+        fs::remove_dir_all(&home)?;
+    }
+    put(&fresh, &home)
+}
+
+fn build(root: &Path, source: &Path, program: &Path, cache: &Path) -> Result<()> {
+    let roots = fs::read_dir(root.join("usr/lib"))?.flatten();
+    let go_root = roots
+        .map(|entry| entry.path())
+        .find(|path| path.join("bin/go").exists())
+        .context("no Go in the packages")?;
+    quiet(
+        Command::new(go_root.join("bin/go"))
+            .args(["build", "-o"])
+            .arg(program)
+            .arg(source)
+            // Packages lie where Debian puts them, and nothing is asked of the network.
+            .env("GO111MODULE", "off")
+            .env("GOTOOLCHAIN", "local")
+            .env("CGO_ENABLED", "0")
+            .env("GOFLAGS", "")
+            .env("GOROOT", &go_root)
+            .env("GOPATH", root.join("usr/share/gocode"))
+            .env("GOCACHE", cache),
+    )
+    .map(drop)
+}
