@@ -42,6 +42,10 @@ pub enum StoreConfig {
 pub struct Config {
     pub xds: SocketAddr,
     pub admin: SocketAddr,
+    /// What else `listen` says, as in the file: fields of an object.
+    pub listen: Value,
+    /// Who may do what, as in the file.
+    pub access: Option<Value>,
     pub store: StoreConfig,
     /// The file with the last good state.
     pub state: Option<PathBuf>,
@@ -66,6 +70,8 @@ impl Config {
         Config {
             xds: any_port,
             admin: any_port,
+            listen: json!({}),
+            access: None,
             store,
             state: Some(STATE.into()),
             generation: 1,
@@ -76,6 +82,13 @@ impl Config {
             bare: false,
             grpc: false,
         }
+    }
+
+    fn listen(&self) -> Value {
+        let mut listen = self.listen.clone();
+        listen["xds"] = json!(self.xds);
+        listen["admin"] = json!(self.admin);
+        listen
     }
 
     /// The file's text: JSON, which is YAML.
@@ -90,7 +103,7 @@ impl Config {
         let (header, token) = EXPLAIN;
         let explain = json!({ "header": header, "token": token });
         let mut all = json!({
-            "listen": { "xds": self.xds, "admin": self.admin },
+            "listen": self.listen(),
             "store": store,
             "state": self.state.as_ref().map(|path| json!({ "path": path })),
             "filter": { "path": filter, "generation": self.generation },
@@ -104,8 +117,10 @@ impl Config {
         if !self.bare {
             all["xds"] = json!({ "load_report_interval_s": 1 });
         }
-        if let Some(authority) = &self.authority {
-            all["authority"] = authority.clone();
+        for (name, part) in [("authority", &self.authority), ("access", &self.access)] {
+            if let Some(part) = part {
+                all[name] = part.clone();
+            }
         }
         format!("{all:#}\n")
     }

@@ -23,6 +23,8 @@ pub enum Role {
 
 impl Role {
     pub const ALL: [Role; 3] = [Role::Gateway, Role::Sidecar, Role::Grpc];
+    /// Those with a filter, which alone admit writes.
+    pub const PROXIES: [Role; 2] = [Role::Gateway, Role::Sidecar];
 
     /// The role of this name.
     pub fn named(name: &str) -> Option<Role> {

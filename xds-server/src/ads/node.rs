@@ -6,8 +6,12 @@ use envoy_types::pb::{
     envoy::config::core::v3::Node,
     google::protobuf::{Value, value},
 };
+use tonic::Status;
 
-use crate::snapshot::{Role, Snapshot, ViewKey};
+use crate::{
+    access::NotPermitted,
+    snapshot::{Role, Snapshot, ViewKey},
+};
 
 /// How much of what a proxy says of itself is repeated in messages.
 const TEXT_CHARS_MAX: usize = 128;
@@ -47,14 +51,17 @@ pub(crate) enum InvalidNode {
         "node {id:?} is a gRPC client, and those are not served: set listeners.grpc to true in the control plane's configuration"
     )]
     GrpcNotServed { id: String },
+    #[error("node {id:?}: {error}")]
+    NotPermitted { id: String, error: NotPermitted },
 }
 
 impl Proxy {
     /// Reads the node of a stream's first request. Without a role it is a gRPC client if it says that it is one, and a gateway
-    /// else.
+    /// else. `permits` says whether it may have the view that it asks for: who may not is not told which there are.
     pub(crate) fn introduce(
         node: Option<&Node>,
         snapshot: &Snapshot,
+        permits: impl FnOnce(&str, Role) -> Result<(), NotPermitted>,
     ) -> Result<Proxy, InvalidNode> {
         let node = node.ok_or(InvalidNode::Missing)?;
         let role = match role_name(node) {
@@ -66,6 +73,10 @@ impl Proxy {
             })?,
         };
         let zone = node.locality.as_ref().map_or("", |l| l.zone.as_str());
+        permits(zone, role).map_err(|error| InvalidNode::NotPermitted {
+            id: clip(&node.id),
+            error,
+        })?;
         let view = ViewKey {
             zone: Arc::from(zone),
             role,
@@ -84,6 +95,18 @@ impl Proxy {
             id: clip(&node.id),
             view,
         })
+    }
+}
+
+impl From<InvalidNode> for Status {
+    fn from(error: InvalidNode) -> Status {
+        match error {
+            InvalidNode::NotPermitted { .. } => Status::permission_denied(error.to_string()),
+            InvalidNode::Missing
+            | InvalidNode::UnknownZone { .. }
+            | InvalidNode::UnknownRole { .. }
+            | InvalidNode::GrpcNotServed { .. } => Status::invalid_argument(error.to_string()),
+        }
     }
 }
 

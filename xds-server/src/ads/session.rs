@@ -17,6 +17,7 @@ use super::{
     wire::Wire,
 };
 use crate::{
+    access::Caller,
     metrics::{KindLabel, Metrics, ReasonLabel},
     resource::Kind,
     snapshot::Snapshot,
@@ -81,10 +82,11 @@ impl<W: Wire> Session<W> {
     pub(super) async fn run(
         ads: Ads,
         scope: Scope,
+        caller: Caller,
         mut requests: Incoming,
         mut responses: Outgoing,
     ) {
-        let end = Session::<W>::begin(ads, scope, &mut requests, &mut responses).await;
+        let end = Session::<W>::begin(ads, scope, caller, &mut requests, &mut responses).await;
         if let End::Status(status) = end {
             // It fails only if the client is gone already.
             let _ = responses.finish(&status);
@@ -94,6 +96,7 @@ impl<W: Wire> Session<W> {
     async fn begin(
         mut ads: Ads,
         scope: Scope,
+        caller: Caller,
         requests: &mut Incoming,
         responses: &mut Outgoing,
     ) -> End {
@@ -114,9 +117,11 @@ impl<W: Wire> Session<W> {
             Ok(snapshot) => snapshot.clone().unwrap_or_default(),
             Err(_) => return End::Quiet,
         };
-        let proxy = match Proxy::introduce(W::node(&first), &snapshot) {
+        let rules = ads.gate.rules();
+        let permits = |zone: &str, role| rules.view(&caller, zone, role);
+        let proxy = match Proxy::introduce(W::node(&first), &snapshot, permits) {
             Ok(proxy) => proxy,
-            Err(error) => return refusal(&ads.metrics, &error).into(),
+            Err(error) => return refusal(&ads.metrics, error).into(),
         };
         let Some(view) = snapshot.view(&proxy.view) else {
             return End::Quiet;
@@ -257,15 +262,16 @@ fn decode<W: Wire>(message: Bytes) -> Result<W::Request, Status> {
         .map_err(|error| Status::invalid_argument(format!("not a discovery request: {error}")))
 }
 
-fn refusal(metrics: &Metrics, error: &InvalidNode) -> Status {
+fn refusal(metrics: &Metrics, error: InvalidNode) -> Status {
     warn!(%error, "stream refused");
     let reason = match error {
         InvalidNode::Missing => "no_node",
         InvalidNode::UnknownZone { .. } => "unknown_zone",
         InvalidNode::UnknownRole { .. } => "unknown_role",
+        InvalidNode::NotPermitted { .. } => "not_permitted",
         InvalidNode::GrpcNotServed { .. } => "grpc_not_served",
     };
     let label = ReasonLabel { reason };
     metrics.streams_refused.get_or_create(&label).inc();
-    Status::invalid_argument(error.to_string())
+    error.into()
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,8 +14,8 @@ use policy::{
 use serde_saphyr::Spanned;
 
 use super::{
-    Config, ConfigError, EscapedSlashes, FilterConfig, Guard, Listen, ListenerAddress, Listeners,
-    Mesh, Protocol, Resilience, ServiceConfig, StoreConfig, XdsConfig, failover,
+    Config, ConfigError, EscapedSlashes, FilterConfig, Guard, ListenerAddress, Listeners, Mesh,
+    Protocol, Resilience, ServiceConfig, StoreConfig, XdsConfig, failover,
     raw::{
         RawAddress, RawClass, RawConfig, RawEscapedSlashes, RawLink, RawOperatorWeights,
         RawProtocol, RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawWeights,
@@ -81,11 +82,10 @@ impl Door<'_> {
             let message = "no file: name one in a directory that exists";
             return Err(self.error(path, "state.path", message));
         }
+        let listen = self.listen(&raw.listen)?;
+        let access = self.access(raw.access.as_ref(), &topology, &listen)?;
         Ok(Config {
-            listen: Listen {
-                xds: raw.listen.xds,
-                admin: raw.listen.admin,
-            },
+            listen,
             xds: self.xds(raw.xds.as_ref())?,
             store: self.store(raw.store)?,
             state: state.map(|path| path.value),
@@ -104,6 +104,7 @@ impl Door<'_> {
                 },
                 explain,
                 guard: self.guard(raw.guard.as_ref())?,
+                access: Arc::new(access),
             },
         })
     }

@@ -6,17 +6,20 @@
 mod authority;
 mod door;
 mod failover;
+mod listen;
 mod raw;
 mod resilience;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use policy::{
     Demand, Explain, Failover, KeySource, Policy, RegionRule, Route, Rules, Service, Topology,
     TraceRule, Weighting, Writes, ZoneId,
 };
+
+use crate::{access::Access, connections::Limits};
 
 pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
@@ -34,12 +37,34 @@ pub struct Config {
 }
 
 /// Where the control plane listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// gRPC, for proxies.
-    pub xds: SocketAddr,
+    pub xds: PortConfig,
     /// HTTP, for people, probes and instances that register.
-    pub admin: SocketAddr,
+    pub admin: PortConfig,
+    /// None: no port speaks TLS.
+    pub tls: Option<TlsFiles>,
+    /// Of each of the two.
+    pub limits: Limits,
+}
+
+/// A port of the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortConfig {
+    pub address: SocketAddr,
+    /// It speaks TLS with the files of [`Listen::tls`], else plain text.
+    pub is_tls: bool,
+}
+
+/// PEM files, which are followed while the control plane runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, and what lies between it and a CA that clients know.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Whose certificates clients must show.
+    pub client_ca: PathBuf,
 }
 
 /// How proxies are spoken with.
@@ -68,6 +93,7 @@ pub struct Mesh {
     pub listeners: Listeners,
     pub explain: Option<Explain>,
     pub guard: Guard,
+    pub access: Arc<Access>,
 }
 
 /// What is too much to believe.

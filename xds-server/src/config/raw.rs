@@ -1,6 +1,6 @@
 //! The configuration as YAML and its types go: shapes, defaults and places, but no meaning.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use policy::KeySource;
 use serde::{
@@ -13,14 +13,19 @@ use super::{
     ConfigError,
     authority::RawAuthority,
     failover::{RawDemand, RawFailover, RawGuard},
+    listen::{RawAccess, RawListen},
     resilience::{Circuit, Outlier, RawSessions, RawStrategy},
 };
+
+/// The most values that a file may have, with all that stands behind its aliases: half a million services or so.
+const NODES_MAX: usize = 10_000_000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) listen: RawListen,
+    pub(super) access: Option<Spanned<RawAccess>>,
     pub(super) store: RawStore,
     pub(super) xds: Option<Spanned<RawXds>>,
     pub(super) state: Option<RawState>,
@@ -34,23 +39,6 @@ pub(super) struct RawConfig {
     pub(super) guard: Option<Spanned<RawGuard>>,
     pub(super) authority: Option<Spanned<RawAuthority>>,
     pub(super) services: Spanned<Vec<Spanned<RawService>>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawListen {
-    pub(super) xds: SocketAddr,
-    pub(super) admin: SocketAddr,
-}
-
-impl Default for RawListen {
-    fn default() -> Self {
-        // Loopback: without transport security nothing else is a safe default.
-        RawListen {
-            xds: SocketAddr::from(([127, 0, 0, 1], 18_000)),
-            admin: SocketAddr::from(([127, 0, 0, 1], 18_001)),
-        }
-    }
 }
 
 #[derive(Deserialize)]
@@ -323,7 +311,11 @@ pub(super) fn read(file: &str, text: &str) -> Result<RawConfig, ConfigError> {
         });
     }
     let mut field = String::new();
-    let read = serde_saphyr::with_deserializer_from_str(text, |de| {
+    // By default a file may have some 15,000 services.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_events: 2 * NODES_MAX, max_nodes: NODES_MAX },
+    };
+    let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |de| {
         serde_path_to_error::deserialize(de).map_err(|error| {
             // `Spanned` shows as a field of its own; no field of ours has that name.
             field = error.path().to_string().replace(".value", "");

@@ -1,6 +1,6 @@
 //! Changes and time in, snapshots out: the one task that owns the [`World`].
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use imbl::ordmap::DiffItem;
 use policy::ZoneState;
@@ -17,7 +17,7 @@ use crate::{
     metrics::{Metrics, ReasonLabel, ServiceZoneLabel, ZoneLabel},
     mode::Mode,
     snapshot::{Role, Snapshot},
-    world::{Change, Implausible, Proposal, Statuses, World, ZoneStatus},
+    world::{Change, Implausible, Proposals, Statuses, World, ZoneStatus},
 };
 
 /// How services are doing, for people.
@@ -45,7 +45,7 @@ pub(super) struct Engine {
     pub(super) asked: Option<oneshot::Receiver<()>>,
     pub(super) publisher: watch::Sender<Option<Arc<Snapshot>>>,
     pub(super) overview: watch::Sender<Arc<Overview>>,
-    pub(super) proposals: watch::Sender<BTreeMap<String, Proposal>>,
+    pub(super) proposals: watch::Sender<Proposals>,
     pub(super) metrics: Metrics,
 }
 
@@ -111,7 +111,7 @@ impl Engine {
         self.metrics.instances_kept.set(self.world.kept() as i64);
         self.oversee();
         self.proposals.send_if_modified(|proposals| {
-            let changed = proposals != self.world.proposals();
+            let changed = !proposals.ptr_eq(self.world.proposals());
             if changed {
                 proposals.clone_from(self.world.proposals());
             }

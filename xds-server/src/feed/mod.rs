@@ -9,7 +9,7 @@ mod engine;
 mod reader;
 mod steward;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use registry::store::{Revision, Store};
 use tokio::{
@@ -24,7 +24,7 @@ use crate::{
     last_good::{Keeper, LastGood},
     metrics::Metrics,
     mode::Mode,
-    world::World,
+    world::{Proposals, World},
 };
 use engine::Engine;
 use reader::Reader;
@@ -76,7 +76,7 @@ pub fn start(sources: Sources) -> Feed {
     let (changes, pending) = mpsc::channel(PENDING_MAX);
     let (publisher, snapshots) = watch::channel(None);
     let (overview, overviews) = watch::channel(Arc::default());
-    let (proposals, proposed) = watch::channel(BTreeMap::new());
+    let (proposals, proposed) = watch::channel(Proposals::new());
     let reader = Reader {
         store: Arc::clone(&store),
         changes,

@@ -12,7 +12,7 @@ use tracing::warn;
 use crate::{
     metrics::{Metrics, ResultLabel},
     mode::Mode,
-    world::Proposal,
+    world::{Proposal, Proposals},
 };
 
 /// How long the next try waits after a failure, at first and at most; doubled each time.
@@ -25,7 +25,7 @@ const CONCURRENT: usize = 16;
 /// tried again: the watch brings the other's standing, and the world proposes anew from there.
 pub(super) async fn run(
     store: Arc<dyn Store>,
-    mut proposed: watch::Receiver<BTreeMap<String, Proposal>>,
+    mut proposed: watch::Receiver<Proposals>,
     mode: Mode,
     metrics: Metrics,
 ) {

@@ -1,6 +1,6 @@
-//! Writes the last good state, in the background and at most once a second.
+//! Writes the last good state, in the background, at most once a second and in at most a fiftieth of the time.
 //!
-//! What is written is what was known a second ago, so that whoever holds the writing back (because most instances have just
+//! What is written is what was known when it was looked at before, a second ago or more, so that whoever holds the writing back (because most instances have just
 //! disappeared) finds the file as it was before. A clean stop writes what is known then.
 
 use std::{
@@ -12,7 +12,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 use tracing::{error, info};
 
 use super::{LastGood, file};
@@ -20,6 +23,8 @@ use crate::metrics::{Metrics, ResultLabel};
 
 /// The least time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// The same, in times that a write takes: the file is written as a whole, and takes the longer the more there is to say.
+const REST_PER_WRITE: u32 = 50;
 /// How long a stop waits for the last write.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -97,13 +102,14 @@ struct Writer {
 
 impl Writer {
     async fn run(mut self, mut stops: mpsc::Receiver<oneshot::Sender<()>>) {
-        let mut ticks = tokio::time::interval(INTERVAL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut rest = Duration::ZERO;
         let mut settled = self.written.clone();
         loop {
             tokio::select! {
-                _ = ticks.tick() => {
+                () = tokio::time::sleep(rest) => {
+                    let begin = Instant::now();
                     self.write(settled).await;
+                    rest = INTERVAL.max(begin.elapsed() * REST_PER_WRITE);
                     settled = self.states.borrow_and_update().clone();
                 }
                 stop = stops.recv() => {

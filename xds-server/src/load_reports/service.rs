@@ -1,11 +1,14 @@
 //! Load reports on tonic.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, time::Duration};
 
 use envoy_types::pb::{
-    envoy::service::load_stats::v3::{
-        LoadStatsRequest, LoadStatsResponse,
-        load_reporting_service_server::{LoadReportingService, LoadReportingServiceServer},
+    envoy::{
+        config::endpoint::v3::ClusterStats,
+        service::load_stats::v3::{
+            LoadStatsRequest, LoadStatsResponse,
+            load_reporting_service_server::{LoadReportingService, LoadReportingServiceServer},
+        },
     },
     google::protobuf,
 };
@@ -15,11 +18,13 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
-use super::{Loads, Report};
+use super::{Loads, Report, Reporter};
 use crate::{
+    access::{Caller, Gate},
     ads::{node::Proxy, service::Snapshots},
     resource::{Kind, Resources},
-    snapshot::View,
+    snapshot::{Snapshot, View, ViewKey},
+    tls::Peer,
 };
 
 /// A proxy is asked about this many clusters at most: its report names all of them each time.
@@ -37,6 +42,7 @@ pub struct LoadReports {
     snapshots: Snapshots,
     loads: Loads,
     interval: Duration,
+    gate: Gate,
 }
 
 impl LoadReports {
@@ -46,7 +52,13 @@ impl LoadReports {
             snapshots,
             loads,
             interval,
+            gate: Gate::default(),
         }
+    }
+
+    /// With rules for who may speak for which zone; without them everybody may.
+    pub fn behind(self, gate: Gate) -> LoadReports {
+        LoadReports { gate, ..self }
     }
 
     /// The service for a tonic server.
@@ -66,8 +78,9 @@ impl LoadReportingService for LoadReports {
     ) -> Result<Response<Self::StreamLoadStatsStream>, Status> {
         let (out, outgoing) = mpsc::channel(1);
         let service = self.clone();
+        let caller = Peer::of(request.extensions());
         tokio::spawn(async move {
-            if let Err(status) = service.run(request.into_inner(), &out).await {
+            if let Err(status) = service.run(caller, request.into_inner(), &out).await {
                 // It fails only if the client is gone already.
                 let _ = out.send(Err(status)).await;
             }
@@ -82,110 +95,210 @@ impl LoadReports {
     /// Until the client is gone; the error is what it is told.
     async fn run(
         mut self,
+        caller: Caller,
         mut requests: Streaming<LoadStatsRequest>,
         out: &Responses,
     ) -> Result<(), Status> {
-        let first = tokio::time::timeout(INTRODUCTION_TIMEOUT, requests.next()).await;
-        let Ok(Some(Ok(first))) = first else {
+        let Some(mut client) = self.introduce(&caller, &mut requests).await? else {
             return Ok(());
         };
-        // A proxy that comes before the first snapshot waits for it.
-        let snapshot = match self.snapshots.wait_for(Option::is_some).await {
-            Ok(snapshot) => snapshot.clone(),
-            Err(_) => return Ok(()),
-        };
-        let Some(snapshot) = snapshot else {
-            return Ok(());
-        };
-        let node = first.node.as_ref();
-        let proxy = Proxy::introduce(node, &snapshot).map_err(|error| {
-            warn!(%error, "stream of load reports refused");
-            Status::invalid_argument(error.to_string())
-        })?;
-        let features = node.map_or(&[][..], |node| &node.client_features);
-        let all_known = features.iter().any(|feature| feature == SEND_ALL_CLUSTERS);
-        info!(node = proxy.id, zone = %proxy.view.zone, "proxy reports its load");
-        let reporter = self.loads.enter(&proxy.view.zone);
-        let mut asked: Option<Asked> = None;
-        let mut latest = Some(snapshot);
-        let mut report = None;
         loop {
-            // A zone that was taken out of the configuration has no view; its proxies' reports say nothing of the mesh.
-            if let Some(snapshot) = &latest
-                && let Some(view) = snapshot.view(&proxy.view)
+            // Neither a snapshot nor a report is kept while the client is waited for.
+            let response = {
+                let snapshot = self.snapshots.borrow().clone();
+                snapshot.and_then(|snapshot| client.ask(&snapshot, self.interval))
+            };
+            if let Some(response) = response
+                && out.send(Ok(response)).await.is_err()
             {
-                if let Some(LoadStatsRequest { cluster_stats, .. }) = report.take() {
-                    reporter.take(Report::read(&cluster_stats, view, snapshot), snapshot);
-                }
-                let clusters = view.of(Kind::Cluster);
-                if !(asked.as_ref()).is_some_and(|asked| asked.of.ptr_eq(clusters)) {
-                    let ask = Asked::of(view, &proxy.view.zone, all_known);
-                    let is_news = asked.as_ref().is_none_or(|asked| asked.what != ask.what);
-                    if is_news && out.send(Ok(self.response(&ask.what))).await.is_err() {
-                        return Ok(());
-                    }
-                    asked = Some(ask);
-                }
+                return Ok(());
             }
-            report = match requests.next().await {
-                Some(Ok(report)) => Some(report),
+            let report = match requests.next().await {
+                Some(Ok(report)) => report,
                 // It is told that its report is too long.
                 Some(Err(status)) if status.code() == tonic::Code::OutOfRange => {
                     return Err(status);
                 }
                 Some(Err(_)) | None => return Ok(()),
             };
-            latest = self.snapshots.borrow().clone();
+            let snapshot = self.snapshots.borrow().clone();
+            if let Some(snapshot) = snapshot {
+                client.take(&report.cluster_stats, &snapshot);
+            }
         }
     }
 
-    fn response(&self, what: &What) -> LoadStatsResponse {
-        let (clusters, send_all_clusters) = match what {
-            What::Everything => (vec![], true),
-            What::Clusters(clusters) => (clusters.clone(), false),
+    /// Reads the first request; none if the client has gone again.
+    async fn introduce(
+        &mut self,
+        caller: &Caller,
+        requests: &mut Streaming<LoadStatsRequest>,
+    ) -> Result<Option<Client>, Status> {
+        let first = tokio::time::timeout(INTRODUCTION_TIMEOUT, requests.next()).await;
+        let Ok(Some(Ok(first))) = first else {
+            return Ok(None);
         };
-        LoadStatsResponse {
+        // A proxy that comes before the first snapshot waits for it.
+        let snapshot = match self.snapshots.wait_for(Option::is_some).await {
+            Ok(snapshot) => snapshot.clone().unwrap_or_default(),
+            Err(_) => return Ok(None),
+        };
+        let node = first.node.as_ref();
+        let rules = self.gate.rules();
+        let permits = |zone: &str, role| rules.view(caller, zone, role);
+        let proxy = Proxy::introduce(node, &snapshot, permits).map_err(|error| {
+            warn!(%error, "stream of load reports refused");
+            Status::from(error)
+        })?;
+        info!(node = proxy.id, zone = %proxy.view.zone, "proxy reports its load");
+        let features = node.map_or(&[][..], |node| &node.client_features);
+        Ok(Some(Client {
+            reporter: self.loads.enter(&proxy.view.zone),
+            view: proxy.view,
+            all_known: features.iter().any(|feature| feature == SEND_ALL_CLUSTERS),
+            asked: None,
+        }))
+    }
+}
+
+/// A client that has introduced itself.
+struct Client {
+    view: ViewKey,
+    reporter: Reporter,
+    /// It can be asked about everything that it has.
+    all_known: bool,
+    asked: Option<Asked>,
+}
+
+/// What a client was asked to report.
+enum Asked {
+    Everything,
+    /// A choice of these clusters.
+    Of(Resources),
+}
+
+impl Client {
+    /// What to ask it for, if it was asked for something else or not yet.
+    ///
+    /// In a very large mesh each proxy is asked about a part: the clusters of its own zone, which most of its requests go to,
+    /// then others.
+    fn ask(&mut self, snapshot: &Snapshot, interval: Duration) -> Option<LoadStatsResponse> {
+        let view = snapshot.view(&self.view)?;
+        let all = view.of(Kind::Cluster);
+        let everything = self.all_known && all.len() <= CLUSTERS_MAX;
+        match &self.asked {
+            Some(Asked::Everything) if everything => return None,
+            Some(Asked::Of(clusters)) if !everything && clusters.ptr_eq(all) => return None,
+            _ => {}
+        }
+        let clusters = match everything {
+            true => vec![],
+            false => self.choice(view),
+        };
+        self.asked = Some(match everything {
+            true => Asked::Everything,
+            false => Asked::Of(all.clone()),
+        });
+        Some(LoadStatsResponse {
             clusters,
-            send_all_clusters,
+            send_all_clusters: everything,
             load_reporting_interval: Some(protobuf::Duration {
                 // The configuration allows an hour at most.
-                seconds: self.interval.as_secs() as i64,
+                seconds: interval.as_secs() as i64,
                 nanos: 0,
             }),
             // The zones are what is added up.
             report_endpoint_granularity: false,
+        })
+    }
+
+    /// Of the clusters that have endpoints; the others pass on to these.
+    fn choice(&self, view: &View) -> Vec<String> {
+        let own = format!("/{}", self.view.zone);
+        let names = || view.of(Kind::Endpoints).keys();
+        let near = names().filter(|name| name.ends_with(&own));
+        let far = names().filter(|name| !name.ends_with(&own));
+        let chosen = near.chain(far).take(CLUSTERS_MAX);
+        chosen.map(ToString::to_string).collect()
+    }
+
+    /// Adds up a report. A zone that was taken out of the configuration has no view; its proxies' reports say nothing of the
+    /// mesh.
+    fn take(&self, stats: &[ClusterStats], snapshot: &Snapshot) {
+        if let Some(view) = snapshot.view(&self.view) {
+            let report = Report::read(stats, view, snapshot);
+            self.reporter.take(report, snapshot);
         }
     }
 }
 
-/// What a client was asked to report, and for which clusters that was right.
-struct Asked {
-    of: Resources,
-    what: What,
-}
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
 
-#[derive(PartialEq)]
-enum What {
-    Everything,
-    Clusters(Vec<String>),
-}
+    use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+    use policy::Policy;
 
-impl Asked {
-    /// In a very large mesh each proxy is asked about a part: those of its own zone, which most of its requests go to, then
-    /// others. A proxy's report names every cluster that it was asked about, with traffic or without.
-    fn of(view: &View, zone: &str, all_known: bool) -> Asked {
-        let of = view.of(Kind::Cluster).clone();
-        if all_known && of.len() <= CLUSTERS_MAX {
-            let what = What::Everything;
-            return Asked { of, what };
+    use super::*;
+    use crate::{load_reports::tests::snapshot, resource::Resource, snapshot::Role};
+
+    fn client(all_known: bool) -> Client {
+        Client {
+            view: ViewKey {
+                zone: Arc::from("sh-b"),
+                role: Role::Gateway,
+            },
+            reporter: Loads::default().enter("sh-b"),
+            all_known,
+            asked: None,
         }
-        // The clusters that have endpoints; the others pass on to these.
-        let names = || view.of(Kind::Endpoints).keys();
-        let is_near = |name: &&Arc<str>| name.ends_with(&format!("/{zone}"));
-        let near = names().filter(is_near);
-        let far = names().filter(|name| !is_near(name));
-        let clusters = near.chain(far).take(CLUSTERS_MAX);
-        let what = What::Clusters(clusters.map(ToString::to_string).collect());
-        Asked { of, what }
+    }
+
+    const INTERVAL: Duration = Duration::from_secs(7);
+
+    #[test]
+    fn a_client_that_can_is_asked_about_everything_and_once() {
+        let mut client = client(true);
+        let first = client.ask(&snapshot(&["orders"]), INTERVAL).expect("asked");
+        assert!(first.send_all_clusters && first.clusters.is_empty());
+        assert_eq!(first.load_reporting_interval.expect("it").seconds, 7);
+        assert_eq!(client.ask(&snapshot(&["orders", "web"]), INTERVAL), None);
+    }
+
+    #[test]
+    fn another_is_told_the_clusters_and_when_they_change() {
+        let (mut client, before) = (client(false), snapshot(&["orders"]));
+        let first = client.ask(&before, INTERVAL).expect("asked");
+        assert!(!first.send_all_clusters);
+        assert_eq!(first.clusters, ["orders/sh-b", "orders/sh-a"]);
+        assert_eq!(client.ask(&before, INTERVAL), None);
+        let next = client.ask(&snapshot(&["orders", "web"]), INTERVAL);
+        let expected = ["orders/sh-b", "web/sh-b", "orders/sh-a", "web/sh-a"];
+        assert_eq!(next.expect("asked again").clusters, expected);
+    }
+
+    #[test]
+    fn in_a_very_large_mesh_a_client_is_asked_about_a_part() {
+        let mut client = client(true);
+        let services = CLUSTERS_MAX / 2 + 1;
+        let mut resources: [Resources; Kind::ALL.len()] = Default::default();
+        for i in 0..services {
+            for zone in ["sh-a", "sh-b"] {
+                let cluster = Cluster::default();
+                let resource = Arc::new(Resource::encode(&format!("s{i}/{zone}"), &cluster));
+                for kind in [Kind::Cluster, Kind::Endpoints] {
+                    let name = Arc::clone(&resource.name);
+                    resources[kind.index()].insert(name, Arc::clone(&resource));
+                }
+            }
+        }
+        let view = View::new(resources, Default::default(), Arc::new(Policy::Fallback), 0);
+        let views = BTreeMap::from([(client.view.clone(), Arc::new(view))]);
+        let snapshot = Snapshot::new(1, views, Arc::default());
+        let asked = client.ask(&snapshot, INTERVAL).expect("asked");
+        assert!(!asked.send_all_clusters);
+        assert_eq!(asked.clusters.len(), CLUSTERS_MAX);
+        let near = asked.clusters.iter().filter(|name| name.ends_with("/sh-b"));
+        assert_eq!(near.count(), services);
     }
 }

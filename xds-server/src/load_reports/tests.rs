@@ -11,7 +11,7 @@ use crate::{
     world::World,
 };
 
-fn snapshot(services: &[&str]) -> Arc<Snapshot> {
+pub(super) fn snapshot(services: &[&str]) -> Arc<Snapshot> {
     let services: Vec<String> = (services.iter())
         .map(|name| format!("  - {{name: {name}, routes: [{{prefix: /{name}}}]}}"))
         .collect();

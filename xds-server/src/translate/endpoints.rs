@@ -32,6 +32,8 @@ pub struct ZoneInstances<'i> {
     pub full_from_percent: u8,
     /// By name, in order.
     pub instances: Vec<(&'i str, &'i Instance)>,
+    /// Whether any of this is not what it was.
+    pub changed: bool,
 }
 
 impl ZoneInstances<'_> {
@@ -50,7 +52,7 @@ impl ZoneInstances<'_> {
     }
 }
 
-/// All endpoints of a service; `zones` are those of the topology, in its order. Without instances an assignment is empty, but
+/// The endpoints of a service that are not what they were; `zones` are those of the topology, in its order. Without instances an assignment is empty, but
 /// it is there: a cluster that waits for it would hold up every route. Without a healthy one it is a dead end.
 pub fn endpoints(
     topology: &Topology,
@@ -60,6 +62,7 @@ pub fn endpoints(
     match service.resilience.strategy {
         Strategy::Weighted => zones
             .iter()
+            .filter(|zone| zone.changed)
             .map(|zone| {
                 let name = rules::cluster_name(&service.name, topology.zone_name(zone.zone));
                 assignment(topology, &name, &[zone], false)
@@ -67,6 +70,10 @@ pub fn endpoints(
             .collect(),
         Strategy::RegionFirstHash { .. } => topology
             .regions()
+            .filter(|region| {
+                let mut changed = zones.iter().filter(|zone| zone.changed);
+                changed.any(|zone| topology.region_of(zone.zone) == *region)
+            })
             .map(|region| {
                 let name = rules::cluster_name(&service.name, topology.region_name(region));
                 let within = || (zones.iter()).filter(|z| topology.region_of(z.zone) == region);

@@ -30,6 +30,8 @@ pub(super) struct Instances {
     claims: BTreeMap<(String, IpAddr, u16), BTreeSet<(Revision, InstanceKey)>>,
     /// Store keys whose latest record is not used.
     rejected: BTreeMap<String, InvalidRecord>,
+    /// Which are used, or are not any more, because of what became of others.
+    resettled: Vec<InstanceKey>,
 }
 
 impl Instances {
@@ -144,6 +146,11 @@ impl Instances {
         })
     }
 
+    /// Which instances are used, or are not any more, because of what became of others since this was asked.
+    pub(super) fn take_resettled(&mut self) -> Vec<InstanceKey> {
+        std::mem::take(&mut self.resettled)
+    }
+
     /// How many readable records there are.
     pub(super) fn count(&self) -> usize {
         self.count
@@ -231,6 +238,9 @@ impl Instances {
             let changed = self.get_mut(&at).is_some_and(|registered| {
                 std::mem::replace(&mut registered.shadowed, shadowed) != shadowed
             });
+            if changed {
+                self.resettled.push(at.clone());
+            }
             match (changed, shadowed) {
                 (true, true) => {
                     let error = InvalidRecord::DuplicateAddress(newest.store_key());

@@ -13,11 +13,11 @@ mod views;
 mod zones;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use policy::{Plans, Standing, Weighting, Why, ZoneLoad};
+use policy::{Plans, Standing, Verdict, Weighting, Why, ZoneId, ZoneLoad};
 use registry::{
     authority::AUTHORITY_PREFIX,
     desired::{
@@ -40,7 +40,7 @@ use views::Views;
 use zones::Zones;
 
 pub use guard::{DOUBT_MS, Implausible};
-pub use zones::{Proposal, Statuses, ZoneStatus};
+pub use zones::{Proposal, Proposals, Statuses, ZoneStatus};
 
 /// Something that happened outside.
 #[derive(Clone, Debug)]
@@ -95,8 +95,8 @@ pub struct World {
     /// Weights stay as they are, whatever the load.
     frozen: bool,
     derived: Derived,
-    /// Services, by name, of which something changed since the last snapshot.
-    dirty: BTreeSet<String>,
+    /// Services, by name, of which something changed since the last snapshot, with the zones whose instances did.
+    dirty: BTreeMap<String, BTreeSet<String>>,
     mesh_dirty: bool,
     authority_dirty: bool,
     sequence: u64,
@@ -106,6 +106,8 @@ pub struct World {
 struct Derived {
     clusters: Resources,
     endpoints: Resources,
+    /// What the endpoints were made by, besides the instances: by the service's position in the mesh, and zone.
+    judged: HashMap<(usize, ZoneId), Verdict>,
     /// By the service's position in the mesh.
     plans: Vec<Plans>,
     /// When a service has to be looked at again, by its position; and the same in order of time.
@@ -126,7 +128,7 @@ impl World {
             authorities: Authorities::default(),
             frozen: false,
             derived: Derived::default(),
-            dirty: BTreeSet::new(),
+            dirty: BTreeMap::new(),
             mesh_dirty: true,
             authority_dirty: false,
             sequence: 0,
@@ -214,7 +216,7 @@ impl World {
     }
 
     /// Standings that should be written to the store, by key. They stay until the store says that they, or others, were.
-    pub fn proposals(&self) -> &BTreeMap<String, Proposal> {
+    pub fn proposals(&self) -> &Proposals {
         self.zones.proposals()
     }
 
@@ -262,7 +264,7 @@ impl World {
             let (at, rejections) = put;
             if let Some(at) = at {
                 self.guard.back(&entry.key);
-                self.dirty.insert(at.service);
+                self.touch_instances(at);
             }
             return rejections;
         }
@@ -288,7 +290,7 @@ impl World {
         let at = StandingKey::parse(&entry.key)?;
         // What cannot be read is replaced: nothing is remembered.
         let standing = StandingRecord::parse(&entry.value);
-        self.dirty.insert(at.service.clone());
+        self.touch(Some(&at.service));
         let remembered = standing.clone().unwrap_or_else(|_| Standing::default());
         self.zones.adopt(at, remembered, entry.mod_revision, now_ms);
         standing.map(|_| ())
@@ -311,10 +313,17 @@ impl World {
     }
 
     fn touch(&mut self, service: Option<&str>) {
-        match service {
-            Some(service) => self.dirty.extend([service.to_owned()]),
-            None => self.dirty.extend(self.positions.keys().cloned()),
+        let (one, all) = match service {
+            Some(service) => (Some(service.to_owned()), None),
+            None => (None, Some(self.positions.keys().cloned())),
+        };
+        for service in one.into_iter().chain(all.into_iter().flatten()) {
+            self.dirty.entry(service).or_default();
         }
+    }
+
+    fn touch_instances(&mut self, at: InstanceKey) {
+        self.dirty.entry(at.service).or_default().insert(at.zone);
     }
 
     /// The record at `key` is gone from the store. An instance that did not say that it leaves is doubted first.
@@ -323,7 +332,7 @@ impl World {
             self.guard.vanish(key, now_ms);
         } else if let Ok(at) = StandingKey::parse(key) {
             self.zones.forget(&at, now_ms);
-            self.dirty.insert(at.service);
+            self.touch(Some(&at.service));
         } else if key.starts_with(AUTHORITY_PREFIX) {
             let cell = self.authorities.delete(key);
             self.reowned(cell);
@@ -338,7 +347,7 @@ impl World {
     fn remove(&mut self, key: &str) {
         self.guard.back(key);
         if let Some(at) = self.instances.delete(key) {
-            self.dirty.insert(at.service);
+            self.touch_instances(at);
         }
     }
 
@@ -347,6 +356,9 @@ impl World {
         let percent = self.mesh.guard.vanish_percent;
         for key in self.guard.let_go(self.instances.count(), percent, now_ms) {
             self.remove(&key);
+        }
+        for at in self.instances.take_resettled() {
+            self.touch_instances(at);
         }
         let mesh = Arc::clone(&self.mesh);
         let whole = std::mem::take(&mut self.mesh_dirty);
@@ -368,7 +380,7 @@ impl World {
         let touched: BTreeSet<usize> = if whole {
             (0..mesh.services.len()).collect()
         } else {
-            let known = dirty.iter().filter_map(|name| self.positions.get(name));
+            let known = dirty.keys().filter_map(|name| self.positions.get(name));
             let due = self.derived.due.iter();
             let due = due.take_while(|(due_ms, _)| *due_ms <= now_ms);
             known.copied().chain(due.map(|(_, index)| *index)).collect()
@@ -378,7 +390,11 @@ impl World {
         let mut replanned = Vec::new();
         for index in touched {
             if let Some(service) = mesh.services.get(index) {
-                let service = self.derive_service(&mesh, index, service, now_ms);
+                let instances = |zone: &str| {
+                    let zones = dirty.get(&service.name);
+                    zones.is_some_and(|zones| zones.contains(zone))
+                };
+                let service = self.derive_service(&mesh, index, service, instances, now_ms);
                 changed |= service.endpoints || service.plans;
                 replanned.extend(service.plans.then_some(index));
             }
@@ -413,11 +429,13 @@ impl World {
         )))
     }
 
+    /// Looks at one service of the mesh; `instances_changed` says of a zone whether its instances are not what they were.
     fn derive_service(
         &mut self,
         mesh: &Mesh,
         index: usize,
         service: &ServiceConfig,
+        instances_changed: impl Fn(&str) -> bool,
         now_ms: u64,
     ) -> ServiceChanged {
         let mut changed = ServiceChanged::default();
@@ -436,6 +454,9 @@ impl World {
             let (load, verdict) = (self.zones).observe(&at, observed, rules, follow_load, now_ms);
             loads.push(load);
             due_ms = due_ms.into_iter().chain(verdict.again_at_ms).min();
+            let before = self.derived.judged.insert((index, zone), verdict);
+            let judged_alike =
+                |before: Verdict| (before.state, before.why) == (verdict.state, verdict.why);
             zones.push(ZoneInstances {
                 zone,
                 state: verdict.state,
@@ -445,6 +466,7 @@ impl World {
                     _ => rules.thresholds.down_below_percent(),
                 },
                 instances,
+                changed: instances_changed(&at.zone) || !before.is_some_and(judged_alike),
             });
         }
         for endpoints in translate::endpoints(&mesh.topology, service, &zones) {

@@ -32,6 +32,9 @@ pub struct ZoneStatus {
     pub revision: Revision,
 }
 
+/// Proposals by store key. Cheap to clone, and to compare with a copy.
+pub type Proposals = imbl::OrdMap<String, Proposal>;
+
 /// Statuses by service and zone. Cheap to clone.
 pub type Statuses = imbl::OrdMap<(Arc<str>, Arc<str>), Arc<ZoneStatus>>;
 
@@ -46,8 +49,7 @@ struct Seat {
 pub(super) struct Zones {
     seats: BTreeMap<StandingKey, Seat>,
     intents: BTreeMap<IntentKey, IntentRecord>,
-    /// By store key.
-    proposals: BTreeMap<String, Proposal>,
+    proposals: Proposals,
     statuses: Statuses,
 }
 
@@ -123,7 +125,7 @@ impl Zones {
         self.intents.keys().cloned().collect()
     }
 
-    pub(super) fn proposals(&self) -> &BTreeMap<String, Proposal> {
+    pub(super) fn proposals(&self) -> &Proposals {
         &self.proposals
     }
 
@@ -136,8 +138,11 @@ impl Zones {
         let statuses = std::mem::take(&mut self.statuses).into_iter();
         let kept = statuses.filter(|((service, zone), _)| known(service, zone));
         self.statuses = kept.collect();
-        self.proposals
-            .retain(|key, _| StandingKey::parse(key).is_ok_and(|at| known(&at.service, &at.zone)));
+        let proposals = std::mem::take(&mut self.proposals).into_iter();
+        let kept = proposals.filter(|(key, _)| {
+            StandingKey::parse(key).is_ok_and(|at| known(&at.service, &at.zone))
+        });
+        self.proposals = kept.collect();
     }
 
     /// What a service can be given in a zone, and why. With `follow_load` the standing follows the load.
@@ -160,14 +165,17 @@ impl Zones {
         let verdict = seat.machine.observe(observed, rules, now_ms);
         let standing = seat.machine.standing();
         let (written, revision) = seat.written;
-        if standing == written {
-            self.proposals.remove(&at.store_key());
-        } else {
-            let proposal = Proposal {
-                standing,
-                replaces: revision,
+        let proposal = (standing != written).then_some(Proposal {
+            standing,
+            replaces: revision,
+        });
+        let key = at.store_key();
+        // Even a change to what is there already would make another map of it.
+        if self.proposals.get(&key) != proposal.as_ref() {
+            match proposal {
+                Some(proposal) => self.proposals.insert(key, proposal),
+                None => self.proposals.remove(&key),
             };
-            self.proposals.insert(at.store_key(), proposal);
         }
         let load = ZoneLoad {
             state: verdict.state,

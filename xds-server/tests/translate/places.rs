@@ -68,6 +68,7 @@ fn zones<'i>(
             drained: *drained,
             full_from_percent: 30,
             instances: vec![("i", instance)],
+            changed: true,
         })
         .collect()
 }
