@@ -64,6 +64,8 @@ pub struct Config {
     pub on_demand: bool,
     /// Times to live, as in the file.
     pub ttl_s: Option<Value>,
+    /// gRPC clients without a proxy are served.
+    pub grpc: bool,
 }
 
 impl Config {
@@ -84,6 +86,7 @@ impl Config {
             bare: false,
             on_demand: false,
             ttl_s: None,
+            grpc: false,
         }
     }
 
@@ -110,7 +113,7 @@ impl Config {
             "store": store,
             "state": self.state.as_ref().map(|path| json!({ "path": path })),
             "filter": { "path": filter, "generation": self.generation },
-            "listeners": { "gateway": listener, "sidecar": listener },
+            "listeners": { "gateway": listener, "sidecar": listener, "grpc": self.grpc },
             "zones": zones,
             "links": self.links,
             "guard": self.guard,

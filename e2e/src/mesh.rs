@@ -35,6 +35,7 @@ pub struct Builder {
     bare: bool,
     on_demand: bool,
     ttl_s: Option<Value>,
+    grpc: bool,
     envoys: Vec<Options>,
     upstreams: Vec<(String, usize)>,
 }
@@ -52,6 +53,7 @@ impl Builder {
             bare: false,
             on_demand: false,
             ttl_s: None,
+            grpc: false,
             envoys: vec![],
             upstreams: vec![],
         }
@@ -105,6 +107,12 @@ impl Builder {
         self
     }
 
+    /// Serves gRPC clients without a proxy.
+    pub fn grpc_clients(mut self) -> Builder {
+        self.grpc = true;
+        self
+    }
+
     /// Adds a gateway Envoy in every zone.
     pub fn gateways(self) -> Builder {
         ZONES.iter().fold(self, |builder, (zone, region)| {
@@ -146,6 +154,7 @@ impl Builder {
         config.bare = self.bare;
         config.on_demand = self.on_demand;
         config.ttl_s = self.ttl_s;
+        config.grpc = self.grpc;
         let control_plane = ControlPlane::start(directory, config).await?;
         let mut mesh = Mesh {
             envoys: vec![],

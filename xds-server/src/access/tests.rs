@@ -136,6 +136,27 @@ fn rules_add_up_and_each_holds_within_its_zones_and_roles() {
 }
 
 #[test]
+fn a_certificate_for_a_grpc_client_alone_gets_no_grants() {
+    let client = Rule {
+        roles: Some(vec![Role::Grpc]),
+        ..rule("spiffe://mesh/client/{zone}")
+    };
+    let access = Access {
+        proxies: Some(vec![client, rule("spiffe://mesh/{zone}/{role}")]),
+        ..Access::default()
+    };
+    for name in ["spiffe://mesh/client/a", "spiffe://mesh/a/grpc"] {
+        let caller = named(&[name]);
+        assert!(access.view(&caller, "a", Role::Grpc).is_ok(), "{name}");
+        assert!(access.view(&caller, "a", Role::Gateway).is_err(), "{name}");
+        assert!(access.grants(&caller, "a").is_err(), "{name}");
+    }
+    let gateway = named(&["spiffe://mesh/a/gateway"]);
+    assert!(access.grants(&gateway, "a").is_ok());
+    assert!(access.view(&gateway, "a", Role::Grpc).is_err());
+}
+
+#[test]
 fn without_rules_every_certificate_may_and_nobody_who_should_show_one_and_does_not() {
     let access = Access::default();
     for (caller, expected) in [

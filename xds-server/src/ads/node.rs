@@ -17,6 +17,9 @@ use crate::{
 /// How much of what a proxy says of itself is repeated in messages.
 const TEXT_CHARS_MAX: usize = 128;
 
+/// How the user agents of all gRPC libraries begin: `gRPC C-core ...`, `gRPC Node Pure JS`, `gRPC Go`, `gRPC Java`.
+const GRPC_USER_AGENT: &str = "gRPC ";
+
 fn clip(text: &str) -> String {
     text.chars().take(TEXT_CHARS_MAX).collect()
 }
@@ -50,20 +53,24 @@ pub(crate) enum InvalidNode {
         known: String,
     },
     #[error(
-        "node.metadata.tidegate.role {role:?} of node {id:?} is unknown: use gateway or sidecar"
+        "node.metadata.tidegate.role {role:?} of node {id:?} is unknown: use gateway, sidecar or grpc"
     )]
     UnknownRole { id: String, role: String },
     #[error(
         "node {id:?} speaks the state of the world, and virtual hosts on demand are for delta alone: set api_type: DELTA_GRPC in the proxy's bootstrap, or on_demand: false for listeners.{role}"
     )]
     OnDemand { id: String, role: &'static str },
+    #[error(
+        "node {id:?} is a gRPC client, and those are not served: set listeners.grpc to true in the control plane's configuration"
+    )]
+    GrpcNotServed { id: String },
     #[error("node {id:?}: {error}")]
     NotPermitted { id: String, error: NotPermitted },
 }
 
 impl Proxy {
-    /// Reads the node of a stream's first request. Without a role a proxy is a gateway. `permits` says whether it may have the view
-    /// that it asks for: who may not is not told which there are.
+    /// Reads the node of a stream's first request. Without a role it is a gRPC client if it says that it is one, and a gateway
+    /// else. `permits` says whether it may have the view that it asks for: who may not is not told which there are.
     pub(crate) fn introduce(
         node: Option<&Node>,
         snapshot: &Snapshot,
@@ -71,6 +78,7 @@ impl Proxy {
     ) -> Result<Proxy, InvalidNode> {
         let node = node.ok_or(InvalidNode::Missing)?;
         let role = match role_name(node) {
+            None if node.user_agent_name.starts_with(GRPC_USER_AGENT) => Role::Grpc,
             None => Role::default(),
             Some(name) => Role::named(name).ok_or_else(|| InvalidNode::UnknownRole {
                 id: clip(&node.id),
@@ -87,6 +95,9 @@ impl Proxy {
             role,
         };
         if snapshot.view(&view).is_none() {
+            if role == Role::Grpc && snapshot.zones().any(|known| known == zone) {
+                return Err(InvalidNode::GrpcNotServed { id: clip(&node.id) });
+            }
             return Err(InvalidNode::UnknownZone {
                 id: clip(&node.id),
                 zone: clip(zone),
@@ -142,7 +153,8 @@ impl From<InvalidNode> for Status {
             InvalidNode::Missing
             | InvalidNode::UnknownZone { .. }
             | InvalidNode::UnknownRole { .. }
-            | InvalidNode::OnDemand { .. } => Status::invalid_argument(error.to_string()),
+            | InvalidNode::OnDemand { .. }
+            | InvalidNode::GrpcNotServed { .. } => Status::invalid_argument(error.to_string()),
         }
     }
 }

@@ -189,7 +189,7 @@ impl<W: Wire> Session<W> {
             None if turned => warn!(
                 node = proxy.id,
                 zone = %proxy.view.zone,
-                "the zone was taken out of the configuration: this proxy keeps its last state and learns nothing more"
+                "the zone was taken out of the configuration, or its gRPC clients are no longer served: this proxy keeps its last state and learns nothing more"
             ),
             None => {}
         }
@@ -287,6 +287,7 @@ fn refusal(metrics: &Metrics, error: InvalidNode) -> Status {
         InvalidNode::UnknownRole { .. } => "unknown_role",
         InvalidNode::OnDemand { .. } => "on_demand",
         InvalidNode::NotPermitted { .. } => "not_permitted",
+        InvalidNode::GrpcNotServed { .. } => "grpc_not_served",
     };
     let label = ReasonLabel { reason };
     metrics.streams_refused.get_or_create(&label).inc();

@@ -107,6 +107,7 @@ impl Door<'_> {
                 listeners: Listeners {
                     gateway: address(raw.listeners.gateway),
                     sidecar: address(raw.listeners.sidecar),
+                    grpc: raw.listeners.grpc,
                 },
                 ttls: self.ttls(raw.xds.as_ref().and_then(|xds| xds.value.ttl_s.as_ref()))?,
                 explain,

@@ -80,6 +80,7 @@ struct RawRule {
 enum RawRole {
     Gateway,
     Sidecar,
+    Grpc,
 }
 
 /// Of a list of `access`, which it says only for what it is about.
@@ -258,6 +259,7 @@ impl Door<'_> {
         let role = |role: &RawRole| match role {
             RawRole::Gateway => Role::Gateway,
             RawRole::Sidecar => Role::Sidecar,
+            RawRole::Grpc => Role::Grpc,
         };
         Ok(Rule {
             pattern,

@@ -129,6 +129,8 @@ pub struct FilterConfig {
 pub struct Listeners {
     pub gateway: ListenerAddress,
     pub sidecar: ListenerAddress,
+    /// Whether gRPC clients that speak xDS by themselves are served, too.
+    pub grpc: bool,
 }
 
 /// An address on the proxies' machines. Port 0 is the kernel's choice, which Envoy's admin interface tells.
@@ -144,10 +146,12 @@ pub struct ListenerAddress {
 }
 
 impl Listeners {
-    pub fn of(&self, role: Role) -> &ListenerAddress {
+    /// Where the proxies of a role listen; none for clients, who listen on nothing.
+    pub fn of(&self, role: Role) -> Option<&ListenerAddress> {
         match role {
-            Role::Gateway => &self.gateway,
-            Role::Sidecar => &self.sidecar,
+            Role::Gateway => Some(&self.gateway),
+            Role::Sidecar => Some(&self.sidecar),
+            Role::Grpc => None,
         }
     }
 }

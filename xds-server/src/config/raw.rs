@@ -83,6 +83,7 @@ fn first_generation() -> u64 {
 pub(super) struct RawListeners {
     pub(super) gateway: RawAddress,
     pub(super) sidecar: RawAddress,
+    pub(super) grpc: bool,
 }
 
 impl Default for RawListeners {
@@ -97,6 +98,7 @@ impl Default for RawListeners {
         RawListeners {
             gateway: at("0.0.0.0", 8080),
             sidecar: at("127.0.0.1", 15001),
+            grpc: false,
         }
     }
 }

@@ -71,9 +71,9 @@ const ACCESS_LOG_FIELDS: &[(&str, &str)] = &[
     ("upstream", "%UPSTREAM_HOST%"),
 ];
 
-/// The listener of a role's proxies.
-pub fn listener(mesh: &Mesh, role: Role) -> Arc<Resource> {
-    let at = mesh.listeners.of(role);
+/// The listener of a role's proxies; none for clients, who listen on nothing.
+pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
+    let at = mesh.listeners.of(role)?;
     let manager = connection_manager(mesh, at, role);
     let listener = Listener {
         name: LISTENER.to_owned(),
@@ -87,7 +87,7 @@ pub fn listener(mesh: &Mesh, role: Role) -> Arc<Resource> {
         }],
         ..Listener::default()
     };
-    Arc::new(Resource::encode(LISTENER, &listener))
+    Some(Arc::new(Resource::encode(LISTENER, &listener)))
 }
 
 fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConnectionManager {
@@ -191,7 +191,7 @@ fn sessions_filter() -> HttpFilter {
     }
 }
 
-fn router_filter() -> HttpFilter {
+pub(super) fn router_filter() -> HttpFilter {
     HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
         config_type: Some(http_filter::ConfigType::TypedConfig(

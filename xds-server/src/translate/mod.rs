@@ -8,6 +8,7 @@ mod cluster;
 mod endpoints;
 mod filter;
 mod forward;
+pub mod grpc;
 mod listener;
 mod place;
 mod routes;

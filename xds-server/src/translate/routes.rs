@@ -17,8 +17,8 @@
 //! Every route that is tried and passed over costs each request, so the most common ones stand first.
 //! Stamps from outside never get here, since the listener removes them first.
 
-mod fenced;
-mod matching;
+pub(super) mod fenced;
+pub(super) mod matching;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -510,7 +510,7 @@ impl Builder<'_> {
     }
 }
 
-fn specifier(mut shares: Vec<(String, u32)>) -> ClusterSpecifier {
+pub(super) fn specifier(mut shares: Vec<(String, u32)>) -> ClusterSpecifier {
     if shares.len() == 1
         && let Some((name, _)) = shares.pop()
     {

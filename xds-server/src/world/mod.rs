@@ -6,6 +6,7 @@
 //! Time is in milliseconds of any clock that never goes back.
 
 mod authorities;
+mod clients;
 mod guard;
 mod instances;
 mod views;
@@ -365,6 +366,7 @@ impl World {
         if whole {
             self.derived = Derived {
                 clusters: clusters(&mesh),
+                endpoints: unserved(&mesh),
                 plans: vec![Plans::default(); mesh.services.len()],
                 due_ms: vec![None; mesh.services.len()],
                 views: std::mem::take(&mut self.derived.views),
@@ -507,6 +509,13 @@ fn clusters(mesh: &Mesh) -> Resources {
         .map(|cluster| mesh.ttls.applied(Kind::Cluster, cluster))
         .map(|cluster| (Arc::clone(&cluster.name), cluster))
         .collect()
+}
+
+/// The endpoints of no service.
+fn unserved(mesh: &Mesh) -> Resources {
+    let grpc = mesh.listeners.grpc.then(translate::grpc::no_endpoints);
+    let named = grpc.map(|endpoints| (Arc::clone(&endpoints.name), endpoints));
+    named.into_iter().collect()
 }
 
 fn positions(mesh: &Mesh) -> Arc<BTreeMap<String, usize>> {

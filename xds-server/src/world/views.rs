@@ -11,6 +11,7 @@ use std::{
 use policy::{Plans, Policy, Rules, ServiceId, ZoneId};
 use protos::Encoder;
 
+use super::clients::Clients;
 use crate::{
     config::{Mesh, Resilience},
     resource::{Kind, Names, Piece, Resource, Resources},
@@ -45,6 +46,8 @@ struct Seen {
     /// For roles that ask for virtual hosts; none where no role does.
     on_demand: Option<OnDemand>,
     needed: Names,
+    /// Where gRPC clients are served, too.
+    clients: Option<Clients>,
 }
 
 /// A route table without virtual hosts, and these.
@@ -72,16 +75,19 @@ impl Views {
             .next()
             .map(|zone| mesh.policy(zone, plans, authorities));
         let policy = policy.unwrap_or(Policy::Fallback);
-        self.roles = Role::ALL
-            .map(|role| Played {
-                role,
-                listener: mesh
-                    .ttls
-                    .applied(Kind::Listener, translate::listener(mesh, role)),
-                on_demand: mesh.listeners.of(role).on_demand,
+        self.roles = Role::PROXIES
+            .into_iter()
+            .filter_map(|role| {
+                let listener = translate::listener(mesh, role)?;
+                Some(Played {
+                    role,
+                    listener: mesh.ttls.applied(Kind::Listener, listener),
+                    on_demand: mesh.listeners.of(role)?.on_demand,
+                })
             })
-            .into();
+            .collect();
         let on_demand = self.roles.iter().any(|played| played.on_demand);
+        let clients = Clients::of_mesh(mesh, &policy);
         let resiliences = |index: usize| resilience(mesh, index);
         let seen = mesh.topology.zones().map(|zone| {
             let policy = seen_from(&policy, zone);
@@ -93,6 +99,12 @@ impl Views {
                     translate::needed_clusters(rules, &resiliences),
                 ),
                 Policy::Fallback => Default::default(),
+            };
+            let clients = match (&policy, &clients) {
+                (Policy::Serving(rules), Some(clients)) => {
+                    Some(clients.seen_by(rules, &resiliences))
+                }
+                _ => None,
             };
             Seen {
                 from: Arc::from(mesh.topology.zone_name(zone)),
@@ -109,6 +121,7 @@ impl Views {
                 filter: mesh.ttls.applied(Kind::FilterConfig, filter),
                 hosts,
                 needed,
+                clients,
             }
         });
         self.zones = seen.collect();
@@ -141,6 +154,9 @@ impl Views {
                     on_demand.put(host, &entry);
                 }
                 seen.hosts.insert((*host).to_owned(), entry);
+                if let Some(clients) = &mut seen.clients {
+                    clients.replan(new, host, &resiliences);
+                }
             }
             seen.routes = routes(mesh, &seen.hosts);
             for id in &replanned {
@@ -181,6 +197,10 @@ impl Views {
     /// Gives every view what there is now.
     pub(super) fn show(&mut self, clusters: &Resources, endpoints: &Resources) {
         let before = std::mem::take(&mut self.all);
+        let after = |key: &ViewKey, view: View| match before.get(key) {
+            Some(before) => Arc::new(view.after(before)),
+            None => Arc::new(view),
+        };
         for seen in &self.zones {
             for played in &self.roles {
                 let key = ViewKey {
@@ -205,11 +225,18 @@ impl Views {
                     Arc::clone(&seen.policy),
                     seen.policy_version,
                 );
-                let view = match before.get(&key) {
-                    Some(before) => view.after(before),
-                    None => view,
+                let view = after(&key, view);
+                self.all.insert(key, view);
+            }
+            if let Some(clients) = &seen.clients {
+                let key = ViewKey {
+                    zone: Arc::clone(&seen.from),
+                    role: Role::Grpc,
                 };
-                self.all.insert(key, Arc::new(view));
+                let policy = Arc::clone(&seen.policy);
+                let view = clients.view(endpoints, policy, seen.policy_version);
+                let view = after(&key, view);
+                self.all.insert(key, view);
             }
         }
     }
