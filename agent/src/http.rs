@@ -6,16 +6,17 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
+
+use crate::https::{self, Connector};
 
 /// How long an unused connection is kept. Shorter than servers keep theirs, so that few requests meet a closed one.
 const IDLE_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 pub(crate) struct Client {
-    inner: legacy::Client<HttpConnector, Full<Bytes>>,
+    inner: legacy::Client<Connector, Full<Bytes>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,11 +28,16 @@ pub(crate) enum Failure {
 }
 
 impl Client {
+    /// For `http://` alone.
     pub(crate) fn new() -> Client {
+        Client::over(https::plain())
+    }
+
+    pub(crate) fn over(connector: Connector) -> Client {
         let inner = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
-            .build_http();
+            .build(connector);
         Client { inner }
     }
 

@@ -15,6 +15,7 @@
 pub mod config;
 pub mod health;
 mod http;
+pub mod https;
 pub mod instances;
 pub mod load;
 pub mod metrics;

@@ -176,7 +176,14 @@ async fn open(config: &RegistryConfig) -> anyhow::Result<Arc<dyn Target>> {
             let target = EtcdTarget::new(endpoints.clone()).await;
             Arc::new(target.context("store.etcd")?)
         }
-        RegistryConfig::Http(bases) => Arc::new(HttpTarget::new(bases.clone())),
+        RegistryConfig::Http { bases, tls: None } => Arc::new(HttpTarget::new(bases.clone())),
+        RegistryConfig::Http {
+            bases,
+            tls: Some(files),
+        } => {
+            let target = HttpTarget::with_tls(bases.clone(), files.clone());
+            Arc::new(target.context("registry.tls")?)
+        }
     })
 }
 

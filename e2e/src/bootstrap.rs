@@ -21,6 +21,10 @@ const EDGE_FILTERS: &str =
     "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
 const FILTER_FILE: &str = "/0/typed_config/config/vm_config/code/local/filename";
 
+const TLS_SOCKET: &str = "transport_socket.yaml";
+const SHIPPED_SECRETS: &str = "/etc/tidegate/tls";
+const SHIPPED_CERTIFICATES: &str = "/etc/tidegate/certs";
+
 /// A bootstrap on its way to an Envoy.
 #[derive(Clone, Debug)]
 pub struct Bootstrap(Value);
@@ -28,10 +32,7 @@ pub struct Bootstrap(Value);
 impl Bootstrap {
     /// Reads `envoy-configs/<name>`, and lets the kernel choose the admin port.
     pub fn read(name: &str) -> Result<Bootstrap> {
-        let path = paths::workspace().join("envoy-configs").join(name);
-        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let value = serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
-        Bootstrap(value).with(ADMIN_PORT, json!(0))
+        Bootstrap(read(name)?).with(ADMIN_PORT, json!(0))
     }
 
     /// Says who the Envoy is, as `--config-yaml` does in production.
@@ -73,6 +74,21 @@ impl Bootstrap {
             .with_context(|| format!("no cluster {name}"))
     }
 
+    /// Speaks TLS with the control plane, as `envoy-configs/tls/` says. `secrets` is where the files about certificates are
+    /// written, `certificates` the directory with `tls.crt`, `tls.key` and `ca.crt`.
+    pub fn tls(mut self, secrets: &Path, certificates: &Path) -> Result<Bootstrap> {
+        let mut socket = read(&format!("tls/{TLS_SOCKET}"))?;
+        for name in ["client.yaml", "ca.yaml"] {
+            let mut secret = read(&format!("tls/{name}"))?;
+            move_paths(&mut secret, SHIPPED_CERTIFICATES, certificates);
+            fs::write(secrets.join(name), secret.to_string())?;
+        }
+        move_paths(&mut socket, SHIPPED_SECRETS, secrets);
+        let cluster = self.cluster("tidegate")?;
+        cluster["transport_socket"] = socket["transport_socket"].take();
+        Ok(self)
+    }
+
     /// Speaks state-of-the-world instead of delta.
     pub fn state_of_the_world(self) -> Result<Bootstrap> {
         self.with(ADS_PROTOCOL, json!("GRPC"))
@@ -91,10 +107,50 @@ impl Bootstrap {
         Ok(self)
     }
 
+    /// Adds a field to the object at a JSON pointer.
+    pub fn insert(mut self, pointer: &str, field: &str, value: Value) -> Result<Bootstrap> {
+        let object = self.0.pointer_mut(pointer).and_then(Value::as_object_mut);
+        let object = object.with_context(|| format!("the bootstrap has no object {pointer}"))?;
+        object.insert(field.to_owned(), value);
+        Ok(self)
+    }
+
+    /// Adds an element to the array at a JSON pointer.
+    pub fn push(mut self, pointer: &str, value: Value) -> Result<Bootstrap> {
+        let array = self.0.pointer_mut(pointer).and_then(Value::as_array_mut);
+        let array = array.with_context(|| format!("the bootstrap has no array {pointer}"))?;
+        array.push(value);
+        Ok(self)
+    }
+
     /// Writes it where an Envoy can read it. JSON is what Envoy parses fastest.
     pub fn write(&self, path: &Path) -> Result<()> {
         fs::write(path, serde_json::to_vec_pretty(&self.0)?)
             .with_context(|| path.display().to_string())
+    }
+}
+
+fn read(name: &str) -> Result<Value> {
+    let path = paths::workspace().join("envoy-configs").join(name);
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    serde_saphyr::from_str(&text).with_context(|| path.display().to_string())
+}
+
+/// Moves all paths from one directory to another.
+fn move_paths(value: &mut Value, from: &str, to: &Path) {
+    match value {
+        Value::String(text) => {
+            let moved = Path::new(text).strip_prefix(from).map(|rest| to.join(rest));
+            if let Ok(moved) = moved {
+                // Without the separator that an empty rest leaves behind.
+                *text = moved.display().to_string().trim_end_matches('/').to_owned();
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(|value| move_paths(value, from, to)),
+        Value::Object(all) => all
+            .values_mut()
+            .for_each(|value| move_paths(value, from, to)),
+        _ => {}
     }
 }
 

@@ -42,6 +42,10 @@ pub enum StoreConfig {
 pub struct Config {
     pub xds: SocketAddr,
     pub admin: SocketAddr,
+    /// What else `listen` says, as in the file: fields of an object.
+    pub listen: Value,
+    /// Who may do what, as in the file.
+    pub access: Option<Value>,
     pub store: StoreConfig,
     /// The file with the last good state.
     pub state: Option<PathBuf>,
@@ -56,6 +60,12 @@ pub struct Config {
     pub authority: Option<Value>,
     /// Without access log and explanations: what a benchmark measures beside something that has neither.
     pub bare: bool,
+    /// Gateways ask for virtual hosts one by one.
+    pub on_demand: bool,
+    /// Times to live, as in the file.
+    pub ttl_s: Option<Value>,
+    /// gRPC clients without a proxy are served.
+    pub grpc: bool,
 }
 
 impl Config {
@@ -64,6 +74,8 @@ impl Config {
         Config {
             xds: any_port,
             admin: any_port,
+            listen: json!({}),
+            access: None,
             store,
             state: Some(STATE.into()),
             generation: 1,
@@ -72,7 +84,17 @@ impl Config {
             guard: json!({ "vanish_percent": 100 }),
             authority: None,
             bare: false,
+            on_demand: false,
+            ttl_s: None,
+            grpc: false,
         }
+    }
+
+    fn listen(&self) -> Value {
+        let mut listen = self.listen.clone();
+        listen["xds"] = json!(self.xds);
+        listen["admin"] = json!(self.admin);
+        listen
     }
 
     /// The file's text: JSON, which is YAML.
@@ -87,11 +109,11 @@ impl Config {
         let (header, token) = EXPLAIN;
         let explain = json!({ "header": header, "token": token });
         let mut all = json!({
-            "listen": { "xds": self.xds, "admin": self.admin },
+            "listen": self.listen(),
             "store": store,
             "state": self.state.as_ref().map(|path| json!({ "path": path })),
             "filter": { "path": filter, "generation": self.generation },
-            "listeners": { "gateway": listener, "sidecar": listener },
+            "listeners": { "gateway": listener, "sidecar": listener, "grpc": self.grpc },
             "zones": zones,
             "links": self.links,
             "guard": self.guard,
@@ -101,8 +123,16 @@ impl Config {
         if !self.bare {
             all["xds"] = json!({ "load_report_interval_s": 1 });
         }
-        if let Some(authority) = &self.authority {
-            all["authority"] = authority.clone();
+        if self.on_demand {
+            all["listeners"]["gateway"]["on_demand"] = json!(true);
+        }
+        if let Some(ttl_s) = &self.ttl_s {
+            all["xds"]["ttl_s"] = ttl_s.clone();
+        }
+        for (name, part) in [("authority", &self.authority), ("access", &self.access)] {
+            if let Some(part) = part {
+                all[name] = part.clone();
+            }
         }
         format!("{all:#}\n")
     }

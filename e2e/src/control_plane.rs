@@ -25,17 +25,22 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts it with `config` and waits until it is ready to serve.
     pub async fn start(directory: &Path, config: Config) -> Result<ControlPlane> {
+        let control_plane = ControlPlane::launch(directory, config).await?;
+        control_plane.until_ready().await?;
+        Ok(control_plane)
+    }
+
+    /// Starts it with `config` and waits until it listens: it may have nothing to serve, or ask for certificates.
+    pub async fn launch(directory: &Path, config: Config) -> Result<ControlPlane> {
         write_config(directory, &config)?;
         let (process, addresses) = serve(directory).await?;
-        let control_plane = ControlPlane {
+        Ok(ControlPlane {
             directory: directory.to_owned(),
             config,
             process,
             registry: Registry::new(addresses.admin),
             addresses,
-        };
-        control_plane.until_ready().await?;
-        Ok(control_plane)
+        })
     }
 
     /// Where proxies connect.

@@ -19,6 +19,7 @@ pub mod dice;
 pub mod envoy;
 pub mod etcd;
 pub mod figures;
+pub mod grpc_client;
 pub mod history;
 pub mod load;
 pub mod mesh;

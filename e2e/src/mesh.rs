@@ -33,6 +33,9 @@ pub struct Builder {
     guard: Option<Value>,
     authority: Option<Value>,
     bare: bool,
+    on_demand: bool,
+    ttl_s: Option<Value>,
+    grpc: bool,
     envoys: Vec<Options>,
     upstreams: Vec<(String, usize)>,
 }
@@ -48,6 +51,9 @@ impl Builder {
             guard: None,
             authority: None,
             bare: false,
+            on_demand: false,
+            ttl_s: None,
+            grpc: false,
             envoys: vec![],
             upstreams: vec![],
         }
@@ -86,6 +92,24 @@ impl Builder {
     /// Without access log and explanations, for a measurement.
     pub fn bare(mut self) -> Builder {
         self.bare = true;
+        self
+    }
+
+    /// Has gateways ask for virtual hosts one by one.
+    pub fn on_demand(mut self) -> Builder {
+        self.on_demand = true;
+        self
+    }
+
+    /// Sets times to live, as the configuration file has them.
+    pub fn ttl_s(mut self, ttl_s: Value) -> Builder {
+        self.ttl_s = Some(ttl_s);
+        self
+    }
+
+    /// Serves gRPC clients without a proxy.
+    pub fn grpc_clients(mut self) -> Builder {
+        self.grpc = true;
         self
     }
 
@@ -128,6 +152,9 @@ impl Builder {
         }
         config.authority = self.authority;
         config.bare = self.bare;
+        config.on_demand = self.on_demand;
+        config.ttl_s = self.ttl_s;
+        config.grpc = self.grpc;
         let control_plane = ControlPlane::start(directory, config).await?;
         let mut mesh = Mesh {
             envoys: vec![],

@@ -27,6 +27,25 @@ pub fn etcd_tool(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The packages of Python's gRPC client.
+pub fn grpcio() -> Result<PathBuf> {
+    provisioned("TIDEGATE_GRPCIO", "target/tools/grpcio", "setup")
+}
+
+/// The packages of JavaScript's gRPC client.
+pub fn grpc_js() -> Result<PathBuf> {
+    provisioned(
+        "TIDEGATE_GRPC_JS",
+        "target/tools/grpc-js/node_modules",
+        "setup",
+    )
+}
+
+/// Node.js, which runs them.
+pub fn node() -> Result<PathBuf> {
+    provisioned("TIDEGATE_NODE", "target/tools/bin/node", "setup")
+}
+
 /// The go-control-plane server that `bench xds` measures beside ours, where it could be had.
 pub fn xds_peer() -> Option<PathBuf> {
     let path = workspace().join("target/tools/xds-peer/xds-peer");

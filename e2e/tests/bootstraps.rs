@@ -17,7 +17,18 @@ async fn envoy_takes_the_bootstraps_of_the_mesh() {
             .and_then(|bootstrap| bootstrap.node("one", "shanghai", "shanghai-a"))
             .and_then(|bootstrap| bootstrap.cluster_at("tidegate", loopback(18_000)))
             .unwrap();
-        for bootstrap in [bootstrap.clone(), bootstrap.state_of_the_world().unwrap()] {
+        let certificates = directory.path().join("certificates");
+        std::fs::create_dir_all(&certificates).unwrap();
+        for name in ["tls.crt", "tls.key", "ca.crt"] {
+            // They are not looked at before they are needed.
+            std::fs::write(certificates.join(name), "").unwrap();
+        }
+        let encrypted = bootstrap.clone().tls(directory.path(), &certificates);
+        for bootstrap in [
+            bootstrap.clone(),
+            bootstrap.state_of_the_world().unwrap(),
+            encrypted.unwrap(),
+        ] {
             envoy::validate(directory.path(), role, &bootstrap)
                 .await
                 .unwrap();

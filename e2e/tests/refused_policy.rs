@@ -20,9 +20,11 @@ use xds_server::ads::proxies::Proxies;
 use xds_server::ads::service::Ads;
 use xds_server::applied::{Applied, AppliedStatus};
 use xds_server::config::{Config as Parsed, Mesh};
+use xds_server::connections::Listener;
 use xds_server::metrics::Metrics;
 use xds_server::resource::{Kind, Resources};
 use xds_server::snapshot::{Snapshot, View};
+use xds_server::tls::Port;
 use xds_server::translate;
 use xds_server::transport::{self, Services};
 use xds_server::world::World;
@@ -45,7 +47,10 @@ impl Pulpit {
         let address = listener.local_addr()?;
         let applied = Applied::default();
         let others = Routes::new(xds_server::applied::service(applied.clone()));
-        let server = tokio::spawn(transport::serve(listener, Services { ads, others }));
+        let server = tokio::spawn(transport::serve(
+            Listener::plain(listener, Port::Xds),
+            Services { ads, others },
+        ));
         Ok(Pulpit {
             publisher,
             proxies,

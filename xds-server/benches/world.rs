@@ -1,6 +1,6 @@
 //! What a change costs before anything is sent, in worlds of a thousand to a hundred thousand instances.
 //!
-//! `cargo bench -p tidegate --bench world [-- --json]`. Times are CPU time of the one thread that does all the work: the median, and
+//! `cargo bench -p tidegate --bench world`. Times are CPU time of the one thread that does all the work: the median, and
 //! the 90th percentile, of changes to different services.
 //!
 //! * `world`: `World::apply` and `World::snapshot`.
@@ -30,12 +30,6 @@ const ROUNDS: usize = 100;
 const PATIENCE_US: f64 = 5e6;
 
 fn main() {
-    let json = std::env::args().any(|arg| arg == "--json");
-    if json {
-        let rows = SERVICES.map(|services| measure(services).json());
-        println!("{{{}}}", rows.join(", "));
-        return;
-    }
     println!("{}", Row::HEAD);
     for services in SERVICES {
         println!("{}", measure(services).line());
@@ -87,23 +81,6 @@ impl Row {
             spread(self.plan),
             spread(self.feed_change),
             spread(self.feed_plan),
-        )
-    }
-
-    fn json(&self) -> String {
-        let name = format!("world_{}k", self.instances / 1_000);
-        let us = [
-            ("change", self.change),
-            ("plan", self.plan),
-            ("feed_change", self.feed_change),
-            ("feed_plan", self.feed_plan),
-        ];
-        let us = us.map(|(what, spread)| format!("\"{name}_{what}_cpu_us\": {:.1}", spread.median));
-        format!(
-            "\"{name}_first_snapshot_s\": {:.3}, \"{name}_first_snapshot_mib\": {:.0}, {}",
-            self.first_s,
-            self.first_mb,
-            us.join(", ")
         )
     }
 }

@@ -1,6 +1,7 @@
 //! HTTP for people, probes, and instances that register.
 
 mod cells;
+mod doors;
 mod proxies;
 mod zones;
 
@@ -9,18 +10,20 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, Query, State},
+    extract::{Path, Query, State},
     http::{StatusCode, header},
+    middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
 use policy::{Class, Facts, Headers, Outcome, Plan, Policy, Presented, Rules};
 use prometheus_client::registry::Registry;
-use registry::record::{INSTANCES_PREFIX, Instance, InstanceKey, RECORD_BYTES_MAX};
+use registry::record::{INSTANCES_PREFIX, Instance, InstanceKey};
 use registry::store::{LeaseId, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    access::Gate,
     ads::proxies::Proxies,
     applied::Applied,
     authority::Authorities,
@@ -39,31 +42,37 @@ pub struct Admin {
     pub proxies: Proxies,
     pub applied: Applied,
     pub metrics: Arc<Registry>,
+    pub gate: Gate,
 }
 
+pub use doors::serve;
+
 impl Admin {
-    /// All routes.
+    /// All routes, behind the doors of those whom they are for. What probes ask is open to everybody.
     pub fn router(self) -> Router {
-        Router::new()
-            .route("/healthz", get(async || "alive\n"))
-            .route("/readyz", get(ready))
+        let shown = Router::new()
             .route("/metrics", get(metrics))
             .route("/v1/proxies", get(proxies::list))
             .route("/v1/views/{zone}", get(view))
+            // It changes nothing.
             .route("/v1/explain", post(explain))
             .route("/v1/zones", get(zones::list))
             .route("/v1/intents", get(zones::intents))
+            .route("/v1/cells", get(cells::list))
+            .route("/v1/operations", get(cells::operations))
+            .route("/v1/instances", get(instances))
+            .route_layer(from_fn_with_state(self.clone(), doors::readers));
+        let operated = Router::new()
             .route(
                 "/v1/intents/{zone}",
                 put(zones::want).delete(zones::release),
             )
             .route("/v1/failback/{zone}", post(zones::fail_back))
-            .route("/v1/cells", get(cells::list))
             .route("/v1/cells/{cell}/move", post(cells::shift))
             .route("/v1/cells/{cell}/override", post(cells::force))
-            .route("/v1/operations", get(cells::operations))
             .route("/v1/confirm", post(zones::confirm))
-            .route("/v1/instances", get(instances))
+            .route_layer(from_fn_with_state(self.clone(), doors::operators));
+        let registered = Router::new()
             .route(
                 "/v1/instances/{service}/{zone}/{instance}",
                 put(register).delete(deregister),
@@ -71,7 +80,14 @@ impl Admin {
             .route("/v1/leases", post(grant))
             .route("/v1/leases/{lease}", axum::routing::delete(revoke))
             .route("/v1/leases/{lease}/keepalive", post(keep_alive))
-            .layer(DefaultBodyLimit::max(RECORD_BYTES_MAX))
+            .route_layer(from_fn_with_state(self.clone(), doors::registrars));
+        Router::new()
+            .route("/healthz", get(async || "alive\n"))
+            .route("/readyz", get(ready))
+            .merge(shown)
+            .merge(operated)
+            .merge(registered)
+            .layer(from_fn(doors::receive))
             .with_state(self)
     }
 

@@ -1,10 +1,12 @@
 //! The control plane: health in a store -> weighted clusters per viewing zone -> LDS/RDS/CDS/EDS/ECDS.
 
+pub mod access;
 pub mod admin;
 pub mod ads;
 pub mod applied;
 pub mod authority;
 pub mod config;
+pub mod connections;
 pub mod feed;
 mod generated;
 pub mod last_good;
@@ -15,6 +17,7 @@ pub mod operate;
 pub mod reload;
 pub mod resource;
 pub mod snapshot;
+pub mod tls;
 pub mod translate;
 pub mod transport;
 pub mod world;

@@ -22,11 +22,13 @@ use tokio::{
 use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
-    admin::Admin,
+    access::Gate,
+    admin::{self, Admin},
     ads::{csds, proxies::Proxies, service::Ads},
     applied::{self, Applied},
     authority::{self, Authorities, Boottime},
-    config::{Config, StoreConfig},
+    config::{Config, Listen, PortConfig, StoreConfig},
+    connections::{Admission, Listener},
     feed::{self, Sources},
     last_good::{self, Keeper, LastGood},
     load_reports::{LoadReports, Loads},
@@ -34,6 +36,7 @@ use xds_server::{
     mode::Mode,
     operate::Operation,
     reload,
+    tls::{Acceptor, Port, Tls},
     transport::{self, Services},
 };
 
@@ -174,11 +177,10 @@ async fn serve(
     let zones = authority_zones(&config, zone)?;
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
-    let xds = listen("listen.xds", config.listen.xds).await?;
-    let admin = listen("listen.admin", config.listen.admin).await?;
-    let (xds_address, admin_address) = (xds.local_addr()?, admin.local_addr()?);
-
     let metrics = Metrics::default();
+    let ports = Ports::open(&config.listen, &metrics)?;
+    let (xds_address, admin_address) = ports.addresses()?;
+
     let (keeper, last_good) = open_state(config.state.as_deref(), &metrics)?;
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
@@ -189,6 +191,7 @@ async fn serve(
     let registry = Arc::new(registry);
     let xds_config = config.xds;
     let meshes = reload::follow(path, config, text, metrics.clone());
+    let gate = Gate::new(meshes.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -216,15 +219,16 @@ async fn serve(
             metrics: metrics.clone(),
         }),
     };
-    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics);
+    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics.clone());
     let load_reports = LoadReports::new(
         feed.snapshots.clone(),
         loads,
         xds_config.load_report_interval,
     );
     let applied = Applied::default();
-    let others = Routes::new(authority::service(authorities.clone()))
-        .add_service(load_reports.into_service())
+    let fence = authority::service(authorities.clone(), gate.clone(), metrics);
+    let others = Routes::new(fence)
+        .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(applied::service(applied.clone()))
         .add_service(csds::service(proxies.clone()));
     let router = Admin {
@@ -235,10 +239,12 @@ async fn serve(
         proxies,
         applied,
         metrics: registry,
+        gate: gate.clone(),
     }
     .router();
-    let xds_server = transport::serve(xds, Services { ads, others });
-    let admin_server = axum::serve(admin, router);
+    let ads = ads.behind(gate);
+    let xds_server = transport::serve(ports.xds, Services { ads, others });
+    let admin_server = admin::serve(ports.admin, router);
 
     info!(xds = %xds_address, admin = %admin_address, "listening");
     if let Some(file) = addresses_file {
@@ -249,7 +255,7 @@ async fn serve(
     let servers = async {
         tokio::select! {
             () = xds_server => Err(anyhow::anyhow!("the xDS server ended")),
-            ended = admin_server.into_future() => ended.context("the admin server ended"),
+            () = admin_server => Err(anyhow::anyhow!("the admin server ended")),
         }
     };
     tokio::pin!(servers);
@@ -386,21 +392,53 @@ fn open_state(
     Ok((keeper, last_good))
 }
 
+/// What is listened on.
+struct Ports {
+    xds: Listener,
+    admin: Listener,
+}
+
+impl Ports {
+    fn open(config: &Listen, metrics: &Metrics) -> anyhow::Result<Ports> {
+        let files = config.tls.clone();
+        let tls = files.map(|files| Tls::start(files, metrics.clone()));
+        let tls = tls.transpose()?;
+        let open = |port: Port, of: PortConfig| {
+            let (name, address) = (port.as_str(), of.address);
+            let tcp = listen(address);
+            let tcp = tcp.with_context(|| format!("listen.{name}: cannot listen on {address}"))?;
+            let tls = tls.as_ref().filter(|_| of.is_tls);
+            anyhow::Ok(Listener {
+                tcp,
+                port,
+                acceptor: tls.map_or_else(Acceptor::plain, |tls| tls.acceptor(port)),
+                admission: Admission::new(config.limits),
+                metrics: metrics.clone(),
+            })
+        };
+        Ok(Ports {
+            xds: open(Port::Xds, config.xds)?,
+            admin: open(Port::Admin, config.admin)?,
+        })
+    }
+
+    fn addresses(&self) -> std::io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.xds.tcp.local_addr()?, self.admin.tcp.local_addr()?))
+    }
+}
+
 /// Connections that may wait to be taken, as far as the kernel allows (`net.core.somaxconn`): after a restart all proxies
 /// come at once, and those that find no room wait for a second before they try again.
 const BACKLOG: u32 = 65_535;
 
-async fn listen(field: &'static str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listen = || {
-        let socket = match address {
-            SocketAddr::V4(_) => TcpSocket::new_v4(),
-            SocketAddr::V6(_) => TcpSocket::new_v6(),
-        }?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    listen().with_context(|| format!("{field}: cannot listen on {address}"))
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Each proxy is an open file. What the process may have is seldom what it begins with.

@@ -51,6 +51,28 @@ pub struct ZoneLabel {
     pub zone: String,
 }
 
+/// Labels of metrics by port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PortLabel {
+    /// `xds` or `admin`.
+    pub port: &'static str,
+}
+
+/// Labels of metrics by port and reason.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PortReasonLabel {
+    /// `xds` or `admin`.
+    pub port: &'static str,
+    pub reason: &'static str,
+}
+
+/// Labels of metrics by one of the files of `listen.tls`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FileLabel {
+    /// `cert` or `client_ca`.
+    pub file: &'static str,
+}
+
 /// Labels of metrics by cell.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CellLabel {
@@ -62,9 +84,15 @@ pub struct CellLabel {
 pub struct Metrics {
     pub xds_responses: Family<KindLabel, Counter>,
     pub xds_resources: Family<KindLabel, Counter>,
+    pub xds_renewals: Family<KindLabel, Counter>,
     pub xds_nacks: Family<KindLabel, Counter>,
     pub xds_streams: Gauge,
     pub streams_refused: Family<ReasonLabel, Counter>,
+    pub connections: Family<PortLabel, Gauge>,
+    pub connections_refused: Family<PortReasonLabel, Counter>,
+    pub tls_reloads: Family<ResultLabel, Counter>,
+    pub tls_current: Gauge,
+    pub tls_not_after: Family<FileLabel, Gauge>,
     pub records_rejected: Family<ReasonLabel, Counter>,
     pub records_unused: Gauge,
     pub instances: Gauge,
@@ -107,6 +135,11 @@ impl Metrics {
             m.xds_resources,
         );
         all.register(
+            "xds_renewals",
+            "Times to live renewed by heartbeats, by kind",
+            m.xds_renewals,
+        );
+        all.register(
             "xds_nacks",
             "Discovery responses that a proxy refused, by kind",
             m.xds_nacks,
@@ -116,6 +149,27 @@ impl Metrics {
             "xds_streams_refused",
             "xDS streams that were refused, by reason",
             m.streams_refused,
+        );
+        all.register("connections", "Open connections", m.connections);
+        all.register(
+            "connections_refused",
+            "Connections that were refused before anything was asked on them, by reason",
+            m.connections_refused,
+        );
+        all.register(
+            "tls_reloads",
+            "Changes of certificate, key or CA that were taken or refused",
+            m.tls_reloads,
+        );
+        all.register(
+            "tls_current",
+            "0 while certificate, key or CA are refused and older ones are in force; 0 without TLS, too",
+            m.tls_current,
+        );
+        all.register(
+            "tls_not_after_timestamp_seconds",
+            "When the certificate in force ends, and the first of the CA's, in seconds since 1970",
+            m.tls_not_after,
         );
         all.register(
             "records_rejected",

@@ -2,8 +2,9 @@
 
 mod proxies;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
+use agent::https;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
@@ -95,8 +96,22 @@ pub enum Operation {
 #[derive(Args)]
 pub struct OperatorArgs {
     /// The admin interface of the control plane.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:18001")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TIDEGATE_ADMIN",
+        default_value = "http://127.0.0.1:18001"
+    )]
     admin: String,
+    /// With https: the CA of the control plane's certificate (PEM).
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_CA")]
+    ca: Option<PathBuf>,
+    /// With https: your own certificate (PEM).
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_CERT", requires = "key")]
+    cert: Option<PathBuf>,
+    /// The key of that certificate (PEM).
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_KEY", requires = "cert")]
+    key: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -248,12 +263,24 @@ impl OperatorArgs {
         Ok(())
     }
 
+    fn connector(&self, uri: &Uri) -> anyhow::Result<https::Connector> {
+        let files = self.ca.clone().map(|ca| https::Files {
+            ca,
+            own: self.cert.clone().zip(self.key.clone()),
+        });
+        let is_https = uri.scheme_str() == Some("https");
+        if is_https && files.is_none() {
+            bail!("--ca: name the file with the CA of the control plane's certificate");
+        }
+        Ok(files.map_or_else(|| Ok(https::plain()), |files| https::connector(&files))?)
+    }
+
     async fn ask(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
         let uri = format!("{}{path}", self.admin.trim_end_matches('/'));
         let uri: Uri = uri.parse().with_context(|| format!("{uri:?} is no URL"))?;
         let request = Request::builder().method(method).uri(uri.clone());
         let request = request.body(Full::new(body))?;
-        let client = Client::builder(TokioExecutor::new()).build_http();
+        let client = Client::builder(TokioExecutor::new()).build(self.connector(&uri)?);
         let asked = async {
             let answer = client.request(request).await?;
             let status = answer.status();

@@ -157,13 +157,18 @@ impl Follower {
             return;
         }
         self.metrics.config_current.set(1);
+        let mut mesh = config.mesh;
+        if config.listen != self.fixed.0 {
+            // Rules are about what runs: those for TLS would refuse everybody who speaks plain text.
+            mesh.access = Arc::clone(&self.publisher.borrow().access);
+        }
         if (config.listen, config.store, config.state) != self.fixed {
             warn!(
-                "`listen`, `store` and `state` of the file are not what runs: they take effect after a restart"
+                "`listen`, `store` and `state` of the file are not what runs: they take effect after a restart, and with `listen` `access`"
             );
         }
-        info!(services = config.mesh.services.len(), "configuration taken");
-        self.publisher.send_replace(Arc::new(config.mesh));
+        info!(services = mesh.services.len(), "configuration taken");
+        self.publisher.send_replace(Arc::new(mesh));
     }
 }
 

@@ -1,12 +1,14 @@
 //! xDS resources: encoded once, immutable, with a version that follows from the content.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, num::NonZeroU32, sync::Arc};
 
 use bytes::Bytes;
-use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::google::protobuf::{Any, Duration};
 use prost::{
     Message, Name,
-    encoding::{WireType, encode_key, encode_varint, encoded_len_varint},
+    encoding::{
+        WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint,
+    },
 };
 
 /// The kinds of resources, **in the order in which they are sent**.
@@ -19,15 +21,17 @@ pub enum Kind {
     Endpoints,
     Listener,
     Routes,
+    VirtualHosts,
     FilterConfig,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] = [
+    pub const ALL: [Kind; 6] = [
         Kind::Cluster,
         Kind::Endpoints,
         Kind::Listener,
         Kind::Routes,
+        Kind::VirtualHosts,
         Kind::FilterConfig,
     ];
 
@@ -43,6 +47,7 @@ impl Kind {
             Kind::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Kind::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Kind::Routes => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Kind::VirtualHosts => "type.googleapis.com/envoy.config.route.v3.VirtualHost",
             Kind::FilterConfig => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
         }
     }
@@ -59,8 +64,20 @@ impl Kind {
             Kind::Endpoints => "eds",
             Kind::Listener => "lds",
             Kind::Routes => "rds",
+            Kind::VirtualHosts => "vhds",
             Kind::FilterConfig => "ecds",
         }
+    }
+
+    /// Whether there is such a thing in the state of the world.
+    pub const fn in_state_of_the_world(self) -> bool {
+        !matches!(self, Kind::VirtualHosts)
+    }
+
+    /// Whether resources of the kind may be given times to live in the state of the world. When those of endpoints or routes run
+    /// out there, Envoy 1.40 crashes.
+    pub const fn may_expire_in_state_of_the_world(self) -> bool {
+        !matches!(self, Kind::Endpoints | Kind::Routes)
     }
 
     /// Whether a state-of-the-world response must carry every resource of the kind: what is missing is gone.
@@ -104,20 +121,27 @@ impl fmt::Debug for Version {
 /// last holds the other variant's entry as its tail:
 ///
 /// ```text
-/// 12 len | 1a name | 0a version | 12 len | 0a type_url | 12 len | message
-/// ^ delta entry                 ^ entry of the state of the world ^ message
+/// 12 len | 1a name | 0a version | 32 len ttl | 12 len | 0a type_url | 12 len | message
+/// ^ delta entry                              ^ entry of the state of the world ^ message
+///        ^ contents of the `Resource` message
 /// ```
+///
+/// What is another for some clients, such as aliases, stands in front of a tail that is shared all the same.
 #[derive(Clone, Debug)]
 pub struct Resource {
     pub name: Arc<str>,
     pub version: Version,
     /// Requests that are sent here fail: endpoints of which none is healthy.
     pub dead_end: bool,
+    /// How long a client may keep it without hearing of it again, in seconds; none for ever.
+    pub ttl_s: Option<NonZeroU32>,
     digest: Digest,
     wire: Bytes,
     /// What follows: the pieces of a message that other resources share.
     rest: Arc<[Bytes]>,
-    /// Where the entry of the state of the world begins in `wire`.
+    /// Where the contents of the `Resource` message begin in `wire`.
+    contents_at: usize,
+    /// Where the entry of the state of the world begins.
     any_at: usize,
     /// Where the message itself begins.
     message_at: usize,
@@ -169,33 +193,49 @@ impl Resource {
         pieces: &[&[u8]],
         rest: Arc<[Bytes]>,
     ) -> Resource {
-        let rest_len: usize = rest.iter().map(Bytes::len).sum();
-        let message_len = rest_len + pieces.iter().map(|piece| piece.len()).sum::<usize>();
-        let version_text = version.to_string();
+        let pieces_len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        let message_len = pieces_len + total_len(&rest);
         let any_len = delimited_len(type_url.len()) + delimited_len(message_len);
-        let entry_len =
-            delimited_len(name.len()) + delimited_len(version_text.len()) + delimited_len(any_len);
-        let mut wire = Vec::with_capacity(delimited_len(entry_len) - rest_len);
-        begin(&mut wire, field::RESOURCES, entry_len);
-        put(&mut wire, field::RESOURCE_NAME, name.as_bytes());
-        put(&mut wire, field::RESOURCE_VERSION, version_text.as_bytes());
-        let any_at = wire.len();
-        begin(&mut wire, field::RESOURCE_BODY, any_len);
-        put(&mut wire, field::ANY_TYPE_URL, type_url.as_bytes());
-        begin(&mut wire, field::ANY_VALUE, message_len);
-        let message_at = wire.len();
+        let mut any = Vec::with_capacity(delimited_len(any_len) - total_len(&rest));
+        begin(&mut any, field::RESOURCE_BODY, any_len);
+        put(&mut any, field::ANY_TYPE_URL, type_url.as_bytes());
+        begin(&mut any, field::ANY_VALUE, message_len);
+        let message_at = any.len();
         for piece in pieces {
-            wire.extend_from_slice(piece);
+            any.extend_from_slice(piece);
         }
+        Resource::of_any(Arc::from(name), version, None, &any, message_at, rest)
+    }
+
+    /// `any` and `rest` are an entry of the state of the world, whose message begins at `message_at`.
+    fn of_any(
+        name: Arc<str>,
+        version: Version,
+        ttl_s: Option<NonZeroU32>,
+        any: &[u8],
+        message_at: usize,
+        rest: Arc<[Bytes]>,
+    ) -> Resource {
+        let mut head = Vec::new();
+        put_head(&mut head, &name, version, ttl_s);
+        let contents_len = head.len() + any.len() + total_len(&rest);
+        let mut wire = Vec::with_capacity(delimited_len(contents_len) - total_len(&rest));
+        begin(&mut wire, field::RESOURCES, contents_len);
+        let contents_at = wire.len();
+        wire.extend_from_slice(&head);
+        let any_at = wire.len();
+        wire.extend_from_slice(any);
         Resource {
-            digest: Digest::of(name, version),
-            name: Arc::from(name),
+            digest: Digest::of(&name, version),
+            name,
             version,
             dead_end: false,
+            ttl_s,
             wire: Bytes::from(wire),
             rest,
+            contents_at,
             any_at,
-            message_at,
+            message_at: any_at + message_at,
         }
     }
 
@@ -204,6 +244,21 @@ impl Resource {
         Resource {
             dead_end: true,
             ..self
+        }
+    }
+
+    /// The same with a time to live. It is another version, so that whoever has the resource without it is sent it again.
+    pub fn lasting(&self, ttl_s: NonZeroU32) -> Resource {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        hash.update(&self.version.0.to_le_bytes());
+        hash.update(&ttl_s.get().to_le_bytes());
+        let version = Version(hash.digest());
+        let (name, any) = (Arc::clone(&self.name), &self.wire[self.any_at..]);
+        let message_at = self.message_at - self.any_at;
+        let rest = Arc::clone(&self.rest);
+        Resource {
+            dead_end: self.dead_end,
+            ..Resource::of_any(name, version, Some(ttl_s), any, message_at, rest)
         }
     }
 
@@ -231,9 +286,89 @@ impl Resource {
         self.wire.clone()
     }
 
+    /// The same for a client that asked by other names, or knows no times to live: what stands before [`Resource::sotw_entry`].
+    pub fn delta_head(&self, aliases: &[Arc<str>]) -> Bytes {
+        let mut head = Vec::new();
+        put_head(&mut head, &self.name, self.version, None);
+        put_aliases(&mut head, aliases);
+        entry(&head, self.len_from(self.any_at))
+    }
+
+    /// An entry that only renews the time to live of what the client has.
+    pub fn heartbeat(&self) -> Bytes {
+        let mut contents = Vec::new();
+        put_head(&mut contents, &self.name, self.version, self.ttl_s);
+        entry(&contents, 0)
+    }
+
     /// An entry of `DiscoveryResponse.resources`, with its tag and length, but for its [rest](Resource::rest).
     pub fn sotw_entry(&self) -> Bytes {
         self.wire.slice(self.any_at..)
+    }
+
+    /// The same with the time to live, wrapped in a `Resource` message: what stands before [`Resource::contents`].
+    pub fn wrapped_head(&self) -> Bytes {
+        let contents_len = self.len_from(self.contents_at);
+        let mut head = Vec::new();
+        put(&mut head, field::ANY_TYPE_URL, WRAPPER_TYPE_URL.as_bytes());
+        begin(&mut head, field::ANY_VALUE, contents_len);
+        entry(&head, contents_len)
+    }
+
+    /// The `Resource` message, but for its [rest](Resource::rest).
+    pub fn contents(&self) -> Bytes {
+        self.wire.slice(self.contents_at..)
+    }
+
+    /// How long it is, with its rest, from a place in `wire`.
+    fn len_from(&self, at: usize) -> usize {
+        self.wire.len() - at + total_len(&self.rest)
+    }
+}
+
+/// An entry of `DeltaDiscoveryResponse.resources` that says that nothing goes by a name. For virtual hosts Envoy wants it so,
+/// not in `removed_resources`; see "Virtual Host Discovery Service".
+pub fn unresolved_entry(alias: &Arc<str>) -> Bytes {
+    let mut contents = Vec::new();
+    put(&mut contents, field::RESOURCE_NAME, alias.as_bytes());
+    put_aliases(&mut contents, std::slice::from_ref(alias));
+    entry(&contents, 0)
+}
+
+fn total_len(pieces: &[Bytes]) -> usize {
+    pieces.iter().map(Bytes::len).sum()
+}
+
+/// What wraps a resource in the state of the world, where it has a time to live.
+const WRAPPER_TYPE_URL: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
+
+/// An entry of `resources` but for its last `rest_len` bytes.
+fn entry(head: &[u8], rest_len: usize) -> Bytes {
+    let mut entry = Vec::with_capacity(delimited_len(head.len()));
+    begin(&mut entry, field::RESOURCES, head.len() + rest_len);
+    entry.extend_from_slice(head);
+    Bytes::from(entry)
+}
+
+fn put_head(into: &mut Vec<u8>, name: &str, version: Version, ttl_s: Option<NonZeroU32>) {
+    put(into, field::RESOURCE_NAME, name.as_bytes());
+    put(
+        into,
+        field::RESOURCE_VERSION,
+        version.to_string().as_bytes(),
+    );
+    if let Some(ttl_s) = ttl_s {
+        let ttl = Duration {
+            seconds: i64::from(ttl_s.get()),
+            nanos: 0,
+        };
+        put(into, field::RESOURCE_TTL, &ttl.encode_to_vec());
+    }
+}
+
+fn put_aliases(into: &mut Vec<u8>, aliases: &[Arc<str>]) {
+    for alias in aliases {
+        put(into, field::RESOURCE_ALIASES, alias.as_bytes());
     }
 }
 
@@ -250,6 +385,17 @@ impl Piece {
         let version = Version::of(&bytes);
         Piece { bytes, version }
     }
+
+    /// Of one that is a field with a message, that message.
+    pub fn message(&self) -> Piece {
+        let mut bytes = self.bytes.clone();
+        let begins = decode_key(&mut bytes).and_then(|_| decode_varint(&mut bytes));
+        debug_assert!(begins.is_ok(), "it is a field");
+        Piece {
+            bytes,
+            version: self.version,
+        }
+    }
 }
 
 /// The numbers of the fields in `envoy/service/discovery/v3/discovery.proto` and `google/protobuf/any.proto`.
@@ -258,6 +404,8 @@ mod field {
     pub(super) const RESOURCE_NAME: u32 = 3;
     pub(super) const RESOURCE_VERSION: u32 = 1;
     pub(super) const RESOURCE_BODY: u32 = 2;
+    pub(super) const RESOURCE_ALIASES: u32 = 4;
+    pub(super) const RESOURCE_TTL: u32 = 6;
     pub(super) const ANY_TYPE_URL: u32 = 1;
     pub(super) const ANY_VALUE: u32 = 2;
 }

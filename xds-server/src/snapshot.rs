@@ -17,10 +17,14 @@ pub enum Role {
     #[default]
     Gateway,
     Sidecar,
+    /// No proxy: a gRPC client that speaks xDS by itself.
+    Grpc,
 }
 
 impl Role {
-    pub const ALL: [Role; 2] = [Role::Gateway, Role::Sidecar];
+    pub const ALL: [Role; 3] = [Role::Gateway, Role::Sidecar, Role::Grpc];
+    /// Those with a filter, which alone admit writes.
+    pub const PROXIES: [Role; 2] = [Role::Gateway, Role::Sidecar];
 
     /// The role of this name.
     pub fn named(name: &str) -> Option<Role> {
@@ -31,6 +35,7 @@ impl Role {
         match self {
             Role::Gateway => "gateway",
             Role::Sidecar => "sidecar",
+            Role::Grpc => "grpc",
         }
     }
 }
@@ -111,6 +116,11 @@ impl View {
     pub fn of(&self, kind: Kind) -> &Resources {
         // `Kind::index` is a position in an array of that length.
         &self.resources[kind.index()]
+    }
+
+    /// Whether proxies ask for virtual hosts one by one.
+    pub fn is_on_demand(&self) -> bool {
+        !self.of(Kind::VirtualHosts).is_empty()
     }
 
     /// What the proxies' filters decide by.

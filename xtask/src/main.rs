@@ -36,7 +36,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Provision what is missing below target/tools: protoc, Envoy, etcd, docker-compose, and the Rust targets
+    /// Provision what is missing below target/tools: protoc, Envoy, etcd, docker-compose, gRPC clients, and the Rust targets
     Setup {
         /// Also what `cargo xtask bench` needs: wrk, h2load, and the server that `xds` is measured beside
         #[arg(long)]

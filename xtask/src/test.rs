@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::launch;
 use crate::run::{cargo, quiet, shown};
-use crate::setup::{self, Wanted};
+use crate::setup::{self, GrpcClient, Wanted};
 use crate::tree::Tree;
 
 struct Step {
@@ -23,7 +23,7 @@ enum Outcome {
     Skipped(String),
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step {
         name: "fmt",
         about: "the sources are formatted",
@@ -58,6 +58,11 @@ const STEPS: [Step; 9] = [
         name: "e2e",
         about: "scenarios with real Envoys and a real etcd",
         run: e2e,
+    },
+    Step {
+        name: "grpc",
+        about: "real gRPC clients without a proxy",
+        run: grpc,
     },
     Step {
         name: "compose",
@@ -216,8 +221,46 @@ fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
             "--no-fail-fast",
             "--",
             "--test-threads=1",
+            // They are a step of their own, for the clients may not be had.
+            "--skip",
+            "real_clients::",
         ],
     )))
+}
+
+fn grpc(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
+    let clients = GrpcClient::ALL.into_iter();
+    let (here, missing): (Vec<_>, Vec<_>) = clients.partition(|client| client.is_here(tree));
+    let missing: Vec<_> = missing.into_iter().map(GrpcClient::module).collect();
+    if here.is_empty() {
+        let why = "neither grpcio nor @grpc/grpc-js-xds here, and none to be had";
+        return Ok(Outcome::Skipped(why.to_owned()));
+    }
+    launch::wasm(tree)?;
+    let mut build = vec!["build"];
+    build.extend(launch::E2E);
+    shown(&mut cargo(tree, &build))?;
+    let arguments = [
+        "test",
+        "-p",
+        "e2e",
+        "--test",
+        "grpc_clients",
+        "--no-fail-fast",
+    ];
+    let mut test = cargo(tree, &arguments);
+    test.args(["--", "--test-threads=1"]);
+    for module in &missing {
+        test.arg("--skip").arg(format!("real_clients::{module}::"));
+    }
+    counts.add(&mut test)?;
+    Ok(match missing.as_slice() {
+        [] => Outcome::Passed,
+        missing => Outcome::Skipped(format!(
+            "not with {}, which is not to be had; the rest passed",
+            missing.join(", ")
+        )),
+    })
 }
 
 fn compose(tree: &Tree, _: &mut Counts) -> Result<Outcome> {

@@ -15,8 +15,8 @@ use serde_saphyr::Spanned;
 
 use super::raw::{RawConfig, RawExpect, RawHttp, RawInstance, RawProbe, RawRegistry, RawStore};
 use super::{
-    Config, ConfigError, GrpcOptions, HttpOptions, InstanceConfig, PROBE_TIMEOUT_MAX, ProbeKind,
-    RegistryConfig,
+    Config, ConfigError, Files, GrpcOptions, HttpOptions, InstanceConfig, PROBE_TIMEOUT_MAX,
+    ProbeKind, RegistryConfig,
 };
 use crate::health::Thresholds;
 use crate::prober::Pace;
@@ -86,14 +86,24 @@ impl Door<'_> {
     ) -> Result<RegistryConfig, ConfigError> {
         match (store, registry) {
             (Some(RawStore::Etcd { endpoints }), None) => {
-                self.check_addresses("store.etcd.endpoints", &endpoints, "2379")?;
+                self.check_addresses("store.etcd.endpoints", &endpoints, "http://127.0.0.1:2379")?;
                 Ok(RegistryConfig::Etcd(endpoints.value))
             }
-            (None, Some(RawRegistry::Http(bases))) => {
-                self.check_addresses("registry.http", &bases, "18001")?;
-                let bases = bases.value.iter();
+            (None, Some(RawRegistry { http, tls })) => {
+                let example = match tls {
+                    None => "http://127.0.0.1:18001",
+                    Some(_) => "https://tidegate:18001",
+                };
+                self.check_addresses("registry.http", &http, example)?;
+                let bases = http.value.iter();
                 let bases = bases.map(|base| base.trim_end_matches('/').to_owned());
-                Ok(RegistryConfig::Http(bases.collect()))
+                Ok(RegistryConfig::Http {
+                    bases: bases.collect(),
+                    tls: tls.map(|Spanned { value: raw, .. }| Files {
+                        ca: raw.ca,
+                        own: Some((raw.cert, raw.key)),
+                    }),
+                })
             }
             _ => Err(ConfigError {
                 file: self.file.to_owned(),
@@ -110,16 +120,21 @@ impl Door<'_> {
         &self,
         field: &str,
         at: &Spanned<Vec<String>>,
-        port: &str,
+        example: &str,
     ) -> Result<(), ConfigError> {
+        let scheme = example.split(':').next();
         if at.value.is_empty() {
-            let message = format!("empty: name at least one address, like http://127.0.0.1:{port}");
+            let message = format!("empty: name at least one address, like {example}");
             return Err(self.error(at, field, message));
         }
         for address in &at.value {
-            let uri = http_uri(address).filter(|uri| matches!(uri.path(), "" | "/"));
+            let uri = (address.parse::<Uri>().ok())
+                .filter(|uri| {
+                    uri.scheme_str() == scheme && uri.host().is_some_and(|h| !h.is_empty())
+                })
+                .filter(|uri| matches!(uri.path(), "" | "/"));
             if uri.is_none() {
-                let message = format!("{address:?}: an address is like http://127.0.0.1:{port}");
+                let message = format!("{address:?}: an address is like {example}");
                 return Err(self.error(at, field, message));
             }
         }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use hyper::Uri;
 use registry::record::{Instance, InstanceKey};
 
+pub use crate::https::Files;
 pub use crate::probe::{GrpcOptions, HttpOptions};
 use crate::prober::Pace;
 
@@ -42,8 +43,12 @@ pub struct Config {
 pub enum RegistryConfig {
     /// `http://host:port` of etcd's members.
     Etcd(Vec<String>),
-    /// `http://host:port` of control planes' admin interfaces.
-    Http(Vec<String>),
+    /// Control planes' admin interfaces.
+    Http {
+        /// `http://host:port`, or `https://host:port` where there is `tls`.
+        bases: Vec<String>,
+        tls: Option<Files>,
+    },
 }
 
 /// One instance to probe and register.

@@ -69,7 +69,24 @@ fn a_good_configuration_is_taken() {
     );
     let config = Config::parse("agent.yaml", &text).expect("a good configuration");
     let bases = vec!["http://127.0.0.1:18001".to_owned()];
-    assert_eq!(config.registry, RegistryConfig::Http(bases));
+    let http = RegistryConfig::Http { bases, tls: None };
+    assert_eq!(config.registry, http);
+    let https =
+        "registry: {http: ['https://tidegate:18001'], tls: {ca: ca.pem, cert: c.pem, key: k.pem}}";
+    let text = GOOD.replacen(
+        "store: {etcd: {endpoints: ['http://127.0.0.1:2379']}}",
+        https,
+        1,
+    );
+    let config = Config::parse("agent.yaml", &text).expect("a good configuration");
+    let https = RegistryConfig::Http {
+        bases: vec!["https://tidegate:18001".to_owned()],
+        tls: Some(Files {
+            ca: "ca.pem".into(),
+            own: Some(("c.pem".into(), "k.pem".into())),
+        }),
+    };
+    assert_eq!(config.registry, https);
     let text = GOOD.replacen("'200-299, 304'", "204", 1);
     Config::parse("agent.yaml", &text).expect("a status alone");
 }

@@ -14,8 +14,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::renewing::Renewing;
 use super::target::{Lease, Stored, Target, TargetError, Version};
-use crate::http::{Client, Failure};
+use crate::http::Failure;
+use crate::https::{Files, HttpsError};
 
 /// How long one control plane has for one answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(1000);
@@ -25,8 +27,8 @@ const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// The control plane, at one address or several.
 pub struct HttpTarget {
-    client: Client,
-    /// `http://host:port`, without a path.
+    client: Renewing,
+    /// `http://host:port` or `https://host:port`, without a path.
     bases: Vec<String>,
     /// Index of the one to ask first: it moves on when that one fails.
     preferred: AtomicUsize,
@@ -46,8 +48,17 @@ struct Listed {
 impl HttpTarget {
     /// `bases` are `http://host:port`, the preferred first.
     pub fn new(bases: Vec<String>) -> HttpTarget {
+        HttpTarget::over(Renewing::plain(), bases)
+    }
+
+    /// `bases` are `https://host:port`, the preferred first. The files are looked at again from time to time.
+    pub fn with_tls(bases: Vec<String>, files: Files) -> Result<HttpTarget, HttpsError> {
+        Ok(HttpTarget::over(Renewing::start(files)?, bases))
+    }
+
+    fn over(client: Renewing, bases: Vec<String>) -> HttpTarget {
         HttpTarget {
-            client: Client::new(),
+            client,
             bases,
             preferred: AtomicUsize::new(0),
         }
@@ -82,7 +93,8 @@ impl HttpTarget {
         let base = self.bases.get(at).map_or("", String::as_str);
         let uri = format!("{base}{path}").parse::<Uri>();
         let uri = uri.map_err(|error| TargetError::Refused(format!("{base}: {error}")))?;
-        let sent = self.client.send(
+        let client = self.client.current();
+        let sent = client.send(
             method,
             uri,
             body.to_vec(),

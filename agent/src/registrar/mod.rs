@@ -14,6 +14,7 @@ mod http;
 mod keeper;
 mod outage;
 mod records;
+mod renewing;
 mod target;
 
 use std::collections::BTreeMap;

@@ -260,7 +260,11 @@ fn start_control_plane(
     let named = ZONES.map(|(name, region)| json!({ "name": name, "region": region }));
     let listener = json!({ "address": "0.0.0.0", "port": GATEWAY_PORT, "access_log": "" });
     let mut config = json!({
-        "listen": { "xds": address(at, XDS_PORT), "admin": address(at, ADMIN_PORT) },
+        "listen": {
+            "xds": address(at, XDS_PORT),
+            "admin": address(at, ADMIN_PORT),
+            "plaintext": ["xds", "admin"],
+        },
         "store": { "etcd": { "endpoints": etcd_endpoints(at) } },
         "state": { "path": directory.join("state") },
         "filter": { "path": paths::filter()? },

@@ -253,12 +253,19 @@ struct OrdersService(Arc<Shared>);
 
 impl OrdersService {
     fn reply(&self, id: String, metadata: &MetadataMap) -> tonic::Response<OrderReply> {
-        tonic::Response::new(OrderReply {
+        let instance = self.0.name.instance.clone();
+        let named = instance.parse();
+        let mut response = tonic::Response::new(OrderReply {
             id,
             zone: self.0.name.zone.clone(),
-            instance: self.0.name.instance.clone(),
+            instance,
             headers: as_text(&metadata.clone().into_headers()),
-        })
+        });
+        // For clients that know nothing of the message.
+        if let Ok(name) = named {
+            response.metadata_mut().insert("x-instance", name);
+        }
+        response
     }
 }
 

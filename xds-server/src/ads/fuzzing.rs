@@ -4,7 +4,10 @@
 //! stream, and the encoding of responses. Some steps are raw bytes; others make well-formed requests, since a fuzzer would
 //! take ages to find by itself the nonce that acknowledges a response.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    num::NonZeroU32,
+    sync::{Arc, LazyLock},
+};
 
 use bytes::{Buf, Bytes};
 use envoy_types::pb::{
@@ -36,8 +39,17 @@ use crate::{
     transport::{Messages, PREFIX_BYTES},
 };
 
-/// Names that well-formed requests choose from. Some exist in some views, one never does.
-const NAMES: [&str; 8] = ["*", "a", "b", "c", "d", "table", "filter", "nowhere"];
+/// Names that well-formed requests choose from. Some exist in some views; one is a host as a request may spell it.
+const NAMES: [&str; 8] = [
+    "*",
+    "a",
+    "b",
+    "c",
+    "table",
+    "filter",
+    "table/a",
+    "table/x.C:8",
+];
 /// The longest message of a script: long ones find nothing that short ones do not.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 /// Responses that one step may bring: one of each kind.
@@ -67,11 +79,14 @@ fn view(content: &str, clusters: &[&str], needed: &[&str]) -> Arc<View> {
         if kind == Kind::Endpoints && content == "dead" {
             resource = resource.into_dead_end();
         }
+        let resource = resource.lasting(NonZeroU32::MIN);
         resources[kind.index()].insert(Arc::from(name), Arc::new(resource));
     };
     for name in clusters {
         add(Kind::Cluster, name, content);
         add(Kind::Endpoints, name, content);
+        add(Kind::VirtualHosts, &format!("table/{name}"), content);
+        add(Kind::VirtualHosts, &format!("table/*.{name}"), content);
     }
     add(Kind::Listener, "ingress", content);
     add(Kind::Routes, "table", &needed.concat());
@@ -151,8 +166,14 @@ impl Client for Delta {
 
     fn check(message: &[u8], meant: &Outgoing) {
         let response = DeltaDiscoveryResponse::decode(message).expect("a response");
-        assert_eq!(response.resources.len(), meant.resources.len());
+        let count = meant.resources.len() + meant.renewed.len() + meant.unresolved.len();
+        assert_eq!(response.resources.len(), count);
         assert_eq!(response.removed_resources.len(), meant.removed.len());
+        let mut names = response.removed_resources;
+        names.extend(response.resources.into_iter().map(|resource| resource.name));
+        names.sort();
+        let twice = names.windows(2).find(|pair| pair[0] == pair[1]);
+        assert_eq!(twice, None, "a name twice");
         assert_eq!(response.nonce, meant.nonce.to_string());
     }
 }
@@ -207,7 +228,7 @@ impl<'s, W: Client> Player<'s, W> {
         Player {
             script,
             messages: Messages::new(MESSAGE_BYTES_MAX),
-            stream: Stream::new(W::VARIANT, Arc::clone(&VIEWS[0])),
+            stream: Stream::new(W::VARIANT, Arc::clone(&VIEWS[0])).with_ttl(),
             snapshot: Snapshot::new(1, views, Arc::default()),
             unanswered: [None; Kind::ALL.len()],
             wire: std::marker::PhantomData,
@@ -216,7 +237,11 @@ impl<'s, W: Client> Player<'s, W> {
 
     fn play(mut self) {
         while !self.script.0.is_empty() {
-            match self.script.byte() % 4 {
+            match self.script.byte() % 5 {
+                4 => {
+                    let kind = Kind::ALL[usize::from(self.script.byte()) % Kind::ALL.len()];
+                    self.stream.renew(kind);
+                }
                 0 => {
                     let bytes = self.script.bytes();
                     self.messages.push(Bytes::copy_from_slice(bytes));
@@ -243,7 +268,7 @@ impl<'s, W: Client> Player<'s, W> {
                 return Err(tonic::Status::invalid_argument(""));
             };
             // What it says does not matter, only that it can be said.
-            let _ = Proxy::introduce(W::node(&request), &self.snapshot);
+            let _ = Proxy::introduce(W::node(&request), &self.snapshot, |_, _| Ok(()));
             self.take(&request);
         }
         Ok(())

@@ -11,6 +11,7 @@ mod delta;
 pub mod fuzzing;
 pub(crate) mod node;
 pub mod proxies;
+mod renewals;
 mod response;
 pub mod service;
 mod session;

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::{delta::Delta, proxies::Proxies, session::Session, sotw::Sotw, stream::Variant};
 use crate::{
+    access::{Caller, Gate},
     metrics::Metrics,
     resource::Kind,
     snapshot::Snapshot,
@@ -65,6 +66,9 @@ impl DiscoveryMethod {
                 (Scope::Only(Kind::Routes), StateOfTheWorld)
             }
             ("route.v3.RouteDiscoveryService", "DeltaRoutes") => (Scope::Only(Kind::Routes), Delta),
+            ("route.v3.VirtualHostDiscoveryService", "DeltaVirtualHosts") => {
+                (Scope::Only(Kind::VirtualHosts), Delta)
+            }
             ("extension.v3.ExtensionConfigDiscoveryService", "StreamExtensionConfigs") => {
                 (Scope::Only(Kind::FilterConfig), StateOfTheWorld)
             }
@@ -83,6 +87,7 @@ pub struct Ads {
     pub(super) snapshots: Snapshots,
     pub(super) proxies: Proxies,
     pub(super) metrics: Metrics,
+    pub(super) gate: Gate,
 }
 
 impl Ads {
@@ -91,7 +96,13 @@ impl Ads {
             snapshots,
             proxies,
             metrics,
+            gate: Gate::default(),
         }
+    }
+
+    /// With rules for who may ask for what; without them everybody may.
+    pub fn behind(self, gate: Gate) -> Ads {
+        Ads { gate, ..self }
     }
 
     /// The method at a request's path, if it is one of discovery.
@@ -103,6 +114,7 @@ impl Ads {
     pub(crate) fn serve(
         &self,
         method: DiscoveryMethod,
+        caller: Caller,
         requests: Incoming,
         responses: Outgoing,
     ) -> impl Future<Output = ()> + Send + use<> {
@@ -110,10 +122,10 @@ impl Ads {
         async move {
             match method.variant {
                 Variant::Delta => {
-                    Session::<Delta>::run(ads, method.scope, requests, responses).await
+                    Session::<Delta>::run(ads, method.scope, caller, requests, responses).await
                 }
                 Variant::StateOfTheWorld => {
-                    Session::<Sotw>::run(ads, method.scope, requests, responses).await;
+                    Session::<Sotw>::run(ads, method.scope, caller, requests, responses).await;
                 }
             }
         }

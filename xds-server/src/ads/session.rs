@@ -11,12 +11,14 @@ use tracing::{debug, info, warn};
 use super::{
     node::{InvalidNode, Proxy},
     proxies::Entry,
+    renewals::Renewals,
     response::{self, TooLong},
     service::{Ads, Scope},
-    stream::{Answer, StaleNonce, Stream},
+    stream::{Answer, StaleNonce, Stream, Variant},
     wire::Wire,
 };
 use crate::{
+    access::Caller,
     metrics::{KindLabel, Metrics, ReasonLabel},
     resource::Kind,
     snapshot::Snapshot,
@@ -81,10 +83,11 @@ impl<W: Wire> Session<W> {
     pub(super) async fn run(
         ads: Ads,
         scope: Scope,
+        caller: Caller,
         mut requests: Incoming,
         mut responses: Outgoing,
     ) {
-        let end = Session::<W>::begin(ads, scope, &mut requests, &mut responses).await;
+        let end = Session::<W>::begin(ads, scope, caller, &mut requests, &mut responses).await;
         if let End::Status(status) = end {
             // It fails only if the client is gone already.
             let _ = responses.finish(&status);
@@ -94,6 +97,7 @@ impl<W: Wire> Session<W> {
     async fn begin(
         mut ads: Ads,
         scope: Scope,
+        caller: Caller,
         requests: &mut Incoming,
         responses: &mut Outgoing,
     ) -> End {
@@ -114,15 +118,23 @@ impl<W: Wire> Session<W> {
             Ok(snapshot) => snapshot.clone().unwrap_or_default(),
             Err(_) => return End::Quiet,
         };
-        let proxy = match Proxy::introduce(W::node(&first), &snapshot) {
+        let rules = ads.gate.rules();
+        let permits = |zone: &str, role| rules.view(&caller, zone, role);
+        let proxy = match Proxy::introduce(W::node(&first), &snapshot, permits) {
             Ok(proxy) => proxy,
-            Err(error) => return refusal(&ads.metrics, &error).into(),
+            Err(error) => return refusal(&ads.metrics, error).into(),
         };
         let Some(view) = snapshot.view(&proxy.view) else {
             return End::Quiet;
         };
+        if let Err(error) = proxy.can_use(view, W::VARIANT) {
+            return refusal(&ads.metrics, error).into();
+        }
         info!(node = proxy.id, zone = %proxy.view.zone, variant = ?W::VARIANT, ?scope, "proxy connected");
-        let stream = Stream::new(W::VARIANT, Arc::clone(view));
+        let mut stream = Stream::new(W::VARIANT, Arc::clone(view));
+        if proxy.understands_ttl(W::VARIANT) {
+            stream = stream.with_ttl();
+        }
         // Not kept while the stream lasts.
         drop(snapshot);
         let entry = ads.proxies.enter(proxy, W::VARIANT, stream);
@@ -147,10 +159,13 @@ impl<W: Wire> Session<W> {
         requests: &mut Incoming,
         responses: &mut Outgoing,
     ) -> Result<std::convert::Infallible, End> {
+        let mut renewals = Renewals::default();
         // Ends with the stream.
         loop {
             self.send_due(responses)?;
+            renewals.follow(&self.connected.entry.stream());
             tokio::select! {
+                () = renewals.due() => renewals.begin(&mut self.connected.entry.stream()),
                 request = requests.next() => {
                     let request = request?.ok_or(End::Quiet)?;
                     self.take(&decode::<W>(request)?)?;
@@ -174,7 +189,7 @@ impl<W: Wire> Session<W> {
             None if turned => warn!(
                 node = proxy.id,
                 zone = %proxy.view.zone,
-                "the zone was taken out of the configuration: this proxy keeps its last state and learns nothing more"
+                "the zone was taken out of the configuration, or its gRPC clients are no longer served: this proxy keeps its last state and learns nothing more"
             ),
             None => {}
         }
@@ -219,7 +234,11 @@ impl<W: Wire> Session<W> {
     /// What a request is about; none for a type that is not served. On a separate service the type goes without saying.
     fn kind(&self, type_url: &str) -> Result<Option<Kind>, Status> {
         match self.scope {
-            Scope::Everything => Ok(Kind::of_type_url(type_url)),
+            Scope::Everything => {
+                let in_sotw = |kind: &Kind| kind.in_state_of_the_world();
+                Ok(Kind::of_type_url(type_url)
+                    .filter(|kind| W::VARIANT == Variant::Delta || in_sotw(kind)))
+            }
             Scope::Only(kind) if type_url.is_empty() || type_url == kind.type_url() => {
                 Ok(Some(kind))
             }
@@ -243,6 +262,9 @@ impl<W: Wire> Session<W> {
             let resources = metrics.xds_resources.get_or_create(&label);
             resources.inc_by(outgoing.resources.len() as u64);
             drop(resources);
+            let renewed = metrics.xds_renewals.get_or_create(&label);
+            renewed.inc_by(outgoing.renewed.len() as u64);
+            drop(renewed);
             let frame = response::encode(W::VARIANT, &outgoing).map_err(|TooLong| {
                 Status::resource_exhausted(format!("all of {kind} do not fit into one message"))
             })?;
@@ -257,14 +279,17 @@ fn decode<W: Wire>(message: Bytes) -> Result<W::Request, Status> {
         .map_err(|error| Status::invalid_argument(format!("not a discovery request: {error}")))
 }
 
-fn refusal(metrics: &Metrics, error: &InvalidNode) -> Status {
+fn refusal(metrics: &Metrics, error: InvalidNode) -> Status {
     warn!(%error, "stream refused");
     let reason = match error {
         InvalidNode::Missing => "no_node",
         InvalidNode::UnknownZone { .. } => "unknown_zone",
         InvalidNode::UnknownRole { .. } => "unknown_role",
+        InvalidNode::OnDemand { .. } => "on_demand",
+        InvalidNode::NotPermitted { .. } => "not_permitted",
+        InvalidNode::GrpcNotServed { .. } => "grpc_not_served",
     };
     let label = ReasonLabel { reason };
     metrics.streams_refused.get_or_create(&label).inc();
-    Status::invalid_argument(error.to_string())
+    error.into()
 }

@@ -7,15 +7,22 @@
 //! acknowledged: Envoy asks for the endpoints of a cluster only once it has taken the cluster, so that is the proof that it
 //! can use it. Clusters go last, when routes and policy that no longer use them are acknowledged, and so do the last healthy
 //! endpoints of a cluster: until then requests may still be sent there.
+//!
+//! **Times to live.** [`Stream::renew`] has the next response tell the client that what it has is still good. Delta has heartbeats
+//! for that, which carry no resource. In the state of the world the resources are sent again: Envoy 1.40 there takes no
+//! heartbeats into account, and a response of nothing but these for no clusters at all.
 
-use std::{cell::LazyCell, collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc};
 
+mod due;
+mod hosts;
 mod subscription;
 
 use crate::{
     resource::{Digest, Kind, Resource, Version},
     snapshot::View,
 };
+use due::Due;
 use subscription::{Held, Subscription, What, shared_name};
 
 /// Which of the two protocol variants a stream speaks.
@@ -36,6 +43,14 @@ pub struct Outgoing {
     pub resources: Vec<Arc<Resource>>,
     /// Names that do not exist (any more). In the state of the world their absence says it.
     pub removed: Vec<Arc<str>>,
+    /// What the client called a resource that is sent, where that is not its name: the resource's position, and the aliases.
+    pub aliases: Vec<(usize, Vec<Arc<str>>)>,
+    /// Aliases of virtual hosts that do not exist.
+    pub unresolved: Vec<Arc<str>>,
+    /// Resources that the client has, whose times to live are renewed.
+    pub renewed: Vec<Arc<Resource>>,
+    /// The client understands times to live.
+    pub with_ttl: bool,
 }
 
 /// A client's refusal of a response.
@@ -76,6 +91,8 @@ struct InFlight {
     /// What was sent, and what the client had before, which it keeps if it refuses. Without removals: a client has no way
     /// to keep what is gone.
     changes: Vec<(Arc<str>, Option<Held>)>,
+    /// Renewed without being sent.
+    renewed: Vec<Arc<str>>,
 }
 
 /// One stream.
@@ -85,6 +102,7 @@ pub struct Stream {
     view: Arc<View>,
     kinds: [Subscription; Kind::ALL.len()],
     last_nonce: u64,
+    with_ttl: bool,
 }
 
 impl Stream {
@@ -95,6 +113,15 @@ impl Stream {
             view,
             kinds: Default::default(),
             last_nonce: 0,
+            with_ttl: false,
+        }
+    }
+
+    /// The same, whose client understands times to live.
+    pub fn with_ttl(self) -> Stream {
+        Stream {
+            with_ttl: true,
+            ..self
         }
     }
 
@@ -102,7 +129,14 @@ impl Stream {
     pub fn set_view(&mut self, view: Arc<View>) {
         for kind in Kind::ALL {
             let changed = view.changes_since(&self.view, kind);
-            self.kinds[kind.index()].changed(&changed, view.of(kind));
+            let (before, offered) = (self.view.of(kind), view.of(kind));
+            let subscription = &mut self.kinds[kind.index()];
+            subscription.changed(&changed, offered);
+            let comes_or_goes =
+                |name: &Arc<str>| before.contains_key(name) != offered.contains_key(name);
+            if kind == Kind::VirtualHosts && changed.iter().any(comes_or_goes) {
+                subscription.review_hosts(offered);
+            }
         }
         self.view = view;
     }
@@ -131,6 +165,10 @@ impl Stream {
             }
             return Ok(Answer::Accepted);
         };
+        // Perhaps a heartbeat of what has expired meanwhile, since the control plane was held up for too long.
+        for name in in_flight.renewed {
+            subscription.say_again(&name);
+        }
         // Envoy takes the good resources of a response and names the bad ones in its message. Nothing in the protocol but
         // that text tells them apart; where no name is found in it, all of them count as refused.
         let named = |name: &Arc<str>| mentions(message, name);
@@ -180,6 +218,17 @@ impl Stream {
         let subscription = &mut self.kinds[kind.index()];
         let first = !subscription.subscribed;
         subscription.subscribed = true;
+        if kind == Kind::VirtualHosts {
+            subscription.ask_for_hosts(view, subscribe, unsubscribe);
+            subscription.awaits_answer |= first && subscription.hosts.len() == 0;
+            for (name, version) in initial {
+                let name = shared_name(view, kind, name);
+                if subscription.brings_host(&name) {
+                    subscription.bring(name, version);
+                }
+            }
+            return;
+        }
         let mut wants_all = false;
         for name in subscribe {
             subscription.named = true;
@@ -216,13 +265,7 @@ impl Stream {
         subscription.awaits_answer |= first && wants_all;
         for (name, version) in initial {
             subscription.awaits_answer = false;
-            let name = shared_name(view, kind, name);
-            let held = Held {
-                what: What::Known(version),
-                acked: true,
-            };
-            subscription.pending.insert(Arc::clone(&name));
-            subscription.hold(name, held);
+            subscription.bring(shared_name(view, kind, name), version);
         }
         if wants_all {
             subscription.want_all(offered);
@@ -299,122 +342,79 @@ impl Stream {
         let subscription = &mut self.kinds[kind.index()];
         for name in &due.over {
             subscription.pending.remove(name);
+            subscription.hosts.failed(name);
         }
-        if due.updates.is_empty() && due.removed.is_empty() && !subscription.awaits_answer {
+        let nothing = due.updates.is_empty()
+            && due.removed.is_empty()
+            && subscription.hosts.unresolved.is_empty()
+            && !subscription.awaits_answer;
+        if nothing && !subscription.renewal {
             return None;
         }
-        Some(self.send(kind, due.updates, due.removed))
-    }
-
-    /// Whether resources of `kind` may change now: see "make before break".
-    fn may_update(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Cluster | Kind::Endpoints | Kind::Listener => true,
-            Kind::Routes | Kind::FilterConfig => {
-                // A client that does not take all clusters looks after itself: it asks for those that its routes name.
-                let takes_clusters = self.kinds[Kind::Cluster.index()].wildcard;
-                let confirmed = |kind: Kind, name| {
-                    let held = self.kinds[kind.index()].held().get(name);
-                    held.is_some_and(|held| held.acked && held.version().is_some())
-                };
-                // An aggregate cluster has no endpoints of its own; those of its members are needed, too.
-                let endpoints = self.view.of(Kind::Endpoints);
-                let warm = |name| {
-                    confirmed(Kind::Cluster, name)
-                        && (!endpoints.contains_key(name) || confirmed(Kind::Endpoints, name))
-                };
-                !takes_clusters || self.view.needed().iter().all(warm)
-            }
+        let renewed = self.renewed(kind);
+        if nothing && renewed.is_empty() {
+            return None;
         }
+        Some(self.send(kind, due, renewed))
     }
 
-    /// Whether clusters may go: whatever could still send requests to them is gone.
-    fn may_remove(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Listener | Kind::Routes | Kind::FilterConfig => true,
-            Kind::Cluster | Kind::Endpoints => self.has_moved(|_, _| false),
-        }
+    /// How long clients may keep resources of a kind without hearing of them again, in seconds; none for ever, or where this one
+    /// knows nothing of that.
+    pub fn ttl_s(&self, kind: Kind) -> Option<NonZeroU32> {
+        // It is configured by kind.
+        let (_, any) = self
+            .view
+            .of(kind)
+            .get_min()
+            .filter(|_| self.tells_ttl(kind))?;
+        any.ttl_s
     }
 
-    /// Whether an update may be sent. What makes endpoints a dead end waits until routes and policy that avoid them are in
-    /// force, or were refused: nothing is gained by waiting for those.
-    fn is_timely(&self, subscription: &Subscription, resource: &Resource) -> bool {
-        !resource.dead_end
-            || !subscription.held().contains_key(&resource.name)
-            || subscription.has(resource)
-            || self.has_moved(Subscription::refuses)
+    fn tells_ttl(&self, kind: Kind) -> bool {
+        let delta = self.variant == Variant::Delta;
+        self.with_ttl && (delta || kind.may_expire_in_state_of_the_world())
     }
 
-    /// Whether the client has acknowledged the present routes and policy, but for those that are `excused`.
-    fn has_moved(&self, excused: impl Fn(&Subscription, &Resource) -> bool) -> bool {
-        [Kind::Routes, Kind::FilterConfig].into_iter().all(|user| {
-            let subscription = &self.kinds[user.index()];
-            let settled = |name: &Arc<str>| {
-                let Some(resource) = self.view.of(user).get(name) else {
-                    return true;
-                };
-                let held = subscription.held().get(name);
-                held.is_some_and(|held| held.acked && held.version() == Some(resource.version))
-                    || excused(subscription, resource)
-            };
-            subscription.names.iter().all(settled)
-        })
+    /// Has the times to live of what the client has of `kind` renewed with the next response.
+    pub fn renew(&mut self, kind: Kind) {
+        self.kinds[kind.index()].renewal = true;
     }
 
-    /// Sorts out what is pending.
-    fn due(&self, kind: Kind) -> Due {
-        let subscription = &self.kinds[kind.index()];
+    /// What the client has whose time to live is to be renewed.
+    fn renewed(&mut self, kind: Kind) -> Vec<Arc<Resource>> {
+        let tells_ttl = self.tells_ttl(kind);
         let offered = self.view.of(kind);
-        // Looked at for the first name that asks, since it may take a look at every cluster.
-        let may_update = LazyCell::new(|| self.may_update(kind));
-        let may_remove = LazyCell::new(|| self.may_remove(kind));
-        let mut due = Due::default();
-        for name in &subscription.pending {
-            let repeat = subscription.repeat.contains(name);
-            match offered.get(name) {
-                Some(resource) => {
-                    let is_new = repeat || !subscription.has(resource);
-                    if !is_new || !subscription.wants(name) || subscription.refuses(resource) {
-                        due.over.push(Arc::clone(name));
-                    } else if *may_update && self.is_timely(subscription, resource) {
-                        due.updates.push(Arc::clone(resource));
-                    }
-                }
-                None => match subscription.held().get(name).map(Held::version) {
-                    // The state of the world cannot say of these kinds that one is gone.
-                    _ if self.variant == Variant::StateOfTheWorld && !kind.full_state() => {
-                        due.over.push(Arc::clone(name));
-                    }
-                    Some(Some(_)) if *may_remove => due.removed.push(Arc::clone(name)),
-                    Some(Some(_)) => {}
-                    _ if self.variant == Variant::StateOfTheWorld => {
-                        due.over.push(Arc::clone(name));
-                    }
-                    Some(None) if !repeat => due.over.push(Arc::clone(name)),
-                    // Asked for by name and not there: the client waits to be told so.
-                    _ if repeat || subscription.names.contains(name) => {
-                        due.removed.push(Arc::clone(name));
-                    }
-                    _ => due.over.push(Arc::clone(name)),
-                },
-            }
+        let subscription = &mut self.kinds[kind.index()];
+        if !std::mem::take(&mut subscription.renewal) || !tells_ttl {
+            return Vec::new();
         }
-        due
+        let has = |(name, held): (&Arc<str>, &Held)| match &held.what {
+            What::Sent(resource) => Some(Arc::clone(resource)),
+            What::Known(version) => offered.get(name).filter(|r| r.version == *version).cloned(),
+            What::Nothing => None,
+        };
+        let held = subscription.held().iter().filter_map(has);
+        held.filter(|resource| resource.ttl_s.is_some()).collect()
     }
 
-    fn send(
-        &mut self,
-        kind: Kind,
-        updates: Vec<Arc<Resource>>,
-        removed: Vec<Arc<str>>,
-    ) -> Outgoing {
+    fn send(&mut self, kind: Kind, due: Due, mut renewed: Vec<Arc<Resource>>) -> Outgoing {
+        let Due {
+            updates,
+            mut removed,
+            ..
+        } = due;
         self.last_nonce += 1;
         let nonce = self.last_nonce;
         let subscription = &mut self.kinds[kind.index()];
-        subscription.awaits_answer = false;
+        let awaits_answer = std::mem::take(&mut subscription.awaits_answer);
+        let mut aliases = Vec::new();
         let mut changes = Vec::with_capacity(updates.len());
-        for resource in &updates {
+        for (at, resource) in updates.iter().enumerate() {
             let name = &resource.name;
+            let called = subscription.hosts.answered(name);
+            if !called.is_empty() {
+                aliases.push((at, called));
+            }
             subscription.pending.remove(name);
             subscription.repeat.remove(name);
             let before = subscription.hold(Arc::clone(name), Held::sent(resource, false));
@@ -445,55 +445,69 @@ impl Stream {
                 .collect(),
             _ => Vec::new(),
         };
-        subscription.in_flight = Some(InFlight { nonce, changes });
         if kind == Kind::Cluster {
             self.forget_endpoints(&removed);
             self.repeat_endpoints(&changed);
         }
+        if kind == Kind::VirtualHosts && awaits_answer && updates.is_empty() {
+            removed.extend(self.no_hosts());
+        }
+        // No name may stand in a response twice: what is sent is renewed by that, and an answer about aliases can wait.
+        let stands_there = |name: &Arc<str>| {
+            let sent = updates.binary_search_by(|resource| resource.name.cmp(name));
+            sent.is_ok() || removed.contains(name)
+        };
+        renewed.retain(|resource| !stands_there(&resource.name));
+        let subscription = &mut self.kinds[kind.index()];
+        subscription.in_flight = Some(InFlight {
+            nonce,
+            changes,
+            renewed: renewed.iter().map(|r| Arc::clone(&r.name)).collect(),
+        });
+        let hosts = &mut subscription.hosts;
+        let (later, unresolved) = std::mem::take(&mut hosts.unresolved)
+            .into_iter()
+            .partition::<BTreeSet<_>, _>(stands_there);
+        hosts.unresolved = later;
         let subscription = &self.kinds[kind.index()];
         let resources = match self.variant {
             Variant::StateOfTheWorld if kind.full_state() => {
                 let held = subscription.held().values();
                 held.filter_map(Held::resource).cloned().collect()
             }
-            _ => updates,
+            Variant::StateOfTheWorld => [updates, std::mem::take(&mut renewed)].concat(),
+            Variant::Delta => updates,
         };
+        if self.variant == Variant::StateOfTheWorld {
+            renewed.clear();
+        }
         Outgoing {
             kind,
             nonce,
             version: subscription.version(),
             resources,
             removed,
+            aliases,
+            unresolved: unresolved.into_iter().collect(),
+            renewed,
+            with_ttl: self.tells_ttl(kind),
         }
     }
 
-    /// With a cluster a client drops its endpoints and its interest in them. Not waiting to be told so matters where the
-    /// cluster comes back at once: endpoints acknowledged for the old one would let routes pass too early.
-    fn forget_endpoints(&mut self, clusters: &[Arc<str>]) {
-        let endpoints = &mut self.kinds[Kind::Endpoints.index()];
-        for name in clusters {
-            endpoints.names.remove(name);
-            endpoints.let_go(name);
-            endpoints.repeat.remove(name);
-            endpoints.pending.remove(name);
-        }
-    }
-
-    /// A cluster that changes is warmed anew, and Envoy does not ask again for endpoints that it has asked for: unless they
-    /// are sent again, it waits for them until its time-out of 15 s.
-    fn repeat_endpoints(&mut self, clusters: &[Arc<str>]) {
-        let endpoints = &mut self.kinds[Kind::Endpoints.index()];
-        for name in clusters {
-            if endpoints.held().contains_key(name) {
-                endpoints.say_again(name);
-            }
-        }
+    /// The answer to a client that asked for no virtual host yet. Envoy holds a listener back until it has heard of its route
+    /// table, for up to 15 s, and an empty answer does not count: it belongs to no table. So it is told of each table that it has
+    /// no virtual host for the empty host, which no request can have.
+    fn no_hosts(&self) -> impl Iterator<Item = Arc<str>> {
+        let tables = self.view.of(Kind::Routes).keys();
+        tables.map(|table| Arc::from(format!("{table}/")))
     }
 
     /// How many names the client has subscribed to and holds, of all kinds.
     pub fn names(&self) -> usize {
         let kinds = self.kinds.iter();
-        kinds.map(|s| s.names.len().max(s.held().len())).sum()
+        kinds
+            .map(|s| s.names.len().max(s.held().len()) + s.hosts.len())
+            .sum()
     }
 
     /// The last refusal of a kind, while something that was refused is still offered.
@@ -560,17 +574,6 @@ fn mentions(message: &str, name: &str) -> bool {
 /// A nonce that is not the last response's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StaleNonce;
-
-/// What is to be done about what is pending of a kind.
-#[derive(Default)]
-struct Due {
-    /// In order of names.
-    updates: Vec<Arc<Resource>>,
-    /// In order.
-    removed: Vec<Arc<str>>,
-    /// Names about which nothing is to be done any more.
-    over: Vec<Arc<str>>,
-}
 
 #[cfg(test)]
 mod model;

@@ -11,10 +11,15 @@ use protos::{
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{Authorities, Unseated};
-use crate::generated::fence_server::{Fence, FenceServer};
+use crate::{
+    access::{Caller, Gate},
+    generated::fence_server::{Fence, FenceServer},
+    metrics::{Metrics, ReasonLabel},
+    tls::Peer,
+};
 
 /// How long a new stream may take to introduce itself.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,11 +32,22 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 #[derive(Clone)]
 pub struct FenceService {
     authorities: Authorities,
+    gate: Gate,
+    metrics: Metrics,
 }
 
 /// The service for a tonic server.
-pub fn service(authorities: Authorities) -> FenceServer<FenceService> {
-    FenceServer::new(FenceService { authorities }).max_decoding_message_size(MESSAGE_BYTES_MAX)
+pub fn service(
+    authorities: Authorities,
+    gate: Gate,
+    metrics: Metrics,
+) -> FenceServer<FenceService> {
+    let service = FenceService {
+        authorities,
+        gate,
+        metrics,
+    };
+    FenceServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 #[tonic::async_trait]
@@ -43,10 +59,11 @@ impl Fence for FenceService {
         request: Request<Streaming<wire::HolderMessage>>,
     ) -> Result<Response<Self::HoldStream>, Status> {
         let (out, outgoing) = mpsc::channel(1);
-        let authorities = self.authorities.clone();
+        let service = self.clone();
+        let caller = Peer::of(request.extensions());
         tokio::spawn(async move {
             // The error is what the proxy is told; where the proxy is gone nobody needs it.
-            if let Err(status) = hold(authorities, request.into_inner(), out.clone()).await {
+            if let Err(status) = hold(service, caller, request.into_inner(), out.clone()).await {
                 let _ = out.send(Err(status)).await;
             }
         });
@@ -55,7 +72,8 @@ impl Fence for FenceService {
 }
 
 async fn hold(
-    authorities: Authorities,
+    service: FenceService,
+    caller: Caller,
     mut incoming: Streaming<wire::HolderMessage>,
     out: mpsc::Sender<Result<wire::GrantorMessage, Status>>,
 ) -> Result<(), Status> {
@@ -66,6 +84,18 @@ async fn hold(
     let HolderSays::Hello { holder, zone, node } = first else {
         return Err(Status::invalid_argument("say hello first"));
     };
+    let FenceService {
+        authorities,
+        gate,
+        metrics,
+    } = service;
+    if let Err(error) = gate.rules().grants(&caller, &zone) {
+        warn!(node, %error, "stream refused");
+        let reason = "not_permitted";
+        let label = ReasonLabel { reason };
+        metrics.streams_refused.get_or_create(&label).inc();
+        return Err(Status::permission_denied(error.to_string()));
+    }
     let (says, mut told) = mpsc::channel::<GrantorSays>(OUTGOING_MAX);
     let joined = authorities
         .join(holder, zone.clone(), node.clone(), says)

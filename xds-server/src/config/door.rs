@@ -3,6 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    num::NonZeroU32,
+    ops::RangeInclusive,
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,15 +16,20 @@ use policy::{
 use serde_saphyr::Spanned;
 
 use super::{
-    Config, ConfigError, EscapedSlashes, FilterConfig, Guard, Listen, ListenerAddress, Listeners,
-    Mesh, Protocol, Resilience, ServiceConfig, StoreConfig, XdsConfig, failover,
+    Config, ConfigError, EscapedSlashes, FilterConfig, Guard, ListenerAddress, Listeners, Mesh,
+    Protocol, Resilience, ServiceConfig, StoreConfig, Ttls, XdsConfig, failover,
     raw::{
         RawAddress, RawClass, RawConfig, RawEscapedSlashes, RawLink, RawOperatorWeights,
-        RawProtocol, RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawWeights,
-        RawXds, RawZone,
+        RawProtocol, RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawTtls,
+        RawWeights, RawXds, RawZone,
     },
     resilience,
 };
+use crate::resource::Kind;
+
+/// Times to live that are possible, in seconds. They are renewed after a third; a shorter one would not outlive a pause of the control
+/// plane, and one of more than a day means nothing.
+const TTL_S: RangeInclusive<u32> = 3..=86_400;
 
 /// Turns what was read into the domain's types, and knows the file for its errors.
 pub(super) struct Door<'f> {
@@ -81,11 +89,10 @@ impl Door<'_> {
             let message = "no file: name one in a directory that exists";
             return Err(self.error(path, "state.path", message));
         }
+        let listen = self.listen(&raw.listen)?;
+        let access = self.access(raw.access.as_ref(), &topology, &listen)?;
         Ok(Config {
-            listen: Listen {
-                xds: raw.listen.xds,
-                admin: raw.listen.admin,
-            },
+            listen,
             xds: self.xds(raw.xds.as_ref())?,
             store: self.store(raw.store)?,
             state: state.map(|path| path.value),
@@ -100,11 +107,40 @@ impl Door<'_> {
                 listeners: Listeners {
                     gateway: address(raw.listeners.gateway),
                     sidecar: address(raw.listeners.sidecar),
+                    grpc: raw.listeners.grpc,
                 },
+                ttls: self.ttls(raw.xds.as_ref().and_then(|xds| xds.value.ttl_s.as_ref()))?,
                 explain,
                 guard: self.guard(raw.guard.as_ref())?,
+                access: Arc::new(access),
             },
         })
+    }
+
+    fn ttls(&self, raw: Option<&Spanned<RawTtls>>) -> Result<Ttls, ConfigError> {
+        let Some(raw) = raw else {
+            return Ok(Ttls::default());
+        };
+        let of = |kind: Kind| match kind {
+            Kind::Cluster => raw.value.cds,
+            Kind::Endpoints => raw.value.eds,
+            Kind::Listener => raw.value.lds,
+            Kind::Routes => raw.value.rds,
+            Kind::VirtualHosts => None,
+            Kind::FilterConfig => raw.value.ecds,
+        };
+        let mut ttls = Ttls::default();
+        for kind in Kind::ALL {
+            let Some(ttl_s) = of(kind) else { continue };
+            if !TTL_S.contains(&ttl_s) {
+                let (from, to) = (TTL_S.start(), TTL_S.end());
+                let field = format!("xds.ttl_s.{}", kind.as_str());
+                let message = format!("{ttl_s}: {from} to {to} are possible");
+                return Err(self.error(raw, &field, message));
+            }
+            ttls.0[kind.index()] = NonZeroU32::new(ttl_s);
+        }
+        Ok(ttls)
     }
 
     fn guard(&self, raw: Option<&Spanned<failover::RawGuard>>) -> Result<Guard, ConfigError> {
@@ -383,5 +419,6 @@ fn address(raw: RawAddress) -> ListenerAddress {
             RawEscapedSlashes::Reject => EscapedSlashes::Reject,
             RawEscapedSlashes::Keep => EscapedSlashes::Keep,
         },
+        on_demand: raw.on_demand,
     }
 }

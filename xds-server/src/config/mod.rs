@@ -6,16 +6,24 @@
 mod authority;
 mod door;
 mod failover;
+mod listen;
 mod raw;
 mod resilience;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use policy::{
     Demand, Explain, Failover, KeySource, Policy, RegionRule, Route, Rules, Service, Topology,
     TraceRule, Weighting, Writes, ZoneId,
+};
+
+use crate::{
+    access::Access,
+    connections::Limits,
+    resource::{Kind, Resource},
+    snapshot::Role,
 };
 
 pub(crate) use authority::CONTROL_PLANE;
@@ -34,12 +42,34 @@ pub struct Config {
 }
 
 /// Where the control plane listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// gRPC, for proxies.
-    pub xds: SocketAddr,
+    pub xds: PortConfig,
     /// HTTP, for people, probes and instances that register.
-    pub admin: SocketAddr,
+    pub admin: PortConfig,
+    /// None: no port speaks TLS.
+    pub tls: Option<TlsFiles>,
+    /// Of each of the two.
+    pub limits: Limits,
+}
+
+/// A port of the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortConfig {
+    pub address: SocketAddr,
+    /// It speaks TLS with the files of [`Listen::tls`], else plain text.
+    pub is_tls: bool,
+}
+
+/// PEM files, which are followed while the control plane runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, and what lies between it and a CA that clients know.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Whose certificates clients must show.
+    pub client_ca: PathBuf,
 }
 
 /// How proxies are spoken with.
@@ -66,8 +96,10 @@ pub struct Mesh {
     pub authority: Option<Authority>,
     pub filter: FilterConfig,
     pub listeners: Listeners,
+    pub ttls: Ttls,
     pub explain: Option<Explain>,
     pub guard: Guard,
+    pub access: Arc<Access>,
 }
 
 /// What is too much to believe.
@@ -97,6 +129,8 @@ pub struct FilterConfig {
 pub struct Listeners {
     pub gateway: ListenerAddress,
     pub sidecar: ListenerAddress,
+    /// Whether gRPC clients that speak xDS by themselves are served, too.
+    pub grpc: bool,
 }
 
 /// An address on the proxies' machines. Port 0 is the kernel's choice, which Envoy's admin interface tells.
@@ -107,6 +141,37 @@ pub struct ListenerAddress {
     /// A file on the proxies' machines; none writes no access log.
     pub access_log: Option<String>,
     pub escaped_slashes: EscapedSlashes,
+    /// Proxies ask for virtual hosts when the first request to each comes, instead of having all of them.
+    pub on_demand: bool,
+}
+
+impl Listeners {
+    /// Where the proxies of a role listen; none for clients, who listen on nothing.
+    pub fn of(&self, role: Role) -> Option<&ListenerAddress> {
+        match role {
+            Role::Gateway => Some(&self.gateway),
+            Role::Sidecar => Some(&self.sidecar),
+            Role::Grpc => None,
+        }
+    }
+}
+
+/// How long a proxy may keep what it has without hearing from a control plane, by kind, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ttls([Option<NonZeroU32>; Kind::ALL.len()]);
+
+impl Ttls {
+    pub fn of(&self, kind: Kind) -> Option<NonZeroU32> {
+        self.0[kind.index()]
+    }
+
+    /// The resource with its kind's time to live, if there is one.
+    pub fn applied(&self, kind: Kind, resource: Arc<Resource>) -> Arc<Resource> {
+        match self.of(kind) {
+            Some(ttl_s) => Arc::new(resource.lasting(ttl_s)),
+            None => resource,
+        }
+    }
 }
 
 /// What becomes of a path with `%2F` or `%5C` in it.

@@ -1,6 +1,6 @@
 //! The configuration as YAML and its types go: shapes, defaults and places, but no meaning.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use policy::KeySource;
 use serde::{
@@ -13,6 +13,7 @@ use super::{
     ConfigError,
     authority::RawAuthority,
     failover::{RawDemand, RawFailover, RawGuard},
+    listen::{RawAccess, RawListen},
     resilience::{Circuit, Outlier, RawSessions, RawStrategy},
 };
 
@@ -24,6 +25,7 @@ const NODES_MAX: usize = 10_000_000;
 pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) listen: RawListen,
+    pub(super) access: Option<Spanned<RawAccess>>,
     pub(super) store: RawStore,
     pub(super) xds: Option<Spanned<RawXds>>,
     pub(super) state: Option<RawState>,
@@ -40,27 +42,11 @@ pub(super) struct RawConfig {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawListen {
-    pub(super) xds: SocketAddr,
-    pub(super) admin: SocketAddr,
-}
-
-impl Default for RawListen {
-    fn default() -> Self {
-        // Loopback: without transport security nothing else is a safe default.
-        RawListen {
-            xds: SocketAddr::from(([127, 0, 0, 1], 18_000)),
-            admin: SocketAddr::from(([127, 0, 0, 1], 18_001)),
-        }
-    }
-}
-
-#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawXds {
     #[serde(default = "every_ten_seconds")]
     pub(super) load_report_interval_s: u32,
+    pub(super) ttl_s: Option<Spanned<RawTtls>>,
 }
 
 fn every_ten_seconds() -> u32 {
@@ -97,6 +83,7 @@ fn first_generation() -> u64 {
 pub(super) struct RawListeners {
     pub(super) gateway: RawAddress,
     pub(super) sidecar: RawAddress,
+    pub(super) grpc: bool,
 }
 
 impl Default for RawListeners {
@@ -106,10 +93,12 @@ impl Default for RawListeners {
             port,
             access_log: standard_output(),
             escaped_slashes: RawEscapedSlashes::default(),
+            on_demand: false,
         };
         RawListeners {
             gateway: at("0.0.0.0", 8080),
             sidecar: at("127.0.0.1", 15001),
+            grpc: false,
         }
     }
 }
@@ -123,6 +112,19 @@ pub(super) struct RawAddress {
     pub(super) access_log: String,
     #[serde(default)]
     pub(super) escaped_slashes: RawEscapedSlashes,
+    #[serde(default)]
+    pub(super) on_demand: bool,
+}
+
+/// Not for virtual hosts: an entry without a body there means that there is none, so that there are no heartbeats.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawTtls {
+    pub(super) cds: Option<u32>,
+    pub(super) eds: Option<u32>,
+    pub(super) lds: Option<u32>,
+    pub(super) rds: Option<u32>,
+    pub(super) ecds: Option<u32>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]

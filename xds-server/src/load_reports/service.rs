@@ -20,9 +20,11 @@ use tracing::{info, warn};
 
 use super::{Loads, Report, Reporter};
 use crate::{
+    access::{Caller, Gate},
     ads::{node::Proxy, service::Snapshots},
     resource::{Kind, Resources},
     snapshot::{Snapshot, View, ViewKey},
+    tls::Peer,
 };
 
 /// A proxy is asked about this many clusters at most: its report names all of them each time.
@@ -40,6 +42,7 @@ pub struct LoadReports {
     snapshots: Snapshots,
     loads: Loads,
     interval: Duration,
+    gate: Gate,
 }
 
 impl LoadReports {
@@ -49,7 +52,13 @@ impl LoadReports {
             snapshots,
             loads,
             interval,
+            gate: Gate::default(),
         }
+    }
+
+    /// With rules for who may speak for which zone; without them everybody may.
+    pub fn behind(self, gate: Gate) -> LoadReports {
+        LoadReports { gate, ..self }
     }
 
     /// The service for a tonic server.
@@ -69,8 +78,9 @@ impl LoadReportingService for LoadReports {
     ) -> Result<Response<Self::StreamLoadStatsStream>, Status> {
         let (out, outgoing) = mpsc::channel(1);
         let service = self.clone();
+        let caller = Peer::of(request.extensions());
         tokio::spawn(async move {
-            if let Err(status) = service.run(request.into_inner(), &out).await {
+            if let Err(status) = service.run(caller, request.into_inner(), &out).await {
                 // It fails only if the client is gone already.
                 let _ = out.send(Err(status)).await;
             }
@@ -85,10 +95,11 @@ impl LoadReports {
     /// Until the client is gone; the error is what it is told.
     async fn run(
         mut self,
+        caller: Caller,
         mut requests: Streaming<LoadStatsRequest>,
         out: &Responses,
     ) -> Result<(), Status> {
-        let Some(mut client) = self.introduce(&mut requests).await? else {
+        let Some(mut client) = self.introduce(&caller, &mut requests).await? else {
             return Ok(());
         };
         loop {
@@ -120,6 +131,7 @@ impl LoadReports {
     /// Reads the first request; none if the client has gone again.
     async fn introduce(
         &mut self,
+        caller: &Caller,
         requests: &mut Streaming<LoadStatsRequest>,
     ) -> Result<Option<Client>, Status> {
         let first = tokio::time::timeout(INTRODUCTION_TIMEOUT, requests.next()).await;
@@ -132,9 +144,11 @@ impl LoadReports {
             Err(_) => return Ok(None),
         };
         let node = first.node.as_ref();
-        let proxy = Proxy::introduce(node, &snapshot).map_err(|error| {
+        let rules = self.gate.rules();
+        let permits = |zone: &str, role| rules.view(caller, zone, role);
+        let proxy = Proxy::introduce(node, &snapshot, permits).map_err(|error| {
             warn!(%error, "stream of load reports refused");
-            Status::invalid_argument(error.to_string())
+            Status::from(error)
         })?;
         info!(node = proxy.id, zone = %proxy.view.zone, "proxy reports its load");
         let features = node.map_or(&[][..], |node| &node.client_features);

@@ -144,7 +144,7 @@ fn retry_policy(class: Class, strategy: &Strategy, hedging: Hedging) -> RetryPol
 }
 
 /// A request without the key goes to any instance.
-fn hash_policy(strategy: &Strategy) -> Option<HashPolicy> {
+pub(super) fn hash_policy(strategy: &Strategy) -> Option<HashPolicy> {
     let Strategy::RegionFirstHash { key, .. } = strategy else {
         return None;
     };

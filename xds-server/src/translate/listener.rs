@@ -15,7 +15,10 @@ use envoy_types::pb::{
         extensions::{
             access_loggers::file::v3::FileAccessLog,
             filters::{
-                http::{router::v3::Router, stateful_session::v3::StatefulSession},
+                http::{
+                    on_demand::v3::OnDemand, router::v3::Router,
+                    stateful_session::v3::StatefulSession,
+                },
                 network::http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter, Rds,
                     http_connection_manager::{
@@ -68,12 +71,9 @@ const ACCESS_LOG_FIELDS: &[(&str, &str)] = &[
     ("upstream", "%UPSTREAM_HOST%"),
 ];
 
-/// The listener of a role's proxies.
-pub fn listener(mesh: &Mesh, role: Role) -> Arc<Resource> {
-    let at = match role {
-        Role::Gateway => &mesh.listeners.gateway,
-        Role::Sidecar => &mesh.listeners.sidecar,
-    };
+/// The listener of a role's proxies; none for clients, who listen on nothing.
+pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
+    let at = mesh.listeners.of(role)?;
     let manager = connection_manager(mesh, at, role);
     let listener = Listener {
         name: LISTENER.to_owned(),
@@ -87,15 +87,15 @@ pub fn listener(mesh: &Mesh, role: Role) -> Arc<Resource> {
         }],
         ..Listener::default()
     };
-    Arc::new(Resource::encode(LISTENER, &listener))
+    Some(Arc::new(Resource::encode(LISTENER, &listener)))
 }
 
 fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: LISTENER.to_owned(),
         codec_type: CodecType::Auto.into(),
-        http_filters: [tidegate_filter(mesh)]
-            .into_iter()
+        http_filters: (at.on_demand.then(on_demand_filter).into_iter())
+            .chain([tidegate_filter(mesh)])
             .chain(any_keeps_sessions(mesh).then(sessions_filter))
             .chain([router_filter()])
             .collect(),
@@ -164,6 +164,17 @@ fn tidegate_filter(mesh: &Mesh) -> HttpFilter {
     }
 }
 
+/// Before all others: they decide by the route that it fetches.
+fn on_demand_filter() -> HttpFilter {
+    HttpFilter {
+        name: "envoy.filters.http.on_demand".to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(
+            &OnDemand::default(),
+        ))),
+        ..HttpFilter::default()
+    }
+}
+
 /// A filter costs every request something, so it is there only where a service wants it.
 fn any_keeps_sessions(mesh: &Mesh) -> bool {
     let mut services = mesh.services.iter();
@@ -180,7 +191,7 @@ fn sessions_filter() -> HttpFilter {
     }
 }
 
-fn router_filter() -> HttpFilter {
+pub(super) fn router_filter() -> HttpFilter {
     HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
         config_type: Some(http_filter::ConfigType::TypedConfig(

@@ -2,12 +2,13 @@
 //!
 //! Names are contracts: clusters with endpoints are `<service>/<zone>`, those that routes name `<service>/<place>/reads` and
 //! `<service>/<place>/writes`; the listener is [`LISTENER`], its route table [`ROUTES`], the
-//! filter and its ECDS resource [`FILTER`].
+//! filter and its ECDS resource [`FILTER`]. Virtual hosts on demand are `<route table>/<host>`.
 
 mod cluster;
 mod endpoints;
 mod filter;
 mod forward;
+pub mod grpc;
 mod listener;
 mod place;
 mod routes;
@@ -17,8 +18,8 @@ pub use endpoints::{ZoneInstances, endpoints};
 pub use filter::{filter_config, filter_config_of_bytes};
 pub use listener::listener;
 pub use routes::{
-    Resiliences, VirtualHosts, clusters_needed_by, needed_clusters, route_table, routes,
-    virtual_host, virtual_hosts,
+    Resiliences, VirtualHosts, clusters_needed_by, needed_clusters, route_table,
+    route_table_on_demand, routes, virtual_host, virtual_host_on_demand, virtual_hosts,
 };
 
 use envoy_types::pb::{

@@ -17,8 +17,8 @@
 //! Every route that is tried and passed over costs each request, so the most common ones stand first.
 //! Stamps from outside never get here, since the listener removes them first.
 
-mod fenced;
-mod matching;
+pub(super) mod fenced;
+pub(super) mod matching;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -30,7 +30,7 @@ use envoy_types::pb::envoy::{
         core::v3::{DataSource, HeaderValueOption, RuntimeFractionalPercent, data_source},
         route::v3::{
             DirectResponseAction, FilterConfig, HeaderMatcher, Route, RouteConfiguration,
-            RouteMatch, VirtualHost, WeightedCluster,
+            RouteMatch, Vhds, VirtualHost, WeightedCluster,
             route::Action,
             route_action::ClusterSpecifier,
             route_match::{GrpcRouteMatchOptions, PathSpecifier},
@@ -46,7 +46,7 @@ use policy::{
 use prost::{Message, Name, encoding::message};
 
 use super::{
-    FILTER, ROUTES, forward,
+    FILTER, ROUTES, forward, from_ads,
     place::{Place, keeps_sessions},
     uint32,
 };
@@ -69,6 +69,50 @@ pub fn routes(rules: &Rules, resiliences: Resiliences<'_>) -> Arc<Resource> {
 
 /// The table of these virtual hosts, whose bytes it shares.
 pub fn route_table(hosts: &VirtualHosts) -> Arc<Resource> {
+    table(hosts, RouteConfiguration::default())
+}
+
+/// The same table for proxies that ask for its virtual hosts one by one.
+pub fn route_table_on_demand() -> Arc<Resource> {
+    let on_demand = RouteConfiguration {
+        vhds: Some(Vhds {
+            config_source: Some(from_ads()),
+        }),
+        ..RouteConfiguration::default()
+    };
+    table(&VirtualHosts::new(), on_demand)
+}
+
+/// One virtual host of [`route_table_on_demand`], which shares the bytes of the `entry` in [`route_table`].
+pub fn virtual_host_on_demand(host: &str, entry: &Piece) -> Arc<Resource> {
+    let name = format!("{ROUTES}/{host}");
+    let more = VirtualHost {
+        // Envoy finds by this name what is to go. Of a field that stands twice the last one counts.
+        name: name.clone(),
+        routes: vec![no_route()],
+        ..VirtualHost::default()
+    };
+    let pieces = [entry.message(), Piece::of(more.encode_to_vec())];
+    let type_url = VirtualHost::type_url();
+    Arc::new(Resource::of_pieces(&name, &type_url, pieces.iter()))
+}
+
+/// For what no service takes: Envoy asks for a virtual host not only where it has none, but whenever there is no route.
+fn no_route() -> Route {
+    Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..RouteMatch::default()
+        }),
+        action: Some(Action::DirectResponse(DirectResponseAction {
+            status: 404,
+            ..DirectResponseAction::default()
+        })),
+        ..Route::default()
+    }
+}
+
+fn table(hosts: &VirtualHosts, options: RouteConfiguration) -> Arc<Resource> {
     let name = RouteConfiguration {
         name: ROUTES.to_owned(),
         ..RouteConfiguration::default()
@@ -76,7 +120,7 @@ pub fn route_table(hosts: &VirtualHosts) -> Arc<Resource> {
     let options = RouteConfiguration {
         // As the policy does, or the two would disagree about `shop.example:8080`.
         ignore_port_in_host_matching: true,
-        ..RouteConfiguration::default()
+        ..options
     };
     // A message is the same as its fields one after the other, and a repeated field as its entries.
     let [name, options] = [name, options].map(|fields| Piece::of(fields.encode_to_vec()));
@@ -466,7 +510,7 @@ impl Builder<'_> {
     }
 }
 
-fn specifier(mut shares: Vec<(String, u32)>) -> ClusterSpecifier {
+pub(super) fn specifier(mut shares: Vec<(String, u32)>) -> ClusterSpecifier {
     if shares.len() == 1
         && let Some((name, _)) = shares.pop()
     {

@@ -13,6 +13,7 @@ use tonic::Status;
 use tracing::debug;
 
 use super::{Frame, Incoming, Outgoing, Services, bridge};
+use crate::tls::Peer;
 
 /// How long a client may take to speak HTTP/2.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,7 +28,7 @@ const HEADERS_BYTES_MAX: u32 = 16 * 1024;
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Serves a connection to its end.
-pub(super) async fn serve<Io>(io: Io, services: Arc<Services>)
+pub(super) async fn serve<Io>(io: Io, peer: Peer, services: Arc<Services>)
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -54,7 +55,9 @@ where
             biased;
             Some(()) = tasks.next(), if !tasks.is_empty() => {}
             request = connection.accept() => match request {
-                Some(Ok((request, respond))) => tasks.push(answer(&services, request, respond)),
+                Some(Ok((request, respond))) => {
+                    tasks.push(answer(&services, &peer, request, respond));
+                }
                 Some(Err(error)) => {
                     debug!(%error, "connection ended");
                     return;
@@ -77,10 +80,12 @@ where
 
 fn answer(
     services: &Arc<Services>,
-    request: Request<RecvStream>,
+    peer: &Peer,
+    mut request: Request<RecvStream>,
     respond: SendResponse<Frame>,
 ) -> Task {
     let Some(method) = services.ads.method(request.uri().path()) else {
+        request.extensions_mut().insert(peer.clone());
         return bridge::call(services.others.clone(), request, respond).boxed();
     };
     let content_type = request.headers().get(header::CONTENT_TYPE);
@@ -96,7 +101,10 @@ fn answer(
     match begun {
         Ok(responses) => {
             let requests = Incoming::new(request.into_body());
-            services.ads.serve(method, requests, responses).boxed()
+            services
+                .ads
+                .serve(method, peer.caller.clone(), requests, responses)
+                .boxed()
         }
         Err(_) => std::future::ready(()).boxed(),
     }

@@ -10,21 +10,16 @@ mod connection;
 mod frame;
 mod grpc;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::net::TcpListener;
 use tonic::service::Routes;
-use tracing::warn;
 
-use crate::ads::service::Ads;
+use crate::{ads::service::Ads, connections::Listener};
 
 pub use frame::Frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use grpc::Messages;
 pub(crate) use grpc::{Gone, Incoming, Outgoing, PREFIX_BYTES};
-
-/// How long to wait when no connection can be taken, as with too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What is served.
 pub struct Services {
@@ -34,21 +29,10 @@ pub struct Services {
 }
 
 /// Serves what comes in, until it is dropped. Connections that are open then go on until their clients leave.
-pub async fn serve(listener: TcpListener, services: Services) {
+pub async fn serve(listener: Listener, services: Services) {
     let services = Arc::new(services);
-    loop {
-        let tcp = match listener.accept().await {
-            Ok((tcp, _)) => tcp,
-            Err(error) => {
-                warn!(%error, "cannot take a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        // It only delays small messages; that it cannot be had is no reason to refuse a proxy.
-        let _ = tcp.set_nodelay(true);
-        tokio::spawn(connection::serve(tcp, Arc::clone(&services)));
-    }
+    let serve = move |stream, peer| connection::serve(stream, peer, Arc::clone(&services));
+    listener.serve(serve).await;
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use envoy_types::pb::envoy::{
 };
 use h2::client::SendRequest;
 use http::{Request, Response};
-use policy::Policy;
+use policy::{Policy, fence::HolderId};
 use prost::Message;
+use protos::{fence::HolderSays, wire};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     sync::{Notify, watch},
@@ -20,14 +21,19 @@ use tokio::{
 
 use super::*;
 use crate::{
+    access::{Caller, Gate, Identity},
     ads::proxies::Proxies,
+    authority::{self, Authorities},
+    config::Config,
     metrics::Metrics,
     resource::Kind,
     snapshot::{Role, Snapshot, View, ViewKey},
+    tls::Peer,
 };
 
 const ADS: &str =
     "http://x/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+const FENCE: &str = "http://x/tidegate.v1.Fence/Hold";
 const CDS: &str = "http://x/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters";
 
 struct Server {
@@ -61,15 +67,52 @@ impl Server {
         }
     }
 
+    /// Where only zones that a certificate names may be asked for.
+    fn strict() -> Server {
+        let text = "listen: {tls: {cert: x, key: x, client_ca: x}}\naccess: {proxies: [{match: '{zone}.example'}]}\nstore: {embedded: {path: x}}\nfilter: {path: x}\nzones: [{name: here, region: r}]\nservices: []\n";
+        let mesh = Config::parse("test.yaml", text).expect("good").mesh;
+        let gate = Gate::new(watch::channel(Arc::new(mesh)).1);
+        let Server {
+            services,
+            proxies,
+            _publisher,
+        } = Server::new();
+        let fence = authority::service(Authorities::none(), gate.clone(), Metrics::default());
+        let services = Services {
+            ads: services.ads.clone().behind(gate),
+            others: Routes::new(fence),
+        };
+        Server {
+            services: Arc::new(services),
+            proxies,
+            _publisher,
+        }
+    }
+
     /// A connection, and the task that serves it.
     fn connect(&self) -> (DuplexStream, JoinHandle<()>) {
+        self.connect_as(Caller::Plain)
+    }
+
+    fn connect_as(&self, caller: Caller) -> (DuplexStream, JoinHandle<()>) {
+        let peer = Peer {
+            address: ([127, 0, 0, 1], 1).into(),
+            caller,
+        };
         let (client, server) = duplex(64 * 1024);
         let services = Arc::clone(&self.services);
-        (client, tokio::spawn(connection::serve(server, services)))
+        (
+            client,
+            tokio::spawn(connection::serve(server, peer, services)),
+        )
     }
 
     async fn client(&self) -> (SendRequest<Bytes>, JoinHandle<()>) {
-        let (client, serving) = self.connect();
+        self.client_as(Caller::Plain).await
+    }
+
+    async fn client_as(&self, caller: Caller) -> (SendRequest<Bytes>, JoinHandle<()>) {
+        let (client, serving) = self.connect_as(caller);
         let (requests, connection) = h2::client::handshake(client).await.expect("HTTP/2");
         tokio::spawn(connection);
         (requests, serving)
@@ -81,7 +124,7 @@ fn post(url: &str) -> Request<()> {
     request.body(()).expect("a request")
 }
 
-fn framed(request: &DiscoveryRequest) -> Bytes {
+fn framed(request: &impl Message) -> Bytes {
     let message = request.encode_to_vec();
     let mut bytes = vec![0];
     bytes.extend_from_slice(&(message.len() as u32).to_be_bytes());
@@ -119,11 +162,16 @@ async fn status(response: Response<h2::RecvStream>) -> String {
 
 /// What becomes of a stream on which `first` is sent.
 async fn answer_to(url: &str, first: Bytes) -> String {
-    let server = Server::new();
-    let (mut client, _) = server.client().await;
+    answer_of(&Server::new(), Caller::Plain, url, first).await
+}
+
+async fn answer_of(server: &Server, caller: Caller, url: &str, first: Bytes) -> String {
+    let (mut client, _) = server.client_as(caller).await;
     let (response, mut requests) = client.send_request(post(url), false).expect("a stream");
     requests.send_data(first, false).expect("sent");
-    status(response.await.expect("an answer")).await
+    let answer = async { status(response.await.expect("an answer")).await };
+    let answer = timeout(Duration::from_secs(60), answer).await;
+    answer.expect("the stream is refused")
 }
 
 #[tokio::test(start_paused = true)]
@@ -269,4 +317,39 @@ async fn a_connection_has_a_bounded_number_of_streams() {
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(server.proxies.count(), connection::STREAMS_MAX as usize);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_shows_no_certificate_of_a_zone_gets_neither_its_view_nor_its_grants() {
+    let server = Server::strict();
+    let of = |name: &str| {
+        Caller::Named(Arc::new(Identity {
+            dns: vec![name.to_owned()],
+            ..Identity::default()
+        }))
+    };
+    let ask = framed(&hello(Kind::Cluster.type_url()));
+    let says = HolderSays::Hello {
+        holder: HolderId(7),
+        zone: "here".into(),
+        node: "one".to_owned(),
+    };
+    let fence = framed(&wire::HolderMessage::from(&says));
+    let denied = "7";
+    for caller in [of("there.example"), Caller::Anonymous, Caller::Plain] {
+        for (url, first) in [(ADS, &ask), (CDS, &ask), (FENCE, &fence)] {
+            let answer = answer_of(&server, caller.clone(), url, first.clone()).await;
+            assert_eq!(answer, denied, "{caller} {url}");
+        }
+    }
+    assert_eq!(server.proxies.count(), 0);
+    // It is asked, and has nothing to give.
+    let unavailable = "14";
+    let answer = answer_of(&server, of("here.example"), FENCE, fence).await;
+    assert_eq!(answer, unavailable);
+    let (mut client, _) = server.client_as(of("here.example")).await;
+    let (response, mut stream) = client.send_request(post(ADS), false).expect("a stream");
+    stream.send_data(ask, false).expect("sent");
+    let mut body = response.await.expect("an answer").into_body();
+    body.data().await.expect("a response").expect("of bytes");
 }

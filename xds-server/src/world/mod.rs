@@ -6,6 +6,7 @@
 //! Time is in milliseconds of any clock that never goes back.
 
 mod authorities;
+mod clients;
 mod guard;
 mod instances;
 mod views;
@@ -28,7 +29,7 @@ use registry::{
 
 use crate::{
     config::{Mesh, ServiceConfig},
-    resource::{Resource, Resources},
+    resource::{Kind, Resource, Resources},
     snapshot::Snapshot,
     translate::{self, ZoneInstances},
 };
@@ -365,6 +366,7 @@ impl World {
         if whole {
             self.derived = Derived {
                 clusters: clusters(&mesh),
+                endpoints: unserved(&mesh),
                 plans: vec![Plans::default(); mesh.services.len()],
                 due_ms: vec![None; mesh.services.len()],
                 views: std::mem::take(&mut self.derived.views),
@@ -468,6 +470,7 @@ impl World {
             });
         }
         for endpoints in translate::endpoints(&mesh.topology, service, &zones) {
+            let endpoints = mesh.ttls.applied(Kind::Endpoints, endpoints);
             changed.endpoints |= replace(&mut self.derived.endpoints, endpoints);
         }
         self.derived.set_due(index, due_ms);
@@ -503,8 +506,16 @@ fn clusters(mesh: &Mesh) -> Resources {
     let services = mesh.services.iter();
     let clusters = services.flat_map(|service| translate::clusters(&mesh.topology, service));
     clusters
+        .map(|cluster| mesh.ttls.applied(Kind::Cluster, cluster))
         .map(|cluster| (Arc::clone(&cluster.name), cluster))
         .collect()
+}
+
+/// The endpoints of no service.
+fn unserved(mesh: &Mesh) -> Resources {
+    let grpc = mesh.listeners.grpc.then(translate::grpc::no_endpoints);
+    let named = grpc.map(|endpoints| (Arc::clone(&endpoints.name), endpoints));
+    named.into_iter().collect()
 }
 
 fn positions(mesh: &Mesh) -> Arc<BTreeMap<String, usize>> {

@@ -11,9 +11,10 @@ use std::{
 use policy::{Plans, Policy, Rules, ServiceId, ZoneId};
 use protos::Encoder;
 
+use super::clients::Clients;
 use crate::{
     config::{Mesh, Resilience},
-    resource::{Kind, Names, Resource, Resources},
+    resource::{Kind, Names, Piece, Resource, Resources},
     snapshot::{Role, View, ViewKey},
     translate::{self, VirtualHosts},
 };
@@ -21,10 +22,17 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Views {
     all: BTreeMap<ViewKey, Arc<View>>,
-    listeners: Vec<(Role, Arc<Resource>)>,
+    roles: Vec<Played>,
     /// In the topology's order.
     zones: Vec<Seen>,
     encoder: Encoder,
+}
+
+/// What follows from the mesh alone, for one role.
+struct Played {
+    role: Role,
+    listener: Arc<Resource>,
+    on_demand: bool,
 }
 
 /// What follows from plans, as one zone sees them.
@@ -35,7 +43,17 @@ struct Seen {
     filter: Arc<Resource>,
     hosts: VirtualHosts,
     routes: Resources,
+    /// For roles that ask for virtual hosts; none where no role does.
+    on_demand: Option<OnDemand>,
     needed: Names,
+    /// Where gRPC clients are served, too.
+    clients: Option<Clients>,
+}
+
+/// A route table without virtual hosts, and these.
+struct OnDemand {
+    routes: Resources,
+    hosts: Resources,
 }
 
 impl Views {
@@ -57,9 +75,19 @@ impl Views {
             .next()
             .map(|zone| mesh.policy(zone, plans, authorities));
         let policy = policy.unwrap_or(Policy::Fallback);
-        self.listeners = Role::ALL
-            .map(|role| (role, translate::listener(mesh, role)))
-            .into();
+        self.roles = Role::PROXIES
+            .into_iter()
+            .filter_map(|role| {
+                let listener = translate::listener(mesh, role)?;
+                Some(Played {
+                    role,
+                    listener: mesh.ttls.applied(Kind::Listener, listener),
+                    on_demand: mesh.listeners.of(role)?.on_demand,
+                })
+            })
+            .collect();
+        let on_demand = self.roles.iter().any(|played| played.on_demand);
+        let clients = Clients::of_mesh(mesh, &policy);
         let resiliences = |index: usize| resilience(mesh, index);
         let seen = mesh.topology.zones().map(|zone| {
             let policy = seen_from(&policy, zone);
@@ -72,17 +100,28 @@ impl Views {
                 ),
                 Policy::Fallback => Default::default(),
             };
+            let clients = match (&policy, &clients) {
+                (Policy::Serving(rules), Some(clients)) => {
+                    Some(clients.seen_by(rules, &resiliences))
+                }
+                _ => None,
+            };
             Seen {
                 from: Arc::from(mesh.topology.zone_name(zone)),
                 routes: match &policy {
-                    Policy::Serving(_) => one(translate::route_table(&hosts)),
+                    Policy::Serving(_) => routes(mesh, &hosts),
                     Policy::Fallback => Resources::new(),
+                },
+                on_demand: match &policy {
+                    Policy::Serving(_) if on_demand => Some(OnDemand::of(mesh, &hosts)),
+                    Policy::Serving(_) | Policy::Fallback => None,
                 },
                 policy: Arc::new(policy),
                 policy_version,
-                filter,
+                filter: mesh.ttls.applied(Kind::FilterConfig, filter),
                 hosts,
                 needed,
+                clients,
             }
         });
         self.zones = seen.collect();
@@ -111,9 +150,15 @@ impl Views {
             };
             for host in &hosts {
                 let entry = translate::virtual_host(new, host, &resiliences);
+                if let Some(on_demand) = &mut seen.on_demand {
+                    on_demand.put(host, &entry);
+                }
                 seen.hosts.insert((*host).to_owned(), entry);
+                if let Some(clients) = &mut seen.clients {
+                    clients.replan(new, host, &resiliences);
+                }
             }
-            seen.routes = one(translate::route_table(&seen.hosts));
+            seen.routes = routes(mesh, &seen.hosts);
             for id in &replanned {
                 let old = translate::clusters_needed_by(old, *id, &resiliences);
                 let new = translate::clusters_needed_by(new, *id, &resiliences);
@@ -152,17 +197,27 @@ impl Views {
     /// Gives every view what there is now.
     pub(super) fn show(&mut self, clusters: &Resources, endpoints: &Resources) {
         let before = std::mem::take(&mut self.all);
+        let after = |key: &ViewKey, view: View| match before.get(key) {
+            Some(before) => Arc::new(view.after(before)),
+            None => Arc::new(view),
+        };
         for seen in &self.zones {
-            for (role, listener) in &self.listeners {
+            for played in &self.roles {
                 let key = ViewKey {
                     zone: Arc::clone(&seen.from),
-                    role: *role,
+                    role: played.role,
                 };
                 let mut resources: [Resources; Kind::ALL.len()] = Default::default();
                 resources[Kind::Cluster.index()] = clusters.clone();
                 resources[Kind::Endpoints.index()] = endpoints.clone();
-                resources[Kind::Listener.index()] = one(Arc::clone(listener));
-                resources[Kind::Routes.index()] = seen.routes.clone();
+                resources[Kind::Listener.index()] = one(Arc::clone(&played.listener));
+                let on_demand = seen.on_demand.as_ref().filter(|_| played.on_demand);
+                resources[Kind::Routes.index()] = match on_demand {
+                    Some(on_demand) => on_demand.routes.clone(),
+                    None => seen.routes.clone(),
+                };
+                resources[Kind::VirtualHosts.index()] =
+                    on_demand.map_or_else(Resources::new, |on_demand| on_demand.hosts.clone());
                 resources[Kind::FilterConfig.index()] = one(Arc::clone(&seen.filter));
                 let view = View::new(
                     resources,
@@ -170,11 +225,18 @@ impl Views {
                     Arc::clone(&seen.policy),
                     seen.policy_version,
                 );
-                let view = match before.get(&key) {
-                    Some(before) => view.after(before),
-                    None => view,
+                let view = after(&key, view);
+                self.all.insert(key, view);
+            }
+            if let Some(clients) = &seen.clients {
+                let key = ViewKey {
+                    zone: Arc::clone(&seen.from),
+                    role: Role::Grpc,
                 };
-                self.all.insert(key, Arc::new(view));
+                let policy = Arc::clone(&seen.policy);
+                let view = clients.view(endpoints, policy, seen.policy_version);
+                let view = after(&key, view);
+                self.all.insert(key, view);
             }
         }
     }
@@ -183,10 +245,35 @@ impl Views {
 impl Seen {
     fn decide_by(&mut self, mesh: &Mesh, policy: Policy, encoder: &mut Encoder) {
         let (filter, version) = translate::filter_config(&mesh.filter, &policy, encoder);
-        self.filter = filter;
+        self.filter = mesh.ttls.applied(Kind::FilterConfig, filter);
         self.policy_version = version;
         self.policy = Arc::new(policy);
     }
+}
+
+impl OnDemand {
+    fn of(mesh: &Mesh, hosts: &VirtualHosts) -> OnDemand {
+        let table = translate::route_table_on_demand();
+        let mut on_demand = OnDemand {
+            routes: one(mesh.ttls.applied(Kind::Routes, table)),
+            hosts: Resources::new(),
+        };
+        for (host, entry) in hosts {
+            on_demand.put(host, entry);
+        }
+        on_demand
+    }
+
+    fn put(&mut self, host: &str, entry: &Piece) {
+        let host = translate::virtual_host_on_demand(host, entry);
+        self.hosts.insert(Arc::clone(&host.name), host);
+    }
+}
+
+fn routes(mesh: &Mesh, hosts: &VirtualHosts) -> Resources {
+    one(mesh
+        .ttls
+        .applied(Kind::Routes, translate::route_table(hosts)))
 }
 
 fn seen_from(policy: &Policy, zone: ZoneId) -> Policy {

@@ -164,7 +164,7 @@ fn the_gateways_have_one_cluster_a_zone_which_answers_do_not_eject() {
 
 #[test]
 fn the_access_log_tells_cell_and_epoch() {
-    let listener = listener(&mesh("", ORDERS), Role::Gateway);
+    let listener = listener(&mesh("", ORDERS), Role::Gateway).unwrap();
     let message = listener.message();
     let text = String::from_utf8_lossy(&message);
     for field in ["%REQ(X-TIDEGATE-CELL)%", "%REQ(X-TIDEGATE-EPOCH)%"] {

@@ -4,6 +4,8 @@
 #[path = "../../../policy/tests/behaviour/any.rs"]
 mod any;
 mod fenced;
+mod grpc;
+mod on_demand;
 mod places;
 mod table;
 

@@ -219,7 +219,10 @@ fn an_empty_mesh_has_routes_that_refuse_and_clusters_without_endpoints() {
     assert_eq!(snapshot.zones().collect::<Vec<_>>(), ["sh-a", "sh-b"]);
     for (_, view) in snapshot.views() {
         // Of each zone its endpoints, and what reads and writes turn to.
-        assert_eq!(Kind::ALL.map(|kind| view.of(kind).len()), [6, 2, 1, 1, 1]);
+        assert_eq!(
+            Kind::ALL.map(|kind| view.of(kind).len()),
+            [6, 2, 1, 1, 0, 1]
+        );
     }
 }
 

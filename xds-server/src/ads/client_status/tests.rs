@@ -215,6 +215,7 @@ fn the_streams_of_one_proxy_are_one_client() {
                 zone: Arc::from("sh-a"),
                 role: Role::Sidecar,
             },
+            features: Vec::new(),
         };
         let mut stream = Stream::new(Variant::Delta, view(&[("a", "1")]));
         subscribe(&mut stream, &["*"]);

@@ -3,13 +3,21 @@
 //! Whatever the order: the model never has a route to a cluster that it cannot use, and when things calm down it has
 //! exactly the present view.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    num::NonZeroU32,
+};
 
 use proptest::prelude::*;
 
 use super::{tests::view, *};
 
+const HOST: &str = "table/host";
+
 const CLUSTERS: [&str; 4] = ["a", "b", "c", "d"];
+
+/// What leads to clusters.
+const USERS: [Kind; 3] = [Kind::Routes, Kind::VirtualHosts, Kind::FilterConfig];
 
 /// Which clusters exist, with which content, and whether the routes use each.
 type Mesh = [Option<(u8, bool)>; CLUSTERS.len()];
@@ -29,6 +37,7 @@ fn view_of(mesh: &Mesh) -> Arc<View> {
     let mut lines = vec![
         (Kind::Listener, "ingress", "1"),
         (Kind::Routes, "table", table.as_str()),
+        (Kind::VirtualHosts, HOST, table.as_str()),
         (Kind::FilterConfig, "filter", table.as_str()),
     ];
     for ((name, cluster), content) in CLUSTERS.iter().zip(mesh).zip(&contents) {
@@ -37,7 +46,15 @@ fn view_of(mesh: &Mesh) -> Arc<View> {
             lines.push((Kind::Endpoints, name, content));
         }
     }
-    view(&lines, &used)
+    let view = view(&lines, &used);
+    let lasting = |resource: &Arc<Resource>| Arc::new(resource.lasting(NonZeroU32::MIN));
+    let resources = Kind::ALL.map(|kind| {
+        let all = view.of(kind).iter();
+        all.map(|(name, resource)| (Arc::clone(name), lasting(resource)))
+            .collect()
+    });
+    let policy = Arc::clone(view.policy());
+    Arc::new(View::new(resources, view.needed().clone(), policy, 0))
 }
 
 enum ToServer {
@@ -62,11 +79,13 @@ impl Client {
             ToServer::Subscribe(Kind::Routes, vec!["table".into()]),
             ToServer::Subscribe(Kind::FilterConfig, vec!["filter".into()]),
         ];
+        let by_alias = ToServer::Subscribe(Kind::VirtualHosts, vec!["table/HOST:80".into()]);
+        let hosts = (variant == Variant::Delta).then_some(by_alias);
         Client {
             variant,
             has: Default::default(),
             inbox: VecDeque::new(),
-            outbox: first.into(),
+            outbox: first.into_iter().chain(hosts).collect(),
         }
     }
 
@@ -80,6 +99,23 @@ impl Client {
             return;
         };
         let kind = response.kind;
+        let sent = response.resources.iter().map(|resource| &resource.name);
+        let renewed = response.renewed.iter().map(|resource| &resource.name);
+        let mut named: Vec<_> = sent.chain(renewed).chain(&response.removed).collect();
+        named.sort();
+        assert!(
+            named.windows(2).all(|pair| pair[0] != pair[1]),
+            "a name twice: {named:?}"
+        );
+        for resource in &response.renewed {
+            let of_a_cluster = self.has(Kind::Cluster, &resource.name);
+            let has = self.has[kind.index()].get(&*resource.name);
+            let left = kind == Kind::Endpoints && !of_a_cluster;
+            assert!(
+                left || has == Some(&resource.version),
+                "renews what the client has not"
+            );
+        }
         let replaces = self.variant == Variant::StateOfTheWorld && kind.full_state();
         let before = self.has[kind.index()].clone();
         if replaces {
@@ -123,7 +159,7 @@ impl Client {
     }
 
     fn check(&self, tables: &BTreeMap<Version, Vec<&'static str>>) {
-        for kind in [Kind::Routes, Kind::FilterConfig] {
+        for kind in USERS {
             for version in self.has[kind.index()].values() {
                 for cluster in &tables[version] {
                     assert!(
@@ -155,7 +191,7 @@ impl Run {
             .into_iter()
             .filter(|name| view.needed().iter().any(|needed| &**needed == *name))
             .collect();
-        for kind in [Kind::Routes, Kind::FilterConfig] {
+        for kind in USERS {
             for resource in view.of(kind).values() {
                 self.tables.insert(resource.version, used.clone());
             }
@@ -207,6 +243,7 @@ enum Step {
     Change(Mesh),
     ToServer,
     ToClient,
+    Renew,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -214,6 +251,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => meshes().prop_map(Step::Change),
         3 => Just(Step::ToServer),
         3 => Just(Step::ToClient),
+        1 => Just(Step::Renew),
     ];
     prop::collection::vec(step, 0..80)
 }
@@ -225,7 +263,7 @@ proptest! {
     fn no_route_ever_leads_nowhere(first in meshes(), steps in steps(), delta in any::<bool>()) {
         let variant = if delta { Variant::Delta } else { Variant::StateOfTheWorld };
         let mut run = Run {
-            stream: Stream::new(variant, view_of(&first)),
+            stream: Stream::new(variant, view_of(&first)).with_ttl(),
             client: Client::new(variant),
             tables: BTreeMap::new(),
         };
@@ -239,6 +277,12 @@ proptest! {
                 }
                 Step::ToServer => run.deliver_to_server(),
                 Step::ToClient => run.client.receive(&run.tables),
+                Step::Renew => {
+                    for kind in Kind::ALL {
+                        run.stream.renew(kind);
+                    }
+                    run.pump();
+                }
             }
         }
         // Calm: everything under way arrives. Each round settles something, and there is little to settle.
@@ -249,7 +293,8 @@ proptest! {
             run.client.receive(&run.tables);
             run.deliver_to_server();
         }
-        for kind in Kind::ALL {
+        let kinds = Kind::ALL.into_iter();
+        for kind in kinds.filter(|kind| delta || kind.in_state_of_the_world()) {
             let expected: BTreeMap<String, Version> = view_of(&last)
                 .of(kind)
                 .values()

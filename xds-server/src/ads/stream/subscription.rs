@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{InFlight, Refused};
+use super::{InFlight, Refused, hosts::Hosts};
 use crate::{
     resource::{Digest, Resource, Resources, Version},
     snapshot::View,
@@ -85,6 +85,10 @@ pub(super) struct Subscription {
     pub(super) subscribed: bool,
     /// The client has named something, so that naming nothing no longer means everything.
     pub(super) named: bool,
+    /// Of virtual hosts: by which names they were asked for. `names` are then their own.
+    pub(super) hosts: Hosts,
+    /// The times to live of what the client has are to be renewed.
+    pub(super) renewal: bool,
 }
 
 impl Subscription {
@@ -119,6 +123,16 @@ impl Subscription {
             self.digest = self.digest.minus(before.digest(&name));
         }
         before
+    }
+
+    /// The client says that it has this from an earlier stream.
+    pub(super) fn bring(&mut self, name: Arc<str>, version: Version) {
+        let held = Held {
+            what: What::Known(version),
+            acked: true,
+        };
+        self.pending.insert(Arc::clone(&name));
+        self.hold(name, held);
     }
 
     /// The client has nothing under this name any more, and nothing is known of it.

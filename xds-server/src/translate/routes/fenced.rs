@@ -17,7 +17,10 @@ use super::{
 };
 
 /// The fence, if it is for this service.
-pub(super) fn fencing<'r>(rules: &'r Rules, service: &Service) -> Option<&'r Fencing> {
+pub(in crate::translate) fn fencing<'r>(
+    rules: &'r Rules,
+    service: &Service,
+) -> Option<&'r Fencing> {
     match service.writes {
         Writes::Fenced { .. } => rules.fencing(),
         Writes::Free => None,

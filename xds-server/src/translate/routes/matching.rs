@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::{
     r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
 };
 
-pub(super) fn is(name: &str, value: &str) -> HeaderMatcher {
+pub(in crate::translate) fn is(name: &str, value: &str) -> HeaderMatcher {
     HeaderMatcher {
         name: name.to_owned(),
         header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {

@@ -1,0 +1,262 @@
+//! Who may do what, by the names in a client's certificate. Pure.
+//!
+//! A list of rules permits what any of its rules permits: their order does not matter, and a rule never takes anything away.
+//! Without a list every certificate of the configured CA may do what the list is about.
+
+mod pattern;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, sync::Arc};
+
+use tokio::sync::watch;
+
+use crate::{config::Mesh, snapshot::Role};
+
+pub use pattern::{InvalidPattern, Pattern};
+
+/// How many names of a certificate are repeated in messages, and how much of each.
+const NAMES_SHOWN_MAX: usize = 8;
+const NAME_CHARS_MAX: usize = 256;
+
+/// The names of a client: the subject alternative names of its certificate. The subject itself is not looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// A SPIFFE ID is one of these.
+    pub uris: Vec<String>,
+    pub dns: Vec<String>,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = self.uris.iter().chain(&self.dns);
+        let shown: Vec<String> = all
+            .clone()
+            .take(NAMES_SHOWN_MAX)
+            .map(|name| {
+                format!(
+                    "{:?}",
+                    name.chars().take(NAME_CHARS_MAX).collect::<String>()
+                )
+            })
+            .collect();
+        match all.count().saturating_sub(shown.len()) {
+            _ if shown.is_empty() => f.write_str("a certificate without URI and DNS names"),
+            0 => write!(f, "the certificate of {}", shown.join(", ")),
+            more => write!(f, "the certificate of {} and {more} more", shown.join(", ")),
+        }
+    }
+}
+
+/// What is known of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// It speaks plain text, so nobody asked.
+    Plain,
+    /// It speaks TLS and showed no certificate, which only the admin port lets pass.
+    Anonymous,
+    /// It showed a certificate of the configured CA.
+    Named(Arc<Identity>),
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Caller::Plain => f.write_str("a client that speaks plain text"),
+            Caller::Anonymous => f.write_str("a client without a certificate"),
+            Caller::Named(identity) => identity.fmt(f),
+        }
+    }
+}
+
+/// Permits what its pattern matches, within these zones and roles.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub pattern: Pattern,
+    /// None: all of them.
+    pub zones: Option<Vec<String>>,
+    /// None: all of them.
+    pub roles: Option<Vec<Role>>,
+}
+
+impl Rule {
+    fn permits(&self, identity: &Identity, zone: &str, role: Role) -> bool {
+        let in_zones = (self.zones.as_ref()).is_none_or(|zones| zones.iter().any(|z| z == zone));
+        let in_roles = (self.roles.as_ref()).is_none_or(|roles| roles.contains(&role));
+        in_zones && in_roles && self.pattern.matches(identity, zone, role.as_str())
+    }
+}
+
+/// The rules. Each list is about what its name says; none permits everybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Who may ask for the view of a zone and role, and for its grants.
+    pub proxies: Option<Vec<Rule>>,
+    /// Who may write instances of a zone, beside operators.
+    pub registrars: Option<Vec<Rule>>,
+    /// Who may write anything by the admin interface.
+    pub operators: Option<Vec<Rule>>,
+}
+
+/// What a client may not do. The text says who it is and what it wanted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotPermitted {
+    #[error(
+        "{caller} may not ask for zone {zone:?}, role {role}: no rule of `access.proxies` permits it"
+    )]
+    View {
+        caller: Caller,
+        zone: String,
+        role: &'static str,
+    },
+    #[error(
+        "{caller} may not ask for grants of zone {zone:?}: no rule of `access.proxies` permits it"
+    )]
+    Grants { caller: Caller, zone: String },
+    #[error(
+        "{caller} may not register in zone {zone:?}: no rule of `access.registrars` or `access.operators` permits it"
+    )]
+    Register { caller: Caller, zone: String },
+    #[error(
+        "{caller} may not hold leases: no rule of `access.registrars` or `access.operators` permits it"
+    )]
+    Lease { caller: Caller },
+    #[error("{caller} may only read: no rule of `access.operators` permits more")]
+    Operate { caller: Caller },
+    #[error("show a client certificate: without one only /healthz and /readyz answer")]
+    Read,
+}
+
+impl Access {
+    /// Whether `caller` may ask for the view of this zone and role.
+    pub fn view(&self, caller: &Caller, zone: &str, role: Role) -> Result<(), NotPermitted> {
+        let permits = |rule: &Rule, who: &Identity| rule.permits(who, zone, role);
+        permitted(&self.proxies, caller, permits).map_err(|Refused| NotPermitted::View {
+            caller: caller.clone(),
+            zone: clip(zone),
+            role: role.as_str(),
+        })
+    }
+
+    /// Whether `caller` may hold grants of this zone, as any kind of proxy: gRPC clients admit no writes.
+    pub fn grants(&self, caller: &Caller, zone: &str) -> Result<(), NotPermitted> {
+        permitted(&self.proxies, caller, any_proxy(zone)).map_err(|Refused| NotPermitted::Grants {
+            caller: caller.clone(),
+            zone: clip(zone),
+        })
+    }
+
+    /// Whether `caller` may write instances of this zone.
+    pub fn register(&self, caller: &Caller, zone: &str) -> Result<(), NotPermitted> {
+        self.register_in(caller, [zone])
+            .map_err(|Refused| NotPermitted::Register {
+                caller: caller.clone(),
+                zone: clip(zone),
+            })
+    }
+
+    /// Whether `caller` may hold leases, which belong to no zone: who may register in any of `zones` may.
+    pub fn lease<'z>(
+        &self,
+        caller: &Caller,
+        zones: impl IntoIterator<Item = &'z str>,
+    ) -> Result<(), NotPermitted> {
+        self.register_in(caller, zones)
+            .map_err(|Refused| NotPermitted::Lease {
+                caller: caller.clone(),
+            })
+    }
+
+    /// Whether `caller` may write whatever the admin interface writes.
+    pub fn operate(&self, caller: &Caller) -> Result<(), NotPermitted> {
+        self.operates(caller)
+            .map_err(|Refused| NotPermitted::Operate {
+                caller: caller.clone(),
+            })
+    }
+
+    /// Whether `caller` may read what the admin interface shows.
+    pub fn read(&self, caller: &Caller) -> Result<(), NotPermitted> {
+        match caller {
+            Caller::Anonymous => Err(NotPermitted::Read),
+            Caller::Plain | Caller::Named(_) => Ok(()),
+        }
+    }
+
+    fn register_in<'z>(
+        &self,
+        caller: &Caller,
+        zones: impl IntoIterator<Item = &'z str>,
+    ) -> Result<(), Refused> {
+        // Only those who are listed: a list that is left out is about its own matter alone.
+        if self.operators.is_some() && self.operates(caller).is_ok() {
+            return Ok(());
+        }
+        let mut zones = zones.into_iter();
+        match zones.any(|zone| permitted(&self.registrars, caller, any_proxy(zone)).is_ok()) {
+            true => Ok(()),
+            false => Err(Refused),
+        }
+    }
+
+    fn operates(&self, caller: &Caller) -> Result<(), Refused> {
+        // Operators belong to no zone: the door takes no placeholders there.
+        permitted(&self.operators, caller, any_proxy(""))
+    }
+}
+
+struct Refused;
+
+/// Whether the list permits it: who is not named is not listed either.
+fn permitted(
+    rules: &Option<Vec<Rule>>,
+    caller: &Caller,
+    permits: impl Fn(&Rule, &Identity) -> bool,
+) -> Result<(), Refused> {
+    let permitted = match (rules, caller) {
+        (None, Caller::Plain | Caller::Named(_)) => true,
+        (Some(rules), Caller::Named(identity)) => rules.iter().any(|rule| permits(rule, identity)),
+        (Some(_), Caller::Plain) | (_, Caller::Anonymous) => false,
+    };
+    if permitted { Ok(()) } else { Err(Refused) }
+}
+
+/// Lists that are not about proxies have no roles, so that any will do.
+fn any_proxy(zone: &str) -> impl Fn(&Rule, &Identity) -> bool {
+    move |rule, identity| (Role::PROXIES.iter()).any(|role| rule.permits(identity, zone, *role))
+}
+
+fn clip(text: &str) -> String {
+    text.chars().take(NAME_CHARS_MAX).collect()
+}
+
+/// The rules in force, which change with the configuration: they count from the next request or stream on. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Gate {
+    /// None: no rules at all.
+    meshes: Option<watch::Receiver<Arc<Mesh>>>,
+}
+
+impl Gate {
+    pub fn new(meshes: watch::Receiver<Arc<Mesh>>) -> Gate {
+        Gate {
+            meshes: Some(meshes),
+        }
+    }
+
+    /// Whether `caller` may hold leases, which belong to no zone.
+    pub fn lease(&self, caller: &Caller) -> Result<(), NotPermitted> {
+        let mesh = self.meshes.as_ref().map(|meshes| meshes.borrow().clone());
+        let topology = mesh.as_ref().map(|mesh| &mesh.topology);
+        let zones = topology
+            .iter()
+            .flat_map(|topology| topology.zones().map(|zone| topology.zone_name(zone)));
+        self.rules().lease(caller, zones)
+    }
+
+    /// The rules of this moment.
+    pub fn rules(&self) -> Arc<Access> {
+        let meshes = self.meshes.as_ref();
+        meshes.map_or_else(Arc::default, |meshes| Arc::clone(&meshes.borrow().access))
+    }
+}

@@ -1,0 +1,142 @@
+//! What is due, and what has to wait: make before break.
+
+use std::{cell::LazyCell, sync::Arc};
+
+use super::{
+    Stream, Variant,
+    subscription::{Held, Subscription},
+};
+use crate::resource::{Kind, Resource};
+
+/// What is to be done about what is pending of a kind.
+#[derive(Default)]
+pub(super) struct Due {
+    /// In order of names.
+    pub(super) updates: Vec<Arc<Resource>>,
+    /// In order.
+    pub(super) removed: Vec<Arc<str>>,
+    /// Names about which nothing is to be done any more.
+    pub(super) over: Vec<Arc<str>>,
+}
+
+impl Stream {
+    /// Whether resources of `kind` may change now: see "make before break".
+    fn may_update(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Cluster | Kind::Endpoints | Kind::Listener => true,
+            Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => {
+                // A client that does not take all clusters looks after itself: it asks for those that its routes name.
+                let takes_clusters = self.kinds[Kind::Cluster.index()].wildcard;
+                let confirmed = |kind: Kind, name| {
+                    let held = self.kinds[kind.index()].held().get(name);
+                    held.is_some_and(|held| held.acked && held.version().is_some())
+                };
+                // An aggregate cluster has no endpoints of its own; those of its members are needed, too.
+                let endpoints = self.view.of(Kind::Endpoints);
+                let warm = |name| {
+                    confirmed(Kind::Cluster, name)
+                        && (!endpoints.contains_key(name) || confirmed(Kind::Endpoints, name))
+                };
+                !takes_clusters || self.view.needed().iter().all(warm)
+            }
+        }
+    }
+
+    /// Whether clusters may go: whatever could still send requests to them is gone.
+    fn may_remove(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Listener | Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => true,
+            Kind::Cluster | Kind::Endpoints => self.has_moved(|_, _| false),
+        }
+    }
+
+    /// Whether an update may be sent. What makes endpoints a dead end waits until routes and policy that avoid them are in
+    /// force, or were refused: nothing is gained by waiting for those.
+    fn is_timely(&self, subscription: &Subscription, resource: &Resource) -> bool {
+        !resource.dead_end
+            || !subscription.held().contains_key(&resource.name)
+            || subscription.has(resource)
+            || self.has_moved(Subscription::refuses)
+    }
+
+    /// Whether the client has acknowledged the present routes and policy, but for those that are `excused`.
+    fn has_moved(&self, excused: impl Fn(&Subscription, &Resource) -> bool) -> bool {
+        let users = [Kind::Routes, Kind::VirtualHosts, Kind::FilterConfig];
+        users.into_iter().all(|user| {
+            let subscription = &self.kinds[user.index()];
+            let settled = |name: &Arc<str>| {
+                let Some(resource) = self.view.of(user).get(name) else {
+                    return true;
+                };
+                let held = subscription.held().get(name);
+                held.is_some_and(|held| held.acked && held.version() == Some(resource.version))
+                    || excused(subscription, resource)
+            };
+            subscription.names.iter().all(settled)
+        })
+    }
+
+    /// Sorts out what is pending.
+    pub(super) fn due(&self, kind: Kind) -> Due {
+        let subscription = &self.kinds[kind.index()];
+        let offered = self.view.of(kind);
+        // Looked at for the first name that asks, since it may take a look at every cluster.
+        let may_update = LazyCell::new(|| self.may_update(kind));
+        let may_remove = LazyCell::new(|| self.may_remove(kind));
+        let mut due = Due::default();
+        for name in &subscription.pending {
+            let repeat = subscription.repeat.contains(name);
+            match offered.get(name) {
+                Some(resource) => {
+                    let is_new = repeat || !subscription.has(resource);
+                    if !is_new || !subscription.wants(name) || subscription.refuses(resource) {
+                        due.over.push(Arc::clone(name));
+                    } else if *may_update && self.is_timely(subscription, resource) {
+                        due.updates.push(Arc::clone(resource));
+                    }
+                }
+                None => match subscription.held().get(name).map(Held::version) {
+                    // The state of the world cannot say of these kinds that one is gone.
+                    _ if self.variant == Variant::StateOfTheWorld && !kind.full_state() => {
+                        due.over.push(Arc::clone(name));
+                    }
+                    Some(Some(_)) if *may_remove => due.removed.push(Arc::clone(name)),
+                    Some(Some(_)) => {}
+                    _ if self.variant == Variant::StateOfTheWorld => {
+                        due.over.push(Arc::clone(name));
+                    }
+                    Some(None) if !repeat => due.over.push(Arc::clone(name)),
+                    // Asked for by name and not there: the client waits to be told so.
+                    _ if repeat || subscription.names.contains(name) => {
+                        due.removed.push(Arc::clone(name));
+                    }
+                    _ => due.over.push(Arc::clone(name)),
+                },
+            }
+        }
+        due
+    }
+
+    /// With a cluster a client drops its endpoints and its interest in them. Not waiting to be told so matters where the
+    /// cluster comes back at once: endpoints acknowledged for the old one would let routes pass too early.
+    pub(super) fn forget_endpoints(&mut self, clusters: &[Arc<str>]) {
+        let endpoints = &mut self.kinds[Kind::Endpoints.index()];
+        for name in clusters {
+            endpoints.names.remove(name);
+            endpoints.let_go(name);
+            endpoints.repeat.remove(name);
+            endpoints.pending.remove(name);
+        }
+    }
+
+    /// A cluster that changes is warmed anew, and Envoy does not ask again for endpoints that it has asked for: unless they
+    /// are sent again, it waits for them until its time-out of 15 s.
+    pub(super) fn repeat_endpoints(&mut self, clusters: &[Arc<str>]) {
+        let endpoints = &mut self.kinds[Kind::Endpoints.index()];
+        for name in clusters {
+            if endpoints.held().contains_key(name) {
+                endpoints.say_again(name);
+            }
+        }
+    }
+}

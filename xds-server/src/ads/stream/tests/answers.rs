@@ -1,0 +1,168 @@
+//! What clients answer: ACK, NACK and nonces.
+
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+
+use super::*;
+use crate::ads::{delta::Delta, sotw::Sotw, wire::Wire};
+
+#[test]
+fn changes_during_an_unanswered_response_collapse_into_one() {
+    let mut stream = delta(&view(&cluster("a", "1"), &[]));
+    subscribe(&mut stream, Kind::Cluster, &["*"]);
+    let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+    for content in ["2", "3", "4"] {
+        stream.set_view(view(&cluster("a", content), &[]));
+        quiet(&mut stream);
+    }
+    ack(&mut stream, Kind::Cluster, &nonce);
+    sent(&mut stream, Kind::Cluster, &["a"], &[]);
+    quiet(&mut stream);
+}
+
+#[test]
+fn a_refused_resource_is_not_sent_again_until_it_changes() {
+    let mut stream = delta(&view(&cluster("a", "1"), &[]));
+    subscribe(&mut stream, Kind::Cluster, &["*"]);
+    let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+    ack(&mut stream, Kind::Cluster, &nonce);
+    stream.set_view(view(
+        &[cluster("a", "bad"), cluster("b", "1")].concat(),
+        &[],
+    ));
+    let nonce = sent(&mut stream, Kind::Cluster, &["a", "b"], &[]);
+    let refused = nack(&mut stream, Kind::Cluster, &nonce, "cluster(s) a: bad");
+    assert_eq!(refused, ["a"]);
+    quiet(&mut stream);
+    let acked = stream.held(Kind::Cluster).filter(|(_, _, acked)| *acked);
+    let acked: Vec<&str> = acked.map(|(name, ..)| name).collect();
+    assert_eq!(acked, ["a", "b"], "the last good one stays");
+    stream.set_view(view(
+        &[cluster("a", "mended"), cluster("b", "1")].concat(),
+        &[],
+    ));
+    sent(&mut stream, Kind::Cluster, &["a"], &[]);
+}
+
+#[test]
+fn a_refusal_that_names_nothing_counts_for_the_whole_response() {
+    let mut stream = delta(&view(&[cluster("a", "1"), cluster("b", "1")].concat(), &[]));
+    subscribe(&mut stream, Kind::Cluster, &["*"]);
+    let nonce = sent(&mut stream, Kind::Cluster, &["a", "b"], &[]);
+    assert_eq!(nack(&mut stream, Kind::Cluster, &nonce, "no!").len(), 2);
+    quiet(&mut stream);
+}
+
+#[test]
+fn a_refused_cluster_stays_as_it_was_in_the_state_of_the_world() {
+    let mut stream = Stream::new(Variant::StateOfTheWorld, view(&cluster("a", "1"), &[]));
+    stream.subscribe_sotw(Kind::Cluster, [].into_iter(), "");
+    let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+    ack(&mut stream, Kind::Cluster, &nonce);
+    stream.set_view(view(&cluster("a", "bad"), &[]));
+    let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+    nack(&mut stream, Kind::Cluster, &nonce, "a");
+    stream.set_view(view(
+        &[cluster("a", "bad"), cluster("b", "1")].concat(),
+        &[],
+    ));
+    let outgoing = stream.next_due().expect("b is new");
+    let a = outgoing.resources.iter().find(|r| &*r.name == "a");
+    let good = view(&cluster("a", "1"), &[]);
+    assert_eq!(
+        a.map(|a| a.version),
+        good.of(Kind::Cluster).get("a").map(|a| a.version),
+        "leaving it out would remove it from the proxy"
+    );
+}
+
+#[test]
+fn stale_nonces_change_nothing() {
+    let mut stream = delta(&view(&cluster("a", "1"), &[]));
+    subscribe(&mut stream, Kind::Cluster, &["*"]);
+    let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+    for stale in ["0", "99", "nonsense"] {
+        let verdict = Verdict::Ack { nonce: stale };
+        assert_eq!(stream.settle(Kind::Cluster, &verdict), Err(StaleNonce));
+    }
+    ack(&mut stream, Kind::Cluster, &nonce);
+    let again = Verdict::Ack { nonce: &nonce };
+    assert_eq!(stream.settle(Kind::Cluster, &again), Err(StaleNonce));
+}
+
+fn request(names: &[&str], nonce: &str) -> DiscoveryRequest {
+    DiscoveryRequest {
+        resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
+        response_nonce: nonce.to_owned(),
+        ..DiscoveryRequest::default()
+    }
+}
+
+/// The client asked for more before it saw the response: its next request says all.
+#[test]
+fn a_stale_request_is_ignored_in_the_state_of_the_world() {
+    let mut stream = sotw(&view(&[cluster("a", "1"), cluster("b", "1")].concat(), &[]));
+    let asked = Sotw::take(&mut stream, Kind::Endpoints, &request(&["a"], ""));
+    assert_eq!(asked, Ok(Answer::None));
+    taken(&mut stream, Kind::Endpoints, &["a"], &[]);
+    stream.set_view(view(&[cluster("a", "2"), cluster("b", "1")].concat(), &[]));
+    let nonce = sent(&mut stream, Kind::Endpoints, &["a"], &[]);
+    let stale = Sotw::take(&mut stream, Kind::Endpoints, &request(&["a", "b"], "1"));
+    assert_eq!(stale, Err(StaleNonce));
+    quiet(&mut stream);
+    let answered = Sotw::take(&mut stream, Kind::Endpoints, &request(&["a", "b"], &nonce));
+    assert_eq!(answered, Ok(Answer::Accepted));
+    taken(&mut stream, Kind::Endpoints, &["b"], &[]);
+}
+
+#[test]
+fn a_subscription_changes_with_the_last_nonce_in_the_state_of_the_world() {
+    let mut stream = sotw(&view(&[cluster("a", "1"), cluster("b", "1")].concat(), &[]));
+    assert!(Sotw::take(&mut stream, Kind::Endpoints, &request(&["a"], "")).is_ok());
+    let nonce = sent(&mut stream, Kind::Endpoints, &["a"], &[]);
+    let answered = Sotw::take(&mut stream, Kind::Endpoints, &request(&["a"], &nonce));
+    assert_eq!(answered, Ok(Answer::Accepted));
+    let more = Sotw::take(&mut stream, Kind::Endpoints, &request(&["a", "b"], &nonce));
+    assert_eq!(more, Ok(Answer::None));
+    taken(&mut stream, Kind::Endpoints, &["b"], &[]);
+}
+
+#[test]
+fn a_stale_request_may_change_the_subscription_in_delta() {
+    let mut stream = delta(&view(&[cluster("a", "1"), cluster("b", "1")].concat(), &[]));
+    subscribe(&mut stream, Kind::Endpoints, &["a"]);
+    let nonce = sent(&mut stream, Kind::Endpoints, &["a"], &[]);
+    let stale = DeltaDiscoveryRequest {
+        resource_names_subscribe: vec!["b".to_owned()],
+        resource_names_unsubscribe: vec!["a".to_owned()],
+        response_nonce: "99".to_owned(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    assert_eq!(
+        Delta::take(&mut stream, Kind::Endpoints, &stale),
+        Err(StaleNonce)
+    );
+    // The response is still unanswered.
+    quiet(&mut stream);
+    ack(&mut stream, Kind::Endpoints, &nonce);
+    taken(&mut stream, Kind::Endpoints, &["b"], &[]);
+    stream.set_view(view(&[cluster("a", "2"), cluster("b", "1")].concat(), &[]));
+    quiet(&mut stream);
+}
+
+/// Something that the client never had in a good version is not there after its refusal.
+#[test]
+fn a_refused_newcomer_is_not_held() {
+    let mut stream = delta(&view(&cluster("a", "bad"), &[]));
+    subscribe(&mut stream, Kind::Cluster, &["*"]);
+    let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+    nack(&mut stream, Kind::Cluster, &nonce, "a is bad");
+    assert_eq!(stream.held(Kind::Cluster).count(), 0);
+    assert_eq!(stream.rejected(Kind::Cluster).count(), 1);
+    quiet(&mut stream);
+    // The client does not have it, so there is nothing to remove.
+    stream.set_view(view(&[], &[]));
+    quiet(&mut stream);
+    assert_eq!(stream.refusal(Kind::Cluster), None);
+    stream.set_view(view(&cluster("a", "bad"), &[]));
+    sent(&mut stream, Kind::Cluster, &["a"], &[]);
+}

@@ -1,0 +1,223 @@
+//! The order in which things change: make before break, and the kinds among each other.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Cluster, endpoints and route arrive in the mesh together; then all go together.
+#[test]
+fn a_route_waits_for_its_clusters_and_clusters_wait_for_routes_to_leave() {
+    let old = [
+        &cluster("old", "1")[..],
+        &[(Kind::Routes, "table", "to old")],
+    ]
+    .concat();
+    let mut stream = delta(&view(&old, &["old"]));
+    subscribe(&mut stream, Kind::Cluster, &[]);
+    let nonce = sent(&mut stream, Kind::Cluster, &["old"], &[]);
+    ack(&mut stream, Kind::Cluster, &nonce);
+    subscribe(&mut stream, Kind::Routes, &["table"]);
+    quiet(&mut stream);
+    subscribe(&mut stream, Kind::Endpoints, &["old"]);
+    let nonce = sent(&mut stream, Kind::Endpoints, &["old"], &[]);
+    quiet(&mut stream);
+    ack(&mut stream, Kind::Endpoints, &nonce);
+    let nonce = sent(&mut stream, Kind::Routes, &["table"], &[]);
+    ack(&mut stream, Kind::Routes, &nonce);
+
+    let new = [
+        &cluster("new", "1")[..],
+        &[(Kind::Routes, "table", "to new")],
+    ]
+    .concat();
+    stream.set_view(view(&new, &["new"]));
+    let nonce = sent(&mut stream, Kind::Cluster, &["new"], &[]);
+    ack(&mut stream, Kind::Cluster, &nonce);
+    quiet(&mut stream);
+    subscribe(&mut stream, Kind::Endpoints, &["new"]);
+    let nonce = sent(&mut stream, Kind::Endpoints, &["new"], &[]);
+    ack(&mut stream, Kind::Endpoints, &nonce);
+    let nonce = sent(&mut stream, Kind::Routes, &["table"], &[]);
+    quiet(&mut stream);
+    ack(&mut stream, Kind::Routes, &nonce);
+    sent(&mut stream, Kind::Cluster, &[], &["old"]);
+}
+
+#[test]
+fn a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
+    let old = [
+        &cluster("old", "1")[..],
+        &[(Kind::Routes, "table", "to old")],
+    ]
+    .concat();
+    let mut stream = delta(&view(&old, &["old"]));
+    subscribe(&mut stream, Kind::Cluster, &[]);
+    subscribe(&mut stream, Kind::Endpoints, &["old"]);
+    subscribe(&mut stream, Kind::Routes, &["table"]);
+    for kind in [Kind::Cluster, Kind::Endpoints, Kind::Routes] {
+        let outgoing = stream.next_due().expect("a response");
+        assert_eq!(outgoing.kind, kind);
+        ack(&mut stream, kind, &outgoing.nonce.to_string());
+        if kind == Kind::Cluster {
+            // Nothing may be sent that waits for the endpoints.
+            continue;
+        }
+    }
+    stream.set_view(view(&[(Kind::Routes, "table", "broken")], &[]));
+    let nonce = sent(&mut stream, Kind::Routes, &["table"], &[]);
+    nack(&mut stream, Kind::Routes, &nonce, "table is broken");
+    quiet(&mut stream);
+    stream.set_view(view(&[(Kind::Routes, "table", "mended")], &[]));
+    let nonce = sent(&mut stream, Kind::Routes, &["table"], &[]);
+    ack(&mut stream, Kind::Routes, &nonce);
+    sent(&mut stream, Kind::Cluster, &[], &["old"]);
+}
+
+/// Also where the client has not said yet that it dropped the endpoints of the old one.
+#[test]
+fn a_cluster_that_comes_back_at_once_is_warmed_anew() {
+    let there = [&cluster("a", "1")[..], &[(Kind::Routes, "table", "to a")]].concat();
+    let mut stream = delta(&view(&there, &["a"]));
+    subscribe(&mut stream, Kind::Cluster, &[]);
+    subscribe(&mut stream, Kind::Endpoints, &["a"]);
+    subscribe(&mut stream, Kind::Routes, &["table"]);
+    for kind in [Kind::Cluster, Kind::Endpoints, Kind::Routes] {
+        let nonce = stream.next_due().expect("a response").nonce.to_string();
+        ack(&mut stream, kind, &nonce);
+    }
+    stream.set_view(view(&[(Kind::Routes, "table", "elsewhere")], &[]));
+    let nonce = sent(&mut stream, Kind::Routes, &["table"], &[]);
+    ack(&mut stream, Kind::Routes, &nonce);
+    let nonce = sent(&mut stream, Kind::Cluster, &[], &["a"]);
+    ack(&mut stream, Kind::Cluster, &nonce);
+
+    stream.set_view(view(&there, &["a"]));
+    let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+    ack(&mut stream, Kind::Cluster, &nonce);
+    quiet(&mut stream);
+    subscribe(&mut stream, Kind::Endpoints, &["a"]);
+    let nonce = sent(&mut stream, Kind::Endpoints, &["a"], &[]);
+    quiet(&mut stream);
+    ack(&mut stream, Kind::Endpoints, &nonce);
+    sent(&mut stream, Kind::Routes, &["table"], &[]);
+}
+
+/// Routes away from a cluster first, then its last healthy endpoint.
+#[test]
+fn the_last_healthy_endpoint_leaves_after_the_routes_to_it() {
+    for refuses in [false, true] {
+        let lines = |content, table| {
+            let a = [(Kind::Cluster, "a", "1"), (Kind::Endpoints, "a", content)];
+            [&a[..], &[(Kind::Routes, "table", table)]].concat()
+        };
+        let mut stream = delta(&view(&lines("healthy", "to a"), &["a"]));
+        subscribe(&mut stream, Kind::Cluster, &[]);
+        subscribe(&mut stream, Kind::Endpoints, &["a"]);
+        subscribe(&mut stream, Kind::Routes, &["table"]);
+        for kind in [Kind::Cluster, Kind::Endpoints, Kind::Routes] {
+            let outgoing = stream.next_due().expect("a response");
+            assert_eq!(outgoing.kind, kind);
+            ack(&mut stream, kind, &outgoing.nonce.to_string());
+        }
+        stream.set_view(view(&lines("nobody healthy", "elsewhere"), &[]));
+        let nonce = sent(&mut stream, Kind::Routes, &["table"], &[]);
+        quiet(&mut stream);
+        if refuses {
+            nack(&mut stream, Kind::Routes, &nonce, "table");
+        } else {
+            ack(&mut stream, Kind::Routes, &nonce);
+        }
+        sent(&mut stream, Kind::Endpoints, &["a"], &[]);
+    }
+}
+
+#[test]
+fn a_client_that_names_its_clusters_is_not_kept_waiting() {
+    let world = [&cluster("a", "1")[..], &[(Kind::Routes, "table", "to a")]].concat();
+    let mut stream = delta(&view(&world, &["a"]));
+    subscribe(&mut stream, Kind::Routes, &["table"]);
+    sent(&mut stream, Kind::Routes, &["table"], &[]);
+}
+
+#[test]
+fn kinds_that_are_due_together_go_in_order() {
+    let kinds = Kind::ALL;
+    let lines = kinds.map(|kind| (kind, "table/a", "1"));
+    let mut stream = delta(&view(&lines, &[]));
+    for kind in kinds.into_iter().rev() {
+        subscribe(&mut stream, kind, &["table/a"]);
+    }
+    for kind in kinds {
+        let outgoing = stream.next_due().expect("a response");
+        assert_eq!(outgoing.kind, kind);
+    }
+    quiet(&mut stream);
+    let urls = [
+        "cluster.v3.Cluster",
+        "endpoint.v3.ClusterLoadAssignment",
+        "listener.v3.Listener",
+        "route.v3.RouteConfiguration",
+        "route.v3.VirtualHost",
+        "core.v3.TypedExtensionConfig",
+    ];
+    assert_eq!(
+        kinds.map(|kind| kind
+            .type_url()
+            .trim_start_matches("type.googleapis.com/envoy.config.")),
+        urls
+    );
+}
+
+/// Clusters by name, with their contents.
+type World = std::collections::BTreeMap<usize, u8>;
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+fn world_view(world: &World) -> Arc<View> {
+    let contents: Vec<(usize, String)> = world.iter().map(|(at, c)| (*at, c.to_string())).collect();
+    let lines: Vec<_> = contents
+        .iter()
+        .map(|(at, content)| (Kind::Cluster, NAMES[*at], content.as_str()))
+        .collect();
+    view(&lines, &[])
+}
+
+/// The version of all clusters that a client has in the end, and theirs.
+fn versions(variant: Variant, history: &[World]) -> (Option<Version>, Vec<(String, Version)>) {
+    let mut stream = Stream::new(variant, world_view(&history[0]));
+    match variant {
+        Variant::Delta => subscribe(&mut stream, Kind::Cluster, &["*"]),
+        Variant::StateOfTheWorld => want(&mut stream, Kind::Cluster, &[]),
+    }
+    let mut last = None;
+    for world in history {
+        stream.set_view(world_view(world));
+        while let Some(outgoing) = stream.next_due() {
+            last = Some(outgoing.version);
+            ack(&mut stream, Kind::Cluster, &outgoing.nonce.to_string());
+        }
+    }
+    let held = stream.held(Kind::Cluster);
+    (
+        last,
+        held.map(|(name, version, _)| (name.to_owned(), version))
+            .collect(),
+    )
+}
+
+proptest! {
+    #[test]
+    fn equal_state_has_equal_versions_whatever_the_history(
+        histories in prop::array::uniform2(prop::collection::vec(prop::collection::btree_map(0..NAMES.len(), 0..3_u8, 0..5), 1..6)),
+        end in prop::collection::btree_map(0..NAMES.len(), 0..3_u8, 0..5),
+    ) {
+        let all = histories.map(|mut history| {
+            history.push(end.clone());
+            [Variant::Delta, Variant::StateOfTheWorld].map(|variant| versions(variant, &history))
+        });
+        let expected = versions(Variant::Delta, std::slice::from_ref(&end));
+        for found in all.into_iter().flatten() {
+            prop_assert_eq!(&found, &expected);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! From PEM files to what a handshake needs.
+
+use std::{path::Path, sync::Arc};
+
+use tokio_rustls::rustls::{
+    self, RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, ring},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
+    server::{
+        NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier,
+        danger::ClientCertVerifier,
+    },
+};
+
+use super::identity::{self, UnreadableCertificate};
+use crate::config::TlsFiles;
+
+/// Why the files cannot be used: which one, and what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("listen.tls.{field}: {file} cannot be read: {error}")]
+    Read {
+        field: &'static str,
+        file: String,
+        error: std::io::Error,
+    },
+    #[error("listen.tls.{field}: {file} is no PEM file with {wanted}: {error}")]
+    Pem {
+        field: &'static str,
+        file: String,
+        error: pem::Error,
+        wanted: &'static str,
+    },
+    #[error("listen.tls.{field}: {file} has no certificate in PEM")]
+    Empty { field: &'static str, file: String },
+    #[error("listen.tls.{field}: {file}: {error}")]
+    Certificate {
+        field: &'static str,
+        file: String,
+        error: UnreadableCertificate,
+    },
+    #[error("listen.tls.client_ca: {file} has a certificate that cannot be a CA's: {error}")]
+    Ca { file: String, error: rustls::Error },
+    #[error("listen.tls.client_ca: {file}: {error}")]
+    Verifier {
+        file: String,
+        error: VerifierBuilderError,
+    },
+    #[error("listen.tls: certificate {cert} and key {key} cannot be used together: {error}")]
+    Pair {
+        cert: String,
+        key: String,
+        error: rustls::Error,
+    },
+}
+
+/// The content of the files.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Contents {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Vec<u8>,
+}
+
+/// What handshakes are made with.
+pub(super) struct Credentials {
+    /// For who shows a certificate of the CA.
+    pub(super) xds: Arc<ServerConfig>,
+    /// For who shows none, too.
+    pub(super) admin: Arc<ServerConfig>,
+    /// When the server's certificate ends: seconds since 1970.
+    pub(super) cert_not_after_s: u64,
+    /// When the first of the CA's certificates ends.
+    pub(super) client_ca_not_after_s: u64,
+}
+
+impl Contents {
+    /// Reads the files.
+    pub(super) fn read(files: &TlsFiles) -> Result<Contents, TlsError> {
+        let read = |field, path: &Path| {
+            std::fs::read(path).map_err(|error| TlsError::Read {
+                field,
+                file: path.display().to_string(),
+                error,
+            })
+        };
+        Ok(Contents {
+            cert: read("cert", &files.cert)?,
+            key: read("key", &files.key)?,
+            client_ca: read("client_ca", &files.client_ca)?,
+        })
+    }
+
+    /// Checks that they belong together, and makes of them what handshakes need.
+    pub(super) fn credentials(&self, files: &TlsFiles) -> Result<Credentials, TlsError> {
+        let chain = certificates("cert", &files.cert, &self.cert)?;
+        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|error| TlsError::Pem {
+            field: "key",
+            file: files.key.display().to_string(),
+            error,
+            wanted: "a private key",
+        })?;
+        let cas = certificates("client_ca", &files.client_ca, &self.client_ca)?;
+        // The server's own stands first; what follows it are those between it and the root.
+        let cert_not_after_s = first_end("cert", &files.cert, chain.iter().take(1))?;
+        let client_ca_not_after_s = first_end("client_ca", &files.client_ca, cas.iter())?;
+
+        let ca_file = || files.client_ca.display().to_string();
+        let mut roots = RootCertStore::empty();
+        for certificate in cas {
+            (roots.add(certificate)).map_err(|error| TlsError::Ca {
+                file: ca_file(),
+                error,
+            })?;
+        }
+        let provider = Arc::new(ring::default_provider());
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let verifier_error = |error| TlsError::Verifier {
+            file: ca_file(),
+            error,
+        };
+        let strict = verifier.clone().build().map_err(verifier_error)?;
+        let lenient = verifier.allow_unauthenticated().build();
+        let lenient = lenient.map_err(verifier_error)?;
+        let config = |verifier, protocol: &[u8]| {
+            server_config(&provider, verifier, &chain, &key, protocol).map_err(|error| {
+                TlsError::Pair {
+                    cert: files.cert.display().to_string(),
+                    key: files.key.display().to_string(),
+                    error,
+                }
+            })
+        };
+        Ok(Credentials {
+            xds: config(strict, b"h2")?,
+            admin: config(lenient, b"http/1.1")?,
+            cert_not_after_s,
+            client_ca_not_after_s,
+        })
+    }
+}
+
+fn certificates(
+    field: &'static str,
+    path: &Path,
+    text: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let file = path.display().to_string();
+    match CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>() {
+        Ok(all) if all.is_empty() => Err(TlsError::Empty { field, file }),
+        Ok(all) => Ok(all),
+        Err(error) => Err(TlsError::Pem {
+            field,
+            file,
+            error,
+            wanted: "certificates",
+        }),
+    }
+}
+
+/// When the first of them ends.
+fn first_end<'c>(
+    field: &'static str,
+    path: &Path,
+    certificates: impl Iterator<Item = &'c CertificateDer<'static>>,
+) -> Result<u64, TlsError> {
+    let ends = certificates.map(identity::not_after);
+    let ends: Result<Vec<u64>, _> = ends.collect();
+    let ends = ends.map_err(|error| TlsError::Certificate {
+        field,
+        file: path.display().to_string(),
+        error,
+    })?;
+    Ok(ends.into_iter().min().unwrap_or(0))
+}
+
+fn server_config(
+    provider: &Arc<CryptoProvider>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'static>,
+    protocol: &[u8],
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain.to_vec(), key.clone_key())?;
+    config.alpn_protocols = vec![protocol.to_vec()];
+    // A resumed session does not show its certificate again, and would outlive a CA that was taken away. Connections are
+    // long, so there is nothing to win.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,122 @@
+//! Follows certificate, key and CA. New handshakes use what stands in the files; connections that are open go on. Files that
+//! cannot be used change nothing, and are reported.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::MissedTickBehavior};
+use tracing::{error, info};
+
+use super::{
+    Acceptor, Port,
+    files::{Contents, Credentials, TlsError},
+};
+use crate::{
+    config::TlsFiles,
+    metrics::{FileLabel, Metrics, ResultLabel},
+};
+
+/// How often the files are looked at. Their content is compared, not their times: a mounted secret changes by swapping links.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The files in use, and those that follow.
+pub struct Tls {
+    credentials: watch::Receiver<Arc<Credentials>>,
+}
+
+impl Tls {
+    /// Reads the files, and follows them from now on.
+    pub fn start(files: TlsFiles, metrics: Metrics) -> Result<Tls, TlsError> {
+        let contents = Contents::read(&files)?;
+        let first = Arc::new(contents.credentials(&files)?);
+        show(&metrics, &first);
+        let (publisher, credentials) = watch::channel(first);
+        let follower = Follower {
+            files,
+            seen: Some(contents.clone()),
+            considered: Some(contents),
+            publisher,
+            metrics,
+        };
+        tokio::spawn(follower.run());
+        Ok(Tls { credentials })
+    }
+
+    /// What makes this port's handshakes.
+    pub fn acceptor(&self, port: Port) -> Acceptor {
+        Acceptor {
+            tls: Some((self.credentials.clone(), port)),
+        }
+    }
+}
+
+struct Follower {
+    files: TlsFiles,
+    /// What the last look found; none where a file could not be read.
+    seen: Option<Contents>,
+    /// What was looked into last, good or bad, so that what is bad is reported once.
+    considered: Option<Contents>,
+    publisher: watch::Sender<Arc<Credentials>>,
+    metrics: Metrics,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !self.publisher.is_closed() {
+            ticks.tick().await;
+            let files = self.files.clone();
+            let read = tokio::task::spawn_blocking(move || Contents::read(&files));
+            // Fails only where the runtime ends.
+            let Ok(read) = read.await else {
+                return;
+            };
+            self.look(read);
+        }
+    }
+
+    /// Takes what two looks in a row have found the same: files that belong together are not written in one moment.
+    fn look(&mut self, read: Result<Contents, TlsError>) {
+        let (found, unread) = match read {
+            Ok(contents) => (Some(contents), None),
+            Err(error) => (None, Some(error)),
+        };
+        let is_settled = found == self.seen;
+        let is_news = found != self.considered;
+        self.seen.clone_from(&found);
+        if !is_settled || !is_news {
+            return;
+        }
+        let credentials = match (&found, unread) {
+            (Some(contents), _) => contents.credentials(&self.files),
+            (None, Some(error)) => Err(error),
+            (None, None) => return,
+        };
+        self.considered = found;
+        let result = if credentials.is_ok() { "ok" } else { "error" };
+        let label = ResultLabel { result };
+        self.metrics.tls_reloads.get_or_create(&label).inc();
+        match credentials {
+            Ok(credentials) => {
+                info!("certificate, key and CA taken; connections that are open go on");
+                show(&self.metrics, &credentials);
+                self.publisher.send_replace(Arc::new(credentials));
+            }
+            Err(error) => {
+                self.metrics.tls_current.set(0);
+                error!(%error, "certificate, key and CA refused, the last good ones stay in force");
+            }
+        }
+    }
+}
+
+fn show(metrics: &Metrics, credentials: &Credentials) {
+    metrics.tls_current.set(1);
+    for (file, not_after_s) in [
+        ("cert", credentials.cert_not_after_s),
+        ("client_ca", credentials.client_ca_not_after_s),
+    ] {
+        let end = metrics.tls_not_after.get_or_create(&FileLabel { file });
+        end.set(i64::try_from(not_after_s).unwrap_or(i64::MAX));
+    }
+}

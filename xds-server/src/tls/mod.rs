@@ -1,0 +1,115 @@
+//! TLS on our ports: who connects is asked for a certificate, and the names in it are known from then on.
+
+mod files;
+mod follow;
+mod identity;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpStream, sync::watch, time::timeout};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+
+use crate::access::Caller;
+
+use files::Credentials;
+pub use files::TlsError;
+pub use follow::Tls;
+pub use identity::UnreadableCertificate;
+pub use stream::Stream;
+
+/// How long a client may take for its handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client that is connected, for the extensions of its requests. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub address: SocketAddr,
+    pub caller: Caller,
+}
+
+impl Peer {
+    /// Who makes a request with these extensions. Where nobody says who it is, it is nobody.
+    pub fn of(extensions: &http::Extensions) -> Caller {
+        let peer = extensions.get::<Peer>();
+        peer.map_or(Caller::Anonymous, |peer| peer.caller.clone())
+    }
+}
+
+/// Why a connection was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    #[error("no handshake within {HANDSHAKE_TIMEOUT:?}")]
+    Late,
+    /// No TLS, no certificate where one is required, or none of the configured CA.
+    #[error("{0}")]
+    Handshake(io::Error),
+    #[error(transparent)]
+    Certificate(#[from] UnreadableCertificate),
+}
+
+/// Which port asks for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// HTTP/2, and never without a certificate.
+    Xds,
+    /// HTTP/1.1. Who shows no certificate is [`Caller::Anonymous`]: probes have none.
+    Admin,
+}
+
+impl Port {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Port::Xds => "xds",
+            Port::Admin => "admin",
+        }
+    }
+}
+
+/// Makes connections of what a port takes. Cheap to clone.
+#[derive(Clone)]
+pub struct Acceptor {
+    /// None: plain text.
+    tls: Option<(watch::Receiver<Arc<Credentials>>, Port)>,
+}
+
+impl Acceptor {
+    /// Takes everybody, in plain text.
+    pub fn plain() -> Acceptor {
+        Acceptor { tls: None }
+    }
+
+    /// Makes the handshake, within [`HANDSHAKE_TIMEOUT`].
+    pub async fn accept(
+        &self,
+        tcp: TcpStream,
+        address: SocketAddr,
+    ) -> Result<(Stream, Peer), AcceptError> {
+        let Some(config) = self.config() else {
+            let caller = Caller::Plain;
+            return Ok((Stream::Plain(tcp), Peer { address, caller }));
+        };
+        let handshake = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp));
+        let tls = handshake.await.map_err(|_| AcceptError::Late)?;
+        let tls = tls.map_err(AcceptError::Handshake)?;
+        let (_, connection) = tls.get_ref();
+        let leaf = connection.peer_certificates().and_then(<[_]>::first);
+        let caller = match leaf {
+            Some(certificate) => Caller::Named(Arc::new(identity::read(certificate)?)),
+            None => Caller::Anonymous,
+        };
+        Ok((Stream::Tls(Box::new(tls)), Peer { address, caller }))
+    }
+
+    fn config(&self) -> Option<Arc<ServerConfig>> {
+        let (credentials, port) = self.tls.as_ref()?;
+        let credentials = credentials.borrow();
+        let config = match port {
+            Port::Xds => &credentials.xds,
+            Port::Admin => &credentials.admin,
+        };
+        Some(Arc::clone(config))
+    }
+}

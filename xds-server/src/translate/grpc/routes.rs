@@ -1,0 +1,264 @@
+//! The route tables of gRPC clients.
+//!
+//! There is no filter that decides, so the table decides by itself as far as it can, for each route of the configuration by the
+//! home that `x-region-id` names. What it cannot decide as the policy would it refuses: the writes of fenced services, for no
+//! client holds a permission to write, and services whose requests have to stay where they are by a key that gRPC cannot look
+//! at. Every route ends with a row for its whole path, so that nothing falls through to a shorter one.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::{
+    config::route::v3::{
+        HeaderMatcher, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch,
+        VirtualHost, header_matcher::HeaderMatchSpecifier, route::Action,
+        route_action::ClusterSpecifier, route_match::PathSpecifier,
+    },
+    r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern},
+};
+use policy::{
+    Class, ClassRule, KeySource, Plan, RegionRule, Rules, Service, TraceRule, WEIGHT_TOTAL, ZoneId,
+    headers,
+};
+
+use super::{
+    super::{
+        forward::hash_policy,
+        place::Place,
+        routes::{Resiliences, fenced::fencing, matching::is, specifier},
+        uint32,
+    },
+    REFUSED, by_name, table_name,
+};
+use crate::{
+    config::Strategy,
+    resource::{Resource, Resources},
+};
+
+/// The route tables of `rules`' viewing zone, one for each host pattern.
+pub fn routes(rules: &Rules, resiliences: Resiliences<'_>) -> Resources {
+    let hosts = rules.hosts().map(|(host, _)| host);
+    by_name(hosts.map(|host| table(rules, host, resiliences)))
+}
+
+/// One of them. It follows from the plans of those services alone that have a route of this host.
+pub fn table(rules: &Rules, host: &str, resiliences: Resiliences<'_>) -> Arc<Resource> {
+    let routes = rules.routes_of(host).flat_map(|(id, service, route)| {
+        Builder {
+            rules,
+            service,
+            route,
+            strategy: resiliences(id.index()).strategy,
+        }
+        .routes()
+    });
+    let name = table_name(host);
+    let table = RouteConfiguration {
+        name: name.clone(),
+        virtual_hosts: vec![VirtualHost {
+            name: host.to_owned(),
+            // The client chose by the name of the listener.
+            domains: vec!["*".to_owned()],
+            routes: routes.collect(),
+            ..VirtualHost::default()
+        }],
+        ..RouteConfiguration::default()
+    };
+    Arc::new(Resource::encode(&name, &table))
+}
+
+struct Builder<'r> {
+    rules: &'r Rules,
+    service: &'r Service,
+    route: &'r policy::Route,
+    strategy: Strategy,
+}
+
+impl Builder<'_> {
+    fn routes(&self) -> Vec<Route> {
+        let paths = self.paths().into_iter();
+        paths
+            .flat_map(|(path, class)| match self.is_served(class) {
+                true => self.by_home(&path, class),
+                false => vec![refused(&path)],
+            })
+            .collect()
+    }
+
+    /// What the route takes, by class: methods that read first.
+    fn paths(&self) -> Vec<(PathSpecifier, Class)> {
+        // To HTTP every call is a POST.
+        let class = match &self.route.class {
+            ClassRule::Always(class) => *class,
+            ClassRule::ByMethod | ClassRule::GrpcReads(_) => Class::Write,
+        };
+        match &self.route.matches {
+            policy::RouteMatch::Grpc(name) => {
+                let methods: &[String] = match &self.route.class {
+                    ClassRule::GrpcReads(methods) => methods,
+                    _ => &[],
+                };
+                let read = |method| {
+                    (
+                        PathSpecifier::Path(format!("/{name}/{method}")),
+                        Class::Read,
+                    )
+                };
+                let all = (PathSpecifier::Prefix(format!("/{name}/")), class);
+                methods.iter().map(read).chain([all]).collect()
+            }
+            policy::RouteMatch::Prefix(prefix) if prefix == "/" => {
+                vec![(PathSpecifier::Prefix(prefix.clone()), class)]
+            }
+            // gRPC knows no prefix that ends at a segment, and passes over routes with one that no method's path could have.
+            policy::RouteMatch::Prefix(prefix) => {
+                let regex = format!("{}(?:[/?#].*)?", literally(prefix));
+                vec![(PathSpecifier::SafeRegex(matching(regex)), class)]
+            }
+        }
+    }
+
+    /// Whether a client can do by itself what the policy wants.
+    fn is_served(&self, class: Class) -> bool {
+        let fenced = class == Class::Write && fencing(self.rules, self.service).is_some();
+        let keyed = match &self.strategy {
+            Strategy::Weighted => self.service.zone_affinity.is_some(),
+            // gRPC hashes a header, and keeps no sessions.
+            Strategy::RegionFirstHash { key, sessions } => {
+                sessions.is_some() || !matches!(key, KeySource::Header(_))
+            }
+        };
+        !fenced && !keyed
+    }
+
+    fn by_home(&self, path: &PathSpecifier, class: Class) -> Vec<Route> {
+        let (topology, viewer) = (self.rules.topology(), self.rules.viewer());
+        let names = |name| vec![is(headers::REGION_ID, name)];
+        let local = |rule| match rule {
+            RegionRule::Local => Some(viewer),
+            RegionRule::Reject => None,
+        };
+        let (missing, unknown) = (
+            local(self.service.region_missing),
+            local(self.service.region_unknown),
+        );
+        let zones = topology
+            .zones()
+            .map(|zone| (names(topology.zone_name(zone)), Some(zone)));
+        let regions = topology.regions().map(|region| {
+            let home = topology.home_in(region, viewer).or(unknown);
+            (names(topology.region_name(region)), home)
+        });
+        let others = (missing != unknown).then(|| (vec![some(headers::REGION_ID)], unknown));
+        let rows = zones.chain(regions).chain(others);
+        let demands_trace = self.service.trace_missing == TraceRule::Reject;
+        let trace = demands_trace.then(|| some(headers::TRACE_ID));
+        let planned = rows.chain([(Vec::new(), missing)]).map(|(home_is, home)| {
+            let matchers = home_is.into_iter().chain(trace.clone()).collect();
+            match home {
+                Some(home) => self.planned(path, matchers, home, class),
+                None => refused_if(path, matchers),
+            }
+        });
+        planned
+            .chain(demands_trace.then(|| refused(path)))
+            .collect()
+    }
+
+    fn planned(
+        &self,
+        path: &PathSpecifier,
+        matchers: Vec<HeaderMatcher>,
+        home: ZoneId,
+        class: Class,
+    ) -> Route {
+        let Plan::Open { targets, shed, .. } = self.service.plans.get(home, class) else {
+            return refused_if(path, matchers);
+        };
+        let topology = self.rules.topology();
+        let cluster =
+            |zone| Place::of(topology, &self.strategy, zone).cluster(topology, &self.service.name);
+        let shares: Vec<(String, u32)> = match self.strategy {
+            Strategy::Weighted => (targets.iter())
+                .map(|target| (cluster(target.zone), target.weight))
+                .collect(),
+            // All zones of a region are one ring.
+            Strategy::RegionFirstHash { .. } => {
+                let nearest = targets.iter().map(|target| target.zone);
+                let nearest = nearest.min_by_key(|zone| topology.tier(home, *zone));
+                vec![(cluster(nearest.unwrap_or(home)), WEIGHT_TOTAL)]
+            }
+        };
+        let to = specifier(match *shed {
+            0 => shares,
+            shed => (shares.into_iter())
+                .map(|(name, weight)| (name, weight * (WEIGHT_TOTAL - shed)))
+                .chain([(REFUSED.to_owned(), shed * WEIGHT_TOTAL)])
+                .collect(),
+        });
+        let action = RouteAction {
+            cluster_specifier: Some(to),
+            hash_policy: hash_policy(&self.strategy).into_iter().collect(),
+            // A write that was sent is never sent again.
+            retry_policy: (class == Class::Read).then(|| RetryPolicy {
+                retry_on: "unavailable".to_owned(),
+                num_retries: uint32(2),
+                ..RetryPolicy::default()
+            }),
+            ..RouteAction::default()
+        };
+        route(path, matchers, action)
+    }
+}
+
+fn refused(path: &PathSpecifier) -> Route {
+    refused_if(path, Vec::new())
+}
+
+fn refused_if(path: &PathSpecifier, matchers: Vec<HeaderMatcher>) -> Route {
+    let action = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(REFUSED.to_owned())),
+        ..RouteAction::default()
+    };
+    route(path, matchers, action)
+}
+
+fn route(path: &PathSpecifier, headers: Vec<HeaderMatcher>, action: RouteAction) -> Route {
+    Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(path.clone()),
+            headers,
+            ..RouteMatch::default()
+        }),
+        action: Some(Action::Route(action)),
+        ..Route::default()
+    }
+}
+
+/// The header is there, and not empty.
+fn some(name: &str) -> HeaderMatcher {
+    let pattern = MatchPattern::SafeRegex(matching(".+".to_owned()));
+    HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: Some(pattern),
+            ..StringMatcher::default()
+        })),
+        ..HeaderMatcher::default()
+    }
+}
+
+fn matching(regex: String) -> RegexMatcher {
+    RegexMatcher {
+        regex,
+        ..RegexMatcher::default()
+    }
+}
+
+/// A regular expression (RE2) for this text.
+fn literally(text: &str) -> String {
+    let escaped = |c: char| {
+        let plain = c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '-') || !c.is_ascii();
+        (!plain).then_some('\\').into_iter().chain([c])
+    };
+    text.chars().flat_map(escaped).collect()
+}

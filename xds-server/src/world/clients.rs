@@ -1,0 +1,57 @@
+//! What gRPC clients without a proxy should have.
+
+use policy::{Policy, Rules};
+use std::sync::Arc;
+
+use crate::{
+    config::Mesh,
+    resource::{Kind, Names, Resources},
+    snapshot::View,
+    translate::{Resiliences, grpc},
+};
+
+/// What the clients of one zone have beside endpoints, which are those of proxies.
+#[derive(Clone)]
+pub(super) struct Clients {
+    clusters: Resources,
+    listeners: Resources,
+    tables: Resources,
+}
+
+impl Clients {
+    /// What all zones' clients have alike; none where they are not served.
+    pub(super) fn of_mesh(mesh: &Mesh, policy: &Policy) -> Option<Clients> {
+        match policy {
+            Policy::Serving(rules) if mesh.listeners.grpc => Some(Clients {
+                clusters: grpc::clusters(mesh),
+                listeners: grpc::listeners(rules),
+                tables: Resources::new(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// The same, with the tables of `rules`' viewing zone.
+    pub(super) fn seen_by(&self, rules: &Rules, resiliences: Resiliences<'_>) -> Clients {
+        Clients {
+            tables: grpc::routes(rules, resiliences),
+            ..self.clone()
+        }
+    }
+
+    /// Follows new plans of services with routes of this host.
+    pub(super) fn replan(&mut self, rules: &Rules, host: &str, resiliences: Resiliences<'_>) {
+        let table = grpc::table(rules, host, resiliences);
+        self.tables.insert(Arc::clone(&table.name), table);
+    }
+
+    /// No clusters are needed before the routes: a client asks for those that its routes name.
+    pub(super) fn view(&self, endpoints: &Resources, policy: Arc<Policy>, version: u64) -> View {
+        let mut resources: [Resources; Kind::ALL.len()] = Default::default();
+        resources[Kind::Cluster.index()] = self.clusters.clone();
+        resources[Kind::Endpoints.index()] = endpoints.clone();
+        resources[Kind::Listener.index()] = self.listeners.clone();
+        resources[Kind::Routes.index()] = self.tables.clone();
+        View::new(resources, Names::new(), policy, version)
+    }
+}
