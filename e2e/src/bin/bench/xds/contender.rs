@@ -1,17 +1,20 @@
 //! One server with its simulated proxies, and what was measured of them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use e2e::config::region_of;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::fleet::{Fleet, Goal, Interest};
 use super::servers::{Change, Server, Shape, ZONE};
 use super::usage::Usage;
 
-/// Every stream is served within this, or something is broken: a burst of large resources to all takes seconds.
-const TIME_MAX: Duration = Duration::from_secs(120);
+/// Every stream is served within this, or something is broken: a burst of large resources to all takes seconds, on a busy
+/// machine minutes.
+const TIME_MAX: Duration = Duration::from_secs(300);
 /// A server counts as quiet when it used less than this share of one core for this long.
 const QUIET: Duration = Duration::from_millis(10);
 const QUIET_SHARE: f64 = 0.05;
@@ -21,8 +24,9 @@ const LOOKS_MAX: usize = 300;
 pub(super) struct Contender {
     pub(super) server: Server,
     shape: Shape,
-    /// None while it works on another thread.
+    /// None while it works, or rests, on another thread.
     fleet: Option<Fleet>,
+    resting: Option<Resting>,
     pub(super) seen: Seen,
     turn: usize,
 }
@@ -74,6 +78,7 @@ impl Contender {
         };
         let mut contender = Contender {
             fleet: Some(Fleet::new(interest)?),
+            resting: None,
             server,
             shape,
             seen: Seen::default(),
@@ -93,11 +98,13 @@ impl Contender {
         contender.seen.subscribed_s = subscribed.as_secs_f64();
         contender.seen.resource_bytes = bytes;
         contender.seen.rss_subscribed = usage.rss_mb()?;
+        contender.rest()?;
         Ok(contender)
     }
 
     /// Moves one endpoint so many times, and waits each time until all proxies know.
     pub(super) async fn ticks(&mut self, count: usize) -> Result<()> {
+        self.wake().await?;
         let usage = self.server.usage();
         let before = (usage.cpu()?, self.client_cpu()?);
         for _ in 0..count {
@@ -111,17 +118,18 @@ impl Contender {
         let client_cpu = each(self.client_cpu()?, before.1);
         self.seen.client_cpu.push(client_cpu);
         self.seen.rss.push(usage.rss_mb()?);
-        Ok(())
+        self.rest()
     }
 
     /// Moves an endpoint of every cluster at once.
     pub(super) async fn burst(&mut self) -> Result<()> {
+        self.wake().await?;
         let usage = self.server.usage();
         let before = usage.cpu()?;
         let time = self.change(Change::All).await?;
         self.seen.bursts.push(time);
         self.seen.burst_cpu.push(ms(usage.cpu()? - before));
-        Ok(())
+        self.rest()
     }
 
     /// Forgets what was measured to warm up.
@@ -165,6 +173,7 @@ impl Contender {
     /// Kills our server, starts it again, and has all proxies come back at once with the versions that they have. Then moves
     /// one endpoint: all must hear of it.
     pub(super) async fn reconnect(&mut self) -> Result<Reconnected> {
+        self.wake().await?;
         let Server::Ours(ours) = &mut self.server else {
             return Err(anyhow!("only ours is restarted"));
         };
@@ -195,6 +204,20 @@ impl Contender {
         })
     }
 
+    /// Has the proxies answer the server until they are needed: while the other one is measured, it would give them up.
+    fn rest(&mut self) -> Result<()> {
+        let fleet = self.fleet.take().context("the proxies are lost")?;
+        self.resting = Some(Resting::begin(fleet));
+        Ok(())
+    }
+
+    async fn wake(&mut self) -> Result<()> {
+        let resting = self.resting.take().context("the proxies are lost")?;
+        let fleet = resting.end().await;
+        self.fleet = Some(fleet.map_err(|error| self.with_tail(&error))?);
+        Ok(())
+    }
+
     fn client_cpu(&self) -> Result<Duration> {
         let fleet = self.fleet.as_ref().context("the proxies are lost")?;
         Ok(fleet.tally().cpu)
@@ -214,6 +237,42 @@ impl Contender {
 
     fn with_tail(&self, error: &anyhow::Error) -> anyhow::Error {
         anyhow!("{error:#}\n{}", self.server.tail())
+    }
+}
+
+/// Proxies of which nothing is wanted.
+struct Resting {
+    enough: Arc<AtomicBool>,
+    /// None once it was asked for.
+    fleet: Option<JoinHandle<Result<Fleet>>>,
+}
+
+impl Resting {
+    fn begin(mut fleet: Fleet) -> Resting {
+        let enough = Arc::new(AtomicBool::new(false));
+        let heard = Arc::clone(&enough);
+        let rests = spawn_blocking(move || {
+            while !heard.load(Ordering::Relaxed) {
+                fleet.idle(QUIET)?;
+            }
+            Ok(fleet)
+        });
+        Resting {
+            enough,
+            fleet: Some(rests),
+        }
+    }
+
+    async fn end(mut self) -> Result<Fleet> {
+        self.enough.store(true, Ordering::Relaxed);
+        let fleet = self.fleet.take().context("the proxies are lost")?;
+        fleet.await?.context("while the other server was measured")
+    }
+}
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        self.enough.store(true, Ordering::Relaxed);
     }
 }
 
