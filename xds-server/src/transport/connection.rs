@@ -1,9 +1,18 @@
 //! One connection, with everything on it, as one task.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
-use h2::{Ping, PingPong, RecvStream, server::SendResponse};
+use futures::FutureExt;
+use h2::{
+    Ping, PingPong, RecvStream,
+    server::{Connection, SendResponse},
+};
 use http::{Method, Request, header};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -32,12 +41,7 @@ pub(super) async fn serve<Io>(io: Io, peer: Peer, services: Arc<Services>)
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut builder = h2::server::Builder::new();
-    builder
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADERS_BYTES_MAX);
-    let handshake = timeout(HANDSHAKE_TIMEOUT, builder.handshake::<_, Frame>(io));
-    let Ok(Ok(mut connection)) = handshake.await else {
+    let Some(mut connection) = shake_hands(io).await else {
         debug!("a connection that does not speak HTTP/2");
         return;
     };
@@ -45,36 +49,80 @@ where
         // It is taken once.
         return;
     };
-    let mut life = SignsOfLife::new(ping_pong);
-    let mut ticks = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut tasks: FuturesUnordered<Task> = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            // The streams first: what they have to say is then written by the turn of the connection that follows.
-            biased;
-            Some(()) = tasks.next(), if !tasks.is_empty() => {}
-            request = connection.accept() => match request {
-                Some(Ok((request, respond))) => {
-                    tasks.push(answer(&services, &peer, request, respond));
+    let served = Served {
+        connection,
+        life: SignsOfLife::new(ping_pong),
+        tasks: Vec::new(),
+        peer,
+        services,
+    };
+    served.run().await;
+}
+
+/// Memory that only the handshake needs is not kept by what follows.
+async fn shake_hands<Io>(io: Io) -> Option<Connection<Io, Frame>>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADERS_BYTES_MAX);
+    let handshake = timeout(HANDSHAKE_TIMEOUT, builder.handshake(io)).await;
+    handshake.ok()?.ok()
+}
+
+/// A connection that speaks HTTP/2.
+struct Served<Io: AsyncRead + AsyncWrite + Unpin> {
+    connection: Connection<Io, Frame>,
+    life: SignsOfLife,
+    /// One for each stream. There are a few at most, as a rule one, so that asking each of them costs less than knowing which
+    /// of them has something to do.
+    tasks: Vec<Task>,
+    peer: Peer,
+    services: Arc<Services>,
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
+    async fn run(mut self) {
+        let mut ticks = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        poll_fn(|context| {
+            // Ends with nothing more to do: then each of these has said whom to wake.
+            loop {
+                // The streams first: what they have to say is then written by the turn of the connection that follows.
+                self.tasks
+                    .retain_mut(|task| task.as_mut().poll(context).is_pending());
+                if let Poll::Ready(next) = self.connection.poll_accept(context) {
+                    match next {
+                        Some(Ok((request, respond))) => self.answer(request, respond),
+                        Some(Err(error)) => {
+                            debug!(%error, "connection ended");
+                            return Poll::Ready(());
+                        }
+                        None => return Poll::Ready(()),
+                    }
+                    continue;
                 }
-                Some(Err(error)) => {
-                    debug!(%error, "connection ended");
-                    return;
+                self.life.poll_sign(context);
+                if ticks.poll_tick(context).is_pending() {
+                    return Poll::Pending;
                 }
-                None => return,
-            },
-            () = life.sign(), if life.awaited => {}
-            _ = ticks.tick() => {
-                if tasks.is_empty() {
-                    connection.graceful_shutdown();
+                if self.tasks.is_empty() {
+                    self.connection.graceful_shutdown();
                 }
-                if life.ask().is_err() {
+                if self.life.ask().is_err() {
                     debug!("a client does not answer any more");
-                    return;
+                    return Poll::Ready(());
                 }
             }
-        }
+        })
+        .await;
+    }
+
+    fn answer(&mut self, request: Request<RecvStream>, respond: SendResponse<Frame>) {
+        let task = answer(&self.services, &self.peer, request, respond);
+        self.tasks.push(task);
     }
 }
 
@@ -135,9 +183,10 @@ impl SignsOfLife {
         Ok(())
     }
 
-    async fn sign(&mut self) {
-        // An error ends the connection, which its own turn finds.
-        let answered = poll_fn(|context| self.ping_pong.poll_pong(context)).await;
-        self.awaited = answered.is_err();
+    fn poll_sign(&mut self, context: &mut Context<'_>) {
+        if self.awaited {
+            // An error ends the connection, which its own turn finds.
+            self.awaited = !matches!(self.ping_pong.poll_pong(context), Poll::Ready(Ok(_)));
+        }
     }
 }
