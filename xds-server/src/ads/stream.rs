@@ -22,7 +22,7 @@ use crate::{
     resource::{Digest, Kind, Resource, Version},
     snapshot::View,
 };
-use due::Due;
+use due::{Due, Warmth};
 use subscription::{Held, Subscription, What, shared_name};
 
 /// Which of the two protocol variants a stream speaks.
@@ -101,6 +101,7 @@ pub struct Stream {
     variant: Variant,
     view: Arc<View>,
     kinds: [Subscription; Kind::ALL.len()],
+    warmth: Warmth,
     last_nonce: u64,
     with_ttl: bool,
 }
@@ -112,6 +113,7 @@ impl Stream {
             variant,
             view,
             kinds: Default::default(),
+            warmth: Warmth::default(),
             last_nonce: 0,
             with_ttl: false,
         }
@@ -138,6 +140,12 @@ impl Stream {
                 subscription.review_hosts(offered);
             }
         }
+        let changed = view.changes_since(&self.view, Kind::Endpoints);
+        let before = self.view.of(Kind::Endpoints);
+        for name in changed.iter().filter(|name| !before.contains_key(*name)) {
+            // It had no endpoints of its own, and needs them now.
+            self.warmth.doubt(name);
+        }
         self.view = view;
     }
 
@@ -157,11 +165,16 @@ impl Stream {
         };
         subscription.settled_nonce = in_flight.nonce;
         let Some(message) = message else {
-            for (name, _) in in_flight.changes {
-                subscription.accepted(&name);
+            for (name, _) in &in_flight.changes {
+                subscription.accepted(name);
             }
             if subscription.rejected.is_empty() {
                 subscription.refusal = None;
+            }
+            for (name, _) in &in_flight.changes {
+                if self.is_warm(name) {
+                    self.warmth.settled(name);
+                }
             }
             return Ok(Answer::Accepted);
         };
@@ -237,6 +250,7 @@ impl Stream {
             } else {
                 let name = shared_name(view, kind, name);
                 // Who asks again for what it has is sent it again.
+                self.warmth.doubt(&name);
                 subscription.let_go(&name);
                 subscription.pending.insert(Arc::clone(&name));
                 subscription.names.insert(name);
@@ -246,6 +260,7 @@ impl Stream {
             subscription.named = true;
             if name == "*" {
                 subscription.wildcard = false;
+                self.warmth.doubt_all();
                 let names = std::mem::take(&mut subscription.names);
                 subscription.let_go_unless(|name| names.contains(name));
                 subscription.names = names;
@@ -254,6 +269,7 @@ impl Stream {
                     // Whether it has it for the one reason or the other, the client cannot know: it has to be told.
                     subscription.say_again(&name);
                 } else {
+                    self.warmth.doubt(&name);
                     subscription.let_go(&name);
                     subscription.pending.remove(&name);
                     subscription.repeat.remove(&name);
@@ -289,6 +305,10 @@ impl Stream {
         subscription.named |= !wanted.is_empty();
         let all = wanted.remove("*") || !subscription.named && kind.full_state();
         let fresh: Vec<Arc<str>> = wanted.difference(&subscription.names).cloned().collect();
+        let drops = subscription.names.difference(&wanted).next().is_some();
+        if drops || subscription.wildcard && !all {
+            self.warmth.doubt_all();
+        }
         subscription.let_go_unless(|name| all || wanted.contains(name));
         for name in fresh {
             // The client may have forgotten what it got while it had not asked for it.
@@ -411,6 +431,7 @@ impl Stream {
         let mut changes = Vec::with_capacity(updates.len());
         for (at, resource) in updates.iter().enumerate() {
             let name = &resource.name;
+            self.warmth.doubt(name);
             let called = subscription.hosts.answered(name);
             if !called.is_empty() {
                 aliases.push((at, called));
@@ -421,6 +442,7 @@ impl Stream {
             changes.push((Arc::clone(name), before));
         }
         for name in &removed {
+            self.warmth.doubt(name);
             subscription.pending.remove(name);
             subscription.repeat.remove(name);
             // Delta remembers what it told to be absent, so as not to tell it again.
