@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -16,12 +16,16 @@ use h2::{
 use http::{Method, Request, header};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, MissedTickBehavior, interval_at, timeout},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, timeout},
 };
 use tonic::Status;
 use tracing::debug;
 
-use super::{Frame, Incoming, Outgoing, Services, bridge};
+use super::{
+    Frame, Incoming, Outgoing, Services,
+    bell::{Bell, House},
+    bridge,
+};
 use crate::tls::Peer;
 
 /// How long a client may take to speak HTTP/2.
@@ -33,6 +37,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) const STREAMS_MAX: u32 = 100;
 /// The longest list of headers of a request, in bytes.
 const HEADERS_BYTES_MAX: u32 = 16 * 1024;
+
+/// How often streams and connection may wake each other before other connections have their turn.
+const TURNS_MAX: usize = 16;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -49,8 +56,12 @@ where
         // It is taken once.
         return;
     };
+    let house = Arc::new(House::default());
     let served = Served {
         connection,
+        for_tasks: Bell::of(&house),
+        for_connection: Bell::of(&house),
+        house,
         life: SignsOfLife::new(ping_pong),
         tasks: Vec::new(),
         peer,
@@ -79,6 +90,9 @@ struct Served<Io: AsyncRead + AsyncWrite + Unpin> {
     /// One for each stream. There are a few at most, as a rule one, so that asking each of them costs less than knowing which
     /// of them has something to do.
     tasks: Vec<Task>,
+    for_tasks: Arc<Bell>,
+    for_connection: Arc<Bell>,
+    house: Arc<House>,
     peer: Peer,
     services: Arc<Services>,
 }
@@ -87,42 +101,79 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
     async fn run(mut self) {
         let mut ticks = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let house = Arc::clone(&self.house);
+        let (for_tasks, for_connection) = (
+            Arc::clone(&self.for_tasks),
+            Arc::clone(&self.for_connection),
+        );
+        let to_tasks = Waker::from(Arc::clone(&for_tasks));
+        let to_connection = Waker::from(Arc::clone(&for_connection));
         poll_fn(|context| {
-            // Ends with nothing more to do: then each of these has said whom to wake.
-            loop {
-                // The streams first: what they have to say is then written by the turn of the connection that follows.
-                self.tasks
-                    .retain_mut(|task| task.as_mut().poll(context).is_pending());
-                if let Poll::Ready(next) = self.connection.poll_accept(context) {
-                    match next {
-                        Some(Ok((request, respond))) => self.answer(request, respond),
-                        Some(Err(error)) => {
-                            debug!(%error, "connection ended");
-                            return Poll::Ready(());
-                        }
-                        None => return Poll::Ready(()),
+            house.wake_up(context.waker());
+            for _ in 0..TURNS_MAX {
+                if for_tasks.answer() {
+                    let mut context = Context::from_waker(&to_tasks);
+                    let tasks = &mut self.tasks;
+                    tasks.retain_mut(|task| task.as_mut().poll(&mut context).is_pending());
+                }
+                // What the streams have to say is then written in the same turn.
+                if for_connection.answer() {
+                    let mut context = Context::from_waker(&to_connection);
+                    if self.poll_connection(&mut ticks, &mut context).is_ready() {
+                        return Poll::Ready(());
                     }
+                }
+                if for_tasks.has_rung() || for_connection.has_rung() {
                     continue;
                 }
-                self.life.poll_sign(context);
-                if ticks.poll_tick(context).is_pending() {
+                house.fall_asleep();
+                if !for_tasks.has_rung() && !for_connection.has_rung() {
                     return Poll::Pending;
                 }
-                if self.tasks.is_empty() {
-                    self.connection.graceful_shutdown();
-                }
-                if self.life.ask().is_err() {
-                    debug!("a client does not answer any more");
-                    return Poll::Ready(());
-                }
+                house.wake_up(context.waker());
             }
+            // Others have to have their turn as well.
+            house.fall_asleep();
+            context.waker().wake_by_ref();
+            Poll::Pending
         })
         .await;
+    }
+
+    /// Ready when the connection is over.
+    fn poll_connection(&mut self, ticks: &mut Interval, context: &mut Context<'_>) -> Poll<()> {
+        // Ends with nothing more to do: then each of these has said whom to wake.
+        loop {
+            match self.connection.poll_accept(context) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    self.answer(request, respond);
+                    continue;
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    debug!(%error, "connection ended");
+                    return Poll::Ready(());
+                }
+                Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Pending => {}
+            }
+            self.life.poll_sign(context);
+            if ticks.poll_tick(context).is_pending() {
+                return Poll::Pending;
+            }
+            if self.tasks.is_empty() {
+                self.connection.graceful_shutdown();
+            }
+            if self.life.ask().is_err() {
+                debug!("a client does not answer any more");
+                return Poll::Ready(());
+            }
+        }
     }
 
     fn answer(&mut self, request: Request<RecvStream>, respond: SendResponse<Frame>) {
         let task = answer(&self.services, &self.peer, request, respond);
         self.tasks.push(task);
+        self.for_tasks.wake_by_ref();
     }
 }
 
