@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 
 use super::{delta::Delta, proxies::Proxies, session::Session, sotw::Sotw, stream::Variant};
 use crate::{
     access::{Caller, Gate},
-    metrics::Metrics,
+    metrics::{KindLabel, Metrics},
     resource::Kind,
     snapshot::Snapshot,
     transport::{Incoming, Outgoing},
@@ -86,8 +87,37 @@ impl DiscoveryMethod {
 pub struct Ads {
     pub(super) snapshots: Snapshots,
     pub(super) proxies: Proxies,
-    pub(super) metrics: Metrics,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) sent: Arc<Sent>,
     pub(super) gate: Gate,
+}
+
+/// What is counted with each response, by kind: at hand, since looking it up by label would cost as much as the rest.
+pub(super) struct Sent([SentOfKind; Kind::ALL.len()]);
+
+pub(super) struct SentOfKind {
+    pub(super) responses: Counter,
+    pub(super) resources: Counter,
+    pub(super) renewals: Counter,
+}
+
+impl Sent {
+    fn new(metrics: &Metrics) -> Sent {
+        Sent(Kind::ALL.map(|kind| {
+            let label = KindLabel {
+                kind: kind.as_str(),
+            };
+            SentOfKind {
+                responses: metrics.xds_responses.get_or_create_owned(&label),
+                resources: metrics.xds_resources.get_or_create_owned(&label),
+                renewals: metrics.xds_renewals.get_or_create_owned(&label),
+            }
+        }))
+    }
+
+    pub(super) fn of(&self, kind: Kind) -> &SentOfKind {
+        &self.0[kind.index()]
+    }
 }
 
 impl Ads {
@@ -95,7 +125,8 @@ impl Ads {
         Ads {
             snapshots,
             proxies,
-            metrics,
+            sent: Arc::new(Sent::new(&metrics)),
+            metrics: Arc::new(metrics),
             gate: Gate::default(),
         }
     }

@@ -61,11 +61,11 @@ pub(super) struct Session<W> {
 /// Leaves the list of proxies, and the count, however the stream ends.
 struct Connected {
     entry: Entry,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 impl Connected {
-    fn new(entry: Entry, metrics: Metrics) -> Connected {
+    fn new(entry: Entry, metrics: Arc<Metrics>) -> Connected {
         metrics.xds_streams.inc();
         Connected { entry, metrics }
     }
@@ -87,71 +87,57 @@ impl<W: Wire> Session<W> {
         mut requests: Incoming,
         mut responses: Outgoing,
     ) {
-        let end = Session::<W>::begin(ads, scope, caller, &mut requests, &mut responses).await;
+        // One after the other, so that what only the introduction needs is not kept while the stream lasts.
+        let end = match Session::<W>::introduce(ads, scope, caller, &mut requests).await {
+            Ok(mut session) => match session.serve(&mut requests, &mut responses).await {
+                Ok(never) => match never {},
+                Err(end) => end,
+            },
+            Err(end) => end,
+        };
         if let End::Status(status) = end {
             // It fails only if the client is gone already.
             let _ = responses.finish(&status);
         }
     }
 
-    async fn begin(
+    async fn introduce(
         mut ads: Ads,
         scope: Scope,
         caller: Caller,
         requests: &mut Incoming,
-        responses: &mut Outgoing,
-    ) -> End {
-        let Ok(first) = timeout(INTRODUCTION_TIMEOUT, requests.next()).await else {
-            return Status::deadline_exceeded("the first request did not come").into();
-        };
-        let first = match first {
-            Ok(Some(first)) => first,
-            Ok(None) => return End::Quiet,
-            Err(status) => return status.into(),
-        };
-        let first = match decode::<W>(first) {
-            Ok(first) => first,
-            Err(status) => return status.into(),
-        };
+    ) -> Result<Session<W>, End> {
+        let first = timeout(INTRODUCTION_TIMEOUT, requests.next()).await;
+        let first =
+            first.map_err(|_| Status::deadline_exceeded("the first request did not come"))?;
+        let first = decode::<W>(first?.ok_or(End::Quiet)?)?;
         // A proxy that comes before the first snapshot waits for it.
         let snapshot: Arc<Snapshot> = match ads.snapshots.wait_for(Option::is_some).await {
             Ok(snapshot) => snapshot.clone().unwrap_or_default(),
-            Err(_) => return End::Quiet,
+            Err(_) => return Err(End::Quiet),
         };
         let rules = ads.gate.rules();
         let permits = |zone: &str, role| rules.view(&caller, zone, role);
-        let proxy = match Proxy::introduce(W::node(&first), &snapshot, permits) {
-            Ok(proxy) => proxy,
-            Err(error) => return refusal(&ads.metrics, error).into(),
-        };
-        let Some(view) = snapshot.view(&proxy.view) else {
-            return End::Quiet;
-        };
-        if let Err(error) = proxy.can_use(view, W::VARIANT) {
-            return refusal(&ads.metrics, error).into();
-        }
+        let proxy = Proxy::introduce(W::node(&first), &snapshot, permits)
+            .map_err(|error| refusal(&ads.metrics, error))?;
+        let view = snapshot.view(&proxy.view).ok_or(End::Quiet)?;
+        proxy
+            .can_use(view, W::VARIANT)
+            .map_err(|error| refusal(&ads.metrics, error))?;
         info!(node = proxy.id, zone = %proxy.view.zone, variant = ?W::VARIANT, ?scope, "proxy connected");
         let mut stream = Stream::new(W::VARIANT, Arc::clone(view));
         if proxy.understands_ttl(W::VARIANT) {
             stream = stream.with_ttl();
         }
-        // Not kept while the stream lasts.
-        drop(snapshot);
         let entry = ads.proxies.enter(proxy, W::VARIANT, stream);
-        let mut session = Session::<W> {
-            connected: Connected::new(entry, ads.metrics.clone()),
+        let session = Session::<W> {
+            connected: Connected::new(entry, Arc::clone(&ads.metrics)),
             ads,
             scope,
             wire: PhantomData,
         };
-        match session.take(&first) {
-            Ok(()) => drop(first),
-            Err(status) => return status.into(),
-        }
-        match session.serve(requests, responses).await {
-            Ok(never) => match never {},
-            Err(end) => end,
-        }
+        session.take(&first)?;
+        Ok(session)
     }
 
     async fn serve(
@@ -255,18 +241,15 @@ impl<W: Wire> Session<W> {
             let mut stream = self.connected.entry.stream();
             stream.next_due()
         } {
-            let kind = outgoing.kind.as_str();
-            let label = KindLabel { kind };
-            let metrics = &self.ads.metrics;
-            metrics.xds_responses.get_or_create(&label).inc();
-            let resources = metrics.xds_resources.get_or_create(&label);
-            resources.inc_by(outgoing.resources.len() as u64);
-            drop(resources);
-            let renewed = metrics.xds_renewals.get_or_create(&label);
-            renewed.inc_by(outgoing.renewed.len() as u64);
-            drop(renewed);
+            let sent = self.ads.sent.of(outgoing.kind);
+            sent.responses.inc();
+            sent.resources.inc_by(outgoing.resources.len() as u64);
+            sent.renewals.inc_by(outgoing.renewed.len() as u64);
             let frame = response::encode(W::VARIANT, &outgoing).map_err(|TooLong| {
-                Status::resource_exhausted(format!("all of {kind} do not fit into one message"))
+                Status::resource_exhausted(format!(
+                    "all of {} do not fit into one message",
+                    outgoing.kind.as_str()
+                ))
             })?;
             responses.send(frame)?;
         }

@@ -16,13 +16,14 @@ use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc};
 
 mod due;
 mod hosts;
+mod subscribe;
 mod subscription;
 
 use crate::{
-    resource::{Digest, Kind, Resource, Version},
+    resource::{Kind, Resource, Version},
     snapshot::View,
 };
-use due::Due;
+use due::{Due, Warmth};
 use subscription::{Held, Subscription, What, shared_name};
 
 /// Which of the two protocol variants a stream speaks.
@@ -101,6 +102,7 @@ pub struct Stream {
     variant: Variant,
     view: Arc<View>,
     kinds: [Subscription; Kind::ALL.len()],
+    warmth: Warmth,
     last_nonce: u64,
     with_ttl: bool,
 }
@@ -112,6 +114,7 @@ impl Stream {
             variant,
             view,
             kinds: Default::default(),
+            warmth: Warmth::default(),
             last_nonce: 0,
             with_ttl: false,
         }
@@ -138,6 +141,12 @@ impl Stream {
                 subscription.review_hosts(offered);
             }
         }
+        let changed = view.changes_since(&self.view, Kind::Endpoints);
+        let before = self.view.of(Kind::Endpoints);
+        for name in changed.iter().filter(|name| !before.contains_key(*name)) {
+            // It had no endpoints of its own, and needs them now.
+            self.warmth.doubt(name);
+        }
         self.view = view;
     }
 
@@ -157,11 +166,16 @@ impl Stream {
         };
         subscription.settled_nonce = in_flight.nonce;
         let Some(message) = message else {
-            for (name, _) in in_flight.changes {
-                subscription.accepted(&name);
+            for (name, _) in &in_flight.changes {
+                subscription.accepted(name);
             }
             if subscription.rejected.is_empty() {
                 subscription.refusal = None;
+            }
+            for (name, _) in &in_flight.changes {
+                if self.is_warm(name) {
+                    self.warmth.settled(name);
+                }
             }
             return Ok(Answer::Accepted);
         };
@@ -203,125 +217,6 @@ impl Stream {
     pub fn last_answered(&self, kind: Kind, nonce: &str) -> bool {
         let subscription = &self.kinds[kind.index()];
         subscription.in_flight.is_none() && nonce.parse() == Ok(subscription.settled_nonce)
-    }
-
-    /// Delta: changes the subscription. `initial` are the versions of what the client has from an earlier stream.
-    pub fn subscribe_delta<'n>(
-        &mut self,
-        kind: Kind,
-        subscribe: impl Iterator<Item = &'n str>,
-        unsubscribe: impl Iterator<Item = &'n str>,
-        initial: impl Iterator<Item = (&'n str, Version)>,
-    ) {
-        let view = &self.view;
-        let offered = view.of(kind);
-        let subscription = &mut self.kinds[kind.index()];
-        let first = !subscription.subscribed;
-        subscription.subscribed = true;
-        if kind == Kind::VirtualHosts {
-            subscription.ask_for_hosts(view, subscribe, unsubscribe);
-            subscription.awaits_answer |= first && subscription.hosts.len() == 0;
-            for (name, version) in initial {
-                let name = shared_name(view, kind, name);
-                if subscription.brings_host(&name) {
-                    subscription.bring(name, version);
-                }
-            }
-            return;
-        }
-        let mut wants_all = false;
-        for name in subscribe {
-            subscription.named = true;
-            if name == "*" {
-                wants_all = true;
-            } else {
-                let name = shared_name(view, kind, name);
-                // Who asks again for what it has is sent it again.
-                subscription.let_go(&name);
-                subscription.pending.insert(Arc::clone(&name));
-                subscription.names.insert(name);
-            }
-        }
-        for name in unsubscribe {
-            subscription.named = true;
-            if name == "*" {
-                subscription.wildcard = false;
-                let names = std::mem::take(&mut subscription.names);
-                subscription.let_go_unless(|name| names.contains(name));
-                subscription.names = names;
-            } else if let Some(name) = subscription.names.take(name) {
-                if subscription.wildcard {
-                    // Whether it has it for the one reason or the other, the client cannot know: it has to be told.
-                    subscription.say_again(&name);
-                } else {
-                    subscription.let_go(&name);
-                    subscription.pending.remove(&name);
-                    subscription.repeat.remove(&name);
-                }
-            }
-        }
-        // The older way to say "*".
-        wants_all |= first && !subscription.named && kind.full_state();
-        subscription.awaits_answer |= first && wants_all;
-        for (name, version) in initial {
-            subscription.awaits_answer = false;
-            subscription.bring(shared_name(view, kind, name), version);
-        }
-        if wants_all {
-            subscription.want_all(offered);
-        }
-    }
-
-    /// State of the world: replaces the subscription. `version` is what the client says it has, empty for nothing.
-    pub fn subscribe_sotw<'n>(
-        &mut self,
-        kind: Kind,
-        names: impl Iterator<Item = &'n str>,
-        version: &str,
-    ) {
-        let view = &self.view;
-        let offered = view.of(kind);
-        let subscription = &mut self.kinds[kind.index()];
-        let first = !subscription.subscribed;
-        subscription.subscribed = true;
-        let mut wanted: BTreeSet<Arc<str>> =
-            names.map(|name| shared_name(view, kind, name)).collect();
-        subscription.named |= !wanted.is_empty();
-        let all = wanted.remove("*") || !subscription.named && kind.full_state();
-        let fresh: Vec<Arc<str>> = wanted.difference(&subscription.names).cloned().collect();
-        subscription.let_go_unless(|name| all || wanted.contains(name));
-        for name in fresh {
-            // The client may have forgotten what it got while it had not asked for it.
-            if subscription.held().contains_key(&name) {
-                subscription.repeat.insert(Arc::clone(&name));
-            }
-            subscription.pending.insert(name);
-        }
-        subscription.names = wanted;
-        if all && !subscription.wildcard {
-            subscription.want_all(offered);
-        }
-        subscription.wildcard = all;
-        if !first {
-            return;
-        }
-        subscription.awaits_answer = kind.full_state();
-        let wanted = || {
-            subscription
-                .pending
-                .iter()
-                .filter_map(|name| offered.get(name))
-        };
-        let digest = wanted().fold(Digest::default(), |digest, r| digest.plus(r.digest()));
-        if digest.version().to_string() == version {
-            // It came from another replica, or from before a restart, and has everything.
-            let wanted: Vec<Arc<Resource>> = wanted().cloned().collect();
-            subscription.awaits_answer = false;
-            subscription.pending.clear();
-            for resource in wanted {
-                subscription.hold(Arc::clone(&resource.name), Held::sent(&resource, true));
-            }
-        }
     }
 
     /// The next response to send, if any is due. Call it until there is none, after every request and every new view.
@@ -411,6 +306,7 @@ impl Stream {
         let mut changes = Vec::with_capacity(updates.len());
         for (at, resource) in updates.iter().enumerate() {
             let name = &resource.name;
+            self.warmth.doubt(name);
             let called = subscription.hosts.answered(name);
             if !called.is_empty() {
                 aliases.push((at, called));
@@ -421,6 +317,7 @@ impl Stream {
             changes.push((Arc::clone(name), before));
         }
         for name in &removed {
+            self.warmth.doubt(name);
             subscription.pending.remove(name);
             subscription.repeat.remove(name);
             // Delta remembers what it told to be absent, so as not to tell it again.

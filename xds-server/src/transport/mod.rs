@@ -5,6 +5,7 @@
 //! them, a queue between, and a buffer for each encoding, takes twice the CPU time and four times the memory for that. All
 //! other services are tonic's, on the same connections.
 
+mod bell;
 mod bridge;
 mod connection;
 mod frame;

@@ -1,12 +1,14 @@
 //! What is due, and what has to wait: make before break.
 
-use std::{cell::LazyCell, sync::Arc};
+use std::{cell::LazyCell, collections::BTreeSet, sync::Arc};
+
+use imbl::ordset::DiffItem;
 
 use super::{
     Stream, Variant,
     subscription::{Held, Subscription},
 };
-use crate::resource::{Kind, Resource};
+use crate::resource::{Kind, Names, Resource};
 
 /// What is to be done about what is pending of a kind.
 #[derive(Default)]
@@ -19,25 +21,78 @@ pub(super) struct Due {
     pub(super) over: Vec<Arc<str>>,
 }
 
+/// Which of the clusters that routes and filter need the client can use. To look at all of them for each change of a route
+/// would cost as much as the mesh is large, for each stream; so this remembers which have to be looked at again.
+#[derive(Debug, Default)]
+pub(super) struct Warmth {
+    /// All of these were warm at one time, and are still but for those in `doubtful`; none before the first time.
+    warm: Option<Names>,
+    /// Those of `warm` of which something was sent, forgotten or asked for since.
+    doubtful: BTreeSet<Arc<str>>,
+}
+
+impl Warmth {
+    pub(super) fn doubt(&mut self, name: &Arc<str>) {
+        if self.warm.as_ref().is_some_and(|warm| warm.contains(name)) {
+            self.doubtful.insert(Arc::clone(name));
+        }
+    }
+
+    /// Nothing is known any more.
+    pub(super) fn doubt_all(&mut self) {
+        *self = Warmth::default();
+    }
+
+    pub(super) fn settled(&mut self, name: &str) {
+        self.doubtful.remove(name);
+    }
+}
+
 impl Stream {
+    /// Whether the client has the cluster and its endpoints, and can use it.
+    pub(super) fn is_warm(&self, name: &Arc<str>) -> bool {
+        let confirmed = |kind: Kind| {
+            let held = self.kinds[kind.index()].held().get(name);
+            held.is_some_and(|held| held.acked && held.version().is_some())
+        };
+        // An aggregate cluster has no endpoints of its own; those of its members are needed, too.
+        let has_endpoints = self.view.of(Kind::Endpoints).contains_key(name);
+        confirmed(Kind::Cluster) && (!has_endpoints || confirmed(Kind::Endpoints))
+    }
+
+    /// Whether the client can use every cluster that routes and filter need.
+    fn all_warm(&mut self) -> bool {
+        let needed = self.view.needed();
+        let warm = match &self.warmth.warm {
+            None => needed.iter().all(|name| self.is_warm(name)),
+            Some(warm) => {
+                let doubtful = self.warmth.doubtful.iter();
+                let mut doubtful = doubtful.filter(|name| needed.contains(*name));
+                let mut new = warm.diff(needed).filter_map(|change| match change {
+                    DiffItem::Add(name) => Some(name),
+                    DiffItem::Remove(_) => None,
+                });
+                doubtful.all(|name| self.is_warm(name)) && new.all(|name| self.is_warm(name))
+            }
+        };
+        debug_assert_eq!(warm, needed.iter().all(|name| self.is_warm(name)));
+        if warm {
+            self.warmth = Warmth {
+                warm: Some(needed.clone()),
+                doubtful: BTreeSet::new(),
+            };
+        }
+        warm
+    }
+
     /// Whether resources of `kind` may change now: see "make before break".
-    fn may_update(&self, kind: Kind) -> bool {
+    fn may_update(&mut self, kind: Kind) -> bool {
         match kind {
             Kind::Cluster | Kind::Endpoints | Kind::Listener => true,
             Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => {
                 // A client that does not take all clusters looks after itself: it asks for those that its routes name.
                 let takes_clusters = self.kinds[Kind::Cluster.index()].wildcard;
-                let confirmed = |kind: Kind, name| {
-                    let held = self.kinds[kind.index()].held().get(name);
-                    held.is_some_and(|held| held.acked && held.version().is_some())
-                };
-                // An aggregate cluster has no endpoints of its own; those of its members are needed, too.
-                let endpoints = self.view.of(Kind::Endpoints);
-                let warm = |name| {
-                    confirmed(Kind::Cluster, name)
-                        && (!endpoints.contains_key(name) || confirmed(Kind::Endpoints, name))
-                };
-                !takes_clusters || self.view.needed().iter().all(warm)
+                !takes_clusters || self.all_warm()
             }
         }
     }
@@ -77,11 +132,11 @@ impl Stream {
     }
 
     /// Sorts out what is pending.
-    pub(super) fn due(&self, kind: Kind) -> Due {
+    pub(super) fn due(&mut self, kind: Kind) -> Due {
+        let may_update = self.may_update(kind);
         let subscription = &self.kinds[kind.index()];
         let offered = self.view.of(kind);
-        // Looked at for the first name that asks, since it may take a look at every cluster.
-        let may_update = LazyCell::new(|| self.may_update(kind));
+        // Looked at for the first name that asks, since it may take a look at every route.
         let may_remove = LazyCell::new(|| self.may_remove(kind));
         let mut due = Due::default();
         for name in &subscription.pending {
@@ -91,7 +146,7 @@ impl Stream {
                     let is_new = repeat || !subscription.has(resource);
                     if !is_new || !subscription.wants(name) || subscription.refuses(resource) {
                         due.over.push(Arc::clone(name));
-                    } else if *may_update && self.is_timely(subscription, resource) {
+                    } else if may_update && self.is_timely(subscription, resource) {
                         due.updates.push(Arc::clone(resource));
                     }
                 }
@@ -122,6 +177,7 @@ impl Stream {
     pub(super) fn forget_endpoints(&mut self, clusters: &[Arc<str>]) {
         let endpoints = &mut self.kinds[Kind::Endpoints.index()];
         for name in clusters {
+            self.warmth.doubt(name);
             endpoints.names.remove(name);
             endpoints.let_go(name);
             endpoints.repeat.remove(name);
