@@ -24,6 +24,9 @@ use crate::wait::eventually;
 /// How much of a log a failure shows.
 const TAIL_LINES: usize = 25;
 
+/// How often, a millisecond apart, it is looked whether a child has stopped.
+const STOP_LOOKS_MAX: u32 = 10_000;
+
 /// A running child with its log.
 pub struct Process {
     name: String,
@@ -93,9 +96,32 @@ impl Process {
             .with_context(|| format!("{signal} to {}", self.name))
     }
 
-    /// Makes it hang: nothing answers, everything stays open.
+    /// Makes it hang: nothing answers, everything stays open. The signal stops one thread after another, and on a busy machine
+    /// a request sent right after it may still find one that answers; so this waits until all of them have stopped.
     pub fn pause(&self) -> Result<()> {
-        self.signal(Signal::SIGSTOP)
+        self.signal(Signal::SIGSTOP)?;
+        for _ in 0..STOP_LOOKS_MAX {
+            if self.has_stopped()? {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        bail!("{} does not stop", self.name)
+    }
+
+    fn has_stopped(&self) -> Result<bool> {
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let Ok(stat) = fs::read_to_string(task?.path().join("stat")) else {
+                // It has ended meanwhile.
+                continue;
+            };
+            // `id (name) state ...`, and the name may have anything in it.
+            let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+            if !state.is_some_and(|state| state.starts_with('T')) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Ends [`pause`](Process::pause).
