@@ -289,7 +289,10 @@ async fn certificates_are_renewed_while_streams_go_on() -> Result<()> {
         );
         Ok(())
     });
-    back.await.with_context(|| envoy.process().tail())
+    back.await.with_context(|| envoy.process().tail())?;
+    // What was looked at above does tell when a stream is cut off.
+    ensure!(envoy.admin().stat(CUT_OFF).await? > 0);
+    Ok(())
 }
 
 /// Runs an operator's command against an admin port that speaks TLS.

@@ -140,12 +140,11 @@ impl Stream {
             if kind == Kind::VirtualHosts && changed.iter().any(comes_or_goes) {
                 subscription.review_hosts(offered);
             }
-        }
-        let changed = view.changes_since(&self.view, Kind::Endpoints);
-        let before = self.view.of(Kind::Endpoints);
-        for name in changed.iter().filter(|name| !before.contains_key(*name)) {
-            // It had no endpoints of its own, and needs them now.
-            self.warmth.doubt(name);
+            if kind == Kind::Endpoints {
+                // A cluster may have had none of its own, and need them now.
+                let moved = changed.iter().filter(|name| comes_or_goes(name));
+                moved.for_each(|name| self.warmth.doubt(name));
+            }
         }
         self.view = view;
     }

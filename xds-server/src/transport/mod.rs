@@ -1,9 +1,9 @@
 //! The port for proxies: gRPC on HTTP/2.
 //!
 //! Discovery streams are served on [`h2`] itself, since there are thousands of them and each change goes to all: a connection
-//! and all its streams are one task, which writes shared bytes without copying them. tonic, which has a task for each of
-//! them, a queue between, and a buffer for each encoding, takes twice the CPU time and four times the memory for that. All
-//! other services are tonic's, on the same connections.
+//! and all its streams are one task, which writes shared bytes without copying them. With tonic each stream would have tasks
+//! of its own, a queue between them, and a buffer in which every response is encoded anew. All other services are tonic's, on
+//! the same connections.
 
 mod bell;
 mod bridge;

@@ -19,11 +19,10 @@ use envoy_types::pb::{
     },
     google::protobuf::Any,
 };
-use policy::{Facts, Outcome, Plans, Policy, Rules, Service, ZoneState, decide};
+use policy::Service;
 use prost::Message;
 use regex::Regex;
 use xds_server::{
-    config::{Config, Mesh},
     resource::{Resource, Resources},
     translate::grpc::{REFUSED, clusters, listeners, routes},
 };
@@ -43,35 +42,11 @@ fn mesh(more: &str, services: &str) -> Mesh {
     config.expect("a good configuration").mesh
 }
 
-/// What `sh-a`'s clients get, with a letter for the state of each zone: `U` up, `L` up and limited to three quarters of what is asked.
-fn rules(mesh: &Mesh, states: &str) -> Box<Rules> {
-    let loads: Vec<ZoneLoad> = states
-        .chars()
-        .map(|letter| ZoneLoad {
-            state: match letter {
-                'E' => ZoneState::Empty,
-                _ => ZoneState::Up,
-            },
-            capacity: if letter == 'L' { 75.0 } else { f64::INFINITY },
-            ..ZoneLoad::default()
-        })
-        .collect();
-    let plans = |at: usize| {
-        let service = &mesh.services[at];
-        Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands)
-    };
-    let viewer = mesh.topology.zone_named("sh-a").expect("a zone");
-    let Policy::Serving(rules) = mesh.policy(viewer, plans, &|_| None) else {
-        panic!("a serving policy");
-    };
-    rules
-}
-
 /// The rows of all tables, one a line.
 #[track_caller]
 fn check(more: &str, services: &str, states: &str, expected: &str) {
     let mesh = mesh(more, services);
-    let rules = rules(&mesh, states);
+    let rules = rules_of(&mesh, states);
     let resilience = |at: usize| mesh.services[at].resilience.clone();
     let tables = routes(&rules, &resilience);
     let lines = tables.values().flat_map(|table| {
@@ -311,7 +286,7 @@ fn names_to_ask_for_are_hosts_and_services_without_one() {
         {name: far, routes: [{host: '*.example', prefix: /}]},
         {name: twin, routes: [{host: users, prefix: /}]}]";
     let mesh = mesh("", services);
-    let rules = rules(&mesh, "UUU");
+    let rules = rules_of(&mesh, "UUU");
     let names = |resources: &Resources| -> Vec<String> {
         resources.keys().map(ToString::to_string).collect()
     };

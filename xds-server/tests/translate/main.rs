@@ -20,7 +20,7 @@ use policy::{
 use proptest::prelude::*;
 use prost::Message;
 use xds_server::{
-    config::{Config, Resilience},
+    config::{Config, Mesh, Resilience},
     translate::{needed_clusters, routes},
 };
 
@@ -37,19 +37,8 @@ fn check(services: &str, states: &str, expected: &str) {
     check_of("", services, states, expected);
 }
 
-/// As [`check`], with more of the configuration.
-#[track_caller]
-fn check_of(more: &str, services: &str, states: &str, expected: &str) {
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\n\
-         filter: {{path: f.wasm}}\n\
-         zones:\n  - {{name: sh-a, region: shanghai}}\n  - {{name: sh-b, region: shanghai}}\n  - {{name: bj-c, region: beijing}}\n\
-         {more}\n\
-         services: {services}"
-    );
-    let mesh = Config::parse("mesh.yaml", &text)
-        .expect("a good configuration")
-        .mesh;
+/// What `sh-a` knows, with a letter for the state of each zone: `U` up, `L` up and limited, `E` empty.
+fn rules_of(mesh: &Mesh, states: &str) -> Box<Rules> {
     let loads: Vec<ZoneLoad> = states
         .chars()
         .map(|letter| ZoneLoad {
@@ -70,6 +59,22 @@ fn check_of(more: &str, services: &str, states: &str, expected: &str) {
     let Policy::Serving(rules) = mesh.policy(viewer, plans, &|_| None) else {
         panic!("a serving policy");
     };
+    rules
+}
+
+/// As [`check`], with more of the configuration.
+#[track_caller]
+fn check_of(more: &str, services: &str, states: &str, expected: &str) {
+    let text = format!(
+        "store: {{embedded: {{path: t.redb}}}}\n\
+         filter: {{path: f.wasm}}\n\
+         zones:\n  - {{name: sh-a, region: shanghai}}\n  - {{name: sh-b, region: shanghai}}\n  - {{name: bj-c, region: beijing}}\n\
+         {more}\n\
+         services: {services}"
+    );
+    let config = Config::parse("mesh.yaml", &text);
+    let mesh = config.expect("a good configuration").mesh;
+    let rules = rules_of(&mesh, states);
     let resilience = |at: usize| mesh.services[at].resilience.clone();
     let table = table::read(&routes(&rules, &resilience));
     let lines = table.virtual_hosts.iter().flat_map(|host| {

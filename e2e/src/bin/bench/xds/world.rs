@@ -192,7 +192,7 @@ fn mesh(services: usize) -> Result<Arc<Mesh>> {
         let name = service(index);
         json!({
             "name": name,
-            "routes": [{ "prefix": format!("/{name}") }],
+            "routes": [{ "host": format!("{name}.example"), "prefix": "/" }],
             // A zone comes back at once: each change of health is one of the plan.
             "failover": { "hold_s": 0, "ramp": { "percent": [], "over_s": 0 }, "damping_s": 0 },
         })
