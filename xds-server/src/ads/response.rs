@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::stream::{Outgoing, Variant};
 use crate::{
     resource::{self, put},
-    transport::{Frame, PREFIX_BYTES},
+    transport::{PREFIX_BYTES, Pieces},
 };
 
 /// The fields of `DeltaDiscoveryResponse`, those of `DiscoveryResponse` among them. The entries of field 2, `resources`, are
@@ -26,7 +26,7 @@ mod field {
 const HEAD_BYTES: usize = 160;
 
 /// `response` as a gRPC message. Errors: it is longer than 4 GiB.
-pub(super) fn encode(variant: Variant, response: &Outgoing) -> Result<Frame, TooLong> {
+pub(super) fn encode(variant: Variant, response: &Outgoing) -> Result<Pieces, TooLong> {
     let mut head = Vec::with_capacity(HEAD_BYTES);
     head.resize(PREFIX_BYTES, 0);
     let version = response.version.to_string();
@@ -72,7 +72,7 @@ pub(super) fn encode(variant: Variant, response: &Outgoing) -> Result<Frame, Too
     let message_len = u32::try_from(message_len).map_err(|_| TooLong)?;
     head[1..PREFIX_BYTES].copy_from_slice(&message_len.to_be_bytes());
     pieces[0] = Bytes::from(head);
-    Ok(Frame::from(pieces))
+    Ok(Pieces::from(pieces))
 }
 
 /// A response that does not fit into a gRPC message.

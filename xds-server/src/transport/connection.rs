@@ -1,30 +1,30 @@
 //! One connection, with everything on it, as one task.
 
 use std::{
+    cell::RefCell,
     future::poll_fn,
-    pin::Pin,
+    io::{self, IoSlice},
+    pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, Wake, Waker, ready},
     time::Duration,
 };
 
+use bytes::Buf;
 use futures::FutureExt;
-use h2::{
-    Ping, PingPong, RecvStream,
-    server::{Connection, SendResponse},
-};
 use http::{Method, Request, header};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::{Instant, Interval, MissedTickBehavior, interval_at, timeout},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep},
 };
 use tonic::Status;
 use tracing::debug;
 
 use super::{
-    Frame, Incoming, Outgoing, Services,
+    Incoming, Outgoing, Pieces, Services,
     bell::{Bell, House},
     bridge,
+    http2::{Lifeless, Link, Protocol, Received, Responder},
 };
 use crate::tls::Peer;
 
@@ -33,13 +33,18 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a client is asked for a sign of life. One that does not answer until the next time is gone, so that the stream
 /// of a proxy that vanished without a word is freed. One that has no stream by then is sent away.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// How many streams a client may have open on a connection. A proxy has one for each kind of resource at most, and a few.
-pub(super) const STREAMS_MAX: u32 = 100;
-/// The longest list of headers of a request, in bytes.
-const HEADERS_BYTES_MAX: u32 = 16 * 1024;
 
 /// How often streams and connection may wake each other before other connections have their turn.
 const TURNS_MAX: usize = 16;
+/// What is read at once: more than one frame.
+const READ_BYTES: usize = 32 * 1024;
+/// How many pieces are written at once.
+const PIECES_MAX: usize = 64;
+
+thread_local! {
+    /// What all connections read into, one after another: one that says nothing takes no memory.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -48,45 +53,27 @@ pub(super) async fn serve<Io>(io: Io, peer: Peer, services: Arc<Services>)
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Some(mut connection) = shake_hands(io).await else {
-        debug!("a connection that does not speak HTTP/2");
-        return;
-    };
-    let Some(ping_pong) = connection.ping_pong() else {
-        // It is taken once.
-        return;
-    };
     let house = Arc::new(House::default());
+    let for_connection = Bell::of(&house);
+    let to_connection = Waker::from(Arc::clone(&for_connection));
     let served = Served {
-        connection,
-        for_tasks: Bell::of(&house),
-        for_connection: Bell::of(&house),
-        house,
-        life: SignsOfLife::new(ping_pong),
+        wire: Wire {
+            io,
+            link: Link::new(Protocol::new(), to_connection),
+            out: Pieces::default(),
+        },
         tasks: Vec::new(),
+        for_tasks: Bell::of(&house),
+        for_connection,
+        house,
         peer,
         services,
     };
     served.run().await;
 }
 
-/// Memory that only the handshake needs is not kept by what follows.
-async fn shake_hands<Io>(io: Io) -> Option<Connection<Io, Frame>>
-where
-    Io: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut builder = h2::server::Builder::new();
-    builder
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADERS_BYTES_MAX);
-    let handshake = timeout(HANDSHAKE_TIMEOUT, builder.handshake(io)).await;
-    handshake.ok()?.ok()
-}
-
-/// A connection that speaks HTTP/2.
-struct Served<Io: AsyncRead + AsyncWrite + Unpin> {
-    connection: Connection<Io, Frame>,
-    life: SignsOfLife,
+struct Served<Io> {
+    wire: Wire<Io>,
     /// One for each stream. There are a few at most, as a rule one, so that asking each of them costs less than knowing which
     /// of them has something to do.
     tasks: Vec<Task>,
@@ -99,8 +86,7 @@ struct Served<Io: AsyncRead + AsyncWrite + Unpin> {
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
     async fn run(mut self) {
-        let mut ticks = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut alarm = pin!(sleep(HANDSHAKE_TIMEOUT));
         let house = Arc::clone(&self.house);
         let (for_tasks, for_connection) = (
             Arc::clone(&self.for_tasks),
@@ -119,7 +105,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
                 // What the streams have to say is then written in the same turn.
                 if for_connection.answer() {
                     let mut context = Context::from_waker(&to_connection);
-                    if self.poll_connection(&mut ticks, &mut context).is_ready() {
+                    let polled = self.poll_connection(alarm.as_mut(), &mut context);
+                    if let Poll::Ready(ended) = polled {
+                        if let Err(why) = ended {
+                            debug!(%why, "connection ended");
+                        }
                         return Poll::Ready(());
                     }
                 }
@@ -141,60 +131,137 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
     }
 
     /// Ready when the connection is over.
-    fn poll_connection(&mut self, ticks: &mut Interval, context: &mut Context<'_>) -> Poll<()> {
-        // Ends with nothing more to do: then each of these has said whom to wake.
+    fn poll_connection(
+        &mut self,
+        mut alarm: Pin<&mut Sleep>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Ended>> {
+        if self.wire.poll_write(context)?.is_ready() && self.wire.link.protocol().is_over() {
+            return self.wire.poll_shutdown(context);
+        }
+        if self.wire.poll_read(context)?.is_ready() {
+            self.answer_requests();
+            // There may be more, once the streams have had their turn.
+            context.waker().wake_by_ref();
+        }
+        while alarm.as_mut().poll(context).is_ready() {
+            let mut protocol = self.wire.link.protocol();
+            if !protocol.has_begun() {
+                return Poll::Ready(Err(Ended::Late));
+            }
+            protocol.tick()?;
+            alarm.as_mut().reset(Instant::now() + PING_INTERVAL);
+            context.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    fn answer_requests(&mut self) {
+        let requests = self.wire.link.protocol().requests();
+        for (id, request) in requests {
+            let (received, responder) = self.wire.link.stream(id);
+            let request = request.map(|()| received);
+            let task = answer(&self.services, &self.peer, request, responder);
+            self.tasks.push(task);
+            self.for_tasks.wake_by_ref();
+        }
+    }
+}
+
+/// Why a connection ends that did not have to.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("the client does not speak HTTP/2")]
+    Late,
+    #[error("the client does not answer any more")]
+    Lifeless,
+}
+
+impl From<Lifeless> for Ended {
+    fn from(_: Lifeless) -> Ended {
+        Ended::Lifeless
+    }
+}
+
+/// The socket, and what both sides have agreed on.
+struct Wire<Io> {
+    io: Io,
+    link: Arc<Link>,
+    /// What is on its way.
+    out: Pieces,
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Wire<Io> {
+    /// Ready when there is nothing to be written.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Ends with what the client takes, and its windows allow.
         loop {
-            match self.connection.poll_accept(context) {
-                Poll::Ready(Some(Ok((request, respond)))) => {
-                    self.answer(request, respond);
-                    continue;
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    debug!(%error, "connection ended");
-                    return Poll::Ready(());
-                }
-                Poll::Ready(None) => return Poll::Ready(()),
-                Poll::Pending => {}
+            if !self.out.has_remaining() {
+                self.link.protocol().fill(&mut self.out);
             }
-            self.life.poll_sign(context);
-            if ticks.poll_tick(context).is_pending() {
-                return Poll::Pending;
+            if !self.out.has_remaining() {
+                return Pin::new(&mut self.io).poll_flush(context);
             }
-            if self.tasks.is_empty() {
-                self.connection.graceful_shutdown();
-            }
-            if self.life.ask().is_err() {
-                debug!("a client does not answer any more");
-                return Poll::Ready(());
+            let mut slices = [IoSlice::new(&[]); PIECES_MAX];
+            let count = self.out.chunks_vectored(&mut slices);
+            let write = Pin::new(&mut self.io).poll_write_vectored(context, &slices[..count]);
+            match ready!(write)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.out.advance(written),
             }
         }
     }
 
-    fn answer(&mut self, request: Request<RecvStream>, respond: SendResponse<Frame>) {
-        let task = answer(&self.services, &self.peer, request, respond);
-        self.tasks.push(task);
-        self.for_tasks.wake_by_ref();
+    /// Ready when something was read.
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.link.protocol().wants_more() {
+            return Poll::Pending;
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut buffer = ReadBuf::new(buffer);
+            ready!(Pin::new(&mut self.io).poll_read(context, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.link.protocol().receive(buffer.filled());
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    fn poll_shutdown(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        Pin::new(&mut self.io)
+            .poll_shutdown(context)
+            .map_err(Ended::Io)
+    }
+}
+
+impl<Io> Drop for Wire<Io> {
+    fn drop(&mut self) {
+        // Who reads a request elsewhere learns that there is no more.
+        self.link.protocol().close();
     }
 }
 
 fn answer(
     services: &Arc<Services>,
     peer: &Peer,
-    mut request: Request<RecvStream>,
-    respond: SendResponse<Frame>,
+    mut request: Request<Received>,
+    responder: Responder,
 ) -> Task {
     let Some(method) = services.ads.method(request.uri().path()) else {
         request.extensions_mut().insert(peer.clone());
-        return bridge::call(services.others.clone(), request, respond).boxed();
+        return bridge::call(services.others.clone(), request, responder).boxed();
     };
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let is_grpc = content_type.is_some_and(|it| it.as_bytes().starts_with(b"application/grpc"));
     let begun = if request.method() == Method::POST && is_grpc {
-        Outgoing::begin(respond)
+        Outgoing::begin(responder)
     } else {
         let status = Status::internal("a POST of content type application/grpc is expected");
         // Where it fails the client is gone.
-        let _ = Outgoing::refuse(respond, &status);
+        let _ = Outgoing::refuse(responder, &status);
         return std::future::ready(()).boxed();
     };
     match begun {
@@ -206,38 +273,5 @@ fn answer(
                 .boxed()
         }
         Err(_) => std::future::ready(()).boxed(),
-    }
-}
-
-/// HTTP/2's pings.
-struct SignsOfLife {
-    ping_pong: PingPong,
-    awaited: bool,
-}
-
-/// The last ping was never answered.
-struct Lifeless;
-
-impl SignsOfLife {
-    fn new(ping_pong: PingPong) -> SignsOfLife {
-        SignsOfLife {
-            ping_pong,
-            awaited: false,
-        }
-    }
-
-    fn ask(&mut self) -> Result<(), Lifeless> {
-        if self.awaited || self.ping_pong.send_ping(Ping::opaque()).is_err() {
-            return Err(Lifeless);
-        }
-        self.awaited = true;
-        Ok(())
-    }
-
-    fn poll_sign(&mut self, context: &mut Context<'_>) {
-        if self.awaited {
-            // An error ends the connection, which its own turn finds.
-            self.awaited = !matches!(self.ping_pong.poll_pong(context), Poll::Ready(Ok(_)));
-        }
     }
 }

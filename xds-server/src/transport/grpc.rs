@@ -3,11 +3,13 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Response, header};
 use tonic::Status;
 
-use super::Frame;
+use super::{
+    Pieces,
+    http2::{Gone, Received, Responder},
+};
 
 /// A message is preceded by a byte that says whether it is compressed, and its length in four.
 pub(crate) const PREFIX_BYTES: usize = 5;
@@ -98,14 +100,14 @@ impl Messages {
 
 /// What a client sends.
 pub(crate) struct Incoming {
-    stream: RecvStream,
+    received: Received,
     messages: Messages,
 }
 
 impl Incoming {
-    pub(crate) fn new(stream: RecvStream) -> Incoming {
+    pub(crate) fn new(received: Received) -> Incoming {
         Incoming {
-            stream,
+            received,
             messages: Messages::new(MESSAGE_BYTES_MAX),
         }
     }
@@ -121,13 +123,9 @@ impl Incoming {
             if let Some(message) = self.messages.next()? {
                 return Poll::Ready(Ok(Some(message)));
             }
-            match ready!(self.stream.poll_data(context)) {
-                Some(Ok(data)) => {
-                    // It fails only where the stream is over, which the next turn finds.
-                    let _ = self.stream.flow_control().release_capacity(data.len());
-                    self.messages.push(data);
-                }
-                Some(Err(_)) | None => return Poll::Ready(Ok(None)),
+            match ready!(self.received.poll_data(context)) {
+                Some(Ok(data)) => self.messages.push(data),
+                Some(Err(Gone)) | None => return Poll::Ready(Ok(None)),
             }
         }
     }
@@ -135,43 +133,32 @@ impl Incoming {
 
 /// What a client is sent.
 pub(crate) struct Outgoing {
-    stream: SendStream<Frame>,
-}
-
-/// The client is gone; nothing is wrong with that.
-#[derive(Debug)]
-pub(crate) struct Gone;
-
-impl From<h2::Error> for Gone {
-    fn from(_: h2::Error) -> Gone {
-        Gone
-    }
+    responder: Responder,
 }
 
 impl Outgoing {
     /// Begins to answer.
-    pub(crate) fn begin(mut response: SendResponse<Frame>) -> Result<Outgoing, Gone> {
-        let stream = response.send_response(head(), false)?;
-        Ok(Outgoing { stream })
+    pub(crate) fn begin(responder: Responder) -> Result<Outgoing, Gone> {
+        responder.begin(&head())?;
+        Ok(Outgoing { responder })
     }
 
     /// Answers with an error alone.
-    pub(crate) fn refuse(mut response: SendResponse<Frame>, status: &Status) -> Result<(), Gone> {
+    pub(crate) fn refuse(responder: Responder, status: &Status) -> Result<(), Gone> {
         let mut head = head();
         head.headers_mut().extend(trailers(status));
-        response.send_response(head, true)?;
-        Ok(())
+        responder.respond(&head)
     }
 
     /// Hands a message over. It waits with the connection until the client takes it, so whoever sends bounds how many there
     /// may be.
-    pub(crate) fn send(&mut self, frame: Frame) -> Result<(), Gone> {
-        Ok(self.stream.send_data(frame, false)?)
+    pub(crate) fn send(&self, message: Pieces) -> Result<(), Gone> {
+        self.responder.send(message)
     }
 
     /// Ends the stream.
-    pub(crate) fn finish(mut self, status: &Status) -> Result<(), Gone> {
-        Ok(self.stream.send_trailers(trailers(status))?)
+    pub(crate) fn finish(self, status: &Status) -> Result<(), Gone> {
+        self.responder.finish(Some(&trailers(status)))
     }
 }
 

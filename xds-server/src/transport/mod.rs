@@ -1,15 +1,15 @@
 //! The port for proxies: gRPC on HTTP/2.
 //!
-//! Discovery streams are served on [`h2`] itself, since there are thousands of them and each change goes to all: a connection
-//! and all its streams are one task, which writes shared bytes without copying them. With tonic each stream would have tasks
-//! of its own, a queue between them, and a buffer in which every response is encoded anew. All other services are tonic's, on
-//! the same connections.
+//! There are thousands of discovery streams, and each change goes to all. So a connection and all its streams are one task,
+//! which writes shared bytes without copying them. With tonic each stream would have tasks of its own, a queue between them,
+//! and a buffer in which every response is encoded anew. All other services are tonic's, on the same connections.
 
 mod bell;
 mod bridge;
 mod connection;
-mod frame;
 mod grpc;
+mod http2;
+mod pieces;
 
 use std::sync::Arc;
 
@@ -17,10 +17,11 @@ use tonic::service::Routes;
 
 use crate::{ads::service::Ads, connections::Listener};
 
-pub use frame::Frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use grpc::Messages;
-pub(crate) use grpc::{Gone, Incoming, Outgoing, PREFIX_BYTES};
+pub(crate) use grpc::{Incoming, Outgoing, PREFIX_BYTES};
+pub(crate) use http2::Gone;
+pub use pieces::Pieces;
 
 /// What is served.
 pub struct Services {

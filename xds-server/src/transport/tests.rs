@@ -299,7 +299,7 @@ async fn a_connection_has_a_bounded_number_of_streams() {
     let server = Server::new();
     let (mut client, _) = server.client().await;
     let mut open = Vec::new();
-    for _ in 0..2 * connection::STREAMS_MAX {
+    for _ in 0..2 * http2::STREAMS_MAX {
         let (response, mut stream) = client.send_request(post(ADS), false).expect("a stream");
         let first = framed(&hello(Kind::Cluster.type_url()));
         stream.send_data(first, false).expect("sent");
@@ -316,7 +316,7 @@ async fn a_connection_has_a_bounded_number_of_streams() {
         }
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(server.proxies.count(), connection::STREAMS_MAX as usize);
+    assert_eq!(server.proxies.count(), http2::STREAMS_MAX);
 }
 
 #[tokio::test(start_paused = true)]
