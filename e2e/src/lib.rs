@@ -11,6 +11,7 @@
 
 pub mod bootstrap;
 pub mod cells;
+pub mod certificates;
 pub mod client;
 pub mod clock;
 pub mod config;

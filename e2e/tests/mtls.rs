@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use e2e::bootstrap::Bootstrap;
+use e2e::certificates::{self, Ca};
 use e2e::client::{Client, Request, Version};
 use e2e::config::{Config, StoreConfig};
 use e2e::control_plane::ControlPlane;
@@ -18,53 +19,8 @@ use e2e::process::Process;
 use e2e::registry::{Instance, InstanceName};
 use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
-use rcgen::string::Ia5String;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
-    SanType,
-};
+use rcgen::KeyPair;
 use serde_json::{Value, json};
-
-/// A CA.
-struct Ca(CertifiedIssuer<'static, KeyPair>);
-
-impl Ca {
-    fn new(name: &str) -> Result<Ca> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Ok(Ca(CertifiedIssuer::self_signed(
-            params,
-            KeyPair::generate()?,
-        )?))
-    }
-
-    /// Puts `tls.crt`, `tls.key` and `ca.crt` into a directory, each by moving it there. `trusted` are the CAs in the last.
-    fn issue(&self, directory: &Path, name: &str, trusted: &[&Ca]) -> Result<()> {
-        let mut params = CertificateParams::default();
-        // One that is named as its issuer would be taken for self-signed.
-        params.distinguished_name = DistinguishedName::new();
-        let text = Ia5String::try_from(name)?;
-        params.subject_alt_names = vec![match name.contains("://") {
-            true => SanType::URI(text),
-            false => SanType::DnsName(text),
-        }];
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.0)?;
-        let cas: String = trusted.iter().map(|ca| ca.0.pem()).collect();
-        fs::create_dir_all(directory)?;
-        for (file, text) in [
-            ("tls.crt", certificate.pem()),
-            ("tls.key", key.serialize_pem()),
-            ("ca.crt", cas),
-        ] {
-            let partial = directory.join(format!("{file}.partial"));
-            fs::write(&partial, text)?;
-            fs::rename(&partial, directory.join(file))?;
-        }
-        Ok(())
-    }
-}
 
 fn gateway_of(zone: &str) -> String {
     format!("spiffe://mesh/zone/{zone}/role/gateway")
@@ -83,14 +39,7 @@ impl Scene {
         ca.issue(&certificates, "tidegate", &[ca])?;
         let service = json!({ "name": "orders", "routes": [{ "prefix": "/orders" }] });
         let mut config = Config::new(StoreConfig::Embedded, vec![service]);
-        config.listen = json!({
-            "tls": {
-                "cert": certificates.join("tls.crt"),
-                "key": certificates.join("tls.key"),
-                "client_ca": certificates.join("ca.crt"),
-            },
-            "plaintext": plaintext,
-        });
+        config.listen = certificates::listen(&certificates, plaintext);
         config.access = Some(access);
         let control_plane = ControlPlane::launch(workdir.path(), config).await?;
         Ok(Scene {

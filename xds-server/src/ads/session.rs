@@ -87,8 +87,9 @@ impl<W: Wire> Session<W> {
         mut requests: Incoming,
         mut responses: Outgoing,
     ) {
-        // One after the other, so that what only the introduction needs is not kept while the stream lasts.
-        let end = match Session::<W>::introduce(ads, scope, caller, &mut requests).await {
+        // On the heap, so that what only the introduction needs is not kept while the stream lasts.
+        let introduced = Box::pin(Session::<W>::introduce(ads, scope, caller, &mut requests)).await;
+        let end = match introduced {
             Ok(mut session) => match session.serve(&mut requests, &mut responses).await {
                 Ok(never) => match never {},
                 Err(end) => end,

@@ -77,7 +77,7 @@ impl Contender {
             names: shape.names(),
         };
         let mut contender = Contender {
-            fleet: Some(Fleet::new(interest)?),
+            fleet: Some(Fleet::new(interest, server.security()?)?),
             resting: None,
             server,
             shape,

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
 
+use super::link::{Link, Security};
 use super::usage::thread_cpu;
 use super::wire::{
     self, Acknowledgement, DeltaRequest, Locality, Node, Reader, Resource, Response,
@@ -59,6 +60,7 @@ pub(super) struct Fleet {
 /// What all the proxies of a fleet share while they read.
 struct Io {
     server: SocketAddrV4,
+    security: Security,
     epoll: Epoll,
     opening: Vec<u8>,
     acknowledgement: Acknowledgement,
@@ -82,19 +84,20 @@ pub(super) struct Tally {
 }
 
 struct Proxy {
-    tcp: TcpStream,
+    link: Link,
     connected: bool,
     reader: Reader,
     has: Goal,
 }
 
 impl Fleet {
-    pub(super) fn new(interest: Interest) -> Result<Fleet> {
+    pub(super) fn new(interest: Interest, security: Security) -> Result<Fleet> {
         Ok(Fleet {
             interest,
             proxies: Vec::new(),
             io: Io {
                 server: SocketAddrV4::new([127, 0, 0, 1].into(), 0),
+                security,
                 epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
                 opening: Vec::new(),
                 acknowledgement: Acknowledgement::new(),
@@ -298,7 +301,7 @@ impl Proxy {
         let writable = EpollEvent::new(EpollFlags::EPOLLOUT, index as u64);
         io.epoll.add(&tcp, writable)?;
         Ok(Proxy {
-            tcp,
+            link: Link::new(tcp, &io.security)?,
             connected: false,
             reader: Reader::default(),
             has: Goal::default(),
@@ -311,18 +314,24 @@ impl Proxy {
 
     fn progress(&mut self, index: usize, io: &mut Io, tally: &mut Tally) -> Result<()> {
         if !self.connected {
-            if let Some(error) = self.tcp.take_error()? {
+            if let Some(error) = self.link.tcp().take_error()? {
                 return Err(error).context("cannot connect");
             }
             self.connected = true;
             let mut readable = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
-            io.epoll.modify(&self.tcp, &mut readable)?;
+            io.epoll.modify(self.link.tcp(), &mut readable)?;
             return self.write(&io.opening);
         }
-        let bytes = match self.tcp.read(&mut io.buffer) {
+        while self.read(io, tally)? && self.link.may_have_more() {}
+        Ok(())
+    }
+
+    /// Whether anything had come.
+    fn read(&mut self, io: &mut Io, tally: &mut Tally) -> Result<bool> {
+        let bytes = match self.link.read(&mut io.buffer) {
             Ok(0) => bail!("the server closed the connection"),
             Ok(count) => &io.buffer[..count],
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(error).context("cannot read"),
         };
         io.out.clear();
@@ -340,15 +349,16 @@ impl Proxy {
             tally.responses += 1;
             acknowledgement.of(response.nonce, out)
         })?;
-        self.write(&io.out)
+        self.write(&io.out)?;
+        Ok(true)
     }
 
     /// A proxy writes little, and never before the server has taken what it wrote before.
-    fn write(&self, bytes: &[u8]) -> Result<()> {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
-        let written = (&self.tcp).write(bytes).context("cannot write")?;
+        let written = self.link.write(bytes).context("cannot write")?;
         ensure!(written == bytes.len(), "the server reads too slowly");
         Ok(())
     }

@@ -7,6 +7,7 @@
 
 mod contender;
 mod fleet;
+mod link;
 mod report;
 mod servers;
 mod usage;
@@ -42,6 +43,9 @@ pub(crate) struct Options {
     /// `xds`: how often the servers take turns
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     turns: u32,
+    /// `xds`: the proxies connect with TLS and show certificates; go-control-plane is left out
+    #[arg(long)]
+    tls: bool,
     /// `xds`: leave the worlds without proxies out
     #[arg(long)]
     no_worlds: bool,
@@ -83,9 +87,18 @@ impl Size {
 struct Case {
     streams: usize,
     size: Size,
+    tls: bool,
     ours: Seen,
     peer: Option<Seen>,
     reconnected: Reconnected,
+}
+
+impl Case {
+    /// What figures of it end with.
+    fn suffix(&self) -> String {
+        let tls = if self.tls { "_tls" } else { "" };
+        format!("{}{tls}", self.size.suffix())
+    }
 }
 
 pub(crate) use world::measure as measure_world;
@@ -104,7 +117,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
     }
     for size in &options.sizes {
         for streams in &options.streams {
-            let case = case(*streams as usize, *size, options.turns).await;
+            let case = case(*streams as usize, *size, options).await;
             let case = case.with_context(|| format!("with {streams} proxies"))?;
             report::print(&case);
             figures.extend(report::figures(&case));
@@ -125,12 +138,17 @@ fn raise_limit(streams: u64) -> Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
-async fn case(streams: usize, size: Size, turns: u32) -> Result<Case> {
+async fn case(streams: usize, size: Size, options: &Options) -> Result<Case> {
+    let Options { turns, tls, .. } = *options;
     println!("\nxds: connecting {streams} proxies to each server");
     let (workdir, shape) = (Workdir::temporary()?, size.shape());
-    let server = Server::Ours(Box::new(Ours::start(workdir.path(), shape).await?));
+    let server = Server::Ours(Box::new(Ours::start(workdir.path(), shape, tls).await?));
     let mut ours = Contender::subscribe(server, shape, streams).await?;
-    let mut peer = match Peer::start(workdir.path(), shape).await? {
+    let peer = match tls {
+        true => None,
+        false => Peer::start(workdir.path(), shape).await?,
+    };
+    let mut peer = match peer {
         None => None,
         Some(peer) => Some(Contender::subscribe(Server::Peer(peer), shape, streams).await?),
     };
@@ -164,6 +182,7 @@ async fn case(streams: usize, size: Size, turns: u32) -> Result<Case> {
     Ok(Case {
         streams,
         size,
+        tls,
         ours: ours.seen,
         peer,
         reconnected,

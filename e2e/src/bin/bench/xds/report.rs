@@ -7,9 +7,10 @@ use super::{CLUSTERS, Case};
 
 pub(super) fn print(case: &Case) {
     println!(
-        "\n{} proxies, {CLUSTERS} resources of {:.1} KB each",
+        "\n{} proxies, {CLUSTERS} resources of {:.1} KB each{}",
         case.streams,
-        case.ours.resource_bytes / 1e3
+        case.ours.resource_bytes / 1e3,
+        if case.tls { ", with TLS" } else { "" }
     );
     println!(
         "{:18} {:>20} {:>10} {:>20} {:>20} {:>10} {:>16} {:>14}",
@@ -93,8 +94,9 @@ impl Ratios {
 }
 
 pub(super) fn figures(case: &Case) -> Vec<Figure> {
-    let Case { streams, size, .. } = case;
-    let name = |what: &str| format!("{what}_{streams}{}", size.suffix());
+    let Case { streams, .. } = case;
+    let suffix = case.suffix();
+    let name = |what: &str| format!("{what}_{streams}{suffix}");
     let mut figures = absolute("xds", &name, &case.ours);
     if let Some(peer) = &case.peer {
         figures.extend(absolute("xds_peer", &name, peer));
@@ -113,7 +115,6 @@ pub(super) fn figures(case: &Case) -> Vec<Figure> {
         ]);
     }
     let back = &case.reconnected;
-    let suffix = size.suffix();
     figures.extend([
         Figure::quantile(
             format!("etcd_to_{streams}{suffix}_p99_ms"),

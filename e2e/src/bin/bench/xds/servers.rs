@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use e2e::certificates::{self, Ca};
 use e2e::config::{Config, StoreConfig, region_of};
 use e2e::control_plane::ControlPlane;
 use e2e::etcd::Etcd;
@@ -17,6 +18,7 @@ use etcd_client::{KvClient, Txn, TxnOp};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::link::{SERVER_NAME, Security};
 use super::usage::Usage;
 
 /// All proxies and all endpoints are here.
@@ -70,6 +72,15 @@ impl Server {
         }
     }
 
+    /// How proxies have to connect.
+    pub(super) fn security(&self) -> Result<Security> {
+        let certificates = match self {
+            Server::Ours(ours) => ours.certificates.as_deref(),
+            Server::Peer(_) => None,
+        };
+        certificates.map_or(Ok(Security::PlainText), Security::tls)
+    }
+
     pub(super) fn usage(&self) -> Usage {
         Usage::of(match self {
             Server::Ours(ours) => ours.control_plane.process().pid(),
@@ -99,12 +110,14 @@ pub(super) struct Ours {
     control_plane: ControlPlane,
     kv: KvClient,
     _etcd: Etcd,
+    /// The proxies'; none in plain text.
+    certificates: Option<PathBuf>,
     shape: Shape,
     moves: u16,
 }
 
 impl Ours {
-    pub(super) async fn start(directory: &Path, shape: Shape) -> Result<Ours> {
+    pub(super) async fn start(directory: &Path, shape: Shape, tls: bool) -> Result<Ours> {
         let etcd = Etcd::start(directory, 1).await?;
         let mut kv = etcd.client().await?.kv_client();
         let at = |cluster| (0..shape.endpoints).map(move |index| (cluster, index));
@@ -123,11 +136,21 @@ impl Ours {
         let store = StoreConfig::Etcd {
             endpoints: etcd.endpoints(),
         };
-        let config = Config::new(store, services.collect());
+        let mut config = Config::new(store, services.collect());
+        let mut certificates = None;
+        if tls {
+            let ca = Ca::new("bench")?;
+            let of = |name| directory.join(name);
+            ca.issue(&of("server"), SERVER_NAME, &[&ca])?;
+            ca.issue(&of("proxy"), "spiffe://bench/proxy", &[&ca])?;
+            config.listen = certificates::listen(&of("server"), &["admin"]);
+            certificates = Some(of("proxy"));
+        }
         Ok(Ours {
             control_plane: ControlPlane::start(directory, config).await?,
             kv,
             _etcd: etcd,
+            certificates,
             shape,
             moves: 0,
         })

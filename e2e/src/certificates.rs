@@ -1,0 +1,71 @@
+//! Certificates, and who listens with them.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+    SanType,
+};
+use serde_json::{Value, json};
+
+/// The files that [`Ca::issue`] writes.
+pub const CERTIFICATE: &str = "tls.crt";
+pub const KEY: &str = "tls.key";
+pub const TRUSTED: &str = "ca.crt";
+
+/// A CA.
+pub struct Ca(CertifiedIssuer<'static, KeyPair>);
+
+impl Ca {
+    pub fn new(name: &str) -> Result<Ca> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Ok(Ca(CertifiedIssuer::self_signed(
+            params,
+            KeyPair::generate()?,
+        )?))
+    }
+
+    /// Puts [`CERTIFICATE`], [`KEY`] and [`TRUSTED`] into a directory, each by moving it there. `trusted` are the CAs in the
+    /// last.
+    pub fn issue(&self, directory: &Path, name: &str, trusted: &[&Ca]) -> Result<()> {
+        let mut params = CertificateParams::default();
+        // One that is named as its issuer would be taken for self-signed.
+        params.distinguished_name = DistinguishedName::new();
+        let text = Ia5String::try_from(name)?;
+        params.subject_alt_names = vec![match name.contains("://") {
+            true => SanType::URI(text),
+            false => SanType::DnsName(text),
+        }];
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.0)?;
+        let cas: String = trusted.iter().map(|ca| ca.0.pem()).collect();
+        fs::create_dir_all(directory)?;
+        for (file, text) in [
+            (CERTIFICATE, certificate.pem()),
+            (KEY, key.serialize_pem()),
+            (TRUSTED, cas),
+        ] {
+            let partial = directory.join(format!("{file}.partial"));
+            fs::write(&partial, text)?;
+            fs::rename(&partial, directory.join(file))?;
+        }
+        Ok(())
+    }
+}
+
+/// The control plane's `listen`, with the certificates of a directory. `plaintext` are the ports that do without.
+pub fn listen(directory: &Path, plaintext: &[&str]) -> Value {
+    json!({
+        "tls": {
+            "cert": directory.join(CERTIFICATE),
+            "key": directory.join(KEY),
+            "client_ca": directory.join(TRUSTED),
+        },
+        "plaintext": plaintext,
+    })
+}
