@@ -83,7 +83,14 @@ impl Write for Link {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Link::PlainText(tcp) => tcp.write(bytes),
-            Link::Tls(tls) => tls.write(bytes),
+            // Before the handshake is over they wait for its end.
+            Link::Tls(tls) => {
+                let written = tls.conn.writer().write(bytes)?;
+                while tls.conn.wants_write() {
+                    tls.conn.write_tls(&mut tls.sock)?;
+                }
+                Ok(written)
+            }
         }
     }
 
