@@ -26,3 +26,6 @@ const LIST_BYTES_MAX: usize = 16 * 1024;
 const WINDOW_BYTES: u32 = 256 * 1024;
 /// How many streams a client may break off, or open in vain, between two ticks.
 const RESETS_MAX: u32 = 1000;
+
+#[cfg(test)]
+mod tests;
