@@ -8,6 +8,8 @@
 //! left out because nobody needs it: pushes, priorities, a comparison of `content-length` with what comes.
 
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod handle;
 mod hpack;
 mod protocol;
