@@ -176,7 +176,10 @@ impl Player<'_> {
 
     fn receive_data(&mut self) {
         let stream = self.stream();
-        let (how, len) = (self.script.byte(), usize::from(self.script.byte()) * 64);
+        let (how, len) = (
+            self.script.byte(),
+            usize::from(self.script.byte() % 64) * 256,
+        );
         // Its first byte is the length of the padding where there is some.
         let payload = vec![how; len];
         let flags = how & (flag::END_STREAM | flag::PADDED);
