@@ -60,7 +60,7 @@ impl Player<'_> {
     fn play(&mut self) {
         let manner = self.script.byte();
         self.is_tame = !manner.is_multiple_of(4);
-        if manner % 16 != 0 {
+        if !manner.is_multiple_of(16) {
             let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
             frame::put_settings(&mut hello, &[]);
             self.receive(&hello);
@@ -96,7 +96,7 @@ impl Player<'_> {
             }
             5 | 6 => self.receive_data(),
             7 => {
-                let of_all = self.script.byte() % 2 == 0;
+                let of_all = self.script.byte().is_multiple_of(2);
                 let stream = if of_all { 0 } else { self.stream() };
                 let by = self.window();
                 self.receive_frame(kind::WINDOW_UPDATE, 0, stream, &by.to_be_bytes());
@@ -115,7 +115,7 @@ impl Player<'_> {
             10 => self.listens = !self.listens,
             11 => {
                 let pong = self.script.byte();
-                if pong % 2 == 0 {
+                if pong.is_multiple_of(2) {
                     self.receive_frame(kind::PING, flag::ACK, 0, &[0; 8]);
                 }
                 self.act(Act::Tick);
@@ -163,7 +163,7 @@ impl Player<'_> {
         for _ in 0..count {
             let stream = self.next_stream;
             self.next_stream += 2;
-            if split % 4 == 0 {
+            if split.is_multiple_of(4) {
                 let (first, second) = fields.split_at(1);
                 self.receive_frame(kind::HEADERS, ends_stream, stream, first);
                 self.receive_frame(kind::CONTINUATION, flag::END_HEADERS, stream, second);
