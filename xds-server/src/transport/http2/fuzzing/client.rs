@@ -140,7 +140,7 @@ impl Client {
     fn hears_frame(&mut self, head: Head, payload: &[u8]) {
         let len = payload.len();
         match head.kind {
-            kind::SETTINGS => assert!(head.stream == 0 && len % 6 == 0),
+            kind::SETTINGS => assert!(head.stream == 0 && len.is_multiple_of(6)),
             kind::PING => assert!(head.stream == 0 && len == 8),
             kind::GOAWAY => {
                 assert!(head.stream == 0 && len == 8 && !self.has_said_goodbye);
