@@ -16,6 +16,8 @@ pub mod mode;
 pub mod operate;
 pub mod reload;
 pub mod resource;
+#[cfg(any(test, feature = "fuzzing"))]
+mod script;
 pub mod snapshot;
 pub mod tls;
 pub mod translate;

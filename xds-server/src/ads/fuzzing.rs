@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     resource::{Kind, Resource, Resources},
+    script::Script,
     snapshot::{Role, Snapshot, View, ViewKey},
     transport::{Messages, PREFIX_BYTES},
 };
@@ -105,26 +106,7 @@ pub fn play(script: &[u8]) {
     }
 }
 
-struct Script<'s>(&'s [u8]);
-
-impl<'s> Script<'s> {
-    fn byte(&mut self) -> u8 {
-        match self.0.split_first() {
-            Some((byte, rest)) => {
-                self.0 = rest;
-                *byte
-            }
-            None => 0,
-        }
-    }
-
-    fn bytes(&mut self) -> &'s [u8] {
-        let len = usize::from(self.byte()).min(self.0.len());
-        let (bytes, rest) = self.0.split_at(len);
-        self.0 = rest;
-        bytes
-    }
-
+impl Script<'_> {
     fn names(&mut self) -> Vec<String> {
         let chosen = self.byte();
         let named = NAMES.iter().enumerate();

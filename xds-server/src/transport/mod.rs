@@ -21,6 +21,8 @@ use crate::{ads::service::Ads, connections::Listener};
 pub(crate) use grpc::Messages;
 pub(crate) use grpc::{Incoming, Outgoing, PREFIX_BYTES};
 pub(crate) use http2::Gone;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use http2::fuzzing;
 pub use pieces::Pieces;
 
 /// What is served.

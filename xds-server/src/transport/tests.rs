@@ -67,6 +67,21 @@ impl Server {
         }
     }
 
+    /// With a service that says what it is told.
+    fn echoing() -> Server {
+        let server = Server::new();
+        let echo = |request: axum::extract::Request| async { Response::new(request.into_body()) };
+        let echo = axum::Router::new().route("/echo", axum::routing::post(echo));
+        let services = Services {
+            ads: server.services.ads.clone(),
+            others: Routes::from(echo),
+        };
+        Server {
+            services: Arc::new(services),
+            ..server
+        }
+    }
+
     /// Where only zones that a certificate names may be asked for.
     fn strict() -> Server {
         let text = "listen: {tls: {cert: x, key: x, client_ca: x}}\naccess: {proxies: [{match: '{zone}.example'}]}\nstore: {embedded: {path: x}}\nfilter: {path: x}\nzones: [{name: here, region: r}]\nservices: []\n";
@@ -352,4 +367,69 @@ async fn who_shows_no_certificate_of_a_zone_gets_neither_its_view_nor_its_grants
     stream.send_data(ask, false).expect("sent");
     let mut body = response.await.expect("an answer").into_body();
     body.data().await.expect("a response").expect("of bytes");
+}
+
+/// Far more than any window has room for.
+#[tokio::test(start_paused = true)]
+async fn a_long_request_and_its_long_answer_come_through() {
+    let server = Server::echoing();
+    let (mut client, _) = server.client().await;
+    let url = "http://x/echo";
+    let (response, mut requests) = client.send_request(post(url), false).expect("a stream");
+    let said: Bytes = (0..4_000_000u32).map(|at| (at / 7) as u8).collect();
+    requests.send_data(said.clone(), true).expect("sent");
+    let heard = async {
+        let mut body = response.await.expect("an answer").into_body();
+        let mut heard = Vec::new();
+        while let Some(data) = body.data().await {
+            let data = data.expect("data");
+            body.flow_control()
+                .release_capacity(data.len())
+                .expect("it was taken");
+            heard.extend_from_slice(&data);
+        }
+        heard
+    };
+    let heard = timeout(Duration::from_secs(600), heard).await;
+    assert!(heard.expect("in time") == said, "it is not the same");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_of_thousands_of_streams() {
+    let server = Server::new();
+    let (mut client, serving) = server.client().await;
+    for _ in 0..5_000 {
+        let unknown = post("http://x/nobody.Knows/It");
+        let (response, _) = client.send_request(unknown, true).expect("a stream");
+        let unimplemented = "12";
+        let status = status(response.await.expect("an answer")).await;
+        assert_eq!(status, unimplemented);
+    }
+    // Who has no stream is sent away.
+    timeout(Duration::from_secs(60), serving)
+        .await
+        .expect("no stream is left")
+        .expect("it ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_breaks_off_its_streams_may_go_on_for_a_while() {
+    let server = Server::new();
+    let (mut client, serving) = server.client().await;
+    let first = framed(&hello(Kind::Cluster.type_url()));
+    for _ in 0..http2::RESETS_MAX {
+        let (response, mut stream) = client.send_request(post(ADS), false).expect("a stream");
+        stream.send_data(first.clone(), false).expect("sent");
+        let _body = response.await.expect("an answer");
+        assert_eq!(server.proxies.count(), 1);
+        stream.send_reset(h2::Reason::CANCEL);
+        while server.proxies.count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let (_response, mut stream) = client.send_request(post(ADS), false).expect("a stream");
+    stream.send_reset(h2::Reason::CANCEL);
+    let began = Instant::now();
+    serving.await.expect("it ends");
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }

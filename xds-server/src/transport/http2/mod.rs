@@ -8,6 +8,8 @@
 //! left out because nobody needs it: pushes, priorities, a comparison of `content-length` with what comes.
 
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod handle;
 mod hpack;
 mod protocol;
@@ -25,4 +27,7 @@ const LIST_BYTES_MAX: usize = 16 * 1024;
 /// What a client may send before it is read, on a stream and on all streams of a connection together.
 const WINDOW_BYTES: u32 = 256 * 1024;
 /// How many streams a client may break off, or open in vain, between two ticks.
-const RESETS_MAX: u32 = 1000;
+pub(super) const RESETS_MAX: u32 = 1000;
+
+#[cfg(test)]
+mod tests;

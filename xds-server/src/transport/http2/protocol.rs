@@ -82,8 +82,8 @@ pub(crate) struct Protocol {
     streams: Vec<Stream>,
     /// The last that the client has opened.
     last_stream: u32,
-    /// Whose turn it is to send.
-    turn: usize,
+    /// The stream that was the last to send. The next one goes first.
+    turn: u32,
     requests: Vec<(u32, Request<()>)>,
     /// Frames that wait to be sent: all but those with data, and the trailers after them.
     answers: Vec<u8>,
@@ -240,9 +240,8 @@ impl Protocol {
             kind::WINDOW_UPDATE => self.take_window_update(head, payload),
             kind::PUSH_PROMISE => Err(PROTOCOL_ERROR),
             kind::PRIORITY if head.stream == 0 => Err(PROTOCOL_ERROR),
-            kind::PRIORITY if payload.len() != 5 => {
-                Err(Fault::Stream(head.stream, Reason::FrameSizeError))
-            }
+            // Not of the stream, which may not be open: only what is can be broken off.
+            kind::PRIORITY if payload.len() != 5 => Err(FRAME_SIZE_ERROR),
             // A client that says good-bye closes the connection itself.
             kind::GOAWAY if head.stream != 0 => Err(PROTOCOL_ERROR),
             kind::GOAWAY if payload.len() < 8 => Err(FRAME_SIZE_ERROR),
@@ -335,6 +334,9 @@ impl Protocol {
         }
         self.last_stream = id;
         if self.streams.len() >= STREAMS_MAX {
+            self.tidy_up();
+        }
+        if self.streams.len() >= STREAMS_MAX {
             return Err(Fault::Stream(id, Reason::RefusedStream));
         }
         let request = request.finish();
@@ -397,7 +399,7 @@ impl Protocol {
         }
         let by = i64::from(bytes) - i64::from(self.streams_send_bytes);
         self.streams_send_bytes = bytes;
-        let mut streams = self.streams.iter_mut();
+        let mut streams = self.streams.iter_mut().filter(|stream| !stream.is_reset);
         let changed = streams.try_for_each(|stream| stream.send_window.change(by));
         changed.map_err(|TooWide| too_wide)
     }
@@ -428,7 +430,7 @@ impl Protocol {
             return changed.map_err(|TooWide| Fault::Connection(Reason::FlowControlError));
         }
         self.check_opened(head.stream)?;
-        let Some(stream) = self.stream(head.stream) else {
+        let Ok(stream) = self.open_stream(head.stream) else {
             return Ok(());
         };
         if by == 0 {
@@ -469,7 +471,8 @@ impl Protocol {
     /// There is room again for `len` bytes that came on a stream.
     fn free(&mut self, id: u32, len: usize) {
         let of_connection = self.receive_window.free(len);
-        let stream = self.stream(id).filter(|stream| !stream.is_reset);
+        let goes_on = |stream: &&mut Stream| !stream.is_reset && !stream.has_ended;
+        let stream = self.stream(id).filter(goes_on);
         let of_stream = stream.and_then(|stream| stream.receive_window.free(len));
         for (stream, freed) in [(0, of_connection), (id, of_stream)] {
             if let Some(freed) = freed {
@@ -547,10 +550,16 @@ impl Protocol {
         }
         self.tidy_up();
         out.push(Bytes::from(mem::take(&mut self.answers)));
-        for _ in 0..self.streams.len() {
-            self.turn = (self.turn + 1) % self.streams.len();
-            let stream = &mut self.streams[self.turn];
+        let first = self
+            .streams
+            .partition_point(|stream| stream.id <= self.turn);
+        let (before, after) = self.streams.split_at_mut(first);
+        for stream in after.iter_mut().chain(before) {
+            let waiting = out.remaining();
             stream.fill(&mut self.send_window, out, OUT_BYTES_MAX);
+            if out.remaining() > waiting {
+                self.turn = stream.id;
+            }
         }
     }
 
@@ -654,6 +663,7 @@ impl Protocol {
 
     /// Ends the answer after what waits to be sent.
     pub(super) fn finish(&mut self, id: u32, trailers: Option<&HeaderMap>) -> Result<(), Gone> {
+        let trailers = trailers.filter(|trailers| !trailers.is_empty());
         let trailers = trailers.map(|trailers| {
             let mut fields = Vec::new();
             put_fields(&mut fields, trailers);
@@ -671,6 +681,34 @@ impl Protocol {
         stream.writer.is_gone = true;
         if stream.sending == Sending::Open && !stream.is_reset {
             self.reset(id, Reason::Cancel);
+        }
+    }
+}
+
+/// What a connection holds at a moment.
+#[cfg(any(test, feature = "fuzzing"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Holds {
+    pub(super) streams: usize,
+    /// What came and was not read.
+    pub(super) received_bytes: usize,
+    /// What the client may send beyond that, on all streams together: at once, or when it will have been told so.
+    pub(super) window_bytes: usize,
+    /// What came of a frame, or of a list of fields.
+    pub(super) partial_bytes: usize,
+    pub(super) answers_bytes: usize,
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl Protocol {
+    pub(super) fn holds(&self) -> Holds {
+        let block = self.block.as_ref().map_or(0, |block| block.fields.len());
+        Holds {
+            streams: self.streams.len(),
+            received_bytes: self.streams.iter().map(Stream::received).sum(),
+            window_bytes: self.receive_window.whole(),
+            partial_bytes: self.partial.len() + block,
+            answers_bytes: self.answers.len(),
         }
     }
 }

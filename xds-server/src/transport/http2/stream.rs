@@ -44,6 +44,12 @@ impl ReceiveWindow {
         self.open += freed;
         Some(freed as u32)
     }
+
+    /// What may come now, or once the client was told so.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn whole(&self) -> usize {
+        self.open + self.freed
+    }
 }
 
 /// How much a client may be sent. It may be less than nothing where the client has thought better of it.
@@ -163,6 +169,11 @@ impl Stream {
     /// All that came and was not read.
     pub(super) fn take(&mut self) -> Bytes {
         Bytes::from(std::mem::take(&mut self.received))
+    }
+
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn received(&self) -> usize {
+        self.received.len()
     }
 
     pub(super) fn has_data(&self) -> bool {

@@ -10,10 +10,15 @@ use std::collections::VecDeque;
 
 use fields::STATIC;
 
+use super::LIST_BYTES_MAX;
+
 /// How much a decoder remembers unless it has said otherwise, in bytes as HPACK counts them.
 const TABLE_BYTES_MAX: usize = 4096;
 /// What HPACK counts for a field besides its name and value.
 pub(super) const FIELD_BYTES: usize = 32;
+/// How much a list may unfold to. What is longer than a request may be is told so, but who names a long field that is
+/// remembered over and over makes two bytes into thousands.
+const UNFOLDED_BYTES_MAX: usize = 2 * LIST_BYTES_MAX;
 /// The longest length or index that is taken: far more than a list of fields may have.
 const INTEGER_MAX: usize = 1 << 20;
 
@@ -68,11 +73,18 @@ impl Decoder {
     ) -> Result<(), Invalid> {
         let (mut name, mut value) = (Vec::new(), Vec::new());
         let mut may_resize = true;
+        let mut room = UNFOLDED_BYTES_MAX;
+        let mut take = |name: &[u8], value: &[u8]| -> Result<(), Invalid> {
+            let len = name.len() + value.len() + FIELD_BYTES;
+            room = room.checked_sub(len).ok_or(Invalid)?;
+            take(name, value);
+            Ok(())
+        };
         while let Some(first) = block.first() {
             let (prefix_bits, is_remembered) = match *first {
                 0b1000_0000.. => {
                     let (name, value) = self.field(integer(&mut block, 7)?)?;
-                    take(name, value);
+                    take(name, value)?;
                     may_resize = false;
                     continue;
                 }
@@ -92,7 +104,7 @@ impl Decoder {
                 index => name.extend_from_slice(self.field(index)?.0),
             }
             string(&mut block, &mut value)?;
-            take(&name, &value);
+            take(&name, &value)?;
             if is_remembered {
                 self.remember(&name, &value);
             }
