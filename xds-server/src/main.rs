@@ -243,7 +243,7 @@ async fn serve(
     }
     .router();
     let ads = ads.behind(gate);
-    let xds_server = transport::serve(ports.xds, Services { ads, others });
+    let xds_server = transport::serve(ports.xds, Services::new(ads, others));
     let admin_server = admin::serve(ports.admin, router);
 
     info!(xds = %xds_address, admin = %admin_address, "listening");

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     future::poll_fn,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
 
@@ -26,9 +26,15 @@ const QUEUE_BYTES_MAX: usize = 64 * 1024;
 /// Answers a request as `routes` say.
 pub(super) async fn call(mut routes: Routes, request: Request<Received>, responder: Responder) {
     let request = request.map(|received| Body::new(RequestBody(received)));
-    let ready = poll_fn(|context| Service::<Request<Body>>::poll_ready(&mut routes, context));
-    let Ok(()): Result<(), Infallible> = ready.await;
-    let Ok(response): Result<_, Infallible> = routes.call(request).await;
+    let answer = async {
+        let ready = poll_fn(|context| Service::<Request<Body>>::poll_ready(&mut routes, context));
+        let Ok(()): Result<(), Infallible> = ready.await;
+        let Ok(response): Result<_, Infallible> = routes.call(request).await;
+        response
+    };
+    let Some(response) = unless_gone(&responder, answer).await else {
+        return;
+    };
     let (head, body) = response.into_parts();
     let head = http::Response::from_parts(head, ());
     // Where anything fails from here on the client is gone.
@@ -39,6 +45,15 @@ pub(super) async fn call(mut routes: Routes, request: Request<Received>, respond
     };
 }
 
+/// What becomes of `work`; none if the client leaves before.
+async fn unless_gone<T>(responder: &Responder, work: impl Future<Output = T>) -> Option<T> {
+    let gone = pin!(poll_fn(|context| responder.poll_gone(context)));
+    match select(gone, pin!(work)).await {
+        Either::Left(((), _)) => None,
+        Either::Right((done, _)) => Some(done),
+    }
+}
+
 async fn respond(
     responder: Responder,
     head: &http::Response<()>,
@@ -47,14 +62,8 @@ async fn respond(
     responder.begin(head)?;
     // Ends with the body, or with the client.
     loop {
-        let frame = {
-            let gone = std::pin::pin!(poll_fn(|context| responder.poll_gone(context)));
-            match select(gone, body.frame()).await {
-                Either::Left(((), _)) => return Err(Gone),
-                Either::Right((frame, _)) => frame,
-            }
-        };
-        match frame {
+        let frame = unless_gone(&responder, body.frame()).await;
+        match frame.ok_or(Gone)? {
             None => return responder.finish(None),
             // tonic tells what fails in the trailers.
             Some(Err(_)) => return Err(Gone),

@@ -266,7 +266,7 @@ fn answer(
     };
     match begun {
         Ok(responses) => {
-            let requests = Incoming::new(request.into_body());
+            let requests = Incoming::new(request.into_body(), services.room.clone());
             services
                 .ads
                 .serve(method, peer.caller.clone(), requests, responses)

@@ -1,6 +1,6 @@
 //! One gRPC stream on HTTP/2: messages in, frames out. See gRPC's "gRPC over HTTP2".
 
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, header};
@@ -9,6 +9,7 @@ use tonic::Status;
 use super::{
     Pieces,
     http2::{Gone, Received, Responder},
+    unfinished::{Room, Unfinished},
 };
 
 /// A message is preceded by a byte that says whether it is compressed, and its length in four.
@@ -70,6 +71,11 @@ impl Messages {
         Ok(Some(message))
     }
 
+    /// How many bytes wait for the rest of their message.
+    fn waiting(&self) -> usize {
+        self.partial.len()
+    }
+
     /// The length of the message that `waiting` begins with; none if it is not complete.
     fn message_len(&self, waiting: &[u8]) -> Result<Option<usize>, Status> {
         let Some((prefix, rest)) = waiting.split_first_chunk::<PREFIX_BYTES>() else {
@@ -102,13 +108,15 @@ impl Messages {
 pub(crate) struct Incoming {
     received: Received,
     messages: Messages,
+    unfinished: Unfinished,
 }
 
 impl Incoming {
-    pub(crate) fn new(received: Received) -> Incoming {
+    pub(crate) fn new(received: Received, room: Room) -> Incoming {
         Incoming {
             received,
             messages: Messages::new(MESSAGE_BYTES_MAX),
+            unfinished: Unfinished::new(room),
         }
     }
 
@@ -120,12 +128,15 @@ impl Incoming {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Status>> {
         // Ends with the data that has arrived.
         loop {
-            if let Some(message) = self.messages.next()? {
-                return Poll::Ready(Ok(Some(message)));
+            let next = self.messages.next()?;
+            self.unfinished.follow(self.messages.waiting())?;
+            if next.is_some() {
+                return Poll::Ready(Ok(next));
             }
-            match ready!(self.received.poll_data(context)) {
-                Some(Ok(data)) => self.messages.push(data),
-                Some(Err(Gone)) | None => return Poll::Ready(Ok(None)),
+            match self.received.poll_data(context) {
+                Poll::Ready(Some(Ok(data))) => self.messages.push(data),
+                Poll::Ready(Some(Err(Gone)) | None) => return Poll::Ready(Ok(None)),
+                Poll::Pending => return self.unfinished.poll_late(context).map(Err),
             }
         }
     }

@@ -10,6 +10,7 @@ mod connection;
 mod grpc;
 mod http2;
 mod pieces;
+mod unfinished;
 
 use std::sync::Arc;
 
@@ -24,12 +25,24 @@ pub(crate) use http2::Gone;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use http2::fuzzing;
 pub use pieces::Pieces;
+use unfinished::Room;
 
 /// What is served.
 pub struct Services {
     pub ads: Ads,
     /// Everything but discovery.
     pub others: Routes,
+    room: Room,
+}
+
+impl Services {
+    pub fn new(ads: Ads, others: Routes) -> Services {
+        Services {
+            ads,
+            others,
+            room: Room::default(),
+        }
+    }
 }
 
 /// Serves what comes in, until it is dropped. Connections that are open then go on until their clients leave.

@@ -61,7 +61,7 @@ impl Server {
         let ads = Ads::new(snapshots, proxies.clone(), Metrics::default());
         let others = Routes::default();
         Server {
-            services: Arc::new(Services { ads, others }),
+            services: Arc::new(Services::new(ads, others)),
             proxies,
             _publisher: publisher,
         }
@@ -72,10 +72,7 @@ impl Server {
         let server = Server::new();
         let echo = |request: axum::extract::Request| async { Response::new(request.into_body()) };
         let echo = axum::Router::new().route("/echo", axum::routing::post(echo));
-        let services = Services {
-            ads: server.services.ads.clone(),
-            others: Routes::from(echo),
-        };
+        let services = Services::new(server.services.ads.clone(), Routes::from(echo));
         Server {
             services: Arc::new(services),
             ..server
@@ -93,10 +90,7 @@ impl Server {
             _publisher,
         } = Server::new();
         let fence = authority::service(Authorities::none(), gate.clone(), Metrics::default());
-        let services = Services {
-            ads: services.ads.clone().behind(gate),
-            others: Routes::new(fence),
-        };
+        let services = Services::new(services.ads.clone().behind(gate), Routes::new(fence));
         Server {
             services: Arc::new(services),
             proxies,
@@ -432,4 +426,22 @@ async fn who_breaks_off_its_streams_may_go_on_for_a_while() {
     let began = Instant::now();
     serving.await.expect("it ends");
     assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_end_a_long_request_is_told_so() {
+    let server = Server::new();
+    let (mut client, _) = server.client().await;
+    let (response, mut requests) = client.send_request(post(ADS), false).expect("a stream");
+    let first = framed(&hello(Kind::Cluster.type_url()));
+    requests.send_data(first, false).expect("sent");
+    let began = Instant::now();
+    // A megabyte is promised, a tenth of it comes.
+    let mut begun = vec![0; 100_000];
+    begun[..5].copy_from_slice(&[0, 0, 0x10, 0, 0]);
+    requests.send_data(begun.into(), false).expect("sent");
+    let status = status(response.await.expect("an answer")).await;
+    assert_eq!(status, "4", "DEADLINE_EXCEEDED");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(60) && took < Duration::from_secs(61));
 }

@@ -92,7 +92,8 @@ pub(crate) struct Protocol {
     /// What the window of a new stream is.
     streams_send_bytes: u32,
     resets: u32,
-    pong_awaited: bool,
+    /// Nothing has come since the last tick.
+    is_silent: bool,
     is_over: bool,
 }
 
@@ -124,7 +125,7 @@ impl Protocol {
             send_window: SendWindow::new(FIRST_WINDOW_BYTES),
             streams_send_bytes: FIRST_WINDOW_BYTES,
             resets: 0,
-            pong_awaited: false,
+            is_silent: false,
             is_over: false,
         }
     }
@@ -227,6 +228,8 @@ impl Protocol {
             }
             self.expects = Expects::Frames;
         }
+        // Not the answer to a ping alone: that waits behind all that a client has not read yet.
+        self.is_silent = false;
         if self.block.is_some() && head.kind != kind::CONTINUATION {
             return Err(PROTOCOL_ERROR);
         }
@@ -322,8 +325,9 @@ impl Protocol {
         decoder.decode(fields, |name, value| request.field(name, value))?;
         if id <= self.last_stream {
             return match self.stream(id) {
-                None => Ok(()),
-                Some(stream) if stream.is_reset => Ok(()),
+                // Perhaps it was broken off, and the client did not know yet. That is not so for long.
+                None => self.count_reset(),
+                Some(stream) if stream.is_reset => self.count_reset(),
                 Some(stream) if stream.has_ended => Err(Fault::Stream(id, Reason::StreamClosed)),
                 Some(_) if !ends_stream => Err(Fault::Stream(id, Reason::ProtocolError)),
                 Some(stream) => {
@@ -411,9 +415,7 @@ impl Protocol {
         if payload.len() != 8 {
             return Err(FRAME_SIZE_ERROR);
         }
-        if head.has(flag::ACK) {
-            self.pong_awaited = false;
-        } else {
+        if !head.has(flag::ACK) {
             frame::put(&mut self.answers, kind::PING, flag::ACK, 0, payload);
         }
         Ok(())
@@ -523,16 +525,16 @@ impl Protocol {
 
     /// To be called at a steady pace: asks the client for a sign of life, and sends one away that has no stream.
     ///
-    /// Errors: it has given none since the last time, or has not even taken its farewell.
+    /// Errors: nothing has come since the last time, or has not even taken its farewell.
     pub(crate) fn tick(&mut self) -> Result<(), Lifeless> {
-        if self.pong_awaited || self.is_over {
+        if self.is_silent || self.is_over {
             return Err(Lifeless);
         }
         self.resets = 0;
         if self.streams.is_empty() {
             self.end(Reason::NoError);
         } else {
-            self.pong_awaited = true;
+            self.is_silent = true;
             frame::put(&mut self.answers, kind::PING, 0, 0, b"tidegate");
         }
         Ok(())

@@ -50,6 +50,15 @@ fn trailers_come_after_all_data() {
 }
 
 #[test]
+fn a_beginning_is_sent_before_there_is_anything_to_say() {
+    let (link, connection) = linked(&[open(1)]);
+    let (_received, responder) = link.stream(1);
+    responder.begin(&Response::new(())).expect("open");
+    assert!(connection.woken());
+    assert_eq!(sent(&mut link.protocol()), [Sent::Fields { stream: 1 }]);
+}
+
+#[test]
 fn an_answer_without_trailers_ends_with_its_data() {
     let answer = |_: Received, responder: Responder| {
         responder.begin(&Response::new(())).expect("open");
