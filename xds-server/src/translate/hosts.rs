@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::route::v3::{Route, VirtualHost};
 use policy::{Rules, Service, ServiceId};
 use prost::{
@@ -18,14 +19,18 @@ use crate::resource::Piece;
 pub type VirtualHosts = BTreeMap<String, Host>;
 
 /// A virtual host, encoded as an entry of `RouteConfiguration.virtual_hosts`.
+///
+/// The first routes stand in one piece with the head: most hosts have no others, and what a table costs is its pieces.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// The fields before the routes.
     before: Vec<u8>,
-    /// The entry's tag and length, and these fields.
+    /// What became of the first of the rules' routes, as bytes of the head.
+    first: Bytes,
+    /// The entry's tag and length, the fields before the routes, and the first routes.
     head: Piece,
-    /// What became of each of the rules' routes, in the order in which they are tried.
-    routes: Vec<Piece>,
+    /// What became of the rules' other routes, in the order in which they are tried.
+    others: Vec<Piece>,
     /// The fields behind the routes, if there are any.
     tail: Option<Piece>,
 }
@@ -39,31 +44,50 @@ mod field {
 }
 
 impl Host {
-    fn new(around: Around, routes: Vec<Piece>) -> Host {
-        let tail = around.behind.encode_to_vec();
+    fn new(
+        before: &VirtualHost,
+        mut routes: impl Iterator<Item = Bytes>,
+        tail: Option<&Piece>,
+    ) -> Host {
         let mut host = Host {
-            before: around.before.encode_to_vec(),
-            head: Piece::of(Vec::new()),
-            routes,
-            tail: (!tail.is_empty()).then(|| Piece::of(tail)),
+            before: before.encode_to_vec(),
+            first: routes.next().unwrap_or_default(),
+            head: Piece::of(Bytes::new()),
+            others: routes.map(Piece::of).collect(),
+            tail: tail.cloned(),
         };
         host.begin();
         host
     }
 
-    /// Makes the head that belongs before the routes.
+    /// Puts what has become of one of the rules' routes in its place. Then the host has to begin anew.
+    fn put(&mut self, place: usize, routes: Bytes) {
+        let Some(at) = place.checked_sub(1) else {
+            self.first = routes;
+            return;
+        };
+        if let Some(slot) = self.others.get_mut(at) {
+            *slot = Piece::of(routes);
+        }
+    }
+
+    /// Makes the head that belongs before the other pieces. It depends on their lengths.
     fn begin(&mut self) {
         let behind = self.behind().map(|piece| piece.bytes.len());
-        let len = self.before.len() + behind.sum::<usize>();
+        let len = self.before.len() + self.first.len() + behind.sum::<usize>();
         let mut head = Vec::new();
         encode_key(field::VIRTUAL_HOSTS, WireType::LengthDelimited, &mut head);
         encode_varint(len as u64, &mut head);
         head.extend_from_slice(&self.before);
+        let first_at = head.len();
+        head.extend_from_slice(&self.first);
+        head.shrink_to_fit();
         self.head = Piece::of(head);
+        self.first = self.head.bytes.slice(first_at..);
     }
 
     fn behind(&self) -> impl Iterator<Item = &Piece> + Clone {
-        self.routes.iter().chain(&self.tail)
+        self.others.iter().chain(&self.tail)
     }
 
     /// The entry.
@@ -77,16 +101,13 @@ impl Host {
     }
 }
 
-/// What stands around the routes of a virtual host.
-pub(super) struct Around {
-    pub(super) before: VirtualHost,
-    pub(super) behind: VirtualHost,
-}
-
 /// How a virtual host is made of rules.
 pub(super) trait Translation {
-    /// All but its routes.
-    fn around(&self, host: &str) -> Around;
+    /// The fields that stand before its routes.
+    fn before(&self, host: &str) -> VirtualHost;
+
+    /// Those behind, which all hosts have alike.
+    fn behind(&self) -> VirtualHost;
 
     /// What becomes of a service's route. It follows from the plans of this service alone.
     fn routes(&self, id: ServiceId, service: &Service, route: &policy::Route) -> Vec<Route>;
@@ -94,11 +115,13 @@ pub(super) trait Translation {
 
 /// The virtual hosts of all of `rules`.
 pub(super) fn of_rules(rules: &Rules, translation: &impl Translation) -> VirtualHosts {
+    let behind = translation.behind().encode_to_vec();
+    let tail = (!behind.is_empty()).then(|| Piece::of(behind));
     let hosts = rules.hosts().map(|(host, routes)| {
         let routes =
             routes.map(|(id, service, route)| encode(translation.routes(id, service, route)));
-        let around = translation.around(host);
-        (host.to_owned(), Host::new(around, routes.collect()))
+        let before = translation.before(host);
+        (host.to_owned(), Host::new(&before, routes, tail.as_ref()))
     });
     hosts.collect()
 }
@@ -113,9 +136,8 @@ pub(super) fn replan<'h>(
     let mut touched = BTreeSet::new();
     for id in replanned {
         for (place, service, route) in rules.placed_routes(*id) {
-            let host = hosts.get_mut(&route.host);
-            if let Some(slot) = host.and_then(|host| host.routes.get_mut(place)) {
-                *slot = encode(translation.routes(*id, service, route));
+            if let Some(host) = hosts.get_mut(&route.host) {
+                host.put(place, encode(translation.routes(*id, service, route)));
                 touched.insert(route.host.as_str());
             }
         }
@@ -133,9 +155,9 @@ pub(super) fn replan<'h>(
 }
 
 /// As entries of `VirtualHost.routes`.
-fn encode(routes: Vec<Route>) -> Piece {
+fn encode(routes: Vec<Route>) -> Bytes {
     let mut bytes = Vec::new();
     message::encode_repeated(field::ROUTES, &routes, &mut bytes);
     bytes.shrink_to_fit();
-    Piece::of(bytes)
+    Bytes::from(bytes)
 }

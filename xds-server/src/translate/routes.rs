@@ -47,7 +47,7 @@ use prost::{Message, Name};
 
 use super::{
     FILTER, ROUTES, forward, from_ads,
-    hosts::{self, Around, Host, Translation, VirtualHosts},
+    hosts::{self, Host, Translation, VirtualHosts},
     place::{Place, keeps_sessions},
     uint32,
 };
@@ -152,20 +152,22 @@ struct ForProxies<'r> {
 }
 
 impl Translation for ForProxies<'_> {
-    fn around(&self, host: &str) -> Around {
-        let explain = self.rules.explain();
-        let before = VirtualHost {
+    fn before(&self, host: &str) -> VirtualHost {
+        VirtualHost {
             name: host.to_owned(),
             domains: vec![host.to_owned()],
             ..VirtualHost::default()
-        };
-        let behind = VirtualHost {
+        }
+    }
+
+    fn behind(&self) -> VirtualHost {
+        let explain = self.rules.explain();
+        VirtualHost {
             // The token is between the caller and us.
             request_headers_to_remove: explain.map(|e| e.header.clone()).into_iter().collect(),
             response_headers_to_add: explain.map(show_decision).into_iter().collect(),
             ..VirtualHost::default()
-        };
-        Around { before, behind }
+        }
     }
 
     fn routes(&self, id: ServiceId, service: &Service, route: &policy::Route) -> Vec<Route> {

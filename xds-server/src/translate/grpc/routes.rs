@@ -24,7 +24,7 @@ use prost::{Message, Name};
 use super::{
     super::{
         forward::hash_policy,
-        hosts::{self, Around, Host, Translation, VirtualHosts},
+        hosts::{self, Host, Translation, VirtualHosts},
         place::Place,
         routes::{Resiliences, fenced::fencing, matching::is, specifier},
         uint32,
@@ -81,17 +81,17 @@ struct ForClients<'r> {
 }
 
 impl Translation for ForClients<'_> {
-    fn around(&self, host: &str) -> Around {
-        let before = VirtualHost {
+    fn before(&self, host: &str) -> VirtualHost {
+        VirtualHost {
             name: host.to_owned(),
             // The client chose by the name of the listener.
             domains: vec!["*".to_owned()],
             ..VirtualHost::default()
-        };
-        Around {
-            before,
-            behind: VirtualHost::default(),
         }
+    }
+
+    fn behind(&self) -> VirtualHost {
+        VirtualHost::default()
     }
 
     fn routes(&self, id: ServiceId, service: &Service, route: &policy::Route) -> Vec<Route> {
