@@ -6,6 +6,9 @@
 //! * `world`: `World::apply` and `World::snapshot`.
 //! * `feed`: the same change from the store's watch to the published snapshot, with the reader, the engine and all that is told to
 //!   others on the way, but the file of the last good state, which another thread writes.
+//!
+//! The memory of a first snapshot is what the process grew by. It says nothing in the rows of one host, whose worlds find what
+//! those before them left to the allocator.
 
 use std::{hint::black_box, sync::Arc};
 

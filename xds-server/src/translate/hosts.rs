@@ -25,14 +25,16 @@ pub type VirtualHosts = BTreeMap<String, Host>;
 pub struct Host {
     /// The fields before the routes.
     before: Vec<u8>,
-    /// What became of the first of the rules' routes, as bytes of the head.
-    first: Bytes,
-    /// The entry's tag and length, the fields before the routes, and the first routes.
+    /// The entry's tag and length, the fields before the routes, and what became of the first of the rules' routes.
     head: Piece,
+    /// Where in the head the first routes begin.
+    first_at: usize,
     /// What became of the rules' other routes, in the order in which they are tried.
     others: Vec<Piece>,
     /// The fields behind the routes, if there are any.
     tail: Option<Piece>,
+    /// How many bytes stand behind the head.
+    behind_len: usize,
 }
 
 /// The numbers of the fields in `envoy/config/route/v3/route.proto` and `route_components.proto`.
@@ -49,54 +51,59 @@ impl Host {
         mut routes: impl Iterator<Item = Bytes>,
         tail: Option<&Piece>,
     ) -> Host {
+        let first = routes.next().unwrap_or_default();
         let mut host = Host {
             before: before.encode_to_vec(),
-            first: routes.next().unwrap_or_default(),
             head: Piece::of(Bytes::new()),
+            first_at: 0,
             others: routes.map(Piece::of).collect(),
             tail: tail.cloned(),
+            behind_len: 0,
         };
-        host.begin();
+        host.behind_len = host.behind().map(|piece| piece.bytes.len()).sum();
+        host.begin_with(&first);
         host
     }
 
-    /// Puts what has become of one of the rules' routes in its place. Then the host has to begin anew.
+    /// Puts what has become of one of the rules' routes in its place.
     fn put(&mut self, place: usize, routes: Bytes) {
         let Some(at) = place.checked_sub(1) else {
-            self.first = routes;
+            self.begin_with(&routes);
             return;
         };
         if let Some(slot) = self.others.get_mut(at) {
+            self.behind_len = self.behind_len - slot.bytes.len() + routes.len();
             *slot = Piece::of(routes);
+            let first = self.head.bytes.slice(self.first_at..);
+            self.begin_with(&first);
         }
     }
 
-    /// Makes the head that belongs before the other pieces. It depends on their lengths.
-    fn begin(&mut self) {
-        let behind = self.behind().map(|piece| piece.bytes.len());
-        let len = self.before.len() + self.first.len() + behind.sum::<usize>();
+    /// Makes the head, and shares it with nobody: bytes get their counter of owners when they are first shared. So a table that
+    /// shares all heads finds the counters side by side in memory whenever it is made anew.
+    fn begin_with(&mut self, first: &[u8]) {
+        let len = self.before.len() + first.len() + self.behind_len;
         let mut head = Vec::new();
         encode_key(field::VIRTUAL_HOSTS, WireType::LengthDelimited, &mut head);
         encode_varint(len as u64, &mut head);
         head.extend_from_slice(&self.before);
-        let first_at = head.len();
-        head.extend_from_slice(&self.first);
+        self.first_at = head.len();
+        head.extend_from_slice(first);
         head.shrink_to_fit();
         self.head = Piece::of(head);
-        self.first = self.head.bytes.slice(first_at..);
     }
 
-    fn behind(&self) -> impl Iterator<Item = &Piece> + Clone {
+    fn behind(&self) -> impl Iterator<Item = &Piece> {
         self.others.iter().chain(&self.tail)
     }
 
     /// The entry.
-    pub fn entry(&self) -> impl Iterator<Item = &Piece> + Clone {
+    pub fn entry(&self) -> impl Iterator<Item = &Piece> {
         [&self.head].into_iter().chain(self.behind())
     }
 
     /// The message in the entry: its first piece, and those behind.
-    pub fn message(&self) -> (Piece, impl Iterator<Item = &Piece> + Clone) {
+    pub fn message(&self) -> (Piece, impl Iterator<Item = &Piece>) {
         (self.head.message(), self.behind())
     }
 }
@@ -140,11 +147,6 @@ pub(super) fn replan<'h>(
                 host.put(place, encode(translation.routes(*id, service, route)));
                 touched.insert(route.host.as_str());
             }
-        }
-    }
-    for name in &touched {
-        if let Some(host) = hosts.get_mut(*name) {
-            host.begin();
         }
     }
     let touched = touched.into_iter();

@@ -1,7 +1,7 @@
 //! What the proxies of each zone and role should have.
 //!
-//! What follows from plans is kept in the pieces in which it may change: a service's plans change the virtual hosts that have
-//! a route to it, and its part of the policy. The pieces' bytes are shared by what is put together of them.
+//! What follows from plans is kept in the pieces in which it may change: a service's plans change its routes in the virtual
+//! hosts that have any, and its part of the policy. The pieces' bytes are shared by what is put together of them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
