@@ -221,10 +221,17 @@ impl Rules {
             .map(|(host, routes)| (host, routes.iter().filter_map(|at| self.route_at(*at))))
     }
 
-    /// The routes of one host pattern in the order in which they are tried; none where no service has it.
-    pub fn routes_of(&self, host: &str) -> impl Iterator<Item = (ServiceId, &Service, &Route)> {
-        let routes = self.hosts.pattern(host).iter();
-        routes.filter_map(|at| self.route_at(*at))
+    /// The routes of one service, each with its position among those that [`Rules::hosts`] gives for its host.
+    pub fn placed_routes(&self, id: ServiceId) -> impl Iterator<Item = (usize, &Service, &Route)> {
+        let routes = self.service(id).into_iter();
+        let routes = routes.flat_map(|service| service.routes.iter().map(move |r| (service, r)));
+        routes.filter_map(|(service, route)| {
+            // No two routes of a host have the same place in their order.
+            let order = |at: &RouteAt| self.route_at(*at).map(|(.., route)| route.order());
+            let routes = self.hosts.pattern(&route.host);
+            let place = routes.binary_search_by(|at| order(at).cmp(&Some(route.order())));
+            Some((place.ok()?, service, route))
+        })
     }
 
     fn route_at(&self, at: RouteAt) -> Option<(ServiceId, &Service, &Route)> {
@@ -322,7 +329,7 @@ struct RouteAt {
 #[derive(Clone, Debug, PartialEq, Default)]
 struct Hosts {
     exact: BTreeMap<String, Vec<RouteAt>>,
-    /// Patterns `*.domain`, the longest first.
+    /// Patterns `*.domain`, in their [order](wildcard_order): the longest first.
     wildcards: Vec<(String, Vec<RouteAt>)>,
     any: Vec<RouteAt>,
 }
@@ -365,9 +372,10 @@ impl Hosts {
                 hosts.exact.insert(host.to_owned(), routes);
             }
         }
+        let order = wildcard_order;
         hosts
             .wildcards
-            .sort_by_key(|(pattern, _)| Reverse(pattern.len()));
+            .sort_by(|(a, _), (b, _)| order(a).cmp(&order(b)));
         Ok(hosts)
     }
 
@@ -377,13 +385,13 @@ impl Hosts {
             return &self.any;
         }
         let wildcard = || {
-            let mut wildcards = self.wildcards.iter();
-            wildcards.find(|(pattern, _)| pattern == host)
+            let order = wildcard_order(host);
+            let wildcards = &self.wildcards;
+            let at = wildcards.binary_search_by(|(at, _)| wildcard_order(at).cmp(&order));
+            wildcards.get(at.ok()?).map(|(_, routes)| routes)
         };
         let exact = self.exact.get(host);
-        exact
-            .or_else(|| wildcard().map(|(_, routes)| routes))
-            .map_or(&[], Vec::as_slice)
+        exact.or_else(wildcard).map_or(&[], Vec::as_slice)
     }
 
     fn routes_for(&self, authority: &[u8]) -> &[RouteAt] {
@@ -416,6 +424,10 @@ impl Hosts {
         let any = (!self.any.is_empty()).then_some(("*", &self.any[..]));
         exact.chain(wildcards).chain(any)
     }
+}
+
+fn wildcard_order(pattern: &str) -> (Reverse<usize>, &str) {
+    (Reverse(pattern.len()), pattern)
 }
 
 /// The host of an authority without its port; an IPv6 address keeps its brackets.

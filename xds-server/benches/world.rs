@@ -6,6 +6,9 @@
 //! * `world`: `World::apply` and `World::snapshot`.
 //! * `feed`: the same change from the store's watch to the published snapshot, with the reader, the engine and all that is told to
 //!   others on the way, but the file of the last good state, which another thread writes.
+//!
+//! The memory of a first snapshot is what the process grew by. It says nothing in the rows of one host, whose worlds find what
+//! those before them left to the allocator.
 
 use std::{hint::black_box, sync::Arc};
 
@@ -31,8 +34,28 @@ const PATIENCE_US: f64 = 5e6;
 
 fn main() {
     println!("{}", Row::HEAD);
-    for services in SERVICES {
-        println!("{}", measure(services).line());
+    for hosts in [Hosts::OfEach, Hosts::OfAll] {
+        for services in SERVICES {
+            println!("{}", measure(services, hosts).line());
+        }
+    }
+}
+
+/// By what requests are told apart.
+#[derive(Clone, Copy)]
+enum Hosts {
+    /// Each service has a host of its own.
+    OfEach,
+    /// All services share one, where each has a path.
+    OfAll,
+}
+
+impl Hosts {
+    fn route(self, service: &str) -> String {
+        match self {
+            Hosts::OfEach => format!("{{host: {service}.mesh, prefix: /}}"),
+            Hosts::OfAll => format!("{{prefix: /{service}}}"),
+        }
     }
 }
 
@@ -55,6 +78,7 @@ impl Spread {
 
 struct Row {
     instances: usize,
+    hosts: usize,
     parse_s: f64,
     first_s: f64,
     first_mb: f64,
@@ -66,14 +90,15 @@ struct Row {
 
 impl Row {
     const HEAD: &'static str = "\
-                   file    first snapshot   one instance, us       one plan, us           from the watch: instance, plan, us
-  instances         s        s     MiB      median      p90      median      p90      median      p90      median      p90";
+                          file    first snapshot   one instance, us       one plan, us           from the watch: instance, plan, us
+  instances  hosts         s        s     MiB      median      p90      median      p90      median      p90      median      p90";
 
     fn line(&self) -> String {
         let spread = |s: Spread| format!("{:8.0} {:8.0}", s.median, s.p90);
         format!(
-            "{:11} {:9.2} {:8.2} {:7.0}    {}   {}   {}   {}",
+            "{:11} {:6} {:9.2} {:8.2} {:7.0}    {}   {}   {}   {}",
             self.instances,
+            self.hosts,
             self.parse_s,
             self.first_s,
             self.first_mb,
@@ -85,9 +110,9 @@ impl Row {
     }
 }
 
-fn measure(services: usize) -> Row {
+fn measure(services: usize, hosts: Hosts) -> Row {
     let before_mb = resident_mb();
-    let text = config(services);
+    let text = config(services, hosts);
     let begin = cpu_us();
     let mesh = Arc::new(
         Config::parse("mesh.yaml", &text)
@@ -122,6 +147,10 @@ fn measure(services: usize) -> Row {
     let (feed_change, feed_plan) = feed::measure(services, mesh, entries);
     Row {
         instances: services * PLACES.iter().map(|(_, count)| count).sum::<usize>(),
+        hosts: match hosts {
+            Hosts::OfEach => services,
+            Hosts::OfAll => 1,
+        },
         parse_s,
         first_s,
         first_mb,
@@ -153,15 +182,16 @@ fn name(service: usize) -> String {
     format!("s{service:05}")
 }
 
-fn config(services: usize) -> String {
+fn config(services: usize, hosts: Hosts) -> String {
     let zones = "zones: [{name: sh-a, region: shanghai}, {name: sh-b, region: shanghai}, {name: bj-a, region: beijing}]";
     let mut text = format!(
         "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\n{zones}\nservices:\n"
     );
     for service in 0..services {
         let name = name(service);
+        let route = hosts.route(&name);
         text.push_str(&format!(
-            "- {{name: {name}, routes: [{{host: {name}.mesh, prefix: /}}], weights: {{zone: 80, region: 20}}}}\n"
+            "- {{name: {name}, routes: [{route}], weights: {{zone: 80, region: 20}}}}\n"
         ));
     }
     text

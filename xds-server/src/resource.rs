@@ -175,13 +175,15 @@ impl Resource {
     pub fn of_pieces<'p>(
         name: &str,
         type_url: &str,
-        pieces: impl Iterator<Item = &'p Piece> + Clone,
+        pieces: impl Iterator<Item = &'p Piece>,
     ) -> Resource {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
-        for piece in pieces.clone() {
+        // There may be many, all over memory: each is looked at once.
+        let shared = pieces.map(|piece| {
             hash.update(&piece.version.0.to_le_bytes());
-        }
-        let rest = pieces.map(|piece| piece.bytes.clone()).collect();
+            piece.bytes.clone()
+        });
+        let rest = shared.collect();
         Resource::of_parts(name, type_url, Version(hash.digest()), &[], rest)
     }
 
@@ -194,9 +196,10 @@ impl Resource {
         rest: Arc<[Bytes]>,
     ) -> Resource {
         let pieces_len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
-        let message_len = pieces_len + total_len(&rest);
+        let rest_len = total_len(&rest);
+        let message_len = pieces_len + rest_len;
         let any_len = delimited_len(type_url.len()) + delimited_len(message_len);
-        let mut any = Vec::with_capacity(delimited_len(any_len) - total_len(&rest));
+        let mut any = Vec::with_capacity(delimited_len(any_len) - rest_len);
         begin(&mut any, field::RESOURCE_BODY, any_len);
         put(&mut any, field::ANY_TYPE_URL, type_url.as_bytes());
         begin(&mut any, field::ANY_VALUE, message_len);
@@ -218,8 +221,9 @@ impl Resource {
     ) -> Resource {
         let mut head = Vec::new();
         put_head(&mut head, &name, version, ttl_s);
-        let contents_len = head.len() + any.len() + total_len(&rest);
-        let mut wire = Vec::with_capacity(delimited_len(contents_len) - total_len(&rest));
+        let rest_len = total_len(&rest);
+        let contents_len = head.len() + any.len() + rest_len;
+        let mut wire = Vec::with_capacity(delimited_len(contents_len) - rest_len);
         begin(&mut wire, field::RESOURCES, contents_len);
         let contents_at = wire.len();
         wire.extend_from_slice(&head);

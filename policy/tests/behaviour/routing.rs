@@ -1,10 +1,17 @@
 //! Which service takes a request, and which rules are refused.
 
+use std::collections::BTreeMap;
+
 use policy::{
     Class, ClassRule, Explain, InvalidRules, KeySource, Plans, Policy, Route, Rules, Service,
+    ServiceId,
 };
+use proptest::prelude::*;
 
-use crate::support::{self, grpc, prefix, service};
+use crate::{
+    any,
+    support::{self, grpc, prefix, service},
+};
 
 const GRPC: bool = true;
 
@@ -234,4 +241,24 @@ fn ids_of_other_rules_find_nothing() {
         Plans::default().get(rules.viewer(), Class::Read).targets(),
         []
     );
+}
+
+proptest! {
+    #[test]
+    fn a_service_finds_its_routes_among_those_of_their_hosts(rules in any::rules()) {
+        let hosts: BTreeMap<&str, Vec<_>> = rules
+            .hosts()
+            .map(|(host, routes)| (host, routes.map(|(id, _, route)| (id, route)).collect()))
+            .collect();
+        let mut found = 0;
+        for id in (0..rules.services().len()).map(ServiceId::new) {
+            for (place, service, route) in rules.placed_routes(id) {
+                prop_assert_eq!(rules.service(id), Some(service));
+                prop_assert_eq!(hosts[&*route.host][place], (id, route));
+                found += 1;
+            }
+        }
+        prop_assert_eq!(found, hosts.values().map(Vec::len).sum::<usize>());
+        prop_assert_eq!(rules.placed_routes(ServiceId::new(rules.services().len())).count(), 0);
+    }
 }

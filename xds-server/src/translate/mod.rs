@@ -9,6 +9,7 @@ mod endpoints;
 mod filter;
 mod forward;
 pub mod grpc;
+mod hosts;
 mod listener;
 mod place;
 mod routes;
@@ -16,10 +17,11 @@ mod routes;
 pub use cluster::clusters;
 pub use endpoints::{ZoneInstances, endpoints};
 pub use filter::{filter_config, filter_config_of_bytes};
+pub use hosts::{Host, VirtualHosts};
 pub use listener::listener;
 pub use routes::{
-    Resiliences, VirtualHosts, clusters_needed_by, needed_clusters, route_table,
-    route_table_on_demand, routes, virtual_host, virtual_host_on_demand, virtual_hosts,
+    Resiliences, clusters_needed_by, needed_clusters, replan_virtual_hosts, route_table,
+    route_table_on_demand, routes, virtual_host_on_demand, virtual_hosts,
 };
 
 use envoy_types::pb::{

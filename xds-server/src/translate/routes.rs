@@ -21,7 +21,7 @@ pub(super) mod fenced;
 pub(super) mod matching;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -43,10 +43,11 @@ use policy::{
     Class, Explain, Plan, Reason, Refusal, Rules, Service, ServiceId, Tier, TraceRule,
     WEIGHT_TOTAL, ZoneId, headers, refusal::PROBLEM_JSON, rules::cluster_name,
 };
-use prost::{Message, Name, encoding::message};
+use prost::{Message, Name};
 
 use super::{
     FILTER, ROUTES, forward, from_ads,
+    hosts::{self, Host, Translation, VirtualHosts},
     place::{Place, keeps_sessions},
     uint32,
 };
@@ -58,9 +59,6 @@ use matching::{absent, add_if_absent, is, present, set};
 
 /// What is configured of a service and not decided by: by its position in the rules.
 pub type Resiliences<'r> = &'r dyn Fn(usize) -> Resilience;
-
-/// The virtual hosts of one viewing zone, by host: each is encoded as an entry of `RouteConfiguration.virtual_hosts`.
-pub type VirtualHosts = BTreeMap<String, Piece>;
 
 /// The route table of `rules`' viewing zone.
 pub fn routes(rules: &Rules, resiliences: Resiliences<'_>) -> Arc<Resource> {
@@ -83,18 +81,20 @@ pub fn route_table_on_demand() -> Arc<Resource> {
     table(&VirtualHosts::new(), on_demand)
 }
 
-/// One virtual host of [`route_table_on_demand`], which shares the bytes of the `entry` in [`route_table`].
-pub fn virtual_host_on_demand(host: &str, entry: &Piece) -> Arc<Resource> {
-    let name = format!("{ROUTES}/{host}");
+/// One virtual host of [`route_table_on_demand`], which shares its bytes with [`route_table`].
+pub fn virtual_host_on_demand(name: &str, host: &Host) -> Arc<Resource> {
+    let name = format!("{ROUTES}/{name}");
     let more = VirtualHost {
         // Envoy finds by this name what is to go. Of a field that stands twice the last one counts.
         name: name.clone(),
         routes: vec![no_route()],
         ..VirtualHost::default()
     };
-    let pieces = [entry.message(), Piece::of(more.encode_to_vec())];
+    let more = Piece::of(more.encode_to_vec());
+    let (first, behind) = host.message();
+    let pieces = [&first].into_iter().chain(behind).chain([&more]);
     let type_url = VirtualHost::type_url();
-    Arc::new(Resource::of_pieces(&name, &type_url, pieces.iter()))
+    Arc::new(Resource::of_pieces(&name, &type_url, pieces))
 }
 
 /// For what no service takes: Envoy asks for a virtual host not only where it has none, but whenever there is no route.
@@ -124,55 +124,62 @@ fn table(hosts: &VirtualHosts, options: RouteConfiguration) -> Arc<Resource> {
     };
     // A message is the same as its fields one after the other, and a repeated field as its entries.
     let [name, options] = [name, options].map(|fields| Piece::of(fields.encode_to_vec()));
-    let pieces = [&name].into_iter().chain(hosts.values());
-    let pieces = pieces.chain([&options]);
+    let hosts = hosts.values().flat_map(Host::entry);
+    let pieces = [&name].into_iter().chain(hosts).chain([&options]);
     let type_url = RouteConfiguration::type_url();
     Arc::new(Resource::of_pieces(ROUTES, &type_url, pieces))
 }
 
 /// All virtual hosts of `rules`' viewing zone.
 pub fn virtual_hosts(rules: &Rules, resiliences: Resiliences<'_>) -> VirtualHosts {
-    let hosts = rules.hosts();
-    hosts
-        .map(|(host, routes)| (host.to_owned(), entry(rules, host, routes, resiliences)))
-        .collect()
+    hosts::of_rules(rules, &ForProxies { rules, resiliences })
 }
 
-/// One of them. It follows from the plans of those services alone that have a route of this host.
-pub fn virtual_host(rules: &Rules, host: &str, resiliences: Resiliences<'_>) -> Piece {
-    entry(rules, host, rules.routes_of(host), resiliences)
-}
-
-fn entry<'r>(
+/// The same after new plans of the services in `replanned`; gives the hosts that are others now.
+pub fn replan_virtual_hosts<'h>(
+    hosts: &'h mut VirtualHosts,
     rules: &Rules,
-    host: &str,
-    routes: impl Iterator<Item = (ServiceId, &'r Service, &'r policy::Route)>,
+    replanned: &[ServiceId],
     resiliences: Resiliences<'_>,
-) -> Piece {
-    let builders = routes.map(|(id, service, route)| Builder {
-        rules,
-        service,
-        route,
-        resilience: resiliences(id.index()),
-    });
-    let explain = rules.explain();
-    let virtual_host = VirtualHost {
-        name: host.to_owned(),
-        domains: vec![host.to_owned()],
-        routes: builders.flat_map(|builder| builder.routes()).collect(),
-        // The token is between the caller and us.
-        request_headers_to_remove: explain.map(|e| e.header.clone()).into_iter().collect(),
-        response_headers_to_add: explain.map(show_decision).into_iter().collect(),
-        ..VirtualHost::default()
-    };
-    let mut bytes = Vec::new();
-    message::encode(VIRTUAL_HOSTS, &virtual_host, &mut bytes);
-    bytes.shrink_to_fit();
-    Piece::of(bytes)
+) -> Vec<(&'h str, &'h Host)> {
+    let translation = ForProxies { rules, resiliences };
+    hosts::replan(hosts, rules, replanned, &translation)
 }
 
-/// The number of the field in `envoy/config/route/v3/route.proto`.
-const VIRTUAL_HOSTS: u32 = 2;
+struct ForProxies<'r> {
+    rules: &'r Rules,
+    resiliences: Resiliences<'r>,
+}
+
+impl Translation for ForProxies<'_> {
+    fn before(&self, host: &str) -> VirtualHost {
+        VirtualHost {
+            name: host.to_owned(),
+            domains: vec![host.to_owned()],
+            ..VirtualHost::default()
+        }
+    }
+
+    fn behind(&self) -> VirtualHost {
+        let explain = self.rules.explain();
+        VirtualHost {
+            // The token is between the caller and us.
+            request_headers_to_remove: explain.map(|e| e.header.clone()).into_iter().collect(),
+            response_headers_to_add: explain.map(show_decision).into_iter().collect(),
+            ..VirtualHost::default()
+        }
+    }
+
+    fn routes(&self, id: ServiceId, service: &Service, route: &policy::Route) -> Vec<Route> {
+        let builder = Builder {
+            rules: self.rules,
+            service,
+            route,
+            resilience: (self.resiliences)(id.index()),
+        };
+        builder.routes()
+    }
+}
 
 /// The clusters that the table, and a filter that decides by `rules`, may name, and those to which they may turn.
 pub fn needed_clusters(rules: &Rules, resiliences: Resiliences<'_>) -> Names {

@@ -1,13 +1,13 @@
 //! What gRPC clients without a proxy should have.
 
-use policy::{Policy, Rules};
+use policy::{Policy, Rules, ServiceId};
 use std::sync::Arc;
 
 use crate::{
     config::Mesh,
     resource::{Kind, Names, Resources},
     snapshot::View,
-    translate::{Resiliences, grpc},
+    translate::{Resiliences, VirtualHosts, grpc},
 };
 
 /// What the clients of one zone have beside endpoints, which are those of proxies.
@@ -15,6 +15,7 @@ use crate::{
 pub(super) struct Clients {
     clusters: Resources,
     listeners: Resources,
+    hosts: VirtualHosts,
     tables: Resources,
 }
 
@@ -25,6 +26,7 @@ impl Clients {
             Policy::Serving(rules) if mesh.listeners.grpc => Some(Clients {
                 clusters: grpc::clusters(mesh),
                 listeners: grpc::listeners(rules),
+                hosts: VirtualHosts::new(),
                 tables: Resources::new(),
             }),
             _ => None,
@@ -33,16 +35,26 @@ impl Clients {
 
     /// The same, with the tables of `rules`' viewing zone.
     pub(super) fn seen_by(&self, rules: &Rules, resiliences: Resiliences<'_>) -> Clients {
+        let hosts = grpc::virtual_hosts(rules, resiliences);
         Clients {
-            tables: grpc::routes(rules, resiliences),
+            tables: grpc::tables(&hosts),
+            hosts,
             ..self.clone()
         }
     }
 
-    /// Follows new plans of services with routes of this host.
-    pub(super) fn replan(&mut self, rules: &Rules, host: &str, resiliences: Resiliences<'_>) {
-        let table = grpc::table(rules, host, resiliences);
-        self.tables.insert(Arc::clone(&table.name), table);
+    /// Follows new plans of the services in `replanned`.
+    pub(super) fn replan(
+        &mut self,
+        rules: &Rules,
+        replanned: &[ServiceId],
+        resiliences: Resiliences<'_>,
+    ) {
+        let touched = grpc::replan_virtual_hosts(&mut self.hosts, rules, replanned, resiliences);
+        for (name, host) in touched {
+            let table = grpc::table(name, host);
+            self.tables.insert(Arc::clone(&table.name), table);
+        }
     }
 
     /// No clusters are needed before the routes: a client asks for those that its routes name.

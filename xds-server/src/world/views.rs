@@ -1,12 +1,9 @@
 //! What the proxies of each zone and role should have.
 //!
-//! What follows from plans is kept in the pieces in which it may change: a service's plans change the virtual hosts that have
-//! a route to it, and its part of the policy. The pieces' bytes are shared by what is put together of them.
+//! What follows from plans is kept in the pieces in which it may change: a service's plans change its routes in the virtual
+//! hosts that have any, and its part of the policy. The pieces' bytes are shared by what is put together of them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use policy::{Plans, Policy, Rules, ServiceId, ZoneId};
 use protos::Encoder;
@@ -14,9 +11,9 @@ use protos::Encoder;
 use super::clients::Clients;
 use crate::{
     config::{Mesh, Resilience},
-    resource::{Kind, Names, Piece, Resource, Resources},
+    resource::{Kind, Names, Resource, Resources},
     snapshot::{Role, View, ViewKey},
-    translate::{self, VirtualHosts},
+    translate::{self, Host, VirtualHosts},
 };
 
 #[derive(Default)]
@@ -133,12 +130,8 @@ impl Views {
             return;
         };
         let replanned: Vec<ServiceId> = replanned.iter().copied().map(ServiceId::new).collect();
-        let mut hosts = BTreeSet::new();
         for id in &replanned {
             rules.replan(*id, plans.get(id.index()).cloned().unwrap_or_default());
-            let service = mesh.services.get(id.index());
-            let routes = service.into_iter().flat_map(|service| &service.routes);
-            hosts.extend(routes.map(|route| route.host.as_str()));
         }
         let resiliences = |index: usize| resilience(mesh, index);
         let policy = Policy::Serving(Box::new(rules));
@@ -148,15 +141,15 @@ impl Views {
             let (Policy::Serving(old), Policy::Serving(new)) = (&*before, &*seen.policy) else {
                 continue;
             };
-            for host in &hosts {
-                let entry = translate::virtual_host(new, host, &resiliences);
-                if let Some(on_demand) = &mut seen.on_demand {
-                    on_demand.put(host, &entry);
+            let hosts = &mut seen.hosts;
+            let touched = translate::replan_virtual_hosts(hosts, new, &replanned, &resiliences);
+            if let Some(on_demand) = &mut seen.on_demand {
+                for (name, host) in touched {
+                    on_demand.put(name, host);
                 }
-                seen.hosts.insert((*host).to_owned(), entry);
-                if let Some(clients) = &mut seen.clients {
-                    clients.replan(new, host, &resiliences);
-                }
+            }
+            if let Some(clients) = &mut seen.clients {
+                clients.replan(new, &replanned, &resiliences);
             }
             seen.routes = routes(mesh, &seen.hosts);
             for id in &replanned {
@@ -258,14 +251,14 @@ impl OnDemand {
             routes: one(mesh.ttls.applied(Kind::Routes, table)),
             hosts: Resources::new(),
         };
-        for (host, entry) in hosts {
-            on_demand.put(host, entry);
+        for (name, host) in hosts {
+            on_demand.put(name, host);
         }
         on_demand
     }
 
-    fn put(&mut self, host: &str, entry: &Piece) {
-        let host = translate::virtual_host_on_demand(host, entry);
+    fn put(&mut self, name: &str, host: &Host) {
+        let host = translate::virtual_host_on_demand(name, host);
         self.hosts.insert(Arc::clone(&host.name), host);
     }
 }

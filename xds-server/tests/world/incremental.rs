@@ -2,12 +2,19 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use policy::Policy;
 use proptest::{collection::vec, prelude::*, sample::select};
 use registry::store::Entry;
-use xds_server::{config::Mesh, resource::Kind, snapshot::Snapshot, translate, world::Change};
+use xds_server::{
+    config::Mesh,
+    resource::{Kind, Resources},
+    snapshot::{Role, Snapshot},
+    translate,
+    world::Change,
+};
 
-use super::{AUTHORITY, World, entry, key, listed, mesh_with, versions};
+use super::{AUTHORITY, World, entry, key, listed, mesh_with, put, record, versions};
 
 /// Services that share hosts, one of which has its instances by hash, and is fenced where anything is.
 const SERVICES: [&str; 4] = [
@@ -16,6 +23,9 @@ const SERVICES: [&str; 4] = [
     "{name: users, routes: [{host: u, prefix: /}, {host: '*.u', prefix: /}], fenced: false, failover: {hold_s: 1}}",
     "{name: carts, routes: [{host: shop, prefix: /carts}], fenced: false, strategy: {region_first_hash: {header: x-user}}}",
 ];
+
+/// Everything that is made of virtual hosts.
+const LISTENERS: &str = "listeners: {gateway: {address: 0.0.0.0, port: 1}, sidecar: {address: 127.0.0.1, port: 2, on_demand: true}, grpc: true}";
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -76,7 +86,7 @@ fn meshes() -> [Arc<Mesh>; 3] {
     let [orders, web, users, carts] = SERVICES;
     [
         mesh_with(AUTHORITY, &["sh-a", "sh-b"], &SERVICES),
-        mesh_with("", &["sh-c", "sh-a", "sh-b"], &[web, orders, carts]),
+        mesh_with(LISTENERS, &["sh-c", "sh-a", "sh-b"], &[web, orders, carts]),
         mesh_with(
             "explain: {header: x-ask, token: sesame}",
             &["sh-b", "sh-a"],
@@ -88,7 +98,16 @@ fn meshes() -> [Arc<Mesh>; 3] {
 /// A snapshot's views hold what their policies say, encoded as if nothing were shared.
 fn check_whole(snapshot: &Snapshot, mesh: &Mesh) -> Result<(), TestCaseError> {
     let resilience = |index: usize| mesh.services[index].resilience.clone();
-    for (_, view) in snapshot.views() {
+    for (key, view) in snapshot.views() {
+        let Policy::Serving(rules) = &**view.policy() else {
+            panic!("a serving policy");
+        };
+        let tables = messages(view.of(Kind::Routes));
+        if key.role == Role::Grpc {
+            let anew = translate::grpc::routes(rules, &resilience);
+            prop_assert_eq!(tables, messages(&anew));
+            continue;
+        }
         let mut encoder = protos::Encoder::default();
         let (filter, version) = translate::filter_config(&mesh.filter, view.policy(), &mut encoder);
         prop_assert_eq!(view.policy_version(), version);
@@ -96,20 +115,74 @@ fn check_whole(snapshot: &Snapshot, mesh: &Mesh) -> Result<(), TestCaseError> {
             view.of(Kind::FilterConfig)[translate::FILTER].message(),
             filter.message()
         );
-        let Policy::Serving(rules) = &**view.policy() else {
-            panic!("a serving policy");
-        };
-        let table = translate::routes(rules, &resilience);
-        prop_assert_eq!(
-            view.of(Kind::Routes)[translate::ROUTES].message(),
-            table.message()
-        );
+        if view.is_on_demand() {
+            let anew = translate::virtual_hosts(rules, &resilience);
+            let anew = anew.iter();
+            let anew = anew.map(|(name, host)| translate::virtual_host_on_demand(name, host));
+            let anew = anew.map(|host| (Arc::clone(&host.name), host)).collect();
+            prop_assert_eq!(messages(view.of(Kind::VirtualHosts)), messages(&anew));
+        } else {
+            let table = translate::routes(rules, &resilience);
+            prop_assert_eq!(tables, [table.message()]);
+        }
         prop_assert_eq!(
             view.needed(),
             &translate::needed_clusters(rules, &resilience)
         );
     }
     Ok(())
+}
+
+fn messages(resources: &Resources) -> Vec<Bytes> {
+    resources.values().map(|r| r.message()).collect()
+}
+
+/// Of four services with paths on one host. The first one's stand with the head, which says how long the host is.
+#[test]
+fn a_plan_leaves_the_routes_of_other_services_where_they_are_in_memory() {
+    let services = ["a", "b", "c", "d"].map(|name| {
+        format!(
+            "{{name: {name}, routes: [{{prefix: /{name}}}], weights: {{zone: 80, region: 20}}}}"
+        )
+    });
+    let services = services.each_ref().map(String::as_str);
+    let mut world = World::new(mesh_with(LISTENERS, &["sh-a", "sh-b"], &services));
+    for name in ["a", "b", "c", "d"] {
+        for (port, zone) in (1..).zip(["sh-a", "sh-b"]) {
+            world.apply(put(&format!("{name}/{zone}/1"), record(port, "healthy")));
+        }
+    }
+    let before = world.snapshot().expect("a first snapshot");
+    world.apply(put("c/sh-b/1", record(2, "unhealthy")));
+    let after = world.snapshot().expect("another plan");
+    for ((key, before), (_, after)) in before.views().zip(after.views()) {
+        let kind = match before.is_on_demand() {
+            true => Kind::VirtualHosts,
+            false => Kind::Routes,
+        };
+        let whole = |resources: &Resources| {
+            let mut resources = resources.values();
+            let resource = resources.next().expect("one of them").clone();
+            assert!(resources.next().is_none());
+            resource
+        };
+        let [before, after] = [before, after].map(|view| whole(view.of(kind)));
+        assert_ne!(before.version, after.version);
+        // Neither's bytes are gone, so no two can have one place.
+        let shared = |piece: &&Bytes| {
+            let mut pieces = before.rest().iter();
+            pieces.any(|before| before.as_ptr() == piece.as_ptr() && before.len() == piece.len())
+        };
+        let has = |piece: &&Bytes, name: &str| {
+            let path = format!("/{name}");
+            piece.windows(2).any(|at| at == path.as_bytes())
+        };
+        for (name, stays) in [("a", false), ("b", true), ("c", false), ("d", true)] {
+            let pieces = after.rest().iter().filter(|piece| has(piece, name));
+            let pieces: Vec<bool> = pieces.map(|piece| shared(&piece)).collect();
+            assert_eq!(pieces, [stays], "{key:?} {name}");
+        }
+    }
 }
 
 proptest! {

@@ -39,7 +39,7 @@ use crate::{
     resource::{Resource, Resources, any},
 };
 
-pub use routes::{routes, table};
+pub use routes::{replan_virtual_hosts, routes, table, tables, virtual_hosts};
 
 /// The cluster of all that is refused.
 pub const REFUSED: &str = "tidegate-refuses";

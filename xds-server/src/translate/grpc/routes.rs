@@ -16,13 +16,15 @@ use envoy_types::pb::envoy::{
     r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern},
 };
 use policy::{
-    Class, ClassRule, KeySource, Plan, RegionRule, Rules, Service, TraceRule, WEIGHT_TOTAL, ZoneId,
-    headers,
+    Class, ClassRule, KeySource, Plan, RegionRule, Rules, Service, ServiceId, TraceRule,
+    WEIGHT_TOTAL, ZoneId, headers,
 };
+use prost::{Message, Name};
 
 use super::{
     super::{
         forward::hash_policy,
+        hosts::{self, Host, Translation, VirtualHosts},
         place::Place,
         routes::{Resiliences, fenced::fencing, matching::is, specifier},
         uint32,
@@ -31,39 +33,76 @@ use super::{
 };
 use crate::{
     config::Strategy,
-    resource::{Resource, Resources},
+    resource::{Piece, Resource, Resources},
 };
 
 /// The route tables of `rules`' viewing zone, one for each host pattern.
 pub fn routes(rules: &Rules, resiliences: Resiliences<'_>) -> Resources {
-    let hosts = rules.hosts().map(|(host, _)| host);
-    by_name(hosts.map(|host| table(rules, host, resiliences)))
+    tables(&virtual_hosts(rules, resiliences))
 }
 
-/// One of them. It follows from the plans of those services alone that have a route of this host.
-pub fn table(rules: &Rules, host: &str, resiliences: Resiliences<'_>) -> Arc<Resource> {
-    let routes = rules.routes_of(host).flat_map(|(id, service, route)| {
-        Builder {
-            rules,
-            service,
-            route,
-            strategy: resiliences(id.index()).strategy,
-        }
-        .routes()
-    });
-    let name = table_name(host);
+/// The virtual hosts in them.
+pub fn virtual_hosts(rules: &Rules, resiliences: Resiliences<'_>) -> VirtualHosts {
+    hosts::of_rules(rules, &ForClients { rules, resiliences })
+}
+
+/// The same after new plans of the services in `replanned`; gives the hosts that are others now.
+pub fn replan_virtual_hosts<'h>(
+    hosts: &'h mut VirtualHosts,
+    rules: &Rules,
+    replanned: &[ServiceId],
+    resiliences: Resiliences<'_>,
+) -> Vec<(&'h str, &'h Host)> {
+    let translation = ForClients { rules, resiliences };
+    hosts::replan(hosts, rules, replanned, &translation)
+}
+
+/// The route tables of these virtual hosts, one for each.
+pub fn tables(hosts: &VirtualHosts) -> Resources {
+    by_name(hosts.iter().map(|(name, host)| table(name, host)))
+}
+
+/// The route table of one virtual host, whose bytes it shares.
+pub fn table(name: &str, host: &Host) -> Arc<Resource> {
+    let name = table_name(name);
     let table = RouteConfiguration {
         name: name.clone(),
-        virtual_hosts: vec![VirtualHost {
+        ..RouteConfiguration::default()
+    };
+    let table = Piece::of(table.encode_to_vec());
+    let pieces = [&table].into_iter().chain(host.entry());
+    let type_url = RouteConfiguration::type_url();
+    Arc::new(Resource::of_pieces(&name, &type_url, pieces))
+}
+
+struct ForClients<'r> {
+    rules: &'r Rules,
+    resiliences: Resiliences<'r>,
+}
+
+impl Translation for ForClients<'_> {
+    fn before(&self, host: &str) -> VirtualHost {
+        VirtualHost {
             name: host.to_owned(),
             // The client chose by the name of the listener.
             domains: vec!["*".to_owned()],
-            routes: routes.collect(),
             ..VirtualHost::default()
-        }],
-        ..RouteConfiguration::default()
-    };
-    Arc::new(Resource::encode(&name, &table))
+        }
+    }
+
+    fn behind(&self) -> VirtualHost {
+        VirtualHost::default()
+    }
+
+    fn routes(&self, id: ServiceId, service: &Service, route: &policy::Route) -> Vec<Route> {
+        let builder = Builder {
+            rules: self.rules,
+            service,
+            route,
+            strategy: (self.resiliences)(id.index()).strategy,
+        };
+        builder.routes()
+    }
 }
 
 struct Builder<'r> {
