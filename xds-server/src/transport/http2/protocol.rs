@@ -159,20 +159,20 @@ impl Protocol {
     /// Takes in the next frame. Whether there may be another; else all of `input` is used up.
     fn receive_one(&mut self, input: &mut &[u8]) -> Result<bool, Fault> {
         let mut partial = mem::take(&mut self.partial);
-        // Twice at most: the head says how much more there is.
+        // A few times at most: the head says how much more there is.
         while !partial.is_empty() {
             let missing = self.unit_len(&partial)? - partial.len();
             if missing == 0 {
                 self.take_unit(&partial)?;
                 return Ok(true);
             }
-            let (more, rest) = input.split_at(missing.min(input.len()));
-            partial.extend_from_slice(more);
-            *input = rest;
-            if more.len() < missing {
+            if input.is_empty() {
                 self.partial = partial;
                 return Ok(false);
             }
+            let (more, rest) = input.split_at(missing.min(input.len()));
+            partial.extend_from_slice(more);
+            *input = rest;
         }
         let len = self.unit_len(input)?;
         let Some((unit, rest)) = input.split_at_checked(len) else {

@@ -11,10 +11,13 @@ fn who_does_not_speak_http2_is_sent_away_at_the_first_wrong_byte() {
         (b"PRI * HTTP/1", true),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\t", true),
     ] {
-        let mut protocol = Protocol::new();
-        protocol.receive(says);
-        assert_eq!(protocol.is_over(), is_over, "{says:?}");
-        assert!(!protocol.has_begun());
+        for piece_len in [1, says.len()] {
+            let mut protocol = Protocol::new();
+            says.chunks(piece_len)
+                .for_each(|piece| protocol.receive(piece));
+            assert_eq!(protocol.is_over(), is_over, "{says:?}");
+            assert!(!protocol.has_begun());
+        }
     }
 }
 
