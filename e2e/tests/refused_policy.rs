@@ -49,7 +49,7 @@ impl Pulpit {
         let others = Routes::new(xds_server::applied::service(applied.clone()));
         let server = tokio::spawn(transport::serve(
             Listener::plain(listener, Port::Xds),
-            Services { ads, others },
+            Services::new(ads, others),
         ));
         Ok(Pulpit {
             publisher,

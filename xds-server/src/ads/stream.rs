@@ -171,6 +171,10 @@ impl Stream {
             if subscription.rejected.is_empty() {
                 subscription.refusal = None;
             }
+            if kind == Kind::FilterConfig && !in_flight.changes.is_empty() {
+                // A listener is checked with the filter's configuration that the client has: it may be good now.
+                self.kinds[Kind::Listener.index()].pardon();
+            }
             for (name, _) in &in_flight.changes {
                 if self.is_warm(name) {
                     self.warmth.settled(name);

@@ -91,6 +91,8 @@ impl Report {
             let known = view.of(Kind::Cluster).contains_key(&*cluster.cluster_name);
             match ClusterName::parse(&cluster.cluster_name).filter(|_| known) {
                 Some(name) => report.add(&name, cluster, snapshot),
+                // One of the bootstrap, as a rule the one by which we are reached.
+                None if !cluster.cluster_name.contains('/') => {}
                 None => report.foreign += 1,
             }
         }

@@ -3,7 +3,7 @@
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use tonic::Status;
 
 use super::{
@@ -182,12 +182,21 @@ fn head() -> Response<()> {
 
 fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::new();
-    if status.add_header(&mut trailers).is_err() {
-        // Its text cannot be a header. The code alone is better than nothing.
-        let bare = Status::new(status.code(), "");
-        let _ = bare.add_header(&mut trailers);
+    let code = HeaderValue::from(status.code() as i32);
+    trailers.insert(HeaderName::from_static("grpc-status"), code);
+    if let Ok(message) = HeaderValue::try_from(escaped(status.message())) {
+        trailers.insert(HeaderName::from_static("grpc-message"), message);
     }
     trailers
+}
+
+/// Without what a header cannot hold, and no more than that: Envoy's log shows it as it is.
+fn escaped(message: &str) -> String {
+    let escape = |byte: u8| match byte {
+        b'%' | ..b' ' | 0x7f.. => format!("%{byte:02X}"),
+        _ => char::from(byte).to_string(),
+    };
+    message.bytes().map(escape).collect()
 }
 
 #[cfg(test)]
@@ -223,6 +232,15 @@ mod tests {
             prop_assert_eq!(received, sent);
             prop_assert!(messages.partial.is_empty() && messages.whole.is_empty());
         }
+    }
+
+    #[test]
+    fn a_message_is_escaped_where_it_has_to_be() {
+        let status = Status::not_found("no zone \"ü\":\n100 % wrong");
+        let trailers = trailers(&status);
+        assert_eq!(trailers["grpc-status"], "5");
+        let expected = "no zone \"%C3%BC\":%0A100 %25 wrong";
+        assert_eq!(trailers["grpc-message"], expected);
     }
 
     #[test]

@@ -149,6 +149,12 @@ impl Subscription {
         }
     }
 
+    /// What was refused is worth another try, though it has not changed.
+    pub(super) fn pardon(&mut self) {
+        let refused = std::mem::take(&mut self.rejected);
+        self.pending.extend(refused.into_keys());
+    }
+
     pub(super) fn let_go_unless(&mut self, stays: impl Fn(&Arc<str>) -> bool) {
         let gone: Vec<Arc<str>> = (self.held.keys().filter(|name| !stays(name)).cloned()).collect();
         for name in gone {

@@ -43,6 +43,33 @@ fn a_refused_resource_is_not_sent_again_until_it_changes() {
     sent(&mut stream, Kind::Cluster, &["a"], &[]);
 }
 
+/// Envoy checks a listener with the policy that it has. If that cannot be used, the listener is not to blame.
+#[test]
+fn a_refused_listener_is_sent_again_once_the_policy_is_mended() {
+    let at = |filter| {
+        view(
+            &[
+                (Kind::Listener, "l", "1"),
+                (Kind::FilterConfig, "f", filter),
+            ],
+            &[],
+        )
+    };
+    let mut stream = delta(&at("bad"));
+    subscribe(&mut stream, Kind::Listener, &["*"]);
+    subscribe(&mut stream, Kind::FilterConfig, &["f"]);
+    let listener = sent(&mut stream, Kind::Listener, &["l"], &[]);
+    let filter = sent(&mut stream, Kind::FilterConfig, &["f"], &[]);
+    nack(&mut stream, Kind::FilterConfig, &filter, "no such file");
+    nack(&mut stream, Kind::Listener, &listener, "no such file");
+    quiet(&mut stream);
+    stream.set_view(at("good"));
+    taken(&mut stream, Kind::FilterConfig, &["f"], &[]);
+    taken(&mut stream, Kind::Listener, &["l"], &[]);
+    assert_eq!(stream.refusal(Kind::Listener), None);
+    quiet(&mut stream);
+}
+
 #[test]
 fn a_refusal_that_names_nothing_counts_for_the_whole_response() {
     let mut stream = delta(&view(&[cluster("a", "1"), cluster("b", "1")].concat(), &[]));
