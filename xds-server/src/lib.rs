@@ -11,6 +11,7 @@ pub mod feed;
 mod generated;
 pub mod last_good;
 pub mod load_reports;
+pub mod logging;
 pub mod metrics;
 pub mod mode;
 pub mod operate;

@@ -1,7 +1,6 @@
 //! `tidegate`: the command line of the control plane and of the agent.
 
 use std::{
-    io::IsTerminal,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -32,6 +31,7 @@ use xds_server::{
     feed::{self, Sources},
     last_good::{self, Keeper, LastGood},
     load_reports::{LoadReports, Loads},
+    logging::{self, LeftOut},
     metrics::Metrics,
     mode::Mode,
     operate::Operation,
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
             log_json,
             ..
         } => {
-            log_to_stderr(log_json);
+            let (_, _lines) = logging::begin(log_json);
             agent(&config, addresses_file.as_deref())
         }
         Command::Serve {
@@ -116,8 +116,8 @@ fn main() -> ExitCode {
             addresses_file,
             log_json,
         } => {
-            log_to_stderr(log_json);
-            serve(config, zone, addresses_file)
+            let (left_out, _lines) = logging::begin(log_json);
+            serve(config, zone, addresses_file, left_out)
         }
         Command::Operate(operation) => operate(&operation),
     };
@@ -127,21 +127,6 @@ fn main() -> ExitCode {
             eprintln!("tidegate: {error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn log_to_stderr(json: bool) {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_default_directive(tracing::Level::INFO.into())
-        .from_env_lossy();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    if json {
-        builder.json().init();
-    } else {
-        builder.init();
     }
 }
 
@@ -171,6 +156,7 @@ async fn serve(
     path: PathBuf,
     zone: Option<String>,
     addresses_file: Option<PathBuf>,
+    left_out: LeftOut,
 ) -> anyhow::Result<()> {
     allow_many_files();
     let (config, text) = reload::read(&path)?;
@@ -188,6 +174,7 @@ async fn serve(
     let loads = Loads::default();
     let mut registry = metrics.registry();
     registry.register_collector(Box::new(loads.clone()));
+    registry.register_collector(Box::new(left_out));
     let registry = Arc::new(registry);
     let xds_config = config.xds;
     let meshes = reload::follow(path, config, text, metrics.clone());

@@ -1,6 +1,6 @@
 //! The client status discovery service on tonic.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use envoy_types::pb::envoy::service::status::v3::{
     ClientStatusRequest, ClientStatusResponse,
@@ -8,8 +8,9 @@ use envoy_types::pb::envoy::service::status::v3::{
         ClientStatusDiscoveryService, ClientStatusDiscoveryServiceServer,
     },
 };
-use futures::Stream;
-use tokio_stream::StreamExt;
+use futures::{Stream, stream::try_unfold};
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
@@ -20,20 +21,42 @@ use super::{
 /// The longest question, in bytes.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
+/// How many answers are made or wait for their clients at a time. Each may have megabytes.
+const ANSWERS_MAX: usize = 4;
+/// The longest answer to a single question: what gRPC's clients take as long as nobody tells them to take more.
+const SINGLE_BYTES_MAX: usize = 4 << 20;
+
 /// The service for a tonic server: what the connected proxies have. Contents of resources are never in an answer.
 pub fn service(proxies: Proxies) -> ClientStatusDiscoveryServiceServer<Csds> {
-    ClientStatusDiscoveryServiceServer::new(Csds(proxies))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    let csds = Csds {
+        proxies,
+        answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
+    };
+    ClientStatusDiscoveryServiceServer::new(csds).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The client status discovery service.
 #[derive(Clone)]
-pub struct Csds(Proxies);
+pub struct Csds {
+    proxies: Proxies,
+    answers: Arc<Semaphore>,
+}
 
 impl Csds {
+    /// The answer, and the place that it has until it is dropped.
+    async fn answer_in_turn(
+        &self,
+        request: ClientStatusRequest,
+    ) -> Result<(ClientStatusResponse, OwnedSemaphorePermit), Status> {
+        let place = Arc::clone(&self.answers).acquire_owned().await;
+        // It is never closed.
+        let place = place.map_err(|error| Status::internal(error.to_string()))?;
+        Ok((self.answer(request)?, place))
+    }
+
     fn answer(&self, request: ClientStatusRequest) -> Result<ClientStatusResponse, Status> {
         let config = Matchers::read(request.node_matchers)
-            .and_then(|matchers| self.0.client_configs(&matchers))
+            .and_then(|matchers| self.proxies.client_configs(&matchers))
             .map_err(|error| match error {
                 Unanswerable::Metadata | Unanswerable::Pattern(_) => {
                     Status::invalid_argument(error.to_string())
@@ -55,9 +78,19 @@ impl ClientStatusDiscoveryService for Csds {
     ) -> Result<Response<Self::StreamClientStatusStream>, Status> {
         let csds = self.clone();
         // One answer to each question, worked out when the client takes it. An error ends the stream.
-        let answers = request
-            .into_inner()
-            .map(move |request| csds.answer(request?));
+        let start = (request.into_inner(), None);
+        let answers = try_unfold(start, move |(mut questions, place)| {
+            let csds = csds.clone();
+            async move {
+                // The next answer is asked for once the last one is on its way.
+                drop::<Option<OwnedSemaphorePermit>>(place);
+                let Some(question) = questions.message().await? else {
+                    return Ok(None);
+                };
+                let (answer, place) = csds.answer_in_turn(question).await?;
+                Ok(Some((answer, (questions, Some(place)))))
+            }
+        });
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -65,6 +98,12 @@ impl ClientStatusDiscoveryService for Csds {
         &self,
         request: Request<ClientStatusRequest>,
     ) -> Result<Response<ClientStatusResponse>, Status> {
-        Ok(Response::new(self.answer(request.into_inner())?))
+        let (answer, _place) = self.answer_in_turn(request.into_inner()).await?;
+        if answer.encoded_len() > SINGLE_BYTES_MAX {
+            return Err(Status::resource_exhausted(
+                "the answer is longer than clients take: use StreamClientStatus, or ask about fewer proxies by node_matchers",
+            ));
+        }
+        Ok(Response::new(answer))
     }
 }

@@ -6,7 +6,7 @@ use envoy_types::pb::envoy::{
 
 use super::{
     stream::{Answer, StaleNonce, Stream, Variant},
-    wire::{Wire, verdict},
+    wire::{Wire, is_name, names, verdict},
 };
 use crate::resource::{Kind, Version};
 
@@ -34,14 +34,12 @@ impl Wire for Delta {
         // A delta request may change the subscription whatever its nonce says.
         stream.subscribe_delta(
             kind,
-            request.resource_names_subscribe.iter().map(String::as_str),
-            request
-                .resource_names_unsubscribe
-                .iter()
-                .map(String::as_str),
+            names(&request.resource_names_subscribe),
+            names(&request.resource_names_unsubscribe),
             request
                 .initial_resource_versions
                 .iter()
+                .filter(|(name, _)| is_name(name))
                 .map(|(name, version)| (name.as_str(), Version::parse(version))),
         );
         settled

@@ -17,4 +17,5 @@ pub mod service;
 mod session;
 mod sotw;
 pub mod stream;
+mod turns;
 mod wire;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 
-use super::{delta::Delta, proxies::Proxies, session::Session, sotw::Sotw, stream::Variant};
+use super::{
+    delta::Delta, proxies::Proxies, session::Session, sotw::Sotw, stream::Variant, turns::Turns,
+};
 use crate::{
     access::{Caller, Gate},
     metrics::{KindLabel, Metrics},
@@ -90,6 +92,7 @@ pub struct Ads {
     pub(super) metrics: Arc<Metrics>,
     pub(super) sent: Arc<Sent>,
     pub(super) gate: Gate,
+    pub(super) turns: Turns,
 }
 
 /// What is counted with each response, by kind: at hand, since looking it up by label would cost as much as the rest.
@@ -128,6 +131,7 @@ impl Ads {
             sent: Arc::new(Sent::new(&metrics)),
             metrics: Arc::new(metrics),
             gate: Gate::default(),
+            turns: Turns::default(),
         }
     }
 

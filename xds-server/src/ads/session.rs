@@ -15,7 +15,7 @@ use super::{
     response::{self, TooLong},
     service::{Ads, Scope},
     stream::{Answer, StaleNonce, Stream, Variant},
-    wire::Wire,
+    wire::{self, Wire},
 };
 use crate::{
     access::Caller,
@@ -27,6 +27,9 @@ use crate::{
 
 /// Names that one stream may subscribe to and hold: more than any mesh has, and a bound on its memory.
 const NAMES_MAX: usize = 500_000;
+
+/// How many names of what was refused are logged.
+const REFUSED_NAMES_LOGGED: usize = 10;
 
 /// How long a new stream may take to introduce itself.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -111,7 +114,9 @@ impl<W: Wire> Session<W> {
         let first = timeout(INTRODUCTION_TIMEOUT, requests.next()).await;
         let first =
             first.map_err(|_| Status::deadline_exceeded("the first request did not come"))?;
-        let first = decode::<W>(first?.ok_or(End::Quiet)?)?;
+        let first = first?.ok_or(End::Quiet)?;
+        let first_bytes = first.len();
+        let first = ads.turns.take(first_bytes, || decode::<W>(first)).await?;
         // A proxy that comes before the first snapshot waits for it.
         let snapshot: Arc<Snapshot> = match ads.snapshots.wait_for(Option::is_some).await {
             Ok(snapshot) => snapshot.clone().unwrap_or_default(),
@@ -137,7 +142,8 @@ impl<W: Wire> Session<W> {
             scope,
             wire: PhantomData,
         };
-        session.take(&first)?;
+        let taken = session.ads.turns.take(first_bytes, || session.take(&first));
+        taken.await?;
         Ok(session)
     }
 
@@ -155,7 +161,8 @@ impl<W: Wire> Session<W> {
                 () = renewals.due() => renewals.begin(&mut self.connected.entry.stream()),
                 request = requests.next() => {
                     let request = request?.ok_or(End::Quiet)?;
-                    self.take(&decode::<W>(request)?)?;
+                    let work = || self.take(&decode::<W>(request.clone())?);
+                    self.ads.turns.take(request.len(), work).await?;
                 }
                 changed = self.ads.snapshots.changed() => {
                     changed.map_err(|_| End::Quiet)?;
@@ -201,7 +208,8 @@ impl<W: Wire> Session<W> {
                 warn!(
                     node,
                     kind,
-                    resources = ?refused.resources,
+                    resources = ?refused.resources.iter().take(REFUSED_NAMES_LOGGED).collect::<Vec<_>>(),
+                    count = refused.resources.len(),
                     message = refused.message,
                     "refused; not sent again until it changes, the proxy keeps what it had"
                 );
@@ -211,9 +219,7 @@ impl<W: Wire> Session<W> {
         }
         if names > NAMES_MAX {
             warn!(node, "more than {NAMES_MAX} names, stream ended");
-            return Err(Status::resource_exhausted(format!(
-                "more than {NAMES_MAX} resource names on one stream"
-            )));
+            return Err(too_many_names());
         }
         Ok(())
     }
@@ -258,9 +264,21 @@ impl<W: Wire> Session<W> {
     }
 }
 
+/// A message of fewer bytes has no more than [`NAMES_MAX`] names.
+const MANY_NAMES_BYTES_MIN: usize = 2 * NAMES_MAX;
+
 fn decode<W: Wire>(message: Bytes) -> Result<W::Request, Status> {
+    if message.len() > MANY_NAMES_BYTES_MIN && wire::count_names(&message) > NAMES_MAX {
+        return Err(too_many_names());
+    }
     W::Request::decode(message)
         .map_err(|error| Status::invalid_argument(format!("not a discovery request: {error}")))
+}
+
+fn too_many_names() -> Status {
+    Status::resource_exhausted(format!(
+        "more than {NAMES_MAX} resource names on one stream"
+    ))
 }
 
 fn refusal(metrics: &Metrics, error: InvalidNode) -> Status {

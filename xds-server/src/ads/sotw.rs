@@ -4,7 +4,7 @@ use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::Dis
 
 use super::{
     stream::{Answer, StaleNonce, Stream, Variant},
-    wire::{Wire, verdict},
+    wire::{Wire, names, verdict},
 };
 use crate::resource::Kind;
 
@@ -34,11 +34,7 @@ impl Wire for Sotw {
             Err(StaleNonce) if stream.last_answered(kind, nonce) => Answer::None,
             settled => settled?,
         };
-        stream.subscribe_sotw(
-            kind,
-            request.resource_names.iter().map(String::as_str),
-            &request.version_info,
-        );
+        stream.subscribe_sotw(kind, names(&request.resource_names), &request.version_info);
         Ok(answer)
     }
 }

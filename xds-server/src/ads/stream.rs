@@ -353,9 +353,10 @@ impl Stream {
             removed.extend(self.no_hosts());
         }
         // No name may stand in a response twice: what is sent is renewed by that, and an answer about aliases can wait.
+        let gone: BTreeSet<&Arc<str>> = removed.iter().collect();
         let stands_there = |name: &Arc<str>| {
             let sent = updates.binary_search_by(|resource| resource.name.cmp(name));
-            sent.is_ok() || removed.contains(name)
+            sent.is_ok() || gone.contains(name)
         };
         renewed.retain(|resource| !stands_there(&resource.name));
         let subscription = &mut self.kinds[kind.index()];

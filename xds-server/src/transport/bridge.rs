@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     future::poll_fn,
     pin::{Pin, pin},
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -16,16 +16,28 @@ use tonic::{body::Body, service::Routes};
 use tower_service::Service;
 
 use super::{
-    Pieces,
+    PREFIX_BYTES, Pieces,
     http2::{Gone, Received, Responder},
+    unfinished::{Room, Unfinished},
 };
 
 /// The most that waits for a client that does not take it.
 const QUEUE_BYTES_MAX: usize = 64 * 1024;
 
 /// Answers a request as `routes` say.
-pub(super) async fn call(mut routes: Routes, request: Request<Received>, responder: Responder) {
-    let request = request.map(|received| Body::new(RequestBody(received)));
+pub(super) async fn call(
+    mut routes: Routes,
+    request: Request<Received>,
+    responder: Responder,
+    room: Room,
+) {
+    let request = request.map(|received| {
+        Body::new(RequestBody {
+            received,
+            message: Outline::default(),
+            unfinished: Unfinished::new(room),
+        })
+    });
     let answer = async {
         let ready = poll_fn(|context| Service::<Request<Body>>::poll_ready(&mut routes, context));
         let Ok(()): Result<(), Infallible> = ready.await;
@@ -62,16 +74,15 @@ async fn respond(
     responder.begin(head)?;
     // Ends with the body, or with the client.
     loop {
+        // Before anything more is made, since that may be much.
+        poll_fn(|context| responder.poll_room(QUEUE_BYTES_MAX, context)).await?;
         let frame = unless_gone(&responder, body.frame()).await;
         match frame.ok_or(Gone)? {
             None => return responder.finish(None),
             // tonic tells what fails in the trailers.
             Some(Err(_)) => return Err(Gone),
             Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => {
-                    poll_fn(|context| responder.poll_room(QUEUE_BYTES_MAX, context)).await?;
-                    responder.send(Pieces::from(data))?;
-                }
+                Ok(data) => responder.send(Pieces::from(data))?,
                 Err(frame) => {
                     let trailers = frame.into_trailers().unwrap_or_default();
                     return responder.finish(Some(&trailers));
@@ -82,24 +93,104 @@ async fn respond(
 }
 
 /// What a client sends, for tonic.
-struct RequestBody(Received);
+struct RequestBody {
+    received: Received,
+    message: Outline,
+    unfinished: Unfinished,
+}
+
+/// How far a message has come that tonic puts together.
+#[derive(Default)]
+struct Outline {
+    prefix: [u8; PREFIX_BYTES],
+    /// How many bytes of it have come, with the prefix.
+    come: usize,
+}
+
+impl Outline {
+    /// Follows what comes; gives how many bytes wait for the rest of their message.
+    fn follow(&mut self, mut data: &[u8]) -> usize {
+        while !data.is_empty() {
+            if let Some(missing) = self.prefix.get_mut(self.come..) {
+                let len = missing.len().min(data.len());
+                missing[..len].copy_from_slice(&data[..len]);
+                self.come += len;
+                data = &data[len..];
+            }
+            if self.come >= PREFIX_BYTES {
+                let [_, len @ ..] = self.prefix;
+                let message_len = PREFIX_BYTES + u32::from_be_bytes(len) as usize;
+                let len = (message_len - self.come).min(data.len());
+                self.come += len;
+                data = &data[len..];
+                if self.come == message_len {
+                    self.come = 0;
+                }
+            }
+        }
+        self.come
+    }
+}
 
 impl http_body::Body for RequestBody {
     type Data = Bytes;
     type Error = tonic::Status;
 
     fn poll_frame(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        let data = ready!(self.0.poll_data(context));
-        Poll::Ready(data.map(|data| match data {
-            Ok(data) => Ok(Frame::data(data)),
-            Err(Gone) => Err(tonic::Status::cancelled("the client is gone")),
-        }))
+        let this = &mut *self;
+        match this.received.poll_data(context) {
+            Poll::Ready(Some(Ok(data))) => {
+                let waiting = this.message.follow(&data);
+                let room = this.unfinished.follow(waiting);
+                Poll::Ready(Some(room.map(|()| Frame::data(data))))
+            }
+            Poll::Ready(Some(Err(Gone))) => {
+                let gone = tonic::Status::cancelled("the client is gone");
+                Poll::Ready(Some(Err(gone)))
+            }
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => {
+                let late = this.unfinished.poll_late(context);
+                late.map(|late| Some(Err(late)))
+            }
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_waits_is_known_however_messages_are_cut(
+            lens in prop::collection::vec(0..50usize, 1..8),
+            step in 1..40usize,
+        ) {
+            let mut bytes = Vec::new();
+            let mut waiting = Vec::new();
+            for len in lens {
+                waiting.extend(1..PREFIX_BYTES + len);
+                waiting.push(0);
+                bytes.push(0);
+                bytes.extend_from_slice(&(len as u32).to_be_bytes());
+                bytes.extend(vec![7; len]);
+            }
+            let mut outline = Outline::default();
+            let mut end = 0;
+            for piece in bytes.chunks(step) {
+                end += piece.len();
+                prop_assert_eq!(outline.follow(piece), waiting[end - 1]);
+            }
+        }
     }
 }

@@ -252,7 +252,8 @@ fn answer(
 ) -> Task {
     let Some(method) = services.ads.method(request.uri().path()) else {
         request.extensions_mut().insert(peer.clone());
-        return bridge::call(services.others.clone(), request, responder).boxed();
+        let others = services.others.clone();
+        return bridge::call(others, request, responder, services.room.clone()).boxed();
     };
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let is_grpc = content_type.is_some_and(|it| it.as_bytes().starts_with(b"application/grpc"));

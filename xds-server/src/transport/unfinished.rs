@@ -16,17 +16,25 @@ use std::{
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-/// What all of them may take together.
+/// What all of them may take together, those that are very long and the others.
 const BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Messages up to this length are not counted: the longest that a proxy sends as long as all is well.
-const SHORT_BYTES_MAX: usize = 64 * 1024;
+/// Beginnings up to this length are not counted.
+const SHORT_BYTES_MAX: usize = 4 * 1024;
+/// Longer ones have their own room, so that a few of them are not in the way of all others.
+const LONG_BYTES_MIN: usize = 1024 * 1024;
 /// How long one may take.
 const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// What they share. Cheap to clone: all clones are one.
 #[derive(Clone, Default)]
 pub(crate) struct Room {
-    taken: Arc<AtomicUsize>,
+    taken: Arc<Taken>,
+}
+
+#[derive(Default)]
+struct Taken {
+    usual: AtomicUsize,
+    long: AtomicUsize,
 }
 
 /// One stream's share.
@@ -52,18 +60,22 @@ impl Unfinished {
         } else {
             0
         };
-        let taken = &self.room.taken;
-        if bytes <= self.bytes {
-            taken.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
-        } else {
-            let more = bytes - self.bytes;
-            let grown = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-                Some(taken + more).filter(|taken| *taken <= BYTES_MAX)
-            });
-            grown.map_err(|_| {
-                Status::resource_exhausted("too many long requests at once: try again later")
-            })?;
+        if bytes == self.bytes {
+            return Ok(());
         }
+        let grown =
+            self.room
+                .part(bytes)
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+                    Some(taken + bytes).filter(|taken| *taken <= BYTES_MAX)
+                });
+        grown.map_err(|_| {
+            Status::resource_exhausted(
+                "other clients have so many long requests under way that there is no room for this one: try again in a minute",
+            )
+        })?;
+        let before = self.room.part(self.bytes);
+        before.fetch_sub(self.bytes, Ordering::Relaxed);
         match (bytes, &self.deadline) {
             (0, Some(_)) => self.deadline = None,
             (1.., None) => self.deadline = Some(Box::pin(sleep(TIME_MAX))),
@@ -85,9 +97,20 @@ impl Unfinished {
     }
 }
 
+impl Room {
+    /// What messages of this length have taken.
+    fn part(&self, bytes: usize) -> &AtomicUsize {
+        match bytes {
+            LONG_BYTES_MIN.. => &self.taken.long,
+            _ => &self.taken.usual,
+        }
+    }
+}
+
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        self.room.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+        let part = self.room.part(self.bytes);
+        part.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -101,14 +124,17 @@ mod tests {
     async fn who_finds_no_room_takes_none_and_who_is_done_gives_it_back() {
         let room = Room::default();
         let mut others = Unfinished::new(room.clone());
-        others.follow(BYTES_MAX - SHORT_BYTES_MAX).expect("room");
+        others.follow(BYTES_MAX - LONG_BYTES_MIN).expect("room");
         let mut one = Unfinished::new(room.clone());
-        one.follow(SHORT_BYTES_MAX).expect("short ones are free");
-        let full = one.follow(SHORT_BYTES_MAX + 1).expect_err("no room");
+        one.follow(LONG_BYTES_MIN - 1).expect("room of its own");
+        let full = one.follow(LONG_BYTES_MIN + 1).expect_err("no room");
         assert_eq!(full.code(), Code::ResourceExhausted);
-        others.follow(0).expect("less is always possible");
-        one.follow(SHORT_BYTES_MAX + 1).expect("room again");
+        others.follow(LONG_BYTES_MIN).expect("less is possible");
+        one.follow(LONG_BYTES_MIN + 1).expect("room again");
+        one.follow(SHORT_BYTES_MAX).expect("short ones are free");
         drop((one, others));
-        assert_eq!(room.taken.load(Ordering::Relaxed), 0);
+        for part in [&room.taken.usual, &room.taken.long] {
+            assert_eq!(part.load(Ordering::Relaxed), 0);
+        }
     }
 }

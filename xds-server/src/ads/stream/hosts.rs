@@ -20,6 +20,9 @@ use crate::{
     snapshot::View,
 };
 
+/// The longest host that there can be. One with thousands of labels would be looked for under as many wildcards.
+const HOST_BYTES_MAX: usize = 255;
+
 /// What a client asked for.
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
@@ -155,6 +158,9 @@ fn wanted(asked: &BTreeSet<Arc<str>>, offered: &Resources) -> BTreeSet<Arc<str>>
 fn resolve<'r>(alias: &str, offered: &'r Resources) -> Option<&'r Arc<Resource>> {
     let (table, host) = alias.rsplit_once('/')?;
     let host = without_port(host).to_ascii_lowercase();
+    if host.len() > HOST_BYTES_MAX {
+        return None;
+    }
     let exact = [format!("{table}/{host}")];
     let mut candidates = exact.into_iter().chain(wildcards(table, &host));
     candidates.find_map(|name| offered.get(name.as_str()))

@@ -1,0 +1,181 @@
+//! Log lines on standard error, as many as there is a reader for.
+//!
+//! Much of what is logged a client can bring about, as often as it likes. So each place in the code logs so many lines a second
+//! and no more, and nobody waits for whoever reads the lines. What is left out is counted.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "an edge: how often lines come is measured by the clock"
+)]
+
+use std::{
+    collections::HashMap,
+    fmt,
+    io::{IsTerminal, stderr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::counter::ConstCounter,
+};
+use tracing::{Event, Metadata, Subscriber, callsite::Identifier};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::FilterExt,
+    layer::{Context, Filter, SubscriberExt},
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+/// Lines of one place in the code in a second.
+const LINES_MAX: u64 = 100;
+const SECOND: Duration = Duration::from_secs(1);
+/// Lines that wait for the reader.
+const WAITING_MAX: usize = 10_000;
+
+/// What was not logged, for the metrics. Cheap to clone.
+#[derive(Clone)]
+pub struct LeftOut {
+    /// Too many of a place.
+    repeated: Arc<AtomicU64>,
+    /// The reader was too slow.
+    unread: ErrorCounter,
+}
+
+/// Logs to standard error from now on, as `RUST_LOG` says. Lines that wait are written when the guard is dropped.
+pub fn begin(json: bool) -> (LeftOut, WorkerGuard) {
+    let builder = NonBlockingBuilder::default().buffered_lines_limit(WAITING_MAX);
+    let (writer, guard) = builder.finish(stderr());
+    let left_out = LeftOut {
+        repeated: Arc::default(),
+        unread: writer.error_counter(),
+    };
+    let by_level = EnvFilter::builder()
+        .with_default_directive(tracing::Level::INFO.into())
+        .from_env_lossy();
+    let by_place = ByPlace {
+        windows: Mutex::default(),
+        left_out: Arc::clone(&left_out.repeated),
+    };
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(stderr().is_terminal())
+        .with_writer(writer);
+    let lines = match json {
+        true => lines.json().boxed(),
+        false => lines.boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(by_level.and(by_place)))
+        .init();
+    (left_out, guard)
+}
+
+/// Lets through so many events of each place in a second.
+struct ByPlace {
+    /// There are as many as there are places in the code.
+    windows: Mutex<HashMap<Identifier, Window>>,
+    left_out: Arc<AtomicU64>,
+}
+
+struct Window {
+    began: Instant,
+    lines: u64,
+}
+
+impl ByPlace {
+    fn permits(&self, place: Identifier, now: Instant) -> bool {
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = Window {
+            began: now,
+            lines: 0,
+        };
+        let window = windows.entry(place).or_insert(fresh);
+        if now.duration_since(window.began) >= SECOND {
+            (window.began, window.lines) = (now, 0);
+        }
+        window.lines += 1;
+        window.lines <= LINES_MAX
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Filter<S> for ByPlace {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        let permitted = self.permits(event.metadata().callsite(), Instant::now());
+        if !permitted {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
+        permitted
+    }
+}
+
+impl fmt::Debug for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeftOut").finish_non_exhaustive()
+    }
+}
+
+impl Collector for LeftOut {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let unread = u64::try_from(self.unread.dropped_lines()).unwrap_or(u64::MAX);
+        let count = self.repeated.load(Ordering::Relaxed).saturating_add(unread);
+        let counter = ConstCounter::new(count);
+        counter.encode(encoder.encode_descriptor(
+            "log_lines_left_out",
+            "Lines that were not logged: more than 100 of a kind in a second, or nobody reads them",
+            None,
+            counter.metric_type(),
+        )?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::{info, subscriber::with_default};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Heard(Arc<AtomicU64>);
+
+    impl<S: Subscriber> Layer<S> for Heard {
+        fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_says_too_much_is_cut_short_and_nothing_else_is() {
+        const SAID: u64 = 1_000;
+        let (heard, left_out) = (Heard::default(), Arc::<AtomicU64>::default());
+        let by_place = ByPlace {
+            windows: Mutex::default(),
+            left_out: Arc::clone(&left_out),
+        };
+        let lines = heard.clone().with_filter(by_place);
+        let began = Instant::now();
+        with_default(tracing_subscriber::registry().with(lines), || {
+            (0..SAID).for_each(|_| info!("again"));
+            let before = heard.0.load(Ordering::Relaxed);
+            info!("another place");
+            assert_eq!(heard.0.load(Ordering::Relaxed), before + 1);
+        });
+        let heard = heard.0.load(Ordering::Relaxed) - 1;
+        let seconds = 1 + began.elapsed().as_secs();
+        assert!(
+            (LINES_MAX..=seconds * LINES_MAX).contains(&heard),
+            "{heard}"
+        );
+        assert_eq!(heard + left_out.load(Ordering::Relaxed), SAID);
+    }
+}
