@@ -41,3 +41,51 @@ impl Turns {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, time::Duration};
+
+    use tokio::{sync::oneshot, time::timeout};
+
+    use super::*;
+
+    const ENOUGH: Duration = Duration::from_secs(60);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_long_request_holds_up_long_ones_and_nobody_else() {
+        let turns = Turns::default();
+        let long = |begun: oneshot::Sender<()>, end: mpsc::Receiver<()>| {
+            let turns = turns.clone();
+            tokio::spawn(async move {
+                let work = move || {
+                    begun.send(()).expect("somebody waits for it");
+                    end.recv_timeout(ENOUGH).expect("it may end");
+                };
+                turns.take(LONG_BYTES_MIN, work).await;
+            })
+        };
+        let ((begins, begun), (may_end, end)) = (oneshot::channel(), mpsc::channel());
+        let first = long(begins, end);
+        timeout(ENOUGH, begun)
+            .await
+            .expect("in time")
+            .expect("it begins");
+        let ((begins, mut begun), (may_end_too, end)) = (oneshot::channel(), mpsc::channel());
+        let second = long(begins, end);
+        // On the only thread for tasks, on which the first one began.
+        let short = turns.clone();
+        let short = tokio::spawn(async move { short.take(LONG_BYTES_MIN - 1, || 7).await });
+        let done = timeout(ENOUGH, short).await.expect("it waits for nobody");
+        assert_eq!(done.expect("it ends"), 7);
+        assert!(begun.try_recv().is_err(), "one after the other");
+        may_end.send(()).expect("it works");
+        timeout(ENOUGH, begun)
+            .await
+            .expect("in time")
+            .expect("its turn");
+        may_end_too.send(()).expect("it works");
+        first.await.expect("it ends");
+        second.await.expect("it ends");
+    }
+}

@@ -55,10 +55,9 @@ impl Unfinished {
 
     /// So many bytes wait for the rest of their message. Errors: there is no room for them.
     pub(crate) fn follow(&mut self, waiting: usize) -> Result<(), Status> {
-        let bytes = if waiting > SHORT_BYTES_MAX {
-            waiting
-        } else {
-            0
+        let bytes = match waiting {
+            ..=SHORT_BYTES_MAX => 0,
+            _ => waiting,
         };
         if bytes == self.bytes {
             return Ok(());
@@ -76,10 +75,9 @@ impl Unfinished {
         })?;
         let before = self.room.part(self.bytes);
         before.fetch_sub(self.bytes, Ordering::Relaxed);
-        match (bytes, &self.deadline) {
-            (0, Some(_)) => self.deadline = None,
-            (1.., None) => self.deadline = Some(Box::pin(sleep(TIME_MAX))),
-            _ => {}
+        // Where it was more before, that message has ended, and this is another one.
+        if bytes < self.bytes || self.bytes == 0 {
+            self.deadline = (bytes > 0).then(|| Box::pin(sleep(TIME_MAX)));
         }
         self.bytes = bytes;
         Ok(())
@@ -136,5 +134,26 @@ mod tests {
         for part in [&room.taken.usual, &room.taken.long] {
             assert_eq!(part.load(Ordering::Relaxed), 0);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_message_has_its_own_time() {
+        let mut one = Unfinished::new(Room::default());
+        let late = |one: &mut Unfinished| {
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            one.poll_late(&mut context).is_ready()
+        };
+        one.follow(100_000).expect("room");
+        tokio::time::advance(TIME_MAX / 2).await;
+        one.follow(200_000).expect("more of the same");
+        assert!(!late(&mut one));
+        tokio::time::advance(TIME_MAX / 2).await;
+        assert!(late(&mut one));
+        one.follow(50_000).expect("the next one");
+        assert!(!late(&mut one));
+        tokio::time::advance(TIME_MAX).await;
+        assert!(late(&mut one));
+        one.follow(0).expect("all have ended");
+        assert!(!late(&mut one));
     }
 }

@@ -185,6 +185,18 @@ fn a_host_that_comes_before_the_answer_is_the_answer() {
 }
 
 /// Requests for these would match the wildcard, so that the client would never ask for them.
+/// Whoever sends requests makes hosts up. No wildcard is looked for behind each dot of what cannot be a host.
+#[test]
+fn a_host_that_is_too_long_is_nobodys() {
+    let mut stream = client(&table(&[("*", "1")]));
+    let host = |len: usize| format!("table/{}", "a.".repeat(len / 2));
+    let (longest, longer) = (host(254), host(256));
+    subscribe(&mut stream, HOSTS, &[&longer]);
+    answered(&mut stream, &[], &[&longer]);
+    subscribe(&mut stream, HOSTS, &[&longest]);
+    answered(&mut stream, &[("table/*", &[&longest])], &[]);
+}
+
 #[test]
 fn a_wildcard_brings_what_is_more_specific() {
     let hosts = [
