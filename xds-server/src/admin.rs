@@ -2,6 +2,7 @@
 
 mod cells;
 mod doors;
+mod objections;
 mod proxies;
 mod zones;
 
