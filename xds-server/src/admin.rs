@@ -3,6 +3,7 @@
 mod cells;
 mod conditions;
 mod doors;
+mod objections;
 mod proxies;
 mod zones;
 

@@ -6,6 +6,7 @@
 
 mod clock;
 mod engine;
+mod presence;
 mod records;
 mod service;
 mod status;
@@ -31,7 +32,7 @@ use crate::{
 pub use clock::{Boottime, Clock};
 pub use engine::unix_ms;
 pub use service::{FenceService, service};
-pub use status::{CellStatus, Holding, MoveStatus, Operation};
+pub use status::{CellStatus, Holding, MoveStatus, Operation, Speakers};
 
 /// Facts that may wait for the engine.
 pub const FACTS_MAX: usize = 1_024;
@@ -185,6 +186,10 @@ pub struct Wish {
     pub reason: Name,
     /// The new epoch is at least this.
     pub epoch_min: u64,
+    /// For how long the cell then stays though others serve it better, in microseconds.
+    pub hold: u64,
+    /// It may be an override to where the cell is.
+    pub accepted: bool,
 }
 
 /// Why a proxy gets nothing here.
