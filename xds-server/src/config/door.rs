@@ -91,6 +91,7 @@ impl Door<'_> {
         }
         let listen = self.listen(&raw.listen)?;
         let access = self.access(raw.access.as_ref(), &topology, &listen)?;
+        let is_loopback = listen.xds.address.ip().to_canonical().is_loopback();
         Ok(Config {
             listen,
             xds: self.xds(raw.xds.as_ref())?,
@@ -111,7 +112,7 @@ impl Door<'_> {
                 },
                 ttls: self.ttls(raw.xds.as_ref().and_then(|xds| xds.value.ttl_s.as_ref()))?,
                 explain,
-                guard: self.guard(raw.guard.as_ref())?,
+                guard: self.guard(raw.guard.as_ref(), is_loopback)?,
                 access: Arc::new(access),
             },
         })
@@ -143,12 +144,23 @@ impl Door<'_> {
         Ok(ttls)
     }
 
-    fn guard(&self, raw: Option<&Spanned<failover::RawGuard>>) -> Result<Guard, ConfigError> {
+    /// Where `listen.xds` is a loopback address, all proxies run on this machine.
+    fn guard(
+        &self,
+        raw: Option<&Spanned<failover::RawGuard>>,
+        is_loopback: bool,
+    ) -> Result<Guard, ConfigError> {
         let Some(at) = raw else {
-            return Ok(Guard::default());
+            return Ok(Guard {
+                vanish_percent: failover::half(),
+                loopback_instances: is_loopback,
+            });
         };
         match at.value.vanish_percent {
-            vanish_percent @ 1..=100 => Ok(Guard { vanish_percent }),
+            vanish_percent @ 1..=100 => Ok(Guard {
+                vanish_percent,
+                loopback_instances: at.value.loopback_instances.unwrap_or(is_loopback),
+            }),
             other => {
                 let message = format!("{other}: 1 to 100 are possible; 100 believes everything");
                 Err(self.error(at, "guard.vanish_percent", message))

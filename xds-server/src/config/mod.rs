@@ -19,6 +19,8 @@ use policy::{
     TraceRule, Weighting, Writes, ZoneId,
 };
 
+use registry::record::{Instance, InvalidRecord};
+
 use crate::{
     access::Access,
     connections::Limits,
@@ -107,11 +109,17 @@ pub struct Mesh {
 pub struct Guard {
     /// Where more than this share of all instances vanishes within a second, they are kept. 100: everything is believed.
     pub vanish_percent: u8,
+    /// Instances may have loopback addresses, which lead each proxy to its own machine, its admin interface included.
+    pub loopback_instances: bool,
 }
 
-impl Default for Guard {
-    fn default() -> Self {
-        Guard { vanish_percent: 50 }
+impl Guard {
+    /// Whether proxies may be sent to the address of this instance.
+    pub fn check(&self, instance: &Instance) -> Result<(), InvalidRecord> {
+        match instance.address.is_loopback() && !self.loopback_instances {
+            true => Err(InvalidRecord::Loopback(instance.address)),
+            false => Ok(()),
+        }
     }
 }
 
