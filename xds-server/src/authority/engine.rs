@@ -18,11 +18,15 @@ use registry::{
     authority::{OPERATIONS_PREFIX, incarnation},
     store::{Compare, Op, Store, StoreError, TxnOutcome},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 use tracing::{debug, info, warn};
 
 use super::{
     CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
+    homes::{Sightings, Since},
     records::{self, Operations},
     status,
 };
@@ -45,6 +49,8 @@ pub(super) struct Engine {
     commands: mpsc::Receiver<Command>,
     publisher: watch::Sender<Arc<Vec<CellStatus>>>,
     told: watch::Sender<Arc<Vec<Operation>>>,
+    sightings: Sightings,
+    sighted: watch::Sender<Arc<Since>>,
     /// What became of transactions.
     answer: mpsc::UnboundedSender<Answer>,
     answers: mpsc::UnboundedReceiver<Answer>,
@@ -82,6 +88,7 @@ impl Engine {
         commands: mpsc::Receiver<Command>,
         publisher: watch::Sender<Arc<Vec<CellStatus>>>,
         told: watch::Sender<Arc<Vec<Operation>>>,
+        sighted: watch::Sender<Arc<Since>>,
     ) -> Engine {
         let draw = &mut sources.draw;
         let replicas = sources.zones.iter().map(|zone| {
@@ -106,6 +113,8 @@ impl Engine {
             commands,
             publisher,
             told,
+            sightings: Sightings::default(),
+            sighted,
             answer,
             answers,
             stopping: Vec::new(),
@@ -139,6 +148,7 @@ impl Engine {
             self.judge();
             self.send_away();
             self.publish();
+            self.sight();
         }
     }
 
@@ -553,6 +563,22 @@ impl Engine {
             }
             changed
         });
+    }
+
+    /// Tells streams which zones have a control plane of their own.
+    fn sight(&mut self) {
+        // All replicas of this process see the same.
+        let Some(replica) = self.replicas.values().next() else {
+            return;
+        };
+        let (now, terms, sessions) = (self.now(), &self.sources.terms, replica.sessions());
+        let present = sessions.present().map(|(id, _)| id);
+        let alive = present.filter(|id| !sessions.over(id, now, terms));
+        let alive: BTreeSet<SessionId> = alive.cloned().collect();
+        if self.sightings.look(alive, Instant::now()) {
+            self.sighted
+                .send_replace(Arc::new(self.sightings.since().clone()));
+        }
     }
 
     fn tell_operations(&self) {
