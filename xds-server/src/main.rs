@@ -228,12 +228,14 @@ async fn serve(
             metrics: metrics.clone(),
         }),
     };
-    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics.clone());
+    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics.clone())
+        .among(authorities.homes().clone());
     let load_reports = LoadReports::new(
         feed.snapshots.clone(),
         loads,
         xds_config.load_report_interval,
-    );
+    )
+    .among(authorities.homes().clone());
     let applied = Applied::default();
     let fence = authority::service(authorities.clone(), gate.clone(), metrics);
     let others = Routes::new(fence)

@@ -18,12 +18,16 @@ use registry::{
     authority::{OPERATIONS_PREFIX, SessionRecord, incarnation},
     store::{Compare, Op, Store, StoreError, TxnOutcome},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 use tracing::{debug, info, warn};
 
 use super::{
     CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
     presence::Presence,
+    homes::{Sightings, Since},
     records::{self, Operations},
     status,
 };
@@ -49,6 +53,8 @@ pub(super) struct Engine {
     commands: mpsc::Receiver<Command>,
     publisher: watch::Sender<Arc<Vec<CellStatus>>>,
     told: watch::Sender<Arc<Vec<Operation>>>,
+    sightings: Sightings,
+    sighted: watch::Sender<Arc<Since>>,
     /// What became of transactions.
     answer: mpsc::UnboundedSender<Answer>,
     answers: mpsc::UnboundedReceiver<Answer>,
@@ -86,6 +92,7 @@ impl Engine {
         commands: mpsc::Receiver<Command>,
         publisher: watch::Sender<Arc<Vec<CellStatus>>>,
         told: watch::Sender<Arc<Vec<Operation>>>,
+        sighted: watch::Sender<Arc<Since>>,
     ) -> Engine {
         let draw = &mut sources.draw;
         let replicas = sources.zones.iter().map(|zone| {
@@ -112,6 +119,8 @@ impl Engine {
             commands,
             publisher,
             told,
+            sightings: Sightings::default(),
+            sighted,
             answer,
             answers,
             stopping: Vec::new(),
@@ -146,6 +155,7 @@ impl Engine {
             self.send_away();
             self.restate();
             self.publish();
+            self.sight();
         }
     }
 
@@ -625,6 +635,22 @@ impl Engine {
             }
             changed
         });
+    }
+
+    /// Tells streams which zones have a control plane of their own.
+    fn sight(&mut self) {
+        // All replicas of this process see the same.
+        let Some(replica) = self.replicas.values().next() else {
+            return;
+        };
+        let (now, terms, sessions) = (self.now(), &self.sources.terms, replica.sessions());
+        let present = sessions.present().map(|(id, _)| id);
+        let alive = present.filter(|id| !sessions.over(id, now, terms));
+        let alive: BTreeSet<SessionId> = alive.cloned().collect();
+        if self.sightings.look(alive, Instant::now()) {
+            self.sighted
+                .send_replace(Arc::new(self.sightings.since().clone()));
+        }
     }
 
     fn tell_operations(&self) {

@@ -7,6 +7,7 @@
 mod clock;
 mod engine;
 mod presence;
+mod homes;
 mod records;
 mod service;
 mod status;
@@ -31,6 +32,7 @@ use crate::{
 
 pub use clock::{Boottime, Clock};
 pub use engine::unix_ms;
+pub use homes::Homes;
 pub use service::{FenceService, service};
 pub use status::{CellStatus, Holding, MoveStatus, Operation, Speakers};
 
@@ -148,6 +150,7 @@ pub struct Authorities {
     commands: mpsc::Sender<Command>,
     cells: watch::Receiver<Arc<Vec<CellStatus>>>,
     operations: watch::Receiver<Arc<Vec<Operation>>>,
+    homes: Homes,
 }
 
 enum Command {
@@ -213,11 +216,14 @@ pub fn start(sources: Sources) -> Authorities {
     let (commands, commanded) = mpsc::channel(COMMANDS_MAX);
     let (publisher, cells) = watch::channel(Arc::default());
     let (told, operations) = watch::channel(Arc::default());
-    tokio::spawn(engine::Engine::new(sources, commanded, publisher, told).run());
+    let (sighted, since) = watch::channel(Arc::default());
+    let homes = Homes::new(sources.zones.clone(), since);
+    tokio::spawn(engine::Engine::new(sources, commanded, publisher, told, sighted).run());
     Authorities {
         commands,
         cells,
         operations,
+        homes,
     }
 }
 
@@ -228,7 +234,13 @@ impl Authorities {
             commands: mpsc::channel(1).0,
             cells: watch::channel(Arc::default()).1,
             operations: watch::channel(Arc::default()).1,
+            homes: Homes::unknown(),
         }
+    }
+
+    /// Which zones have a control plane of their own.
+    pub fn homes(&self) -> &Homes {
+        &self.homes
     }
 
     /// How the cells stand, as far as is known here.
