@@ -26,8 +26,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
-    presence::Presence,
     homes::{Sightings, Since},
+    presence::Presence,
     records::{self, Operations},
     status,
 };

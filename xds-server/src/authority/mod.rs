@@ -6,8 +6,8 @@
 
 mod clock;
 mod engine;
-mod presence;
 mod homes;
+mod presence;
 mod records;
 mod service;
 mod status;
