@@ -26,7 +26,7 @@ use xds_server::{
     ads::{csds, proxies::Proxies, service::Ads},
     applied::{self, Applied},
     authority::{self, Authorities, Boottime},
-    conditions::{Code, page},
+    conditions::{self, Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
     feed::{self, Sources},
@@ -35,8 +35,9 @@ use xds_server::{
     logging::{self, LeftOut},
     metrics::Metrics,
     mode::Mode,
-    operate::Operation,
+    operate::{Operation, failure},
     reload,
+    replicas::Replicas,
     tls::{Acceptor, Port, Tls},
     transport::{self, Services},
 };
@@ -45,7 +46,7 @@ use xds_server::{
 ///
 /// Log lines go to standard error; RUST_LOG chooses them (default: info).
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, after_help = failure::EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -138,7 +139,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tidegate: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(failure::exit_code(&error))
         }
     }
 }
@@ -185,13 +186,13 @@ async fn serve(
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
     let metrics = Metrics::default();
-    let conditions = metrics.conditions.clone();
     let ports = Ports::open(&config.listen, &metrics)?;
     let (xds_address, admin_address) = ports.addresses()?;
 
     let (keeper, last_good) = open_state(config.state.as_deref(), &metrics)?;
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
+    tokio::spawn(mode.clone().watch_alarms(Arc::clone(&store)));
     let proxies = Proxies::default();
     let loads = Loads::default();
     let mut registry = metrics.registry();
@@ -199,8 +200,14 @@ async fn serve(
     registry.register_collector(Box::new(left_out));
     let registry = Arc::new(registry);
     let xds_config = config.xds;
+    let is_shared = matches!(config.store, StoreConfig::Etcd { .. });
     let meshes = reload::follow(path, config, text, metrics.clone());
     let gate = Gate::new(meshes.clone());
+    if is_shared {
+        let store = Arc::clone(&store);
+        let replicas = Replicas::new(store, process_name(), draw(), mode.clone(), &metrics);
+        tokio::spawn(replicas.run(meshes.clone()));
+    }
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -237,7 +244,13 @@ async fn serve(
     )
     .among(authorities.homes().clone());
     let applied = Applied::default();
-    let fence = authority::service(authorities.clone(), gate.clone(), metrics);
+    let fence = authority::service(authorities.clone(), gate.clone(), metrics.clone());
+    tokio::spawn(conditions::proxies::watch(
+        proxies.clone(),
+        applied.clone(),
+        feed.snapshots.clone(),
+        metrics.clone(),
+    ));
     let others = Routes::new(fence)
         .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(applied::service(applied.clone()))
@@ -249,7 +262,7 @@ async fn serve(
         feed,
         proxies,
         applied,
-        conditions,
+        counts: metrics,
         metrics: registry,
         gate: gate.clone(),
     }
