@@ -65,6 +65,10 @@ enum Command {
         /// Write the addresses that are listened on to this file, as JSON, once they are: for ports chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
+        /// On SIGTERM, first move the cells to a standby zone that no other replica of this zone can grant writes for. Without
+        /// it they stay, and the zone has as long to come back as a session lasts.
+        #[arg(long)]
+        hand_over: bool,
         /// Log as JSON.
         #[arg(long)]
         log_json: bool,
@@ -123,10 +127,15 @@ fn main() -> ExitCode {
             config,
             zone,
             addresses_file,
+            hand_over,
             log_json,
         } => {
             let (left_out, _lines) = logging::begin(log_json);
-            serve(config, zone, addresses_file, left_out)
+            let leaving = match hand_over {
+                true => Leaving::HandingOver,
+                false => Leaving::ToComeBack,
+            };
+            serve(config, zone, addresses_file, leaving, left_out)
         }
         Command::Codes { code, markdown } => {
             print!("{}", codes(code, markdown));
@@ -177,6 +186,7 @@ async fn serve(
     path: PathBuf,
     zone: Option<String>,
     addresses_file: Option<PathBuf>,
+    leaving: Leaving,
     left_out: LeftOut,
 ) -> anyhow::Result<()> {
     allow_many_files();
@@ -282,8 +292,15 @@ async fn serve(
         // to another replica of the zone. A second signal ends it at once, which is as safe.
         let enough = Duration::from_micros(terms.stretch(terms.grant_ttl + terms.write_drain))
             + Duration::from_secs(1);
+        let leave = async {
+            if leaving == Leaving::HandingOver {
+                // What has not moved by then is left as it is, and taken over later.
+                let _ = tokio::time::timeout(enough, authorities.hand_over()).await;
+            }
+            let _ = tokio::time::timeout(enough, authorities.stop()).await;
+        };
         tokio::select! {
-            _ = tokio::time::timeout(enough, authorities.stop()) => {}
+            () = leave => {}
             _ = &mut servers => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -292,6 +309,15 @@ async fn serve(
     // Streams to proxies never end by themselves, so there is nothing else to wait for.
     keeper.stop().await;
     ended
+}
+
+/// What becomes of the cells of a process that ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// They stay.
+    ToComeBack,
+    /// They move to another zone first.
+    HandingOver,
 }
 
 /// The zones that this process speaks for.

@@ -339,9 +339,19 @@ pub fn override_of_one() -> Scenario {
     let mut scenario =
         Scenario::new("the first of two cells overridden").with_second(vec![0], vec![1]);
     scenario.wishes = vec![(1, vec![1], Cause::Override)];
-    scenario.budget.writes = 1;
     scenario.horizon = 7;
     scenario.moves_on_wish_alone = true;
+    scenario
+}
+
+/// The same, and `a` is told late that its session was ended, and grants on until then.
+pub fn override_untold() -> Scenario {
+    let mut scenario = override_of_one();
+    scenario.name = "the first of two cells overridden, a told late";
+    scenario.hosts[0].1.watch = Late;
+    scenario.net.revocations = Late;
+    scenario.budget.questions = 1;
+    scenario.horizon = 5;
     scenario
 }
 
@@ -459,6 +469,7 @@ pub fn all() -> Vec<Scenario> {
     ];
     all.extend([
         override_of_one(),
+        override_untold(),
         override_of_own(),
         overrides_across(),
         moved_after_override(),

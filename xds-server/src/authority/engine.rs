@@ -508,11 +508,51 @@ impl Engine {
             Command::Wish { wish, answer } => {
                 let _ = answer.send(self.wish(&wish));
             }
+            Command::HandOver { begun } => {
+                let _ = begun.send(self.hand_over());
+            }
             Command::Stop { stopped } => {
                 self.stopping.push(stopped);
                 self.everybody(&Input::Stop);
             }
         }
+    }
+
+    /// Begins to move every cell that nobody else grants writes for in its zone: their names.
+    fn hand_over(&mut self) -> BTreeSet<String> {
+        let now = self.now();
+        let mut moves = Vec::new();
+        for replica in self.replicas.values() {
+            for (cell, _, authority, ..) in replica.cells() {
+                let next = replica.successor(cell, now);
+                let next = next.filter(|zone| !self.replicas.contains_key(zone));
+                if let (Some(to), Some(authority)) = (next, authority) {
+                    let next = Move {
+                        id: move_id(cell, authority),
+                        to: vec![to],
+                        cause: Cause::Operator,
+                        reason: Name::from("the only replica of its zone stops, and hands over"),
+                        epoch_min: 0,
+                        hold: 0,
+                    };
+                    moves.push((replica.id().zone.clone(), cell.clone(), next));
+                }
+            }
+        }
+        let mut begun = BTreeSet::new();
+        for (zone, cell, next) in moves {
+            let Some(replica) = self.replicas.get_mut(&zone) else {
+                continue;
+            };
+            match replica.wish(&cell, next, false, now) {
+                Ok(effects) => {
+                    begun.insert(cell.to_string());
+                    self.carry_out(&zone, effects);
+                }
+                Err(error) => warn!(%cell, %error, "the cell is not handed over"),
+            }
+        }
+        begun
     }
 
     fn wish(&mut self, wish: &Wish) -> Result<(), Unwilling> {

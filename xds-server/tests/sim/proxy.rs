@@ -29,11 +29,10 @@ use tokio::{
 };
 use xds_server::authority::{Authorities, Clock};
 
-use crate::{clock::Drifting, history::History, rng::Rng, store::Doors};
+use crate::{CELLS, clock::Drifting, history::History, rng::Rng, store::Doors};
 
 const TICK: Duration = Duration::from_millis(10);
 const CONTEXT: ContextId = ContextId(1);
-const CELL: &str = "main";
 const WORKERS: usize = 2;
 
 /// The control planes of a zone that a proxy can be led to now.
@@ -152,6 +151,7 @@ impl Running {
 struct InFlight {
     number: u64,
     worker: WorkerId,
+    cell: &'static str,
     ends: Instant,
 }
 
@@ -228,8 +228,10 @@ impl ProxyProcess {
                     self.members[at].tick(CONTEXT, &mut self.host);
                 }
             }
-            if self.host.rng.chance(30) {
-                self.write();
+            for _ in CELLS {
+                if self.host.rng.chance(30) {
+                    self.write();
+                }
             }
         }
     }
@@ -266,11 +268,12 @@ impl ProxyProcess {
     /// One request: a write, short or as long as it may be.
     fn write(&mut self) {
         let site = self.host.site.clone();
+        let cell = CELLS[self.host.rng.below(CELLS.len() as u64) as usize];
         let at = self.host.rng.below(self.members.len() as u64) as usize;
         self.host.worker = at;
         let workers = &mut self.members[at].workers;
-        let Some(epoch) = workers.admit(CELL, &site.terms, &mut self.host) else {
-            workers.end(CELL, &site.terms, &mut self.host);
+        let Some(epoch) = workers.admit(cell, &site.terms, &mut self.host) else {
+            workers.end(cell, &site.terms, &mut self.host);
             site.history.refused();
             return;
         };
@@ -282,8 +285,9 @@ impl ProxyProcess {
         let ends = Instant::now() + site.clock.real(long);
         let (at, over) = (site.start.elapsed(), ends - site.start);
         self.in_flight.borrow_mut().push(InFlight {
-            number: site.history.begin(at, over, site.zone, epoch),
+            number: site.history.begin(at, over, site.zone, cell, epoch),
             worker: workers.me(),
+            cell,
             ends,
         });
     }
@@ -305,7 +309,7 @@ impl ProxyProcess {
             if let Some((index, member)) = of {
                 self.host.worker = index;
                 let terms = self.host.site.terms.clone();
-                member.workers.end(CELL, &terms, &mut self.host);
+                member.workers.end(write.cell, &terms, &mut self.host);
             }
         }
     }
