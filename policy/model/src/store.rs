@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use policy::fence::{
-    Authority, Condition, Input, Key, Listing, Name, Revision, SessionId, Transaction, Write,
+    Agreement, Authority, Condition, Input, Key, Listing, Name, Revision, SessionId, Transaction,
+    Write,
 };
 
 /// A store with one cell.
@@ -13,7 +14,9 @@ pub struct Store {
     revision: u64,
     authority: Option<(Stands, Authority)>,
     sessions: BTreeMap<SessionId, Stands>,
-    grantors: BTreeMap<SessionId, Stands>,
+    /// With the revision of the terms that each registered under.
+    grantors: BTreeMap<SessionId, (Stands, Revision)>,
+    terms: Option<(Stands, Agreement)>,
 }
 
 /// Since when a key stands there.
@@ -31,6 +34,7 @@ impl Store {
             authority: None,
             sessions: BTreeMap::new(),
             grantors: BTreeMap::new(),
+            terms: None,
         }
     }
 
@@ -38,11 +42,18 @@ impl Store {
         self.authority.as_ref().map(|(_, authority)| authority)
     }
 
+    /// The agreed terms, and the revision of their last put.
+    pub fn terms(&self) -> Option<(Revision, &Agreement)> {
+        let (stands, agreement) = self.terms.as_ref()?;
+        Some((stands.put, agreement))
+    }
+
     fn stands(&self, key: &Key) -> Option<Stands> {
         match key {
             Key::Authority(_) => self.authority.as_ref().map(|(stands, _)| *stands),
             Key::Session(id) => self.sessions.get(id).copied(),
-            Key::Grantor(_, id) => self.grantors.get(id).copied(),
+            Key::Grantor(_, id) => self.grantors.get(id).map(|(stands, _)| *stands),
+            Key::Terms => self.terms.as_ref().map(|(stands, _)| *stands),
         }
     }
 
@@ -89,13 +100,21 @@ impl Store {
                     put: Some(put),
                 }
             }
-            Write::Grantor(cell, id) => {
-                let stands = anew(self.grantors.get(id).copied());
-                self.grantors.insert(id.clone(), stands);
+            Write::Grantor(cell, id, terms) => {
+                let stands = anew(self.grantors.get(id).map(|(stands, _)| *stands));
+                self.grantors.insert(id.clone(), (stands, *terms));
                 Input::Grantor {
                     cell: cell.clone(),
                     id: id.clone(),
-                    present: true,
+                    registered: Some(*terms),
+                }
+            }
+            Write::Terms(agreement) => {
+                let stands = anew(self.terms.as_ref().map(|(stands, _)| *stands));
+                self.terms = Some((stands, agreement.clone()));
+                Input::Terms {
+                    revision: put,
+                    agreement: Some(agreement.clone()),
                 }
             }
             Write::Delete(key) => return self.delete(key, put),
@@ -116,7 +135,11 @@ impl Store {
             Key::Grantor(cell, id) => self.grantors.remove(id).map(|_| Input::Grantor {
                 cell: cell.clone(),
                 id: id.clone(),
-                present: false,
+                registered: None,
+            }),
+            Key::Terms => self.terms.take().map(|_| Input::Terms {
+                revision: at,
+                agreement: None,
             }),
         }
     }
@@ -125,14 +148,19 @@ impl Store {
     pub fn list(&self, cell: &Name) -> Listing {
         let authority = self.authority.iter();
         let sessions = self.sessions.iter();
-        let grantors = self.grantors.keys();
+        let grantors = self.grantors.iter();
+        let terms = self.terms.as_ref();
         Listing {
             store: self.id,
+            revision: Revision(self.revision),
+            terms: terms.map(|(stands, agreement)| (stands.put, agreement.clone())),
             authorities: authority
                 .map(|(stands, authority)| (cell.clone(), stands.put, authority.clone()))
                 .collect(),
             sessions: sessions.map(|(id, s)| (id.clone(), s.put)).collect(),
-            grantors: grantors.map(|id| (cell.clone(), id.clone())).collect(),
+            grantors: grantors
+                .map(|(id, (_, terms))| ((cell.clone(), id.clone()), *terms))
+                .collect(),
         }
     }
 }

@@ -15,16 +15,17 @@ use policy::{
 };
 use protos::fence::{GrantorSays, HolderSays};
 use registry::{
-    authority::{OPERATIONS_PREFIX, incarnation},
+    authority::{OPERATIONS_PREFIX, SessionRecord, incarnation},
     store::{Compare, Op, Store, StoreError, TxnOutcome},
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
     records::{self, Operations},
     status,
+    terms::{self, Said},
 };
 use crate::metrics::{CellLabel, ResultLabel};
 
@@ -51,6 +52,12 @@ pub(super) struct Engine {
     /// Who waits for the end.
     stopping: Vec<oneshot::Sender<()>>,
     stopped: BTreeSet<Name>,
+    /// What sessions say of their processes.
+    said: Said,
+    /// Something may have changed about the agreed terms.
+    terms_dirty: bool,
+    /// Why this replica does not agree, as it was said last.
+    differs: Option<String>,
 }
 
 struct Answer {
@@ -110,6 +117,9 @@ impl Engine {
             answers,
             stopping: Vec::new(),
             stopped: BTreeSet::new(),
+            said: Said::default(),
+            terms_dirty: true,
+            differs: None,
         }
     }
 
@@ -134,8 +144,12 @@ impl Engine {
                 Woken::Answer(Some(answer)) => self.answered(&answer),
                 Woken::Rules => self.take_rules(),
                 Woken::Overview => self.look_around(),
-                Woken::Time => self.everybody(&Input::Tick),
+                Woken::Time => {
+                    self.terms_dirty = true;
+                    self.everybody(&Input::Tick);
+                }
             }
+            self.judge_terms();
             self.judge();
             self.send_away();
             self.publish();
@@ -155,7 +169,11 @@ impl Engine {
 
     fn take_rules(&mut self) {
         let rules = Arc::clone(&self.sources.rules.borrow_and_update());
+        if let Some(agreed) = &rules.agreed {
+            self.everybody(&Input::Configured(agreed.clone()));
+        }
         self.everybody(&Input::Cells(rules.cells.clone()));
+        self.terms_dirty = true;
         self.look_around();
     }
 
@@ -179,9 +197,15 @@ impl Engine {
     }
 
     fn take_fact(&mut self, fact: Fact) {
+        self.said.take(&fact);
+        self.terms_dirty = true;
         let input = match fact {
-            Fact::Listed { cluster, entries } => {
-                let (listing, operations) = records::listing(cluster, &entries);
+            Fact::Listed {
+                cluster,
+                revision,
+                entries,
+            } => {
+                let (listing, operations) = records::listing(cluster, revision, &entries);
                 self.operations = operations;
                 self.tell_operations();
                 Some(Input::Listed(listing))
@@ -300,7 +324,7 @@ impl Engine {
     /// Whether proxies get from this replica what there is to be had.
     fn serves(&self, zone: &Name) -> bool {
         let replica = self.replicas.get(zone);
-        let alive = |replica: &Replica| replica.session().left(self.now()) > 0;
+        let alive = |replica: &Replica| replica.session().left(self.now()) > 0 && replica.acts();
         self.stopping.is_empty() && replica.is_some_and(alive)
     }
 
@@ -344,9 +368,12 @@ impl Engine {
             records::operation(&self.operations, cell, before, after, &id, unix_ms())
         });
         let changes_authority = authority.is_some();
-        let process = &self.sources.process;
+        let session = SessionRecord {
+            process: self.sources.process.clone(),
+            terms: terms::own(replica),
+        };
         let (compares, ops) =
-            records::transaction(transaction, process, operation.unwrap_or_default());
+            records::transaction(transaction, &session, operation.unwrap_or_default());
         let store = Arc::clone(&self.sources.store);
         let mode = self.sources.mode.clone();
         let answer = self.answer.clone();
@@ -415,7 +442,12 @@ impl Engine {
                     return;
                 }
                 if !self.serves(&zone) {
-                    let _ = joined.send(Err(Unseated::NoSession));
+                    let replica = self.replicas.get(&zone);
+                    let unseated = match replica.is_some_and(|replica| !replica.acts()) {
+                        true => Unseated::TermsDiffer,
+                        false => Unseated::NoSession,
+                    };
+                    let _ = joined.send(Err(unseated));
                     return;
                 }
                 self.leave(holder);
@@ -529,6 +561,38 @@ impl Engine {
             self.better.insert(cell.clone(), zone.clone());
             self.everybody(&Input::Better { cell, zone });
         }
+    }
+
+    /// Says what is agreed on, and how this replica stands to that.
+    fn judge_terms(&mut self) {
+        if !std::mem::take(&mut self.terms_dirty) {
+            return;
+        }
+        let now = self.now();
+        let Some(replica) = self.replicas.values().next() else {
+            return;
+        };
+        let status = terms::status(replica, &self.said, now);
+        let agreement = replica.agreement().map(|(_, agreement)| agreement.clone());
+        let differs = match status.agrees || agreement.is_none() {
+            true => None,
+            false => Some(status.differences.join("; ")),
+        };
+        let rolled = terms::rolled(&status);
+        let agrees = i64::from(status.agrees);
+        self.sources.metrics.terms_agreed.set(agrees);
+        self.sources.agreements.set(agreement.as_ref(), status);
+        if differs != self.differs {
+            match &differs {
+                Some(differences) => error!(
+                    differences,
+                    "this replica is configured with other terms than those that are agreed on: it grants nothing and moves nothing. Give it the configuration of the others, or change the terms: `tidegate terms change --config FILE`"
+                ),
+                None => info!("this replica's terms are agreed on"),
+            }
+            self.differs = differs;
+        }
+        self.everybody(&Input::Rolled(rolled));
     }
 
     fn publish(&mut self) {

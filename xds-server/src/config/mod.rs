@@ -9,6 +9,7 @@ mod failover;
 mod listen;
 mod raw;
 mod resilience;
+mod terms;
 #[cfg(test)]
 mod tests;
 
