@@ -7,3 +7,4 @@ pub mod authority;
 pub mod desired;
 pub mod record;
 pub mod store;
+pub mod terms;

@@ -25,7 +25,7 @@ use xds_server::{
     admin::{self, Admin},
     ads::{csds, proxies::Proxies, service::Ads},
     applied::{self, Applied},
-    authority::{self, Authorities, Boottime},
+    authority::{self, Agreements, Authorities, Boottime},
     conditions::{Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
@@ -209,7 +209,8 @@ async fn serve(
     registry.register_collector(Box::new(left_out));
     let registry = Arc::new(registry);
     let xds_config = config.xds;
-    let meshes = reload::follow(path, config, text, metrics.clone());
+    let agreements = Agreements::default();
+    let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
     let gate = Gate::new(meshes.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
@@ -229,6 +230,7 @@ async fn serve(
             facts: told,
             zones,
             terms: terms.clone(),
+            agreements: agreements.clone(),
             rules,
             overviews: feed.overviews.clone(),
             clock: Arc::new(Boottime),
@@ -256,6 +258,7 @@ async fn serve(
         store,
         mode,
         authorities: authorities.clone(),
+        agreements,
         feed,
         proxies,
         applied,

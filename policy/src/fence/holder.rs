@@ -131,7 +131,7 @@ impl Ledger {
     /// The fence of which nothing older is in flight, and never will be; none while something is.
     pub fn drained(&mut self, now: u64, terms: &Terms) -> Option<Stamp> {
         let lives_on = |listed: &Listed| {
-            listed.until.saturating_add(terms.write_drain) > now
+            listed.until.saturating_add(terms.write_drain_waited) > now
                 && terms.keeps(Clause::LostWorkerCounted)
         };
         self.workers.retain(lives_on);

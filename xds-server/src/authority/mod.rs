@@ -11,10 +11,11 @@ mod presence;
 mod records;
 mod service;
 mod status;
+mod terms;
 
 use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
 
-use policy::fence::{Cause, CellRules, HolderId, Name, Terms, Unwilling};
+use policy::fence::{Agreed, Cause, CellRules, HolderId, Name, Terms, Unwilling};
 use protos::fence::{GrantorSays, HolderSays};
 use registry::{
     authority::{AUTHORITY_PREFIX, AuthorityRecord},
@@ -35,6 +36,7 @@ pub use engine::unix_ms;
 pub use homes::Homes;
 pub use service::{FenceService, service};
 pub use status::{CellStatus, Holding, MoveStatus, Operation, Speakers};
+pub use terms::{Agreements, ReplicaTerms, TermsStatus, waits_for};
 
 /// Facts that may wait for the engine.
 pub const FACTS_MAX: usize = 1_024;
@@ -47,6 +49,7 @@ pub enum Fact {
     /// Everything, at one revision: after a start, or when events may have been missed.
     Listed {
         cluster: ClusterId,
+        revision: Revision,
         entries: Vec<Entry>,
     },
     Put(Entry),
@@ -62,6 +65,8 @@ pub enum Fact {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     pub cells: BTreeMap<Name, CellRules>,
+    /// The terms.
+    pub agreed: Option<Agreed>,
     /// The services whose writes are fenced.
     pub services: BTreeSet<String>,
 }
@@ -89,6 +94,7 @@ impl Rules {
         let services = mesh.services.iter().filter(fenced);
         Rules {
             cells: cells.collect(),
+            agreed: mesh.agreed(),
             services: services.map(|service| service.name.clone()).collect(),
         }
     }
@@ -132,6 +138,8 @@ pub struct Sources {
     /// The zones that this process speaks for.
     pub zones: Vec<Name>,
     pub terms: Terms,
+    /// Where it says what is agreed on.
+    pub agreements: Agreements,
     pub rules: watch::Receiver<Arc<Rules>>,
     /// How services are doing.
     pub overviews: watch::Receiver<Arc<Overview>>,
@@ -207,6 +215,10 @@ pub enum Unseated {
     OtherZone { zone: Name, zones: String },
     #[error("this replica has no session at present, and grants nothing: try another one")]
     NoSession,
+    #[error(
+        "this replica is configured with other terms than those that are agreed on, and grants nothing: try another one"
+    )]
+    TermsDiffer,
 }
 
 /// The engine has ended.

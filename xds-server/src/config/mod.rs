@@ -10,6 +10,7 @@ mod listen;
 mod proxy_tls;
 mod raw;
 mod resilience;
+mod terms;
 #[cfg(test)]
 mod tests;
 
