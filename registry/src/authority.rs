@@ -29,8 +29,7 @@ pub const OPERATIONS_PREFIX: &str = "/tidegate/v1/operations/";
 /// What stands for an unknown past in [`AuthorityRecord::unsettled`].
 const UNKNOWN_PAST: &str = "*";
 
-/// The highest epoch: what JSON readers take for a whole number, so that there is always a higher one.
-pub const EPOCH_MAX: u64 = 1 << 53;
+pub use policy::fence::EPOCH_MAX;
 
 /// The store key of a key of the fence.
 pub fn store_key(key: &Key) -> String {

@@ -25,7 +25,7 @@ use xds_server::{
     admin::{self, Admin},
     ads::{csds, proxies::Proxies, service::Ads},
     applied::{self, Applied},
-    authority::{self, Authorities, Boottime},
+    authority::{self, Authorities, Boottime, HopKeys},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
     feed::{self, Sources},
@@ -179,6 +179,7 @@ async fn serve(
     let xds_config = config.xds;
     let meshes = reload::follow(path, config, text, metrics.clone());
     let gate = Gate::new(meshes.clone());
+    let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -213,7 +214,7 @@ async fn serve(
         xds_config.load_report_interval,
     );
     let applied = Applied::default();
-    let fence = authority::service(authorities.clone(), gate.clone(), metrics);
+    let fence = authority::service(authorities.clone(), gate.clone(), hop_keys, metrics);
     let others = Routes::new(fence)
         .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(applied::service(applied.clone()))

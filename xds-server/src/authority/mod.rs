@@ -6,6 +6,7 @@
 
 mod clock;
 mod engine;
+mod hop_keys;
 mod records;
 mod service;
 mod status;
@@ -30,6 +31,7 @@ use crate::{
 
 pub use clock::{Boottime, Clock};
 pub use engine::unix_ms;
+pub use hop_keys::HopKeys;
 pub use service::{FenceService, service};
 pub use status::{CellStatus, Holding, MoveStatus, Operation};
 

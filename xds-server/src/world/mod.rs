@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-use policy::{Plans, Standing, Verdict, Weighting, Why, ZoneId, ZoneLoad};
+use policy::{Plans, Standing, Verdict, Weighting, Why, Writes, ZoneId, ZoneLoad};
 use registry::{
     authority::AUTHORITY_PREFIX,
     desired::{
@@ -479,6 +479,10 @@ impl World {
             return changed;
         }
         let plans = Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands);
+        let plans = match service.writes {
+            Writes::Free => plans,
+            Writes::Fenced { .. } => plans.fenced(&mesh.topology, &loads),
+        };
         if let Some(slot) = self.derived.plans.get_mut(index)
             && *slot != plans
         {
