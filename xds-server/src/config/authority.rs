@@ -13,9 +13,10 @@ use serde::{
 use serde_saphyr::Spanned;
 
 use super::{
-    ConfigError, Protocol, Resilience, ServiceConfig, Strategy,
+    ConfigError, Protocol, Resilience, ServiceConfig, Strategy, UpstreamTls,
     door::Door,
     failover::millis,
+    proxy_tls::RawUpstreamTls,
     raw::{RawAffinity, RawService},
 };
 
@@ -38,6 +39,8 @@ pub struct Authority {
     pub enforcement: Enforcement,
     /// What gateways sign the writes with that they forward; without it none is forwarded.
     pub hop_keys: Option<Keys>,
+    /// How gateways connect to those of other zones, to forward writes. None: plain text.
+    pub forward_tls: Option<UpstreamTls>,
     /// In the order of their shards; never empty.
     pub cells: Vec<CellConfig>,
 }
@@ -95,7 +98,7 @@ impl Authority {
 
 impl ServiceConfig {
     /// The gateways themselves, as a service: where forwarded writes go. No route leads to it, so no policy has it.
-    pub(super) fn gateways() -> ServiceConfig {
+    pub(super) fn gateways(tls: Option<UpstreamTls>) -> ServiceConfig {
         ServiceConfig {
             name: GATEWAY_SERVICE.to_owned(),
             protocol: Protocol::Auto,
@@ -109,6 +112,7 @@ impl ServiceConfig {
             zone_affinity: None,
             writes: Writes::Free,
             resilience: Resilience::default(),
+            tls,
         }
     }
 
@@ -130,6 +134,7 @@ pub(super) struct RawAuthority {
     #[serde(default)]
     enforcement: RawEnforcement,
     forward_token: Option<Spanned<RawSecrets>>,
+    forward_tls: Option<Spanned<RawUpstreamTls>>,
     cells: Option<Spanned<Vec<Spanned<RawCell>>>>,
 }
 
@@ -255,6 +260,9 @@ impl Door<'_> {
                 RawEnforcement::Observe => Enforcement::Observe,
             },
             hop_keys: hop_keys.transpose()?,
+            forward_tls: (raw.forward_tls.as_ref())
+                .map(|at| self.upstream_tls("authority.forward_tls", at))
+                .transpose()?,
             cells: self.cells(at, topology)?,
         };
         authority
