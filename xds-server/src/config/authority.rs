@@ -95,7 +95,7 @@ impl ServiceConfig {
     pub(super) fn gateways() -> ServiceConfig {
         ServiceConfig {
             name: GATEWAY_SERVICE.to_owned(),
-            protocol: Protocol::Auto,
+            protocol: Protocol::Downstream,
             routes: Vec::new(),
             region_missing: Default::default(),
             region_unknown: Default::default(),
