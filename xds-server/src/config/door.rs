@@ -54,6 +54,7 @@ impl Door<'_> {
         let topology = self.topology(&raw.zones, &raw.links)?;
         let authority = self.authority(raw.authority.as_ref(), &topology)?;
         let fences = authority.is_some();
+        let forward_tls = authority.as_ref().and_then(|a| a.forward_tls.clone());
         let mut services = raw
             .services
             .value
@@ -71,7 +72,7 @@ impl Door<'_> {
         });
         self.check_rules(&topology, &services, &raw)?;
         refuse_foreign_upgrades(&mut services);
-        services.extend(fences.then(ServiceConfig::gateways));
+        services.extend(fences.then(|| ServiceConfig::gateways(forward_tls)));
         if let Some(at) = &raw.explain {
             Rules::new(
                 topology.clone(),
@@ -91,6 +92,7 @@ impl Door<'_> {
         }
         let listen = self.listen(&raw.listen)?;
         let access = self.access(raw.access.as_ref(), &topology, &listen)?;
+        let is_loopback = listen.xds.address.ip().to_canonical().is_loopback();
         Ok(Config {
             listen,
             xds: self.xds(raw.xds.as_ref())?,
@@ -107,7 +109,7 @@ impl Door<'_> {
                 listeners: self.listeners(&raw.listeners)?,
                 ttls: self.ttls(raw.xds.as_ref().and_then(|xds| xds.value.ttl_s.as_ref()))?,
                 explain,
-                guard: self.guard(raw.guard.as_ref())?,
+                guard: self.guard(raw.guard.as_ref(), is_loopback)?,
                 access: Arc::new(access),
             },
         })
@@ -122,7 +124,7 @@ impl Door<'_> {
             Kind::Endpoints => raw.value.eds,
             Kind::Listener => raw.value.lds,
             Kind::Routes => raw.value.rds,
-            Kind::VirtualHosts => None,
+            Kind::VirtualHosts | Kind::Secret => None,
             Kind::FilterConfig => raw.value.ecds,
         };
         let mut ttls = Ttls::default();
@@ -139,12 +141,23 @@ impl Door<'_> {
         Ok(ttls)
     }
 
-    fn guard(&self, raw: Option<&Spanned<failover::RawGuard>>) -> Result<Guard, ConfigError> {
+    /// Where `listen.xds` is a loopback address, all proxies run on this machine.
+    fn guard(
+        &self,
+        raw: Option<&Spanned<failover::RawGuard>>,
+        is_loopback: bool,
+    ) -> Result<Guard, ConfigError> {
         let Some(at) = raw else {
-            return Ok(Guard::default());
+            return Ok(Guard {
+                vanish_percent: failover::half(),
+                loopback_instances: is_loopback,
+            });
         };
         match at.value.vanish_percent {
-            vanish_percent @ 1..=100 => Ok(Guard { vanish_percent }),
+            vanish_percent @ 1..=100 => Ok(Guard {
+                vanish_percent,
+                loopback_instances: at.value.loopback_instances.unwrap_or(is_loopback),
+            }),
             other => {
                 let message = format!("{other}: 1 to 100 are possible; 100 believes everything");
                 Err(self.error(at, "guard.vanish_percent", message))
@@ -316,6 +329,9 @@ impl Door<'_> {
             zone_affinity: raw.affinity.as_ref().map(|at| at.value.source()),
             writes: self.writes(raw, at, &resilience, fences, field)?,
             resilience,
+            tls: (raw.tls.as_ref())
+                .map(|at| self.upstream_tls(&field("tls"), at))
+                .transpose()?,
         })
     }
 

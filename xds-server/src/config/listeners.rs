@@ -10,7 +10,7 @@ use std::{
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::{ConfigError, door::Door};
+use super::{ConfigError, DownstreamTls, door::Door, proxy_tls::RawDownstreamTls};
 use crate::snapshot::Role;
 
 /// A day.
@@ -50,6 +50,12 @@ pub struct ListenerConfig {
     pub escaped_slashes: EscapedSlashes,
     /// Proxies ask for virtual hosts when the first request to each comes, instead of having all of them.
     pub on_demand: bool,
+    /// None: plain text.
+    pub tls: Option<DownstreamTls>,
+    /// How many addresses at the end of `x-forwarded-for` come from proxies in front that are trusted.
+    pub xff_num_trusted_hops: u32,
+    /// Connections begin with a PROXY protocol header (version 1 or 2), which a load balancer in front writes.
+    pub proxy_protocol: bool,
     /// HTTP/1.0 is taken. A request without `Host` is for this one.
     pub default_host_for_http_10: Option<String>,
     pub limits: ListenerLimits,
@@ -71,6 +77,9 @@ impl ListenerConfig {
             access_log: Some(STANDARD_OUTPUT.to_owned()),
             escaped_slashes: EscapedSlashes::default(),
             on_demand: false,
+            tls: None,
+            xff_num_trusted_hops: 0,
+            proxy_protocol: false,
             default_host_for_http_10: None,
             limits: ListenerLimits::default(),
         }
@@ -145,6 +154,9 @@ struct RawListener {
     access_log: Option<Spanned<String>>,
     escaped_slashes: EscapedSlashes,
     on_demand: bool,
+    tls: Option<Spanned<RawDownstreamTls>>,
+    xff_num_trusted_hops: u32,
+    proxy_protocol: bool,
     per_connection_buffer_limit_bytes: Option<Spanned<u32>>,
     request_headers_timeout_ms: Option<Spanned<u32>>,
     stream_idle_timeout_ms: Option<Spanned<u32>>,
@@ -206,9 +218,14 @@ impl Door<'_> {
             Some(at) => self.ip(&format!("{field}.address"), at)?,
         };
         let address = SocketAddr::new(ip, raw.port.unwrap_or(default.port()));
+        let tls = raw.tls.as_ref();
+        let tls = tls.map(|at| self.downstream_tls(&format!("{field}.tls"), at));
         let mut config = ListenerConfig {
             escaped_slashes: raw.escaped_slashes,
             on_demand: raw.on_demand,
+            tls: tls.transpose()?,
+            xff_num_trusted_hops: raw.xff_num_trusted_hops,
+            proxy_protocol: raw.proxy_protocol,
             limits: self.limits_of(field, raw)?,
             ..ListenerConfig::at(address)
         };

@@ -8,6 +8,7 @@ mod door;
 mod failover;
 mod listen;
 mod listeners;
+mod proxy_tls;
 mod raw;
 mod resilience;
 mod routing;
@@ -21,6 +22,8 @@ use policy::{
     TraceRule, Weighting, Writes, ZoneId,
 };
 
+use registry::record::{Instance, InvalidRecord};
+
 use crate::{
     access::Access,
     connections::Limits,
@@ -31,6 +34,9 @@ pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
 pub(crate) use listeners::is_any_ipv6;
 pub use listeners::{EscapedSlashes, ListenerConfig, ListenerLimits, Listeners};
+pub use proxy_tls::{
+    DownstreamTls, SdsSecret, ServerCertificate, TlsCertificate, TrustedCa, UpstreamTls,
+};
 pub use resilience::{CircuitBreakers, OutlierDetection, Resilience, Sessions, Strategy};
 pub use routing::{RouteOptions, RoutesOptions, Upgrades};
 
@@ -111,11 +117,17 @@ pub struct Mesh {
 pub struct Guard {
     /// Where more than this share of all instances vanishes within a second, they are kept. 100: everything is believed.
     pub vanish_percent: u8,
+    /// Instances may have loopback addresses, which lead each proxy to its own machine, its admin interface included.
+    pub loopback_instances: bool,
 }
 
-impl Default for Guard {
-    fn default() -> Self {
-        Guard { vanish_percent: 50 }
+impl Guard {
+    /// Whether proxies may be sent to the address of this instance.
+    pub fn check(&self, instance: &Instance) -> Result<(), InvalidRecord> {
+        match instance.address.is_loopback() && !self.loopback_instances {
+            true => Err(InvalidRecord::Loopback(instance.address)),
+            false => Ok(()),
+        }
     }
 }
 
@@ -175,6 +187,8 @@ pub struct ServiceConfig {
     pub zone_affinity: Option<KeySource>,
     pub writes: Writes,
     pub resilience: Resilience,
+    /// How proxies connect to its instances. None: plain text.
+    pub tls: Option<UpstreamTls>,
 }
 
 /// Why a configuration was refused: where, and what to change.

@@ -15,6 +15,7 @@ use super::{
     failover::{RawDemand, RawFailover, RawGuard},
     listen::{RawAccess, RawListen},
     listeners::RawListeners,
+    proxy_tls::RawUpstreamTls,
     resilience::{CircuitBreakers, OutlierDetection, RawOutlier, RawSessions, RawStrategy},
     routing::RawUpstreamOptions,
 };
@@ -150,6 +151,7 @@ pub(super) struct RawService {
     #[serde(default)]
     pub(super) upgrades: Vec<Spanned<String>>,
     pub(super) common_http_protocol_options: Option<Spanned<RawUpstreamOptions>>,
+    pub(super) tls: Option<Spanned<RawUpstreamTls>>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]

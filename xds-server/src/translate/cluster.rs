@@ -35,7 +35,7 @@ use policy::{Class, Route, RouteMatch, Topology};
 use super::{
     duration_ms, from_ads, millis,
     place::{keeps_sessions, places},
-    uint32,
+    tls, uint32,
 };
 use crate::{
     config::{OutlierDetection as Ejection, Protocol, ServiceConfig, Strategy},
@@ -101,6 +101,7 @@ fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) 
             true => outlier_detection(&resilience.outlier_detection),
             false => unreachable_gateways(&resilience.outlier_detection),
         }),
+        transport_socket: service.tls.as_ref().map(tls::upstream),
         ..common(name, service, connect_timeout_ms)
     };
     if let Strategy::RegionFirstHash { sessions, .. } = &resilience.strategy {

@@ -13,7 +13,10 @@ use envoy_types::pb::{
                 Http2ProtocolOptions, HttpProtocolOptions, TcpKeepalive, TypedExtensionConfig,
                 address,
             },
-            listener::v3::{AdditionalAddress, Filter, FilterChain, Listener, filter},
+            listener::v3::{
+                AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
+                filter, listener_filter,
+            },
         },
         extensions::{
             filters::{
@@ -21,10 +24,12 @@ use envoy_types::pb::{
                     on_demand::v3::OnDemand, router::v3::Router,
                     stateful_session::v3::StatefulSession,
                 },
+                listener::{proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector},
                 network::http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter, Rds,
                     http_connection_manager::{
-                        CodecType, PathWithEscapedSlashesAction, RouteSpecifier, UpgradeConfig,
+                        CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction,
+                        RouteSpecifier, SetCurrentClientCertDetails, UpgradeConfig,
                     },
                     http_filter,
                 },
@@ -40,10 +45,10 @@ use prost::{Message, Name};
 
 use super::{
     FILTER, LISTENER, ROUTES, SESSIONS, access_log::access_log, cluster::socket, duration_ms,
-    filter::fallback, from_ads, local_reply, millis, place::keeps_sessions, uint32,
+    filter::fallback, from_ads, local_reply, millis, place::keeps_sessions, tls, uint32,
 };
 use crate::{
-    config::{EscapedSlashes, ListenerConfig, Mesh, is_any_ipv6},
+    config::{DownstreamTls, EscapedSlashes, ListenerConfig, Mesh, ServerCertificate, is_any_ipv6},
     resource::{Resource, any},
     snapshot::Role,
 };
@@ -56,6 +61,10 @@ pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
     let at = mesh.listeners.of(role)?;
     let mut manager = any(&connection_manager(mesh, at, role));
     manager.value.extend(local_reply::reasons().encode_to_vec());
+    let filters = vec![Filter {
+        name: "envoy.filters.network.http_connection_manager".to_owned(),
+        config_type: Some(filter::ConfigType::TypedConfig(manager)),
+    }];
     let additional = at.additional_addresses.iter();
     let listener = Listener {
         name: LISTENER.to_owned(),
@@ -73,13 +82,8 @@ pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
             keepalive_interval: uint32(20),
             keepalive_probes: uint32(3),
         }),
-        filter_chains: vec![FilterChain {
-            filters: vec![Filter {
-                name: "envoy.filters.network.http_connection_manager".to_owned(),
-                config_type: Some(filter::ConfigType::TypedConfig(manager)),
-            }],
-            ..FilterChain::default()
-        }],
+        listener_filters: listener_filters(at),
+        filter_chains: filter_chains(at.tls.as_ref(), filters),
         ..Listener::default()
     };
     Some(Arc::new(Resource::encode(LISTENER, &listener)))
@@ -91,6 +95,61 @@ fn listening(at: &ListenerConfig, address: SocketAddr) -> Address {
         socket.ipv4_compat = at.ipv4_compat && is_any_ipv6(address.ip());
     }
     listening
+}
+
+/// What is read of a connection before a filter chain is chosen, in this order.
+fn listener_filters(at: &ListenerConfig) -> Vec<ListenerFilter> {
+    let filter = |name: &str, config| ListenerFilter {
+        name: name.to_owned(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(config)),
+        ..ListenerFilter::default()
+    };
+    let proxy_protocol = (at.proxy_protocol).then(|| {
+        let config = any(&ProxyProtocol::default());
+        filter("envoy.filters.listener.proxy_protocol", config)
+    });
+    let tls_inspector = (at.tls.as_ref()).map(|_| {
+        let config = any(&TlsInspector::default());
+        filter("envoy.filters.listener.tls_inspector", config)
+    });
+    proxy_protocol.into_iter().chain(tls_inspector).collect()
+}
+
+/// One for each certificate, or one for plain text. A server name (SNI) that no chain has is not served.
+fn filter_chains(tls: Option<&DownstreamTls>, filters: Vec<Filter>) -> Vec<FilterChain> {
+    let Some(tls) = tls else {
+        return vec![FilterChain {
+            filters,
+            ..FilterChain::default()
+        }];
+    };
+    let chain = |certificate: &ServerCertificate| FilterChain {
+        filter_chain_match: (!certificate.hosts.is_empty()).then(|| FilterChainMatch {
+            server_names: certificate.hosts.clone(),
+            ..FilterChainMatch::default()
+        }),
+        filters: filters.clone(),
+        transport_socket: Some(tls::downstream(tls, certificate)),
+        ..FilterChain::default()
+    };
+    tls.certificates.iter().map(chain).collect()
+}
+
+/// What upstreams are told of a client's certificate. A copy of the header from outside never passes.
+fn client_certificate(at: &ListenerConfig) -> ForwardClientCertDetails {
+    match at.tls.as_ref().and_then(|tls| tls.trusted_ca.as_ref()) {
+        Some(_) => ForwardClientCertDetails::SanitizeSet,
+        None => ForwardClientCertDetails::Sanitize,
+    }
+}
+
+fn certificate_details() -> SetCurrentClientCertDetails {
+    SetCurrentClientCertDetails {
+        subject: Some(BoolValue { value: true }),
+        dns: true,
+        uri: true,
+        ..SetCurrentClientCertDetails::default()
+    }
 }
 
 fn connection_manager(mesh: &Mesh, at: &ListenerConfig, role: Role) -> HttpConnectionManager {
@@ -122,6 +181,9 @@ fn connection_manager(mesh: &Mesh, at: &ListenerConfig, role: Role) -> HttpConne
         use_remote_address: Some(BoolValue {
             value: role == Role::Gateway,
         }),
+        xff_num_trusted_hops: at.xff_num_trusted_hops,
+        forward_client_cert_details: client_certificate(at).into(),
+        set_current_client_cert_details: Some(certificate_details()),
         // Routes and filter must see one path, or a write could pass as another route's read.
         normalize_path: Some(BoolValue { value: true }),
         merge_slashes: true,

@@ -16,6 +16,7 @@ mod local_reply;
 mod ordered;
 mod place;
 mod routes;
+mod tls;
 
 pub use cluster::clusters;
 pub use endpoints::{ZoneInstances, endpoints};
@@ -26,6 +27,8 @@ pub use routes::{
     Resiliences, clusters_needed_by, needed_clusters, replan_virtual_hosts, route_table,
     route_table_on_demand, routes, virtual_host_on_demand, virtual_hosts,
 };
+
+pub use tls::secrets;
 
 use envoy_types::pb::{
     envoy::config::core::v3::{

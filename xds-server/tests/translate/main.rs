@@ -5,9 +5,11 @@
 mod any;
 mod fenced;
 mod grpc;
+mod limits;
 mod on_demand;
 mod places;
 mod table;
+mod tls;
 
 use std::collections::BTreeSet;
 
