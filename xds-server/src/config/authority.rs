@@ -101,7 +101,7 @@ impl ServiceConfig {
     pub(super) fn gateways(tls: Option<UpstreamTls>) -> ServiceConfig {
         ServiceConfig {
             name: GATEWAY_SERVICE.to_owned(),
-            protocol: Protocol::Auto,
+            protocol: Protocol::Downstream,
             routes: Vec::new(),
             region_missing: Default::default(),
             region_unknown: Default::default(),

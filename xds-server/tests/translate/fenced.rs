@@ -293,7 +293,8 @@ proptest! {
                     let said = spans.grpc_timeout_header_max.as_ref().map(micros);
                     prop_assert_eq!(said, grpc.then_some(drain_us));
                     let retry = action.retry_policy.as_ref().expect("a retry policy");
-                    prop_assert_eq!(retry.retry_on.as_str(), "connect-failure,refused-stream");
+                    let unsent = "connect-failure,refused-stream,reset-before-request";
+                    prop_assert_eq!(retry.retry_on.as_str(), unsent);
                     prop_assert!(retry.retry_priority.is_none());
                     prop_assert!(action.hedge_policy.is_none());
                     // What upstreams see.

@@ -5,6 +5,7 @@
 mod any;
 mod fenced;
 mod grpc;
+mod limits;
 mod on_demand;
 mod places;
 mod table;

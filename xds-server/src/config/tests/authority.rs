@@ -282,7 +282,7 @@ fn services_are_fenced_only_where_that_can_be() {
         (
             "weights: computed",
             "cell_key: {header: x-tidegate-home}",
-            "9: services: header \"x-tidegate-home\": use lower case letters, digits and '-', and no name that Tidegate owns",
+            "9: services: header \"x-tidegate-home\": use lower case letters, digits and '-', and no name that Tidegate or HTTP itself owns",
         ),
     ] {
         let text = with_authority(" {}").replacen(from, to, 1);

@@ -98,6 +98,7 @@ impl Builder<'_> {
             action: Some(Action::Route(forward::fenced_write(
                 to,
                 drain,
+                self.resilience.routes.of(self.route),
                 self.is_grpc(),
             ))),
             ..Route::default()
