@@ -68,6 +68,8 @@ pub struct Config {
     pub grpc: bool,
     /// What else the gateways' listener says, as in the file: fields of an object.
     pub gateway: Value,
+    /// What else the listeners of both roles say, as in the file: fields of an object.
+    pub listener: Value,
 }
 
 impl Config {
@@ -90,6 +92,7 @@ impl Config {
             ttl_s: None,
             grpc: false,
             gateway: json!({}),
+            listener: json!({}),
         }
     }
 
@@ -108,7 +111,10 @@ impl Config {
         };
         let zones = ZONES.map(|(name, region)| json!({ "name": name, "region": region }));
         let access_log = if self.bare { "" } else { ACCESS_LOG };
-        let listener = json!({ "address": "127.0.0.1", "port": 0, "access_log": access_log });
+        let mut listener = json!({ "address": "127.0.0.1", "port": 0, "access_log": access_log });
+        for (field, value) in self.listener.as_object().into_iter().flatten() {
+            listener[field] = value.clone();
+        }
         let (header, token) = EXPLAIN;
         let explain = json!({ "header": header, "token": token });
         let mut all = json!({

@@ -32,8 +32,7 @@ const UNKNOWN_PAST: &str = "*";
 /// The fence counts microseconds.
 const US_PER_MS: u64 = 1_000;
 
-/// The highest epoch: what JSON readers take for a whole number, so that there is always a higher one.
-pub const EPOCH_MAX: u64 = 1 << 53;
+pub use policy::fence::EPOCH_MAX;
 
 /// The store key of a key of the fence.
 pub fn store_key(key: &Key) -> String {

@@ -25,7 +25,7 @@ use xds_server::{
     admin::{self, Admin},
     ads::{csds, proxies::Proxies, service::Ads},
     applied::{self, Applied},
-    authority::{self, Agreements, Authorities, Boottime},
+    authority::{self, Agreements, Authorities, Boottime, HopKeys},
     conditions::{Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
@@ -212,6 +212,7 @@ async fn serve(
     let agreements = Agreements::default();
     let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
     let gate = Gate::new(meshes.clone());
+    let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -249,7 +250,7 @@ async fn serve(
     )
     .among(authorities.homes().clone());
     let applied = Applied::default();
-    let fence = authority::service(authorities.clone(), gate.clone(), metrics);
+    let fence = authority::service(authorities.clone(), gate.clone(), hop_keys, metrics);
     let others = Routes::new(fence)
         .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(applied::service(applied.clone()))

@@ -116,6 +116,8 @@ pub struct Budget {
     pub writes: u8,
     /// A write ends before its longest.
     pub ends: u8,
+    /// A write's client gives up, and its instance goes on.
+    pub abandons: u8,
     pub crashes: u8,
     pub restarts: u8,
     /// A replica loses the store for a while.

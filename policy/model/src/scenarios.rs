@@ -74,6 +74,17 @@ pub fn planned_workers() -> Scenario {
     scenario
 }
 
+/// That move, while clients give up on writes that instances go on with.
+pub fn planned_abandoned() -> Scenario {
+    let mut scenario = planned("planned, clients give up");
+    scenario.terms = terms(3, 2, 0);
+    scenario.proxies[0].1 = 2;
+    scenario.budget.writes = 3;
+    scenario.budget.ends = 1;
+    scenario.budget.abandons = 2;
+    scenario
+}
+
 /// That move, and a worker that loses its memory.
 pub fn planned_lost_worker() -> Scenario {
     let mut scenario = planned("planned, a worker lost");
@@ -533,6 +544,7 @@ pub fn all() -> Vec<Scenario> {
         planned_slow_leaving(),
         planned_workers(),
         planned_lost_worker(),
+        planned_abandoned(),
         planned_slow_clock(),
         there_and_back(),
         hot_restart(),
@@ -602,6 +614,7 @@ pub fn of_clause(clause: Clause) -> Scenario {
         Clause::GrantNotOlder => planned_late_grant(),
         Clause::WorkerListed | Clause::InFlightCounted => planned_workers(),
         Clause::LostWorkerCounted => planned_lost_worker(),
+        Clause::AbandonedCounted => planned_abandoned(),
         Clause::FenceFirst => crash(),
         Clause::MoveComparesAuthority => override_midway(),
         Clause::MoveComparesSessions => deaf_mover(),

@@ -7,6 +7,7 @@
 mod clock;
 mod engine;
 mod homes;
+mod hop_keys;
 mod presence;
 mod records;
 mod service;
@@ -34,6 +35,7 @@ use crate::{
 pub use clock::{Boottime, Clock};
 pub use engine::unix_ms;
 pub use homes::Homes;
+pub use hop_keys::HopKeys;
 pub use service::{FenceService, service};
 pub use status::{CellStatus, Holding, MoveStatus, Operation, Speakers};
 pub use terms::{Agreements, ReplicaTerms, TermsStatus, waits_for};

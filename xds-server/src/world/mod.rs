@@ -18,7 +18,9 @@ use std::{
     sync::Arc,
 };
 
-use policy::{Plans, Standing, Verdict, Weighting, Why, ZoneId, ZoneLoad, fence::Agreement};
+use policy::{
+    Plans, Standing, Verdict, Weighting, Why, Writes, ZoneId, ZoneLoad, fence::Agreement,
+};
 use registry::{
     authority::AUTHORITY_PREFIX,
     desired::{
@@ -563,6 +565,10 @@ impl World {
             return changed;
         }
         let plans = Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands);
+        let plans = match service.writes {
+            Writes::Free => plans,
+            Writes::Fenced { .. } => plans.fenced(&mesh.topology, &loads),
+        };
         if let Some(slot) = self.derived.plans.get_mut(index)
             && *slot != plans
         {
