@@ -5,5 +5,6 @@
 
 pub mod authority;
 pub mod desired;
+pub mod lease;
 pub mod record;
 pub mod store;

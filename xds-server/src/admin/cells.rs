@@ -140,12 +140,10 @@ async fn begin(
     })
     .await;
     let status = outcome.map_err(|_| {
-        Problem {
-            status: StatusCode::GATEWAY_TIMEOUT,
-            detail: format!(
-                "the move goes on: after {PATIENCE:?} it waits for whoever holds permission to write; `tidegate cells` shows it, an override ends it"
-            ),
-        }
+        let detail = format!(
+            "the move goes on: after {PATIENCE:?} it waits for whoever holds permission to write; `tidegate cells` shows it, an override ends it"
+        );
+        Problem::new(StatusCode::GATEWAY_TIMEOUT, detail)
     })??;
     let unserved = unserved(admin, &status.owners);
     Ok(Json(Moved {
@@ -223,10 +221,7 @@ fn same(a: &[String], b: &[String]) -> bool {
 
 impl From<Gone> for Problem {
     fn from(gone: Gone) -> Problem {
-        Problem {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            detail: gone.to_string(),
-        }
+        Problem::unavailable(gone)
     }
 }
 
@@ -240,9 +235,6 @@ impl From<Unwilling> for Problem {
             | Unwilling::TargetSilent(_)
             | Unwilling::OtherStore => StatusCode::CONFLICT,
         };
-        Problem {
-            status,
-            detail: unwilling.to_string(),
-        }
+        Problem::new(status, unwilling)
     }
 }
