@@ -16,7 +16,11 @@ use registry::{
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Problem, parse_json, some_of};
-use crate::{feed::Overview, world::ZoneStatus};
+use crate::{
+    conditions::{Code, rules::Accepted},
+    feed::Overview,
+    world::ZoneStatus,
+};
 
 /// How everything is doing.
 #[derive(Serialize)]
@@ -111,13 +115,10 @@ struct WantRequest {
     intent: IntentName,
     #[serde(default)]
     reason: String,
-    /// Codes of safety rules that do not count this time.
+    /// Safety rules to pass over.
     #[serde(default)]
-    accept: Vec<String>,
+    accept: Vec<Code>,
 }
-
-/// The code of the rule against draining a region's last zone.
-const DRAINS_LAST_ZONE: &str = "TG7001";
 
 /// Rejects a drain that leaves services without an instance in the region, unless the operator accepts that.
 fn check_drain(
@@ -126,24 +127,18 @@ fn check_drain(
     service: Option<&str>,
     request: &WantRequest,
 ) -> Result<(), Problem> {
-    let accepts = |code: &String| code.eq_ignore_ascii_case(DRAINS_LAST_ZONE);
-    if request.accept.iter().any(accepts) {
-        return match request.reason.trim().is_empty() {
-            true => Err(Problem::bad_request(
-                "reason: say why the rule does not count this time",
-            )),
-            false => Ok(()),
-        };
-    }
+    let accepted = Accepted::new(&request.accept, &request.reason);
+    let accepted = accepted.map_err(Problem::bad_request)?;
     let left = left_alone(admin, zone, service)?;
     if left.is_empty() {
         return Ok(());
     }
     let services = some_of(left.iter().map(String::as_str));
     let detail = format!(
-        "{DRAINS_LAST_ZONE}: {zone} is the last zone of its region with instances that are not drained, of {services}: writes would be rejected, and reads would leave the region. Drain another zone, release one first, or accept it: --accept {DRAINS_LAST_ZONE} --reason TEXT"
+        "{zone} is the last zone of its region whose instances of {services} are not drained: writes would be rejected, and reads would leave the region"
     );
-    Err(Problem::conflict(detail).because("drains_last_zone"))
+    let checked = accepted.check(Code::DrainsLastZone, detail);
+    checked.map_err(|error| Problem::conflict(&error).because(error.rule.name()))
 }
 
 /// The services that only this zone of its region serves.

@@ -99,6 +99,7 @@ impl Fixture {
             proxies: Proxies::default(),
             applied: Applied::default(),
             metrics: Arc::new(metrics.registry()),
+            conditions: metrics.conditions.clone(),
             gate: Gate::new(meshes),
             owners: LeaseOwners::default(),
         };
