@@ -22,8 +22,9 @@ use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
     access::Gate,
-    admin::{self, Admin},
+    admin::{self, Admin, LeaseOwners},
     ads::{csds, proxies::Proxies, service::Ads},
+    agent_port,
     applied::{self, Applied},
     authority::{self, Agreements, Authorities, Boottime, HopKeys},
     conditions::{Code, page},
@@ -81,6 +82,10 @@ enum Command {
         /// Check the file and end: exit status 0 if it is good, 1 with file, line and field if not.
         #[arg(long)]
         check: bool,
+        /// Leave the records to the next agent on SIGTERM, for as long as their lease lasts: for an upgrade beside instances
+        /// that go on. Drain them by `POST /v1/drain/...` before these end.
+        #[arg(long)]
+        keep: bool,
         /// Write the address that is listened on to this file, as JSON: for a port chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
@@ -116,12 +121,17 @@ fn main() -> ExitCode {
         } => agent::check(&config).map(|good| println!("{good}")),
         Command::Agent {
             config,
+            keep,
             addresses_file,
             log_json,
             ..
         } => {
             let (_, _lines) = logging::begin(log_json);
-            agent(&config, addresses_file.as_deref())
+            agent(agent::Options {
+                config: &config,
+                addresses_file: addresses_file.as_deref(),
+                keep,
+            })
         }
         Command::Serve {
             config,
@@ -177,8 +187,8 @@ async fn operate(operation: &Operation) -> anyhow::Result<()> {
 }
 
 #[tokio::main]
-async fn agent(config: &Path, addresses_file: Option<&Path>) -> anyhow::Result<()> {
-    agent::run(config, addresses_file).await
+async fn agent(options: agent::Options<'_>) -> anyhow::Result<()> {
+    agent::run(options, agent_port::serve).await
 }
 
 #[tokio::main]
@@ -266,6 +276,7 @@ async fn serve(
         conditions,
         metrics: registry,
         gate: gate.clone(),
+        owners: LeaseOwners::default(),
     }
     .router();
     let ads = ads.behind(gate);
