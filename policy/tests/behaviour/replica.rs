@@ -1,6 +1,6 @@
 //! A replica, told by hand what the store says: orders of events that once went wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use policy::fence::{
     Authority, Cause, CellRules, Effect, Input, Key, Listing, Move, Name, Outcome, Replica,

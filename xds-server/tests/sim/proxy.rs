@@ -295,7 +295,9 @@ impl ProxyProcess {
         });
         let (at, over) = (site.start.elapsed(), ends - site.start);
         self.in_flight.borrow_mut().push(InFlight {
-            number: site.history.begin(at, over, site.zone, cell, admitted.epoch),
+            number: site
+                .history
+                .begin(at, over, site.zone, cell, admitted.epoch),
             worker,
             cell,
             ends,

@@ -156,11 +156,6 @@ impl Replica {
     pub fn sessions(&self) -> &Sessions {
         &self.sessions
     }
-
-    pub fn terms(&self) -> &Terms {
-        &self.terms
-    }
-
     /// Whether the store has been listed and is believed.
     pub fn believes(&self) -> bool {
         self.believes
