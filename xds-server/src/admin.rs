@@ -372,7 +372,8 @@ struct Explanation {
 }
 
 async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explanation>, Problem> {
-    let request: ExplainRequest = parse_json(&body)?;
+    let mut request: ExplainRequest = parse_json(&body)?;
+    request.authority = without_final_dot(&request.authority);
     let view = admin.view(&request.zone)?;
     let mut facts = Facts::gather(view.policy(), &request);
     // As a proxy of that zone would hold a grant, if all is well.
@@ -390,6 +391,15 @@ async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explana
         status,
         steps: steps.iter().map(ToString::to_string).collect(),
     }))
+}
+
+/// As listeners do (`strip_trailing_host_dot`) before anything looks at it: a dot at the end of the host, before its port.
+fn without_final_dot(authority: &str) -> String {
+    let (host, port) = match authority.rfind([':', ']']) {
+        Some(at) if authority[at..].starts_with(':') => authority.split_at(at),
+        _ => (authority, ""),
+    };
+    format!("{}{port}", host.strip_suffix('.').unwrap_or(host))
 }
 
 /// The epoch for which a proxy of the viewing zone may admit the write, as far as the control plane knows.
