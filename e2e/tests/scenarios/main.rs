@@ -12,6 +12,7 @@ mod fence;
 mod grpc;
 mod hostile;
 mod instances;
+mod moves;
 mod observing;
 mod pushes;
 mod reporting;
