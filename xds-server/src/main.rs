@@ -22,10 +22,12 @@ use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
     access::Gate,
-    admin::{self, Admin},
+    admin::{self, Admin, LeaseOwners},
     ads::{csds, proxies::Proxies, service::Ads},
+    agent_port,
     applied::{self, Applied},
-    authority::{self, Authorities, Boottime},
+    authority::{self, Agreements, Authorities, Boottime, HopKeys},
+    conditions::{Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
     feed::{self, Sources},
@@ -80,6 +82,10 @@ enum Command {
         /// Check the file and end: exit status 0 if it is good, 1 with file, line and field if not.
         #[arg(long)]
         check: bool,
+        /// Leave the records to the next agent on SIGTERM, for as long as their lease lasts: for an upgrade beside instances
+        /// that go on. Drain them by `POST /v1/drain/...` before these end.
+        #[arg(long)]
+        keep: bool,
         /// Write the address that is listened on to this file, as JSON: for a port chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
@@ -92,6 +98,14 @@ enum Command {
         /// The YAML file.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+    },
+    /// The codes of conditions and safety rules, and what to do about each.
+    Codes {
+        /// Explain this one: TG2001, or its name.
+        code: Option<Code>,
+        /// Print the page of the documentation.
+        #[arg(long, conflicts_with = "code")]
+        markdown: bool,
     },
     #[command(flatten)]
     Operate(Operation),
@@ -107,12 +121,17 @@ fn main() -> ExitCode {
         } => agent::check(&config).map(|good| println!("{good}")),
         Command::Agent {
             config,
+            keep,
             addresses_file,
             log_json,
             ..
         } => {
             let (_, _lines) = logging::begin(log_json);
-            agent(&config, addresses_file.as_deref())
+            agent(agent::Options {
+                config: &config,
+                addresses_file: addresses_file.as_deref(),
+                keep,
+            })
         }
         Command::Serve {
             config,
@@ -127,6 +146,10 @@ fn main() -> ExitCode {
                 false => Leaving::ToComeBack,
             };
             serve(config, zone, addresses_file, leaving, left_out)
+        }
+        Command::Codes { code, markdown } => {
+            print!("{}", codes(code, markdown));
+            Ok(())
         }
         Command::Operate(operation) => operate(&operation),
     };
@@ -150,14 +173,22 @@ fn check(config: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn codes(code: Option<Code>, markdown: bool) -> String {
+    match (code, markdown) {
+        (Some(code), _) => page::explain(code),
+        (None, true) => page::markdown(),
+        (None, false) => page::list(),
+    }
+}
+
 #[tokio::main]
 async fn operate(operation: &Operation) -> anyhow::Result<()> {
     operation.run().await
 }
 
 #[tokio::main]
-async fn agent(config: &Path, addresses_file: Option<&Path>) -> anyhow::Result<()> {
-    agent::run(config, addresses_file).await
+async fn agent(options: agent::Options<'_>) -> anyhow::Result<()> {
+    agent::run(options, agent_port::serve).await
 }
 
 #[tokio::main]
@@ -174,6 +205,7 @@ async fn serve(
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
     let metrics = Metrics::default();
+    let conditions = metrics.conditions.clone();
     let ports = Ports::open(&config.listen, &metrics)?;
     let (xds_address, admin_address) = ports.addresses()?;
 
@@ -187,8 +219,10 @@ async fn serve(
     registry.register_collector(Box::new(left_out));
     let registry = Arc::new(registry);
     let xds_config = config.xds;
-    let meshes = reload::follow(path, config, text, metrics.clone());
+    let agreements = Agreements::default();
+    let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
     let gate = Gate::new(meshes.clone());
+    let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -207,6 +241,7 @@ async fn serve(
             facts: told,
             zones,
             terms: terms.clone(),
+            agreements: agreements.clone(),
             rules,
             overviews: feed.overviews.clone(),
             clock: Arc::new(Boottime),
@@ -216,14 +251,16 @@ async fn serve(
             metrics: metrics.clone(),
         }),
     };
-    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics.clone());
+    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics.clone())
+        .among(authorities.homes().clone());
     let load_reports = LoadReports::new(
         feed.snapshots.clone(),
         loads,
         xds_config.load_report_interval,
-    );
+    )
+    .among(authorities.homes().clone());
     let applied = Applied::default();
-    let fence = authority::service(authorities.clone(), gate.clone(), metrics);
+    let fence = authority::service(authorities.clone(), gate.clone(), hop_keys, metrics);
     let others = Routes::new(fence)
         .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(applied::service(applied.clone()))
@@ -232,11 +269,14 @@ async fn serve(
         store,
         mode,
         authorities: authorities.clone(),
+        agreements,
         feed,
         proxies,
         applied,
+        conditions,
         metrics: registry,
         gate: gate.clone(),
+        owners: LeaseOwners::default(),
     }
     .router();
     let ads = ads.behind(gate);

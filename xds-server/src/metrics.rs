@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::conditions::Conditions;
+
 /// Labels of metrics by kind of resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabel {
@@ -79,9 +81,10 @@ pub struct CellLabel {
     pub cell: String,
 }
 
-/// All metrics.
+/// All metrics, and the conditions beside them.
 #[derive(Clone, Default)]
 pub struct Metrics {
+    pub conditions: Conditions,
     pub xds_responses: Family<KindLabel, Counter>,
     pub xds_resources: Family<KindLabel, Counter>,
     pub xds_renewals: Family<KindLabel, Counter>,
@@ -116,6 +119,7 @@ pub struct Metrics {
     pub grants: Counter,
     pub fence_streams: Gauge,
     pub sessions_lost: Counter,
+    pub terms_agreed: Gauge,
     pub authority_writes: Family<ResultLabel, Counter>,
 }
 
@@ -124,6 +128,7 @@ impl Metrics {
     pub fn registry(&self) -> Registry {
         let mut all = Registry::with_prefix("tidegate");
         let m = self.clone();
+        m.conditions.register(&mut all);
         all.register(
             "xds_responses",
             "Discovery responses sent, by kind",
@@ -265,6 +270,11 @@ impl Metrics {
             "sessions_lost",
             "Sessions of this process that ended before it did",
             m.sessions_lost,
+        );
+        all.register(
+            "terms_agreed",
+            "1 while the terms that this process is configured with are those that are agreed on; 0: it grants nothing",
+            m.terms_agreed,
         );
         all.register(
             "authority_writes",

@@ -101,10 +101,10 @@ fn an_override_of_one_cell_leaves_the_other_cells_alone() {
 
         let again = refusal(operate(mesh, &forced))?;
         ensure!(
-            again.contains("TG3104") && again.contains("--accept"),
+            again.contains("TG7002") && again.contains("--accept"),
             "{again}"
         );
-        let accepted = [&forced[..], &["--accept", "TG3104"]].concat();
+        let accepted = [&forced[..], &["--accept", "TG7002"]].concat();
         let told = operate(mesh, &accepted)?;
         ensure!(told.contains("warning, accepted"), "{told}");
         until_active(admin, "one", B).await?;
@@ -114,7 +114,7 @@ fn an_override_of_one_cell_leaves_the_other_cells_alone() {
             "another cell of the same zone"
         );
         let unknown = refusal(operate(mesh, &[&forced[..], &["--accept", "TG1"]].concat()))?;
-        ensure!(unknown.contains("TG3101"), "{unknown}");
+        ensure!(unknown.contains("TG1"), "{unknown}");
         Ok(())
     }
     run(async {
@@ -198,7 +198,7 @@ fn a_restart_in_order_moves_nothing_and_a_lost_cell_passes_by_a_zone_without_pro
 
         let admin = format!("http://{others}");
         let unheld = refusal(operate_at(&admin, &["move", "main", "--to", B]))?;
-        ensure!(unheld.contains("TG3102") && unheld.contains(B), "{unheld}");
+        ensure!(unheld.contains("TG7003") && unheld.contains(B), "{unheld}");
         let table = operate_at(&admin, &["cells"])?;
         ensure!(
             table.contains("shanghai-b:0") && table.contains("beijing-c:1"),
@@ -278,11 +278,13 @@ fn a_move_is_judged_by_every_service_and_holds_for_its_time() {
             let refused = [how, &["main", "--to", B]].concat();
             let refused = refusal(operate(mesh, &refused))?;
             ensure!(
-                refused.contains("TG3101") && refused.contains("users"),
+                refused.contains("TG7004") && refused.contains("users"),
                 "{refused}"
             );
         }
-        let accepted = ["move", "main", "--to", B, "--accept", "TG3101"];
+        let accepted = [
+            "move", "main", "--to", B, "--accept", "TG7004", "--reason", "a test",
+        ];
         let told = operate(mesh, &accepted)?;
         ensure!(
             told.contains("stays there for 600 s") && told.contains("users"),

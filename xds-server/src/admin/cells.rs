@@ -1,6 +1,6 @@
 //! Who may write, and moving that.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use axum::{
     Json,
@@ -15,11 +15,12 @@ use tokio::time::timeout;
 
 use super::{
     Admin, Problem,
-    objections::{SAME_OWNERS, UNSERVED, check_accepted, in_words, objections, unserved},
+    objections::{objections, unserved},
     parse_json,
 };
 use crate::{
     authority::{CellStatus, Gone, Operation, Wish},
+    conditions::{Code, rules::Accepted},
     mode::Level,
 };
 
@@ -60,9 +61,9 @@ struct MoveRequest {
     epoch: Option<u64>,
     /// For how long the cell then stays though others serve it better.
     hold_ms: Option<u64>,
-    /// The codes of what speaks against it and is to count for nothing.
+    /// The safety rules that are to count for nothing.
     #[serde(default)]
-    accept: BTreeSet<String>,
+    accept: Vec<Code>,
 }
 
 /// What became of a move.
@@ -123,7 +124,8 @@ async fn begin(
     }
     check_zones(admin, &request.to)?;
     admin.writing()?;
-    check_accepted(&request.accept)?;
+    let accepted = Accepted::new(&request.accept, &request.reason);
+    let accepted = accepted.map_err(Problem::bad_request)?;
     let hold_highest = HOLD_MAX.as_millis() as u64;
     if request.hold_ms.is_some_and(|hold| hold > hold_highest) {
         return Err(Problem::bad_request(format!(
@@ -141,13 +143,15 @@ async fn begin(
         false => 0,
     });
     let objections = objections(admin, &before, &request.to, forced);
-    let (accepted, against): (Vec<_>, Vec<_>) = objections
-        .into_iter()
-        .partition(|objection| request.accept.contains(objection.code));
-    if !against.is_empty() {
-        return Err(Problem::conflict(in_words(&against)));
+    let refused = objections.iter().filter_map(|objection| {
+        let checked = accepted.check(objection.rule, objection.detail.as_str());
+        checked.err().map(|refusal| refusal.to_string())
+    });
+    let refused: Vec<String> = refused.collect();
+    if !refused.is_empty() {
+        return Err(Problem::conflict(refused.join("\n")));
     }
-    let worse = accepted.iter().any(|objection| objection.code == UNSERVED);
+    let worse = (objections.iter()).any(|objection| objection.rule == Code::NoInstancesThere);
     let hold_ms = request.hold_ms.unwrap_or(match worse {
         true => HOLD_OF_WORSE.as_millis() as u64,
         false => 0,
@@ -163,7 +167,7 @@ async fn begin(
         reason: Name::from(request.reason),
         epoch_min,
         hold: hold_ms.saturating_mul(1_000),
-        accepted: request.accept.contains(SAME_OWNERS),
+        accepted: request.accept.contains(&Code::AlreadyOwner),
     };
     let begun = tokio::time::Instant::now();
     admin.authorities.wish(wish).await??;
@@ -199,7 +203,7 @@ async fn begin(
     };
     Ok(Json(Moved {
         unserved: unserved(admin, &status.owners),
-        warnings: accepted
+        warnings: objections
             .into_iter()
             .map(|objection| objection.detail)
             .collect(),
@@ -251,10 +255,7 @@ fn landed(
     before: u64,
     to: &[String],
 ) -> Result<Landed, Problem> {
-    let timed_out = |detail: String| Problem {
-        status: StatusCode::GATEWAY_TIMEOUT,
-        detail,
-    };
+    let timed_out = |detail: String| Problem::new(StatusCode::GATEWAY_TIMEOUT, detail);
     let Some(record) = record else {
         return Err(timed_out(format!(
             "the outcome is unknown: within {PATIENCE:?} this replica has not heard from the store what became of the move, and the store does not answer it now; `tidegate cells` of another replica tells"
@@ -324,10 +325,7 @@ pub(super) fn same(a: &[String], b: &[String]) -> bool {
 
 impl From<Gone> for Problem {
     fn from(gone: Gone) -> Problem {
-        Problem {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            detail: gone.to_string(),
-        }
+        Problem::unavailable(gone)
     }
 }
 
@@ -335,16 +333,13 @@ impl From<Unwilling> for Problem {
     fn from(unwilling: Unwilling) -> Problem {
         let status = match unwilling {
             Unwilling::NoCell => StatusCode::NOT_FOUND,
-            Unwilling::NoSession => StatusCode::SERVICE_UNAVAILABLE,
+            Unwilling::NoSession | Unwilling::TermsDiffer => StatusCode::SERVICE_UNAVAILABLE,
             Unwilling::SameOwners
             | Unwilling::Moving
             | Unwilling::TargetSilent(_)
             | Unwilling::OtherStore => StatusCode::CONFLICT,
         };
-        Problem {
-            status,
-            detail: unwilling.to_string(),
-        }
+        Problem::new(status, unwilling)
     }
 }
 

@@ -18,14 +18,19 @@ use registry::{
     authority::{OPERATIONS_PREFIX, SessionRecord, incarnation},
     store::{Compare, Op, Store, StoreError, TxnOutcome},
 };
-use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, info, warn};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tracing::{debug, error, info, warn};
 
 use super::{
     CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
+    homes::{Sightings, Since},
     presence::Presence,
     records::{self, Operations},
     status,
+    terms::{self, Said},
 };
 use crate::metrics::{CellLabel, ResultLabel};
 
@@ -49,12 +54,20 @@ pub(super) struct Engine {
     commands: mpsc::Receiver<Command>,
     publisher: watch::Sender<Arc<Vec<CellStatus>>>,
     told: watch::Sender<Arc<Vec<Operation>>>,
+    sightings: Sightings,
+    sighted: watch::Sender<Arc<Since>>,
     /// What became of transactions.
     answer: mpsc::UnboundedSender<Answer>,
     answers: mpsc::UnboundedReceiver<Answer>,
     /// Who waits for the end.
     stopping: Vec<oneshot::Sender<()>>,
     stopped: BTreeSet<Name>,
+    /// What sessions say of their processes.
+    said: Said,
+    /// Something may have changed about the agreed terms.
+    terms_dirty: bool,
+    /// Why this replica does not agree, as it was said last.
+    differs: Option<String>,
 }
 
 struct Answer {
@@ -86,6 +99,7 @@ impl Engine {
         commands: mpsc::Receiver<Command>,
         publisher: watch::Sender<Arc<Vec<CellStatus>>>,
         told: watch::Sender<Arc<Vec<Operation>>>,
+        sighted: watch::Sender<Arc<Since>>,
     ) -> Engine {
         let draw = &mut sources.draw;
         let replicas = sources.zones.iter().map(|zone| {
@@ -112,10 +126,15 @@ impl Engine {
             commands,
             publisher,
             told,
+            sightings: Sightings::default(),
+            sighted,
             answer,
             answers,
             stopping: Vec::new(),
             stopped: BTreeSet::new(),
+            said: Said::default(),
+            terms_dirty: true,
+            differs: None,
         }
     }
 
@@ -140,12 +159,17 @@ impl Engine {
                 Woken::Answer(Some(answer)) => self.answered(&answer),
                 Woken::Rules => self.take_rules(),
                 Woken::Overview => self.look_around(),
-                Woken::Time => self.everybody(&Input::Tick),
+                Woken::Time => {
+                    self.terms_dirty = true;
+                    self.everybody(&Input::Tick);
+                }
             }
+            self.judge_terms();
             self.judge();
             self.send_away();
             self.restate();
             self.publish();
+            self.sight();
         }
     }
 
@@ -162,7 +186,11 @@ impl Engine {
 
     fn take_rules(&mut self) {
         let rules = Arc::clone(&self.sources.rules.borrow_and_update());
+        if let Some(agreed) = &rules.agreed {
+            self.everybody(&Input::Configured(agreed.clone()));
+        }
         self.everybody(&Input::Cells(rules.cells.clone()));
+        self.terms_dirty = true;
         self.look_around();
     }
 
@@ -187,9 +215,15 @@ impl Engine {
 
     fn take_fact(&mut self, fact: Fact) {
         self.presence.hear(&fact);
+        self.said.take(&fact);
+        self.terms_dirty = true;
         let input = match fact {
-            Fact::Listed { cluster, entries } => {
-                let (listing, operations) = records::listing(cluster, &entries);
+            Fact::Listed {
+                cluster,
+                revision,
+                entries,
+            } => {
+                let (listing, operations) = records::listing(cluster, revision, &entries);
                 self.operations = operations;
                 self.tell_operations();
                 Some(Input::Listed(listing))
@@ -314,8 +348,9 @@ impl Engine {
                 .get(zone)
                 .is_some_and(|until| now < *until)
         };
-        let alive =
-            |replica: &Replica| replica.session().left(now) > 0 || replica.believes() && reborn();
+        let alive = |replica: &Replica| {
+            replica.acts() && (replica.session().left(now) > 0 || replica.believes() && reborn())
+        };
         self.stopping.is_empty() && replica.is_some_and(alive)
     }
 
@@ -367,6 +402,7 @@ impl Engine {
         let said = SessionRecord {
             process: self.sources.process.clone(),
             proxies: Some(self.connected(zone)),
+            terms: terms::own(replica),
         };
         if let [Write::Session(_)] = transaction.writes[..] {
             self.presence.stated(zone, self.connected(zone) > 0);
@@ -441,7 +477,12 @@ impl Engine {
                     return;
                 }
                 if !self.serves(&zone) {
-                    let _ = joined.send(Err(Unseated::NoSession));
+                    let replica = self.replicas.get(&zone);
+                    let unseated = match replica.is_some_and(|replica| !replica.acts()) {
+                        true => Unseated::TermsDiffer,
+                        false => Unseated::NoSession,
+                    };
+                    let _ = joined.send(Err(unseated));
                     return;
                 }
                 self.leave(holder);
@@ -643,6 +684,38 @@ impl Engine {
         }
     }
 
+    /// Says what is agreed on, and how this replica stands to that.
+    fn judge_terms(&mut self) {
+        if !std::mem::take(&mut self.terms_dirty) {
+            return;
+        }
+        let now = self.now();
+        let Some(replica) = self.replicas.values().next() else {
+            return;
+        };
+        let status = terms::status(replica, &self.said, now);
+        let agreement = replica.agreement().map(|(_, agreement)| agreement.clone());
+        let differs = match status.agrees || agreement.is_none() {
+            true => None,
+            false => Some(status.differences.join("; ")),
+        };
+        let rolled = terms::rolled(&status);
+        let agrees = i64::from(status.agrees);
+        self.sources.metrics.terms_agreed.set(agrees);
+        self.sources.agreements.set(agreement.as_ref(), status);
+        if differs != self.differs {
+            match &differs {
+                Some(differences) => error!(
+                    differences,
+                    "this replica is configured with other terms than those that are agreed on: it grants nothing and moves nothing. Give it the configuration of the others, or change the terms: `tidegate terms change --config FILE`"
+                ),
+                None => info!("this replica's terms are agreed on"),
+            }
+            self.differs = differs;
+        }
+        self.everybody(&Input::Rolled(rolled));
+    }
+
     fn publish(&mut self) {
         let cells = status::of(self.replicas.values(), &self.presence, self.now());
         let metrics = &self.sources.metrics;
@@ -665,6 +738,22 @@ impl Engine {
             }
             changed
         });
+    }
+
+    /// Tells streams which zones have a control plane of their own.
+    fn sight(&mut self) {
+        // All replicas of this process see the same.
+        let Some(replica) = self.replicas.values().next() else {
+            return;
+        };
+        let (now, terms, sessions) = (self.now(), &self.sources.terms, replica.sessions());
+        let present = sessions.present().map(|(id, _)| id);
+        let alive = present.filter(|id| !sessions.over(id, now, terms));
+        let alive: BTreeSet<SessionId> = alive.cloned().collect();
+        if self.sightings.look(alive, Instant::now()) {
+            self.sighted
+                .send_replace(Arc::new(self.sightings.since().clone()));
+        }
     }
 
     fn tell_operations(&self) {

@@ -6,14 +6,17 @@
 
 mod clock;
 mod engine;
+mod homes;
+mod hop_keys;
 mod presence;
 mod records;
 mod service;
 mod status;
+mod terms;
 
 use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
 
-use policy::fence::{Cause, CellRules, HolderId, Name, Terms, Unwilling};
+use policy::fence::{Agreed, Cause, CellRules, HolderId, Name, Terms, Unwilling};
 use protos::fence::{GrantorSays, HolderSays};
 use registry::{
     authority::{AUTHORITY_PREFIX, AuthorityRecord},
@@ -31,8 +34,11 @@ use crate::{
 
 pub use clock::{Boottime, Clock};
 pub use engine::unix_ms;
+pub use homes::Homes;
+pub use hop_keys::HopKeys;
 pub use service::{FenceService, service};
 pub use status::{CellStatus, Holding, MoveStatus, Operation, Speakers};
+pub use terms::{Agreements, ReplicaTerms, TermsStatus, waits_for};
 
 /// Facts that may wait for the engine.
 pub const FACTS_MAX: usize = 1_024;
@@ -45,6 +51,7 @@ pub enum Fact {
     /// Everything, at one revision: after a start, or when events may have been missed.
     Listed {
         cluster: ClusterId,
+        revision: Revision,
         entries: Vec<Entry>,
     },
     Put(Entry),
@@ -60,6 +67,8 @@ pub enum Fact {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     pub cells: BTreeMap<Name, CellRules>,
+    /// The terms.
+    pub agreed: Option<Agreed>,
     /// The services whose writes are fenced.
     pub services: BTreeSet<String>,
 }
@@ -87,6 +96,7 @@ impl Rules {
         let services = mesh.services.iter().filter(fenced);
         Rules {
             cells: cells.collect(),
+            agreed: mesh.agreed(),
             services: services.map(|service| service.name.clone()).collect(),
         }
     }
@@ -130,6 +140,8 @@ pub struct Sources {
     /// The zones that this process speaks for.
     pub zones: Vec<Name>,
     pub terms: Terms,
+    /// Where it says what is agreed on.
+    pub agreements: Agreements,
     pub rules: watch::Receiver<Arc<Rules>>,
     /// How services are doing.
     pub overviews: watch::Receiver<Arc<Overview>>,
@@ -148,6 +160,7 @@ pub struct Authorities {
     commands: mpsc::Sender<Command>,
     cells: watch::Receiver<Arc<Vec<CellStatus>>>,
     operations: watch::Receiver<Arc<Vec<Operation>>>,
+    homes: Homes,
 }
 
 enum Command {
@@ -204,6 +217,10 @@ pub enum Unseated {
     OtherZone { zone: Name, zones: String },
     #[error("this replica has no session at present, and grants nothing: try another one")]
     NoSession,
+    #[error(
+        "this replica is configured with other terms than those that are agreed on, and grants nothing: try another one"
+    )]
+    TermsDiffer,
 }
 
 /// The engine has ended.
@@ -216,11 +233,14 @@ pub fn start(sources: Sources) -> Authorities {
     let (commands, commanded) = mpsc::channel(COMMANDS_MAX);
     let (publisher, cells) = watch::channel(Arc::default());
     let (told, operations) = watch::channel(Arc::default());
-    tokio::spawn(engine::Engine::new(sources, commanded, publisher, told).run());
+    let (sighted, since) = watch::channel(Arc::default());
+    let homes = Homes::new(sources.zones.clone(), since);
+    tokio::spawn(engine::Engine::new(sources, commanded, publisher, told, sighted).run());
     Authorities {
         commands,
         cells,
         operations,
+        homes,
     }
 }
 
@@ -231,7 +251,13 @@ impl Authorities {
             commands: mpsc::channel(1).0,
             cells: watch::channel(Arc::default()).1,
             operations: watch::channel(Arc::default()).1,
+            homes: Homes::unknown(),
         }
+    }
+
+    /// Which zones have a control plane of their own.
+    pub fn homes(&self) -> &Homes {
+        &self.homes
     }
 
     /// How the cells stand, as far as is known here.
