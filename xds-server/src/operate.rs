@@ -128,12 +128,11 @@ pub struct MoveArgs {
     #[arg(long, value_name = "ZONE", value_delimiter = ',', required = true)]
     to: Vec<String>,
     /// For how many seconds the cell stays there though other zones serve it better. Default: 600 where fewer services can be
-    /// served there (`--accept TG3101`), else 0. A zone that is lost loses it all the same.
+    /// served there (`--accept TG7004`), else 0. A zone that is lost loses it all the same.
     #[arg(long, value_name = "SECONDS")]
     hold: Option<u64>,
-    /// Move it though this speaks against it: the code that the refusal named; several separated by commas.
-    #[arg(long, value_name = "CODE", value_delimiter = ',')]
-    accept: Vec<String>,
+    #[command(flatten)]
+    accept: AcceptArgs,
     #[command(flatten)]
     operator: OperatorArgs,
 }
@@ -375,7 +374,7 @@ impl MoveArgs {
             "reason": reason,
             "epoch": epoch,
             "hold_ms": self.hold.map(|seconds| seconds.saturating_mul(1_000)),
-            "accept": self.accept,
+            "accept": self.accept.accept,
         });
         let path = format!("/v1/cells/{}/{how}", self.cell);
         let body = body.to_string().into();

@@ -14,6 +14,7 @@ mod grpc;
 mod hostile;
 mod http1;
 mod instances;
+mod moves;
 mod observing;
 mod pushes;
 mod reporting;

@@ -352,7 +352,9 @@ impl Mesh {
             .filter(|p| !p.stopped && p.zone == &**owner);
         let mut replicas = processes.map(|process| &process.replica);
         replicas.any(|replica| {
-            let alive = replica.session().left(self.now) > 0;
+            // By the store, not by what a process believes whose session was ended.
+            let session = Key::Session(replica.id().clone());
+            let alive = self.shelf.stands.contains_key(&session);
             let mut cells = replica.cells().filter(|(of, ..)| &***of == cell);
             alive && cells.any(|(.., grantor)| grantor.granting().is_some())
         })
