@@ -109,7 +109,8 @@ fn a_fenced_write_keeps_its_drain_whatever_its_route_says() {
             &format!("routes: [{{prefix: /, class: write, {bounds}}}]"),
         );
         let mut actions = actions(&mesh).into_iter();
-        let write = actions.find(|action| action.hash_policy.is_empty() && action.timeout.is_some());
+        let write =
+            actions.find(|action| action.hash_policy.is_empty() && action.timeout.is_some());
         let spans = write.and_then(|action| action.max_stream_duration);
         ms(&spans.expect("a bound").max_stream_duration)
     };
@@ -143,7 +144,10 @@ fn auto_is_http_2_where_a_route_needs_it_and_idle_connections_end_before_the_ser
         };
         (protocol, ms(&idle.idle_timeout).expect("a time-out"))
     };
-    let (http, grpc) = ("routes: [{prefix: /}]", "routes: [{prefix: /}, {grpc: a.B}]");
+    let (http, grpc) = (
+        "routes: [{prefix: /}]",
+        "routes: [{prefix: /}, {grpc: a.B}]",
+    );
     assert_eq!(of(http), ("1", 4_000));
     assert_eq!(of(grpc), ("2", 3_600_000));
     assert_eq!(of(&format!("{grpc}, protocol: http1")), ("1", 4_000));
@@ -208,7 +212,10 @@ fn listeners_have_envoys_limits_for_the_edge() {
     for role in [Role::Gateway, Role::Sidecar] {
         let listener = listener(&mesh, role).expect("a listener");
         let listener = Listener::decode(listener.message()).expect("a listener");
-        assert_eq!(number(listener.per_connection_buffer_limit_bytes), Some(32_768));
+        assert_eq!(
+            number(listener.per_connection_buffer_limit_bytes),
+            Some(32_768)
+        );
         let filter = listener.filter_chains[0].filters[0].config_type.as_ref();
         let Some(ConfigType::TypedConfig(manager)) = filter else {
             panic!("a connection manager");
@@ -222,7 +229,10 @@ fn listeners_have_envoys_limits_for_the_edge() {
         let http2 = manager.http2_protocol_options.expect("options");
         assert_eq!(number(http2.max_concurrent_streams), Some(100));
         assert_eq!(number(http2.initial_stream_window_size), Some(65_536));
-        assert_eq!(number(http2.initial_connection_window_size), Some(1_048_576));
+        assert_eq!(
+            number(http2.initial_connection_window_size),
+            Some(1_048_576)
+        );
         let mappers = manager.local_reply_config.expect("mappers").mappers;
         assert_eq!(mappers.len(), 2);
     }
