@@ -66,6 +66,8 @@ pub struct Config {
     pub ttl_s: Option<Value>,
     /// gRPC clients without a proxy are served.
     pub grpc: bool,
+    /// What else the gateways' listener says, as in the file: fields of an object.
+    pub gateway: Value,
     /// What else the listeners of both roles say, as in the file: fields of an object.
     pub listener: Value,
 }
@@ -89,6 +91,7 @@ impl Config {
             on_demand: false,
             ttl_s: None,
             grpc: false,
+            gateway: json!({}),
             listener: json!({}),
         }
     }
@@ -128,6 +131,9 @@ impl Config {
         });
         if !self.bare {
             all["xds"] = json!({ "load_report_interval_s": 1 });
+        }
+        for (field, value) in self.gateway.as_object().into_iter().flatten() {
+            all["listeners"]["gateway"][field] = value.clone();
         }
         if self.on_demand {
             all["listeners"]["gateway"]["on_demand"] = json!(true);

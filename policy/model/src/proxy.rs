@@ -13,6 +13,10 @@ pub struct Proxy {
     pub ledger: Ledger,
     pub workers: Vec<(WorkerId, Worker)>,
     pub writes: Vec<InFlight>,
+    /// The longest that its routes let a write live.
+    pub drain: u64,
+    /// How long its policy says that one may live.
+    pub drain_waited: u64,
     asker: Asker,
     /// The newest fence that it has acknowledged.
     said: Stamp,
@@ -23,8 +27,9 @@ pub struct Proxy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InFlight {
     pub epoch: u64,
-    /// By the clock of the process.
+    /// By the clock of the process, when it was admitted, and the last moment of its life.
     pub since: u64,
+    pub until: u64,
     /// Who counts it; none when that one was lost, or hears no more of it.
     pub worker: Option<WorkerId>,
 }
@@ -39,6 +44,8 @@ impl Proxy {
             ledger: Ledger::default(),
             workers: each.collect(),
             writes: Vec::new(),
+            drain: 0,
+            drain_waited: 0,
             asker: Asker::default(),
             said: Stamp::default(),
             workers_built: workers,
@@ -84,6 +91,7 @@ impl Proxy {
                 self.writes.push(InFlight {
                     epoch,
                     since: now,
+                    until: now + self.drain,
                     worker: Some(*id),
                 });
                 self.writes.sort();
@@ -107,6 +115,10 @@ impl Proxy {
 
     /// The client of a write is gone: the worker hears no more of it, and its instance goes on.
     pub fn abandon(&mut self, index: usize, terms: &Terms) {
+        let terms = &Terms {
+            write_drain_waited: self.drain_waited,
+            ..terms.clone()
+        };
         let write = &mut self.writes[index];
         let (since, counting) = (write.since, write.worker.take());
         self.writes.sort();
@@ -154,9 +166,13 @@ impl Proxy {
 
     /// What it can acknowledge and has not.
     pub fn acknowledge(&mut self, terms: &Terms, mutation: Option<Mutation>) -> Option<Stamp> {
+        let terms = Terms {
+            write_drain_waited: self.drain_waited,
+            ..terms.clone()
+        };
         let drained = match mutation == Some(Mutation::AcknowledgesOnReceipt) {
             true => Some(self.ledger.fence),
-            false => self.ledger.drained(self.clock, terms),
+            false => self.ledger.drained(self.clock, &terms),
         };
         let fence = drained.filter(|fence| *fence > self.said)?;
         self.said = fence;
@@ -167,7 +183,7 @@ impl Proxy {
     pub fn tick(&mut self, by: u64, terms: &Terms) {
         self.clock += by;
         let now = self.clock;
-        let over = |write: &InFlight| write.since + terms.write_drain < now;
+        let over = |write: &InFlight| write.until < now;
         while let Some(index) = self.writes.iter().position(over) {
             self.end(index, terms);
         }

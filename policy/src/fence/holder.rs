@@ -123,7 +123,7 @@ impl Ledger {
     /// The fence of which nothing older is in flight, and never will be; none while something is.
     pub fn drained(&mut self, now: u64, terms: &Terms) -> Option<Stamp> {
         let lives_on = |listed: &Listed| {
-            listed.until.saturating_add(terms.write_drain) > now
+            listed.until.saturating_add(terms.write_drain_waited) > now
                 && terms.keeps(Clause::LostWorkerCounted)
         };
         self.workers.retain(lives_on);
@@ -190,7 +190,7 @@ impl Worker {
     /// broke off. The instance may go on with it for as long as a write lives.
     pub fn abandon(&mut self, begun: u64, terms: &Terms) {
         if terms.keeps(Clause::AbandonedCounted) {
-            let until = begun.saturating_add(terms.write_drain);
+            let until = begun.saturating_add(terms.write_drain_waited);
             self.abandoned_until = self.abandoned_until.max(Some(until));
         }
         self.end();

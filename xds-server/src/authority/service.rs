@@ -113,7 +113,7 @@ async fn hold(
     let gone = |gone: super::Gone| Status::unavailable(gone.to_string());
     let stream = joined.map_err(gone)?.map_err(|error| match error {
         Unseated::OtherZone { .. } => Status::failed_precondition(error.to_string()),
-        Unseated::NoSession => Status::unavailable(error.to_string()),
+        Unseated::NoSession | Unseated::TermsDiffer => Status::unavailable(error.to_string()),
     })?;
     info!(node, %zone, role, "proxy asks for grants");
     let mut keys = hop_keys.told_to(&caller, &zone, &role);

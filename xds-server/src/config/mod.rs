@@ -12,6 +12,7 @@ mod proxy_tls;
 mod raw;
 mod resilience;
 mod routing;
+mod terms;
 #[cfg(test)]
 mod tests;
 

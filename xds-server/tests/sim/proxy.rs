@@ -29,11 +29,10 @@ use tokio::{
 };
 use xds_server::authority::{Authorities, Clock};
 
-use crate::{clock::Drifting, history::History, rng::Rng, store::Doors};
+use crate::{CELLS, clock::Drifting, history::History, rng::Rng, store::Doors};
 
 const TICK: Duration = Duration::from_millis(10);
 const CONTEXT: ContextId = ContextId(1);
-const CELL: &str = "main";
 const WORKERS: usize = 2;
 /// Of a write that nobody counts any more.
 const NOBODY: WorkerId = WorkerId(0);
@@ -154,6 +153,7 @@ impl Running {
 struct InFlight {
     number: u64,
     worker: WorkerId,
+    cell: &'static str,
     ends: Instant,
     /// When its client gives up, if it does; by the proxy's clock, when it was admitted.
     given_up: Option<(Instant, u64)>,
@@ -232,8 +232,10 @@ impl ProxyProcess {
                     self.members[at].tick(CONTEXT, &mut self.host);
                 }
             }
-            if self.host.rng.chance(30) {
-                self.write();
+            for _ in CELLS {
+                if self.host.rng.chance(30) {
+                    self.write();
+                }
             }
         }
     }
@@ -270,12 +272,13 @@ impl ProxyProcess {
     /// One request: a write, short or as long as it may be.
     fn write(&mut self) {
         let site = self.host.site.clone();
+        let cell = CELLS[self.host.rng.below(CELLS.len() as u64) as usize];
         let at = self.host.rng.below(self.members.len() as u64) as usize;
         self.host.worker = at;
         let workers = &mut self.members[at].workers;
         let worker = workers.me();
-        let Some(admitted) = workers.admit(CELL, &site.terms, &mut self.host) else {
-            workers.end(CELL, &site.terms, &mut self.host);
+        let Some(admitted) = workers.admit(cell, &site.terms, &mut self.host) else {
+            workers.end(cell, &site.terms, &mut self.host);
             site.history.refused();
             return;
         };
@@ -292,8 +295,11 @@ impl ProxyProcess {
         });
         let (at, over) = (site.start.elapsed(), ends - site.start);
         self.in_flight.borrow_mut().push(InFlight {
-            number: site.history.begin(at, over, site.zone, admitted.epoch),
+            number: site
+                .history
+                .begin(at, over, site.zone, cell, admitted.epoch),
             worker,
+            cell,
             ends,
             given_up,
         });
@@ -316,7 +322,7 @@ impl ProxyProcess {
             {
                 write.worker = NOBODY;
                 let workers = &mut member.workers;
-                workers.abandon(CELL, admitted_us, &terms, &mut self.host);
+                workers.abandon(write.cell, admitted_us, &terms, &mut self.host);
             }
             if write.ends > now {
                 at += 1;
@@ -325,7 +331,7 @@ impl ProxyProcess {
             let write = in_flight.swap_remove(at);
             self.host.site.history.end(write.number);
             if let Some((_, member)) = of {
-                member.workers.end(CELL, &terms, &mut self.host);
+                member.workers.end(write.cell, &terms, &mut self.host);
             }
         }
     }
