@@ -7,15 +7,15 @@ use policy::fence::{
     Write,
 };
 
-/// A store with one cell.
+/// A store.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Store {
     pub id: u64,
     revision: u64,
-    authority: Option<(Stands, Authority)>,
+    authorities: BTreeMap<Name, (Stands, Authority)>,
     sessions: BTreeMap<SessionId, Stands>,
     /// With the revision of the terms that each registered under.
-    grantors: BTreeMap<SessionId, (Stands, Revision)>,
+    grantors: BTreeMap<(Name, SessionId), (Stands, Revision)>,
     terms: Option<(Stands, Agreement)>,
 }
 
@@ -31,15 +31,19 @@ impl Store {
         Store {
             id,
             revision: 0,
-            authority: None,
+            authorities: BTreeMap::new(),
             sessions: BTreeMap::new(),
             grantors: BTreeMap::new(),
             terms: None,
         }
     }
 
-    pub fn authority(&self) -> Option<&Authority> {
-        self.authority.as_ref().map(|(_, authority)| authority)
+    pub fn authority(&self, cell: &str) -> Option<&Authority> {
+        self.authorities.get(cell).map(|(_, authority)| authority)
+    }
+
+    pub fn authorities(&self) -> impl Iterator<Item = (&Name, &Authority)> {
+        (self.authorities.iter()).map(|(cell, (_, authority))| (cell, authority))
     }
 
     /// The agreed terms, and the revision of their last put.
@@ -50,9 +54,12 @@ impl Store {
 
     fn stands(&self, key: &Key) -> Option<Stands> {
         match key {
-            Key::Authority(_) => self.authority.as_ref().map(|(stands, _)| *stands),
+            Key::Authority(cell) => self.authorities.get(cell).map(|(stands, _)| *stands),
             Key::Session(id) => self.sessions.get(id).copied(),
-            Key::Grantor(_, id) => self.grantors.get(id).map(|(stands, _)| *stands),
+            Key::Grantor(cell, id) => {
+                let grantor = self.grantors.get(&(cell.clone(), id.clone()));
+                grantor.map(|(stands, _)| *stands)
+            }
             Key::Terms => self.terms.as_ref().map(|(stands, _)| *stands),
         }
     }
@@ -84,8 +91,8 @@ impl Store {
         };
         Some(match write {
             Write::Authority(cell, authority) => {
-                let stands = anew(self.authority.as_ref().map(|(stands, _)| *stands));
-                self.authority = Some((stands, authority.clone()));
+                let stands = anew(self.authorities.get(cell).map(|(stands, _)| *stands));
+                (self.authorities).insert(cell.clone(), (stands, authority.clone()));
                 Input::Authority {
                     cell: cell.clone(),
                     revision: put,
@@ -101,8 +108,9 @@ impl Store {
                 }
             }
             Write::Grantor(cell, id, terms) => {
-                let stands = anew(self.grantors.get(id).map(|(stands, _)| *stands));
-                self.grantors.insert(id.clone(), (stands, *terms));
+                let key = (cell.clone(), id.clone());
+                let stands = anew(self.grantors.get(&key).map(|(stands, _)| *stands));
+                self.grantors.insert(key, (stands, *terms));
                 Input::Grantor {
                     cell: cell.clone(),
                     id: id.clone(),
@@ -123,7 +131,7 @@ impl Store {
 
     fn delete(&mut self, key: &Key, at: Revision) -> Option<Input> {
         match key {
-            Key::Authority(cell) => self.authority.take().map(|_| Input::Authority {
+            Key::Authority(cell) => self.authorities.remove(cell).map(|_| Input::Authority {
                 cell: cell.clone(),
                 revision: at,
                 authority: None,
@@ -132,11 +140,14 @@ impl Store {
                 id: id.clone(),
                 put: None,
             }),
-            Key::Grantor(cell, id) => self.grantors.remove(id).map(|_| Input::Grantor {
-                cell: cell.clone(),
-                id: id.clone(),
-                registered: None,
-            }),
+            Key::Grantor(cell, id) => {
+                let gone = self.grantors.remove(&(cell.clone(), id.clone()));
+                gone.map(|_| Input::Grantor {
+                    cell: cell.clone(),
+                    id: id.clone(),
+                    registered: None,
+                })
+            }
             Key::Terms => self.terms.take().map(|_| Input::Terms {
                 revision: at,
                 agreement: None,
@@ -145,8 +156,8 @@ impl Store {
     }
 
     /// Everything, at one revision.
-    pub fn list(&self, cell: &Name) -> Listing {
-        let authority = self.authority.iter();
+    pub fn list(&self) -> Listing {
+        let authorities = self.authorities.iter();
         let sessions = self.sessions.iter();
         let grantors = self.grantors.iter();
         let terms = self.terms.as_ref();
@@ -154,12 +165,12 @@ impl Store {
             store: self.id,
             revision: Revision(self.revision),
             terms: terms.map(|(stands, agreement)| (stands.put, agreement.clone())),
-            authorities: authority
-                .map(|(stands, authority)| (cell.clone(), stands.put, authority.clone()))
+            authorities: authorities
+                .map(|(cell, (stands, authority))| (cell.clone(), stands.put, authority.clone()))
                 .collect(),
             sessions: sessions.map(|(id, s)| (id.clone(), s.put)).collect(),
             grantors: grantors
-                .map(|(id, (_, terms))| ((cell.clone(), id.clone()), *terms))
+                .map(|(key, (_, terms))| (key.clone(), *terms))
                 .collect(),
         }
     }

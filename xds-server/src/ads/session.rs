@@ -153,6 +153,8 @@ impl<W: Wire> Session<W> {
         responses: &mut Outgoing,
     ) -> Result<std::convert::Infallible, End> {
         let mut renewals = Renewals::default();
+        let Proxy { id, view, .. } = &self.connected.entry.proxy;
+        let mut sent_home = self.ads.homes.sent_home(&view.zone, id);
         // Ends with the stream.
         loop {
             self.send_due(responses)?;
@@ -164,6 +166,7 @@ impl<W: Wire> Session<W> {
                     let work = || self.take(&decode::<W>(request.clone())?);
                     self.ads.turns.take(request.len(), work).await?;
                 }
+                status = &mut sent_home => return Err(status.into()),
                 changed = self.ads.snapshots.changed() => {
                     changed.map_err(|_| End::Quiet)?;
                     self.look();

@@ -9,8 +9,8 @@ use std::{
 use policy::{
     ZoneState,
     fence::{
-        Authority, Effect, HolderId, Input, Move, Name, Outcome, Replica, SessionId, Transaction,
-        Unwilling, Write, move_id, moves::better_zone,
+        Authority, Cause, Effect, HolderId, Input, Move, Name, Outcome, Replica, SessionId,
+        Transaction, Unwilling, Write, move_id, moves::better_zone,
     },
 };
 use protos::fence::{GrantorSays, HolderSays};
@@ -18,11 +18,16 @@ use registry::{
     authority::{OPERATIONS_PREFIX, SessionRecord, incarnation},
     store::{Compare, Op, Store, StoreError, TxnOutcome},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 use tracing::{debug, error, info, warn};
 
 use super::{
     CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
+    homes::{Sightings, Since},
+    presence::Presence,
     records::{self, Operations},
     status,
     terms::{self, Said},
@@ -43,9 +48,14 @@ pub(super) struct Engine {
     out: BTreeMap<Name, BTreeSet<Name>>,
     /// The zone that should have a cell, as it was said last.
     better: BTreeMap<Name, Option<Name>>,
+    presence: Presence,
+    /// By zone, until when proxies are kept though the session of an incarnation is only about to begin.
+    reborn_until: BTreeMap<Name, u64>,
     commands: mpsc::Receiver<Command>,
     publisher: watch::Sender<Arc<Vec<CellStatus>>>,
     told: watch::Sender<Arc<Vec<Operation>>>,
+    sightings: Sightings,
+    sighted: watch::Sender<Arc<Since>>,
     /// What became of transactions.
     answer: mpsc::UnboundedSender<Answer>,
     answers: mpsc::UnboundedReceiver<Answer>,
@@ -89,6 +99,7 @@ impl Engine {
         commands: mpsc::Receiver<Command>,
         publisher: watch::Sender<Arc<Vec<CellStatus>>>,
         told: watch::Sender<Arc<Vec<Operation>>>,
+        sighted: watch::Sender<Arc<Since>>,
     ) -> Engine {
         let draw = &mut sources.draw;
         let replicas = sources.zones.iter().map(|zone| {
@@ -110,9 +121,13 @@ impl Engine {
             operations: Operations::new(),
             out: BTreeMap::new(),
             better: BTreeMap::new(),
+            presence: Presence::default(),
+            reborn_until: BTreeMap::new(),
             commands,
             publisher,
             told,
+            sightings: Sightings::default(),
+            sighted,
             answer,
             answers,
             stopping: Vec::new(),
@@ -152,7 +167,9 @@ impl Engine {
             self.judge_terms();
             self.judge();
             self.send_away();
+            self.restate();
             self.publish();
+            self.sight();
         }
     }
 
@@ -199,6 +216,7 @@ impl Engine {
     fn take_fact(&mut self, fact: Fact) {
         self.said.take(&fact);
         self.terms_dirty = true;
+        self.presence.hear(&fact);
         let input = match fact {
             Fact::Listed {
                 cluster,
@@ -324,7 +342,15 @@ impl Engine {
     /// Whether proxies get from this replica what there is to be had.
     fn serves(&self, zone: &Name) -> bool {
         let replica = self.replicas.get(zone);
-        let alive = |replica: &Replica| replica.session().left(self.now()) > 0 && replica.acts();
+        let now = self.now();
+        let reborn = || {
+            self.reborn_until
+                .get(zone)
+                .is_some_and(|until| now < *until)
+        };
+        let alive =
+            |replica: &Replica| replica.session().left(now) > 0 || replica.believes() && reborn();
+        let alive = |replica: &Replica| replica.acts() && alive(replica);
         self.stopping.is_empty() && replica.is_some_and(alive)
     }
 
@@ -347,6 +373,11 @@ impl Engine {
         let incarnation = incarnation(zone, (self.sources.draw)());
         warn!(was = %replica.id().incarnation, now = %incarnation, "the session is over: nothing is granted before another has begun");
         self.sources.metrics.sessions_lost.inc();
+        // Its proxies stay for a moment: the next session begins as soon as the store answers.
+        let until = self
+            .now()
+            .saturating_add(self.sources.terms.session_ttl / 8);
+        self.reborn_until.insert(zone.clone(), until);
         let (replica, effects) = replica.reborn(incarnation, self.now());
         self.replicas.insert(zone.clone(), replica);
         self.carry_out(zone, effects);
@@ -368,12 +399,16 @@ impl Engine {
             records::operation(&self.operations, cell, before, after, &id, unix_ms())
         });
         let changes_authority = authority.is_some();
-        let session = SessionRecord {
+        let said = SessionRecord {
             process: self.sources.process.clone(),
             terms: terms::own(replica),
+            proxies: Some(self.connected(zone)),
         };
+        if let [Write::Session(_)] = transaction.writes[..] {
+            self.presence.stated(zone, self.connected(zone) > 0);
+        }
         let (compares, ops) =
-            records::transaction(transaction, &session, operation.unwrap_or_default());
+            records::transaction(transaction, &said, operation.unwrap_or_default());
         let store = Arc::clone(&self.sources.store);
         let mode = self.sources.mode.clone();
         let answer = self.answer.clone();
@@ -533,8 +568,9 @@ impl Engine {
                 cause: wish.cause,
                 reason: wish.reason.clone(),
                 epoch_min: wish.epoch_min,
+                hold: wish.hold,
             };
-            match replica.wish(&wish.cell, next, now) {
+            match replica.wish(&wish.cell, next, wish.accepted, now) {
                 Ok(effects) => {
                     self.carry_out(&zone, effects);
                     return Ok(());
@@ -550,16 +586,61 @@ impl Engine {
         let Some(replica) = self.replicas.values().next() else {
             return;
         };
+        let unheld = (self.presence).unheld(replica.sessions(), self.now(), &self.sources.terms);
         let mut changed = Vec::new();
         for (cell, _, authority, ..) in replica.cells() {
-            let better = authority.and_then(|authority| better_zone(authority, &self.out));
+            let better = authority.and_then(|a| better_zone(a, &self.out, &unheld));
             if self.better.get(cell) != Some(&better) {
-                changed.push((cell.clone(), better));
+                let owners = authority.map_or(&[][..], |authority| &authority.owners);
+                let reason = match &better {
+                    Some(better) => self.reason(owners, better),
+                    None => Name::from(""),
+                };
+                changed.push((cell.clone(), better, reason));
             }
         }
-        for (cell, zone) in changed {
+        if self.presence.unheld_changes(&unheld) {
+            self.everybody(&Input::Unheld(unheld));
+        }
+        for (cell, zone, reason) in changed {
+            if let Some(zone) = &zone {
+                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves unless an operator holds it");
+            }
             self.better.insert(cell.clone(), zone.clone());
-            self.everybody(&Input::Better { cell, zone });
+            self.everybody(&Input::Better { cell, zone, reason });
+        }
+    }
+
+    /// Why a cell should leave its owners for `better`.
+    fn reason(&self, owners: &[Name], better: &Name) -> Name {
+        let none = BTreeSet::new();
+        let out = |zone: &Name| self.out.get(zone).unwrap_or(&none);
+        let missing = owners
+            .iter()
+            .flat_map(|owner| out(owner).difference(out(better)));
+        let missing: BTreeSet<&str> = missing.map(|service| &**service).collect();
+        let missing = missing.into_iter().collect::<Vec<_>>().join(", ");
+        Name::from(format!("{} cannot serve {missing}", owners.join(", ")))
+    }
+
+    /// How many proxies of a zone are connected.
+    fn connected(&self, zone: &Name) -> u32 {
+        let of_zone = self.streams.values().filter(|stream| stream.zone == *zone);
+        u32::try_from(of_zone.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Has sessions put anew whose record is wrong about whether there are proxies.
+    fn restate(&mut self) {
+        let zones: Vec<Name> = self.replicas.keys().cloned().collect();
+        for zone in zones {
+            let any = self.connected(&zone) > 0;
+            let patience = self.sources.terms.session_ttl / 4;
+            if self
+                .presence
+                .is_to_be_restated(&zone, any, self.now(), patience)
+            {
+                self.handle(&zone, Input::Restated);
+            }
         }
     }
 
@@ -596,7 +677,7 @@ impl Engine {
     }
 
     fn publish(&mut self) {
-        let cells = status::of(self.replicas.values(), self.now());
+        let cells = status::of(self.replicas.values(), &self.presence, self.now());
         let metrics = &self.sources.metrics;
         for cell in &cells {
             let label = CellLabel {
@@ -617,6 +698,22 @@ impl Engine {
             }
             changed
         });
+    }
+
+    /// Tells streams which zones have a control plane of their own.
+    fn sight(&mut self) {
+        // All replicas of this process see the same.
+        let Some(replica) = self.replicas.values().next() else {
+            return;
+        };
+        let (now, terms, sessions) = (self.now(), &self.sources.terms, replica.sessions());
+        let present = sessions.present().map(|(id, _)| id);
+        let alive = present.filter(|id| !sessions.over(id, now, terms));
+        let alive: BTreeSet<SessionId> = alive.cloned().collect();
+        if self.sightings.look(alive, Instant::now()) {
+            self.sighted
+                .send_replace(Arc::new(self.sightings.since().clone()));
+        }
     }
 
     fn tell_operations(&self) {
@@ -662,7 +759,15 @@ fn log_authority(cell: &Name, authority: &Authority) {
             info!(%cell, epoch, ?owners, unsettled = ?authority.unsettled, "authority: settling")
         }
         policy::fence::State::Fencing(next) => {
-            info!(%cell, epoch, from = ?owners, to = ?next.to, cause = ?next.cause, reason = %next.reason, "authority: fencing");
+            let (to, cause, reason) = (&next.to, next.cause, &next.reason);
+            match cause {
+                Cause::Operator | Cause::Override => {
+                    info!(%cell, epoch, from = ?owners, ?to, ?cause, %reason, "authority: fencing");
+                }
+                Cause::SessionLost | Cause::Unfit => {
+                    warn!(%cell, epoch, from = ?owners, ?to, ?cause, %reason, "authority: fencing, by itself");
+                }
+            }
         }
     }
 }

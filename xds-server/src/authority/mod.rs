@@ -6,6 +6,8 @@
 
 mod clock;
 mod engine;
+mod homes;
+mod presence;
 mod records;
 mod service;
 mod status;
@@ -31,8 +33,9 @@ use crate::{
 
 pub use clock::{Boottime, Clock};
 pub use engine::unix_ms;
+pub use homes::Homes;
 pub use service::{FenceService, service};
-pub use status::{CellStatus, Holding, MoveStatus, Operation};
+pub use status::{CellStatus, Holding, MoveStatus, Operation, Speakers};
 pub use terms::{Agreements, ReplicaTerms, TermsStatus, waits_for};
 
 /// Facts that may wait for the engine.
@@ -155,6 +158,7 @@ pub struct Authorities {
     commands: mpsc::Sender<Command>,
     cells: watch::Receiver<Arc<Vec<CellStatus>>>,
     operations: watch::Receiver<Arc<Vec<Operation>>>,
+    homes: Homes,
 }
 
 enum Command {
@@ -193,6 +197,10 @@ pub struct Wish {
     pub reason: Name,
     /// The new epoch is at least this.
     pub epoch_min: u64,
+    /// For how long the cell then stays though others serve it better, in microseconds.
+    pub hold: u64,
+    /// It may be an override to where the cell is.
+    pub accepted: bool,
 }
 
 /// Why a proxy gets nothing here.
@@ -220,11 +228,14 @@ pub fn start(sources: Sources) -> Authorities {
     let (commands, commanded) = mpsc::channel(COMMANDS_MAX);
     let (publisher, cells) = watch::channel(Arc::default());
     let (told, operations) = watch::channel(Arc::default());
-    tokio::spawn(engine::Engine::new(sources, commanded, publisher, told).run());
+    let (sighted, since) = watch::channel(Arc::default());
+    let homes = Homes::new(sources.zones.clone(), since);
+    tokio::spawn(engine::Engine::new(sources, commanded, publisher, told, sighted).run());
     Authorities {
         commands,
         cells,
         operations,
+        homes,
     }
 }
 
@@ -235,7 +246,13 @@ impl Authorities {
             commands: mpsc::channel(1).0,
             cells: watch::channel(Arc::default()).1,
             operations: watch::channel(Arc::default()).1,
+            homes: Homes::unknown(),
         }
+    }
+
+    /// Which zones have a control plane of their own.
+    pub fn homes(&self) -> &Homes {
+        &self.homes
     }
 
     /// How the cells stand, as far as is known here.

@@ -278,6 +278,8 @@ impl World {
             cause,
             reason: Name::from("a test"),
             epoch_min: self.history.epoch_seen() + 1,
+            hold: 0,
+            accepted: cause == Cause::Override,
         };
         // It may be unwilling.
         let _ = timeout(Duration::from_secs(5), node.authorities.wish(wish)).await;
