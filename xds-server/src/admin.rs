@@ -5,6 +5,7 @@ mod conditions;
 mod doors;
 mod objections;
 mod proxies;
+mod terms;
 mod zones;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -16,7 +17,7 @@ use axum::{
     http::{StatusCode, header},
     middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::{get, post, put},
+    routing::{delete, get, post, put},
 };
 use policy::{Class, Facts, Headers, Outcome, Plan, Policy, Presented, Rules};
 use prometheus_client::registry::Registry;
@@ -64,6 +65,7 @@ impl Admin {
             .route("/v1/zones", get(zones::list))
             .route("/v1/intents", get(zones::intents))
             .route("/v1/cells", get(cells::list))
+            .route("/v1/terms", get(terms::show))
             .route("/v1/conditions", get(conditions::list))
             .route("/v1/operations", get(cells::operations))
             .route("/v1/instances", get(instances))
@@ -75,6 +77,8 @@ impl Admin {
             )
             .route("/v1/failback/{zone}", post(zones::fail_back))
             .route("/v1/cells/{cell}/move", post(cells::shift))
+            .route("/v1/terms/change", post(terms::change))
+            .route("/v1/terms/next", delete(terms::cancel))
             .route("/v1/cells/{cell}/override", post(cells::force))
             .route("/v1/confirm", post(zones::confirm))
             .route_layer(from_fn_with_state(self.clone(), doors::operators));

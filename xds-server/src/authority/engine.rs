@@ -32,7 +32,10 @@ use super::{
     status,
     terms::{self, Said},
 };
-use crate::metrics::{CellLabel, ResultLabel};
+use crate::{
+    conditions::Code,
+    metrics::{CellLabel, ResultLabel},
+};
 
 /// How long a transaction that has failed rests.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
@@ -671,6 +674,8 @@ impl Engine {
                 ),
                 None => info!("this replica's terms are agreed on"),
             }
+            let conditions = &self.sources.metrics.conditions;
+            conditions.set(Code::TermsDiffer, "", differs.as_deref());
             self.differs = differs;
         }
         self.everybody(&Input::Rolled(rolled));

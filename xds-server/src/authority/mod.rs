@@ -10,6 +10,7 @@ mod homes;
 mod presence;
 mod records;
 mod service;
+pub mod slew;
 mod status;
 mod terms;
 
