@@ -7,6 +7,7 @@ mod instances;
 mod leases;
 mod objections;
 mod proxies;
+mod terms;
 mod zones;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -69,6 +70,7 @@ impl Admin {
             .route("/v1/zones", get(zones::list))
             .route("/v1/intents", get(zones::intents))
             .route("/v1/cells", get(cells::list))
+            .route("/v1/terms", get(terms::show))
             .route("/v1/conditions", get(conditions::list))
             .route("/v1/operations", get(cells::operations))
             .route("/v1/instances", get(instances::list))
@@ -80,6 +82,8 @@ impl Admin {
             )
             .route("/v1/failback/{zone}", post(zones::fail_back))
             .route("/v1/cells/{cell}/move", post(cells::shift))
+            .route("/v1/terms/change", post(terms::change))
+            .route("/v1/terms/next", delete(terms::cancel))
             .route("/v1/cells/{cell}/override", post(cells::force))
             .route("/v1/confirm", post(zones::confirm))
             .route_layer(from_fn_with_state(self.clone(), doors::operators));

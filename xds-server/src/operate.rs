@@ -1,6 +1,7 @@
 //! What operators do by the command line: requests to the admin interface, which keeps the rules.
 
 mod proxies;
+mod terms;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -66,6 +67,8 @@ pub enum Operation {
         #[command(flatten)]
         operator: OperatorArgs,
     },
+    /// The terms (time-outs, drift, shards, cell keys) that all replicas have agreed on, and which replica is configured how.
+    Terms(terms::TermsArgs),
     /// Move the permission to write to other zones: the old owners are taken out first.
     Move {
         #[command(flatten)]
@@ -166,6 +169,7 @@ impl Operation {
             },
             Operation::Confirm { operator } => operator.confirm().await?,
             Operation::Proxies { operator } => print!("{}", operator.proxies().await?),
+            Operation::Terms(terms) => terms.run().await?,
             Operation::Cells { operator } => print!("{}", operator.cells().await?),
             Operation::Move { moved, reason } => moved.run("move", reason, None).await?,
             Operation::Override {

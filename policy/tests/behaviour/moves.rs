@@ -23,9 +23,9 @@ struct Shelf {
     /// When each key was created, and last put.
     stands: BTreeMap<Key, (Revision, Revision)>,
     authorities: BTreeMap<Name, Authority>,
-    /// The terms that each grantor registered under.
+    /// By the revision of the terms that each registered under.
     grantors: BTreeMap<(Name, SessionId), Revision>,
-    agreement: Option<Agreement>,
+    terms: Option<Agreement>,
 }
 
 impl Shelf {
@@ -45,6 +45,7 @@ impl Shelf {
     fn list(&self) -> Listing {
         let mut listing = Listing {
             store: STORE,
+            revision: Revision(self.revision),
             ..Listing::default()
         };
         for (key, (_, put)) in &self.stands {
@@ -56,12 +57,11 @@ impl Shelf {
                 Key::Session(id) => drop(listing.sessions.insert(id.clone(), *put)),
                 Key::Grantor(cell, id) => {
                     let key = (cell.clone(), id.clone());
-                    let terms = self.grantors[&key];
-                    listing.grantors.insert(key, terms);
+                    listing.grantors.insert(key.clone(), self.grantors[&key]);
                 }
                 Key::Terms => {
-                    let agreement = self.agreement.clone();
-                    listing.terms = agreement.map(|agreement| (*put, agreement));
+                    let terms = self.terms.clone();
+                    listing.terms = terms.map(|agreement| (*put, agreement));
                 }
             }
         }
@@ -168,9 +168,7 @@ impl Mesh {
             input,
             Input::Authority { .. } | Input::Session { .. } | Input::Grantor { .. }
         );
-        // What is its own it always hears: the watch of a zone that is behind in everything would look silent to itself, too.
-        let own = matches!(&input, Input::Session { id, .. } if *id.zone == *process.zone);
-        if process.deaf && watched && !own {
+        if process.deaf && watched {
             process.untold.push(input);
             return;
         }
@@ -253,22 +251,22 @@ impl Mesh {
                     put: Some(revision),
                 }
             }
+            Write::Terms(agreement) => {
+                self.shelf.put(Key::Terms);
+                self.shelf.terms = Some(agreement.clone());
+                Input::Terms {
+                    revision,
+                    agreement: Some(agreement.clone()),
+                }
+            }
             Write::Grantor(cell, id, terms) => {
-                self.shelf.put(Key::Grantor(cell.clone(), id.clone()));
                 let key = (cell.clone(), id.clone());
                 self.shelf.grantors.insert(key, *terms);
+                self.shelf.put(Key::Grantor(cell.clone(), id.clone()));
                 Input::Grantor {
                     cell: cell.clone(),
                     id: id.clone(),
                     registered: Some(*terms),
-                }
-            }
-            Write::Terms(agreement) => {
-                self.shelf.put(Key::Terms);
-                self.shelf.agreement = Some(agreement.clone());
-                Input::Terms {
-                    revision,
-                    agreement: Some(agreement.clone()),
                 }
             }
             Write::Delete(key) => {
@@ -352,9 +350,7 @@ impl Mesh {
             .filter(|p| !p.stopped && p.zone == &**owner);
         let mut replicas = processes.map(|process| &process.replica);
         replicas.any(|replica| {
-            // By the store, not by what a process believes whose session was ended.
-            let session = Key::Session(replica.id().clone());
-            let alive = self.shelf.stands.contains_key(&session);
+            let alive = replica.session().left(self.now) > 0;
             let mut cells = replica.cells().filter(|(of, ..)| &***of == cell);
             alive && cells.any(|(.., grantor)| grantor.granting().is_some())
         })

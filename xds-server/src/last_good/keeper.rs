@@ -19,7 +19,10 @@ use tokio::{
 use tracing::{error, info};
 
 use super::{LastGood, file};
-use crate::metrics::{Metrics, ResultLabel};
+use crate::{
+    conditions::Code,
+    metrics::{Metrics, ResultLabel},
+};
 
 /// The least time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -140,6 +143,7 @@ impl Writer {
         match outcome {
             Ok(()) => {
                 if std::mem::take(&mut self.failing) {
+                    self.metrics.conditions.clear(Code::StateNotKept, "");
                     info!(%file, "the last good state is written again");
                 }
                 self.written = Some(state);
@@ -148,6 +152,8 @@ impl Writer {
             Err(_) if self.failing => {}
             Err(error) => {
                 self.failing = true;
+                let detail = format!("{file}: {error}");
+                (self.metrics.conditions).raise(Code::StateNotKept, "", detail);
                 error!(%file, %error, "the last good state cannot be written: after a restart without the store an older one would be served; see to the disk and its permissions");
             }
         }
