@@ -309,7 +309,7 @@ impl fmt::Display for Step {
             ),
             Step::Closed { home, class } => write!(
                 f,
-                "no zone that a {} of {home} may use has a healthy instance, and room",
+                "each zone that a {} of {home} may use is drained, full, or without a healthy instance",
                 class.as_str()
             ),
             Step::Pinned(cluster) => write!(f, "its affinity key keeps it in {cluster}"),

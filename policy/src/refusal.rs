@@ -107,7 +107,7 @@ impl Refusal {
         reason: Reason::NoCapacity,
         status: 503,
         grpc_status: UNAVAILABLE,
-        detail: "no zone that this request may use has a healthy instance",
+        detail: "each zone that this request may use is drained, full, or without a healthy instance",
         retry_after_s: Some(1),
     };
 

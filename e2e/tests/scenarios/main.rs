@@ -5,6 +5,7 @@
     reason = "the scenarios are an edge, as the harness is"
 )]
 
+mod conditions;
 mod control_plane;
 mod etcd;
 mod failover;

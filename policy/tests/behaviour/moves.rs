@@ -168,7 +168,9 @@ impl Mesh {
             input,
             Input::Authority { .. } | Input::Session { .. } | Input::Grantor { .. }
         );
-        if process.deaf && watched {
+        // What is its own it always hears: the watch of a zone that is behind in everything would look silent to itself, too.
+        let own = matches!(&input, Input::Session { id, .. } if *id.zone == *process.zone);
+        if process.deaf && watched && !own {
             process.untold.push(input);
             return;
         }

@@ -417,9 +417,10 @@ impl Engine {
         let answer = self.answer.clone();
         let writes = self.sources.metrics.authority_writes.clone();
         tokio::spawn(async move {
+            let begun = tokio::time::Instant::now();
             let outcome = make(&*store, compares, ops, mode.writes_refused().is_some()).await;
             if let Some(outcome) = &outcome {
-                mode.wrote(outcome);
+                mode.wrote_in(outcome, begun.elapsed());
             }
             let outcome = match outcome {
                 Some(Ok(TxnOutcome {
