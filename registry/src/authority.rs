@@ -29,6 +29,9 @@ pub const OPERATIONS_PREFIX: &str = "/tidegate/v1/operations/";
 /// What stands for an unknown past in [`AuthorityRecord::unsettled`].
 const UNKNOWN_PAST: &str = "*";
 
+/// The fence counts microseconds.
+const US_PER_MS: u64 = 1_000;
+
 /// The highest epoch: what JSON readers take for a whole number, so that there is always a higher one.
 pub const EPOCH_MAX: u64 = 1 << 53;
 
@@ -92,6 +95,9 @@ pub struct AuthorityRecord {
     /// The incarnations of which something may still be under way; `*`: of anybody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsettled: Vec<String>,
+    /// For so long it does not leave because others serve it better, from when this record is seen.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hold_ms: u64,
 }
 
 /// [`State`] by name.
@@ -113,6 +119,9 @@ pub struct MoveRecord {
     pub reason: String,
     #[serde(default)]
     pub epoch_min: u64,
+    /// For how long the new owners keep it though others serve it better.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hold_ms: u64,
 }
 
 /// [`Cause`] by name.
@@ -143,6 +152,7 @@ impl From<&Authority> for AuthorityRecord {
                 Unsettled::Unknown => vec![UNKNOWN_PAST.to_owned()],
                 Unsettled::Of(ids) => ids.iter().map(|id| id.incarnation.to_string()).collect(),
             },
+            hold_ms: authority.hold / US_PER_MS,
         }
     }
 }
@@ -160,6 +170,7 @@ impl From<&Move> for MoveRecord {
             },
             reason: next.reason.to_string(),
             epoch_min: next.epoch_min,
+            hold_ms: next.hold / US_PER_MS,
         }
     }
 }
@@ -188,6 +199,7 @@ impl AuthorityRecord {
                 },
                 reason: Name::from(moving.reason),
                 epoch_min: moving.epoch_min,
+                hold: moving.hold_ms.saturating_mul(US_PER_MS),
             }),
             (StateName::Fencing, None) => return Err(wrong("fencing, but no move")),
         };
@@ -207,6 +219,7 @@ impl AuthorityRecord {
             standby: names(record.standby)?,
             state,
             unsettled,
+            hold: record.hold_ms.saturating_mul(US_PER_MS),
         })
     }
 
@@ -216,15 +229,24 @@ impl AuthorityRecord {
     }
 }
 
-/// What a session says, for people: its key says everything else.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a session says besides that it lives, which its key says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
-    /// `host:process id`.
+    /// `host:process id`, for people.
     #[serde(default)]
     pub process: String,
+    /// How many proxies of the zone were connected to this replica, to hold grants, when it was put. It is put at once when that
+    /// becomes or ceases to be none; none where the replica does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxies: Option<u32>,
 }
 
 impl SessionRecord {
+    /// Reads the value of a store key. A session lives whatever its record says, so what cannot be read says nothing.
+    pub fn parse(value: &[u8]) -> SessionRecord {
+        serde_json::from_slice(value).unwrap_or_default()
+    }
+
     /// The value to store.
     pub fn to_json(&self) -> Vec<u8> {
         to_json(self)
@@ -272,6 +294,10 @@ impl OperationRecord {
 /// Structs of texts and numbers, which always serialise.
 fn to_json(record: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(record).unwrap_or_default()
+}
+
+fn is_zero(span: &u64) -> bool {
+    *span == 0
 }
 
 fn texts(names: &[Name]) -> Vec<String> {
@@ -334,6 +360,7 @@ mod tests {
             cause: Cause::SessionLost,
             reason: "a fire".into(),
             epoch_min: 3,
+            hold: 60_000_000,
         };
         for state in [State::Active, State::Settling, State::Fencing(next)] {
             for unsettled in [
@@ -348,6 +375,7 @@ mod tests {
                     standby: vec!["sh-b".into(), "bj-c".into()],
                     state: state.clone(),
                     unsettled,
+                    hold: 600_000_000,
                 };
                 let json = AuthorityRecord::from(&authority).to_json();
                 assert_eq!(AuthorityRecord::parse(&json), Ok(authority));

@@ -1,7 +1,9 @@
 //! HTTP for people, probes, and instances that register.
 
 mod cells;
+mod conditions;
 mod doors;
+mod objections;
 mod proxies;
 mod zones;
 
@@ -27,6 +29,7 @@ use crate::{
     ads::proxies::Proxies,
     applied::Applied,
     authority::Authorities,
+    conditions::{Conditions, Kind, Summary},
     feed::Feed,
     mode::Mode,
     snapshot::{Role, View, ViewKey},
@@ -41,6 +44,7 @@ pub struct Admin {
     pub feed: Feed,
     pub proxies: Proxies,
     pub applied: Applied,
+    pub conditions: Conditions,
     pub metrics: Arc<Registry>,
     pub gate: Gate,
 }
@@ -59,6 +63,7 @@ impl Admin {
             .route("/v1/zones", get(zones::list))
             .route("/v1/intents", get(zones::intents))
             .route("/v1/cells", get(cells::list))
+            .route("/v1/conditions", get(conditions::list))
             .route("/v1/operations", get(cells::operations))
             .route("/v1/instances", get(instances))
             .route_layer(from_fn_with_state(self.clone(), doors::readers));
@@ -192,6 +197,9 @@ fn parse_json<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(Problem::bad_request)
 }
 
+const NOTHING_TO_SERVE: &str =
+    "nothing to serve: the store has not been listed yet, and there is no last good state on disk";
+
 #[derive(Serialize)]
 struct Readiness {
     /// Whether there is something to serve, however old.
@@ -204,21 +212,24 @@ struct Readiness {
     /// An operator has to confirm what the store says.
     confirm: bool,
     detail: String,
+    /// The codes that hold, without details: this is open to everybody.
+    conditions: Vec<Summary>,
 }
 
 async fn ready(State(admin): State<Admin>) -> (StatusCode, Json<Readiness>) {
-    let ready = admin.feed.snapshots.borrow().is_some();
+    let nothing = admin.feed.snapshots.borrow().is_none();
     let status = admin.mode.status();
-    let nothing = "nothing to serve: the store has not been listed yet, and there is no last good state on disk";
-    let detail = match (ready, status.reason.as_str()) {
-        (true, reason) => reason.to_owned(),
-        (false, "") => nothing.to_owned(),
-        (false, reason) => format!("{nothing}; {reason}"),
+    let detail = match (nothing, status.reason.as_str()) {
+        (false, reason) => reason.to_owned(),
+        (true, "") => NOTHING_TO_SERVE.to_owned(),
+        (true, reason) => format!("{NOTHING_TO_SERVE}; {reason}"),
     };
-    let code = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
+    let conditions = admin.conditions.summaries();
+    let unready = |summary: &Summary| summary.code.kind() == Kind::NotReady;
+    let ready = !nothing && !conditions.iter().any(unready);
+    let code = match ready {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
     };
     let readiness = Readiness {
         ready,
@@ -227,6 +238,7 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, Json<Readiness>) {
         stale: status.stale,
         confirm: status.confirm,
         detail,
+        conditions,
     };
     (code, Json(readiness))
 }

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod ads;
 pub mod applied;
 pub mod authority;
+pub mod conditions;
 pub mod config;
 pub mod connections;
 pub mod feed;

@@ -26,6 +26,7 @@ use xds_server::{
     ads::{csds, proxies::Proxies, service::Ads},
     applied::{self, Applied},
     authority::{self, Authorities, Boottime},
+    conditions::{Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
     feed::{self, Sources},
@@ -89,6 +90,14 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// The codes of conditions and safety rules, and what to do about each.
+    Codes {
+        /// Explain this one: TG2001, or its name.
+        code: Option<Code>,
+        /// Print the page of the documentation.
+        #[arg(long, conflicts_with = "code")]
+        markdown: bool,
+    },
     #[command(flatten)]
     Operate(Operation),
 }
@@ -119,6 +128,10 @@ fn main() -> ExitCode {
             let (left_out, _lines) = logging::begin(log_json);
             serve(config, zone, addresses_file, left_out)
         }
+        Command::Codes { code, markdown } => {
+            print!("{}", codes(code, markdown));
+            Ok(())
+        }
         Command::Operate(operation) => operate(&operation),
     };
     match outcome {
@@ -139,6 +152,14 @@ fn check(config: &Path) -> anyhow::Result<()> {
         mesh.services.len()
     );
     Ok(())
+}
+
+fn codes(code: Option<Code>, markdown: bool) -> String {
+    match (code, markdown) {
+        (Some(code), _) => page::explain(code),
+        (None, true) => page::markdown(),
+        (None, false) => page::list(),
+    }
 }
 
 #[tokio::main]
@@ -164,6 +185,7 @@ async fn serve(
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
     let metrics = Metrics::default();
+    let conditions = metrics.conditions.clone();
     let ports = Ports::open(&config.listen, &metrics)?;
     let (xds_address, admin_address) = ports.addresses()?;
 
@@ -227,6 +249,7 @@ async fn serve(
         feed,
         proxies,
         applied,
+        conditions,
         metrics: registry,
         gate: gate.clone(),
     }

@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::conditions::Conditions;
+
 /// Labels of metrics by kind of resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabel {
@@ -79,9 +81,10 @@ pub struct CellLabel {
     pub cell: String,
 }
 
-/// All metrics.
+/// All metrics, and the conditions beside them.
 #[derive(Clone, Default)]
 pub struct Metrics {
+    pub conditions: Conditions,
     pub xds_responses: Family<KindLabel, Counter>,
     pub xds_resources: Family<KindLabel, Counter>,
     pub xds_renewals: Family<KindLabel, Counter>,
@@ -124,6 +127,7 @@ impl Metrics {
     pub fn registry(&self) -> Registry {
         let mut all = Registry::with_prefix("tidegate");
         let m = self.clone();
+        m.conditions.register(&mut all);
         all.register(
             "xds_responses",
             "Discovery responses sent, by kind",

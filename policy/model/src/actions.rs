@@ -71,23 +71,23 @@ pub enum Action {
 }
 
 const FENCED: &str = "no two zones write";
+const WISHED: &str = "no cell moves that nobody moved";
 const WRITABLE: &str = "somebody can write at last";
 
 impl Scenario {
-    pub(crate) fn cell(&self) -> Name {
-        Arc::from("main")
-    }
-
     pub(crate) fn rules(&self) -> BTreeMap<Name, CellRules> {
         let zones = |of: &[usize]| of.iter().map(|zone| Scenario::zone(*zone)).collect();
-        let rules = CellRules {
-            owners: zones(&self.owners),
-            standby: zones(&self.standby),
+        let rules = |owners: &[usize], standby: &[usize]| CellRules {
+            owners: zones(owners),
+            standby: zones(standby),
             automatic: self.automatic,
             cool_down: 0,
             epoch_min: 1,
         };
-        BTreeMap::from([(self.cell(), rules)])
+        let first = (self.cell(0), rules(&self.owners, &self.standby));
+        let second = self.second.as_ref();
+        let second = second.map(|(owners, standby)| (self.cell(1), rules(owners, standby)));
+        [first].into_iter().chain(second).collect()
     }
 
     /// Everything runs, nothing goes wrong, and the owner's proxies hold grants.
@@ -110,8 +110,9 @@ impl Scenario {
             let mut change = Change::new(&calm, state);
             change.tick(None);
             state = change.done();
-            let active = state.store.authority();
-            if active.is_some_and(|a| a.state == policy::fence::State::Active) {
+            let cells = self.rules().into_keys();
+            let mut authorities = cells.map(|cell| state.store.authority(&cell));
+            if authorities.all(|a| a.is_some_and(|a| a.state == policy::fence::State::Active)) {
                 break;
             }
         }
@@ -152,7 +153,7 @@ impl Scenario {
             left: self.budget,
             wished: 0,
             slowed: 0,
-            admitted: 0,
+            admitted: [0; 2],
             owners: Default::default(),
             broken: None,
         }
@@ -166,13 +167,14 @@ impl Scenario {
             to: to.iter().map(|zone| Scenario::zone(*zone)).collect(),
             cause: *cause,
             reason: Arc::from(""),
-            epoch_min: change.state.owners.keys().max().copied().unwrap_or(0),
+            epoch_min: (change.state.owners.keys().map(|(_, epoch)| *epoch).max()).unwrap_or(0),
+            hold: 0,
         };
-        let cell = self.cell();
+        let cell = self.cell(self.cell_of_wish(index));
         let at = change.host(*host);
         let now = at.clock;
         let replica = at.replica.as_mut().ok_or(Unwilling::NoSession)?;
-        let effects = replica.wish(&cell, next, now)?;
+        let effects = replica.wish(&cell, next, true, now)?;
         change.tell_effects(*host, effects);
         Ok(())
     }
@@ -187,12 +189,12 @@ impl Scenario {
             None => return,
         };
         change.crash(index);
+        let cells = self.rules().into_keys();
+        let grantors = cells.map(|cell| Write::Delete(Key::Grantor(cell, id.clone())));
+        let session = Write::Delete(Key::Session(id.clone()));
         change.commit(&Transaction {
             conditions: Vec::new(),
-            writes: vec![
-                Write::Delete(Key::Grantor(self.cell(), id.clone())),
-                Write::Delete(Key::Session(id)),
-            ],
+            writes: grantors.chain([session]).collect(),
         });
     }
 
@@ -377,13 +379,34 @@ impl State {
         self.proxies.iter().map(|proxy| proxy.writes.len()).sum()
     }
 
-    /// Whether a write would be admitted somewhere, now.
-    fn writable(&self) -> bool {
+    /// Whether a write would be admitted somewhere, now, to each cell.
+    fn writable(&self, scenario: &Scenario) -> bool {
         let holds = |proxy: &Arc<Proxy>| {
             let permit = proxy.ledger.permit;
             permit.is_some_and(|permit| permit.until > proxy.clock)
         };
-        self.proxies.iter().any(holds)
+        let mut cells = 0..scenario.rules().len();
+        cells.all(|cell| {
+            let proxies = self.proxies.iter().enumerate();
+            let mut of_cell = proxies.filter(|(at, _)| scenario.cell_of(*at) == cell);
+            of_cell.any(|(_, proxy)| holds(proxy))
+        })
+    }
+
+    /// Whether no cell has another epoch than its first and those that operators wished for.
+    fn moved_on_wish_alone(&self, scenario: &Scenario) -> bool {
+        let wished = |cell: usize| {
+            let wishes = 0..scenario.wishes.len();
+            let of_cell = wishes.filter(|wish| scenario.cell_of_wish(*wish) == cell);
+            of_cell
+                .filter(|wish| self.wished & (1 << wish) != 0)
+                .count()
+        };
+        (0..scenario.rules().len()).all(|cell| {
+            let owners = self.owners.keys();
+            let epochs = owners.filter(|(of, _)| *of == cell).count();
+            epochs <= 1 + wished(cell)
+        })
     }
 }
 
@@ -453,8 +476,14 @@ impl Model for Scenario {
             properties.push(Property::always(
                 WRITABLE,
                 |scenario: &Scenario, state: &State| {
-                    state.time < scenario.horizon || state.writable()
+                    state.time < scenario.horizon || state.writable(scenario)
                 },
+            ));
+        }
+        if self.moves_on_wish_alone {
+            properties.push(Property::always(
+                WISHED,
+                |scenario: &Scenario, state: &State| state.moved_on_wish_alone(scenario),
             ));
         }
         properties

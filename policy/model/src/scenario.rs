@@ -14,18 +14,25 @@ pub struct Scenario {
     /// Every owner at first, and who stands by, by index into [`ZONES`].
     pub owners: Vec<usize>,
     pub standby: Vec<usize>,
-    /// Whether the cell moves by itself.
+    /// The same of a second cell, where there is one.
+    pub second: Option<(Vec<usize>, Vec<usize>)>,
+    /// Whether cells move by themselves.
     pub automatic: bool,
     /// The zone of each replica, and what is slow for it.
     pub hosts: Vec<(usize, Lines)>,
     /// The zone of each proxy, and how many workers it has.
     pub proxies: Vec<(usize, u64)>,
+    /// The proxies that write to the second cell; the others write to the first. What a real proxy keeps of two cells has
+    /// nothing in common but the connection.
+    pub of_second: Vec<usize>,
     pub net: Net,
     /// Ticks after the start.
     pub horizon: u64,
     pub budget: Budget,
     /// What operators may wish for, each once: through which replica, and where authority should go.
     pub wishes: Vec<(usize, Vec<usize>, Cause)>,
+    /// How many of the last of these are about the second cell.
+    pub wishes_of_second: usize,
     /// Whose clock may miss a tick, each once.
     pub slow_clocks: Vec<Clock>,
     /// Proxies let go and acknowledge as soon as they can.
@@ -43,9 +50,14 @@ pub struct Scenario {
     pub faults_until: u64,
     /// Whether a cell that nobody can write to at the horizon is a violation.
     pub writable_at_last: bool,
+    /// Whether a cell that moves more often than operators wished for is a violation.
+    pub moves_on_wish_alone: bool,
     /// The state count at which to give up; none to go through everything.
     pub states_max: Option<usize>,
 }
+
+/// The names of cells, in order.
+pub const CELLS: [&str; 2] = ["main", "other"];
 
 /// The names of zones.
 pub const ZONES: [&str; 3] = ["a", "b", "c"];
@@ -122,9 +134,11 @@ impl Scenario {
             terms: terms(3, 1, 0),
             owners: vec![0],
             standby: vec![1],
+            second: None,
             automatic: true,
             hosts: vec![(0, Lines::default()), (1, Lines::default())],
             proxies: vec![(0, 1), (1, 1)],
+            of_second: Vec::new(),
             net: Net::default(),
             horizon: 8,
             budget: Budget {
@@ -133,6 +147,7 @@ impl Scenario {
                 ..Budget::default()
             },
             wishes: Vec::new(),
+            wishes_of_second: 0,
             slow_clocks: Vec::new(),
             prompt: true,
             eager: vec![1],
@@ -142,6 +157,7 @@ impl Scenario {
             told_together: false,
             faults_until: u64::MAX,
             writable_at_last: false,
+            moves_on_wish_alone: false,
             states_max: None,
         }
     }
@@ -156,6 +172,36 @@ impl Scenario {
     pub fn but(mut self, mutation: Mutation) -> Scenario {
         self.mutation = Some(mutation);
         self
+    }
+
+    /// With a second cell, which these zones own and stand by for. Each zone has another proxy for it, after those for the first
+    /// cell, of which the one of the first owner holds a grant and the others ask whenever they may.
+    pub fn with_second(mut self, owners: Vec<usize>, standby: Vec<usize>) -> Scenario {
+        for zone in 0..2 {
+            let proxy = self.proxies.len();
+            self.proxies.push((zone, 1));
+            self.of_second.push(proxy);
+            match owners.first() == Some(&zone) {
+                true => self.warm.push(proxy),
+                false => self.eager.push(proxy),
+            }
+        }
+        self.second = Some((owners, standby));
+        self
+    }
+
+    /// The cell of a proxy.
+    pub(crate) fn cell_of(&self, proxy: usize) -> usize {
+        usize::from(self.of_second.contains(&proxy))
+    }
+
+    /// The cell of a wish.
+    pub(crate) fn cell_of_wish(&self, wish: usize) -> usize {
+        usize::from(wish + self.wishes_of_second >= self.wishes.len())
+    }
+
+    pub(crate) fn cell(&self, index: usize) -> Name {
+        Arc::from(CELLS[index])
     }
 
     pub(crate) fn zone(index: usize) -> Name {

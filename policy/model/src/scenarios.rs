@@ -334,6 +334,75 @@ pub fn restore_restarted() -> Scenario {
     scenario
 }
 
+/// Both cells are `a`'s. An operator forces the first to `b`, which ends the session on which the second hangs as well.
+pub fn override_of_one() -> Scenario {
+    let mut scenario =
+        Scenario::new("the first of two cells overridden").with_second(vec![0], vec![1]);
+    scenario.wishes = vec![(1, vec![1], Cause::Override)];
+    scenario.budget.writes = 1;
+    scenario.horizon = 7;
+    scenario.moves_on_wish_alone = true;
+    scenario
+}
+
+/// The same, to where the cell is: the incarnation that is ended is the owner's, and stays so.
+pub fn override_of_own() -> Scenario {
+    let mut scenario = override_of_one();
+    scenario.name = "the first of two cells overridden to where it is";
+    scenario.wishes = vec![(1, vec![0], Cause::Override)];
+    scenario
+}
+
+/// `a` owns the first cell, `b` the second, and each ends the other's session.
+pub fn overrides_across() -> Scenario {
+    let name = "each overrides the other's cell";
+    let mut scenario = Scenario::new(name).with_second(vec![1], vec![0]);
+    scenario.wishes = vec![(1, vec![1], Cause::Override), (0, vec![0], Cause::Override)];
+    scenario.wishes_of_second = 1;
+    scenario.horizon = 5;
+    scenario.moves_on_wish_alone = true;
+    scenario
+}
+
+/// The first of `a`'s cells is forced to `b`; then an operator moves the second there, and its proxies hear nothing of it.
+pub fn moved_after_override() -> Scenario {
+    let mut scenario = override_of_one();
+    scenario.name = "the first overridden, the second moved, revocations late";
+    scenario.wishes.push((1, vec![1], Cause::Operator));
+    scenario.wishes_of_second = 1;
+    scenario.net.revocations = Late;
+    scenario.budget.writes = 2;
+    scenario.horizon = 4;
+    scenario.moves_on_wish_alone = false;
+    scenario
+}
+
+/// Both cells are `a`'s, which crashes or is cut off, and `b` takes both over.
+pub fn both_lost() -> [Scenario; 2] {
+    let mut crashes = Scenario::new("a crashes, with two cells").with_second(vec![0], vec![1]);
+    crashes.budget.crashes = 1;
+    crashes.budget.restarts = 1;
+    crashes.horizon = 6;
+    let mut cuts = Scenario {
+        name: "a cut off, with two cells",
+        ..crashes.clone()
+    };
+    cuts.budget.crashes = 0;
+    cuts.budget.restarts = 0;
+    cuts.budget.cuts = 1;
+    [crashes, cuts]
+}
+
+/// `b` is told late of what happens, and `a` is as well as ever.
+pub fn lagging() -> Scenario {
+    let mut scenario = Scenario::new("b told late, a well");
+    scenario.hosts[1].1.watch = Late;
+    scenario.budget.writes = 1;
+    scenario.horizon = 6;
+    scenario.moves_on_wish_alone = true;
+    scenario
+}
+
 /// One replica crashes, or loses the store, and nothing else goes wrong: in the end somebody can write.
 pub fn recovers() -> [Scenario; 2] {
     let mut crashes = Scenario::new("one crashes, and the cell recovers");
@@ -388,6 +457,14 @@ pub fn all() -> Vec<Scenario> {
         // The creation of a session compares that there is none of that name.
         crash().but(Mutation::IncarnationReused),
     ];
+    all.extend([
+        override_of_one(),
+        override_of_own(),
+        overrides_across(),
+        moved_after_override(),
+        lagging(),
+    ]);
+    all.extend(both_lost());
     all.extend(recovers());
     all
 }
@@ -423,6 +500,9 @@ pub fn of_clause(clause: Clause) -> Scenario {
         Clause::SilenceAnewAfterListing => missed(),
         Clause::UnknownPastSettles => restore(),
         Clause::BoundToStore => restore_old_owner(),
+        Clause::KeyOutlivesSession => moved_after_override(),
+        Clause::TakeoverComparesSessions => lagging(),
+        Clause::DeletedIsAwaited => override_of_one(),
     };
     scenario.without(clause)
 }

@@ -6,14 +6,14 @@ use policy::fence::{
     Authority, Condition, Input, Key, Listing, Name, Revision, SessionId, Transaction, Write,
 };
 
-/// A store with one cell.
+/// A store.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Store {
     pub id: u64,
     revision: u64,
-    authority: Option<(Stands, Authority)>,
+    authorities: BTreeMap<Name, (Stands, Authority)>,
     sessions: BTreeMap<SessionId, Stands>,
-    grantors: BTreeMap<SessionId, Stands>,
+    grantors: BTreeMap<(Name, SessionId), Stands>,
 }
 
 /// Since when a key stands there.
@@ -28,21 +28,25 @@ impl Store {
         Store {
             id,
             revision: 0,
-            authority: None,
+            authorities: BTreeMap::new(),
             sessions: BTreeMap::new(),
             grantors: BTreeMap::new(),
         }
     }
 
-    pub fn authority(&self) -> Option<&Authority> {
-        self.authority.as_ref().map(|(_, authority)| authority)
+    pub fn authority(&self, cell: &str) -> Option<&Authority> {
+        self.authorities.get(cell).map(|(_, authority)| authority)
+    }
+
+    pub fn authorities(&self) -> impl Iterator<Item = (&Name, &Authority)> {
+        (self.authorities.iter()).map(|(cell, (_, authority))| (cell, authority))
     }
 
     fn stands(&self, key: &Key) -> Option<Stands> {
         match key {
-            Key::Authority(_) => self.authority.as_ref().map(|(stands, _)| *stands),
+            Key::Authority(cell) => self.authorities.get(cell).map(|(stands, _)| *stands),
             Key::Session(id) => self.sessions.get(id).copied(),
-            Key::Grantor(_, id) => self.grantors.get(id).copied(),
+            Key::Grantor(cell, id) => self.grantors.get(&(cell.clone(), id.clone())).copied(),
         }
     }
 
@@ -73,8 +77,8 @@ impl Store {
         };
         Some(match write {
             Write::Authority(cell, authority) => {
-                let stands = anew(self.authority.as_ref().map(|(stands, _)| *stands));
-                self.authority = Some((stands, authority.clone()));
+                let stands = anew(self.authorities.get(cell).map(|(stands, _)| *stands));
+                (self.authorities).insert(cell.clone(), (stands, authority.clone()));
                 Input::Authority {
                     cell: cell.clone(),
                     revision: put,
@@ -90,8 +94,9 @@ impl Store {
                 }
             }
             Write::Grantor(cell, id) => {
-                let stands = anew(self.grantors.get(id).copied());
-                self.grantors.insert(id.clone(), stands);
+                let key = (cell.clone(), id.clone());
+                let stands = anew(self.grantors.get(&key).copied());
+                self.grantors.insert(key, stands);
                 Input::Grantor {
                     cell: cell.clone(),
                     id: id.clone(),
@@ -104,7 +109,7 @@ impl Store {
 
     fn delete(&mut self, key: &Key, at: Revision) -> Option<Input> {
         match key {
-            Key::Authority(cell) => self.authority.take().map(|_| Input::Authority {
+            Key::Authority(cell) => self.authorities.remove(cell).map(|_| Input::Authority {
                 cell: cell.clone(),
                 revision: at,
                 authority: None,
@@ -113,26 +118,29 @@ impl Store {
                 id: id.clone(),
                 put: None,
             }),
-            Key::Grantor(cell, id) => self.grantors.remove(id).map(|_| Input::Grantor {
-                cell: cell.clone(),
-                id: id.clone(),
-                present: false,
-            }),
+            Key::Grantor(cell, id) => {
+                let gone = self.grantors.remove(&(cell.clone(), id.clone()));
+                gone.map(|_| Input::Grantor {
+                    cell: cell.clone(),
+                    id: id.clone(),
+                    present: false,
+                })
+            }
         }
     }
 
     /// Everything, at one revision.
-    pub fn list(&self, cell: &Name) -> Listing {
-        let authority = self.authority.iter();
+    pub fn list(&self) -> Listing {
+        let authorities = self.authorities.iter();
         let sessions = self.sessions.iter();
         let grantors = self.grantors.keys();
         Listing {
             store: self.id,
-            authorities: authority
-                .map(|(stands, authority)| (cell.clone(), stands.put, authority.clone()))
+            authorities: authorities
+                .map(|(cell, (stands, authority))| (cell.clone(), stands.put, authority.clone()))
                 .collect(),
             sessions: sessions.map(|(id, s)| (id.clone(), s.put)).collect(),
-            grantors: grantors.map(|id| (cell.clone(), id.clone())).collect(),
+            grantors: grantors.cloned().collect(),
         }
     }
 }

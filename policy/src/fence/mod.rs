@@ -164,7 +164,7 @@ pub enum InvalidTerms {
 }
 
 /// The rules that safety rests on, by where they are kept. Without any one of them two zones can write at once, and the model
-/// checker shows how.
+/// checker shows how. The last two keep cells where they are instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Clause {
     // Session
@@ -231,15 +231,23 @@ pub enum Clause {
     UnsettledCarried,
     /// After events may have been missed, silence is counted anew.
     SilenceAnewAfterListing,
+    /// The grantor key of a session that was ended stays until nothing of that session can be under way: the session may have been
+    /// ended for another cell's sake.
+    KeyOutlivesSession,
     /// A record without a history is waited for as if everything before it were under way.
     UnknownPastSettles,
     /// An authority of another store counts for nothing.
     BoundToStore,
+    // Availability: without these two no two zones write, but a cell moves that nobody has to move
+    /// A takeover compares that the owners' sessions were not renewed since this replica last heard of them.
+    TakeoverComparesSessions,
+    /// A zone whose session was deleted is given as long to come back as one whose session is silent.
+    DeletedIsAwaited,
 }
 
 impl Clause {
     /// All of them.
-    pub const ALL: [Clause; 32] = [
+    pub const ALL: [Clause; 35] = [
         Clause::DeadlineFromSend,
         Clause::RenewalMatched,
         Clause::RenewalCompared,
@@ -270,7 +278,10 @@ impl Clause {
         Clause::SettleDrift,
         Clause::UnsettledCarried,
         Clause::SilenceAnewAfterListing,
+        Clause::KeyOutlivesSession,
         Clause::UnknownPastSettles,
         Clause::BoundToStore,
+        Clause::TakeoverComparesSessions,
+        Clause::DeletedIsAwaited,
     ];
 }

@@ -126,6 +126,11 @@ impl Session {
         }
     }
 
+    /// Something about it is in doubt, or has to be said: the next renewal is due now.
+    pub fn hurry(&mut self) {
+        self.renewed = None;
+    }
+
     /// Gives it up: nothing more is granted.
     pub fn end(&mut self) {
         self.ended = true;
@@ -211,20 +216,29 @@ impl Sessions {
         self.since
     }
 
+    /// Whether a zone is lost to authority: none of its sessions was heard of for as long as a session lasts. A session that was
+    /// *deleted* gets the same patience as a silent one, since its process may be about to begin another: a move of one cell
+    /// ends the session on which the zone's other cells hang as well, and a process that stops may start again. Safety does not
+    /// rest on this: whatever is taken over waits for what the session left behind ([`settled_at`](Sessions::settled_at)).
+    pub fn lost(&self, zone: &str, now: u64, terms: &Terms) -> bool {
+        self.lost_at(zone, terms).is_none_or(|at| now >= at)
+    }
+
+    /// When a zone will be lost, if nothing is heard of it; none where nothing ever was, or that is long ago.
+    pub fn lost_at(&self, zone: &str, terms: &Terms) -> Option<u64> {
+        let awaits_deleted = terms.keeps(Clause::DeletedIsAwaited);
+        let of_zone = self
+            .heard
+            .iter()
+            .filter(|(id, heard)| &*id.zone == zone && (heard.put.is_some() || awaits_deleted));
+        let heard = of_zone.map(|(_, heard)| heard.at).max();
+        heard.map(|at| at.saturating_add(terms.session_over()))
+    }
+
     /// Whether a zone has a session that is not over.
     pub fn alive(&self, zone: &str, now: u64, terms: &Terms) -> bool {
         let mut of_zone = self.of_zone(zone);
         of_zone.any(|(id, put)| put.is_some() && !self.over(id, now, terms))
-    }
-
-    /// When the last session of a zone will be over, if none is renewed.
-    pub fn over_at(&self, zone: &str, terms: &Terms) -> Option<u64> {
-        let put = self
-            .heard
-            .iter()
-            .filter(|(id, heard)| &*id.zone == zone && heard.put.is_some());
-        put.map(|(_, heard)| heard.at.saturating_add(terms.session_over()))
-            .max()
     }
 
     /// A zone's sessions, with the revisions of their last puts.

@@ -181,10 +181,15 @@ fn a_better_zone_is_out_for_fewer_services_and_for_none_more() {
         (&[("a", &["x", "y"]), ("b", &["y"])], Some("b")),
     ];
     for (is_out, expected) in cases {
-        let found = better_zone(&authority, &out(is_out));
+        let found = better_zone(&authority, &out(is_out), &BTreeSet::new());
         assert_eq!(found.as_deref(), expected, "{is_out:?}");
     }
+    // No zone is better that has no proxy which could hold grants.
+    let unheld = BTreeSet::from([Name::from("b")]);
+    let found = better_zone(&authority, &out(&[("a", &["x"])]), &unheld);
+    assert_eq!(found.as_deref(), Some("c"));
     // What one of two owners serves is served.
     authority.owners = names(&["a", "d"]);
-    assert_eq!(better_zone(&authority, &out(&[("a", &["x"])])), None);
+    let found = better_zone(&authority, &out(&[("a", &["x"])]), &BTreeSet::new());
+    assert_eq!(found, None);
 }

@@ -29,6 +29,7 @@ fn authority(epoch: u64, owners: &[&str], state: State) -> Authority {
         standby: vec![name("b")],
         state,
         unsettled: Unsettled::none(),
+        hold: 0,
     }
 }
 
@@ -39,6 +40,7 @@ fn fencing(epoch: u64, owners: &[&str], to: &[&str]) -> Authority {
         cause: Cause::Operator,
         reason: name(""),
         epoch_min: 0,
+        hold: 0,
     };
     authority(epoch, owners, State::Fencing(next))
 }

@@ -60,6 +60,12 @@ impl DiscoveryMethod {
             ("endpoint.v3.EndpointDiscoveryService", "DeltaEndpoints") => {
                 (Scope::Only(Kind::Endpoints), Delta)
             }
+            ("secret.v3.SecretDiscoveryService", "StreamSecrets") => {
+                (Scope::Only(Kind::Secret), StateOfTheWorld)
+            }
+            ("secret.v3.SecretDiscoveryService", "DeltaSecrets") => {
+                (Scope::Only(Kind::Secret), Delta)
+            }
             ("listener.v3.ListenerDiscoveryService", "StreamListeners") => {
                 (Scope::Only(Kind::Listener), StateOfTheWorld)
             }

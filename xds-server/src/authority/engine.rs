@@ -9,13 +9,13 @@ use std::{
 use policy::{
     ZoneState,
     fence::{
-        Authority, Effect, HolderId, Input, Move, Name, Outcome, Replica, SessionId, Transaction,
-        Unwilling, Write, move_id, moves::better_zone,
+        Authority, Cause, Effect, HolderId, Input, Move, Name, Outcome, Replica, SessionId,
+        Transaction, Unwilling, Write, move_id, moves::better_zone,
     },
 };
 use protos::fence::{GrantorSays, HolderSays};
 use registry::{
-    authority::{OPERATIONS_PREFIX, incarnation},
+    authority::{OPERATIONS_PREFIX, SessionRecord, incarnation},
     store::{Compare, Op, Store, StoreError, TxnOutcome},
 };
 use tokio::{
@@ -27,6 +27,7 @@ use tracing::{debug, info, warn};
 use super::{
     CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
     homes::{Sightings, Since},
+    presence::Presence,
     records::{self, Operations},
     status,
 };
@@ -46,6 +47,9 @@ pub(super) struct Engine {
     out: BTreeMap<Name, BTreeSet<Name>>,
     /// The zone that should have a cell, as it was said last.
     better: BTreeMap<Name, Option<Name>>,
+    presence: Presence,
+    /// By zone, until when proxies are kept though the session of an incarnation is only about to begin.
+    reborn_until: BTreeMap<Name, u64>,
     commands: mpsc::Receiver<Command>,
     publisher: watch::Sender<Arc<Vec<CellStatus>>>,
     told: watch::Sender<Arc<Vec<Operation>>>,
@@ -110,6 +114,8 @@ impl Engine {
             operations: Operations::new(),
             out: BTreeMap::new(),
             better: BTreeMap::new(),
+            presence: Presence::default(),
+            reborn_until: BTreeMap::new(),
             commands,
             publisher,
             told,
@@ -147,6 +153,7 @@ impl Engine {
             }
             self.judge();
             self.send_away();
+            self.restate();
             self.publish();
             self.sight();
         }
@@ -189,6 +196,7 @@ impl Engine {
     }
 
     fn take_fact(&mut self, fact: Fact) {
+        self.presence.hear(&fact);
         let input = match fact {
             Fact::Listed { cluster, entries } => {
                 let (listing, operations) = records::listing(cluster, &entries);
@@ -310,7 +318,14 @@ impl Engine {
     /// Whether proxies get from this replica what there is to be had.
     fn serves(&self, zone: &Name) -> bool {
         let replica = self.replicas.get(zone);
-        let alive = |replica: &Replica| replica.session().left(self.now()) > 0;
+        let now = self.now();
+        let reborn = || {
+            self.reborn_until
+                .get(zone)
+                .is_some_and(|until| now < *until)
+        };
+        let alive =
+            |replica: &Replica| replica.session().left(now) > 0 || replica.believes() && reborn();
         self.stopping.is_empty() && replica.is_some_and(alive)
     }
 
@@ -333,6 +348,11 @@ impl Engine {
         let incarnation = incarnation(zone, (self.sources.draw)());
         warn!(was = %replica.id().incarnation, now = %incarnation, "the session is over: nothing is granted before another has begun");
         self.sources.metrics.sessions_lost.inc();
+        // Its proxies stay for a moment: the next session begins as soon as the store answers.
+        let until = self
+            .now()
+            .saturating_add(self.sources.terms.session_ttl / 8);
+        self.reborn_until.insert(zone.clone(), until);
         let (replica, effects) = replica.reborn(incarnation, self.now());
         self.replicas.insert(zone.clone(), replica);
         self.carry_out(zone, effects);
@@ -354,9 +374,15 @@ impl Engine {
             records::operation(&self.operations, cell, before, after, &id, unix_ms())
         });
         let changes_authority = authority.is_some();
-        let process = &self.sources.process;
+        let said = SessionRecord {
+            process: self.sources.process.clone(),
+            proxies: Some(self.connected(zone)),
+        };
+        if let [Write::Session(_)] = transaction.writes[..] {
+            self.presence.stated(zone, self.connected(zone) > 0);
+        }
         let (compares, ops) =
-            records::transaction(transaction, process, operation.unwrap_or_default());
+            records::transaction(transaction, &said, operation.unwrap_or_default());
         let store = Arc::clone(&self.sources.store);
         let mode = self.sources.mode.clone();
         let answer = self.answer.clone();
@@ -511,8 +537,9 @@ impl Engine {
                 cause: wish.cause,
                 reason: wish.reason.clone(),
                 epoch_min: wish.epoch_min,
+                hold: wish.hold,
             };
-            match replica.wish(&wish.cell, next, now) {
+            match replica.wish(&wish.cell, next, wish.accepted, now) {
                 Ok(effects) => {
                     self.carry_out(&zone, effects);
                     return Ok(());
@@ -528,21 +555,66 @@ impl Engine {
         let Some(replica) = self.replicas.values().next() else {
             return;
         };
+        let unheld = (self.presence).unheld(replica.sessions(), self.now(), &self.sources.terms);
         let mut changed = Vec::new();
         for (cell, _, authority, ..) in replica.cells() {
-            let better = authority.and_then(|authority| better_zone(authority, &self.out));
+            let better = authority.and_then(|a| better_zone(a, &self.out, &unheld));
             if self.better.get(cell) != Some(&better) {
-                changed.push((cell.clone(), better));
+                let owners = authority.map_or(&[][..], |authority| &authority.owners);
+                let reason = match &better {
+                    Some(better) => self.reason(owners, better),
+                    None => Name::from(""),
+                };
+                changed.push((cell.clone(), better, reason));
             }
         }
-        for (cell, zone) in changed {
+        if self.presence.unheld_changes(&unheld) {
+            self.everybody(&Input::Unheld(unheld));
+        }
+        for (cell, zone, reason) in changed {
+            if let Some(zone) = &zone {
+                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves unless an operator holds it");
+            }
             self.better.insert(cell.clone(), zone.clone());
-            self.everybody(&Input::Better { cell, zone });
+            self.everybody(&Input::Better { cell, zone, reason });
+        }
+    }
+
+    /// Why a cell should leave its owners for `better`.
+    fn reason(&self, owners: &[Name], better: &Name) -> Name {
+        let none = BTreeSet::new();
+        let out = |zone: &Name| self.out.get(zone).unwrap_or(&none);
+        let missing = owners
+            .iter()
+            .flat_map(|owner| out(owner).difference(out(better)));
+        let missing: BTreeSet<&str> = missing.map(|service| &**service).collect();
+        let missing = missing.into_iter().collect::<Vec<_>>().join(", ");
+        Name::from(format!("{} cannot serve {missing}", owners.join(", ")))
+    }
+
+    /// How many proxies of a zone are connected.
+    fn connected(&self, zone: &Name) -> u32 {
+        let of_zone = self.streams.values().filter(|stream| stream.zone == *zone);
+        u32::try_from(of_zone.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Has sessions put anew whose record is wrong about whether there are proxies.
+    fn restate(&mut self) {
+        let zones: Vec<Name> = self.replicas.keys().cloned().collect();
+        for zone in zones {
+            let any = self.connected(&zone) > 0;
+            let patience = self.sources.terms.session_ttl / 4;
+            if self
+                .presence
+                .is_to_be_restated(&zone, any, self.now(), patience)
+            {
+                self.handle(&zone, Input::Restated);
+            }
         }
     }
 
     fn publish(&mut self) {
-        let cells = status::of(self.replicas.values(), self.now());
+        let cells = status::of(self.replicas.values(), &self.presence, self.now());
         let metrics = &self.sources.metrics;
         for cell in &cells {
             let label = CellLabel {
@@ -624,7 +696,15 @@ fn log_authority(cell: &Name, authority: &Authority) {
             info!(%cell, epoch, ?owners, unsettled = ?authority.unsettled, "authority: settling")
         }
         policy::fence::State::Fencing(next) => {
-            info!(%cell, epoch, from = ?owners, to = ?next.to, cause = ?next.cause, reason = %next.reason, "authority: fencing");
+            let (to, cause, reason) = (&next.to, next.cause, &next.reason);
+            match cause {
+                Cause::Operator | Cause::Override => {
+                    info!(%cell, epoch, from = ?owners, ?to, ?cause, %reason, "authority: fencing");
+                }
+                Cause::SessionLost | Cause::Unfit => {
+                    warn!(%cell, epoch, from = ?owners, ?to, ?cause, %reason, "authority: fencing, by itself");
+                }
+            }
         }
     }
 }

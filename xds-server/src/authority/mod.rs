@@ -7,6 +7,7 @@
 mod clock;
 mod engine;
 mod homes;
+mod presence;
 mod records;
 mod service;
 mod status;
@@ -33,7 +34,7 @@ pub use clock::{Boottime, Clock};
 pub use engine::unix_ms;
 pub use homes::Homes;
 pub use service::{FenceService, service};
-pub use status::{CellStatus, Holding, MoveStatus, Operation};
+pub use status::{CellStatus, Holding, MoveStatus, Operation, Speakers};
 
 /// Facts that may wait for the engine.
 pub const FACTS_MAX: usize = 1_024;
@@ -188,6 +189,10 @@ pub struct Wish {
     pub reason: Name,
     /// The new epoch is at least this.
     pub epoch_min: u64,
+    /// For how long the cell then stays though others serve it better, in microseconds.
+    pub hold: u64,
+    /// It may be an override to where the cell is.
+    pub accepted: bool,
 }
 
 /// Why a proxy gets nothing here.

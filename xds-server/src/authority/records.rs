@@ -107,6 +107,14 @@ pub(super) fn put(entry: &Entry) -> Option<Input> {
     })
 }
 
+/// How many proxies a session says that it has; none where this is no session, or it does not say.
+pub(super) fn proxies(entry: &Entry) -> Option<(SessionId, u32)> {
+    match parse_key(&entry.key)? {
+        Ok(Key::Session(id)) => Some((id, SessionRecord::parse(&entry.value).proxies?)),
+        _ => None,
+    }
+}
+
 /// What a delete means to a replica.
 pub(super) fn deleted(key: &str, at: store::Revision) -> Option<Input> {
     Some(match parse_key(key)?.ok()? {
@@ -127,7 +135,7 @@ pub(super) fn deleted(key: &str, at: store::Revision) -> Option<Input> {
 /// A transaction as the store takes it.
 pub(super) fn transaction(
     transaction: &Transaction,
-    process: &str,
+    said: &SessionRecord,
     operation: Vec<Op>,
 ) -> (Vec<Compare>, Vec<Op>) {
     let compares = transaction
@@ -148,11 +156,7 @@ pub(super) fn transaction(
             store_key(&Key::Authority(cell.clone())),
             AuthorityRecord::from(authority).to_json(),
         ),
-        Write::Session(id) => {
-            let process = process.to_owned();
-            let session = SessionRecord { process };
-            Op::put(store_key(&Key::Session(id.clone())), session.to_json())
-        }
+        Write::Session(id) => Op::put(store_key(&Key::Session(id.clone())), said.to_json()),
         Write::Grantor(cell, id) => {
             Op::put(store_key(&Key::Grantor(cell.clone(), id.clone())), "{}")
         }

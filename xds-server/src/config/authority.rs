@@ -10,9 +10,10 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::{
-    ConfigError, Protocol, Resilience, ServiceConfig, Strategy,
+    ConfigError, Protocol, Resilience, ServiceConfig, Strategy, UpstreamTls,
     door::Door,
     failover::millis,
+    proxy_tls::RawUpstreamTls,
     raw::{RawAffinity, RawService},
 };
 
@@ -35,6 +36,8 @@ pub struct Authority {
     pub enforcement: Enforcement,
     /// What forwarded writes carry, so that they are believed; without it none is forwarded.
     pub token: Option<String>,
+    /// How gateways connect to those of other zones, to forward writes. None: plain text.
+    pub forward_tls: Option<UpstreamTls>,
     /// In the order of their shards; never empty.
     pub cells: Vec<CellConfig>,
 }
@@ -92,7 +95,7 @@ impl Authority {
 
 impl ServiceConfig {
     /// The gateways themselves, as a service: where forwarded writes go. No route leads to it, so no policy has it.
-    pub(super) fn gateways() -> ServiceConfig {
+    pub(super) fn gateways(tls: Option<UpstreamTls>) -> ServiceConfig {
         ServiceConfig {
             name: GATEWAY_SERVICE.to_owned(),
             protocol: Protocol::Auto,
@@ -106,6 +109,7 @@ impl ServiceConfig {
             zone_affinity: None,
             writes: Writes::Free,
             resilience: Resilience::default(),
+            tls,
         }
     }
 
@@ -127,6 +131,7 @@ pub(super) struct RawAuthority {
     #[serde(default)]
     enforcement: RawEnforcement,
     forward_token: Option<Spanned<String>>,
+    forward_tls: Option<Spanned<RawUpstreamTls>>,
     cells: Option<Spanned<Vec<Spanned<RawCell>>>>,
 }
 
@@ -230,6 +235,9 @@ impl Door<'_> {
                 RawEnforcement::Observe => Enforcement::Observe,
             },
             token: raw.forward_token.as_ref().map(|token| token.value.clone()),
+            forward_tls: (raw.forward_tls.as_ref())
+                .map(|at| self.upstream_tls("authority.forward_tls", at))
+                .transpose()?,
             cells: self.cells(at, topology)?,
         };
         authority

@@ -55,6 +55,7 @@ impl Door<'_> {
         let topology = self.topology(&raw.zones, &raw.links)?;
         let authority = self.authority(raw.authority.as_ref(), &topology)?;
         let fences = authority.is_some();
+        let forward_tls = authority.as_ref().and_then(|a| a.forward_tls.clone());
         let mut services = raw
             .services
             .value
@@ -71,7 +72,7 @@ impl Door<'_> {
             token: e.value.token.clone(),
         });
         self.check_rules(&topology, &services, &raw)?;
-        services.extend(fences.then(ServiceConfig::gateways));
+        services.extend(fences.then(|| ServiceConfig::gateways(forward_tls)));
         if let Some(at) = &raw.explain {
             Rules::new(
                 topology.clone(),
@@ -91,6 +92,7 @@ impl Door<'_> {
         }
         let listen = self.listen(&raw.listen)?;
         let access = self.access(raw.access.as_ref(), &topology, &listen)?;
+        let is_loopback = listen.xds.address.ip().to_canonical().is_loopback();
         Ok(Config {
             listen,
             xds: self.xds(raw.xds.as_ref())?,
@@ -105,13 +107,13 @@ impl Door<'_> {
                     generation: raw.filter.generation,
                 },
                 listeners: Listeners {
-                    gateway: address(raw.listeners.gateway),
-                    sidecar: address(raw.listeners.sidecar),
+                    gateway: self.address("gateway", raw.listeners.gateway)?,
+                    sidecar: self.address("sidecar", raw.listeners.sidecar)?,
                     grpc: raw.listeners.grpc,
                 },
                 ttls: self.ttls(raw.xds.as_ref().and_then(|xds| xds.value.ttl_s.as_ref()))?,
                 explain,
-                guard: self.guard(raw.guard.as_ref())?,
+                guard: self.guard(raw.guard.as_ref(), is_loopback)?,
                 access: Arc::new(access),
             },
         })
@@ -126,7 +128,7 @@ impl Door<'_> {
             Kind::Endpoints => raw.value.eds,
             Kind::Listener => raw.value.lds,
             Kind::Routes => raw.value.rds,
-            Kind::VirtualHosts => None,
+            Kind::VirtualHosts | Kind::Secret => None,
             Kind::FilterConfig => raw.value.ecds,
         };
         let mut ttls = Ttls::default();
@@ -143,12 +145,23 @@ impl Door<'_> {
         Ok(ttls)
     }
 
-    fn guard(&self, raw: Option<&Spanned<failover::RawGuard>>) -> Result<Guard, ConfigError> {
+    /// Where `listen.xds` is a loopback address, all proxies run on this machine.
+    fn guard(
+        &self,
+        raw: Option<&Spanned<failover::RawGuard>>,
+        is_loopback: bool,
+    ) -> Result<Guard, ConfigError> {
         let Some(at) = raw else {
-            return Ok(Guard::default());
+            return Ok(Guard {
+                vanish_percent: failover::half(),
+                loopback_instances: is_loopback,
+            });
         };
         match at.value.vanish_percent {
-            vanish_percent @ 1..=100 => Ok(Guard { vanish_percent }),
+            vanish_percent @ 1..=100 => Ok(Guard {
+                vanish_percent,
+                loopback_instances: at.value.loopback_instances.unwrap_or(is_loopback),
+            }),
             other => {
                 let message = format!("{other}: 1 to 100 are possible; 100 believes everything");
                 Err(self.error(at, "guard.vanish_percent", message))
@@ -319,6 +332,9 @@ impl Door<'_> {
             zone_affinity: raw.affinity.as_ref().map(|at| at.value.source()),
             writes: self.writes(raw, at, &resilience, fences, field)?,
             resilience,
+            tls: (raw.tls.as_ref())
+                .map(|at| self.upstream_tls(&field("tls"), at))
+                .transpose()?,
         })
     }
 
@@ -365,6 +381,26 @@ impl Door<'_> {
         }
     }
 
+    fn address(&self, role: &str, raw: RawAddress) -> Result<ListenerAddress, ConfigError> {
+        let tls = raw
+            .tls
+            .as_ref()
+            .map(|at| self.downstream_tls(&format!("listeners.{role}.tls"), at));
+        Ok(ListenerAddress {
+            address: raw.address,
+            port: raw.port,
+            access_log: Some(raw.access_log).filter(|path| !path.is_empty()),
+            escaped_slashes: match raw.escaped_slashes {
+                RawEscapedSlashes::Reject => EscapedSlashes::Reject,
+                RawEscapedSlashes::Keep => EscapedSlashes::Keep,
+            },
+            on_demand: raw.on_demand,
+            tls: tls.transpose()?,
+            xff_num_trusted_hops: raw.xff_num_trusted_hops,
+            proxy_protocol: raw.proxy_protocol,
+        })
+    }
+
     fn route(&self, field: &str, at: &Spanned<RawRoute>) -> Result<Route, ConfigError> {
         let raw = &at.value;
         let refuse = |message: &str| Err(self.error(at, field, message));
@@ -407,18 +443,5 @@ fn region_rule(raw: RawRegionRule) -> RegionRule {
     match raw {
         RawRegionRule::Local => RegionRule::Local,
         RawRegionRule::Reject => RegionRule::Reject,
-    }
-}
-
-fn address(raw: RawAddress) -> ListenerAddress {
-    ListenerAddress {
-        address: raw.address,
-        port: raw.port,
-        access_log: Some(raw.access_log).filter(|path| !path.is_empty()),
-        escaped_slashes: match raw.escaped_slashes {
-            RawEscapedSlashes::Reject => EscapedSlashes::Reject,
-            RawEscapedSlashes::Keep => EscapedSlashes::Keep,
-        },
-        on_demand: raw.on_demand,
     }
 }

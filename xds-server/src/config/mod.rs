@@ -7,6 +7,7 @@ mod authority;
 mod door;
 mod failover;
 mod listen;
+mod proxy_tls;
 mod raw;
 mod resilience;
 #[cfg(test)]
@@ -19,6 +20,8 @@ use policy::{
     TraceRule, Weighting, Writes, ZoneId,
 };
 
+use registry::record::{Instance, InvalidRecord};
+
 use crate::{
     access::Access,
     connections::Limits,
@@ -28,6 +31,9 @@ use crate::{
 
 pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
+pub use proxy_tls::{
+    DownstreamTls, SdsSecret, ServerCertificate, TlsCertificate, TrustedCa, UpstreamTls,
+};
 pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
 
 /// Everything that the control plane is told.
@@ -107,11 +113,17 @@ pub struct Mesh {
 pub struct Guard {
     /// Where more than this share of all instances vanishes within a second, they are kept. 100: everything is believed.
     pub vanish_percent: u8,
+    /// Instances may have loopback addresses, which lead each proxy to its own machine, its admin interface included.
+    pub loopback_instances: bool,
 }
 
-impl Default for Guard {
-    fn default() -> Self {
-        Guard { vanish_percent: 50 }
+impl Guard {
+    /// Whether proxies may be sent to the address of this instance.
+    pub fn check(&self, instance: &Instance) -> Result<(), InvalidRecord> {
+        match instance.address.is_loopback() && !self.loopback_instances {
+            true => Err(InvalidRecord::Loopback(instance.address)),
+            false => Ok(()),
+        }
     }
 }
 
@@ -143,6 +155,12 @@ pub struct ListenerAddress {
     pub escaped_slashes: EscapedSlashes,
     /// Proxies ask for virtual hosts when the first request to each comes, instead of having all of them.
     pub on_demand: bool,
+    /// None: plain text.
+    pub tls: Option<DownstreamTls>,
+    /// How many addresses at the end of `x-forwarded-for` come from proxies in front that are trusted.
+    pub xff_num_trusted_hops: u32,
+    /// Connections begin with a PROXY protocol header (version 1 or 2), which a load balancer in front writes.
+    pub proxy_protocol: bool,
 }
 
 impl Listeners {
@@ -212,6 +230,8 @@ pub struct ServiceConfig {
     pub zone_affinity: Option<KeySource>,
     pub writes: Writes,
     pub resilience: Resilience,
+    /// How proxies connect to its instances. None: plain text.
+    pub tls: Option<UpstreamTls>,
 }
 
 /// Why a configuration was refused: where, and what to change.

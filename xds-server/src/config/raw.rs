@@ -14,6 +14,7 @@ use super::{
     authority::RawAuthority,
     failover::{RawDemand, RawFailover, RawGuard},
     listen::{RawAccess, RawListen},
+    proxy_tls::{RawDownstreamTls, RawUpstreamTls},
     resilience::{Circuit, Outlier, RawSessions, RawStrategy},
 };
 
@@ -94,6 +95,9 @@ impl Default for RawListeners {
             access_log: standard_output(),
             escaped_slashes: RawEscapedSlashes::default(),
             on_demand: false,
+            tls: None,
+            xff_num_trusted_hops: 0,
+            proxy_protocol: false,
         };
         RawListeners {
             gateway: at("0.0.0.0", 8080),
@@ -114,6 +118,11 @@ pub(super) struct RawAddress {
     pub(super) escaped_slashes: RawEscapedSlashes,
     #[serde(default)]
     pub(super) on_demand: bool,
+    pub(super) tls: Option<Spanned<RawDownstreamTls>>,
+    #[serde(default)]
+    pub(super) xff_num_trusted_hops: u32,
+    #[serde(default)]
+    pub(super) proxy_protocol: bool,
 }
 
 /// Not for virtual hosts: an entry without a body there means that there is none, so that there are no heartbeats.
@@ -189,6 +198,7 @@ pub(super) struct RawService {
     pub(super) outlier: Option<Spanned<Outlier>>,
     pub(super) circuit: Option<Spanned<Circuit>>,
     pub(super) hedge_after_ms: Option<u32>,
+    pub(super) tls: Option<Spanned<RawUpstreamTls>>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]

@@ -2,6 +2,7 @@
 
 mod authority;
 mod listen;
+mod proxy_tls;
 
 use policy::{Failback, Phase, Weighting};
 
@@ -178,7 +179,10 @@ fn what_proxies_ask_for_and_for_how_long_they_keep_it_is_read() {
     );
     let mesh = mesh.expect("both are possible");
     let seconds = Kind::ALL.map(|kind| mesh.ttls.of(kind).map(NonZeroU32::get));
-    assert_eq!(seconds, [Some(3), None, None, None, None, Some(86_400)]);
+    assert_eq!(
+        seconds,
+        [Some(3), None, None, None, None, None, Some(86_400)]
+    );
     assert!(mesh.listeners.gateway.on_demand && !mesh.listeners.sidecar.on_demand);
     for (bad, expected) in [
         (

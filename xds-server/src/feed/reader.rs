@@ -201,10 +201,10 @@ impl Reader {
         reason: String,
     ) -> Result<(), Gone> {
         self.serve_from_disk().await?;
-        self.mode.doubted(&reason);
         if let Some(doubt) = &mut self.doubt
             && doubt.is == is
         {
+            self.mode.doubted(&reason);
             doubt.reason = reason;
             return Ok(());
         }
@@ -214,10 +214,13 @@ impl Reader {
             records = listing.entries.len(),
             "the last good state stays in force: put the old store back, or confirm this one (POST /v1/confirm)"
         );
+        // The question is there before anybody hears of it, so that a prompt answer finds it.
+        let confirmed = self.confirm.ask();
+        self.mode.doubted(&reason);
         self.doubt = Some(Doubt {
             is,
             reason,
-            confirmed: self.confirm.ask(),
+            confirmed,
             accepted: false,
             reminded: Instant::now(),
         });

@@ -259,6 +259,7 @@ mod tests {
 
     fn client(all_known: bool) -> Client {
         Client {
+            node: "gateway-1".to_owned(),
             view: ViewKey {
                 zone: Arc::from("sh-b"),
                 role: Role::Gateway,

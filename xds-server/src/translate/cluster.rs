@@ -37,7 +37,7 @@ use policy::{Class, Topology};
 use super::{
     from_ads, millis,
     place::{keeps_sessions, places},
-    uint32,
+    tls, uint32,
 };
 use crate::{
     config::{Outlier, Protocol, ServiceConfig, Strategy},
@@ -103,6 +103,7 @@ fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) 
             true => outlier_detection(&resilience.outlier),
             false => unreachable_gateways(&resilience.outlier),
         }),
+        transport_socket: service.tls.as_ref().map(tls::upstream),
         ..common(name, service, connect_timeout_ms)
     };
     if let Strategy::RegionFirstHash { sessions, .. } = &resilience.strategy {

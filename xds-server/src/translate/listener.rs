@@ -10,7 +10,10 @@ use envoy_types::pb::{
                 HeaderMutation, header_mutation::Action, header_mutation::RemoveOnMatch,
             },
             core::v3::{ConfigSource, ExtensionConfigSource, TypedExtensionConfig},
-            listener::v3::{Filter, FilterChain, Listener, filter},
+            listener::v3::{
+                Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter,
+                listener_filter,
+            },
         },
         extensions::{
             access_loggers::file::v3::FileAccessLog,
@@ -19,10 +22,12 @@ use envoy_types::pb::{
                     on_demand::v3::OnDemand, router::v3::Router,
                     stateful_session::v3::StatefulSession,
                 },
+                listener::{proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector},
                 network::http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter, Rds,
                     http_connection_manager::{
-                        CodecType, PathWithEscapedSlashesAction, RouteSpecifier,
+                        CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction,
+                        RouteSpecifier, SetCurrentClientCertDetails,
                     },
                     http_filter,
                 },
@@ -38,10 +43,10 @@ use prost::{Message, Name};
 
 use super::{
     FILTER, LISTENER, ROUTES, SESSIONS, cluster::socket, filter::fallback, from_ads, millis,
-    place::keeps_sessions,
+    place::keeps_sessions, tls,
 };
 use crate::{
-    config::{EscapedSlashes, ListenerAddress, Mesh},
+    config::{DownstreamTls, EscapedSlashes, ListenerAddress, Mesh, ServerCertificate},
     resource::{Resource, any},
     snapshot::Role,
 };
@@ -75,19 +80,73 @@ const ACCESS_LOG_FIELDS: &[(&str, &str)] = &[
 pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
     let at = mesh.listeners.of(role)?;
     let manager = connection_manager(mesh, at, role);
+    let filters = vec![Filter {
+        name: "envoy.filters.network.http_connection_manager".to_owned(),
+        config_type: Some(filter::ConfigType::TypedConfig(any(&manager))),
+    }];
     let listener = Listener {
         name: LISTENER.to_owned(),
         address: Some(socket(&at.address, at.port)),
-        filter_chains: vec![FilterChain {
-            filters: vec![Filter {
-                name: "envoy.filters.network.http_connection_manager".to_owned(),
-                config_type: Some(filter::ConfigType::TypedConfig(any(&manager))),
-            }],
-            ..FilterChain::default()
-        }],
+        listener_filters: listener_filters(at),
+        filter_chains: filter_chains(at.tls.as_ref(), filters),
         ..Listener::default()
     };
     Some(Arc::new(Resource::encode(LISTENER, &listener)))
+}
+
+/// What is read of a connection before a filter chain is chosen, in this order.
+fn listener_filters(at: &ListenerAddress) -> Vec<ListenerFilter> {
+    let filter = |name: &str, config| ListenerFilter {
+        name: name.to_owned(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(config)),
+        ..ListenerFilter::default()
+    };
+    let proxy_protocol = (at.proxy_protocol).then(|| {
+        let config = any(&ProxyProtocol::default());
+        filter("envoy.filters.listener.proxy_protocol", config)
+    });
+    let tls_inspector = (at.tls.as_ref()).map(|_| {
+        let config = any(&TlsInspector::default());
+        filter("envoy.filters.listener.tls_inspector", config)
+    });
+    proxy_protocol.into_iter().chain(tls_inspector).collect()
+}
+
+/// One for each certificate, or one for plain text. A server name (SNI) that no chain has is not served.
+fn filter_chains(tls: Option<&DownstreamTls>, filters: Vec<Filter>) -> Vec<FilterChain> {
+    let Some(tls) = tls else {
+        return vec![FilterChain {
+            filters,
+            ..FilterChain::default()
+        }];
+    };
+    let chain = |certificate: &ServerCertificate| FilterChain {
+        filter_chain_match: (!certificate.hosts.is_empty()).then(|| FilterChainMatch {
+            server_names: certificate.hosts.clone(),
+            ..FilterChainMatch::default()
+        }),
+        filters: filters.clone(),
+        transport_socket: Some(tls::downstream(tls, certificate)),
+        ..FilterChain::default()
+    };
+    tls.certificates.iter().map(chain).collect()
+}
+
+/// What upstreams are told of a client's certificate. A copy of the header from outside never passes.
+fn client_certificate(at: &ListenerAddress) -> ForwardClientCertDetails {
+    match at.tls.as_ref().and_then(|tls| tls.trusted_ca.as_ref()) {
+        Some(_) => ForwardClientCertDetails::SanitizeSet,
+        None => ForwardClientCertDetails::Sanitize,
+    }
+}
+
+fn certificate_details() -> SetCurrentClientCertDetails {
+    SetCurrentClientCertDetails {
+        subject: Some(BoolValue { value: true }),
+        dns: true,
+        uri: true,
+        ..SetCurrentClientCertDetails::default()
+    }
 }
 
 fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConnectionManager {
@@ -104,6 +163,9 @@ fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConn
         use_remote_address: Some(BoolValue {
             value: role == Role::Gateway,
         }),
+        xff_num_trusted_hops: at.xff_num_trusted_hops,
+        forward_client_cert_details: client_certificate(at).into(),
+        set_current_client_cert_details: Some(certificate_details()),
         // Routes and filter must see one path, or a write could pass as another route's read.
         normalize_path: Some(BoolValue { value: true }),
         merge_slashes: true,

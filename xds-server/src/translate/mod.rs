@@ -13,6 +13,7 @@ mod hosts;
 mod listener;
 mod place;
 mod routes;
+mod tls;
 
 pub use cluster::clusters;
 pub use endpoints::{ZoneInstances, endpoints};
@@ -23,6 +24,8 @@ pub use routes::{
     Resiliences, clusters_needed_by, needed_clusters, replan_virtual_hosts, route_table,
     route_table_on_demand, routes, virtual_host_on_demand, virtual_hosts,
 };
+
+pub use tls::secrets;
 
 use envoy_types::pb::{
     envoy::config::core::v3::{

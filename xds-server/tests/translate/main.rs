@@ -8,6 +8,7 @@ mod grpc;
 mod on_demand;
 mod places;
 mod table;
+mod tls;
 
 use std::collections::BTreeSet;
 

@@ -56,7 +56,7 @@ impl Replica {
         let created = self.session.created();
         let alive = created.filter(|_| self.session.left(now) > 0 && !self.stopping);
         let joins =
-            |pending: &Pending| matches!(pending, Pending::Step(cell, Some(_)) if cell == name);
+            |pending: &Pending| matches!(pending, Pending::Step(cell, Some(_), _) if cell == name);
         let joining = self.pending.values().any(joins);
         let number = self.numbers + 1;
         let Some(cell) = self.cells.get_mut(name) else {

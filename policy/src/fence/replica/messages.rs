@@ -54,9 +54,16 @@ pub enum Input {
     Better {
         cell: Name,
         zone: Option<Name>,
+        /// For people.
+        reason: Name,
     },
     /// The zones where some fenced service cannot be written to: where authority should rather not go.
     Unfit(BTreeSet<Name>),
+    /// The zones that have replicas, and no proxy that could hold grants: where authority should not go by itself while another
+    /// zone has one.
+    Unheld(BTreeSet<Name>),
+    /// What the session's record says has changed: it is put now.
+    Restated,
     /// The store that answers is not believed: nothing is granted or moved until it is listed again.
     Doubted,
     /// The process is to end.
@@ -134,7 +141,9 @@ pub enum Unwilling {
     NoCell,
     #[error("this replica has no session: wait until it reaches the store, or ask another one")]
     NoSession,
-    #[error("the cell belongs to these zones already")]
+    #[error(
+        "the cell belongs to these zones already; an override that is to begin another epoch for them says so (accept)"
+    )]
     SameOwners,
     #[error("another move of this cell is under way: wait for it, or override it")]
     Moving,

@@ -34,6 +34,8 @@ pub struct Replica {
     epochs: BTreeMap<Name, u64>,
     /// Where authority should rather not go.
     unfit: BTreeSet<Name>,
+    /// Where nobody could hold grants.
+    unheld: BTreeSet<Name>,
     connected: BTreeSet<HolderId>,
     /// Transactions under way, by number.
     pending: BTreeMap<u64, Pending>,
@@ -55,7 +57,8 @@ struct Cell {
     seen_at: u64,
     grantors: BTreeSet<SessionId>,
     grantor: Grantor,
-    better: Option<Name>,
+    /// The zone that should own it, and why.
+    better: Option<(Name, Name)>,
     /// Since when this replica could take a step that another one should rather take.
     able: Option<(Step, u64)>,
     /// A step under way.
@@ -77,8 +80,8 @@ enum Step {
 enum Pending {
     Renewal,
     Grantor(Name),
-    /// A step of a cell; with the authority that it names, where this replica registers with it.
-    Step(Name, Option<Authority>),
+    /// A step of a cell; with the authority that it names, where this replica registers with it; and the sessions that it ends.
+    Step(Name, Option<Authority>, Vec<SessionId>),
     Sweep,
     Farewell,
 }
@@ -94,6 +97,7 @@ impl Replica {
             cells: BTreeMap::new(),
             epochs: BTreeMap::new(),
             unfit: BTreeSet::new(),
+            unheld: BTreeSet::new(),
             connected: BTreeSet::new(),
             pending: BTreeMap::new(),
             numbers: 0,
@@ -139,6 +143,10 @@ impl Replica {
 
     pub fn sessions(&self) -> &Sessions {
         &self.sessions
+    }
+
+    pub fn terms(&self) -> &Terms {
+        &self.terms
     }
 
     /// Whether the store has been listed and is believed.
@@ -189,7 +197,7 @@ impl Replica {
             }
             Input::Session { id, put } => match put {
                 Some(revision) => self.sessions.put(id, revision, now),
-                None => self.sessions.gone(&id),
+                None => self.session_gone(&id),
             },
             Input::Grantor { cell, id, present } => {
                 let cell = self.cells.entry(cell).or_default();
@@ -222,12 +230,14 @@ impl Replica {
                     self.cells.entry(name).or_default().rules = Some(rules);
                 }
             }
-            Input::Better { cell, zone } => {
+            Input::Better { cell, zone, reason } => {
                 if let Some(cell) = self.cells.get_mut(&cell) {
-                    cell.better = zone;
+                    cell.better = zone.map(|zone| (zone, reason));
                 }
             }
             Input::Unfit(zones) => self.unfit = zones,
+            Input::Unheld(zones) => self.unheld = zones,
+            Input::Restated => self.session.hurry(),
             Input::Doubted => {
                 self.believes = false;
                 self.session.end();
@@ -243,8 +253,23 @@ impl Replica {
         effects
     }
 
-    /// An operator wants authority over `cell` to move.
-    pub fn wish(&mut self, cell: &Name, next: Move, now: u64) -> Result<Vec<Effect>, Unwilling> {
+    /// A session's key was deleted. Where it is the own one, nothing more can come of this incarnation: the next begins at once,
+    /// so that the cells which nobody wanted to move lose no time.
+    fn session_gone(&mut self, id: &SessionId) {
+        self.sessions.gone(id);
+        if id == self.session.id() {
+            self.session.end();
+        }
+    }
+
+    /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the cell is.
+    pub fn wish(
+        &mut self,
+        cell: &Name,
+        next: Move,
+        accepted: bool,
+        now: u64,
+    ) -> Result<Vec<Effect>, Unwilling> {
         let forced = next.cause == Cause::Override;
         if !self.believes || self.session.left(now) == 0 {
             return Err(Unwilling::NoSession);
@@ -260,20 +285,22 @@ impl Replica {
             if !forced {
                 return Err(Unwilling::OtherStore);
             }
-            view.recover(store, next.epoch_min, next.to, &terms)
+            view.recover(store, next.epoch_min, next.to, &terms, next.hold)
         } else {
             let moving = matches!(view.authority.state, State::Fencing(_));
             if moving && !forced {
                 return Err(Unwilling::Moving);
             }
             let same: BTreeSet<&Name> = view.authority.owners.iter().collect();
-            if same == next.to.iter().collect() && !forced {
+            // To where a cell is an override gives up the move that is under way; else it only interrupts writes.
+            let pointless = !moving && !(forced && accepted);
+            if same == next.to.iter().collect() && pointless {
                 return Err(Unwilling::SameOwners);
             }
             view.begin(next, &terms)
         };
         let mut effects = Vec::new();
-        self.commit(Pending::Step(cell.clone(), None), transaction, &mut effects);
+        self.commit_step(cell, None, transaction, &mut effects);
         Ok(effects)
     }
 
@@ -291,8 +318,13 @@ impl Replica {
             let settled = view.settled_at(&self.sessions, terms);
             let run_out = cell.grantor.fence().and(cell.grantor.run_out());
             let owners = view.authority.owners.iter();
-            let over = owners.filter_map(|zone| self.sessions.over_at(zone, terms));
-            let due = settled.into_iter().chain(run_out).chain(over);
+            let lost = owners.filter_map(|zone| self.sessions.lost_at(zone, terms));
+            let patience = [view.seen_at.saturating_add(terms.session_over())];
+            let due = settled
+                .into_iter()
+                .chain(run_out)
+                .chain(lost)
+                .chain(patience);
             let able = cell
                 .able
                 .map(|(_, since)| since.saturating_add(self.courtesy()));
@@ -337,6 +369,10 @@ impl Replica {
         self.store = listing.store;
         self.believes = true;
         self.sessions.listed(&listing.sessions, now, &self.terms);
+        if !listing.sessions.contains_key(self.session.id()) {
+            // It may have been ended while nothing was heard, or be younger than the list: a renewal tells.
+            self.session.hurry();
+        }
         for cell in self.cells.values_mut() {
             cell.grantors.clear();
         }
@@ -434,8 +470,12 @@ impl Replica {
                     self.invite(effects);
                 }
             }
-            Some(Pending::Step(name, registers)) => {
+            Some(Pending::Step(name, registers, ended)) => {
                 let courtesy = self.courtesy();
+                if let Outcome::Committed(_) = outcome {
+                    // The steps of other cells compare these, and need not wait for the watch to tell.
+                    ended.iter().for_each(|id| self.session_gone(id));
+                }
                 let Some(cell) = self.cells.get_mut(&name) else {
                     return;
                 };
@@ -454,10 +494,12 @@ impl Replica {
             Some(Pending::Sweep) => self.sweep_after = now.saturating_add(self.courtesy()),
             Some(Pending::Farewell) => match outcome {
                 Outcome::Unknown => {}
-                Outcome::Committed(_) | Outcome::Refused => {
+                // The watch may have told of it before.
+                Outcome::Committed(_) | Outcome::Refused if !self.stopped => {
                     self.stopped = true;
                     effects.push(Effect::Stopped);
                 }
+                Outcome::Committed(_) | Outcome::Refused => {}
             },
         }
     }
@@ -472,7 +514,7 @@ impl Replica {
     fn commit(&mut self, pending: Pending, transaction: Transaction, effects: &mut Vec<Effect>) {
         self.numbers += 1;
         let number = self.numbers;
-        if let Pending::Step(name, registers) = &pending
+        if let Pending::Step(name, registers, _) = &pending
             && let Some(cell) = self.cells.get_mut(name)
         {
             cell.stepping = true;
@@ -485,6 +527,29 @@ impl Replica {
             number,
             transaction,
         });
+    }
+
+    fn commit_step(
+        &mut self,
+        cell: &Name,
+        registers: Option<Authority>,
+        transaction: Transaction,
+        effects: &mut Vec<Effect>,
+    ) {
+        let writes = transaction.writes.iter();
+        let ends = writes.filter_map(|write| match write {
+            Write::Delete(Key::Session(id)) => Some(id.clone()),
+            _ => None,
+        });
+        let step = Pending::Step(cell.clone(), registers, ends.collect());
+        self.commit(step, transaction, effects);
+    }
+
+    /// Whether the session is to go on. That of a process which is to end lives until it has left everything in order, so that
+    /// others count their patience from then.
+    fn renews(&self) -> bool {
+        let leaving = || self.pending.values().any(|p| *p == Pending::Farewell);
+        !self.stopping || self.session.created().is_some() && !leaving()
     }
 
     /// Does whatever is due.
@@ -507,7 +572,7 @@ impl Replica {
         if !self.believes {
             return;
         }
-        if !self.stopping && self.session.due(&self.terms).is_some_and(|due| due <= now) {
+        if self.renews() && self.session.due(&self.terms).is_some_and(|due| due <= now) {
             let number = self.numbers + 1;
             let renewal = self.session.renew(number, now, &self.terms);
             self.commit(Pending::Renewal, renewal, effects);

@@ -2,7 +2,7 @@
 
 use super::{
     Authority, Cause, Cell, CellRules, Clause, Condition, Effect, Key, Move, Name, Pending,
-    Replica, Revision, SWEEP_AFTER, State, Step, Transaction, View, Write, move_id,
+    Replica, Revision, SWEEP_AFTER, SessionId, State, Step, Transaction, View, Write, move_id,
 };
 use crate::fence::Stamp;
 use alloc::vec::Vec;
@@ -34,7 +34,8 @@ impl Replica {
             cells.flat_map(|(name, cell)| cell.grantors.iter().map(move |id| (name, id)));
         let (name, id) = keys.find(|(_, id)| {
             let gone = self.sessions.put_at(id).is_none();
-            gone && self.sessions.settled_at(id, &self.terms) <= now
+            let settled = self.sessions.settled_at(id, &self.terms) <= now;
+            gone && (settled || !self.terms.keeps(Clause::KeyOutlivesSession))
         })?;
         let grantor = Key::Grantor(name.clone(), id.clone());
         Some((Key::Session(id.clone()), Revision(0), Some(grantor)))
@@ -65,10 +66,26 @@ impl Replica {
         }
         if let Some((_, transaction, concerned)) = next
             && (concerned || now >= since.saturating_add(courtesy))
+            && !self.is_ending_compared(&transaction)
         {
             let (transaction, registers) = self.register_with(name, transaction);
-            self.commit(Pending::Step(name.clone(), registers), transaction, effects);
+            self.commit_step(name, registers, transaction, effects);
         }
+    }
+
+    /// Whether a step under way, of another cell, ends a session that this one compares: it would be refused.
+    fn is_ending_compared(&self, transaction: &Transaction) -> bool {
+        let compares = |id: &SessionId| {
+            let of_session = |condition: &Condition| match condition {
+                Condition::PutAt(key, _) => *key == Key::Session(id.clone()),
+                Condition::CreatedAt(..) => false,
+            };
+            transaction.conditions.iter().any(of_session)
+        };
+        self.pending.values().any(|pending| match pending {
+            Pending::Step(_, _, ended) => ended.iter().any(compares),
+            _ => false,
+        })
     }
 
     /// Registers with a transaction that lets this zone write: then nobody has to hear of it first.
@@ -162,13 +179,14 @@ impl Replica {
             return None;
         }
         let alive = |zone: &Name| self.sessions.alive(zone, now, terms);
+        let lost = |zone: &Name| self.sessions.lost(zone, now, terms);
         if let State::Fencing(next) = &authority.state {
             if let Some(transaction) = view.complete(&self.sessions, now, terms)
                 && (next.to.iter().any(alive) || next.cause == Cause::Override)
             {
                 return Some((Step::Complete, transaction, concerns(&next.to)));
             }
-            let hopeless = !next.to.iter().any(alive) && next.cause != Cause::Override;
+            let hopeless = next.to.iter().all(lost) && next.cause != Cause::Override;
             if hopeless && authority.owners.iter().any(alive) {
                 return Some((Step::Abort, view.abort(), concerns(&authority.owners)));
             }
@@ -182,16 +200,18 @@ impl Replica {
             return Some((Step::Settle, transaction, concerns(&authority.owners)));
         }
         let rules = cell.rules.as_ref().filter(|rules| rules.automatic)?;
-        let (to, cause) = self.wanted(&view, cell, rules, now)?;
+        let (to, cause, reason) = self.wanted(&view, cell, rules, now)?;
         let concerned = *zone == to;
         let next = Move {
             id: move_id(name, authority),
             to: alloc::vec![to],
             cause,
-            reason: Name::from(""),
+            reason,
             epoch_min: 0,
+            hold: 0,
         };
         let transaction = match terms.keeps(Clause::FenceFirst) {
+            true if cause == Cause::SessionLost => view.begin_lost(next, &self.sessions, terms),
             true => view.begin(next, terms),
             false => {
                 let mut unfenced = authority.clone();
@@ -206,34 +226,71 @@ impl Replica {
         Some((Step::Begin, transaction, concerned))
     }
 
-    /// Where the cell should go by itself, and why.
+    /// Where the cell should go by itself, why, and the same in words.
     fn wanted(
         &self,
         view: &View<'_>,
         cell: &Cell,
         rules: &CellRules,
         now: u64,
-    ) -> Option<(Name, Cause)> {
+    ) -> Option<(Name, Cause, Name)> {
         let terms = &self.terms;
         let alive = |zone: &&Name| self.sessions.alive(zone, now, terms);
-        if !view.authority.owners.iter().any(|zone| alive(&zone)) {
+        let owners = view.authority.owners.iter();
+        if owners
+            .clone()
+            .all(|zone| self.sessions.lost(zone, now, terms))
+        {
             // Where nothing was ever heard of the owners, the mesh may just have been started, and is given time to be complete.
-            let owners = view.authority.owners.iter();
+            // So is a zone to which an operator has just moved the cell by force.
             let heard_of = |zone: &Name| self.sessions.of_zone(zone).next().is_some();
-            let patience = self.sessions.listed_at().max(view.seen_at);
-            if !owners.clone().any(heard_of) && now < patience.saturating_add(terms.session_over())
-            {
+            let from = match owners.clone().any(heard_of) {
+                true => view.seen_at,
+                false => self.sessions.listed_at().max(view.seen_at),
+            };
+            if now < from.saturating_add(terms.session_over()) {
                 return None;
             }
-            // The first that lives and can serve; where none can, the first that lives.
-            let living = view.authority.standby.iter().filter(alive);
-            let next = living.min_by_key(|zone| self.unfit.contains(*zone))?;
-            return Some((next.clone(), Cause::SessionLost));
+            let next = self.heir(view.authority, now)?;
+            let zones: Vec<&str> = owners.map(|zone| &**zone).collect();
+            let reason = alloc::format!("no replica of {} was heard of", zones.join(", "));
+            return Some((next, Cause::SessionLost, Name::from(reason)));
         }
-        let cooled = now >= view.seen_at.saturating_add(rules.cool_down);
-        let better = cell.better.as_ref().filter(alive)?;
+        if !owners.clone().any(|zone| alive(&zone)) {
+            // They may come back.
+            return None;
+        }
+        let quiet = rules.cool_down.max(view.authority.hold);
+        let cooled = now >= view.seen_at.saturating_add(quiet);
+        let (better, reason) = cell.better.as_ref().filter(|(zone, _)| alive(&zone))?;
         let active = view.authority.state == State::Active;
         (active && cooled && !view.authority.is_owner(better))
-            .then(|| (better.clone(), Cause::Unfit))
+            .then(|| (better.clone(), Cause::Unfit, reason.clone()))
+    }
+
+    /// The zone to which a cell should go whose owners are gone: of those that live the first with a proxy that could hold
+    /// grants, and that can serve; where none can, the first that lives.
+    fn heir(&self, authority: &Authority, now: u64) -> Option<Name> {
+        let alive = |zone: &&Name| self.sessions.alive(zone, now, &self.terms);
+        let living = authority.standby.iter().filter(alive);
+        let next =
+            living.min_by_key(|zone| (self.unheld.contains(*zone), self.unfit.contains(*zone)));
+        next.cloned()
+    }
+
+    /// Where a cell should go that this replica's zone alone owns, if the process is to end and nobody else speaks for the zone.
+    pub fn successor(&self, cell: &str, now: u64) -> Option<Name> {
+        let authority = self.cells.get(cell)?.authority.as_ref()?;
+        let own = self.session.id();
+        let alone = authority.owners.iter().all(|zone| *zone == own.zone);
+        let mut others = self.sessions.of_zone(&own.zone);
+        let others_live = others.any(|(id, put)| {
+            id != own && put.is_some() && !self.sessions.over(id, now, &self.terms)
+        });
+        if !alone || others_live || authority.store != self.store {
+            return None;
+        }
+        let next = self.heir(authority, now)?;
+        (!self.unheld.contains(&next) && !self.unfit.contains(&next)).then_some(next)
     }
 }
