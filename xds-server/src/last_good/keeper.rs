@@ -143,7 +143,6 @@ impl Writer {
         match outcome {
             Ok(()) => {
                 if std::mem::take(&mut self.failing) {
-                    self.metrics.conditions.clear(Code::StateNotKept, "");
                     info!(%file, "the last good state is written again");
                 }
                 self.written = Some(state);
