@@ -7,6 +7,7 @@ mod instances;
 mod leases;
 mod objections;
 mod proxies;
+mod terms;
 mod zones;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -71,6 +72,7 @@ impl Admin {
             .route("/v1/zones", get(zones::list))
             .route("/v1/intents", get(zones::intents))
             .route("/v1/cells", get(cells::list))
+            .route("/v1/terms", get(terms::show))
             .route("/v1/conditions", get(conditions::list))
             .route("/v1/status", get(conditions::status))
             .route("/v1/operations", get(cells::operations))
@@ -83,6 +85,8 @@ impl Admin {
             )
             .route("/v1/failback/{zone}", post(zones::fail_back))
             .route("/v1/cells/{cell}/move", post(cells::shift))
+            .route("/v1/terms/change", post(terms::change))
+            .route("/v1/terms/next", delete(terms::cancel))
             .route("/v1/cells/{cell}/override", post(cells::force))
             .route("/v1/confirm", post(zones::confirm))
             .route_layer(from_fn_with_state(self.clone(), doors::operators));
@@ -422,7 +426,8 @@ struct Explanation {
 }
 
 async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explanation>, Problem> {
-    let request: ExplainRequest = parse_json(&body)?;
+    let mut request: ExplainRequest = parse_json(&body)?;
+    request.authority = without_final_dot(&request.authority);
     let view = admin.view(&request.zone)?;
     let mut facts = Facts::gather(view.policy(), &request);
     // As a proxy of that zone would hold a grant, if all is well.
@@ -443,6 +448,15 @@ async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explana
             .chain(admin.causes(view.policy(), &facts, decision.reason))
             .collect(),
     }))
+}
+
+/// As listeners do (`strip_trailing_host_dot`) before anything looks at it: a dot at the end of the host, before its port.
+fn without_final_dot(authority: &str) -> String {
+    let (host, port) = match authority.rfind([':', ']']) {
+        Some(at) if authority[at..].starts_with(':') => authority.split_at(at),
+        _ => (authority, ""),
+    };
+    format!("{}{port}", host.strip_suffix('.').unwrap_or(host))
 }
 
 impl Admin {

@@ -4,6 +4,7 @@
 
 mod file;
 mod keeper;
+mod place;
 
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +15,7 @@ use registry::store::{ClusterId, Entry, Event, Listing, Revision, WatchBatch};
 
 pub use file::{FILE_BYTES_MAX, StateError, read, set_aside, write};
 pub use keeper::Keeper;
+pub use place::default_path;
 
 /// What a store said at one revision. Cheap to clone: copies share their entries.
 #[derive(Clone, Debug, PartialEq, Eq)]

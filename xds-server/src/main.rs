@@ -209,7 +209,11 @@ async fn serve(
     let ports = Ports::open(&config.listen, &metrics)?;
     let (xds_address, admin_address) = ports.addresses()?;
 
-    let (keeper, last_good) = open_state(config.state.as_deref(), &metrics)?;
+    #[allow(clippy::disallowed_methods, reason = "systemd names the directory so")]
+    let directory = std::env::var_os("STATE_DIRECTORY");
+    let place = || last_good::default_path(&config.store, directory.as_deref());
+    let state = config.state.clone().or_else(place);
+    let (keeper, last_good) = open_state(state.as_deref(), &metrics)?;
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
     tokio::spawn(mode.clone().watch_alarms(Arc::clone(&store)));
@@ -222,6 +226,9 @@ async fn serve(
     let xds_config = config.xds;
     let is_shared = matches!(config.store, StoreConfig::Etcd { .. });
     let agreements = Agreements::default();
+    if terms.is_some() {
+        tokio::spawn(authority::slew::watch(agreements.clone(), metrics.clone()));
+    }
     let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
     let gate = Gate::new(meshes.clone());
     let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
@@ -426,7 +433,7 @@ fn open_state(
 ) -> anyhow::Result<(Keeper, Option<LastGood>)> {
     let Some(path) = path else {
         warn!(
-            "no `state.path` is configured: after a start without the store nothing can be served"
+            "no last good state is kept: after a start without the store nothing can be served, and an emptied store is not noticed. Name a file in `state.path`, or make the directory /var/lib/tidegate"
         );
         return Ok((Keeper::none(), None));
     };

@@ -123,6 +123,7 @@ pub struct Metrics {
     pub fence_streams: Gauge,
     pub sessions_lost: Counter,
     pub terms_agreed: Gauge,
+    pub clock_slew_ppm: Gauge,
     pub authority_writes: Family<ResultLabel, Counter>,
 }
 
@@ -288,6 +289,11 @@ impl Metrics {
             "sessions_lost",
             "Sessions of this process that ended before it did",
             m.sessions_lost,
+        );
+        all.register(
+            "clock_slew_ppm",
+            "By how many parts per million the kernel makes this machine's clock faster than it is by itself",
+            m.clock_slew_ppm,
         );
         all.register(
             "terms_agreed",

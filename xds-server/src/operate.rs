@@ -3,6 +3,7 @@
 pub mod failure;
 mod proxies;
 mod status;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -68,6 +69,8 @@ pub enum Operation {
         #[command(flatten)]
         operator: OperatorArgs,
     },
+    /// The terms (time-outs, drift, shards, cell keys) that all replicas have agreed on, and which replica is configured how.
+    Terms(terms::TermsArgs),
     /// Move the permission to write to other zones: the old owners are taken out first.
     Move {
         #[command(flatten)]
@@ -149,12 +152,11 @@ pub struct MoveArgs {
     #[arg(long, value_name = "ZONE", value_delimiter = ',', required = true)]
     to: Vec<String>,
     /// For how many seconds the cell stays there though other zones serve it better. Default: 600 where fewer services can be
-    /// served there (`--accept TG3101`), else 0. A zone that is lost loses it all the same.
+    /// served there (`--accept TG7004`), else 0. A zone that is lost loses it all the same.
     #[arg(long, value_name = "SECONDS")]
     hold: Option<u64>,
-    /// Move it though this speaks against it: the code that the refusal named; several separated by commas.
-    #[arg(long, value_name = "CODE", value_delimiter = ',')]
-    accept: Vec<String>,
+    #[command(flatten)]
+    accept: AcceptArgs,
     #[command(flatten)]
     operator: OperatorArgs,
 }
@@ -189,6 +191,7 @@ impl Operation {
             Operation::Confirm { operator } => operator.confirm().await?,
             Operation::Status { json, operator } => operator.status(*json).await?,
             Operation::Proxies { operator } => print!("{}", operator.proxies().await?),
+            Operation::Terms(terms) => terms.run().await?,
             Operation::Cells { operator } => print!("{}", operator.cells().await?),
             Operation::Move { moved, reason } => moved.run("move", reason, None).await?,
             Operation::Override {
@@ -413,7 +416,7 @@ impl MoveArgs {
             "reason": reason,
             "epoch": epoch,
             "hold_ms": self.hold.map(|seconds| seconds.saturating_mul(1_000)),
-            "accept": self.accept,
+            "accept": self.accept.accept,
         });
         let path = format!("/v1/cells/{}/{how}", self.cell);
         let body = body.to_string().into();

@@ -15,6 +15,7 @@ mod grpc;
 mod hostile;
 mod http1;
 mod instances;
+mod moves;
 mod observing;
 mod pushes;
 mod reporting;

@@ -12,6 +12,7 @@ mod hop_keys;
 mod presence;
 mod records;
 mod service;
+pub mod slew;
 mod status;
 mod terms;
 

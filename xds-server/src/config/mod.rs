@@ -35,7 +35,9 @@ use crate::{
 pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
 pub(crate) use listeners::is_any_ipv6;
-pub use listeners::{EscapedSlashes, ListenerConfig, ListenerLimits, Listeners};
+pub use listeners::{
+    EscapedSlashes, HeadersWithUnderscoresAction, ListenerConfig, ListenerLimits, Listeners,
+};
 pub use proxy_tls::{
     DownstreamTls, SdsSecret, ServerCertificate, TlsCertificate, TrustedCa, UpstreamTls,
 };

@@ -47,6 +47,8 @@ pub(super) struct Engine {
     pub(super) confirm: Confirm,
     /// The answer to the question whether instances are really gone, while that is open.
     pub(super) asked: Option<oneshot::Receiver<()>>,
+    /// The same to the question whether there is really no instance.
+    pub(super) asked_bare: Option<oneshot::Receiver<()>>,
     pub(super) publisher: watch::Sender<Option<Arc<Snapshot>>>,
     pub(super) overview: watch::Sender<Arc<Overview>>,
     pub(super) proposals: watch::Sender<Proposals>,
@@ -68,6 +70,10 @@ impl Engine {
                 }
                 () = answered(&mut self.asked) => {
                     self.world.confirm();
+                    None
+                }
+                () = answered(&mut self.asked_bare) => {
+                    self.world.vouch();
                     None
                 }
                 () = sleep_until(due) => None,
@@ -124,6 +130,10 @@ impl Engine {
             }
             changed
         });
+        let bare = self.world.is_bare();
+        if self.asked_bare.is_some() != bare {
+            self.asked_bare = bare.then(|| self.confirm.ask());
+        }
         let Some(snapshot) = snapshot else {
             return;
         };

@@ -82,6 +82,7 @@ pub fn start(sources: Sources) -> Feed {
     let (publisher, snapshots) = watch::channel(None);
     let (overview, overviews) = watch::channel(Arc::default());
     let (proposals, proposed) = watch::channel(Proposals::new());
+    let kept = last_good.is_some();
     let reader = Reader {
         store: Arc::clone(&store),
         changes,
@@ -91,16 +92,20 @@ pub fn start(sources: Sources) -> Feed {
         mode: mode.clone(),
         keeper: keeper.clone(),
         confirm: confirm.clone(),
-        unsent: last_good.is_some(),
+        unsent: kept,
         known: last_good,
         seen: Revision(0),
         doubt: None,
+        vanish_percent: meshes.borrow().guard.vanish_percent,
     };
     tokio::spawn(reader.run());
     tokio::spawn(steward::run(store, proposed, mode.clone(), metrics.clone()));
     let mesh = Arc::clone(&meshes.borrow());
     let engine = Engine {
-        world: World::new(mesh),
+        world: match kept {
+            true => World::new(mesh),
+            false => World::new(mesh).unvouched(),
+        },
         clock: Instant::now(),
         listed: false,
         pending,
@@ -109,6 +114,7 @@ pub fn start(sources: Sources) -> Feed {
         mode,
         confirm: confirm.clone(),
         asked: None,
+        asked_bare: None,
         publisher,
         overview,
         proposals,
