@@ -339,7 +339,9 @@ impl Plans {
                 };
                 Plan::of_targets(topology, home, Vec::from([all]), 0)
             }
-            Class::Write => Plan::Closed,
+            Class::Write => Plan::Closed {
+                drained: loads.get(home.index()).is_some_and(|load| load.drained),
+            },
         })
     }
 
