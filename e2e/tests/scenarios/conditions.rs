@@ -10,7 +10,7 @@ use e2e::mesh::{Builder, Mesh, Store};
 use e2e::paths;
 use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
-use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, DeleteOptions};
+use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client, ConnectOptions, DeleteOptions};
 use hyper::StatusCode;
 use serde_json::json;
 
@@ -137,9 +137,16 @@ async fn make_room(client: &mut Client) -> Result<()> {
     let revision = deleted.header().context("a header")?.revision();
     client.compact(revision, None).await?;
     client.defragment().await?;
-    client
-        .alarm(AlarmAction::Deactivate, AlarmType::Nospace, None)
+    // An alarm is a member's: `etcdctl alarm disarm` goes through them, too.
+    let raised = client
+        .alarm(AlarmAction::Get, AlarmType::None, None)
         .await?;
+    for alarm in raised.alarms() {
+        let mut of_member = AlarmOptions::new();
+        of_member.with_member(alarm.member_id());
+        let (end, what) = (AlarmAction::Deactivate, AlarmType::Nospace);
+        client.alarm(end, what, Some(of_member)).await?;
+    }
     Ok(())
 }
 
