@@ -216,7 +216,7 @@ fn encode_fencing(fencing: &Fencing) -> wire::Fencing {
         write_drain_us: fencing.terms.write_drain_waited,
         margin_us: fencing.terms.margin,
         drift_permille: fencing.terms.drift_permille.into(),
-        token: fencing.token.clone().unwrap_or_default(),
+        forwarding: fencing.forwarding,
         control_plane: fencing.control_plane.clone(),
     }
 }

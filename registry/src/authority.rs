@@ -32,8 +32,7 @@ const UNKNOWN_PAST: &str = "*";
 /// The fence counts microseconds.
 const US_PER_MS: u64 = 1_000;
 
-/// The highest epoch: what JSON readers take for a whole number, so that there is always a higher one.
-pub const EPOCH_MAX: u64 = 1 << 53;
+pub use policy::fence::EPOCH_MAX;
 
 /// The store key of a key of the fence.
 pub fn store_key(key: &Key) -> String {
@@ -239,13 +238,13 @@ pub struct SessionRecord {
     /// `host:process id`, for people.
     #[serde(default)]
     pub process: String,
-    /// How its configuration stands to the agreed terms.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub terms: Option<SessionTerms>,
     /// How many proxies of the zone were connected to this replica, to hold grants, when it was put. It is put at once when that
     /// becomes or ceases to be none; none where the replica does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxies: Option<u32>,
+    /// How its configuration stands to the agreed terms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<SessionTerms>,
 }
 
 /// What a process makes of the agreed terms.

@@ -3,6 +3,7 @@
 pub mod access;
 pub mod admin;
 pub mod ads;
+pub mod agent_port;
 pub mod applied;
 pub mod authority;
 pub mod conditions;

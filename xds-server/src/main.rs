@@ -22,10 +22,11 @@ use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
     access::Gate,
-    admin::{self, Admin},
+    admin::{self, Admin, LeaseOwners},
     ads::{csds, proxies::Proxies, service::Ads},
+    agent_port,
     applied::{self, Applied},
-    authority::{self, Agreements, Authorities, Boottime},
+    authority::{self, Agreements, Authorities, Boottime, HopKeys},
     conditions::{Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
@@ -65,6 +66,10 @@ enum Command {
         /// Write the addresses that are listened on to this file, as JSON, once they are: for ports chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
+        /// On SIGTERM, first move the cells to a standby zone that no other replica of this zone can grant writes for. Without
+        /// it they stay, and the zone has as long to come back as a session lasts.
+        #[arg(long)]
+        hand_over: bool,
         /// Log as JSON.
         #[arg(long)]
         log_json: bool,
@@ -77,6 +82,10 @@ enum Command {
         /// Check the file and end: exit status 0 if it is good, 1 with file, line and field if not.
         #[arg(long)]
         check: bool,
+        /// Leave the records to the next agent on SIGTERM, for as long as their lease lasts: for an upgrade beside instances
+        /// that go on. Drain them by `POST /v1/drain/...` before these end.
+        #[arg(long)]
+        keep: bool,
         /// Write the address that is listened on to this file, as JSON: for a port chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
@@ -112,21 +121,31 @@ fn main() -> ExitCode {
         } => agent::check(&config).map(|good| println!("{good}")),
         Command::Agent {
             config,
+            keep,
             addresses_file,
             log_json,
             ..
         } => {
             let (_, _lines) = logging::begin(log_json);
-            agent(&config, addresses_file.as_deref())
+            agent(agent::Options {
+                config: &config,
+                addresses_file: addresses_file.as_deref(),
+                keep,
+            })
         }
         Command::Serve {
             config,
             zone,
             addresses_file,
+            hand_over,
             log_json,
         } => {
             let (left_out, _lines) = logging::begin(log_json);
-            serve(config, zone, addresses_file, left_out)
+            let leaving = match hand_over {
+                true => Leaving::HandingOver,
+                false => Leaving::ToComeBack,
+            };
+            serve(config, zone, addresses_file, leaving, left_out)
         }
         Command::Codes { code, markdown } => {
             print!("{}", codes(code, markdown));
@@ -168,8 +187,8 @@ async fn operate(operation: &Operation) -> anyhow::Result<()> {
 }
 
 #[tokio::main]
-async fn agent(config: &Path, addresses_file: Option<&Path>) -> anyhow::Result<()> {
-    agent::run(config, addresses_file).await
+async fn agent(options: agent::Options<'_>) -> anyhow::Result<()> {
+    agent::run(options, agent_port::serve).await
 }
 
 #[tokio::main]
@@ -177,6 +196,7 @@ async fn serve(
     path: PathBuf,
     zone: Option<String>,
     addresses_file: Option<PathBuf>,
+    leaving: Leaving,
     left_out: LeftOut,
 ) -> anyhow::Result<()> {
     allow_many_files();
@@ -209,6 +229,7 @@ async fn serve(
     }
     let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
     let gate = Gate::new(meshes.clone());
+    let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -246,7 +267,7 @@ async fn serve(
     )
     .among(authorities.homes().clone());
     let applied = Applied::default();
-    let fence = authority::service(authorities.clone(), gate.clone(), metrics);
+    let fence = authority::service(authorities.clone(), gate.clone(), hop_keys, metrics);
     let others = Routes::new(fence)
         .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(applied::service(applied.clone()))
@@ -262,6 +283,7 @@ async fn serve(
         conditions,
         metrics: registry,
         gate: gate.clone(),
+        owners: LeaseOwners::default(),
     }
     .router();
     let ads = ads.behind(gate);
@@ -292,8 +314,15 @@ async fn serve(
         // to another replica of the zone. A second signal ends it at once, which is as safe.
         let enough = Duration::from_micros(terms.stretch(terms.grant_ttl + terms.write_drain))
             + Duration::from_secs(1);
+        let leave = async {
+            if leaving == Leaving::HandingOver {
+                // What has not moved by then is left as it is, and taken over later.
+                let _ = tokio::time::timeout(enough, authorities.hand_over()).await;
+            }
+            let _ = tokio::time::timeout(enough, authorities.stop()).await;
+        };
         tokio::select! {
-            _ = tokio::time::timeout(enough, authorities.stop()) => {}
+            () = leave => {}
             _ = &mut servers => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -302,6 +331,15 @@ async fn serve(
     // Streams to proxies never end by themselves, so there is nothing else to wait for.
     keeper.stop().await;
     ended
+}
+
+/// What becomes of the cells of a process that ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// They stay.
+    ToComeBack,
+    /// They move to another zone first.
+    HandingOver,
 }
 
 /// The zones that this process speaks for.

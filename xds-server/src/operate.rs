@@ -10,12 +10,15 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, Uri};
+use hyper::{Method, Request, Uri, header::CONTENT_TYPE};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use registry::authority::StateName;
 use serde::Deserialize;
 
-use crate::authority::CellStatus;
+use crate::{
+    authority::CellStatus,
+    conditions::{Code, rules::AcceptArgs},
+};
 
 /// How long an answer may take; the store's own deadlines are shorter.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -38,6 +41,8 @@ pub enum Operation {
         /// For those who look later.
         #[arg(long, default_value = "")]
         reason: String,
+        #[command(flatten)]
+        accept: AcceptArgs,
     },
     /// Keep a zone in for as long as it has a healthy instance.
     Pin {
@@ -152,8 +157,12 @@ impl Operation {
     pub async fn run(&self) -> anyhow::Result<()> {
         match self {
             Operation::Zones { operator } => print!("{}", operator.zones().await?),
-            Operation::Drain { wanted, reason } => wanted.want("drain", reason).await?,
-            Operation::Pin { wanted, reason } => wanted.want("pin", reason).await?,
+            Operation::Drain {
+                wanted,
+                reason,
+                accept,
+            } => wanted.want("drain", reason, &accept.accept).await?,
+            Operation::Pin { wanted, reason } => wanted.want("pin", reason, &[]).await?,
             Operation::Release { wanted } => wanted.release().await?,
             Operation::Failback { wanted } => match &wanted.fail_back().await?[..] {
                 [] => println!("nothing is out in {}", wanted.zone),
@@ -319,6 +328,8 @@ impl OperatorArgs {
         let uri = format!("{}{path}", admin.trim_end_matches('/'));
         let uri: Uri = uri.parse().with_context(|| format!("{uri:?} is no URL"))?;
         let request = Request::builder().method(method).uri(uri.clone());
+        // Also without a body: see `agent::cross_origin`.
+        let request = request.header(CONTENT_TYPE, "application/json");
         let request = request.body(Full::new(body))?;
         let client = Client::builder(TokioExecutor::new()).build(self.connector(&uri)?);
         let asked = async {
@@ -467,8 +478,13 @@ impl WantedArgs {
         format!("/v1/{kind}/{}{}", self.zone, service.collect::<String>())
     }
 
-    async fn want(&self, intent: &str, reason: &str) -> anyhow::Result<()> {
-        let body = serde_json::json!({ "intent": intent, "reason": reason }).to_string();
+    async fn want(&self, intent: &str, reason: &str, accept: &[Code]) -> anyhow::Result<()> {
+        let mut body = serde_json::json!({ "intent": intent, "reason": reason });
+        // Older control planes do not know it.
+        if !accept.is_empty() {
+            body["accept"] = serde_json::json!(accept);
+        }
+        let body = body.to_string();
         let path = self.path("intents");
         self.operator.ask(Method::PUT, &path, body.into()).await?;
         Ok(())

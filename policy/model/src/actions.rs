@@ -26,6 +26,11 @@ pub enum Action {
         proxy: usize,
         write: usize,
     },
+    /// A write's client gives up, and its instance goes on.
+    Abandon {
+        proxy: usize,
+        write: usize,
+    },
     /// A worker looks at the ledger.
     Look {
         proxy: usize,
@@ -343,6 +348,12 @@ impl Scenario {
             let proxy = index;
             actions.extend(ends.map(|write| Action::End { proxy, write }));
         }
+        if state.left.abandons > 0 {
+            let counted = |write: &usize| proxy.writes[*write].worker.is_some();
+            let open = (0..proxy.writes.len()).filter(counted);
+            let proxy = index;
+            actions.extend(open.map(|write| Action::Abandon { proxy, write }));
+        }
         if !self.prompt {
             actions.push(Action::Acknowledge(index));
         }
@@ -370,6 +381,7 @@ impl Scenario {
                 }
             }
             Action::End { proxy, write } => change.proxy(*proxy).end(*write, terms),
+            Action::Abandon { proxy, write } => change.proxy(*proxy).abandon(*write, terms),
             Action::Look { proxy, worker } => change.proxy(*proxy).look(*worker, terms),
             Action::Acknowledge(proxy) => change.acknowledge(*proxy),
             Action::Ask { proxy, host } => change.ask(*proxy, *host),

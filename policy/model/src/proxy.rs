@@ -27,9 +27,10 @@ pub struct Proxy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InFlight {
     pub epoch: u64,
-    /// By the clock of the process, the last moment of its life.
+    /// By the clock of the process, when it was admitted, and the last moment of its life.
+    pub since: u64,
     pub until: u64,
-    /// Who counts it; none when that one was lost.
+    /// Who counts it; none when that one was lost, or hears no more of it.
     pub worker: Option<WorkerId>,
 }
 
@@ -81,20 +82,21 @@ impl Proxy {
         worker.begin();
         let mut admitted = worker.admits(now);
         if admitted.is_none() {
-            let others = worker.others_in_flight();
-            worker.took(self.ledger.take(*id, others, now, terms));
+            let busy = worker.busy(now);
+            worker.took(self.ledger.take(*id, busy, now, terms));
             admitted = worker.admits(now);
         }
         match admitted {
             Some(epoch) => {
                 self.writes.push(InFlight {
                     epoch,
+                    since: now,
                     until: now + self.drain,
                     worker: Some(*id),
                 });
                 self.writes.sort();
                 if mutation == Some(Mutation::WriteNotCounted) {
-                    worker.end(terms);
+                    worker.end();
                 }
             }
             None => self.count_down(index, terms),
@@ -111,9 +113,31 @@ impl Proxy {
         }
     }
 
+    /// The client of a write is gone: the worker hears no more of it, and its instance goes on.
+    pub fn abandon(&mut self, index: usize, terms: &Terms) {
+        let terms = &Terms {
+            write_drain_waited: self.drain_waited,
+            ..terms.clone()
+        };
+        let write = &mut self.writes[index];
+        let (since, counting) = (write.since, write.worker.take());
+        self.writes.sort();
+        let counts = |(id, _): &(WorkerId, Worker)| Some(*id) == counting;
+        if let Some(worker) = self.workers.iter().position(counts) {
+            self.workers[worker].1.abandon(since, terms);
+            self.let_go_if_idle(worker, terms);
+        }
+    }
+
     fn count_down(&mut self, index: usize, terms: &Terms) {
+        self.workers[index].1.end();
+        self.let_go_if_idle(index, terms);
+    }
+
+    fn let_go_if_idle(&mut self, index: usize, terms: &Terms) {
+        let now = self.clock;
         let (id, worker) = &mut self.workers[index];
-        if worker.end(terms) {
+        if worker.lets_go(now, terms) {
             self.ledger.let_go(*id);
             worker.let_go();
         }
@@ -121,11 +145,8 @@ impl Proxy {
 
     /// A worker looks at the ledger.
     pub fn look(&mut self, index: usize, terms: &Terms) {
-        let (id, worker) = &mut self.workers[index];
-        if worker.fenced(&self.ledger, terms) {
-            self.ledger.let_go(*id);
-            worker.let_go();
-        }
+        self.workers[index].1.fenced(&self.ledger);
+        self.let_go_if_idle(index, terms);
     }
 
     /// A worker loses its memory, and is built anew. What it admitted lives on.

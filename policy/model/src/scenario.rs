@@ -116,6 +116,8 @@ pub struct Budget {
     pub writes: u8,
     /// A write ends before its longest.
     pub ends: u8,
+    /// A write's client gives up, and its instance goes on.
+    pub abandons: u8,
     pub crashes: u8,
     pub restarts: u8,
     /// A replica loses the store for a while.
@@ -187,10 +189,6 @@ impl Scenario {
         self
     }
 
-    pub(crate) fn configured(&self, host: usize) -> &Terms {
-        self.configured.get(host).unwrap_or(&self.terms)
-    }
-
     /// With a second cell, which these zones own and stand by for. Each zone has another proxy for it, after those for the first
     /// cell, of which the one of the first owner holds a grant and the others ask whenever they may.
     pub fn with_second(mut self, owners: Vec<usize>, standby: Vec<usize>) -> Scenario {
@@ -219,6 +217,10 @@ impl Scenario {
 
     pub(crate) fn cell(&self, index: usize) -> Name {
         Arc::from(CELLS[index])
+    }
+
+    pub(crate) fn configured(&self, host: usize) -> &Terms {
+        self.configured.get(host).unwrap_or(&self.terms)
     }
 
     pub(crate) fn zone(index: usize) -> Name {

@@ -74,6 +74,17 @@ pub fn planned_workers() -> Scenario {
     scenario
 }
 
+/// That move, while clients give up on writes that instances go on with.
+pub fn planned_abandoned() -> Scenario {
+    let mut scenario = planned("planned, clients give up");
+    scenario.terms = terms(3, 2, 0);
+    scenario.proxies[0].1 = 2;
+    scenario.budget.writes = 3;
+    scenario.budget.ends = 1;
+    scenario.budget.abandons = 2;
+    scenario
+}
+
 /// That move, and a worker that loses its memory.
 pub fn planned_lost_worker() -> Scenario {
     let mut scenario = planned("planned, a worker lost");
@@ -339,9 +350,19 @@ pub fn override_of_one() -> Scenario {
     let mut scenario =
         Scenario::new("the first of two cells overridden").with_second(vec![0], vec![1]);
     scenario.wishes = vec![(1, vec![1], Cause::Override)];
-    scenario.budget.writes = 1;
     scenario.horizon = 7;
     scenario.moves_on_wish_alone = true;
+    scenario
+}
+
+/// The same, and `a` is told late that its session was ended, and grants on until then.
+pub fn override_untold() -> Scenario {
+    let mut scenario = override_of_one();
+    scenario.name = "the first of two cells overridden, a told late";
+    scenario.hosts[0].1.watch = Late;
+    scenario.net.revocations = Late;
+    scenario.budget.questions = 1;
+    scenario.horizon = 5;
     scenario
 }
 
@@ -523,6 +544,7 @@ pub fn all() -> Vec<Scenario> {
         planned_slow_leaving(),
         planned_workers(),
         planned_lost_worker(),
+        planned_abandoned(),
         planned_slow_clock(),
         there_and_back(),
         hot_restart(),
@@ -557,6 +579,7 @@ pub fn all() -> Vec<Scenario> {
     ];
     all.extend([
         override_of_one(),
+        override_untold(),
         override_of_own(),
         overrides_across(),
         moved_after_override(),
@@ -591,6 +614,7 @@ pub fn of_clause(clause: Clause) -> Scenario {
         Clause::GrantNotOlder => planned_late_grant(),
         Clause::WorkerListed | Clause::InFlightCounted => planned_workers(),
         Clause::LostWorkerCounted => planned_lost_worker(),
+        Clause::AbandonedCounted => planned_abandoned(),
         Clause::FenceFirst => crash(),
         Clause::MoveComparesAuthority => override_midway(),
         Clause::MoveComparesSessions => deaf_mover(),
@@ -598,6 +622,9 @@ pub fn of_clause(clause: Clause) -> Scenario {
         Clause::SilenceAnewAfterListing => missed(),
         Clause::UnknownPastSettles => restore(),
         Clause::BoundToStore => restore_old_owner(),
+        Clause::KeyOutlivesSession => moved_after_override(),
+        Clause::TakeoverComparesSessions => lagging(),
+        Clause::DeletedIsAwaited => override_of_one(),
         Clause::TermsAgreed => other_terms(),
         Clause::RegistrationComparesTerms => terms_registered_late(),
         Clause::SessionShortened => terms_heard_late(),
@@ -605,9 +632,6 @@ pub fn of_clause(clause: Clause) -> Scenario {
         Clause::WidenedWait => terms_longer_drain(),
         Clause::NarrowWaitsForGrantors => terms_unheard(),
         Clause::NarrowSettles => terms_granted_before(),
-        Clause::KeyOutlivesSession => moved_after_override(),
-        Clause::TakeoverComparesSessions => lagging(),
-        Clause::DeletedIsAwaited => override_of_one(),
     };
     scenario.without(clause)
 }

@@ -57,8 +57,8 @@ impl Store {
             Key::Authority(cell) => self.authorities.get(cell).map(|(stands, _)| *stands),
             Key::Session(id) => self.sessions.get(id).copied(),
             Key::Grantor(cell, id) => {
-                let grantor = self.grantors.get(&(cell.clone(), id.clone()));
-                grantor.map(|(stands, _)| *stands)
+                let key = (cell.clone(), id.clone());
+                self.grantors.get(&key).map(|(stands, _)| *stands)
             }
             Key::Terms => self.terms.as_ref().map(|(stands, _)| *stands),
         }

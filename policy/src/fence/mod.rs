@@ -38,6 +38,10 @@ pub use replica::{CellRules, Effect, Input, Listing, Outcome, Replica, Unwilling
 pub use session::{Session, SessionId, Sessions};
 pub use store::{Condition, Key, Transaction, Write};
 
+/// The highest epoch: what JSON readers take for a whole number, so that there is always a higher one. Records, messages and
+/// headers with a higher one are refused or passed over.
+pub const EPOCH_MAX: u64 = 1 << 53;
+
 /// The name of a zone, a cell or an incarnation. Records outlive the configuration, so zones are names here, not indices.
 pub type Name = Arc<str>;
 
@@ -217,6 +221,8 @@ pub enum Clause {
     InFlightCounted,
     /// What a lost worker may have in flight is waited for.
     LostWorkerCounted,
+    /// A write that ended without an answer is waited for: its instance may go on with it.
+    AbandonedCounted,
     // Moves
     /// Authority moves only out of a fence.
     FenceFirst,
@@ -247,6 +253,11 @@ pub enum Clause {
     UnknownPastSettles,
     /// An authority of another store counts for nothing.
     BoundToStore,
+    // Availability: without these two no two zones write, but a cell moves that nobody has to move
+    /// A takeover compares that the owners' sessions were not renewed since this replica last heard of them.
+    TakeoverComparesSessions,
+    /// A zone whose session was deleted is given as long to come back as one whose session is silent.
+    DeletedIsAwaited,
     // Terms
     /// A replica whose configuration is not agreed on neither grants nor takes a step.
     TermsAgreed,
@@ -262,16 +273,11 @@ pub enum Clause {
     NarrowWaitsForGrantors,
     /// And when what was promised before that is over.
     NarrowSettles,
-    // Availability: without these two no two zones write, but a cell moves that nobody has to move
-    /// A takeover compares that the owners' sessions were not renewed since this replica last heard of them.
-    TakeoverComparesSessions,
-    /// A zone whose session was deleted is given as long to come back as one whose session is silent.
-    DeletedIsAwaited,
 }
 
 impl Clause {
     /// All of them.
-    pub const ALL: [Clause; 42] = [
+    pub const ALL: [Clause; 43] = [
         Clause::DeadlineFromSend,
         Clause::RenewalMatched,
         Clause::RenewalCompared,
@@ -291,6 +297,7 @@ impl Clause {
         Clause::WorkerListed,
         Clause::InFlightCounted,
         Clause::LostWorkerCounted,
+        Clause::AbandonedCounted,
         Clause::FenceFirst,
         Clause::MoveComparesAuthority,
         Clause::MoveWaitsForGrantors,
@@ -305,6 +312,8 @@ impl Clause {
         Clause::KeyOutlivesSession,
         Clause::UnknownPastSettles,
         Clause::BoundToStore,
+        Clause::TakeoverComparesSessions,
+        Clause::DeletedIsAwaited,
         Clause::TermsAgreed,
         Clause::RegistrationComparesTerms,
         Clause::SessionShortened,
@@ -312,7 +321,5 @@ impl Clause {
         Clause::WidenedWait,
         Clause::NarrowWaitsForGrantors,
         Clause::NarrowSettles,
-        Clause::TakeoverComparesSessions,
-        Clause::DeletedIsAwaited,
     ];
 }

@@ -23,9 +23,9 @@ struct Shelf {
     /// When each key was created, and last put.
     stands: BTreeMap<Key, (Revision, Revision)>,
     authorities: BTreeMap<Name, Authority>,
-    /// By the revision of the terms that each registered under.
+    /// The terms that each grantor registered under.
     grantors: BTreeMap<(Name, SessionId), Revision>,
-    terms: Option<Agreement>,
+    agreement: Option<Agreement>,
 }
 
 impl Shelf {
@@ -57,11 +57,12 @@ impl Shelf {
                 Key::Session(id) => drop(listing.sessions.insert(id.clone(), *put)),
                 Key::Grantor(cell, id) => {
                     let key = (cell.clone(), id.clone());
-                    listing.grantors.insert(key.clone(), self.grantors[&key]);
+                    let terms = self.grantors[&key];
+                    listing.grantors.insert(key, terms);
                 }
                 Key::Terms => {
-                    let terms = self.terms.clone();
-                    listing.terms = terms.map(|agreement| (*put, agreement));
+                    let agreement = self.agreement.clone();
+                    listing.terms = agreement.map(|agreement| (*put, agreement));
                 }
             }
         }
@@ -168,7 +169,9 @@ impl Mesh {
             input,
             Input::Authority { .. } | Input::Session { .. } | Input::Grantor { .. }
         );
-        if process.deaf && watched {
+        // What is its own it always hears: the watch of a zone that is behind in everything would look silent to itself, too.
+        let own = matches!(&input, Input::Session { id, .. } if *id.zone == *process.zone);
+        if process.deaf && watched && !own {
             process.untold.push(input);
             return;
         }
@@ -251,22 +254,22 @@ impl Mesh {
                     put: Some(revision),
                 }
             }
-            Write::Terms(agreement) => {
-                self.shelf.put(Key::Terms);
-                self.shelf.terms = Some(agreement.clone());
-                Input::Terms {
-                    revision,
-                    agreement: Some(agreement.clone()),
-                }
-            }
             Write::Grantor(cell, id, terms) => {
+                self.shelf.put(Key::Grantor(cell.clone(), id.clone()));
                 let key = (cell.clone(), id.clone());
                 self.shelf.grantors.insert(key, *terms);
-                self.shelf.put(Key::Grantor(cell.clone(), id.clone()));
                 Input::Grantor {
                     cell: cell.clone(),
                     id: id.clone(),
                     registered: Some(*terms),
+                }
+            }
+            Write::Terms(agreement) => {
+                self.shelf.put(Key::Terms);
+                self.shelf.agreement = Some(agreement.clone());
+                Input::Terms {
+                    revision,
+                    agreement: Some(agreement.clone()),
                 }
             }
             Write::Delete(key) => {

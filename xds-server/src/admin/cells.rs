@@ -236,10 +236,7 @@ async fn read(
     before: &CellStatus,
     to: &[String],
 ) -> Result<Landed, Problem> {
-    let timed_out = |detail: String| Problem {
-        status: StatusCode::GATEWAY_TIMEOUT,
-        detail,
-    };
+    let timed_out = |detail: String| Problem::new(StatusCode::GATEWAY_TIMEOUT, detail);
     let unknown = || {
         timed_out(format!(
             "the outcome is unknown: within {PATIENCE:?} this replica has not heard from the store what became of the move, and the store does not answer it now; `tidegate cells` of another replica tells"
@@ -320,10 +317,7 @@ pub(super) fn same(a: &[String], b: &[String]) -> bool {
 
 impl From<Gone> for Problem {
     fn from(gone: Gone) -> Problem {
-        Problem {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            detail: gone.to_string(),
-        }
+        Problem::unavailable(gone)
     }
 }
 
@@ -337,9 +331,6 @@ impl From<Unwilling> for Problem {
             | Unwilling::TargetSilent(_)
             | Unwilling::OtherStore => StatusCode::CONFLICT,
         };
-        Problem {
-            status,
-            detail: unwilling.to_string(),
-        }
+        Problem::new(status, unwilling)
     }
 }

@@ -217,9 +217,9 @@ impl Engine {
     }
 
     fn take_fact(&mut self, fact: Fact) {
+        self.presence.hear(&fact);
         self.said.take(&fact);
         self.terms_dirty = true;
-        self.presence.hear(&fact);
         let input = match fact {
             Fact::Listed {
                 cluster,
@@ -351,9 +351,9 @@ impl Engine {
                 .get(zone)
                 .is_some_and(|until| now < *until)
         };
-        let alive =
-            |replica: &Replica| replica.session().left(now) > 0 || replica.believes() && reborn();
-        let alive = |replica: &Replica| replica.acts() && alive(replica);
+        let alive = |replica: &Replica| {
+            replica.acts() && (replica.session().left(now) > 0 || replica.believes() && reborn())
+        };
         self.stopping.is_empty() && replica.is_some_and(alive)
     }
 
@@ -404,8 +404,8 @@ impl Engine {
         let changes_authority = authority.is_some();
         let said = SessionRecord {
             process: self.sources.process.clone(),
-            terms: terms::own(replica),
             proxies: Some(self.connected(zone)),
+            terms: terms::own(replica),
         };
         if let [Write::Session(_)] = transaction.writes[..] {
             self.presence.stated(zone, self.connected(zone) > 0);
@@ -542,11 +542,51 @@ impl Engine {
             Command::Wish { wish, answer } => {
                 let _ = answer.send(self.wish(&wish));
             }
+            Command::HandOver { begun } => {
+                let _ = begun.send(self.hand_over());
+            }
             Command::Stop { stopped } => {
                 self.stopping.push(stopped);
                 self.everybody(&Input::Stop);
             }
         }
+    }
+
+    /// Begins to move every cell that nobody else grants writes for in its zone: their names.
+    fn hand_over(&mut self) -> BTreeSet<String> {
+        let now = self.now();
+        let mut moves = Vec::new();
+        for replica in self.replicas.values() {
+            for (cell, _, authority, ..) in replica.cells() {
+                let next = replica.successor(cell, now);
+                let next = next.filter(|zone| !self.replicas.contains_key(zone));
+                if let (Some(to), Some(authority)) = (next, authority) {
+                    let next = Move {
+                        id: move_id(cell, authority),
+                        to: vec![to],
+                        cause: Cause::Operator,
+                        reason: Name::from("the only replica of its zone stops, and hands over"),
+                        epoch_min: 0,
+                        hold: 0,
+                    };
+                    moves.push((replica.id().zone.clone(), cell.clone(), next));
+                }
+            }
+        }
+        let mut begun = BTreeSet::new();
+        for (zone, cell, next) in moves {
+            let Some(replica) = self.replicas.get_mut(&zone) else {
+                continue;
+            };
+            match replica.wish(&cell, next, false, now) {
+                Ok(effects) => {
+                    begun.insert(cell.to_string());
+                    self.carry_out(&zone, effects);
+                }
+                Err(error) => warn!(%cell, %error, "the cell is not handed over"),
+            }
+        }
+        begun
     }
 
     fn wish(&mut self, wish: &Wish) -> Result<(), Unwilling> {

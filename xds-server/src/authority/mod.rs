@@ -7,6 +7,7 @@
 mod clock;
 mod engine;
 mod homes;
+mod hop_keys;
 mod presence;
 mod records;
 mod service;
@@ -35,6 +36,7 @@ use crate::{
 pub use clock::{Boottime, Clock};
 pub use engine::unix_ms;
 pub use homes::Homes;
+pub use hop_keys::HopKeys;
 pub use service::{FenceService, service};
 pub use status::{CellStatus, Holding, MoveStatus, Operation, Speakers};
 pub use terms::{Agreements, ReplicaTerms, TermsStatus, waits_for};
@@ -183,6 +185,9 @@ enum Command {
         wish: Wish,
         answer: oneshot::Sender<Result<(), Unwilling>>,
     },
+    HandOver {
+        begun: oneshot::Sender<BTreeSet<String>>,
+    },
     Stop {
         stopped: oneshot::Sender<()>,
     },
@@ -314,6 +319,30 @@ impl Authorities {
         let wish = Command::Wish { wish, answer };
         self.commands.send(wish).await.map_err(|_| Gone)?;
         answered.await.map_err(|_| Gone)
+    }
+
+    /// Moves the cells away that nobody else can grant writes for once this process has ended, as an operator would, and waits
+    /// until they have gone. Bound the wait.
+    pub async fn hand_over(&self) {
+        let (begun, answer) = oneshot::channel();
+        let command = Command::HandOver { begun };
+        if self.commands.send(command).await.is_err() {
+            return;
+        }
+        let Ok(moving) = answer.await else { return };
+        let mut cells = self.cells.clone();
+        let gone = |cells: &Arc<Vec<CellStatus>>| {
+            let still_here = |status: &CellStatus| {
+                let here = status
+                    .here
+                    .iter()
+                    .any(|here| status.owners.contains(&here.zone));
+                moving.contains(&status.cell) && (here || status.moving.is_some())
+            };
+            !cells.iter().any(still_here)
+        };
+        // An engine that is gone has nothing to hand over.
+        let _ = cells.wait_for(gone).await;
     }
 
     /// Grants nothing more, waits until nothing that was granted is in use, and ends the session. Without the store it never

@@ -18,7 +18,9 @@ use std::{
     sync::Arc,
 };
 
-use policy::{Plans, Standing, Verdict, Weighting, Why, ZoneId, ZoneLoad, fence::Agreement};
+use policy::{
+    Plans, Standing, Verdict, Weighting, Why, Writes, ZoneId, ZoneLoad, fence::Agreement,
+};
 use registry::{
     authority::AUTHORITY_PREFIX,
     desired::{
@@ -245,14 +247,19 @@ impl World {
 
     /// Terms that cannot be read change nothing, nor do those that are deleted: proxies keep the last ones.
     fn put_terms(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
-        let agreement = Some(TermsRecord::parse(&entry.value)?);
+        let agreement = TermsRecord::parse(&entry.value)?;
+        let agreement = Some(agreement);
+        if self.agreement == agreement {
+            return Ok(());
+        }
+        let before = self.agreement.take();
+        self.agreement = agreement;
         let under = |agreement: &Option<Agreement>| {
             let agreement = agreement.as_ref()?;
             self.configured.under(agreement)
         };
-        let changed = self.agreement != agreement && under(&self.agreement) != under(&agreement);
-        self.agreement = agreement;
-        if changed {
+        if under(&before) != under(&self.agreement) {
+            // Of the same services: no record is found unusable by it.
             self.take_mesh();
         }
         Ok(())
@@ -605,6 +612,10 @@ impl World {
             return changed;
         }
         let plans = Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands);
+        let plans = match service.writes {
+            Writes::Free => plans,
+            Writes::Fenced { .. } => plans.fenced(&mesh.topology, &loads),
+        };
         if let Some(slot) = self.derived.plans.get_mut(index)
             && *slot != plans
         {

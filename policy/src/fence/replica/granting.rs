@@ -56,7 +56,7 @@ impl Replica {
         let created = self.session.created();
         let alive = created.filter(|_| self.session.left(now) > 0 && !self.stopping);
         let joins = |pending: &Pending| match pending {
-            Pending::Step(cell, Some(_), _) | Pending::Again(cell) => cell == name,
+            Pending::Step(cell, Some(_)) | Pending::Again(cell) => cell == name,
             _ => false,
         };
         let joining = self.pending.values().any(joins);

@@ -87,8 +87,8 @@ enum Step {
 enum Pending {
     Renewal,
     Grantor(Name),
-    /// A step of a cell; with the authority that it names, where this replica registers with it; and the sessions that it ends.
-    Step(Name, Option<Authority>, Vec<SessionId>),
+    /// A step of a cell; with the authority that it names, where this replica registers with it.
+    Step(Name, Option<Authority>),
     /// A registration under newer terms.
     Again(Name),
     /// A change of the agreed terms.
@@ -156,11 +156,6 @@ impl Replica {
     pub fn sessions(&self) -> &Sessions {
         &self.sessions
     }
-
-    pub fn terms(&self) -> &Terms {
-        &self.terms
-    }
-
     /// Whether the store has been listed and is believed.
     pub fn believes(&self) -> bool {
         self.believes
@@ -331,7 +326,7 @@ impl Replica {
             view.begin(next, &terms)
         };
         let mut effects = Vec::new();
-        self.commit_step(cell, None, transaction, &mut effects);
+        self.commit(Pending::Step(cell.clone(), None), transaction, &mut effects);
         Ok(effects)
     }
 
@@ -511,12 +506,8 @@ impl Replica {
                     self.invite(effects);
                 }
             }
-            Some(Pending::Step(name, registers, ended)) => {
+            Some(Pending::Step(name, registers)) => {
                 let courtesy = self.courtesy();
-                if let Outcome::Committed(_) = outcome {
-                    // The steps of other cells compare these, and need not wait for the watch to tell.
-                    ended.iter().for_each(|id| self.session_gone(id));
-                }
                 let Some(cell) = self.cells.get_mut(&name) else {
                     return;
                 };
@@ -562,7 +553,7 @@ impl Replica {
     fn commit(&mut self, pending: Pending, transaction: Transaction, effects: &mut Vec<Effect>) {
         self.numbers += 1;
         let number = self.numbers;
-        if let Pending::Step(name, registers, _) = &pending
+        if let Pending::Step(name, registers) = &pending
             && let Some(cell) = self.cells.get_mut(name)
         {
             cell.stepping = true;
@@ -575,22 +566,6 @@ impl Replica {
             number,
             transaction,
         });
-    }
-
-    fn commit_step(
-        &mut self,
-        cell: &Name,
-        registers: Option<Authority>,
-        transaction: Transaction,
-        effects: &mut Vec<Effect>,
-    ) {
-        let writes = transaction.writes.iter();
-        let ends = writes.filter_map(|write| match write {
-            Write::Delete(Key::Session(id)) => Some(id.clone()),
-            _ => None,
-        });
-        let step = Pending::Step(cell.clone(), registers, ends.collect());
-        self.commit(step, transaction, effects);
     }
 
     /// Whether the session is to go on. That of a process which is to end lives until it has left everything in order, so that

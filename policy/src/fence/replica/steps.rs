@@ -2,7 +2,7 @@
 
 use super::{
     Authority, Cause, Cell, CellRules, Clause, Condition, Effect, Key, Move, Name, Pending,
-    Replica, Revision, SWEEP_AFTER, SessionId, State, Step, Transaction, View, Write, move_id,
+    Replica, Revision, SWEEP_AFTER, State, Step, Transaction, View, Write, move_id,
 };
 use crate::fence::Stamp;
 use alloc::vec::Vec;
@@ -69,29 +69,13 @@ impl Replica {
         }
         if let Some((_, transaction, concerned)) = next
             && (concerned || now >= since.saturating_add(courtesy))
-            && !self.is_ending_compared(&transaction)
         {
             let (mut transaction, registers) = self.register_with(name, transaction);
             // By other terms this replica would have waited otherwise. What it sees of sessions tells it too, in the order of
             // revisions, so this is a second line, which the model does not need.
             transaction.conditions.push(self.terms_unchanged());
-            self.commit_step(name, registers, transaction, effects);
+            self.commit(Pending::Step(name.clone(), registers), transaction, effects);
         }
-    }
-
-    /// Whether a step under way, of another cell, ends a session that this one compares: it would be refused.
-    fn is_ending_compared(&self, transaction: &Transaction) -> bool {
-        let compares = |id: &SessionId| {
-            let of_session = |condition: &Condition| match condition {
-                Condition::PutAt(key, _) => *key == Key::Session(id.clone()),
-                Condition::CreatedAt(..) => false,
-            };
-            transaction.conditions.iter().any(of_session)
-        };
-        self.pending.values().any(|pending| match pending {
-            Pending::Step(_, _, ended) => ended.iter().any(compares),
-            _ => false,
-        })
     }
 
     /// Registers with a transaction that lets this zone write: then nobody has to hear of it first.

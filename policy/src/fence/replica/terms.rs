@@ -55,6 +55,11 @@ impl Replica {
         &self.agreed.own
     }
 
+    /// The terms that it acts by.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
     /// Whether its configuration is among the agreed terms: only then does it grant, and take steps.
     pub fn acts(&self) -> bool {
         match self.terms.keeps(Clause::TermsAgreed) {
