@@ -404,7 +404,6 @@ impl Engine {
         let changes_authority = authority.is_some();
         let said = SessionRecord {
             process: self.sources.process.clone(),
-            terms: terms::own(replica),
             proxies: Some(self.connected(zone)),
         };
         if let [Write::Session(_)] = transaction.writes[..] {
