@@ -107,9 +107,23 @@ impl Refusal {
         reason: Reason::NoCapacity,
         status: 503,
         grpc_status: UNAVAILABLE,
-        detail: "no zone that this request may use has a healthy instance",
+        detail: "each zone that this request may use is drained, full, or without a healthy instance",
         retry_after_s: Some(1),
     };
+
+    /// As [`Refusal::NO_CAPACITY`], and an operator is the cause.
+    pub const DRAINED: Refusal = Refusal {
+        detail: "an operator has drained the zones that this request may use: no other one has a healthy instance",
+        ..Refusal::NO_CAPACITY
+    };
+
+    /// Of requests that no plan has a place for.
+    pub const fn closed(drained: bool) -> Refusal {
+        match drained {
+            true => Refusal::DRAINED,
+            false => Refusal::NO_CAPACITY,
+        }
+    }
 
     /// The body: problem details as of RFC 9457, with the reason as an extension member.
     pub fn problem(&self) -> String {
@@ -155,6 +169,7 @@ mod tests {
             Refusal::STALE_EPOCH,
             Refusal::AHEAD_EPOCH,
             Refusal::NO_CAPACITY,
+            Refusal::DRAINED,
         ] {
             assert!(!refusal.detail.contains(['"', '\\']), "{}", refusal.detail);
             assert!(refusal.problem().contains(refusal.reason.as_str()));

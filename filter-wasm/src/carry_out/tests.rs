@@ -380,7 +380,7 @@ fn a_refusal_speaks_the_callers_protocol() {
         &[
             "set x-tidegate-decision: no_capacity",
             "reply 503/14 tidegate_no_capacity [x-tidegate-decision: no_capacity] \
-             no zone that this request may use has a healthy instance",
+             each zone that this request may use is drained, full, or without a healthy instance",
             "count tidegate.decisions.tier.none.class.write.reason.no_capacity 1",
         ],
     );
