@@ -68,13 +68,16 @@ pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
         name: "envoy.filters.network.http_connection_manager".to_owned(),
         config_type: Some(filter::ConfigType::TypedConfig(manager)),
     }];
-    let additional = at.additional_addresses.iter();
+    // Envoy 1.40 lets an additional address take both families only where the first one could.
+    let mut addresses: Vec<SocketAddr> = at.addresses().collect();
+    addresses.sort_by_key(|address| !is_any_ipv6(address.ip()));
+    let mut addresses = addresses.into_iter().map(|address| listening(at, address));
     let listener = Listener {
         name: LISTENER.to_owned(),
-        address: Some(listening(at, at.address)),
-        additional_addresses: additional
+        address: addresses.next(),
+        additional_addresses: addresses
             .map(|also| AdditionalAddress {
-                address: Some(listening(at, *also)),
+                address: Some(also),
                 ..AdditionalAddress::default()
             })
             .collect(),
@@ -95,7 +98,9 @@ pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
 fn listening(at: &ListenerConfig, address: SocketAddr) -> Address {
     let mut listening = socket(&address.ip().to_string(), address.port());
     if let Some(address::Address::SocketAddress(socket)) = &mut listening.address {
-        socket.ipv4_compat = at.ipv4_compat && is_any_ipv6(address.ip());
+        let any_ipv4 = SocketAddr::from(([0, 0, 0, 0], address.port()));
+        let apart = at.addresses().any(|other| other == any_ipv4);
+        socket.ipv4_compat = at.ipv4_compat && is_any_ipv6(address.ip()) && !apart;
     }
     listening
 }
