@@ -8,3 +8,4 @@ pub mod desired;
 pub mod lease;
 pub mod record;
 pub mod store;
+pub mod terms;

@@ -20,7 +20,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{delete, get, post, put},
 };
-use policy::{Class, Facts, Headers, Outcome, Plan, Policy, Presented, Rules};
+use policy::{Class, Facts, Headers, Outcome, Plan, Policy, Presented, Rules, hop::Signer};
 use prometheus_client::registry::Registry;
 use registry::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ use crate::{
     access::Gate,
     ads::proxies::Proxies,
     applied::Applied,
-    authority::Authorities,
+    authority::{Agreements, Authorities},
     conditions::{Conditions, Kind, Summary},
     feed::Feed,
     mode::Mode,
@@ -42,6 +42,7 @@ pub struct Admin {
     pub store: Arc<dyn Store>,
     pub mode: Mode,
     pub authorities: Authorities,
+    pub agreements: Agreements,
     pub feed: Feed,
     pub proxies: Proxies,
     pub applied: Applied,
@@ -400,6 +401,7 @@ async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explana
     let mut facts = Facts::gather(view.policy(), &request);
     // As a proxy of that zone would hold a grant, if all is well.
     facts.granted = would_be_granted(view.policy(), &facts);
+    facts.signer = would_sign(view.policy());
     let (decision, steps) = policy::explain(view.policy(), &facts);
     let (outcome, status) = match decision.outcome {
         Outcome::Pass => ("pass", None),
@@ -422,4 +424,16 @@ fn would_be_granted(policy: &Policy, facts: &Facts) -> Option<u64> {
     };
     let cell = rules.fencing()?.cell(facts.cell?)?;
     cell.owners.contains(&rules.viewer()).then_some(cell.epoch)
+}
+
+/// Whether a gateway of the viewing zone signs hops.
+fn would_sign(policy: &Policy) -> Signer {
+    let fencing = match policy {
+        Policy::Serving(rules) => rules.fencing(),
+        Policy::Fallback => None,
+    };
+    match fencing.is_some_and(|fencing| fencing.forwarding) {
+        true => Signer::Holds,
+        false => Signer::Withheld,
+    }
 }

@@ -26,7 +26,7 @@ use xds_server::{
     ads::{csds, proxies::Proxies, service::Ads},
     agent_port,
     applied::{self, Applied},
-    authority::{self, Authorities, Boottime},
+    authority::{self, Agreements, Authorities, Boottime, HopKeys},
     conditions::{Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
@@ -34,6 +34,7 @@ use xds_server::{
     last_good::{self, Keeper, LastGood},
     load_reports::{LoadReports, Loads},
     logging::{self, LeftOut},
+    memory,
     metrics::Metrics,
     mode::Mode,
     operate::Operation,
@@ -66,6 +67,10 @@ enum Command {
         /// Write the addresses that are listened on to this file, as JSON, once they are: for ports chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
+        /// On SIGTERM, first move the cells to a standby zone that no other replica of this zone can grant writes for. Without
+        /// it they stay, and the zone has as long to come back as a session lasts.
+        #[arg(long)]
+        hand_over: bool,
         /// Log as JSON.
         #[arg(long)]
         log_json: bool,
@@ -133,10 +138,15 @@ fn main() -> ExitCode {
             config,
             zone,
             addresses_file,
+            hand_over,
             log_json,
         } => {
             let (left_out, _lines) = logging::begin(log_json);
-            serve(config, zone, addresses_file, left_out)
+            let leaving = match hand_over {
+                true => Leaving::HandingOver,
+                false => Leaving::ToComeBack,
+            };
+            serve(config, zone, addresses_file, leaving, left_out)
         }
         Command::Codes { code, markdown } => {
             print!("{}", codes(code, markdown));
@@ -187,6 +197,7 @@ async fn serve(
     path: PathBuf,
     zone: Option<String>,
     addresses_file: Option<PathBuf>,
+    leaving: Leaving,
     left_out: LeftOut,
 ) -> anyhow::Result<()> {
     allow_many_files();
@@ -209,8 +220,11 @@ async fn serve(
     registry.register_collector(Box::new(left_out));
     let registry = Arc::new(registry);
     let xds_config = config.xds;
-    let meshes = reload::follow(path, config, text, metrics.clone());
+    let agreements = Agreements::default();
+    let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
+    tokio::spawn(memory::give_back());
     let gate = Gate::new(meshes.clone());
+    let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -229,6 +243,7 @@ async fn serve(
             facts: told,
             zones,
             terms: terms.clone(),
+            agreements: agreements.clone(),
             rules,
             overviews: feed.overviews.clone(),
             clock: Arc::new(Boottime),
@@ -247,7 +262,7 @@ async fn serve(
     )
     .among(authorities.homes().clone());
     let applied = Applied::default();
-    let fence = authority::service(authorities.clone(), gate.clone(), metrics);
+    let fence = authority::service(authorities.clone(), gate.clone(), hop_keys, metrics);
     let others = Routes::new(fence)
         .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(applied::service(applied.clone()))
@@ -256,6 +271,7 @@ async fn serve(
         store,
         mode,
         authorities: authorities.clone(),
+        agreements,
         feed,
         proxies,
         applied,
@@ -293,8 +309,15 @@ async fn serve(
         // to another replica of the zone. A second signal ends it at once, which is as safe.
         let enough = Duration::from_micros(terms.stretch(terms.grant_ttl + terms.write_drain))
             + Duration::from_secs(1);
+        let leave = async {
+            if leaving == Leaving::HandingOver {
+                // What has not moved by then is left as it is, and taken over later.
+                let _ = tokio::time::timeout(enough, authorities.hand_over()).await;
+            }
+            let _ = tokio::time::timeout(enough, authorities.stop()).await;
+        };
         tokio::select! {
-            _ = tokio::time::timeout(enough, authorities.stop()) => {}
+            () = leave => {}
             _ = &mut servers => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -303,6 +326,15 @@ async fn serve(
     // Streams to proxies never end by themselves, so there is nothing else to wait for.
     keeper.stop().await;
     ended
+}
+
+/// What becomes of the cells of a process that ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// They stay.
+    ToComeBack,
+    /// They move to another zone first.
+    HandingOver,
 }
 
 /// The zones that this process speaks for.

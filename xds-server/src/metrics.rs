@@ -119,6 +119,7 @@ pub struct Metrics {
     pub grants: Counter,
     pub fence_streams: Gauge,
     pub sessions_lost: Counter,
+    pub terms_agreed: Gauge,
     pub authority_writes: Family<ResultLabel, Counter>,
 }
 
@@ -269,6 +270,11 @@ impl Metrics {
             "sessions_lost",
             "Sessions of this process that ended before it did",
             m.sessions_lost,
+        );
+        all.register(
+            "terms_agreed",
+            "1 while the terms that this process is configured with are those that are agreed on; 0: it grants nothing",
+            m.terms_agreed,
         );
         all.register(
             "authority_writes",

@@ -110,6 +110,11 @@ impl Session {
         self.deadline = self.deadline.max(deadline);
     }
 
+    /// It lasts shorter than was agreed when it was renewed last, by so much: others will not wait for longer.
+    pub fn shorten(&mut self, by: u64) {
+        self.deadline = self.deadline.saturating_sub(by);
+    }
+
     /// The store has refused a renewal: the session was ended by somebody.
     pub fn refused(&mut self, number: u64) {
         if self.renewing.is_some_and(|(current, _)| current == number) {

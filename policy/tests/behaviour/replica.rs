@@ -1,6 +1,6 @@
 //! A replica, told by hand what the store says: orders of events that once went wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use policy::fence::{
     Authority, Cause, CellRules, Effect, Input, Key, Listing, Move, Name, Outcome, Replica,
@@ -72,7 +72,8 @@ impl Desk {
             store: STORE,
             authorities: vec![(name(CELL), Revision(10), listed)],
             sessions: BTreeMap::from([(incarnation("b"), Revision(9))]),
-            grantors: BTreeSet::new(),
+            grantors: BTreeMap::new(),
+            ..Listing::default()
         }));
         desk.commit(11, |write| matches!(write, Write::Session(_)));
         desk.tell(Input::Session {
@@ -127,7 +128,7 @@ impl Desk {
         self.tell(Input::Grantor {
             cell: name(CELL),
             id: incarnation("a"),
-            present,
+            registered: present.then_some(Revision(12)),
         });
     }
 }

@@ -325,7 +325,7 @@ impl From<Unwilling> for Problem {
     fn from(unwilling: Unwilling) -> Problem {
         let status = match unwilling {
             Unwilling::NoCell => StatusCode::NOT_FOUND,
-            Unwilling::NoSession => StatusCode::SERVICE_UNAVAILABLE,
+            Unwilling::NoSession | Unwilling::TermsDiffer => StatusCode::SERVICE_UNAVAILABLE,
             Unwilling::SameOwners
             | Unwilling::Moving
             | Unwilling::TargetSilent(_)

@@ -13,6 +13,7 @@ use registry::{
     store::{
         ClusterId, Entry, Event, Head, Listing, Revision, Store, StoreError, WatchBatch, WatchError,
     },
+    terms::TERMS_KEY,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -284,6 +285,7 @@ impl Reader {
         let (about_authority, others) = split(listing.entries.clone());
         let fact = Fact::Listed {
             cluster,
+            revision,
             entries: about_authority,
         };
         let listed = Change::Listed {
@@ -464,9 +466,9 @@ struct Listeners {
 }
 
 impl Listeners {
-    /// Who owns a cell is for both; how that came about the world need not know.
+    /// Who owns a cell, and the terms, are for both; how that came about the world need not know.
     fn of(key: &str) -> Listeners {
-        let owners = key.starts_with(AUTHORITY_PREFIX);
+        let owners = key.starts_with(AUTHORITY_PREFIX) || key == TERMS_KEY;
         let behind = [SESSIONS_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX];
         let behind = behind.iter().any(|prefix| key.starts_with(prefix));
         Listeners {

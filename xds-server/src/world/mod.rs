@@ -18,7 +18,9 @@ use std::{
     sync::Arc,
 };
 
-use policy::{Plans, Standing, Verdict, Weighting, Why, ZoneId, ZoneLoad};
+use policy::{
+    Plans, Standing, Verdict, Weighting, Why, Writes, ZoneId, ZoneLoad, fence::Agreement,
+};
 use registry::{
     authority::AUTHORITY_PREFIX,
     desired::{
@@ -26,6 +28,7 @@ use registry::{
     },
     record::{INSTANCES_PREFIX, Instance, InstanceKey, InvalidRecord},
     store::{ClusterId, Entry, Revision},
+    terms::{TERMS_KEY, TermsRecord},
 };
 
 use crate::{
@@ -87,6 +90,10 @@ pub struct Rejection {
 
 /// The registry and the mesh, and what was derived from them so far.
 pub struct World {
+    /// As it is configured.
+    configured: Arc<Mesh>,
+    agreement: Option<Agreement>,
+    /// Under the terms that are agreed on.
     mesh: Arc<Mesh>,
     /// Positions of the mesh's services, by name.
     positions: Arc<BTreeMap<String, usize>>,
@@ -123,6 +130,8 @@ impl World {
     pub fn new(mesh: Arc<Mesh>) -> World {
         World {
             positions: positions(&mesh),
+            configured: Arc::clone(&mesh),
+            agreement: None,
             mesh,
             instances: Instances::default(),
             guard: Guard::default(),
@@ -177,14 +186,44 @@ impl World {
                 Vec::new()
             }
             Change::Mesh(mesh) => {
-                self.positions = positions(&mesh);
-                self.mesh = mesh;
-                self.mesh_dirty = true;
-                let (mesh, positions) = (&self.mesh, &self.positions);
-                (self.instances).review(|at, instance| known(mesh, positions, at, instance));
+                self.configured = mesh;
+                self.take_mesh();
                 Vec::new()
             }
         }
+    }
+
+    /// The mesh has changed, or the terms under which it stands.
+    fn take_mesh(&mut self) {
+        let agreement = self.agreement.as_ref();
+        self.mesh = match agreement.and_then(|agreement| self.configured.under(agreement)) {
+            Some(mesh) => Arc::new(mesh),
+            None => Arc::clone(&self.configured),
+        };
+        self.positions = positions(&self.mesh);
+        self.mesh_dirty = true;
+        let (mesh, positions) = (&self.mesh, &self.positions);
+        (self.instances).review(|at, instance| known(mesh, positions, at, instance));
+    }
+
+    /// Terms that cannot be read change nothing, nor do those that are deleted: proxies keep the last ones.
+    fn put_terms(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
+        let agreement = TermsRecord::parse(&entry.value)?;
+        let agreement = Some(agreement);
+        if self.agreement == agreement {
+            return Ok(());
+        }
+        let before = self.agreement.take();
+        self.agreement = agreement;
+        let under = |agreement: &Option<Agreement>| {
+            let agreement = agreement.as_ref()?;
+            self.configured.under(agreement)
+        };
+        if under(&before) != under(&self.agreement) {
+            // Of the same services: no record is found unusable by it.
+            self.take_mesh();
+        }
+        Ok(())
     }
 
     /// What a record loses to another zone is doubted like what disappears from the store.
@@ -311,6 +350,8 @@ impl World {
             self.put_standing(entry, now_ms)
         } else if entry.key.starts_with(INTENTS_PREFIX) {
             self.put_intent(entry)
+        } else if entry.key == TERMS_KEY {
+            self.put_terms(entry)
         } else if entry.key.starts_with(AUTHORITY_PREFIX) {
             let put = self.authorities.put(entry);
             put.map(|cell| self.reowned(cell))
@@ -524,6 +565,10 @@ impl World {
             return changed;
         }
         let plans = Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands);
+        let plans = match service.writes {
+            Writes::Free => plans,
+            Writes::Fenced { .. } => plans.fenced(&mesh.topology, &loads),
+        };
         if let Some(slot) = self.derived.plans.get_mut(index)
             && *slot != plans
         {
