@@ -9,7 +9,7 @@ use core::fmt;
 
 use crate::{
     cells::{CellId, Enforcement, Fencing},
-    facts::{Facts, Home},
+    facts::{Facts, Home, VIA_MAX},
     headers,
     hop::Signer,
     plan::{Plan, Tier, WEIGHT_TOTAL},
@@ -37,6 +37,8 @@ pub enum Reason {
     TraceMissing,
     /// The affinity or cell key stands more than once, or cannot be decoded.
     KeyInvalid,
+    /// Proxies of this mesh have sent the request on too often: it goes round in circles.
+    Loop,
     Fenced,
     NoCapacity,
     /// This zone holds the permission to write.
@@ -48,10 +50,12 @@ pub enum Reason {
     NotOwner,
     StaleEpoch,
     AheadEpoch,
+    /// The write was admitted, and lived longer than writes may. Said by the proxy itself.
+    WriteTimeout,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 19] = [
         Reason::HomeZone,
         Reason::HomeRegion,
         Reason::RemoteRead,
@@ -61,6 +65,7 @@ impl Reason {
         Reason::RegionUnknown,
         Reason::TraceMissing,
         Reason::KeyInvalid,
+        Reason::Loop,
         Reason::Fenced,
         Reason::NoCapacity,
         Reason::Admitted,
@@ -69,6 +74,7 @@ impl Reason {
         Reason::NotOwner,
         Reason::StaleEpoch,
         Reason::AheadEpoch,
+        Reason::WriteTimeout,
     ];
 
     /// The stable name.
@@ -83,6 +89,7 @@ impl Reason {
             Reason::RegionUnknown => "region_unknown",
             Reason::TraceMissing => "trace_missing",
             Reason::KeyInvalid => "key_invalid",
+            Reason::Loop => "loop",
             Reason::Fenced => "fenced",
             Reason::NoCapacity => "no_capacity",
             Reason::Admitted => "admitted",
@@ -91,6 +98,7 @@ impl Reason {
             Reason::NotOwner => "not_owner",
             Reason::StaleEpoch => "stale_epoch",
             Reason::AheadEpoch => "ahead_epoch",
+            Reason::WriteTimeout => "write_timeout",
         }
     }
 
@@ -214,6 +222,8 @@ pub enum Step {
     },
     TraceDemanded,
     KeyInvalid,
+    /// So many proxies have sent it on.
+    Loop(u32),
     Tier {
         home: String,
         tier: Tier,
@@ -282,6 +292,10 @@ impl fmt::Display for Step {
             Step::KeyInvalid => f.write_str(
                 "its affinity or cell key stands more than once, or has a percent sign that encodes no byte",
             ),
+            Step::Loop(via) => write!(
+                f,
+                "{via} proxies of this mesh have sent it on, which ends at {VIA_MAX}: it goes round in circles"
+            ),
             Step::Tier { home, tier } => {
                 write!(f, "the nearest usable tier seen from {home} is {tier}")
             }
@@ -301,7 +315,7 @@ impl fmt::Display for Step {
                 drained,
             } => write!(
                 f,
-                "no zone that a {} of {home} may use has a healthy instance, and room{}",
+                "each zone that a {} of {home} may use is drained, full, or without a healthy instance{}",
                 class.as_str(),
                 if *drained {
                     ": an operator has drained one"
@@ -356,6 +370,12 @@ fn decide_noting<'p>(
     facts: &Facts,
     note: &mut impl FnMut(&dyn Fn() -> Step),
 ) -> Decision<'p> {
+    // What no service claims goes nowhere.
+    let goes_on = matches!(policy, Policy::Fallback) || facts.service.is_some();
+    if let Some(via) = facts.via.filter(|via| goes_on && *via >= VIA_MAX) {
+        note(&|| Step::Loop(via));
+        return refuse(Refusal::LOOP);
+    }
     match policy {
         Policy::Fallback => {
             note(&|| Step::FallbackPolicy);

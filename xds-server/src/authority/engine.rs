@@ -32,7 +32,10 @@ use super::{
     status,
     terms::{self, Said},
 };
-use crate::metrics::{CellLabel, ResultLabel};
+use crate::{
+    conditions::Code,
+    metrics::{CellLabel, ResultLabel},
+};
 
 /// How long a transaction that has failed rests.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
@@ -401,8 +404,8 @@ impl Engine {
         let changes_authority = authority.is_some();
         let said = SessionRecord {
             process: self.sources.process.clone(),
-            proxies: Some(self.connected(zone)),
             terms: terms::own(replica),
+            proxies: Some(self.connected(zone)),
         };
         if let [Write::Session(_)] = transaction.writes[..] {
             self.presence.stated(zone, self.connected(zone) > 0);
@@ -414,9 +417,10 @@ impl Engine {
         let answer = self.answer.clone();
         let writes = self.sources.metrics.authority_writes.clone();
         tokio::spawn(async move {
+            let begun = tokio::time::Instant::now();
             let outcome = make(&*store, compares, ops, mode.writes_refused().is_some()).await;
             if let Some(outcome) = &outcome {
-                mode.wrote(outcome);
+                mode.wrote_in(outcome, begun.elapsed());
             }
             let outcome = match outcome {
                 Some(Ok(TxnOutcome {
@@ -711,6 +715,8 @@ impl Engine {
                 ),
                 None => info!("this replica's terms are agreed on"),
             }
+            let conditions = &self.sources.metrics.conditions;
+            conditions.set(Code::TermsDiffer, "", differs.as_deref());
             self.differs = differs;
         }
         self.everybody(&Input::Rolled(rolled));

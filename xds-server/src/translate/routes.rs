@@ -125,6 +125,8 @@ fn table(hosts: &VirtualHosts, options: RouteConfiguration) -> Arc<Resource> {
     let options = RouteConfiguration {
         // As the policy does, or the two would disagree about `shop.example:8080`.
         ignore_port_in_host_matching: true,
+        // The filter counts on.
+        request_headers_to_add: vec![add_if_absent(headers::VIA, "1")],
         ..options
     };
     // A message is the same as its fields one after the other, and a repeated field as its entries.
@@ -358,7 +360,8 @@ impl Builder<'_> {
             .flatten()
             .flat_map(|region| {
                 let asks_nothing = self.rules.explain().map(|e| absent(&e.header));
-                let matchers = [is(":method", "GET"), region]
+                // What one of our proxies has sent is counted by the filter.
+                let matchers = [is(":method", "GET"), region, absent(headers::VIA)]
                     .into_iter()
                     .chain(asks_nothing)
                     .collect();
@@ -370,6 +373,11 @@ impl Builder<'_> {
                 for route in &mut routes {
                     route.typed_per_filter_config =
                         HashMap::from([(FILTER.to_owned(), any(&switched_off))]);
+                    // The filter would remove them.
+                    route.request_headers_to_remove =
+                        [headers::FORWARDED, headers::PRESENTED_EPOCH]
+                            .map(str::to_owned)
+                            .into();
                 }
                 routes
             })

@@ -121,8 +121,8 @@ fn a_table_reads_like_this() {
         "[{name: orders, routes: [{prefix: /orders}], weights: {zone: 80, region: 20}}]",
         "UUU",
         "
-*/orders :method=GET !x-region-id -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
-*/orders :method=GET x-region-id=sh-a -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
+*/orders :method=GET !x-region-id !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
+*/orders :method=GET x-region-id=sh-a !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
 */orders !class !home -> 503
 */orders class=write !home -> orders/sh-a/writes 800 orders/sh-b/writes 200
 */orders home=sh-a !class -> orders/sh-a/reads 800 orders/sh-b/reads 200
