@@ -34,6 +34,7 @@ use xds_server::{
     last_good::{self, Keeper, LastGood},
     load_reports::{LoadReports, Loads},
     logging::{self, LeftOut},
+    memory,
     metrics::Metrics,
     mode::Mode,
     operate::{Operation, failure},
@@ -230,6 +231,7 @@ async fn serve(
         tokio::spawn(authority::slew::watch(agreements.clone(), metrics.clone()));
     }
     let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
+    tokio::spawn(memory::give_back());
     let gate = Gate::new(meshes.clone());
     let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
     if is_shared {
