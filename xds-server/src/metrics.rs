@@ -116,6 +116,8 @@ pub struct Metrics {
     pub grants: Counter,
     pub fence_streams: Gauge,
     pub sessions_lost: Counter,
+    pub session_puts: Counter,
+    pub sessions_put: Gauge,
     pub authority_writes: Family<ResultLabel, Counter>,
 }
 
@@ -265,6 +267,16 @@ impl Metrics {
             "sessions_lost",
             "Sessions of this process that ended before it did",
             m.sessions_lost,
+        );
+        all.register(
+            "session_puts",
+            "Writes by which sessions were created or renewed",
+            m.session_puts,
+        );
+        all.register(
+            "sessions_put",
+            "Sessions of this process that are renewed by writes, since not all replicas acknowledge",
+            m.sessions_put,
         );
         all.register(
             "authority_writes",

@@ -21,6 +21,8 @@ pub struct Scenario {
     /// The zone of each proxy, and how many workers it has.
     pub proxies: Vec<(usize, u64)>,
     pub net: Net,
+    /// Whether replicas can renew their sessions in rounds: else they do not reach each other.
+    pub rounds: bool,
     /// Ticks after the start.
     pub horizon: u64,
     pub budget: Budget,
@@ -66,6 +68,11 @@ pub struct Lines {
     /// Renewals of the session, until the store has them, and their answers.
     pub renewals: Speed,
     pub renewal_answers: Speed,
+    /// Confirmations of rounds.
+    pub confirmations: Speed,
+    /// Beats to other replicas, and acknowledgements of theirs.
+    pub beats: Speed,
+    pub heard: Speed,
     /// Other transactions, until the store has them, and their answers.
     pub steps: Speed,
     pub step_answers: Speed,
@@ -126,6 +133,7 @@ impl Scenario {
             hosts: vec![(0, Lines::default()), (1, Lines::default())],
             proxies: vec![(0, 1), (1, 1)],
             net: Net::default(),
+            rounds: false,
             horizon: 8,
             budget: Budget {
                 questions: 0,

@@ -15,7 +15,7 @@ use policy::{
 };
 use protos::fence::{GrantorSays, HolderSays};
 use registry::{
-    authority::{OPERATIONS_PREFIX, incarnation},
+    authority::{OPERATIONS_PREFIX, PeerRecord, Secret, SessionRecord, incarnation},
     store::{Compare, Op, Store, StoreError, TxnOutcome},
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,7 +23,9 @@ use tracing::{debug, info, warn};
 
 use super::{
     CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
+    peers::{Message, Roster, Says},
     records::{self, Operations},
+    renewals::Renewals,
     status,
 };
 use crate::metrics::{CellLabel, ResultLabel};
@@ -48,6 +50,11 @@ pub(super) struct Engine {
     /// What became of transactions.
     answer: mpsc::UnboundedSender<Answer>,
     answers: mpsc::UnboundedReceiver<Answer>,
+    /// Who proves to be which zone's replica.
+    secrets: BTreeMap<Name, Secret>,
+    /// How every session is reached.
+    reached: BTreeMap<SessionId, PeerRecord>,
+    renewals: Renewals,
     /// Who waits for the end.
     stopping: Vec<oneshot::Sender<()>>,
     stopped: BTreeSet<Name>,
@@ -69,6 +76,7 @@ struct Stream {
 
 enum Woken {
     Fact(Option<Fact>),
+    Peer(Message),
     Command(Option<Command>),
     Answer(Option<Answer>),
     Rules,
@@ -93,6 +101,9 @@ impl Engine {
             (zone.clone(), Replica::new(id, sources.terms.clone()))
         });
         let replicas = replicas.collect();
+        let zones = sources.zones.iter().cloned();
+        let secrets = zones.map(|zone| (zone, (sources.peers.secret)())).collect();
+        let renewals = Renewals::new(&sources.terms, sources.metrics.clone());
         // As many as there are transactions under way: each replica has a handful.
         let (answer, answers) = mpsc::unbounded_channel();
         Engine {
@@ -108,6 +119,9 @@ impl Engine {
             told,
             answer,
             answers,
+            secrets,
+            reached: BTreeMap::new(),
+            renewals,
             stopping: Vec::new(),
             stopped: BTreeSet::new(),
         }
@@ -115,12 +129,14 @@ impl Engine {
 
     pub(super) async fn run(mut self) {
         self.take_rules();
+        self.tell_roster();
         loop {
             let until_wake = self.until_wake();
             let woken = tokio::select! {
                 biased;
                 fact = self.sources.facts.recv() => Woken::Fact(fact),
                 answer = self.answers.recv() => Woken::Answer(answer),
+                Some(message) = self.sources.peers.messages.recv() => Woken::Peer(message),
                 command = self.commands.recv() => Woken::Command(command),
                 Ok(()) = self.sources.rules.changed() => Woken::Rules,
                 Ok(()) = self.sources.overviews.changed() => Woken::Overview,
@@ -130,6 +146,7 @@ impl Engine {
                 // The process is ending.
                 Woken::Fact(None) | Woken::Command(None) | Woken::Answer(None) => return,
                 Woken::Fact(Some(fact)) => self.take_fact(fact),
+                Woken::Peer(message) => self.hear(message),
                 Woken::Command(Some(command)) => self.obey(command),
                 Woken::Answer(Some(answer)) => self.answered(&answer),
                 Woken::Rules => self.take_rules(),
@@ -137,6 +154,7 @@ impl Engine {
                 Woken::Time => self.everybody(&Input::Tick),
             }
             self.judge();
+            self.renewals.look(self.replicas.values(), self.now());
             self.send_away();
             self.publish();
         }
@@ -179,6 +197,7 @@ impl Engine {
     }
 
     fn take_fact(&mut self, fact: Fact) {
+        self.take_peer(&fact);
         let input = match fact {
             Fact::Listed { cluster, entries } => {
                 let (listing, operations) = records::listing(cluster, &entries);
@@ -220,6 +239,95 @@ impl Engine {
         }
     }
 
+    /// Takes in how a session is reached.
+    fn take_peer(&mut self, fact: &Fact) {
+        let before = self.reached.len();
+        let changed = match fact {
+            Fact::Listed { entries, .. } => {
+                self.reached = entries.iter().filter_map(records::peer).collect();
+                true
+            }
+            Fact::Put(entry) => match records::peer(entry) {
+                Some((id, peer)) => self.reached.insert(id, peer.clone()) != Some(peer),
+                None => false,
+            },
+            Fact::Deleted { key, .. } => {
+                let id = records::session_of(key);
+                id.is_some_and(|id| self.reached.remove(&id).is_some())
+            }
+            Fact::Doubted => false,
+        };
+        if changed || self.reached.len() != before {
+            self.tell_roster();
+        }
+    }
+
+    /// Tells the way to other replicas which sessions there are.
+    fn tell_roster(&self) {
+        let own = self.replicas.iter().filter_map(|(zone, replica)| {
+            let secret = self.secrets.get(zone)?;
+            Some((replica.id().clone(), secret.clone()))
+        });
+        let own: BTreeMap<_, _> = own.collect();
+        let others = self.reached.iter().filter(|(id, _)| !own.contains_key(*id));
+        let others = others
+            .map(|(id, peer)| (id.clone(), peer.clone()))
+            .collect();
+        self.sources.peers.post.follow(Roster { own, others });
+    }
+
+    fn session_record(&self, zone: &Name) -> SessionRecord {
+        let reach = self.sources.peers.reach.as_ref();
+        let peer = reach
+            .zip(self.secrets.get(zone))
+            .map(|(reach, secret)| PeerRecord {
+                address: reach.address.clone(),
+                server_name: reach.server_name.clone(),
+                secret: secret.clone(),
+            });
+        SessionRecord {
+            process: self.sources.process.clone(),
+            peer,
+        }
+    }
+
+    /// Speaks to another replica, in this process or elsewhere.
+    fn tell_peer(&mut self, zone: &Name, to: SessionId, says: Says) {
+        let Some(replica) = self.replicas.get(zone) else {
+            return;
+        };
+        let from = replica.id().clone();
+        let message = Message { from, to, says };
+        match self.is_own(&message.to) {
+            true => self.hear(message),
+            false => self.sources.peers.post.send(message),
+        }
+    }
+
+    fn is_own(&self, id: &SessionId) -> bool {
+        let replica = self.replicas.get(&id.zone);
+        replica.is_some_and(|replica| replica.id() == id)
+    }
+
+    /// Another replica speaks.
+    fn hear(&mut self, message: Message) {
+        let Message { from, to, says } = message;
+        // To an incarnation that is over.
+        if !self.is_own(&to) {
+            return;
+        }
+        let zone = to.zone.clone();
+        let input = match says {
+            Says::Beat(round) => Input::Beat { from, to, round },
+            Says::Heard(round) => Input::Heard {
+                by: from,
+                of: to,
+                round,
+            },
+        };
+        self.handle(&zone, input);
+    }
+
     fn everybody(&mut self, input: &Input) {
         let zones: Vec<Name> = self.replicas.keys().cloned().collect();
         for zone in zones {
@@ -243,6 +351,8 @@ impl Engine {
                     number,
                     transaction,
                 } => self.commit(zone, number, &transaction),
+                Effect::Beat { to, round } => self.tell_peer(zone, to, Says::Beat(round)),
+                Effect::Heard { of, round } => self.tell_peer(zone, of, Says::Heard(round)),
                 Effect::Grant {
                     holder,
                     nonce,
@@ -325,6 +435,9 @@ impl Engine {
         self.sources.metrics.sessions_lost.inc();
         let (replica, effects) = replica.reborn(incarnation, self.now());
         self.replicas.insert(zone.clone(), replica);
+        let secret = (self.sources.peers.secret)();
+        self.secrets.insert(zone.clone(), secret);
+        self.tell_roster();
         self.carry_out(zone, effects);
     }
 
@@ -344,16 +457,21 @@ impl Engine {
             records::operation(&self.operations, cell, before, after, &id, unix_ms())
         });
         let changes_authority = authority.is_some();
-        let process = &self.sources.process;
+        let session = self.session_record(zone);
         let (compares, ops) =
-            records::transaction(transaction, process, operation.unwrap_or_default());
+            records::transaction(transaction, &session, operation.unwrap_or_default());
+        let asks = ops.is_empty();
+        if let [Write::Session(_)] = transaction.writes[..] {
+            self.sources.metrics.session_puts.inc();
+        }
         let store = Arc::clone(&self.sources.store);
         let mode = self.sources.mode.clone();
         let answer = self.answer.clone();
         let writes = self.sources.metrics.authority_writes.clone();
         tokio::spawn(async move {
             let outcome = make(&*store, compares, ops, mode.writes_refused().is_some()).await;
-            if let Some(outcome) = &outcome {
+            // A read proves nothing about writes, neither way.
+            if let Some(outcome) = outcome.as_ref().filter(|_| !asks) {
                 mode.wrote(outcome);
             }
             let outcome = match outcome {
@@ -376,7 +494,7 @@ impl Engine {
                 };
                 writes.get_or_create(&ResultLabel { result }).inc();
             }
-            if outcome == Outcome::Unknown {
+            if outcome == Outcome::Unknown && !asks {
                 // It is tried again at once, and a store that is away, or not written to, fails fast.
                 tokio::time::sleep(RETRY_AFTER).await;
             }

@@ -9,8 +9,8 @@ use policy::fence::{
 use policy::fence::{Cause, State};
 use registry::{
     authority::{
-        AuthorityRecord, CauseName, OPERATIONS_PREFIX, OperationRecord, OperationStep,
-        SessionRecord, parse_key, store_key,
+        AuthorityRecord, CauseName, OPERATIONS_PREFIX, OperationRecord, OperationStep, PeerRecord,
+        SESSIONS_PREFIX, SessionRecord, parse_key, store_key,
     },
     record::InvalidRecord,
     store::{self, ClusterId, Compare, Entry, Op},
@@ -78,6 +78,20 @@ pub(super) fn take_operation(operations: &mut Operations, id: &str, value: &[u8]
     }
 }
 
+/// A session, and how it is reached; none for every other key, and for a session that cannot be reached.
+pub(super) fn peer(entry: &Entry) -> Option<(SessionId, PeerRecord)> {
+    let id = session_of(&entry.key)?;
+    Some((id, SessionRecord::parse(&entry.value).ok()?.peer?))
+}
+
+/// The session that a key is of.
+pub(super) fn session_of(key: &str) -> Option<SessionId> {
+    match parse_key(key)?.ok()? {
+        Key::Session(id) => Some(id),
+        _ => None,
+    }
+}
+
 /// What a put means to a replica. An authority that cannot be read counts as none: nobody grants under it.
 pub(super) fn put(entry: &Entry) -> Option<Input> {
     let at = revision(entry.mod_revision);
@@ -127,7 +141,7 @@ pub(super) fn deleted(key: &str, at: store::Revision) -> Option<Input> {
 /// A transaction as the store takes it.
 pub(super) fn transaction(
     transaction: &Transaction,
-    process: &str,
+    session: &SessionRecord,
     operation: Vec<Op>,
 ) -> (Vec<Compare>, Vec<Op>) {
     let compares = transaction
@@ -142,17 +156,17 @@ pub(super) fn transaction(
                 key: store_key(key),
                 is: to_store(*at),
             },
+            Condition::NoSessionSince(seen) => Compare::NoneCreatedAfter {
+                prefix: SESSIONS_PREFIX.to_owned(),
+                after: to_store(*seen),
+            },
         });
     let ops = transaction.writes.iter().map(|write| match write {
         Write::Authority(cell, authority) => Op::put(
             store_key(&Key::Authority(cell.clone())),
             AuthorityRecord::from(authority).to_json(),
         ),
-        Write::Session(id) => {
-            let process = process.to_owned();
-            let session = SessionRecord { process };
-            Op::put(store_key(&Key::Session(id.clone())), session.to_json())
-        }
+        Write::Session(id) => Op::put(store_key(&Key::Session(id.clone())), session.to_json()),
         Write::Grantor(cell, id) => {
             Op::put(store_key(&Key::Grantor(cell.clone(), id.clone())), "{}")
         }

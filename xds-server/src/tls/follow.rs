@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use tracing::{error, info};
 
 use super::{
-    Acceptor, Port,
+    Acceptor, Dialer, Port,
     files::{Contents, Credentials, TlsError},
 };
 use crate::{
@@ -39,6 +39,13 @@ impl Tls {
         };
         tokio::spawn(follower.run());
         Ok(Tls { credentials })
+    }
+
+    /// What connects to other replicas.
+    pub fn dialer(&self) -> Dialer {
+        Dialer {
+            tls: Some(self.credentials.clone()),
+        }
     }
 
     /// What makes this port's handshakes.
