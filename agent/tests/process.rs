@@ -139,7 +139,7 @@ impl Fixture {
     }
 
     async fn ask(&self, method: Method, path: &str) -> Result<Reply> {
-        let request = Request::new(method, path);
+        let request = Request::new(method, path).json(&json!({}));
         Client::new(Version::Http1).send(self.http, &request).await
     }
 

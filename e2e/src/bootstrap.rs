@@ -15,6 +15,7 @@ const ADMIN_PORT: &str = "/admin/address/socket_address/port_value";
 const ADS_PROTOCOL: &str = "/dynamic_resources/ads_config/api_type";
 const FIRST_ENDPOINT: &str =
     "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
+const LOCALITIES: &str = "/load_assignment/endpoints";
 const ENDPOINTS: &str = "/load_assignment/endpoints/0/lb_endpoints";
 const EDGE_LISTENER: &str = "/static_resources/listeners/0/address/socket_address";
 const EDGE_FILTERS: &str =
@@ -61,6 +62,22 @@ impl Bootstrap {
         endpoints
             .with_context(|| format!("cluster {name} has no endpoints"))?
             .push(endpoint);
+        Ok(self)
+    }
+
+    /// Adds an address of a lower priority to a static cluster: it is used when none of the higher ones is left.
+    pub fn cluster_else_at(
+        mut self,
+        name: &str,
+        priority: u32,
+        address: SocketAddr,
+    ) -> Result<Bootstrap> {
+        let localities = self.cluster(name)?.pointer_mut(LOCALITIES);
+        let localities = localities.and_then(Value::as_array_mut);
+        let endpoint = json!({ "endpoint": { "address": { "socket_address": socket(address) } } });
+        localities
+            .with_context(|| format!("cluster {name} has no endpoints"))?
+            .push(json!({ "priority": priority, "lb_endpoints": [endpoint] }));
         Ok(self)
     }
 

@@ -11,6 +11,7 @@ use crate::{
     cells::{CellId, Enforcement, Fencing},
     facts::{Facts, Home},
     headers,
+    hop::Signer,
     plan::{Plan, Tier, WEIGHT_TOTAL},
     refusal::Refusal,
     rules::{Policy, Rules},
@@ -34,6 +35,8 @@ pub enum Reason {
     RegionMissing,
     RegionUnknown,
     TraceMissing,
+    /// The affinity or cell key stands more than once, or cannot be decoded.
+    KeyInvalid,
     Fenced,
     NoCapacity,
     /// This zone holds the permission to write.
@@ -48,7 +51,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 17] = [
         Reason::HomeZone,
         Reason::HomeRegion,
         Reason::RemoteRead,
@@ -57,6 +60,7 @@ impl Reason {
         Reason::RegionMissing,
         Reason::RegionUnknown,
         Reason::TraceMissing,
+        Reason::KeyInvalid,
         Reason::Fenced,
         Reason::NoCapacity,
         Reason::Admitted,
@@ -78,6 +82,7 @@ impl Reason {
             Reason::RegionMissing => "region_missing",
             Reason::RegionUnknown => "region_unknown",
             Reason::TraceMissing => "trace_missing",
+            Reason::KeyInvalid => "key_invalid",
             Reason::Fenced => "fenced",
             Reason::NoCapacity => "no_capacity",
             Reason::Admitted => "admitted",
@@ -208,6 +213,7 @@ pub enum Step {
         missing: bool,
     },
     TraceDemanded,
+    KeyInvalid,
     Tier {
         home: String,
         tier: Tier,
@@ -239,6 +245,8 @@ pub enum Step {
     },
     /// To this owner's gateways.
     Forwarded(String),
+    /// The control plane has not given this proxy a key to sign hops with yet.
+    NoHopKey,
     /// It would be refused, were the fence enforced.
     Observed,
 }
@@ -269,6 +277,9 @@ impl fmt::Display for Step {
                 presence(missing)
             ),
             Step::TraceDemanded => f.write_str("the service demands exactly one X-Trace-ID"),
+            Step::KeyInvalid => f.write_str(
+                "its affinity or cell key stands more than once, or has a percent sign that encodes no byte",
+            ),
             Step::Tier { home, tier } => {
                 write!(f, "the nearest usable tier seen from {home} is {tier}")
             }
@@ -308,6 +319,9 @@ impl fmt::Display for Step {
                 "it was forwarded by epoch {presented}, and here it is {ours}"
             ),
             Step::Forwarded(zone) => write!(f, "it is forwarded to {zone}, which decides"),
+            Step::NoHopKey => f.write_str(
+                "it would be forwarded to its owner, but this proxy has no key yet to sign it with",
+            ),
             Step::Observed => f.write_str("the fence only observes: what it would refuse goes on"),
         }
     }
@@ -395,6 +409,10 @@ fn decide_by_rules<'p>(
         note(&|| Step::TraceDemanded);
         return Err(Refusal::TRACE_MISSING);
     }
+    if facts.key_invalid {
+        note(&|| Step::KeyInvalid);
+        return Err(Refusal::KEY_INVALID);
+    }
     if let (Some(cell), Some(fencing)) = (facts.cell, rules.fencing()) {
         return decide_fenced(rules, fencing, service, cell, home, facts, note);
     }
@@ -468,7 +486,8 @@ fn decide_fenced<'p>(
         None => Step::NotGranted,
     });
     let ours = facts.granted.unwrap_or(cell.epoch);
-    if let Some(presented) = facts.presented.filter(|presented| *presented != ours) {
+    let presented = facts.presented.filter(|_| facts.forwarded);
+    if let Some(presented) = presented.filter(|presented| *presented != ours) {
         note(&|| Step::OtherEpoch { presented, ours });
         return Err(match presented < ours {
             true => Refusal::STALE_EPOCH,
@@ -513,8 +532,13 @@ fn decide_fenced<'p>(
     };
     let owner = Fencing::nearest_owner(topology, cell, viewer).ok_or_else(closed)?;
     let owner_name = topology.zone_name(owner);
-    if !facts.hop
-        && fencing.may_forward(topology, cell, viewer, owner)
+    let may_forward = !facts.hop && fencing.may_forward(topology, cell, viewer, owner);
+    if may_forward && facts.signer == Signer::Untold {
+        note(&|| Step::NoHopKey);
+        return Err(closed());
+    }
+    if may_forward
+        && facts.signer == Signer::Holds
         && let Some(gateway) = rules.gateway(owner)
     {
         note(&|| Step::Forwarded(owner_name.into()));

@@ -293,6 +293,26 @@ impl Plans {
         })
     }
 
+    /// The same for a service whose writes are fenced. These stay in the zone that admits them, all of them, for as long as it has a
+    /// healthy instance: no weight, capacity, demand, hold or ramp steers them elsewhere. Reads are planned as before.
+    pub fn fenced(self, topology: &Topology, loads: &[ZoneLoad]) -> Plans {
+        let serves = |zone: ZoneId| {
+            let load = loads.get(zone.index());
+            load.is_some_and(|load| load.state != ZoneState::Empty)
+        };
+        Plans::from_fn(topology, |home, class| match class {
+            Class::Read => self.get(home, class).clone(),
+            Class::Write if serves(home) => {
+                let all = Target {
+                    zone: home,
+                    weight: WEIGHT_TOTAL,
+                };
+                Plan::of_targets(topology, home, Vec::from([all]), 0)
+            }
+            Class::Write => Plan::Closed,
+        })
+    }
+
     /// Asks `plan` for every home zone and class.
     pub fn from_fn(topology: &Topology, mut plan: impl FnMut(ZoneId, Class) -> Plan) -> Plans {
         let plans = topology

@@ -54,6 +54,13 @@ impl Refusal {
         detail: "this proxy has no policy yet and admits no writes: try again",
         retry_after_s: Some(1),
     };
+    pub const KEY_INVALID: Refusal = Refusal {
+        reason: Reason::KeyInvalid,
+        status: 400,
+        grpc_status: INVALID_ARGUMENT,
+        detail: "the key that places this request stands more than once, or has a percent sign that encodes no byte: send it once, percent-encoded",
+        retry_after_s: None,
+    };
     /// The zone owns the cell, but this proxy holds no grant.
     pub const NO_GRANT: Refusal = Refusal {
         detail: "this zone holds no permission to write at the moment: try again",
@@ -120,6 +127,7 @@ mod tests {
             Refusal::REGION_MISSING,
             Refusal::REGION_UNKNOWN,
             Refusal::TRACE_MISSING,
+            Refusal::KEY_INVALID,
             Refusal::FENCED,
             Refusal::NO_GRANT,
             Refusal::NOT_OWNER,

@@ -128,7 +128,7 @@ fn decode_fencing(topology: &Topology, fencing: wire::Fencing) -> Result<Fencing
             false => Enforcement::Enforce,
         },
         terms,
-        Some(fencing.token).filter(|token| !token.is_empty()),
+        fencing.forwarding,
         fencing.control_plane,
     )?)
 }

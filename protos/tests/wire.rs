@@ -95,7 +95,7 @@ fn fenced() -> Policy {
         NonZeroU32::new(1_000).expect("shards"),
         Enforcement::Observe,
         Terms::new(3_000_000, 1_500_000, 1_200_000, 50_000, 10).expect("terms"),
-        Some("0123456789abcdef".into()),
+        true,
         "tidegate".into(),
     );
     let explain = rules.explain().cloned();
@@ -291,8 +291,8 @@ fn a_fence_that_could_not_hold_is_refused_with_the_field() {
         "rules.fencing: cell \"north\" begins at shard 1000, and there are 1000",
     );
     check(
-        |fence| fence.token = "short".into(),
-        "rules.fencing: the forwarding token: use 16 to 128 letters, digits, '-' and '_'",
+        |fence| fence.cells[1].epoch = u64::MAX,
+        "rules.fencing: cell \"north\" has epoch 18446744073709551615",
     );
     check(
         |fence| fence.control_plane.clear(),

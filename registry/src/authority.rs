@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `/tidegate/v1/authority/<cell>` | [`AuthorityRecord`] |
 //! | `/tidegate/v1/sessions/<zone>/<incarnation>` | [`SessionRecord`] |
-//! | `/tidegate/v1/grantors/<cell>/<incarnation>` | empty JSON object |
+//! | `/tidegate/v1/grantors/<cell>/<incarnation>` | [`GrantorRecord`] |
 //! | `/tidegate/v1/operations/<id>` | [`OperationRecord`]: what became of a move |
 //!
 //! An incarnation is `<zone>-<16 hexadecimal digits>`.
@@ -15,7 +15,7 @@ use policy::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::record::InvalidRecord;
+use crate::{record::InvalidRecord, terms::TERMS_KEY};
 
 /// Who may write, by cell.
 pub const AUTHORITY_PREFIX: &str = "/tidegate/v1/authority/";
@@ -29,8 +29,10 @@ pub const OPERATIONS_PREFIX: &str = "/tidegate/v1/operations/";
 /// What stands for an unknown past in [`AuthorityRecord::unsettled`].
 const UNKNOWN_PAST: &str = "*";
 
-/// The highest epoch: what JSON readers take for a whole number, so that there is always a higher one.
-pub const EPOCH_MAX: u64 = 1 << 53;
+/// The fence counts microseconds.
+const US_PER_MS: u64 = 1_000;
+
+pub use policy::fence::EPOCH_MAX;
 
 /// The store key of a key of the fence.
 pub fn store_key(key: &Key) -> String {
@@ -38,11 +40,15 @@ pub fn store_key(key: &Key) -> String {
         Key::Authority(cell) => format!("{AUTHORITY_PREFIX}{cell}"),
         Key::Session(id) => format!("{SESSIONS_PREFIX}{}/{}", id.zone, id.incarnation),
         Key::Grantor(cell, id) => format!("{GRANTORS_PREFIX}{cell}/{}", id.incarnation),
+        Key::Terms => TERMS_KEY.to_owned(),
     }
 }
 
 /// Reads a store key; none if it is not one of the fence.
 pub fn parse_key(key: &str) -> Option<Result<Key, InvalidRecord>> {
+    if key == TERMS_KEY {
+        return Some(Ok(Key::Terms));
+    }
     let good = |name: &str| check_name(name).is_ok();
     let parsed = if let Some(cell) = key.strip_prefix(AUTHORITY_PREFIX) {
         good(cell).then(|| Key::Authority(Name::from(cell)))
@@ -92,6 +98,9 @@ pub struct AuthorityRecord {
     /// The incarnations of which something may still be under way; `*`: of anybody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsettled: Vec<String>,
+    /// For so long it does not leave because others serve it better, from when this record is seen.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hold_ms: u64,
 }
 
 /// [`State`] by name.
@@ -113,6 +122,9 @@ pub struct MoveRecord {
     pub reason: String,
     #[serde(default)]
     pub epoch_min: u64,
+    /// For how long the new owners keep it though others serve it better.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hold_ms: u64,
 }
 
 /// [`Cause`] by name.
@@ -143,6 +155,7 @@ impl From<&Authority> for AuthorityRecord {
                 Unsettled::Unknown => vec![UNKNOWN_PAST.to_owned()],
                 Unsettled::Of(ids) => ids.iter().map(|id| id.incarnation.to_string()).collect(),
             },
+            hold_ms: authority.hold / US_PER_MS,
         }
     }
 }
@@ -160,6 +173,7 @@ impl From<&Move> for MoveRecord {
             },
             reason: next.reason.to_string(),
             epoch_min: next.epoch_min,
+            hold_ms: next.hold / US_PER_MS,
         }
     }
 }
@@ -188,6 +202,7 @@ impl AuthorityRecord {
                 },
                 reason: Name::from(moving.reason),
                 epoch_min: moving.epoch_min,
+                hold: moving.hold_ms.saturating_mul(US_PER_MS),
             }),
             (StateName::Fencing, None) => return Err(wrong("fencing, but no move")),
         };
@@ -207,6 +222,7 @@ impl AuthorityRecord {
             standby: names(record.standby)?,
             state,
             unsettled,
+            hold: record.hold_ms.saturating_mul(US_PER_MS),
         })
     }
 
@@ -216,15 +232,60 @@ impl AuthorityRecord {
     }
 }
 
-/// What a session says besides its key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a session says besides that it lives, which its key says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
     /// `host:process id`, for people.
     #[serde(default)]
     pub process: String,
-    /// Where other replicas reach it; none where they do not.
+    /// How many proxies of the zone were connected to this replica, to hold grants, when it was put. It is put at once when that
+    /// becomes or ceases to be none; none where the replica does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxies: Option<u32>,
+    /// How its configuration stands to the agreed terms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<SessionTerms>,
+    /// Where other replicas reach it; none where they do not, and where that cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<PeerRecord>,
+}
+
+/// What a process makes of the agreed terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionTerms {
+    /// Of the record that it has seen.
+    pub revision: u64,
+    pub configured: Configured,
+}
+
+/// Which of the agreed terms a configuration says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Configured {
+    Current,
+    Next,
+    /// None of them: it grants nothing, and takes no step of a move.
+    Other,
+}
+
+/// A grantor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantorRecord {
+    /// The revision of the terms that it registered under; 0: it knows of none.
+    #[serde(default)]
+    pub terms: u64,
+}
+
+impl GrantorRecord {
+    /// Reads the value of a store key. One that cannot be read is one of a version that knows no terms.
+    pub fn parse(value: &[u8]) -> GrantorRecord {
+        serde_json::from_slice(value).unwrap_or_default()
+    }
+
+    /// The value to store.
+    pub fn to_json(&self) -> Vec<u8> {
+        to_json(self)
+    }
 }
 
 /// How a replica reaches another one.
@@ -284,11 +345,9 @@ impl TryFrom<String> for Secret {
 }
 
 impl SessionRecord {
-    /// Reads the value of a store key.
-    pub fn parse(value: &[u8]) -> Result<SessionRecord, InvalidRecord> {
-        // Without what stood there: it has a secret.
-        serde_json::from_slice(value)
-            .map_err(|_| InvalidRecord::Desired("no record of a session".to_owned()))
+    /// Reads the value of a store key. A session lives whatever its record says, so what cannot be read says nothing.
+    pub fn parse(value: &[u8]) -> SessionRecord {
+        serde_json::from_slice(value).unwrap_or_default()
     }
 
     /// The value to store.
@@ -338,6 +397,10 @@ impl OperationRecord {
 /// Structs of texts and numbers, which always serialise.
 fn to_json(record: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(record).unwrap_or_default()
+}
+
+fn is_zero(span: &u64) -> bool {
+    *span == 0
 }
 
 fn texts(names: &[Name]) -> Vec<String> {
@@ -396,6 +459,8 @@ mod tests {
     fn sessions_come_back_as_they_went_and_never_show_their_secret() {
         let record = SessionRecord {
             process: "host:7".to_owned(),
+            proxies: Some(3),
+            terms: None,
             peer: Some(PeerRecord {
                 address: "10.0.0.1:18000".to_owned(),
                 server_name: "tidegate".to_owned(),
@@ -403,15 +468,16 @@ mod tests {
             }),
         };
         let json = record.to_json();
-        assert_eq!(SessionRecord::parse(&json), Ok(record.clone()));
+        assert_eq!(SessionRecord::parse(&json), record);
         assert!(String::from_utf8(json).unwrap().contains(&"a5".repeat(32)));
         assert!(!format!("{record:?}").contains("a5"), "{record:?}");
-        let old = SessionRecord::parse(br#"{"process": "host:7"}"#).unwrap();
+        let old = SessionRecord::parse(br#"{"process": "host:7"}"#);
         assert_eq!(old.peer, None, "a replica of an earlier version");
         for bad in ["", "a5", &"x".repeat(64), &"ä".repeat(32)] {
             let json =
                 format!(r#"{{"peer": {{"address": "", "server_name": "", "secret": "{bad}"}}}}"#);
-            assert!(SessionRecord::parse(json.as_bytes()).is_err(), "{bad}");
+            let record = SessionRecord::parse(json.as_bytes());
+            assert_eq!(record, SessionRecord::default(), "{bad}");
         }
     }
 
@@ -423,6 +489,7 @@ mod tests {
             cause: Cause::SessionLost,
             reason: "a fire".into(),
             epoch_min: 3,
+            hold: 60_000_000,
         };
         for state in [State::Active, State::Settling, State::Fencing(next)] {
             for unsettled in [
@@ -437,6 +504,7 @@ mod tests {
                     standby: vec!["sh-b".into(), "bj-c".into()],
                     state: state.clone(),
                     unsettled,
+                    hold: 600_000_000,
                 };
                 let json = AuthorityRecord::from(&authority).to_json();
                 assert_eq!(AuthorityRecord::parse(&json), Ok(authority));

@@ -1,6 +1,7 @@
 //! Instance records: the JSON under `/tidegate/v1/instances/<service>/<zone>/<instance>`, and the one door to it.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use policy::topology::check_name;
 use serde::{Deserialize, Serialize};
@@ -91,13 +92,53 @@ pub enum InvalidRecord {
     Weight(u32),
     #[error("{0}: a number of at least 0")]
     Load(&'static str),
+    #[error("address {address}: {why}; register the address that the instance listens on")]
+    Address { address: IpAddr, why: &'static str },
+    #[error(
+        "address {0}: loopback leads each proxy to its own machine; register an address that all \
+         proxies reach, or permit it with `guard.loopback_instances: true`"
+    )]
+    Loopback(IpAddr),
     #[error("the same address and port as {0}, which is newer: deregister one of the two")]
     DuplicateAddress(String),
+    #[error(
+        "the same address and port as {0} of another zone, which is older and keeps it: \
+         deregister one of the two"
+    )]
+    AddressOfAnotherZone(String),
     #[error("no zone {0:?} is configured")]
     UnknownZone(String),
     #[error("no service {0:?} is configured")]
     UnknownService(String),
 }
+
+/// What is odd about a record that is used all the same. The text says what to change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Warning {
+    #[error("unknown fields are ignored: {}; known are {}", .0.join(", "), FIELDS.join(", "))]
+    UnknownFields(Vec<String>),
+    #[error(
+        "other zones claim the same address and port, and are ignored since they are newer: {}",
+        .0.join(", ")
+    )]
+    Contested(Vec<String>),
+}
+
+/// The fields of an [`Instance`].
+const FIELDS: [&str; 8] = [
+    "address",
+    "port",
+    "health",
+    "weight",
+    "load1_per_core",
+    "in_flight",
+    "app_load",
+    "capacity_rps",
+];
+
+/// How many unknown fields, or claims, are named, and how much of each name.
+pub const NAMED_MAX: usize = 8;
+const FIELD_CHARS_MAX: usize = 64;
 
 impl InvalidRecord {
     /// A short stable name, for metrics.
@@ -109,7 +150,10 @@ impl InvalidRecord {
             InvalidRecord::Port => "port",
             InvalidRecord::Weight(_) => "weight",
             InvalidRecord::Load(_) => "load",
+            InvalidRecord::Address { .. } => "address",
+            InvalidRecord::Loopback(_) => "loopback",
             InvalidRecord::DuplicateAddress(_) => "duplicate_address",
+            InvalidRecord::AddressOfAnotherZone(_) => "address_of_another_zone",
             InvalidRecord::UnknownZone(_) => "unknown_zone",
             InvalidRecord::UnknownService(_) => "unknown_service",
         }
@@ -148,13 +192,40 @@ impl InstanceKey {
 }
 
 impl Instance {
-    /// Reads the value of a store key.
+    /// Reads the value of a store key. Unknown fields are for newer versions.
     pub fn parse(value: &[u8]) -> Result<Instance, InvalidRecord> {
+        Ok(Instance::parse_warned(value)?.0)
+    }
+
+    /// Reads the value of a store key, and says what is odd about it.
+    pub fn parse_warned(value: &[u8]) -> Result<(Instance, Option<Warning>), InvalidRecord> {
         if value.len() > RECORD_BYTES_MAX {
             return Err(InvalidRecord::TooLong(value.len()));
         }
-        let instance: Instance = serde_json::from_slice(value)
-            .map_err(|error| InvalidRecord::Json(error.to_string()))?;
+        let json = |error: serde_json::Error| InvalidRecord::Json(error.to_string());
+        let mut unknown = BTreeSet::new();
+        let mut reader = serde_json::Deserializer::from_slice(value);
+        let mut instance: Instance = serde_ignored::deserialize(&mut reader, |path| {
+            if unknown.len() < NAMED_MAX {
+                unknown.insert(path.to_string().chars().take(FIELD_CHARS_MAX).collect());
+            }
+        })
+        .map_err(json)?;
+        reader.end().map_err(json)?;
+        // One address has one form, whichever way it was written.
+        instance.address = instance.address.to_canonical();
+        instance.check()?;
+        let unknown: Vec<String> = unknown.into_iter().collect();
+        let warning = (!unknown.is_empty()).then_some(Warning::UnknownFields(unknown));
+        Ok((instance, warning))
+    }
+
+    fn check(&self) -> Result<(), InvalidRecord> {
+        let instance = self;
+        if let Some(why) = no_destination(instance.address) {
+            let address = instance.address;
+            return Err(InvalidRecord::Address { address, why });
+        }
         if instance.port == 0 {
             return Err(InvalidRecord::Port);
         }
@@ -172,13 +243,48 @@ impl Instance {
                 return Err(InvalidRecord::Load(field));
             }
         }
-        Ok(instance)
+        Ok(())
     }
 
     /// The value to store.
     pub fn to_json(&self) -> Vec<u8> {
         // A struct of numbers and strings always serialises.
         serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// Why no packet can reach an instance at this address; none if one can. Expects IPv4 addresses in IPv4 form.
+fn no_destination(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V4(v4) => no_destination_v4(v4),
+        IpAddr::V6(v6) => no_destination_v6(v6),
+    }
+}
+
+fn no_destination_v4(address: Ipv4Addr) -> Option<&'static str> {
+    match address.octets() {
+        // RFC 1122, 3.2.1.3. Linux takes 0.0.0.0 for the sender's own machine.
+        [0, ..] => Some("an address of \"this network\" (0.0.0.0/8) is no destination"),
+        _ if address.is_multicast() => Some("a multicast address is no destination"),
+        _ if address.is_broadcast() => Some("the broadcast address is no destination"),
+        // Metadata services of clouds, among others.
+        _ if address.is_link_local() => Some("a link-local address leads elsewhere on each link"),
+        _ => None,
+    }
+}
+
+fn no_destination_v6(address: Ipv6Addr) -> Option<&'static str> {
+    let [a, b, c, d, e, f, ..] = address.segments();
+    let is_v4_compatible = [a, b, c, d, e, f] == [0; 6] && !address.is_loopback();
+    match () {
+        () if address.is_unspecified() => Some("the unspecified address is no destination"),
+        () if address.is_multicast() => Some("a multicast address is no destination"),
+        () if address.is_unicast_link_local() => {
+            Some("a link-local address needs a zone, which endpoints do not have")
+        }
+        // RFC 4291, 2.5.5.1.
+        () if is_v4_compatible => Some("IPv4-compatible IPv6 addresses are deprecated"),
+        () => None,
     }
 }
 
@@ -214,6 +320,68 @@ mod tests {
             "json",
         );
         refused(&" ".repeat(RECORD_BYTES_MAX + 1), "too_long");
+    }
+
+    #[test]
+    fn addresses_that_are_no_destination_are_rejected() {
+        for address in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "224.0.0.1",
+            "239.255.255.255",
+            "255.255.255.255",
+            "169.254.169.254",
+            "::",
+            "ff02::1",
+            "fe80::1",
+            "::10.0.0.1",
+            "::ffff:0.0.0.0",
+            "::ffff:224.0.0.1",
+            "::ffff:255.255.255.255",
+            "::ffff:169.254.0.1",
+        ] {
+            refused(
+                &format!(r#"{{"address":"{address}","port":80}}"#),
+                "address",
+            );
+        }
+        for (written, is) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("127.0.0.1", "127.0.0.1"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("::1", "::1"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+        ] {
+            let record = format!(r#"{{"address":"{written}","port":80}}"#);
+            let instance = Instance::parse(record.as_bytes()).expect(written);
+            assert_eq!(instance.address.to_string(), is);
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_warned_of_by_name() {
+        let parse = |value: &str| Instance::parse_warned(value.as_bytes()).expect(value).1;
+        assert_eq!(parse(r#"{"address":"10.0.0.1","port":80}"#), None);
+        let warning = parse(r#"{"address":"10.0.0.1","port":80,"helth":"unhealthy","a":{"b":1}}"#);
+        let unknown = Warning::UnknownFields(vec!["a".into(), "helth".into()]);
+        assert_eq!(warning, Some(unknown));
+        let many: String = (0..1000).map(|n| format!(",\"x{n}\":1")).collect();
+        match parse(&format!(r#"{{"address":"10.0.0.1","port":80{many}}}"#)) {
+            Some(Warning::UnknownFields(named)) => assert_eq!(named.len(), NAMED_MAX),
+            other => panic!("{other:?}"),
+        }
+        let all = serde_json::json!({
+            "address": "10.0.0.1", "port": 80, "health": "healthy", "weight": 1, "load1_per_core": 0,
+            "in_flight": 0, "app_load": 0, "capacity_rps": 1,
+        });
+        let named: BTreeSet<&str> = all
+            .as_object()
+            .expect("fields")
+            .keys()
+            .map(|k| &**k)
+            .collect();
+        assert_eq!(named, BTreeSet::from(FIELDS));
+        assert_eq!(parse(&all.to_string()), None);
     }
 
     #[test]

@@ -3,8 +3,10 @@
 pub mod access;
 pub mod admin;
 pub mod ads;
+pub mod agent_port;
 pub mod applied;
 pub mod authority;
+pub mod conditions;
 pub mod config;
 pub mod connections;
 pub mod feed;

@@ -22,13 +22,15 @@ use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
     access::Gate,
-    admin::{self, Admin},
+    admin::{self, Admin, LeaseOwners},
     ads::{csds, proxies::Proxies, service::Ads},
+    agent_port,
     applied::{self, Applied},
     authority::{
-        self, Authorities, Boottime,
+        self, Agreements, Authorities, Boottime, HopKeys,
         peers::{self, Network, Peers, Reach},
     },
+    conditions::{Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
     feed::{self, Sources},
@@ -67,6 +69,10 @@ enum Command {
         /// Write the addresses that are listened on to this file, as JSON, once they are: for ports chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
+        /// On SIGTERM, first move the cells to a standby zone that no other replica of this zone can grant writes for. Without
+        /// it they stay, and the zone has as long to come back as a session lasts.
+        #[arg(long)]
+        hand_over: bool,
         /// Log as JSON.
         #[arg(long)]
         log_json: bool,
@@ -79,6 +85,10 @@ enum Command {
         /// Check the file and end: exit status 0 if it is good, 1 with file, line and field if not.
         #[arg(long)]
         check: bool,
+        /// Leave the records to the next agent on SIGTERM, for as long as their lease lasts: for an upgrade beside instances
+        /// that go on. Drain them by `POST /v1/drain/...` before these end.
+        #[arg(long)]
+        keep: bool,
         /// Write the address that is listened on to this file, as JSON: for a port chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
@@ -91,6 +101,14 @@ enum Command {
         /// The YAML file.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+    },
+    /// The codes of conditions and safety rules, and what to do about each.
+    Codes {
+        /// Explain this one: TG2001, or its name.
+        code: Option<Code>,
+        /// Print the page of the documentation.
+        #[arg(long, conflicts_with = "code")]
+        markdown: bool,
     },
     #[command(flatten)]
     Operate(Operation),
@@ -106,21 +124,35 @@ fn main() -> ExitCode {
         } => agent::check(&config).map(|good| println!("{good}")),
         Command::Agent {
             config,
+            keep,
             addresses_file,
             log_json,
             ..
         } => {
             let (_, _lines) = logging::begin(log_json);
-            agent(&config, addresses_file.as_deref())
+            agent(agent::Options {
+                config: &config,
+                addresses_file: addresses_file.as_deref(),
+                keep,
+            })
         }
         Command::Serve {
             config,
             zone,
             addresses_file,
+            hand_over,
             log_json,
         } => {
             let (left_out, _lines) = logging::begin(log_json);
-            serve(config, zone, addresses_file, left_out)
+            let leaving = match hand_over {
+                true => Leaving::HandingOver,
+                false => Leaving::ToComeBack,
+            };
+            serve(config, zone, addresses_file, leaving, left_out)
+        }
+        Command::Codes { code, markdown } => {
+            print!("{}", codes(code, markdown));
+            Ok(())
         }
         Command::Operate(operation) => operate(&operation),
     };
@@ -144,14 +176,22 @@ fn check(config: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn codes(code: Option<Code>, markdown: bool) -> String {
+    match (code, markdown) {
+        (Some(code), _) => page::explain(code),
+        (None, true) => page::markdown(),
+        (None, false) => page::list(),
+    }
+}
+
 #[tokio::main]
 async fn operate(operation: &Operation) -> anyhow::Result<()> {
     operation.run().await
 }
 
 #[tokio::main]
-async fn agent(config: &Path, addresses_file: Option<&Path>) -> anyhow::Result<()> {
-    agent::run(config, addresses_file).await
+async fn agent(options: agent::Options<'_>) -> anyhow::Result<()> {
+    agent::run(options, agent_port::serve).await
 }
 
 #[tokio::main]
@@ -159,6 +199,7 @@ async fn serve(
     path: PathBuf,
     zone: Option<String>,
     addresses_file: Option<PathBuf>,
+    leaving: Leaving,
     left_out: LeftOut,
 ) -> anyhow::Result<()> {
     allow_many_files();
@@ -167,6 +208,7 @@ async fn serve(
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
     let metrics = Metrics::default();
+    let conditions = metrics.conditions.clone();
     let ports = Ports::open(&config.listen, &metrics)?;
     let (xds_address, admin_address) = ports.addresses()?;
     let fences = terms.is_some();
@@ -187,8 +229,10 @@ async fn serve(
     registry.register_collector(Box::new(left_out));
     let registry = Arc::new(registry);
     let xds_config = config.xds;
-    let meshes = reload::follow(path, config, text, metrics.clone());
+    let agreements = Agreements::default();
+    let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
     let gate = Gate::new(meshes.clone());
+    let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -208,6 +252,7 @@ async fn serve(
             facts: told,
             zones,
             terms: terms.clone(),
+            agreements: agreements.clone(),
             rules,
             overviews: feed.overviews.clone(),
             clock: Arc::new(Boottime),
@@ -217,14 +262,16 @@ async fn serve(
             metrics: metrics.clone(),
         }),
     };
-    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics.clone());
+    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics.clone())
+        .among(authorities.homes().clone());
     let load_reports = LoadReports::new(
         feed.snapshots.clone(),
         loads,
         xds_config.load_report_interval,
-    );
+    )
+    .among(authorities.homes().clone());
     let applied = Applied::default();
-    let fence = authority::service(authorities.clone(), gate.clone(), metrics);
+    let fence = authority::service(authorities.clone(), gate.clone(), hop_keys, metrics);
     let others = Routes::new(fence)
         .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(peers::service(network))
@@ -234,11 +281,14 @@ async fn serve(
         store,
         mode,
         authorities: authorities.clone(),
+        agreements,
         feed,
         proxies,
         applied,
+        conditions,
         metrics: registry,
         gate: gate.clone(),
+        owners: LeaseOwners::default(),
     }
     .router();
     let ads = ads.behind(gate);
@@ -269,8 +319,15 @@ async fn serve(
         // to another replica of the zone. A second signal ends it at once, which is as safe.
         let enough = Duration::from_micros(terms.stretch(terms.grant_ttl + terms.write_drain))
             + Duration::from_secs(1);
+        let leave = async {
+            if leaving == Leaving::HandingOver {
+                // What has not moved by then is left as it is, and taken over later.
+                let _ = tokio::time::timeout(enough, authorities.hand_over()).await;
+            }
+            let _ = tokio::time::timeout(enough, authorities.stop()).await;
+        };
         tokio::select! {
-            _ = tokio::time::timeout(enough, authorities.stop()) => {}
+            () = leave => {}
             _ = &mut servers => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -279,6 +336,15 @@ async fn serve(
     // Streams to proxies never end by themselves, so there is nothing else to wait for.
     keeper.stop().await;
     ended
+}
+
+/// What becomes of the cells of a process that ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// They stay.
+    ToComeBack,
+    /// They move to another zone first.
+    HandingOver,
 }
 
 /// The zones that this process speaks for.
@@ -354,10 +420,10 @@ fn start_peers(
     Peers::start(reach, dialer)
 }
 
-/// How long one member of the store has for a transaction about authority. A session has to survive one that hangs: its next
-/// renewal begins at a quarter of its time to live at the latest, and with this it asks another member before the half of it.
+/// How long one member of the store has for a transaction about authority. A session survives one that hangs: a round, of which
+/// there is one in each quarter of a session's time to live, has time to ask another member.
 fn request_timeout(terms: &Terms) -> Duration {
-    Duration::from_micros(terms.session_ttl / 4)
+    Duration::from_micros(terms.session_ttl / 6)
 }
 
 /// The store, as the whole process shares it.

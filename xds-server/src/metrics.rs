@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::conditions::Conditions;
+
 /// Labels of metrics by kind of resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabel {
@@ -79,9 +81,10 @@ pub struct CellLabel {
     pub cell: String,
 }
 
-/// All metrics.
+/// All metrics, and the conditions beside them.
 #[derive(Clone, Default)]
 pub struct Metrics {
+    pub conditions: Conditions,
     pub xds_responses: Family<KindLabel, Counter>,
     pub xds_resources: Family<KindLabel, Counter>,
     pub xds_renewals: Family<KindLabel, Counter>,
@@ -118,6 +121,7 @@ pub struct Metrics {
     pub sessions_lost: Counter,
     pub session_puts: Counter,
     pub sessions_put: Gauge,
+    pub terms_agreed: Gauge,
     pub authority_writes: Family<ResultLabel, Counter>,
 }
 
@@ -126,6 +130,7 @@ impl Metrics {
     pub fn registry(&self) -> Registry {
         let mut all = Registry::with_prefix("tidegate");
         let m = self.clone();
+        m.conditions.register(&mut all);
         all.register(
             "xds_responses",
             "Discovery responses sent, by kind",
@@ -277,6 +282,11 @@ impl Metrics {
             "sessions_put",
             "Sessions of this process that are renewed by writes, since not all replicas acknowledge",
             m.sessions_put,
+        );
+        all.register(
+            "terms_agreed",
+            "1 while the terms that this process is configured with are those that are agreed on; 0: it grants nothing",
+            m.terms_agreed,
         );
         all.register(
             "authority_writes",

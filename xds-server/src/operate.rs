@@ -9,12 +9,15 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, Uri};
+use hyper::{Method, Request, Uri, header::CONTENT_TYPE};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use registry::authority::StateName;
 use serde::Deserialize;
 
-use crate::authority::CellStatus;
+use crate::{
+    authority::CellStatus,
+    conditions::{Code, rules::AcceptArgs},
+};
 
 /// How long an answer may take; the store's own deadlines are shorter.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -37,6 +40,8 @@ pub enum Operation {
         /// For those who look later.
         #[arg(long, default_value = "")]
         reason: String,
+        #[command(flatten)]
+        accept: AcceptArgs,
     },
     /// Keep a zone in for as long as it has a healthy instance.
     Pin {
@@ -95,7 +100,8 @@ pub enum Operation {
 
 #[derive(Args)]
 pub struct OperatorArgs {
-    /// The admin interface of the control plane.
+    /// The admin interface of the control plane. Several replicas separated by commas: the first is asked, and the others where
+    /// it does not answer, or to find out what became of a move.
     #[arg(
         long,
         value_name = "URL",
@@ -121,6 +127,13 @@ pub struct MoveArgs {
     /// The new owner, or several of one region, separated by commas.
     #[arg(long, value_name = "ZONE", value_delimiter = ',', required = true)]
     to: Vec<String>,
+    /// For how many seconds the cell stays there though other zones serve it better. Default: 600 where fewer services can be
+    /// served there (`--accept TG3101`), else 0. A zone that is lost loses it all the same.
+    #[arg(long, value_name = "SECONDS")]
+    hold: Option<u64>,
+    /// Move it though this speaks against it: the code that the refusal named; several separated by commas.
+    #[arg(long, value_name = "CODE", value_delimiter = ',')]
+    accept: Vec<String>,
     #[command(flatten)]
     operator: OperatorArgs,
 }
@@ -141,8 +154,12 @@ impl Operation {
     pub async fn run(&self) -> anyhow::Result<()> {
         match self {
             Operation::Zones { operator } => print!("{}", operator.zones().await?),
-            Operation::Drain { wanted, reason } => wanted.want("drain", reason).await?,
-            Operation::Pin { wanted, reason } => wanted.want("pin", reason).await?,
+            Operation::Drain {
+                wanted,
+                reason,
+                accept,
+            } => wanted.want("drain", reason, &accept.accept).await?,
+            Operation::Pin { wanted, reason } => wanted.want("pin", reason, &[]).await?,
             Operation::Release { wanted } => wanted.release().await?,
             Operation::Failback { wanted } => match &wanted.fail_back().await?[..] {
                 [] => println!("nothing is out in {}", wanted.zone),
@@ -235,24 +252,30 @@ impl OperatorArgs {
         let answer = self.ask(Method::GET, "/v1/cells", Bytes::new()).await?;
         let cells: Vec<CellStatus> =
             serde_json::from_slice(&answer).context("an answer of another version")?;
-        let mut table = cell_row("CELL", "EPOCH", "STATE", "OWNERS", "STANDBY", "GRANTED BY");
+        let mut table = String::new();
+        if let Some(stale) = cells.iter().find_map(|cell| cell.stale.as_ref()) {
+            table += &format!("STALE, as last seen: {stale}\n");
+        }
+        table += &cell_row([
+            "CELL",
+            "EPOCH",
+            "STATE",
+            "OWNERS",
+            "STANDBY",
+            "PROXIES",
+            "GRANTED BY",
+        ]);
         for cell in &cells {
-            let state = match (cell.state, &cell.moving) {
-                (_, Some(moving)) => format!("fencing -> {}", moving.to.join(",")),
-                (Some(StateName::Active), _) => "active".to_owned(),
-                (Some(StateName::Settling), _) => "settling".to_owned(),
-                (Some(StateName::Fencing), None) => "fencing".to_owned(),
-                (None, _) if cell.revision == 0 => "unknown".to_owned(),
-                (None, _) => "of another store".to_owned(),
-            };
-            table += &cell_row(
+            let stale = if cell.stale.is_some() { "?" } else { "" };
+            table += &cell_row([
                 &cell.cell,
                 &cell.epoch.to_string(),
-                &state,
+                &format!("{}{stale}", state_of(cell)),
                 &cell.owners.join(","),
                 &cell.standby.join(","),
+                &proxies_of(cell),
                 &cell.grantors.join(","),
-            );
+            ]);
         }
         Ok(table)
     }
@@ -275,10 +298,34 @@ impl OperatorArgs {
         Ok(files.map_or_else(|| Ok(https::plain()), |files| https::connector(&files))?)
     }
 
+    /// Asks the first replica; where only something is to be read and it does not answer, the others in turn.
     async fn ask(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
-        let uri = format!("{}{path}", self.admin.trim_end_matches('/'));
+        let mut admins = self.admin.split(',');
+        let first = admins.next().unwrap_or_default();
+        let mut answer = self.ask_at(first, method.clone(), path, body).await;
+        if method == Method::GET {
+            for other in admins {
+                if answer.is_ok() {
+                    break;
+                }
+                answer = self.ask_at(other, Method::GET, path, Bytes::new()).await;
+            }
+        }
+        answer
+    }
+
+    async fn ask_at(
+        &self,
+        admin: &str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<Bytes> {
+        let uri = format!("{}{path}", admin.trim_end_matches('/'));
         let uri: Uri = uri.parse().with_context(|| format!("{uri:?} is no URL"))?;
         let request = Request::builder().method(method).uri(uri.clone());
+        // Also without a body: see `agent::cross_origin`.
+        let request = request.header(CONTENT_TYPE, "application/json");
         let request = request.body(Full::new(body))?;
         let client = Client::builder(TokioExecutor::new()).build(self.connector(&uri)?);
         let asked = async {
@@ -318,11 +365,25 @@ impl MoveArgs {
             took_ms: u64,
             #[serde(default)]
             unserved: Vec<String>,
+            #[serde(default)]
+            warnings: Vec<String>,
+            #[serde(default)]
+            hold_ms: u64,
         }
-        let body = serde_json::json!({ "to": self.to, "reason": reason, "epoch": epoch });
+        let body = serde_json::json!({
+            "to": self.to,
+            "reason": reason,
+            "epoch": epoch,
+            "hold_ms": self.hold.map(|seconds| seconds.saturating_mul(1_000)),
+            "accept": self.accept,
+        });
         let path = format!("/v1/cells/{}/{how}", self.cell);
         let body = body.to_string().into();
-        let answer = self.operator.ask(Method::POST, &path, body).await?;
+        let asked = self.operator.ask(Method::POST, &path, body).await;
+        let answer = match asked {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.with_what_others_say(error).await),
+        };
         let moved: Moved =
             serde_json::from_slice(&answer).context("an answer of another version")?;
         let Moved {
@@ -332,6 +393,8 @@ impl MoveArgs {
             state,
             took_ms,
             unserved,
+            warnings,
+            hold_ms,
         } = moved;
         let owners = owners.join(", ");
         let settling = match state {
@@ -339,6 +402,13 @@ impl MoveArgs {
             _ => "; nobody writes before what the old owners may have under way is over",
         };
         println!("{cell} belongs to {owners}, epoch {epoch}, after {took_ms} ms{settling}");
+        if hold_ms > 0 {
+            let seconds = hold_ms / 1_000;
+            println!("it stays there for {seconds} s though other zones serve it better");
+        }
+        for warning in warnings {
+            println!("warning, accepted: {warning}");
+        }
         if !unserved.is_empty() {
             let services = unserved.join(", ");
             println!(
@@ -349,14 +419,68 @@ impl MoveArgs {
     }
 }
 
+impl MoveArgs {
+    /// An error of a move, with what the other replicas see of the cell: the one that was asked may be the one that is blind.
+    async fn with_what_others_say(&self, error: anyhow::Error) -> anyhow::Error {
+        let others = self.operator.admin.split(',').skip(1);
+        for other in others {
+            let asked = self
+                .operator
+                .ask_at(other, Method::GET, "/v1/cells", Bytes::new());
+            let Ok(answer) = asked.await else { continue };
+            let Ok(cells) = serde_json::from_slice::<Vec<CellStatus>>(&answer) else {
+                continue;
+            };
+            if let Some(cell) = cells.iter().find(|cell| cell.cell == self.cell) {
+                let (owners, state) = (cell.owners.join(", "), state_of(cell));
+                let epoch = cell.epoch;
+                return error.context(format!(
+                    "{other} says: {} belongs to {owners}, epoch {epoch}, {state}",
+                    self.cell
+                ));
+            }
+        }
+        error
+    }
+}
+
+/// A cell's state in one word or a few.
+fn state_of(cell: &CellStatus) -> String {
+    match (cell.state, &cell.moving) {
+        (_, Some(moving)) => format!("fencing -> {}", moving.to.join(",")),
+        (Some(StateName::Active), _) => "active".to_owned(),
+        (Some(StateName::Settling), _) => "settling".to_owned(),
+        (Some(StateName::Fencing), None) => "fencing".to_owned(),
+        (None, _) if cell.revision == 0 => "unknown".to_owned(),
+        (None, _) => "of another store".to_owned(),
+    }
+}
+
+/// How many proxies could hold grants in each zone that may own the cell.
+fn proxies_of(cell: &CellStatus) -> String {
+    let each = cell.owners.iter().chain(&cell.standby).map(|zone| {
+        match cell.zones.get(zone).map(|speakers| speakers.proxies) {
+            None => format!("{zone}:-"),
+            Some(None) => format!("{zone}:?"),
+            Some(Some(proxies)) => format!("{zone}:{proxies}"),
+        }
+    });
+    each.collect::<Vec<_>>().join(" ")
+}
+
 impl WantedArgs {
     fn path(&self, kind: &str) -> String {
         let service = self.service.iter().map(|s| format!("?service={s}"));
         format!("/v1/{kind}/{}{}", self.zone, service.collect::<String>())
     }
 
-    async fn want(&self, intent: &str, reason: &str) -> anyhow::Result<()> {
-        let body = serde_json::json!({ "intent": intent, "reason": reason }).to_string();
+    async fn want(&self, intent: &str, reason: &str, accept: &[Code]) -> anyhow::Result<()> {
+        let mut body = serde_json::json!({ "intent": intent, "reason": reason });
+        // Older control planes do not know it.
+        if !accept.is_empty() {
+            body["accept"] = serde_json::json!(accept);
+        }
+        let body = body.to_string();
         let path = self.path("intents");
         self.operator.ask(Method::PUT, &path, body.into()).await?;
         Ok(())
@@ -383,7 +507,7 @@ fn row(a: &str, b: &str, c: &str, d: &str, e: &str, f: &str, g: &str) -> String 
     format!("{}\n", line.trim_end())
 }
 
-fn cell_row(a: &str, b: &str, c: &str, d: &str, e: &str, f: &str) -> String {
-    let line = format!("{a:<12} {b:>14}  {c:<24} {d:<22} {e:<30} {f}");
+fn cell_row([a, b, c, d, e, f, g]: [&str; 7]) -> String {
+    let line = format!("{a:<12} {b:>14}  {c:<24} {d:<22} {e:<30} {f:<30} {g}");
     format!("{}\n", line.trim_end())
 }

@@ -7,11 +7,15 @@ use std::{
     time::Duration,
 };
 
-use policy::{KeySource, Writes, fence::Terms};
+use policy::{
+    KeySource, Writes,
+    fence::{Agreed, Terms},
+};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::{
+    authority::Agreements,
     config::{Config, ConfigError, Listen, Mesh, StoreConfig},
     metrics::{Metrics, ResultLabel},
 };
@@ -39,6 +43,7 @@ pub fn follow(
     path: PathBuf,
     current: Config,
     text: String,
+    agreements: Agreements,
     metrics: Metrics,
 ) -> watch::Receiver<Arc<Mesh>> {
     let promises = Promises::of(&current.mesh);
@@ -47,6 +52,7 @@ pub fn follow(
     let follower = Follower {
         path,
         promises,
+        agreements,
         fixed: (current.listen, current.store, current.state),
         text,
         misses: 0,
@@ -58,13 +64,14 @@ pub fn follow(
 }
 
 /// What the fence rests on, in all replicas and proxies at once: what is out cannot be changed while they run.
-#[derive(PartialEq)]
 struct Promises {
     terms: Option<Terms>,
     /// The cells in their order, with their shards.
     cells: Vec<(String, u32)>,
     /// What tells the cell of a service's writes.
     keys: BTreeMap<String, Option<KeySource>>,
+    /// The same, as replicas agree on it.
+    agreed: Option<Agreed>,
 }
 
 impl Promises {
@@ -84,7 +91,14 @@ impl Promises {
                 .map(|cell| (cell.name.clone(), cell.shards.get()))
                 .collect(),
             keys: fenced.collect(),
+            agreed: mesh.agreed(),
         }
+    }
+
+    /// Whether all replicas have agreed on them, or on changing to them.
+    fn agreed_by(&self, agreements: &Agreements) -> bool {
+        let agreed = self.agreed.as_ref();
+        agreed.is_some_and(|agreed| agreements.admits(agreed))
     }
 
     /// Whether they keep what was promised before. Services come and go.
@@ -99,6 +113,7 @@ struct Follower {
     /// What runs, and takes a restart to change.
     fixed: (Listen, StoreConfig, Option<PathBuf>),
     promises: Promises,
+    agreements: Agreements,
     /// The content that was looked at last, good or bad, so that a bad one is reported once.
     text: String,
     /// Looks in a row that found no file.
@@ -149,13 +164,15 @@ impl Follower {
                 return;
             }
         };
-        if !Promises::of(&config.mesh).keep(&self.promises) {
+        let promises = Promises::of(&config.mesh);
+        if !promises.keep(&self.promises) && !promises.agreed_by(&self.agreements) {
             self.metrics.config_current.set(0);
             error!(
-                "configuration refused, the last good one stays in force: `authority` is added or removed, or its spans, its cells' shards or a service's `cell_key` are changed. Others count on them: stop all replicas, wait for session_ttl_ms + write_drain_ms, and start them with the new file"
+                "configuration refused, the last good one stays in force: `authority` is added or removed, which takes a restart; or its spans, its cells' shards or a service's `cell_key` are not those that all replicas have agreed on. To change them, begin with `tidegate terms change --config FILE`"
             );
             return;
         }
+        self.promises = promises;
         self.metrics.config_current.set(1);
         let mut mesh = config.mesh;
         if config.listen != self.fixed.0 {

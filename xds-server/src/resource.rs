@@ -18,6 +18,8 @@ use prost::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Cluster,
+    /// Which files or servers a proxy takes its certificates from; never a key itself. Clusters and listeners wait for them.
+    Secret,
     Endpoints,
     Listener,
     Routes,
@@ -26,8 +28,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 7] = [
         Kind::Cluster,
+        Kind::Secret,
         Kind::Endpoints,
         Kind::Listener,
         Kind::Routes,
@@ -44,6 +47,7 @@ impl Kind {
     pub const fn type_url(self) -> &'static str {
         match self {
             Kind::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            Kind::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
             Kind::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Kind::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Kind::Routes => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
@@ -61,6 +65,7 @@ impl Kind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Kind::Cluster => "cds",
+            Kind::Secret => "sds",
             Kind::Endpoints => "eds",
             Kind::Listener => "lds",
             Kind::Routes => "rds",

@@ -40,6 +40,11 @@ struct Granted {
 }
 
 #[derive(Deserialize)]
+struct Problem {
+    reason: String,
+}
+
+#[derive(Deserialize)]
 struct Listed {
     key: String,
     record: Option<Instance>,
@@ -109,7 +114,13 @@ impl HttpTarget {
             return Ok(answer);
         }
         let detail = format!("{base}: {status}: {}", String::from_utf8_lossy(&answer));
+        let reason = serde_json::from_slice(&answer).map(|problem: Problem| problem.reason);
         Err(match status {
+            // A service or zone that the mesh lacks is not found either, and no new lease mends that. Older control planes
+            // give no reason.
+            StatusCode::NOT_FOUND if reason.is_ok_and(|reason| reason != "lease_not_found") => {
+                TargetError::Refused(detail)
+            }
             StatusCode::NOT_FOUND => TargetError::LeaseNotFound,
             _ if status.is_client_error() => TargetError::Refused(detail),
             _ => TargetError::Unavailable(detail),

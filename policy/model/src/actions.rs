@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use policy::fence::{CellRules, Input, Key, Move, Name, Transaction, Unwilling, Write};
+use policy::fence::{
+    Agreed, CellRules, Condition, Input, Key, Layout, Move, Name, Transaction, Unwilling, Write,
+};
 use stateright::{Checker as _, HasDiscoveries, Model, Property};
 
 use crate::{
@@ -21,6 +23,11 @@ pub enum Action {
     },
     /// A write ends before its time.
     End {
+        proxy: usize,
+        write: usize,
+    },
+    /// A write's client gives up, and its instance goes on.
+    Abandon {
         proxy: usize,
         write: usize,
     },
@@ -60,6 +67,8 @@ pub enum Action {
     Cut(usize),
     Mend(usize),
     Wish(usize),
+    /// An operator changes the agreed terms.
+    Change(usize),
     LoseWorker {
         proxy: usize,
         worker: usize,
@@ -71,30 +80,30 @@ pub enum Action {
 }
 
 const FENCED: &str = "no two zones write";
+const WISHED: &str = "no cell moves that nobody moved";
 const WRITABLE: &str = "somebody can write at last";
 
 impl Scenario {
-    pub(crate) fn cell(&self) -> Name {
-        Arc::from("main")
-    }
-
     pub(crate) fn rules(&self) -> BTreeMap<Name, CellRules> {
         let zones = |of: &[usize]| of.iter().map(|zone| Scenario::zone(*zone)).collect();
-        let rules = CellRules {
-            owners: zones(&self.owners),
-            standby: zones(&self.standby),
+        let rules = |owners: &[usize], standby: &[usize]| CellRules {
+            owners: zones(owners),
+            standby: zones(standby),
             automatic: self.automatic,
             cool_down: 0,
             epoch_min: 1,
         };
-        BTreeMap::from([(self.cell(), rules)])
+        let first = (self.cell(0), rules(&self.owners, &self.standby));
+        let second = self.second.as_ref();
+        let second = second.map(|(owners, standby)| (self.cell(1), rules(owners, standby)));
+        [first].into_iter().chain(second).collect()
     }
 
     /// Everything runs, nothing goes wrong, and the owner's proxies hold grants.
     fn warmed_up(&self) -> State {
         let calm = Scenario {
             hosts: (self.hosts.iter())
-                .map(|(zone, _)| (*zone, crate::Lines::default()))
+                .map(|(zone, lines)| (*zone, self.lines_before(lines)))
                 .collect(),
             net: crate::Net::default(),
             eager: Vec::new(),
@@ -110,10 +119,14 @@ impl Scenario {
             let mut change = Change::new(&calm, state);
             change.tick(None);
             state = change.done();
-            let active = state.store.authority();
-            if active.is_some_and(|a| a.state == policy::fence::State::Active) {
+            let cells = self.rules().into_keys();
+            let mut authorities = cells.map(|cell| state.store.authority(&cell));
+            if authorities.all(|a| a.is_some_and(|a| a.state == policy::fence::State::Active)) {
                 break;
             }
+        }
+        if let Some(ticks) = self.changed_before {
+            state = self.changed(&calm, state, ticks);
         }
         let mut change = Change::new(&calm, state);
         for proxy in &self.warm {
@@ -122,6 +135,43 @@ impl Scenario {
         }
         state = change.done();
         state.time = 0;
+        state
+    }
+
+    /// What is slow before everything runs.
+    fn lines_before(&self, lines: &crate::Lines) -> crate::Lines {
+        let steps = match self.changed_before {
+            Some(_) => lines.steps,
+            None => crate::Speed::AtOnce,
+        };
+        crate::Lines {
+            steps,
+            ..crate::Lines::default()
+        }
+    }
+
+    /// The terms are changed, and time passes.
+    fn changed(&self, calm: &Scenario, state: State, ticks: u64) -> State {
+        let changing = Scenario {
+            hosts: self.hosts.clone(),
+            ..calm.clone()
+        };
+        let told_of_change = Scenario {
+            hosts: calm.hosts.clone(),
+            ..self.clone()
+        };
+        let first = match self.hears_change {
+            true => &told_of_change,
+            false => &changing,
+        };
+        let mut change = Change::new(first, state);
+        self.change_terms(&mut change, 0);
+        let mut state = change.done();
+        for _ in 0..ticks {
+            let mut change = Change::new(&changing, state);
+            change.tick(None);
+            state = change.done();
+        }
         state
     }
 
@@ -152,7 +202,8 @@ impl Scenario {
             left: self.budget,
             wished: 0,
             slowed: 0,
-            admitted: 0,
+            changed: 0,
+            admitted: [0; 2],
             owners: Default::default(),
             broken: None,
         }
@@ -166,15 +217,32 @@ impl Scenario {
             to: to.iter().map(|zone| Scenario::zone(*zone)).collect(),
             cause: *cause,
             reason: Arc::from(""),
-            epoch_min: change.state.owners.keys().max().copied().unwrap_or(0),
+            epoch_min: (change.state.owners.keys().map(|(_, epoch)| *epoch).max()).unwrap_or(0),
+            hold: 0,
         };
-        let cell = self.cell();
+        let cell = self.cell(self.cell_of_wish(index));
         let at = change.host(*host);
         let now = at.clock;
         let replica = at.replica.as_mut().ok_or(Unwilling::NoSession)?;
-        let effects = replica.wish(&cell, next, now)?;
+        let effects = replica.wish(&cell, next, true, now)?;
         change.tell_effects(*host, effects);
         Ok(())
+    }
+
+    fn change_terms(&self, change: &mut Change<'_>, index: usize) {
+        let next = Agreed::of(&self.changes[index], Layout::default());
+        let Some((at, agreement)) = change.state.store.terms() else {
+            return;
+        };
+        if agreement.next.is_some() {
+            return;
+        }
+        let transaction = Transaction {
+            conditions: vec![Condition::PutAt(Key::Terms, at)],
+            writes: vec![Write::Terms(agreement.widened(next))],
+        };
+        change.commit(&transaction);
+        change.state.changed |= 1 << index;
     }
 
     fn stop(&self, change: &mut Change<'_>, index: usize) {
@@ -187,12 +255,12 @@ impl Scenario {
             None => return,
         };
         change.crash(index);
+        let cells = self.rules().into_keys();
+        let grantors = cells.map(|cell| Write::Delete(Key::Grantor(cell, id.clone())));
+        let session = Write::Delete(Key::Session(id.clone()));
         change.commit(&Transaction {
             conditions: Vec::new(),
-            writes: vec![
-                Write::Delete(Key::Grantor(self.cell(), id.clone())),
-                Write::Delete(Key::Session(id)),
-            ],
+            writes: grantors.chain([session]).collect(),
         });
     }
 
@@ -280,6 +348,12 @@ impl Scenario {
             let proxy = index;
             actions.extend(ends.map(|write| Action::End { proxy, write }));
         }
+        if state.left.abandons > 0 {
+            let counted = |write: &usize| proxy.writes[*write].worker.is_some();
+            let open = (0..proxy.writes.len()).filter(counted);
+            let proxy = index;
+            actions.extend(open.map(|write| Action::Abandon { proxy, write }));
+        }
         if !self.prompt {
             actions.push(Action::Acknowledge(index));
         }
@@ -307,6 +381,7 @@ impl Scenario {
                 }
             }
             Action::End { proxy, write } => change.proxy(*proxy).end(*write, terms),
+            Action::Abandon { proxy, write } => change.proxy(*proxy).abandon(*write, terms),
             Action::Look { proxy, worker } => change.proxy(*proxy).look(*worker, terms),
             Action::Acknowledge(proxy) => change.acknowledge(*proxy),
             Action::Ask { proxy, host } => change.ask(*proxy, *host),
@@ -342,6 +417,7 @@ impl Scenario {
                     change.state.wished |= 1 << index;
                 }
             }
+            Action::Change(index) => self.change_terms(change, *index),
             Action::LoseWorker { proxy, worker } => {
                 change.proxy(*proxy).lose(*worker, self.mutation);
             }
@@ -377,13 +453,34 @@ impl State {
         self.proxies.iter().map(|proxy| proxy.writes.len()).sum()
     }
 
-    /// Whether a write would be admitted somewhere, now.
-    fn writable(&self) -> bool {
+    /// Whether a write would be admitted somewhere, now, to each cell.
+    fn writable(&self, scenario: &Scenario) -> bool {
         let holds = |proxy: &Arc<Proxy>| {
             let permit = proxy.ledger.permit;
             permit.is_some_and(|permit| permit.until > proxy.clock)
         };
-        self.proxies.iter().any(holds)
+        let mut cells = 0..scenario.rules().len();
+        cells.all(|cell| {
+            let proxies = self.proxies.iter().enumerate();
+            let mut of_cell = proxies.filter(|(at, _)| scenario.cell_of(*at) == cell);
+            of_cell.any(|(_, proxy)| holds(proxy))
+        })
+    }
+
+    /// Whether no cell has another epoch than its first and those that operators wished for.
+    fn moved_on_wish_alone(&self, scenario: &Scenario) -> bool {
+        let wished = |cell: usize| {
+            let wishes = 0..scenario.wishes.len();
+            let of_cell = wishes.filter(|wish| scenario.cell_of_wish(*wish) == cell);
+            of_cell
+                .filter(|wish| self.wished & (1 << wish) != 0)
+                .count()
+        };
+        (0..scenario.rules().len()).all(|cell| {
+            let owners = self.owners.keys();
+            let epochs = owners.filter(|(of, _)| *of == cell).count();
+            epochs <= 1 + wished(cell)
+        })
     }
 }
 
@@ -426,6 +523,11 @@ impl Model for Scenario {
                 actions.push(Action::Wish(wish));
             }
         }
+        for index in 0..self.changes.len() {
+            if state.changed & (1 << index) == 0 {
+                actions.push(Action::Change(index));
+            }
+        }
         if state.left.backups > 0 {
             actions.push(Action::Backup);
         }
@@ -453,8 +555,14 @@ impl Model for Scenario {
             properties.push(Property::always(
                 WRITABLE,
                 |scenario: &Scenario, state: &State| {
-                    state.time < scenario.horizon || state.writable()
+                    state.time < scenario.horizon || state.writable(scenario)
                 },
+            ));
+        }
+        if self.moves_on_wish_alone {
+            properties.push(Property::always(
+                WISHED,
+                |scenario: &Scenario, state: &State| state.moved_on_wish_alone(scenario),
             ));
         }
         properties

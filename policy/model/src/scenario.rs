@@ -11,15 +11,28 @@ use crate::Mutation;
 pub struct Scenario {
     pub name: &'static str,
     pub terms: Terms,
+    /// What each replica is configured with; empty: all with `terms`.
+    pub configured: Vec<Terms>,
+    /// What operators may change the agreed terms to, each once.
+    pub changes: Vec<Terms>,
+    /// The first of them was made so many ticks before the start. What is slow is slow since then, and steps since ever.
+    pub changed_before: Option<u64>,
+    /// Everybody hears of that change at once, whatever is slow.
+    pub hears_change: bool,
     /// Every owner at first, and who stands by, by index into [`ZONES`].
     pub owners: Vec<usize>,
     pub standby: Vec<usize>,
-    /// Whether the cell moves by itself.
+    /// The same of a second cell, where there is one.
+    pub second: Option<(Vec<usize>, Vec<usize>)>,
+    /// Whether cells move by themselves.
     pub automatic: bool,
     /// The zone of each replica, and what is slow for it.
     pub hosts: Vec<(usize, Lines)>,
     /// The zone of each proxy, and how many workers it has.
     pub proxies: Vec<(usize, u64)>,
+    /// The proxies that write to the second cell; the others write to the first. What a real proxy keeps of two cells has
+    /// nothing in common but the connection.
+    pub of_second: Vec<usize>,
     pub net: Net,
     /// Whether replicas can renew their sessions in rounds: else they do not reach each other.
     pub rounds: bool,
@@ -28,6 +41,8 @@ pub struct Scenario {
     pub budget: Budget,
     /// What operators may wish for, each once: through which replica, and where authority should go.
     pub wishes: Vec<(usize, Vec<usize>, Cause)>,
+    /// How many of the last of these are about the second cell.
+    pub wishes_of_second: usize,
     /// Whose clock may miss a tick, each once.
     pub slow_clocks: Vec<Clock>,
     /// Proxies let go and acknowledge as soon as they can.
@@ -45,9 +60,14 @@ pub struct Scenario {
     pub faults_until: u64,
     /// Whether a cell that nobody can write to at the horizon is a violation.
     pub writable_at_last: bool,
+    /// Whether a cell that moves more often than operators wished for is a violation.
+    pub moves_on_wish_alone: bool,
     /// The state count at which to give up; none to go through everything.
     pub states_max: Option<usize>,
 }
+
+/// The names of cells, in order.
+pub const CELLS: [&str; 2] = ["main", "other"];
 
 /// The names of zones.
 pub const ZONES: [&str; 3] = ["a", "b", "c"];
@@ -103,6 +123,8 @@ pub struct Budget {
     pub writes: u8,
     /// A write ends before its longest.
     pub ends: u8,
+    /// A write's client gives up, and its instance goes on.
+    pub abandons: u8,
     pub crashes: u8,
     pub restarts: u8,
     /// A replica loses the store for a while.
@@ -127,11 +149,17 @@ impl Scenario {
         Scenario {
             name,
             terms: terms(3, 1, 0),
+            configured: Vec::new(),
+            changes: Vec::new(),
+            changed_before: None,
+            hears_change: false,
             owners: vec![0],
             standby: vec![1],
+            second: None,
             automatic: true,
             hosts: vec![(0, Lines::default()), (1, Lines::default())],
             proxies: vec![(0, 1), (1, 1)],
+            of_second: Vec::new(),
             net: Net::default(),
             rounds: false,
             horizon: 8,
@@ -141,6 +169,7 @@ impl Scenario {
                 ..Budget::default()
             },
             wishes: Vec::new(),
+            wishes_of_second: 0,
             slow_clocks: Vec::new(),
             prompt: true,
             eager: vec![1],
@@ -150,13 +179,15 @@ impl Scenario {
             told_together: false,
             faults_until: u64::MAX,
             writable_at_last: false,
+            moves_on_wish_alone: false,
             states_max: None,
         }
     }
 
     /// Without one of the rules.
     pub fn without(mut self, clause: Clause) -> Scenario {
-        self.terms.weakened = Some(clause);
+        let all = [&mut self.terms].into_iter().chain(&mut self.configured);
+        all.for_each(|terms| terms.weakened = Some(clause));
         self
     }
 
@@ -164,6 +195,40 @@ impl Scenario {
     pub fn but(mut self, mutation: Mutation) -> Scenario {
         self.mutation = Some(mutation);
         self
+    }
+
+    /// With a second cell, which these zones own and stand by for. Each zone has another proxy for it, after those for the first
+    /// cell, of which the one of the first owner holds a grant and the others ask whenever they may.
+    pub fn with_second(mut self, owners: Vec<usize>, standby: Vec<usize>) -> Scenario {
+        for zone in 0..2 {
+            let proxy = self.proxies.len();
+            self.proxies.push((zone, 1));
+            self.of_second.push(proxy);
+            match owners.first() == Some(&zone) {
+                true => self.warm.push(proxy),
+                false => self.eager.push(proxy),
+            }
+        }
+        self.second = Some((owners, standby));
+        self
+    }
+
+    /// The cell of a proxy.
+    pub(crate) fn cell_of(&self, proxy: usize) -> usize {
+        usize::from(self.of_second.contains(&proxy))
+    }
+
+    /// The cell of a wish.
+    pub(crate) fn cell_of_wish(&self, wish: usize) -> usize {
+        usize::from(wish + self.wishes_of_second >= self.wishes.len())
+    }
+
+    pub(crate) fn cell(&self, index: usize) -> Name {
+        Arc::from(CELLS[index])
+    }
+
+    pub(crate) fn configured(&self, host: usize) -> &Terms {
+        self.configured.get(host).unwrap_or(&self.terms)
     }
 
     pub(crate) fn zone(index: usize) -> Name {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use policy::fence::{
-    Clause, Effect, Grant, Input, Name, Outcome, Replica, Revision, SessionId, Stamp, Transaction,
-    Write,
+    Agreed, Clause, Effect, Grant, HolderId, Input, Layout, Name, Outcome, Replica, Revision,
+    SessionId, Stamp, Terms, Transaction, Write,
 };
 
 use crate::{Budget, Mutation, Scenario, Speed, proxy::Proxy, store::Store};
@@ -28,10 +28,11 @@ pub struct State {
     /// The wishes and the slow clocks that were used, by bit.
     pub wished: u32,
     pub slowed: u32,
-    /// The highest epoch for which a write was admitted.
-    pub admitted: u64,
-    /// Who may write in an epoch, as the store said first.
-    pub owners: Arc<BTreeMap<u64, Vec<Name>>>,
+    pub changed: u32,
+    /// The highest epoch of each cell for which a write was admitted.
+    pub admitted: [u64; 2],
+    /// Who may write to a cell in an epoch, as the store said first.
+    pub owners: Arc<BTreeMap<(usize, u64), Vec<Name>>>,
     /// What must not be.
     pub broken: Option<Broken>,
 }
@@ -197,8 +198,46 @@ impl<'s> Change<'s> {
         let Some(replica) = &mut host.replica else {
             return;
         };
-        for effect in replica.handle(input, now) {
+        let effects = replica.handle(input, now);
+        self.roll(index);
+        self.reroute(index);
+        for effect in effects {
             self.effect(index, effect, asking);
+        }
+    }
+
+    /// A replica that has heard of a change of terms is configured with what comes next.
+    fn roll(&mut self, index: usize) {
+        let Some(replica) = &self.state.hosts[index].replica else {
+            return;
+        };
+        let next = replica
+            .agreement()
+            .and_then(|(_, agreed)| agreed.next.as_ref());
+        if let Some(next) = next.filter(|next| *next != replica.configured()) {
+            let next = next.clone();
+            self.tell(index, Input::Configured(next));
+        }
+    }
+
+    /// The proxies of a zone have the routes of one of its replicas, and the policy of one: here those that are least fit.
+    fn reroute(&mut self, index: usize) {
+        let zone = self.state.hosts[index].zone;
+        let of_zone = self.state.hosts.iter().filter(|host| host.zone == zone);
+        let replicas = of_zone.filter_map(|host| host.replica.as_ref());
+        let terms: Vec<&Terms> = replicas.map(Replica::terms).collect();
+        let drain = terms.iter().map(|terms| terms.write_drain).max();
+        let waited = terms.iter().map(|terms| terms.write_drain_waited).min();
+        let (Some(drain), Some(waited)) = (drain, waited) else {
+            return;
+        };
+        for proxy in 0..self.state.proxies.len() {
+            let of_zone = &self.state.proxies[proxy];
+            let now = (of_zone.drain, of_zone.drain_waited);
+            if of_zone.zone == zone && now != (drain, waited) {
+                let proxy = self.proxy(proxy);
+                (proxy.drain, proxy.drain_waited) = (drain, waited);
+            }
         }
     }
 
@@ -209,7 +248,9 @@ impl<'s> Change<'s> {
                 transaction,
             } => self.request(index, number, transaction),
             Effect::Grant { nonce, grants, .. } => {
-                if let (Some(proxy), Some((_, grant))) = (asking, grants.first()) {
+                let Some(proxy) = asking else { return };
+                let cell = self.scenario.cell(self.scenario.cell_of(proxy));
+                if let Some((_, grant)) = grants.iter().find(|(of, _)| *of == cell) {
                     let grant = *grant;
                     self.send(Message::Granted {
                         proxy,
@@ -218,13 +259,11 @@ impl<'s> Change<'s> {
                     });
                 }
             }
-            Effect::Revoke { holder, fence, .. } => {
-                for proxy in 0..self.state.proxies.len() {
-                    if self.state.proxies[proxy].holder == holder {
-                        self.send(Message::Revoked { proxy, fence });
-                    }
-                }
-            }
+            Effect::Revoke {
+                holder,
+                fence,
+                cell,
+            } => self.revoke(index, holder, &cell, fence),
             Effect::Invite { holder } => {
                 for proxy in &self.scenario.eager {
                     if self.state.proxies[*proxy].holder == holder {
@@ -256,6 +295,25 @@ impl<'s> Change<'s> {
                 }
             }
             Effect::Stopped => self.host(index).replica = None,
+        }
+    }
+
+    fn revoke(&mut self, index: usize, holder: HolderId, cell: &Name, fence: Stamp) {
+        for proxy in 0..self.state.proxies.len() {
+            if self.state.proxies[proxy].holder != holder {
+                continue;
+            }
+            if *cell == self.scenario.cell(self.scenario.cell_of(proxy)) {
+                self.send(Message::Revoked { proxy, fence });
+                continue;
+            }
+            // It never writes to that cell, so it has nothing in flight.
+            let drained = Input::Drained {
+                holder,
+                cell: cell.clone(),
+                fence,
+            };
+            self.tell(index, drained);
         }
     }
 
@@ -307,6 +365,7 @@ impl<'s> Change<'s> {
             [] if !self.scenario.rounds => (Speed::Never, Speed::Never),
             [] => (lines.confirmations, Speed::AtOnce),
             [Write::Session(_)] => (lines.renewals, lines.renewal_answers),
+            [Write::Terms(_)] => (Speed::AtOnce, Speed::AtOnce),
             _ => (lines.steps, lines.step_answers),
         }
     }
@@ -352,11 +411,13 @@ impl<'s> Change<'s> {
     pub(crate) fn commit(&mut self, transaction: &Transaction) -> Option<Revision> {
         let store = Arc::make_mut(&mut self.state.store);
         let (revision, told) = store.apply(transaction)?;
-        if let Some(authority) = store.authority()
-            && !self.state.owners.contains_key(&authority.epoch)
-        {
-            let owners = Arc::make_mut(&mut self.state.owners);
-            owners.insert(authority.epoch, authority.owners.clone());
+        // The cells are in the order of their names.
+        for (at, (_, authority)) in store.authorities().enumerate() {
+            let epoch = (at, authority.epoch);
+            if !self.state.owners.contains_key(&epoch) {
+                let owners = Arc::make_mut(&mut self.state.owners);
+                owners.insert(epoch, authority.owners.clone());
+            }
         }
         for index in 0..self.state.hosts.len() {
             if self.state.hosts[index].replica.is_none() || told.is_empty() {
@@ -389,9 +450,12 @@ impl<'s> Change<'s> {
             zone: Scenario::zone(zone),
             incarnation,
         };
-        let terms = self.scenario.terms.clone();
+        let terms = self.scenario.configured(index).clone();
+        let own = Agreed::of(&terms, Layout::default());
         let host = self.host(index);
         host.replica = Some(Replica::new(id, terms));
+        self.tell(index, Input::Configured(own));
+        self.tell(index, Input::Rolled(true));
         self.tell(index, Input::Cells(self.scenario.rules()));
         self.relist(index);
         for proxy in 0..self.state.proxies.len() {
@@ -404,7 +468,7 @@ impl<'s> Change<'s> {
 
     /// A replica lists the store. What it was not told until now, it is never told.
     pub(crate) fn relist(&mut self, index: usize) {
-        let mut listing = self.state.store.list(&self.scenario.cell());
+        let mut listing = self.state.store.list();
         if self.mutated(Mutation::StoreIdKept) || self.mutated(Mutation::RestoreUnnoticed) {
             listing.store = 1;
         }
@@ -499,7 +563,7 @@ impl<'s> Change<'s> {
             }
             Message::Drained { proxy, host, fence } => {
                 let holder = self.state.proxies[proxy].holder;
-                let cell = self.scenario.cell();
+                let cell = self.scenario.cell(self.scenario.cell_of(proxy));
                 self.tell(
                     host,
                     Input::Drained {
@@ -544,24 +608,27 @@ impl<'s> Change<'s> {
 
     /// A write comes to a worker of a proxy.
     pub(crate) fn write(&mut self, proxy: usize, worker: usize) {
-        let in_flight = self.state.proxies.iter().flat_map(|p| &p.writes);
+        let cell = self.scenario.cell_of(proxy);
+        let proxies = self.state.proxies.iter().enumerate();
+        let of_cell = proxies.filter(|(at, _)| self.scenario.cell_of(*at) == cell);
+        let in_flight = of_cell.flat_map(|(_, proxy)| &proxy.writes);
         let epochs: BTreeSet<u64> = in_flight.map(|write| write.epoch).collect();
         let (terms, mutation) = (&self.scenario.terms, self.scenario.mutation);
         let Some(epoch) = self.proxy(proxy).write(worker, terms, mutation) else {
             return;
         };
         let zone = Scenario::zone(self.state.proxies[proxy].zone);
-        let owners = self.state.owners.get(&epoch);
+        let owners = self.state.owners.get(&(cell, epoch));
         self.state.broken = if epochs.iter().any(|other| *other != epoch) {
             Some(Broken::TwoEpochs)
-        } else if epoch < self.state.admitted {
+        } else if epoch < self.state.admitted[cell] {
             Some(Broken::EpochWentBack)
         } else if !owners.is_some_and(|owners| owners.contains(&zone)) {
             Some(Broken::NotOwner)
         } else {
             None
         };
-        self.state.admitted = self.state.admitted.max(epoch);
+        self.state.admitted[cell] = self.state.admitted[cell].max(epoch);
     }
 
     /// Another store answers, with what was put aside.

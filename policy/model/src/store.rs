@@ -3,17 +3,20 @@
 use std::collections::BTreeMap;
 
 use policy::fence::{
-    Authority, Condition, Input, Key, Listing, Name, Revision, SessionId, Transaction, Write,
+    Agreement, Authority, Condition, Input, Key, Listing, Name, Revision, SessionId, Transaction,
+    Write,
 };
 
-/// A store with one cell.
+/// A store.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Store {
     pub id: u64,
     revision: u64,
-    authority: Option<(Stands, Authority)>,
+    authorities: BTreeMap<Name, (Stands, Authority)>,
     sessions: BTreeMap<SessionId, Stands>,
-    grantors: BTreeMap<SessionId, Stands>,
+    /// With the revision of the terms that each registered under.
+    grantors: BTreeMap<(Name, SessionId), (Stands, Revision)>,
+    terms: Option<(Stands, Agreement)>,
 }
 
 /// Since when a key stands there.
@@ -28,21 +31,36 @@ impl Store {
         Store {
             id,
             revision: 0,
-            authority: None,
+            authorities: BTreeMap::new(),
             sessions: BTreeMap::new(),
             grantors: BTreeMap::new(),
+            terms: None,
         }
     }
 
-    pub fn authority(&self) -> Option<&Authority> {
-        self.authority.as_ref().map(|(_, authority)| authority)
+    pub fn authority(&self, cell: &str) -> Option<&Authority> {
+        self.authorities.get(cell).map(|(_, authority)| authority)
+    }
+
+    pub fn authorities(&self) -> impl Iterator<Item = (&Name, &Authority)> {
+        (self.authorities.iter()).map(|(cell, (_, authority))| (cell, authority))
+    }
+
+    /// The agreed terms, and the revision of their last put.
+    pub fn terms(&self) -> Option<(Revision, &Agreement)> {
+        let (stands, agreement) = self.terms.as_ref()?;
+        Some((stands.put, agreement))
     }
 
     fn stands(&self, key: &Key) -> Option<Stands> {
         match key {
-            Key::Authority(_) => self.authority.as_ref().map(|(stands, _)| *stands),
+            Key::Authority(cell) => self.authorities.get(cell).map(|(stands, _)| *stands),
             Key::Session(id) => self.sessions.get(id).copied(),
-            Key::Grantor(_, id) => self.grantors.get(id).copied(),
+            Key::Grantor(cell, id) => {
+                let key = (cell.clone(), id.clone());
+                self.grantors.get(&key).map(|(stands, _)| *stands)
+            }
+            Key::Terms => self.terms.as_ref().map(|(stands, _)| *stands),
         }
     }
 
@@ -77,8 +95,8 @@ impl Store {
         };
         Some(match write {
             Write::Authority(cell, authority) => {
-                let stands = anew(self.authority.as_ref().map(|(stands, _)| *stands));
-                self.authority = Some((stands, authority.clone()));
+                let stands = anew(self.authorities.get(cell).map(|(stands, _)| *stands));
+                (self.authorities).insert(cell.clone(), (stands, authority.clone()));
                 Input::Authority {
                     cell: cell.clone(),
                     revision: put,
@@ -93,13 +111,22 @@ impl Store {
                     put: Some(put),
                 }
             }
-            Write::Grantor(cell, id) => {
-                let stands = anew(self.grantors.get(id).copied());
-                self.grantors.insert(id.clone(), stands);
+            Write::Grantor(cell, id, terms) => {
+                let key = (cell.clone(), id.clone());
+                let stands = anew(self.grantors.get(&key).map(|(stands, _)| *stands));
+                self.grantors.insert(key, (stands, *terms));
                 Input::Grantor {
                     cell: cell.clone(),
                     id: id.clone(),
-                    present: true,
+                    registered: Some(*terms),
+                }
+            }
+            Write::Terms(agreement) => {
+                let stands = anew(self.terms.as_ref().map(|(stands, _)| *stands));
+                self.terms = Some((stands, agreement.clone()));
+                Input::Terms {
+                    revision: put,
+                    agreement: Some(agreement.clone()),
                 }
             }
             Write::Delete(key) => return self.delete(key, put),
@@ -108,7 +135,7 @@ impl Store {
 
     fn delete(&mut self, key: &Key, at: Revision) -> Option<Input> {
         match key {
-            Key::Authority(cell) => self.authority.take().map(|_| Input::Authority {
+            Key::Authority(cell) => self.authorities.remove(cell).map(|_| Input::Authority {
                 cell: cell.clone(),
                 revision: at,
                 authority: None,
@@ -117,26 +144,38 @@ impl Store {
                 id: id.clone(),
                 put: None,
             }),
-            Key::Grantor(cell, id) => self.grantors.remove(id).map(|_| Input::Grantor {
-                cell: cell.clone(),
-                id: id.clone(),
-                present: false,
+            Key::Grantor(cell, id) => {
+                let gone = self.grantors.remove(&(cell.clone(), id.clone()));
+                gone.map(|_| Input::Grantor {
+                    cell: cell.clone(),
+                    id: id.clone(),
+                    registered: None,
+                })
+            }
+            Key::Terms => self.terms.take().map(|_| Input::Terms {
+                revision: at,
+                agreement: None,
             }),
         }
     }
 
     /// Everything, at one revision.
-    pub fn list(&self, cell: &Name) -> Listing {
-        let authority = self.authority.iter();
+    pub fn list(&self) -> Listing {
+        let authorities = self.authorities.iter();
         let sessions = self.sessions.iter();
-        let grantors = self.grantors.keys();
+        let grantors = self.grantors.iter();
+        let terms = self.terms.as_ref();
         Listing {
             store: self.id,
-            authorities: authority
-                .map(|(stands, authority)| (cell.clone(), stands.put, authority.clone()))
+            revision: Revision(self.revision),
+            terms: terms.map(|(stands, agreement)| (stands.put, agreement.clone())),
+            authorities: authorities
+                .map(|(cell, (stands, authority))| (cell.clone(), stands.put, authority.clone()))
                 .collect(),
             sessions: sessions.map(|(id, s)| (id.clone(), s.put)).collect(),
-            grantors: grantors.map(|id| (cell.clone(), id.clone())).collect(),
+            grantors: grantors
+                .map(|(key, (_, terms))| (key.clone(), *terms))
+                .collect(),
         }
     }
 }

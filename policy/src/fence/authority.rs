@@ -18,6 +18,9 @@ pub struct Authority {
     pub state: State,
     /// What has to be waited for before anybody may write: what may still be under way of earlier owners' writes.
     pub unsettled: Unsettled,
+    /// For so long after this record was seen, the cell does not leave because others serve it better: an operator has put it
+    /// here. A span. It does not hold a cell in a zone that is lost.
+    pub hold: u64,
 }
 
 /// Where a cell is between two moves.
@@ -42,6 +45,8 @@ pub struct Move {
     pub reason: Name,
     /// The new epoch is at least this.
     pub epoch_min: u64,
+    /// What becomes [`Authority::hold`].
+    pub hold: u64,
 }
 
 /// Why a move was begun.
@@ -97,6 +102,7 @@ impl Authority {
             standby,
             state,
             unsettled,
+            hold: 0,
         }
     }
 

@@ -10,6 +10,9 @@ use super::{
     Terms, Transaction, Unsettled, Write,
 };
 
+/// The most sessions that a takeover compares.
+const COMPARED_MAX: usize = 32;
+
 /// A cell as one replica sees it.
 #[derive(Clone, Debug)]
 pub struct View<'v> {
@@ -42,6 +45,26 @@ impl View<'_> {
             fencing.unsettled = Unsettled::none();
         }
         self.replace(fencing)
+    }
+
+    /// Takes every owner out because the owners' sessions are over. Where one of those sessions was renewed since, as a replica
+    /// whose watch lags cannot know, nobody is taken out.
+    pub fn begin_lost(&self, next: Move, sessions: &Sessions, terms: &Terms) -> Transaction {
+        let mut transaction = self.begin(next, terms);
+        if !terms.keeps(Clause::TakeoverComparesSessions) {
+            return transaction;
+        }
+        let owners = self.authority.owners.iter();
+        let of_owners = owners.flat_map(|zone| sessions.of_zone(zone));
+        // The newest are those that matter, and a transaction has room for so many.
+        let mut silent: Vec<(Revision, &SessionId)> =
+            of_owners.filter_map(|(id, put)| Some((put?, id))).collect();
+        silent.sort_unstable_by(|a, b| b.cmp(a));
+        let unrenewed = silent.into_iter().take(COMPARED_MAX);
+        transaction
+            .conditions
+            .extend(unrenewed.map(|(put, id)| Condition::PutAt(Key::Session(id.clone()), put)));
+        transaction
     }
 
     /// Names the new owners, if nothing forbids it any more.
@@ -114,6 +137,7 @@ impl View<'_> {
                 true => Unsettled::none(),
                 false => unsettled,
             },
+            hold: next.hold,
         };
         transaction
             .writes
@@ -164,19 +188,26 @@ impl View<'_> {
         epoch_min: u64,
         owners: Vec<Name>,
         terms: &Terms,
+        hold: u64,
     ) -> Transaction {
         let old = self.authority;
         let standby = old.standby.iter().chain(&old.owners);
         let standby: BTreeSet<&Name> = standby.filter(|zone| !owners.contains(zone)).collect();
         let standby = standby.into_iter().cloned().collect();
         let epoch = old.epoch.max(epoch_min).saturating_add(1);
-        self.replace(Authority::first(store, epoch, owners, standby, terms))
+        let first = Authority::first(store, epoch, owners, standby, terms);
+        self.replace(Authority { hold, ..first })
     }
 }
 
 /// The zone that should have a cell because its owners cannot serve writes: the first of the standby order that is out for fewer
-/// services, and for none that the owners still serve. `out` names, by zone, the services that cannot be written to there.
-pub fn better_zone(authority: &Authority, out: &BTreeMap<Name, BTreeSet<Name>>) -> Option<Name> {
+/// services, and for none that the owners still serve. `out` names, by zone, the services that cannot be written to there;
+/// `unheld` the zones without a proxy that could hold grants: none of them is better.
+pub fn better_zone(
+    authority: &Authority,
+    out: &BTreeMap<Name, BTreeSet<Name>>,
+    unheld: &BTreeSet<Name>,
+) -> Option<Name> {
     let none = BTreeSet::new();
     let of = |zone: &Name| out.get(zone).unwrap_or(&none);
     // A service is served by the owners if one of them serves it.
@@ -185,5 +216,9 @@ pub fn better_zone(authority: &Authority, out: &BTreeMap<Name, BTreeSet<Name>>) 
         missing.intersection(of(owner)).cloned().collect()
     });
     let better = |zone: &&Name| of(zone).is_subset(&missing) && of(zone).len() < missing.len();
-    authority.standby.iter().find(better).cloned()
+    let mut held = authority
+        .standby
+        .iter()
+        .filter(|zone| !unheld.contains(*zone));
+    held.find(better).cloned()
 }

@@ -36,6 +36,8 @@ pub struct Session {
     round_at: Option<u64>,
     /// The last round came to nothing: the key is put until one completes.
     aloud: Option<Aloud>,
+    /// A put is wanted whatever rounds do: something has to be said, or is in doubt.
+    owed: bool,
     ended: bool,
 }
 
@@ -60,6 +62,7 @@ impl Session {
             round: None,
             round_at: None,
             aloud: None,
+            owed: false,
             ended: false,
         }
     }
@@ -88,7 +91,7 @@ impl Session {
 
     /// When the next put is due; none while one is under way, while rounds do without, or when it has ended.
     pub fn due(&self, terms: &Terms) -> Option<u64> {
-        let quiet = self.created.is_some() && self.aloud.is_none();
+        let quiet = self.created.is_some() && self.aloud.is_none() && !self.owed;
         if self.ended || self.renewing.is_some() || quiet {
             return None;
         }
@@ -199,12 +202,18 @@ impl Session {
             return;
         }
         self.renewing = None;
+        self.owed = false;
         self.created.get_or_insert(revision);
         let from = match terms.keeps(Clause::DeadlineFromSend) {
             true => sent,
             false => now,
         };
         self.lasts_from(from, terms);
+    }
+
+    /// It lasts shorter than was agreed when it was renewed last, by so much: others will not wait for longer.
+    pub fn shorten(&mut self, by: u64) {
+        self.deadline = self.deadline.saturating_sub(by);
     }
 
     /// The store has refused a renewal: the session was ended by somebody.
@@ -221,6 +230,12 @@ impl Session {
             self.renewing = None;
             self.ended |= self.created.is_none();
         }
+    }
+
+    /// Something about it is in doubt, or has to be said: the next renewal is due now.
+    pub fn hurry(&mut self) {
+        self.owed = true;
+        self.renewed = None;
     }
 
     /// Gives it up: nothing more is granted.
@@ -369,20 +384,29 @@ impl Sessions {
         self.since
     }
 
+    /// Whether a zone is lost to authority: none of its sessions was heard of for as long as a session lasts. A session that was
+    /// *deleted* gets the same patience as a silent one, since its process may be about to begin another: a move of one cell
+    /// ends the session on which the zone's other cells hang as well, and a process that stops may start again. Safety does not
+    /// rest on this: whatever is taken over waits for what the session left behind ([`settled_at`](Sessions::settled_at)).
+    pub fn lost(&self, zone: &str, now: u64, terms: &Terms) -> bool {
+        self.lost_at(zone, terms).is_none_or(|at| now >= at)
+    }
+
+    /// When a zone will be lost, if nothing is heard of it; none where nothing ever was, or that is long ago.
+    pub fn lost_at(&self, zone: &str, terms: &Terms) -> Option<u64> {
+        let awaits_deleted = terms.keeps(Clause::DeletedIsAwaited);
+        let of_zone = self
+            .heard
+            .iter()
+            .filter(|(id, heard)| &*id.zone == zone && (heard.put.is_some() || awaits_deleted));
+        let heard = of_zone.map(|(_, heard)| heard.at).max();
+        heard.map(|at| at.saturating_add(terms.session_over()))
+    }
+
     /// Whether a zone has a session that is not over.
     pub fn alive(&self, zone: &str, now: u64, terms: &Terms) -> bool {
         let mut of_zone = self.of_zone(zone);
         of_zone.any(|(id, put)| put.is_some() && !self.over(id, now, terms))
-    }
-
-    /// When the last session of a zone will be over, if none is renewed.
-    pub fn over_at(&self, zone: &str, terms: &Terms) -> Option<u64> {
-        let put = self
-            .heard
-            .iter()
-            .filter(|(id, heard)| &*id.zone == zone && heard.put.is_some());
-        put.map(|(_, heard)| heard.at.saturating_add(terms.session_over()))
-            .max()
     }
 
     /// A zone's sessions, with the revisions of their last puts.

@@ -8,6 +8,7 @@ mod decisions;
 mod explained;
 mod facts;
 mod fence;
+mod moves;
 mod plain_reads;
 mod plans;
 mod replica;

@@ -1,6 +1,6 @@
 //! A replica, told by hand what the store says: orders of events that once went wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use policy::fence::{
     Authority, Cause, CellRules, Effect, Input, Key, Listing, Move, Name, Outcome, Replica,
@@ -29,6 +29,7 @@ fn authority(epoch: u64, owners: &[&str], state: State) -> Authority {
         standby: vec![name("b")],
         state,
         unsettled: Unsettled::none(),
+        hold: 0,
     }
 }
 
@@ -39,6 +40,7 @@ fn fencing(epoch: u64, owners: &[&str], to: &[&str]) -> Authority {
         cause: Cause::Operator,
         reason: name(""),
         epoch_min: 0,
+        hold: 0,
     };
     authority(epoch, owners, State::Fencing(next))
 }
@@ -70,7 +72,8 @@ impl Desk {
             store: STORE,
             authorities: vec![(name(CELL), Revision(10), listed)],
             sessions: BTreeMap::from([(incarnation("b"), Revision(9))]),
-            grantors: BTreeSet::new(),
+            grantors: BTreeMap::new(),
+            ..Listing::default()
         }));
         desk.commit(11, |write| matches!(write, Write::Session(_)));
         desk.tell(Input::Session {
@@ -125,7 +128,7 @@ impl Desk {
         self.tell(Input::Grantor {
             cell: name(CELL),
             id: incarnation("a"),
-            present,
+            registered: present.then_some(Revision(12)),
         });
     }
 }

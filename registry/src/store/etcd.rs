@@ -13,15 +13,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Client, Compare as EtcdCompare, CompareOp, DeleteOptions, GetOptions, KeyValue, PutOptions,
-    Txn, TxnOp,
+    Client, Compare as EtcdCompare, CompareOp, DeleteOptions, GetOptions, KeyValue,
+    LeaseGrantOptions, PutOptions, Txn, TxnOp,
 };
 use futures::stream::BoxStream;
 
 use self::members::{Failure, Members, Repeat, read_header};
 use super::{
     ClusterId, Compare, Entry, Head, LeaseId, Listing, Op, Revision, Store, StoreError, TxnOutcome,
-    WatchBatch, WatchError, check_key, check_ttl, check_txn,
+    WatchBatch, WatchError, check_key, check_ttl, check_txn, random_lease,
 };
 
 /// How many keys a page of a listing asks for at first. 1,000 entries of 400 bytes are a tenth of what a client decodes.
@@ -233,10 +233,12 @@ impl Store for EtcdStore {
     async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         check_ttl(ttl)?;
         let ttl_s = ttl.as_nanos().div_ceil(1_000_000_000) as i64; // fits: LEASE_TTL_MAX
-        // Safe to repeat: a lease whose answer got lost holds no key and ends by itself.
+        // Safe to repeat: a lease whose answer got lost holds no key and ends by itself. Each attempt has an id of its own;
+        // those that etcd would choose rise by one.
         let answer = self
             .call(Repeat::Safe, |mut client| async move {
-                Ok(client.lease_grant(ttl_s, None).await?)
+                let options = LeaseGrantOptions::new().with_id(random_lease().0);
+                Ok(client.lease_grant(ttl_s, Some(options)).await?)
             })
             .await?;
         self.members.check_header(answer.header())?;

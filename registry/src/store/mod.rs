@@ -36,7 +36,7 @@ pub const LEASE_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub i64);
 
-/// The name of a lease; never given twice by one store. Never 0.
+/// The name of a lease: a random number above 0, so that nobody can guess another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub i64);
 
@@ -332,6 +332,17 @@ pub trait Store: Send + Sync + 'static {
         let delete = Op::delete(key);
         Ok(self.txn(Vec::new(), vec![delete], None).await?.revision)
     }
+}
+
+/// A name for a new lease.
+fn random_lease() -> LeaseId {
+    // Where the system has no randomness, the standard library's seed is what is left.
+    let random = getrandom::u64().unwrap_or_else(|_| {
+        use std::hash::{BuildHasher, RandomState};
+        RandomState::new().hash_one("lease")
+    });
+    // Positive, with room for the next number, and never 0.
+    LeaseId((random >> 2).max(1).cast_signed())
 }
 
 /// Refuses what one of the stores would refuse, so that both refuse the same, and before anything is sent.

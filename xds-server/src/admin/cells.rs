@@ -1,6 +1,6 @@
 //! Who may write, and moving that.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use axum::{
     Json,
@@ -8,19 +8,42 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use policy::fence::{Cause, Name, Unwilling};
-use registry::authority::{EPOCH_MAX, StateName};
+use policy::fence::{Cause, Key, Name, Unwilling};
+use registry::authority::{AuthorityRecord, EPOCH_MAX, StateName, store_key};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::{Admin, Problem, parse_json};
-use crate::authority::{CellStatus, Gone, Operation, Wish};
+use super::{
+    Admin, Problem,
+    objections::{SAME_OWNERS, UNSERVED, check_accepted, in_words, objections, unserved},
+    parse_json,
+};
+use crate::{
+    authority::{CellStatus, Gone, Operation, Wish},
+    mode::Level,
+};
 
 /// How long a move may take before the answer says that it is still under way.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the store may take to say what became of one that took longer.
+const READ_PATIENCE: Duration = Duration::from_secs(2);
+/// For how long a cell stays where fewer services can serve it, if an operator wants it there and names no time.
+const HOLD_OF_WORSE: Duration = Duration::from_secs(600);
+/// The longest that a cell can be told to stay.
+const HOLD_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<CellStatus>> {
-    Json(admin.authorities.cells().to_vec())
+    let mode = admin.mode.status();
+    let old = mode.stale || mode.level != Level::Normal;
+    let stale = old.then_some(match mode.reason.is_empty() {
+        true => "the store has not confirmed it".to_owned(),
+        false => mode.reason,
+    });
+    let mut cells = admin.authorities.cells().to_vec();
+    for cell in &mut cells {
+        cell.stale.clone_from(&stale);
+    }
+    Json(cells)
 }
 
 pub(super) async fn operations(State(admin): State<Admin>) -> Json<Vec<Operation>> {
@@ -35,6 +58,11 @@ struct MoveRequest {
     reason: String,
     /// The new epoch is at least this.
     epoch: Option<u64>,
+    /// For how long the cell then stays though others serve it better.
+    hold_ms: Option<u64>,
+    /// The codes of what speaks against it and is to count for nothing.
+    #[serde(default)]
+    accept: BTreeSet<String>,
 }
 
 /// What became of a move.
@@ -48,6 +76,10 @@ pub(super) struct Moved {
     took_ms: u64,
     /// Fenced services that the new owners cannot serve.
     unserved: Vec<String>,
+    /// For how long it stays there though others serve it better.
+    hold_ms: u64,
+    /// What an operator should know.
+    warnings: Vec<String>,
 }
 
 pub(super) async fn shift(
@@ -91,6 +123,13 @@ async fn begin(
     }
     check_zones(admin, &request.to)?;
     admin.writing()?;
+    check_accepted(&request.accept)?;
+    let hold_highest = HOLD_MAX.as_millis() as u64;
+    if request.hold_ms.is_some_and(|hold| hold > hold_highest) {
+        return Err(Problem::bad_request(format!(
+            "hold_ms: at most {hold_highest}"
+        )));
+    }
     let mut cells = admin.authorities.subscribe();
     let find = |cells: &[CellStatus]| cells.iter().find(|status| status.cell == cell).cloned();
     let before = find(&cells.borrow_and_update())
@@ -99,6 +138,18 @@ async fn begin(
     let other_store = before.state.is_none();
     let epoch_min = request.epoch.unwrap_or(match other_store {
         true => crate::authority::unix_ms(),
+        false => 0,
+    });
+    let objections = objections(admin, &before, &request.to, forced);
+    let (accepted, against): (Vec<_>, Vec<_>) = objections
+        .into_iter()
+        .partition(|objection| request.accept.contains(objection.code));
+    if !against.is_empty() {
+        return Err(Problem::conflict(in_words(&against)));
+    }
+    let worse = accepted.iter().any(|objection| objection.code == UNSERVED);
+    let hold_ms = request.hold_ms.unwrap_or(match worse {
+        true => HOLD_OF_WORSE.as_millis() as u64,
         false => 0,
     });
     let wish = Wish {
@@ -111,6 +162,8 @@ async fn begin(
         cause,
         reason: Name::from(request.reason),
         epoch_min,
+        hold: hold_ms.saturating_mul(1_000),
+        accepted: request.accept.contains(SAME_OWNERS),
     };
     let begun = tokio::time::Instant::now();
     admin.authorities.wish(wish).await??;
@@ -139,23 +192,87 @@ async fn begin(
         }
     })
     .await;
-    let status = outcome.map_err(|_| {
-        Problem {
-            status: StatusCode::GATEWAY_TIMEOUT,
-            detail: format!(
-                "the move goes on: after {PATIENCE:?} it waits for whoever holds permission to write; `tidegate cells` shows it, an override ends it"
-            ),
-        }
-    })??;
-    let unserved = unserved(admin, &status.owners);
+    let status = match outcome {
+        Ok(status) => Landed::from(status?),
+        // This replica may have heard nothing for a while: the store knows.
+        Err(_) => read(admin, &cell, &before, &request.to).await?,
+    };
     Ok(Json(Moved {
-        unserved,
+        unserved: unserved(admin, &status.owners),
+        warnings: accepted
+            .into_iter()
+            .map(|objection| objection.detail)
+            .collect(),
+        hold_ms,
         cell,
         epoch: status.epoch,
         owners: status.owners,
         state: status.state,
         took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     }))
+}
+
+/// Where a cell has got.
+struct Landed {
+    epoch: u64,
+    owners: Vec<String>,
+    state: Option<StateName>,
+}
+
+impl From<CellStatus> for Landed {
+    fn from(status: CellStatus) -> Landed {
+        Landed {
+            epoch: status.epoch,
+            owners: status.owners,
+            state: status.state,
+        }
+    }
+}
+
+/// What the store itself says of a move that this replica has not seen the end of.
+async fn read(
+    admin: &Admin,
+    cell: &str,
+    before: &CellStatus,
+    to: &[String],
+) -> Result<Landed, Problem> {
+    let timed_out = |detail: String| Problem::new(StatusCode::GATEWAY_TIMEOUT, detail);
+    let unknown = || {
+        timed_out(format!(
+            "the outcome is unknown: within {PATIENCE:?} this replica has not heard from the store what became of the move, and the store does not answer it now; `tidegate cells` of another replica tells"
+        ))
+    };
+    let key = store_key(&Key::Authority(Name::from(cell)));
+    let asked = timeout(READ_PATIENCE, admin.store.get(&key)).await;
+    let entry = asked
+        .ok()
+        .and_then(Result::ok)
+        .flatten()
+        .ok_or_else(unknown)?;
+    let authority = AuthorityRecord::parse(&entry.value).map_err(|_| unknown())?;
+    let record = AuthorityRecord::from(&authority);
+    let owners = record.owners.join(", ");
+    match (
+        &record.moving,
+        record.epoch > before.epoch && same(&record.owners, to),
+    ) {
+        (None, true) => Ok(Landed {
+            epoch: record.epoch,
+            owners: record.owners,
+            state: Some(record.state),
+        }),
+        (Some(moving), _) if same(&moving.to, to) => Err(timed_out(format!(
+            "the move goes on: after {PATIENCE:?} it waits for whoever holds permission to write; `tidegate cells` shows it, an override ends it"
+        ))),
+        (Some(moving), _) => Err(Problem::conflict(format!(
+            "another move is under way: the store has cell {cell} on its way to {}",
+            moving.to.join(", ")
+        ))),
+        (None, false) => Err(Problem::conflict(format!(
+            "the move was not begun or was given up: the store has cell {cell} with {owners}, epoch {}; this replica lags behind it",
+            record.epoch
+        ))),
+    }
 }
 
 fn check_zones(admin: &Admin, zones: &[String]) -> Result<(), Problem> {
@@ -189,30 +306,7 @@ fn check_zones(admin: &Admin, zones: &[String]) -> Result<(), Problem> {
     }
 }
 
-/// The fenced services that have nobody to serve them in any of `zones`.
-fn unserved(admin: &Admin, zones: &[String]) -> Vec<String> {
-    let Some(view) = zones.first().and_then(|zone| admin.view(zone).ok()) else {
-        return Vec::new();
-    };
-    let policy::Policy::Serving(rules) = &**view.policy() else {
-        return Vec::new();
-    };
-    let overview = admin.feed.overviews.borrow();
-    let serves = |service: &str| {
-        zones.iter().any(|zone| {
-            let status = overview
-                .statuses
-                .get(&(service.into(), zone.as_str().into()));
-            status.is_some_and(|status| status.verdict.state == policy::ZoneState::Up)
-        })
-    };
-    let services = rules.services().iter();
-    let fenced = services.filter(|service| service.writes != policy::Writes::Free);
-    let names = fenced.map(|service| service.name.clone());
-    names.filter(|service| !serves(service)).collect()
-}
-
-fn same(a: &[String], b: &[String]) -> bool {
+pub(super) fn same(a: &[String], b: &[String]) -> bool {
     let sorted = |zones: &[String]| {
         let mut zones = zones.to_vec();
         zones.sort_unstable();
@@ -223,10 +317,7 @@ fn same(a: &[String], b: &[String]) -> bool {
 
 impl From<Gone> for Problem {
     fn from(gone: Gone) -> Problem {
-        Problem {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            detail: gone.to_string(),
-        }
+        Problem::unavailable(gone)
     }
 }
 
@@ -234,15 +325,12 @@ impl From<Unwilling> for Problem {
     fn from(unwilling: Unwilling) -> Problem {
         let status = match unwilling {
             Unwilling::NoCell => StatusCode::NOT_FOUND,
-            Unwilling::NoSession => StatusCode::SERVICE_UNAVAILABLE,
+            Unwilling::NoSession | Unwilling::TermsDiffer => StatusCode::SERVICE_UNAVAILABLE,
             Unwilling::SameOwners
             | Unwilling::Moving
             | Unwilling::TargetSilent(_)
             | Unwilling::OtherStore => StatusCode::CONFLICT,
         };
-        Problem {
-            status,
-            detail: unwilling.to_string(),
-        }
+        Problem::new(status, unwilling)
     }
 }

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     access::{Caller, Gate},
+    authority::Homes,
     metrics::{KindLabel, Metrics},
     resource::Kind,
     snapshot::Snapshot,
@@ -59,6 +60,12 @@ impl DiscoveryMethod {
             ("endpoint.v3.EndpointDiscoveryService", "DeltaEndpoints") => {
                 (Scope::Only(Kind::Endpoints), Delta)
             }
+            ("secret.v3.SecretDiscoveryService", "StreamSecrets") => {
+                (Scope::Only(Kind::Secret), StateOfTheWorld)
+            }
+            ("secret.v3.SecretDiscoveryService", "DeltaSecrets") => {
+                (Scope::Only(Kind::Secret), Delta)
+            }
             ("listener.v3.ListenerDiscoveryService", "StreamListeners") => {
                 (Scope::Only(Kind::Listener), StateOfTheWorld)
             }
@@ -93,6 +100,7 @@ pub struct Ads {
     pub(super) sent: Arc<Sent>,
     pub(super) gate: Gate,
     pub(super) turns: Turns,
+    pub(super) homes: Homes,
 }
 
 /// What is counted with each response, by kind: at hand, since looking it up by label would cost as much as the rest.
@@ -132,12 +140,18 @@ impl Ads {
             metrics: Arc::new(metrics),
             gate: Gate::default(),
             turns: Turns::default(),
+            homes: Homes::unknown(),
         }
     }
 
     /// With rules for who may ask for what; without them everybody may.
     pub fn behind(self, gate: Gate) -> Ads {
         Ads { gate, ..self }
+    }
+
+    /// With knowledge of which zones have a control plane of their own; without it whoever comes stays.
+    pub fn among(self, homes: Homes) -> Ads {
+        Ads { homes, ..self }
     }
 
     /// The method at a request's path, if it is one of discovery.

@@ -13,6 +13,7 @@ use super::{
     proxies::Entry,
     renewals::Renewals,
     response::{self, TooLong},
+    retries::Retries,
     service::{Ads, Scope},
     stream::{Answer, StaleNonce, Stream, Variant},
     wire::{self, Wire},
@@ -153,17 +154,23 @@ impl<W: Wire> Session<W> {
         responses: &mut Outgoing,
     ) -> Result<std::convert::Infallible, End> {
         let mut renewals = Renewals::default();
+        let mut retries = Retries::default();
+        let Proxy { id, view, .. } = &self.connected.entry.proxy;
+        let mut sent_home = self.ads.homes.sent_home(&view.zone, id);
         // Ends with the stream.
         loop {
             self.send_due(responses)?;
             renewals.follow(&self.connected.entry.stream());
+            retries.follow(&self.connected.entry.stream());
             tokio::select! {
                 () = renewals.due() => renewals.begin(&mut self.connected.entry.stream()),
+                () = retries.due() => retries.begin(&mut self.connected.entry.stream()),
                 request = requests.next() => {
                     let request = request?.ok_or(End::Quiet)?;
                     let work = || self.take(&decode::<W>(request.clone())?);
                     self.ads.turns.take(request.len(), work).await?;
                 }
+                status = &mut sent_home => return Err(status.into()),
                 changed = self.ads.snapshots.changed() => {
                     changed.map_err(|_| End::Quiet)?;
                     self.look();
@@ -211,7 +218,7 @@ impl<W: Wire> Session<W> {
                     resources = ?refused.resources.iter().take(REFUSED_NAMES_LOGGED).collect::<Vec<_>>(),
                     count = refused.resources.len(),
                     message = refused.message,
-                    "refused; not sent again until it changes, the proxy keeps what it had"
+                    "refused; not sent again until it changes (a listener: tried again), the proxy keeps what it had"
                 );
             }
             Ok(Answer::Accepted | Answer::None) => {}

@@ -278,6 +278,11 @@ impl Stream {
         self.kinds[kind.index()].renewal = true;
     }
 
+    /// Has what the client refuses of `kind` sent again, though it has not changed.
+    pub fn retry(&mut self, kind: Kind) {
+        self.kinds[kind.index()].pardon();
+    }
+
     /// What the client has whose time to live is to be renewed.
     fn renewed(&mut self, kind: Kind) -> Vec<Arc<Resource>> {
         let tells_ttl = self.tells_ttl(kind);

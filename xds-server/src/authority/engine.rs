@@ -9,29 +9,37 @@ use std::{
 use policy::{
     ZoneState,
     fence::{
-        Authority, Effect, HolderId, Input, Move, Name, Outcome, Replica, SessionId, Transaction,
-        Unwilling, Write, move_id, moves::better_zone,
+        Authority, Cause, Effect, HolderId, Input, Move, Name, Outcome, Replica, SessionId,
+        Transaction, Unwilling, Write, move_id, moves::better_zone,
     },
 };
 use protos::fence::{GrantorSays, HolderSays};
 use registry::{
-    authority::{OPERATIONS_PREFIX, PeerRecord, Secret, SessionRecord, incarnation},
+    authority::{OPERATIONS_PREFIX, PeerRecord, Secret, SessionRecord, SessionTerms, incarnation},
     store::{Compare, Op, Store, StoreError, TxnOutcome},
 };
-use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, info, warn};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tracing::{debug, error, info, warn};
 
 use super::{
     CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
+    homes::{Sightings, Since},
     peers::{Message, Roster, Says},
+    presence::Presence,
     records::{self, Operations},
     renewals::Renewals,
     status,
+    terms::{self, Said},
 };
 use crate::metrics::{CellLabel, ResultLabel};
 
 /// How long a transaction that has failed rests.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// How long a session may say another number of proxies than there are, in microseconds.
+const COUNT_PATIENCE_US: u64 = 60_000_000;
 
 pub(super) struct Engine {
     sources: Sources,
@@ -44,9 +52,14 @@ pub(super) struct Engine {
     out: BTreeMap<Name, BTreeSet<Name>>,
     /// The zone that should have a cell, as it was said last.
     better: BTreeMap<Name, Option<Name>>,
+    presence: Presence,
+    /// By zone, until when proxies are kept though the session of an incarnation is only about to begin.
+    reborn_until: BTreeMap<Name, u64>,
     commands: mpsc::Receiver<Command>,
     publisher: watch::Sender<Arc<Vec<CellStatus>>>,
     told: watch::Sender<Arc<Vec<Operation>>>,
+    sightings: Sightings,
+    sighted: watch::Sender<Arc<Since>>,
     /// What became of transactions.
     answer: mpsc::UnboundedSender<Answer>,
     answers: mpsc::UnboundedReceiver<Answer>,
@@ -55,15 +68,30 @@ pub(super) struct Engine {
     /// How every session is reached.
     reached: BTreeMap<SessionId, PeerRecord>,
     renewals: Renewals,
+    /// What the own session of a zone last said.
+    stated: BTreeMap<Name, Stated>,
     /// Who waits for the end.
     stopping: Vec<oneshot::Sender<()>>,
     stopped: BTreeSet<Name>,
+    /// What sessions say of their processes.
+    said: Said,
+    /// Something may have changed about the agreed terms.
+    terms_dirty: bool,
+    /// Why this replica does not agree, as it was said last.
+    differs: Option<String>,
 }
 
 struct Answer {
     id: SessionId,
     number: u64,
     outcome: Outcome,
+}
+
+/// What a session's record said when it was put.
+struct Stated {
+    proxies: Option<u32>,
+    terms: Option<SessionTerms>,
+    at: u64,
 }
 
 /// A proxy process that is connected.
@@ -90,6 +118,7 @@ impl Engine {
         commands: mpsc::Receiver<Command>,
         publisher: watch::Sender<Arc<Vec<CellStatus>>>,
         told: watch::Sender<Arc<Vec<Operation>>>,
+        sighted: watch::Sender<Arc<Since>>,
     ) -> Engine {
         let draw = &mut sources.draw;
         let replicas = sources.zones.iter().map(|zone| {
@@ -114,16 +143,24 @@ impl Engine {
             operations: Operations::new(),
             out: BTreeMap::new(),
             better: BTreeMap::new(),
+            presence: Presence::default(),
+            reborn_until: BTreeMap::new(),
             commands,
             publisher,
             told,
+            sightings: Sightings::default(),
+            sighted,
             answer,
             answers,
             secrets,
             reached: BTreeMap::new(),
             renewals,
+            stated: BTreeMap::new(),
             stopping: Vec::new(),
             stopped: BTreeSet::new(),
+            said: Said::default(),
+            terms_dirty: true,
+            differs: None,
         }
     }
 
@@ -151,12 +188,18 @@ impl Engine {
                 Woken::Answer(Some(answer)) => self.answered(&answer),
                 Woken::Rules => self.take_rules(),
                 Woken::Overview => self.look_around(),
-                Woken::Time => self.everybody(&Input::Tick),
+                Woken::Time => {
+                    self.terms_dirty = true;
+                    self.everybody(&Input::Tick);
+                }
             }
+            self.judge_terms();
             self.judge();
             self.renewals.look(self.replicas.values(), self.now());
             self.send_away();
+            self.restate();
             self.publish();
+            self.sight();
         }
     }
 
@@ -173,7 +216,11 @@ impl Engine {
 
     fn take_rules(&mut self) {
         let rules = Arc::clone(&self.sources.rules.borrow_and_update());
+        if let Some(agreed) = &rules.agreed {
+            self.everybody(&Input::Configured(agreed.clone()));
+        }
         self.everybody(&Input::Cells(rules.cells.clone()));
+        self.terms_dirty = true;
         self.look_around();
     }
 
@@ -198,9 +245,16 @@ impl Engine {
 
     fn take_fact(&mut self, fact: Fact) {
         self.take_peer(&fact);
+        self.presence.hear(&fact);
+        self.said.take(&fact);
+        self.terms_dirty = true;
         let input = match fact {
-            Fact::Listed { cluster, entries } => {
-                let (listing, operations) = records::listing(cluster, &entries);
+            Fact::Listed {
+                cluster,
+                revision,
+                entries,
+            } => {
+                let (listing, operations) = records::listing(cluster, revision, &entries);
                 self.operations = operations;
                 self.tell_operations();
                 Some(Input::Listed(listing))
@@ -276,7 +330,7 @@ impl Engine {
         self.sources.peers.post.follow(Roster { own, others });
     }
 
-    fn session_record(&self, zone: &Name) -> SessionRecord {
+    fn session_record(&self, zone: &Name, replica: &Replica) -> SessionRecord {
         let reach = self.sources.peers.reach.as_ref();
         let peer = reach
             .zip(self.secrets.get(zone))
@@ -287,6 +341,8 @@ impl Engine {
             });
         SessionRecord {
             process: self.sources.process.clone(),
+            proxies: Some(self.connected(zone)),
+            terms: terms::own(replica),
             peer,
         }
     }
@@ -410,7 +466,15 @@ impl Engine {
     /// Whether proxies get from this replica what there is to be had.
     fn serves(&self, zone: &Name) -> bool {
         let replica = self.replicas.get(zone);
-        let alive = |replica: &Replica| replica.session().left(self.now()) > 0;
+        let now = self.now();
+        let reborn = || {
+            self.reborn_until
+                .get(zone)
+                .is_some_and(|until| now < *until)
+        };
+        let alive = |replica: &Replica| {
+            replica.acts() && (replica.session().left(now) > 0 || replica.believes() && reborn())
+        };
         self.stopping.is_empty() && replica.is_some_and(alive)
     }
 
@@ -433,6 +497,11 @@ impl Engine {
         let incarnation = incarnation(zone, (self.sources.draw)());
         warn!(was = %replica.id().incarnation, now = %incarnation, "the session is over: nothing is granted before another has begun");
         self.sources.metrics.sessions_lost.inc();
+        // Its proxies stay for a moment: the next session begins as soon as the store answers.
+        let until = self
+            .now()
+            .saturating_add(self.sources.terms.session_ttl / 8);
+        self.reborn_until.insert(zone.clone(), until);
         let (replica, effects) = replica.reborn(incarnation, self.now());
         self.replicas.insert(zone.clone(), replica);
         let secret = (self.sources.peers.secret)();
@@ -457,13 +526,20 @@ impl Engine {
             records::operation(&self.operations, cell, before, after, &id, unix_ms())
         });
         let changes_authority = authority.is_some();
-        let session = self.session_record(zone);
-        let (compares, ops) =
-            records::transaction(transaction, &session, operation.unwrap_or_default());
-        let asks = ops.is_empty();
+        let said = self.session_record(zone, replica);
         if let [Write::Session(_)] = transaction.writes[..] {
             self.sources.metrics.session_puts.inc();
+            self.presence.stated(zone, self.connected(zone) > 0);
+            let stated = Stated {
+                proxies: said.proxies,
+                terms: said.terms,
+                at: self.now(),
+            };
+            self.stated.insert(zone.clone(), stated);
         }
+        let (compares, ops) =
+            records::transaction(transaction, &said, operation.unwrap_or_default());
+        let asks = ops.is_empty();
         let store = Arc::clone(&self.sources.store);
         let mode = self.sources.mode.clone();
         let answer = self.answer.clone();
@@ -533,7 +609,12 @@ impl Engine {
                     return;
                 }
                 if !self.serves(&zone) {
-                    let _ = joined.send(Err(Unseated::NoSession));
+                    let replica = self.replicas.get(&zone);
+                    let unseated = match replica.is_some_and(|replica| !replica.acts()) {
+                        true => Unseated::TermsDiffer,
+                        false => Unseated::NoSession,
+                    };
+                    let _ = joined.send(Err(unseated));
                     return;
                 }
                 self.leave(holder);
@@ -590,11 +671,51 @@ impl Engine {
             Command::Wish { wish, answer } => {
                 let _ = answer.send(self.wish(&wish));
             }
+            Command::HandOver { begun } => {
+                let _ = begun.send(self.hand_over());
+            }
             Command::Stop { stopped } => {
                 self.stopping.push(stopped);
                 self.everybody(&Input::Stop);
             }
         }
+    }
+
+    /// Begins to move every cell that nobody else grants writes for in its zone: their names.
+    fn hand_over(&mut self) -> BTreeSet<String> {
+        let now = self.now();
+        let mut moves = Vec::new();
+        for replica in self.replicas.values() {
+            for (cell, _, authority, ..) in replica.cells() {
+                let next = replica.successor(cell, now);
+                let next = next.filter(|zone| !self.replicas.contains_key(zone));
+                if let (Some(to), Some(authority)) = (next, authority) {
+                    let next = Move {
+                        id: move_id(cell, authority),
+                        to: vec![to],
+                        cause: Cause::Operator,
+                        reason: Name::from("the only replica of its zone stops, and hands over"),
+                        epoch_min: 0,
+                        hold: 0,
+                    };
+                    moves.push((replica.id().zone.clone(), cell.clone(), next));
+                }
+            }
+        }
+        let mut begun = BTreeSet::new();
+        for (zone, cell, next) in moves {
+            let Some(replica) = self.replicas.get_mut(&zone) else {
+                continue;
+            };
+            match replica.wish(&cell, next, false, now) {
+                Ok(effects) => {
+                    begun.insert(cell.to_string());
+                    self.carry_out(&zone, effects);
+                }
+                Err(error) => warn!(%cell, %error, "the cell is not handed over"),
+            }
+        }
+        begun
     }
 
     fn wish(&mut self, wish: &Wish) -> Result<(), Unwilling> {
@@ -619,8 +740,9 @@ impl Engine {
                 cause: wish.cause,
                 reason: wish.reason.clone(),
                 epoch_min: wish.epoch_min,
+                hold: wish.hold,
             };
-            match replica.wish(&wish.cell, next, now) {
+            match replica.wish(&wish.cell, next, wish.accepted, now) {
                 Ok(effects) => {
                     self.carry_out(&zone, effects);
                     return Ok(());
@@ -636,21 +758,107 @@ impl Engine {
         let Some(replica) = self.replicas.values().next() else {
             return;
         };
+        let unheld = (self.presence).unheld(replica.sessions(), self.now(), &self.sources.terms);
         let mut changed = Vec::new();
         for (cell, _, authority, ..) in replica.cells() {
-            let better = authority.and_then(|authority| better_zone(authority, &self.out));
+            let better = authority.and_then(|a| better_zone(a, &self.out, &unheld));
             if self.better.get(cell) != Some(&better) {
-                changed.push((cell.clone(), better));
+                let owners = authority.map_or(&[][..], |authority| &authority.owners);
+                let reason = match &better {
+                    Some(better) => self.reason(owners, better),
+                    None => Name::from(""),
+                };
+                changed.push((cell.clone(), better, reason));
             }
         }
-        for (cell, zone) in changed {
+        if self.presence.unheld_changes(&unheld) {
+            self.everybody(&Input::Unheld(unheld));
+        }
+        for (cell, zone, reason) in changed {
+            if let Some(zone) = &zone {
+                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves unless an operator holds it");
+            }
             self.better.insert(cell.clone(), zone.clone());
-            self.everybody(&Input::Better { cell, zone });
+            self.everybody(&Input::Better { cell, zone, reason });
         }
     }
 
+    /// Why a cell should leave its owners for `better`.
+    fn reason(&self, owners: &[Name], better: &Name) -> Name {
+        let none = BTreeSet::new();
+        let out = |zone: &Name| self.out.get(zone).unwrap_or(&none);
+        let missing = owners
+            .iter()
+            .flat_map(|owner| out(owner).difference(out(better)));
+        let missing: BTreeSet<&str> = missing.map(|service| &**service).collect();
+        let missing = missing.into_iter().collect::<Vec<_>>().join(", ");
+        Name::from(format!("{} cannot serve {missing}", owners.join(", ")))
+    }
+
+    /// How many proxies of a zone are connected.
+    fn connected(&self, zone: &Name) -> u32 {
+        let of_zone = self.streams.values().filter(|stream| stream.zone == *zone);
+        u32::try_from(of_zone.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether what the own session said is no longer so: of its terms, or for long of its proxies.
+    fn is_outdated(&self, zone: &Name) -> bool {
+        let stated = self.stated.get(zone).zip(self.replicas.get(zone));
+        stated.is_some_and(|(stated, replica)| {
+            let settled = self.now() >= stated.at.saturating_add(COUNT_PATIENCE_US);
+            let count = Some(self.connected(zone));
+            stated.terms != terms::own(replica) || settled && stated.proxies != count
+        })
+    }
+
+    /// Has sessions put anew whose record is wrong about whether there are proxies, or about terms.
+    fn restate(&mut self) {
+        let zones: Vec<Name> = self.replicas.keys().cloned().collect();
+        for zone in zones {
+            let any = self.connected(&zone) > 0;
+            let patience = self.sources.terms.session_ttl / 4;
+            let now = self.now();
+            let presence = self.presence.is_to_be_restated(&zone, any, now, patience);
+            if presence || self.is_outdated(&zone) {
+                self.handle(&zone, Input::Restated);
+            }
+        }
+    }
+
+    /// Says what is agreed on, and how this replica stands to that.
+    fn judge_terms(&mut self) {
+        if !std::mem::take(&mut self.terms_dirty) {
+            return;
+        }
+        let now = self.now();
+        let Some(replica) = self.replicas.values().next() else {
+            return;
+        };
+        let status = terms::status(replica, &self.said, now);
+        let agreement = replica.agreement().map(|(_, agreement)| agreement.clone());
+        let differs = match status.agrees || agreement.is_none() {
+            true => None,
+            false => Some(status.differences.join("; ")),
+        };
+        let rolled = terms::rolled(&status);
+        let agrees = i64::from(status.agrees);
+        self.sources.metrics.terms_agreed.set(agrees);
+        self.sources.agreements.set(agreement.as_ref(), status);
+        if differs != self.differs {
+            match &differs {
+                Some(differences) => error!(
+                    differences,
+                    "this replica is configured with other terms than those that are agreed on: it grants nothing and moves nothing. Give it the configuration of the others, or change the terms: `tidegate terms change --config FILE`"
+                ),
+                None => info!("this replica's terms are agreed on"),
+            }
+            self.differs = differs;
+        }
+        self.everybody(&Input::Rolled(rolled));
+    }
+
     fn publish(&mut self) {
-        let cells = status::of(self.replicas.values(), self.now());
+        let cells = status::of(self.replicas.values(), &self.presence, self.now());
         let metrics = &self.sources.metrics;
         for cell in &cells {
             let label = CellLabel {
@@ -671,6 +879,22 @@ impl Engine {
             }
             changed
         });
+    }
+
+    /// Tells streams which zones have a control plane of their own.
+    fn sight(&mut self) {
+        // All replicas of this process see the same.
+        let Some(replica) = self.replicas.values().next() else {
+            return;
+        };
+        let (now, terms, sessions) = (self.now(), &self.sources.terms, replica.sessions());
+        let present = sessions.present().map(|(id, _)| id);
+        let alive = present.filter(|id| !sessions.over(id, now, terms));
+        let alive: BTreeSet<SessionId> = alive.cloned().collect();
+        if self.sightings.look(alive, Instant::now()) {
+            self.sighted
+                .send_replace(Arc::new(self.sightings.since().clone()));
+        }
     }
 
     fn tell_operations(&self) {
@@ -716,7 +940,15 @@ fn log_authority(cell: &Name, authority: &Authority) {
             info!(%cell, epoch, ?owners, unsettled = ?authority.unsettled, "authority: settling")
         }
         policy::fence::State::Fencing(next) => {
-            info!(%cell, epoch, from = ?owners, to = ?next.to, cause = ?next.cause, reason = %next.reason, "authority: fencing");
+            let (to, cause, reason) = (&next.to, next.cause, &next.reason);
+            match cause {
+                Cause::Operator | Cause::Override => {
+                    info!(%cell, epoch, from = ?owners, ?to, ?cause, %reason, "authority: fencing");
+                }
+                Cause::SessionLost | Cause::Unfit => {
+                    warn!(%cell, epoch, from = ?owners, ?to, ?cause, %reason, "authority: fencing, by itself");
+                }
+            }
         }
     }
 }

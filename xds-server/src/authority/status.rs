@@ -1,8 +1,12 @@
 //! How cells stand, for people and for what follows from it.
 
+use std::collections::BTreeMap;
+
 use policy::fence::{Replica, State};
 use registry::authority::{AuthorityRecord, MoveRecord, OperationRecord, StateName};
 use serde::{Deserialize, Serialize};
+
+use super::presence::Presence;
 
 /// A cell, as this process sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,9 +28,27 @@ pub struct CellStatus {
     pub grantors: Vec<String>,
     /// What this process grants, by zone.
     pub here: Vec<Holding>,
+    /// The zones that a replica speaks for.
+    #[serde(default)]
+    pub zones: BTreeMap<String, Speakers>,
+    /// For so long, from when this record was seen, an operator's move keeps it from leaving because others serve it better.
+    #[serde(default)]
+    pub hold_ms: u64,
+    /// This is old: the store is away, or not believed. Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<String>,
 }
 
 pub type MoveStatus = MoveRecord;
+
+/// Who speaks for a zone, over all replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Speakers {
+    /// Living sessions.
+    pub replicas: u32,
+    /// Proxies that are connected to them, to hold grants, as they last said; none where no replica says.
+    pub proxies: Option<u32>,
+}
 
 /// What one replica grants for a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +73,7 @@ pub struct Operation {
 /// The cells as `replicas`, which speak for one zone each, see them together.
 pub(super) fn of<'r>(
     replicas: impl Iterator<Item = &'r Replica> + Clone,
+    presence: &Presence,
     now: u64,
 ) -> Vec<CellStatus> {
     let mut cells = Vec::<CellStatus>::new();
@@ -87,12 +110,15 @@ pub(super) fn of<'r>(
                     .unwrap_or_default(),
                 state: record.as_ref().filter(|_| own.is_some()).map(|r| r.state),
                 moving,
+                hold_ms: record.as_ref().map_or(0, |r| r.hold_ms),
                 unsettled: record.map(|r| r.unsettled).unwrap_or_default(),
                 grantors: grantors
                     .iter()
                     .map(|id| id.incarnation.to_string())
                     .collect(),
                 here: vec![holding],
+                zones: presence.zones(replica.sessions(), now, replica.terms()),
+                stale: None,
             });
         }
     }

@@ -16,12 +16,11 @@ use policy::{
 use serde_saphyr::Spanned;
 
 use super::{
-    Config, ConfigError, EscapedSlashes, FilterConfig, Guard, ListenerAddress, Listeners, Mesh,
-    Protocol, Resilience, ServiceConfig, StoreConfig, Ttls, XdsConfig, failover,
+    Config, ConfigError, FilterConfig, Guard, Mesh, Protocol, Resilience, ServiceConfig,
+    StoreConfig, Ttls, XdsConfig, failover,
     raw::{
-        RawAddress, RawClass, RawConfig, RawEscapedSlashes, RawLink, RawOperatorWeights,
-        RawProtocol, RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawTtls,
-        RawWeights, RawXds, RawZone,
+        RawClass, RawConfig, RawLink, RawOperatorWeights, RawProtocol, RawRegionRule, RawRoute,
+        RawService, RawStore, RawTraceRule, RawTtls, RawWeights, RawXds, RawZone,
     },
     resilience,
 };
@@ -55,6 +54,7 @@ impl Door<'_> {
         let topology = self.topology(&raw.zones, &raw.links)?;
         let authority = self.authority(raw.authority.as_ref(), &topology)?;
         let fences = authority.is_some();
+        let forward_tls = authority.as_ref().and_then(|a| a.forward_tls.clone());
         let mut services = raw
             .services
             .value
@@ -71,7 +71,8 @@ impl Door<'_> {
             token: e.value.token.clone(),
         });
         self.check_rules(&topology, &services, &raw)?;
-        services.extend(fences.then(ServiceConfig::gateways));
+        refuse_foreign_upgrades(&mut services);
+        services.extend(fences.then(|| ServiceConfig::gateways(forward_tls)));
         if let Some(at) = &raw.explain {
             Rules::new(
                 topology.clone(),
@@ -91,6 +92,7 @@ impl Door<'_> {
         }
         let listen = self.listen(&raw.listen)?;
         let access = self.access(raw.access.as_ref(), &topology, &listen)?;
+        let is_loopback = listen.xds.address.ip().to_canonical().is_loopback();
         Ok(Config {
             listen,
             xds: self.xds(raw.xds.as_ref())?,
@@ -104,14 +106,10 @@ impl Door<'_> {
                     path: raw.filter.path.value,
                     generation: raw.filter.generation,
                 },
-                listeners: Listeners {
-                    gateway: address(raw.listeners.gateway),
-                    sidecar: address(raw.listeners.sidecar),
-                    grpc: raw.listeners.grpc,
-                },
+                listeners: self.listeners(&raw.listeners)?,
                 ttls: self.ttls(raw.xds.as_ref().and_then(|xds| xds.value.ttl_s.as_ref()))?,
                 explain,
-                guard: self.guard(raw.guard.as_ref())?,
+                guard: self.guard(raw.guard.as_ref(), is_loopback)?,
                 access: Arc::new(access),
             },
         })
@@ -126,7 +124,7 @@ impl Door<'_> {
             Kind::Endpoints => raw.value.eds,
             Kind::Listener => raw.value.lds,
             Kind::Routes => raw.value.rds,
-            Kind::VirtualHosts => None,
+            Kind::VirtualHosts | Kind::Secret => None,
             Kind::FilterConfig => raw.value.ecds,
         };
         let mut ttls = Ttls::default();
@@ -143,12 +141,23 @@ impl Door<'_> {
         Ok(ttls)
     }
 
-    fn guard(&self, raw: Option<&Spanned<failover::RawGuard>>) -> Result<Guard, ConfigError> {
+    /// Where `listen.xds` is a loopback address, all proxies run on this machine.
+    fn guard(
+        &self,
+        raw: Option<&Spanned<failover::RawGuard>>,
+        is_loopback: bool,
+    ) -> Result<Guard, ConfigError> {
         let Some(at) = raw else {
-            return Ok(Guard::default());
+            return Ok(Guard {
+                vanish_percent: failover::half(),
+                loopback_instances: is_loopback,
+            });
         };
         match at.value.vanish_percent {
-            vanish_percent @ 1..=100 => Ok(Guard { vanish_percent }),
+            vanish_percent @ 1..=100 => Ok(Guard {
+                vanish_percent,
+                loopback_instances: at.value.loopback_instances.unwrap_or(is_loopback),
+            }),
             other => {
                 let message = format!("{other}: 1 to 100 are possible; 100 believes everything");
                 Err(self.error(at, "guard.vanish_percent", message))
@@ -255,7 +264,7 @@ impl Door<'_> {
             | InvalidRules::Prefix { service, .. }
             | InvalidRules::GrpcName { service, .. }
             | InvalidRules::ReadsWithoutGrpc { service } => position.get(service.as_str()),
-            InvalidRules::Header(_) | InvalidRules::EmptyToken => None,
+            InvalidRules::Header(_) | InvalidRules::Cookie(_) | InvalidRules::EmptyToken => None,
         };
         let index = index.copied();
         match index.and_then(|index| Some((index, raw.services.value.get(index)?))) {
@@ -298,13 +307,14 @@ impl Door<'_> {
             Some(at) => failover::demands(&at.value, topology)
                 .map_err(|message| self.error(at, &field("demand"), message))?,
         };
-        let resilience = self.resilience(raw, field)?;
+        let resilience = self.resilience(index, raw, &routes)?;
         Ok(ServiceConfig {
             name: raw.name.clone(),
             protocol: match raw.protocol {
                 RawProtocol::Auto => Protocol::Auto,
                 RawProtocol::Http1 => Protocol::Http1,
                 RawProtocol::Http2 => Protocol::Http2,
+                RawProtocol::Downstream => Protocol::Downstream,
             },
             routes,
             region_missing: region_rule(raw.region.missing),
@@ -319,27 +329,37 @@ impl Door<'_> {
             zone_affinity: raw.affinity.as_ref().map(|at| at.value.source()),
             writes: self.writes(raw, at, &resilience, fences, field)?,
             resilience,
+            tls: (raw.tls.as_ref())
+                .map(|at| self.upstream_tls(&field("tls"), at))
+                .transpose()?,
         })
     }
 
     fn resilience(
         &self,
+        index: usize,
         raw: &RawService,
-        field: impl Fn(&str) -> String,
+        routes: &[Route],
     ) -> Result<Resilience, ConfigError> {
         let fields = resilience::Raw {
             strategy: raw.strategy.as_ref(),
             sessions: raw.sessions.as_ref(),
+            outlier_detection: raw.outlier_detection.as_ref(),
             outlier: raw.outlier.as_ref(),
-            circuit: raw.circuit.as_ref(),
-            hedge_after_ms: raw.hedge_after_ms,
+            circuit_breakers: raw.circuit_breakers.as_ref(),
             weighs: raw.weights.is_some() || raw.affinity.is_some(),
         };
-        fields.read().map_err(|(line, name, message)| ConfigError {
+        let resilience = fields.read().map_err(|(line, name, message)| ConfigError {
             file: self.file.to_owned(),
             line,
-            field: field(name),
-            message: message.to_owned(),
+            field: format!("services[{index}].{name}"),
+            message,
+        })?;
+        Ok(Resilience {
+            routes: self.routes_options(index, raw, routes)?,
+            upgrades: self.upgrades(index, raw)?,
+            upstream_idle_timeout_ms: self.upstream_idle_timeout(index, raw)?,
+            ..resilience
         })
     }
 
@@ -387,8 +407,10 @@ impl Door<'_> {
             (Some(RawClass::Write), None, _) => ClassRule::Always(Class::Write),
             (None, None, None) => ClassRule::ByMethod,
         };
+        // A fully qualified name may end with a dot; proxies strip it from requests.
+        let host = raw.host.strip_suffix('.').unwrap_or(&raw.host);
         Ok(Route {
-            host: raw.host.to_ascii_lowercase(),
+            host: host.to_ascii_lowercase(),
             matches,
             class,
         })
@@ -410,15 +432,14 @@ fn region_rule(raw: RawRegionRule) -> RegionRule {
     }
 }
 
-fn address(raw: RawAddress) -> ListenerAddress {
-    ListenerAddress {
-        address: raw.address,
-        port: raw.port,
-        access_log: Some(raw.access_log).filter(|path| !path.is_empty()),
-        escaped_slashes: match raw.escaped_slashes {
-            RawEscapedSlashes::Reject => EscapedSlashes::Reject,
-            RawEscapedSlashes::Keep => EscapedSlashes::Keep,
-        },
-        on_demand: raw.on_demand,
+/// The listeners let in whatever upgrade any service takes.
+fn refuse_foreign_upgrades(services: &mut [ServiceConfig]) {
+    let all = services
+        .iter()
+        .flat_map(|service| &service.resilience.upgrades.taken);
+    let all: BTreeSet<String> = all.cloned().collect();
+    for service in services {
+        let upgrades = &mut service.resilience.upgrades;
+        upgrades.refused = all.difference(&upgrades.taken).cloned().collect();
     }
 }

@@ -149,5 +149,11 @@ pub(super) fn demands(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawGuard {
+    #[serde(default = "half")]
     pub(super) vanish_percent: u8,
+    pub(super) loopback_instances: Option<bool>,
+}
+
+pub(super) fn half() -> u8 {
+    50
 }

@@ -7,8 +7,12 @@ mod authority;
 mod door;
 mod failover;
 mod listen;
+mod listeners;
+mod proxy_tls;
 mod raw;
 mod resilience;
+mod routing;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -19,16 +23,23 @@ use policy::{
     TraceRule, Weighting, Writes, ZoneId,
 };
 
+use registry::record::{Instance, InvalidRecord};
+
 use crate::{
     access::Access,
     connections::Limits,
     resource::{Kind, Resource},
-    snapshot::Role,
 };
 
 pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
-pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
+pub(crate) use listeners::is_any_ipv6;
+pub use listeners::{EscapedSlashes, ListenerConfig, ListenerLimits, Listeners};
+pub use proxy_tls::{
+    DownstreamTls, SdsSecret, ServerCertificate, TlsCertificate, TrustedCa, UpstreamTls,
+};
+pub use resilience::{CircuitBreakers, OutlierDetection, Resilience, Sessions, Strategy};
+pub use routing::{RouteOptions, RoutesOptions, Upgrades};
 
 /// Everything that the control plane is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,11 +122,17 @@ pub struct Mesh {
 pub struct Guard {
     /// Where more than this share of all instances vanishes within a second, they are kept. 100: everything is believed.
     pub vanish_percent: u8,
+    /// Instances may have loopback addresses, which lead each proxy to its own machine, its admin interface included.
+    pub loopback_instances: bool,
 }
 
-impl Default for Guard {
-    fn default() -> Self {
-        Guard { vanish_percent: 50 }
+impl Guard {
+    /// Whether proxies may be sent to the address of this instance.
+    pub fn check(&self, instance: &Instance) -> Result<(), InvalidRecord> {
+        match instance.address.is_loopback() && !self.loopback_instances {
+            true => Err(InvalidRecord::Loopback(instance.address)),
+            false => Ok(()),
+        }
     }
 }
 
@@ -126,38 +143,6 @@ pub struct FilterConfig {
     pub path: String,
     /// Raised by the operator to have a policy or a filter that was refused tried again.
     pub generation: u64,
-}
-
-/// What the proxies of each role listen on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listeners {
-    pub gateway: ListenerAddress,
-    pub sidecar: ListenerAddress,
-    /// Whether gRPC clients that speak xDS by themselves are served, too.
-    pub grpc: bool,
-}
-
-/// An address on the proxies' machines. Port 0 is the kernel's choice, which Envoy's admin interface tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenerAddress {
-    pub address: String,
-    pub port: u16,
-    /// A file on the proxies' machines; none writes no access log.
-    pub access_log: Option<String>,
-    pub escaped_slashes: EscapedSlashes,
-    /// Proxies ask for virtual hosts when the first request to each comes, instead of having all of them.
-    pub on_demand: bool,
-}
-
-impl Listeners {
-    /// Where the proxies of a role listen; none for clients, who listen on nothing.
-    pub fn of(&self, role: Role) -> Option<&ListenerAddress> {
-        match role {
-            Role::Gateway => Some(&self.gateway),
-            Role::Sidecar => Some(&self.sidecar),
-            Role::Grpc => None,
-        }
-    }
 }
 
 /// How long a proxy may keep what it has without hearing from a control plane, by kind, in seconds.
@@ -178,25 +163,16 @@ impl Ttls {
     }
 }
 
-/// What becomes of a path with `%2F` or `%5C` in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum EscapedSlashes {
-    /// Status 400. A service that decodes them may see another path than the one that was decided about, and take a
-    /// write where a read was let through.
-    #[default]
-    Reject,
-    /// For services that carry them in names.
-    Keep,
-}
-
 /// How proxies speak to a service's instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Protocol {
-    /// As the client spoke to the proxy.
+    /// HTTP/2 where a route is for gRPC, which needs it, and HTTP/1.1 elsewhere, which every server speaks.
     #[default]
     Auto,
     Http1,
     Http2,
+    /// As the client spoke to the proxy: for instances that speak both.
+    Downstream,
 }
 
 /// A service as it is configured. Its plans follow from its instances, so they are not here.
@@ -216,6 +192,8 @@ pub struct ServiceConfig {
     pub zone_affinity: Option<KeySource>,
     pub writes: Writes,
     pub resilience: Resilience,
+    /// How proxies connect to its instances. None: plain text.
+    pub tls: Option<UpstreamTls>,
 }
 
 /// Why a configuration was refused: where, and what to change.

@@ -17,7 +17,7 @@ use crate::{
     metrics::{Metrics, ReasonLabel, ServiceZoneLabel, ZoneLabel},
     mode::Mode,
     snapshot::{Role, Snapshot},
-    world::{Change, Implausible, Proposals, Statuses, World, ZoneStatus},
+    world::{Change, Implausible, Proposals, Rejected, Statuses, Warnings, World, ZoneStatus},
 };
 
 /// How services are doing, for people.
@@ -28,6 +28,9 @@ pub struct Overview {
     pub implausible: Option<Implausible>,
     /// Instances that are served though their records are gone.
     pub kept: usize,
+    /// Records that are not used, and what is odd about those that are, by store key.
+    pub rejected: Rejected,
+    pub warnings: Warnings,
     /// When this was, on the clock of the times in `statuses`.
     pub now_ms: u64,
 }
@@ -106,7 +109,7 @@ impl Engine {
         let snapshot = self.world.snapshot(self.now_ms());
         self.metrics
             .records_unused
-            .set(self.world.rejected() as i64);
+            .set(self.world.rejected().len() as i64);
         self.metrics.instances.set(self.world.instances() as i64);
         self.metrics.instances_kept.set(self.world.kept() as i64);
         self.oversee();
@@ -145,6 +148,8 @@ impl Engine {
             statuses: self.world.statuses().clone(),
             implausible: self.world.implausible().cloned(),
             kept: self.world.kept(),
+            rejected: self.world.rejected().clone(),
+            warnings: self.world.warnings().clone(),
             now_ms: self.now_ms(),
         };
         for change in before.statuses.diff(&now.statuses) {

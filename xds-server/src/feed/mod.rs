@@ -9,7 +9,7 @@ mod engine;
 mod reader;
 mod steward;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use registry::store::{Revision, Store};
 use tokio::{
@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     ads::service::Snapshots,
     authority::Fact,
+    conditions::{Code, Conditions},
     config::Mesh,
     last_good::{Keeper, LastGood},
     metrics::Metrics,
@@ -61,6 +62,9 @@ pub struct Feed {
     pub confirm: Confirm,
 }
 
+/// How long a start may take before it counts as one that has nothing to serve.
+const START_MAX: Duration = Duration::from_secs(5);
+
 /// Starts to follow the store and the meshes. Ends when the receiver of every snapshot is gone.
 pub fn start(sources: Sources) -> Feed {
     let Sources {
@@ -72,6 +76,7 @@ pub fn start(sources: Sources) -> Feed {
         mode,
         metrics,
     } = sources;
+    let conditions = metrics.conditions.clone();
     let confirm = Confirm::default();
     let (changes, pending) = mpsc::channel(PENDING_MAX);
     let (publisher, snapshots) = watch::channel(None);
@@ -110,9 +115,39 @@ pub fn start(sources: Sources) -> Feed {
         metrics,
     };
     tokio::spawn(engine.run());
+    tokio::spawn(say_if_nothing(snapshots.clone(), conditions));
     Feed {
         snapshots,
         overviews,
         confirm,
+    }
+}
+
+/// A condition for as long as there is no snapshot, unless the first one comes soon.
+async fn say_if_nothing<T>(mut snapshots: watch::Receiver<Option<T>>, conditions: Conditions) {
+    let mut listed = async || drop(snapshots.wait_for(Option::is_some).await);
+    if tokio::time::timeout(START_MAX, listed()).await.is_err() {
+        conditions.raise(Code::NothingToServe, "", "");
+        listed().await;
+        conditions.clear(Code::NothingToServe, "");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_without_anything_to_serve_is_a_condition_until_there_is_something() {
+        let (publisher, snapshots) = watch::channel(None);
+        let conditions = Conditions::new();
+        let said = tokio::spawn(say_if_nothing(snapshots, conditions.clone()));
+        tokio::time::sleep(START_MAX / 2).await;
+        assert!(!conditions.holds(Code::NothingToServe));
+        tokio::time::sleep(START_MAX).await;
+        assert!(conditions.holds(Code::NothingToServe));
+        publisher.send_replace(Some("a snapshot"));
+        said.await.unwrap();
+        assert!(!conditions.holds(Code::NothingToServe));
     }
 }

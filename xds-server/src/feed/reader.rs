@@ -13,6 +13,7 @@ use registry::{
     store::{
         ClusterId, Entry, Event, Head, Listing, Revision, Store, StoreError, WatchBatch, WatchError,
     },
+    terms::TERMS_KEY,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -201,10 +202,10 @@ impl Reader {
         reason: String,
     ) -> Result<(), Gone> {
         self.serve_from_disk().await?;
-        self.mode.doubted(&reason);
         if let Some(doubt) = &mut self.doubt
             && doubt.is == is
         {
+            self.mode.doubted(&reason);
             doubt.reason = reason;
             return Ok(());
         }
@@ -214,10 +215,13 @@ impl Reader {
             records = listing.entries.len(),
             "the last good state stays in force: put the old store back, or confirm this one (POST /v1/confirm)"
         );
+        // The question is there before anybody hears of it, so that a prompt answer finds it.
+        let confirmed = self.confirm.ask();
+        self.mode.doubted(&reason);
         self.doubt = Some(Doubt {
             is,
             reason,
-            confirmed: self.confirm.ask(),
+            confirmed,
             accepted: false,
             reminded: Instant::now(),
         });
@@ -281,6 +285,7 @@ impl Reader {
         let (about_authority, others) = split(listing.entries.clone());
         let fact = Fact::Listed {
             cluster,
+            revision,
             entries: about_authority,
         };
         let listed = Change::Listed {
@@ -461,9 +466,9 @@ struct Listeners {
 }
 
 impl Listeners {
-    /// Who owns a cell is for both; how that came about the world need not know.
+    /// Who owns a cell, and the terms, are for both; how that came about the world need not know.
     fn of(key: &str) -> Listeners {
-        let owners = key.starts_with(AUTHORITY_PREFIX);
+        let owners = key.starts_with(AUTHORITY_PREFIX) || key == TERMS_KEY;
         let behind = [SESSIONS_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX];
         let behind = behind.iter().any(|prefix| key.starts_with(prefix));
         Listeners {

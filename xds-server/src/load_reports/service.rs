@@ -22,6 +22,7 @@ use super::{Loads, Report, Reporter};
 use crate::{
     access::{Caller, Gate},
     ads::{node::Proxy, service::Snapshots},
+    authority::Homes,
     resource::{Kind, Resources},
     snapshot::{Snapshot, View, ViewKey},
     tls::Peer,
@@ -43,6 +44,7 @@ pub struct LoadReports {
     loads: Loads,
     interval: Duration,
     gate: Gate,
+    homes: Homes,
 }
 
 impl LoadReports {
@@ -53,7 +55,13 @@ impl LoadReports {
             loads,
             interval,
             gate: Gate::default(),
+            homes: Homes::unknown(),
         }
+    }
+
+    /// With knowledge of which zones have a control plane of their own; without it whoever comes stays.
+    pub fn among(self, homes: Homes) -> LoadReports {
+        LoadReports { homes, ..self }
     }
 
     /// With rules for who may speak for which zone; without them everybody may.
@@ -102,6 +110,7 @@ impl LoadReports {
         let Some(mut client) = self.introduce(&caller, &mut requests).await? else {
             return Ok(());
         };
+        let mut sent_home = self.homes.sent_home(&client.view.zone, &client.node);
         loop {
             // Neither a snapshot nor a report is kept while the client is waited for.
             let response = {
@@ -113,7 +122,11 @@ impl LoadReports {
             {
                 return Ok(());
             }
-            let report = match requests.next().await {
+            let request = tokio::select! {
+                status = &mut sent_home => return Err(status),
+                request = requests.next() => request,
+            };
+            let report = match request {
                 Some(Ok(report)) => report,
                 // It is told that its report is too long.
                 Some(Err(status)) if status.code() == tonic::Code::OutOfRange => {
@@ -154,6 +167,7 @@ impl LoadReports {
         let features = node.map_or(&[][..], |node| &node.client_features);
         Ok(Some(Client {
             reporter: self.loads.enter(&proxy.view.zone),
+            node: proxy.id,
             view: proxy.view,
             all_known: features.iter().any(|feature| feature == SEND_ALL_CLUSTERS),
             asked: None,
@@ -163,6 +177,7 @@ impl LoadReports {
 
 /// A client that has introduced itself.
 struct Client {
+    node: String,
     view: ViewKey,
     reporter: Reporter,
     /// It can be asked about everything that it has.
@@ -244,6 +259,7 @@ mod tests {
 
     fn client(all_known: bool) -> Client {
         Client {
+            node: "gateway-1".to_owned(),
             view: ViewKey {
                 zone: Arc::from("sh-b"),
                 role: Role::Gateway,

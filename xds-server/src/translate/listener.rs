@@ -1,28 +1,35 @@
 //! LDS: where a role's proxies take requests.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use envoy_types::pb::{
     envoy::{
         config::{
-            accesslog::v3::{AccessLog, access_log},
             common::mutation_rules::v3::{
                 HeaderMutation, header_mutation::Action, header_mutation::RemoveOnMatch,
             },
-            core::v3::{ConfigSource, ExtensionConfigSource, TypedExtensionConfig},
-            listener::v3::{Filter, FilterChain, Listener, filter},
+            core::v3::{
+                Address, ConfigSource, ExtensionConfigSource, Http1ProtocolOptions,
+                Http2ProtocolOptions, HttpProtocolOptions, TcpKeepalive, TypedExtensionConfig,
+                address,
+            },
+            listener::v3::{
+                AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
+                filter, listener_filter,
+            },
         },
         extensions::{
-            access_loggers::file::v3::FileAccessLog,
             filters::{
                 http::{
                     on_demand::v3::OnDemand, router::v3::Router,
                     stateful_session::v3::StatefulSession,
                 },
+                listener::{proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector},
                 network::http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter, Rds,
                     http_connection_manager::{
-                        CodecType, PathWithEscapedSlashesAction, RouteSpecifier,
+                        CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction,
+                        RouteSpecifier, SetCurrentClientCertDetails, UpgradeConfig,
                     },
                     http_filter,
                 },
@@ -31,17 +38,17 @@ use envoy_types::pb::{
         },
         r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
     },
-    google::protobuf::{Any, BoolValue},
+    google::protobuf::BoolValue,
 };
 use policy::headers;
 use prost::{Message, Name};
 
 use super::{
-    FILTER, LISTENER, ROUTES, SESSIONS, cluster::socket, filter::fallback, from_ads, millis,
-    place::keeps_sessions,
+    FILTER, LISTENER, ROUTES, SESSIONS, access_log::access_log, cluster::socket, duration_ms,
+    filter::fallback, from_ads, local_reply, millis, place::keeps_sessions, tls, uint32,
 };
 use crate::{
-    config::{EscapedSlashes, ListenerAddress, Mesh},
+    config::{DownstreamTls, EscapedSlashes, ListenerConfig, Mesh, ServerCertificate, is_any_ipv6},
     resource::{Resource, any},
     snapshot::Role,
 };
@@ -49,48 +56,103 @@ use crate::{
 /// How long a proxy waits for the policy before it serves with the fallback.
 const POLICY_TIMEOUT_MS: i32 = 1_000;
 
-/// One JSON object a request, by field. `decision` is the reason code, set by the route or, on a refusal, by the filter.
-/// JSON because Envoy escapes values in it: what a client sends cannot pass for another field.
-const ACCESS_LOG_FIELDS: &[(&str, &str)] = &[
-    ("authority", "%REQ(:AUTHORITY)%"),
-    ("cell", "%REQ(X-TIDEGATE-CELL)%"),
-    ("class", "%REQ(X-TIDEGATE-CLASS)%"),
-    ("cluster", "%UPSTREAM_CLUSTER_RAW%"),
-    ("decision", "%REQ(X-TIDEGATE-DECISION)%"),
-    ("details", "%RESPONSE_CODE_DETAILS%"),
-    ("duration_ms", "%DURATION%"),
-    ("epoch", "%REQ(X-TIDEGATE-EPOCH)%"),
-    ("home", "%REQ(X-TIDEGATE-HOME)%"),
-    ("method", "%REQ(:METHOD)%"),
-    ("path", "%REQ(:PATH)%"),
-    ("protocol", "%PROTOCOL%"),
-    ("status", "%RESPONSE_CODE%"),
-    ("tier", "%REQ(X-TIDEGATE-TIER)%"),
-    ("time", "%START_TIME%"),
-    ("trace_id", "%REQ(X-TRACE-ID)%"),
-    ("upstream", "%UPSTREAM_HOST%"),
-];
-
 /// The listener of a role's proxies; none for clients, who listen on nothing.
 pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
     let at = mesh.listeners.of(role)?;
-    let manager = connection_manager(mesh, at, role);
+    let mut manager = any(&connection_manager(mesh, at, role));
+    manager.value.extend(local_reply::reasons().encode_to_vec());
+    let filters = vec![Filter {
+        name: "envoy.filters.network.http_connection_manager".to_owned(),
+        config_type: Some(filter::ConfigType::TypedConfig(manager)),
+    }];
+    let additional = at.additional_addresses.iter();
     let listener = Listener {
         name: LISTENER.to_owned(),
-        address: Some(socket(&at.address, at.port)),
-        filter_chains: vec![FilterChain {
-            filters: vec![Filter {
-                name: "envoy.filters.network.http_connection_manager".to_owned(),
-                config_type: Some(filter::ConfigType::TypedConfig(any(&manager))),
-            }],
-            ..FilterChain::default()
-        }],
+        address: Some(listening(at, at.address)),
+        additional_addresses: additional
+            .map(|also| AdditionalAddress {
+                address: Some(listening(at, *also)),
+                ..AdditionalAddress::default()
+            })
+            .collect(),
+        per_connection_buffer_limit_bytes: uint32(at.limits.per_connection_buffer_limit_bytes),
+        // A client that is gone without a word is found out, however long its stream may be silent.
+        tcp_keepalive: Some(TcpKeepalive {
+            keepalive_time: uint32(60),
+            keepalive_interval: uint32(20),
+            keepalive_probes: uint32(3),
+        }),
+        listener_filters: listener_filters(at),
+        filter_chains: filter_chains(at.tls.as_ref(), filters),
         ..Listener::default()
     };
     Some(Arc::new(Resource::encode(LISTENER, &listener)))
 }
 
-fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConnectionManager {
+fn listening(at: &ListenerConfig, address: SocketAddr) -> Address {
+    let mut listening = socket(&address.ip().to_string(), address.port());
+    if let Some(address::Address::SocketAddress(socket)) = &mut listening.address {
+        socket.ipv4_compat = at.ipv4_compat && is_any_ipv6(address.ip());
+    }
+    listening
+}
+
+/// What is read of a connection before a filter chain is chosen, in this order.
+fn listener_filters(at: &ListenerConfig) -> Vec<ListenerFilter> {
+    let filter = |name: &str, config| ListenerFilter {
+        name: name.to_owned(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(config)),
+        ..ListenerFilter::default()
+    };
+    let proxy_protocol = (at.proxy_protocol).then(|| {
+        let config = any(&ProxyProtocol::default());
+        filter("envoy.filters.listener.proxy_protocol", config)
+    });
+    let tls_inspector = (at.tls.as_ref()).map(|_| {
+        let config = any(&TlsInspector::default());
+        filter("envoy.filters.listener.tls_inspector", config)
+    });
+    proxy_protocol.into_iter().chain(tls_inspector).collect()
+}
+
+/// One for each certificate, or one for plain text. A server name (SNI) that no chain has is not served.
+fn filter_chains(tls: Option<&DownstreamTls>, filters: Vec<Filter>) -> Vec<FilterChain> {
+    let Some(tls) = tls else {
+        return vec![FilterChain {
+            filters,
+            ..FilterChain::default()
+        }];
+    };
+    let chain = |certificate: &ServerCertificate| FilterChain {
+        filter_chain_match: (!certificate.hosts.is_empty()).then(|| FilterChainMatch {
+            server_names: certificate.hosts.clone(),
+            ..FilterChainMatch::default()
+        }),
+        filters: filters.clone(),
+        transport_socket: Some(tls::downstream(tls, certificate)),
+        ..FilterChain::default()
+    };
+    tls.certificates.iter().map(chain).collect()
+}
+
+/// What upstreams are told of a client's certificate. A copy of the header from outside never passes.
+fn client_certificate(at: &ListenerConfig) -> ForwardClientCertDetails {
+    match at.tls.as_ref().and_then(|tls| tls.trusted_ca.as_ref()) {
+        Some(_) => ForwardClientCertDetails::SanitizeSet,
+        None => ForwardClientCertDetails::Sanitize,
+    }
+}
+
+fn certificate_details() -> SetCurrentClientCertDetails {
+    SetCurrentClientCertDetails {
+        subject: Some(BoolValue { value: true }),
+        dns: true,
+        uri: true,
+        ..SetCurrentClientCertDetails::default()
+    }
+}
+
+fn connection_manager(mesh: &Mesh, at: &ListenerConfig, role: Role) -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: LISTENER.to_owned(),
         codec_type: CodecType::Auto.into(),
@@ -100,10 +162,28 @@ fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConn
             .chain([router_filter()])
             .collect(),
         access_log: at.access_log.iter().map(|path| access_log(path)).collect(),
+        upgrade_configs: upgrades(mesh),
+        common_http_protocol_options: Some(common_options(at)),
+        http_protocol_options: at.default_host_for_http_10.as_ref().map(|host| {
+            Http1ProtocolOptions {
+                accept_http_10: true,
+                default_host_for_http_10: host.clone(),
+                ..Http1ProtocolOptions::default()
+            }
+        }),
+        http2_protocol_options: Some(http2_options(mesh, at)),
+        max_request_headers_kb: uint32(at.limits.max_request_headers_kb),
+        request_headers_timeout: duration_ms(at.limits.request_headers_timeout_ms),
+        stream_idle_timeout: duration_ms(at.limits.stream_idle_timeout_ms),
+        // A fully qualified name is the same host. Here, before routes and filter look at it, so that they agree.
+        strip_trailing_host_dot: true,
         // At the edge the peer is the client; a sidecar's peer is the application, which may pass a client's address on.
         use_remote_address: Some(BoolValue {
             value: role == Role::Gateway,
         }),
+        xff_num_trusted_hops: at.xff_num_trusted_hops,
+        forward_client_cert_details: client_certificate(at).into(),
+        set_current_client_cert_details: Some(certificate_details()),
         // Routes and filter must see one path, or a write could pass as another route's read.
         normalize_path: Some(BoolValue { value: true }),
         merge_slashes: true,
@@ -118,6 +198,43 @@ fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConn
         })),
         ..HttpConnectionManager::default()
     }
+}
+
+fn common_options(at: &ListenerConfig) -> HttpProtocolOptions {
+    let limits = &at.limits;
+    HttpProtocolOptions {
+        idle_timeout: duration_ms(limits.idle_timeout_ms),
+        max_headers_count: uint32(limits.max_headers_count),
+        max_connection_duration: (limits.max_connection_duration_ms > 0)
+            .then_some(limits.max_connection_duration_ms)
+            .and_then(duration_ms),
+        ..HttpProtocolOptions::default()
+    }
+}
+
+fn http2_options(mesh: &Mesh, at: &ListenerConfig) -> Http2ProtocolOptions {
+    let limits = &at.limits;
+    Http2ProtocolOptions {
+        max_concurrent_streams: uint32(limits.max_concurrent_streams),
+        initial_stream_window_size: uint32(limits.initial_stream_window_size),
+        initial_connection_window_size: uint32(limits.initial_connection_window_size),
+        // Upgrades of HTTP/2 are extended CONNECT requests (RFC 8441).
+        allow_connect: !upgrades(mesh).is_empty(),
+        ..Http2ProtocolOptions::default()
+    }
+}
+
+/// Those that any service takes. Envoy asks for it before the filter has chosen a route; the others' routes refuse them.
+fn upgrades(mesh: &Mesh) -> Vec<UpgradeConfig> {
+    let services = mesh.services.iter();
+    let taken = services.flat_map(|service| &service.resilience.upgrades.taken);
+    let all: BTreeSet<&String> = taken.collect();
+    all.into_iter()
+        .map(|name| UpgradeConfig {
+            upgrade_type: name.clone(),
+            ..UpgradeConfig::default()
+        })
+        .collect()
 }
 
 /// Routes that switch the filter off would otherwise believe what a client says.
@@ -198,68 +315,5 @@ pub(super) fn router_filter() -> HttpFilter {
             any(&Router::default()),
         )),
         ..HttpFilter::default()
-    }
-}
-
-fn access_log(path: &str) -> AccessLog {
-    let log = FileAccessLog {
-        path: path.to_owned(),
-        ..FileAccessLog::default()
-    };
-    let mut value = log.encode_to_vec();
-    // Encodings of one message type that stand side by side are merged by every reader of protobuf.
-    value.extend(ordered::FileAccessLog::with_fields(ACCESS_LOG_FIELDS).encode_to_vec());
-    let log = Any {
-        type_url: FileAccessLog::type_url(),
-        value,
-    };
-    AccessLog {
-        name: "envoy.access_loggers.file".to_owned(),
-        config_type: Some(access_log::ConfigType::TypedConfig(log)),
-        ..AccessLog::default()
-    }
-}
-
-/// The part of `envoy.extensions.access_loggers.file.v3.FileAccessLog` that holds the fields, with a map that is ordered: the
-/// generated type has a hash map, whose encoding differs from process to process, and with it the version.
-mod ordered {
-    use std::collections::BTreeMap;
-
-    use envoy_types::pb::google::protobuf::{Value, value::Kind};
-
-    #[derive(prost::Message)]
-    pub(super) struct FileAccessLog {
-        #[prost(message, optional, tag = "5")]
-        log_format: Option<SubstitutionFormatString>,
-    }
-
-    #[derive(prost::Message)]
-    struct SubstitutionFormatString {
-        #[prost(message, optional, tag = "2")]
-        json_format: Option<Struct>,
-    }
-
-    #[derive(prost::Message)]
-    struct Struct {
-        #[prost(btree_map = "string, message", tag = "1")]
-        fields: BTreeMap<String, Value>,
-    }
-
-    impl FileAccessLog {
-        pub(super) fn with_fields(fields: &[(&str, &str)]) -> FileAccessLog {
-            let value = |text: &str| Value {
-                kind: Some(Kind::StringValue(text.to_owned())),
-            };
-            let fields = fields
-                .iter()
-                .map(|(name, text)| ((*name).to_owned(), value(text)));
-            FileAccessLog {
-                log_format: Some(SubstitutionFormatString {
-                    json_format: Some(Struct {
-                        fields: fields.collect(),
-                    }),
-                }),
-            }
-        }
     }
 }

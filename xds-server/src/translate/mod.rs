@@ -4,6 +4,7 @@
 //! `<service>/<place>/writes`; the listener is [`LISTENER`], its route table [`ROUTES`], the
 //! filter and its ECDS resource [`FILTER`]. Virtual hosts on demand are `<route table>/<host>`.
 
+mod access_log;
 mod cluster;
 mod endpoints;
 mod filter;
@@ -11,8 +12,11 @@ mod forward;
 pub mod grpc;
 mod hosts;
 mod listener;
+mod local_reply;
+mod ordered;
 mod place;
 mod routes;
+mod tls;
 
 pub use cluster::clusters;
 pub use endpoints::{ZoneInstances, endpoints};
@@ -23,6 +27,8 @@ pub use routes::{
     Resiliences, clusters_needed_by, needed_clusters, replan_virtual_hosts, route_table,
     route_table_on_demand, routes, virtual_host_on_demand, virtual_hosts,
 };
+
+pub use tls::secrets;
 
 use envoy_types::pb::{
     envoy::config::core::v3::{
@@ -53,6 +59,14 @@ fn millis(ms: i32) -> Option<Duration> {
     Some(Duration {
         seconds: i64::from(ms / 1000),
         nanos: ms % 1000 * 1_000_000,
+    })
+}
+
+/// Milliseconds; 0 is 0, which Envoy takes for "never".
+fn duration_ms(ms: u32) -> Option<Duration> {
+    Some(Duration {
+        seconds: i64::from(ms / 1_000),
+        nanos: (ms % 1_000 * 1_000_000) as i32,
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! For each host, and in it for each of the services' routes, longest path first, the table holds in this order:
 //!
+//! 0. upgrades to protocols that the service does not take, though others do, are refused;
 //! 1. *plain reads*, which need no decision: the filter is switched off for them;
 //! 2. whatever has no stamp is refused: nobody has decided about it;
 //! 3. *pinned* requests: the filter names the cluster in `x-tidegate-to`;
@@ -39,6 +40,7 @@ use envoy_types::pb::envoy::{
     },
     r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
 };
+use envoy_types::pb::google::protobuf::UInt64Value;
 use policy::{
     Class, Explain, Plan, Reason, Refusal, Rules, Service, ServiceId, Tier, TraceRule,
     WEIGHT_TOTAL, ZoneId, headers, refusal::PROBLEM_JSON, rules::cluster_name,
@@ -55,7 +57,10 @@ use crate::{
     config::{Resilience, Strategy},
     resource::{Names, Piece, Resource, any},
 };
-use matching::{absent, add_if_absent, is, present, set};
+use matching::{absent, add_if_absent, is, is_any_case, present, set};
+
+/// How much of a request's body may be kept so that it can be sent again where nothing of it was: Envoy's own default.
+const RETRY_BUFFER_BYTES: u64 = 1 << 20;
 
 /// What is configured of a service and not decided by: by its position in the rules.
 pub type Resiliences<'r> = &'r dyn Fn(usize) -> Resilience;
@@ -163,6 +168,10 @@ impl Translation for ForProxies<'_> {
     fn behind(&self) -> VirtualHost {
         let explain = self.rules.explain();
         VirtualHost {
+            // Of a body that is kept for another attempt. The listener's limit would do for few.
+            request_body_buffer_limit: Some(UInt64Value {
+                value: RETRY_BUFFER_BYTES,
+            }),
             // The token is between the caller and us.
             request_headers_to_remove: explain.map(|e| e.header.clone()).into_iter().collect(),
             response_headers_to_add: explain.map(show_decision).into_iter().collect(),
@@ -277,7 +286,8 @@ impl Builder<'_> {
         let fencing = fenced::fencing(self.rules, self.service);
         let classes = planned_classes(fencing.is_some());
 
-        let mut routes = self.plain_reads();
+        let mut routes: Vec<_> = self.refused_upgrades().collect();
+        routes.extend(self.plain_reads());
         let undecided = fencing.map(|_| fenced::undecided());
         let undecided = undecided.into_iter().flatten();
         let no_stamp = [no_class(), no_home()].into_iter().chain(undecided);
@@ -313,6 +323,20 @@ impl Builder<'_> {
         routes.extend(self.planned(vec![is_class(Class::Read)], viewer, Class::Read));
         routes.push(self.refused(Vec::new(), Refusal::FENCED));
         routes
+    }
+
+    /// What other services take, and the listener therefore lets in.
+    fn refused_upgrades(&self) -> impl Iterator<Item = Route> {
+        let refused = self.resilience.upgrades.refused.iter();
+        refused.map(|protocol| Route {
+            r#match: Some(self.matching(vec![is_any_case("upgrade", protocol)])),
+            // The listener says why.
+            action: Some(Action::DirectResponse(DirectResponseAction {
+                status: 403,
+                ..DirectResponseAction::default()
+            })),
+            ..Route::default()
+        })
     }
 
     fn plain_reads(&self) -> Vec<Route> {
@@ -454,6 +478,7 @@ impl Builder<'_> {
             request_headers_to_add: self.trace().into_iter().collect(),
             action: Some(Action::Route(forward::action(
                 &self.resilience,
+                self.resilience.routes.of(self.route),
                 to,
                 class,
                 self.is_grpc(),

@@ -1,21 +1,86 @@
 //! The instances that are registered, and the records that cannot be used.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, btree_map};
 
-use registry::record::{Health, Instance, InstanceKey, InvalidRecord};
-use registry::store::{Entry, Revision};
+use registry::record::{Health, Instance, InstanceKey, InvalidRecord, Warning};
+use registry::store::Entry;
 
 use super::Rejection;
+use super::claims::{Claim, Claims};
+
+/// The records that are not used, by store key, with the reason. Cheap to clone.
+pub type Rejected = imbl::OrdMap<String, InvalidRecord>;
+
+/// What is odd about records that are used, by store key. Cheap to clone.
+pub type Warnings = imbl::OrdMap<String, Vec<Warning>>;
 
 /// An instance as it is registered.
 #[derive(Clone, Debug)]
 struct Registered {
     instance: Instance,
-    /// The mesh has its service and zone.
+    /// The mesh has its service and zone, and takes its address.
     known: bool,
-    /// Another known one, newer than this, has the same address and port.
-    shadowed: bool,
+    part: Part,
+    /// The record is gone from the store, and the instance is served all the same.
+    gone: bool,
+    unknown_fields: Option<Warning>,
+}
+
+/// Which part a record has among those that name its address.
+#[derive(Clone, Debug, PartialEq)]
+enum Part {
+    /// Nothing is decided yet.
+    New,
+    /// It is served.
+    Holder,
+    /// Another zone keeps the address. It was served until then, as this instance, and is for as long as its disappearance
+    /// is doubted.
+    Doubted(Box<Instance>),
+    /// Another record is served.
+    Shadowed,
+}
+
+impl Registered {
+    fn is_served(&self) -> bool {
+        self.known && self.served().is_some()
+    }
+
+    /// The instance as it is served, if it is.
+    fn served(&self) -> Option<&Instance> {
+        match &self.part {
+            Part::Holder => Some(&self.instance),
+            Part::Doubted(before) => Some(before),
+            Part::New | Part::Shadowed => None,
+        }
+    }
+
+    /// The part that it gets when it loses its address. Its disappearance is doubted, unless its own zone goes on serving
+    /// the address that it served.
+    fn beaten(&self, error: &InvalidRecord) -> Part {
+        let Some(before) = self.served() else {
+            return Part::Shadowed;
+        };
+        let address = |instance: &Instance| (instance.address, instance.port);
+        let is_served_on = matches!(error, InvalidRecord::DuplicateAddress(_))
+            && address(before) == address(&self.instance);
+        match is_served_on || self.instance.health == Health::Draining {
+            true => Part::Shadowed,
+            false => Part::Doubted(Box::new(before.clone())),
+        }
+    }
+}
+
+/// What became of an instance since the world asked last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Served, and its record is in the store.
+    Kept,
+    /// Served, though another zone has its address now, or its record is gone.
+    Doubted,
+    /// Not served, and its record is in the store.
+    Unused,
+    /// Its record is gone, and its address is served as another instance.
+    Replaced,
 }
 
 type Zones = BTreeMap<String, BTreeMap<String, Registered>>;
@@ -26,63 +91,108 @@ pub(super) struct Instances {
     /// By service, zone and instance.
     registered: BTreeMap<String, Zones>,
     count: usize,
-    /// Who claims an address of a service, the oldest first.
-    claims: BTreeMap<(String, IpAddr, u16), BTreeSet<(Revision, InstanceKey)>>,
-    /// Store keys whose latest record is not used.
-    rejected: BTreeMap<String, InvalidRecord>,
+    /// How many of them are served.
+    served: usize,
+    claims: Claims,
+    rejected: Rejected,
+    warnings: Warnings,
     /// Which are used, or are not any more, because of what became of others.
     resettled: Vec<InstanceKey>,
+    /// Newly unusable.
+    rejections: Vec<Rejection>,
 }
 
 impl Instances {
     /// Takes a record in, or notes why it cannot be used; an instance whose record becomes unreadable stays as it was. `known`
-    /// says whether the mesh has its service and zone.
+    /// says whether the mesh has its service and zone, and takes its address.
     pub(super) fn put(
         &mut self,
         entry: &Entry,
-        known: impl Fn(&InstanceKey) -> Result<(), InvalidRecord>,
-    ) -> (Option<InstanceKey>, Vec<Rejection>) {
+        known: impl Fn(&InstanceKey, &Instance) -> Result<(), InvalidRecord>,
+    ) -> Option<InstanceKey> {
         let parsed = InstanceKey::parse(&entry.key);
-        let parsed = parsed.and_then(|at| Ok((at, Instance::parse(&entry.value)?)));
-        let (at, instance) = match parsed {
+        let parsed = parsed.and_then(|at| Ok((at, Instance::parse_warned(&entry.value)?)));
+        let (at, (instance, unknown_fields)) = match parsed {
             Ok(parsed) => parsed,
             Err(error) => {
-                let rejection = self.judge(entry.key.clone(), Err(error));
-                return (None, rejection.into_iter().collect());
+                self.reject(&entry.key, error);
+                return None;
             }
         };
-        let address = (instance.address, instance.port);
-        self.drop_claim(&at);
-        let verdict = known(&at);
+        self.accept(&entry.key, |error| {
+            !is_of_mesh(error) && !is_of_claims(error)
+        });
+        let verdict = known(&at, &instance);
+        let claim = Claim::of(&at.service, &instance);
+        // Until it is decided, so that it is not missed when the claim that it leaves is settled.
+        let part = self.get(&at).filter(|before| before.known);
+        let part = part.map_or(Part::New, |before| match &before.part {
+            // The same endpoint with another health or weight.
+            Part::Doubted(was) if Claim::of(&at.service, was) == claim => {
+                Part::Doubted(Box::new(instance.clone()))
+            }
+            // The one that was served, in case the other address is not to be had.
+            Part::Holder if Claim::of(&at.service, &before.instance) != claim => {
+                Part::Doubted(Box::new(before.instance.clone()))
+            }
+            part => part.clone(),
+        });
+        self.drop_claim(&at, Some(&claim));
         let zones = self.registered.entry(at.service.clone()).or_default();
-        let before = zones.entry(at.zone.clone()).or_default().insert(
-            at.instance.clone(),
-            Registered {
-                instance,
-                known: verdict.is_ok(),
-                shadowed: false,
-            },
-        );
+        let registered = Registered {
+            instance,
+            known: verdict.is_ok(),
+            part,
+            gone: false,
+            unknown_fields,
+        };
+        self.served += usize::from(registered.is_served());
+        let zone = zones.entry(at.zone.clone()).or_default();
+        let before = zone.insert(at.instance.clone(), registered);
         self.count += usize::from(before.is_none());
-        let mut rejections: Vec<Rejection> = self
-            .judge(entry.key.clone(), known(&at))
-            .into_iter()
-            .collect();
-        let claim = (at.service.clone(), address.0, address.1);
-        let claims = self.claims.entry(claim.clone()).or_default();
-        claims.insert((entry.create_revision, at.clone()));
-        rejections.extend(self.settle(&claim));
-        (Some(at), rejections)
+        self.served -= usize::from(before.is_some_and(|before| before.is_served()));
+        self.warn(&at, Vec::new());
+        self.know(&at, verdict);
+        let created = entry.create_revision;
+        self.claims.insert(claim.clone(), created, at.clone());
+        self.settle(&claim);
+        Some(at)
+    }
+
+    /// Notes that the record of a served instance is gone from the store.
+    pub(super) fn vanished(&mut self, key: &str) {
+        if let Ok(at) = InstanceKey::parse(key) {
+            self.alter(&at, |registered| registered.gone = true);
+        }
+    }
+
+    /// A doubt is over: the instance is not served any more. Its key, if anything changes.
+    pub(super) fn let_go(&mut self, key: &str) -> Option<InstanceKey> {
+        let at = InstanceKey::parse(key).ok()?;
+        let is_there = self.alter(&at, |registered| {
+            let is_there = matches!(registered.part, Part::Doubted(_)) && !registered.gone;
+            if is_there {
+                registered.part = Part::Shadowed;
+            }
+            is_there
+        });
+        match is_there {
+            Some(true) => Some(at),
+            _ => self.delete(key),
+        }
     }
 
     /// Forgets a record, readable or not. The instance, if it was one.
     pub(super) fn delete(&mut self, key: &str) -> Option<InstanceKey> {
         self.rejected.remove(key);
+        self.warnings.remove(key);
         let at = InstanceKey::parse(key).ok()?;
-        self.drop_claim(&at);
+        self.drop_claim(&at, None);
         let zones = self.registered.get_mut(&at.service)?;
         if let Some(instances) = zones.get_mut(&at.zone) {
-            self.count -= usize::from(instances.remove(&at.instance).is_some());
+            let removed = instances.remove(&at.instance);
+            self.count -= usize::from(removed.is_some());
+            self.served -= usize::from(removed.is_some_and(|removed| removed.is_served()));
             if instances.is_empty() {
                 zones.remove(&at.zone);
             }
@@ -96,25 +206,21 @@ impl Instances {
     /// Looks again at whether the mesh knows what is registered.
     pub(super) fn review(
         &mut self,
-        known: impl Fn(&InstanceKey) -> Result<(), InvalidRecord>,
-    ) -> Vec<Rejection> {
+        known: impl Fn(&InstanceKey, &Instance) -> Result<(), InvalidRecord>,
+    ) {
         let keys: Vec<InstanceKey> = self.keys().collect();
-        let mut rejections = Vec::new();
         for at in keys {
-            let key = at.store_key();
-            let verdict = known(&at);
-            if let Some(registered) = self.get_mut(&at) {
+            let verdict = self.alter(&at, |registered| {
+                let verdict = known(&at, &registered.instance);
                 registered.known = verdict.is_ok();
-                // Who is shadowed follows below from who is known.
-                registered.shadowed = false;
-            }
-            if self.rejected.get(&key).is_none_or(depends_on_others) {
-                rejections.extend(self.judge(key, verdict));
+                verdict
+            });
+            if let Some(verdict) = verdict {
+                self.know(&at, verdict);
             }
         }
-        let claims: Vec<_> = self.claims.keys().cloned().collect();
-        rejections.extend(claims.iter().flat_map(|claim| self.settle(claim)));
-        rejections
+        let claims: Vec<Claim> = self.claims.all().cloned().collect();
+        claims.iter().for_each(|claim| self.settle(claim));
     }
 
     /// The store keys of everything that was taken in, used or not.
@@ -130,8 +236,7 @@ impl Instances {
         let instances = zones.and_then(|zones| zones.get(zone));
         instances
             .map_or_else(btree_map::Iter::default, BTreeMap::iter)
-            .filter(|(_, registered)| !registered.shadowed)
-            .map(|(name, registered)| (name.as_str(), &registered.instance))
+            .filter_map(|(name, registered)| Some((name.as_str(), registered.served()?)))
     }
 
     /// The instance at a store key, while it may take requests: one that is leaving on purpose may not.
@@ -139,11 +244,9 @@ impl Instances {
         let Ok(at) = InstanceKey::parse(key) else {
             return false;
         };
-        self.get(&at).is_some_and(|registered| {
-            registered.instance.health != Health::Draining
-                && registered.known
-                && !registered.shadowed
-        })
+        let served = self.get(&at).filter(|registered| registered.known);
+        let served = served.and_then(Registered::served);
+        served.is_some_and(|instance| instance.health != Health::Draining)
     }
 
     /// Which instances are used, or are not any more, because of what became of others since this was asked.
@@ -151,14 +254,40 @@ impl Instances {
         std::mem::take(&mut self.resettled)
     }
 
+    /// The records that were newly found to be unusable since this was asked.
+    pub(super) fn take_rejections(&mut self) -> Vec<Rejection> {
+        std::mem::take(&mut self.rejections)
+    }
+
+    /// What is to become of a registered instance.
+    pub(super) fn fate(&self, at: &InstanceKey) -> Option<Fate> {
+        let registered = self.get(at)?;
+        Some(match (&registered.part, registered.gone) {
+            (Part::Shadowed, true) => Fate::Replaced,
+            (Part::New | Part::Shadowed, false) => Fate::Unused,
+            (Part::Doubted(_), _) | (_, true) => Fate::Doubted,
+            (Part::Holder, false) => Fate::Kept,
+        })
+    }
+
     /// How many readable records there are.
     pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    /// How many records are not used.
-    pub(super) fn rejected(&self) -> usize {
-        self.rejected.len()
+    /// How many of them are served.
+    pub(super) fn served(&self) -> usize {
+        self.served
+    }
+
+    /// The records that are not used.
+    pub(super) fn rejected(&self) -> &Rejected {
+        &self.rejected
+    }
+
+    /// What is odd about the others.
+    pub(super) fn warnings(&self) -> &Warnings {
+        &self.warnings
     }
 
     fn keys(&self) -> impl Iterator<Item = InstanceKey> {
@@ -180,88 +309,126 @@ impl Instances {
             .get(&at.instance)
     }
 
-    fn get_mut(&mut self, at: &InstanceKey) -> Option<&mut Registered> {
-        self.registered
-            .get_mut(&at.service)?
-            .get_mut(&at.zone)?
-            .get_mut(&at.instance)
+    /// Changes a registered instance, and keeps count of those that are served.
+    fn alter<T>(
+        &mut self,
+        at: &InstanceKey,
+        change: impl FnOnce(&mut Registered) -> T,
+    ) -> Option<T> {
+        let zones = self.registered.get_mut(&at.service)?;
+        let registered = zones.get_mut(&at.zone)?.get_mut(&at.instance)?;
+        self.served -= usize::from(registered.is_served());
+        let changed = change(registered);
+        self.served += usize::from(registered.is_served());
+        Some(changed)
     }
 
-    /// Notes whether the record at `key` is used; a verdict that is not new is not reported again.
-    fn judge(&mut self, key: String, verdict: Result<(), InvalidRecord>) -> Option<Rejection> {
+    /// Notes that the record at `key` is not used; an error that is not new is not reported again.
+    fn reject(&mut self, key: &str, error: InvalidRecord) {
+        if self.rejected.get(key) != Some(&error) {
+            self.rejected.insert(key.to_owned(), error.clone());
+            let key = key.to_owned();
+            self.rejections.push(Rejection { key, error });
+        }
+    }
+
+    /// Takes errors of this kind back.
+    fn accept(&mut self, key: &str, of_kind: impl Fn(&InvalidRecord) -> bool) {
+        if self.rejected.get(key).is_some_and(of_kind) {
+            self.rejected.remove(key);
+        }
+    }
+
+    /// Notes whether the mesh takes a record. One that it does not takes part in nothing, and comes back like a new one.
+    fn know(&mut self, at: &InstanceKey, verdict: Result<(), InvalidRecord>) {
+        let key = at.store_key();
         match verdict {
-            Ok(()) => {
-                self.rejected.remove(&key);
-                None
-            }
+            Ok(()) => self.accept(&key, is_of_mesh),
             Err(error) => {
-                let before = self.rejected.insert(key.clone(), error.clone());
-                (before.as_ref() != Some(&error)).then_some(Rejection { key, error })
+                self.alter(at, |registered| registered.part = Part::New);
+                self.reject_for_others(&key, error);
             }
         }
     }
 
-    fn drop_claim(&mut self, at: &InstanceKey) {
+    /// The record's own fault, if it has one, comes first.
+    fn reject_for_others(&mut self, key: &str, error: InvalidRecord) {
+        let before = self.rejected.get(key);
+        if before.is_none_or(|e| is_of_mesh(e) || is_of_claims(e)) {
+            self.reject(key, error);
+        }
+    }
+
+    /// Notes what is odd about a record.
+    fn warn(&mut self, at: &InstanceKey, contenders: Vec<String>) {
         let Some(registered) = self.get(at) else {
             return;
         };
-        let claim = (
-            at.service.clone(),
-            registered.instance.address,
-            registered.instance.port,
-        );
-        if let Some(claims) = self.claims.get_mut(&claim) {
-            claims.retain(|(_, claimant)| claimant != at);
-        }
-        // Nobody is newly shadowed by somebody's leaving.
-        self.settle(&claim);
+        let contested = (!contenders.is_empty()).then_some(Warning::Contested(contenders));
+        let unknown = registered.unknown_fields.clone().into_iter();
+        let warnings: Vec<Warning> = unknown.chain(contested).collect();
+        let key = at.store_key();
+        match warnings.is_empty() {
+            true => self.warnings.remove(&key),
+            false => self.warnings.insert(key, warnings),
+        };
     }
 
-    /// Of several records with one address the newest is used: it was written by what listens there now.
-    fn settle(&mut self, claim: &(String, IpAddr, u16)) -> Vec<Rejection> {
-        let Some(claims) = self.claims.get(claim) else {
-            return Vec::new();
+    /// Takes back the claim of the record at `at`, unless it is the one that it goes on with.
+    fn drop_claim(&mut self, at: &InstanceKey, goes_on: Option<&Claim>) {
+        let Some(registered) = self.get(at) else {
+            return;
         };
-        if claims.is_empty() {
-            self.claims.remove(claim);
-            return Vec::new();
+        let claim = Claim::of(&at.service, &registered.instance);
+        self.claims.remove(&claim, at);
+        if goes_on != Some(&claim) {
+            self.settle(&claim);
         }
+    }
+
+    /// Gives each record that names this address its part.
+    fn settle(&mut self, claim: &Claim) {
         let is_known = |at: &InstanceKey| self.get(at).is_some_and(|registered| registered.known);
-        let known: Vec<InstanceKey> = claims.iter().map(|(_, at)| at.clone()).collect();
-        let known: Vec<InstanceKey> = known.into_iter().filter(is_known).collect();
-        let Some(newest) = known.last().cloned() else {
-            return Vec::new();
+        let Some(settled) = self.claims.settle(claim, is_known) else {
+            return;
         };
-        let mut rejections = Vec::new();
-        for at in known {
-            let shadowed = at != newest;
-            let changed = self.get_mut(&at).is_some_and(|registered| {
-                std::mem::replace(&mut registered.shadowed, shadowed) != shadowed
-            });
-            if changed {
-                self.resettled.push(at.clone());
+        self.warn(&settled.holder, settled.contenders);
+        self.give(&settled.holder, Part::Holder);
+        self.accept(&settled.holder.store_key(), is_of_claims);
+        for (at, error) in settled.losers {
+            self.warn(&at, Vec::new());
+            let part = self.get(&at).map(|registered| registered.beaten(&error));
+            if let Some(part) = part {
+                self.give(&at, part);
             }
-            match (changed, shadowed) {
-                (true, true) => {
-                    let error = InvalidRecord::DuplicateAddress(newest.store_key());
-                    rejections.extend(self.judge(at.store_key(), Err(error)));
-                }
-                (true, false) => {
-                    self.judge(at.store_key(), Ok(()));
-                }
-                (false, _) => {}
-            }
+            self.reject_for_others(&at.store_key(), error);
         }
-        rejections
+    }
+
+    fn give(&mut self, at: &InstanceKey, part: Part) {
+        let changed = self.alter(at, |registered| {
+            std::mem::replace(&mut registered.part, part.clone()) != part
+        });
+        if changed == Some(true) {
+            self.resettled.push(at.clone());
+        }
     }
 }
 
-/// Whether a record is good, and only the mesh or another record is in its way.
-fn depends_on_others(error: &InvalidRecord) -> bool {
+/// Whether a record is good, and only the mesh is in its way.
+fn is_of_mesh(error: &InvalidRecord) -> bool {
     matches!(
         error,
         InvalidRecord::UnknownZone(_)
             | InvalidRecord::UnknownService(_)
-            | InvalidRecord::DuplicateAddress(_)
+            | InvalidRecord::Loopback(_)
+    )
+}
+
+/// Whether a record is good, and only another record is in its way.
+fn is_of_claims(error: &InvalidRecord) -> bool {
+    matches!(
+        error,
+        InvalidRecord::DuplicateAddress(_) | InvalidRecord::AddressOfAnotherZone(_)
     )
 }

@@ -6,6 +6,7 @@
 //! Time is in milliseconds of any clock that never goes back.
 
 mod authorities;
+mod claims;
 mod clients;
 mod guard;
 mod instances;
@@ -17,14 +18,17 @@ use std::{
     sync::Arc,
 };
 
-use policy::{Plans, Standing, Verdict, Weighting, Why, ZoneId, ZoneLoad};
+use policy::{
+    Plans, Standing, Verdict, Weighting, Why, Writes, ZoneId, ZoneLoad, fence::Agreement,
+};
 use registry::{
     authority::AUTHORITY_PREFIX,
     desired::{
         INTENTS_PREFIX, IntentKey, IntentRecord, STANDINGS_PREFIX, StandingKey, StandingRecord,
     },
-    record::{INSTANCES_PREFIX, InstanceKey, InvalidRecord},
+    record::{INSTANCES_PREFIX, Instance, InstanceKey, InvalidRecord},
     store::{ClusterId, Entry, Revision},
+    terms::{TERMS_KEY, TermsRecord},
 };
 
 use crate::{
@@ -35,11 +39,12 @@ use crate::{
 };
 use authorities::Authorities;
 use guard::Guard;
-use instances::Instances;
+use instances::{Fate, Instances};
 use views::Views;
 use zones::Zones;
 
 pub use guard::{DOUBT_MS, Implausible};
+pub use instances::{Rejected, Warnings};
 pub use zones::{Proposal, Proposals, Statuses, ZoneStatus};
 
 /// Something that happened outside.
@@ -85,6 +90,10 @@ pub struct Rejection {
 
 /// The registry and the mesh, and what was derived from them so far.
 pub struct World {
+    /// As it is configured.
+    configured: Arc<Mesh>,
+    agreement: Option<Agreement>,
+    /// Under the terms that are agreed on.
     mesh: Arc<Mesh>,
     /// Positions of the mesh's services, by name.
     positions: Arc<BTreeMap<String, usize>>,
@@ -121,6 +130,8 @@ impl World {
     pub fn new(mesh: Arc<Mesh>) -> World {
         World {
             positions: positions(&mesh),
+            configured: Arc::clone(&mesh),
+            agreement: None,
             mesh,
             instances: Instances::default(),
             guard: Guard::default(),
@@ -138,6 +149,13 @@ impl World {
     /// Takes a change in. Returns the records that are newly found to be unusable; everything else goes on without them.
     /// An instance whose record becomes unreadable stays as it was.
     pub fn apply(&mut self, change: Change, now_ms: u64) -> Vec<Rejection> {
+        let mut rejections = self.take_in(change, now_ms);
+        self.follow_fates(now_ms);
+        rejections.extend(self.instances.take_rejections());
+        rejections
+    }
+
+    fn take_in(&mut self, change: Change, now_ms: u64) -> Vec<Rejection> {
         match change {
             Change::Listed {
                 entries, origin, ..
@@ -168,18 +186,79 @@ impl World {
                 Vec::new()
             }
             Change::Mesh(mesh) => {
-                self.positions = positions(&mesh);
-                self.mesh = mesh;
-                self.mesh_dirty = true;
-                let (mesh, positions) = (&self.mesh, &self.positions);
-                self.instances.review(|at| known(mesh, positions, at))
+                self.configured = mesh;
+                self.take_mesh();
+                Vec::new()
             }
         }
     }
 
-    /// How many records of instances are not used at the moment.
-    pub fn rejected(&self) -> usize {
+    /// The mesh has changed, or the terms under which it stands.
+    fn take_mesh(&mut self) {
+        let agreement = self.agreement.as_ref();
+        self.mesh = match agreement.and_then(|agreement| self.configured.under(agreement)) {
+            Some(mesh) => Arc::new(mesh),
+            None => Arc::clone(&self.configured),
+        };
+        self.positions = positions(&self.mesh);
+        self.mesh_dirty = true;
+        let (mesh, positions) = (&self.mesh, &self.positions);
+        (self.instances).review(|at, instance| known(mesh, positions, at, instance));
+    }
+
+    /// Terms that cannot be read change nothing, nor do those that are deleted: proxies keep the last ones.
+    fn put_terms(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
+        let agreement = TermsRecord::parse(&entry.value)?;
+        let agreement = Some(agreement);
+        if self.agreement == agreement {
+            return Ok(());
+        }
+        let before = self.agreement.take();
+        self.agreement = agreement;
+        let under = |agreement: &Option<Agreement>| {
+            let agreement = agreement.as_ref()?;
+            self.configured.under(agreement)
+        };
+        if under(&before) != under(&self.agreement) {
+            // Of the same services: no record is found unusable by it.
+            self.take_mesh();
+        }
+        Ok(())
+    }
+
+    /// What a record loses to another zone is doubted like what disappears from the store.
+    fn follow_fates(&mut self, now_ms: u64) {
+        // Removing one may resettle others.
+        loop {
+            let resettled = self.instances.take_resettled();
+            if resettled.is_empty() {
+                return;
+            }
+            for at in resettled {
+                self.follow_fate(&at, now_ms);
+                self.touch_instances(at);
+            }
+        }
+    }
+
+    fn follow_fate(&mut self, at: &InstanceKey, now_ms: u64) {
+        let key = at.store_key();
+        match self.instances.fate(at) {
+            Some(Fate::Doubted) => self.guard.vanish(&key, now_ms),
+            Some(Fate::Kept | Fate::Unused) => self.guard.back(&key),
+            Some(Fate::Replaced) => self.remove(&key),
+            None => {}
+        }
+    }
+
+    /// The records of instances that are not used at the moment, with the reason.
+    pub fn rejected(&self) -> &Rejected {
         self.instances.rejected()
+    }
+
+    /// What is odd about records of instances that are used.
+    pub fn warnings(&self) -> &Warnings {
+        self.instances.warnings()
     }
 
     /// How many readable instances are registered, those included that disappeared and are kept.
@@ -206,7 +285,7 @@ impl World {
 
     fn believe(&mut self) {
         for key in self.guard.confirm() {
-            self.remove(&key);
+            self.let_go(&key);
         }
     }
 
@@ -260,18 +339,19 @@ impl World {
     fn put(&mut self, entry: &Entry, now_ms: u64) -> Vec<Rejection> {
         if entry.key.starts_with(INSTANCES_PREFIX) {
             let (mesh, positions) = (&self.mesh, &self.positions);
-            let put = self.instances.put(entry, |at| known(mesh, positions, at));
-            let (at, rejections) = put;
-            if let Some(at) = at {
-                self.guard.back(&entry.key);
+            let known = |at: &_, instance: &_| known(mesh, positions, at, instance);
+            if let Some(at) = self.instances.put(entry, known) {
+                self.follow_fate(&at, now_ms);
                 self.touch_instances(at);
             }
-            return rejections;
+            return Vec::new();
         }
         let taken = if entry.key.starts_with(STANDINGS_PREFIX) {
             self.put_standing(entry, now_ms)
         } else if entry.key.starts_with(INTENTS_PREFIX) {
             self.put_intent(entry)
+        } else if entry.key == TERMS_KEY {
+            self.put_terms(entry)
         } else if entry.key.starts_with(AUTHORITY_PREFIX) {
             let put = self.authorities.put(entry);
             put.map(|cell| self.reowned(cell))
@@ -329,6 +409,7 @@ impl World {
     /// The record at `key` is gone from the store. An instance that did not say that it leaves is doubted first.
     fn delete(&mut self, key: &str, now_ms: u64) {
         if self.instances.serves(key) {
+            self.instances.vanished(key);
             self.guard.vanish(key, now_ms);
         } else if let Ok(at) = StandingKey::parse(key) {
             self.zones.forget(&at, now_ms);
@@ -344,6 +425,13 @@ impl World {
         }
     }
 
+    /// A doubt is over.
+    fn let_go(&mut self, key: &str) {
+        if let Some(at) = self.instances.let_go(key) {
+            self.touch_instances(at);
+        }
+    }
+
     fn remove(&mut self, key: &str) {
         self.guard.back(key);
         if let Some(at) = self.instances.delete(key) {
@@ -354,12 +442,10 @@ impl World {
     /// The state of everything as proxies should have it; none if nothing changed since the last one.
     pub fn snapshot(&mut self, now_ms: u64) -> Option<Arc<Snapshot>> {
         let percent = self.mesh.guard.vanish_percent;
-        for key in self.guard.let_go(self.instances.count(), percent, now_ms) {
-            self.remove(&key);
+        for key in self.guard.let_go(self.instances.served(), percent, now_ms) {
+            self.let_go(&key);
         }
-        for at in self.instances.take_resettled() {
-            self.touch_instances(at);
-        }
+        self.follow_fates(now_ms);
         let mesh = Arc::clone(&self.mesh);
         let whole = std::mem::take(&mut self.mesh_dirty);
         let dirty = std::mem::take(&mut self.dirty);
@@ -479,6 +565,10 @@ impl World {
             return changed;
         }
         let plans = Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands);
+        let plans = match service.writes {
+            Writes::Free => plans,
+            Writes::Fenced { .. } => plans.fenced(&mesh.topology, &loads),
+        };
         if let Some(slot) = self.derived.plans.get_mut(index)
             && *slot != plans
         {
@@ -527,7 +617,9 @@ fn known(
     mesh: &Mesh,
     positions: &BTreeMap<String, usize>,
     at: &InstanceKey,
+    instance: &Instance,
 ) -> Result<(), InvalidRecord> {
+    mesh.guard.check(instance)?;
     if mesh.topology.zone_named(&at.zone).is_none() {
         return Err(InvalidRecord::UnknownZone(at.zone.clone()));
     }

@@ -20,6 +20,8 @@ use crate::{
 pub(super) struct Views {
     all: BTreeMap<ViewKey, Arc<View>>,
     roles: Vec<Played>,
+    /// Which certificates proxies read, for all roles.
+    secrets: Resources,
     /// In the topology's order.
     zones: Vec<Seen>,
     encoder: Encoder,
@@ -83,6 +85,7 @@ impl Views {
                 })
             })
             .collect();
+        self.secrets = translate::secrets(mesh).into_iter().collect();
         let on_demand = self.roles.iter().any(|played| played.on_demand);
         let clients = Clients::of_mesh(mesh, &policy);
         let resiliences = |index: usize| resilience(mesh, index);
@@ -202,6 +205,7 @@ impl Views {
                 };
                 let mut resources: [Resources; Kind::ALL.len()] = Default::default();
                 resources[Kind::Cluster.index()] = clusters.clone();
+                resources[Kind::Secret.index()] = self.secrets.clone();
                 resources[Kind::Endpoints.index()] = endpoints.clone();
                 resources[Kind::Listener.index()] = one(Arc::clone(&played.listener));
                 let on_demand = seen.on_demand.as_ref().filter(|_| played.on_demand);

@@ -20,6 +20,8 @@ pub(crate) struct Air {
 struct Inner {
     rng: Rng,
     stations: BTreeMap<usize, (mpsc::Sender<Message>, Doors)>,
+    /// Nothing is lost, nor late for long.
+    calm: bool,
     /// Those that do not hear each other, the lower number first.
     apart: BTreeSet<(usize, usize)>,
 }
@@ -29,6 +31,7 @@ impl Air {
         let inner = Inner {
             rng,
             stations: BTreeMap::new(),
+            calm: false,
             apart: BTreeSet::new(),
         };
         Air {
@@ -57,6 +60,10 @@ impl Air {
         }
     }
 
+    pub(crate) fn calm_down(&self) {
+        self.inner.lock().unwrap().calm = true;
+    }
+
     pub(crate) fn part(&self, one: usize, other: usize, apart: bool) {
         let pair = (one.min(other), one.max(other));
         let mut inner = self.inner.lock().unwrap();
@@ -81,6 +88,7 @@ impl Post for Station {
         for (other, (inbox, doors)) in others {
             let pair = (self.at.min(other), self.at.max(other));
             let (lost, late) = (inner.rng.chance(2), inner.rng.chance(2));
+            let (lost, late) = (lost && !inner.calm, late && !inner.calm);
             let delay = inner.rng.millis(0, if late { 2_000 } else { 5 });
             if other == self.at || lost || inner.apart.contains(&pair) {
                 continue;

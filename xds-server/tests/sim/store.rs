@@ -148,9 +148,9 @@ impl Cluster {
                         value,
                         lease,
                     };
-                    if key.starts_with(AUTHORITY_PREFIX) {
+                    if let Some(cell) = key.strip_prefix(AUTHORITY_PREFIX) {
                         let authority = AuthorityRecord::parse(&entry.value).unwrap();
-                        self.history.authority(&authority);
+                        self.history.authority(cell, &authority);
                     }
                     events.push(Event::Put(entry.clone()));
                     state.entries.insert(key, entry);
@@ -181,6 +181,8 @@ pub(crate) struct Doors {
     pub(crate) cut: watch::Sender<bool>,
     /// The process is stopped: what it sends and what is sent to it waits.
     pub(crate) paused: watch::Sender<bool>,
+    /// What the store says of changes comes so much later.
+    pub(crate) lag: watch::Sender<Duration>,
     /// The process has died.
     pub(crate) dead: watch::Sender<bool>,
 }
@@ -190,6 +192,7 @@ impl Doors {
         Doors {
             cut: watch::Sender::new(false),
             paused: watch::Sender::new(false),
+            lag: watch::Sender::new(Duration::ZERO),
             dead: watch::Sender::new(false),
         }
     }
@@ -268,6 +271,8 @@ impl Client {
             }
             if revision > after {
                 sleep(self.draw(|rng| rng.millis(0, 5))).await;
+                let lag = *self.doors.lag.borrow();
+                sleep(lag).await;
                 self.doors.running().await;
                 if !self.reachable() {
                     continue;

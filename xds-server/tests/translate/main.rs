@@ -5,9 +5,11 @@
 mod any;
 mod fenced;
 mod grpc;
+mod limits;
 mod on_demand;
 mod places;
 mod table;
+mod tls;
 
 use std::collections::BTreeSet;
 
@@ -53,7 +55,11 @@ fn rules_of(mesh: &Mesh, states: &str) -> Box<Rules> {
         .collect();
     let plans = |at: usize| {
         let service = &mesh.services[at];
-        Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands)
+        let plans = Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands);
+        match service.writes {
+            Writes::Free => plans,
+            Writes::Fenced { .. } => plans.fenced(&mesh.topology, &loads),
+        }
     };
     let viewer = mesh.topology.zone_named("sh-a").expect("a zone");
     let Policy::Serving(rules) = mesh.policy(viewer, plans, &|_| None) else {

@@ -8,6 +8,7 @@
 mod failover;
 mod fence;
 mod filter;
+mod idle;
 mod propagation;
 mod xds;
 
@@ -41,6 +42,8 @@ struct Arguments {
     #[command(flatten)]
     fence: fence::Options,
     #[command(flatten)]
+    idle: idle::Options,
+    #[command(flatten)]
     xds: xds::Options,
 }
 
@@ -54,6 +57,8 @@ enum Name {
     Failover,
     /// For how long nobody may write when a cell moves, and what the fence costs a write. Needs root and `ip`
     Fence,
+    /// What six replicas write to etcd while nothing happens
+    Idle,
     /// Thousands of simulated proxies on our control plane and on go-control-plane, and what a change costs in a large world
     Xds,
 }
@@ -102,6 +107,9 @@ async fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Name::Fence) {
         all.extend(fence::run(&arguments.fence, arguments.rounds).await?);
+    }
+    if wanted(Name::Idle) {
+        all.extend(idle::run(&arguments.idle).await?);
     }
     if wanted(Name::Xds) {
         all.extend(xds::run(&arguments.xds).await?);

@@ -11,6 +11,7 @@ use alloc::{
 mod granting;
 mod messages;
 mod steps;
+mod terms;
 
 use super::{
     Authority, Cause, Clause, Condition, Grantor, HolderId, Key, Move, Name, Revision, Session,
@@ -25,7 +26,9 @@ const SWEEP_AFTER: u64 = 10;
 /// See the module's text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Replica {
+    /// Those that it acts by: what is agreed on.
     terms: Terms,
+    agreed: terms::Known,
     store: u64,
     session: Session,
     sessions: Sessions,
@@ -34,6 +37,8 @@ pub struct Replica {
     epochs: BTreeMap<Name, u64>,
     /// Where authority should rather not go.
     unfit: BTreeSet<Name>,
+    /// Where nobody could hold grants.
+    unheld: BTreeSet<Name>,
     connected: BTreeSet<HolderId>,
     /// Transactions under way, by number.
     pending: BTreeMap<u64, Pending>,
@@ -54,8 +59,13 @@ struct Cell {
     /// When that revision was seen.
     seen_at: u64,
     grantors: BTreeSet<SessionId>,
+    /// Under the terms of which revision each of them is registered.
+    acting: BTreeMap<SessionId, Revision>,
+    /// No registration under newer terms before this.
+    again_after: u64,
     grantor: Grantor,
-    better: Option<Name>,
+    /// The zone that should own it, and why.
+    better: Option<(Name, Name)>,
     /// Since when this replica could take a step that another one should rather take.
     able: Option<(Step, u64)>,
     /// A step under way.
@@ -81,6 +91,10 @@ enum Pending {
     Grantor(Name),
     /// A step of a cell; with the authority that it names, where this replica registers with it.
     Step(Name, Option<Authority>),
+    /// A registration under newer terms.
+    Again(Name),
+    /// A change of the agreed terms.
+    Terms,
     Sweep,
     Farewell,
 }
@@ -89,6 +103,7 @@ impl Replica {
     /// A new incarnation, which knows nothing yet.
     pub fn new(id: SessionId, terms: Terms) -> Replica {
         Replica {
+            agreed: terms::Known::new(terms.clone()),
             terms,
             store: 0,
             session: Session::new(id),
@@ -96,6 +111,7 @@ impl Replica {
             cells: BTreeMap::new(),
             epochs: BTreeMap::new(),
             unfit: BTreeSet::new(),
+            unheld: BTreeSet::new(),
             connected: BTreeSet::new(),
             pending: BTreeMap::new(),
             numbers: 0,
@@ -142,7 +158,6 @@ impl Replica {
     pub fn sessions(&self) -> &Sessions {
         &self.sessions
     }
-
     /// Whether the store has been listed and is believed.
     pub fn believes(&self) -> bool {
         self.believes
@@ -203,13 +218,29 @@ impl Replica {
                 self.session.heard(&by, &of, round, &self.terms);
                 self.complete_round(now);
             }
-            Input::Grantor { cell, id, present } => {
+            Input::Grantor {
+                cell,
+                id,
+                registered,
+            } => {
                 let cell = self.cells.entry(cell).or_default();
-                match present {
-                    true => drop(cell.grantors.insert(id)),
-                    false => drop(cell.grantors.remove(&id)),
+                match registered {
+                    Some(terms) => {
+                        cell.acting.insert(id.clone(), terms);
+                        cell.grantors.insert(id);
+                    }
+                    None => {
+                        cell.acting.remove(&id);
+                        cell.grantors.remove(&id);
+                    }
                 }
             }
+            Input::Terms {
+                revision,
+                agreement,
+            } => self.learn_terms(revision, agreement),
+            Input::Configured(own) => self.configure(own),
+            Input::Rolled(rolled) => self.rolled(rolled),
             Input::Answer { number, outcome } => self.answered(number, outcome, now, &mut effects),
             Input::Connected(holder) => {
                 self.connected.insert(holder);
@@ -234,12 +265,14 @@ impl Replica {
                     self.cells.entry(name).or_default().rules = Some(rules);
                 }
             }
-            Input::Better { cell, zone } => {
+            Input::Better { cell, zone, reason } => {
                 if let Some(cell) = self.cells.get_mut(&cell) {
-                    cell.better = zone;
+                    cell.better = zone.map(|zone| (zone, reason));
                 }
             }
             Input::Unfit(zones) => self.unfit = zones,
+            Input::Unheld(zones) => self.unheld = zones,
+            Input::Restated => self.session.hurry(),
             Input::Doubted => {
                 self.believes = false;
                 self.session.end();
@@ -255,11 +288,29 @@ impl Replica {
         effects
     }
 
-    /// An operator wants authority over `cell` to move.
-    pub fn wish(&mut self, cell: &Name, next: Move, now: u64) -> Result<Vec<Effect>, Unwilling> {
+    /// A session's key was deleted. Where it is the own one, nothing more can come of this incarnation: the next begins at once,
+    /// so that the cells which nobody wanted to move lose no time.
+    fn session_gone(&mut self, id: &SessionId) {
+        self.sessions.gone(id);
+        if id == self.session.id() {
+            self.session.end();
+        }
+    }
+
+    /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the cell is.
+    pub fn wish(
+        &mut self,
+        cell: &Name,
+        next: Move,
+        accepted: bool,
+        now: u64,
+    ) -> Result<Vec<Effect>, Unwilling> {
         let forced = next.cause == Cause::Override;
         if !self.believes || self.session.left(now) == 0 {
             return Err(Unwilling::NoSession);
+        }
+        if !self.acts() {
+            return Err(Unwilling::TermsDiffer);
         }
         let silent = |zone: &&Name| !self.sessions.alive(zone, now, &self.terms);
         if let Some(silent) = next.to.iter().find(silent).filter(|_| !forced) {
@@ -272,14 +323,16 @@ impl Replica {
             if !forced {
                 return Err(Unwilling::OtherStore);
             }
-            view.recover(store, next.epoch_min, next.to, &terms)
+            view.recover(store, next.epoch_min, next.to, &terms, next.hold)
         } else {
             let moving = matches!(view.authority.state, State::Fencing(_));
             if moving && !forced {
                 return Err(Unwilling::Moving);
             }
             let same: BTreeSet<&Name> = view.authority.owners.iter().collect();
-            if same == next.to.iter().collect() && !forced {
+            // To where a cell is an override gives up the move that is under way; else it only interrupts writes.
+            let pointless = !moving && !(forced && accepted);
+            if same == next.to.iter().collect() && pointless {
                 return Err(Unwilling::SameOwners);
             }
             view.begin(next, &terms)
@@ -304,8 +357,13 @@ impl Replica {
             let settled = view.settled_at(&self.sessions, terms);
             let run_out = cell.grantor.fence().and(cell.grantor.run_out());
             let owners = view.authority.owners.iter();
-            let over = owners.filter_map(|zone| self.sessions.over_at(zone, terms));
-            let due = settled.into_iter().chain(run_out).chain(over);
+            let lost = owners.filter_map(|zone| self.sessions.lost_at(zone, terms));
+            let patience = [view.seen_at.saturating_add(terms.session_over())];
+            let due = settled
+                .into_iter()
+                .chain(run_out)
+                .chain(lost)
+                .chain(patience);
             let able = cell
                 .able
                 .map(|(_, since)| since.saturating_add(self.courtesy()));
@@ -339,6 +397,7 @@ impl Replica {
                 self.session.end();
             }
             self.sessions = Sessions::default();
+            self.forget_terms();
             for cell in self.cells.values_mut() {
                 let rules = cell.rules.take();
                 *cell = Cell {
@@ -350,12 +409,24 @@ impl Replica {
         self.store = listing.store;
         self.believes = true;
         self.sessions.listed(&listing.sessions, now, &self.terms);
+        if !listing.sessions.contains_key(self.session.id()) {
+            // It may have been ended while nothing was heard, or be younger than the list: a renewal tells.
+            self.session.hurry();
+        }
         for cell in self.cells.values_mut() {
             cell.grantors.clear();
+            cell.acting.clear();
         }
-        for (cell, id) in listing.grantors {
-            self.cells.entry(cell).or_default().grantors.insert(id);
+        for ((cell, id), terms) in listing.grantors {
+            let cell = self.cells.entry(cell).or_default();
+            cell.acting.insert(id.clone(), terms);
+            cell.grantors.insert(id);
         }
+        let (at, agreement) = match listing.terms {
+            Some((at, agreement)) => (at, Some(agreement)),
+            None => (listing.revision, None),
+        };
+        self.learn_terms(at, agreement);
         let listed: BTreeSet<Name> = listing
             .authorities
             .iter()
@@ -395,12 +466,13 @@ impl Replica {
     /// Lets the grantor see the cell's authority, and the holders what follows.
     fn see(&mut self, name: &Name, effects: &mut Vec<Effect>) {
         let zone = self.session.id().zone.clone();
+        let may_grant = self.may_grant();
         let Some(cell) = self.cells.get_mut(name) else {
             return;
         };
         let authority = cell.authority.as_ref();
         let seen = (cell.grantor).see(cell.revision, authority, &zone, self.store, &self.terms);
-        if self.stopping {
+        if !may_grant {
             cell.grantor.stop();
         }
         if let Seen::Fenced(fence) = seen {
@@ -476,14 +548,23 @@ impl Replica {
                     _ => {}
                 }
             }
+            Some(Pending::Again(name)) => {
+                let after = now.saturating_add(self.courtesy());
+                if let Some(cell) = self.cells.get_mut(&name) {
+                    cell.again_after = after;
+                }
+            }
+            Some(Pending::Terms) => self.terms_answered(now),
             // What refused it may not have been seen yet.
             Some(Pending::Sweep) => self.sweep_after = now.saturating_add(self.courtesy()),
             Some(Pending::Farewell) => match outcome {
                 Outcome::Unknown => {}
-                Outcome::Committed(_) | Outcome::Refused => {
+                // The watch may have told of it before.
+                Outcome::Committed(_) | Outcome::Refused if !self.stopped => {
                     self.stopped = true;
                     effects.push(Effect::Stopped);
                 }
+                Outcome::Committed(_) | Outcome::Refused => {}
             },
         }
     }
@@ -538,13 +619,6 @@ impl Replica {
         }
     }
 
-    fn session_gone(&mut self, id: &SessionId) {
-        self.sessions.gone(id);
-        if id == self.session.id() {
-            self.session.end();
-        }
-    }
-
     /// A complete round renews the own session, as this replica sees it too.
     fn complete_round(&mut self, now: u64) {
         if self.session.complete_round(now, &self.terms) {
@@ -575,6 +649,13 @@ impl Replica {
         }
     }
 
+    /// Whether the session is to go on. That of a process which is to end lives until it has left everything in order, so that
+    /// others count their patience from then.
+    fn renews(&self) -> bool {
+        let leaving = || self.pending.values().any(|p| *p == Pending::Farewell);
+        !self.stopping || self.session.created().is_some() && !leaving()
+    }
+
     /// Does whatever is due.
     fn go_on(&mut self, now: u64, effects: &mut Vec<Effect>) {
         self.sessions.tidy(now, &self.terms);
@@ -595,11 +676,12 @@ impl Replica {
         if !self.believes {
             return;
         }
-        if !self.stopping {
+        if self.renews() {
             self.renew(now, effects);
         }
         let names: Vec<Name> = self.cells.keys().cloned().collect();
         for name in &names {
+            self.resume(name, effects);
             self.grant_or_leave(name, now, effects);
         }
         if self.stopping {
@@ -607,6 +689,10 @@ impl Replica {
             return;
         }
         if self.session.left(now) == 0 {
+            return;
+        }
+        self.agree(now, effects);
+        if !self.acts() {
             return;
         }
         for name in &names {

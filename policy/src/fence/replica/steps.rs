@@ -21,7 +21,10 @@ impl Replica {
             return;
         };
         let transaction = Transaction {
-            conditions: alloc::vec![Condition::PutAt(session.clone(), put)],
+            conditions: alloc::vec![
+                Condition::PutAt(session.clone(), put),
+                self.terms_unchanged()
+            ],
             writes: alloc::vec![Write::Delete(grantor.unwrap_or(session))],
         };
         self.commit(Pending::Sweep, transaction, effects);
@@ -34,7 +37,8 @@ impl Replica {
             cells.flat_map(|(name, cell)| cell.grantors.iter().map(move |id| (name, id)));
         let (name, id) = keys.find(|(_, id)| {
             let gone = self.sessions.put_at(id).is_none();
-            gone && self.sessions.settled_at(id, &self.terms) <= now
+            let settled = self.sessions.settled_at(id, &self.terms) <= now;
+            gone && (settled || !self.terms.keeps(Clause::KeyOutlivesSession))
         })?;
         let grantor = Key::Grantor(name.clone(), id.clone());
         Some((Key::Session(id.clone()), Revision(0), Some(grantor)))
@@ -66,7 +70,10 @@ impl Replica {
         if let Some((_, transaction, concerned)) = next
             && (concerned || now >= since.saturating_add(courtesy))
         {
-            let (transaction, registers) = self.register_with(name, transaction);
+            let (mut transaction, registers) = self.register_with(name, transaction);
+            // By other terms this replica would have waited otherwise. What it sees of sessions tells it too, in the order of
+            // revisions, so this is a second line, which the model does not need.
+            transaction.conditions.push(self.terms_unchanged());
             self.commit(Pending::Step(name.clone(), registers), transaction, effects);
         }
     }
@@ -96,7 +103,7 @@ impl Replica {
             .cells
             .get(name)
             .is_some_and(|cell| cell.grantor.is_leaving());
-        if leaving || ends_ours || !self.terms.keeps(Clause::Registered) {
+        if leaving || ends_ours || !self.may_grant() || !self.terms.keeps(Clause::Registered) {
             return (transaction, None);
         }
         let session = Key::Session(id.clone());
@@ -105,7 +112,7 @@ impl Replica {
             .push(Condition::CreatedAt(session, created));
         transaction
             .writes
-            .push(Write::Grantor(name.clone(), id.clone()));
+            .push(Write::Grantor(name.clone(), id.clone(), self.terms_at()));
         (transaction, Some(authority))
     }
 
@@ -124,12 +131,13 @@ impl Replica {
             revision,
         };
         self.learn(name, revision, Some(authority), now);
+        let may_grant = self.may_grant();
         if let Some(cell) = self.cells.get_mut(name)
             && cell.revision == revision
         {
             cell.grantors.insert(self.session.id().clone());
             cell.grantor.moved(at);
-            if self.stopping {
+            if !may_grant {
                 cell.grantor.stop();
             }
         }
@@ -162,13 +170,14 @@ impl Replica {
             return None;
         }
         let alive = |zone: &Name| self.sessions.alive(zone, now, terms);
+        let lost = |zone: &Name| self.sessions.lost(zone, now, terms);
         if let State::Fencing(next) = &authority.state {
             if let Some(transaction) = view.complete(&self.sessions, now, terms)
                 && (next.to.iter().any(alive) || next.cause == Cause::Override)
             {
                 return Some((Step::Complete, transaction, concerns(&next.to)));
             }
-            let hopeless = !next.to.iter().any(alive) && next.cause != Cause::Override;
+            let hopeless = next.to.iter().all(lost) && next.cause != Cause::Override;
             if hopeless && authority.owners.iter().any(alive) {
                 return Some((Step::Abort, view.abort(), concerns(&authority.owners)));
             }
@@ -182,16 +191,18 @@ impl Replica {
             return Some((Step::Settle, transaction, concerns(&authority.owners)));
         }
         let rules = cell.rules.as_ref().filter(|rules| rules.automatic)?;
-        let (to, cause) = self.wanted(&view, cell, rules, now)?;
+        let (to, cause, reason) = self.wanted(&view, cell, rules, now)?;
         let concerned = *zone == to;
         let next = Move {
             id: move_id(name, authority),
             to: alloc::vec![to],
             cause,
-            reason: Name::from(""),
+            reason,
             epoch_min: 0,
+            hold: 0,
         };
         let transaction = match terms.keeps(Clause::FenceFirst) {
+            true if cause == Cause::SessionLost => view.begin_lost(next, &self.sessions, terms),
             true => view.begin(next, terms),
             false => {
                 let mut unfenced = authority.clone();
@@ -206,34 +217,71 @@ impl Replica {
         Some((Step::Begin, transaction, concerned))
     }
 
-    /// Where the cell should go by itself, and why.
+    /// Where the cell should go by itself, why, and the same in words.
     fn wanted(
         &self,
         view: &View<'_>,
         cell: &Cell,
         rules: &CellRules,
         now: u64,
-    ) -> Option<(Name, Cause)> {
+    ) -> Option<(Name, Cause, Name)> {
         let terms = &self.terms;
         let alive = |zone: &&Name| self.sessions.alive(zone, now, terms);
-        if !view.authority.owners.iter().any(|zone| alive(&zone)) {
+        let owners = view.authority.owners.iter();
+        if owners
+            .clone()
+            .all(|zone| self.sessions.lost(zone, now, terms))
+        {
             // Where nothing was ever heard of the owners, the mesh may just have been started, and is given time to be complete.
-            let owners = view.authority.owners.iter();
+            // So is a zone to which an operator has just moved the cell by force.
             let heard_of = |zone: &Name| self.sessions.of_zone(zone).next().is_some();
-            let patience = self.sessions.listed_at().max(view.seen_at);
-            if !owners.clone().any(heard_of) && now < patience.saturating_add(terms.session_over())
-            {
+            let from = match owners.clone().any(heard_of) {
+                true => view.seen_at,
+                false => self.sessions.listed_at().max(view.seen_at),
+            };
+            if now < from.saturating_add(terms.session_over()) {
                 return None;
             }
-            // The first that lives and can serve; where none can, the first that lives.
-            let living = view.authority.standby.iter().filter(alive);
-            let next = living.min_by_key(|zone| self.unfit.contains(*zone))?;
-            return Some((next.clone(), Cause::SessionLost));
+            let next = self.heir(view.authority, now)?;
+            let zones: Vec<&str> = owners.map(|zone| &**zone).collect();
+            let reason = alloc::format!("no replica of {} was heard of", zones.join(", "));
+            return Some((next, Cause::SessionLost, Name::from(reason)));
         }
-        let cooled = now >= view.seen_at.saturating_add(rules.cool_down);
-        let better = cell.better.as_ref().filter(alive)?;
+        if !owners.clone().any(|zone| alive(&zone)) {
+            // They may come back.
+            return None;
+        }
+        let quiet = rules.cool_down.max(view.authority.hold);
+        let cooled = now >= view.seen_at.saturating_add(quiet);
+        let (better, reason) = cell.better.as_ref().filter(|(zone, _)| alive(&zone))?;
         let active = view.authority.state == State::Active;
         (active && cooled && !view.authority.is_owner(better))
-            .then(|| (better.clone(), Cause::Unfit))
+            .then(|| (better.clone(), Cause::Unfit, reason.clone()))
+    }
+
+    /// The zone to which a cell should go whose owners are gone: of those that live the first with a proxy that could hold
+    /// grants, and that can serve; where none can, the first that lives.
+    fn heir(&self, authority: &Authority, now: u64) -> Option<Name> {
+        let alive = |zone: &&Name| self.sessions.alive(zone, now, &self.terms);
+        let living = authority.standby.iter().filter(alive);
+        let next =
+            living.min_by_key(|zone| (self.unheld.contains(*zone), self.unfit.contains(*zone)));
+        next.cloned()
+    }
+
+    /// Where a cell should go that this replica's zone alone owns, if the process is to end and nobody else speaks for the zone.
+    pub fn successor(&self, cell: &str, now: u64) -> Option<Name> {
+        let authority = self.cells.get(cell)?.authority.as_ref()?;
+        let own = self.session.id();
+        let alone = authority.owners.iter().all(|zone| *zone == own.zone);
+        let mut others = self.sessions.of_zone(&own.zone);
+        let others_live = others.any(|(id, put)| {
+            id != own && put.is_some() && !self.sessions.over(id, now, &self.terms)
+        });
+        if !alone || others_live || authority.store != self.store {
+            return None;
+        }
+        let next = self.heir(authority, now)?;
+        (!self.unheld.contains(&next) && !self.unfit.contains(&next)).then_some(next)
     }
 }

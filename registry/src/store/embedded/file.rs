@@ -15,6 +15,7 @@ use redb::{
 
 use crate::store::{
     ClusterId, Compare, Entry, Event, LeaseId, Listing, Op, Revision, StoreError, WatchBatch,
+    random_lease,
 };
 
 /// (create revision, mod revision, lease or 0, value)
@@ -34,7 +35,6 @@ const FORMAT: &str = "format";
 const CLUSTER: &str = "cluster";
 const REVISION: &str = "revision";
 const COMPACTED: &str = "compacted";
-const LAST_LEASE: &str = "last_lease";
 
 /// The layout of the tables above; another one is refused.
 const FORMAT_VERSION: u64 = 1;
@@ -372,12 +372,15 @@ impl<'txn> Tables<'txn> {
     }
 
     pub(super) fn grant(&mut self, ttl: Duration) -> Result<LeaseId, redb::Error> {
-        let id = self.meta(LAST_LEASE)? + 1;
+        let mut lease = random_lease();
+        // One in 2^63 is there already, or was: then it has no keys any more.
+        while self.leases.get(lease.0)?.is_some() {
+            lease = random_lease();
+        }
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-        self.meta.insert(LAST_LEASE, id)?;
-        self.leases.insert(signed(id), ttl_ms)?;
+        self.leases.insert(lease.0, ttl_ms)?;
         self.changed = true;
-        Ok(LeaseId(signed(id)))
+        Ok(lease)
     }
 
     /// Ends a lease and deletes its keys in one revision.
@@ -411,7 +414,7 @@ fn meta(txn: &ReadTransaction, name: &str) -> Result<i64, redb::Error> {
     Ok(value.map_or(0, |value| signed(value.value())))
 }
 
-// Revisions and lease ids count up from 0 by one, so they are in both types' range.
+// Revisions count up from 0 by one, so they are in both types' range.
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

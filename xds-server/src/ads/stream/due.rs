@@ -85,14 +85,27 @@ impl Stream {
         warm
     }
 
+    /// Whether the client has what it asked for of secrets: a cluster that waits for one takes no requests. A refused secret is
+    /// not waited for.
+    fn holds_secrets(&self) -> bool {
+        let subscription = &self.kinds[Kind::Secret.index()];
+        let offered = self.view.of(Kind::Secret);
+        subscription.names.iter().all(|name| {
+            offered.get(name).is_none_or(|secret| {
+                let held = subscription.held().get(name);
+                held.is_some_and(|held| held.acked) || subscription.refuses(secret)
+            })
+        })
+    }
+
     /// Whether resources of `kind` may change now: see "make before break".
     fn may_update(&mut self, kind: Kind) -> bool {
         match kind {
-            Kind::Cluster | Kind::Endpoints | Kind::Listener => true,
+            Kind::Cluster | Kind::Secret | Kind::Endpoints | Kind::Listener => true,
             Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => {
                 // A client that does not take all clusters looks after itself: it asks for those that its routes name.
                 let takes_clusters = self.kinds[Kind::Cluster.index()].wildcard;
-                !takes_clusters || self.all_warm()
+                !takes_clusters || self.holds_secrets() && self.all_warm()
             }
         }
     }
@@ -101,7 +114,8 @@ impl Stream {
     fn may_remove(&self, kind: Kind) -> bool {
         match kind {
             Kind::Listener | Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => true,
-            Kind::Cluster | Kind::Endpoints => self.has_moved(|_, _| false),
+            // A listener or cluster that is being replaced may still use them.
+            Kind::Cluster | Kind::Secret | Kind::Endpoints => self.has_moved(|_, _| false),
         }
     }
 

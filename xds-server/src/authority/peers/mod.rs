@@ -7,6 +7,8 @@
 mod calls;
 mod proof;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,

@@ -19,6 +19,17 @@ pub(in crate::translate) fn is(name: &str, value: &str) -> HeaderMatcher {
     }
 }
 
+pub(super) fn is_any_case(name: &str, value: &str) -> HeaderMatcher {
+    HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: Some(MatchPattern::Exact(value.to_owned())),
+            ignore_case: true,
+        })),
+        ..HeaderMatcher::default()
+    }
+}
+
 pub(super) fn present(name: &str) -> HeaderMatcher {
     HeaderMatcher {
         name: name.to_owned(),

@@ -44,6 +44,32 @@ fn a_route_waits_for_its_clusters_and_clusters_wait_for_routes_to_leave() {
 }
 
 #[test]
+fn a_route_waits_for_the_secrets_that_the_client_asked_for() {
+    let old = [
+        &cluster("orders", "1")[..],
+        &[
+            (Kind::Secret, "certificate", "file"),
+            (Kind::Routes, "table", "to orders"),
+        ],
+    ]
+    .concat();
+    let mut stream = delta(&view(&old, &["orders"]));
+    subscribe(&mut stream, Kind::Cluster, &[]);
+    let nonce = sent(&mut stream, Kind::Cluster, &["orders"], &[]);
+    ack(&mut stream, Kind::Cluster, &nonce);
+    subscribe(&mut stream, Kind::Routes, &["table"]);
+    subscribe(&mut stream, Kind::Secret, &["certificate"]);
+    subscribe(&mut stream, Kind::Endpoints, &["orders"]);
+    let secret = sent(&mut stream, Kind::Secret, &["certificate"], &[]);
+    let endpoints = sent(&mut stream, Kind::Endpoints, &["orders"], &[]);
+    ack(&mut stream, Kind::Endpoints, &endpoints);
+    quiet(&mut stream);
+    // A refused one would be waited for for ever.
+    nack(&mut stream, Kind::Secret, &secret, "no such file");
+    sent(&mut stream, Kind::Routes, &["table"], &[]);
+}
+
+#[test]
 fn a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
     let old = [
         &cluster("old", "1")[..],
@@ -154,6 +180,7 @@ fn kinds_that_are_due_together_go_in_order() {
     quiet(&mut stream);
     let urls = [
         "cluster.v3.Cluster",
+        "extensions.transport_sockets.tls.v3.Secret",
         "endpoint.v3.ClusterLoadAssignment",
         "listener.v3.Listener",
         "route.v3.RouteConfiguration",
@@ -163,7 +190,8 @@ fn kinds_that_are_due_together_go_in_order() {
     assert_eq!(
         kinds.map(|kind| kind
             .type_url()
-            .trim_start_matches("type.googleapis.com/envoy.config.")),
+            .trim_start_matches("type.googleapis.com/envoy.")
+            .trim_start_matches("config.")),
         urls
     );
 }

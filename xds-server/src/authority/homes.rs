@@ -1,0 +1,207 @@
+//! Which zones have a control plane of their own, for the streams of proxies that come from another zone.
+//!
+//! A proxy whose own control plane was away has turned to this one, and would stay: nothing in Envoy closes a stream because
+//! a better place is back. So its streams end when its zone has a control plane again. It may still be kept from that one (an
+//! ejection lasts for seconds, a way may be cut off); so it is given longer and longer from one time to the next.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use policy::fence::{Name, SessionId};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tonic::Status;
+use tracing::info;
+
+/// How long after its zone is back a proxy is sent there for the first time.
+const FIRST: Duration = Duration::from_millis(300);
+/// The longest between two times.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// By zone with a live session: since when the newest of these is there.
+pub(super) type Since = BTreeMap<Name, Instant>;
+
+/// What the engine sees of sessions, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Sightings {
+    alive: BTreeSet<SessionId>,
+    since: Since,
+}
+
+impl Sightings {
+    /// Takes in which sessions live; true if that changes since when zones have one.
+    pub(super) fn look(&mut self, alive: BTreeSet<SessionId>, now: Instant) -> bool {
+        if self.alive == alive {
+            return false;
+        }
+        let zones: BTreeSet<&Name> = alive.iter().map(|id| &id.zone).collect();
+        let mut since = self.since.clone();
+        since.retain(|zone, _| zones.contains(zone));
+        for fresh in alive.difference(&self.alive) {
+            since.insert(fresh.zone.clone(), now);
+        }
+        self.alive = alive;
+        let changed = self.since != since;
+        self.since = since;
+        changed
+    }
+
+    pub(super) fn since(&self) -> &Since {
+        &self.since
+    }
+}
+
+/// What streams ask. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Homes {
+    /// The zones that this process speaks for; empty where nothing is fenced.
+    own: Arc<BTreeSet<Name>>,
+    since: watch::Receiver<Arc<Since>>,
+}
+
+impl Homes {
+    pub(super) fn new(
+        own: impl IntoIterator<Item = Name>,
+        since: watch::Receiver<Arc<Since>>,
+    ) -> Homes {
+        Homes {
+            own: Arc::new(own.into_iter().collect()),
+            since,
+        }
+    }
+
+    /// For a process that knows no zones: whoever comes stays.
+    pub fn unknown() -> Homes {
+        Homes::new([], watch::channel(Arc::default()).1)
+    }
+
+    /// Waits until the stream of a proxy had better be another control plane's; the status is what the proxy is told. Most
+    /// proxies are at home, and pay nothing for the others.
+    pub(crate) fn sent_home(&self, zone: &str, node: &str) -> BoxFuture<'static, Status> {
+        if self.own.is_empty() || self.own.contains(zone) {
+            // Without memory: it has no size.
+            return Box::pin(std::future::pending());
+        }
+        Box::pin(self.clone().visit(zone.to_owned(), node.to_owned()))
+    }
+
+    async fn visit(mut self, zone: String, node: String) -> Status {
+        let opened = Instant::now();
+        loop {
+            let since = self.since.borrow_and_update().get(&*zone).copied();
+            let over = async {
+                match since {
+                    Some(since) => sleep_until(next_after(since, opened, &node)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = over => {
+                    info!(node, zone, "the zone has a control plane of its own again: the proxy is sent there");
+                    return Status::unavailable(format!(
+                        "zone {zone:?} has a control plane of its own again: ask that one"
+                    ));
+                }
+                changed = self.since.changed() => if changed.is_err() {
+                    // The process ends, and its streams with it.
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+}
+
+/// The first of the times at which a proxy is sent home that is not before `opened`: they double from [`FIRST`] to
+/// [`LONGEST`], each a little later for one proxy than for another.
+fn next_after(since: Instant, opened: Instant, node: &str) -> Instant {
+    let mut hasher = DefaultHasher::new();
+    node.hash(&mut hasher);
+    let quarter = (hasher.finish() % 256) as u32;
+    let mut at = since;
+    let mut span = FIRST;
+    loop {
+        if span == LONGEST {
+            // A zone may be there for months.
+            let passed = opened.saturating_duration_since(at + LONGEST * 2);
+            at += Duration::from_secs(passed.as_secs() / LONGEST.as_secs() * LONGEST.as_secs());
+        }
+        let late = at + span + span * quarter / 1_024;
+        if late > opened {
+            return late;
+        }
+        at += span;
+        span = (span * 2).min(LONGEST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(zone: &str, incarnation: &str) -> SessionId {
+        SessionId {
+            zone: zone.into(),
+            incarnation: incarnation.into(),
+        }
+    }
+
+    #[test]
+    fn a_zone_is_back_with_a_new_session_and_with_one_that_was_silent() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut sightings = Sightings::default();
+        let (first, second) = (session("a", "1"), session("a", "2"));
+        assert!(sightings.look([first.clone()].into(), at(0)));
+        assert!(!sightings.look([first.clone()].into(), at(1)));
+        assert!(sightings.look([first.clone(), second.clone()].into(), at(2)));
+        assert_eq!(sightings.since().get("a"), Some(&at(2)));
+        // One that goes while another stays is no news for anybody.
+        assert!(!sightings.look([second.clone()].into(), at(3)));
+        assert!(sightings.look([].into(), at(4)));
+        assert_eq!(sightings.since().get("a"), None);
+        assert!(sightings.look([second].into(), at(5)));
+        assert_eq!(sightings.since().get("a"), Some(&at(5)));
+    }
+
+    #[test]
+    fn a_proxy_is_given_longer_from_one_time_to_the_next() {
+        let since = Instant::now();
+        let mut opened = since;
+        let mut spans = vec![];
+        for _ in 0..12 {
+            let next = next_after(since, opened, "node");
+            assert!(next > opened);
+            spans.push(next - opened);
+            opened = next;
+        }
+        assert!(spans[0] >= FIRST && spans[0] < FIRST * 2, "{spans:?}");
+        assert!(spans.is_sorted(), "{spans:?}");
+        let last = spans.last().copied().unwrap_or_default();
+        assert!(last <= LONGEST && last > LONGEST / 2, "{spans:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_stays_until_its_zone_is_back() {
+        let (told, since) = watch::channel(Arc::new(Since::new()));
+        let homes = Homes::new([Name::from("b")], since);
+        let sent = tokio::spawn(homes.sent_home("a", "node"));
+        let own = tokio::spawn(homes.sent_home("b", "node"));
+        tokio::time::sleep(LONGEST * 10).await;
+        assert!(!sent.is_finished());
+        let now = Instant::now();
+        told.send_replace(Arc::new([("a".into(), now), ("b".into(), now)].into()));
+        let status = tokio::time::timeout(FIRST * 2, sent).await;
+        let status = status.expect("sent home in time").expect("no panic");
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+        assert!(status.message().contains("\"a\""), "{status}");
+        tokio::time::sleep(LONGEST * 10).await;
+        assert!(!own.is_finished());
+    }
+}

@@ -1,0 +1,106 @@
+//! Where proxies are that could hold grants: what the sessions of all replicas say, and what the own ones have said.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use policy::fence::{Name, SessionId, Sessions, Terms};
+use registry::authority::parse_key;
+
+use super::{Fact, Speakers, records};
+
+/// See the module's text.
+#[derive(Default)]
+pub(super) struct Presence {
+    /// How many proxies each session said that it has.
+    said: BTreeMap<SessionId, u32>,
+    /// Whether the own session of a zone last said that there are proxies.
+    stated: BTreeMap<Name, bool>,
+    /// Since when a zone has no proxies here, though its session says otherwise.
+    empty_since: BTreeMap<Name, u64>,
+    /// The zones without proxies, as the replicas were told last.
+    unheld: BTreeSet<Name>,
+}
+
+impl Presence {
+    /// Takes in what the store says.
+    pub(super) fn hear(&mut self, fact: &Fact) {
+        match fact {
+            Fact::Listed { entries, .. } => {
+                self.said = entries.iter().filter_map(records::proxies).collect();
+            }
+            Fact::Put(entry) => self.said.extend(records::proxies(entry)),
+            Fact::Deleted { key, .. } => {
+                if let Some(Ok(policy::fence::Key::Session(id))) = parse_key(key) {
+                    self.said.remove(&id);
+                }
+            }
+            Fact::Doubted => {}
+        }
+    }
+
+    /// The own session of a zone is put, and says this.
+    pub(super) fn stated(&mut self, zone: &Name, any: bool) {
+        self.stated.insert(zone.clone(), any);
+    }
+
+    /// Whether the session of a zone has to be put anew: at once where the first proxy has come, and where the last one has gone
+    /// only after a while, since most come back.
+    pub(super) fn is_to_be_restated(
+        &mut self,
+        zone: &Name,
+        any: bool,
+        now: u64,
+        patience: u64,
+    ) -> bool {
+        let stated = self.stated.get(zone).copied();
+        if any || stated != Some(true) {
+            self.empty_since.remove(zone);
+            return any && stated == Some(false);
+        }
+        let since = *self.empty_since.entry(zone.clone()).or_insert(now);
+        now >= since.saturating_add(patience)
+    }
+
+    /// The zones all of whose living sessions say that they have no proxy. A zone without a session is none of them, nor is one
+    /// with a session that does not say.
+    pub(super) fn unheld(&self, sessions: &Sessions, now: u64, terms: &Terms) -> BTreeSet<Name> {
+        let living = sessions
+            .present()
+            .filter(|(id, _)| !sessions.over(id, now, terms));
+        let mut held = BTreeMap::<&Name, bool>::new();
+        for (id, _) in living {
+            *held.entry(&id.zone).or_default() |= self.said.get(id) != Some(&0);
+        }
+        let unheld = held.into_iter().filter(|(_, held)| !held);
+        unheld.map(|(zone, _)| zone.clone()).collect()
+    }
+
+    /// Whether these are others than the replicas were told; they are told now.
+    pub(super) fn unheld_changes(&mut self, unheld: &BTreeSet<Name>) -> bool {
+        let changes = self.unheld != *unheld;
+        if changes {
+            self.unheld.clone_from(unheld);
+        }
+        changes
+    }
+
+    /// Who speaks for each zone.
+    pub(super) fn zones(
+        &self,
+        sessions: &Sessions,
+        now: u64,
+        terms: &Terms,
+    ) -> BTreeMap<String, Speakers> {
+        let living = sessions
+            .present()
+            .filter(|(id, _)| !sessions.over(id, now, terms));
+        let mut zones = BTreeMap::<String, Speakers>::new();
+        for (id, _) in living {
+            let zone = zones.entry(id.zone.to_string()).or_default();
+            zone.replicas = zone.replicas.saturating_add(1);
+            if let Some(said) = self.said.get(id) {
+                zone.proxies = Some(zone.proxies.unwrap_or(0).saturating_add(*said));
+            }
+        }
+        zones
+    }
+}

@@ -1,0 +1,371 @@
+//! The one table of codes. A code never changes its meaning, and its number is never given to another.
+//!
+//! To add one: a block below, in its area, with the next free number; `tidegate codes --markdown` then makes the page again.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// How bad a condition is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Everything is served. It will not stay so, or some of what was asked for is not done.
+    Warning,
+    /// Requests are refused or may be soon, or a protection is gone.
+    Error,
+}
+
+impl Severity {
+    /// As metrics and people see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        }
+    }
+}
+
+/// What a code is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A state that begins and ends. The replica stays ready: it serves what it knows.
+    Condition,
+    /// A state in which `/readyz` answers 503.
+    NotReady,
+    /// A safety rule that refuses a command. `--accept CODE --reason TEXT` names it back.
+    Rule,
+}
+
+/// Everything about a code.
+#[derive(Debug)]
+pub struct Entry {
+    pub code: Code,
+    /// `TGnnnn`.
+    pub id: &'static str,
+    /// A stable name, for metrics and for people.
+    pub name: &'static str,
+    pub severity: Severity,
+    pub kind: Kind,
+    /// One line.
+    pub meaning: &'static str,
+    pub what_to_do: &'static str,
+}
+
+/// The areas, by the digit after `TG`.
+pub(super) const AREAS: [(char, &str); 7] = [
+    ('1', "Fence and authority"),
+    ('2', "Store"),
+    ('3', "Registry and world"),
+    ('4', "xDS and proxies"),
+    ('5', "Configuration and certificates"),
+    ('6', "Clocks"),
+    ('7', "Safety rules of commands"),
+];
+
+macro_rules! codes {
+    ($($code:ident = $id:literal, $name:literal, $severity:ident, $kind:ident;
+        is: $meaning:literal, do: $what_to_do:literal;)+) => {
+        /// A code: a state that a person may have to act on, or a rule that refuses a command.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Code {
+            $(#[doc = $meaning] $code,)+
+        }
+
+        impl Code {
+            /// All of them, in the order of the table.
+            pub const ALL: &'static [Code] = &[$(Code::$code,)+];
+
+            /// What the table has about it.
+            pub const fn entry(self) -> &'static Entry {
+                match self {
+                    $(Code::$code => &Entry {
+                        code: Code::$code,
+                        id: $id,
+                        name: $name,
+                        severity: Severity::$severity,
+                        kind: Kind::$kind,
+                        meaning: $meaning,
+                        what_to_do: $what_to_do,
+                    },)+
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    // TG1: fence and authority
+
+    NoSession = "TG1001", "no_session", Error, Condition;
+        is: "This replica has no session in the store, so it gives no grants: its zone's proxies refuse fenced writes unless another replica of the zone grants.",
+        do: "Look at the store's conditions (TG2...) and at the path from this replica to the store. It begins a new session by itself once the store takes writes.";
+
+    NotRegistered = "TG1002", "not_registered", Error, Condition;
+        is: "This replica's zone owns the cell, but the replica cannot register as its grantor, so it gives no grants for it.",
+        do: "Look at the detail and at the store's conditions (TG2...). It registers by itself once the store takes writes.";
+
+    TermsDiffer = "TG1003", "terms_differ", Error, Condition;
+        is: "This replica's time-outs, shards or cell keys differ from the terms that all replicas agreed on, so it gives no grants.",
+        do: "Give this replica the same configuration as the others, and restart it.";
+
+    StoreOfAnotherId = "TG1004", "store_of_another_id", Error, Condition;
+        is: "The cell's authority was recorded in a store with another cluster ID (a restored backup), so nobody grants or moves it.",
+        do: "Make sure that no old store is still in use, then run `tidegate override CELL --to ZONE --reason TEXT`.";
+
+    SessionRenewedAloud = "TG1005", "session_renewed_aloud", Warning, Condition;
+        is: "Replicas cannot hear each other, so sessions are renewed in the store at full rate: it works, and the store's history grows faster.",
+        do: "Open the path between the replicas' xDS ports, and look at the detail for the replica that is not heard.";
+
+    CellWithoutOwner = "TG1006", "cell_without_owner", Error, Condition;
+        is: "No replica of any owner zone is registered to grant for the cell, so all its writes are refused.",
+        do: "Start a replica in an owner zone, or move the cell: `tidegate move CELL --to ZONE`.";
+
+    SettlingTooLong = "TG1007", "settling_too_long", Error, Condition;
+        is: "The cell has been settling for longer than its terms ask for: nobody writes meanwhile.",
+        do: "Start a replica in the cell's new owner zone; one that has waited the whole time there makes the cell active.";
+
+    FencingTooLong = "TG1008", "fencing_too_long", Error, Condition;
+        is: "A move of the cell has been fencing for longer than its terms ask for: nobody writes meanwhile.",
+        do: "Look at the grantors that `tidegate cells` names: each lets go once its proxies have acknowledged or its session is over. `tidegate override` ends them.";
+
+    TargetWithoutProxies = "TG1009", "target_without_proxies", Warning, Condition;
+        is: "A zone that stands by for the cell has no proxy that could hold grants, so a takeover there would leave all writes refused.",
+        do: "Start a gateway in that zone, or take the zone out of the cell's `standby`.";
+
+    CellNotRecorded = "TG1010", "cell_not_recorded", Error, Condition;
+        is: "The store has no authority record for a configured cell, so its writes are refused.",
+        do: "A replica of an owner zone writes the record by itself once the store takes writes. If the record was deleted, run `tidegate override CELL --to ZONE --reason TEXT`.";
+
+    // TG2: store
+
+    StoreUnreachable = "TG2001", "store_unreachable", Error, Condition;
+        is: "No member of the store can be reached (mode L1): the last good state is served.",
+        do: "Check that etcd runs, and the addresses, firewalls and certificates between this replica and it.";
+
+    StoreDegraded = "TG2002", "store_degraded", Error, Condition;
+        is: "The store answers but cannot serve reads (mode L2): the last good state is served, computed weights are frozen.",
+        do: "Check etcd's quorum: `etcdctl endpoint status --cluster` shows members without a leader.";
+
+    StoreReadOnly = "TG2003", "store_read_only", Error, Condition;
+        is: "Writes to the store fail (mode L3): nothing is registered or granted, what is known is served.",
+        do: "Look at the detail and at the other conditions of the store. A test write every second ends this once one succeeds.";
+
+    StoreFull = "TG2004", "store_full", Error, Condition;
+        is: "etcd has raised its NOSPACE alarm: its quota is used up, and it refuses every write.",
+        do: "Compact and defragment etcd, or raise `--quota-backend-bytes`; then `etcdctl alarm disarm`.";
+
+    StoreCorrupt = "TG2005", "store_corrupt", Error, Condition;
+        is: "etcd has raised its CORRUPT alarm: members disagree about the data, and it refuses every request that the alarm covers.",
+        do: "Replace the corrupt member as etcd's documentation on data corruption says; then `etcdctl alarm disarm`.";
+
+    StoreForbidden = "TG2006", "store_forbidden", Error, Condition;
+        is: "The store denies this replica access: it is not authenticated, or its role lacks a permission.",
+        do: "Give the replica's etcd user read and write access to the prefix `/tidegate/`.";
+
+    StoreBusy = "TG2007", "store_busy", Warning, Condition;
+        is: "etcd refuses requests because it has too many of them.",
+        do: "Look for the client that loads etcd, and at its disk: `etcdctl endpoint status` shows how far it lags.";
+
+    StoreSlow = "TG2008", "store_slow", Warning, Condition;
+        is: "Writes to the store take so long that sessions are at risk.",
+        do: "Look at etcd's disk (`etcd_disk_wal_fsync_duration_seconds`) and at the round trip between its members.";
+
+    StateStale = "TG2009", "state_stale", Warning, Condition;
+        is: "The store has not confirmed the state that is served: it may be old.",
+        do: "Look at the other conditions of the store. It ends by itself once the store confirms the state.";
+
+    StoreDoubted = "TG2010", "store_doubted", Error, Condition;
+        is: "The store's content cannot have followed from what was known (a restored or emptied store): the last good state is served.",
+        do: "If the store is the right one, run `tidegate confirm` on each replica.";
+
+    StateNotKept = "TG2011", "state_not_kept", Warning, Condition;
+        is: "The last good state cannot be written to `state.path`: after a start without the store nothing could be served.",
+        do: "Look at the detail: the disk may be full, or the directory not writable.";
+
+    // TG3: registry and world
+
+    NothingToServe = "TG3001", "nothing_to_serve", Error, NotReady;
+        is: "The replica has nothing to serve: the store has not been listed yet, and there is no last good state on disk.",
+        do: "Look at the store's conditions (TG2...). Set `state.path`, so that a restart without the store serves the last good state.";
+
+    ChangeHeld = "TG3002", "change_held", Error, Condition;
+        is: "A change in the store is implausible (most instances gone at once), so the instances before it are served.",
+        do: "Look at `tidegate zones`. If the change is meant, run `tidegate confirm` on each replica; if not, mend the registry.";
+
+    RecordsUnused = "TG3003", "records_unused", Warning, Condition;
+        is: "Records in the store cannot be read or name an unknown service or zone, and are not used.",
+        do: "`GET /v1/instances` lists records with the reason. Correct or delete them.";
+
+    // TG4: xDS and proxies
+
+    ResourceRefused = "TG4001", "resource_refused", Error, Condition;
+        is: "Proxies refuse a resource (NACK) and stay with the one before it.",
+        do: "`tidegate proxies` shows the message of each proxy. Correct the configuration that the message names; a proxy of another version may lack a feature.";
+
+    PolicyRefused = "TG4002", "policy_refused", Error, Condition;
+        is: "A filter cannot read the policy that it was sent, and decides by the one before it.",
+        do: "Update the filter (`tidegate_filter.wasm`) of that proxy to this version of the control plane.";
+
+    PolicyBehind = "TG4003", "policy_behind", Warning, Condition;
+        is: "A filter has not applied the current policy for longer than a minute.",
+        do: "Look at the proxy's log and its connection to the control plane: `tidegate proxies` shows both.";
+
+    ProxyOrphaned = "TG4004", "proxy_orphaned", Error, Condition;
+        is: "A connected proxy names a zone that is not configured: it keeps its last state and learns nothing more.",
+        do: "Correct `node.locality.zone` in the proxy's bootstrap, or configure the zone.";
+
+    // TG5: configuration and certificates
+
+    ConfigRefused = "TG5001", "config_refused", Error, Condition;
+        is: "The configuration file was refused: the last good one stays in force, and a restart would fail.",
+        do: "Correct the file at the line and field that the detail names. `tidegate check --config FILE` judges it without effect.";
+
+    ConfigUnreadable = "TG5002", "config_unreadable", Error, Condition;
+        is: "The configuration file cannot be read: the last good one stays in force, and a restart would fail.",
+        do: "Put the file back, or correct its permissions.";
+
+    ConfigNeedsRestart = "TG5003", "config_needs_restart", Warning, Condition;
+        is: "The configuration file changes `listen`, `store` or `state`: these take effect after a restart.",
+        do: "Restart the replica, or take the change back.";
+
+    ConfigDiffers = "TG5004", "config_differs", Warning, Condition;
+        is: "Replicas run with different configurations, so their proxies get different ones.",
+        do: "Compare the digests in the detail, and give all replicas the same file. During a rollout it ends by itself.";
+
+    TlsFilesUnusable = "TG5010", "tls_files_unusable", Error, Condition;
+        is: "Certificate, key or CA on disk are unusable: the ones before them stay in force until they end.",
+        do: "Correct the files that the detail names; they are read again when they change.";
+
+    CertificateEndsSoon = "TG5011", "certificate_ends_soon", Warning, Condition;
+        is: "A certificate in force ends soon.",
+        do: "Renew it: put the new files in place of the old ones, they are taken without a restart.";
+
+    CertificateEnded = "TG5012", "certificate_ended", Error, Condition;
+        is: "A certificate in force has ended: handshakes that rest on it fail.",
+        do: "Renew it: put the new files in place of the old ones, they are taken without a restart.";
+
+    // TG6: clocks
+
+    ClockSlewed = "TG6001", "clock_slewed", Error, Condition;
+        is: "This machine's clock is slewed faster than the agreed drift allows, so deadlines of grants could be wrong.",
+        do: "Lower the maximum slew rate of the time daemon (chrony: `maxslewrate`), or raise `drift_permille` everywhere.";
+
+    // TG7: safety rules of commands
+
+    DrainsLastZone = "TG7001", "drains_last_zone", Error, Rule;
+        is: "The drain would leave a service without a zone that serves its writes.",
+        do: "Drain another zone, or release one first.";
+
+    AlreadyOwner = "TG7002", "already_owner", Warning, Rule;
+        is: "The cell belongs to that zone already: doing it again costs an epoch and a pause of all its writes.",
+        do: "Nothing, as a rule. Accept it to end what the present owner holds.";
+
+    NoProxiesThere = "TG7003", "no_proxies_there", Error, Rule;
+        is: "The new owner zone has no proxy that could hold grants, so all writes would be refused there.",
+        do: "Start a gateway in that zone first.";
+
+    NoInstancesThere = "TG7004", "no_instances_there", Error, Rule;
+        is: "The new owner zone has no healthy instance of a service that the cell's writes need.",
+        do: "Start instances in that zone first, or choose another zone.";
+
+    DrainsLastInstance = "TG7005", "drains_last_instance", Error, Rule;
+        is: "The instance is the last healthy one of its service in the zone.",
+        do: "Start another instance first.";
+}
+
+impl Code {
+    /// `TGnnnn`.
+    pub const fn id(self) -> &'static str {
+        self.entry().id
+    }
+
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        self.entry().name
+    }
+
+    pub const fn severity(self) -> Severity {
+        self.entry().severity
+    }
+
+    pub const fn kind(self) -> Kind {
+        self.entry().kind
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.id())
+    }
+}
+
+/// A text that is no code.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no code: they read TG1001, or as their names do; `tidegate codes` lists them")]
+pub struct UnknownCode(pub String);
+
+impl FromStr for Code {
+    type Err = UnknownCode;
+
+    /// Takes `TG1001`, in lower case too, and the name.
+    fn from_str(text: &str) -> Result<Code, UnknownCode> {
+        let all = Code::ALL.iter().copied();
+        let mut same =
+            all.filter(|code| code.id().eq_ignore_ascii_case(text) || code.name() == text);
+        same.next().ok_or_else(|| UnknownCode(text.to_owned()))
+    }
+}
+
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.id())
+    }
+}
+
+impl<'de> Deserialize<'de> for Code {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Code, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_well_formed_and_in_order() {
+        let ids: Vec<&str> = Code::ALL.iter().map(|code| code.id()).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+        let names: BTreeSet<&str> = Code::ALL.iter().map(|code| code.name()).collect();
+        assert_eq!(names.len(), ids.len(), "two codes have one name");
+        for code in Code::ALL {
+            let (id, name, entry) = (code.id(), code.name(), code.entry());
+            let number = id.strip_prefix("TG").unwrap_or("");
+            assert!(number.len() == 4 && number.parse::<u32>().is_ok(), "{id}");
+            let area = number.chars().next();
+            assert!(AREAS.iter().any(|(digit, _)| Some(*digit) == area), "{id}");
+            let rule = area == Some('7');
+            assert_eq!(rule, code.kind() == Kind::Rule, "{id}: TG7 are the rules");
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            assert!(name.chars().all(plain), "{name}");
+            for text in [entry.meaning, entry.what_to_do] {
+                assert!(text.ends_with('.') && !text.contains('\n'), "{id}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_code_is_found_by_id_and_by_name() {
+        for code in Code::ALL {
+            assert_eq!(code.id().parse(), Ok(*code));
+            assert_eq!(code.id().to_lowercase().parse(), Ok(*code));
+            assert_eq!(code.name().parse(), Ok(*code));
+        }
+        let error = "TG9999".parse::<Code>().unwrap_err();
+        assert!(error.to_string().contains("tidegate codes"), "{error}");
+    }
+}

@@ -1,0 +1,109 @@
+//! The table of codes as text: a page for the documentation, lines for a terminal.
+
+use super::{
+    Code, Kind,
+    codes::{AREAS, Entry},
+};
+
+/// What stands above the table.
+const HEAD: &str = "# Codes
+
+<!-- Generated: `tidegate codes --markdown > docs/reference/codes.md`. The table is in
+xds-server/src/conditions/codes.rs. -->
+
+Every state that a person may have to act on has a code. `tidegate status` shows the conditions that
+hold, `tidegate codes TG2001` explains one of them.
+
+- A *condition* is a state. It is in `/readyz` and `GET /v1/conditions`, in the metric
+  `tidegate_condition{code,name,severity}` (1 while it holds; `tidegate_condition_subjects` counts the
+  cells, proxies or files), and in the log: one line when it begins and one when it ends.
+- *Severity* `error`: requests are refused or may be soon, or a protection is gone. `warning`:
+  everything is served, but it will not stay so, or some of what was asked for is not done.
+- A condition marked *not ready* makes `/readyz` answer 503. With all others a replica stays ready: it
+  serves what it knows, and proxies are better off with it than with none.
+- A *rule* refuses a command. `--accept CODE --reason TEXT` on the command line, or
+  `\"accept\": [\"CODE\"], \"reason\": \"TEXT\"` over HTTP, does it all the same.
+";
+
+/// `docs/reference/codes.md`.
+pub fn markdown() -> String {
+    let mut page = HEAD.to_owned();
+    for (digit, title) in AREAS {
+        page += &format!("\n## TG{digit}: {title}\n");
+        for entry in entries().filter(|entry| entry.id.chars().nth(2) == Some(digit)) {
+            let Entry {
+                id,
+                name,
+                meaning,
+                what_to_do,
+                ..
+            } = entry;
+            let kind = kind(entry);
+            page += &format!("\n### {id} `{name}`\n\n*{kind}.* {meaning}\n\n{what_to_do}\n");
+        }
+    }
+    page
+}
+
+/// One line for each code.
+pub fn list() -> String {
+    let mut lines = String::new();
+    for entry in entries() {
+        let Entry {
+            id, name, meaning, ..
+        } = entry;
+        let severity = entry.severity.as_str();
+        lines += &format!("{id}  {severity:<8} {name:<24} {meaning}\n");
+    }
+    lines
+}
+
+/// One code, for a terminal.
+pub fn explain(code: Code) -> String {
+    let entry = code.entry();
+    let Entry {
+        id,
+        name,
+        meaning,
+        what_to_do,
+        ..
+    } = entry;
+    let kind = kind(entry);
+    format!("{id} {name} ({kind})\n{meaning}\nWhat to do: {what_to_do}\n")
+}
+
+fn kind(entry: &Entry) -> String {
+    let severity = entry.severity.as_str();
+    match entry.kind {
+        Kind::Condition => format!("Condition, {severity}"),
+        Kind::NotReady => format!("Condition, {severity}, not ready"),
+        Kind::Rule => format!("Rule, {severity}"),
+    }
+}
+
+fn entries() -> impl Iterator<Item = &'static Entry> {
+    Code::ALL.iter().map(|code| code.entry())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_of_codes_is_what_the_table_says() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/codes.md");
+        let page = std::fs::read_to_string(file).unwrap_or_default();
+        assert!(
+            page == markdown(),
+            "docs/reference/codes.md is stale: cargo run -p tidegate -- codes --markdown > docs/reference/codes.md"
+        );
+    }
+
+    #[test]
+    fn a_code_is_explained_with_what_to_do() {
+        let text = explain(Code::StoreFull);
+        assert!(text.starts_with("TG2004 store_full (Condition, error)\n"));
+        assert!(text.contains("etcdctl alarm disarm"), "{text}");
+        assert_eq!(list().lines().count(), Code::ALL.len());
+    }
+}

@@ -1,0 +1,106 @@
+//! Safety rules: refusals of commands that an operator can name back.
+//!
+//! A command that a rule stands against calls [`Accepted::check`] with the rule's code. Its refusal names the code; the
+//! operator repeats the command with `--accept CODE --reason TEXT` (over HTTP: `"accept": ["CODE"], "reason": "TEXT"`).
+
+use std::collections::BTreeSet;
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::{Code, Kind};
+
+/// The rules that a command is to pass over, for the command line. The command has its own `--reason`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct AcceptArgs {
+    /// Do it against a safety rule: the code that the refusal named, or several. Asks for --reason.
+    #[arg(long, value_name = "CODE", value_delimiter = ',')]
+    pub accept: Vec<Code>,
+}
+
+/// The same in the body of a request; to be flattened into it, beside `reason`.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct AcceptBody {
+    #[serde(default)]
+    pub accept: Vec<Code>,
+}
+
+/// Rules that an operator has named back, with a reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    rules: BTreeSet<Code>,
+}
+
+/// What is named is no rule, or has no reason.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAcceptable {
+    #[error("accept: {0} is a condition, not a safety rule: only the codes TG7... can be accepted")]
+    NoRule(Code),
+    #[error("reason: say why, for those who look later: a safety rule is passed over")]
+    NoReason,
+}
+
+/// A command that a rule refuses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{rule} {}: {detail}. {} To do it all the same: --accept {rule} --reason TEXT",
+    rule.name(),
+    rule.entry().what_to_do
+)]
+pub struct RuleRefusal {
+    pub rule: Code,
+    pub detail: String,
+}
+
+impl Accepted {
+    /// Codes of rules alone, and never without a reason.
+    pub fn new(codes: &[Code], reason: &str) -> Result<Accepted, NotAcceptable> {
+        if let Some(other) = codes.iter().find(|code| code.kind() != Kind::Rule) {
+            return Err(NotAcceptable::NoRule(*other));
+        }
+        if !codes.is_empty() && reason.trim().is_empty() {
+            return Err(NotAcceptable::NoReason);
+        }
+        let rules = codes.iter().copied().collect();
+        Ok(Accepted { rules })
+    }
+
+    /// Refuses, unless the operator has named the rule back.
+    pub fn check(&self, rule: Code, detail: impl Into<String>) -> Result<(), RuleRefusal> {
+        debug_assert_eq!(rule.kind(), Kind::Rule, "{rule}");
+        match self.rules.contains(&rule) {
+            true => Ok(()),
+            false => Err(RuleRefusal {
+                rule,
+                detail: detail.into(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_refuses_until_it_is_named_back_with_a_reason() {
+        let rule = Code::DrainsLastZone;
+        let refused = Accepted::default().check(rule, "orders has no other zone");
+        let text = refused.unwrap_err().to_string();
+        assert!(
+            text.starts_with("TG7001 drains_last_zone: orders has no other zone."),
+            "{text}"
+        );
+        assert!(text.ends_with("--accept TG7001 --reason TEXT"), "{text}");
+        assert_eq!(Accepted::new(&[rule], " "), Err(NotAcceptable::NoReason));
+        let accepted = Accepted::new(&[rule], "the room burns").unwrap();
+        assert_eq!(accepted.check(rule, ""), Ok(()));
+        assert!(accepted.check(Code::AlreadyOwner, "").is_err());
+    }
+
+    #[test]
+    fn a_condition_cannot_be_accepted() {
+        let refused = Accepted::new(&[Code::StoreFull], "because");
+        assert_eq!(refused, Err(NotAcceptable::NoRule(Code::StoreFull)));
+    }
+}
