@@ -10,7 +10,6 @@ use policy::{
     topology::check_name,
 };
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::record::InvalidRecord;
 
@@ -27,6 +26,9 @@ pub struct TermsRecord {
     /// What they are being changed to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<AgreedRecord>,
+    /// Nobody grants.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
 }
 
 /// [`Agreed`] as JSON.
@@ -55,6 +57,7 @@ impl From<&Agreement> for TermsRecord {
         TermsRecord {
             current: AgreedRecord::from(&agreement.current),
             next: agreement.next.as_ref().map(AgreedRecord::from),
+            stopped: agreement.stopped,
         }
     }
 }
@@ -88,6 +91,7 @@ impl TermsRecord {
         Ok(Agreement {
             current: record.current.read()?,
             next: record.next.map(|next| next.read()).transpose()?,
+            stopped: record.stopped,
         })
     }
 
@@ -138,12 +142,6 @@ impl AgreedRecord {
             parse_key(key).map_err(|()| wrong(format!("the key of {service:?}: {key:?}")))?;
         }
         Ok(agreed)
-    }
-
-    /// A name for these terms: what sessions say that their processes are configured with.
-    pub fn digest(&self) -> String {
-        let json = serde_json::to_vec(self).unwrap_or_default();
-        format!("{:016x}", xxh3_64(&json))
     }
 }
 
@@ -210,6 +208,7 @@ mod tests {
         TermsRecord {
             current,
             next: Some(next),
+            stopped: false,
         }
     }
 
@@ -219,8 +218,6 @@ mod tests {
         let agreement = TermsRecord::parse(&record.to_json()).unwrap();
         assert_eq!(agreement.current.session_ttl, 3_000_000);
         assert_eq!(TermsRecord::from(&agreement), record);
-        let next = record.next.clone().unwrap();
-        assert_ne!(record.current.digest(), next.digest());
         let json = String::from_utf8(record.to_json()).unwrap();
         for (from, to) in [
             ("3000", "0"),

@@ -30,7 +30,7 @@ use xds_server::{
         self, Agreements, Authorities, Boottime, HopKeys,
         peers::{self, Network, Peers, Reach},
     },
-    conditions::{Code, page},
+    conditions::{self, Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
     feed::{self, Sources},
@@ -39,8 +39,9 @@ use xds_server::{
     logging::{self, LeftOut},
     metrics::Metrics,
     mode::Mode,
-    operate::Operation,
+    operate::{Operation, failure},
     reload,
+    replicas::Replicas,
     tls::{Acceptor, Dialer, Port, Tls},
     transport::{self, Services},
 };
@@ -49,7 +50,7 @@ use xds_server::{
 ///
 /// Log lines go to standard error; RUST_LOG chooses them (default: info).
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, after_help = failure::EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -160,7 +161,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tidegate: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(failure::exit_code(&error))
         }
     }
 }
@@ -208,7 +209,6 @@ async fn serve(
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
     let metrics = Metrics::default();
-    let conditions = metrics.conditions.clone();
     let ports = Ports::open(&config.listen, &metrics)?;
     let (xds_address, admin_address) = ports.addresses()?;
     let fences = terms.is_some();
@@ -219,9 +219,14 @@ async fn serve(
     };
     let store = store.shared;
 
-    let (keeper, last_good) = open_state(config.state.as_deref(), &metrics)?;
+    #[allow(clippy::disallowed_methods, reason = "systemd names the directory so")]
+    let directory = std::env::var_os("STATE_DIRECTORY");
+    let place = || last_good::default_path(&config.store, directory.as_deref());
+    let state = config.state.clone().or_else(place);
+    let (keeper, last_good) = open_state(state.as_deref(), &metrics)?;
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
+    tokio::spawn(mode.clone().watch_alarms(Arc::clone(&store)));
     let proxies = Proxies::default();
     let loads = Loads::default();
     let mut registry = metrics.registry();
@@ -229,10 +234,19 @@ async fn serve(
     registry.register_collector(Box::new(left_out));
     let registry = Arc::new(registry);
     let xds_config = config.xds;
+    let is_shared = matches!(config.store, StoreConfig::Etcd { .. });
     let agreements = Agreements::default();
+    if terms.is_some() {
+        tokio::spawn(authority::slew::watch(agreements.clone(), metrics.clone()));
+    }
     let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
     let gate = Gate::new(meshes.clone());
     let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
+    if is_shared {
+        let store = Arc::clone(&store);
+        let replicas = Replicas::new(store, process_name(), draw(), mode.clone(), &metrics);
+        tokio::spawn(replicas.run(meshes.clone()));
+    }
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -271,7 +285,13 @@ async fn serve(
     )
     .among(authorities.homes().clone());
     let applied = Applied::default();
-    let fence = authority::service(authorities.clone(), gate.clone(), hop_keys, metrics);
+    let fence = authority::service(authorities.clone(), gate.clone(), hop_keys, metrics.clone());
+    tokio::spawn(conditions::proxies::watch(
+        proxies.clone(),
+        applied.clone(),
+        feed.snapshots.clone(),
+        metrics.clone(),
+    ));
     let others = Routes::new(fence)
         .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(peers::service(network))
@@ -285,7 +305,7 @@ async fn serve(
         feed,
         proxies,
         applied,
-        conditions,
+        counts: metrics,
         metrics: registry,
         gate: gate.clone(),
         owners: LeaseOwners::default(),
@@ -481,7 +501,7 @@ fn open_state(
 ) -> anyhow::Result<(Keeper, Option<LastGood>)> {
     let Some(path) = path else {
         warn!(
-            "no `state.path` is configured: after a start without the store nothing can be served"
+            "no last good state is kept: after a start without the store nothing can be served, and an emptied store is not noticed. Name a file in `state.path`, or make the directory /var/lib/tidegate"
         );
         return Ok((Keeper::none(), None));
     };

@@ -90,6 +90,8 @@ pub struct Agreement {
     pub current: Agreed,
     /// What they are being changed to.
     pub next: Option<Agreed>,
+    /// Nobody grants: proxies are being told which cell a write now belongs to.
+    pub stopped: bool,
 }
 
 impl Agreement {
@@ -98,6 +100,7 @@ impl Agreement {
         Agreement {
             current: own,
             next: None,
+            stopped: false,
         }
     }
 
@@ -111,10 +114,15 @@ impl Agreement {
         self.all().any(|agreed| agreed.is_kept_by(own))
     }
 
-    /// Whether nobody may grant, since some writes are about to belong to another cell.
-    pub fn is_stopped(&self) -> bool {
+    /// Whether some writes are to belong to another cell than now.
+    fn moves_writes(&self) -> bool {
         let next = self.next.as_ref();
         next.is_some_and(|next| next.layout.contradicts(&self.current.layout))
+    }
+
+    /// Whether nobody may grant, since some writes are about to belong to another cell.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped || self.moves_writes()
     }
 
     /// The same with the services of `own` that are not in it yet; none where nothing is missing.
@@ -134,12 +142,27 @@ impl Agreement {
         Agreement {
             current: self.current.clone(),
             next: Some(next),
+            stopped: false,
         }
     }
 
-    /// What `next` makes of it, once nothing is under way that `current` alone promised.
+    /// What `next` makes of it, once nothing is under way that `current` alone promised. Where writes go to other cells, proxies
+    /// are told of it while still nobody grants.
     pub fn narrowed(&self) -> Option<Agreement> {
-        self.next.clone().map(Agreement::first)
+        let next = self.next.clone()?;
+        Some(match self.moves_writes() {
+            true => Agreement {
+                current: next.clone(),
+                next: Some(next),
+                stopped: true,
+            },
+            false => Agreement::first(next),
+        })
+    }
+
+    /// Without the change, which was not completed. Nobody has promised more than the smaller of both.
+    pub fn back(&self) -> Agreement {
+        Agreement::first(self.current.clone())
     }
 
     /// How to act: the smaller promise, the larger wait. `own` has what is not agreed on.

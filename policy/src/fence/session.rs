@@ -38,6 +38,8 @@ pub struct Session {
     aloud: Option<Aloud>,
     /// A put is wanted whatever rounds do: something has to be said, or is in doubt.
     owed: bool,
+    /// The key is to be put now, whatever else renews the session.
+    hasty: bool,
     ended: bool,
 }
 
@@ -63,6 +65,7 @@ impl Session {
             round_at: None,
             aloud: None,
             owed: false,
+            hasty: false,
             ended: false,
         }
     }
@@ -94,6 +97,9 @@ impl Session {
         let quiet = self.created.is_some() && self.aloud.is_none() && !self.owed;
         if self.ended || self.renewing.is_some() || quiet {
             return None;
+        }
+        if self.hasty {
+            return Some(0);
         }
         Some(self.renewed.map_or(0, |at| at.saturating_add(every(terms))))
     }
@@ -181,6 +187,7 @@ impl Session {
     pub fn renew(&mut self, number: u64, now: u64, terms: &Terms) -> Transaction {
         self.renewing = Some((number, now));
         self.renewed = Some(now);
+        self.hasty = false;
         let key = Key::Session(self.id.clone());
         let unended = Condition::CreatedAt(key, self.created.unwrap_or_default());
         Transaction {
@@ -232,10 +239,10 @@ impl Session {
         }
     }
 
-    /// Something about it is in doubt, or has to be said: the next renewal is due now.
+    /// Something about it is in doubt, or has to be said: its key is to be put now.
     pub fn hurry(&mut self) {
         self.owed = true;
-        self.renewed = None;
+        self.hasty = true;
     }
 
     /// Gives it up: nothing more is granted.

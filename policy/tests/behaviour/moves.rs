@@ -23,9 +23,9 @@ struct Shelf {
     /// When each key was created, and last put.
     stands: BTreeMap<Key, (Revision, Revision)>,
     authorities: BTreeMap<Name, Authority>,
-    /// The terms that each grantor registered under.
+    /// By the revision of the terms that each registered under.
     grantors: BTreeMap<(Name, SessionId), Revision>,
-    agreement: Option<Agreement>,
+    terms: Option<Agreement>,
 }
 
 impl Shelf {
@@ -34,6 +34,10 @@ impl Shelf {
         match condition {
             Condition::CreatedAt(key, at) => stands(key).0 == *at,
             Condition::PutAt(key, at) => stands(key).1 == *at,
+            Condition::NoSessionSince(seen) => {
+                let mut all = self.stands.iter();
+                all.all(|(key, stands)| !matches!(key, Key::Session(_)) || stands.0 <= *seen)
+            }
         }
     }
 
@@ -45,6 +49,7 @@ impl Shelf {
     fn list(&self) -> Listing {
         let mut listing = Listing {
             store: STORE,
+            revision: Revision(self.revision),
             ..Listing::default()
         };
         for (key, (_, put)) in &self.stands {
@@ -56,12 +61,11 @@ impl Shelf {
                 Key::Session(id) => drop(listing.sessions.insert(id.clone(), *put)),
                 Key::Grantor(cell, id) => {
                     let key = (cell.clone(), id.clone());
-                    let terms = self.grantors[&key];
-                    listing.grantors.insert(key, terms);
+                    listing.grantors.insert(key.clone(), self.grantors[&key]);
                 }
                 Key::Terms => {
-                    let agreement = self.agreement.clone();
-                    listing.terms = agreement.map(|agreement| (*put, agreement));
+                    let terms = self.terms.clone();
+                    listing.terms = terms.map(|agreement| (*put, agreement));
                 }
             }
         }
@@ -208,6 +212,8 @@ impl Mesh {
                         }
                     }
                 }
+                // Replicas do not hear each other here: sessions are renewed by puts.
+                Effect::Beat { .. } | Effect::Heard { .. } => {}
                 Effect::Ended => {
                     let zone = self.processes[at].zone;
                     let incarnation = self.incarnation(zone);
@@ -253,22 +259,22 @@ impl Mesh {
                     put: Some(revision),
                 }
             }
+            Write::Terms(agreement) => {
+                self.shelf.put(Key::Terms);
+                self.shelf.terms = Some(agreement.clone());
+                Input::Terms {
+                    revision,
+                    agreement: Some(agreement.clone()),
+                }
+            }
             Write::Grantor(cell, id, terms) => {
-                self.shelf.put(Key::Grantor(cell.clone(), id.clone()));
                 let key = (cell.clone(), id.clone());
                 self.shelf.grantors.insert(key, *terms);
+                self.shelf.put(Key::Grantor(cell.clone(), id.clone()));
                 Input::Grantor {
                     cell: cell.clone(),
                     id: id.clone(),
                     registered: Some(*terms),
-                }
-            }
-            Write::Terms(agreement) => {
-                self.shelf.put(Key::Terms);
-                self.shelf.agreement = Some(agreement.clone());
-                Input::Terms {
-                    revision,
-                    agreement: Some(agreement.clone()),
                 }
             }
             Write::Delete(key) => {

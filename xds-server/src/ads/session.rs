@@ -3,6 +3,7 @@
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::core::v3::Node;
 use prost::Message;
 use tokio::time::timeout;
 use tonic::Status;
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::{
     access::Caller,
+    conditions::Code,
     metrics::{KindLabel, Metrics, ReasonLabel},
     resource::Kind,
     snapshot::Snapshot,
@@ -82,6 +84,30 @@ impl Drop for Connected {
     }
 }
 
+async fn first_snapshot(
+    ads: &mut Ads,
+    is_fit: impl Fn(&Snapshot) -> bool,
+) -> Result<Arc<Snapshot>, End> {
+    let fits = |snapshot: &Option<Arc<Snapshot>>| snapshot.as_deref().is_some_and(&is_fit);
+    match ads.snapshots.wait_for(fits).await {
+        Ok(snapshot) => Ok(snapshot.clone().unwrap_or_default()),
+        Err(_) => Err(End::Quiet),
+    }
+}
+
+/// A proxy that holds something shows that the store, which has no instance, was emptied. It is sent nothing, and serves what it
+/// has, until there are instances, or an operator says that there are none.
+async fn wait_out_emptiness(ads: &mut Ads, node: Option<&Node>) -> Result<Arc<Snapshot>, End> {
+    let node = node.map_or("", |node| &node.id);
+    let detail = "the store has no instance, no last good state was kept, and connected proxies hold configuration from before: they are sent nothing and keep what they have. If there are really no instances, confirm it: `tidegate confirm`";
+    warn!(node, detail, "the store is not believed");
+    let conditions = ads.metrics.conditions.clone();
+    conditions.raise(Code::StoreDoubted, "instances", detail);
+    let snapshot = first_snapshot(ads, |snapshot| !snapshot.is_bare()).await;
+    conditions.clear(Code::StoreDoubted, "instances");
+    snapshot
+}
+
 impl<W: Wire> Session<W> {
     /// Serves a stream to its end.
     pub(super) async fn run(
@@ -119,10 +145,10 @@ impl<W: Wire> Session<W> {
         let first_bytes = first.len();
         let first = ads.turns.take(first_bytes, || decode::<W>(first)).await?;
         // A proxy that comes before the first snapshot waits for it.
-        let snapshot: Arc<Snapshot> = match ads.snapshots.wait_for(Option::is_some).await {
-            Ok(snapshot) => snapshot.clone().unwrap_or_default(),
-            Err(_) => return Err(End::Quiet),
-        };
+        let mut snapshot = first_snapshot(&mut ads, |_| true).await?;
+        if snapshot.is_bare() && W::holds(&first) {
+            snapshot = wait_out_emptiness(&mut ads, W::node(&first)).await?;
+        }
         let rules = ads.gate.rules();
         let permits = |zone: &str, role| rules.view(&caller, zone, role);
         let proxy = Proxy::introduce(W::node(&first), &snapshot, permits)

@@ -34,7 +34,10 @@ use super::{
     status,
     terms::{self, Said},
 };
-use crate::metrics::{CellLabel, ResultLabel};
+use crate::{
+    conditions::Code,
+    metrics::{CellLabel, ResultLabel},
+};
 
 /// How long a transaction that has failed rests.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
@@ -545,10 +548,11 @@ impl Engine {
         let answer = self.answer.clone();
         let writes = self.sources.metrics.authority_writes.clone();
         tokio::spawn(async move {
+            let begun = tokio::time::Instant::now();
             let outcome = make(&*store, compares, ops, mode.writes_refused().is_some()).await;
             // A read proves nothing about writes, neither way.
             if let Some(outcome) = outcome.as_ref().filter(|_| !asks) {
-                mode.wrote(outcome);
+                mode.wrote_in(outcome, begun.elapsed());
             }
             let outcome = match outcome {
                 Some(Ok(TxnOutcome {
@@ -776,7 +780,7 @@ impl Engine {
         }
         for (cell, zone, reason) in changed {
             if let Some(zone) = &zone {
-                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves unless an operator holds it");
+                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves, unless its failover is manual or an operator's move holds it");
             }
             self.better.insert(cell.clone(), zone.clone());
             self.everybody(&Input::Better { cell, zone, reason });
@@ -852,6 +856,8 @@ impl Engine {
                 ),
                 None => info!("this replica's terms are agreed on"),
             }
+            let conditions = &self.sources.metrics.conditions;
+            conditions.set(Code::TermsDiffer, "", differs.as_deref());
             self.differs = differs;
         }
         self.everybody(&Input::Rolled(rolled));

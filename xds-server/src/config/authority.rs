@@ -284,7 +284,7 @@ impl Door<'_> {
         let session_ms = within(&raw.session_ttl_ms, "session_ttl_ms", 3_000, 2_000, 60_000)?;
         let grant_ms = within(&raw.grant_ttl_ms, "grant_ttl_ms", 1_500, 200, session_ms)?;
         let drain_ms = within(&raw.write_drain_ms, "write_drain_ms", 1_500, 100, 60_000)?;
-        let drift = within(&raw.drift_permille, "drift_permille", 10, 0, 200)?;
+        let drift = within(&raw.drift_permille, "drift_permille", 100, 0, 200)?;
         Terms::new(
             session_ms * 1_000,
             grant_ms * 1_000,

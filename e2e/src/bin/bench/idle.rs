@@ -16,6 +16,11 @@ pub(crate) struct Options {
     idle_s: u64,
 }
 
+impl Options {
+    /// Shows that it runs.
+    pub(crate) const SMOKE: Options = Options { idle_s: 2 };
+}
+
 pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
     let workdir = Workdir::kept("idle")?;
     let idle = Idle::start(workdir.path()).await?;
