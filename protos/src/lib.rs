@@ -19,6 +19,7 @@ extern crate alloc;
 mod decode;
 mod encode;
 pub mod fence;
+pub mod peers;
 pub mod status;
 
 pub use decode::{InvalidPolicy, decode};
