@@ -293,7 +293,7 @@ fn a_fence_that_could_not_hold_is_refused_with_the_field() {
     );
     check(
         |fence| fence.cells[1].epoch = u64::MAX,
-        "rules.fencing: cell \"north\" has epoch 18446744073709551615",
+        "rules.fencing: cell \"north\" has epoch 18446744073709551615: the highest one is 9007199254740992",
     );
     check(
         |fence| fence.control_plane.clear(),
