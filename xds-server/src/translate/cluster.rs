@@ -32,11 +32,12 @@ use envoy_types::pb::{
     },
     google::protobuf::Duration,
 };
-use policy::{Class, Topology};
+use policy::{Class, Topology, Writes};
 
 use super::{
     from_ads, millis,
     place::{keeps_sessions, places},
+    routes::planned_classes,
     tls, uint32,
 };
 use crate::{
@@ -67,7 +68,8 @@ pub fn clusters(topology: &Topology, service: &ServiceConfig) -> Vec<Arc<Resourc
             timeout_ms,
         ));
         if service.is_routed() && !keeps_sessions(strategy) {
-            for class in Class::ALL {
+            let behind = |class: &Class| !place.is_alone(topology, *class);
+            for class in planned_classes(service.writes != Writes::Free).filter(behind) {
                 let own = place.route_cluster(topology, &service.name, class);
                 let members = place.turns_to(topology, strategy, class).into_iter();
                 let members = members.map(|place| place.cluster(topology, &service.name));
