@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -51,6 +52,11 @@ impl Client {
         bytes_max: usize,
     ) -> Result<(StatusCode, Bytes), Failure> {
         let mut request = Request::new(Full::new(Bytes::from(body)));
+        // Control planes demand it, also without a body: see `cross_origin`.
+        let json = HeaderValue::from_static("application/json");
+        if method != Method::GET {
+            request.headers_mut().insert(CONTENT_TYPE, json);
+        }
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         let answered = timeout(within, async {

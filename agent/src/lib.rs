@@ -13,6 +13,7 @@
 //! it changes nothing.
 
 pub mod config;
+pub mod cross_origin;
 pub mod health;
 mod http;
 pub mod https;
@@ -25,4 +26,4 @@ pub mod registrar;
 mod run;
 mod server;
 
-pub use run::{check, run};
+pub use run::{Options, Serve, Serving, check, run};

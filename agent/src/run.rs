@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::Router;
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::config::{Config, RegistryConfig};
+use crate::config::{Config, Listen, RegistryConfig};
 use crate::instances::{Instances, Known, Table};
 use crate::load::Reporter;
 use crate::metrics::Metrics;
@@ -28,6 +30,25 @@ const DRAIN_MIN: Duration = Duration::from_secs(1);
 /// How often load is reported while draining: an idle instance need not wait longer.
 const DRAIN_REPORT_EVERY: Duration = Duration::from_millis(200);
 
+/// How the agent is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'o> {
+    /// The YAML file.
+    pub config: &'o Path,
+    /// Where the address listened on is written to, for a port chosen by the kernel.
+    pub addresses_file: Option<&'o Path>,
+    /// A signal ends the agent alone: its records stay until their lease ends, for the agent that follows it.
+    pub keep: bool,
+}
+
+/// Makes a server of a port: the binary has the doors that all of Tidegate's ports have.
+pub trait Serve: FnOnce(TcpListener, &Listen, Router) -> anyhow::Result<Serving> {}
+
+impl<S: FnOnce(TcpListener, &Listen, Router) -> anyhow::Result<Serving>> Serve for S {}
+
+/// A server. It ends when it is dropped.
+pub type Serving = BoxFuture<'static, ()>;
+
 /// Reads and checks a configuration file; the text says what is in it.
 pub fn check(path: &Path) -> anyhow::Result<String> {
     let config = read(path)?;
@@ -40,22 +61,28 @@ fn read(path: &Path) -> anyhow::Result<Config> {
     Ok(Config::parse(&file, &text)?)
 }
 
-/// Runs until SIGTERM or SIGINT: then it has everything drain, waits, deregisters and returns. A second signal ends it at
-/// once, with an error. The address listened on is written to `addresses_file`, for a port chosen by the kernel.
-pub async fn run(path: &Path, addresses_file: Option<&Path>) -> anyhow::Result<()> {
+/// Runs until SIGTERM or SIGINT: then it has everything drain, waits, deregisters and returns, or with [`Options::keep`] leaves
+/// everything to the agent that follows it. A second signal ends it at once, with an error.
+pub async fn run(options: Options<'_>, serve: impl Serve) -> anyhow::Result<()> {
+    let Options {
+        config: path,
+        addresses_file,
+        keep,
+    } = options;
     let mut signals = Signals::new()?;
     let config = read(path)?;
     let target = open(&config.registry).await?;
-    let listener = TcpListener::bind(config.listen)
+    let listener = TcpListener::bind(config.listen.address)
         .await
-        .with_context(|| format!("listen: cannot listen on {}", config.listen))?;
+        .with_context(|| format!("listen: cannot listen on {}", config.listen.address))?;
     let address = listener.local_addr()?;
 
     let metrics = Metrics::default();
     let count = i64::try_from(config.instances.len()).unwrap_or(i64::MAX);
     metrics.instances.set(count);
     let instances = Instances::new(table(&config));
-    let mut registrar = Registrar::start(target, &instances, config.lease_ttl, metrics.clone());
+    let ttl = config.lease_ttl;
+    let mut registrar = Registrar::start(Arc::clone(&target), &instances, ttl, metrics.clone());
     let mut parts = JoinSet::new();
     for instance in &config.instances {
         let prober = Prober {
@@ -70,15 +97,11 @@ pub async fn run(path: &Path, addresses_file: Option<&Path>) -> anyhow::Result<(
     let server = Server {
         zone: config.zone.as_str().into(),
         instances: instances.clone(),
+        target,
         status: registrar.status(),
         metrics: Arc::new(metrics.registry()),
     };
-    let serving = axum::serve(listener, server.router());
-    parts.spawn(async move {
-        if let Err(error) = serving.await {
-            warn!(%error, "the HTTP server ended");
-        }
-    });
+    parts.spawn(serve(listener, &config.listen, server.router())?);
 
     info!(listen = %address, instances = count, "probing");
     if let Some(file) = addresses_file {
@@ -89,6 +112,13 @@ pub async fn run(path: &Path, addresses_file: Option<&Path>) -> anyhow::Result<(
         // The records stay until the lease ends: another agent may take over until then.
         part = parts.join_next() => anyhow::bail!("a part of the agent ended: {part:?}"),
         ended = registrar.ended() => anyhow::bail!("the registrar ended: {ended:?}"),
+    }
+    if keep {
+        info!(within = ?config.lease_ttl, "ended; the records stay for the next agent, as long as the lease lasts");
+        if let Err(error) = registrar.hand_over(REGISTRY_WITHIN).await {
+            warn!(%error, "the lease is not kept alive a last time: the next agent has less time");
+        }
+        return Ok(());
     }
     info!("draining; a second signal ends at once");
     parts.spawn(reporter(&config, &instances, &metrics, DRAIN_REPORT_EVERY).run());

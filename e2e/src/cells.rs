@@ -1,5 +1,6 @@
 //! Write authority, as an operator sees and moves it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
@@ -9,6 +10,9 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, Request, Version};
 use crate::registry::success;
+
+/// All that can speak against a move.
+const OBJECTIONS: [&str; 4] = ["TG7004", "TG7003", "TG7006", "TG7002"];
 
 /// What a control plane says of a cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +29,21 @@ pub struct Cell {
     pub state: Option<String>,
     #[serde(default)]
     pub grantors: Vec<Value>,
+    /// By zone.
+    #[serde(default)]
+    pub zones: BTreeMap<String, Speakers>,
+    #[serde(default)]
+    pub hold_ms: u64,
+    /// Why this is old, if it is.
+    #[serde(default)]
+    pub stale: Option<String>,
+}
+
+/// Who speaks for a zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Speakers {
+    pub replicas: u32,
+    pub proxies: Option<u32>,
 }
 
 /// The part of one control plane's admin API that is about authority.
@@ -61,6 +80,12 @@ impl Cells {
             .with_context(|| format!("no cell {cell}"))
     }
 
+    /// What became of moves, the newest first.
+    pub async fn operations(&self) -> Result<Value> {
+        let request = Request::get("/v1/operations");
+        self.client.send(self.admin, &request).await?.json()
+    }
+
     /// Answered when the new owners stand in the store.
     pub async fn move_to(&self, cell: &str, zone: &str, reason: &str) -> Result<()> {
         let path = format!("/v1/cells/{cell}/move");
@@ -68,10 +93,10 @@ impl Cells {
         self.post(&path, &wish).await
     }
 
-    /// A move that does not wait for what the old owners say.
+    /// A move that does not wait for what the old owners say, whatever speaks against it.
     pub async fn override_to(&self, cell: &str, zone: &str, reason: &str) -> Result<()> {
         let path = format!("/v1/cells/{cell}/override");
-        let wish = json!({ "to": [zone], "reason": reason });
+        let wish = json!({ "to": [zone], "reason": reason, "accept": OBJECTIONS, "hold_ms": 0 });
         self.post(&path, &wish).await
     }
 

@@ -66,6 +66,10 @@ pub struct Config {
     pub ttl_s: Option<Value>,
     /// gRPC clients without a proxy are served.
     pub grpc: bool,
+    /// What else the gateways' listener says, as in the file: fields of an object.
+    pub gateway: Value,
+    /// What else the listeners of both roles say, as in the file: fields of an object.
+    pub listener: Value,
 }
 
 impl Config {
@@ -87,6 +91,8 @@ impl Config {
             on_demand: false,
             ttl_s: None,
             grpc: false,
+            gateway: json!({}),
+            listener: json!({}),
         }
     }
 
@@ -105,7 +111,10 @@ impl Config {
         };
         let zones = ZONES.map(|(name, region)| json!({ "name": name, "region": region }));
         let access_log = if self.bare { "" } else { ACCESS_LOG };
-        let listener = json!({ "address": "127.0.0.1", "port": 0, "access_log": access_log });
+        let mut listener = json!({ "address": "127.0.0.1", "port": 0, "access_log": access_log });
+        for (field, value) in self.listener.as_object().into_iter().flatten() {
+            listener[field] = value.clone();
+        }
         let (header, token) = EXPLAIN;
         let explain = json!({ "header": header, "token": token });
         let mut all = json!({
@@ -122,6 +131,9 @@ impl Config {
         });
         if !self.bare {
             all["xds"] = json!({ "load_report_interval_s": 1 });
+        }
+        for (field, value) in self.gateway.as_object().into_iter().flatten() {
+            all["listeners"]["gateway"][field] = value.clone();
         }
         if self.on_demand {
             all["listeners"]["gateway"]["on_demand"] = json!(true);

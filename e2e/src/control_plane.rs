@@ -20,6 +20,8 @@ pub struct ControlPlane {
     process: Process,
     registry: Registry,
     addresses: Addresses,
+    /// On SIGTERM it hands its cells over; from the next start on.
+    pub hands_over: bool,
 }
 
 impl ControlPlane {
@@ -33,13 +35,14 @@ impl ControlPlane {
     /// Starts it with `config` and waits until it listens: it may have nothing to serve, or ask for certificates.
     pub async fn launch(directory: &Path, config: Config) -> Result<ControlPlane> {
         write_config(directory, &config)?;
-        let (process, addresses) = serve(directory).await?;
+        let (process, addresses) = serve(directory, false).await?;
         Ok(ControlPlane {
             directory: directory.to_owned(),
             config,
             process,
             registry: Registry::new(addresses.admin),
             addresses,
+            hands_over: false,
         })
     }
 
@@ -98,7 +101,7 @@ impl ControlPlane {
         self.config.xds = self.addresses.xds;
         self.config.admin = self.addresses.admin;
         write_config(&self.directory, &self.config)?;
-        let (process, addresses) = serve(&self.directory).await?;
+        let (process, addresses) = serve(&self.directory, self.hands_over).await?;
         ensure!(addresses == self.addresses, "{addresses:?}");
         self.process = process;
         Ok(())
@@ -127,18 +130,18 @@ fn write_config(directory: &Path, config: &Config) -> Result<()> {
     write_atomically(&config_file(directory), &config.text(&paths::filter()?))
 }
 
-async fn serve(directory: &Path) -> Result<(Process, Addresses)> {
+async fn serve(directory: &Path, hands_over: bool) -> Result<(Process, Addresses)> {
     let file = directory.join("addresses.json");
     // From an earlier start.
     let _ = fs::remove_file(&file);
-    let arguments = [
-        "serve",
-        "--config",
-        &config_file(directory).display().to_string(),
-        "--addresses-file",
-        &file.display().to_string(),
-    ]
-    .map(str::to_owned);
+    let mut arguments = vec![
+        "serve".to_owned(),
+        "--config".to_owned(),
+        config_file(directory).display().to_string(),
+        "--addresses-file".to_owned(),
+        file.display().to_string(),
+    ];
+    arguments.extend(hands_over.then(|| "--hand-over".to_owned()));
     let process = Process::start(directory, "tidegate", &paths::tidegate()?, &arguments)?;
     let listens = eventually(PATIENCE, "the control plane to listen", async || {
         let text = fs::read_to_string(&file).context("no addresses file")?;

@@ -30,6 +30,7 @@ pub mod process;
 pub mod registry;
 pub mod relay;
 pub mod stage;
+pub mod tls;
 pub mod upstream;
 pub mod wait;
 pub mod workdir;

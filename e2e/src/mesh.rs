@@ -36,6 +36,7 @@ pub struct Builder {
     on_demand: bool,
     ttl_s: Option<Value>,
     grpc: bool,
+    listener: Option<Value>,
     envoys: Vec<Options>,
     upstreams: Vec<(String, usize)>,
 }
@@ -54,6 +55,7 @@ impl Builder {
             on_demand: false,
             ttl_s: None,
             grpc: false,
+            listener: None,
             envoys: vec![],
             upstreams: vec![],
         }
@@ -107,6 +109,12 @@ impl Builder {
         self
     }
 
+    /// Sets what else the proxies' listeners say, as the configuration file has it.
+    pub fn listener(mut self, listener: Value) -> Builder {
+        self.listener = Some(listener);
+        self
+    }
+
     /// Serves gRPC clients without a proxy.
     pub fn grpc_clients(mut self) -> Builder {
         self.grpc = true;
@@ -155,6 +163,9 @@ impl Builder {
         config.on_demand = self.on_demand;
         config.ttl_s = self.ttl_s;
         config.grpc = self.grpc;
+        if let Some(listener) = self.listener {
+            config.listener = listener;
+        }
         let control_plane = ControlPlane::start(directory, config).await?;
         let mut mesh = Mesh {
             envoys: vec![],

@@ -99,7 +99,8 @@ impl Registry {
     /// Whether the lease is still there.
     pub async fn keep_alive(&self, lease: &str) -> Result<bool> {
         let path = format!("/v1/leases/{lease}/keepalive");
-        let reply = self.send(Method::POST, &path).await?;
+        let request = Request::new(Method::POST, &path).json(&json!({}));
+        let reply = self.client.send(self.admin, &request).await?;
         match reply.status {
             StatusCode::NOT_FOUND => Ok(false),
             _ => success(&reply).map(|()| true),

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use policy::{Policy, fence::WorkerId};
+use policy::{Policy, fence::WorkerId, hop::HopKeys};
 use protos::{Decoder, fence::HolderSays};
 use proxy_wasm::{
     hostcalls,
@@ -15,6 +15,7 @@ use crate::{
     carry_out::{Host, HostFailed, Reply, Verdict, carry_out},
     edition,
     fence::{
+        hop_keys,
         member::{Member, terms_of},
         process::{Process, Reading, Version},
         speaker::{ContextId, Line, Token},
@@ -22,6 +23,7 @@ use crate::{
     },
     host,
     metrics::{Metric, MetricIds},
+    refusals::{Refusals, RequestId},
 };
 
 thread_local! {
@@ -30,6 +32,8 @@ thread_local! {
     static METRIC_IDS: MetricIds = const { MetricIds::new() };
     /// This worker's part in the fence. None until there is something to fence, or for want of a random number.
     static MEMBER: RefCell<Option<Member>> = const { RefCell::new(None) };
+    /// The refusals of this worker that wait for a body.
+    static REFUSALS: RefCell<Refusals> = const { RefCell::new(Refusals::new()) };
     /// This worker's part in telling what is applied. None until something is, or for want of a random number.
     static APPLIED: RefCell<Option<Applied>> = const { RefCell::new(None) };
 }
@@ -56,6 +60,11 @@ fn record(gauge: Metric, value: u64) {
 /// inner call would do nothing: then a write is not admitted, or its end not noticed, and a fence waits longer.
 fn with_member<T>(act: impl FnOnce(&mut Member) -> T) -> Option<T> {
     MEMBER.with(|member| Some(act(member.try_borrow_mut().ok()?.as_mut()?)))
+}
+
+/// Lets this worker's waiting refusals act.
+fn with_refusals<T>(act: impl FnOnce(&mut Refusals) -> T) -> Option<T> {
+    REFUSALS.with(|refusals| Some(act(&mut *refusals.try_borrow_mut().ok()?)))
 }
 
 /// Makes this worker's part in the fence.
@@ -150,13 +159,16 @@ impl RootContext for Plugin {
 
     fn on_tick(&mut self) {
         with_member(|member| member.tick(self.context, &mut Envoy));
+        self.refuse_what_waits();
         with_applied(|applied| applied.tick(self.context, self.tick_ms, &mut Envoy));
     }
 
-    fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
+    fn create_http_context(&self, context: u32) -> Option<Box<dyn HttpContext>> {
         Some(Box::new(Request {
+            id: RequestId(context),
             policy: Rc::clone(&self.policy),
             in_flight: None,
+            complete: false,
         }))
     }
 
@@ -177,6 +189,26 @@ impl Plugin {
             log(LogLevel::Error, "no random numbers: writes stay fenced");
         }
         true
+    }
+
+    /// Answers the requests whose bodies have come since they were refused.
+    fn refuse_what_waits(&self) {
+        let now_us = match with_refusals(|refusals| refusals.is_empty()) {
+            Some(false) => host::now().map_or(u64::MAX, |at| at.monotonic_us),
+            _ => return,
+        };
+        let came = |request: RequestId| match host::turn_to(request.0) {
+            Ok(()) => host::request_bytes(),
+            Err(HostFailed) => None,
+        };
+        let due = with_refusals(|refusals| refusals.due(now_us, came));
+        for (request, refusal) in due.into_iter().flatten() {
+            // Where even this fails the request is held until it times out.
+            if host::turn_to(request.0).is_ok() {
+                let _ = refusal.with(host::send_local_response);
+            }
+        }
+        let _ = host::turn_to(self.context.0);
     }
 
     /// Has itself woken as often as is needed.
@@ -214,15 +246,25 @@ fn log(level: LogLevel, line: &str) {
 
 /// One request. It ends on the policy that it began with.
 struct Request {
+    id: RequestId,
     policy: Rc<Policy>,
-    /// The cell in which it counts as a write in flight.
-    in_flight: Option<Box<str>>,
+    /// As what it counts as a write in flight.
+    in_flight: Option<InFlight>,
+    /// Nothing follows its headers.
+    complete: bool,
+}
+
+struct InFlight {
+    cell: Box<str>,
+    /// None until it is admitted.
+    admitted_us: Option<u64>,
 }
 
 impl Context for Request {}
 
 impl HttpContext for Request {
-    fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
+    fn on_http_request_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
+        self.complete = end_of_stream;
         let map = host::request_headers();
         let policy = Rc::clone(&self.policy);
         match carry_out(&policy, map.as_deref(), self) {
@@ -235,15 +277,43 @@ impl HttpContext for Request {
 impl Drop for Request {
     /// The proxy has done with the request, retries and body included.
     fn drop(&mut self) {
-        self.end();
+        with_refusals(|refusals| refusals.forget(self.id));
+        let admitted = self.in_flight.as_ref().and_then(|write| write.admitted_us);
+        match admitted.filter(|_| !host::ending().is_settled()) {
+            Some(admitted_us) => self.abandon(admitted_us),
+            None => self.end(),
+        }
     }
 }
 
 impl Request {
     fn end(&mut self) {
-        if let (Some(cell), Some(terms)) = (self.in_flight.take(), terms_of(&self.policy)) {
-            with_member(|member| member.workers.end(&cell, terms, &mut Envoy));
+        if let (Some(write), Some(terms)) = (self.in_flight.take(), terms_of(&self.policy)) {
+            with_member(|member| member.workers.end(&write.cell, terms, &mut Envoy));
         }
+    }
+
+    fn abandon(&mut self, admitted_us: u64) {
+        if let (Some(write), Some(terms)) = (self.in_flight.take(), terms_of(&self.policy)) {
+            let cell = &write.cell;
+            with_member(|member| {
+                let workers = &mut member.workers;
+                workers.abandon(cell, admitted_us, terms, &mut Envoy);
+            });
+        }
+    }
+
+    /// Whether the refusal is kept until the body has come. Only where the fence has this worker woken every few milliseconds.
+    fn wait(&self, reply: &Reply<'_>) -> bool {
+        let wakes = !self.complete && terms_of(&self.policy).is_some();
+        if !wakes || reply.awaited_body.is_none() {
+            return false;
+        }
+        let (Some(came), Some(at)) = (host::request_bytes(), host::now()) else {
+            return false;
+        };
+        let keep = |refusals: &mut Refusals| refusals.keep(self.id, reply, came, at.monotonic_us);
+        with_refusals(keep) == Some(true)
     }
 }
 
@@ -257,7 +327,10 @@ impl Host for Request {
     }
 
     fn reply(&mut self, reply: &Reply<'_>) -> Result<(), HostFailed> {
-        host::send_local_response(reply)
+        match self.wait(reply) {
+            true => Ok(()),
+            false => host::send_local_response(reply),
+        }
     }
 
     fn count(&mut self, counter: Metric, by: u32) {
@@ -269,18 +342,21 @@ impl Host for Request {
         self.end();
         let policy = Rc::clone(&self.policy);
         let terms = terms_of(&policy)?;
-        self.in_flight = Some(cell.into());
-        with_member(|member| member.workers.admit(cell, terms, &mut Envoy))?
+        let write = self.in_flight.insert(InFlight {
+            cell: cell.into(),
+            admitted_us: None,
+        });
+        let admitted = with_member(|member| member.workers.admit(cell, terms, &mut Envoy))??;
+        write.admitted_us = Some(admitted.at_us);
+        Some(admitted.epoch)
     }
 
     fn release(&mut self, _: &str) {
         self.end();
     }
 
-    fn behind(&mut self, cell: &str, epoch: u64) {
-        if let Some(terms) = terms_of(&self.policy) {
-            with_member(|member| member.workers.behind(cell, epoch, terms, &mut Envoy));
-        }
+    fn hop_keys(&mut self) -> HopKeys {
+        hop_keys::read(&mut Envoy)
     }
 }
 
@@ -328,6 +404,10 @@ impl Line for Envoy {
 
     fn node(&mut self) -> String {
         host::node_id().unwrap_or_default()
+    }
+
+    fn role(&mut self) -> String {
+        host::node_role().unwrap_or_default()
     }
 }
 

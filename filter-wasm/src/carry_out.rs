@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use policy::{
-    Class, Decision, Facts, Outcome, Policy, Reason, Refusal, headers, refusal::PROBLEM_JSON,
+    Cell, Class, Decision, Facts, Fencing, Forward, Headers, Outcome, Policy, Presented, Reason,
+    Refusal, Routed, headers, hop::HopKeys, refusal::PROBLEM_JSON,
 };
 
 use crate::{header_map::HeaderMap, metrics::Metric};
@@ -23,8 +24,8 @@ pub trait Host {
     fn admit(&mut self, cell: &str) -> Option<u64>;
     /// Takes the count of [`admit`](Host::admit) back: the write goes nowhere from here.
     fn release(&mut self, cell: &str);
-    /// Another zone has named a newer epoch of this cell than is known here: this zone fences itself.
-    fn behind(&mut self, cell: &str, epoch: u64);
+    /// What hops between zones are signed and checked with.
+    fn hop_keys(&mut self) -> HopKeys;
 }
 
 /// The proxy did not do what it was asked.
@@ -43,7 +44,13 @@ pub struct Reply<'a> {
     pub headers: &'a [(&'a str, &'a str)],
     /// For gRPC requests the status message.
     pub body: &'a str,
+    /// How long the request's body is, in bytes, where it is worth waiting for: the proxy closes an HTTP/1.1 connection on
+    /// which it answers before it has read everything.
+    pub awaited_body: Option<u32>,
 }
+
+/// The longest body of a refused request that is waited for, in bytes.
+pub const AWAITED_BODY_MAX: u32 = 64 * 1024;
 
 /// What becomes of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,24 +73,44 @@ pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> V
         return refuse_blind(Class::Write, Form::default(), host);
     };
     let mut facts = Facts::gather(policy, &request);
+    let cell = cell_of(policy, &facts);
+    if let Some(cell) = cell {
+        facts.granted = host.admit(&cell.name);
+    }
+    let keys = match cell.filter(|cell| hops_matter(policy, cell, &facts)) {
+        Some(cell) => {
+            let keys = host.hop_keys();
+            facts.signer = keys.signer();
+            let claim = facts.claim(&request, &cell.name);
+            facts.forwarded = claim.is_some_and(|(claim, header)| keys.vouch(&claim, header));
+            keys
+        }
+        None => HopKeys::Untold,
+    };
     let form = Form {
         grpc: facts.grpc,
         explain: facts.explain,
         forwarded: facts.forwarded,
+        awaited_body: awaited_body(&request),
+        via: facts.via,
     };
-    let cell = cell_of(policy, &facts);
-    if let Some(cell) = cell {
-        facts.granted = host.admit(cell);
-    }
     let decision = policy::decide(policy, &facts);
-    let applied = apply(&decision, &request, form, host);
+    let signed = match (cell, &decision.outcome) {
+        (
+            Some(cell),
+            Outcome::Route(Routed {
+                write: Some(write),
+                pin: Some(_),
+                ..
+            }),
+        ) => Signed::Hop(keys.sign(&policy::facts::claim(&request, &cell.name, write.epoch))),
+        _ => Signed::Nothing,
+    };
+    let applied = apply(&decision, &request, &signed, form, host);
     if let Some(cell) = cell {
         // Where an effect failed the request is stopped as well.
         if decision.reason != Reason::Admitted || applied.is_err() {
-            host.release(cell);
-        }
-        if let (Reason::AheadEpoch, Some(epoch)) = (decision.reason, facts.presented) {
-            host.behind(cell, epoch);
+            host.release(&cell.name);
         }
     }
     match applied {
@@ -95,13 +122,43 @@ pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> V
     }
 }
 
-/// The name of the cell whose fence a request has to pass.
-fn cell_of<'p>(policy: &'p Policy, facts: &Facts) -> Option<&'p str> {
-    let Policy::Serving(rules) = policy else {
+/// What a request that goes on is signed with.
+enum Signed {
+    /// It goes to no other zone.
+    Nothing,
+    /// None where the keys are gone: then it does not go on.
+    Hop(Option<String>),
+}
+
+/// The length of a body that is small, and on its way: none of a client that waits for leave to send it.
+fn awaited_body(request: &HeaderMap<'_>) -> Option<u32> {
+    if request.get("expect") != Presented::Absent {
+        return None;
+    }
+    let Presented::Once(length) = request.get("content-length") else {
         return None;
     };
-    let cell = rules.fencing()?.cell(facts.cell?)?;
-    Some(&cell.name)
+    let length: u32 = std::str::from_utf8(length).ok()?.parse().ok()?;
+    (1..=AWAITED_BODY_MAX).contains(&length).then_some(length)
+}
+
+/// The cell whose fence a request has to pass.
+fn cell_of<'p>(policy: &'p Policy, facts: &Facts) -> Option<&'p Cell> {
+    fencing_of(policy)?.cell(facts.cell?)
+}
+
+fn fencing_of(policy: &Policy) -> Option<&Fencing> {
+    match policy {
+        Policy::Serving(rules) => rules.fencing(),
+        Policy::Fallback => None,
+    }
+}
+
+/// Whether the keys need be looked at: for what says that it is a hop, and for what may become one.
+fn hops_matter(policy: &Policy, cell: &Cell, facts: &Facts) -> bool {
+    let forwarding = fencing_of(policy).is_some_and(|fencing| fencing.forwarding);
+    let may_leave = !matches!(cell.forward, Forward::Never);
+    forwarding && (facts.hop || may_leave && !cell.owners.is_empty() && facts.granted.is_none())
 }
 
 fn refuse_blind(class: Class, form: Form, host: &mut impl Host) -> Verdict {
@@ -128,6 +185,7 @@ fn metric_of(decision: &Decision<'_>, class: Class) -> Metric {
 fn apply(
     decision: &Decision<'_>,
     request: &HeaderMap<'_>,
+    signed: &Signed,
     form: Form,
     host: &mut impl Host,
 ) -> Result<Verdict, HostFailed> {
@@ -136,7 +194,17 @@ fn apply(
         Outcome::Route(routed) => {
             let explained = (headers::EXPLAIN, decision.reason.as_str().into());
             let explained = form.explain.then_some(explained);
-            let stamps: Vec<(&str, Cow<'_, str>)> = routed.stamps().chain(explained).collect();
+            let signature = match signed {
+                Signed::Nothing => None,
+                Signed::Hop(Some(signature)) => Some((headers::FORWARDED, signature.into())),
+                Signed::Hop(None) => return Err(HostFailed),
+            };
+            // The first proxy's route says 1.
+            let via = form
+                .via
+                .map(|via| (headers::VIA, via.saturating_add(1).to_string().into()));
+            let stamps = routed.stamps().chain(explained).chain(signature).chain(via);
+            let stamps: Vec<(&str, Cow<'_, str>)> = stamps.collect();
             let is_stamp = |name: &[u8]| stamps.iter().any(|(stamp, _)| stamp.as_bytes() == name);
             strip(request, form, is_stamp, host)?;
             for (name, value) in &stamps {
@@ -167,7 +235,7 @@ fn strip(
     }
     internal.sort_unstable();
     internal.dedup();
-    // Another zone's proxy, which has shown its token, may say those.
+    // Another zone's gateway, which has signed them, may say those.
     let expected = |name: &&&[u8]| form.forwarded && headers::is_between_zones(name);
     let spoofed = internal.iter().filter(|name| !expected(name)).count();
     if spoofed > 0 {
@@ -189,6 +257,10 @@ struct Form {
     explain: bool,
     /// It is another zone's proxy.
     forwarded: bool,
+    /// The length of a body that is worth waiting for.
+    awaited_body: Option<u32>,
+    /// How many proxies of this mesh have sent it on.
+    via: Option<u32>,
 }
 
 fn refuse(refusal: &Refusal, owner: Option<&str>, form: Form, host: &mut impl Host) -> Verdict {
@@ -221,6 +293,7 @@ fn refuse(refusal: &Refusal, owner: Option<&str>, form: Form, host: &mut impl Ho
         details: &format!("tidegate_{reason}"),
         headers: &headers,
         body: &body,
+        awaited_body: form.awaited_body,
     });
     Verdict::Stops
 }

@@ -12,6 +12,7 @@ use crate::{
     carry_out::{HostFailed, Reply},
     fence::{
         cluster::reads_as_message,
+        ending::Ending,
         process::{Reading, Version},
     },
     header_map,
@@ -84,6 +85,7 @@ unsafe extern "C" {
         value_size: usize,
         version: u32,
     ) -> u32;
+    fn proxy_set_effective_context(context: u32) -> u32;
     fn proxy_grpc_send(stream: u32, message: *const u8, size: usize, end: u32) -> u32;
     fn proxy_grpc_cancel(stream: u32) -> u32;
 }
@@ -146,15 +148,49 @@ pub(crate) fn grpc_message(size: usize) -> Option<Vec<u8>> {
     buffer(GRPC_RECEIVE_BUFFER, size)
 }
 
-/// The name under which this proxy is known to its control plane.
-pub(crate) fn node_id() -> Option<String> {
-    let path = b"xds\0node\0id";
+/// A property, by its path with zero bytes between the parts. None where there is no such.
+fn property(path: &[u8]) -> Option<Vec<u8>> {
     let mut data = ptr::null_mut();
     let mut size = 0;
     // SAFETY: pointers and sizes are those of a slice and of locals that live through the call.
     check(unsafe { proxy_get_property(path.as_ptr(), path.len(), &mut data, &mut size) }).ok()?;
     // SAFETY: as the host returned them.
-    String::from_utf8(unsafe { given(data, size) }).ok()
+    Some(unsafe { given(data, size) })
+}
+
+/// A property that is a whole number.
+fn number(path: &[u8]) -> Option<u64> {
+    let bytes = property(path)?.try_into().ok()?;
+    Some(u64::from_le_bytes(bytes))
+}
+
+/// The name under which this proxy is known to its control plane.
+pub(crate) fn node_id() -> Option<String> {
+    String::from_utf8(property(b"xds\0node\0id")?).ok()
+}
+
+/// What this proxy is, as its bootstrap says to the control plane.
+pub(crate) fn node_role() -> Option<String> {
+    String::from_utf8(property(b"xds\0node\0metadata\0tidegate\0role")?).ok()
+}
+
+/// What the proxy notes of the current request, which is over.
+pub(crate) fn ending() -> Ending {
+    Ending {
+        flags: number(b"response\0flags"),
+        details: property(b"response\0code_details").unwrap_or_default(),
+    }
+}
+
+/// How many bytes of the current request have come, its headers included. Removed and added headers count.
+pub(crate) fn request_bytes() -> Option<u64> {
+    number(b"request\0total_size")
+}
+
+/// Has what follows be about this context: of a request, or a root context.
+pub(crate) fn turn_to(context: u32) -> Result<(), HostFailed> {
+    // SAFETY: no pointers.
+    check(unsafe { proxy_set_effective_context(context) })
 }
 
 /// None where the proxy does not give this clock.

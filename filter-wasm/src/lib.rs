@@ -4,7 +4,7 @@
 //! reads the request as the proxy encodes it; [`carry_out`] does what the decision says, through the small trait
 //! [`Host`](carry_out::Host); [`edition`] reads the plugin's configuration; [`fence`] holds the permissions to write;
 //! [`applied`] tells the
-//! control plane what is applied; [`metrics`] names what is counted. All of that runs and is tested on any machine. Only `adapter` and `host` know the proxy, and exist only in a wasm build.
+//! control plane what is applied; [`refusals`] wait for a body; [`metrics`] names what is counted. All of that runs and is tested on any machine. Only `adapter` and `host` know the proxy, and exist only in a wasm build.
 //!
 //! **No trap.** A panic takes the filter down for every request of that worker. So nothing a request or a policy can
 //! contain may cause one: every host call that a request leads to goes through `host`, which returns errors where the
@@ -30,5 +30,6 @@ pub mod header_map;
 #[cfg(target_arch = "wasm32")]
 mod host;
 pub mod metrics;
+pub mod refusals;
 #[cfg(test)]
 mod testing;

@@ -5,7 +5,9 @@ use std::num::NonZeroU32;
 use policy::{
     Cell, Class, ClassRule, Enforcement, Explain, Fencing, Forward, KeySource, Plan, Plans, Policy,
     RegionRule, Route, RouteMatch, Rules, Service, Topology, TraceRule, Weighting, Writes,
-    ZoneLoad, ZoneState, fence::Terms,
+    ZoneLoad, ZoneState,
+    fence::Terms,
+    hop::{HopKeys, Keys},
 };
 
 /// Seen from `shanghai-a`: the service `orders`, all up; and the service `strict`, which demands everything, is pinned by a
@@ -14,8 +16,13 @@ pub(crate) fn serving() -> Policy {
     Policy::Serving(Box::new(rules(Writes::Free)))
 }
 
-/// What fenced writes carry between zones.
-pub(crate) const TOKEN: &str = "0123456789abcdef";
+/// What hops between zones are signed with.
+pub(crate) fn hop_keys() -> HopKeys {
+    HopKeys::Held {
+        keys: Keys::new(vec!["0123456789abcdef".into()]).unwrap(),
+        bucket: 7,
+    }
+}
 
 /// The same, but `orders` is fenced: by the cell `main` of `owner`, in epoch 5.
 pub(crate) fn fenced_by(owner: &str, forward: Forward, enforcement: Enforcement) -> Policy {
@@ -32,7 +39,7 @@ pub(crate) fn fenced_by(owner: &str, forward: Forward, enforcement: Enforcement)
         NonZeroU32::new(1024).unwrap(),
         enforcement,
         Terms::new(5_000_000, 3_000_000, 2_000_000, 500_000, 10).unwrap(),
-        Some(TOKEN.into()),
+        true,
         "tidegate".into(),
     );
     Policy::Serving(Box::new(rules.fenced(fencing.unwrap())))

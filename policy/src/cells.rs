@@ -7,7 +7,7 @@ use alloc::{string::String, vec::Vec};
 use core::num::NonZeroU32;
 
 use crate::{
-    fence::Terms,
+    fence::{EPOCH_MAX, Terms},
     plan::Tier,
     shard,
     topology::{Topology, ZoneId, check_name},
@@ -64,8 +64,9 @@ pub struct Fencing {
     pub enforcement: Enforcement,
     /// In microseconds.
     pub terms: Terms,
-    /// What forwarded writes carry, so that they are believed; without it none is forwarded.
-    pub token: Option<String>,
+    /// Whether gateways sign hops, so that they are believed; otherwise no write is forwarded. The keys do not stand here:
+    /// proxies show their policy to whoever may see their configuration.
+    pub forwarding: bool,
     /// The proxy's cluster that leads to the control plane of its zone.
     pub control_plane: String,
 }
@@ -91,8 +92,8 @@ pub enum InvalidFencing {
         first: u32,
         shards: u32,
     },
-    #[error("the forwarding token: use 16 to 128 letters, digits, '-' and '_'")]
-    Token,
+    #[error("cell {cell:?} has epoch {epoch}: the highest one is {EPOCH_MAX}")]
+    Epoch { cell: String, epoch: u64 },
     #[error("no cluster leads to the control plane")]
     ControlPlane,
 }
@@ -107,7 +108,7 @@ impl Fencing {
         shards: NonZeroU32,
         enforcement: Enforcement,
         terms: Terms,
-        token: Option<String>,
+        forwarding: bool,
         control_plane: String,
     ) -> Result<Fencing, InvalidFencing> {
         let first = cells.first().ok_or(InvalidFencing::NoCell)?;
@@ -119,6 +120,12 @@ impl Fencing {
             check_name(&cell.name).map_err(|_| InvalidFencing::Name(cell.name.clone()))?;
             if !names.insert(&cell.name) {
                 return Err(InvalidFencing::Duplicate(cell.name.clone()));
+            }
+            if cell.epoch > EPOCH_MAX {
+                return Err(InvalidFencing::Epoch {
+                    cell: cell.name.clone(),
+                    epoch: cell.epoch,
+                });
             }
             if cell.first_shard >= shards.get() {
                 return Err(InvalidFencing::BeyondShards {
@@ -133,9 +140,6 @@ impl Fencing {
         if let Some((_, b)) = pairs.find(|pair| !in_order(*pair)) {
             return Err(InvalidFencing::Gap(b.name.clone()));
         }
-        if token.as_ref().is_some_and(|token| !is_token(token)) {
-            return Err(InvalidFencing::Token);
-        }
         if control_plane.is_empty() {
             return Err(InvalidFencing::ControlPlane);
         }
@@ -144,7 +148,7 @@ impl Fencing {
             shards,
             enforcement,
             terms,
-            token,
+            forwarding,
             control_plane,
         })
     }
@@ -192,18 +196,11 @@ impl Fencing {
         viewer: ZoneId,
         owner: ZoneId,
     ) -> bool {
-        self.token.is_some()
+        self.forwarding
             && match cell.forward {
                 Forward::Never => false,
                 Forward::Region => topology.tier(viewer, owner) != Tier::Remote,
                 Forward::Any => true,
             }
     }
-}
-
-fn is_token(token: &str) -> bool {
-    (16..=128).contains(&token.len())
-        && token
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }

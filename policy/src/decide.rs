@@ -9,8 +9,9 @@ use core::fmt;
 
 use crate::{
     cells::{CellId, Enforcement, Fencing},
-    facts::{Facts, Home},
+    facts::{Facts, Home, VIA_MAX},
     headers,
+    hop::Signer,
     plan::{Plan, Tier, WEIGHT_TOTAL},
     refusal::Refusal,
     rules::{Policy, Rules},
@@ -34,6 +35,10 @@ pub enum Reason {
     RegionMissing,
     RegionUnknown,
     TraceMissing,
+    /// The affinity or cell key stands more than once, or cannot be decoded.
+    KeyInvalid,
+    /// Proxies of this mesh have sent the request on too often: it goes round in circles.
+    Loop,
     Fenced,
     NoCapacity,
     /// This zone holds the permission to write.
@@ -45,10 +50,12 @@ pub enum Reason {
     NotOwner,
     StaleEpoch,
     AheadEpoch,
+    /// The write was admitted, and lived longer than writes may. Said by the proxy itself.
+    WriteTimeout,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 19] = [
         Reason::HomeZone,
         Reason::HomeRegion,
         Reason::RemoteRead,
@@ -57,6 +64,8 @@ impl Reason {
         Reason::RegionMissing,
         Reason::RegionUnknown,
         Reason::TraceMissing,
+        Reason::KeyInvalid,
+        Reason::Loop,
         Reason::Fenced,
         Reason::NoCapacity,
         Reason::Admitted,
@@ -65,6 +74,7 @@ impl Reason {
         Reason::NotOwner,
         Reason::StaleEpoch,
         Reason::AheadEpoch,
+        Reason::WriteTimeout,
     ];
 
     /// The stable name.
@@ -78,6 +88,8 @@ impl Reason {
             Reason::RegionMissing => "region_missing",
             Reason::RegionUnknown => "region_unknown",
             Reason::TraceMissing => "trace_missing",
+            Reason::KeyInvalid => "key_invalid",
+            Reason::Loop => "loop",
             Reason::Fenced => "fenced",
             Reason::NoCapacity => "no_capacity",
             Reason::Admitted => "admitted",
@@ -86,6 +98,7 @@ impl Reason {
             Reason::NotOwner => "not_owner",
             Reason::StaleEpoch => "stale_epoch",
             Reason::AheadEpoch => "ahead_epoch",
+            Reason::WriteTimeout => "write_timeout",
         }
     }
 
@@ -208,6 +221,9 @@ pub enum Step {
         missing: bool,
     },
     TraceDemanded,
+    KeyInvalid,
+    /// So many proxies have sent it on.
+    Loop(u32),
     Tier {
         home: String,
         tier: Tier,
@@ -218,6 +234,8 @@ pub enum Step {
     Closed {
         home: String,
         class: Class,
+        /// An operator has drained a zone that it might have used.
+        drained: bool,
     },
     /// To this cluster.
     Pinned(String),
@@ -239,6 +257,8 @@ pub enum Step {
     },
     /// To this owner's gateways.
     Forwarded(String),
+    /// The control plane has not given this proxy a key to sign hops with yet.
+    NoHopKey,
     /// It would be refused, were the fence enforced.
     Observed,
 }
@@ -269,6 +289,13 @@ impl fmt::Display for Step {
                 presence(missing)
             ),
             Step::TraceDemanded => f.write_str("the service demands exactly one X-Trace-ID"),
+            Step::KeyInvalid => f.write_str(
+                "its affinity or cell key stands more than once, or has a percent sign that encodes no byte",
+            ),
+            Step::Loop(via) => write!(
+                f,
+                "{via} proxies of this mesh have sent it on, which ends at {VIA_MAX}: it goes round in circles"
+            ),
             Step::Tier { home, tier } => {
                 write!(f, "the nearest usable tier seen from {home} is {tier}")
             }
@@ -282,10 +309,19 @@ impl fmt::Display for Step {
                 f,
                 "{shed}/{WEIGHT_TOTAL} of these requests are refused: no zone that they may use has room for them"
             ),
-            Step::Closed { home, class } => write!(
+            Step::Closed {
+                home,
+                class,
+                drained,
+            } => write!(
                 f,
-                "no zone that a {} of {home} may use has a healthy instance, and room",
-                class.as_str()
+                "no zone that a {} of {home} may use has a healthy instance, and room{}",
+                class.as_str(),
+                if *drained {
+                    ": an operator has drained one"
+                } else {
+                    ""
+                }
             ),
             Step::Pinned(cluster) => write!(f, "its affinity key keeps it in {cluster}"),
             Step::Cell {
@@ -308,6 +344,9 @@ impl fmt::Display for Step {
                 "it was forwarded by epoch {presented}, and here it is {ours}"
             ),
             Step::Forwarded(zone) => write!(f, "it is forwarded to {zone}, which decides"),
+            Step::NoHopKey => f.write_str(
+                "it would be forwarded to its owner, but this proxy has no key yet to sign it with",
+            ),
             Step::Observed => f.write_str("the fence only observes: what it would refuse goes on"),
         }
     }
@@ -331,6 +370,12 @@ fn decide_noting<'p>(
     facts: &Facts,
     note: &mut impl FnMut(&dyn Fn() -> Step),
 ) -> Decision<'p> {
+    // What no service claims goes nowhere.
+    let goes_on = matches!(policy, Policy::Fallback) || facts.service.is_some();
+    if let Some(via) = facts.via.filter(|via| goes_on && *via >= VIA_MAX) {
+        note(&|| Step::Loop(via));
+        return refuse(Refusal::LOOP);
+    }
     match policy {
         Policy::Fallback => {
             note(&|| Step::FallbackPolicy);
@@ -395,22 +440,29 @@ fn decide_by_rules<'p>(
         note(&|| Step::TraceDemanded);
         return Err(Refusal::TRACE_MISSING);
     }
+    if facts.key_invalid {
+        note(&|| Step::KeyInvalid);
+        return Err(Refusal::KEY_INVALID);
+    }
     if let (Some(cell), Some(fencing)) = (facts.cell, rules.fencing()) {
         return decide_fenced(rules, fencing, service, cell, home, facts, note);
     }
     let home_name = rules.topology().zone_name(home);
     let plan = service.plans.get(home, facts.class);
-    let Plan::Open {
-        tier,
-        targets,
-        shed,
-    } = plan
-    else {
-        note(&|| Step::Closed {
-            home: home_name.into(),
-            class: facts.class,
-        });
-        return Err(Refusal::NO_CAPACITY);
+    let (tier, targets, shed) = match plan {
+        Plan::Open {
+            tier,
+            targets,
+            shed,
+        } => (tier, targets, shed),
+        Plan::Closed { drained } => {
+            note(&|| Step::Closed {
+                home: home_name.into(),
+                class: facts.class,
+                drained: *drained,
+            });
+            return Err(Refusal::closed(*drained));
+        }
     };
     note(&|| Step::Tier {
         home: home_name.into(),
@@ -423,22 +475,24 @@ fn decide_by_rules<'p>(
     if *shed > 0 {
         note(&|| Step::Shed(*shed));
     }
-    let pin = facts.key_digest.and_then(|digest| {
+    let pinned = facts.key_digest.and_then(|digest| {
         let zone = plan.zone_of_key(rules.topology(), digest)?;
         let cluster = rules.cluster(id, zone, facts.class)?;
         note(&|| Step::Pinned(cluster.into()));
-        Some(cluster)
+        Some((cluster, plan.tier_of(rules.topology(), home, zone)))
     });
+    // Where a key leads is known here; for other requests the chosen route says it.
+    let tier = pinned.and_then(|(_, tier)| tier).unwrap_or(*tier);
     Ok(Decision {
         outcome: Outcome::Route(Routed {
             class: facts.class,
-            tier: Some(*tier),
+            tier: Some(tier),
             home: Some(home_name),
             foreign: home != rules.viewer(),
-            pin,
+            pin: pinned.map(|(cluster, _)| cluster),
             write: None,
         }),
-        reason: Reason::of_tier(*tier),
+        reason: Reason::of_tier(tier),
         owner: None,
     })
 }
@@ -468,7 +522,8 @@ fn decide_fenced<'p>(
         None => Step::NotGranted,
     });
     let ours = facts.granted.unwrap_or(cell.epoch);
-    if let Some(presented) = facts.presented.filter(|presented| *presented != ours) {
+    let presented = facts.presented.filter(|_| facts.forwarded);
+    if let Some(presented) = presented.filter(|presented| *presented != ours) {
         note(&|| Step::OtherEpoch { presented, ours });
         return Err(match presented < ours {
             true => Refusal::STALE_EPOCH,
@@ -507,14 +562,23 @@ fn decide_fenced<'p>(
     if here.is_none() && cell.owners.contains(&viewer) {
         return Err(Refusal::NO_GRANT);
     }
+    let drained = matches!(
+        service.plans.get(viewer, Class::Write),
+        Plan::Closed { drained: true }
+    );
     let closed = || match here {
-        Some(_) => Refusal::NO_CAPACITY,
+        Some(_) => Refusal::closed(drained),
         None => Refusal::NO_GRANT,
     };
     let owner = Fencing::nearest_owner(topology, cell, viewer).ok_or_else(closed)?;
     let owner_name = topology.zone_name(owner);
-    if !facts.hop
-        && fencing.may_forward(topology, cell, viewer, owner)
+    let may_forward = !facts.hop && fencing.may_forward(topology, cell, viewer, owner);
+    if may_forward && facts.signer == Signer::Untold {
+        note(&|| Step::NoHopKey);
+        return Err(closed());
+    }
+    if may_forward
+        && facts.signer == Signer::Holds
         && let Some(gateway) = rules.gateway(owner)
     {
         note(&|| Step::Forwarded(owner_name.into()));
@@ -526,7 +590,7 @@ fn decide_fenced<'p>(
         });
     }
     Ok(match here {
-        Some(_) => refuse(Refusal::NO_CAPACITY),
+        Some(_) => refuse(Refusal::closed(drained)),
         None => Decision {
             owner: Some(owner_name),
             ..refuse(Refusal::NOT_OWNER)

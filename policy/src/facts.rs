@@ -1,10 +1,17 @@
 //! From a request's headers to what a decision needs to know.
 
+use alloc::{borrow::Cow, vec::Vec};
+
+use data_encoding::HEXUPPER_PERMISSIVE;
+use subtle::ConstantTimeEq;
+
 use crate::{
     cells::CellId,
+    fence::EPOCH_MAX,
     headers,
+    hop::{Claim, Signer, number},
     rules::{Explain, Policy, Rules},
-    service::{Class, ClassRule, KeySource, RouteMatch, Service, ServiceId, Writes},
+    service::{Class, ClassRule, KeySource, RouteMatch, ServiceId, Writes},
     shard,
     topology::{Place, RegionId, ZoneId},
 };
@@ -33,6 +40,10 @@ pub trait Headers {
     fn get(&self, name: &str) -> Presented<'_>;
 }
 
+/// So many proxies of this mesh send a request on at most. From a sidecar by two gateways it is three; an instance that is a proxy
+/// itself may begin anew with what it was sent.
+pub const VIA_MAX: u32 = 8;
+
 /// What a request calls its home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {
@@ -55,16 +66,22 @@ pub struct Facts {
     pub traced: bool,
     /// The digest of the affinity key, where the service has one and the request carries it.
     pub key_digest: Option<u64>,
+    /// The key by which this request is placed stands more than once, or cannot be decoded.
+    pub key_invalid: bool,
     /// The cell of a write to a fenced service.
     pub cell: Option<CellId>,
-    /// Another zone's proxy forwards this write, as its token proves.
-    pub forwarded: bool,
     /// It says that it is forwarded, whether or not that is proved: it is not forwarded again.
     pub hop: bool,
-    /// The epoch by which it is forwarded.
+    /// The epoch by which it says that it is forwarded. Counts only where it is [`forwarded`](Facts::forwarded).
     pub presented: Option<u64>,
+    /// Another zone's gateway forwards this write, as its signature proves. Whoever holds the keys fills it in.
+    pub forwarded: bool,
+    /// Whether this proxy can sign hops. Whoever holds the keys fills it in.
+    pub signer: Signer,
     /// The epoch for which this proxy may admit writes of the cell now. No header says it: whoever holds the grant fills it in.
     pub granted: Option<u64>,
+    /// How many proxies of this mesh have sent it on; none where it comes from a client.
+    pub via: Option<u32>,
     /// The answer must be a gRPC status.
     pub grpc: bool,
     /// The caller may see the decision.
@@ -82,11 +99,14 @@ impl Facts {
             home: Home::Missing,
             traced: request.get(headers::TRACE_ID).value().is_some(),
             key_digest: None,
+            key_invalid: false,
             cell: None,
-            forwarded: false,
             hop: false,
             presented: None,
+            forwarded: false,
+            signer: Signer::Untold,
             granted: None,
+            via: via(request.get(headers::VIA)),
             grpc,
             explain: false,
         };
@@ -120,24 +140,48 @@ impl Facts {
             (Class::Write, Writes::Fenced { key }, Some(fencing)) => {
                 let several = fencing.cells().len() > 1;
                 let key = key.as_ref().filter(|_| several);
-                let key = key.and_then(|source| key_of(source, request, path));
-                let token = fencing.token.as_ref().map(|token| token.as_bytes());
-                let hop = request.get(headers::FORWARDED);
-                let forwarded = hop.value().is_some() && hop.value() == token;
+                let key = key.map_or(Key::Absent, |source| key_of(source, request, path));
                 let presented = request.get(headers::PRESENTED_EPOCH).value();
                 Facts {
-                    cell: Some(fencing.cell_of(key.map(shard::key_digest))),
-                    forwarded,
-                    hop: hop != Presented::Absent,
-                    presented: presented.filter(|_| forwarded).and_then(number),
+                    key_invalid: key == Key::Invalid,
+                    cell: Some(fencing.cell_of(key.digest())),
+                    hop: request.get(headers::FORWARDED) != Presented::Absent,
+                    presented: presented.and_then(epoch),
                     ..facts
                 }
             }
-            _ => Facts {
-                key_digest: affinity_key(service, request, path).map(shard::key_digest),
-                ..facts
-            },
+            _ => {
+                let source = service.zone_affinity.as_ref();
+                let key = source.map_or(Key::Absent, |source| key_of(source, request, path));
+                Facts {
+                    key_invalid: key == Key::Invalid,
+                    key_digest: key.digest(),
+                    ..facts
+                }
+            }
         }
+    }
+
+    /// What a hop of this write to a fenced service has to prove; none where it does not say that it is one, or by which epoch.
+    pub fn claim<'r>(
+        &self,
+        request: &'r impl Headers,
+        cell: &'r str,
+    ) -> Option<(Claim<'r>, &'r [u8])> {
+        let header = request.get(headers::FORWARDED).value()?;
+        Some((claim(request, cell, self.presented?), header))
+    }
+}
+
+/// What the signature of a hop is about, of this request.
+pub fn claim<'r>(request: &'r impl Headers, cell: &'r str, epoch: u64) -> Claim<'r> {
+    let text = |name: &str| request.get(name).value().unwrap_or_default();
+    Claim {
+        method: text(":method"),
+        authority: text(":authority"),
+        path: text(":path"),
+        cell,
+        epoch,
     }
 }
 
@@ -173,48 +217,112 @@ fn class_of_grpc(matches: &RouteMatch, reads: &[impl AsRef<str>], path: &[u8]) -
     if reads { Class::Read } else { Class::Write }
 }
 
-fn affinity_key<'r>(
-    service: &Service,
-    request: &'r impl Headers,
-    path: &'r [u8],
-) -> Option<&'r [u8]> {
-    key_of(service.zone_affinity.as_ref()?, request, path)
+/// A key as a request carries it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Key<'r> {
+    /// Missing, or empty.
+    Absent,
+    /// Percent-decoded: `a%40b` and `a@b` are one key.
+    Is(Cow<'r, [u8]>),
+    /// It stands more than once, and two readers could take different ones; or it cannot be decoded.
+    Invalid,
 }
 
-/// The key that a request carries where `source` says; none where it is missing, empty or repeated.
-fn key_of<'r>(source: &KeySource, request: &'r impl Headers, path: &'r [u8]) -> Option<&'r [u8]> {
+impl<'r> Key<'r> {
+    fn of(raw: &'r [u8]) -> Key<'r> {
+        match percent_decoded(raw) {
+            Some(key) if key.is_empty() => Key::Absent,
+            Some(key) => Key::Is(key),
+            None => Key::Invalid,
+        }
+    }
+
+    fn digest(&self) -> Option<u64> {
+        match self {
+            Key::Is(key) => Some(shard::key_digest(key)),
+            Key::Absent | Key::Invalid => None,
+        }
+    }
+}
+
+/// The key that a request carries where `source` says.
+fn key_of<'r>(source: &KeySource, request: &'r impl Headers, path: &'r [u8]) -> Key<'r> {
     match source {
-        KeySource::Header(name) => request.get(name).value(),
-        KeySource::Cookie(name) => cookie(request.get("cookie").value()?, name.as_bytes()),
+        KeySource::Header(name) => match request.get(name) {
+            Presented::Absent => Key::Absent,
+            Presented::Once(value) => Key::of(value),
+            Presented::Repeated => Key::Invalid,
+        },
+        KeySource::Cookie(name) => match request.get("cookie") {
+            Presented::Absent => Key::Absent,
+            Presented::Once(header) => cookie(header, name.as_bytes()),
+            // Proxies put the pieces of HTTP/2 together again, so these are headers of their own.
+            Presented::Repeated => Key::Invalid,
+        },
         KeySource::PathSegment(index) => without_query(path)
             .split(|b| *b == b'/')
             .skip(1)
             .nth(usize::from(*index))
-            .filter(|segment| !segment.is_empty()),
+            .map_or(Key::Absent, Key::of),
     }
 }
 
-fn number(text: &[u8]) -> Option<u64> {
-    core::str::from_utf8(text).ok()?.parse().ok()
+/// Each `%` with two hexadecimal digits as the byte that they stand for (RFC 3986, 2.1); none where one has not got them.
+fn percent_decoded(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if !raw.contains(&b'%') {
+        return Some(Cow::Borrowed(raw));
+    }
+    let mut decoded = Vec::with_capacity(raw.len());
+    let mut rest = raw;
+    while let Some((byte, behind)) = rest.split_first() {
+        rest = behind;
+        if *byte != b'%' {
+            decoded.push(*byte);
+            continue;
+        }
+        let (digits, behind) = rest.split_at_checked(2)?;
+        decoded.push(HEXUPPER_PERMISSIVE.decode(digits).ok()?.pop()?);
+        rest = behind;
+    }
+    Some(Cow::Owned(decoded))
 }
 
-/// The value of a cookie in a `Cookie` header (RFC 6265, 4.2.1); none where it is empty.
-fn cookie<'r>(header: &'r [u8], name: &[u8]) -> Option<&'r [u8]> {
-    header
-        .split(|b| *b == b';')
-        .find_map(|pair| {
-            pair.trim_ascii()
-                .strip_prefix(name)
-                .and_then(|rest| rest.strip_prefix(b"="))
-        })
-        .filter(|value| !value.is_empty())
+/// What is no number was not said by one of our proxies, and is as good as one; two of them are nobody's.
+fn via(via: Presented<'_>) -> Option<u32> {
+    match via {
+        Presented::Absent => None,
+        Presented::Once(count) => {
+            let count = number(count).unwrap_or(1);
+            Some(u32::try_from(count).unwrap_or(VIA_MAX))
+        }
+        Presented::Repeated => Some(VIA_MAX),
+    }
 }
 
+fn epoch(text: &[u8]) -> Option<u64> {
+    number(text).filter(|epoch| *epoch <= EPOCH_MAX)
+}
+
+/// The key in a `Cookie` header (RFC 6265, 4.2.1).
+fn cookie<'r>(header: &'r [u8], name: &[u8]) -> Key<'r> {
+    let mut values = header.split(|b| *b == b';').filter_map(|pair| {
+        pair.trim_ascii()
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_prefix(b"="))
+    });
+    match (values.next(), values.next()) {
+        (None, _) => Key::Absent,
+        (Some(value), None) => Key::of(value),
+        (Some(_), Some(_)) => Key::Invalid,
+    }
+}
+
+/// In constant time: how long an answer takes says nothing of the token.
 fn may_explain(explain: &Explain, request: &impl Headers) -> bool {
     request
         .get(&explain.header)
         .value()
-        .is_some_and(|value| value == explain.token.as_bytes())
+        .is_some_and(|value| value.ct_eq(explain.token.as_bytes()).into())
 }
 
 /// The path without query and fragment.

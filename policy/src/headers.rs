@@ -25,11 +25,14 @@ pub const EPOCH: &str = "x-tidegate-epoch";
 pub const HOP: &str = "x-tidegate-hop";
 /// In the answer to a write that was sent to the wrong zone: the zone that owns its cell.
 pub const OWNER: &str = "x-tidegate-owner";
-/// Between zones: says by its value, a secret, that another zone's proxy forwards this write. Its name is outside of
-/// [`INTERNAL_PREFIX`], which listeners remove before the filter can look at it.
+/// Between zones: says by its value, a [signature](crate::hop), that another zone's gateway forwards this write. Its name is
+/// outside of [`INTERNAL_PREFIX`], which listeners remove before the filter can look at it.
 pub const FORWARDED: &str = "tidegate-hop";
 /// Between zones: the epoch by which the other zone's proxy forwards this write.
 pub const PRESENTED_EPOCH: &str = "tidegate-epoch";
+/// How many of our proxies have sent a request on: a number, or absent. Outside of [`INTERNAL_PREFIX`], since it has to survive from
+/// one proxy to the next.
+pub const VIA: &str = "tidegate-via";
 /// The reason code: in the access log always, in the response for callers that may see it.
 pub const DECISION: &str = "x-tidegate-decision";
 /// Set on the request of a caller that may see the decision; the route copies it to the response's [`DECISION`].
@@ -37,11 +40,11 @@ pub const EXPLAIN: &str = "x-tidegate-explain";
 /// The cluster to fall back to where the home is not local.
 pub const ALT_ROUTE: &str = "x-envoy-upstream-alt-route";
 
-/// Whether a header from outside must go.
+/// Whether a header from outside must go. Names with `_` count like those with `-`: many servers fold one into the other.
 pub fn is_internal(name: &[u8]) -> bool {
     name.get(..INTERNAL_PREFIX.len())
-        .is_some_and(|start| start.eq_ignore_ascii_case(INTERNAL_PREFIX.as_bytes()))
-        || name.eq_ignore_ascii_case(ALT_ROUTE.as_bytes())
+        .is_some_and(|start| is_folded(start, INTERNAL_PREFIX))
+        || is_folded(name, ALT_ROUTE)
         || is_between_zones(name)
 }
 
@@ -49,5 +52,49 @@ pub fn is_internal(name: &[u8]) -> bool {
 pub fn is_between_zones(name: &[u8]) -> bool {
     [FORWARDED, PRESENTED_EPOCH]
         .iter()
-        .any(|own| name.eq_ignore_ascii_case(own.as_bytes()))
+        .any(|own| is_folded(name, own))
+}
+
+/// Whether a server may take `name` for `own`, which is lower case: whatever the case, and `_` for `-`.
+fn is_folded(name: &[u8], own: &str) -> bool {
+    let fold = |byte: &u8| match byte {
+        b'_' => b'-',
+        byte => byte.to_ascii_lowercase(),
+    };
+    name.len() == own.len() && name.iter().map(fold).eq(own.bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_an_internal_name_is_internal() {
+        for name in [
+            "x-tidegate-epoch",
+            "x_tidegate-epoch",
+            "x_tidegate_epoch",
+            "X_Tidegate-Home",
+            "x-tidegate",
+            "x_tidegatex",
+            "tidegate-hop",
+            "tidegate_hop",
+            "Tidegate_Epoch",
+            "tidegate-epoch",
+            "x_envoy-upstream_alt-route",
+        ] {
+            assert!(is_internal(name.as_bytes()), "{name}");
+        }
+        for name in [
+            "tidegate",
+            "tidegate-via",
+            "tidegate-hops",
+            "x-tide",
+            "",
+            "xx-tidegate",
+        ] {
+            assert!(!is_internal(name.as_bytes()), "{name}");
+        }
+        assert!(is_between_zones(b"tidegate_HOP") && !is_between_zones(b"x-tidegate-hop"));
+    }
 }

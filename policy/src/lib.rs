@@ -30,6 +30,7 @@ pub mod facts;
 pub mod fence;
 pub mod headers;
 pub mod health;
+pub mod hop;
 pub mod plan;
 pub mod refusal;
 pub mod rules;

@@ -82,8 +82,12 @@ pub enum InvalidRules {
     GrpcName { service: String, name: String },
     #[error("service {service:?}: read methods belong to a gRPC route, not to a path prefix")]
     ReadsWithoutGrpc { service: String },
-    #[error("header {0:?}: use lower case letters, digits and '-', and no name that Tidegate owns")]
+    #[error(
+        "header {0:?}: use lower case letters, digits and '-', and no name that Tidegate or HTTP itself owns"
+    )]
     Header(String),
+    #[error("cookie {0:?}: no name that a cookie can have")]
+    Cookie(String),
     #[error("the explain token is empty: anyone could ask")]
     EmptyToken,
 }
@@ -271,7 +275,7 @@ impl Rules {
     }
 }
 
-/// Reads that are decided before they arrive: GET requests that ask for no explanation, and whose `X-Region-ID` is absent,
+/// Reads that are decided before they arrive: GET requests that come from no proxy of this mesh, ask for no explanation, and whose `X-Region-ID` is absent,
 /// where `without_region`, or has the viewing zone among its values, where `with_local_region`. Their home is the viewing zone.
 ///
 /// Envoy compares an exact matcher with each copy of a header, so it cannot tell one copy from several; therefore a local
@@ -481,14 +485,11 @@ fn check_services(services: &[Service]) -> Result<(), InvalidRules> {
         for route in &service.routes {
             check_route(&service.name, route)?;
         }
-        if let Some(KeySource::Header(header)) = &service.zone_affinity {
-            check_header(header)?;
+        if let Some(key) = &service.zone_affinity {
+            check_key(key)?;
         }
-        if let Writes::Fenced {
-            key: Some(KeySource::Header(header)),
-        } = &service.writes
-        {
-            check_header(header)?;
+        if let Writes::Fenced { key: Some(key) } = &service.writes {
+            check_key(key)?;
         }
     }
     Ok(())
@@ -546,9 +547,26 @@ fn check_header(name: &str) -> Result<(), InvalidRules> {
         && name
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if valid && !headers::is_internal(name.as_bytes()) {
+    // HTTP/2 has no `host`, and Envoy refuses to remove it.
+    if valid && name != "host" && !headers::is_internal(name.as_bytes()) {
         Ok(())
     } else {
         Err(InvalidRules::Header(name.to_owned()))
+    }
+}
+
+/// Whether requests can carry a key there.
+///
+/// # Errors
+/// Says which name is impossible.
+pub fn check_key(source: &KeySource) -> Result<(), InvalidRules> {
+    // A token of RFC 9110, 5.6.2.
+    let letter = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    match source {
+        KeySource::Header(name) => check_header(name),
+        KeySource::Cookie(name) if name.is_empty() || !name.bytes().all(letter) => {
+            Err(InvalidRules::Cookie(name.clone()))
+        }
+        KeySource::Cookie(_) | KeySource::PathSegment(_) => Ok(()),
     }
 }

@@ -131,7 +131,7 @@ pub(crate) fn decode_fencing(
             false => Enforcement::Enforce,
         },
         terms,
-        Some(fencing.token).filter(|token| !token.is_empty()),
+        fencing.forwarding,
         fencing.control_plane,
     )?)
 }
@@ -285,7 +285,7 @@ fn decode_plans(topology: &Topology, service: &wire::Service) -> Result<Plans, I
         .into_iter();
     // The count was checked, so the iterator never runs dry; closed would be the safe answer.
     Ok(Plans::from_fn(topology, |_, _| {
-        plans.next().unwrap_or(Plan::Closed)
+        plans.next().unwrap_or(Plan::CLOSED)
     }))
 }
 
@@ -330,5 +330,9 @@ fn decode_plan(
             shed: plan.shed,
         });
     }
-    Ok(Plan::of_targets(topology, home, targets, plan.shed))
+    let drained = plan.drained;
+    Ok(match Plan::of_targets(topology, home, targets, plan.shed) {
+        Plan::Closed { .. } => Plan::Closed { drained },
+        open => open,
+    })
 }

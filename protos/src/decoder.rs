@@ -85,13 +85,22 @@ impl Known {
         let rest = wire::Rules::decode(&*outline.rules).ok()?;
         let mut rules = self.rules.clone();
         let topology = decode_topology(&rest).ok()?;
-        let explain = rest.explain.as_ref();
+        // Whatever is added to the rules has to be looked at here.
+        let wire::Rules {
+            viewer,
+            zones: _,
+            links: _,
+            services: _,
+            explain,
+            fencing,
+        } = rest;
+        let explain = explain.as_ref();
         let explain = explain.map(|explain| (&*explain.header, &*explain.token));
         let known = rules.explain().map(|known| (&*known.header, &*known.token));
         if topology != *rules.topology()
-            || rest.viewer != topology.zone_name(rules.viewer())
+            || viewer != topology.zone_name(rules.viewer())
             || explain != known
-            || rest.fencing.is_some() != rules.fencing().is_some()
+            || fencing.is_some() != rules.fencing().is_some()
         {
             return None;
         }
@@ -107,7 +116,7 @@ impl Known {
             rules.replan(id, plans);
             fresh.push((at, *bytes));
         }
-        if let Some(fencing) = rest.fencing {
+        if let Some(fencing) = fencing {
             rules = rules.fenced(decode_fencing(&topology, fencing).ok()?);
         }
         self.rules = rules.clone();

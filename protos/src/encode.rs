@@ -213,10 +213,10 @@ fn encode_fencing(fencing: &Fencing) -> wire::Fencing {
         observe: fencing.enforcement == Enforcement::Observe,
         session_ttl_us: fencing.terms.session_ttl,
         grant_ttl_us: fencing.terms.grant_ttl,
-        write_drain_us: fencing.terms.write_drain,
+        write_drain_us: fencing.terms.write_drain_waited,
         margin_us: fencing.terms.margin,
         drift_permille: fencing.terms.drift_permille.into(),
-        token: fencing.token.clone().unwrap_or_default(),
+        forwarding: fencing.forwarding,
         control_plane: fencing.control_plane.clone(),
     }
 }
@@ -260,5 +260,6 @@ fn encode_plan(plan: &Plan) -> wire::Plan {
     wire::Plan {
         targets: targets.collect(),
         shed: plan.shed(),
+        drained: matches!(plan, Plan::Closed { drained: true }),
     }
 }

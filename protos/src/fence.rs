@@ -3,7 +3,8 @@
 use alloc::{string::String, vec::Vec};
 
 use policy::{
-    fence::{Grant, HolderId, Name, Revision, Stamp},
+    fence::{EPOCH_MAX, Grant, HolderId, Name, Revision, Stamp},
+    hop::{InvalidKeys, Keys},
     topology::check_name,
 };
 use prost::Message;
@@ -18,6 +19,8 @@ pub enum HolderSays {
         zone: Name,
         /// For people.
         node: String,
+        /// What it says that it is.
+        role: String,
     },
     Ask {
         nonce: u64,
@@ -40,6 +43,8 @@ pub enum GrantorSays {
         fence: Stamp,
     },
     Invite,
+    /// What hops are signed with; none for a proxy that forwards nothing.
+    HopKeys(Option<Keys>),
 }
 
 /// Why bytes are no message. Every variant names the field.
@@ -55,10 +60,18 @@ pub enum InvalidMessage {
     Name { field: &'static str, name: String },
     #[error("hello.node: longer than {NODE_BYTES_MAX} bytes")]
     Node,
+    #[error("hello.role: longer than {ROLE_BYTES_MAX} bytes")]
+    Role,
+    #[error("{field}: epoch {epoch}, and the highest one is {EPOCH_MAX}")]
+    Epoch { field: &'static str, epoch: u64 },
+    #[error("hop_keys.secrets: {0}")]
+    HopKeys(InvalidKeys),
 }
 
 /// The longest name of a node that is read, in bytes.
 pub const NODE_BYTES_MAX: usize = 256;
+/// The longest name of a role that is read, in bytes.
+pub const ROLE_BYTES_MAX: usize = 32;
 
 impl HolderSays {
     /// Reads one message.
@@ -99,10 +112,14 @@ impl TryFrom<wire::HolderMessage> for HolderSays {
                 if hello.node.len() > NODE_BYTES_MAX {
                     return Err(InvalidMessage::Node);
                 }
+                if hello.role.len() > ROLE_BYTES_MAX {
+                    return Err(InvalidMessage::Role);
+                }
                 Ok(HolderSays::Hello {
                     holder: HolderId(u128::from_be_bytes(bytes)),
                     zone: name("hello.zone", hello.zone)?,
                     node: hello.node,
+                    role: hello.role,
                 })
             }
             Some(Message::Ask(ask)) => Ok(HolderSays::Ask { nonce: ask.nonce }),
@@ -137,6 +154,10 @@ impl TryFrom<wire::GrantorMessage> for GrantorSays {
                 fence: stamp("revoke.fence", revoke.fence)?,
             }),
             Some(Message::Invite(wire::Invite {})) => Ok(GrantorSays::Invite),
+            Some(Message::HopKeys(keys)) => Ok(GrantorSays::HopKeys(match keys.secrets {
+                none if none.is_empty() => None,
+                secrets => Some(Keys::new(secrets).map_err(InvalidMessage::HopKeys)?),
+            })),
             None => Err(InvalidMessage::Missing { field: "message" }),
         }
     }
@@ -146,10 +167,16 @@ impl From<&HolderSays> for wire::HolderMessage {
     fn from(says: &HolderSays) -> Self {
         use wire::holder_message::Message;
         let message = match says {
-            HolderSays::Hello { holder, zone, node } => Message::Hello(wire::Hello {
+            HolderSays::Hello {
+                holder,
+                zone,
+                node,
+                role,
+            } => Message::Hello(wire::Hello {
                 holder: holder.0.to_be_bytes().to_vec(),
                 zone: String::from(&**zone),
                 node: node.clone(),
+                role: role.clone(),
             }),
             HolderSays::Ask { nonce } => Message::Ask(wire::Ask { nonce: *nonce }),
             HolderSays::Drained { cell, fence } => Message::Drained(wire::Drained {
@@ -183,6 +210,12 @@ impl From<&GrantorSays> for wire::GrantorMessage {
                 fence: Some((*fence).into()),
             }),
             GrantorSays::Invite => Message::Invite(wire::Invite {}),
+            GrantorSays::HopKeys(keys) => {
+                let secrets = keys.iter().flat_map(Keys::secrets);
+                Message::HopKeys(wire::HopKeys {
+                    secrets: secrets.map(String::from).collect(),
+                })
+            }
         };
         wire::GrantorMessage {
             message: Some(message),
@@ -208,6 +241,10 @@ fn name(field: &'static str, name: String) -> Result<Name, InvalidMessage> {
 
 fn stamp(field: &'static str, stamp: Option<wire::Stamp>) -> Result<Stamp, InvalidMessage> {
     let stamp = stamp.ok_or(InvalidMessage::Missing { field })?;
+    if stamp.epoch > EPOCH_MAX {
+        let epoch = stamp.epoch;
+        return Err(InvalidMessage::Epoch { field, epoch });
+    }
     Ok(Stamp {
         epoch: stamp.epoch,
         revision: Revision(stamp.revision),

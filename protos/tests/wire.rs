@@ -96,7 +96,7 @@ fn fenced() -> Policy {
         NonZeroU32::new(1_000).expect("shards"),
         Enforcement::Observe,
         Terms::new(3_000_000, 1_500_000, 1_200_000, 50_000, 10).expect("terms"),
-        Some("0123456789abcdef".into()),
+        true,
         "tidegate".into(),
     );
     let explain = rules.explain().cloned();
@@ -211,6 +211,7 @@ fn plans_that_would_lose_or_misplace_requests_are_refused() {
             })
             .collect(),
         shed: 0,
+        drained: false,
     };
     // Plans 0 and 1 are the reads and writes of zone 0.
     let with = |at: usize, targets: &[(u32, u32)], expected: &str| {
@@ -292,8 +293,8 @@ fn a_fence_that_could_not_hold_is_refused_with_the_field() {
         "rules.fencing: cell \"north\" begins at shard 1000, and there are 1000",
     );
     check(
-        |fence| fence.token = "short".into(),
-        "rules.fencing: the forwarding token: use 16 to 128 letters, digits, '-' and '_'",
+        |fence| fence.cells[1].epoch = u64::MAX,
+        "rules.fencing: cell \"north\" has epoch 18446744073709551615: the highest one is 9007199254740992",
     );
     check(
         |fence| fence.control_plane.clear(),
@@ -369,7 +370,7 @@ fn services_that_stay_the_same_are_shared_with_the_policy_before() {
         read
     };
     let before = read(&rules);
-    let closed = Plans::from_fn(rules.topology(), |_, _| Plan::Closed);
+    let closed = Plans::from_fn(rules.topology(), |_, _| Plan::CLOSED);
     rules.replan(ServiceId::new(CHUNK), closed);
     let after = read(&rules);
     assert!(*after == rules, "what was sent has arrived");
@@ -430,7 +431,7 @@ proptest! {
                         let shards = fencing.shards();
                         let fencing = Fencing::new(
                             cells.collect(), shards, fencing.enforcement, fencing.terms.clone(),
-                            fencing.token.clone(), fencing.control_plane.clone(),
+                            fencing.forwarding, fencing.control_plane.clone(),
                         );
                         rules = rules.fenced(fencing.expect("a fence"));
                     }

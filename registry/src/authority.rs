@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `/tidegate/v1/authority/<cell>` | [`AuthorityRecord`] |
 //! | `/tidegate/v1/sessions/<zone>/<incarnation>` | [`SessionRecord`], put again and again |
-//! | `/tidegate/v1/grantors/<cell>/<incarnation>` | empty JSON object |
+//! | `/tidegate/v1/grantors/<cell>/<incarnation>` | [`GrantorRecord`] |
 //! | `/tidegate/v1/operations/<id>` | [`OperationRecord`]: what became of a move |
 //!
 //! An incarnation is `<zone>-<16 hexadecimal digits>`.
@@ -15,7 +15,7 @@ use policy::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::record::InvalidRecord;
+use crate::{record::InvalidRecord, terms::TERMS_KEY};
 
 /// Who may write, by cell.
 pub const AUTHORITY_PREFIX: &str = "/tidegate/v1/authority/";
@@ -32,8 +32,7 @@ const UNKNOWN_PAST: &str = "*";
 /// The fence counts microseconds.
 const US_PER_MS: u64 = 1_000;
 
-/// The highest epoch: what JSON readers take for a whole number, so that there is always a higher one.
-pub const EPOCH_MAX: u64 = 1 << 53;
+pub use policy::fence::EPOCH_MAX;
 
 /// The store key of a key of the fence.
 pub fn store_key(key: &Key) -> String {
@@ -41,11 +40,15 @@ pub fn store_key(key: &Key) -> String {
         Key::Authority(cell) => format!("{AUTHORITY_PREFIX}{cell}"),
         Key::Session(id) => format!("{SESSIONS_PREFIX}{}/{}", id.zone, id.incarnation),
         Key::Grantor(cell, id) => format!("{GRANTORS_PREFIX}{cell}/{}", id.incarnation),
+        Key::Terms => TERMS_KEY.to_owned(),
     }
 }
 
 /// Reads a store key; none if it is not one of the fence.
 pub fn parse_key(key: &str) -> Option<Result<Key, InvalidRecord>> {
+    if key == TERMS_KEY {
+        return Some(Ok(Key::Terms));
+    }
     let good = |name: &str| check_name(name).is_ok();
     let parsed = if let Some(cell) = key.strip_prefix(AUTHORITY_PREFIX) {
         good(cell).then(|| Key::Authority(Name::from(cell)))
@@ -239,6 +242,47 @@ pub struct SessionRecord {
     /// becomes or ceases to be none; none where the replica does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxies: Option<u32>,
+    /// How its configuration stands to the agreed terms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<SessionTerms>,
+}
+
+/// What a process makes of the agreed terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionTerms {
+    /// Of the record that it has seen.
+    pub revision: u64,
+    pub configured: Configured,
+}
+
+/// Which of the agreed terms a configuration says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Configured {
+    Current,
+    Next,
+    /// None of them: it grants nothing, and takes no step of a move.
+    Other,
+}
+
+/// A grantor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantorRecord {
+    /// The revision of the terms that it registered under; 0: it knows of none.
+    #[serde(default)]
+    pub terms: u64,
+}
+
+impl GrantorRecord {
+    /// Reads the value of a store key. One that cannot be read is one of a version that knows no terms.
+    pub fn parse(value: &[u8]) -> GrantorRecord {
+        serde_json::from_slice(value).unwrap_or_default()
+    }
+
+    /// The value to store.
+    pub fn to_json(&self) -> Vec<u8> {
+        to_json(self)
+    }
 }
 
 impl SessionRecord {

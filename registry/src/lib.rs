@@ -5,5 +5,7 @@
 
 pub mod authority;
 pub mod desired;
+pub mod lease;
 pub mod record;
 pub mod store;
+pub mod terms;

@@ -175,6 +175,11 @@ impl Access {
             })
     }
 
+    /// Whether the list of operators names `caller`. Without a list nobody is named.
+    pub fn lists_operator(&self, caller: &Caller) -> bool {
+        self.operators.is_some() && self.operates(caller).is_ok()
+    }
+
     /// Whether `caller` may read what the admin interface shows.
     pub fn read(&self, caller: &Caller) -> Result<(), NotPermitted> {
         match caller {
@@ -189,7 +194,7 @@ impl Access {
         zones: impl IntoIterator<Item = &'z str>,
     ) -> Result<(), Refused> {
         // Only those who are listed: a list that is left out is about its own matter alone.
-        if self.operators.is_some() && self.operates(caller).is_ok() {
+        if self.lists_operator(caller) {
             return Ok(());
         }
         let mut zones = zones.into_iter();
@@ -252,6 +257,12 @@ impl Gate {
             .iter()
             .flat_map(|topology| topology.zones().map(|zone| topology.zone_name(zone)));
         self.rules().lease(caller, zones)
+    }
+
+    /// The mesh of this moment; none where there are no rules at all.
+    pub fn mesh(&self) -> Option<Arc<Mesh>> {
+        let meshes = self.meshes.as_ref();
+        meshes.map(|meshes| Arc::clone(&meshes.borrow()))
     }
 
     /// The rules of this moment.

@@ -3,34 +3,37 @@
 mod cells;
 mod conditions;
 mod doors;
+mod instances;
+mod leases;
 mod objections;
 mod proxies;
+mod terms;
 mod zones;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{Path, Query, State},
+    extract::{Path, State},
     http::{StatusCode, header},
     middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::{get, post, put},
+    routing::{delete, get, post, put},
 };
-use policy::{Class, Facts, Headers, Outcome, Plan, Policy, Presented, Rules};
+use policy::{Class, Facts, Headers, Outcome, Plan, Policy, Presented, Reason, Rules, hop::Signer};
 use prometheus_client::registry::Registry;
-use registry::record::{INSTANCES_PREFIX, Instance, InstanceKey};
-use registry::store::{LeaseId, Store, StoreError};
+use registry::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     access::Gate,
     ads::proxies::Proxies,
     applied::Applied,
-    authority::Authorities,
-    conditions::{Conditions, Kind, Summary},
+    authority::{Agreements, Authorities},
+    conditions::{Kind, Summary, report::ConfigReport},
     feed::Feed,
+    metrics::Metrics,
     mode::Mode,
     snapshot::{Role, View, ViewKey},
 };
@@ -41,15 +44,21 @@ pub struct Admin {
     pub store: Arc<dyn Store>,
     pub mode: Mode,
     pub authorities: Authorities,
+    pub agreements: Agreements,
     pub feed: Feed,
     pub proxies: Proxies,
     pub applied: Applied,
-    pub conditions: Conditions,
+    pub counts: Metrics,
+    /// The same, as `/metrics` shows them.
     pub metrics: Arc<Registry>,
     pub gate: Gate,
+    /// The owners of leases that were asked for lately.
+    pub owners: LeaseOwners,
 }
 
+pub(crate) use doors::guarded;
 pub use doors::serve;
+pub use leases::LeaseOwners;
 
 impl Admin {
     /// All routes, behind the doors of those whom they are for. What probes ask is open to everybody.
@@ -63,9 +72,11 @@ impl Admin {
             .route("/v1/zones", get(zones::list))
             .route("/v1/intents", get(zones::intents))
             .route("/v1/cells", get(cells::list))
+            .route("/v1/terms", get(terms::show))
             .route("/v1/conditions", get(conditions::list))
+            .route("/v1/status", get(conditions::status))
             .route("/v1/operations", get(cells::operations))
-            .route("/v1/instances", get(instances))
+            .route("/v1/instances", get(instances::list))
             .route_layer(from_fn_with_state(self.clone(), doors::readers));
         let operated = Router::new()
             .route(
@@ -74,17 +85,19 @@ impl Admin {
             )
             .route("/v1/failback/{zone}", post(zones::fail_back))
             .route("/v1/cells/{cell}/move", post(cells::shift))
+            .route("/v1/terms/change", post(terms::change))
+            .route("/v1/terms/next", delete(terms::cancel))
             .route("/v1/cells/{cell}/override", post(cells::force))
             .route("/v1/confirm", post(zones::confirm))
             .route_layer(from_fn_with_state(self.clone(), doors::operators));
         let registered = Router::new()
             .route(
                 "/v1/instances/{service}/{zone}/{instance}",
-                put(register).delete(deregister),
+                put(instances::register).delete(instances::deregister),
             )
-            .route("/v1/leases", post(grant))
-            .route("/v1/leases/{lease}", axum::routing::delete(revoke))
-            .route("/v1/leases/{lease}/keepalive", post(keep_alive))
+            .route("/v1/leases", post(leases::grant))
+            .route("/v1/leases/{lease}", delete(leases::revoke))
+            .route("/v1/leases/{lease}/keepalive", post(leases::keep_alive))
             .route_layer(from_fn_with_state(self.clone(), doors::registrars));
         Router::new()
             .route("/healthz", get(async || "alive\n"))
@@ -93,6 +106,7 @@ impl Admin {
             .merge(operated)
             .merge(registered)
             .layer(from_fn(doors::receive))
+            .layer(from_fn(doors::own_pages))
             .with_state(self)
     }
 
@@ -100,10 +114,7 @@ impl Admin {
     fn writing(&self) -> Result<(), Problem> {
         match self.mode.writes_refused() {
             None => Ok(()),
-            Some(detail) => Err(Problem {
-                status: StatusCode::SERVICE_UNAVAILABLE,
-                detail,
-            }),
+            Some(detail) => Err(Problem::unavailable(detail)),
         }
     }
 
@@ -113,17 +124,23 @@ impl Admin {
         write: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, Problem> {
         self.writing()?;
+        let begun = tokio::time::Instant::now();
         let outcome = write.await;
-        self.mode.wrote(&outcome);
-        Ok(outcome?)
+        self.mode.wrote_in(&outcome, begun.elapsed());
+        outcome.map_err(Problem::of_write)
+    }
+
+    /// Whether there is something to serve, and nothing speaks against serving it.
+    fn is_ready(&self) -> bool {
+        let summaries = self.counts.conditions.summaries();
+        let unready = |summary: &Summary| summary.code.kind() == Kind::NotReady;
+        self.feed.snapshots.borrow().is_some() && !summaries.iter().any(unready)
     }
 
     fn view(&self, zone: &str) -> Result<Arc<View>, Problem> {
         let snapshots = self.feed.snapshots.borrow();
-        let snapshot = snapshots.as_ref().ok_or(Problem {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            detail: "the store has not been listed yet".to_owned(),
-        })?;
+        let unlisted = || Problem::unavailable("the store has not been listed yet");
+        let snapshot = snapshots.as_ref().ok_or_else(unlisted)?;
         let key = ViewKey {
             zone: Arc::from(zone),
             role: Role::Gateway,
@@ -139,27 +156,53 @@ impl Admin {
 struct Problem {
     status: StatusCode,
     detail: String,
+    /// A short stable name, where a program has to tell problems of one status apart.
+    reason: Option<&'static str>,
 }
 
 impl Problem {
-    fn bad_request(detail: impl ToString) -> Problem {
+    fn new(status: StatusCode, detail: impl ToString) -> Problem {
         Problem {
-            status: StatusCode::BAD_REQUEST,
+            status,
             detail: detail.to_string(),
+            reason: None,
         }
+    }
+
+    fn bad_request(detail: impl ToString) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, detail)
     }
 
     fn conflict(detail: impl ToString) -> Problem {
-        Problem {
-            status: StatusCode::CONFLICT,
-            detail: detail.to_string(),
-        }
+        Problem::new(StatusCode::CONFLICT, detail)
     }
 
     fn not_found(detail: impl ToString) -> Problem {
+        Problem::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    fn unavailable(detail: impl ToString) -> Problem {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
+    fn because(self, reason: &'static str) -> Problem {
         Problem {
-            status: StatusCode::NOT_FOUND,
-            detail: detail.to_string(),
+            reason: Some(reason),
+            ..self
+        }
+    }
+}
+
+impl Problem {
+    /// Why a write failed. Where nobody knows whether it did, the status says so.
+    fn of_write(error: StoreError) -> Problem {
+        match error {
+            StoreError::Timeout { .. } | StoreError::Unavailable { .. } => Problem {
+                status: StatusCode::GATEWAY_TIMEOUT,
+                reason: None,
+                detail: format!("{error}; whether it took effect is unknown"),
+            },
+            error => error.into(),
         }
     }
 }
@@ -167,34 +210,48 @@ impl Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         let status = match error {
-            StoreError::LeaseNotFound => StatusCode::NOT_FOUND,
+            StoreError::LeaseNotFound => {
+                return Problem::not_found(error).because(leases::NOT_FOUND);
+            }
             StoreError::TooManyOperations { .. }
             | StoreError::TooLarge { .. }
             | StoreError::Invalid { .. } => StatusCode::BAD_REQUEST,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Problem {
-            status,
-            detail: error.to_string(),
-        }
+        Problem::new(status, error)
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = serde_json::json!({
+        let mut body = serde_json::json!({
             "title": self.status.canonical_reason(),
             "status": self.status.as_u16(),
             "detail": self.detail,
         });
+        if let Some(reason) = self.reason {
+            body["reason"] = reason.into();
+        }
         let kind = [(header::CONTENT_TYPE, policy::refusal::PROBLEM_JSON)];
         (self.status, kind, body.to_string()).into_response()
     }
 }
 
-/// Whatever the content type says: who writes to these paths means JSON.
 fn parse_json<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(Problem::bad_request)
+}
+
+/// How many names a message lists.
+const NAMES_MAX: usize = 20;
+
+/// The names, some of them where there are many.
+fn some_of<'n>(names: impl Iterator<Item = &'n str> + Clone) -> String {
+    let more = names.clone().count().saturating_sub(NAMES_MAX);
+    let shown: Vec<&str> = names.take(NAMES_MAX).collect();
+    match more {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 const NOTHING_TO_SERVE: &str =
@@ -212,6 +269,8 @@ struct Readiness {
     /// An operator has to confirm what the store says.
     confirm: bool,
     detail: String,
+    /// The configuration in force.
+    config: ConfigReport,
     /// The codes that hold, without details: this is open to everybody.
     conditions: Vec<Summary>,
 }
@@ -224,9 +283,7 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, Json<Readiness>) {
         (true, "") => NOTHING_TO_SERVE.to_owned(),
         (true, reason) => format!("{NOTHING_TO_SERVE}; {reason}"),
     };
-    let conditions = admin.conditions.summaries();
-    let unready = |summary: &Summary| summary.code.kind() == Kind::NotReady;
-    let ready = !nothing && !conditions.iter().any(unready);
+    let ready = admin.is_ready();
     let code = match ready {
         true => StatusCode::OK,
         false => StatusCode::SERVICE_UNAVAILABLE,
@@ -238,7 +295,8 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, Json<Readiness>) {
         stale: status.stale,
         confirm: status.confirm,
         detail,
-        conditions,
+        config: admin.config(),
+        conditions: admin.counts.conditions.summaries(),
     };
     (code, Json(readiness))
 }
@@ -246,12 +304,8 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, Json<Readiness>) {
 async fn metrics(State(admin): State<Admin>) -> Result<Response, Problem> {
     admin.mode.measure();
     let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &admin.metrics).map_err(|error| {
-        Problem {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            detail: error.to_string(),
-        }
-    })?;
+    prometheus_client::encoding::text::encode(&mut text, &admin.metrics)
+        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
@@ -310,7 +364,7 @@ fn plan_summaries(rules: &Rules, service: &policy::Service) -> Vec<PlanSummary> 
             let plan = service.plans.get(home, class);
             let tier = match plan {
                 Plan::Open { tier, .. } => Some(*tier),
-                Plan::Closed => None,
+                Plan::Closed { .. } => None,
             };
             PlanSummary {
                 home: topology.zone_name(home).to_owned(),
@@ -372,11 +426,13 @@ struct Explanation {
 }
 
 async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explanation>, Problem> {
-    let request: ExplainRequest = parse_json(&body)?;
+    let mut request: ExplainRequest = parse_json(&body)?;
+    request.authority = without_final_dot(&request.authority);
     let view = admin.view(&request.zone)?;
     let mut facts = Facts::gather(view.policy(), &request);
     // As a proxy of that zone would hold a grant, if all is well.
     facts.granted = would_be_granted(view.policy(), &facts);
+    facts.signer = would_sign(view.policy());
     let (decision, steps) = policy::explain(view.policy(), &facts);
     let (outcome, status) = match decision.outcome {
         Outcome::Pass => ("pass", None),
@@ -388,8 +444,45 @@ async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explana
         class: facts.class.as_str(),
         outcome,
         status,
-        steps: steps.iter().map(ToString::to_string).collect(),
+        steps: (steps.iter().map(ToString::to_string))
+            .chain(admin.causes(view.policy(), &facts, decision.reason))
+            .collect(),
     }))
+}
+
+/// As listeners do (`strip_trailing_host_dot`) before anything looks at it: a dot at the end of the host, before its port.
+fn without_final_dot(authority: &str) -> String {
+    let (host, port) = match authority.rfind([':', ']']) {
+        Some(at) if authority[at..].starts_with(':') => authority.split_at(at),
+        _ => (authority, ""),
+    };
+    format!("{}{port}", host.strip_suffix('.').unwrap_or(host))
+}
+
+impl Admin {
+    /// Why no zone takes a request: how its service stands in each.
+    fn causes(&self, policy: &Policy, facts: &Facts, reason: Reason) -> Vec<String> {
+        let (Policy::Serving(rules), Some(service), Reason::NoCapacity) =
+            (policy, facts.service, reason)
+        else {
+            return Vec::new();
+        };
+        let Some(service) = rules.service(service) else {
+            return Vec::new();
+        };
+        let overview = self.feed.overviews.borrow();
+        let of_service = (overview.statuses.iter())
+            .filter(|((name, _), _)| **name == *service.name)
+            .map(|((_, zone), status)| {
+                let why = status.verdict.why.as_str();
+                let (well, ill) = (status.counts.healthy, status.counts.unhealthy);
+                format!(
+                    "{zone}: {why}, {well} of {} instances are healthy",
+                    well + ill
+                )
+            });
+        of_service.collect()
+    }
 }
 
 /// The epoch for which a proxy of the viewing zone may admit the write, as far as the control plane knows.
@@ -401,126 +494,14 @@ fn would_be_granted(policy: &Policy, facts: &Facts) -> Option<u64> {
     cell.owners.contains(&rules.viewer()).then_some(cell.epoch)
 }
 
-#[derive(Serialize)]
-struct Listed {
-    key: String,
-    /// None where the record cannot be read.
-    record: Option<Instance>,
-    /// Why the record is not used.
-    error: Option<String>,
-}
-
-async fn instances(State(admin): State<Admin>) -> Result<Json<Vec<Listed>>, Problem> {
-    let listing = admin.store.list(INSTANCES_PREFIX).await?;
-    let snapshot = admin.feed.snapshots.borrow().clone();
-    let entries = listing.entries.into_iter().map(|entry| {
-        let record = Instance::parse(&entry.value);
-        let known = InstanceKey::parse(&entry.key).and_then(|at| {
-            snapshot
-                .as_ref()
-                .map_or(Ok(()), |snapshot| snapshot.knows(&at))
-        });
-        let error = known.err().or_else(|| record.as_ref().err().cloned());
-        Listed {
-            key: entry.key,
-            error: error.map(|error| error.to_string()),
-            record: record.ok(),
-        }
-    });
-    Ok(Json(entries.collect()))
-}
-
-#[derive(Deserialize)]
-struct RegisterOptions {
-    lease: Option<String>,
-}
-
-async fn register(
-    State(admin): State<Admin>,
-    Path((service, zone, instance)): Path<(String, String, String)>,
-    Query(options): Query<RegisterOptions>,
-    body: Bytes,
-) -> Result<StatusCode, Problem> {
-    let key = store_key(service, zone, instance)?;
-    let record = Instance::parse(&body).map_err(Problem::bad_request)?;
-    let lease = options.lease.as_deref().map(parse_lease).transpose()?;
-    let put = admin.store.put(&key, record.to_json().into(), lease);
-    admin.write(put).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-async fn deregister(
-    State(admin): State<Admin>,
-    Path((service, zone, instance)): Path<(String, String, String)>,
-) -> Result<StatusCode, Problem> {
-    let key = store_key(service, zone, instance)?;
-    admin.write(admin.store.delete(&key)).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-fn store_key(service: String, zone: String, instance: String) -> Result<String, Problem> {
-    let key = InstanceKey {
-        service,
-        zone,
-        instance,
+/// Whether a gateway of the viewing zone signs hops.
+fn would_sign(policy: &Policy) -> Signer {
+    let fencing = match policy {
+        Policy::Serving(rules) => rules.fencing(),
+        Policy::Fallback => None,
+    };
+    match fencing.is_some_and(|fencing| fencing.forwarding) {
+        true => Signer::Holds,
+        false => Signer::Withheld,
     }
-    .store_key();
-    // Through the door that the feed uses: what is taken here is read there.
-    InstanceKey::parse(&key).map_err(Problem::bad_request)?;
-    Ok(key)
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GrantRequest {
-    ttl_s: u32,
-}
-
-#[derive(Serialize)]
-struct Granted {
-    lease: String,
-    ttl_s: u32,
-}
-
-async fn grant(State(admin): State<Admin>, body: Bytes) -> Result<Json<Granted>, Problem> {
-    let request: GrantRequest = parse_json(&body)?;
-    if request.ttl_s == 0 {
-        return Err(Problem::bad_request("ttl_s: at least 1"));
-    }
-    let ttl = Duration::from_secs(u64::from(request.ttl_s));
-    let lease = admin.write(admin.store.lease_grant(ttl)).await?;
-    Ok(Json(Granted {
-        lease: format!("{:x}", lease.0),
-        ttl_s: request.ttl_s,
-    }))
-}
-
-async fn keep_alive(
-    State(admin): State<Admin>,
-    Path(lease): Path<String>,
-) -> Result<StatusCode, Problem> {
-    let lease = parse_lease(&lease)?;
-    // Not written down by the store, so its outcome says nothing about writes.
-    admin.writing()?;
-    admin.store.lease_keep_alive(lease).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-async fn revoke(
-    State(admin): State<Admin>,
-    Path(lease): Path<String>,
-) -> Result<StatusCode, Problem> {
-    let lease = parse_lease(&lease)?;
-    admin.write(admin.store.lease_revoke(lease)).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-/// Leases are 64-bit numbers, which JSON readers round: they travel as hexadecimal text.
-fn parse_lease(text: &str) -> Result<LeaseId, Problem> {
-    i64::from_str_radix(text, 16)
-        .ok()
-        // 0 means no lease to a store.
-        .filter(|lease| *lease > 0)
-        .map(LeaseId)
-        .ok_or_else(|| Problem::bad_request("lease: the text that POST /v1/leases gave"))
 }

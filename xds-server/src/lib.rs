@@ -3,6 +3,7 @@
 pub mod access;
 pub mod admin;
 pub mod ads;
+pub mod agent_port;
 pub mod applied;
 pub mod authority;
 pub mod conditions;
@@ -17,6 +18,7 @@ pub mod metrics;
 pub mod mode;
 pub mod operate;
 pub mod reload;
+pub mod replicas;
 pub mod resource;
 #[cfg(any(test, feature = "fuzzing"))]
 mod script;

@@ -22,11 +22,12 @@ use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
     access::Gate,
-    admin::{self, Admin},
+    admin::{self, Admin, LeaseOwners},
     ads::{csds, proxies::Proxies, service::Ads},
+    agent_port,
     applied::{self, Applied},
-    authority::{self, Authorities, Boottime},
-    conditions::{Code, page},
+    authority::{self, Agreements, Authorities, Boottime, HopKeys},
+    conditions::{self, Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
     feed::{self, Sources},
@@ -35,8 +36,9 @@ use xds_server::{
     logging::{self, LeftOut},
     metrics::Metrics,
     mode::Mode,
-    operate::Operation,
+    operate::{Operation, failure},
     reload,
+    replicas::Replicas,
     tls::{Acceptor, Port, Tls},
     transport::{self, Services},
 };
@@ -45,7 +47,7 @@ use xds_server::{
 ///
 /// Log lines go to standard error; RUST_LOG chooses them (default: info).
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, after_help = failure::EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -65,6 +67,10 @@ enum Command {
         /// Write the addresses that are listened on to this file, as JSON, once they are: for ports chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
+        /// On SIGTERM, first move the cells to a standby zone that no other replica of this zone can grant writes for. Without
+        /// it they stay, and the zone has as long to come back as a session lasts.
+        #[arg(long)]
+        hand_over: bool,
         /// Log as JSON.
         #[arg(long)]
         log_json: bool,
@@ -77,6 +83,10 @@ enum Command {
         /// Check the file and end: exit status 0 if it is good, 1 with file, line and field if not.
         #[arg(long)]
         check: bool,
+        /// Leave the records to the next agent on SIGTERM, for as long as their lease lasts: for an upgrade beside instances
+        /// that go on. Drain them by `POST /v1/drain/...` before these end.
+        #[arg(long)]
+        keep: bool,
         /// Write the address that is listened on to this file, as JSON: for a port chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
@@ -112,21 +122,31 @@ fn main() -> ExitCode {
         } => agent::check(&config).map(|good| println!("{good}")),
         Command::Agent {
             config,
+            keep,
             addresses_file,
             log_json,
             ..
         } => {
             let (_, _lines) = logging::begin(log_json);
-            agent(&config, addresses_file.as_deref())
+            agent(agent::Options {
+                config: &config,
+                addresses_file: addresses_file.as_deref(),
+                keep,
+            })
         }
         Command::Serve {
             config,
             zone,
             addresses_file,
+            hand_over,
             log_json,
         } => {
             let (left_out, _lines) = logging::begin(log_json);
-            serve(config, zone, addresses_file, left_out)
+            let leaving = match hand_over {
+                true => Leaving::HandingOver,
+                false => Leaving::ToComeBack,
+            };
+            serve(config, zone, addresses_file, leaving, left_out)
         }
         Command::Codes { code, markdown } => {
             print!("{}", codes(code, markdown));
@@ -138,7 +158,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tidegate: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(failure::exit_code(&error))
         }
     }
 }
@@ -168,8 +188,8 @@ async fn operate(operation: &Operation) -> anyhow::Result<()> {
 }
 
 #[tokio::main]
-async fn agent(config: &Path, addresses_file: Option<&Path>) -> anyhow::Result<()> {
-    agent::run(config, addresses_file).await
+async fn agent(options: agent::Options<'_>) -> anyhow::Result<()> {
+    agent::run(options, agent_port::serve).await
 }
 
 #[tokio::main]
@@ -177,6 +197,7 @@ async fn serve(
     path: PathBuf,
     zone: Option<String>,
     addresses_file: Option<PathBuf>,
+    leaving: Leaving,
     left_out: LeftOut,
 ) -> anyhow::Result<()> {
     allow_many_files();
@@ -185,13 +206,17 @@ async fn serve(
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
     let metrics = Metrics::default();
-    let conditions = metrics.conditions.clone();
     let ports = Ports::open(&config.listen, &metrics)?;
     let (xds_address, admin_address) = ports.addresses()?;
 
-    let (keeper, last_good) = open_state(config.state.as_deref(), &metrics)?;
+    #[allow(clippy::disallowed_methods, reason = "systemd names the directory so")]
+    let directory = std::env::var_os("STATE_DIRECTORY");
+    let place = || last_good::default_path(&config.store, directory.as_deref());
+    let state = config.state.clone().or_else(place);
+    let (keeper, last_good) = open_state(state.as_deref(), &metrics)?;
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
+    tokio::spawn(mode.clone().watch_alarms(Arc::clone(&store)));
     let proxies = Proxies::default();
     let loads = Loads::default();
     let mut registry = metrics.registry();
@@ -199,8 +224,19 @@ async fn serve(
     registry.register_collector(Box::new(left_out));
     let registry = Arc::new(registry);
     let xds_config = config.xds;
-    let meshes = reload::follow(path, config, text, metrics.clone());
+    let is_shared = matches!(config.store, StoreConfig::Etcd { .. });
+    let agreements = Agreements::default();
+    if terms.is_some() {
+        tokio::spawn(authority::slew::watch(agreements.clone(), metrics.clone()));
+    }
+    let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
     let gate = Gate::new(meshes.clone());
+    let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
+    if is_shared {
+        let store = Arc::clone(&store);
+        let replicas = Replicas::new(store, process_name(), draw(), mode.clone(), &metrics);
+        tokio::spawn(replicas.run(meshes.clone()));
+    }
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -219,6 +255,7 @@ async fn serve(
             facts: told,
             zones,
             terms: terms.clone(),
+            agreements: agreements.clone(),
             rules,
             overviews: feed.overviews.clone(),
             clock: Arc::new(Boottime),
@@ -237,7 +274,13 @@ async fn serve(
     )
     .among(authorities.homes().clone());
     let applied = Applied::default();
-    let fence = authority::service(authorities.clone(), gate.clone(), metrics);
+    let fence = authority::service(authorities.clone(), gate.clone(), hop_keys, metrics.clone());
+    tokio::spawn(conditions::proxies::watch(
+        proxies.clone(),
+        applied.clone(),
+        feed.snapshots.clone(),
+        metrics.clone(),
+    ));
     let others = Routes::new(fence)
         .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(applied::service(applied.clone()))
@@ -246,12 +289,14 @@ async fn serve(
         store,
         mode,
         authorities: authorities.clone(),
+        agreements,
         feed,
         proxies,
         applied,
-        conditions,
+        counts: metrics,
         metrics: registry,
         gate: gate.clone(),
+        owners: LeaseOwners::default(),
     }
     .router();
     let ads = ads.behind(gate);
@@ -282,8 +327,15 @@ async fn serve(
         // to another replica of the zone. A second signal ends it at once, which is as safe.
         let enough = Duration::from_micros(terms.stretch(terms.grant_ttl + terms.write_drain))
             + Duration::from_secs(1);
+        let leave = async {
+            if leaving == Leaving::HandingOver {
+                // What has not moved by then is left as it is, and taken over later.
+                let _ = tokio::time::timeout(enough, authorities.hand_over()).await;
+            }
+            let _ = tokio::time::timeout(enough, authorities.stop()).await;
+        };
         tokio::select! {
-            _ = tokio::time::timeout(enough, authorities.stop()) => {}
+            () = leave => {}
             _ = &mut servers => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -292,6 +344,15 @@ async fn serve(
     // Streams to proxies never end by themselves, so there is nothing else to wait for.
     keeper.stop().await;
     ended
+}
+
+/// What becomes of the cells of a process that ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// They stay.
+    ToComeBack,
+    /// They move to another zone first.
+    HandingOver,
 }
 
 /// The zones that this process speaks for.
@@ -372,7 +433,7 @@ fn open_state(
 ) -> anyhow::Result<(Keeper, Option<LastGood>)> {
     let Some(path) = path else {
         warn!(
-            "no `state.path` is configured: after a start without the store nothing can be served"
+            "no last good state is kept: after a start without the store nothing can be served, and an emptied store is not noticed. Name a file in `state.path`, or make the directory /var/lib/tidegate"
         );
         return Ok((Keeper::none(), None));
     };

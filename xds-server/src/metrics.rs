@@ -90,6 +90,9 @@ pub struct Metrics {
     pub xds_renewals: Family<KindLabel, Counter>,
     pub xds_nacks: Family<KindLabel, Counter>,
     pub xds_streams: Gauge,
+    pub proxies_refusing: Gauge,
+    pub proxy_policies: Family<ResultLabel, Gauge>,
+    pub config_digest: Gauge,
     pub streams_refused: Family<ReasonLabel, Counter>,
     pub connections: Family<PortLabel, Gauge>,
     pub connections_refused: Family<PortReasonLabel, Counter>,
@@ -119,6 +122,8 @@ pub struct Metrics {
     pub grants: Counter,
     pub fence_streams: Gauge,
     pub sessions_lost: Counter,
+    pub terms_agreed: Gauge,
+    pub clock_slew_ppm: Gauge,
     pub authority_writes: Family<ResultLabel, Counter>,
 }
 
@@ -147,6 +152,21 @@ impl Metrics {
             "xds_nacks",
             "Discovery responses that a proxy refused, by kind",
             m.xds_nacks,
+        );
+        all.register(
+            "proxies_refusing",
+            "Connected proxies that refuse a resource which is offered",
+            m.proxies_refusing,
+        );
+        all.register(
+            "proxy_policies",
+            "Connected proxies by how far their filter is: applied, behind, refused, unknown",
+            m.proxy_policies,
+        );
+        all.register(
+            "config_digest",
+            "Digest of the configuration in force, without what may differ between replicas: 48 bits",
+            m.config_digest,
         );
         all.register("xds_streams", "Open xDS streams", m.xds_streams);
         all.register(
@@ -269,6 +289,16 @@ impl Metrics {
             "sessions_lost",
             "Sessions of this process that ended before it did",
             m.sessions_lost,
+        );
+        all.register(
+            "clock_slew_ppm",
+            "By how many parts per million the kernel makes this machine's clock faster than it is by itself",
+            m.clock_slew_ppm,
+        );
+        all.register(
+            "terms_agreed",
+            "1 while the terms that this process is configured with are those that are agreed on; 0: it grants nothing",
+            m.terms_agreed,
         );
         all.register(
             "authority_writes",

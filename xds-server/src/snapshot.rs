@@ -155,6 +155,7 @@ pub struct Snapshot {
     views: BTreeMap<ViewKey, Arc<View>>,
     /// Positions in the mesh by name.
     services: Arc<BTreeMap<String, usize>>,
+    bare: bool,
 }
 
 impl Snapshot {
@@ -168,7 +169,19 @@ impl Snapshot {
             sequence,
             views,
             services,
+            bare: false,
         }
+    }
+
+    /// The same, of a store without instances that may have been emptied: nothing for a proxy that holds something.
+    pub fn bare(mut self) -> Snapshot {
+        self.bare = true;
+        self
+    }
+
+    /// Whether it is [`bare`](Snapshot::bare).
+    pub fn is_bare(&self) -> bool {
+        self.bare
     }
 
     pub fn view(&self, key: &ViewKey) -> Option<&Arc<View>> {

@@ -13,14 +13,17 @@ use policy::topology::check_name;
 use registry::record::{Health, Instance, InstanceKey};
 use serde_saphyr::Spanned;
 
-use super::raw::{RawConfig, RawExpect, RawHttp, RawInstance, RawProbe, RawRegistry, RawStore};
+use super::raw::{
+    RawConfig, RawExpect, RawHttp, RawInstance, RawListen, RawProbe, RawRegistry, RawStore,
+};
 use super::{
-    Config, ConfigError, Files, GrpcOptions, HttpOptions, InstanceConfig, PROBE_TIMEOUT_MAX,
-    ProbeKind, RegistryConfig,
+    Config, ConfigError, Files, GrpcOptions, HttpOptions, InstanceConfig, Listen,
+    PROBE_TIMEOUT_MAX, ProbeKind, RegistryConfig, ServerFiles,
 };
 use crate::health::Thresholds;
 use crate::prober::Pace;
 
+const DEFAULT_PORT: u16 = 18_010;
 const LEASE_TTL_S: u64 = 5;
 const DRAIN_S: u64 = 5;
 const REPORT_EVERY_S: u64 = 5;
@@ -70,13 +73,41 @@ impl Door<'_> {
         self.check_distinct(&raw.instances.value, &instances)?;
         Ok(Config {
             zone: raw.zone.value,
-            listen: raw.listen,
+            listen: self.listen(raw.listen.as_ref())?,
             registry: self.registry(raw.store, raw.registry)?,
             lease_ttl,
             drain,
             report_every: every,
             instances,
         })
+    }
+
+    /// As the control plane's ports: TLS, or loopback, or plain text that the operator asks for.
+    fn listen(&self, raw: Option<&Spanned<RawListen>>) -> Result<Listen, ConfigError> {
+        let default = SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT));
+        let Some(at) = raw else {
+            return Ok(Listen {
+                address: default,
+                tls: None,
+            });
+        };
+        let address = at.value.address.unwrap_or(default);
+        let is_public = !address.ip().to_canonical().is_loopback();
+        let message = match (&at.value.tls, at.value.plaintext) {
+            (None, false) if is_public => format!(
+                "{address} is not loopback, and would take drains in plain text from whoever reaches it: add `tls: {{cert, key, client_ca}}`, or permit that with `plaintext: true`"
+            ),
+            (Some(_), true) => "`tls` and `plaintext: true` exclude each other".to_owned(),
+            (tls, _) => {
+                let tls = tls.as_ref().map(|raw| ServerFiles {
+                    cert: raw.cert.clone(),
+                    key: raw.key.clone(),
+                    client_ca: raw.client_ca.clone(),
+                });
+                return Ok(Listen { address, tls });
+            }
+        };
+        Err(self.error(at, "listen", message))
     }
 
     fn registry(
@@ -195,8 +226,9 @@ impl Door<'_> {
             let message = "capacity_rps: a number of at least 0";
             return Err(self.error(at, field, message));
         }
-        Instance::parse(&record.to_json()).map_err(|error| self.error(at, field, error))?;
-        let address = SocketAddr::new(raw.address, raw.port);
+        let parsed = Instance::parse(&record.to_json());
+        let record = parsed.map_err(|error| self.error(at, field, error))?;
+        let address = SocketAddr::new(record.address, record.port);
         let probe = format!("{field}.probe");
         Ok(InstanceConfig {
             key: InstanceKey {

@@ -10,6 +10,7 @@ mod tests;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::Uri;
@@ -28,7 +29,7 @@ pub struct Config {
     /// Where all its instances are.
     pub zone: String,
     /// Metrics and drain.
-    pub listen: SocketAddr,
+    pub listen: Listen,
     pub registry: RegistryConfig,
     /// How long records outlive an agent that died.
     pub lease_ttl: Duration,
@@ -36,6 +37,24 @@ pub struct Config {
     pub drain: Duration,
     pub report_every: Duration,
     pub instances: Vec<InstanceConfig>,
+}
+
+/// Where the agent listens, and in which way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    pub address: SocketAddr,
+    /// None: it speaks plain text, on loopback or because the operator says so.
+    pub tls: Option<ServerFiles>,
+}
+
+/// PEM files of a port that speaks TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerFiles {
+    /// The server's certificate, and what lies between it and a CA that clients know.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Whose certificates clients must show. Probes need none.
+    pub client_ca: PathBuf,
 }
 
 /// Where to register.

@@ -16,17 +16,75 @@ pub(super) struct RawConfig {
     pub(super) zone: Spanned<String>,
     pub(super) store: Option<RawStore>,
     pub(super) registry: Option<RawRegistry>,
-    #[serde(default = "loopback")]
-    pub(super) listen: SocketAddr,
+    pub(super) listen: Option<Spanned<RawListen>>,
     pub(super) lease_ttl_s: Option<Spanned<u64>>,
     pub(super) drain_s: Option<Spanned<u64>>,
     pub(super) report_every_s: Option<Spanned<u64>>,
     pub(super) instances: Spanned<Vec<Spanned<RawInstance>>>,
 }
 
-fn loopback() -> SocketAddr {
-    // Without transport security nothing else is a safe default.
-    SocketAddr::from(([127, 0, 0, 1], 18_010))
+/// An address, or more.
+pub(super) struct RawListen {
+    pub(super) address: Option<SocketAddr>,
+    pub(super) tls: Option<RawServerTls>,
+    pub(super) plaintext: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawServerTls {
+    pub(super) cert: PathBuf,
+    pub(super) key: PathBuf,
+    pub(super) client_ca: PathBuf,
+}
+
+impl<'de> Deserialize<'de> for RawListen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RawListen, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            address: Option<SocketAddr>,
+            tls: Option<RawServerTls>,
+            #[serde(default)]
+            plaintext: bool,
+        }
+
+        struct ListenVisitor;
+
+        impl<'de> Visitor<'de> for ListenVisitor {
+            type Value = RawListen;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an address like 127.0.0.1:18010, or {address, tls, plaintext}")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawListen, E> {
+                let address = text.parse();
+                let address = address.map_err(|error| E::custom(format!("{text:?}: {error}")))?;
+                Ok(RawListen {
+                    address: Some(address),
+                    tls: None,
+                    plaintext: false,
+                })
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<RawListen, A::Error> {
+                let map = de::value::MapAccessDeserializer::new(map);
+                let Fields {
+                    address,
+                    tls,
+                    plaintext,
+                } = Fields::deserialize(map)?;
+                Ok(RawListen {
+                    address,
+                    tls,
+                    plaintext,
+                })
+            }
+        }
+
+        deserializer.deserialize_any(ListenVisitor)
+    }
 }
 
 #[derive(Deserialize)]

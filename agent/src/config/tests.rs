@@ -39,7 +39,8 @@ fn refused(from: &str, to: &str, expected: &str) {
 #[test]
 fn a_good_configuration_is_taken() {
     let config = Config::parse("agent.yaml", GOOD).expect("a good configuration");
-    assert_eq!(config.listen.to_string(), "127.0.0.1:18010");
+    assert_eq!(config.listen.address.to_string(), "127.0.0.1:18010");
+    assert_eq!(config.listen.tls, None);
     assert_eq!(config.lease_ttl, Duration::from_secs(10));
     assert_eq!(config.drain, Duration::from_secs(5));
     let [first, second, third] = &config.instances[..] else {
@@ -212,4 +213,74 @@ fn wrong_types_and_unknown_fields_have_their_place_too() {
     }
     let error = Config::parse("agent.yaml", " \n").expect_err("an empty file");
     assert_eq!(error.to_string(), "agent.yaml: the file is empty");
+}
+
+#[test]
+fn the_port_speaks_tls_or_is_loopback_or_an_operator_permits_plain_text() {
+    let listen = |text: &str| {
+        let from = "lease_ttl_s: 10";
+        let text = GOOD.replacen(from, &format!("listen: {text}\n{from}"), 1);
+        Config::parse("agent.yaml", &text).map(|config| config.listen)
+    };
+    let files = "{cert: c.pem, key: k.pem, client_ca: ca.pem}";
+    for (text, address, is_tls) in [
+        ("'127.0.0.1:1'", "127.0.0.1:1", false),
+        ("'[::1]:1'", "[::1]:1", false),
+        (
+            "{address: '0.0.0.0:1', plaintext: true}",
+            "0.0.0.0:1",
+            false,
+        ),
+        (
+            &format!("{{address: '0.0.0.0:1', tls: {files}}}"),
+            "0.0.0.0:1",
+            true,
+        ),
+        (&format!("{{tls: {files}}}"), "127.0.0.1:18010", true),
+    ] {
+        let listen = listen(text).expect(text);
+        assert_eq!(listen.address.to_string(), address);
+        assert_eq!(listen.tls.is_some(), is_tls, "{text}");
+    }
+    for (text, expected) in [
+        (
+            "'0.0.0.0:1'",
+            "agent.yaml:3: listen: 0.0.0.0:1 is not loopback",
+        ),
+        (
+            "{address: '[::]:1'}",
+            "agent.yaml:3: listen: [::]:1 is not loopback",
+        ),
+        (
+            "{plaintext: true, tls: {cert: c, key: k, client_ca: a}}",
+            "agent.yaml:3: listen: `tls`",
+        ),
+        (
+            "localhost",
+            "agent.yaml:3: listen: \"localhost\": invalid socket address",
+        ),
+        ("{plain: true}", "agent.yaml:3: listen.plain: unknown field"),
+    ] {
+        let error = listen(text).expect_err(text).to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn addresses_that_are_no_destination_are_refused_and_others_have_one_form() {
+    for address in [
+        "0.0.0.0",
+        "224.0.0.1",
+        "'::'",
+        "'fe80::1'",
+        "'::ffff:0.0.0.0'",
+    ] {
+        let text = GOOD.replacen("10.0.0.7", address, 1);
+        let error = Config::parse("agent.yaml", &text).expect_err(address);
+        assert_eq!(error.field, "instances[0]");
+        assert!(error.message.contains("register the address"), "{error}");
+    }
+    let text = GOOD.replacen("10.0.0.7", "'::ffff:10.0.0.7'", 1);
+    let config = Config::parse("agent.yaml", &text).expect("a mapped address");
+    assert_eq!(config.instances[0].record.address.to_string(), "10.0.0.7");
 }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use registry::record::{Instance, InstanceKey};
+use registry::record::{Health, INSTANCES_PREFIX, Instance, InstanceKey};
 use registry::store::{
-    Compare, EtcdOptions, EtcdStore, LeaseId, Op, Revision, Store, StoreError, TXN_OPERATIONS_MAX,
+    Compare, Entry, EtcdOptions, EtcdStore, LeaseId, Op, Revision, Store, StoreError,
+    TXN_OPERATIONS_MAX,
 };
 use tokio::sync::RwLock;
 use tracing::warn;
@@ -108,7 +109,17 @@ impl Target for EtcdTarget {
                 None => {
                     let read = store.get(&key).await;
                     let entry = self.checked(&store, read).await?;
-                    entry.map_or(Revision(0), |entry| entry.mod_revision)
+                    match entry {
+                        // The older record keeps an address, so a record is as old as its claim.
+                        Some(entry) if !has_address(&entry, record) => {
+                            let (compare, delete) = (Compare::unchanged(&entry), Op::delete(&key));
+                            let made = store.txn(vec![compare], vec![delete], None).await;
+                            self.checked(&store, made).await?;
+                            continue;
+                        }
+                        Some(entry) => entry.mod_revision,
+                        None => Revision(0),
+                    }
                 }
             };
             let compare = Compare::ModRevision {
@@ -152,11 +163,29 @@ impl Target for EtcdTarget {
         Ok(differing)
     }
 
+    async fn healthy(&self, service: &str, zone: &str) -> Result<Vec<InstanceKey>, TargetError> {
+        let store = self.store().await;
+        let prefix = format!("{INSTANCES_PREFIX}{service}/{zone}/");
+        let listed = store.list(&prefix).await;
+        let entries = self.checked(&store, listed).await?.entries.into_iter();
+        let healthy = entries.filter(|entry| {
+            Instance::parse(&entry.value).is_ok_and(|instance| instance.health == Health::Healthy)
+        });
+        Ok(healthy
+            .filter_map(|entry| InstanceKey::parse(&entry.key).ok())
+            .collect())
+    }
+
     async fn look(&self) -> Result<(), TargetError> {
         let store = self.store().await;
         let looked = store.cluster_id().await;
         self.checked(&store, looked).await.map(drop)
     }
+}
+
+fn has_address(entry: &Entry, record: &Instance) -> bool {
+    let stored = Instance::parse(&entry.value);
+    stored.is_ok_and(|stored| (stored.address, stored.port) == (record.address, record.port))
 }
 
 fn id(lease: &Lease) -> Result<LeaseId, TargetError> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use hyper::{Method, StatusCode, Uri};
-use registry::record::{Instance, InstanceKey};
+use registry::record::{Health, Instance, InstanceKey};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -37,6 +37,11 @@ pub struct HttpTarget {
 #[derive(Deserialize)]
 struct Granted {
     lease: String,
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    reason: String,
 }
 
 #[derive(Deserialize)]
@@ -109,7 +114,13 @@ impl HttpTarget {
             return Ok(answer);
         }
         let detail = format!("{base}: {status}: {}", String::from_utf8_lossy(&answer));
+        let reason = serde_json::from_slice(&answer).map(|problem: Problem| problem.reason);
         Err(match status {
+            // A service or zone that the mesh lacks is not found either, and no new lease mends that. Older control planes
+            // give no reason.
+            StatusCode::NOT_FOUND if reason.is_ok_and(|reason| reason != "lease_not_found") => {
+                TargetError::Refused(detail)
+            }
             StatusCode::NOT_FOUND => TargetError::LeaseNotFound,
             _ if status.is_client_error() => TargetError::Refused(detail),
             _ => TargetError::Unavailable(detail),
@@ -174,6 +185,18 @@ impl Target for HttpTarget {
         };
         let differing = records.iter().filter(differs);
         Ok(differing.map(|stored| stored.key.clone()).collect())
+    }
+
+    async fn healthy(&self, service: &str, zone: &str) -> Result<Vec<InstanceKey>, TargetError> {
+        let answer = self.ask(Method::GET, "/v1/instances", &[]).await?;
+        let listed: Vec<Listed> = read(&answer)?;
+        let healthy = listed.into_iter().filter_map(|Listed { key, record }| {
+            let healthy = record.is_some_and(|record| record.health == Health::Healthy);
+            InstanceKey::parse(&key).ok().filter(|_| healthy)
+        });
+        Ok(healthy
+            .filter(|key| key.service == service && key.zone == zone)
+            .collect())
     }
 
     async fn look(&self) -> Result<(), TargetError> {

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::outage::Outage;
 use super::records::{Records, Write};
 use super::target::{Lease, Stored, Target, TargetError, Version};
-use super::{Mode, Status};
+use super::{Mode, Status, Stop};
 use crate::instances::Table;
 use crate::metrics::{KindLabel, Metrics, ModeLabel, ReasonLabel};
 
@@ -102,19 +102,19 @@ impl Keeper {
         }
     }
 
-    /// Runs until it is told to stop and for how long it may try to deregister.
+    /// Runs until it is told to stop, and how.
     pub(super) async fn run(
         mut self,
-        mut stop: oneshot::Receiver<Duration>,
+        mut stop: oneshot::Receiver<Stop>,
     ) -> Result<(), TargetError> {
-        let within = loop {
+        let stop = loop {
             self.start_what_is_due(Instant::now());
             self.publish();
             let wake = self.next_deadline(Instant::now());
             tokio::select! {
                 biased;
                 told = &mut stop => match told {
-                    Ok(within) => break within,
+                    Ok(stop) => break stop,
                     // Nobody is left to deregister for.
                     Err(_) => return Ok(()),
                 },
@@ -130,7 +130,10 @@ impl Keeper {
                 () = sleep_until(wake) => {}
             }
         };
-        self.deregister(within).await
+        match stop {
+            Stop::Deregister { within } => self.deregister(within).await,
+            Stop::HandOver { within } => self.hand_over(within).await,
+        }
     }
 
     fn start_what_is_due(&mut self, now: Instant) {
@@ -449,6 +452,16 @@ impl Keeper {
             }
             differs
         });
+    }
+
+    /// The records go on for the whole time to live from now on.
+    async fn hand_over(mut self, within: Duration) -> Result<(), TargetError> {
+        self.work.shutdown().await;
+        let Some(held) = self.lease.take() else {
+            return Ok(());
+        };
+        let kept = timeout(within, self.target.keep_alive(&held.lease));
+        kept.await.unwrap_or(Err(TargetError::Timeout(within)))
     }
 
     async fn deregister(mut self, within: Duration) -> Result<(), TargetError> {

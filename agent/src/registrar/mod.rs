@@ -78,10 +78,17 @@ impl Status {
     }
 }
 
+/// How it ends.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    Deregister { within: Duration },
+    HandOver { within: Duration },
+}
+
 /// A running registrar.
 pub struct Registrar {
     status: watch::Receiver<Status>,
-    stop: oneshot::Sender<Duration>,
+    stop: oneshot::Sender<Stop>,
     task: JoinHandle<Result<(), TargetError>>,
 }
 
@@ -115,8 +122,18 @@ impl Registrar {
 
     /// Revokes the lease, which takes the records with it. Gives up after `within`; then the lease ends by itself.
     pub async fn deregister(self, within: Duration) -> Result<(), TargetError> {
+        self.end(Stop::Deregister { within }).await
+    }
+
+    /// Leaves the records to another agent, with as much time as the lease gives. An error says that it could not be kept
+    /// alive a last time within `within`.
+    pub async fn hand_over(self, within: Duration) -> Result<(), TargetError> {
+        self.end(Stop::HandOver { within }).await
+    }
+
+    async fn end(self, stop: Stop) -> Result<(), TargetError> {
         // An error: the task has ended, and says how below.
-        let _ = self.stop.send(within);
+        let _ = self.stop.send(stop);
         match self.task.await {
             Ok(outcome) => outcome,
             Err(error) => Err(TargetError::Unavailable(error.to_string())),

@@ -90,12 +90,36 @@ impl Envoy {
         Envoy::start_with(directory, &options.id, &bootstrap, options.concurrency).await
     }
 
+    /// As [`start`](Envoy::start), with a connection to `output` for its standard output.
+    pub async fn start_with_socket(
+        directory: &Path,
+        options: &Options,
+        control_plane: SocketAddr,
+        output: SocketAddr,
+    ) -> Result<Envoy> {
+        let bootstrap = Bootstrap::read(&format!("{}.yaml", options.role.as_str()))?
+            .node(&options.id, &options.region, &options.zone)?
+            .cluster_at("tidegate", control_plane)?;
+        let (id, workers) = (&options.id, options.concurrency);
+        Envoy::launch(directory, id, &bootstrap, workers, Some(output)).await
+    }
+
     /// Starts an Envoy with any bootstrap whose admin port is 0.
     pub async fn start_with(
         directory: &Path,
         id: &str,
         bootstrap: &Bootstrap,
         concurrency: u32,
+    ) -> Result<Envoy> {
+        Envoy::launch(directory, id, bootstrap, concurrency, None).await
+    }
+
+    async fn launch(
+        directory: &Path,
+        id: &str,
+        bootstrap: &Bootstrap,
+        concurrency: u32,
+        output: Option<SocketAddr>,
     ) -> Result<Envoy> {
         let config = directory.join(format!("{id}.json"));
         let admin_file = directory.join(format!("{id}.admin"));
@@ -121,7 +145,16 @@ impl Envoy {
             "wasm:info,config:info",
         ]
         .map(str::to_owned);
-        let process = Process::start(directory, id, &paths::envoy()?, &arguments)?;
+        let process = match output {
+            None => Process::start(directory, id, &paths::envoy()?, &arguments)?,
+            Some(output) => {
+                let connect = "exec \"$@\" > /dev/tcp/${0%:*}/${0##*:}".to_owned();
+                let (output, envoy) = (output.to_string(), paths::envoy()?);
+                let before = ["-c".to_owned(), connect, output, text(&envoy)?.to_owned()];
+                let arguments: Vec<String> = before.into_iter().chain(arguments).collect();
+                Process::start(directory, id, Path::new("bash"), &arguments)?
+            }
+        };
         let answers = eventually(PATIENCE, "Envoy's admin interface", async || {
             let address = fs::read_to_string(&admin_file).context("no address file")?;
             let admin = Admin::new(address.parse().context(address)?);

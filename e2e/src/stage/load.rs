@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use tokio::runtime;
 
-use super::{gateway as gateway_of, name, zones};
+use super::{gateway as gateway_of, name, witness, zones};
 use crate::client::{Client, Reply, Request, Version};
 use crate::config::ZONES;
 use crate::netns::Network;
@@ -29,6 +29,8 @@ pub struct Sample {
     /// By whose gateway.
     pub gateway: u8,
     pub read: bool,
+    /// The cell of a write, by its place in [`CELLS`](super::witness::CELLS).
+    pub cell: Option<u8>,
     /// When it was due: what delays its sender is part of its latency.
     pub start: Instant,
     pub latency: Duration,
@@ -165,6 +167,7 @@ fn send(
             count = count.saturating_add(1);
             let request = next(gateway, u64::from(count));
             let read = request.method.is_safe();
+            let cell = witness::cell_of(&request).filter(|_| !read);
             let (client, book) = (client.clone(), book.clone());
             locked(&book).open.insert((due, gateway));
             tokio::spawn(async move {
@@ -174,6 +177,7 @@ fn send(
                 let sample = Sample {
                     gateway,
                     read,
+                    cell,
                     start: due,
                     latency: due.elapsed(),
                     status: reply.as_ref().map_or(0, |reply| reply.status.as_u16()),
@@ -208,7 +212,11 @@ fn words(sample: &Sample, reply: &Result<Reply>) -> String {
         Err(error) => format!("{error:#}"),
     };
     let said: String = said.chars().take(WORDS_MAX).collect();
-    format!("{kind} by {gateway}: {said}")
+    let cell = sample
+        .cell
+        .and_then(|cell| witness::CELLS.get(usize::from(cell)));
+    let cell = cell.map_or(String::new(), |(cell, ..)| format!(" to {cell}"));
+    format!("{kind} by {gateway}{cell}: {said}")
 }
 
 /// The zone that answered.

@@ -260,7 +260,9 @@ impl Stage {
     pub async fn drain(&self, zone: u8, drained: bool) -> Result<()> {
         let method = if drained { Method::PUT } else { Method::DELETE };
         let path = format!("/v1/intents/{}", name(zone));
-        let request = Request::new(method, &path).json(&json!({ "intent": "drain" }));
+        // The zone may be its region's last.
+        let drain = json!({ "intent": "drain", "reason": "a test", "accept": ["TG7001"] });
+        let request = Request::new(method, &path).json(&drain);
         let by = address((zone + 1) % ZONES.len() as u8, ADMIN_PORT);
         crate::registry::success(&self.client.send(by, &request).await?)
     }
@@ -274,7 +276,7 @@ impl Stage {
         };
         let path = format!("/v1/drain/{SERVICE}/{}", zone::instance_name(zone, at));
         let to = address(zone, AGENT_PORT);
-        let request = Request::new(method, &path);
+        let request = Request::new(method, &path).json(&json!({}));
         crate::registry::success(&self.client.send(to, &request).await?)
     }
 

@@ -1,6 +1,10 @@
 //! What upstreams and the store have seen of writes, and the writes that they can tell apart.
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use anyhow::{Context, Result};
+use policy::shard::{jump_hash, key_digest};
 use serde_json::{Value, json};
 
 use super::{Stage, etcd_endpoints, name, zones};
@@ -9,8 +13,44 @@ use crate::clock::monotonic_us;
 use crate::history::{Authority, Collector, History, Pause, Report, Write, check};
 use crate::write_log::{ID, Reader, SENT};
 
-/// The cell of everything here.
-pub const CELL: &str = "main";
+/// The cells: name, its first owner, and how many shards it has. Two of the first zone, one of the second.
+pub const CELLS: [(&str, u8, u32); 3] = [("main", 0, 400), ("east", 0, 400), ("west", 1, 224)];
+const SHARDS: u32 = 1_024;
+
+/// The first of the cells, where one is enough.
+pub const CELL: &str = CELLS[0].0;
+
+/// What tells the cell of a write.
+pub const KEY: &str = "x-user-id";
+
+/// A key of the cell at this place of [`CELLS`].
+pub fn key_of(cell: usize) -> &'static str {
+    static KEYS: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let keys = (0..CELLS.len()).map(|cell| {
+            let mut keys = (0..).map(|user| format!("user-{user}"));
+            keys.find(|key| cell_of_key(key) == cell)
+        });
+        keys.flatten().collect()
+    });
+    KEYS.get(cell).map_or("", String::as_str)
+}
+
+/// The place in [`CELLS`] of the cell of a key.
+fn cell_of_key(key: &str) -> usize {
+    let shard = jump_hash(key_digest(key.as_bytes()), SHARDS);
+    let mut first = 0;
+    let mut firsts = CELLS.iter().map(|(_, _, shards)| {
+        first += shards;
+        first
+    });
+    firsts.position(|beyond| shard < beyond).unwrap_or(0)
+}
+
+/// The place in [`CELLS`] of the cell of a write.
+pub fn cell_of(request: &Request) -> Option<u8> {
+    let key = request.headers.get(KEY)?.to_str().ok()?;
+    u8::try_from(cell_of_key(key)).ok()
+}
 
 /// The spans of a fence, in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +60,7 @@ pub struct Spans {
     pub write_drain_ms: u64,
 }
 
-/// One cell that any zone may own and forward to, as the configuration has it.
+/// Cells that any zone may own and forward to, as the configuration has them.
 pub fn authority(spans: Spans, enforcement: &str) -> Value {
     json!({
         "session_ttl_ms": spans.session_ttl_ms,
@@ -29,19 +69,25 @@ pub fn authority(spans: Spans, enforcement: &str) -> Value {
         "drift_permille": 10,
         "enforcement": enforcement,
         "forward_token": "gateways-of-one-mesh",
-        "cells": [{
-            "name": CELL,
-            "owners": [name(0)],
-            "standby": [name(1), name(2)],
+        "cells": CELLS.map(|(cell, owner, shards)| json!({
+            "name": cell,
+            "shards": shards,
+            "owners": [name(owner)],
+            "standby": zones().filter(|zone| *zone != owner).map(name).collect::<Vec<_>>(),
             "forward": "any",
             "failover": "automatic",
             "cool_down_s": 0,
-        }],
+        })),
     })
 }
 
-/// A write that takes so many milliseconds, with what tells it apart.
-pub fn write(gateway: u8, count: u64, ms: u64) -> Request {
+/// What the configuration of a service says of keys, so that its writes have these cells.
+pub fn cell_key() -> Value {
+    json!({ "header": KEY })
+}
+
+/// A write to a cell that takes so many milliseconds, with what tells it apart.
+pub fn write(gateway: u8, count: u64, cell: usize, ms: u64) -> Request {
     let path = match ms {
         0 => "/orders".to_owned(),
         ms => format!("/orders/slow?ms={ms}"),
@@ -49,6 +95,7 @@ pub fn write(gateway: u8, count: u64, ms: u64) -> Request {
     Request::post(&path)
         .header(ID, format!("w-{gateway}-{count}"))
         .header(SENT, monotonic_us().to_string())
+        .header(KEY, key_of(cell))
 }
 
 /// Reads the logs of all instances and the history of authority.
@@ -103,17 +150,29 @@ impl Witness {
         })
     }
 
-    /// The newest authority over [`CELL`], in words.
+    /// The newest authority over each cell, in words.
     pub fn newest(&self) -> String {
-        let records = self.authority.records().get(CELL);
-        let newest = records.and_then(|records| records.last());
-        newest.map_or("nobody".to_owned(), |record| {
-            format!(
-                "{} at epoch {}, {}",
-                record.owners.join(" and "),
-                record.epoch,
-                record.state
-            )
-        })
+        let records = self.authority.records();
+        let each = CELLS.map(|(cell, ..)| {
+            let newest = records.get(cell).and_then(|records| records.last());
+            newest.map_or(format!("{cell}: nobody"), |record| {
+                let owners = record.owners.join(" and ");
+                format!(
+                    "{cell}: {owners} at epoch {}, {}",
+                    record.epoch, record.state
+                )
+            })
+        });
+        each.join("; ")
+    }
+
+    /// Who owns each cell by its newest record.
+    pub fn owners(&self) -> BTreeMap<&'static str, Vec<String>> {
+        let records = self.authority.records();
+        let each = CELLS.into_iter().filter_map(|(cell, ..)| {
+            let newest = records.get(cell)?.last()?;
+            Some((cell, newest.owners.clone()))
+        });
+        each.collect()
     }
 }

@@ -57,6 +57,8 @@ pub enum Conduct {
     Hangs,
     /// Status 500.
     Fails,
+    /// Status 503.
+    Unavailable,
 }
 
 impl Server {
@@ -193,6 +195,7 @@ async fn count(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     };
     match conduct {
         Conduct::Fails => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Conduct::Unavailable => StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Conduct::Answers | Conduct::Hangs => next.run(request).await,
     }
 }

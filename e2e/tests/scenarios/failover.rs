@@ -194,7 +194,8 @@ fn a_slow_read_is_not_cut_off_by_its_hedge() {
 
 #[test]
 fn an_instance_that_only_errs_is_taken_out_and_all_of_them_are_not() {
-    on("errs", json!({}), async |stage| {
+    let options = json!({ "outlier_detection": { "consecutive_5xx": 5 } });
+    on("errs", options, async |stage| {
         stage.freeze()?;
         stage.conduct(&["a-1"], Conduct::Fails);
         let ask = async || {
@@ -251,8 +252,9 @@ fn what_proxies_do_about_failures_can_be_changed_under_load() {
         let mut writes = stage.writes()?;
         for limit in 1_000..1_003 {
             stage.mesh.control_plane.configure(|config| {
-                config.services[0]["circuit"] = json!({ "requests": limit });
-                config.services[0]["outlier"] = json!({ "consecutive_errors": limit });
+                config.services[0]["circuit_breakers"] = json!({ "max_requests": limit });
+                config.services[0]["outlier_detection"] =
+                    json!({ "consecutive_gateway_failure": limit });
             })?;
             // A cluster that changes is warmed anew: the old one serves until its endpoints have come again.
             let seen = format!("orders/shanghai-b::default_priority::max_requests::{limit}");

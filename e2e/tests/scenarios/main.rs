@@ -5,13 +5,17 @@
     reason = "the scenarios are an edge, as the harness is"
 )]
 
+mod conditions;
 mod control_plane;
 mod etcd;
 mod failover;
 mod fence;
+mod gateway;
 mod grpc;
 mod hostile;
+mod http1;
 mod instances;
+mod moves;
 mod observing;
 mod pushes;
 mod reporting;

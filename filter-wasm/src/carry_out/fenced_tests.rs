@@ -1,12 +1,16 @@
 //! Writes to a service that is fenced.
 
-use policy::{Enforcement, Forward};
+use policy::{
+    Enforcement, Forward,
+    fence::EPOCH_MAX,
+    hop::{Claim, HopKeys},
+};
 
 use super::tests::{Recorder, any_header, check_internal_headers};
 use super::*;
 use crate::{
     header_map::encode,
-    testing::{TOKEN, fenced, fenced_by},
+    testing::{fenced, fenced_by, hop_keys},
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -88,6 +92,7 @@ fn a_write_for_another_zone_is_forwarded_or_told_the_owner() {
             "count tidegate.spoofed_headers 1",
             "set x-tidegate-to: gateway/shanghai-b",
             "set tidegate-epoch: 5",
+            &format!("set tidegate-hop: {}", signed(5)),
             "end main",
             "count tidegate.decisions.tier.region.class.write.reason.forwarded 1",
         ],
@@ -129,13 +134,27 @@ fn a_write_for_another_zone_is_forwarded_or_told_the_owner() {
     );
 }
 
+/// What another zone's gateway sends with a write to `orders`.
+fn signed(epoch: u64) -> String {
+    let claim = Claim {
+        method: b"POST",
+        authority: b"shop.example",
+        path: b"/orders",
+        cell: "main",
+        epoch,
+    };
+    hop_keys().sign(&claim).unwrap()
+}
+
+const ADMITTED: &str = "count tidegate.decisions.tier.zone.class.write.reason.admitted 1";
+
 #[test]
 fn what_another_zones_proxy_says_is_removed_but_not_spoofed() {
     check(
         &fenced(),
         Some(5),
         &[
-            ("tidegate-hop", TOKEN),
+            ("tidegate-hop", &signed(5)),
             ("tidegate-epoch", "5"),
             ("x-tidegate-hop", "1"),
         ],
@@ -146,39 +165,79 @@ fn what_another_zones_proxy_says_is_removed_but_not_spoofed() {
             "remove tidegate-hop",
             "set x-tidegate-hop: 1",
             "set x-tidegate-epoch: 5",
-            "count tidegate.decisions.tier.zone.class.write.reason.admitted 1",
+            ADMITTED,
         ],
     );
-    check(
-        &fenced(),
-        Some(5),
-        &[("tidegate-hop", "guess"), ("tidegate-epoch", "6")],
-        &[
-            "begin main",
-            "count tidegate.spoofed_headers 2",
-            "remove tidegate-epoch",
-            "remove tidegate-hop",
-            "set x-tidegate-epoch: 5",
-            "count tidegate.decisions.tier.zone.class.write.reason.admitted 1",
-        ],
-    );
+    // A guess, a signature for another epoch, the secret itself, and one without an epoch.
+    for (hop, epoch) in [
+        ("guess", "6"),
+        (&signed(5), "6"),
+        ("0123456789abcdef", "6"),
+        (&signed(5), ""),
+    ] {
+        check(
+            &fenced(),
+            Some(5),
+            &[("tidegate-hop", hop), ("tidegate-epoch", epoch)],
+            &[
+                "begin main",
+                "count tidegate.spoofed_headers 2",
+                "remove tidegate-epoch",
+                "remove tidegate-hop",
+                "set x-tidegate-epoch: 5",
+                ADMITTED,
+            ],
+        );
+    }
+}
+
+/// A write by another zone's gateway, that knows this epoch: the last effects.
+fn hop_of(epoch: u64, granted: u64) -> Vec<String> {
+    let (hop, presented) = (signed(epoch), epoch.to_string());
+    let headers = [
+        (":method", "POST"),
+        (":path", "/orders"),
+        (":authority", "shop.example"),
+        ("tidegate-hop", &hop),
+        ("tidegate-epoch", &presented),
+    ];
+    let map = encode(&headers).unwrap();
+    let mut host = Recorder::granting(Some(granted));
+    carry_out(&fenced(), Some(&map), &mut host);
+    host.effects.split_off(host.effects.len() - 2)
 }
 
 #[test]
-fn a_newer_epoch_from_another_zone_fences_this_one() {
-    let headers = [("tidegate-hop", TOKEN), ("tidegate-epoch", "9")];
-    let pseudo = [(":method", "POST"), (":path", "/orders")];
-    let map = encode(&[&pseudo[..], &headers].concat()).unwrap();
-    let mut host = Recorder::granting(Some(7));
-    assert_eq!(carry_out(&fenced(), Some(&map), &mut host), Verdict::Stops);
-    assert_eq!(
-        host.effects[host.effects.len() - 3..],
-        [
-            "end main",
-            "behind main 9",
-            "count tidegate.decisions.tier.none.class.write.reason.ahead_epoch 1"
-        ]
-    );
+fn a_newer_epoch_from_another_zone_concerns_this_write_alone() {
+    let ahead = "count tidegate.decisions.tier.none.class.write.reason.ahead_epoch 1";
+    assert_eq!(hop_of(9, 7), ["end main", ahead]);
+    assert_eq!(hop_of(EPOCH_MAX, 7), ["end main", ahead]);
+    // None is that high: it is passed over, and then nothing is signed.
+    for impossible in [EPOCH_MAX + 1, u64::MAX] {
+        assert_eq!(hop_of(impossible, 7), ["set x-tidegate-epoch: 7", ADMITTED]);
+    }
+}
+
+#[test]
+fn without_keys_nothing_is_forwarded_or_believed() {
+    let near = fenced_by("shanghai-b", Forward::Region, Enforcement::Enforce);
+    let reason = |keys, policy: &Policy, granted| {
+        let headers = [(":method", "POST"), (":path", "/orders")];
+        let mut host = Recorder::granting(granted);
+        host.keys = keys;
+        carry_out(policy, Some(&encode(&headers).unwrap()), &mut host);
+        let counted = host.effects.last().unwrap().clone();
+        counted
+            .trim_end_matches(" 1")
+            .rsplit('.')
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(reason(HopKeys::Untold, &near, None), "fenced");
+    assert_eq!(reason(HopKeys::Withheld, &near, None), "not_owner");
+    assert_eq!(reason(hop_keys(), &near, None), "forwarded");
+    assert_eq!(reason(HopKeys::Untold, &fenced(), Some(7)), "admitted");
 }
 
 #[test]
@@ -219,7 +278,7 @@ proptest! {
         };
         let policy = fenced_by(owner, forward, enforcement);
         let mut headers = headers;
-        headers.extend(token.then(|| (b"tidegate-hop".to_vec(), TOKEN.into())));
+        headers.extend(token.then(|| (b"tidegate-hop".to_vec(), signed(7).into())));
         headers.extend(presented.map(|epoch| (b"tidegate-epoch".to_vec(), epoch.to_string().into())));
         let map = encode(&headers).unwrap();
         let mut host = Recorder::granting(granted);

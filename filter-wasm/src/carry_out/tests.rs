@@ -4,7 +4,10 @@ use policy::{Class, Headers, Presented};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
-use crate::{header_map::encode, testing::serving};
+use crate::{
+    header_map::encode,
+    testing::{hop_keys, serving},
+};
 
 #[derive(Default)]
 pub(super) struct Recorder {
@@ -15,6 +18,8 @@ pub(super) struct Recorder {
     pub(super) calls_left: Option<usize>,
     /// What a write is admitted for.
     granted: Option<u64>,
+    /// What hops are signed with.
+    pub(super) keys: HopKeys,
 }
 
 impl Recorder {
@@ -22,6 +27,7 @@ impl Recorder {
     pub(super) fn granting(epoch: Option<u64>) -> Recorder {
         Recorder {
             granted: epoch,
+            keys: hop_keys(),
             ..Recorder::default()
         }
     }
@@ -56,10 +62,12 @@ impl Host for Recorder {
             details,
             headers,
             body,
+            awaited_body,
         } = reply;
         let headers: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {v}")).collect();
+        let awaited = awaited_body.map_or(String::new(), |bytes| format!(" after {bytes} bytes"));
         self.call(format!(
-            "reply {status}/{grpc_status} {details} [{}] {body}",
+            "reply {status}/{grpc_status} {details} [{}] {body}{awaited}",
             headers.join(", ")
         ))
     }
@@ -77,8 +85,8 @@ impl Host for Recorder {
         self.effects.push(format!("end {cell}"));
     }
 
-    fn behind(&mut self, cell: &str, epoch: u64) {
-        self.effects.push(format!("behind {cell} {epoch}"));
+    fn hop_keys(&mut self) -> HopKeys {
+        self.keys.clone()
     }
 }
 
@@ -171,6 +179,97 @@ fn spoofed_headers_go_each_once_and_stamps_overwrite_the_rest() {
             "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
         ],
     );
+}
+
+#[test]
+fn names_with_underscores_are_spoofed_too() {
+    check(
+        &serving(),
+        (
+            "GET",
+            "/orders",
+            &[
+                ("x_tidegate-epoch", "999999"),
+                ("x-tidegate_home", "beijing-a"),
+                ("x_tidegate_class", "write"),
+                ("tidegate_hop", "1"),
+                ("tidegate_epoch", "9"),
+            ],
+        ),
+        &[
+            "count tidegate.spoofed_headers 5",
+            "remove tidegate_epoch",
+            "remove tidegate_hop",
+            "remove x-tidegate_home",
+            "remove x_tidegate-epoch",
+            "remove x_tidegate_class",
+            "set x-tidegate-home: shanghai-a",
+            "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
+        ],
+    );
+}
+
+#[test]
+fn a_request_that_goes_round_is_counted_and_ended() {
+    let sent_on = |via: &str| {
+        let pseudo = [
+            (":method", "GET"),
+            (":path", "/orders"),
+            ("tidegate-via", via),
+        ];
+        let mut host = Recorder::default();
+        carry_out(&serving(), Some(&encode(&pseudo).unwrap()), &mut host);
+        host.effects.remove(1)
+    };
+    assert_eq!(sent_on("1"), "set tidegate-via: 2");
+    assert_eq!(sent_on("7"), "set tidegate-via: 8");
+    assert_eq!(sent_on("x"), "set tidegate-via: 2");
+    for round in ["8", "9", "4294967296", "99999999999999999999"] {
+        let ended = sent_on(round);
+        assert!(
+            ended.starts_with("reply 508/9 tidegate_loop") || round.len() == 20,
+            "{ended}"
+        );
+    }
+}
+
+#[test]
+fn a_refusal_awaits_a_small_body_that_is_on_its_way() {
+    let awaits = |headers: &[(&str, &str)]| {
+        let pseudo = [(":method", "POST"), (":path", "/strict")];
+        let map = encode(&[&pseudo[..], headers].concat()).unwrap();
+        let mut host = Recorder::default();
+        carry_out(&serving(), Some(&map), &mut host);
+        let reply = host
+            .effects
+            .iter()
+            .find(|effect| effect.starts_with("reply "))
+            .unwrap();
+        reply
+            .split_once(" after ")
+            .map(|(_, bytes)| bytes.to_owned())
+    };
+    assert_eq!(
+        awaits(&[("content-length", "2")]).as_deref(),
+        Some("2 bytes")
+    );
+    assert_eq!(
+        awaits(&[("content-length", "65536")]).as_deref(),
+        Some("65536 bytes")
+    );
+    for none in [
+        &[][..],
+        &[("content-length", "0")],
+        &[("content-length", "65537")],
+        &[("content-length", "99999999999")],
+        &[("content-length", "x")],
+        &[("content-length", "2"), ("content-length", "2")],
+        &[("transfer-encoding", "chunked")],
+        // The client waits for leave to send it.
+        &[("content-length", "2"), ("expect", "100-continue")],
+    ] {
+        assert_eq!(awaits(none), None, "{none:?}");
+    }
 }
 
 #[test]
@@ -281,7 +380,7 @@ fn a_refusal_speaks_the_callers_protocol() {
         &[
             "set x-tidegate-decision: no_capacity",
             "reply 503/14 tidegate_no_capacity [x-tidegate-decision: no_capacity] \
-             no zone that this request may use has a healthy instance",
+             each zone that this request may use is drained, full, or without a healthy instance",
             "count tidegate.decisions.tier.none.class.write.reason.no_capacity 1",
         ],
     );
@@ -353,6 +452,10 @@ pub(super) fn any_header() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
         headers::DECISION,
         headers::EXPLAIN,
         headers::ALT_ROUTE,
+        "x_tidegate_home",
+        "X_Tidegate-Epoch",
+        "tidegate_hop",
+        "tidegate_epoch",
         "x-tidegate-",
         "x-tidegate-\u{ff}",
     ]);

@@ -9,16 +9,16 @@
 //! ledger, since that would forget the workers that hold permits, and the fence. It does not come about by itself: the
 //! version is a part of the key, and a filter of another version takes the process for another holder altogether.
 
-use policy::fence::{Ledger, Permit, Revision, Stamp, WorkerId, holder::Listed};
+use policy::fence::{EPOCH_MAX, Ledger, Permit, Revision, Stamp, WorkerId, holder::Listed};
 
 use super::process::{self, Process, Reading};
 
 /// Raised when the encoding of anything shared changes. Then [`PREFIX`] changes as well.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// What the keys of all shared values begin with. Old and new code run side by side for a while, and what they write must
 /// not be mixed: with another prefix they also have another [`HolderId`](policy::fence::HolderId), each its own grants, and
 /// each its own fences to acknowledge.
-pub(super) const PREFIX: &str = "tidegate/1/";
+pub(super) const PREFIX: &str = "tidegate/2/";
 
 /// The most workers of a ledger: lost ones stay listed for a while, so it is more than a machine has processors.
 const LISTED_MAX: usize = 1024;
@@ -36,7 +36,7 @@ impl Entry {
     pub fn take(
         &mut self,
         worker: WorkerId,
-        in_flight: u32,
+        busy: bool,
         at: Reading,
         terms: &policy::fence::Terms,
     ) -> Option<Permit> {
@@ -50,7 +50,7 @@ impl Entry {
         if self.ledger.workers.len() >= LISTED_MAX {
             return None;
         }
-        self.ledger.take(worker, in_flight, at.monotonic_us, terms)
+        self.ledger.take(worker, busy, at.monotonic_us, terms)
     }
 
     pub fn encode(&self) -> Vec<u8> {
@@ -85,7 +85,7 @@ impl Entry {
         };
         let newest = take_stamp(at)?;
         let fence = take_stamp(at)?;
-        let epoch_min = take_u64(at)?;
+        let epoch_min = take_epoch(at)?;
         let lead_us = i64::from_le_bytes(take(at)?);
         let held: [u8; 1] = take(at)?;
         let permit = Permit {
@@ -132,9 +132,14 @@ pub(crate) fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(take(bytes)?))
 }
 
+/// No grant has a higher one, so it would outlast all of them.
+fn take_epoch(bytes: &mut &[u8]) -> Option<u64> {
+    take_u64(bytes).filter(|epoch| *epoch <= EPOCH_MAX)
+}
+
 fn take_stamp(bytes: &mut &[u8]) -> Option<Stamp> {
     Some(Stamp {
-        epoch: take_u64(bytes)?,
+        epoch: take_epoch(bytes)?,
         revision: Revision(take_u64(bytes)?),
     })
 }
@@ -177,7 +182,7 @@ mod tests {
     use crate::fence::testing::Fake;
 
     fn any_stamp() -> impl Strategy<Value = Stamp> {
-        any::<(u64, u64)>().prop_map(|(epoch, revision)| Stamp {
+        (0..=EPOCH_MAX, any::<u64>()).prop_map(|(epoch, revision)| Stamp {
             epoch,
             revision: Revision(revision),
         })
@@ -194,7 +199,7 @@ mod tests {
         let ledger = (
             any_stamp(),
             any_stamp(),
-            any::<u64>(),
+            0..=EPOCH_MAX,
             option::of(permit),
             vec(listed, 0..8),
         );
@@ -236,15 +241,24 @@ mod tests {
     }
 
     #[test]
+    fn an_epoch_that_no_grant_could_have_is_not_read() {
+        let mut entry = Entry::default();
+        entry.ledger.epoch_min = EPOCH_MAX;
+        assert_eq!(Entry::decode(&entry.encode()), Some(entry.clone()));
+        entry.ledger.epoch_min = EPOCH_MAX + 1;
+        assert_eq!(Entry::decode(&entry.encode()), None);
+    }
+
+    #[test]
     fn what_cannot_be_read_is_left_alone() {
         let mut fake = Fake::default();
-        fake.put("tidegate/1/cell/main", b"\x02?");
+        fake.put("tidegate/2/cell/main", b"\x03?");
         assert_eq!(read(&mut fake, "main"), None);
         assert_eq!(
             change(&mut fake, "main", |entry| entry.ledger.forget()),
             None
         );
-        assert_eq!(fake.value("tidegate/1/cell/main"), b"\x02?");
+        assert_eq!(fake.value("tidegate/2/cell/main"), b"\x03?");
     }
 
     #[test]
@@ -262,12 +276,16 @@ mod tests {
         };
         entry.ledger.permit = permit(stamp, 10);
         for worker in 0..LISTED_MAX as u64 {
-            assert!(entry.take(WorkerId(worker), 0, at(9), &terms).is_some());
+            assert!(entry.take(WorkerId(worker), false, at(9), &terms).is_some());
         }
-        assert_eq!(entry.take(WorkerId(u64::MAX), 0, at(9), &terms), None);
+        assert_eq!(entry.take(WorkerId(u64::MAX), false, at(9), &terms), None);
         assert!(Entry::decode(&entry.encode()).is_some());
         entry.ledger.permit = permit(stamp, 20);
-        assert!(entry.take(WorkerId(u64::MAX), 0, at(15), &terms).is_some());
+        assert!(
+            entry
+                .take(WorkerId(u64::MAX), false, at(15), &terms)
+                .is_some()
+        );
         assert_eq!(entry.ledger.workers.len(), 1, "the others are lost");
     }
 }

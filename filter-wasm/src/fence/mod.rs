@@ -9,6 +9,8 @@
 //! refused, and a fence that cannot be checked is not acknowledged, so that the control plane waits for it to run out.
 
 pub mod cluster;
+pub mod ending;
+pub mod hop_keys;
 pub mod ledger;
 pub mod member;
 pub mod process;

@@ -10,12 +10,12 @@ use policy::{
     fence::{Asker, Grant, HolderId, Name, Stamp},
 };
 use protos::{
-    fence::{GrantorSays, HolderSays, NODE_BYTES_MAX},
+    fence::{GrantorSays, HolderSays, NODE_BYTES_MAX, ROLE_BYTES_MAX},
     status::cut,
 };
 
 use super::{
-    ledger,
+    hop_keys, ledger,
     process::{Process, Reading},
 };
 use crate::{carry_out::HostFailed, metrics::Metric};
@@ -29,6 +29,8 @@ pub trait Line: Process {
     fn hang_up(&mut self, token: Token);
     /// The proxy's name, for people.
     fn node(&mut self) -> String;
+    /// What the proxy is, as its bootstrap says.
+    fn role(&mut self) -> String;
 }
 
 /// A stream, as the proxy numbers it within one worker.
@@ -135,6 +137,7 @@ impl Speaker {
             holder: role.holder,
             zone: Name::from(role.zone),
             node: cut(&line.node(), NODE_BYTES_MAX).to_owned(),
+            role: cut(&line.role(), ROLE_BYTES_MAX).to_owned(),
         };
         match line.open(&role.fencing.control_plane) {
             Ok(token) => {
@@ -209,6 +212,7 @@ impl Speaker {
             GrantorSays::Grants { nonce, grants } => self.install(nonce, grants, fencing, line),
             GrantorSays::Revoke { cell, fence } => self.revoke(cell, fence, line),
             GrantorSays::Invite => self.invited = true,
+            keys @ GrantorSays::HopKeys(_) => hop_keys::keep(line, &keys),
         }
         true
     }

@@ -107,7 +107,12 @@ impl Line for Fake {
 
     fn say(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
         let says = match says {
-            HolderSays::Hello { holder, zone, node } => format!("hello {} {zone} {node}", holder.0),
+            HolderSays::Hello {
+                holder,
+                zone,
+                node,
+                role,
+            } => format!("hello {} {zone} {node} {role}", holder.0),
             HolderSays::Ask { nonce } => format!("ask {nonce}"),
             HolderSays::Drained { cell, fence } => {
                 format!("drained {cell} {}/{}", fence.epoch, fence.revision.0)
@@ -123,6 +128,10 @@ impl Line for Fake {
 
     fn node(&mut self) -> String {
         "node".into()
+    }
+
+    fn role(&mut self) -> String {
+        "gateway".into()
     }
 }
 

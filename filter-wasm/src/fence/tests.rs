@@ -5,10 +5,12 @@ use std::rc::Rc;
 use policy::{
     Policy,
     fence::{Grant, Revision, Stamp, WorkerId},
+    hop::{HopKeys, Keys, Signer},
 };
 use protos::{fence::GrantorSays, wire};
 
 use super::{
+    hop_keys,
     member::{Member, terms_of},
     speaker::{ContextId, Token},
     testing::Fake,
@@ -85,6 +87,7 @@ impl Play {
             .1
             .workers
             .admit("main", terms, &mut self.fake)
+            .map(|admitted| admitted.epoch)
     }
 
     fn end_write(&mut self, worker: usize) {
@@ -124,7 +127,7 @@ fn one_worker_asks_and_all_admit() {
         play.tick(),
         [
             "open tidegate",
-            "1: hello 1 shanghai-a node",
+            "1: hello 1 shanghai-a node gateway",
             "1: ask 1",
             "record tidegate.fence.holding 0",
         ]
@@ -250,7 +253,7 @@ fn a_silent_worker_is_replaced_as_speaker() {
         done,
         [
             "open tidegate",
-            "2: hello 1 shanghai-a node",
+            "2: hello 1 shanghai-a node gateway",
             "2: ask 1",
             "record tidegate.fence.holding 0",
         ],
@@ -299,7 +302,11 @@ fn a_stream_that_ends_is_opened_again() {
     let done = play.pass(50_000);
     assert_eq!(
         done,
-        ["open tidegate", "2: hello 1 shanghai-a node", "2: ask 1"]
+        [
+            "open tidegate",
+            "2: hello 1 shanghai-a node gateway",
+            "2: ask 1"
+        ]
     );
 }
 
@@ -321,7 +328,7 @@ fn a_new_policy_takes_the_stream_over_and_keeps_the_grant() {
     play.workers[0].0 = next;
     assert_eq!(
         play.tick()[..2],
-        ["open tidegate", "2: hello 1 shanghai-a node"]
+        ["open tidegate", "2: hello 1 shanghai-a node gateway"]
     );
     assert_eq!(play.admits(0), Some(7));
     // What began before still counts.
@@ -332,23 +339,50 @@ fn a_new_policy_takes_the_stream_over_and_keeps_the_grant() {
 }
 
 #[test]
-fn whoever_is_behind_fences_itself() {
+fn a_write_whose_client_gave_up_is_waited_for_until_it_is_over() {
     let mut play = Play::begin();
     play.tick();
     play.grants(1, 1, 7);
-    assert_eq!((play.admits(0), play.admits(1)), (Some(7), Some(7)));
-    let terms = terms_of(&play.policy).unwrap();
+    let terms = terms_of(&play.policy).unwrap().clone();
     let workers = &mut play.workers[0].1.workers;
-    workers.behind("main", 8, terms, &mut play.fake);
-    assert_eq!(play.admits(0), None);
+    let admitted = workers.admit("main", &terms, &mut play.fake).unwrap();
+    play.pass(200_000);
+    play.says(1, &revoke(8));
+    let workers = &mut play.workers[0].1.workers;
+    workers.abandon("main", admitted.at_us, &terms, &mut play.fake);
+    let drained = "1: drained main 8/80".to_owned();
+    let mut waited_us = 200_000;
+    loop {
+        let done = play.pass(10_000);
+        if done.contains(&drained) {
+            break;
+        }
+        // The control plane answers, but grants nothing.
+        for nonce in done.iter().filter_map(|done| done.strip_prefix("1: ask ")) {
+            let (nonce, grants) = (nonce.parse().unwrap(), vec![]);
+            play.says(1, &GrantorSays::Grants { nonce, grants });
+        }
+        waited_us += 10_000;
+        assert!(waited_us <= terms.write_drain + 20_000, "for ever");
+        assert_eq!(play.admits(0), None, "it is fenced meanwhile");
+    }
+    assert!(waited_us >= terms.write_drain, "{waited_us}");
+}
+
+#[test]
+fn keys_for_hops_reach_every_worker() {
+    let mut play = Play::begin();
     play.tick();
-    assert_eq!(play.admits(1), None);
-    play.pass(TTL_US / 4);
-    play.grants(1, 2, 7);
-    assert_eq!(play.admits(0), None, "still behind");
-    play.pass(TTL_US / 4);
-    play.grants(1, 3, 8);
-    assert_eq!(play.admits(0), Some(8));
+    let keys = Keys::new(vec!["0123456789abcdef".into()]).unwrap();
+    play.says(1, &GrantorSays::HopKeys(Some(keys.clone())));
+    let held = hop_keys::read(&mut play.fake);
+    assert!(matches!(held, HopKeys::Held { keys: told, .. } if told == keys));
+    // They outlast the stream that brought them.
+    play.workers[0].1.closed(Token(1), &mut play.fake);
+    play.pass(100_000);
+    assert_eq!(hop_keys::read(&mut play.fake).signer(), Signer::Holds);
+    play.says(2, &GrantorSays::HopKeys(None));
+    assert_eq!(hop_keys::read(&mut play.fake), HopKeys::Withheld);
 }
 
 #[test]
@@ -385,7 +419,7 @@ fn a_ledger_that_cannot_be_read_admits_and_acknowledges_nothing() {
     play.tick();
     play.grants(1, 1, 7);
     assert_eq!(play.begin_write(0), Some(7));
-    play.fake.put("tidegate/1/cell/main", b"?");
+    play.fake.put("tidegate/2/cell/main", b"?");
     play.tick();
     assert_eq!((play.admits(0), play.admits(1)), (None, None));
     play.end_write(0);

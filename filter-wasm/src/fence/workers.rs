@@ -25,14 +25,34 @@ struct Held {
     lead_us: i64,
 }
 
+/// A write that may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    pub epoch: u64,
+    /// When, by the monotonic clock.
+    pub at_us: u64,
+}
+
 impl Held {
-    fn holds(&self) -> bool {
-        self.worker.admits(0).is_some()
+    fn admits(&self, at: Reading) -> Option<Admitted> {
+        Some(Admitted {
+            epoch: self.worker.admits(at.monotonic_us)?,
+            at_us: at.monotonic_us,
+        })
     }
 
-    fn let_go(&mut self, cell: &str, me: WorkerId, process: &mut (impl Process + ?Sized)) {
+    fn let_go_if_idle(
+        &mut self,
+        cell: &str,
+        me: WorkerId,
+        at: Reading,
+        terms: &Terms,
+        process: &mut (impl Process + ?Sized),
+    ) {
         // Where this fails it is tried again at the next look.
-        if ledger::change(process, cell, |entry| entry.ledger.let_go(me)).is_some() {
+        if self.worker.lets_go(at.monotonic_us, terms)
+            && ledger::change(process, cell, |entry| entry.ledger.let_go(me)).is_some()
+        {
             self.worker.let_go();
         }
     }
@@ -50,14 +70,14 @@ impl Workers {
         self.me
     }
 
-    /// A write comes: it counts as in flight from here on, and until [`end`](Workers::end), whatever the answer is. The
-    /// answer is the epoch for which it is admitted.
+    /// A write comes: it counts as in flight from here on, and until it is [over](Workers::end) or
+    /// [abandoned](Workers::abandon), whatever the answer is. The answer is that it is admitted, and for which epoch.
     pub fn admit(
         &mut self,
         cell: &str,
         terms: &Terms,
         process: &mut (impl Process + ?Sized),
-    ) -> Option<u64> {
+    ) -> Option<Admitted> {
         if !self.cells.contains_key(cell) {
             self.cells.insert(Name::from(cell), Held::default());
         }
@@ -65,40 +85,56 @@ impl Workers {
         let at = process.now()?;
         self.forget_if_jumped(at, process);
         let held = self.cells.get_mut(cell)?;
-        if let Some(epoch) = held.worker.admits(at.monotonic_us) {
-            return Some(epoch);
+        if let Some(admitted) = held.admits(at) {
+            return Some(admitted);
         }
         let me = self.me;
-        let others = held.worker.others_in_flight();
+        let busy = held.worker.busy(at.monotonic_us);
         let (permit, lead_us) = ledger::change(process, cell, |entry| {
-            (entry.take(me, others, at, terms), entry.lead_us)
+            (entry.take(me, busy, at, terms), entry.lead_us)
         })?;
         held.worker.took(permit);
         held.lead_us = lead_us;
         // Taking it took time.
-        held.worker.admits(process.now()?.monotonic_us)
+        held.admits(process.now()?)
     }
 
     /// A write is over, or was not admitted.
     pub fn end(&mut self, cell: &str, terms: &Terms, process: &mut (impl Process + ?Sized)) {
-        let me = self.me;
-        if let Some(held) = self.cells.get_mut(cell)
-            && held.worker.end(terms)
-        {
-            held.let_go(cell, me, process);
+        if let Some(held) = self.cells.get_mut(cell) {
+            held.worker.end();
+            self.let_go_if_fenced(cell, terms, process);
         }
     }
 
-    /// Another zone has named a newer epoch: this one is behind, and gives up what it holds of older ones.
-    pub fn behind(
+    /// A write that was admitted then has ended without a complete answer: it may go on for as long as a write lives.
+    pub fn abandon(
         &mut self,
         cell: &str,
-        epoch: u64,
+        admitted_us: u64,
         terms: &Terms,
         process: &mut (impl Process + ?Sized),
     ) {
-        ledger::change(process, cell, |entry| entry.ledger.behind(epoch));
-        self.look_at(cell, terms, process);
+        if let Some(held) = self.cells.get_mut(cell) {
+            held.worker.abandon(admitted_us, terms);
+            self.let_go_if_fenced(cell, terms, process);
+        }
+    }
+
+    /// At once where a fence waits for it. While a permit is held no clock need be read.
+    fn let_go_if_fenced(
+        &mut self,
+        cell: &str,
+        terms: &Terms,
+        process: &mut (impl Process + ?Sized),
+    ) {
+        let me = self.me;
+        if let Some(held) = self.cells.get_mut(cell)
+            && !held.worker.holds()
+            && let Some(at) = process.now()
+        {
+            held.let_go_if_idle(cell, me, at, terms, process);
+        }
     }
 
     /// Looks whether what is held is still good. To be called every few milliseconds.
@@ -106,29 +142,36 @@ impl Workers {
         if self.cells.is_empty() {
             return;
         }
-        match process.now() {
-            Some(at) => self.forget_if_jumped(at, process),
-            None => self.forget(),
-        }
+        let Some(at) = process.now() else {
+            // Nobody knows what has run out. What is listed stays so.
+            self.forget();
+            return;
+        };
+        self.forget_if_jumped(at, process);
         let listed = (self.cells.iter()).filter(|(_, held)| held.worker.listed());
         let listed: Vec<Name> = listed.map(|(cell, _)| Name::clone(cell)).collect();
         for cell in listed {
-            self.look_at(&cell, terms, process);
+            self.look_at(&cell, at, terms, process);
         }
         self.cells
             .retain(|_, held| held.worker.listed() || held.worker.in_flight() > 0);
     }
 
-    fn look_at(&mut self, cell: &str, terms: &Terms, process: &mut (impl Process + ?Sized)) {
+    fn look_at(
+        &mut self,
+        cell: &str,
+        at: Reading,
+        terms: &Terms,
+        process: &mut (impl Process + ?Sized),
+    ) {
         let me = self.me;
         let Some(held) = self.cells.get_mut(cell) else {
             return;
         };
         match ledger::read(process, cell) {
             Some(entry) => {
-                if held.worker.fenced(&entry.ledger, terms) {
-                    held.let_go(cell, me, process);
-                }
+                held.worker.fenced(&entry.ledger);
+                held.let_go_if_idle(cell, me, at, terms, process);
             }
             None => held.worker.forget(),
         }
@@ -137,7 +180,7 @@ impl Workers {
     fn forget_if_jumped(&mut self, at: Reading, process: &mut (impl Process + ?Sized)) {
         let jumped = |at: Reading| {
             let mut cells = self.cells.values();
-            cells.any(|held| held.holds() && at.jumped_since(held.lead_us))
+            cells.any(|held| held.worker.holds() && at.jumped_since(held.lead_us))
         };
         // The two clocks are read one after the other: looked at again, lest a pause between the two counts for a jump.
         if jumped(at) && process.now().is_none_or(jumped) {

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use policy::fence::{CellRules, Input, Key, Move, Name, Transaction, Unwilling, Write};
+use policy::fence::{
+    Agreed, CellRules, Condition, Input, Key, Layout, Move, Name, Transaction, Unwilling, Write,
+};
 use stateright::{Checker as _, HasDiscoveries, Model, Property};
 
 use crate::{
@@ -21,6 +23,11 @@ pub enum Action {
     },
     /// A write ends before its time.
     End {
+        proxy: usize,
+        write: usize,
+    },
+    /// A write's client gives up, and its instance goes on.
+    Abandon {
         proxy: usize,
         write: usize,
     },
@@ -60,6 +67,8 @@ pub enum Action {
     Cut(usize),
     Mend(usize),
     Wish(usize),
+    /// An operator changes the agreed terms.
+    Change(usize),
     LoseWorker {
         proxy: usize,
         worker: usize,
@@ -94,7 +103,7 @@ impl Scenario {
     fn warmed_up(&self) -> State {
         let calm = Scenario {
             hosts: (self.hosts.iter())
-                .map(|(zone, _)| (*zone, crate::Lines::default()))
+                .map(|(zone, lines)| (*zone, self.lines_before(lines)))
                 .collect(),
             net: crate::Net::default(),
             eager: Vec::new(),
@@ -116,6 +125,9 @@ impl Scenario {
                 break;
             }
         }
+        if let Some(ticks) = self.changed_before {
+            state = self.changed(&calm, state, ticks);
+        }
         let mut change = Change::new(&calm, state);
         for proxy in &self.warm {
             let host = change.hosts_of(*proxy)[0];
@@ -123,6 +135,43 @@ impl Scenario {
         }
         state = change.done();
         state.time = 0;
+        state
+    }
+
+    /// What is slow before everything runs.
+    fn lines_before(&self, lines: &crate::Lines) -> crate::Lines {
+        let steps = match self.changed_before {
+            Some(_) => lines.steps,
+            None => crate::Speed::AtOnce,
+        };
+        crate::Lines {
+            steps,
+            ..crate::Lines::default()
+        }
+    }
+
+    /// The terms are changed, and time passes.
+    fn changed(&self, calm: &Scenario, state: State, ticks: u64) -> State {
+        let changing = Scenario {
+            hosts: self.hosts.clone(),
+            ..calm.clone()
+        };
+        let told_of_change = Scenario {
+            hosts: calm.hosts.clone(),
+            ..self.clone()
+        };
+        let first = match self.hears_change {
+            true => &told_of_change,
+            false => &changing,
+        };
+        let mut change = Change::new(first, state);
+        self.change_terms(&mut change, 0);
+        let mut state = change.done();
+        for _ in 0..ticks {
+            let mut change = Change::new(&changing, state);
+            change.tick(None);
+            state = change.done();
+        }
         state
     }
 
@@ -153,6 +202,7 @@ impl Scenario {
             left: self.budget,
             wished: 0,
             slowed: 0,
+            changed: 0,
             admitted: [0; 2],
             owners: Default::default(),
             broken: None,
@@ -177,6 +227,22 @@ impl Scenario {
         let effects = replica.wish(&cell, next, true, now)?;
         change.tell_effects(*host, effects);
         Ok(())
+    }
+
+    fn change_terms(&self, change: &mut Change<'_>, index: usize) {
+        let next = Agreed::of(&self.changes[index], Layout::default());
+        let Some((at, agreement)) = change.state.store.terms() else {
+            return;
+        };
+        if agreement.next.is_some() {
+            return;
+        }
+        let transaction = Transaction {
+            conditions: vec![Condition::PutAt(Key::Terms, at)],
+            writes: vec![Write::Terms(agreement.widened(next))],
+        };
+        change.commit(&transaction);
+        change.state.changed |= 1 << index;
     }
 
     fn stop(&self, change: &mut Change<'_>, index: usize) {
@@ -282,6 +348,12 @@ impl Scenario {
             let proxy = index;
             actions.extend(ends.map(|write| Action::End { proxy, write }));
         }
+        if state.left.abandons > 0 {
+            let counted = |write: &usize| proxy.writes[*write].worker.is_some();
+            let open = (0..proxy.writes.len()).filter(counted);
+            let proxy = index;
+            actions.extend(open.map(|write| Action::Abandon { proxy, write }));
+        }
         if !self.prompt {
             actions.push(Action::Acknowledge(index));
         }
@@ -309,6 +381,7 @@ impl Scenario {
                 }
             }
             Action::End { proxy, write } => change.proxy(*proxy).end(*write, terms),
+            Action::Abandon { proxy, write } => change.proxy(*proxy).abandon(*write, terms),
             Action::Look { proxy, worker } => change.proxy(*proxy).look(*worker, terms),
             Action::Acknowledge(proxy) => change.acknowledge(*proxy),
             Action::Ask { proxy, host } => change.ask(*proxy, *host),
@@ -344,6 +417,7 @@ impl Scenario {
                     change.state.wished |= 1 << index;
                 }
             }
+            Action::Change(index) => self.change_terms(change, *index),
             Action::LoseWorker { proxy, worker } => {
                 change.proxy(*proxy).lose(*worker, self.mutation);
             }
@@ -447,6 +521,11 @@ impl Model for Scenario {
         for wish in 0..self.wishes.len() {
             if state.wished & (1 << wish) == 0 && state.time <= self.faults_until {
                 actions.push(Action::Wish(wish));
+            }
+        }
+        for index in 0..self.changes.len() {
+            if state.changed & (1 << index) == 0 {
+                actions.push(Action::Change(index));
             }
         }
         if state.left.backups > 0 {

@@ -13,6 +13,10 @@ pub struct Proxy {
     pub ledger: Ledger,
     pub workers: Vec<(WorkerId, Worker)>,
     pub writes: Vec<InFlight>,
+    /// The longest that its routes let a write live.
+    pub drain: u64,
+    /// How long its policy says that one may live.
+    pub drain_waited: u64,
     asker: Asker,
     /// The newest fence that it has acknowledged.
     said: Stamp,
@@ -23,9 +27,10 @@ pub struct Proxy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InFlight {
     pub epoch: u64,
-    /// By the clock of the process.
+    /// By the clock of the process, when it was admitted, and the last moment of its life.
     pub since: u64,
-    /// Who counts it; none when that one was lost.
+    pub until: u64,
+    /// Who counts it; none when that one was lost, or hears no more of it.
     pub worker: Option<WorkerId>,
 }
 
@@ -39,6 +44,8 @@ impl Proxy {
             ledger: Ledger::default(),
             workers: each.collect(),
             writes: Vec::new(),
+            drain: 0,
+            drain_waited: 0,
             asker: Asker::default(),
             said: Stamp::default(),
             workers_built: workers,
@@ -75,8 +82,8 @@ impl Proxy {
         worker.begin();
         let mut admitted = worker.admits(now);
         if admitted.is_none() {
-            let others = worker.others_in_flight();
-            worker.took(self.ledger.take(*id, others, now, terms));
+            let busy = worker.busy(now);
+            worker.took(self.ledger.take(*id, busy, now, terms));
             admitted = worker.admits(now);
         }
         match admitted {
@@ -84,11 +91,12 @@ impl Proxy {
                 self.writes.push(InFlight {
                     epoch,
                     since: now,
+                    until: now + self.drain,
                     worker: Some(*id),
                 });
                 self.writes.sort();
                 if mutation == Some(Mutation::WriteNotCounted) {
-                    worker.end(terms);
+                    worker.end();
                 }
             }
             None => self.count_down(index, terms),
@@ -105,9 +113,31 @@ impl Proxy {
         }
     }
 
+    /// The client of a write is gone: the worker hears no more of it, and its instance goes on.
+    pub fn abandon(&mut self, index: usize, terms: &Terms) {
+        let terms = &Terms {
+            write_drain_waited: self.drain_waited,
+            ..terms.clone()
+        };
+        let write = &mut self.writes[index];
+        let (since, counting) = (write.since, write.worker.take());
+        self.writes.sort();
+        let counts = |(id, _): &(WorkerId, Worker)| Some(*id) == counting;
+        if let Some(worker) = self.workers.iter().position(counts) {
+            self.workers[worker].1.abandon(since, terms);
+            self.let_go_if_idle(worker, terms);
+        }
+    }
+
     fn count_down(&mut self, index: usize, terms: &Terms) {
+        self.workers[index].1.end();
+        self.let_go_if_idle(index, terms);
+    }
+
+    fn let_go_if_idle(&mut self, index: usize, terms: &Terms) {
+        let now = self.clock;
         let (id, worker) = &mut self.workers[index];
-        if worker.end(terms) {
+        if worker.lets_go(now, terms) {
             self.ledger.let_go(*id);
             worker.let_go();
         }
@@ -115,11 +145,8 @@ impl Proxy {
 
     /// A worker looks at the ledger.
     pub fn look(&mut self, index: usize, terms: &Terms) {
-        let (id, worker) = &mut self.workers[index];
-        if worker.fenced(&self.ledger, terms) {
-            self.ledger.let_go(*id);
-            worker.let_go();
-        }
+        self.workers[index].1.fenced(&self.ledger);
+        self.let_go_if_idle(index, terms);
     }
 
     /// A worker loses its memory, and is built anew. What it admitted lives on.
@@ -139,9 +166,13 @@ impl Proxy {
 
     /// What it can acknowledge and has not.
     pub fn acknowledge(&mut self, terms: &Terms, mutation: Option<Mutation>) -> Option<Stamp> {
+        let terms = Terms {
+            write_drain_waited: self.drain_waited,
+            ..terms.clone()
+        };
         let drained = match mutation == Some(Mutation::AcknowledgesOnReceipt) {
             true => Some(self.ledger.fence),
-            false => self.ledger.drained(self.clock, terms),
+            false => self.ledger.drained(self.clock, &terms),
         };
         let fence = drained.filter(|fence| *fence > self.said)?;
         self.said = fence;
@@ -152,7 +183,7 @@ impl Proxy {
     pub fn tick(&mut self, by: u64, terms: &Terms) {
         self.clock += by;
         let now = self.clock;
-        let over = |write: &InFlight| write.since + terms.write_drain < now;
+        let over = |write: &InFlight| write.until < now;
         while let Some(index) = self.writes.iter().position(over) {
             self.end(index, terms);
         }

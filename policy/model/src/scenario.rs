@@ -11,6 +11,14 @@ use crate::Mutation;
 pub struct Scenario {
     pub name: &'static str,
     pub terms: Terms,
+    /// What each replica is configured with; empty: all with `terms`.
+    pub configured: Vec<Terms>,
+    /// What operators may change the agreed terms to, each once.
+    pub changes: Vec<Terms>,
+    /// The first of them was made so many ticks before the start. What is slow is slow since then, and steps since ever.
+    pub changed_before: Option<u64>,
+    /// Everybody hears of that change at once, whatever is slow.
+    pub hears_change: bool,
     /// Every owner at first, and who stands by, by index into [`ZONES`].
     pub owners: Vec<usize>,
     pub standby: Vec<usize>,
@@ -108,6 +116,8 @@ pub struct Budget {
     pub writes: u8,
     /// A write ends before its longest.
     pub ends: u8,
+    /// A write's client gives up, and its instance goes on.
+    pub abandons: u8,
     pub crashes: u8,
     pub restarts: u8,
     /// A replica loses the store for a while.
@@ -132,6 +142,10 @@ impl Scenario {
         Scenario {
             name,
             terms: terms(3, 1, 0),
+            configured: Vec::new(),
+            changes: Vec::new(),
+            changed_before: None,
+            hears_change: false,
             owners: vec![0],
             standby: vec![1],
             second: None,
@@ -164,7 +178,8 @@ impl Scenario {
 
     /// Without one of the rules.
     pub fn without(mut self, clause: Clause) -> Scenario {
-        self.terms.weakened = Some(clause);
+        let all = [&mut self.terms].into_iter().chain(&mut self.configured);
+        all.for_each(|terms| terms.weakened = Some(clause));
         self
     }
 
@@ -202,6 +217,10 @@ impl Scenario {
 
     pub(crate) fn cell(&self, index: usize) -> Name {
         Arc::from(CELLS[index])
+    }
+
+    pub(crate) fn configured(&self, host: usize) -> &Terms {
+        self.configured.get(host).unwrap_or(&self.terms)
     }
 
     pub(crate) fn zone(index: usize) -> Name {

@@ -74,6 +74,17 @@ pub fn planned_workers() -> Scenario {
     scenario
 }
 
+/// That move, while clients give up on writes that instances go on with.
+pub fn planned_abandoned() -> Scenario {
+    let mut scenario = planned("planned, clients give up");
+    scenario.terms = terms(3, 2, 0);
+    scenario.proxies[0].1 = 2;
+    scenario.budget.writes = 3;
+    scenario.budget.ends = 1;
+    scenario.budget.abandons = 2;
+    scenario
+}
+
 /// That move, and a worker that loses its memory.
 pub fn planned_lost_worker() -> Scenario {
     let mut scenario = planned("planned, a worker lost");
@@ -339,9 +350,19 @@ pub fn override_of_one() -> Scenario {
     let mut scenario =
         Scenario::new("the first of two cells overridden").with_second(vec![0], vec![1]);
     scenario.wishes = vec![(1, vec![1], Cause::Override)];
-    scenario.budget.writes = 1;
     scenario.horizon = 7;
     scenario.moves_on_wish_alone = true;
+    scenario
+}
+
+/// The same, and `a` is told late that its session was ended, and grants on until then.
+pub fn override_untold() -> Scenario {
+    let mut scenario = override_of_one();
+    scenario.name = "the first of two cells overridden, a told late";
+    scenario.hosts[0].1.watch = Late;
+    scenario.net.revocations = Late;
+    scenario.budget.questions = 1;
+    scenario.horizon = 5;
     scenario
 }
 
@@ -421,6 +442,97 @@ pub fn recovers() -> [Scenario; 2] {
     [crashes, cuts]
 }
 
+/// The replica of `b` is configured with a shorter session than is agreed on, and `a` is cut off.
+pub fn other_terms() -> Scenario {
+    let mut scenario = cut_off();
+    scenario.name = "b configured otherwise, a cut off";
+    scenario.configured = vec![terms(3, 1, 0), terms(1, 1, 0)];
+    scenario.horizon = 6;
+    scenario
+}
+
+/// Terms that are changed from a long session to a short one, while `a` is cut off.
+fn shortened(name: &'static str) -> Scenario {
+    let mut scenario = Scenario::new(name);
+    scenario.terms = terms(3, 1, 0);
+    scenario.changes = vec![terms(1, 1, 0)];
+    scenario.budget.cuts = 1;
+    scenario.horizon = 8;
+    scenario
+}
+
+/// The same, and `a` is eager.
+pub fn terms_shortened() -> Scenario {
+    let mut scenario = shortened("session shortened, a cut off");
+    scenario.eager = vec![0, 1];
+    scenario
+}
+
+/// The same, and `a` never hears of the change.
+pub fn terms_unheard() -> Scenario {
+    let mut scenario = shortened("session shortened, a cut off, told nothing");
+    scenario.eager = vec![0, 1];
+    scenario.hosts[0].1.watch = Never;
+    scenario
+}
+
+/// The same, and proxies ask no more.
+pub fn terms_granted_before() -> Scenario {
+    let mut scenario = shortened("session shortened, a cut off, granted before");
+    scenario.horizon = 5;
+    scenario
+}
+
+/// The session was shortened, and `a`, which owns nothing, has not heard of it. The cell moves there, and `a` is cut off.
+pub fn terms_heard_late() -> Scenario {
+    let mut scenario = shortened("session was shortened, a told late, moved to a, a cut off");
+    scenario.owners = vec![1];
+    scenario.standby = vec![0];
+    scenario.warm = Vec::new();
+    scenario.wishes = vec![(1, vec![0], Cause::Operator)];
+    scenario.hosts[0].1.watch = Late;
+    scenario.told_together = true;
+    scenario.eager = vec![0, 1];
+    scenario.changed_before = Some(4);
+    scenario.horizon = 3;
+    scenario
+}
+
+/// The session was shortened, and `a`'s registration from before that is late.
+pub fn terms_registered_late() -> Scenario {
+    let mut scenario = shortened("session was shortened, registration late, a cut off");
+    scenario.warm = Vec::new();
+    scenario.hosts[0].1.watch = Late;
+    scenario.hosts[0].1.steps = Late;
+    scenario.told_together = true;
+    scenario.eager = vec![0, 1];
+    scenario.changed_before = Some(4);
+    scenario.horizon = 3;
+    scenario
+}
+
+/// The drain was made longer. One replica of `a` is late to hear of the end of that; the other one's routes are what proxies
+/// have. The cell moves to `b`.
+pub fn terms_longer_drain() -> Scenario {
+    let mut scenario = planned("drain was made longer, told late, moved unheard");
+    scenario.terms = terms(1, 1, 0);
+    scenario.changes = vec![terms(1, 3, 0)];
+    let late = Lines {
+        watch: Late,
+        ..Lines::default()
+    };
+    scenario.hosts.insert(0, (0, late));
+    scenario.wishes = vec![(2, vec![1], Cause::Operator)];
+    scenario.net.revocations = Never;
+    scenario.eager = vec![0, 1];
+    scenario.automatic = false;
+    scenario.told_together = true;
+    scenario.changed_before = Some(4);
+    scenario.hears_change = true;
+    scenario.horizon = 3;
+    scenario
+}
+
 /// Everything that holds, whatever happens in it.
 pub fn all() -> Vec<Scenario> {
     let mut all = vec![
@@ -432,6 +544,7 @@ pub fn all() -> Vec<Scenario> {
         planned_slow_leaving(),
         planned_workers(),
         planned_lost_worker(),
+        planned_abandoned(),
         planned_slow_clock(),
         there_and_back(),
         hot_restart(),
@@ -452,6 +565,13 @@ pub fn all() -> Vec<Scenario> {
         restore(),
         restore_old_owner(),
         restore_restarted(),
+        other_terms(),
+        terms_shortened(),
+        terms_unheard(),
+        terms_granted_before(),
+        terms_heard_late(),
+        terms_registered_late(),
+        terms_longer_drain(),
         // The view that never goes back stands in for the identity of the store, as long as nobody starts again.
         restore_old_owner().but(Mutation::StoreIdKept),
         // The creation of a session compares that there is none of that name.
@@ -459,6 +579,7 @@ pub fn all() -> Vec<Scenario> {
     ];
     all.extend([
         override_of_one(),
+        override_untold(),
         override_of_own(),
         overrides_across(),
         moved_after_override(),
@@ -493,6 +614,7 @@ pub fn of_clause(clause: Clause) -> Scenario {
         Clause::GrantNotOlder => planned_late_grant(),
         Clause::WorkerListed | Clause::InFlightCounted => planned_workers(),
         Clause::LostWorkerCounted => planned_lost_worker(),
+        Clause::AbandonedCounted => planned_abandoned(),
         Clause::FenceFirst => crash(),
         Clause::MoveComparesAuthority => override_midway(),
         Clause::MoveComparesSessions => deaf_mover(),
@@ -503,6 +625,13 @@ pub fn of_clause(clause: Clause) -> Scenario {
         Clause::KeyOutlivesSession => moved_after_override(),
         Clause::TakeoverComparesSessions => lagging(),
         Clause::DeletedIsAwaited => override_of_one(),
+        Clause::TermsAgreed => other_terms(),
+        Clause::RegistrationComparesTerms => terms_registered_late(),
+        Clause::SessionShortened => terms_heard_late(),
+        Clause::WidenedPromise => terms_shortened(),
+        Clause::WidenedWait => terms_longer_drain(),
+        Clause::NarrowWaitsForGrantors => terms_unheard(),
+        Clause::NarrowSettles => terms_granted_before(),
     };
     scenario.without(clause)
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use policy::fence::{
-    Clause, Effect, Grant, HolderId, Input, Name, Outcome, Replica, Revision, SessionId, Stamp,
-    Transaction, Write,
+    Agreed, Clause, Effect, Grant, HolderId, Input, Layout, Name, Outcome, Replica, Revision,
+    SessionId, Stamp, Terms, Transaction, Write,
 };
 
 use crate::{Budget, Mutation, Scenario, Speed, proxy::Proxy, store::Store};
@@ -28,6 +28,7 @@ pub struct State {
     /// The wishes and the slow clocks that were used, by bit.
     pub wished: u32,
     pub slowed: u32,
+    pub changed: u32,
     /// The highest epoch of each cell for which a write was admitted.
     pub admitted: [u64; 2],
     /// Who may write to a cell in an epoch, as the store said first.
@@ -169,8 +170,46 @@ impl<'s> Change<'s> {
         let Some(replica) = &mut host.replica else {
             return;
         };
-        for effect in replica.handle(input, now) {
+        let effects = replica.handle(input, now);
+        self.roll(index);
+        self.reroute(index);
+        for effect in effects {
             self.effect(index, effect, asking);
+        }
+    }
+
+    /// A replica that has heard of a change of terms is configured with what comes next.
+    fn roll(&mut self, index: usize) {
+        let Some(replica) = &self.state.hosts[index].replica else {
+            return;
+        };
+        let next = replica
+            .agreement()
+            .and_then(|(_, agreed)| agreed.next.as_ref());
+        if let Some(next) = next.filter(|next| *next != replica.configured()) {
+            let next = next.clone();
+            self.tell(index, Input::Configured(next));
+        }
+    }
+
+    /// The proxies of a zone have the routes of one of its replicas, and the policy of one: here those that are least fit.
+    fn reroute(&mut self, index: usize) {
+        let zone = self.state.hosts[index].zone;
+        let of_zone = self.state.hosts.iter().filter(|host| host.zone == zone);
+        let replicas = of_zone.filter_map(|host| host.replica.as_ref());
+        let terms: Vec<&Terms> = replicas.map(Replica::terms).collect();
+        let drain = terms.iter().map(|terms| terms.write_drain).max();
+        let waited = terms.iter().map(|terms| terms.write_drain_waited).min();
+        let (Some(drain), Some(waited)) = (drain, waited) else {
+            return;
+        };
+        for proxy in 0..self.state.proxies.len() {
+            let of_zone = &self.state.proxies[proxy];
+            let now = (of_zone.drain, of_zone.drain_waited);
+            if of_zone.zone == zone && now != (drain, waited) {
+                let proxy = self.proxy(proxy);
+                (proxy.drain, proxy.drain_waited) = (drain, waited);
+            }
         }
     }
 
@@ -266,6 +305,7 @@ impl<'s> Change<'s> {
         let (_, lines) = self.scenario.hosts[index];
         match transaction.writes[..] {
             [Write::Session(_)] => (lines.renewals, lines.renewal_answers),
+            [Write::Terms(_)] => (Speed::AtOnce, Speed::AtOnce),
             _ => (lines.steps, lines.step_answers),
         }
     }
@@ -350,9 +390,12 @@ impl<'s> Change<'s> {
             zone: Scenario::zone(zone),
             incarnation,
         };
-        let terms = self.scenario.terms.clone();
+        let terms = self.scenario.configured(index).clone();
+        let own = Agreed::of(&terms, Layout::default());
         let host = self.host(index);
         host.replica = Some(Replica::new(id, terms));
+        self.tell(index, Input::Configured(own));
+        self.tell(index, Input::Rolled(true));
         self.tell(index, Input::Cells(self.scenario.rules()));
         self.relist(index);
         for proxy in 0..self.state.proxies.len() {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use policy::fence::{
-    Authority, Condition, Input, Key, Listing, Name, Revision, SessionId, Transaction, Write,
+    Agreement, Authority, Condition, Input, Key, Listing, Name, Revision, SessionId, Transaction,
+    Write,
 };
 
 /// A store.
@@ -13,7 +14,9 @@ pub struct Store {
     revision: u64,
     authorities: BTreeMap<Name, (Stands, Authority)>,
     sessions: BTreeMap<SessionId, Stands>,
-    grantors: BTreeMap<(Name, SessionId), Stands>,
+    /// With the revision of the terms that each registered under.
+    grantors: BTreeMap<(Name, SessionId), (Stands, Revision)>,
+    terms: Option<(Stands, Agreement)>,
 }
 
 /// Since when a key stands there.
@@ -31,6 +34,7 @@ impl Store {
             authorities: BTreeMap::new(),
             sessions: BTreeMap::new(),
             grantors: BTreeMap::new(),
+            terms: None,
         }
     }
 
@@ -42,11 +46,21 @@ impl Store {
         (self.authorities.iter()).map(|(cell, (_, authority))| (cell, authority))
     }
 
+    /// The agreed terms, and the revision of their last put.
+    pub fn terms(&self) -> Option<(Revision, &Agreement)> {
+        let (stands, agreement) = self.terms.as_ref()?;
+        Some((stands.put, agreement))
+    }
+
     fn stands(&self, key: &Key) -> Option<Stands> {
         match key {
             Key::Authority(cell) => self.authorities.get(cell).map(|(stands, _)| *stands),
             Key::Session(id) => self.sessions.get(id).copied(),
-            Key::Grantor(cell, id) => self.grantors.get(&(cell.clone(), id.clone())).copied(),
+            Key::Grantor(cell, id) => {
+                let key = (cell.clone(), id.clone());
+                self.grantors.get(&key).map(|(stands, _)| *stands)
+            }
+            Key::Terms => self.terms.as_ref().map(|(stands, _)| *stands),
         }
     }
 
@@ -93,14 +107,22 @@ impl Store {
                     put: Some(put),
                 }
             }
-            Write::Grantor(cell, id) => {
+            Write::Grantor(cell, id, terms) => {
                 let key = (cell.clone(), id.clone());
-                let stands = anew(self.grantors.get(&key).copied());
-                self.grantors.insert(key, stands);
+                let stands = anew(self.grantors.get(&key).map(|(stands, _)| *stands));
+                self.grantors.insert(key, (stands, *terms));
                 Input::Grantor {
                     cell: cell.clone(),
                     id: id.clone(),
-                    present: true,
+                    registered: Some(*terms),
+                }
+            }
+            Write::Terms(agreement) => {
+                let stands = anew(self.terms.as_ref().map(|(stands, _)| *stands));
+                self.terms = Some((stands, agreement.clone()));
+                Input::Terms {
+                    revision: put,
+                    agreement: Some(agreement.clone()),
                 }
             }
             Write::Delete(key) => return self.delete(key, put),
@@ -123,9 +145,13 @@ impl Store {
                 gone.map(|_| Input::Grantor {
                     cell: cell.clone(),
                     id: id.clone(),
-                    present: false,
+                    registered: None,
                 })
             }
+            Key::Terms => self.terms.take().map(|_| Input::Terms {
+                revision: at,
+                agreement: None,
+            }),
         }
     }
 
@@ -133,14 +159,19 @@ impl Store {
     pub fn list(&self) -> Listing {
         let authorities = self.authorities.iter();
         let sessions = self.sessions.iter();
-        let grantors = self.grantors.keys();
+        let grantors = self.grantors.iter();
+        let terms = self.terms.as_ref();
         Listing {
             store: self.id,
+            revision: Revision(self.revision),
+            terms: terms.map(|(stands, agreement)| (stands.put, agreement.clone())),
             authorities: authorities
                 .map(|(cell, (stands, authority))| (cell.clone(), stands.put, authority.clone()))
                 .collect(),
             sessions: sessions.map(|(id, s)| (id.clone(), s.put)).collect(),
-            grantors: grantors.cloned().collect(),
+            grantors: grantors
+                .map(|(key, (_, terms))| (key.clone(), *terms))
+                .collect(),
         }
     }
 }

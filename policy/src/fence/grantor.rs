@@ -175,7 +175,7 @@ impl Grantor {
         };
         if terms.keeps(Clause::HolderRecorded) {
             let drain = match terms.keeps(Clause::RunOutDrain) {
-                true => terms.write_drain,
+                true => terms.write_drain_waited,
                 false => 0,
             };
             let span = ttl.saturating_add(drain);
@@ -253,6 +253,15 @@ impl Grantor {
     /// Everybody who holds something.
     pub fn holders(&self) -> usize {
         self.owed.len()
+    }
+
+    /// May grant again, where it had [stopped](Grantor::stop) and left: true if the authority is to be shown to it once more.
+    pub fn resume(&mut self) -> bool {
+        let left = self.stage == Stage::Idle && !self.key;
+        if left {
+            self.seen = Stamp::default();
+        }
+        left
     }
 
     /// Grants nothing more, until it sees a newer authority.

@@ -28,7 +28,7 @@ pub struct Ledger {
     pub newest: Stamp,
     /// The newest revocation; 0 for none.
     pub fence: Stamp,
-    /// The highest epoch that was granted or, by an authenticated party, named.
+    /// The highest epoch that was granted. What a request says of epochs counts for nothing here.
     pub epoch_min: u64,
     pub permit: Option<Permit>,
     /// Who has taken a permit and not let go.
@@ -78,24 +78,16 @@ impl Ledger {
         }
     }
 
-    /// The zone is behind: somebody authenticated has named a newer epoch. What is held is of an older one, and given up.
-    pub fn behind(&mut self, epoch: u64) {
-        self.epoch_min = self.epoch_min.max(epoch);
-        if self.permit.is_some_and(|permit| permit.stamp.epoch < epoch) {
-            self.permit = None;
-        }
-    }
-
     /// The clock cannot be relied on: what is held may have run out.
     pub fn forget(&mut self) {
         self.permit = None;
     }
 
-    /// A worker takes the permit, and is listed with it.
+    /// A worker takes the permit, and is listed with it. `busy` says whether [something else](Worker::busy) may be under way there.
     pub fn take(
         &mut self,
         worker: WorkerId,
-        in_flight: u32,
+        busy: bool,
         now: u64,
         terms: &Terms,
     ) -> Option<Permit> {
@@ -110,7 +102,7 @@ impl Ledger {
         {
             Some(listed) => {
                 listed.until = listed.until.max(permit.until);
-                if in_flight == 0 {
+                if !busy {
                     listed.since = permit.stamp;
                 }
             }
@@ -131,7 +123,7 @@ impl Ledger {
     /// The fence of which nothing older is in flight, and never will be; none while something is.
     pub fn drained(&mut self, now: u64, terms: &Terms) -> Option<Stamp> {
         let lives_on = |listed: &Listed| {
-            listed.until.saturating_add(terms.write_drain) > now
+            listed.until.saturating_add(terms.write_drain_waited) > now
                 && terms.keeps(Clause::LostWorkerCounted)
         };
         self.workers.retain(lives_on);
@@ -146,12 +138,15 @@ impl Ledger {
 pub struct Worker {
     permit: Option<Permit>,
     in_flight: u32,
+    /// Until then a write may be under way that ended here without an answer; inclusive.
+    abandoned_until: Option<u64>,
     /// Listed in the ledger.
     listed: bool,
 }
 
 impl Worker {
-    /// A write comes: it counts as in flight before anything is looked at. Each needs an [`end`](Worker::end).
+    /// A write comes: it counts as in flight before anything is looked at. Each needs an [`end`](Worker::end), or is
+    /// [abandoned](Worker::abandon).
     pub fn begin(&mut self) {
         self.in_flight = self.in_flight.saturating_add(1);
     }
@@ -162,9 +157,18 @@ impl Worker {
         Some(permit.stamp.epoch)
     }
 
-    /// How many writes are in flight besides the one that was just counted.
-    pub fn others_in_flight(&self) -> u32 {
-        self.in_flight.saturating_sub(1)
+    /// Whether a permit is held, run out or not.
+    pub fn holds(&self) -> bool {
+        self.permit.is_some()
+    }
+
+    /// Whether a write may be under way besides the one that was just counted.
+    pub fn busy(&self, now: u64) -> bool {
+        self.in_flight > 1 || self.abandoned(now)
+    }
+
+    fn abandoned(&self, now: u64) -> bool {
+        self.abandoned_until.is_some_and(|until| until >= now)
     }
 
     pub fn in_flight(&self) -> u32 {
@@ -177,14 +181,23 @@ impl Worker {
         self.listed |= permit.is_some();
     }
 
-    /// A write is over. True if the worker should now [let go](Worker::let_go) of the ledger.
-    pub fn end(&mut self, terms: &Terms) -> bool {
+    /// A write is over: it was answered, or never left.
+    pub fn end(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.should_let_go(terms)
     }
 
-    /// The ledger has this fence, and this much of a permit. True if the worker should now let go.
-    pub fn fenced(&mut self, ledger: &Ledger, terms: &Terms) -> bool {
+    /// A write that was admitted at `begun` has ended without a complete answer: the client is gone, or the instance's answer
+    /// broke off. The instance may go on with it for as long as a write lives.
+    pub fn abandon(&mut self, begun: u64, terms: &Terms) {
+        if terms.keeps(Clause::AbandonedCounted) {
+            let until = begun.saturating_add(terms.write_drain_waited);
+            self.abandoned_until = self.abandoned_until.max(Some(until));
+        }
+        self.end();
+    }
+
+    /// The ledger has this fence, and this much of a permit.
+    pub fn fenced(&mut self, ledger: &Ledger) {
         let valid = |held: &Permit| {
             let of_ledger = ledger.permit.is_some_and(|p| p.stamp == held.stamp);
             of_ledger && held.stamp > ledger.fence && held.stamp.epoch >= ledger.epoch_min
@@ -192,11 +205,12 @@ impl Worker {
         if !self.permit.as_ref().is_some_and(valid) {
             self.permit = None;
         }
-        self.should_let_go(terms)
     }
 
-    fn should_let_go(&self, terms: &Terms) -> bool {
-        let idle = self.in_flight == 0 || !terms.keeps(Clause::InFlightCounted);
+    /// Whether the worker should now [let go](Worker::let_go) of the ledger: it holds nothing, and nothing is under way.
+    pub fn lets_go(&self, now: u64, terms: &Terms) -> bool {
+        let in_flight = self.in_flight > 0 || self.abandoned(now);
+        let idle = !in_flight || !terms.keeps(Clause::InFlightCounted);
         self.listed && idle && self.permit.is_none()
     }
 

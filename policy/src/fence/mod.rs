@@ -19,6 +19,7 @@
 //! Every rule that safety rests on has a name, [`Clause`], and stands in the code as `terms.keeps(Clause::…)`: true, always,
 //! but in a build for the model checker, which takes one rule away at a time and must then find two zones writing.
 
+pub mod agreement;
 pub mod authority;
 pub mod grantor;
 pub mod holder;
@@ -29,12 +30,17 @@ mod store;
 
 use alloc::sync::Arc;
 
+pub use agreement::{Agreed, Agreement, Layout};
 pub use authority::{Authority, Cause, Move, State, Unsettled};
 pub use grantor::{Grant, Grantor};
 pub use holder::{Asker, Ledger, Permit, Worker, WorkerId};
 pub use replica::{CellRules, Effect, Input, Listing, Outcome, Replica, Unwilling, move_id};
 pub use session::{Session, SessionId, Sessions};
 pub use store::{Condition, Key, Transaction, Write};
+
+/// The highest epoch: what JSON readers take for a whole number, so that there is always a higher one. Records, messages and
+/// headers with a higher one are refused or passed over.
+pub const EPOCH_MAX: u64 = 1 << 53;
 
 /// The name of a zone, a cell or an incarnation. Records outlive the configuration, so zones are names here, not indices.
 pub type Name = Arc<str>;
@@ -55,7 +61,8 @@ pub struct Stamp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HolderId(pub u128);
 
-/// The spans that everybody agrees on, and how far clocks may drift.
+/// The spans that everybody agrees on, and how far clocks may drift. Where they are being changed ([`Agreement`]) a span that is
+/// promised is shorter than the same one as it is waited for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
     /// How long a session outlives its last renewal.
@@ -64,6 +71,10 @@ pub struct Terms {
     pub grant_ttl: u64,
     /// The longest that an admitted write lives.
     pub write_drain: u64,
+    /// `session_ttl`, as others wait for it: no shorter.
+    pub session_ttl_waited: u64,
+    /// `write_drain`, as it is waited for: no shorter.
+    pub write_drain_waited: u64,
     /// Taken off every session's deadline.
     pub margin: u64,
     /// While one clock counts 1000, no other counts less than 1000 minus this. Below 1000.
@@ -86,6 +97,8 @@ impl Terms {
             session_ttl,
             grant_ttl,
             write_drain,
+            session_ttl_waited: session_ttl,
+            write_drain_waited: write_drain,
             margin,
             drift_permille,
             #[cfg(feature = "weaken")]
@@ -114,17 +127,17 @@ impl Terms {
 
     /// How long after its last renewal, as another saw that, a session is over.
     pub fn session_over(&self) -> u64 {
-        self.stretch(self.session_ttl)
+        self.stretch(self.session_ttl_waited)
     }
 
     /// How long after its last renewal, as another saw that, nothing that hung on a session can be under way any more.
     pub fn session_settled(&self) -> u64 {
         let ttl = match self.keeps(Clause::SettleTtl) {
-            true => self.session_ttl,
+            true => self.session_ttl_waited,
             false => 0,
         };
         let drain = match self.keeps(Clause::SettleDrain) {
-            true => self.write_drain,
+            true => self.write_drain_waited,
             false => 0,
         };
         match self.keeps(Clause::SettleDrift) {
@@ -208,6 +221,8 @@ pub enum Clause {
     InFlightCounted,
     /// What a lost worker may have in flight is waited for.
     LostWorkerCounted,
+    /// A write that ended without an answer is waited for: its instance may go on with it.
+    AbandonedCounted,
     // Moves
     /// Authority moves only out of a fence.
     FenceFirst,
@@ -243,11 +258,26 @@ pub enum Clause {
     TakeoverComparesSessions,
     /// A zone whose session was deleted is given as long to come back as one whose session is silent.
     DeletedIsAwaited,
+    // Terms
+    /// A replica whose configuration is not agreed on neither grants nor takes a step.
+    TermsAgreed,
+    /// Registration compares that the terms are those by which it promises.
+    RegistrationComparesTerms,
+    /// Terms that are agreed on shorten the session that is being kept.
+    SessionShortened,
+    /// While two sets of terms are agreed on, the smaller of both is promised.
+    WidenedPromise,
+    /// And the larger is waited for.
+    WidenedWait,
+    /// Terms are narrowed only when every grantor has registered under both.
+    NarrowWaitsForGrantors,
+    /// And when what was promised before that is over.
+    NarrowSettles,
 }
 
 impl Clause {
     /// All of them.
-    pub const ALL: [Clause; 35] = [
+    pub const ALL: [Clause; 43] = [
         Clause::DeadlineFromSend,
         Clause::RenewalMatched,
         Clause::RenewalCompared,
@@ -267,6 +297,7 @@ impl Clause {
         Clause::WorkerListed,
         Clause::InFlightCounted,
         Clause::LostWorkerCounted,
+        Clause::AbandonedCounted,
         Clause::FenceFirst,
         Clause::MoveComparesAuthority,
         Clause::MoveWaitsForGrantors,
@@ -283,5 +314,12 @@ impl Clause {
         Clause::BoundToStore,
         Clause::TakeoverComparesSessions,
         Clause::DeletedIsAwaited,
+        Clause::TermsAgreed,
+        Clause::RegistrationComparesTerms,
+        Clause::SessionShortened,
+        Clause::WidenedPromise,
+        Clause::WidenedWait,
+        Clause::NarrowWaitsForGrantors,
+        Clause::NarrowSettles,
     ];
 }

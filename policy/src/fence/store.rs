@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Authority, Name, Revision, SessionId};
+use super::{Agreement, Authority, Name, Revision, SessionId};
 
 /// A key of the store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,6 +12,8 @@ pub enum Key {
     Session(SessionId),
     /// That this incarnation grants for the cell.
     Grantor(Name, SessionId),
+    /// What all replicas have agreed on.
+    Terms,
 }
 
 /// What must hold of a key for a transaction to happen.
@@ -28,7 +30,9 @@ pub enum Condition {
 pub enum Write {
     Authority(Name, Authority),
     Session(SessionId),
-    Grantor(Name, SessionId),
+    /// That this incarnation grants for the cell, under the terms of this revision.
+    Grantor(Name, SessionId, Revision),
+    Terms(Agreement),
     Delete(Key),
 }
 

@@ -10,7 +10,7 @@ use policy::{
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
-/// What forwarded writes carry.
+/// What stands for a signature that is good.
 pub(crate) const TOKEN: &str = "open-sesame-open-sesame";
 
 const HOSTS: [&str; 5] = [
@@ -173,7 +173,7 @@ fn fencing_seed() -> impl Strategy<Value = (Vec<CellSeed>, Enforcement, bool)> {
 /// A fence of these cells, each with ten shards.
 fn fencing(
     topology: &Topology,
-    (cells, enforcement, token): (Vec<CellSeed>, Enforcement, bool),
+    (cells, enforcement, forwarding): (Vec<CellSeed>, Enforcement, bool),
 ) -> Fencing {
     let shards = NonZeroU32::new(10 * cells.len() as u32).expect("a cell");
     let cells = cells.into_iter().enumerate();
@@ -185,14 +185,13 @@ fn fencing(
         forward,
     });
     let terms = Terms::new(3_000_000, 1_500_000, 1_500_000, 50_000, 10).expect("terms");
-    let token = token.then(|| TOKEN.to_owned());
     let control_plane = "tidegate".to_owned();
     Fencing::new(
         cells.collect(),
         shards,
         enforcement,
         terms,
-        token,
+        forwarding,
         control_plane,
     )
     .expect("a valid fence")

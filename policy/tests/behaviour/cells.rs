@@ -3,8 +3,12 @@
 use std::num::NonZeroU32;
 
 use policy::{
-    Cell, Decision, Enforcement, Facts, Fencing, Forward, KeySource, Outcome, Policy, Rules,
-    Service, Writes, ZoneId, decide, explain, fence::Terms, shard,
+    Cell, Class, Decision, Demand, Enforcement, Facts, Fencing, Forward, Headers, KeySource,
+    Outcome, Plans, Policy, Presented, Reason, Rules, Service, Weighting, Writes, ZoneId, ZoneLoad,
+    decide, explain,
+    fence::{EPOCH_MAX, Terms},
+    hop::Signer,
+    shard,
 };
 use proptest::prelude::*;
 
@@ -35,17 +39,8 @@ fn terms() -> Terms {
 
 fn fencing(cells: Vec<Cell>) -> Fencing {
     let shards = NonZeroU32::new(1_024).expect("shards");
-    let token = Some(TOKEN.to_owned());
     let enforcement = Enforcement::Enforce;
-    Fencing::new(
-        cells,
-        shards,
-        enforcement,
-        terms(),
-        token,
-        "tidegate".into(),
-    )
-    .expect("a fence")
+    Fencing::new(cells, shards, enforcement, terms(), true, "tidegate".into()).expect("a fence")
 }
 
 /// `orders`, fenced, with the cell's key in `x-user`.
@@ -53,7 +48,7 @@ fn orders(states: &str) -> Service {
     let key = KeySource::Header("x-user".into());
     Service {
         writes: Writes::Fenced { key: Some(key) },
-        plans: plans(states),
+        plans: plans(states).fenced(&topology(), &support::states(states)),
         ..service("orders", vec![prefix("*", "/orders")])
     }
 }
@@ -71,8 +66,17 @@ fn single(owners: &[&str], forward: Forward) -> Fencing {
 }
 
 fn decided<'p>(policy: &'p Policy, request: &Request<&str>, granted: Option<u64>) -> Decision<'p> {
-    let facts = Facts::gather(policy, request);
-    decide(policy, &Facts { granted, ..facts })
+    decide(policy, &facts(policy, request, granted))
+}
+
+/// As the filter fills them in, with [`TOKEN`] for a signature that is good.
+fn facts(policy: &Policy, request: &Request<&str>, granted: Option<u64>) -> Facts {
+    Facts {
+        granted,
+        forwarded: request.get("tidegate-hop") == Presented::Once(TOKEN.as_bytes()),
+        signer: Signer::Holds,
+        ..Facts::gather(policy, request)
+    }
 }
 
 /// A write to orders: `granted` by this zone's grant, and what it carries. The verdict, and the owner that it names.
@@ -173,15 +177,30 @@ fn a_write_for_another_zone_is_forwarded_as_far_as_it_may_be() {
         &home,
         "class=write home=sh-b to=gateway/sh-b tidegate-epoch=7: forwarded @sh-b",
     );
-    // Without a token nobody would believe it.
-    let mut untold = single(&["sh-b"], Any);
-    untold.token = None;
+    // Without keys nobody would believe it.
+    let mut unsigned = single(&["sh-b"], Any);
+    unsigned.forwarding = false;
     check(
-        &policy("UUUU", untold),
+        &policy("UUUU", unsigned),
         None,
         &[],
         "421 grpc 9: not_owner @sh-b",
     );
+}
+
+#[test]
+fn a_proxy_forwards_only_what_it_can_sign() {
+    let told = |owners: &[&str], signer| {
+        let policy = policy("UUUU", single(owners, Forward::Region));
+        let facts = facts(&policy, &request("POST /orders", &[]), None);
+        verdict_of(&decide(&policy, &Facts { signer, ..facts }))
+    };
+    // A sidecar never can, a gateway that has just started soon will.
+    assert_eq!(told(&["sh-b"], Signer::Withheld), "421 grpc 9: not_owner");
+    assert_eq!(told(&["sh-b"], Signer::Untold), "503 grpc 14: fenced");
+    // Where nothing is forwarded it makes no difference.
+    assert_eq!(told(&["bj-c"], Signer::Untold), "421 grpc 9: not_owner");
+    assert_eq!(told(&["sh-a"], Signer::Withheld), "503 grpc 14: fenced");
 }
 
 #[test]
@@ -190,8 +209,8 @@ fn what_was_forwarded_is_not_forwarded_again() {
     let hop = ("tidegate-hop", TOKEN);
     check(&other, None, &[hop], "421 grpc 9: not_owner @sh-b");
     check(&other, Some(7), &[hop], "hop=1 epoch=7: admitted");
-    // Only the token, and only one copy of it, makes it a forwarded write. But what says that it was is not forwarded either:
-    // it may carry a token of before, and go round in circles.
+    // Only a signature, and only one, makes it a forwarded write. But what says that it was is not forwarded either: it may
+    // carry a signature of before, and go round in circles.
     for odd in [
         &[("tidegate-hop", "1")][..],
         &[("tidegate-hop", "")],
@@ -200,14 +219,6 @@ fn what_was_forwarded_is_not_forwarded_again() {
         check(&other, None, odd, "421 grpc 9: not_owner @sh-b");
         check(&other, Some(7), odd, "epoch=7: admitted");
     }
-    let mut untold = single(&["sh-a"], Forward::Any);
-    untold.token = None;
-    check(
-        &policy("UUUU", untold),
-        Some(7),
-        &[hop],
-        "epoch=7: admitted",
-    );
 }
 
 #[test]
@@ -222,7 +233,15 @@ fn an_epoch_that_is_not_ours_counts_if_a_proxy_presents_it() {
     check(&own, None, &by("8"), "503 grpc 14: ahead_epoch");
     check(&own, None, &by("7"), "503 grpc 14: fenced");
     // A number that is none is no epoch; and what a client says is nothing.
-    for odd in ["", "-1", "seven", "99999999999999999999"] {
+    for odd in [
+        "",
+        "-1",
+        "+8",
+        "seven",
+        "9007199254740993",
+        "18446744073709551615",
+        "99999999999999999999",
+    ] {
         check(&own, Some(7), &by(odd), "hop=1 epoch=7: admitted");
     }
     for client in [
@@ -324,19 +343,176 @@ fn with_several_cells_the_key_says_which_and_the_write_brings_its_name() {
     );
     let forwarded = "to=gateway/sh-b cell=there tidegate-epoch=7: forwarded @sh-b";
     check(&policy, None, &[("x-user", high)], forwarded);
-    // Requests without a key, or with two, share the cell of the empty key.
+    // Requests without a key share the cell of the empty key.
     let of = |more: &[_]| Facts::gather(&policy, &request("POST /orders", more)).cell;
     let keyless = fence.cell_of(None);
     assert_eq!(fence.cell_of(Some(shard::key_digest(b""))), keyless);
-    assert_eq!(of(&[]), Some(keyless));
-    assert_eq!(of(&[("x-user", low), ("x-user", high)]), Some(keyless));
+    assert_eq!(
+        (of(&[]), of(&[("x-user", "")])),
+        (Some(keyless), Some(keyless))
+    );
+    let invalid = "400 grpc 3: key_invalid";
+    check(
+        &policy,
+        Some(7),
+        &[("x-user", low), ("x-user", high)],
+        invalid,
+    );
+    check(
+        &policy,
+        Some(7),
+        &[("x-user", low), ("x-user", low)],
+        invalid,
+    );
+    check(&policy, Some(7), &[("x-user", "50%")], invalid);
+}
+
+/// The cells of an `orders` whose key is in `source`, told by the request; none where the key is refused.
+fn cell_by(
+    source: KeySource,
+    line: &'static str,
+    more: &[(&'static str, &'static str)],
+) -> Option<usize> {
+    let cells = (0..16).map(|at| cell(&format!("c{at}"), 64 * at, &["sh-a"], Forward::Never));
+    let Policy::Serving(rules) = support::policy(vec![Service {
+        writes: Writes::Fenced { key: Some(source) },
+        ..orders("UUUU")
+    }]) else {
+        unreachable!("a serving policy");
+    };
+    let policy = Policy::Serving(Box::new(rules.fenced(fencing(cells.collect()))));
+    let facts = facts(&policy, &request(line, more), Some(7));
+    match decide(&policy, &facts).reason {
+        Reason::KeyInvalid => None,
+        _ => facts.cell.map(|cell| cell.index()),
+    }
+}
+
+#[test]
+fn a_key_is_the_same_however_it_is_percent_encoded() {
+    let digest = shard::key_digest("u6@exämple.com".as_bytes());
+    let wanted = Some(shard::jump_hash(digest, 1_024) as usize / 64);
+    let encoded = [
+        "u6@ex\u{e4}mple.com",
+        "u6%40ex%c3%a4mple.com",
+        "%75%36%40%65x%C3%A4mple.com",
+    ];
+    let header = || KeySource::Header("x-user".into());
+    let cookie = || KeySource::Cookie("user".into());
+    for key in encoded {
+        let headers = [("x-user", key)];
+        assert_eq!(cell_by(header(), "POST /orders", &headers), wanted, "{key}");
+    }
+    for line in [
+        "POST /orders/u6@ex\u{e4}mple.com",
+        "POST /orders/u6%40ex%c3%a4mple.com?x=%",
+        "POST /orders/%75%36%40%65x%C3%A4mple.com/items",
+    ] {
+        assert_eq!(
+            cell_by(KeySource::PathSegment(1), line, &[]),
+            wanted,
+            "{line}"
+        );
+    }
+    for cookies in [
+        "user=u6@ex\u{e4}mple.com",
+        "a=%; user=u6%40ex%c3%a4mple.com; users=1",
+        "user=%75%36%40%65x%C3%A4mple.com",
+    ] {
+        let headers = [("cookie", cookies)];
+        assert_eq!(
+            cell_by(cookie(), "POST /orders", &headers),
+            wanted,
+            "{cookies}"
+        );
+    }
+    // A plus sign is a plus sign.
+    let plus = cell_by(header(), "POST /orders", &[("x-user", "a+b")]);
+    assert_eq!(
+        plus,
+        cell_by(header(), "POST /orders", &[("x-user", "a%2Bb")])
+    );
+}
+
+#[test]
+fn a_key_that_can_be_read_in_two_ways_or_in_none_is_refused() {
+    let header = || KeySource::Header("x-user".into());
+    let cookie = || KeySource::Cookie("user".into());
+    for bad in ["%", "50%", "a%4", "%zz", "%4g", "%%40", "%-1", "% 1"] {
+        let headers = [("x-user", bad)];
+        assert_eq!(cell_by(header(), "POST /orders", &headers), None, "{bad}");
+    }
+    for line in [
+        "POST /orders/50%",
+        "POST /orders/%4?x",
+        "POST /orders/%zz/1",
+    ] {
+        assert_eq!(
+            cell_by(KeySource::PathSegment(1), line, &[]),
+            None,
+            "{line}"
+        );
+    }
+    let twice = [("x-user", "1"), ("x-user", "1")];
+    assert_eq!(cell_by(header(), "POST /orders", &twice), None);
+    for bad in [
+        &[("cookie", "user=%")][..],
+        &[("cookie", "user=1; user=2")],
+        &[("cookie", "user=1; user=1")],
+        &[("cookie", "user=1"), ("cookie", "user=1")],
+    ] {
+        assert_eq!(cell_by(cookie(), "POST /orders", bad), None, "{bad:?}");
+    }
+}
+
+#[test]
+fn weights_and_capacity_do_not_steer_fenced_writes() {
+    let elsewhere = Weighting::Operator {
+        zone: 0,
+        region: 100,
+    };
+    let topology = topology();
+    for loads in [
+        support::states("UUUU"),
+        support::states("DUUU"),
+        support::states("UUUU")
+            .into_iter()
+            .map(|load| ZoneLoad {
+                capacity: 1.0,
+                share: 1,
+                ..load
+            })
+            .collect(),
+    ] {
+        let demands = [Demand {
+            reads: 9.0,
+            writes: 100.0,
+        }; 4];
+        let plans = Plans::compute(&topology, elsewhere, &loads, &demands);
+        let service = Service {
+            plans: plans.clone().fenced(&topology, &loads),
+            zone_affinity: Some(KeySource::Header("x-user".into())),
+            ..orders("UUUU")
+        };
+        for home in topology.zones() {
+            assert_eq!(
+                service.plans.get(home, Class::Read),
+                plans.get(home, Class::Read)
+            );
+        }
+        let Policy::Serving(rules) = support::policy(vec![service]) else {
+            unreachable!("a serving policy");
+        };
+        let policy = Policy::Serving(Box::new(rules.fenced(single(&["sh-a"], Forward::Never))));
+        check(&policy, Some(7), &[("x-user", "1")], "epoch=7: admitted");
+    }
 }
 
 #[test]
 fn explanations_tell_the_cell_the_grant_and_the_way() {
     let told = |policy: &Policy, granted, more: &[_]| {
-        let facts = Facts::gather(policy, &request("POST /orders", more));
-        let (_, steps) = explain(policy, &Facts { granted, ..facts });
+        let facts = facts(policy, &request("POST /orders", more), granted);
+        let (_, steps) = explain(policy, &facts);
         // The first three are the service, the class and the home.
         let steps = steps.iter().skip(3).map(ToString::to_string);
         steps.collect::<Vec<_>>().join("; ")
@@ -386,44 +562,43 @@ fn facts_of_another_fence_admit_nothing() {
 #[test]
 fn bad_cells_are_refused_by_name() {
     let shards = NonZeroU32::new(10).expect("shards");
-    let make = |cells, token: Option<&str>, control_plane: &str| {
-        let token = token.map(str::to_owned);
+    let make = |cells, control_plane: &str| {
         let enforcement = Enforcement::Enforce;
-        Fencing::new(
-            cells,
-            shards,
-            enforcement,
-            terms(),
-            token,
-            control_plane.into(),
-        )
+        let control_plane = control_plane.into();
+        Fencing::new(cells, shards, enforcement, terms(), false, control_plane)
     };
     let named = |name, first| cell(name, first, &[], Forward::Region);
     let a = || named("a", 0);
     for (fencing, wanted) in [
-        (make(vec![], None, "t"), "there is no cell"),
+        (make(vec![], "t"), "there is no cell"),
         (
-            make(vec![a(), named("a", 3)], None, "t"),
+            make(vec![a(), named("a", 3)], "t"),
             "cell \"a\" stands twice",
         ),
         (
-            make(vec![named("a", 1)], None, "t"),
+            make(vec![named("a", 1)], "t"),
             "cell \"a\" does not begin where the one before it ends",
         ),
         (
-            make(vec![a(), named("b", 0)], None, "t"),
+            make(vec![a(), named("b", 0)], "t"),
             "cell \"b\" does not begin where the one before it ends",
         ),
         (
-            make(vec![a(), named("b", 10)], None, "t"),
+            make(vec![a(), named("b", 10)], "t"),
             "cell \"b\" begins at shard 10, and there are 10",
         ),
-        (make(vec![named("A", 0)], None, "t"), "cell \"A\""),
-        (make(vec![a()], Some("too short"), "t"), "16 to 128 letters"),
+        (make(vec![named("A", 0)], "t"), "cell \"A\""),
         (
-            make(vec![a()], None, ""),
-            "no cluster leads to the control plane",
+            make(
+                vec![Cell {
+                    epoch: EPOCH_MAX + 1,
+                    ..a()
+                }],
+                "t",
+            ),
+            "cell \"a\" has epoch 9007199254740993",
         ),
+        (make(vec![a()], ""), "no cluster leads to the control plane"),
     ] {
         let error = fencing.expect_err(wanted).to_string();
         assert!(error.contains(wanted), "{error}");
@@ -438,7 +613,14 @@ fn gathered(
 ) -> (Policy, Facts) {
     let policy = Policy::Serving(Box::new(rules));
     let facts = Facts::gather(&policy, &Request(request));
-    (policy, Facts { granted, ..facts })
+    // As the filter fills them in, more or less.
+    let facts = Facts {
+        granted,
+        forwarded: facts.hop && facts.presented.is_some(),
+        signer: Signer::Holds,
+        ..facts
+    };
+    (policy, facts)
 }
 
 proptest! {
@@ -454,7 +636,7 @@ proptest! {
             first += size;
         }
         let shards = NonZeroU32::new(first).expect("shards");
-        let fence = Fencing::new(cells, shards, Enforcement::Enforce, terms(), None, "t".into())
+        let fence = Fencing::new(cells, shards, Enforcement::Enforce, terms(), false, "t".into())
             .expect("a fence");
         let shard = shard::jump_hash(digest, first);
         let found = fence.cell_of(Some(digest)).index();
@@ -484,7 +666,7 @@ proptest! {
         if !forwarded && fence.enforcement == Enforcement::Enforce {
             prop_assert_eq!(Some(write.epoch), granted);
         }
-        if let Some(presented) = facts.presented {
+        if let Some(presented) = facts.presented.filter(|_| facts.forwarded) {
             prop_assert_eq!(presented, write.epoch, "a write of another epoch goes on");
         }
         let stamps = routed.stamps().count();

@@ -70,9 +70,11 @@ fn what_a_fence_revoked_is_not_installed_again() {
     ledger.revoke(stamp(1, 7));
     assert!(!ledger.install(&grant(1, 5), 0, 0, &terms));
     assert!(ledger.install(&grant(2, 9), 0, 0, &terms));
-    ledger.behind(3);
-    assert_eq!(ledger.permit, None);
-    assert!(!ledger.install(&grant(2, 11), 0, 0, &terms));
+    assert!(ledger.install(&grant(3, 11), 0, 0, &terms));
+    assert!(
+        !ledger.install(&grant(2, 13), 0, 0, &terms),
+        "a lower epoch"
+    );
 }
 
 #[test]
@@ -82,24 +84,58 @@ fn a_fence_is_acknowledged_when_every_worker_has_let_go() {
     let (id, mut worker) = (WorkerId(1), Worker::default());
     worker.begin();
     assert_eq!(worker.admits(0), None);
-    worker.took(ledger.take(id, worker.others_in_flight(), 0, &terms));
+    worker.took(ledger.take(id, worker.busy(0), 0, &terms));
     assert_eq!(worker.admits(0), Some(1));
 
     ledger.revoke(stamp(1, 7));
-    assert!(!worker.fenced(&ledger, &terms), "a write is in flight");
+    worker.fenced(&ledger);
+    assert!(!worker.lets_go(1, &terms), "a write is in flight");
     assert_eq!(worker.admits(1), None);
     assert_eq!(ledger.drained(1, &terms), None);
-    assert!(worker.end(&terms));
+    worker.end();
+    assert!(worker.lets_go(1, &terms));
     ledger.let_go(id);
     worker.let_go();
     assert_eq!(ledger.drained(2, &terms), Some(stamp(1, 7)));
 }
 
 #[test]
+fn a_write_that_ended_without_an_answer_is_in_flight_for_as_long_as_it_may_live() {
+    let (mut ledger, terms) = (Ledger::default(), terms());
+    assert!(ledger.install(&grant(1, 5), 0, 0, &terms));
+    let (id, mut worker) = (WorkerId(1), Worker::default());
+    for admitted in [3, 5] {
+        worker.begin();
+        worker.took(ledger.take(id, worker.busy(admitted), admitted, &terms));
+    }
+    worker.abandon(5, &terms);
+    worker.end();
+    ledger.revoke(stamp(1, 7));
+    worker.fenced(&ledger);
+    assert!(
+        !worker.lets_go(25, &terms),
+        "its instance may go on with it"
+    );
+    assert!(worker.lets_go(26, &terms));
+    assert_eq!(ledger.drained(25, &terms), None);
+
+    // Another permit does not hide it.
+    assert!(ledger.install(&grant(2, 9), 10, 10, &terms));
+    worker.begin();
+    worker.took(ledger.take(id, worker.busy(10), 10, &terms));
+    assert_eq!(worker.admits(10), Some(2));
+    assert_eq!(
+        ledger.drained(10, &terms),
+        None,
+        "of the first one something is left"
+    );
+}
+
+#[test]
 fn a_lost_worker_is_waited_for_until_its_last_write_is_over() {
     let (mut ledger, terms) = (Ledger::default(), terms());
     assert!(ledger.install(&grant(1, 5), 0, 0, &terms));
-    assert!(ledger.take(WorkerId(1), 0, 0, &terms).is_some());
+    assert!(ledger.take(WorkerId(1), false, 0, &terms).is_some());
     ledger.revoke(stamp(1, 7));
     assert_eq!(ledger.drained(69, &terms), None);
     assert_eq!(ledger.drained(70, &terms), Some(stamp(1, 7)));

@@ -15,3 +15,4 @@ mod replica;
 mod routing;
 mod standings;
 mod support;
+mod terms;

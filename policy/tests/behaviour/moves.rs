@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use policy::fence::{
-    Authority, Cause, CellRules, Condition, Effect, HolderId, Input, Key, Listing, Move, Name,
-    Outcome, Replica, Revision, SessionId, State, Terms, Unwilling, Write,
+    Agreement, Authority, Cause, CellRules, Condition, Effect, HolderId, Input, Key, Listing, Move,
+    Name, Outcome, Replica, Revision, SessionId, State, Terms, Unwilling, Write,
 };
 
 const STORE: u64 = 7;
@@ -23,6 +23,9 @@ struct Shelf {
     /// When each key was created, and last put.
     stands: BTreeMap<Key, (Revision, Revision)>,
     authorities: BTreeMap<Name, Authority>,
+    /// By the revision of the terms that each registered under.
+    grantors: BTreeMap<(Name, SessionId), Revision>,
+    terms: Option<Agreement>,
 }
 
 impl Shelf {
@@ -42,6 +45,7 @@ impl Shelf {
     fn list(&self) -> Listing {
         let mut listing = Listing {
             store: STORE,
+            revision: Revision(self.revision),
             ..Listing::default()
         };
         for (key, (_, put)) in &self.stands {
@@ -52,7 +56,12 @@ impl Shelf {
                 }
                 Key::Session(id) => drop(listing.sessions.insert(id.clone(), *put)),
                 Key::Grantor(cell, id) => {
-                    listing.grantors.insert((cell.clone(), id.clone()));
+                    let key = (cell.clone(), id.clone());
+                    listing.grantors.insert(key.clone(), self.grantors[&key]);
+                }
+                Key::Terms => {
+                    let terms = self.terms.clone();
+                    listing.terms = terms.map(|agreement| (*put, agreement));
                 }
             }
         }
@@ -159,7 +168,9 @@ impl Mesh {
             input,
             Input::Authority { .. } | Input::Session { .. } | Input::Grantor { .. }
         );
-        if process.deaf && watched {
+        // What is its own it always hears: the watch of a zone that is behind in everything would look silent to itself, too.
+        let own = matches!(&input, Input::Session { id, .. } if *id.zone == *process.zone);
+        if process.deaf && watched && !own {
             process.untold.push(input);
             return;
         }
@@ -242,12 +253,22 @@ impl Mesh {
                     put: Some(revision),
                 }
             }
-            Write::Grantor(cell, id) => {
+            Write::Terms(agreement) => {
+                self.shelf.put(Key::Terms);
+                self.shelf.terms = Some(agreement.clone());
+                Input::Terms {
+                    revision,
+                    agreement: Some(agreement.clone()),
+                }
+            }
+            Write::Grantor(cell, id, terms) => {
+                let key = (cell.clone(), id.clone());
+                self.shelf.grantors.insert(key, *terms);
                 self.shelf.put(Key::Grantor(cell.clone(), id.clone()));
                 Input::Grantor {
                     cell: cell.clone(),
                     id: id.clone(),
-                    present: true,
+                    registered: Some(*terms),
                 }
             }
             Write::Delete(key) => {
@@ -257,7 +278,11 @@ impl Mesh {
                     Key::Grantor(cell, id) => Input::Grantor {
                         cell,
                         id,
-                        present: false,
+                        registered: None,
+                    },
+                    Key::Terms => Input::Terms {
+                        revision,
+                        agreement: None,
                     },
                     Key::Authority(cell) => Input::Authority {
                         cell,

@@ -1,14 +1,16 @@
 //! A replica, told by hand what the store says: orders of events that once went wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use policy::fence::{
-    Authority, Cause, CellRules, Effect, Input, Key, Listing, Move, Name, Outcome, Replica,
-    Revision, SessionId, State, Terms, Transaction, Unsettled, Write,
+    Agreed, Agreement, Authority, Cause, CellRules, Effect, Input, Key, Layout, Listing, Move,
+    Name, Outcome, Replica, Revision, SessionId, State, Terms, Transaction, Unsettled, Write,
 };
 
 const STORE: u64 = 7;
 const CELL: &str = "main";
+/// The revision of the agreed terms.
+const TERMS: Revision = Revision(1);
 
 fn name(text: &str) -> Name {
     Name::from(text)
@@ -56,7 +58,7 @@ impl Desk {
     fn new(listed: Authority) -> Desk {
         let terms = Terms::new(3_000_000, 1_500_000, 1_500_000, 100_000, 10).unwrap();
         let mut desk = Desk {
-            replica: Replica::new(incarnation("a"), terms),
+            replica: Replica::new(incarnation("a"), terms.clone()),
             now: 1_000_000,
             wanted: vec![],
         };
@@ -68,11 +70,14 @@ impl Desk {
             epoch_min: 1,
         };
         desk.tell(Input::Cells(BTreeMap::from([(name(CELL), rules)])));
+        let agreed = Agreed::of(&terms, Layout::default());
         desk.tell(Input::Listed(Listing {
             store: STORE,
             authorities: vec![(name(CELL), Revision(10), listed)],
             sessions: BTreeMap::from([(incarnation("b"), Revision(9))]),
-            grantors: BTreeSet::new(),
+            grantors: BTreeMap::new(),
+            terms: Some((TERMS, Agreement::first(agreed))),
+            ..Listing::default()
         }));
         desk.commit(11, |write| matches!(write, Write::Session(_)));
         desk.tell(Input::Session {
@@ -127,7 +132,7 @@ impl Desk {
         self.tell(Input::Grantor {
             cell: name(CELL),
             id: incarnation("a"),
-            present,
+            registered: present.then_some(TERMS),
         });
     }
 }

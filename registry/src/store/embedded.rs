@@ -6,6 +6,7 @@
 
 mod file;
 mod leases;
+mod mark;
 mod writer;
 
 use std::collections::VecDeque;

@@ -13,14 +13,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Compare as EtcdCompare, CompareOp, DeleteOptions, GetOptions, KeyValue, PutOptions, Txn, TxnOp,
+    Compare as EtcdCompare, CompareOp, DeleteOptions, GetOptions, KeyValue, LeaseGrantOptions,
+    PutOptions, Txn, TxnOp,
 };
 use futures::stream::BoxStream;
 
 use self::members::{Failure, Members, Repeat, read_header};
 use super::{
-    ClusterId, Compare, Entry, Head, LeaseId, Listing, Op, Revision, Store, StoreError, TxnOutcome,
-    WatchBatch, WatchError, check_key, check_ttl, check_txn,
+    ClusterId, Compare, Entry, Head, LeaseId, Listing, Op, RefusedCause, Revision, Store,
+    StoreError, TxnOutcome, WatchBatch, WatchError, check_key, check_ttl, check_txn, random_lease,
 };
 
 /// How many keys a page of a listing asks for at first. 1,000 entries of 400 bytes are a tenth of what a client decodes.
@@ -212,11 +213,13 @@ impl Store for EtcdStore {
     async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         check_ttl(ttl)?;
         let ttl_s = ttl.as_nanos().div_ceil(1_000_000_000) as i64; // fits: LEASE_TTL_MAX
-        // Safe to repeat: a lease whose answer got lost holds no key and ends by itself.
+        // Safe to repeat: a lease whose answer got lost holds no key and ends by itself. Each attempt has an id of its own;
+        // those that etcd would choose rise by one.
         let answer = self
             .members
             .call(Repeat::Safe, |mut client| async move {
-                Ok(client.lease_grant(ttl_s, None).await?)
+                let options = LeaseGrantOptions::new().with_id(random_lease().0);
+                Ok(client.lease_grant(ttl_s, Some(options)).await?)
             })
             .await?;
         self.members.check_header(answer.header())?;
@@ -269,6 +272,23 @@ impl Store for EtcdStore {
 
     async fn head(&self) -> Result<Head, StoreError> {
         self.ask_head().await
+    }
+
+    async fn alarms(&self) -> Result<Vec<RefusedCause>, StoreError> {
+        // The request that is about alarms is written to the log by etcd, reads too; a member's status is not.
+        let status = self
+            .members
+            .call(Repeat::Safe, |mut client| async move {
+                Ok(client.status().await?)
+            })
+            .await?;
+        let of = |text: &str, cause| {
+            let mut errors = status.errors().iter();
+            errors.any(|error| error.contains(text)).then_some(cause)
+        };
+        let full = of("NOSPACE", RefusedCause::Full);
+        let corrupt = of("CORRUPT", RefusedCause::CorruptData);
+        Ok(full.into_iter().chain(corrupt).collect())
     }
 
     async fn survey(&self, prefix: &str) -> Result<(ClusterId, Listing), StoreError> {

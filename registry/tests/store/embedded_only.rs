@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::stream::StreamExt;
 use registry::store::{
-    EmbeddedOptions, EmbeddedStore, Op, Revision, Store, StoreError, WatchError,
+    ClusterId, EmbeddedOptions, EmbeddedStore, Op, Revision, Store, StoreError, WatchError,
 };
 
 use super::support::eventually;
@@ -253,4 +253,41 @@ async fn a_watch_that_is_slower_than_the_history_is_told_so() {
     let kept = store.watch("/k", compacted).take(10);
     let kept: Vec<_> = kept.map(|batch| batch.unwrap().revision.0).collect().await;
     assert_eq!(kept, (compacted.0 + 1..=last.0).collect::<Vec<_>>());
+}
+
+/// A copy of the file, put back after the store has gone on, beside the newest mark or none: the store's ids before and after.
+async fn put_back(with_newest_mark: bool) -> (ClusterId, ClusterId) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let older = directory.path().join("older");
+    let store = open(&path).await.unwrap();
+    store.put("/epoch", bytes("7"), None).await.unwrap();
+    let before = store.cluster_id().await.unwrap();
+    drop(store);
+    drop(reopen(&path).await);
+    std::fs::copy(&path, &older).unwrap();
+    let store = reopen(&path).await;
+    let again = store.cluster_id().await.unwrap();
+    assert_eq!(again, before, "a restart is no restore");
+    store.put("/epoch", bytes("8"), None).await.unwrap();
+    drop(store);
+    drop(reopen(&path).await);
+    std::fs::copy(&older, &path).unwrap();
+    if !with_newest_mark {
+        std::fs::remove_file(directory.path().join("store.mark")).unwrap();
+    }
+    let store = reopen(&path).await;
+    let after = store.cluster_id().await.unwrap();
+    drop(store);
+    let kept = reopen(&path).await.cluster_id().await.unwrap();
+    assert_eq!(kept, after, "it is another store once");
+    (before, after)
+}
+
+#[tokio::test]
+async fn an_older_copy_that_is_put_back_is_another_store() {
+    for with_newest_mark in [true, false] {
+        let (before, after) = put_back(with_newest_mark).await;
+        assert_ne!(before, after, "beside the newest mark: {with_newest_mark}");
+    }
 }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use agent::cross_origin::{self, CrossOrigin};
 use axum::{
     Extension, Router,
     body::{Body, to_bytes},
     extract::{RawPathParams, Request, State},
     http::{Method, StatusCode},
-    middleware::Next,
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
 };
 use hyper::server::conn::http1;
@@ -20,7 +21,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
 use super::{Admin, Problem};
-use crate::{access::NotPermitted, connections::Listener, tls::Peer};
+use crate::{
+    access::{Access, Caller, NotPermitted},
+    connections::Listener,
+    tls::Peer,
+};
 
 /// How long a client may take for a request's headers, and as long again for its body. Between two requests, too.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +51,22 @@ where
     }
 }
 
+/// The same doors for another port: all but probes need a certificate where it speaks TLS.
+pub(crate) fn guarded(router: Router) -> Router {
+    router
+        .layer(from_fn(receive))
+        .layer(from_fn(own_pages))
+        .layer(from_fn(certified))
+}
+
+async fn certified(request: Request, next: Next) -> Result<Response, Problem> {
+    let is_probe = ["/healthz", "/readyz"].contains(&request.uri().path());
+    if !is_probe {
+        Access::default().read(&Peer::of(request.extensions()))?;
+    }
+    Ok(next.run(request).await)
+}
+
 /// Has the whole body before a handler runs: bytes that drip hold up nothing but their own connection, and not for long.
 pub(super) async fn receive(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
@@ -61,7 +82,20 @@ pub(super) async fn receive(request: Request, next: Next) -> Response {
             (StatusCode::REQUEST_TIMEOUT, detail)
         }
     };
-    Problem { status, detail }.into_response()
+    Problem::new(status, detail).into_response()
+}
+
+/// Rejects what a browser may have sent for a foreign page.
+pub(super) async fn own_pages(request: Request, next: Next) -> Result<Response, Problem> {
+    let is_tls = !matches!(Peer::of(request.extensions()), Caller::Plain);
+    cross_origin::check(request.method(), request.headers(), is_tls)?;
+    Ok(next.run(request).await)
+}
+
+impl From<CrossOrigin> for Problem {
+    fn from(error: CrossOrigin) -> Problem {
+        Problem::new(error.status(), error)
+    }
 }
 
 /// For what only shows something.
@@ -113,16 +147,13 @@ fn is_write(request: &Request) -> bool {
 
 impl From<NotPermitted> for Problem {
     fn from(error: NotPermitted) -> Problem {
-        Problem {
-            status: StatusCode::FORBIDDEN,
-            detail: error.to_string(),
-        }
+        Problem::new(StatusCode::FORBIDDEN, error)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::{body::Bytes, middleware::from_fn, routing::post};
+    use axum::{body::Bytes, routing::post};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, duplex},
         time::{Instant, sleep, timeout},

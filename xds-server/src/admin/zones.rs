@@ -8,15 +8,19 @@ use axum::{
     extract::{Path, Query, State},
     http::StatusCode,
 };
-use policy::{Phase, Standing, Why, ZoneState, standing::SHARE_FULL};
+use policy::{Phase, Standing, Tier, Why, ZoneState, standing::SHARE_FULL};
 use registry::{
-    desired::{INTENTS_PREFIX, IntentKey, IntentRecord, StandingKey, StandingRecord},
+    desired::{INTENTS_PREFIX, IntentKey, IntentName, IntentRecord, StandingKey, StandingRecord},
     store::{Compare, Op},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, Problem, parse_json};
-use crate::{feed::Overview, world::ZoneStatus};
+use super::{Admin, Problem, parse_json, some_of};
+use crate::{
+    conditions::{Code, rules::Accepted},
+    feed::Overview,
+    world::ZoneStatus,
+};
 
 /// How everything is doing.
 #[derive(Serialize)]
@@ -105,14 +109,81 @@ pub(super) async fn intents(
     Ok(Json(entries.collect()))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WantRequest {
+    intent: IntentName,
+    #[serde(default)]
+    reason: String,
+    /// Safety rules to pass over.
+    #[serde(default)]
+    accept: Vec<Code>,
+}
+
+/// Rejects a drain that leaves services without an instance in the region, unless the operator accepts that.
+fn check_drain(
+    admin: &Admin,
+    zone: &str,
+    service: Option<&str>,
+    request: &WantRequest,
+) -> Result<(), Problem> {
+    let accepted = Accepted::new(&request.accept, &request.reason);
+    let accepted = accepted.map_err(Problem::bad_request)?;
+    let left = left_alone(admin, zone, service)?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    let services = some_of(left.iter().map(String::as_str));
+    let detail = format!(
+        "{zone} is the last zone of its region whose instances of {services} are not drained: writes would be rejected, and reads would leave the region"
+    );
+    let checked = accepted.check(Code::DrainsLastZone, detail);
+    checked.map_err(|error| Problem::conflict(&error).because(error.rule.name()))
+}
+
+/// The services that only this zone of its region serves.
+fn left_alone(admin: &Admin, zone: &str, service: Option<&str>) -> Result<Vec<String>, Problem> {
+    let Some(mesh) = admin.gate.mesh() else {
+        return Ok(Vec::new());
+    };
+    let topology = &mesh.topology;
+    let siblings = topology.zone_named(zone).map(|at| {
+        let others = topology.zones().filter(move |other| *other != at);
+        others.filter(move |other| topology.tier(at, *other) != Tier::Remote)
+    });
+    let siblings: Vec<&str> = siblings
+        .into_iter()
+        .flatten()
+        .map(|other| topology.zone_name(other))
+        .collect();
+    let overview = Arc::clone(&admin.feed.overviews.borrow());
+    let serves = |service: &str, zone: &str| {
+        let status = overview.statuses.get(&(service.into(), zone.into()));
+        status.is_some_and(|status| status.verdict.state != ZoneState::Empty)
+    };
+    let matching = matching(admin, zone, service)?.into_iter();
+    Ok(matching
+        .map(|(at, _)| at.service)
+        .filter(|service| serves(service, zone))
+        .filter(|service| !siblings.iter().any(|sibling| serves(service, sibling)))
+        .collect())
+}
+
 pub(super) async fn want(
     State(admin): State<Admin>,
     Path(zone): Path<String>,
     Query(which): Query<Which>,
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
+    let request: WantRequest = parse_json(&body)?;
+    if request.intent == IntentName::Drain {
+        check_drain(&admin, &zone, which.service.as_deref(), &request)?;
+    }
     let key = intent_key(&admin, zone, which.service)?;
-    let record: IntentRecord = parse_json(&body)?;
+    let record = IntentRecord {
+        intent: request.intent,
+        reason: request.reason,
+    };
     let put = admin.store.put(&key, record.to_json().into(), None);
     admin.write(put).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -190,13 +261,10 @@ pub(super) async fn fail_back(
         let put = Op::put(key, StandingRecord::to_json(returning));
         let swap = admin.store.txn(vec![unchanged], vec![put], None);
         if !admin.write(swap).await?.succeeded {
-            return Err(Problem {
-                status: StatusCode::CONFLICT,
-                detail: format!(
-                    "{} has just changed: look at /v1/zones, and repeat it",
-                    at.service
-                ),
-            });
+            return Err(Problem::conflict(format!(
+                "{} has just changed: look at /v1/zones, and repeat it",
+                at.service
+            )));
         }
         back.push(at.service);
     }
@@ -206,9 +274,6 @@ pub(super) async fn fail_back(
 pub(super) async fn confirm(State(admin): State<Admin>) -> Result<StatusCode, Problem> {
     match admin.feed.confirm.confirm() {
         true => Ok(StatusCode::NO_CONTENT),
-        false => Err(Problem {
-            status: StatusCode::CONFLICT,
-            detail: "nothing waits for a confirmation here".to_owned(),
-        }),
+        false => Err(Problem::conflict("nothing waits for a confirmation here")),
     }
 }

@@ -20,6 +20,10 @@ impl Wire for Delta {
         &request.type_url
     }
 
+    fn holds(first: &Self::Request) -> bool {
+        !first.initial_resource_versions.is_empty()
+    }
+
     fn node(request: &Self::Request) -> Option<&Node> {
         request.node.as_ref()
     }

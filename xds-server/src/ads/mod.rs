@@ -13,6 +13,7 @@ pub(crate) mod node;
 pub mod proxies;
 mod renewals;
 mod response;
+mod retries;
 pub mod service;
 mod session;
 mod sotw;

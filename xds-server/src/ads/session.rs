@@ -3,6 +3,7 @@
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::core::v3::Node;
 use prost::Message;
 use tokio::time::timeout;
 use tonic::Status;
@@ -13,12 +14,14 @@ use super::{
     proxies::Entry,
     renewals::Renewals,
     response::{self, TooLong},
+    retries::Retries,
     service::{Ads, Scope},
     stream::{Answer, StaleNonce, Stream, Variant},
     wire::{self, Wire},
 };
 use crate::{
     access::Caller,
+    conditions::Code,
     metrics::{KindLabel, Metrics, ReasonLabel},
     resource::Kind,
     snapshot::Snapshot,
@@ -81,6 +84,30 @@ impl Drop for Connected {
     }
 }
 
+async fn first_snapshot(
+    ads: &mut Ads,
+    is_fit: impl Fn(&Snapshot) -> bool,
+) -> Result<Arc<Snapshot>, End> {
+    let fits = |snapshot: &Option<Arc<Snapshot>>| snapshot.as_deref().is_some_and(&is_fit);
+    match ads.snapshots.wait_for(fits).await {
+        Ok(snapshot) => Ok(snapshot.clone().unwrap_or_default()),
+        Err(_) => Err(End::Quiet),
+    }
+}
+
+/// A proxy that holds something shows that the store, which has no instance, was emptied. It is sent nothing, and serves what it
+/// has, until there are instances, or an operator says that there are none.
+async fn wait_out_emptiness(ads: &mut Ads, node: Option<&Node>) -> Result<Arc<Snapshot>, End> {
+    let node = node.map_or("", |node| &node.id);
+    let detail = "the store has no instance, no last good state was kept, and connected proxies hold configuration from before: they are sent nothing and keep what they have. If there are really no instances, confirm it: `tidegate confirm`";
+    warn!(node, detail, "the store is not believed");
+    let conditions = ads.metrics.conditions.clone();
+    conditions.raise(Code::StoreDoubted, "instances", detail);
+    let snapshot = first_snapshot(ads, |snapshot| !snapshot.is_bare()).await;
+    conditions.clear(Code::StoreDoubted, "instances");
+    snapshot
+}
+
 impl<W: Wire> Session<W> {
     /// Serves a stream to its end.
     pub(super) async fn run(
@@ -118,10 +145,10 @@ impl<W: Wire> Session<W> {
         let first_bytes = first.len();
         let first = ads.turns.take(first_bytes, || decode::<W>(first)).await?;
         // A proxy that comes before the first snapshot waits for it.
-        let snapshot: Arc<Snapshot> = match ads.snapshots.wait_for(Option::is_some).await {
-            Ok(snapshot) => snapshot.clone().unwrap_or_default(),
-            Err(_) => return Err(End::Quiet),
-        };
+        let mut snapshot = first_snapshot(&mut ads, |_| true).await?;
+        if snapshot.is_bare() && W::holds(&first) {
+            snapshot = wait_out_emptiness(&mut ads, W::node(&first)).await?;
+        }
         let rules = ads.gate.rules();
         let permits = |zone: &str, role| rules.view(&caller, zone, role);
         let proxy = Proxy::introduce(W::node(&first), &snapshot, permits)
@@ -153,14 +180,17 @@ impl<W: Wire> Session<W> {
         responses: &mut Outgoing,
     ) -> Result<std::convert::Infallible, End> {
         let mut renewals = Renewals::default();
+        let mut retries = Retries::default();
         let Proxy { id, view, .. } = &self.connected.entry.proxy;
         let mut sent_home = self.ads.homes.sent_home(&view.zone, id);
         // Ends with the stream.
         loop {
             self.send_due(responses)?;
             renewals.follow(&self.connected.entry.stream());
+            retries.follow(&self.connected.entry.stream());
             tokio::select! {
                 () = renewals.due() => renewals.begin(&mut self.connected.entry.stream()),
+                () = retries.due() => retries.begin(&mut self.connected.entry.stream()),
                 request = requests.next() => {
                     let request = request?.ok_or(End::Quiet)?;
                     let work = || self.take(&decode::<W>(request.clone())?);
@@ -214,7 +244,7 @@ impl<W: Wire> Session<W> {
                     resources = ?refused.resources.iter().take(REFUSED_NAMES_LOGGED).collect::<Vec<_>>(),
                     count = refused.resources.len(),
                     message = refused.message,
-                    "refused; not sent again until it changes, the proxy keeps what it had"
+                    "refused; not sent again until it changes (a listener: tried again), the proxy keeps what it had"
                 );
             }
             Ok(Answer::Accepted | Answer::None) => {}

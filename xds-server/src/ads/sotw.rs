@@ -18,6 +18,10 @@ impl Wire for Sotw {
         &request.type_url
     }
 
+    fn holds(first: &Self::Request) -> bool {
+        !first.version_info.is_empty()
+    }
+
     fn node(request: &Self::Request) -> Option<&Node> {
         request.node.as_ref()
     }

@@ -19,6 +19,9 @@ pub(super) trait Wire: Send + 'static {
 
     fn node(request: &Self::Request) -> Option<&Node>;
 
+    /// Whether the client, with its first request, says that it holds something from before.
+    fn holds(first: &Self::Request) -> bool;
+
     /// Feeds a request into the stream's state.
     fn take(stream: &mut Stream, kind: Kind, request: &Self::Request)
     -> Result<Answer, StaleNonce>;

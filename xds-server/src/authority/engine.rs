@@ -22,7 +22,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
@@ -30,8 +30,12 @@ use super::{
     presence::Presence,
     records::{self, Operations},
     status,
+    terms::{self, Said},
 };
-use crate::metrics::{CellLabel, ResultLabel};
+use crate::{
+    conditions::Code,
+    metrics::{CellLabel, ResultLabel},
+};
 
 /// How long a transaction that has failed rests.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
@@ -61,6 +65,12 @@ pub(super) struct Engine {
     /// Who waits for the end.
     stopping: Vec<oneshot::Sender<()>>,
     stopped: BTreeSet<Name>,
+    /// What sessions say of their processes.
+    said: Said,
+    /// Something may have changed about the agreed terms.
+    terms_dirty: bool,
+    /// Why this replica does not agree, as it was said last.
+    differs: Option<String>,
 }
 
 struct Answer {
@@ -125,6 +135,9 @@ impl Engine {
             answers,
             stopping: Vec::new(),
             stopped: BTreeSet::new(),
+            said: Said::default(),
+            terms_dirty: true,
+            differs: None,
         }
     }
 
@@ -149,8 +162,12 @@ impl Engine {
                 Woken::Answer(Some(answer)) => self.answered(&answer),
                 Woken::Rules => self.take_rules(),
                 Woken::Overview => self.look_around(),
-                Woken::Time => self.everybody(&Input::Tick),
+                Woken::Time => {
+                    self.terms_dirty = true;
+                    self.everybody(&Input::Tick);
+                }
             }
+            self.judge_terms();
             self.judge();
             self.send_away();
             self.restate();
@@ -172,7 +189,11 @@ impl Engine {
 
     fn take_rules(&mut self) {
         let rules = Arc::clone(&self.sources.rules.borrow_and_update());
+        if let Some(agreed) = &rules.agreed {
+            self.everybody(&Input::Configured(agreed.clone()));
+        }
         self.everybody(&Input::Cells(rules.cells.clone()));
+        self.terms_dirty = true;
         self.look_around();
     }
 
@@ -197,9 +218,15 @@ impl Engine {
 
     fn take_fact(&mut self, fact: Fact) {
         self.presence.hear(&fact);
+        self.said.take(&fact);
+        self.terms_dirty = true;
         let input = match fact {
-            Fact::Listed { cluster, entries } => {
-                let (listing, operations) = records::listing(cluster, &entries);
+            Fact::Listed {
+                cluster,
+                revision,
+                entries,
+            } => {
+                let (listing, operations) = records::listing(cluster, revision, &entries);
                 self.operations = operations;
                 self.tell_operations();
                 Some(Input::Listed(listing))
@@ -324,8 +351,9 @@ impl Engine {
                 .get(zone)
                 .is_some_and(|until| now < *until)
         };
-        let alive =
-            |replica: &Replica| replica.session().left(now) > 0 || replica.believes() && reborn();
+        let alive = |replica: &Replica| {
+            replica.acts() && (replica.session().left(now) > 0 || replica.believes() && reborn())
+        };
         self.stopping.is_empty() && replica.is_some_and(alive)
     }
 
@@ -376,6 +404,7 @@ impl Engine {
         let changes_authority = authority.is_some();
         let said = SessionRecord {
             process: self.sources.process.clone(),
+            terms: terms::own(replica),
             proxies: Some(self.connected(zone)),
         };
         if let [Write::Session(_)] = transaction.writes[..] {
@@ -388,9 +417,10 @@ impl Engine {
         let answer = self.answer.clone();
         let writes = self.sources.metrics.authority_writes.clone();
         tokio::spawn(async move {
+            let begun = tokio::time::Instant::now();
             let outcome = make(&*store, compares, ops, mode.writes_refused().is_some()).await;
             if let Some(outcome) = &outcome {
-                mode.wrote(outcome);
+                mode.wrote_in(outcome, begun.elapsed());
             }
             let outcome = match outcome {
                 Some(Ok(TxnOutcome {
@@ -451,7 +481,12 @@ impl Engine {
                     return;
                 }
                 if !self.serves(&zone) {
-                    let _ = joined.send(Err(Unseated::NoSession));
+                    let replica = self.replicas.get(&zone);
+                    let unseated = match replica.is_some_and(|replica| !replica.acts()) {
+                        true => Unseated::TermsDiffer,
+                        false => Unseated::NoSession,
+                    };
+                    let _ = joined.send(Err(unseated));
                     return;
                 }
                 self.leave(holder);
@@ -508,11 +543,51 @@ impl Engine {
             Command::Wish { wish, answer } => {
                 let _ = answer.send(self.wish(&wish));
             }
+            Command::HandOver { begun } => {
+                let _ = begun.send(self.hand_over());
+            }
             Command::Stop { stopped } => {
                 self.stopping.push(stopped);
                 self.everybody(&Input::Stop);
             }
         }
+    }
+
+    /// Begins to move every cell that nobody else grants writes for in its zone: their names.
+    fn hand_over(&mut self) -> BTreeSet<String> {
+        let now = self.now();
+        let mut moves = Vec::new();
+        for replica in self.replicas.values() {
+            for (cell, _, authority, ..) in replica.cells() {
+                let next = replica.successor(cell, now);
+                let next = next.filter(|zone| !self.replicas.contains_key(zone));
+                if let (Some(to), Some(authority)) = (next, authority) {
+                    let next = Move {
+                        id: move_id(cell, authority),
+                        to: vec![to],
+                        cause: Cause::Operator,
+                        reason: Name::from("the only replica of its zone stops, and hands over"),
+                        epoch_min: 0,
+                        hold: 0,
+                    };
+                    moves.push((replica.id().zone.clone(), cell.clone(), next));
+                }
+            }
+        }
+        let mut begun = BTreeSet::new();
+        for (zone, cell, next) in moves {
+            let Some(replica) = self.replicas.get_mut(&zone) else {
+                continue;
+            };
+            match replica.wish(&cell, next, false, now) {
+                Ok(effects) => {
+                    begun.insert(cell.to_string());
+                    self.carry_out(&zone, effects);
+                }
+                Err(error) => warn!(%cell, %error, "the cell is not handed over"),
+            }
+        }
+        begun
     }
 
     fn wish(&mut self, wish: &Wish) -> Result<(), Unwilling> {
@@ -573,7 +648,7 @@ impl Engine {
         }
         for (cell, zone, reason) in changed {
             if let Some(zone) = &zone {
-                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves unless an operator holds it");
+                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves, unless its failover is manual or an operator's move holds it");
             }
             self.better.insert(cell.clone(), zone.clone());
             self.everybody(&Input::Better { cell, zone, reason });
@@ -611,6 +686,40 @@ impl Engine {
                 self.handle(&zone, Input::Restated);
             }
         }
+    }
+
+    /// Says what is agreed on, and how this replica stands to that.
+    fn judge_terms(&mut self) {
+        if !std::mem::take(&mut self.terms_dirty) {
+            return;
+        }
+        let now = self.now();
+        let Some(replica) = self.replicas.values().next() else {
+            return;
+        };
+        let status = terms::status(replica, &self.said, now);
+        let agreement = replica.agreement().map(|(_, agreement)| agreement.clone());
+        let differs = match status.agrees || agreement.is_none() {
+            true => None,
+            false => Some(status.differences.join("; ")),
+        };
+        let rolled = terms::rolled(&status);
+        let agrees = i64::from(status.agrees);
+        self.sources.metrics.terms_agreed.set(agrees);
+        self.sources.agreements.set(agreement.as_ref(), status);
+        if differs != self.differs {
+            match &differs {
+                Some(differences) => error!(
+                    differences,
+                    "this replica is configured with other terms than those that are agreed on: it grants nothing and moves nothing. Give it the configuration of the others, or change the terms: `tidegate terms change --config FILE`"
+                ),
+                None => info!("this replica's terms are agreed on"),
+            }
+            let conditions = &self.sources.metrics.conditions;
+            conditions.set(Code::TermsDiffer, "", differs.as_deref());
+            self.differs = differs;
+        }
+        self.everybody(&Input::Rolled(rolled));
     }
 
     fn publish(&mut self) {

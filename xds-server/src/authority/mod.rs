@@ -5,16 +5,20 @@
 //! the way to and from the store's keys; `clock` reads the time.
 
 mod clock;
+mod conditions;
 mod engine;
 mod homes;
+mod hop_keys;
 mod presence;
 mod records;
 mod service;
+pub mod slew;
 mod status;
+mod terms;
 
 use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
 
-use policy::fence::{Cause, CellRules, HolderId, Name, Terms, Unwilling};
+use policy::fence::{Agreed, Cause, CellRules, HolderId, Name, Terms, Unwilling};
 use protos::fence::{GrantorSays, HolderSays};
 use registry::{
     authority::{AUTHORITY_PREFIX, AuthorityRecord},
@@ -33,8 +37,10 @@ use crate::{
 pub use clock::{Boottime, Clock};
 pub use engine::unix_ms;
 pub use homes::Homes;
+pub use hop_keys::HopKeys;
 pub use service::{FenceService, service};
 pub use status::{CellStatus, Holding, MoveStatus, Operation, Speakers};
+pub use terms::{Agreements, ReplicaTerms, TermsStatus, waits_for};
 
 /// Facts that may wait for the engine.
 pub const FACTS_MAX: usize = 1_024;
@@ -47,6 +53,7 @@ pub enum Fact {
     /// Everything, at one revision: after a start, or when events may have been missed.
     Listed {
         cluster: ClusterId,
+        revision: Revision,
         entries: Vec<Entry>,
     },
     Put(Entry),
@@ -62,6 +69,8 @@ pub enum Fact {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     pub cells: BTreeMap<Name, CellRules>,
+    /// The terms.
+    pub agreed: Option<Agreed>,
     /// The services whose writes are fenced.
     pub services: BTreeSet<String>,
 }
@@ -89,6 +98,7 @@ impl Rules {
         let services = mesh.services.iter().filter(fenced);
         Rules {
             cells: cells.collect(),
+            agreed: mesh.agreed(),
             services: services.map(|service| service.name.clone()).collect(),
         }
     }
@@ -132,6 +142,8 @@ pub struct Sources {
     /// The zones that this process speaks for.
     pub zones: Vec<Name>,
     pub terms: Terms,
+    /// Where it says what is agreed on.
+    pub agreements: Agreements,
     pub rules: watch::Receiver<Arc<Rules>>,
     /// How services are doing.
     pub overviews: watch::Receiver<Arc<Overview>>,
@@ -174,6 +186,9 @@ enum Command {
         wish: Wish,
         answer: oneshot::Sender<Result<(), Unwilling>>,
     },
+    HandOver {
+        begun: oneshot::Sender<BTreeSet<String>>,
+    },
     Stop {
         stopped: oneshot::Sender<()>,
     },
@@ -204,6 +219,10 @@ pub enum Unseated {
     OtherZone { zone: Name, zones: String },
     #[error("this replica has no session at present, and grants nothing: try another one")]
     NoSession,
+    #[error(
+        "this replica is configured with other terms than those that are agreed on, and grants nothing: try another one"
+    )]
+    TermsDiffer,
 }
 
 /// The engine has ended.
@@ -218,13 +237,17 @@ pub fn start(sources: Sources) -> Authorities {
     let (told, operations) = watch::channel(Arc::default());
     let (sighted, since) = watch::channel(Arc::default());
     let homes = Homes::new(sources.zones.clone(), since);
+    let (mode, terms) = (sources.mode.clone(), sources.terms.clone());
+    let metrics = sources.metrics.clone();
     tokio::spawn(engine::Engine::new(sources, commanded, publisher, told, sighted).run());
-    Authorities {
+    let authorities = Authorities {
         commands,
         cells,
         operations,
         homes,
-    }
+    };
+    tokio::spawn(conditions::watch(authorities.clone(), mode, terms, metrics));
+    authorities
 }
 
 impl Authorities {
@@ -301,6 +324,30 @@ impl Authorities {
         let wish = Command::Wish { wish, answer };
         self.commands.send(wish).await.map_err(|_| Gone)?;
         answered.await.map_err(|_| Gone)
+    }
+
+    /// Moves the cells away that nobody else can grant writes for once this process has ended, as an operator would, and waits
+    /// until they have gone. Bound the wait.
+    pub async fn hand_over(&self) {
+        let (begun, answer) = oneshot::channel();
+        let command = Command::HandOver { begun };
+        if self.commands.send(command).await.is_err() {
+            return;
+        }
+        let Ok(moving) = answer.await else { return };
+        let mut cells = self.cells.clone();
+        let gone = |cells: &Arc<Vec<CellStatus>>| {
+            let still_here = |status: &CellStatus| {
+                let here = status
+                    .here
+                    .iter()
+                    .any(|here| status.owners.contains(&here.zone));
+                moving.contains(&status.cell) && (here || status.moving.is_some())
+            };
+            !cells.iter().any(still_here)
+        };
+        // An engine that is gone has nothing to hand over.
+        let _ = cells.wait_for(gone).await;
     }
 
     /// Grants nothing more, waits until nothing that was granted is in use, and ends the session. Without the store it never

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 
 use policy::fence::{
-    Authority, Condition, Input, Key, Listing, Name, Revision, SessionId, Transaction, Write,
-    move_id,
+    Agreement, Authority, Condition, Input, Key, Listing, Name, Revision, SessionId, Transaction,
+    Write, move_id,
 };
 use policy::fence::{Cause, State};
 use registry::{
     authority::{
-        AuthorityRecord, CauseName, OPERATIONS_PREFIX, OperationRecord, OperationStep,
-        SessionRecord, parse_key, store_key,
+        AuthorityRecord, CauseName, GrantorRecord, OPERATIONS_PREFIX, OperationRecord,
+        OperationStep, SessionRecord, parse_key, store_key,
     },
     record::InvalidRecord,
     store::{self, ClusterId, Compare, Entry, Op},
+    terms::TermsRecord,
 };
 use tracing::warn;
 
@@ -33,9 +34,14 @@ fn to_store(revision: Revision) -> store::Revision {
 }
 
 /// Everything that the store has, and the operations in it.
-pub(super) fn listing(cluster: ClusterId, entries: &[Entry]) -> (Listing, Operations) {
+pub(super) fn listing(
+    cluster: ClusterId,
+    at: store::Revision,
+    entries: &[Entry],
+) -> (Listing, Operations) {
     let mut listing = Listing {
         store: cluster.0,
+        revision: revision(at),
         ..Listing::default()
     };
     let mut operations = Operations::new();
@@ -54,7 +60,11 @@ pub(super) fn listing(cluster: ClusterId, entries: &[Entry]) -> (Listing, Operat
                 listing.sessions.insert(id, revision(entry.mod_revision));
             }
             Some(Ok((Key::Grantor(cell, id), _))) => {
-                listing.grantors.insert((cell, id));
+                listing.grantors.insert((cell, id), grantor_terms(entry));
+            }
+            Some(Ok((Key::Terms, _))) => {
+                let at = revision(entry.mod_revision);
+                listing.terms = agreement(entry).map(|agreement| (at, agreement));
             }
             Some(Ok((Key::Authority(_), None))) => {}
             Some(Err(error)) => warn!(key = entry.key, %error, "record not used"),
@@ -66,9 +76,21 @@ pub(super) fn listing(cluster: ClusterId, entries: &[Entry]) -> (Listing, Operat
 fn read(entry: &Entry) -> Option<Result<(Key, Option<Authority>), InvalidRecord>> {
     let read = parse_key(&entry.key)?.and_then(|key| match key {
         Key::Authority(_) => Ok((key, Some(AuthorityRecord::parse(&entry.value)?))),
-        Key::Session(_) | Key::Grantor(..) => Ok((key, None)),
+        Key::Session(_) | Key::Grantor(..) | Key::Terms => Ok((key, None)),
     });
     Some(read)
+}
+
+/// The terms under which a grantor registered.
+fn grantor_terms(entry: &Entry) -> Revision {
+    Revision(GrantorRecord::parse(&entry.value).terms)
+}
+
+/// Terms that cannot be read count as none: nobody acts by them.
+fn agreement(entry: &Entry) -> Option<Agreement> {
+    let read = TermsRecord::parse(&entry.value);
+    read.inspect_err(|error| warn!(key = entry.key, %error, "record not used"))
+        .ok()
 }
 
 pub(super) fn take_operation(operations: &mut Operations, id: &str, value: &[u8]) {
@@ -91,7 +113,11 @@ pub(super) fn put(entry: &Entry) -> Option<Input> {
         Ok((Key::Grantor(cell, id), _)) => Input::Grantor {
             cell,
             id,
-            present: true,
+            registered: Some(grantor_terms(entry)),
+        },
+        Ok((Key::Terms, _)) => Input::Terms {
+            revision: at,
+            agreement: agreement(entry),
         },
         Err(error) => {
             warn!(key = entry.key, %error, "record not used");
@@ -127,7 +153,11 @@ pub(super) fn deleted(key: &str, at: store::Revision) -> Option<Input> {
         Key::Grantor(cell, id) => Input::Grantor {
             cell,
             id,
-            present: false,
+            registered: None,
+        },
+        Key::Terms => Input::Terms {
+            revision: revision(at),
+            agreement: None,
         },
     })
 }
@@ -157,9 +187,15 @@ pub(super) fn transaction(
             AuthorityRecord::from(authority).to_json(),
         ),
         Write::Session(id) => Op::put(store_key(&Key::Session(id.clone())), said.to_json()),
-        Write::Grantor(cell, id) => {
-            Op::put(store_key(&Key::Grantor(cell.clone(), id.clone())), "{}")
+        Write::Grantor(cell, id, Revision(terms)) => {
+            let record = GrantorRecord { terms: *terms };
+            let key = store_key(&Key::Grantor(cell.clone(), id.clone()));
+            Op::put(key, record.to_json())
         }
+        Write::Terms(agreement) => Op::put(
+            store_key(&Key::Terms),
+            TermsRecord::from(agreement).to_json(),
+        ),
         Write::Delete(key) => Op::delete(store_key(key)),
     });
     (compares.collect(), ops.chain(operation).collect())

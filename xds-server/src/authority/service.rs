@@ -13,7 +13,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::{Authorities, Unseated};
+use super::{Authorities, HopKeys, Unseated};
 use crate::{
     access::{Caller, Gate},
     generated::fence_server::{Fence, FenceServer},
@@ -33,6 +33,7 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 pub struct FenceService {
     authorities: Authorities,
     gate: Gate,
+    hop_keys: HopKeys,
     metrics: Metrics,
 }
 
@@ -40,11 +41,13 @@ pub struct FenceService {
 pub fn service(
     authorities: Authorities,
     gate: Gate,
+    hop_keys: HopKeys,
     metrics: Metrics,
 ) -> FenceServer<FenceService> {
     let service = FenceService {
         authorities,
         gate,
+        hop_keys,
         metrics,
     };
     FenceServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -81,12 +84,19 @@ async fn hold(
     let Some(first) = first.map_err(|_| Status::deadline_exceeded("say hello first"))?? else {
         return Ok(());
     };
-    let HolderSays::Hello { holder, zone, node } = first else {
+    let HolderSays::Hello {
+        holder,
+        zone,
+        node,
+        role,
+    } = first
+    else {
         return Err(Status::invalid_argument("say hello first"));
     };
     let FenceService {
         authorities,
         gate,
+        hop_keys,
         metrics,
     } = service;
     if let Err(error) = gate.rules().grants(&caller, &zone) {
@@ -103,11 +113,19 @@ async fn hold(
     let gone = |gone: super::Gone| Status::unavailable(gone.to_string());
     let stream = joined.map_err(gone)?.map_err(|error| match error {
         Unseated::OtherZone { .. } => Status::failed_precondition(error.to_string()),
-        Unseated::NoSession => Status::unavailable(error.to_string()),
+        Unseated::NoSession | Unseated::TermsDiffer => Status::unavailable(error.to_string()),
     })?;
-    info!(node, %zone, "proxy asks for grants");
+    info!(node, %zone, role, "proxy asks for grants");
+    let mut keys = hop_keys.told_to(&caller, &zone, &role);
     let ended = loop {
+        if let Some(keys) = keys.news() {
+            let says = GrantorSays::HopKeys(keys);
+            if out.send(Ok((&says).into())).await.is_err() {
+                break Ok(());
+            }
+        }
         tokio::select! {
+            () = keys.changed() => {}
             says = told.recv() => {
                 // The engine has given this stream up, for a newer one or because it was slow.
                 let Some(says) = says else {

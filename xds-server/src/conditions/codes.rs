@@ -107,7 +107,7 @@ codes! {
 
     TermsDiffer = "TG1003", "terms_differ", Error, Condition;
         is: "This replica's time-outs, shards or cell keys differ from the terms that all replicas agreed on, so it gives no grants.",
-        do: "Give this replica the same configuration as the others, and restart it.";
+        do: "Give this replica the same configuration as the others, or change the terms of all: `tidegate terms change --config FILE`.";
 
     StoreOfAnotherId = "TG1004", "store_of_another_id", Error, Condition;
         is: "The cell's authority was recorded in a store with another cluster ID (a restored backup), so nobody grants or moves it.",
@@ -272,6 +272,10 @@ codes! {
     DrainsLastInstance = "TG7005", "drains_last_instance", Error, Rule;
         is: "The instance is the last healthy one of its service in the zone.",
         do: "Start another instance first.";
+
+    NoReplicaThere = "TG7006", "no_replica_there", Error, Rule;
+        is: "No replica of the control plane speaks for the new owner zone, so nobody could grant writes there.",
+        do: "Start a replica in that zone first, or choose another zone.";
 }
 
 impl Code {

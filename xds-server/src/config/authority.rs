@@ -1,12 +1,15 @@
 //! Who may write, as far as that is configured: the cells, the spans of the fence, and which services it is for.
 
-use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
+use std::{collections::BTreeSet, fmt, num::NonZeroU32, time::Duration};
 
 use policy::{
-    Cell, Enforcement, Fencing, Forward, InvalidFencing, Topology, Writes, fence::Terms,
+    Cell, Enforcement, Fencing, Forward, InvalidFencing, Topology, Writes, fence::Terms, hop::Keys,
     rules::GATEWAY_SERVICE,
 };
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer},
+};
 use serde_saphyr::Spanned;
 
 use super::{
@@ -34,8 +37,8 @@ pub struct Authority {
     /// In microseconds.
     pub terms: Terms,
     pub enforcement: Enforcement,
-    /// What forwarded writes carry, so that they are believed; without it none is forwarded.
-    pub token: Option<String>,
+    /// What gateways sign the writes with that they forward; without it none is forwarded.
+    pub hop_keys: Option<Keys>,
     /// How gateways connect to those of other zones, to forward writes. None: plain text.
     pub forward_tls: Option<UpstreamTls>,
     /// In the order of their shards; never empty.
@@ -87,7 +90,7 @@ impl Authority {
             NonZeroU32::new(first_shard).unwrap_or(NonZeroU32::MIN),
             self.enforcement,
             self.terms.clone(),
-            self.token.clone(),
+            self.hop_keys.is_some(),
             CONTROL_PLANE.to_owned(),
         )
     }
@@ -98,7 +101,7 @@ impl ServiceConfig {
     pub(super) fn gateways(tls: Option<UpstreamTls>) -> ServiceConfig {
         ServiceConfig {
             name: GATEWAY_SERVICE.to_owned(),
-            protocol: Protocol::Auto,
+            protocol: Protocol::Downstream,
             routes: Vec::new(),
             region_missing: Default::default(),
             region_unknown: Default::default(),
@@ -130,9 +133,34 @@ pub(super) struct RawAuthority {
     drift_permille: Option<Spanned<u64>>,
     #[serde(default)]
     enforcement: RawEnforcement,
-    forward_token: Option<Spanned<String>>,
+    forward_token: Option<Spanned<RawSecrets>>,
     forward_tls: Option<Spanned<RawUpstreamTls>>,
     cells: Option<Spanned<Vec<Spanned<RawCell>>>>,
+}
+
+/// One secret, or a list of them. By hand, because an untagged enum would lose what is wrong and where.
+struct RawSecrets(Vec<String>);
+
+impl<'de> Deserialize<'de> for RawSecrets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SecretsVisitor;
+        impl<'de> Visitor<'de> for SecretsVisitor {
+            type Value = RawSecrets;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a secret, or a list of two")
+            }
+
+            fn visit_str<E: de::Error>(self, secret: &str) -> Result<RawSecrets, E> {
+                Ok(RawSecrets(vec![secret.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<RawSecrets, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(seq)).map(RawSecrets)
+            }
+        }
+        deserializer.deserialize_any(SecretsVisitor)
+    }
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -220,13 +248,10 @@ impl Door<'_> {
                 })
                 .map_err(|m| self.error(zone, &format!("authority.zones[{index}]"), m))?;
         }
-        if let Some(token) = &raw.forward_token {
-            let name = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
-            if !(16..=128).contains(&token.value.len()) || !token.value.bytes().all(name) {
-                let message = "use 16 to 128 letters, digits, '-' and '_'";
-                return Err(self.error(token, "authority.forward_token", message));
-            }
-        }
+        let hop_keys = raw.forward_token.as_ref().map(|at| {
+            let keys = Keys::new(at.value.0.clone());
+            keys.map_err(|error| self.error(at, "authority.forward_token", error))
+        });
         let authority = Authority {
             zones: raw.zones.iter().map(|zone| zone.value.clone()).collect(),
             terms: self.terms(at)?,
@@ -234,7 +259,7 @@ impl Door<'_> {
                 RawEnforcement::Enforce => Enforcement::Enforce,
                 RawEnforcement::Observe => Enforcement::Observe,
             },
-            token: raw.forward_token.as_ref().map(|token| token.value.clone()),
+            hop_keys: hop_keys.transpose()?,
             forward_tls: (raw.forward_tls.as_ref())
                 .map(|at| self.upstream_tls("authority.forward_tls", at))
                 .transpose()?,
@@ -259,7 +284,7 @@ impl Door<'_> {
         let session_ms = within(&raw.session_ttl_ms, "session_ttl_ms", 3_000, 2_000, 60_000)?;
         let grant_ms = within(&raw.grant_ttl_ms, "grant_ttl_ms", 1_500, 200, session_ms)?;
         let drain_ms = within(&raw.write_drain_ms, "write_drain_ms", 1_500, 100, 60_000)?;
-        let drift = within(&raw.drift_permille, "drift_permille", 10, 0, 200)?;
+        let drift = within(&raw.drift_permille, "drift_permille", 100, 0, 200)?;
         Terms::new(
             session_ms * 1_000,
             grant_ms * 1_000,

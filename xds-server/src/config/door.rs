@@ -16,12 +16,11 @@ use policy::{
 use serde_saphyr::Spanned;
 
 use super::{
-    Config, ConfigError, EscapedSlashes, FilterConfig, Guard, ListenerAddress, Listeners, Mesh,
-    Protocol, Resilience, ServiceConfig, StoreConfig, Ttls, XdsConfig, failover,
+    Config, ConfigError, FilterConfig, Guard, Mesh, Protocol, Resilience, ServiceConfig,
+    StoreConfig, Ttls, XdsConfig, failover,
     raw::{
-        RawAddress, RawClass, RawConfig, RawEscapedSlashes, RawLink, RawOperatorWeights,
-        RawProtocol, RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawTtls,
-        RawWeights, RawXds, RawZone,
+        RawClass, RawConfig, RawLink, RawOperatorWeights, RawProtocol, RawRegionRule, RawRoute,
+        RawService, RawStore, RawTraceRule, RawTtls, RawWeights, RawXds, RawZone,
     },
     resilience,
 };
@@ -72,6 +71,7 @@ impl Door<'_> {
             token: e.value.token.clone(),
         });
         self.check_rules(&topology, &services, &raw)?;
+        refuse_foreign_upgrades(&mut services);
         services.extend(fences.then(|| ServiceConfig::gateways(forward_tls)));
         if let Some(at) = &raw.explain {
             Rules::new(
@@ -106,15 +106,13 @@ impl Door<'_> {
                     path: raw.filter.path.value,
                     generation: raw.filter.generation,
                 },
-                listeners: Listeners {
-                    gateway: self.address("gateway", raw.listeners.gateway)?,
-                    sidecar: self.address("sidecar", raw.listeners.sidecar)?,
-                    grpc: raw.listeners.grpc,
-                },
+                listeners: self.listeners(&raw.listeners)?,
                 ttls: self.ttls(raw.xds.as_ref().and_then(|xds| xds.value.ttl_s.as_ref()))?,
                 explain,
                 guard: self.guard(raw.guard.as_ref(), is_loopback)?,
                 access: Arc::new(access),
+                // Of the text, which is not here.
+                digest: 0,
             },
         })
     }
@@ -268,7 +266,7 @@ impl Door<'_> {
             | InvalidRules::Prefix { service, .. }
             | InvalidRules::GrpcName { service, .. }
             | InvalidRules::ReadsWithoutGrpc { service } => position.get(service.as_str()),
-            InvalidRules::Header(_) | InvalidRules::EmptyToken => None,
+            InvalidRules::Header(_) | InvalidRules::Cookie(_) | InvalidRules::EmptyToken => None,
         };
         let index = index.copied();
         match index.and_then(|index| Some((index, raw.services.value.get(index)?))) {
@@ -311,13 +309,14 @@ impl Door<'_> {
             Some(at) => failover::demands(&at.value, topology)
                 .map_err(|message| self.error(at, &field("demand"), message))?,
         };
-        let resilience = self.resilience(raw, field)?;
+        let resilience = self.resilience(index, raw, &routes)?;
         Ok(ServiceConfig {
             name: raw.name.clone(),
             protocol: match raw.protocol {
                 RawProtocol::Auto => Protocol::Auto,
                 RawProtocol::Http1 => Protocol::Http1,
                 RawProtocol::Http2 => Protocol::Http2,
+                RawProtocol::Downstream => Protocol::Downstream,
             },
             routes,
             region_missing: region_rule(raw.region.missing),
@@ -340,22 +339,29 @@ impl Door<'_> {
 
     fn resilience(
         &self,
+        index: usize,
         raw: &RawService,
-        field: impl Fn(&str) -> String,
+        routes: &[Route],
     ) -> Result<Resilience, ConfigError> {
         let fields = resilience::Raw {
             strategy: raw.strategy.as_ref(),
             sessions: raw.sessions.as_ref(),
+            outlier_detection: raw.outlier_detection.as_ref(),
             outlier: raw.outlier.as_ref(),
-            circuit: raw.circuit.as_ref(),
-            hedge_after_ms: raw.hedge_after_ms,
+            circuit_breakers: raw.circuit_breakers.as_ref(),
             weighs: raw.weights.is_some() || raw.affinity.is_some(),
         };
-        fields.read().map_err(|(line, name, message)| ConfigError {
+        let resilience = fields.read().map_err(|(line, name, message)| ConfigError {
             file: self.file.to_owned(),
             line,
-            field: field(name),
-            message: message.to_owned(),
+            field: format!("services[{index}].{name}"),
+            message,
+        })?;
+        Ok(Resilience {
+            routes: self.routes_options(index, raw, routes)?,
+            upgrades: self.upgrades(index, raw)?,
+            upstream_idle_timeout_ms: self.upstream_idle_timeout(index, raw)?,
+            ..resilience
         })
     }
 
@@ -381,26 +387,6 @@ impl Door<'_> {
         }
     }
 
-    fn address(&self, role: &str, raw: RawAddress) -> Result<ListenerAddress, ConfigError> {
-        let tls = raw
-            .tls
-            .as_ref()
-            .map(|at| self.downstream_tls(&format!("listeners.{role}.tls"), at));
-        Ok(ListenerAddress {
-            address: raw.address,
-            port: raw.port,
-            access_log: Some(raw.access_log).filter(|path| !path.is_empty()),
-            escaped_slashes: match raw.escaped_slashes {
-                RawEscapedSlashes::Reject => EscapedSlashes::Reject,
-                RawEscapedSlashes::Keep => EscapedSlashes::Keep,
-            },
-            on_demand: raw.on_demand,
-            tls: tls.transpose()?,
-            xff_num_trusted_hops: raw.xff_num_trusted_hops,
-            proxy_protocol: raw.proxy_protocol,
-        })
-    }
-
     fn route(&self, field: &str, at: &Spanned<RawRoute>) -> Result<Route, ConfigError> {
         let raw = &at.value;
         let refuse = |message: &str| Err(self.error(at, field, message));
@@ -423,8 +409,10 @@ impl Door<'_> {
             (Some(RawClass::Write), None, _) => ClassRule::Always(Class::Write),
             (None, None, None) => ClassRule::ByMethod,
         };
+        // A fully qualified name may end with a dot; proxies strip it from requests.
+        let host = raw.host.strip_suffix('.').unwrap_or(&raw.host);
         Ok(Route {
-            host: raw.host.to_ascii_lowercase(),
+            host: host.to_ascii_lowercase(),
             matches,
             class,
         })
@@ -443,5 +431,17 @@ fn region_rule(raw: RawRegionRule) -> RegionRule {
     match raw {
         RawRegionRule::Local => RegionRule::Local,
         RawRegionRule::Reject => RegionRule::Reject,
+    }
+}
+
+/// The listeners let in whatever upgrade any service takes.
+fn refuse_foreign_upgrades(services: &mut [ServiceConfig]) {
+    let all = services
+        .iter()
+        .flat_map(|service| &service.resilience.upgrades.taken);
+    let all: BTreeSet<String> = all.cloned().collect();
+    for service in services {
+        let upgrades = &mut service.resilience.upgrades;
+        upgrades.refused = all.difference(&upgrades.taken).cloned().collect();
     }
 }

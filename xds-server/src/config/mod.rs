@@ -4,12 +4,16 @@
 //! and the field.
 
 mod authority;
+mod digest;
 mod door;
 mod failover;
 mod listen;
+mod listeners;
 mod proxy_tls;
 mod raw;
 mod resilience;
+mod routing;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -26,15 +30,19 @@ use crate::{
     access::Access,
     connections::Limits,
     resource::{Kind, Resource},
-    snapshot::Role,
 };
 
 pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
+pub(crate) use listeners::is_any_ipv6;
+pub use listeners::{
+    EscapedSlashes, HeadersWithUnderscoresAction, ListenerConfig, ListenerLimits, Listeners,
+};
 pub use proxy_tls::{
     DownstreamTls, SdsSecret, ServerCertificate, TlsCertificate, TrustedCa, UpstreamTls,
 };
-pub use resilience::{Circuit, Hedging, Outlier, Resilience, Sessions, Strategy};
+pub use resilience::{CircuitBreakers, OutlierDetection, Resilience, Sessions, Strategy};
+pub use routing::{RouteOptions, RoutesOptions, Upgrades};
 
 /// Everything that the control plane is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,6 +114,8 @@ pub struct Mesh {
     pub explain: Option<Explain>,
     pub guard: Guard,
     pub access: Arc<Access>,
+    /// Equal on replicas that serve their proxies the same.
+    pub digest: u64,
 }
 
 /// What is too much to believe.
@@ -136,44 +146,6 @@ pub struct FilterConfig {
     pub generation: u64,
 }
 
-/// What the proxies of each role listen on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listeners {
-    pub gateway: ListenerAddress,
-    pub sidecar: ListenerAddress,
-    /// Whether gRPC clients that speak xDS by themselves are served, too.
-    pub grpc: bool,
-}
-
-/// An address on the proxies' machines. Port 0 is the kernel's choice, which Envoy's admin interface tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenerAddress {
-    pub address: String,
-    pub port: u16,
-    /// A file on the proxies' machines; none writes no access log.
-    pub access_log: Option<String>,
-    pub escaped_slashes: EscapedSlashes,
-    /// Proxies ask for virtual hosts when the first request to each comes, instead of having all of them.
-    pub on_demand: bool,
-    /// None: plain text.
-    pub tls: Option<DownstreamTls>,
-    /// How many addresses at the end of `x-forwarded-for` come from proxies in front that are trusted.
-    pub xff_num_trusted_hops: u32,
-    /// Connections begin with a PROXY protocol header (version 1 or 2), which a load balancer in front writes.
-    pub proxy_protocol: bool,
-}
-
-impl Listeners {
-    /// Where the proxies of a role listen; none for clients, who listen on nothing.
-    pub fn of(&self, role: Role) -> Option<&ListenerAddress> {
-        match role {
-            Role::Gateway => Some(&self.gateway),
-            Role::Sidecar => Some(&self.sidecar),
-            Role::Grpc => None,
-        }
-    }
-}
-
 /// How long a proxy may keep what it has without hearing from a control plane, by kind, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ttls([Option<NonZeroU32>; Kind::ALL.len()]);
@@ -192,25 +164,16 @@ impl Ttls {
     }
 }
 
-/// What becomes of a path with `%2F` or `%5C` in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum EscapedSlashes {
-    /// Status 400. A service that decodes them may see another path than the one that was decided about, and take a
-    /// write where a read was let through.
-    #[default]
-    Reject,
-    /// For services that carry them in names.
-    Keep,
-}
-
 /// How proxies speak to a service's instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Protocol {
-    /// As the client spoke to the proxy.
+    /// HTTP/2 where a route is for gRPC, which needs it, and HTTP/1.1 elsewhere, which every server speaks.
     #[default]
     Auto,
     Http1,
     Http2,
+    /// As the client spoke to the proxy: for instances that speak both.
+    Downstream,
 }
 
 /// A service as it is configured. Its plans follow from its instances, so they are not here.
@@ -263,7 +226,9 @@ impl Config {
     /// Parses and checks `text`, which stands in `file`.
     pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
         let raw = raw::read(file, text)?;
-        door::Door { file }.config(raw)
+        let mut config = door::Door { file }.config(raw)?;
+        config.mesh.digest = digest::digest(text);
+        Ok(config)
     }
 }
 

@@ -14,8 +14,10 @@ use super::{
     authority::RawAuthority,
     failover::{RawDemand, RawFailover, RawGuard},
     listen::{RawAccess, RawListen},
-    proxy_tls::{RawDownstreamTls, RawUpstreamTls},
-    resilience::{Circuit, Outlier, RawSessions, RawStrategy},
+    listeners::RawListeners,
+    proxy_tls::RawUpstreamTls,
+    resilience::{CircuitBreakers, OutlierDetection, RawOutlier, RawSessions, RawStrategy},
+    routing::RawUpstreamOptions,
 };
 
 /// The most values that a file may have, with all that stands behind its aliases: half a million services or so.
@@ -79,52 +81,6 @@ fn first_generation() -> u64 {
     1
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawListeners {
-    pub(super) gateway: RawAddress,
-    pub(super) sidecar: RawAddress,
-    pub(super) grpc: bool,
-}
-
-impl Default for RawListeners {
-    fn default() -> Self {
-        let at = |address: &str, port| RawAddress {
-            address: address.to_owned(),
-            port,
-            access_log: standard_output(),
-            escaped_slashes: RawEscapedSlashes::default(),
-            on_demand: false,
-            tls: None,
-            xff_num_trusted_hops: 0,
-            proxy_protocol: false,
-        };
-        RawListeners {
-            gateway: at("0.0.0.0", 8080),
-            sidecar: at("127.0.0.1", 15001),
-            grpc: false,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawAddress {
-    pub(super) address: String,
-    pub(super) port: u16,
-    #[serde(default = "standard_output")]
-    pub(super) access_log: String,
-    #[serde(default)]
-    pub(super) escaped_slashes: RawEscapedSlashes,
-    #[serde(default)]
-    pub(super) on_demand: bool,
-    pub(super) tls: Option<Spanned<RawDownstreamTls>>,
-    #[serde(default)]
-    pub(super) xff_num_trusted_hops: u32,
-    #[serde(default)]
-    pub(super) proxy_protocol: bool,
-}
-
 /// Not for virtual hosts: an entry without a body there means that there is none, so that there are no heartbeats.
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -134,18 +90,6 @@ pub(super) struct RawTtls {
     pub(super) lds: Option<u32>,
     pub(super) rds: Option<u32>,
     pub(super) ecds: Option<u32>,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum RawEscapedSlashes {
-    #[default]
-    Reject,
-    Keep,
-}
-
-fn standard_output() -> String {
-    "/dev/stdout".to_owned()
 }
 
 #[derive(Deserialize)]
@@ -195,9 +139,18 @@ pub(super) struct RawService {
     pub(super) cell_key: Option<Spanned<RawAffinity>>,
     pub(super) strategy: Option<Spanned<RawStrategy>>,
     pub(super) sessions: Option<Spanned<RawSessions>>,
-    pub(super) outlier: Option<Spanned<Outlier>>,
-    pub(super) circuit: Option<Spanned<Circuit>>,
-    pub(super) hedge_after_ms: Option<u32>,
+    pub(super) outlier_detection: Option<Spanned<OutlierDetection>>,
+    /// The same in seconds and by its former names.
+    pub(super) outlier: Option<Spanned<RawOutlier>>,
+    #[serde(alias = "circuit")]
+    pub(super) circuit_breakers: Option<Spanned<CircuitBreakers>>,
+    pub(super) hedge_after_ms: Option<Spanned<u32>>,
+    pub(super) timeout_ms: Option<Spanned<u32>>,
+    pub(super) idle_timeout_ms: Option<Spanned<u32>>,
+    pub(super) max_stream_duration_ms: Option<Spanned<u32>>,
+    #[serde(default)]
+    pub(super) upgrades: Vec<Spanned<String>>,
+    pub(super) common_http_protocol_options: Option<Spanned<RawUpstreamOptions>>,
     pub(super) tls: Option<Spanned<RawUpstreamTls>>,
 }
 
@@ -208,6 +161,7 @@ pub(super) enum RawProtocol {
     Auto,
     Http1,
     Http2,
+    Downstream,
 }
 
 #[derive(Deserialize)]
@@ -219,6 +173,10 @@ pub(super) struct RawRoute {
     pub(super) grpc: Option<String>,
     pub(super) reads: Option<Vec<String>>,
     pub(super) class: Option<RawClass>,
+    pub(super) timeout_ms: Option<Spanned<u32>>,
+    pub(super) idle_timeout_ms: Option<Spanned<u32>>,
+    pub(super) max_stream_duration_ms: Option<Spanned<u32>>,
+    pub(super) hedge_after_ms: Option<Spanned<u32>>,
 }
 
 fn any_host() -> String {

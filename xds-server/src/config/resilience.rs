@@ -1,18 +1,24 @@
 //! What a service's proxies do by themselves when instances fail.
 
-use policy::KeySource;
+use policy::{KeySource, rules::check_key};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::raw::RawAffinity;
+use super::{
+    raw::RawAffinity,
+    routing::{RoutesOptions, Upgrades},
+};
 
-/// What proxies do before anybody tells them.
+/// What proxies do by themselves, and what their routes are told beside where they lead.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resilience {
     pub strategy: Strategy,
-    pub outlier: Outlier,
-    pub circuit: Circuit,
-    pub hedging: Hedging,
+    pub outlier_detection: OutlierDetection,
+    pub circuit_breakers: CircuitBreakers,
+    pub routes: RoutesOptions,
+    pub upgrades: Upgrades,
+    /// How long a connection to an instance may be idle, in milliseconds; 0: for ever; none: as its protocol needs it.
+    pub upstream_idle_timeout_ms: Option<u32>,
 }
 
 /// How requests of a home are spread.
@@ -36,66 +42,128 @@ pub struct Sessions {
     pub ttl_s: u32,
 }
 
-/// When a proxy takes an instance out by itself (Envoy's outlier detection).
+/// When a proxy takes an instance out by itself, by Envoy's names.
+///
+/// By default only *gateway errors* count: status 502, 503 and 504, a refused or broken connection, no answer in time. Those are about
+/// the instance. A status 500 may be about the request, and whoever may ask for it could empty a zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Outlier {
-    /// Errors in a row: status 5xx, a refused or broken connection, no answer in time.
-    pub consecutive_errors: u32,
-    /// Share of errors in a window.
-    pub error_percent: u32,
+pub struct OutlierDetection {
+    /// Gateway errors in a row.
+    pub consecutive_gateway_failure: u32,
+    /// Errors in a row, every status 5xx among them; none: they are not counted.
+    pub consecutive_5xx: Option<u32>,
+    /// The share of errors in a window, every status 5xx among them, in percent; none: it is not looked at.
+    pub failure_percentage_threshold: Option<u32>,
+    /// The requests in a window from which on that share says something.
+    pub failure_percentage_request_volume: u32,
     /// The window; at its end, too, instances come back whose time is over.
-    pub window_s: u32,
+    pub interval_ms: u32,
     /// How long it is out the first time; one more of it each time it happens again.
-    pub ejection_s: u32,
+    pub base_ejection_time_ms: u32,
     /// The bound of that time.
-    pub ejection_max_s: u32,
+    pub max_ejection_time_ms: u32,
 }
 
-impl Default for Outlier {
+impl Default for OutlierDetection {
     fn default() -> Self {
-        Outlier {
-            consecutive_errors: 5,
-            error_percent: 60,
-            window_s: 60,
-            ejection_s: 30,
-            ejection_max_s: 300,
+        OutlierDetection {
+            consecutive_gateway_failure: 5,
+            consecutive_5xx: None,
+            failure_percentage_threshold: None,
+            failure_percentage_request_volume: 100,
+            interval_ms: 60_000,
+            base_ejection_time_ms: 30_000,
+            max_ejection_time_ms: 300_000,
         }
     }
 }
 
-/// What one proxy sends to one zone at the most, at a time; more is refused at once (Envoy's circuit breakers).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// The former names, and times in seconds. Errors were every status 5xx; they are gateway errors now, but for the share of them,
+/// which Envoy counts no other way.
+#[derive(Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Circuit {
-    pub connections: u32,
-    /// Requests that wait for a connection.
-    pub pending: u32,
-    pub requests: u32,
+pub(super) struct RawOutlier {
+    consecutive_errors: u32,
+    error_percent: Option<u32>,
+    window_s: u32,
+    ejection_s: u32,
+    ejection_max_s: u32,
 }
 
-impl Default for Circuit {
+impl Default for RawOutlier {
+    fn default() -> Self {
+        let now = OutlierDetection::default();
+        RawOutlier {
+            consecutive_errors: now.consecutive_gateway_failure,
+            error_percent: None,
+            window_s: now.interval_ms / 1_000,
+            ejection_s: now.base_ejection_time_ms / 1_000,
+            ejection_max_s: now.max_ejection_time_ms / 1_000,
+        }
+    }
+}
+
+impl From<RawOutlier> for OutlierDetection {
+    fn from(raw: RawOutlier) -> OutlierDetection {
+        let millis = |s: u32| s.saturating_mul(1_000);
+        OutlierDetection {
+            consecutive_gateway_failure: raw.consecutive_errors,
+            failure_percentage_threshold: raw.error_percent,
+            interval_ms: millis(raw.window_s),
+            base_ejection_time_ms: millis(raw.ejection_s),
+            max_ejection_time_ms: millis(raw.ejection_max_s),
+            ..OutlierDetection::default()
+        }
+    }
+}
+
+impl OutlierDetection {
+    fn check(self) -> Result<OutlierDetection, String> {
+        let counts = [
+            Some(self.consecutive_gateway_failure),
+            self.consecutive_5xx,
+            Some(self.failure_percentage_request_volume),
+        ];
+        let times = [
+            self.interval_ms,
+            self.base_ejection_time_ms,
+            self.max_ejection_time_ms,
+        ];
+        let possible = counts.into_iter().flatten().all(|count| count > 0)
+            && (self.failure_percentage_threshold).is_none_or(|p| (1..=100).contains(&p))
+            && times.iter().all(|ms| (1..=TIME_MS_MAX).contains(ms))
+            && self.base_ejection_time_ms <= self.max_ejection_time_ms;
+        match possible {
+            true => Ok(self),
+            false => Err(format!(
+                "numbers from 1; shares at most 100 percent; times at most {TIME_MS_MAX} ms; the first ejection at most as long as the longest"
+            )),
+        }
+    }
+}
+
+/// What one proxy sends to one zone at the most, at a time; more is refused at once. By Envoy's names; the former ones are read, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CircuitBreakers {
+    #[serde(alias = "connections")]
+    pub max_connections: u32,
+    /// Requests that wait for a connection.
+    #[serde(alias = "pending")]
+    pub max_pending_requests: u32,
+    #[serde(alias = "requests")]
+    pub max_requests: u32,
+}
+
+impl Default for CircuitBreakers {
     /// More than a healthy service has under way, and few enough that one that hangs is cut off before it takes the proxy down.
     fn default() -> Self {
-        Circuit {
-            connections: 4_096,
-            pending: 4_096,
-            requests: 4_096,
+        CircuitBreakers {
+            max_connections: 4_096,
+            max_pending_requests: 4_096,
+            max_requests: 4_096,
         }
-    }
-}
-
-/// When a read that is not answered is asked again elsewhere, while the first goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hedging {
-    /// Milliseconds; 0: never.
-    pub after_ms: u32,
-}
-
-impl Default for Hedging {
-    /// Longer than reads take that are well: what is slower counts as an error of its instance, and costs a second read.
-    fn default() -> Self {
-        Hedging { after_ms: 1_000 }
     }
 }
 
@@ -119,25 +187,40 @@ pub(super) struct RawSessions {
 pub(super) struct Raw<'r> {
     pub(super) strategy: Option<&'r Spanned<RawStrategy>>,
     pub(super) sessions: Option<&'r Spanned<RawSessions>>,
-    pub(super) outlier: Option<&'r Spanned<Outlier>>,
-    pub(super) circuit: Option<&'r Spanned<Circuit>>,
-    pub(super) hedge_after_ms: Option<u32>,
+    pub(super) outlier_detection: Option<&'r Spanned<OutlierDetection>>,
+    pub(super) outlier: Option<&'r Spanned<RawOutlier>>,
+    pub(super) circuit_breakers: Option<&'r Spanned<CircuitBreakers>>,
     /// Whether something is configured that only the weighted strategy knows.
     pub(super) weighs: bool,
 }
 
-/// The longest time, in seconds or milliseconds, that Envoy's configuration is given here.
-const TIME_MAX: u32 = 86_400_000;
+/// A day: the longest time that Envoy's configuration is given here.
+const TIME_MS_MAX: u32 = 86_400_000;
+
+/// The longest life of a session's cookie, in seconds: some two and a half years.
+const SESSION_S_MAX: u32 = 86_400_000;
+
+/// The line of the field that is wrong, its name, and why.
+type Wrong = (u64, &'static str, String);
 
 impl Raw<'_> {
-    /// What they say, or the line of the field that is wrong, its name, and why.
-    pub(super) fn read(&self) -> Result<Resilience, (u64, &'static str, &'static str)> {
+    /// What they say; the rest of it is as if nothing were said.
+    pub(super) fn read(&self) -> Result<Resilience, Wrong> {
+        Ok(Resilience {
+            strategy: self.strategy()?,
+            outlier_detection: self.outlier_detection()?,
+            circuit_breakers: self.circuit_breakers()?,
+            ..Resilience::default()
+        })
+    }
+
+    fn strategy(&self) -> Result<Strategy, Wrong> {
         let sessions = self.sessions.map(|at| {
             let name = &at.value.cookie;
             let token = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-            if name.is_empty() || !name.bytes().all(token) || at.value.ttl_s > TIME_MAX {
+            if name.is_empty() || !name.bytes().all(token) || at.value.ttl_s > SESSION_S_MAX {
                 let message = "cookie: letters, digits, '-', '_' and '.'; ttl_s: at most 86400000";
-                return Err((at.referenced.line(), "sessions", message));
+                return Err((at.referenced.line(), "sessions", message.to_owned()));
             }
             Ok(Sessions {
                 cookie: name.clone(),
@@ -149,59 +232,52 @@ impl Raw<'_> {
             RawStrategy::Weighted => None,
             RawStrategy::RegionFirstHash(key) => Some((at.referenced.line(), key)),
         });
-        let strategy = match (hash, self.sessions) {
+        match (hash, self.sessions) {
             (Some((line, _)), _) if self.weighs => {
                 let message = "region_first_hash uses all instances of a region alike: leave out `weights` and `affinity`";
-                return Err((line, "strategy", message));
+                Err((line, "strategy", message.to_owned()))
             }
-            (Some((_, key)), _) => Strategy::RegionFirstHash {
-                key: key.source(),
-                sessions,
-            },
+            (Some((line, key)), _) => {
+                let key = key.source();
+                check_key(&key).map_err(|error| (line, "strategy", error.to_string()))?;
+                Ok(Strategy::RegionFirstHash { key, sessions })
+            }
             (None, Some(at)) => {
                 let message = "only the strategy region_first_hash keeps sessions";
-                return Err((at.referenced.line(), "sessions", message));
+                Err((at.referenced.line(), "sessions", message.to_owned()))
             }
-            (None, None) => Strategy::Weighted,
-        };
-        let outlier = match self.outlier {
-            None => Outlier::default(),
-            Some(at) => {
-                let o = at.value;
-                let times = [o.window_s, o.ejection_s, o.ejection_max_s];
-                let possible = (1..=100).contains(&o.error_percent)
-                    && o.consecutive_errors > 0
-                    && times.iter().all(|s| (1..=TIME_MAX).contains(s))
-                    && o.ejection_s <= o.ejection_max_s;
-                if !possible {
-                    let message = "numbers from 1; error_percent at most 100; ejection_s at most ejection_max_s";
-                    return Err((at.referenced.line(), "outlier", message));
-                }
-                o
+            (None, None) => Ok(Strategy::Weighted),
+        }
+    }
+
+    fn outlier_detection(&self) -> Result<OutlierDetection, Wrong> {
+        let (line, name, read) = match (self.outlier_detection, self.outlier) {
+            (Some(_), Some(at)) => {
+                let message = "`outlier_detection` says the same: leave this out";
+                return Err((at.referenced.line(), "outlier", message.to_owned()));
             }
+            (Some(at), None) => (at.referenced.line(), "outlier_detection", at.value),
+            (None, Some(at)) => (at.referenced.line(), "outlier", at.value.into()),
+            (None, None) => return Ok(OutlierDetection::default()),
         };
-        let circuit = match self.circuit {
-            None => Circuit::default(),
-            Some(at) => {
-                let c = at.value;
-                if [c.connections, c.pending, c.requests].contains(&0) {
-                    let message = "numbers from 1: 0 would refuse everything";
-                    return Err((at.referenced.line(), "circuit", message));
-                }
-                c
-            }
+        read.check().map_err(|message| (line, name, message))
+    }
+
+    fn circuit_breakers(&self) -> Result<CircuitBreakers, Wrong> {
+        let Some(at) = self.circuit_breakers else {
+            return Ok(CircuitBreakers::default());
         };
-        let hedging = match self.hedge_after_ms {
-            None => Hedging::default(),
-            Some(after_ms) => Hedging {
-                after_ms: after_ms.min(TIME_MAX),
-            },
-        };
-        Ok(Resilience {
-            strategy,
-            outlier,
-            circuit,
-            hedging,
-        })
+        let read = at.value;
+        if [
+            read.max_connections,
+            read.max_pending_requests,
+            read.max_requests,
+        ]
+        .contains(&0)
+        {
+            let message = "numbers from 1: 0 would refuse everything";
+            return Err((at.referenced.line(), "circuit_breakers", message.to_owned()));
+        }
+        Ok(read)
     }
 }

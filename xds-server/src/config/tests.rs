@@ -2,7 +2,11 @@
 
 mod authority;
 mod listen;
+mod listeners;
 mod proxy_tls;
+mod routing;
+
+use std::collections::BTreeSet;
 
 use policy::{Failback, Phase, Weighting};
 
@@ -218,13 +222,25 @@ fn resilience_is_read_and_its_contradictions_are_refused() {
     });
     let key = KeySource::PathSegment(1);
     assert_eq!(kept.strategy, Strategy::RegionFirstHash { key, sessions });
-    let quick = read("outlier: {ejection_s: 1, window_s: 1}\n    hedge_after_ms: 0");
-    assert_eq!(
-        (quick.outlier.ejection_s, quick.outlier.consecutive_errors),
-        (1, 5)
-    );
-    assert_eq!(quick.hedging.after_ms, 0);
-    assert_eq!(read("circuit: {requests: 7}").circuit.requests, 7);
+    for ejection in [
+        "outlier_detection: {base_ejection_time_ms: 1000, interval_ms: 1000, consecutive_gateway_failure: 2}",
+        // The former names.
+        "outlier: {ejection_s: 1, window_s: 1, consecutive_errors: 2}",
+    ] {
+        let expected = OutlierDetection {
+            base_ejection_time_ms: 1_000,
+            interval_ms: 1_000,
+            consecutive_gateway_failure: 2,
+            ..OutlierDetection::default()
+        };
+        assert_eq!(read(ejection).outlier_detection, expected, "{ejection}");
+    }
+    for limit in [
+        "circuit: {requests: 7}",
+        "circuit_breakers: {max_requests: 7}",
+    ] {
+        assert_eq!(read(limit).circuit_breakers.max_requests, 7, "{limit}");
+    }
 
     for (more, expected) in [
         (
@@ -241,11 +257,23 @@ fn resilience_is_read_and_its_contradictions_are_refused() {
         ),
         (
             "outlier: {ejection_s: 9, ejection_max_s: 8}",
-            "mesh.yaml:15: services[1].outlier: numbers from 1; error_percent at most 100; ejection_s at most ejection_max_s",
+            "mesh.yaml:15: services[1].outlier: numbers from 1; shares at most 100 percent; times at most 86400000 ms; the first ejection at most as long as the longest",
+        ),
+        (
+            "outlier: {ejection_s: 9}\n    outlier_detection: {interval_ms: 1}",
+            "mesh.yaml:15: services[1].outlier: `outlier_detection` says the same: leave this out",
+        ),
+        (
+            "strategy: {region_first_hash: {header: host}}",
+            "mesh.yaml:15: services[1].strategy: header \"host\": use lower case letters, digits and '-', and no name that Tidegate or HTTP itself owns",
+        ),
+        (
+            "strategy: {region_first_hash: {cookie: ''}}",
+            "mesh.yaml:15: services[1].strategy: cookie \"\": no name that a cookie can have",
         ),
         (
             "circuit: {pending: 0}",
-            "mesh.yaml:15: services[1].circuit: numbers from 1: 0 would refuse everything",
+            "mesh.yaml:15: services[1].circuit_breakers: numbers from 1: 0 would refuse everything",
         ),
     ] {
         refused("weights: computed", more, expected);

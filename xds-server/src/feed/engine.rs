@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 
 use super::{Confirm, PENDING_MAX};
 use crate::{
+    conditions::Code,
     config::Mesh,
     last_good::Keeper,
     metrics::{Metrics, ReasonLabel, ServiceZoneLabel, ZoneLabel},
@@ -46,6 +47,8 @@ pub(super) struct Engine {
     pub(super) confirm: Confirm,
     /// The answer to the question whether instances are really gone, while that is open.
     pub(super) asked: Option<oneshot::Receiver<()>>,
+    /// The same to the question whether there is really no instance.
+    pub(super) asked_bare: Option<oneshot::Receiver<()>>,
     pub(super) publisher: watch::Sender<Option<Arc<Snapshot>>>,
     pub(super) overview: watch::Sender<Arc<Overview>>,
     pub(super) proposals: watch::Sender<Proposals>,
@@ -67,6 +70,10 @@ impl Engine {
                 }
                 () = answered(&mut self.asked) => {
                     self.world.confirm();
+                    None
+                }
+                () = answered(&mut self.asked_bare) => {
+                    self.world.vouch();
                     None
                 }
                 () = sleep_until(due) => None,
@@ -110,6 +117,9 @@ impl Engine {
         self.metrics
             .records_unused
             .set(self.world.rejected().len() as i64);
+        self.metrics
+            .conditions
+            .set(Code::RecordsUnused, "", self.unused());
         self.metrics.instances.set(self.world.instances() as i64);
         self.metrics.instances_kept.set(self.world.kept() as i64);
         self.oversee();
@@ -120,6 +130,10 @@ impl Engine {
             }
             changed
         });
+        let bare = self.world.is_bare();
+        if self.asked_bare.is_some() != bare {
+            self.asked_bare = bare.then(|| self.confirm.ask());
+        }
         let Some(snapshot) = snapshot else {
             return;
         };
@@ -139,6 +153,14 @@ impl Engine {
         if self.publisher.send(Some(snapshot)).is_err() {
             error!("nobody takes snapshots any more");
         }
+    }
+
+    /// How many records are not used, and the first of them.
+    fn unused(&self) -> Option<String> {
+        let rejected = self.world.rejected();
+        let first = rejected.iter().next()?;
+        let (count, (key, why)) = (rejected.len(), first);
+        Some(format!("{count}; the first is {key}: {why}"))
     }
 
     /// Says what has become of zones, and what is not believed.

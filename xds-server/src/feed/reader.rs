@@ -9,10 +9,11 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt, StreamExt};
 use registry::{
     authority::{AUTHORITY_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX, SESSIONS_PREFIX},
-    record::TIDEGATE_PREFIX,
+    record::{INSTANCES_PREFIX, REPLICAS_PREFIX, TIDEGATE_PREFIX},
     store::{
         ClusterId, Entry, Event, Head, Listing, Revision, Store, StoreError, WatchBatch, WatchError,
     },
+    terms::TERMS_KEY,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -56,6 +57,8 @@ pub(super) struct Reader {
     /// The highest revision that the store of `known` has named.
     pub(super) seen: Revision,
     pub(super) doubt: Option<Doubt>,
+    /// Where a larger share of all instances is missing at the start than this, the last good state says which.
+    pub(super) vanish_percent: u8,
 }
 
 /// A store that is not believed.
@@ -135,6 +138,13 @@ impl Reader {
                 }
             }
             doubted => {
+                // So that what is missing is doubted as it is where it disappears.
+                if doubted.is_none()
+                    && self.has_lost_too_much(&listing)
+                    && self.serve_from_disk().await.is_err()
+                {
+                    return Next::Done;
+                }
                 if doubted.is_some() {
                     info!("an operator confirmed it: the store is believed again");
                 }
@@ -187,6 +197,18 @@ impl Reader {
             ));
         }
         None
+    }
+
+    /// Whether most instances that were known on disk are missing, and no others are there in their place.
+    fn has_lost_too_much(&self, listing: &Listing) -> bool {
+        let Some(known) = self.known.as_ref().filter(|_| self.unsent) else {
+            return false;
+        };
+        let is_instance = |key: &&String| key.starts_with(INSTANCES_PREFIX);
+        let before = known.entries.keys().filter(is_instance).count();
+        let listed = listing.entries.iter().map(|entry| &entry.key);
+        let now = listed.filter(is_instance).count();
+        now * 100 < before * (100 - usize::from(self.vanish_percent.min(100)))
     }
 
     fn accepted(&self, cluster: ClusterId) -> bool {
@@ -284,6 +306,7 @@ impl Reader {
         let (about_authority, others) = split(listing.entries.clone());
         let fact = Fact::Listed {
             cluster,
+            revision,
             entries: about_authority,
         };
         let listed = Change::Listed {
@@ -464,13 +487,15 @@ struct Listeners {
 }
 
 impl Listeners {
-    /// Who owns a cell is for both; how that came about the world need not know.
+    /// Who owns a cell, and the terms, are for both; how that came about the world need not know.
     fn of(key: &str) -> Listeners {
-        let owners = key.starts_with(AUTHORITY_PREFIX);
+        let owners = key.starts_with(AUTHORITY_PREFIX) || key == TERMS_KEY;
         let behind = [SESSIONS_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX];
         let behind = behind.iter().any(|prefix| key.starts_with(prefix));
+        // Replicas look at each other's by themselves.
+        let elsewhere = key.starts_with(REPLICAS_PREFIX);
         Listeners {
-            world: !behind,
+            world: !behind && !elsewhere,
             authority: owners || behind,
         }
     }

@@ -19,7 +19,10 @@ use tokio::{
 use tracing::{error, info};
 
 use super::{LastGood, file};
-use crate::metrics::{Metrics, ResultLabel};
+use crate::{
+    conditions::Code,
+    metrics::{Metrics, ResultLabel},
+};
 
 /// The least time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -143,11 +146,19 @@ impl Writer {
                     info!(%file, "the last good state is written again");
                 }
                 self.written = Some(state);
+                self.metrics
+                    .conditions
+                    .clear(Code::StateNotKept, file.to_string());
             }
             // Once: it is tried again every second.
             Err(_) if self.failing => {}
             Err(error) => {
                 self.failing = true;
+                self.metrics.conditions.raise(
+                    Code::StateNotKept,
+                    file.to_string(),
+                    error.to_string(),
+                );
                 error!(%file, %error, "the last good state cannot be written: after a restart without the store an older one would be served; see to the disk and its permissions");
             }
         }

@@ -2,46 +2,44 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use envoy_types::pb::{
-    envoy::{
-        config::{
-            cluster::v3::{
-                CircuitBreakers, Cluster, OutlierDetection,
-                circuit_breakers::Thresholds,
-                cluster::{
-                    ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType,
-                    EdsClusterConfig, LbPolicy,
-                },
-            },
-            core::v3::{
-                Address, HealthStatus, HealthStatusSet, Http1ProtocolOptions, Http2ProtocolOptions,
-                SocketAddress, address, socket_address::PortSpecifier,
+use envoy_types::pb::envoy::{
+    config::{
+        cluster::v3::{
+            CircuitBreakers, Cluster, OutlierDetection,
+            circuit_breakers::Thresholds,
+            cluster::{
+                ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType,
+                EdsClusterConfig, LbPolicy,
             },
         },
-        extensions::{
-            clusters::aggregate::v3::ClusterConfig,
-            upstreams::http::v3::{
-                HttpProtocolOptions,
-                http_protocol_options::{
-                    ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
-                    explicit_http_config::ProtocolConfig,
-                },
-            },
+        core::v3::{
+            Address, HealthStatus, HealthStatusSet, Http1ProtocolOptions, Http2ProtocolOptions,
+            HttpProtocolOptions as CommonOptions, SocketAddress, address,
+            socket_address::PortSpecifier,
         },
-        r#type::v3::Percent,
     },
-    google::protobuf::Duration,
+    extensions::{
+        clusters::aggregate::v3::ClusterConfig,
+        upstreams::http::v3::{
+            HttpProtocolOptions,
+            http_protocol_options::{
+                ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+                explicit_http_config::ProtocolConfig,
+            },
+        },
+    },
+    r#type::v3::Percent,
 };
-use policy::{Class, Topology, Writes};
+use policy::{Class, Route, RouteMatch, Topology, Writes};
 
 use super::{
-    from_ads, millis,
+    duration_ms, from_ads, millis,
     place::{keeps_sessions, places},
     routes::planned_classes,
     tls, uint32,
 };
 use crate::{
-    config::{Outlier, Protocol, ServiceConfig, Strategy},
+    config::{OutlierDetection as Ejection, Protocol, ServiceConfig, Strategy},
     resource::{Resource, any},
 };
 
@@ -102,8 +100,8 @@ fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) 
         }),
         lb_policy: LbPolicy::LeastRequest.into(),
         outlier_detection: Some(match service.is_routed() {
-            true => outlier_detection(&resilience.outlier),
-            false => unreachable_gateways(&resilience.outlier),
+            true => outlier_detection(&resilience.outlier_detection),
+            false => unreachable_gateways(&resilience.outlier_detection),
         }),
         transport_socket: service.tls.as_ref().map(tls::upstream),
         ..common(name, service, connect_timeout_ms)
@@ -149,18 +147,18 @@ fn aggregate(
 }
 
 fn common(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Cluster {
-    let circuit = service.resilience.circuit;
+    let circuit = service.resilience.circuit_breakers;
     Cluster {
         name: name.to_owned(),
         connect_timeout: millis(connect_timeout_ms),
         circuit_breakers: Some(CircuitBreakers {
             thresholds: vec![Thresholds {
-                max_connections: uint32(circuit.connections),
-                max_pending_requests: uint32(circuit.pending),
-                max_requests: uint32(circuit.requests),
+                max_connections: uint32(circuit.max_connections),
+                max_pending_requests: uint32(circuit.max_pending_requests),
+                max_requests: uint32(circuit.max_requests),
                 // A zone that fails makes every request a retry, all at once. Envoy's share of active requests cannot be used:
                 // an aggregate cluster counts none as its own. No request is tried more than three times.
-                max_retries: uint32(circuit.requests),
+                max_retries: uint32(circuit.max_requests),
                 ..Thresholds::default()
             }],
             ..CircuitBreakers::default()
@@ -176,7 +174,8 @@ fn common(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Clust
         typed_extension_protocol_options: HashMap::from([(
             HTTP_OPTIONS.to_owned(),
             any(&HttpProtocolOptions {
-                upstream_protocol_options: Some(protocol_options(service.protocol)),
+                common_http_protocol_options: Some(common_options(service)),
+                upstream_protocol_options: Some(protocol_options(service)),
                 ..HttpProtocolOptions::default()
             }),
         )]),
@@ -184,70 +183,99 @@ fn common(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Clust
     }
 }
 
-/// Errors of the instance and of the way to it count alike: a hung instance gives no status.
-fn outlier_detection(outlier: &Outlier) -> OutlierDetection {
-    let seconds = |s: u32| {
-        Some(Duration {
-            seconds: i64::from(s),
-            nanos: 0,
-        })
-    };
-    let always = || uint32(100);
+/// Errors of the instance and of the way to it count alike: a hung instance gives no status. Not apart
+/// (`split_external_local_origin_errors`): every connection that opens would forgive an instance that then says nothing.
+fn outlier_detection(ejection: &Ejection) -> OutlierDetection {
+    let (never, always) = (|| uint32(0), || uint32(100));
+    let if_asked_for = |is: bool| if is { always() } else { never() };
     OutlierDetection {
-        consecutive_5xx: uint32(outlier.consecutive_errors),
-        enforcing_consecutive_5xx: always(),
-        consecutive_gateway_failure: uint32(outlier.consecutive_errors),
+        consecutive_gateway_failure: uint32(ejection.consecutive_gateway_failure),
         enforcing_consecutive_gateway_failure: always(),
-        interval: seconds(outlier.window_s),
-        base_ejection_time: seconds(outlier.ejection_s),
-        max_ejection_time: seconds(outlier.ejection_max_s),
+        consecutive_5xx: ejection.consecutive_5xx.and_then(uint32),
+        enforcing_consecutive_5xx: if_asked_for(ejection.consecutive_5xx.is_some()),
+        interval: duration_ms(ejection.interval_ms),
+        base_ejection_time: duration_ms(ejection.base_ejection_time_ms),
+        max_ejection_time: duration_ms(ejection.max_ejection_time_ms),
         // A whole zone may fail.
         max_ejection_percent: always(),
-        failure_percentage_threshold: uint32(outlier.error_percent),
-        enforcing_failure_percentage: always(),
+        failure_percentage_threshold: ejection.failure_percentage_threshold.and_then(uint32),
+        enforcing_failure_percentage: if_asked_for(ejection.failure_percentage_threshold.is_some()),
         failure_percentage_minimum_hosts: uint32(1),
-        failure_percentage_request_volume: uint32(20),
+        failure_percentage_request_volume: uint32(ejection.failure_percentage_request_volume),
         // Compares instances with each other; nobody asked for that.
-        enforcing_success_rate: uint32(0),
+        enforcing_success_rate: never(),
         ..OutlierDetection::default()
     }
 }
 
 /// A gateway passes on what services answer, so an answer says nothing about the gateway; that none came does.
-fn unreachable_gateways(outlier: &Outlier) -> OutlierDetection {
+fn unreachable_gateways(ejection: &Ejection) -> OutlierDetection {
     let (never, always) = (|| uint32(0), || uint32(100));
     OutlierDetection {
         split_external_local_origin_errors: true,
-        consecutive_local_origin_failure: uint32(outlier.consecutive_errors),
+        consecutive_local_origin_failure: uint32(ejection.consecutive_gateway_failure),
         enforcing_consecutive_local_origin_failure: always(),
         enforcing_local_origin_success_rate: never(),
         enforcing_consecutive_5xx: never(),
         enforcing_consecutive_gateway_failure: never(),
         enforcing_failure_percentage: never(),
-        ..outlier_detection(outlier)
+        ..outlier_detection(ejection)
     }
 }
 
-fn protocol_options(protocol: Protocol) -> UpstreamProtocolOptions {
+/// How long a connection to an instance may be idle where nothing is said, in milliseconds. An HTTP/1.1 server that closes an idle
+/// connection says so no sooner than it does it: a request that is on its way is lost, and a write may not be sent again. So the
+/// proxy has to be first. Node.js, Apache and uvicorn close after 5 s, the others later (gunicorn earlier, after 2 s: say so).
+const HTTP1_IDLE_MS: u32 = 4_000;
+/// HTTP/2 names the requests that it did not take, and these are sent again: Envoy's own default does.
+const HTTP2_IDLE_MS: u32 = 3_600_000;
+
+fn common_options(service: &ServiceConfig) -> CommonOptions {
+    let idle = match upstream_protocol(service) {
+        Protocol::Http2 => HTTP2_IDLE_MS,
+        Protocol::Http1 | Protocol::Downstream | Protocol::Auto => HTTP1_IDLE_MS,
+    };
+    let configured = service.resilience.upstream_idle_timeout_ms;
+    CommonOptions {
+        idle_timeout: duration_ms(configured.unwrap_or(idle)),
+        ..CommonOptions::default()
+    }
+}
+
+/// [`Protocol::Auto`] as what it means for this service.
+fn upstream_protocol(service: &ServiceConfig) -> Protocol {
+    let mut routes = service.routes.iter();
+    let is_grpc = |route: &Route| matches!(route.matches, RouteMatch::Grpc(_));
+    match service.protocol {
+        Protocol::Auto if routes.any(is_grpc) => Protocol::Http2,
+        Protocol::Auto => Protocol::Http1,
+        protocol => protocol,
+    }
+}
+
+fn protocol_options(service: &ServiceConfig) -> UpstreamProtocolOptions {
     let explicit = |config| {
         UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
             protocol_config: Some(config),
         })
     };
-    match protocol {
-        Protocol::Auto => {
+    let http2 = || Http2ProtocolOptions {
+        // Upgrades of HTTP/2 are extended CONNECT requests (RFC 8441).
+        allow_connect: !service.resilience.upgrades.taken.is_empty(),
+        ..Http2ProtocolOptions::default()
+    };
+    match upstream_protocol(service) {
+        Protocol::Downstream => {
             UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
                 http_protocol_options: Some(Http1ProtocolOptions::default()),
-                http2_protocol_options: Some(Http2ProtocolOptions::default()),
+                http2_protocol_options: Some(http2()),
                 ..UseDownstreamHttpConfig::default()
             })
         }
-        Protocol::Http1 => explicit(ProtocolConfig::HttpProtocolOptions(
+        Protocol::Http1 | Protocol::Auto => explicit(ProtocolConfig::HttpProtocolOptions(
             Http1ProtocolOptions::default(),
         )),
-        Protocol::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(
-            Http2ProtocolOptions::default(),
-        )),
+        Protocol::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(http2())),
     }
 }
 

@@ -37,58 +37,89 @@ use envoy_types::pb::{
 };
 use policy::{Class, KeySource};
 
-use super::{SESSIONS, millis, uint32};
+use super::{SESSIONS, duration_ms, millis, uint32};
 use crate::{
-    config::{Hedging, Resilience, Strategy},
+    config::{Resilience, RouteOptions, Strategy},
     resource::any,
 };
 
 /// Forwards to `to`.
 pub(super) fn action(
     resilience: &Resilience,
+    options: RouteOptions,
     to: ClusterSpecifier,
     class: Class,
     grpc: bool,
 ) -> RouteAction {
     // A write that was sent is never sent again.
-    let hedging = match class {
-        Class::Read => resilience.hedging,
-        Class::Write => Hedging { after_ms: 0 },
+    let hedge_after_ms = match class {
+        Class::Read => options.hedge_after_ms,
+        Class::Write => 0,
     };
     RouteAction {
         cluster_specifier: Some(to),
-        retry_policy: Some(retry_policy(class, &resilience.strategy, hedging)),
+        retry_policy: Some(retry_policy(class, &resilience.strategy, hedge_after_ms)),
         // The first attempt goes on: slow is not dead. Whichever answers first wins.
-        hedge_policy: (hedging.after_ms > 0).then(|| HedgePolicy {
+        hedge_policy: (hedge_after_ms > 0).then(|| HedgePolicy {
             hedge_on_per_try_timeout: true,
             ..HedgePolicy::default()
         }),
         hash_policy: hash_policy(&resilience.strategy).into_iter().collect(),
-        // gRPC calls say themselves how long they may take; the default of 15 s would cut streams.
-        max_stream_duration: grpc.then(|| MaxStreamDuration {
-            grpc_timeout_header_max: Some(Duration::default()),
-            ..MaxStreamDuration::default()
-        }),
+        // Said even where it is 0: Envoy's defaults, 15 s and 5 min, would cut streams and long polls.
+        timeout: duration_ms(options.timeout_ms),
+        idle_timeout: duration_ms(options.idle_timeout_ms),
+        max_stream_duration: match grpc {
+            true => Some(grpc_duration(options)),
+            false => stream_duration(options),
+        },
         ..RouteAction::default()
     }
 }
 
+/// Only where it is wanted: beside it Envoy ignores the route's time-out.
+fn stream_duration(options: RouteOptions) -> Option<MaxStreamDuration> {
+    (options.max_stream_duration_ms > 0).then(|| MaxStreamDuration {
+        max_stream_duration: duration_ms(options.max_stream_duration_ms),
+        ..MaxStreamDuration::default()
+    })
+}
+
+/// gRPC calls say themselves how long they may take, from their beginning. What is configured bounds that, and those that do not.
+pub(super) fn grpc_duration(options: RouteOptions) -> MaxStreamDuration {
+    let bound = options.shortest_ms();
+    MaxStreamDuration {
+        max_stream_duration: bound.and_then(duration_ms),
+        grpc_timeout_header_max: duration_ms(bound.unwrap_or(0)),
+        ..MaxStreamDuration::default()
+    }
+}
+
 /// Forwards a write that the fence let through to `to`, which has a single place. It lives no longer than `drain`, whatever is tried
-/// again, and however slowly its body comes: after that long nothing of it is under way.
-pub(super) fn fenced_write(to: ClusterSpecifier, drain: time::Duration, grpc: bool) -> RouteAction {
+/// again, and however slowly its body comes: after that long nothing of it is under way. A shorter bound of its route counts as well,
+/// from the beginning of the request.
+pub(super) fn fenced_write(
+    to: ClusterSpecifier,
+    drain: time::Duration,
+    options: RouteOptions,
+    grpc: bool,
+) -> RouteAction {
+    let bound = options.shortest_ms().map(u64::from);
+    let bound = bound.map(time::Duration::from_millis);
+    let drain = bound.map_or(drain, |bound| bound.min(drain));
     let drain = Duration {
         // At most a minute.
         seconds: drain.as_secs() as i64,
         nanos: drain.subsec_nanos() as i32,
     };
-    let (strategy, hedging) = (Strategy::Weighted, Hedging { after_ms: 0 });
+    let strategy = Strategy::Weighted;
     RouteAction {
         cluster_specifier: Some(to),
         retry_policy: Some(RetryPolicy {
             retry_priority: None,
-            ..retry_policy(Class::Write, &strategy, hedging)
+            ..retry_policy(Class::Write, &strategy, 0)
         }),
         timeout: Some(drain),
+        idle_timeout: duration_ms(options.idle_timeout_ms),
         max_stream_duration: Some(MaxStreamDuration {
             max_stream_duration: Some(drain),
             grpc_timeout_header_max: grpc.then_some(drain),
@@ -100,7 +131,7 @@ pub(super) fn fenced_write(to: ClusterSpecifier, drain: time::Duration, grpc: bo
 
 /// Reads are tried again wherever they may go; writes only where nothing was sent, so that none happens twice. Each attempt
 /// leaves the place that failed the one before: a zone, or first the instance where all of a region share the keys.
-fn retry_policy(class: Class, strategy: &Strategy, hedging: Hedging) -> RetryPolicy {
+fn retry_policy(class: Class, strategy: &Strategy, hedge_after_ms: u32) -> RetryPolicy {
     let previous_hosts = RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
         config_type: Some(retry_host_predicate::ConfigType::TypedConfig(any(
@@ -116,7 +147,7 @@ fn retry_policy(class: Class, strategy: &Strategy, hedging: Hedging) -> RetryPol
     };
     let retry_on = match class {
         Class::Read => "connect-failure,refused-stream,reset",
-        Class::Write => "connect-failure,refused-stream",
+        Class::Write => "connect-failure,refused-stream,reset-before-request",
     };
     RetryPolicy {
         retry_on: retry_on.to_owned(),
@@ -130,9 +161,9 @@ fn retry_policy(class: Class, strategy: &Strategy, hedging: Hedging) -> RetryPol
         retry_host_predicate: vec![previous_hosts],
         // A dead instance fails fast, looks idle, and so is picked again and again: look often enough to find another.
         host_selection_retry_max_attempts: 32,
-        per_try_timeout: match hedging.after_ms {
+        per_try_timeout: match hedge_after_ms {
             0 => None,
-            after_ms => i32::try_from(after_ms).ok().and_then(millis),
+            after_ms => duration_ms(after_ms),
         },
         // The next attempt goes to another instance, so there is nothing to wait for.
         retry_back_off: Some(RetryBackOff {

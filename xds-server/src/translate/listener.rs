@@ -1,22 +1,24 @@
 //! LDS: where a role's proxies take requests.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use envoy_types::pb::{
     envoy::{
         config::{
-            accesslog::v3::{AccessLog, access_log},
             common::mutation_rules::v3::{
                 HeaderMutation, header_mutation::Action, header_mutation::RemoveOnMatch,
             },
-            core::v3::{ConfigSource, ExtensionConfigSource, TypedExtensionConfig},
+            core::v3::{
+                Address, ConfigSource, ExtensionConfigSource, Http1ProtocolOptions,
+                Http2ProtocolOptions, HttpProtocolOptions, TcpKeepalive, TypedExtensionConfig,
+                address, http_protocol_options::HeadersWithUnderscoresAction as EnvoyUnderscores,
+            },
             listener::v3::{
-                Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter,
-                listener_filter,
+                AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
+                filter, listener_filter,
             },
         },
         extensions::{
-            access_loggers::file::v3::FileAccessLog,
             filters::{
                 http::{
                     on_demand::v3::OnDemand, router::v3::Router,
@@ -27,7 +29,7 @@ use envoy_types::pb::{
                     HttpConnectionManager, HttpFilter, Rds,
                     http_connection_manager::{
                         CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction,
-                        RouteSpecifier, SetCurrentClientCertDetails,
+                        RouteSpecifier, SetCurrentClientCertDetails, UpgradeConfig,
                     },
                     http_filter,
                 },
@@ -36,17 +38,20 @@ use envoy_types::pb::{
         },
         r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
     },
-    google::protobuf::{Any, BoolValue},
+    google::protobuf::BoolValue,
 };
 use policy::headers;
 use prost::{Message, Name};
 
 use super::{
-    FILTER, LISTENER, ROUTES, SESSIONS, cluster::socket, filter::fallback, from_ads, millis,
-    place::keeps_sessions, tls,
+    FILTER, LISTENER, ROUTES, SESSIONS, access_log::access_log, cluster::socket, duration_ms,
+    filter::fallback, from_ads, local_reply, millis, place::keeps_sessions, tls, uint32,
 };
 use crate::{
-    config::{DownstreamTls, EscapedSlashes, ListenerAddress, Mesh, ServerCertificate},
+    config::{
+        DownstreamTls, EscapedSlashes, HeadersWithUnderscoresAction, ListenerConfig, Mesh,
+        ServerCertificate, is_any_ipv6,
+    },
     resource::{Resource, any},
     snapshot::Role,
 };
@@ -54,39 +59,32 @@ use crate::{
 /// How long a proxy waits for the policy before it serves with the fallback.
 const POLICY_TIMEOUT_MS: i32 = 1_000;
 
-/// One JSON object a request, by field. `decision` is the reason code, set by the route or, on a refusal, by the filter.
-/// JSON because Envoy escapes values in it: what a client sends cannot pass for another field.
-const ACCESS_LOG_FIELDS: &[(&str, &str)] = &[
-    ("authority", "%REQ(:AUTHORITY)%"),
-    ("cell", "%REQ(X-TIDEGATE-CELL)%"),
-    ("class", "%REQ(X-TIDEGATE-CLASS)%"),
-    ("cluster", "%UPSTREAM_CLUSTER_RAW%"),
-    ("decision", "%REQ(X-TIDEGATE-DECISION)%"),
-    ("details", "%RESPONSE_CODE_DETAILS%"),
-    ("duration_ms", "%DURATION%"),
-    ("epoch", "%REQ(X-TIDEGATE-EPOCH)%"),
-    ("home", "%REQ(X-TIDEGATE-HOME)%"),
-    ("method", "%REQ(:METHOD)%"),
-    ("path", "%REQ(:PATH)%"),
-    ("protocol", "%PROTOCOL%"),
-    ("status", "%RESPONSE_CODE%"),
-    ("tier", "%REQ(X-TIDEGATE-TIER)%"),
-    ("time", "%START_TIME%"),
-    ("trace_id", "%REQ(X-TRACE-ID)%"),
-    ("upstream", "%UPSTREAM_HOST%"),
-];
-
 /// The listener of a role's proxies; none for clients, who listen on nothing.
 pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
     let at = mesh.listeners.of(role)?;
-    let manager = connection_manager(mesh, at, role);
+    let mut manager = any(&connection_manager(mesh, at, role));
+    manager.value.extend(local_reply::reasons().encode_to_vec());
     let filters = vec![Filter {
         name: "envoy.filters.network.http_connection_manager".to_owned(),
-        config_type: Some(filter::ConfigType::TypedConfig(any(&manager))),
+        config_type: Some(filter::ConfigType::TypedConfig(manager)),
     }];
+    let additional = at.additional_addresses.iter();
     let listener = Listener {
         name: LISTENER.to_owned(),
-        address: Some(socket(&at.address, at.port)),
+        address: Some(listening(at, at.address)),
+        additional_addresses: additional
+            .map(|also| AdditionalAddress {
+                address: Some(listening(at, *also)),
+                ..AdditionalAddress::default()
+            })
+            .collect(),
+        per_connection_buffer_limit_bytes: uint32(at.limits.per_connection_buffer_limit_bytes),
+        // A client that is gone without a word is found out, however long its stream may be silent.
+        tcp_keepalive: Some(TcpKeepalive {
+            keepalive_time: uint32(60),
+            keepalive_interval: uint32(20),
+            keepalive_probes: uint32(3),
+        }),
         listener_filters: listener_filters(at),
         filter_chains: filter_chains(at.tls.as_ref(), filters),
         ..Listener::default()
@@ -94,8 +92,16 @@ pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
     Some(Arc::new(Resource::encode(LISTENER, &listener)))
 }
 
+fn listening(at: &ListenerConfig, address: SocketAddr) -> Address {
+    let mut listening = socket(&address.ip().to_string(), address.port());
+    if let Some(address::Address::SocketAddress(socket)) = &mut listening.address {
+        socket.ipv4_compat = at.ipv4_compat && is_any_ipv6(address.ip());
+    }
+    listening
+}
+
 /// What is read of a connection before a filter chain is chosen, in this order.
-fn listener_filters(at: &ListenerAddress) -> Vec<ListenerFilter> {
+fn listener_filters(at: &ListenerConfig) -> Vec<ListenerFilter> {
     let filter = |name: &str, config| ListenerFilter {
         name: name.to_owned(),
         config_type: Some(listener_filter::ConfigType::TypedConfig(config)),
@@ -133,7 +139,7 @@ fn filter_chains(tls: Option<&DownstreamTls>, filters: Vec<Filter>) -> Vec<Filte
 }
 
 /// What upstreams are told of a client's certificate. A copy of the header from outside never passes.
-fn client_certificate(at: &ListenerAddress) -> ForwardClientCertDetails {
+fn client_certificate(at: &ListenerConfig) -> ForwardClientCertDetails {
     match at.tls.as_ref().and_then(|tls| tls.trusted_ca.as_ref()) {
         Some(_) => ForwardClientCertDetails::SanitizeSet,
         None => ForwardClientCertDetails::Sanitize,
@@ -149,7 +155,7 @@ fn certificate_details() -> SetCurrentClientCertDetails {
     }
 }
 
-fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConnectionManager {
+fn connection_manager(mesh: &Mesh, at: &ListenerConfig, role: Role) -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: LISTENER.to_owned(),
         codec_type: CodecType::Auto.into(),
@@ -159,6 +165,21 @@ fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConn
             .chain([router_filter()])
             .collect(),
         access_log: at.access_log.iter().map(|path| access_log(path)).collect(),
+        upgrade_configs: upgrades(mesh),
+        common_http_protocol_options: Some(common_options(at)),
+        http_protocol_options: at.default_host_for_http_10.as_ref().map(|host| {
+            Http1ProtocolOptions {
+                accept_http_10: true,
+                default_host_for_http_10: host.clone(),
+                ..Http1ProtocolOptions::default()
+            }
+        }),
+        http2_protocol_options: Some(http2_options(mesh, at)),
+        max_request_headers_kb: uint32(at.limits.max_request_headers_kb),
+        request_headers_timeout: duration_ms(at.limits.request_headers_timeout_ms),
+        stream_idle_timeout: duration_ms(at.limits.stream_idle_timeout_ms),
+        // A fully qualified name is the same host. Here, before routes and filter look at it, so that they agree.
+        strip_trailing_host_dot: true,
         // At the edge the peer is the client; a sidecar's peer is the application, which may pass a client's address on.
         use_remote_address: Some(BoolValue {
             value: role == Role::Gateway,
@@ -173,7 +194,9 @@ fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConn
             EscapedSlashes::Reject => PathWithEscapedSlashesAction::RejectRequest.into(),
             EscapedSlashes::Keep => PathWithEscapedSlashesAction::KeepUnchanged.into(),
         },
-        early_header_mutation_extensions: vec![strip_internal_headers()],
+        early_header_mutation_extensions: vec![strip_internal_headers(at)],
+        // Otherwise Envoy tells a client to send its body before the filter can refuse it.
+        proxy_100_continue: true,
         route_specifier: Some(RouteSpecifier::Rds(Rds {
             config_source: Some(from_ads()),
             route_config_name: ROUTES.to_owned(),
@@ -182,26 +205,79 @@ fn connection_manager(mesh: &Mesh, at: &ListenerAddress, role: Role) -> HttpConn
     }
 }
 
-/// Routes that switch the filter off would otherwise believe what a client says.
-fn strip_internal_headers() -> TypedExtensionConfig {
-    let with_prefix = RemoveOnMatch {
-        key_matcher: Some(StringMatcher {
-            match_pattern: Some(MatchPattern::Prefix(headers::INTERNAL_PREFIX.to_owned())),
-            ..StringMatcher::default()
-        }),
+fn common_options(at: &ListenerConfig) -> HttpProtocolOptions {
+    let limits = &at.limits;
+    HttpProtocolOptions {
+        idle_timeout: duration_ms(limits.idle_timeout_ms),
+        max_headers_count: uint32(limits.max_headers_count),
+        headers_with_underscores_action: match at.headers_with_underscores_action {
+            HeadersWithUnderscoresAction::Allow => EnvoyUnderscores::Allow,
+            HeadersWithUnderscoresAction::RejectRequest => EnvoyUnderscores::RejectRequest,
+            HeadersWithUnderscoresAction::DropHeader => EnvoyUnderscores::DropHeader,
+        }
+        .into(),
+        max_connection_duration: (limits.max_connection_duration_ms > 0)
+            .then_some(limits.max_connection_duration_ms)
+            .and_then(duration_ms),
+        ..HttpProtocolOptions::default()
+    }
+}
+
+fn http2_options(mesh: &Mesh, at: &ListenerConfig) -> Http2ProtocolOptions {
+    let limits = &at.limits;
+    Http2ProtocolOptions {
+        max_concurrent_streams: uint32(limits.max_concurrent_streams),
+        initial_stream_window_size: uint32(limits.initial_stream_window_size),
+        initial_connection_window_size: uint32(limits.initial_connection_window_size),
+        // Upgrades of HTTP/2 are extended CONNECT requests (RFC 8441).
+        allow_connect: !upgrades(mesh).is_empty(),
+        ..Http2ProtocolOptions::default()
+    }
+}
+
+/// Those that any service takes. Envoy asks for it before the filter has chosen a route; the others' routes refuse them.
+fn upgrades(mesh: &Mesh) -> Vec<UpgradeConfig> {
+    let services = mesh.services.iter();
+    let taken = services.flat_map(|service| &service.resilience.upgrades.taken);
+    let all: BTreeSet<&String> = taken.collect();
+    all.into_iter()
+        .map(|name| UpgradeConfig {
+            upgrade_type: name.clone(),
+            ..UpgradeConfig::default()
+        })
+        .collect()
+}
+
+/// Routes that switch the filter off would otherwise believe what a client says. What many servers take for the same names goes as
+/// well, where it can come at all.
+fn strip_internal_headers(at: &ListenerConfig) -> TypedExtensionConfig {
+    let with_prefix = |prefix: String| {
+        Action::RemoveOnMatch(RemoveOnMatch {
+            key_matcher: Some(StringMatcher {
+                match_pattern: Some(MatchPattern::Prefix(prefix)),
+                ..StringMatcher::default()
+            }),
+        })
     };
-    let mutations = [
-        Action::RemoveOnMatch(with_prefix),
+    let mut mutations = vec![
+        with_prefix(headers::INTERNAL_PREFIX.to_owned()),
         Action::Remove(headers::ALT_ROUTE.to_owned()),
     ];
+    if at.headers_with_underscores_action == HeadersWithUnderscoresAction::Allow {
+        let folded = |name: &str| name.replace('-', "_");
+        mutations.extend([
+            with_prefix(folded(headers::INTERNAL_PREFIX)),
+            Action::Remove(folded(headers::FORWARDED)),
+            Action::Remove(folded(headers::PRESENTED_EPOCH)),
+        ]);
+    }
+    let mutations = mutations.into_iter().map(|action| HeaderMutation {
+        action: Some(action),
+    });
     TypedExtensionConfig {
         name: "envoy.http.early_header_mutation.header_mutation".to_owned(),
         typed_config: Some(any(&EarlyMutation {
-            mutations: mutations
-                .map(|action| HeaderMutation {
-                    action: Some(action),
-                })
-                .into(),
+            mutations: mutations.collect(),
         })),
     }
 }
@@ -260,68 +336,5 @@ pub(super) fn router_filter() -> HttpFilter {
             any(&Router::default()),
         )),
         ..HttpFilter::default()
-    }
-}
-
-fn access_log(path: &str) -> AccessLog {
-    let log = FileAccessLog {
-        path: path.to_owned(),
-        ..FileAccessLog::default()
-    };
-    let mut value = log.encode_to_vec();
-    // Encodings of one message type that stand side by side are merged by every reader of protobuf.
-    value.extend(ordered::FileAccessLog::with_fields(ACCESS_LOG_FIELDS).encode_to_vec());
-    let log = Any {
-        type_url: FileAccessLog::type_url(),
-        value,
-    };
-    AccessLog {
-        name: "envoy.access_loggers.file".to_owned(),
-        config_type: Some(access_log::ConfigType::TypedConfig(log)),
-        ..AccessLog::default()
-    }
-}
-
-/// The part of `envoy.extensions.access_loggers.file.v3.FileAccessLog` that holds the fields, with a map that is ordered: the
-/// generated type has a hash map, whose encoding differs from process to process, and with it the version.
-mod ordered {
-    use std::collections::BTreeMap;
-
-    use envoy_types::pb::google::protobuf::{Value, value::Kind};
-
-    #[derive(prost::Message)]
-    pub(super) struct FileAccessLog {
-        #[prost(message, optional, tag = "5")]
-        log_format: Option<SubstitutionFormatString>,
-    }
-
-    #[derive(prost::Message)]
-    struct SubstitutionFormatString {
-        #[prost(message, optional, tag = "2")]
-        json_format: Option<Struct>,
-    }
-
-    #[derive(prost::Message)]
-    struct Struct {
-        #[prost(btree_map = "string, message", tag = "1")]
-        fields: BTreeMap<String, Value>,
-    }
-
-    impl FileAccessLog {
-        pub(super) fn with_fields(fields: &[(&str, &str)]) -> FileAccessLog {
-            let value = |text: &str| Value {
-                kind: Some(Kind::StringValue(text.to_owned())),
-            };
-            let fields = fields
-                .iter()
-                .map(|(name, text)| ((*name).to_owned(), value(text)));
-            FileAccessLog {
-                log_format: Some(SubstitutionFormatString {
-                    json_format: Some(Struct {
-                        fields: fields.collect(),
-                    }),
-                }),
-            }
-        }
     }
 }

@@ -4,6 +4,7 @@
 //! `<service>/<place>/writes`, or the former where nothing is behind them; the listener is [`LISTENER`], its route table [`ROUTES`], the
 //! filter and its ECDS resource [`FILTER`]. Virtual hosts on demand are `<route table>/<host>`.
 
+mod access_log;
 mod cluster;
 mod endpoints;
 mod filter;
@@ -11,6 +12,8 @@ mod forward;
 pub mod grpc;
 mod hosts;
 mod listener;
+mod local_reply;
+mod ordered;
 mod place;
 mod routes;
 mod tls;
@@ -56,6 +59,14 @@ fn millis(ms: i32) -> Option<Duration> {
     Some(Duration {
         seconds: i64::from(ms / 1000),
         nanos: ms % 1000 * 1_000_000,
+    })
+}
+
+/// Milliseconds; 0 is 0, which Envoy takes for "never".
+fn duration_ms(ms: u32) -> Option<Duration> {
+    Some(Duration {
+        seconds: i64::from(ms / 1_000),
+        nanos: (ms % 1_000 * 1_000_000) as i32,
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! For each host, and in it for each of the services' routes, longest path first, the table holds in this order:
 //!
+//! 0. upgrades to protocols that the service does not take, though others do, are refused;
 //! 1. *plain reads*, which need no decision: the filter is switched off for them;
 //! 2. whatever has no stamp is refused: nobody has decided about it;
 //! 3. *pinned* requests: the filter names the cluster in `x-tidegate-to`;
@@ -39,8 +40,9 @@ use envoy_types::pb::envoy::{
     },
     r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
 };
+use envoy_types::pb::google::protobuf::UInt64Value;
 use policy::{
-    Class, Explain, Plan, Reason, Refusal, Rules, Service, ServiceId, Tier, TraceRule,
+    Class, Explain, Plan, Reason, Refusal, Rules, Service, ServiceId, Target, Tier, TraceRule,
     WEIGHT_TOTAL, ZoneId, headers, refusal::PROBLEM_JSON, rules::cluster_name,
 };
 use prost::{Message, Name};
@@ -55,7 +57,10 @@ use crate::{
     config::{Resilience, Strategy},
     resource::{Names, Piece, Resource, any},
 };
-use matching::{absent, add_if_absent, is, present, set};
+use matching::{absent, add_if_absent, is, is_any_case, present, replace, set};
+
+/// How much of a request's body may be kept so that it can be sent again where nothing of it was: Envoy's own default.
+const RETRY_BUFFER_BYTES: u64 = 1 << 20;
 
 /// What is configured of a service and not decided by: by its position in the rules.
 pub type Resiliences<'r> = &'r dyn Fn(usize) -> Resilience;
@@ -120,6 +125,8 @@ fn table(hosts: &VirtualHosts, options: RouteConfiguration) -> Arc<Resource> {
     let options = RouteConfiguration {
         // As the policy does, or the two would disagree about `shop.example:8080`.
         ignore_port_in_host_matching: true,
+        // The filter counts on.
+        request_headers_to_add: vec![add_if_absent(headers::VIA, "1")],
         ..options
     };
     // A message is the same as its fields one after the other, and a repeated field as its entries.
@@ -163,6 +170,10 @@ impl Translation for ForProxies<'_> {
     fn behind(&self) -> VirtualHost {
         let explain = self.rules.explain();
         VirtualHost {
+            // Of a body that is kept for another attempt. The listener's limit would do for few.
+            request_body_buffer_limit: Some(UInt64Value {
+                value: RETRY_BUFFER_BYTES,
+            }),
             // The token is between the caller and us.
             request_headers_to_remove: explain.map(|e| e.header.clone()).into_iter().collect(),
             response_headers_to_add: explain.map(show_decision).into_iter().collect(),
@@ -277,7 +288,8 @@ impl Builder<'_> {
         let fencing = fenced::fencing(self.rules, self.service);
         let classes = planned_classes(fencing.is_some());
 
-        let mut routes = self.plain_reads();
+        let mut routes: Vec<_> = self.refused_upgrades().collect();
+        routes.extend(self.plain_reads());
         let undecided = fencing.map(|_| fenced::undecided());
         let undecided = undecided.into_iter().flatten();
         let no_stamp = [no_class(), no_home()].into_iter().chain(undecided);
@@ -315,6 +327,20 @@ impl Builder<'_> {
         routes
     }
 
+    /// What other services take, and the listener therefore lets in.
+    fn refused_upgrades(&self) -> impl Iterator<Item = Route> {
+        let refused = self.resilience.upgrades.refused.iter();
+        refused.map(|protocol| Route {
+            r#match: Some(self.matching(vec![is_any_case("upgrade", protocol)])),
+            // The listener says why.
+            action: Some(Action::DirectResponse(DirectResponseAction {
+                status: 403,
+                ..DirectResponseAction::default()
+            })),
+            ..Route::default()
+        })
+    }
+
     fn plain_reads(&self) -> Vec<Route> {
         let Some(plain) = self.rules.plain_reads(self.service, self.route) else {
             return Vec::new();
@@ -334,7 +360,8 @@ impl Builder<'_> {
             .flatten()
             .flat_map(|region| {
                 let asks_nothing = self.rules.explain().map(|e| absent(&e.header));
-                let matchers = [is(":method", "GET"), region]
+                // What one of our proxies has sent is counted by the filter.
+                let matchers = [is(":method", "GET"), region, absent(headers::VIA)]
                     .into_iter()
                     .chain(asks_nothing)
                     .collect();
@@ -346,6 +373,11 @@ impl Builder<'_> {
                 for route in &mut routes {
                     route.typed_per_filter_config =
                         HashMap::from([(FILTER.to_owned(), any(&switched_off))]);
+                    // The filter would remove them.
+                    route.request_headers_to_remove =
+                        [headers::FORWARDED, headers::PRESENTED_EPOCH]
+                            .map(str::to_owned)
+                            .into();
                 }
                 routes
             })
@@ -389,16 +421,28 @@ impl Builder<'_> {
 
     /// Requests of `home` and `class`, as planned.
     fn planned(&self, matchers: Vec<HeaderMatcher>, home: ZoneId, class: Class) -> Vec<Route> {
-        let Plan::Open { tier, targets, .. } = self.service.plans.get(home, class) else {
-            return vec![self.refused(matchers, Refusal::NO_CAPACITY)];
+        let plan = self.service.plans.get(home, class);
+        let (tier, targets) = match plan {
+            Plan::Open { tier, targets, .. } => (tier, targets),
+            Plan::Closed { drained } => {
+                return vec![self.refused(matchers, Refusal::closed(*drained))];
+            }
         };
+        let topology = self.rules.topology();
+        let tier_of = |target: &Target| plan.tier_of(topology, home, target.zone).unwrap_or(*tier);
+        // Where some requests leave the region, each target says its tier.
+        let is_mixed = self.resilience.strategy == Strategy::Weighted
+            && targets.iter().any(|target| tier_of(target) != *tier);
         let to = match self.resilience.strategy {
-            Strategy::Weighted => specifier(
-                targets
-                    .iter()
-                    .map(|target| (self.cluster(target.zone, class), target.weight))
-                    .collect(),
-            ),
+            Strategy::Weighted => {
+                let shares = targets.iter();
+                let shares = shares.map(|t| (self.cluster(t.zone, class), t.weight));
+                let mut to = specifier(shares.collect());
+                if is_mixed {
+                    label(&mut to, targets.iter().map(tier_of));
+                }
+                to
+            }
             // All zones of a region are one ring.
             Strategy::RegionFirstHash { .. } => {
                 let tier = |zone: &ZoneId| self.rules.topology().tier(home, *zone);
@@ -416,8 +460,8 @@ impl Builder<'_> {
             (!stamped(headers::CLASS)).then(|| set(headers::CLASS, class.as_str())),
             (!stamped(headers::HOME)).then(|| set(headers::HOME, home_name)),
             (home != self.rules.viewer()).then(|| set(headers::ALT_ROUTE, &local())),
-            Some(set(headers::TIER, tier.as_str())),
-            Some(set(headers::DECISION, Reason::of_tier(*tier).as_str())),
+            (!is_mixed).then(|| set(headers::TIER, tier.as_str())),
+            (!is_mixed).then(|| set(headers::DECISION, Reason::of_tier(*tier).as_str())),
         ];
         let shed = self.shed(&matchers, home, class);
         let mut route = self.forwarded(matchers, to, class);
@@ -454,6 +498,7 @@ impl Builder<'_> {
             request_headers_to_add: self.trace().into_iter().collect(),
             action: Some(Action::Route(forward::action(
                 &self.resilience,
+                self.resilience.routes.of(self.route),
                 to,
                 class,
                 self.is_grpc(),
@@ -514,6 +559,21 @@ impl Builder<'_> {
             headers,
             ..RouteMatch::default()
         }
+    }
+}
+
+/// Has each of the weighted clusters say its tier, also to a caller that may see why: the filter knew only the nearest.
+fn label(to: &mut ClusterSpecifier, tiers: impl Iterator<Item = Tier>) {
+    let ClusterSpecifier::WeightedClusters(weighted) = to else {
+        return;
+    };
+    for (cluster, tier) in weighted.clusters.iter_mut().zip(tiers) {
+        let reason = Reason::of_tier(tier).as_str();
+        cluster.request_headers_to_add = vec![
+            set(headers::TIER, tier.as_str()),
+            set(headers::DECISION, reason),
+            replace(headers::EXPLAIN, reason),
+        ];
     }
 }
 

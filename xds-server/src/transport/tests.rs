@@ -23,7 +23,7 @@ use super::*;
 use crate::{
     access::{Caller, Gate, Identity},
     ads::proxies::Proxies,
-    authority::{self, Authorities},
+    authority::{self, Authorities, HopKeys},
     config::Config,
     metrics::Metrics,
     resource::Kind,
@@ -83,13 +83,16 @@ impl Server {
     fn strict() -> Server {
         let text = "listen: {tls: {cert: x, key: x, client_ca: x}}\naccess: {proxies: [{match: '{zone}.example'}]}\nstore: {embedded: {path: x}}\nfilter: {path: x}\nzones: [{name: here, region: r}]\nservices: []\n";
         let mesh = Config::parse("test.yaml", text).expect("good").mesh;
-        let gate = Gate::new(watch::channel(Arc::new(mesh)).1);
+        let meshes = watch::channel(Arc::new(mesh)).1;
+        let gate = Gate::new(meshes.clone());
+        let hop_keys = HopKeys::new(meshes, gate.clone());
         let Server {
             services,
             proxies,
             _publisher,
         } = Server::new();
-        let fence = authority::service(Authorities::none(), gate.clone(), Metrics::default());
+        let metrics = Metrics::default();
+        let fence = authority::service(Authorities::none(), gate.clone(), hop_keys, metrics);
         let services = Services::new(services.ads.clone().behind(gate), Routes::new(fence));
         Server {
             services: Arc::new(services),
@@ -342,6 +345,7 @@ async fn who_shows_no_certificate_of_a_zone_gets_neither_its_view_nor_its_grants
         holder: HolderId(7),
         zone: "here".into(),
         node: "one".to_owned(),
+        role: "gateway".to_owned(),
     };
     let fence = framed(&wire::HolderMessage::from(&says));
     let denied = "7";

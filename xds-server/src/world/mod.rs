@@ -18,7 +18,9 @@ use std::{
     sync::Arc,
 };
 
-use policy::{Plans, Standing, Verdict, Weighting, Why, ZoneId, ZoneLoad};
+use policy::{
+    Plans, Standing, Verdict, Weighting, Why, Writes, ZoneId, ZoneLoad, fence::Agreement,
+};
 use registry::{
     authority::AUTHORITY_PREFIX,
     desired::{
@@ -26,6 +28,7 @@ use registry::{
     },
     record::{INSTANCES_PREFIX, Instance, InstanceKey, InvalidRecord},
     store::{ClusterId, Entry, Revision},
+    terms::{TERMS_KEY, TermsRecord},
 };
 
 use crate::{
@@ -85,8 +88,20 @@ pub struct Rejection {
     pub error: InvalidRecord,
 }
 
+/// How long after the first instance the others have to appear, where the store was without any at the start.
+const PEOPLED_MS: u64 = 2_000;
+
 /// The registry and the mesh, and what was derived from them so far.
 pub struct World {
+    /// As it is configured.
+    configured: Arc<Mesh>,
+    agreement: Option<Agreement>,
+    /// Whether there is anything besides the store by which it can be believed that there are no instances.
+    vouched: bool,
+    vouch_dirty: bool,
+    /// When the first instance appeared.
+    peopled_ms: Option<u64>,
+    /// Under the terms that are agreed on.
     mesh: Arc<Mesh>,
     /// Positions of the mesh's services, by name.
     positions: Arc<BTreeMap<String, usize>>,
@@ -123,6 +138,11 @@ impl World {
     pub fn new(mesh: Arc<Mesh>) -> World {
         World {
             positions: positions(&mesh),
+            configured: Arc::clone(&mesh),
+            agreement: None,
+            vouched: true,
+            vouch_dirty: false,
+            peopled_ms: None,
             mesh,
             instances: Instances::default(),
             guard: Guard::default(),
@@ -134,6 +154,34 @@ impl World {
             mesh_dirty: true,
             authority_dirty: false,
             sequence: 0,
+        }
+    }
+
+    /// The same, and no last good state tells what is missing: a store without instances may have been emptied.
+    pub fn unvouched(mut self) -> World {
+        self.vouched = false;
+        self
+    }
+
+    /// An operator says that there are really no instances.
+    pub fn vouch(&mut self) {
+        self.vouch_dirty |= !self.vouched;
+        self.vouched = true;
+    }
+
+    /// Whether the store had no instance since the start, and nothing else says that there are none: it may have been emptied.
+    pub fn is_bare(&self) -> bool {
+        !self.vouched
+    }
+
+    /// Instances that appear show that the store is in use again; each has some time to be there.
+    fn people(&mut self, now_ms: u64) {
+        if self.vouched || self.instances.count() == 0 {
+            return;
+        }
+        let since_ms = *self.peopled_ms.get_or_insert(now_ms);
+        if now_ms >= since_ms + PEOPLED_MS {
+            self.vouch();
         }
     }
 
@@ -177,14 +225,39 @@ impl World {
                 Vec::new()
             }
             Change::Mesh(mesh) => {
-                self.positions = positions(&mesh);
-                self.mesh = mesh;
-                self.mesh_dirty = true;
-                let (mesh, positions) = (&self.mesh, &self.positions);
-                (self.instances).review(|at, instance| known(mesh, positions, at, instance));
+                self.configured = mesh;
+                self.take_mesh();
                 Vec::new()
             }
         }
+    }
+
+    /// The mesh has changed, or the terms under which it stands.
+    fn take_mesh(&mut self) {
+        let agreement = self.agreement.as_ref();
+        self.mesh = match agreement.and_then(|agreement| self.configured.under(agreement)) {
+            Some(mesh) => Arc::new(mesh),
+            None => Arc::clone(&self.configured),
+        };
+        self.positions = positions(&self.mesh);
+        self.mesh_dirty = true;
+        let (mesh, positions) = (&self.mesh, &self.positions);
+        (self.instances).review(|at, instance| known(mesh, positions, at, instance));
+    }
+
+    /// Terms that cannot be read change nothing, nor do those that are deleted: proxies keep the last ones.
+    fn put_terms(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
+        let agreement = Some(TermsRecord::parse(&entry.value)?);
+        let under = |agreement: &Option<Agreement>| {
+            let agreement = agreement.as_ref()?;
+            self.configured.under(agreement)
+        };
+        let changed = self.agreement != agreement && under(&self.agreement) != under(&agreement);
+        self.agreement = agreement;
+        if changed {
+            self.take_mesh();
+        }
+        Ok(())
     }
 
     /// What a record loses to another zone is doubted like what disappears from the store.
@@ -268,7 +341,10 @@ impl World {
     /// When to ask for a snapshot even if nothing happens.
     pub fn due_ms(&self) -> Option<u64> {
         let service = self.derived.due.first().map(|(due_ms, _)| *due_ms);
-        service.into_iter().chain(self.guard.due_ms()).min()
+        let peopled = self.peopled_ms.filter(|_| !self.vouched);
+        let peopled = peopled.map(|since_ms| since_ms + PEOPLED_MS);
+        let due = service.into_iter().chain(self.guard.due_ms());
+        due.chain(peopled).min()
     }
 
     fn relist(&mut self, entries: Vec<Entry>, origin: Origin, now_ms: u64) -> Vec<Rejection> {
@@ -311,6 +387,8 @@ impl World {
             self.put_standing(entry, now_ms)
         } else if entry.key.starts_with(INTENTS_PREFIX) {
             self.put_intent(entry)
+        } else if entry.key == TERMS_KEY {
+            self.put_terms(entry)
         } else if entry.key.starts_with(AUTHORITY_PREFIX) {
             let put = self.authorities.put(entry);
             put.map(|cell| self.reowned(cell))
@@ -405,6 +483,7 @@ impl World {
             self.let_go(&key);
         }
         self.follow_fates(now_ms);
+        self.people(now_ms);
         let mesh = Arc::clone(&self.mesh);
         let whole = std::mem::take(&mut self.mesh_dirty);
         let dirty = std::mem::take(&mut self.dirty);
@@ -431,7 +510,7 @@ impl World {
             known.copied().chain(due.map(|(_, index)| *index)).collect()
         };
         let reowned = std::mem::take(&mut self.authority_dirty);
-        let mut changed = whole || reowned;
+        let mut changed = whole || reowned || std::mem::take(&mut self.vouch_dirty);
         let mut replanned = Vec::new();
         for index in touched {
             if let Some(service) = mesh.services.get(index) {
@@ -467,11 +546,15 @@ impl World {
         }
         views.show(clusters, endpoints);
         self.sequence += 1;
-        Some(Arc::new(Snapshot::new(
+        let snapshot = Snapshot::new(
             self.sequence,
             views.all().clone(),
             Arc::clone(&self.positions),
-        )))
+        );
+        Some(Arc::new(match self.vouched {
+            true => snapshot,
+            false => snapshot.bare(),
+        }))
     }
 
     /// Looks at one service of the mesh; `instances_changed` says of a zone whether its instances are not what they were.
@@ -524,6 +607,10 @@ impl World {
             return changed;
         }
         let plans = Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands);
+        let plans = match service.writes {
+            Writes::Free => plans,
+            Writes::Fenced { .. } => plans.fenced(&mesh.topology, &loads),
+        };
         if let Some(slot) = self.derived.plans.get_mut(index)
             && *slot != plans
         {

@@ -8,22 +8,31 @@ use std::{
 
 use policy::fence::Authority;
 
-/// Everything that happened about writes to the one cell. Copies are the same one.
+/// Everything that happened about writes, each cell by itself. Copies are the same one.
 #[derive(Clone, Default)]
 pub(crate) struct History(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
+    cells: BTreeMap<String, OfCell>,
+    admitted: u64,
+    refused: u64,
+    violations: Vec<String>,
+}
+
+/// What happened about writes to one cell.
+#[derive(Default)]
+struct OfCell {
     /// Owners by epoch, as the store had them.
     owners: BTreeMap<u64, Vec<String>>,
     /// Writes in flight, by number: epoch, zone, and when it is over at the upstream. A proxy that is stopped meanwhile notices
     /// that later; what it has not sent yet when it is stopped only storage can refuse, by the epoch.
     in_flight: BTreeMap<u64, (u64, String, Duration)>,
     admitted: u64,
-    refused: u64,
     epoch_max: u64,
     last: Option<Duration>,
-    violations: Vec<String>,
+    /// The longest time without a write that was admitted, since [`History::mark`].
+    gap: Duration,
 }
 
 impl History {
@@ -32,54 +41,70 @@ impl History {
     }
 
     /// The store has this authority now.
-    pub(crate) fn authority(&self, authority: &Authority) {
+    pub(crate) fn authority(&self, cell: &str, authority: &Authority) {
         let owners = authority.owners.iter().map(|owner| owner.to_string());
         let owners: Vec<String> = owners.collect();
         let mut inner = self.inner();
-        let before = inner.owners.insert(authority.epoch, owners.clone());
+        let of_cell = inner.cells.entry(cell.to_owned()).or_default();
+        let before = of_cell.owners.insert(authority.epoch, owners.clone());
         if let Some(before) = before.filter(|before| *before != owners) {
             let epoch = authority.epoch;
-            let violation = format!("epoch {epoch} had the owners {before:?}, now {owners:?}");
+            let violation =
+                format!("epoch {epoch} of {cell} had the owners {before:?}, now {owners:?}");
             inner.violations.push(violation);
         }
     }
 
     /// A write begins that will be over at `ends`: its number.
-    pub(crate) fn begin(&self, at: Duration, ends: Duration, zone: &str, epoch: u64) -> u64 {
+    pub(crate) fn begin(
+        &self,
+        at: Duration,
+        ends: Duration,
+        zone: &str,
+        cell: &str,
+        epoch: u64,
+    ) -> u64 {
         let mut inner = self.inner();
-        inner.in_flight.retain(|_, (.., ends)| *ends > at);
         let number = inner.admitted;
         inner.admitted += 1;
-        inner.last = Some(at);
+        let of_cell = inner.cells.entry(cell.to_owned()).or_default();
+        of_cell.in_flight.retain(|_, (.., ends)| *ends > at);
+        of_cell.admitted += 1;
+        let silence = of_cell
+            .last
+            .map_or(Duration::ZERO, |last| at.saturating_sub(last));
+        of_cell.gap = of_cell.gap.max(silence);
+        of_cell.last = Some(at);
         let mut found = Vec::new();
-        let others = inner.in_flight.values();
+        let others = of_cell.in_flight.values();
         if let Some((other, there, _)) = others.into_iter().find(|(other, ..)| *other != epoch) {
             found.push(format!(
-                "{at:?}: {zone} writes for epoch {epoch} while {there} writes for {other}"
+                "{at:?}: {zone} writes to {cell} for epoch {epoch} while {there} writes for {other}"
             ));
         }
-        if epoch < inner.epoch_max {
-            let max = inner.epoch_max;
+        if epoch < of_cell.epoch_max {
+            let max = of_cell.epoch_max;
             found.push(format!(
-                "{at:?}: {zone} writes for epoch {epoch} after {max}"
+                "{at:?}: {zone} writes to {cell} for epoch {epoch} after {max}"
             ));
         }
-        let owners = inner.owners.get(&epoch);
+        let owners = of_cell.owners.get(&epoch);
         if !owners.is_some_and(|owners| owners.iter().any(|owner| owner == zone)) {
             found.push(format!(
-                "{at:?}: {zone} writes for epoch {epoch}, which is {owners:?}'s"
+                "{at:?}: {zone} writes to {cell} for epoch {epoch}, which is {owners:?}'s"
             ));
         }
+        of_cell.epoch_max = of_cell.epoch_max.max(epoch);
+        let in_flight = (epoch, zone.to_owned(), ends);
+        of_cell.in_flight.insert(number, in_flight);
         inner.violations.extend(found);
-        inner.epoch_max = inner.epoch_max.max(epoch);
-        inner
-            .in_flight
-            .insert(number, (epoch, zone.to_owned(), ends));
         number
     }
 
     pub(crate) fn end(&self, number: u64) {
-        self.inner().in_flight.remove(&number);
+        for of_cell in self.inner().cells.values_mut() {
+            of_cell.in_flight.remove(&number);
+        }
     }
 
     pub(crate) fn refused(&self) {
@@ -94,13 +119,44 @@ impl History {
         self.inner().refused
     }
 
+    /// How many writes to each cell were admitted.
+    pub(crate) fn admitted_by_cell(&self) -> BTreeMap<String, u64> {
+        let inner = self.inner();
+        let cells = inner.cells.iter();
+        cells
+            .map(|(cell, of_cell)| (cell.clone(), of_cell.admitted))
+            .collect()
+    }
+
+    /// Forgets the gaps until now.
+    pub(crate) fn mark(&self) {
+        for of_cell in self.inner().cells.values_mut() {
+            of_cell.gap = Duration::ZERO;
+        }
+    }
+
+    /// The longest time without a write to a cell since the mark.
+    pub(crate) fn gap(&self, cell: &str) -> Duration {
+        self.inner()
+            .cells
+            .get(cell)
+            .map_or(Duration::MAX, |of_cell| of_cell.gap)
+    }
+
     pub(crate) fn epoch_max(&self) -> u64 {
-        self.inner().epoch_max
+        let inner = self.inner();
+        let epochs = inner.cells.values().map(|of_cell| of_cell.epoch_max);
+        epochs.max().unwrap_or(0)
     }
 
     /// The highest epoch that any store has seen, used or not: what an operator begins anew above.
     pub(crate) fn epoch_seen(&self) -> u64 {
-        self.inner().owners.keys().max().copied().unwrap_or(0)
+        let inner = self.inner();
+        let epochs = inner
+            .cells
+            .values()
+            .flat_map(|of_cell| of_cell.owners.keys());
+        epochs.max().copied().unwrap_or(0)
     }
 
     pub(crate) fn violations(&self) -> Vec<String> {

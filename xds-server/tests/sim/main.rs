@@ -14,6 +14,7 @@ mod rng;
 mod store;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -34,6 +35,8 @@ use rng::Rng;
 use store::{Cluster, Renamed};
 
 const ZONES: [&str; 3] = ["sh-a", "sh-b", "bj-c"];
+/// Two of the first zone, one of the second; the third stands by.
+pub(crate) const CELLS: [&str; 3] = ["one", "two", "three"];
 /// Two replicas in the first zone, so that one can take over from the other.
 const NODES: [&str; 4] = ["sh-a", "sh-a", "sh-b", "bj-c"];
 const FAULTS: u64 = 8;
@@ -55,9 +58,12 @@ authority:
   write_drain_ms: 1000
   drift_permille: 50
   enforcement: {enforcement}
-  cells: [{{name: main, owners: [sh-a], cool_down_s: 1}}]
+  cells:
+    - {{name: one, owners: [sh-a], cool_down_s: 1, shards: 400}}
+    - {{name: two, owners: [sh-a], cool_down_s: 1, shards: 400}}
+    - {{name: three, owners: [sh-b], cool_down_s: 1, shards: 224}}
 services:
-  - {{name: orders, routes: [{{prefix: /orders}}]}}
+  - {{name: orders, routes: [{{prefix: /orders}}], cell_key: {{header: x-user-id}}}}
 "#
     );
     Arc::new(Config::parse("sim.yaml", &text).unwrap().mesh)
@@ -176,7 +182,7 @@ impl World {
     }
 
     async fn fault(&mut self) {
-        match self.rng.below(14) {
+        match self.rng.below(18) {
             0 | 1 => {
                 let at = self.any_node();
                 self.note(format!("replica {at} cut off from the store"));
@@ -252,32 +258,87 @@ impl World {
                 self.cluster.quorum.send_replace(true);
             }
             10 => self.restore().await,
+            11 => {
+                let at = self.any_node();
+                self.note(format!(
+                    "replica {at} is stopped in order, and is started again"
+                ));
+                if let Some(node) = &self.nodes[at] {
+                    // Whoever waits no longer ends it; the second signal of an operator.
+                    let _ = timeout(Duration::from_secs(5), node.authorities.stop()).await;
+                }
+                self.nodes[at] = None;
+                self.enroll();
+                self.pass(10, 6_000).await;
+                self.start_node(at, None);
+            }
+            12 => {
+                let at = self.any_node();
+                self.note(format!("replica {at} hears late of changes"));
+                let Some(doors) = self.nodes[at].as_ref().map(|node| node.doors.clone()) else {
+                    return;
+                };
+                doors.lag.send_replace(self.rng.millis(500, 5_000));
+                self.pass(3_000, 12_000).await;
+                doors.lag.send_replace(Duration::ZERO);
+            }
+            13 => {
+                let cell = self.any_cell();
+                let owner = self.owner(cell);
+                self.note(format!("{cell} is overridden to where it is, {owner}"));
+                self.wish(cell, &owner, Cause::Override).await;
+            }
+            14 => {
+                self.note("all cells are overridden at once");
+                for cell in CELLS {
+                    let to = ZONES[self.any_proxy()];
+                    self.wish(cell, to, Cause::Override).await;
+                }
+            }
             _ => self.shift().await,
         }
     }
 
-    /// An operator moves the cell, perhaps by force.
+    fn any_cell(&mut self) -> &'static str {
+        CELLS[self.rng.below(CELLS.len() as u64) as usize]
+    }
+
+    /// Who owns a cell, as any replica sees it.
+    fn owner(&self, cell: &str) -> String {
+        let mut nodes = self.nodes.iter().flatten();
+        let owner = nodes.find_map(|node| {
+            let cells = node.authorities.cells();
+            let of_cell = cells.iter().find(|status| status.cell == cell);
+            of_cell.and_then(|status| status.owners.first().cloned())
+        });
+        owner.unwrap_or_else(|| ZONES[0].to_owned())
+    }
+
+    /// An operator moves a cell, perhaps by force.
     async fn shift(&mut self) {
+        let cell = self.any_cell();
         let to = ZONES[self.any_proxy()];
         let cause = match self.rng.chance(25) {
             true => Cause::Override,
             false => Cause::Operator,
         };
-        self.note(format!("{cause:?} moves to {to}"));
-        self.wish(to, cause).await;
+        self.note(format!("{cause:?} moves {cell} to {to}"));
+        self.wish(cell, to, cause).await;
     }
 
-    async fn wish(&mut self, to: &str, cause: Cause) {
+    async fn wish(&mut self, cell: &str, to: &str, cause: Cause) {
         let at = self.any_node();
         let Some(node) = &self.nodes[at] else {
             return;
         };
         let wish = Wish {
-            cell: Name::from("main"),
+            cell: Name::from(cell),
             to: vec![Name::from(to)],
             cause,
             reason: Name::from("a test"),
             epoch_min: self.history.epoch_seen() + 1,
+            hold: 0,
+            accepted: true,
         };
         // It may be unwilling.
         let _ = timeout(Duration::from_secs(5), node.authorities.wish(wish)).await;
@@ -296,8 +357,10 @@ impl World {
         self.pass(0, 4_000).await;
         self.confirm().await;
         self.pass(500, 5_000).await;
-        let to = ZONES[self.any_proxy()];
-        self.wish(to, Cause::Override).await;
+        for cell in CELLS {
+            let to = ZONES[self.any_proxy()];
+            self.wish(cell, to, Cause::Override).await;
+        }
     }
 
     async fn confirm(&self) {
@@ -306,25 +369,27 @@ impl World {
         }
     }
 
-    /// Everything is whole, and somebody may write in the end.
+    /// Everything is whole, and somebody may write to every cell in the end.
     async fn settle(&mut self) -> Option<String> {
         let deadline = Instant::now() + LIVENESS;
-        let before = self.history.admitted();
+        let before = self.history.admitted_by_cell();
         while Instant::now() < deadline {
             sleep(Duration::from_millis(500)).await;
             self.confirm().await;
-            if self.history.admitted() > before + 3 {
+            let now = self.history.admitted_by_cell();
+            let count = |of: &BTreeMap<String, u64>, cell| of.get(cell).copied().unwrap_or(0);
+            if (CELLS.iter()).all(|cell| count(&now, *cell) > count(&before, *cell) + 3) {
                 return None;
             }
             // A restored store waits for an operator.
-            let stale = |node: &Node| {
-                let cells = node.authorities.cells();
-                cells
-                    .iter()
-                    .any(|cell| cell.revision > 0 && cell.state.is_none())
-            };
-            if self.nodes.iter().flatten().any(stale) {
-                self.wish("sh-b", Cause::Override).await;
+            let nodes = self.nodes.iter().flatten();
+            let stale: BTreeSet<String> = nodes
+                .flat_map(|node| node.authorities.cells().to_vec())
+                .filter(|cell| cell.revision > 0 && cell.state.is_none())
+                .map(|cell| cell.cell)
+                .collect();
+            for cell in stale {
+                self.wish(&cell, "sh-b", Cause::Override).await;
             }
         }
         let cells = self
@@ -435,7 +500,9 @@ fn a_store_that_is_restored_under_its_old_name_lets_nobody_write() {
         let mut world = World::new(5, Clocks::WithinBounds);
         sleep(Duration::from_secs(8)).await;
         let restore = world.cluster.backup();
-        world.wish("sh-b", Cause::Operator).await;
+        for cell in CELLS {
+            world.wish(cell, "sh-b", Cause::Operator).await;
+        }
         sleep(Duration::from_secs(10)).await;
         assert!(world.history.admitted() > 0);
         // The old owner's replicas are started anew, with what they had on disk; and its proxy, which would remember, too.
@@ -459,5 +526,77 @@ fn a_store_that_is_restored_under_its_old_name_lets_nobody_write() {
         let restore = world.cluster.backup();
         restore(&world.cluster, Renamed::Yes);
         assert_eq!(world.settle().await, None);
+    });
+}
+
+/// A mesh whose cells are all active.
+async fn calm(seed: u64) -> World {
+    let world = World::new(seed, Clocks::WithinBounds);
+    sleep(Duration::from_secs(8)).await;
+    world.history.mark();
+    world
+}
+
+impl World {
+    fn owners(&self) -> Vec<String> {
+        CELLS.iter().map(|cell| self.owner(cell)).collect()
+    }
+}
+
+#[test]
+fn an_override_moves_its_cell_and_the_others_write_on() {
+    for seed in 0..5 {
+        on_virtual_time(async {
+            let mut world = calm(seed).await;
+            world.wish("one", "sh-b", Cause::Override).await;
+            sleep(Duration::from_secs(20)).await;
+            assert_eq!(world.owners(), ["sh-b", "sh-a", "sh-b"], "seed {seed}");
+            for other in ["two", "three"] {
+                let gap = world.history.gap(other);
+                assert!(
+                    gap < Duration::from_millis(900),
+                    "seed {seed}: {other} for {gap:?}"
+                );
+            }
+            // To where it is: every session of sh-b is ended, which takes the third cell no longer than the first.
+            world.wish("three", "sh-b", Cause::Override).await;
+            sleep(Duration::from_secs(20)).await;
+            assert_eq!(world.owners(), ["sh-b", "sh-a", "sh-b"], "seed {seed}");
+            assert_eq!(world.history.violations(), Vec::<String>::new());
+        });
+    }
+}
+
+#[test]
+fn a_standby_that_hears_late_takes_nothing_from_a_healthy_owner() {
+    on_virtual_time(async {
+        let world = calm(7).await;
+        for at in 2..NODES.len() {
+            let doors = world.nodes[at].as_ref().unwrap().doors.clone();
+            doors.lag.send_replace(Duration::from_secs(5));
+        }
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(world.owners(), ["sh-a", "sh-a", "sh-b"]);
+        let gap = world.history.gap("one").max(world.history.gap("two"));
+        assert!(gap < Duration::from_millis(900), "{gap:?}");
+    });
+}
+
+#[test]
+fn replicas_that_are_stopped_in_order_have_time_to_come_back() {
+    on_virtual_time(async {
+        let mut world = calm(9).await;
+        // The only replica of sh-b, and both of sh-a.
+        for at in 0..3 {
+            world.nodes[at].as_ref().unwrap().authorities.stop().await;
+            world.nodes[at] = None;
+            world.enroll();
+            sleep(Duration::from_millis(1_500)).await;
+            world.start_node(at, None);
+            sleep(Duration::from_secs(10)).await;
+        }
+        assert_eq!(world.owners(), ["sh-a", "sh-a", "sh-b"]);
+        assert_eq!(world.settle().await, None);
+        assert_eq!(world.owners(), ["sh-a", "sh-a", "sh-b"]);
     });
 }

@@ -62,6 +62,7 @@ impl Node {
             facts: told,
             zones: vec![Name::from(zone)],
             terms: terms.expect("an authority"),
+            agreements: authority::Agreements::default(),
             rules: authority::follow(meshes, BTreeMap::new()),
             overviews: feed.overviews.clone(),
             clock: Arc::new(clock),

@@ -29,12 +29,13 @@ use tokio::{
 };
 use xds_server::authority::{Authorities, Clock};
 
-use crate::{clock::Drifting, history::History, rng::Rng, store::Doors};
+use crate::{CELLS, clock::Drifting, history::History, rng::Rng, store::Doors};
 
 const TICK: Duration = Duration::from_millis(10);
 const CONTEXT: ContextId = ContextId(1);
-const CELL: &str = "main";
 const WORKERS: usize = 2;
+/// Of a write that nobody counts any more.
+const NOBODY: WorkerId = WorkerId(0);
 
 /// The control planes of a zone that a proxy can be led to now.
 pub(crate) type Roster = Arc<Mutex<Vec<(Authorities, Doors)>>>;
@@ -152,7 +153,10 @@ impl Running {
 struct InFlight {
     number: u64,
     worker: WorkerId,
+    cell: &'static str,
     ends: Instant,
+    /// When its client gives up, if it does; by the proxy's clock, when it was admitted.
+    given_up: Option<(Instant, u64)>,
 }
 
 fn run_process(site: &Site, rng: &mut Rng) -> Running {
@@ -228,8 +232,10 @@ impl ProxyProcess {
                     self.members[at].tick(CONTEXT, &mut self.host);
                 }
             }
-            if self.host.rng.chance(30) {
-                self.write();
+            for _ in CELLS {
+                if self.host.rng.chance(30) {
+                    self.write();
+                }
             }
         }
     }
@@ -266,11 +272,13 @@ impl ProxyProcess {
     /// One request: a write, short or as long as it may be.
     fn write(&mut self) {
         let site = self.host.site.clone();
+        let cell = CELLS[self.host.rng.below(CELLS.len() as u64) as usize];
         let at = self.host.rng.below(self.members.len() as u64) as usize;
         self.host.worker = at;
         let workers = &mut self.members[at].workers;
-        let Some(epoch) = workers.admit(CELL, &site.terms, &mut self.host) else {
-            workers.end(CELL, &site.terms, &mut self.host);
+        let worker = workers.me();
+        let Some(admitted) = workers.admit(cell, &site.terms, &mut self.host) else {
+            workers.end(cell, &site.terms, &mut self.host);
             site.history.refused();
             return;
         };
@@ -280,11 +288,20 @@ impl ProxyProcess {
             false => self.host.rng.millis(1, 60).min(drain),
         };
         let ends = Instant::now() + site.clock.real(long);
+        // Its instance goes on to the end.
+        let given_up = self.host.rng.chance(10).then(|| {
+            let after = self.host.rng.millis(0, 60).min(long);
+            (Instant::now() + site.clock.real(after), admitted.at_us)
+        });
         let (at, over) = (site.start.elapsed(), ends - site.start);
         self.in_flight.borrow_mut().push(InFlight {
-            number: site.history.begin(at, over, site.zone, epoch),
-            worker: workers.me(),
+            number: site
+                .history
+                .begin(at, over, site.zone, cell, admitted.epoch),
+            worker,
+            cell,
             ends,
+            given_up,
         });
     }
 
@@ -293,19 +310,28 @@ impl ProxyProcess {
         let mut in_flight = self.in_flight.borrow_mut();
         let mut at = 0;
         while at < in_flight.len() {
-            if in_flight[at].ends > now {
+            let terms = self.host.site.terms.clone();
+            let write = &mut in_flight[at];
+            // A worker that lost its memory since does not hear of it.
+            let mut members = self.members.iter_mut().enumerate();
+            let mut of = members.find(|(_, member)| member.workers.me() == write.worker);
+            self.host.worker = of.as_ref().map_or(0, |(index, _)| *index);
+            if let Some((given_up, admitted_us)) = write.given_up
+                && given_up <= now.min(write.ends)
+                && let Some((_, member)) = of.take()
+            {
+                write.worker = NOBODY;
+                let workers = &mut member.workers;
+                workers.abandon(write.cell, admitted_us, &terms, &mut self.host);
+            }
+            if write.ends > now {
                 at += 1;
                 continue;
             }
             let write = in_flight.swap_remove(at);
             self.host.site.history.end(write.number);
-            // A worker that lost its memory since does not hear of it.
-            let mut members = self.members.iter_mut().enumerate();
-            let of = members.find(|(_, member)| member.workers.me() == write.worker);
-            if let Some((index, member)) = of {
-                self.host.worker = index;
-                let terms = self.host.site.terms.clone();
-                member.workers.end(CELL, &terms, &mut self.host);
+            if let Some((_, member)) = of {
+                member.workers.end(write.cell, &terms, &mut self.host);
             }
         }
     }
@@ -399,6 +425,10 @@ impl Line for Host {
     fn node(&mut self) -> String {
         self.site.zone.to_owned()
     }
+
+    fn role(&mut self) -> String {
+        "gateway".to_owned()
+    }
 }
 
 /// A connection between the proxy and a replica: in order, late, and broken when the way is cut.
@@ -443,7 +473,10 @@ impl Wire {
         let (says, mut told) = mpsc::channel::<GrantorSays>(256);
         let mut cut = self.cut.subscribe();
         let mut dead = doors.dead.subscribe();
-        let Some(HolderSays::Hello { holder, zone, node }) = said.recv().await else {
+        let Some(HolderSays::Hello {
+            holder, zone, node, ..
+        }) = said.recv().await
+        else {
             return None;
         };
         self.latency().await;

@@ -141,9 +141,9 @@ impl Cluster {
                         value,
                         lease,
                     };
-                    if key.starts_with(AUTHORITY_PREFIX) {
+                    if let Some(cell) = key.strip_prefix(AUTHORITY_PREFIX) {
                         let authority = AuthorityRecord::parse(&entry.value).unwrap();
-                        self.history.authority(&authority);
+                        self.history.authority(cell, &authority);
                     }
                     events.push(Event::Put(entry.clone()));
                     state.entries.insert(key, entry);
@@ -174,6 +174,8 @@ pub(crate) struct Doors {
     pub(crate) cut: watch::Sender<bool>,
     /// The process is stopped: what it sends and what is sent to it waits.
     pub(crate) paused: watch::Sender<bool>,
+    /// What the store says of changes comes so much later.
+    pub(crate) lag: watch::Sender<Duration>,
     /// The process has died.
     pub(crate) dead: watch::Sender<bool>,
 }
@@ -183,6 +185,7 @@ impl Doors {
         Doors {
             cut: watch::Sender::new(false),
             paused: watch::Sender::new(false),
+            lag: watch::Sender::new(Duration::ZERO),
             dead: watch::Sender::new(false),
         }
     }
@@ -261,6 +264,8 @@ impl Client {
             }
             if revision > after {
                 sleep(self.draw(|rng| rng.millis(0, 5))).await;
+                let lag = *self.doors.lag.borrow();
+                sleep(lag).await;
                 self.doors.running().await;
                 if !self.reachable() {
                     continue;

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use e2e::config::ZONES;
 use e2e::dice::Dice;
 use e2e::stage::name;
+use e2e::stage::witness::CELLS;
 
 /// Seconds that a wall clock is stepped by at most.
 const STEP_MAX_S: u64 = 7_200;
@@ -39,8 +40,14 @@ pub(crate) enum Kind {
     StepClock,
     /// etcd is restored from an older snapshot, under traffic
     Restore,
-    /// Nothing fails: an operator moves the cell
+    /// A zone's control plane is asked to end (SIGTERM), and is started again
+    RestartControl,
+    /// Nothing fails: an operator moves a cell
     Move,
+    /// Nothing fails: an operator overrides a cell, perhaps to where it is
+    Override,
+    /// Nothing fails: an operator overrides every cell to one zone
+    OverrideAll,
 }
 
 /// One fault.
@@ -55,7 +62,9 @@ pub(crate) struct Fault {
     pub(crate) ms: u64,
     /// How far clocks jump.
     pub(crate) step_s: i64,
-    /// An operator wants the cell to be moved to this zone meanwhile.
+    /// The cell that is moved, by its place in [`CELLS`].
+    pub(crate) cell: usize,
+    /// An operator wants it to be moved to this zone meanwhile.
     pub(crate) moved_to: Option<u8>,
 }
 
@@ -79,8 +88,22 @@ impl Fault {
             other,
             ms,
             step_s: if dice.once_in(2) { step_s } else { -step_s },
-            moved_to: moved_to.filter(|_| !matches!(kind, Kind::Restore | Kind::Move)),
+            cell: dice.between(0, CELLS.len() as u64) as usize,
+            moved_to: moved_to.filter(|_| kind.fails()),
         }
+    }
+
+    /// The name of the cell that is moved.
+    pub(crate) fn cell(&self) -> &'static str {
+        CELLS[self.cell].0
+    }
+}
+
+impl Kind {
+    /// Whether something fails for a while, rather than that an operator does something.
+    fn fails(self) -> bool {
+        use Kind::{Move, Override, OverrideAll, Restore};
+        !matches!(self, Restore | Move | Override | OverrideAll)
     }
 }
 
@@ -100,13 +123,16 @@ impl fmt::Display for Fault {
             Kind::StopMember => write!(out, "stop the etcd member of {zone}")?,
             Kind::StepClock => write!(out, "step the clocks of {zone} by {} s", self.step_s)?,
             Kind::Restore => write!(out, "restore an older etcd, then override to {zone}")?,
-            Kind::Move => write!(out, "move to {zone}")?,
+            Kind::RestartControl => write!(out, "restart the control plane of {zone}")?,
+            Kind::Move => write!(out, "move {} to {zone}", self.cell())?,
+            Kind::Override => write!(out, "override {} to {zone}", self.cell())?,
+            Kind::OverrideAll => write!(out, "override every cell to {zone}")?,
         }
-        if !matches!(self.kind, Kind::Restore | Kind::Move) {
+        if self.kind.fails() {
             write!(out, " for {} ms", self.ms)?;
         }
         match self.moved_to {
-            Some(to) => write!(out, ", and move to {}", name(to)),
+            Some(to) => write!(out, ", and move {} to {}", self.cell(), name(to)),
             None => Ok(()),
         }
     }

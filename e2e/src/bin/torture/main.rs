@@ -68,6 +68,7 @@ struct Total {
     reads: usize,
     refused: usize,
     writable_ms: Vec<f64>,
+    strayed: usize,
     report: Report,
 }
 
@@ -159,6 +160,13 @@ async fn torture(workdir: &Workdir, network: Arc<Network>, arguments: &Arguments
         total.reads += outcome.reads;
         total.failed_reads += outcome.failed_reads;
         total.refused += outcome.refused;
+        total.strayed += outcome.strayed;
+        if outcome.strayed > 0 {
+            println!(
+                "     {} cells moved though nobody moved them",
+                outcome.strayed
+            );
+        }
         total.writable_ms.push(ms(outcome.writable));
         total.report = outcome.report;
     }
@@ -179,6 +187,10 @@ impl Total {
             self.failed_reads,
             self.reads,
             figures::spread(&self.writable_ms, 0)
+        );
+        println!(
+            "{} cells moved in rounds in which nothing failed and nobody moved them",
+            self.strayed
         );
         let violated = self.report.violations() > 0;
         let good = match unfenced {
@@ -210,6 +222,7 @@ impl Total {
             count("torture_admitted_writes", self.report.writes),
             count("torture_late_writes", self.report.late),
             count("torture_failed_reads", self.failed_reads),
+            count("torture_strayed_cells", self.strayed),
             time("torture_writable_ms_p50", 0.5),
             time("torture_writable_ms_p99", 0.99),
         ]

@@ -12,9 +12,10 @@ use e2e::history::Report;
 use e2e::netns::Network;
 use e2e::process::Process;
 use e2e::stage::load::{Load, Sample};
-use e2e::stage::witness::{self, CELL, Spans, Witness};
+use e2e::stage::witness::{self, CELLS, Spans, Witness};
 use e2e::stage::{Plan, Registered, SERVICE, Stage, name, zones};
 use e2e::wait::eventually;
+use futures::future::join_all;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
@@ -38,6 +39,8 @@ const WRITABLE_WITHIN: Duration = Duration::from_secs(45);
 const ADMITTED_IN_A_ROW: usize = 5;
 /// How long an operator waits for a move that may be impossible.
 const MOVE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a control plane may take to end in order.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// How long an operator tries again what has to be possible.
 const OPERATOR_PATIENCE: Duration = Duration::from_secs(45);
 
@@ -52,8 +55,10 @@ pub(crate) struct Outcome {
     pub(crate) failed_reads: usize,
     /// What failures said, and how often.
     pub(crate) said: BTreeMap<String, u64>,
-    /// Who owns the cell now.
+    /// Who owns the cells now.
     pub(crate) owners: String,
+    /// Cells that moved though nothing failed and nobody moved them.
+    pub(crate) strayed: usize,
     /// Of everything so far.
     pub(crate) report: Report,
 }
@@ -80,9 +85,11 @@ fn next(gateway: u8, count: u64) -> Request {
     if count.is_multiple_of(READ_EVERY) {
         return Request::get("/orders");
     }
-    let slow = (count / READ_EVERY).is_multiple_of(SLOW_EVERY);
+    let turn = count / READ_EVERY;
+    let slow = turn.is_multiple_of(SLOW_EVERY);
     let ms = 20 + count * 37 % (SPANS.write_drain_ms / 2 - 20);
-    witness::write(gateway, count, if slow { ms } else { 0 })
+    let cell = turn as usize % CELLS.len();
+    witness::write(gateway, count, cell, if slow { ms } else { 0 })
 }
 
 impl Scene {
@@ -97,6 +104,7 @@ impl Scene {
                 "name": SERVICE,
                 "routes": [{ "prefix": "/orders" }],
                 "fenced": true,
+                "cell_key": witness::cell_key(),
                 "failover": { "hold_s": 0, "hold_max_s": 0, "ramp": { "percent": [], "over_s": 0 } },
             }),
             authority: Some(witness::authority(SPANS, enforcement)),
@@ -133,6 +141,7 @@ impl Scene {
     async fn play(&mut self, fault: Fault) -> Result<Outcome> {
         self.load.forget();
         let before = self.witness.writes().len();
+        let owners = self.witness.owners();
         let blind = self.strike(fault).await.context("the fault")?;
         let healed = Instant::now();
         let writable = self.writable(healed).await?;
@@ -152,6 +161,7 @@ impl Scene {
             failed_reads: failed.count(),
             said,
             owners: self.witness.newest(),
+            strayed: strayed(fault, &owners, &self.witness.owners()),
             report: self.witness.judge(),
         })
     }
@@ -203,8 +213,19 @@ impl Scene {
                 self.last(fault).await;
                 self.stage.zone(zone).wall_clock()?.step_to(0)?;
             }
-            Kind::Restore => self.restore(zone).await?,
-            Kind::Move => self.move_for_sure(zone).await?,
+            Kind::Restore => self.restore(fault.cell(), zone).await?,
+            Kind::RestartControl => {
+                let control_plane = &self.stage.zone(zone).control_plane;
+                control_plane.terminate(STOP_PATIENCE).await?;
+                self.last(fault).await;
+                self.stage.zone_mut(zone).restart_control_plane()?;
+            }
+            Kind::Move => self.move_for_sure(fault.cell(), zone).await?,
+            Kind::Override => self.override_for_sure(&[fault.cell()], zone).await?,
+            Kind::OverrideAll => {
+                let all = CELLS.map(|(cell, ..)| cell);
+                self.override_for_sure(&all, zone).await?;
+            }
         }
         Ok(None)
     }
@@ -216,7 +237,7 @@ impl Scene {
             sleep(Duration::from_millis(fault.ms / 3)).await;
             // By whomever; that it may be impossible now is the point.
             let cells = self.stage.cells(fault.other);
-            let moved = cells.move_to(CELL, name(to), "torture");
+            let moved = cells.move_to(fault.cell(), name(to), "torture");
             let _ = timeout(MOVE_PATIENCE, moved).await;
         }
         tokio::time::sleep_until(end).await;
@@ -256,26 +277,43 @@ impl Scene {
         })
     }
 
-    async fn move_for_sure(&self, zone: u8) -> Result<()> {
+    async fn move_for_sure(&self, moved: &str, zone: u8) -> Result<()> {
         let mut by = zones().cycle();
         eventually(OPERATOR_PATIENCE, "a planned move", async || {
             let cells = self.stage.cells(by.next().unwrap_or(zone));
-            if cells.get(CELL).await?.owners != [name(zone)] {
-                cells.move_to(CELL, name(zone), "torture").await?;
+            if cells.get(moved).await?.owners != [name(zone)] {
+                cells.move_to(moved, name(zone), "torture").await?;
             }
-            let cell = cells.get(CELL).await?;
+            let cell = cells.get(moved).await?;
             ensure!(cell.is_active_in(name(zone)), "{cell:?}");
             Ok(())
         })
         .await
     }
 
+    /// All of them at once, by different replicas.
+    async fn override_for_sure(&self, moved: &[&str], zone: u8) -> Result<()> {
+        let mut open: Vec<&str> = moved.to_vec();
+        let mut by = zones().cycle();
+        eventually(OPERATOR_PATIENCE, "overrides", async || {
+            let overrides = open.iter().map(|cell| {
+                let cells = self.stage.cells(by.next().unwrap_or(zone));
+                async move { cells.override_to(cell, name(zone), "torture").await }
+            });
+            let outcomes = join_all(overrides).await;
+            let mut failed = outcomes.iter();
+            open.retain(|_| failed.next().is_some_and(Result::is_err));
+            outcomes.into_iter().collect()
+        })
+        .await
+    }
+
     /// What happened after the snapshot is gone: the cell had moved meanwhile.
-    async fn restore(&mut self, zone: u8) -> Result<()> {
+    async fn restore(&mut self, moved: &str, zone: u8) -> Result<()> {
         let _ = std::fs::remove_file(&self.snapshot);
         self.stage.save_snapshot(zone, &self.snapshot)?;
         for to in others(zone) {
-            self.move_for_sure(to).await?;
+            self.move_for_sure(moved, to).await?;
         }
         // What the store held until now would be gone with it.
         self.witness.look().await?;
@@ -295,29 +333,28 @@ impl Scene {
             },
         )
         .await?;
-        let by = others(zone).next().unwrap_or(zone);
-        eventually(OPERATOR_PATIENCE, "an override", async || {
-            let cells = self.stage.cells(by);
-            cells.override_to(CELL, name(zone), "restored").await
-        })
-        .await
+        self.override_for_sure(&CELLS.map(|(cell, ..)| cell), zone)
+            .await
     }
 
-    /// Waits until every gateway has its writes admitted, by whomever, and goes on so. How long the slowest took from `healed`
+    /// Waits until every gateway has its writes to every cell admitted, by whomever, and goes on so. How long the slowest took from `healed`
     /// to the first one.
     async fn writable(&self, healed: Instant) -> Result<Duration> {
-        eventually(WRITABLE_WITHIN, "the cell to be writable", async || {
+        eventually(WRITABLE_WITHIN, "the cells to be writable", async || {
             let samples = self.load.since(healed);
             let mut slowest = Duration::ZERO;
-            for gateway in zones() {
-                let of = |s: &&Sample| s.gateway == gateway && !s.read;
+            let cells = 0..CELLS.len();
+            for (gateway, cell) in zones().flat_map(|zone| cells.clone().map(move |c| (zone, c))) {
+                let of_cell = |s: &Sample| s.cell.is_some_and(|of| usize::from(of) == cell);
+                let of = |s: &&Sample| s.gateway == gateway && of_cell(s);
                 let writes: Vec<&Sample> = samples.iter().filter(of).collect();
                 let last = writes.iter().rev().take(ADMITTED_IN_A_ROW);
                 let admitted = last.filter(|sample| !sample.failed()).count();
                 ensure!(
                     admitted == ADMITTED_IN_A_ROW,
-                    "of the last {ADMITTED_IN_A_ROW} writes by {} {admitted} are admitted: {:?}",
+                    "of the last {ADMITTED_IN_A_ROW} writes by {} to {} {admitted} are admitted: {:?}",
                     name(gateway),
+                    CELLS[cell].0,
                     self.load.all().1
                 );
                 let first = writes.iter().find(|sample| !sample.failed());
@@ -349,6 +386,22 @@ impl Blind {
             && read.end() >= self.from
             && first.is_none_or(|first| read.start <= first)
     }
+}
+
+/// How many cells have other owners than before, though nothing failed and no operator wanted that.
+fn strayed(
+    fault: Fault,
+    before: &BTreeMap<&str, Vec<String>>,
+    after: &BTreeMap<&str, Vec<String>>,
+) -> usize {
+    let wanted = |cell: &str| match fault.kind {
+        Kind::Move | Kind::Override => cell == fault.cell(),
+        _ => true,
+    };
+    let moved = before
+        .iter()
+        .filter(|(cell, owners)| after.get(*cell) != Some(owners));
+    moved.filter(|(cell, _)| !wanted(cell)).count()
 }
 
 fn others(zone: u8) -> impl Iterator<Item = u8> + Clone {

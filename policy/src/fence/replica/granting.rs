@@ -28,7 +28,7 @@ impl Replica {
         now: u64,
         effects: &mut Vec<Effect>,
     ) {
-        let left = match self.believes && !self.stopping {
+        let left = match self.believes && self.may_grant() {
             true => self.session.left(now),
             false => 0,
         };
@@ -55,28 +55,48 @@ impl Replica {
         let id = self.session.id().clone();
         let created = self.session.created();
         let alive = created.filter(|_| self.session.left(now) > 0 && !self.stopping);
-        let joins =
-            |pending: &Pending| matches!(pending, Pending::Step(cell, Some(_), _) if cell == name);
+        let joins = |pending: &Pending| match pending {
+            Pending::Step(cell, Some(_)) | Pending::Again(cell) => cell == name,
+            _ => false,
+        };
         let joining = self.pending.values().any(joins);
         let number = self.numbers + 1;
+        let (terms_at, terms_unchanged) = (self.terms_at(), self.terms_unchanged());
+        let may_grant = self.may_grant();
         let Some(cell) = self.cells.get_mut(name) else {
             return;
         };
         let authority = Key::Authority(name.clone());
-        let transaction = if let Some(created) = alive.filter(|_| cell.grantor.wants_registration())
+        let register = |revision, created| {
+            let mut conditions = Vec::new();
+            if self.terms.keeps(Clause::RegistrationComparesAuthority) {
+                conditions.push(Condition::PutAt(authority.clone(), revision));
+            }
+            if self.terms.keeps(Clause::RegistrationComparesTerms) {
+                conditions.push(terms_unchanged.clone());
+            }
+            // So that no key is left behind by a session that is over. It would only be waited for.
+            conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
+            Transaction {
+                conditions,
+                writes: alloc::vec![Write::Grantor(name.clone(), id.clone(), terms_at)],
+            }
+        };
+        let granting = cell.grantor.granting().filter(|_| may_grant);
+        let before = cell.acting.get(&id).is_some_and(|at| *at != terms_at);
+        if let (Some(stamp), Some(created)) = (granting, alive)
+            && before
+            && !joining
+            && now >= cell.again_after
         {
-            cell.grantor.register(number).map(|revision| {
-                let mut conditions = Vec::new();
-                if self.terms.keeps(Clause::RegistrationComparesAuthority) {
-                    conditions.push(Condition::PutAt(authority, revision));
-                }
-                // So that no key is left behind by a session that is over. It would only be waited for.
-                conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
-                Transaction {
-                    conditions,
-                    writes: alloc::vec![Write::Grantor(name.clone(), id)],
-                }
-            })
+            let transaction = register(stamp.revision, created);
+            self.commit(Pending::Again(name.clone()), transaction, effects);
+            return;
+        }
+        let registers = |_: &_| may_grant && cell.grantor.wants_registration();
+        let transaction = if let Some(created) = alive.filter(registers) {
+            let registration = cell.grantor.register(number);
+            registration.map(|revision| register(revision, created))
         } else if joining {
             None
         } else {

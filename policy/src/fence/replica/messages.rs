@@ -5,7 +5,9 @@ use alloc::{
     vec::Vec,
 };
 
-use crate::fence::{Authority, Grant, HolderId, Name, Revision, SessionId, Stamp, Transaction};
+use crate::fence::{
+    Agreed, Agreement, Authority, Grant, HolderId, Name, Revision, SessionId, Stamp, Transaction,
+};
 
 /// What happens to a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -27,8 +29,18 @@ pub enum Input {
     Grantor {
         cell: Name,
         id: SessionId,
-        present: bool,
+        /// Under the terms of this revision; none: it left.
+        registered: Option<Revision>,
     },
+    /// The agreed terms were put, or with none deleted.
+    Terms {
+        revision: Revision,
+        agreement: Option<Agreement>,
+    },
+    /// The terms that this replica is configured with.
+    Configured(Agreed),
+    /// Whether all living replicas are configured with the terms that come next.
+    Rolled(bool),
     /// What became of a transaction.
     Answer {
         number: u64,
@@ -77,9 +89,14 @@ pub enum Input {
 pub struct Listing {
     /// Which store answers.
     pub store: u64,
+    /// At which revision.
+    pub revision: Revision,
+    /// The agreed terms, with the revision of their last put.
+    pub terms: Option<(Revision, Agreement)>,
     pub authorities: Vec<(Name, Revision, Authority)>,
     pub sessions: BTreeMap<SessionId, Revision>,
-    pub grantors: BTreeSet<(Name, SessionId)>,
+    /// Who is registered to grant, under the terms of which revision.
+    pub grantors: BTreeMap<(Name, SessionId), Revision>,
 }
 
 /// What became of a transaction.
@@ -141,6 +158,10 @@ pub enum Unwilling {
     NoCell,
     #[error("this replica has no session: wait until it reaches the store, or ask another one")]
     NoSession,
+    #[error(
+        "this replica is configured with other terms than those that are agreed on, and moves nothing: `tidegate terms` shows them; ask a replica that agrees"
+    )]
+    TermsDiffer,
     #[error(
         "the cell belongs to these zones already; an override that is to begin another epoch for them says so (accept)"
     )]

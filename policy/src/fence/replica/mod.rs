@@ -11,6 +11,7 @@ use alloc::{
 mod granting;
 mod messages;
 mod steps;
+mod terms;
 
 use super::{
     Authority, Cause, Clause, Condition, Grantor, HolderId, Key, Move, Name, Revision, Session,
@@ -25,7 +26,9 @@ const SWEEP_AFTER: u64 = 10;
 /// See the module's text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Replica {
+    /// Those that it acts by: what is agreed on.
     terms: Terms,
+    agreed: terms::Known,
     store: u64,
     session: Session,
     sessions: Sessions,
@@ -56,6 +59,10 @@ struct Cell {
     /// When that revision was seen.
     seen_at: u64,
     grantors: BTreeSet<SessionId>,
+    /// Under the terms of which revision each of them is registered.
+    acting: BTreeMap<SessionId, Revision>,
+    /// No registration under newer terms before this.
+    again_after: u64,
     grantor: Grantor,
     /// The zone that should own it, and why.
     better: Option<(Name, Name)>,
@@ -80,8 +87,12 @@ enum Step {
 enum Pending {
     Renewal,
     Grantor(Name),
-    /// A step of a cell; with the authority that it names, where this replica registers with it; and the sessions that it ends.
-    Step(Name, Option<Authority>, Vec<SessionId>),
+    /// A step of a cell; with the authority that it names, where this replica registers with it.
+    Step(Name, Option<Authority>),
+    /// A registration under newer terms.
+    Again(Name),
+    /// A change of the agreed terms.
+    Terms,
     Sweep,
     Farewell,
 }
@@ -90,6 +101,7 @@ impl Replica {
     /// A new incarnation, which knows nothing yet.
     pub fn new(id: SessionId, terms: Terms) -> Replica {
         Replica {
+            agreed: terms::Known::new(terms.clone()),
             terms,
             store: 0,
             session: Session::new(id),
@@ -144,11 +156,6 @@ impl Replica {
     pub fn sessions(&self) -> &Sessions {
         &self.sessions
     }
-
-    pub fn terms(&self) -> &Terms {
-        &self.terms
-    }
-
     /// Whether the store has been listed and is believed.
     pub fn believes(&self) -> bool {
         self.believes
@@ -199,13 +206,29 @@ impl Replica {
                 Some(revision) => self.sessions.put(id, revision, now),
                 None => self.session_gone(&id),
             },
-            Input::Grantor { cell, id, present } => {
+            Input::Grantor {
+                cell,
+                id,
+                registered,
+            } => {
                 let cell = self.cells.entry(cell).or_default();
-                match present {
-                    true => drop(cell.grantors.insert(id)),
-                    false => drop(cell.grantors.remove(&id)),
+                match registered {
+                    Some(terms) => {
+                        cell.acting.insert(id.clone(), terms);
+                        cell.grantors.insert(id);
+                    }
+                    None => {
+                        cell.acting.remove(&id);
+                        cell.grantors.remove(&id);
+                    }
                 }
             }
+            Input::Terms {
+                revision,
+                agreement,
+            } => self.learn_terms(revision, agreement),
+            Input::Configured(own) => self.configure(own),
+            Input::Rolled(rolled) => self.rolled(rolled),
             Input::Answer { number, outcome } => self.answered(number, outcome, now, &mut effects),
             Input::Connected(holder) => {
                 self.connected.insert(holder);
@@ -274,6 +297,9 @@ impl Replica {
         if !self.believes || self.session.left(now) == 0 {
             return Err(Unwilling::NoSession);
         }
+        if !self.acts() {
+            return Err(Unwilling::TermsDiffer);
+        }
         let silent = |zone: &&Name| !self.sessions.alive(zone, now, &self.terms);
         if let Some(silent) = next.to.iter().find(silent).filter(|_| !forced) {
             return Err(Unwilling::TargetSilent(silent.clone()));
@@ -300,7 +326,7 @@ impl Replica {
             view.begin(next, &terms)
         };
         let mut effects = Vec::new();
-        self.commit_step(cell, None, transaction, &mut effects);
+        self.commit(Pending::Step(cell.clone(), None), transaction, &mut effects);
         Ok(effects)
     }
 
@@ -358,6 +384,7 @@ impl Replica {
                 self.session.end();
             }
             self.sessions = Sessions::default();
+            self.forget_terms();
             for cell in self.cells.values_mut() {
                 let rules = cell.rules.take();
                 *cell = Cell {
@@ -375,10 +402,18 @@ impl Replica {
         }
         for cell in self.cells.values_mut() {
             cell.grantors.clear();
+            cell.acting.clear();
         }
-        for (cell, id) in listing.grantors {
-            self.cells.entry(cell).or_default().grantors.insert(id);
+        for ((cell, id), terms) in listing.grantors {
+            let cell = self.cells.entry(cell).or_default();
+            cell.acting.insert(id.clone(), terms);
+            cell.grantors.insert(id);
         }
+        let (at, agreement) = match listing.terms {
+            Some((at, agreement)) => (at, Some(agreement)),
+            None => (listing.revision, None),
+        };
+        self.learn_terms(at, agreement);
         let listed: BTreeSet<Name> = listing
             .authorities
             .iter()
@@ -418,12 +453,13 @@ impl Replica {
     /// Lets the grantor see the cell's authority, and the holders what follows.
     fn see(&mut self, name: &Name, effects: &mut Vec<Effect>) {
         let zone = self.session.id().zone.clone();
+        let may_grant = self.may_grant();
         let Some(cell) = self.cells.get_mut(name) else {
             return;
         };
         let authority = cell.authority.as_ref();
         let seen = (cell.grantor).see(cell.revision, authority, &zone, self.store, &self.terms);
-        if self.stopping {
+        if !may_grant {
             cell.grantor.stop();
         }
         if let Seen::Fenced(fence) = seen {
@@ -470,12 +506,8 @@ impl Replica {
                     self.invite(effects);
                 }
             }
-            Some(Pending::Step(name, registers, ended)) => {
+            Some(Pending::Step(name, registers)) => {
                 let courtesy = self.courtesy();
-                if let Outcome::Committed(_) = outcome {
-                    // The steps of other cells compare these, and need not wait for the watch to tell.
-                    ended.iter().for_each(|id| self.session_gone(id));
-                }
                 let Some(cell) = self.cells.get_mut(&name) else {
                     return;
                 };
@@ -490,6 +522,13 @@ impl Replica {
                     _ => {}
                 }
             }
+            Some(Pending::Again(name)) => {
+                let after = now.saturating_add(self.courtesy());
+                if let Some(cell) = self.cells.get_mut(&name) {
+                    cell.again_after = after;
+                }
+            }
+            Some(Pending::Terms) => self.terms_answered(now),
             // What refused it may not have been seen yet.
             Some(Pending::Sweep) => self.sweep_after = now.saturating_add(self.courtesy()),
             Some(Pending::Farewell) => match outcome {
@@ -514,7 +553,7 @@ impl Replica {
     fn commit(&mut self, pending: Pending, transaction: Transaction, effects: &mut Vec<Effect>) {
         self.numbers += 1;
         let number = self.numbers;
-        if let Pending::Step(name, registers, _) = &pending
+        if let Pending::Step(name, registers) = &pending
             && let Some(cell) = self.cells.get_mut(name)
         {
             cell.stepping = true;
@@ -527,22 +566,6 @@ impl Replica {
             number,
             transaction,
         });
-    }
-
-    fn commit_step(
-        &mut self,
-        cell: &Name,
-        registers: Option<Authority>,
-        transaction: Transaction,
-        effects: &mut Vec<Effect>,
-    ) {
-        let writes = transaction.writes.iter();
-        let ends = writes.filter_map(|write| match write {
-            Write::Delete(Key::Session(id)) => Some(id.clone()),
-            _ => None,
-        });
-        let step = Pending::Step(cell.clone(), registers, ends.collect());
-        self.commit(step, transaction, effects);
     }
 
     /// Whether the session is to go on. That of a process which is to end lives until it has left everything in order, so that
@@ -579,6 +602,7 @@ impl Replica {
         }
         let names: Vec<Name> = self.cells.keys().cloned().collect();
         for name in &names {
+            self.resume(name, effects);
             self.grant_or_leave(name, now, effects);
         }
         if self.stopping {
@@ -586,6 +610,10 @@ impl Replica {
             return;
         }
         if self.session.left(now) == 0 {
+            return;
+        }
+        self.agree(now, effects);
+        if !self.acts() {
             return;
         }
         for name in &names {

@@ -2,7 +2,7 @@
 
 use super::{
     Authority, Cause, Cell, CellRules, Clause, Condition, Effect, Key, Move, Name, Pending,
-    Replica, Revision, SWEEP_AFTER, SessionId, State, Step, Transaction, View, Write, move_id,
+    Replica, Revision, SWEEP_AFTER, State, Step, Transaction, View, Write, move_id,
 };
 use crate::fence::Stamp;
 use alloc::vec::Vec;
@@ -21,7 +21,10 @@ impl Replica {
             return;
         };
         let transaction = Transaction {
-            conditions: alloc::vec![Condition::PutAt(session.clone(), put)],
+            conditions: alloc::vec![
+                Condition::PutAt(session.clone(), put),
+                self.terms_unchanged()
+            ],
             writes: alloc::vec![Write::Delete(grantor.unwrap_or(session))],
         };
         self.commit(Pending::Sweep, transaction, effects);
@@ -66,26 +69,13 @@ impl Replica {
         }
         if let Some((_, transaction, concerned)) = next
             && (concerned || now >= since.saturating_add(courtesy))
-            && !self.is_ending_compared(&transaction)
         {
-            let (transaction, registers) = self.register_with(name, transaction);
-            self.commit_step(name, registers, transaction, effects);
+            let (mut transaction, registers) = self.register_with(name, transaction);
+            // By other terms this replica would have waited otherwise. What it sees of sessions tells it too, in the order of
+            // revisions, so this is a second line, which the model does not need.
+            transaction.conditions.push(self.terms_unchanged());
+            self.commit(Pending::Step(name.clone(), registers), transaction, effects);
         }
-    }
-
-    /// Whether a step under way, of another cell, ends a session that this one compares: it would be refused.
-    fn is_ending_compared(&self, transaction: &Transaction) -> bool {
-        let compares = |id: &SessionId| {
-            let of_session = |condition: &Condition| match condition {
-                Condition::PutAt(key, _) => *key == Key::Session(id.clone()),
-                Condition::CreatedAt(..) => false,
-            };
-            transaction.conditions.iter().any(of_session)
-        };
-        self.pending.values().any(|pending| match pending {
-            Pending::Step(_, _, ended) => ended.iter().any(compares),
-            _ => false,
-        })
     }
 
     /// Registers with a transaction that lets this zone write: then nobody has to hear of it first.
@@ -113,7 +103,7 @@ impl Replica {
             .cells
             .get(name)
             .is_some_and(|cell| cell.grantor.is_leaving());
-        if leaving || ends_ours || !self.terms.keeps(Clause::Registered) {
+        if leaving || ends_ours || !self.may_grant() || !self.terms.keeps(Clause::Registered) {
             return (transaction, None);
         }
         let session = Key::Session(id.clone());
@@ -122,7 +112,7 @@ impl Replica {
             .push(Condition::CreatedAt(session, created));
         transaction
             .writes
-            .push(Write::Grantor(name.clone(), id.clone()));
+            .push(Write::Grantor(name.clone(), id.clone(), self.terms_at()));
         (transaction, Some(authority))
     }
 
@@ -141,12 +131,13 @@ impl Replica {
             revision,
         };
         self.learn(name, revision, Some(authority), now);
+        let may_grant = self.may_grant();
         if let Some(cell) = self.cells.get_mut(name)
             && cell.revision == revision
         {
             cell.grantors.insert(self.session.id().clone());
             cell.grantor.moved(at);
-            if self.stopping {
+            if !may_grant {
                 cell.grantor.stop();
             }
         }

@@ -13,8 +13,10 @@ use redb::{
     WriteTransaction,
 };
 
+use super::mark::{self, Mark};
 use crate::store::{
-    ClusterId, Compare, Entry, Event, LeaseId, Listing, Op, Revision, StoreError, WatchBatch,
+    ClusterId, Compare, Entry, Event, LeaseId, Listing, Op, RefusedCause, Revision, StoreError,
+    WatchBatch, random_lease,
 };
 
 /// (create revision, mod revision, lease or 0, value)
@@ -34,7 +36,8 @@ const FORMAT: &str = "format";
 const CLUSTER: &str = "cluster";
 const REVISION: &str = "revision";
 const COMPACTED: &str = "compacted";
-const LAST_LEASE: &str = "last_lease";
+/// Which life of the store this is: see `mark.rs`.
+const GENERATION: &str = "generation";
 
 /// The layout of the tables above; another one is refused.
 const FORMAT_VERSION: u64 = 1;
@@ -51,6 +54,7 @@ pub(super) struct StoreFile {
     path: PathBuf,
     pub(super) cluster: ClusterId,
     history_revisions: i64,
+    generation: u64,
 }
 
 /// What a read of the history found.
@@ -75,8 +79,12 @@ impl StoreFile {
             return Err(corrupt(path, "it is empty".to_owned()));
         }
         // redb says that it may panic on a file that something else has written to.
-        let opened = catch_unwind(AssertUnwindSafe(|| Self::try_open(path, fresh_cluster)));
-        let (database, cluster) = match opened {
+        let mark_path = mark::path_of(path);
+        let mark = Mark::read(&mark_path).map_err(|error| unmarked(&mark_path, &error))?;
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            Self::try_open(path, fresh_cluster, mark, &mark_path)
+        }));
+        let (database, cluster, generation) = match opened {
             Ok(opened) => opened.map_err(|error| store_error(path, error))?,
             Err(_) => return Err(corrupt(path, "its pages contradict each other".to_owned())),
         };
@@ -84,6 +92,7 @@ impl StoreFile {
             database,
             path: path.to_owned(),
             cluster,
+            generation,
             history_revisions: i64::try_from(history_revisions.max(1)).unwrap_or(i64::MAX),
         })
     }
@@ -91,7 +100,9 @@ impl StoreFile {
     fn try_open(
         path: &Path,
         fresh_cluster: ClusterId,
-    ) -> Result<(Database, ClusterId), redb::Error> {
+        mark: Option<Mark>,
+        mark_path: &Path,
+    ) -> Result<(Database, ClusterId, u64), redb::Error> {
         let database = Builder::new()
             .set_cache_size(CACHE_BYTES)
             // Reads the whole file, which is small. Without it, damage shows up as a wrong answer, later.
@@ -109,10 +120,59 @@ impl StoreFile {
                 let detail = format!("its format is {format}, this build knows {FORMAT_VERSION}");
                 return Err(redb::Error::Corrupted(detail));
             }
-            ClusterId(tables.meta(CLUSTER)?)
+            let cluster = ClusterId(tables.meta(CLUSTER)?);
+            let found = (tables.meta(GENERATION)?, tables.revision.0);
+            let (generation, revision) = found;
+            let known = match mark {
+                Some(mark) => mark.is_of(generation, revision),
+                // A new file, or one of a version that left no mark.
+                None => generation == 0,
+            };
+            let cluster = match known {
+                true => cluster,
+                false => {
+                    tracing::error!(
+                        file = %path.display(),
+                        revision,
+                        marked = ?mark,
+                        "an older copy of the embedded store was put back: it is taken for another store, and nobody writes by what it says of authority. Put the newest file back with its mark, or begin anew: `tidegate override`"
+                    );
+                    tables.meta.insert(CLUSTER, fresh_cluster.0)?;
+                    fresh_cluster
+                }
+            };
+            let above = mark.map_or(0, |mark| mark.generation);
+            let next = generation.max(above).saturating_add(1);
+            let mark = Mark {
+                generation: next,
+                revision,
+                settled: false,
+            };
+            // Where the file already is another store, its mark has to be one that knows it.
+            let mark = match known {
+                true => mark,
+                false => Mark {
+                    settled: true,
+                    ..mark
+                },
+            };
+            mark.write(mark_path).map_err(redb::Error::Io)?;
+            tables.meta.insert(GENERATION, next)?;
+            (cluster, next)
         };
         txn.commit()?;
-        Ok((database, cluster))
+        let (cluster, generation) = cluster;
+        Ok((database, cluster, generation))
+    }
+
+    /// Leaves the mark at this revision, durably.
+    pub(super) fn mark(&self, revision: Revision) -> std::io::Result<()> {
+        let mark = Mark {
+            generation: self.generation,
+            revision: revision.0,
+            settled: true,
+        };
+        mark.write(&mark::path_of(&self.path))
     }
 
     pub(super) fn revision(&self) -> Result<Revision, StoreError> {
@@ -355,12 +415,15 @@ impl<'txn> Tables<'txn> {
     }
 
     pub(super) fn grant(&mut self, ttl: Duration) -> Result<LeaseId, redb::Error> {
-        let id = self.meta(LAST_LEASE)? + 1;
+        let mut lease = random_lease();
+        // One in 2^63 is there already, or was: then it has no keys any more.
+        while self.leases.get(lease.0)?.is_some() {
+            lease = random_lease();
+        }
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-        self.meta.insert(LAST_LEASE, id)?;
-        self.leases.insert(signed(id), ttl_ms)?;
+        self.leases.insert(lease.0, ttl_ms)?;
         self.changed = true;
-        Ok(LeaseId(signed(id)))
+        Ok(lease)
     }
 
     /// Ends a lease and deletes its keys in one revision.
@@ -394,7 +457,7 @@ fn meta(txn: &ReadTransaction, name: &str) -> Result<i64, redb::Error> {
     Ok(value.map_or(0, |value| signed(value.value())))
 }
 
-// Revisions and lease ids count up from 0 by one, so they are in both types' range.
+// Revisions count up from 0 by one, so they are in both types' range.
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -414,11 +477,26 @@ fn entry(key: &str, row: EntryRow<'_>) -> Entry {
     }
 }
 
+fn unmarked(path: &Path, error: &std::io::Error) -> StoreError {
+    StoreError::Unavailable {
+        detail: format!("{}: {error}", path.display()),
+    }
+}
+
 fn corrupt(path: &Path, detail: String) -> StoreError {
     StoreError::Corrupt {
         path: path.to_owned(),
         detail,
     }
+}
+
+/// The disk has no room, or the user no more of it.
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
 }
 
 fn store_error(path: &Path, error: redb::Error) -> StoreError {
@@ -440,8 +518,32 @@ fn store_error(path: &Path, error: redb::Error) -> StoreError {
         redb::Error::UpgradeRequired(_)
         | redb::Error::TableTypeMismatch { .. }
         | redb::Error::TypeDefinitionChanged { .. } => corrupt(path, error.to_string()),
+        redb::Error::Io(error) if is_full(&error) => StoreError::Refused {
+            cause: RefusedCause::Full,
+            detail: error.to_string(),
+        },
         error => StoreError::Unavailable {
             detail: format!("{}: {error}", path.display()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_errors() {
+        let path = Path::new("x");
+        let of = |kind: std::io::ErrorKind| store_error(path, redb::Error::Io(kind.into()));
+        for kind in [
+            std::io::ErrorKind::StorageFull,
+            std::io::ErrorKind::QuotaExceeded,
+        ] {
+            let cause = RefusedCause::Full;
+            assert!(matches!(of(kind), StoreError::Refused { cause: is, .. } if is == cause));
+        }
+        let other = of(std::io::ErrorKind::PermissionDenied);
+        assert!(matches!(other, StoreError::Unavailable { .. }), "{other}");
     }
 }

@@ -16,6 +16,9 @@ use crate::store::{Compare, LeaseId, Op, Revision, StoreError, TxnOutcome};
 /// How many commands wait at most; who comes then waits for a place.
 const QUEUE_MAX: usize = 256;
 
+/// How far the mark may be behind.
+const MARK_INTERVAL: Duration = Duration::from_secs(1);
+
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 pub(super) enum Command {
@@ -63,10 +66,18 @@ pub(super) fn start(
     for (lease, ttl) in file.leases()? {
         leases.start(lease, ttl, now);
     }
+    // The file has its generation: from now on only that is the mark's.
+    let at = file.revision()?;
+    if let Err(error) = file.mark(at) {
+        let detail = format!("the mark beside the embedded store: {error}");
+        return Err(StoreError::Unavailable { detail });
+    }
     let writer = Writer {
         file,
         leases,
         committed,
+        marked: at,
+        mark_after: now + MARK_INTERVAL,
     };
     tokio::spawn(writer.run(queue));
     Ok((commands, revision))
@@ -76,6 +87,9 @@ struct Writer {
     file: Arc<StoreFile>,
     leases: Leases,
     committed: watch::Sender<Revision>,
+    /// The revision of the mark.
+    marked: Revision,
+    mark_after: Instant,
 }
 
 impl Writer {
@@ -84,15 +98,21 @@ impl Writer {
         loop {
             let mut commands = Vec::new();
             let expiry = self.leases.next_deadline();
+            let mark = (self.marked != *self.committed.borrow()).then_some(self.mark_after);
+            let mut ended = false;
             tokio::select! {
-                count = queue.recv_many(&mut commands, QUEUE_MAX) => if count == 0 { return },
+                count = queue.recv_many(&mut commands, QUEUE_MAX) => ended = count == 0,
                 () = sleep_until(expiry) => {}
+                () = sleep_until(mark) => {}
             }
             let turn = tokio::task::spawn_blocking(move || {
-                let result = self.turn(commands, Instant::now());
+                let now = Instant::now();
+                let result = self.turn(commands, now);
+                self.mark(now, ended);
                 (self, result)
             });
             match turn.await {
+                Ok((_, Ok(()))) if ended => return,
                 Ok((writer, Ok(()))) => self = writer,
                 // What is in memory may be ahead of the disk now, and redb refuses to go on. Stopping is what remains:
                 // callers get `Unavailable`, and a restart reads what the disk has.
@@ -104,6 +124,22 @@ impl Writer {
                     tracing::error!(%error, "the embedded store stops: its writer was ended");
                     return;
                 }
+            }
+        }
+    }
+
+    /// Has the mark follow, once in a while.
+    fn mark(&mut self, now: Instant, ended: bool) {
+        let committed = *self.committed.borrow();
+        if committed == self.marked || now < self.mark_after && !ended {
+            return;
+        }
+        self.mark_after = now + MARK_INTERVAL;
+        match self.file.mark(committed) {
+            Ok(()) => self.marked = committed,
+            // The older one stays: an older copy of the file would be noticed up to there.
+            Err(error) => {
+                tracing::warn!(%error, "the mark beside the embedded store cannot be written")
             }
         }
     }

@@ -22,6 +22,7 @@
 //! | ... but may change the subscription in delta | [`answers::a_stale_request_may_change_the_subscription_in_delta`] |
 //! | A subscription may change without a new response (SotW: with the last nonce) | [`answers::a_subscription_changes_with_the_last_nonce_in_the_state_of_the_world`] |
 //! | What was refused is not sent again until it changes, and the last good one stays | [`answers::a_refused_resource_is_not_sent_again_until_it_changes`], [`answers::a_refused_cluster_stays_as_it_was_in_the_state_of_the_world`] |
+//! | ... but a listener can be tried again | [`answers::a_refused_listener_can_be_tried_again_and_is_refused_until_it_is_taken`] |
 //! | A refusal in part | [`answers::a_refused_resource_is_not_sent_again_until_it_changes`], [`answers::a_refusal_that_names_nothing_counts_for_the_whole_response`] |
 //! | Kinds go in order: clusters, endpoints, listeners, routes, virtual hosts | [`order::kinds_that_are_due_together_go_in_order`] |
 //! | Make before break | the rest of [`order`] |

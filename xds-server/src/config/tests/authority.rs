@@ -25,7 +25,7 @@ fn authority_has_defaults_that_fence_everything_in_one_cell() {
         .expect("a good configuration")
         .mesh;
     let authority = mesh.authority.as_ref().expect("an authority");
-    assert_eq!((authority.zones.len(), &authority.token), (0, &None));
+    assert_eq!((authority.zones.len(), &authority.hop_keys), (0, &None));
     assert_eq!(authority.enforcement, Enforcement::Enforce);
     let terms = &authority.terms;
     assert_eq!(
@@ -97,7 +97,8 @@ fn authority_is_read() {
     assert_eq!(authority.zones, ["shanghai-a", "beijing-c"]);
     assert_eq!(authority.terms.drift_permille, 200);
     assert_eq!(authority.enforcement, Enforcement::Observe);
-    assert_eq!(authority.token.as_deref(), Some("0123456789abcdef"));
+    let keys = authority.hop_keys.as_ref().expect("keys");
+    assert!(keys.secrets().eq(["0123456789abcdef"]));
     let [east, north] = &authority.cells[..] else {
         panic!("two cells");
     };
@@ -158,6 +159,18 @@ fn contradictions_about_authority_are_refused() {
         (
             "\n  forward_token: 0123456789 abcdef",
             "8: authority.forward_token: use 16 to 128 letters, digits, '-' and '_'",
+        ),
+        (
+            "\n  forward_token: [0123456789abcdef, 0123456789abcdef]",
+            "8: authority.forward_token: the two secrets are the same",
+        ),
+        (
+            "\n  forward_token: [0123456789abcde1, 0123456789abcde2, 0123456789abcde3]",
+            "8: authority.forward_token: 3 secrets: use one, or two while one replaces the other",
+        ),
+        (
+            "\n  forward_token: []",
+            "8: authority.forward_token: 0 secrets: use one, or two while one replaces the other",
         ),
         (
             "\n  cells: []",
@@ -269,7 +282,7 @@ fn services_are_fenced_only_where_that_can_be() {
         (
             "weights: computed",
             "cell_key: {header: x-tidegate-home}",
-            "9: services: header \"x-tidegate-home\": use lower case letters, digits and '-', and no name that Tidegate owns",
+            "9: services: header \"x-tidegate-home\": use lower case letters, digits and '-', and no name that Tidegate or HTTP itself owns",
         ),
     ] {
         let text = with_authority(" {}").replacen(from, to, 1);

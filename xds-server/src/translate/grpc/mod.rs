@@ -35,7 +35,7 @@ use policy::Rules;
 
 use super::{from_ads, listener::router_filter, place::places, uint32};
 use crate::{
-    config::{Circuit, Mesh, Strategy},
+    config::{CircuitBreakers as Limits, Mesh, Strategy},
     resource::{Resource, Resources, any},
 };
 
@@ -52,10 +52,10 @@ pub fn clusters(mesh: &Mesh) -> Resources {
         let places = places(&mesh.topology, &resilience.strategy).into_iter();
         places.map(|place| {
             let name = place.cluster(&mesh.topology, &service.name);
-            cluster(&name, &resilience.strategy, resilience.circuit)
+            cluster(&name, &resilience.strategy, resilience.circuit_breakers)
         })
     });
-    let refused = cluster(REFUSED, &Strategy::Weighted, Circuit::default());
+    let refused = cluster(REFUSED, &Strategy::Weighted, Limits::default());
     by_name(clusters.chain([refused]))
 }
 
@@ -109,7 +109,7 @@ fn listener(name: &str, host: &str) -> Arc<Resource> {
 }
 
 /// Ejection is left out: gRPC would count every status but OK as an error of the instance.
-fn cluster(name: &str, strategy: &Strategy, circuit: Circuit) -> Arc<Resource> {
+fn cluster(name: &str, strategy: &Strategy, limits: Limits) -> Arc<Resource> {
     let cluster = Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
@@ -125,7 +125,7 @@ fn cluster(name: &str, strategy: &Strategy, circuit: Circuit) -> Arc<Resource> {
         .into(),
         circuit_breakers: Some(CircuitBreakers {
             thresholds: vec![Thresholds {
-                max_requests: uint32(circuit.requests),
+                max_requests: uint32(limits.max_requests),
                 ..Thresholds::default()
             }],
             ..CircuitBreakers::default()

@@ -23,7 +23,7 @@ use prost::{Message, Name};
 
 use super::{
     super::{
-        forward::hash_policy,
+        forward::{grpc_duration, hash_policy},
         hosts::{self, Host, Translation, VirtualHosts},
         place::Place,
         routes::{Resiliences, fenced::fencing, matching::is, specifier},
@@ -32,7 +32,7 @@ use super::{
     REFUSED, by_name, table_name,
 };
 use crate::{
-    config::Strategy,
+    config::{Resilience, Strategy},
     resource::{Piece, Resource, Resources},
 };
 
@@ -99,7 +99,7 @@ impl Translation for ForClients<'_> {
             rules: self.rules,
             service,
             route,
-            strategy: (self.resiliences)(id.index()).strategy,
+            resilience: (self.resiliences)(id.index()),
         };
         builder.routes()
     }
@@ -109,7 +109,7 @@ struct Builder<'r> {
     rules: &'r Rules,
     service: &'r Service,
     route: &'r policy::Route,
-    strategy: Strategy,
+    resilience: Resilience,
 }
 
 impl Builder<'_> {
@@ -159,7 +159,7 @@ impl Builder<'_> {
     /// Whether a client can do by itself what the policy wants.
     fn is_served(&self, class: Class) -> bool {
         let fenced = class == Class::Write && fencing(self.rules, self.service).is_some();
-        let keyed = match &self.strategy {
+        let keyed = match &self.resilience.strategy {
             Strategy::Weighted => self.service.zone_affinity.is_some(),
             // gRPC hashes a header, and keeps no sessions.
             Strategy::RegionFirstHash { key, sessions } => {
@@ -214,9 +214,11 @@ impl Builder<'_> {
             return refused_if(path, matchers);
         };
         let topology = self.rules.topology();
-        let cluster =
-            |zone| Place::of(topology, &self.strategy, zone).cluster(topology, &self.service.name);
-        let shares: Vec<(String, u32)> = match self.strategy {
+        let cluster = |zone| {
+            Place::of(topology, &self.resilience.strategy, zone)
+                .cluster(topology, &self.service.name)
+        };
+        let shares: Vec<(String, u32)> = match self.resilience.strategy {
             Strategy::Weighted => (targets.iter())
                 .map(|target| (cluster(target.zone), target.weight))
                 .collect(),
@@ -234,9 +236,12 @@ impl Builder<'_> {
                 .chain([(REFUSED.to_owned(), shed * WEIGHT_TOTAL)])
                 .collect(),
         });
+        let options = self.resilience.routes.of(self.route);
         let action = RouteAction {
             cluster_specifier: Some(to),
-            hash_policy: hash_policy(&self.strategy).into_iter().collect(),
+            // Clients end calls at their own deadlines; this bounds them.
+            max_stream_duration: options.shortest_ms().map(|_| grpc_duration(options)),
+            hash_policy: hash_policy(&self.resilience.strategy).into_iter().collect(),
             // A write that was sent is never sent again.
             retry_policy: (class == Class::Read).then(|| RetryPolicy {
                 retry_on: "unavailable".to_owned(),

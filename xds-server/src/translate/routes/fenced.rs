@@ -66,16 +66,12 @@ impl Builder<'_> {
         route
     }
 
-    /// None without the token, which forwarding takes.
+    /// The filter signs it.
     fn forwarded_write(&self, fencing: &Fencing, zone: ZoneId) -> Option<Route> {
-        let token = set(headers::FORWARDED, fencing.token.as_ref()?);
         let to = self.rules.gateway(zone)?;
         let tier = self.rules.topology().tier(self.rules.viewer(), zone);
         let matchers = vec![is(headers::TO, to)];
-        let mut route =
-            self.fenced_write(fencing, matchers, to.to_owned(), tier, Reason::Forwarded);
-        route.request_headers_to_add.push(token);
-        Some(route)
+        Some(self.fenced_write(fencing, matchers, to.to_owned(), tier, Reason::Forwarded))
     }
 
     fn fenced_write(
@@ -102,6 +98,7 @@ impl Builder<'_> {
             action: Some(Action::Route(forward::fenced_write(
                 to,
                 drain,
+                self.resilience.routes.of(self.route),
                 self.is_grpc(),
             ))),
             ..Route::default()

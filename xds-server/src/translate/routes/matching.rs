@@ -19,6 +19,17 @@ pub(in crate::translate) fn is(name: &str, value: &str) -> HeaderMatcher {
     }
 }
 
+pub(super) fn is_any_case(name: &str, value: &str) -> HeaderMatcher {
+    HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: Some(MatchPattern::Exact(value.to_owned())),
+            ignore_case: true,
+        })),
+        ..HeaderMatcher::default()
+    }
+}
+
 pub(super) fn present(name: &str) -> HeaderMatcher {
     HeaderMatcher {
         name: name.to_owned(),
@@ -48,6 +59,11 @@ fn header(name: &str, value: &str, action: HeaderAppendAction) -> HeaderValueOpt
 
 pub(super) fn set(name: &str, value: &str) -> HeaderValueOption {
     header(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)
+}
+
+/// Sets a header that is there, and no other.
+pub(super) fn replace(name: &str, value: &str) -> HeaderValueOption {
+    header(name, value, HeaderAppendAction::OverwriteIfExists)
 }
 
 pub(super) fn add_if_absent(name: &str, value: &str) -> HeaderValueOption {

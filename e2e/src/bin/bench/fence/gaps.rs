@@ -10,9 +10,10 @@ use anyhow::{Context, Result, ensure};
 use e2e::client::Request;
 use e2e::clock::monotonic_us;
 use e2e::figures::{Figure, spread};
+use e2e::history::Write;
 use e2e::netns::Network;
 use e2e::stage::load::{Load, Sample};
-use e2e::stage::witness::{self, CELL, Spans, Witness};
+use e2e::stage::witness::{self, CELL, CELLS, Spans, Witness};
 use e2e::stage::{Plan, Registered, SERVICE, Stage, name, zones};
 use e2e::wait::eventually;
 use serde_json::json;
@@ -26,6 +27,8 @@ const SPANS: Spans = Spans {
 };
 /// Of how many requests one is a read.
 const READ_EVERY: u64 = 10;
+/// Of how many requests one is to another cell than the one that is measured.
+const OTHER_EVERY: u64 = 7;
 /// How long anything may take that has to come.
 const PATIENCE: Duration = Duration::from_secs(45);
 /// How long everything has to be well before the next measurement: sessions are renewed, gateways hold grants again.
@@ -61,14 +64,24 @@ pub(super) async fn measure(
 fn next(gateway: u8, count: u64) -> Request {
     match count.is_multiple_of(READ_EVERY) {
         true => Request::get("/orders"),
-        false => witness::write(gateway, count, 0),
+        false => {
+            let other = count.is_multiple_of(OTHER_EVERY);
+            let others = CELLS.len() as u64 - 1;
+            let cell = 1 + (count / OTHER_EVERY % others) as usize;
+            witness::write(gateway, count, if other { cell } else { 0 }, 0)
+        }
     }
 }
 
 impl Scene {
     async fn set(directory: &Path, network: Arc<Network>, rps: u32) -> Result<Scene> {
         let plan = Plan {
-            service: json!({ "name": SERVICE, "routes": [{ "prefix": "/orders" }], "fenced": true }),
+            service: json!({
+                "name": SERVICE,
+                "routes": [{ "prefix": "/orders" }],
+                "fenced": true,
+                "cell_key": witness::cell_key(),
+            }),
             authority: Some(witness::authority(SPANS, "enforce")),
             instances: 1,
             workers: 1,
@@ -228,10 +241,11 @@ impl Scene {
     }
 }
 
-/// By epoch.
+/// Those of [`CELL`] by epoch.
 fn reigns(witness: &Witness) -> BTreeMap<u64, Reign> {
     let mut reigns: BTreeMap<u64, Reign> = BTreeMap::new();
-    for write in witness.writes() {
+    let of_cell = |write: &&Write| write.cell.as_deref() == Some(CELL);
+    for write in witness.writes().iter().filter(of_cell) {
         let zone = zones().find(|zone| name(*zone) == &*write.zone);
         let (Some(epoch), Some(zone)) = (write.epoch, zone) else {
             continue;

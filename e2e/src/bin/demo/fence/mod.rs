@@ -7,12 +7,13 @@ mod traffic;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use e2e::stage::witness::CELLS;
 use e2e::wait::PATIENCE;
 use tokio::time::sleep;
 
 use crate::screen::Screen;
 use stage::{SPANS, Stage};
-use traffic::{Expected, Row, Traffic, Writes, add, render, settled, verdicts};
+use traffic::{Expected, Plan, Row, Traffic, Writes, add, render, settled, verdicts};
 
 /// Between two looks at the traffic, and two pictures of the table.
 const FRAME: Duration = Duration::from_millis(100);
@@ -29,13 +30,17 @@ enum Turn {
     Wait,
     Join,
     Move,
+    /// An operator forces one cell to another zone; the chapter is about the other cells.
+    Override,
 }
 
 struct Chapter {
     title: &'static str,
     turn: Turn,
-    /// Where writes go, by the gateways in their order.
-    writes: [Writes; 3],
+    /// Where writes to each cell go, by the gateways in their order.
+    writes: Plan,
+    /// Whether each cell's epoch rises; none: nobody can tell yet.
+    epochs_rise: Option<[bool; CELLS.len()]>,
 }
 
 use Writes::{Refused, Taken};
@@ -43,31 +48,55 @@ use Writes::{Refused, Taken};
 const A: &str = "shanghai-a";
 const B: &str = "shanghai-b";
 
-const CHAPTERS: [Chapter; 5] = [
+const MOVED: &str = CELLS[0].0;
+const FORCED: &str = CELLS[1].0;
+
+/// Writes to a cell of this city's zone.
+const fn of(zone: &'static str) -> [Writes; 3] {
+    [Taken(zone), Taken(zone), Refused("not_owner")]
+}
+
+/// Writes to a cell whose owner cannot grant any more, and which others take over or have taken.
+const FENCED: [Writes; 3] = [Refused("fenced"), Writes::Any, Writes::Any];
+const TAKEN_OVER: [Writes; 3] = [Refused("fenced"), Taken(B), Refused("not_owner")];
+
+/// The cells `main` and `east` are shanghai-a's at first, `west` is shanghai-b's.
+const CHAPTERS: [Chapter; 6] = [
     Chapter {
-        title: "shanghai-a may write: its city's writes go there, and nowhere else",
+        title: "each cell has an owner: its city's writes go there, and nowhere else",
         turn: Turn::Nothing,
-        writes: [Taken(A), Taken(A), Refused("not_owner")],
+        writes: [of(A), of(A), of(B)],
+        epochs_rise: Some([false, false, false]),
     },
     Chapter {
         title: "shanghai-a's control plane loses etcd: the zone fences itself",
         turn: Turn::Cut,
-        writes: [Refused("fenced"), Writes::Any, Writes::Any],
+        writes: [FENCED, FENCED, of(B)],
+        epochs_rise: None,
     },
     Chapter {
         title: "shanghai-b takes over, when nothing of shanghai-a can be under way any more",
         turn: Turn::Wait,
-        writes: [Refused("fenced"), Taken(B), Refused("not_owner")],
+        writes: [TAKEN_OVER, TAKEN_OVER, of(B)],
+        epochs_rise: Some([true, true, false]),
     },
     Chapter {
         title: "shanghai-a reaches etcd again: it learns that shanghai-b writes, and forwards",
         turn: Turn::Join,
-        writes: [Taken(B), Taken(B), Refused("not_owner")],
+        writes: [of(B), of(B), of(B)],
+        epochs_rise: Some([false, false, false]),
     },
     Chapter {
-        title: "an operator moves the writes back to shanghai-a",
+        title: "an operator moves one cell back to shanghai-a; the others stay",
         turn: Turn::Move,
-        writes: [Taken(A), Taken(A), Refused("not_owner")],
+        writes: [of(A), of(B), of(B)],
+        epochs_rise: Some([true, false, false]),
+    },
+    Chapter {
+        title: "an operator forces another, whatever shanghai-b says; the rest of shanghai-b's stays",
+        turn: Turn::Override,
+        writes: [of(A), of(A), of(B)],
+        epochs_rise: Some([false, true, false]),
     },
 ];
 
@@ -81,7 +110,7 @@ pub(crate) async fn tell(screen: &mut Screen, watch: Duration) -> Result<u32> {
 
 async fn act(stage: &mut Stage, screen: &mut Screen, watch: Duration) -> Result<u32> {
     let mut failed = 0;
-    let mut epoch = stage.epoch().await?;
+    let mut epochs = stage.epochs().await?;
     for (index, chapter) in CHAPTERS.iter().enumerate() {
         let title = format!("{}/{}  {}", index + 1, CHAPTERS.len(), chapter.title);
         screen.chapter(&title);
@@ -96,15 +125,15 @@ async fn act(stage: &mut Stage, screen: &mut Screen, watch: Duration) -> Result<
         let watched = self::watch(screen, &mut traffic, watch).await;
         traffic.stop().await;
         screen.conclude(|| render(&watched));
-        let now = stage.epoch().await?;
+        let now = stage.epochs().await?;
         let expected = Expected {
             writes: &chapter.writes,
-            epoch_rises: matches!(chapter.turn, Turn::Wait | Turn::Move),
-            epochs: [epoch, now],
+            epochs_rise: chapter.epochs_rise,
+            epochs: [epochs, now],
         };
         // During the takeover the next epoch is written down before anybody may write by it.
-        if !matches!(chapter.turn, Turn::Cut) {
-            epoch = now;
+        if chapter.epochs_rise.is_some() {
+            epochs = now;
         }
         let mut all = verdicts(&expected, &turning, &watched);
         all.push(stage.judge().await?);
@@ -133,7 +162,11 @@ async fn turn(stage: &mut Stage, screen: &mut Screen, turn: Turn) -> Result<()> 
         }
         Turn::Move => {
             screen.say("tidegate move main --to shanghai-a");
-            stage.move_to(A).await?;
+            stage.move_to(MOVED, A).await?;
+        }
+        Turn::Override => {
+            screen.say("tidegate override east --to shanghai-a --reason 'the demo'");
+            stage.override_to(FORCED, A).await?;
         }
     }
     Ok(())
@@ -143,7 +176,7 @@ async fn turn(stage: &mut Stage, screen: &mut Screen, turn: Turn) -> Result<()> 
 async fn until_settled(
     screen: &mut Screen,
     traffic: &mut Traffic,
-    writes: &[Writes; 3],
+    writes: &Plan,
 ) -> Result<Vec<Row>> {
     let begin = Instant::now();
     let mut rows = traffic.take();

@@ -12,7 +12,7 @@ use e2e::etcd::Etcd;
 use e2e::history::{Authority, Collector, History, check};
 use e2e::registry::{Instance, InstanceName};
 use e2e::relay::Relay;
-use e2e::stage::witness::{CELL, Spans};
+use e2e::stage::witness::{CELLS, Spans, authority, cell_key};
 use e2e::upstream::Server;
 use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
@@ -93,23 +93,16 @@ impl Stage {
             "name": SERVICE,
             "routes": [{ "prefix": "/orders" }],
             "fenced": true,
+            "cell_key": cell_key(),
         });
         let mut config = Config::new(StoreConfig::Etcd { endpoints }, vec![service]);
-        config.authority = Some(json!({
-            // The zone that this replica speaks for.
-            "zones": [name],
-            "session_ttl_ms": SPANS.session_ttl_ms,
-            "grant_ttl_ms": SPANS.grant_ttl_ms,
-            "write_drain_ms": SPANS.write_drain_ms,
-            "forward_token": "gateways-of-one-mesh",
-            "cells": [{
-                "name": CELL,
-                "owners": [ZONES[0].0],
-                "standby": [ZONES[1].0, ZONES[2].0],
-                "forward": "region",
-                "cool_down_s": 0,
-            }],
-        }));
+        let mut authority = authority(SPANS, "enforce");
+        // The zone that this replica speaks for.
+        authority["zones"] = json!([name]);
+        for at in 0..CELLS.len() {
+            authority["cells"][at]["forward"] = json!("region");
+        }
+        config.authority = Some(authority);
         let control_plane = ControlPlane::start(&directory, config).await?;
         let log = directory.join("writes");
         let instance = InstanceName::new(SERVICE, name, "one");
@@ -150,20 +143,32 @@ impl Stage {
         Ok(Cells::new(last.control_plane.admin()))
     }
 
-    pub(super) async fn epoch(&self) -> Result<u64> {
+    /// The epoch of each cell.
+    pub(super) async fn epochs(&self) -> Result<[u64; CELLS.len()]> {
         let cells = self.cells()?;
-        eventually(PATIENCE, "an epoch", async || {
-            let epoch = cells.get(CELL).await?.epoch;
-            ensure!(epoch > 0, "none yet");
-            Ok(epoch)
+        eventually(PATIENCE, "epochs", async || {
+            let mut epochs = [0; CELLS.len()];
+            for (epoch, (cell, ..)) in epochs.iter_mut().zip(CELLS) {
+                *epoch = cells.get(cell).await?.epoch;
+                ensure!(*epoch > 0, "none yet");
+            }
+            Ok(epochs)
         })
         .await
     }
 
-    pub(super) async fn move_to(&self, zone: &str) -> Result<()> {
+    pub(super) async fn move_to(&self, cell: &str, zone: &str) -> Result<()> {
         let cells = self.cells()?;
         eventually(PATIENCE, "the move", async || {
-            cells.move_to(CELL, zone, "the demo").await
+            cells.move_to(cell, zone, "the demo").await
+        })
+        .await
+    }
+
+    pub(super) async fn override_to(&self, cell: &str, zone: &str) -> Result<()> {
+        let cells = self.cells()?;
+        eventually(PATIENCE, "the override", async || {
+            cells.override_to(cell, zone, "the demo").await
         })
         .await
     }

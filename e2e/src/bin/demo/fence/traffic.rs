@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use e2e::client::Request;
 use e2e::config::ZONES;
 use e2e::load::{Load, RunningLoad, Tally};
+use e2e::stage::witness::{CELLS, KEY, key_of};
 
 use super::stage::Stage;
 use crate::expect::Verdict;
@@ -23,13 +24,16 @@ pub(super) enum Writes {
     Any,
 }
 
+/// What should come of the writes to each cell, by the gateways in their order.
+pub(super) type Plan = [[Writes; 3]; CELLS.len()];
+
 /// What should come of a chapter.
 pub(super) struct Expected<'c> {
-    /// By the gateways in their order.
-    pub(super) writes: &'c [Writes; 3],
-    pub(super) epoch_rises: bool,
+    pub(super) writes: &'c Plan,
+    /// Whether each cell's epoch rises; none: nobody can tell yet.
+    pub(super) epochs_rise: Option<[bool; CELLS.len()]>,
     /// Before the chapter, and after.
-    pub(super) epochs: [u64; 2],
+    pub(super) epochs: [[u64; CELLS.len()]; 2],
 }
 
 /// What came of one kind of request.
@@ -37,12 +41,14 @@ pub(super) struct Expected<'c> {
 pub(super) struct Row {
     gateway: &'static str,
     class: Class,
+    /// Of writes, by its place in [`CELLS`].
+    cell: usize,
     pub(super) tally: Tally,
 }
 
 /// Traffic that flows: reads and writes by every gateway, which name no home.
 pub(super) struct Traffic {
-    kinds: Vec<(&'static str, Class)>,
+    kinds: Vec<(&'static str, Class, usize)>,
     load: RunningLoad,
 }
 
@@ -50,11 +56,13 @@ impl Traffic {
     pub(super) fn start(stage: &Stage) -> Result<Traffic> {
         let (mut kinds, mut requests) = (vec![], vec![]);
         for (gateway, at) in stage.gateways() {
-            kinds.extend([(gateway, Class::Read), (gateway, Class::Write)]);
-            requests.extend([
-                (at, Request::get("/orders")),
-                (at, Request::post("/orders")),
-            ]);
+            kinds.push((gateway, Class::Read, 0));
+            requests.push((at, Request::get("/orders")));
+            for cell in 0..CELLS.len() {
+                kinds.push((gateway, Class::Write, cell));
+                let write = Request::post("/orders").header(KEY, key_of(cell));
+                requests.push((at, write));
+            }
         }
         let load = Load {
             pace: Duration::from_millis(10),
@@ -70,9 +78,10 @@ impl Traffic {
     pub(super) fn take(&mut self) -> Vec<Row> {
         let tallies = self.load.take();
         let rows = self.kinds.iter().zip(tallies);
-        rows.map(|((gateway, class), tally)| Row {
+        rows.map(|((gateway, class, cell), tally)| Row {
             gateway,
             class: *class,
+            cell: *cell,
             tally,
         })
         .collect()
@@ -92,17 +101,17 @@ pub(super) fn add(rows: &mut [Row], newer: &[Row]) {
 }
 
 pub(super) fn render(rows: &[Row]) -> String {
-    let mut table = format!("{:<10} {:<5}", "gateway", "class");
+    let mut table = format!("{:<10} {:<10}", "gateway", "class");
     for (zone, _) in ZONES {
         let _ = write!(table, " {zone:>10}");
     }
     let _ = writeln!(table, " {:>7}  refused", "sent");
     for row in rows {
         let class = match row.class {
-            Class::Read => "read",
-            Class::Write => "write",
+            Class::Read => "read".to_owned(),
+            Class::Write => format!("write {}", CELLS[row.cell].0),
         };
-        let _ = write!(table, "{:<10} {class:<5}", row.gateway);
+        let _ = write!(table, "{:<10} {class:<10}", row.gateway);
         for (zone, _) in ZONES {
             let count = match row.tally.zone(zone) {
                 0 => "-".to_owned(),
@@ -131,10 +140,21 @@ fn as_expected(expected: Writes, tally: &Tally) -> bool {
         }
 }
 
+/// Every kind of writes, with what should come of it.
+fn with_expected<'r>(
+    expected: &'r Plan,
+    rows: &'r [Row],
+) -> impl Iterator<Item = (&'r Row, Writes)> {
+    let writes = rows.iter().filter(|row| row.class == Class::Write);
+    writes.filter_map(|row| {
+        let gateway = ZONES.iter().position(|(zone, _)| *zone == row.gateway)?;
+        Some((row, expected[row.cell][gateway]))
+    })
+}
+
 /// Whether a short look at the traffic shows it where it should be; the error says what is not there.
-pub(super) fn settled(expected: &[Writes; 3], frame: &[Row]) -> Result<()> {
-    let writes = frame.iter().filter(|row| row.class == Class::Write);
-    for (row, expected) in writes.zip(expected) {
+pub(super) fn settled(expected: &Plan, frame: &[Row]) -> Result<()> {
+    for (row, expected) in with_expected(expected, frame) {
         let Tally {
             zones,
             refused,
@@ -142,9 +162,10 @@ pub(super) fn settled(expected: &[Writes; 3], frame: &[Row]) -> Result<()> {
             ..
         } = &row.tally;
         ensure!(
-            as_expected(*expected, &row.tally),
-            "writes by {} should be {expected:?}: {zones:?}, {refused:?}, {failures:?}",
-            row.gateway
+            as_expected(expected, &row.tally),
+            "writes by {} to {} should be {expected:?}: {zones:?}, {refused:?}, {failures:?}",
+            row.gateway,
+            CELLS[row.cell].0
         );
     }
     let reads = frame.iter().filter(|row| row.class == Class::Read);
@@ -159,19 +180,19 @@ pub(super) fn settled(expected: &[Writes; 3], frame: &[Row]) -> Result<()> {
 /// after.
 pub(super) fn verdicts(expected: &Expected<'_>, turning: &[Row], watched: &[Row]) -> Vec<Verdict> {
     let mut verdicts = vec![reads(turning, watched)];
-    let writes = watched.iter().filter(|row| row.class == Class::Write);
-    for (row, expected) in writes.zip(expected.writes) {
+    for (row, expected) in with_expected(expected.writes, watched) {
         let Row { gateway, tally, .. } = row;
+        let cell = CELLS[row.cell].0;
         let what = match expected {
             Writes::Taken(zone) => format!("are taken by {zone}: {}", tally.zone(zone)),
             Writes::Refused(reason) => {
-                let refused = tally.refused.get(*reason).copied().unwrap_or(0);
+                let refused = tally.refused.get(reason).copied().unwrap_or(0);
                 format!("are refused, {reason}: {refused}")
             }
             Writes::Any => continue,
         };
-        let mut text = format!("writes by {gateway} {what} of {}", tally.sent);
-        let passed = as_expected(*expected, tally);
+        let mut text = format!("writes to {cell} by {gateway} {what} of {}", tally.sent);
+        let passed = as_expected(expected, tally);
         if !passed {
             for (what, count) in &tally.failures {
                 text += &format!("\n      {count} x {what}");
@@ -180,10 +201,20 @@ pub(super) fn verdicts(expected: &Expected<'_>, turning: &[Row], watched: &[Row]
         verdicts.push(Verdict { passed, text });
     }
     let [before, after] = expected.epochs;
-    if expected.epoch_rises {
-        verdicts.push(Verdict {
-            passed: after > before,
-            text: format!("the epoch rises: {before}, then {after}"),
+    for (cell, (name, ..)) in CELLS.into_iter().enumerate() {
+        let Some(rises) = expected.epochs_rise.map(|rise| rise[cell]) else {
+            continue;
+        };
+        let (before, after) = (before[cell], after[cell]);
+        verdicts.push(match rises {
+            true => Verdict {
+                passed: after > before,
+                text: format!("the epoch of {name} rises: {before}, then {after}"),
+            },
+            false => Verdict {
+                passed: after == before,
+                text: format!("{name} stays where it is: epoch {before}, then {after}"),
+            },
         });
     }
     verdicts

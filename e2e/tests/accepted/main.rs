@@ -1,0 +1,267 @@
+//! Whatever `tidegate check` calls good, Envoy takes: random configurations, rendered for every role, and real Envoys.
+//!
+//! The generator knows what values a field could have, good ones and bad ones, and not which are which: that says the check. A
+//! failure prints the seed of its configuration; `ACCEPTED_SEED=SEED cargo test -p e2e --test accepted` is that one again.
+
+mod any;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use e2e::bootstrap::Bootstrap;
+use e2e::dice::Dice;
+use e2e::envoy::{Envoy, Options, Role};
+use e2e::paths;
+use e2e::wait::{PATIENCE, eventually};
+use e2e::workdir::Workdir;
+use registry::record::INSTANCES_PREFIX;
+use registry::store::{Entry, Revision};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::service::Routes;
+use xds_server::ads::proxies::{Proxies, ProxyStatus};
+use xds_server::ads::service::Ads;
+use xds_server::applied::{self, Applied};
+use xds_server::config::{Config, Mesh};
+use xds_server::connections::Listener;
+use xds_server::metrics::Metrics;
+use xds_server::resource::Kind;
+use xds_server::snapshot::Snapshot;
+use xds_server::tls::Port;
+use xds_server::transport::{self, Services};
+use xds_server::world::{Change, Origin, World};
+
+use any::{REGION, ZONE};
+
+/// Good configurations that are tried.
+const ROUNDS: usize = 60;
+/// Fewer of all that are made would mean that the generator makes hardly any good ones.
+const GOOD_PERCENT_MIN: usize = 15;
+
+/// A control plane whose snapshots the test makes.
+struct Pulpit {
+    publisher: watch::Sender<Option<Arc<Snapshot>>>,
+    proxies: Proxies,
+    address: SocketAddr,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Pulpit {
+    async fn start(first: Arc<Snapshot>) -> Result<Pulpit> {
+        let (publisher, snapshots) = watch::channel(Some(first));
+        let proxies = Proxies::default();
+        let ads = Ads::new(snapshots, proxies.clone(), Metrics::default());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let others = Routes::new(applied::service(Applied::default()));
+        let server = tokio::spawn(transport::serve(
+            Listener::plain(listener, Port::Xds),
+            Services::new(ads, others),
+        ));
+        Ok(Pulpit {
+            publisher,
+            proxies,
+            address,
+            server,
+        })
+    }
+
+    /// Waits until every proxy has acknowledged what `snapshot` has for it.
+    async fn taken(&self, snapshot: &Snapshot, proxies: usize) -> Result<()> {
+        let all = eventually(PATIENCE, "all proxies to take it", async || {
+            let list = self.proxies.list();
+            if let Some(refusal) = list.iter().find_map(refusal) {
+                return Ok(Err(refusal));
+            }
+            ensure!(list.len() == proxies, "{} proxies", list.len());
+            for proxy in &list {
+                has_all(proxy, snapshot)?;
+            }
+            Ok(Ok(()))
+        });
+        all.await?.map_err(|refusal| anyhow!(refusal))
+    }
+}
+
+impl Drop for Pulpit {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn refusal(proxy: &ProxyStatus) -> Option<String> {
+    let mut kinds = proxy.kinds.iter();
+    kinds.find_map(|(kind, status)| {
+        let nack = status.nack.as_ref()?;
+        Some(format!("{} refuses {kind}: {}", proxy.node, nack.message))
+    })
+}
+
+fn has_all(proxy: &ProxyStatus, snapshot: &Snapshot) -> Result<()> {
+    let view = snapshot.view(&proxy.view).context("no view")?;
+    for kind in [
+        Kind::Cluster,
+        Kind::Listener,
+        Kind::Routes,
+        Kind::FilterConfig,
+    ] {
+        let Some(status) = proxy.kinds.get(kind.as_str()) else {
+            // A proxy with a listener of its own asks for no other, nor for a policy.
+            ensure!(proxy.role == "grpc", "{} has not asked", proxy.node);
+            continue;
+        };
+        for (name, resource) in view.of(kind) {
+            // A client asks for one of its tables.
+            if proxy.role == "grpc" && kind == Kind::Routes && **name != *any::TABLE {
+                continue;
+            }
+            let held = status.versions.get(&**name);
+            let offered = resource.version.to_string();
+            ensure!(held == Some(&offered), "{}: {name} {held:?}", proxy.node);
+        }
+    }
+    Ok(())
+}
+
+/// The next configuration that the check calls good, its seed, and how many were made for it.
+fn next_good(seeds: &mut Dice, fixed: Option<u64>, generation: u64) -> Result<(u64, Mesh, usize)> {
+    for made in 1..=1_000 {
+        let seed = fixed.unwrap_or_else(|| seeds.roll());
+        let mut dice = Dice::new(seed);
+        let mut config = any::config(&mut dice);
+        config["filter"] = json!({ "path": paths::filter()?, "generation": generation });
+        let text = format!("{config:#}");
+        match Config::parse("mesh.yaml", &text) {
+            Ok(config) => return Ok((seed, config.mesh, made)),
+            Err(error) if fixed.is_some() => bail!("seed {seed} is refused: {error}"),
+            Err(error) => ensure!(
+                error.line > 0 && !error.field.is_empty(),
+                "seed {seed}: a refusal without a place: {error}"
+            ),
+        }
+    }
+    bail!("a thousand configurations, and the check takes none")
+}
+
+/// The mesh with healthy instances of its services here and there.
+fn snapshot(mesh: Mesh, dice: &mut Dice) -> Result<Arc<Snapshot>> {
+    let mut entries = Vec::new();
+    for service in &mesh.services {
+        for zone in mesh.topology.zones() {
+            for instance in 0..dice.between(0, 3) {
+                let (service, zone) = (&service.name, mesh.topology.zone_name(zone));
+                let port = 1_024 + entries.len();
+                let value = json!({ "address": "127.0.0.1", "port": port });
+                entries.push(Entry {
+                    key: format!("{INSTANCES_PREFIX}{service}/{zone}/i-{instance}"),
+                    value: value.to_string().into_bytes().into(),
+                    create_revision: Revision(1),
+                    mod_revision: Revision(1),
+                    lease: None,
+                });
+            }
+        }
+    }
+    let mut world = World::new(Arc::new(mesh));
+    let listed = Change::Listed {
+        entries,
+        revision: Revision(1),
+        origin: Origin::Store,
+    };
+    world.apply(listed, 1);
+    world.snapshot(1).context("a first snapshot")
+}
+
+/// An Envoy that asks for what gRPC clients get: all clusters, and a route table for a listener of its own.
+fn grpc_client(control_plane: SocketAddr) -> Result<Bootstrap> {
+    let manager =
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    let router = "envoy.extensions.filters.http.router.v3.Router";
+    let typed = |name: &str| format!("type.googleapis.com/{name}");
+    let from_ads = json!({ "ads": {}, "resource_api_version": "V3" });
+    let listener = json!({
+        "name": "client",
+        "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } },
+        "filter_chains": [{ "filters": [{ "name": "manager", "typed_config": {
+            "@type": typed(manager),
+            "stat_prefix": "client",
+            "rds": { "route_config_name": any::TABLE, "config_source": from_ads },
+            "http_filters": [{ "name": "router", "typed_config": { "@type": typed(router) } }],
+        } }] }],
+    });
+    Bootstrap::read("gateway.yaml")?
+        .node("client", REGION, ZONE)?
+        .cluster_at("tidegate", control_plane)?
+        .with("/node/metadata/tidegate", json!({ "role": "grpc" }))?
+        .with("/dynamic_resources/lds_config", Value::Null)?
+        .insert("/static_resources", "listeners", json!([listener]))
+}
+
+/// What a proxy refused or could not make, by its own count.
+async fn failures(envoy: &Envoy) -> Result<BTreeMap<String, u64>> {
+    let stats = envoy
+        .admin()
+        .stats("rejected|create_failure|config_fail")
+        .await?;
+    Ok(stats.into_iter().filter(|(_, count)| *count > 0).collect())
+}
+
+#[tokio::test]
+async fn what_the_check_calls_good_envoy_takes() -> Result<()> {
+    let fixed = env::var("ACCEPTED_SEED").ok();
+    let fixed = fixed
+        .map(|seed| seed.parse().context("ACCEPTED_SEED"))
+        .transpose()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    let mut seeds = Dice::new(now.as_nanos() as u64);
+    let workdir = Workdir::kept("accepted")?;
+
+    let (mut seed, mesh, mut made) = next_good(&mut seeds, fixed, 1)?;
+    let mut current = snapshot(mesh, &mut Dice::new(seed))?;
+    let pulpit = Pulpit::start(Arc::clone(&current)).await?;
+    let mut envoys = vec![];
+    for role in [Role::Gateway, Role::Sidecar] {
+        let options = Options {
+            id: role.as_str().to_owned(),
+            role,
+            ..Options::gateway(REGION, ZONE)
+        };
+        envoys.push(Envoy::start(workdir.path(), &options, pulpit.address).await?);
+    }
+    let client = grpc_client(pulpit.address)?;
+    envoys.push(Envoy::start_with(workdir.path(), "client", &client, 1).await?);
+
+    let rounds = if fixed.is_some() { 1 } else { ROUNDS };
+    for round in 1..=rounds {
+        let taken = pulpit.taken(&current, envoys.len()).await;
+        taken.with_context(|| {
+            let config = any::config(&mut Dice::new(seed));
+            format!("ACCEPTED_SEED={seed} (round {round}):\n{config:#}")
+        })?;
+        if round < rounds {
+            let (next, mesh, tries) = next_good(&mut seeds, fixed, round as u64 + 1)?;
+            (seed, made) = (next, made + tries);
+            current = snapshot(mesh, &mut Dice::new(seed))?;
+            pulpit.publisher.send_replace(Some(Arc::clone(&current)));
+        }
+    }
+    for envoy in &envoys {
+        let failures = failures(envoy).await?;
+        ensure!(
+            failures.is_empty(),
+            "{failures:?}\n{}",
+            envoy.process().tail()
+        );
+    }
+    let good_percent = rounds * 100 / made;
+    ensure!(
+        fixed.is_some() || good_percent >= GOOD_PERCENT_MIN,
+        "only {good_percent} % of what is made is good"
+    );
+    Ok(())
+}

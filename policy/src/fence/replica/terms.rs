@@ -1,0 +1,255 @@
+//! The agreed terms, as this replica sees them: acting by them, creating and narrowing their record.
+
+use alloc::vec::Vec;
+
+use super::{
+    Clause, Condition, Effect, Key, Name, Pending, Replica, Revision, SessionId, Terms,
+    Transaction, Write,
+};
+use crate::fence::{Agreed, Agreement, Layout, State};
+
+/// What is known of the record.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Known {
+    /// What this replica is configured with.
+    own: Agreed,
+    /// The same, with what is not agreed on.
+    own_terms: Terms,
+    agreement: Option<Agreement>,
+    /// The revision of the record, or of its deletion.
+    revision: Revision,
+    present: bool,
+    /// Whether all living replicas are configured with what comes next.
+    rolled: bool,
+    /// Since when nothing has forbidden to narrow.
+    narrow_since: Option<u64>,
+    /// A change of the record was refused: what refused it is not seen yet.
+    after: u64,
+}
+
+impl Known {
+    pub(super) fn new(terms: Terms) -> Known {
+        Known {
+            own: Agreed::of(&terms, Layout::default()),
+            own_terms: terms,
+            agreement: None,
+            revision: Revision(0),
+            present: false,
+            rolled: false,
+            narrow_since: None,
+            after: 0,
+        }
+    }
+}
+
+impl Replica {
+    /// The record of the agreed terms, and its revision, where it is known.
+    pub fn agreement(&self) -> Option<(Revision, &Agreement)> {
+        let known = &self.agreed;
+        let agreement = known.agreement.as_ref().filter(|_| known.present)?;
+        Some((known.revision, agreement))
+    }
+
+    /// What it is configured with.
+    pub fn configured(&self) -> &Agreed {
+        &self.agreed.own
+    }
+
+    /// The terms that it acts by.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Whether its configuration is among the agreed terms: only then does it grant, and take steps.
+    pub fn acts(&self) -> bool {
+        match self.terms.keeps(Clause::TermsAgreed) {
+            true => (self.agreement()).is_some_and(|(_, agreed)| agreed.admits(&self.agreed.own)),
+            false => true,
+        }
+    }
+
+    /// Whether anybody may grant under the agreed terms, and this replica among them.
+    pub(super) fn may_grant(&self) -> bool {
+        let stopped = self
+            .agreement()
+            .is_some_and(|(_, agreed)| agreed.is_stopped());
+        self.acts() && !stopped && !self.stopping
+    }
+
+    /// The revision of the terms that it acts by.
+    pub(super) fn terms_at(&self) -> Revision {
+        match self.agreed.present {
+            true => self.agreed.revision,
+            false => Revision(0),
+        }
+    }
+
+    pub(super) fn terms_unchanged(&self) -> Condition {
+        Condition::PutAt(Key::Terms, self.terms_at())
+    }
+
+    /// The configuration says this.
+    pub(super) fn configure(&mut self, own: Agreed) {
+        let terms = &mut self.agreed.own_terms;
+        terms.session_ttl = own.session_ttl;
+        terms.grant_ttl = own.grant_ttl;
+        terms.write_drain = own.write_drain;
+        terms.session_ttl_waited = own.session_ttl;
+        terms.write_drain_waited = own.write_drain;
+        terms.drift_permille = own.drift_permille;
+        self.agreed.own = own;
+        self.adopt();
+    }
+
+    /// All living replicas are configured with what comes next, or not.
+    pub(super) fn rolled(&mut self, rolled: bool) {
+        self.agreed.rolled = rolled;
+    }
+
+    /// Another store answers: what the last one said of terms counts for nothing.
+    pub(super) fn forget_terms(&mut self) {
+        let known = &mut self.agreed;
+        known.agreement = None;
+        known.revision = Revision(0);
+        known.present = false;
+        known.narrow_since = None;
+        known.after = 0;
+    }
+
+    /// The record was put, or with none deleted.
+    pub(super) fn learn_terms(&mut self, revision: Revision, agreement: Option<Agreement>) {
+        let known = &mut self.agreed;
+        if revision <= known.revision && self.terms.keeps(Clause::ViewNeverBack) {
+            return;
+        }
+        known.revision = revision;
+        known.present = agreement.is_some();
+        // One that was deleted is remembered: it is created again as it was.
+        known.agreement = agreement.or(known.agreement.take());
+        known.narrow_since = None;
+        known.after = 0;
+        self.adopt();
+    }
+
+    fn adopt(&mut self) {
+        let own = &self.agreed.own_terms;
+        let terms = match self.agreement() {
+            Some((_, agreement)) if own.keeps(Clause::TermsAgreed) => agreement.terms(own),
+            _ => own.clone(),
+        };
+        let shorter = self.terms.session_ttl.saturating_sub(terms.session_ttl);
+        if terms.keeps(Clause::SessionShortened) {
+            self.session.shorten(shorter);
+        }
+        self.terms = terms;
+        if !self.may_grant() {
+            self.stop_granting();
+        }
+    }
+
+    /// Whatever forbade to grant is over: where this zone owns an active cell, it may register again.
+    pub(super) fn resume(&mut self, name: &Name, effects: &mut Vec<Effect>) {
+        let zone = self.session.id().zone.clone();
+        let (store, may_grant) = (self.store, self.may_grant());
+        let Some(cell) = self.cells.get_mut(name) else {
+            return;
+        };
+        let authority = cell.authority.as_ref();
+        let ours = authority.is_some_and(|authority| {
+            let own = authority.store == store && authority.is_owner(&zone);
+            own && authority.state == State::Active
+        });
+        if may_grant && ours && cell.grantor.resume() {
+            self.see(name, effects);
+        }
+    }
+
+    /// Who is registered under other terms than the present ones.
+    pub fn registered_before(&self) -> impl Iterator<Item = &SessionId> {
+        let at = self.terms_at();
+        let cells = self.cells.values();
+        cells.flat_map(move |cell| {
+            let before = move |id: &&SessionId| cell.acting.get(*id) != Some(&at);
+            cell.grantors.iter().filter(before)
+        })
+    }
+
+    /// Creates the record, adds the own services to it, or narrows it, where that is due.
+    pub(super) fn agree(&mut self, now: u64, effects: &mut Vec<Effect>) {
+        let asking = |pending: &Pending| *pending == Pending::Terms;
+        if now < self.agreed.after || self.pending.values().any(asking) {
+            return;
+        }
+        let transaction = match self.agreement() {
+            None => self.create_terms(),
+            Some((_, agreement)) => {
+                let with = agreement.with_services_of(&self.agreed.own);
+                match with.filter(|_| self.acts()) {
+                    Some(with) => Some(self.replace_terms(with)),
+                    None => self.narrow_terms(now),
+                }
+            }
+        };
+        if let Some(transaction) = transaction {
+            self.commit(Pending::Terms, transaction, effects);
+        }
+    }
+
+    fn replace_terms(&self, agreement: Agreement) -> Transaction {
+        Transaction {
+            conditions: alloc::vec![self.terms_unchanged()],
+            writes: alloc::vec![Write::Terms(agreement)],
+        }
+    }
+
+    /// The first replica says what is agreed on. A record that somebody deleted is created as it was, by who remembers it: who
+    /// is registered under it counts on that.
+    fn create_terms(&self) -> Option<Transaction> {
+        let agreement = match &self.agreed.agreement {
+            Some(remembered) => remembered.clone(),
+            None => {
+                let cells = self.cells.values();
+                let mut acting = cells.flat_map(|cell| cell.acting.values());
+                if acting.any(|at| *at > Revision(0)) {
+                    return None;
+                }
+                Agreement::first(self.agreed.own.clone())
+            }
+        };
+        Some(self.replace_terms(agreement))
+    }
+
+    /// Ends a change of terms, once nothing can be under way that was promised under the old ones alone: every grantor has
+    /// registered under both, or is gone, and what was promised before that is over. Sessions without a grantor key promise
+    /// nothing, and a registration compares the terms: so what was seen of grantors can only have become less.
+    fn narrow_terms(&mut self, now: u64) -> Option<Transaction> {
+        let terms = self.terms.clone();
+        let (_, agreement) = self.agreement()?;
+        let narrowed = agreement.narrowed()?;
+        let stopped = agreement.is_stopped();
+        let grantors = match stopped {
+            true => self.cells.values().all(|cell| cell.grantors.is_empty()),
+            false => self.registered_before().next().is_none(),
+        };
+        let free = grantors || !terms.keeps(Clause::NarrowWaitsForGrantors);
+        if !free || !self.acts() || !self.agreed.rolled {
+            self.agreed.narrow_since = None;
+            return None;
+        }
+        let since = *self.agreed.narrow_since.get_or_insert(now);
+        let wait = match terms.keeps(Clause::NarrowSettles) {
+            true => terms.session_settled(),
+            false => 0,
+        };
+        if now < since.saturating_add(wait) {
+            return None;
+        }
+        Some(self.replace_terms(narrowed))
+    }
+
+    /// The answer to a change of the record.
+    pub(super) fn terms_answered(&mut self, now: u64) {
+        // What refused it may not have been seen yet.
+        self.agreed.after = now.saturating_add(self.courtesy());
+    }
+}

@@ -1,0 +1,309 @@
+//! The agreed terms: who creates them, who acts by them, and how they change.
+
+use std::collections::BTreeMap;
+
+use policy::fence::{
+    Agreed, Agreement, Authority, CellRules, Condition, Effect, HolderId, Input, Key, Layout,
+    Listing, Name, Outcome, Replica, Revision, SessionId, State, Terms, Transaction, Unsettled,
+    Unwilling, Write,
+};
+
+const HOLDER: HolderId = HolderId(1);
+
+fn name(text: &str) -> Name {
+    Name::from(text)
+}
+
+fn terms(session_ttl: u64) -> Terms {
+    Terms::new(session_ttl, 1_000, 1_000, 50, 100).unwrap()
+}
+
+fn layout(shards: [u32; 2], key: &str) -> Layout {
+    Layout {
+        cells: vec![(name("one"), shards[0]), (name("two"), shards[1])],
+        keys: BTreeMap::from([(name("users"), name(key))]),
+    }
+}
+
+fn agreed(session_ttl: u64) -> Agreed {
+    Agreed::of(&terms(session_ttl), layout([4, 4], "header:x-user"))
+}
+
+/// The replica of zone a, which owns the cell, and the store as it tells of it.
+struct Desk {
+    replica: Replica,
+    now: u64,
+    revision: u64,
+    wanted: Vec<(u64, Transaction)>,
+    grants: usize,
+}
+
+impl Desk {
+    /// It has a session, and the store has these terms.
+    fn new(own: &Agreed, in_store: Option<Agreement>) -> Desk {
+        let id = SessionId {
+            zone: name("a"),
+            incarnation: name("a-1"),
+        };
+        let mut desk = Desk {
+            replica: Replica::new(id, terms(own.session_ttl)),
+            now: 1_000,
+            revision: 20,
+            wanted: Vec::new(),
+            grants: 0,
+        };
+        let rules = CellRules {
+            owners: vec![name("a")],
+            standby: vec![name("b")],
+            automatic: true,
+            cool_down: 0,
+            epoch_min: 1,
+        };
+        let authority = Authority {
+            store: 7,
+            epoch: 3,
+            owners: vec![name("a")],
+            standby: vec![name("b")],
+            state: State::Active,
+            unsettled: Unsettled::none(),
+            hold: 0,
+        };
+        desk.tell(Input::Configured(own.clone()));
+        desk.tell(Input::Cells(BTreeMap::from([(name("one"), rules)])));
+        desk.tell(Input::Connected(HOLDER));
+        desk.tell(Input::Listed(Listing {
+            store: 7,
+            revision: Revision(20),
+            terms: in_store.map(|agreement| (Revision(15), agreement)),
+            authorities: vec![(name("one"), Revision(10), authority)],
+            ..Listing::default()
+        }));
+        desk.work();
+        desk
+    }
+
+    fn tell(&mut self, input: Input) {
+        for effect in self.replica.handle(input, self.now) {
+            match effect {
+                Effect::Commit {
+                    number,
+                    transaction,
+                } => self.wanted.push((number, transaction)),
+                Effect::Grant { grants, .. } => self.grants = grants.len(),
+                _ => {}
+            }
+        }
+    }
+
+    /// The store makes whatever is wanted, and tells of it. The last transaction with such a write.
+    fn work(&mut self) -> Vec<Transaction> {
+        let mut made = Vec::new();
+        while let Some((number, transaction)) = self.wanted.pop() {
+            self.revision += 1;
+            let at = Revision(self.revision);
+            for write in &transaction.writes {
+                let told = match write.clone() {
+                    Write::Session(id) => Input::Session { id, put: Some(at) },
+                    Write::Grantor(cell, id, terms) => Input::Grantor {
+                        cell,
+                        id,
+                        registered: Some(terms),
+                    },
+                    Write::Terms(agreement) => Input::Terms {
+                        revision: at,
+                        agreement: Some(agreement),
+                    },
+                    Write::Delete(Key::Grantor(cell, id)) => Input::Grantor {
+                        cell,
+                        id,
+                        registered: None,
+                    },
+                    other => panic!("{other:?}"),
+                };
+                self.tell(told);
+            }
+            let outcome = Outcome::Committed(at);
+            self.tell(Input::Answer { number, outcome });
+            made.push(transaction);
+        }
+        made
+    }
+
+    fn pass(&mut self, span: u64) {
+        let until = self.now + span;
+        while self.now < until {
+            self.now += 50;
+            self.tell(Input::Tick);
+            self.work();
+        }
+    }
+
+    fn put_terms(&mut self, agreement: Agreement) {
+        self.revision += 1;
+        self.tell(Input::Terms {
+            revision: Revision(self.revision),
+            agreement: Some(agreement),
+        });
+        self.work();
+    }
+
+    fn agreement(&self) -> Agreement {
+        self.replica.agreement().expect("terms").1.clone()
+    }
+
+    fn grants(&mut self) -> bool {
+        self.tell(Input::Asked {
+            holder: HOLDER,
+            nonce: 1,
+        });
+        self.grants > 0
+    }
+
+    fn is_registered(&self) -> bool {
+        let mut cells = self.replica.cells();
+        cells.any(|(.., grantors, _)| grantors.contains(self.replica.id()))
+    }
+}
+
+#[test]
+fn the_first_replica_creates_the_terms_and_grants_by_them() {
+    let mut desk = Desk::new(&agreed(3_000), None);
+    assert_eq!(desk.agreement(), Agreement::first(agreed(3_000)));
+    assert!(desk.grants());
+}
+
+#[test]
+fn a_replica_with_other_terms_grants_nothing_and_moves_nothing() {
+    let mut desk = Desk::new(&agreed(10_000), Some(Agreement::first(agreed(3_000))));
+    desk.pass(20_000);
+    assert!(!desk.replica.acts() && !desk.grants() && !desk.is_registered());
+    let next = policy::fence::Move {
+        id: name("m"),
+        to: vec![name("a")],
+        cause: policy::fence::Cause::Operator,
+        reason: name(""),
+        epoch_min: 0,
+        hold: 0,
+    };
+    let now = desk.now;
+    let wished = desk.replica.wish(&name("one"), next, false, now);
+    assert_eq!(wished.unwrap_err(), Unwilling::TermsDiffer);
+    // It acts by what is agreed on all the same: others count on that.
+    assert_eq!(desk.replica.terms().session_ttl, 3_000);
+    // Once it is configured as the others are, it grants.
+    desk.tell(Input::Configured(agreed(3_000)));
+    desk.pass(1_000);
+    assert!(desk.grants());
+}
+
+#[test]
+fn a_registration_compares_the_terms() {
+    let own = agreed(3_000);
+    let mut desk = Desk::new(&own, Some(Agreement::first(own.clone())));
+    assert!(desk.is_registered());
+    // A change of the terms: it registers again, under both, and goes on granting.
+    let widened = desk.agreement().widened(agreed(10_000));
+    desk.revision += 1;
+    let at = Revision(desk.revision);
+    desk.tell(Input::Terms {
+        revision: at,
+        agreement: Some(widened),
+    });
+    assert!(desk.grants());
+    let made = desk.work();
+    let again = made.iter().find(|transaction| {
+        let own = |write: &Write| matches!(write, Write::Grantor(_, _, terms) if *terms == at);
+        transaction.writes.iter().any(own)
+    });
+    let compares = &again.expect("a registration").conditions;
+    assert!(
+        compares.contains(&Condition::PutAt(Key::Terms, at)),
+        "{compares:?}"
+    );
+    assert_eq!(desk.replica.terms().session_ttl, 3_000);
+    assert_eq!(desk.replica.terms().session_ttl_waited, 10_000);
+}
+
+#[test]
+fn a_change_ends_when_all_are_configured_and_what_was_granted_is_over() {
+    let mut desk = Desk::new(&agreed(3_000), Some(Agreement::first(agreed(3_000))));
+    let widened = desk.agreement().widened(agreed(10_000));
+    desk.put_terms(widened.clone());
+    desk.pass(60_000);
+    assert_eq!(desk.agreement(), widened, "not all are configured with it");
+    desk.tell(Input::Configured(agreed(10_000)));
+    desk.tell(Input::Rolled(true));
+    // (10,000 + 1,000) / 0.9, by the clock of whoever waits.
+    desk.pass(12_000);
+    assert_eq!(desk.agreement(), widened);
+    desk.pass(400);
+    assert_eq!(desk.agreement(), Agreement::first(agreed(10_000)));
+    desk.pass(200);
+    assert!(desk.grants());
+    assert_eq!(desk.replica.terms().session_ttl, 10_000);
+}
+
+#[test]
+fn nobody_grants_while_writes_go_to_other_cells() {
+    let own = agreed(3_000);
+    let mut desk = Desk::new(&own, Some(Agreement::first(own.clone())));
+    assert!(desk.grants());
+    let next = Agreed {
+        layout: layout([2, 6], "header:x-user"),
+        ..own
+    };
+    let widened = desk.agreement().widened(next.clone());
+    assert!(widened.is_stopped());
+    desk.put_terms(widened);
+    assert!(!desk.grants());
+    desk.tell(Input::Configured(next.clone()));
+    desk.tell(Input::Rolled(true));
+    // What it granted runs out, it leaves, and what others may have granted is waited for.
+    desk.pass(2_500 + 4_600);
+    let told = desk.agreement();
+    assert_eq!((&told.current, told.is_stopped()), (&next, true));
+    assert!(!desk.is_registered() && !desk.grants());
+    // Proxies have been told for as long again.
+    desk.pass(4_600);
+    assert_eq!(desk.agreement(), Agreement::first(next));
+    desk.pass(200);
+    assert!(desk.grants());
+}
+
+#[test]
+fn a_service_is_added_once_and_its_key_stays() {
+    let own = agreed(3_000);
+    let mut with = own.clone();
+    with.layout
+        .keys
+        .insert(name("carts"), name("path_segment:1"));
+    let mut desk = Desk::new(&own, Some(Agreement::first(own.clone())));
+    desk.tell(Input::Configured(with.clone()));
+    desk.work();
+    assert_eq!(desk.agreement(), Agreement::first(with.clone()));
+    assert!(desk.grants());
+    // Another key of the same service is no addition.
+    let mut other = own;
+    other.layout.keys.insert(name("carts"), name("none"));
+    desk.tell(Input::Configured(other));
+    desk.work();
+    assert_eq!(desk.agreement(), Agreement::first(with));
+    assert!(!desk.grants());
+}
+
+#[test]
+fn terms_that_are_deleted_come_back_as_they_were() {
+    let own = agreed(3_000);
+    let widened = Agreement::first(own.clone()).widened(agreed(10_000));
+    let mut desk = Desk::new(&own, Some(widened.clone()));
+    desk.revision += 1;
+    desk.tell(Input::Terms {
+        revision: Revision(desk.revision),
+        agreement: None,
+    });
+    assert!(!desk.grants());
+    desk.work();
+    assert_eq!(desk.agreement(), widened);
+    desk.pass(4_000);
+    assert!(desk.grants());
+}

@@ -1,0 +1,142 @@
+//! Which proxies are told the keys that hops are signed with: gateways that may be gateways of their zone, and no others.
+
+use std::sync::Arc;
+
+use policy::hop::Keys;
+use tokio::sync::watch;
+
+use crate::{
+    access::{Caller, Gate},
+    config::Mesh,
+    snapshot::Role,
+};
+
+/// The keys of every mesh to come.
+#[derive(Clone)]
+pub struct HopKeys {
+    meshes: watch::Receiver<Arc<Mesh>>,
+    gate: Gate,
+}
+
+/// What one proxy is told of them.
+pub(super) struct ToldKeys {
+    keys: HopKeys,
+    caller: Caller,
+    zone: String,
+    role: String,
+    /// What it was told last; none before the first time.
+    told: Option<Option<Keys>>,
+}
+
+impl HopKeys {
+    pub fn new(meshes: watch::Receiver<Arc<Mesh>>, gate: Gate) -> HopKeys {
+        HopKeys { meshes, gate }
+    }
+
+    /// For a proxy that says this of itself.
+    pub(super) fn told_to(&self, caller: &Caller, zone: &str, role: &str) -> ToldKeys {
+        ToldKeys {
+            keys: self.clone(),
+            caller: caller.clone(),
+            zone: zone.to_owned(),
+            role: role.to_owned(),
+            told: None,
+        }
+    }
+}
+
+impl ToldKeys {
+    /// What the proxy is to be told now, where that is something else than before.
+    pub(super) fn news(&mut self) -> Option<Option<Keys>> {
+        let authority = self.keys.meshes.borrow_and_update().authority.clone();
+        let keys = authority.and_then(|authority| authority.hop_keys);
+        // The rules may have changed as well.
+        let keys = keys.filter(|_| self.is_gateway());
+        if self.told.as_ref() == Some(&keys) {
+            return None;
+        }
+        self.told = Some(keys.clone());
+        Some(keys)
+    }
+
+    /// Ready when there may be news. Never where there will be none.
+    pub(super) async fn changed(&mut self) {
+        if self.keys.meshes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn is_gateway(&self) -> bool {
+        let (role, rules) = (Role::Gateway, self.keys.gate.rules());
+        self.role == role.as_str() && rules.view(&self.caller, &self.zone, role).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{access::Identity, config::Config};
+
+    fn mesh(token: &str, rules: &str) -> Arc<Mesh> {
+        let text = format!(
+            "store: {{embedded: {{path: x}}}}\nfilter: {{path: x}}\nzones: [{{name: a, region: r}}]\n\
+             authority: {{{token}}}\n{rules}\nservices: []\n"
+        );
+        Arc::new(
+            Config::parse("t.yaml", &text)
+                .expect("a configuration")
+                .mesh,
+        )
+    }
+
+    fn named(uri: &str) -> Caller {
+        Caller::Named(Arc::new(Identity {
+            uris: vec![uri.to_owned()],
+            ..Identity::default()
+        }))
+    }
+
+    fn secrets(keys: Option<Option<Keys>>) -> Option<Vec<String>> {
+        keys.map(|keys| {
+            keys.iter()
+                .flat_map(Keys::secrets)
+                .map(str::to_owned)
+                .collect()
+        })
+    }
+
+    const ONE: &str = "forward_token: 0123456789abcdef";
+    const TWO: &str = "forward_token: [abcdef0123456789, 0123456789abcdef]";
+    const RULES: &str = "access: {proxies: [{uri: 'spiffe://m/{zone}/gateway', roles: [gateway]}, {uri: 'spiffe://m/{zone}/app', roles: [sidecar]}]}";
+
+    #[test]
+    fn only_a_gateway_that_may_be_one_is_told_and_again_when_they_change() {
+        let (meshes, now) = watch::channel(mesh(ONE, RULES));
+        let keys = HopKeys::new(now.clone(), Gate::new(now));
+        let gateway = named("spiffe://m/a/gateway");
+        let mut told = keys.told_to(&gateway, "a", "gateway");
+        assert_eq!(secrets(told.news()), Some(vec!["0123456789abcdef".into()]));
+        assert_eq!(secrets(told.news()), None);
+        let app = named("spiffe://m/a/app");
+        for (caller, zone, role) in [
+            // A sidecar, one that calls itself a gateway, gateways of other zones, and who knows.
+            (&app, "a", "sidecar"),
+            (&app, "a", "gateway"),
+            (&gateway, "b", "gateway"),
+            (&gateway, "a", "sidecar"),
+            (&gateway, "a", ""),
+            (&Caller::Plain, "a", "gateway"),
+            (&Caller::Anonymous, "a", "gateway"),
+        ] {
+            let mut told = keys.told_to(caller, zone, role);
+            assert_eq!(secrets(told.news()), Some(vec![]), "{caller} {zone} {role}");
+            assert_eq!(secrets(told.news()), None);
+        }
+        meshes.send_replace(mesh(TWO, RULES));
+        let both = ["abcdef0123456789", "0123456789abcdef"].map(String::from);
+        assert_eq!(secrets(told.news()), Some(both.to_vec()));
+        // Whoever is no longer permitted is told that it has none.
+        meshes.send_replace(mesh(TWO, "access: {proxies: []}"));
+        assert_eq!(secrets(told.news()), Some(vec![]));
+    }
+}

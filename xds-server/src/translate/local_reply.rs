@@ -1,0 +1,146 @@
+//! Answers that Envoy gives by itself say why, as those of the filter do: problem details (RFC 9457) whose `reason` is Envoy's
+//! response code detail.
+
+use envoy_types::pb::envoy::config::{
+    accesslog::v3::{
+        AccessLogFilter, AndFilter, ComparisonFilter, HeaderFilter, OrFilter, ResponseFlagFilter,
+        StatusCodeFilter, access_log_filter::FilterSpecifier, comparison_filter::Op,
+    },
+    core::v3::RuntimeUInt32,
+    route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier},
+};
+use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
+use policy::{Refusal, headers, refusal::PROBLEM_JSON};
+
+use super::ordered::{self, JsonFormat, ResponseMapper};
+
+/// The fields of a connection manager that have Envoy's own answers say why. The first mapper that takes an answer counts.
+pub(super) fn reasons() -> ordered::HttpConnectionManager {
+    let refused_upgrade = [
+        ("type", "about:blank"),
+        ("status", "%RESPONSE_CODE%"),
+        ("reason", "upgrade_refused"),
+        (
+            "detail",
+            "no upgrade to this protocol is configured for the service: see `upgrades`",
+        ),
+    ];
+    let any = [
+        ("type", "about:blank"),
+        ("status", "%RESPONSE_CODE%"),
+        ("reason", "%RESPONSE_CODE_DETAILS%"),
+        ("detail", "%LOCAL_REPLY_BODY%"),
+    ];
+    let mapper = |filter, fields: &[(&str, &str)]| ResponseMapper {
+        filter: Some(filter),
+        body_format_override: Some(JsonFormat::new(fields, PROBLEM_JSON)),
+    };
+    let late = Refusal::WRITE_TIMEOUT;
+    let text = |filter, text: &str, content_type: &str| ResponseMapper {
+        filter: Some(filter),
+        body_format_override: Some(JsonFormat::text(text, content_type)),
+    };
+    ordered::HttpConnectionManager {
+        local_reply_config: Some(ordered::LocalReplyConfig {
+            mappers: vec![
+                text(
+                    and(vec![is_late_write(), grpc(true)]),
+                    late.detail,
+                    "text/plain",
+                ),
+                text(is_late_write(), &late.problem(), PROBLEM_JSON),
+                mapper(is_refused_upgrade(), &refused_upgrade),
+                mapper(is_envoys_own(), &any),
+            ],
+        }),
+    }
+}
+
+fn is_refused_upgrade() -> AccessLogFilter {
+    let upgrade = header(HeaderMatcher {
+        name: "upgrade".to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+        ..HeaderMatcher::default()
+    });
+    and(vec![status(Op::Eq, 403), upgrade])
+}
+
+/// A write that a fence let through, here or in another zone, and that has lived its longest.
+fn is_late_write() -> AccessLogFilter {
+    let late = filter(FilterSpecifier::ResponseFlagFilter(ResponseFlagFilter {
+        flags: vec!["DT".to_owned()],
+    }));
+    let fenced = [headers::EPOCH, headers::PRESENTED_EPOCH].map(|name| {
+        header(HeaderMatcher {
+            name: name.to_owned(),
+            header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+            ..HeaderMatcher::default()
+        })
+    });
+    let fenced = filter(FilterSpecifier::OrFilter(OrFilter {
+        filters: fenced.into(),
+    }));
+    and(vec![late, fenced])
+}
+
+/// Whether the request is one of gRPC.
+fn grpc(is: bool) -> AccessLogFilter {
+    header(HeaderMatcher {
+        name: "content-type".to_owned(),
+        invert_match: !is,
+        treat_missing_header_as_empty: true,
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: Some(MatchPattern::Prefix("application/grpc".to_owned())),
+            ..StringMatcher::default()
+        })),
+        ..HeaderMatcher::default()
+    })
+}
+
+/// Neither one of ours, nor to a gRPC request, which takes the text alone. The filter's answers are told by the reason that it sets
+/// in the request; the route table's, all of which are 503, by their want of a response flag.
+fn is_envoys_own() -> AccessLogFilter {
+    let undecided = header(HeaderMatcher {
+        name: headers::DECISION.to_owned(),
+        invert_match: true,
+        header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+        ..HeaderMatcher::default()
+    });
+    // Any flag.
+    let flagged = filter(FilterSpecifier::ResponseFlagFilter(
+        ResponseFlagFilter::default(),
+    ));
+    let not_from_the_table = filter(FilterSpecifier::OrFilter(OrFilter {
+        filters: vec![status(Op::Le, 502), status(Op::Ge, 504), flagged],
+    }));
+    and(vec![undecided, grpc(false), not_from_the_table])
+}
+
+fn filter(specifier: FilterSpecifier) -> AccessLogFilter {
+    AccessLogFilter {
+        filter_specifier: Some(specifier),
+    }
+}
+
+fn and(filters: Vec<AccessLogFilter>) -> AccessLogFilter {
+    filter(FilterSpecifier::AndFilter(AndFilter { filters }))
+}
+
+fn header(matcher: HeaderMatcher) -> AccessLogFilter {
+    filter(FilterSpecifier::HeaderFilter(HeaderFilter {
+        header: Some(matcher),
+    }))
+}
+
+fn status(op: Op, status: u32) -> AccessLogFilter {
+    let comparison = ComparisonFilter {
+        op: op.into(),
+        value: Some(RuntimeUInt32 {
+            default_value: status,
+            runtime_key: "tidegate.local_reply".to_owned(),
+        }),
+    };
+    filter(FilterSpecifier::StatusCodeFilter(StatusCodeFilter {
+        comparison: Some(comparison),
+    }))
+}
