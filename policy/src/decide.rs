@@ -234,6 +234,8 @@ pub enum Step {
     Closed {
         home: String,
         class: Class,
+        /// An operator has drained a zone that it might have used.
+        drained: bool,
     },
     /// To this cluster.
     Pinned(String),
@@ -307,10 +309,19 @@ impl fmt::Display for Step {
                 f,
                 "{shed}/{WEIGHT_TOTAL} of these requests are refused: no zone that they may use has room for them"
             ),
-            Step::Closed { home, class } => write!(
+            Step::Closed {
+                home,
+                class,
+                drained,
+            } => write!(
                 f,
-                "each zone that a {} of {home} may use is drained, full, or without a healthy instance",
-                class.as_str()
+                "no zone that a {} of {home} may use has a healthy instance, and room{}",
+                class.as_str(),
+                if *drained {
+                    ": an operator has drained one"
+                } else {
+                    ""
+                }
             ),
             Step::Pinned(cluster) => write!(f, "its affinity key keeps it in {cluster}"),
             Step::Cell {
@@ -438,17 +449,20 @@ fn decide_by_rules<'p>(
     }
     let home_name = rules.topology().zone_name(home);
     let plan = service.plans.get(home, facts.class);
-    let Plan::Open {
-        tier,
-        targets,
-        shed,
-    } = plan
-    else {
-        note(&|| Step::Closed {
-            home: home_name.into(),
-            class: facts.class,
-        });
-        return Err(Refusal::NO_CAPACITY);
+    let (tier, targets, shed) = match plan {
+        Plan::Open {
+            tier,
+            targets,
+            shed,
+        } => (tier, targets, shed),
+        Plan::Closed { drained } => {
+            note(&|| Step::Closed {
+                home: home_name.into(),
+                class: facts.class,
+                drained: *drained,
+            });
+            return Err(Refusal::closed(*drained));
+        }
     };
     note(&|| Step::Tier {
         home: home_name.into(),
@@ -461,22 +475,24 @@ fn decide_by_rules<'p>(
     if *shed > 0 {
         note(&|| Step::Shed(*shed));
     }
-    let pin = facts.key_digest.and_then(|digest| {
+    let pinned = facts.key_digest.and_then(|digest| {
         let zone = plan.zone_of_key(rules.topology(), digest)?;
         let cluster = rules.cluster(id, zone, facts.class)?;
         note(&|| Step::Pinned(cluster.into()));
-        Some(cluster)
+        Some((cluster, plan.tier_of(rules.topology(), home, zone)))
     });
+    // Where a key leads is known here; for other requests the chosen route says it.
+    let tier = pinned.and_then(|(_, tier)| tier).unwrap_or(*tier);
     Ok(Decision {
         outcome: Outcome::Route(Routed {
             class: facts.class,
-            tier: Some(*tier),
+            tier: Some(tier),
             home: Some(home_name),
             foreign: home != rules.viewer(),
-            pin,
+            pin: pinned.map(|(cluster, _)| cluster),
             write: None,
         }),
-        reason: Reason::of_tier(*tier),
+        reason: Reason::of_tier(tier),
         owner: None,
     })
 }
@@ -546,8 +562,12 @@ fn decide_fenced<'p>(
     if here.is_none() && cell.owners.contains(&viewer) {
         return Err(Refusal::NO_GRANT);
     }
+    let drained = matches!(
+        service.plans.get(viewer, Class::Write),
+        Plan::Closed { drained: true }
+    );
     let closed = || match here {
-        Some(_) => Refusal::NO_CAPACITY,
+        Some(_) => Refusal::closed(drained),
         None => Refusal::NO_GRANT,
     };
     let owner = Fencing::nearest_owner(topology, cell, viewer).ok_or_else(closed)?;
@@ -570,7 +590,7 @@ fn decide_fenced<'p>(
         });
     }
     Ok(match here {
-        Some(_) => refuse(Refusal::NO_CAPACITY),
+        Some(_) => refuse(Refusal::closed(drained)),
         None => Decision {
             owner: Some(owner_name),
             ..refuse(Refusal::NOT_OWNER)

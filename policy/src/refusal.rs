@@ -111,6 +111,20 @@ impl Refusal {
         retry_after_s: Some(1),
     };
 
+    /// As [`Refusal::NO_CAPACITY`], and an operator is the cause.
+    pub const DRAINED: Refusal = Refusal {
+        detail: "an operator has drained the zones that this request may use: no other one has a healthy instance",
+        ..Refusal::NO_CAPACITY
+    };
+
+    /// Of requests that no plan has a place for.
+    pub const fn closed(drained: bool) -> Refusal {
+        match drained {
+            true => Refusal::DRAINED,
+            false => Refusal::NO_CAPACITY,
+        }
+    }
+
     /// The body: problem details as of RFC 9457, with the reason as an extension member.
     pub fn problem(&self) -> String {
         // Only static text without quotes or backslashes goes in, so nothing needs escaping (a test holds this).
@@ -155,6 +169,7 @@ mod tests {
             Refusal::STALE_EPOCH,
             Refusal::AHEAD_EPOCH,
             Refusal::NO_CAPACITY,
+            Refusal::DRAINED,
         ] {
             assert!(!refusal.detail.contains(['"', '\\']), "{}", refusal.detail);
             assert!(refusal.problem().contains(refusal.reason.as_str()));

@@ -364,7 +364,7 @@ fn plan_summaries(rules: &Rules, service: &policy::Service) -> Vec<PlanSummary> 
             let plan = service.plans.get(home, class);
             let tier = match plan {
                 Plan::Open { tier, .. } => Some(*tier),
-                Plan::Closed => None,
+                Plan::Closed { .. } => None,
             };
             PlanSummary {
                 home: topology.zone_name(home).to_owned(),

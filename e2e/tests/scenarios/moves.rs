@@ -15,7 +15,7 @@ use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
 use serde_json::{Value, json};
 
-use crate::support::{on, operate, run};
+use crate::support::{on, operate, run, until_held};
 
 const A: &str = "shanghai-a";
 const B: &str = "shanghai-b";
@@ -89,6 +89,7 @@ fn an_override_of_one_cell_leaves_the_other_cells_alone() {
         for (cell, zone) in [("one", A), ("two", A), ("three", B)] {
             before.push(until_active(admin, cell, zone).await?);
         }
+        until_held(mesh).await?;
         let forced = ["override", "one", "--to", B, "--reason", "a test"];
         operate(mesh, &forced)?;
         // Until what was granted before has settled: a session's time and more, in which the others would have moved.
@@ -274,6 +275,7 @@ fn a_move_is_judged_by_every_service_and_holds_for_its_time() {
     async fn scenario(mesh: &Mesh) -> Result<()> {
         let admin = mesh.control_plane.admin();
         until_active(admin, "main", A).await?;
+        until_held(mesh).await?;
         for how in [&["move"][..], &["override", "--reason", "a test"]] {
             let refused = [how, &["main", "--to", B]].concat();
             let refused = refusal(operate(mesh, &refused))?;
