@@ -39,7 +39,7 @@ use xds_server::world::{Change, Origin, World};
 use any::{REGION, ZONE};
 
 /// Good configurations that are tried.
-const ROUNDS: usize = 60;
+const ROUNDS: usize = 24;
 /// Fewer of all that are made would mean that the generator makes hardly any good ones.
 const GOOD_PERCENT_MIN: usize = 15;
 

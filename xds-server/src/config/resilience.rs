@@ -200,6 +200,9 @@ const TIME_MS_MAX: u32 = 86_400_000;
 /// The longest life of a session's cookie, in seconds: some two and a half years.
 const SESSION_S_MAX: u32 = 86_400_000;
 
+/// The last segment of a path that can be hashed: Envoy finds it by a regular expression, whose size it bounds.
+const HASHED_SEGMENT_MAX: u8 = 16;
+
 /// The line of the field that is wrong, its name, and why.
 type Wrong = (u64, &'static str, String);
 
@@ -240,6 +243,10 @@ impl Raw<'_> {
             (Some((line, key)), _) => {
                 let key = key.source();
                 check_key(&key).map_err(|error| (line, "strategy", error.to_string()))?;
+                if matches!(key, KeySource::PathSegment(at) if at > HASHED_SEGMENT_MAX) {
+                    let message = format!("path_segment: 0 to {HASHED_SEGMENT_MAX} are possible");
+                    return Err((line, "strategy", message));
+                }
                 Ok(Strategy::RegionFirstHash { key, sessions })
             }
             (None, Some(at)) => {

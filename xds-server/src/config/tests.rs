@@ -268,6 +268,10 @@ fn resilience_is_read_and_its_contradictions_are_refused() {
             "mesh.yaml:15: services[1].strategy: header \"host\": use lower case letters, digits and '-', and no name that Tidegate or HTTP itself owns",
         ),
         (
+            "strategy: {region_first_hash: {path_segment: 17}}",
+            "mesh.yaml:15: services[1].strategy: path_segment: 0 to 16 are possible",
+        ),
+        (
             "strategy: {region_first_hash: {cookie: ''}}",
             "mesh.yaml:15: services[1].strategy: cookie \"\": no name that a cookie can have",
         ),

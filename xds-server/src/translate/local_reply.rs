@@ -9,8 +9,10 @@ use envoy_types::pb::envoy::config::{
     core::v3::RuntimeUInt32,
     route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier},
 };
-use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
-use policy::{Refusal, headers, refusal::PROBLEM_JSON};
+use envoy_types::pb::envoy::r#type::matcher::v3::{
+    RegexMatcher, StringMatcher, string_matcher::MatchPattern,
+};
+use policy::{Reason, Refusal, headers, refusal::PROBLEM_JSON};
 
 use super::ordered::{self, JsonFormat, ResponseMapper};
 
@@ -96,13 +98,32 @@ fn grpc(is: bool) -> AccessLogFilter {
     })
 }
 
+/// The decisions by which requests go on. Whatever else stands in a request is the reason of a refusal.
+const GOES_ON: [Reason; 8] = [
+    Reason::HomeZone,
+    Reason::HomeRegion,
+    Reason::RemoteRead,
+    Reason::Fallback,
+    Reason::NoService,
+    Reason::Admitted,
+    Reason::Forwarded,
+    Reason::Observed,
+];
+
 /// Neither one of ours, nor to a gRPC request, which takes the text alone. The filter's answers are told by the reason that it sets
 /// in the request; the route table's, all of which are 503, by their want of a response flag.
 fn is_envoys_own() -> AccessLogFilter {
-    let undecided = header(HeaderMatcher {
+    let goes_on = GOES_ON.map(Reason::as_str).join("|");
+    let not_refused = header(HeaderMatcher {
         name: headers::DECISION.to_owned(),
-        invert_match: true,
-        header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+        treat_missing_header_as_empty: true,
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: Some(MatchPattern::SafeRegex(RegexMatcher {
+                regex: format!("(?:{goes_on})?"),
+                ..RegexMatcher::default()
+            })),
+            ..StringMatcher::default()
+        })),
         ..HeaderMatcher::default()
     });
     // Any flag.
@@ -112,7 +133,7 @@ fn is_envoys_own() -> AccessLogFilter {
     let not_from_the_table = filter(FilterSpecifier::OrFilter(OrFilter {
         filters: vec![status(Op::Le, 502), status(Op::Ge, 504), flagged],
     }));
-    and(vec![undecided, grpc(false), not_from_the_table])
+    and(vec![not_refused, grpc(false), not_from_the_table])
 }
 
 fn filter(specifier: FilterSpecifier) -> AccessLogFilter {
