@@ -81,7 +81,8 @@ pub async fn run(options: Options<'_>, serve: impl Serve) -> anyhow::Result<()> 
     let count = i64::try_from(config.instances.len()).unwrap_or(i64::MAX);
     metrics.instances.set(count);
     let instances = Instances::new(table(&config));
-    let mut registrar = Registrar::start(target, &instances, config.lease_ttl, metrics.clone());
+    let ttl = config.lease_ttl;
+    let mut registrar = Registrar::start(Arc::clone(&target), &instances, ttl, metrics.clone());
     let mut parts = JoinSet::new();
     for instance in &config.instances {
         let prober = Prober {
@@ -96,6 +97,7 @@ pub async fn run(options: Options<'_>, serve: impl Serve) -> anyhow::Result<()> 
     let server = Server {
         zone: config.zone.as_str().into(),
         instances: instances.clone(),
+        target,
         status: registrar.status(),
         metrics: Arc::new(metrics.registry()),
     };

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::health::Verdict;
 use crate::instances::Instances;
-use crate::registrar::{Mode, Status};
+use crate::registrar::{Mode, Status, Target};
 
 /// How long a drain waits for the registry before it answers that it is on its way.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
@@ -26,6 +26,7 @@ const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) struct Server {
     pub(crate) zone: Arc<str>,
     pub(crate) instances: Instances,
+    pub(crate) target: Arc<dyn Target>,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) metrics: Arc<Registry>,
 }
@@ -116,6 +117,9 @@ struct Drained {
     draining: bool,
     /// What the registry holds now; none where it holds nothing of this instance.
     registered: Option<Health>,
+    /// What an operator should know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 async fn drain(State(server): State<Server>, Path(path): Path<(String, String)>) -> Response {
@@ -133,6 +137,10 @@ impl Server {
             service,
             zone: self.zone.to_string(),
             instance,
+        };
+        let warning = match draining {
+            true => self.last_of_its_zone(&key).await,
+            false => None,
         };
         let found = self
             .instances
@@ -165,7 +173,27 @@ impl Server {
         let answer = Drained {
             draining,
             registered,
+            warnings: warning.into_iter().collect(),
         };
         (code, Json(answer)).into_response()
+    }
+
+    /// A warning where the zone has no other healthy instance of the service, or that cannot be found out.
+    async fn last_of_its_zone(&self, key: &InstanceKey) -> Option<String> {
+        let InstanceKey {
+            service,
+            zone,
+            instance,
+        } = key;
+        let healthy = self.target.healthy(service, zone);
+        match timeout(WRITTEN_WITHIN, healthy).await {
+            Ok(Ok(healthy)) if healthy.iter().any(|other| other != key) => None,
+            Ok(Ok(_)) => Some(format!(
+                "{zone} has no other healthy instance of {service}: until {instance} is back its requests go to other zones, and writes that may not are rejected"
+            )),
+            Ok(Err(_)) | Err(_) => Some(format!(
+                "the registry does not say whether {zone} has another healthy instance of {service}"
+            )),
+        }
     }
 }

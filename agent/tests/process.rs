@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use agent::https;
 use anyhow::{Context, Result, ensure};
 use axum::Router;
 use axum::routing::get;
+use e2e::certificates::{self, Ca};
 use e2e::client::{Client, Reply, Request, Version};
 use e2e::etcd::Etcd;
 use e2e::paths;
@@ -18,7 +20,7 @@ use e2e::wait::{PATIENCE, eventually};
 use hyper::{Method, StatusCode};
 use nix::sys::signal::Signal;
 use registry::record::{Health, Instance, InstanceKey};
-use registry::store::{EtcdOptions, EtcdStore, Store};
+use registry::store::{Entry, EtcdOptions, EtcdStore, Store, StoreError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -67,11 +69,16 @@ struct Fixture {
     http: SocketAddr,
     store: EtcdStore,
     etcd: Etcd,
-    _directory: TempDir,
+    config: Value,
+    directory: TempDir,
 }
 
 impl Fixture {
     async fn start(lease_ttl_s: u64, drain_s: u64) -> Fixture {
+        Fixture::start_with(lease_ttl_s, drain_s, &[]).await
+    }
+
+    async fn start_with(lease_ttl_s: u64, drain_s: u64, more: &[&str]) -> Fixture {
         let directory = tempfile::tempdir().unwrap();
         let etcd = Etcd::start(directory.path(), 1).await.unwrap();
         let applications = [Application::start().await, Application::start().await];
@@ -95,7 +102,7 @@ impl Fixture {
             "report_every_s": 1,
             "instances": instances.collect::<Vec<_>>(),
         });
-        let (agent, http) = start(directory.path(), &config).await.unwrap();
+        let (agent, http) = start(directory.path(), &config, more).await.unwrap();
         let options = EtcdOptions::new(etcd.endpoints());
         Fixture {
             applications,
@@ -103,20 +110,24 @@ impl Fixture {
             http,
             store: EtcdStore::new(options).await.unwrap(),
             etcd,
-            _directory: directory,
+            config,
+            directory,
         }
     }
 
-    async fn record(&self, name: &str) -> Result<Option<Instance>> {
+    async fn entry(&self, name: &str) -> Result<Option<Entry>> {
         let key = InstanceKey {
             service: "orders".to_owned(),
             zone: "shanghai-a".to_owned(),
             instance: name.to_owned(),
         };
-        let entry = self.store.get(&key.store_key()).await?;
-        Ok(entry
-            .map(|entry| Instance::parse(&entry.value))
-            .transpose()?)
+        Ok(self.store.get(&key.store_key()).await?)
+    }
+
+    async fn record(&self, name: &str) -> Result<Option<Instance>> {
+        let entry = self.entry(name).await?;
+        let record = entry.map(|entry| Instance::parse(&entry.value));
+        Ok(record.transpose()?)
     }
 
     /// Waits until both records say so.
@@ -153,18 +164,24 @@ impl Fixture {
     }
 }
 
-async fn start(directory: &Path, config: &Value) -> Result<(Process, SocketAddr)> {
+async fn start(directory: &Path, config: &Value, more: &[&str]) -> Result<(Process, SocketAddr)> {
     let file = directory.join("agent.yaml");
     fs::write(&file, config.to_string())?;
     let addresses = directory.join("addresses.json");
+    // Of an agent before this one.
+    let _ = fs::remove_file(&addresses);
     let arguments = [
         "agent",
         "--config",
         &file.display().to_string(),
         "--addresses-file",
         &addresses.display().to_string(),
-    ]
-    .map(str::to_owned);
+    ];
+    let arguments: Vec<String> = arguments
+        .iter()
+        .chain(more)
+        .map(|a| a.to_string())
+        .collect();
     let process = Process::start(directory, "agent", &paths::tidegate()?, &arguments)?;
     let listening = eventually(PATIENCE, "the agent to listen", async || {
         let text = fs::read_to_string(&addresses).context("no addresses file")?;
@@ -242,6 +259,19 @@ async fn one_instance_can_be_drained_and_taken_back() {
     fixture
         .are([Some(Health::Draining), Some(Health::Healthy)])
         .await;
+    assert!(!reply.text().contains("warnings"), "{}", reply.text());
+    // The other one is its zone's last.
+    let last = fixture
+        .ask(Method::POST, "/v1/drain/orders/o-2")
+        .await
+        .unwrap();
+    assert_eq!(last.status, StatusCode::OK, "{}", last.text());
+    let warning = "shanghai-a has no other healthy instance of orders";
+    assert!(last.text().contains(warning), "{}", last.text());
+    fixture
+        .ask(Method::DELETE, "/v1/drain/orders/o-2")
+        .await
+        .unwrap();
     let reply = fixture
         .ask(Method::DELETE, "/v1/drain/orders/o-1")
         .await
@@ -382,4 +412,129 @@ async fn a_restart_of_etcd_leaves_everything_registered() {
     });
     assert!(gone.await.is_err());
     fixture.are(HEALTHY).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_with_keep_hands_the_records_over_without_a_gap() {
+    let mut fixture = Fixture::start_with(5, 600, &["--keep"]).await;
+    fixture.are(HEALTHY).await;
+    let before = fixture.entry("o-1").await.unwrap().unwrap();
+    let status = fixture.agent.terminate(PATIENCE).await.unwrap();
+    assert!(status.success(), "{status}\n{}", fixture.agent.tail());
+    // Nothing is drained, and nothing is gone.
+    let left = fixture.entry("o-1").await.unwrap().unwrap();
+    assert_eq!(left.lease, before.lease);
+    let health = Instance::parse(&left.value).unwrap().health;
+    assert_eq!(health, Health::Healthy);
+
+    let (agent, http) = start(fixture.directory.path(), &fixture.config, &["--keep"])
+        .await
+        .unwrap();
+    (fixture.agent, fixture.http) = (agent, http);
+    let taken = eventually(PATIENCE, "the next agent's lease", async || {
+        let entry = fixture.entry("o-1").await?.context("the record is gone")?;
+        ensure!(entry.lease != before.lease, "{entry:?}");
+        Ok(entry)
+    });
+    let taken = fixture.agent_runs(taken).await;
+    assert_eq!(
+        taken.create_revision, before.create_revision,
+        "it was never gone"
+    );
+    fixture.are(HEALTHY).await;
+    // The lease of the first one ends, which takes nothing with it.
+    let first = before.lease.unwrap();
+    let ended = eventually(PATIENCE, "the first lease to end", async || {
+        let kept = fixture.store.lease_revoke(first).await;
+        ensure!(
+            kept == Err(StoreError::LeaseNotFound) || kept.is_ok(),
+            "{kept:?}"
+        );
+        Ok(())
+    });
+    fixture.agent_runs(ended).await;
+    fixture.are(HEALTHY).await;
+    let entry = fixture.entry("o-1").await.unwrap().unwrap();
+    assert_eq!(entry.create_revision, before.create_revision);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_port_takes_no_changes_from_web_pages() {
+    let fixture = Fixture::start(5, 1).await;
+    fixture.are(HEALTHY).await;
+    let json = "application/json";
+    for (content_type, origin, expected) in [
+        ("text/plain", None, StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        (json, Some("https://evil.example"), StatusCode::FORBIDDEN),
+        (json, None, StatusCode::OK),
+    ] {
+        let mut request = Request::new(Method::POST, "/v1/drain/orders/o-1");
+        request = request.header("content-type", content_type);
+        if let Some(origin) = origin {
+            request = request.header("origin", origin);
+        }
+        let client = Client::new(Version::Http1);
+        let reply = client.send(fixture.http, &request).await.unwrap();
+        assert_eq!(reply.status, expected, "{}", reply.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_port_speaks_tls_and_asks_for_a_certificate_except_of_probes() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = Ca::new("the mesh").unwrap();
+    let files = directory.path().join("server");
+    ca.issue(&files, "localhost", &[&ca]).unwrap();
+    let own = directory.path().join("client");
+    ca.issue(&own, "spiffe://mesh/operator", &[&ca]).unwrap();
+    let mut listen = certificates::listen(&files, &[]);
+    listen.as_object_mut().unwrap().remove("plaintext");
+    listen["address"] = "127.0.0.1:0".into();
+    let config = json!({
+        "zone": "shanghai-a",
+        // Nobody is there, which the port does not mind.
+        "store": {"etcd": {"endpoints": ["http://127.0.0.1:9"]}},
+        "listen": listen,
+        "instances": [{"service": "orders", "instance": "o-1", "address": "127.0.0.1", "port": 9, "probe": {"tcp": {}}}],
+    });
+    let (agent, address) = start(directory.path(), &config, &[]).await.unwrap();
+    let client = |own: Option<&Path>| {
+        let connector = https::connector(&https::Files {
+            ca: files.join(certificates::TRUSTED),
+            own: own.map(|own| {
+                (
+                    own.join(certificates::CERTIFICATE),
+                    own.join(certificates::KEY),
+                )
+            }),
+        });
+        hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
+            .build::<_, http_body_util::Full<bytes::Bytes>>(connector.unwrap())
+    };
+    for (own, method, path, expected) in [
+        (None, Method::GET, "/healthz", 200),
+        (None, Method::GET, "/metrics", 403),
+        (None, Method::POST, "/v1/drain/orders/o-2", 403),
+        (Some(own.as_path()), Method::GET, "/metrics", 200),
+        (
+            Some(own.as_path()),
+            Method::POST,
+            "/v1/drain/orders/o-2",
+            404,
+        ),
+    ] {
+        let request = hyper::Request::builder()
+            .method(method.clone())
+            .uri(format!("https://localhost:{}{path}", address.port()))
+            .header("content-type", "application/json")
+            .body(Default::default())
+            .unwrap();
+        let asked = async { Ok(client(own).request(request).await?) };
+        let reply = agent.unless_it_ends(asked).await.unwrap();
+        assert_eq!(reply.status().as_u16(), expected, "{method} {path}");
+    }
+    // Plain text gets no answer.
+    let plain = Client::new(Version::Http1);
+    let plain = plain.send(address, &Request::get("/healthz")).await;
+    assert!(plain.is_err());
 }

@@ -24,7 +24,7 @@ const FILTER_FILE: &str = "/0/typed_config/config/vm_config/code/local/filename"
 
 const TLS_SOCKET: &str = "transport_socket.yaml";
 const SHIPPED_SECRETS: &str = "/etc/tidegate/tls";
-const SHIPPED_CERTIFICATES: &str = "/etc/tidegate/certs";
+const SHIPPED_CERTIFICATES: &str = "/etc/tidegate/proxy-certs";
 
 /// A bootstrap on its way to an Envoy.
 #[derive(Clone, Debug)]

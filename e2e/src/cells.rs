@@ -12,7 +12,7 @@ use crate::client::{Client, Request, Version};
 use crate::registry::success;
 
 /// All that can speak against a move.
-const OBJECTIONS: [&str; 4] = ["TG3101", "TG3102", "TG3103", "TG3104"];
+const OBJECTIONS: [&str; 4] = ["TG7004", "TG7003", "TG7006", "TG7002"];
 
 /// What a control plane says of a cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -90,6 +90,15 @@ impl Etcd {
         }
     }
 
+    /// From the next start on, a member takes no more than this, and raises the alarm NOSPACE.
+    pub fn set_quota(&mut self, bytes: u64) {
+        for member in &mut self.members {
+            member
+                .arguments
+                .push(format!("--quota-backend-bytes={bytes}"));
+        }
+    }
+
     /// Starts all members again with their data, in place of those that run.
     pub async fn restart(&mut self) -> Result<()> {
         // All of them first: none answers before there is a quorum.

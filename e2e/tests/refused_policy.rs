@@ -175,6 +175,28 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
         "{told:?}"
     );
 
+    // The proxy has the good one, so nothing is sent; and what it refused it would acknowledge now without applying it.
+    pulpit.publisher.send_replace(Some(Arc::clone(&good)));
+    eventually(PATIENCE, "no refusal of the good one", async || {
+        ensure!(pulpit.refusal(Kind::FilterConfig).is_err(), "still refused");
+        Ok(())
+    })
+    .await?;
+    pulpit.publisher.send_replace(Some(Arc::clone(&broken)));
+    eventually(PATIENCE, "the refusal to be in force again", async || {
+        pulpit.refusal(Kind::FilterConfig)
+    })
+    .await?;
+    decided("region_unknown").await?;
+    assert!(
+        pulpit.refusal(Kind::FilterConfig).is_ok(),
+        "until another is applied"
+    );
+
+    let refusals = pulpit.proxies.health().flat_map(|proxy| proxy.refusals);
+    let mut refusals = refusals.map(|(resource, _)| resource);
+    assert!(refusals.any(|resource| resource.starts_with("ecds ")));
+
     pulpit.publisher.send_replace(Some(Arc::clone(&mended)));
     decided("no_capacity").await?;
     eventually(PATIENCE, "the filter's next report", async || {

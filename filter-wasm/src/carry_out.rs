@@ -92,6 +92,7 @@ pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> V
         explain: facts.explain,
         forwarded: facts.forwarded,
         awaited_body: awaited_body(&request),
+        via: facts.via,
     };
     let decision = policy::decide(policy, &facts);
     let signed = match (cell, &decision.outcome) {
@@ -198,7 +199,11 @@ fn apply(
                 Signed::Hop(Some(signature)) => Some((headers::FORWARDED, signature.into())),
                 Signed::Hop(None) => return Err(HostFailed),
             };
-            let stamps = routed.stamps().chain(explained).chain(signature);
+            // The first proxy's route says 1.
+            let via = form
+                .via
+                .map(|via| (headers::VIA, via.saturating_add(1).to_string().into()));
+            let stamps = routed.stamps().chain(explained).chain(signature).chain(via);
             let stamps: Vec<(&str, Cow<'_, str>)> = stamps.collect();
             let is_stamp = |name: &[u8]| stamps.iter().any(|(stamp, _)| stamp.as_bytes() == name);
             strip(request, form, is_stamp, host)?;
@@ -254,6 +259,8 @@ struct Form {
     forwarded: bool,
     /// The length of a body that is worth waiting for.
     awaited_body: Option<u32>,
+    /// How many proxies of this mesh have sent it on.
+    via: Option<u32>,
 }
 
 fn refuse(refusal: &Refusal, owner: Option<&str>, form: Form, host: &mut impl Host) -> Verdict {

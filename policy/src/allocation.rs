@@ -2,7 +2,8 @@
 //!
 //! Every home offers its requests in stages: first to its region by the configured weights, then what did not fit there to
 //! any zone of the region that has room, then, reads only, to other regions; then to zones on a ramp beyond their step, for
-//! they are healthy. What still has no place is shed. Within a stage a zone that is offered more than it bears takes the
+//! they are healthy. A region whose zones are all on a ramp keeps its requests: a ramp warms a zone up beside others, and is
+//! no reason to send reads abroad. What still has no place is shed. Within a stage a zone that is offered more than it bears takes the
 //! same part of every offer, and the rest is offered to the others again.
 
 use alloc::{vec, vec::Vec};
@@ -40,6 +41,11 @@ impl Ask {
             rest: 1.0,
         }
     }
+
+    /// Whether these requests may go to `zone`: writes never leave their home's region.
+    pub(crate) fn may(&self, topology: &Topology, zone: ZoneId) -> bool {
+        self.class == Class::Read || topology.tier(self.home, zone) != Tier::Remote
+    }
 }
 
 /// The zones of a service, and what room they have left.
@@ -58,6 +64,8 @@ enum Stage {
     Region,
     /// The home's region, by score, without those on a ramp.
     RegionSpill,
+    /// The home's region where all of its zones are on a ramp, by the configured weights and their steps.
+    RegionReturning,
     /// Other regions, by score; a zone on a ramp only up to its step.
     Remote,
     /// The home's region, by score, whatever their step.
@@ -67,9 +75,10 @@ enum Stage {
 }
 
 impl Stage {
-    const ALL: [Stage; 5] = [
+    const ALL: [Stage; 6] = [
         Stage::Region,
         Stage::RegionSpill,
+        Stage::RegionReturning,
         Stage::Remote,
         Stage::RegionRamp,
         Stage::RemoteRamp,
@@ -120,8 +129,8 @@ impl<'t> Allocation<'t> {
     /// Zones that are down are asked only where none is up in any tier that these requests may use.
     fn usable(&self, ask: &Ask) -> ZoneState {
         let mut zones = self.topology.zones();
-        let any_up =
-            zones.any(|zone| self.may(ask, zone) && self.load(zone).state == ZoneState::Up);
+        let any_up = zones
+            .any(|zone| ask.may(self.topology, zone) && self.load(zone).state == ZoneState::Up);
         if any_up {
             ZoneState::Up
         } else {
@@ -133,18 +142,26 @@ impl<'t> Allocation<'t> {
         self.loads.get(zone.index()).copied().unwrap_or_default()
     }
 
-    fn may(&self, ask: &Ask, zone: ZoneId) -> bool {
-        ask.class == Class::Read || self.topology.tier(ask.home, zone) != Tier::Remote
+    /// Whether no zone of the home's region is fully in, of those that are as usable as any.
+    fn is_region_returning(&self, ask: &Ask, usable: ZoneState) -> bool {
+        let mut zones = self.topology.zones();
+        !zones.any(|zone| {
+            let load = self.load(zone);
+            let is_remote = self.topology.tier(ask.home, zone) == Tier::Remote;
+            !is_remote && load.state == usable && load.share >= SHARE_FULL
+        })
     }
 
     fn offers(&self, ask: &Ask, usable: ZoneState, stage: Stage) -> Vec<Offer> {
+        let is_returning = stage == Stage::RegionReturning && self.is_region_returning(ask, usable);
         let candidate = |zone: ZoneId| {
             let load = self.load(zone);
             let is_remote = self.topology.tier(ask.home, zone) == Tier::Remote;
             load.state == usable
-                && self.may(ask, zone)
+                && ask.may(self.topology, zone)
                 && is_remote == stage.is_remote()
                 && (stage != Stage::RegionSpill || load.share >= SHARE_FULL)
+                && (stage != Stage::RegionReturning || (is_returning && !load.leaves_region))
         };
         let scores: Vec<f64> = self
             .topology
@@ -155,10 +172,22 @@ impl<'t> Allocation<'t> {
             })
             .collect();
         let weights = match (stage, self.weighting) {
-            (Stage::Region, Weighting::Operator { zone, region }) => {
+            (Stage::Region | Stage::RegionReturning, Weighting::Operator { zone, region }) => {
                 self.operator_weights(ask.home, zone, region, &scores)
             }
             _ => scores,
+        };
+        let weights: Vec<f64> = match stage {
+            // The further a zone has come, the more it takes.
+            Stage::RegionReturning => {
+                let share = |zone| f64::from(self.load(zone).share);
+                let zones = self.topology.zones();
+                zones
+                    .zip(weights)
+                    .map(|(zone, weight)| weight * share(zone))
+                    .collect()
+            }
+            _ => weights,
         };
         let sum: f64 = weights.iter().sum();
         let ramps = matches!(stage, Stage::Region | Stage::Remote);

@@ -9,7 +9,7 @@ use core::fmt;
 
 use crate::{
     cells::{CellId, Enforcement, Fencing},
-    facts::{Facts, Home},
+    facts::{Facts, Home, VIA_MAX},
     headers,
     hop::Signer,
     plan::{Plan, Tier, WEIGHT_TOTAL},
@@ -37,6 +37,8 @@ pub enum Reason {
     TraceMissing,
     /// The affinity or cell key stands more than once, or cannot be decoded.
     KeyInvalid,
+    /// Proxies of this mesh have sent the request on too often: it goes round in circles.
+    Loop,
     Fenced,
     NoCapacity,
     /// This zone holds the permission to write.
@@ -48,10 +50,12 @@ pub enum Reason {
     NotOwner,
     StaleEpoch,
     AheadEpoch,
+    /// The write was admitted, and lived longer than writes may. Said by the proxy itself.
+    WriteTimeout,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 19] = [
         Reason::HomeZone,
         Reason::HomeRegion,
         Reason::RemoteRead,
@@ -61,6 +65,7 @@ impl Reason {
         Reason::RegionUnknown,
         Reason::TraceMissing,
         Reason::KeyInvalid,
+        Reason::Loop,
         Reason::Fenced,
         Reason::NoCapacity,
         Reason::Admitted,
@@ -69,6 +74,7 @@ impl Reason {
         Reason::NotOwner,
         Reason::StaleEpoch,
         Reason::AheadEpoch,
+        Reason::WriteTimeout,
     ];
 
     /// The stable name.
@@ -83,6 +89,7 @@ impl Reason {
             Reason::RegionUnknown => "region_unknown",
             Reason::TraceMissing => "trace_missing",
             Reason::KeyInvalid => "key_invalid",
+            Reason::Loop => "loop",
             Reason::Fenced => "fenced",
             Reason::NoCapacity => "no_capacity",
             Reason::Admitted => "admitted",
@@ -91,6 +98,7 @@ impl Reason {
             Reason::NotOwner => "not_owner",
             Reason::StaleEpoch => "stale_epoch",
             Reason::AheadEpoch => "ahead_epoch",
+            Reason::WriteTimeout => "write_timeout",
         }
     }
 
@@ -214,6 +222,8 @@ pub enum Step {
     },
     TraceDemanded,
     KeyInvalid,
+    /// So many proxies have sent it on.
+    Loop(u32),
     Tier {
         home: String,
         tier: Tier,
@@ -224,6 +234,8 @@ pub enum Step {
     Closed {
         home: String,
         class: Class,
+        /// An operator has drained a zone that it might have used.
+        drained: bool,
     },
     /// To this cluster.
     Pinned(String),
@@ -280,6 +292,10 @@ impl fmt::Display for Step {
             Step::KeyInvalid => f.write_str(
                 "its affinity or cell key stands more than once, or has a percent sign that encodes no byte",
             ),
+            Step::Loop(via) => write!(
+                f,
+                "{via} proxies of this mesh have sent it on, which ends at {VIA_MAX}: it goes round in circles"
+            ),
             Step::Tier { home, tier } => {
                 write!(f, "the nearest usable tier seen from {home} is {tier}")
             }
@@ -293,10 +309,19 @@ impl fmt::Display for Step {
                 f,
                 "{shed}/{WEIGHT_TOTAL} of these requests are refused: no zone that they may use has room for them"
             ),
-            Step::Closed { home, class } => write!(
+            Step::Closed {
+                home,
+                class,
+                drained,
+            } => write!(
                 f,
-                "no zone that a {} of {home} may use has a healthy instance, and room",
-                class.as_str()
+                "no zone that a {} of {home} may use has a healthy instance, and room{}",
+                class.as_str(),
+                if *drained {
+                    ": an operator has drained one"
+                } else {
+                    ""
+                }
             ),
             Step::Pinned(cluster) => write!(f, "its affinity key keeps it in {cluster}"),
             Step::Cell {
@@ -345,6 +370,12 @@ fn decide_noting<'p>(
     facts: &Facts,
     note: &mut impl FnMut(&dyn Fn() -> Step),
 ) -> Decision<'p> {
+    // What no service claims goes nowhere.
+    let goes_on = matches!(policy, Policy::Fallback) || facts.service.is_some();
+    if let Some(via) = facts.via.filter(|via| goes_on && *via >= VIA_MAX) {
+        note(&|| Step::Loop(via));
+        return refuse(Refusal::LOOP);
+    }
     match policy {
         Policy::Fallback => {
             note(&|| Step::FallbackPolicy);
@@ -418,17 +449,20 @@ fn decide_by_rules<'p>(
     }
     let home_name = rules.topology().zone_name(home);
     let plan = service.plans.get(home, facts.class);
-    let Plan::Open {
-        tier,
-        targets,
-        shed,
-    } = plan
-    else {
-        note(&|| Step::Closed {
-            home: home_name.into(),
-            class: facts.class,
-        });
-        return Err(Refusal::NO_CAPACITY);
+    let (tier, targets, shed) = match plan {
+        Plan::Open {
+            tier,
+            targets,
+            shed,
+        } => (tier, targets, shed),
+        Plan::Closed { drained } => {
+            note(&|| Step::Closed {
+                home: home_name.into(),
+                class: facts.class,
+                drained: *drained,
+            });
+            return Err(Refusal::closed(*drained));
+        }
     };
     note(&|| Step::Tier {
         home: home_name.into(),
@@ -441,22 +475,24 @@ fn decide_by_rules<'p>(
     if *shed > 0 {
         note(&|| Step::Shed(*shed));
     }
-    let pin = facts.key_digest.and_then(|digest| {
+    let pinned = facts.key_digest.and_then(|digest| {
         let zone = plan.zone_of_key(rules.topology(), digest)?;
         let cluster = rules.cluster(id, zone, facts.class)?;
         note(&|| Step::Pinned(cluster.into()));
-        Some(cluster)
+        Some((cluster, plan.tier_of(rules.topology(), home, zone)))
     });
+    // Where a key leads is known here; for other requests the chosen route says it.
+    let tier = pinned.and_then(|(_, tier)| tier).unwrap_or(*tier);
     Ok(Decision {
         outcome: Outcome::Route(Routed {
             class: facts.class,
-            tier: Some(*tier),
+            tier: Some(tier),
             home: Some(home_name),
             foreign: home != rules.viewer(),
-            pin,
+            pin: pinned.map(|(cluster, _)| cluster),
             write: None,
         }),
-        reason: Reason::of_tier(*tier),
+        reason: Reason::of_tier(tier),
         owner: None,
     })
 }
@@ -526,8 +562,12 @@ fn decide_fenced<'p>(
     if here.is_none() && cell.owners.contains(&viewer) {
         return Err(Refusal::NO_GRANT);
     }
+    let drained = matches!(
+        service.plans.get(viewer, Class::Write),
+        Plan::Closed { drained: true }
+    );
     let closed = || match here {
-        Some(_) => Refusal::NO_CAPACITY,
+        Some(_) => Refusal::closed(drained),
         None => Refusal::NO_GRANT,
     };
     let owner = Fencing::nearest_owner(topology, cell, viewer).ok_or_else(closed)?;
@@ -550,7 +590,7 @@ fn decide_fenced<'p>(
         });
     }
     Ok(match here {
-        Some(_) => refuse(Refusal::NO_CAPACITY),
+        Some(_) => refuse(Refusal::closed(drained)),
         None => Decision {
             owner: Some(owner_name),
             ..refuse(Refusal::NOT_OWNER)

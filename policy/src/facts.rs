@@ -40,6 +40,10 @@ pub trait Headers {
     fn get(&self, name: &str) -> Presented<'_>;
 }
 
+/// So many proxies of this mesh send a request on at most. From a sidecar by two gateways it is three; an instance that is a proxy
+/// itself may begin anew with what it was sent.
+pub const VIA_MAX: u32 = 8;
+
 /// What a request calls its home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {
@@ -76,6 +80,8 @@ pub struct Facts {
     pub signer: Signer,
     /// The epoch for which this proxy may admit writes of the cell now. No header says it: whoever holds the grant fills it in.
     pub granted: Option<u64>,
+    /// How many proxies of this mesh have sent it on; none where it comes from a client.
+    pub via: Option<u32>,
     /// The answer must be a gRPC status.
     pub grpc: bool,
     /// The caller may see the decision.
@@ -100,6 +106,7 @@ impl Facts {
             forwarded: false,
             signer: Signer::Untold,
             granted: None,
+            via: via(request.get(headers::VIA)),
             grpc,
             explain: false,
         };
@@ -278,6 +285,18 @@ fn percent_decoded(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
         rest = behind;
     }
     Some(Cow::Owned(decoded))
+}
+
+/// What is no number was not said by one of our proxies, and is as good as one; two of them are nobody's.
+fn via(via: Presented<'_>) -> Option<u32> {
+    match via {
+        Presented::Absent => None,
+        Presented::Once(count) => {
+            let count = number(count).unwrap_or(1);
+            Some(u32::try_from(count).unwrap_or(VIA_MAX))
+        }
+        Presented::Repeated => Some(VIA_MAX),
+    }
 }
 
 fn epoch(text: &[u8]) -> Option<u64> {

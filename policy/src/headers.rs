@@ -30,6 +30,9 @@ pub const OWNER: &str = "x-tidegate-owner";
 pub const FORWARDED: &str = "tidegate-hop";
 /// Between zones: the epoch by which the other zone's proxy forwards this write.
 pub const PRESENTED_EPOCH: &str = "tidegate-epoch";
+/// How many of our proxies have sent a request on: a number, or absent. Outside of [`INTERNAL_PREFIX`], since it has to survive from
+/// one proxy to the next.
+pub const VIA: &str = "tidegate-via";
 /// The reason code: in the access log always, in the response for callers that may see it.
 pub const DECISION: &str = "x-tidegate-decision";
 /// Set on the request of a caller that may see the decision; the route copies it to the response's [`DECISION`].

@@ -65,6 +65,10 @@ pub struct ZoneLoad {
     pub load1_per_core: f64,
     /// Requests per second that it bears; infinite where nobody has said.
     pub capacity: f64,
+    /// An operator has drained it, which is why it is [`ZoneState::Empty`].
+    pub drained: bool,
+    /// While its whole region comes back, reads beyond its share go to other regions first.
+    pub leaves_region: bool,
 }
 
 impl Default for ZoneLoad {
@@ -75,6 +79,8 @@ impl Default for ZoneLoad {
             share: SHARE_FULL,
             load1_per_core: 0.0,
             capacity: f64::INFINITY,
+            drained: false,
+            leaves_region: false,
         }
     }
 }
@@ -116,10 +122,16 @@ pub enum Plan {
         shed: u32,
     },
     /// No tier that these requests may use has a healthy instance.
-    Closed,
+    Closed {
+        /// An operator has drained a zone that they might have used.
+        drained: bool,
+    },
 }
 
 impl Plan {
+    /// Closed by no operator.
+    pub const CLOSED: Plan = Plan::Closed { drained: false };
+
     /// Computes the plan for requests of `class` that call `home` their home, as if no other home asked. `loads` is indexed by
     /// zone; a missing entry counts as [`ZoneState::Empty`].
     ///
@@ -135,14 +147,22 @@ impl Plan {
         let mut asks = [Ask::new(topology, home, class, 0.0)];
         Allocation::new(topology, weighting, loads).serve(&mut asks);
         let [ask] = &asks;
-        Plan::of_ask(topology, ask)
+        Plan::of_ask(topology, ask, loads)
     }
 
-    fn of_ask(topology: &Topology, ask: &Ask) -> Plan {
+    fn of_ask(topology: &Topology, ask: &Ask, loads: &[ZoneLoad]) -> Plan {
         let given: Vec<(ZoneId, f64)> = topology.zones().zip(ask.given.iter().copied()).collect();
         // At most WEIGHT_TOTAL, so the cast cuts only the fraction.
         let shed = (ask.rest.clamp(0.0, 1.0) * f64::from(WEIGHT_TOTAL) + 0.5) as u32;
-        Plan::of_targets(topology, ask.home, apportion(&given), shed)
+        let plan = Plan::of_targets(topology, ask.home, apportion(&given), shed);
+        let is_drained =
+            |(zone, load): (ZoneId, &ZoneLoad)| load.drained && ask.may(topology, zone);
+        match plan {
+            Plan::Closed { .. } => Plan::Closed {
+                drained: topology.zones().zip(loads).any(is_drained),
+            },
+            open => open,
+        }
     }
 
     /// A plan of these targets for requests of `home`; closed without any, and where all is shed.
@@ -153,7 +173,7 @@ impl Plan {
                 targets,
                 shed,
             },
-            _ => Plan::Closed,
+            _ => Plan::CLOSED,
         }
     }
 
@@ -161,7 +181,17 @@ impl Plan {
     pub fn targets(&self) -> &[Target] {
         match self {
             Plan::Open { targets, .. } => targets,
-            Plan::Closed => &[],
+            Plan::Closed { .. } => &[],
+        }
+    }
+
+    /// The tier that a request which goes to `zone` is labelled with; none when closed. Within the home's region it is the
+    /// plan's, whose shares the operator wants; a request that leaves the region says so, whatever the others do.
+    pub fn tier_of(&self, topology: &Topology, home: ZoneId, zone: ZoneId) -> Option<Tier> {
+        match self {
+            Plan::Open { tier, .. } if topology.tier(home, zone) != Tier::Remote => Some(*tier),
+            Plan::Open { .. } => Some(Tier::Remote),
+            Plan::Closed { .. } => None,
         }
     }
 
@@ -169,7 +199,7 @@ impl Plan {
     pub fn shed(&self) -> u32 {
         match self {
             Plan::Open { shed, .. } => *shed,
-            Plan::Closed => 0,
+            Plan::Closed { .. } => 0,
         }
     }
 
@@ -289,7 +319,7 @@ impl Plans {
                 Class::Write => &writes,
             };
             asks.get(home.index())
-                .map_or(Plan::Closed, |ask| Plan::of_ask(topology, ask))
+                .map_or(Plan::CLOSED, |ask| Plan::of_ask(topology, ask, loads))
         })
     }
 
@@ -309,7 +339,9 @@ impl Plans {
                 };
                 Plan::of_targets(topology, home, Vec::from([all]), 0)
             }
-            Class::Write => Plan::Closed,
+            Class::Write => Plan::Closed {
+                drained: loads.get(home.index()).is_some_and(|load| load.drained),
+            },
         })
     }
 
@@ -327,6 +359,6 @@ impl Plans {
     pub fn get(&self, home: ZoneId, class: Class) -> &Plan {
         self.plans
             .get(home.index() * Class::ALL.len() + class.index())
-            .unwrap_or(&Plan::Closed)
+            .unwrap_or(&Plan::CLOSED)
     }
 }

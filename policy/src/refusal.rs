@@ -22,6 +22,7 @@ pub struct Refusal {
 }
 
 const INVALID_ARGUMENT: u8 = 3;
+const DEADLINE_EXCEEDED: u8 = 4;
 const FAILED_PRECONDITION: u8 = 9;
 const UNAVAILABLE: u8 = 14;
 
@@ -61,6 +62,21 @@ impl Refusal {
         detail: "the key that places this request stands more than once, or has a percent sign that encodes no byte: send it once, percent-encoded",
         retry_after_s: None,
     };
+    pub const LOOP: Refusal = Refusal {
+        reason: Reason::Loop,
+        status: 508,
+        grpc_status: FAILED_PRECONDITION,
+        detail: "the request goes round in circles: an instance is registered with the address of a proxy that sends requests to it",
+        retry_after_s: None,
+    };
+    /// Of a write that was admitted and cut off by the proxy: its outcome is unknown.
+    pub const WRITE_TIMEOUT: Refusal = Refusal {
+        reason: Reason::WriteTimeout,
+        status: 408,
+        grpc_status: DEADLINE_EXCEEDED,
+        detail: "the write took longer than write_drain_ms, which bounds every fenced write, its body included: whether it was made is not known",
+        retry_after_s: None,
+    };
     /// The zone owns the cell, but this proxy holds no grant.
     pub const NO_GRANT: Refusal = Refusal {
         detail: "this zone holds no permission to write at the moment: try again",
@@ -91,9 +107,23 @@ impl Refusal {
         reason: Reason::NoCapacity,
         status: 503,
         grpc_status: UNAVAILABLE,
-        detail: "no zone that this request may use has a healthy instance",
+        detail: "each zone that this request may use is drained, full, or without a healthy instance",
         retry_after_s: Some(1),
     };
+
+    /// As [`Refusal::NO_CAPACITY`], and an operator is the cause.
+    pub const DRAINED: Refusal = Refusal {
+        detail: "an operator has drained the zones that this request may use: no other one has a healthy instance",
+        ..Refusal::NO_CAPACITY
+    };
+
+    /// Of requests that no plan has a place for.
+    pub const fn closed(drained: bool) -> Refusal {
+        match drained {
+            true => Refusal::DRAINED,
+            false => Refusal::NO_CAPACITY,
+        }
+    }
 
     /// The body: problem details as of RFC 9457, with the reason as an extension member.
     pub fn problem(&self) -> String {
@@ -107,11 +137,14 @@ impl Refusal {
         )
     }
 
-    fn title(&self) -> &'static str {
+    /// The status in words.
+    pub fn title(&self) -> &'static str {
         match self.status {
             400 => "Bad Request",
+            408 => "Request Timeout",
             412 => "Precondition Failed",
             421 => "Misdirected Request",
+            508 => "Loop Detected",
             _ => "Service Unavailable",
         }
     }
@@ -128,12 +161,15 @@ mod tests {
             Refusal::REGION_UNKNOWN,
             Refusal::TRACE_MISSING,
             Refusal::KEY_INVALID,
+            Refusal::LOOP,
+            Refusal::WRITE_TIMEOUT,
             Refusal::FENCED,
             Refusal::NO_GRANT,
             Refusal::NOT_OWNER,
             Refusal::STALE_EPOCH,
             Refusal::AHEAD_EPOCH,
             Refusal::NO_CAPACITY,
+            Refusal::DRAINED,
         ] {
             assert!(!refusal.detail.contains(['"', '\\']), "{}", refusal.detail);
             assert!(refusal.problem().contains(refusal.reason.as_str()));

@@ -268,7 +268,7 @@ impl Rules {
     }
 }
 
-/// Reads that are decided before they arrive: GET requests that ask for no explanation, and whose `X-Region-ID` is absent,
+/// Reads that are decided before they arrive: GET requests that come from no proxy of this mesh, ask for no explanation, and whose `X-Region-ID` is absent,
 /// where `without_region`, or has the viewing zone among its values, where `with_local_region`. Their home is the viewing zone.
 ///
 /// Envoy compares an exact matcher with each copy of a header, so it cannot tell one copy from several; therefore a local

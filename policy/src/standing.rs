@@ -66,6 +66,8 @@ pub struct Failover {
     /// In for so long, a zone's flaps are forgotten.
     pub calm_ms: u64,
     pub failback: Failback,
+    /// While all zones of a region come back at once, reads beyond their steps go to other regions.
+    pub ramp_leaves_region: bool,
     /// How long the load must be off before the weights follow it.
     pub damping_ms: u64,
 }
@@ -82,6 +84,7 @@ impl Default for Failover {
                 steps: [10, 100, 500].into(),
                 step_ms: 20_000,
             },
+            ramp_leaves_region: false,
             damping_ms: 10_000,
         }
     }
@@ -186,6 +189,8 @@ pub struct ZoneMachine {
     served: bool,
     /// It could not serve when last looked at: a step of its ramp begins when it can.
     stopped: bool,
+    /// It was pinned when last looked at, and could not serve: it goes out by the operator's word, which is no flap.
+    pinned_down: bool,
 }
 
 impl ZoneMachine {
@@ -212,11 +217,13 @@ impl ZoneMachine {
             Some(Intent::Drain) => {
                 self.served = false;
                 self.stopped = true;
+                self.pinned_down = false;
                 self.enter(rules.first_step(), now_ms);
                 (Why::Drained, None)
             }
             Some(Intent::Pin) => {
                 self.served = true;
+                self.pinned_down = !counts.at_least(rules.thresholds.down_below_percent());
                 self.enter(Phase::In, now_ms);
                 (Why::Pinned, self.forgive(rules, now_ms))
             }
@@ -255,10 +262,13 @@ impl ZoneMachine {
         now_ms: u64,
     ) -> (Why, Option<u64>) {
         let serves = counts.at_least(rules.thresholds.down_below_percent());
+        let pinned_down = core::mem::take(&mut self.pinned_down);
         if self.standing.phase != Phase::Out {
             if !serves && self.served {
                 self.served = false;
-                self.standing.flaps = self.standing.flaps.saturating_add(1);
+                if !pinned_down {
+                    self.standing.flaps = self.standing.flaps.saturating_add(1);
+                }
                 self.enter(Phase::Out, now_ms);
             } else if !serves {
                 self.stopped = true;

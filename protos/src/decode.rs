@@ -279,7 +279,7 @@ fn decode_plans(topology: &Topology, service: &wire::Service) -> Result<Plans, I
         .into_iter();
     // The count was checked, so the iterator never runs dry; closed would be the safe answer.
     Ok(Plans::from_fn(topology, |_, _| {
-        plans.next().unwrap_or(Plan::Closed)
+        plans.next().unwrap_or(Plan::CLOSED)
     }))
 }
 
@@ -324,5 +324,9 @@ fn decode_plan(
             shed: plan.shed,
         });
     }
-    Ok(Plan::of_targets(topology, home, targets, plan.shed))
+    let drained = plan.drained;
+    Ok(match Plan::of_targets(topology, home, targets, plan.shed) {
+        Plan::Closed { .. } => Plan::Closed { drained },
+        open => open,
+    })
 }

@@ -260,5 +260,6 @@ fn encode_plan(plan: &Plan) -> wire::Plan {
     wire::Plan {
         targets: targets.collect(),
         shed: plan.shed(),
+        drained: matches!(plan, Plan::Closed { drained: true }),
     }
 }

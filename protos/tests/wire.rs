@@ -210,6 +210,7 @@ fn plans_that_would_lose_or_misplace_requests_are_refused() {
             })
             .collect(),
         shed: 0,
+        drained: false,
     };
     // Plans 0 and 1 are the reads and writes of zone 0.
     let with = |at: usize, targets: &[(u32, u32)], expected: &str| {

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 /// Below this stands everything that is Tidegate's.
 pub const TIDEGATE_PREFIX: &str = "/tidegate/v1/";
 
+/// What replicas of the control plane say of themselves.
+pub const REPLICAS_PREFIX: &str = "/tidegate/v1/replicas/";
 /// Where all instances are registered.
 pub const INSTANCES_PREFIX: &str = "/tidegate/v1/instances/";
 

@@ -21,7 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{delete, get, post, put},
 };
-use policy::{Class, Facts, Headers, Outcome, Plan, Policy, Presented, Rules, hop::Signer};
+use policy::{Class, Facts, Headers, Outcome, Plan, Policy, Presented, Reason, Rules, hop::Signer};
 use prometheus_client::registry::Registry;
 use registry::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -31,8 +31,9 @@ use crate::{
     ads::proxies::Proxies,
     applied::Applied,
     authority::{Agreements, Authorities},
-    conditions::{Conditions, Kind, Summary},
+    conditions::{Kind, Summary, report::ConfigReport},
     feed::Feed,
+    metrics::Metrics,
     mode::Mode,
     snapshot::{Role, View, ViewKey},
 };
@@ -47,7 +48,8 @@ pub struct Admin {
     pub feed: Feed,
     pub proxies: Proxies,
     pub applied: Applied,
-    pub conditions: Conditions,
+    pub counts: Metrics,
+    /// The same, as `/metrics` shows them.
     pub metrics: Arc<Registry>,
     pub gate: Gate,
     /// The owners of leases that were asked for lately.
@@ -72,6 +74,7 @@ impl Admin {
             .route("/v1/cells", get(cells::list))
             .route("/v1/terms", get(terms::show))
             .route("/v1/conditions", get(conditions::list))
+            .route("/v1/status", get(conditions::status))
             .route("/v1/operations", get(cells::operations))
             .route("/v1/instances", get(instances::list))
             .route_layer(from_fn_with_state(self.clone(), doors::readers));
@@ -121,9 +124,17 @@ impl Admin {
         write: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, Problem> {
         self.writing()?;
+        let begun = tokio::time::Instant::now();
         let outcome = write.await;
-        self.mode.wrote(&outcome);
-        Ok(outcome?)
+        self.mode.wrote_in(&outcome, begun.elapsed());
+        outcome.map_err(Problem::of_write)
+    }
+
+    /// Whether there is something to serve, and nothing speaks against serving it.
+    fn is_ready(&self) -> bool {
+        let summaries = self.counts.conditions.summaries();
+        let unready = |summary: &Summary| summary.code.kind() == Kind::NotReady;
+        self.feed.snapshots.borrow().is_some() && !summaries.iter().any(unready)
     }
 
     fn view(&self, zone: &str) -> Result<Arc<View>, Problem> {
@@ -178,6 +189,20 @@ impl Problem {
         Problem {
             reason: Some(reason),
             ..self
+        }
+    }
+}
+
+impl Problem {
+    /// Why a write failed. Where nobody knows whether it did, the status says so.
+    fn of_write(error: StoreError) -> Problem {
+        match error {
+            StoreError::Timeout { .. } | StoreError::Unavailable { .. } => Problem {
+                status: StatusCode::GATEWAY_TIMEOUT,
+                reason: None,
+                detail: format!("{error}; whether it took effect is unknown"),
+            },
+            error => error.into(),
         }
     }
 }
@@ -244,6 +269,8 @@ struct Readiness {
     /// An operator has to confirm what the store says.
     confirm: bool,
     detail: String,
+    /// The configuration in force.
+    config: ConfigReport,
     /// The codes that hold, without details: this is open to everybody.
     conditions: Vec<Summary>,
 }
@@ -256,9 +283,7 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, Json<Readiness>) {
         (true, "") => NOTHING_TO_SERVE.to_owned(),
         (true, reason) => format!("{NOTHING_TO_SERVE}; {reason}"),
     };
-    let conditions = admin.conditions.summaries();
-    let unready = |summary: &Summary| summary.code.kind() == Kind::NotReady;
-    let ready = !nothing && !conditions.iter().any(unready);
+    let ready = admin.is_ready();
     let code = match ready {
         true => StatusCode::OK,
         false => StatusCode::SERVICE_UNAVAILABLE,
@@ -270,7 +295,8 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, Json<Readiness>) {
         stale: status.stale,
         confirm: status.confirm,
         detail,
-        conditions,
+        config: admin.config(),
+        conditions: admin.counts.conditions.summaries(),
     };
     (code, Json(readiness))
 }
@@ -338,7 +364,7 @@ fn plan_summaries(rules: &Rules, service: &policy::Service) -> Vec<PlanSummary> 
             let plan = service.plans.get(home, class);
             let tier = match plan {
                 Plan::Open { tier, .. } => Some(*tier),
-                Plan::Closed => None,
+                Plan::Closed { .. } => None,
             };
             PlanSummary {
                 home: topology.zone_name(home).to_owned(),
@@ -400,7 +426,8 @@ struct Explanation {
 }
 
 async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explanation>, Problem> {
-    let request: ExplainRequest = parse_json(&body)?;
+    let mut request: ExplainRequest = parse_json(&body)?;
+    request.authority = without_final_dot(&request.authority);
     let view = admin.view(&request.zone)?;
     let mut facts = Facts::gather(view.policy(), &request);
     // As a proxy of that zone would hold a grant, if all is well.
@@ -417,8 +444,45 @@ async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explana
         class: facts.class.as_str(),
         outcome,
         status,
-        steps: steps.iter().map(ToString::to_string).collect(),
+        steps: (steps.iter().map(ToString::to_string))
+            .chain(admin.causes(view.policy(), &facts, decision.reason))
+            .collect(),
     }))
+}
+
+/// As listeners do (`strip_trailing_host_dot`) before anything looks at it: a dot at the end of the host, before its port.
+fn without_final_dot(authority: &str) -> String {
+    let (host, port) = match authority.rfind([':', ']']) {
+        Some(at) if authority[at..].starts_with(':') => authority.split_at(at),
+        _ => (authority, ""),
+    };
+    format!("{}{port}", host.strip_suffix('.').unwrap_or(host))
+}
+
+impl Admin {
+    /// Why no zone takes a request: how its service stands in each.
+    fn causes(&self, policy: &Policy, facts: &Facts, reason: Reason) -> Vec<String> {
+        let (Policy::Serving(rules), Some(service), Reason::NoCapacity) =
+            (policy, facts.service, reason)
+        else {
+            return Vec::new();
+        };
+        let Some(service) = rules.service(service) else {
+            return Vec::new();
+        };
+        let overview = self.feed.overviews.borrow();
+        let of_service = (overview.statuses.iter())
+            .filter(|((name, _), _)| **name == *service.name)
+            .map(|((_, zone), status)| {
+                let why = status.verdict.why.as_str();
+                let (well, ill) = (status.counts.healthy, status.counts.unhealthy);
+                format!(
+                    "{zone}: {why}, {well} of {} instances are healthy",
+                    well + ill
+                )
+            });
+        of_service.collect()
+    }
 }
 
 /// The epoch for which a proxy of the viewing zone may admit the write, as far as the control plane knows.

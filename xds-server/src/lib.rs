@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod mode;
 pub mod operate;
 pub mod reload;
+pub mod replicas;
 pub mod resource;
 #[cfg(any(test, feature = "fuzzing"))]
 mod script;

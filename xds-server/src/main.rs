@@ -27,7 +27,7 @@ use xds_server::{
     agent_port,
     applied::{self, Applied},
     authority::{self, Agreements, Authorities, Boottime, HopKeys},
-    conditions::{Code, page},
+    conditions::{self, Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
     feed::{self, Sources},
@@ -36,8 +36,9 @@ use xds_server::{
     logging::{self, LeftOut},
     metrics::Metrics,
     mode::Mode,
-    operate::Operation,
+    operate::{Operation, failure},
     reload,
+    replicas::Replicas,
     tls::{Acceptor, Port, Tls},
     transport::{self, Services},
 };
@@ -46,7 +47,7 @@ use xds_server::{
 ///
 /// Log lines go to standard error; RUST_LOG chooses them (default: info).
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, after_help = failure::EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -157,7 +158,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tidegate: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(failure::exit_code(&error))
         }
     }
 }
@@ -205,7 +206,6 @@ async fn serve(
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
     let metrics = Metrics::default();
-    let conditions = metrics.conditions.clone();
     let ports = Ports::open(&config.listen, &metrics)?;
     let (xds_address, admin_address) = ports.addresses()?;
 
@@ -216,6 +216,7 @@ async fn serve(
     let (keeper, last_good) = open_state(state.as_deref(), &metrics)?;
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
+    tokio::spawn(mode.clone().watch_alarms(Arc::clone(&store)));
     let proxies = Proxies::default();
     let loads = Loads::default();
     let mut registry = metrics.registry();
@@ -223,6 +224,7 @@ async fn serve(
     registry.register_collector(Box::new(left_out));
     let registry = Arc::new(registry);
     let xds_config = config.xds;
+    let is_shared = matches!(config.store, StoreConfig::Etcd { .. });
     let agreements = Agreements::default();
     if terms.is_some() {
         tokio::spawn(authority::slew::watch(agreements.clone(), metrics.clone()));
@@ -230,6 +232,11 @@ async fn serve(
     let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
     let gate = Gate::new(meshes.clone());
     let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
+    if is_shared {
+        let store = Arc::clone(&store);
+        let replicas = Replicas::new(store, process_name(), draw(), mode.clone(), &metrics);
+        tokio::spawn(replicas.run(meshes.clone()));
+    }
     let rules = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
     let (facts, told) = mpsc::channel(authority::FACTS_MAX);
     let feed = feed::start(Sources {
@@ -267,7 +274,13 @@ async fn serve(
     )
     .among(authorities.homes().clone());
     let applied = Applied::default();
-    let fence = authority::service(authorities.clone(), gate.clone(), hop_keys, metrics);
+    let fence = authority::service(authorities.clone(), gate.clone(), hop_keys, metrics.clone());
+    tokio::spawn(conditions::proxies::watch(
+        proxies.clone(),
+        applied.clone(),
+        feed.snapshots.clone(),
+        metrics.clone(),
+    ));
     let others = Routes::new(fence)
         .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(applied::service(applied.clone()))
@@ -280,7 +293,7 @@ async fn serve(
         feed,
         proxies,
         applied,
-        conditions,
+        counts: metrics,
         metrics: registry,
         gate: gate.clone(),
         owners: LeaseOwners::default(),

@@ -90,6 +90,9 @@ pub struct Metrics {
     pub xds_renewals: Family<KindLabel, Counter>,
     pub xds_nacks: Family<KindLabel, Counter>,
     pub xds_streams: Gauge,
+    pub proxies_refusing: Gauge,
+    pub proxy_policies: Family<ResultLabel, Gauge>,
+    pub config_digest: Gauge,
     pub streams_refused: Family<ReasonLabel, Counter>,
     pub connections: Family<PortLabel, Gauge>,
     pub connections_refused: Family<PortReasonLabel, Counter>,
@@ -149,6 +152,21 @@ impl Metrics {
             "xds_nacks",
             "Discovery responses that a proxy refused, by kind",
             m.xds_nacks,
+        );
+        all.register(
+            "proxies_refusing",
+            "Connected proxies that refuse a resource which is offered",
+            m.proxies_refusing,
+        );
+        all.register(
+            "proxy_policies",
+            "Connected proxies by how far their filter is: applied, behind, refused, unknown",
+            m.proxy_policies,
+        );
+        all.register(
+            "config_digest",
+            "Digest of the configuration in force, without what may differ between replicas: 48 bits",
+            m.config_digest,
         );
         all.register("xds_streams", "Open xDS streams", m.xds_streams);
         all.register(

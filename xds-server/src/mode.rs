@@ -1,7 +1,8 @@
 //! How it stands with the store, as one value that everybody shares: what is served, and what is let through, follows.
 //!
-//! The reader reports what its reads and probes find, the writers what became of their writes. The three causes are kept
-//! apart, so that each ends by itself: the store cannot be read, writes time out, the store is not the one that was.
+//! The reader reports what its reads and probes find, the writers what became of their writes. The causes are kept
+//! apart, so that each ends by itself: the store cannot be read, writes fail, the store is not the one that was. Each is a
+//! condition.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,15 +11,24 @@ use std::{
 
 use registry::{
     record::TIDEGATE_PREFIX,
-    store::{Store, StoreError},
+    store::{Compare, Op, RefusedCause, Revision, Store, StoreError},
 };
 use tokio::{sync::watch, time::Instant};
 use tracing::{error, info, warn};
 
-use crate::metrics::{Metrics, ModeLabel};
+use crate::{
+    conditions::Code,
+    metrics::{Metrics, ModeLabel},
+};
 
-/// So many writes in a row that time out end the writing.
-const WRITE_TIMEOUTS_MAX: u32 = 3;
+/// So many writes in a row that fail end the writing.
+const WRITE_FAILURES_MAX: u32 = 3;
+/// A write that takes longer is slow: sessions are renewed in times of this order.
+const SLOW_WRITE: Duration = Duration::from_millis(500);
+/// So many in a row are a condition.
+const SLOW_WRITES_MAX: u32 = 3;
+/// Between two looks at the store's alarms.
+const ALARMS_INTERVAL: Duration = Duration::from_secs(10);
 /// Between two test writes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -30,7 +40,7 @@ pub enum Level {
     L1,
     /// Something answers, but cannot serve: the last good state is served, and dynamic weights are frozen.
     L2,
-    /// Writes time out: nothing is registered or granted, what is known is served.
+    /// Writes fail: nothing is registered or granted, what is known is served.
     L3,
 }
 
@@ -80,10 +90,19 @@ struct Inner {
 struct Causes {
     /// Why the store cannot be read: L1 or L2.
     unread: Option<(Level, String)>,
-    /// Writes in a row that timed out.
-    write_timeouts: u32,
+    /// What the store has against reads.
+    read_refused: Option<RefusedCause>,
+    /// Writes in a row that timed out or were refused.
+    write_failures: u32,
     /// Why nothing is written.
     unwritten: Option<String>,
+    /// What the store has against writes.
+    write_refused: Option<RefusedCause>,
+    /// The last write that failed, until one succeeds.
+    write_error: Option<String>,
+    /// Writes in a row that were slow, and how long the last one took.
+    slow_writes: u32,
+    slow: Option<Duration>,
     /// Why the store is not believed.
     doubted: Option<String>,
     /// Why some of what the store says is not served.
@@ -146,6 +165,7 @@ impl Mode {
     pub fn confirmed(&self) {
         self.update(|causes| {
             causes.unread = None;
+            causes.read_refused = None;
             causes.doubted = None;
             causes.any = true;
             causes.current = true;
@@ -169,6 +189,7 @@ impl Mode {
         };
         self.update(|causes| {
             causes.unread = Some((level, error.to_string()));
+            causes.read_refused = refused(error);
             causes.current = false;
         });
     }
@@ -177,6 +198,7 @@ impl Mode {
     pub fn doubted(&self, reason: &str) {
         self.update(|causes| {
             causes.unread = None;
+            causes.read_refused = None;
             causes.doubted = Some(reason.to_owned());
             causes.current = false;
         });
@@ -189,45 +211,102 @@ impl Mode {
 
     /// What became of a write. Lease keepalives are none: etcd does not write them down.
     pub fn wrote<T>(&self, outcome: &Result<T, StoreError>) {
-        let timeouts = match outcome {
-            Err(StoreError::Timeout { .. }) => 1,
-            // Says nothing about how long a write takes.
-            Err(StoreError::Unavailable { .. } | StoreError::Unreachable { .. }) => return,
-            _ => 0,
-        };
-        // Most writes: nothing changes, and nobody need be woken.
-        if timeouts == 0 && self.causes().write_timeouts == 0 {
-            return;
+        match outcome {
+            Err(error) => self.write_failed(error),
+            // Most writes: nothing changes, and nobody need be woken.
+            Ok(_) if self.causes().writes_well() => {}
+            Ok(_) => self.update(Causes::wrote),
         }
+    }
+
+    /// The same for a write that was timed from when it was sent.
+    pub fn wrote_in<T>(&self, outcome: &Result<T, StoreError>, took: Duration) {
+        self.wrote(outcome);
+        let slow = took >= SLOW_WRITE;
+        if slow || self.causes().slow_writes > 0 {
+            self.update(|causes| causes.took(slow, took));
+        }
+    }
+
+    fn write_failed(&self, error: &StoreError) {
+        let told = error.to_string();
         self.update(|causes| {
-            causes.write_timeouts = match timeouts {
-                0 => 0,
-                _ => causes.write_timeouts.saturating_add(1),
+            causes.write_error = Some(told.clone());
+            let counts = match error {
+                StoreError::Timeout { .. } => 1,
+                StoreError::Refused { cause, .. } => match cause {
+                    // No other write will do better.
+                    RefusedCause::Full | RefusedCause::CorruptData => WRITE_FAILURES_MAX,
+                    RefusedCause::Forbidden | RefusedCause::Busy => 1,
+                    // The store answered; the request was at fault.
+                    RefusedCause::Other => return causes.wrote_badly(),
+                },
+                // Says nothing about how writes fare.
+                StoreError::Unavailable { .. } | StoreError::Unreachable { .. } => return,
+                _ => return causes.wrote_badly(),
             };
-            if causes.write_timeouts == 0 {
-                causes.unwritten = None;
-            } else if causes.write_timeouts >= WRITE_TIMEOUTS_MAX {
-                let reason = format!("{WRITE_TIMEOUTS_MAX} writes in a row to the store timed out");
-                causes.unwritten = Some(reason);
+            causes.write_failures = causes.write_failures.saturating_add(counts);
+            causes.write_refused = refused(error);
+            if causes.write_failures >= WRITE_FAILURES_MAX {
+                causes.unwritten = Some(match error {
+                    StoreError::Timeout { .. } => {
+                        format!("{WRITE_FAILURES_MAX} writes in a row to the store timed out")
+                    }
+                    StoreError::Refused {
+                        cause: RefusedCause::Forbidden | RefusedCause::Busy,
+                        ..
+                    } => format!("{WRITE_FAILURES_MAX} writes in a row failed: {told}"),
+                    _ => told,
+                });
             }
         });
     }
 
+    /// The last write that failed, unless one has succeeded since.
+    pub fn write_error(&self) -> Option<String> {
+        self.causes().write_error.clone()
+    }
+
     /// Whenever writes have ended, tries one until it succeeds. Never ends.
     ///
-    /// The test write deletes a key that nobody puts. A read would prove nothing: etcd answers linearizable reads from memory
-    /// while its disk hangs. A delete of nothing takes the way of every write, through consensus and the disk, but makes no
-    /// revision and wakes no watch.
+    /// The test write takes the way of every write, through consensus, quota and disk, but makes no revision and wakes no
+    /// watch: a put under a condition that never holds, or else a delete of a key that nobody puts. A read would prove
+    /// nothing: etcd answers linearizable reads from memory while its disk hangs. Neither would a delete alone: a full etcd
+    /// takes it.
     pub async fn probe_writes(self, store: Arc<dyn Store>) {
         let key = format!("{TIDEGATE_PREFIX}probe");
         let mut status = self.subscribe();
         loop {
             // No error: this task itself keeps the sender.
             let _ = status.wait_for(|status| status.level == Level::L3).await;
-            let outcome = store.delete(&key).await;
+            let never = Compare::CreateRevision {
+                key: key.clone(),
+                is: Revision(i64::MAX),
+            };
+            let (put, delete) = (Op::put(key.clone(), ""), Op::delete(key.clone()));
+            let outcome = store.txn(vec![never], vec![put], Some(vec![delete])).await;
             self.wrote(&outcome);
             if outcome.is_err() {
                 tokio::time::sleep(PROBE_INTERVAL).await;
+            }
+        }
+    }
+
+    /// Looks at the store's alarms from time to time, so that a full store is noticed where nothing is written. Never ends.
+    pub async fn watch_alarms(self, store: Arc<dyn Store>) {
+        let mut ticks = tokio::time::interval(ALARMS_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // What else is wrong with the store is known from elsewhere.
+            let alarms = store.alarms().await.unwrap_or_default();
+            for cause in alarms {
+                let detail = match cause {
+                    RefusedCause::Full => "etcd's alarm NOSPACE is on",
+                    _ => "etcd's alarm CORRUPT is on",
+                };
+                let detail = detail.to_owned();
+                self.write_failed(&StoreError::Refused { cause, detail });
             }
         }
     }
@@ -258,7 +337,41 @@ impl Mode {
             }
             changed
         });
-        self.show(&self.inner.status.borrow());
+        let status = self.inner.status.borrow();
+        self.show(&status);
+        self.raise(&causes, &status);
+    }
+
+    /// What is wrong with the store as conditions.
+    fn raise(&self, causes: &Causes, status: &Status) {
+        let conditions = &self.inner.metrics.conditions;
+        let at = |level| {
+            let unread = causes.unread.as_ref().filter(|(is, _)| *is == level);
+            unread.map(|(_, reason)| reason)
+        };
+        conditions.set(Code::StoreUnreachable, "", at(Level::L1));
+        conditions.set(Code::StoreDegraded, "", at(Level::L2));
+        conditions.set(Code::StoreReadOnly, "", causes.unwritten.as_ref());
+        for (cause, code) in [
+            (RefusedCause::Full, Code::StoreFull),
+            (RefusedCause::CorruptData, Code::StoreCorrupt),
+            (RefusedCause::Forbidden, Code::StoreForbidden),
+            (RefusedCause::Busy, Code::StoreBusy),
+        ] {
+            let reading = causes.unread.as_ref().map(|(_, reason)| reason);
+            let reading = reading.filter(|_| causes.read_refused == Some(cause));
+            let writing = causes.write_error.as_ref();
+            let writing = writing.filter(|_| causes.write_refused == Some(cause));
+            conditions.set(code, "", reading.or(writing));
+        }
+        let slow = causes
+            .slow
+            .map(|took| format!("the last write took {took:?}"));
+        conditions.set(Code::StoreSlow, "", slow);
+        conditions.set(Code::StoreDoubted, "", causes.doubted.as_ref());
+        conditions.set(Code::ChangeHeld, "", causes.held.as_ref());
+        let stale = status.stale.then_some(&status.reason);
+        conditions.set(Code::StateStale, "", stale);
     }
 
     fn show(&self, status: &Status) {
@@ -272,7 +385,41 @@ impl Mode {
     }
 }
 
+/// What a store has against a request.
+fn refused(error: &StoreError) -> Option<RefusedCause> {
+    match error {
+        StoreError::Refused { cause, .. } => Some(*cause),
+        _ => None,
+    }
+}
+
 impl Causes {
+    fn writes_well(&self) -> bool {
+        self.write_failures == 0 && self.unwritten.is_none() && self.write_error.is_none()
+    }
+
+    /// A write has succeeded.
+    fn wrote(&mut self) {
+        self.write_error = None;
+        self.wrote_badly();
+    }
+
+    /// A write was answered, and by its own fault not made.
+    fn wrote_badly(&mut self) {
+        self.write_failures = 0;
+        self.unwritten = None;
+        self.write_refused = None;
+    }
+
+    fn took(&mut self, slow: bool, took: Duration) {
+        self.slow_writes = if slow {
+            self.slow_writes.saturating_add(1)
+        } else {
+            0
+        };
+        self.slow = (self.slow_writes >= SLOW_WRITES_MAX).then_some(took);
+    }
+
     /// What follows from them, after `before`.
     fn status(&self, before: &Status) -> Status {
         let unread = self.unread.as_ref();
@@ -413,6 +560,115 @@ mod tests {
         mode.wrote(&Ok(()));
         is(&mode, Level::Normal, false);
         assert_eq!(mode.writes_refused(), None);
+    }
+
+    fn refusal(cause: RefusedCause) -> StoreError {
+        let detail = "etcdserver: a reason".to_owned();
+        StoreError::Refused { cause, detail }
+    }
+
+    /// The codes of the conditions that hold.
+    fn codes(metrics: &Metrics) -> Vec<Code> {
+        let all = metrics.conditions.list().into_iter();
+        all.map(|condition| condition.code).collect()
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_full_or_corrupt_ends_writing_at_once_until_a_write_succeeds() {
+        for (cause, code) in [
+            (RefusedCause::Full, Code::StoreFull),
+            (RefusedCause::CorruptData, Code::StoreCorrupt),
+        ] {
+            let metrics = Metrics::default();
+            let mode = Mode::new(metrics.clone());
+            mode.confirmed();
+            mode.wrote::<()>(&Err(refusal(cause)));
+            is(&mode, Level::L3, false);
+            assert_eq!(codes(&metrics), [Code::StoreReadOnly, code]);
+            let told = mode.writes_refused().expect("a reason");
+            assert!(told.contains("a reason"), "{told}");
+            // Reads go on, and prove nothing.
+            mode.confirmed();
+            is(&mode, Level::L3, false);
+            mode.wrote(&Ok(()));
+            is(&mode, Level::Normal, false);
+            assert_eq!(codes(&metrics), []);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_that_denies_or_is_busy_ends_writing_after_the_third_time() {
+        for (cause, code) in [
+            (RefusedCause::Forbidden, Code::StoreForbidden),
+            (RefusedCause::Busy, Code::StoreBusy),
+        ] {
+            let metrics = Metrics::default();
+            let mode = Mode::new(metrics.clone());
+            mode.confirmed();
+            mode.wrote::<()>(&Err(refusal(cause)));
+            assert_eq!(codes(&metrics), [code]);
+            is(&mode, Level::Normal, false);
+            mode.wrote::<()>(&Err(refusal(cause)));
+            mode.wrote::<()>(&Err(refusal(cause)));
+            is(&mode, Level::L3, false);
+            assert_eq!(
+                mode.write_error().as_deref(),
+                Some("the store refused: etcdserver: a reason")
+            );
+            mode.wrote(&Ok(()));
+            is(&mode, Level::Normal, false);
+            assert_eq!((codes(&metrics), mode.write_error()), (vec![], None));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_at_fault_itself_says_nothing_about_the_store() {
+        let metrics = Metrics::default();
+        let mode = Mode::new(metrics.clone());
+        mode.confirmed();
+        for _ in 0..5 {
+            mode.wrote::<()>(&Err(refusal(RefusedCause::Other)));
+        }
+        is(&mode, Level::Normal, false);
+        assert_eq!(codes(&metrics), []);
+    }
+
+    #[tokio::test]
+    async fn each_state_of_reading_is_a_condition_until_the_store_confirms() {
+        let metrics = Metrics::default();
+        let mode = Mode::new(metrics.clone());
+        mode.confirmed();
+        let stale = Code::StateStale;
+        mode.unread(&unreachable());
+        assert_eq!(codes(&metrics), [Code::StoreUnreachable, stale]);
+        mode.unread(&unavailable());
+        assert_eq!(codes(&metrics), [Code::StoreDegraded, stale]);
+        mode.unread(&refusal(RefusedCause::Forbidden));
+        assert_eq!(
+            codes(&metrics),
+            [Code::StoreDegraded, Code::StoreForbidden, stale]
+        );
+        mode.doubted("restored");
+        assert_eq!(codes(&metrics), [stale, Code::StoreDoubted]);
+        mode.confirmed();
+        mode.held(Some("all gone".to_owned()));
+        assert_eq!(codes(&metrics), [stale, Code::ChangeHeld]);
+        mode.held(None);
+        assert_eq!(codes(&metrics), []);
+    }
+
+    #[tokio::test]
+    async fn slow_writes_in_a_row_are_a_condition_until_a_quick_one() {
+        let metrics = Metrics::default();
+        let mode = Mode::new(metrics.clone());
+        mode.confirmed();
+        for _ in 0..SLOW_WRITES_MAX {
+            assert_eq!(codes(&metrics), []);
+            mode.wrote_in(&Ok(()), SLOW_WRITE);
+        }
+        assert_eq!(codes(&metrics), [Code::StoreSlow]);
+        mode.wrote_in(&Ok(()), SLOW_WRITE / 10);
+        assert_eq!(codes(&metrics), []);
     }
 
     #[tokio::test]

@@ -1,7 +1,11 @@
 //! What operators do by the command line: requests to the admin interface, which keeps the rules.
 
+pub mod failure;
 mod proxies;
+mod status;
 mod terms;
+#[cfg(test)]
+mod tests;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,7 +14,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, Uri, header::CONTENT_TYPE};
+use hyper::{Method, Request, StatusCode, Uri, header::CONTENT_TYPE};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use registry::authority::StateName;
 use serde::Deserialize;
@@ -19,9 +23,7 @@ use crate::{
     authority::CellStatus,
     conditions::{Code, rules::AcceptArgs},
 };
-
-/// How long an answer may take; the store's own deadlines are shorter.
-const DEADLINE: Duration = Duration::from_secs(15);
+use failure::OutcomeUnknown;
 
 /// The longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -89,6 +91,14 @@ pub enum Operation {
         #[arg(long)]
         epoch: Option<u64>,
     },
+    /// How a replica stands: mode, sessions, proxies, certificates, and the conditions that hold, with what to do.
+    Status {
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
     /// The connected proxies: what they hold, what they refused, and what their filters have applied.
     Proxies {
         #[command(flatten)]
@@ -121,6 +131,17 @@ pub struct OperatorArgs {
     /// The key of that certificate (PEM).
     #[arg(long, value_name = "FILE", env = "TIDEGATE_KEY", requires = "cert")]
     key: Option<PathBuf>,
+    /// How long an answer may take. After that the outcome of a change is unknown (exit code 3).
+    #[arg(long, value_name = "SECONDS", default_value = "15", value_parser = seconds)]
+    timeout: Duration,
+}
+
+/// A number of seconds, above 0; the store's own deadlines are some seconds long.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok();
+    let span = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let span = span.filter(|span| !span.is_zero());
+    span.ok_or_else(|| "a number of seconds above 0".to_owned())
 }
 
 #[derive(Args)]
@@ -131,12 +152,11 @@ pub struct MoveArgs {
     #[arg(long, value_name = "ZONE", value_delimiter = ',', required = true)]
     to: Vec<String>,
     /// For how many seconds the cell stays there though other zones serve it better. Default: 600 where fewer services can be
-    /// served there (`--accept TG3101`), else 0. A zone that is lost loses it all the same.
+    /// served there (`--accept TG7004`), else 0. A zone that is lost loses it all the same.
     #[arg(long, value_name = "SECONDS")]
     hold: Option<u64>,
-    /// Move it though this speaks against it: the code that the refusal named; several separated by commas.
-    #[arg(long, value_name = "CODE", value_delimiter = ',')]
-    accept: Vec<String>,
+    #[command(flatten)]
+    accept: AcceptArgs,
     #[command(flatten)]
     operator: OperatorArgs,
 }
@@ -169,6 +189,7 @@ impl Operation {
                 back => println!("coming back: {}", back.join(", ")),
             },
             Operation::Confirm { operator } => operator.confirm().await?,
+            Operation::Status { json, operator } => operator.status(*json).await?,
             Operation::Proxies { operator } => print!("{}", operator.proxies().await?),
             Operation::Terms(terms) => terms.run().await?,
             Operation::Cells { operator } => print!("{}", operator.cells().await?),
@@ -325,8 +346,14 @@ impl OperatorArgs {
         path: &str,
         body: Bytes,
     ) -> anyhow::Result<Bytes> {
+        if !admin.contains("://") {
+            bail!(
+                "--admin: {admin:?} has no scheme: http://{admin}, or https://{admin} with --ca where the port speaks TLS"
+            );
+        }
         let uri = format!("{}{path}", admin.trim_end_matches('/'));
         let uri: Uri = uri.parse().with_context(|| format!("{uri:?} is no URL"))?;
+        let is_change = method != Method::GET;
         let request = Request::builder().method(method).uri(uri.clone());
         // Also without a body: see `agent::cross_origin`.
         let request = request.header(CONTENT_TYPE, "application/json");
@@ -339,23 +366,33 @@ impl OperatorArgs {
             let body = body.collect().await.map_err(anyhow::Error::from_boxed)?;
             anyhow::Ok((status, body.to_bytes()))
         };
-        let unreachable = || format!("no answer from {uri}: is --admin the admin address?");
-        let (status, body) = tokio::time::timeout(DEADLINE, asked)
-            .await
-            .with_context(unreachable)?
-            .with_context(unreachable)?;
-        if !status.is_success() {
-            #[derive(Deserialize)]
-            struct Problem {
-                detail: String,
-            }
-            match serde_json::from_slice::<Problem>(&body) {
-                Ok(problem) => bail!("{}", problem.detail),
-                Err(_) => bail!("{uri} answered {status}"),
-            }
+        let late = |_| anyhow::anyhow!("no answer within {:?} (--timeout)", self.timeout);
+        let answer = tokio::time::timeout(self.timeout, asked).await;
+        let answer = answer.map_err(late).and_then(|answer| answer);
+        let (status, body) = answer.map_err(|error| failure::no_answer(error, &uri, is_change))?;
+        match status.is_success() {
+            true => Ok(body),
+            false => Err(refusal(&uri, status, &body, is_change)),
         }
-        Ok(body)
     }
+}
+
+/// What an answer says that is no success.
+fn refusal(uri: &Uri, status: StatusCode, body: &[u8], is_change: bool) -> anyhow::Error {
+    #[derive(Deserialize)]
+    struct Problem {
+        detail: String,
+    }
+    let problem = serde_json::from_slice::<Problem>(body).ok();
+    // A proxy in between says nothing of what became of it.
+    let is_unknown =
+        status == StatusCode::GATEWAY_TIMEOUT || problem.is_none() && status.is_server_error();
+    let detail = problem.map_or_else(|| format!("{uri} answered {status}"), |p| p.detail);
+    if is_unknown && is_change {
+        let how = failure::how_to_find_out(uri.path());
+        return OutcomeUnknown { why: detail, how }.into();
+    }
+    anyhow::Error::msg(detail)
 }
 
 impl MoveArgs {
@@ -379,7 +416,7 @@ impl MoveArgs {
             "reason": reason,
             "epoch": epoch,
             "hold_ms": self.hold.map(|seconds| seconds.saturating_mul(1_000)),
-            "accept": self.accept,
+            "accept": self.accept.accept,
         });
         let path = format!("/v1/cells/{}/{how}", self.cell);
         let body = body.to_string().into();

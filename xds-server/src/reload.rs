@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     authority::Agreements,
+    conditions::Code,
     config::{Config, ConfigError, Listen, Mesh, StoreConfig},
     metrics::{Metrics, ResultLabel},
 };
@@ -49,6 +50,7 @@ pub fn follow(
     let promises = Promises::of(&current.mesh);
     let (publisher, meshes) = watch::channel(Arc::new(current.mesh));
     metrics.config_current.set(1);
+    metrics.config_digest.set(publisher.borrow().digest as i64);
     let follower = Follower {
         path,
         promises,
@@ -130,6 +132,8 @@ impl Follower {
             match tokio::fs::read_to_string(&self.path).await {
                 Ok(text) => {
                     let back = std::mem::take(&mut self.misses) >= MISSES_MAX;
+                    let file = self.path.display().to_string();
+                    self.metrics.conditions.clear(Code::ConfigUnreadable, file);
                     if text != self.text || back {
                         self.consider(text);
                     }
@@ -144,8 +148,24 @@ impl Follower {
         if self.misses == MISSES_MAX {
             self.metrics.config_current.set(0);
             let file = self.path.display();
+            self.metrics.conditions.raise(
+                Code::ConfigUnreadable,
+                file.to_string(),
+                error.to_string(),
+            );
             error!(%file, %error, "configuration cannot be read, the last good one stays in force");
         }
+    }
+
+    fn refuse(&self, reason: &str) {
+        self.metrics.config_current.set(0);
+        self.metrics
+            .conditions
+            .raise(Code::ConfigRefused, "", reason);
+        error!(
+            reason,
+            "configuration refused, the last good one stays in force"
+        );
     }
 
     fn consider(&mut self, text: String) {
@@ -159,32 +179,36 @@ impl Follower {
         let config = match parsed {
             Ok(config) => config,
             Err(error) => {
-                self.metrics.config_current.set(0);
-                error!(%error, "configuration refused, the last good one stays in force");
+                self.refuse(&error.to_string());
                 return;
             }
         };
         let promises = Promises::of(&config.mesh);
         if !promises.keep(&self.promises) && !promises.agreed_by(&self.agreements) {
-            self.metrics.config_current.set(0);
-            error!(
-                "configuration refused, the last good one stays in force: `authority` is added or removed, which takes a restart; or its spans, its cells' shards or a service's `cell_key` are not those that all replicas have agreed on. To change them, begin with `tidegate terms change --config FILE`"
+            self.refuse(
+                "`authority` is added or removed, which takes a restart; or its spans, its cells' shards or a service's `cell_key` are not those that all replicas have agreed on. To change them, begin with `tidegate terms change --config FILE`"
             );
             return;
         }
         self.promises = promises;
         self.metrics.config_current.set(1);
+        self.metrics.conditions.clear(Code::ConfigRefused, "");
         let mut mesh = config.mesh;
         if config.listen != self.fixed.0 {
             // Rules are about what runs: those for TLS would refuse everybody who speaks plain text.
             mesh.access = Arc::clone(&self.publisher.borrow().access);
         }
-        if (config.listen, config.store, config.state) != self.fixed {
+        let restart = (config.listen, config.store, config.state) != self.fixed;
+        self.metrics
+            .conditions
+            .set(Code::ConfigNeedsRestart, "", restart.then_some(""));
+        if restart {
             warn!(
                 "`listen`, `store` and `state` of the file are not what runs: they take effect after a restart, and with `listen` `access`"
             );
         }
         info!(services = mesh.services.len(), "configuration taken");
+        self.metrics.config_digest.set(mesh.digest as i64);
         self.publisher.send_replace(Arc::new(mesh));
     }
 }
@@ -232,5 +256,50 @@ mod tests {
             let now = promises(authority, &services);
             assert_eq!(now.keep(&before), kept, "{authority} {services}");
         }
+    }
+
+    #[tokio::test]
+    async fn each_state_of_the_file_is_a_condition_until_it_is_mended() {
+        let good = "store: {embedded: {path: x}}\nfilter: {path: x}\nzones: [{name: a, region: r}]\nservices: []\n";
+        let moved = format!("listen: {{admin: \"127.0.0.1:9\"}}\n{good}");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mesh.yaml");
+        std::fs::write(&path, good).unwrap();
+        let (config, text) = read(&path).unwrap();
+        let metrics = Metrics::default();
+        let meshes = follow(
+            path.clone(),
+            config,
+            text,
+            Agreements::default(),
+            metrics.clone(),
+        );
+        let (conditions, digest) = (&metrics.conditions, &metrics.config_digest);
+        let first = digest.get();
+        assert_ne!(first, 0);
+        let write = |text: &str| {
+            // By renaming, so that no half of it is read.
+            let partial = path.with_extension("partial");
+            std::fs::write(&partial, text).unwrap();
+            std::fs::rename(&partial, &path).unwrap();
+        };
+        for (code, spoil) in [
+            (Code::ConfigRefused, Some("zones: 1")),
+            (Code::ConfigUnreadable, None),
+            (Code::ConfigNeedsRestart, Some(moved.as_str())),
+        ] {
+            match spoil {
+                Some(text) => write(text),
+                None => std::fs::remove_file(&path).unwrap(),
+            }
+            conditions.until(code, true).await;
+            assert_eq!(digest.get(), first, "the same is in force");
+            write(good);
+            conditions.until(code, false).await;
+        }
+        write(&good.replace("region: r", "region: s"));
+        let changed = meshes.clone().changed().await;
+        changed.unwrap();
+        assert_ne!(meshes.borrow().digest as i64, first);
     }
 }

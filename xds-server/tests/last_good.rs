@@ -9,6 +9,7 @@ use std::{
 use registry::store::{ClusterId, Entry, Listing, Revision};
 use tempfile::TempDir;
 use xds_server::{
+    conditions::Code,
     last_good::{self, Keeper, LastGood},
     metrics::{Metrics, ResultLabel},
 };
@@ -146,8 +147,11 @@ async fn what_cannot_be_written_is_tried_again() {
         failed.get_or_create(&error).get()
     };
     until("a failure is counted", || errors() > 0).await;
+    let holds = || metrics.conditions.holds(Code::StateNotKept);
+    until("the condition begins", holds).await;
     assert!(!path.exists());
     std::fs::create_dir(path.parent().expect("a parent")).expect("a directory");
     until("it is written in the end", || path.exists()).await;
+    until("the condition ends", || !holds()).await;
     assert_eq!(revision(&path), Some(1));
 }

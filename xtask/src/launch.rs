@@ -8,7 +8,7 @@ use std::{fmt, fs};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::run::{cargo, shown};
+use crate::run::{cargo, quiet, shown};
 use crate::setup::{self, Wanted};
 use crate::tree::{Tree, make_dir, put};
 
@@ -49,6 +49,12 @@ impl fmt::Display for Store {
 /// Builds the filter and puts it where Envoy's configurations in the tests and the demo look for it.
 pub(crate) fn wasm(tree: &Tree) -> Result<()> {
     build_filter(tree, "filter-wasm", &tree.filter())
+}
+
+/// A filter that does nothing, to compare ours with.
+fn noop_wasm(tree: &Tree) -> Result<()> {
+    let place = tree.filter().with_file_name("noop_filter.wasm");
+    build_filter(tree, "noop-wasm", &place)
 }
 
 /// Builds a package to a wasm module and puts it at `place`, under the name that cargo gives it.
@@ -102,12 +108,7 @@ pub(crate) fn bench(
     let peer = name.is_none_or(|only| only == "xds");
     setup::run(tree, Wanted::Bench { peer })?;
     wasm(tree)?;
-    // What any filter costs, to compare ours with.
-    build_filter(
-        tree,
-        "noop-wasm",
-        &tree.filter().with_file_name("noop_filter.wasm"),
-    )?;
+    noop_wasm(tree)?;
     shown(&mut cargo(
         tree,
         &["build", "--release", "-p", "tidegate", "-p", "e2e"],
@@ -118,6 +119,51 @@ pub(crate) fn bench(
         bench.arg("--json").arg(file);
     }
     hand_over_to(bench.args(more))
+}
+
+/// A benchmark, as `bench --list` has it.
+struct Listed {
+    name: String,
+    needs_namespaces: bool,
+}
+
+/// Runs every benchmark and the demo in a short form; those that this machine cannot run.
+pub(crate) fn smoke(tree: &Tree) -> Result<Vec<String>> {
+    setup::run(tree, Wanted::Bench { peer: false })?;
+    wasm(tree)?;
+    noop_wasm(tree)?;
+    let mut build = vec!["build"];
+    build.extend(E2E);
+    shown(&mut cargo(tree, &build))?;
+    let bench = tree.built().join("debug/bench");
+    let list = quiet(Command::new(&bench).arg("--list"))?;
+    let has_namespaces = quiet(Command::new("unshare").args(["--net", "ip", "link"])).is_ok();
+    let mut left_out = Vec::new();
+    for Listed {
+        name,
+        needs_namespaces,
+    } in list.lines().filter_map(listed)
+    {
+        if needs_namespaces && !has_namespaces {
+            left_out.push(name);
+            continue;
+        }
+        println!("\n--- bench {name} --smoke");
+        shown(Command::new(&bench).args([&name, "--smoke"]))?;
+    }
+    println!("\n--- demo --once");
+    let mut demo = Command::new(tree.built().join("debug/demo"));
+    shown(demo.args(["--store", "embedded", "--once"]))?;
+    Ok(left_out)
+}
+
+/// `failover     namespaces   What users notice …`
+fn listed(line: &str) -> Option<Listed> {
+    let mut words = line.split_whitespace();
+    Some(Listed {
+        name: words.next()?.to_owned(),
+        needs_namespaces: words.next()? == "namespaces",
+    })
 }
 
 pub(crate) fn torture(tree: &Tree, torture: &Torture) -> Result<()> {

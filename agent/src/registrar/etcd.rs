@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use registry::record::{Instance, InstanceKey};
+use registry::record::{Health, INSTANCES_PREFIX, Instance, InstanceKey};
 use registry::store::{
     Compare, Entry, EtcdOptions, EtcdStore, LeaseId, Op, Revision, Store, StoreError,
     TXN_OPERATIONS_MAX,
@@ -161,6 +161,19 @@ impl Target for EtcdTarget {
             }
         }
         Ok(differing)
+    }
+
+    async fn healthy(&self, service: &str, zone: &str) -> Result<Vec<InstanceKey>, TargetError> {
+        let store = self.store().await;
+        let prefix = format!("{INSTANCES_PREFIX}{service}/{zone}/");
+        let listed = store.list(&prefix).await;
+        let entries = self.checked(&store, listed).await?.entries.into_iter();
+        let healthy = entries.filter(|entry| {
+            Instance::parse(&entry.value).is_ok_and(|instance| instance.health == Health::Healthy)
+        });
+        Ok(healthy
+            .filter_map(|entry| InstanceKey::parse(&entry.key).ok())
+            .collect())
     }
 
     async fn look(&self) -> Result<(), TargetError> {

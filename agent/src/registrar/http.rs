@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use hyper::{Method, StatusCode, Uri};
-use registry::record::{Instance, InstanceKey};
+use registry::record::{Health, Instance, InstanceKey};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -185,6 +185,18 @@ impl Target for HttpTarget {
         };
         let differing = records.iter().filter(differs);
         Ok(differing.map(|stored| stored.key.clone()).collect())
+    }
+
+    async fn healthy(&self, service: &str, zone: &str) -> Result<Vec<InstanceKey>, TargetError> {
+        let answer = self.ask(Method::GET, "/v1/instances", &[]).await?;
+        let listed: Vec<Listed> = read(&answer)?;
+        let healthy = listed.into_iter().filter_map(|Listed { key, record }| {
+            let healthy = record.is_some_and(|record| record.health == Health::Healthy);
+            InstanceKey::parse(&key).ok().filter(|_| healthy)
+        });
+        Ok(healthy
+            .filter(|key| key.service == service && key.zone == zone)
+            .collect())
     }
 
     async fn look(&self) -> Result<(), TargetError> {

@@ -84,6 +84,9 @@ pub trait Target: Send + Sync + 'static {
     /// Those of `records` that the registry holds no more as they were written.
     async fn audit(&self, records: &[Stored]) -> Result<Vec<InstanceKey>, TargetError>;
 
+    /// The healthy instances of a service in a zone, of this agent and of others.
+    async fn healthy(&self, service: &str, zone: &str) -> Result<Vec<InstanceKey>, TargetError>;
+
     /// Whether the registry works, at the cost of a read.
     async fn look(&self) -> Result<(), TargetError>;
 }

@@ -32,9 +32,9 @@ fn values<T: Into<Value> + Clone>(all: &[T]) -> Vec<Value> {
 }
 
 macro_rules! fields {
-    ($dice:expr, $to:expr, $($name:literal: $good:expr, $bad:expr;)+) => {
+    ($dice:expr, $to:expr, $($name:literal: $good:expr, $bad:expr;)+) => {{
         $(maybe($dice, $to, $name, &values(&$good), &values(&$bad));)+
-    };
+    }};
 }
 
 pub(crate) fn config(dice: &mut Dice) -> Value {

@@ -12,7 +12,7 @@ use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
 use serde_json::{Value, json};
 
-use crate::support::{assert_refused, on, operate, run};
+use crate::support::{assert_refused, on, operate, run, until_held};
 
 /// What the gateways of a mesh prove to each other that they are.
 const TOKEN: &str = "gateways-of-one-mesh";
@@ -137,6 +137,7 @@ fn a_write_is_admitted_by_its_owner_forwarded_in_the_region_and_refused_elsewher
 fn an_operator_moves_a_cell_and_its_epoch_rises() {
     async fn scenario(mesh: &Mesh) -> Result<()> {
         let first = until_taken(mesh, "shanghai-a", "shanghai-a").await?;
+        until_held(mesh).await?;
         let mut reads = reads(mesh).await?;
         operate(mesh, &["move", "main", "--to", "shanghai-b"])?;
         let second = until_taken(mesh, "shanghai-b", "shanghai-b").await?;
@@ -304,6 +305,7 @@ fn cells_are_told_apart_by_a_key_and_move_by_themselves() {
     }
     async fn scenario(mesh: &Mesh) -> Result<()> {
         let before = until_owned(mesh, &[("east", "shanghai-a"), ("west", "shanghai-b")]).await?;
+        until_held(mesh).await?;
         operate(mesh, &["move", "east", "--to", "shanghai-b"])?;
         let after = until_owned(mesh, &[("east", "shanghai-b"), ("west", "shanghai-b")]).await?;
         for (user, (cell, _)) in &before {

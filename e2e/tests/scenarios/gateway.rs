@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::client::{Reply, Request};
+use e2e::client::{Client, Reply, Request, Version};
 use e2e::config::ZONES;
 use e2e::envoy::{Envoy, Options};
 use e2e::mesh::{Builder, Mesh};
@@ -305,6 +305,15 @@ fn a_trailing_dot_of_the_host_does_not_count_in_routes_and_filter_alike() {
                 let said = say(to, &request, PATIENCE).await?;
                 ensure!(said.status == status, "{method} {host}: {}", said.text);
             }
+            let explain = Request::post("/v1/explain")
+                .json(&json!({ "zone": ZONE, "authority": host, "path": "/shop" }));
+            let client = Client::new(Version::Http1);
+            let reply = client
+                .send(stage.mesh.control_plane.admin(), &explain)
+                .await?;
+            let outcome: Value = reply.json()?;
+            let expected = if status == 200 { "route" } else { "pass" };
+            ensure!(outcome["outcome"] == expected, "{host}: {outcome}");
         }
         Ok(())
     });

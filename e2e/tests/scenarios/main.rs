@@ -5,6 +5,7 @@
     reason = "the scenarios are an edge, as the harness is"
 )]
 
+mod conditions;
 mod control_plane;
 mod etcd;
 mod failover;
@@ -14,6 +15,7 @@ mod grpc;
 mod hostile;
 mod http1;
 mod instances;
+mod moves;
 mod observing;
 mod pushes;
 mod reporting;

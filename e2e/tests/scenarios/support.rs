@@ -5,13 +5,15 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use e2e::cells::Cells;
 use e2e::client::{Reply, Request};
-use e2e::config::EXPLAIN;
+use e2e::config::{EXPLAIN, ZONES};
 use e2e::etcd::Etcd;
 use e2e::mesh::Mesh;
 use e2e::paths;
 use e2e::registry::{Health, Instance, InstanceName};
 use e2e::upstream::Server;
+use e2e::wait::{PATIENCE, eventually};
 use tokio::runtime::Runtime;
 
 /// Runs a scenario on the runtime that all tests of this binary share: what one of them starts goes on in the next.
@@ -42,6 +44,21 @@ pub(crate) fn operate(mesh: &Mesh, arguments: &[&str]) -> Result<String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     ensure!(output.status.success(), "{}", text(&output.stderr));
     Ok(text(&output.stdout))
+}
+
+/// Waits until every zone has a proxy that could hold grants: no cell is moved elsewhere without a word.
+pub(crate) async fn until_held(mesh: &Mesh) -> Result<()> {
+    let cells = Cells::new(mesh.control_plane.admin());
+    eventually(PATIENCE, "a proxy in every zone", async || {
+        for cell in cells.list().await? {
+            for (zone, _) in ZONES {
+                let proxies = cell.zones.get(zone).and_then(|speakers| speakers.proxies);
+                ensure!(proxies > Some(0), "{zone}: {cell:?}");
+            }
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Asks for the decision's reason.

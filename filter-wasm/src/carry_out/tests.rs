@@ -210,6 +210,30 @@ fn names_with_underscores_are_spoofed_too() {
 }
 
 #[test]
+fn a_request_that_goes_round_is_counted_and_ended() {
+    let sent_on = |via: &str| {
+        let pseudo = [
+            (":method", "GET"),
+            (":path", "/orders"),
+            ("tidegate-via", via),
+        ];
+        let mut host = Recorder::default();
+        carry_out(&serving(), Some(&encode(&pseudo).unwrap()), &mut host);
+        host.effects.remove(1)
+    };
+    assert_eq!(sent_on("1"), "set tidegate-via: 2");
+    assert_eq!(sent_on("7"), "set tidegate-via: 8");
+    assert_eq!(sent_on("x"), "set tidegate-via: 2");
+    for round in ["8", "9", "4294967296", "99999999999999999999"] {
+        let ended = sent_on(round);
+        assert!(
+            ended.starts_with("reply 508/9 tidegate_loop") || round.len() == 20,
+            "{ended}"
+        );
+    }
+}
+
+#[test]
 fn a_refusal_awaits_a_small_body_that_is_on_its_way() {
     let awaits = |headers: &[(&str, &str)]| {
         let pseudo = [(":method", "POST"), (":path", "/strict")];
@@ -356,7 +380,7 @@ fn a_refusal_speaks_the_callers_protocol() {
         &[
             "set x-tidegate-decision: no_capacity",
             "reply 503/14 tidegate_no_capacity [x-tidegate-decision: no_capacity] \
-             no zone that this request may use has a healthy instance",
+             each zone that this request may use is drained, full, or without a healthy instance",
             "count tidegate.decisions.tier.none.class.write.reason.no_capacity 1",
         ],
     );

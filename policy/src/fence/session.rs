@@ -27,6 +27,8 @@ pub struct Session {
     renewing: Option<(u64, u64)>,
     /// When the last renewal was sent.
     renewed: Option<u64>,
+    /// The key is to be put now, whatever else renews the session.
+    hasty: bool,
     ended: bool,
 }
 
@@ -39,6 +41,7 @@ impl Session {
             deadline: 0,
             renewing: None,
             renewed: None,
+            hasty: false,
             ended: false,
         }
     }
@@ -70,6 +73,9 @@ impl Session {
         if self.ended || self.renewing.is_some() {
             return None;
         }
+        if self.hasty {
+            return Some(0);
+        }
         let every = (terms.session_ttl / 4).max(1);
         Some(self.renewed.map_or(0, |at| at.saturating_add(every)))
     }
@@ -78,6 +84,7 @@ impl Session {
     pub fn renew(&mut self, number: u64, now: u64, terms: &Terms) -> Transaction {
         self.renewing = Some((number, now));
         self.renewed = Some(now);
+        self.hasty = false;
         let key = Key::Session(self.id.clone());
         let unended = Condition::CreatedAt(key, self.created.unwrap_or_default());
         Transaction {
@@ -131,9 +138,9 @@ impl Session {
         }
     }
 
-    /// Something about it is in doubt, or has to be said: the next renewal is due now.
+    /// Something about it is in doubt, or has to be said: its key is to be put now.
     pub fn hurry(&mut self) {
-        self.renewed = None;
+        self.hasty = true;
     }
 
     /// Gives it up: nothing more is granted.

@@ -168,3 +168,24 @@ fn facts_of_another_policy_are_harmless() {
     let policy = support::policy(vec![orders()]);
     assert_eq!(decide(&policy, &facts).outcome, Outcome::Pass);
 }
+
+#[test]
+fn a_write_that_a_drain_leaves_no_zone_is_told_so() {
+    let topology = support::topology();
+    let mut loads = support::states("EEUU");
+    let detail = |loads: &[policy::ZoneLoad]| {
+        let plans = policy::Plans::compute(&topology, policy::Weighting::default(), loads, &[]);
+        let policy = support::policy(vec![Service { plans, ..orders() }]);
+        let request = request("POST /orders", &[]);
+        match decide(&policy, &Facts::gather(&policy, &request)).outcome {
+            Outcome::Refuse(refusal) => {
+                assert_eq!(refusal.reason.as_str(), "no_capacity");
+                refusal.detail
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(detail(&loads).contains("healthy instance"));
+    loads[0].drained = true;
+    assert!(detail(&loads).contains("an operator has drained"));
+}

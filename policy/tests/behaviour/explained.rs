@@ -42,7 +42,7 @@ fn explanations_read_like_sentences() {
             "host and path belong to service orders",
             "it is a write",
             "X-Region-ID names the region beijing: bj-c stands for it",
-            "no zone that a write of bj-c may use has a healthy instance, and room",
+            "each zone that a write of bj-c may use is drained, full, or without a healthy instance",
         ],
     );
     check(

@@ -23,9 +23,9 @@ struct Shelf {
     /// When each key was created, and last put.
     stands: BTreeMap<Key, (Revision, Revision)>,
     authorities: BTreeMap<Name, Authority>,
-    /// The terms that each grantor registered under.
+    /// By the revision of the terms that each registered under.
     grantors: BTreeMap<(Name, SessionId), Revision>,
-    agreement: Option<Agreement>,
+    terms: Option<Agreement>,
 }
 
 impl Shelf {
@@ -57,12 +57,11 @@ impl Shelf {
                 Key::Session(id) => drop(listing.sessions.insert(id.clone(), *put)),
                 Key::Grantor(cell, id) => {
                     let key = (cell.clone(), id.clone());
-                    let terms = self.grantors[&key];
-                    listing.grantors.insert(key, terms);
+                    listing.grantors.insert(key.clone(), self.grantors[&key]);
                 }
                 Key::Terms => {
-                    let agreement = self.agreement.clone();
-                    listing.terms = agreement.map(|agreement| (*put, agreement));
+                    let terms = self.terms.clone();
+                    listing.terms = terms.map(|agreement| (*put, agreement));
                 }
             }
         }
@@ -254,22 +253,22 @@ impl Mesh {
                     put: Some(revision),
                 }
             }
+            Write::Terms(agreement) => {
+                self.shelf.put(Key::Terms);
+                self.shelf.terms = Some(agreement.clone());
+                Input::Terms {
+                    revision,
+                    agreement: Some(agreement.clone()),
+                }
+            }
             Write::Grantor(cell, id, terms) => {
-                self.shelf.put(Key::Grantor(cell.clone(), id.clone()));
                 let key = (cell.clone(), id.clone());
                 self.shelf.grantors.insert(key, *terms);
+                self.shelf.put(Key::Grantor(cell.clone(), id.clone()));
                 Input::Grantor {
                     cell: cell.clone(),
                     id: id.clone(),
                     registered: Some(*terms),
-                }
-            }
-            Write::Terms(agreement) => {
-                self.shelf.put(Key::Terms);
-                self.shelf.agreement = Some(agreement.clone());
-                Input::Terms {
-                    revision,
-                    agreement: Some(agreement.clone()),
                 }
             }
             Write::Delete(key) => {

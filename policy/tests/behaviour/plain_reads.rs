@@ -71,7 +71,7 @@ proptest! {
         }
         let tier = match service.plans.get(rules.viewer(), Class::Read) {
             policy::Plan::Open { tier, .. } => Some(*tier),
-            policy::Plan::Closed => None,
+            policy::Plan::Closed { .. } => None,
         };
         prop_assert!(tier.is_some());
         let home = Some(rules.topology().zone_name(rules.viewer()));

@@ -150,20 +150,28 @@ fn a_zone_that_comes_back_gets_its_step_and_others_the_rest() {
             Read,
             "zone: sh-a 980 sh-b 20",
         ),
-        // No sibling is there: reads go on where they went, writes have no other place.
-        (
-            "UEUU",
-            [10, full, full, full],
-            Read,
-            "zone: sh-a 10 bj-c 660 bj-d 330",
-        ),
+        // A ramp is no reason to leave the region where it has no other capacity: the further a zone has come, the more it
+        // takes.
+        ("UEUU", [10, full, full, full], Read, "zone: sh-a 1000"),
+        ("UDUU", [10, full, full, full], Read, "zone: sh-a 1000"),
         ("UEUU", [10, full, full, full], Write, "zone: sh-a 1000"),
-        // Both come back, and nobody else is there: each its step, and half of the rest.
+        (
+            "UUUU",
+            [10, 10, full, full],
+            Read,
+            "zone: sh-a 800 sh-b 200",
+        ),
+        (
+            "UUUU",
+            [10, 100, full, full],
+            Read,
+            "zone: sh-a 286 sh-b 714",
+        ),
         (
             "UUEE",
             [10, 100, full, full],
             Read,
-            "zone: sh-a 494 sh-b 506",
+            "zone: sh-a 286 sh-b 714",
         ),
         // The remote ones, too, get their step first.
         (
@@ -183,6 +191,89 @@ fn a_zone_that_comes_back_gets_its_step_and_others_the_rest() {
         &ramped("UUUU", [10, full, full, full]),
         "zone: sh-a 10 sh-b 990",
     );
+}
+
+#[test]
+fn reads_leave_a_region_that_comes_back_where_an_operator_asks_for_it_or_its_capacity_does() {
+    let full = 1_000;
+    let mut loads = ramped("UUUU", [10, 10, full, full]);
+    for load in &mut loads {
+        load.leaves_region = true;
+    }
+    check(
+        EIGHTY_TWENTY,
+        &loads,
+        "zone: sh-a 8 sh-b 2 bj-c 660 bj-d 330",
+    );
+    check_class(
+        Class::Write,
+        EIGHTY_TWENTY,
+        &loads,
+        "zone: sh-a 503 sh-b 497",
+    );
+    // What the region does not bear goes on as before.
+    let topology = support::topology();
+    let mut loads = ramped("UUUU", [10, 10, full, full]);
+    loads[0].capacity = 40.0;
+    loads[1].capacity = 10.0;
+    let demands = [Demand {
+        reads: 100.0,
+        writes: 0.0,
+    }];
+    let plans = Plans::compute(&topology, EIGHTY_TWENTY, &loads, &demands);
+    let plan = plans.get(support::zone(&topology, "sh-a"), Class::Read);
+    let text = any::plan_text(&topology, plan);
+    assert_eq!(text, "zone: sh-a 400 sh-b 100 bj-c 333 bj-d 167");
+}
+
+#[test]
+fn a_plan_says_of_each_target_whether_it_leaves_the_region() {
+    let topology = support::topology();
+    let zone = |name| support::zone(&topology, name);
+    let mut loads = support::states("UUUE");
+    loads[0].capacity = 10.0;
+    loads[1].capacity = 10.0;
+    let demands = [Demand {
+        reads: 100.0,
+        writes: 0.0,
+    }];
+    let plans = Plans::compute(&topology, EIGHTY_TWENTY, &loads, &demands);
+    let plan = plans.get(zone("sh-a"), Class::Read);
+    let tier = |at| plan.tier_of(&topology, zone("sh-a"), zone(at));
+    assert_eq!(tier("sh-a"), Some(Tier::Zone));
+    assert_eq!(tier("sh-b"), Some(Tier::Zone), "a share of the plan");
+    assert_eq!(tier("bj-c"), Some(Tier::Remote));
+    assert_eq!(
+        Plan::CLOSED.tier_of(&topology, zone("sh-a"), zone("sh-a")),
+        None
+    );
+}
+
+#[test]
+fn a_closed_plan_says_whether_an_operator_closed_it() {
+    use Class::{Read, Write};
+    let topology = support::topology();
+    for (states, drained, class, expected) in [
+        ("EEEE", "", Read, false),
+        ("EEEE", "sh-a", Read, true),
+        ("EEEE", "sh-b", Write, true),
+        ("EEUU", "sh-a", Write, true),
+        // Writes do not go there anyway.
+        ("EEEE", "bj-c", Write, false),
+        ("EEEE", "bj-c", Read, true),
+    ] {
+        let mut loads = support::states(states);
+        for (at, load) in topology.zones().zip(&mut loads) {
+            load.drained = topology.zone_name(at) == drained;
+        }
+        let home = support::zone(&topology, "sh-a");
+        let plan = Plan::compute(&topology, EIGHTY_TWENTY, home, class, &loads);
+        assert_eq!(
+            plan,
+            Plan::Closed { drained: expected },
+            "{states} {drained}"
+        );
+    }
 }
 
 /// The plans of `sh-a` under these capacities and demands `(reads, writes)`, reads first.

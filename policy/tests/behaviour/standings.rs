@@ -302,6 +302,7 @@ fn any_rules() -> impl Strategy<Value = Failover> {
             hold_max_ms,
             calm_ms,
             failback,
+            ramp_leaves_region: false,
             damping_ms: 5,
         },
     )
@@ -359,4 +360,48 @@ proptest! {
         zone.pass(1);
         zone.check("healthy", 1_000);
     }
+}
+
+#[test]
+fn an_operators_directives_are_no_flaps() {
+    // A zone without a healthy instance, pinned and released, drained and released, again and again.
+    for intent in [Intent::Pin, Intent::Drain] {
+        let mut zone = Zone::serving(rules());
+        zone.intent = Some(Intent::Drain);
+        zone.set(0, "drained");
+        for _ in 0..4 {
+            zone.intent = Some(intent);
+            zone.pass(1);
+            zone.intent = None;
+            zone.pass(1);
+            assert_eq!(zone.machine.standing().flaps, 0, "{intent:?}");
+        }
+        // Its first instances wait for one hold at most.
+        zone.set(
+            10,
+            if intent == Intent::Pin {
+                "holding"
+            } else {
+                "returning"
+            },
+        );
+        zone.pass(31);
+        zone.set(10, "returning");
+    }
+    // One that fell ill while it was pinned goes out by the operator's word, too.
+    let mut zone = Zone::serving(rules());
+    zone.intent = Some(Intent::Pin);
+    zone.check("pinned", 1_000);
+    zone.set(1, "pinned");
+    zone.intent = None;
+    zone.set(1, "unhealthy");
+    assert_eq!(zone.machine.standing().flaps, 0);
+    // What falls ill by itself flaps, also after a pin.
+    let mut zone = Zone::serving(rules());
+    zone.intent = Some(Intent::Pin);
+    zone.check("pinned", 1_000);
+    zone.intent = None;
+    zone.check("healthy", 1_000);
+    zone.set(1, "unhealthy");
+    assert_eq!(zone.machine.standing().flaps, 1);
 }

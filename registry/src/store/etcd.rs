@@ -20,8 +20,8 @@ use futures::stream::BoxStream;
 
 use self::members::{Failure, Members, Repeat, read_header};
 use super::{
-    ClusterId, Compare, Entry, Head, LeaseId, Listing, Op, Revision, Store, StoreError, TxnOutcome,
-    WatchBatch, WatchError, check_key, check_ttl, check_txn, random_lease,
+    ClusterId, Compare, Entry, Head, LeaseId, Listing, Op, RefusedCause, Revision, Store,
+    StoreError, TxnOutcome, WatchBatch, WatchError, check_key, check_ttl, check_txn, random_lease,
 };
 
 /// How many keys a page of a listing asks for at first. 1,000 entries of 400 bytes are a tenth of what a client decodes.
@@ -272,6 +272,23 @@ impl Store for EtcdStore {
 
     async fn head(&self) -> Result<Head, StoreError> {
         self.ask_head().await
+    }
+
+    async fn alarms(&self) -> Result<Vec<RefusedCause>, StoreError> {
+        // The request that is about alarms is written to the log by etcd, reads too; a member's status is not.
+        let status = self
+            .members
+            .call(Repeat::Safe, |mut client| async move {
+                Ok(client.status().await?)
+            })
+            .await?;
+        let of = |text: &str, cause| {
+            let mut errors = status.errors().iter();
+            errors.any(|error| error.contains(text)).then_some(cause)
+        };
+        let full = of("NOSPACE", RefusedCause::Full);
+        let corrupt = of("CORRUPT", RefusedCause::CorruptData);
+        Ok(full.into_iter().chain(corrupt).collect())
     }
 
     async fn survey(&self, prefix: &str) -> Result<(ClusterId, Listing), StoreError> {

@@ -225,7 +225,7 @@ pub enum StoreError {
     Invalid { reason: &'static str },
     /// The store understood and refuses: no permission, a quota, an alarm. Needs an operator.
     #[error("the store refused: {detail}")]
-    Refused { detail: String },
+    Refused { cause: RefusedCause, detail: String },
     /// Another cluster answers than the one that is trusted: restored, replaced, or a wrong address. Nothing that was
     /// learned from the old one holds for it; [`Store::trust`] accepts it.
     #[error("another cluster answers: it was {was:?}, now it is {is:?}")]
@@ -242,6 +242,21 @@ pub enum StoreError {
         path.display()
     )]
     Corrupt { path: PathBuf, detail: String },
+}
+
+/// Why a store refuses a request that it understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RefusedCause {
+    /// No space: etcd's alarm NOSPACE, or a full disk. Every write is refused until an operator acts.
+    Full,
+    /// etcd's alarm CORRUPT: members disagree about the data.
+    CorruptData,
+    /// Not authenticated, or no permission.
+    Forbidden,
+    /// Too many requests at once. Worth trying again.
+    Busy,
+    /// Something about this request.
+    Other,
 }
 
 /// Why a watch ended.
@@ -301,6 +316,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Which store answers now, trusted or not, and its revision.
     async fn head(&self) -> Result<Head, StoreError>;
+
+    /// What the store says that is wrong with it: [`Full`](RefusedCause::Full),
+    /// [`CorruptData`](RefusedCause::CorruptData). Costs it no write. Empty for one that says nothing of itself.
+    async fn alarms(&self) -> Result<Vec<RefusedCause>, StoreError> {
+        Ok(Vec::new())
+    }
 
     /// As [`list`](Store::list), from whichever store answers, trusted or not: to look before it is trusted.
     async fn survey(&self, prefix: &str) -> Result<(ClusterId, Listing), StoreError>;

@@ -1,6 +1,6 @@
 //! Who may write, and moving that.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use axum::{
     Json,
@@ -15,11 +15,12 @@ use tokio::time::timeout;
 
 use super::{
     Admin, Problem,
-    objections::{SAME_OWNERS, UNSERVED, check_accepted, in_words, objections, unserved},
+    objections::{objections, unserved},
     parse_json,
 };
 use crate::{
     authority::{CellStatus, Gone, Operation, Wish},
+    conditions::{Code, rules::Accepted},
     mode::Level,
 };
 
@@ -60,9 +61,9 @@ struct MoveRequest {
     epoch: Option<u64>,
     /// For how long the cell then stays though others serve it better.
     hold_ms: Option<u64>,
-    /// The codes of what speaks against it and is to count for nothing.
+    /// The safety rules that are to count for nothing.
     #[serde(default)]
-    accept: BTreeSet<String>,
+    accept: Vec<Code>,
 }
 
 /// What became of a move.
@@ -123,7 +124,8 @@ async fn begin(
     }
     check_zones(admin, &request.to)?;
     admin.writing()?;
-    check_accepted(&request.accept)?;
+    let accepted = Accepted::new(&request.accept, &request.reason);
+    let accepted = accepted.map_err(Problem::bad_request)?;
     let hold_highest = HOLD_MAX.as_millis() as u64;
     if request.hold_ms.is_some_and(|hold| hold > hold_highest) {
         return Err(Problem::bad_request(format!(
@@ -141,13 +143,15 @@ async fn begin(
         false => 0,
     });
     let objections = objections(admin, &before, &request.to, forced);
-    let (accepted, against): (Vec<_>, Vec<_>) = objections
-        .into_iter()
-        .partition(|objection| request.accept.contains(objection.code));
-    if !against.is_empty() {
-        return Err(Problem::conflict(in_words(&against)));
+    let refused = objections.iter().filter_map(|objection| {
+        let checked = accepted.check(objection.rule, objection.detail.as_str());
+        checked.err().map(|refusal| refusal.to_string())
+    });
+    let refused: Vec<String> = refused.collect();
+    if !refused.is_empty() {
+        return Err(Problem::conflict(refused.join("\n")));
     }
-    let worse = accepted.iter().any(|objection| objection.code == UNSERVED);
+    let worse = (objections.iter()).any(|objection| objection.rule == Code::NoInstancesThere);
     let hold_ms = request.hold_ms.unwrap_or(match worse {
         true => HOLD_OF_WORSE.as_millis() as u64,
         false => 0,
@@ -163,7 +167,7 @@ async fn begin(
         reason: Name::from(request.reason),
         epoch_min,
         hold: hold_ms.saturating_mul(1_000),
-        accepted: request.accept.contains(SAME_OWNERS),
+        accepted: request.accept.contains(&Code::AlreadyOwner),
     };
     let begun = tokio::time::Instant::now();
     admin.authorities.wish(wish).await??;
@@ -199,7 +203,7 @@ async fn begin(
     };
     Ok(Json(Moved {
         unserved: unserved(admin, &status.owners),
-        warnings: accepted
+        warnings: objections
             .into_iter()
             .map(|objection| objection.detail)
             .collect(),
@@ -236,40 +240,44 @@ async fn read(
     before: &CellStatus,
     to: &[String],
 ) -> Result<Landed, Problem> {
-    let timed_out = |detail: String| Problem::new(StatusCode::GATEWAY_TIMEOUT, detail);
-    let unknown = || {
-        timed_out(format!(
-            "the outcome is unknown: within {PATIENCE:?} this replica has not heard from the store what became of the move, and the store does not answer it now; `tidegate cells` of another replica tells"
-        ))
-    };
     let key = store_key(&Key::Authority(Name::from(cell)));
     let asked = timeout(READ_PATIENCE, admin.store.get(&key)).await;
-    let entry = asked
-        .ok()
-        .and_then(Result::ok)
-        .flatten()
-        .ok_or_else(unknown)?;
-    let authority = AuthorityRecord::parse(&entry.value).map_err(|_| unknown())?;
-    let record = AuthorityRecord::from(&authority);
-    let owners = record.owners.join(", ");
-    match (
-        &record.moving,
-        record.epoch > before.epoch && same(&record.owners, to),
-    ) {
-        (None, true) => Ok(Landed {
+    let entry = asked.ok().and_then(Result::ok).flatten();
+    let authority = entry.and_then(|entry| AuthorityRecord::parse(&entry.value).ok());
+    let record = authority.map(|authority| AuthorityRecord::from(&authority));
+    landed(cell, record, before.epoch, to)
+}
+
+/// Where a move to `to` has got by what stands in the store; none: the store does not say. It began after the epoch `before`.
+fn landed(
+    cell: &str,
+    record: Option<AuthorityRecord>,
+    before: u64,
+    to: &[String],
+) -> Result<Landed, Problem> {
+    let timed_out = |detail: String| Problem::new(StatusCode::GATEWAY_TIMEOUT, detail);
+    let Some(record) = record else {
+        return Err(timed_out(format!(
+            "the outcome is unknown: within {PATIENCE:?} this replica has not heard from the store what became of the move, and the store does not answer it now; `tidegate cells` of another replica tells"
+        )));
+    };
+    let there = record.epoch > before && same(&record.owners, to);
+    match &record.moving {
+        None if there => Ok(Landed {
             epoch: record.epoch,
             owners: record.owners,
             state: Some(record.state),
         }),
-        (Some(moving), _) if same(&moving.to, to) => Err(timed_out(format!(
+        Some(moving) if same(&moving.to, to) => Err(timed_out(format!(
             "the move goes on: after {PATIENCE:?} it waits for whoever holds permission to write; `tidegate cells` shows it, an override ends it"
         ))),
-        (Some(moving), _) => Err(Problem::conflict(format!(
+        Some(moving) => Err(Problem::conflict(format!(
             "another move is under way: the store has cell {cell} on its way to {}",
             moving.to.join(", ")
         ))),
-        (None, false) => Err(Problem::conflict(format!(
-            "the move was not begun or was given up: the store has cell {cell} with {owners}, epoch {}; this replica lags behind it",
+        None => Err(Problem::conflict(format!(
+            "the move was not begun, or was given up: the store has cell {cell} with {}, epoch {}; this replica may lag behind the store, ask another one",
+            record.owners.join(", "),
             record.epoch
         ))),
     }
@@ -332,5 +340,60 @@ impl From<Unwilling> for Problem {
             | Unwilling::OtherStore => StatusCode::CONFLICT,
         };
         Problem::new(status, unwilling)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use registry::authority::{CauseName, MoveRecord};
+
+    use super::*;
+
+    fn record(epoch: u64, owner: &str, to: Option<&str>) -> AuthorityRecord {
+        AuthorityRecord {
+            store: "7".to_owned(),
+            epoch,
+            owners: vec![owner.to_owned()],
+            standby: vec![],
+            state: match to {
+                Some(_) => StateName::Fencing,
+                None => StateName::Active,
+            },
+            moving: to.map(|to| MoveRecord {
+                id: "a move".to_owned(),
+                to: vec![to.to_owned()],
+                cause: CauseName::Operator,
+                reason: String::new(),
+                epoch_min: 0,
+                hold_ms: 0,
+            }),
+            unsettled: vec![],
+            hold_ms: 0,
+        }
+    }
+
+    #[test]
+    fn a_replica_that_heard_nothing_tells_what_the_store_says_of_a_move() {
+        let to = ["b".to_owned()];
+        let told = |record| {
+            landed("main", record, 3, &to)
+                .map(|landed| landed.epoch)
+                .map_err(|problem| problem.detail)
+        };
+        assert_eq!(told(Some(record(4, "b", None))), Ok(4), "it has happened");
+        let cases = [
+            (None, "the outcome is unknown"),
+            (Some(record(3, "a", Some("b"))), "the move goes on"),
+            (Some(record(3, "a", Some("c"))), "another move is under way"),
+            (Some(record(3, "a", None)), "was not begun"),
+            // Somebody else has moved it, and again.
+            (Some(record(5, "c", None)), "with c, epoch 5"),
+            // An older record of the same owners.
+            (Some(record(3, "b", None)), "was not begun"),
+        ];
+        for (record, expected) in cases {
+            let told = told(record).unwrap_err();
+            assert!(told.contains(expected), "{told}");
+        }
     }
 }

@@ -24,22 +24,6 @@ struct PolicyStatus {
     applied: Option<AppliedStatus>,
 }
 
-impl PolicyStatus {
-    fn of(wanted: Option<u64>, applied: Option<AppliedStatus>) -> PolicyStatus {
-        let state = match (&applied, wanted) {
-            (Some(applied), Some(wanted)) if applied.is_at(wanted) => "applied",
-            (Some(applied), _) if applied.refused.is_some() => "refused",
-            (Some(_), _) => "behind",
-            (None, _) => "unknown",
-        };
-        PolicyStatus {
-            state,
-            wanted,
-            applied,
-        }
-    }
-}
-
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<Listed>> {
     let now = Instant::now();
     let snapshot = admin.feed.snapshots.borrow().clone();
@@ -47,8 +31,13 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<Listed>> {
     let listed = proxies.map(|status| {
         let view = snapshot.as_ref().and_then(|s| s.view(&status.view));
         let wanted = view.map(|view| view.policy_version());
+        let (state, applied) = admin.applied.standing(&status.node, wanted, now);
         Listed {
-            policy: PolicyStatus::of(wanted, admin.applied.of(&status.node, now)),
+            policy: PolicyStatus {
+                state: state.as_str(),
+                wanted,
+                applied,
+            },
             status,
         }
     });

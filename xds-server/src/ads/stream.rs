@@ -134,7 +134,7 @@ impl Stream {
             let changed = view.changes_since(&self.view, kind);
             let (before, offered) = (self.view.of(kind), view.of(kind));
             let subscription = &mut self.kinds[kind.index()];
-            subscription.changed(&changed, offered);
+            subscription.changed(kind, &changed, offered);
             let comes_or_goes =
                 |name: &Arc<str>| before.contains_key(name) != offered.contains_key(name);
             if kind == Kind::VirtualHosts && changed.iter().any(comes_or_goes) {
@@ -167,6 +167,7 @@ impl Stream {
         let Some(message) = message else {
             for (name, _) in &in_flight.changes {
                 subscription.accepted(name);
+                subscription.refused_last.remove(name);
             }
             if subscription.rejected.is_empty() {
                 subscription.refusal = None;
@@ -191,9 +192,11 @@ impl Stream {
         let named = |name: &Arc<str>| mentions(message, name);
         let some_named = in_flight.changes.iter().any(|(name, _)| named(name));
         let mut refused = Vec::new();
+        let told: Arc<str> = Arc::from(message);
         for (name, before) in in_flight.changes {
             if some_named && !named(&name) {
                 subscription.accepted(&name);
+                subscription.refused_last.remove(&name);
                 continue;
             }
             let sent = match before {
@@ -202,6 +205,8 @@ impl Stream {
             };
             if let Some(version) = sent.and_then(|held| held.version()) {
                 subscription.rejected.insert(Arc::clone(&name), version);
+                let last = (version, Arc::clone(&told));
+                subscription.refused_last.insert(Arc::clone(&name), last);
             }
             // Something newer may be offered already.
             subscription.pending.insert(Arc::clone(&name));

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use protos::status::AppliedReport;
+use protos::status::{AppliedReport, Refused};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -21,6 +21,8 @@ pub use service::service;
 const NODES_MAX: usize = 20_000;
 /// A report is forgotten after so long. Filters report every 30 s, to one replica of several each time.
 const KEPT: Duration = Duration::from_secs(300);
+/// How many refused editions are remembered of a proxy.
+const REFUSED_KEPT: usize = 4;
 /// How often what is too old is looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -33,6 +35,37 @@ pub struct AppliedStatus {
     pub editions: Vec<AppliedEdition>,
     /// What was refused since they applied that.
     pub refused: Option<RefusedEdition>,
+}
+
+/// How far a proxy's filter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PolicyState {
+    Applied,
+    /// Not all of its threads have the policy that it is to have.
+    Behind,
+    /// It has refused that policy, and decides by another one.
+    Refused,
+    /// It has said nothing for five minutes, or not to this replica.
+    Unknown,
+}
+
+impl PolicyState {
+    pub const ALL: [PolicyState; 4] = [
+        PolicyState::Applied,
+        PolicyState::Behind,
+        PolicyState::Refused,
+        PolicyState::Unknown,
+    ];
+
+    /// As metrics and people see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PolicyState::Applied => "applied",
+            PolicyState::Behind => "behind",
+            PolicyState::Refused => "refused",
+            PolicyState::Unknown => "unknown",
+        }
+    }
 }
 
 /// An edition of the policy in use.
@@ -51,6 +84,16 @@ pub struct RefusedEdition {
     pub version: u64,
     pub generation: u64,
     pub message: String,
+}
+
+impl RefusedEdition {
+    fn of(refused: &Refused) -> RefusedEdition {
+        RefusedEdition {
+            version: refused.version,
+            generation: refused.generation,
+            message: refused.message.clone(),
+        }
+    }
 }
 
 impl AppliedStatus {
@@ -74,8 +117,35 @@ pub struct Applied {
 
 #[derive(Default)]
 struct Told {
-    by_node: BTreeMap<String, (AppliedReport, Instant)>,
+    by_node: BTreeMap<String, Node>,
     swept: Option<Instant>,
+}
+
+/// What one proxy has told.
+struct Node {
+    report: AppliedReport,
+    at: Instant,
+    /// What it refused, the last one last: a policy that comes again unchanged is not looked at again by the proxy, so its
+    /// filter says nothing about it a second time.
+    refused: Vec<Refused>,
+}
+
+impl Node {
+    /// Takes in the proxy's next report.
+    fn note(&mut self, report: AppliedReport, now: Instant) {
+        if let Some(refused) = &report.refused {
+            self.refused
+                .retain(|before| before.version != refused.version);
+            self.refused.push(refused.clone());
+            if self.refused.len() > REFUSED_KEPT {
+                self.refused.remove(0);
+            }
+        }
+        // One that is applied after all was refused by mistake.
+        let applied = |version| report.applied.iter().any(|a| a.version == version);
+        self.refused.retain(|before| !applied(before.version));
+        (self.report, self.at) = (report, now);
+    }
 }
 
 impl Applied {
@@ -85,19 +155,25 @@ impl Applied {
         if (told.swept).is_none_or(|swept| now.duration_since(swept) >= SWEEP_INTERVAL) {
             told.swept = Some(now);
             told.by_node
-                .retain(|_, (_, at)| now.duration_since(*at) < KEPT);
+                .retain(|_, node| now.duration_since(node.at) < KEPT);
         }
         if told.by_node.len() >= NODES_MAX && !told.by_node.contains_key(&report.node) {
             return Err(Full);
         }
-        told.by_node.insert(report.node.clone(), (report, now));
+        let node = told.by_node.entry(report.node.clone());
+        let node = node.or_insert_with(|| Node {
+            report: AppliedReport::default(),
+            at: now,
+            refused: Vec::new(),
+        });
+        node.note(report, now);
         Ok(())
     }
 
     /// What a proxy has told last, unless that is too long ago.
     pub fn of(&self, node: &str, now: Instant) -> Option<AppliedStatus> {
         let told = self.lock();
-        let (report, at) = told.by_node.get(node)?;
+        let Node { report, at, .. } = told.by_node.get(node)?;
         let age = now.duration_since(*at);
         (age < KEPT).then(|| AppliedStatus {
             age_s: age.as_secs(),
@@ -108,12 +184,38 @@ impl Applied {
                     threads: edition.threads,
                 })
                 .collect(),
-            refused: report.refused.as_ref().map(|refused| RefusedEdition {
-                version: refused.version,
-                generation: refused.generation,
-                message: refused.message.clone(),
-            }),
+            refused: report.refused.as_ref().map(RefusedEdition::of),
         })
+    }
+
+    /// How far the filter is that is to have the policy `wanted`, and what it has told.
+    pub fn standing(
+        &self,
+        node: &str,
+        wanted: Option<u64>,
+        now: Instant,
+    ) -> (PolicyState, Option<AppliedStatus>) {
+        let Some(mut status) = self.of(node, now) else {
+            return (PolicyState::Unknown, None);
+        };
+        if wanted.is_some_and(|wanted| status.is_at(wanted)) {
+            return (PolicyState::Applied, Some(status));
+        }
+        if status.refused.is_none() {
+            status.refused = wanted.and_then(|wanted| self.refused_before(node, wanted));
+        }
+        let state = match status.refused {
+            Some(_) => PolicyState::Refused,
+            None => PolicyState::Behind,
+        };
+        (state, Some(status))
+    }
+
+    fn refused_before(&self, node: &str, version: u64) -> Option<RefusedEdition> {
+        let told = self.lock();
+        let refused = told.by_node.get(node)?.refused.iter();
+        let mut same = refused.filter(|refused| refused.version == version);
+        same.next().map(RefusedEdition::of)
     }
 
     fn lock(&self) -> MutexGuard<'_, Told> {
@@ -124,7 +226,7 @@ impl Applied {
 
 #[cfg(test)]
 mod tests {
-    use protos::status::{Applied as Edition, Refused};
+    use protos::status::Applied as Edition;
 
     use super::*;
 
@@ -157,6 +259,36 @@ mod tests {
         assert!(status.is_at(2) && !status.is_at(1));
         assert_eq!(applied.of("gw-2", after(25)), None);
         assert_eq!(applied.of("gw-1", after(10) + KEPT), None);
+    }
+
+    #[test]
+    fn a_policy_stays_refused_until_another_is_applied_though_nobody_says_it_again() {
+        let (applied, now) = (Applied::default(), Instant::now());
+        let state = |wanted| applied.standing("gw-1", Some(wanted), now);
+        assert_eq!(state(2).0, PolicyState::Unknown);
+        applied.note(report("gw-1", 1), now).unwrap();
+        assert_eq!(state(2).0, PolicyState::Behind);
+        let mut refusing = report("gw-1", 1);
+        refusing.refused = Some(Refused {
+            version: 2,
+            message: "mode: missing".into(),
+            ..Refused::default()
+        });
+        applied.note(refusing, now).unwrap();
+        assert_eq!(state(2).0, PolicyState::Refused);
+        // Another one is applied, and what was refused comes again: the filter is silent about it.
+        applied.note(report("gw-1", 3), now).unwrap();
+        assert_eq!(state(3).0, PolicyState::Applied);
+        let (again, status) = state(2);
+        assert_eq!(again, PolicyState::Refused);
+        let refused = status.and_then(|status| status.refused).unwrap();
+        assert_eq!(refused.message, "mode: missing");
+        // One that was never refused is only not there yet.
+        assert_eq!(state(4).0, PolicyState::Behind);
+        applied.note(report("gw-1", 2), now).unwrap();
+        assert_eq!(state(2).0, PolicyState::Applied);
+        applied.note(report("gw-1", 3), now).unwrap();
+        assert_eq!(state(2).0, PolicyState::Behind);
     }
 
     #[test]

@@ -404,8 +404,8 @@ impl Engine {
         let changes_authority = authority.is_some();
         let said = SessionRecord {
             process: self.sources.process.clone(),
-            proxies: Some(self.connected(zone)),
             terms: terms::own(replica),
+            proxies: Some(self.connected(zone)),
         };
         if let [Write::Session(_)] = transaction.writes[..] {
             self.presence.stated(zone, self.connected(zone) > 0);
@@ -417,9 +417,10 @@ impl Engine {
         let answer = self.answer.clone();
         let writes = self.sources.metrics.authority_writes.clone();
         tokio::spawn(async move {
+            let begun = tokio::time::Instant::now();
             let outcome = make(&*store, compares, ops, mode.writes_refused().is_some()).await;
             if let Some(outcome) = &outcome {
-                mode.wrote(outcome);
+                mode.wrote_in(outcome, begun.elapsed());
             }
             let outcome = match outcome {
                 Some(Ok(TxnOutcome {
@@ -647,7 +648,7 @@ impl Engine {
         }
         for (cell, zone, reason) in changed {
             if let Some(zone) = &zone {
-                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves unless an operator holds it");
+                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves, unless its failover is manual or an operator's move holds it");
             }
             self.better.insert(cell.clone(), zone.clone());
             self.everybody(&Input::Better { cell, zone, reason });

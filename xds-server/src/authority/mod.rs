@@ -5,6 +5,7 @@
 //! the way to and from the store's keys; `clock` reads the time.
 
 mod clock;
+mod conditions;
 mod engine;
 mod homes;
 mod hop_keys;
@@ -236,13 +237,17 @@ pub fn start(sources: Sources) -> Authorities {
     let (told, operations) = watch::channel(Arc::default());
     let (sighted, since) = watch::channel(Arc::default());
     let homes = Homes::new(sources.zones.clone(), since);
+    let (mode, terms) = (sources.mode.clone(), sources.terms.clone());
+    let metrics = sources.metrics.clone();
     tokio::spawn(engine::Engine::new(sources, commanded, publisher, told, sighted).run());
-    Authorities {
+    let authorities = Authorities {
         commands,
         cells,
         operations,
         homes,
-    }
+    };
+    tokio::spawn(conditions::watch(authorities.clone(), mode, terms, metrics));
+    authorities
 }
 
 impl Authorities {

@@ -272,6 +272,10 @@ codes! {
     DrainsLastInstance = "TG7005", "drains_last_instance", Error, Rule;
         is: "The instance is the last healthy one of its service in the zone.",
         do: "Start another instance first.";
+
+    NoReplicaThere = "TG7006", "no_replica_there", Error, Rule;
+        is: "No replica of the control plane speaks for the new owner zone, so nobody could grant writes there.",
+        do: "Start a replica in that zone first, or choose another zone.";
 }
 
 impl Code {

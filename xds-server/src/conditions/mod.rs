@@ -6,8 +6,11 @@
 //! refusals of commands, which `--accept CODE` names back; [`page`] makes `docs/reference/codes.md` of the table.
 
 mod codes;
+mod lasting;
 mod log;
 pub mod page;
+pub mod proxies;
+pub mod report;
 pub mod rules;
 
 use std::{
@@ -24,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 pub use codes::{Code, Entry, Kind, Severity, UnknownCode};
+pub use lasting::{Found, Lasting};
 
 use crate::authority::unix_ms;
 
@@ -248,6 +252,18 @@ impl Conditions {
             })
         })
         .collect()
+    }
+
+    /// Waits until a code holds, or does not.
+    #[cfg(test)]
+    pub(crate) async fn until(&self, code: Code, holds: bool) {
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(30), async {
+            while self.holds(code) != holds {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        });
+        let waited = waited.await;
+        waited.unwrap_or_else(|_| panic!("{code} holds: {}", self.holds(code)));
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {

@@ -39,10 +39,28 @@ pub fn markdown() -> String {
                 ..
             } = entry;
             let kind = kind(entry);
-            page += &format!("\n### {id} `{name}`\n\n*{kind}.* {meaning}\n\n{what_to_do}\n");
+            let meaning = wrapped(&format!("*{kind}.* {meaning}"));
+            let what_to_do = wrapped(what_to_do);
+            page += &format!("\n### {id} `{name}`\n\n{meaning}\n\n{what_to_do}\n");
         }
     }
     page
+}
+
+/// In lines of at most 100 columns.
+fn wrapped(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= 100 => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
 }
 
 /// One line for each code.

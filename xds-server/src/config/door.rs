@@ -111,6 +111,8 @@ impl Door<'_> {
                 explain,
                 guard: self.guard(raw.guard.as_ref(), is_loopback)?,
                 access: Arc::new(access),
+                // Of the text, which is not here.
+                digest: 0,
             },
         })
     }

@@ -47,6 +47,8 @@ enum RawFailback {
 struct RawRamp {
     percent: Vec<f64>,
     over_s: f64,
+    /// While all zones of a region come back at once, reads beyond their steps go to other regions.
+    leaves_region: bool,
 }
 
 impl Default for RawRamp {
@@ -54,6 +56,7 @@ impl Default for RawRamp {
         RawRamp {
             percent: vec![1.0, 10.0, 50.0, 100.0],
             over_s: 60.0,
+            leaves_region: false,
         }
     }
 }
@@ -70,6 +73,7 @@ impl RawFailover {
                 RawFailback::Manual => Failback::Manual,
                 RawFailback::Ramp => self.ramp.read()?,
             },
+            ramp_leaves_region: self.ramp.leaves_region,
             damping_ms: millis("damping_s", self.damping_s)?,
         };
         if failover.hold_max_ms < failover.hold_ms {

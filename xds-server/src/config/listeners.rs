@@ -48,6 +48,7 @@ pub struct ListenerConfig {
     /// A file on the proxies' machines; none writes no access log.
     pub access_log: Option<String>,
     pub escaped_slashes: EscapedSlashes,
+    pub headers_with_underscores_action: HeadersWithUnderscoresAction,
     /// Proxies ask for virtual hosts when the first request to each comes, instead of having all of them.
     pub on_demand: bool,
     /// None: plain text.
@@ -76,6 +77,7 @@ impl ListenerConfig {
             ipv4_compat: true,
             access_log: Some(STANDARD_OUTPUT.to_owned()),
             escaped_slashes: EscapedSlashes::default(),
+            headers_with_underscores_action: HeadersWithUnderscoresAction::default(),
             on_demand: false,
             tls: None,
             xff_num_trusted_hops: 0,
@@ -134,6 +136,17 @@ pub enum EscapedSlashes {
     Keep,
 }
 
+/// What becomes of a request with a header whose name has a `_` in it. Envoy's values, in lower case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadersWithUnderscoresAction {
+    Allow,
+    /// Status 400. Many servers take `x_user` for `x-user`, and so could be told what no proxy has checked.
+    #[default]
+    RejectRequest,
+    DropHeader,
+}
+
 const STANDARD_OUTPUT: &str = "/dev/stdout";
 
 #[derive(Default, Deserialize)]
@@ -180,6 +193,7 @@ struct RawCommonOptions {
     idle_timeout_ms: Option<Spanned<u32>>,
     max_connection_duration_ms: Option<Spanned<u32>>,
     max_headers_count: Option<Spanned<u32>>,
+    headers_with_underscores_action: Option<HeadersWithUnderscoresAction>,
 }
 
 #[derive(Default, Deserialize)]
@@ -198,8 +212,12 @@ struct RawHttp2Options {
 
 impl Door<'_> {
     pub(super) fn listeners(&self, raw: &RawListeners) -> Result<Listeners, ConfigError> {
-        let gateway = SocketAddr::from(([0, 0, 0, 0], 8080));
-        let sidecar = SocketAddr::from(([127, 0, 0, 1], 15001));
+        let gateway = ListenerConfig::at(SocketAddr::from(([0, 0, 0, 0], 8080)));
+        let sidecar = ListenerConfig {
+            // The application on the same machine is no stranger.
+            headers_with_underscores_action: HeadersWithUnderscoresAction::Allow,
+            ..ListenerConfig::at(SocketAddr::from(([127, 0, 0, 1], 15001)))
+        };
         Ok(Listeners {
             gateway: self.listener("listeners.gateway", &raw.gateway, gateway)?,
             sidecar: self.listener("listeners.sidecar", &raw.sidecar, sidecar)?,
@@ -211,17 +229,20 @@ impl Door<'_> {
         &self,
         field: &str,
         raw: &RawListener,
-        default: SocketAddr,
+        default: ListenerConfig,
     ) -> Result<ListenerConfig, ConfigError> {
         let ip = match &raw.address {
-            None => default.ip(),
+            None => default.address.ip(),
             Some(at) => self.ip(&format!("{field}.address"), at)?,
         };
-        let address = SocketAddr::new(ip, raw.port.unwrap_or(default.port()));
+        let address = SocketAddr::new(ip, raw.port.unwrap_or(default.address.port()));
         let tls = raw.tls.as_ref();
         let tls = tls.map(|at| self.downstream_tls(&format!("{field}.tls"), at));
         let mut config = ListenerConfig {
             escaped_slashes: raw.escaped_slashes,
+            headers_with_underscores_action: (raw.common_http_protocol_options)
+                .headers_with_underscores_action
+                .unwrap_or(default.headers_with_underscores_action),
             on_demand: raw.on_demand,
             tls: tls.transpose()?,
             xff_num_trusted_hops: raw.xff_num_trusted_hops,

@@ -4,6 +4,7 @@
 //! and the field.
 
 mod authority;
+mod digest;
 mod door;
 mod failover;
 mod listen;
@@ -34,7 +35,9 @@ use crate::{
 pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
 pub(crate) use listeners::is_any_ipv6;
-pub use listeners::{EscapedSlashes, ListenerConfig, ListenerLimits, Listeners};
+pub use listeners::{
+    EscapedSlashes, HeadersWithUnderscoresAction, ListenerConfig, ListenerLimits, Listeners,
+};
 pub use proxy_tls::{
     DownstreamTls, SdsSecret, ServerCertificate, TlsCertificate, TrustedCa, UpstreamTls,
 };
@@ -111,6 +114,8 @@ pub struct Mesh {
     pub explain: Option<Explain>,
     pub guard: Guard,
     pub access: Arc<Access>,
+    /// Equal on replicas that serve their proxies the same.
+    pub digest: u64,
 }
 
 /// What is too much to believe.
@@ -221,7 +226,9 @@ impl Config {
     /// Parses and checks `text`, which stands in `file`.
     pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
         let raw = raw::read(file, text)?;
-        door::Door { file }.config(raw)
+        let mut config = door::Door { file }.config(raw)?;
+        config.mesh.digest = digest::digest(text);
+        Ok(config)
     }
 }
 

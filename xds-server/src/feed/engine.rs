@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 
 use super::{Confirm, PENDING_MAX};
 use crate::{
+    conditions::Code,
     config::Mesh,
     last_good::Keeper,
     metrics::{Metrics, ReasonLabel, ServiceZoneLabel, ZoneLabel},
@@ -116,6 +117,9 @@ impl Engine {
         self.metrics
             .records_unused
             .set(self.world.rejected().len() as i64);
+        self.metrics
+            .conditions
+            .set(Code::RecordsUnused, "", self.unused());
         self.metrics.instances.set(self.world.instances() as i64);
         self.metrics.instances_kept.set(self.world.kept() as i64);
         self.oversee();
@@ -149,6 +153,14 @@ impl Engine {
         if self.publisher.send(Some(snapshot)).is_err() {
             error!("nobody takes snapshots any more");
         }
+    }
+
+    /// How many records are not used, and the first of them.
+    fn unused(&self) -> Option<String> {
+        let rejected = self.world.rejected();
+        let first = rejected.iter().next()?;
+        let (count, (key, why)) = (rejected.len(), first);
+        Some(format!("{count}; the first is {key}: {why}"))
     }
 
     /// Says what has become of zones, and what is not believed.

@@ -141,7 +141,41 @@ async fn say_if_nothing<T>(mut snapshots: watch::Receiver<Option<T>>, conditions
 
 #[cfg(test)]
 mod tests {
+    use registry::store::{EmbeddedOptions, EmbeddedStore};
+
     use super::*;
+    use crate::config::Config;
+
+    #[tokio::test]
+    async fn records_that_cannot_be_used_are_a_condition_until_they_are_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        let store = EmbeddedStore::open(EmbeddedOptions::new(path)).await;
+        let store: Arc<dyn Store> = Arc::new(store.unwrap());
+        let text = "store: {embedded: {path: x}}\nfilter: {path: x}\nzones: [{name: a, region: r}]\nservices: [{name: orders, routes: [{prefix: /}]}]\n";
+        let mesh = Config::parse("test.yaml", text).unwrap().mesh;
+        let (_meshes, following) = watch::channel(Arc::new(mesh));
+        let metrics = Metrics::default();
+        let _feed = start(Sources {
+            store: Arc::clone(&store),
+            meshes: following,
+            facts: None,
+            last_good: None,
+            keeper: Keeper::none(),
+            mode: Mode::new(metrics.clone()),
+            metrics: metrics.clone(),
+        });
+        let key = "/tidegate/v1/instances/orders/a/one";
+        store.put(key, "no record".into(), None).await.unwrap();
+        metrics.conditions.until(Code::RecordsUnused, true).await;
+        let told = &metrics.conditions.list()[0].detail;
+        assert!(
+            told.starts_with(&format!("1; the first is {key}: ")),
+            "{told}"
+        );
+        store.delete(key).await.unwrap();
+        metrics.conditions.until(Code::RecordsUnused, false).await;
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_start_without_anything_to_serve_is_a_condition_until_there_is_something() {

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt, StreamExt};
 use registry::{
     authority::{AUTHORITY_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX, SESSIONS_PREFIX},
-    record::{INSTANCES_PREFIX, TIDEGATE_PREFIX},
+    record::{INSTANCES_PREFIX, REPLICAS_PREFIX, TIDEGATE_PREFIX},
     store::{
         ClusterId, Entry, Event, Head, Listing, Revision, Store, StoreError, WatchBatch, WatchError,
     },
@@ -492,8 +492,10 @@ impl Listeners {
         let owners = key.starts_with(AUTHORITY_PREFIX) || key == TERMS_KEY;
         let behind = [SESSIONS_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX];
         let behind = behind.iter().any(|prefix| key.starts_with(prefix));
+        // Replicas look at each other's by themselves.
+        let elsewhere = key.starts_with(REPLICAS_PREFIX);
         Listeners {
-            world: !behind,
+            world: !behind && !elsewhere,
             authority: owners || behind,
         }
     }

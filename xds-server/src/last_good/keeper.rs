@@ -143,17 +143,22 @@ impl Writer {
         match outcome {
             Ok(()) => {
                 if std::mem::take(&mut self.failing) {
-                    self.metrics.conditions.clear(Code::StateNotKept, "");
                     info!(%file, "the last good state is written again");
                 }
                 self.written = Some(state);
+                self.metrics
+                    .conditions
+                    .clear(Code::StateNotKept, file.to_string());
             }
             // Once: it is tried again every second.
             Err(_) if self.failing => {}
             Err(error) => {
                 self.failing = true;
-                let detail = format!("{file}: {error}");
-                (self.metrics.conditions).raise(Code::StateNotKept, "", detail);
+                self.metrics.conditions.raise(
+                    Code::StateNotKept,
+                    file.to_string(),
+                    error.to_string(),
+                );
                 error!(%file, %error, "the last good state cannot be written: after a restart without the store an older one would be served; see to the disk and its permissions");
             }
         }

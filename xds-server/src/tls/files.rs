@@ -15,7 +15,7 @@ use tokio_rustls::rustls::{
     },
 };
 
-use super::identity::{self, UnreadableCertificate};
+use super::identity::{End, UnreadableCertificate};
 use crate::config::TlsFiles;
 
 /// Why the files cannot be used: which one, and what is wrong with it.
@@ -71,10 +71,10 @@ pub(super) struct Credentials {
     pub(super) xds: Arc<ServerConfig>,
     /// For who shows none, too.
     pub(super) admin: Arc<ServerConfig>,
-    /// When the server's certificate ends: seconds since 1970.
-    pub(super) cert_not_after_s: u64,
+    /// When the server's certificate ends.
+    pub(super) cert_end: End,
     /// When the first of the CA's certificates ends.
-    pub(super) client_ca_not_after_s: u64,
+    pub(super) client_ca_end: End,
 }
 
 impl Contents {
@@ -105,8 +105,8 @@ impl Contents {
         })?;
         let cas = certificates("client_ca", &files.client_ca, &self.client_ca)?;
         // The server's own stands first; what follows it are those between it and the root.
-        let cert_not_after_s = first_end("cert", &files.cert, chain.iter().take(1))?;
-        let client_ca_not_after_s = first_end("client_ca", &files.client_ca, cas.iter())?;
+        let cert_end = first_end("cert", &files.cert, chain.iter().take(1))?;
+        let client_ca_end = first_end("client_ca", &files.client_ca, cas.iter())?;
 
         let ca_file = || files.client_ca.display().to_string();
         let mut roots = RootCertStore::empty();
@@ -138,8 +138,8 @@ impl Contents {
         Ok(Credentials {
             xds: config(strict, b"h2")?,
             admin: config(lenient, b"http/1.1")?,
-            cert_not_after_s,
-            client_ca_not_after_s,
+            cert_end,
+            client_ca_end,
         })
     }
 }
@@ -167,15 +167,19 @@ fn first_end<'c>(
     field: &'static str,
     path: &Path,
     certificates: impl Iterator<Item = &'c CertificateDer<'static>>,
-) -> Result<u64, TlsError> {
-    let ends = certificates.map(identity::not_after);
-    let ends: Result<Vec<u64>, _> = ends.collect();
+) -> Result<End, TlsError> {
+    let ends = certificates.map(End::of);
+    let ends: Result<Vec<End>, _> = ends.collect();
     let ends = ends.map_err(|error| TlsError::Certificate {
         field,
         file: path.display().to_string(),
         error,
     })?;
-    Ok(ends.into_iter().min().unwrap_or(0))
+    let first = ends.into_iter().min();
+    first.ok_or_else(|| TlsError::Empty {
+        field,
+        file: path.display().to_string(),
+    })
 }
 
 fn server_config(

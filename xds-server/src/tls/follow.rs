@@ -3,20 +3,29 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
 use tracing::{error, info};
 
 use super::{
     Acceptor, Port,
     files::{Contents, Credentials, TlsError},
+    identity::End,
 };
 use crate::{
+    authority::unix_ms,
+    conditions::{Code, Found, Lasting},
     config::TlsFiles,
     metrics::{FileLabel, Metrics, ResultLabel},
 };
 
 /// How often the files are looked at. Their content is compared, not their times: a mounted secret changes by swapping links.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is said about the ends of certificates.
+const ENDS: &[Code] = &[Code::CertificateEndsSoon, Code::CertificateEnded];
 
 /// The files in use, and those that follow.
 pub struct Tls {
@@ -35,6 +44,7 @@ impl Tls {
             seen: Some(contents.clone()),
             considered: Some(contents),
             publisher,
+            lasting: Lasting::new(metrics.conditions.clone(), ENDS),
             metrics,
         };
         tokio::spawn(follower.run());
@@ -56,6 +66,7 @@ struct Follower {
     /// What was looked into last, good or bad, so that what is bad is reported once.
     considered: Option<Contents>,
     publisher: watch::Sender<Arc<Credentials>>,
+    lasting: Lasting,
     metrics: Metrics,
 }
 
@@ -72,6 +83,8 @@ impl Follower {
                 return;
             };
             self.look(read);
+            let ends = judge_ends(&self.publisher.borrow(), unix_ms() / 1_000);
+            self.lasting.look(ends, Instant::now());
         }
     }
 
@@ -100,21 +113,43 @@ impl Follower {
             Ok(credentials) => {
                 info!("certificate, key and CA taken; connections that are open go on");
                 show(&self.metrics, &credentials);
+                self.metrics.conditions.clear(Code::TlsFilesUnusable, "");
                 self.publisher.send_replace(Arc::new(credentials));
             }
             Err(error) => {
                 self.metrics.tls_current.set(0);
+                self.metrics
+                    .conditions
+                    .raise(Code::TlsFilesUnusable, "", error.to_string());
                 error!(%error, "certificate, key and CA refused, the last good ones stay in force");
             }
         }
     }
 }
 
+/// The certificates in force that have ended, or end soon.
+fn judge_ends(credentials: &Credentials, now_s: u64) -> Vec<Found> {
+    let ends = [
+        ("listen.tls.cert", credentials.cert_end),
+        ("listen.tls.client_ca", credentials.client_ca_end),
+    ];
+    let judge = |(file, end): (&str, End)| {
+        let left_s = end.not_after_s.saturating_sub(now_s);
+        if left_s == 0 {
+            return Some(Found::new(Code::CertificateEnded, file, ""));
+        }
+        let (days, hours) = (left_s / 86_400, left_s % 86_400 / 3_600);
+        let detail = format!("in {days} d {hours} h");
+        (now_s >= end.soon_s).then(|| Found::new(Code::CertificateEndsSoon, file, detail))
+    };
+    ends.into_iter().filter_map(judge).collect()
+}
+
 fn show(metrics: &Metrics, credentials: &Credentials) {
     metrics.tls_current.set(1);
     for (file, not_after_s) in [
-        ("cert", credentials.cert_not_after_s),
-        ("client_ca", credentials.client_ca_not_after_s),
+        ("cert", credentials.cert_end.not_after_s),
+        ("client_ca", credentials.client_ca_end.not_after_s),
     ] {
         let end = metrics.tls_not_after.get_or_create(&FileLabel { file });
         end.set(i64::try_from(not_after_s).unwrap_or(i64::MAX));

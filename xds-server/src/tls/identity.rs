@@ -29,9 +29,29 @@ pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<Identity, Unreada
     Ok(identity)
 }
 
-/// When a certificate ends, in seconds since 1970.
-pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Result<u64, UnreadableCertificate> {
-    let certificate = Certificate::from_der(certificate)?;
-    let validity = certificate.tbs_certificate().validity();
-    Ok(validity.not_after.to_unix_duration().as_secs())
+/// When a certificate ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct End {
+    /// In seconds since 1970.
+    pub(super) not_after_s: u64,
+    /// From then on it ends soon: two weeks before, or a sixth of its life where that is less. Who renews certificates
+    /// by a machine does so before.
+    pub(super) soon_s: u64,
+}
+
+/// Two weeks.
+const SOON_S_MAX: u64 = 14 * 24 * 3_600;
+
+impl End {
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<End, UnreadableCertificate> {
+        let certificate = Certificate::from_der(certificate)?;
+        let validity = certificate.tbs_certificate().validity();
+        let begin_s = validity.not_before.to_unix_duration().as_secs();
+        let not_after_s = validity.not_after.to_unix_duration().as_secs();
+        let life_s = not_after_s.saturating_sub(begin_s);
+        Ok(End {
+            not_after_s,
+            soon_s: not_after_s.saturating_sub(SOON_S_MAX.min(life_s / 6)),
+        })
+    }
 }

@@ -21,6 +21,8 @@ use tokio_rustls::{
 use super::*;
 use crate::{
     access::Identity,
+    authority::unix_ms,
+    conditions::Code,
     config::TlsFiles,
     connections::{Admission, Limits, Listener},
     metrics::{Metrics, PortReasonLabel, ResultLabel},
@@ -46,7 +48,19 @@ impl Ca {
 
     /// Certificate and key, as PEM.
     fn issue(&self, names: &[&str]) -> (String, String) {
+        self.issue_with(CertificateParams::default(), names)
+    }
+
+    /// The same, valid from and until so many seconds from now.
+    fn issue_for(&self, names: &[&str], from_s: i64, until_s: i64) -> (String, String) {
+        let now_s = i64::try_from(unix_ms() / 1_000).unwrap();
+        let at = |s| time::OffsetDateTime::from_unix_timestamp(now_s + s).unwrap();
         let mut params = CertificateParams::default();
+        (params.not_before, params.not_after) = (at(from_s), at(until_s));
+        self.issue_with(params, names)
+    }
+
+    fn issue_with(&self, mut params: CertificateParams, names: &[&str]) -> (String, String) {
         params.subject_alt_names = (names.iter())
             .map(|name| {
                 let text = Ia5String::try_from(*name).unwrap();
@@ -179,11 +193,13 @@ async fn new_files_count_for_new_connections_and_bad_ones_for_none() {
     fs::write(&files.key, KeyPair::generate().unwrap().serialize_pem()).unwrap();
     eventually(|| reloads("error") == 1).await;
     assert_eq!(metrics.tls_current.get(), 0);
+    assert!(metrics.conditions.holds(Code::TlsFilesUnusable));
     assert!(connect(&acceptor, &of_old).await.1.is_ok());
 
     write(directory.path(), &new, &new);
     eventually(|| reloads("ok") == 1).await;
     assert_eq!(metrics.tls_current.get(), 1);
+    assert!(!metrics.conditions.holds(Code::TlsFilesUnusable));
     let of_new = connector(&new, Some(new.issue(&["a"])));
     assert!(connect(&acceptor, &of_new).await.1.is_ok());
     assert!(connect(&acceptor, &of_old).await.1.is_err());
@@ -346,4 +362,33 @@ async fn one_name_has_its_part_of_the_connections_and_others_theirs() {
     eventually(|| refused(&metrics, "too_many_of_client") == 1).await;
     drop(open);
     eventually(|| admission.taken() == 0).await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_ends_soon_or_has_ended_is_a_condition_until_it_is_renewed() {
+    const DAY: i64 = 24 * 3_600;
+    let directory = tempfile::tempdir().unwrap();
+    let ca = Ca::new();
+    let files = write(directory.path(), &ca, &ca);
+    let metrics = Metrics::default();
+    let _tls = Tls::start(files.clone(), metrics.clone()).unwrap();
+    let renew = |from_s, until_s| {
+        let (cert, key) = ca.issue_for(&["localhost"], from_s, until_s);
+        fs::write(&files.cert, cert).unwrap();
+        fs::write(&files.key, key).unwrap();
+    };
+    let holds = |code| metrics.conditions.holds(code);
+    let (soon, ended) = (Code::CertificateEndsSoon, Code::CertificateEnded);
+    for (from_s, until_s, is_soon, is_ended) in [
+        (-80 * DAY, 10 * DAY, true, false),
+        (-80 * DAY, -DAY, false, true),
+        (-80 * DAY, 20 * DAY, false, false),
+        // A short life is renewed by a machine.
+        (-DAY / 2, DAY / 2, false, false),
+        (-DAY, DAY / 10, true, false),
+        (-DAY, 300 * DAY, false, false),
+    ] {
+        renew(from_s, until_s);
+        eventually(|| holds(soon) == is_soon && holds(ended) == is_ended).await;
+    }
 }

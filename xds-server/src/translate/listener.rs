@@ -11,7 +11,7 @@ use envoy_types::pb::{
             core::v3::{
                 Address, ConfigSource, ExtensionConfigSource, Http1ProtocolOptions,
                 Http2ProtocolOptions, HttpProtocolOptions, TcpKeepalive, TypedExtensionConfig,
-                address,
+                address, http_protocol_options::HeadersWithUnderscoresAction as EnvoyUnderscores,
             },
             listener::v3::{
                 AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
@@ -48,7 +48,10 @@ use super::{
     filter::fallback, from_ads, local_reply, millis, place::keeps_sessions, tls, uint32,
 };
 use crate::{
-    config::{DownstreamTls, EscapedSlashes, ListenerConfig, Mesh, ServerCertificate, is_any_ipv6},
+    config::{
+        DownstreamTls, EscapedSlashes, HeadersWithUnderscoresAction, ListenerConfig, Mesh,
+        ServerCertificate, is_any_ipv6,
+    },
     resource::{Resource, any},
     snapshot::Role,
 };
@@ -191,7 +194,9 @@ fn connection_manager(mesh: &Mesh, at: &ListenerConfig, role: Role) -> HttpConne
             EscapedSlashes::Reject => PathWithEscapedSlashesAction::RejectRequest.into(),
             EscapedSlashes::Keep => PathWithEscapedSlashesAction::KeepUnchanged.into(),
         },
-        early_header_mutation_extensions: vec![strip_internal_headers()],
+        early_header_mutation_extensions: vec![strip_internal_headers(at)],
+        // Otherwise Envoy tells a client to send its body before the filter can refuse it.
+        proxy_100_continue: true,
         route_specifier: Some(RouteSpecifier::Rds(Rds {
             config_source: Some(from_ads()),
             route_config_name: ROUTES.to_owned(),
@@ -205,6 +210,12 @@ fn common_options(at: &ListenerConfig) -> HttpProtocolOptions {
     HttpProtocolOptions {
         idle_timeout: duration_ms(limits.idle_timeout_ms),
         max_headers_count: uint32(limits.max_headers_count),
+        headers_with_underscores_action: match at.headers_with_underscores_action {
+            HeadersWithUnderscoresAction::Allow => EnvoyUnderscores::Allow,
+            HeadersWithUnderscoresAction::RejectRequest => EnvoyUnderscores::RejectRequest,
+            HeadersWithUnderscoresAction::DropHeader => EnvoyUnderscores::DropHeader,
+        }
+        .into(),
         max_connection_duration: (limits.max_connection_duration_ms > 0)
             .then_some(limits.max_connection_duration_ms)
             .and_then(duration_ms),
@@ -237,26 +248,36 @@ fn upgrades(mesh: &Mesh) -> Vec<UpgradeConfig> {
         .collect()
 }
 
-/// Routes that switch the filter off would otherwise believe what a client says.
-fn strip_internal_headers() -> TypedExtensionConfig {
-    let with_prefix = RemoveOnMatch {
-        key_matcher: Some(StringMatcher {
-            match_pattern: Some(MatchPattern::Prefix(headers::INTERNAL_PREFIX.to_owned())),
-            ..StringMatcher::default()
-        }),
+/// Routes that switch the filter off would otherwise believe what a client says. What many servers take for the same names goes as
+/// well, where it can come at all.
+fn strip_internal_headers(at: &ListenerConfig) -> TypedExtensionConfig {
+    let with_prefix = |prefix: String| {
+        Action::RemoveOnMatch(RemoveOnMatch {
+            key_matcher: Some(StringMatcher {
+                match_pattern: Some(MatchPattern::Prefix(prefix)),
+                ..StringMatcher::default()
+            }),
+        })
     };
-    let mutations = [
-        Action::RemoveOnMatch(with_prefix),
+    let mut mutations = vec![
+        with_prefix(headers::INTERNAL_PREFIX.to_owned()),
         Action::Remove(headers::ALT_ROUTE.to_owned()),
     ];
+    if at.headers_with_underscores_action == HeadersWithUnderscoresAction::Allow {
+        let folded = |name: &str| name.replace('-', "_");
+        mutations.extend([
+            with_prefix(folded(headers::INTERNAL_PREFIX)),
+            Action::Remove(folded(headers::FORWARDED)),
+            Action::Remove(folded(headers::PRESENTED_EPOCH)),
+        ]);
+    }
+    let mutations = mutations.into_iter().map(|action| HeaderMutation {
+        action: Some(action),
+    });
     TypedExtensionConfig {
         name: "envoy.http.early_header_mutation.header_mutation".to_owned(),
         typed_config: Some(any(&EarlyMutation {
-            mutations: mutations
-                .map(|action| HeaderMutation {
-                    action: Some(action),
-                })
-                .into(),
+            mutations: mutations.collect(),
         })),
     }
 }

@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::config::{
     route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier},
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
-use policy::{headers, refusal::PROBLEM_JSON};
+use policy::{Refusal, headers, refusal::PROBLEM_JSON};
 
 use super::ordered::{self, JsonFormat, ResponseMapper};
 
@@ -35,9 +35,20 @@ pub(super) fn reasons() -> ordered::HttpConnectionManager {
         filter: Some(filter),
         body_format_override: Some(JsonFormat::new(fields, PROBLEM_JSON)),
     };
+    let late = Refusal::WRITE_TIMEOUT;
+    let text = |filter, text: &str, content_type: &str| ResponseMapper {
+        filter: Some(filter),
+        body_format_override: Some(JsonFormat::text(text, content_type)),
+    };
     ordered::HttpConnectionManager {
         local_reply_config: Some(ordered::LocalReplyConfig {
             mappers: vec![
+                text(
+                    and(vec![is_late_write(), grpc(true)]),
+                    late.detail,
+                    "text/plain",
+                ),
+                text(is_late_write(), &late.problem(), PROBLEM_JSON),
                 mapper(is_refused_upgrade(), &refused_upgrade),
                 mapper(is_envoys_own(), &any),
             ],
@@ -54,6 +65,38 @@ fn is_refused_upgrade() -> AccessLogFilter {
     and(vec![status(Op::Eq, 403), upgrade])
 }
 
+/// A write that a fence let through, here or in another zone, and that has lived its longest.
+fn is_late_write() -> AccessLogFilter {
+    let late = filter(FilterSpecifier::ResponseFlagFilter(ResponseFlagFilter {
+        flags: vec!["DT".to_owned()],
+    }));
+    let fenced = [headers::EPOCH, headers::PRESENTED_EPOCH].map(|name| {
+        header(HeaderMatcher {
+            name: name.to_owned(),
+            header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+            ..HeaderMatcher::default()
+        })
+    });
+    let fenced = filter(FilterSpecifier::OrFilter(OrFilter {
+        filters: fenced.into(),
+    }));
+    and(vec![late, fenced])
+}
+
+/// Whether the request is one of gRPC.
+fn grpc(is: bool) -> AccessLogFilter {
+    header(HeaderMatcher {
+        name: "content-type".to_owned(),
+        invert_match: !is,
+        treat_missing_header_as_empty: true,
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+            match_pattern: Some(MatchPattern::Prefix("application/grpc".to_owned())),
+            ..StringMatcher::default()
+        })),
+        ..HeaderMatcher::default()
+    })
+}
+
 /// Neither one of ours, nor to a gRPC request, which takes the text alone. The filter's answers are told by the reason that it sets
 /// in the request; the route table's, all of which are 503, by their want of a response flag.
 fn is_envoys_own() -> AccessLogFilter {
@@ -63,16 +106,6 @@ fn is_envoys_own() -> AccessLogFilter {
         header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
         ..HeaderMatcher::default()
     });
-    let not_grpc = header(HeaderMatcher {
-        name: "content-type".to_owned(),
-        invert_match: true,
-        treat_missing_header_as_empty: true,
-        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
-            match_pattern: Some(MatchPattern::Prefix("application/grpc".to_owned())),
-            ..StringMatcher::default()
-        })),
-        ..HeaderMatcher::default()
-    });
     // Any flag.
     let flagged = filter(FilterSpecifier::ResponseFlagFilter(
         ResponseFlagFilter::default(),
@@ -80,7 +113,7 @@ fn is_envoys_own() -> AccessLogFilter {
     let not_from_the_table = filter(FilterSpecifier::OrFilter(OrFilter {
         filters: vec![status(Op::Le, 502), status(Op::Ge, 504), flagged],
     }));
-    and(vec![undecided, not_grpc, not_from_the_table])
+    and(vec![undecided, grpc(false), not_from_the_table])
 }
 
 fn filter(specifier: FilterSpecifier) -> AccessLogFilter {

@@ -18,6 +18,15 @@ pub(super) struct JsonFormat {
     json_format: Option<Struct>,
     #[prost(string, tag = "4")]
     content_type: String,
+    #[prost(message, optional, tag = "5")]
+    text_format_source: Option<DataSource>,
+}
+
+/// `envoy.config.core.v3.DataSource`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct DataSource {
+    #[prost(string, tag = "3")]
+    inline_string: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -39,6 +48,18 @@ impl JsonFormat {
                 fields: fields.collect(),
             }),
             content_type: content_type.to_owned(),
+            text_format_source: None,
+        }
+    }
+
+    /// This text, without anything to substitute.
+    pub(super) fn text(text: &str, content_type: &str) -> JsonFormat {
+        JsonFormat {
+            json_format: None,
+            content_type: content_type.to_owned(),
+            text_format_source: Some(DataSource {
+                inline_string: text.replace('%', "%%"),
+            }),
         }
     }
 }

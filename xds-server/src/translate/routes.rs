@@ -42,7 +42,7 @@ use envoy_types::pb::envoy::{
 };
 use envoy_types::pb::google::protobuf::UInt64Value;
 use policy::{
-    Class, Explain, Plan, Reason, Refusal, Rules, Service, ServiceId, Tier, TraceRule,
+    Class, Explain, Plan, Reason, Refusal, Rules, Service, ServiceId, Target, Tier, TraceRule,
     WEIGHT_TOTAL, ZoneId, headers, refusal::PROBLEM_JSON, rules::cluster_name,
 };
 use prost::{Message, Name};
@@ -57,7 +57,7 @@ use crate::{
     config::{Resilience, Strategy},
     resource::{Names, Piece, Resource, any},
 };
-use matching::{absent, add_if_absent, is, is_any_case, present, set};
+use matching::{absent, add_if_absent, is, is_any_case, present, replace, set};
 
 /// How much of a request's body may be kept so that it can be sent again where nothing of it was: Envoy's own default.
 const RETRY_BUFFER_BYTES: u64 = 1 << 20;
@@ -125,6 +125,8 @@ fn table(hosts: &VirtualHosts, options: RouteConfiguration) -> Arc<Resource> {
     let options = RouteConfiguration {
         // As the policy does, or the two would disagree about `shop.example:8080`.
         ignore_port_in_host_matching: true,
+        // The filter counts on.
+        request_headers_to_add: vec![add_if_absent(headers::VIA, "1")],
         ..options
     };
     // A message is the same as its fields one after the other, and a repeated field as its entries.
@@ -358,7 +360,8 @@ impl Builder<'_> {
             .flatten()
             .flat_map(|region| {
                 let asks_nothing = self.rules.explain().map(|e| absent(&e.header));
-                let matchers = [is(":method", "GET"), region]
+                // What one of our proxies has sent is counted by the filter.
+                let matchers = [is(":method", "GET"), region, absent(headers::VIA)]
                     .into_iter()
                     .chain(asks_nothing)
                     .collect();
@@ -370,6 +373,11 @@ impl Builder<'_> {
                 for route in &mut routes {
                     route.typed_per_filter_config =
                         HashMap::from([(FILTER.to_owned(), any(&switched_off))]);
+                    // The filter would remove them.
+                    route.request_headers_to_remove =
+                        [headers::FORWARDED, headers::PRESENTED_EPOCH]
+                            .map(str::to_owned)
+                            .into();
                 }
                 routes
             })
@@ -413,16 +421,28 @@ impl Builder<'_> {
 
     /// Requests of `home` and `class`, as planned.
     fn planned(&self, matchers: Vec<HeaderMatcher>, home: ZoneId, class: Class) -> Vec<Route> {
-        let Plan::Open { tier, targets, .. } = self.service.plans.get(home, class) else {
-            return vec![self.refused(matchers, Refusal::NO_CAPACITY)];
+        let plan = self.service.plans.get(home, class);
+        let (tier, targets) = match plan {
+            Plan::Open { tier, targets, .. } => (tier, targets),
+            Plan::Closed { drained } => {
+                return vec![self.refused(matchers, Refusal::closed(*drained))];
+            }
         };
+        let topology = self.rules.topology();
+        let tier_of = |target: &Target| plan.tier_of(topology, home, target.zone).unwrap_or(*tier);
+        // Where some requests leave the region, each target says its tier.
+        let is_mixed = self.resilience.strategy == Strategy::Weighted
+            && targets.iter().any(|target| tier_of(target) != *tier);
         let to = match self.resilience.strategy {
-            Strategy::Weighted => specifier(
-                targets
-                    .iter()
-                    .map(|target| (self.cluster(target.zone, class), target.weight))
-                    .collect(),
-            ),
+            Strategy::Weighted => {
+                let shares = targets.iter();
+                let shares = shares.map(|t| (self.cluster(t.zone, class), t.weight));
+                let mut to = specifier(shares.collect());
+                if is_mixed {
+                    label(&mut to, targets.iter().map(tier_of));
+                }
+                to
+            }
             // All zones of a region are one ring.
             Strategy::RegionFirstHash { .. } => {
                 let tier = |zone: &ZoneId| self.rules.topology().tier(home, *zone);
@@ -440,8 +460,8 @@ impl Builder<'_> {
             (!stamped(headers::CLASS)).then(|| set(headers::CLASS, class.as_str())),
             (!stamped(headers::HOME)).then(|| set(headers::HOME, home_name)),
             (home != self.rules.viewer()).then(|| set(headers::ALT_ROUTE, &local())),
-            Some(set(headers::TIER, tier.as_str())),
-            Some(set(headers::DECISION, Reason::of_tier(*tier).as_str())),
+            (!is_mixed).then(|| set(headers::TIER, tier.as_str())),
+            (!is_mixed).then(|| set(headers::DECISION, Reason::of_tier(*tier).as_str())),
         ];
         let shed = self.shed(&matchers, home, class);
         let mut route = self.forwarded(matchers, to, class);
@@ -539,6 +559,21 @@ impl Builder<'_> {
             headers,
             ..RouteMatch::default()
         }
+    }
+}
+
+/// Has each of the weighted clusters say its tier, also to a caller that may see why: the filter knew only the nearest.
+fn label(to: &mut ClusterSpecifier, tiers: impl Iterator<Item = Tier>) {
+    let ClusterSpecifier::WeightedClusters(weighted) = to else {
+        return;
+    };
+    for (cluster, tier) in weighted.clusters.iter_mut().zip(tiers) {
+        let reason = Reason::of_tier(tier).as_str();
+        cluster.request_headers_to_add = vec![
+            set(headers::TIER, tier.as_str()),
+            set(headers::DECISION, reason),
+            replace(headers::EXPLAIN, reason),
+        ];
     }
 }
 

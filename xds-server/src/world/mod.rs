@@ -247,19 +247,14 @@ impl World {
 
     /// Terms that cannot be read change nothing, nor do those that are deleted: proxies keep the last ones.
     fn put_terms(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
-        let agreement = TermsRecord::parse(&entry.value)?;
-        let agreement = Some(agreement);
-        if self.agreement == agreement {
-            return Ok(());
-        }
-        let before = self.agreement.take();
-        self.agreement = agreement;
+        let agreement = Some(TermsRecord::parse(&entry.value)?);
         let under = |agreement: &Option<Agreement>| {
             let agreement = agreement.as_ref()?;
             self.configured.under(agreement)
         };
-        if under(&before) != under(&self.agreement) {
-            // Of the same services: no record is found unusable by it.
+        let changed = self.agreement != agreement && under(&self.agreement) != under(&agreement);
+        self.agreement = agreement;
+        if changed {
             self.take_mesh();
         }
         Ok(())

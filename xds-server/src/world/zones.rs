@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use policy::{
-    Failover, InstanceCounts, Intent, Observed, Standing, Verdict, ZoneLoad, ZoneMachine,
+    Failover, InstanceCounts, Intent, Observed, Standing, Verdict, Why, ZoneLoad, ZoneMachine,
 };
 use registry::{
     desired::{IntentKey, IntentRecord, StandingKey},
@@ -182,6 +182,8 @@ impl Zones {
             share: verdict.share,
             load1_per_core: standing.load(),
             capacity: tally.capacity,
+            drained: verdict.why == Why::Drained,
+            leaves_region: rules.ramp_leaves_region,
         };
         let status = ZoneStatus {
             counts: tally.counts,

@@ -31,8 +31,8 @@ const ORDERS: &str =
 #[test]
 fn a_fenced_table_reads_like_this() {
     let plain = "
-*/orders :method=GET !x-region-id -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
-*/orders :method=GET x-region-id=sh-a -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
+*/orders :method=GET !x-region-id !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
+*/orders :method=GET x-region-id=sh-a !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
 */orders !class !home !epoch !to -> 503
 */orders epoch -> orders/sh-a 1000
 ";

@@ -121,8 +121,8 @@ fn a_table_reads_like_this() {
         "[{name: orders, routes: [{prefix: /orders}], weights: {zone: 80, region: 20}}]",
         "UUU",
         "
-*/orders :method=GET !x-region-id -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
-*/orders :method=GET x-region-id=sh-a -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
+*/orders :method=GET !x-region-id !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
+*/orders :method=GET x-region-id=sh-a !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
 */orders !class !home -> 503
 */orders class=write !home -> orders/sh-a/writes 800 orders/sh-b/writes 200
 */orders home=sh-a !class -> orders/sh-a/reads 800 orders/sh-b/reads 200
@@ -219,6 +219,47 @@ hgrpc /a.B/ -> 503
     );
 }
 
+#[test]
+fn a_read_that_leaves_the_region_says_so_also_to_who_may_see_why() {
+    let text = "store: {embedded: {path: t.redb}}\nfilter: {path: f.wasm}\nexplain: {header: x-why, token: 0123456789abcdef}\nzones: [{name: sh-a, region: shanghai}, {name: sh-b, region: shanghai}, {name: bj-c, region: beijing}]\nservices: [{name: s, routes: [{prefix: /}], weights: {zone: 80, region: 20}, demand: {sh-a: {reads: 1000}}}]\n";
+    let mesh = Config::parse("mesh.yaml", text)
+        .expect("a good configuration")
+        .mesh;
+    let resilience = |at: usize| mesh.services[at].resilience.clone();
+    // The region bears a part of the reads.
+    let table = table::read(&routes(&rules_of(&mesh, "LLU"), &resilience));
+    let mut request = Request::new(vec![
+        (":authority", "h".to_owned()),
+        (":path", "/".to_owned()),
+        (":method", "GET".to_owned()),
+        (headers::HOME, "sh-a".to_owned()),
+    ]);
+    let labels = |request: &Request| {
+        let route = table::find(&table, request).expect("a route");
+        let sent = table::forwarded_to(route, request).into_iter();
+        sent.map(|(cluster, sent)| {
+            let names = [headers::TIER, headers::DECISION, headers::EXPLAIN];
+            let values = names.map(|name| sent.value(name).unwrap_or_default());
+            format!("{cluster}: {}", values.join(" "))
+        })
+        .collect::<Vec<_>>()
+    };
+    let unseen = [
+        "s/sh-a/reads: zone home_zone ",
+        "s/sh-b/reads: zone home_zone ",
+        "s/bj-c/reads: remote remote_read ",
+    ];
+    assert_eq!(labels(&request), unseen);
+    // The filter has stamped what it knows for a caller that may see it.
+    request.set(headers::EXPLAIN, "home_zone");
+    let seen = [
+        "s/sh-a/reads: zone home_zone home_zone",
+        "s/sh-b/reads: zone home_zone home_zone",
+        "s/bj-c/reads: remote remote_read remote_read",
+    ];
+    assert_eq!(labels(&request), seen);
+}
+
 /// Where the decision wants the request, with shares.
 fn wanted(rules: &Rules, facts: &Facts, routed: &Routed) -> Vec<(String, u32)> {
     if let Some(pin) = routed.pin {
@@ -296,7 +337,23 @@ proptest! {
                 reason => reason.as_str(),
             },
         ];
-        prop_assert_eq!(stamps.map(|name| sent.value(name)), expected.map(|v| Some(v.to_owned())));
+        // Where targets are of several tiers, each says its own: see below.
+        if sent.value(headers::TIER).is_some() || routed.tier.is_none() {
+            prop_assert_eq!(stamps.map(|name| sent.value(name)), expected.map(|v| Some(v.to_owned())));
+        } else {
+            for (cluster, sent) in table::forwarded_to(route, &request) {
+                let zone = cluster.split('/').nth(1).and_then(|zone| rules.topology().zone_named(zone));
+                let home = routed.home.and_then(|home| rules.topology().zone_named(home));
+                let (Some(zone), Some(home)) = (zone, home) else { panic!("{cluster}") };
+                let tier = match rules.topology().tier(home, zone) {
+                    Tier::Remote => Tier::Remote,
+                    _ => routed.tier.expect("a tier"),
+                };
+                prop_assert_eq!(sent.value(headers::TIER), Some(tier.as_str().to_owned()));
+                let reason = policy::Reason::of_tier(tier).as_str();
+                prop_assert_eq!(sent.value(headers::DECISION), Some(reason.to_owned()));
+            }
+        }
     }
 
     #[test]

@@ -161,19 +161,46 @@ pub(crate) fn targets(route: &Route, request: &Request) -> Vec<(String, u32)> {
 /// The request as an upstream of this route sees it.
 pub(crate) fn forwarded(route: &Route, request: &Request) -> Request {
     let mut request = request.clone();
+    add(&mut request, &route.request_headers_to_add);
+    request
+}
+
+/// The same for each of the route's weighted clusters, by its name.
+pub(crate) fn forwarded_to(route: &Route, request: &Request) -> Vec<(String, Request)> {
+    let Some(Action::Route(action)) = &route.action else {
+        return Vec::new();
+    };
+    let Some(ClusterSpecifier::WeightedClusters(weighted)) = &action.cluster_specifier else {
+        return Vec::new();
+    };
+    let clusters = weighted.clusters.iter().map(|cluster| {
+        let mut request = request.clone();
+        // Envoy begins with the most specific.
+        add(&mut request, &cluster.request_headers_to_add);
+        (cluster.name.clone(), forwarded(route, &request))
+    });
+    clusters.collect()
+}
+
+fn add(request: &mut Request, headers: &[HeaderValueOption]) {
     for HeaderValueOption {
         header,
         append_action,
         ..
-    } in &route.request_headers_to_add
+    } in headers
     {
         let header = header.as_ref().expect("a header");
-        // 1 is ADD_IF_ABSENT, 2 OVERWRITE_IF_EXISTS_OR_ADD.
-        if *append_action == 2 || request.value(&header.key).is_none() {
+        let is_there = request.value(&header.key).is_some();
+        let sets = match *append_action {
+            1 => !is_there, // ADD_IF_ABSENT
+            2 => true,      // OVERWRITE_IF_EXISTS_OR_ADD
+            3 => is_there,  // OVERWRITE_IF_EXISTS
+            other => panic!("not used: {other}"),
+        };
+        if sets {
             request.set(&header.key, &header.value);
         }
     }
-    request
 }
 
 pub(crate) fn filter_is_off(route: &Route) -> bool {

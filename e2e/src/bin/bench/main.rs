@@ -5,10 +5,13 @@
     reason = "a program of the harness: the clock is what it is about"
 )]
 
+mod envoy;
 mod failover;
 mod fence;
 mod filter;
+mod probe;
 mod propagation;
+mod usage;
 mod xds;
 
 use std::path::PathBuf;
@@ -36,6 +39,14 @@ struct Arguments {
     /// How often `filter` and `fence` measure every variant
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: u32,
+    /// So little of everything that it takes seconds: to see that it runs. The figures say nothing
+    #[arg(long)]
+    smoke: bool,
+    /// List the benchmarks, with what each needs, and leave
+    #[arg(long)]
+    list: bool,
+    #[command(flatten)]
+    envoy: envoy::Options,
     #[command(flatten)]
     failover: failover::Options,
     #[command(flatten)]
@@ -44,6 +55,7 @@ struct Arguments {
     xds: xds::Options,
 }
 
+/// All benchmarks. `cargo xtask test smoke` runs each of them.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
     /// From a put in etcd to the first request that behaves differently
@@ -56,6 +68,53 @@ enum Name {
     Fence,
     /// Thousands of simulated proxies on our control plane and on go-control-plane, and what a change costs in a large world
     Xds,
+    /// What our configuration costs an Envoy, beside the same services as plain clusters
+    Envoy,
+}
+
+impl Name {
+    /// Whether it needs root and `ip`, for network namespaces.
+    fn needs_namespaces(self) -> bool {
+        match self {
+            Name::Failover | Name::Fence => true,
+            Name::Propagation | Name::Filter | Name::Xds | Name::Envoy => false,
+        }
+    }
+
+    fn line(self) -> String {
+        let value = self.to_possible_value().unwrap_or_default();
+        let needs = match self.needs_namespaces() {
+            true => "namespaces",
+            false => "-",
+        };
+        let about = value.get_help().map(ToString::to_string);
+        format!(
+            "{:12} {needs:12} {}",
+            value.get_name(),
+            about.unwrap_or_default()
+        )
+    }
+}
+
+impl Arguments {
+    /// The same benchmarks, with little of everything.
+    fn smoked(self) -> Arguments {
+        Arguments {
+            changes: 6,
+            envoy: envoy::Options::smoke(),
+            failover: failover::Options::smoke(),
+            fence: fence::Options::SMOKE,
+            xds: xds::Options::smoke(),
+            ..self
+        }
+    }
+
+    fn amount(&self) -> filter::Amount {
+        match self.smoke {
+            true => filter::Amount::SMOKE,
+            false => filter::Amount::rounds(self.rounds),
+        }
+    }
 }
 
 /// As a shell reports a program that Ctrl-C ended.
@@ -63,12 +122,20 @@ const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
+    if arguments.list {
+        let all = Name::value_variants().iter();
+        all.for_each(|name| println!("{}", name.line()));
+        return ExitCode::SUCCESS;
+    }
     if let Some(instances) = arguments.xds.world_of {
         return match xds::measure_world(instances) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
         };
+    }
+    if arguments.smoke {
+        arguments = arguments.smoked();
     }
     // Whatever ends first: leaving the other behind drops it, and with it every child and file.
     let ended = tokio::select! {
@@ -95,16 +162,19 @@ async fn run(arguments: &Arguments) -> Result<()> {
         all.extend(propagation::run(arguments.changes).await?);
     }
     if wanted(Name::Filter) {
-        all.extend(filter::run(arguments.rounds).await?);
+        all.extend(filter::run(arguments.amount()).await?);
     }
     if wanted(Name::Failover) {
         all.extend(failover::run(&arguments.failover).await?);
     }
     if wanted(Name::Fence) {
-        all.extend(fence::run(&arguments.fence, arguments.rounds).await?);
+        all.extend(fence::run(&arguments.fence, arguments.amount()).await?);
     }
     if wanted(Name::Xds) {
         all.extend(xds::run(&arguments.xds).await?);
+    }
+    if wanted(Name::Envoy) {
+        all.extend(envoy::run(&arguments.envoy).await?);
     }
     match &arguments.json {
         Some(file) => figures::write(file, &all),

@@ -15,8 +15,8 @@ use redb::{
 
 use super::mark::{self, Mark};
 use crate::store::{
-    ClusterId, Compare, Entry, Event, LeaseId, Listing, Op, Revision, StoreError, WatchBatch,
-    random_lease,
+    ClusterId, Compare, Entry, Event, LeaseId, Listing, Op, RefusedCause, Revision, StoreError,
+    WatchBatch, random_lease,
 };
 
 /// (create revision, mod revision, lease or 0, value)
@@ -490,6 +490,15 @@ fn corrupt(path: &Path, detail: String) -> StoreError {
     }
 }
 
+/// The disk has no room, or the user no more of it.
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
+}
+
 fn store_error(path: &Path, error: redb::Error) -> StoreError {
     use std::io::ErrorKind;
     match error {
@@ -509,8 +518,32 @@ fn store_error(path: &Path, error: redb::Error) -> StoreError {
         redb::Error::UpgradeRequired(_)
         | redb::Error::TableTypeMismatch { .. }
         | redb::Error::TypeDefinitionChanged { .. } => corrupt(path, error.to_string()),
+        redb::Error::Io(error) if is_full(&error) => StoreError::Refused {
+            cause: RefusedCause::Full,
+            detail: error.to_string(),
+        },
         error => StoreError::Unavailable {
             detail: format!("{}: {error}", path.display()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_errors() {
+        let path = Path::new("x");
+        let of = |kind: std::io::ErrorKind| store_error(path, redb::Error::Io(kind.into()));
+        for kind in [
+            std::io::ErrorKind::StorageFull,
+            std::io::ErrorKind::QuotaExceeded,
+        ] {
+            let cause = RefusedCause::Full;
+            assert!(matches!(of(kind), StoreError::Refused { cause: is, .. } if is == cause));
+        }
+        let other = of(std::io::ErrorKind::PermissionDenied);
+        assert!(matches!(other, StoreError::Unavailable { .. }), "{other}");
     }
 }

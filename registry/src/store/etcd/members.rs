@@ -8,7 +8,7 @@ use etcd_client::{Client, ConnectOptions, ResponseHeader};
 use tonic::Code;
 
 use super::EtcdOptions;
-use crate::store::{ClusterId, Head, Revision, StoreError};
+use crate::store::{ClusterId, Head, RefusedCause, Revision, StoreError};
 
 /// Whether a request may be sent to a second member when the first one failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,11 @@ impl From<etcd_client::Error> for Failure {
             | Code::ResourceExhausted
             | Code::PermissionDenied
             | Code::Unauthenticated
-            | Code::Unimplemented => Failure::Answer(StoreError::Refused { detail }),
+            | Code::DataLoss
+            | Code::Unimplemented => Failure::Answer(StoreError::Refused {
+                cause: refused_cause(status.code(), status.message()),
+                detail,
+            }),
             // Unavailable, and whatever a broken connection looks like: Unknown, Internal, Cancelled.
             _ if silent(&status) => Failure::Silent,
             _ if never_connected(&status) => Failure::Member {
@@ -90,6 +94,24 @@ impl From<etcd_client::Error> for Failure {
                 error: StoreError::Unavailable { detail },
             },
         }
+    }
+}
+
+/// What a refusal is about. Codes alone do not tell: etcd gives one code for a full store and for too many requests.
+pub(super) fn refused_cause(code: Code, message: &str) -> RefusedCause {
+    // etcd's texts (api/v3/v3rpc/rpctypes/error.go), by which its own clients tell errors apart, too.
+    let says = |text: &str| message.contains(text);
+    match code {
+        Code::DataLoss => RefusedCause::CorruptData,
+        Code::PermissionDenied | Code::Unauthenticated => RefusedCause::Forbidden,
+        _ if says("database space exceeded") => RefusedCause::Full,
+        _ if says("too many requests") => RefusedCause::Busy,
+        _ if says("corrupt cluster") => RefusedCause::CorruptData,
+        _ if says("permission denied") || says("invalid auth token") => RefusedCause::Forbidden,
+        _ if says("user name is empty") || says("invalid user ID or password") => {
+            RefusedCause::Forbidden
+        }
+        _ => RefusedCause::Other,
     }
 }
 
@@ -271,4 +293,50 @@ async fn client(endpoint: &str, options: ConnectOptions) -> Result<Client, Store
                 reason: "an etcd endpoint is not of the form http://host:port",
             }
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_an_operator_has_to_do() {
+        for (status, cause) in [
+            (
+                tonic::Status::resource_exhausted("etcdserver: mvcc: database space exceeded"),
+                RefusedCause::Full,
+            ),
+            (
+                tonic::Status::resource_exhausted("etcdserver: too many requests"),
+                RefusedCause::Busy,
+            ),
+            (
+                tonic::Status::data_loss("etcdserver: corrupt cluster"),
+                RefusedCause::CorruptData,
+            ),
+            (
+                tonic::Status::permission_denied("etcdserver: permission denied"),
+                RefusedCause::Forbidden,
+            ),
+            (
+                tonic::Status::unauthenticated("etcdserver: invalid auth token"),
+                RefusedCause::Forbidden,
+            ),
+            (
+                tonic::Status::invalid_argument("etcdserver: user name is empty"),
+                RefusedCause::Forbidden,
+            ),
+            (
+                tonic::Status::invalid_argument("etcdserver: request is too large"),
+                RefusedCause::Other,
+            ),
+        ] {
+            let told = status.to_string();
+            let failure = Failure::from(etcd_client::Error::GRpcStatus(status));
+            match StoreError::from(failure) {
+                StoreError::Refused { cause: is, .. } => assert_eq!(is, cause, "{told}"),
+                other => panic!("{told}: {other}"),
+            }
+        }
+    }
 }

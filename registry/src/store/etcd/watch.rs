@@ -16,8 +16,9 @@ use etcd_client::{
 };
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::time::timeout;
+use tonic::Code;
 
-use super::members::{Failure, Members};
+use super::members::{Failure, Members, refused_cause};
 use super::{entry, utf8_key};
 use crate::store::{Event, Revision, StoreError, WatchBatch, WatchError};
 
@@ -141,6 +142,7 @@ impl Watcher {
         if response.canceled() {
             return Err(match response.compact_revision() {
                 0 => WatchError::Disconnected(StoreError::Refused {
+                    cause: refused_cause(Code::Unknown, response.cancel_reason()),
                     detail: response.cancel_reason().to_owned(),
                 }),
                 compacted => WatchError::Compacted {

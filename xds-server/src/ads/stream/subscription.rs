@@ -7,7 +7,7 @@ use std::{
 
 use super::{InFlight, Refused, hosts::Hosts};
 use crate::{
-    resource::{Digest, Resource, Resources, Version},
+    resource::{Digest, Kind, Resource, Resources, Version},
     snapshot::View,
 };
 
@@ -70,6 +70,9 @@ pub(super) struct Subscription {
     digest: Digest,
     /// Not sent again while the version is this one.
     pub(super) rejected: BTreeMap<Arc<str>, Version>,
+    /// What was refused last under a name, until another version is accepted: Envoy takes the same bytes, sent again, for
+    /// what it has, acknowledges them, and does not apply them.
+    pub(super) refused_last: BTreeMap<Arc<str>, (Version, Arc<str>)>,
     /// The last refusal, until everything that was refused has changed, or is accepted.
     pub(super) refusal: Option<Refused>,
     /// What may have to be sent or removed: all that a look at what is due has to consider. It costs a change what it
@@ -151,6 +154,7 @@ impl Subscription {
 
     /// What was refused is worth another try, though it has not changed.
     pub(super) fn pardon(&mut self) {
+        self.refused_last.clear();
         let refused = std::mem::take(&mut self.rejected);
         self.pending.extend(refused.into_keys());
     }
@@ -165,7 +169,7 @@ impl Subscription {
     }
 
     /// Notes that what is offered under these names has changed.
-    pub(super) fn changed(&mut self, names: &[Arc<str>], offered: &Resources) {
+    pub(super) fn changed(&mut self, kind: Kind, names: &[Arc<str>], offered: &Resources) {
         for name in names {
             if self.wants(name) || self.held.contains_key(name) {
                 self.pending.insert(Arc::clone(name));
@@ -175,9 +179,29 @@ impl Subscription {
             {
                 self.rejected.remove(name);
             }
+            self.refuse_again(kind, name, offered);
         }
         if self.rejected.is_empty() {
             self.refusal = None;
+        }
+    }
+
+    /// What was refused last and is offered again is still refused.
+    fn refuse_again(&mut self, kind: Kind, name: &Arc<str>, offered: &Resources) {
+        let Some((version, message)) = self.refused_last.get(name) else {
+            return;
+        };
+        match offered.get(name) {
+            None => drop(self.refused_last.remove(name)),
+            Some(resource) if resource.version == *version => {
+                self.refusal = Some(Refused {
+                    kind,
+                    resources: vec![Arc::clone(name)],
+                    message: message.to_string(),
+                });
+                self.rejected.insert(Arc::clone(name), *version);
+            }
+            Some(_) => {}
         }
     }
 

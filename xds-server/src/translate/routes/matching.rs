@@ -61,6 +61,11 @@ pub(super) fn set(name: &str, value: &str) -> HeaderValueOption {
     header(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)
 }
 
+/// Sets a header that is there, and no other.
+pub(super) fn replace(name: &str, value: &str) -> HeaderValueOption {
+    header(name, value, HeaderAppendAction::OverwriteIfExists)
+}
+
 pub(super) fn add_if_absent(name: &str, value: &str) -> HeaderValueOption {
     header(name, value, HeaderAppendAction::AddIfAbsent)
 }

@@ -131,6 +131,7 @@ mod tests {
             Sample {
                 gateway: 0,
                 read: true,
+                cell: None,
                 start: begin + Duration::from_millis(n * 10),
                 latency: Duration::from_millis(latency_ms),
                 status,

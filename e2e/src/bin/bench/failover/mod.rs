@@ -26,9 +26,9 @@ pub(crate) use cases::Case;
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "failover")]
 pub(crate) struct Options {
-    /// `failover`: only this case
-    #[arg(long, value_enum)]
-    case: Option<Case>,
+    /// `failover`: only these cases
+    #[arg(long = "case", value_enum, value_delimiter = ',')]
+    cases: Vec<Case>,
     /// `failover`: how often each of the fast cases is repeated
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     faults: u32,
@@ -38,6 +38,18 @@ pub(crate) struct Options {
     /// `failover`: seconds for which all of etcd is stopped
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=600))]
     etcd_outage_s: u64,
+}
+
+impl Options {
+    /// Enough to see that it runs: a fault of instances, and one of the control plane.
+    pub(crate) fn smoke() -> Options {
+        Options {
+            cases: vec![Case::KillZone, Case::RestartControl],
+            faults: 1,
+            rps: 100,
+            etcd_outage_s: 1,
+        }
+    }
 }
 
 impl std::fmt::Debug for Case {
@@ -83,7 +95,7 @@ async fn measure(
          no hold and no ramp, and proxies take instances back after a second",
         options.rps
     );
-    let wanted = |case: &&Case| options.case.is_none_or(|only| only == **case);
+    let wanted = |case: &&Case| options.cases.is_empty() || options.cases.contains(case);
     let mut reports = vec![];
     for case in Case::value_variants().iter().filter(wanted) {
         let rounds = if case.is_fast() { options.faults } else { 1 };

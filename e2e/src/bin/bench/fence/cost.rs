@@ -10,13 +10,13 @@ use e2e::mesh::Builder;
 use e2e::workdir::Workdir;
 use serde_json::json;
 
+use crate::filter::Amount;
 use crate::filter::load::{Load, Worker};
 
 const OWNER: &str = "shanghai-a";
-/// Requests of one kind in one round.
-const REQUESTS: u64 = 2_500;
 
-pub(super) async fn measure(rounds: u32) -> Result<Vec<Figure>> {
+pub(super) async fn measure(amount: Amount) -> Result<Vec<Figure>> {
+    let Amount { rounds, requests } = amount;
     println!("\nfence: one gateway with a fenced service and one that is not, {rounds} rounds");
     // Long: with all processors busy the control plane may be late, and not one write may be refused. But the first owner waits
     // for as long as a session lasts before it writes.
@@ -58,7 +58,7 @@ pub(super) async fn measure(rounds: u32) -> Result<Vec<Figure>> {
                 region: None,
                 post: true,
             };
-            let cost = worker.serve(at, &load, REQUESTS).await;
+            let cost = worker.serve(at, &load, requests).await;
             of_round[which] = cost.with_context(|| paths[which])?.cpu_us;
         }
         if round > 0 {

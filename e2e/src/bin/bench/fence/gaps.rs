@@ -25,8 +25,6 @@ const SPANS: Spans = Spans {
     grant_ttl_ms: 1_500,
     write_drain_ms: 1_000,
 };
-/// Requests a second in all: what is between two writes cannot be told from a gap.
-const RPS: u32 = 900;
 /// Of how many requests one is a read.
 const READ_EVERY: u64 = 10;
 /// Of how many requests one is to another cell than the one that is measured.
@@ -58,7 +56,7 @@ pub(super) async fn measure(
     options: &Options,
 ) -> Result<Vec<Figure>> {
     println!("\nfence: starting three zones in network namespaces");
-    let mut scene = Scene::set(directory, network).await?;
+    let mut scene = Scene::set(directory, network, options.fence_rps).await?;
     let measured = scene.all(options).await;
     measured.with_context(|| scene.stage.logs())
 }
@@ -76,7 +74,7 @@ fn next(gateway: u8, count: u64) -> Request {
 }
 
 impl Scene {
-    async fn set(directory: &Path, network: Arc<Network>) -> Result<Scene> {
+    async fn set(directory: &Path, network: Arc<Network>, rps: u32) -> Result<Scene> {
         let plan = Plan {
             service: json!({
                 "name": SERVICE,
@@ -93,7 +91,7 @@ impl Scene {
         };
         let stage = Stage::set(directory, &network, plan).await?;
         Ok(Scene {
-            load: Load::start(&network, RPS, Arc::new(next)),
+            load: Load::start(&network, rps, Arc::new(next)),
             witness: Witness::of(&stage),
             stage,
             network,
@@ -103,8 +101,8 @@ impl Scene {
     async fn all(&mut self, options: &Options) -> Result<Vec<Figure>> {
         self.calm().await?;
         println!(
-            "fence: {RPS} requests a second by three gateways, nine of ten are writes; session {} ms, grant {} ms, drain {} ms",
-            SPANS.session_ttl_ms, SPANS.grant_ttl_ms, SPANS.write_drain_ms
+            "fence: {} requests a second by three gateways, nine of ten are writes; session {} ms, grant {} ms, drain {} ms",
+            options.fence_rps, SPANS.session_ttl_ms, SPANS.grant_ttl_ms, SPANS.write_drain_ms
         );
         let mut moves = vec![];
         for round in 0..options.moves {

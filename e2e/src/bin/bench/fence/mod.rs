@@ -13,6 +13,8 @@ use e2e::workdir::Workdir;
 use tokio::runtime;
 use tokio::sync::oneshot;
 
+use crate::filter::Amount;
+
 /// How often everything is measured.
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "fence")]
@@ -26,12 +28,25 @@ pub(crate) struct Options {
     /// `fence`: how often the owner's control plane is killed
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     kills: u32,
+    /// `fence`: requests a second in all: what is between two writes cannot be told from a gap
+    #[arg(long, default_value_t = 900, value_parser = clap::value_parser!(u32).range(30..=5_000))]
+    fence_rps: u32,
+}
+
+impl Options {
+    /// Enough to see that it runs.
+    pub(crate) const SMOKE: Options = Options {
+        moves: 2,
+        cuts: 1,
+        kills: 1,
+        fence_rps: 120,
+    };
 }
 
 /// Runs it. The zones live in namespaces, so that they take a thread of their own, which is in one of them.
-pub(crate) async fn run(options: &Options, rounds: u32) -> Result<Vec<Figure>> {
+pub(crate) async fn run(options: &Options, amount: Amount) -> Result<Vec<Figure>> {
     let mut figures = zones(options).await?;
-    figures.extend(cost::measure(rounds).await?);
+    figures.extend(cost::measure(amount).await?);
     Ok(figures)
 }
 

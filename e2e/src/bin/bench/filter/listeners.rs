@@ -135,6 +135,8 @@ fn bootstrap(id: &str, listeners: Vec<Value>, clusters: Vec<Value>) -> Result<Bo
     Bootstrap::read("gateway.yaml")?
         .node(id, e2e::config::region_of(VIEWER), VIEWER)?
         .with("/dynamic_resources", json!({}))?
+        // There is no control plane to report to.
+        .with("/cluster_manager", json!({}))?
         .with("/static_resources", resources)
 }
 
@@ -262,7 +264,11 @@ fn answer(body: &str) -> Value {
 
 fn leading_to(cluster: &Value, upstream: SocketAddr) -> Result<Value> {
     let mut cluster = cluster.clone();
-    remove(&mut cluster, "eds_cluster_config")?;
+    // What routes name are aggregates, and the rest has endpoints of its own.
+    if remove(&mut cluster, "eds_cluster_config").is_err() {
+        remove(&mut cluster, "cluster_type")?;
+        remove(&mut cluster, "lb_policy")?;
+    }
     let address = json!({ "address": upstream.ip(), "port_value": upstream.port() });
     let endpoint = json!({ "endpoint": { "address": { "socket_address": address } } });
     cluster["type"] = json!("STATIC");

@@ -24,9 +24,30 @@ use listeners::{Chain, End};
 use load::{Cost, Load, Worker};
 use pushed::Pushed;
 
-/// Requests of one variant in one round. Few, so that what is compared is close together in time: many short rounds agree
-/// better than a few long ones when something else runs on the machine.
-const REQUESTS: u64 = 2_500;
+/// How much is measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Amount {
+    pub(crate) rounds: u32,
+    /// Requests of one variant in one round. Few, so that what is compared is close together in time: many short rounds agree
+    /// better than a few long ones when something else runs on the machine.
+    pub(crate) requests: u64,
+}
+
+impl Amount {
+    pub(crate) const fn rounds(rounds: u32) -> Amount {
+        Amount {
+            rounds,
+            requests: 2_500,
+        }
+    }
+
+    /// Enough to see that it runs.
+    pub(crate) const SMOKE: Amount = Amount {
+        rounds: 1,
+        requests: 100,
+    };
+}
+
 /// The Envoys of the benchmark.
 struct Stage {
     envoy: Envoy,
@@ -58,23 +79,24 @@ struct Series {
     costs: Vec<Cost>,
 }
 
-pub(crate) async fn run(rounds: u32) -> Result<Vec<Figure>> {
+pub(crate) async fn run(amount: Amount) -> Result<Vec<Figure>> {
+    let Amount { rounds, requests } = amount;
     println!("\nfilter: asking a real control plane for its configuration");
     let stage = Stage::set().await?;
     let mut all = find_listeners(&stage).await?;
     check(&all).await?;
     let variants: usize = all.iter().map(Vec::len).sum();
     println!(
-        "filter: {variants} variants in {rounds} rounds of {REQUESTS} requests each; one Envoy worker, 8 connections"
+        "filter: {variants} variants in {rounds} rounds of {requests} requests each; one Envoy worker, 8 connections"
     );
     let worker = Worker::of(stage.envoy.process().pid())?;
     // The first round warms everything up.
-    measure(&worker, &mut all, false).await?;
+    measure(&worker, &mut all, requests, false).await?;
     for series in all.iter_mut().flatten() {
         series.costs.clear();
     }
     for round in 0..rounds {
-        measure(&worker, &mut all, round % 2 == 1).await?;
+        measure(&worker, &mut all, requests, round % 2 == 1).await?;
     }
     report::print(&all)?;
     Ok(report::figures(&all))
@@ -142,7 +164,12 @@ async fn check(all: &[Vec<Series>]) -> Result<()> {
     Ok(())
 }
 
-async fn measure(worker: &Worker, all: &mut [Vec<Series>], backwards: bool) -> Result<()> {
+async fn measure(
+    worker: &Worker,
+    all: &mut [Vec<Series>],
+    requests: u64,
+    backwards: bool,
+) -> Result<()> {
     let mut turns: Vec<(&Group, &mut Series)> = GROUPS
         .iter()
         .zip(all)
@@ -157,7 +184,7 @@ async fn measure(worker: &Worker, all: &mut [Vec<Series>], backwards: bool) -> R
             region: group.ask.region(),
             post: group.ask == Ask::Write,
         };
-        let cost = worker.serve(series.at, &load, REQUESTS).await;
+        let cost = worker.serve(series.at, &load, requests).await;
         series.costs.push(cost.with_context(|| group.ask.as_str())?);
     }
     Ok(())

@@ -32,10 +32,11 @@ impl Pushed {
             ..Config::new(StoreConfig::Embedded, vec![service])
         };
         let control_plane = ControlPlane::start(workdir.path(), config).await?;
-        for (zone, _) in ZONES {
+        for (port, (zone, _)) in (1..).zip(ZONES) {
             let name = InstanceName::new(SERVICE, zone, "one");
-            // Nobody sends anything there, but without instances there would be no routes to them.
-            let instance = Instance::at(([127, 0, 0, 1], 9).into());
+            // Nobody sends anything there, but without instances there would be no routes to them. Each has an address of
+            // its own: two at one address would be one.
+            let instance = Instance::at(([127, 0, 0, 1], port).into());
             let reply = control_plane.registry().put(&name, &instance, None).await?;
             ensure!(reply.status.is_success(), "{}", reply.text());
         }

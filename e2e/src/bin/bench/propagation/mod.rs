@@ -5,7 +5,6 @@
 //! time goes: a watch on etcd, and an xDS stream that subscribes to the same endpoints as Envoy.
 
 mod bystanders;
-mod probe;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -21,9 +20,9 @@ use etcd_client::KvClient;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
+use crate::probe::Prober;
 use bystanders::Bystanders;
 use e2e::figures::{Figure, machine_load, quantile};
-use probe::Prober;
 
 const SERVICE: &str = "orders";
 const HERE: &str = "shanghai-a";
@@ -130,7 +129,7 @@ pub(crate) async fn run(changes: u32) -> Result<Vec<Figure>> {
     let cluster = format!("{SERVICE}/{HERE}");
     let xds = stage.mesh.control_plane.xds();
     let mut bystanders = Bystanders::start(etcd.client().await?, &key, xds, &cluster).await?;
-    let mut prober = Prober::connect(stage.mesh.address(HERE)?)?;
+    let mut prober = Prober::connect(stage.mesh.address(HERE)?, "bench", "/orders")?;
 
     println!("propagation: {changes} changes");
     let (mut at, mut samples) = (0, Vec::new());

@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::fleet::{Fleet, Goal, Interest};
 use super::servers::{Change, Server, Shape, ZONE};
-use super::usage::Usage;
+use crate::usage::Usage;
 
 /// Every stream is served within this, or something is broken: a burst of large resources to all takes seconds, on a busy
 /// machine minutes.

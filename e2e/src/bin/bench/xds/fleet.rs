@@ -13,10 +13,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
 
 use super::link::{Link, Security};
-use super::usage::thread_cpu;
 use super::wire::{
     self, Acknowledgement, DeltaRequest, Locality, Node, Reader, Resource, Response,
 };
+use crate::usage::thread_cpu;
 
 /// At least one whole frame of the usual 16 KB.
 const READ_BYTES: usize = 64 * 1024;

@@ -10,7 +10,6 @@ mod fleet;
 mod link;
 mod report;
 mod servers;
-mod usage;
 mod wire;
 mod world;
 
@@ -49,9 +48,27 @@ pub(crate) struct Options {
     /// `xds`: leave the worlds without proxies out
     #[arg(long)]
     no_worlds: bool,
+    /// `xds`: leave worlds of more instances out
+    #[arg(long, default_value_t = 100_000)]
+    world_max: usize,
     /// What the benchmark calls itself with: one world, in a process of its own
     #[arg(long, hide = true)]
     pub(crate) world_of: Option<usize>,
+}
+
+impl Options {
+    /// Enough to see that it runs.
+    pub(crate) fn smoke() -> Options {
+        Options {
+            streams: vec![20],
+            sizes: vec![Size::Small],
+            turns: 1,
+            tls: false,
+            no_worlds: false,
+            world_max: 1_000,
+            world_of: None,
+        }
+    }
 }
 
 /// Of one assignment.
@@ -106,7 +123,7 @@ pub(crate) use world::measure as measure_world;
 pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     if !options.no_worlds {
-        figures.extend(world::run().await?);
+        figures.extend(world::run(options.world_max).await?);
     }
     let most = options.streams.iter().max().copied().unwrap_or_default();
     raise_limit(u64::from(most))?;

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::link::{SERVER_NAME, Security};
-use super::usage::Usage;
+use crate::usage::Usage;
 
 /// All proxies and all endpoints are here.
 pub(super) const ZONE: &str = "shanghai-a";

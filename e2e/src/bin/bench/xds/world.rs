@@ -16,7 +16,7 @@ use xds_server::config::{Config, Mesh};
 use xds_server::snapshot::Snapshot;
 use xds_server::world::{Change, Origin, World};
 
-use super::usage::{Usage, thread_cpu};
+use crate::usage::{Usage, thread_cpu};
 
 /// How many instances, and what that is called in figures.
 const SIZES: [(usize, &str); 3] = [(1_000, "1k"), (10_000, "10k"), (100_000, "100k")];
@@ -48,7 +48,7 @@ struct Findings {
     replanned_us: Vec<f64>,
 }
 
-pub(super) async fn run() -> Result<Vec<Figure>> {
+pub(super) async fn run(instances_max: usize) -> Result<Vec<Figure>> {
     println!(
         "\nworlds of {INSTANCES_PER_SERVICE} instances a service in {} zones; CPU time of one change, p50 / p99 of up to {CHANGES}",
         ZONES.len()
@@ -65,6 +65,9 @@ pub(super) async fn run() -> Result<Vec<Figure>> {
     );
     let mut figures = Vec::new();
     for (instances, label) in SIZES {
+        if instances > instances_max {
+            break;
+        }
         let found = in_own_process(instances).await?;
         let cost = |us: &[f64]| format!("{:.0} / {:.0}", median(us), quantile(us, 0.99));
         println!(

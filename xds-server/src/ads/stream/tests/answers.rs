@@ -43,6 +43,40 @@ fn a_refused_resource_is_not_sent_again_until_it_changes() {
     sent(&mut stream, Kind::Cluster, &["a"], &[]);
 }
 
+/// Envoy takes bytes that it refused, sent again, for what it has: it acknowledges them, and applies nothing.
+#[test]
+fn a_refused_resource_that_is_offered_again_stays_refused_until_another_is_accepted() {
+    for mut stream in [delta(&view(&cluster("a", "1"), &[])), {
+        let view = view(&cluster("a", "1"), &[]);
+        Stream::new(Variant::StateOfTheWorld, view)
+    }] {
+        match stream.variant {
+            Variant::Delta => subscribe(&mut stream, Kind::Cluster, &["*"]),
+            Variant::StateOfTheWorld => stream.subscribe_sotw(Kind::Cluster, [].into_iter(), ""),
+        };
+        let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+        ack(&mut stream, Kind::Cluster, &nonce);
+        stream.set_view(view(&cluster("a", "bad"), &[]));
+        let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+        nack(&mut stream, Kind::Cluster, &nonce, "a: bad");
+        // The client has this one: there is nothing to send, and nothing is refused.
+        stream.set_view(view(&cluster("a", "1"), &[]));
+        quiet(&mut stream);
+        assert_eq!(stream.refusal(Kind::Cluster), None);
+        stream.set_view(view(&cluster("a", "bad"), &[]));
+        quiet(&mut stream);
+        let refusal = stream.refusal(Kind::Cluster);
+        assert_eq!(refusal.map(|r| r.message.as_str()), Some("a: bad"));
+        // After another one the client looks at it anew.
+        stream.set_view(view(&cluster("a", "2"), &[]));
+        let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+        ack(&mut stream, Kind::Cluster, &nonce);
+        assert_eq!(stream.refusal(Kind::Cluster), None);
+        stream.set_view(view(&cluster("a", "bad"), &[]));
+        sent(&mut stream, Kind::Cluster, &["a"], &[]);
+    }
+}
+
 /// A port may be free later.
 #[test]
 fn a_refused_listener_can_be_tried_again_and_is_refused_until_it_is_taken() {

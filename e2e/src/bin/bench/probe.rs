@@ -10,30 +10,34 @@ use e2e::client::Echo;
 
 /// Only a change that is lost takes so long.
 const TIME_MAX: Duration = Duration::from_secs(10);
-const REQUEST: &[u8] = b"GET /orders HTTP/1.1\r\nhost: bench\r\n\r\n";
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-pub(super) struct Prober {
+pub(crate) struct Prober {
     stream: TcpStream,
+    request: Vec<u8>,
     buffer: Vec<u8>,
     asked: u32,
     asking: Duration,
 }
 
 /// The first answer that was awaited.
-pub(super) struct Seen {
-    pub(super) at: Instant,
-    pub(super) probes: u32,
-    pub(super) failed: u32,
+pub(crate) struct Seen {
+    pub(crate) at: Instant,
+    pub(crate) probes: u32,
+    pub(crate) failed: u32,
+    /// The longest time from one answer to the next.
+    pub(crate) gap: Duration,
 }
 
 impl Prober {
-    pub(super) fn connect(to: SocketAddr) -> Result<Prober> {
+    /// Asks for `path` of `host`.
+    pub(crate) fn connect(to: SocketAddr, host: &str, path: &str) -> Result<Prober> {
         let stream = TcpStream::connect(to)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIME_MAX))?;
         Ok(Prober {
             stream,
+            request: format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n").into_bytes(),
             buffer: vec![],
             asked: 0,
             asking: Duration::ZERO,
@@ -41,18 +45,26 @@ impl Prober {
     }
 
     /// Asks until the instance `expected` answers.
-    pub(super) fn until(&mut self, expected: &str) -> Result<Seen> {
+    pub(crate) fn until(&mut self, expected: &str) -> Result<Seen> {
         let begin = Instant::now();
         let (mut probes, mut failed) = (0, 0);
+        let (mut last, mut gap) = (begin, Duration::ZERO);
         loop {
             let answered = self.ask()?;
             let at = Instant::now();
+            gap = gap.max(at - last);
+            last = at;
             probes += 1;
             match &answered {
                 Some(instance) if instance == expected => {
                     self.asked += probes;
                     self.asking += at - begin;
-                    return Ok(Seen { at, probes, failed });
+                    return Ok(Seen {
+                        at,
+                        probes,
+                        failed,
+                        gap,
+                    });
                 }
                 Some(_) => {}
                 None => failed += 1,
@@ -64,14 +76,27 @@ impl Prober {
         }
     }
 
+    /// Asks for a time; the longest time from one answer to the next.
+    pub(crate) fn for_a_while(&mut self, time: Duration) -> Result<Duration> {
+        let begin = Instant::now();
+        let (mut last, mut gap) = (begin, Duration::ZERO);
+        while last - begin < time {
+            self.ask()?;
+            let at = Instant::now();
+            gap = gap.max(at - last);
+            last = at;
+        }
+        Ok(gap)
+    }
+
     /// The mean time from one request to the next.
-    pub(super) fn interval_ms(&self) -> f64 {
+    pub(crate) fn interval_ms(&self) -> f64 {
         self.asking.as_secs_f64() * 1e3 / f64::from(self.asked)
     }
 
     /// Who answers; none for anything but a success.
     fn ask(&mut self) -> Result<Option<String>> {
-        self.stream.write_all(REQUEST)?;
+        self.stream.write_all(&self.request)?;
         self.buffer.clear();
         loop {
             let mut chunk = [0; 4096];

@@ -9,18 +9,18 @@ use nix::time::{ClockId, clock_gettime};
 
 /// A running process.
 #[derive(Clone, Copy)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     pid: u32,
 }
 
 impl Usage {
-    pub(super) fn of(pid: u32) -> Usage {
+    pub(crate) fn of(pid: u32) -> Usage {
         Usage { pid }
     }
 
     /// CPU time of all its threads, in user and kernel mode. Exact, where `stat` counts in ticks of 10 ms; threads that have
     /// ended are missing, and neither server ends any while it serves.
-    pub(super) fn cpu(&self) -> Result<Duration> {
+    pub(crate) fn cpu(&self) -> Result<Duration> {
         let mut sum_ns = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.pid))? {
             let file = task?.path().join("schedstat");
@@ -36,12 +36,12 @@ impl Usage {
     }
 
     /// Memory in use, in MB (10^6 bytes).
-    pub(super) fn rss_mb(&self) -> Result<f64> {
+    pub(crate) fn rss_mb(&self) -> Result<f64> {
         self.memory_mb("VmRSS:")
     }
 
     /// The most that ever was in use.
-    pub(super) fn rss_max_mb(&self) -> Result<f64> {
+    pub(crate) fn rss_max_mb(&self) -> Result<f64> {
         self.memory_mb("VmHWM:")
     }
 
@@ -56,6 +56,6 @@ impl Usage {
 }
 
 /// CPU time of the calling thread so far.
-pub(super) fn thread_cpu() -> Result<Duration> {
+pub(crate) fn thread_cpu() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }

@@ -1,0 +1,101 @@
+//! How a command ends: its exit code, and what its message says.
+
+use agent::https;
+use hyper::Uri;
+use hyper_util::client::legacy;
+
+use crate::conditions::Severity;
+
+/// Refused, or failed without an effect; the message says why.
+pub const FAILED: u8 = 1;
+/// The command line is wrong: clap's own.
+pub const USAGE: u8 = 2;
+/// Nobody knows whether the command took effect.
+pub const OUTCOME_UNKNOWN: u8 = 3;
+/// `status`: a condition of severity error holds.
+pub const ERRORS_HOLD: u8 = 4;
+/// `status`: conditions hold, all of severity warning.
+pub const WARNINGS_HOLD: u8 = 5;
+
+/// For the end of `--help`.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused, or failed without an effect: the message says why
+  2  the command line is wrong
+  3  the outcome is unknown: the message says how to find out
+  4  status: a condition of severity error holds
+  5  status: conditions hold, all of severity warning";
+
+/// A change was sent, and no answer says what became of it.
+#[derive(Debug, thiserror::Error)]
+#[error("outcome unknown: {why}. It may take effect yet. {how}")]
+pub struct OutcomeUnknown {
+    pub why: String,
+    /// How to find out.
+    pub how: &'static str,
+}
+
+/// Conditions hold.
+#[derive(Debug, thiserror::Error)]
+#[error("{count} conditions hold, the worst of severity {}", worst.as_str())]
+pub struct Unwell {
+    pub count: usize,
+    pub worst: Severity,
+}
+
+/// What the process ends with after this error.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<OutcomeUnknown>() {
+        return OUTCOME_UNKNOWN;
+    }
+    match error.downcast_ref::<Unwell>().map(|unwell| unwell.worst) {
+        Some(Severity::Error) => ERRORS_HOLD,
+        Some(Severity::Warning) => WARNINGS_HOLD,
+        None => FAILED,
+    }
+}
+
+/// How an operator finds out what became of a request to this path.
+pub(super) fn how_to_find_out(path: &str) -> &'static str {
+    let about = |prefix: &str| path.starts_with(prefix);
+    if about("/v1/intents/") {
+        "`tidegate zones` shows it under INTENT; repeating the command does no harm"
+    } else if about("/v1/failback/") {
+        "`tidegate zones` shows it under STATE; repeating the command does no harm"
+    } else if about("/v1/cells/") {
+        "`tidegate cells` shows whether the cell has moved: look before you repeat the command"
+    } else {
+        "`tidegate status` shows what still waits; repeating the command does no harm"
+    }
+}
+
+/// An error of a request that got no answer.
+pub(super) fn no_answer(error: anyhow::Error, uri: &Uri, is_change: bool) -> anyhow::Error {
+    if let Some(hint) = other_protocol(&error, uri) {
+        return error.context(format!("no answer from {uri}: {hint}"));
+    }
+    let unsent = error.downcast_ref::<legacy::Error>();
+    if unsent.is_some_and(legacy::Error::is_connect) || !is_change {
+        let hint = "is --admin the admin address?";
+        return error.context(format!("no answer from {uri}: {hint}"));
+    }
+    let why = format!("no answer from {uri}: {error:#}");
+    let how = how_to_find_out(uri.path());
+    OutcomeUnknown { why, how }.into()
+}
+
+/// What to do where the port speaks TLS and was asked in plain text, or the other way round.
+fn other_protocol(error: &anyhow::Error, uri: &Uri) -> Option<&'static str> {
+    match uri.scheme_str() {
+        Some("https") => https::is_plain_text(error.as_ref())
+            .then_some("that port speaks plain HTTP: begin --admin with http://"),
+        _ => {
+            let causes = error.chain().filter_map(|cause| cause.downcast_ref());
+            let mut no_http = causes.map(hyper::Error::is_parse);
+            no_http
+                .any(|is| is)
+                .then_some("what came back is no HTTP. If that port speaks TLS, begin --admin with https:// and give --ca")
+        }
+    }
+}
