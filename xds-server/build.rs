@@ -1,5 +1,9 @@
 //! Generates the services that filters and other replicas speak to, in Rust alone; their messages are those of `protos`.
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "cargo tells a build script where to write by the environment"
+)]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=../protos/tidegate");
     let descriptors = protox::compile(

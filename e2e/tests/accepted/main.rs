@@ -3,6 +3,8 @@
 //! The generator knows what values a field could have, good ones and bad ones, and not which are which: that says the check. A
 //! failure prints the seed of its configuration; `ACCEPTED_SEED=SEED cargo test -p e2e --test accepted` is that one again.
 
+#![allow(clippy::disallowed_methods, reason = "it draws a seed, or is told one")]
+
 mod any;
 
 use std::collections::BTreeMap;

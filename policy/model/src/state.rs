@@ -127,6 +127,10 @@ impl Message {
 }
 
 /// What is to happen at once.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "most are inputs, and a box each would cost a model of millions of states more"
+)]
 enum Due {
     Input(usize, Input),
     Asked {

@@ -331,7 +331,7 @@ impl Replica {
             }
             let same: BTreeSet<&Name> = view.authority.owners.iter().collect();
             // To where a cell is an override gives up the move that is under way; else it only interrupts writes.
-            let pointless = !moving && !(forced && accepted);
+            let pointless = !(moving || forced && accepted);
             if same == next.to.iter().collect() && pointless {
                 return Err(Unwilling::SameOwners);
             }
