@@ -182,7 +182,10 @@ mod tests {
             opened = next;
         }
         assert!(spans[0] >= FIRST && spans[0] < FIRST * 2, "{spans:?}");
-        assert!(spans.is_sorted(), "{spans:?}");
+        // The part by which one proxy is later than another grows with the span, up to a quarter of it.
+        assert!(spans[..8].is_sorted(), "{spans:?}");
+        let most = LONGEST + LONGEST / 4;
+        assert!(spans.iter().all(|span| *span <= most), "{spans:?}");
         let last = spans.last().copied().unwrap_or_default();
         assert!(last <= LONGEST && last > LONGEST / 2, "{spans:?}");
     }

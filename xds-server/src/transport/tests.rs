@@ -302,7 +302,7 @@ async fn what_is_no_request_is_told_what_it_is() {
     assert_eq!(answer_to(ADS, endless).await, exhausted);
     let compressed = Bytes::from_static(&[1, 0, 0, 0, 0]);
     assert_eq!(answer_to(ADS, compressed).await, unimplemented);
-    let unknown = "http://x/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
+    let unknown = "http://x/envoy.service.runtime.v3.RuntimeDiscoveryService/StreamRuntime";
     assert_eq!(answer_to(unknown, Bytes::new()).await, unimplemented);
 }
 

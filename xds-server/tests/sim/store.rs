@@ -107,6 +107,17 @@ impl Cluster {
         LastGood::listed(ClusterId(state.cluster), listing)
     }
 
+    fn choose(&self, compare: &[Compare], then: Vec<Op>, otherwise: Option<Vec<Op>>) -> TxnOutcome {
+        let outcome = self.apply(compare, then);
+        match otherwise.filter(|_| !outcome.succeeded) {
+            None => outcome,
+            Some(otherwise) => TxnOutcome {
+                succeeded: false,
+                ..self.apply(&[], otherwise)
+            },
+        }
+    }
+
     fn apply(&self, compare: &[Compare], then: Vec<Op>) -> TxnOutcome {
         let mut state = self.state();
         let holds = |compare: &Compare| match compare {
@@ -358,15 +369,14 @@ impl Store for Client {
         then: Vec<Op>,
         otherwise: Option<Vec<Op>>,
     ) -> Result<TxnOutcome, StoreError> {
-        assert!(otherwise.is_none(), "nobody here needs it");
         let trusted = *self.trusted.lock().unwrap();
         self.ask(move |cluster| {
             // The answer's header tells; what another cluster did is as if it had not been asked, as far as this one goes.
             let is = ClusterId(cluster.state().cluster);
             match trusted.is_none_or(|was| was == is) {
-                true => Ok(cluster.apply(&compare, then)),
+                true => Ok(cluster.choose(&compare, then, otherwise)),
                 false => {
-                    cluster.apply(&compare, then);
+                    cluster.choose(&compare, then, otherwise);
                     Err(StoreError::ClusterChanged {
                         was: trusted.unwrap(),
                         is,
