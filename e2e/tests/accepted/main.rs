@@ -204,10 +204,7 @@ fn grpc_client(control_plane: SocketAddr) -> Result<Bootstrap> {
 
 /// What a proxy refused or could not make, by its own count.
 async fn failures(envoy: &Envoy) -> Result<BTreeMap<String, u64>> {
-    let stats = envoy
-        .admin()
-        .stats("rejected|create_failure|config_fail")
-        .await?;
+    let stats = envoy.admin().stats("rejected|create_failure").await?;
     Ok(stats.into_iter().filter(|(_, count)| *count > 0).collect())
 }
 
