@@ -81,13 +81,17 @@ async fn start() -> Result<Stage> {
         instance.register(&mesh, service, ZONE).await?;
     }
     for path in ["/any", "/bounded/free", "/sockets", "/kept", "/half"] {
-        let there = |reply: &Reply| Ok(ensure!(reply.status == 200, "{}", reply.status));
+        let there = |reply: &Reply| {
+            ensure!(reply.status == 200, "{}", reply.status);
+            Ok(())
+        };
         mesh.eventually(ZONE, path, Request::get(path), there)
             .await?;
     }
     eventually(PATIENCE, "the shop", async || {
         let said = say(ipv4(&mesh)?, &get("/shop", "shop.example"), PATIENCE).await?;
-        Ok(ensure!(said.status == 200, "{}", said.text))
+        ensure!(said.status == 200, "{}", said.text);
+        Ok(())
     })
     .await?;
     Ok(Stage {
@@ -179,7 +183,8 @@ async fn echoes(stream: &mut BufReader<TcpStream>) -> Result<()> {
     tokio::time::timeout(PATIENCE, read)
         .await
         .context("no echo")??;
-    Ok(ensure!(&back == b"hello"))
+    ensure!(&back == b"hello");
+    Ok(())
 }
 
 #[test]
@@ -238,7 +243,8 @@ fn a_websocket_on_a_route_of_writes_is_fenced_as_a_write() {
             let other = mesh.address("beijing-c")?;
             eventually(PATIENCE, "a refusal elsewhere", async || {
                 let (head, _) = handshake(other, "/chat").await?;
-                Ok(ensure!(head.starts_with("HTTP/1.1 421 "), "{head}"))
+                ensure!(head.starts_with("HTTP/1.1 421 "), "{head}");
+                Ok(())
             })
             .await
         };
@@ -280,7 +286,8 @@ fn errors_about_a_request_empty_no_zone_and_those_of_the_instance_do() {
         eventually(PATIENCE, "both to be ejected", async || {
             ask().await?;
             let ejected = ejected().await?;
-            Ok(ensure!(ejected == 2, "{ejected}"))
+            ensure!(ejected == 2, "{ejected}");
+            Ok(())
         })
         .await
     });
@@ -381,12 +388,14 @@ fn idle_connections_to_instances_are_closed_by_the_proxy_first() {
         let closed = eventually(PATIENCE, "a connection to come and go", async || {
             let reply = stage.mesh.send(ZONE, Request::post("/kept")).await?;
             ensure!(reply.status == 200, "{}", reply.status);
-            Ok(ensure!(instance.connections() > 0, "not asked yet"))
+            ensure!(instance.connections() > 0, "not asked yet");
+            Ok(())
         });
         closed.await?;
         eventually(PATIENCE, "no connection", async || {
             let open = instance.connections();
-            Ok(ensure!(open == 0, "{open} are open"))
+            ensure!(open == 0, "{open} are open");
+            Ok(())
         })
         .await
     });
@@ -412,7 +421,8 @@ fn a_write_that_was_not_sent_is_tried_elsewhere_whatever_its_size() {
                 request.body = vec![b'x'; 200_000].into();
                 let reply = stage.mesh.send(ZONE, request).await?;
                 assert_eq!(reply.status, 200, "{}", reply.text());
-                Ok(ensure!(failed().await? > 0, "none yet"))
+                ensure!(failed().await? > 0, "none yet");
+                Ok(())
             },
         )
         .await
@@ -473,7 +483,8 @@ fn the_access_log_goes_to_a_standard_output_that_is_a_socket() {
             let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
             let line = line.context("no line")??.context("no line")?;
             let entry: Value = serde_json::from_str(&line).context(line)?;
-            Ok(ensure!(entry["path"] == "/logged", "{entry}"))
+            ensure!(entry["path"] == "/logged", "{entry}");
+            Ok(())
         };
         on(&mesh, scenario).await
     });
@@ -493,7 +504,8 @@ fn a_listener_whose_port_is_busy_is_tried_again_until_it_is_free() {
             let proxies = mesh.registry().proxies().await?;
             let nack = &proxies[0]["kinds"]["lds"]["nack"]["message"];
             let message = nack.as_str().context("nothing is refused")?;
-            Ok(ensure!(message.contains("in use"), "{message}"))
+            ensure!(message.contains("in use"), "{message}");
+            Ok(())
         })
         .await?;
         drop(busy);
@@ -501,7 +513,8 @@ fn a_listener_whose_port_is_busy_is_tried_again_until_it_is_free() {
         eventually(PATIENCE, "no refusal", async || {
             let proxies = mesh.registry().proxies().await?;
             let nack = &proxies[0]["kinds"]["lds"]["nack"];
-            Ok(ensure!(nack.is_null(), "{nack}"))
+            ensure!(nack.is_null(), "{nack}");
+            Ok(())
         })
         .await
     });

@@ -95,7 +95,6 @@ fn grpc(is: bool) -> AccessLogFilter {
             match_pattern: Some(MatchPattern::Prefix("application/grpc".to_owned())),
             ..StringMatcher::default()
         })),
-        ..HeaderMatcher::default()
     })
 }
 
