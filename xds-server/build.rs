@@ -1,5 +1,9 @@
-//! Generates the services that filters speak to, in Rust alone; their messages are those of `protos`.
+//! Generates the services that filters and other replicas speak to, in Rust alone; their messages are those of `protos`.
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "cargo tells a build script where to write by the environment"
+)]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=../protos/tidegate");
     let descriptors = protox::compile(
@@ -10,5 +14,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build_client(false)
         .extern_path(".tidegate.v1", "::protos::wire")
         .compile_fds(descriptors)?;
+    // In a directory of its own: both files are named after the package.
+    let peers = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("peers");
+    std::fs::create_dir_all(&peers)?;
+    tonic_prost_build::configure()
+        .out_dir(peers)
+        .extern_path(".tidegate.v1", "::protos::wire")
+        .compile_fds(protox::compile(["tidegate/v1/peers.proto"], ["../protos"])?)?;
     Ok(())
 }

@@ -99,14 +99,15 @@ impl Contents {
 
 /// Whether a handshake failed because the other side speaks no TLS, but plain text.
 pub fn is_plain_text(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|cause| {
-        // An I/O error passes over what it holds when it is asked for its source.
-        let io = cause.downcast_ref::<std::io::Error>();
-        let held = io.and_then(std::io::Error::get_ref);
-        let held = held.and_then(|held| held.downcast_ref::<rustls::Error>());
-        let held = held.or_else(|| cause.downcast_ref());
-        matches!(held, Some(rustls::Error::InvalidMessage(_)))
-    })
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidMessage(_));
+    }
+    // An I/O error passes over what it holds when it is asked for its source.
+    let io = error.downcast_ref::<std::io::Error>();
+    match io.and_then(std::io::Error::get_ref) {
+        Some(held) => is_plain_text(held),
+        None => error.source().is_some_and(is_plain_text),
+    }
 }
 
 fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {

@@ -40,6 +40,8 @@ pub struct Request {
     pub path: String,
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// For how long its client waits, where it gives up sooner than others: for loads.
+    pub patience: Option<Duration>,
 }
 
 /// Any answer.
@@ -69,6 +71,7 @@ impl Request {
             path: path.to_owned(),
             headers: HeaderMap::new(),
             body: Bytes::new(),
+            patience: None,
         }
     }
 
@@ -92,6 +95,12 @@ impl Request {
         let name = HeaderName::from_bytes(name.as_bytes()).expect("a header's name");
         let value = HeaderValue::from_bytes(value.as_ref()).expect("a header's value");
         self.headers.append(name, value);
+        self
+    }
+
+    /// Has a load's client give up after this.
+    pub fn patience(mut self, patience: Duration) -> Request {
+        self.patience = Some(patience);
         self
     }
 

@@ -22,6 +22,7 @@ pub mod etcd;
 pub mod figures;
 pub mod grpc_client;
 pub mod history;
+pub mod idle;
 pub mod load;
 pub mod mesh;
 pub mod netns;

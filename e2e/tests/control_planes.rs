@@ -1,6 +1,11 @@
 //! The shipped bootstraps, with the control planes of other zones at `priority: 1`: when a zone's own one dies or hangs, its
 //! Envoys turn to those, also an Envoy that starts meanwhile, and they go back when it is back.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it says how long each change over took"
+)]
+
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};

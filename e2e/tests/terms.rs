@@ -1,5 +1,7 @@
 //! The agreed terms, with real control planes, etcd and Envoys: replicas that are configured otherwise, and a change while all run.
 
+#![allow(clippy::disallowed_methods, reason = "it looks at what happened when")]
+
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, rc::Rc};
 
 use policy::{Policy, fence::WorkerId, hop::HopKeys};
-use protos::fence::HolderSays;
+use protos::{Decoder, fence::HolderSays};
 use proxy_wasm::{
     hostcalls,
     traits::{Context, HttpContext, RootContext},
@@ -27,6 +27,8 @@ use crate::{
 };
 
 thread_local! {
+    /// What this worker decodes policies with: it outlives the root contexts, of which each policy has one.
+    static DECODER: RefCell<Decoder> = RefCell::new(Decoder::default());
     static METRIC_IDS: MetricIds = const { MetricIds::new() };
     /// This worker's part in the fence. None until there is something to fence, or for want of a random number.
     static MEMBER: RefCell<Option<Member>> = const { RefCell::new(None) };
@@ -134,7 +136,8 @@ impl Context for Plugin {
 impl RootContext for Plugin {
     fn on_configure(&mut self, size: usize) -> bool {
         let configuration = host::configuration(size).unwrap_or_default();
-        match edition::read(&configuration) {
+        let read = DECODER.with_borrow_mut(|decoder| edition::read(decoder, &configuration));
+        match read {
             Ok(edition) => {
                 log(LogLevel::Info, &edition::describe(&edition));
                 record(Metric::PolicyVersion, edition.version);

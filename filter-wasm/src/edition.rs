@@ -1,10 +1,11 @@
 //! The plugin's configuration.
 
 use policy::Policy;
-use protos::{Edition, InvalidPolicy};
+use protos::{Decoder, Edition, InvalidPolicy};
 
-/// Reads the plugin's configuration. None at all is how a listener names the filter that has to do without a control plane.
-pub fn read(configuration: &[u8]) -> Result<Edition, InvalidPolicy> {
+/// Reads the plugin's configuration; `decoder` knows the one before. None at all is how a listener names the filter that has to
+/// do without a control plane.
+pub fn read(decoder: &mut Decoder, configuration: &[u8]) -> Result<Edition, InvalidPolicy> {
     if configuration.is_empty() {
         return Ok(Edition {
             version: 0,
@@ -13,7 +14,7 @@ pub fn read(configuration: &[u8]) -> Result<Edition, InvalidPolicy> {
             control_plane: String::new(),
         });
     }
-    protos::decode(configuration)
+    decoder.decode(configuration)
 }
 
 /// The log line about an edition that is now applied.
@@ -40,6 +41,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn read(configuration: &[u8]) -> Result<Edition, InvalidPolicy> {
+        super::read(&mut Decoder::default(), configuration)
+    }
     use crate::testing::serving;
 
     #[test]

@@ -315,7 +315,7 @@ impl fmt::Display for Step {
                 drained,
             } => write!(
                 f,
-                "no zone that a {} of {home} may use has a healthy instance, and room{}",
+                "each zone that a {} of {home} may use is drained, full, or without a healthy instance{}",
                 class.as_str(),
                 if *drained {
                     ": an operator has drained one"

@@ -262,7 +262,7 @@ pub enum Signer {
 mod tests {
     extern crate std;
 
-    use alloc::{borrow::ToOwned, string::ToString, vec};
+    use alloc::{borrow::ToOwned, string::ToString};
 
     use proptest::{collection::vec as vec_of, prelude::*, sample::Index};
 
@@ -399,7 +399,7 @@ mod tests {
             prop_assert_eq!(keys(&[OLD]).vouch(&CLAIM, &bad, 1_000), bad == good);
             let short = &good[..cut.index(good.len())];
             prop_assert!(!keys(&[OLD]).vouch(&CLAIM, short, 1_000));
-            let twice = vec![good.clone(), good.clone()].concat();
+            let twice = [good.clone(), good.clone()].concat();
             prop_assert!(!keys(&[OLD]).vouch(&CLAIM, &twice, 1_000));
         }
     }

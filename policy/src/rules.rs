@@ -15,7 +15,7 @@ use crate::{
     cells::Fencing,
     facts::without_query,
     headers,
-    plan::{Plan, Plans},
+    plan::{Plan, Plans, Tier},
     service::{
         Class, ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule,
         Writes,
@@ -108,12 +108,19 @@ impl Rules {
             }
         }
         let hosts = Hosts::index(&services)?;
+        let ways = topology.zones().flat_map(|zone| {
+            Class::ALL.map(|class| (zone, class, is_alone(&topology, zone, class)))
+        });
+        let ways: Vec<_> = ways.collect();
         let clusters = services
             .iter()
             .flat_map(|service| {
-                let zones = topology.zones().map(|zone| topology.zone_name(zone));
-                zones.flat_map(|zone| {
-                    Class::ALL.map(|class| route_cluster_name(&service.name, zone, class))
+                ways.iter().map(|(zone, class, alone)| {
+                    let zone = topology.zone_name(*zone);
+                    match alone {
+                        true => cluster_name(&service.name, zone),
+                        false => route_cluster_name(&service.name, zone, *class),
+                    }
                 })
             })
             .collect();
@@ -285,6 +292,13 @@ pub const GATEWAY_SERVICE: &str = "gateway";
 /// The contract's name for the cluster of a service's endpoints in a zone.
 pub fn cluster_name(service: &str, zone: &str) -> String {
     format!("{service}/{zone}")
+}
+
+/// Whether requests of `class` that should go to `zone` may turn to no other zone. Then the cluster with its endpoints is the one
+/// that routes name.
+pub fn is_alone(topology: &Topology, zone: ZoneId, class: Class) -> bool {
+    let mut others = topology.zones().filter(|other| *other != zone);
+    !others.any(|other| class == Class::Read || topology.tier(zone, other) != Tier::Remote)
 }
 
 /// The name of the cluster that routes name for `place`, a zone or region: its endpoints, and behind them those to which

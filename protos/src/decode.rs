@@ -109,7 +109,10 @@ fn decode_rules(rules: wire::Rules) -> Result<Rules, InvalidPolicy> {
     })
 }
 
-fn decode_fencing(topology: &Topology, fencing: wire::Fencing) -> Result<Fencing, InvalidPolicy> {
+pub(crate) fn decode_fencing(
+    topology: &Topology,
+    fencing: wire::Fencing,
+) -> Result<Fencing, InvalidPolicy> {
     let cells = (fencing.cells.into_iter()).map(|cell| decode_cell(topology, cell));
     let drift_permille = u16::try_from(fencing.drift_permille)
         .map_err(|_| InvalidPolicy::Drift(fencing.drift_permille))?;
@@ -161,7 +164,7 @@ fn zone_at(topology: &Topology, field: &'static str, index: u32) -> Result<ZoneI
         .ok_or(InvalidPolicy::ZoneIndex { field, index })
 }
 
-fn decode_topology(rules: &wire::Rules) -> Result<Topology, InvalidPolicy> {
+pub(crate) fn decode_topology(rules: &wire::Rules) -> Result<Topology, InvalidPolicy> {
     let zones = || rules.zones.iter().map(|z| (&z.name[..], &z.region[..]));
     let name = |index: u32| {
         let zone = usize::try_from(index).ok().and_then(|i| rules.zones.get(i));
@@ -185,7 +188,10 @@ fn decode_topology(rules: &wire::Rules) -> Result<Topology, InvalidPolicy> {
     Ok(Topology::new(zones(), links)?)
 }
 
-fn decode_service(topology: &Topology, service: wire::Service) -> Result<Service, InvalidPolicy> {
+pub(crate) fn decode_service(
+    topology: &Topology,
+    service: wire::Service,
+) -> Result<Service, InvalidPolicy> {
     let rule = |reject| match reject {
         true => RegionRule::Reject,
         false => RegionRule::Local,

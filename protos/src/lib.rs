@@ -17,11 +17,14 @@
 extern crate alloc;
 
 mod decode;
+mod decoder;
 mod encode;
 pub mod fence;
+pub mod peers;
 pub mod status;
 
 pub use decode::{InvalidPolicy, decode};
+pub use decoder::Decoder;
 pub use encode::{Encoded, Encoder, VERSION_BITS, encode};
 
 use alloc::string::String;

@@ -5,15 +5,16 @@
 mod any;
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use policy::{
-    Cell, Class, ClassRule, Enforcement, Explain, Fencing, Forward, KeySource, Link, Plans, Policy,
-    RegionRule, Route, RouteMatch, Rules, Service, Topology, TraceRule, Weighting, Writes,
-    ZoneLoad, ZoneState, fence::Terms,
+    Cell, Class, ClassRule, Enforcement, Explain, Fencing, Forward, KeySource, Link, Plan, Plans,
+    Policy, RegionRule, Route, RouteMatch, Rules, Service, ServiceId, Topology, TraceRule,
+    Weighting, Writes, ZoneLoad, ZoneState, fence::Terms, shared::CHUNK,
 };
 use proptest::{collection::vec, prelude::*};
 use prost::Message;
-use protos::{VERSION_BITS, decode, encode, wire};
+use protos::{Decoder, VERSION_BITS, decode, encode, wire};
 
 /// A small policy in which every field of the wire form says something.
 fn small() -> Policy {
@@ -293,7 +294,7 @@ fn a_fence_that_could_not_hold_is_refused_with_the_field() {
     );
     check(
         |fence| fence.cells[1].epoch = u64::MAX,
-        "rules.fencing: cell \"north\" has epoch 18446744073709551615",
+        "rules.fencing: cell \"north\" has epoch 18446744073709551615: the highest one is 9007199254740992",
     );
     check(
         |fence| fence.control_plane.clear(),
@@ -339,6 +340,46 @@ fn a_class_from_the_future_is_a_write() {
     );
 }
 
+#[test]
+fn services_that_stay_the_same_are_shared_with_the_policy_before() {
+    let Policy::Serving(small) = small() else {
+        unreachable!("a serving policy");
+    };
+    let one = small.services().get(0).expect("a service");
+    let services = (0..2 * CHUNK).map(|number| Service {
+        name: format!("service-{number}"),
+        routes: vec![Route {
+            host: format!("{number}.example"),
+            ..one.routes[0].clone()
+        }],
+        ..one.clone()
+    });
+    let rules = Rules::new(
+        small.topology().clone(),
+        small.viewer(),
+        services.collect(),
+        None,
+    );
+    let mut rules = rules.expect("valid rules");
+    let mut decoder = Decoder::default();
+    let mut read = |rules: &Rules| {
+        let (bytes, _) = encode(&Policy::Serving(Box::new(rules.clone())), 1, "tidegate");
+        let Policy::Serving(read) = decoder.decode(&bytes).expect("a policy").policy else {
+            unreachable!("a serving policy");
+        };
+        read
+    };
+    let before = read(&rules);
+    let closed = Plans::from_fn(rules.topology(), |_, _| Plan::CLOSED);
+    rules.replan(ServiceId::new(CHUNK), closed);
+    let after = read(&rules);
+    assert!(*after == rules, "what was sent has arrived");
+    let chunks = before.services().chunks().iter();
+    let shared = chunks.zip(after.services().chunks());
+    let shared: Vec<bool> = shared.map(|(a, b)| Arc::ptr_eq(a, b)).collect();
+    assert_eq!(shared, [true, false]);
+}
+
 proptest! {
     #[test]
     fn what_is_sent_arrives(rules in any::rules(), generation in any::<u64>()) {
@@ -361,6 +402,51 @@ proptest! {
         prop_assert_eq!(version(&a, 1) == version(&b, 1), same);
         prop_assert_ne!(version(&a, 1), version(&a, 2));
         prop_assert_ne!(version(&a, 1), encode(&Policy::Fallback, 1, "tidegate").1);
+    }
+
+    #[test]
+    fn one_policy_after_another_is_decoded_as_each_alone(
+        rules in any::rules(),
+        others in vec(any::rules(), 0..3),
+        changes in vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>(), 0..6_u8), 1..12),
+    ) {
+        let mut decoder = Decoder::default();
+        let mut rules = rules;
+        for (at, other, byte, kind) in changes {
+            match kind {
+                // Other rules altogether.
+                0 if !others.is_empty() => rules = other.get(&others).clone(),
+                // Another service's plans, of which there are as many.
+                1 | 2 => {
+                    let len = rules.services().len();
+                    let (to, from) = (ServiceId::new(at.index(len)), ServiceId::new(other.index(len)));
+                    let plans = rules.service(from).expect("a service").plans.clone();
+                    rules.replan(to, plans);
+                }
+                // Other owners.
+                3 => {
+                    if let Some(fencing) = rules.fencing().cloned() {
+                        let cells = fencing.cells().iter().cloned();
+                        let cells = cells.map(|cell| Cell { epoch: u64::from(byte) + 1, ..cell });
+                        let shards = fencing.shards();
+                        let fencing = Fencing::new(
+                            cells.collect(), shards, fencing.enforcement, fencing.terms.clone(),
+                            fencing.forwarding, fencing.control_plane.clone(),
+                        );
+                        rules = rules.fenced(fencing.expect("a fence"));
+                    }
+                }
+                _ => {}
+            }
+            let (mut bytes, _) = encode(&Policy::Serving(Box::new(rules.clone())), 1, "tidegate");
+            if kind == 5 {
+                // Damaged on the way.
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+                bytes.truncate(other.index(bytes.len() + 1));
+            }
+            prop_assert_eq!(decoder.decode(&bytes), decode(&bytes));
+        }
     }
 
     #[test]

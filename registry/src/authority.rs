@@ -3,7 +3,7 @@
 //! | key | value |
 //! | --- | --- |
 //! | `/tidegate/v1/authority/<cell>` | [`AuthorityRecord`] |
-//! | `/tidegate/v1/sessions/<zone>/<incarnation>` | [`SessionRecord`], put again and again |
+//! | `/tidegate/v1/sessions/<zone>/<incarnation>` | [`SessionRecord`] |
 //! | `/tidegate/v1/grantors/<cell>/<incarnation>` | [`GrantorRecord`] |
 //! | `/tidegate/v1/operations/<id>` | [`OperationRecord`]: what became of a move |
 //!
@@ -245,6 +245,9 @@ pub struct SessionRecord {
     /// How its configuration stands to the agreed terms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terms: Option<SessionTerms>,
+    /// Where other replicas reach it; none where they do not, and where that cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<PeerRecord>,
 }
 
 /// What a process makes of the agreed terms.
@@ -282,6 +285,62 @@ impl GrantorRecord {
     /// The value to store.
     pub fn to_json(&self) -> Vec<u8> {
         to_json(self)
+    }
+}
+
+/// How a replica reaches another one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PeerRecord {
+    /// `host:port`.
+    pub address: String,
+    /// The name that its certificate has, where it speaks TLS.
+    pub server_name: String,
+    /// Proves that a stream speaks for this incarnation.
+    pub secret: Secret,
+}
+
+/// Random bytes that are shown to nobody but readers of the store.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Secret([u8; 32]);
+
+impl Secret {
+    pub fn new(bytes: [u8; 32]) -> Secret {
+        Secret(bytes)
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("(secret)")
+    }
+}
+
+impl From<Secret> for String {
+    fn from(secret: Secret) -> String {
+        secret.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl TryFrom<String> for Secret {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Secret, &'static str> {
+        let wrong = "secret: not 64 hexadecimal digits";
+        let digits = text.as_bytes();
+        if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(wrong);
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| wrong)?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong)?;
+        }
+        Ok(Secret(bytes))
     }
 }
 
@@ -394,6 +453,32 @@ mod tests {
             );
         }
         assert_eq!(parse_key("/tidegate/v1/instances/a/b/c"), None);
+    }
+
+    #[test]
+    fn sessions_come_back_as_they_went_and_never_show_their_secret() {
+        let record = SessionRecord {
+            process: "host:7".to_owned(),
+            proxies: Some(3),
+            terms: None,
+            peer: Some(PeerRecord {
+                address: "10.0.0.1:18000".to_owned(),
+                server_name: "tidegate".to_owned(),
+                secret: Secret::new([0xa5; 32]),
+            }),
+        };
+        let json = record.to_json();
+        assert_eq!(SessionRecord::parse(&json), record);
+        assert!(String::from_utf8(json).unwrap().contains(&"a5".repeat(32)));
+        assert!(!format!("{record:?}").contains("a5"), "{record:?}");
+        let old = SessionRecord::parse(br#"{"process": "host:7"}"#);
+        assert_eq!(old.peer, None, "a replica of an earlier version");
+        for bad in ["", "a5", &"x".repeat(64), &"ä".repeat(32)] {
+            let json =
+                format!(r#"{{"peer": {{"address": "", "server_name": "", "secret": "{bad}"}}}}"#);
+            let record = SessionRecord::parse(json.as_bytes());
+            assert_eq!(record, SessionRecord::default(), "{bad}");
+        }
     }
 
     #[test]

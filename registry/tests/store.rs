@@ -104,6 +104,7 @@ promises! {
     a_listing_and_a_watch_from_it_make_the_present_state
     compacted_history_is_reported_and_listing_again_works
     of_concurrent_compare_and_swaps_one_wins
+    a_compare_sees_keys_created_under_a_prefix
     compares_see_absence_values_and_recreation
     a_transaction_that_changes_nothing_has_no_revision
     transactions_are_bounded
@@ -325,6 +326,34 @@ async fn of_concurrent_compare_and_swaps_one_wins(fixture: Fixture) {
     assert_eq!(winners.count(), 1);
     let counter = store.get("/counter").await.unwrap().unwrap();
     assert_eq!(counter.value, bytes("40"));
+}
+
+async fn a_compare_sees_keys_created_under_a_prefix(fixture: Fixture) {
+    let store = fixture.store;
+    let none_after = |after: Revision| Compare::NoneCreatedAfter {
+        prefix: "/p/".to_owned(),
+        after,
+    };
+    let holds = async |compare| {
+        let outcome = store.txn(vec![compare], vec![], None).await;
+        outcome.unwrap().succeeded
+    };
+    assert!(holds(none_after(Revision(0))).await, "there is no key");
+    let first = store.put("/p/a", bytes("v"), None).await.unwrap();
+    assert!(holds(none_after(first)).await);
+    assert!(!holds(none_after(Revision(first.0 - 1))).await);
+    store.put("/p/a", bytes("w"), None).await.unwrap();
+    store.put("/p", bytes("beside it"), None).await.unwrap();
+    store.put("/p0", bytes("beside it"), None).await.unwrap();
+    assert!(holds(none_after(first)).await, "nothing was created");
+    let second = store.put("/p/b", bytes("v"), None).await.unwrap();
+    assert!(!holds(none_after(first)).await);
+    assert!(holds(none_after(second)).await);
+    store.delete("/p/b").await.unwrap();
+    assert!(holds(none_after(first)).await, "it is gone");
+    let unchanged = store.head().await.unwrap().revision;
+    assert!(holds(none_after(second)).await);
+    assert_eq!(store.head().await.unwrap().revision, unchanged);
 }
 
 async fn compares_see_absence_values_and_recreation(fixture: Fixture) {

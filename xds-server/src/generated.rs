@@ -1,4 +1,4 @@
-//! The generated services that filters speak to.
+//! The generated services that filters and other replicas speak to.
 #![allow(
     unreachable_pub,
     clippy::all,
@@ -6,3 +6,4 @@
 )]
 
 include!(concat!(env!("OUT_DIR"), "/tidegate.v1.rs"));
+include!(concat!(env!("OUT_DIR"), "/peers/tidegate.v1.rs"));

@@ -14,6 +14,7 @@ mod generated;
 pub mod last_good;
 pub mod load_reports;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod mode;
 pub mod operate;

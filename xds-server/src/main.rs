@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use policy::fence::Name;
+use policy::fence::{Name, Terms};
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -26,7 +26,10 @@ use xds_server::{
     ads::{csds, proxies::Proxies, service::Ads},
     agent_port,
     applied::{self, Applied},
-    authority::{self, Agreements, Authorities, Boottime, HopKeys},
+    authority::{
+        self, Agreements, Authorities, Boottime, HopKeys,
+        peers::{self, Network, Peers, Reach},
+    },
     conditions::{self, Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
@@ -34,12 +37,13 @@ use xds_server::{
     last_good::{self, Keeper, LastGood},
     load_reports::{LoadReports, Loads},
     logging::{self, LeftOut},
+    memory,
     metrics::Metrics,
     mode::Mode,
     operate::{Operation, failure},
     reload,
     replicas::Replicas,
-    tls::{Acceptor, Port, Tls},
+    tls::{Acceptor, Dialer, Port, Tls},
     transport::{self, Services},
 };
 
@@ -208,6 +212,13 @@ async fn serve(
     let metrics = Metrics::default();
     let ports = Ports::open(&config.listen, &metrics)?;
     let (xds_address, admin_address) = ports.addresses()?;
+    let fences = terms.is_some();
+    let (peers, network) = start_peers(&config, fences, xds_address, ports.dialer.clone());
+    let fence_store: Arc<dyn Store> = match &terms {
+        Some(terms) => store.within(request_timeout(terms)),
+        None => Arc::clone(&store.shared),
+    };
+    let store = store.shared;
 
     #[allow(clippy::disallowed_methods, reason = "systemd names the directory so")]
     let directory = std::env::var_os("STATE_DIRECTORY");
@@ -230,6 +241,7 @@ async fn serve(
         tokio::spawn(authority::slew::watch(agreements.clone(), metrics.clone()));
     }
     let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
+    tokio::spawn(memory::give_back());
     let gate = Gate::new(meshes.clone());
     let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
     if is_shared {
@@ -251,7 +263,8 @@ async fn serve(
     let authorities = match &terms {
         None => Authorities::none(),
         Some(terms) => authority::start(authority::Sources {
-            store: Arc::clone(&store),
+            store: fence_store,
+            peers,
             facts: told,
             zones,
             terms: terms.clone(),
@@ -283,6 +296,7 @@ async fn serve(
     ));
     let others = Routes::new(fence)
         .add_service(load_reports.behind(gate.clone()).into_service())
+        .add_service(peers::service(network))
         .add_service(applied::service(applied.clone()))
         .add_service(csds::service(proxies.clone()));
     let router = Admin {
@@ -401,16 +415,72 @@ fn process_name() -> String {
     format!("{}:{}", host.trim(), std::process::id())
 }
 
-async fn open_store(config: &StoreConfig) -> anyhow::Result<Arc<dyn Store>> {
+/// The way to other replicas. One process that has a store of its own needs none.
+fn start_peers(
+    config: &Config,
+    fences: bool,
+    xds_address: SocketAddr,
+    dialer: Dialer,
+) -> (Peers, Network) {
+    let StoreConfig::Etcd { endpoints } = &config.store else {
+        return (Peers::none(), Network::none());
+    };
+    if !fences {
+        return (Peers::none(), Network::none());
+    }
+    let listen = &config.listen;
+    let (advertise, name) = (
+        listen.advertise.as_deref(),
+        listen.advertise_name.as_deref(),
+    );
+    let reach = Reach::of(xds_address, advertise, name, endpoints);
+    info!(
+        address = reach.address,
+        server_name = reach.server_name,
+        "other replicas reach this one here"
+    );
+    Peers::start(reach, dialer)
+}
+
+/// How long one member of the store has for a transaction about authority. A session survives one that hangs: a round, of which
+/// there is one in each quarter of a session's time to live, has time to ask another member.
+fn request_timeout(terms: &Terms) -> Duration {
+    Duration::from_micros(terms.session_ttl / 6)
+}
+
+/// The store, as the whole process shares it.
+struct OpenStore {
+    shared: Arc<dyn Store>,
+    etcd: Option<EtcdStore>,
+}
+
+impl OpenStore {
+    /// The same one, asked with less patience.
+    fn within(&self, request_timeout: Duration) -> Arc<dyn Store> {
+        match &self.etcd {
+            Some(etcd) => Arc::new(etcd.within(request_timeout)),
+            None => Arc::clone(&self.shared),
+        }
+    }
+}
+
+async fn open_store(config: &StoreConfig) -> anyhow::Result<OpenStore> {
     Ok(match config {
         StoreConfig::Embedded { path } => {
             check_directory("store.embedded.path", path)?;
             let store = EmbeddedStore::open(EmbeddedOptions::new(path)).await;
-            Arc::new(store.context("store.embedded")?)
+            OpenStore {
+                shared: Arc::new(store.context("store.embedded")?),
+                etcd: None,
+            }
         }
         StoreConfig::Etcd { endpoints } => {
             let store = EtcdStore::new(EtcdOptions::new(endpoints.clone())).await;
-            Arc::new(store.context("store.etcd")?)
+            let store = store.context("store.etcd")?;
+            OpenStore {
+                shared: Arc::new(store.clone()),
+                etcd: Some(store),
+            }
         }
     })
 }
@@ -469,6 +539,8 @@ fn open_state(
 struct Ports {
     xds: Listener,
     admin: Listener,
+    /// Connects to what other replicas have in place of `xds`.
+    dialer: Dialer,
 }
 
 impl Ports {
@@ -489,7 +561,9 @@ impl Ports {
                 metrics: metrics.clone(),
             })
         };
+        let encrypts = tls.as_ref().filter(|_| config.xds.is_tls);
         Ok(Ports {
+            dialer: encrypts.map_or_else(Dialer::plain, Tls::dialer),
             xds: open(Port::Xds, config.xds)?,
             admin: open(Port::Admin, config.admin)?,
         })

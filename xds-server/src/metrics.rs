@@ -122,6 +122,8 @@ pub struct Metrics {
     pub grants: Counter,
     pub fence_streams: Gauge,
     pub sessions_lost: Counter,
+    pub session_puts: Counter,
+    pub sessions_put: Gauge,
     pub terms_agreed: Gauge,
     pub clock_slew_ppm: Gauge,
     pub authority_writes: Family<ResultLabel, Counter>,
@@ -289,6 +291,16 @@ impl Metrics {
             "sessions_lost",
             "Sessions of this process that ended before it did",
             m.sessions_lost,
+        );
+        all.register(
+            "session_puts",
+            "Writes by which sessions were created or renewed",
+            m.session_puts,
+        );
+        all.register(
+            "sessions_put",
+            "Sessions of this process that are renewed by writes, since not all replicas acknowledge",
+            m.sessions_put,
         );
         all.register(
             "clock_slew_ppm",

@@ -298,8 +298,8 @@ mod tests {
             conditions.until(code, false).await;
         }
         write(&good.replace("region: r", "region: s"));
-        let changed = meshes.clone().changed().await;
-        changed.unwrap();
-        assert_ne!(meshes.borrow().digest as i64, first);
+        let changed = |mesh: &Arc<Mesh>| mesh.digest as i64 != first;
+        meshes.clone().wait_for(changed).await.unwrap();
+        assert_ne!(digest.get(), first);
     }
 }

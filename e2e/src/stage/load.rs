@@ -172,8 +172,20 @@ fn send(
             locked(&book).open.insert((due, gateway));
             tokio::spawn(async move {
                 let sent = client.send(to, &request);
+                let sent = async {
+                    match request.patience {
+                        Some(patience) => tokio::time::timeout(patience, sent).await.ok(),
+                        None => Some(sent.await),
+                    }
+                };
                 let reply = tokio::time::timeout_at((due + DEADLINE).into(), sent).await;
-                let reply = reply.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time")));
+                let in_time =
+                    reply.unwrap_or_else(|_| Some(Err(anyhow::anyhow!("no answer in time"))));
+                let Some(reply) = in_time else {
+                    // Its client is gone, and says nothing of it.
+                    locked(&book).open.remove(&(due, gateway));
+                    return;
+                };
                 let sample = Sample {
                     gateway,
                     read,

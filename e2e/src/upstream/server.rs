@@ -59,6 +59,8 @@ pub enum Conduct {
     Fails,
     /// Status 503.
     Unavailable,
+    /// Answers, and ends what it has begun also where its client is gone: as a service does whose database goes on.
+    GoesOn,
 }
 
 impl Server {
@@ -66,7 +68,7 @@ impl Server {
         Server::start_with(name, listen, None).await
     }
 
-    /// As [`start`](Server::start), and notes every write that comes.
+    /// As [`start`](Server::start), and notes every write that comes: with a log it [goes on](Conduct::GoesOn).
     pub async fn start_with(
         name: InstanceName,
         listen: SocketAddr,
@@ -80,7 +82,11 @@ impl Server {
             name,
             served: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
-            conduct: watch::Sender::default(),
+            // What judges writes has to see all of each.
+            conduct: watch::Sender::new(match &writes {
+                Some(_) => Conduct::GoesOn,
+                None => Conduct::Answers,
+            }),
             writes,
         });
         let (stop, stopped) = watch::channel(false);
@@ -186,17 +192,28 @@ async fn count(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     shared.served.fetch_add(1, Ordering::Relaxed);
     let mut conduct = shared.conduct.subscribe();
     let in_flight = InFlight(shared);
-    let shared = &in_flight.0;
-    let log = shared.writes.as_ref();
-    let log = log.filter(|_| !request.method().is_safe());
-    let _write = log.map(|log| log.begin(&shared.name, request.headers()));
-    let Ok(conduct) = conduct.wait_for(|c| *c != Conduct::Hangs).await.map(|c| *c) else {
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    let goes_on = *conduct.borrow() == Conduct::GoesOn;
+    let serving = async move {
+        let shared = &in_flight.0;
+        let log = shared.writes.as_ref();
+        let log = log.filter(|_| !request.method().is_safe());
+        let _write = log.map(|log| log.begin(&shared.name, request.headers()));
+        let Ok(conduct) = conduct.wait_for(|c| *c != Conduct::Hangs).await.map(|c| *c) else {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        };
+        match conduct {
+            Conduct::Fails => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            Conduct::Unavailable => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+            Conduct::Answers | Conduct::Hangs | Conduct::GoesOn => next.run(request).await,
+        }
     };
-    match conduct {
-        Conduct::Fails => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-        Conduct::Unavailable => StatusCode::SERVICE_UNAVAILABLE.into_response(),
-        Conduct::Answers | Conduct::Hangs => next.run(request).await,
+    match goes_on {
+        // A handler is dropped with its connection; a task is not.
+        true => match tokio::spawn(serving).await {
+            Ok(response) => response,
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        },
+        false => serving.await,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::client::Request;
@@ -9,13 +10,15 @@ use e2e::mesh::{Builder, Mesh, Store};
 use e2e::paths;
 use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
-use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, DeleteOptions};
+use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client, ConnectOptions, DeleteOptions};
 use hyper::StatusCode;
 use serde_json::json;
 
 use crate::support::{assert_refused, on, run};
 
 const ZONE: &str = "shanghai-a";
+/// Alarms are looked at every ten seconds, and a lost session is a condition after its time to live.
+const LONG: Duration = Duration::from_secs(3 * PATIENCE.as_secs());
 /// More than an empty etcd has, and little enough to fill.
 const QUOTA_BYTES: u64 = 2 << 20;
 
@@ -60,7 +63,7 @@ async fn codes(mesh: &Mesh) -> Result<(String, Vec<String>)> {
 
 /// Waits until these conditions hold, be there others or not, and the mode is this one.
 async fn until_held(mesh: &Mesh, mode: &str, expected: &[&str]) -> Result<()> {
-    eventually(PATIENCE, &format!("{mode} with {expected:?}"), async || {
+    eventually(LONG, &format!("{mode} with {expected:?}"), async || {
         let (is, held) = codes(mesh).await?;
         ensure!(is == mode, "{is} {held:?}");
         let missing = expected
@@ -74,7 +77,7 @@ async fn until_held(mesh: &Mesh, mode: &str, expected: &[&str]) -> Result<()> {
 
 /// Waits until no condition holds that is an error.
 async fn until_well(mesh: &Mesh) -> Result<()> {
-    eventually(PATIENCE, "no condition", async || {
+    eventually(LONG, "no condition", async || {
         let (mode, held) = codes(mesh).await?;
         let errors = mesh.registry().metric("tidegate_condition{").await?;
         ensure!(
@@ -94,6 +97,16 @@ fn status(mesh: &Mesh) -> Result<(Option<i32>, String)> {
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok((output.status.code(), text))
+}
+
+/// A busy machine may have a slow store for a moment.
+async fn until_status(mesh: &Mesh, code: i32) -> Result<()> {
+    eventually(LONG, &format!("exit code {code}"), async || {
+        let (is, text) = status(mesh)?;
+        ensure!(is == Some(code), "{is:?} {text}");
+        Ok(())
+    })
+    .await
 }
 
 /// Lines of the log that have all of these.
@@ -124,9 +137,16 @@ async fn make_room(client: &mut Client) -> Result<()> {
     let revision = deleted.header().context("a header")?.revision();
     client.compact(revision, None).await?;
     client.defragment().await?;
-    client
-        .alarm(AlarmAction::Deactivate, AlarmType::Nospace, None)
+    // An alarm is a member's: `etcdctl alarm disarm` goes through them, too.
+    let raised = client
+        .alarm(AlarmAction::Get, AlarmType::None, None)
         .await?;
+    for alarm in raised.alarms() {
+        let mut of_member = AlarmOptions::new();
+        of_member.with_member(alarm.member_id());
+        let (end, what) = (AlarmAction::Deactivate, AlarmType::Nospace);
+        client.alarm(end, what, Some(of_member)).await?;
+    }
     Ok(())
 }
 
@@ -141,7 +161,7 @@ fn an_etcd_without_space_is_a_condition_and_so_are_the_grants_that_cannot_be_giv
         on(&mesh, async |mesh| {
             until_taken(mesh).await?;
             until_well(mesh).await?;
-            assert_eq!(status(mesh)?.0, Some(0));
+            until_status(mesh, 0).await?;
             let mut client = mesh.etcd.as_ref().context("etcd")?.client().await?;
             fill(&mut client).await?;
             // The store is full, nothing is written, and the session cannot be renewed.
@@ -155,14 +175,15 @@ fn an_etcd_without_space_is_a_condition_and_so_are_the_grants_that_cannot_be_giv
                 "{text}"
             );
             assert!(text.contains("space exceeded"), "{text}");
-            assert_eq!(logged(mesh, &["TG2004", "condition begins"])?, 1);
+            assert!(logged(mesh, &["TG2004", "condition begins"])? > 0);
             let refused = mesh.send(ZONE, Request::post("/orders")).await?;
             assert_refused(&refused, 503, "fenced");
 
             make_room(&mut client).await?;
             until_well(mesh).await?;
-            assert_eq!(logged(mesh, &["TG2004", "condition ends"])?, 1);
-            assert_eq!(status(mesh)?.0, Some(0));
+            let begun = logged(mesh, &["TG2004", "condition begins"])?;
+            assert_eq!(logged(mesh, &["TG2004", "condition ends"])?, begun);
+            until_status(mesh, 0).await?;
             until_taken(mesh).await
         })
         .await

@@ -1,20 +1,25 @@
 //! Writes are fenced: who admits them, where they go instead, and how that moves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use e2e::client::{Reply, Request};
+use e2e::client::{Client, Reply, Request, Version};
 use e2e::config::ZONES;
+use e2e::envoy::{Options, Role};
 use e2e::load::{Load, RunningLoad};
 use e2e::mesh::{Builder, Mesh, Store};
 use e2e::registry::Health;
+use e2e::upstream::Conduct;
 use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
+use policy::fence::EPOCH_MAX;
+use policy::hop::{BUCKET_US, Claim, Keys};
 use serde_json::{Value, json};
 
 use crate::support::{assert_refused, on, operate, run, until_held};
 
-/// What the gateways of a mesh prove to each other that they are.
+/// What the gateways of a mesh sign hops with.
 const TOKEN: &str = "gateways-of-one-mesh";
 const HOP: &str = "tidegate-hop";
 const PRESENTED: &str = "tidegate-epoch";
@@ -32,7 +37,7 @@ fn authority(cells: Value) -> Value {
 }
 
 /// One cell, of shanghai-a at first.
-fn one_cell() -> Value {
+pub(crate) fn one_cell() -> Value {
     authority(json!([{
         "name": "main",
         "owners": ["shanghai-a"],
@@ -41,11 +46,16 @@ fn one_cell() -> Value {
     }]))
 }
 
-fn service() -> Value {
+pub(crate) fn service() -> Value {
     json!({ "name": "orders", "routes": [{ "prefix": "/orders" }], "fenced": true })
 }
 
-async fn mesh(name: &str, store: Store, authority: Value, service: Value) -> Result<Mesh> {
+pub(crate) async fn mesh(
+    name: &str,
+    store: Store,
+    authority: Value,
+    service: Value,
+) -> Result<Mesh> {
     Builder::new(Workdir::kept(name)?)
         .store(store)
         .service(service)
@@ -69,7 +79,7 @@ fn epoch(reply: &Reply) -> Result<u64> {
 }
 
 /// Waits until a write by a gateway is taken by a zone; its epoch.
-async fn until_taken(mesh: &Mesh, gateway: &str, zone: &str) -> Result<u64> {
+pub(crate) async fn until_taken(mesh: &Mesh, gateway: &str, zone: &str) -> Result<u64> {
     let what = format!("a write by {gateway} to be taken by {zone}");
     let taken = mesh.eventually(gateway, &what, write(), |reply| {
         let by = reply.echo()?.zone;
@@ -80,7 +90,7 @@ async fn until_taken(mesh: &Mesh, gateway: &str, zone: &str) -> Result<u64> {
 }
 
 /// Waits until a write by a gateway is refused for this reason.
-async fn until_refused(mesh: &Mesh, gateway: &str, reason: &str) -> Result<Reply> {
+pub(crate) async fn until_refused(mesh: &Mesh, gateway: &str, reason: &str) -> Result<Reply> {
     let what = format!("a write by {gateway} to be refused: {reason}");
     let refused = mesh.eventually(gateway, &what, write(), |reply| {
         let refusal = reply.refusal()?;
@@ -182,29 +192,166 @@ fn an_operator_moves_a_cell_and_its_epoch_rises() {
     });
 }
 
+/// What a gateway of another zone would sign a [`write`] to this gateway with, now.
+fn signed(mesh: &Mesh, gateway: &str, secret: &str, epoch: u64) -> Result<String> {
+    let authority = mesh.address(gateway)?.to_string();
+    let claim = Claim {
+        method: b"POST",
+        authority: authority.as_bytes(),
+        path: b"/orders",
+        cell: "main",
+        epoch,
+    };
+    let now_us = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
+    let bucket = u64::try_from(now_us)? / BUCKET_US;
+    Ok(Keys::new(vec![secret.to_owned()])?.sign(&claim, bucket))
+}
+
 #[test]
-fn an_epoch_counts_only_from_another_gateway() {
+fn an_epoch_counts_only_from_another_gateway_and_for_one_write() {
     async fn scenario(mesh: &Mesh) -> Result<()> {
-        let now = until_taken(mesh, "shanghai-a", "shanghai-a").await?;
+        const HERE: &str = "shanghai-a";
+        let now = until_taken(mesh, HERE, HERE).await?;
+        // The gateway has its keys once it forwards by itself.
+        until_taken(mesh, "shanghai-b", HERE).await?;
         let presented = |epoch: u64| write().header(PRESENTED, epoch.to_string());
-        for epoch in [now - 1, now, now + 1_000] {
-            let reply = mesh.send("shanghai-a", presented(epoch)).await?;
-            assert_eq!(self::epoch(&reply)?, now, "without the token");
-            let wrong = presented(epoch).header(HOP, "somebody-who-guesses");
-            assert_eq!(self::epoch(&mesh.send("shanghai-a", wrong).await?)?, now);
+        for epoch in [now - 1, now, now + 1_000, u64::MAX] {
+            let reply = mesh.send(HERE, presented(epoch)).await?;
+            assert_eq!(self::epoch(&reply)?, now, "unsigned");
+            let guessed = signed(mesh, HERE, "somebody-who-guesses", epoch)?;
+            for wrong in [TOKEN.to_owned(), guessed] {
+                let wrong = presented(epoch).header(HOP, wrong);
+                assert_eq!(self::epoch(&mesh.send(HERE, wrong).await?)?, now);
+            }
         }
-        let forwarded = |epoch| presented(epoch).header(HOP, TOKEN);
-        let reply = mesh.send("shanghai-a", forwarded(now)).await?;
+        let by_gateway = |epoch: u64| -> Result<Request> {
+            Ok(presented(epoch).header(HOP, signed(mesh, HERE, TOKEN, epoch)?))
+        };
+        let reply = mesh.send(HERE, by_gateway(now)?).await?;
         assert_eq!(epoch(&reply)?, now);
-        let stale = mesh.send("shanghai-a", forwarded(now - 1)).await?;
+        assert_eq!(reply.echo()?.headers["x-tidegate-hop"], "1");
+        for header in [HOP, PRESENTED] {
+            assert!(!reply.echo()?.headers.contains_key(header), "{header}");
+        }
+        let stale = mesh.send(HERE, by_gateway(now - 1)?).await?;
         assert_refused(&stale, 412, "stale_epoch");
-        // Somebody has seen a later epoch: this zone is behind.
-        let ahead = mesh.send("shanghai-a", forwarded(now + 1)).await?;
-        assert_refused(&ahead, 503, "ahead_epoch");
+        // Somebody has seen a later epoch, or says so: the others' writes do not care.
+        for ahead in [now + 1, EPOCH_MAX] {
+            let ahead = mesh.send(HERE, by_gateway(ahead)?).await?;
+            assert_refused(&ahead, 503, "ahead_epoch");
+            assert_eq!(epoch(&mesh.send(HERE, write()).await?)?, now);
+        }
+        let impossible = mesh.send(HERE, by_gateway(u64::MAX)?).await?;
+        assert_eq!(epoch(&impossible)?, now);
+        operate(mesh, &["move", "main", "--to", "shanghai-b"])?;
+        let next = until_taken(mesh, HERE, "shanghai-b").await?;
+        ensure!(next > now, "{next} after {now}");
         Ok(())
     }
     run(async {
         let mesh = mesh("fence-epochs", Store::Embedded, one_cell(), service()).await?;
+        on(&mesh, scenario).await
+    });
+}
+
+#[test]
+fn no_configuration_shows_the_secret_of_hops_and_sidecars_have_none() {
+    async fn scenario(mesh: &Mesh) -> Result<()> {
+        until_taken(mesh, "shanghai-b", "shanghai-a").await?;
+        let to = mesh.ingress("sidecar")?;
+        let client = Client::new(Version::Http1);
+        let refused = eventually(PATIENCE, "the sidecar to name the owner", async || {
+            let reply = client.send(to, &write()).await?;
+            let reason = reply.refusal()?;
+            ensure!(reason == "not_owner", "{reason}");
+            Ok(reply)
+        })
+        .await?;
+        assert_eq!(refused.header("x-tidegate-owner"), Some("shanghai-a"));
+        for id in [
+            "gateway-shanghai-a",
+            "gateway-shanghai-b",
+            "gateway-beijing-c",
+            "sidecar",
+        ] {
+            let dump = mesh
+                .envoy(id)?
+                .admin()
+                .get("/config_dump?include_eds")
+                .await?;
+            ensure!(dump.contains("tidegate"), "no dump of {id}");
+            ensure!(!dump.contains(TOKEN), "{id} shows the secret");
+            // The policy stands in it as base64, at any of three offsets.
+            for at in 0..3 {
+                let encoded = base64(&TOKEN.as_bytes()[at..at + 15]);
+                ensure!(!dump.contains(&encoded), "{id} shows the secret, encoded");
+            }
+        }
+        Ok(())
+    }
+    run(async {
+        let sidecar = Options {
+            id: "sidecar".to_owned(),
+            role: Role::Sidecar,
+            ..Options::gateway("shanghai", "shanghai-b")
+        };
+        let builder = Builder::new(Workdir::kept("fence-secret")?);
+        let builder = builder.service(service()).authority(one_cell()).gateways();
+        let mesh = builder
+            .envoy(sidecar)
+            .upstreams("orders", 1)
+            .start()
+            .await?;
+        on(&mesh, scenario).await
+    });
+}
+
+/// Of a multiple of three bytes.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digits = bytes.chunks(3).flat_map(|three| {
+        let bits = three
+            .iter()
+            .fold(0, |bits, byte| (bits << 8) | usize::from(*byte));
+        [18, 12, 6, 0].map(|shift| char::from(DIGITS[(bits >> shift) & 63]))
+    });
+    digits.collect()
+}
+
+#[test]
+fn a_write_whose_client_gave_up_ends_before_another_zone_writes() {
+    async fn scenario(mesh: &Mesh) -> Result<()> {
+        until_taken(mesh, "shanghai-a", "shanghai-a").await?;
+        let instance = mesh.upstream("orders-shanghai-a-1")?.server();
+        instance.conduct(Conduct::GoesOn);
+        let served = instance.served();
+        let client = Client::new(Version::Http1);
+        let to = mesh.address("shanghai-a")?;
+        let slow = Request::post("/orders/slow?ms=400");
+        let begun = eventually(PATIENCE, "the write to begin", async || {
+            ensure!(instance.served() > served, "it has not come");
+            Ok(())
+        });
+        tokio::select! {
+            reply = client.send(to, &slow) => anyhow::bail!("it was answered: {reply:?}"),
+            begun = begun => begun?,
+        }
+        // The client is gone, and its connection with it.
+        drop(client);
+        ensure!(instance.in_flight() == 1, "the instance gave up as well");
+        operate(mesh, &["move", "main", "--to", "shanghai-b"])?;
+        let over = eventually(PATIENCE, "the move", async || {
+            let reply = mesh.send("shanghai-b", write()).await?;
+            let running = instance.in_flight();
+            let by = reply.echo()?.zone;
+            ensure!(by == "shanghai-b", "{by} took it");
+            Ok(running)
+        });
+        assert_eq!(over.await?, 0, "two zones write");
+        Ok(())
+    }
+    run(async {
+        let mesh = mesh("fence-abandoned", Store::Embedded, one_cell(), service()).await?;
         on(&mesh, scenario).await
     });
 }

@@ -1,12 +1,14 @@
 //! Clients that lie, and requests that nobody should send.
 
 use anyhow::{Context, Result, ensure};
-use e2e::client::{Reply, Request};
+use e2e::client::{Client, Reply, Request, Version};
 use e2e::config::region_of;
-use e2e::mesh::Mesh;
+use e2e::mesh::{Builder, Mesh};
+use e2e::registry::{Instance, InstanceName};
+use e2e::workdir::Workdir;
 
-use crate::shared::mesh;
-use crate::support::{Registered, explained, on, run};
+use crate::shared::{mesh, plain};
+use crate::support::{Registered, assert_refused, explained, on, run};
 
 #[test]
 fn what_a_client_says_about_the_decision_is_ignored() {
@@ -21,7 +23,8 @@ fn what_a_client_says_about_the_decision_is_ignored() {
                 .header("x-tidegate-decision", "spoofed")
                 .header("x-tidegate-hop", "1")
                 .header("x-tidegate-anything", "spoofed")
-                .header("x-tidegate_home", "spoofed")
+                .header("tidegate-hop", "spoofed")
+                .header("tidegate-epoch", "spoofed")
                 .header("X-Tidegate-Class", "read")
                 .header("x-envoy-upstream-alt-route", "orders/beijing-c")
         };
@@ -61,6 +64,62 @@ fn what_a_client_says_about_the_decision_is_ignored() {
         Ok(())
     }
     run(async { on(mesh().await?, scenario).await });
+}
+
+#[test]
+fn no_name_with_underscores_passes_for_an_internal_one() {
+    async fn scenario(mesh: &Mesh) -> Result<()> {
+        let sidecar = mesh.ingress("sidecar")?;
+        let client = Client::new(Version::Http1);
+        for name in [
+            "x_tidegate-epoch",
+            "x-tidegate_home",
+            "X_TIDEGATE_CLASS",
+            "tidegate_hop",
+            "tidegate_epoch",
+        ] {
+            for request in [Request::get("/orders"), Request::post("/orders")] {
+                let request = request.header(name, "spoofed");
+                let reply = mesh.send("shanghai-a", request.clone()).await?;
+                assert_eq!(reply.status, 400, "{name}: a gateway refuses the request");
+                let echo = client.send(sidecar, &request).await?.echo()?;
+                let lies = echo
+                    .headers
+                    .values()
+                    .filter(|value| value.contains("spoofed"));
+                assert_eq!(lies.count(), 0, "{name}, {:?}", echo.headers);
+            }
+        }
+        let own = Request::post("/orders").header("x_own", "kept");
+        let echo = client.send(sidecar, &own).await?.echo()?;
+        assert_eq!(echo.headers["x_own"], "kept");
+        Ok(())
+    }
+    run(async { on(mesh().await?, scenario).await });
+}
+
+#[test]
+fn a_request_that_goes_round_in_circles_is_ended_with_the_reason() {
+    async fn scenario(mesh: &Mesh) -> Result<()> {
+        let name = InstanceName::new("loops", "shanghai-a", "itself");
+        let itself = Instance::at(mesh.address("shanghai-a")?);
+        let put = mesh.registry().put(&name, &itself, None).await?;
+        ensure!(put.status.is_success(), "{}", put.text());
+        for request in [Request::get("/loops"), Request::post("/loops")] {
+            let ended = mesh.eventually("shanghai-a", "the loop to end", request, |reply| {
+                let reason = reply.refusal()?;
+                ensure!(reason == "loop", "{reason}");
+                Ok(())
+            });
+            assert_refused(&ended.await?, 508, "loop");
+        }
+        Ok(())
+    }
+    run(async {
+        let builder = Builder::new(Workdir::kept("loops")?).service(plain("loops"));
+        let mesh = builder.gateways().start().await?;
+        on(&mesh, scenario).await
+    });
 }
 
 #[test]

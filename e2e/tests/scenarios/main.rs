@@ -10,6 +10,7 @@ mod control_plane;
 mod etcd;
 mod failover;
 mod fence;
+mod fence_http;
 mod gateway;
 mod grpc;
 mod hostile;

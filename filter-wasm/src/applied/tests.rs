@@ -81,7 +81,7 @@ fn a_refusal_is_told_until_something_newer_is_applied() {
     let mut workers = two_workers(&mut fake);
     told(&mut fake, &mut workers, A, 2);
     let bytes = b"\x08\x2a\x10\x03";
-    let error = crate::edition::read(bytes).unwrap_err();
+    let error = crate::edition::read(&mut protos::Decoder::default(), bytes).unwrap_err();
     refused(bytes, &error, &mut fake);
     let refusal = "tidegate: node 7/1 x2, refused 42/3 mode: missing";
     assert_eq!(told(&mut fake, &mut workers, A, 2), [refusal]);

@@ -26,5 +26,5 @@ pub use actions::{Action, Found, explore};
 pub use mutation::Mutation;
 pub use proxy::{InFlight, Proxy};
 pub use scenario::{Budget, CELLS, Clock, Lines, Net, Scenario, Speed, ZONES, terms};
-pub use state::{Broken, Host, Message, Request, State};
+pub use state::{Broken, Host, Incarnation, Message, Request, State};
 pub use store::Store;

@@ -34,6 +34,8 @@ pub struct Scenario {
     /// nothing in common but the connection.
     pub of_second: Vec<usize>,
     pub net: Net,
+    /// Whether replicas can renew their sessions in rounds: else they do not reach each other.
+    pub rounds: bool,
     /// Ticks after the start.
     pub horizon: u64,
     pub budget: Budget,
@@ -86,6 +88,11 @@ pub struct Lines {
     /// Renewals of the session, until the store has them, and their answers.
     pub renewals: Speed,
     pub renewal_answers: Speed,
+    /// Confirmations of rounds.
+    pub confirmations: Speed,
+    /// Beats to other replicas, and acknowledgements of theirs.
+    pub beats: Speed,
+    pub heard: Speed,
     /// Other transactions, until the store has them, and their answers.
     pub steps: Speed,
     pub step_answers: Speed,
@@ -154,6 +161,7 @@ impl Scenario {
             proxies: vec![(0, 1), (1, 1)],
             of_second: Vec::new(),
             net: Net::default(),
+            rounds: false,
             horizon: 8,
             budget: Budget {
                 questions: 0,

@@ -3,6 +3,8 @@
 //! Wherever nothing else is said, zone `a` owns the cell and its proxy 0 holds a grant, zone `b` stands by, and the proxy 1 of
 //! `b` asks whenever it may.
 
+pub mod rounds;
+
 use policy::fence::{Cause, Clause};
 
 use crate::{
@@ -587,6 +589,7 @@ pub fn all() -> Vec<Scenario> {
     ]);
     all.extend(both_lost());
     all.extend(recovers());
+    all.extend(rounds::all());
     all
 }
 
@@ -596,6 +599,13 @@ pub fn of_clause(clause: Clause) -> Scenario {
         Clause::DeadlineFromSend => silent_late_answers(),
         Clause::RenewalMatched => silent_timeouts(),
         Clause::RenewalCompared | Clause::MoveEndsSessions => silent(),
+        Clause::RoundAcknowledged => rounds::unheard(),
+        Clause::RoundComparesSessions => rounds::newcomer(),
+        Clause::RoundComparesOwn => rounds::newcomer_gone(),
+        Clause::RoundFromBegin => rounds::longer(),
+        Clause::HeardMatched => rounds::acknowledged_late(),
+        Clause::HeardWhilePresent | Clause::PassedOverUnheard => rounds::passed_over(),
+        Clause::SilenceAnewAfterCreation => rounds::late_creation(),
         Clause::Registered
         | Clause::HolderRecorded
         | Clause::WaitForHolders

@@ -74,7 +74,10 @@ pub struct Request {
     pub timed_out: bool,
 }
 
-/// Between a replica and a proxy.
+/// An incarnation: the host, and its number there.
+pub type Incarnation = (usize, u32);
+
+/// Between a replica and a proxy, or another replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Message {
     Asked {
@@ -96,9 +99,38 @@ pub enum Message {
         host: usize,
         fence: Stamp,
     },
+    Beat {
+        from: Incarnation,
+        to: Incarnation,
+        round: u64,
+    },
+    Heard {
+        by: Incarnation,
+        of: Incarnation,
+        round: u64,
+    },
+}
+
+impl Message {
+    /// Whether it is of the same kind, and between the same replicas.
+    fn is_like(&self, other: &Message) -> bool {
+        match (self, other) {
+            (Message::Beat { from, to, .. }, Message::Beat { from: f, to: t, .. }) => {
+                from == f && to == t
+            }
+            (Message::Heard { by, of, .. }, Message::Heard { by: b, of: o, .. }) => {
+                by == b && of == o
+            }
+            _ => false,
+        }
+    }
 }
 
 /// What is to happen at once.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "most are inputs, and a box each would cost a model of millions of states more"
+)]
 enum Due {
     Input(usize, Input),
     Asked {
@@ -243,6 +275,18 @@ impl<'s> Change<'s> {
                     }
                 }
             }
+            Effect::Beat { to, round } => {
+                if let Some(from) = self.own(index) {
+                    let to = Self::incarnation_of(&to);
+                    self.send(Message::Beat { from, to, round });
+                }
+            }
+            Effect::Heard { of, round } => {
+                if let Some(by) = self.own(index) {
+                    let of = Self::incarnation_of(&of);
+                    self.send(Message::Heard { by, of, round });
+                }
+            }
             Effect::Ended => {
                 let incarnation = self.incarnation(index);
                 let host = self.host(index);
@@ -283,6 +327,24 @@ impl<'s> Change<'s> {
         Arc::from(format!("{index}-{}", host.born))
     }
 
+    fn own(&self, index: usize) -> Option<Incarnation> {
+        let replica = self.state.hosts[index].replica.as_ref();
+        replica.map(|replica| Self::incarnation_of(replica.id()))
+    }
+
+    fn incarnation_of(id: &SessionId) -> Incarnation {
+        let parts = id.incarnation.split_once('-');
+        let numbers = parts.and_then(|(host, born)| Some((host.parse().ok()?, born.parse().ok()?)));
+        numbers.unwrap_or_default()
+    }
+
+    fn session_id(&self, (host, born): Incarnation) -> SessionId {
+        SessionId {
+            zone: Scenario::zone(self.state.hosts[host].zone),
+            incarnation: Arc::from(format!("{host}-{born}")),
+        }
+    }
+
     fn request(&mut self, index: usize, number: u64, transaction: Transaction) {
         let (there, _) = self.speeds(index, &transaction);
         let host = self.host(index);
@@ -304,6 +366,8 @@ impl<'s> Change<'s> {
     fn speeds(&self, index: usize, transaction: &Transaction) -> (Speed, Speed) {
         let (_, lines) = self.scenario.hosts[index];
         match transaction.writes[..] {
+            [] if !self.scenario.rounds => (Speed::Never, Speed::Never),
+            [] => (lines.confirmations, Speed::AtOnce),
             [Write::Session(_)] => (lines.renewals, lines.renewal_answers),
             [Write::Terms(_)] => (Speed::AtOnce, Speed::AtOnce),
             _ => (lines.steps, lines.step_answers),
@@ -360,7 +424,7 @@ impl<'s> Change<'s> {
             }
         }
         for index in 0..self.state.hosts.len() {
-            if self.state.hosts[index].replica.is_none() {
+            if self.state.hosts[index].replica.is_none() || told.is_empty() {
                 continue;
             }
             match self.scenario.hosts[index].1.watch {
@@ -431,13 +495,40 @@ impl<'s> Change<'s> {
         self.send(Message::Asked { proxy, host, nonce });
     }
 
+    /// Sends between replicas. Of what is late between two of them, the oldest and the newest are under way.
+    fn send_to_replica(&mut self, message: Message, speed: Speed) {
+        match speed {
+            Speed::AtOnce => self.arrive(message),
+            Speed::Never => {}
+            Speed::Late => {
+                let like = self
+                    .state
+                    .net
+                    .iter()
+                    .filter(|other| other.is_like(&message));
+                let newer = like.copied().nth(1);
+                if let Some(newer) = newer {
+                    self.state.net.remove(&newer);
+                }
+                self.state.net.insert(message);
+            }
+        }
+    }
+
     fn send(&mut self, message: Message) {
         let net = self.scenario.net;
+        let lines = |host: usize| self.scenario.hosts[host].1;
         let (proxy, speed) = match message {
             Message::Asked { proxy, .. } => (proxy, net.questions),
             Message::Granted { proxy, .. } => (proxy, net.grants),
             Message::Revoked { proxy, .. } => (proxy, net.revocations),
             Message::Drained { proxy, .. } => (proxy, net.acknowledgements),
+            Message::Beat { from, .. } => {
+                return self.send_to_replica(message, lines(from.0).beats);
+            }
+            Message::Heard { by, .. } => {
+                return self.send_to_replica(message, lines(by.0).heard);
+            }
         };
         let eager = self.scenario.eager.contains(&proxy);
         match speed {
@@ -463,6 +554,16 @@ impl<'s> Change<'s> {
             Message::Revoked { proxy, fence } => {
                 self.proxy(proxy).revoked(fence);
                 self.hurry(proxy);
+            }
+            Message::Beat { from, to, round } => {
+                let (host, from) = (to.0, self.session_id(from));
+                let to = self.session_id(to);
+                self.tell(host, Input::Beat { from, to, round });
+            }
+            Message::Heard { by, of, round } => {
+                let (host, by) = (of.0, self.session_id(by));
+                let of = self.session_id(of);
+                self.tell(host, Input::Heard { by, of, round });
             }
             Message::Drained { proxy, host, fence } => {
                 let holder = self.state.proxies[proxy].holder;

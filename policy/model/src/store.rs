@@ -69,6 +69,7 @@ impl Store {
         match condition {
             Condition::PutAt(key, at) => self.stands(key).map_or(none, |s| s.put) == *at,
             Condition::CreatedAt(key, at) => self.stands(key).map_or(none, |s| s.created) == *at,
+            Condition::NoSessionSince(seen) => self.sessions.values().all(|s| s.created <= *seen),
         }
     }
 
@@ -76,6 +77,9 @@ impl Store {
     pub fn apply(&mut self, transaction: &Transaction) -> Option<(Revision, Vec<Input>)> {
         if !transaction.conditions.iter().all(|c| self.holds(c)) {
             return None;
+        }
+        if transaction.writes.is_empty() {
+            return Some((Revision(self.revision), Vec::new()));
         }
         self.revision += 1;
         let revision = Revision(self.revision);

@@ -6,7 +6,7 @@
 //!
 //! The way of the permission to write:
 //!
-//! 1. A replica keeps a *session* alive ([`session`]): a key that it puts again and again. Others tell by it that it lives.
+//! 1. A replica keeps a *session* alive ([`session`], [`round`]): a key that tells others that it lives, and signs of life.
 //! 2. It registers as *grantor* for a cell at a revision of the cell's [`Authority`] ([`grantor`]).
 //! 3. It gives *grants* to the proxies of its zone, none longer than what is left of its session.
 //! 4. A move ([`moves`]) takes every owner out first (*fencing*), waits until each grantor has gone or its session and all that
@@ -25,6 +25,7 @@ pub mod grantor;
 pub mod holder;
 pub mod moves;
 pub mod replica;
+pub mod round;
 pub mod session;
 mod store;
 
@@ -35,7 +36,8 @@ pub use authority::{Authority, Cause, Move, State, Unsettled};
 pub use grantor::{Grant, Grantor};
 pub use holder::{Asker, Ledger, Permit, Worker, WorkerId};
 pub use replica::{CellRules, Effect, Input, Listing, Outcome, Replica, Unwilling, move_id};
-pub use session::{Session, SessionId, Sessions};
+pub use round::Company;
+pub use session::{Aloud, Session, SessionId, Sessions};
 pub use store::{Condition, Key, Transaction, Write};
 
 /// The highest epoch: what JSON readers take for a whole number, so that there is always a higher one. Records, messages and
@@ -187,6 +189,22 @@ pub enum Clause {
     RenewalMatched,
     /// A renewal succeeds only while the session has not been ended by somebody else.
     RenewalCompared,
+    /// A round counts only when every other session that is there has acknowledged it.
+    RoundAcknowledged,
+    /// A round counts only when no session was created that its replica has not seen.
+    RoundComparesSessions,
+    /// A round counts only while the session has not been ended by somebody else.
+    RoundComparesOwn,
+    /// A round counts from before it was confirmed, not from the last acknowledgement.
+    RoundFromBegin,
+    /// An acknowledgement counts only for the round that it names.
+    HeardMatched,
+    /// A beat is acknowledged only while its session is known to be there.
+    HeardWhilePresent,
+    /// A beat is not acknowledged while a transaction may be under way that ends its session.
+    PassedOverUnheard,
+    /// The silence of others is counted from no earlier than the own session's creation.
+    SilenceAnewAfterCreation,
     // Grantor
     /// Nobody grants who has not registered at that very revision.
     Registered,
@@ -277,10 +295,18 @@ pub enum Clause {
 
 impl Clause {
     /// All of them.
-    pub const ALL: [Clause; 43] = [
+    pub const ALL: [Clause; 51] = [
         Clause::DeadlineFromSend,
         Clause::RenewalMatched,
         Clause::RenewalCompared,
+        Clause::RoundAcknowledged,
+        Clause::RoundComparesSessions,
+        Clause::RoundComparesOwn,
+        Clause::RoundFromBegin,
+        Clause::HeardMatched,
+        Clause::HeardWhilePresent,
+        Clause::PassedOverUnheard,
+        Clause::SilenceAnewAfterCreation,
         Clause::Registered,
         Clause::RegistrationComparesAuthority,
         Clause::ViewNeverBack,

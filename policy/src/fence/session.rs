@@ -1,13 +1,17 @@
 //! Sessions: one's own, and what others' tell.
 //!
-//! A session is a key that its incarnation puts again and again, without a lease: each renewal is a write that the store's
-//! majority has agreed to, so that no stale leader can answer for it and no lease can end early unseen. Whoever watches the key
-//! counts its silence by its own clock. A session is ended by deleting its key, and never comes back: a renewal compares that
-//! the key is still the one that was created.
+//! A session is a key without a lease, which its incarnation creates and then renews: by a [`round`](super::round) in which all
+//! other replicas acknowledge that they have heard it, and where that does not succeed by putting the key again. Each renewal
+//! rests on an answer that the store's majority stands behind, so that no stale leader can answer for it and no lease can end
+//! early unseen. Each replica counts the silence of the others by its own clock. A session is ended by deleting its key, and
+//! never comes back: a renewal compares that the key is still the one that was created.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 
-use super::{Clause, Condition, Key, Name, Revision, Terms, Transaction, Write};
+use super::{
+    Clause, Condition, Key, Name, Revision, Terms, Transaction, Write,
+    round::{Company, Round, confirmation},
+};
 
 /// One incarnation of a process that speaks for a zone. Never used twice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,9 +31,25 @@ pub struct Session {
     renewing: Option<(u64, u64)>,
     /// When the last renewal was sent.
     renewed: Option<u64>,
+    round: Option<Round>,
+    /// When the last round was due.
+    round_at: Option<u64>,
+    /// The last round came to nothing: the key is put until one completes.
+    aloud: Option<Aloud>,
+    /// A put is wanted whatever rounds do: something has to be said, or is in doubt.
+    owed: bool,
     /// The key is to be put now, whatever else renews the session.
     hasty: bool,
     ended: bool,
+}
+
+/// Why a session is renewed by puts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Aloud {
+    /// The store has not confirmed a round: it did not answer, or a session was created that was not seen yet.
+    Unconfirmed,
+    /// These have not acknowledged a beat.
+    Unheard(BTreeSet<SessionId>),
 }
 
 impl Session {
@@ -41,6 +61,10 @@ impl Session {
             deadline: 0,
             renewing: None,
             renewed: None,
+            round: None,
+            round_at: None,
+            aloud: None,
+            owed: false,
             hasty: false,
             ended: false,
         }
@@ -68,16 +92,95 @@ impl Session {
         self.created
     }
 
-    /// When the next renewal is due; none while one is under way, or when it has ended.
+    /// When the next put is due; none while one is under way, while rounds do without, or when it has ended.
     pub fn due(&self, terms: &Terms) -> Option<u64> {
-        if self.ended || self.renewing.is_some() {
+        let quiet = self.created.is_some() && self.aloud.is_none() && !self.owed;
+        if self.ended || self.renewing.is_some() || quiet {
             return None;
         }
         if self.hasty {
             return Some(0);
         }
-        let every = (terms.session_ttl / 4).max(1);
-        Some(self.renewed.map_or(0, |at| at.saturating_add(every)))
+        Some(self.renewed.map_or(0, |at| at.saturating_add(every(terms))))
+    }
+
+    /// When the next round is due; none before the session is created, or when it has ended.
+    pub fn round_due(&self, terms: &Terms) -> Option<u64> {
+        self.created.filter(|_| !self.ended)?;
+        let last = self.round_at.or(self.renewed).unwrap_or(0);
+        Some(last.saturating_add(every(terms)))
+    }
+
+    /// Why it is renewed by puts; none while rounds do without.
+    pub fn aloud(&self) -> Option<&Aloud> {
+        self.aloud.as_ref()
+    }
+
+    /// Begins a round under this number; the clock runs from now. An unfinished one comes to nothing. Without `company`, where
+    /// the own session was not seen in the store yet, there is none.
+    pub fn begin_round(
+        &mut self,
+        number: u64,
+        company: Option<Company>,
+        now: u64,
+        terms: &Terms,
+    ) -> Option<Transaction> {
+        if let Some(round) = self.round.take() {
+            let awaited = round.awaited().clone();
+            self.aloud = Some(match round.is_confirmed() {
+                true => Aloud::Unheard(awaited),
+                false => Aloud::Unconfirmed,
+            });
+        }
+        self.round_at = Some(now);
+        let (Some(created), Some(company)) = (self.created, company) else {
+            self.aloud.get_or_insert(Aloud::Unconfirmed);
+            return None;
+        };
+        let confirmation = confirmation(&self.id, created, company.seen, terms);
+        self.round = Some(Round::new(number, now, company.others));
+        Some(confirmation)
+    }
+
+    /// The store has confirmed a round: the sessions to send a beat to.
+    pub fn confirmed(&mut self, number: u64) -> BTreeSet<SessionId> {
+        let mut round = self.round.iter_mut().filter(|round| round.number == number);
+        round.next().map(Round::confirmed).unwrap_or_default()
+    }
+
+    /// The store has not confirmed a round.
+    pub fn unconfirmed(&mut self, number: u64) {
+        if self.round.take_if(|round| round.number == number).is_some() {
+            self.aloud = Some(Aloud::Unconfirmed);
+        }
+    }
+
+    /// Another session has acknowledged a beat to session `of`.
+    pub fn heard(&mut self, by: &SessionId, of: &SessionId, number: u64, terms: &Terms) {
+        if let Some(round) = self.round.as_mut().filter(|_| *of == self.id) {
+            round.heard(by, number, terms);
+        }
+    }
+
+    /// Renews the session if the round under way is complete; says whether.
+    pub fn complete_round(&mut self, now: u64, terms: &Terms) -> bool {
+        let Some(round) = self.round.take_if(|round| round.complete(terms)) else {
+            return false;
+        };
+        self.aloud = None;
+        let from = match terms.keeps(Clause::RoundFromBegin) {
+            true => round.began,
+            false => now,
+        };
+        self.lasts_from(from, terms);
+        true
+    }
+
+    /// No room for drift here: the wait for this session to be over leaves it (`Terms::session_settled`).
+    fn lasts_from(&mut self, from: u64, terms: &Terms) {
+        let deadline = from.saturating_add(terms.session_ttl);
+        let deadline = deadline.saturating_sub(terms.margin);
+        self.deadline = self.deadline.max(deadline);
     }
 
     /// Begins a renewal under this number; the clock runs from now.
@@ -106,15 +209,13 @@ impl Session {
             return;
         }
         self.renewing = None;
+        self.owed = false;
         self.created.get_or_insert(revision);
         let from = match terms.keeps(Clause::DeadlineFromSend) {
             true => sent,
             false => now,
         };
-        // No room for drift here: who waits for this session to be over leaves it (`Terms::session_settled`).
-        let deadline = from.saturating_add(terms.session_ttl);
-        let deadline = deadline.saturating_sub(terms.margin);
-        self.deadline = self.deadline.max(deadline);
+        self.lasts_from(from, terms);
     }
 
     /// It lasts shorter than was agreed when it was renewed last, by so much: others will not wait for longer.
@@ -140,6 +241,7 @@ impl Session {
 
     /// Something about it is in doubt, or has to be said: its key is to be put now.
     pub fn hurry(&mut self) {
+        self.owed = true;
         self.hasty = true;
     }
 
@@ -147,7 +249,13 @@ impl Session {
     pub fn end(&mut self) {
         self.ended = true;
         self.renewing = None;
+        self.round = None;
     }
+}
+
+/// How long after a renewal the next is due.
+fn every(terms: &Terms) -> u64 {
+    (terms.session_ttl / 4).max(1)
 }
 
 /// What is known of all sessions, and since when each is silent.
@@ -156,26 +264,79 @@ pub struct Sessions {
     heard: BTreeMap<SessionId, Heard>,
     /// Everything that was put before this was seen, but for what `heard` says.
     since: u64,
+    /// The newest put that was seen, and so every session that was created up to it.
+    seen: Revision,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Heard {
     /// The revision of the last put; none when the key is gone.
     put: Option<Revision>,
-    /// When that put was seen.
+    /// When that put was seen, or a beat since.
     at: u64,
+    /// A transaction was sent that would end the session, unless it was put since.
+    passed_over: bool,
+}
+
+impl Heard {
+    fn new(put: Option<Revision>, at: u64) -> Heard {
+        Heard {
+            put,
+            at,
+            passed_over: false,
+        }
+    }
 }
 
 impl Sessions {
     /// A session's key was put.
     pub fn put(&mut self, id: SessionId, revision: Revision, now: u64) {
-        let heard = self.heard.entry(id).or_insert(Heard { put: None, at: now });
+        self.seen = self.seen.max(revision);
+        let heard = self.heard.entry(id).or_insert(Heard::new(None, now));
         if heard.put != Some(revision) {
-            *heard = Heard {
-                put: Some(revision),
-                at: now,
-            };
+            *heard = Heard::new(Some(revision), now);
         }
+    }
+
+    /// A session's beat has come: whether it may be acknowledged, since its silence is counted from now.
+    pub fn beat(&mut self, id: &SessionId, now: u64, terms: &Terms) -> bool {
+        let heard = self.heard.get_mut(id);
+        let Some(heard) = heard.filter(|h| h.put.is_some()) else {
+            return !terms.keeps(Clause::HeardWhilePresent);
+        };
+        if heard.passed_over && terms.keeps(Clause::PassedOverUnheard) {
+            return false;
+        }
+        heard.at = now;
+        true
+    }
+
+    /// A transaction is sent that ends the session if its last put is the one that was seen. It may be made at any time from
+    /// now on, whatever is heard of it, so that nothing but another put is a sign of life.
+    pub fn pass_over(&mut self, id: &SessionId) {
+        if let Some(heard) = self.heard.get_mut(id) {
+            heard.passed_over = true;
+        }
+    }
+
+    /// The own session was created. Others that have confirmed a round before that know nothing of it, and sent no beat.
+    pub fn joined(&mut self, now: u64, terms: &Terms) {
+        if terms.keeps(Clause::SilenceAnewAfterCreation) {
+            self.since = now;
+            for heard in self.heard.values_mut() {
+                heard.at = now;
+            }
+        }
+    }
+
+    /// What the session `own` needs to know of the others for a round; none where it was not seen itself.
+    pub fn company(&self, own: &SessionId) -> Option<Company> {
+        self.put_at(own)?;
+        let others = self.present().map(|(id, _)| id);
+        Some(Company {
+            others: others.filter(|id| *id != own).cloned().collect(),
+            seen: self.seen,
+        })
     }
 
     /// A session's key was deleted, and every put before that was seen.
@@ -212,7 +373,9 @@ impl Sessions {
     /// Whether the session is over by what its key tells: it is gone, or was silent for the time to live.
     pub fn over(&self, id: &SessionId, now: u64, terms: &Terms) -> bool {
         match self.heard.get(id) {
-            Some(Heard { put: Some(_), at }) => now >= at.saturating_add(terms.session_over()),
+            Some(Heard {
+                put: Some(_), at, ..
+            }) => now >= at.saturating_add(terms.session_over()),
             _ => true,
         }
     }

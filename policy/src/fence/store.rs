@@ -23,6 +23,8 @@ pub enum Condition {
     PutAt(Key, Revision),
     /// It was created at this revision, and not deleted since; 0: it is absent.
     CreatedAt(Key, Revision),
+    /// No session that is there was created after this revision.
+    NoSessionSince(Revision),
 }
 
 /// A change of one key.
@@ -36,7 +38,8 @@ pub enum Write {
     Delete(Key),
 }
 
-/// All of `writes`, in one revision, if all of `conditions` hold; else nothing.
+/// All of `writes`, in one revision, if all of `conditions` hold; else nothing. Without writes it asks whether the conditions hold:
+/// as the majority of the store sees it at some moment after it was asked, never as one member remembers it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Transaction {
     pub conditions: Vec<Condition>,

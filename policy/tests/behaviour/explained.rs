@@ -119,7 +119,11 @@ proptest! {
             let home = home.expect("a home");
             let plan = service.plans.get(home, routed.class);
             let mut clusters = plan.targets().iter().map(|target| {
-                policy::rules::route_cluster_name(&service.name, topology.zone_name(target.zone), facts.class)
+                let zone = topology.zone_name(target.zone);
+                match policy::rules::is_alone(&topology, target.zone, facts.class) {
+                    true => policy::rules::cluster_name(&service.name, zone),
+                    false => policy::rules::route_cluster_name(&service.name, zone, facts.class),
+                }
             });
             prop_assert!(clusters.any(|cluster| cluster == pin), "{pin} is not in {plan:?}");
         }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use policy::fence::{
-    Asker, Authority, Grant, Ledger, Name, Revision, Session, SessionId, Sessions, Stamp, Terms,
-    Worker, WorkerId, moves::better_zone,
+    Aloud, Asker, Authority, Company, Condition, Grant, Key, Ledger, Name, Revision, Session,
+    SessionId, Sessions, Stamp, Terms, Worker, WorkerId, moves::better_zone,
 };
 
 fn terms() -> Terms {
@@ -160,7 +160,8 @@ fn a_session_lasts_from_when_its_renewal_was_sent() {
     session.renewed(1, Revision(4), 1_040, &terms);
     assert_eq!(session.created(), Some(Revision(4)));
     assert_eq!(session.left(1_040), 50);
-    assert_eq!(session.due(&terms), Some(1_025));
+    assert_eq!(session.due(&terms), None, "rounds do without puts");
+    assert_eq!(session.round_due(&terms), Some(1_025));
 
     session.renew(2, 1_050, &terms);
     session.renewed(1, Revision(4), 1_060, &terms);
@@ -168,6 +169,101 @@ fn a_session_lasts_from_when_its_renewal_was_sent() {
     session.refused(2);
     assert!(session.ended());
     assert_eq!(session.left(1_060), 0);
+}
+
+/// What a session has seen when it begins a round.
+fn company(others: &[&str]) -> Option<Company> {
+    Some(Company {
+        others: others.iter().map(|other| session_id(other)).collect(),
+        seen: Revision(9),
+    })
+}
+
+#[test]
+fn a_round_that_all_have_heard_renews_a_session_without_a_put() {
+    let (mut session, terms) = (Session::new(session_id("1")), terms());
+    session.renew(1, 1_000, &terms);
+    session.renewed(1, Revision(4), 1_001, &terms);
+    assert_eq!(session.left(1_025), 65);
+    let confirmation = session.begin_round(2, company(&["2", "3"]), 1_025, &terms);
+    let own = Key::Session(session_id("1"));
+    let expected = [
+        Condition::CreatedAt(own, Revision(4)),
+        Condition::NoSessionSince(Revision(9)),
+    ];
+    let confirmation = confirmation.unwrap();
+    assert_eq!(confirmation.conditions, expected);
+    assert!(confirmation.writes.is_empty(), "it costs no history");
+    assert_eq!(session.confirmed(2).len(), 2, "a beat to each");
+
+    let (own, other) = (session_id("1"), session_id("2"));
+    session.heard(&other, &own, 2, &terms);
+    assert!(!session.complete_round(1_030, &terms), "one is missing");
+    session.heard(&session_id("3"), &session_id("0"), 2, &terms);
+    session.heard(&session_id("3"), &own, 1, &terms);
+    assert!(!session.complete_round(1_030, &terms), "of another round");
+    session.heard(&session_id("3"), &own, 2, &terms);
+    assert!(session.complete_round(1_032, &terms));
+    assert_eq!(session.left(1_032), 83, "from when the round began");
+    assert_eq!(session.due(&terms), None);
+    assert_eq!(session.round_due(&terms), Some(1_050));
+}
+
+#[test]
+fn a_session_that_is_not_heard_is_put_until_it_is() {
+    let (mut session, terms) = (Session::new(session_id("1")), terms());
+    session.renew(1, 1_000, &terms);
+    session.renewed(1, Revision(4), 1_001, &terms);
+    session.begin_round(2, company(&["2"]), 1_025, &terms);
+    session.confirmed(2);
+    assert_eq!(session.due(&terms), None, "it has time until the next");
+    session.begin_round(3, company(&["2"]), 1_050, &terms);
+    let unheard = Aloud::Unheard([session_id("2")].into());
+    assert_eq!(session.aloud(), Some(&unheard));
+    assert_eq!(session.due(&terms), Some(1_025), "at once");
+    session.renew(4, 1_050, &terms);
+    session.renewed(4, Revision(4), 1_051, &terms);
+    assert_eq!(session.due(&terms), Some(1_075));
+
+    session.unconfirmed(3);
+    assert_eq!(session.aloud(), Some(&Aloud::Unconfirmed));
+    session.begin_round(5, company(&["2"]), 1_075, &terms);
+    session.confirmed(5);
+    session.heard(&session_id("2"), &session_id("1"), 5, &terms);
+    assert!(session.complete_round(1_076, &terms));
+    assert_eq!(session.due(&terms), None, "quiet again");
+}
+
+#[test]
+fn what_a_session_has_to_say_is_put_until_the_store_has_it() {
+    let (mut session, terms) = (Session::new(session_id("1")), terms());
+    session.renew(1, 1_000, &terms);
+    session.renewed(1, Revision(4), 1_001, &terms);
+    session.hurry();
+    assert_eq!(session.due(&terms), Some(0), "now");
+    session.renew(2, 1_010, &terms);
+    session.failed(2);
+    assert_eq!(session.due(&terms), Some(1_035), "and again");
+    session.renew(3, 1_035, &terms);
+    session.renewed(3, Revision(4), 1_036, &terms);
+    assert_eq!(session.due(&terms), None);
+}
+
+#[test]
+fn a_beat_is_acknowledged_only_where_silence_is_counted_from_it() {
+    let (mut sessions, terms) = (Sessions::default(), terms());
+    let id = session_id("1");
+    assert!(!sessions.beat(&id, 1_000, &terms), "never seen");
+    sessions.put(id.clone(), Revision(4), 1_000);
+    assert!(sessions.beat(&id, 1_100, &terms));
+    assert!(!sessions.over(&id, 1_211, &terms), "counted from the beat");
+    sessions.pass_over(&id);
+    assert!(!sessions.beat(&id, 1_200, &terms));
+    assert!(sessions.over(&id, 1_212, &terms));
+    sessions.put(id.clone(), Revision(6), 1_213);
+    assert!(sessions.beat(&id, 1_214, &terms), "it was put since");
+    sessions.gone(&id);
+    assert!(!sessions.beat(&id, 1_215, &terms));
 }
 
 #[test]

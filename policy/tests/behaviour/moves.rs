@@ -34,6 +34,10 @@ impl Shelf {
         match condition {
             Condition::CreatedAt(key, at) => stands(key).0 == *at,
             Condition::PutAt(key, at) => stands(key).1 == *at,
+            Condition::NoSessionSince(seen) => {
+                let mut all = self.stands.iter();
+                all.all(|(key, stands)| !matches!(key, Key::Session(_)) || stands.0 <= *seen)
+            }
         }
     }
 
@@ -208,6 +212,8 @@ impl Mesh {
                         }
                     }
                 }
+                // Replicas do not hear each other here: sessions are renewed by puts.
+                Effect::Beat { .. } | Effect::Heard { .. } => {}
                 Effect::Ended => {
                     let zone = self.processes[at].zone;
                     let incarnation = self.incarnation(zone);

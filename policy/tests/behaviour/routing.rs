@@ -166,7 +166,7 @@ fn bad_rules_are_refused_with_what_to_change() {
     ["", "/a.B", "a.B/Get"].into_iter().for_each(bad_grpc);
     let bad_header = |header: &str| {
         let message = format!(
-            "header {header:?}: use lower case letters, digits and '-', and no name that Tidegate owns"
+            "header {header:?}: use lower case letters, digits and '-', and no name that Tidegate or HTTP itself owns"
         );
         refused(vec![], Some((header, "t")), &message);
         let keyed = Service {

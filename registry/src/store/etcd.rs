@@ -13,8 +13,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Compare as EtcdCompare, CompareOp, DeleteOptions, GetOptions, KeyValue, LeaseGrantOptions,
-    PutOptions, Txn, TxnOp,
+    Client, Compare as EtcdCompare, CompareOp, DeleteOptions, GetOptions, KeyValue,
+    LeaseGrantOptions, PutOptions, Txn, TxnOp,
 };
 use futures::stream::BoxStream;
 
@@ -62,14 +62,38 @@ impl EtcdOptions {
 #[derive(Clone)]
 pub struct EtcdStore {
     members: Arc<Members>,
+    /// How long one member has for one answer.
+    request_timeout: Duration,
 }
 
 impl EtcdStore {
     /// Takes the addresses; connects at the first call, so it works with no member up. Errors only on addresses that
     /// are none.
     pub async fn new(options: EtcdOptions) -> Result<Self, StoreError> {
+        let request_timeout = options.request_timeout;
         let members = Arc::new(Members::new(options).await?);
-        Ok(EtcdStore { members })
+        Ok(EtcdStore {
+            members,
+            request_timeout,
+        })
+    }
+
+    /// The same store, whose members have only so long for one answer. Which cluster is trusted and which member is good are
+    /// known to both.
+    pub fn within(&self, request_timeout: Duration) -> EtcdStore {
+        EtcdStore {
+            members: Arc::clone(&self.members),
+            request_timeout,
+        }
+    }
+
+    async fn call<T, R, F>(&self, repeat: Repeat, request: R) -> Result<T, Failure>
+    where
+        R: Fn(Client) -> F,
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let after = self.request_timeout;
+        self.members.call(after, repeat, request).await
     }
 
     /// All pages at one revision. `OutOfRange` is etcd's word for two things: the page is larger than a client decodes, so
@@ -93,7 +117,6 @@ impl EtcdStore {
                 options = options.with_revision(head.revision.0);
             }
             let page = self
-                .members
                 .call(Repeat::Safe, |mut client| {
                     let (start, options) = (start.clone(), options.clone());
                     async move { Ok(client.get(start, Some(options)).await?) }
@@ -130,7 +153,6 @@ impl EtcdStore {
     /// An answer to the cheapest linearizable read.
     async fn ask_head(&self) -> Result<Head, StoreError> {
         let answer = self
-            .members
             .call(Repeat::Safe, |mut client| async move {
                 let options = GetOptions::new().with_count_only();
                 Ok(client.get([0], Some(options)).await?)
@@ -151,7 +173,6 @@ impl Store for EtcdStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         check_key(key)?;
         let mut answer = self
-            .members
             .call(Repeat::Safe, |mut client| async move {
                 Ok(client.get(key, None).await?)
             })
@@ -198,7 +219,6 @@ impl Store for EtcdStore {
             Repeat::OnlyUnsent
         };
         let answer = self
-            .members
             .call(repeat, |mut client| {
                 let txn = txn.clone();
                 async move { Ok(client.txn(txn).await?) }
@@ -216,7 +236,6 @@ impl Store for EtcdStore {
         // Safe to repeat: a lease whose answer got lost holds no key and ends by itself. Each attempt has an id of its own;
         // those that etcd would choose rise by one.
         let answer = self
-            .members
             .call(Repeat::Safe, |mut client| async move {
                 let options = LeaseGrantOptions::new().with_id(random_lease().0);
                 Ok(client.lease_grant(ttl_s, Some(options)).await?)
@@ -228,7 +247,6 @@ impl Store for EtcdStore {
 
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
         let answer = self
-            .members
             .call(Repeat::Safe, |mut client| async move {
                 // A stream of its own for each call, so that no answer to an earlier request can be taken for this one's.
                 // Opening makes one exchange, but keeps the ttl to itself; the second one says it.
@@ -255,7 +273,6 @@ impl Store for EtcdStore {
 
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         let answer = self
-            .members
             .call(Repeat::Safe, |mut client| async move {
                 Ok(client.lease_revoke(lease.0).await?)
             })
@@ -277,7 +294,6 @@ impl Store for EtcdStore {
     async fn alarms(&self) -> Result<Vec<RefusedCause>, StoreError> {
         // The request that is about alarms is written to the log by etcd, reads too; a member's status is not.
         let status = self
-            .members
             .call(Repeat::Safe, |mut client| async move {
                 Ok(client.status().await?)
             })
@@ -314,6 +330,12 @@ fn txn_compare(compare: Compare) -> EtcdCompare {
             EtcdCompare::create_revision(key, CompareOp::Equal, is.0)
         }
         Compare::Value { key, is } => EtcdCompare::value(key, CompareOp::Equal, is),
+        // Where there is no key under the prefix, etcd compares with one that was created at 0.
+        Compare::NoneCreatedAfter { prefix, after } => {
+            let end = range_end(&prefix);
+            let next = after.0.saturating_add(1);
+            EtcdCompare::create_revision(prefix, CompareOp::Less, next).with_range(end)
+        }
     }
 }
 

@@ -105,7 +105,7 @@ pub struct WatchBatch {
     pub events: Vec<Event>,
 }
 
-/// A condition on one key. All conditions of a transaction must hold for its `then` branch.
+/// A condition on one key, or on all under a prefix. All conditions of a transaction must hold for its `then` branch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Compare {
     /// The last put of the key was at this revision; 0: the key is absent.
@@ -114,6 +114,8 @@ pub enum Compare {
     CreateRevision { key: String, is: Revision },
     /// The key is there and has this value.
     Value { key: String, is: Bytes },
+    /// No key that starts with `prefix`, which is not empty, was created after this revision.
+    NoneCreatedAfter { prefix: String, after: Revision },
 }
 
 impl Compare {
@@ -137,7 +139,8 @@ impl Compare {
         match self {
             Compare::ModRevision { key, .. }
             | Compare::CreateRevision { key, .. }
-            | Compare::Value { key, .. } => key,
+            | Compare::Value { key, .. }
+            | Compare::NoneCreatedAfter { prefix: key, .. } => key,
         }
     }
 }

@@ -255,6 +255,16 @@ async fn a_watch_that_is_slower_than_the_history_is_told_so() {
     assert_eq!(kept, (compacted.0 + 1..=last.0).collect::<Vec<_>>());
 }
 
+/// Drops a store, and waits until its writer has let go of the file.
+async fn close(store: EmbeddedStore, path: &Path) {
+    drop(store);
+    eventually("the file is free", || async {
+        let file = std::fs::File::open(path).unwrap();
+        file.try_lock().ok()
+    })
+    .await;
+}
+
 /// A copy of the file, put back after the store has gone on, beside the newest mark or none: the store's ids before and after.
 async fn put_back(with_newest_mark: bool) -> (ClusterId, ClusterId) {
     let directory = tempfile::tempdir().unwrap();
@@ -263,15 +273,13 @@ async fn put_back(with_newest_mark: bool) -> (ClusterId, ClusterId) {
     let store = open(&path).await.unwrap();
     store.put("/epoch", bytes("7"), None).await.unwrap();
     let before = store.cluster_id().await.unwrap();
-    drop(store);
-    drop(reopen(&path).await);
+    close(store, &path).await;
     std::fs::copy(&path, &older).unwrap();
     let store = reopen(&path).await;
     let again = store.cluster_id().await.unwrap();
     assert_eq!(again, before, "a restart is no restore");
     store.put("/epoch", bytes("8"), None).await.unwrap();
-    drop(store);
-    drop(reopen(&path).await);
+    close(store, &path).await;
     std::fs::copy(&older, &path).unwrap();
     if !with_newest_mark {
         std::fs::remove_file(directory.path().join("store.mark")).unwrap();

@@ -15,7 +15,7 @@ use policy::{
 };
 use protos::fence::{GrantorSays, HolderSays};
 use registry::{
-    authority::{OPERATIONS_PREFIX, SessionRecord, incarnation},
+    authority::{OPERATIONS_PREFIX, PeerRecord, Secret, SessionRecord, SessionTerms, incarnation},
     store::{Compare, Op, Store, StoreError, TxnOutcome},
 };
 use tokio::{
@@ -27,8 +27,10 @@ use tracing::{debug, error, info, warn};
 use super::{
     CellStatus, Command, Fact, Operation, Sources, Unseated, Wish,
     homes::{Sightings, Since},
+    peers::{Message, Roster, Says},
     presence::Presence,
     records::{self, Operations},
+    renewals::Renewals,
     status,
     terms::{self, Said},
 };
@@ -39,6 +41,8 @@ use crate::{
 
 /// How long a transaction that has failed rests.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// How long a session may say another number of proxies than there are, in microseconds.
+const COUNT_PATIENCE_US: u64 = 60_000_000;
 
 pub(super) struct Engine {
     sources: Sources,
@@ -62,6 +66,13 @@ pub(super) struct Engine {
     /// What became of transactions.
     answer: mpsc::UnboundedSender<Answer>,
     answers: mpsc::UnboundedReceiver<Answer>,
+    /// Who proves to be which zone's replica.
+    secrets: BTreeMap<Name, Secret>,
+    /// How every session is reached.
+    reached: BTreeMap<SessionId, PeerRecord>,
+    renewals: Renewals,
+    /// What the own session of a zone last said.
+    stated: BTreeMap<Name, Stated>,
     /// Who waits for the end.
     stopping: Vec<oneshot::Sender<()>>,
     stopped: BTreeSet<Name>,
@@ -79,6 +90,13 @@ struct Answer {
     outcome: Outcome,
 }
 
+/// What a session's record said when it was put.
+struct Stated {
+    proxies: Option<u32>,
+    terms: Option<SessionTerms>,
+    at: u64,
+}
+
 /// A proxy process that is connected.
 struct Stream {
     number: u64,
@@ -89,6 +107,7 @@ struct Stream {
 
 enum Woken {
     Fact(Option<Fact>),
+    Peer(Message),
     Command(Option<Command>),
     Answer(Option<Answer>),
     Rules,
@@ -114,6 +133,9 @@ impl Engine {
             (zone.clone(), Replica::new(id, sources.terms.clone()))
         });
         let replicas = replicas.collect();
+        let zones = sources.zones.iter().cloned();
+        let secrets = zones.map(|zone| (zone, (sources.peers.secret)())).collect();
+        let renewals = Renewals::new(&sources.terms, sources.metrics.clone());
         // As many as there are transactions under way: each replica has a handful.
         let (answer, answers) = mpsc::unbounded_channel();
         Engine {
@@ -133,6 +155,10 @@ impl Engine {
             sighted,
             answer,
             answers,
+            secrets,
+            reached: BTreeMap::new(),
+            renewals,
+            stated: BTreeMap::new(),
             stopping: Vec::new(),
             stopped: BTreeSet::new(),
             said: Said::default(),
@@ -143,12 +169,14 @@ impl Engine {
 
     pub(super) async fn run(mut self) {
         self.take_rules();
+        self.tell_roster();
         loop {
             let until_wake = self.until_wake();
             let woken = tokio::select! {
                 biased;
                 fact = self.sources.facts.recv() => Woken::Fact(fact),
                 answer = self.answers.recv() => Woken::Answer(answer),
+                Some(message) = self.sources.peers.messages.recv() => Woken::Peer(message),
                 command = self.commands.recv() => Woken::Command(command),
                 Ok(()) = self.sources.rules.changed() => Woken::Rules,
                 Ok(()) = self.sources.overviews.changed() => Woken::Overview,
@@ -158,6 +186,7 @@ impl Engine {
                 // The process is ending.
                 Woken::Fact(None) | Woken::Command(None) | Woken::Answer(None) => return,
                 Woken::Fact(Some(fact)) => self.take_fact(fact),
+                Woken::Peer(message) => self.hear(message),
                 Woken::Command(Some(command)) => self.obey(command),
                 Woken::Answer(Some(answer)) => self.answered(&answer),
                 Woken::Rules => self.take_rules(),
@@ -169,6 +198,7 @@ impl Engine {
             }
             self.judge_terms();
             self.judge();
+            self.renewals.look(self.replicas.values(), self.now());
             self.send_away();
             self.restate();
             self.publish();
@@ -217,6 +247,7 @@ impl Engine {
     }
 
     fn take_fact(&mut self, fact: Fact) {
+        self.take_peer(&fact);
         self.presence.hear(&fact);
         self.said.take(&fact);
         self.terms_dirty = true;
@@ -265,6 +296,97 @@ impl Engine {
         }
     }
 
+    /// Takes in how a session is reached.
+    fn take_peer(&mut self, fact: &Fact) {
+        let before = self.reached.len();
+        let changed = match fact {
+            Fact::Listed { entries, .. } => {
+                self.reached = entries.iter().filter_map(records::peer).collect();
+                true
+            }
+            Fact::Put(entry) => match records::peer(entry) {
+                Some((id, peer)) => self.reached.insert(id, peer.clone()) != Some(peer),
+                None => false,
+            },
+            Fact::Deleted { key, .. } => {
+                let id = records::session_of(key);
+                id.is_some_and(|id| self.reached.remove(&id).is_some())
+            }
+            Fact::Doubted => false,
+        };
+        if changed || self.reached.len() != before {
+            self.tell_roster();
+        }
+    }
+
+    /// Tells the way to other replicas which sessions there are.
+    fn tell_roster(&self) {
+        let own = self.replicas.iter().filter_map(|(zone, replica)| {
+            let secret = self.secrets.get(zone)?;
+            Some((replica.id().clone(), secret.clone()))
+        });
+        let own: BTreeMap<_, _> = own.collect();
+        let others = self.reached.iter().filter(|(id, _)| !own.contains_key(*id));
+        let others = others
+            .map(|(id, peer)| (id.clone(), peer.clone()))
+            .collect();
+        self.sources.peers.post.follow(Roster { own, others });
+    }
+
+    fn session_record(&self, zone: &Name, replica: &Replica) -> SessionRecord {
+        let reach = self.sources.peers.reach.as_ref();
+        let peer = reach
+            .zip(self.secrets.get(zone))
+            .map(|(reach, secret)| PeerRecord {
+                address: reach.address.clone(),
+                server_name: reach.server_name.clone(),
+                secret: secret.clone(),
+            });
+        SessionRecord {
+            process: self.sources.process.clone(),
+            proxies: Some(self.connected(zone)),
+            terms: terms::own(replica),
+            peer,
+        }
+    }
+
+    /// Speaks to another replica, in this process or elsewhere.
+    fn tell_peer(&mut self, zone: &Name, to: SessionId, says: Says) {
+        let Some(replica) = self.replicas.get(zone) else {
+            return;
+        };
+        let from = replica.id().clone();
+        let message = Message { from, to, says };
+        match self.is_own(&message.to) {
+            true => self.hear(message),
+            false => self.sources.peers.post.send(message),
+        }
+    }
+
+    fn is_own(&self, id: &SessionId) -> bool {
+        let replica = self.replicas.get(&id.zone);
+        replica.is_some_and(|replica| replica.id() == id)
+    }
+
+    /// Another replica speaks.
+    fn hear(&mut self, message: Message) {
+        let Message { from, to, says } = message;
+        // To an incarnation that is over.
+        if !self.is_own(&to) {
+            return;
+        }
+        let zone = to.zone.clone();
+        let input = match says {
+            Says::Beat(round) => Input::Beat { from, to, round },
+            Says::Heard(round) => Input::Heard {
+                by: from,
+                of: to,
+                round,
+            },
+        };
+        self.handle(&zone, input);
+    }
+
     fn everybody(&mut self, input: &Input) {
         let zones: Vec<Name> = self.replicas.keys().cloned().collect();
         for zone in zones {
@@ -288,6 +410,8 @@ impl Engine {
                     number,
                     transaction,
                 } => self.commit(zone, number, &transaction),
+                Effect::Beat { to, round } => self.tell_peer(zone, to, Says::Beat(round)),
+                Effect::Heard { of, round } => self.tell_peer(zone, of, Says::Heard(round)),
                 Effect::Grant {
                     holder,
                     nonce,
@@ -383,6 +507,9 @@ impl Engine {
         self.reborn_until.insert(zone.clone(), until);
         let (replica, effects) = replica.reborn(incarnation, self.now());
         self.replicas.insert(zone.clone(), replica);
+        let secret = (self.sources.peers.secret)();
+        self.secrets.insert(zone.clone(), secret);
+        self.tell_roster();
         self.carry_out(zone, effects);
     }
 
@@ -402,16 +529,20 @@ impl Engine {
             records::operation(&self.operations, cell, before, after, &id, unix_ms())
         });
         let changes_authority = authority.is_some();
-        let said = SessionRecord {
-            process: self.sources.process.clone(),
-            terms: terms::own(replica),
-            proxies: Some(self.connected(zone)),
-        };
+        let said = self.session_record(zone, replica);
         if let [Write::Session(_)] = transaction.writes[..] {
+            self.sources.metrics.session_puts.inc();
             self.presence.stated(zone, self.connected(zone) > 0);
+            let stated = Stated {
+                proxies: said.proxies,
+                terms: said.terms,
+                at: self.now(),
+            };
+            self.stated.insert(zone.clone(), stated);
         }
         let (compares, ops) =
             records::transaction(transaction, &said, operation.unwrap_or_default());
+        let asks = ops.is_empty();
         let store = Arc::clone(&self.sources.store);
         let mode = self.sources.mode.clone();
         let answer = self.answer.clone();
@@ -419,7 +550,8 @@ impl Engine {
         tokio::spawn(async move {
             let begun = tokio::time::Instant::now();
             let outcome = make(&*store, compares, ops, mode.writes_refused().is_some()).await;
-            if let Some(outcome) = &outcome {
+            // A read proves nothing about writes, neither way.
+            if let Some(outcome) = outcome.as_ref().filter(|_| !asks) {
                 mode.wrote_in(outcome, begun.elapsed());
             }
             let outcome = match outcome {
@@ -442,7 +574,7 @@ impl Engine {
                 };
                 writes.get_or_create(&ResultLabel { result }).inc();
             }
-            if outcome == Outcome::Unknown {
+            if outcome == Outcome::Unknown && !asks {
                 // It is tried again at once, and a store that is away, or not written to, fails fast.
                 tokio::time::sleep(RETRY_AFTER).await;
             }
@@ -673,16 +805,25 @@ impl Engine {
         u32::try_from(of_zone.count()).unwrap_or(u32::MAX)
     }
 
-    /// Has sessions put anew whose record is wrong about whether there are proxies.
+    /// Whether what the own session said is no longer so: of its terms, or for long of its proxies.
+    fn is_outdated(&self, zone: &Name) -> bool {
+        let stated = self.stated.get(zone).zip(self.replicas.get(zone));
+        stated.is_some_and(|(stated, replica)| {
+            let settled = self.now() >= stated.at.saturating_add(COUNT_PATIENCE_US);
+            let count = Some(self.connected(zone));
+            stated.terms != terms::own(replica) || settled && stated.proxies != count
+        })
+    }
+
+    /// Has sessions put anew whose record is wrong about whether there are proxies, or about terms.
     fn restate(&mut self) {
         let zones: Vec<Name> = self.replicas.keys().cloned().collect();
         for zone in zones {
             let any = self.connected(&zone) > 0;
             let patience = self.sources.terms.session_ttl / 4;
-            if self
-                .presence
-                .is_to_be_restated(&zone, any, self.now(), patience)
-            {
+            let now = self.now();
+            let presence = self.presence.is_to_be_restated(&zone, any, now, patience);
+            if presence || self.is_outdated(&zone) {
                 self.handle(&zone, Input::Restated);
             }
         }

@@ -79,7 +79,7 @@ mod tests {
 
     fn mesh(token: &str, rules: &str) -> Arc<Mesh> {
         let text = format!(
-            "store: {{embedded: {{path: x}}}}\nfilter: {{path: x}}\nzones: [{{name: a, region: r}}]\n\
+            "listen: {{tls: {{cert: x, key: x, client_ca: x}}}}\nstore: {{embedded: {{path: x}}}}\nfilter: {{path: x}}\nzones: [{{name: a, region: r}}]\n\
              authority: {{{token}}}\n{rules}\nservices: []\n"
         );
         Arc::new(
@@ -107,7 +107,7 @@ mod tests {
 
     const ONE: &str = "forward_token: 0123456789abcdef";
     const TWO: &str = "forward_token: [abcdef0123456789, 0123456789abcdef]";
-    const RULES: &str = "access: {proxies: [{uri: 'spiffe://m/{zone}/gateway', roles: [gateway]}, {uri: 'spiffe://m/{zone}/app', roles: [sidecar]}]}";
+    const RULES: &str = "access: {proxies: [{match: 'spiffe://m/{zone}/gateway', roles: [gateway]}, {match: 'spiffe://m/{zone}/app', roles: [sidecar]}]}";
 
     #[test]
     fn only_a_gateway_that_may_be_one_is_told_and_again_when_they_change() {
@@ -136,7 +136,10 @@ mod tests {
         let both = ["abcdef0123456789", "0123456789abcdef"].map(String::from);
         assert_eq!(secrets(told.news()), Some(both.to_vec()));
         // Whoever is no longer permitted is told that it has none.
-        meshes.send_replace(mesh(TWO, "access: {proxies: []}"));
+        meshes.send_replace(mesh(
+            TWO,
+            "access: {proxies: [{match: 'spiffe://m/{zone}/other'}]}",
+        ));
         assert_eq!(secrets(told.news()), Some(vec![]));
     }
 }

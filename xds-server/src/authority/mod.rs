@@ -1,16 +1,18 @@
 //! Who may write: the processes around [`policy::fence`].
 //!
 //! `policy::fence::Replica` decides everything. What is here feeds it: the `engine` with what the store says, with time and
-//! with what proxies say, and makes the transactions that it asks for; `service` is the stream to the proxies; `records` is
-//! the way to and from the store's keys; `clock` reads the time.
+//! with what proxies say, and makes the transactions that it asks for; `service` is the stream to the proxies; `peers` is the
+//! way to other replicas; `records` is the way to and from the store's keys; `clock` reads the time.
 
 mod clock;
 mod conditions;
 mod engine;
 mod homes;
 mod hop_keys;
+pub mod peers;
 mod presence;
 mod records;
+mod renewals;
 mod service;
 pub mod slew;
 mod status;
@@ -138,6 +140,8 @@ pub fn remembered(state: Option<&LastGood>) -> BTreeMap<Name, u64> {
 /// What the engine works with.
 pub struct Sources {
     pub store: Arc<dyn Store>,
+    /// The way to other replicas.
+    pub peers: peers::Peers,
     pub facts: mpsc::Receiver<Fact>,
     /// The zones that this process speaks for.
     pub zones: Vec<Name>,

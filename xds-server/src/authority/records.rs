@@ -10,7 +10,7 @@ use policy::fence::{Cause, State};
 use registry::{
     authority::{
         AuthorityRecord, CauseName, GrantorRecord, OPERATIONS_PREFIX, OperationRecord,
-        OperationStep, SessionRecord, parse_key, store_key,
+        OperationStep, PeerRecord, SESSIONS_PREFIX, SessionRecord, parse_key, store_key,
     },
     record::InvalidRecord,
     store::{self, ClusterId, Compare, Entry, Op},
@@ -100,6 +100,20 @@ pub(super) fn take_operation(operations: &mut Operations, id: &str, value: &[u8]
     }
 }
 
+/// A session, and how it is reached; none for every other key, and for a session that cannot be reached.
+pub(super) fn peer(entry: &Entry) -> Option<(SessionId, PeerRecord)> {
+    let id = session_of(&entry.key)?;
+    Some((id, SessionRecord::parse(&entry.value).peer?))
+}
+
+/// The session that a key is of.
+pub(super) fn session_of(key: &str) -> Option<SessionId> {
+    match parse_key(key)?.ok()? {
+        Key::Session(id) => Some(id),
+        _ => None,
+    }
+}
+
 /// What a put means to a replica. An authority that cannot be read counts as none: nobody grants under it.
 pub(super) fn put(entry: &Entry) -> Option<Input> {
     let at = revision(entry.mod_revision);
@@ -179,6 +193,10 @@ pub(super) fn transaction(
             Condition::CreatedAt(key, at) => Compare::CreateRevision {
                 key: store_key(key),
                 is: to_store(*at),
+            },
+            Condition::NoSessionSince(seen) => Compare::NoneCreatedAfter {
+                prefix: SESSIONS_PREFIX.to_owned(),
+                after: to_store(*seen),
             },
         });
     let ops = transaction.writes.iter().map(|write| match write {

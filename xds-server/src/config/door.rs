@@ -30,6 +30,9 @@ use crate::resource::Kind;
 /// plane, and one of more than a day means nothing.
 const TTL_S: RangeInclusive<u32> = 3..=86_400;
 
+/// The most routes of a service.
+const ROUTES_MAX: usize = 10_000;
+
 /// Turns what was read into the domain's types, and knows the file for its errors.
 pub(super) struct Door<'f> {
     pub(super) file: &'f str,
@@ -284,6 +287,13 @@ impl Door<'_> {
     ) -> Result<ServiceConfig, ConfigError> {
         let raw = &at.value;
         let field = |name: &str| format!("services[{index}].{name}");
+        let count = raw.routes.len();
+        if count > ROUTES_MAX {
+            let message = format!(
+                "{count} routes: at most {ROUTES_MAX} are possible. Each becomes a dozen routes in every proxy: a prefix takes all paths below it, or make several services of it"
+            );
+            return Err(self.error(at, &field("routes"), message));
+        }
         let routes = raw
             .routes
             .iter()

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use policy::Topology;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{ConfigError, Listen, PortConfig, TlsFiles, door::Door};
 use crate::{
@@ -18,6 +19,8 @@ use crate::{
 pub(super) struct RawListen {
     xds: Option<Spanned<SocketAddr>>,
     admin: Option<Spanned<SocketAddr>>,
+    advertise: Option<Spanned<String>>,
+    advertise_name: Option<Spanned<String>>,
     tls: Option<Spanned<RawTls>>,
     plaintext: Option<Spanned<Vec<RawPort>>>,
     limits: Option<Spanned<RawLimits>>,
@@ -121,6 +124,8 @@ impl Door<'_> {
         let listen = Listen {
             xds: port(RawPort::Xds, "xds", &raw.xds, 18_000)?,
             admin: port(RawPort::Admin, "admin", &raw.admin, 18_001)?,
+            advertise: self.advertise(raw)?,
+            advertise_name: self.advertise_name(raw)?,
             limits: self.limits(raw)?,
             tls,
         };
@@ -131,6 +136,41 @@ impl Door<'_> {
                 Err(self.error(at, "listen.tls", message))
             }
             _ => Ok(listen),
+        }
+    }
+
+    fn advertise(&self, raw: &RawListen) -> Result<Option<String>, ConfigError> {
+        let Some(at) = &raw.advertise else {
+            return Ok(None);
+        };
+        let parts = at.value.rsplit_once(':');
+        let reachable = parts.is_some_and(|(host, port)| {
+            let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+            let somewhere = !address.is_ok_and(|address| address.is_unspecified());
+            let port = port.parse::<u16>().is_ok_and(|port| port > 0);
+            let uri = format!("http://{}", at.value).parse::<http::Uri>();
+            let plain = uri.is_ok_and(|uri| uri.path() == "/" && uri.query().is_none());
+            !host.is_empty() && somewhere && port && plain
+        });
+        match reachable {
+            true => Ok(Some(at.value.clone())),
+            false => {
+                let message = "not `host:port` of one host: other replicas connect to it";
+                Err(self.error(at, "listen.advertise", message))
+            }
+        }
+    }
+
+    fn advertise_name(&self, raw: &RawListen) -> Result<Option<String>, ConfigError> {
+        let Some(at) = &raw.advertise_name else {
+            return Ok(None);
+        };
+        match ServerName::try_from(at.value.clone()) {
+            Ok(_) => Ok(Some(at.value.clone())),
+            Err(_) => {
+                let message = "neither a DNS name nor an IP address: a certificate cannot have it";
+                Err(self.error(at, "listen.advertise_name", message))
+            }
         }
     }
 

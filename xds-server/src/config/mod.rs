@@ -62,6 +62,10 @@ pub struct Listen {
     pub xds: PortConfig,
     /// HTTP, for people, probes and instances that register.
     pub admin: PortConfig,
+    /// `host:port` at which other replicas reach the port for proxies; none: the address that it listens on.
+    pub advertise: Option<String>,
+    /// The name in the certificates of the replicas that are reached there; none: the host of that address.
+    pub advertise_name: Option<String>,
     /// None: no port speaks TLS.
     pub tls: Option<TlsFiles>,
     /// Of each of the two.

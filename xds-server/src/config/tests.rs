@@ -309,3 +309,19 @@ fn wrong_types_and_unknown_fields_have_their_place_too() {
 fn with(before: &str) -> Result<Config, ConfigError> {
     Config::parse("mesh.yaml", &format!("{before}\n{GOOD}"))
 }
+
+#[test]
+fn routes_of_a_service_are_bounded() {
+    let parse = |count: usize| {
+        let routes: Vec<String> = (0..count).map(|n| format!("{{prefix: /r{n}}}")).collect();
+        let text = format!(
+            "store: {{embedded: {{path: t}}}}\nfilter: {{path: f}}\nzones: [{{name: a, region: r}}]\nservices: [{{name: s, routes: [{}]}}]\n",
+            routes.join(", ")
+        );
+        Config::parse("mesh.yaml", &text).map(drop)
+    };
+    assert_eq!(parse(10_000), Ok(()));
+    let error = parse(10_001).expect_err("too many").to_string();
+    let expected = "mesh.yaml:4: services[0].routes: 10001 routes: at most 10000 are possible";
+    assert!(error.starts_with(expected), "{error}");
+}

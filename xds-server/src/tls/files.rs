@@ -3,7 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use tokio_rustls::rustls::{
-    self, RootCertStore, ServerConfig,
+    self, ClientConfig, RootCertStore, ServerConfig,
+    client::Resumption,
     crypto::{CryptoProvider, ring},
     pki_types::{
         CertificateDer, PrivateKeyDer,
@@ -71,6 +72,8 @@ pub(super) struct Credentials {
     pub(super) xds: Arc<ServerConfig>,
     /// For who shows none, too.
     pub(super) admin: Arc<ServerConfig>,
+    /// For connections to other replicas: they show a certificate of the same CA.
+    pub(super) client: Arc<ClientConfig>,
     /// When the server's certificate ends.
     pub(super) cert_end: End,
     /// When the first of the CA's certificates ends.
@@ -117,8 +120,9 @@ impl Contents {
             })?;
         }
         let provider = Arc::new(ring::default_provider());
+        let roots = Arc::new(roots);
         let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
         let verifier_error = |error| TlsError::Verifier {
             file: ca_file(),
             error,
@@ -126,18 +130,19 @@ impl Contents {
         let strict = verifier.clone().build().map_err(verifier_error)?;
         let lenient = verifier.allow_unauthenticated().build();
         let lenient = lenient.map_err(verifier_error)?;
-        let config = |verifier, protocol: &[u8]| {
-            server_config(&provider, verifier, &chain, &key, protocol).map_err(|error| {
-                TlsError::Pair {
-                    cert: files.cert.display().to_string(),
-                    key: files.key.display().to_string(),
-                    error,
-                }
-            })
+        let unpaired = |error| TlsError::Pair {
+            cert: files.cert.display().to_string(),
+            key: files.key.display().to_string(),
+            error,
         };
+        let config = |verifier, protocol: &[u8]| {
+            server_config(&provider, verifier, &chain, &key, protocol).map_err(unpaired)
+        };
+        let client = client_config(&provider, roots, &chain, &key).map_err(unpaired)?;
         Ok(Credentials {
             xds: config(strict, b"h2")?,
             admin: config(lenient, b"http/1.1")?,
+            client,
             cert_end,
             client_ca_end,
         })
@@ -180,6 +185,22 @@ fn first_end<'c>(
         field,
         file: path.display().to_string(),
     })
+}
+
+fn client_config(
+    provider: &Arc<CryptoProvider>,
+    roots: Arc<RootCertStore>,
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'static>,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain.to_vec(), key.clone_key())?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // As for the server.
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
 }
 
 fn server_config(

@@ -10,7 +10,7 @@ use tokio::{
 use tracing::{error, info};
 
 use super::{
-    Acceptor, Port,
+    Acceptor, Dialer, Port,
     files::{Contents, Credentials, TlsError},
     identity::End,
 };
@@ -49,6 +49,13 @@ impl Tls {
         };
         tokio::spawn(follower.run());
         Ok(Tls { credentials })
+    }
+
+    /// What connects to other replicas.
+    pub fn dialer(&self) -> Dialer {
+        Dialer {
+            tls: Some(self.credentials.clone()),
+        }
     }
 
     /// What makes this port's handshakes.

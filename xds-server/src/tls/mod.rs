@@ -1,5 +1,6 @@
 //! TLS on our ports: who connects is asked for a certificate, and the names in it are known from then on.
 
+mod dial;
 mod files;
 mod follow;
 mod identity;
@@ -14,6 +15,7 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use crate::access::Caller;
 
+pub use dial::{Connector, Dialer};
 use files::Credentials;
 pub use files::TlsError;
 pub use follow::Tls;

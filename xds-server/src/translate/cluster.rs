@@ -30,11 +30,12 @@ use envoy_types::pb::envoy::{
     },
     r#type::v3::Percent,
 };
-use policy::{Class, Route, RouteMatch, Topology};
+use policy::{Class, Route, RouteMatch, Topology, Writes};
 
 use super::{
     duration_ms, from_ads, millis,
     place::{keeps_sessions, places},
+    routes::planned_classes,
     tls, uint32,
 };
 use crate::{
@@ -65,7 +66,8 @@ pub fn clusters(topology: &Topology, service: &ServiceConfig) -> Vec<Arc<Resourc
             timeout_ms,
         ));
         if service.is_routed() && !keeps_sessions(strategy) {
-            for class in Class::ALL {
+            let behind = |class: &Class| !place.is_alone(topology, *class);
+            for class in planned_classes(service.writes != Writes::Free).filter(behind) {
                 let own = place.route_cluster(topology, &service.name, class);
                 let members = place.turns_to(topology, strategy, class).into_iter();
                 let members = members.map(|place| place.cluster(topology, &service.name));

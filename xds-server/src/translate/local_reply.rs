@@ -69,9 +69,8 @@ fn is_refused_upgrade() -> AccessLogFilter {
 
 /// A write that a fence let through, here or in another zone, and that has lived its longest.
 fn is_late_write() -> AccessLogFilter {
-    let late = filter(FilterSpecifier::ResponseFlagFilter(ResponseFlagFilter {
-        flags: vec!["DT".to_owned()],
-    }));
+    // Envoy sets no response flag for it.
+    let late = status(Op::Eq, 408);
     let fenced = [headers::EPOCH, headers::PRESENTED_EPOCH].map(|name| {
         header(HeaderMatcher {
             name: name.to_owned(),

@@ -1,7 +1,7 @@
 //! From the mesh to Envoy's resources. Pure: the same input gives the same bytes.
 //!
 //! Names are contracts: clusters with endpoints are `<service>/<zone>`, those that routes name `<service>/<place>/reads` and
-//! `<service>/<place>/writes`; the listener is [`LISTENER`], its route table [`ROUTES`], the
+//! `<service>/<place>/writes`, or the former where nothing is behind them; the listener is [`LISTENER`], its route table [`ROUTES`], the
 //! filter and its ECDS resource [`FILTER`]. Virtual hosts on demand are `<route table>/<host>`.
 
 mod access_log;

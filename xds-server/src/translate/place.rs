@@ -2,7 +2,7 @@
 
 use policy::{
     Class, RegionId, Tier, Topology, ZoneId,
-    rules::{cluster_name, route_cluster_name},
+    rules::{cluster_name, is_alone, route_cluster_name},
 };
 
 use crate::config::Strategy;
@@ -57,7 +57,18 @@ impl Place {
 
     /// The cluster that routes name.
     pub(super) fn route_cluster(&self, topology: &Topology, service: &str, class: Class) -> String {
-        route_cluster_name(service, self.name(topology), class)
+        match self.is_alone(topology, class) {
+            true => self.cluster(topology, service),
+            false => route_cluster_name(service, self.name(topology), class),
+        }
+    }
+
+    /// Whether requests of `class` may turn to no other place: nothing is behind its own cluster.
+    pub(super) fn is_alone(&self, topology: &Topology, class: Class) -> bool {
+        match self {
+            Place::Zone(zone) => is_alone(topology, *zone, class),
+            Place::Region(_) => class == Class::Write || topology.regions().len() == 1,
+        }
     }
 
     /// Where requests of `class` turn to, this place first, then by distance. Writes stay in the region.

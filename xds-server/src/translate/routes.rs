@@ -242,7 +242,7 @@ pub fn clusters_needed_by(
 }
 
 /// Where fenced writes go is not planned.
-fn planned_classes(fenced: bool) -> impl Iterator<Item = Class> + Clone {
+pub(super) fn planned_classes(fenced: bool) -> impl Iterator<Item = Class> + Clone {
     let planned = move |class: &Class| !fenced || *class == Class::Read;
     Class::ALL.into_iter().filter(planned)
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use policy::fence::Name;
 use tokio::sync::{mpsc, watch};
 use xds_server::{
-    authority::{self, Authorities},
+    authority::{self, Authorities, peers::Peers},
     config::Mesh,
     feed::{self, Feed},
     last_good::{Keeper, LastGood},
@@ -30,6 +30,7 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn start(
         cluster: &Cluster,
+        peers: impl FnOnce(Doors) -> Peers,
         mesh: &Arc<Mesh>,
         zone: &'static str,
         clock: Drifting,
@@ -59,6 +60,7 @@ impl Node {
         let mut draws = rng.fork();
         let authorities = authority::start(authority::Sources {
             store,
+            peers: peers(doors.clone()),
             facts: told,
             zones: vec![Name::from(zone)],
             terms: terms.expect("an authority"),

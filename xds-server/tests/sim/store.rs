@@ -83,6 +83,10 @@ impl Cluster {
         }
     }
 
+    pub(crate) fn revision(&self) -> i64 {
+        self.state().revision
+    }
+
     /// How one client reaches it.
     pub(crate) fn client(&self, doors: Doors, rng: Rng) -> Client {
         Client {
@@ -120,6 +124,9 @@ impl Cluster {
                     .map_or(Revision(0), |e| e.create_revision)
                     == *is
             }
+            Compare::NoneCreatedAfter { prefix, after } => (state.entries.iter())
+                .filter(|(key, _)| key.starts_with(prefix))
+                .all(|(_, entry)| entry.create_revision <= *after),
             Compare::Value { key, is } => state.entries.get(key).is_some_and(|e| e.value == *is),
         };
         if !compare.iter().all(holds) {

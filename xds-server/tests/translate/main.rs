@@ -17,7 +17,7 @@ use envoy_types::pb::envoy::config::route::v3::{Route, route::Action};
 use policy::{
     Class, Decision, Facts, Outcome, Plan, Plans, Policy, Reason, Routed, Rules, Tier, Writes,
     ZoneLoad, ZoneState, decide, headers,
-    rules::{cluster_name, route_cluster_name},
+    rules::{cluster_name, is_alone, route_cluster_name},
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -130,7 +130,7 @@ fn a_table_reads_like_this() {
 */orders home=bj-c !class -> orders/bj-c/reads 1000
 */orders home=sh-a class=write -> orders/sh-a/writes 800 orders/sh-b/writes 200
 */orders home=sh-b class=write -> orders/sh-a/writes 200 orders/sh-b/writes 800
-*/orders home=bj-c class=write -> orders/bj-c/writes 1000
+*/orders home=bj-c class=write -> orders/bj-c 1000
 */orders class=write -> 503
 */orders home -> orders/sh-a/reads 1000
 */orders class=read -> orders/sh-a/reads 800 orders/sh-b/reads 200
@@ -155,7 +155,7 @@ hgrpc /a.B/ home=sh-b !class -> s/bj-c/reads 1000
 hgrpc /a.B/ home=bj-c !class -> s/bj-c/reads 1000
 hgrpc /a.B/ home=sh-a class=write -> 503
 hgrpc /a.B/ home=sh-b class=write -> 503
-hgrpc /a.B/ home=bj-c class=write -> s/bj-c/writes 1000
+hgrpc /a.B/ home=bj-c class=write -> s/bj-c 1000
 hgrpc /a.B/ class=write -> 503
 hgrpc /a.B/ home -> s/sh-a/reads 1000
 hgrpc /a.B/ class=read -> s/bj-c/reads 1000
@@ -204,13 +204,13 @@ fn requests_with_a_key_go_to_one_cluster_for_the_whole_region() {
         "EUU",
         "
 hgrpc /a.B/ !class !home -> 503
-hgrpc /a.B/ class=write !home -> s/shanghai/writes 1000
+hgrpc /a.B/ class=write !home -> s/shanghai 1000
 hgrpc /a.B/ home=sh-a !class -> s/shanghai/reads 1000
 hgrpc /a.B/ home=sh-b !class -> s/shanghai/reads 1000
 hgrpc /a.B/ home=bj-c !class -> s/beijing/reads 1000
-hgrpc /a.B/ home=sh-a class=write -> s/shanghai/writes 1000
-hgrpc /a.B/ home=sh-b class=write -> s/shanghai/writes 1000
-hgrpc /a.B/ home=bj-c class=write -> s/beijing/writes 1000
+hgrpc /a.B/ home=sh-a class=write -> s/shanghai 1000
+hgrpc /a.B/ home=sh-b class=write -> s/shanghai 1000
+hgrpc /a.B/ home=bj-c class=write -> s/beijing 1000
 hgrpc /a.B/ class=write -> 503
 hgrpc /a.B/ home -> s/shanghai/reads 1000
 hgrpc /a.B/ class=read -> s/shanghai/reads 1000
@@ -278,11 +278,25 @@ fn wanted(rules: &Rules, facts: &Facts, routed: &Routed) -> Vec<(String, u32)> {
     let plan = service
         .plans
         .get(home.unwrap_or(rules.viewer()), routed.class);
-    let cluster = |zone| route_cluster_name(&service.name, topology.zone_name(zone), routed.class);
+    let cluster = |zone| route_cluster(topology, &service.name, zone, routed.class);
     let targets = plan.targets().iter();
     targets
         .map(|target| (cluster(target.zone), target.weight))
         .collect()
+}
+
+/// The cluster that routes name: the endpoints' own where no other zone is behind.
+fn route_cluster(
+    topology: &policy::Topology,
+    service: &str,
+    zone: policy::ZoneId,
+    class: Class,
+) -> String {
+    let name = topology.zone_name(zone);
+    match is_alone(topology, zone, class) {
+        true => cluster_name(service, name),
+        false => route_cluster_name(service, name, class),
+    }
 }
 
 proptest! {
@@ -362,7 +376,7 @@ proptest! {
         headers in any::request(),
     ) {
         let table = table::read(&routes(&rules, &weighted));
-        let local = format!("/{}/reads", rules.topology().zone_name(rules.viewer()));
+        let local = rules.topology().zone_name(rules.viewer());
         let mut request = Request::new(headers);
         request.set(headers::HOME, "of-tomorrow");
         request.set(headers::CLASS, "write");
@@ -375,7 +389,7 @@ proptest! {
             let [(cluster, 1000)] = &table::targets(route, &request)[..] else {
                 return Err(TestCaseError::fail("not one cluster"));
             };
-            prop_assert!(cluster.ends_with(&local), "{cluster} is not local");
+            prop_assert_eq!(cluster.split('/').nth(1), Some(local));
             let sent = table::forwarded(route, &request);
             prop_assert_eq!(sent.value(headers::ALT_ROUTE), Some(cluster.clone()));
         }
@@ -430,11 +444,10 @@ proptest! {
                         let home = home.and_then(|name| topology.zone_named(name));
                         let home = home.unwrap_or(rules.viewer());
                         for (cluster, _) in named {
-                            let parts: Vec<&str> = cluster.split('/').collect();
-                            let [_, zone, "writes"] = parts[..] else {
-                                panic!("{cluster} is for reads");
-                            };
+                            let zone = cluster.split('/').nth(1).expect("a zone");
                             let zone = topology.zone_named(zone).expect("a zone");
+                            let write = route_cluster(topology, &service.name, zone, Class::Write);
+                            prop_assert_eq!(cluster, &write, "no other leads writes");
                             prop_assert_ne!(topology.tier(home, zone), Tier::Remote);
                         }
                     }
@@ -448,9 +461,9 @@ proptest! {
                 for class in Class::ALL.into_iter().filter(planned) {
                     if let Plan::Open { targets, .. } = service.plans.get(home, class) {
                         for target in targets {
-                            let zone = topology.zone_name(target.zone);
-                            let name = route_cluster_name(&service.name, zone, class);
+                            let name = route_cluster(topology, &service.name, target.zone, class);
                             prop_assert!(needed.contains(name.as_str()));
+                            let zone = topology.zone_name(target.zone);
                             let name = cluster_name(&service.name, zone);
                             prop_assert!(needed.contains(name.as_str()));
                         }

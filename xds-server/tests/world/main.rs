@@ -336,7 +336,7 @@ fn a_new_mesh_adopts_what_registered_before_it_and_reports_what_it_no_longer_kno
     let clusters = view(&snapshot, "sh-a").of(Kind::Cluster).keys();
     assert_eq!(
         clusters.map(|name| &**name).collect::<Vec<_>>(),
-        ["web/sh-a", "web/sh-a/reads", "web/sh-a/writes"]
+        ["web/sh-a"]
     );
     assert_eq!(snapshot.zones().collect::<Vec<_>>(), ["sh-a"]);
 }

@@ -9,6 +9,7 @@ mod envoy;
 mod failover;
 mod fence;
 mod filter;
+mod idle;
 mod probe;
 mod propagation;
 mod usage;
@@ -52,6 +53,8 @@ struct Arguments {
     #[command(flatten)]
     fence: fence::Options,
     #[command(flatten)]
+    idle: idle::Options,
+    #[command(flatten)]
     xds: xds::Options,
 }
 
@@ -66,6 +69,8 @@ enum Name {
     Failover,
     /// For how long nobody may write when a cell moves, and what the fence costs a write. Needs root and `ip`
     Fence,
+    /// What six replicas write to etcd while nothing happens
+    Idle,
     /// Thousands of simulated proxies on our control plane and on go-control-plane, and what a change costs in a large world
     Xds,
     /// What our configuration costs an Envoy, beside the same services as plain clusters
@@ -77,7 +82,7 @@ impl Name {
     fn needs_namespaces(self) -> bool {
         match self {
             Name::Failover | Name::Fence => true,
-            Name::Propagation | Name::Filter | Name::Xds | Name::Envoy => false,
+            Name::Propagation | Name::Filter | Name::Idle | Name::Xds | Name::Envoy => false,
         }
     }
 
@@ -104,6 +109,7 @@ impl Arguments {
             envoy: envoy::Options::smoke(),
             failover: failover::Options::smoke(),
             fence: fence::Options::SMOKE,
+            idle: idle::Options::SMOKE,
             xds: xds::Options::smoke(),
             ..self
         }
@@ -169,6 +175,9 @@ async fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Name::Fence) {
         all.extend(fence::run(&arguments.fence, arguments.amount()).await?);
+    }
+    if wanted(Name::Idle) {
+        all.extend(idle::run(&arguments.idle).await?);
     }
     if wanted(Name::Xds) {
         all.extend(xds::run(&arguments.xds).await?);

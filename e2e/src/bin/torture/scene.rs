@@ -33,6 +33,8 @@ pub(crate) const LONG_MS: u64 = 3_500;
 /// Of how many requests one is a read, and of how many writes one is slow.
 const READ_EVERY: u64 = 3;
 const SLOW_EVERY: u64 = 4;
+/// Of how many slow writes one has a client that gives up.
+const GIVES_UP_EVERY: u64 = 2;
 /// How long everything may take to be writable again once the fault is over. A restored etcd has to be found out first.
 const WRITABLE_WITHIN: Duration = Duration::from_secs(45);
 /// So many writes in a row have to be admitted, by every gateway.
@@ -89,7 +91,13 @@ fn next(gateway: u8, count: u64) -> Request {
     let slow = turn.is_multiple_of(SLOW_EVERY);
     let ms = 20 + count * 37 % (SPANS.write_drain_ms / 2 - 20);
     let cell = turn as usize % CELLS.len();
-    witness::write(gateway, count, cell, if slow { ms } else { 0 })
+    let write = witness::write(gateway, count, cell, if slow { ms } else { 0 });
+    // The instance goes on with it.
+    let gives_up = slow && (turn / SLOW_EVERY).is_multiple_of(GIVES_UP_EVERY);
+    match gives_up {
+        true => write.patience(Duration::from_millis(ms / 3)),
+        false => write,
+    }
 }
 
 impl Scene {

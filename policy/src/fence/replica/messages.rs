@@ -25,6 +25,18 @@ pub enum Input {
         id: SessionId,
         put: Option<Revision>,
     },
+    /// The session `from` says to the session `to` that it lives.
+    Beat {
+        from: SessionId,
+        to: SessionId,
+        round: u64,
+    },
+    /// The session `by` has heard that beat of the session `of`.
+    Heard {
+        by: SessionId,
+        of: SessionId,
+        round: u64,
+    },
     /// A grantor registered, or left.
     Grantor {
         cell: Name,
@@ -117,6 +129,10 @@ pub enum Effect {
         number: u64,
         transaction: Transaction,
     },
+    /// Say to the session `to` that this one lives: [`Input::Beat`].
+    Beat { to: SessionId, round: u64 },
+    /// Say to the session `of` that its beat was heard: [`Input::Heard`].
+    Heard { of: SessionId, round: u64 },
     /// Answer a question: for these cells.
     Grant {
         holder: HolderId,

@@ -86,6 +86,8 @@ enum Step {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Pending {
     Renewal,
+    /// The store is asked to confirm a round.
+    Round,
     Grantor(Name),
     /// A step of a cell; with the authority that it names, where this replica registers with it.
     Step(Name, Option<Authority>),
@@ -206,6 +208,16 @@ impl Replica {
                 Some(revision) => self.sessions.put(id, revision, now),
                 None => self.session_gone(&id),
             },
+            Input::Beat { from, to, round } => {
+                let own = to == *self.session.id();
+                if own && self.sessions.beat(&from, now, &self.terms) {
+                    effects.push(Effect::Heard { of: from, round });
+                }
+            }
+            Input::Heard { by, of, round } => {
+                self.session.heard(&by, &of, round, &self.terms);
+                self.complete_round(now);
+            }
             Input::Grantor {
                 cell,
                 id,
@@ -319,7 +331,7 @@ impl Replica {
             }
             let same: BTreeSet<&Name> = view.authority.owners.iter().collect();
             // To where a cell is an override gives up the move that is under way; else it only interrupts writes.
-            let pointless = !moving && !(forced && accepted);
+            let pointless = !(moving || forced && accepted);
             if same == next.to.iter().collect() && pointless {
                 return Err(Unwilling::SameOwners);
             }
@@ -337,6 +349,7 @@ impl Replica {
         let soonest = now.saturating_add((terms.session_ttl / 64).max(1));
         let mut wake = now.saturating_add((terms.session_ttl / 4).max(1));
         wake = wake.min(self.session.due(terms).unwrap_or(u64::MAX));
+        wake = wake.min(self.session.round_due(terms).unwrap_or(u64::MAX));
         for (name, cell) in &self.cells {
             let Some(view) = self.view(name) else {
                 continue;
@@ -484,10 +497,23 @@ impl Replica {
             }
             Some(Pending::Renewal) => match outcome {
                 Outcome::Committed(revision) => {
+                    let created = self.session.created();
                     self.session.renewed(number, revision, now, &self.terms);
+                    if created != self.session.created() {
+                        self.sessions.joined(now, &self.terms);
+                    }
                 }
                 Outcome::Refused => self.session.refused(number),
                 Outcome::Unknown => self.session.failed(number),
+            },
+            Some(Pending::Round) => match outcome {
+                Outcome::Committed(_) => {
+                    let others = self.session.confirmed(number);
+                    let beat = |to| Effect::Beat { to, round: number };
+                    effects.extend(others.into_iter().map(beat));
+                    self.complete_round(now);
+                }
+                Outcome::Refused | Outcome::Unknown => self.session.unconfirmed(number),
             },
             Some(Pending::Grantor(name)) => {
                 let Some(cell) = self.cells.get_mut(&name) else {
@@ -550,7 +576,15 @@ impl Replica {
         }
     }
 
-    fn commit(&mut self, pending: Pending, transaction: Transaction, effects: &mut Vec<Effect>) {
+    fn commit(
+        &mut self,
+        pending: Pending,
+        mut transaction: Transaction,
+        effects: &mut Vec<Effect>,
+    ) {
+        if matches!(pending, Pending::Step(..) | Pending::Sweep) {
+            self.vouch_for(&mut transaction);
+        }
         self.numbers += 1;
         let number = self.numbers;
         if let Pending::Step(name, registers) = &pending
@@ -566,6 +600,53 @@ impl Replica {
             number,
             transaction,
         });
+    }
+
+    /// A step rests on what this replica has heard of others, so it counts only while its session is there: once that was ended,
+    /// no other replica asks whether it has heard them. (No clause: with one cell the model finds nothing without it, since a
+    /// replica sees a fence before it sees that the fencing replica is gone.) And from when the step is sent on, no beat of a
+    /// session that it passes over is acknowledged.
+    fn vouch_for(&mut self, transaction: &mut Transaction) {
+        for condition in &transaction.conditions {
+            if let Condition::PutAt(Key::Session(id), _) = condition {
+                self.sessions.pass_over(id);
+            }
+        }
+        let own = Key::Session(self.session.id().clone());
+        let lives = Condition::CreatedAt(own, self.session.created().unwrap_or_default());
+        if !transaction.conditions.contains(&lives) {
+            transaction.conditions.push(lives);
+        }
+    }
+
+    /// A complete round renews the own session, as this replica sees it too.
+    fn complete_round(&mut self, now: u64) {
+        if self.session.complete_round(now, &self.terms) {
+            self.sessions.beat(self.session.id(), now, &self.terms);
+        }
+    }
+
+    /// Renews the own session, as far as that is due.
+    fn renew(&mut self, now: u64, effects: &mut Vec<Effect>) {
+        if self
+            .session
+            .round_due(&self.terms)
+            .is_some_and(|due| due <= now)
+        {
+            let company = self.sessions.company(self.session.id());
+            let number = self.numbers + 1;
+            let confirmation = self.session.begin_round(number, company, now, &self.terms);
+            // The answer to an earlier one tells nothing any more.
+            self.pending.retain(|_, pending| *pending != Pending::Round);
+            if let Some(confirmation) = confirmation {
+                self.commit(Pending::Round, confirmation, effects);
+            }
+        }
+        if self.session.due(&self.terms).is_some_and(|due| due <= now) {
+            let number = self.numbers + 1;
+            let renewal = self.session.renew(number, now, &self.terms);
+            self.commit(Pending::Renewal, renewal, effects);
+        }
     }
 
     /// Whether the session is to go on. That of a process which is to end lives until it has left everything in order, so that
@@ -595,10 +676,8 @@ impl Replica {
         if !self.believes {
             return;
         }
-        if self.renews() && self.session.due(&self.terms).is_some_and(|due| due <= now) {
-            let number = self.numbers + 1;
-            let renewal = self.session.renew(number, now, &self.terms);
-            self.commit(Pending::Renewal, renewal, effects);
+        if self.renews() {
+            self.renew(now, effects);
         }
         let names: Vec<Name> = self.cells.keys().cloned().collect();
         for name in &names {

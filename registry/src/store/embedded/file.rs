@@ -349,13 +349,30 @@ impl<'txn> Tables<'txn> {
     }
 
     pub(super) fn holds(&self, compare: &Compare) -> Result<bool, redb::Error> {
+        if let Compare::NoneCreatedAfter { prefix, after } = compare {
+            return self.none_created_after(prefix, *after);
+        }
         let row = self.entries.get(compare.key())?;
         let row = row.as_ref().map(|row| row.value());
         Ok(match compare {
             Compare::ModRevision { is, .. } => row.map_or(0, |row| row.1) == is.0,
             Compare::CreateRevision { is, .. } => row.map_or(0, |row| row.0) == is.0,
             Compare::Value { is, .. } => row.is_some_and(|row| row.3 == is),
+            Compare::NoneCreatedAfter { .. } => false,
         })
+    }
+
+    fn none_created_after(&self, prefix: &str, after: Revision) -> Result<bool, redb::Error> {
+        for row in self.entries.range(prefix..)? {
+            let (key, row) = row?;
+            if !key.value().starts_with(prefix) {
+                break;
+            }
+            if row.value().0 > after.0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Makes all of `ops` in one new revision, or in none if they change nothing.

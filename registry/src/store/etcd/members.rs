@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, ResponseHeader};
 use tonic::Code;
@@ -201,14 +202,18 @@ impl Members {
         client(self.endpoint(member), connect_options(&self.options)).await
     }
 
-    /// Makes a request of one member after the other until one answers, each within the request time-out. Where none does,
+    /// Makes a request of one member after the other until one answers, each within `after`. Where none does,
     /// the error is that of the last one that was connected to: it says more than a refused connection.
-    pub(super) async fn call<T, R, F>(&self, repeat: Repeat, request: R) -> Result<T, Failure>
+    pub(super) async fn call<T, R, F>(
+        &self,
+        after: Duration,
+        repeat: Repeat,
+        request: R,
+    ) -> Result<T, Failure>
     where
         R: Fn(Client) -> F,
         F: Future<Output = Result<T, Failure>>,
     {
-        let after = self.options.request_timeout;
         let mut outcome: Result<T, Failure> = Err(Failure::broken_stream());
         let mut told = None;
         for member in self.order() {

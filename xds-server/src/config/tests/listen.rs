@@ -101,3 +101,27 @@ fn access_is_read_and_its_contradictions_are_refused() {
         "mesh.yaml:1: access.proxies: listen.xds speaks plain text, where nobody shows a certificate: configure `listen.tls` for it, or leave this out"
     );
 }
+
+#[test]
+fn where_other_replicas_connect_is_one_host_and_port() {
+    let listen = |fields: &str| with(&format!("listen: {{{fields}}}")).map(|config| config.listen);
+    let good = listen("advertise: 'cp-1.tidegate:18000', advertise_name: tidegate").unwrap();
+    assert_eq!(good.advertise.as_deref(), Some("cp-1.tidegate:18000"));
+    assert_eq!(good.advertise_name.as_deref(), Some("tidegate"));
+    assert!(listen("advertise: '[2001:db8::1]:18000'").is_ok());
+    for bad in [
+        "0.0.0.0:18000",
+        "[::]:18000",
+        "cp-1",
+        "cp-1:0",
+        "cp-1:x",
+        ":18000",
+        "a/b:1",
+    ] {
+        let error = listen(&format!("advertise: '{bad}'")).expect_err(bad);
+        let expected = "mesh.yaml:1: listen.advertise: not `host:port` of one host: other replicas connect to it";
+        assert_eq!(error.to_string(), expected, "{bad}");
+    }
+    let error = listen("advertise_name: 'a b'").unwrap_err().to_string();
+    assert!(error.contains("listen.advertise_name"), "{error}");
+}

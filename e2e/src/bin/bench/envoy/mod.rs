@@ -111,7 +111,7 @@ impl Contender {
 /// Who tells the Envoy.
 enum Teller {
     Ours(Box<Ours>),
-    Floor(Floor),
+    Floor(Box<Floor>),
 }
 
 impl Teller {
@@ -199,10 +199,10 @@ async fn contend(
     let mut teller = match contender {
         Contender::Ours => Teller::Ours(Box::new(Ours::start(directory, shape, places).await?)),
         Contender::Floor | Contender::FloorOfOurBootstrap => {
-            Teller::Floor(Floor::start(shape, places, Per::Zone).await?)
+            Teller::Floor(Box::new(Floor::start(shape, places, Per::Zone).await?))
         }
         Contender::FloorPerService => {
-            Teller::Floor(Floor::start(shape, places, Per::Service).await?)
+            Teller::Floor(Box::new(Floor::start(shape, places, Per::Service).await?))
         }
     };
     let mut bootstrap = Bootstrap::read("gateway.yaml")?

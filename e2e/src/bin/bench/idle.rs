@@ -1,0 +1,30 @@
+//! What a mesh writes to etcd while nothing happens.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use e2e::figures::Figure;
+use e2e::idle::Idle;
+use e2e::workdir::Workdir;
+
+/// For how long it is measured.
+#[derive(Clone, Debug, clap::Args)]
+#[group(id = "idle")]
+pub(crate) struct Options {
+    /// `idle`: for how long nothing happens, in seconds
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    idle_s: u64,
+}
+
+impl Options {
+    /// Shows that it runs.
+    pub(crate) const SMOKE: Options = Options { idle_s: 2 };
+}
+
+pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
+    let workdir = Workdir::kept("idle")?;
+    let idle = Idle::start(workdir.path()).await?;
+    let written = idle.measure(Duration::from_secs(options.idle_s)).await?;
+    written.print();
+    Ok(written.figures())
+}

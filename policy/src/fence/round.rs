@@ -1,0 +1,100 @@
+//! Rounds: how a session is renewed without a write.
+//!
+//! A put tells everybody by way of the store that its session lives, and stays in the store's history. A round says the same to
+//! each replica directly, and asks the store only to confirm. It begins at a moment `t` of its replica P:
+//!
+//! 1. P has the store confirm, in a read that the majority stands behind, that P's session was not ended, and that no session
+//!    was created after the newest that P has seen.
+//! 2. Only then P sends a *beat* to every other session that was there when the round began. So no replica is taken for alive
+//!    that does not reach the store.
+//! 3. Each of them counts P's silence anew from the beat, and acknowledges.
+//! 4. Once all have acknowledged, P's session lasts until `t` and its time to live, as if it had put its key at `t`.
+//!
+//! A round that is not complete when the next is due comes to nothing, and until one completes P puts its key besides.
+//!
+//! Why nobody takes P for over too early: take any replica Q whose transaction passes over P, and a round of P that counts. A
+//! transaction compares that Q's session exists. If that was created before the confirmation, P has seen it (2nd condition) and
+//! Q has acknowledged: it counts from the beat, later than `t`; a transaction that it had sent before that would end P's
+//! session unless that was put since, so it acknowledges nothing until it has seen such a put. If Q's session was created
+//! after the confirmation, Q counts from when it learned of its creation, which is later than `t` too.
+
+use alloc::collections::BTreeSet;
+
+use super::{Clause, Condition, Key, Revision, SessionId, Terms, Transaction};
+
+/// A round under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Round {
+    /// That of the transaction that confirms it.
+    pub(super) number: u64,
+    pub(super) began: u64,
+    /// The other sessions that were there, and have not acknowledged.
+    awaited: BTreeSet<SessionId>,
+    confirmed: bool,
+}
+
+/// What a replica has seen of the store when it begins a round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Company {
+    /// The other sessions that are there.
+    pub others: BTreeSet<SessionId>,
+    /// Every session that was created up to this was seen.
+    pub seen: Revision,
+}
+
+impl Round {
+    pub(super) fn new(number: u64, began: u64, others: BTreeSet<SessionId>) -> Round {
+        Round {
+            number,
+            began,
+            awaited: others,
+            confirmed: false,
+        }
+    }
+
+    /// The store has confirmed it: the sessions to send a beat to.
+    pub(super) fn confirmed(&mut self) -> BTreeSet<SessionId> {
+        self.confirmed = true;
+        self.awaited.clone()
+    }
+
+    /// Another session has acknowledged the beat of round `number`.
+    pub(super) fn heard(&mut self, by: &SessionId, number: u64, terms: &Terms) {
+        if number == self.number || !terms.keeps(Clause::HeardMatched) {
+            self.awaited.remove(by);
+        }
+    }
+
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.confirmed
+    }
+
+    /// Those that have not acknowledged.
+    pub(super) fn awaited(&self) -> &BTreeSet<SessionId> {
+        &self.awaited
+    }
+
+    pub(super) fn complete(&self, terms: &Terms) -> bool {
+        self.confirmed && (self.awaited.is_empty() || !terms.keeps(Clause::RoundAcknowledged))
+    }
+}
+
+/// What the store is asked to confirm. It changes nothing.
+pub(super) fn confirmation(
+    id: &SessionId,
+    created: Revision,
+    seen: Revision,
+    terms: &Terms,
+) -> Transaction {
+    let mut conditions = alloc::vec::Vec::new();
+    if terms.keeps(Clause::RoundComparesOwn) {
+        conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
+    }
+    if terms.keeps(Clause::RoundComparesSessions) {
+        conditions.push(Condition::NoSessionSince(seen));
+    }
+    Transaction {
+        conditions,
+        writes: alloc::vec::Vec::new(),
+    }
+}

@@ -1,0 +1,215 @@
+//! The streams to other replicas: one from each own session to each other one, opened again whenever it ends.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use policy::fence::SessionId;
+use protos::{
+    peers::{CalledSays, CallerSays},
+    wire,
+};
+use registry::authority::{PeerRecord, Secret};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+    time::{Sleep, sleep, timeout},
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Status, Streaming, transport::Endpoint};
+use tracing::debug;
+
+use super::{
+    LINK_MAX, MESSAGE_BYTES_MAX, Message, Network, PROOF_TIMEOUT, Pair, Roster, Says,
+    proof::{Opening, Side, draw_nonce},
+};
+use crate::{generated::peers_client::PeersClient, tls::Dialer};
+
+/// How long a connection may take to open.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a stream that has ended rests; twice as long each time that it ends at once.
+const REST_MIN: Duration = Duration::from_millis(50);
+const REST_MAX: Duration = Duration::from_secs(2);
+/// A stream on which no beat was acknowledged for so long is opened anew.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// Keeps a stream open to each session of others, from each own one. Ends with the process.
+pub(super) async fn run(network: Network, dialer: Dialer) {
+    let mut rosters = network.roster.subscribe();
+    let mut calls = JoinSet::new();
+    let mut open: BTreeMap<Pair, (PeerRecord, AbortHandle)> = BTreeMap::new();
+    loop {
+        let roster = Arc::clone(&rosters.borrow_and_update());
+        open.retain(|(from, to), (record, call)| {
+            let wanted = roster.own.contains_key(from) && roster.others.get(to) == Some(record);
+            if !wanted {
+                call.abort();
+            }
+            wanted
+        });
+        for (pair, secret, record) in wanted(&roster) {
+            open.entry(pair.clone()).or_insert_with(|| {
+                let call = Call {
+                    network: network.clone(),
+                    dialer: dialer.clone(),
+                    pair,
+                    secret: secret.clone(),
+                    record: record.clone(),
+                };
+                (record.clone(), calls.spawn(call.keep()))
+            });
+        }
+        // Takes those that were given up out of the set; the others do not end.
+        while calls.try_join_next().is_some() {}
+        if rosters.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn wanted(roster: &Roster) -> impl Iterator<Item = (Pair, &Secret, &PeerRecord)> {
+    roster.own.iter().flat_map(|(from, secret)| {
+        let others = roster.others.iter();
+        others.map(move |(to, record)| ((from.clone(), to.clone()), secret, record))
+    })
+}
+
+struct Call {
+    network: Network,
+    dialer: Dialer,
+    pair: (SessionId, SessionId),
+    secret: Secret,
+    record: PeerRecord,
+}
+
+impl Call {
+    async fn keep(self) {
+        let mut rest = REST_MIN;
+        loop {
+            let mut proved = false;
+            if let Err(status) = self.once(&mut proved).await {
+                let (session, address) = (&self.pair.1.incarnation, &self.record.address);
+                debug!(%session, address, %status, "no stream to another replica");
+            }
+            rest = match proved {
+                true => REST_MIN,
+                false => (rest * 2).min(REST_MAX),
+            };
+            sleep(rest).await;
+        }
+    }
+
+    /// One stream, to its end.
+    async fn once(&self, proved: &mut bool) -> Result<(), Status> {
+        let invalid = |error| Status::invalid_argument(format!("{error}"));
+        let endpoint = Endpoint::try_from(format!("http://{}", self.record.address));
+        let endpoint = endpoint.map_err(invalid)?.connect_timeout(CONNECT_TIMEOUT);
+        let connector = self
+            .dialer
+            .to(&self.record.address, &self.record.server_name);
+        let channel = timeout(PROOF_TIMEOUT, endpoint.connect_with_connector(connector));
+        let late = |_| Status::deadline_exceeded("no connection");
+        let channel = channel.await.map_err(late)?;
+        let channel = channel.map_err(|error| Status::unavailable(causes(&error)))?;
+        let (out, outgoing) = mpsc::channel(LINK_MAX);
+        let opening = async {
+            let mut client = PeersClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+            let nonce = draw_nonce().ok_or_else(|| Status::internal("no randomness"))?;
+            let (from, to) = (&*self.pair.0.incarnation, &*self.pair.1.incarnation);
+            let hello = CallerSays::Hello {
+                from: from.to_owned(),
+                to: to.to_owned(),
+                nonce,
+            };
+            say(&out, hello).await?;
+            let answers = client.listen(ReceiverStream::new(outgoing)).await?;
+            let mut answers = answers.into_inner();
+            let Some(CalledSays::Welcome { nonce: its, proof }) = next(&mut answers).await? else {
+                return Err(Status::invalid_argument("no welcome"));
+            };
+            let nonces = [nonce, its];
+            let opening = Opening { from, to, nonces };
+            if !opening.proves(Side::Called, &self.record.secret, &proof) {
+                return Err(Status::unauthenticated(
+                    "another process answers there: it does not know the session's secret",
+                ));
+            }
+            let proof = opening.prove(Side::Caller, &self.secret);
+            say(&out, CallerSays::Proof(proof)).await?;
+            Ok(answers)
+        };
+        let late = |_| Status::deadline_exceeded("no proof");
+        let answers = timeout(PROOF_TIMEOUT, opening).await.map_err(late)??;
+        *proved = true;
+        self.beat(&out, answers).await
+    }
+
+    /// Sends beats, and hears what is acknowledged.
+    async fn beat(
+        &self,
+        out: &mpsc::Sender<wire::PeerRequest>,
+        mut answers: Streaming<wire::PeerResponse>,
+    ) -> Result<(), Status> {
+        let mut link = self.network.calls.open(self.pair.clone());
+        let patience = sleep(SILENCE_MAX);
+        tokio::pin!(patience);
+        let mut waits = false;
+        loop {
+            tokio::select! {
+                round = link.rounds.recv() => {
+                    let Some(round) = round else {
+                        return Err(Status::aborted("another stream was opened"));
+                    };
+                    say(out, CallerSays::Beat(round)).await?;
+                    if !waits {
+                        waits = true;
+                        Sleep::reset(patience.as_mut(), in_a_while());
+                    }
+                }
+                says = next(&mut answers) => match says? {
+                    Some(CalledSays::Heard(round)) => {
+                        waits = false;
+                        self.network.receive(Message {
+                            from: self.pair.1.clone(),
+                            to: self.pair.0.clone(),
+                            says: Says::Heard(round),
+                        });
+                    }
+                    Some(_) => return Err(Status::invalid_argument("that was said already")),
+                    None => return Ok(()),
+                },
+                () = &mut patience, if waits => {
+                    return Err(Status::deadline_exceeded("no beat was acknowledged"));
+                }
+            }
+        }
+    }
+}
+
+fn in_a_while() -> tokio::time::Instant {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "no rule of the fence rests on it"
+    )]
+    let now = tokio::time::Instant::now();
+    now + SILENCE_MAX
+}
+
+/// An error with what caused it: the certificate that is not accepted, the connection that is refused.
+fn causes(error: &dyn std::error::Error) -> String {
+    let all = std::iter::successors(Some(error), |error| error.source());
+    let all: Vec<String> = all.map(ToString::to_string).collect();
+    all.join(": ")
+}
+
+async fn say(out: &mpsc::Sender<wire::PeerRequest>, says: CallerSays) -> Result<(), Status> {
+    let sent = out.send(says.into()).await;
+    sent.map_err(|_| Status::unavailable("the stream has ended"))
+}
+
+async fn next(answers: &mut Streaming<wire::PeerResponse>) -> Result<Option<CalledSays>, Status> {
+    let Some(message) = answers.next().await.transpose()? else {
+        return Ok(None);
+    };
+    let says = CalledSays::try_from(message);
+    says.map(Some)
+        .map_err(|error| Status::invalid_argument(error.to_string()))
+}

@@ -1,0 +1,269 @@
+//! How replicas hear each other: beats of sessions and their acknowledgements, directly between processes.
+//!
+//! `policy::fence::round` says what they mean. What is here may lose, delay and repeat them. The store's session records say
+//! where the others are, and have a secret for each incarnation, with which both ends of a stream prove whom they speak for
+//! (`proof`). `calls` opens a stream to each other session, `service` answers those of others.
+
+mod calls;
+mod proof;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use policy::fence::SessionId;
+use registry::authority::{PeerRecord, Secret};
+use tokio::sync::{mpsc, watch};
+
+pub use proof::draw_secret;
+pub use service::{PeersService, service};
+
+use crate::tls::Dialer;
+
+/// Messages of others that may wait for the engine.
+const MESSAGES_MAX: usize = 1_024;
+/// Those that may wait for a slow stream: each says all that those before it said.
+const LINK_MAX: usize = 4;
+/// The longest message, in bytes.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+/// How long the other side may take to prove whom it speaks for.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// From one session to another. It may be lost.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Message {
+    pub from: SessionId,
+    pub to: SessionId,
+    pub says: Says,
+}
+
+/// See [`policy::fence::Input`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Says {
+    Beat(u64),
+    Heard(u64),
+}
+
+/// The sessions that there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roster {
+    /// Those that this process speaks for.
+    pub own: BTreeMap<SessionId, Secret>,
+    /// Those of other processes that can be reached.
+    pub others: BTreeMap<SessionId, PeerRecord>,
+}
+
+/// How messages leave this process.
+pub trait Post: Send + Sync + 'static {
+    /// Sends a message, or loses it. Does not wait.
+    fn send(&self, message: Message);
+
+    /// From now on these are the sessions.
+    fn follow(&self, roster: Roster);
+}
+
+/// What the engine has of its peers.
+pub struct Peers {
+    pub post: Arc<dyn Post>,
+    pub messages: mpsc::Receiver<Message>,
+    /// Where others reach this process; none where they do not.
+    pub reach: Option<Reach>,
+    /// A secret that nobody can guess.
+    pub secret: Box<dyn FnMut() -> Secret + Send>,
+}
+
+/// Where a process is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// `host:port`.
+    pub address: String,
+    /// The name that its certificate has.
+    pub server_name: String,
+}
+
+impl Reach {
+    /// Where others reach what listens on `bound`: at `advertise`, else there; at the address of the route to `towards` where it
+    /// listens on every address.
+    pub fn of(
+        bound: SocketAddr,
+        advertise: Option<&str>,
+        server_name: Option<&str>,
+        towards: &[String],
+    ) -> Reach {
+        let address = advertise.map_or_else(
+            || {
+                let mut address = bound;
+                if let Some(ip) = towards.iter().find_map(|endpoint| route_to(endpoint))
+                    && bound.ip().is_unspecified()
+                {
+                    address.set_ip(ip);
+                }
+                address.to_string()
+            },
+            str::to_owned,
+        );
+        let host = address.rsplit_once(':').map_or(&*address, |(host, _)| host);
+        let host = host.trim_matches(['[', ']']).to_owned();
+        Reach {
+            server_name: server_name.map_or(host, str::to_owned),
+            address,
+        }
+    }
+}
+
+/// The own address on the way to `http://host:port`. Nothing is sent.
+fn route_to(endpoint: &str) -> Option<IpAddr> {
+    let host = endpoint
+        .split_once("://")
+        .map_or(endpoint, |(_, host)| host);
+    let host = host.trim_end_matches('/');
+    ["0.0.0.0:0", "[::]:0"].into_iter().find_map(|any| {
+        let socket = UdpSocket::bind(any).ok()?;
+        socket.connect(host).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    })
+}
+
+/// Loses everything: for a process that is the only one.
+struct Nobody;
+
+impl Post for Nobody {
+    fn send(&self, _: Message) {}
+
+    fn follow(&self, _: Roster) {}
+}
+
+impl Peers {
+    /// For a process that is the only one.
+    pub fn none() -> Peers {
+        Peers {
+            post: Arc::new(Nobody),
+            messages: mpsc::channel(1).1,
+            reach: None,
+            secret: Box::new(draw_secret),
+        }
+    }
+
+    /// Peers over the network, and what others reach them by.
+    pub fn start(reach: Reach, dialer: Dialer) -> (Peers, Network) {
+        let (received, messages) = mpsc::channel(MESSAGES_MAX);
+        let network = Network {
+            roster: watch::Sender::new(Arc::default()),
+            calls: Links::default(),
+            answers: Links::default(),
+            received,
+        };
+        tokio::spawn(calls::run(network.clone(), dialer));
+        let peers = Peers {
+            post: Arc::new(network.clone()),
+            messages,
+            reach: Some(reach),
+            secret: Box::new(draw_secret),
+        };
+        (peers, network)
+    }
+}
+
+/// The streams between this process and others. Copies are the same ones.
+#[derive(Clone)]
+pub struct Network {
+    roster: watch::Sender<Arc<Roster>>,
+    /// On which beats go out.
+    calls: Links,
+    /// On which the beats of others are acknowledged.
+    answers: Links,
+    received: mpsc::Sender<Message>,
+}
+
+impl Network {
+    /// A network that leads nowhere, for a process that is the only one.
+    pub fn none() -> Network {
+        Network {
+            roster: watch::Sender::new(Arc::default()),
+            calls: Links::default(),
+            answers: Links::default(),
+            received: mpsc::channel(1).0,
+        }
+    }
+
+    /// Hands a message to the engine. One that is busy hears the next.
+    fn receive(&self, message: Message) {
+        let _ = self.received.try_send(message);
+    }
+}
+
+impl Post for Network {
+    fn send(&self, message: Message) {
+        let Message { from, to, says } = message;
+        match says {
+            Says::Beat(round) => self.calls.send(&(from, to), round),
+            Says::Heard(round) => self.answers.send(&(to, from), round),
+        }
+    }
+
+    fn follow(&self, roster: Roster) {
+        self.roster.send_if_modified(|now| {
+            let changed = **now != roster;
+            if changed {
+                *now = Arc::new(roster);
+            }
+            changed
+        });
+    }
+}
+
+/// Who calls, and who is called.
+type Pair = (SessionId, SessionId);
+
+/// Open streams.
+#[derive(Clone, Default)]
+struct Links(Arc<Mutex<BTreeMap<Pair, mpsc::Sender<u64>>>>);
+
+impl Links {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Pair, mpsc::Sender<u64>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, pair: &Pair, round: u64) {
+        if let Some(link) = self.all().get(pair) {
+            let _ = link.try_send(round);
+        }
+    }
+
+    /// Opens a stream in place of an older one, which ends by that.
+    fn open(&self, pair: Pair) -> Open {
+        let (link, rounds) = mpsc::channel(LINK_MAX);
+        self.all().insert(pair.clone(), link.clone());
+        Open {
+            links: self.clone(),
+            pair,
+            link: link.downgrade(),
+            rounds,
+        }
+    }
+}
+
+/// An open stream; closed when it is dropped.
+struct Open {
+    links: Links,
+    pair: Pair,
+    link: mpsc::WeakSender<u64>,
+    rounds: mpsc::Receiver<u64>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut all = self.links.all();
+        let own = self.link.upgrade();
+        let is_own = |link: &mpsc::Sender<u64>| own.is_some_and(|own| own.same_channel(link));
+        if all.get(&self.pair).is_some_and(is_own) {
+            all.remove(&self.pair);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The streams on which other replicas are heard, on tonic.
+
+use std::pin::Pin;
+
+use futures::Stream;
+use policy::fence::SessionId;
+use protos::{
+    peers::{CalledSays, CallerSays},
+    wire,
+};
+use registry::authority::session_id;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, warn};
+
+use super::{
+    MESSAGE_BYTES_MAX, Message, Network, PROOF_TIMEOUT, Says,
+    proof::{Opening, Side, draw_nonce},
+};
+use crate::generated::peers_server::{Peers, PeersServer};
+
+/// The service.
+#[derive(Clone)]
+pub struct PeersService {
+    network: Network,
+}
+
+/// The service for a tonic server.
+pub fn service(network: Network) -> PeersServer<PeersService> {
+    PeersServer::new(PeersService { network }).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+type Out = mpsc::Sender<Result<wire::PeerResponse, Status>>;
+
+#[tonic::async_trait]
+impl Peers for PeersService {
+    type ListenStream = Pin<Box<dyn Stream<Item = Result<wire::PeerResponse, Status>> + Send>>;
+
+    async fn listen(
+        &self,
+        request: Request<Streaming<wire::PeerRequest>>,
+    ) -> Result<Response<Self::ListenStream>, Status> {
+        let (out, outgoing) = mpsc::channel(1);
+        let network = self.network.clone();
+        tokio::spawn(async move {
+            if let Err(status) = hear(&network, request.into_inner(), &out).await {
+                debug!(%status, "the stream of another replica has ended");
+                let _ = out.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+}
+
+/// Hears one stream to its end.
+async fn hear(
+    network: &Network,
+    mut incoming: Streaming<wire::PeerRequest>,
+    out: &Out,
+) -> Result<(), Status> {
+    let opened = timeout(PROOF_TIMEOUT, open(network, &mut incoming, out));
+    let late = |_| Status::deadline_exceeded("prove first whom you speak for");
+    let (from, to) = opened.await.map_err(late)??;
+    let mut link = network.answers.open((from.clone(), to.clone()));
+    loop {
+        tokio::select! {
+            round = link.rounds.recv() => match round {
+                Some(round) => say(out, CalledSays::Heard(round)).await?,
+                None => return Err(Status::aborted("another stream was opened")),
+            },
+            says = next(&mut incoming) => match says? {
+                Some(CallerSays::Beat(round)) => network.receive(Message {
+                    from: from.clone(),
+                    to: to.clone(),
+                    says: Says::Beat(round),
+                }),
+                Some(_) => return Err(Status::invalid_argument("that was said already")),
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+/// Lets the caller prove whom it speaks for, and proves the same.
+async fn open(
+    network: &Network,
+    incoming: &mut Streaming<wire::PeerRequest>,
+    out: &Out,
+) -> Result<(SessionId, SessionId), Status> {
+    let Some(CallerSays::Hello { from, to, nonce }) = next(incoming).await? else {
+        return Err(Status::invalid_argument("say hello first"));
+    };
+    let roster = network.roster.borrow().clone();
+    let known = session_id(&from).zip(session_id(&to));
+    let known = known.and_then(|(from, to)| {
+        let theirs = roster.others.get(&from)?.secret.clone();
+        let ours = roster.own.get(&to)?.clone();
+        Some((from, to, theirs, ours))
+    });
+    // One that was born just now is seen in a moment.
+    let Some((from_id, to_id, theirs, ours)) = known else {
+        return Err(Status::unavailable(
+            "one of these sessions is not known here",
+        ));
+    };
+    let own = draw_nonce().ok_or_else(|| Status::internal("no randomness"))?;
+    let opening = Opening {
+        from: &from,
+        to: &to,
+        nonces: [nonce, own],
+    };
+    let proof = opening.prove(Side::Called, &ours);
+    say(out, CalledSays::Welcome { nonce: own, proof }).await?;
+    let Some(CallerSays::Proof(proof)) = next(incoming).await? else {
+        return Err(Status::invalid_argument("prove whom you speak for"));
+    };
+    if !opening.proves(Side::Caller, &theirs, &proof) {
+        warn!(
+            session = from,
+            "a stream does not speak for this session: it does not know its secret"
+        );
+        return Err(Status::unauthenticated("that is not this session's proof"));
+    }
+    Ok((from_id, to_id))
+}
+
+async fn say(out: &Out, says: CalledSays) -> Result<(), Status> {
+    let sent = out.send(Ok(says.into())).await;
+    sent.map_err(|_| Status::cancelled("the caller is gone"))
+}
+
+/// The next message; none when the caller has ended the stream.
+async fn next(incoming: &mut Streaming<wire::PeerRequest>) -> Result<Option<CallerSays>, Status> {
+    let Some(message) = incoming.next().await.transpose()? else {
+        return Ok(None);
+    };
+    let says = CallerSays::try_from(message);
+    says.map(Some)
+        .map_err(|error| Status::invalid_argument(error.to_string()))
+}
