@@ -7,6 +7,7 @@
 )]
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use e2e::config::{Config, StoreConfig, ZONES};
 use e2e::control_plane::ControlPlane;
 use e2e::envoy::{Envoy, Protocol, Role};
 use e2e::etcd::Etcd;
+use e2e::registry::{Instance, InstanceName};
 use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
 use serde_json::{Value, json};
@@ -73,6 +75,22 @@ impl Site {
                 config.listen = certificates::listen(&certificates, &["admin"]);
             }
             planes.push(ControlPlane::start(&directory, config).await?);
+        }
+        // A store without any instance may have been emptied: proxies that hold something would be sent nothing. Nobody asks these.
+        let mut store = etcd.client().await?;
+        for (port, (zone, _)) in (1..).zip(ZONES) {
+            let name = InstanceName::new("orders", zone, "one");
+            let record = Instance::at(SocketAddr::from(([127, 0, 0, 1], port)));
+            let record = serde_json::to_vec(&record)?;
+            store.put(name.key(), record, None).await?;
+        }
+        for plane in &planes {
+            eventually(PATIENCE, "the instances", async || {
+                let known = plane.registry().metric("tidegate_instances").await?;
+                ensure!(known >= ZONES.len() as f64, "{known}");
+                Ok(())
+            })
+            .await?;
         }
         Ok(Site {
             envoys: vec![],

@@ -50,7 +50,7 @@ pub struct Reply<'a> {
 }
 
 /// The longest body of a refused request that is waited for, in bytes.
-pub const AWAITED_BODY_MAX: u32 = 64 * 1024;
+pub const AWAITED_BODY_MAX: u32 = 16 * 1024;
 
 /// What becomes of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

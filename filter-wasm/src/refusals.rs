@@ -175,9 +175,9 @@ mod tests {
     #[test]
     fn what_is_waited_for_is_bounded_and_what_is_over_is_forgotten() {
         let mut refusals = Refusals::new();
-        let fit = (BYTES_MAX / 65_536) as u32;
+        let fit = (BYTES_MAX / 16_384) as u32;
         for request in 0..fit {
-            assert!(refusals.keep(RequestId(request), &reply(Some(65_536)), 0, 0));
+            assert!(refusals.keep(RequestId(request), &reply(Some(16_384)), 0, 0));
         }
         assert!(!refusals.keep(RequestId(fit), &reply(Some(1)), 0, 0));
         refusals.forget(RequestId(3));

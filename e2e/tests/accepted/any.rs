@@ -81,7 +81,8 @@ pub(crate) fn config(dice: &mut Dice) -> Value {
         );
     }
     if dice.once_in(3) {
-        let ttls = values(&[3, 60, 86_400]);
+        // Shorter ones end while worlds are swapped, and Envoy refuses a heartbeat for what has ended.
+        let ttls = values(&[60, 600, 86_400]);
         let mut ttl_s = Map::new();
         for kind in ["cds", "eds", "lds", "rds", "ecds"] {
             maybe(dice, &mut ttl_s, kind, &ttls, &values(&[2]));

@@ -122,8 +122,13 @@ async fn scenario(mesh: &mut Mesh, envoy: &Envoy) -> Result<()> {
     })
     .await?;
     // Of the other zones' members it knows none, so those that are known take their place.
-    let reply = send(at, "orders/beijing-c/reads").await?;
-    ensure!(reply.echo()?.instance == "two", "{}", reply.text());
+    // The record of the instance that died stays for as long as its lease.
+    eventually(PATIENCE, "the members that are known", async || {
+        let reply = send(at, "orders/beijing-c/reads").await?;
+        ensure!(reply.echo()?.instance == "two", "{}", reply.text());
+        Ok(())
+    })
+    .await?;
     let members = of_orders().await?;
     ensure!(
         !members.contains(&"orders/beijing-c".to_owned()),

@@ -98,7 +98,7 @@ fn a_refused_write_with_a_small_body_leaves_its_connection() {
     async fn scenario(mesh: &Mesh) -> Result<()> {
         until_refused(mesh, "beijing-c", "not_owner").await?;
         let mut wire = Wire::to(mesh.address("beijing-c")?).await?;
-        for body in [2, 0, 5_000, 32_768, 65_536, 2] {
+        for body in [2, 0, 5_000, 16_384, 2] {
             let answer = wire.write(body).await;
             let answer = answer.with_context(|| format!("{body} bytes"))?;
             check_refusal(&answer, 421, "not_owner")?;

@@ -1,20 +1,16 @@
 //! Whole services are pushed and withdrawn under load.
 
-use std::net::{Ipv4Addr, SocketAddr};
-
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use e2e::client::Request;
 use e2e::envoy::Protocol;
 use e2e::load::Load;
-use e2e::mesh::Builder;
-use e2e::registry::{Instance, InstanceName};
-use e2e::upstream::Server;
+use e2e::mesh::{Builder, Store};
 use e2e::workdir::Workdir;
 use serde_json::json;
 
 use crate::control_plane::gateway;
 use crate::shared::plain;
-use crate::support::run;
+use crate::support::{Registered, run};
 
 const SERVICES: usize = 8;
 const GATEWAYS: [(&str, Protocol); 2] = [
@@ -27,6 +23,7 @@ fn a_new_service_costs_no_request_and_neither_does_one_that_goes() {
     run(async {
         let everything = json!({ "name": "site", "routes": [{ "prefix": "/" }] });
         let mut builder = Builder::new(Workdir::kept("pushes")?)
+            .store(Store::Etcd(1))
             .service(everything)
             .upstreams("site", 1);
         for (zone, protocol) in GATEWAYS {
@@ -38,13 +35,9 @@ fn a_new_service_costs_no_request_and_neither_does_one_that_goes() {
         let mut requests = vec![];
         for name in &names {
             // Registered before anybody knows the service: its cluster, endpoints and routes all come at once.
-            let instance = InstanceName::new(name, "shanghai-a", name);
-            let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            let server = Server::start(instance.clone(), any_port).await?;
-            let record = Instance::at(server.address());
-            let put = mesh.registry().put(&instance, &record, None).await?;
-            ensure!(put.status.is_success(), "{}", put.text());
-            servers.push(server);
+            // In the store: the control plane itself takes no instance of a service that it does not know.
+            let etcd = mesh.etcd.as_ref().context("etcd")?;
+            servers.push(Registered::start(etcd, name, "shanghai-a", name).await?);
             for (zone, _) in GATEWAYS {
                 let address = mesh.address(zone)?;
                 let path = format!("/{name}");

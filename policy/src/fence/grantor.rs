@@ -21,6 +21,9 @@ pub struct Grantor {
     seen: Stamp,
     /// Whether the grantor key may be in the store.
     key: bool,
+    /// The registration under way, and the authority that it compares. A leave that compares the same one waits for its answer:
+    /// nobody could tell which of them came last.
+    registering: Option<(u64, Revision)>,
     /// What was granted and not given back.
     owed: BTreeMap<HolderId, Owed>,
 }
@@ -36,10 +39,12 @@ enum Stage {
         asked: Option<u64>,
     },
     Granting(Stamp),
-    /// Waits for the holders; `asked` while it is deleting its key.
+    /// Waits for the holders; `asked` while it is deleting its key. `revoked`: the authority has moved on, so that holders give
+    /// back what they have; otherwise this grantor alone has stopped, and what it granted runs out.
     Leaving {
         fence: Stamp,
         asked: Option<u64>,
+        revoked: bool,
     },
 }
 
@@ -91,6 +96,7 @@ impl Grantor {
                 self.stage = Stage::Leaving {
                     fence: at,
                     asked: None,
+                    revoked: true,
                 };
                 Seen::Fenced(at)
             }
@@ -106,6 +112,7 @@ impl Grantor {
             } => {
                 *asked = Some(number);
                 self.key = true;
+                self.registering = Some((number, at.revision));
                 Some(at.revision)
             }
             _ => None,
@@ -140,6 +147,12 @@ impl Grantor {
 
     /// What became of the registration or of leaving under `number`. `None`: unknown.
     pub fn answered(&mut self, number: u64, committed: Option<bool>) {
+        if self
+            .registering
+            .is_some_and(|(under_way, _)| under_way == number)
+        {
+            self.registering = None;
+        }
         match &mut self.stage {
             Stage::Unregistered { at, asked } if *asked == Some(number) => match committed {
                 Some(true) => self.stage = Stage::Granting(*at),
@@ -209,6 +222,38 @@ impl Grantor {
         }
     }
 
+    /// What holders that connect now have to give back. Not what this grantor alone has stopped granting: the stamp of that is
+    /// the one under which others of the zone grant on.
+    pub fn revoked(&self) -> Option<Stamp> {
+        match self.stage {
+            Stage::Leaving {
+                fence,
+                revoked: true,
+                ..
+            } => Some(fence),
+            _ => None,
+        }
+    }
+
+    /// The terms have changed: a registration that was refused for the old ones is tried again.
+    pub fn terms_changed(&mut self) {
+        if let Stage::Unregistered { asked, .. } = &mut self.stage {
+            *asked = None;
+        }
+    }
+
+    /// The store has the own key. One that nobody here knows of was put late, and has to go.
+    pub fn key_seen(&mut self) {
+        self.key = true;
+        if self.stage == Stage::Idle {
+            self.stage = Stage::Leaving {
+                fence: self.seen,
+                asked: None,
+                revoked: false,
+            };
+        }
+    }
+
     /// Begins to leave under `number`, if everything is given back or has run out: the revision to compare.
     pub fn leave(&mut self, number: u64, now: u64, terms: &Terms) -> Option<Revision> {
         if !self.may_leave(now, terms) {
@@ -218,6 +263,7 @@ impl Grantor {
             Stage::Leaving {
                 fence,
                 asked: asked @ None,
+                ..
             } => {
                 *asked = Some(number);
                 Some(fence.revision)
@@ -227,6 +273,11 @@ impl Grantor {
     }
 
     fn may_leave(&mut self, now: u64, terms: &Terms) -> bool {
+        let compares =
+            |at| matches!(self.stage, Stage::Leaving { fence, .. } if fence.revision == at);
+        if self.registering.is_some_and(|(_, at)| compares(at)) {
+            return false;
+        }
         if !self.key {
             if matches!(self.stage, Stage::Leaving { .. }) && self.owed.is_empty() {
                 self.stage = Stage::Idle;
@@ -255,13 +306,9 @@ impl Grantor {
         self.owed.len()
     }
 
-    /// May grant again, where it had [stopped](Grantor::stop) and left: true if the authority is to be shown to it once more.
-    pub fn resume(&mut self) -> bool {
-        let left = self.stage == Stage::Idle && !self.key;
-        if left {
-            self.seen = Stamp::default();
-        }
-        left
+    /// Whether it had [stopped](Grantor::stop), and has left.
+    pub fn has_left(&self) -> bool {
+        self.stage == Stage::Idle && !self.key
     }
 
     /// Grants nothing more, until it sees a newer authority.
@@ -270,6 +317,7 @@ impl Grantor {
             self.stage = Stage::Leaving {
                 fence: self.seen,
                 asked: None,
+                revoked: false,
             };
         }
     }

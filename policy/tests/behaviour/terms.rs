@@ -38,6 +38,19 @@ struct Desk {
     grants: usize,
 }
 
+/// The cell is the zone's own.
+fn active(epoch: u64) -> Authority {
+    Authority {
+        store: 7,
+        epoch,
+        owners: vec![name("a")],
+        standby: vec![name("b")],
+        state: State::Active,
+        unsettled: Unsettled::none(),
+        hold: 0,
+    }
+}
+
 impl Desk {
     /// It has a session, and the store has these terms.
     fn new(own: &Agreed, in_store: Option<Agreement>) -> Desk {
@@ -59,15 +72,7 @@ impl Desk {
             cool_down: 0,
             epoch_min: 1,
         };
-        let authority = Authority {
-            store: 7,
-            epoch: 3,
-            owners: vec![name("a")],
-            standby: vec![name("b")],
-            state: State::Active,
-            unsettled: Unsettled::none(),
-            hold: 0,
-        };
+        let authority = active(3);
         desk.tell(Input::Configured(own.clone()));
         desk.tell(Input::Cells(BTreeMap::from([(name("one"), rules)])));
         desk.tell(Input::Connected(HOLDER));
@@ -83,8 +88,19 @@ impl Desk {
     }
 
     fn tell(&mut self, input: Input) {
-        for effect in self.replica.handle(input, self.now) {
+        let effects = self.replica.handle(input, self.now);
+        self.take(effects);
+    }
+
+    fn take(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
             match effect {
+                Effect::Ended => {
+                    let next = format!("a-{}", self.now);
+                    let (replica, effects) = self.replica.clone().reborn(name(&next), self.now);
+                    self.replica = replica;
+                    self.take(effects);
+                }
                 Effect::Commit {
                     number,
                     transaction,
@@ -268,6 +284,56 @@ fn nobody_grants_while_writes_go_to_other_cells() {
     assert_eq!(desk.agreement(), Agreement::first(next));
     desk.pass(200);
     assert!(desk.grants());
+}
+
+/// A leave whose outcome was unknown may be made late. It compares an authority that has not changed since, so it must not
+/// name the key of a grantor that grants again.
+#[test]
+fn a_grantor_that_stopped_comes_back_as_another_incarnation() {
+    let own = agreed(3_000);
+    let mut desk = Desk::new(&own, Some(Agreement::first(own.clone())));
+    let first = desk.replica.id().clone();
+    desk.tell(Input::Configured(agreed(6_000)));
+    desk.pass(4_000);
+    assert!(!desk.is_registered() && !desk.grants());
+    desk.tell(Input::Configured(own));
+    desk.pass(1_000);
+    assert!(desk.grants());
+    assert_ne!(*desk.replica.id(), first);
+}
+
+#[test]
+fn a_registration_that_was_refused_for_old_terms_is_tried_under_the_new_ones() {
+    let own = agreed(3_000);
+    let mut desk = Desk::new(&own, Some(Agreement::first(own.clone())));
+    desk.revision += 1;
+    desk.tell(Input::Authority {
+        cell: name("one"),
+        revision: Revision(desk.revision),
+        authority: Some(active(4)),
+    });
+    let (number, _) = desk.wanted.pop().expect("a registration");
+    desk.tell(Input::Answer {
+        number,
+        outcome: Outcome::Refused,
+    });
+    desk.pass(200);
+    assert!(!desk.grants());
+    let agreement = desk.agreement();
+    desk.put_terms(agreement);
+    desk.pass(200);
+    assert!(desk.grants());
+}
+
+#[test]
+fn a_proxy_that_connects_while_its_grantor_has_stopped_gives_nothing_back() {
+    let own = agreed(3_000);
+    let mut desk = Desk::new(&own, Some(Agreement::first(own.clone())));
+    assert!(desk.grants());
+    desk.tell(Input::Configured(agreed(6_000)));
+    let greeted = desk.replica.handle(Input::Connected(HolderId(2)), desk.now);
+    let revokes = |effect: &Effect| matches!(effect, Effect::Revoke { .. });
+    assert!(!greeted.iter().any(revokes), "{greeted:?}");
 }
 
 #[test]

@@ -137,7 +137,12 @@ impl Admin {
     async fn claim(&self, at: &InstanceKey, record: &Instance) -> Result<bool, Problem> {
         let key = at.store_key();
         let address = |instance: &Instance| (instance.address, instance.port);
-        let before = self.store.get(&key).await?;
+        let before = self.store.get(&key).await;
+        if matches!(before, Err(registry::store::StoreError::Timeout { .. })) {
+            // The write would have waited as long.
+            self.mode.wrote(&before);
+        }
+        let before = before?;
         let old = before.as_ref().map(|entry| Instance::parse(&entry.value));
         if let Some(Ok(old)) = &old
             && address(old) == address(record)

@@ -130,7 +130,8 @@ impl Engine {
             }
             changed
         });
-        let bare = self.world.is_bare();
+        // Once there are instances nobody has to say anything: they have their time to come.
+        let bare = self.world.is_bare() && self.world.instances() == 0;
         if self.asked_bare.is_some() != bare {
             self.asked_bare = bare.then(|| self.confirm.ask());
         }

@@ -11,7 +11,7 @@ impl Replica {
             return;
         }
         for (name, cell) in &self.cells {
-            if let Some((fence, _)) = cell.grantor.fence() {
+            if let Some(fence) = cell.grantor.revoked() {
                 effects.push(Effect::Revoke {
                     holder,
                     cell: name.clone(),

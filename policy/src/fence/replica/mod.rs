@@ -223,9 +223,13 @@ impl Replica {
                 id,
                 registered,
             } => {
+                let own = id == *self.session.id();
                 let cell = self.cells.entry(cell).or_default();
                 match registered {
                     Some(terms) => {
+                        if own {
+                            cell.grantor.key_seen();
+                        }
                         cell.acting.insert(id.clone(), terms);
                         cell.grantors.insert(id);
                     }
@@ -681,7 +685,7 @@ impl Replica {
         }
         let names: Vec<Name> = self.cells.keys().cloned().collect();
         for name in &names {
-            self.resume(name, effects);
+            self.resume(name);
             self.grant_or_leave(name, now, effects);
         }
         if self.stopping {

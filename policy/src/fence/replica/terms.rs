@@ -128,6 +128,9 @@ impl Replica {
         known.agreement = agreement.or(known.agreement.take());
         known.narrow_since = None;
         known.after = 0;
+        for cell in self.cells.values_mut() {
+            cell.grantor.terms_changed();
+        }
         self.adopt();
     }
 
@@ -147,11 +150,14 @@ impl Replica {
         }
     }
 
-    /// Whatever forbade to grant is over: where this zone owns an active cell, it may register again.
-    pub(super) fn resume(&mut self, name: &Name, effects: &mut Vec<Effect>) {
+    /// Whatever forbade to grant is over: where this zone owns an active cell, it may register again, as another incarnation.
+    ///
+    /// A leave whose outcome was unknown may still be made, and compares an authority that is the same as before. It would
+    /// delete the key of a grantor that grants again, unless that one has another name.
+    pub(super) fn resume(&mut self, name: &Name) {
         let zone = self.session.id().zone.clone();
         let (store, may_grant) = (self.store, self.may_grant());
-        let Some(cell) = self.cells.get_mut(name) else {
+        let Some(cell) = self.cells.get(name) else {
             return;
         };
         let authority = cell.authority.as_ref();
@@ -159,8 +165,8 @@ impl Replica {
             let own = authority.store == store && authority.is_owner(&zone);
             own && authority.state == State::Active
         });
-        if may_grant && ours && cell.grantor.resume() {
-            self.see(name, effects);
+        if may_grant && ours && cell.grantor.has_left() {
+            self.session.end();
         }
     }
 
