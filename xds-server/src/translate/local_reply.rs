@@ -132,7 +132,9 @@ fn is_envoys_own() -> AccessLogFilter {
     let not_from_the_table = filter(FilterSpecifier::OrFilter(OrFilter {
         filters: vec![status(Op::Le, 502), status(Op::Ge, 504), flagged],
     }));
-    and(vec![not_refused, grpc(false), not_from_the_table])
+    // Not what a route answers directly on purpose.
+    let failed = status(Op::Ge, 400);
+    and(vec![not_refused, grpc(false), failed, not_from_the_table])
 }
 
 fn filter(specifier: FilterSpecifier) -> AccessLogFilter {
