@@ -305,7 +305,7 @@ fn start_agent(network: &Network, directory: &Path, at: u8, plan: &Plan) -> Resu
     let config = json!({
         "zone": name(at),
         "store": { "etcd": { "endpoints": etcd_endpoints(at) } },
-        "listen": address(at, AGENT_PORT),
+        "listen": { "address": address(at, AGENT_PORT), "plaintext": true },
         "instances": instances,
     });
     let file = directory.join("agent.yaml");
