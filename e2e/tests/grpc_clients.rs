@@ -500,9 +500,14 @@ async fn who_is_not_served_is_told_why(library: Library) -> Result<()> {
     })
     .await?;
     let outcome = scene.unresolved(library, Calls::of(GET, 1)).await?;
-    let log = std::fs::read_to_string(scene.mesh.control_plane.process().log())?;
     let why = "set listeners.grpc to true";
-    ensure!(log.contains(why), "{log}");
+    // Lines are written by a thread of their own, a moment later.
+    eventually(PATIENCE, "the log to say why", async || {
+        let log = std::fs::read_to_string(scene.mesh.control_plane.process().log())?;
+        ensure!(log.contains(why), "{log}");
+        Ok(())
+    })
+    .await?;
     if library == Library::Grpcio {
         ensure!(outcome.message.contains(why), "{outcome:?}");
     }
