@@ -310,8 +310,10 @@ impl World {
         self.guard.tripped()
     }
 
-    /// An operator says that what disappeared is gone. A restored store is believed with the listing that then comes.
+    /// An operator says that what disappeared is gone. A restored store is believed with the listing that then comes. Either
+    /// way the operator has looked at the store, so nobody asks again whether it was emptied.
     pub fn confirm(&mut self) {
+        self.vouch();
         if !matches!(self.guard.tripped(), Some(Implausible::Restored(_))) {
             self.believe();
         }

@@ -61,6 +61,23 @@ fn more_than_half_of_all_instances_cannot_vanish_in_a_second_unless_somebody_say
 }
 
 #[test]
+fn an_operator_confirms_an_emptied_store_once() {
+    let mut world = World::unvouched(mesh(&[ORDERS]));
+    for port in 1..=3 {
+        world.apply(put(&format!("orders/sh-a/{port}"), record(port, "healthy")));
+    }
+    assert!(world.snapshot().expect("a first snapshot").is_bare());
+    // Before the instances have lasted long enough to show that the store is in use.
+    world.apply(listed(vec![]));
+    world.pass(DOUBT_MS);
+    let all = Implausible::Vanished { gone: 3, of: 3 };
+    assert_eq!(world.world.implausible(), Some(&all));
+    world.world.confirm();
+    assert!(!world.snapshot().expect("it is believed").is_bare());
+    assert!(!world.world.is_bare(), "nobody asks the same twice");
+}
+
+#[test]
 fn an_empty_registry_is_not_believed_and_forgotten_when_instances_come_back() {
     let mut world = twenty();
     world.apply(listed(vec![]));

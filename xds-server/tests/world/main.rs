@@ -103,6 +103,14 @@ impl World {
         }
     }
 
+    /// One that starts with an empty store and no last good state.
+    fn unvouched(mesh: Arc<Mesh>) -> World {
+        World {
+            world: xds_server::world::World::new(mesh).unvouched(),
+            now_ms: 5,
+        }
+    }
+
     fn apply(&mut self, change: Change) -> Vec<Rejection> {
         self.world.apply(change, self.now_ms)
     }
