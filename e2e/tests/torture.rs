@@ -20,7 +20,7 @@ fn torture(arguments: &[&str]) {
 
 #[test]
 fn whatever_fails_no_two_zones_write_at_once() {
-    torture(&["--rounds", "12", "--seed", "3", "--rps", "120"]);
+    torture(&["--rounds", "12", "--seed", "3", "--rps", "120", "--attacks"]);
 }
 
 #[test]

@@ -91,6 +91,16 @@ pub fn gateway(zone: u8) -> SocketAddr {
     address(zone, GATEWAY_PORT)
 }
 
+/// Where a zone's control plane is operated.
+pub fn admin(zone: u8) -> SocketAddr {
+    address(zone, ADMIN_PORT)
+}
+
+/// Where an instance of a zone takes requests.
+pub fn instance(zone: u8, at: u8) -> SocketAddr {
+    address(zone, INSTANCE_PORT + u16::from(at))
+}
+
 /// The members' URLs, those of a zone first.
 pub fn etcd_endpoints(first: u8) -> Vec<String> {
     let count = ZONES.len() as u8;

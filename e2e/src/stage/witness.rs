@@ -17,6 +17,9 @@ use crate::write_log::{ID, Reader, SENT};
 pub const CELLS: [(&str, u8, u32); 3] = [("main", 0, 400), ("east", 0, 400), ("west", 1, 224)];
 const SHARDS: u32 = 1_024;
 
+/// The secret by which gateways know each other's hops.
+pub const FORWARD_TOKEN: &str = "gateways-of-one-mesh";
+
 /// The first of the cells, where one is enough.
 pub const CELL: &str = CELLS[0].0;
 
@@ -68,7 +71,7 @@ pub fn authority(spans: Spans, enforcement: &str) -> Value {
         "write_drain_ms": spans.write_drain_ms,
         "drift_permille": 10,
         "enforcement": enforcement,
-        "forward_token": "gateways-of-one-mesh",
+        "forward_token": FORWARD_TOKEN,
         "cells": CELLS.map(|(cell, owner, shards)| json!({
             "name": cell,
             "shards": shards,

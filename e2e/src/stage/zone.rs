@@ -164,6 +164,18 @@ impl Zone {
         Ok(())
     }
 
+    /// Starts it again with another authority in its configuration, after it ended. The others keep theirs.
+    pub fn restart_control_plane_with(&mut self, authority: Value) -> Result<()> {
+        let plan = Plan {
+            authority: Some(authority),
+            ..self.plan.clone()
+        };
+        let clock = self.wall_clock.as_ref();
+        self.control_plane =
+            start_control_plane(&self.network, &self.directory, self.at, &plan, clock)?;
+        Ok(())
+    }
+
     /// Starts it again, after it was killed.
     pub fn restart_gateway(&mut self) -> Result<()> {
         let clock = self.wall_clock.as_ref();

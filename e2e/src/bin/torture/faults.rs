@@ -42,6 +42,8 @@ pub(crate) enum Kind {
     Restore,
     /// A zone's control plane is asked to end (SIGTERM), and is started again
     RestartControl,
+    /// A zone's control plane is asked to end, and started again with other terms; later with the right ones
+    OtherTerms,
     /// Nothing fails: an operator moves a cell
     Move,
     /// Nothing fails: an operator overrides a cell, perhaps to where it is
@@ -124,6 +126,13 @@ impl fmt::Display for Fault {
             Kind::StepClock => write!(out, "step the clocks of {zone} by {} s", self.step_s)?,
             Kind::Restore => write!(out, "restore an older etcd, then override to {zone}")?,
             Kind::RestartControl => write!(out, "restart the control plane of {zone}")?,
+            Kind::OtherTerms => {
+                let terms = if self.step_s < 0 { "shorter" } else { "longer" };
+                write!(
+                    out,
+                    "restart the control plane of {zone} with {terms} terms"
+                )?;
+            }
             Kind::Move => write!(out, "move {} to {zone}", self.cell())?,
             Kind::Override => write!(out, "override {} to {zone}", self.cell())?,
             Kind::OverrideAll => write!(out, "override every cell to {zone}")?,

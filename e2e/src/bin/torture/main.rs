@@ -9,6 +9,7 @@
     reason = "a program of the harness: faults and the clock are what it is about"
 )]
 
+mod attacks;
 mod faults;
 mod scene;
 
@@ -52,6 +53,9 @@ struct Arguments {
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Attackers go on meanwhile: spoofed headers, hops signed with a stolen secret, claims of other zones' instances
+    #[arg(long)]
+    attacks: bool,
     /// Only observe, and admit every write: a success if the judge finds violations
     #[arg(long)]
     unfenced: bool,
@@ -70,6 +74,8 @@ struct Total {
     writable_ms: Vec<f64>,
     strayed: usize,
     report: Report,
+    /// What attackers sent, what came of it in words, and how often they were believed.
+    attacks: Option<(usize, String, usize)>,
 }
 
 #[tokio::main]
@@ -123,6 +129,9 @@ async fn torture(workdir: &Workdir, network: Arc<Network>, arguments: &Arguments
         false => "enforce",
     };
     let mut scene = Scene::set(workdir.path(), network, rps, enforcement).await?;
+    if arguments.attacks {
+        scene.attack(seed)?;
+    }
     let kinds = match arguments.only.as_slice() {
         [] => Kind::value_variants(),
         only => only,
@@ -170,6 +179,8 @@ async fn torture(workdir: &Workdir, network: Arc<Network>, arguments: &Arguments
         total.writable_ms.push(ms(outcome.writable));
         total.report = outcome.report;
     }
+    let attacks = scene.attacks();
+    total.attacks = attacks.map(|a| (a.sent(), a.to_string(), a.believed()));
     Ok(total)
 }
 
@@ -192,10 +203,14 @@ impl Total {
             "{} cells moved in rounds in which nothing failed and nobody moved them",
             self.strayed
         );
+        if let Some((_, words, _)) = &self.attacks {
+            println!("{words}");
+        }
         let violated = self.report.violations() > 0;
+        let believed = self.attacks.as_ref().is_some_and(|(.., count)| *count > 0);
         let good = match unfenced {
             true => violated,
-            false => !violated && self.failed_reads == 0,
+            false => !violated && !believed && self.failed_reads == 0,
         };
         println!(
             "{}",
@@ -223,6 +238,11 @@ impl Total {
             count("torture_late_writes", self.report.late),
             count("torture_failed_reads", self.failed_reads),
             count("torture_strayed_cells", self.strayed),
+            count("torture_attacks", self.attacks.as_ref().map_or(0, |a| a.0)),
+            count(
+                "torture_attacks_believed",
+                self.attacks.as_ref().map_or(0, |a| a.2),
+            ),
             time("torture_writable_ms_p50", 0.5),
             time("torture_writable_ms_p99", 0.99),
         ]

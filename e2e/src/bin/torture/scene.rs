@@ -19,6 +19,7 @@ use futures::future::join_all;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
+use super::attacks::Attacks;
 use super::faults::{Fault, Kind};
 
 /// Short, so that a round is.
@@ -26,6 +27,18 @@ pub(crate) const SPANS: Spans = Spans {
     session_ttl_ms: 2_000,
     grant_ttl_ms: 1_000,
     write_drain_ms: 500,
+};
+/// Other spans, which the store's terms contradict: a replica that granted by them would write beyond what the others wait,
+/// or take over before the others have stopped.
+const SHORTER: Spans = Spans {
+    session_ttl_ms: 2_000,
+    grant_ttl_ms: 400,
+    write_drain_ms: 200,
+};
+const LONGER: Spans = Spans {
+    session_ttl_ms: 10_000,
+    grant_ttl_ms: 5_000,
+    write_drain_ms: 5_000,
 };
 /// Longer than a session lives and settles: the cell has moved by then.
 pub(crate) const LONG_MS: u64 = 3_500;
@@ -80,6 +93,8 @@ pub(crate) struct Scene {
     network: Arc<Network>,
     snapshot: PathBuf,
     begun_us: u64,
+    enforcement: String,
+    attacks: Option<Attacks>,
 }
 
 /// A third of the requests are reads; of the writes some take up to half of the time that a write has.
@@ -131,6 +146,8 @@ impl Scene {
             network,
             snapshot: directory.join("snapshot"),
             begun_us,
+            enforcement: enforcement.to_owned(),
+            attacks: None,
         };
         let ready = scene.writable(Instant::now()).await;
         ready
@@ -138,6 +155,17 @@ impl Scene {
             .with_context(|| scene.logs())?;
         scene.witness.look().await?;
         Ok(scene)
+    }
+
+    /// Has an attacker go on beside everything that follows.
+    pub(crate) fn attack(&mut self, seed: u64) -> Result<()> {
+        self.attacks = Some(Attacks::begin(seed)?);
+        Ok(())
+    }
+
+    /// What attackers did and got, if there are any.
+    pub(crate) fn attacks(&self) -> Option<&Attacks> {
+        self.attacks.as_ref()
     }
 
     /// A fault, its end, and the judgement of everything so far.
@@ -154,6 +182,9 @@ impl Scene {
         let healed = Instant::now();
         let writable = self.writable(healed).await?;
         self.load.settled(Instant::now()).await?;
+        if self.attacks.is_some() {
+            self.nothing_stolen().await?;
+        }
         let (samples, said) = self.load.all();
         self.witness.look().await?;
         let reads = samples.iter().filter(|sample| sample.read);
@@ -227,6 +258,18 @@ impl Scene {
                 control_plane.terminate(STOP_PATIENCE).await?;
                 self.last(fault).await;
                 self.stage.zone_mut(zone).restart_control_plane()?;
+            }
+            Kind::OtherTerms => {
+                let spans = if fault.step_s < 0 { SHORTER } else { LONGER };
+                let control_plane = &self.stage.zone(zone).control_plane;
+                control_plane.terminate(STOP_PATIENCE).await?;
+                let authority = witness::authority(spans, &self.enforcement);
+                let zone = self.stage.zone_mut(zone);
+                zone.restart_control_plane_with(authority)?;
+                self.last(fault).await;
+                let zone = self.stage.zone_mut(fault.zone);
+                zone.control_plane.terminate(STOP_PATIENCE).await?;
+                zone.restart_control_plane()?;
             }
             Kind::Move => self.move_for_sure(fault.cell(), zone).await?,
             Kind::Override => self.override_for_sure(&[fault.cell()], zone).await?,
@@ -372,6 +415,15 @@ impl Scene {
             Ok(slowest)
         })
         .await
+    }
+
+    /// Waits until every zone counts its own instances, whatever others registered.
+    async fn nothing_stolen(&self) -> Result<()> {
+        for zone in zones() {
+            let own = u64::from(self.stage.instances().end);
+            self.stage.counts(zone, own).await?;
+        }
+        Ok(())
     }
 
     fn logs(&self) -> String {
