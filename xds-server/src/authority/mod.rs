@@ -36,8 +36,7 @@ use crate::{
     mode::Mode,
 };
 
-pub use clock::{Boottime, Clock};
-pub use engine::unix_ms;
+pub use clock::{Boottime, Clock, unix_ms};
 pub use homes::Homes;
 pub use hop_keys::HopKeys;
 pub use service::{FenceService, service};

@@ -1,0 +1,280 @@
+//! The one task that owns this process's replicas: everything in, one at a time; transactions and messages out.
+
+mod commands;
+mod facts;
+mod judging;
+mod others;
+mod streams;
+mod telling;
+mod transactions;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use policy::fence::{Effect, HolderId, Input, Name, Outcome, Replica, SessionId};
+use protos::fence::GrantorSays;
+use registry::authority::{PeerRecord, Secret, SessionTerms, incarnation};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::warn;
+
+use streams::Stream;
+
+use super::{
+    CellStatus, Command, Fact, Operation, Sources,
+    homes::{Sightings, Since},
+    peers::{Message, Says},
+    presence::Presence,
+    records::Operations,
+    renewals::Renewals,
+    terms::Said,
+};
+
+pub(super) struct Engine {
+    sources: Sources,
+    /// By zone.
+    replicas: BTreeMap<Name, Replica>,
+    streams: BTreeMap<HolderId, Stream>,
+    streams_opened: u64,
+    operations: Operations,
+    /// By zone, the fenced services that cannot be written to there.
+    out: BTreeMap<Name, BTreeSet<Name>>,
+    /// The zone that should have a cell, as it was said last.
+    better: BTreeMap<Name, Option<Name>>,
+    presence: Presence,
+    /// By zone, until when proxies are kept though the session of an incarnation is only about to begin.
+    reborn_until: BTreeMap<Name, u64>,
+    commands: mpsc::Receiver<Command>,
+    publisher: watch::Sender<Arc<Vec<CellStatus>>>,
+    told: watch::Sender<Arc<Vec<Operation>>>,
+    sightings: Sightings,
+    sighted: watch::Sender<Arc<Since>>,
+    /// What became of transactions.
+    answer: mpsc::UnboundedSender<Answer>,
+    answers: mpsc::UnboundedReceiver<Answer>,
+    /// Who proves to be which zone's replica.
+    secrets: BTreeMap<Name, Secret>,
+    /// How every session is reached.
+    reached: BTreeMap<SessionId, PeerRecord>,
+    renewals: Renewals,
+    /// What the own session of a zone last said.
+    stated: BTreeMap<Name, Stated>,
+    /// Who waits for the end.
+    stopping: Vec<oneshot::Sender<()>>,
+    stopped: BTreeSet<Name>,
+    /// What sessions say of their processes.
+    said: Said,
+    /// Something may have changed about the agreed terms.
+    terms_dirty: bool,
+    /// Why this replica does not agree, as it was said last.
+    differs: Option<String>,
+}
+
+struct Answer {
+    id: SessionId,
+    number: u64,
+    outcome: Outcome,
+}
+
+/// What a session's record said when it was put.
+struct Stated {
+    proxies: Option<u32>,
+    terms: Option<SessionTerms>,
+    at: u64,
+}
+
+enum Woken {
+    Fact(Option<Fact>),
+    Peer(Message),
+    Command(Option<Command>),
+    Answer(Option<Answer>),
+    Rules,
+    Overview,
+    Time,
+}
+
+impl Engine {
+    pub(super) fn new(
+        mut sources: Sources,
+        commands: mpsc::Receiver<Command>,
+        publisher: watch::Sender<Arc<Vec<CellStatus>>>,
+        told: watch::Sender<Arc<Vec<Operation>>>,
+        sighted: watch::Sender<Arc<Since>>,
+    ) -> Engine {
+        let draw = &mut sources.draw;
+        let replicas = sources.zones.iter().map(|zone| {
+            let incarnation = incarnation(zone, draw());
+            let id = SessionId {
+                zone: zone.clone(),
+                incarnation,
+            };
+            (zone.clone(), Replica::new(id, sources.terms.clone()))
+        });
+        let replicas = replicas.collect();
+        let zones = sources.zones.iter().cloned();
+        let secrets = zones.map(|zone| (zone, (sources.peers.secret)())).collect();
+        let renewals = Renewals::new(&sources.terms, sources.metrics.clone());
+        // As many as there are transactions under way: each replica has a handful.
+        let (answer, answers) = mpsc::unbounded_channel();
+        Engine {
+            sources,
+            replicas,
+            streams: BTreeMap::new(),
+            streams_opened: 0,
+            operations: Operations::new(),
+            out: BTreeMap::new(),
+            better: BTreeMap::new(),
+            presence: Presence::default(),
+            reborn_until: BTreeMap::new(),
+            commands,
+            publisher,
+            told,
+            sightings: Sightings::default(),
+            sighted,
+            answer,
+            answers,
+            secrets,
+            reached: BTreeMap::new(),
+            renewals,
+            stated: BTreeMap::new(),
+            stopping: Vec::new(),
+            stopped: BTreeSet::new(),
+            said: Said::default(),
+            terms_dirty: true,
+            differs: None,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        self.take_rules();
+        self.tell_roster();
+        loop {
+            let until_wake = self.until_wake();
+            let woken = tokio::select! {
+                biased;
+                fact = self.sources.facts.recv() => Woken::Fact(fact),
+                answer = self.answers.recv() => Woken::Answer(answer),
+                Some(message) = self.sources.peers.messages.recv() => Woken::Peer(message),
+                command = self.commands.recv() => Woken::Command(command),
+                Ok(()) = self.sources.rules.changed() => Woken::Rules,
+                Ok(()) = self.sources.overviews.changed() => Woken::Overview,
+                () = tokio::time::sleep(until_wake) => Woken::Time,
+            };
+            match woken {
+                // The process is ending.
+                Woken::Fact(None) | Woken::Command(None) | Woken::Answer(None) => return,
+                Woken::Fact(Some(fact)) => self.take_fact(fact),
+                Woken::Peer(message) => self.hear(message),
+                Woken::Command(Some(command)) => self.obey(command),
+                Woken::Answer(Some(answer)) => self.answered(&answer),
+                Woken::Rules => self.take_rules(),
+                Woken::Overview => self.look_around(),
+                Woken::Time => {
+                    self.terms_dirty = true;
+                    self.everybody(&Input::Tick);
+                }
+            }
+            self.judge_terms();
+            self.judge();
+            self.renewals.look(self.replicas.values(), self.now());
+            self.send_away();
+            self.restate();
+            self.publish();
+            self.sight();
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.sources.clock.now_us()
+    }
+
+    fn until_wake(&self) -> Duration {
+        let now = self.now();
+        let wakes = self.replicas.values().map(|replica| replica.wake_at(now));
+        let wake = wakes.min().unwrap_or(now.saturating_add(1_000_000));
+        Duration::from_micros(wake.saturating_sub(now))
+    }
+
+    fn take_rules(&mut self) {
+        let rules = Arc::clone(&self.sources.rules.borrow_and_update());
+        if let Some(agreed) = &rules.agreed {
+            self.everybody(&Input::Configured(agreed.clone()));
+        }
+        self.everybody(&Input::Cells(rules.cells.clone()));
+        self.terms_dirty = true;
+        self.look_around();
+    }
+
+    fn everybody(&mut self, input: &Input) {
+        let zones: Vec<Name> = self.replicas.keys().cloned().collect();
+        for zone in zones {
+            self.handle(&zone, input.clone());
+        }
+    }
+
+    fn handle(&mut self, zone: &Name, input: Input) {
+        let now = self.now();
+        let Some(replica) = self.replicas.get_mut(zone) else {
+            return;
+        };
+        let effects = replica.handle(input, now);
+        self.carry_out(zone, effects);
+    }
+
+    fn carry_out(&mut self, zone: &Name, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Commit {
+                    number,
+                    transaction,
+                } => self.commit(zone, number, &transaction),
+                Effect::Beat { to, round } => self.tell_peer(zone, to, Says::Beat(round)),
+                Effect::Heard { of, round } => self.tell_peer(zone, of, Says::Heard(round)),
+                Effect::Grant {
+                    holder,
+                    nonce,
+                    grants,
+                } => {
+                    self.sources.metrics.grants.inc_by(grants.len() as u64);
+                    self.say(holder, GrantorSays::Grants { nonce, grants });
+                }
+                Effect::Revoke {
+                    holder,
+                    cell,
+                    fence,
+                } => self.say(holder, GrantorSays::Revoke { cell, fence }),
+                Effect::Invite { holder } => self.say(holder, GrantorSays::Invite),
+                Effect::Ended => self.reincarnate(zone),
+                Effect::Stopped => drop(self.stopped.insert(zone.clone())),
+            }
+        }
+        if !self.stopping.is_empty() && self.stopped.len() == self.replicas.len() {
+            for waiting in self.stopping.drain(..) {
+                // Who does not wait any more need not know.
+                let _ = waiting.send(());
+            }
+        }
+    }
+
+    fn reincarnate(&mut self, zone: &Name) {
+        let Some(replica) = self.replicas.remove(zone) else {
+            return;
+        };
+        let incarnation = incarnation(zone, (self.sources.draw)());
+        warn!(was = %replica.id().incarnation, now = %incarnation, "the session is over: nothing is granted before another has begun");
+        self.sources.metrics.sessions_lost.inc();
+        // Its proxies stay for a moment: the next session begins as soon as the store answers.
+        let until = self
+            .now()
+            .saturating_add(self.sources.terms.session_ttl / 8);
+        self.reborn_until.insert(zone.clone(), until);
+        let (replica, effects) = replica.reborn(incarnation, self.now());
+        self.replicas.insert(zone.clone(), replica);
+        let secret = (self.sources.peers.secret)();
+        self.secrets.insert(zone.clone(), secret);
+        self.tell_roster();
+        self.carry_out(zone, effects);
+    }
+}

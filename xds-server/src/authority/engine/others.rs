@@ -1,0 +1,88 @@
+//! Other replicas: how each is reached, and what they say to those of this process.
+
+use std::collections::BTreeMap;
+
+use policy::fence::{Input, Name, SessionId};
+
+use super::Engine;
+use crate::authority::{
+    Fact,
+    peers::{Message, Roster, Says},
+    records,
+};
+
+impl Engine {
+    /// Takes in how a session is reached.
+    pub(super) fn take_peer(&mut self, fact: &Fact) {
+        let before = self.reached.len();
+        let changed = match fact {
+            Fact::Listed { entries, .. } => {
+                self.reached = entries.iter().filter_map(records::peer).collect();
+                true
+            }
+            Fact::Put(entry) => match records::peer(entry) {
+                Some((id, peer)) => self.reached.insert(id, peer.clone()) != Some(peer),
+                None => false,
+            },
+            Fact::Deleted { key, .. } => {
+                let id = records::session_of(key);
+                id.is_some_and(|id| self.reached.remove(&id).is_some())
+            }
+            Fact::Doubted => false,
+        };
+        if changed || self.reached.len() != before {
+            self.tell_roster();
+        }
+    }
+
+    /// Tells the way to other replicas which sessions there are.
+    pub(super) fn tell_roster(&self) {
+        let own = self.replicas.iter().filter_map(|(zone, replica)| {
+            let secret = self.secrets.get(zone)?;
+            Some((replica.id().clone(), secret.clone()))
+        });
+        let own: BTreeMap<_, _> = own.collect();
+        let others = self.reached.iter().filter(|(id, _)| !own.contains_key(*id));
+        let others = others
+            .map(|(id, peer)| (id.clone(), peer.clone()))
+            .collect();
+        self.sources.peers.post.follow(Roster { own, others });
+    }
+
+    /// Speaks to another replica, in this process or elsewhere.
+    pub(super) fn tell_peer(&mut self, zone: &Name, to: SessionId, says: Says) {
+        let Some(replica) = self.replicas.get(zone) else {
+            return;
+        };
+        let from = replica.id().clone();
+        let message = Message { from, to, says };
+        match self.is_own(&message.to) {
+            true => self.hear(message),
+            false => self.sources.peers.post.send(message),
+        }
+    }
+
+    pub(super) fn is_own(&self, id: &SessionId) -> bool {
+        let replica = self.replicas.get(&id.zone);
+        replica.is_some_and(|replica| replica.id() == id)
+    }
+
+    /// Another replica speaks.
+    pub(super) fn hear(&mut self, message: Message) {
+        let Message { from, to, says } = message;
+        // To an incarnation that is over.
+        if !self.is_own(&to) {
+            return;
+        }
+        let zone = to.zone.clone();
+        let input = match says {
+            Says::Beat(round) => Input::Beat { from, to, round },
+            Says::Heard(round) => Input::Heard {
+                by: from,
+                of: to,
+                round,
+            },
+        };
+        self.handle(&zone, input);
+    }
+}

@@ -1,0 +1,138 @@
+//! The streams of proxies: who is connected, to which zone's replica, and who has to find another one.
+
+use std::collections::BTreeSet;
+
+use policy::fence::{HolderId, Input, Name, Replica};
+use protos::fence::{GrantorSays, HolderSays};
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::Engine;
+use crate::authority::Unseated;
+
+/// A proxy process that is connected.
+pub(super) struct Stream {
+    pub(super) number: u64,
+    zone: Name,
+    node: String,
+    says: mpsc::Sender<GrantorSays>,
+}
+
+impl Engine {
+    /// A proxy connects to the replica of its zone: the number of its stream.
+    pub(super) fn join(
+        &mut self,
+        holder: HolderId,
+        zone: &Name,
+        node: String,
+        says: mpsc::Sender<GrantorSays>,
+    ) -> Result<u64, Unseated> {
+        let Some(replica) = self.replicas.get(zone) else {
+            let zones: Vec<&str> = self.replicas.keys().map(|zone| &**zone).collect();
+            return Err(Unseated::OtherZone {
+                zone: zone.clone(),
+                zones: zones.join(", "),
+            });
+        };
+        if !self.serves(zone) {
+            return Err(match replica.acts() {
+                true => Unseated::NoSession,
+                false => Unseated::TermsDiffer,
+            });
+        }
+        self.leave(holder);
+        self.streams_opened += 1;
+        let number = self.streams_opened;
+        let stream = Stream {
+            number,
+            zone: zone.clone(),
+            node,
+            says,
+        };
+        self.streams.insert(holder, stream);
+        self.count_streams();
+        Ok(number)
+    }
+
+    /// A proxy says something; what comes on a stream that was replaced counts for nothing.
+    pub(super) fn said(&mut self, holder: HolderId, stream: u64, says: HolderSays) {
+        let open = self.streams.get(&holder);
+        let open = open.filter(|open| open.number == stream);
+        let Some(zone) = open.map(|open| open.zone.clone()) else {
+            return;
+        };
+        let input = match says {
+            HolderSays::Ask { nonce } => Input::Asked { holder, nonce },
+            HolderSays::Drained { cell, fence } => Input::Drained {
+                holder,
+                cell,
+                fence,
+            },
+            HolderSays::Hello { .. } => return,
+        };
+        self.handle(&zone, input);
+    }
+
+    fn count_streams(&self) {
+        let metrics = &self.sources.metrics;
+        metrics.fence_streams.set(self.streams.len() as i64);
+    }
+
+    /// A slow proxy loses its stream, and says everything again on the next.
+    pub(super) fn say(&mut self, holder: HolderId, says: GrantorSays) {
+        let Some(stream) = self.streams.get(&holder) else {
+            return;
+        };
+        let Err(error) = stream.says.try_send(says) else {
+            return;
+        };
+        // One that has closed has ended its stream, which is about to be noticed.
+        if matches!(error, mpsc::error::TrySendError::Full(_)) {
+            warn!(
+                node = stream.node,
+                "a proxy does not read what it is told: its stream is ended"
+            );
+            self.leave(holder);
+        }
+    }
+
+    pub(super) fn leave(&mut self, holder: HolderId) {
+        if let Some(stream) = self.streams.remove(&holder) {
+            self.count_streams();
+            self.handle(&stream.zone, Input::Disconnected(holder));
+        }
+    }
+
+    /// Whether proxies get from this replica what there is to be had.
+    pub(super) fn serves(&self, zone: &Name) -> bool {
+        let replica = self.replicas.get(zone);
+        let now = self.now();
+        let reborn = || {
+            self.reborn_until
+                .get(zone)
+                .is_some_and(|until| now < *until)
+        };
+        let alive = |replica: &Replica| {
+            replica.acts() && (replica.session().left(now) > 0 || replica.believes() && reborn())
+        };
+        self.stopping.is_empty() && replica.is_some_and(alive)
+    }
+
+    /// A replica without a session grants nothing, so its proxies are to find another one of their zone.
+    pub(super) fn send_away(&mut self) {
+        let zones = self.replicas.keys().cloned();
+        let idle: BTreeSet<Name> = zones.filter(|zone| !self.serves(zone)).collect();
+        let streams = self.streams.iter();
+        let away = streams.filter(|(_, stream)| idle.contains(&stream.zone));
+        let away: Vec<HolderId> = away.map(|(holder, _)| *holder).collect();
+        for holder in away {
+            self.leave(holder);
+        }
+    }
+
+    /// How many proxies of a zone are connected.
+    pub(super) fn connected(&self, zone: &Name) -> u32 {
+        let of_zone = self.streams.values().filter(|stream| stream.zone == *zone);
+        u32::try_from(of_zone.count()).unwrap_or(u32::MAX)
+    }
+}
