@@ -17,14 +17,23 @@ pub enum CallerSays {
         nonce: Nonce,
     },
     Proof(Vec<u8>),
-    Beat(u64),
+    Beat(Proved),
 }
 
 /// What the other one says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CalledSays {
     Welcome { nonce: Nonce, proof: Vec<u8> },
-    Heard(u64),
+    Heard(Proved),
+}
+
+/// A round, and that one side of a stream has said it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proved {
+    pub round: u64,
+    /// Counts the messages of this side on this stream, from 1.
+    pub number: u64,
+    pub proof: [u8; PROOF_BYTES],
 }
 
 /// Why a message is none. Every variant names the field.
@@ -32,6 +41,8 @@ pub enum CalledSays {
 pub enum InvalidPeerMessage {
     #[error("message: missing")]
     Missing,
+    #[error("{field}: missing")]
+    MissingField { field: &'static str },
     #[error("{field}: {found} bytes, where {wanted} are needed")]
     Length {
         field: &'static str,
@@ -62,7 +73,7 @@ impl TryFrom<wire::PeerRequest> for CallerSays {
                 let proof: [u8; PROOF_BYTES] = exactly("proof.proof", &proof.proof)?;
                 CallerSays::Proof(proof.to_vec())
             }
-            Message::Beat(beat) => CallerSays::Beat(beat.round),
+            Message::Beat(beat) => CallerSays::Beat(proved("beat.proved", beat.proved)?),
         })
     }
 }
@@ -80,7 +91,7 @@ impl TryFrom<wire::PeerResponse> for CalledSays {
                     proof: proof.to_vec(),
                 }
             }
-            Message::Heard(heard) => CalledSays::Heard(heard.round),
+            Message::Heard(heard) => CalledSays::Heard(proved("heard.proved", heard.proved)?),
         })
     }
 }
@@ -95,7 +106,9 @@ impl From<CallerSays> for wire::PeerRequest {
                 nonce: nonce.to_vec(),
             }),
             CallerSays::Proof(proof) => Message::Proof(wire::PeerProof { proof }),
-            CallerSays::Beat(round) => Message::Beat(wire::PeerBeat { round }),
+            CallerSays::Beat(proved) => Message::Beat(wire::PeerBeat {
+                proved: Some(proved.into()),
+            }),
         };
         wire::PeerRequest {
             message: Some(message),
@@ -111,12 +124,33 @@ impl From<CalledSays> for wire::PeerResponse {
                 nonce: nonce.to_vec(),
                 proof,
             }),
-            CalledSays::Heard(round) => Message::Heard(wire::PeerHeard { round }),
+            CalledSays::Heard(proved) => Message::Heard(wire::PeerHeard {
+                proved: Some(proved.into()),
+            }),
         };
         wire::PeerResponse {
             message: Some(message),
         }
     }
+}
+
+impl From<Proved> for wire::Proved {
+    fn from(proved: Proved) -> Self {
+        wire::Proved {
+            round: proved.round,
+            number: proved.number,
+            proof: proved.proof.to_vec(),
+        }
+    }
+}
+
+fn proved(field: &'static str, proved: Option<wire::Proved>) -> Result<Proved, InvalidPeerMessage> {
+    let proved = proved.ok_or(InvalidPeerMessage::MissingField { field })?;
+    Ok(Proved {
+        round: proved.round,
+        number: proved.number,
+        proof: exactly("proved.proof", &proved.proof)?,
+    })
 }
 
 fn name(field: &'static str, name: String) -> Result<String, InvalidPeerMessage> {
@@ -150,7 +184,16 @@ mod tests {
             to: "b-1".into(),
             nonce: [7; 16],
         };
-        for says in [hello, CallerSays::Proof(vec![1; 32]), CallerSays::Beat(9)] {
+        let proved = Proved {
+            round: u64::MAX,
+            number: 7,
+            proof: [1; 32],
+        };
+        for says in [
+            hello,
+            CallerSays::Proof(vec![1; 32]),
+            CallerSays::Beat(proved),
+        ] {
             let request = wire::PeerRequest::from(says.clone());
             assert_eq!(CallerSays::try_from(request), Ok(says));
         }
@@ -158,13 +201,29 @@ mod tests {
             nonce: [7; 16],
             proof: vec![1; 32],
         };
-        for says in [welcome, CalledSays::Heard(u64::MAX)] {
+        for says in [welcome, CalledSays::Heard(proved)] {
             let response = wire::PeerResponse::from(says.clone());
             assert_eq!(CalledSays::try_from(response), Ok(says));
         }
         let short = wire::PeerRequest::from(CallerSays::Proof(vec![1; 31]));
         let error = CallerSays::try_from(short).unwrap_err().to_string();
         assert_eq!(error, "proof.proof: 31 bytes, where 32 are needed");
+        let unproved = wire::PeerRequest {
+            message: Some(wire::peer_request::Message::Beat(wire::PeerBeat {
+                proved: None,
+            })),
+        };
+        let error = CallerSays::try_from(unproved).unwrap_err().to_string();
+        assert_eq!(error, "beat.proved: missing");
+        let mut short = wire::Proved::from(proved);
+        short.proof.pop();
+        let short = wire::PeerResponse {
+            message: Some(wire::peer_response::Message::Heard(wire::PeerHeard {
+                proved: Some(short),
+            })),
+        };
+        let error = CalledSays::try_from(short).unwrap_err().to_string();
+        assert_eq!(error, "proved.proof: 31 bytes, where 32 are needed");
         let long = wire::PeerRequest::from(CallerSays::Hello {
             from: "a".repeat(NAME_BYTES_MAX + 1),
             to: String::new(),

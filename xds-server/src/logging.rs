@@ -8,6 +8,8 @@
     reason = "an edge: how often lines come is measured by the clock"
 )]
 
+mod budget;
+
 use std::{
     collections::HashMap,
     fmt,
@@ -33,6 +35,8 @@ use tracing_subscriber::{
     registry::LookupSpan,
     util::SubscriberInitExt,
 };
+
+pub(crate) use budget::Budget;
 
 /// Lines of one place in the code in a second.
 const LINES_MAX: u64 = 100;

@@ -213,7 +213,13 @@ async fn serve(
     let ports = Ports::open(&config.listen, &metrics)?;
     let (xds_address, admin_address) = ports.addresses()?;
     let fences = terms.is_some();
-    let (peers, network) = start_peers(&config, fences, xds_address, ports.dialer.clone());
+    let (peers, network) = start_peers(
+        &config,
+        fences,
+        xds_address,
+        ports.dialer.clone(),
+        metrics.clone(),
+    );
     let fence_store: Arc<dyn Store> = match &terms {
         Some(terms) => store.within(request_timeout(terms)),
         None => Arc::clone(&store.shared),
@@ -421,6 +427,7 @@ fn start_peers(
     fences: bool,
     xds_address: SocketAddr,
     dialer: Dialer,
+    metrics: Metrics,
 ) -> (Peers, Network) {
     let StoreConfig::Etcd { endpoints } = &config.store else {
         return (Peers::none(), Network::none());
@@ -439,7 +446,7 @@ fn start_peers(
         server_name = reach.server_name,
         "other replicas reach this one here"
     );
-    Peers::start(reach, dialer)
+    Peers::start(reach, dialer, metrics)
 }
 
 /// How long one member of the store has for a transaction about authority. A session survives one that hangs: a round, of which

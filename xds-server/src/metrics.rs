@@ -124,6 +124,7 @@ pub struct Metrics {
     pub sessions_lost: Counter,
     pub session_puts: Counter,
     pub sessions_put: Gauge,
+    pub peer_messages_refused: Family<ReasonLabel, Counter>,
     pub terms_agreed: Gauge,
     pub clock_slew_ppm: Gauge,
     pub authority_writes: Family<ResultLabel, Counter>,
@@ -301,6 +302,11 @@ impl Metrics {
             "sessions_put",
             "Sessions of this process that are renewed by writes, since not all replicas acknowledge",
             m.sessions_put,
+        );
+        all.register(
+            "peer_messages_refused",
+            "What was said in the name of another replica and is not proved, by reason: caller, called (the opening of a stream), unproved, repeated",
+            m.peer_messages_refused,
         );
         all.register(
             "clock_slew_ppm",

@@ -18,14 +18,14 @@ use tonic::{Status, Streaming, transport::Endpoint};
 use tracing::debug;
 
 use super::{
-    LINK_MAX, MESSAGE_BYTES_MAX, Message, Network, PROOF_TIMEOUT, Pair, Roster, Says,
-    proof::{Opening, Side, draw_nonce},
+    MESSAGE_BYTES_MAX, Message, Network, PROOF_TIMEOUT, Pair, Roster, Says,
+    proof::{Doubt, Hearing, Opening, Side, Speaking, draw_nonce},
 };
 use crate::{generated::peers_client::PeersClient, tls::Dialer};
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a stream that has ended rests; twice as long each time that it ends at once.
+/// How long a stream that has ended rests; twice as long each time that it ends before it was of use.
 const REST_MIN: Duration = Duration::from_millis(50);
 const REST_MAX: Duration = Duration::from_secs(2);
 /// A stream on which no beat was acknowledged for so long is opened anew.
@@ -84,12 +84,12 @@ impl Call {
     async fn keep(self) {
         let mut rest = REST_MIN;
         loop {
-            let mut proved = false;
-            if let Err(status) = self.once(&mut proved).await {
+            let mut heard = false;
+            if let Err(status) = self.once(&mut heard).await {
                 let (session, address) = (&self.pair.1.incarnation, &self.record.address);
                 debug!(%session, address, %status, "no stream to another replica");
             }
-            rest = match proved {
+            rest = match heard {
                 true => REST_MIN,
                 false => (rest * 2).min(REST_MAX),
             };
@@ -97,8 +97,8 @@ impl Call {
         }
     }
 
-    /// One stream, to its end.
-    async fn once(&self, proved: &mut bool) -> Result<(), Status> {
+    /// One stream, to its end. Notes whether it was of use: a beat was acknowledged.
+    async fn once(&self, heard: &mut bool) -> Result<(), Status> {
         let invalid = |error| Status::invalid_argument(format!("{error}"));
         let endpoint = Endpoint::try_from(format!("http://{}", self.record.address));
         let endpoint = endpoint.map_err(invalid)?.connect_timeout(CONNECT_TIMEOUT);
@@ -109,7 +109,7 @@ impl Call {
         let late = |_| Status::deadline_exceeded("no connection");
         let channel = channel.await.map_err(late)?;
         let channel = channel.map_err(|error| Status::unavailable(causes(&error)))?;
-        let (out, outgoing) = mpsc::channel(LINK_MAX);
+        let (out, outgoing) = mpsc::channel(1);
         let opening = async {
             let mut client = PeersClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
             let nonce = draw_nonce().ok_or_else(|| Status::internal("no randomness"))?;
@@ -128,18 +128,16 @@ impl Call {
             let nonces = [nonce, its];
             let opening = Opening { from, to, nonces };
             if !opening.proves(Side::Called, &self.record.secret, &proof) {
-                return Err(Status::unauthenticated(
-                    "another process answers there: it does not know the session's secret",
-                ));
+                return Err(self.network.trouble.doubted(to, Doubt::Called));
             }
             let proof = opening.prove(Side::Caller, &self.secret);
             say(&out, CallerSays::Proof(proof)).await?;
-            Ok(answers)
+            let secrets = [&self.secret, &self.record.secret];
+            Ok((answers, opening.messages(Side::Caller, secrets)))
         };
         let late = |_| Status::deadline_exceeded("no proof");
-        let answers = timeout(PROOF_TIMEOUT, opening).await.map_err(late)??;
-        *proved = true;
-        self.beat(&out, answers).await
+        let (answers, messages) = timeout(PROOF_TIMEOUT, opening).await.map_err(late)??;
+        self.beat(&out, answers, messages, heard).await
     }
 
     /// Sends beats, and hears what is acknowledged.
@@ -147,6 +145,8 @@ impl Call {
         &self,
         out: &mpsc::Sender<wire::PeerRequest>,
         mut answers: Streaming<wire::PeerResponse>,
+        (mut speaking, mut hearing): (Speaking, Hearing),
+        heard: &mut bool,
     ) -> Result<(), Status> {
         let mut link = self.network.calls.open(self.pair.clone());
         let patience = sleep(SILENCE_MAX);
@@ -154,24 +154,27 @@ impl Call {
         let mut waits = false;
         loop {
             tokio::select! {
-                round = link.rounds.recv() => {
-                    let Some(round) = round else {
-                        return Err(Status::aborted("another stream was opened"));
-                    };
-                    say(out, CallerSays::Beat(round)).await?;
+                next = link.next(out) => {
+                    let (room, round) = next?;
+                    room.send(CallerSays::Beat(speaking.prove(round)).into());
                     if !waits {
                         waits = true;
                         Sleep::reset(patience.as_mut(), in_a_while());
                     }
                 }
                 says = next(&mut answers) => match says? {
-                    Some(CalledSays::Heard(round)) => {
+                    Some(CalledSays::Heard(proved)) => {
+                        let round = hearing.hear(&proved).map_err(|doubt| {
+                            self.network.trouble.doubted(&self.pair.1.incarnation, doubt)
+                        })?;
                         waits = false;
-                        self.network.receive(Message {
+                        *heard = true;
+                        let message = Message {
                             from: self.pair.1.clone(),
                             to: self.pair.0.clone(),
                             says: Says::Heard(round),
-                        });
+                        };
+                        self.network.receive(message).await?;
                     }
                     Some(_) => return Err(Status::invalid_argument("that was said already")),
                     None => return Ok(()),

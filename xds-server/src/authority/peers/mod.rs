@@ -1,14 +1,16 @@
 //! How replicas hear each other: beats of sessions and their acknowledgements, directly between processes.
 //!
 //! `policy::fence::round` says what they mean. What is here may lose, delay and repeat them. The store's session records say
-//! where the others are, and have a secret for each incarnation, with which both ends of a stream prove whom they speak for
-//! (`proof`). `calls` opens a stream to each other session, `service` answers those of others.
+//! where the others are, and have a secret for each incarnation, with which both ends of a stream prove whom they speak for,
+//! and every message (`proof`). `calls` opens a stream to each other session, `service` answers those of others. `trouble` says
+//! what is wrong with streams.
 
 mod calls;
 mod proof;
 mod service;
 #[cfg(test)]
 mod tests;
+mod trouble;
 
 use std::{
     collections::BTreeMap,
@@ -20,16 +22,16 @@ use std::{
 use policy::fence::SessionId;
 use registry::authority::{PeerRecord, Secret};
 use tokio::sync::{mpsc, watch};
+use tonic::Status;
 
 pub use proof::draw_secret;
 pub use service::{PeersService, service};
 
-use crate::tls::Dialer;
+use self::trouble::Trouble;
+use crate::{metrics::Metrics, tls::Dialer};
 
 /// Messages of others that may wait for the engine.
 const MESSAGES_MAX: usize = 1_024;
-/// Those that may wait for a slow stream: each says all that those before it said.
-const LINK_MAX: usize = 4;
 /// The longest message, in bytes.
 const MESSAGE_BYTES_MAX: usize = 1_024;
 /// How long the other side may take to prove whom it speaks for.
@@ -151,13 +153,14 @@ impl Peers {
     }
 
     /// Peers over the network, and what others reach them by.
-    pub fn start(reach: Reach, dialer: Dialer) -> (Peers, Network) {
+    pub fn start(reach: Reach, dialer: Dialer, metrics: Metrics) -> (Peers, Network) {
         let (received, messages) = mpsc::channel(MESSAGES_MAX);
         let network = Network {
             roster: watch::Sender::new(Arc::default()),
             calls: Links::default(),
             answers: Links::default(),
             received,
+            trouble: Trouble::new(metrics),
         };
         tokio::spawn(calls::run(network.clone(), dialer));
         let peers = Peers {
@@ -179,6 +182,7 @@ pub struct Network {
     /// On which the beats of others are acknowledged.
     answers: Links,
     received: mpsc::Sender<Message>,
+    trouble: Trouble,
 }
 
 impl Network {
@@ -189,12 +193,14 @@ impl Network {
             calls: Links::default(),
             answers: Links::default(),
             received: mpsc::channel(1).0,
+            trouble: Trouble::new(Metrics::default()),
         }
     }
 
-    /// Hands a message to the engine. One that is busy hears the next.
-    fn receive(&self, message: Message) {
-        let _ = self.received.try_send(message);
+    /// Hands a message to the engine. While that is busy the stream waits, so that the newest message is not the one that is lost.
+    async fn receive(&self, message: Message) -> Result<(), Status> {
+        let received = self.received.send(message).await;
+        received.map_err(|_| Status::unavailable("this process is ending"))
     }
 }
 
@@ -221,29 +227,29 @@ impl Post for Network {
 /// Who calls, and who is called.
 type Pair = (SessionId, SessionId);
 
-/// Open streams.
+/// Open streams, and for each the newest round that is to go out on it: a round says all that those before it said, so on a
+/// slow stream the newest takes the place of one that waits.
 #[derive(Clone, Default)]
-struct Links(Arc<Mutex<BTreeMap<Pair, mpsc::Sender<u64>>>>);
+struct Links(Arc<Mutex<BTreeMap<Pair, watch::Sender<u64>>>>);
 
 impl Links {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<Pair, mpsc::Sender<u64>>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Pair, watch::Sender<u64>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn send(&self, pair: &Pair, round: u64) {
         if let Some(link) = self.all().get(pair) {
-            let _ = link.try_send(round);
+            link.send_replace(round);
         }
     }
 
     /// Opens a stream in place of an older one, which ends by that.
     fn open(&self, pair: Pair) -> Open {
-        let (link, rounds) = mpsc::channel(LINK_MAX);
-        self.all().insert(pair.clone(), link.clone());
+        let (link, rounds) = watch::channel(0);
+        self.all().insert(pair.clone(), link);
         Open {
             links: self.clone(),
             pair,
-            link: link.downgrade(),
             rounds,
         }
     }
@@ -253,16 +259,29 @@ impl Links {
 struct Open {
     links: Links,
     pair: Pair,
-    link: mpsc::WeakSender<u64>,
-    rounds: mpsc::Receiver<u64>,
+    rounds: watch::Receiver<u64>,
+}
+
+impl Open {
+    /// Waits for room on the stream, and then for a round: the newest that was sent by then. An error where the stream is to
+    /// end.
+    async fn next<'o, T>(
+        &mut self,
+        out: &'o mpsc::Sender<T>,
+    ) -> Result<(mpsc::Permit<'o, T>, u64), Status> {
+        let room = out.reserve().await;
+        let room = room.map_err(|_| Status::cancelled("the other side is gone"))?;
+        let sent = self.rounds.changed().await;
+        sent.map_err(|_| Status::aborted("another stream was opened"))?;
+        Ok((room, *self.rounds.borrow_and_update()))
+    }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         let mut all = self.links.all();
-        let own = self.link.upgrade();
-        let is_own = |link: &mpsc::Sender<u64>| own.is_some_and(|own| own.same_channel(link));
-        if all.get(&self.pair).is_some_and(is_own) {
+        // The only sender is there, as long as no other stream was opened in place of this one.
+        if self.rounds.has_changed().is_ok() {
             all.remove(&self.pair);
         }
     }

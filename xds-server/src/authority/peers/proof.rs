@@ -1,17 +1,37 @@
 //! How a replica proves that it speaks for an incarnation: with the secret in its session's record, which it does not send.
+//!
+//! The opening of a stream proves whom both sides speak for ([`Opening`]). That alone would leave the stream to whoever is on
+//! the way: it could let the opening pass, swallow the beats and acknowledge them itself, and a session that nobody hears would
+//! be taken for heard. So each message afterwards is proved too ([`Speaking`], [`Hearing`]): under a key that only those know
+//! who know both secrets, and that no other stream has, over the side that speaks, a number that only grows, and the content.
 
-use protos::peers::Nonce;
+use hmac::{Hmac, Mac};
+use protos::peers::{Nonce, PROOF_BYTES, Proved};
 use registry::authority::Secret;
-use ring::{
-    hmac,
-    rand::{SecureRandom, SystemRandom},
-};
+use ring::rand::{SecureRandom, SystemRandom};
+use sha2::Sha256;
 
-/// Who proves something, so that no proof can be sent back to the one that made it.
-#[derive(Clone, Copy)]
+/// Who proves something, so that nothing can be sent back to the one that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Caller,
     Called,
+}
+
+impl Side {
+    const fn label(self) -> &'static [u8] {
+        match self {
+            Side::Caller => b"caller",
+            Side::Called => b"called",
+        }
+    }
+
+    const fn other(self) -> Side {
+        match self {
+            Side::Caller => Side::Called,
+            Side::Called => Side::Caller,
+        }
+    }
 }
 
 /// What both sides of a stream have said.
@@ -25,33 +45,133 @@ pub(super) struct Opening<'a> {
 
 impl Opening<'_> {
     pub(super) fn prove(&self, side: Side, secret: &Secret) -> Vec<u8> {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
-        hmac::sign(&key, &self.text(side)).as_ref().to_vec()
+        let code = self.code(side.label(), secret.as_bytes());
+        code.finalize().into_bytes().to_vec()
     }
 
     /// Compares in constant time.
     pub(super) fn proves(&self, side: Side, secret: &Secret, proof: &[u8]) -> bool {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
-        hmac::verify(&key, &self.text(side), proof).is_ok()
+        let code = self.code(side.label(), secret.as_bytes());
+        code.verify_slice(proof).is_ok()
     }
 
-    fn text(&self, side: Side) -> Vec<u8> {
-        let side: &[u8] = match side {
-            Side::Caller => b"caller",
-            Side::Called => b"called",
-        };
-        let [caller, called] = &self.nonces;
-        let parts = [
-            b"tidegate.v1.Peers",
+    /// What `side` says from now on, and what it hears, where the caller and the called have these secrets.
+    pub(super) fn messages(&self, side: Side, secrets: [&Secret; 2]) -> (Speaking, Hearing) {
+        // Of fixed lengths, so that no other two secrets are this key.
+        let both = secrets.map(Secret::as_bytes).concat();
+        let key = self.code(b"messages", &both).finalize().into_bytes();
+        let key = keyed(&key);
+        let speaking = Speaking {
+            key: key.clone(),
             side,
-            self.from.as_bytes(),
-            self.to.as_bytes(),
-            caller,
-            called,
-        ];
-        // With lengths, so that no two openings have one text.
-        let with_length = |part: &[u8]| [&(part.len() as u64).to_be_bytes()[..], part].concat();
-        parts.into_iter().flat_map(with_length).collect()
+            number: 0,
+        };
+        let hearing = Hearing {
+            key,
+            side: side.other(),
+            number: 0,
+        };
+        (speaking, hearing)
+    }
+
+    fn code(&self, label: &[u8], key: &[u8]) -> Hmac<Sha256> {
+        let mut code = keyed(key);
+        let [caller, called] = &self.nonces;
+        let (from, to) = (self.from.as_bytes(), self.to.as_bytes());
+        for part in [b"tidegate.v1.Peers", label, from, to, caller, called] {
+            with_length(&mut code, part);
+        }
+        code
+    }
+}
+
+/// What one side says on a stream.
+pub(super) struct Speaking {
+    key: Hmac<Sha256>,
+    side: Side,
+    /// Of the last message.
+    number: u64,
+}
+
+impl Speaking {
+    pub(super) fn prove(&mut self, round: u64) -> Proved {
+        self.number = self.number.saturating_add(1);
+        let code = message(&self.key, self.side, self.number, round);
+        Proved {
+            round,
+            number: self.number,
+            proof: <[u8; PROOF_BYTES]>::from(code.finalize().into_bytes()),
+        }
+    }
+}
+
+/// What the other side says.
+pub(super) struct Hearing {
+    key: Hmac<Sha256>,
+    /// The one that speaks.
+    side: Side,
+    /// Of the last message.
+    number: u64,
+}
+
+impl Hearing {
+    /// The round, where the other side has said it, now and not before. Compares in constant time.
+    pub(super) fn hear(&mut self, said: &Proved) -> Result<u64, Doubt> {
+        let code = message(&self.key, self.side, said.number, said.round);
+        code.verify_slice(&said.proof)
+            .map_err(|_| Doubt::Unproved)?;
+        if said.number <= self.number {
+            return Err(Doubt::Repeated);
+        }
+        self.number = said.number;
+        Ok(said.round)
+    }
+}
+
+/// Why what is said on a stream is not believed, and ends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub(super) enum Doubt {
+    #[error("the caller does not know the secret of the session that it names")]
+    Caller,
+    #[error("another process answers there: it does not know the session's secret")]
+    Called,
+    #[error("a message that the other side did not make")]
+    Unproved,
+    #[error("a message that was said before")]
+    Repeated,
+}
+
+impl Doubt {
+    /// For metrics.
+    pub(super) const fn reason(self) -> &'static str {
+        match self {
+            Doubt::Caller => "caller",
+            Doubt::Called => "called",
+            Doubt::Unproved => "unproved",
+            Doubt::Repeated => "repeated",
+        }
+    }
+}
+
+fn message(key: &Hmac<Sha256>, side: Side, number: u64, round: u64) -> Hmac<Sha256> {
+    let mut code = key.clone();
+    with_length(&mut code, side.label());
+    code.update(&number.to_be_bytes());
+    code.update(&round.to_be_bytes());
+    code
+}
+
+/// Behind its length, so that no other parts are the same text.
+fn with_length(code: &mut Hmac<Sha256>, part: &[u8]) {
+    code.update(&(part.len() as u64).to_be_bytes());
+    code.update(part);
+}
+
+/// A key of any length is a key: HMAC hashes what is longer than a block.
+fn keyed(key: &[u8]) -> Hmac<Sha256> {
+    match Hmac::new_from_slice(key) {
+        Ok(code) => code,
+        Err(_) => Hmac::new(&Default::default()),
     }
 }
 
@@ -76,18 +196,51 @@ pub fn draw_secret() -> Secret {
 mod tests {
     use super::*;
 
+    fn opening<'a>(from: &'a str, to: &'a str, nonces: [Nonce; 2]) -> Opening<'a> {
+        Opening { from, to, nonces }
+    }
+
+    const NONCES: [Nonce; 2] = [[1; 16], [2; 16]];
+
+    fn secrets() -> [Secret; 2] {
+        [Secret::new([7; 32]), Secret::new([8; 32])]
+    }
+
+    /// Made by `testdata/proved.py`, another implementation of RFC 2104.
+    const GOLDEN: &str = include_str!("testdata/proved.txt");
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn proofs_are_those_of_the_reference_implementation() {
+        let this = opening("a-1", "b-1", NONCES);
+        let [caller, called] = secrets();
+        let speaking = |side| this.messages(side, [&caller, &called]).0;
+        let mut says = (speaking(Side::Caller), speaking(Side::Called));
+        says.1.number = 2;
+        let (beat, heard) = (says.0.prove(9), says.1.prove(u64::MAX));
+        let lines = [
+            format!("caller {}", hex(&this.prove(Side::Caller, &caller))),
+            format!("called {}", hex(&this.prove(Side::Called, &called))),
+            format!("caller 1 9 {}", hex(&beat.proof)),
+            format!("called 3 {} {}", u64::MAX, hex(&heard.proof)),
+        ];
+        assert_eq!(lines.join("\n"), GOLDEN.trim_end());
+    }
+
     #[test]
     fn only_the_secret_proves_and_only_for_this_opening_and_side() {
-        let opening = |from, to, nonces| Opening { from, to, nonces };
-        let this = opening("a-1", "b-1", [[1; 16], [2; 16]]);
-        let (secret, other) = (Secret::new([7; 32]), Secret::new([8; 32]));
+        let this = opening("a-1", "b-1", NONCES);
+        let [secret, other] = secrets();
         let proof = this.prove(Side::Caller, &secret);
         assert!(this.proves(Side::Caller, &secret, &proof));
         assert!(!this.proves(Side::Called, &secret, &proof), "sent back");
         assert!(!this.proves(Side::Caller, &other, &proof));
         assert!(!this.proves(Side::Caller, &secret, &[]));
         for another in [
-            opening("a-1b", "-1", [[1; 16], [2; 16]]),
+            opening("a-1b", "-1", NONCES),
             opening("a-1", "b-1", [[1; 16], [3; 16]]),
             opening("a-1", "b-1", [[2; 16], [1; 16]]),
         ] {
@@ -95,5 +248,52 @@ mod tests {
         }
         assert_ne!(draw_secret(), draw_secret());
         assert_ne!(draw_nonce(), draw_nonce());
+    }
+
+    #[test]
+    fn a_message_counts_once_on_its_stream_and_as_it_was_said() {
+        let this = opening("a-1", "b-1", NONCES);
+        let [caller, called] = secrets();
+        let secrets = [&caller, &called];
+        let (mut calls, mut answered) = this.messages(Side::Caller, secrets);
+        let (mut answers, mut heard) = this.messages(Side::Called, secrets);
+        let (first, second) = (calls.prove(7), calls.prove(8));
+        assert_eq!(heard.hear(&first), Ok(7));
+        assert_eq!(heard.hear(&first), Err(Doubt::Repeated));
+        assert_eq!(heard.hear(&second), Ok(8));
+        assert_eq!(heard.hear(&first), Err(Doubt::Repeated), "an older one");
+        assert_eq!(
+            answered.hear(&first),
+            Err(Doubt::Unproved),
+            "sent back as an answer"
+        );
+        let answer = answers.prove(7);
+        assert_eq!(heard.hear(&answer), Err(Doubt::Unproved));
+        for changed in [
+            Proved { round: 8, ..answer },
+            Proved {
+                number: 2,
+                ..answer
+            },
+            Proved {
+                proof: [0; 32],
+                ..answer
+            },
+        ] {
+            assert_eq!(answered.hear(&changed), Err(Doubt::Unproved));
+        }
+        // On another stream, and with another secret on either side.
+        let later = opening("a-1", "b-1", [[1; 16], [3; 16]]);
+        let stranger = Secret::new([9; 32]);
+        for (opening, secrets) in [
+            (&later, secrets),
+            (&this, [&stranger, &called]),
+            (&this, [&caller, &stranger]),
+            (&this, [&called, &caller]),
+        ] {
+            let (_, mut answered) = opening.messages(Side::Caller, secrets);
+            assert_eq!(answered.hear(&answer), Err(Doubt::Unproved));
+        }
+        assert_eq!(answered.hear(&answer), Ok(7));
     }
 }

@@ -12,11 +12,11 @@ use registry::authority::session_id;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     MESSAGE_BYTES_MAX, Message, Network, PROOF_TIMEOUT, Says,
-    proof::{Opening, Side, draw_nonce},
+    proof::{Doubt, Hearing, Opening, Side, Speaking, draw_nonce},
 };
 use crate::generated::peers_server::{Peers, PeersServer};
 
@@ -61,20 +61,25 @@ async fn hear(
 ) -> Result<(), Status> {
     let opened = timeout(PROOF_TIMEOUT, open(network, &mut incoming, out));
     let late = |_| Status::deadline_exceeded("prove first whom you speak for");
-    let (from, to) = opened.await.map_err(late)??;
+    let ((from, to), (mut speaking, mut hearing)) = opened.await.map_err(late)??;
     let mut link = network.answers.open((from.clone(), to.clone()));
     loop {
         tokio::select! {
-            round = link.rounds.recv() => match round {
-                Some(round) => say(out, CalledSays::Heard(round)).await?,
-                None => return Err(Status::aborted("another stream was opened")),
-            },
+            next = link.next(out) => {
+                let (room, round) = next?;
+                room.send(Ok(CalledSays::Heard(speaking.prove(round)).into()));
+            }
             says = next(&mut incoming) => match says? {
-                Some(CallerSays::Beat(round)) => network.receive(Message {
-                    from: from.clone(),
-                    to: to.clone(),
-                    says: Says::Beat(round),
-                }),
+                Some(CallerSays::Beat(proved)) => {
+                    let doubted = |doubt| network.trouble.doubted(&from.incarnation, doubt);
+                    let round = hearing.hear(&proved).map_err(doubted)?;
+                    let message = Message {
+                        from: from.clone(),
+                        to: to.clone(),
+                        says: Says::Beat(round),
+                    };
+                    network.receive(message).await?;
+                }
                 Some(_) => return Err(Status::invalid_argument("that was said already")),
                 None => return Ok(()),
             },
@@ -87,7 +92,7 @@ async fn open(
     network: &Network,
     incoming: &mut Streaming<wire::PeerRequest>,
     out: &Out,
-) -> Result<(SessionId, SessionId), Status> {
+) -> Result<((SessionId, SessionId), (Speaking, Hearing)), Status> {
     let Some(CallerSays::Hello { from, to, nonce }) = next(incoming).await? else {
         return Err(Status::invalid_argument("say hello first"));
     };
@@ -116,13 +121,10 @@ async fn open(
         return Err(Status::invalid_argument("prove whom you speak for"));
     };
     if !opening.proves(Side::Caller, &theirs, &proof) {
-        warn!(
-            session = from,
-            "a stream does not speak for this session: it does not know its secret"
-        );
-        return Err(Status::unauthenticated("that is not this session's proof"));
+        return Err(network.trouble.doubted(&from, Doubt::Caller));
     }
-    Ok((from_id, to_id))
+    let messages = opening.messages(Side::Called, [&theirs, &ours]);
+    Ok(((from_id, to_id), messages))
 }
 
 async fn say(out: &Out, says: CalledSays) -> Result<(), Status> {

@@ -1,7 +1,10 @@
 //! Replicas that speak over real connections.
 
+mod attacker;
+
 use std::{net::SocketAddr, time::Duration};
 
+use futures::FutureExt;
 use policy::fence::{Name, SessionId};
 use registry::authority::{PeerRecord, Secret, incarnation};
 use tokio::{
@@ -31,14 +34,21 @@ fn record(address: SocketAddr, secret: u8) -> PeerRecord {
 }
 
 async fn replica() -> (Peers, SocketAddr) {
+    let (peers, address, _) = counted().await;
+    (peers, address)
+}
+
+/// A replica, and what it counts.
+async fn counted() -> (Peers, SocketAddr, Metrics) {
+    let metrics = Metrics::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let reach = Reach::of(address, None, None, &[]);
     assert_eq!(reach.address, address.to_string());
-    let (peers, network) = Peers::start(reach, Dialer::plain());
+    let (peers, network) = Peers::start(reach, Dialer::plain(), metrics.clone());
     let server = Server::builder().add_service(service(network));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    (peers, address)
+    (peers, address, metrics)
 }
 
 fn roster(own: (&str, u8), others: &[(&str, SocketAddr, u8)]) -> Roster {
@@ -111,6 +121,37 @@ async fn beats_and_acknowledgements_go_between_those_that_know_the_secrets() {
     while let Ok(message) = b.messages.try_recv() {
         assert_ne!(message.says, Says::Beat(99), "an impostor is heard");
     }
+}
+
+#[tokio::test]
+async fn a_slow_stream_gets_the_newest_round() {
+    let links = Links::default();
+    let pair = (id("a"), id("b"));
+    let (out, mut slow) = mpsc::channel(1);
+    let mut first = links.open(pair.clone());
+    for round in 1..100 {
+        links.send(&pair, round);
+    }
+    let (room, round) = first.next(&out).await.unwrap();
+    assert_eq!(round, 99);
+    room.send(round);
+    // What is not read yet waits; while it does, a newer round takes the place of an older one.
+    for round in 100..200 {
+        links.send(&pair, round);
+        assert!(first.next(&out).now_or_never().is_none());
+    }
+    assert_eq!(slow.recv().await, Some(99));
+    assert_eq!(first.next(&out).await.unwrap().1, 199);
+    assert!(first.next(&out).now_or_never().is_none(), "nothing is new");
+
+    // Another stream in its place ends it, and stays when it goes.
+    let mut second = links.open(pair.clone());
+    assert!(first.next(&out).await.is_err());
+    drop(first);
+    links.send(&pair, 200);
+    assert_eq!(second.next(&out).await.unwrap().1, 200);
+    drop(second);
+    assert!(links.all().is_empty());
 }
 
 #[test]

@@ -1,0 +1,90 @@
+//! What is wrong with streams between replicas: counted, and logged within a bound, since much of it anybody can bring about.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::time::Instant;
+use tonic::Status;
+use tracing::warn;
+
+use super::proof::Doubt;
+use crate::{
+    logging::Budget,
+    metrics::{Metrics, ReasonLabel},
+};
+
+/// Copies are the same one.
+#[derive(Clone)]
+pub(super) struct Trouble {
+    metrics: Metrics,
+    lines: Arc<Mutex<Budget<Doubt>>>,
+}
+
+impl Trouble {
+    pub(super) fn new(metrics: Metrics) -> Trouble {
+        Trouble {
+            metrics,
+            lines: Arc::default(),
+        }
+    }
+
+    /// What was said on a stream with this session is not believed: what the stream ends with.
+    pub(super) fn doubted(&self, session: &str, doubt: Doubt) -> Status {
+        let reason = doubt.reason();
+        let label = ReasonLabel { reason };
+        let counts = &self.metrics.peer_messages_refused;
+        counts.get_or_create(&label).inc();
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(suppressed) = lines.take(doubt, Instant::now()) {
+            warn!(
+                session,
+                reason,
+                suppressed,
+                "a stream between replicas is ended, and what was said on it counts for nothing: {doubt}"
+            );
+        }
+        Status::unauthenticated(doubt.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// What is logged.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(line);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn callers_that_prove_nothing_are_all_counted_and_few_of_them_logged() {
+        let (metrics, log) = (Metrics::default(), Log::default());
+        let trouble = Trouble::new(metrics.clone());
+        let to = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || to.clone());
+        tracing::subscriber::with_default(subscriber.finish(), || {
+            for _ in 0..1_000 {
+                trouble.doubted("a-1", Doubt::Caller);
+            }
+            trouble.doubted("a-1", Doubt::Unproved);
+        });
+        let reason = Doubt::Caller.reason();
+        let count = (metrics.peer_messages_refused).get_or_create(&ReasonLabel { reason });
+        assert_eq!(count.get(), 1_000);
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let lines = log.lines().filter(|line| line.contains("a-1")).count();
+        assert!((1..100).contains(&lines), "{lines} lines");
+        assert!(log.contains("unproved"), "another reason is not hidden");
+    }
+}
