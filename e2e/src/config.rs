@@ -49,6 +49,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// The file with the last good state.
     pub state: Option<PathBuf>,
+    /// What is done about etcd's history, as in the file.
+    pub compaction: Option<Value>,
     /// Raised to have the same policy tried again.
     pub generation: u64,
     /// As in the file.
@@ -82,6 +84,7 @@ impl Config {
             access: None,
             store,
             state: Some(STATE.into()),
+            compaction: None,
             generation: 1,
             services,
             links: vec![],
@@ -107,7 +110,10 @@ impl Config {
     pub fn text(&self, filter: &Path) -> String {
         let store = match &self.store {
             StoreConfig::Embedded => json!({ "embedded": { "path": "tidegate.redb" } }),
-            StoreConfig::Etcd { endpoints } => json!({ "etcd": { "endpoints": endpoints } }),
+            StoreConfig::Etcd { endpoints } => {
+                let compaction = &self.compaction;
+                json!({ "etcd": { "endpoints": endpoints, "compaction": compaction } })
+            }
         };
         let zones = ZONES.map(|(name, region)| json!({ "name": name, "region": region }));
         let access_log = if self.bare { "" } else { ACCESS_LOG };

@@ -132,7 +132,7 @@ impl Drop for Front {
     }
 }
 
-/// What goes wrong on a connection is the peer's matter.
+/// An error on a connection is the peer's matter.
 async fn pass(acceptor: TlsAcceptor, near: TcpStream, to: SocketAddr) {
     let Ok(mut near) = acceptor.accept(near).await else {
         return;

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_waited_for_is_bounded_and_what_is_over_is_forgotten() {
+    fn waiting_refusals_are_bounded_and_answered_ones_are_forgotten() {
         let mut refusals = Refusals::new();
         let fit = (BYTES_MAX / 16_384) as u32;
         for request in 0..fit {

@@ -287,7 +287,7 @@ fn percent_decoded(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(decoded))
 }
 
-/// What is no number was not said by one of our proxies, and is as good as one; two of them are nobody's.
+/// A text that is no number was not said by one of our proxies, and is as good as one; two of them are nobody's.
 fn via(via: Presented<'_>) -> Option<u32> {
     match via {
         Presented::Absent => None,

@@ -85,7 +85,7 @@ impl Known {
         let rest = wire::Rules::decode(&*outline.rules).ok()?;
         let mut rules = self.rules.clone();
         let topology = decode_topology(&rest).ok()?;
-        // Whatever is added to the rules has to be looked at here.
+        // An addition to the rules has to be looked at here.
         let wire::Rules {
             viewer,
             zones: _,

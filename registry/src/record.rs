@@ -11,6 +11,12 @@ pub const TIDEGATE_PREFIX: &str = "/tidegate/v1/";
 
 /// What replicas of the control plane say of themselves.
 pub const REPLICAS_PREFIX: &str = "/tidegate/v1/replicas/";
+
+/// All that any version of Tidegate keeps in a store is below this.
+pub const STORE_PREFIX: &str = "/tidegate/";
+
+/// Where the replica that compacts etcd's history says so. The value is for people.
+pub const COMPACTOR_KEY: &str = "/tidegate/v1/compactor";
 /// Where all instances are registered.
 pub const INSTANCES_PREFIX: &str = "/tidegate/v1/instances/";
 

@@ -6,6 +6,7 @@ pub mod ads;
 pub mod agent_port;
 pub mod applied;
 pub mod authority;
+pub mod compaction;
 pub mod conditions;
 pub mod config;
 pub mod connections;

@@ -30,6 +30,7 @@ use xds_server::{
         self, Agreements, Authorities, Boottime, HopKeys,
         peers::{self, Network, Peers, Reach},
     },
+    compaction::Compactor,
     conditions::{self, Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener},
@@ -224,6 +225,7 @@ async fn serve(
         Some(terms) => store.within(request_timeout(terms)),
         None => Arc::clone(&store.shared),
     };
+    let compactor = compacts(&config.store).zip(store.etcd.clone());
     let store = store.shared;
 
     #[allow(clippy::disallowed_methods, reason = "systemd names the directory so")]
@@ -266,6 +268,10 @@ async fn serve(
         mode: mode.clone(),
         metrics: metrics.clone(),
     });
+    if let Some((keep, etcd)) = compactor {
+        let compactor = Compactor::new(etcd, keep, process_name(), mode.clone(), metrics.clone());
+        tokio::spawn(compactor.run(feed.followed.clone()));
+    }
     let authorities = match &terms {
         None => Authorities::none(),
         Some(terms) => authority::start(authority::Sources {
@@ -429,7 +435,7 @@ fn start_peers(
     dialer: Dialer,
     metrics: Metrics,
 ) -> (Peers, Network) {
-    let StoreConfig::Etcd { endpoints } = &config.store else {
+    let StoreConfig::Etcd { endpoints, .. } = &config.store else {
         return (Peers::none(), Network::none());
     };
     if !fences {
@@ -481,7 +487,7 @@ async fn open_store(config: &StoreConfig) -> anyhow::Result<OpenStore> {
                 etcd: None,
             }
         }
-        StoreConfig::Etcd { endpoints } => {
+        StoreConfig::Etcd { endpoints, .. } => {
             let store = EtcdStore::new(EtcdOptions::new(endpoints.clone())).await;
             let store = store.context("store.etcd")?;
             OpenStore {
@@ -490,6 +496,14 @@ async fn open_store(config: &StoreConfig) -> anyhow::Result<OpenStore> {
             }
         }
     })
+}
+
+/// How long etcd's history is kept, where this process compacts it.
+fn compacts(config: &StoreConfig) -> Option<Duration> {
+    match config {
+        StoreConfig::Etcd { keep_history, .. } => *keep_history,
+        StoreConfig::Embedded { .. } => None,
+    }
 }
 
 fn check_directory(field: &'static str, path: &Path) -> anyhow::Result<()> {

@@ -108,6 +108,7 @@ pub struct Metrics {
     pub standing_writes: Family<ResultLabel, Counter>,
     pub store_connected: Gauge,
     pub store_revision: Gauge,
+    pub store_compactions: Counter,
     pub store_lists: Counter,
     pub mode: Family<ModeLabel, Gauge>,
     pub state_stale: Gauge,
@@ -243,6 +244,11 @@ impl Metrics {
             "store_lists",
             "How often everything was listed anew",
             m.store_lists,
+        );
+        all.register(
+            "store_compactions",
+            "How often this replica compacted etcd's history",
+            m.store_compactions,
         );
         all.register("mode", "1 for the store's present mode", m.mode);
         all.register(

@@ -161,7 +161,7 @@ async fn serve(stream: TcpStream, router: Router, stopped: watch::Receiver<bool>
     let connection =
         builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
-    // What goes wrong on a connection is the peer's matter.
+    // An error on a connection is the peer's matter.
     tokio::select! {
         _ = connection.as_mut() => {}
         () = told(stopped) => {

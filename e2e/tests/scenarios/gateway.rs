@@ -199,7 +199,7 @@ fn a_websocket_passes_to_a_service_that_takes_it_and_no_other() {
         let mut body = String::new();
         stream.read_to_string(&mut body).await?;
         ensure!(body.contains(r#""reason":"upgrade_refused""#), "{body}");
-        // What Java's client asks for with its first request is no reason to refuse it.
+        // The first request of Java's client is no reason to refuse it.
         let h2c = "GET /any HTTP/1.1\r\nhost: a\r\nconnection: close, upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n";
         let said = say(to, h2c, PATIENCE).await?;
         ensure!(said.status == 200, "{}", said.text);

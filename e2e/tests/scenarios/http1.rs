@@ -95,7 +95,7 @@ async fn accept(listener: TcpListener, open: Arc<AtomicUsize>) {
             open.fetch_add(1, Ordering::SeqCst);
             let server = http1::Builder::new();
             let connection = server.serve_connection(TokioIo::new(stream), service_fn(answer));
-            // What goes wrong on a connection is the peer's matter.
+            // An error on a connection is the peer's matter.
             let _ = connection.with_upgrades().await;
             open.fetch_sub(1, Ordering::SeqCst);
         });

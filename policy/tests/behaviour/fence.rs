@@ -235,7 +235,7 @@ fn a_session_that_is_not_heard_is_put_until_it_is() {
 }
 
 #[test]
-fn what_a_session_has_to_say_is_put_until_the_store_has_it() {
+fn the_record_of_a_session_is_put_until_the_store_has_it() {
     let (mut session, terms) = (Session::new(session_id("1")), terms());
     session.renew(1, 1_000, &terms);
     session.renewed(1, Revision(4), 1_001, &terms);

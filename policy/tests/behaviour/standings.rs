@@ -396,7 +396,7 @@ fn an_operators_directives_are_no_flaps() {
     zone.intent = None;
     zone.set(1, "unhealthy");
     assert_eq!(zone.machine.standing().flaps, 0);
-    // What falls ill by itself flaps, also after a pin.
+    // A zone that falls ill by itself flaps, also after a pin.
     let mut zone = Zone::serving(rules());
     zone.intent = Some(Intent::Pin);
     zone.check("pinned", 1_000);

@@ -274,7 +274,7 @@ fn nobody_grants_while_writes_go_to_other_cells() {
     assert!(!desk.grants());
     desk.tell(Input::Configured(next.clone()));
     desk.tell(Input::Rolled(true));
-    // What it granted runs out, it leaves, and what others may have granted is waited for.
+    // Its grants run out, it leaves, and the grants of others are waited for.
     desk.pass(2_500 + 4_600);
     let told = desk.agreement();
     assert_eq!((&told.current, told.is_stopped()), (&next, true));

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
     Client, Compare as EtcdCompare, CompareOp, DeleteOptions, GetOptions, KeyValue,
-    LeaseGrantOptions, PutOptions, Txn, TxnOp,
+    LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
 };
 use futures::stream::BoxStream;
 
@@ -148,6 +148,55 @@ impl EtcdStore {
                 return Ok((first.cluster, Listing { revision, entries }));
             }
         }
+    }
+
+    /// Has etcd forget its history up to `revision`, of all keys, ours or not; what is there at that revision stays. A watch that
+    /// resumes from before it ends with [`WatchError::Compacted`]. Fine where that was done already.
+    pub async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        let compacted = self
+            .call(Repeat::Safe, |mut client| async move {
+                Ok(client.compact(revision.0, None).await?)
+            })
+            .await;
+        match compacted {
+            Ok(answer) => self.members.check_header(answer.header()).map(drop),
+            // etcd's text (api/v3/v3rpc/rpctypes/error.go); its code is that of a revision of the future, too.
+            Err(Failure::OutOfRange { detail }) if detail.contains("has been compacted") => Ok(()),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// The first key that does not start with `prefix`, no older than the call; none where all do.
+    pub async fn key_outside(&self, prefix: &str) -> Result<Option<String>, StoreError> {
+        let first = |from: Vec<u8>, to: Vec<u8>| {
+            let options = GetOptions::new()
+                .with_range(to)
+                .with_limit(1)
+                .with_keys_only();
+            TxnOp::get(from, Some(options))
+        };
+        // To the end of all keys, where there are any behind the prefix.
+        let mut looks = vec![first(vec![0], prefix.as_bytes().to_vec())];
+        let behind = range_end(prefix);
+        if behind != [0] {
+            looks.push(first(behind, vec![0]));
+        }
+        let looks = Txn::new().and_then(looks);
+        let answer = self
+            .call(Repeat::Safe, |mut client| {
+                let looks = looks.clone();
+                async move { Ok(client.txn(looks).await?) }
+            })
+            .await?;
+        self.members.check_header(answer.header())?;
+        let found = answer
+            .op_responses()
+            .into_iter()
+            .find_map(|look| match look {
+                TxnOpResponse::Get(mut look) => look.take_kvs().pop(),
+                _ => None,
+            });
+        Ok(found.map(|kv| String::from_utf8_lossy(kv.key()).into_owned()))
     }
 
     /// An answer to the cheapest linearizable read.

@@ -243,3 +243,49 @@ async fn what_is_not_permitted_is_refused() {
         "{watched}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_is_compacted_and_present_keys_stay() {
+    let cluster = Cluster::start(1).await;
+    let store = cluster.store().await;
+    let first = store.put("/k", bytes("1"), None).await.unwrap();
+    let second = store.put("/k", bytes("2"), None).await.unwrap();
+    let third = store.put("/k", bytes("3"), None).await.unwrap();
+    let before = next(&mut store.watch("/", first)).await.unwrap();
+    assert_eq!(before.revision, second, "there is history");
+    store.compact(second).await.unwrap();
+    // Another replica may have been faster.
+    store.compact(first).await.unwrap();
+    store.compact(second).await.unwrap();
+    let lost = next(&mut store.watch("/", Revision(first.0 - 1))).await;
+    let compacted = second;
+    assert_eq!(lost, Err(WatchError::Compacted { compacted }));
+    // A watch that had received all of that resumes.
+    let resumed = next(&mut store.watch("/", second)).await.unwrap();
+    assert_eq!(resumed.revision, third);
+    assert_eq!(store.get("/k").await.unwrap().unwrap().value, bytes("3"));
+    let future = store.compact(Revision(third.0 + 100)).await;
+    assert!(future.is_err(), "{future:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_others_are_found_on_both_sides_of_a_prefix() {
+    let cluster = Cluster::start(1).await;
+    let store = cluster.store().await;
+    let outside = async || store.key_outside("/tidegate/").await.unwrap();
+    assert_eq!(outside().await, None, "nothing is there");
+    for ours in ["/tidegate/", "/tidegate/v1/x", "/tidegate/v2/x"] {
+        store.put(ours, bytes("1"), None).await.unwrap();
+    }
+    assert_eq!(outside().await, None);
+    for foreign in ["/tidegate", "/a", "0", "/tidegate0", "/z"] {
+        store.put(foreign, bytes("1"), None).await.unwrap();
+        assert_eq!(outside().await.as_deref(), Some(foreign));
+        store.delete(foreign).await.unwrap();
+    }
+    let endpoints = cluster.endpoints();
+    let mut client = etcd_client::Client::connect(endpoints, None).await.unwrap();
+    // Of bytes that are no text.
+    client.put([0xff, 0xfe], "1", None).await.unwrap();
+    assert!(outside().await.is_some());
+}

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     authority::{CellStatus, Gone, Operation, Wish},
     conditions::{Code, rules::Accepted},
-    mode::Level,
+    mode::{Level, Status},
 };
 
 /// How long a move may take before the answer says that it is still under way.
@@ -34,17 +34,21 @@ const HOLD_OF_WORSE: Duration = Duration::from_secs(600);
 const HOLD_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<CellStatus>> {
-    let mode = admin.mode.status();
-    let old = mode.stale || mode.level != Level::Normal;
-    let stale = old.then_some(match mode.reason.is_empty() {
-        true => "the store has not confirmed it".to_owned(),
-        false => mode.reason,
-    });
+    let stale = stale(admin.mode.status());
     let mut cells = admin.authorities.cells().to_vec();
     for cell in &mut cells {
         cell.stale.clone_from(&stale);
     }
     Json(cells)
+}
+
+/// Why cells are shown as old; none while the store confirms what is known of them.
+fn stale(mode: Status) -> Option<String> {
+    let old = mode.stale || mode.level != Level::Normal;
+    old.then_some(match mode.reason.is_empty() {
+        true => "the store has not confirmed it".to_owned(),
+        false => mode.reason,
+    })
 }
 
 pub(super) async fn operations(State(admin): State<Admin>) -> Json<Vec<Operation>> {
@@ -345,9 +349,13 @@ impl From<Unwilling> for Problem {
 
 #[cfg(test)]
 mod tests {
-    use registry::authority::{CauseName, MoveRecord};
+    use registry::{
+        authority::{CauseName, MoveRecord},
+        store::{RefusedCause, StoreError},
+    };
 
     use super::*;
+    use crate::{metrics::Metrics, mode::Mode};
 
     fn record(epoch: u64, owner: &str, to: Option<&str>) -> AuthorityRecord {
         AuthorityRecord {
@@ -370,6 +378,28 @@ mod tests {
             unsettled: vec![],
             hold_ms: 0,
         }
+    }
+
+    #[tokio::test]
+    async fn cells_are_old_while_the_store_does_not_confirm_them() {
+        let mode = Mode::new(Metrics::default());
+        mode.loaded(Duration::from_secs(5));
+        assert!(stale(mode.status()).is_some(), "it comes from disk");
+        mode.confirmed();
+        assert_eq!(stale(mode.status()), None);
+        mode.unread(&StoreError::Unreachable {
+            detail: "connection refused".to_owned(),
+        });
+        let told = stale(mode.status()).expect("the store is away");
+        assert!(told.contains("connection refused"), "{told}");
+        mode.confirmed();
+        let full = StoreError::Refused {
+            cause: RefusedCause::Full,
+            detail: "mvcc: database space exceeded".to_owned(),
+        };
+        mode.wrote::<()>(&Err(full));
+        let told = stale(mode.status()).expect("nothing is written");
+        assert!(told.contains("database space exceeded"), "{told}");
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl Admin {
     fn listed(&self, entry: Entry) -> Listed {
         let overview = Arc::clone(&self.feed.overviews.borrow());
         let record = Instance::parse(&entry.value);
-        // What the world has not seen yet is judged by itself.
+        // A record that the world has not seen yet is judged by itself.
         let own = InstanceKey::parse(&entry.key).and_then(|_| record.clone().map(drop));
         let error = overview.rejected.get(&entry.key).cloned().or(own.err());
         let warnings = overview.warnings.get(&entry.key).into_iter().flatten();

@@ -5,10 +5,14 @@ use envoy_types::pb::envoy::{
 };
 
 use super::{
+    emptied::Brought,
     stream::{Answer, StaleNonce, Stream, Variant},
     wire::{Wire, is_name, names, verdict},
 };
-use crate::resource::{Kind, Version};
+use crate::{
+    resource::{Kind, Version},
+    snapshot::View,
+};
 
 pub(super) struct Delta;
 
@@ -20,8 +24,18 @@ impl Wire for Delta {
         &request.type_url
     }
 
-    fn holds(first: &Self::Request) -> bool {
-        !first.initial_resource_versions.is_empty()
+    fn brings(first: &Self::Request, kind: Kind, view: &View) -> Brought {
+        let offered = view.of(kind);
+        let is_same = |(name, version): (&String, &String)| {
+            let resource = offered.get(name.as_str());
+            resource.is_some_and(|resource| resource.version == Version::parse(version))
+        };
+        let brought = &first.initial_resource_versions;
+        match brought.is_empty() {
+            true => Brought::Nothing,
+            false if brought.iter().all(is_same) => Brought::Same,
+            false => Brought::Other,
+        }
     }
 
     fn node(request: &Self::Request) -> Option<&Node> {

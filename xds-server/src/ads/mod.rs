@@ -7,6 +7,7 @@
 mod client_status;
 pub mod csds;
 mod delta;
+mod emptied;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub(crate) mod node;

@@ -49,3 +49,58 @@ impl Retries {
         stream.retry(Kind::Listener);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+    use policy::Policy;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        ads::stream::{Variant, Verdict},
+        resource::{Resource, Resources},
+        snapshot::View,
+    };
+
+    /// A client that refuses its only listener.
+    fn refusing() -> Stream {
+        let mut resources: [Resources; Kind::ALL.len()] = Default::default();
+        // The kind of message does not matter to the protocol.
+        let listener = Arc::new(Resource::encode("gateway", &Cluster::default()));
+        resources[Kind::Listener.index()].insert(Arc::clone(&listener.name), listener);
+        let view = View::new(resources, Default::default(), Arc::new(Policy::Fallback), 0);
+        let mut stream = Stream::new(Variant::Delta, Arc::new(view));
+        let names = ["gateway"].into_iter();
+        stream.subscribe_delta(Kind::Listener, names, [].into_iter(), [].into_iter());
+        stream
+    }
+
+    fn refuse(stream: &mut Stream) {
+        let sent = stream.next_due().expect("the listener is sent");
+        let refused = Verdict::Nack {
+            nonce: &sent.nonce.to_string(),
+            message: "cannot bind: address already in use",
+        };
+        stream
+            .settle(Kind::Listener, &refused)
+            .expect("it is the last nonce");
+        assert!(stream.next_due().is_none(), "not at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_listener_is_sent_again_after_longer_and_longer_waits() {
+        let mut stream = refusing();
+        let mut retries = Retries::default();
+        for wait_s in [1, 2, 4, 8, 16, 32, 60, 60] {
+            refuse(&mut stream);
+            retries.follow(&stream);
+            let began = Instant::now();
+            retries.due().await;
+            assert_eq!(began.elapsed().as_secs(), wait_s);
+            retries.begin(&mut stream);
+        }
+    }
+}

@@ -6,7 +6,8 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 
 use super::{
-    delta::Delta, proxies::Proxies, session::Session, sotw::Sotw, stream::Variant, turns::Turns,
+    delta::Delta, emptied::HeldBack, proxies::Proxies, session::Session, sotw::Sotw,
+    stream::Variant, turns::Turns,
 };
 use crate::{
     access::{Caller, Gate},
@@ -101,6 +102,7 @@ pub struct Ads {
     pub(super) gate: Gate,
     pub(super) turns: Turns,
     pub(super) homes: Homes,
+    pub(super) held_back: HeldBack,
 }
 
 /// What is counted with each response, by kind: at hand, since looking it up by label would cost as much as the rest.
@@ -137,6 +139,7 @@ impl Ads {
             snapshots,
             proxies,
             sent: Arc::new(Sent::new(&metrics)),
+            held_back: HeldBack::new(metrics.conditions.clone()),
             metrics: Arc::new(metrics),
             gate: Gate::default(),
             turns: Turns::default(),

@@ -3,13 +3,13 @@
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use envoy_types::pb::envoy::config::core::v3::Node;
 use prost::Message;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
 use super::{
+    emptied::{Brought, Evidence, Verdict},
     node::{InvalidNode, Proxy},
     proxies::Entry,
     renewals::Renewals,
@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     access::Caller,
-    conditions::Code,
     metrics::{KindLabel, Metrics, ReasonLabel},
     resource::Kind,
     snapshot::Snapshot,
@@ -95,19 +94,6 @@ async fn first_snapshot(
     }
 }
 
-/// A proxy that holds something shows that the store, which has no instance, was emptied. It is sent nothing, and serves what it
-/// has, until there are instances, or an operator says that there are none.
-async fn wait_out_emptiness(ads: &mut Ads, node: Option<&Node>) -> Result<Arc<Snapshot>, End> {
-    let node = node.map_or("", |node| &node.id);
-    let detail = "the store has no instance, no last good state was kept, and connected proxies hold configuration from before: they are sent nothing and keep what they have. If there are really no instances, confirm it: `tidegate confirm`";
-    warn!(node, detail, "the store is not believed");
-    let conditions = ads.metrics.conditions.clone();
-    conditions.raise(Code::StoreDoubted, "instances", detail);
-    let snapshot = first_snapshot(ads, |snapshot| !snapshot.is_bare()).await;
-    conditions.clear(Code::StoreDoubted, "instances");
-    snapshot
-}
-
 impl<W: Wire> Session<W> {
     /// Serves a stream to its end.
     pub(super) async fn run(
@@ -145,33 +131,33 @@ impl<W: Wire> Session<W> {
         let first_bytes = first.len();
         let first = ads.turns.take(first_bytes, || decode::<W>(first)).await?;
         // A proxy that comes before the first snapshot waits for it.
-        let mut snapshot = first_snapshot(&mut ads, |_| true).await?;
-        if snapshot.is_bare() && W::holds(&first) {
-            snapshot = wait_out_emptiness(&mut ads, W::node(&first)).await?;
-        }
+        let snapshot = first_snapshot(&mut ads, |_| true).await?;
         let rules = ads.gate.rules();
         let permits = |zone: &str, role| rules.view(&caller, zone, role);
         let proxy = Proxy::introduce(W::node(&first), &snapshot, permits)
             .map_err(|error| refusal(&ads.metrics, error))?;
+        drop(rules);
         let view = snapshot.view(&proxy.view).ok_or(End::Quiet)?;
         proxy
             .can_use(view, W::VARIANT)
             .map_err(|error| refusal(&ads.metrics, error))?;
-        info!(node = proxy.id, zone = %proxy.view.zone, variant = ?W::VARIANT, ?scope, "proxy connected");
         let mut stream = Stream::new(W::VARIANT, Arc::clone(view));
         if proxy.understands_ttl(W::VARIANT) {
             stream = stream.with_ttl();
         }
-        let entry = ads.proxies.enter(proxy, W::VARIANT, stream);
-        let session = Session::<W> {
-            connected: Connected::new(entry, Arc::clone(&ads.metrics)),
+        let mut newcomer = Newcomer::<W> {
             ads,
             scope,
+            proxy,
+            stream,
+            evidence: Evidence::of(scope),
             wire: PhantomData,
         };
-        let taken = session.ads.turns.take(first_bytes, || session.take(&first));
-        taken.await?;
-        Ok(session)
+        newcomer.take_first(&first, first_bytes).await?;
+        if snapshot.is_bare() {
+            newcomer.wait_out_emptiness(requests).await?;
+        }
+        Ok(newcomer.settle())
     }
 
     async fn serve(
@@ -225,54 +211,11 @@ impl<W: Wire> Session<W> {
     /// Takes in a request.
     fn take(&self, request: &W::Request) -> Result<(), Status> {
         let node = self.connected.entry.proxy.id.as_str();
-        let Some(kind) = self.kind(W::type_url(request))? else {
-            debug!(node, type_url = W::type_url(request), "not served");
+        let Some(kind) = kind_of::<W>(self.scope, node, request)? else {
             return Ok(());
         };
-        let mut stream = self.connected.entry.stream();
-        let answer = W::take(&mut stream, kind, request);
-        let names = stream.names();
-        drop(stream);
-        match answer {
-            Ok(Answer::Refused(refused)) => {
-                let kind = kind.as_str();
-                let label = KindLabel { kind };
-                self.ads.metrics.xds_nacks.get_or_create(&label).inc();
-                warn!(
-                    node,
-                    kind,
-                    resources = ?refused.resources.iter().take(REFUSED_NAMES_LOGGED).collect::<Vec<_>>(),
-                    count = refused.resources.len(),
-                    message = refused.message,
-                    "refused; not sent again until it changes (a listener: tried again), the proxy keeps what it had"
-                );
-            }
-            Ok(Answer::Accepted | Answer::None) => {}
-            Err(StaleNonce) => debug!(node, kind = kind.as_str(), "stale nonce"),
-        }
-        if names > NAMES_MAX {
-            warn!(node, "more than {NAMES_MAX} names, stream ended");
-            return Err(too_many_names());
-        }
-        Ok(())
-    }
-
-    /// What a request is about; none for a type that is not served. On a separate service the type goes without saying.
-    fn kind(&self, type_url: &str) -> Result<Option<Kind>, Status> {
-        match self.scope {
-            Scope::Everything => {
-                let in_sotw = |kind: &Kind| kind.in_state_of_the_world();
-                Ok(Kind::of_type_url(type_url)
-                    .filter(|kind| W::VARIANT == Variant::Delta || in_sotw(kind)))
-            }
-            Scope::Only(kind) if type_url.is_empty() || type_url == kind.type_url() => {
-                Ok(Some(kind))
-            }
-            Scope::Only(kind) => Err(Status::invalid_argument(format!(
-                "this service has {} alone: ask the aggregated one for other types",
-                kind.type_url()
-            ))),
-        }
+        let taken = Taken::of::<W>(&mut self.connected.entry.stream(), kind, request);
+        taken.note(&self.ads.metrics, node)
     }
 
     fn send_due(&self, responses: &mut Outgoing) -> Result<(), End> {
@@ -292,6 +235,170 @@ impl<W: Wire> Session<W> {
                 ))
             })?;
             responses.send(frame)?;
+        }
+        Ok(())
+    }
+}
+
+/// A stream whose client is about to introduce itself.
+struct Newcomer<W> {
+    ads: Ads,
+    scope: Scope,
+    proxy: Proxy,
+    stream: Stream,
+    evidence: Evidence,
+    wire: PhantomData<W>,
+}
+
+impl<W: Wire> Newcomer<W> {
+    async fn take_first(
+        &mut self,
+        request: &W::Request,
+        request_bytes: usize,
+    ) -> Result<(), Status> {
+        let turns = self.ads.turns.clone();
+        turns
+            .take(request_bytes, || self.take(request, Evidence::first))
+            .await
+    }
+
+    async fn take_next(&mut self, request: Bytes) -> Result<(), Status> {
+        let turns = self.ads.turns.clone();
+        let work = || self.take(&decode::<W>(request.clone())?, Evidence::add);
+        turns.take(request.len(), work).await
+    }
+
+    /// Takes in a request, and what it shows.
+    fn take(
+        &mut self,
+        request: &W::Request,
+        add: impl FnOnce(&mut Evidence, Option<Kind>, Brought),
+    ) -> Result<(), Status> {
+        let node = self.proxy.id.as_str();
+        let Some(kind) = kind_of::<W>(self.scope, node, request)? else {
+            return Ok(());
+        };
+        let brought = W::brings(request, kind, self.stream.view());
+        add(&mut self.evidence, Some(kind), brought);
+        let taken = Taken::of::<W>(&mut self.stream, kind, request);
+        taken.note(&self.ads.metrics, node)
+    }
+
+    /// A client that holds other clusters or endpoints shows that the store, which has no instance, was emptied. It is sent
+    /// nothing, and serves what it has, until there are instances, or an operator says that there are none.
+    async fn wait_out_emptiness(&mut self, requests: &mut Incoming) -> Result<(), End> {
+        let late = sleep(INTRODUCTION_TIMEOUT);
+        tokio::pin!(late);
+        let mut held_back = None;
+        // Ends with the stream, with its verdict, or with the emptiness.
+        loop {
+            match self.evidence.verdict() {
+                Verdict::Serve => return Ok(()),
+                Verdict::Listen => {}
+                Verdict::HoldBack => {
+                    held_back.get_or_insert_with(|| {
+                        let node = self.proxy.id.as_str();
+                        warn!(node, "the proxy is sent nothing: it holds other clusters or endpoints than the store, which has no instance, gives it");
+                        self.ads.held_back.enter()
+                    });
+                }
+            }
+            tokio::select! {
+                request = requests.next() => self.take_next(request?.ok_or(End::Quiet)?).await?,
+                () = &mut late, if !self.evidence.is_late => self.evidence.is_late = true,
+                changed = self.ads.snapshots.changed() => {
+                    changed.map_err(|_| End::Quiet)?;
+                    let snapshot = self.ads.snapshots.borrow_and_update().clone();
+                    let snapshot = snapshot.ok_or(End::Quiet)?;
+                    let view = snapshot.view(&self.proxy.view).ok_or(End::Quiet)?;
+                    self.stream.set_view(Arc::clone(view));
+                    if !snapshot.is_bare() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lists the proxy as connected.
+    fn settle(self) -> Session<W> {
+        let zone = &self.proxy.view.zone;
+        info!(node = self.proxy.id, %zone, variant = ?W::VARIANT, scope = ?self.scope, "proxy connected");
+        let entry = self.ads.proxies.enter(self.proxy, W::VARIANT, self.stream);
+        Session {
+            connected: Connected::new(entry, Arc::clone(&self.ads.metrics)),
+            ads: self.ads,
+            scope: self.scope,
+            wire: PhantomData,
+        }
+    }
+}
+
+/// What a request is about; none for a type that is not served. On a separate service the type goes without saying.
+fn kind_of<W: Wire>(
+    scope: Scope,
+    node: &str,
+    request: &W::Request,
+) -> Result<Option<Kind>, Status> {
+    let type_url = W::type_url(request);
+    match scope {
+        Scope::Everything => {
+            let served = |kind: &Kind| W::VARIANT == Variant::Delta || kind.in_state_of_the_world();
+            let kind = Kind::of_type_url(type_url).filter(served);
+            if kind.is_none() {
+                debug!(node, type_url, "not served");
+            }
+            Ok(kind)
+        }
+        Scope::Only(kind) if type_url.is_empty() || type_url == kind.type_url() => Ok(Some(kind)),
+        Scope::Only(kind) => Err(Status::invalid_argument(format!(
+            "this service has {} alone: ask the aggregated one for other types",
+            kind.type_url()
+        ))),
+    }
+}
+
+/// A request that a stream has taken in.
+struct Taken {
+    kind: Kind,
+    answer: Result<Answer, StaleNonce>,
+    /// How many names the stream has after it.
+    names: usize,
+}
+
+impl Taken {
+    fn of<W: Wire>(stream: &mut Stream, kind: Kind, request: &W::Request) -> Taken {
+        let answer = W::take(stream, kind, request);
+        let names = stream.names();
+        Taken {
+            kind,
+            answer,
+            names,
+        }
+    }
+
+    /// Counts and logs a refusal. An error if the client has too many names.
+    fn note(self, metrics: &Metrics, node: &str) -> Result<(), Status> {
+        let kind = self.kind.as_str();
+        match self.answer {
+            Ok(Answer::Refused(refused)) => {
+                let label = KindLabel { kind };
+                metrics.xds_nacks.get_or_create(&label).inc();
+                warn!(
+                    node,
+                    kind,
+                    resources = ?refused.resources.iter().take(REFUSED_NAMES_LOGGED).collect::<Vec<_>>(),
+                    count = refused.resources.len(),
+                    message = refused.message,
+                    "refused; not sent again until it changes (a listener: tried again), the proxy keeps what it had"
+                );
+            }
+            Ok(Answer::Accepted | Answer::None) => {}
+            Err(StaleNonce) => debug!(node, kind, "stale nonce"),
+        }
+        if self.names > NAMES_MAX {
+            warn!(node, "more than {NAMES_MAX} names, stream ended");
+            return Err(too_many_names());
         }
         Ok(())
     }

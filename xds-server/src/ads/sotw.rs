@@ -1,14 +1,27 @@
 //! State-of-the-world xDS on the wire.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::DiscoveryRequest};
 
 use super::{
+    emptied::Brought,
     stream::{Answer, StaleNonce, Stream, Variant},
     wire::{Wire, names, verdict},
 };
-use crate::resource::Kind;
+use crate::{
+    resource::{Digest, Kind, Resource},
+    snapshot::View,
+};
 
 pub(super) struct Sotw;
+
+/// Of all of them together.
+fn digest<'r>(resources: impl Iterator<Item = &'r Arc<Resource>>) -> Digest {
+    resources.fold(Digest::default(), |digest, resource| {
+        digest.plus(resource.digest())
+    })
+}
 
 impl Wire for Sotw {
     type Request = DiscoveryRequest;
@@ -18,8 +31,24 @@ impl Wire for Sotw {
         &request.type_url
     }
 
-    fn holds(first: &Self::Request) -> bool {
-        !first.version_info.is_empty()
+    fn brings(first: &Self::Request, kind: Kind, view: &View) -> Brought {
+        if first.version_info.is_empty() {
+            return Brought::Nothing;
+        }
+        let offered = view.of(kind);
+        let named = &first.resource_names;
+        let all = named.is_empty() && kind.full_state() || named.iter().any(|name| name == "*");
+        // A name may stand there twice.
+        let named: BTreeSet<&str> = names(named).collect();
+        let named = named.into_iter().filter_map(|name| offered.get(name));
+        let would_be = match all {
+            true => digest(offered.values()),
+            false => digest(named),
+        };
+        match would_be.version().to_string() == first.version_info {
+            true => Brought::Same,
+            false => Brought::Other,
+        }
     }
 
     fn node(request: &Self::Request) -> Option<&Node> {

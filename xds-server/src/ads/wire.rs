@@ -7,8 +7,11 @@ use prost::{
     encoding::{DecodeContext, decode_key, skip_field},
 };
 
-use super::stream::{Answer, StaleNonce, Stream, Variant, Verdict};
-use crate::resource::Kind;
+use super::{
+    emptied::Brought,
+    stream::{Answer, StaleNonce, Stream, Variant, Verdict},
+};
+use crate::{resource::Kind, snapshot::View};
 
 /// A variant's requests, and their way into a stream's state.
 pub(super) trait Wire: Send + 'static {
@@ -19,8 +22,8 @@ pub(super) trait Wire: Send + 'static {
 
     fn node(request: &Self::Request) -> Option<&Node>;
 
-    /// Whether the client, with its first request, says that it holds something from before.
-    fn holds(first: &Self::Request) -> bool;
+    /// What the client has of `kind`, as the first request of that kind says, beside what `view` has.
+    fn brings(first: &Self::Request, kind: Kind, view: &View) -> Brought;
 
     /// Feeds a request into the stream's state.
     fn take(stream: &mut Stream, kind: Kind, request: &Self::Request)

@@ -135,7 +135,7 @@ mod tests {
         meshes.send_replace(mesh(TWO, RULES));
         let both = ["abcdef0123456789", "0123456789abcdef"].map(String::from);
         assert_eq!(secrets(told.news()), Some(both.to_vec()));
-        // Whoever is no longer permitted is told that it has none.
+        // A proxy that is no longer permitted is told that it has none.
         meshes.send_replace(mesh(
             TWO,
             "access: {proxies: [{match: 'spiffe://m/{zone}/other'}]}",

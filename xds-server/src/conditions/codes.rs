@@ -148,7 +148,7 @@ codes! {
         do: "Check etcd's quorum: `etcdctl endpoint status --cluster` shows members without a leader.";
 
     StoreReadOnly = "TG2003", "store_read_only", Error, Condition;
-        is: "Writes to the store fail (mode L3): nothing is registered or granted, what is known is served.",
+        is: "Writes to the store fail (mode L3): nothing is registered or granted, the last known state is served.",
         do: "Look at the detail and at the other conditions of the store. A test write every second ends this once one succeeds.";
 
     StoreFull = "TG2004", "store_full", Error, Condition;
@@ -176,12 +176,16 @@ codes! {
         do: "Look at the other conditions of the store. It ends by itself once the store confirms the state.";
 
     StoreDoubted = "TG2010", "store_doubted", Error, Condition;
-        is: "The store's content cannot have followed from what was known (a restored or emptied store): the last good state is served.",
+        is: "The store's content cannot have followed from what was known (a restored or emptied store): the last good state is served, and proxies that hold more keep it.",
         do: "If the store is the right one, run `tidegate confirm` on each replica.";
 
     StateNotKept = "TG2011", "state_not_kept", Warning, Condition;
         is: "The last good state cannot be written to `state.path`: after a start without the store nothing could be served.",
         do: "Look at the detail: the disk may be full, or the directory not writable.";
+
+    CompactionRefused = "TG2012", "compaction_refused", Warning, Condition;
+        is: "`store.etcd.compaction` is set, and this replica does not compact etcd's history: etcd holds keys that are not Tidegate's, or does not permit it.",
+        do: "Look at the detail. Give Tidegate an etcd of its own, or take the setting out and have etcd compact itself (`--auto-compaction-mode`).";
 
     // TG3: registry and world
 

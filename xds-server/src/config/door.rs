@@ -19,8 +19,9 @@ use super::{
     Config, ConfigError, FilterConfig, Guard, Mesh, Protocol, Resilience, ServiceConfig,
     StoreConfig, Ttls, XdsConfig, failover,
     raw::{
-        RawClass, RawConfig, RawLink, RawOperatorWeights, RawProtocol, RawRegionRule, RawRoute,
-        RawService, RawStore, RawTraceRule, RawTtls, RawWeights, RawXds, RawZone,
+        RawClass, RawCompaction, RawConfig, RawLink, RawOperatorWeights, RawProtocol,
+        RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawTtls, RawWeights, RawXds,
+        RawZone,
     },
     resilience,
 };
@@ -29,6 +30,10 @@ use crate::resource::Kind;
 /// Times to live that are possible, in seconds. They are renewed after a third; a shorter one would not outlive a pause of the control
 /// plane, and one of more than a day means nothing.
 const TTL_S: RangeInclusive<u32> = 3..=86_400;
+
+/// For how long etcd's history can be kept, in seconds. What is shorter would have replicas list anew after each break of a watch,
+/// and history of more than a month is of use to nobody.
+const KEEP_HISTORY_S: RangeInclusive<u64> = 10..=2_592_000;
 
 /// The most routes of a service.
 const ROUTES_MAX: usize = 10_000;
@@ -189,14 +194,33 @@ impl Door<'_> {
     fn store(&self, raw: RawStore) -> Result<StoreConfig, ConfigError> {
         match raw {
             RawStore::Embedded { path } => Ok(StoreConfig::Embedded { path }),
-            RawStore::Etcd { endpoints } if endpoints.value.is_empty() => Err(self.error(
+            RawStore::Etcd { endpoints, .. } if endpoints.value.is_empty() => Err(self.error(
                 &endpoints,
                 "store.etcd.endpoints",
                 "empty: name at least one member, like http://127.0.0.1:2379",
             )),
-            RawStore::Etcd { endpoints } => Ok(StoreConfig::Etcd {
+            RawStore::Etcd {
+                endpoints,
+                compaction,
+            } => Ok(StoreConfig::Etcd {
                 endpoints: endpoints.value,
+                keep_history: compaction.map(|raw| self.keep_history(&raw)).transpose()?,
             }),
+        }
+    }
+
+    fn keep_history(&self, raw: &RawCompaction) -> Result<Duration, ConfigError> {
+        match raw.keep_s.value {
+            seconds if KEEP_HISTORY_S.contains(&seconds) => Ok(Duration::from_secs(seconds)),
+            seconds => Err(self.error(
+                &raw.keep_s,
+                "store.etcd.compaction.keep_s",
+                format!(
+                    "{seconds}: {} to {} are possible",
+                    KEEP_HISTORY_S.start(),
+                    KEEP_HISTORY_S.end()
+                ),
+            )),
         }
     }
 

@@ -100,8 +100,14 @@ pub struct XdsConfig {
 /// Where instances are registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreConfig {
-    Embedded { path: PathBuf },
-    Etcd { endpoints: Vec<String> },
+    Embedded {
+        path: PathBuf,
+    },
+    Etcd {
+        endpoints: Vec<String>,
+        /// How long etcd's history is kept before this control plane compacts it; none: it does not.
+        keep_history: Option<Duration>,
+    },
 }
 
 /// What may change while the control plane runs.

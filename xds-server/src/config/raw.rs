@@ -59,8 +59,19 @@ fn every_ten_seconds() -> u32 {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "lowercase")]
 pub(super) enum RawStore {
-    Embedded { path: PathBuf },
-    Etcd { endpoints: Spanned<Vec<String>> },
+    Embedded {
+        path: PathBuf,
+    },
+    Etcd {
+        endpoints: Spanned<Vec<String>>,
+        compaction: Option<RawCompaction>,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawCompaction {
+    pub(super) keep_s: Spanned<u64>,
 }
 
 #[derive(Deserialize)]

@@ -45,7 +45,7 @@ pub struct Sessions {
 /// When a proxy takes an instance out by itself, by Envoy's names.
 ///
 /// By default only *gateway errors* count: status 502, 503 and 504, a refused or broken connection, no answer in time. Those are about
-/// the instance. A status 500 may be about the request, and whoever may ask for it could empty a zone.
+/// the instance. A status 500 may be about the request, and any client that may ask for it could empty a zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutlierDetection {

@@ -111,6 +111,29 @@ fn errors_name_file_line_field_and_what_to_do() {
         "etcd: {endpoints: []}",
         "mesh.yaml:1: store.etcd.endpoints: empty: name at least one member, like http://127.0.0.1:2379",
     );
+    refused(
+        "embedded: {path: t.redb}",
+        "etcd: {endpoints: ['http://e:1'], compaction: {keep_s: 9}}",
+        "mesh.yaml:1: store.etcd.compaction.keep_s: 9: 10 to 2592000 are possible",
+    );
+}
+
+#[test]
+fn etcds_history_is_compacted_only_where_that_is_asked_for() {
+    let keep_history = |more: &str| {
+        let store = format!("etcd: {{endpoints: ['http://e:1']{more}}}");
+        let text = GOOD.replacen("embedded: {path: t.redb}", &store, 1);
+        match Config::parse("mesh.yaml", &text)
+            .expect("a good configuration")
+            .store
+        {
+            StoreConfig::Etcd { keep_history, .. } => keep_history,
+            StoreConfig::Embedded { .. } => panic!("an etcd"),
+        }
+    };
+    assert_eq!(keep_history(""), None);
+    let asked_for = keep_history(", compaction: {keep_s: 3600}");
+    assert_eq!(asked_for, Some(Duration::from_secs(3_600)));
 }
 
 #[test]

@@ -205,7 +205,7 @@ impl Engine {
             (Some(vanished), _) => {
                 error!("{vanished}; if it is true, confirm it: `tidegate confirm`")
             }
-            (None, None) => info!("what was not believed is over"),
+            (None, None) => info!("the doubt about the store is over"),
             (None, Some(_)) => {}
         }
         self.mode.held(vanished.map(ToString::to_string));

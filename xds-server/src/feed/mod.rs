@@ -11,7 +11,7 @@ mod steward;
 
 use std::{sync::Arc, time::Duration};
 
-use registry::store::{Revision, Store};
+use registry::store::{Head, Revision, Store};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -60,6 +60,8 @@ pub struct Feed {
     pub overviews: watch::Receiver<Arc<Overview>>,
     /// Where an operator confirms what is not believed.
     pub confirm: Confirm,
+    /// The store that is followed, and the revision up to which everything has been received; none while it is not followed.
+    pub followed: watch::Receiver<Option<Head>>,
 }
 
 /// How long a start may take before it counts as one that has nothing to serve.
@@ -82,12 +84,14 @@ pub fn start(sources: Sources) -> Feed {
     let (publisher, snapshots) = watch::channel(None);
     let (overview, overviews) = watch::channel(Arc::default());
     let (proposals, proposed) = watch::channel(Proposals::new());
+    let (follows, followed) = watch::channel(None);
     let kept = last_good.is_some();
     let reader = Reader {
         store: Arc::clone(&store),
         changes,
         facts,
         silent: false,
+        follows,
         metrics: metrics.clone(),
         mode: mode.clone(),
         keeper: keeper.clone(),
@@ -126,6 +130,7 @@ pub fn start(sources: Sources) -> Feed {
         snapshots,
         overviews,
         confirm,
+        followed,
     }
 }
 

@@ -9,14 +9,14 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt, StreamExt};
 use registry::{
     authority::{AUTHORITY_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX, SESSIONS_PREFIX},
-    record::{INSTANCES_PREFIX, REPLICAS_PREFIX, TIDEGATE_PREFIX},
+    record::{COMPACTOR_KEY, INSTANCES_PREFIX, REPLICAS_PREFIX, TIDEGATE_PREFIX},
     store::{
         ClusterId, Entry, Event, Head, Listing, Revision, Store, StoreError, WatchBatch, WatchError,
     },
     terms::TERMS_KEY,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
 };
 use tracing::{debug, error, info, warn};
@@ -46,6 +46,8 @@ pub(super) struct Reader {
     pub(super) facts: Option<mpsc::Sender<Fact>>,
     /// Nothing is said about authority any more, until another store is confirmed.
     pub(super) silent: bool,
+    /// Up to where everything has been received.
+    pub(super) follows: watch::Sender<Option<Head>>,
     pub(super) metrics: Metrics,
     pub(super) mode: Mode,
     pub(super) keeper: Keeper,
@@ -101,6 +103,7 @@ impl Reader {
                 Next::Follow => {
                     let next = self.follow(&mut backoff).await;
                     self.metrics.store_connected.set(0);
+                    self.follows.send_replace(None);
                     next
                 }
                 Next::Retry(error) => {
@@ -354,6 +357,8 @@ impl Reader {
             return Next::List;
         };
         let mut batches = self.store.watch(TIDEGATE_PREFIX, known.revision);
+        let (cluster, revision) = (known.cluster, known.revision);
+        self.follows.send_replace(Some(Head { cluster, revision }));
         self.metrics.store_connected.set(1);
         self.metrics.store_revision.set(known.revision.0);
         let store = Arc::clone(&self.store);
@@ -465,6 +470,12 @@ impl Reader {
         }
         self.seen = self.seen.max(batch.revision);
         self.metrics.store_revision.set(batch.revision.0);
+        let revision = batch.revision;
+        let head = |known: &LastGood| Head {
+            cluster: known.cluster,
+            revision,
+        };
+        self.follows.send_replace(self.known.as_ref().map(head));
         Ok(())
     }
 
@@ -493,7 +504,7 @@ impl Listeners {
         let behind = [SESSIONS_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX];
         let behind = behind.iter().any(|prefix| key.starts_with(prefix));
         // Replicas look at each other's by themselves.
-        let elsewhere = key.starts_with(REPLICAS_PREFIX);
+        let elsewhere = key.starts_with(REPLICAS_PREFIX) || key == COMPACTOR_KEY;
         Listeners {
             world: !behind && !elsewhere,
             authority: owners || behind,

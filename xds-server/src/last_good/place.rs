@@ -22,7 +22,7 @@ pub fn default_path(store: &StoreConfig, state_directory: Option<&OsStr>) -> Opt
             name.push(".state");
             Some(PathBuf::from(name))
         }
-        StoreConfig::Etcd { endpoints } => {
+        StoreConfig::Etcd { endpoints, .. } => {
             let first = state_directory.and_then(|all| all.to_str()?.split(':').next());
             let directory = Path::new(first.filter(|first| !first.is_empty()).unwrap_or(DIRECTORY));
             let digest = xxh3_64(endpoints.join(",").as_bytes());
@@ -46,6 +46,7 @@ mod tests {
         );
         let etcd = |endpoint: &str| StoreConfig::Etcd {
             endpoints: vec![endpoint.to_owned()],
+            keep_history: None,
         };
         let directory = tempfile::tempdir().unwrap();
         let of = |endpoint| default_path(&etcd(endpoint), Some(directory.path().as_os_str()));

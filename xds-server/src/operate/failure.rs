@@ -95,7 +95,7 @@ fn other_protocol(error: &anyhow::Error, uri: &Uri) -> Option<&'static str> {
             let mut no_http = causes.map(hyper::Error::is_parse);
             no_http
                 .any(|is| is)
-                .then_some("what came back is no HTTP. If that port speaks TLS, begin --admin with https:// and give --ca")
+                .then_some("the answer is no HTTP. If that port speaks TLS, begin --admin with https:// and give --ca")
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Clients that do not behave, on a virtual clock: time passes where nobody has anything to do.
 
+mod emptied;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;

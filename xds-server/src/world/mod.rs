@@ -8,39 +8,29 @@
 mod authorities;
 mod claims;
 mod clients;
+mod derived;
 mod guard;
 mod instances;
+mod records;
 mod views;
 mod zones;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use policy::{
-    Plans, Standing, Verdict, Weighting, Why, Writes, ZoneId, ZoneLoad, fence::Agreement,
-};
+use policy::{Plans, fence::Agreement};
 use registry::{
-    authority::AUTHORITY_PREFIX,
-    desired::{
-        INTENTS_PREFIX, IntentKey, IntentRecord, STANDINGS_PREFIX, StandingKey, StandingRecord,
-    },
-    record::{INSTANCES_PREFIX, Instance, InstanceKey, InvalidRecord},
+    record::{Instance, InstanceKey, InvalidRecord},
     store::{ClusterId, Entry, Revision},
-    terms::{TERMS_KEY, TermsRecord},
 };
 
-use crate::{
-    config::{Mesh, ServiceConfig},
-    resource::{Kind, Resource, Resources},
-    snapshot::Snapshot,
-    translate::{self, ZoneInstances},
-};
+use crate::{config::Mesh, snapshot::Snapshot};
 use authorities::Authorities;
+use derived::{Derived, clusters, unserved};
 use guard::Guard;
 use instances::{Fate, Instances};
-use views::Views;
 use zones::Zones;
 
 pub use guard::{DOUBT_MS, Implausible};
@@ -117,20 +107,6 @@ pub struct World {
     mesh_dirty: bool,
     authority_dirty: bool,
     sequence: u64,
-}
-
-#[derive(Default)]
-struct Derived {
-    clusters: Resources,
-    endpoints: Resources,
-    /// What the endpoints were made by, besides the instances: by the service's position in the mesh, and zone.
-    judged: HashMap<(usize, ZoneId), Verdict>,
-    /// By the service's position in the mesh.
-    plans: Vec<Plans>,
-    /// When a service has to be looked at again, by its position; and the same in order of time.
-    due_ms: Vec<Option<u64>>,
-    due: BTreeSet<(u64, usize)>,
-    views: Views,
 }
 
 impl World {
@@ -245,21 +221,6 @@ impl World {
         (self.instances).review(|at, instance| known(mesh, positions, at, instance));
     }
 
-    /// Terms that cannot be read change nothing, nor do those that are deleted: proxies keep the last ones.
-    fn put_terms(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
-        let agreement = Some(TermsRecord::parse(&entry.value)?);
-        let under = |agreement: &Option<Agreement>| {
-            let agreement = agreement.as_ref()?;
-            self.configured.under(agreement)
-        };
-        let changed = self.agreement != agreement && under(&self.agreement) != under(&agreement);
-        self.agreement = agreement;
-        if changed {
-            self.take_mesh();
-        }
-        Ok(())
-    }
-
     /// What a record loses to another zone is doubted like what disappears from the store.
     fn follow_fates(&mut self, now_ms: u64) {
         // Removing one may resettle others.
@@ -349,135 +310,6 @@ impl World {
         due.chain(peopled).min()
     }
 
-    fn relist(&mut self, entries: Vec<Entry>, origin: Origin, now_ms: u64) -> Vec<Rejection> {
-        match origin {
-            Origin::Confirmed => self.believe(),
-            // Whoever lists a store believes it.
-            Origin::Store => self.guard.restored_is_over(),
-            Origin::Disk => {}
-        }
-        let listed: BTreeSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
-        let standings = self.zones.written();
-        let intents = self.zones.wanted();
-        let gone: Vec<String> = (self.instances.store_keys().into_iter())
-            .chain(standings.iter().map(StandingKey::store_key))
-            .chain(intents.iter().map(IntentKey::store_key))
-            .chain(self.authorities.store_keys())
-            .filter(|key| !listed.contains(key.as_str()))
-            .collect();
-        for key in gone {
-            match origin {
-                Origin::Confirmed if self.instances.serves(&key) => self.remove(&key),
-                _ => self.delete(&key, now_ms),
-            }
-        }
-        let put = |entry: &Entry| self.put(entry, now_ms);
-        entries.iter().flat_map(put).collect()
-    }
-
-    fn put(&mut self, entry: &Entry, now_ms: u64) -> Vec<Rejection> {
-        if entry.key.starts_with(INSTANCES_PREFIX) {
-            let (mesh, positions) = (&self.mesh, &self.positions);
-            let known = |at: &_, instance: &_| known(mesh, positions, at, instance);
-            if let Some(at) = self.instances.put(entry, known) {
-                self.follow_fate(&at, now_ms);
-                self.touch_instances(at);
-            }
-            return Vec::new();
-        }
-        let taken = if entry.key.starts_with(STANDINGS_PREFIX) {
-            self.put_standing(entry, now_ms)
-        } else if entry.key.starts_with(INTENTS_PREFIX) {
-            self.put_intent(entry)
-        } else if entry.key == TERMS_KEY {
-            self.put_terms(entry)
-        } else if entry.key.starts_with(AUTHORITY_PREFIX) {
-            let put = self.authorities.put(entry);
-            put.map(|cell| self.reowned(cell))
-        } else {
-            // Of another kind, perhaps of a newer version.
-            Ok(())
-        };
-        let reject = |error| Rejection {
-            key: entry.key.clone(),
-            error,
-        };
-        taken.err().map(reject).into_iter().collect()
-    }
-
-    fn put_standing(&mut self, entry: &Entry, now_ms: u64) -> Result<(), InvalidRecord> {
-        let at = StandingKey::parse(&entry.key)?;
-        // What cannot be read is replaced: nothing is remembered.
-        let standing = StandingRecord::parse(&entry.value);
-        self.touch(Some(&at.service));
-        let remembered = standing.clone().unwrap_or_else(|_| Standing::default());
-        self.zones.adopt(at, remembered, entry.mod_revision, now_ms);
-        standing.map(|_| ())
-    }
-
-    /// An intent that cannot be read changes nothing: the operator's last readable word counts.
-    fn put_intent(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
-        let at = IntentKey::parse(&entry.key)?;
-        let intent = IntentRecord::parse(&entry.value)?;
-        self.touch(at.service.as_deref());
-        self.zones.want(at, Some(intent));
-        Ok(())
-    }
-
-    /// Other zones own this cell, or it has another epoch.
-    fn reowned(&mut self, cell: Option<String>) {
-        let authority = self.mesh.authority.as_ref();
-        let mut cells = authority.into_iter().flat_map(|authority| &authority.cells);
-        self.authority_dirty |= cell.is_some_and(|name| cells.any(|cell| cell.name == name));
-    }
-
-    fn touch(&mut self, service: Option<&str>) {
-        let (one, all) = match service {
-            Some(service) => (Some(service.to_owned()), None),
-            None => (None, Some(self.positions.keys().cloned())),
-        };
-        for service in one.into_iter().chain(all.into_iter().flatten()) {
-            self.dirty.entry(service).or_default();
-        }
-    }
-
-    fn touch_instances(&mut self, at: InstanceKey) {
-        self.dirty.entry(at.service).or_default().insert(at.zone);
-    }
-
-    /// The record at `key` is gone from the store. An instance that did not say that it leaves is doubted first.
-    fn delete(&mut self, key: &str, now_ms: u64) {
-        if self.instances.serves(key) {
-            self.instances.vanished(key);
-            self.guard.vanish(key, now_ms);
-        } else if let Ok(at) = StandingKey::parse(key) {
-            self.zones.forget(&at, now_ms);
-            self.touch(Some(&at.service));
-        } else if key.starts_with(AUTHORITY_PREFIX) {
-            let cell = self.authorities.delete(key);
-            self.reowned(cell);
-        } else if let Ok(at) = IntentKey::parse(key) {
-            self.touch(at.service.as_deref());
-            self.zones.want(at, None);
-        } else {
-            self.remove(key);
-        }
-    }
-
-    /// A doubt is over.
-    fn let_go(&mut self, key: &str) {
-        if let Some(at) = self.instances.let_go(key) {
-            self.touch_instances(at);
-        }
-    }
-
-    fn remove(&mut self, key: &str) {
-        self.guard.back(key);
-        if let Some(at) = self.instances.delete(key) {
-            self.touch_instances(at);
-        }
-    }
-
     /// The state of everything as proxies should have it; none if nothing changed since the last one.
     pub fn snapshot(&mut self, now_ms: u64) -> Option<Arc<Snapshot>> {
         let percent = self.mesh.guard.vanish_percent;
@@ -558,98 +390,6 @@ impl World {
             false => snapshot.bare(),
         }))
     }
-
-    /// Looks at one service of the mesh; `instances_changed` says of a zone whether its instances are not what they were.
-    fn derive_service(
-        &mut self,
-        mesh: &Mesh,
-        index: usize,
-        service: &ServiceConfig,
-        instances_changed: impl Fn(&str) -> bool,
-        now_ms: u64,
-    ) -> ServiceChanged {
-        let mut changed = ServiceChanged::default();
-        let mut loads: Vec<ZoneLoad> = Vec::with_capacity(mesh.topology.zones().len());
-        let mut zones: Vec<ZoneInstances<'_>> = Vec::with_capacity(loads.capacity());
-        let mut due_ms = None;
-        let follow_load = service.weighting == Weighting::Computed && !self.frozen;
-        for zone in mesh.topology.zones() {
-            let at = StandingKey {
-                service: service.name.clone(),
-                zone: mesh.topology.zone_name(zone).to_owned(),
-            };
-            let instances: Vec<_> = self.instances.of(&at.service, &at.zone).collect();
-            let observed = instances.iter().map(|(_, instance)| *instance);
-            let rules = &service.failover;
-            let (load, verdict) = (self.zones).observe(&at, observed, rules, follow_load, now_ms);
-            loads.push(load);
-            due_ms = due_ms.into_iter().chain(verdict.again_at_ms).min();
-            let before = self.derived.judged.insert((index, zone), verdict);
-            let judged_alike =
-                |before: Verdict| (before.state, before.why) == (verdict.state, verdict.why);
-            zones.push(ZoneInstances {
-                zone,
-                state: verdict.state,
-                drained: verdict.why == Why::Drained,
-                full_from_percent: match verdict.why {
-                    Why::Pinned => 1,
-                    _ => rules.thresholds.down_below_percent(),
-                },
-                instances,
-                changed: instances_changed(&at.zone) || !before.is_some_and(judged_alike),
-            });
-        }
-        for endpoints in translate::endpoints(&mesh.topology, service, &zones) {
-            let endpoints = mesh.ttls.applied(Kind::Endpoints, endpoints);
-            changed.endpoints |= replace(&mut self.derived.endpoints, endpoints);
-        }
-        self.derived.set_due(index, due_ms);
-        // No request is planned to go to the gateways.
-        if !service.is_routed() {
-            return changed;
-        }
-        let plans = Plans::compute(&mesh.topology, service.weighting, &loads, &service.demands);
-        let plans = match service.writes {
-            Writes::Free => plans,
-            Writes::Fenced { .. } => plans.fenced(&mesh.topology, &loads),
-        };
-        if let Some(slot) = self.derived.plans.get_mut(index)
-            && *slot != plans
-        {
-            *slot = plans;
-            changed.plans = true;
-        }
-        changed
-    }
-}
-
-impl Derived {
-    fn set_due(&mut self, index: usize, due_ms: Option<u64>) {
-        let Some(slot) = self.due_ms.get_mut(index) else {
-            return;
-        };
-        if let Some(old) = std::mem::replace(slot, due_ms) {
-            self.due.remove(&(old, index));
-        }
-        self.due.extend(due_ms.map(|due_ms| (due_ms, index)));
-    }
-}
-
-/// Clusters follow from the mesh alone.
-fn clusters(mesh: &Mesh) -> Resources {
-    let services = mesh.services.iter();
-    let clusters = services.flat_map(|service| translate::clusters(&mesh.topology, service));
-    clusters
-        .map(|cluster| mesh.ttls.applied(Kind::Cluster, cluster))
-        .map(|cluster| (Arc::clone(&cluster.name), cluster))
-        .collect()
-}
-
-/// The endpoints of no service.
-fn unserved(mesh: &Mesh) -> Resources {
-    let grpc = mesh.listeners.grpc.then(translate::grpc::no_endpoints);
-    let named = grpc.map(|endpoints| (Arc::clone(&endpoints.name), endpoints));
-    named.into_iter().collect()
 }
 
 fn positions(mesh: &Mesh) -> Arc<BTreeMap<String, usize>> {
@@ -671,21 +411,4 @@ fn known(
         return Err(InvalidRecord::UnknownService(at.service.clone()));
     }
     Ok(())
-}
-
-#[derive(Default)]
-struct ServiceChanged {
-    endpoints: bool,
-    plans: bool,
-}
-
-/// Puts `resource` into the map; false if it is there already.
-fn replace(resources: &mut Resources, resource: Arc<Resource>) -> bool {
-    let same = resources
-        .get(&resource.name)
-        .is_some_and(|old| old.version == resource.version);
-    if !same {
-        resources.insert(Arc::clone(&resource.name), resource);
-    }
-    !same
 }

@@ -20,7 +20,7 @@ const CHANGES: [(&str, &str); 11] = [
 ];
 
 #[tokio::test]
-async fn what_a_browser_sends_for_a_foreign_page_is_rejected_on_every_route() {
+async fn requests_of_a_browser_for_a_foreign_page_are_rejected_on_every_route() {
     let fixture = Fixture::start("").await;
     let host = ("host", "127.0.0.1:18001");
     let json = ("content-type", "application/json");

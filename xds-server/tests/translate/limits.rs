@@ -3,7 +3,9 @@
 use envoy_types::pb::{
     envoy::{
         config::{
+            accesslog::v3::access_log,
             cluster::v3::Cluster,
+            core::v3::address,
             listener::v3::{Listener, filter::ConfigType},
             route::v3::{RouteAction, route::Action},
         },
@@ -204,6 +206,78 @@ services:
     let first = first.iter().find(|route| table::path(route) == "/web");
     let first = first.expect("a route of /web");
     assert_eq!(table::conditions(first), ["upgrade=websocket"]);
+}
+
+fn gateway(listener_config: &str, service: &str) -> (Listener, HttpConnectionManager) {
+    let more = format!("listeners: {{gateway: {{{listener_config}}}}}");
+    let mesh = mesh(&more, service);
+    let listener = listener(&mesh, Role::Gateway).expect("a listener");
+    let listener = Listener::decode(listener.message()).expect("a listener");
+    let filter = listener.filter_chains[0].filters[0].config_type.as_ref();
+    let Some(ConfigType::TypedConfig(manager)) = filter else {
+        panic!("a connection manager");
+    };
+    let manager = HttpConnectionManager::decode(&manager.value[..]).expect("a manager");
+    (listener, manager)
+}
+
+#[test]
+fn standard_streams_are_logged_to_by_envoys_own_loggers() {
+    for (path, logger) in [
+        ("/dev/stdout", "stream.v3.StdoutAccessLog"),
+        ("/proc/self/fd/1", "stream.v3.StdoutAccessLog"),
+        ("/dev/stderr", "stream.v3.StderrAccessLog"),
+        ("/var/log/access.log", "file.v3.FileAccessLog"),
+    ] {
+        let access_log = format!("access_log: {path}");
+        let (_, manager) = gateway(&access_log, "routes: [{prefix: /}]");
+        let Some(access_log::ConfigType::TypedConfig(config)) = &manager.access_log[0].config_type
+        else {
+            panic!("a logger");
+        };
+        assert!(config.type_url.ends_with(logger), "{}", config.type_url);
+    }
+}
+
+#[test]
+fn any_ipv6_address_takes_ipv4_as_well_unless_told_otherwise() {
+    let takes_both = |listener_config: &str| {
+        let (listener, _) = gateway(listener_config, "routes: [{prefix: /}]");
+        match listener.address.and_then(|address| address.address) {
+            Some(address::Address::SocketAddress(socket)) => socket.ipv4_compat,
+            _ => panic!("a socket's address"),
+        }
+    };
+    assert!(takes_both("address: '::'"));
+    assert!(!takes_both("address: '::', ipv4_compat: false"));
+    // They would take each other's port.
+    let both = "address: '::', additional_addresses: [{address: 0.0.0.0}]";
+    assert!(!takes_both(both));
+    assert!(!takes_both("address: '::1'"));
+}
+
+#[test]
+fn http_1_0_is_taken_where_a_default_host_is_configured() {
+    let taken = |listener_config: &str| {
+        let (_, manager) = gateway(listener_config, "routes: [{prefix: /}]");
+        let options = manager.http_protocol_options.unwrap_or_default();
+        (options.accept_http_10, options.default_host_for_http_10)
+    };
+    assert_eq!(taken(""), (false, String::new()));
+    let host = "http_protocol_options: {default_host_for_http_10: shop.example}";
+    assert_eq!(taken(host), (true, "shop.example".to_owned()));
+}
+
+#[test]
+fn the_upgrades_that_a_service_takes_pass_the_listener() {
+    let passing = |service: &str| {
+        let (_, manager) = gateway("", service);
+        let upgrades = manager.upgrade_configs.into_iter();
+        upgrades.map(|u| u.upgrade_type).collect::<Vec<_>>()
+    };
+    assert_eq!(passing("routes: [{prefix: /}]"), [""; 0]);
+    let taken = "routes: [{prefix: /}], upgrades: [websocket]";
+    assert_eq!(passing(taken), ["websocket"]);
 }
 
 #[test]

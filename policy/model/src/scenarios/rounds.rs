@@ -26,7 +26,7 @@ pub fn unheard() -> Scenario {
     scenario
 }
 
-/// What `b` acknowledges is late too.
+/// The acknowledgements of `b` are late too.
 pub fn acknowledged_late() -> Scenario {
     let mut scenario = unheard();
     scenario.name = "rounds, beats and acknowledgements late";

@@ -150,7 +150,7 @@ impl Replica {
         }
     }
 
-    /// Whatever forbade to grant is over: where this zone owns an active cell, it may register again, as another incarnation.
+    /// The reason not to grant is over: where this zone owns an active cell, it may register again, as another incarnation.
     ///
     /// A leave whose outcome was unknown may still be made, and compares an authority that is the same as before. It would
     /// delete the key of a grantor that grants again, unless that one has another name.

@@ -186,7 +186,7 @@ impl Subscription {
         }
     }
 
-    /// What was refused last and is offered again is still refused.
+    /// A resource that was refused last and is offered again is still refused.
     fn refuse_again(&mut self, kind: Kind, name: &Arc<str>, offered: &Resources) {
         let Some((version, message)) = self.refused_last.get(name) else {
             return;

@@ -103,7 +103,7 @@ fn access_is_read_and_its_contradictions_are_refused() {
 }
 
 #[test]
-fn where_other_replicas_connect_is_one_host_and_port() {
+fn the_address_for_other_replicas_is_one_host_and_port() {
     let listen = |fields: &str| with(&format!("listen: {{{fields}}}")).map(|config| config.listen);
     let good = listen("advertise: 'cp-1.tidegate:18000', advertise_name: tidegate").unwrap();
     assert_eq!(good.advertise.as_deref(), Some("cp-1.tidegate:18000"));

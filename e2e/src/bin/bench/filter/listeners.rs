@@ -264,7 +264,7 @@ fn answer(body: &str) -> Value {
 
 fn leading_to(cluster: &Value, upstream: SocketAddr) -> Result<Value> {
     let mut cluster = cluster.clone();
-    // What routes name are aggregates, and the rest has endpoints of its own.
+    // Routes name aggregates, and the rest has endpoints of its own.
     if remove(&mut cluster, "eds_cluster_config").is_err() {
         remove(&mut cluster, "cluster_type")?;
         remove(&mut cluster, "lb_policy")?;

@@ -1,0 +1,246 @@
+//! Compacts etcd's history, where `store.etcd.compaction` asks for it.
+//!
+//! etcd keeps all history until somebody compacts it, and compaction is about the whole of etcd, not about a prefix. So nothing is
+//! compacted where it holds a key of somebody else, whose watches could lose what they wait for.
+//!
+//! Our own watches lose nothing: history is kept up to the revision that this replica's watch had received `keep` ago, and a watch
+//! resumes from the last revision that it has received. A replica that was cut off for longer lists anew, as after any compaction.
+
+use std::{collections::VecDeque, time::Duration};
+
+use registry::{
+    record::{COMPACTOR_KEY, STORE_PREFIX},
+    store::{Compare, EtcdStore, Head, LeaseId, Op, Revision, Store, StoreError},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tracing::{debug, info};
+
+use crate::{conditions::Code, metrics::Metrics, mode::Mode};
+
+/// How often in the time that history is kept it is looked at.
+const LOOKS: u32 = 8;
+/// The shortest time between two looks.
+const LOOK_MIN: Duration = Duration::from_secs(1);
+/// How many looks may fail before another replica compacts.
+const LEASE_LOOKS: u32 = 3;
+/// The shortest time to live of that lease.
+const LEASE_TTL_MIN: Duration = Duration::from_secs(5);
+
+/// Why nothing is compacted.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(
+        "etcd holds keys that are not Tidegate's, the first is {0:?}: compaction would take the history from those who use them. Give Tidegate an etcd of its own, or take `store.etcd.compaction` out of the configuration"
+    )]
+    ForeignKey(String),
+    #[error(
+        "it cannot be seen whether etcd holds keys that are not Tidegate's ({0}): give the replica's etcd user read access to all keys, or take `store.etcd.compaction` out of the configuration"
+    )]
+    NotSeen(StoreError),
+    #[error("etcd does not compact its history: {0}")]
+    NotDone(StoreError),
+}
+
+/// The one that compacts, or waits to be it.
+pub struct Compactor {
+    store: EtcdStore,
+    /// How long history is kept.
+    keep: Duration,
+    process: String,
+    mode: Mode,
+    metrics: Metrics,
+    past: Past,
+    lease: Option<LeaseId>,
+    compacted: Revision,
+}
+
+impl Compactor {
+    /// `process` is what people know this replica by.
+    pub fn new(
+        store: EtcdStore,
+        keep: Duration,
+        process: String,
+        mode: Mode,
+        metrics: Metrics,
+    ) -> Compactor {
+        Compactor {
+            store,
+            keep,
+            process,
+            mode,
+            metrics,
+            past: Past::default(),
+            lease: None,
+            compacted: Revision(0),
+        }
+    }
+
+    /// Compacts until nobody follows the store any more. `followed` is what this replica's watch has received.
+    pub async fn run(mut self, mut followed: watch::Receiver<Option<Head>>) {
+        let mut ticks = interval(self.look_interval());
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if followed.has_changed().is_err() {
+                return;
+            }
+            let followed = *followed.borrow_and_update();
+            if let Err(error) = self.look(followed, Instant::now()).await {
+                debug!(%error, "history is not compacted now");
+            }
+        }
+    }
+
+    fn look_interval(&self) -> Duration {
+        (self.keep / LOOKS).max(LOOK_MIN)
+    }
+
+    /// Compacts what is old enough, if this replica is the one that does it.
+    async fn look(&mut self, followed: Option<Head>, now: Instant) -> Result<(), StoreError> {
+        let Some(followed) = followed else {
+            return Ok(());
+        };
+        self.past.note(followed, now);
+        let due = self.past.before(now, self.keep);
+        if !self.is_chosen().await? {
+            // The one that compacts says what is wrong with it.
+            self.metrics.conditions.clear(Code::CompactionRefused, "");
+            return Ok(());
+        }
+        let refused = match self.compact(due).await {
+            Ok(()) => None,
+            Err(Refused::NotSeen(error) | Refused::NotDone(error)) if passes(&error) => {
+                return Err(error);
+            }
+            Err(refused) => Some(refused.to_string()),
+        };
+        self.metrics
+            .conditions
+            .set(Code::CompactionRefused, "", refused);
+        Ok(())
+    }
+
+    async fn compact(&mut self, due: Option<Revision>) -> Result<(), Refused> {
+        // Looked at before anything is due, so that people need not wait to learn it.
+        let foreign = self.store.key_outside(STORE_PREFIX).await;
+        if let Some(key) = foreign.map_err(Refused::NotSeen)? {
+            return Err(Refused::ForeignKey(key));
+        }
+        let Some(due) = due.filter(|due| *due > self.compacted) else {
+            return Ok(());
+        };
+        self.store.compact(due).await.map_err(Refused::NotDone)?;
+        self.compacted = due;
+        self.metrics.store_compactions.inc();
+        info!(revision = due.0, keep = ?self.keep, "etcd's history is compacted");
+        Ok(())
+    }
+
+    /// Whether this replica is the one that compacts: it holds the lease of [`COMPACTOR_KEY`].
+    async fn is_chosen(&mut self) -> Result<bool, StoreError> {
+        if let Some(lease) = self.lease {
+            match self.store.lease_keep_alive(lease).await {
+                Ok(_) => return Ok(true),
+                Err(StoreError::LeaseNotFound) => self.lease = None,
+                Err(error) => return Err(error),
+            }
+        }
+        if self.store.get(COMPACTOR_KEY).await?.is_some() {
+            return Ok(false);
+        }
+        let ttl = (self.look_interval() * LEASE_LOOKS).max(LEASE_TTL_MIN);
+        let lease = self.store.lease_grant(ttl).await?;
+        let put = Op::put_leased(COMPACTOR_KEY, self.process.clone(), lease);
+        let absent = Compare::absent(COMPACTOR_KEY);
+        let outcome = self.store.txn(vec![absent], vec![put], None).await;
+        self.mode.wrote(&outcome);
+        if outcome?.succeeded {
+            self.lease = Some(lease);
+            info!(
+                process = self.process,
+                "this replica compacts etcd's history"
+            );
+        }
+        Ok(self.lease.is_some())
+    }
+}
+
+/// Whether the next look may succeed: etcd is away, which is a condition of its own.
+fn passes(error: &StoreError) -> bool {
+    use StoreError::{ClusterChanged, Timeout, Unavailable, Unreachable};
+    matches!(
+        error,
+        Unreachable { .. } | Unavailable { .. } | Timeout { .. } | ClusterChanged { .. }
+    )
+}
+
+/// Which revision had been received when. Bounded: one for each look, for as long as history is kept.
+#[derive(Debug, Default)]
+struct Past {
+    seen: VecDeque<(Instant, Head)>,
+}
+
+impl Past {
+    fn note(&mut self, head: Head, now: Instant) {
+        // Another store, or an older copy of it, says nothing about this one.
+        let follows = |(_, last): &(Instant, Head)| {
+            last.cluster == head.cluster && last.revision <= head.revision
+        };
+        if !self.seen.back().is_none_or(follows) {
+            self.seen.clear();
+        }
+        self.seen.push_back((now, head));
+    }
+
+    /// The revision that had been received so long before `now`; none if that is not known.
+    fn before(&mut self, now: Instant, keep: Duration) -> Option<Revision> {
+        let is_old = |(at, _): &(Instant, Head)| now.duration_since(*at) >= keep;
+        // Of those that are old enough the last one is of use.
+        while self.seen.get(1).is_some_and(is_old) {
+            self.seen.pop_front();
+        }
+        let oldest = self.seen.front().filter(|seen| is_old(seen))?;
+        Some(oldest.1.revision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use registry::store::ClusterId;
+
+    use super::*;
+
+    fn head(cluster: u64, revision: i64) -> Head {
+        Head {
+            cluster: ClusterId(cluster),
+            revision: Revision(revision),
+        }
+    }
+
+    #[test]
+    fn history_is_kept_for_as_long_as_it_is_asked_for() {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let keep = Duration::from_secs(60);
+        let mut past = Past::default();
+        let mut look = |s: u64, head: Head| {
+            past.note(head, at(s));
+            past.before(at(s), keep).map(|revision| revision.0)
+        };
+        assert_eq!(look(0, head(1, 10)), None);
+        assert_eq!(look(30, head(1, 20)), None);
+        assert_eq!(look(59, head(1, 20)), None);
+        assert_eq!(look(60, head(1, 30)), Some(10));
+        assert_eq!(look(89, head(1, 40)), Some(10));
+        assert_eq!(look(90, head(1, 50)), Some(20));
+        // Nothing was looked at for a while: what is kept is more than what is asked for.
+        assert_eq!(look(1_000, head(1, 60)), Some(50));
+        // Another store, and one that went back.
+        assert_eq!(look(1_100, head(2, 70)), None);
+        assert_eq!(look(1_160, head(2, 70)), Some(70));
+        assert_eq!(look(1_170, head(2, 60)), None);
+    }
+}

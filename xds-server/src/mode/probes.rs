@@ -1,0 +1,59 @@
+//! What is asked of the store to learn how it fares: test writes while none succeeds, and its alarms.
+
+use std::{sync::Arc, time::Duration};
+
+use registry::{
+    record::TIDEGATE_PREFIX,
+    store::{Compare, Op, RefusedCause, Revision, Store, StoreError},
+};
+
+use super::{Level, Mode, PROBE_INTERVAL};
+
+/// Between two looks at the store's alarms.
+const ALARMS_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Mode {
+    /// Whenever writes have ended, tries one until it succeeds. Never ends.
+    ///
+    /// The test write takes the way of every write, through consensus, quota and disk, but makes no revision and wakes no
+    /// watch: a put under a condition that never holds, or else a delete of a key that nobody puts. A read would prove
+    /// nothing: etcd answers linearizable reads from memory while its disk hangs. Neither would a delete alone: a full etcd
+    /// takes it.
+    pub async fn probe_writes(self, store: Arc<dyn Store>) {
+        let key = format!("{TIDEGATE_PREFIX}probe");
+        let mut status = self.subscribe();
+        loop {
+            // No error: this task itself keeps the sender.
+            let _ = status.wait_for(|status| status.level == Level::L3).await;
+            let never = Compare::CreateRevision {
+                key: key.clone(),
+                is: Revision(i64::MAX),
+            };
+            let (put, delete) = (Op::put(key.clone(), ""), Op::delete(key.clone()));
+            let outcome = store.txn(vec![never], vec![put], Some(vec![delete])).await;
+            self.wrote(&outcome);
+            if outcome.is_err() {
+                tokio::time::sleep(PROBE_INTERVAL).await;
+            }
+        }
+    }
+
+    /// Looks at the store's alarms from time to time, so that a full store is noticed where nothing is written. Never ends.
+    pub async fn watch_alarms(self, store: Arc<dyn Store>) {
+        let mut ticks = tokio::time::interval(ALARMS_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // What else is wrong with the store is known from elsewhere.
+            let alarms = store.alarms().await.unwrap_or_default();
+            for cause in alarms {
+                let detail = match cause {
+                    RefusedCause::Full => "etcd's alarm NOSPACE is on",
+                    _ => "etcd's alarm CORRUPT is on",
+                };
+                let detail = detail.to_owned();
+                self.write_failed(&StoreError::Refused { cause, detail });
+            }
+        }
+    }
+}
