@@ -32,7 +32,7 @@ use xds_server::{
     },
     conditions::{self, Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
-    connections::{Admission, Listener},
+    connections::{Admission, Listener, Refusals},
     feed::{self, Sources},
     last_good::{self, Keeper, LastGood},
     load_reports::{LoadReports, Loads},
@@ -440,7 +440,10 @@ fn start_peers(
         listen.advertise.as_deref(),
         listen.advertise_name.as_deref(),
     );
-    let reach = Reach::of(xds_address, advertise, name, endpoints);
+    let mut reach = Reach::of(xds_address, advertise, name, endpoints);
+    if name.is_none() {
+        reach.server_name = dialer.own_name(&reach.server_name);
+    }
     info!(
         address = reach.address,
         server_name = reach.server_name,
@@ -565,6 +568,7 @@ impl Ports {
                 port,
                 acceptor: tls.map_or_else(Acceptor::plain, |tls| tls.acceptor(port)),
                 admission: Admission::new(config.limits),
+                refusals: Refusals::default(),
                 metrics: metrics.clone(),
             })
         };
