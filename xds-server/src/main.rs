@@ -250,6 +250,11 @@ async fn serve(
     tokio::spawn(memory::give_back());
     let gate = Gate::new(meshes.clone());
     let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
+    tokio::spawn(authority::watch_guard(
+        meshes.clone(),
+        config.listen.xds,
+        metrics.conditions.clone(),
+    ));
     if is_shared {
         let store = Arc::clone(&store);
         let replicas = Replicas::new(store, process_name(), draw(), mode.clone(), &metrics);
