@@ -11,7 +11,7 @@ use e2e::etcd::Etcd;
 use e2e::paths;
 use e2e::registry::{Instance, InstanceName};
 use e2e::wait::{PATIENCE, eventually};
-use registry::store::{EtcdOptions, EtcdStore};
+use registry::store::{EtcdOptions, EtcdStore, Store};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -82,6 +82,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// A control plane's inside.
 struct Follower {
+    store: Arc<dyn Store>,
     mode: Mode,
     feed: Feed,
     metrics: Metrics,
@@ -91,7 +92,12 @@ struct Follower {
 
 impl Follower {
     async fn start(site: &Site) -> Result<Follower> {
-        let state = site.directory.path().join("state");
+        Follower::start_with(site, "state").await
+    }
+
+    /// With a state on disk of this name.
+    async fn start_with(site: &Site, state: &str) -> Result<Follower> {
+        let state = site.directory.path().join(state);
         let store = EtcdStore::new(EtcdOptions::new(site.etcd.endpoints())).await?;
         let service = json!({ "name": "orders", "routes": [{ "prefix": "/" }] });
         let text = Config::new(StoreConfig::Embedded, vec![service]).text(&paths::filter()?);
@@ -101,8 +107,9 @@ impl Follower {
         let mode = Mode::new(metrics.clone());
         let last_good: Option<LastGood> = last_good::read(&state)?;
         let keeper = Keeper::start(state, last_good.clone(), metrics.clone());
+        let store: Arc<dyn Store> = Arc::new(store);
         let feed = feed::start(Sources {
-            store: Arc::new(store),
+            store: Arc::clone(&store),
             meshes: followed,
             facts: None,
             last_good,
@@ -111,6 +118,7 @@ impl Follower {
             metrics: metrics.clone(),
         });
         Ok(Follower {
+            store,
             mode,
             feed,
             metrics,
@@ -147,6 +155,12 @@ impl Follower {
             Ok(())
         })
         .await
+    }
+
+    /// Has this one and all others believe.
+    async fn confirm_everywhere(&self) -> Result<()> {
+        let confirm = &self.feed.confirm;
+        Ok(confirm.everywhere(&*self.store, &self.mode).await?)
     }
 
     fn confirm(&self) -> Result<()> {
@@ -202,6 +216,49 @@ async fn another_cluster_is_believed_when_an_operator_confirms_it() -> Result<()
     follower.until_serving(1).await?;
     site.put("d").await?;
     follower.until_serving(2).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_control_plane_is_told_of_a_restored_store_all_believe() -> Result<()> {
+    let mut site = Site::start().await?;
+    site.put("a").await?;
+    let asked = Follower::start_with(&site, "asked").await?;
+    let other = Follower::start_with(&site, "other").await?;
+    for follower in [&asked, &other] {
+        follower.until_serving(1).await?;
+    }
+    site.back_up("older")?;
+    site.etcd.restart().await?;
+    site.put("b").await?;
+    for follower in [&asked, &other] {
+        follower.until_serving(2).await?;
+    }
+    other.keeper.stop().await;
+    let late = site.directory.path().join("late");
+    fs::copy(site.directory.path().join("other"), late)?;
+
+    // From a backup under the same id; and another cluster.
+    site.restore(Some("older")).await?;
+    for follower in [&asked, &other] {
+        follower.until_doubting("older backup", 2).await?;
+    }
+    asked.confirm_everywhere().await?;
+    for follower in [&asked, &other] {
+        follower.until_serving(1).await?;
+    }
+    site.etcd.set_token("another");
+    site.restore(None).await?;
+    for follower in [&asked, &other] {
+        follower.until_doubting("another store answers", 1).await?;
+    }
+    site.put("c").await?;
+    site.put("d").await?;
+    asked.confirm_everywhere().await?;
+    drop(asked);
+    other.until_serving(2).await?;
+    // One that starts later, with what it knew of the first store.
+    let late = Follower::start_with(&site, "late").await?;
+    late.until_serving(2).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use crate::{
     admin,
     config::TlsFiles,
-    connections::{Admission, Limits, Listener},
+    connections::{Admission, Limits, Listener, Refusals},
     metrics::Metrics,
     tls::{Acceptor, Port, Tls},
 };
@@ -33,6 +33,7 @@ pub fn serve(tcp: TcpListener, listen: &config::Listen, router: Router) -> anyho
         port: Port::Admin,
         acceptor,
         admission: Admission::new(Limits::default()),
+        refusals: Refusals::default(),
         metrics,
     };
     Ok(admin::serve(listener, admin::guarded(router)).boxed())

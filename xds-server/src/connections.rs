@@ -2,13 +2,21 @@
 
 mod admission;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout},
+};
 use tracing::{debug, warn};
 
 use crate::{
     access::Caller,
+    logging::Budget,
     metrics::{Metrics, PortLabel, PortReasonLabel},
     tls::{AcceptError, Acceptor, HANDSHAKE_TIMEOUT, Peer, Port, Stream},
 };
@@ -25,6 +33,19 @@ pub struct Listener {
     pub acceptor: Acceptor,
     pub admission: Admission,
     pub metrics: Metrics,
+    pub refusals: Refusals,
+}
+
+/// How many refused connections may still be logged, by reason: anybody can have one refused, as often as they like.
+#[derive(Default)]
+pub struct Refusals(Mutex<Budget<&'static str>>);
+
+impl Refusals {
+    /// How many were not logged before this one; none where this one is not to be logged either.
+    fn log(&self, reason: &'static str) -> Option<u64> {
+        let mut budget = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        budget.take(reason, Instant::now())
+    }
 }
 
 /// Why a connection was refused.
@@ -72,6 +93,7 @@ impl Listener {
             acceptor: Acceptor::plain(),
             admission: Admission::new(Limits::default()),
             metrics: Metrics::default(),
+            refusals: Refusals::default(),
         }
     }
 
@@ -135,10 +157,12 @@ impl Listener {
         let (port, reason) = (self.port.as_str(), refusal.reason());
         let label = PortReasonLabel { port, reason };
         self.metrics.connections_refused.get_or_create(&label).inc();
-        if refusal.is_remarkable() {
-            warn!(%address, port, reason, error = %refusal, "connection refused");
-        } else {
-            debug!(%address, port, reason, error = %refusal, "connection refused");
+        let remarkable = refusal.is_remarkable();
+        match remarkable.then(|| self.refusals.log(reason)).flatten() {
+            Some(suppressed) => {
+                warn!(%address, port, reason, suppressed, error = %refusal, "connection refused");
+            }
+            None => debug!(%address, port, reason, error = %refusal, "connection refused"),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use imbl::OrdMap;
 use registry::authority::{GRANTORS_PREFIX, SESSIONS_PREFIX};
+use registry::confirmation::CONFIRMATIONS_PREFIX;
 use registry::record::REPLICAS_PREFIX;
 use registry::store::{ClusterId, Entry, Event, Listing, Revision, WatchBatch};
 
@@ -30,11 +31,15 @@ pub struct LastGood {
 }
 
 /// Whether a key is worth a place on disk. Sessions, and who grants under them, are not: they change all the time, and mean
-/// nothing to another process.
+/// nothing to another process. A confirmation is soon over.
 pub fn is_kept(key: &str) -> bool {
-    ![SESSIONS_PREFIX, GRANTORS_PREFIX, REPLICAS_PREFIX]
-        .iter()
-        .any(|prefix| key.starts_with(prefix))
+    let passing = [
+        SESSIONS_PREFIX,
+        GRANTORS_PREFIX,
+        REPLICAS_PREFIX,
+        CONFIRMATIONS_PREFIX,
+    ];
+    !passing.iter().any(|prefix| key.starts_with(prefix))
 }
 
 impl LastGood {

@@ -33,7 +33,7 @@ use xds_server::{
     compaction::Compactor,
     conditions::{self, Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
-    connections::{Admission, Listener},
+    connections::{Admission, Listener, Refusals},
     feed::{self, Sources},
     last_good::{self, Keeper, LastGood},
     load_reports::{LoadReports, Loads},
@@ -252,6 +252,11 @@ async fn serve(
     tokio::spawn(memory::give_back());
     let gate = Gate::new(meshes.clone());
     let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
+    tokio::spawn(authority::watch_guard(
+        meshes.clone(),
+        config.listen.xds,
+        metrics.conditions.clone(),
+    ));
     if is_shared {
         let store = Arc::clone(&store);
         let replicas = Replicas::new(store, process_name(), draw(), mode.clone(), &metrics);
@@ -446,7 +451,10 @@ fn start_peers(
         listen.advertise.as_deref(),
         listen.advertise_name.as_deref(),
     );
-    let reach = Reach::of(xds_address, advertise, name, endpoints);
+    let mut reach = Reach::of(xds_address, advertise, name, endpoints);
+    if name.is_none() {
+        reach.server_name = dialer.own_name(&reach.server_name);
+    }
     info!(
         address = reach.address,
         server_name = reach.server_name,
@@ -579,6 +587,7 @@ impl Ports {
                 port,
                 acceptor: tls.map_or_else(Acceptor::plain, |tls| tls.acceptor(port)),
                 admission: Admission::new(config.limits),
+                refusals: Refusals::default(),
                 metrics: metrics.clone(),
             })
         };

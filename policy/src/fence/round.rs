@@ -17,6 +17,11 @@
 //! Q has acknowledged: it counts from the beat, later than `t`; a transaction that it had sent before that would end P's
 //! session unless that was put since, so it acknowledges nothing until it has seen such a put. If Q's session was created
 //! after the confirmation, Q counts from when it learned of its creation, which is later than `t` too.
+//!
+//! A round need not wait for a session whose deletion P has seen. A transaction of Q that passes over P came before that deletion,
+//! since it compares that Q's session exists. If it also came before the confirmation, that would have failed. Else P has seen
+//! it before it saw the deletion, since the watch tells everything in its order, and P's session was over then. A list tells no
+//! order: what it lacks is waited for until the next round.
 
 use alloc::collections::BTreeSet;
 
@@ -63,6 +68,11 @@ impl Round {
         if number == self.number || !terms.keeps(Clause::HeardMatched) {
             self.awaited.remove(by);
         }
+    }
+
+    /// Another session's key was deleted, as the store's watch tells: it passes over nobody any more.
+    pub(super) fn gone(&mut self, id: &SessionId) {
+        self.awaited.remove(id);
     }
 
     pub(super) fn is_confirmed(&self) -> bool {

@@ -162,6 +162,18 @@ impl Session {
         }
     }
 
+    /// Another session's key was deleted, and everything that the store did before was seen: a round does not wait for it.
+    pub fn gone(&mut self, id: &SessionId) {
+        if let Some(round) = self.round.as_mut() {
+            round.gone(id);
+        }
+    }
+
+    /// The round under way comes to nothing: the own key was not listed.
+    pub fn forget_round(&mut self) {
+        self.round = None;
+    }
+
     /// Renews the session if the round under way is complete; says whether.
     pub fn complete_round(&mut self, now: u64, terms: &Terms) -> bool {
         let Some(round) = self.round.take_if(|round| round.complete(terms)) else {

@@ -235,6 +235,38 @@ fn a_session_that_is_not_heard_is_put_until_it_is() {
 }
 
 #[test]
+fn a_round_waits_for_no_session_that_is_gone() {
+    let (mut session, terms) = (Session::new(session_id("1")), terms());
+    session.renew(1, 1_000, &terms);
+    session.renewed(1, Revision(4), 1_001, &terms);
+    session.begin_round(2, company(&["2", "3"]), 1_025, &terms);
+    session.gone(&session_id("2"));
+    session.gone(&session_id("3"));
+    assert!(
+        !session.complete_round(1_026, &terms),
+        "the store has not confirmed that the own session is there"
+    );
+    assert!(session.confirmed(2).is_empty(), "nobody is left to hear it");
+    assert!(session.complete_round(1_027, &terms));
+    assert_eq!(session.left(1_027), 88, "from when the round began");
+
+    session.begin_round(3, company(&["2", "3"]), 1_050, &terms);
+    session.confirmed(3);
+    session.gone(&session_id("3"));
+    assert!(!session.complete_round(1_051, &terms), "one is still there");
+    session.heard(&session_id("2"), &session_id("1"), 3, &terms);
+    assert!(session.complete_round(1_052, &terms));
+    assert_eq!(session.due(&terms), None, "no put");
+
+    // After a list without the own key a round counts for nothing, whoever is gone.
+    session.begin_round(4, company(&["2"]), 1_075, &terms);
+    session.confirmed(4);
+    session.forget_round();
+    session.gone(&session_id("2"));
+    assert!(!session.complete_round(1_076, &terms));
+}
+
+#[test]
 fn the_record_of_a_session_is_put_until_the_store_has_it() {
     let (mut session, terms) = (Session::new(session_id("1")), terms());
     session.renew(1, 1_000, &terms);

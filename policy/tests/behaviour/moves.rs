@@ -92,6 +92,10 @@ struct Mesh {
     processes: Vec<Process>,
     rules: BTreeMap<Name, CellRules>,
     born: u64,
+    /// Processes hear each other.
+    hears: bool,
+    /// How often sessions were put.
+    puts: u64,
 }
 
 impl Mesh {
@@ -114,6 +118,8 @@ impl Mesh {
             processes: Vec::new(),
             rules: rules.collect(),
             born: 0,
+            hears: false,
+            puts: 0,
         };
         for zone in ["a", "b", "c"] {
             mesh.start(zone);
@@ -212,8 +218,16 @@ impl Mesh {
                         }
                     }
                 }
-                // Replicas do not hear each other here: sessions are renewed by puts.
-                Effect::Beat { .. } | Effect::Heard { .. } => {}
+                Effect::Beat { to, round } => {
+                    let from = self.processes[at].replica.id().clone();
+                    let (to, says) = (to.clone(), Input::Beat { from, to, round });
+                    self.say(&to, says);
+                }
+                Effect::Heard { of, round } => {
+                    let by = self.processes[at].replica.id().clone();
+                    let (of, says) = (of.clone(), Input::Heard { by, of, round });
+                    self.say(&of, says);
+                }
                 Effect::Ended => {
                     let zone = self.processes[at].zone;
                     let incarnation = self.incarnation(zone);
@@ -240,6 +254,15 @@ impl Mesh {
         }
     }
 
+    /// Directly to the process whose session this is. Where nobody hears the other, sessions are renewed by puts.
+    fn say(&mut self, to: &SessionId, says: Input) {
+        let mut processes = self.processes.iter();
+        let to = processes.position(|process| process.replica.id() == to);
+        if let Some(to) = to.filter(|_| self.hears) {
+            self.tell(to, says);
+        }
+    }
+
     fn write(&mut self, write: &Write, revision: Revision) -> Option<Input> {
         Some(match write {
             Write::Authority(cell, authority) => {
@@ -253,6 +276,7 @@ impl Mesh {
                 }
             }
             Write::Session(id) => {
+                self.puts += 1;
                 self.shelf.put(Key::Session(id.clone()));
                 Input::Session {
                     id: id.clone(),
@@ -467,6 +491,39 @@ fn all_cells_of_a_lost_zone_are_taken_over_in_the_time_of_one() {
             mesh.cells()
         );
     }
+}
+
+#[test]
+fn a_process_that_dies_costs_the_others_few_puts() {
+    // `c` has nothing that anybody would take over.
+    let mut mesh = Mesh::new(&[("one", "a", &["b"])]);
+    mesh.hears = true;
+    mesh.pass(10 * SECOND);
+    let before = mesh.puts;
+    mesh.pass(60 * SECOND);
+    assert_eq!(mesh.puts, before, "all hear each other");
+
+    mesh.at("c").hung = true;
+    mesh.pass(60 * SECOND);
+    // Two processes, four times in a session's three seconds, for twice as long as a session lasts.
+    let puts = mesh.puts - before;
+    assert!((2..=2 * 10).contains(&puts), "{puts} puts");
+    let sessions = |key: &&Key| matches!(key, Key::Session(_));
+    assert_eq!(mesh.shelf.stands.keys().filter(sessions).count(), 2);
+    let orphaned = mesh.puts;
+    mesh.pass(60 * SECOND);
+    assert_eq!(mesh.puts, orphaned, "nobody waits for it any more");
+
+    // It was only slow, and begins another session.
+    mesh.at("c").hung = false;
+    let at = mesh.index("c");
+    let listing = Input::Listed(mesh.shelf.list());
+    mesh.tell(at, listing);
+    mesh.pass(10 * SECOND);
+    assert_eq!(mesh.shelf.stands.keys().filter(sessions).count(), 3);
+    let back = mesh.puts;
+    mesh.pass(60 * SECOND);
+    assert_eq!(mesh.puts, back);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{Admin, Problem, parse_json, some_of};
 use crate::{
     conditions::{Code, rules::Accepted},
-    feed::Overview,
+    feed::{Overview, Unconfirmed},
     world::ZoneStatus,
 };
 
@@ -272,8 +272,13 @@ pub(super) async fn fail_back(
 }
 
 pub(super) async fn confirm(State(admin): State<Admin>) -> Result<StatusCode, Problem> {
-    match admin.feed.confirm.confirm() {
-        true => Ok(StatusCode::NO_CONTENT),
-        false => Err(Problem::conflict("nothing waits for a confirmation here")),
+    let Admin {
+        feed, store, mode, ..
+    } = &admin;
+    let confirmed = feed.confirm.everywhere(&**store, mode);
+    match confirmed.await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(error @ Unconfirmed::NotAsked) => Err(Problem::conflict(error.to_string())),
+        Err(error @ Unconfirmed::NotShared(_)) => Err(Problem::unavailable(error.to_string())),
     }
 }

@@ -7,7 +7,8 @@ use tokio::sync::watch;
 
 use crate::{
     access::{Caller, Gate},
-    config::Mesh,
+    conditions::{Code, Conditions},
+    config::{Mesh, PortConfig},
     snapshot::Role,
 };
 
@@ -70,6 +71,36 @@ impl ToldKeys {
         let (role, rules) = (Role::Gateway, self.keys.gate.rules());
         self.role == role.as_str() && rules.view(&self.caller, &self.zone, role).is_ok()
     }
+}
+
+/// Says for as long as it holds that any client may say that it is a gateway, and is told the keys. They are told all the same:
+/// such a client gets the policy and grants as well. Ends with the meshes.
+pub async fn watch_guard(
+    mut meshes: watch::Receiver<Arc<Mesh>>,
+    xds: PortConfig,
+    conditions: Conditions,
+) {
+    loop {
+        let detail = unguarded(&meshes.borrow_and_update(), xds);
+        conditions.set(Code::HopKeysUnguarded, "", detail);
+        if meshes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Who may say that it is a gateway, where that is not known.
+fn unguarded(mesh: &Mesh, xds: PortConfig) -> Option<&'static str> {
+    let authority = mesh.authority.as_ref();
+    let signs = authority.is_some_and(|authority| authority.hop_keys.is_some());
+    let is_local = xds.address.ip().to_canonical().is_loopback();
+    if !signs || is_local || mesh.access.proxies.is_some() {
+        return None;
+    }
+    Some(match xds.is_tls {
+        true => "every client with a certificate of `listen.tls.client_ca`",
+        false => "every client that reaches `listen.xds`, which speaks plain text",
+    })
 }
 
 #[cfg(test)]
@@ -141,5 +172,34 @@ mod tests {
             "access: {proxies: [{match: 'spiffe://m/{zone}/other'}]}",
         ));
         assert_eq!(secrets(told.news()), Some(vec![]));
+    }
+
+    #[tokio::test]
+    async fn keys_for_any_client_that_says_gateway_are_a_condition() {
+        let port = |address: &str, is_tls| PortConfig {
+            address: address.parse().unwrap(),
+            is_tls,
+        };
+        let public = port("10.0.0.1:18000", true);
+        let open = mesh(ONE, "");
+        let detail = unguarded(&open, public).unwrap();
+        assert!(detail.contains("client_ca"), "{detail}");
+        let plain = unguarded(&open, port("[::]:18000", false)).unwrap();
+        assert!(plain.contains("plain text"), "{plain}");
+        for loopback in ["127.0.0.1:18000", "[::1]:18000", "[::ffff:127.0.0.1]:18000"] {
+            assert_eq!(unguarded(&open, port(loopback, false)), None, "{loopback}");
+        }
+
+        let (meshes, now) = watch::channel(open);
+        let conditions = Conditions::new();
+        tokio::spawn(watch_guard(now, public, conditions.clone()));
+        conditions.until(Code::HopKeysUnguarded, true).await;
+        meshes.send_replace(mesh(ONE, RULES));
+        conditions.until(Code::HopKeysUnguarded, false).await;
+        meshes.send_replace(mesh(ONE, ""));
+        conditions.until(Code::HopKeysUnguarded, true).await;
+        // Nothing is signed.
+        meshes.send_replace(mesh("", ""));
+        conditions.until(Code::HopKeysUnguarded, false).await;
     }
 }

@@ -38,7 +38,7 @@ use crate::{
 
 pub use clock::{Boottime, Clock, unix_ms};
 pub use homes::Homes;
-pub use hop_keys::HopKeys;
+pub use hop_keys::{HopKeys, watch_guard};
 pub use service::{FenceService, service};
 pub use status::{CellStatus, Holding, MoveStatus, Operation, Speakers};
 pub use terms::{Agreements, ReplicaTerms, TermsStatus, waits_for};

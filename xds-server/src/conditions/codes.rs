@@ -137,6 +137,10 @@ codes! {
         is: "The store has no authority record for a configured cell, so its writes are refused.",
         do: "A replica of an owner zone writes the record by itself once the store takes writes. If the record was deleted, run `tidegate override CELL --to ZONE --reason TEXT`.";
 
+    PeerUnreached = "TG1021", "peer_unreached", Warning, Condition;
+        is: "This replica cannot open a stream to another replica, so it renews its session by writes: it works, and the store's history grows faster.",
+        do: "Look at the detail. A certificate must have the name that the other replica advertises (`listen.advertise_name`); an address must lead to its xDS port.";
+
     // TG2: store
 
     StoreUnreachable = "TG2001", "store_unreachable", Error, Condition;
@@ -177,7 +181,7 @@ codes! {
 
     StoreDoubted = "TG2010", "store_doubted", Error, Condition;
         is: "The store's content cannot have followed from what was known (a restored or emptied store): the last good state is served, and proxies that hold more keep it.",
-        do: "If the store is the right one, run `tidegate confirm` on each replica.";
+        do: "If the store is the right one, run `tidegate confirm`: it reaches all replicas.";
 
     StateNotKept = "TG2011", "state_not_kept", Warning, Condition;
         is: "The last good state cannot be written to `state.path`: after a start without the store nothing could be served.",
@@ -195,7 +199,7 @@ codes! {
 
     ChangeHeld = "TG3002", "change_held", Error, Condition;
         is: "A change in the store is implausible (most instances gone at once), so the instances before it are served.",
-        do: "Look at `tidegate zones`. If the change is meant, run `tidegate confirm` on each replica; if not, mend the registry.";
+        do: "Look at `tidegate zones`. If the change is meant, run `tidegate confirm`, which reaches all replicas; if not, mend the registry.";
 
     RecordsUnused = "TG3003", "records_unused", Warning, Condition;
         is: "Records in the store cannot be read or name an unknown service or zone, and are not used.",
@@ -248,6 +252,10 @@ codes! {
     CertificateEnded = "TG5012", "certificate_ended", Error, Condition;
         is: "A certificate in force has ended: handshakes that rest on it fail.",
         do: "Renew it: put the new files in place of the old ones, they are taken without a restart.";
+
+    HopKeysUnguarded = "TG5021", "hop_keys_unguarded", Warning, Condition;
+        is: "Gateways sign forwarded writes, and `access.proxies` is missing: any client that says it is a gateway gets the secrets of `authority.forward_token`.",
+        do: "Set `listen.tls` and list the gateways' certificates in `access.proxies`, then replace the secrets. Without forwarded writes leave `forward_token` out.";
 
     // TG6: clocks
 

@@ -30,7 +30,7 @@ use crate::{
 use engine::Engine;
 use reader::Reader;
 
-pub use confirm::Confirm;
+pub use confirm::{Confirm, Unconfirmed};
 pub use engine::Overview;
 
 /// Changes that may wait for the engine. The reader waits when there are more.
@@ -146,7 +146,7 @@ async fn say_if_nothing<T>(mut snapshots: watch::Receiver<Option<T>>, conditions
 
 #[cfg(test)]
 mod tests {
-    use registry::store::{EmbeddedOptions, EmbeddedStore};
+    use registry::store::{EmbeddedOptions, EmbeddedStore, Op};
 
     use super::*;
     use crate::config::Config;
@@ -180,6 +180,88 @@ mod tests {
         );
         store.delete(key).await.unwrap();
         metrics.conditions.until(Code::RecordsUnused, false).await;
+    }
+
+    /// A replica that follows this store, from what it knew before.
+    fn replica(store: &Arc<dyn Store>, last_good: Option<LastGood>) -> (Feed, Mode, Metrics) {
+        let text = "store: {embedded: {path: x}}\nfilter: {path: x}\nzones: [{name: a, region: r}]\nservices: [{name: orders, routes: [{prefix: /}]}]\n";
+        let mesh = Config::parse("test.yaml", text).unwrap().mesh;
+        let (meshes, following) = watch::channel(Arc::new(mesh));
+        // For as long as the test lasts.
+        std::mem::forget(meshes);
+        let metrics = Metrics::default();
+        let mode = Mode::new(metrics.clone());
+        let feed = start(Sources {
+            store: Arc::clone(store),
+            meshes: following,
+            facts: None,
+            last_good,
+            keeper: Keeper::none(),
+            mode: mode.clone(),
+            metrics: metrics.clone(),
+        });
+        (feed, mode, metrics)
+    }
+
+    async fn until_serving(metrics: &Metrics, instances: i64) {
+        let served = tokio::time::timeout(Duration::from_secs(30), async {
+            while metrics.instances.get() + metrics.instances_kept.get() != instances {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        let now = || (metrics.instances.get(), metrics.instances_kept.get());
+        served.await.unwrap_or_else(|_| panic!("{:?}", now()));
+    }
+
+    #[tokio::test]
+    async fn what_one_replica_is_told_all_believe_and_nobody_believes_what_comes_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        let store = EmbeddedStore::open(EmbeddedOptions::new(path)).await;
+        let store: Arc<dyn Store> = Arc::new(store.unwrap());
+        let key = |at: &u16| format!("/tidegate/v1/instances/orders/a/{at}");
+        let fill = async |instances: std::ops::Range<u16>| {
+            for at in instances {
+                let record = format!(r#"{{"address": "127.0.0.1", "port": {}}}"#, 1_000 + at);
+                store.put(&key(&at), record.into(), None).await.unwrap();
+            }
+        };
+        let empty = async |instances: std::ops::Range<u16>| {
+            let ops = instances.map(|at| Op::delete(key(&at))).collect();
+            store.txn(vec![], ops, None).await.unwrap();
+        };
+        fill(0..4).await;
+        let (cluster, listing) = store.survey("/tidegate/v1/").await.unwrap();
+        let before = LastGood::listed(cluster, listing);
+        let (asked, mode, its) = replica(&store, None);
+        let (_other, _, others) = replica(&store, None);
+        for metrics in [&its, &others] {
+            until_serving(metrics, 4).await;
+        }
+        let in_advance = asked.confirm.everywhere(&*store, &mode).await;
+        assert!(matches!(in_advance, Err(Unconfirmed::NotAsked)));
+        empty(0..4).await;
+        for metrics in [&its, &others] {
+            metrics.conditions.until(Code::ChangeHeld, true).await;
+        }
+        asked.confirm.everywhere(&*store, &mode).await.unwrap();
+        for metrics in [&its, &others] {
+            metrics.conditions.until(Code::ChangeHeld, false).await;
+            until_serving(metrics, 0).await;
+        }
+        // The asked replica starts again before it has kept what it was told.
+        let (_again, _, started) = replica(&store, Some(before));
+        until_serving(&started, 0).await;
+        assert!(!started.conditions.holds(Code::ChangeHeld));
+        // What disappears later is another matter.
+        fill(4..8).await;
+        for metrics in [&its, &others, &started] {
+            until_serving(metrics, 4).await;
+        }
+        empty(4..8).await;
+        for metrics in [&its, &others, &started] {
+            metrics.conditions.until(Code::ChangeHeld, true).await;
+        }
     }
 
     #[tokio::test(start_paused = true)]

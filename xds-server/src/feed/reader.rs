@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt, StreamExt};
 use registry::{
     authority::{AUTHORITY_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX, SESSIONS_PREFIX},
+    confirmation::{CONFIRMATIONS_PREFIX, Confirmation},
     record::{COMPACTOR_KEY, INSTANCES_PREFIX, REPLICAS_PREFIX, TIDEGATE_PREFIX},
     store::{
         ClusterId, Entry, Event, Head, Listing, Revision, Store, StoreError, WatchBatch, WatchError,
@@ -67,6 +68,8 @@ pub(super) struct Reader {
 pub(super) struct Doubt {
     /// Which one answers.
     is: ClusterId,
+    /// What it had said when it was doubted.
+    said: Revision,
     reason: String,
     confirmed: oneshot::Receiver<()>,
     /// The operator believes it.
@@ -244,6 +247,7 @@ impl Reader {
         self.mode.doubted(&reason);
         self.doubt = Some(Doubt {
             is,
+            said: listing.revision,
             reason,
             confirmed,
             accepted: false,
@@ -292,7 +296,32 @@ impl Reader {
             }
             Ok(_) => self.mode.doubted(&doubt.reason),
         }
+        if self.is_confirmed().await
+            && let Some(doubt) = &mut self.doubt
+        {
+            doubt.accepted = true;
+            return Next::List;
+        }
         Next::Wait
+    }
+
+    /// Whether an operator has told another replica that the store is to be believed. A store that was restored under its old
+    /// id has what was confirmed before its backup, so there only what was written since it is doubted counts.
+    async fn is_confirmed(&self) -> bool {
+        let Some(doubt) = &self.doubt else {
+            return false;
+        };
+        // What fails is tried again at the next look.
+        let Ok((cluster, listing)) = self.store.survey(CONFIRMATIONS_PREFIX).await else {
+            return false;
+        };
+        let known = self.known.as_ref();
+        let is_other = known.is_some_and(|known| known.cluster != cluster);
+        let confirms = |entry: &Entry| {
+            Confirmation::is_of(&entry.value, cluster)
+                && (is_other || entry.mod_revision > doubt.said)
+        };
+        cluster == doubt.is && listing.entries.iter().any(confirms)
     }
 
     /// Believes the listing: it is what holds now.
@@ -317,6 +346,14 @@ impl Reader {
             revision,
             origin,
         };
+        // One that was not told yet: it is about what was missed.
+        let before = self.known.as_ref().filter(|known| known.cluster == cluster);
+        let before = before.map_or(Revision(0), |known| known.revision);
+        let confirmed = listing.entries.iter().any(|entry| {
+            let is_one = entry.key.starts_with(CONFIRMATIONS_PREFIX);
+            let is_news = entry.mod_revision > before;
+            is_one && is_news && Confirmation::is_of(&entry.value, cluster)
+        });
         let known = LastGood::listed(cluster, listing);
         self.keeper.keep(&known);
         self.known = Some(known);
@@ -325,6 +362,9 @@ impl Reader {
         self.doubt = None;
         self.tell(fact).await?;
         self.send(listed).await?;
+        if confirmed {
+            self.send(Change::Confirmed).await?;
+        }
         self.mode.confirmed();
         Ok(())
     }
@@ -448,7 +488,15 @@ impl Reader {
                 self.keeper.keep(known);
             }
         }
+        let cluster = self.known.as_ref().map(|known| known.cluster);
         for event in batch.events {
+            if let Event::Put(entry) = &event
+                && entry.key.starts_with(CONFIRMATIONS_PREFIX)
+                && cluster.is_some_and(|cluster| Confirmation::is_of(&entry.value, cluster))
+            {
+                info!("an operator confirmed what the store says, on this replica or another");
+                self.send(Change::Confirmed).await?;
+            }
             let listeners = Listeners::of(event.key());
             if listeners.authority {
                 let fact = match &event {
@@ -503,8 +551,10 @@ impl Listeners {
         let owners = key.starts_with(AUTHORITY_PREFIX) || key == TERMS_KEY;
         let behind = [SESSIONS_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX];
         let behind = behind.iter().any(|prefix| key.starts_with(prefix));
-        // Replicas look at each other's by themselves.
-        let elsewhere = key.starts_with(REPLICAS_PREFIX) || key == COMPACTOR_KEY;
+        // Replicas look at each other's by themselves; confirmations are told apart.
+        let elsewhere = [REPLICAS_PREFIX, CONFIRMATIONS_PREFIX];
+        let elsewhere =
+            elsewhere.iter().any(|prefix| key.starts_with(prefix)) || key == COMPACTOR_KEY;
         Listeners {
             world: !behind && !elsewhere,
             authority: owners || behind,

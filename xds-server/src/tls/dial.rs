@@ -13,10 +13,13 @@ use tokio::{
     net::TcpStream,
     sync::watch,
 };
-use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{client::verify_server_name, pki_types::ServerName, server::ParsedCertificate},
+};
 use tower_service::Service;
 
-use super::files::Credentials;
+use super::{files::Credentials, identity};
 
 /// Opens connections: with the certificate in use, and to those that show one of the configured CA. Cheap to clone.
 #[derive(Clone)]
@@ -29,6 +32,28 @@ impl Dialer {
     /// In plain text.
     pub fn plain() -> Dialer {
         Dialer { tls: None }
+    }
+
+    /// The name by which others are to know the own certificate: `host` where it has that, else its first DNS name. Without
+    /// either, and in plain text, `host`.
+    pub fn own_name(&self, host: &str) -> String {
+        let Some(credentials) = &self.tls else {
+            return host.to_owned();
+        };
+        let credentials = credentials.borrow();
+        let has = |name: &str| {
+            let certificate = ParsedCertificate::try_from(&credentials.certificate);
+            let name = ServerName::try_from(name);
+            let both = certificate.ok().zip(name.ok());
+            both.is_some_and(|(certificate, name)| verify_server_name(&certificate, &name).is_ok())
+        };
+        if has(host) {
+            return host.to_owned();
+        }
+        let identity = identity::read(&credentials.certificate).unwrap_or_default();
+        // A pattern is no name that a server could be asked for.
+        let name = identity.dns.into_iter().find(|name| has(name));
+        name.unwrap_or_else(|| host.to_owned())
     }
 
     /// For tonic: leads to `host:port`, whose certificate has this name.

@@ -74,7 +74,9 @@ pub(super) struct Credentials {
     pub(super) admin: Arc<ServerConfig>,
     /// For connections to other replicas: they show a certificate of the same CA.
     pub(super) client: Arc<ClientConfig>,
-    /// When the server's certificate ends.
+    /// The server's certificate.
+    pub(super) certificate: CertificateDer<'static>,
+    /// When it ends.
     pub(super) cert_end: End,
     /// When the first of the CA's certificates ends.
     pub(super) client_ca_end: End,
@@ -108,6 +110,10 @@ impl Contents {
         })?;
         let cas = certificates("client_ca", &files.client_ca, &self.client_ca)?;
         // The server's own stands first; what follows it are those between it and the root.
+        let certificate = chain.first().cloned().ok_or_else(|| TlsError::Empty {
+            field: "cert",
+            file: files.cert.display().to_string(),
+        })?;
         let cert_end = first_end("cert", &files.cert, chain.iter().take(1))?;
         let client_ca_end = first_end("client_ca", &files.client_ca, cas.iter())?;
 
@@ -143,6 +149,7 @@ impl Contents {
             xds: config(strict, b"h2")?,
             admin: config(lenient, b"http/1.1")?,
             client,
+            certificate,
             cert_end,
             client_ca_end,
         })

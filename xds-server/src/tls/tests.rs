@@ -24,7 +24,7 @@ use crate::{
     authority::unix_ms,
     conditions::Code,
     config::TlsFiles,
-    connections::{Admission, Limits, Listener},
+    connections::{Admission, Limits, Listener, Refusals},
     metrics::{Metrics, PortReasonLabel, ResultLabel},
 };
 
@@ -287,6 +287,7 @@ async fn silent(files: TlsFiles, limits: Limits) -> (SocketAddr, Admission, Metr
         port: Port::Xds,
         acceptor: tls.acceptor(Port::Xds),
         admission: admission.clone(),
+        refusals: Refusals::default(),
         metrics: metrics.clone(),
     };
     tokio::spawn(listener.serve(async move |stream, _| {
@@ -391,4 +392,30 @@ async fn a_certificate_that_ends_soon_or_has_ended_is_a_condition_until_it_is_re
         renew(from_s, until_s);
         eventually(|| holds(soon) == is_soon && holds(ended) == is_ended).await;
     }
+}
+
+#[tokio::test]
+async fn other_replicas_are_told_a_name_that_the_certificate_has() {
+    let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+    let files = write(directory.path(), &ca, &ca);
+    let told = |names: &[&str], host: &str| {
+        let (cert, key) = ca.issue(names);
+        fs::write(&files.cert, cert).unwrap();
+        fs::write(&files.key, key).unwrap();
+        let tls = Tls::start(files.clone(), Metrics::default()).unwrap();
+        tls.dialer().own_name(host)
+    };
+    let names = ["*.pods.mesh", "tidegate", "cp-1.mesh", "spiffe://mesh/cp"];
+    for (host, name) in [
+        ("cp-1.mesh", "cp-1.mesh"),
+        ("cp-7.pods.mesh", "cp-7.pods.mesh"),
+        // Neither is in it. A pattern is no name.
+        ("10.0.0.1", "tidegate"),
+        ("cp-2.mesh", "tidegate"),
+    ] {
+        assert_eq!(told(&names, host), name, "{host}");
+    }
+    let without = ["spiffe://mesh/cp"];
+    assert_eq!(told(&without, "10.0.0.1"), "10.0.0.1");
+    assert_eq!(Dialer::plain().own_name("10.0.0.1"), "10.0.0.1");
 }

@@ -50,6 +50,8 @@ pub enum Change {
     Deleted {
         key: String,
     },
+    /// An operator believes what the store has said up to now.
+    Confirmed,
     /// The store answers with a state that is older than what is known, or is another one: nothing of it is believed.
     Restored {
         revision: Revision,
@@ -178,6 +180,10 @@ impl World {
             Change::Put(entry) => self.put(&entry, now_ms),
             Change::Deleted { key } => {
                 self.delete(&key, now_ms);
+                Vec::new()
+            }
+            Change::Confirmed => {
+                self.confirm();
                 Vec::new()
             }
             Change::Restored {

@@ -83,6 +83,17 @@ pub fn late_creation() -> Scenario {
     scenario
 }
 
+/// `b` crashes and comes back; the session that it leaves behind is removed.
+pub fn orphan() -> Scenario {
+    let mut scenario = rounds("rounds, b crashes and comes back");
+    scenario.hosts[0].1.watch = Late;
+    scenario.budget.crashes = 1;
+    scenario.budget.restarts = 1;
+    scenario.faults_until = 2;
+    scenario.horizon = 10;
+    scenario
+}
+
 /// One replica loses the other, or the store, for a while, and nothing else goes wrong: in the end somebody can write.
 pub fn recovers() -> Scenario {
     let mut scenario = Scenario::new("rounds, one is cut off, and the cell recovers");
@@ -98,7 +109,7 @@ pub fn recovers() -> Scenario {
 }
 
 /// Everything that holds.
-pub fn all() -> [Scenario; 8] {
+pub fn all() -> [Scenario; 9] {
     [
         unheard(),
         acknowledged_late(),
@@ -107,6 +118,7 @@ pub fn all() -> [Scenario; 8] {
         newcomer(),
         newcomer_gone(),
         late_creation(),
+        orphan(),
         recovers(),
     ]
 }

@@ -20,8 +20,9 @@ use super::{
 
 pub use messages::{CellRules, Effect, Input, Listing, Outcome, Unwilling};
 
-/// After so many times the span in which a session settles, its key is removed.
-const SWEEP_AFTER: u64 = 10;
+/// After so many times the span after which a silent session is over, its key is removed. Until then rounds wait for it, and
+/// all others put their keys. More than once, so that a takeover, which ends the session as well, comes first.
+const SWEEP_AFTER: u64 = 2;
 
 /// See the module's text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -206,7 +207,7 @@ impl Replica {
             }
             Input::Session { id, put } => match put {
                 Some(revision) => self.sessions.put(id, revision, now),
-                None => self.session_gone(&id),
+                None => self.session_gone(&id, now),
             },
             Input::Beat { from, to, round } => {
                 let own = to == *self.session.id();
@@ -294,11 +295,13 @@ impl Replica {
 
     /// A session's key was deleted. Where it is the own one, nothing more can come of this incarnation: the next begins at once,
     /// so that the cells which nobody wanted to move lose no time.
-    fn session_gone(&mut self, id: &SessionId) {
+    fn session_gone(&mut self, id: &SessionId, now: u64) {
         self.sessions.gone(id);
         if id == self.session.id() {
             self.session.end();
         }
+        self.session.gone(id);
+        self.complete_round(now);
     }
 
     /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the cell is.
@@ -414,7 +417,9 @@ impl Replica {
         self.believes = true;
         self.sessions.listed(&listing.sessions, now, &self.terms);
         if !listing.sessions.contains_key(self.session.id()) {
-            // It may have been ended while nothing was heard, or be younger than the list: a renewal tells.
+            // It may have been ended while nothing was heard, or be younger than the list: a renewal tells. A round that was
+            // confirmed before that tells nothing.
+            self.session.forget_round();
             self.session.hurry();
         }
         for cell in self.cells.values_mut() {

@@ -8,13 +8,15 @@ use crate::fence::Stamp;
 use alloc::vec::Vec;
 
 impl Replica {
-    /// Removes a key that an incarnation left behind long ago. Without it the session is as over as with it.
+    /// Removes a key that an incarnation left behind. Without it the session is as over as with it; but a replica of which others
+    /// do not know whether it may still pass over them is waited for in every round. What hung on the session is waited for as
+    /// after a takeover.
     pub(super) fn sweep(&mut self, now: u64, effects: &mut Vec<Effect>) {
         let sweeping = |pending: &Pending| *pending == Pending::Sweep;
         if now < self.sweep_after || self.pending.values().any(sweeping) {
             return;
         }
-        let long = self.terms.session_settled().saturating_mul(SWEEP_AFTER);
+        let long = self.terms.session_over().saturating_mul(SWEEP_AFTER);
         let silent = self.sessions.silent_for(long, now);
         let session = silent.map(|(id, put)| (Key::Session(id.clone()), put, None));
         let Some((session, put, grantor)) = session.or_else(|| self.left_behind(now)) else {

@@ -1,6 +1,6 @@
 //! The streams to other replicas: one from each own session to each other one, opened again whenever it ends.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use policy::fence::SessionId;
 use protos::{
@@ -20,6 +20,7 @@ use tracing::debug;
 use super::{
     MESSAGE_BYTES_MAX, Message, Network, PROOF_TIMEOUT, Pair, Roster, Says,
     proof::{Doubt, Hearing, Opening, Side, Speaking, draw_nonce},
+    trouble::Reached,
 };
 use crate::{generated::peers_client::PeersClient, tls::Dialer};
 
@@ -28,6 +29,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stream that has ended rests; twice as long each time that it ends before it was of use.
 const REST_MIN: Duration = Duration::from_millis(50);
 const REST_MAX: Duration = Duration::from_secs(2);
+/// The same where a certificate is not accepted: it stays as it is until somebody replaces it, and both sides log each try.
+const REST_REFUSED: Duration = Duration::from_secs(30);
 /// A stream on which no beat was acknowledged for so long is opened anew.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 
@@ -82,23 +85,33 @@ struct Call {
 
 impl Call {
     async fn keep(self) {
+        let (from, to) = (&self.pair.0.incarnation, &self.pair.1.incarnation);
+        let mut reached = Reached::new(&self.network.trouble, from, to);
         let mut rest = REST_MIN;
         loop {
-            let mut heard = false;
-            if let Err(status) = self.once(&mut heard).await {
-                let (session, address) = (&self.pair.1.incarnation, &self.record.address);
-                debug!(%session, address, %status, "no stream to another replica");
+            let mut came_to = CameTo::Nothing;
+            if let Err(failure) = self.once(&mut reached, &mut came_to).await {
+                let Failure { status, lasts } = failure;
+                let address = &self.record.address;
+                debug!(session = %to, address, %status, "no stream to another replica");
+                if came_to == CameTo::Nothing {
+                    let why = format!("{address}: {}", status.message());
+                    reached.no(&why, lasts);
+                }
+                rest = match (&came_to, lasts) {
+                    (CameTo::Heard, _) => REST_MIN,
+                    (_, true) => REST_REFUSED,
+                    (_, false) => (rest * 2).min(REST_MAX),
+                };
+            } else {
+                rest = (rest * 2).min(REST_MAX);
             }
-            rest = match heard {
-                true => REST_MIN,
-                false => (rest * 2).min(REST_MAX),
-            };
             sleep(rest).await;
         }
     }
 
-    /// One stream, to its end. Notes whether it was of use: a beat was acknowledged.
-    async fn once(&self, heard: &mut bool) -> Result<(), Status> {
+    /// One stream, to its end. Notes what it came to.
+    async fn once(&self, reached: &mut Reached, came_to: &mut CameTo) -> Result<(), Failure> {
         let invalid = |error| Status::invalid_argument(format!("{error}"));
         let endpoint = Endpoint::try_from(format!("http://{}", self.record.address));
         let endpoint = endpoint.map_err(invalid)?.connect_timeout(CONNECT_TIMEOUT);
@@ -108,7 +121,10 @@ impl Call {
         let channel = timeout(PROOF_TIMEOUT, endpoint.connect_with_connector(connector));
         let late = |_| Status::deadline_exceeded("no connection");
         let channel = channel.await.map_err(late)?;
-        let channel = channel.map_err(|error| Status::unavailable(causes(&error)))?;
+        let channel = channel.map_err(|error| Failure {
+            status: Status::unavailable(causes(&error)),
+            lasts: is_refused_certificate(&error),
+        })?;
         let (out, outgoing) = mpsc::channel(1);
         let opening = async {
             let mut client = PeersClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -137,7 +153,9 @@ impl Call {
         };
         let late = |_| Status::deadline_exceeded("no proof");
         let (answers, messages) = timeout(PROOF_TIMEOUT, opening).await.map_err(late)??;
-        self.beat(&out, answers, messages, heard).await
+        *came_to = CameTo::Opened;
+        reached.yes();
+        Ok(self.beat(&out, answers, messages, came_to).await?)
     }
 
     /// Sends beats, and hears what is acknowledged.
@@ -146,7 +164,7 @@ impl Call {
         out: &mpsc::Sender<wire::PeerRequest>,
         mut answers: Streaming<wire::PeerResponse>,
         (mut speaking, mut hearing): (Speaking, Hearing),
-        heard: &mut bool,
+        came_to: &mut CameTo,
     ) -> Result<(), Status> {
         let mut link = self.network.calls.open(self.pair.clone());
         let patience = sleep(SILENCE_MAX);
@@ -168,7 +186,7 @@ impl Call {
                             self.network.trouble.doubted(&self.pair.1.incarnation, doubt)
                         })?;
                         waits = false;
-                        *heard = true;
+                        *came_to = CameTo::Heard;
                         let message = Message {
                             from: self.pair.1.clone(),
                             to: self.pair.0.clone(),
@@ -187,6 +205,32 @@ impl Call {
     }
 }
 
+/// How far a stream came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CameTo {
+    Nothing,
+    /// Both sides have proved whom they speak for.
+    Opened,
+    /// A beat was acknowledged.
+    Heard,
+}
+
+/// Why a stream has ended.
+struct Failure {
+    status: Status,
+    /// It does not get better by itself.
+    lasts: bool,
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Failure {
+            status,
+            lasts: false,
+        }
+    }
+}
+
 fn in_a_while() -> tokio::time::Instant {
     #[allow(
         clippy::disallowed_methods,
@@ -196,11 +240,27 @@ fn in_a_while() -> tokio::time::Instant {
     now + SILENCE_MAX
 }
 
+type Source<'e> = &'e (dyn std::error::Error + 'static);
+
+/// An error, and what caused it.
+fn chain<'e>(error: Source<'e>) -> impl Iterator<Item = Source<'e>> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
 /// An error with what caused it: the certificate that is not accepted, the connection that is refused.
-fn causes(error: &dyn std::error::Error) -> String {
-    let all = std::iter::successors(Some(error), |error| error.source());
-    let all: Vec<String> = all.map(ToString::to_string).collect();
+fn causes(error: Source<'_>) -> String {
+    let mut all: Vec<String> = chain(error).map(ToString::to_string).collect();
+    // Errors that stand for another one say the same.
+    all.dedup();
     all.join(": ")
+}
+
+/// Whether this side does not accept the other one's certificate, or the other way round.
+fn is_refused_certificate(error: Source<'_>) -> bool {
+    let io = |error: Source<'_>| error.downcast_ref::<io::Error>().map(io::Error::kind);
+    let mut kinds = chain(error).filter_map(io);
+    // What rustls finds wrong.
+    kinds.any(|kind| kind == io::ErrorKind::InvalidData)
 }
 
 async fn say(out: &mpsc::Sender<wire::PeerRequest>, says: CallerSays) -> Result<(), Status> {

@@ -1,6 +1,9 @@
 //! What is wrong with streams between replicas: counted, and logged within a bound, since much of it anybody can bring about.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tonic::Status;
@@ -8,9 +11,13 @@ use tracing::warn;
 
 use super::proof::Doubt;
 use crate::{
+    conditions::Code,
     logging::Budget,
     metrics::{Metrics, ReasonLabel},
 };
+
+/// How long another replica is tried before it is said that it is not reached: one that was started anew is back by then.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Copies are the same one.
 #[derive(Clone)]
@@ -43,6 +50,50 @@ impl Trouble {
             );
         }
         Status::unauthenticated(doubt.to_string())
+    }
+}
+
+/// Whether another replica is reached, as a condition. It ends when this is dropped: then there is nobody to reach.
+pub(super) struct Reached {
+    trouble: Trouble,
+    subject: String,
+    /// Since when it is not.
+    failing: Option<Instant>,
+}
+
+impl Reached {
+    pub(super) fn new(trouble: &Trouble, from: &str, to: &str) -> Reached {
+        Reached {
+            trouble: trouble.clone(),
+            subject: format!("{from} to {to}"),
+            failing: None,
+        }
+    }
+
+    /// A stream was opened.
+    pub(super) fn yes(&mut self) {
+        self.failing = None;
+        self.clear();
+    }
+
+    /// None could be. What `lasts` does not get better by itself.
+    pub(super) fn no(&mut self, why: &str, lasts: bool) {
+        let since = *self.failing.get_or_insert_with(Instant::now);
+        if lasts || since.elapsed() >= PATIENCE {
+            let conditions = &self.trouble.metrics.conditions;
+            conditions.raise(Code::PeerUnreached, &self.subject, why);
+        }
+    }
+
+    fn clear(&self) {
+        let conditions = &self.trouble.metrics.conditions;
+        conditions.clear(Code::PeerUnreached, &self.subject);
+    }
+}
+
+impl Drop for Reached {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
