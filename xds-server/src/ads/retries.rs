@@ -56,7 +56,7 @@ mod tests {
 
     use envoy_types::pb::envoy::config::cluster::v3::Cluster;
     use policy::Policy;
-    use tokio::time::Instant;
+    use tokio::time::{Instant, timeout};
 
     use super::*;
     use crate::{
@@ -98,7 +98,8 @@ mod tests {
             refuse(&mut stream);
             retries.follow(&stream);
             let began = Instant::now();
-            retries.due().await;
+            let due = timeout(2 * LONGEST, retries.due()).await;
+            due.expect("it is sent again");
             assert_eq!(began.elapsed().as_secs(), wait_s);
             retries.begin(&mut stream);
         }

@@ -37,6 +37,8 @@ fn authority_has_defaults_that_fence_everything_in_one_cell() {
         ],
         [3_000_000, 1_500_000, 1_500_000, 50_000]
     );
+    // chrony slews by up to 83 per mille.
+    assert_eq!(terms.drift_permille, 100);
     let [main] = &authority.cells[..] else {
         panic!("one cell");
     };
