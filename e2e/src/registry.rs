@@ -156,6 +156,11 @@ impl Registry {
         sum_of(&self.metrics().await?, name)
     }
 
+    /// The conditions that hold, with details.
+    pub async fn conditions(&self) -> Result<Value> {
+        self.send(Method::GET, "/v1/conditions").await?.json()
+    }
+
     pub async fn ready(&self) -> Result<()> {
         success(&self.send(Method::GET, "/readyz").await?)
     }

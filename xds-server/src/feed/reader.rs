@@ -286,6 +286,15 @@ impl Reader {
                 "the last good state is still in force: put the old store back, or confirm this one (POST /v1/confirm)"
             );
         }
+        if self.is_confirmed().await
+            && let Some(doubt) = &mut self.doubt
+        {
+            doubt.accepted = true;
+            return Next::List;
+        }
+        let Some(doubt) = &self.doubt else {
+            return Next::List;
+        };
         let was = self.known.as_ref().map(|known| known.cluster);
         match self.store.head().await {
             Err(error) => self.mode.unread(&error),
@@ -295,12 +304,6 @@ impl Reader {
                 return Next::List;
             }
             Ok(_) => self.mode.doubted(&doubt.reason),
-        }
-        if self.is_confirmed().await
-            && let Some(doubt) = &mut self.doubt
-        {
-            doubt.accepted = true;
-            return Next::List;
         }
         Next::Wait
     }
