@@ -409,6 +409,10 @@ impl Line for Envoy {
     fn role(&mut self) -> String {
         host::node_role().unwrap_or_default()
     }
+
+    fn note(&mut self, line: &str) {
+        log(LogLevel::Warn, line);
+    }
 }
 
 impl Post for Envoy {

@@ -32,6 +32,8 @@ pub enum Metric {
     StreamResets,
     /// Gauge: the cells for which this process may admit writes.
     FenceHolding,
+    /// Gauge: 1 while no grants are given because the policy is of other terms than those that are agreed on.
+    FenceWithheld,
 }
 
 /// How a metric moves.
@@ -43,7 +45,7 @@ pub enum Kind {
 
 const TIERS: usize = Tier::ALL.len() + 1; // and none
 const DECISIONS: usize = TIERS * Class::ALL.len() * Reason::ALL.len();
-const METRICS: usize = DECISIONS + 9;
+const METRICS: usize = DECISIONS + 10;
 
 impl Metric {
     pub fn kind(self) -> Kind {
@@ -55,7 +57,10 @@ impl Metric {
             | Metric::FenceRevocations
             | Metric::ClockAnomalies
             | Metric::StreamResets => Kind::Counter,
-            Metric::PolicyVersion | Metric::PolicyGeneration | Metric::FenceHolding => Kind::Gauge,
+            Metric::PolicyVersion
+            | Metric::PolicyGeneration
+            | Metric::FenceHolding
+            | Metric::FenceWithheld => Kind::Gauge,
         }
     }
 
@@ -80,6 +85,7 @@ impl Metric {
             Metric::ClockAnomalies => "tidegate.fence.clock_anomalies".into(),
             Metric::StreamResets => "tidegate.fence.stream_resets".into(),
             Metric::FenceHolding => "tidegate.fence.holding".into(),
+            Metric::FenceWithheld => "tidegate.fence.withheld".into(),
         }
     }
 
@@ -103,6 +109,7 @@ impl Metric {
             Metric::ClockAnomalies => DECISIONS + 6,
             Metric::StreamResets => DECISIONS + 7,
             Metric::FenceHolding => DECISIONS + 8,
+            Metric::FenceWithheld => DECISIONS + 9,
         }
     }
 }
@@ -159,6 +166,7 @@ mod tests {
             Metric::ClockAnomalies,
             Metric::StreamResets,
             Metric::FenceHolding,
+            Metric::FenceWithheld,
         ];
         decisions.chain(others).collect()
     }

@@ -6,7 +6,7 @@ use policy::{
     Cell, Class, ClassRule, Enforcement, Explain, Fencing, Forward, KeySource, Plan, Plans, Policy,
     RegionRule, Route, RouteMatch, Rules, Service, Topology, TraceRule, Weighting, Writes,
     ZoneLoad, ZoneState,
-    fence::Terms,
+    fence::{Terms, TermsId},
     hop::{HopKeys, Keys},
 };
 
@@ -43,6 +43,17 @@ pub(crate) fn fenced_by(owner: &str, forward: Forward, enforcement: Enforcement)
         "tidegate".into(),
     );
     Policy::Serving(Box::new(rules.fenced(fencing.unwrap())))
+}
+
+/// The same as [`fenced`], of terms that took the place of others.
+pub(crate) fn fenced_under(id: u64) -> Policy {
+    let Policy::Serving(mut rules) = fenced() else {
+        unreachable!("a fence has rules");
+    };
+    let mut fencing = rules.fencing().unwrap().clone();
+    (fencing.terms.id, fencing.terms.changed) = (TermsId(id), true);
+    *rules = rules.fenced(fencing);
+    Policy::Serving(rules)
 }
 
 /// The viewing zone owns the cell.

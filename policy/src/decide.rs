@@ -157,6 +157,8 @@ pub struct FencedWrite<'p> {
     pub epoch: u64,
     /// Another zone's proxy has forwarded it.
     pub hop: bool,
+    /// How long it may live, in milliseconds, where it has to say so: [`headers::WRITE_DRAIN`].
+    pub drain_ms: Option<u64>,
 }
 
 impl<'p> Routed<'p> {
@@ -184,6 +186,9 @@ impl<'p> Routed<'p> {
             false => headers::EPOCH,
         };
         let cell = self.write.and_then(|write| write.cell);
+        let drain = self.write.filter(|_| !forwarded);
+        let drain = drain.and_then(|write| write.drain_ms);
+        let drain = drain.map(|drain_ms| (headers::WRITE_DRAIN, drain_ms.to_string()));
         let hop = self.write.filter(|write| write.hop).map(|_| "1");
         let texts = [
             (headers::CLASS, class),
@@ -197,6 +202,7 @@ impl<'p> Routed<'p> {
         texts
             .filter_map(|(name, value)| Some((name, Cow::Borrowed(value?))))
             .chain(epoch.map(|epoch| (epoch_header, Cow::Owned(epoch))))
+            .chain(drain.map(|(name, drain)| (name, Cow::Owned(drain))))
     }
 }
 
@@ -545,6 +551,7 @@ fn decide_fenced<'p>(
             cell: (fencing.cells().len() > 1).then_some(cell.name.as_str()),
             epoch,
             hop: facts.forwarded,
+            drain_ms: (fencing.terms.changed).then_some(fencing.terms.write_drain / 1_000),
         }),
     };
     let serves = |target: &crate::plan::Target| target.zone == viewer;

@@ -21,6 +21,9 @@ pub const TIER: &str = "x-tidegate-tier";
 pub const CELL: &str = "x-tidegate-cell";
 /// The epoch for which a write was admitted: upstreams and storage compare it.
 pub const EPOCH: &str = "x-tidegate-epoch";
+/// How long an admitted write may live, in milliseconds, from the filter to the route, which removes it. Absent where the agreed
+/// terms were never changed.
+pub const WRITE_DRAIN: &str = "x-tidegate-write-drain-ms";
 /// How often a write was forwarded between zones: 1, or absent.
 pub const HOP: &str = "x-tidegate-hop";
 /// In the answer to a write that was sent to the wrong zone: the zone that owns its cell.

@@ -7,7 +7,7 @@ use policy::{
     Cell, Class, ClassRule, Enforcement, Explain, Fencing, Forward, InvalidFencing, InvalidRules,
     InvalidTopology, KeySource, Link, Plan, Plans, Policy, RegionRule, Route, RouteMatch, Rules,
     Service, Target, Topology, TraceRule, WEIGHT_TOTAL, Writes, ZoneId,
-    fence::{InvalidTerms, Terms},
+    fence::{InvalidTerms, Terms, TermsId},
 };
 use prost::Message;
 
@@ -116,13 +116,18 @@ pub(crate) fn decode_fencing(
     let cells = (fencing.cells.into_iter()).map(|cell| decode_cell(topology, cell));
     let drift_permille = u16::try_from(fencing.drift_permille)
         .map_err(|_| InvalidPolicy::Drift(fencing.drift_permille))?;
-    let terms = Terms::new(
+    let mut terms = Terms::new(
         fencing.session_ttl_us,
         fencing.grant_ttl_us,
         fencing.write_drain_us,
         fencing.margin_us,
         drift_permille,
     )?;
+    terms.id = TermsId(fencing.terms);
+    if fencing.write_drain_routed_us != 0 {
+        terms.changed = true;
+        terms.write_drain = terms.write_drain.min(fencing.write_drain_routed_us);
+    }
     Ok(Fencing::new(
         cells.collect::<Result<_, InvalidPolicy>>()?,
         NonZeroU32::new(fencing.shards).ok_or(InvalidPolicy::NoShards)?,

@@ -218,6 +218,11 @@ fn encode_fencing(fencing: &Fencing) -> wire::Fencing {
         drift_permille: fencing.terms.drift_permille.into(),
         forwarding: fencing.forwarding,
         control_plane: fencing.control_plane.clone(),
+        terms: fencing.terms.id.0,
+        write_drain_routed_us: match fencing.terms.changed {
+            true => fencing.terms.write_drain,
+            false => 0,
+        },
     }
 }
 

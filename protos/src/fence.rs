@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 
 use policy::{
-    fence::{EPOCH_MAX, Grant, HolderId, Name, Revision, Stamp},
+    fence::{EPOCH_MAX, Grant, HolderId, Name, Revision, Stamp, TermsId, Withheld},
     hop::{InvalidKeys, Keys},
     topology::check_name,
 };
@@ -24,6 +24,8 @@ pub enum HolderSays {
     },
     Ask {
         nonce: u64,
+        /// Those of its policy; none where it does not say.
+        terms: Option<TermsId>,
     },
     Drained {
         cell: Name,
@@ -37,6 +39,7 @@ pub enum GrantorSays {
     Grants {
         nonce: u64,
         grants: Vec<(Name, Grant)>,
+        withheld: Option<Withheld>,
     },
     Revoke {
         cell: Name,
@@ -122,7 +125,10 @@ impl TryFrom<wire::HolderMessage> for HolderSays {
                     role: hello.role,
                 })
             }
-            Some(Message::Ask(ask)) => Ok(HolderSays::Ask { nonce: ask.nonce }),
+            Some(Message::Ask(ask)) => Ok(HolderSays::Ask {
+                nonce: ask.nonce,
+                terms: Some(TermsId(ask.terms)).filter(|terms| *terms != TermsId::NONE),
+            }),
             Some(Message::Drained(drained)) => Ok(HolderSays::Drained {
                 cell: name("drained.cell", drained.cell)?,
                 fence: stamp("drained.fence", drained.fence)?,
@@ -147,6 +153,12 @@ impl TryFrom<wire::GrantorMessage> for GrantorSays {
                 Ok(GrantorSays::Grants {
                     nonce: grants.nonce,
                     grants: each.collect::<Result<_, InvalidMessage>>()?,
+                    withheld: match wire::Withheld::try_from(grants.withheld) {
+                        Ok(wire::Withheld::OtherTerms) => Some(Withheld::OtherTerms),
+                        Ok(wire::Withheld::UnsaidTerms) => Some(Withheld::UnsaidTerms),
+                        // One of a later version says no more than that there are none.
+                        Ok(wire::Withheld::Unspecified) | Err(_) => None,
+                    },
                 })
             }
             Some(Message::Revoke(revoke)) => Ok(GrantorSays::Revoke {
@@ -178,7 +190,10 @@ impl From<&HolderSays> for wire::HolderMessage {
                 node: node.clone(),
                 role: role.clone(),
             }),
-            HolderSays::Ask { nonce } => Message::Ask(wire::Ask { nonce: *nonce }),
+            HolderSays::Ask { nonce, terms } => Message::Ask(wire::Ask {
+                nonce: *nonce,
+                terms: terms.unwrap_or(TermsId::NONE).0,
+            }),
             HolderSays::Drained { cell, fence } => Message::Drained(wire::Drained {
                 cell: String::from(&**cell),
                 fence: Some((*fence).into()),
@@ -194,7 +209,11 @@ impl From<&GrantorSays> for wire::GrantorMessage {
     fn from(says: &GrantorSays) -> Self {
         use wire::grantor_message::Message;
         let message = match says {
-            GrantorSays::Grants { nonce, grants } => {
+            GrantorSays::Grants {
+                nonce,
+                grants,
+                withheld,
+            } => {
                 let each = grants.iter().map(|(cell, grant)| wire::Grant {
                     cell: String::from(&**cell),
                     stamp: Some(grant.stamp.into()),
@@ -203,6 +222,12 @@ impl From<&GrantorSays> for wire::GrantorMessage {
                 Message::Grants(wire::Grants {
                     nonce: *nonce,
                     grants: each.collect(),
+                    withheld: match withheld {
+                        None => wire::Withheld::Unspecified,
+                        Some(Withheld::OtherTerms) => wire::Withheld::OtherTerms,
+                        Some(Withheld::UnsaidTerms) => wire::Withheld::UnsaidTerms,
+                    }
+                    .into(),
                 })
             }
             GrantorSays::Revoke { cell, fence } => Message::Revoke(wire::Revoke {

@@ -26,9 +26,9 @@ pub struct TermsRecord {
     /// What they are being changed to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<AgreedRecord>,
-    /// Nobody grants.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub stopped: bool,
+    /// A digest of all changes that were begun or ended, in hexadecimal digits; none before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<String>,
 }
 
 /// [`Agreed`] as JSON.
@@ -57,7 +57,7 @@ impl From<&Agreement> for TermsRecord {
         TermsRecord {
             current: AgreedRecord::from(&agreement.current),
             next: agreement.next.as_ref().map(AgreedRecord::from),
-            stopped: agreement.stopped,
+            history: (agreement.history != 0).then(|| format!("{:016x}", agreement.history)),
         }
     }
 }
@@ -91,7 +91,11 @@ impl TermsRecord {
         Ok(Agreement {
             current: record.current.read()?,
             next: record.next.map(|next| next.read()).transpose()?,
-            stopped: record.stopped,
+            history: match record.history {
+                Some(digits) => u64::from_str_radix(&digits, 16)
+                    .map_err(|_| InvalidRecord::Desired(format!("history {digits:?}")))?,
+                None => 0,
+            },
         })
     }
 
@@ -208,7 +212,7 @@ mod tests {
         TermsRecord {
             current,
             next: Some(next),
-            stopped: false,
+            history: Some("00c0ffee00c0ffee".into()),
         }
     }
 
@@ -228,6 +232,7 @@ mod tests {
             ("path_segment:1", "header:"),
             ("path_segment:1", "query:q"),
             ("\"drift_permille\":100", "\"drift_permille\":1000"),
+            ("00c0ffee", "coffee"),
         ] {
             let bad = json.replacen(from, to, 1);
             assert_ne!(bad, json, "{from}");

@@ -242,7 +242,7 @@ async fn serve(
     registry.register_collector(Box::new(loads.clone()));
     registry.register_collector(Box::new(left_out));
     let registry = Arc::new(registry);
-    let xds_config = config.xds;
+    let (xds_config, xds_port) = (config.xds, config.listen.xds);
     let is_shared = matches!(config.store, StoreConfig::Etcd { .. });
     let agreements = Agreements::default();
     if terms.is_some() {
@@ -254,7 +254,7 @@ async fn serve(
     let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
     tokio::spawn(authority::watch_guard(
         meshes.clone(),
-        config.listen.xds,
+        xds_port,
         metrics.conditions.clone(),
     ));
     if is_shared {

@@ -10,7 +10,7 @@ use super::tests::{Recorder, any_header, check_internal_headers};
 use super::*;
 use crate::{
     header_map::encode,
-    testing::{fenced, fenced_by, hop_keys},
+    testing::{fenced, fenced_by, fenced_under, hop_keys},
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -37,6 +37,22 @@ fn an_admitted_write_carries_its_epoch_and_stays_in_flight() {
         &[
             "begin main",
             "set x-tidegate-epoch: 7",
+            "count tidegate.decisions.tier.zone.class.write.reason.admitted 1",
+        ],
+    );
+}
+
+#[test]
+fn under_terms_that_were_changed_a_write_says_how_long_it_may_live() {
+    check(
+        &fenced_under(3),
+        Some(7),
+        &[("x-tidegate-write-drain-ms", "60000")],
+        &[
+            "begin main",
+            "count tidegate.spoofed_headers 1",
+            "set x-tidegate-epoch: 7",
+            "set x-tidegate-write-drain-ms: 2000",
             "count tidegate.decisions.tier.zone.class.write.reason.admitted 1",
         ],
     );

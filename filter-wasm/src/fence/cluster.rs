@@ -93,7 +93,7 @@ mod tests {
             let fence = policy::fence::Stamp::default();
             let drained = HolderSays::Drained { cell: cell.as_str().into(), fence };
             prop_assert!(reads_as_message(&drained.encode()));
-            let ask = HolderSays::Ask { nonce };
+            let ask = HolderSays::Ask { nonce, terms: None };
             prop_assert!(reads_as_message(&ask.encode()));
         }
     }

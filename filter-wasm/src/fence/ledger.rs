@@ -2,23 +2,25 @@
 //!
 //! All numbers are little-endian. One byte with [`VERSION`]; then, 8 bytes each: epoch and revision of the newest stamp and of
 //! the fence, the lowest epoch, the lead of the wall clock; one byte that says whether there is a permit, and its epoch,
-//! revision and end; 4 bytes with the number of workers, and for each its number, epoch, revision and end.
+//! revision, end and terms; 4 bytes with the number of workers, and for each its number, epoch, revision and end.
 //!
 //! **What cannot be read counts as no permission, and never as nothing in flight.** Such a value is left as it is: nothing is
 //! admitted, nothing acknowledged, and every fence is waited for until it has run out. It cannot be replaced by an empty
 //! ledger, since that would forget the workers that hold permits, and the fence. It does not come about by itself: the
 //! version is a part of the key, and a filter of another version takes the process for another holder altogether.
 
-use policy::fence::{EPOCH_MAX, Ledger, Permit, Revision, Stamp, WorkerId, holder::Listed};
+use policy::fence::{
+    EPOCH_MAX, Ledger, Permit, Revision, Stamp, TermsId, WorkerId, holder::Listed,
+};
 
 use super::process::{self, Process, Reading};
 
 /// Raised when the encoding of anything shared changes. Then [`PREFIX`] changes as well.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// What the keys of all shared values begin with. Old and new code run side by side for a while, and what they write must
 /// not be mixed: with another prefix they also have another [`HolderId`](policy::fence::HolderId), each its own grants, and
 /// each its own fences to acknowledge.
-pub(super) const PREFIX: &str = "tidegate/2/";
+pub(super) const PREFIX: &str = "tidegate/3/";
 
 /// The most workers of a ledger: lost ones stay listed for a while, so it is more than a machine has processors.
 const LISTED_MAX: usize = 1024;
@@ -64,9 +66,11 @@ impl Entry {
         let permit = ledger.permit.unwrap_or(Permit {
             stamp: Stamp::default(),
             until: 0,
+            terms: TermsId::NONE,
         });
         put_stamp(&mut bytes, permit.stamp);
         bytes.extend(permit.until.to_le_bytes());
+        bytes.extend(permit.terms.0.to_le_bytes());
         let count = u32::try_from(ledger.workers.len()).unwrap_or(u32::MAX);
         bytes.extend(count.to_le_bytes());
         for listed in &ledger.workers {
@@ -91,9 +95,15 @@ impl Entry {
         let permit = Permit {
             stamp: take_stamp(at)?,
             until: take_u64(at)?,
+            terms: TermsId(take_u64(at)?),
+        };
+        let nothing = Permit {
+            stamp: Stamp::default(),
+            until: 0,
+            terms: TermsId::NONE,
         };
         let permit = match held {
-            [0] if permit.stamp == Stamp::default() && permit.until == 0 => None,
+            [0] if permit == nothing => None,
             [1] => Some(permit),
             _ => return None,
         };
@@ -189,7 +199,12 @@ mod tests {
     }
 
     fn any_entry() -> impl Strategy<Value = Entry> {
-        let permit = (any_stamp(), any::<u64>()).prop_map(|(stamp, until)| Permit { stamp, until });
+        let permit = (any_stamp(), any::<u64>(), any::<u64>());
+        let permit = permit.prop_map(|(stamp, until, terms)| Permit {
+            stamp,
+            until,
+            terms: TermsId(terms),
+        });
         let listed = (any::<u64>(), any_stamp(), any::<u64>());
         let listed = listed.prop_map(|(worker, since, until)| Listed {
             worker: WorkerId(worker),
@@ -252,20 +267,26 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_left_alone() {
         let mut fake = Fake::default();
-        fake.put("tidegate/2/cell/main", b"\x03?");
+        fake.put("tidegate/3/cell/main", b"\x03?");
         assert_eq!(read(&mut fake, "main"), None);
         assert_eq!(
             change(&mut fake, "main", |entry| entry.ledger.forget()),
             None
         );
-        assert_eq!(fake.value("tidegate/2/cell/main"), b"\x03?");
+        assert_eq!(fake.value("tidegate/3/cell/main"), b"\x03?");
     }
 
     #[test]
     fn a_ledger_takes_no_more_workers_than_can_be_read() {
         let terms = Terms::new(10, 10, 5, 0, 0).unwrap();
         let mut entry = Entry::default();
-        let permit = |stamp, until| Some(Permit { stamp, until });
+        let permit = |stamp, until| {
+            Some(Permit {
+                stamp,
+                until,
+                terms: terms.id,
+            })
+        };
         let stamp = Stamp {
             epoch: 1,
             revision: Revision(1),

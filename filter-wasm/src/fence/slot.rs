@@ -109,7 +109,7 @@ mod tests {
     fn a_slot_that_cannot_be_read_is_made_anew() {
         let mut fake = Fake::default();
         let holder = elect(&mut fake, A).unwrap();
-        fake.put("tidegate/2/speaker", b"?");
+        fake.put("tidegate/3/speaker", b"?");
         let next = elect(&mut fake, B).unwrap();
         assert_ne!(holder, next);
         assert_eq!(elect(&mut fake, A), None);

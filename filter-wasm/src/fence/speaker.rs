@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use policy::{
     Fencing,
     cells::CELLS_MAX,
-    fence::{Asker, Grant, HolderId, Name, Stamp},
+    fence::{Asker, Grant, HolderId, Name, Stamp, TermsId, Withheld},
 };
 use protos::{
     fence::{GrantorSays, HolderSays, NODE_BYTES_MAX, ROLE_BYTES_MAX},
@@ -31,6 +31,8 @@ pub trait Line: Process {
     fn node(&mut self) -> String;
     /// What the proxy is, as its bootstrap says.
     fn role(&mut self) -> String;
+    /// Writes a warning to the proxy's log.
+    fn note(&mut self, line: &str);
 }
 
 /// A stream, as the proxy numbers it within one worker.
@@ -57,6 +59,10 @@ pub struct Speaker {
     asker: Asker,
     /// When the last question was asked.
     asked: Option<Reading>,
+    /// The terms that it said.
+    said: TermsId,
+    /// Why the last answer had no grants.
+    withheld: Option<Withheld>,
     /// Something may be had that was not there yet when the open question was answered.
     invited: bool,
     backoff_us: u64,
@@ -95,6 +101,8 @@ impl Default for Speaker {
             line: State::Down { again_us: 0 },
             asker: Asker::default(),
             asked: None,
+            said: TermsId::NONE,
+            withheld: None,
             invited: false,
             backoff_us: BACKOFF_MIN_US,
             fences: BTreeMap::new(),
@@ -171,7 +179,9 @@ impl Speaker {
             self.invited = false;
             self.asked = Some(at);
             let nonce = self.asker.ask(at.monotonic_us);
-            self.say(token, &HolderSays::Ask { nonce }, at, line);
+            self.said = role.fencing.terms.id;
+            let terms = Some(self.said).filter(|terms| *terms != TermsId::NONE);
+            self.say(token, &HolderSays::Ask { nonce, terms }, at, line);
         }
     }
 
@@ -209,7 +219,15 @@ impl Speaker {
             return false;
         }
         match says {
-            GrantorSays::Grants { nonce, grants } => self.install(nonce, grants, fencing, line),
+            GrantorSays::Grants {
+                nonce,
+                grants,
+                withheld,
+            } => {
+                if self.install(nonce, grants, fencing, line) {
+                    self.tell_withheld(withheld, line);
+                }
+            }
             GrantorSays::Revoke { cell, fence } => self.revoke(cell, fence, line),
             GrantorSays::Invite => self.invited = true,
             keys @ GrantorSays::HopKeys(_) => hop_keys::keep(line, &keys),
@@ -217,24 +235,29 @@ impl Speaker {
         true
     }
 
+    /// False if it answers no open question.
     fn install(
         &mut self,
         nonce: u64,
         grants: Vec<(Name, Grant)>,
         fencing: &Fencing,
         line: &mut impl Line,
-    ) {
+    ) -> bool {
         let terms = &fencing.terms;
         let Some(asked_us) = self.asker.answered(nonce, terms) else {
-            return;
+            return false;
         };
         self.backoff_us = BACKOFF_MIN_US;
         let (Some(at), Some(asked)) = (line.now(), self.asked) else {
-            return;
+            return true;
         };
         if asked.monotonic_us != asked_us || at.jumped_since(asked.lead_us()) {
             // Nobody knows how old these are.
-            return;
+            return true;
+        }
+        if self.said != terms.id {
+            // The policy has changed since: these were given to the one before.
+            return true;
         }
         for (cell, grant) in grants {
             if !fencing.cells().iter().any(|own| own.name == *cell) {
@@ -258,6 +281,25 @@ impl Speaker {
                 self.until.insert(cell, until);
             }
         }
+        true
+    }
+
+    /// Says once why nothing is granted, and once that it is over.
+    fn tell_withheld(&mut self, withheld: Option<Withheld>, line: &mut impl Line) {
+        if self.withheld == withheld {
+            return;
+        }
+        self.withheld = withheld;
+        line.record(Metric::FenceWithheld, u64::from(withheld.is_some()));
+        line.note(match withheld {
+            Some(Withheld::OtherTerms) => {
+                "no grants: this policy is of other terms than those that are agreed on now, and writes stay fenced until the present one has come"
+            }
+            Some(Withheld::UnsaidTerms) => {
+                "no grants: this policy does not say of which terms it is, and the agreed terms were changed"
+            }
+            None => "grants are given again: the policy is of the agreed terms",
+        });
     }
 
     fn revoke(&mut self, cell: Name, fence: Stamp, line: &mut impl Line) {

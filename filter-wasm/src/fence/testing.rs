@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32};
 
+use policy::fence::TermsId;
 use prost::Message;
 use protos::{fence::HolderSays, wire};
 
@@ -113,7 +114,11 @@ impl Line for Fake {
                 node,
                 role,
             } => format!("hello {} {zone} {node} {role}", holder.0),
-            HolderSays::Ask { nonce } => format!("ask {nonce}"),
+            HolderSays::Ask { nonce, terms: None } => format!("ask {nonce}"),
+            HolderSays::Ask {
+                nonce,
+                terms: Some(TermsId(terms)),
+            } => format!("ask {nonce} by {terms}"),
             HolderSays::Drained { cell, fence } => {
                 format!("drained {cell} {}/{}", fence.epoch, fence.revision.0)
             }
@@ -132,6 +137,10 @@ impl Line for Fake {
 
     fn role(&mut self) -> String {
         "gateway".into()
+    }
+
+    fn note(&mut self, line: &str) {
+        self.effects.push(format!("note {line}"));
     }
 }
 

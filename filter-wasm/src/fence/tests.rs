@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use policy::{
     Policy,
-    fence::{Grant, Revision, Stamp, WorkerId},
+    fence::{Grant, Name, Revision, Stamp, Withheld, WorkerId},
     hop::{HopKeys, Keys, Signer},
 };
 use protos::{fence::GrantorSays, wire};
@@ -16,7 +16,7 @@ use super::{
     testing::Fake,
     workers::Workers,
 };
-use crate::testing::fenced;
+use crate::testing::{fenced, fenced_under};
 
 const A: ContextId = ContextId(1);
 const B: ContextId = ContextId(2);
@@ -30,7 +30,11 @@ struct Play {
 
 impl Play {
     fn begin() -> Play {
-        let policy = Rc::new(fenced());
+        Play::by(fenced())
+    }
+
+    fn by(policy: Policy) -> Play {
+        let policy = Rc::new(policy);
         let member = |number, context| {
             let mut member = Member::new(Workers::new(WorkerId(number)));
             assert!(member.configured(context, &policy));
@@ -78,7 +82,7 @@ impl Play {
             ttl: TTL_US,
         };
         let grants = vec![("main".into(), grant), ("unknown".into(), grant)];
-        self.says(token, &GrantorSays::Grants { nonce, grants })
+        self.says(token, &answer(nonce, grants))
     }
 
     fn begin_write(&mut self, worker: usize) -> Option<u64> {
@@ -103,6 +107,14 @@ impl Play {
         let epoch = self.begin_write(worker);
         self.end_write(worker);
         epoch
+    }
+}
+
+fn answer(nonce: u64, grants: Vec<(Name, Grant)>) -> GrantorSays {
+    GrantorSays::Grants {
+        nonce,
+        grants,
+        withheld: None,
     }
 }
 
@@ -174,6 +186,72 @@ fn an_answer_counts_from_its_question_and_only_once() {
     assert_eq!(play.admits(0), None);
 }
 
+/// The workers of a process get a policy one after the other.
+#[test]
+fn what_was_granted_under_new_terms_is_for_workers_that_have_them() {
+    let mut play = Play::by(fenced_under(3));
+    let asked = play.tick();
+    assert!(asked.contains(&"1: ask 1 by 3".to_owned()), "{asked:?}");
+    play.grants(1, 1, 7);
+    assert_eq!((play.admits(0), play.admits(1)), (Some(7), Some(7)));
+    // The first one, which speaks, has the next policy, and what was granted under the old one has run out.
+    let old = Rc::clone(&play.policy);
+    let next = Rc::new(fenced_under(4));
+    assert!(play.workers[0].1.configured(A, &next));
+    let done = play.pass(TTL_US);
+    assert_eq!((play.admits(0), play.admits(1)), (None, None));
+    let asked = done.iter().rev().find_map(|done| done.split_once(": ask "));
+    let (token, asked) = asked.unwrap();
+    let nonce = asked.strip_suffix(" by 4").unwrap().parse().unwrap();
+    play.grants(token.parse().unwrap(), nonce, 9);
+    play.policy = old;
+    assert_eq!(
+        play.admits(1),
+        None,
+        "its writes would live by the old terms"
+    );
+    play.policy = next;
+    assert_eq!((play.admits(0), play.admits(1)), (Some(9), Some(9)));
+}
+
+#[test]
+fn an_answer_to_an_older_policy_is_not_installed() {
+    let mut play = Play::by(fenced_under(3));
+    play.tick();
+    let next = Rc::new(fenced_under(4));
+    for (context, member) in &mut play.workers {
+        assert!(member.configured(*context, &next));
+    }
+    play.policy = next;
+    play.grants(1, 1, 7);
+    assert_eq!((play.admits(0), play.admits(1)), (None, None));
+}
+
+#[test]
+fn a_proxy_says_once_why_it_is_granted_nothing_and_once_that_it_is_over() {
+    let mut play = Play::by(fenced_under(3));
+    play.tick();
+    let withheld = |nonce| GrantorSays::Grants {
+        nonce,
+        grants: vec![],
+        withheld: Some(Withheld::OtherTerms),
+    };
+    let said = play.says(1, &withheld(1));
+    assert_eq!(said[0], "record tidegate.fence.withheld 1");
+    assert!(said[1].starts_with("note no grants: this policy is of other terms"));
+    play.pass(TTL_US / 4);
+    assert_eq!(play.says(1, &withheld(2)), [""; 0], "once");
+    assert_eq!(play.admits(0), None);
+    play.pass(TTL_US / 4);
+    let said = play.grants(1, 3, 7);
+    assert!(said.contains(&"record tidegate.fence.withheld 0".to_owned()));
+    assert!(
+        said.iter()
+            .any(|said| said.starts_with("note grants are given again"))
+    );
+    assert_eq!(play.admits(0), Some(7));
+}
+
 #[test]
 fn a_fence_is_acknowledged_when_the_last_write_of_any_worker_is_over() {
     let mut play = Play::begin();
@@ -236,7 +314,7 @@ fn a_worker_that_was_lost_is_waited_for() {
         for nonce in done.iter().filter_map(|done| done.strip_prefix("1: ask ")) {
             let nonce = nonce.parse().unwrap();
             let grants = vec![];
-            play.says(1, &GrantorSays::Grants { nonce, grants });
+            play.says(1, &answer(nonce, grants));
         }
     }
     assert_eq!(acknowledged_us, TTL_US + drain_us);
@@ -360,7 +438,7 @@ fn a_write_whose_client_gave_up_is_waited_for_until_it_is_over() {
         // The control plane answers, but grants nothing.
         for nonce in done.iter().filter_map(|done| done.strip_prefix("1: ask ")) {
             let (nonce, grants) = (nonce.parse().unwrap(), vec![]);
-            play.says(1, &GrantorSays::Grants { nonce, grants });
+            play.says(1, &answer(nonce, grants));
         }
         waited_us += 10_000;
         assert!(waited_us <= terms.write_drain + 20_000, "for ever");
@@ -419,7 +497,7 @@ fn a_ledger_that_cannot_be_read_admits_and_acknowledges_nothing() {
     play.tick();
     play.grants(1, 1, 7);
     assert_eq!(play.begin_write(0), Some(7));
-    play.fake.put("tidegate/2/cell/main", b"?");
+    play.fake.put("tidegate/3/cell/main", b"?");
     play.tick();
     assert_eq!((play.admits(0), play.admits(1)), (None, None));
     play.end_write(0);

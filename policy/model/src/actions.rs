@@ -8,7 +8,8 @@ use policy::fence::{
 use stateright::{Checker as _, HasDiscoveries, Model, Property};
 
 use crate::{
-    Budget, Clock, Host, Message, Mutation, Proxy, Scenario, State, state::Change, store::Store,
+    Budget, Clock, Host, Message, Mutation, Proxy, Scenario, Speed, State, change::Change,
+    store::Store,
 };
 
 /// Something that happens.
@@ -37,6 +38,12 @@ pub enum Action {
         worker: usize,
     },
     Acknowledge(usize),
+    /// A proxy takes the routes that it is to have, or a worker the policy.
+    TakeRoutes(usize),
+    TakePolicy {
+        proxy: usize,
+        worker: usize,
+    },
     Ask {
         proxy: usize,
         host: usize,
@@ -105,7 +112,12 @@ impl Scenario {
             hosts: (self.hosts.iter())
                 .map(|(zone, lines)| (*zone, self.lines_before(lines)))
                 .collect(),
-            net: crate::Net::default(),
+            net: crate::Net {
+                routes: self.net.routes,
+                policies: self.net.policies,
+                policies_of_others: self.net.policies_of_others,
+                ..crate::Net::default()
+            },
             eager: Vec::new(),
             ..self.clone()
         };
@@ -357,6 +369,16 @@ impl Scenario {
         if !self.prompt {
             actions.push(Action::Acknowledge(index));
         }
+        if self.speed_of_routes(index) == Speed::Late && proxy.drain != proxy.offered.drain {
+            actions.push(Action::TakeRoutes(index));
+        }
+        for worker in 0..proxy.policies.len() {
+            let late = self.speed_of_policy(index, worker) == Speed::Late;
+            if late && proxy.policies[worker] != proxy.offered.policy {
+                let proxy = index;
+                actions.push(Action::TakePolicy { proxy, worker });
+            }
+        }
         if state.left.questions > 0 && !self.eager.contains(&index) {
             let hosts = state.hosts.iter().enumerate();
             let near = hosts.filter(|(_, h)| h.zone == proxy.zone && h.replica.is_some());
@@ -384,6 +406,8 @@ impl Scenario {
             Action::Abandon { proxy, write } => change.proxy(*proxy).abandon(*write, terms),
             Action::Look { proxy, worker } => change.proxy(*proxy).look(*worker, terms),
             Action::Acknowledge(proxy) => change.acknowledge(*proxy),
+            Action::TakeRoutes(proxy) => change.proxy(*proxy).take_routes(),
+            Action::TakePolicy { proxy, worker } => change.proxy(*proxy).take_policy(*worker),
             Action::Ask { proxy, host } => change.ask(*proxy, *host),
             Action::Arrive(message) => {
                 change.state.net.remove(message);

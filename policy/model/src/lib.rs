@@ -15,6 +15,7 @@
 //! admission and sending; forwarding, retries; [`Cause::Unfit`](policy::fence::Cause) and cool-downs; liveness after a restore.
 
 mod actions;
+mod change;
 mod mutation;
 mod proxy;
 mod scenario;
@@ -24,7 +25,7 @@ mod store;
 
 pub use actions::{Action, Found, explore};
 pub use mutation::Mutation;
-pub use proxy::{InFlight, Proxy};
+pub use proxy::{InFlight, Offered, Policy, Proxy};
 pub use scenario::{Budget, CELLS, Clock, Lines, Net, Scenario, Speed, ZONES, terms};
 pub use state::{Broken, Host, Incarnation, Message, Request, State};
 pub use store::Store;

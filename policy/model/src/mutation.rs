@@ -19,11 +19,13 @@ pub enum Mutation {
     WriteNotCounted,
     /// A worker that is built anew takes the lost one off the list.
     LostWorkerLetsGo,
+    /// A route takes writes that it lets live longer than the policy says by which they were admitted.
+    LongerRouteTaken,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 8] = [
+    pub const ALL: [Mutation; 9] = [
         Mutation::IncarnationReused,
         Mutation::HolderPerNode,
         Mutation::StopUnclean,
@@ -32,5 +34,6 @@ impl Mutation {
         Mutation::AcknowledgesOnReceipt,
         Mutation::WriteNotCounted,
         Mutation::LostWorkerLetsGo,
+        Mutation::LongerRouteTaken,
     ];
 }

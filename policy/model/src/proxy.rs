@@ -1,6 +1,6 @@
 //! A process of a proxy: how it uses what the fence gives it.
 
-use policy::fence::{Asker, Grant, HolderId, Ledger, Stamp, Terms, Worker, WorkerId};
+use policy::fence::{Asker, Grant, HolderId, Ledger, Stamp, Terms, TermsId, Worker, WorkerId};
 
 use crate::Mutation;
 
@@ -15,12 +15,35 @@ pub struct Proxy {
     pub writes: Vec<InFlight>,
     /// The longest that its routes let a write live.
     pub drain: u64,
-    /// How long its policy says that one may live.
-    pub drain_waited: u64,
+    /// That of each worker. The first one speaks for all.
+    pub policies: Vec<Policy>,
+    /// What it is to have.
+    pub offered: Offered,
     asker: Asker,
+    /// The terms that the open question said.
+    said_terms: TermsId,
     /// The newest fence that it has acknowledged.
     said: Stamp,
     workers_built: u64,
+}
+
+/// What a control plane gives a proxy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Offered {
+    /// The longest that its routes let a write live.
+    pub drain: u64,
+    pub policy: Policy,
+}
+
+/// What a policy says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Policy {
+    /// Of which terms it is.
+    pub terms: TermsId,
+    /// The longest that a write lives which is admitted by it.
+    pub drain: u64,
+    /// How long one is waited for.
+    pub drain_waited: u64,
 }
 
 /// A write that was admitted and is not over.
@@ -45,22 +68,54 @@ impl Proxy {
             workers: each.collect(),
             writes: Vec::new(),
             drain: 0,
-            drain_waited: 0,
+            policies: vec![Policy::default(); workers as usize],
+            offered: Offered::default(),
             asker: Asker::default(),
+            said_terms: TermsId::NONE,
             said: Stamp::default(),
             workers_built: workers,
         }
     }
 
-    /// Asks for grants: the number of the question.
-    pub fn ask(&mut self) -> u64 {
-        self.asker.ask(self.clock)
+    /// Whether it has a policy.
+    pub fn is_given(&self) -> bool {
+        self.offered != Offered::default()
     }
 
-    /// An answer comes.
+    /// It takes the routes that it is to have.
+    pub fn take_routes(&mut self) {
+        self.drain = self.offered.drain;
+    }
+
+    /// A worker takes the policy that it is to have.
+    pub fn take_policy(&mut self, worker: usize) {
+        self.policies[worker] = self.offered.policy;
+    }
+
+    /// The terms that a worker's policy has.
+    fn terms_of(&self, worker: usize, terms: &Terms) -> Terms {
+        let policy = self.policies[worker];
+        Terms {
+            id: policy.terms,
+            write_drain: policy.drain,
+            write_drain_waited: policy.drain_waited,
+            ..terms.clone()
+        }
+    }
+
+    /// Asks for grants: the number of the question, and the terms that it says.
+    pub fn ask(&mut self) -> (u64, TermsId) {
+        self.said_terms = self.policies[0].terms;
+        (self.asker.ask(self.clock), self.said_terms)
+    }
+
+    /// An answer comes. It counts for the policy by which the question was asked.
     pub fn granted(&mut self, nonce: u64, grant: &Grant, terms: &Terms) {
-        if let Some(asked) = self.asker.answered(nonce, terms) {
-            self.ledger.install(grant, asked, self.clock, terms);
+        let terms = self.terms_of(0, terms);
+        if let Some(asked) = self.asker.answered(nonce, &terms)
+            && self.said_terms == terms.id
+        {
+            self.ledger.install(grant, asked, self.clock, &terms);
         }
     }
 
@@ -78,6 +133,9 @@ impl Proxy {
         mutation: Option<Mutation>,
     ) -> Option<u64> {
         let now = self.clock;
+        let terms = &self.terms_of(index, terms);
+        let takes_longer = mutation == Some(Mutation::LongerRouteTaken);
+        let has_route = self.drain <= terms.write_drain || takes_longer;
         let (id, worker) = &mut self.workers[index];
         worker.begin();
         let mut admitted = worker.admits(now);
@@ -86,6 +144,8 @@ impl Proxy {
             worker.took(self.ledger.take(*id, busy, now, terms));
             admitted = worker.admits(now);
         }
+        // A route that lets a write live longer than its policy says does not take it.
+        admitted = admitted.filter(|_| has_route);
         match admitted {
             Some(epoch) => {
                 self.writes.push(InFlight {
@@ -115,15 +175,12 @@ impl Proxy {
 
     /// The client of a write is gone: the worker hears no more of it, and its instance goes on.
     pub fn abandon(&mut self, index: usize, terms: &Terms) {
-        let terms = &Terms {
-            write_drain_waited: self.drain_waited,
-            ..terms.clone()
-        };
         let write = &mut self.writes[index];
         let (since, counting) = (write.since, write.worker.take());
         self.writes.sort();
         let counts = |(id, _): &(WorkerId, Worker)| Some(*id) == counting;
         if let Some(worker) = self.workers.iter().position(counts) {
+            let terms = &self.terms_of(worker, terms);
             self.workers[worker].1.abandon(since, terms);
             self.let_go_if_idle(worker, terms);
         }
@@ -166,10 +223,7 @@ impl Proxy {
 
     /// What it can acknowledge and has not.
     pub fn acknowledge(&mut self, terms: &Terms, mutation: Option<Mutation>) -> Option<Stamp> {
-        let terms = Terms {
-            write_drain_waited: self.drain_waited,
-            ..terms.clone()
-        };
+        let terms = self.terms_of(0, terms);
         let drained = match mutation == Some(Mutation::AcknowledgesOnReceipt) {
             true => Some(self.ledger.fence),
             false => self.ledger.drained(self.clock, &terms),

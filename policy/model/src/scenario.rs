@@ -51,6 +51,10 @@ pub struct Scenario {
     pub eager: Vec<usize>,
     /// What is slow for others is slow for them too.
     pub eager_late: bool,
+    /// The proxies for which changes of routes and policies are as slow as [`Net`] says. Those of others come at once.
+    pub left_behind: Vec<usize>,
+    /// Proxies do not say which terms their policies are of.
+    pub older_filter: bool,
     /// The proxies that hold a grant when it starts.
     pub warm: Vec<usize>,
     pub mutation: Option<Mutation>,
@@ -107,6 +111,10 @@ pub struct Net {
     pub grants: Speed,
     pub revocations: Speed,
     pub acknowledgements: Speed,
+    /// Changes of a proxy's routes, and of the policy of its first worker, and of the others'. Those that come first come at once.
+    pub routes: Speed,
+    pub policies: Speed,
+    pub policies_of_others: Speed,
 }
 
 /// Whose clock.
@@ -174,6 +182,8 @@ impl Scenario {
             prompt: true,
             eager: vec![1],
             eager_late: false,
+            left_behind: Vec::new(),
+            older_filter: false,
             warm: vec![0],
             mutation: None,
             told_together: false,
@@ -211,6 +221,23 @@ impl Scenario {
         }
         self.second = Some((owners, standby));
         self
+    }
+
+    /// How fast a proxy's routes change.
+    pub(crate) fn speed_of_routes(&self, proxy: usize) -> Speed {
+        match self.left_behind.contains(&proxy) {
+            true => self.net.routes,
+            false => Speed::AtOnce,
+        }
+    }
+
+    /// How fast the policy of a proxy's worker does.
+    pub(crate) fn speed_of_policy(&self, proxy: usize, worker: usize) -> Speed {
+        match (self.left_behind.contains(&proxy), worker) {
+            (false, _) => Speed::AtOnce,
+            (true, 0) => self.net.policies,
+            (true, _) => self.net.policies_of_others,
+        }
     }
 
     /// The cell of a proxy.

@@ -535,6 +535,61 @@ pub fn terms_longer_drain() -> Scenario {
     scenario
 }
 
+/// The drain was made shorter, of which the proxies of `a` have heard nothing; then `a` is cut off.
+pub fn terms_shorter_drain() -> Scenario {
+    let mut scenario = Scenario::new("drain was made shorter, a's proxy unheard, a cut off");
+    scenario.terms = terms(2, 3, 0);
+    scenario.changes = vec![terms(2, 1, 0)];
+    scenario.left_behind = vec![0];
+    scenario.net.routes = Never;
+    scenario.net.policies = Never;
+    scenario.net.policies_of_others = Never;
+    scenario.eager = vec![0, 1];
+    scenario.budget.cuts = 1;
+    scenario.changed_before = Some(8);
+    scenario.horizon = 6;
+    scenario
+}
+
+/// The same, with a filter that says nothing of terms.
+pub fn terms_unsaid() -> Scenario {
+    let mut scenario = terms_shorter_drain();
+    scenario.name = "drain was made shorter, an older filter, a cut off";
+    scenario.older_filter = true;
+    scenario
+}
+
+/// The same, where one worker of two has heard of it.
+pub fn terms_heard_by_one_worker() -> Scenario {
+    let mut scenario = terms_shorter_drain();
+    scenario.name = "drain was made shorter, one worker unheard, a cut off";
+    scenario.net.policies = Default::default();
+    scenario.proxies[0].1 = 2;
+    scenario
+}
+
+/// The same, where all workers have, and the routes are as they were.
+pub fn terms_shorter_drain_old_routes() -> Scenario {
+    let mut scenario = terms_heard_by_one_worker();
+    scenario.name = "drain was made shorter, routes unheard, a cut off";
+    scenario.net.policies_of_others = Default::default();
+    scenario
+}
+
+/// The drain is made shorter at any time, of which routes and workers hear when they hear.
+pub fn terms_drain_changes() -> Scenario {
+    let mut scenario = Scenario::new("drain made shorter, routes and policies late, a cut off");
+    scenario.terms = terms(1, 2, 0);
+    scenario.changes = vec![terms(1, 1, 0)];
+    scenario.left_behind = vec![0];
+    scenario.net.routes = Late;
+    scenario.net.policies = Late;
+    scenario.eager = vec![0, 1];
+    scenario.budget.cuts = 1;
+    scenario.horizon = 8;
+    scenario
+}
+
 /// Everything that holds, whatever happens in it.
 pub fn all() -> Vec<Scenario> {
     let mut all = vec![
@@ -574,6 +629,12 @@ pub fn all() -> Vec<Scenario> {
         terms_heard_late(),
         terms_registered_late(),
         terms_longer_drain(),
+        terms_longer_drain().but(Mutation::LongerRouteTaken),
+        terms_shorter_drain(),
+        terms_unsaid(),
+        terms_heard_by_one_worker(),
+        terms_shorter_drain_old_routes(),
+        terms_drain_changes(),
         // The view that never goes back stands in for the identity of the store, as long as nobody starts again.
         restore_old_owner().but(Mutation::StoreIdKept),
         // The creation of a session compares that there is none of that name.
@@ -639,9 +700,12 @@ pub fn of_clause(clause: Clause) -> Scenario {
         Clause::RegistrationComparesTerms => terms_registered_late(),
         Clause::SessionShortened => terms_heard_late(),
         Clause::WidenedPromise => terms_shortened(),
-        Clause::WidenedWait => terms_longer_drain(),
+        Clause::WidenedWait => terms_longer_drain().but(Mutation::LongerRouteTaken),
         Clause::NarrowWaitsForGrantors => terms_unheard(),
         Clause::NarrowSettles => terms_granted_before(),
+        Clause::HolderUnderTerms => terms_shorter_drain(),
+        Clause::UnsaidBeforeChange => terms_unsaid(),
+        Clause::PermitUnderTerms => terms_heard_by_one_worker(),
     };
     scenario.without(clause)
 }
@@ -655,6 +719,7 @@ pub fn of_mutation(mutation: Mutation) -> Option<Scenario> {
         Mutation::RestoreUnnoticed | Mutation::StoreIdKept => restore_restarted(),
         Mutation::AcknowledgesOnReceipt | Mutation::WriteNotCounted => planned_workers(),
         Mutation::LostWorkerLetsGo => planned_lost_worker(),
+        Mutation::LongerRouteTaken => terms_shorter_drain_old_routes(),
     };
     Some(scenario.but(mutation))
 }

@@ -8,10 +8,15 @@
 //! for the larger, and replicas may be configured with either. It is *narrowed* to `next` when nothing can be under way any
 //! more that was promised under `current` alone. A change of the layout cannot be widened, since one key would belong to two
 //! cells: nobody grants between its two phases.
+//!
+//! Proxies promise too: how long their writes live, and which cell each belongs to. Nobody waits for them to have heard of a
+//! change. Their policy carries the [`TermsId`] of the agreement that it was made by, they say it when they ask for grants, and
+//! those with another one are granted nothing.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
 use super::{Name, Terms};
+use crate::shard::digest_of_parts;
 
 /// Which cell a write belongs to: all zones have to find the same one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +87,39 @@ impl Agreed {
         };
         spans(self) == spans(own) && !self.layout.contradicts(&own.layout)
     }
+
+    fn put_spans_and_shards(&self, bytes: &mut Vec<u8>) {
+        let drift = u64::from(self.drift_permille);
+        for number in [self.session_ttl, self.grant_ttl, self.write_drain, drift] {
+            bytes.extend(number.to_le_bytes());
+        }
+        for (cell, shards) in &self.layout.cells {
+            put_text(bytes, cell);
+            bytes.extend(shards.to_le_bytes());
+        }
+        // No cell has an empty name.
+        put_text(bytes, "");
+    }
+}
+
+fn put_text(bytes: &mut Vec<u8>, text: &str) {
+    bytes.extend((text.len() as u64).to_le_bytes());
+    bytes.extend(text.as_bytes());
+}
+
+/// XXH64, and never 0.
+fn digest(bytes: &[u8]) -> u64 {
+    digest_of_parts([bytes]).max(1)
+}
+
+/// What tells one agreement from another: a digest of its spans, its shards, and all changes before. Services that are added to
+/// an agreement do not change it. Each step of a change does, also one that leads back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TermsId(pub u64);
+
+impl TermsId {
+    /// Of terms that are of no agreement, or of one that nobody knows.
+    pub const NONE: TermsId = TermsId(0);
 }
 
 /// The record: see the module's text.
@@ -90,8 +128,8 @@ pub struct Agreement {
     pub current: Agreed,
     /// What they are being changed to.
     pub next: Option<Agreed>,
-    /// Nobody grants: proxies are being told which cell a write now belongs to.
-    pub stopped: bool,
+    /// A digest of all changes that were begun or ended; 0: they are the first ones, but for added services.
+    pub history: u64,
 }
 
 impl Agreement {
@@ -100,8 +138,33 @@ impl Agreement {
         Agreement {
             current: own,
             next: None,
-            stopped: false,
+            history: 0,
         }
+    }
+
+    /// See [`TermsId`].
+    pub fn id(&self) -> TermsId {
+        let mut bytes = self.history.to_le_bytes().to_vec();
+        for agreed in self.all() {
+            agreed.put_spans_and_shards(&mut bytes);
+        }
+        TermsId(digest(&bytes))
+    }
+
+    /// Whether they are not the first ones: proxies may have the policy of others.
+    pub fn was_changed(&self) -> bool {
+        self.history != 0 || self.next.is_some()
+    }
+
+    /// What comes of the history with a step that leads to `agreed`.
+    fn history_with(&self, agreed: &Agreed) -> u64 {
+        let mut bytes = self.id().0.to_le_bytes().to_vec();
+        agreed.put_spans_and_shards(&mut bytes);
+        for (service, key) in &agreed.layout.keys {
+            put_text(&mut bytes, service);
+            put_text(&mut bytes, key);
+        }
+        digest(&bytes)
     }
 
     /// The two, or the one, that may be configured.
@@ -114,15 +177,10 @@ impl Agreement {
         self.all().any(|agreed| agreed.is_kept_by(own))
     }
 
-    /// Whether some writes are to belong to another cell than now.
-    fn moves_writes(&self) -> bool {
-        let next = self.next.as_ref();
-        next.is_some_and(|next| next.layout.contradicts(&self.current.layout))
-    }
-
     /// Whether nobody may grant, since some writes are about to belong to another cell.
     pub fn is_stopped(&self) -> bool {
-        self.stopped || self.moves_writes()
+        let next = self.next.as_ref();
+        next.is_some_and(|next| next.layout.contradicts(&self.current.layout))
     }
 
     /// The same with the services of `own` that are not in it yet; none where nothing is missing.
@@ -141,33 +199,35 @@ impl Agreement {
         next.layout.learn(&self.current.layout);
         Agreement {
             current: self.current.clone(),
+            history: self.history_with(&next),
             next: Some(next),
-            stopped: false,
         }
     }
 
-    /// What `next` makes of it, once nothing is under way that `current` alone promised. Where writes go to other cells, proxies
-    /// are told of it while still nobody grants.
+    /// What `next` makes of it, once nothing is under way that `current` alone promised.
     pub fn narrowed(&self) -> Option<Agreement> {
         let next = self.next.clone()?;
-        Some(match self.moves_writes() {
-            true => Agreement {
-                current: next.clone(),
-                next: Some(next),
-                stopped: true,
-            },
-            false => Agreement::first(next),
+        Some(Agreement {
+            history: self.history_with(&next),
+            current: next,
+            next: None,
         })
     }
 
     /// Without the change, which was not completed. Nobody has promised more than the smaller of both.
     pub fn back(&self) -> Agreement {
-        Agreement::first(self.current.clone())
+        Agreement {
+            history: self.history_with(&self.current),
+            current: self.current.clone(),
+            next: None,
+        }
     }
 
     /// How to act: the smaller promise, the larger wait. `own` has what is not agreed on.
     pub fn terms(&self, own: &Terms) -> Terms {
         let mut terms = own.clone();
+        terms.id = self.id();
+        terms.changed = self.was_changed();
         let current = &self.current;
         terms.session_ttl = current.session_ttl;
         terms.grant_ttl = current.grant_ttl;

@@ -13,6 +13,15 @@ pub struct Grant {
     pub ttl: u64,
 }
 
+/// Why a holder is granted nothing that others of its zone may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Withheld {
+    /// Its policy is of other terms than the present ones.
+    OtherTerms,
+    /// It does not say which terms its policy is of, and they were changed.
+    UnsaidTerms,
+}
+
 /// What one incarnation grants for one cell.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Grantor {

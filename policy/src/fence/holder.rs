@@ -7,7 +7,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Clause, Grant, Stamp, Terms};
+use super::{Clause, Grant, Stamp, Terms, TermsId};
 
 /// A worker of a proxy, by a number that it drew at random; a worker that is built anew has another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,6 +19,8 @@ pub struct Permit {
     pub stamp: Stamp,
     /// By the process's clock, exclusive.
     pub until: u64,
+    /// Those of the policy under which it was asked for.
+    pub terms: TermsId,
 }
 
 /// What the workers of one process share about one cell.
@@ -46,7 +48,7 @@ pub struct Listed {
 }
 
 impl Ledger {
-    /// Installs a grant that was asked for at `asked`; false where it is not to be used.
+    /// Installs a grant that was asked for at `asked` under these `terms`; false where it is not to be used.
     pub fn install(&mut self, grant: &Grant, asked: u64, now: u64, terms: &Terms) -> bool {
         let older = grant.stamp < self.newest || grant.stamp <= self.fence;
         if older && terms.keeps(Clause::GrantNotOlder) || grant.stamp.epoch < self.epoch_min {
@@ -65,6 +67,7 @@ impl Ledger {
         self.permit = Some(Permit {
             stamp: grant.stamp,
             until,
+            terms: terms.id,
         });
         true
     }
@@ -83,7 +86,8 @@ impl Ledger {
         self.permit = None;
     }
 
-    /// A worker takes the permit, and is listed with it. `busy` says whether [something else](Worker::busy) may be under way there.
+    /// A worker, whose policy has these `terms`, takes the permit, and is listed with it. `busy` says whether
+    /// [something else](Worker::busy) may be under way there.
     pub fn take(
         &mut self,
         worker: WorkerId,
@@ -92,6 +96,9 @@ impl Ledger {
         terms: &Terms,
     ) -> Option<Permit> {
         let permit = self.permit.filter(|permit| permit.until > now)?;
+        if permit.terms != terms.id && terms.keeps(Clause::PermitUnderTerms) {
+            return None;
+        }
         if !terms.keeps(Clause::WorkerListed) {
             return Some(permit);
         }

@@ -31,9 +31,9 @@ mod store;
 
 use alloc::sync::Arc;
 
-pub use agreement::{Agreed, Agreement, Layout};
+pub use agreement::{Agreed, Agreement, Layout, TermsId};
 pub use authority::{Authority, Cause, Move, State, Unsettled};
-pub use grantor::{Grant, Grantor};
+pub use grantor::{Grant, Grantor, Withheld};
 pub use holder::{Asker, Ledger, Permit, Worker, WorkerId};
 pub use replica::{CellRules, Effect, Input, Listing, Outcome, Replica, Unwilling, move_id};
 pub use round::Company;
@@ -67,6 +67,11 @@ pub struct HolderId(pub u128);
 /// promised is shorter than the same one as it is waited for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
+    /// Which agreement they are of; [`TermsId::NONE`] where that is not known.
+    pub id: TermsId,
+    /// There were others before. Then each admitted write says how long it may live, and only a route takes it that lets it live no
+    /// longer: the routes of a proxy may be older than its policy.
+    pub changed: bool,
     /// How long a session outlives its last renewal.
     pub session_ttl: u64,
     /// The longest grant.
@@ -96,6 +101,8 @@ impl Terms {
         drift_permille: u16,
     ) -> Result<Terms, InvalidTerms> {
         let terms = Terms {
+            id: TermsId::NONE,
+            changed: false,
             session_ttl,
             grant_ttl,
             write_drain,
@@ -291,11 +298,17 @@ pub enum Clause {
     NarrowWaitsForGrantors,
     /// And when what was promised before that is over.
     NarrowSettles,
+    /// A holder is granted something only under the terms that its policy has: others wait for what these promise.
+    HolderUnderTerms,
+    /// A holder that does not say which terms its policy has is granted something only while they were never changed.
+    UnsaidBeforeChange,
+    /// A worker takes a permit only under the terms that its own policy has: workers get a policy one after the other.
+    PermitUnderTerms,
 }
 
 impl Clause {
     /// All of them.
-    pub const ALL: [Clause; 51] = [
+    pub const ALL: [Clause; 54] = [
         Clause::DeadlineFromSend,
         Clause::RenewalMatched,
         Clause::RenewalCompared,
@@ -347,5 +360,8 @@ impl Clause {
         Clause::WidenedWait,
         Clause::NarrowWaitsForGrantors,
         Clause::NarrowSettles,
+        Clause::HolderUnderTerms,
+        Clause::UnsaidBeforeChange,
+        Clause::PermitUnderTerms,
     ];
 }

@@ -6,7 +6,8 @@ use std::num::NonZeroU32;
 use policy::{
     Cell, Class, ClassRule, Demand, Enforcement, Explain, Fencing, Forward, KeySource, Link, Plan,
     Plans, RegionRule, Route, RouteMatch, Rules, Service, Topology, TraceRule, Weighting, Writes,
-    ZoneId, ZoneLoad, ZoneState, fence::Terms,
+    ZoneId, ZoneLoad, ZoneState,
+    fence::{Terms, TermsId},
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -162,19 +163,21 @@ fn service() -> impl Strategy<Value = Service> {
 /// Owners by their position among the zones, the epoch, and how far writes may be forwarded.
 type CellSeed = (Vec<usize>, u64, Forward);
 
+/// Cells, what is done about writes without permission, whether they are forwarded, and how long writes live where the terms
+/// were changed.
+type FencingSeed = (Vec<CellSeed>, Enforcement, bool, Option<u64>);
+
 /// What [`fencing`] is made of: up to three cells.
-fn fencing_seed() -> impl Strategy<Value = (Vec<CellSeed>, Enforcement, bool)> {
+fn fencing_seed() -> impl Strategy<Value = FencingSeed> {
     let forward = select(vec![Forward::Never, Forward::Region, Forward::Any]);
     let enforcement = select(vec![Enforcement::Enforce, Enforcement::Observe]);
     let cell = (vec(0..5_usize, 0..3), 6..9_u64, forward);
-    (vec(cell, 1..=3), enforcement, any::<bool>())
+    let drain = option::of(select(vec![750_000, 1_500_000]));
+    (vec(cell, 1..=3), enforcement, any::<bool>(), drain)
 }
 
 /// A fence of these cells, each with ten shards.
-fn fencing(
-    topology: &Topology,
-    (cells, enforcement, forwarding): (Vec<CellSeed>, Enforcement, bool),
-) -> Fencing {
+fn fencing(topology: &Topology, (cells, enforcement, forwarding, drain): FencingSeed) -> Fencing {
     let shards = NonZeroU32::new(10 * cells.len() as u32).expect("a cell");
     let cells = cells.into_iter().enumerate();
     let cells = cells.map(|(at, (owners, epoch, forward))| Cell {
@@ -184,7 +187,10 @@ fn fencing(
         epoch,
         forward,
     });
-    let terms = Terms::new(3_000_000, 1_500_000, 1_500_000, 50_000, 10).expect("terms");
+    let mut terms = Terms::new(3_000_000, 1_500_000, 1_500_000, 50_000, 10).expect("terms");
+    if let Some(drain) = drain {
+        (terms.id, terms.changed, terms.write_drain) = (TermsId(drain), true, drain);
+    }
     let control_plane = "tidegate".to_owned();
     Fencing::new(
         cells.collect(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use policy::fence::{
     Aloud, Asker, Authority, Company, Condition, Grant, Key, Ledger, Name, Revision, Session,
-    SessionId, Sessions, Stamp, Terms, Worker, WorkerId, moves::better_zone,
+    SessionId, Sessions, Stamp, Terms, TermsId, Worker, WorkerId, moves::better_zone,
 };
 
 fn terms() -> Terms {
@@ -54,6 +54,20 @@ fn waits_leave_room_for_drift() {
     assert_eq!(terms.stretch(91), 102);
     assert_eq!(terms.session_over(), 112);
     assert_eq!(terms.session_settled(), 134);
+}
+
+#[test]
+fn a_worker_takes_a_permit_only_once_it_has_the_policy_under_which_that_was_asked_for() {
+    let old = terms();
+    let new = Terms {
+        id: TermsId(7),
+        ..terms()
+    };
+    let mut ledger = Ledger::default();
+    assert!(ledger.install(&grant(1, 5), 0, 0, &new));
+    assert_eq!(ledger.take(WorkerId(1), false, 10, &old), None);
+    assert!(ledger.workers.is_empty());
+    assert!(ledger.take(WorkerId(1), false, 10, &new).is_some());
 }
 
 #[test]

@@ -333,7 +333,13 @@ impl Mesh {
                 self.tell(at, Input::Tick);
                 let nonce = self.now;
                 let holder = HolderId(at as u128);
-                self.tell(at, Input::Asked { holder, nonce });
+                let terms = Some(self.processes[at].replica.terms().id);
+                let asked = Input::Asked {
+                    holder,
+                    nonce,
+                    terms,
+                };
+                self.tell(at, asked);
             }
         }
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use policy::fence::{
     Agreed, Agreement, Authority, CellRules, Condition, Effect, HolderId, Input, Key, Layout,
-    Listing, Name, Outcome, Replica, Revision, SessionId, State, Terms, Transaction, Unsettled,
-    Unwilling, Write,
+    Listing, Name, Outcome, Replica, Revision, SessionId, State, Terms, TermsId, Transaction,
+    Unsettled, Unwilling, Withheld, Write,
 };
 
 const HOLDER: HolderId = HolderId(1);
@@ -36,6 +36,7 @@ struct Desk {
     revision: u64,
     wanted: Vec<(u64, Transaction)>,
     grants: usize,
+    withheld: Option<Withheld>,
 }
 
 /// The cell is the zone's own.
@@ -64,6 +65,7 @@ impl Desk {
             revision: 20,
             wanted: Vec::new(),
             grants: 0,
+            withheld: None,
         };
         let rules = CellRules {
             owners: vec![name("a")],
@@ -105,7 +107,12 @@ impl Desk {
                     number,
                     transaction,
                 } => self.wanted.push((number, transaction)),
-                Effect::Grant { grants, .. } => self.grants = grants.len(),
+                Effect::Grant {
+                    grants, withheld, ..
+                } => {
+                    self.grants = grants.len();
+                    self.withheld = withheld;
+                }
                 _ => {}
             }
         }
@@ -167,12 +174,23 @@ impl Desk {
         self.replica.agreement().expect("terms").1.clone()
     }
 
+    /// Whether a proxy is granted something whose policy is of the present terms.
     fn grants(&mut self) -> bool {
+        let terms = Some(self.replica.terms().id);
+        self.grants_by(terms).is_ok()
+    }
+
+    /// Whether one is whose policy is of these, and why not.
+    fn grants_by(&mut self, terms: Option<TermsId>) -> Result<(), Option<Withheld>> {
         self.tell(Input::Asked {
             holder: HOLDER,
             nonce: 1,
+            terms,
         });
-        self.grants > 0
+        match self.grants {
+            0 => Err(self.withheld),
+            _ => Ok(()),
+        }
     }
 
     fn is_registered(&self) -> bool {
@@ -253,7 +271,8 @@ fn a_change_ends_when_all_are_configured_and_what_was_granted_is_over() {
     desk.pass(12_000);
     assert_eq!(desk.agreement(), widened);
     desk.pass(400);
-    assert_eq!(desk.agreement(), Agreement::first(agreed(10_000)));
+    assert_eq!(desk.agreement(), widened.narrowed().unwrap());
+    assert_eq!(desk.agreement().current, agreed(10_000));
     desk.pass(200);
     assert!(desk.grants());
     assert_eq!(desk.replica.terms().session_ttl, 10_000);
@@ -274,16 +293,81 @@ fn nobody_grants_while_writes_go_to_other_cells() {
     assert!(!desk.grants());
     desk.tell(Input::Configured(next.clone()));
     desk.tell(Input::Rolled(true));
+    let before = desk.replica.terms().id;
     // Its grants run out, it leaves, and the grants of others are waited for.
-    desk.pass(2_500 + 4_600);
-    let told = desk.agreement();
-    assert_eq!((&told.current, told.is_stopped()), (&next, true));
+    desk.pass(2_500);
     assert!(!desk.is_registered() && !desk.grants());
-    // Proxies have been told for as long again.
     desk.pass(4_600);
-    assert_eq!(desk.agreement(), Agreement::first(next));
+    let told = desk.agreement();
+    assert_eq!((&told.current, told.is_stopped()), (&next, false));
     desk.pass(200);
     assert!(desk.grants());
+    // A proxy that has not heard of it finds other cells.
+    let withheld = Err(Some(Withheld::OtherTerms));
+    assert_eq!(desk.grants_by(Some(before)), withheld);
+}
+
+#[test]
+fn a_proxy_is_granted_nothing_before_its_policy_is_of_the_present_terms() {
+    let own = agreed(3_000);
+    let mut desk = Desk::new(&own, Some(Agreement::first(own.clone())));
+    let first = desk.agreement();
+    assert_eq!(desk.grants_by(Some(first.id())), Ok(()));
+    let withheld = Err(Some(Withheld::OtherTerms));
+    assert_eq!(desk.grants_by(Some(TermsId(1))), withheld);
+
+    let widened = first.widened(agreed(10_000));
+    desk.put_terms(widened.clone());
+    assert_eq!(desk.grants_by(Some(first.id())), withheld);
+    assert_eq!(desk.grants_by(Some(widened.id())), Ok(()));
+
+    // The way back leads to the same spans, and yet not to the same terms: others have promised by those in between.
+    let back = widened.back();
+    desk.put_terms(back.clone());
+    assert_eq!(back.current, first.current);
+    for older in [first.id(), widened.id()] {
+        assert_eq!(desk.grants_by(Some(older)), withheld);
+    }
+    assert_eq!(desk.grants_by(Some(back.id())), Ok(()));
+}
+
+#[test]
+fn an_added_service_costs_no_proxy_its_grants() {
+    let own = agreed(3_000);
+    let mut desk = Desk::new(&own, Some(Agreement::first(own.clone())));
+    let before = desk.agreement();
+    let mut with = own;
+    with.layout.keys.insert(name("carts"), name("none"));
+    desk.tell(Input::Configured(with.clone()));
+    desk.work();
+    assert_eq!(desk.agreement().current, with);
+    assert_eq!(desk.grants_by(Some(before.id())), Ok(()));
+}
+
+#[test]
+fn another_key_of_a_service_makes_other_terms() {
+    let own = agreed(3_000);
+    let first = Agreement::first(own.clone());
+    let next = Agreed {
+        layout: layout([4, 4], "header:x-account"),
+        ..own
+    };
+    let ended = first.widened(next).narrowed().unwrap();
+    assert_ne!(first.id(), ended.id());
+}
+
+#[test]
+fn an_older_filter_is_granted_something_until_the_terms_are_changed() {
+    let own = agreed(3_000);
+    let mut desk = Desk::new(&own, Some(Agreement::first(own.clone())));
+    assert_eq!(desk.grants_by(None), Ok(()));
+    let widened = desk.agreement().widened(agreed(10_000));
+    desk.put_terms(widened.clone());
+    let withheld = Err(Some(Withheld::UnsaidTerms));
+    assert_eq!(desk.grants_by(None), withheld);
+    desk.tell(Input::Configured(agreed(10_000)));
+    desk.put_terms(widened.narrowed().unwrap());
+    assert_eq!(desk.grants_by(None), withheld);
 }
 
 /// A leave whose outcome was unknown may be made late. It compares an authority that has not changed since, so it must not

@@ -43,7 +43,7 @@ pub(super) async fn change(
     let widened = agreement.widened(next);
     if widened.is_stopped() && !request.stop_writes {
         return Err(Problem::conflict(
-            "this change moves writes from one cell to another (`shards` or `cell_key`), so no fenced write is admitted while it lasts: until all that was granted is over, and for as long again. Say so: `--stop-writes`",
+            "this change moves writes from one cell to another (`shards` or `cell_key`), so no fenced write is admitted while it lasts: until all that was granted is over. Say so: `--stop-writes`",
         ));
     }
     replace(&admin, &entry, &widened).await
@@ -54,11 +54,6 @@ pub(super) async fn cancel(State(admin): State<Admin>) -> Result<Json<TermsRecor
     let (entry, agreement) = agreed(&admin).await?;
     if agreement.next.is_none() {
         return Err(Problem::conflict("no change of the terms is under way"));
-    }
-    if agreement.stopped {
-        return Err(Problem::conflict(
-            "the new terms are in force already, and proxies are being told: this ends by itself",
-        ));
     }
     replace(&admin, &entry, &agreement.back()).await
 }

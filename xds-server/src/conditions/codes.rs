@@ -137,6 +137,10 @@ codes! {
         is: "The store has no authority record for a configured cell, so its writes are refused.",
         do: "A replica of an owner zone writes the record by itself once the store takes writes. If the record was deleted, run `tidegate override CELL --to ZONE --reason TEXT`.";
 
+    ProxyOfOtherTerms = "TG1011", "proxy_of_other_terms", Error, Condition;
+        is: "A connected proxy decides by a policy of other terms than the agreed ones, so it is given no grants and refuses fenced writes.",
+        do: "`tidegate proxies` shows why it lacks the present policy: mend its discovery stream, or what it refuses. A filter (`tidegate_filter.wasm`) that says nothing of terms has to be updated.";
+
     PeerUnreached = "TG1021", "peer_unreached", Warning, Condition;
         is: "This replica cannot open a stream to another replica, so it renews its session by writes: it works, and the store's history grows faster.",
         do: "Look at the detail. A certificate must have the name that the other replica advertises (`listen.advertise_name`); an address must lead to its xDS port.";

@@ -429,6 +429,8 @@ impl Line for Host {
     fn role(&mut self) -> String {
         "gateway".to_owned()
     }
+
+    fn note(&mut self, _: &str) {}
 }
 
 /// A connection between the proxy and a replica: in order, late, and broken when the way is cut.

@@ -7,7 +7,10 @@ use envoy_types::pb::envoy::config::{
     route::v3::{Route, RouteAction, route::Action},
 };
 use policy::{
-    Class, Facts, Outcome, Policy, Rules, Service, Writes, decide, headers, hop::Signer,
+    Class, Facts, Outcome, Policy, Rules, Service, Writes, decide,
+    fence::{Agreed, Agreement},
+    headers,
+    hop::Signer,
     rules::cluster_name,
 };
 use proptest::prelude::*;
@@ -28,13 +31,83 @@ const AUTHORITY: &str = "authority: {forward_token: 0123456789abcdef}";
 const ORDERS: &str =
     "[{name: orders, routes: [{prefix: /orders}], weights: {zone: 80, region: 20}}]";
 
+/// Routes and policy come one after the other, and one of them may not come at all.
+#[test]
+fn a_route_takes_no_write_that_may_live_less_long_by_its_policy() {
+    let mesh = mesh_of_three(AUTHORITY);
+    let own = mesh.agreed().expect("terms");
+    let first = Agreement::first(own.clone());
+    let shorter = first.widened(Agreed {
+        write_drain: own.write_drain / 2,
+        ..own.clone()
+    });
+    let longer = first.widened(Agreed {
+        write_drain: own.write_drain * 2,
+        ..own
+    });
+    let ended = |widened: &Agreement| widened.narrowed().unwrap();
+    let takes = |routes: &Agreement, policy: &Agreement| {
+        let of = |agreement: &Agreement| {
+            let mesh = mesh
+                .under(agreement)
+                .expect("the same terms by another name");
+            crate::rules_of(&mesh, "UUU")
+        };
+        let table = table::read(&self::routes(&of(routes), &weighted));
+        let post = [
+            (":method", "POST"),
+            (":path", "/orders"),
+            (":authority", "shop"),
+        ];
+        let post = post.map(|(name, value)| (name, value.to_owned()));
+        let mut request = Request::new(post.into());
+        let policy = Policy::Serving(of(policy));
+        let facts = Facts {
+            granted: Some(7),
+            ..Facts::gather(&policy, &request)
+        };
+        let Outcome::Route(routed) = decide(&policy, &facts).outcome else {
+            panic!("refused");
+        };
+        for (name, value) in routed.stamps() {
+            request.set(name, &value);
+        }
+        let route = table::find(&table, &request).expect("every path ends with a row");
+        let takes = !table::targets(route, &request).is_empty();
+        let sent = table::forwarded(route, &request);
+        let said = sent.value(headers::WRITE_DRAIN);
+        assert!(!takes || said.is_none(), "it is for the route alone");
+        takes
+    };
+    let cases = [
+        (&first, &first, true),
+        // What is the case in between while the drain is made shorter, and then longer.
+        (&shorter, &first, true),
+        (&shorter, &shorter, true),
+        (&ended(&shorter), &shorter, true),
+        (&ended(&shorter), &ended(&shorter), true),
+        (&longer, &first, true),
+        (&longer, &longer, true),
+        (&ended(&longer), &ended(&longer), true),
+        // Routes that were left behind.
+        (&first, &shorter, false),
+        (&first, &ended(&shorter), false),
+        (&ended(&longer), &ended(&shorter), false),
+        // A policy that was.
+        (&ended(&longer), &longer, false),
+    ];
+    for (at, (routes, policy, expected)) in cases.into_iter().enumerate() {
+        assert_eq!(takes(routes, policy), expected, "case {at}");
+    }
+}
+
 #[test]
 fn a_fenced_table_reads_like_this() {
     let plain = "
 */orders :method=GET !x-region-id !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
 */orders :method=GET x-region-id=sh-a !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
 */orders !class !home !epoch !to -> 503
-*/orders epoch -> orders/sh-a 1000
+*/orders epoch !write-drain-ms -> orders/sh-a 1000
 ";
     let reads = "
 */orders home=sh-a !class -> orders/sh-a/reads 800 orders/sh-b/reads 200
@@ -93,7 +166,7 @@ hgrpc /a.B/ !class !home !epoch !to -> 503
 hgrpc /a.B/ to tier=zone class=read -> as stamped
 hgrpc /a.B/ to tier=region class=read -> as stamped
 hgrpc /a.B/ to tier=remote class=read -> as stamped
-hgrpc /a.B/ epoch -> s/sh-a 1000
+hgrpc /a.B/ epoch !write-drain-ms -> s/sh-a 1000
 hgrpc /a.B/ to=gateway/sh-b -> gateway/sh-b 1000
 hgrpc /a.B/ home=sh-a !class -> s/bj-c/reads 1000
 hgrpc /a.B/ home=sh-b !class -> s/bj-c/reads 1000
@@ -125,6 +198,17 @@ hgrpc /a.B/ class=read -> s/sh-a/reads 1000
 hgrpc /a.B/ -> 503
 ",
     );
+}
+
+fn mesh_of_three(more: &str) -> Mesh {
+    let text = format!(
+        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\n\
+         zones: [{{name: sh-a, region: r}}, {{name: sh-b, region: r}}, {{name: bj-c, region: q}}]\n\
+         {more}\nservices: {ORDERS}\n"
+    );
+    Config::parse("mesh.yaml", &text)
+        .expect("a good configuration")
+        .mesh
 }
 
 fn mesh(more: &str, services: &str) -> Mesh {
@@ -316,7 +400,9 @@ proptest! {
                         prop_assert!(needed.contains(cluster.as_str()));
                     }
                 }
-                prop_assert_eq!(admitted, usize::from(service.writes != Writes::Free));
+                let rows = 1 + usize::from(fence.terms.changed);
+                let rows = if service.writes == Writes::Free { 0 } else { rows };
+                prop_assert_eq!(admitted, rows);
             }
         }
     }

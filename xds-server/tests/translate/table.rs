@@ -121,11 +121,26 @@ fn takes(route: &Route, request: &Request) -> bool {
 fn agrees(matcher: &HeaderMatcher, request: &Request) -> bool {
     // Envoy compares each copy of a header by itself (measured on 1.40).
     let mut copies = request.0.get(&matcher.name).into_iter().flatten();
+    if let Some(least) = least(matcher) {
+        let in_range = |value: &String| value.parse().is_ok_and(|value: i64| value >= least);
+        return copies.any(in_range);
+    }
     let agrees = match exact(matcher) {
         Some(expected) => copies.any(|value| value == expected),
         None => copies.next().is_some(),
     };
     agrees != matcher.invert_match
+}
+
+/// The least number that a matcher asks for.
+fn least(matcher: &HeaderMatcher) -> Option<i64> {
+    match matcher.header_match_specifier.as_ref()? {
+        HeaderMatchSpecifier::RangeMatch(range) => {
+            assert_eq!((range.end, matcher.invert_match), (i64::MAX, false));
+            Some(range.start)
+        }
+        _ => None,
+    }
 }
 
 /// The value that a matcher asks for; none where presence is enough.
@@ -161,6 +176,9 @@ pub(crate) fn targets(route: &Route, request: &Request) -> Vec<(String, u32)> {
 /// The request as an upstream of this route sees it.
 pub(crate) fn forwarded(route: &Route, request: &Request) -> Request {
     let mut request = request.clone();
+    for name in &route.request_headers_to_remove {
+        request.0.remove(name);
+    }
     add(&mut request, &route.request_headers_to_add);
     request
 }
@@ -216,11 +234,16 @@ pub(crate) fn conditions(route: &Route) -> Vec<String> {
     matches
         .headers
         .iter()
-        .map(|matcher| match (exact(matcher), matcher.invert_match) {
-            (Some(value), false) => format!("{}={value}", matcher.name),
-            (None, false) => matcher.name.clone(),
-            (None, true) => format!("!{}", matcher.name),
-            (Some(value), true) => format!("{}!={value}", matcher.name),
+        .map(|matcher| {
+            if let Some(least) = least(matcher) {
+                return format!("{}>={least}", matcher.name);
+            }
+            match (exact(matcher), matcher.invert_match) {
+                (Some(value), false) => format!("{}={value}", matcher.name),
+                (None, false) => matcher.name.clone(),
+                (None, true) => format!("!{}", matcher.name),
+                (Some(value), true) => format!("{}!={value}", matcher.name),
+            }
         })
         .chain(percent(route).map(|percent| format!("{percent} %")))
         .collect()

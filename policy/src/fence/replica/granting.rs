@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use super::{Clause, Condition, Effect, HolderId, Key, Name, Pending, Replica, Transaction, Write};
+use crate::fence::{TermsId, Withheld};
 
 impl Replica {
     /// What a proxy has to know that was not there when it was told to others.
@@ -25,10 +26,13 @@ impl Replica {
         &mut self,
         holder: HolderId,
         nonce: u64,
+        said: Option<TermsId>,
         now: u64,
         effects: &mut Vec<Effect>,
     ) {
-        let left = match self.believes && self.may_grant() {
+        let may_grant = self.believes && self.may_grant();
+        let withheld = self.withheld(said).filter(|_| may_grant);
+        let left = match may_grant && withheld.is_none() {
             true => self.session.left(now),
             false => 0,
         };
@@ -42,7 +46,23 @@ impl Replica {
             holder,
             nonce,
             grants,
+            withheld,
         });
+    }
+
+    /// Why a holder gets nothing whose policy is of these terms. By others its writes may live longer than anybody waits, or
+    /// belong to other cells: nobody waits for proxies to have heard of a change.
+    fn withheld(&self, said: Option<TermsId>) -> Option<Withheld> {
+        let changed = || self.agreement().is_some_and(|(_, of)| of.was_changed());
+        match said {
+            Some(said) if said == self.terms.id => None,
+            Some(_) => (self.terms.keeps(Clause::HolderUnderTerms)).then_some(Withheld::OtherTerms),
+            // An older filter. Before the first change no policy of other terms was ever given out.
+            None if changed() => {
+                (self.terms.keeps(Clause::UnsaidBeforeChange)).then_some(Withheld::UnsaidTerms)
+            }
+            None => None,
+        }
     }
 
     pub(super) fn stop_granting(&mut self) {

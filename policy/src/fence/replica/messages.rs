@@ -6,7 +6,8 @@ use alloc::{
 };
 
 use crate::fence::{
-    Agreed, Agreement, Authority, Grant, HolderId, Name, Revision, SessionId, Stamp, Transaction,
+    Agreed, Agreement, Authority, Grant, HolderId, Name, Revision, SessionId, Stamp, TermsId,
+    Transaction, Withheld,
 };
 
 /// What happens to a replica.
@@ -65,6 +66,8 @@ pub enum Input {
     Asked {
         holder: HolderId,
         nonce: u64,
+        /// Those of its policy; none where it does not say.
+        terms: Option<TermsId>,
     },
     /// A proxy has nothing in flight from before `fence`, and never will have.
     Drained {
@@ -138,6 +141,7 @@ pub enum Effect {
         holder: HolderId,
         nonce: u64,
         grants: Vec<(Name, Grant)>,
+        withheld: Option<Withheld>,
     },
     /// Give back what is older than `fence`.
     Revoke {

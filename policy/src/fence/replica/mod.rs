@@ -252,7 +252,11 @@ impl Replica {
                 self.greet(holder, &mut effects);
             }
             Input::Disconnected(holder) => drop(self.connected.remove(&holder)),
-            Input::Asked { holder, nonce } => self.asked(holder, nonce, now, &mut effects),
+            Input::Asked {
+                holder,
+                nonce,
+                terms,
+            } => self.asked(holder, nonce, terms, now, &mut effects),
             Input::Drained {
                 holder,
                 cell,

@@ -31,6 +31,7 @@ use super::{
     renewals::Renewals,
     terms::Said,
 };
+use crate::conditions::{Code, Lasting};
 
 pub(super) struct Engine {
     sources: Sources,
@@ -70,6 +71,8 @@ pub(super) struct Engine {
     terms_dirty: bool,
     /// Why this replica does not agree, as it was said last.
     differs: Option<String>,
+    /// The proxies whose policy is of other terms.
+    withheld: Lasting,
 }
 
 struct Answer {
@@ -115,6 +118,8 @@ impl Engine {
         let replicas = replicas.collect();
         let zones = sources.zones.iter().cloned();
         let secrets = zones.map(|zone| (zone, (sources.peers.secret)())).collect();
+        let conditions = sources.metrics.conditions.clone();
+        let withheld = Lasting::new(conditions, &[Code::ProxyOfOtherTerms]);
         let renewals = Renewals::new(&sources.terms, sources.metrics.clone());
         // As many as there are transactions under way: each replica has a handful.
         let (answer, answers) = mpsc::unbounded_channel();
@@ -144,6 +149,7 @@ impl Engine {
             said: Said::default(),
             terms_dirty: true,
             differs: None,
+            withheld,
         }
     }
 
@@ -180,6 +186,7 @@ impl Engine {
             self.judge();
             self.renewals.look(self.replicas.values(), self.now());
             self.send_away();
+            self.look_at_withheld();
             self.restate();
             self.publish();
             self.sight();
@@ -236,9 +243,16 @@ impl Engine {
                     holder,
                     nonce,
                     grants,
+                    withheld,
                 } => {
                     self.sources.metrics.grants.inc_by(grants.len() as u64);
-                    self.say(holder, GrantorSays::Grants { nonce, grants });
+                    self.note_withheld(holder, withheld);
+                    let says = GrantorSays::Grants {
+                        nonce,
+                        grants,
+                        withheld,
+                    };
+                    self.say(holder, says);
                 }
                 Effect::Revoke {
                     holder,

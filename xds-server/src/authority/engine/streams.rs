@@ -1,14 +1,17 @@
 //! The streams of proxies: who is connected, to which zone's replica, and who has to find another one.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
-use policy::fence::{HolderId, Input, Name, Replica};
+use policy::fence::{HolderId, Input, Name, Replica, Withheld};
 use protos::fence::{GrantorSays, HolderSays};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tracing::warn;
 
 use super::Engine;
-use crate::authority::Unseated;
+use crate::{
+    authority::Unseated,
+    conditions::{Code, Found},
+};
 
 /// A proxy process that is connected.
 pub(super) struct Stream {
@@ -16,7 +19,12 @@ pub(super) struct Stream {
     zone: Name,
     node: String,
     says: mpsc::Sender<GrantorSays>,
+    /// Why the proxy was given nothing when it asked last.
+    withheld: Option<Withheld>,
 }
+
+/// A proxy gets the policy of new terms within moments. One that has not for so long does not get it.
+const WITHHELD_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// A proxy connects to the replica of its zone: the number of its stream.
@@ -48,6 +56,7 @@ impl Engine {
             zone: zone.clone(),
             node,
             says,
+            withheld: None,
         };
         self.streams.insert(holder, stream);
         self.count_streams();
@@ -62,7 +71,11 @@ impl Engine {
             return;
         };
         let input = match says {
-            HolderSays::Ask { nonce } => Input::Asked { holder, nonce },
+            HolderSays::Ask { nonce, terms } => Input::Asked {
+                holder,
+                nonce,
+                terms,
+            },
             HolderSays::Drained { cell, fence } => Input::Drained {
                 holder,
                 cell,
@@ -134,5 +147,26 @@ impl Engine {
     pub(super) fn connected(&self, zone: &Name) -> u32 {
         let of_zone = self.streams.values().filter(|stream| stream.zone == *zone);
         u32::try_from(of_zone.count()).unwrap_or(u32::MAX)
+    }
+
+    /// A proxy was given nothing for this reason, or no more.
+    pub(super) fn note_withheld(&mut self, holder: HolderId, withheld: Option<Withheld>) {
+        if let Some(stream) = self.streams.get_mut(&holder) {
+            stream.withheld = withheld;
+        }
+    }
+
+    /// Says which proxies are given nothing for long, since their policy is of other terms.
+    pub(super) fn look_at_withheld(&mut self) {
+        let streams = self.streams.values();
+        let found = streams.filter_map(|stream| {
+            let detail = match stream.withheld? {
+                Withheld::OtherTerms => "its policy is of other terms than the agreed ones",
+                Withheld::UnsaidTerms => "its filter does not say of which terms its policy is",
+            };
+            let found = Found::new(Code::ProxyOfOtherTerms, stream.node.as_str(), detail);
+            Some(found.after(WITHHELD_PATIENCE))
+        });
+        self.withheld.look(found.collect(), Instant::now());
     }
 }

@@ -13,7 +13,7 @@ use policy::{
 use super::{
     super::forward,
     Builder,
-    matching::{absent, add_if_absent, is, present, set},
+    matching::{absent, add_if_absent, at_least, is, present, set},
 };
 
 /// The fence, if it is for this service.
@@ -48,17 +48,24 @@ impl Builder<'_> {
     pub(super) fn fenced_writes(&self, fencing: &Fencing) -> Vec<Route> {
         let zones = forwarded_to(self.rules, fencing).into_iter();
         let forwarded = zones.filter_map(|zone| self.forwarded_write(fencing, zone));
-        [self.admitted(fencing)]
-            .into_iter()
-            .chain(forwarded)
-            .collect()
+        // A write that does not say how long it may live was admitted before the terms were ever changed.
+        let unsaid = absent(headers::WRITE_DRAIN);
+        let drain_ms = fencing.terms.write_drain.div_ceil(1_000);
+        let drain_ms = i64::try_from(drain_ms).unwrap_or(i64::MAX);
+        let said = (fencing.terms.changed).then(|| at_least(headers::WRITE_DRAIN, drain_ms));
+        let admitted = [unsaid].into_iter().chain(said);
+        let admitted = admitted.map(|drain| self.admitted(fencing, drain));
+        admitted.chain(forwarded).collect()
     }
 
-    fn admitted(&self, fencing: &Fencing) -> Route {
+    /// What a policy of other terms has admitted, by which it may live less long than here, is not taken: routes and policy come
+    /// one after the other, and one of them may not come at all.
+    fn admitted(&self, fencing: &Fencing, drain: HeaderMatcher) -> Route {
         let zone = self.rules.topology().zone_name(self.rules.viewer());
         let to = cluster_name(&self.service.name, zone);
-        let matchers = vec![present(headers::EPOCH)];
+        let matchers = vec![present(headers::EPOCH), drain];
         let mut route = self.fenced_write(fencing, matchers, to, Tier::Zone, Reason::Admitted);
+        route.request_headers_to_remove = vec![headers::WRITE_DRAIN.to_owned()];
         if let [only] = fencing.cells() {
             let cell = set(headers::CELL, &only.name);
             route.request_headers_to_add.push(cell);

@@ -5,7 +5,10 @@ use envoy_types::pb::envoy::{
         core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction},
         route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier},
     },
-    r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+    r#type::{
+        matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+        v3::Int64Range,
+    },
 };
 
 pub(in crate::translate) fn is(name: &str, value: &str) -> HeaderMatcher {
@@ -42,6 +45,19 @@ pub(super) fn absent(name: &str) -> HeaderMatcher {
     HeaderMatcher {
         invert_match: true,
         ..present(name)
+    }
+}
+
+/// A whole number of at least so much.
+pub(super) fn at_least(name: &str, least: i64) -> HeaderMatcher {
+    HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::RangeMatch(Int64Range {
+            start: least,
+            // Exclusive.
+            end: i64::MAX,
+        })),
+        ..HeaderMatcher::default()
     }
 }
 
