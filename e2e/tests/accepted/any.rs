@@ -1,5 +1,9 @@
 //! Random configurations: values that each field could have, some of them impossible.
 
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use e2e::certificates::{CERTIFICATE, Ca, KEY, TRUSTED};
 use e2e::dice::Dice;
 use serde_json::{Map, Value, json};
 
@@ -9,11 +13,46 @@ pub(crate) const REGION: &str = "shanghai";
 /// A route table that gRPC clients have in every configuration.
 pub(crate) const TABLE: &str = "tidegate/*";
 
+/// Directories with a certificate, its key, and the CA that is to be trusted.
+pub(crate) struct Files([PathBuf; 3]);
+
+impl Files {
+    /// Makes them below `directory`.
+    pub(crate) fn make(directory: &Path) -> Result<Files> {
+        let ca = Ca::new("accepted")?;
+        let directories = ["one", "two", "three"].map(|name| directory.join(name));
+        for (directory, name) in directories.iter().zip(["one", "two", "three"]) {
+            ca.issue(directory, name, &[&ca])?;
+        }
+        Ok(Files(directories))
+    }
+
+    fn certificate(&self, dice: &mut Dice) -> Value {
+        let [one, two, _] = &self.0;
+        let of = |directory: &Path| json!({ "cert": directory.join(CERTIFICATE), "key": directory.join(KEY) });
+        let split = json!({ "cert": one.join(CERTIFICATE), "key": two.join(KEY) });
+        let bad = [
+            json!({ "cert": one.join(CERTIFICATE) }),
+            json!({ "cert": CERTIFICATE, "key": KEY }),
+            json!({}),
+            split,
+        ];
+        let good: Vec<Value> = self.0.iter().map(|directory| of(directory)).collect();
+        one_of(dice, &good, &bad)
+    }
+
+    fn trusted_ca(&self, dice: &mut Dice) -> Value {
+        let of = |directory: &PathBuf| json!({ "file": directory.join(TRUSTED) });
+        let good: Vec<Value> = self.0.iter().map(of).collect();
+        one_of(dice, &good, &[json!({ "file": TRUSTED }), json!({})])
+    }
+}
+
 /// Impossible values are one in so many.
 const BAD: u64 = 60;
 
 /// One of `good`, seldom one of those that may be `bad`.
-fn one(dice: &mut Dice, good: &[Value], bad: &[Value]) -> Value {
+fn one_of(dice: &mut Dice, good: &[Value], bad: &[Value]) -> Value {
     match !bad.is_empty() && dice.once_in(BAD) {
         true => dice.pick(bad).clone(),
         false => dice.pick(good).clone(),
@@ -23,7 +62,7 @@ fn one(dice: &mut Dice, good: &[Value], bad: &[Value]) -> Value {
 /// A field, now and then.
 fn maybe(dice: &mut Dice, to: &mut Map<String, Value>, name: &str, good: &[Value], bad: &[Value]) {
     if dice.once_in(2) {
-        to.insert(name.to_owned(), one(dice, good, bad));
+        to.insert(name.to_owned(), one_of(dice, good, bad));
     }
 }
 
@@ -37,7 +76,7 @@ macro_rules! fields {
     }};
 }
 
-pub(crate) fn config(dice: &mut Dice) -> Value {
+pub(crate) fn config(dice: &mut Dice, files: &Files) -> Value {
     let zones = zones(dice);
     let names: Vec<String> = zones.iter().map(|zone| text(&zone["name"])).collect();
     let mut all = Map::new();
@@ -53,7 +92,7 @@ pub(crate) fn config(dice: &mut Dice) -> Value {
             json!([{ "between": between, "rtt_ms": rtt, "cost": cost }]),
         );
     }
-    let (gateway, sidecar) = (listener(dice), listener(dice));
+    let (gateway, sidecar) = (listener(dice, files), listener(dice, files));
     let listeners = json!({ "gateway": gateway, "sidecar": sidecar, "grpc": true });
     all.insert("listeners".into(), listeners);
     if dice.once_in(3) {
@@ -65,12 +104,12 @@ pub(crate) fn config(dice: &mut Dice) -> Value {
             "te",
             "accept",
         ];
-        let header = one(
+        let header = one_of(
             dice,
             &values(&headers),
             &values(&["host", "x-tidegate-a", "a b", ""]),
         );
-        let token = one(
+        let token = one_of(
             dice,
             &values(&["let-me-see", "a b", "%REQ(x)%", "é"]),
             &values(&[""]),
@@ -95,7 +134,7 @@ pub(crate) fn config(dice: &mut Dice) -> Value {
     }
     let count = dice.between(1, 6) as usize;
     let services: Vec<Value> = (0..count)
-        .map(|index| service(dice, index, &names, fenced))
+        .map(|index| service(dice, index, &names, fenced, files))
         .collect();
     all.insert("services".into(), json!(services));
     Value::Object(all)
@@ -137,10 +176,10 @@ fn address(dice: &mut Dice) -> Value {
         "0x7f000001",
         "127.0.0.1/8",
     ];
-    one(dice, &values(&good), &values(&bad))
+    one_of(dice, &values(&good), &values(&bad))
 }
 
-fn listener(dice: &mut Dice) -> Value {
+fn listener(dice: &mut Dice, files: &Files) -> Value {
     let mut at = Map::new();
     at.insert("address".into(), address(dice));
     at.insert("port".into(), json!(0));
@@ -167,6 +206,9 @@ fn listener(dice: &mut Dice) -> Value {
     if dice.once_in(8) {
         at.insert("on_demand".into(), json!(true));
     }
+    if dice.once_in(3) {
+        at.insert("tls".into(), downstream_tls(dice, files));
+    }
     let mut common = Map::new();
     fields!(dice, &mut common,
         "idle_timeout_ms": times, [86_400_001];
@@ -188,6 +230,48 @@ fn listener(dice: &mut Dice) -> Value {
     );
     at.insert("http_protocol_options".into(), http1.into());
     Value::Object(at)
+}
+
+fn downstream_tls(dice: &mut Dice, files: &Files) -> Value {
+    let mut certificates = Vec::new();
+    let hosts = [
+        json!(["shop.example"]),
+        json!(["*.example", "a.b"]),
+        json!(["Shop.Test", "xn--bcher-kva.x"]),
+    ];
+    for hosts in hosts.iter().take(dice.between(0, 4) as usize) {
+        let mut certificate = files.certificate(dice);
+        let bad = [json!(["*"]), json!(["a b"]), json!(["shop.example", "a.b"])];
+        certificate["hosts"] = one_of(dice, std::slice::from_ref(hosts), &bad);
+        certificates.push(certificate);
+    }
+    if certificates.is_empty() || dice.once_in(2) {
+        certificates.push(files.certificate(dice));
+    }
+    let mut tls = Map::new();
+    tls.insert("certificates".into(), json!(certificates));
+    if dice.once_in(2) {
+        tls.insert("trusted_ca".into(), files.trusted_ca(dice));
+        fields!(dice, &mut tls, "require_client_certificate": [true, false], [] as [bool; 0];);
+    }
+    Value::Object(tls)
+}
+
+fn upstream_tls(dice: &mut Dice, files: &Files) -> Value {
+    let mut tls = Map::new();
+    tls.insert("trusted_ca".into(), files.trusted_ca(dice));
+    let names = [
+        json!(["orders.internal"]),
+        json!(["spiffe://x/orders", "orders.internal"]),
+        json!(["spiffe://x/orders"]),
+    ];
+    let names = one_of(dice, &names, &[json!([]), json!(["a b"])]);
+    tls.insert("subject_alt_names".into(), names);
+    fields!(dice, &mut tls, "sni": ["orders.internal", "Orders.Internal"], ["", "a b", "10.0.0.1/8"];);
+    if dice.once_in(2) {
+        tls.insert("certificate".into(), files.certificate(dice));
+    }
+    Value::Object(tls)
 }
 
 fn authority(dice: &mut Dice, zones: &[String]) -> Value {
@@ -215,16 +299,16 @@ fn authority(dice: &mut Dice, zones: &[String]) -> Value {
 fn key(dice: &mut Dice) -> Value {
     match dice.between(0, 3) {
         0 => {
-            json!({ "header": one(dice, &values(&["x-user-id", "X-User", "cookie"]), &values(&["", "host", "x_y", "a b", ":path"])) })
+            json!({ "header": one_of(dice, &values(&["x-user-id", "X-User", "cookie"]), &values(&["", "host", "x_y", "a b", ":path"])) })
         }
         1 => {
-            json!({ "cookie": one(dice, &values(&["user", "__Host-id", "$a", "a.b", "!#%&'*+^`|~"]), &values(&["", "a b", "a=b", "ü", "a;"])) })
+            json!({ "cookie": one_of(dice, &values(&["user", "__Host-id", "$a", "a.b", "!#%&'*+^`|~"]), &values(&["", "a b", "a=b", "ü", "a;"])) })
         }
         _ => json!({ "path_segment": dice.pick(&[0, 1, 16]) }),
     }
 }
 
-fn service(dice: &mut Dice, index: usize, zones: &[String], fenced: bool) -> Value {
+fn service(dice: &mut Dice, index: usize, zones: &[String], fenced: bool, files: &Files) -> Value {
     let mut service = Map::new();
     let name = dice.pick(&["orders", "a.b_c-d", "0"]);
     service.insert("name".into(), json!(format!("{name}{index}")));
@@ -251,8 +335,8 @@ fn service(dice: &mut Dice, index: usize, zones: &[String], fenced: bool) -> Val
     if dice.once_in(3) {
         service.insert("strategy".into(), json!({ "region_first_hash": key(dice) }));
         if dice.once_in(2) {
-            let cookie = one(dice, &values(&["tide", "a.b-c_d"]), &values(&["", "a b"]));
-            let ttl_s = one(dice, &values(&[0, 60, 86_400_000]), &values(&[86_400_001]));
+            let cookie = one_of(dice, &values(&["tide", "a.b-c_d"]), &values(&["", "a b"]));
+            let ttl_s = one_of(dice, &values(&[0, 60, 86_400_000]), &values(&[86_400_001]));
             service.insert(
                 "sessions".into(),
                 json!({ "cookie": cookie, "ttl_s": ttl_s }),
@@ -278,6 +362,9 @@ fn service(dice: &mut Dice, index: usize, zones: &[String], fenced: bool) -> Val
         service.insert("cell_key".into(), key(dice));
     } else if fenced && dice.once_in(2) {
         service.insert("fenced".into(), json!(false));
+    }
+    if dice.once_in(4) {
+        service.insert("tls".into(), upstream_tls(dice, files));
     }
     breakers(dice, &mut service);
     Value::Object(service)
@@ -328,8 +415,11 @@ fn times(dice: &mut Dice, to: &mut Map<String, Value>) {
         false => ("max_stream_duration_ms", "timeout_ms"),
     };
     if dice.once_in(2) {
-        to.insert(bound.to_owned(), one(dice, &values(&times), &values(&bad)));
-        to.insert(other.to_owned(), one(dice, &[json!(0)], &[json!(5)]));
+        to.insert(
+            bound.to_owned(),
+            one_of(dice, &values(&times), &values(&bad)),
+        );
+        to.insert(other.to_owned(), one_of(dice, &[json!(0)], &[json!(5)]));
     }
 }
 
@@ -351,7 +441,7 @@ fn route(dice: &mut Dice, unique: &str) -> Value {
     fields!(dice, &mut route, "host": hosts, odd;);
     let grpc = dice.once_in(4);
     if grpc {
-        let name = one(
+        let name = one_of(
             dice,
             &values(&["shop.v1.Orders", "A_b"]),
             &values(&["a/b", "a b"]),
@@ -382,7 +472,7 @@ fn route(dice: &mut Dice, unique: &str) -> Value {
             "/%REQ(x)%",
         ];
         let bad = ["a", "/a?", "", "/a#"];
-        let prefix = text(&one(dice, &values(&prefixes), &values(&bad)));
+        let prefix = text(&one_of(dice, &values(&prefixes), &values(&bad)));
         let prefix = match dice.once_in(8) {
             true => prefix,
             false => format!("{prefix}{unique}"),

@@ -142,11 +142,13 @@ mod tests {
     use Brought::{Nothing, Other, Same};
     use Verdict::{HoldBack, Listen, Serve};
 
+    /// What requests bring; the verdict, and the verdict once the stream is late.
+    type Case = (&'static [(Kind, Brought)], Verdict, Verdict);
+
     #[test]
     fn a_stream_is_judged_by_its_clusters_and_endpoints() {
         use Kind::{Cluster, Endpoints, Listener, Routes};
-        let cases: &[(&[(Kind, Brought)], Verdict, Verdict)] = &[
-            // (requests, verdict, verdict when it is late)
+        let cases: &[Case] = &[
             (&[(Cluster, Nothing)], Serve, Serve),
             (&[(Listener, Nothing)], Serve, Serve),
             (&[(Cluster, Other)], HoldBack, HoldBack),

@@ -313,6 +313,7 @@ impl Stream {
         } = due;
         self.last_nonce += 1;
         let nonce = self.last_nonce;
+        let offered = self.view.of(kind);
         let subscription = &mut self.kinds[kind.index()];
         let awaits_answer = std::mem::take(&mut subscription.awaits_answer);
         let mut aliases = Vec::new();
@@ -324,7 +325,10 @@ impl Stream {
             if !called.is_empty() {
                 aliases.push((at, called));
             }
-            subscription.pending.remove(name);
+            let newest = offered.get(name);
+            if newest.is_none_or(|newest| newest.version == resource.version) {
+                subscription.pending.remove(name);
+            }
             subscription.repeat.remove(name);
             let before = subscription.hold(Arc::clone(name), Held::sent(resource, false));
             changes.push((Arc::clone(name), before));

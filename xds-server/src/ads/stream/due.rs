@@ -162,6 +162,11 @@ impl Stream {
                         due.over.push(Arc::clone(name));
                     } else if may_update && self.is_timely(subscription, resource) {
                         due.updates.push(Arc::clone(resource));
+                    } else if may_update && repeat {
+                        // The client waits for it with its cluster, and routes wait for that. So it is sent the one that it
+                        // has; of one from an earlier stream nothing is left but the version.
+                        let had = subscription.held().get(name).and_then(Held::resource);
+                        due.updates.push(Arc::clone(had.unwrap_or(resource)));
                     }
                 }
                 None => match subscription.held().get(name).map(Held::version) {

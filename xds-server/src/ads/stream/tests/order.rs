@@ -157,6 +157,42 @@ fn the_last_healthy_endpoint_leaves_after_the_routes_to_it() {
     }
 }
 
+/// Envoy acknowledges a cluster once it is warm, for which it waits for endpoints, and routes wait for that.
+#[test]
+fn a_cluster_that_changes_is_warmed_with_its_healthy_endpoints_until_routes_have_left_it() {
+    let lines = |content, endpoints, table| {
+        let a = [
+            (Kind::Cluster, "a", content),
+            (Kind::Endpoints, "a", endpoints),
+        ];
+        [&a[..], &[(Kind::Routes, "table", table)]].concat()
+    };
+    let before = view(&lines("1", "healthy", "to a"), &["a"]);
+    let healthy = before.of(Kind::Endpoints)["a"].version;
+    let mut stream = delta(&before);
+    subscribe(&mut stream, Kind::Cluster, &[]);
+    subscribe(&mut stream, Kind::Endpoints, &["a"]);
+    subscribe(&mut stream, Kind::Routes, &["table"]);
+    for kind in [Kind::Cluster, Kind::Endpoints, Kind::Routes] {
+        let nonce = stream.next_due().expect("a response").nonce.to_string();
+        ack(&mut stream, kind, &nonce);
+    }
+    let after = view(&lines("2", "nobody healthy", "elsewhere"), &["a"]);
+    let dead_end = after.of(Kind::Endpoints)["a"].version;
+    stream.set_view(after);
+    let warming = sent(&mut stream, Kind::Cluster, &["a"], &[]);
+    let outgoing = stream.next_due().expect("the endpoints, again");
+    assert_eq!(outgoing.resources[0].version, healthy);
+    ack(&mut stream, Kind::Endpoints, &outgoing.nonce.to_string());
+    quiet(&mut stream);
+    ack(&mut stream, Kind::Cluster, &warming);
+    taken(&mut stream, Kind::Routes, &["table"], &[]);
+    let outgoing = stream.next_due().expect("the last endpoints");
+    assert_eq!(outgoing.resources[0].version, dead_end);
+    ack(&mut stream, Kind::Endpoints, &outgoing.nonce.to_string());
+    quiet(&mut stream);
+}
+
 #[test]
 fn a_client_that_names_its_clusters_is_not_kept_waiting() {
     let world = [&cluster("a", "1")[..], &[(Kind::Routes, "table", "to a")]].concat();
