@@ -5,7 +5,7 @@
 //!
 //! **Make before break.** Routes and the filter's policy wait until every cluster that they use has its endpoints
 //! acknowledged: Envoy asks for the endpoints of a cluster only once it has taken the cluster, so that is the proof that it
-//! can use it. Clusters go last, when routes and policy that no longer use them are acknowledged, and so do the last healthy
+//! can use it. Aggregate clusters come when those with endpoints can be used. Clusters go last, when routes and policy that no longer use them are acknowledged, and so do the last healthy
 //! endpoints of a cluster: until then requests may still be sent there.
 //!
 //! **Times to live.** [`Stream::renew`] has the next response tell the client that what it has is still good. Delta has heartbeats

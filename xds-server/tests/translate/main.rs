@@ -3,6 +3,7 @@
 #[allow(dead_code, reason = "its other users need the rest")]
 #[path = "../../../policy/tests/behaviour/any.rs"]
 mod any;
+mod cost;
 mod fenced;
 mod grpc;
 mod limits;

@@ -85,6 +85,27 @@ impl Stream {
         warm
     }
 
+    /// Whether the client can use every cluster with endpoints that it takes. Aggregate clusters come after those: Envoy asks each
+    /// aggregate cluster that it has about each cluster that comes, on its main thread. In the state of the world they cannot wait:
+    /// what a response does not have is gone.
+    fn holds_members(&self) -> bool {
+        let clusters = &self.kinds[Kind::Cluster.index()];
+        if self.variant == Variant::StateOfTheWorld || !clusters.wildcard {
+            return true;
+        }
+        let offered = self.view.of(Kind::Cluster);
+        let endpoints = &self.kinds[Kind::Endpoints.index()];
+        self.view
+            .of(Kind::Endpoints)
+            .iter()
+            .all(|(name, assigned)| {
+                offered.get(name).is_none_or(|cluster| {
+                    // Nothing is gained by waiting for what is refused.
+                    self.is_warm(name) || clusters.refuses(cluster) || endpoints.refuses(assigned)
+                })
+            })
+    }
+
     /// Whether the client has what it asked for of secrets: a cluster that waits for one takes no requests. A refused secret is
     /// not waited for.
     fn holds_secrets(&self) -> bool {
@@ -152,6 +173,10 @@ impl Stream {
         let offered = self.view.of(kind);
         // Looked at for the first name that asks, since it may take a look at every route.
         let may_remove = LazyCell::new(|| self.may_remove(kind));
+        let holds_members = LazyCell::new(|| self.holds_members());
+        let is_aggregate = |name: &Arc<str>| {
+            kind == Kind::Cluster && !self.view.of(Kind::Endpoints).contains_key(name)
+        };
         let mut due = Due::default();
         for name in &subscription.pending {
             let repeat = subscription.repeat.contains(name);
@@ -160,7 +185,10 @@ impl Stream {
                     let is_new = repeat || !subscription.has(resource);
                     if !is_new || !subscription.wants(name) || subscription.refuses(resource) {
                         due.over.push(Arc::clone(name));
-                    } else if may_update && self.is_timely(subscription, resource) {
+                    } else if may_update
+                        && self.is_timely(subscription, resource)
+                        && (!is_aggregate(name) || *holds_members)
+                    {
                         due.updates.push(Arc::clone(resource));
                     } else if may_update && repeat {
                         // The client waits for it with its cluster, and routes wait for that. So it is sent the one that it

@@ -2,7 +2,7 @@
 //! for how long a change stops a worker. Beside it, in the same run, the floor: the same services as plain EDS clusters.
 //!
 //! Both come over ADS, by the same server's code. The floor's Envoy has Envoy's defaults where our bootstrap says more (which
-//! stats are made at first); what the floor takes with our bootstrap is shown as well. One service beside the others has real
+//! stats are made at first, and which clusters); what the floor takes with our bootstrap is shown as well. One service beside the others has real
 //! instances: a single connection asks for it again and again, and sees changes and stops.
 
 mod floor;
@@ -209,7 +209,10 @@ async fn contend(
         .node(contender.id(), region_of(HERE), HERE)?
         .cluster_at("tidegate", teller.xds())?;
     if matches!(contender, Contender::Floor | Contender::FloorPerService) {
-        bootstrap = bootstrap.with("/deferred_stat_options", json!({}))?;
+        bootstrap = bootstrap.with("/deferred_stat_options", json!({}))?.with(
+            "/cluster_manager/enable_deferred_cluster_creation",
+            json!(false),
+        )?;
     }
     let begin = Instant::now();
     let envoy = Envoy::start_with(directory, contender.id(), &bootstrap, options.workers).await?;

@@ -43,6 +43,45 @@ fn a_route_waits_for_its_clusters_and_clusters_wait_for_routes_to_leave() {
     sent(&mut stream, Kind::Cluster, &[], &["old"]);
 }
 
+/// An aggregate cluster has no endpoints of its own.
+#[test]
+fn an_aggregate_cluster_waits_until_its_members_can_be_used() {
+    let lines = |content| {
+        let aggregates = [(Kind::Cluster, "a/reads", content)];
+        [&cluster("a", "1")[..], &cluster("b", "1"), &aggregates].concat()
+    };
+    let mut stream = delta(&view(&lines("1"), &[]));
+    subscribe(&mut stream, Kind::Cluster, &[]);
+    taken(&mut stream, Kind::Cluster, &["a", "b"], &[]);
+    quiet(&mut stream);
+    subscribe(&mut stream, Kind::Endpoints, &["a", "b"]);
+    let nonce = sent(&mut stream, Kind::Endpoints, &["a", "b"], &[]);
+    quiet(&mut stream);
+    // One that is refused would be waited for for ever.
+    nack(&mut stream, Kind::Endpoints, &nonce, "b is broken");
+    taken(&mut stream, Kind::Cluster, &["a/reads"], &[]);
+    stream.set_view(view(&lines("2"), &[]));
+    taken(&mut stream, Kind::Cluster, &["a/reads"], &[]);
+}
+
+/// What a response does not have is gone from the client.
+#[test]
+fn an_aggregate_cluster_does_not_wait_in_the_state_of_the_world() {
+    let lines = [&cluster("a", "1")[..], &[(Kind::Cluster, "a/reads", "1")]].concat();
+    let mut stream = sotw(&view(&lines, &[]));
+    want(&mut stream, Kind::Cluster, &[]);
+    taken(&mut stream, Kind::Cluster, &["a", "a/reads"], &[]);
+}
+
+/// Such a client looks after itself.
+#[test]
+fn an_aggregate_cluster_does_not_wait_where_it_was_asked_for_by_name() {
+    let lines = [&cluster("a", "1")[..], &[(Kind::Cluster, "a/reads", "1")]].concat();
+    let mut stream = delta(&view(&lines, &[]));
+    subscribe(&mut stream, Kind::Cluster, &["a", "a/reads"]);
+    taken(&mut stream, Kind::Cluster, &["a", "a/reads"], &[]);
+}
+
 #[test]
 fn a_route_waits_for_the_secrets_that_the_client_asked_for() {
     let old = [
