@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use policy::fence::{Name, Terms};
+use policy::fence::Name;
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -221,10 +221,7 @@ async fn serve(
         ports.dialer.clone(),
         metrics.clone(),
     );
-    let fence_store: Arc<dyn Store> = match &terms {
-        Some(terms) => store.within(request_timeout(terms)),
-        None => Arc::clone(&store.shared),
-    };
+    let fence_store = store.clone();
     let compactor = compacts(&config.store).zip(store.etcd.clone());
     let store = store.shared;
 
@@ -280,7 +277,7 @@ async fn serve(
     let authorities = match &terms {
         None => Authorities::none(),
         Some(terms) => authority::start(authority::Sources {
-            store: fence_store,
+            store: Box::new(move |request_timeout| fence_store.within(request_timeout)),
             peers,
             facts: told,
             zones,
@@ -320,7 +317,7 @@ async fn serve(
         store,
         mode,
         authorities: authorities.clone(),
-        agreements,
+        agreements: agreements.clone(),
         feed,
         proxies,
         applied,
@@ -353,11 +350,12 @@ async fn serve(
         _ = interrupt.recv() => Ok(()),
     };
     info!("stopping; the proxies keep what they have");
-    if let Some(terms) = terms.filter(|_| ended.is_ok()) {
+    if let Some(configured) = terms.filter(|_| ended.is_ok()) {
+        let terms = agreements.terms(&configured);
         // Until nothing that was granted here is in use any more, so that no other zone has to wait for it. Proxies are sent
         // to another replica of the zone. A second signal ends it at once, which is as safe.
-        let enough = Duration::from_micros(terms.stretch(terms.grant_ttl + terms.write_drain))
-            + Duration::from_secs(1);
+        let enough = terms.stretch(terms.grant_ttl + terms.write_drain_waited);
+        let enough = Duration::from_micros(enough) + Duration::from_secs(1);
         let leave = async {
             if leaving == Leaving::HandingOver {
                 // What has not moved by then is left as it is, and taken over later.
@@ -463,13 +461,8 @@ fn start_peers(
     Peers::start(reach, dialer, metrics)
 }
 
-/// How long one member of the store has for a transaction about authority. A session survives one that hangs: a round, of which
-/// there is one in each quarter of a session's time to live, has time to ask another member.
-fn request_timeout(terms: &Terms) -> Duration {
-    Duration::from_micros(terms.session_ttl / 6)
-}
-
 /// The store, as the whole process shares it.
+#[derive(Clone)]
 struct OpenStore {
     shared: Arc<dyn Store>,
     etcd: Option<EtcdStore>,

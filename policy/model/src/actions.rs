@@ -84,6 +84,7 @@ pub enum Action {
     Backup,
     Restore,
     Stop(usize),
+    Reconfigure(usize),
 }
 
 const FENCED: &str = "no two zones write";
@@ -257,6 +258,16 @@ impl Scenario {
         change.state.changed |= 1 << index;
     }
 
+    /// Somebody gives a replica a wrong configuration, or the right one again.
+    fn reconfigure(&self, change: &mut Change<'_>, index: usize) {
+        let Some(replica) = &change.state.hosts[index].replica else {
+            return;
+        };
+        let mut own = Agreed::of(&self.terms, Layout::default());
+        own.session_ttl += u64::from(replica.acts());
+        change.tell(index, Input::Configured(own));
+    }
+
     fn stop(&self, change: &mut Change<'_>, index: usize) {
         if self.mutation != Some(Mutation::StopUnclean) {
             change.tell(index, Input::Stop);
@@ -298,6 +309,9 @@ impl Scenario {
         }
         if waits(left.stops) {
             actions.push(Action::Stop(index));
+        }
+        if waits(left.reconfigurations) {
+            actions.push(Action::Reconfigure(index));
         }
         match host.cut {
             true => actions.push(Action::Mend(index)),
@@ -449,6 +463,7 @@ impl Scenario {
             Action::Backup => change.state.backup = Some(change.state.store.clone()),
             Action::Restore => change.restore(),
             Action::Stop(host) => self.stop(change, *host),
+            Action::Reconfigure(host) => self.reconfigure(change, *host),
         }
     }
 
@@ -466,6 +481,7 @@ impl Scenario {
             Action::Backup => &mut left.backups,
             Action::Restore => &mut left.restores,
             Action::Stop(_) => &mut left.stops,
+            Action::Reconfigure(_) => &mut left.reconfigurations,
             _ => return,
         };
         *of -= 1;

@@ -149,6 +149,8 @@ pub struct Budget {
     pub restores: u8,
     /// A replica is asked to end.
     pub stops: u8,
+    /// A replica is configured with other terms than those that are agreed on, or with those again.
+    pub reconfigurations: u8,
 }
 
 impl Scenario {

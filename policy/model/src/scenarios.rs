@@ -310,6 +310,21 @@ pub fn stop() -> Scenario {
     scenario
 }
 
+/// `a` is stopped by a wrong configuration, and goes on with the right one, under one authority. What it asks of the store is late,
+/// and it may give up to wait. Then the cell moves to `b`.
+pub fn stopped_and_resumed() -> Scenario {
+    let mut scenario = planned("a stopped and resumed, steps late, answers unknown");
+    scenario.hosts[0].1.steps = Late;
+    scenario.net.revocations = Never;
+    scenario.warm = Vec::new();
+    scenario.eager = vec![0, 1];
+    scenario.automatic = false;
+    scenario.budget.reconfigurations = 2;
+    scenario.budget.timeouts = 2;
+    scenario.horizon = 1;
+    scenario
+}
+
 /// The store is restored, and an operator begins anew at `b`.
 pub fn restore() -> Scenario {
     let mut scenario = Scenario::new("restored, recovered at b");
@@ -619,6 +634,7 @@ pub fn all() -> Vec<Scenario> {
         moved_on(),
         missed(),
         stop(),
+        stopped_and_resumed(),
         restore(),
         restore_old_owner(),
         restore_restarted(),
@@ -680,6 +696,7 @@ pub fn of_clause(clause: Clause) -> Scenario {
         Clause::StopAtFence => planned_slow_leaving(),
         Clause::RunOutDrift => planned_slow_clock(),
         Clause::AcknowledgementNamesFence => there_and_back(),
+        Clause::ResumedAsAnother => stopped_and_resumed(),
         Clause::GrantFromAsk => planned_slow_grant(),
         Clause::GrantMatched => planned_crossing_grants(),
         Clause::GrantNotOlder => planned_late_grant(),

@@ -75,6 +75,19 @@ impl Agreed {
         }
     }
 
+    /// How to act by these alone. `rest` has what is not agreed on.
+    pub(super) fn terms(&self, rest: &Terms) -> Terms {
+        Terms {
+            session_ttl: self.session_ttl,
+            grant_ttl: self.grant_ttl,
+            write_drain: self.write_drain,
+            session_ttl_waited: self.session_ttl,
+            write_drain_waited: self.write_drain,
+            drift_permille: self.drift_permille,
+            ..rest.clone()
+        }
+    }
+
     /// Whether a replica that is configured with `own` acts as these say.
     pub fn is_kept_by(&self, own: &Agreed) -> bool {
         let spans = |of: &Agreed| {
@@ -225,16 +238,10 @@ impl Agreement {
 
     /// How to act: the smaller promise, the larger wait. `own` has what is not agreed on.
     pub fn terms(&self, own: &Terms) -> Terms {
-        let mut terms = own.clone();
+        let current = &self.current;
+        let mut terms = current.terms(own);
         terms.id = self.id();
         terms.changed = self.was_changed();
-        let current = &self.current;
-        terms.session_ttl = current.session_ttl;
-        terms.grant_ttl = current.grant_ttl;
-        terms.write_drain = current.write_drain;
-        terms.session_ttl_waited = current.session_ttl;
-        terms.write_drain_waited = current.write_drain;
-        terms.drift_permille = current.drift_permille;
         let Some(next) = &self.next else {
             return terms;
         };

@@ -320,6 +320,14 @@ impl Grantor {
         self.stage == Stage::Idle && !self.key
     }
 
+    /// It may register again under the authority under which it has left: only where a model checker allows that.
+    pub(super) fn resume(&mut self) {
+        self.stage = Stage::Unregistered {
+            at: self.seen,
+            asked: None,
+        };
+    }
+
     /// Grants nothing more, until it sees a newer authority.
     pub fn stop(&mut self) {
         if matches!(self.stage, Stage::Granting(_) | Stage::Unregistered { .. }) {

@@ -233,6 +233,8 @@ pub enum Clause {
     RunOutDrift,
     /// An acknowledgement counts only for the fence that it names.
     AcknowledgementNamesFence,
+    /// A grantor that stopped under an authority that did not change comes back as another incarnation.
+    ResumedAsAnother,
     // Holder
     /// A grant counts from before it was asked for, not from the answer.
     GrantFromAsk,
@@ -308,7 +310,7 @@ pub enum Clause {
 
 impl Clause {
     /// All of them.
-    pub const ALL: [Clause; 54] = [
+    pub const ALL: [Clause; 55] = [
         Clause::DeadlineFromSend,
         Clause::RenewalMatched,
         Clause::RenewalCompared,
@@ -330,6 +332,7 @@ impl Clause {
         Clause::RunOutDrain,
         Clause::RunOutDrift,
         Clause::AcknowledgementNamesFence,
+        Clause::ResumedAsAnother,
         Clause::GrantFromAsk,
         Clause::GrantMatched,
         Clause::GrantNotOlder,

@@ -92,6 +92,11 @@ impl Session {
         self.created
     }
 
+    /// Whether it was asked for, and nobody knows yet what became of that.
+    pub fn is_being_created(&self) -> bool {
+        self.created.is_none() && self.renewing.is_some()
+    }
+
     /// When the next put is due; none while one is under way, while rounds do without, or when it has ended.
     pub fn due(&self, terms: &Terms) -> Option<u64> {
         let quiet = self.created.is_some() && self.aloud.is_none() && !self.owed;

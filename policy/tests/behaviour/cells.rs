@@ -671,6 +671,7 @@ proptest! {
         }
         let stamps = routed.stamps().count();
         let more = 2 * usize::from(routed.foreign) + usize::from(write.cell.is_some());
+        let more = more + usize::from(fence.terms.changed && !forwarded);
         let expected = 1 + usize::from(forwarded) + usize::from(write.hop) + more;
         prop_assert_eq!(stamps, expected);
         let viewer: ZoneId = rules.viewer();

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use policy::fence::{
-    Agreed, Agreement, Authority, Cause, CellRules, Effect, Input, Key, Layout, Listing, Move,
-    Name, Outcome, Replica, Revision, SessionId, State, Terms, Transaction, Unsettled, Write,
+    Agreed, Agreement, Authority, Cause, CellRules, Condition, Effect, Input, Key, Layout, Listing,
+    Move, Name, Outcome, Replica, Revision, SessionId, State, Terms, Transaction, Unsettled, Write,
 };
 
 const STORE: u64 = 7;
@@ -52,15 +52,28 @@ struct Desk {
     replica: Replica,
     now: u64,
     wanted: Vec<(u64, Transaction)>,
+    stopped: bool,
 }
 
 impl Desk {
     fn new(listed: Authority) -> Desk {
+        let mut desk = Desk::before_session(listed);
+        desk.commit(11, |write| matches!(write, Write::Session(_)));
+        desk.tell(Input::Session {
+            id: incarnation("a"),
+            put: Some(Revision(11)),
+        });
+        desk
+    }
+
+    /// It has asked for its session.
+    fn before_session(listed: Authority) -> Desk {
         let terms = Terms::new(3_000_000, 1_500_000, 1_500_000, 100_000, 10).unwrap();
         let mut desk = Desk {
             replica: Replica::new(incarnation("a"), terms.clone()),
             now: 1_000_000,
             wanted: vec![],
+            stopped: false,
         };
         let rules = CellRules {
             owners: vec![name("a")],
@@ -79,17 +92,13 @@ impl Desk {
             terms: Some((TERMS, Agreement::first(agreed))),
             ..Listing::default()
         }));
-        desk.commit(11, |write| matches!(write, Write::Session(_)));
-        desk.tell(Input::Session {
-            id: incarnation("a"),
-            put: Some(Revision(11)),
-        });
         desk
     }
 
     fn tell(&mut self, input: Input) {
         self.now += 1_000;
         let effects = self.replica.handle(input, self.now);
+        self.stopped |= effects.contains(&Effect::Stopped);
         let commits = effects.into_iter().filter_map(|effect| match effect {
             Effect::Commit {
                 number,
@@ -202,4 +211,38 @@ fn an_authority_that_is_deleted_begins_anew_above_every_epoch_that_was_seen() {
         _ => None,
     });
     assert_eq!(epoch, Some(18));
+}
+
+fn ends_a_session(write: &Write) -> bool {
+    matches!(write, Write::Delete(Key::Session(_)))
+}
+
+/// Others would wait for it to be heard, and then for what it might have granted.
+#[test]
+fn a_replica_that_stops_while_its_session_is_created_leaves_none_behind() {
+    let mut desk = Desk::before_session(authority(1, &["b"], State::Active));
+    let creation = |desk: &mut Desk| desk.take(|write| matches!(write, Write::Session(_)));
+    let (number, _) = creation(&mut desk).expect("a session");
+    desk.tell(Input::Stop);
+    desk.tell(Input::Tick);
+    assert!(
+        desk.take(ends_a_session).is_none(),
+        "it would be created afterwards"
+    );
+    assert!(!desk.stopped);
+    desk.answer(number, 11);
+    let end = desk.commit(12, ends_a_session);
+    let key = Key::Session(incarnation("a"));
+    assert_eq!(end.conditions, [Condition::CreatedAt(key, Revision(11))]);
+    assert!(desk.stopped);
+
+    // Where nobody knows whether it was created.
+    let mut desk = Desk::before_session(authority(1, &["b"], State::Active));
+    let (number, _) = creation(&mut desk).expect("a session");
+    desk.tell(Input::Stop);
+    let outcome = Outcome::Unknown;
+    desk.tell(Input::Answer { number, outcome });
+    assert!(!desk.stopped);
+    assert_eq!(desk.commit(12, ends_a_session).conditions, []);
+    assert!(desk.stopped);
 }

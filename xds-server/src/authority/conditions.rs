@@ -6,7 +6,7 @@ use policy::fence::Terms;
 use registry::authority::StateName;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{Authorities, CellStatus};
+use super::{Agreements, Authorities, CellStatus};
 use crate::{
     conditions::{Code, Found, Lasting},
     metrics::Metrics,
@@ -31,13 +31,20 @@ const CODES: &[Code] = &[
 ];
 
 /// Looks again and again. Ends with the engine.
-pub(super) async fn watch(authorities: Authorities, mode: Mode, terms: Terms, metrics: Metrics) {
+pub(super) async fn watch(
+    authorities: Authorities,
+    mode: Mode,
+    agreements: Agreements,
+    configured: Terms,
+    metrics: Metrics,
+) {
     let mut lasting = Lasting::new(metrics.conditions, CODES);
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !authorities.commands.is_closed() {
         ticks.tick().await;
         let store = StoreView::of(&mode);
+        let terms = agreements.terms(&configured);
         let found = find(&authorities.cells(), &store, &terms);
         lasting.look(found, Instant::now());
     }

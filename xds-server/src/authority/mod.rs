@@ -18,7 +18,11 @@ pub mod slew;
 mod status;
 mod terms;
 
-use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use policy::fence::{Agreed, Cause, CellRules, HolderId, Name, Terms, Unwilling};
 use protos::fence::{GrantorSays, HolderSays};
@@ -136,14 +140,18 @@ pub fn remembered(state: Option<&LastGood>) -> BTreeMap<Name, u64> {
     epochs.collect()
 }
 
+/// The store, whose members have so long for one answer.
+pub type StoreWithin = Box<dyn Fn(Duration) -> Arc<dyn Store> + Send>;
+
 /// What the engine works with.
 pub struct Sources {
-    pub store: Arc<dyn Store>,
+    pub store: StoreWithin,
     /// The way to other replicas.
     pub peers: peers::Peers,
     pub facts: mpsc::Receiver<Fact>,
     /// The zones that this process speaks for.
     pub zones: Vec<Name>,
+    /// What is configured at the start: it counts until others are agreed on.
     pub terms: Terms,
     /// Where it says what is agreed on.
     pub agreements: Agreements,
@@ -241,7 +249,7 @@ pub fn start(sources: Sources) -> Authorities {
     let (sighted, since) = watch::channel(Arc::default());
     let homes = Homes::new(sources.zones.clone(), since);
     let (mode, terms) = (sources.mode.clone(), sources.terms.clone());
-    let metrics = sources.metrics.clone();
+    let (agreements, metrics) = (sources.agreements.clone(), sources.metrics.clone());
     tokio::spawn(engine::Engine::new(sources, commanded, publisher, told, sighted).run());
     let authorities = Authorities {
         commands,
@@ -249,7 +257,8 @@ pub fn start(sources: Sources) -> Authorities {
         operations,
         homes,
     };
-    tokio::spawn(conditions::watch(authorities.clone(), mode, terms, metrics));
+    let watched = conditions::watch(authorities.clone(), mode, agreements, terms, metrics);
+    tokio::spawn(watched);
     authorities
 }
 

@@ -2,23 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use policy::fence::{Aloud, Name, Replica, Terms};
+use policy::fence::{Aloud, Name, Replica};
 
 use crate::{conditions::Code, metrics::Metrics};
 
 /// What was said about each zone's replica.
 pub(super) struct Renewals {
-    /// Puts for so long are nothing to speak of: a replica came or went.
-    patience_us: u64,
     /// Since when each zone's replica puts its key.
     aloud: BTreeMap<Name, u64>,
     metrics: Metrics,
 }
 
 impl Renewals {
-    pub(super) fn new(terms: &Terms, metrics: Metrics) -> Renewals {
+    pub(super) fn new(metrics: Metrics) -> Renewals {
         Renewals {
-            patience_us: terms.session_settled().saturating_mul(2),
             aloud: BTreeMap::new(),
             metrics,
         }
@@ -36,7 +33,9 @@ impl Renewals {
                 continue;
             };
             let since = *self.aloud.entry(zone.clone()).or_insert(now);
-            if now >= since.saturating_add(self.patience_us) {
+            // Puts for so long are nothing to speak of: a replica came or went.
+            let patience = replica.terms().session_settled().saturating_mul(2);
+            if now >= since.saturating_add(patience) {
                 self.metrics
                     .conditions
                     .raise(Code::SessionRenewedAloud, zone, detail(why));

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use policy::fence::{Agreed, Agreement, Replica, SessionId};
+use policy::fence::{Agreed, Agreement, Replica, SessionId, Terms};
 use registry::{
     authority::{Configured, SESSIONS_PREFIX, SessionRecord, SessionTerms, session_id},
     store::Entry,
@@ -30,6 +30,14 @@ impl Agreements {
     /// What is agreed on; none while nobody knows.
     pub fn known(&self) -> Option<Arc<Agreement>> {
         self.known.borrow().clone()
+    }
+
+    /// The terms to act by: what is agreed on, as far as is known, and else what is `configured`.
+    pub fn terms(&self, configured: &Terms) -> Terms {
+        let known = self.known.borrow();
+        known
+            .as_ref()
+            .map_or_else(|| configured.clone(), |known| known.terms(configured))
     }
 
     /// How it stands.

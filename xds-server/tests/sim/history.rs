@@ -15,6 +15,8 @@ pub(crate) struct History(Arc<Mutex<Inner>>);
 #[derive(Default)]
 struct Inner {
     cells: BTreeMap<String, OfCell>,
+    /// By key, the writes in flight: the cell, and when it is over.
+    keys: BTreeMap<u64, BTreeMap<u64, (String, Duration)>>,
     admitted: u64,
     refused: u64,
     violations: Vec<String>,
@@ -101,7 +103,24 @@ impl History {
         number
     }
 
+    /// That write is about a key, which belongs to one cell at a time.
+    pub(crate) fn about(&self, number: u64, at: Duration, ends: Duration, key: u64, cell: &str) {
+        let mut inner = self.inner();
+        let of_key = inner.keys.entry(key).or_default();
+        of_key.retain(|_, (_, ends)| *ends > at);
+        let other = of_key.values().find(|(other, _)| other != cell);
+        let other = other.map(|(other, _)| other.clone());
+        of_key.insert(number, (cell.to_owned(), ends));
+        if let Some(other) = other {
+            let violation = format!("{at:?}: key {key} is written to in {cell} and in {other}");
+            inner.violations.push(violation);
+        }
+    }
+
     pub(crate) fn end(&self, number: u64) {
+        for of_key in self.inner().keys.values_mut() {
+            of_key.remove(&number);
+        }
         for of_cell in self.inner().cells.values_mut() {
             of_cell.in_flight.remove(&number);
         }

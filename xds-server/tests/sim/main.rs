@@ -45,7 +45,12 @@ const FAULTS: u64 = 8;
 /// In which somebody may write again, once all is whole.
 const LIVENESS: Duration = Duration::from_secs(60);
 
-fn mesh(enforcement: &str) -> Arc<Mesh> {
+/// What terms are changed to, and the first ones: a session's time to live, the drain of writes, and how many shards the first cell
+/// has of those of the first and the last.
+const TERMS: [(u64, u64, u64); 3] = [(3_000, 1_000, 400), (6_000, 2_500, 400), (3_000, 500, 100)];
+
+fn mesh((session_ttl_ms, drain_ms, shards): (u64, u64, u64)) -> Arc<Mesh> {
+    let rest = 624 - shards;
     let text = format!(
         r#"
 store: {{embedded: {{path: unused}}}}
@@ -55,15 +60,14 @@ zones:
   - {{name: sh-b, region: shanghai}}
   - {{name: bj-c, region: beijing}}
 authority:
-  session_ttl_ms: 3000
+  session_ttl_ms: {session_ttl_ms}
   grant_ttl_ms: 1500
-  write_drain_ms: 1000
+  write_drain_ms: {drain_ms}
   drift_permille: 50
-  enforcement: {enforcement}
   cells:
-    - {{name: one, owners: [sh-a], cool_down_s: 1, shards: 400}}
+    - {{name: one, owners: [sh-a], cool_down_s: 1, shards: {shards}}}
     - {{name: two, owners: [sh-a], cool_down_s: 1, shards: 400}}
-    - {{name: three, owners: [sh-b], cool_down_s: 1, shards: 224}}
+    - {{name: three, owners: [sh-b], cool_down_s: 1, shards: {rest}}}
 services:
   - {{name: orders, routes: [{{prefix: /orders}}], cell_key: {{header: x-user-id}}}}
 "#
@@ -98,9 +102,13 @@ struct World {
 
 impl World {
     fn new(seed: u64, clocks: Clocks) -> World {
+        World::with(seed, clocks, Follows::No)
+    }
+
+    fn with(seed: u64, clocks: Clocks, follows: Follows) -> World {
         let mut rng = Rng::new(seed);
         let start = Instant::now();
-        let mesh = mesh("enforce");
+        let mesh = mesh(TERMS[0]);
         let history = History::default();
         let cluster = Cluster::new(history.clone());
         let mut world = World {
@@ -118,18 +126,15 @@ impl World {
         for at in 0..NODES.len() {
             world.start_node(at, None);
         }
-        let terms = mesh.authority.as_ref().unwrap().terms.clone();
         for (zone, roster) in ZONES.iter().zip(&world.rosters) {
-            let viewer = mesh.topology.zone_named(zone).unwrap();
-            let policy = mesh.policy(viewer, |_| Default::default(), &|_| None);
             let clock = match clocks {
                 Clocks::WithinBounds => drifting(start, &mut rng),
                 Clocks::SlowProxies => Drifting::new(start, 300, 0),
             };
             let levers = proxy::start(
                 zone,
-                policy,
-                terms.clone(),
+                Arc::clone(&mesh),
+                follows == Follows::Yes,
                 Arc::clone(roster),
                 clock,
                 history.clone(),
@@ -164,7 +169,11 @@ impl World {
                 .iter()
                 .flatten()
                 .filter(|node| node.zone == *zone);
-            let nodes = nodes.map(|node| (node.authorities.clone(), node.doors.clone()));
+            let nodes = nodes.map(|node| proxy::Seat {
+                authorities: node.authorities.clone(),
+                agreements: node.agreements.clone(),
+                doors: node.doors.clone(),
+            });
             *roster.lock().unwrap() = nodes.collect();
         }
     }
@@ -424,6 +433,78 @@ impl World {
     }
 }
 
+/// Whether proxies follow changes of terms.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Follows {
+    Yes,
+    No,
+}
+
+impl World {
+    /// What the record says that replicas are to be configured with.
+    fn target(&self) -> Option<Arc<Mesh>> {
+        let (_, agreement) = self.cluster.terms()?;
+        let target = agreement.next.unwrap_or(agreement.current);
+        let mut meshes = TERMS.into_iter().map(mesh);
+        meshes.find(|mesh| target.is_kept_by(&mesh.agreed().unwrap()))
+    }
+
+    /// An operator begins a change of terms, or gives one up, or gives replicas the configuration that it waits for; and now and
+    /// then those that start later get another one.
+    fn change_terms(&mut self) {
+        let Some((seen, agreement)) = self.cluster.terms() else {
+            return;
+        };
+        let to = TERMS[self.rng.below(TERMS.len() as u64) as usize];
+        let after = match &agreement.next {
+            Some(_) if self.rng.chance(20) => Some(agreement.back()),
+            Some(_) => None,
+            None => {
+                let next = mesh(to).agreed().unwrap();
+                let other = !agreement.current.is_kept_by(&next);
+                other.then(|| agreement.widened(next))
+            }
+        };
+        if let Some(after) = after {
+            self.note(format!("terms: {:?}", after.next.as_ref().map(|_| to)));
+            self.cluster.put_terms(seen, &after);
+        }
+        let Some(target) = self.target() else { return };
+        for at in 0..NODES.len() {
+            let gets = self.rng.chance(60);
+            if let Some(node) = self.nodes[at].as_ref().filter(|_| gets) {
+                node.mesh.send_replace(Arc::clone(&target));
+            }
+        }
+        self.mesh = match self.rng.chance(20) {
+            true => mesh(TERMS[self.rng.below(TERMS.len() as u64) as usize]),
+            false => target,
+        };
+    }
+
+    /// Everybody is configured as the record says, and the change that is under way ends.
+    async fn agree(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + LIVENESS;
+        while Instant::now() < deadline {
+            let Some(target) = self.target() else {
+                return Err("there are no terms".to_owned());
+            };
+            for node in self.nodes.iter().flatten() {
+                node.mesh.send_replace(Arc::clone(&target));
+            }
+            self.mesh = target;
+            self.confirm().await;
+            sleep(Duration::from_millis(500)).await;
+            let terms = self.cluster.terms();
+            if terms.is_some_and(|(_, agreement)| agreement.next.is_none()) {
+                return Ok(());
+            }
+        }
+        let terms = self.cluster.terms();
+        Err(format!("the change does not end: {terms:#?}"))
+    }
+}
+
 fn drifting(start: Instant, rng: &mut Rng) -> Drifting {
     // Two clocks differ by less than 5 %.
     Drifting::new(start, 977 + rng.below(47), rng.below(1 << 40))
@@ -500,6 +581,72 @@ fn no_two_epochs_write_at_once_whatever_fails() {
         "{count} seeds, {faults} faults, {admitted} writes admitted, {refused} refused, {epochs} epochs: no violation"
     );
     assert!(admitted > 100 * count, "too few writes to say anything");
+}
+
+fn run_with_changes(seed: u64) -> Outcome {
+    on_virtual_time(async {
+        let mut world = World::with(seed, Clocks::WithinBounds, Follows::Yes);
+        sleep(Duration::from_secs(8)).await;
+        for _ in 0..FAULTS {
+            world.change_terms();
+            world.pass(0, 3_000).await;
+            world.fault().await;
+            world.change_terms();
+            world.pass(0, 8_000).await;
+        }
+        let stuck = match world.agree().await {
+            Ok(()) => world.settle().await,
+            Err(stuck) => Some(stuck),
+        };
+        Outcome {
+            admitted: world.history.admitted(),
+            refused: world.history.refusals(),
+            epochs: world.history.epoch_max(),
+            faults: world.faults.clone(),
+            violations: world.history.violations(),
+            stuck,
+        }
+    })
+}
+
+#[test]
+fn terms_that_change_while_things_fail_let_no_two_zones_write_and_writes_come_back() {
+    let seeds = match number("TIDEGATE_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("TIDEGATE_SIM_SEEDS").unwrap_or(60),
+    };
+    let count = seeds.end - seeds.start;
+    let (mut admitted, mut changes) = (0, 0);
+    for seed in seeds {
+        let outcome = run_with_changes(seed);
+        let sound = outcome.violations.is_empty() && outcome.stuck.is_none();
+        assert!(
+            sound,
+            "seed {seed} (TIDEGATE_SIM_SEED={seed} runs it alone):\n{outcome:#?}"
+        );
+        admitted += outcome.admitted;
+        let faults = outcome.faults.iter();
+        changes += faults.filter(|fault| fault.contains("terms: Some")).count();
+    }
+    println!("{count} seeds, {changes} changes of terms, {admitted} writes admitted: no violation");
+    assert!(admitted > 100 * count, "too few writes to say anything");
+}
+
+#[test]
+fn the_store_has_as_long_as_the_present_terms_say() {
+    on_virtual_time(async {
+        let mut world = World::with(1, Clocks::WithinBounds, Follows::Yes);
+        world.air.calm_down();
+        sleep(Duration::from_secs(8)).await;
+        let patience = |world: &World| *world.nodes[0].as_ref().unwrap().patience.lock().unwrap();
+        assert_eq!(patience(&world), Duration::from_millis(500));
+        let (seen, agreement) = world.cluster.terms().unwrap();
+        let longer = agreement.widened(mesh(TERMS[1]).agreed().unwrap());
+        assert!(world.cluster.put_terms(seen, &longer));
+        assert_eq!(world.agree().await, Ok(()));
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(patience(&world), Duration::from_millis(1_000));
+    });
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! A process of the control plane: the real reader, world and engine, on a simulated store and clock.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use policy::fence::Name;
 use tokio::sync::{mpsc, watch};
 use xds_server::{
-    authority::{self, Authorities, peers::Peers},
+    authority::{self, Agreements, Authorities, peers::Peers},
     config::Mesh,
     feed::{self, Feed},
     last_good::{Keeper, LastGood},
@@ -24,7 +28,10 @@ pub(crate) struct Node {
     pub(crate) doors: Doors,
     pub(crate) authorities: Authorities,
     pub(crate) feed: Feed,
-    _mesh: watch::Sender<Arc<Mesh>>,
+    pub(crate) agreements: Agreements,
+    /// How long the store had for the last transaction about authority.
+    pub(crate) patience: Arc<Mutex<Duration>>,
+    pub(crate) mesh: watch::Sender<Arc<Mesh>>,
 }
 
 impl Node {
@@ -38,7 +45,11 @@ impl Node {
         rng: &mut Rng,
     ) -> Node {
         let doors = Doors::open();
-        let store = Arc::new(cluster.client(doors.clone(), rng.fork()));
+        let client = cluster.client(doors.clone(), rng.fork());
+        let store = Arc::new(client.clone());
+        let agreements = Agreements::default();
+        let patience = Arc::new(Mutex::new(Duration::ZERO));
+        let last = Arc::clone(&patience);
         let metrics = Metrics::default();
         let mode = Mode::new(metrics.clone());
         let (sender, meshes) = watch::channel(Arc::clone(mesh));
@@ -59,12 +70,15 @@ impl Node {
             .map(|authority| authority.terms.clone());
         let mut draws = rng.fork();
         let authorities = authority::start(authority::Sources {
-            store,
+            store: Box::new(move |within| {
+                *last.lock().unwrap() = within;
+                Arc::new(client.within(within))
+            }),
             peers: peers(doors.clone()),
             facts: told,
             zones: vec![Name::from(zone)],
             terms: terms.expect("an authority"),
-            agreements: authority::Agreements::default(),
+            agreements: agreements.clone(),
             rules: authority::follow(meshes, BTreeMap::new()),
             overviews: feed.overviews.clone(),
             clock: Arc::new(clock),
@@ -78,7 +92,9 @@ impl Node {
             doors,
             authorities,
             feed,
-            _mesh: sender,
+            agreements,
+            patience,
+            mesh: sender,
         }
     }
 }

@@ -10,13 +10,14 @@ use std::{
 
 use policy::{
     Policy,
-    fence::{Terms, WorkerId},
+    fence::{Terms, TermsId, WorkerId},
+    shard::key_digest,
 };
 use protos::fence::{GrantorSays, HolderSays};
 use tidegate_filter::{
     carry_out::HostFailed,
     fence::{
-        member::Member,
+        member::{Member, terms_of},
         process::{Process, Reading, Version},
         speaker::{ContextId, Line, Token},
         workers::Workers,
@@ -27,18 +28,31 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep},
 };
-use xds_server::authority::{Authorities, Clock};
+use xds_server::{
+    authority::{Agreements, Authorities, Clock},
+    config::Mesh,
+};
 
 use crate::{CELLS, clock::Drifting, history::History, rng::Rng, store::Doors};
 
 const TICK: Duration = Duration::from_millis(10);
 const CONTEXT: ContextId = ContextId(1);
 const WORKERS: usize = 2;
+/// What writes are about.
+const KEYS: u64 = 12;
 /// Of a write that nobody counts any more.
 const NOBODY: WorkerId = WorkerId(0);
 
 /// The control planes of a zone that a proxy can be led to now.
-pub(crate) type Roster = Arc<Mutex<Vec<(Authorities, Doors)>>>;
+pub(crate) type Roster = Arc<Mutex<Vec<Seat>>>;
+
+/// One of them.
+#[derive(Clone)]
+pub(crate) struct Seat {
+    pub(crate) authorities: Authorities,
+    pub(crate) agreements: Agreements,
+    pub(crate) doors: Doors,
+}
 
 /// What the test does to a proxy.
 #[derive(Clone)]
@@ -71,8 +85,9 @@ impl Levers {
 #[derive(Clone)]
 struct Site {
     zone: &'static str,
-    policy: Rc<Policy>,
-    terms: Terms,
+    mesh: Arc<Mesh>,
+    /// Routes and policy follow what is agreed on, late, each worker's by itself.
+    follows: bool,
     roster: Roster,
     cut: watch::Sender<bool>,
     paused: watch::Sender<bool>,
@@ -84,8 +99,8 @@ struct Site {
 /// Starts a proxy; it ends with the runtime.
 pub(crate) fn start(
     zone: &'static str,
-    policy: Policy,
-    terms: Terms,
+    mesh: Arc<Mesh>,
+    follows: bool,
     roster: Roster,
     clock: Drifting,
     history: History,
@@ -99,8 +114,8 @@ pub(crate) fn start(
     };
     let site = Site {
         zone,
-        policy: Rc::new(policy),
-        terms,
+        mesh,
+        follows,
         roster,
         cut: levers.cut.clone(),
         paused: levers.paused.clone(),
@@ -154,6 +169,8 @@ struct InFlight {
     number: u64,
     worker: WorkerId,
     cell: &'static str,
+    /// By which it was admitted.
+    policy: Rc<Policy>,
     ends: Instant,
     /// When its client gives up, if it does; by the proxy's clock, when it was admitted.
     given_up: Option<(Instant, u64)>,
@@ -164,8 +181,15 @@ fn run_process(site: &Site, rng: &mut Rng) -> Running {
     let in_flight = Rc::new(RefCell::new(Vec::new()));
     let (heard, hears) = mpsc::unbounded_channel();
     let mut rng = rng.fork();
+    let policy = Rc::new(site.policy(&site.mesh));
+    let given = || Given {
+        policy: Rc::clone(&policy),
+        context: CONTEXT,
+    };
     let process = ProxyProcess {
-        members: (0..WORKERS).map(|_| member(site, &mut rng)).collect(),
+        members: (0..WORKERS).map(|_| member(&given(), &mut rng)).collect(),
+        given: (0..WORKERS).map(|_| given()).collect(),
+        drain_us: terms(&policy).write_drain,
         host: Host {
             site: site.clone(),
             rng,
@@ -186,14 +210,55 @@ fn run_process(site: &Site, rng: &mut Rng) -> Running {
     }
 }
 
-fn member(site: &Site, rng: &mut Rng) -> Member {
+impl Site {
+    fn policy(&self, mesh: &Mesh) -> Policy {
+        let viewer = mesh.topology.zone_named(self.zone).unwrap();
+        mesh.policy(viewer, |_| Default::default(), &|_| None)
+    }
+
+    /// The mesh as a replica of the zone has it now, by other terms than these.
+    fn offered(&self, rng: &mut Rng, but: TermsId) -> Option<Mesh> {
+        let roster = self.roster.lock().unwrap();
+        let seat = roster.get(rng.below(roster.len() as u64) as usize)?;
+        let agreement = seat.agreements.known()?;
+        let other = agreement.id() != but;
+        self.mesh.under(&agreement).filter(|_| other)
+    }
+}
+
+/// The cell that a key belongs to.
+fn cell_of(policy: &Policy, key: u64) -> &'static str {
+    let Policy::Serving(rules) = policy else {
+        unreachable!("a policy with a fence");
+    };
+    let fencing = rules.fencing().unwrap();
+    let cell = fencing.cell_of(Some(key_digest(&key.to_le_bytes())));
+    let name = &fencing.cell(cell).unwrap().name;
+    CELLS.into_iter().find(|cell| cell == name).unwrap()
+}
+
+/// The policy of a worker.
+struct Given {
+    policy: Rc<Policy>,
+    context: ContextId,
+}
+
+fn terms(policy: &Policy) -> &Terms {
+    terms_of(policy).unwrap()
+}
+
+fn member(given: &Given, rng: &mut Rng) -> Member {
     let mut member = Member::new(Workers::new(WorkerId(rng.next())));
-    member.configured(CONTEXT, &site.policy);
+    member.configured(given.context, &given.policy);
     member
 }
 
 struct ProxyProcess {
     members: Vec<Member>,
+    /// By worker.
+    given: Vec<Given>,
+    /// The longest that routes let a write live.
+    drain_us: u64,
     host: Host,
     in_flight: Rc<RefCell<Vec<InFlight>>>,
 }
@@ -229,8 +294,10 @@ impl ProxyProcess {
                 next_tick = Instant::now() + TICK;
                 for at in 0..self.members.len() {
                     self.host.worker = at;
-                    self.members[at].tick(CONTEXT, &mut self.host);
+                    let context = self.given[at].context;
+                    self.members[at].tick(context, &mut self.host);
                 }
+                self.follow();
             }
             for _ in CELLS {
                 if self.host.rng.chance(30) {
@@ -240,11 +307,45 @@ impl ProxyProcess {
         }
     }
 
+    /// Takes the routes and policies of what is agreed on now, as far as a control plane knows and they have come.
+    fn follow(&mut self) {
+        let site = self.host.site.clone();
+        if !site.follows || *site.cut.borrow() {
+            return;
+        }
+        if self.host.rng.chance(2)
+            && let Some(mesh) = site.offered(&mut self.host.rng, TermsId::NONE)
+        {
+            self.drain_us = terms(&site.policy(&mesh)).write_drain;
+        }
+        for at in 0..self.members.len() {
+            if !self.host.rng.chance(2) {
+                continue;
+            }
+            let present = terms(&self.given[at].policy).id;
+            if let Some(mesh) = site.offered(&mut self.host.rng, present) {
+                self.take(at, Rc::new(site.policy(&mesh)));
+            }
+        }
+    }
+
+    /// A worker has another edition of the policy from now on.
+    fn take(&mut self, at: usize, policy: Rc<Policy>) {
+        self.host.worker = at;
+        let old = self.given[at].context;
+        let context = ContextId(old.0 + 1);
+        let member = &mut self.members[at];
+        member.configured(context, &policy);
+        member.tick(old, &mut self.host);
+        member.removed(old);
+        self.given[at] = Given { policy, context };
+    }
+
     fn obey(&mut self, order: &Order) {
         let at = self.host.rng.below(self.members.len() as u64) as usize;
         match order {
             Order::LoseWorker => {
-                self.members[at] = member(&self.host.site, &mut self.host.rng);
+                self.members[at] = member(&self.given[at], &mut self.host.rng);
                 self.host.streams.retain(|_, stream| stream.worker != at);
             }
             Order::StepClock => self.host.wall_lead_us += 2_000_000,
@@ -257,7 +358,8 @@ impl ProxyProcess {
             Heard::Message(at, token, bytes) => {
                 if self.host.streams.contains_key(&token.0) {
                     self.host.worker = at;
-                    self.members[at].hear(CONTEXT, token, &bytes, &mut self.host);
+                    let context = self.given[at].context;
+                    self.members[at].hear(context, token, &bytes, &mut self.host);
                 }
             }
             Heard::Closed(at, token) => {
@@ -272,17 +374,26 @@ impl ProxyProcess {
     /// One request: a write, short or as long as it may be.
     fn write(&mut self) {
         let site = self.host.site.clone();
-        let cell = CELLS[self.host.rng.below(CELLS.len() as u64) as usize];
         let at = self.host.rng.below(self.members.len() as u64) as usize;
+        let policy = Rc::clone(&self.given[at].policy);
+        let key = self.host.rng.below(KEYS);
+        let cell = match site.follows {
+            true => cell_of(&policy, key),
+            false => CELLS[self.host.rng.below(CELLS.len() as u64) as usize],
+        };
+        let terms = terms(&policy);
         self.host.worker = at;
         let workers = &mut self.members[at].workers;
         let worker = workers.me();
-        let Some(admitted) = workers.admit(cell, &site.terms, &mut self.host) else {
-            workers.end(cell, &site.terms, &mut self.host);
+        let admitted = workers.admit(cell, terms, &mut self.host);
+        // The table has no row for a write that lives longer there than by the policy.
+        let has_route = self.drain_us <= terms.write_drain;
+        let Some(admitted) = admitted.filter(|_| has_route) else {
+            workers.end(cell, terms, &mut self.host);
             site.history.refused();
             return;
         };
-        let drain = Duration::from_micros(site.terms.write_drain);
+        let drain = Duration::from_micros(self.drain_us);
         let long = match self.host.rng.chance(20) {
             true => drain,
             false => self.host.rng.millis(1, 60).min(drain),
@@ -294,12 +405,16 @@ impl ProxyProcess {
             (Instant::now() + site.clock.real(after), admitted.at_us)
         });
         let (at, over) = (site.start.elapsed(), ends - site.start);
+        let history = &site.history;
+        let number = history.begin(at, over, site.zone, cell, admitted.epoch);
+        if site.follows {
+            history.about(number, at, over, key, cell);
+        }
         self.in_flight.borrow_mut().push(InFlight {
-            number: site
-                .history
-                .begin(at, over, site.zone, cell, admitted.epoch),
+            number,
             worker,
             cell,
+            policy,
             ends,
             given_up,
         });
@@ -310,8 +425,9 @@ impl ProxyProcess {
         let mut in_flight = self.in_flight.borrow_mut();
         let mut at = 0;
         while at < in_flight.len() {
-            let terms = self.host.site.terms.clone();
             let write = &mut in_flight[at];
+            let policy = Rc::clone(&write.policy);
+            let terms = terms(&policy);
             // A worker that lost its memory since does not hear of it.
             let mut members = self.members.iter_mut().enumerate();
             let mut of = members.find(|(_, member)| member.workers.me() == write.worker);
@@ -322,7 +438,7 @@ impl ProxyProcess {
             {
                 write.worker = NOBODY;
                 let workers = &mut member.workers;
-                workers.abandon(write.cell, admitted_us, &terms, &mut self.host);
+                workers.abandon(write.cell, admitted_us, terms, &mut self.host);
             }
             if write.ends > now {
                 at += 1;
@@ -331,7 +447,7 @@ impl ProxyProcess {
             let write = in_flight.swap_remove(at);
             self.host.site.history.end(write.number);
             if let Some((_, member)) = of {
-                member.workers.end(write.cell, &terms, &mut self.host);
+                member.workers.end(write.cell, terms, &mut self.host);
             }
         }
     }
@@ -443,12 +559,11 @@ struct Wire {
 }
 
 impl Wire {
-    async fn run(
-        self,
-        replica: Option<(Authorities, Doors)>,
-        said: mpsc::UnboundedReceiver<HolderSays>,
-    ) {
-        if let Some((authorities, doors)) = replica {
+    async fn run(self, replica: Option<Seat>, said: mpsc::UnboundedReceiver<HolderSays>) {
+        if let Some(Seat {
+            authorities, doors, ..
+        }) = replica
+        {
             self.speak(&authorities, &doors, said).await;
         }
         self.latency().await;

@@ -9,6 +9,8 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream, stream::BoxStream};
+use policy::fence::Agreement;
+use registry::terms::{TERMS_KEY, TermsRecord};
 use registry::{
     authority::{AUTHORITY_PREFIX, AuthorityRecord},
     store::{
@@ -94,7 +96,26 @@ impl Cluster {
             doors,
             rng: Arc::new(Mutex::new(rng)),
             trusted: Arc::default(),
+            timeout: TIMEOUT,
         }
+    }
+
+    /// What is agreed on, and the revision of that.
+    pub(crate) fn terms(&self) -> Option<(Revision, Agreement)> {
+        let state = self.state();
+        let entry = state.entries.get(TERMS_KEY)?;
+        Some((
+            entry.mod_revision,
+            TermsRecord::parse(&entry.value).unwrap(),
+        ))
+    }
+
+    /// An operator puts other terms in place of those of that revision.
+    pub(crate) fn put_terms(&self, seen: Revision, agreement: &Agreement) -> bool {
+        let key = TERMS_KEY.to_owned();
+        let unchanged = Compare::ModRevision { key, is: seen };
+        let put = Op::put(TERMS_KEY, TermsRecord::from(agreement).to_json());
+        self.apply(&[unchanged], vec![put]).succeeded
     }
 
     /// What a process would have on disk that followed it until now.
@@ -222,9 +243,18 @@ pub(crate) struct Client {
     doors: Doors,
     rng: Arc<Mutex<Rng>>,
     trusted: Arc<Mutex<Option<ClusterId>>>,
+    timeout: Duration,
 }
 
 impl Client {
+    /// The same one, with so long for one answer.
+    pub(crate) fn within(&self, timeout: Duration) -> Client {
+        Client {
+            timeout,
+            ..self.clone()
+        }
+    }
+
     fn draw<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
         draw(&mut self.rng.lock().unwrap())
     }
@@ -235,10 +265,11 @@ impl Client {
 
     /// One request and its answer, each of which may be lost.
     async fn ask<T>(&self, request: impl FnOnce(&Cluster) -> T) -> Result<T, StoreError> {
+        let after = self.timeout;
         let lost = || async {
-            sleep(TIMEOUT).await;
+            sleep(after).await;
             self.doors.running().await;
-            Err(StoreError::Timeout { after: TIMEOUT })
+            Err(StoreError::Timeout { after })
         };
         self.doors.running().await;
         sleep(self.draw(|rng| rng.millis(0, 4))).await;

@@ -133,6 +133,10 @@ impl Replica {
 
     /// Ends the own session, once nothing is granted that could outlive it.
     pub(super) fn say_farewell(&mut self, effects: &mut Vec<Effect>) {
+        // What is deleted before its creation is made would be there after it.
+        if self.session.is_being_created() {
+            return;
+        }
         let id = self.session.id().clone();
         let registered = self.cells.values().any(|cell| cell.grantors.contains(&id));
         let owed = self.cells.values().any(|cell| cell.grantor.holders() > 0);
@@ -144,11 +148,11 @@ impl Replica {
             return;
         }
         let key = Key::Session(id);
+        // Where nobody knows whether it was created, it goes whatever its creation.
+        let created = self.session.created();
+        let created = created.map(|at| Condition::CreatedAt(key.clone(), at));
         let transaction = Transaction {
-            conditions: alloc::vec![Condition::CreatedAt(
-                key.clone(),
-                self.session.created().unwrap_or_default()
-            )],
+            conditions: created.into_iter().collect(),
             writes: alloc::vec![Write::Delete(key)],
         };
         self.commit(Pending::Farewell, transaction, effects);

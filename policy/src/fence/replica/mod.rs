@@ -675,6 +675,12 @@ impl Replica {
         if self.stopped {
             return;
         }
+        // One whose creation has an unknown outcome may be there, and others would wait for it.
+        let unknown = self.session.ended() && self.session.created().is_none();
+        if unknown && self.stopping && self.believes {
+            self.say_farewell(effects);
+            return;
+        }
         if self.session.ended() {
             if !self.ended_said && !self.stopping {
                 self.ended_said = true;

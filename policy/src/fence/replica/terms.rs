@@ -90,13 +90,7 @@ impl Replica {
 
     /// The configuration says this.
     pub(super) fn configure(&mut self, own: Agreed) {
-        let terms = &mut self.agreed.own_terms;
-        terms.session_ttl = own.session_ttl;
-        terms.grant_ttl = own.grant_ttl;
-        terms.write_drain = own.write_drain;
-        terms.session_ttl_waited = own.session_ttl;
-        terms.write_drain_waited = own.write_drain;
-        terms.drift_permille = own.drift_permille;
+        self.agreed.own_terms = own.terms(&self.agreed.own_terms);
         self.agreed.own = own;
         self.adopt();
     }
@@ -165,8 +159,16 @@ impl Replica {
             let own = authority.store == store && authority.is_owner(&zone);
             own && authority.state == State::Active
         });
-        if may_grant && ours && cell.grantor.has_left() {
-            self.session.end();
+        if !may_grant || !ours || !cell.grantor.has_left() {
+            return;
+        }
+        match self.terms.keeps(Clause::ResumedAsAnother) {
+            true => self.session.end(),
+            false => {
+                if let Some(cell) = self.cells.get_mut(name) {
+                    cell.grantor.resume();
+                }
+            }
         }
     }
 

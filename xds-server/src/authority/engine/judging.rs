@@ -35,7 +35,7 @@ impl Engine {
         let Some(replica) = self.replicas.values().next() else {
             return;
         };
-        let unheld = (self.presence).unheld(replica.sessions(), self.now(), &self.sources.terms);
+        let unheld = (self.presence).unheld(replica.sessions(), self.now(), replica.terms());
         let mut changed = Vec::new();
         for (cell, _, authority, ..) in replica.cells() {
             let better = authority.and_then(|a| better_zone(a, &self.out, &unheld));

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use policy::fence::{Effect, HolderId, Input, Name, Outcome, Replica, SessionId};
+use policy::fence::{Effect, HolderId, Input, Name, Outcome, Replica, SessionId, Terms};
 use protos::fence::GrantorSays;
 use registry::authority::{PeerRecord, Secret, SessionTerms, incarnation};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -120,7 +120,7 @@ impl Engine {
         let secrets = zones.map(|zone| (zone, (sources.peers.secret)())).collect();
         let conditions = sources.metrics.conditions.clone();
         let withheld = Lasting::new(conditions, &[Code::ProxyOfOtherTerms]);
-        let renewals = Renewals::new(&sources.terms, sources.metrics.clone());
+        let renewals = Renewals::new(sources.metrics.clone());
         // As many as there are transactions under way: each replica has a handful.
         let (answer, answers) = mpsc::unbounded_channel();
         Engine {
@@ -191,6 +191,12 @@ impl Engine {
             self.publish();
             self.sight();
         }
+    }
+
+    /// The terms to act by. All replicas of this process see the same.
+    fn terms(&self) -> &Terms {
+        let mut replicas = self.replicas.values();
+        replicas.next().map_or(&self.sources.terms, Replica::terms)
     }
 
     fn now(&self) -> u64 {
@@ -280,9 +286,7 @@ impl Engine {
         warn!(was = %replica.id().incarnation, now = %incarnation, "the session is over: nothing is granted before another has begun");
         self.sources.metrics.sessions_lost.inc();
         // Its proxies stay for a moment: the next session begins as soon as the store answers.
-        let until = self
-            .now()
-            .saturating_add(self.sources.terms.session_ttl / 8);
+        let until = self.now().saturating_add(replica.terms().session_ttl / 8);
         self.reborn_until.insert(zone.clone(), until);
         let (replica, effects) = replica.reborn(incarnation, self.now());
         self.replicas.insert(zone.clone(), replica);

@@ -32,7 +32,7 @@ impl Engine {
         let zones: Vec<Name> = self.replicas.keys().cloned().collect();
         for zone in zones {
             let any = self.connected(&zone) > 0;
-            let patience = self.sources.terms.session_ttl / 4;
+            let patience = self.terms().session_ttl / 4;
             let now = self.now();
             let presence = self.presence.is_to_be_restated(&zone, any, now, patience);
             if presence || self.is_outdated(&zone) {
@@ -105,7 +105,7 @@ impl Engine {
         let Some(replica) = self.replicas.values().next() else {
             return;
         };
-        let (now, terms, sessions) = (self.now(), &self.sources.terms, replica.sessions());
+        let (now, terms, sessions) = (self.now(), replica.terms(), replica.sessions());
         let present = sessions.present().map(|(id, _)| id);
         let alive = present.filter(|id| !sessions.over(id, now, terms));
         let alive: BTreeSet<SessionId> = alive.cloned().collect();

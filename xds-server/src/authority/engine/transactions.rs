@@ -1,8 +1,8 @@
 //! Transactions: the store is asked to make what replicas want, and they are told what became of it.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use policy::fence::{Input, Name, Outcome, Replica, Transaction, Write};
+use policy::fence::{Input, Name, Outcome, Replica, Terms, Transaction, Write};
 use registry::{
     authority::{PeerRecord, SessionRecord},
     store::{Compare, Op, Store, StoreError, TxnOutcome},
@@ -49,7 +49,7 @@ impl Engine {
         let (compares, ops) =
             records::transaction(transaction, &said, operation.unwrap_or_default());
         let asks = ops.is_empty();
-        let store = Arc::clone(&self.sources.store);
+        let store = (self.sources.store)(patience(self.terms()));
         let mode = self.sources.mode.clone();
         let answer = self.answer.clone();
         let writes = self.sources.metrics.authority_writes.clone();
@@ -119,6 +119,12 @@ impl Engine {
         };
         self.handle(&zone, input);
     }
+}
+
+/// How long one member of the store has for a transaction about authority. A session survives one that hangs: a round, of which
+/// there is one in each quarter of a session's time to live, has time to ask another member.
+fn patience(terms: &Terms) -> Duration {
+    Duration::from_micros(terms.session_ttl / 6)
 }
 
 /// None where nothing was sent, since writes have ended.
