@@ -1,0 +1,148 @@
+//! Transactions: what is asked of the store, and what became of it.
+
+use alloc::vec::Vec;
+
+use super::{Clause, Condition, Effect, HolderId, Key, Outcome, Pending, Replica, Transaction};
+
+impl Replica {
+    pub(super) fn commit(
+        &mut self,
+        pending: Pending,
+        mut transaction: Transaction,
+        effects: &mut Vec<Effect>,
+    ) {
+        if matches!(pending, Pending::Step(..) | Pending::Sweep) {
+            self.vouch_for(&mut transaction);
+        }
+        self.numbers += 1;
+        let number = self.numbers;
+        if let Pending::Step(name, registers) = &pending
+            && let Some(cell) = self.cells.get_mut(name)
+        {
+            cell.stepping = true;
+            if registers.is_some() {
+                cell.grantor.registers_with_move();
+            }
+        }
+        self.pending.insert(number, pending);
+        effects.push(Effect::Commit {
+            number,
+            transaction,
+        });
+    }
+
+    /// A step rests on what this replica has heard of others, so it counts only while its session is there: once that was ended,
+    /// no other replica asks whether it has heard them. (No clause: with one cell the model finds nothing without it, since a
+    /// replica sees a fence before it sees that the fencing replica is gone.) And from when the step is sent on, no beat of a
+    /// session that it passes over is acknowledged.
+    pub(super) fn vouch_for(&mut self, transaction: &mut Transaction) {
+        for condition in &transaction.conditions {
+            if let Condition::PutAt(Key::Session(id), _) = condition {
+                self.sessions.pass_over(id);
+            }
+        }
+        let own = Key::Session(self.session.id().clone());
+        let lives = Condition::CreatedAt(own, self.session.created().unwrap_or_default());
+        if !transaction.conditions.contains(&lives) {
+            transaction.conditions.push(lives);
+        }
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        number: u64,
+        outcome: Outcome,
+        now: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let pending = self.pending.remove(&number);
+        match pending {
+            // Not waited for any more; the session may know better.
+            None => {
+                if !self.terms.keeps(Clause::RenewalMatched)
+                    && let Outcome::Committed(revision) = outcome
+                {
+                    self.session.renewed(number, revision, now, &self.terms);
+                }
+            }
+            Some(Pending::Renewal) => match outcome {
+                Outcome::Committed(revision) => {
+                    let created = self.session.created();
+                    self.session.renewed(number, revision, now, &self.terms);
+                    if created != self.session.created() {
+                        self.sessions.joined(now, &self.terms);
+                    }
+                }
+                Outcome::Refused => self.session.refused(number),
+                Outcome::Unknown => self.session.failed(number),
+            },
+            Some(Pending::Round) => match outcome {
+                Outcome::Committed(_) => {
+                    let others = self.session.confirmed(number);
+                    let beat = |to| Effect::Beat { to, round: number };
+                    effects.extend(others.into_iter().map(beat));
+                    self.complete_round(now);
+                }
+                Outcome::Refused | Outcome::Unknown => self.session.unconfirmed(number),
+            },
+            Some(Pending::Grantor(name)) => {
+                let Some(cell) = self.cells.get_mut(&name) else {
+                    return;
+                };
+                let before = cell.grantor.granting();
+                cell.grantor.answered(
+                    number,
+                    match outcome {
+                        Outcome::Committed(_) => Some(true),
+                        Outcome::Refused => Some(false),
+                        Outcome::Unknown => None,
+                    },
+                );
+                if cell.grantor.granting().is_some() && before.is_none() {
+                    self.invite(effects);
+                }
+            }
+            Some(Pending::Step(name, registers)) => {
+                let courtesy = self.courtesy();
+                let Some(cell) = self.cells.get_mut(&name) else {
+                    return;
+                };
+                cell.stepping = false;
+                match (outcome, registers) {
+                    (Outcome::Refused | Outcome::Unknown, _) => {
+                        cell.step_after = now.saturating_add(courtesy);
+                    }
+                    (Outcome::Committed(revision), Some(authority)) => {
+                        self.take_over(&name, revision, authority, now, effects);
+                    }
+                    _ => {}
+                }
+            }
+            Some(Pending::Again(name)) => {
+                let after = now.saturating_add(self.courtesy());
+                if let Some(cell) = self.cells.get_mut(&name) {
+                    cell.again_after = after;
+                }
+            }
+            Some(Pending::Terms) => self.terms_answered(now),
+            // What refused it may not have been seen yet.
+            Some(Pending::Sweep) => self.sweep_after = now.saturating_add(self.courtesy()),
+            Some(Pending::Farewell) => match outcome {
+                Outcome::Unknown => {}
+                // The watch may have told of it before.
+                Outcome::Committed(_) | Outcome::Refused if !self.stopped => {
+                    self.stopped = true;
+                    effects.push(Effect::Stopped);
+                }
+                Outcome::Committed(_) | Outcome::Refused => {}
+            },
+        }
+    }
+
+    pub(super) fn invite(&self, effects: &mut Vec<Effect>) {
+        if !self.stopping {
+            let invite = |holder: &HolderId| Effect::Invite { holder: *holder };
+            effects.extend(self.connected.iter().map(invite));
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What an operator wants.
+
+use alloc::{collections::BTreeSet, vec::Vec};
+
+use super::{Cause, Effect, Move, Name, Pending, Replica, State, Unwilling};
+
+impl Replica {
+    /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the cell is.
+    pub fn wish(
+        &mut self,
+        cell: &Name,
+        next: Move,
+        accepted: bool,
+        now: u64,
+    ) -> Result<Vec<Effect>, Unwilling> {
+        let forced = next.cause == Cause::Override;
+        if !self.believes || self.session.left(now) == 0 {
+            return Err(Unwilling::NoSession);
+        }
+        if !self.acts() {
+            return Err(Unwilling::TermsDiffer);
+        }
+        let silent = |zone: &&Name| !self.sessions.alive(zone, now, &self.terms);
+        if let Some(silent) = next.to.iter().find(silent).filter(|_| !forced) {
+            return Err(Unwilling::TargetSilent(silent.clone()));
+        }
+        let store = self.store;
+        let terms = self.terms.clone();
+        let view = self.view(cell).ok_or(Unwilling::NoCell)?;
+        let transaction = if view.authority.store != store {
+            if !forced {
+                return Err(Unwilling::OtherStore);
+            }
+            view.recover(store, next.epoch_min, next.to, &terms, next.hold)
+        } else {
+            let moving = matches!(view.authority.state, State::Fencing(_));
+            if moving && !forced {
+                return Err(Unwilling::Moving);
+            }
+            let same: BTreeSet<&Name> = view.authority.owners.iter().collect();
+            // To where a cell is an override gives up the move that is under way; else it only interrupts writes.
+            let pointless = !(moving || forced && accepted);
+            if same == next.to.iter().collect() && pointless {
+                return Err(Unwilling::SameOwners);
+            }
+            view.begin(next, &terms)
+        };
+        let mut effects = Vec::new();
+        self.commit(Pending::Step(cell.clone(), None), transaction, &mut effects);
+        Ok(effects)
+    }
+}
