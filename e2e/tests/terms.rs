@@ -213,12 +213,15 @@ fn terms_are_changed_while_everything_runs_and_no_write_is_refused() {
         let terms = b.until_agrees(true).await?;
         let mut next = terms["current"].clone();
         next["session_ttl_ms"] = json!(6_000);
+        next["write_drain_ms"] = json!(800);
         let change = Request::post("/v1/terms/change").json(&json!({ "next": next }));
         let begun = a.ask(&change).await?;
         ensure!(begun.status.is_success(), "{}", begun.text());
         for (at, zone) in [&mut *a, &mut *b].into_iter().enumerate() {
             zone.plane.configure(|config| {
-                config.authority = Some(authority(ZONES[at].0, 6_000));
+                let mut changed = authority(ZONES[at].0, 6_000);
+                changed["write_drain_ms"] = json!(800);
+                config.authority = Some(changed);
             })?;
         }
         let begun = Instant::now();
@@ -240,6 +243,10 @@ fn terms_are_changed_while_everything_runs_and_no_write_is_refused() {
             zone.until_agrees(true).await?;
         }
         a.until_admits().await?;
+        // How long it may live is between the filter and the route.
+        let headers = a.write().await?.echo()?.headers.clone();
+        let said = headers.get("x-tidegate-write-drain-ms");
+        ensure!(said.is_none(), "{headers:?}");
         Ok(())
     }
     run(async {
