@@ -24,6 +24,7 @@ use policy::fence::{Cause, Name};
 use tokio::time::{Instant, sleep, timeout};
 use xds_server::{
     authority::Wish,
+    conditions::Code,
     config::{Config, Mesh},
     last_good::LastGood,
 };
@@ -630,6 +631,31 @@ fn terms_that_change_while_things_fail_let_no_two_zones_write_and_writes_come_ba
     }
     println!("{count} seeds, {changes} changes of terms, {admitted} writes admitted: no violation");
     assert!(admitted > 100 * count, "too few writes to say anything");
+}
+
+#[test]
+fn proxies_that_do_not_follow_the_terms_write_nothing_and_are_named() {
+    on_virtual_time(async {
+        let mut world = World::new(1, Clocks::WithinBounds);
+        world.air.calm_down();
+        sleep(Duration::from_secs(8)).await;
+        let named = |world: &World| {
+            let mut nodes = world.nodes.iter().flatten();
+            nodes.any(|node| {
+                let conditions = &node.metrics.conditions;
+                conditions.holds(Code::ProxyOfOtherTerms)
+            })
+        };
+        assert!(!named(&world));
+        let (seen, agreement) = world.cluster.terms().unwrap();
+        let longer = agreement.widened(mesh(TERMS[1]).agreed().unwrap());
+        assert!(world.cluster.put_terms(seen, &longer));
+        assert_eq!(world.agree().await, Ok(()));
+        let before = world.history.admitted();
+        sleep(Duration::from_secs(20)).await;
+        assert_eq!(world.history.admitted(), before);
+        assert!(named(&world));
+    });
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(crate) struct Node {
     /// How long the store had for the last transaction about authority.
     pub(crate) patience: Arc<Mutex<Duration>>,
     pub(crate) mesh: watch::Sender<Arc<Mesh>>,
+    pub(crate) metrics: Metrics,
 }
 
 impl Node {
@@ -51,6 +52,7 @@ impl Node {
         let patience = Arc::new(Mutex::new(Duration::ZERO));
         let last = Arc::clone(&patience);
         let metrics = Metrics::default();
+        let told_of = metrics.clone();
         let mode = Mode::new(metrics.clone());
         let (sender, meshes) = watch::channel(Arc::clone(mesh));
         let (facts, told) = mpsc::channel(authority::FACTS_MAX);
@@ -95,6 +97,7 @@ impl Node {
             agreements,
             patience,
             mesh: sender,
+            metrics: told_of,
         }
     }
 }
