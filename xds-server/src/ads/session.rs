@@ -162,6 +162,9 @@ impl<W: Wire> Session<W> {
         if proxy.understands_ttl(W::VARIANT) {
             stream = stream.with_ttl();
         }
+        if let Scope::Only(_) = scope {
+            stream = stream.of_one_kind();
+        }
         let entry = ads.proxies.enter(proxy, W::VARIANT, stream);
         let session = Session::<W> {
             connected: Connected::new(entry, Arc::clone(&ads.metrics)),
