@@ -145,6 +145,9 @@ impl<W: Wire> Session<W> {
         if proxy.understands_ttl(W::VARIANT) {
             stream = stream.with_ttl();
         }
+        if let Scope::Only(_) = scope {
+            stream = stream.of_one_kind();
+        }
         let mut newcomer = Newcomer::<W> {
             ads,
             scope,

@@ -105,6 +105,8 @@ pub struct Stream {
     warmth: Warmth,
     last_nonce: u64,
     with_ttl: bool,
+    /// The client has other streams for other kinds.
+    of_one_kind: bool,
 }
 
 impl Stream {
@@ -117,6 +119,15 @@ impl Stream {
             warmth: Warmth::default(),
             last_nonce: 0,
             with_ttl: false,
+            of_one_kind: false,
+        }
+    }
+
+    /// The same, on which the client can ask for one kind alone: what it has of others, it has from other streams.
+    pub fn of_one_kind(self) -> Stream {
+        Stream {
+            of_one_kind: true,
+            ..self
         }
     }
 

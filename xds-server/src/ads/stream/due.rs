@@ -87,10 +87,11 @@ impl Stream {
 
     /// Whether the client can use every cluster with endpoints that it takes. Aggregate clusters come after those: Envoy asks each
     /// aggregate cluster that it has about each cluster that comes, on its main thread. In the state of the world they cannot wait:
-    /// what a response does not have is gone.
+    /// what a response does not have is gone. Nor where endpoints come on another stream, of which nothing is known here.
     fn holds_members(&self) -> bool {
         let clusters = &self.kinds[Kind::Cluster.index()];
-        if self.variant == Variant::StateOfTheWorld || !clusters.wildcard {
+        let cannot_wait = self.variant == Variant::StateOfTheWorld || self.of_one_kind;
+        if cannot_wait || !clusters.wildcard {
             return true;
         }
         let offered = self.view.of(Kind::Cluster);

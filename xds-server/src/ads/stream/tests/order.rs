@@ -73,6 +73,15 @@ fn an_aggregate_cluster_does_not_wait_in_the_state_of_the_world() {
     taken(&mut stream, Kind::Cluster, &["a", "a/reads"], &[]);
 }
 
+/// Nothing on this stream tells of them.
+#[test]
+fn an_aggregate_cluster_does_not_wait_for_endpoints_of_another_stream() {
+    let lines = [&cluster("a", "1")[..], &[(Kind::Cluster, "a/reads", "1")]].concat();
+    let mut stream = delta(&view(&lines, &[])).of_one_kind();
+    subscribe(&mut stream, Kind::Cluster, &[]);
+    taken(&mut stream, Kind::Cluster, &["a", "a/reads"], &[]);
+}
+
 /// Such a client looks after itself.
 #[test]
 fn an_aggregate_cluster_does_not_wait_where_it_was_asked_for_by_name() {
