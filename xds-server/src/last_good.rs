@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use imbl::OrdMap;
 use registry::authority::{GRANTORS_PREFIX, SESSIONS_PREFIX};
 use registry::confirmation::CONFIRMATIONS_PREFIX;
-use registry::record::REPLICAS_PREFIX;
+use registry::record::{COMPACTOR_KEY, REPLICAS_PREFIX};
 use registry::store::{ClusterId, Entry, Event, Listing, Revision, WatchBatch};
 
 pub use file::{FILE_BYTES_MAX, StateError, read, set_aside, write};
@@ -38,6 +38,7 @@ pub fn is_kept(key: &str) -> bool {
         GRANTORS_PREFIX,
         REPLICAS_PREFIX,
         CONFIRMATIONS_PREFIX,
+        COMPACTOR_KEY,
     ];
     !passing.iter().any(|prefix| key.starts_with(prefix))
 }

@@ -175,7 +175,9 @@ impl Speaker {
                 || at.jumped_since(asked.lead_us())
         };
         let open = self.asker.open_since().is_some();
-        if !open && (self.invited || self.asked.is_none_or(is_due)) {
+        // What was granted under other terms counts for nothing by this policy.
+        let other_terms = self.said != role.fencing.terms.id;
+        if !open && (self.invited || other_terms || self.asked.is_none_or(is_due)) {
             self.invited = false;
             self.asked = Some(at);
             let nonce = self.asker.ask(at.monotonic_us);

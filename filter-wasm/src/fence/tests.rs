@@ -194,16 +194,22 @@ fn what_was_granted_under_new_terms_is_for_workers_that_have_them() {
     assert!(asked.contains(&"1: ask 1 by 3".to_owned()), "{asked:?}");
     play.grants(1, 1, 7);
     assert_eq!((play.admits(0), play.admits(1)), (Some(7), Some(7)));
-    // The first one, which speaks, has the next policy, and what was granted under the old one has run out.
+    // The first one, which speaks, has the next policy, and asks by it at once.
     let old = Rc::clone(&play.policy);
     let next = Rc::new(fenced_under(4));
     assert!(play.workers[0].1.configured(A, &next));
-    let done = play.pass(TTL_US);
-    assert_eq!((play.admits(0), play.admits(1)), (None, None));
+    let done = play.tick();
+    play.policy = Rc::clone(&next);
+    assert_eq!(
+        play.admits(0),
+        None,
+        "it holds what the old one was granted"
+    );
     let asked = done.iter().rev().find_map(|done| done.split_once(": ask "));
     let (token, asked) = asked.unwrap();
     let nonce = asked.strip_suffix(" by 4").unwrap().parse().unwrap();
     play.grants(token.parse().unwrap(), nonce, 9);
+    play.tick();
     play.policy = old;
     assert_eq!(
         play.admits(1),
@@ -212,6 +218,9 @@ fn what_was_granted_under_new_terms_is_for_workers_that_have_them() {
     );
     play.policy = next;
     assert_eq!((play.admits(0), play.admits(1)), (Some(9), Some(9)));
+    // A replica that lags gives them an older policy.
+    play.policy = Rc::new(fenced_under(3));
+    assert_eq!((play.admits(0), play.admits(1)), (None, None));
 }
 
 #[test]

@@ -34,9 +34,9 @@ pub struct Admitted {
 }
 
 impl Held {
-    fn admits(&self, at: Reading) -> Option<Admitted> {
+    fn admits(&self, at: Reading, terms: &Terms) -> Option<Admitted> {
         Some(Admitted {
-            epoch: self.worker.admits(at.monotonic_us)?,
+            epoch: self.worker.admits(at.monotonic_us, terms)?,
             at_us: at.monotonic_us,
         })
     }
@@ -85,7 +85,7 @@ impl Workers {
         let at = process.now()?;
         self.forget_if_jumped(at, process);
         let held = self.cells.get_mut(cell)?;
-        if let Some(admitted) = held.admits(at) {
+        if let Some(admitted) = held.admits(at, terms) {
             return Some(admitted);
         }
         let me = self.me;
@@ -96,7 +96,7 @@ impl Workers {
         held.worker.took(permit);
         held.lead_us = lead_us;
         // Taking it took time.
-        held.admits(process.now()?)
+        held.admits(process.now()?, terms)
     }
 
     /// A write is over, or was not admitted.

@@ -138,11 +138,11 @@ impl Proxy {
         let has_route = self.drain <= terms.write_drain || takes_longer;
         let (id, worker) = &mut self.workers[index];
         worker.begin();
-        let mut admitted = worker.admits(now);
+        let mut admitted = worker.admits(now, terms);
         if admitted.is_none() {
             let busy = worker.busy(now);
             worker.took(self.ledger.take(*id, busy, now, terms));
-            admitted = worker.admits(now);
+            admitted = worker.admits(now, terms);
         }
         // A route that lets a write live longer than its policy says does not take it.
         admitted = admitted.filter(|_| has_route);

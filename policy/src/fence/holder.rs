@@ -23,6 +23,13 @@ pub struct Permit {
     pub terms: TermsId,
 }
 
+impl Permit {
+    /// Whether it counts for a policy of these terms.
+    fn is_under(&self, terms: &Terms) -> bool {
+        self.terms == terms.id || !terms.keeps(Clause::PermitUnderTerms)
+    }
+}
+
 /// What the workers of one process share about one cell.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Ledger {
@@ -43,7 +50,8 @@ pub struct Listed {
     pub worker: WorkerId,
     /// The oldest permit of which something may be in flight.
     pub since: Stamp,
-    /// The end of the newest permit that it took.
+    /// Until then something may be in flight: the end of the newest permit that it took, and as long as a write lives by the policy
+    /// that it had.
     pub until: u64,
 }
 
@@ -96,19 +104,21 @@ impl Ledger {
         terms: &Terms,
     ) -> Option<Permit> {
         let permit = self.permit.filter(|permit| permit.until > now)?;
-        if permit.terms != terms.id && terms.keeps(Clause::PermitUnderTerms) {
+        if !permit.is_under(terms) {
             return None;
         }
         if !terms.keeps(Clause::WorkerListed) {
             return Some(permit);
         }
+        // The longest that it may have a write under way, by the policy that it has now.
+        let until = permit.until.saturating_add(terms.write_drain_waited);
         match self
             .workers
             .iter_mut()
             .find(|listed| listed.worker == worker)
         {
             Some(listed) => {
-                listed.until = listed.until.max(permit.until);
+                listed.until = listed.until.max(until);
                 if !busy {
                     listed.since = permit.stamp;
                 }
@@ -116,7 +126,7 @@ impl Ledger {
             None => self.workers.push(Listed {
                 worker,
                 since: permit.stamp,
-                until: permit.until,
+                until,
             }),
         }
         Some(permit)
@@ -129,10 +139,8 @@ impl Ledger {
 
     /// The fence of which nothing older is in flight, and never will be; none while something is.
     pub fn drained(&mut self, now: u64, terms: &Terms) -> Option<Stamp> {
-        let lives_on = |listed: &Listed| {
-            listed.until.saturating_add(terms.write_drain_waited) > now
-                && terms.keeps(Clause::LostWorkerCounted)
-        };
+        let lives_on =
+            |listed: &Listed| listed.until > now && terms.keeps(Clause::LostWorkerCounted);
         self.workers.retain(lives_on);
         let fence = Some(self.fence).filter(|fence| *fence > Stamp::default())?;
         let mut workers = self.workers.iter();
@@ -158,10 +166,11 @@ impl Worker {
         self.in_flight = self.in_flight.saturating_add(1);
     }
 
-    /// The epoch for which a write that was counted may go on.
-    pub fn admits(&self, now: u64) -> Option<u64> {
+    /// The epoch for which a write that was counted may go on. `terms` are those of the worker's policy now: it may have another
+    /// one than when it took the permit, also an older one, and another cell for a key.
+    pub fn admits(&self, now: u64, terms: &Terms) -> Option<u64> {
         let permit = self.permit.filter(|permit| permit.until > now)?;
-        Some(permit.stamp.epoch)
+        permit.is_under(terms).then_some(permit.stamp.epoch)
     }
 
     /// Whether a permit is held, run out or not.

@@ -97,20 +97,38 @@ fn a_fence_is_acknowledged_when_every_worker_has_let_go() {
     assert!(ledger.install(&grant(1, 5), 0, 0, &terms));
     let (id, mut worker) = (WorkerId(1), Worker::default());
     worker.begin();
-    assert_eq!(worker.admits(0), None);
+    assert_eq!(worker.admits(0, &terms), None);
     worker.took(ledger.take(id, worker.busy(0), 0, &terms));
-    assert_eq!(worker.admits(0), Some(1));
+    assert_eq!(worker.admits(0, &terms), Some(1));
 
     ledger.revoke(stamp(1, 7));
     worker.fenced(&ledger);
     assert!(!worker.lets_go(1, &terms), "a write is in flight");
-    assert_eq!(worker.admits(1), None);
+    assert_eq!(worker.admits(1, &terms), None);
     assert_eq!(ledger.drained(1, &terms), None);
     worker.end();
     assert!(worker.lets_go(1, &terms));
     ledger.let_go(id);
     worker.let_go();
     assert_eq!(ledger.drained(2, &terms), Some(stamp(1, 7)));
+}
+
+/// A proxy that turns to a replica which lags gets an older policy, by which a key may belong to another cell.
+#[test]
+fn a_permit_counts_for_the_terms_that_it_was_taken_under() {
+    let (mut ledger, terms) = (Ledger::default(), terms());
+    let older = Terms {
+        id: TermsId(7),
+        ..terms.clone()
+    };
+    assert!(ledger.install(&grant(1, 5), 0, 0, &terms));
+    let (id, mut worker) = (WorkerId(1), Worker::default());
+    worker.begin();
+    worker.took(ledger.take(id, worker.busy(0), 0, &terms));
+    assert_eq!(worker.admits(0, &terms), Some(1));
+    assert_eq!(worker.admits(0, &older), None, "what it holds");
+    assert_eq!(ledger.take(id, worker.busy(0), 0, &older), None);
+    assert_eq!(worker.admits(0, &terms), Some(1));
 }
 
 #[test]
@@ -137,7 +155,7 @@ fn a_write_that_ended_without_an_answer_is_in_flight_for_as_long_as_it_may_live(
     assert!(ledger.install(&grant(2, 9), 10, 10, &terms));
     worker.begin();
     worker.took(ledger.take(id, worker.busy(10), 10, &terms));
-    assert_eq!(worker.admits(10), Some(2));
+    assert_eq!(worker.admits(10, &terms), Some(2));
     assert_eq!(
         ledger.drained(10, &terms),
         None,

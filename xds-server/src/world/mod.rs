@@ -216,8 +216,11 @@ impl World {
 
     /// The mesh has changed, or the terms under which it stands.
     fn take_mesh(&mut self) {
-        let agreement = self.agreement.as_ref();
-        self.mesh = match agreement.and_then(|agreement| self.configured.under(agreement)) {
+        // Before there is a record, proxies are told what the first one would be. A policy that names no terms would pass for that
+        // of an older filter, whatever comes to be agreed on.
+        let first = || self.configured.agreed().map(Agreement::first);
+        let agreement = self.agreement.clone().or_else(first);
+        self.mesh = match agreement.and_then(|agreement| self.configured.under(&agreement)) {
             Some(mesh) => Arc::new(mesh),
             None => Arc::clone(&self.configured),
         };

@@ -549,17 +549,23 @@ fn run(seed: u64, clocks: Clocks) -> Outcome {
     })
 }
 
+/// Whatever the nodes log, where `RUST_LOG` is set.
+fn log_if_wanted() {
+    if std::env::var("RUST_LOG").is_ok() {
+        // Another test of the same process may have been first.
+        let _ = tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .try_init();
+    }
+}
+
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
 #[test]
 fn no_two_epochs_write_at_once_whatever_fails() {
-    if std::env::var("RUST_LOG").is_ok() {
-        tracing_subscriber::fmt()
-            .with_writer(std::io::stderr)
-            .init();
-    }
+    log_if_wanted();
     let seeds = match number("TIDEGATE_SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("TIDEGATE_SIM_SEEDS").unwrap_or(200),
@@ -612,6 +618,7 @@ fn run_with_changes(seed: u64) -> Outcome {
 
 #[test]
 fn terms_that_change_while_things_fail_let_no_two_zones_write_and_writes_come_back() {
+    log_if_wanted();
     let seeds = match number("TIDEGATE_SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("TIDEGATE_SIM_SEEDS").unwrap_or(60),

@@ -18,6 +18,7 @@ use policy::fence::{Effect, HolderId, Input, Name, Outcome, Replica, SessionId, 
 use protos::fence::GrantorSays;
 use registry::authority::{PeerRecord, Secret, SessionTerms, incarnation};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tracing::warn;
 
 use streams::Stream;
@@ -73,6 +74,8 @@ pub(super) struct Engine {
     differs: Option<String>,
     /// The proxies whose policy is of other terms.
     withheld: Lasting,
+    /// They are not looked at again before that.
+    withheld_after: Instant,
 }
 
 struct Answer {
@@ -150,6 +153,7 @@ impl Engine {
             terms_dirty: true,
             differs: None,
             withheld,
+            withheld_after: Instant::now(),
         }
     }
 

@@ -25,6 +25,7 @@ pub(super) struct Stream {
 
 /// A proxy gets the policy of new terms within moments. One that has not for so long does not get it.
 const WITHHELD_PATIENCE: Duration = Duration::from_secs(5);
+const WITHHELD_LOOK: Duration = Duration::from_millis(500);
 
 impl Engine {
     /// A proxy connects to the replica of its zone: the number of its stream.
@@ -158,6 +159,12 @@ impl Engine {
 
     /// Says which proxies are given nothing for long, since their policy is of other terms.
     pub(super) fn look_at_withheld(&mut self) {
+        // There may be many, and each message wakes the engine.
+        let now = Instant::now();
+        if now < self.withheld_after {
+            return;
+        }
+        self.withheld_after = now + WITHHELD_LOOK;
         let streams = self.streams.values();
         let found = streams.filter_map(|stream| {
             let detail = match stream.withheld? {
@@ -167,6 +174,6 @@ impl Engine {
             let found = Found::new(Code::ProxyOfOtherTerms, stream.node.as_str(), detail);
             Some(found.after(WITHHELD_PATIENCE))
         });
-        self.withheld.look(found.collect(), Instant::now());
+        self.withheld.look(found.collect(), now);
     }
 }
