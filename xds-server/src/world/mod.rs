@@ -114,7 +114,7 @@ pub struct World {
 impl World {
     /// An empty registry under `mesh`.
     pub fn new(mesh: Arc<Mesh>) -> World {
-        World {
+        let mut world = World {
             positions: positions(&mesh),
             configured: Arc::clone(&mesh),
             agreement: None,
@@ -132,7 +132,9 @@ impl World {
             mesh_dirty: true,
             authority_dirty: false,
             sequence: 0,
-        }
+        };
+        world.take_mesh();
+        world
     }
 
     /// The same, and no last good state tells what is missing: a store without instances may have been emptied.

@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use policy::Policy;
-use registry::store::Revision;
+use policy::{Policy, fence::Agreement};
+use registry::{
+    store::Revision,
+    terms::{TERMS_KEY, TermsRecord},
+};
 use xds_server::{
     config::Mesh,
     resource::Kind,
@@ -31,6 +34,24 @@ fn owners(snapshot: &Snapshot) -> (Vec<String>, u64) {
         .iter()
         .map(|zone| rules.topology().zone_name(*zone));
     (names.map(str::to_owned).collect(), cell.epoch)
+}
+
+/// Who asks for grants by such a policy is not taken for an older filter.
+#[test]
+fn policies_from_before_the_first_terms_have_the_id_of_those() {
+    let mesh = fenced_mesh();
+    let first = Agreement::first(mesh.agreed().expect("an authority"));
+    let mut world = World::new(Arc::clone(&mesh));
+    let before = world.snapshot().expect("a first snapshot");
+    let Policy::Serving(rules) = &**view(&before, "sh-a").policy() else {
+        panic!("a serving policy");
+    };
+    assert_eq!(rules.fencing().expect("a fence").terms.id, first.id());
+
+    let record = TermsRecord::from(&first).to_json();
+    world.apply(Change::Put(entry(TERMS_KEY.to_owned(), record, 1)));
+    let after = world.snapshot().unwrap_or_else(|| Arc::clone(&before));
+    assert_eq!(versions(&before), versions(&after));
 }
 
 #[test]
