@@ -104,7 +104,7 @@ pub enum Operation {
         #[command(flatten)]
         operator: OperatorArgs,
     },
-    /// Have a replica believe what it does not: that instances are gone, or that the store was restored. Each replica by itself.
+    /// Have all replicas accept a store that they did not accept before: instances are gone, or it was restored.
     Confirm {
         #[command(flatten)]
         operator: OperatorArgs,
