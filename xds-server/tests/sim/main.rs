@@ -563,22 +563,33 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
+/// The one that is asked for, or so many from 0.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    match number("TIDEGATE_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("TIDEGATE_SIM_SEEDS").unwrap_or(count),
+    }
+}
+
+impl Outcome {
+    /// Nobody wrote beside another, and writes came back.
+    fn sound(self, seed: u64) -> Outcome {
+        assert!(
+            self.violations.is_empty() && self.stuck.is_none(),
+            "seed {seed} (TIDEGATE_SIM_SEED={seed} runs it alone):\n{self:#?}"
+        );
+        self
+    }
+}
+
 #[test]
 fn no_two_epochs_write_at_once_whatever_fails() {
     log_if_wanted();
-    let seeds = match number("TIDEGATE_SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("TIDEGATE_SIM_SEEDS").unwrap_or(200),
-    };
+    let seeds = seeds(200);
     let count = seeds.end - seeds.start;
     let (mut admitted, mut refused, mut faults, mut epochs) = (0, 0, 0, 0);
     for seed in seeds {
-        let outcome = run(seed, Clocks::WithinBounds);
-        let sound = outcome.violations.is_empty() && outcome.stuck.is_none();
-        assert!(
-            sound,
-            "seed {seed} (TIDEGATE_SIM_SEED={seed} runs it alone):\n{outcome:#?}"
-        );
+        let outcome = run(seed, Clocks::WithinBounds).sound(seed);
         admitted += outcome.admitted;
         refused += outcome.refused;
         faults += outcome.faults.len();
@@ -619,19 +630,11 @@ fn run_with_changes(seed: u64) -> Outcome {
 #[test]
 fn terms_that_change_while_things_fail_let_no_two_zones_write_and_writes_come_back() {
     log_if_wanted();
-    let seeds = match number("TIDEGATE_SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("TIDEGATE_SIM_SEEDS").unwrap_or(60),
-    };
+    let seeds = seeds(60);
     let count = seeds.end - seeds.start;
     let (mut admitted, mut changes) = (0, 0);
     for seed in seeds {
-        let outcome = run_with_changes(seed);
-        let sound = outcome.violations.is_empty() && outcome.stuck.is_none();
-        assert!(
-            sound,
-            "seed {seed} (TIDEGATE_SIM_SEED={seed} runs it alone):\n{outcome:#?}"
-        );
+        let outcome = run_with_changes(seed).sound(seed);
         admitted += outcome.admitted;
         let faults = outcome.faults.iter();
         changes += faults.filter(|fault| fault.contains("terms: Some")).count();
