@@ -311,7 +311,7 @@ impl Metrics {
         );
         all.register(
             "peer_messages_refused",
-            "What was said in the name of another replica and is not proved, by reason: caller, called (the opening of a stream), unproved, repeated",
+            "Messages in the name of another replica that are not proved, by reason: caller, called (the opening of a stream), unproved, repeated",
             m.peer_messages_refused,
         );
         all.register(

@@ -46,7 +46,7 @@ impl Trouble {
                 session,
                 reason,
                 suppressed,
-                "a stream between replicas is ended, and what was said on it counts for nothing: {doubt}"
+                "a stream between replicas is ended, and its last message counts for nothing: {doubt}"
             );
         }
         Status::unauthenticated(doubt.to_string())
