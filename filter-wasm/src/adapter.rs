@@ -13,6 +13,7 @@ use proxy_wasm::{
 use crate::{
     applied::{self, Applied, Post},
     carry_out::{Host, HostFailed, Reply, Verdict, carry_out},
+    draws::Draws,
     edition,
     fence::{
         hop_keys,
@@ -30,6 +31,8 @@ thread_local! {
     /// What this worker decodes policies with: it outlives the root contexts, of which each policy has one.
     static DECODER: RefCell<Decoder> = RefCell::new(Decoder::default());
     static METRIC_IDS: MetricIds = const { MetricIds::new() };
+    /// From a random number of its own. Without one all workers draw alike, which is as evenly spread.
+    static DRAWS: Draws = Draws::from(host::random().unwrap_or_default() as u64);
     /// This worker's part in the fence. None until there is something to fence, or for want of a random number.
     static MEMBER: RefCell<Option<Member>> = const { RefCell::new(None) };
     /// The refusals of this worker that wait for a body.
@@ -357,6 +360,10 @@ impl Host for Request {
 
     fn hop_keys(&mut self) -> HopKeys {
         hop_keys::read(&mut Envoy)
+    }
+
+    fn draw(&mut self) -> u64 {
+        DRAWS.with(Draws::next)
     }
 }
 

@@ -26,6 +26,8 @@ pub trait Host {
     fn release(&mut self, cell: &str);
     /// What hops between zones are signed and checked with.
     fn hop_keys(&mut self) -> HopKeys;
+    /// A number that nobody can foresee well enough to choose where requests go; evenly spread.
+    fn draw(&mut self) -> u64;
 }
 
 /// The proxy did not do what it was asked.
@@ -73,6 +75,7 @@ pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> V
         return refuse_blind(Class::Write, Form::default(), host);
     };
     let mut facts = Facts::gather(policy, &request);
+    facts.draw = Some(host.draw());
     let cell = cell_of(policy, &facts);
     if let Some(cell) = cell {
         facts.granted = host.admit(&cell.name);

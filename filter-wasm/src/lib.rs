@@ -24,6 +24,8 @@
 mod adapter;
 pub mod applied;
 pub mod carry_out;
+#[cfg(any(target_arch = "wasm32", test))]
+mod draws;
 pub mod edition;
 pub mod fence;
 pub mod header_map;

@@ -142,7 +142,8 @@ pub struct Routed<'p> {
     pub home: Option<&'p str>,
     /// The home is not the viewing zone.
     pub foreign: bool,
-    /// The one cluster that the request's affinity key pins it to, or the gateways that it is forwarded to.
+    /// The one cluster that the request goes to, by its affinity key or by what was drawn for it; or the gateways that it is
+    /// forwarded to.
     pub pin: Option<&'p str>,
     /// What a fenced write carries.
     pub write: Option<FencedWrite<'p>>,
@@ -163,8 +164,8 @@ pub struct FencedWrite<'p> {
 
 impl<'p> Routed<'p> {
     /// The headers to set: as few as the route table needs to choose, since each costs a call into the proxy, and for most
-    /// requests a single one. A home alone means a read, a class alone the viewing zone. The chosen route adds the rest of
-    /// what upstreams see; only pinned requests, whose route knows no more than they say, bring everything.
+    /// requests two: the cluster, and the home or the class. A home alone means a read, a class alone the viewing zone. The
+    /// chosen route adds the rest of what upstreams see, and takes requests without a tier for those that their home serves.
     ///
     /// A fenced write is told by its epoch; one that is forwarded by the gateways that it goes to. Where it brings a home as well, it
     /// says its class: to a route table that does not know (yet, or any more) that the service is fenced, a home alone is a read.
@@ -173,13 +174,13 @@ impl<'p> Routed<'p> {
         let pinned = self.pin.is_some() && !forwarded;
         let write = self.class == Class::Write;
         let plain_write = write && self.write.is_none();
-        let home = self.home.filter(|_| pinned || self.foreign || !write);
+        let home = self.home.filter(|_| self.foreign || !write);
         let unclear = match self.write {
             Some(_) => home.is_some(),
             None => home.is_none(),
         };
-        let class = (pinned || plain_write || unclear).then_some(self.class.as_str());
-        let tier = self.tier.filter(|_| pinned).map(Tier::as_str);
+        let class = (plain_write || unclear).then_some(self.class.as_str());
+        let tier = self.tier.filter(|tier| pinned && *tier != Tier::Zone);
         let epoch = self.write.map(|write| write.epoch.to_string());
         let epoch_header = match forwarded {
             true => headers::PRESENTED_EPOCH,
@@ -194,7 +195,11 @@ impl<'p> Routed<'p> {
             (headers::CLASS, class),
             (headers::HOME, home),
             (headers::TO, self.pin),
-            (headers::TIER, tier),
+            (headers::TIER, tier.map(Tier::as_str)),
+            (
+                headers::DECISION,
+                tier.map(|tier| Reason::of_tier(tier).as_str()),
+            ),
             (headers::CELL, cell),
             (headers::HOP, hop),
         ];
@@ -481,13 +486,21 @@ fn decide_by_rules<'p>(
     if *shed > 0 {
         note(&|| Step::Shed(*shed));
     }
-    let pinned = facts.key_digest.and_then(|digest| {
-        let zone = plan.zone_of_key(rules.topology(), digest)?;
+    if facts.draw.is_some_and(|draw| plan.sheds(draw)) {
+        return Err(Refusal::NO_CAPACITY);
+    }
+    let zone = match facts.key_digest {
+        Some(digest) => plan.zone_of_key(rules.topology(), digest),
+        None => facts.draw.and_then(|draw| plan.zone_of_draw(draw)),
+    };
+    let pinned = zone.and_then(|zone| {
         let cluster = rules.cluster(id, zone, facts.class)?;
-        note(&|| Step::Pinned(cluster.into()));
+        if facts.key_digest.is_some() {
+            note(&|| Step::Pinned(cluster.into()));
+        }
         Some((cluster, plan.tier_of(rules.topology(), home, zone)))
     });
-    // Where a key leads is known here; for other requests the chosen route says it.
+    // Without a draw it is the nearest.
     let tier = pinned.and_then(|(_, tier)| tier).unwrap_or(*tier);
     Ok(Decision {
         outcome: Outcome::Route(Routed {

@@ -203,6 +203,25 @@ impl Plan {
         }
     }
 
+    /// Whether a request for which `draw` was drawn is one of those that are refused.
+    pub fn sheds(&self, draw: u64) -> bool {
+        // Other bits than those that choose the target: what is left is spread evenly.
+        (draw >> 32) % u64::from(WEIGHT_TOTAL) < u64::from(self.shed())
+    }
+
+    /// The target of a request for which `draw` was drawn; none when closed.
+    pub fn zone_of_draw(&self, draw: u64) -> Option<ZoneId> {
+        let at = (draw & 0xffff_ffff) % u64::from(WEIGHT_TOTAL);
+        let mut end = 0;
+        let mut targets = self.targets().iter();
+        let drawn = targets.find(|target| {
+            end += u64::from(target.weight);
+            at < end
+        });
+        // Weights add up to [`WEIGHT_TOTAL`], so that there is one.
+        drawn.or(self.targets().last()).map(|target| target.zone)
+    }
+
     /// The target that owns the key with this digest; none when closed. Keys spread as the weights say. While the ratio
     /// of two zones' weights stays, no key moves between them: when a zone leaves and its siblings' weights grow alike,
     /// only its own keys move.

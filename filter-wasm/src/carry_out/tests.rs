@@ -20,6 +20,8 @@ pub(super) struct Recorder {
     granted: Option<u64>,
     /// What hops are signed with.
     pub(super) keys: HopKeys,
+    /// What is drawn for each request.
+    drawn: u64,
 }
 
 impl Recorder {
@@ -87,6 +89,10 @@ impl Host for Recorder {
 
     fn hop_keys(&mut self) -> HopKeys {
         self.keys.clone()
+    }
+
+    fn draw(&mut self) -> u64 {
+        self.drawn
     }
 }
 

@@ -133,19 +133,19 @@ fn a_pin_names_one_cluster_of_the_plan() {
             "UEUU",
             "GET /orders",
             &[("x-user", "42")][..],
-            "class=read home=sh-a to=orders/sh-a/reads tier=zone: home_zone",
+            "home=sh-a to=orders/sh-a/reads: home_zone",
         ),
         (
             "EUUU",
             "POST /orders",
             &[("x-user", "42")],
-            "class=write home=sh-a to=orders/sh-b/writes tier=region: home_region",
+            "class=write to=orders/sh-b/writes tier=region decision=home_region: home_region",
         ),
         (
             "EUUU",
             "GET /orders",
             &[("x-user", "42"), ("x-region-id", "sh-b")],
-            "class=read home=sh-b to=orders/sh-b/reads tier=zone: home_zone",
+            "home=sh-b to=orders/sh-b/reads: home_zone",
         ),
         ("UEUU", "GET /orders", &[], "home=sh-a: home_zone"),
         (
@@ -157,6 +157,42 @@ fn a_pin_names_one_cluster_of_the_plan() {
     ] {
         check(keyed(states), &request(line, more), expected);
     }
+}
+
+#[test]
+fn a_drawn_request_names_its_cluster() {
+    let check = |states, line, more: &[(&'static str, &'static str)], draw, expected: &str| {
+        let policy = support::policy(vec![Service {
+            plans: plans(states),
+            ..orders()
+        }]);
+        let facts = Facts {
+            draw: Some(draw),
+            ..Facts::gather(&policy, &request(line, more))
+        };
+        assert_eq!(support::verdict_of(&decide(&policy, &facts)), expected);
+    };
+    // 80 % stay in the home zone, and 20 % go to its region: the tier is that of the plan.
+    let (home, region) = (799, 800);
+    let near = &[("x-region-id", "sh-b")];
+    let first = "home=sh-a to=orders/sh-a/reads: home_zone";
+    check("UUUU", "GET /orders", &[], home, first);
+    let second = "home=sh-a to=orders/sh-b/reads: home_zone";
+    check("UUUU", "GET /orders", &[], region, second);
+    let foreign = "class=write home=sh-b to=orders/sh-b/writes: home_zone";
+    check("UUUU", "POST /orders", near, region, foreign);
+    let region_serves =
+        "class=write to=orders/sh-b/writes tier=region decision=home_region: home_region";
+    check("EUUU", "POST /orders", &[], home, region_serves);
+    let remote = "home=sh-a to=orders/bj-c/reads tier=remote decision=remote_read: remote_read";
+    check("EEUE", "GET /orders", &[], home, remote);
+    check(
+        "EEUE",
+        "POST /orders",
+        &[],
+        home,
+        "503 grpc 14: no_capacity",
+    );
 }
 
 #[test]

@@ -498,3 +498,30 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    /// Of all numbers that can be drawn each target gets its weight, and as many are refused as the plan sheds; which of them
+    /// says nothing about where the others go.
+    #[test]
+    fn draws_share_requests_out_as_the_plan_says(
+        rules in any::rules(),
+        high in 0..1_000_u64,
+    ) {
+        let topology = rules.topology();
+        let plans = rules.services().iter().flat_map(|service| {
+            let classes = |home| Class::ALL.map(|class| service.plans.get(home, class));
+            topology.zones().flat_map(classes)
+        });
+        for plan in plans {
+            let draws = || (0..u64::from(WEIGHT_TOTAL)).map(|low| high << 32 | low);
+            let shares = topology.zones().map(|zone| {
+                let share = draws().filter(|draw| plan.zone_of_draw(*draw) == Some(zone));
+                (zone, share.count() as u32)
+            });
+            let shares: Vec<_> = shares.filter(|(_, share)| *share > 0).collect();
+            let targets = plan.targets().iter().map(|target| (target.zone, target.weight));
+            prop_assert_eq!(shares, targets.collect::<Vec<_>>());
+            prop_assert!(draws().all(|draw| plan.sheds(draw) == (high < u64::from(plan.shed()))));
+        }
+    }
+}

@@ -30,7 +30,7 @@ use envoy_types::pb::envoy::{
     },
     r#type::v3::Percent,
 };
-use policy::{Class, Route, RouteMatch, Topology, Writes};
+use policy::{Class, Route, RouteMatch, Topology, Writes, rules::route_cluster_name};
 
 use super::{
     duration_ms, from_ads, millis,
@@ -53,6 +53,9 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// ejected by itself is suspected, not known, to be dead; what the control plane calls unhealthy is not used before that.
 const PANIC_PERCENT: f64 = 1.0;
 
+/// Stands for the place in the name under which aggregate clusters are counted. No zone has that name.
+const EVERY_PLACE: &str = "*";
+
 /// All clusters of a service.
 pub fn clusters(topology: &Topology, service: &ServiceConfig) -> Vec<Arc<Resource>> {
     let strategy = &service.resilience.strategy;
@@ -71,7 +74,9 @@ pub fn clusters(topology: &Topology, service: &ServiceConfig) -> Vec<Arc<Resourc
                 let own = place.route_cluster(topology, &service.name, class);
                 let members = place.turns_to(topology, strategy, class).into_iter();
                 let members = members.map(|place| place.cluster(topology, &service.name));
-                clusters.push(aggregate(&own, members.collect(), service, timeout_ms));
+                let stats = route_cluster_name(&service.name, EVERY_PLACE, class);
+                let members = members.collect();
+                clusters.push(aggregate(&own, &stats, members, service, timeout_ms));
             }
         }
     }
@@ -128,8 +133,12 @@ fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) 
 
 /// A cluster that uses the first of its members that has usable instances: Envoy's aggregate cluster. A change of an
 /// instance so stays a change of one zone's endpoints.
+///
+/// All of a service and class count as `stats`: a third of what an aggregate cluster takes in a proxy are counters and gauges,
+/// and those of the same name are made once.
 fn aggregate(
     name: &str,
+    stats: &str,
     members: Vec<String>,
     service: &ServiceConfig,
     connect_timeout_ms: i32,
@@ -141,6 +150,7 @@ fn aggregate(
             typed_config: Some(any(&config)),
         })),
         lb_policy: LbPolicy::ClusterProvided.into(),
+        alt_stat_name: stats.to_owned(),
         ..common(name, service, connect_timeout_ms)
     };
     Arc::new(Resource::encode(name, &cluster))

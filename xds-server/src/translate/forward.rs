@@ -56,9 +56,10 @@ pub(super) fn action(
         Class::Read => options.hedge_after_ms,
         Class::Write => 0,
     };
+    let retries = retry_policy(class, &resilience.strategy, hedge_after_ms);
     RouteAction {
         cluster_specifier: Some(to),
-        retry_policy: Some(retry_policy(class, &resilience.strategy, hedge_after_ms)),
+        retry_policy: (retries != usual_retries()).then_some(retries),
         // The first attempt goes on: slow is not dead. Whichever answers first wins.
         hedge_policy: (hedge_after_ms > 0).then(|| HedgePolicy {
             hedge_on_per_try_timeout: true,
@@ -127,6 +128,12 @@ pub(super) fn fenced_write(
         }),
         ..RouteAction::default()
     }
+}
+
+/// Of reads where nothing else is configured: it stands once in each virtual host. A route with another has all of it.
+pub(super) fn usual_retries() -> RetryPolicy {
+    let hedge_after_ms = RouteOptions::default().hedge_after_ms;
+    retry_policy(Class::Read, &Strategy::Weighted, hedge_after_ms)
 }
 
 /// Reads are tried again wherever they may go; writes only where nothing was sent, so that none happens twice. Each attempt

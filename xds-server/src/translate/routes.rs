@@ -42,7 +42,7 @@ use envoy_types::pb::envoy::{
 };
 use envoy_types::pb::google::protobuf::UInt64Value;
 use policy::{
-    Class, Explain, Plan, Reason, Refusal, Rules, Service, ServiceId, Target, Tier, TraceRule,
+    Class, Explain, Fencing, Plan, Reason, Refusal, Rules, Service, ServiceId, Target, Tier,
     WEIGHT_TOTAL, ZoneId, headers, refusal::PROBLEM_JSON, rules::cluster_name,
 };
 use prost::{Message, Name};
@@ -61,6 +61,9 @@ use matching::{absent, add_if_absent, is, is_any_case, present, replace, set};
 
 /// How much of a request's body may be kept so that it can be sent again where nothing of it was: Envoy's own default.
 const RETRY_BUFFER_BYTES: u64 = 1 << 20;
+
+/// In the access log, of what goes nowhere.
+const NO_TIER: &str = "none";
 
 /// What is configured of a service and not decided by: by its position in the rules.
 pub type Resiliences<'r> = &'r dyn Fn(usize) -> Resilience;
@@ -125,8 +128,16 @@ fn table(hosts: &VirtualHosts, options: RouteConfiguration) -> Arc<Resource> {
     let options = RouteConfiguration {
         // As the policy does, or the two would disagree about `shop.example:8080`.
         ignore_port_in_host_matching: true,
-        // The filter counts on.
-        request_headers_to_add: vec![add_if_absent(headers::VIA, "1")],
+        // Each that stood at every route would be there once for each. Envoy takes the routes' own first.
+        request_headers_to_add: vec![
+            // The filter counts on.
+            add_if_absent(headers::VIA, "1"),
+            // Where a service demands one, the filter has refused what has none.
+            add_if_absent(headers::TRACE_ID, "%REQ(x-request-id)%"),
+            // As a rule a request is served by its home zone.
+            add_if_absent(headers::TIER, Tier::Zone.as_str()),
+            add_if_absent(headers::DECISION, Reason::HomeZone.as_str()),
+        ],
         ..options
     };
     // A message is the same as its fields one after the other, and a repeated field as its entries.
@@ -174,6 +185,7 @@ impl Translation for ForProxies<'_> {
             request_body_buffer_limit: Some(UInt64Value {
                 value: RETRY_BUFFER_BYTES,
             }),
+            retry_policy: Some(forward::usual_retries()),
             // The token is between the caller and us.
             request_headers_to_remove: explain.map(|e| e.header.clone()).into_iter().collect(),
             response_headers_to_add: explain.map(show_decision).into_iter().collect(),
@@ -269,6 +281,17 @@ fn show_decision(_: &Explain) -> HeaderValueOption {
     set(headers::DECISION, &format!("%REQ({})%", headers::EXPLAIN))
 }
 
+/// Whose home a route is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Home {
+    Viewer,
+    Foreign,
+}
+
+fn no_stamp() -> [HeaderMatcher; 2] {
+    [absent(headers::CLASS), absent(headers::HOME)]
+}
+
 struct Builder<'r> {
     rules: &'r Rules,
     service: &'r Service,
@@ -278,51 +301,74 @@ struct Builder<'r> {
 
 impl Builder<'_> {
     fn routes(&self) -> Vec<Route> {
+        let fencing = fenced::fencing(self.rules, self.service);
+        let mut routes: Vec<_> = self.refused_upgrades().collect();
+        routes.extend(self.plain_reads());
+        let undecided = fencing.map(|_| fenced::undecided());
+        let undecided = undecided.into_iter().flatten();
+        let no_stamp = no_stamp().into_iter().chain(undecided);
+        routes.push(self.refused(no_stamp.collect(), Refusal::FENCED));
+        match self.resilience.strategy {
+            Strategy::Weighted => routes.extend(self.named(fencing)),
+            Strategy::RegionFirstHash { .. } => routes.extend(self.hashed(fencing)),
+        }
+        routes
+    }
+
+    /// Requests for which the filter has chosen the cluster, so that no plan changes these routes.
+    fn named(&self, fencing: Option<&Fencing>) -> Vec<Route> {
+        let topology = self.rules.topology();
+        let here = || is(headers::HOME, topology.zone_name(self.rules.viewer()));
+        let is_write = || is(headers::CLASS, Class::Write.as_str());
+        let to = || present(headers::TO);
+        let read_here = vec![to(), here(), absent(headers::CLASS)];
+        let mut routes = vec![self.as_named(read_here, Class::Read, Home::Viewer)];
+        match fencing {
+            Some(fencing) => {
+                routes.extend(self.fenced_writes(fencing));
+                // What no longer fits the fence, and has no other stamp than its own.
+                routes.push(self.refused(no_stamp().into(), Refusal::FENCED));
+            }
+            None => {
+                let write_here = vec![to(), is_write(), absent(headers::HOME)];
+                routes.push(self.as_named(write_here, Class::Write, Home::Viewer));
+                // No hop of a policy that has a fence, where these routes have none.
+                let write = vec![to(), is_write(), absent(headers::PRESENTED_EPOCH)];
+                routes.push(self.as_named(write, Class::Write, Home::Foreign));
+            }
+        }
+        routes.push(self.refused(vec![is_write()], Refusal::FENCED));
+        routes.push(self.as_named(vec![to()], Class::Read, Home::Foreign));
+        routes.push(self.without_name());
+        routes
+    }
+
+    /// The filter knows zones, and here regions' clusters are named: so each home has its routes, as planned.
+    fn hashed(&self, fencing: Option<&Fencing>) -> Vec<Route> {
         let viewer = self.rules.viewer();
         let zones = self.rules.topology().zones();
         let is_home = |zone| is(headers::HOME, self.rules.topology().zone_name(zone));
         let is_class = |class: Class| is(headers::CLASS, class.as_str());
         let no_class = || absent(headers::CLASS);
-        let no_home = || absent(headers::HOME);
 
-        let fencing = fenced::fencing(self.rules, self.service);
-        let classes = planned_classes(fencing.is_some());
-
-        let mut routes: Vec<_> = self.refused_upgrades().collect();
-        routes.extend(self.plain_reads());
-        let undecided = fencing.map(|_| fenced::undecided());
-        let undecided = undecided.into_iter().flatten();
-        let no_stamp = [no_class(), no_home()].into_iter().chain(undecided);
-        routes.push(self.refused(no_stamp.collect(), Refusal::FENCED));
-        if self.service.zone_affinity.is_some() {
-            for (home, class) in zones
-                .clone()
-                .flat_map(|z| classes.clone().map(move |class| (z, class)))
-            {
-                let stamps = vec![present(headers::TO), is_home(home), is_class(class)];
-                routes.extend(self.shed(&stamps, home, class));
-            }
-            for class in classes {
-                routes.extend(Tier::ALL.map(|tier| self.pinned(tier, class)));
-            }
-        }
+        let mut routes = Vec::new();
         match fencing {
             Some(fencing) => routes.extend(self.fenced_writes(fencing)),
             None => {
-                let local_write = vec![is_class(Class::Write), no_home()];
-                routes.extend(self.planned(local_write, viewer, Class::Write));
+                let local_write = vec![is_class(Class::Write), absent(headers::HOME)];
+                routes.push(self.planned(local_write, viewer, Class::Write));
             }
         }
         for home in zones.clone() {
-            routes.extend(self.planned(vec![is_home(home), no_class()], home, Class::Read));
+            routes.push(self.planned(vec![is_home(home), no_class()], home, Class::Read));
         }
         for home in zones.filter(|_| fencing.is_none()) {
             let stamps = vec![is_home(home), is_class(Class::Write)];
-            routes.extend(self.planned(stamps, home, Class::Write));
+            routes.push(self.planned(stamps, home, Class::Write));
         }
         routes.push(self.refused(vec![is_class(Class::Write)], Refusal::FENCED));
         routes.push(self.unknown_home());
-        routes.extend(self.planned(vec![is_class(Class::Read)], viewer, Class::Read));
+        routes.push(self.planned(vec![is_class(Class::Read)], viewer, Class::Read));
         routes.push(self.refused(Vec::new(), Refusal::FENCED));
         routes
     }
@@ -361,7 +407,7 @@ impl Builder<'_> {
             .flat_map(|region| {
                 let asks_nothing = self.rules.explain().map(|e| absent(&e.header));
                 // What one of our proxies has sent is counted by the filter.
-                let matchers = [is(":method", "GET"), region, absent(headers::VIA)]
+                let matchers: Vec<_> = [is(":method", "GET"), region, absent(headers::VIA)]
                     .into_iter()
                     .chain(asks_nothing)
                     .collect();
@@ -369,7 +415,9 @@ impl Builder<'_> {
                     disabled: true,
                     ..FilterConfig::default()
                 };
-                let mut routes = self.planned(matchers, viewer, Class::Read);
+                let shed = self.shed(&matchers);
+                let planned = self.planned(matchers, viewer, Class::Read);
+                let mut routes: Vec<_> = shed.into_iter().chain([planned]).collect();
                 for route in &mut routes {
                     route.typed_per_filter_config =
                         HashMap::from([(FILTER.to_owned(), any(&switched_off))]);
@@ -384,23 +432,41 @@ impl Builder<'_> {
             .collect()
     }
 
-    fn pinned(&self, tier: Tier, class: Class) -> Route {
+    /// To the cluster that the filter names. It says the tier as well, unless the home zone serves the request itself.
+    fn as_named(&self, matchers: Vec<HeaderMatcher>, class: Class, home: Home) -> Route {
         let to = ClusterSpecifier::ClusterHeader(headers::TO.to_owned());
-        let matchers = vec![
-            present(headers::TO),
-            is(headers::TIER, tier.as_str()),
-            is(headers::CLASS, class.as_str()),
-        ];
         let mut route = self.forwarded(matchers, to, class);
+        let viewer = self.rules.viewer();
+        let missing = [
+            // A read says so by its home, a write of the viewing zone has none.
+            (class == Class::Read).then(|| set(headers::CLASS, class.as_str())),
+            (class == Class::Write && home == Home::Viewer)
+                .then(|| set(headers::HOME, self.rules.topology().zone_name(viewer))),
+            (home == Home::Foreign).then(|| set(headers::ALT_ROUTE, &self.cluster(viewer, class))),
+        ];
         route
             .request_headers_to_add
-            .push(set(headers::DECISION, Reason::of_tier(tier).as_str()));
+            .extend(missing.into_iter().flatten());
         route
     }
 
-    /// Refuses what fits nowhere of the requests that match.
-    fn shed(&self, matchers: &[HeaderMatcher], home: ZoneId, class: Class) -> Option<Route> {
-        let shed = self.service.plans.get(home, class).shed();
+    /// Reads of a filter that names no cluster: it has no policy, or is older than this table.
+    fn without_name(&self) -> Route {
+        let viewer = self.rules.viewer();
+        let to = ClusterSpecifier::Cluster(self.cluster(viewer, Class::Read));
+        let mut route = self.forwarded(Vec::new(), to, Class::Read);
+        route.request_headers_to_add.extend([
+            set(headers::CLASS, Class::Read.as_str()),
+            add_if_absent(headers::HOME, self.rules.topology().zone_name(viewer)),
+            set(headers::DECISION, Reason::Fallback.as_str()),
+        ]);
+        route
+    }
+
+    /// Refuses what fits nowhere of the plain reads that match. Of all others the filter does.
+    fn shed(&self, matchers: &[HeaderMatcher]) -> Option<Route> {
+        let viewer = self.rules.viewer();
+        let shed = self.service.plans.get(viewer, Class::Read).shed();
         if shed == 0 {
             return None;
         }
@@ -420,12 +486,12 @@ impl Builder<'_> {
     }
 
     /// Requests of `home` and `class`, as planned.
-    fn planned(&self, matchers: Vec<HeaderMatcher>, home: ZoneId, class: Class) -> Vec<Route> {
+    fn planned(&self, matchers: Vec<HeaderMatcher>, home: ZoneId, class: Class) -> Route {
         let plan = self.service.plans.get(home, class);
         let (tier, targets) = match plan {
             Plan::Open { tier, targets, .. } => (tier, targets),
             Plan::Closed { drained } => {
-                return vec![self.refused(matchers, Refusal::closed(*drained))];
+                return self.refused(matchers, Refusal::closed(*drained));
             }
         };
         let topology = self.rules.topology();
@@ -433,6 +499,9 @@ impl Builder<'_> {
         // Where some requests leave the region, each target says its tier.
         let is_mixed = self.resilience.strategy == Strategy::Weighted
             && targets.iter().any(|target| tier_of(target) != *tier);
+        let is_hashed = self.resilience.strategy != Strategy::Weighted;
+        // Nobody else has said it of a plain read.
+        let says_tier = is_hashed || !is_mixed && *tier != Tier::Zone;
         let to = match self.resilience.strategy {
             Strategy::Weighted => {
                 let shares = targets.iter();
@@ -460,15 +529,16 @@ impl Builder<'_> {
             (!stamped(headers::CLASS)).then(|| set(headers::CLASS, class.as_str())),
             (!stamped(headers::HOME)).then(|| set(headers::HOME, home_name)),
             (home != self.rules.viewer()).then(|| set(headers::ALT_ROUTE, &local())),
-            (!is_mixed).then(|| set(headers::TIER, tier.as_str())),
-            (!is_mixed).then(|| set(headers::DECISION, Reason::of_tier(*tier).as_str())),
+            says_tier.then(|| set(headers::TIER, tier.as_str())),
+            says_tier.then(|| set(headers::DECISION, Reason::of_tier(*tier).as_str())),
+            // What the filter drew is about zones.
+            (is_hashed).then(|| replace(headers::EXPLAIN, Reason::of_tier(*tier).as_str())),
         ];
-        let shed = self.shed(&matchers, home, class);
         let mut route = self.forwarded(matchers, to, class);
         route
             .request_headers_to_add
             .extend(missing.into_iter().flatten());
-        shed.into_iter().chain([route]).collect()
+        route
     }
 
     fn unknown_home(&self) -> Route {
@@ -495,7 +565,6 @@ impl Builder<'_> {
     fn forwarded(&self, matchers: Vec<HeaderMatcher>, to: ClusterSpecifier, class: Class) -> Route {
         Route {
             r#match: Some(self.matching(matchers)),
-            request_headers_to_add: self.trace().into_iter().collect(),
             action: Some(Action::Route(forward::action(
                 &self.resilience,
                 self.resilience.routes.of(self.route),
@@ -506,11 +575,6 @@ impl Builder<'_> {
             typed_per_filter_config: forward::sessions(&self.resilience.strategy),
             ..Route::default()
         }
-    }
-
-    fn trace(&self) -> Option<HeaderValueOption> {
-        (self.service.trace_missing == TraceRule::Generate)
-            .then(|| add_if_absent(headers::TRACE_ID, "%REQ(x-request-id)%"))
     }
 
     fn refused(&self, matchers: Vec<HeaderMatcher>, refusal: Refusal) -> Route {
@@ -530,7 +594,10 @@ impl Builder<'_> {
                 body: Some(inline(refusal.problem())),
                 ..DirectResponseAction::default()
             })),
-            request_headers_to_add: vec![set(headers::DECISION, refusal.reason.as_str())],
+            request_headers_to_add: vec![
+                set(headers::DECISION, refusal.reason.as_str()),
+                set(headers::TIER, NO_TIER),
+            ],
             response_headers_to_add: content_type.into_iter().chain(retry_after).collect(),
             ..Route::default()
         }

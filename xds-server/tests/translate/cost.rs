@@ -53,5 +53,5 @@ fn cost(mesh: &Mesh) -> [usize; 5] {
 #[test]
 fn a_service_of_three_zones_costs_a_proxy_so_much() {
     let service = "services: [{name: orders, routes: [{host: orders.example, prefix: /}]}]";
-    assert_eq!(cost(&mesh(service)), [3, 5, 2_613, 14, 7_854]);
+    assert_eq!(cost(&mesh(service)), [3, 5, 2_700, 9, 3_076]);
 }

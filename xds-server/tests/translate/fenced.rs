@@ -74,7 +74,7 @@ fn a_route_takes_no_write_that_may_live_less_long_by_its_policy() {
         }
         let route = table::find(&table, &request).expect("every path ends with a row");
         let takes = !table::targets(route, &request).is_empty();
-        let sent = table::forwarded(route, &request);
+        let sent = table::forwarded(&table, route, &request);
         let said = sent.value(headers::WRITE_DRAIN);
         assert!(!takes || said.is_none(), "it is for the route alone");
         takes
@@ -107,16 +107,14 @@ fn a_fenced_table_reads_like_this() {
 */orders :method=GET !x-region-id !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
 */orders :method=GET x-region-id=sh-a !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
 */orders !class !home !epoch !to -> 503
+*/orders to home=sh-a !class -> as stamped
 */orders epoch !write-drain-ms -> orders/sh-a 1000
 ";
     let reads = "
-*/orders home=sh-a !class -> orders/sh-a/reads 800 orders/sh-b/reads 200
-*/orders home=sh-b !class -> orders/sh-a/reads 200 orders/sh-b/reads 800
-*/orders home=bj-c !class -> orders/bj-c/reads 1000
+*/orders !class !home -> 503
 */orders class=write -> 503
-*/orders home -> orders/sh-a/reads 1000
-*/orders class=read -> orders/sh-a/reads 800 orders/sh-b/reads 200
-*/orders -> 503
+*/orders to -> as stamped
+*/orders -> orders/sh-a/reads 1000
 ";
     let region = "
 */orders to=gateway/sh-b -> gateway/sh-b 1000
@@ -156,25 +154,20 @@ fn a_fenced_table_reads_like_this() {
         "UUU",
         &joined(""),
     );
-    // With affinity reads are pinned, and no writes.
+    // With affinity as well.
     check_of(
         AUTHORITY,
         "[{name: s, routes: [{host: h, grpc: a.B}], affinity: {cookie: user}}]",
         "EEU",
         "
 hgrpc /a.B/ !class !home !epoch !to -> 503
-hgrpc /a.B/ to tier=zone class=read -> as stamped
-hgrpc /a.B/ to tier=region class=read -> as stamped
-hgrpc /a.B/ to tier=remote class=read -> as stamped
+hgrpc /a.B/ to home=sh-a !class -> as stamped
 hgrpc /a.B/ epoch !write-drain-ms -> s/sh-a 1000
 hgrpc /a.B/ to=gateway/sh-b -> gateway/sh-b 1000
-hgrpc /a.B/ home=sh-a !class -> s/bj-c/reads 1000
-hgrpc /a.B/ home=sh-b !class -> s/bj-c/reads 1000
-hgrpc /a.B/ home=bj-c !class -> s/bj-c/reads 1000
+hgrpc /a.B/ !class !home -> 503
 hgrpc /a.B/ class=write -> 503
-hgrpc /a.B/ home -> s/sh-a/reads 1000
-hgrpc /a.B/ class=read -> s/bj-c/reads 1000
-hgrpc /a.B/ -> 503
+hgrpc /a.B/ to -> as stamped
+hgrpc /a.B/ -> s/sh-a/reads 1000
 ",
     );
     // What is not fenced is as it was.
@@ -185,17 +178,12 @@ hgrpc /a.B/ -> 503
         "UEE",
         "
 hgrpc /a.B/ !class !home -> 503
-hgrpc /a.B/ class=write !home -> s/sh-a/writes 1000
-hgrpc /a.B/ home=sh-a !class -> s/sh-a/reads 1000
-hgrpc /a.B/ home=sh-b !class -> s/sh-a/reads 1000
-hgrpc /a.B/ home=bj-c !class -> s/sh-a/reads 1000
-hgrpc /a.B/ home=sh-a class=write -> s/sh-a/writes 1000
-hgrpc /a.B/ home=sh-b class=write -> s/sh-a/writes 1000
-hgrpc /a.B/ home=bj-c class=write -> 503
+hgrpc /a.B/ to home=sh-a !class -> as stamped
+hgrpc /a.B/ to class=write !home -> as stamped
+hgrpc /a.B/ to class=write !tidegate-epoch -> as stamped
 hgrpc /a.B/ class=write -> 503
-hgrpc /a.B/ home -> s/sh-a/reads 1000
-hgrpc /a.B/ class=read -> s/sh-a/reads 1000
-hgrpc /a.B/ -> 503
+hgrpc /a.B/ to -> as stamped
+hgrpc /a.B/ -> s/sh-a/reads 1000
 ",
     );
 }
@@ -385,7 +373,7 @@ proptest! {
                     prop_assert!(action.hedge_policy.is_none());
                     // What upstreams see.
                     let request = Request::new(vec![]);
-                    let sent = table::forwarded(route, &request);
+                    let sent = table::forwarded(&table, route, &request);
                     let value = |name: &str| sent.value(name).unwrap_or_default();
                     prop_assert_eq!(value(headers::CLASS), "write");
                     let cell = match fence.cells() {

@@ -111,8 +111,11 @@ fn a_fenced_write_keeps_its_drain_whatever_its_route_says() {
             &format!("routes: [{{prefix: /, class: write, {bounds}}}]"),
         );
         let mut actions = actions(&mesh).into_iter();
-        let write =
-            actions.find(|action| action.hash_policy.is_empty() && action.timeout.is_some());
+        let stays = |action: &RouteAction| {
+            let retries = action.retry_policy.as_ref();
+            retries.is_some_and(|retries| retries.retry_priority.is_none())
+        };
+        let write = actions.find(stays);
         let spans = write.and_then(|action| action.max_stream_duration);
         ms(&spans.expect("a bound").max_stream_duration)
     };

@@ -125,75 +125,47 @@ fn a_table_reads_like_this() {
 */orders :method=GET !x-region-id !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
 */orders :method=GET x-region-id=sh-a !tidegate-via -> orders/sh-a/reads 800 orders/sh-b/reads 200 (no filter)
 */orders !class !home -> 503
-*/orders class=write !home -> orders/sh-a/writes 800 orders/sh-b/writes 200
-*/orders home=sh-a !class -> orders/sh-a/reads 800 orders/sh-b/reads 200
-*/orders home=sh-b !class -> orders/sh-a/reads 200 orders/sh-b/reads 800
-*/orders home=bj-c !class -> orders/bj-c/reads 1000
-*/orders home=sh-a class=write -> orders/sh-a/writes 800 orders/sh-b/writes 200
-*/orders home=sh-b class=write -> orders/sh-a/writes 200 orders/sh-b/writes 800
-*/orders home=bj-c class=write -> orders/bj-c 1000
+*/orders to home=sh-a !class -> as stamped
+*/orders to class=write !home -> as stamped
+*/orders to class=write !tidegate-epoch -> as stamped
 */orders class=write -> 503
-*/orders home -> orders/sh-a/reads 1000
-*/orders class=read -> orders/sh-a/reads 800 orders/sh-b/reads 200
-*/orders -> 503
+*/orders to -> as stamped
+*/orders -> orders/sh-a/reads 1000
 ",
     );
-    // With affinity the filter has to look at every request; with its region gone a zone reads elsewhere and refuses writes.
+    // With affinity the filter has to look at every request. Where its region is gone it reads elsewhere and refuses writes.
     check(
         "[{name: s, routes: [{host: h, grpc: a.B}], affinity: {cookie: user}}]",
         "EEU",
         "
 hgrpc /a.B/ !class !home -> 503
-hgrpc /a.B/ to tier=zone class=read -> as stamped
-hgrpc /a.B/ to tier=region class=read -> as stamped
-hgrpc /a.B/ to tier=remote class=read -> as stamped
-hgrpc /a.B/ to tier=zone class=write -> as stamped
-hgrpc /a.B/ to tier=region class=write -> as stamped
-hgrpc /a.B/ to tier=remote class=write -> as stamped
-hgrpc /a.B/ class=write !home -> 503
-hgrpc /a.B/ home=sh-a !class -> s/bj-c/reads 1000
-hgrpc /a.B/ home=sh-b !class -> s/bj-c/reads 1000
-hgrpc /a.B/ home=bj-c !class -> s/bj-c/reads 1000
-hgrpc /a.B/ home=sh-a class=write -> 503
-hgrpc /a.B/ home=sh-b class=write -> 503
-hgrpc /a.B/ home=bj-c class=write -> s/bj-c 1000
+hgrpc /a.B/ to home=sh-a !class -> as stamped
+hgrpc /a.B/ to class=write !home -> as stamped
+hgrpc /a.B/ to class=write !tidegate-epoch -> as stamped
 hgrpc /a.B/ class=write -> 503
-hgrpc /a.B/ home -> s/sh-a/reads 1000
-hgrpc /a.B/ class=read -> s/bj-c/reads 1000
-hgrpc /a.B/ -> 503
+hgrpc /a.B/ to -> as stamped
+hgrpc /a.B/ -> s/sh-a/reads 1000
 ",
     );
 }
 
 #[test]
-fn what_fits_nowhere_is_refused_before_anything_else() {
+fn the_table_refuses_only_those_plain_reads_that_fit_nowhere() {
     check(
-        "[{name: s, routes: [{prefix: /}], affinity: {cookie: user}, demand: {sh-a: {reads: 100}}}]",
+        "[{name: s, routes: [{prefix: /}], demand: {sh-a: {reads: 100}}}]",
         "LEE",
         "
+*/ :method=GET !x-region-id !tidegate-via 25 % -> 503 (no filter)
+*/ :method=GET !x-region-id !tidegate-via -> s/sh-a/reads 1000 (no filter)
+*/ :method=GET x-region-id=sh-a !tidegate-via 25 % -> 503 (no filter)
+*/ :method=GET x-region-id=sh-a !tidegate-via -> s/sh-a/reads 1000 (no filter)
 */ !class !home -> 503
-*/ to home=sh-a class=read 25 % -> 503
-*/ to home=sh-b class=read 25 % -> 503
-*/ to tier=zone class=read -> as stamped
-*/ to tier=region class=read -> as stamped
-*/ to tier=remote class=read -> as stamped
-*/ to tier=zone class=write -> as stamped
-*/ to tier=region class=write -> as stamped
-*/ to tier=remote class=write -> as stamped
-*/ class=write !home -> s/sh-a/writes 1000
-*/ home=sh-a !class 25 % -> 503
-*/ home=sh-a !class -> s/sh-a/reads 1000
-*/ home=sh-b !class 25 % -> 503
-*/ home=sh-b !class -> s/sh-a/reads 1000
-*/ home=bj-c !class -> 503
-*/ home=sh-a class=write -> s/sh-a/writes 1000
-*/ home=sh-b class=write -> s/sh-a/writes 1000
-*/ home=bj-c class=write -> 503
+*/ to home=sh-a !class -> as stamped
+*/ to class=write !home -> as stamped
+*/ to class=write !tidegate-epoch -> as stamped
 */ class=write -> 503
-*/ home -> s/sh-a/reads 1000
-*/ class=read 25 % -> 503
-*/ class=read -> s/sh-a/reads 1000
-*/ -> 503
+*/ to -> as stamped
+*/ -> s/sh-a/reads 1000
 ",
     );
 }
@@ -237,7 +209,7 @@ fn a_read_that_leaves_the_region_says_so_also_to_who_may_see_why() {
     ]);
     let labels = |request: &Request| {
         let route = table::find(&table, request).expect("a route");
-        let sent = table::forwarded_to(route, request).into_iter();
+        let sent = table::forwarded_to(&table, route, request).into_iter();
         sent.map(|(cluster, sent)| {
             let names = [headers::TIER, headers::DECISION, headers::EXPLAIN];
             let values = names.map(|name| sent.value(name).unwrap_or_default());
@@ -259,6 +231,17 @@ fn a_read_that_leaves_the_region_says_so_also_to_who_may_see_why() {
         "s/bj-c/reads: remote remote_read remote_read",
     ];
     assert_eq!(labels(&request), seen);
+}
+
+/// The routes of each host of the table but those of plain reads.
+fn decided(rules: &Rules) -> Vec<Vec<Route>> {
+    let table = table::read(&routes(rules, &weighted));
+    let hosts = table.virtual_hosts.into_iter().map(|host| {
+        let plain = |route: &Route| table::conditions(route).contains(&":method=GET".to_owned());
+        let routes = host.routes.into_iter();
+        routes.filter(|route| !plain(route)).collect()
+    });
+    hosts.collect()
 }
 
 /// Where the decision wants the request, with shares.
@@ -306,6 +289,7 @@ proptest! {
         rules in any::rules(),
         headers in any::request(),
         granted in any::granted(),
+        draw: u64,
     ) {
         let table = table::read(&routes(&rules, &weighted));
         let viewer = rules.topology().zone_name(rules.viewer()).to_owned();
@@ -314,16 +298,17 @@ proptest! {
             unreachable!("a serving policy");
         };
         let mut request = Request::new(headers);
-        let facts = Facts { granted, ..Facts::gather(&policy, &request) };
-        let Decision { outcome, reason, .. } = decide(&policy, &facts);
-
         // The first pass, before any filter.
         let first = table::find(&table, &request);
+        let off = first.is_some_and(table::filter_is_off);
+        // Without the filter the table shares requests out.
+        let draw = (!off).then_some(draw);
+        let facts = Facts { granted, draw, ..Facts::gather(&policy, &request) };
+        let Decision { outcome, reason, .. } = decide(&policy, &facts);
         prop_assert_eq!(first.is_none(), outcome == Outcome::Pass);
         let Some(first) = first else {
             return Ok(());
         };
-        let off = table::filter_is_off(first);
         if !off {
             // Nobody has decided, so whatever does not pass the filter is refused.
             prop_assert!(matches!(first.action, Some(Action::DirectResponse(_))));
@@ -340,7 +325,7 @@ proptest! {
         let route = table::find(&table, &request).expect("a route");
         prop_assert_eq!(table::targets(route, &request), wanted(rules, &facts, &routed));
         // What upstreams and the access log see.
-        let sent = table::forwarded(route, &request);
+        let sent = table::forwarded(&table, route, &request);
         let stamps = [headers::CLASS, headers::HOME, headers::TIER, headers::DECISION];
         let expected = [
             routed.class.as_str(),
@@ -352,11 +337,11 @@ proptest! {
                 reason => reason.as_str(),
             },
         ];
-        // Where targets are of several tiers, each says its own: see below.
-        if sent.value(headers::TIER).is_some() || routed.tier.is_none() {
+        // Where targets of plain reads are of several tiers, each says its own.
+        if table::forwarded_to(&table, route, &request).is_empty() {
             prop_assert_eq!(stamps.map(|name| sent.value(name)), expected.map(|v| Some(v.to_owned())));
         } else {
-            for (cluster, sent) in table::forwarded_to(route, &request) {
+            for (cluster, sent) in table::forwarded_to(&table, route, &request) {
                 let zone = cluster.split('/').nth(1).and_then(|zone| rules.topology().zone_named(zone));
                 let home = routed.home.and_then(|home| rules.topology().zone_named(home));
                 let (Some(zone), Some(home)) = (zone, home) else { panic!("{cluster}") };
@@ -368,6 +353,56 @@ proptest! {
                 let reason = policy::Reason::of_tier(tier).as_str();
                 prop_assert_eq!(sent.value(headers::DECISION), Some(reason.to_owned()));
             }
+        }
+    }
+
+    /// The filter knows plans: with other ones Envoy makes no table anew, unless they are about plain reads. So a policy and a
+    /// table of different age agree as well.
+    #[test]
+    fn a_plan_changes_the_routes_of_plain_reads_alone(rules in any::rules(), other in any::rules()) {
+        let mut replanned = rules.clone();
+        for (index, service) in rules.services().iter().enumerate() {
+            let donor = other.services().get(index % other.services().len());
+            let donor = donor.map_or(&service.plans, |donor| &donor.plans);
+            let zones = rules.topology().zones().len();
+            let plans = if other.topology().zones().len() == zones { donor.clone() } else { Plans::default() };
+            replanned.replan(policy::ServiceId::new(index), plans);
+        }
+        prop_assert_eq!(decided(&rules), decided(&replanned));
+    }
+
+    /// One that draws nothing, and so names no cluster: it is older than the table.
+    #[test]
+    fn a_filter_that_names_no_cluster_reads_locally_and_writes_nothing(
+        rules in any::rules(),
+        headers in any::request(),
+    ) {
+        let table = table::read(&routes(&rules, &weighted));
+        let local = rules.topology().zone_name(rules.viewer()).to_owned();
+        let policy = Policy::Serving(Box::new(rules));
+        let mut request = Request::new(headers);
+        let facts = Facts::gather(&policy, &request);
+        let Outcome::Route(routed) = decide(&policy, &facts).outcome else {
+            return Ok(());
+        };
+        let first = table::find(&table, &request).expect("a route");
+        let is_fenced = routed.write.is_some();
+        if routed.pin.is_some() || is_fenced || table::filter_is_off(first) {
+            return Ok(());
+        }
+        for (name, value) in routed.stamps() {
+            request.set(name, &value);
+        }
+        let route = table::find(&table, &request).expect("a route");
+        let targets = table::targets(route, &request);
+        match routed.class {
+            Class::Read => {
+                let [(cluster, 1000)] = &targets[..] else {
+                    return Err(TestCaseError::fail("not one cluster"));
+                };
+                prop_assert_eq!(cluster.split('/').nth(1), Some(&*local));
+            }
+            Class::Write => prop_assert_eq!(targets, []),
         }
     }
 
@@ -391,13 +426,13 @@ proptest! {
                 return Err(TestCaseError::fail("not one cluster"));
             };
             prop_assert_eq!(cluster.split('/').nth(1), Some(local));
-            let sent = table::forwarded(route, &request);
-            prop_assert_eq!(sent.value(headers::ALT_ROUTE), Some(cluster.clone()));
+            let sent = table::forwarded(&table, route, &request);
+            prop_assert_eq!(sent.value(headers::DECISION), Some("fallback".to_owned()));
         }
     }
 
     #[test]
-    fn every_cluster_is_warmed_and_every_group_ends_refusing(rules in any::rules()) {
+    fn every_cluster_is_warmed_and_every_group_takes_all_of_its_path(rules in any::rules()) {
         let resource = routes(&rules, &weighted);
         prop_assert_eq!(&resource, &routes(&rules, &weighted), "the same rules give the same bytes");
 
@@ -419,7 +454,9 @@ proptest! {
             for (group, (_, service, route)) in groups.into_iter().zip(expected) {
                 let last = group.last().expect("a route");
                 prop_assert!(table::conditions(last).is_empty());
-                prop_assert!(matches!(last.action, Some(Action::DirectResponse(_))));
+                // What gets there has a stamp, but neither that of a write nor a cluster.
+                let local = route_cluster(topology, &service.name, rules.viewer(), Class::Read);
+                prop_assert_eq!(table::targets(last, &Request::new(vec![])), [(local, 1000)]);
 
                 let off = group.iter().filter(|route| table::filter_is_off(route)).count();
                 let plain = rules.plain_reads(service, route);

@@ -173,18 +173,25 @@ pub(crate) fn targets(route: &Route, request: &Request) -> Vec<(String, u32)> {
     }
 }
 
-/// The request as an upstream of this route sees it.
-pub(crate) fn forwarded(route: &Route, request: &Request) -> Request {
+/// The request as an upstream of this route of the table sees it.
+pub(crate) fn forwarded(table: &RouteConfiguration, route: &Route, request: &Request) -> Request {
     let mut request = request.clone();
     for name in &route.request_headers_to_remove {
         request.0.remove(name);
     }
+    // Envoy begins with the most specific.
+    assert!(!table.most_specific_header_mutations_wins);
     add(&mut request, &route.request_headers_to_add);
+    add(&mut request, &table.request_headers_to_add);
     request
 }
 
 /// The same for each of the route's weighted clusters, by its name.
-pub(crate) fn forwarded_to(route: &Route, request: &Request) -> Vec<(String, Request)> {
+pub(crate) fn forwarded_to(
+    table: &RouteConfiguration,
+    route: &Route,
+    request: &Request,
+) -> Vec<(String, Request)> {
     let Some(Action::Route(action)) = &route.action else {
         return Vec::new();
     };
@@ -193,9 +200,8 @@ pub(crate) fn forwarded_to(route: &Route, request: &Request) -> Vec<(String, Req
     };
     let clusters = weighted.clusters.iter().map(|cluster| {
         let mut request = request.clone();
-        // Envoy begins with the most specific.
         add(&mut request, &cluster.request_headers_to_add);
-        (cluster.name.clone(), forwarded(route, &request))
+        (cluster.name.clone(), forwarded(table, route, &request))
     });
     clusters.collect()
 }

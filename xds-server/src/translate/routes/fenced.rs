@@ -92,13 +92,12 @@ impl Builder<'_> {
         let viewer = self.rules.topology().zone_name(self.rules.viewer());
         let drain = Duration::from_micros(fencing.terms.write_drain);
         let to = ClusterSpecifier::Cluster(to);
-        let mut added: Vec<_> = self.trace().into_iter().collect();
-        added.extend([
+        let added = vec![
             set(headers::CLASS, Class::Write.as_str()),
             add_if_absent(headers::HOME, viewer),
             set(headers::TIER, tier.as_str()),
             set(headers::DECISION, reason.as_str()),
-        ]);
+        ];
         Route {
             r#match: Some(self.matching(matchers)),
             request_headers_to_add: added,
