@@ -125,12 +125,13 @@ const PROBLEM_BLIND: &str = concat!(
 );
 
 #[test]
-fn a_local_request_costs_one_stamp() {
+fn a_local_request_costs_two_stamps() {
     let verdict = check(
         &serving(),
         ("GET", "/orders/7", &[]),
         &[
             "set x-tidegate-home: shanghai-a",
+            "set x-tidegate-to: orders/shanghai-a/reads",
             "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
         ],
     );
@@ -144,6 +145,7 @@ fn a_local_request_costs_one_stamp() {
         ),
         &[
             "set x-tidegate-home: shanghai-a",
+            "set x-tidegate-to: orders/shanghai-a/reads",
             "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
         ],
     );
@@ -157,9 +159,31 @@ fn a_request_of_another_zone_carries_its_home() {
         &[
             "set x-tidegate-class: write",
             "set x-tidegate-home: beijing-a",
+            "set x-tidegate-to: orders/beijing-a",
             "count tidegate.decisions.tier.zone.class.write.reason.home_zone 1",
         ],
     );
+}
+
+#[test]
+fn requests_are_shared_out_by_what_is_drawn() {
+    let check = |drawn: u64, effects: &[&str]| {
+        let request = [
+            (":method", "GET"),
+            (":path", "/orders"),
+            ("x-debug", "s3cret"),
+        ];
+        let mut host = Recorder {
+            drawn,
+            ..Recorder::default()
+        };
+        carry_out(&serving(), Some(&encode(&request).unwrap()), &mut host);
+        assert_eq!(host.effects[..effects.len()], *effects);
+    };
+    let home = "set x-tidegate-home: shanghai-a";
+    // The plan says 80 to 20.
+    check(799, &[home, "set x-tidegate-to: orders/shanghai-a/reads"]);
+    check(800, &[home, "set x-tidegate-to: orders/shanghai-b/reads"]);
 }
 
 #[test]
@@ -180,8 +204,8 @@ fn spoofed_headers_go_each_once_and_stamps_overwrite_the_rest() {
             "count tidegate.spoofed_headers 3",
             "remove x-envoy-upstream-alt-route",
             "remove x-tidegate-class",
-            "remove x-tidegate-to",
             "set x-tidegate-home: shanghai-a",
+            "set x-tidegate-to: orders/shanghai-a/reads",
             "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
         ],
     );
@@ -210,6 +234,7 @@ fn names_with_underscores_are_spoofed_too() {
             "remove x_tidegate-epoch",
             "remove x_tidegate_class",
             "set x-tidegate-home: shanghai-a",
+            "set x-tidegate-to: orders/shanghai-a/reads",
             "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
         ],
     );
@@ -225,7 +250,8 @@ fn a_request_that_goes_round_is_counted_and_ended() {
         ];
         let mut host = Recorder::default();
         carry_out(&serving(), Some(&encode(&pseudo).unwrap()), &mut host);
-        host.effects.remove(1)
+        let said = |effect: &String| effect.contains(headers::VIA) || effect.starts_with("reply ");
+        host.effects.into_iter().find(said).unwrap()
     };
     assert_eq!(sent_on("1"), "set tidegate-via: 2");
     assert_eq!(sent_on("7"), "set tidegate-via: 8");
@@ -304,6 +330,7 @@ fn a_caller_who_may_see_decisions_gets_the_reason() {
         ("GET", "/orders", &[("x-debug", "s3cret")]),
         &[
             "set x-tidegate-home: shanghai-a",
+            "set x-tidegate-to: orders/shanghai-a/reads",
             "set x-tidegate-explain: home_zone",
             "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
         ],
@@ -319,6 +346,7 @@ fn a_caller_who_may_see_decisions_gets_the_reason() {
             "count tidegate.spoofed_headers 1",
             "remove x-tidegate-explain",
             "set x-tidegate-home: shanghai-a",
+            "set x-tidegate-to: orders/shanghai-a/reads",
             "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
         ],
     );
@@ -419,8 +447,8 @@ fn a_call_that_fails_lets_nothing_through() {
         ("x-debug", "s3cret"),
     ];
     let map = encode(&request).unwrap();
-    // One removal, the home, and the explanation.
-    for calls in 0..3 {
+    // One removal, the home, the cluster, and the explanation.
+    for calls in 0..4 {
         let mut host = Recorder {
             calls_left: Some(calls),
             ..Recorder::default()
@@ -429,7 +457,7 @@ fn a_call_that_fails_lets_nothing_through() {
         assert_eq!(verdict, Verdict::Stops, "call {calls} fails");
     }
     let mut host = Recorder {
-        calls_left: Some(3),
+        calls_left: Some(4),
         ..Recorder::default()
     };
     assert_eq!(
