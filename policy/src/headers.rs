@@ -13,7 +13,7 @@ pub const INTERNAL_PREFIX: &str = "x-tidegate";
 pub const HOME: &str = "x-tidegate-home";
 /// `read` or `write`.
 pub const CLASS: &str = "x-tidegate-class";
-/// The cluster, where the decision pins one.
+/// The cluster, as the filter chose it.
 pub const TO: &str = "x-tidegate-to";
 /// `zone`, `region` or `remote`.
 pub const TIER: &str = "x-tidegate-tier";

@@ -3,19 +3,25 @@
 //! For each host, and in it for each of the services' routes, longest path first, the table holds in this order:
 //!
 //! 0. upgrades to protocols that the service does not take, though others do, are refused;
-//! 1. *plain reads*, which need no decision: the filter is switched off for them;
-//! 2. whatever has no stamp is refused: nobody has decided about it;
-//! 3. *pinned* requests: the filter names the cluster in `x-tidegate-to`;
-//! 4. writes of the viewing zone, reads by home, writes by home, as the filter stamped them;
-//! 5. a home that this table does not know (yet): a write is refused, a read stays in the viewing zone;
-//! 6. reads under the fallback policy, which knows no homes; and nothing else.
+//! 1. *plain reads*, which need no decision: the filter is switched off for them, and they go as planned;
+//! 2. requests without a stamp are refused: nobody has decided about them;
+//! 3. reads of the viewing zone go to the cluster that the filter names in `x-tidegate-to`;
+//! 4. so do writes; one that names none is refused;
+//! 5. so do reads of another zone;
+//! 6. reads that name none stay in the viewing zone: their filter has no policy, or is older than this table.
 //!
-//! The writes of a fenced service stand together in the first place of 4, before reads by home, and in no other: those that
-//! were *admitted*, told by `x-tidegate-epoch`, go to the viewing zone's instances and turn nowhere else; those that are
-//! *forwarded* go to the gateways that `x-tidegate-to` names. Every other write is refused.
+//! The filter knows the plans, so a plan changes only the routes of plain reads. Policy and table agree whatever their ages.
+//!
+//! The writes of a fenced service stand together in place of 4: those that were *admitted*, told by `x-tidegate-epoch`, go to the
+//! viewing zone's instances and turn nowhere else; those that are *forwarded* go to the gateways that `x-tidegate-to` names. Every
+//! other write is refused.
+//!
+//! Where a key chooses the instance, clusters are those of regions, which the filter does not know: these services have routes
+//! for each home and class, as planned.
 //!
 //! The first pass of Envoy's routing, before the filter has run, ends at 1 or 2; the filter's stamp makes Envoy route again.
-//! Every route that is tried and passed over costs each request, so the most common ones stand first.
+//! Every route that is tried and passed over costs each request, so the most common ones stand first. Routes are also what a
+//! table costs a proxy: what they have in common stands at the virtual host or at the table.
 //! Stamps from outside never get here, since the listener removes them first.
 
 pub(super) mod fenced;
@@ -138,6 +144,8 @@ fn table(hosts: &VirtualHosts, options: RouteConfiguration) -> Arc<Resource> {
             add_if_absent(headers::TIER, Tier::Zone.as_str()),
             add_if_absent(headers::DECISION, Reason::HomeZone.as_str()),
         ],
+        // It is between the filter and the route.
+        request_headers_to_remove: vec![headers::TO.to_owned()],
         ..options
     };
     // A message is the same as its fields one after the other, and a repeated field as its entries.
