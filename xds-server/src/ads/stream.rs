@@ -210,6 +210,11 @@ impl Stream {
                 subscription.refused_last.remove(&name);
                 continue;
             }
+            if !subscription.held().contains_key(&name) {
+                // It was let go meanwhile, with its cluster: the client has not what it had before either.
+                refused.push(name);
+                continue;
+            }
             let sent = match before {
                 Some(before) => subscription.hold(Arc::clone(&name), before),
                 None => subscription.let_go(&name),

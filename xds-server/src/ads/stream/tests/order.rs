@@ -333,3 +333,72 @@ proptest! {
         }
     }
 }
+
+/// One service's cluster is no reason to hold back the policy of all: without the present one a proxy gets no grants.
+#[test]
+fn routes_and_policy_do_not_wait_for_what_is_refused() {
+    let lines = |bad| {
+        let users = [
+            (Kind::Routes, "table", bad),
+            (Kind::FilterConfig, "filter", bad),
+        ];
+        [&cluster("good", "1")[..], &cluster("bad", bad), &users].concat()
+    };
+    let used = ["bad", "good"];
+    for kind in [Kind::Cluster, Kind::Endpoints] {
+        let mut stream = delta(&view(&lines("1"), &used));
+        subscribe(&mut stream, Kind::Cluster, &[]);
+        let nonce = sent(&mut stream, Kind::Cluster, &used, &[]);
+        subscribe(&mut stream, Kind::Routes, &["table"]);
+        subscribe(&mut stream, Kind::FilterConfig, &["filter"]);
+        quiet(&mut stream);
+        if kind == Kind::Cluster {
+            nack(&mut stream, kind, &nonce, "bad is broken");
+            subscribe(&mut stream, Kind::Endpoints, &["good"]);
+            taken(&mut stream, Kind::Endpoints, &["good"], &[]);
+        } else {
+            ack(&mut stream, Kind::Cluster, &nonce);
+            subscribe(&mut stream, Kind::Endpoints, &used);
+            let nonce = sent(&mut stream, Kind::Endpoints, &used, &[]);
+            quiet(&mut stream);
+            nack(&mut stream, kind, &nonce, "bad is broken");
+        }
+        taken(&mut stream, Kind::Routes, &["table"], &[]);
+        taken(&mut stream, Kind::FilterConfig, &["filter"], &[]);
+        // What is offered in its place is waited for again.
+        stream.set_view(view(&lines("2"), &used));
+        let nonce = sent(&mut stream, Kind::Cluster, &["bad"], &[]);
+        ack(&mut stream, Kind::Cluster, &nonce);
+        subscribe(&mut stream, Kind::Endpoints, &["bad"]);
+        let nonce = sent(&mut stream, Kind::Endpoints, &["bad"], &[]);
+        quiet(&mut stream);
+        ack(&mut stream, Kind::Endpoints, &nonce);
+        taken(&mut stream, Kind::Routes, &["table"], &[]);
+        taken(&mut stream, Kind::FilterConfig, &["filter"], &[]);
+    }
+}
+
+/// Endpoints that are refused after their cluster has gone do not come back with the cluster.
+#[test]
+fn a_refusal_that_comes_after_its_cluster_has_gone_brings_nothing_back() {
+    let users = [(Kind::Routes, "table", "1")];
+    let of = |content| [&cluster("a", content)[..], &users].concat();
+    let mut stream = delta(&view(&cluster("a", "1"), &[]));
+    subscribe(&mut stream, Kind::Cluster, &[]);
+    taken(&mut stream, Kind::Cluster, &["a"], &[]);
+    subscribe(&mut stream, Kind::Endpoints, &["a"]);
+    taken(&mut stream, Kind::Endpoints, &["a"], &[]);
+    stream.set_view(view(&cluster("a", "2"), &[]));
+    taken(&mut stream, Kind::Cluster, &["a"], &[]);
+    let late = sent(&mut stream, Kind::Endpoints, &["a"], &[]);
+    stream.set_view(view(&[], &[]));
+    taken(&mut stream, Kind::Cluster, &[], &["a"]);
+    nack(&mut stream, Kind::Endpoints, &late, "a is broken");
+    stream.set_view(view(&of("1"), &["a"]));
+    subscribe(&mut stream, Kind::Routes, &["table"]);
+    taken(&mut stream, Kind::Cluster, &["a"], &[]);
+    quiet(&mut stream);
+    subscribe(&mut stream, Kind::Endpoints, &["a"]);
+    taken(&mut stream, Kind::Endpoints, &["a"], &[]);
+    taken(&mut stream, Kind::Routes, &["table"], &[]);
+}
