@@ -198,9 +198,7 @@ impl Replica {
         }
         let transaction = match self.agreement() {
             None => self.create_terms(),
-            Some((_, agreement)) if self.agreed.lost => {
-                Some(self.replace_terms(agreement.clone()))
-            }
+            Some((_, agreement)) if self.agreed.lost => Some(self.replace_terms(agreement.clone())),
             Some((_, agreement)) => {
                 let with = agreement.with_services_of(&self.agreed.own);
                 match with.filter(|_| self.acts()) {
