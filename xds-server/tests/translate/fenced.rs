@@ -99,7 +99,11 @@ fn a_route_takes_no_write_that_may_live_less_long_by_its_policy() {
         (&ended(&shorter), &first, false),
         // A change that was taken back: what was granted before it may still be under way.
         (&longer.back(), &first, true),
-        (&ended(&shorter).widened(first.current.clone()), &first, false),
+        (
+            &ended(&shorter).widened(first.current.clone()),
+            &first,
+            false,
+        ),
     ];
     for (at, (routes, policy, expected)) in cases.into_iter().enumerate() {
         assert_eq!(takes(routes, policy), expected, "case {at}");
