@@ -170,6 +170,9 @@ fn main() -> ExitCode {
 
 fn check(config: &Path) -> anyhow::Result<()> {
     let (config, _) = reload::read(config)?;
+    for warning in &config.warnings {
+        println!("warning: {warning}");
+    }
     let mesh = &config.mesh;
     println!(
         "good: {} zones, {} services. The files that it names were not looked at",
