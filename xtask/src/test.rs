@@ -216,16 +216,28 @@ fn wasm(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     passed(launch::wasm(tree))
 }
 
+/// The tests of every package that starts no Envoy.
+const WITHOUT_SERVERS: [&str; 8] = [
+    "test",
+    "--workspace",
+    "--exclude",
+    "e2e",
+    "--exclude",
+    "bench",
+    "--exclude",
+    "demo",
+];
+
 fn unit(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     passed(counts.add(&mut cargo(
         tree,
-        &["test", "--workspace", "--exclude", "e2e", "--no-fail-fast"],
+        &[&WITHOUT_SERVERS[..], &["--no-fail-fast"]].concat(),
     )))
 }
 
 /// One command, so that its builds are those of `unit`.
 fn quick_tests(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
-    let mut arguments = vec!["test", "--workspace", "--exclude", "e2e", "--lib"];
+    let mut arguments = [&WITHOUT_SERVERS[..], &["--lib"]].concat();
     for test in ["behaviour", "translate", "world", "docs"] {
         arguments.extend(["--test", test]);
     }
@@ -244,6 +256,10 @@ fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
             "test",
             "-p",
             "e2e",
+            "-p",
+            "bench",
+            "-p",
+            "demo",
             "--no-fail-fast",
             "--",
             "--test-threads=1",
