@@ -4,7 +4,7 @@ use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
@@ -135,8 +135,12 @@ impl<W: Wire> Session<W> {
         let snapshot = first_snapshot(&mut ads, |_| true).await?;
         let rules = ads.gate.rules();
         let permits = |zone: &str, role| rules.view(&caller, zone, role);
-        let proxy = Proxy::introduce(W::node(&first), &snapshot, permits)
-            .map_err(|error| refusal(&ads.metrics, error))?;
+        let proxy = Proxy::introduce(W::node(&first), &snapshot, permits).map_err(|error| {
+            if let InvalidNode::UnknownZone { id, zone, .. } = &error {
+                ads.proxies.reject(id, zone, Instant::now());
+            }
+            refusal(&ads.metrics, error)
+        })?;
         drop(rules);
         let view = snapshot.view(&proxy.view).ok_or(End::Quiet)?;
         proxy

@@ -240,19 +240,30 @@ impl Door<'_> {
     fn store(&self, raw: RawStore) -> Result<StoreConfig, ConfigError> {
         match raw {
             RawStore::Embedded { path } => Ok(StoreConfig::Embedded { path }),
-            RawStore::Etcd { endpoints, .. } if endpoints.value.is_empty() => Err(self.error(
-                &endpoints,
-                "store.etcd.endpoints",
-                "empty: name at least one member, like http://127.0.0.1:2379",
-            )),
             RawStore::Etcd {
                 endpoints,
                 compaction,
             } => Ok(StoreConfig::Etcd {
-                endpoints: endpoints.value,
+                endpoints: self.endpoints(endpoints)?,
                 keep_history: compaction.map(|raw| self.keep_history(&raw)).transpose()?,
             }),
         }
+    }
+
+    fn endpoints(&self, raw: Spanned<Vec<String>>) -> Result<Vec<String>, ConfigError> {
+        let mut all = raw.value.iter();
+        let message = match all.find(|endpoint| !is_endpoint(endpoint)) {
+            Some(wrong) => {
+                format!(
+                    "{wrong:?}: not of the form http://host:port (TLS to etcd is not supported)"
+                )
+            }
+            None if raw.value.is_empty() => {
+                "empty: name at least one member, like http://127.0.0.1:2379".to_owned()
+            }
+            None => return Ok(raw.value),
+        };
+        Err(self.error(&raw, "store.etcd.endpoints", message))
     }
 
     fn keep_history(&self, raw: &RawCompaction) -> Result<Duration, ConfigError> {
@@ -523,6 +534,17 @@ fn first_zone(topology: &Topology) -> policy::ZoneId {
         .zones()
         .next()
         .unwrap_or_else(|| unreachable!("a topology has at least one zone"))
+}
+
+/// Whether etcd's client takes it: without a scheme it adds `http://`.
+fn is_endpoint(endpoint: &str) -> bool {
+    let address = match endpoint.split_once("://") {
+        Some(("http", address)) => address,
+        Some(_) => return false,
+        None => endpoint,
+    };
+    let uri = format!("http://{address}").parse::<hyper::Uri>();
+    uri.is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
 }
 
 fn region_rule(raw: RawRegionRule) -> RegionRule {

@@ -328,9 +328,15 @@ pub(super) fn read(file: &str, text: &str) -> Result<RawConfig, ConfigError> {
             error.into_inner()
         })
     });
+    // A key that stands twice is found by serde in places, which knows no lines.
+    let by_yaml = || {
+        serde_saphyr::from_str::<serde_json::Value>(text)
+            .err()?
+            .location()
+    };
     read.map_err(|error: serde_saphyr::Error| ConfigError {
         file: file.to_owned(),
-        line: error.location().map_or(0, |location| location.line()),
+        line: (error.location().or_else(by_yaml)).map_or(0, |location| location.line()),
         field: if field == "." { String::new() } else { field },
         message: first_line(&error.without_snippet().to_string()),
     })

@@ -116,6 +116,51 @@ fn errors_name_file_line_field_and_what_to_do() {
         "etcd: {endpoints: ['http://e:1'], compaction: {keep_s: 9}}",
         "mesh.yaml:1: store.etcd.compaction.keep_s: 9: 10 to 2592000 are possible",
     );
+    refused(
+        "embedded: {path: t.redb}",
+        "etcd: {endpoints: ['http://e:1', 'https://e:2']}",
+        "mesh.yaml:1: store.etcd.endpoints: \"https://e:2\": not of the form http://host:port (TLS to etcd is not supported)",
+    );
+}
+
+#[test]
+fn an_endpoint_of_etcd_is_one_that_its_client_takes() {
+    for endpoint in ["http://e:1", "127.0.0.1:2379", "http://[::1]:2379"] {
+        let text = GOOD.replacen(
+            "embedded: {path: t.redb}",
+            &format!("etcd: {{endpoints: ['{endpoint}']}}"),
+            1,
+        );
+        Config::parse("mesh.yaml", &text).expect(endpoint);
+    }
+}
+
+#[test]
+fn a_key_that_stands_twice_is_named_with_its_line() {
+    for (from, to, line) in [
+        (
+            "filter: {path: f.wasm}",
+            "filter: {path: f.wasm}\nfilter: {path: g.wasm}",
+            3,
+        ),
+        ("path: t.redb", "path: t.redb, path: u.redb", 1),
+        ("{name: beijing-c,", "{name: beijing-c, name: c,", 6),
+        (
+            "{zone: 80, region: 20}",
+            "{zone: 80, region: 20, zone: 1}",
+            12,
+        ),
+        ("[{prefix: /}]", "[{prefix: /, prefix: /x}]", 14),
+        (
+            "weights: computed",
+            "weights: computed\n    weights: computed",
+            16,
+        ),
+    ] {
+        assert!(GOOD.contains(from), "{from:?}");
+        let error = Config::parse("mesh.yaml", &GOOD.replacen(from, to, 1)).expect_err(to);
+        assert_eq!(error.line, line, "{to}: {error}");
+    }
 }
 
 #[test]
