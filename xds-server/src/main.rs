@@ -174,6 +174,9 @@ fn main() -> ExitCode {
 
 fn check(config: &Path, zone: Option<&str>) -> anyhow::Result<()> {
     let (config, _) = reload::read(config)?;
+    for warning in &config.warnings {
+        println!("warning: {warning}");
+    }
     Start::of(&config, zone, state_directory().as_deref())?;
     let mesh = &config.mesh;
     println!(

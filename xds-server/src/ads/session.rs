@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     emptied::{Brought, Evidence, Verdict},
+    grace::Grace,
     node::{InvalidNode, Proxy},
     proxies::Entry,
     renewals::Renewals,
@@ -174,6 +175,7 @@ impl<W: Wire> Session<W> {
     ) -> Result<std::convert::Infallible, End> {
         let mut renewals = Renewals::default();
         let mut retries = Retries::default();
+        let mut grace = Grace::default();
         let Proxy { id, view, .. } = &self.connected.entry.proxy;
         let mut sent_home = self.ads.homes.sent_home(&view.zone, id);
         // Ends with the stream.
@@ -181,9 +183,11 @@ impl<W: Wire> Session<W> {
             self.send_due(responses)?;
             renewals.follow(&self.connected.entry.stream());
             retries.follow(&self.connected.entry.stream());
+            grace.follow(&self.connected.entry.stream());
             tokio::select! {
                 () = renewals.due() => renewals.begin(&mut self.connected.entry.stream()),
                 () = retries.due() => retries.begin(&mut self.connected.entry.stream()),
+                () = grace.over() => self.connected.entry.stream().end_grace(),
                 request = requests.next() => {
                     let request = request?.ok_or(End::Quiet)?;
                     let work = || self.take(&decode::<W>(request.clone())?);

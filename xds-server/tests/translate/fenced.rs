@@ -168,7 +168,7 @@ fn a_fenced_table_reads_like_this() {
     // With affinity reads are pinned, and no writes.
     check_of(
         AUTHORITY,
-        "[{name: s, routes: [{host: h, grpc: a.B}], affinity: {cookie: user}}]",
+        "[{name: s, routes: [{host: h, grpc: a.B}], zone_affinity: {cookie: user}}]",
         "EEU",
         "
 hgrpc /a.B/ !class !home !epoch !to -> 503

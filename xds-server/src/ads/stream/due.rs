@@ -166,14 +166,20 @@ impl Stream {
     /// Whether an update may be sent. What makes endpoints a dead end waits until routes and policy that avoid them are in
     /// force, or were refused: nothing is gained by waiting for those.
     fn is_timely(&self, subscription: &Subscription, resource: &Resource) -> bool {
-        !resource.dead_end
-            || !subscription.held().contains_key(&resource.name)
-            || subscription.has(resource)
-            || self.has_moved(Subscription::refuses)
+        !Stream::loses_all(subscription, resource)
+            || (self.grace_is_over || !self.applies_later())
+                && self.has_moved(Subscription::refuses)
+    }
+
+    /// Whether an update takes the last healthy endpoints of a cluster from the client.
+    pub(super) fn loses_all(subscription: &Subscription, resource: &Resource) -> bool {
+        resource.dead_end
+            && subscription.held().contains_key(&resource.name)
+            && !subscription.has(resource)
     }
 
     /// Whether the client has acknowledged the present routes and policy, but for those that are `excused`.
-    fn has_moved(&self, excused: impl Fn(&Subscription, &Resource) -> bool) -> bool {
+    pub(super) fn has_moved(&self, excused: impl Fn(&Subscription, &Resource) -> bool) -> bool {
         let users = [Kind::Routes, Kind::VirtualHosts, Kind::FilterConfig];
         users.into_iter().all(|user| {
             let subscription = &self.kinds[user.index()];

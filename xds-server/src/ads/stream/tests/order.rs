@@ -205,6 +205,35 @@ fn the_last_healthy_endpoint_leaves_after_the_routes_to_it() {
     }
 }
 
+/// A gRPC client acknowledges routes before it applies them.
+#[test]
+fn the_last_healthy_endpoint_of_a_grpc_client_stays_for_a_while_after_its_routes() {
+    let lines = |content, table| {
+        let a = [(Kind::Cluster, "a", "1"), (Kind::Endpoints, "a", content)];
+        [&a[..], &[(Kind::Routes, "table", table)]].concat()
+    };
+    let mut stream = sotw(&view(&lines("healthy", "to a"), &["a"]));
+    want(&mut stream, Kind::Routes, &["table"]);
+    taken(&mut stream, Kind::Routes, &["table"], &[]);
+    want(&mut stream, Kind::Cluster, &["a"]);
+    taken(&mut stream, Kind::Cluster, &["a"], &[]);
+    want(&mut stream, Kind::Endpoints, &["a"]);
+    taken(&mut stream, Kind::Endpoints, &["a"], &[]);
+    for table in ["elsewhere", "further away"] {
+        stream.set_view(view(&lines("nobody healthy", table), &[]));
+        let nonce = sent(&mut stream, Kind::Routes, &["table"], &[]);
+        quiet(&mut stream);
+        assert!(!stream.awaits_grace(), "the routes are not acknowledged");
+        ack(&mut stream, Kind::Routes, &nonce);
+        quiet(&mut stream);
+        assert!(stream.awaits_grace());
+    }
+    stream.end_grace();
+    taken(&mut stream, Kind::Endpoints, &["a"], &[]);
+    assert!(!stream.awaits_grace());
+    quiet(&mut stream);
+}
+
 /// Envoy acknowledges a cluster once it is warm, for which it waits for endpoints, and routes wait for that.
 #[test]
 fn a_cluster_that_changes_is_warmed_with_its_healthy_endpoints_until_routes_have_left_it() {
