@@ -135,7 +135,7 @@ fn a_table_reads_like_this() {
     );
     // With affinity the filter has to look at every request. Where its region is gone it reads elsewhere and refuses writes.
     check(
-        "[{name: s, routes: [{host: h, grpc: a.B}], affinity: {cookie: user}}]",
+        "[{name: s, routes: [{host: h, grpc: a.B}], zone_affinity: {cookie: user}}]",
         "EEU",
         "
 hgrpc /a.B/ !class !home -> 503
