@@ -26,4 +26,5 @@ function envoy_on_request(handle)
   if class == "read" or home ~= viewer then
     headers:replace("x-tidegate-home", home)
   end
+  headers:replace("x-tidegate-to", "orders/" .. home .. "/" .. class .. "s")
 end

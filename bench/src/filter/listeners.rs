@@ -19,6 +19,7 @@ const MANAGER: &str = "/filter_chains/0/filters/0/typed_config";
 const FILTER: &str = "tidegate";
 const STAMP_HOME: &str = "x-tidegate-home";
 const STAMP_CLASS: &str = "x-tidegate-class";
+const STAMP_TO: &str = "x-tidegate-to";
 
 /// What stands between the client and the route table.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -144,7 +145,7 @@ fn listener(pushed: &Pushed, chain: Chain, end: End, ecds: &Path) -> Result<Valu
     let mut listener = pushed.listener.clone();
     listener["name"] = json!(listener_name(chain, end));
     let manager = listener.pointer_mut(MANAGER).context("no manager")?;
-    set_routes(manager, routes(&pushed.routes, chain, end)?)?;
+    set_routes(manager, routes(pushed, chain, end)?)?;
     if matches!(chain, Chain::None | Chain::Noop) {
         remove(manager, "early_header_mutation_extensions")?;
     }
@@ -195,13 +196,18 @@ fn lua() -> Value {
 }
 
 /// The pushed table, or the one that somebody without Tidegate would have.
-fn routes(pushed: &Value, chain: Chain, end: End) -> Result<Value> {
-    let mut table = pushed.clone();
+fn routes(pushed: &Pushed, chain: Chain, end: End) -> Result<Value> {
+    let mut table = pushed.routes.clone();
     let hosts = table["virtual_hosts"].as_array_mut();
     let host = hosts
         .and_then(|hosts| hosts.first_mut())
         .context("no host")?;
     let routes = host["routes"].as_array_mut().context("no routes")?;
+    // No route can answer with the name of a cluster that a header names.
+    if !chain.has_stamps() || end == End::Direct {
+        let expanded = routes.iter().flat_map(|route| by_cluster(route, pushed));
+        *routes = expanded.collect();
+    }
     if !chain.has_stamps() {
         routes.retain_mut(without_stamps);
     }
@@ -222,6 +228,45 @@ fn routes(pushed: &Value, chain: Chain, end: End) -> Result<Value> {
     Ok(table)
 }
 
+/// Makes a route for each cluster of one whose cluster the filter names; that of the viewing zone is the last.
+fn by_cluster(route: &Value, pushed: &Pushed) -> Vec<Value> {
+    let matchers = route["match"]["headers"].as_array();
+    let is_write = |matcher: &Value| {
+        matcher["name"] == STAMP_CLASS && matcher["string_match"]["exact"] == "write"
+    };
+    let is_write = matchers.is_some_and(|all| all.iter().any(is_write));
+    if route["route"]["cluster_header"].is_null() {
+        return vec![route.clone()];
+    }
+    let class = if is_write { "/writes" } else { "/reads" };
+    let names = pushed.clusters.iter();
+    let names = names.filter_map(|cluster| cluster["name"].as_str());
+    let mut names: Vec<&str> = names.filter(|name| name.ends_with(class)).collect();
+    names.sort_by_key(|name| zone_of(name) == Some(VIEWER));
+    let to = |name: &str| {
+        let mut route = route.clone();
+        for matcher in route["match"]["headers"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+        {
+            if matcher["name"] == STAMP_TO {
+                *matcher = json!({ "name": STAMP_TO, "string_match": { "exact": name } });
+            }
+        }
+        if let Some(action) = route["route"].as_object_mut() {
+            action.remove("cluster_header");
+            action.insert("cluster".to_owned(), json!(name));
+        }
+        route
+    };
+    names.into_iter().map(to).collect()
+}
+
+fn zone_of(cluster: &str) -> Option<&str> {
+    cluster.split('/').nth(1)
+}
+
 /// Makes a route match what the client sent instead of what the filter made of it; false where that makes no sense.
 fn without_stamps(route: &mut Value) -> bool {
     let Some(route) = route.as_object_mut() else {
@@ -231,7 +276,14 @@ fn without_stamps(route: &mut Value) -> bool {
     if !route.contains_key("route") {
         return false;
     }
-    let matchers = route["match"]["headers"].as_array_mut();
+    let mut matchers = route["match"]["headers"].as_array_mut();
+    if let Some(matchers) = &mut matchers {
+        // Of the viewing zone there is nothing to say.
+        let is_here = |to: &Value| to.as_str().and_then(zone_of) == Some(VIEWER);
+        matchers.retain(|matcher| {
+            matcher["name"] != STAMP_TO || !is_here(&matcher["string_match"]["exact"])
+        });
+    }
     matchers.into_iter().flatten().all(|matcher| {
         let exact = &matcher["string_match"]["exact"];
         let fresh = match matcher["name"].as_str().unwrap_or_default() {
@@ -241,6 +293,10 @@ fn without_stamps(route: &mut Value) -> bool {
             }
             STAMP_HOME if matcher["invert_match"] == true => {
                 json!({ "name": "x-region-id", "present_match": true, "invert_match": true })
+            }
+            STAMP_TO => {
+                let zone = exact.as_str().and_then(zone_of);
+                json!({ "name": "x-region-id", "string_match": { "exact": zone } })
             }
             STAMP_CLASS => {
                 // No class on a stamped request says that it is a read.

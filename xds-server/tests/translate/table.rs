@@ -34,6 +34,10 @@ impl Request {
         self.0.insert(name.to_owned(), vec![value.to_owned()]);
     }
 
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
     pub(crate) fn value(&self, name: &str) -> Option<String> {
         self.0.get(name).map(|values| values.join(","))
     }
