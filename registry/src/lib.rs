@@ -4,6 +4,7 @@
 //! The control plane and the agent share it; neither knows the other.
 
 pub mod authority;
+pub mod backoff;
 pub mod confirmation;
 pub mod desired;
 pub mod lease;

@@ -153,7 +153,11 @@ impl Keeper {
                 });
             }
         }
-        if self.outage.is_some_and(|outage| now < outage.retry_at) {
+        if self
+            .outage
+            .as_ref()
+            .is_some_and(|outage| now < outage.retry_at)
+        {
             return;
         }
         let target = Arc::clone(&self.target);
@@ -412,7 +416,7 @@ impl Keeper {
             let lost = held.confirmed + self.ttl;
             held.due.map_or(lost, |due| due.min(lost))
         });
-        let retry = self.outage.map(|outage| outage.retry_at);
+        let retry = self.outage.as_ref().map(|outage| outage.retry_at);
         let retry = retry.filter(|retry_at| *retry_at > now);
         // Without either something is under way, or nothing is to be done.
         lease

@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt, StreamExt};
 use registry::{
     authority::{AUTHORITY_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX, SESSIONS_PREFIX},
+    backoff::Backoff,
     confirmation::{CONFIRMATIONS_PREFIX, Confirmation},
     record::{COMPACTOR_KEY, INSTANCES_PREFIX, REPLICAS_PREFIX, TIDEGATE_PREFIX},
     store::{
@@ -31,7 +32,7 @@ use crate::{
     world::{Change, Origin, Seen, lost_too_many},
 };
 
-/// How long the reader waits after a failure, at first and at most; doubled each time.
+/// The first pause after a failure, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How long the store has for its first listing where there is a state on disk to serve meanwhile.
 const START_PATIENCE: Duration = Duration::from_secs(2);
@@ -95,7 +96,7 @@ impl Reader {
             self.store.trust(known.cluster);
             self.seen = known.revision;
         }
-        let mut backoff = BACKOFF.0;
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let mut next = Next::List;
         // Ends when nobody listens; each turn waits for the store, or for time.
         loop {
@@ -110,13 +111,13 @@ impl Reader {
                     next
                 }
                 Next::Retry(error) => {
-                    debug!(%error, ?backoff, "the store failed");
+                    let pause = backoff.next_pause();
+                    debug!(%error, ?pause, "the store failed");
                     self.mode.unread(&error);
                     if self.serve_from_disk().await.is_err() {
                         return;
                     }
-                    sleep(backoff).await;
-                    backoff = (backoff * 2).min(BACKOFF.1);
+                    sleep(pause).await;
                     Next::List
                 }
             };
@@ -407,7 +408,7 @@ impl Reader {
         self.send(listed).await
     }
 
-    async fn follow(&mut self, backoff: &mut Duration) -> Next {
+    async fn follow(&mut self, backoff: &mut Backoff) -> Next {
         let Some(known) = &self.known else {
             return Next::List;
         };
@@ -449,7 +450,7 @@ impl Reader {
             };
             match batch {
                 Some(Ok(batch)) => {
-                    *backoff = BACKOFF.0;
+                    backoff.reset();
                     if self.take(batch).await.is_err() {
                         return Next::Done;
                     }
@@ -472,12 +473,11 @@ impl Reader {
     }
 
     /// Where the store itself answers, only a member failed, and the watch goes on with another one.
-    async fn after_break(&self, error: StoreError, backoff: &mut Duration) -> Next {
-        warn!(%error, ?backoff, "the watch broke off; the last state stays in force");
+    async fn after_break(&self, error: StoreError, backoff: &mut Backoff) -> Next {
+        warn!(%error, "the watch broke off; the last state stays in force");
         match self.store.head().await {
             Ok(head) if self.continues(head, self.seen) => {
-                sleep(*backoff).await;
-                *backoff = (*backoff * 2).min(BACKOFF.1);
+                sleep(backoff.next_pause()).await;
                 Next::Follow
             }
             Ok(_) => Next::List,

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use policy::Standing;
+use registry::backoff::Backoff;
 use registry::desired::StandingRecord;
 use registry::store::{Compare, Op, Store, StoreError, TxnOutcome};
 use tokio::sync::watch;
@@ -15,7 +16,7 @@ use crate::{
     world::{Proposal, Proposals},
 };
 
-/// How long the next try waits after a failure, at first and at most; doubled each time.
+/// The first pause after a failure, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// Transactions at a time: a zone that goes down moves all its services at once.
@@ -30,17 +31,18 @@ pub(super) async fn run(
     metrics: Metrics,
 ) {
     let mut decided: BTreeMap<String, Proposal> = BTreeMap::new();
-    let mut backoff = Duration::ZERO;
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    let mut pause = Duration::ZERO;
     loop {
-        if backoff.is_zero() {
+        if pause.is_zero() {
             if proposed.changed().await.is_err() {
                 return;
             }
         } else {
-            tokio::time::sleep(backoff).await;
+            tokio::time::sleep(pause).await;
         }
         if mode.writes_refused().is_some() {
-            backoff = BACKOFF.1;
+            pause = BACKOFF.1;
             continue;
         }
         let wanted = proposed.borrow_and_update().clone();
@@ -81,13 +83,16 @@ pub(super) async fn run(
                 .get_or_create(&ResultLabel { result })
                 .inc();
         }
-        backoff = match failure {
-            None => Duration::ZERO,
+        pause = match failure {
+            None => {
+                backoff.reset();
+                Duration::ZERO
+            }
             Some(error) => {
-                if backoff.is_zero() {
+                if pause.is_zero() {
                     warn!(%error, "standings cannot be written; this replica goes on with its own");
                 }
-                (backoff * 2).clamp(BACKOFF.0, BACKOFF.1)
+                backoff.next_pause()
             }
         };
     }

@@ -108,6 +108,8 @@ impl World {
 
     fn with(seed: u64, clocks: Clocks, follows: Follows) -> World {
         let mut rng = Rng::new(seed);
+        // Pauses between attempts are drawn from it.
+        fastrand::seed(seed);
         let start = Instant::now();
         let mesh = mesh(TERMS[0]);
         let history = History::default();

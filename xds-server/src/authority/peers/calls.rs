@@ -7,7 +7,10 @@ use protos::{
     peers::{CalledSays, CallerSays},
     wire,
 };
-use registry::authority::{PeerRecord, Secret};
+use registry::{
+    authority::{PeerRecord, Secret},
+    backoff::Backoff,
+};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
@@ -26,7 +29,7 @@ use crate::{generated::peers_client::PeersClient, tls::Dialer};
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a stream that has ended rests; twice as long each time that it ends before it was of use.
+/// The first pause before a stream that has ended is opened again, and the longest. A stream that was of use begins anew.
 const REST_MIN: Duration = Duration::from_millis(50);
 const REST_MAX: Duration = Duration::from_secs(2);
 /// The same where a certificate is not accepted: it stays as it is until somebody replaces it, and both sides log each try.
@@ -87,7 +90,7 @@ impl Call {
     async fn keep(self) {
         let (from, to) = (&self.pair.0.incarnation, &self.pair.1.incarnation);
         let mut reached = Reached::new(&self.network.trouble, from, to);
-        let mut rest = REST_MIN;
+        let mut backoff = Backoff::new(REST_MIN, REST_MAX);
         loop {
             let mut came_to = CameTo::Nothing;
             if let Err(failure) = self.once(&mut reached, &mut came_to).await {
@@ -98,15 +101,15 @@ impl Call {
                     let why = format!("{address}: {}", status.message());
                     reached.no(&why, lasts);
                 }
-                rest = match (&came_to, lasts) {
-                    (CameTo::Heard, _) => REST_MIN,
-                    (_, true) => REST_REFUSED,
-                    (_, false) => (rest * 2).min(REST_MAX),
-                };
-            } else {
-                rest = (rest * 2).min(REST_MAX);
+                if lasts && came_to != CameTo::Heard {
+                    sleep(REST_REFUSED).await;
+                    continue;
+                }
+                if came_to == CameTo::Heard {
+                    backoff.reset();
+                }
             }
-            sleep(rest).await;
+            sleep(backoff.next_pause()).await;
         }
     }
 
