@@ -143,6 +143,9 @@ pub fn remembered(state: Option<&LastGood>) -> BTreeMap<Name, u64> {
 /// The store, whose members have so long for one answer.
 pub type StoreWithin = Box<dyn Fn(Duration) -> Arc<dyn Store> + Send>;
 
+/// What a proxy refuses, by its node id.
+pub type RefusalOf = Box<dyn Fn(&str) -> Option<String> + Send>;
+
 /// What the engine works with.
 pub struct Sources {
     pub store: StoreWithin,
@@ -159,7 +162,7 @@ pub struct Sources {
     /// How services are doing.
     pub overviews: watch::Receiver<Arc<Overview>>,
     /// What a proxy refuses of its configuration, by its node id.
-    pub refusals: Box<dyn Fn(&str) -> Option<String> + Send>,
+    pub refusals: RefusalOf,
     pub clock: Arc<dyn Clock>,
     /// A number that no other incarnation has.
     pub draw: Box<dyn FnMut() -> u64 + Send>,
