@@ -19,8 +19,10 @@ pub const TERMS_KEY: &str = "/tidegate/v1/config/terms";
 /// What a service without a `cell_key` has in [`AgreedRecord::keys`].
 const NO_KEY: &str = "none";
 
-/// [`Agreement`] as JSON.
+/// [`Agreement`] as JSON. A field that is not known here may change what the others mean, and would be lost with the next change
+/// of the record. So a record that has one is refused, and nobody acts by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TermsRecord {
     pub current: AgreedRecord,
     /// What they are being changed to.
@@ -29,10 +31,14 @@ pub struct TermsRecord {
     /// A digest of all changes that were begun or ended, in hexadecimal digits; none before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub history: Option<String>,
+    /// [`Agreement::drains_said`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drains_said: bool,
 }
 
 /// [`Agreed`] as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AgreedRecord {
     pub session_ttl_ms: u64,
     pub grant_ttl_ms: u64,
@@ -47,6 +53,7 @@ pub struct AgreedRecord {
 
 /// How many shards a cell has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CellShards {
     pub name: String,
     pub shards: u32,
@@ -58,6 +65,7 @@ impl From<&Agreement> for TermsRecord {
             current: AgreedRecord::from(&agreement.current),
             next: agreement.next.as_ref().map(AgreedRecord::from),
             history: (agreement.history != 0).then(|| format!("{:016x}", agreement.history)),
+            drains_said: agreement.drains_said,
         }
     }
 }
@@ -96,6 +104,7 @@ impl TermsRecord {
                     .map_err(|_| InvalidRecord::Desired(format!("history {digits:?}")))?,
                 None => 0,
             },
+            drains_said: record.drains_said,
         })
     }
 
@@ -213,6 +222,7 @@ mod tests {
             current,
             next: Some(next),
             history: Some("00c0ffee00c0ffee".into()),
+            drains_said: true,
         }
     }
 
@@ -233,6 +243,10 @@ mod tests {
             ("path_segment:1", "query:q"),
             ("\"drift_permille\":100", "\"drift_permille\":1000"),
             ("00c0ffee", "coffee"),
+            // Of a later version.
+            ("{\"current\"", "{\"later\":1,\"current\""),
+            ("{\"name\"", "{\"later\":1,\"name\""),
+            ("{\"session_ttl_ms\"", "{\"later\":1,\"session_ttl_ms\""),
         ] {
             let bad = json.replacen(from, to, 1);
             assert_ne!(bad, json, "{from}");

@@ -10,7 +10,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use registry::{
     record::{COMPACTOR_KEY, STORE_PREFIX},
-    store::{Compare, EtcdStore, Head, LeaseId, Op, Revision, Store, StoreError},
+    store::{Compare, EtcdStore, Head, LeaseId, Op, Store, StoreError},
 };
 use tokio::{
     sync::watch,
@@ -54,7 +54,8 @@ pub struct Compactor {
     metrics: Metrics,
     past: Past,
     lease: Option<LeaseId>,
-    compacted: Revision,
+    /// Up to where which store was compacted.
+    compacted: Option<Head>,
 }
 
 impl Compactor {
@@ -74,7 +75,7 @@ impl Compactor {
             metrics,
             past: Past::default(),
             lease: None,
-            compacted: Revision(0),
+            compacted: None,
         }
     }
 
@@ -110,7 +111,7 @@ impl Compactor {
             self.metrics.conditions.clear(Code::CompactionRefused, "");
             return Ok(());
         }
-        let refused = match self.compact(due).await {
+        let refused = match self.compact(uncompacted(due, self.compacted)).await {
             Ok(()) => None,
             Err(Refused::NotSeen(error) | Refused::NotDone(error)) if passes(&error) => {
                 return Err(error);
@@ -123,19 +124,20 @@ impl Compactor {
         Ok(())
     }
 
-    async fn compact(&mut self, due: Option<Revision>) -> Result<(), Refused> {
+    async fn compact(&mut self, due: Option<Head>) -> Result<(), Refused> {
         // Looked at before anything is due, so that people need not wait to learn it.
         let foreign = self.store.key_outside(STORE_PREFIX).await;
         if let Some(key) = foreign.map_err(Refused::NotSeen)? {
             return Err(Refused::ForeignKey(key));
         }
-        let Some(due) = due.filter(|due| *due > self.compacted) else {
+        let Some(due) = due else {
             return Ok(());
         };
-        self.store.compact(due).await.map_err(Refused::NotDone)?;
-        self.compacted = due;
+        let revision = due.revision;
+        (self.store.compact(revision).await).map_err(Refused::NotDone)?;
+        self.compacted = Some(due);
         self.metrics.store_compactions.inc();
-        info!(revision = due.0, keep = ?self.keep, "etcd's history is compacted");
+        info!(revision = revision.0, keep = ?self.keep, "etcd's history is compacted");
         Ok(())
     }
 
@@ -168,6 +170,14 @@ impl Compactor {
     }
 }
 
+/// Due, and not done yet: the revisions of one store say nothing about another.
+fn uncompacted(due: Option<Head>, done: Option<Head>) -> Option<Head> {
+    due.filter(|due| {
+        let done = done.filter(|done| done.cluster == due.cluster);
+        done.is_none_or(|done| due.revision > done.revision)
+    })
+}
+
 /// Whether the next look may succeed: etcd is away, which is a condition of its own.
 fn passes(error: &StoreError) -> bool {
     use StoreError::{ClusterChanged, Timeout, Unavailable, Unreachable};
@@ -195,21 +205,21 @@ impl Past {
         self.seen.push_back((now, head));
     }
 
-    /// The revision that had been received so long before `now`; none if that is not known.
-    fn before(&mut self, now: Instant, keep: Duration) -> Option<Revision> {
+    /// What had been received so long before `now`; none if that is not known.
+    fn before(&mut self, now: Instant, keep: Duration) -> Option<Head> {
         let is_old = |(at, _): &(Instant, Head)| now.duration_since(*at) >= keep;
         // Of those that are old enough the last one is of use.
         while self.seen.get(1).is_some_and(is_old) {
             self.seen.pop_front();
         }
         let oldest = self.seen.front().filter(|seen| is_old(seen))?;
-        Some(oldest.1.revision)
+        Some(oldest.1)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use registry::store::ClusterId;
+    use registry::store::{ClusterId, Revision};
 
     use super::*;
 
@@ -228,7 +238,7 @@ mod tests {
         let mut past = Past::default();
         let mut look = |s: u64, head: Head| {
             past.note(head, at(s));
-            past.before(at(s), keep).map(|revision| revision.0)
+            past.before(at(s), keep).map(|head| head.revision.0)
         };
         assert_eq!(look(0, head(1, 10)), None);
         assert_eq!(look(30, head(1, 20)), None);
@@ -242,5 +252,16 @@ mod tests {
         assert_eq!(look(1_100, head(2, 70)), None);
         assert_eq!(look(1_160, head(2, 70)), Some(70));
         assert_eq!(look(1_170, head(2, 60)), None);
+    }
+
+    /// etcd was replaced by a store whose revisions begin anew: its history is compacted from the first one that is due.
+    #[test]
+    fn another_store_is_compacted_whatever_was_compacted_of_the_one_before() {
+        let at = |cluster, revision| Some(head(cluster, revision));
+        assert_eq!(uncompacted(at(1, 10), None), at(1, 10));
+        assert_eq!(uncompacted(at(1, 10), at(1, 10)), None);
+        assert_eq!(uncompacted(at(1, 11), at(1, 10)), at(1, 11));
+        assert_eq!(uncompacted(at(2, 5), at(1, 10)), at(2, 5));
+        assert_eq!(uncompacted(None, at(1, 10)), None);
     }
 }

@@ -25,6 +25,7 @@ pub mod resource;
 #[cfg(any(test, feature = "fuzzing"))]
 mod script;
 pub mod snapshot;
+pub mod start;
 pub mod tls;
 pub mod translate;
 pub mod transport;

@@ -1,6 +1,7 @@
 //! `tidegate`: the command line of the control plane and of the agent.
 
 use std::{
+    ffi::OsString,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -11,7 +12,6 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use policy::fence::Name;
 use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -44,6 +44,7 @@ use xds_server::{
     operate::{Operation, failure},
     reload,
     replicas::Replicas,
+    start::Start,
     tls::{Acceptor, Dialer, Port, Tls},
     transport::{self, Services},
 };
@@ -99,11 +100,14 @@ enum Command {
         #[arg(long)]
         log_json: bool,
     },
-    /// Check a configuration file and end: exit status 0 if it is good, 1 with file, line and field if not.
+    /// Check a configuration file and end: exit status 0 if `serve` would start by it, 1 with file, line and field if not.
     Check {
         /// The YAML file.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// As `serve` is to have it.
+        #[arg(long, value_name = "ZONE")]
+        zone: Option<String>,
     },
     /// The codes of conditions and safety rules, and what to do about each.
     Codes {
@@ -119,7 +123,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Check { config } => check(&config),
+        Command::Check { config, zone } => check(&config, zone.as_deref()),
         Command::Agent {
             config,
             check: true,
@@ -168,11 +172,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(config: &Path) -> anyhow::Result<()> {
+fn check(config: &Path, zone: Option<&str>) -> anyhow::Result<()> {
     let (config, _) = reload::read(config)?;
+    for warning in &config.warnings {
+        println!("warning: {warning}");
+    }
+    Start::of(&config, zone, state_directory().as_deref())?;
     let mesh = &config.mesh;
     println!(
-        "good: {} zones, {} services. The files that it names were not looked at",
+        "good: {} zones, {} services. The filter and the certificates that it names were not looked at",
         mesh.topology.zones().len(),
         mesh.services.len()
     );
@@ -207,7 +215,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     allow_many_files();
     let (config, text) = reload::read(&path)?;
-    let zones = authority_zones(&config, zone)?;
+    let Start { zones, state } = Start::of(&config, zone.as_deref(), state_directory().as_deref())?;
     let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
     let store = open_store(&config.store).await?;
     let metrics = Metrics::default();
@@ -225,10 +233,6 @@ async fn serve(
     let compactor = compacts(&config.store).zip(store.etcd.clone());
     let store = store.shared;
 
-    #[allow(clippy::disallowed_methods, reason = "systemd names the directory so")]
-    let directory = std::env::var_os("STATE_DIRECTORY");
-    let place = || last_good::default_path(&config.store, directory.as_deref());
-    let state = config.state.clone().or_else(place);
     let (keeper, last_good) = open_state(state.as_deref(), &metrics)?;
     let mode = Mode::new(metrics.clone());
     tokio::spawn(mode.clone().probe_writes(Arc::clone(&store)));
@@ -285,6 +289,10 @@ async fn serve(
             agreements: agreements.clone(),
             rules,
             overviews: feed.overviews.clone(),
+            refusals: {
+                let proxies = proxies.clone();
+                Box::new(move |node| proxies.refusal_of(node))
+            },
             clock: Arc::new(Boottime),
             draw: Box::new(draw),
             process: process_name(),
@@ -384,38 +392,10 @@ enum Leaving {
     HandingOver,
 }
 
-/// The zones that this process speaks for.
-fn authority_zones(config: &Config, zone: Option<String>) -> anyhow::Result<Vec<Name>> {
-    let topology = &config.mesh.topology;
-    let Some(authority) = &config.mesh.authority else {
-        anyhow::ensure!(
-            zone.is_none(),
-            "--zone: the configuration has no `authority`, so there is nothing to grant"
-        );
-        return Ok(Vec::new());
-    };
-    let all = || {
-        topology
-            .zones()
-            .map(|zone| topology.zone_name(zone).to_owned())
-    };
-    let zones = match zone {
-        Some(zone) => vec![zone],
-        None if !authority.zones.is_empty() => authority.zones.clone(),
-        // There is no other process.
-        None if matches!(config.store, StoreConfig::Embedded { .. }) => all().collect(),
-        None => anyhow::bail!(
-            "say which zone this replica speaks for: --zone, or `authority.zones` in the configuration. It grants writes to that zone's proxies alone"
-        ),
-    };
-    if let Some(unknown) = zones
-        .iter()
-        .find(|zone| topology.zone_named(zone).is_none())
-    {
-        let known = all().collect::<Vec<_>>().join(", ");
-        anyhow::bail!("no zone {unknown:?} is configured; these are: {known}");
-    }
-    Ok(zones.into_iter().map(Name::from).collect())
+/// Where systemd has a service keep its state.
+fn state_directory() -> Option<OsString> {
+    #[allow(clippy::disallowed_methods, reason = "systemd names the directory so")]
+    std::env::var_os("STATE_DIRECTORY")
 }
 
 /// A number that no other incarnation has: std seeds each hasher from the system's randomness.
@@ -481,7 +461,6 @@ impl OpenStore {
 async fn open_store(config: &StoreConfig) -> anyhow::Result<OpenStore> {
     Ok(match config {
         StoreConfig::Embedded { path } => {
-            check_directory("store.embedded.path", path)?;
             let store = EmbeddedStore::open(EmbeddedOptions::new(path)).await;
             OpenStore {
                 shared: Arc::new(store.context("store.embedded")?),
@@ -507,17 +486,6 @@ fn compacts(config: &StoreConfig) -> Option<Duration> {
     }
 }
 
-fn check_directory(field: &'static str, path: &Path) -> anyhow::Result<()> {
-    let directory = path.parent().filter(|d| !d.as_os_str().is_empty());
-    match directory.filter(|directory| !directory.is_dir()) {
-        Some(missing) => anyhow::bail!(
-            "{field}: the directory {} does not exist: create it",
-            missing.display()
-        ),
-        None => Ok(()),
-    }
-}
-
 /// What was known before, and who keeps what is known from now on. A file that is no state is put aside.
 fn open_state(
     path: Option<&Path>,
@@ -529,7 +497,6 @@ fn open_state(
         );
         return Ok((Keeper::none(), None));
     };
-    check_directory("state.path", path)?;
     let file = path.display();
     let last_good = match last_good::read(path) {
         Ok(Some(state)) => {

@@ -39,6 +39,13 @@ pub fn read(path: &Path) -> Result<(Config, String), ConfigError> {
     Ok((Config::parse(&file, &text)?, text))
 }
 
+/// Logs the configuration's warnings.
+fn warn_of(config: &Config) {
+    for warning in &config.warnings {
+        warn!(%warning, "the configuration should be changed");
+    }
+}
+
 /// Follows the file from now on; `current` and `text` are what [`read`] gave. Returns where new meshes appear.
 pub fn follow(
     path: PathBuf,
@@ -47,6 +54,7 @@ pub fn follow(
     agreements: Agreements,
     metrics: Metrics,
 ) -> watch::Receiver<Arc<Mesh>> {
+    warn_of(&current);
     let promises = Promises::of(&current.mesh);
     let (publisher, meshes) = watch::channel(Arc::new(current.mesh));
     metrics.config_current.set(1);
@@ -191,6 +199,7 @@ impl Follower {
             return;
         }
         self.promises = promises;
+        warn_of(&config);
         self.metrics.config_current.set(1);
         self.metrics.conditions.clear(Code::ConfigRefused, "");
         let mut mesh = config.mesh;

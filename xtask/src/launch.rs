@@ -14,6 +14,9 @@ use crate::tree::{Tree, make_dir, put};
 
 /// The packages that the end-to-end tests start programs or load libraries of.
 pub(crate) const E2E: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "wall-clock"];
+/// Those of the demo, and of the benchmarks.
+const DEMO: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "demo"];
+const BENCH: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "bench"];
 
 /// What `cargo xtask torture` hands on.
 #[derive(clap::Args)]
@@ -90,7 +93,7 @@ pub(crate) fn demo(tree: &Tree, store: Store, once: bool, more: &[String]) -> Re
     // Its second act runs on etcd, whatever the first one runs on.
     setup::run(tree, Wanted::Demo)?;
     wasm(tree)?;
-    shown(&mut cargo(tree, &["build", "-p", "tidegate", "-p", "e2e"]))?;
+    shown(cargo(tree, &["build"]).args(DEMO))?;
     let mut demo = Command::new(tree.built().join("debug/demo"));
     demo.arg("--store").arg(store.to_string());
     if once {
@@ -109,10 +112,7 @@ pub(crate) fn bench(
     setup::run(tree, Wanted::Bench { peer })?;
     wasm(tree)?;
     noop_wasm(tree)?;
-    shown(&mut cargo(
-        tree,
-        &["build", "--release", "-p", "tidegate", "-p", "e2e"],
-    ))?;
+    shown(cargo(tree, &["build", "--release"]).args(BENCH))?;
     let mut bench = Command::new(tree.built().join("release/bench"));
     bench.args(name);
     if let Some(file) = json {
@@ -132,9 +132,11 @@ pub(crate) fn smoke(tree: &Tree) -> Result<Vec<String>> {
     setup::run(tree, Wanted::Bench { peer: false })?;
     wasm(tree)?;
     noop_wasm(tree)?;
-    let mut build = vec!["build"];
-    build.extend(E2E);
-    shown(&mut cargo(tree, &build))?;
+    shown(
+        cargo(tree, &["build"])
+            .args(E2E)
+            .args(["-p", "bench", "-p", "demo"]),
+    )?;
     let bench = tree.built().join("debug/bench");
     let list = quiet(Command::new(&bench).arg("--list"))?;
     let has_namespaces = quiet(Command::new("unshare").args(["--net", "ip", "link"])).is_ok();
@@ -169,9 +171,7 @@ fn listed(line: &str) -> Option<Listed> {
 pub(crate) fn torture(tree: &Tree, torture: &Torture) -> Result<()> {
     setup::run(tree, Wanted::Test)?;
     wasm(tree)?;
-    let mut build = vec!["build", "--release"];
-    build.extend(E2E);
-    shown(&mut cargo(tree, &build))?;
+    shown(cargo(tree, &["build", "--release"]).args(E2E))?;
     let mut command = Command::new(tree.built().join("release/torture"));
     command.arg("--rounds").arg(torture.rounds.to_string());
     if let Some(file) = &torture.json {

@@ -81,20 +81,35 @@ const STEPS: [Step; 11] = [
     },
 ];
 
+/// Steps that run only by name.
+const BY_NAME: [Step; 1] = [Step {
+    name: "quick",
+    about: "by name only: the tests that need no server, in a minute once they are built",
+    run: quick_tests,
+}];
+
+fn every_step() -> impl Iterator<Item = &'static Step> {
+    STEPS.iter().chain(&BY_NAME)
+}
+
 pub(crate) fn list() {
-    for step in &STEPS {
+    for step in every_step() {
         println!("{:12} {}", step.name, step.about);
     }
 }
 
 /// Runs the named steps, or all, and says at the end what became of each and how many test functions ran.
 pub(crate) fn run(tree: &Tree, names: &[String]) -> Result<()> {
-    if let Some(unknown) = names
-        .iter()
-        .find(|name| STEPS.iter().all(|step| step.name != name.as_str()))
-    {
+    let known = |name: &String| every_step().any(|step| step.name == name);
+    if let Some(unknown) = names.iter().find(|name| !known(name)) {
         bail!("no step `{unknown}`: `cargo xtask test --list` lists them");
     }
+    let steps: Vec<&Step> = match names {
+        [] => STEPS.iter().collect(),
+        names => every_step()
+            .filter(|step| names.iter().any(|name| name == step.name))
+            .collect(),
+    };
     let mut report = Report::default();
     let mut counts = Counts::default();
     let mut failure = report
@@ -102,10 +117,7 @@ pub(crate) fn run(tree: &Tree, names: &[String]) -> Result<()> {
             setup::run(tree, Wanted::Test).map(|()| Outcome::Passed)
         })
         .err();
-    for step in STEPS
-        .iter()
-        .filter(|step| names.is_empty() || names.iter().any(|name| name == step.name))
-    {
+    for step in steps {
         if failure.is_none() {
             failure = report
                 .measure(step.name, || (step.run)(tree, &mut counts))
@@ -204,11 +216,32 @@ fn wasm(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     passed(launch::wasm(tree))
 }
 
+/// The tests of every package that starts no Envoy.
+const WITHOUT_SERVERS: [&str; 8] = [
+    "test",
+    "--workspace",
+    "--exclude",
+    "e2e",
+    "--exclude",
+    "bench",
+    "--exclude",
+    "demo",
+];
+
 fn unit(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     passed(counts.add(&mut cargo(
         tree,
-        &["test", "--workspace", "--exclude", "e2e", "--no-fail-fast"],
+        &[&WITHOUT_SERVERS[..], &["--no-fail-fast"]].concat(),
     )))
+}
+
+/// One command, so that its builds are those of `unit`.
+fn quick_tests(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
+    let mut arguments = [&WITHOUT_SERVERS[..], &["--lib"]].concat();
+    for test in ["behaviour", "translate", "world", "docs"] {
+        arguments.extend(["--test", test]);
+    }
+    passed(counts.add(&mut cargo(tree, &arguments)))
 }
 
 /// One scenario at a time: each starts Envoys and measures how fast they are, on two cores perhaps.
@@ -223,6 +256,10 @@ fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
             "test",
             "-p",
             "e2e",
+            "-p",
+            "bench",
+            "-p",
+            "demo",
             "--no-fail-fast",
             "--",
             "--test-threads=1",

@@ -125,3 +125,16 @@ fn a_broken_link_is_found() {
     assert_eq!(fault(&readme, "ARCHITECTURE.md#code-map"), None);
     assert_eq!(links("a [b](c) `[d](e)` [f](g#h)"), ["c", "g#h"]);
 }
+
+/// `mdbook build` leaves out any page that the summary does not name.
+#[test]
+fn the_book_has_every_page() {
+    let docs = root().join("docs");
+    let summary = docs.join("SUMMARY.md");
+    let text = fs::read_to_string(&summary).expect("docs/SUMMARY.md");
+    let named: BTreeSet<PathBuf> = links(&text).iter().map(|page| docs.join(page)).collect();
+    let pages = documents().into_iter();
+    let pages = pages.filter(|page| page.starts_with(&docs) && *page != summary);
+    let missing: Vec<PathBuf> = pages.filter(|page| !named.contains(page)).collect();
+    assert_eq!(missing, Vec::<PathBuf>::new(), "not in docs/SUMMARY.md");
+}

@@ -338,7 +338,7 @@ fn service(dice: &mut Dice, index: usize, zones: &[String], fenced: bool, files:
             let cookie = one_of(dice, &values(&["tide", "a.b-c_d"]), &values(&["", "a b"]));
             let ttl_s = one_of(dice, &values(&[0, 60, 86_400_000]), &values(&[86_400_001]));
             service.insert(
-                "sessions".into(),
+                "stateful_session".into(),
                 json!({ "cookie": cookie, "ttl_s": ttl_s }),
             );
         }
@@ -355,7 +355,7 @@ fn service(dice: &mut Dice, index: usize, zones: &[String], fenced: bool, files:
             &[json!({ "zone": 0, "region": 0 })],
         );
         if dice.once_in(3) {
-            service.insert("affinity".into(), key(dice));
+            service.insert("zone_affinity".into(), key(dice));
         }
     }
     if fenced && dice.once_in(3) && !service.contains_key("strategy") {
@@ -408,8 +408,11 @@ fn times(dice: &mut Dice, to: &mut Map<String, Value>) {
     let bad = [86_400_001, u32::MAX];
     fields!(dice, to,
         "idle_timeout_ms": times, bad;
-        "hedge_after_ms": times, bad;
     );
+    if dice.once_in(2) {
+        let delay_ms = one_of(dice, &values(&times), &values(&bad));
+        to.insert("hedging".to_owned(), json!({ "delay_ms": delay_ms }));
+    }
     let (bound, other) = match dice.once_in(2) {
         true => ("timeout_ms", "max_stream_duration_ms"),
         false => ("max_stream_duration_ms", "timeout_ms"),

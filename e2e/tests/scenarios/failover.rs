@@ -164,7 +164,7 @@ fn a_zone_that_dies_costs_no_read() {
 
 #[test]
 fn a_zone_that_hangs_costs_no_read() {
-    let options = json!({ "hedge_after_ms": 200 });
+    let options = json!({ "hedging": { "delay_ms": 200 } });
     on("hangs", options, async |stage| {
         let mut reads = stage.reads()?;
         until(&mut reads, &["a-1", "a-2"]).await?;
@@ -181,7 +181,7 @@ fn a_zone_that_hangs_costs_no_read() {
 
 #[test]
 fn a_slow_read_is_not_cut_off_by_its_hedge() {
-    let options = json!({ "hedge_after_ms": 100 });
+    let options = json!({ "hedging": { "delay_ms": 100 } });
     on("slow", options, async |stage| {
         for _ in 0..3 {
             let read = Request::get("/orders/slow?ms=400").home("shanghai-a");
@@ -351,7 +351,7 @@ fn a_key_stays_on_its_instance_and_moves_only_with_it() {
 fn a_drain_loses_no_session() {
     let options = json!({
         "strategy": { "region_first_hash": { "header": "x-user-id" } },
-        "sessions": { "cookie": "tide" },
+        "stateful_session": { "cookie": "tide" },
     });
     on("sessions", options, async |stage| {
         let user = Request::get("/orders").header("x-user-id", "user-7");

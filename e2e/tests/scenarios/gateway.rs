@@ -44,11 +44,11 @@ async fn start() -> Result<Stage> {
         route
     };
     let services = [
-        json!({ "name": "any", "routes": [{ "prefix": "/any" }], "hedge_after_ms": 0 }),
+        json!({ "name": "any", "routes": [{ "prefix": "/any" }], "hedging": { "delay_ms": 0 } }),
         json!({
             "name": "bounded",
             "timeout_ms": 300,
-            "hedge_after_ms": 0,
+            "hedging": { "delay_ms": 0 },
             "routes": [
                 { "prefix": "/bounded" },
                 bounds("/bounded/stream", json!({ "max_stream_duration_ms": 300 })),

@@ -37,7 +37,7 @@ async fn start() -> Result<Mesh> {
             "name": "carts",
             "routes": [{ "prefix": "/carts" }],
             "weights": { "zone": 50, "region": 50 },
-            "affinity": { "header": "x-user-id" },
+            "zone_affinity": { "header": "x-user-id" },
         }))
         .service(json!({
             "name": "rpc",

@@ -44,6 +44,12 @@ pub enum Action {
         proxy: usize,
         worker: usize,
     },
+    /// A worker takes a policy that the proxy was to have before.
+    TakeEarlierPolicy {
+        proxy: usize,
+        worker: usize,
+        earlier: usize,
+    },
     Ask {
         proxy: usize,
         host: usize,
@@ -392,6 +398,17 @@ impl Scenario {
                 let proxy = index;
                 actions.push(Action::TakePolicy { proxy, worker });
             }
+            if state.left.turns_back > 0 && self.left_behind.contains(&index) {
+                for (earlier, policy) in proxy.earlier.iter().enumerate() {
+                    if proxy.policies[worker] != *policy {
+                        actions.push(Action::TakeEarlierPolicy {
+                            proxy: index,
+                            worker,
+                            earlier,
+                        });
+                    }
+                }
+            }
         }
         if state.left.questions > 0 && !self.eager.contains(&index) {
             let hosts = state.hosts.iter().enumerate();
@@ -422,6 +439,14 @@ impl Scenario {
             Action::Acknowledge(proxy) => change.acknowledge(*proxy),
             Action::TakeRoutes(proxy) => change.proxy(*proxy).take_routes(),
             Action::TakePolicy { proxy, worker } => change.proxy(*proxy).take_policy(*worker),
+            Action::TakeEarlierPolicy {
+                proxy,
+                worker,
+                earlier,
+            } => {
+                change.state.left.turns_back -= 1;
+                change.proxy(*proxy).take_earlier_policy(*worker, *earlier);
+            }
             Action::Ask { proxy, host } => change.ask(*proxy, *host),
             Action::Arrive(message) => {
                 change.state.net.remove(message);

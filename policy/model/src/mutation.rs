@@ -21,11 +21,13 @@ pub enum Mutation {
     LostWorkerLetsGo,
     /// A route takes writes that it lets live longer than the policy says by which they were admitted.
     LongerRouteTaken,
+    /// An answer counts for the policy that a proxy has when it comes, not for the one by which it asked.
+    AnswerForAnyPolicy,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 9] = [
+    pub const ALL: [Mutation; 10] = [
         Mutation::IncarnationReused,
         Mutation::HolderPerNode,
         Mutation::StopUnclean,
@@ -35,5 +37,6 @@ impl Mutation {
         Mutation::WriteNotCounted,
         Mutation::LostWorkerLetsGo,
         Mutation::LongerRouteTaken,
+        Mutation::AnswerForAnyPolicy,
     ];
 }

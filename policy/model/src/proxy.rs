@@ -19,6 +19,8 @@ pub struct Proxy {
     pub policies: Vec<Policy>,
     /// What it is to have.
     pub offered: Offered,
+    /// The policies that it was to have before, where it may turn to a replica that lags and still offers one of them.
+    pub earlier: Vec<Policy>,
     asker: Asker,
     /// The terms that the open question said.
     said_terms: TermsId,
@@ -70,6 +72,7 @@ impl Proxy {
             drain: 0,
             policies: vec![Policy::default(); workers as usize],
             offered: Offered::default(),
+            earlier: Vec::new(),
             asker: Asker::default(),
             said_terms: TermsId::NONE,
             said: Stamp::default(),
@@ -92,6 +95,11 @@ impl Proxy {
         self.policies[worker] = self.offered.policy;
     }
 
+    /// A worker takes an earlier policy.
+    pub fn take_earlier_policy(&mut self, worker: usize, earlier: usize) {
+        self.policies[worker] = self.earlier[earlier];
+    }
+
     /// The terms that a worker's policy has.
     fn terms_of(&self, worker: usize, terms: &Terms) -> Terms {
         let policy = self.policies[worker];
@@ -110,10 +118,17 @@ impl Proxy {
     }
 
     /// An answer comes. It counts for the policy by which the question was asked.
-    pub fn granted(&mut self, nonce: u64, grant: &Grant, terms: &Terms) {
+    pub fn granted(
+        &mut self,
+        nonce: u64,
+        grant: &Grant,
+        terms: &Terms,
+        mutation: Option<Mutation>,
+    ) {
         let terms = self.terms_of(0, terms);
+        let of_any = mutation == Some(Mutation::AnswerForAnyPolicy);
         if let Some(asked) = self.asker.answered(nonce, &terms)
-            && self.said_terms == terms.id
+            && (self.said_terms == terms.id || of_any)
         {
             self.ledger.install(grant, asked, self.clock, &terms);
         }

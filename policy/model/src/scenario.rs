@@ -151,6 +151,8 @@ pub struct Budget {
     pub stops: u8,
     /// A replica is configured with other terms than those that are agreed on, or with those again.
     pub reconfigurations: u8,
+    /// A worker of a proxy that is left behind gets an earlier policy again, from a replica that lags.
+    pub turns_back: u8,
 }
 
 impl Scenario {

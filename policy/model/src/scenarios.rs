@@ -605,6 +605,35 @@ pub fn terms_drain_changes() -> Scenario {
     scenario
 }
 
+/// The drain was made shorter, and the proxy of `a` turns to a replica that has not heard of that, between a question and its
+/// answer perhaps; then `a` is cut off.
+pub fn terms_policy_goes_back() -> Scenario {
+    let mut scenario = Scenario::new("drain was made shorter, policy goes back, a cut off");
+    scenario.terms = terms(2, 3, 0);
+    scenario.changes = vec![terms(2, 1, 0)];
+    scenario.left_behind = vec![0];
+    scenario.warm = Vec::new();
+    scenario.net.routes = Never;
+    scenario.net.grants = Late;
+    scenario.budget.questions = 1;
+    scenario.budget.turns_back = 1;
+    scenario.budget.cuts = 1;
+    scenario.changed_before = Some(8);
+    scenario.horizon = 6;
+    scenario
+}
+
+/// The same, with two workers that turn back one by one, and forward again.
+pub fn terms_policies_go_back() -> Scenario {
+    let mut scenario = terms_policy_goes_back();
+    scenario.name = "drain was made shorter, policies go back and forth, a cut off";
+    scenario.net.policies = Late;
+    scenario.net.policies_of_others = Late;
+    scenario.proxies[0].1 = 2;
+    scenario.budget.turns_back = 2;
+    scenario
+}
+
 /// Everything that holds, whatever happens in it.
 pub fn all() -> Vec<Scenario> {
     let mut all = vec![
@@ -651,6 +680,8 @@ pub fn all() -> Vec<Scenario> {
         terms_heard_by_one_worker(),
         terms_shorter_drain_old_routes(),
         terms_drain_changes(),
+        terms_policy_goes_back(),
+        terms_policies_go_back(),
         // The view that never goes back stands in for the identity of the store, as long as nobody starts again.
         restore_old_owner().but(Mutation::StoreIdKept),
         // The creation of a session compares that there is none of that name.
@@ -737,6 +768,7 @@ pub fn of_mutation(mutation: Mutation) -> Option<Scenario> {
         Mutation::AcknowledgesOnReceipt | Mutation::WriteNotCounted => planned_workers(),
         Mutation::LostWorkerLetsGo => planned_lost_worker(),
         Mutation::LongerRouteTaken => terms_shorter_drain_old_routes(),
+        Mutation::AnswerForAnyPolicy => terms_policy_goes_back(),
     };
     Some(scenario.but(mutation))
 }

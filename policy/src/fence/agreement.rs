@@ -143,6 +143,9 @@ pub struct Agreement {
     pub next: Option<Agreed>,
     /// A digest of all changes that were begun or ended; 0: they are the first ones, but for added services.
     pub history: u64,
+    /// A change was completed. What was granted before it is over, so every filter that is granted anything says how long its
+    /// writes may live.
+    pub drains_said: bool,
 }
 
 impl Agreement {
@@ -152,6 +155,7 @@ impl Agreement {
             current: own,
             next: None,
             history: 0,
+            drains_said: false,
         }
     }
 
@@ -214,6 +218,7 @@ impl Agreement {
             current: self.current.clone(),
             history: self.history_with(&next),
             next: Some(next),
+            drains_said: self.drains_said,
         }
     }
 
@@ -224,6 +229,7 @@ impl Agreement {
             history: self.history_with(&next),
             current: next,
             next: None,
+            drains_said: true,
         })
     }
 
@@ -233,7 +239,20 @@ impl Agreement {
             history: self.history_with(&self.current),
             current: self.current.clone(),
             next: None,
+            drains_said: self.drains_said,
         }
+    }
+
+    /// The same after `before`, where its history was lost: a replica of a version that does not know it wrote the record anew.
+    /// None where nothing was lost. Without it filters that say no terms would be granted what they were refused, and the same
+    /// spans would have the same [`TermsId`] a second time.
+    pub fn after_loss(&self, before: &Agreement) -> Option<Agreement> {
+        let lost = self.history == 0 && before.history != 0;
+        lost.then(|| Agreement {
+            history: before.history_with(&self.current),
+            drains_said: before.drains_said,
+            ..self.clone()
+        })
     }
 
     /// How to act: the smaller promise, the larger wait. `own` has what is not agreed on.
@@ -242,6 +261,7 @@ impl Agreement {
         let mut terms = current.terms(own);
         terms.id = self.id();
         terms.changed = self.was_changed();
+        terms.drains_said = self.drains_said;
         let Some(next) = &self.next else {
             return terms;
         };

@@ -72,6 +72,8 @@ pub struct Terms {
     /// There were others before. Then each admitted write says how long it may live, and only a route takes it that lets it live no
     /// longer: the routes of a proxy may be older than its policy.
     pub changed: bool,
+    /// A change was completed: no write is admitted any more that does not say how long it may live.
+    pub drains_said: bool,
     /// How long a session outlives its last renewal.
     pub session_ttl: u64,
     /// The longest grant.
@@ -103,6 +105,7 @@ impl Terms {
         let terms = Terms {
             id: TermsId::NONE,
             changed: false,
+            drains_said: false,
             session_ttl,
             grant_ttl,
             write_drain,

@@ -82,6 +82,11 @@ impl Session {
         }
     }
 
+    /// Whether it was not there yet, or over for some time.
+    pub fn was_over(&self, now: u64) -> bool {
+        self.created.is_none() || self.deadline < now
+    }
+
     /// Whether it is over for good: somebody ended it, or its creation came to nothing.
     pub fn ended(&self) -> bool {
         self.ended
@@ -336,7 +341,8 @@ impl Sessions {
         }
     }
 
-    /// The own session was created. Others that have confirmed a round before that know nothing of it, and sent no beat.
+    /// The own session was created, or renewed after it had been over. Others that have confirmed a round before it was created know
+    /// nothing of it, and sent no beat.
     pub fn joined(&mut self, now: u64, terms: &Terms) {
         if terms.keeps(Clause::SilenceAnewAfterCreation) {
             self.since = now;

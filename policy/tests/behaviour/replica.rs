@@ -246,3 +246,46 @@ fn a_replica_that_stops_while_its_session_is_created_leaves_none_behind() {
     assert_eq!(desk.commit(12, ends_a_session).conditions, []);
     assert!(desk.stopped);
 }
+
+/// The whole store was away, so nobody was heard of. The first replica that is back must not take the others for dead.
+#[test]
+fn the_first_replica_that_is_back_after_an_outage_ends_no_session_of_others() {
+    for confirmed in [false, true] {
+        let mut desk = Desk::new(authority(1, &["b"], State::Active));
+        let over = desk.replica.terms().session_over();
+        desk.tell(Input::Tick);
+        desk.wanted.clear();
+        // Nothing that it asks of the store is answered.
+        desk.now += 5 * over;
+        desk.tell(Input::Tick);
+        let (number, transaction) = match confirmed {
+            false => {
+                // The round comes to nothing, and is made up for.
+                desk.now += over;
+                desk.tell(Input::Tick);
+                desk.take(|write| matches!(write, Write::Session(_)))
+            }
+            true => {
+                let mut all = desk.wanted.iter();
+                let at = all.position(|(_, round)| round.writes.is_empty());
+                at.map(|at| desk.wanted.remove(at))
+            }
+        }
+        .expect("a renewal");
+        assert!(!transaction.conditions.is_empty());
+        desk.answer(number, 20);
+        if confirmed {
+            desk.tell(Input::Heard {
+                by: incarnation("b"),
+                of: incarnation("a"),
+                round: number,
+            });
+        }
+        assert!(desk.replica.session().left(desk.now) > 0);
+        let harms = |write: &Write| ends_a_session(write) || names_an_authority(write);
+        assert!(desk.take(harms).is_none(), "confirmed: {confirmed}");
+        desk.now += over / 2;
+        desk.tell(Input::Tick);
+        assert!(desk.take(harms).is_none(), "confirmed: {confirmed}");
+    }
+}

@@ -457,3 +457,41 @@ fn terms_that_are_deleted_come_back_as_they_were() {
     desk.pass(4_000);
     assert!(desk.grants());
 }
+
+/// A replica of a version that knows no history writes the record without it. Filters that say no terms would get grants again.
+#[test]
+fn terms_whose_history_is_lost_get_it_back() {
+    let own = agreed(3_000);
+    let changed = Agreement::first(own.clone()).widened(own.clone());
+    let changed = changed.narrowed().expect("a change");
+    let mut desk = Desk::new(&own, Some(changed.clone()));
+    let mut with = own.clone();
+    with.layout.keys.insert(name("carts"), name("none"));
+    let downgraded = Agreement::first(with.clone());
+    desk.revision += 1;
+    desk.tell(Input::Terms {
+        revision: Revision(desk.revision),
+        agreement: Some(downgraded.clone()),
+    });
+    // At once, whether or not the store has it yet.
+    let withheld = Some(Withheld::UnsaidTerms);
+    assert_eq!(desk.grants_by(None), Err(withheld));
+    assert_eq!(
+        desk.grants_by(Some(downgraded.id())),
+        Err(Some(Withheld::OtherTerms))
+    );
+    let made = desk.work();
+    let writes = made.iter().flat_map(|transaction| &transaction.writes);
+    let mut written = writes.filter_map(|write| match write {
+        Write::Terms(agreement) => Some(agreement),
+        _ => None,
+    });
+    let mended = written.next().expect("the record is written again");
+    assert_eq!(mended.current, with, "what the other replica added stays");
+    assert!(mended.was_changed() && mended.drains_said);
+    assert_ne!(mended.id(), changed.id());
+    assert_eq!(desk.grants_by(Some(mended.id())), Ok(()));
+    // And no more.
+    desk.pass(4_000);
+    assert_eq!(desk.agreement(), *mended);
+}

@@ -343,7 +343,18 @@ impl From<Unwilling> for Problem {
             | Unwilling::TargetSilent(_)
             | Unwilling::OtherStore => StatusCode::CONFLICT,
         };
-        Problem::new(status, unwilling)
+        match unwilling {
+            Unwilling::SameOwners => {
+                let rule = Code::AlreadyOwner;
+                let detail = format!(
+                    "{rule} {}: {unwilling}. {}",
+                    rule.name(),
+                    rule.entry().what_to_do
+                );
+                Problem::new(status, detail).because(rule.name())
+            }
+            _ => Problem::new(status, unwilling),
+        }
     }
 }
 
@@ -356,6 +367,17 @@ mod tests {
 
     use super::*;
     use crate::{metrics::Metrics, mode::Mode};
+
+    #[test]
+    fn a_move_to_the_present_owner_is_refused_with_a_code() {
+        let problem = Problem::from(Unwilling::SameOwners);
+        assert_eq!(problem.status, StatusCode::CONFLICT);
+        assert!(
+            problem.detail.starts_with("TG7002 already_owner: "),
+            "{}",
+            problem.detail
+        );
+    }
 
     fn record(epoch: u64, owner: &str, to: Option<&str>) -> AuthorityRecord {
         AuthorityRecord {

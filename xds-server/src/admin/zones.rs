@@ -194,14 +194,39 @@ pub(super) async fn release(
     Path(zone): Path<String>,
     Query(which): Query<Which>,
 ) -> Result<StatusCode, Problem> {
-    let key = intent_key(&admin, zone, which.service)?;
+    let key = intent_key(&admin, zone.clone(), which.service.clone())?;
     if admin.store.get(&key).await?.is_none() {
-        return Err(Problem::not_found(
-            "nothing is wanted of this: see GET /v1/intents",
-        ));
+        let listing = admin.store.list(INTENTS_PREFIX).await?;
+        let keys = listing.entries.iter().map(|entry| entry.key.as_str());
+        let wanted: Vec<IntentKey> = keys.filter_map(|key| IntentKey::parse(key).ok()).collect();
+        let detail = nothing_to_release(&zone, which.service.as_deref(), &wanted);
+        return Err(Problem::not_found(detail));
     }
     admin.write(admin.store.delete(&key)).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Drains of a zone and of its services are released one by one: which of them there are.
+fn nothing_to_release(zone: &str, service: Option<&str>, wanted: &[IntentKey]) -> String {
+    let whole = |service: Option<&str>| match service {
+        Some(service) => format!("service {service} in zone {zone}"),
+        None => format!("zone {zone} as a whole"),
+    };
+    let nothing = format!("nothing is drained or pinned of {}", whole(service));
+    let of_zone: Vec<&IntentKey> = wanted.iter().filter(|key| key.zone == zone).collect();
+    let services = of_zone.iter().filter_map(|key| key.service.as_deref());
+    let services: Vec<&str> = services.collect();
+    let is_wanted = |service| of_zone.iter().any(|key| key.service.as_deref() == service);
+    match service {
+        None if !services.is_empty() => format!(
+            "{nothing}; release its services, which are: `tidegate release {zone} --service {}`",
+            services.join("`, `--service ")
+        ),
+        Some(_) if is_wanted(None) => {
+            format!("{nothing}; the whole zone is: `tidegate release {zone}`")
+        }
+        _ => format!("{nothing}: `tidegate zones` shows what is, under INTENT"),
+    }
 }
 
 /// A misspelt zone would be a drain that never happens.
@@ -280,5 +305,40 @@ pub(super) async fn confirm(State(admin): State<Admin>) -> Result<StatusCode, Pr
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(error @ Unconfirmed::NotAsked) => Err(Problem::conflict(error.to_string())),
         Err(error @ Unconfirmed::NotShared(_)) => Err(Problem::unavailable(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_that_finds_nothing_says_what_can_be_released() {
+        let key = |zone: &str, service: Option<&str>| IntentKey {
+            zone: zone.to_owned(),
+            service: service.map(str::to_owned),
+        };
+        let wanted = [
+            key("a", Some("orders")),
+            key("a", Some("users")),
+            key("b", None),
+        ];
+        for (zone, service, expected) in [
+            (
+                "a",
+                None,
+                "zone a as a whole; release its services, which are: `tidegate release a --service orders`, `--service users`",
+            ),
+            (
+                "b",
+                Some("orders"),
+                "service orders in zone b; the whole zone is: `tidegate release b`",
+            ),
+            ("c", None, "zone c as a whole: `tidegate zones` shows"),
+            ("a", Some("web"), "service web in zone a: `tidegate zones`"),
+        ] {
+            let told = nothing_to_release(zone, service, &wanted);
+            assert!(told.contains(expected), "{told}");
+        }
     }
 }

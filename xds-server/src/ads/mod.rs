@@ -10,6 +10,7 @@ mod delta;
 mod emptied;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod grace;
 pub(crate) mod node;
 pub mod proxies;
 mod renewals;

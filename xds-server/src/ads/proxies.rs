@@ -6,9 +6,11 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::{
     node::Proxy,
@@ -20,6 +22,10 @@ use crate::{resource::Kind, snapshot::ViewKey};
 pub(super) const MESSAGE_CHARS_MAX: usize = 1_000;
 /// How many names of a kind are listed for a proxy; the rest is counted.
 const NAMES_MAX: usize = 100;
+/// How many rejected proxies are remembered: whoever reaches the port may make up node ids.
+const STRANGERS_MAX: usize = 64;
+/// For how long, after the last try: Envoy tries again at least every half minute.
+const STRANGER_FOR: Duration = Duration::from_secs(90);
 
 /// One stream of a proxy.
 #[derive(Clone, Debug, Serialize)]
@@ -65,6 +71,8 @@ pub struct Proxies {
 struct Streams {
     last_id: u64,
     by_id: BTreeMap<u64, Arc<Connected>>,
+    /// By node id: the unknown zone that it named, and when.
+    strangers: BTreeMap<String, (String, Instant)>,
 }
 
 /// A stream whose client has introduced itself.
@@ -176,6 +184,37 @@ impl Proxies {
         self.lock().by_id.values().cloned().collect()
     }
 
+    /// The first thing that a proxy refuses, with its message.
+    pub fn refusal_of(&self, node: &str) -> Option<String> {
+        let streams = self.connected().into_iter();
+        let mut of_node = streams.filter(|connected| connected.proxy.id == node);
+        let refused = of_node.find_map(|connected| connected.refusals().into_iter().next());
+        refused.map(|(resource, message)| format!("{resource}: {message}"))
+    }
+
+    /// A proxy of a zone that is not configured was rejected.
+    pub(crate) fn reject(&self, node: &str, zone: &str, now: Instant) {
+        let strangers = &mut self.lock().strangers;
+        strangers.insert(node.to_owned(), (zone.to_owned(), now));
+        while strangers.len() > STRANGERS_MAX {
+            let oldest = strangers.iter().min_by_key(|(_, (_, at))| *at);
+            let Some(oldest) = oldest.map(|(node, _)| node.clone()) else {
+                return;
+            };
+            strangers.remove(&oldest);
+        }
+    }
+
+    /// The proxies that were rejected lately and did not come back with a known zone, and the zones that they name.
+    pub fn strangers(&self, now: Instant) -> Vec<(String, String)> {
+        let strangers = &mut self.lock().strangers;
+        strangers.retain(|_, (_, at)| now.saturating_duration_since(*at) < STRANGER_FOR);
+        let named = strangers.iter().map(|(node, (zone, _))| (node, zone));
+        named
+            .map(|(node, zone)| (node.clone(), zone.clone()))
+            .collect()
+    }
+
     /// How many streams are open.
     pub fn count(&self) -> usize {
         self.lock().by_id.len()
@@ -190,6 +229,7 @@ impl Proxies {
             orphaned: AtomicBool::new(false),
         });
         let mut streams = self.lock();
+        streams.strangers.remove(&connected.proxy.id);
         streams.last_id += 1;
         let id = streams.last_id;
         streams.by_id.insert(id, Arc::clone(&connected));

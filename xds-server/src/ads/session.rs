@@ -4,12 +4,13 @@ use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
 use super::{
     emptied::{Brought, Evidence, Verdict},
+    grace::Grace,
     node::{InvalidNode, Proxy},
     proxies::Entry,
     renewals::Renewals,
@@ -134,8 +135,12 @@ impl<W: Wire> Session<W> {
         let snapshot = first_snapshot(&mut ads, |_| true).await?;
         let rules = ads.gate.rules();
         let permits = |zone: &str, role| rules.view(&caller, zone, role);
-        let proxy = Proxy::introduce(W::node(&first), &snapshot, permits)
-            .map_err(|error| refusal(&ads.metrics, error))?;
+        let proxy = Proxy::introduce(W::node(&first), &snapshot, permits).map_err(|error| {
+            if let InvalidNode::UnknownZone { id, zone, .. } = &error {
+                ads.proxies.reject(id, zone, Instant::now());
+            }
+            refusal(&ads.metrics, error)
+        })?;
         drop(rules);
         let view = snapshot.view(&proxy.view).ok_or(End::Quiet)?;
         proxy
@@ -170,6 +175,7 @@ impl<W: Wire> Session<W> {
     ) -> Result<std::convert::Infallible, End> {
         let mut renewals = Renewals::default();
         let mut retries = Retries::default();
+        let mut grace = Grace::default();
         let Proxy { id, view, .. } = &self.connected.entry.proxy;
         let mut sent_home = self.ads.homes.sent_home(&view.zone, id);
         // Ends with the stream.
@@ -177,9 +183,11 @@ impl<W: Wire> Session<W> {
             self.send_due(responses)?;
             renewals.follow(&self.connected.entry.stream());
             retries.follow(&self.connected.entry.stream());
+            grace.follow(&self.connected.entry.stream());
             tokio::select! {
                 () = renewals.due() => renewals.begin(&mut self.connected.entry.stream()),
                 () = retries.due() => retries.begin(&mut self.connected.entry.stream()),
+                () = grace.over() => self.connected.entry.stream().end_grace(),
                 request = requests.next() => {
                     let request = request?.ok_or(End::Quiet)?;
                     let work = || self.take(&decode::<W>(request.clone())?);

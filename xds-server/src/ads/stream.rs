@@ -5,8 +5,11 @@
 //!
 //! **Make before break.** Routes and the filter's policy wait until every cluster that they use has its endpoints
 //! acknowledged: Envoy asks for the endpoints of a cluster only once it has taken the cluster, so that is the proof that it
-//! can use it. Aggregate clusters come when those with endpoints can be used. Clusters go last, when routes and policy that no longer use them are acknowledged, and so do the last healthy
-//! endpoints of a cluster: until then requests may still be sent there.
+//! can use it. Aggregate clusters come when those with endpoints can be used. Clusters go last, when
+//! routes and policy that no longer use them are acknowledged, and so do the last healthy endpoints of a
+//! cluster: until then requests may still be sent there. A client that names its clusters is a gRPC client:
+//! it acknowledges routes before it applies them, so its last healthy endpoints stay for a while longer
+//! ([`Stream::awaits_grace`]).
 //!
 //! **Times to live.** [`Stream::renew`] has the next response tell the client that what it has is still good. Delta has heartbeats
 //! for that, which carry no resource. In the state of the world the resources are sent again: Envoy 1.40 there takes no
@@ -107,6 +110,8 @@ pub struct Stream {
     with_ttl: bool,
     /// The client has other streams for other kinds.
     of_one_kind: bool,
+    /// A client that names its clusters has had time to apply the routes that it acknowledged last.
+    grace_is_over: bool,
 }
 
 impl Stream {
@@ -120,6 +125,7 @@ impl Stream {
             last_nonce: 0,
             with_ttl: false,
             of_one_kind: false,
+            grace_is_over: false,
         }
     }
 
@@ -175,6 +181,10 @@ impl Stream {
             return Err(StaleNonce);
         };
         subscription.settled_nonce = in_flight.nonce;
+        if matches!(kind, Kind::Routes | Kind::VirtualHosts) {
+            self.grace_is_over = false;
+        }
+        let subscription = &mut self.kinds[kind.index()];
         let Some(message) = message else {
             for (name, _) in &in_flight.changes {
                 subscription.accepted(name);
@@ -208,6 +218,11 @@ impl Stream {
             if some_named && !named(&name) {
                 subscription.accepted(&name);
                 subscription.refused_last.remove(&name);
+                continue;
+            }
+            if !subscription.held().contains_key(&name) {
+                // It was let go meanwhile, with its cluster: the client has not what it had before either.
+                refused.push(name);
                 continue;
             }
             let sent = match before {
@@ -297,6 +312,33 @@ impl Stream {
     /// Has what the client refuses of `kind` sent again, though it has not changed.
     pub fn retry(&mut self, kind: Kind) {
         self.kinds[kind.index()].pardon();
+    }
+
+    /// Whether endpoints wait for nothing but the client's time to apply its routes: see "make before
+    /// break". After a while [`Stream::end_grace`] lets them pass.
+    pub fn awaits_grace(&self) -> bool {
+        if self.grace_is_over || !self.applies_later() {
+            return false;
+        }
+        let offered = self.view.of(Kind::Endpoints);
+        let subscription = &self.kinds[Kind::Endpoints.index()];
+        let offered = subscription
+            .pending
+            .iter()
+            .filter_map(|name| offered.get(name));
+        let mut last = offered.filter(|resource| Stream::loses_all(subscription, resource));
+        last.next().is_some() && self.has_moved(Subscription::refuses)
+    }
+
+    /// Whether the client acknowledges routes before it applies them, as gRPC clients do. They name their
+    /// clusters.
+    fn applies_later(&self) -> bool {
+        !self.of_one_kind && !self.kinds[Kind::Cluster.index()].wildcard
+    }
+
+    /// The client has had time to apply the routes that it acknowledged.
+    pub fn end_grace(&mut self) {
+        self.grace_is_over = true;
     }
 
     /// What the client has whose time to live is to be renewed.

@@ -28,6 +28,8 @@ const CODES: &[Code] = &[
     Code::SettlingTooLong,
     Code::FencingTooLong,
     Code::TargetWithoutProxies,
+    Code::OwnerWithoutProxies,
+    Code::OwnerWithoutInstances,
 ];
 
 /// Looks again and again. Ends with the engine.
@@ -151,12 +153,19 @@ fn find_of_active(
     }
     let held = owners.clone().any(|zone| speakers(zone).proxies > Some(0));
     let empty = |zone: &&String| speakers(zone).proxies == Some(0);
-    let empty: Vec<&str> = cell
-        .standby
-        .iter()
-        .filter(empty)
-        .map(|z| z.as_str())
-        .collect();
+    if !cell.owners.is_empty() && owners.clone().all(|zone| empty(&zone)) {
+        let detail = format!("no Envoy of {} is connected", cell.owners.join(", "));
+        note(Code::OwnerWithoutProxies, detail, patience);
+    }
+    if !cell.unserved.is_empty() {
+        let (zones, services) = (cell.owners.join(", "), cell.unserved.join(", "));
+        let detail = format!("{zones} has no usable instance of {services}");
+        note(Code::OwnerWithoutInstances, detail, patience);
+    }
+    // A move may have made an owner of a zone that stands by.
+    let standby = cell.standby.iter();
+    let standby = standby.filter(|zone| !cell.owners.contains(zone));
+    let empty: Vec<&str> = standby.filter(empty).map(|z| z.as_str()).collect();
     if held && !empty.is_empty() {
         let detail = format!("no proxy is connected in {}", empty.join(", "));
         note(Code::TargetWithoutProxies, detail, patience);
@@ -208,6 +217,7 @@ mod tests {
                 holders: 1,
             }],
             zones: BTreeMap::from([("a".to_owned(), speakers), ("b".to_owned(), speakers)]),
+            unserved: vec![],
             hold_ms: 0,
             stale: None,
         }
@@ -265,6 +275,24 @@ mod tests {
             cell.zones.get_mut("b").unwrap().proxies = Some(0);
         };
         begins_and_ends(empty, Code::TargetWithoutProxies, "main");
+        let unheld = |cell: &mut CellStatus| {
+            cell.zones.get_mut("a").unwrap().proxies = Some(0);
+        };
+        begins_and_ends(unheld, Code::OwnerWithoutProxies, "main");
+        let unserved = |cell: &mut CellStatus| cell.unserved = vec!["orders".to_owned()];
+        begins_and_ends(unserved, Code::OwnerWithoutInstances, "main");
+    }
+
+    #[test]
+    fn an_owner_does_not_stand_by_for_itself() {
+        let mut cell = good();
+        cell.owners = vec!["a".to_owned(), "b".to_owned()];
+        cell.zones.get_mut("b").unwrap().proxies = Some(0);
+        let store = StoreView {
+            is_current: true,
+            trouble: String::new(),
+        };
+        assert_eq!(find(&[cell], &store, &terms()), []);
     }
 
     #[test]

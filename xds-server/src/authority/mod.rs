@@ -158,6 +158,8 @@ pub struct Sources {
     pub rules: watch::Receiver<Arc<Rules>>,
     /// How services are doing.
     pub overviews: watch::Receiver<Arc<Overview>>,
+    /// What a proxy refuses of its configuration, by its node id.
+    pub refusals: Box<dyn Fn(&str) -> Option<String> + Send>,
     pub clock: Arc<dyn Clock>,
     /// A number that no other incarnation has.
     pub draw: Box<dyn FnMut() -> u64 + Send>,

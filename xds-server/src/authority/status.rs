@@ -1,8 +1,8 @@
 //! How cells stand, for people and for what follows from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use policy::fence::{Replica, State};
+use policy::fence::{Name, Replica, State};
 use registry::authority::{AuthorityRecord, MoveRecord, OperationRecord, StateName};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,9 @@ pub struct CellStatus {
     /// The zones that a replica speaks for.
     #[serde(default)]
     pub zones: BTreeMap<String, Speakers>,
+    /// Services with fenced writes of which no owner has a usable instance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unserved: Vec<String>,
     /// For so long, from when this record was seen, an operator's move keeps it from leaving because others serve it better.
     #[serde(default)]
     pub hold_ms: u64,
@@ -70,10 +73,11 @@ pub struct Operation {
     pub record: OperationRecord,
 }
 
-/// The cells as `replicas`, which speak for one zone each, see them together.
+/// The cells as `replicas`, which speak for one zone each, see them together. `out` has the services that a zone cannot serve.
 pub(super) fn of<'r>(
     replicas: impl Iterator<Item = &'r Replica> + Clone,
     presence: &Presence,
+    out: &BTreeMap<Name, BTreeSet<Name>>,
     now: u64,
 ) -> Vec<CellStatus> {
     let mut cells = Vec::<CellStatus>::new();
@@ -117,10 +121,47 @@ pub(super) fn of<'r>(
                     .map(|id| id.incarnation.to_string())
                     .collect(),
                 here: vec![holding],
+                unserved: authority.map_or_else(Vec::new, |a| unserved(&a.owners, out)),
                 zones: presence.zones(replica.sessions(), now, replica.terms()),
                 stale: None,
             });
         }
     }
     cells
+}
+
+/// The services that none of the owners can serve.
+fn unserved(owners: &[Name], out: &BTreeMap<Name, BTreeSet<Name>>) -> Vec<String> {
+    let Some((first, others)) = owners.split_first() else {
+        return Vec::new();
+    };
+    let is_out = |zone: &Name, service| out.get(zone).is_some_and(|out| out.contains(service));
+    let services = out.get(first).into_iter().flatten();
+    services
+        .filter(|service| others.iter().all(|zone| is_out(zone, *service)))
+        .map(|service| service.to_string())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_unserved_where_no_owner_has_it() {
+        let name = |text: &str| Name::from(text);
+        let names = |texts: &[&str]| texts.iter().map(|text| name(text)).collect();
+        let out = BTreeMap::from([
+            (name("a"), names(&["orders", "users"])),
+            (name("b"), names(&["orders"])),
+        ]);
+        let of = |owners: &[&str]| {
+            let owners: Vec<Name> = owners.iter().map(|zone| name(zone)).collect();
+            unserved(&owners, &out)
+        };
+        assert_eq!(of(&["a"]), ["orders", "users"]);
+        assert_eq!(of(&["a", "b"]), ["orders"]);
+        assert_eq!(of(&["b", "c"]), [""; 0]);
+        assert_eq!(of(&[]), [""; 0]);
+    }
 }

@@ -139,7 +139,15 @@ codes! {
 
     ProxyOfOtherTerms = "TG1011", "proxy_of_other_terms", Error, Condition;
         is: "A connected proxy decides by a policy of other terms than the agreed ones, so it is given no grants and refuses fenced writes.",
-        do: "`tidegate proxies` shows why it lacks the present policy: mend its discovery stream, or what it refuses. A filter (`tidegate_filter.wasm`) that says nothing of terms has to be updated.";
+        do: "Look at the detail. `tidegate proxies` shows why it lacks the present policy: mend its discovery stream, or what it refuses (TG4001). A filter (`tidegate_filter.wasm`) that says nothing of terms has to be updated.";
+
+    OwnerWithoutProxies = "TG1012", "owner_without_proxies", Error, Condition;
+        is: "No Envoy of a zone that owns the cell is connected to hold grants, so all writes of the cell are refused.",
+        do: "Start a gateway in an owner zone, or look at its connection to that zone's control plane; or move the cell: `tidegate move CELL --to ZONE`.";
+
+    OwnerWithoutInstances = "TG1013", "owner_without_instances", Error, Condition;
+        is: "No zone that owns the cell has a usable instance of a service with fenced writes, so these writes are refused.",
+        do: "`tidegate zones` shows why: start or mend instances in an owner zone, release it if it is drained, or move the cell: `tidegate move CELL --to ZONE`.";
 
     PeerUnreached = "TG1021", "peer_unreached", Warning, Condition;
         is: "This replica cannot open a stream to another replica, so it renews its session by writes: it works, and the store's history grows faster.",
@@ -224,7 +232,7 @@ codes! {
         do: "Look at the proxy's log and its connection to the control plane: `tidegate proxies` shows both.";
 
     ProxyOrphaned = "TG4004", "proxy_orphaned", Error, Condition;
-        is: "A connected proxy names a zone that is not configured: it keeps its last state and learns nothing more.",
+        is: "A proxy names a zone that is not configured: it is rejected; one that was connected before keeps its last state and learns nothing more.",
         do: "Correct `node.locality.zone` in the proxy's bootstrap, or configure the zone.";
 
     // TG5: configuration and certificates
@@ -275,7 +283,7 @@ codes! {
 
     AlreadyOwner = "TG7002", "already_owner", Warning, Rule;
         is: "The cell belongs to that zone already: doing it again costs an epoch and a pause of all its writes.",
-        do: "Nothing, as a rule. Accept it to end what the present owner holds.";
+        do: "Nothing, as a rule. To end what the present owner holds, accept it for an override: `tidegate override CELL --to ZONE --accept TG7002 --reason TEXT`.";
 
     NoProxiesThere = "TG7003", "no_proxies_there", Error, Rule;
         is: "The new owner zone has no proxy that could hold grants, so all writes would be refused there.",
@@ -285,9 +293,7 @@ codes! {
         is: "The new owner zone has no healthy instance of a service that the cell's writes need.",
         do: "Start instances in that zone first, or choose another zone.";
 
-    DrainsLastInstance = "TG7005", "drains_last_instance", Error, Rule;
-        is: "The instance is the last healthy one of its service in the zone.",
-        do: "Start another instance first.";
+    // TG7005 was a rule about a zone's last instance, which nothing refused: the agent warns.
 
     NoReplicaThere = "TG7006", "no_replica_there", Error, Rule;
         is: "No replica of the control plane speaks for the new owner zone, so nobody could grant writes there.",

@@ -39,7 +39,8 @@ pub async fn watch(proxies: Proxies, applied: Applied, snapshots: Snapshots, met
         let snapshot = snapshots.borrow().clone();
         let now = Instant::now();
         let wanted = |view: &ViewKey| Some(snapshot.as_ref()?.view(view)?.policy_version());
-        let found = find(proxies.health(), &applied, wanted, &metrics, now);
+        let mut found = find(proxies.health(), &applied, wanted, &metrics, now);
+        found.extend(find_strangers(&proxies, now));
         lasting.look(found, now);
     }
 }
@@ -50,6 +51,15 @@ struct Refusing {
     count: usize,
     nodes: Vec<String>,
     message: String,
+}
+
+/// Those that get no stream.
+fn find_strangers(proxies: &Proxies, now: Instant) -> impl Iterator<Item = Found> {
+    let strangers = proxies.strangers(now).into_iter();
+    strangers.map(|(node, zone)| {
+        let detail = format!("it names zone {zone}, and is rejected");
+        Found::new(Code::ProxyOrphaned, node, detail)
+    })
 }
 
 fn find(
@@ -244,5 +254,33 @@ mod tests {
         looking.applied.note(report(2, None), late).unwrap();
         assert_eq!(looking.at(all(), late), [""; 0]);
         assert_eq!(looking.counted(PolicyState::Applied), 1);
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_is_rejected_for_its_zone_is_a_condition_for_as_long_as_it_tries() {
+        let now = Instant::now();
+        let conditions = Conditions::new();
+        let mut lasting = Lasting::new(conditions.clone(), CODES);
+        let mut held = |proxies: &Proxies, now| {
+            lasting.look(find_strangers(proxies, now).collect(), now);
+            let held = conditions.list().into_iter();
+            held.map(|c| format!("{} {}: {}", c.code, c.subject, c.detail))
+                .collect::<Vec<_>>()
+        };
+        let proxies = Proxies::default();
+        assert_eq!(held(&proxies, now), [""; 0]);
+        proxies.reject("gw-1", "atlantis", now);
+        assert_eq!(
+            held(&proxies, now + Duration::from_secs(60)),
+            ["TG4004 gw-1: it names zone atlantis, and is rejected"]
+        );
+        assert_eq!(held(&proxies, now + Duration::from_secs(90)), [""; 0]);
+        // Node ids may be made up without end.
+        for number in 0..1_000 {
+            let at = now + Duration::from_millis(number);
+            proxies.reject(&number.to_string(), "atlantis", at);
+        }
+        let left = proxies.strangers(now + Duration::from_secs(1));
+        assert!(left.len() < 100 && left.iter().any(|(node, _)| node == "999"));
     }
 }

@@ -1,6 +1,7 @@
 //! From [`RawConfig`] to [`Config`]: what it means, and whether it can.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fmt,
     num::NonZeroU32,
@@ -41,6 +42,16 @@ const ROUTES_MAX: usize = 10_000;
 /// Turns what was read into the domain's types, and knows the file for its errors.
 pub(super) struct Door<'f> {
     pub(super) file: &'f str,
+    warnings: RefCell<Vec<ConfigError>>,
+}
+
+impl<'f> Door<'f> {
+    pub(super) fn to(file: &'f str) -> Door<'f> {
+        Door {
+            file,
+            warnings: RefCell::default(),
+        }
+    }
 }
 
 impl Door<'_> {
@@ -56,6 +67,40 @@ impl Door<'_> {
             field: field.to_owned(),
             message: message.to_string(),
         }
+    }
+
+    /// Notes that a field of `parent` stands under its former name, which still works. An error beside the
+    /// present one.
+    pub(super) fn former<T>(
+        &self,
+        parent: &str,
+        former: &str,
+        at: &Spanned<T>,
+        now: &str,
+        both: bool,
+    ) -> Result<(), ConfigError> {
+        let field = format!("{parent}.{former}");
+        if both {
+            let message = format!("`{now}` says the same: leave this out");
+            return Err(self.error(at, &field, message));
+        }
+        let message = format!("is called `{now}` now; the former name still works");
+        let warning = self.error(at, &field, message);
+        self.warnings.borrow_mut().push(warning);
+        Ok(())
+    }
+
+    /// The one of two names under which a field of `parent` stands.
+    fn renamed<'r, T>(
+        &self,
+        parent: &str,
+        former: (&str, &'r Option<Spanned<T>>),
+        now: (&str, &'r Option<Spanned<T>>),
+    ) -> Result<Option<&'r Spanned<T>>, ConfigError> {
+        if let Some(at) = former.1 {
+            self.former(parent, former.0, at, now.0, now.1.is_some())?;
+        }
+        Ok(former.1.as_ref().or(now.1.as_ref()))
     }
 
     pub(super) fn config(&self, raw: RawConfig) -> Result<Config, ConfigError> {
@@ -106,6 +151,7 @@ impl Door<'_> {
             xds: self.xds(raw.xds.as_ref())?,
             store: self.store(raw.store)?,
             state: state.map(|path| path.value),
+            warnings: self.warnings.take(),
             mesh: Mesh {
                 topology,
                 services,
@@ -194,19 +240,30 @@ impl Door<'_> {
     fn store(&self, raw: RawStore) -> Result<StoreConfig, ConfigError> {
         match raw {
             RawStore::Embedded { path } => Ok(StoreConfig::Embedded { path }),
-            RawStore::Etcd { endpoints, .. } if endpoints.value.is_empty() => Err(self.error(
-                &endpoints,
-                "store.etcd.endpoints",
-                "empty: name at least one member, like http://127.0.0.1:2379",
-            )),
             RawStore::Etcd {
                 endpoints,
                 compaction,
             } => Ok(StoreConfig::Etcd {
-                endpoints: endpoints.value,
+                endpoints: self.endpoints(endpoints)?,
                 keep_history: compaction.map(|raw| self.keep_history(&raw)).transpose()?,
             }),
         }
+    }
+
+    fn endpoints(&self, raw: Spanned<Vec<String>>) -> Result<Vec<String>, ConfigError> {
+        let mut all = raw.value.iter();
+        let message = match all.find(|endpoint| !is_endpoint(endpoint)) {
+            Some(wrong) => {
+                format!(
+                    "{wrong:?}: not of the form http://host:port (TLS to etcd is not supported)"
+                )
+            }
+            None if raw.value.is_empty() => {
+                "empty: name at least one member, like http://127.0.0.1:2379".to_owned()
+            }
+            None => return Ok(raw.value),
+        };
+        Err(self.error(&raw, "store.etcd.endpoints", message))
     }
 
     fn keep_history(&self, raw: &RawCompaction) -> Result<Duration, ConfigError> {
@@ -343,6 +400,11 @@ impl Door<'_> {
             Some(at) => failover::demands(&at.value, topology)
                 .map_err(|message| self.error(at, &field("demand"), message))?,
         };
+        let affinity = self.renamed(
+            &format!("services[{index}]"),
+            ("affinity", &raw.affinity),
+            ("zone_affinity", &raw.zone_affinity),
+        )?;
         let resilience = self.resilience(index, raw, &routes)?;
         Ok(ServiceConfig {
             name: raw.name.clone(),
@@ -362,7 +424,7 @@ impl Door<'_> {
             weighting: self.weighting(&field("weights"), raw.weights.as_ref())?,
             failover,
             demands,
-            zone_affinity: raw.affinity.as_ref().map(|at| at.value.source()),
+            zone_affinity: affinity.map(|at| at.value.source()),
             writes: self.writes(raw, at, &resilience, fences, field)?,
             resilience,
             tls: (raw.tls.as_ref())
@@ -377,18 +439,31 @@ impl Door<'_> {
         raw: &RawService,
         routes: &[Route],
     ) -> Result<Resilience, ConfigError> {
+        let parent = format!("services[{index}]");
+        if let Some(at) = &raw.outlier {
+            let both = raw.outlier_detection.is_some();
+            self.former(&parent, "outlier", at, "outlier_detection", both)?;
+        }
         let fields = resilience::Raw {
             strategy: raw.strategy.as_ref(),
-            sessions: raw.sessions.as_ref(),
+            sessions: self.renamed(
+                &parent,
+                ("sessions", &raw.sessions),
+                ("stateful_session", &raw.stateful_session),
+            )?,
             outlier_detection: raw.outlier_detection.as_ref(),
             outlier: raw.outlier.as_ref(),
-            circuit_breakers: raw.circuit_breakers.as_ref(),
-            weighs: raw.weights.is_some() || raw.affinity.is_some(),
+            circuit_breakers: self.renamed(
+                &parent,
+                ("circuit", &raw.circuit),
+                ("circuit_breakers", &raw.circuit_breakers),
+            )?,
+            weighs: raw.weights.is_some() || raw.zone_affinity.is_some() || raw.affinity.is_some(),
         };
         let resilience = fields.read().map_err(|(line, name, message)| ConfigError {
             file: self.file.to_owned(),
             line,
-            field: format!("services[{index}].{name}"),
+            field: format!("{parent}.{name}"),
             message,
         })?;
         Ok(Resilience {
@@ -459,6 +534,17 @@ fn first_zone(topology: &Topology) -> policy::ZoneId {
         .zones()
         .next()
         .unwrap_or_else(|| unreachable!("a topology has at least one zone"))
+}
+
+/// Whether etcd's client takes it: without a scheme it adds `http://`.
+fn is_endpoint(endpoint: &str) -> bool {
+    let address = match endpoint.split_once("://") {
+        Some(("http", address)) => address,
+        Some(_) => return false,
+        None => endpoint,
+    };
+    let uri = format!("http://{address}").parse::<hyper::Uri>();
+    uri.is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
 }
 
 fn region_rule(raw: RawRegionRule) -> RegionRule {

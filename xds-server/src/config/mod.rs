@@ -52,6 +52,8 @@ pub struct Config {
     pub xds: XdsConfig,
     /// The file with the last good state; none keeps none.
     pub state: Option<PathBuf>,
+    /// Faults that change nothing today: fields under former names.
+    pub warnings: Vec<ConfigError>,
     pub mesh: Mesh,
 }
 
@@ -236,7 +238,7 @@ impl Config {
     /// Parses and checks `text`, which stands in `file`.
     pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
         let raw = raw::read(file, text)?;
-        let mut config = door::Door { file }.config(raw)?;
+        let mut config = door::Door::to(file).config(raw)?;
         config.mesh.digest = digest::digest(text);
         Ok(config)
     }

@@ -145,17 +145,14 @@ pub(super) struct RawService {
     pub(super) thresholds: Option<Spanned<RawThresholds>>,
     pub(super) failover: Option<Spanned<RawFailover>>,
     pub(super) demand: Option<Spanned<BTreeMap<String, RawDemand>>>,
-    pub(super) affinity: Option<Spanned<RawAffinity>>,
+    pub(super) zone_affinity: Option<Spanned<RawAffinity>>,
     pub(super) fenced: Option<Spanned<bool>>,
     pub(super) cell_key: Option<Spanned<RawAffinity>>,
     pub(super) strategy: Option<Spanned<RawStrategy>>,
-    pub(super) sessions: Option<Spanned<RawSessions>>,
+    pub(super) stateful_session: Option<Spanned<RawSessions>>,
     pub(super) outlier_detection: Option<Spanned<OutlierDetection>>,
-    /// The same in seconds and by its former names.
-    pub(super) outlier: Option<Spanned<RawOutlier>>,
-    #[serde(alias = "circuit")]
     pub(super) circuit_breakers: Option<Spanned<CircuitBreakers>>,
-    pub(super) hedge_after_ms: Option<Spanned<u32>>,
+    pub(super) hedging: Option<Spanned<RawHedging>>,
     pub(super) timeout_ms: Option<Spanned<u32>>,
     pub(super) idle_timeout_ms: Option<Spanned<u32>>,
     pub(super) max_stream_duration_ms: Option<Spanned<u32>>,
@@ -163,6 +160,12 @@ pub(super) struct RawService {
     pub(super) upgrades: Vec<Spanned<String>>,
     pub(super) common_http_protocol_options: Option<Spanned<RawUpstreamOptions>>,
     pub(super) tls: Option<Spanned<RawUpstreamTls>>,
+    /// Former names, see [`Door::renamed`](super::door::Door::renamed). This one has other units, too.
+    pub(super) outlier: Option<Spanned<RawOutlier>>,
+    pub(super) circuit: Option<Spanned<CircuitBreakers>>,
+    pub(super) affinity: Option<Spanned<RawAffinity>>,
+    pub(super) sessions: Option<Spanned<RawSessions>>,
+    pub(super) hedge_after_ms: Option<Spanned<u32>>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -187,7 +190,16 @@ pub(super) struct RawRoute {
     pub(super) timeout_ms: Option<Spanned<u32>>,
     pub(super) idle_timeout_ms: Option<Spanned<u32>>,
     pub(super) max_stream_duration_ms: Option<Spanned<u32>>,
+    pub(super) hedging: Option<Spanned<RawHedging>>,
+    /// A former name.
     pub(super) hedge_after_ms: Option<Spanned<u32>>,
+}
+
+/// When a read without an answer is sent elsewhere, too.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawHedging {
+    pub(super) delay_ms: u32,
 }
 
 fn any_host() -> String {
@@ -319,8 +331,14 @@ pub(super) fn read(file: &str, text: &str) -> Result<RawConfig, ConfigError> {
     read.map_err(|error: serde_saphyr::Error| ConfigError {
         file: file.to_owned(),
         line: error.location().map_or(0, |location| location.line()),
-        field: if field == "." { String::new() } else { field },
-        message: first_line(&error.without_snippet().to_string()),
+        // A key at which reading stopped is `?`, and no key at all `.`.
+        field: field.trim_end_matches(['.', '?']).to_owned(),
+        message: match error.without_snippet() {
+            serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+                format!("the key {key:?} stands twice")
+            }
+            other => first_line(&other.to_string()),
+        },
     })
 }
 

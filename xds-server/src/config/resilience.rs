@@ -223,7 +223,7 @@ impl Raw<'_> {
             let token = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
             if name.is_empty() || !name.bytes().all(token) || at.value.ttl_s > SESSION_S_MAX {
                 let message = "cookie: letters, digits, '-', '_' and '.'; ttl_s: at most 86400000";
-                return Err((at.referenced.line(), "sessions", message.to_owned()));
+                return Err((at.referenced.line(), "stateful_session", message.to_owned()));
             }
             Ok(Sessions {
                 cookie: name.clone(),
@@ -237,7 +237,7 @@ impl Raw<'_> {
         });
         match (hash, self.sessions) {
             (Some((line, _)), _) if self.weighs => {
-                let message = "region_first_hash uses all instances of a region alike: leave out `weights` and `affinity`";
+                let message = "region_first_hash uses all instances of a region alike: leave out `weights` and `zone_affinity`";
                 Err((line, "strategy", message.to_owned()))
             }
             (Some((line, key)), _) => {
@@ -251,7 +251,7 @@ impl Raw<'_> {
             }
             (None, Some(at)) => {
                 let message = "only the strategy region_first_hash keeps sessions";
-                Err((at.referenced.line(), "sessions", message.to_owned()))
+                Err((at.referenced.line(), "stateful_session", message.to_owned()))
             }
             (None, None) => Ok(Strategy::Weighted),
         }
@@ -259,11 +259,7 @@ impl Raw<'_> {
 
     fn outlier_detection(&self) -> Result<OutlierDetection, Wrong> {
         let (line, name, read) = match (self.outlier_detection, self.outlier) {
-            (Some(_), Some(at)) => {
-                let message = "`outlier_detection` says the same: leave this out";
-                return Err((at.referenced.line(), "outlier", message.to_owned()));
-            }
-            (Some(at), None) => (at.referenced.line(), "outlier_detection", at.value),
+            (Some(at), _) => (at.referenced.line(), "outlier_detection", at.value),
             (None, Some(at)) => (at.referenced.line(), "outlier", at.value.into()),
             (None, None) => return Ok(OutlierDetection::default()),
         };

@@ -12,7 +12,7 @@ use serde_saphyr::Spanned;
 use super::{
     ConfigError,
     door::Door,
-    raw::{RawRoute, RawService},
+    raw::{RawHedging, RawRoute, RawService},
 };
 
 /// A day.
@@ -83,6 +83,7 @@ struct Times<'r> {
     timeout_ms: Option<&'r Spanned<u32>>,
     idle_timeout_ms: Option<&'r Spanned<u32>>,
     max_stream_duration_ms: Option<&'r Spanned<u32>>,
+    hedging: Option<&'r Spanned<RawHedging>>,
     hedge_after_ms: Option<&'r Spanned<u32>>,
 }
 
@@ -105,6 +106,7 @@ impl Door<'_> {
             timeout_ms: raw.timeout_ms.as_ref(),
             idle_timeout_ms: raw.idle_timeout_ms.as_ref(),
             max_stream_duration_ms: raw.max_stream_duration_ms.as_ref(),
+            hedging: raw.hedging.as_ref(),
             hedge_after_ms: raw.hedge_after_ms.as_ref(),
         };
         let service = self.times(&field, times, RouteOptions::default())?;
@@ -132,11 +134,7 @@ impl Door<'_> {
     ) -> Result<RouteOptions, ConfigError> {
         let read = |name: &str, at: Option<&Spanned<u32>>, inherited: u32| match at {
             None => Ok(inherited),
-            Some(at) if at.value <= TIME_MS_MAX => Ok(at.value),
-            Some(at) => {
-                let message = format!("{}: 0 to {TIME_MS_MAX} are possible; 0: no bound", at.value);
-                Err(self.error(at, &format!("{field}.{name}"), message))
-            }
+            Some(at) => self.time(at, at.value, &format!("{field}.{name}")),
         };
         let options = RouteOptions {
             timeout_ms: read("timeout_ms", times.timeout_ms, inherited.timeout_ms)?,
@@ -150,11 +148,7 @@ impl Door<'_> {
                 times.max_stream_duration_ms,
                 inherited.max_stream_duration_ms,
             )?,
-            hedge_after_ms: read(
-                "hedge_after_ms",
-                times.hedge_after_ms,
-                inherited.hedge_after_ms,
-            )?,
+            hedge_after_ms: self.hedge_after(field, times, inherited)?,
         };
         let both = options.timeout_ms > 0 && options.max_stream_duration_ms > 0;
         match times.timeout_ms.or(times.max_stream_duration_ms) {
@@ -163,6 +157,31 @@ impl Door<'_> {
                 Err(self.error(at, &format!("{field}.timeout_ms"), message))
             }
             _ => Ok(options),
+        }
+    }
+
+    fn time<T>(&self, at: &Spanned<T>, ms: u32, field: &str) -> Result<u32, ConfigError> {
+        if ms <= TIME_MS_MAX {
+            return Ok(ms);
+        }
+        let message = format!("{ms}: 0 to {TIME_MS_MAX} are possible; 0: no bound");
+        Err(self.error(at, field, message))
+    }
+
+    fn hedge_after(
+        &self,
+        field: &str,
+        times: Times<'_>,
+        inherited: RouteOptions,
+    ) -> Result<u32, ConfigError> {
+        let name = "hedging.delay_ms";
+        if let Some(at) = times.hedge_after_ms {
+            self.former(field, "hedge_after_ms", at, name, times.hedging.is_some())?;
+            return self.time(at, at.value, &format!("{field}.hedge_after_ms"));
+        }
+        match times.hedging {
+            None => Ok(inherited.hedge_after_ms),
+            Some(at) => self.time(at, at.value.delay_ms, &format!("{field}.{name}")),
         }
     }
 
@@ -219,6 +238,7 @@ impl<'r> Times<'r> {
             timeout_ms: raw.timeout_ms.as_ref(),
             idle_timeout_ms: raw.idle_timeout_ms.as_ref(),
             max_stream_duration_ms: raw.max_stream_duration_ms.as_ref(),
+            hedging: raw.hedging.as_ref(),
             hedge_after_ms: raw.hedge_after_ms.as_ref(),
         }
     }

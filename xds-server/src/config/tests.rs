@@ -116,6 +116,46 @@ fn errors_name_file_line_field_and_what_to_do() {
         "etcd: {endpoints: ['http://e:1'], compaction: {keep_s: 9}}",
         "mesh.yaml:1: store.etcd.compaction.keep_s: 9: 10 to 2592000 are possible",
     );
+    refused(
+        "embedded: {path: t.redb}",
+        "etcd: {endpoints: ['http://e:1', 'https://e:2']}",
+        "mesh.yaml:1: store.etcd.endpoints: \"https://e:2\": not of the form http://host:port (TLS to etcd is not supported)",
+    );
+}
+
+#[test]
+fn an_endpoint_of_etcd_is_one_that_its_client_takes() {
+    for endpoint in ["http://e:1", "127.0.0.1:2379", "http://[::1]:2379"] {
+        let text = GOOD.replacen(
+            "embedded: {path: t.redb}",
+            &format!("etcd: {{endpoints: ['{endpoint}']}}"),
+            1,
+        );
+        Config::parse("mesh.yaml", &text).expect(endpoint);
+    }
+}
+
+#[test]
+fn a_key_that_stands_twice_is_named_with_its_line() {
+    for (from, to, expected) in [
+        (
+            "filter: {path: f.wasm}",
+            "filter: {path: f.wasm}\nfilter: {path: g.wasm}",
+            "mesh.yaml:3: the key \"filter\" stands twice",
+        ),
+        (
+            "{zone: 80, region: 20}",
+            "{zone: 80, region: 20, zone: 1}",
+            "mesh.yaml:12: services[0].weights: the key \"zone\" stands twice",
+        ),
+        (
+            "weights: computed",
+            "weights: computed\n    weights: computed",
+            "mesh.yaml:16: services[1]: the key \"weights\" stands twice",
+        ),
+    ] {
+        refused(from, to, expected);
+    }
 }
 
 #[test]
@@ -228,6 +268,51 @@ fn what_proxies_ask_for_and_for_how_long_they_keep_it_is_read() {
 }
 
 #[test]
+fn former_names_still_work_and_warn() {
+    let read = |more: &str| {
+        let text = GOOD.replacen("weights: computed", more, 1);
+        Config::parse("mesh.yaml", &text).expect("a good configuration")
+    };
+    for (former, now, says) in [
+        (
+            "circuit: {requests: 7}",
+            "circuit_breakers: {max_requests: 7}",
+            "circuit_breakers",
+        ),
+        (
+            "affinity: {header: x-user}",
+            "zone_affinity: {header: x-user}",
+            "zone_affinity",
+        ),
+        (
+            "hedge_after_ms: 70",
+            "hedging: {delay_ms: 70}",
+            "hedging.delay_ms",
+        ),
+        (
+            "outlier: {ejection_s: 1}",
+            "outlier_detection: {base_ejection_time_ms: 1000}",
+            "outlier_detection",
+        ),
+        (
+            "strategy: {region_first_hash: {header: x}}\n    sessions: {cookie: c}",
+            "strategy: {region_first_hash: {header: x}}\n    stateful_session: {cookie: c}",
+            "stateful_session",
+        ),
+    ] {
+        let (former, now) = (read(former), read(now));
+        assert_eq!(former.mesh.services[1], now.mesh.services[1], "{says}");
+        assert_eq!(now.warnings, [], "{says}");
+        let [warning] = &former.warnings[..] else {
+            panic!("{says}: {:?}", former.warnings);
+        };
+        let named = format!("is called `{says}` now");
+        assert!(warning.message.starts_with(&named), "{warning}");
+        assert!(warning.line >= 15, "{warning}");
+    }
+}
+
+#[test]
 fn resilience_is_read_and_its_contradictions_are_refused() {
     let read = |more: &str| {
         let text = GOOD.replacen("weights: computed", more, 1);
@@ -237,7 +322,7 @@ fn resilience_is_read_and_its_contradictions_are_refused() {
     assert_eq!(read("strategy: weighted"), Resilience::default());
     let hash = "strategy: {region_first_hash: {path_segment: 1}}";
     let kept = read(&format!(
-        "{hash}\n    sessions: {{cookie: tide, ttl_s: 60}}"
+        "{hash}\n    stateful_session: {{cookie: tide, ttl_s: 60}}"
     ));
     let sessions = Some(Sessions {
         cookie: "tide".into(),
@@ -268,15 +353,15 @@ fn resilience_is_read_and_its_contradictions_are_refused() {
     for (more, expected) in [
         (
             "weights: computed\n    strategy: {region_first_hash: {header: x}}",
-            "mesh.yaml:16: services[1].strategy: region_first_hash uses all instances of a region alike: leave out `weights` and `affinity`",
+            "mesh.yaml:16: services[1].strategy: region_first_hash uses all instances of a region alike: leave out `weights` and `zone_affinity`",
         ),
         (
-            "sessions: {cookie: tide}",
-            "mesh.yaml:15: services[1].sessions: only the strategy region_first_hash keeps sessions",
+            "stateful_session: {cookie: tide}",
+            "mesh.yaml:15: services[1].stateful_session: only the strategy region_first_hash keeps sessions",
         ),
         (
-            "sessions: {cookie: 'a b'}",
-            "mesh.yaml:15: services[1].sessions: cookie: letters, digits, '-', '_' and '.'; ttl_s: at most 86400000",
+            "stateful_session: {cookie: 'a b'}",
+            "mesh.yaml:15: services[1].stateful_session: cookie: letters, digits, '-', '_' and '.'; ttl_s: at most 86400000",
         ),
         (
             "outlier: {ejection_s: 9, ejection_max_s: 8}",

@@ -18,7 +18,9 @@ use crate::{
     metrics::{Metrics, ReasonLabel, ServiceZoneLabel, ZoneLabel},
     mode::Mode,
     snapshot::{Role, Snapshot},
-    world::{Change, Implausible, Proposals, Rejected, Statuses, Warnings, World, ZoneStatus},
+    world::{
+        Change, Implausible, Proposals, Rejected, Seen, Statuses, Warnings, World, ZoneStatus,
+    },
 };
 
 /// How services are doing, for people.
@@ -46,9 +48,9 @@ pub(super) struct Engine {
     pub(super) mode: Mode,
     pub(super) confirm: Confirm,
     /// The answer to the question whether instances are really gone, while that is open.
-    pub(super) asked: Option<oneshot::Receiver<()>>,
+    pub(super) asked: Option<oneshot::Receiver<Seen>>,
     /// The same to the question whether there is really no instance.
-    pub(super) asked_bare: Option<oneshot::Receiver<()>>,
+    pub(super) asked_bare: Option<oneshot::Receiver<Seen>>,
     pub(super) publisher: watch::Sender<Option<Arc<Snapshot>>>,
     pub(super) overview: watch::Sender<Arc<Overview>>,
     pub(super) proposals: watch::Sender<Proposals>,
@@ -68,11 +70,11 @@ impl Engine {
                 Ok(()) = self.meshes.changed() => {
                     Some(Change::Mesh(Arc::clone(&self.meshes.borrow_and_update())))
                 }
-                () = answered(&mut self.asked) => {
-                    self.world.confirm();
+                seen = answered(&mut self.asked) => {
+                    self.world.confirm(seen);
                     None
                 }
-                () = answered(&mut self.asked_bare) => {
+                _ = answered(&mut self.asked_bare) => {
                     self.world.vouch();
                     None
                 }
@@ -167,6 +169,7 @@ impl Engine {
     /// Says what has become of zones, and what is not believed.
     fn oversee(&mut self) {
         let before = Arc::clone(&self.overview.borrow());
+        self.confirm.follows(self.world.seen());
         let now = Overview {
             statuses: self.world.statuses().clone(),
             implausible: self.world.implausible().cloned(),
@@ -183,7 +186,9 @@ impl Engine {
             };
             self.note(service, zone, old.map(|s| &**s), new.map(|s| &**s));
         }
-        if before.implausible != now.implausible {
+        // What an answer did not cover is asked about anew.
+        let vanished = matches!(now.implausible, Some(Implausible::Vanished { .. }));
+        if before.implausible != now.implausible || vanished && self.asked.is_none() {
             self.doubt(now.implausible.as_ref());
         }
         for reason in ["vanished", "restored"] {
@@ -245,13 +250,14 @@ impl Engine {
 }
 
 /// Never, where nothing was asked.
-async fn answered(asked: &mut Option<oneshot::Receiver<()>>) {
-    match asked {
-        // An error is impossible: the question is kept as long as its answer is waited for.
-        Some(answer) => drop(answer.await),
+async fn answered(asked: &mut Option<oneshot::Receiver<Seen>>) -> Seen {
+    let answer = match asked {
+        Some(answer) => answer.await,
         None => std::future::pending().await,
-    }
+    };
     *asked = None;
+    // An error is impossible: the question is kept as long as its answer is waited for.
+    answer.unwrap_or_default()
 }
 
 /// Never, where nothing is due.

@@ -146,7 +146,10 @@ async fn say_if_nothing<T>(mut snapshots: watch::Receiver<Option<T>>, conditions
 
 #[cfg(test)]
 mod tests {
-    use registry::store::{EmbeddedOptions, EmbeddedStore, Op};
+    use registry::{
+        confirmation::Confirmation,
+        store::{EmbeddedOptions, EmbeddedStore, LeaseId, Op},
+    };
 
     use super::*;
     use crate::config::Config;
@@ -204,12 +207,17 @@ mod tests {
     }
 
     async fn until_serving(metrics: &Metrics, instances: i64) {
+        until_counts(metrics, (instances, 0)).await;
+    }
+
+    /// How many instances are served, and how many of them though their records are gone.
+    async fn until_counts(metrics: &Metrics, counts: (i64, i64)) {
+        let now = || (metrics.instances.get(), metrics.instances_kept.get());
         let served = tokio::time::timeout(Duration::from_secs(30), async {
-            while metrics.instances.get() + metrics.instances_kept.get() != instances {
+            while now() != counts {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });
-        let now = || (metrics.instances.get(), metrics.instances_kept.get());
         served.await.unwrap_or_else(|_| panic!("{:?}", now()));
     }
 
@@ -262,6 +270,48 @@ mod tests {
         for metrics in [&its, &others, &started] {
             metrics.conditions.until(Code::ChangeHeld, true).await;
         }
+    }
+
+    /// A record takes time to be written, and stands for a while: what happens meanwhile is not what the operator has seen.
+    #[tokio::test]
+    async fn nobody_believes_what_an_operator_has_not_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        let store = EmbeddedStore::open(EmbeddedOptions::new(path)).await;
+        let store: Arc<dyn Store> = Arc::new(store.unwrap());
+        let key = |at: u16| format!("/tidegate/v1/instances/orders/a/{at}");
+        let empty = async |instances: std::ops::Range<u16>| {
+            let ops = instances.map(|at| Op::delete(key(at))).collect();
+            store.txn(vec![], ops, None).await.unwrap();
+        };
+        for at in 0..10 {
+            let record = format!(r#"{{"address": "127.0.0.1", "port": {}}}"#, 1_000 + at);
+            store.put(&key(at), record.into(), None).await.unwrap();
+        }
+        let (cluster, listing) = store.survey("/tidegate/v1/").await.unwrap();
+        let before = LastGood::listed(cluster, listing);
+        let (_feed, _, metrics) = replica(&store, None);
+        until_serving(&metrics, 10).await;
+        empty(0..6).await;
+        metrics.conditions.until(Code::ChangeHeld, true).await;
+        // The operator looks here.
+        let seen = store.head().await.unwrap().revision;
+        empty(6..9).await;
+        let confirmation = Confirmation::of(cluster, seen, 4);
+        let at = Confirmation::store_key(LeaseId(1));
+        let value = confirmation.to_json();
+        store.put(&at, value.into(), None).await.unwrap();
+        until_counts(&metrics, (4, 3)).await;
+        metrics.conditions.until(Code::ChangeHeld, true).await;
+        // Nor does a replica that starts while the record stands, with what it knew or with nothing.
+        let (_again, _, started) = replica(&store, Some(before));
+        started.conditions.until(Code::ChangeHeld, true).await;
+        until_counts(&started, (10, 9)).await;
+        empty(9..10).await;
+        let (bare, _, _) = replica(&store, None);
+        let mut snapshots = bare.snapshots;
+        let first = snapshots.wait_for(Option::is_some).await.unwrap().clone();
+        assert!(first.is_some_and(|snapshot| snapshot.is_bare()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,7 +28,7 @@ use crate::{
     last_good::{self, Keeper, LastGood},
     metrics::Metrics,
     mode::Mode,
-    world::{Change, Origin},
+    world::{Change, Origin, Seen, lost_too_many},
 };
 
 /// How long the reader waits after a failure, at first and at most; doubled each time.
@@ -71,9 +71,9 @@ pub(super) struct Doubt {
     /// What it had said when it was doubted.
     said: Revision,
     reason: String,
-    confirmed: oneshot::Receiver<()>,
-    /// The operator believes it.
-    accepted: bool,
+    confirmed: oneshot::Receiver<Seen>,
+    /// The operator believes what was seen of it then.
+    accepted: Option<Seen>,
     reminded: Instant,
 }
 
@@ -137,7 +137,7 @@ impl Reader {
             Err(error) => return Next::Retry(error),
         };
         match self.doubts(cluster, &listing) {
-            Some(reason) if !self.accepted(cluster) => {
+            Some(reason) if self.accepted(cluster).is_none() => {
                 match self.begin_doubt(cluster, listing, reason).await {
                     Ok(()) => Next::Wait,
                     Err(Gone) => Next::Done,
@@ -167,8 +167,15 @@ impl Reader {
                         );
                     }
                 }
-                let origin = match doubted {
-                    Some(_) => Origin::Confirmed,
+                let seen = doubted.and_then(|_| self.accepted(cluster));
+                let origin = match seen {
+                    Some(seen) if self.is_covered(seen, &listing) => Origin::Confirmed,
+                    Some(_) => {
+                        warn!(
+                            "most instances disappeared after it was confirmed, and are doubted as anywhere else"
+                        );
+                        Origin::Store
+                    }
                     None => Origin::Store,
                 };
                 match self.accept(cluster, listing, origin).await {
@@ -212,14 +219,17 @@ impl Reader {
         };
         let is_instance = |key: &&String| key.starts_with(INSTANCES_PREFIX);
         let before = known.entries.keys().filter(is_instance).count();
-        let listed = listing.entries.iter().map(|entry| &entry.key);
-        let now = listed.filter(is_instance).count();
-        now * 100 < before * (100 - usize::from(self.vanish_percent.min(100)))
+        lost_too_many(before, instances(listing), self.vanish_percent)
     }
 
-    fn accepted(&self, cluster: ClusterId) -> bool {
-        let doubt = self.doubt.as_ref();
-        doubt.is_some_and(|doubt| doubt.accepted && doubt.is == cluster)
+    /// Whether the listing is what an operator has seen, or may have come of that.
+    fn is_covered(&self, seen: Seen, listing: &Listing) -> bool {
+        seen.covers(instances(listing), self.vanish_percent)
+    }
+
+    fn accepted(&self, cluster: ClusterId) -> Option<Seen> {
+        let doubt = self.doubt.as_ref().filter(|doubt| doubt.is == cluster)?;
+        doubt.accepted
     }
 
     async fn begin_doubt(
@@ -244,13 +254,17 @@ impl Reader {
         );
         // The question is there before anybody hears of it, so that a prompt answer finds it.
         let confirmed = self.confirm.ask();
+        self.confirm.doubts(Some(Seen {
+            revision: listing.revision,
+            instances: instances(&listing),
+        }));
         self.mode.doubted(&reason);
         self.doubt = Some(Doubt {
             is,
             said: listing.revision,
             reason,
             confirmed,
-            accepted: false,
+            accepted: None,
             reminded: Instant::now(),
         });
         self.tell(Fact::Doubted).await?;
@@ -272,8 +286,8 @@ impl Reader {
         }
         tokio::select! {
             // An error is impossible: nobody drops the question but this reader.
-            _ = &mut doubt.confirmed, if !doubt.accepted => {
-                doubt.accepted = true;
+            seen = &mut doubt.confirmed, if doubt.accepted.is_none() => {
+                doubt.accepted = seen.ok();
                 return Next::List;
             }
             () = sleep(PROBE_INTERVAL) => {}
@@ -286,10 +300,10 @@ impl Reader {
                 "the last good state is still in force: put the old store back, or confirm this one (POST /v1/confirm)"
             );
         }
-        if self.is_confirmed().await
+        if let Some(seen) = self.confirmed_elsewhere().await
             && let Some(doubt) = &mut self.doubt
         {
-            doubt.accepted = true;
+            doubt.accepted = Some(seen);
             return Next::List;
         }
         let Some(doubt) = &self.doubt else {
@@ -308,23 +322,20 @@ impl Reader {
         Next::Wait
     }
 
-    /// Whether an operator has told another replica that the store is to be believed. A store that was restored under its old
-    /// id has what was confirmed before its backup, so there only what was written since it is doubted counts.
-    async fn is_confirmed(&self) -> bool {
-        let Some(doubt) = &self.doubt else {
-            return false;
-        };
+    /// What an operator has seen who told another replica that the store is to be believed. A store that was restored under its
+    /// old id has what was confirmed before its backup, so there only what was written since it is doubted counts.
+    async fn confirmed_elsewhere(&self) -> Option<Seen> {
+        let doubt = self.doubt.as_ref()?;
         // What fails is tried again at the next look.
-        let Ok((cluster, listing)) = self.store.survey(CONFIRMATIONS_PREFIX).await else {
-            return false;
-        };
+        let (cluster, listing) = self.store.survey(CONFIRMATIONS_PREFIX).await.ok()?;
         let known = self.known.as_ref();
         let is_other = known.is_some_and(|known| known.cluster != cluster);
-        let confirms = |entry: &Entry| {
-            Confirmation::is_of(&entry.value, cluster)
-                && (is_other || entry.mod_revision > doubt.said)
+        let since = match is_other {
+            true => Revision(0),
+            false => doubt.said,
         };
-        cluster == doubt.is && listing.entries.iter().any(confirms)
+        let seen = newest_confirmation(&listing, cluster, since);
+        seen.filter(|_| cluster == doubt.is)
     }
 
     /// Believes the listing: it is what holds now.
@@ -352,21 +363,22 @@ impl Reader {
         // One that was not told yet: it is about what was missed.
         let before = self.known.as_ref().filter(|known| known.cluster == cluster);
         let before = before.map_or(Revision(0), |known| known.revision);
-        let confirmed = listing.entries.iter().any(|entry| {
-            let is_one = entry.key.starts_with(CONFIRMATIONS_PREFIX);
-            let is_news = entry.mod_revision > before;
-            is_one && is_news && Confirmation::is_of(&entry.value, cluster)
-        });
+        let confirmed = newest_confirmation(&listing, cluster, before);
+        // When something disappeared a listing does not say.
+        let confirmed = confirmed
+            .filter(|seen| self.is_covered(*seen, &listing))
+            .map(|seen| Seen { revision, ..seen });
         let known = LastGood::listed(cluster, listing);
         self.keeper.keep(&known);
         self.known = Some(known);
         self.seen = revision;
         self.unsent = false;
         self.doubt = None;
+        self.confirm.doubts(None);
         self.tell(fact).await?;
         self.send(listed).await?;
-        if confirmed {
-            self.send(Change::Confirmed).await?;
+        if let Some(seen) = confirmed {
+            self.send(Change::Confirmed(seen)).await?;
         }
         self.mode.confirmed();
         Ok(())
@@ -494,11 +506,13 @@ impl Reader {
         let cluster = self.known.as_ref().map(|known| known.cluster);
         for event in batch.events {
             if let Event::Put(entry) = &event
-                && entry.key.starts_with(CONFIRMATIONS_PREFIX)
-                && cluster.is_some_and(|cluster| Confirmation::is_of(&entry.value, cluster))
+                && let Some(seen) = cluster.and_then(|cluster| confirmation(entry, cluster))
             {
-                info!("an operator confirmed what the store says, on this replica or another");
-                self.send(Change::Confirmed).await?;
+                info!(
+                    up_to = seen.revision.0,
+                    "an operator confirmed what the store says, on this replica or another"
+                );
+                self.send(Change::Confirmed(seen)).await?;
             }
             let listeners = Listeners::of(event.key());
             if listeners.authority {
@@ -514,7 +528,7 @@ impl Reader {
             if listeners.world {
                 let change = match event {
                     Event::Put(entry) => Change::Put(entry),
-                    Event::Delete { key, .. } => Change::Deleted { key },
+                    Event::Delete { key, revision } => Change::Deleted { key, revision },
                 };
                 self.send(change).await?;
             }
@@ -574,6 +588,29 @@ fn split(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Entry>) {
         .into_iter()
         .filter(|entry| Listeners::of(&entry.key).world);
     (authority, world.collect())
+}
+
+/// What the record confirms, where it is a confirmation of this store.
+fn confirmation(entry: &Entry, cluster: ClusterId) -> Option<Seen> {
+    entry.key.strip_prefix(CONFIRMATIONS_PREFIX)?;
+    let said = Confirmation::read(&entry.value, cluster)?;
+    Some(Seen {
+        revision: said.revision(),
+        instances: said.instances(),
+    })
+}
+
+/// The last one that was written after `since`.
+fn newest_confirmation(listing: &Listing, cluster: ClusterId, since: Revision) -> Option<Seen> {
+    let entries = listing.entries.iter();
+    let newer = entries.filter(|entry| entry.mod_revision > since);
+    let read = newer.filter_map(|entry| Some((entry.mod_revision, confirmation(entry, cluster)?)));
+    read.max_by_key(|(at, _)| *at).map(|(_, seen)| seen)
+}
+
+fn instances(listing: &Listing) -> usize {
+    let keys = listing.entries.iter().map(|entry| &entry.key);
+    keys.filter(|key| key.starts_with(INSTANCES_PREFIX)).count()
 }
 
 /// Nobody listens any more.

@@ -38,7 +38,11 @@ pub struct OutcomeUnknown {
 
 /// Conditions hold.
 #[derive(Debug, thiserror::Error)]
-#[error("{count} conditions hold, the worst of severity {}", worst.as_str())]
+#[error(
+    "{count} condition{} of severity {}",
+    if *count == 1 { " holds," } else { "s hold, the worst" },
+    worst.as_str()
+)]
 pub struct Unwell {
     pub count: usize,
     pub worst: Severity,
@@ -97,5 +101,20 @@ fn other_protocol(error: &anyhow::Error, uri: &Uri) -> Option<&'static str> {
                 .any(|is| is)
                 .then_some("the answer is no HTTP. If that port speaks TLS, begin --admin with https:// and give --ca")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_condition_is_one() {
+        let told = |count| {
+            let worst = Severity::Error;
+            Unwell { count, worst }.to_string()
+        };
+        assert_eq!(told(1), "1 condition holds, of severity error");
+        assert_eq!(told(2), "2 conditions hold, the worst of severity error");
     }
 }

@@ -6,11 +6,35 @@
 
 use std::collections::BTreeMap;
 
+use registry::store::Revision;
+
 /// How long a disappearance is doubted, in milliseconds. A crashed instance was kept by its lease for longer than that.
 pub const DOUBT_MS: u64 = 1_000;
 
 /// The fewest instances that count as many.
 const VANISHED_MIN: usize = 2;
+
+/// What an operator has seen who confirms that the store is right: nothing that came later is confirmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Up to where the store was seen.
+    pub revision: Revision,
+    /// How many instances it had there.
+    pub instances: usize,
+}
+
+impl Seen {
+    /// Whether a state with so many instances may have come of what was seen, without more having disappeared since than is believed
+    /// unasked.
+    pub fn covers(self, instances: usize, vanish_percent: u8) -> bool {
+        !lost_too_many(self.instances, instances, vanish_percent)
+    }
+}
+
+/// Whether a larger share of `before` instances is missing than is believed.
+pub(crate) fn lost_too_many(before: usize, now: usize, vanish_percent: u8) -> bool {
+    now * 100 < before * (100 - usize::from(vanish_percent.min(100)))
+}
 
 /// Why what the store says is not believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,15 +71,24 @@ impl std::fmt::Display for Implausible {
 #[derive(Default)]
 pub(super) struct Guard {
     /// Store keys, with when they disappeared.
-    vanished: BTreeMap<String, u64>,
+    vanished: BTreeMap<String, Vanished>,
     /// As long as this is set, nothing that disappeared is let go.
     tripped: Option<Implausible>,
 }
 
+struct Vanished {
+    since_ms: u64,
+    /// The revision with which it disappeared, or with which that was noticed.
+    revision: Revision,
+}
+
 impl Guard {
     /// The record at `key` disappeared.
-    pub(super) fn vanish(&mut self, key: &str, now_ms: u64) {
-        self.vanished.entry(key.to_owned()).or_insert(now_ms);
+    pub(super) fn vanish(&mut self, key: &str, revision: Revision, now_ms: u64) {
+        self.vanished.entry(key.to_owned()).or_insert(Vanished {
+            since_ms: now_ms,
+            revision,
+        });
     }
 
     /// The record at `key` is there again.
@@ -85,10 +118,18 @@ impl Guard {
         self.vanished.len()
     }
 
-    /// An operator believes it: everything that disappeared.
-    pub(super) fn confirm(&mut self) -> Vec<String> {
+    /// An operator believes it: everything that disappeared up to this revision. The rest is judged anew.
+    pub(super) fn confirm(&mut self, up_to: Revision) -> Vec<String> {
         self.tripped = None;
-        std::mem::take(&mut self.vanished).into_keys().collect()
+        let mut seen = Vec::new();
+        self.vanished.retain(|key, gone| {
+            let later = gone.revision > up_to;
+            if !later {
+                seen.push(key.clone());
+            }
+            later
+        });
+        seen
     }
 
     /// What is let go now, of `count` instances that are served, those that disappeared included.
@@ -106,11 +147,11 @@ impl Guard {
             }
             None => {}
         }
-        let due = |since_ms: &u64| vanish_percent >= 100 || since_ms + DOUBT_MS <= now_ms;
+        let due = |at: &Vanished| vanish_percent >= 100 || at.since_ms + DOUBT_MS <= now_ms;
         let gone: Vec<String> = self
             .vanished
             .iter()
-            .filter(|(_, since_ms)| due(since_ms))
+            .filter(|(_, at)| due(at))
             .map(|(key, _)| key.clone())
             .collect();
         for key in &gone {
@@ -126,8 +167,8 @@ impl Guard {
             None => self
                 .vanished
                 .values()
-                .min()
-                .map(|since_ms| since_ms + DOUBT_MS),
+                .map(|at| at.since_ms + DOUBT_MS)
+                .min(),
         }
     }
 }

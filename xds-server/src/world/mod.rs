@@ -33,7 +33,8 @@ use guard::Guard;
 use instances::{Fate, Instances};
 use zones::Zones;
 
-pub use guard::{DOUBT_MS, Implausible};
+pub(crate) use guard::lost_too_many;
+pub use guard::{DOUBT_MS, Implausible, Seen};
 pub use instances::{Rejected, Warnings};
 pub use zones::{Proposal, Proposals, Statuses, ZoneStatus};
 
@@ -49,9 +50,10 @@ pub enum Change {
     Put(Entry),
     Deleted {
         key: String,
+        revision: Revision,
     },
-    /// An operator believes what the store has said up to now.
-    Confirmed,
+    /// An operator believes what the store has said up to here.
+    Confirmed(Seen),
     /// The store answers with a state that is older than what is known, or is another one: nothing of it is believed.
     Restored {
         revision: Revision,
@@ -98,6 +100,8 @@ pub struct World {
     /// Positions of the mesh's services, by name.
     positions: Arc<BTreeMap<String, usize>>,
     instances: Instances,
+    /// Up to where the store is taken in.
+    revision: Revision,
     guard: Guard,
     zones: Zones,
     authorities: Authorities,
@@ -123,6 +127,7 @@ impl World {
             peopled_ms: None,
             mesh,
             instances: Instances::default(),
+            revision: Revision(0),
             guard: Guard::default(),
             zones: Zones::default(),
             authorities: Authorities::default(),
@@ -177,15 +182,25 @@ impl World {
     fn take_in(&mut self, change: Change, now_ms: u64) -> Vec<Rejection> {
         match change {
             Change::Listed {
-                entries, origin, ..
-            } => self.relist(entries, origin, now_ms),
-            Change::Put(entry) => self.put(&entry, now_ms),
-            Change::Deleted { key } => {
+                entries,
+                origin,
+                revision,
+            } => {
+                // Lower than before, where another store is believed.
+                self.revision = revision;
+                self.relist(entries, origin, now_ms)
+            }
+            Change::Put(entry) => {
+                self.revision = self.revision.max(entry.mod_revision);
+                self.put(&entry, now_ms)
+            }
+            Change::Deleted { key, revision } => {
+                self.revision = self.revision.max(revision);
                 self.delete(&key, now_ms);
                 Vec::new()
             }
-            Change::Confirmed => {
-                self.confirm();
+            Change::Confirmed(seen) => {
+                self.confirm(seen);
                 Vec::new()
             }
             Change::Restored {
@@ -250,7 +265,7 @@ impl World {
     fn follow_fate(&mut self, at: &InstanceKey, now_ms: u64) {
         let key = at.store_key();
         match self.instances.fate(at) {
-            Some(Fate::Doubted) => self.guard.vanish(&key, now_ms),
+            Some(Fate::Doubted) => self.guard.vanish(&key, self.revision, now_ms),
             Some(Fate::Kept | Fate::Unused) => self.guard.back(&key),
             Some(Fate::Replaced) => self.remove(&key),
             None => {}
@@ -282,17 +297,28 @@ impl World {
         self.guard.tripped()
     }
 
-    /// An operator says that what disappeared is gone. A restored store is believed with the listing that then comes. Either
-    /// way the operator has looked at the store, so nobody asks again whether it was emptied.
-    pub fn confirm(&mut self) {
-        self.vouch();
-        if !matches!(self.guard.tripped(), Some(Implausible::Restored(_))) {
-            self.believe();
+    /// What an operator sees of the store here.
+    pub fn seen(&self) -> Seen {
+        Seen {
+            revision: self.revision,
+            instances: self.instances.count().saturating_sub(self.guard.kept()),
         }
     }
 
-    fn believe(&mut self) {
-        for key in self.guard.confirm() {
+    /// An operator says that what had disappeared is gone. A restored store is believed with the listing that then comes. Either
+    /// way the operator has looked at the store, so nobody asks again whether it was emptied, unless it was emptied since.
+    pub fn confirm(&mut self, seen: Seen) {
+        let vanish_percent = self.mesh.guard.vanish_percent;
+        if seen.covers(self.seen().instances, vanish_percent) {
+            self.vouch();
+        }
+        if !matches!(self.guard.tripped(), Some(Implausible::Restored(_))) {
+            self.believe(seen.revision);
+        }
+    }
+
+    fn believe(&mut self, up_to: Revision) {
+        for key in self.guard.confirm(up_to) {
             self.let_go(&key);
         }
     }

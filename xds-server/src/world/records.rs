@@ -9,7 +9,7 @@ use registry::{
         INTENTS_PREFIX, IntentKey, IntentRecord, STANDINGS_PREFIX, StandingKey, StandingRecord,
     },
     record::{INSTANCES_PREFIX, InstanceKey, InvalidRecord},
-    store::Entry,
+    store::{Entry, Revision},
     terms::{TERMS_KEY, TermsRecord},
 };
 
@@ -23,7 +23,7 @@ impl World {
         now_ms: u64,
     ) -> Vec<Rejection> {
         match origin {
-            Origin::Confirmed => self.believe(),
+            Origin::Confirmed => self.believe(Revision(i64::MAX)),
             // Whoever lists a store believes it.
             Origin::Store => self.guard.restored_is_over(),
             Origin::Disk => {}
@@ -121,7 +121,7 @@ impl World {
     pub(super) fn delete(&mut self, key: &str, now_ms: u64) {
         if self.instances.serves(key) {
             self.instances.vanished(key);
-            self.guard.vanish(key, now_ms);
+            self.guard.vanish(key, self.revision, now_ms);
         } else if let Ok(at) = StandingKey::parse(key) {
             self.zones.forget(&at, now_ms);
             self.touch(Some(&at.service));

@@ -83,6 +83,7 @@ impl Node {
             agreements: agreements.clone(),
             rules: authority::follow(meshes, BTreeMap::new()),
             overviews: feed.overviews.clone(),
+            refusals: Box::new(|_| None),
             clock: Arc::new(clock),
             draw: Box::new(move || draws.next()),
             process: zone.to_owned(),

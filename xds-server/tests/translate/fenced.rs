@@ -93,8 +93,17 @@ fn a_route_takes_no_write_that_may_live_less_long_by_its_policy() {
         (&first, &shorter, false),
         (&first, &ended(&shorter), false),
         (&ended(&longer), &ended(&shorter), false),
-        // A policy that was.
+        // A policy that was. The first one says nothing of its drain.
         (&ended(&longer), &longer, false),
+        (&ended(&longer), &first, false),
+        (&ended(&shorter), &first, false),
+        // A change that was taken back: what was granted before it may still be under way.
+        (&longer.back(), &first, true),
+        (
+            &ended(&shorter).widened(first.current.clone()),
+            &first,
+            false,
+        ),
     ];
     for (at, (routes, policy, expected)) in cases.into_iter().enumerate() {
         assert_eq!(takes(routes, policy), expected, "case {at}");
@@ -159,7 +168,7 @@ fn a_fenced_table_reads_like_this() {
     // With affinity reads are pinned, and no writes.
     check_of(
         AUTHORITY,
-        "[{name: s, routes: [{host: h, grpc: a.B}], affinity: {cookie: user}}]",
+        "[{name: s, routes: [{host: h, grpc: a.B}], zone_affinity: {cookie: user}}]",
         "EEU",
         "
 hgrpc /a.B/ !class !home !epoch !to -> 503

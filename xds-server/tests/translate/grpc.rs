@@ -240,10 +240,10 @@ tidegate/h /a.B/* -> tidegate-refuses 1000
 ",
     );
     for keyed in [
-        "affinity: {header: x-user}",
+        "zone_affinity: {header: x-user}",
         "strategy: {region_first_hash: {cookie: user}}",
         "strategy: {region_first_hash: {path_segment: 1}}",
-        "strategy: {region_first_hash: {header: x-user}}, sessions: {cookie: s}",
+        "strategy: {region_first_hash: {header: x-user}}, stateful_session: {cookie: s}",
     ] {
         let service = format!("[{{name: s, routes: [{{host: h, grpc: a.B}}], {keyed}}}]");
         let refused = "tidegate/h /a.B/* -> tidegate-refuses 1000";

@@ -140,7 +140,7 @@ fn a_table_reads_like_this() {
     );
     // With affinity the filter has to look at every request; with its region gone a zone reads elsewhere and refuses writes.
     check(
-        "[{name: s, routes: [{host: h, grpc: a.B}], affinity: {cookie: user}}]",
+        "[{name: s, routes: [{host: h, grpc: a.B}], zone_affinity: {cookie: user}}]",
         "EEU",
         "
 hgrpc /a.B/ !class !home -> 503
@@ -168,7 +168,7 @@ hgrpc /a.B/ -> 503
 #[test]
 fn what_fits_nowhere_is_refused_before_anything_else() {
     check(
-        "[{name: s, routes: [{prefix: /}], affinity: {cookie: user}, demand: {sh-a: {reads: 100}}}]",
+        "[{name: s, routes: [{prefix: /}], zone_affinity: {cookie: user}, demand: {sh-a: {reads: 100}}}]",
         "LEE",
         "
 */ !class !home -> 503

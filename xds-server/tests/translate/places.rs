@@ -35,7 +35,8 @@ fn service(options: &str) -> ServiceConfig {
 
 const WEIGHTED: &str = "";
 const HASHED: &str = ", strategy: {region_first_hash: {header: x}}";
-const SESSIONS: &str = ", strategy: {region_first_hash: {header: x}}, sessions: {cookie: c}";
+const SESSIONS: &str =
+    ", strategy: {region_first_hash: {header: x}}, stateful_session: {cookie: c}";
 
 fn decode<M: Message + Default>(resource: &Resource) -> M {
     M::decode(resource.message()).expect("what was encoded")

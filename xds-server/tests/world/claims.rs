@@ -1,6 +1,9 @@
 //! Several records with one address: which of them proxies get.
 
-use registry::record::{InvalidRecord, Warning};
+use registry::{
+    record::{InvalidRecord, Warning},
+    store::Revision,
+};
 use xds_server::world::{Change, DOUBT_MS, Implausible};
 
 use super::{
@@ -14,7 +17,10 @@ fn claim(at: &str, port: u16, created: i64) -> Change {
 }
 
 fn deleted(at: &str) -> Change {
-    Change::Deleted { key: key(at) }
+    Change::Deleted {
+        key: key(at),
+        revision: Revision(0),
+    }
 }
 
 fn codes(world: &World) -> Vec<(String, &'static str)> {
@@ -210,7 +216,8 @@ fn many_that_lose_their_addresses_at_once_are_kept_until_an_operator_confirms() 
     world.apply(Change::Put(leaving));
     let snapshot = world.snapshot().expect("one less");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [1, 3, 4]);
-    world.world.confirm();
+    let seen = world.world.seen();
+    world.world.confirm(seen);
     let snapshot = world.snapshot().expect("it is believed");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [] as [u32; 0]);
     assert_eq!(ports(&snapshot, "orders/sh-b"), [1, 2, 3, 4, 9]);

@@ -100,7 +100,10 @@ fn new_owners_reach_every_policy_and_change_nothing_else() {
     assert_eq!(owners(&snapshot), (vec!["sh-b".to_owned()], 4));
     // It is deleted, or does not stand in a listing.
     let key = || "/tidegate/v1/authority/main".to_owned();
-    world.apply(Change::Deleted { key: key() });
+    world.apply(Change::Deleted {
+        key: key(),
+        revision: Revision(0),
+    });
     let snapshot = world.snapshot().expect("no owner");
     assert_eq!(owners(&snapshot), (vec![], 0));
     for origin in [Origin::Store, Origin::Confirmed] {
@@ -154,6 +157,7 @@ fn gateways_are_endpoints_to_which_no_route_leads() {
     // It goes like any other.
     world.apply(Change::Deleted {
         key: key("gateway/sh-b/g"),
+        revision: Revision(0),
     });
     let gone = world.pass(DOUBT_MS).expect("no gateway");
     assert_eq!(ports(&gone, "gateway/sh-b"), [] as [u32; 0]);

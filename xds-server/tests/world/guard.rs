@@ -1,7 +1,7 @@
 //! What is not believed.
 
 use registry::store::Revision;
-use xds_server::world::{Change, DOUBT_MS, Implausible, Origin};
+use xds_server::world::{Change, DOUBT_MS, Implausible, Origin, Seen};
 
 use super::{ORDERS, World, entry, key, listed, mesh, ports, put, record, shares};
 
@@ -23,7 +23,10 @@ fn vanish(world: &mut World, ports: std::ops::RangeInclusive<u16>) {
     for port in ports {
         let zone = if port <= 10 { "sh-a" } else { "sh-b" };
         let key = key(&format!("orders/{zone}/{port}"));
-        world.apply(Change::Deleted { key });
+        world.apply(Change::Deleted {
+            key,
+            revision: Revision(0),
+        });
         world.snapshot();
     }
 }
@@ -54,7 +57,8 @@ fn more_than_half_of_all_instances_cannot_vanish_in_a_second_unless_somebody_say
     vanish(&mut world, 20..=20);
     assert_eq!((world.instances(), world.world.kept()), (20, 11));
 
-    world.world.confirm();
+    let seen = world.world.seen();
+    world.world.confirm(seen);
     let snapshot = world.snapshot().expect("it is believed");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [99]);
     assert_eq!((world.instances(), world.world.implausible()), (9, None));
@@ -72,7 +76,8 @@ fn an_operator_confirms_an_emptied_store_once() {
     world.pass(DOUBT_MS);
     let all = Implausible::Vanished { gone: 3, of: 3 };
     assert_eq!(world.world.implausible(), Some(&all));
-    world.world.confirm();
+    let seen = world.world.seen();
+    world.world.confirm(seen);
     assert!(!world.snapshot().expect("it is believed").is_bare());
     assert!(!world.world.is_bare(), "nobody asks the same twice");
 }
@@ -113,4 +118,43 @@ fn a_store_that_went_back_is_not_believed_until_somebody_says_so() {
     assert_eq!(world.apply(confirmed), []);
     world.snapshot().expect("what the store says");
     assert_eq!((world.instances(), world.world.implausible()), (1, None));
+}
+
+#[test]
+fn what_vanishes_after_an_operator_has_looked_is_not_confirmed() {
+    let mut world = twenty();
+    let vanish = |world: &mut World, ports: std::ops::RangeInclusive<u16>, revision| {
+        for port in ports {
+            let zone = if port <= 10 { "sh-a" } else { "sh-b" };
+            world.apply(Change::Deleted {
+                key: key(&format!("orders/{zone}/{port}")),
+                revision: Revision(revision),
+            });
+        }
+    };
+    vanish(&mut world, 1..=11, 200);
+    world.snapshot();
+    let seen = world.world.seen();
+    assert_eq!((seen.revision, seen.instances), (Revision(200), 9));
+    // While that is written.
+    vanish(&mut world, 12..=17, 201);
+    world.world.confirm(seen);
+    world.pass(10 * DOUBT_MS);
+    let rest = Implausible::Vanished { gone: 6, of: 9 };
+    assert_eq!(world.world.implausible(), Some(&rest));
+    assert_eq!((world.instances(), world.world.kept()), (9, 6));
+}
+
+#[test]
+fn a_store_that_was_emptied_after_it_was_confirmed_is_not_vouched_for() {
+    let mut world = World::unvouched(mesh(&[ORDERS]));
+    world.apply(listed(vec![]));
+    let seen = |instances| Seen {
+        revision: Revision(1),
+        instances,
+    };
+    world.apply(Change::Confirmed(seen(6)));
+    assert!(world.snapshot().expect("a first snapshot").is_bare());
+    world.apply(Change::Confirmed(seen(0)));
+    assert!(!world.snapshot().expect("it is believed").is_bare());
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use policy::Policy;
 use proptest::{collection::vec, prelude::*, sample::select};
-use registry::store::Entry;
+use registry::store::{Entry, Revision};
 use xds_server::{
     config::Mesh,
     resource::{Kind, Resources},
@@ -197,7 +197,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Put(entry) => drop(world.apply(Change::Put(entry))),
-                Step::Deleted(key) => drop(world.apply(Change::Deleted { key })),
+                Step::Deleted(key) => drop(world.apply(Change::Deleted { key, revision: Revision(0) })),
                 Step::Listed(entries) => drop(world.apply(listed(entries))),
                 Step::Mesh(at) => {
                     mesh = &meshes[at];

@@ -128,7 +128,10 @@ impl World {
             for (key, proposal) in self.world.proposals().clone() {
                 let value = StandingRecord::to_json(proposal.standing);
                 self.apply(match proposal.standing == Standing::default() {
-                    true => Change::Deleted { key },
+                    true => Change::Deleted {
+                        key,
+                        revision: Revision(0),
+                    },
                     false => Change::Put(entry(key, value, revision)),
                 });
             }
@@ -262,7 +265,10 @@ fn bad_records_are_reported_once_and_everything_else_goes_on() {
         let snapshot = world.snapshot().expect("a new instance");
         assert_eq!(ports(&snapshot, "orders/sh-a"), [1, 9]);
 
-        world.apply(Change::Deleted { key: key(at) });
+        world.apply(Change::Deleted {
+            key: key(at),
+            revision: Revision(0),
+        });
         assert_eq!(world.rejected(), 0);
     }
 }
@@ -300,6 +306,7 @@ fn an_instance_whose_record_becomes_unreadable_stays_until_it_is_gone() {
 
     world.apply(Change::Deleted {
         key: key("orders/sh-a/1"),
+        revision: Revision(0),
     });
     let snapshot = world.pass(DOUBT_MS).expect("an instance less");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [] as [u32; 0]);
@@ -357,9 +364,11 @@ fn where_nothing_changes_nothing_is_sent() {
     world.apply(put("orders/sh-a/9", record(9, "draining")));
     world.apply(Change::Deleted {
         key: key("orders/sh-a/9"),
+        revision: Revision(0),
     });
     world.apply(Change::Deleted {
         key: key("orders/sh-a/never-there"),
+        revision: Revision(0),
     });
     // The operator's weights do not ask for load.
     let loaded = r#"{"address":"10.0.0.1","port":1,"load1_per_core":3}"#;

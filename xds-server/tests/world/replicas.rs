@@ -161,7 +161,7 @@ proptest! {
                 Event::Delete(key) => {
                     model.stored.remove(&key);
                     model.served.remove(&key);
-                    world.apply(Change::Deleted { key });
+                    world.apply(Change::Deleted { key, revision: Revision(0) });
                 }
                 Event::LostPut(key, value) => {
                     model.put(key, value);

@@ -73,6 +73,7 @@ fn what_an_operator_wants_counts_at_once() {
     };
     let gone = |at: &str| Change::Deleted {
         key: format!("/tidegate/v1/config/intents/{at}"),
+        revision: Revision(0),
     };
     world.apply(intent("sh-a/orders", "drain"));
     assert_eq!(shares(&world.snapshot().expect("a drain")), [1000]);
@@ -111,6 +112,9 @@ fn a_replica_that_starts_goes_on_where_the_others_are() {
     assert_eq!(shares(&fresh.snapshot().expect("a first snapshot")), [1000]);
     assert!(fresh.world.proposals().is_empty());
     // Somebody deletes the record: nothing is remembered.
-    fresh.apply(Change::Deleted { key: at.clone() });
+    fresh.apply(Change::Deleted {
+        key: at.clone(),
+        revision: Revision(0),
+    });
     assert_eq!(shares(&fresh.snapshot().expect("it is back")), [800, 200]);
 }

@@ -12,7 +12,7 @@ use super::{Site, announce};
 use crate::run::quiet;
 use crate::tree::put;
 
-const SOURCE: &str = "e2e/src/bin/bench/xds/peer/main.go";
+const SOURCE: &str = "bench/src/xds/peer/main.go";
 
 /// Everything that the program is built from, besides Go and its standard library.
 const LIBRARIES: [&str; 12] = [

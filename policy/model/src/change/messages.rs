@@ -40,6 +40,12 @@ impl Change<'_> {
             let scenario = self.scenario;
             let at = proxy;
             let proxy = self.proxy(proxy);
+            if !first && scenario.budget.turns_back > 0 {
+                let before = proxy.offered.policy;
+                if before != offered.policy && !proxy.earlier.contains(&before) {
+                    proxy.earlier.push(before);
+                }
+            }
             proxy.offered = offered;
             if at_once(scenario.speed_of_routes(at)) {
                 proxy.take_routes();
@@ -128,7 +134,9 @@ impl Change<'_> {
     }
 
     pub(crate) fn arrive(&mut self, message: Message) {
-        let terms = &self.scenario.terms;
+        let Scenario {
+            terms, mutation, ..
+        } = self.scenario;
         match message {
             Message::Asked {
                 proxy,
@@ -147,7 +155,7 @@ impl Change<'_> {
                 proxy,
                 nonce,
                 grant,
-            } => self.proxy(proxy).granted(nonce, &grant, terms),
+            } => self.proxy(proxy).granted(nonce, &grant, terms, *mutation),
             Message::Revoked { proxy, fence } => {
                 self.proxy(proxy).revoked(fence);
                 self.hurry(proxy);

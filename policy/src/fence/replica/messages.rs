@@ -182,9 +182,7 @@ pub enum Unwilling {
         "this replica is configured with other terms than those that are agreed on, and moves nothing: `tidegate terms` shows them; ask a replica that agrees"
     )]
     TermsDiffer,
-    #[error(
-        "the cell belongs to these zones already; an override that is to begin another epoch for them says so (accept)"
-    )]
+    #[error("the cell belongs to these zones already, so there is nothing to move")]
     SameOwners,
     #[error("another move of this cell is under way: wait for it, or override it")]
     Moving,

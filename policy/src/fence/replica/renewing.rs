@@ -37,8 +37,18 @@ impl Replica {
 
     /// A complete round renews the own session, as this replica sees it too.
     pub(super) fn complete_round(&mut self, now: u64) {
+        let was_over = self.session.was_over(now);
         if self.session.complete_round(now, &self.terms) {
             self.sessions.beat(self.session.id(), now, &self.terms);
+            self.back(was_over, now);
+        }
+    }
+
+    /// The own session was renewed after it had been over, or for the first time. It may have been the store that was away, and
+    /// others be just as late: their silence counts from now, or the first that is back would pass over all others.
+    pub(super) fn back(&mut self, was_over: bool, now: u64) {
+        if was_over {
+            self.sessions.joined(now, &self.terms);
         }
     }
 }

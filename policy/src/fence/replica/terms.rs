@@ -19,6 +19,8 @@ pub(super) struct Known {
     /// The revision of the record, or of its deletion.
     revision: Revision,
     present: bool,
+    /// The record has lost its history, which `agreement` has: it is to be written again.
+    lost: bool,
     /// Whether all living replicas are configured with what comes next.
     rolled: bool,
     /// Since when nothing has forbidden to narrow.
@@ -35,6 +37,7 @@ impl Known {
             agreement: None,
             revision: Revision(0),
             present: false,
+            lost: false,
             rolled: false,
             narrow_since: None,
             after: 0,
@@ -106,6 +109,7 @@ impl Replica {
         known.agreement = None;
         known.revision = Revision(0);
         known.present = false;
+        known.lost = false;
         known.narrow_since = None;
         known.after = 0;
     }
@@ -118,6 +122,10 @@ impl Replica {
         }
         known.revision = revision;
         known.present = agreement.is_some();
+        let before = known.agreement.as_ref();
+        let mended = (agreement.as_ref().zip(before)).and_then(|(new, old)| new.after_loss(old));
+        known.lost = mended.is_some();
+        let agreement = mended.or(agreement);
         // One that was deleted is remembered: it is created again as it was.
         known.agreement = agreement.or(known.agreement.take());
         known.narrow_since = None;
@@ -182,7 +190,7 @@ impl Replica {
         })
     }
 
-    /// Creates the record, adds the own services to it, or narrows it, where that is due.
+    /// Creates the record, restores its history, adds the own services to it, or narrows it, where that is due.
     pub(super) fn agree(&mut self, now: u64, effects: &mut Vec<Effect>) {
         let asking = |pending: &Pending| *pending == Pending::Terms;
         if now < self.agreed.after || self.pending.values().any(asking) {
@@ -190,6 +198,7 @@ impl Replica {
         }
         let transaction = match self.agreement() {
             None => self.create_terms(),
+            Some((_, agreement)) if self.agreed.lost => Some(self.replace_terms(agreement.clone())),
             Some((_, agreement)) => {
                 let with = agreement.with_services_of(&self.agreed.own);
                 match with.filter(|_| self.acts()) {

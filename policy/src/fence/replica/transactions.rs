@@ -67,11 +67,9 @@ impl Replica {
             }
             Some(Pending::Renewal) => match outcome {
                 Outcome::Committed(revision) => {
-                    let created = self.session.created();
+                    let was_over = self.session.was_over(now);
                     self.session.renewed(number, revision, now, &self.terms);
-                    if created != self.session.created() {
-                        self.sessions.joined(now, &self.terms);
-                    }
+                    self.back(was_over, now);
                 }
                 Outcome::Refused => self.session.refused(number),
                 Outcome::Unknown => self.session.failed(number),

@@ -60,11 +60,26 @@ impl Stream {
         confirmed(Kind::Cluster) && (!has_endpoints || confirmed(Kind::Endpoints))
     }
 
-    /// Whether the client can use every cluster that routes and filter need.
+    /// Whether the client has no version of the cluster, or none of its endpoints, and refuses what is offered. Of one that it has,
+    /// or is sent, it will be able to use that.
+    fn is_refused(&self, name: &Arc<str>) -> bool {
+        [Kind::Cluster, Kind::Endpoints].into_iter().any(|kind| {
+            let subscription = &self.kinds[kind.index()];
+            let offered = self.view.of(kind).get(name);
+            let held = subscription.held().get(name);
+            offered.is_some_and(|offered| subscription.refuses(offered))
+                && held.and_then(Held::version).is_none()
+        })
+    }
+
+    /// Whether the client can use every cluster that routes and filter need, but for those that it refuses. Nothing is gained by
+    /// waiting for these: one of them would hold back every service's routes, and the policy without which nothing is granted
+    /// once the terms have changed. A request that is led there gets a 503.
     fn all_warm(&mut self) -> bool {
         let needed = self.view.needed();
-        let warm = match &self.warmth.warm {
-            None => needed.iter().all(|name| self.is_warm(name)),
+        let is_settled = |name: &Arc<str>| self.is_warm(name) || self.is_refused(name);
+        let settled = match &self.warmth.warm {
+            None => needed.iter().all(is_settled),
             Some(warm) => {
                 let doubtful = self.warmth.doubtful.iter();
                 let mut doubtful = doubtful.filter(|name| needed.contains(*name));
@@ -72,17 +87,24 @@ impl Stream {
                     DiffItem::Add(name) => Some(name),
                     DiffItem::Remove(_) => None,
                 });
-                doubtful.all(|name| self.is_warm(name)) && new.all(|name| self.is_warm(name))
+                doubtful.all(is_settled) && new.all(is_settled)
             }
         };
-        debug_assert_eq!(warm, needed.iter().all(|name| self.is_warm(name)));
-        if warm {
+        debug_assert_eq!(settled, needed.iter().all(is_settled));
+        if settled {
+            // Those that are refused are looked at each time: what is offered in their place is waited for again.
+            let refused = [Kind::Cluster, Kind::Endpoints].into_iter();
+            let refused = refused.flat_map(|kind| self.kinds[kind.index()].rejected.keys());
+            let mut warm = needed.clone();
+            for name in refused.filter(|name| !self.is_warm(name)) {
+                warm.remove(name);
+            }
             self.warmth = Warmth {
-                warm: Some(needed.clone()),
+                warm: Some(warm),
                 doubtful: BTreeSet::new(),
             };
         }
-        warm
+        settled
     }
 
     /// Whether the client can use every cluster with endpoints that it takes. Aggregate clusters come after those: Envoy asks each
@@ -144,14 +166,20 @@ impl Stream {
     /// Whether an update may be sent. What makes endpoints a dead end waits until routes and policy that avoid them are in
     /// force, or were refused: nothing is gained by waiting for those.
     fn is_timely(&self, subscription: &Subscription, resource: &Resource) -> bool {
-        !resource.dead_end
-            || !subscription.held().contains_key(&resource.name)
-            || subscription.has(resource)
-            || self.has_moved(Subscription::refuses)
+        !Stream::loses_all(subscription, resource)
+            || (self.grace_is_over || !self.applies_later())
+                && self.has_moved(Subscription::refuses)
+    }
+
+    /// Whether an update takes the last healthy endpoints of a cluster from the client.
+    pub(super) fn loses_all(subscription: &Subscription, resource: &Resource) -> bool {
+        resource.dead_end
+            && subscription.held().contains_key(&resource.name)
+            && !subscription.has(resource)
     }
 
     /// Whether the client has acknowledged the present routes and policy, but for those that are `excused`.
-    fn has_moved(&self, excused: impl Fn(&Subscription, &Resource) -> bool) -> bool {
+    pub(super) fn has_moved(&self, excused: impl Fn(&Subscription, &Resource) -> bool) -> bool {
         let users = [Kind::Routes, Kind::VirtualHosts, Kind::FilterConfig];
         users.into_iter().all(|user| {
             let subscription = &self.kinds[user.index()];

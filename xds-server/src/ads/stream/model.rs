@@ -1,10 +1,10 @@
 //! A model of Envoy against the real stream state, with messages that take their time and a mesh that changes all the while.
 //!
-//! Whatever the order: the model never has a route to a cluster that it cannot use, and when things calm down it has
-//! exactly the present view.
+//! Whatever the order: the model never has a route to a cluster that it cannot use, but for one that it has refused. When
+//! things calm down it has exactly the present view, but for what it refuses.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     num::NonZeroU32,
 };
 
@@ -18,6 +18,11 @@ const CLUSTERS: [&str; 4] = ["a", "b", "c", "d"];
 
 /// What leads to clusters.
 const USERS: [Kind; 3] = [Kind::Routes, Kind::VirtualHosts, Kind::FilterConfig];
+
+/// With this content the client refuses the cluster.
+const BAD_CLUSTER: u8 = 3;
+/// With this one its endpoints.
+const BAD_ENDPOINTS: u8 = 4;
 
 /// Which clusters exist, with which content, and whether the routes use each.
 type Mesh = [Option<(u8, bool)>; CLUSTERS.len()];
@@ -61,7 +66,11 @@ enum ToServer {
     Subscribe(Kind, Vec<String>),
     Unsubscribe(Kind, Vec<String>),
     Ack(Kind, u64),
+    Nack(Kind, u64, Vec<String>),
 }
+
+/// The versions of what the client refuses, by kind and name.
+type Bad = BTreeSet<(usize, String, Version)>;
 
 /// What Envoy would have.
 struct Client {
@@ -69,6 +78,10 @@ struct Client {
     has: [BTreeMap<String, Version>; Kind::ALL.len()],
     inbox: VecDeque<Outgoing>,
     outbox: VecDeque<ToServer>,
+    /// Clusters and endpoints that were refused when they came last.
+    refused: BTreeSet<(usize, String)>,
+    /// Clusters that were refused when routes to them came.
+    excused: BTreeSet<String>,
 }
 
 impl Client {
@@ -86,6 +99,8 @@ impl Client {
             has: Default::default(),
             inbox: VecDeque::new(),
             outbox: first.into_iter().chain(hosts).collect(),
+            refused: BTreeSet::new(),
+            excused: BTreeSet::new(),
         }
     }
 
@@ -94,7 +109,7 @@ impl Client {
     }
 
     /// Takes the next response, as Envoy would; `tables` tells the clusters that a version of the routes uses.
-    fn receive(&mut self, tables: &BTreeMap<Version, Vec<&'static str>>) {
+    fn receive(&mut self, tables: &BTreeMap<Version, Vec<&'static str>>, bad: &Bad) {
         let Some(response) = self.inbox.pop_front() else {
             return;
         };
@@ -121,7 +136,18 @@ impl Client {
         if replaces {
             self.has[kind.index()].clear();
         }
+        let mut refused = Vec::new();
         for resource in &response.resources {
+            let name = resource.name.to_string();
+            if bad.contains(&(kind.index(), name.clone(), resource.version)) {
+                if let Some(had) = before.get(&name) {
+                    self.has[kind.index()].insert(name.clone(), *had);
+                }
+                self.refused.insert((kind.index(), name.clone()));
+                refused.push(name);
+                continue;
+            }
+            self.refused.remove(&(kind.index(), name));
             // Envoy has no use for the endpoints of a cluster that it does not have (any more), and acknowledges them.
             if kind == Kind::Endpoints && !self.has(Kind::Cluster, &resource.name) {
                 continue;
@@ -154,16 +180,35 @@ impl Client {
                 }
             }
         }
-        self.outbox.push_back(ToServer::Ack(kind, response.nonce));
+        self.outbox.push_back(match refused.is_empty() {
+            true => ToServer::Ack(kind, response.nonce),
+            false => ToServer::Nack(kind, response.nonce, refused),
+        });
+        if USERS.contains(&kind) {
+            let refused = self.refused.iter().map(|(_, name)| name.clone());
+            self.excused.extend(refused);
+        }
         self.check(tables);
+        let named: BTreeSet<&str> = (USERS.iter())
+            .flat_map(|kind| self.has[kind.index()].values())
+            .flat_map(|version| tables[version].iter().copied())
+            .collect();
+        let (clusters, endpoints) = (Kind::Cluster.index(), Kind::Endpoints.index());
+        let usable = |name: &String| {
+            self.has[clusters].contains_key(name) && self.has[endpoints].contains_key(name)
+        };
+        self.excused
+            .retain(|name| named.contains(&**name) && !usable(name));
     }
 
     fn check(&self, tables: &BTreeMap<Version, Vec<&'static str>>) {
         for kind in USERS {
             for version in self.has[kind.index()].values() {
                 for cluster in &tables[version] {
+                    let usable =
+                        self.has(Kind::Cluster, cluster) && self.has(Kind::Endpoints, cluster);
                     assert!(
-                        self.has(Kind::Cluster, cluster) && self.has(Kind::Endpoints, cluster),
+                        usable || self.excused.contains(*cluster),
                         "{kind:?} leads to {cluster}, which cannot be used"
                     );
                 }
@@ -176,17 +221,27 @@ struct Run {
     stream: Stream,
     client: Client,
     tables: BTreeMap<Version, Vec<&'static str>>,
+    bad: Bad,
 }
 
 impl Run {
     fn change(&mut self, mesh: &Mesh) {
         let view = view_of(mesh);
-        self.learn(&view);
+        self.learn(mesh, &view);
         self.stream.set_view(view);
         self.pump();
     }
 
-    fn learn(&mut self, view: &View) {
+    fn learn(&mut self, mesh: &Mesh, view: &View) {
+        for (name, cluster) in CLUSTERS.iter().zip(mesh) {
+            let kind = match cluster {
+                Some((BAD_CLUSTER, _)) => Kind::Cluster,
+                Some((BAD_ENDPOINTS, _)) => Kind::Endpoints,
+                _ => continue,
+            };
+            let version = view.of(kind)[*name].version;
+            self.bad.insert((kind.index(), name.to_string(), version));
+        }
         let used: Vec<&'static str> = CLUSTERS
             .into_iter()
             .filter(|name| view.needed().iter().any(|needed| &**needed == *name))
@@ -210,6 +265,15 @@ impl Run {
                 let nonce = nonce.to_string();
                 let settled = self.stream.settle(kind, &Verdict::Ack { nonce: &nonce });
                 assert_eq!(settled, Ok(Answer::Accepted));
+            }
+            Some(ToServer::Nack(kind, nonce, names)) => {
+                let (nonce, message) = (nonce.to_string(), names.join(" "));
+                let refusal = Verdict::Nack {
+                    nonce: &nonce,
+                    message: &message,
+                };
+                let settled = self.stream.settle(kind, &refusal);
+                assert!(matches!(settled, Ok(Answer::Refused(_))), "{settled:?}");
             }
             Some(ToServer::Subscribe(kind, names)) => {
                 let names = names.iter().map(String::as_str);
@@ -235,7 +299,8 @@ impl Run {
 }
 
 fn meshes() -> impl Strategy<Value = Mesh> {
-    prop::array::uniform4(prop::option::weighted(0.7, (0..3_u8, any::<bool>())))
+    let content = prop_oneof![6 => 0..BAD_CLUSTER, 1 => BAD_CLUSTER..=BAD_ENDPOINTS];
+    prop::array::uniform4(prop::option::weighted(0.7, (content, any::<bool>())))
 }
 
 #[derive(Clone, Debug)]
@@ -266,8 +331,9 @@ proptest! {
             stream: Stream::new(variant, view_of(&first)).with_ttl(),
             client: Client::new(variant),
             tables: BTreeMap::new(),
+            bad: Bad::new(),
         };
-        run.learn(&view_of(&first));
+        run.learn(&first, &view_of(&first));
         let mut last = first;
         for step in steps {
             match step {
@@ -276,7 +342,7 @@ proptest! {
                     last = mesh;
                 }
                 Step::ToServer => run.deliver_to_server(),
-                Step::ToClient => run.client.receive(&run.tables),
+                Step::ToClient => run.client.receive(&run.tables, &run.bad),
                 Step::Renew => {
                     for kind in Kind::ALL {
                         run.stream.renew(kind);
@@ -290,17 +356,26 @@ proptest! {
             if run.client.outbox.is_empty() && run.client.inbox.is_empty() {
                 break;
             }
-            run.client.receive(&run.tables);
+            run.client.receive(&run.tables, &run.bad);
             run.deliver_to_server();
         }
+        // Of these it may have an earlier version, or none.
+        let refused: Vec<&str> = (CLUSTERS.into_iter().zip(&last))
+            .filter(|(_, cluster)| matches!(cluster, Some((BAD_CLUSTER | BAD_ENDPOINTS, _))))
+            .map(|(name, _)| name)
+            .collect();
         let kinds = Kind::ALL.into_iter();
         for kind in kinds.filter(|kind| delta || kind.in_state_of_the_world()) {
-            let expected: BTreeMap<String, Version> = view_of(&last)
+            let good = |name: &str| !refused.contains(&name);
+            let mut expected: BTreeMap<String, Version> = view_of(&last)
                 .of(kind)
                 .values()
                 .map(|resource| (resource.name.to_string(), resource.version))
                 .collect();
-            prop_assert_eq!(&run.client.has[kind.index()], &expected, "{:?}", kind);
+            expected.retain(|name, _| good(name));
+            let mut has = run.client.has[kind.index()].clone();
+            has.retain(|name, _| good(name));
+            prop_assert_eq!(has, expected, "{:?}", kind);
         }
     }
 }

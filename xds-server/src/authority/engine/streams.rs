@@ -167,13 +167,42 @@ impl Engine {
         self.withheld_after = now + WITHHELD_LOOK;
         let streams = self.streams.values();
         let found = streams.filter_map(|stream| {
-            let detail = match stream.withheld? {
-                Withheld::OtherTerms => "its policy is of other terms than the agreed ones",
-                Withheld::UnsaidTerms => "its filter does not say of which terms its policy is",
-            };
+            let refused = || (self.sources.refusals)(&stream.node);
+            let detail = withheld_detail(stream.withheld?, refused);
             let found = Found::new(Code::ProxyOfOtherTerms, stream.node.as_str(), detail);
             Some(found.after(WITHHELD_PATIENCE))
         });
         self.withheld.look(found.collect(), now);
+    }
+}
+
+/// Why a proxy is given nothing, and what it refuses, which may be why it lacks the present policy.
+fn withheld_detail(withheld: Withheld, refused: impl FnOnce() -> Option<String>) -> String {
+    match withheld {
+        Withheld::OtherTerms => {
+            let refused = refused().map(|refused| format!("; it refuses {refused}"));
+            let refused = refused.unwrap_or_default();
+            format!("its policy is of other terms than the agreed ones{refused}")
+        }
+        Withheld::UnsaidTerms => "its filter does not say of which terms its policy is".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_without_the_present_policy_is_told_of_with_what_it_refuses() {
+        let refused = || Some("ecds tidegate: no such mode".to_owned());
+        let detail = withheld_detail(Withheld::OtherTerms, refused);
+        assert!(
+            detail.ends_with("; it refuses ecds tidegate: no such mode"),
+            "{detail}"
+        );
+        let detail = withheld_detail(Withheld::OtherTerms, || None);
+        assert!(detail.ends_with("the agreed ones"), "{detail}");
+        let detail = withheld_detail(Withheld::UnsaidTerms, refused);
+        assert!(!detail.contains("refuses"), "{detail}");
     }
 }

@@ -76,7 +76,12 @@ impl Engine {
     }
 
     pub(super) fn publish(&mut self) {
-        let cells = status::of(self.replicas.values(), &self.presence, self.now());
+        let cells = status::of(
+            self.replicas.values(),
+            &self.presence,
+            &self.out,
+            self.now(),
+        );
         let metrics = &self.sources.metrics;
         for cell in &cells {
             let label = CellLabel {

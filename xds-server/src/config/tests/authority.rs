@@ -273,7 +273,7 @@ fn services_are_fenced_only_where_that_can_be() {
         ("weights: computed", hash, &*format!("16: {hashed}")),
         (
             "weights: computed",
-            &*format!("{hash}\n    sessions: {{cookie: c}}"),
+            &*format!("{hash}\n    stateful_session: {{cookie: c}}"),
             &*format!("16: {hashed}"),
         ),
         (

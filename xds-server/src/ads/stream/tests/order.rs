@@ -205,6 +205,35 @@ fn the_last_healthy_endpoint_leaves_after_the_routes_to_it() {
     }
 }
 
+/// A gRPC client acknowledges routes before it applies them.
+#[test]
+fn the_last_healthy_endpoint_of_a_grpc_client_stays_for_a_while_after_its_routes() {
+    let lines = |content, table| {
+        let a = [(Kind::Cluster, "a", "1"), (Kind::Endpoints, "a", content)];
+        [&a[..], &[(Kind::Routes, "table", table)]].concat()
+    };
+    let mut stream = sotw(&view(&lines("healthy", "to a"), &["a"]));
+    want(&mut stream, Kind::Routes, &["table"]);
+    taken(&mut stream, Kind::Routes, &["table"], &[]);
+    want(&mut stream, Kind::Cluster, &["a"]);
+    taken(&mut stream, Kind::Cluster, &["a"], &[]);
+    want(&mut stream, Kind::Endpoints, &["a"]);
+    taken(&mut stream, Kind::Endpoints, &["a"], &[]);
+    for table in ["elsewhere", "further away"] {
+        stream.set_view(view(&lines("nobody healthy", table), &[]));
+        let nonce = sent(&mut stream, Kind::Routes, &["table"], &[]);
+        quiet(&mut stream);
+        assert!(!stream.awaits_grace(), "the routes are not acknowledged");
+        ack(&mut stream, Kind::Routes, &nonce);
+        quiet(&mut stream);
+        assert!(stream.awaits_grace());
+    }
+    stream.end_grace();
+    taken(&mut stream, Kind::Endpoints, &["a"], &[]);
+    assert!(!stream.awaits_grace());
+    quiet(&mut stream);
+}
+
 /// Envoy acknowledges a cluster once it is warm, for which it waits for endpoints, and routes wait for that.
 #[test]
 fn a_cluster_that_changes_is_warmed_with_its_healthy_endpoints_until_routes_have_left_it() {
@@ -332,4 +361,73 @@ proptest! {
             prop_assert_eq!(&found, &expected);
         }
     }
+}
+
+/// One service's cluster is no reason to hold back the policy of all: without the present one a proxy gets no grants.
+#[test]
+fn routes_and_policy_do_not_wait_for_what_is_refused() {
+    let lines = |bad| {
+        let users = [
+            (Kind::Routes, "table", bad),
+            (Kind::FilterConfig, "filter", bad),
+        ];
+        [&cluster("good", "1")[..], &cluster("bad", bad), &users].concat()
+    };
+    let used = ["bad", "good"];
+    for kind in [Kind::Cluster, Kind::Endpoints] {
+        let mut stream = delta(&view(&lines("1"), &used));
+        subscribe(&mut stream, Kind::Cluster, &[]);
+        let nonce = sent(&mut stream, Kind::Cluster, &used, &[]);
+        subscribe(&mut stream, Kind::Routes, &["table"]);
+        subscribe(&mut stream, Kind::FilterConfig, &["filter"]);
+        quiet(&mut stream);
+        if kind == Kind::Cluster {
+            nack(&mut stream, kind, &nonce, "bad is broken");
+            subscribe(&mut stream, Kind::Endpoints, &["good"]);
+            taken(&mut stream, Kind::Endpoints, &["good"], &[]);
+        } else {
+            ack(&mut stream, Kind::Cluster, &nonce);
+            subscribe(&mut stream, Kind::Endpoints, &used);
+            let nonce = sent(&mut stream, Kind::Endpoints, &used, &[]);
+            quiet(&mut stream);
+            nack(&mut stream, kind, &nonce, "bad is broken");
+        }
+        taken(&mut stream, Kind::Routes, &["table"], &[]);
+        taken(&mut stream, Kind::FilterConfig, &["filter"], &[]);
+        // What is offered in its place is waited for again.
+        stream.set_view(view(&lines("2"), &used));
+        let nonce = sent(&mut stream, Kind::Cluster, &["bad"], &[]);
+        ack(&mut stream, Kind::Cluster, &nonce);
+        subscribe(&mut stream, Kind::Endpoints, &["bad"]);
+        let nonce = sent(&mut stream, Kind::Endpoints, &["bad"], &[]);
+        quiet(&mut stream);
+        ack(&mut stream, Kind::Endpoints, &nonce);
+        taken(&mut stream, Kind::Routes, &["table"], &[]);
+        taken(&mut stream, Kind::FilterConfig, &["filter"], &[]);
+    }
+}
+
+/// Endpoints that are refused after their cluster has gone do not come back with the cluster.
+#[test]
+fn a_refusal_that_comes_after_its_cluster_has_gone_brings_nothing_back() {
+    let users = [(Kind::Routes, "table", "1")];
+    let of = |content| [&cluster("a", content)[..], &users].concat();
+    let mut stream = delta(&view(&cluster("a", "1"), &[]));
+    subscribe(&mut stream, Kind::Cluster, &[]);
+    taken(&mut stream, Kind::Cluster, &["a"], &[]);
+    subscribe(&mut stream, Kind::Endpoints, &["a"]);
+    taken(&mut stream, Kind::Endpoints, &["a"], &[]);
+    stream.set_view(view(&cluster("a", "2"), &[]));
+    taken(&mut stream, Kind::Cluster, &["a"], &[]);
+    let late = sent(&mut stream, Kind::Endpoints, &["a"], &[]);
+    stream.set_view(view(&[], &[]));
+    taken(&mut stream, Kind::Cluster, &[], &["a"]);
+    nack(&mut stream, Kind::Endpoints, &late, "a is broken");
+    stream.set_view(view(&of("1"), &["a"]));
+    subscribe(&mut stream, Kind::Routes, &["table"]);
+    taken(&mut stream, Kind::Cluster, &["a"], &[]);
+    quiet(&mut stream);
+    subscribe(&mut stream, Kind::Endpoints, &["a"]);
+    taken(&mut stream, Kind::Endpoints, &["a"], &[]);
+    taken(&mut stream, Kind::Routes, &["table"], &[]);
 }

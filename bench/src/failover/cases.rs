@@ -110,7 +110,7 @@ fn plan() -> Plan {
             "failover": { "hold_s": 0, "hold_max_s": 0, "ramp": { "percent": [], "over_s": 0 } },
             "outlier": { "window_s": 1, "ejection_s": 3, "ejection_max_s": 3 },
             // The sample service answers in a millisecond.
-            "hedge_after_ms": 100,
+            "hedging": { "delay_ms": 100 },
         }),
         authority: None,
         instances: 3,
