@@ -61,9 +61,7 @@ pub fn begin(json: bool) -> (LeftOut, WorkerGuard) {
         repeated: Arc::default(),
         unread: writer.error_counter(),
     };
-    let by_level = EnvFilter::builder()
-        .with_default_directive(tracing::Level::INFO.into())
-        .from_env_lossy();
+    let by_level = by_level(&std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_default());
     let by_place = ByPlace {
         windows: Mutex::default(),
         left_out: Arc::clone(&left_out.repeated),
@@ -79,6 +77,16 @@ pub fn begin(json: bool) -> (LeftOut, WorkerGuard) {
         .with(lines.with_filter(by_level.and(by_place)))
         .init();
     (left_out, guard)
+}
+
+/// The filter that `RUST_LOG` asks for. `h2` warns of frames that any client may send: only its errors count, unless asked for.
+fn by_level(rust_log: &str) -> EnvFilter {
+    let asked_for = match rust_log.trim() {
+        "" => "info",
+        some => some,
+    };
+    // Of two directives for one target the last one counts.
+    EnvFilter::builder().parse_lossy(format!("h2=error,{asked_for}"))
 }
 
 /// Lets through so many events of each place in a second.
@@ -145,7 +153,7 @@ impl Collector for LeftOut {
 
 #[cfg(test)]
 mod tests {
-    use tracing::{info, subscriber::with_default};
+    use tracing::{info, subscriber::with_default, warn};
 
     use super::*;
 
@@ -155,6 +163,26 @@ mod tests {
     impl<S: Subscriber> Layer<S> for Heard {
         fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
             self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_library_warns_of_clients_only_where_that_is_asked_for() {
+        for (rust_log, expected) in [
+            ("", 2),
+            ("warn", 1),
+            ("h2=warn", 1),
+            ("info,h2=debug", 3),
+            ("tidegate=info", 0),
+        ] {
+            let heard = Heard::default();
+            let lines = heard.clone().with_filter(by_level(rust_log));
+            with_default(tracing_subscriber::registry().with(lines), || {
+                warn!(target: "h2::proto::ping_pong", "a client did something odd");
+                warn!(target: "xds_server::ads", "one of ours");
+                info!(target: "xds_server::ads", "one more of ours");
+            });
+            assert_eq!(heard.0.load(Ordering::Relaxed), expected, "{rust_log:?}");
         }
     }
 

@@ -28,7 +28,7 @@ const QUEUE_BYTES_MAX: usize = 64 * 1024;
 pub(super) async fn call(
     mut routes: Routes,
     request: Request<Received>,
-    responder: Responder,
+    mut responder: Responder,
     room: Room,
 ) {
     let request = request.map(|received| {
@@ -44,21 +44,21 @@ pub(super) async fn call(
         let Ok(response): Result<_, Infallible> = routes.call(request).await;
         response
     };
-    let Some(response) = unless_gone(&responder, answer).await else {
+    let Some(response) = unless_gone(&mut responder, answer).await else {
         return;
     };
     let (head, body) = response.into_parts();
     let head = http::Response::from_parts(head, ());
     // Where anything fails from here on the client is gone.
     let _ = if body.is_end_stream() {
-        responder.respond(&head)
+        responder.respond(head)
     } else {
-        respond(responder, &head, body).await
+        respond(responder, head, body).await
     };
 }
 
 /// What becomes of `work`; none if the client leaves before.
-async fn unless_gone<T>(responder: &Responder, work: impl Future<Output = T>) -> Option<T> {
+async fn unless_gone<T>(responder: &mut Responder, work: impl Future<Output = T>) -> Option<T> {
     let gone = pin!(poll_fn(|context| responder.poll_gone(context)));
     match select(gone, pin!(work)).await {
         Either::Left(((), _)) => None,
@@ -67,29 +67,34 @@ async fn unless_gone<T>(responder: &Responder, work: impl Future<Output = T>) ->
 }
 
 async fn respond(
-    responder: Responder,
-    head: &http::Response<()>,
+    mut responder: Responder,
+    head: http::Response<()>,
     mut body: Body,
 ) -> Result<(), Gone> {
     responder.begin(head)?;
     // Ends with the body, or with the client.
     loop {
-        // Before anything more is made, since that may be much.
-        poll_fn(|context| responder.poll_room(QUEUE_BYTES_MAX, context)).await?;
-        let frame = unless_gone(&responder, body.frame()).await;
+        let frame = unless_gone(&mut responder, body.frame()).await;
         match frame.ok_or(Gone)? {
             None => return responder.finish(None),
             // tonic tells what fails in the trailers.
             Some(Err(_)) => return Err(Gone),
             Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => responder.send(Pieces::from(data))?,
-                Err(frame) => {
-                    let trailers = frame.into_trailers().unwrap_or_default();
-                    return responder.finish(Some(&trailers));
-                }
+                Ok(data) => send(&mut responder, data).await?,
+                Err(frame) => return responder.finish(frame.into_trailers().ok()),
             },
         }
     }
+}
+
+/// Hands data over as the client takes it. Nothing more is made meanwhile, since that may be much.
+async fn send(responder: &mut Responder, mut data: Bytes) -> Result<(), Gone> {
+    while !data.is_empty() {
+        let wanted = data.len().min(QUEUE_BYTES_MAX);
+        let room = poll_fn(|context| responder.poll_room(wanted, context)).await?;
+        responder.send(Pieces::from(data.split_to(room)))?;
+    }
+    Ok(())
 }
 
 /// What a client sends, for tonic.

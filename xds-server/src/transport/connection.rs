@@ -1,21 +1,19 @@
 //! One connection, with everything on it, as one task.
 
 use std::{
-    cell::RefCell,
     future::poll_fn,
-    io::{self, IoSlice},
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, Wake, Waker, ready},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
-use bytes::Buf;
 use futures::FutureExt;
+use h2::{Ping, PingPong, Reason, server::SendResponse};
 use http::{Method, Request, header};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep},
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep, timeout},
 };
 use tonic::Status;
 use tracing::debug;
@@ -24,7 +22,7 @@ use super::{
     Incoming, Outgoing, Pieces, Services,
     bell::{Bell, House},
     bridge,
-    http2::{Lifeless, Link, Protocol, Received, Responder},
+    http2::{self, Activity, Received, Responder, STREAMS_MAX, Watched},
 };
 use crate::tls::Peer;
 
@@ -36,44 +34,65 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often streams and connection may wake each other before other connections have their turn.
 const TURNS_MAX: usize = 16;
-/// What is read at once: more than one frame.
-const READ_BYTES: usize = 32 * 1024;
-/// How many pieces are written at once.
-const PIECES_MAX: usize = 64;
-
-thread_local! {
-    /// What all connections read into, one after another: one that says nothing takes no memory.
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
-}
+/// How many streams may be answered at once: all that are open, and as many that the client has broken off and that have not
+/// noticed.
+const TASKS_MAX: usize = 2 * STREAMS_MAX;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+type Connection<Io> = h2::server::Connection<Watched<Io>, Pieces>;
 
 /// Serves a connection to its end.
 pub(super) async fn serve<Io>(io: Io, peer: Peer, services: Arc<Services>)
 where
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let house = Arc::new(House::default());
-    let for_connection = Bell::of(&house);
-    let to_connection = Waker::from(Arc::clone(&for_connection));
-    let served = Served {
-        wire: Wire {
-            io,
-            link: Link::new(Protocol::new(), to_connection),
-            out: Pieces::default(),
-        },
-        tasks: Vec::new(),
-        for_tasks: Bell::of(&house),
-        for_connection,
-        house,
-        peer,
-        services,
+    let activity = Arc::new(Activity::default());
+    let io = Watched::new(io, Arc::clone(&activity));
+    // On the heap: the memory that only the handshake needs is not kept.
+    let served = match Box::pin(shake_hands(io)).await {
+        Ok((connection, ping_pong)) => {
+            let house = Arc::new(House::default());
+            let served = Served {
+                connection,
+                ping_pong,
+                activity,
+                is_leaving: false,
+                tasks: Vec::new(),
+                for_tasks: Bell::of(&house),
+                for_connection: Bell::of(&house),
+                house,
+                peer,
+                services,
+            };
+            served.run().await
+        }
+        Err(error) => Err(error),
     };
-    served.run().await;
+    if let Err(why) = served {
+        debug!(%why, "connection ended");
+    }
 }
 
+async fn shake_hands<Io>(io: Watched<Io>) -> Result<(Connection<Io>, PingPong), Ended>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = http2::options().handshake(io);
+    let handshake = timeout(HANDSHAKE_TIMEOUT, handshake).await;
+    let mut connection = handshake.map_err(|_| Ended::Late)??;
+    // It can be taken once.
+    let ping_pong = connection.ping_pong().ok_or(Ended::Lifeless)?;
+    Ok((connection, ping_pong))
+}
+
+/// A connection whose client speaks HTTP/2.
 struct Served<Io> {
-    wire: Wire<Io>,
+    connection: Connection<Io>,
+    ping_pong: PingPong,
+    activity: Arc<Activity>,
+    /// The client was told that the connection ends.
+    is_leaving: bool,
     /// One for each stream. There are a few at most, as a rule one, so that asking each of them costs less than knowing which
     /// of them has something to do.
     tasks: Vec<Task>,
@@ -85,8 +104,8 @@ struct Served<Io> {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
-    async fn run(mut self) {
-        let mut alarm = pin!(sleep(HANDSHAKE_TIMEOUT));
+    async fn run(mut self) -> Result<(), Ended> {
+        let mut alarm = pin!(sleep(PING_INTERVAL));
         let house = Arc::clone(&self.house);
         let (for_tasks, for_connection) = (
             Arc::clone(&self.for_tasks),
@@ -98,19 +117,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
             house.wake_up(context.waker());
             for _ in 0..TURNS_MAX {
                 if for_tasks.answer() {
-                    let mut context = Context::from_waker(&to_tasks);
-                    let tasks = &mut self.tasks;
-                    tasks.retain_mut(|task| task.as_mut().poll(&mut context).is_pending());
+                    self.poll_tasks(&mut Context::from_waker(&to_tasks));
                 }
                 // What the streams have to say is then written in the same turn.
                 if for_connection.answer() {
                     let mut context = Context::from_waker(&to_connection);
                     let polled = self.poll_connection(alarm.as_mut(), &mut context);
-                    if let Poll::Ready(ended) = polled {
-                        if let Err(why) = ended {
-                            debug!(%why, "connection ended");
-                        }
-                        return Poll::Ready(());
+                    if polled.is_ready() {
+                        return polled;
                     }
                 }
                 if for_tasks.has_rung() || for_connection.has_rung() {
@@ -127,7 +141,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
             context.waker().wake_by_ref();
             Poll::Pending
         })
-        .await;
+        .await
+    }
+
+    fn poll_tasks(&mut self, context: &mut Context<'_>) {
+        let tasks = &mut self.tasks;
+        tasks.retain_mut(|task| task.as_mut().poll(context).is_pending());
+        if self.activity.has_too_many_resets() {
+            self.for_connection.wake_by_ref();
+        }
     }
 
     /// Ready when the connection is over.
@@ -136,35 +158,56 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
         mut alarm: Pin<&mut Sleep>,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), Ended>> {
-        if self.wire.poll_write(context)?.is_ready() && self.wire.link.protocol().is_over() {
-            return self.wire.poll_shutdown(context);
-        }
-        if self.wire.poll_read(context)?.is_ready() {
-            self.answer_requests();
-            // There may be more, once the streams have had their turn.
-            context.waker().wake_by_ref();
-        }
-        while alarm.as_mut().poll(context).is_ready() {
-            let mut protocol = self.wire.link.protocol();
-            if !protocol.has_begun() {
-                return Poll::Ready(Err(Ended::Late));
+        // Ends with nothing more to do: then each of these has noted whom to wake.
+        loop {
+            if self.activity.has_too_many_resets() {
+                self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             }
-            protocol.tick()?;
+            let accepted = pin!(self.connection.accept()).poll(context)?;
+            match accepted {
+                Poll::Ready(Some((request, response))) => {
+                    self.answer(request, response);
+                    continue;
+                }
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => {}
+            }
+            if alarm.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            self.tick(context)?;
             alarm.as_mut().reset(Instant::now() + PING_INTERVAL);
-            context.waker().wake_by_ref();
         }
-        Poll::Pending
     }
 
-    fn answer_requests(&mut self) {
-        let requests = self.wire.link.protocol().requests();
-        for (id, request) in requests {
-            let (received, responder) = self.wire.link.stream(id);
-            let request = request.map(|()| received);
-            let task = answer(&self.services, &self.peer, request, responder);
-            self.tasks.push(task);
-            self.for_tasks.wake_by_ref();
+    /// Asks the client for a sign of life, and sends it away if it has no stream.
+    fn tick(&mut self, context: &mut Context<'_>) -> Result<(), Ended> {
+        let is_idle = self.tasks.is_empty();
+        if !self.activity.tick() || (is_idle && self.is_leaving) {
+            return Err(Ended::Lifeless);
         }
+        if is_idle {
+            self.is_leaving = true;
+            self.connection.graceful_shutdown();
+        } else {
+            // The answer to the last one makes way for the next. While it is under way, another one would say no more.
+            let _ = self.ping_pong.poll_pong(context);
+            let _ = self.ping_pong.send_ping(Ping::opaque());
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, request: Request<h2::RecvStream>, mut response: SendResponse<Pieces>) {
+        if self.tasks.len() >= TASKS_MAX {
+            self.activity.count_reset();
+            response.send_reset(Reason::REFUSED_STREAM);
+            return;
+        }
+        let responder = Responder::new(response, Arc::clone(&self.activity));
+        let request = request.map(Received::new);
+        let task = answer(&self.services, &self.peer, request, responder);
+        self.tasks.push(task);
+        self.for_tasks.wake_by_ref();
     }
 }
 
@@ -172,76 +215,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error("{0}")]
-    Io(#[from] io::Error),
+    Http2(#[from] h2::Error),
     #[error("the client does not speak HTTP/2")]
     Late,
     #[error("the client does not answer any more")]
     Lifeless,
-}
-
-impl From<Lifeless> for Ended {
-    fn from(_: Lifeless) -> Ended {
-        Ended::Lifeless
-    }
-}
-
-/// The socket, and what both sides have agreed on.
-struct Wire<Io> {
-    io: Io,
-    link: Arc<Link>,
-    /// What is on its way.
-    out: Pieces,
-}
-
-impl<Io: AsyncRead + AsyncWrite + Unpin> Wire<Io> {
-    /// Ready when there is nothing to be written.
-    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Ends with what the client takes, and its windows allow.
-        loop {
-            if !self.out.has_remaining() {
-                self.link.protocol().fill(&mut self.out);
-            }
-            if !self.out.has_remaining() {
-                return Pin::new(&mut self.io).poll_flush(context);
-            }
-            let mut slices = [IoSlice::new(&[]); PIECES_MAX];
-            let count = self.out.chunks_vectored(&mut slices);
-            let write = Pin::new(&mut self.io).poll_write_vectored(context, &slices[..count]);
-            match ready!(write)? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.out.advance(written),
-            }
-        }
-    }
-
-    /// Ready when something was read.
-    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.link.protocol().wants_more() {
-            return Poll::Pending;
-        }
-        BUFFER.with_borrow_mut(|buffer| {
-            let mut buffer = ReadBuf::new(buffer);
-            ready!(Pin::new(&mut self.io).poll_read(context, &mut buffer))?;
-            if buffer.filled().is_empty() {
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-            }
-            self.link.protocol().receive(buffer.filled());
-            Poll::Ready(Ok(()))
-        })
-    }
-
-    fn poll_shutdown(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Ended>> {
-        Pin::new(&mut self.io)
-            .poll_shutdown(context)
-            .map_err(Ended::Io)
-    }
-}
-
-impl<Io> Drop for Wire<Io> {
-    fn drop(&mut self) {
-        // Who reads a request elsewhere learns that there is no more.
-        self.link.protocol().close();
-    }
 }
 
 fn answer(

@@ -149,8 +149,8 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     /// Begins to answer.
-    pub(crate) fn begin(responder: Responder) -> Result<Outgoing, Gone> {
-        responder.begin(&head())?;
+    pub(crate) fn begin(mut responder: Responder) -> Result<Outgoing, Gone> {
+        responder.begin(head())?;
         Ok(Outgoing { responder })
     }
 
@@ -158,18 +158,18 @@ impl Outgoing {
     pub(crate) fn refuse(responder: Responder, status: &Status) -> Result<(), Gone> {
         let mut head = head();
         head.headers_mut().extend(trailers(status));
-        responder.respond(&head)
+        responder.respond(head)
     }
 
     /// Hands a message over. It waits with the connection until the client takes it, so whoever sends bounds how many there
     /// may be.
-    pub(crate) fn send(&self, message: Pieces) -> Result<(), Gone> {
+    pub(crate) fn send(&mut self, message: Pieces) -> Result<(), Gone> {
         self.responder.send(message)
     }
 
     /// Ends the stream.
     pub(crate) fn finish(self, status: &Status) -> Result<(), Gone> {
-        self.responder.finish(Some(&trailers(status)))
+        self.responder.finish(Some(trailers(status)))
     }
 }
 

@@ -1,8 +1,9 @@
 //! The port for proxies: gRPC on HTTP/2.
 //!
-//! There are thousands of discovery streams, and each change goes to all. So a connection and all its streams are one task,
-//! which writes shared bytes without copying them. With tonic each stream would have tasks of its own, a queue between them,
-//! and a buffer in which every response is encoded anew. All other services are tonic's, on the same connections.
+//! There are thousands of discovery streams, and each change goes to all. So they are served on `h2` itself: a connection and
+//! all its streams are one task, which writes shared bytes without copying them. With tonic each stream would have tasks of
+//! its own, a queue between them, and a buffer in which every response is encoded anew. All other services are tonic's, on the
+//! same connections.
 
 mod bell;
 mod bridge;
@@ -22,8 +23,6 @@ use crate::{ads::service::Ads, connections::Listener};
 pub(crate) use grpc::Messages;
 pub(crate) use grpc::{Incoming, Outgoing, PREFIX_BYTES};
 pub(crate) use http2::Gone;
-#[cfg(any(test, feature = "fuzzing"))]
-pub use http2::fuzzing;
 pub use pieces::Pieces;
 use unfinished::Room;
 

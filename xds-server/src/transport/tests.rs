@@ -1,6 +1,7 @@
 //! Clients that do not behave, on a virtual clock: time passes where nobody has anything to do.
 
 mod emptied;
+mod frames;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -64,6 +65,18 @@ impl Server {
         let others = Routes::default();
         Server {
             services: Arc::new(Services::new(ads, others)),
+            proxies,
+            _publisher: publisher,
+        }
+    }
+
+    /// Before the first snapshot: nobody reads from a stream that was introduced.
+    fn without_snapshot() -> Server {
+        let (publisher, snapshots) = watch::channel(None);
+        let proxies = Proxies::default();
+        let ads = Ads::new(snapshots, proxies.clone(), Metrics::default());
+        Server {
+            services: Arc::new(Services::new(ads, Routes::default())),
             proxies,
             _publisher: publisher,
         }
@@ -413,7 +426,7 @@ async fn nothing_is_left_of_thousands_of_streams() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_breaks_off_its_streams_may_go_on_for_a_while() {
+async fn rapid_reset_ends_the_connection_after_a_while() {
     let server = Server::new();
     let (mut client, serving) = server.client().await;
     let first = framed(&hello(Kind::Cluster.type_url()));
