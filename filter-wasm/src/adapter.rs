@@ -31,7 +31,8 @@ thread_local! {
     /// What this worker decodes policies with: it outlives the root contexts, of which each policy has one.
     static DECODER: RefCell<Decoder> = RefCell::new(Decoder::default());
     static METRIC_IDS: MetricIds = const { MetricIds::new() };
-    /// From a random number of its own. Without one all workers draw alike, which is as evenly spread.
+    /// From a random number of its own. Without one all workers draw alike, which is as evenly
+    /// spread.
     static DRAWS: Draws = Draws::from(host::random().unwrap_or_default() as u64);
     /// This worker's part in the fence. None until there is something to fence, or for want of a random number.
     static MEMBER: RefCell<Option<Member>> = const { RefCell::new(None) };

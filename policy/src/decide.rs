@@ -142,8 +142,8 @@ pub struct Routed<'p> {
     pub home: Option<&'p str>,
     /// The home is not the viewing zone.
     pub foreign: bool,
-    /// The one cluster that the request goes to, by its affinity key or by what was drawn for it; or the gateways that it is
-    /// forwarded to.
+    /// The one cluster that the request goes to, by its affinity key or by what was drawn for it;
+    /// or the gateways that it is forwarded to.
     pub pin: Option<&'p str>,
     /// What a fenced write carries.
     pub write: Option<FencedWrite<'p>>,
@@ -163,9 +163,10 @@ pub struct FencedWrite<'p> {
 }
 
 impl<'p> Routed<'p> {
-    /// The headers to set: as few as the route table needs to choose, since each costs a call into the proxy, and for most
-    /// requests two: the cluster, and the home or the class. A home alone means a read, a class alone the viewing zone. The
-    /// chosen route adds the rest of what upstreams see, and takes requests without a tier for those that their home serves.
+    /// The headers to set: as few as the route table needs to choose, since each costs a call into
+    /// the proxy, and for most requests two: the cluster, and the home or the class. A home alone
+    /// means a read, a class alone the viewing zone. The chosen route adds the rest of what
+    /// upstreams see, and takes requests without a tier for those that their home serves.
     ///
     /// A fenced write is told by its epoch; one that is forwarded by the gateways that it goes to. Where it brings a home as well, it
     /// says its class: to a route table that does not know (yet, or any more) that the service is fenced, a home alone is a read.

@@ -80,8 +80,8 @@ pub struct Facts {
     pub signer: Signer,
     /// The epoch for which this proxy may admit writes of the cell now. No header says it: whoever holds the grant fills it in.
     pub granted: Option<u64>,
-    /// A number drawn for this request, which tells its place among those that a plan shares out. Whoever can draw fills it in;
-    /// without it the decision is about all of them.
+    /// A number drawn for this request, which tells its place among those that a plan shares out.
+    /// Whoever can draw fills it in; without it the decision is about all of them.
     pub draw: Option<u64>,
     /// How many proxies of this mesh have sent it on; none where it comes from a client.
     pub via: Option<u32>,

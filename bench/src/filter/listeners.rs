@@ -228,7 +228,8 @@ fn routes(pushed: &Pushed, chain: Chain, end: End) -> Result<Value> {
     Ok(table)
 }
 
-/// Makes a route for each cluster of one whose cluster the filter names; that of the viewing zone is the last.
+/// Makes a route for each cluster of one whose cluster the filter names; that of the viewing zone
+/// is the last.
 fn by_cluster(route: &Value, pushed: &Pushed) -> Vec<Value> {
     let matchers = route["match"]["headers"].as_array();
     let is_write = |matcher: &Value| {

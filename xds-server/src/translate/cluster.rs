@@ -53,7 +53,8 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// ejected by itself is suspected, not known, to be dead; what the control plane calls unhealthy is not used before that.
 const PANIC_PERCENT: f64 = 1.0;
 
-/// Stands for the place in the name under which aggregate clusters are counted. No zone has that name.
+/// Stands for the place in the name under which aggregate clusters are counted. No zone has that
+/// name.
 const EVERY_PLACE: &str = "*";
 
 /// All clusters of a service.
@@ -134,8 +135,8 @@ fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) 
 /// A cluster that uses the first of its members that has usable instances: Envoy's aggregate cluster. A change of an
 /// instance so stays a change of one zone's endpoints.
 ///
-/// All of a service and class count as `stats`: a third of what an aggregate cluster takes in a proxy are counters and gauges,
-/// and those of the same name are made once.
+/// All of a service and class count as `stats`: a third of what an aggregate cluster takes in a
+/// proxy are counters and gauges, and those of the same name are made once.
 fn aggregate(
     name: &str,
     stats: &str,

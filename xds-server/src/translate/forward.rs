@@ -130,7 +130,8 @@ pub(super) fn fenced_write(
     }
 }
 
-/// Of reads where nothing else is configured: it stands once in each virtual host. A route with another has all of it.
+/// Of reads where nothing else is configured: it stands once in each virtual host. A route with
+/// another has all of it.
 pub(super) fn usual_retries() -> RetryPolicy {
     let hedge_after_ms = RouteOptions::default().hedge_after_ms;
     retry_policy(Class::Read, &Strategy::Weighted, hedge_after_ms)

@@ -3,26 +3,30 @@
 //! For each host, and in it for each of the services' routes, longest path first, the table holds in this order:
 //!
 //! 0. upgrades to protocols that the service does not take, though others do, are refused;
-//! 1. *plain reads*, which need no decision: the filter is switched off for them, and they go as planned;
+//! 1. *plain reads*, which need no decision: the filter is switched off for them, and they go as
+//!    planned;
 //! 2. requests without a stamp are refused: nobody has decided about them;
 //! 3. reads of the viewing zone go to the cluster that the filter names in `x-tidegate-to`;
 //! 4. so do writes; one that names none is refused;
 //! 5. so do reads of another zone;
-//! 6. reads that name none stay in the viewing zone: their filter has no policy, or is older than this table.
+//! 6. reads that name none stay in the viewing zone: their filter has no policy, or is older than
+//!    this table.
 //!
-//! The filter knows the plans, so a plan changes only the routes of plain reads. Policy and table agree whatever their ages.
+//! The filter knows the plans, so a plan changes only the routes of plain reads. Policy and table
+//! agree whatever their ages.
 //!
-//! The writes of a fenced service stand together in place of 4: those that were *admitted*, told by `x-tidegate-epoch`, go to the
-//! viewing zone's instances and turn nowhere else; those that are *forwarded* go to the gateways that `x-tidegate-to` names. Every
-//! other write is refused.
+//! The writes of a fenced service stand together in place of 4: those that were *admitted*, told by
+//! `x-tidegate-epoch`, go to the viewing zone's instances and turn nowhere else; those that are
+//! *forwarded* go to the gateways that `x-tidegate-to` names. Every other write is refused.
 //!
-//! Where a key chooses the instance, clusters are those of regions, which the filter does not know: these services have routes
-//! for each home and class, as planned.
+//! Where a key chooses the instance, clusters are those of regions, which the filter does not know:
+//! these services have routes for each home and class, as planned.
 //!
-//! The first pass of Envoy's routing, before the filter has run, ends at 1 or 2; the filter's stamp makes Envoy route again.
-//! Every route that is tried and passed over costs each request, so the most common ones stand first. Routes are also what a
-//! table costs a proxy: what they have in common stands at the virtual host or at the table.
-//! Stamps from outside never get here, since the listener removes them first.
+//! The first pass of Envoy's routing, before the filter has run, ends at 1 or 2; the filter's stamp
+//! makes Envoy route again. Every route that is tried and passed over costs each request, so the
+//! most common ones stand first. Routes are also what a table costs a proxy: what they have in
+//! common stands at the virtual host or at the table. Stamps from outside never get here, since the
+//! listener removes them first.
 
 pub(super) mod fenced;
 pub(super) mod matching;
@@ -134,7 +138,8 @@ fn table(hosts: &VirtualHosts, options: RouteConfiguration) -> Arc<Resource> {
     let options = RouteConfiguration {
         // As the policy does, or the two would disagree about `shop.example:8080`.
         ignore_port_in_host_matching: true,
-        // Each that stood at every route would be there once for each. Envoy takes the routes' own first.
+        // Each that stood at every route would be there once for each. Envoy takes the routes' own
+        // first.
         request_headers_to_add: vec![
             // The filter counts on.
             add_if_absent(headers::VIA, "1"),
@@ -351,7 +356,8 @@ impl Builder<'_> {
         routes
     }
 
-    /// The filter knows zones, and here regions' clusters are named: so each home has its routes, as planned.
+    /// The filter knows zones, and here regions' clusters are named: so each home has its routes,
+    /// as planned.
     fn hashed(&self, fencing: Option<&Fencing>) -> Vec<Route> {
         let viewer = self.rules.viewer();
         let zones = self.rules.topology().zones();
@@ -440,7 +446,8 @@ impl Builder<'_> {
             .collect()
     }
 
-    /// To the cluster that the filter names. It says the tier as well, unless the home zone serves the request itself.
+    /// To the cluster that the filter names. It says the tier as well, unless the home zone serves
+    /// the request itself.
     fn as_named(&self, matchers: Vec<HeaderMatcher>, class: Class, home: Home) -> Route {
         let to = ClusterSpecifier::ClusterHeader(headers::TO.to_owned());
         let mut route = self.forwarded(matchers, to, class);

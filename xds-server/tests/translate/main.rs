@@ -133,7 +133,8 @@ fn a_table_reads_like_this() {
 */orders -> orders/sh-a/reads 1000
 ",
     );
-    // With affinity the filter has to look at every request. Where its region is gone it reads elsewhere and refuses writes.
+    // With affinity the filter has to look at every request. Where its region is gone it reads
+    // elsewhere and refuses writes.
     check(
         "[{name: s, routes: [{host: h, grpc: a.B}], zone_affinity: {cookie: user}}]",
         "EEU",
@@ -358,8 +359,8 @@ proptest! {
         }
     }
 
-    /// The filter knows plans: with other ones Envoy makes no table anew, unless they are about plain reads. So a policy and a
-    /// table of different age agree as well.
+    /// The filter knows plans: with other ones Envoy makes no table anew, unless they are about
+    /// plain reads. So a policy and a table of different age agree as well.
     #[test]
     fn a_plan_changes_the_routes_of_plain_reads_alone(rules in any::rules(), other in any::rules()) {
         let mut replanned = rules.clone();
