@@ -114,6 +114,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
         let to_tasks = Waker::from(Arc::clone(&for_tasks));
         let to_connection = Waker::from(Arc::clone(&for_connection));
         poll_fn(|context| {
+            self.activity.begin_turn();
             house.wake_up(context.waker());
             for _ in 0..TURNS_MAX {
                 if for_tasks.answer() {

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker, ready},
 };
@@ -29,6 +29,9 @@ const WINDOW_BYTES: u32 = 256 * 1024;
 /// How many streams a client may break off, or open in vain, between two ticks.
 pub(super) const RESETS_MAX: u32 = 1000;
 
+/// How much is read from a client before other connections have their turn.
+const READ_BYTES_MAX: usize = 64 * 1024;
+
 /// The options of a connection. `h2` itself bounds the rest: streams that are reset before they are accepted (20 at once),
 /// streams that it has to reset (1,024 on a connection), empty DATA frames (100 on a connection), and CONTINUATION frames. It
 /// answers a PING or SETTINGS before it reads the next frame.
@@ -44,14 +47,20 @@ pub(super) fn options() -> Builder {
     options
 }
 
-/// The activity of a client since the last tick.
+/// The activity of a client since the last tick, and in this turn.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
     has_sent: AtomicBool,
     resets: AtomicU32,
+    turn_bytes: AtomicUsize,
 }
 
 impl Activity {
+    /// Other connections had their turn.
+    pub(super) fn begin_turn(&self) {
+        self.turn_bytes.store(0, Relaxed);
+    }
+
     /// Begins a new period. Returns whether the client sent anything in the one before.
     pub(super) fn tick(&self) -> bool {
         self.resets.store(0, Relaxed);
@@ -86,10 +95,16 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Watched<Io> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.activity.turn_bytes.load(Relaxed) >= READ_BYTES_MAX {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
-        if buffer.filled().len() > before {
+        let bytes = buffer.filled().len() - before;
+        if bytes > 0 {
             self.activity.has_sent.store(true, Relaxed);
+            self.activity.turn_bytes.fetch_add(bytes, Relaxed);
         }
         Poll::Ready(Ok(()))
     }
@@ -253,5 +268,50 @@ impl Drop for Responder {
         if let Poll::Ready(Ok(_)) = self.poll_reset(&mut context) {
             self.activity.count_reset();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Endless;
+
+    impl AsyncRead for Endless {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            buffer.initialize_unfilled().fill(0);
+            buffer.set_filled(buffer.capacity());
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn a_client_that_sends_without_end_is_read_in_turns() {
+        let activity = Arc::new(Activity::default());
+        let mut client = Watched::new(Endless, Arc::clone(&activity));
+        let mut read = || {
+            let mut context = Context::from_waker(Waker::noop());
+            let mut bytes = [0; 8 * 1024];
+            let mut turn_bytes = 0;
+            loop {
+                let mut buffer = ReadBuf::new(&mut bytes);
+                if Pin::new(&mut client)
+                    .poll_read(&mut context, &mut buffer)
+                    .is_pending()
+                {
+                    return turn_bytes;
+                }
+                turn_bytes += buffer.filled().len();
+                assert!(turn_bytes < 100 * READ_BYTES_MAX, "there is no end");
+            }
+        };
+        assert_eq!(read(), READ_BYTES_MAX);
+        assert_eq!(read(), 0, "the same turn");
+        activity.begin_turn();
+        assert_eq!(read(), READ_BYTES_MAX);
     }
 }
