@@ -79,7 +79,8 @@ pub fn begin(json: bool) -> (LeftOut, WorkerGuard) {
     (left_out, guard)
 }
 
-/// The filter that `RUST_LOG` asks for. `h2` warns of frames that any client may send: only its errors count, unless asked for.
+/// The filter that `RUST_LOG` asks for. `h2` warns of frames that any client may send: only its
+/// errors count, unless asked for.
 fn by_level(rust_log: &str) -> EnvFilter {
     let asked_for = match rust_log.trim() {
         "" => "info",

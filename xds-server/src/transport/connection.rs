@@ -28,14 +28,15 @@ use crate::tls::Peer;
 
 /// How long a client may take to speak HTTP/2.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a client is asked for a sign of life. One that does not answer until the next time is gone, so that the stream
-/// of a proxy that vanished without a word is freed. One that has no stream by then is sent away.
+/// How often a client is asked for a sign of life. One that does not answer until the next time is
+/// gone, so that the stream of a proxy that vanished without a word is freed. One that has no
+/// stream by then is sent away.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often streams and connection may wake each other before other connections have their turn.
 const TURNS_MAX: usize = 16;
-/// How many streams may be answered at once: all that are open, and as many that the client has broken off and that have not
-/// noticed.
+/// How many streams may be answered at once: all that are open, and as many that the client has
+/// broken off and that have not noticed.
 const TASKS_MAX: usize = 2 * STREAMS_MAX;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -93,8 +94,8 @@ struct Served<Io> {
     activity: Arc<Activity>,
     /// The client was told that the connection ends.
     is_leaving: bool,
-    /// One for each stream. There are a few at most, as a rule one, so that asking each of them costs less than knowing which
-    /// of them has something to do.
+    /// One for each stream. There are a few at most, as a rule one, so that asking each of them
+    /// costs less than knowing which of them has something to do.
     tasks: Vec<Task>,
     for_tasks: Arc<Bell>,
     for_connection: Arc<Bell>,
@@ -191,7 +192,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
             self.is_leaving = true;
             self.connection.graceful_shutdown();
         } else {
-            // The answer to the last one makes way for the next. While it is under way, another one would say no more.
+            // The answer to the last one makes way for the next. While it is under way, another one
+            // would say no more.
             let _ = self.ping_pong.poll_pong(context);
             let _ = self.ping_pong.send_ping(Ping::opaque());
         }

@@ -20,11 +20,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Pieces;
 
-/// How many streams a client may have open on a connection. A proxy has one for each kind of resource at most, and a few.
+/// How many streams a client may have open on a connection. A proxy has one for each kind of
+/// resource at most, and a few.
 pub(super) const STREAMS_MAX: usize = 100;
 /// The longest list of fields that a request may have, as HPACK counts it.
 const LIST_BYTES_MAX: u32 = 16 * 1024;
-/// How much a client may send before it is read, on a stream and on all streams of a connection together.
+/// How much a client may send before it is read, on a stream and on all streams of a connection
+/// together.
 const WINDOW_BYTES: u32 = 256 * 1024;
 /// How many streams a client may break off, or open in vain, between two ticks.
 pub(super) const RESETS_MAX: u32 = 1000;
@@ -32,9 +34,10 @@ pub(super) const RESETS_MAX: u32 = 1000;
 /// How much is read from a client before other connections have their turn.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
-/// The options of a connection. `h2` itself bounds the rest: streams that are reset before they are accepted (20 at once),
-/// streams that it has to reset (1,024 on a connection), empty DATA frames (100 on a connection), and CONTINUATION frames. It
-/// answers a PING or SETTINGS before it reads the next frame.
+/// The options of a connection. `h2` itself bounds the rest: streams that are reset before they are
+/// accepted (20 at once), streams that it has to reset (1,024 on a connection), empty DATA frames
+/// (100 on a connection), and CONTINUATION frames. It answers a PING or SETTINGS before it reads
+/// the next frame.
 pub(super) fn options() -> Builder {
     let mut options = Builder::new();
     options
@@ -76,8 +79,8 @@ impl Activity {
     }
 }
 
-/// A socket that notes whatever arrives. The answer to a PING is not enough for a sign of life: it waits behind everything that
-/// the client has not read yet.
+/// A socket that notes whatever arrives. The answer to a PING is not enough for a sign of life: it
+/// waits behind everything that the client has not read yet.
 pub(super) struct Watched<Io> {
     io: Io,
     activity: Arc<Activity>,
@@ -174,7 +177,8 @@ impl Received {
     }
 }
 
-/// The server's half of a stream. If it is dropped before the answer has ended, the stream is broken off.
+/// The server's half of a stream. If it is dropped before the answer has ended, the stream is
+/// broken off.
 pub(crate) struct Responder {
     half: Half,
     activity: Arc<Activity>,
@@ -217,7 +221,8 @@ impl Responder {
         }
     }
 
-    /// Hands data over. It waits until the client takes it, so the caller bounds how much there may be.
+    /// Hands data over. It waits until the client takes it, so the caller bounds how much there may
+    /// be.
     pub(crate) fn send(&mut self, data: Pieces) -> Result<(), Gone> {
         Ok(self.body()?.send_data(data, false)?)
     }
@@ -264,7 +269,8 @@ impl Responder {
 impl Drop for Responder {
     fn drop(&mut self) {
         let mut context = Context::from_waker(Waker::noop());
-        // However the answer ended: by now the client, or an error of its own, has broken the stream off.
+        // However the answer ended: by now the client, or an error of its own, has broken the
+        // stream off.
         if let Poll::Ready(Ok(_)) = self.poll_reset(&mut context) {
             self.activity.count_reset();
         }
