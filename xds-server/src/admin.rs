@@ -1,8 +1,8 @@
 //! HTTP for people, probes, and instances that register.
 
+mod authorize;
 mod cells;
 mod conditions;
-mod doors;
 mod instances;
 mod leases;
 mod objections;
@@ -56,8 +56,8 @@ pub struct Admin {
     pub owners: LeaseOwners,
 }
 
-pub(crate) use doors::guarded;
-pub use doors::serve;
+pub(crate) use authorize::guarded;
+pub use authorize::serve;
 pub use leases::LeaseOwners;
 
 impl Admin {
@@ -77,7 +77,7 @@ impl Admin {
             .route("/v1/status", get(conditions::status))
             .route("/v1/operations", get(cells::operations))
             .route("/v1/instances", get(instances::list))
-            .route_layer(from_fn_with_state(self.clone(), doors::readers));
+            .route_layer(from_fn_with_state(self.clone(), authorize::readers));
         let operated = Router::new()
             .route(
                 "/v1/intents/{zone}",
@@ -89,7 +89,7 @@ impl Admin {
             .route("/v1/terms/next", delete(terms::cancel))
             .route("/v1/cells/{cell}/override", post(cells::force))
             .route("/v1/confirm", post(zones::confirm))
-            .route_layer(from_fn_with_state(self.clone(), doors::operators));
+            .route_layer(from_fn_with_state(self.clone(), authorize::operators));
         let registered = Router::new()
             .route(
                 "/v1/instances/{service}/{zone}/{instance}",
@@ -98,15 +98,15 @@ impl Admin {
             .route("/v1/leases", post(leases::grant))
             .route("/v1/leases/{lease}", delete(leases::revoke))
             .route("/v1/leases/{lease}/keepalive", post(leases::keep_alive))
-            .route_layer(from_fn_with_state(self.clone(), doors::registrars));
+            .route_layer(from_fn_with_state(self.clone(), authorize::registrars));
         Router::new()
             .route("/healthz", get(async || "alive\n"))
             .route("/readyz", get(ready))
             .merge(shown)
             .merge(operated)
             .merge(registered)
-            .layer(from_fn(doors::receive))
-            .layer(from_fn(doors::own_pages))
+            .layer(from_fn(authorize::receive))
+            .layer(from_fn(authorize::own_pages))
             .with_state(self)
     }
 

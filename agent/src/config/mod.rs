@@ -3,10 +3,10 @@
 //! [`Config::parse`] is the only door: what comes out is checked, and what is refused is refused with the file, the line
 //! and the field.
 
-mod door;
-mod raw;
+mod schema;
 #[cfg(test)]
 mod tests;
+mod validate;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -119,7 +119,7 @@ impl fmt::Display for ConfigError {
 impl Config {
     /// Parses and checks `text`, which stands in `file`.
     pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
-        let raw = raw::read(file, text)?;
-        door::Door { file }.config(raw)
+        let raw = schema::read(file, text)?;
+        validate::Validator { file }.config(raw)
     }
 }

@@ -6,8 +6,8 @@ use envoy_types::pb::envoy::{
 
 use super::{
     emptied::Brought,
+    request::{Wire, is_name, names, verdict},
     stream::{Answer, StaleNonce, Stream, Variant},
-    wire::{Wire, is_name, names, verdict},
 };
 use crate::{
     resource::{Kind, Version},

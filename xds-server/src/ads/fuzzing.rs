@@ -28,10 +28,10 @@ use prost::Message;
 use super::{
     delta::Delta,
     node::Proxy,
+    request::Wire,
     response,
     sotw::Sotw,
     stream::{Outgoing, Stream},
-    wire::Wire,
 };
 use crate::{
     resource::{Kind, Resource, Resources},

@@ -11,14 +11,14 @@ mod emptied;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod grace;
+mod large_requests;
 pub(crate) mod node;
 pub mod proxies;
 mod renewals;
+mod request;
 mod response;
 mod retries;
 pub mod service;
 mod session;
 mod sotw;
 pub mod stream;
-mod turns;
-mod wire;

@@ -6,8 +6,8 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 
 use super::{
-    delta::Delta, emptied::HeldBack, proxies::Proxies, session::Session, sotw::Sotw,
-    stream::Variant, turns::Turns,
+    delta::Delta, emptied::HeldBack, large_requests::Turns, proxies::Proxies, session::Session,
+    sotw::Sotw, stream::Variant,
 };
 use crate::{
     access::{Caller, Gate},

@@ -14,11 +14,11 @@ use super::{
     node::{InvalidNode, Proxy},
     proxies::Entry,
     renewals::Renewals,
+    request::{self, Wire},
     response::{self, TooLong},
     retries::Retries,
     service::{Ads, Scope},
     stream::{Answer, StaleNonce, Stream, Variant},
-    wire::{self, Wire},
 };
 use crate::{
     access::Caller,
@@ -419,7 +419,7 @@ impl Taken {
 const MANY_NAMES_BYTES_MIN: usize = 2 * NAMES_MAX;
 
 fn decode<W: Wire>(message: Bytes) -> Result<W::Request, Status> {
-    if message.len() > MANY_NAMES_BYTES_MIN && wire::count_names(&message) > NAMES_MAX {
+    if message.len() > MANY_NAMES_BYTES_MIN && request::count_names(&message) > NAMES_MAX {
         return Err(too_many_names());
     }
     W::Request::decode(message)

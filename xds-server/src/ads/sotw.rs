@@ -6,8 +6,8 @@ use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::Dis
 
 use super::{
     emptied::Brought,
+    request::{Wire, names, verdict},
     stream::{Answer, StaleNonce, Stream, Variant},
-    wire::{Wire, names, verdict},
 };
 use crate::{
     resource::{Digest, Kind, Resource},

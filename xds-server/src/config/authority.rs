@@ -14,10 +14,10 @@ use serde_saphyr::Spanned;
 
 use super::{
     ConfigError, Protocol, Resilience, ServiceConfig, Strategy, UpstreamTls,
-    door::Door,
     failover::millis,
     proxy_tls::RawUpstreamTls,
-    raw::{RawAffinity, RawService},
+    schema::{RawAffinity, RawService},
+    validate::Validator,
 };
 
 /// The proxies' cluster that leads to the control plane of their zone: every bootstrap names it so.
@@ -226,7 +226,7 @@ enum RawMoves {
     Manual,
 }
 
-impl Door<'_> {
+impl Validator<'_> {
     pub(super) fn authority(
         &self,
         raw: Option<&Spanned<RawAuthority>>,

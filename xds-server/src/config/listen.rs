@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::{ConfigError, Listen, PortConfig, TlsFiles, door::Door};
+use super::{ConfigError, Listen, PortConfig, TlsFiles, validate::Validator};
 use crate::{
     access::{Access, Pattern, Rule},
     connections::Limits,
@@ -94,7 +94,7 @@ struct ListOf {
     roles: bool,
 }
 
-impl Door<'_> {
+impl Validator<'_> {
     pub(super) fn listen(&self, raw: &RawListen) -> Result<Listen, ConfigError> {
         let plaintext = raw.plaintext.as_ref().map_or(&[][..], |at| &at.value);
         let tls = raw.tls.as_ref().map(|at| TlsFiles {

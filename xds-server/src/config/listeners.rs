@@ -10,7 +10,7 @@ use std::{
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::{ConfigError, DownstreamTls, door::Door, proxy_tls::RawDownstreamTls};
+use super::{ConfigError, DownstreamTls, proxy_tls::RawDownstreamTls, validate::Validator};
 use crate::snapshot::Role;
 
 /// A day.
@@ -210,7 +210,7 @@ struct RawHttp2Options {
     initial_connection_window_size: Option<Spanned<u32>>,
 }
 
-impl Door<'_> {
+impl Validator<'_> {
     pub(super) fn listeners(&self, raw: &RawListeners) -> Result<Listeners, ConfigError> {
         let gateway = ListenerConfig::at(SocketAddr::from(([0, 0, 0, 0], 8080)));
         let sidecar = ListenerConfig {

@@ -5,17 +5,17 @@
 
 mod authority;
 mod digest;
-mod door;
 mod failover;
 mod listen;
 mod listeners;
 mod proxy_tls;
-mod raw;
 mod resilience;
 mod routing;
+mod schema;
 mod terms;
 #[cfg(test)]
 mod tests;
+mod validate;
 
 use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
@@ -237,8 +237,8 @@ impl fmt::Display for ConfigError {
 impl Config {
     /// Parses and checks `text`, which stands in `file`.
     pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
-        let raw = raw::read(file, text)?;
-        let mut config = door::Door::to(file).config(raw)?;
+        let raw = schema::read(file, text)?;
+        let mut config = validate::Validator::of(file).config(raw)?;
         config.mesh.digest = digest::digest(text);
         Ok(config)
     }

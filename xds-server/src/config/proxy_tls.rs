@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::{ConfigError, door::Door};
+use super::{ConfigError, validate::Validator};
 
 /// TLS of a listener (Envoy's `DownstreamTlsContext`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ struct RawSds {
     name: String,
 }
 
-impl Door<'_> {
+impl Validator<'_> {
     pub(super) fn downstream_tls(
         &self,
         field: &str,

@@ -5,8 +5,8 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::{
-    raw::RawAffinity,
     routing::{RoutesOptions, Upgrades},
+    schema::RawAffinity,
 };
 
 /// What proxies do by themselves, and what their routes are told beside where they lead.

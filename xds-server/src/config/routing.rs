@@ -11,8 +11,8 @@ use serde_saphyr::Spanned;
 
 use super::{
     ConfigError,
-    door::Door,
-    raw::{RawHedging, RawRoute, RawService},
+    schema::{RawHedging, RawRoute, RawService},
+    validate::Validator,
 };
 
 /// A day.
@@ -94,7 +94,7 @@ pub(super) struct RawUpstreamOptions {
     idle_timeout_ms: Option<u32>,
 }
 
-impl Door<'_> {
+impl Validator<'_> {
     pub(super) fn routes_options(
         &self,
         index: usize,

@@ -7,7 +7,7 @@
 mod confirm;
 mod engine;
 mod reader;
-mod steward;
+mod standing_writer;
 
 use std::{sync::Arc, time::Duration};
 
@@ -103,7 +103,12 @@ pub fn start(sources: Sources) -> Feed {
         vanish_percent: meshes.borrow().guard.vanish_percent,
     };
     tokio::spawn(reader.run());
-    tokio::spawn(steward::run(store, proposed, mode.clone(), metrics.clone()));
+    tokio::spawn(standing_writer::run(
+        store,
+        proposed,
+        mode.clone(),
+        metrics.clone(),
+    ));
     let mesh = Arc::clone(&meshes.borrow());
     let engine = Engine {
         world: match kept {

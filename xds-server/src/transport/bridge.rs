@@ -18,7 +18,7 @@ use tower_service::Service;
 use super::{
     PREFIX_BYTES, Pieces,
     http2::{Gone, Received, Responder},
-    unfinished::{Room, Unfinished},
+    partial_messages::{Budget, Unfinished},
 };
 
 /// The most that waits for a client that does not take it.
@@ -29,13 +29,13 @@ pub(super) async fn call(
     mut routes: Routes,
     request: Request<Received>,
     mut responder: Responder,
-    room: Room,
+    budget: Budget,
 ) {
     let request = request.map(|received| {
         Body::new(RequestBody {
             received,
             message: Outline::default(),
-            unfinished: Unfinished::new(room),
+            unfinished: Unfinished::new(budget),
         })
     });
     let answer = async {
@@ -149,8 +149,8 @@ impl http_body::Body for RequestBody {
         match this.received.poll_data(context) {
             Poll::Ready(Some(Ok(data))) => {
                 let waiting = this.message.follow(&data);
-                let room = this.unfinished.follow(waiting);
-                Poll::Ready(Some(room.map(|()| Frame::data(data))))
+                let within = this.unfinished.follow(waiting);
+                Poll::Ready(Some(within.map(|()| Frame::data(data))))
             }
             Poll::Ready(Some(Err(Gone))) => {
                 let gone = tonic::Status::cancelled("the client is gone");

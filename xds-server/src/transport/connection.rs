@@ -19,10 +19,9 @@ use tonic::Status;
 use tracing::debug;
 
 use super::{
-    Incoming, Outgoing, Pieces, Services,
-    bell::{Bell, House},
-    bridge,
+    Incoming, Outgoing, Pieces, Services, bridge,
     http2::{self, Activity, Received, Responder, STREAMS_MAX, Watched},
+    wakers::{Bell, House},
 };
 use crate::tls::Peer;
 
@@ -234,7 +233,7 @@ fn answer(
     let Some(method) = services.ads.method(request.uri().path()) else {
         request.extensions_mut().insert(peer.clone());
         let others = services.others.clone();
-        return bridge::call(others, request, responder, services.room.clone()).boxed();
+        return bridge::call(others, request, responder, services.budget.clone()).boxed();
     };
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let is_grpc = content_type.is_some_and(|it| it.as_bytes().starts_with(b"application/grpc"));
@@ -248,7 +247,7 @@ fn answer(
     };
     match begun {
         Ok(responses) => {
-            let requests = Incoming::new(request.into_body(), services.room.clone());
+            let requests = Incoming::new(request.into_body(), services.budget.clone());
             services
                 .ads
                 .serve(method, peer.caller.clone(), requests, responses)

@@ -9,7 +9,7 @@ use tonic::Status;
 use super::{
     Pieces,
     http2::{Gone, Received, Responder},
-    unfinished::{Room, Unfinished},
+    partial_messages::{Budget, Unfinished},
 };
 
 /// A message is preceded by a byte that says whether it is compressed, and its length in four.
@@ -112,11 +112,11 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(received: Received, room: Room) -> Incoming {
+    pub(crate) fn new(received: Received, budget: Budget) -> Incoming {
         Incoming {
             received,
             messages: Messages::new(MESSAGE_BYTES_MAX),
-            unfinished: Unfinished::new(room),
+            unfinished: Unfinished::new(budget),
         }
     }
 

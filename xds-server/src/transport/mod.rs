@@ -5,13 +5,13 @@
 //! its own, a queue between them, and a buffer in which every response is encoded anew. All other services are tonic's, on the
 //! same connections.
 
-mod bell;
 mod bridge;
 mod connection;
+mod frame;
 mod grpc;
 mod http2;
-mod pieces;
-mod unfinished;
+mod partial_messages;
+mod wakers;
 
 use std::sync::Arc;
 
@@ -19,19 +19,19 @@ use tonic::service::Routes;
 
 use crate::{ads::service::Ads, connections::Listener};
 
+pub use frame::Pieces;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use grpc::Messages;
 pub(crate) use grpc::{Incoming, Outgoing, PREFIX_BYTES};
 pub(crate) use http2::Gone;
-pub use pieces::Pieces;
-use unfinished::Room;
+use partial_messages::Budget;
 
 /// What is served.
 pub struct Services {
     pub ads: Ads,
     /// Everything but discovery.
     pub others: Routes,
-    room: Room,
+    budget: Budget,
 }
 
 impl Services {
@@ -39,7 +39,7 @@ impl Services {
         Services {
             ads,
             others,
-            room: Room::default(),
+            budget: Budget::default(),
         }
     }
 }

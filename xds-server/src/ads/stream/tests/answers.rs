@@ -3,7 +3,7 @@
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
 use super::*;
-use crate::ads::{delta::Delta, sotw::Sotw, wire::Wire};
+use crate::ads::{delta::Delta, request::Wire, sotw::Sotw};
 
 #[test]
 fn changes_during_an_unanswered_response_collapse_into_one() {

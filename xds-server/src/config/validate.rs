@@ -18,13 +18,12 @@ use serde_saphyr::Spanned;
 
 use super::{
     Config, ConfigError, FilterConfig, Guard, Mesh, Protocol, Resilience, ServiceConfig,
-    StoreConfig, Ttls, XdsConfig, failover,
-    raw::{
+    StoreConfig, Ttls, XdsConfig, failover, resilience,
+    schema::{
         RawClass, RawCompaction, RawConfig, RawLink, RawOperatorWeights, RawProtocol,
         RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawTtls, RawWeights, RawXds,
         RawZone,
     },
-    resilience,
 };
 use crate::resource::Kind;
 
@@ -40,21 +39,21 @@ const KEEP_HISTORY_S: RangeInclusive<u64> = 10..=2_592_000;
 const ROUTES_MAX: usize = 10_000;
 
 /// Turns what was read into the domain's types, and knows the file for its errors.
-pub(super) struct Door<'f> {
+pub(super) struct Validator<'f> {
     pub(super) file: &'f str,
     warnings: RefCell<Vec<ConfigError>>,
 }
 
-impl<'f> Door<'f> {
-    pub(super) fn to(file: &'f str) -> Door<'f> {
-        Door {
+impl<'f> Validator<'f> {
+    pub(super) fn of(file: &'f str) -> Validator<'f> {
+        Validator {
             file,
             warnings: RefCell::default(),
         }
     }
 }
 
-impl Door<'_> {
+impl Validator<'_> {
     pub(super) fn error<T>(
         &self,
         at: &Spanned<T>,

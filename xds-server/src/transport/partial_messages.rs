@@ -27,7 +27,7 @@ const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// What they share. Cheap to clone: all clones are one.
 #[derive(Clone, Default)]
-pub(crate) struct Room {
+pub(crate) struct Budget {
     taken: Arc<Taken>,
 }
 
@@ -39,15 +39,15 @@ struct Taken {
 
 /// One stream's share.
 pub(crate) struct Unfinished {
-    room: Room,
+    budget: Budget,
     bytes: usize,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Unfinished {
-    pub(crate) fn new(room: Room) -> Unfinished {
+    pub(crate) fn new(budget: Budget) -> Unfinished {
         Unfinished {
-            room,
+            budget,
             bytes: 0,
             deadline: None,
         }
@@ -63,7 +63,7 @@ impl Unfinished {
             return Ok(());
         }
         let grown =
-            self.room
+            self.budget
                 .part(bytes)
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
                     Some(taken + bytes).filter(|taken| *taken <= BYTES_MAX)
@@ -73,7 +73,7 @@ impl Unfinished {
                 "other clients have so many long requests under way that there is no room for this one: try again in a minute",
             )
         })?;
-        let before = self.room.part(self.bytes);
+        let before = self.budget.part(self.bytes);
         before.fetch_sub(self.bytes, Ordering::Relaxed);
         // Where it was more before, that message has ended, and this is another one.
         if bytes < self.bytes || self.bytes == 0 {
@@ -95,7 +95,7 @@ impl Unfinished {
     }
 }
 
-impl Room {
+impl Budget {
     /// What messages of this length have taken.
     fn part(&self, bytes: usize) -> &AtomicUsize {
         match bytes {
@@ -107,7 +107,7 @@ impl Room {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        let part = self.room.part(self.bytes);
+        let part = self.budget.part(self.bytes);
         part.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
@@ -120,10 +120,10 @@ mod tests {
 
     #[tokio::test]
     async fn who_finds_no_room_takes_none_and_who_is_done_gives_it_back() {
-        let room = Room::default();
-        let mut others = Unfinished::new(room.clone());
+        let budget = Budget::default();
+        let mut others = Unfinished::new(budget.clone());
         others.follow(BYTES_MAX - LONG_BYTES_MIN).expect("room");
-        let mut one = Unfinished::new(room.clone());
+        let mut one = Unfinished::new(budget.clone());
         one.follow(LONG_BYTES_MIN - 1).expect("room of its own");
         let full = one.follow(LONG_BYTES_MIN + 1).expect_err("no room");
         assert_eq!(full.code(), Code::ResourceExhausted);
@@ -131,14 +131,14 @@ mod tests {
         one.follow(LONG_BYTES_MIN + 1).expect("room again");
         one.follow(SHORT_BYTES_MAX).expect("short ones are free");
         drop((one, others));
-        for part in [&room.taken.usual, &room.taken.long] {
+        for part in [&budget.taken.usual, &budget.taken.long] {
             assert_eq!(part.load(Ordering::Relaxed), 0);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn each_message_has_its_own_time() {
-        let mut one = Unfinished::new(Room::default());
+        let mut one = Unfinished::new(Budget::default());
         let late = |one: &mut Unfinished| {
             let mut context = Context::from_waker(std::task::Waker::noop());
             one.poll_late(&mut context).is_ready()

@@ -160,7 +160,7 @@ pub(super) struct RawService {
     pub(super) upgrades: Vec<Spanned<String>>,
     pub(super) common_http_protocol_options: Option<Spanned<RawUpstreamOptions>>,
     pub(super) tls: Option<Spanned<RawUpstreamTls>>,
-    /// Former names, see [`Door::renamed`](super::door::Door::renamed). This one has other units, too.
+    /// Former names, see [`Validator::renamed`](super::validate::Validator::renamed). This one has other units, too.
     pub(super) outlier: Option<Spanned<RawOutlier>>,
     pub(super) circuit: Option<Spanned<CircuitBreakers>>,
     pub(super) affinity: Option<Spanned<RawAffinity>>,

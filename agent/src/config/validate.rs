@@ -13,7 +13,7 @@ use policy::topology::check_name;
 use registry::record::{Health, Instance, InstanceKey};
 use serde_saphyr::Spanned;
 
-use super::raw::{
+use super::schema::{
     RawConfig, RawExpect, RawHttp, RawInstance, RawListen, RawProbe, RawRegistry, RawStore,
 };
 use super::{
@@ -33,11 +33,11 @@ const FAILURES: u32 = 3;
 const SUCCESSES: u32 = 2;
 
 /// Turns what was read into the domain's types, and knows the file for its errors.
-pub(super) struct Door<'f> {
+pub(super) struct Validator<'f> {
     pub(super) file: &'f str,
 }
 
-impl Door<'_> {
+impl Validator<'_> {
     fn error<T>(&self, at: &Spanned<T>, field: &str, message: impl fmt::Display) -> ConfigError {
         ConfigError {
             file: self.file.to_owned(),
