@@ -237,14 +237,14 @@ fn clip(text: &str) -> String {
 
 /// The rules in force, which change with the configuration: they count from the next request or stream on. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Gate {
+pub struct AccessRules {
     /// None: no rules at all.
     meshes: Option<watch::Receiver<Arc<Mesh>>>,
 }
 
-impl Gate {
-    pub fn new(meshes: watch::Receiver<Arc<Mesh>>) -> Gate {
-        Gate {
+impl AccessRules {
+    pub fn new(meshes: watch::Receiver<Arc<Mesh>>) -> AccessRules {
+        AccessRules {
             meshes: Some(meshes),
         }
     }

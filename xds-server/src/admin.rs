@@ -27,7 +27,7 @@ use registry::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    access::Gate,
+    access::AccessRules,
     ads::proxies::Proxies,
     applied::Applied,
     authority::{Agreements, Authorities},
@@ -51,7 +51,7 @@ pub struct Admin {
     pub counts: Metrics,
     /// The same, as `/metrics` shows them.
     pub metrics: Arc<Registry>,
-    pub gate: Gate,
+    pub gate: AccessRules,
     /// The owners of leases that were asked for lately.
     pub owners: LeaseOwners,
 }

@@ -21,7 +21,7 @@ use tokio::{
 use tonic::service::Routes;
 use tracing::{error, info, warn};
 use xds_server::{
-    access::Gate,
+    access::AccessRules,
     admin::{self, Admin, LeaseOwners},
     ads::{csds, proxies::Proxies, service::Ads},
     agent_port,
@@ -251,7 +251,7 @@ async fn serve(
     }
     let meshes = reload::follow(path, config, text, agreements.clone(), metrics.clone());
     tokio::spawn(memory::give_back());
-    let gate = Gate::new(meshes.clone());
+    let gate = AccessRules::new(meshes.clone());
     let hop_keys = HopKeys::new(meshes.clone(), gate.clone());
     tokio::spawn(authority::watch_guard(
         meshes.clone(),

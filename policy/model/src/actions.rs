@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use policy::fence::{
-    Agreed, CellRules, Condition, Input, Key, Layout, Move, Name, Transaction, Unwilling, Write,
+    Agreed, CellRules, Condition, Input, Key, Layout, Move, MoveRejected, Name, Transaction, Write,
 };
 use stateright::{Checker as _, HasDiscoveries, Model, Property};
 
@@ -79,7 +79,7 @@ pub enum Action {
     Restart(usize),
     Cut(usize),
     Mend(usize),
-    Wish(usize),
+    MoveRequest(usize),
     /// An operator changes the agreed terms.
     Change(usize),
     LoseWorker {
@@ -229,7 +229,7 @@ impl Scenario {
     }
 
     /// A wish, at the replica that is asked.
-    fn wish(&self, change: &mut Change<'_>, index: usize) -> Result<(), Unwilling> {
+    fn wish(&self, change: &mut Change<'_>, index: usize) -> Result<(), MoveRejected> {
         let (host, to, cause) = &self.wishes[index];
         let next = Move {
             id: Arc::from("wish"),
@@ -242,7 +242,7 @@ impl Scenario {
         let cell = self.cell(self.cell_of_wish(index));
         let at = change.host(*host);
         let now = at.clock;
-        let replica = at.replica.as_mut().ok_or(Unwilling::NoSession)?;
+        let replica = at.replica.as_mut().ok_or(MoveRejected::NoSession)?;
         let effects = replica.wish(&cell, next, true, now)?;
         change.tell_effects(*host, effects);
         Ok(())
@@ -475,7 +475,7 @@ impl Scenario {
             Action::Restart(host) => change.start(*host),
             Action::Cut(host) => change.host(*host).cut = true,
             Action::Mend(host) => change.mend(*host),
-            Action::Wish(index) => {
+            Action::MoveRequest(index) => {
                 if self.wish(change, *index).is_ok() {
                     change.state.wished |= 1 << index;
                 }
@@ -585,7 +585,7 @@ impl Model for Scenario {
         actions.extend((0..state.orphans.len()).map(Action::Orphan));
         for wish in 0..self.wishes.len() {
             if state.wished & (1 << wish) == 0 && state.time <= self.faults_until {
-                actions.push(Action::Wish(wish));
+                actions.push(Action::MoveRequest(wish));
             }
         }
         for index in 0..self.changes.len() {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use policy::fence::{
     Agreement, Authority, Cause, CellRules, Condition, Effect, HolderId, Input, Key, Listing, Move,
-    Name, Outcome, Replica, Revision, SessionId, State, Terms, Unwilling, Write,
+    MoveRejected, Name, Outcome, Replica, Revision, SessionId, State, Terms, Write,
 };
 
 const STORE: u64 = 7;
@@ -351,7 +351,7 @@ impl Mesh {
         to: &str,
         cause: Cause,
         accepted: bool,
-    ) -> Result<(), Unwilling> {
+    ) -> Result<(), MoveRejected> {
         let at = self.index(by);
         let next = Move {
             id: name("a wish"),
@@ -416,7 +416,7 @@ fn an_override_of_a_zones_own_cell_stays_there() {
         let refused = mesh.wish(by, "one", "a", Cause::Override, false);
         assert_eq!(
             refused,
-            Err(Unwilling::SameOwners),
+            Err(MoveRejected::SameOwners),
             "twice is no more than once"
         );
         mesh.wish(by, "one", "a", Cause::Override, true).unwrap();

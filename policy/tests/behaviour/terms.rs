@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use policy::fence::{
     Agreed, Agreement, Authority, CellRules, Condition, Effect, HolderId, Input, Key, Layout,
-    Listing, Name, Outcome, Replica, Revision, SessionId, State, Terms, TermsId, Transaction,
-    Unsettled, Unwilling, Withheld, Write,
+    Listing, MoveRejected, Name, Outcome, Replica, Revision, SessionId, State, Terms, TermsId,
+    Transaction, Unsettled, Withheld, Write,
 };
 
 const HOLDER: HolderId = HolderId(1);
@@ -221,7 +221,7 @@ fn a_replica_with_other_terms_grants_nothing_and_moves_nothing() {
     };
     let now = desk.now;
     let wished = desk.replica.wish(&name("one"), next, false, now);
-    assert_eq!(wished.unwrap_err(), Unwilling::TermsDiffer);
+    assert_eq!(wished.unwrap_err(), MoveRejected::TermsDiffer);
     // It acts by what is agreed on all the same: others count on that.
     assert_eq!(desk.replica.terms().session_ttl, 3_000);
     // Once it is configured as the others are, it grants.

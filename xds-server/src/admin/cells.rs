@@ -8,7 +8,7 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use policy::fence::{Cause, Key, Name, Unwilling};
+use policy::fence::{Cause, Key, MoveRejected, Name};
 use registry::authority::{AuthorityRecord, EPOCH_MAX, StateName, store_key};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -19,7 +19,7 @@ use super::{
     parse_json,
 };
 use crate::{
-    authority::{CellStatus, Gone, Operation, Wish},
+    authority::{CellStatus, Gone, MoveRequest, Operation},
     conditions::{Code, rules::Accepted},
     mode::{Level, Status},
 };
@@ -57,7 +57,7 @@ pub(super) async fn operations(State(admin): State<Admin>) -> Json<Vec<Operation
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct MoveRequest {
+struct MoveBody {
     to: Vec<String>,
     #[serde(default)]
     reason: String,
@@ -110,7 +110,7 @@ async fn begin(
     body: &[u8],
     cause: Cause,
 ) -> Result<Json<Moved>, Problem> {
-    let request: MoveRequest = parse_json(body)?;
+    let request: MoveBody = parse_json(body)?;
     let forced = cause == Cause::Override;
     if forced && request.reason.trim().is_empty() {
         return Err(Problem::bad_request(
@@ -160,7 +160,7 @@ async fn begin(
         true => HOLD_OF_WORSE.as_millis() as u64,
         false => 0,
     });
-    let wish = Wish {
+    let wish = MoveRequest {
         cell: Name::from(cell.as_str()),
         to: request
             .to
@@ -333,18 +333,18 @@ impl From<Gone> for Problem {
     }
 }
 
-impl From<Unwilling> for Problem {
-    fn from(unwilling: Unwilling) -> Problem {
+impl From<MoveRejected> for Problem {
+    fn from(unwilling: MoveRejected) -> Problem {
         let status = match unwilling {
-            Unwilling::NoCell => StatusCode::NOT_FOUND,
-            Unwilling::NoSession | Unwilling::TermsDiffer => StatusCode::SERVICE_UNAVAILABLE,
-            Unwilling::SameOwners
-            | Unwilling::Moving
-            | Unwilling::TargetSilent(_)
-            | Unwilling::OtherStore => StatusCode::CONFLICT,
+            MoveRejected::NoCell => StatusCode::NOT_FOUND,
+            MoveRejected::NoSession | MoveRejected::TermsDiffer => StatusCode::SERVICE_UNAVAILABLE,
+            MoveRejected::SameOwners
+            | MoveRejected::Moving
+            | MoveRejected::TargetSilent(_)
+            | MoveRejected::OtherStore => StatusCode::CONFLICT,
         };
         match unwilling {
-            Unwilling::SameOwners => {
+            MoveRejected::SameOwners => {
                 let rule = Code::AlreadyOwner;
                 let detail = format!(
                     "{rule} {}: {unwilling}. {}",
@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_move_to_the_present_owner_is_refused_with_a_code() {
-        let problem = Problem::from(Unwilling::SameOwners);
+        let problem = Problem::from(MoveRejected::SameOwners);
         assert_eq!(problem.status, StatusCode::CONFLICT);
         assert!(
             problem.detail.starts_with("TG7002 already_owner: "),

@@ -10,7 +10,7 @@ use super::{
     sotw::Sotw, stream::Variant,
 };
 use crate::{
-    access::{Caller, Gate},
+    access::{AccessRules, Caller},
     authority::Homes,
     metrics::{KindLabel, Metrics},
     resource::Kind,
@@ -99,7 +99,7 @@ pub struct Ads {
     pub(super) proxies: Proxies,
     pub(super) metrics: Arc<Metrics>,
     pub(super) sent: Arc<Sent>,
-    pub(super) gate: Gate,
+    pub(super) gate: AccessRules,
     pub(super) turns: Turns,
     pub(super) homes: Homes,
     pub(super) held_back: HeldBack,
@@ -141,14 +141,14 @@ impl Ads {
             sent: Arc::new(Sent::new(&metrics)),
             held_back: HeldBack::new(metrics.conditions.clone()),
             metrics: Arc::new(metrics),
-            gate: Gate::default(),
+            gate: AccessRules::default(),
             turns: Turns::default(),
             homes: Homes::unknown(),
         }
     }
 
     /// With rules for who may ask for what; without them everybody may.
-    pub fn behind(self, gate: Gate) -> Ads {
+    pub fn behind(self, gate: AccessRules) -> Ads {
         Ads { gate, ..self }
     }
 

@@ -6,7 +6,7 @@ use policy::hop::Keys;
 use tokio::sync::watch;
 
 use crate::{
-    access::{Caller, Gate},
+    access::{AccessRules, Caller},
     conditions::{Code, Conditions},
     config::{Mesh, PortConfig},
     snapshot::Role,
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Clone)]
 pub struct HopKeys {
     meshes: watch::Receiver<Arc<Mesh>>,
-    gate: Gate,
+    gate: AccessRules,
 }
 
 /// What one proxy is told of them.
@@ -30,7 +30,7 @@ pub(super) struct ToldKeys {
 }
 
 impl HopKeys {
-    pub fn new(meshes: watch::Receiver<Arc<Mesh>>, gate: Gate) -> HopKeys {
+    pub fn new(meshes: watch::Receiver<Arc<Mesh>>, gate: AccessRules) -> HopKeys {
         HopKeys { meshes, gate }
     }
 
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn only_a_gateway_that_may_be_one_is_told_and_again_when_they_change() {
         let (meshes, now) = watch::channel(mesh(ONE, RULES));
-        let keys = HopKeys::new(now.clone(), Gate::new(now));
+        let keys = HopKeys::new(now.clone(), AccessRules::new(now));
         let gateway = named("spiffe://m/a/gateway");
         let mut told = keys.told_to(&gateway, "a", "gateway");
         assert_eq!(secrets(told.news()), Some(vec!["0123456789abcdef".into()]));

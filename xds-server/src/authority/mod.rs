@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use policy::fence::{Agreed, Cause, CellRules, HolderId, Name, Terms, Unwilling};
+use policy::fence::{Agreed, Cause, CellRules, HolderId, MoveRejected, Name, Terms};
 use protos::fence::{GrantorSays, HolderSays};
 use registry::{
     authority::{AUTHORITY_PREFIX, AuthorityRecord},
@@ -54,7 +54,7 @@ const COMMANDS_MAX: usize = 1_024;
 
 /// What the store says about authority, in the order of its revisions.
 #[derive(Clone, Debug)]
-pub enum Fact {
+pub enum StoreEvent {
     /// Everything, at one revision: after a start, or when events may have been missed.
     Listed {
         cluster: ClusterId,
@@ -151,7 +151,7 @@ pub struct Sources {
     pub store: StoreWithin,
     /// The way to other replicas.
     pub peers: peers::Peers,
-    pub facts: mpsc::Receiver<Fact>,
+    pub facts: mpsc::Receiver<StoreEvent>,
     /// The zones that this process speaks for.
     pub zones: Vec<Name>,
     /// What is configured at the start: it counts until others are agreed on.
@@ -187,7 +187,7 @@ enum Command {
         zone: Name,
         node: String,
         says: mpsc::Sender<GrantorSays>,
-        joined: oneshot::Sender<Result<u64, Unseated>>,
+        joined: oneshot::Sender<Result<u64, JoinError>>,
     },
     Said {
         holder: HolderId,
@@ -198,9 +198,9 @@ enum Command {
         holder: HolderId,
         stream: u64,
     },
-    Wish {
-        wish: Wish,
-        answer: oneshot::Sender<Result<(), Unwilling>>,
+    MoveRequest {
+        wish: MoveRequest,
+        answer: oneshot::Sender<Result<(), MoveRejected>>,
     },
     HandOver {
         begun: oneshot::Sender<BTreeSet<String>>,
@@ -212,7 +212,7 @@ enum Command {
 
 /// What an operator wants of a cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wish {
+pub struct MoveRequest {
     pub cell: Name,
     pub to: Vec<Name>,
     /// [`Cause::Operator`] or [`Cause::Override`].
@@ -228,7 +228,7 @@ pub struct Wish {
 
 /// Why a proxy gets nothing here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unseated {
+pub enum JoinError {
     #[error(
         "this replica does not speak for zone {zone}, but for {zones}: proxies hold grants from replicas of their own zone"
     )]
@@ -305,7 +305,7 @@ impl Authorities {
         zone: Name,
         node: String,
         says: mpsc::Sender<GrantorSays>,
-    ) -> Result<Result<u64, Unseated>, Gone> {
+    ) -> Result<Result<u64, JoinError>, Gone> {
         let (joined, answer) = oneshot::channel();
         let join = Command::Join {
             holder,
@@ -336,9 +336,9 @@ impl Authorities {
     }
 
     /// Begins what an operator wants. What becomes of it is seen in [`cells`](Authorities::cells).
-    pub async fn wish(&self, wish: Wish) -> Result<Result<(), Unwilling>, Gone> {
+    pub async fn wish(&self, wish: MoveRequest) -> Result<Result<(), MoveRejected>, Gone> {
         let (answer, answered) = oneshot::channel();
-        let wish = Command::Wish { wish, answer };
+        let wish = Command::MoveRequest { wish, answer };
         self.commands.send(wish).await.map_err(|_| Gone)?;
         answered.await.map_err(|_| Gone)
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use policy::fence::{Name, SessionId, Sessions, Terms};
 use registry::authority::parse_key;
 
-use super::{Fact, Speakers, records};
+use super::{Speakers, StoreEvent, records};
 
 /// See the module's text.
 #[derive(Default)]
@@ -22,18 +22,18 @@ pub(super) struct Presence {
 
 impl Presence {
     /// Takes in what the store says.
-    pub(super) fn hear(&mut self, fact: &Fact) {
+    pub(super) fn hear(&mut self, fact: &StoreEvent) {
         match fact {
-            Fact::Listed { entries, .. } => {
+            StoreEvent::Listed { entries, .. } => {
                 self.said = entries.iter().filter_map(records::proxies).collect();
             }
-            Fact::Put(entry) => self.said.extend(records::proxies(entry)),
-            Fact::Deleted { key, .. } => {
+            StoreEvent::Put(entry) => self.said.extend(records::proxies(entry)),
+            StoreEvent::Deleted { key, .. } => {
                 if let Some(Ok(policy::fence::Key::Session(id))) = parse_key(key) {
                     self.said.remove(&id);
                 }
             }
-            Fact::Doubted => {}
+            StoreEvent::Doubted => {}
         }
     }
 

@@ -13,9 +13,9 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::{Authorities, HopKeys, Unseated};
+use super::{Authorities, HopKeys, JoinError};
 use crate::{
-    access::{Caller, Gate},
+    access::{AccessRules, Caller},
     generated::fence_server::{Fence, FenceServer},
     metrics::{Metrics, ReasonLabel},
     tls::Peer,
@@ -32,7 +32,7 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 #[derive(Clone)]
 pub struct FenceService {
     authorities: Authorities,
-    gate: Gate,
+    gate: AccessRules,
     hop_keys: HopKeys,
     metrics: Metrics,
 }
@@ -40,7 +40,7 @@ pub struct FenceService {
 /// The service for a tonic server.
 pub fn service(
     authorities: Authorities,
-    gate: Gate,
+    gate: AccessRules,
     hop_keys: HopKeys,
     metrics: Metrics,
 ) -> FenceServer<FenceService> {
@@ -112,8 +112,8 @@ async fn hold(
         .await;
     let gone = |gone: super::Gone| Status::unavailable(gone.to_string());
     let stream = joined.map_err(gone)?.map_err(|error| match error {
-        Unseated::OtherZone { .. } => Status::failed_precondition(error.to_string()),
-        Unseated::NoSession | Unseated::TermsDiffer => Status::unavailable(error.to_string()),
+        JoinError::OtherZone { .. } => Status::failed_precondition(error.to_string()),
+        JoinError::NoSession | JoinError::TermsDiffer => Status::unavailable(error.to_string()),
     })?;
     info!(node, %zone, role, "proxy asks for grants");
     let mut keys = hop_keys.told_to(&caller, &zone, &role);

@@ -11,7 +11,7 @@ use registry::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::Fact;
+use super::StoreEvent;
 
 /// Where the process says what is agreed on. Copies are the same one.
 #[derive(Clone, Default)]
@@ -96,19 +96,19 @@ pub(super) struct Said(BTreeMap<SessionId, SessionRecord>);
 
 impl Said {
     /// Whether the fact is about sessions, grantors or terms.
-    pub(super) fn take(&mut self, fact: &Fact) {
+    pub(super) fn take(&mut self, fact: &StoreEvent) {
         match fact {
-            Fact::Listed { entries, .. } => {
+            StoreEvent::Listed { entries, .. } => {
                 self.0.clear();
                 entries.iter().for_each(|entry| self.put(entry));
             }
-            Fact::Put(entry) => self.put(entry),
-            Fact::Deleted { key, .. } => {
+            StoreEvent::Put(entry) => self.put(entry),
+            StoreEvent::Deleted { key, .. } => {
                 if let Some(id) = session_of(key) {
                     self.0.remove(&id);
                 }
             }
-            Fact::Doubted => {}
+            StoreEvent::Doubted => {}
         }
     }
 

@@ -175,7 +175,7 @@ enum RawEnforcement {
 #[serde(deny_unknown_fields)]
 struct RawCell {
     name: String,
-    #[serde(default = "a_thousand")]
+    #[serde(default = "default_shards")]
     shards: u32,
     owners: Option<Spanned<Vec<String>>>,
     standby: Option<Spanned<Vec<String>>>,
@@ -183,7 +183,7 @@ struct RawCell {
     forward: RawForward,
     #[serde(default)]
     failover: RawMoves,
-    #[serde(default = "five_seconds")]
+    #[serde(default = "default_cool_down_s")]
     cool_down_s: f64,
 }
 
@@ -191,21 +191,21 @@ impl Default for RawCell {
     fn default() -> Self {
         RawCell {
             name: "main".to_owned(),
-            shards: a_thousand(),
+            shards: default_shards(),
             owners: None,
             standby: None,
             forward: RawForward::default(),
             failover: RawMoves::default(),
-            cool_down_s: five_seconds(),
+            cool_down_s: default_cool_down_s(),
         }
     }
 }
 
-fn a_thousand() -> u32 {
+fn default_shards() -> u32 {
     1_024
 }
 
-fn five_seconds() -> f64 {
+fn default_cool_down_s() -> f64 {
     5.0
 }
 

@@ -115,11 +115,11 @@ pub(super) struct RawZone {
 pub(super) struct RawLink {
     pub(super) between: (String, String),
     pub(super) rtt_ms: f64,
-    #[serde(default = "cost_of_one")]
+    #[serde(default = "default_cost")]
     pub(super) cost: f64,
 }
 
-fn cost_of_one() -> f64 {
+fn default_cost() -> f64 {
     1.0
 }
 

@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     ads::service::Snapshots,
-    authority::Fact,
+    authority::StoreEvent,
     conditions::{Code, Conditions},
     config::Mesh,
     last_good::{Keeper, LastGood},
@@ -41,7 +41,7 @@ pub struct Sources {
     pub store: Arc<dyn Store>,
     pub meshes: watch::Receiver<Arc<Mesh>>,
     /// Who follows what the store says about authority, if anybody does.
-    pub facts: Option<mpsc::Sender<Fact>>,
+    pub facts: Option<mpsc::Sender<StoreEvent>>,
     /// What the store said last before this process began: it is served if the store does not answer.
     pub last_good: Option<LastGood>,
     pub keeper: Keeper,

@@ -25,7 +25,7 @@ use tracing::{debug, error, info, warn};
 
 use super::Confirm;
 use crate::{
-    authority::Fact,
+    authority::StoreEvent,
     last_good::{self, Keeper, LastGood},
     metrics::Metrics,
     mode::Mode,
@@ -45,7 +45,7 @@ pub(super) struct Reader {
     pub(super) store: Arc<dyn Store>,
     pub(super) changes: mpsc::Sender<Change>,
     /// Who follows what is said about authority, if anybody does.
-    pub(super) facts: Option<mpsc::Sender<Fact>>,
+    pub(super) facts: Option<mpsc::Sender<StoreEvent>>,
     /// Nothing is said about authority any more, until another store is confirmed.
     pub(super) silent: bool,
     /// Up to where everything has been received.
@@ -268,7 +268,7 @@ impl Reader {
             accepted: None,
             reminded: Instant::now(),
         });
-        self.tell(Fact::Doubted).await?;
+        self.tell(StoreEvent::Doubted).await?;
         let restored = Change::Restored {
             revision: listing.revision,
             was: self.seen,
@@ -351,7 +351,7 @@ impl Reader {
         let (revision, records) = (listing.revision, listing.entries.len());
         info!(revision = revision.0, records, "store listed");
         let (about_authority, others) = split(listing.entries.clone());
-        let fact = Fact::Listed {
+        let fact = StoreEvent::Listed {
             cluster,
             revision,
             entries: about_authority,
@@ -517,8 +517,8 @@ impl Reader {
             let listeners = Listeners::of(event.key());
             if listeners.authority {
                 let fact = match &event {
-                    Event::Put(entry) => Fact::Put(entry.clone()),
-                    Event::Delete { key, revision } => Fact::Deleted {
+                    Event::Put(entry) => StoreEvent::Put(entry.clone()),
+                    Event::Delete { key, revision } => StoreEvent::Deleted {
                         key: key.clone(),
                         revision: *revision,
                     },
@@ -544,7 +544,7 @@ impl Reader {
         Ok(())
     }
 
-    async fn tell(&self, fact: Fact) -> Result<(), Gone> {
+    async fn tell(&self, fact: StoreEvent) -> Result<(), Gone> {
         match self.facts.as_ref().filter(|_| !self.silent) {
             Some(facts) => facts.send(fact).await.map_err(|_| Gone),
             None => Ok(()),

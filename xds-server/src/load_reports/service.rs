@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use super::{Loads, Report, Reporter};
 use crate::{
-    access::{Caller, Gate},
+    access::{AccessRules, Caller},
     ads::{node::Proxy, service::Snapshots},
     authority::Homes,
     resource::{Kind, Resources},
@@ -43,7 +43,7 @@ pub struct LoadReports {
     snapshots: Snapshots,
     loads: Loads,
     interval: Duration,
-    gate: Gate,
+    gate: AccessRules,
     homes: Homes,
 }
 
@@ -54,7 +54,7 @@ impl LoadReports {
             snapshots,
             loads,
             interval,
-            gate: Gate::default(),
+            gate: AccessRules::default(),
             homes: Homes::unknown(),
         }
     }
@@ -65,7 +65,7 @@ impl LoadReports {
     }
 
     /// With rules for who may speak for which zone; without them everybody may.
-    pub fn behind(self, gate: Gate) -> LoadReports {
+    pub fn behind(self, gate: AccessRules) -> LoadReports {
         LoadReports { gate, ..self }
     }
 

@@ -24,7 +24,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    access::{Caller, Gate, Identity},
+    access::{AccessRules, Caller, Identity},
     ads::proxies::Proxies,
     authority::{self, Authorities, HopKeys},
     config::Config,
@@ -99,7 +99,7 @@ impl Server {
         let text = "listen: {tls: {cert: x, key: x, client_ca: x}}\naccess: {proxies: [{match: '{zone}.example'}]}\nstore: {embedded: {path: x}}\nfilter: {path: x}\nzones: [{name: here, region: r}]\nservices: []\n";
         let mesh = Config::parse("test.yaml", text).expect("good").mesh;
         let meshes = watch::channel(Arc::new(mesh)).1;
-        let gate = Gate::new(meshes.clone());
+        let gate = AccessRules::new(meshes.clone());
         let hop_keys = HopKeys::new(meshes, gate.clone());
         let Server {
             services,

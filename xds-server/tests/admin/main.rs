@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::{sync::watch, time::timeout};
 use tower_service::Service;
 use xds_server::{
-    access::{Caller, Gate, Identity},
+    access::{AccessRules, Caller, Identity},
     admin::{Admin, LeaseOwners},
     ads::proxies::Proxies,
     applied::Applied,
@@ -101,7 +101,7 @@ impl Fixture {
             applied: Applied::default(),
             counts: metrics.clone(),
             metrics: Arc::new(metrics.registry()),
-            gate: Gate::new(meshes),
+            gate: AccessRules::new(meshes),
             owners: LeaseOwners::default(),
         };
         let fixture = Fixture {

@@ -23,7 +23,7 @@ use std::{
 use policy::fence::{Cause, Name};
 use tokio::time::{Instant, sleep, timeout};
 use xds_server::{
-    authority::Wish,
+    authority::MoveRequest,
     conditions::Code,
     config::{Config, Mesh},
     last_good::LastGood,
@@ -366,7 +366,7 @@ impl World {
         let Some(node) = &self.nodes[at] else {
             return;
         };
-        let wish = Wish {
+        let wish = MoveRequest {
             cell: Name::from(cell),
             to: vec![Name::from(to)],
             cause,

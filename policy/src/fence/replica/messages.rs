@@ -173,7 +173,7 @@ pub struct CellRules {
 
 /// Why a wish is not granted. The text says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unwilling {
+pub enum MoveRejected {
     #[error("there is no such cell")]
     NoCell,
     #[error("this replica has no session: wait until it reaches the store, or ask another one")]

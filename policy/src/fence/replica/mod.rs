@@ -22,7 +22,7 @@ use super::{
     SessionId, Sessions, State, Terms, Transaction, Write, moves::View,
 };
 
-pub use messages::{CellRules, Effect, Input, Listing, Outcome, Unwilling};
+pub use messages::{CellRules, Effect, Input, Listing, MoveRejected, Outcome};
 
 /// After so many times the span after which a silent session is over, its key is removed. Until then rounds wait for it, and
 /// all others put their keys. More than once, so that a takeover, which ends the session as well, comes first.

@@ -2,7 +2,7 @@
 
 use alloc::{collections::BTreeSet, vec::Vec};
 
-use super::{Cause, Effect, Move, Name, Pending, Replica, State, Unwilling};
+use super::{Cause, Effect, Move, MoveRejected, Name, Pending, Replica, State};
 
 impl Replica {
     /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the cell is.
@@ -12,36 +12,36 @@ impl Replica {
         next: Move,
         accepted: bool,
         now: u64,
-    ) -> Result<Vec<Effect>, Unwilling> {
+    ) -> Result<Vec<Effect>, MoveRejected> {
         let forced = next.cause == Cause::Override;
         if !self.believes || self.session.left(now) == 0 {
-            return Err(Unwilling::NoSession);
+            return Err(MoveRejected::NoSession);
         }
         if !self.acts() {
-            return Err(Unwilling::TermsDiffer);
+            return Err(MoveRejected::TermsDiffer);
         }
         let silent = |zone: &&Name| !self.sessions.alive(zone, now, &self.terms);
         if let Some(silent) = next.to.iter().find(silent).filter(|_| !forced) {
-            return Err(Unwilling::TargetSilent(silent.clone()));
+            return Err(MoveRejected::TargetSilent(silent.clone()));
         }
         let store = self.store;
         let terms = self.terms.clone();
-        let view = self.view(cell).ok_or(Unwilling::NoCell)?;
+        let view = self.view(cell).ok_or(MoveRejected::NoCell)?;
         let transaction = if view.authority.store != store {
             if !forced {
-                return Err(Unwilling::OtherStore);
+                return Err(MoveRejected::OtherStore);
             }
             view.recover(store, next.epoch_min, next.to, &terms, next.hold)
         } else {
             let moving = matches!(view.authority.state, State::Fencing(_));
             if moving && !forced {
-                return Err(Unwilling::Moving);
+                return Err(MoveRejected::Moving);
             }
             let same: BTreeSet<&Name> = view.authority.owners.iter().collect();
             // To where a cell is an override gives up the move that is under way; else it only interrupts writes.
             let pointless = !(moving || forced && accepted);
             if same == next.to.iter().collect() && pointless {
-                return Err(Unwilling::SameOwners);
+                return Err(MoveRejected::SameOwners);
             }
             view.begin(next, &terms)
         };

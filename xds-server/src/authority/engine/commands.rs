@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use policy::fence::{Cause, Input, Move, Name, Unwilling, move_id};
+use policy::fence::{Cause, Input, Move, MoveRejected, Name, move_id};
 use tracing::warn;
 
 use super::Engine;
-use crate::authority::{Command, Wish};
+use crate::authority::{Command, MoveRequest};
 
 impl Engine {
-    pub(super) fn obey(&mut self, command: Command) {
+    pub(super) fn handle_command(&mut self, command: Command) {
         match command {
             Command::Join {
                 holder,
@@ -37,7 +37,7 @@ impl Engine {
                     self.leave(holder);
                 }
             }
-            Command::Wish { wish, answer } => {
+            Command::MoveRequest { wish, answer } => {
                 let _ = answer.send(self.wish(&wish));
             }
             Command::HandOver { begun } => {
@@ -45,7 +45,7 @@ impl Engine {
             }
             Command::Stop { stopped } => {
                 self.stopping.push(stopped);
-                self.everybody(&Input::Stop);
+                self.broadcast(&Input::Stop);
             }
         }
     }
@@ -87,9 +87,9 @@ impl Engine {
         begun
     }
 
-    pub(super) fn wish(&mut self, wish: &Wish) -> Result<(), Unwilling> {
+    pub(super) fn wish(&mut self, wish: &MoveRequest) -> Result<(), MoveRejected> {
         let now = self.now();
-        let mut unwilling = Unwilling::NoSession;
+        let mut unwilling = MoveRejected::NoSession;
         let zones: Vec<Name> = self.replicas.keys().cloned().collect();
         for zone in zones {
             let Some(replica) = self.replicas.get_mut(&zone) else {

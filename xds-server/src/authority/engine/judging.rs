@@ -12,7 +12,7 @@ use super::Engine;
 
 impl Engine {
     /// Takes in how services are doing.
-    pub(super) fn look_around(&mut self) {
+    pub(super) fn refresh_overview(&mut self) {
         let rules = Arc::clone(&self.sources.rules.borrow());
         let overview = Arc::clone(&self.sources.overviews.borrow_and_update());
         let unfit: BTreeSet<Name> = self.out.keys().cloned().collect();
@@ -26,12 +26,12 @@ impl Engine {
         }
         let now: BTreeSet<Name> = self.out.keys().cloned().collect();
         if now != unfit {
-            self.everybody(&Input::Unfit(now));
+            self.broadcast(&Input::Unfit(now));
         }
     }
 
     /// Tells the replicas which zone should have each cell, where its owners cannot serve writes.
-    pub(super) fn judge(&mut self) {
+    pub(super) fn reevaluate(&mut self) {
         let Some(replica) = self.replicas.values().next() else {
             return;
         };
@@ -49,14 +49,14 @@ impl Engine {
             }
         }
         if self.presence.unheld_changes(&unheld) {
-            self.everybody(&Input::Unheld(unheld));
+            self.broadcast(&Input::Unheld(unheld));
         }
         for (cell, zone, reason) in changed {
             if let Some(zone) = &zone {
                 warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves, unless its failover is manual or an operator's move holds it");
             }
             self.better.insert(cell.clone(), zone.clone());
-            self.everybody(&Input::Better { cell, zone, reason });
+            self.broadcast(&Input::Better { cell, zone, reason });
         }
     }
 

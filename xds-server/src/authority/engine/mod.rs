@@ -1,9 +1,9 @@
 //! The one task that owns this process's replicas: everything in, one at a time; transactions and messages out.
 
 mod commands;
-mod facts;
 mod judging;
 mod others;
+mod store_events;
 mod streams;
 mod telling;
 mod transactions;
@@ -24,7 +24,7 @@ use tracing::warn;
 use streams::Stream;
 
 use super::{
-    CellStatus, Command, Fact, Operation, Sources,
+    CellStatus, Command, Operation, Sources, StoreEvent,
     homes::{Sightings, Since},
     peers::{Message, Says},
     presence::Presence,
@@ -92,7 +92,7 @@ struct Stated {
 }
 
 enum Woken {
-    Fact(Option<Fact>),
+    StoreEvent(Option<StoreEvent>),
     Peer(Message),
     Command(Option<Command>),
     Answer(Option<Answer>),
@@ -164,7 +164,7 @@ impl Engine {
             let until_wake = self.until_wake();
             let woken = tokio::select! {
                 biased;
-                fact = self.sources.facts.recv() => Woken::Fact(fact),
+                fact = self.sources.facts.recv() => Woken::StoreEvent(fact),
                 answer = self.answers.recv() => Woken::Answer(answer),
                 Some(message) = self.sources.peers.messages.recv() => Woken::Peer(message),
                 command = self.commands.recv() => Woken::Command(command),
@@ -174,20 +174,20 @@ impl Engine {
             };
             match woken {
                 // The process is ending.
-                Woken::Fact(None) | Woken::Command(None) | Woken::Answer(None) => return,
-                Woken::Fact(Some(fact)) => self.take_fact(fact),
+                Woken::StoreEvent(None) | Woken::Command(None) | Woken::Answer(None) => return,
+                Woken::StoreEvent(Some(fact)) => self.take_event(fact),
                 Woken::Peer(message) => self.hear(message),
-                Woken::Command(Some(command)) => self.obey(command),
+                Woken::Command(Some(command)) => self.handle_command(command),
                 Woken::Answer(Some(answer)) => self.answered(&answer),
                 Woken::Rules => self.take_rules(),
-                Woken::Overview => self.look_around(),
+                Woken::Overview => self.refresh_overview(),
                 Woken::Time => {
                     self.terms_dirty = true;
-                    self.everybody(&Input::Tick);
+                    self.broadcast(&Input::Tick);
                 }
             }
             self.judge_terms();
-            self.judge();
+            self.reevaluate();
             self.renewals.look(self.replicas.values(), self.now());
             self.send_away();
             self.look_at_withheld();
@@ -217,14 +217,14 @@ impl Engine {
     fn take_rules(&mut self) {
         let rules = Arc::clone(&self.sources.rules.borrow_and_update());
         if let Some(agreed) = &rules.agreed {
-            self.everybody(&Input::Configured(agreed.clone()));
+            self.broadcast(&Input::Configured(agreed.clone()));
         }
-        self.everybody(&Input::Cells(rules.cells.clone()));
+        self.broadcast(&Input::Cells(rules.cells.clone()));
         self.terms_dirty = true;
-        self.look_around();
+        self.refresh_overview();
     }
 
-    fn everybody(&mut self, input: &Input) {
+    fn broadcast(&mut self, input: &Input) {
         let zones: Vec<Name> = self.replicas.keys().cloned().collect();
         for zone in zones {
             self.handle(&zone, input.clone());

@@ -6,29 +6,29 @@ use policy::fence::{Input, Name, SessionId};
 
 use super::Engine;
 use crate::authority::{
-    Fact,
+    StoreEvent,
     peers::{Message, Roster, Says},
     records,
 };
 
 impl Engine {
     /// Takes in how a session is reached.
-    pub(super) fn take_peer(&mut self, fact: &Fact) {
+    pub(super) fn take_peer(&mut self, fact: &StoreEvent) {
         let before = self.reached.len();
         let changed = match fact {
-            Fact::Listed { entries, .. } => {
+            StoreEvent::Listed { entries, .. } => {
                 self.reached = entries.iter().filter_map(records::peer).collect();
                 true
             }
-            Fact::Put(entry) => match records::peer(entry) {
+            StoreEvent::Put(entry) => match records::peer(entry) {
                 Some((id, peer)) => self.reached.insert(id, peer.clone()) != Some(peer),
                 None => false,
             },
-            Fact::Deleted { key, .. } => {
+            StoreEvent::Deleted { key, .. } => {
                 let id = records::session_of(key);
                 id.is_some_and(|id| self.reached.remove(&id).is_some())
             }
-            Fact::Doubted => false,
+            StoreEvent::Doubted => false,
         };
         if changed || self.reached.len() != before {
             self.tell_roster();

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::Engine;
 use crate::{
-    authority::Unseated,
+    authority::JoinError,
     conditions::{Code, Found},
 };
 
@@ -35,18 +35,18 @@ impl Engine {
         zone: &Name,
         node: String,
         says: mpsc::Sender<GrantorSays>,
-    ) -> Result<u64, Unseated> {
+    ) -> Result<u64, JoinError> {
         let Some(replica) = self.replicas.get(zone) else {
             let zones: Vec<&str> = self.replicas.keys().map(|zone| &**zone).collect();
-            return Err(Unseated::OtherZone {
+            return Err(JoinError::OtherZone {
                 zone: zone.clone(),
                 zones: zones.join(", "),
             });
         };
         if !self.serves(zone) {
             return Err(match replica.acts() {
-                true => Unseated::NoSession,
-                false => Unseated::TermsDiffer,
+                true => JoinError::NoSession,
+                false => JoinError::TermsDiffer,
             });
         }
         self.leave(holder);

@@ -72,7 +72,7 @@ impl Engine {
             conditions.set(Code::TermsDiffer, "", differs.as_deref());
             self.differs = differs;
         }
-        self.everybody(&Input::Rolled(rolled));
+        self.broadcast(&Input::Rolled(rolled));
     }
 
     pub(super) fn publish(&mut self) {

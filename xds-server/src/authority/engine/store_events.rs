@@ -7,16 +7,16 @@ use registry::authority::OPERATIONS_PREFIX;
 use tracing::{info, warn};
 
 use super::Engine;
-use crate::authority::{Fact, Operation, records};
+use crate::authority::{Operation, StoreEvent, records};
 
 impl Engine {
-    pub(super) fn take_fact(&mut self, fact: Fact) {
+    pub(super) fn take_event(&mut self, fact: StoreEvent) {
         self.take_peer(&fact);
         self.presence.hear(&fact);
         self.said.take(&fact);
         self.terms_dirty = true;
         let input = match fact {
-            Fact::Listed {
+            StoreEvent::Listed {
                 cluster,
                 revision,
                 entries,
@@ -26,7 +26,7 @@ impl Engine {
                 self.tell_operations();
                 Some(Input::Listed(listing))
             }
-            Fact::Put(entry) => match entry.key.strip_prefix(OPERATIONS_PREFIX) {
+            StoreEvent::Put(entry) => match entry.key.strip_prefix(OPERATIONS_PREFIX) {
                 Some(id) => {
                     records::take_operation(&mut self.operations, id, &entry.value);
                     self.tell_operations();
@@ -34,7 +34,7 @@ impl Engine {
                 }
                 None => records::put(&entry),
             },
-            Fact::Deleted { key, revision } => match key.strip_prefix(OPERATIONS_PREFIX) {
+            StoreEvent::Deleted { key, revision } => match key.strip_prefix(OPERATIONS_PREFIX) {
                 Some(id) => {
                     self.operations.remove(id);
                     self.tell_operations();
@@ -42,7 +42,7 @@ impl Engine {
                 }
                 None => records::deleted(&key, revision),
             },
-            Fact::Doubted => {
+            StoreEvent::Doubted => {
                 warn!("the store is not believed: nothing is granted or moved");
                 Some(Input::Doubted)
             }
@@ -56,7 +56,7 @@ impl Engine {
             {
                 log_authority(cell, authority);
             }
-            self.everybody(&input);
+            self.broadcast(&input);
         }
     }
 
