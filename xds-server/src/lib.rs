@@ -26,6 +26,7 @@ pub mod resource;
 mod script;
 pub mod snapshot;
 pub mod start;
+pub mod store_event;
 pub mod tls;
 pub mod translate;
 pub mod transport;

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::{Admin, Problem, parse_json, some_of};
 use crate::{
     conditions::{Code, rules::Accepted},
-    feed::{Overview, Unconfirmed},
+    feed::Unconfirmed,
+    world::Overview,
     world::ZoneStatus,
 };
 

@@ -28,16 +28,17 @@ use policy::fence::{Agreed, Cause, CellRules, HolderId, MoveRejected, Name, Term
 use protos::fence::{GrantorSays, HolderSays};
 use registry::{
     authority::{AUTHORITY_PREFIX, AuthorityRecord},
-    store::{ClusterId, Entry, Revision, Store},
+    store::Store,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     config::{Mesh, ServiceConfig},
-    feed::Overview,
     last_good::LastGood,
     metrics::Metrics,
     mode::Mode,
+    store_event::StoreEvent,
+    world::Overview,
 };
 
 pub use clock::{Boottime, Clock, unix_ms};
@@ -51,24 +52,6 @@ pub use terms::{Agreements, ReplicaTerms, TermsStatus, waits_for};
 pub const FACTS_MAX: usize = 1_024;
 /// Messages of proxies that may wait for it.
 const COMMANDS_MAX: usize = 1_024;
-
-/// What the store says about authority, in the order of its revisions.
-#[derive(Clone, Debug)]
-pub enum StoreEvent {
-    /// Everything, at one revision: after a start, or when events may have been missed.
-    Listed {
-        cluster: ClusterId,
-        revision: Revision,
-        entries: Vec<Entry>,
-    },
-    Put(Entry),
-    Deleted {
-        key: String,
-        revision: Revision,
-    },
-    /// What answers is not believed: nothing is granted or moved until it is listed again.
-    Doubted,
-}
 
 /// What is configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

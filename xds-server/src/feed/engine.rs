@@ -18,25 +18,8 @@ use crate::{
     metrics::{Metrics, ReasonLabel, ServiceZoneLabel, ZoneLabel},
     mode::Mode,
     snapshot::{Role, Snapshot},
-    world::{
-        Change, Implausible, Proposals, Rejected, Seen, Statuses, Warnings, World, ZoneStatus,
-    },
+    world::{Change, Implausible, Overview, Proposals, Seen, World, ZoneStatus},
 };
-
-/// How services are doing, for people.
-#[derive(Clone, Default)]
-pub struct Overview {
-    pub statuses: Statuses,
-    /// What the store says and is not believed.
-    pub implausible: Option<Implausible>,
-    /// Instances that are served though their records are gone.
-    pub kept: usize,
-    /// Records that are not used, and what is odd about those that are, by store key.
-    pub rejected: Rejected,
-    pub warnings: Warnings,
-    /// When this was, on the clock of the times in `statuses`.
-    pub now_ms: u64,
-}
 
 pub(super) struct Engine {
     pub(super) world: World,

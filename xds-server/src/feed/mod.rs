@@ -19,19 +19,19 @@ use tokio::{
 
 use crate::{
     ads::service::Snapshots,
-    authority::StoreEvent,
     conditions::{Code, Conditions},
     config::Mesh,
     last_good::{Keeper, LastGood},
     metrics::Metrics,
     mode::Mode,
+    store_event::StoreEvent,
+    world::Overview,
     world::{Proposals, World},
 };
 use engine::Engine;
 use reader::Reader;
 
 pub use confirm::{Confirm, Unconfirmed};
-pub use engine::Overview;
 
 /// Changes that may wait for the engine. The reader waits when there are more.
 const PENDING_MAX: usize = 1_024;

@@ -25,10 +25,10 @@ use tracing::{debug, error, info, warn};
 
 use super::Confirm;
 use crate::{
-    authority::StoreEvent,
     last_good::{self, Keeper, LastGood},
     metrics::Metrics,
     mode::Mode,
+    store_event::StoreEvent,
     world::{Change, Origin, Seen, lost_too_many},
 };
 

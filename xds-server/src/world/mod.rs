@@ -11,6 +11,7 @@ mod clients;
 mod derived;
 mod guard;
 mod instances;
+mod overview;
 mod records;
 mod views;
 mod zones;
@@ -36,6 +37,7 @@ use zones::Zones;
 pub(crate) use guard::lost_too_many;
 pub use guard::{DOUBT_MS, Implausible, Seen};
 pub use instances::{Rejected, Warnings};
+pub use overview::Overview;
 pub use zones::{Proposal, Proposals, Statuses, ZoneStatus};
 
 /// Something that happened outside.

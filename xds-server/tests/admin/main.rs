@@ -30,6 +30,7 @@ use xds_server::{
     metrics::Metrics,
     mode::Mode,
     tls::Peer,
+    world::Overview,
 };
 
 /// Longer than anything takes on a busy machine.
@@ -175,7 +176,7 @@ impl Fixture {
         .await;
     }
 
-    async fn overview(&self, is: impl FnMut(&Arc<feed::Overview>) -> bool) {
+    async fn overview(&self, is: impl FnMut(&Arc<Overview>) -> bool) {
         let mut overviews = self.feed.overviews.clone();
         let reached = timeout(PATIENCE, overviews.wait_for(is)).await;
         drop(reached.expect("in time").expect("an overview"));

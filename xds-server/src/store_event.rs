@@ -1,0 +1,21 @@
+//! What `feed` reads from the store and `authority` acts on. Both stand above this module.
+
+use registry::store::{ClusterId, Entry, Revision};
+
+/// What the store says about authority, in the order of its revisions.
+#[derive(Clone, Debug)]
+pub enum StoreEvent {
+    /// Everything, at one revision: after a start, or when events may have been missed.
+    Listed {
+        cluster: ClusterId,
+        revision: Revision,
+        entries: Vec<Entry>,
+    },
+    Put(Entry),
+    Deleted {
+        key: String,
+        revision: Revision,
+    },
+    /// What answers is not believed: nothing is granted or moved until it is listed again.
+    Doubted,
+}
