@@ -15,7 +15,7 @@ use crate::{
     metrics::{KindLabel, Metrics},
     resource::Kind,
     snapshot::Snapshot,
-    transport::{Incoming, Outgoing},
+    transport::{Incoming, Outgoing, StreamService},
 };
 
 /// Where streams find the present snapshot; none before the first.
@@ -32,7 +32,7 @@ pub(super) enum Scope {
 
 /// A method of a discovery service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DiscoveryMethod {
+pub struct DiscoveryMethod {
     variant: Variant,
     scope: Scope,
 }
@@ -156,20 +156,22 @@ impl Ads {
     pub fn among(self, homes: Homes) -> Ads {
         Ads { homes, ..self }
     }
+}
 
-    /// The method at a request's path, if it is one of discovery.
-    pub(crate) fn method(&self, path: &str) -> Option<DiscoveryMethod> {
+impl StreamService for Ads {
+    type Method = DiscoveryMethod;
+
+    fn method(&self, path: &str) -> Option<DiscoveryMethod> {
         DiscoveryMethod::at(path)
     }
 
-    /// Serves a stream to its end.
-    pub(crate) fn serve(
+    fn serve(
         &self,
         method: DiscoveryMethod,
         caller: Caller,
         requests: Incoming,
         responses: Outgoing,
-    ) -> impl Future<Output = ()> + Send + use<> {
+    ) -> impl Future<Output = ()> + Send + 'static {
         let ads = self.clone();
         async move {
             match method.variant {

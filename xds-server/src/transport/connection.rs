@@ -19,7 +19,7 @@ use tonic::Status;
 use tracing::debug;
 
 use super::{
-    Incoming, Outgoing, Pieces, Services, bridge,
+    Incoming, Outgoing, Pieces, Services, StreamService, bridge,
     http2::{self, Activity, Received, Responder, STREAMS_MAX, Watched},
     wakers::{Bell, House},
 };
@@ -43,8 +43,9 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Connection<Io> = h2::server::Connection<Watched<Io>, Pieces>;
 
 /// Serves a connection to its end.
-pub(super) async fn serve<Io>(io: Io, peer: Peer, services: Arc<Services>)
+pub(super) async fn serve<Io, S>(io: Io, peer: Peer, services: Arc<Services<S>>)
 where
+    S: StreamService,
     Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let activity = Arc::new(Activity::default());
@@ -87,7 +88,7 @@ where
 }
 
 /// A connection whose client speaks HTTP/2.
-struct Served<Io> {
+struct Served<Io, S> {
     connection: Connection<Io>,
     ping_pong: PingPong,
     activity: Arc<Activity>,
@@ -100,10 +101,10 @@ struct Served<Io> {
     for_connection: Arc<Bell>,
     house: Arc<House>,
     peer: Peer,
-    services: Arc<Services>,
+    services: Arc<Services<S>>,
 }
 
-impl<Io: AsyncRead + AsyncWrite + Unpin> Served<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin, S: StreamService> Served<Io, S> {
     async fn run(mut self) -> Result<(), Ended> {
         let mut alarm = pin!(sleep(PING_INTERVAL));
         let house = Arc::clone(&self.house);
@@ -224,13 +225,13 @@ enum Ended {
     Lifeless,
 }
 
-fn answer(
-    services: &Arc<Services>,
+fn answer<S: StreamService>(
+    services: &Arc<Services<S>>,
     peer: &Peer,
     mut request: Request<Received>,
     responder: Responder,
 ) -> Task {
-    let Some(method) = services.ads.method(request.uri().path()) else {
+    let Some(method) = services.streams.method(request.uri().path()) else {
         request.extensions_mut().insert(peer.clone());
         let others = services.others.clone();
         return bridge::call(others, request, responder, services.budget.clone()).boxed();
@@ -249,7 +250,7 @@ fn answer(
         Ok(responses) => {
             let requests = Incoming::new(request.into_body(), services.budget.clone());
             services
-                .ads
+                .streams
                 .serve(method, peer.caller.clone(), requests, responses)
                 .boxed()
         }

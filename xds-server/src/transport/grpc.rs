@@ -105,7 +105,7 @@ impl Messages {
 }
 
 /// What a client sends.
-pub(crate) struct Incoming {
+pub struct Incoming {
     received: Received,
     messages: Messages,
     unfinished: Unfinished,
@@ -143,7 +143,7 @@ impl Incoming {
 }
 
 /// What a client is sent.
-pub(crate) struct Outgoing {
+pub struct Outgoing {
     responder: Responder,
 }
 

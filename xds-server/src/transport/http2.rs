@@ -145,7 +145,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
 
 /// The client has broken the stream off, or the connection is no more.
 #[derive(Debug)]
-pub(crate) struct Gone;
+pub struct Gone;
 
 impl From<h2::Error> for Gone {
     fn from(_: h2::Error) -> Gone {

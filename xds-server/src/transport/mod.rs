@@ -17,27 +17,47 @@ use std::sync::Arc;
 
 use tonic::service::Routes;
 
-use crate::{ads::service::Ads, connections::Listener};
+use crate::{access::Caller, connections::Listener};
 
 pub use frame::Pieces;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use grpc::Messages;
-pub(crate) use grpc::{Incoming, Outgoing, PREFIX_BYTES};
-pub(crate) use http2::Gone;
+pub(crate) use grpc::PREFIX_BYTES;
+pub use grpc::{Incoming, Outgoing};
+pub use http2::Gone;
 use partial_messages::Budget;
 
-/// What is served.
-pub struct Services {
-    pub ads: Ads,
-    /// Everything but discovery.
+/// A gRPC service whose streams are a part of their connection's task.
+pub trait StreamService: Send + Sync + 'static {
+    /// One of its methods.
+    type Method;
+
+    /// The method at a request's path; none for a path of another service.
+    fn method(&self, path: &str) -> Option<Self::Method>;
+
+    /// Serves a stream to its end.
+    fn serve(
+        &self,
+        method: Self::Method,
+        caller: Caller,
+        requests: Incoming,
+        responses: Outgoing,
+    ) -> impl Future<Output = ()> + Send + 'static;
+}
+
+/// The services of a port.
+pub struct Services<S> {
+    /// Served on HTTP/2 itself.
+    pub streams: S,
+    /// Served by tonic.
     pub others: Routes,
     budget: Budget,
 }
 
-impl Services {
-    pub fn new(ads: Ads, others: Routes) -> Services {
+impl<S: StreamService> Services<S> {
+    pub fn new(streams: S, others: Routes) -> Services<S> {
         Services {
-            ads,
+            streams,
             others,
             budget: Budget::default(),
         }
@@ -45,7 +65,7 @@ impl Services {
 }
 
 /// Serves what comes in, until it is dropped. Connections that are open then go on until their clients leave.
-pub async fn serve(listener: Listener, services: Services) {
+pub async fn serve<S: StreamService>(listener: Listener, services: Services<S>) {
     let services = Arc::new(services);
     let serve = move |stream, peer| connection::serve(stream, peer, Arc::clone(&services));
     listener.serve(serve).await;

@@ -25,7 +25,7 @@ use tokio::{
 use super::*;
 use crate::{
     access::{AccessRules, Caller, Identity},
-    ads::proxies::Proxies,
+    ads::{proxies::Proxies, service::Ads},
     authority::{self, Authorities, HopKeys},
     config::Config,
     metrics::Metrics,
@@ -40,7 +40,7 @@ const FENCE: &str = "http://x/tidegate.v1.Fence/Hold";
 const CDS: &str = "http://x/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters";
 
 struct Server {
-    services: Arc<Services>,
+    services: Arc<Services<Ads>>,
     proxies: Proxies,
     _publisher: watch::Sender<Option<Arc<Snapshot>>>,
 }
@@ -87,7 +87,7 @@ impl Server {
         let server = Server::new();
         let echo = |request: axum::extract::Request| async { Response::new(request.into_body()) };
         let echo = axum::Router::new().route("/echo", axum::routing::post(echo));
-        let services = Services::new(server.services.ads.clone(), Routes::from(echo));
+        let services = Services::new(server.services.streams.clone(), Routes::from(echo));
         Server {
             services: Arc::new(services),
             ..server
@@ -108,7 +108,7 @@ impl Server {
         } = Server::new();
         let metrics = Metrics::default();
         let fence = authority::service(Authorities::none(), gate.clone(), hop_keys, metrics);
-        let services = Services::new(services.ads.clone().behind(gate), Routes::new(fence));
+        let services = Services::new(services.streams.clone().behind(gate), Routes::new(fence));
         Server {
             services: Arc::new(services),
             proxies,

@@ -9,6 +9,7 @@ use h2::{RecvStream, SendStream};
 
 use super::*;
 use crate::{
+    ads::service::Ads,
     conditions::{Code, Conditions},
     resource::{Digest, Resource, Resources},
 };
