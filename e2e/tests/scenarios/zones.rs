@@ -77,7 +77,7 @@ fn a_drained_zone_gets_nothing_until_it_is_released() {
         );
         let nothing = operate(mesh, &["release", "shanghai-a"]).expect_err("no such intent");
         ensure!(
-            nothing.to_string().contains("nothing is wanted"),
+            nothing.to_string().contains("nothing is drained or pinned"),
             "{nothing}"
         );
         Ok(())
