@@ -37,3 +37,33 @@ impl Grace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use policy::Policy;
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+    use crate::{ads::stream::Variant, snapshot::View};
+
+    #[tokio::test(start_paused = true)]
+    async fn grace_ends_after_a_second_and_never_where_no_endpoints_wait() {
+        let view = View::new(
+            Default::default(),
+            Default::default(),
+            Arc::new(Policy::Fallback),
+            0,
+        );
+        let stream = Stream::new(Variant::StateOfTheWorld, Arc::new(view));
+        let mut grace = Grace {
+            timer: Some(Box::pin(sleep(GRACE))),
+        };
+        let began = Instant::now();
+        grace.over().await;
+        assert_eq!(began.elapsed(), GRACE);
+        grace.follow(&stream);
+        assert!(timeout(10 * GRACE, grace.over()).await.is_err());
+    }
+}
