@@ -16,17 +16,18 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::Routes;
-use xds_server::ads::proxies::Proxies;
-use xds_server::ads::service::Ads;
+use xds::resource::{Kind, Resources};
+use xds::transport::Services;
 use xds_server::applied::{Applied, AppliedStatus};
 use xds_server::config::{Config as Parsed, Mesh};
 use xds_server::connections::Listener;
+use xds_server::discovery::ZoneViews;
+use xds_server::discovery::proxies::Proxies;
 use xds_server::metrics::Metrics;
-use xds_server::resource::{Kind, Resources};
+use xds_server::proxy_port;
 use xds_server::snapshot::{Snapshot, View};
 use xds_server::tls::Port;
 use xds_server::translate;
-use xds_server::transport::{self, Services};
 use xds_server::world::World;
 
 /// A control plane whose snapshots the test makes.
@@ -42,14 +43,14 @@ impl Pulpit {
     async fn start(first: Arc<Snapshot>) -> Result<Pulpit> {
         let (publisher, snapshots) = watch::channel(Some(first));
         let proxies = Proxies::default();
-        let ads = Ads::new(snapshots, proxies.clone(), Metrics::default());
+        let views = ZoneViews::new(snapshots, proxies.clone(), Metrics::default());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let applied = Applied::default();
         let others = Routes::new(xds_server::applied::service(applied.clone()));
-        let server = tokio::spawn(transport::serve(
+        let server = tokio::spawn(proxy_port::serve(
             Listener::plain(listener, Port::Xds),
-            Services::new(ads, others),
+            Services::new(views.into_server(), others),
         ));
         Ok(Pulpit {
             publisher,
@@ -193,7 +194,11 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
         "until another is applied"
     );
 
-    let refusals = pulpit.proxies.health().flat_map(|proxy| proxy.refusals);
+    let refusals = pulpit
+        .proxies
+        .clients()
+        .health()
+        .flat_map(|proxy| proxy.refusals);
     let mut refusals = refusals.map(|(resource, _)| resource);
     assert!(refusals.any(|resource| resource.starts_with("ecds ")));
 

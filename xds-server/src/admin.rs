@@ -28,10 +28,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     access::AccessRules,
-    ads::proxies::Proxies,
     applied::Applied,
     authority::{Agreements, Authorities},
     conditions::{Kind, Summary, report::ConfigReport},
+    discovery::proxies::Proxies,
     feed::Feed,
     metrics::Metrics,
     mode::Mode,

@@ -2,7 +2,6 @@
 
 pub mod access;
 pub mod admin;
-pub mod ads;
 pub mod agent_port;
 pub mod applied;
 pub mod authority;
@@ -10,6 +9,7 @@ pub mod compaction;
 pub mod conditions;
 pub mod config;
 pub mod connections;
+pub mod discovery;
 pub mod feed;
 mod generated;
 pub mod last_good;
@@ -19,15 +19,12 @@ pub mod memory;
 pub mod metrics;
 pub mod mode;
 pub mod operate;
+pub mod proxy_port;
 pub mod reload;
 pub mod replicas;
-pub mod resource;
-#[cfg(any(test, feature = "fuzzing"))]
-mod script;
 pub mod snapshot;
 pub mod start;
 pub mod store_event;
 pub mod tls;
 pub mod translate;
-pub mod transport;
 pub mod world;

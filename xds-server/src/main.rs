@@ -20,10 +20,10 @@ use tokio::{
 };
 use tonic::service::Routes;
 use tracing::{error, info, warn};
+use xds::{csds, transport::Services};
 use xds_server::{
     access::AccessRules,
     admin::{self, Admin, LeaseOwners},
-    ads::{csds, proxies::Proxies, service::Ads},
     agent_port,
     applied::{self, Applied},
     authority::{
@@ -34,6 +34,7 @@ use xds_server::{
     conditions::{self, Code, page},
     config::{Config, Listen, PortConfig, StoreConfig},
     connections::{Admission, Listener, Refusals},
+    discovery::{ZoneViews, proxies::Proxies},
     feed::{self, Sources},
     last_good::{self, Keeper, LastGood},
     load_reports::{LoadReports, Loads},
@@ -42,11 +43,10 @@ use xds_server::{
     metrics::Metrics,
     mode::Mode,
     operate::{Operation, failure},
-    reload,
+    proxy_port, reload,
     replicas::Replicas,
     start::Start,
     tls::{Acceptor, Dialer, Port, Tls},
-    transport::{self, Services},
 };
 
 /// Keeps a service that runs in several data centres correct and available while one of them fails.
@@ -291,7 +291,7 @@ async fn serve(
             overviews: feed.overviews.clone(),
             refusals: {
                 let proxies = proxies.clone();
-                Box::new(move |node| proxies.refusal_of(node))
+                Box::new(move |node| proxies.clients().refusal_of(node))
             },
             clock: Arc::new(Boottime),
             draw: Box::new(draw),
@@ -300,7 +300,7 @@ async fn serve(
             metrics: metrics.clone(),
         }),
     };
-    let ads = Ads::new(feed.snapshots.clone(), proxies.clone(), metrics.clone())
+    let views = ZoneViews::new(feed.snapshots.clone(), proxies.clone(), metrics.clone())
         .among(authorities.homes().clone());
     let load_reports = LoadReports::new(
         feed.snapshots.clone(),
@@ -320,7 +320,7 @@ async fn serve(
         .add_service(load_reports.behind(gate.clone()).into_service())
         .add_service(peers::service(network))
         .add_service(applied::service(applied.clone()))
-        .add_service(csds::service(proxies.clone()));
+        .add_service(csds::service(proxies.clients().clone()));
     let router = Admin {
         store,
         mode,
@@ -335,8 +335,8 @@ async fn serve(
         owners: LeaseOwners::default(),
     }
     .router();
-    let ads = ads.behind(gate);
-    let xds_server = transport::serve(ports.xds, Services::new(ads, others));
+    let discovery = views.behind(gate).into_server();
+    let xds_server = proxy_port::serve(ports.xds, Services::new(discovery, others));
     let admin_server = admin::serve(ports.admin, router);
 
     info!(xds = %xds_address, admin = %admin_address, "listening");

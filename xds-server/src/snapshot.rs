@@ -1,15 +1,18 @@
 //! What all proxies should have, at one moment.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Weak},
+    collections::{BTreeMap, HashMap},
+    ops::Deref,
+    sync::Arc,
 };
 
-use imbl::ordmap::DiffItem;
+use envoy_types::pb::{
+    envoy::config::core::v3::{Locality, Node},
+    google::protobuf::{Struct, Value, value},
+};
 use policy::Policy;
 use registry::record::{InstanceKey, InvalidRecord};
-
-use crate::resource::{Kind, Names, Resources};
+use xds::resource::{Kind, Names, Resources};
 
 /// What a proxy is for. It says so in `node.metadata.tidegate.role`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,80 +50,62 @@ pub struct ViewKey {
     pub role: Role,
 }
 
-/// What the proxies of one zone and role should have.
+/// Client status tells the zone and the role as the proxy's bootstrap does.
+impl xds::Key for ViewKey {
+    fn node(&self) -> Node {
+        let value = |kind| Value { kind: Some(kind) };
+        let object = |name: &str, value: Value| Struct {
+            fields: HashMap::from([(name.to_owned(), value)]),
+        };
+        let role = value(value::Kind::StringValue(self.role.as_str().to_owned()));
+        let role = value(value::Kind::StructValue(object("role", role)));
+        Node {
+            locality: Some(Locality {
+                zone: self.zone.to_string(),
+                ..Locality::default()
+            }),
+            metadata: Some(object("tidegate", role)),
+            ..Node::default()
+        }
+    }
+}
+
+/// What the proxies of one zone and role should have, and what their filters decide by.
 #[derive(Clone, Debug)]
 pub struct View {
-    resources: [Resources; Kind::ALL.len()],
-    follows: Option<Follows>,
-    /// The clusters that routes and filter may send requests to. All of them are in the view.
-    needed: Names,
+    resources: Arc<xds::View>,
     policy: Arc<Policy>,
     policy_version: u64,
 }
 
-/// How a view differs from the one before it: worked out once for all streams that go from one to the other.
-#[derive(Clone, Debug)]
-struct Follows {
-    /// Keeps the place in memory, so that no other view can be taken for it.
-    before: Weak<View>,
-    changed: [Arc<[Arc<str>]>; Kind::ALL.len()],
-}
-
 impl View {
-    /// A view of these resources, whose routes and filter use the clusters `needed`.
-    ///
-    /// Self-consistent: every needed cluster is there. What is not is a bug of the translation, caught in debug builds.
+    /// A view of these resources, whose routes and filter use the clusters `needed`: see [`xds::View::new`].
     pub fn new(
         resources: [Resources; Kind::ALL.len()],
         needed: Names,
         policy: Arc<Policy>,
         policy_version: u64,
     ) -> View {
-        let view = View {
-            resources,
-            follows: None,
-            needed,
+        View {
+            resources: Arc::new(xds::View::new(resources, needed)),
             policy,
             policy_version,
-        };
-        debug_assert!(
-            (view.needed.iter()).all(|name| view.of(Kind::Cluster).contains_key(name)),
-            "a route names a cluster that is not there: {:?}",
-            view.needed
-        );
-        view
+        }
     }
 
     /// The same, as what comes after `before`: whoever has that learns quickly what is new.
-    pub fn after(self, before: &Arc<View>) -> View {
-        let changed = Kind::ALL.map(|kind| changes(before.of(kind), self.of(kind)).collect());
-        let before = Arc::downgrade(before);
+    pub fn after(self, before: &View) -> View {
+        // Nobody else has it yet, so nothing is copied.
+        let resources = Arc::unwrap_or_clone(self.resources);
         View {
-            follows: Some(Follows { before, changed }),
+            resources: Arc::new(resources.after(&before.resources)),
             ..self
         }
     }
 
-    /// The names of the resources of a kind that `before` has not, or has with another content, and of those that it alone has;
-    /// in order.
-    pub fn changes_since(&self, before: &Arc<View>, kind: Kind) -> Arc<[Arc<str>]> {
-        match &self.follows {
-            Some(follows) if std::ptr::eq(follows.before.as_ptr(), Arc::as_ptr(before)) => {
-                Arc::clone(&follows.changed[kind.index()])
-            }
-            _ => changes(before.of(kind), self.of(kind)).collect(),
-        }
-    }
-
-    /// The resources of one kind.
-    pub fn of(&self, kind: Kind) -> &Resources {
-        // `Kind::index` is a position in an array of that length.
-        &self.resources[kind.index()]
-    }
-
-    /// Whether proxies ask for virtual hosts one by one.
-    pub fn is_on_demand(&self) -> bool {
-        !self.of(Kind::VirtualHosts).is_empty()
+    /// What discovery sends of it.
+    pub fn resources(&self) -> &Arc<xds::View> {
+        &self.resources
     }
 
     /// What the proxies' filters decide by.
@@ -132,19 +117,14 @@ impl View {
     pub fn policy_version(&self) -> u64 {
         self.policy_version
     }
-
-    /// The clusters that must be warm in a proxy before it gets these routes.
-    pub fn needed(&self) -> &Names {
-        &self.needed
-    }
 }
 
-/// Subtrees that both maps share are passed over.
-fn changes(before: &Resources, after: &Resources) -> impl Iterator<Item = Arc<str>> {
-    before.diff(after).map(|item| match item {
-        DiffItem::Add(name, _) | DiffItem::Remove(name, _) => Arc::clone(name),
-        DiffItem::Update { new: (name, _), .. } => Arc::clone(name),
-    })
+impl Deref for View {
+    type Target = xds::View;
+
+    fn deref(&self) -> &xds::View {
+        &self.resources
+    }
 }
 
 /// All views at one moment. Immutable.

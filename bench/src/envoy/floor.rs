@@ -40,14 +40,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
-use xds_server::ads::proxies::Proxies;
-use xds_server::ads::service::Ads;
+use xds_server::discovery::proxies::Proxies;
+use xds_server::discovery::ZoneViews;
 use xds_server::connections::Listener;
 use xds_server::metrics::Metrics;
-use xds_server::resource::{Kind, Resource, Resources, any};
+use xds::resource::{Kind, Resource, Resources, any};
 use xds_server::snapshot::{Role, Snapshot, View, ViewKey};
 use xds_server::tls::Port;
-use xds_server::transport::{self, Services};
+use xds_server::proxy_port;
+use xds::transport::Services;
 
 use super::shape::{HERE, NEAR, PROBE, Places, Shape, host};
 
@@ -79,9 +80,9 @@ impl Floor {
         let tcp = TcpListener::bind("127.0.0.1:0").await?;
         let address = tcp.local_addr()?;
         let (snapshots, followed) = watch::channel(None);
-        let ads = Ads::new(followed, Proxies::default(), Metrics::default());
-        let services = Services::new(ads, Routes::default());
-        let server = tokio::spawn(transport::serve(Listener::plain(tcp, Port::Xds), services));
+        let views = ZoneViews::new(followed, Proxies::default(), Metrics::default());
+        let services = Services::new(views.into_server(), Routes::default());
+        let server = tokio::spawn(proxy_port::serve(Listener::plain(tcp, Port::Xds), services));
         let mut floor = Floor {
             address,
             snapshots,

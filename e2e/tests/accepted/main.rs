@@ -30,16 +30,17 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::Routes;
-use xds_server::ads::proxies::{Proxies, ProxyStatus};
-use xds_server::ads::service::Ads;
+use xds::resource::Kind;
+use xds::transport::Services;
 use xds_server::applied::{self, Applied};
 use xds_server::config::{Config, Mesh};
 use xds_server::connections::Listener;
+use xds_server::discovery::ZoneViews;
+use xds_server::discovery::proxies::{Proxies, ProxyStatus};
 use xds_server::metrics::Metrics;
-use xds_server::resource::Kind;
+use xds_server::proxy_port;
 use xds_server::snapshot::Snapshot;
 use xds_server::tls::Port;
-use xds_server::transport::{self, Services};
 use xds_server::world::{Change, Origin, World};
 
 use any::{Files, REGION, ZONE};
@@ -65,13 +66,13 @@ impl Pulpit {
     async fn start(first: Arc<Snapshot>) -> Result<Pulpit> {
         let (publisher, snapshots) = watch::channel(Some(first));
         let proxies = Proxies::default();
-        let ads = Ads::new(snapshots, proxies.clone(), Metrics::default());
+        let views = ZoneViews::new(snapshots, proxies.clone(), Metrics::default());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let others = Routes::new(applied::service(Applied::default()));
-        let server = tokio::spawn(transport::serve(
+        let server = tokio::spawn(proxy_port::serve(
             Listener::plain(listener, Port::Xds),
-            Services::new(ads, others),
+            Services::new(views.into_server(), others),
         ));
         Ok(Pulpit {
             publisher,

@@ -57,7 +57,7 @@ impl Admin {
             gauge.map_or(0, |gauge| usize::try_from(gauge.get()).unwrap_or(0))
         };
         ProxiesReport {
-            connected: self.proxies.count(),
+            connected: self.proxies.clients().count(),
             refusing: usize::try_from(self.counts.proxies_refusing.get()).unwrap_or(0),
             policy_refused: of(PolicyState::Refused),
             policy_behind: of(PolicyState::Behind),

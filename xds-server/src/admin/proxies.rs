@@ -5,7 +5,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Admin;
-use crate::{ads::proxies::ProxyStatus, applied::AppliedStatus};
+use crate::{applied::AppliedStatus, discovery::proxies::ProxyStatus};
 
 #[derive(Serialize)]
 pub(super) struct Listed {

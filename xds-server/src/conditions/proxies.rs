@@ -3,14 +3,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use xds::clients::Health;
 
 use super::{Code, Found, Lasting};
 use crate::{
-    ads::{
-        proxies::{Health, Proxies},
-        service::Snapshots,
-    },
     applied::{Applied, PolicyState},
+    discovery::{Snapshots, proxies::Proxies},
     metrics::{Metrics, ResultLabel},
     snapshot::ViewKey,
 };
@@ -39,7 +37,7 @@ pub async fn watch(proxies: Proxies, applied: Applied, snapshots: Snapshots, met
         let snapshot = snapshots.borrow().clone();
         let now = Instant::now();
         let wanted = |view: &ViewKey| Some(snapshot.as_ref()?.view(view)?.policy_version());
-        let mut found = find(proxies.health(), &applied, wanted, &metrics, now);
+        let mut found = find(proxies.clients().health(), &applied, wanted, &metrics, now);
         found.extend(find_strangers(&proxies, now));
         lasting.look(found, now);
     }
@@ -63,7 +61,7 @@ fn find_strangers(proxies: &Proxies, now: Instant) -> impl Iterator<Item = Found
 }
 
 fn find(
-    proxies: impl Iterator<Item = Health>,
+    proxies: impl Iterator<Item = Health<ViewKey>>,
     applied: &Applied,
     wanted: impl Fn(&ViewKey) -> Option<u64>,
     metrics: &Metrics,
@@ -76,7 +74,7 @@ fn find(
     for health in proxies {
         let node = health.node;
         if health.orphaned {
-            let zone = &health.view.zone;
+            let zone = &health.key.zone;
             let detail = format!("it names zone {zone}");
             found.push(Found::new(Code::ProxyOrphaned, &node, detail));
         }
@@ -89,7 +87,7 @@ fn find(
                 entry.message = message;
             }
         }
-        let wanted = wanted(&health.view);
+        let wanted = wanted(&health.key);
         let (state, status) = applied.standing(&node, wanted, now);
         *states.entry(state).or_default() += 1;
         match state {
@@ -140,10 +138,10 @@ mod tests {
     use super::*;
     use crate::{conditions::Conditions, snapshot::Role};
 
-    fn healthy(node: &str) -> Health {
+    fn healthy(node: &str) -> Health<ViewKey> {
         Health {
             node: node.to_owned(),
-            view: ViewKey {
+            key: ViewKey {
                 zone: Arc::from("sh-a"),
                 role: Role::Gateway,
             },
@@ -172,7 +170,7 @@ mod tests {
             }
         }
 
-        fn at(&mut self, proxies: Vec<Health>, now: Instant) -> Vec<String> {
+        fn at(&mut self, proxies: Vec<Health<ViewKey>>, now: Instant) -> Vec<String> {
             let proxies = proxies.into_iter();
             let found = find(proxies, &self.applied, |_| Some(2), &self.metrics, now);
             self.lasting.look(found, now);

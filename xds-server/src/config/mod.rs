@@ -26,11 +26,8 @@ use policy::{
 
 use registry::record::{Instance, InvalidRecord};
 
-use crate::{
-    access::Access,
-    connections::Limits,
-    resource::{Kind, Resource},
-};
+use crate::{access::Access, connections::Limits};
+use xds::resource::{Kind, Resource};
 
 pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};

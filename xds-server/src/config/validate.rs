@@ -25,7 +25,7 @@ use super::{
         RawZone,
     },
 };
-use crate::resource::Kind;
+use xds::resource::Kind;
 
 /// Times to live that are possible, in seconds. They are renewed after a third; a shorter one would not outlive a pause of the control
 /// plane, and one of more than a day means nothing.

@@ -18,9 +18,9 @@ use tokio::{
 };
 
 use crate::{
-    ads::service::Snapshots,
     conditions::{Code, Conditions},
     config::Mesh,
+    discovery::Snapshots,
     last_good::{Keeper, LastGood},
     metrics::Metrics,
     mode::Mode,

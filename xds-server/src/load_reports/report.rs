@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use envoy_types::pb::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
 use registry::record::InstanceKey;
 
-use crate::{
-    resource::Kind,
-    snapshot::{Snapshot, View},
-};
+use crate::snapshot::{Snapshot, View};
+use xds::resource::Kind;
 
 /// More requests than this in one report are no truth, and are cut: a proxy must not be able to make a counter useless.
 const COUNT_MAX: u64 = 1 << 32;

@@ -21,12 +21,12 @@ use tracing::{info, warn};
 use super::{Loads, Report, Reporter};
 use crate::{
     access::{AccessRules, Caller},
-    ads::{node::Proxy, service::Snapshots},
     authority::Homes,
-    resource::{Kind, Resources},
+    discovery::{Snapshots, node::Proxy},
     snapshot::{Snapshot, View, ViewKey},
     tls::Peer,
 };
+use xds::resource::{Kind, Resources};
 
 /// A proxy is asked about this many clusters at most: its report names all of them each time.
 const CLUSTERS_MAX: usize = 10_000;
@@ -255,7 +255,9 @@ mod tests {
     use policy::Policy;
 
     use super::*;
-    use crate::{load_reports::tests::snapshot, resource::Resource, snapshot::Role};
+    use xds::Resource;
+
+    use crate::{load_reports::tests::snapshot, snapshot::Role};
 
     fn client(all_known: bool) -> Client {
         Client {

@@ -38,10 +38,8 @@ use super::{
     routes::planned_classes,
     tls, uint32,
 };
-use crate::{
-    config::{OutlierDetection as Ejection, Protocol, ServiceConfig, Strategy},
-    resource::{Resource, any},
-};
+use crate::config::{OutlierDetection as Ejection, Protocol, ServiceConfig, Strategy};
+use xds::resource::{Resource, any};
 
 /// How long a connection to an instance may take to open, beside three round trips over the longest link. The time in which a
 /// request waits for a connection is not part of the time after which it is hedged.

@@ -16,10 +16,8 @@ use policy::{Topology, ZoneId, ZoneState, rules};
 use registry::record::{Health, Instance};
 
 use super::{cluster::socket, uint32};
-use crate::{
-    config::{ServiceConfig, Strategy},
-    resource::Resource,
-};
+use crate::config::{ServiceConfig, Strategy};
+use xds::resource::Resource;
 
 /// A service's instances in a zone.
 pub struct ZoneInstances<'i> {

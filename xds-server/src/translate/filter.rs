@@ -27,10 +27,8 @@ use prost::{
 use protos::{Encoded, Encoder};
 
 use super::{FILTER, millis};
-use crate::{
-    config::{CONTROL_PLANE, FilterConfig},
-    resource::Resource,
-};
+use crate::config::{CONTROL_PLANE, FilterConfig};
+use xds::resource::Resource;
 
 /// How soon a filter that trapped is built again: below a second, or its requests would be refused for as long.
 const RELOAD_BACKOFF_MS: i32 = 100;
@@ -274,7 +272,7 @@ mod ordered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::any;
+    use xds::resource::any;
 
     fn filter() -> FilterConfig {
         FilterConfig {

@@ -38,10 +38,8 @@ use envoy_types::pb::{
 use policy::{Class, KeySource};
 
 use super::{SESSIONS, duration_ms, millis, uint32};
-use crate::{
-    config::{Resilience, RouteOptions, Strategy},
-    resource::any,
-};
+use crate::config::{Resilience, RouteOptions, Strategy};
+use xds::resource::any;
 
 /// Forwards to `to`.
 pub(super) fn action(

@@ -13,7 +13,7 @@ use prost::{
     encoding::{WireType, encode_key, encode_varint, message},
 };
 
-use crate::resource::Piece;
+use xds::resource::Piece;
 
 /// The virtual hosts of one viewing zone, by host.
 pub type VirtualHosts = BTreeMap<String, Host>;

@@ -52,9 +52,9 @@ use crate::{
         DownstreamTls, EscapedSlashes, HeadersWithUnderscoresAction, ListenerConfig, Mesh,
         ServerCertificate, is_any_ipv6,
     },
-    resource::{Resource, any},
     snapshot::Role,
 };
+use xds::resource::{Resource, any};
 
 /// How long a proxy waits for the policy before it serves with the fallback.
 const POLICY_TIMEOUT_MS: i32 = 1_000;

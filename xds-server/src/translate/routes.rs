@@ -63,11 +63,9 @@ use super::{
     place::{Place, keeps_sessions},
     uint32,
 };
-use crate::{
-    config::{Resilience, Strategy},
-    resource::{Names, Piece, Resource, any},
-};
+use crate::config::{Resilience, Strategy};
 use matching::{absent, add_if_absent, is, is_any_case, present, replace, set};
+use xds::resource::{Names, Piece, Resource, any};
 
 /// How much of a request's body may be kept so that it can be sent again where nothing of it was: Envoy's own default.
 const RETRY_BUFFER_BYTES: u64 = 1 << 20;

@@ -36,9 +36,9 @@ use crate::{
     config::{
         DownstreamTls, Mesh, SdsSecret, ServerCertificate, TlsCertificate, TrustedCa, UpstreamTls,
     },
-    resource::{Resource, any},
     snapshot::Role,
 };
+use xds::resource::{Resource, any};
 
 const TLS: &str = "envoy.transport_sockets.tls";
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use crate::{
     config::Mesh,
-    resource::{Kind, Names, Resources},
     snapshot::View,
     translate::{Resiliences, VirtualHosts, grpc},
 };
+use xds::resource::{Kind, Names, Resources};
 
 /// What the clients of one zone have beside endpoints, which are those of proxies.
 #[derive(Clone)]

@@ -11,9 +11,9 @@ use registry::desired::StandingKey;
 use super::{World, views::Views};
 use crate::{
     config::{Mesh, ServiceConfig},
-    resource::{Kind, Resource, Resources},
     translate::{self, ZoneInstances},
 };
+use xds::resource::{Kind, Resource, Resources};
 
 #[derive(Default)]
 pub(super) struct Derived {

@@ -11,10 +11,10 @@ use protos::Encoder;
 use super::clients::Clients;
 use crate::{
     config::{Mesh, Resilience},
-    resource::{Kind, Names, Resource, Resources},
     snapshot::{Role, View, ViewKey},
     translate::{self, Host, VirtualHosts},
 };
+use xds::resource::{Kind, Names, Resource, Resources};
 
 #[derive(Default)]
 pub(super) struct Views {

@@ -21,10 +21,10 @@ use tower_service::Service;
 use xds_server::{
     access::{AccessRules, Caller, Identity},
     admin::{Admin, LeaseOwners},
-    ads::proxies::Proxies,
     applied::Applied,
     authority::{Agreements, Authorities},
     config::Config,
+    discovery::proxies::Proxies,
     feed::{self, Feed, Sources},
     last_good::Keeper,
     metrics::Metrics,

@@ -22,10 +22,8 @@ use envoy_types::pb::{
 use policy::Service;
 use prost::Message;
 use regex::Regex;
-use xds_server::{
-    resource::{Resource, Resources},
-    translate::grpc::{REFUSED, clusters, listeners, routes},
-};
+use xds::resource::{Resource, Resources};
+use xds_server::translate::grpc::{REFUSED, clusters, listeners, routes};
 
 use super::*;
 

@@ -7,8 +7,8 @@ use envoy_types::pb::envoy::config::{
     route::v3::{RouteConfiguration, VirtualHost},
 };
 use prost::Message;
+use xds::resource::{Kind, Resource};
 use xds_server::{
-    resource::{Kind, Resource},
     snapshot::{Role, View, ViewKey},
     translate::{route_table_on_demand, virtual_host_on_demand, virtual_hosts},
     world::World,

@@ -14,9 +14,9 @@ use policy::{Class, Tier, Topology, ZoneState};
 use proptest::{collection::vec, prelude::*, sample::select};
 use prost::Message;
 use registry::record::Instance;
+use xds::resource::Resource;
 use xds_server::{
     config::{Config, ServiceConfig},
-    resource::Resource,
     translate::{ZoneInstances, clusters, endpoints},
 };
 

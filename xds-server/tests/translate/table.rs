@@ -15,7 +15,7 @@ use envoy_types::pb::envoy::{
 };
 use policy::{Headers, Presented, Rules, Service, ServiceId};
 use prost::Message;
-use xds_server::resource::Resource;
+use xds::resource::Resource;
 
 /// The headers of a request; copies of one header stand joined by commas, as Envoy's matchers see them.
 #[derive(Clone, Debug)]

@@ -7,9 +7,9 @@ use registry::{
     store::Revision,
     terms::{TERMS_KEY, TermsRecord},
 };
+use xds::resource::Kind;
 use xds_server::{
     config::Mesh,
-    resource::Kind,
     snapshot::Snapshot,
     world::{Change, DOUBT_MS, Origin},
 };

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use policy::Policy;
 use proptest::{collection::vec, prelude::*, sample::select};
 use registry::store::{Entry, Revision};
+use xds::resource::{Kind, Resources};
 use xds_server::{
     config::Mesh,
-    resource::{Kind, Resources},
     snapshot::{Role, Snapshot},
     translate,
     world::Change,

@@ -20,9 +20,9 @@ use registry::{
     record::INSTANCES_PREFIX,
     store::{Entry, Revision},
 };
+use xds::resource::{Kind, Version};
 use xds_server::{
     config::{Config, Mesh},
-    resource::{Kind, Version},
     snapshot::{Role, Snapshot, View, ViewKey},
     world::{Change, DOUBT_MS, Origin, Rejection},
 };

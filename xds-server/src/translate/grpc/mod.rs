@@ -34,10 +34,8 @@ use envoy_types::pb::envoy::{
 use policy::Rules;
 
 use super::{from_ads, listener::router_filter, place::places, uint32};
-use crate::{
-    config::{CircuitBreakers as Limits, Mesh, Strategy},
-    resource::{Resource, Resources, any},
-};
+use crate::config::{CircuitBreakers as Limits, Mesh, Strategy};
+use xds::resource::{Resource, Resources, any};
 
 pub use routes::{replan_virtual_hosts, routes, table, tables, virtual_hosts};
 

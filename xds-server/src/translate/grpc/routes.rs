@@ -31,10 +31,8 @@ use super::{
     },
     REFUSED, by_name, table_name,
 };
-use crate::{
-    config::{Resilience, Strategy},
-    resource::{Piece, Resource, Resources},
-};
+use crate::config::{Resilience, Strategy};
+use xds::resource::{Piece, Resource, Resources};
 
 /// The route tables of `rules`' viewing zone, one for each host pattern.
 pub fn routes(rules: &Rules, resiliences: Resiliences<'_>) -> Resources {

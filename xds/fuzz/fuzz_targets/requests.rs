@@ -1,0 +1,5 @@
+//! What a client may send on a discovery stream, from the bytes in gRPC's frames to the bytes of the responses.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|script: &[u8]| xds::fuzzing::play(script));

@@ -1,0 +1,63 @@
+//! The time in which a gRPC client applies routes that it has acknowledged.
+//!
+//! Envoy acknowledges routes that it uses. A gRPC client acknowledges those that it understands, and a call
+//! that has chosen its cluster looks for an instance later, so an empty cluster would fail it.
+
+use std::{future::pending, pin::Pin, time::Duration};
+
+use tokio::time::{Sleep, sleep};
+
+use super::stream::Stream;
+
+/// Long beside what a call takes from its cluster to its instance, and short beside a person's notice: the
+/// instances are unhealthy already, and no new call goes to them.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Costs nothing where no endpoints wait.
+#[derive(Default)]
+pub(super) struct Grace {
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Grace {
+    /// Takes in whether endpoints wait now.
+    pub(super) fn follow(&mut self, stream: &Stream) {
+        match stream.awaits_grace() {
+            true if self.timer.is_none() => self.timer = Some(Box::pin(sleep(GRACE))),
+            true => {}
+            false => self.timer = None,
+        }
+    }
+
+    /// Comes when they have waited long enough. Nothing is lost if it is given up meanwhile.
+    pub(super) async fn over(&mut self) {
+        match &mut self.timer {
+            Some(timer) => timer.await,
+            None => pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+    use crate::{stream::Variant, view::View};
+
+    #[tokio::test(start_paused = true)]
+    async fn grace_ends_after_a_second_and_never_where_no_endpoints_wait() {
+        let view = View::new(Default::default(), Default::default());
+        let stream = Stream::new(Variant::StateOfTheWorld, Arc::new(view));
+        let mut grace = Grace {
+            timer: Some(Box::pin(sleep(GRACE))),
+        };
+        let began = Instant::now();
+        grace.over().await;
+        assert_eq!(began.elapsed(), GRACE);
+        grace.follow(&stream);
+        assert!(timeout(10 * GRACE, grace.over()).await.is_err());
+    }
+}

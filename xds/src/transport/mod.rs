@@ -1,0 +1,114 @@
+//! gRPC on HTTP/2, for thousands of streams that all hear of each change.
+//!
+//! Discovery streams are served on `h2` itself: a connection and all its streams are one task, which writes
+//! shared bytes without copying them. With tonic each stream would have tasks of its own, a queue between
+//! them, and a buffer in which every response is encoded anew. All other services are tonic's, on the same
+//! connections.
+//!
+//! Clients need not behave. What one client can take is bounded:
+//!
+//! | of | at most |
+//! | --- | --- |
+//! | streams of a connection | 100; a connection without a stream ends within a minute |
+//! | streams that a client breaks off | 1,000 in 30 seconds (rapid reset) |
+//! | answers under way on a connection | 200 |
+//! | a request | 32 MiB; 60 seconds for one that has begun |
+//! | requests that are incomplete, of all clients | a budget of memory; the largest ends first |
+//! | a client that says nothing | 10 seconds for HTTP/2 and for the first request, 60 seconds for a sign of life |
+//!
+//! `transport/tests/frames.rs` lists the attacks that are known by name, each with its test.
+
+mod connection;
+mod frame;
+mod grpc;
+mod http2;
+mod partial_messages;
+mod tonic_services;
+mod wakers;
+
+use std::{io, sync::Arc};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+};
+use tonic::service::Routes;
+
+pub use frame::Pieces;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use grpc::Messages;
+pub(crate) use grpc::PREFIX_BYTES;
+pub use grpc::{Incoming, Outgoing};
+pub use http2::Gone;
+use partial_messages::Budget;
+
+/// A gRPC service whose streams are a part of their connection's task.
+pub trait StreamService: Send + Sync + 'static {
+    /// One of its methods.
+    type Method;
+    /// The other end of a connection. tonic's services find it in the extensions of a request.
+    type Peer: Clone + Send + Sync + 'static;
+
+    /// The method at a request's path; none for a path of another service.
+    fn method(&self, path: &str) -> Option<Self::Method>;
+
+    /// Serves a stream to its end.
+    fn serve(
+        &self,
+        method: Self::Method,
+        peer: Self::Peer,
+        requests: Incoming,
+        responses: Outgoing,
+    ) -> impl Future<Output = ()> + Send + 'static;
+}
+
+/// The services of a port.
+pub struct Services<S> {
+    /// Served on HTTP/2 itself.
+    pub streams: S,
+    /// Served by tonic.
+    pub others: Routes,
+    budget: Budget,
+}
+
+impl<S: StreamService> Services<S> {
+    /// `streams`, and beside them `others`.
+    pub fn new(streams: S, others: Routes) -> Services<S> {
+        Services {
+            streams,
+            others,
+            budget: Budget::default(),
+        }
+    }
+}
+
+/// Serves a connection to its end. Errors end it, and are logged at level debug.
+pub async fn serve<Io, S>(io: Io, peer: S::Peer, services: Arc<Services<S>>)
+where
+    S: StreamService,
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    connection::serve(io, peer, services).await;
+}
+
+/// Accepts connections in plain text, and serves each in a task of its own, until it is dropped. For a port
+/// that strangers reach, accept connections yourself, with TLS and a limit, and [`serve`] them.
+///
+/// # Errors
+///
+/// Those of [`TcpListener::accept`], which end it.
+pub async fn listen<S>(listener: TcpListener, services: Services<S>) -> io::Result<()>
+where
+    S: StreamService<Peer = ()>,
+{
+    let services = Arc::new(services);
+    loop {
+        let (tcp, _) = listener.accept().await?;
+        // It only delays small messages; that it cannot be had is no reason to refuse a client.
+        let _ = tcp.set_nodelay(true);
+        tokio::spawn(serve(tcp, (), Arc::clone(&services)));
+    }
+}
+
+#[cfg(test)]
+mod tests;
