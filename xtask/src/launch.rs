@@ -183,7 +183,14 @@ pub(crate) fn torture(tree: &Tree, torture: &Torture) -> Result<()> {
 /// Runs the simulation of control plane and filter under so many seeds; the tests run a few hundred.
 pub(crate) fn sim(tree: &Tree, seeds: u32) -> Result<()> {
     setup::run(tree, Wanted::Filter)?;
-    let arguments = ["test", "--release", "-p", "tidegate", "--test", "sim"];
+    let arguments = [
+        "test",
+        "--release",
+        "-p",
+        "tidegate-xds-server",
+        "--test",
+        "sim",
+    ];
     let mut sim = cargo(tree, &arguments);
     sim.args(["--", "--nocapture"])
         .env("TIDEGATE_SIM_SEEDS", seeds.to_string());
