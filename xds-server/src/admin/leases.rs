@@ -127,7 +127,7 @@ impl Admin {
             );
             Problem::not_found(detail).because(NOT_FOUND)
         };
-        if self.gate.rules().lists_operator(caller) {
+        if self.rules.rules().lists_operator(caller) {
             return Ok(lease);
         }
         let known = match self.owners.get(lease) {

@@ -33,7 +33,7 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 #[derive(Clone)]
 pub struct FenceService {
     authorities: Authorities,
-    gate: AccessRules,
+    rules: AccessRules,
     hop_keys: HopKeys,
     metrics: Metrics,
 }
@@ -41,13 +41,13 @@ pub struct FenceService {
 /// The service for a tonic server.
 pub fn service(
     authorities: Authorities,
-    gate: AccessRules,
+    rules: AccessRules,
     hop_keys: HopKeys,
     metrics: Metrics,
 ) -> FenceServer<FenceService> {
     let service = FenceService {
         authorities,
-        gate,
+        rules,
         hop_keys,
         metrics,
     };
@@ -96,11 +96,11 @@ async fn hold(
     };
     let FenceService {
         authorities,
-        gate,
+        rules,
         hop_keys,
         metrics,
     } = service;
-    if let Err(error) = gate.rules().grants(&caller, &zone) {
+    if let Err(error) = rules.rules().grants(&caller, &zone) {
         warn!(node, %error, "stream refused");
         let reason = "not_permitted";
         let label = ReasonLabel { reason };

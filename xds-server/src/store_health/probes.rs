@@ -8,12 +8,12 @@ use registry::{
 };
 use tokio::time::Instant;
 
-use super::{Level, Mode, PROBE_INTERVAL, Status};
+use super::{Level, PROBE_INTERVAL, Status, StoreHealth};
 
 /// Between two looks at the store's alarms.
 const ALARMS_INTERVAL: Duration = Duration::from_secs(10);
 
-impl Mode {
+impl StoreHealth {
     /// Whenever writes have ended, or have become slow, tries one until it succeeds, and soon: where nothing is written no other
     /// write would tell. Never ends.
     ///
