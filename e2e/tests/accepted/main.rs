@@ -10,6 +10,7 @@
 )]
 
 mod any;
+mod golden;
 
 use std::collections::BTreeMap;
 use std::env;

@@ -195,7 +195,7 @@ async fn slow_writes_in_a_row_are_a_condition_until_a_quick_one() {
 #[tokio::test]
 async fn slow_writes_are_over_where_a_test_write_is_quick_and_nothing_else_is_written() {
     let directory = tempfile::tempdir().expect("a directory");
-    let file = EmbeddedOptions::new(&directory.path().join("store"));
+    let file = EmbeddedOptions::new(directory.path().join("store"));
     let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(file).await.expect("a store"));
     let metrics = Metrics::default();
     let store_health = StoreHealth::new(metrics.clone());
