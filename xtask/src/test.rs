@@ -1,11 +1,11 @@
 //! Every check in one order, the quickest first, up to the first that fails.
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::counts::Counts;
 use crate::launch;
 use crate::run::{cargo, quiet, shown};
 use crate::setup::{self, GrpcClient, Wanted};
@@ -82,11 +82,18 @@ const STEPS: [Step; 11] = [
 ];
 
 /// Steps that run only by name.
-const BY_NAME: [Step; 1] = [Step {
-    name: "quick",
-    about: "by name only: the tests that need no server, in a minute once they are built",
-    run: quick_tests,
-}];
+const BY_NAME: [Step; 2] = [
+    Step {
+        name: "quick",
+        about: "by name only: the tests that need no server, in a minute once they are built",
+        run: quick_tests,
+    },
+    Step {
+        name: "peers",
+        about: "by name only: conformance to HTTP/2 by h2spec, which takes Go to build",
+        run: peers,
+    },
+];
 
 fn every_step() -> impl Iterator<Item = &'static Step> {
     STEPS.iter().chain(&BY_NAME)
@@ -266,8 +273,23 @@ fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
             // They are a step of their own, for the clients may not be had.
             "--skip",
             "real_clients::",
+            // By name only: `peers`.
+            "--skip",
+            "h2spec::",
         ],
     )))
+}
+
+/// Never skipped: it is asked for by name.
+fn peers(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
+    setup::run(tree, Wanted::Peers)?;
+    launch::wasm(tree)?;
+    let mut build = vec!["build"];
+    build.extend(launch::E2E);
+    shown(&mut cargo(tree, &build))?;
+    let test = ["test", "-p", "e2e", "--test", "conformance"];
+    let mut test = cargo(tree, &test);
+    passed(counts.add(test.args(["--", "--test-threads=1", "--nocapture"])))
 }
 
 /// The torture is not here: the scenarios run a few of its rounds.
@@ -346,77 +368,4 @@ fn deny(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
 
 fn passed(result: Result<()>) -> Result<Outcome> {
     result.map(|()| Outcome::Passed)
-}
-
-/// How many test functions ran, over all runs of `cargo test`.
-#[derive(Debug, Default, PartialEq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-}
-
-impl Counts {
-    /// Runs `cargo test`, hands its output on as it comes, and counts.
-    fn add(&mut self, command: &mut Command) -> Result<()> {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start cargo")?;
-        let mut out = io::stdout();
-        // Bytes, not lines of text: what a test prints need not be UTF-8.
-        let mut lines = BufReader::new(child.stdout.take().context("no output of cargo")?);
-        let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line)? > 0 {
-            out.write_all(&line)?;
-            out.flush()?;
-            self.read(&String::from_utf8_lossy(&line));
-            line.clear();
-        }
-        let status = child.wait()?;
-        if !status.success() {
-            bail!("cargo test failed ({status}): the failed tests are named above");
-        }
-        Ok(())
-    }
-
-    /// `test result: ok. 12 passed; 0 failed; 1 ignored; …`
-    fn read(&mut self, line: &str) {
-        let Some((_, results)) = line
-            .strip_prefix("test result: ")
-            .and_then(|rest| rest.split_once(". "))
-        else {
-            return;
-        };
-        for part in results.split(';') {
-            match part.trim().split_once(' ') {
-                Some((number, "passed")) => self.passed += number.parse().unwrap_or(0),
-                Some((number, "failed")) => self.failed += number.parse().unwrap_or(0),
-                _ => {}
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Counts;
-
-    #[test]
-    fn the_results_of_all_runs_add_up() {
-        let mut counts = Counts::default();
-        for line in [
-            "running 3 tests\n",
-            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.52s\n",
-            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
-        ] {
-            counts.read(line);
-        }
-        assert_eq!(
-            counts,
-            Counts {
-                passed: 14,
-                failed: 1
-            }
-        );
-    }
 }
