@@ -172,14 +172,17 @@ mod h2spec {
 
     use super::*;
 
-    /// gRPC answers a request that it refuses with HEADERS alone.
+    /// A method that takes one message, and waits for the end of the request. h2spec sends no message, and the answer
+    /// says so in HEADERS alone.
+    const METHOD: &str = "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
+
     #[tokio::test]
     async fn the_discovery_port_conforms() -> Result<()> {
         let workdir = Workdir::kept("h2spec")?;
         let service = json!({ "name": "orders", "routes": [{ "prefix": "/orders" }] });
         let config = Config::new(StoreConfig::Embedded, vec![service]);
         let control_plane = ControlPlane::launch(workdir.path(), config).await?;
-        check(workdir.path(), control_plane.xds(), "/unknown", "HEADERS").await
+        check(workdir.path(), control_plane.xds(), METHOD, "HEADERS").await
     }
 
     /// Flow control shows in an answer with a body, which the discovery port has for no request of h2spec's.
