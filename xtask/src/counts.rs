@@ -3,7 +3,9 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::built::TestProgram;
 
 /// How many test functions ran, over all runs of `cargo test`.
 #[derive(Debug, Default, PartialEq)]
@@ -13,15 +15,39 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Runs `cargo test`, hands its output on as it comes, and counts.
+    /// Runs these programs one after the other, whatever becomes of each. Errors: some failed, or there was none.
+    pub(crate) fn add_all<'p>(
+        &mut self,
+        programs: impl Iterator<Item = &'p TestProgram>,
+        arguments: &[&str],
+    ) -> Result<()> {
+        let mut failed = Vec::new();
+        let mut count = 0;
+        for program in programs {
+            println!("\n--- {}", program.name);
+            count += 1;
+            if self.add(program.command().args(arguments)).is_err() {
+                failed.push(program.name.as_str());
+            }
+        }
+        ensure!(count > 0, "no test program was built");
+        ensure!(
+            failed.is_empty(),
+            "tests of {} failed: they are named above",
+            failed.join(", ")
+        );
+        Ok(())
+    }
+
+    /// Runs tests, hands their output on as it comes, and counts.
     pub(crate) fn add(&mut self, command: &mut Command) -> Result<()> {
         let mut child = command
             .stdout(Stdio::piped())
             .spawn()
-            .context("cannot start cargo")?;
+            .context("cannot start the tests")?;
         let mut out = io::stdout();
         // Bytes, not lines of text: what a test prints need not be UTF-8.
-        let mut lines = BufReader::new(child.stdout.take().context("no output of cargo")?);
+        let mut lines = BufReader::new(child.stdout.take().context("no output of the tests")?);
         let mut line = Vec::new();
         while lines.read_until(b'\n', &mut line)? > 0 {
             out.write_all(&line)?;
@@ -31,7 +57,7 @@ impl Counts {
         }
         let status = child.wait()?;
         if !status.success() {
-            bail!("cargo test failed ({status}): the failed tests are named above");
+            bail!("tests failed ({status}): they are named above");
         }
         Ok(())
     }
