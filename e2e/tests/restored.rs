@@ -19,7 +19,7 @@ use xds_server::config::{Config as Parsed, Mesh};
 use xds_server::feed::{self, Feed, Sources};
 use xds_server::last_good::{self, Keeper, LastGood};
 use xds_server::metrics::Metrics;
-use xds_server::mode::{Level, Mode};
+use xds_server::store_health::{Level, StoreHealth};
 
 /// An etcd, and where its data and backups are. Dropped, it is gone.
 struct Site {
@@ -83,7 +83,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// A control plane's inside.
 struct Follower {
     store: Arc<dyn Store>,
-    mode: Mode,
+    store_health: StoreHealth,
     feed: Feed,
     metrics: Metrics,
     keeper: Keeper,
@@ -104,7 +104,7 @@ impl Follower {
         let mesh = Parsed::parse("mesh.yaml", &text)?.mesh;
         let (meshes, followed) = watch::channel(Arc::new(mesh));
         let metrics = Metrics::default();
-        let mode = Mode::new(metrics.clone());
+        let store_health = StoreHealth::new(metrics.clone());
         let last_good: Option<LastGood> = last_good::read(&state)?;
         let keeper = Keeper::start(state, last_good.clone(), metrics.clone());
         let store: Arc<dyn Store> = Arc::new(store);
@@ -114,12 +114,12 @@ impl Follower {
             facts: None,
             last_good,
             keeper: keeper.clone(),
-            mode: mode.clone(),
+            store_health: store_health.clone(),
             metrics: metrics.clone(),
         });
         Ok(Follower {
             store,
-            mode,
+            store_health,
             feed,
             metrics,
             keeper,
@@ -134,7 +134,7 @@ impl Follower {
     /// Waits until so many instances are served, as the store says it.
     async fn until_serving(&self, instances: i64) -> Result<()> {
         self.until("the store's instances", || {
-            let status = self.mode.status();
+            let status = self.store_health.status();
             ensure!(status.level == Level::Normal && !status.stale, "{status:?}");
             ensure!(!status.confirm && status.reason.is_empty(), "{status:?}");
             let served = self.metrics.instances.get();
@@ -147,7 +147,7 @@ impl Follower {
     /// Waits until it doubts the store, with that many instances still served.
     async fn until_doubting(&self, reason: &str, instances: i64) -> Result<()> {
         self.until("doubt", || {
-            let status = self.mode.status();
+            let status = self.store_health.status();
             ensure!(status.confirm && status.stale, "{status:?}");
             ensure!(status.reason.contains(reason), "{status:?}");
             let served = self.metrics.instances.get();
@@ -160,7 +160,7 @@ impl Follower {
     /// Has this one and all others believe.
     async fn confirm_everywhere(&self) -> Result<()> {
         let confirm = &self.feed.confirm;
-        Ok(confirm.everywhere(&*self.store, &self.mode).await?)
+        Ok(confirm.everywhere(&*self.store, &self.store_health).await?)
     }
 
     fn confirm(&self) -> Result<()> {

@@ -27,22 +27,22 @@ use registry::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    access::AccessRules,
+    access_rules::AccessRules,
     applied::Applied,
     authority::{Agreements, Authorities},
     conditions::{Kind, Summary, report::ConfigReport},
     discovery::proxies::Proxies,
     feed::Feed,
     metrics::Metrics,
-    mode::Mode,
     snapshot::{Role, View, ViewKey},
+    store_health::StoreHealth,
 };
 
 /// What the handlers work with.
 #[derive(Clone)]
 pub struct Admin {
     pub store: Arc<dyn Store>,
-    pub mode: Mode,
+    pub store_health: StoreHealth,
     pub authorities: Authorities,
     pub agreements: Agreements,
     pub feed: Feed,
@@ -51,7 +51,7 @@ pub struct Admin {
     pub counts: Metrics,
     /// The same, as `/metrics` shows them.
     pub metrics: Arc<Registry>,
-    pub gate: AccessRules,
+    pub rules: AccessRules,
     /// The owners of leases that were asked for lately.
     pub owners: LeaseOwners,
 }
@@ -112,7 +112,7 @@ impl Admin {
 
     /// Whether the store is written to at present.
     fn writing(&self) -> Result<(), Problem> {
-        match self.mode.writes_refused() {
+        match self.store_health.writes_refused() {
             None => Ok(()),
             Some(detail) => Err(Problem::unavailable(detail)),
         }
@@ -126,7 +126,7 @@ impl Admin {
         self.writing()?;
         let begun = tokio::time::Instant::now();
         let outcome = write.await;
-        self.mode.wrote_in(&outcome, begun.elapsed());
+        self.store_health.wrote_in(&outcome, begun.elapsed());
         outcome.map_err(Problem::of_write)
     }
 
@@ -277,7 +277,7 @@ struct Readiness {
 
 async fn ready(State(admin): State<Admin>) -> (StatusCode, Json<Readiness>) {
     let nothing = admin.feed.snapshots.borrow().is_none();
-    let status = admin.mode.status();
+    let status = admin.store_health.status();
     let detail = match (nothing, status.reason.as_str()) {
         (false, reason) => reason.to_owned(),
         (true, "") => NOTHING_TO_SERVE.to_owned(),
@@ -302,7 +302,7 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, Json<Readiness>) {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Result<Response, Problem> {
-    admin.mode.measure();
+    admin.store_health.measure();
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &admin.metrics)
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error))?;

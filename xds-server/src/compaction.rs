@@ -18,7 +18,7 @@ use tokio::{
 };
 use tracing::{debug, info};
 
-use crate::{conditions::Code, metrics::Metrics, mode::Mode};
+use crate::{conditions::Code, metrics::Metrics, store_health::StoreHealth};
 
 /// How often in the time that history is kept it is looked at.
 const LOOKS: u32 = 8;
@@ -50,7 +50,7 @@ pub struct Compactor {
     /// How long history is kept.
     keep: Duration,
     process: String,
-    mode: Mode,
+    store_health: StoreHealth,
     metrics: Metrics,
     past: Past,
     lease: Option<LeaseId>,
@@ -64,14 +64,14 @@ impl Compactor {
         store: EtcdStore,
         keep: Duration,
         process: String,
-        mode: Mode,
+        store_health: StoreHealth,
         metrics: Metrics,
     ) -> Compactor {
         Compactor {
             store,
             keep,
             process,
-            mode,
+            store_health,
             metrics,
             past: Past::default(),
             lease: None,
@@ -158,7 +158,7 @@ impl Compactor {
         let put = Op::put_leased(COMPACTOR_KEY, self.process.clone(), lease);
         let absent = Compare::absent(COMPACTOR_KEY);
         let outcome = self.store.txn(vec![absent], vec![put], None).await;
-        self.mode.wrote(&outcome);
+        self.store_health.wrote(&outcome);
         if outcome?.succeeded {
             self.lease = Some(lease);
             info!(

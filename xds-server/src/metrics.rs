@@ -45,6 +45,8 @@ pub struct ResultLabel {
 pub struct ModeLabel {
     /// `normal`, `L1`, `L2` or `L3`.
     pub mode: &'static str,
+    /// The same in a word.
+    pub name: &'static str,
 }
 
 /// Labels of metrics by zone.

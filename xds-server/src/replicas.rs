@@ -20,7 +20,7 @@ use crate::{
     conditions::{Code, Found, Lasting},
     config::Mesh,
     metrics::Metrics,
-    mode::Mode,
+    store_health::StoreHealth,
 };
 
 /// Between two looks at the others, and two signs of life.
@@ -49,7 +49,7 @@ pub struct Replicas {
     /// `host:process id`.
     process: String,
     key: String,
-    mode: Mode,
+    store_health: StoreHealth,
     lease: Option<LeaseId>,
     /// The digest that was published under that lease.
     published: Option<u64>,
@@ -62,14 +62,14 @@ impl Replicas {
         store: Arc<dyn Store>,
         process: String,
         number: u64,
-        mode: Mode,
+        store_health: StoreHealth,
         metrics: &Metrics,
     ) -> Replicas {
         Replicas {
             store,
             process,
             key: format!("{REPLICAS_PREFIX}{number:016x}"),
-            mode,
+            store_health,
             lease: None,
             published: None,
             lasting: Lasting::new(metrics.conditions.clone(), CODES),
@@ -97,7 +97,7 @@ impl Replicas {
     /// Says which configuration is in force here, and looks at what the others say.
     async fn look(&mut self, digest: u64, now: Instant) -> Result<(), StoreError> {
         // Others' records stay as they were seen while the store is away: nothing new is known.
-        if self.mode.writes_refused().is_none() {
+        if self.store_health.writes_refused().is_none() {
             self.publish(digest).await?;
         }
         let listing = self.store.list(REPLICAS_PREFIX).await?;
@@ -131,7 +131,7 @@ impl Replicas {
         let value = serde_json::to_vec(&record).unwrap_or_default();
         let put = Op::put_leased(self.key.clone(), value, lease);
         let outcome = self.store.txn(vec![], vec![put], None).await;
-        self.mode.wrote(&outcome);
+        self.store_health.wrote(&outcome);
         outcome?;
         self.published = Some(digest);
         Ok(())
@@ -176,12 +176,12 @@ mod tests {
         let metrics = [Metrics::default(), Metrics::default()];
         let mut replicas = [1, 2].map(|number| {
             let metrics = &metrics[number as usize - 1];
-            let mode = Mode::new(metrics.clone());
+            let store_health = StoreHealth::new(metrics.clone());
             Replicas::new(
                 Arc::clone(&store),
                 format!("host:{number}"),
                 number,
-                mode,
+                store_health,
                 metrics,
             )
         });

@@ -59,7 +59,13 @@ async fn until_mode(mesh: &Mesh, ready: bool, mode: &str, stale: bool) -> Result
         ensure!((status == StatusCode::OK) == ready, "{status}: {said}");
         ensure!(said["ready"] == ready, "{said}");
         ensure!(said["mode"] == mode && said["stale"] == stale, "{said}");
-        let present = format!("tidegate_mode{{mode=\"{mode}\"}}");
+        let name = match mode {
+            "L1" => "unreachable",
+            "L2" => "degraded",
+            "L3" => "read_only",
+            normal => normal,
+        };
+        let present = format!("tidegate_mode{{mode=\"{mode}\",name=\"{name}\"}}");
         ensure!(mesh.registry().metric(&present).await? == 1.0, "{present}");
         ensure!(mesh.registry().metric("tidegate_mode").await? == 1.0);
         let counted = mesh.registry().metric("tidegate_state_stale").await?;

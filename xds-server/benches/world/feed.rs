@@ -15,7 +15,7 @@ use xds_server::{
     feed::{self, Sources},
     last_good::Keeper,
     metrics::Metrics,
-    mode::Mode,
+    store_health::StoreHealth,
 };
 
 use super::{Spread, changes, cpu_us, entry};
@@ -48,7 +48,7 @@ pub(super) fn measure(services: usize, mesh: Arc<Mesh>, entries: Vec<Entry>) -> 
             facts: None,
             last_good: None,
             keeper: Keeper::start(file.path().join("state"), None, metrics.clone()),
-            mode: Mode::new(metrics.clone()),
+            store_health: StoreHealth::new(metrics.clone()),
             metrics,
         })
     });

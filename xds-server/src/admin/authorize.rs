@@ -22,9 +22,9 @@ use tracing::debug;
 
 use super::{Admin, Problem};
 use crate::{
-    access::{Access, Caller, NotPermitted},
-    connections::Listener,
-    tls::Peer,
+    net::access::{Access, Caller, NotPermitted},
+    net::connections::Listener,
+    net::tls::Peer,
 };
 
 /// How long a client may take for a request's headers, and as long again for its body. Between two requests, too.
@@ -104,7 +104,7 @@ pub(super) async fn readers(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    admin.gate.rules().read(&Peer::of(request.extensions()))?;
+    admin.rules.rules().read(&Peer::of(request.extensions()))?;
     Ok(next.run(request).await)
 }
 
@@ -114,7 +114,7 @@ pub(super) async fn operators(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let (rules, caller) = (admin.gate.rules(), Peer::of(request.extensions()));
+    let (rules, caller) = (admin.rules.rules(), Peer::of(request.extensions()));
     rules.read(&caller)?;
     if is_write(&request) {
         rules.operate(&caller)?;
@@ -129,13 +129,13 @@ pub(super) async fn registrars(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let (rules, caller) = (admin.gate.rules(), Peer::of(request.extensions()));
+    let (rules, caller) = (admin.rules.rules(), Peer::of(request.extensions()));
     rules.read(&caller)?;
     if is_write(&request) {
         // As the handler reads it.
         match path.iter().find(|(name, _)| *name == "zone") {
             Some((_, zone)) => rules.register(&caller, zone)?,
-            None => admin.gate.lease(&caller)?,
+            None => admin.rules.lease(&caller)?,
         }
     }
     Ok(next.run(request).await)

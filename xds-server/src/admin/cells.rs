@@ -21,7 +21,7 @@ use super::{
 use crate::{
     authority::{CellStatus, Gone, MoveRequest, Operation},
     conditions::{Code, rules::Accepted},
-    mode::{Level, Status},
+    store_health::{Level, Status},
 };
 
 /// How long a move may take before the answer says that it is still under way.
@@ -34,7 +34,7 @@ const HOLD_OF_WORSE: Duration = Duration::from_secs(600);
 const HOLD_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<CellStatus>> {
-    let stale = stale(admin.mode.status());
+    let stale = stale(admin.store_health.status());
     let mut cells = admin.authorities.cells().to_vec();
     for cell in &mut cells {
         cell.stale.clone_from(&stale);
@@ -43,11 +43,11 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<CellStatus>> {
 }
 
 /// Why cells are shown as old; none while the store confirms what is known of them.
-fn stale(mode: Status) -> Option<String> {
-    let old = mode.stale || mode.level != Level::Normal;
-    old.then_some(match mode.reason.is_empty() {
+fn stale(store_health: Status) -> Option<String> {
+    let old = store_health.stale || store_health.level != Level::Normal;
+    old.then_some(match store_health.reason.is_empty() {
         true => "the store has not confirmed it".to_owned(),
-        false => mode.reason,
+        false => store_health.reason,
     })
 }
 
@@ -143,7 +143,7 @@ async fn begin(
     // Above every epoch that anybody can remember, where the store that is left remembers less.
     let other_store = before.state.is_none();
     let epoch_min = request.epoch.unwrap_or(match other_store {
-        true => crate::authority::unix_ms(),
+        true => crate::wall_clock::unix_ms(),
         false => 0,
     });
     let objections = objections(admin, &before, &request.to, forced);
@@ -366,7 +366,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{metrics::Metrics, mode::Mode};
+    use crate::{metrics::Metrics, store_health::StoreHealth};
 
     #[test]
     fn a_move_to_the_present_owner_is_refused_with_a_code() {
@@ -404,23 +404,23 @@ mod tests {
 
     #[tokio::test]
     async fn cells_are_old_while_the_store_does_not_confirm_them() {
-        let mode = Mode::new(Metrics::default());
-        mode.loaded(Duration::from_secs(5));
-        assert!(stale(mode.status()).is_some(), "it comes from disk");
-        mode.confirmed();
-        assert_eq!(stale(mode.status()), None);
-        mode.unread(&StoreError::Unreachable {
+        let store_health = StoreHealth::new(Metrics::default());
+        store_health.loaded(Duration::from_secs(5));
+        assert!(stale(store_health.status()).is_some(), "it comes from disk");
+        store_health.confirmed();
+        assert_eq!(stale(store_health.status()), None);
+        store_health.unread(&StoreError::Unreachable {
             detail: "connection refused".to_owned(),
         });
-        let told = stale(mode.status()).expect("the store is away");
+        let told = stale(store_health.status()).expect("the store is away");
         assert!(told.contains("connection refused"), "{told}");
-        mode.confirmed();
+        store_health.confirmed();
         let full = StoreError::Refused {
             cause: RefusedCause::Full,
             detail: "mvcc: database space exceeded".to_owned(),
         };
-        mode.wrote::<()>(&Err(full));
-        let told = stale(mode.status()).expect("nothing is written");
+        store_health.wrote::<()>(&Err(full));
+        let told = stale(store_health.status()).expect("nothing is written");
         assert!(told.contains("database space exceeded"), "{told}");
     }
 

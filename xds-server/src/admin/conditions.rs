@@ -6,7 +6,7 @@ use registry::authority::StateName;
 use super::Admin;
 use crate::{
     applied::PolicyState,
-    authority::{CellStatus, unix_ms},
+    authority::CellStatus,
     conditions::{
         Condition,
         report::{
@@ -15,6 +15,7 @@ use crate::{
     },
     metrics::{FileLabel, ResultLabel},
     replicas,
+    wall_clock::unix_ms,
 };
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<Condition>> {
@@ -22,15 +23,15 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<Condition>> {
 }
 
 pub(super) async fn status(State(admin): State<Admin>) -> Json<Report> {
-    let mode = admin.mode.status();
+    let store_health = admin.store_health.status();
     let cells = admin.authorities.cells();
     Json(Report {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ready: admin.is_ready(),
-        mode: mode.level.as_str().to_owned(),
-        mode_since_s: mode.since.elapsed().as_secs(),
-        stale: mode.stale,
-        detail: mode.reason,
+        mode: store_health.level.as_str().to_owned(),
+        mode_since_s: store_health.since.elapsed().as_secs(),
+        stale: store_health.stale,
+        detail: store_health.reason,
         config: admin.config(),
         sessions: sessions(&cells),
         cells: cells.iter().map(cell).collect(),

@@ -16,7 +16,7 @@ use registry::{
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Problem, leases, some_of};
-use crate::{config::Mesh, tls::Peer};
+use crate::{config::Mesh, net::tls::Peer};
 
 #[derive(Serialize)]
 pub(super) struct Listed {
@@ -86,7 +86,7 @@ pub(super) async fn register(
     if let Some(unknown) = unknown.as_ref().filter(|_| options.is_strict()) {
         return Err(Problem::bad_request(unknown));
     }
-    if let Some(mesh) = admin.gate.mesh() {
+    if let Some(mesh) = admin.rules.mesh() {
         check_known(&mesh, &at)?;
         mesh.guard.check(&record).map_err(Problem::bad_request)?;
     }
@@ -140,7 +140,7 @@ impl Admin {
         let before = self.store.get(&key).await;
         if matches!(before, Err(registry::store::StoreError::Timeout { .. })) {
             // The write would have waited as long.
-            self.mode.wrote(&before);
+            self.store_health.wrote(&before);
         }
         let before = before?;
         let old = before.as_ref().map(|entry| Instance::parse(&entry.value));
@@ -150,7 +150,7 @@ impl Admin {
             return Ok(false);
         }
         let prefix = format!("{INSTANCES_PREFIX}{}/", at.service);
-        let mesh = self.gate.mesh();
+        let mesh = self.rules.mesh();
         let is_configured = |zone: &str| {
             let topology = mesh.as_ref().map(|mesh| &mesh.topology);
             topology.is_none_or(|topology| topology.zone_named(zone).is_some())

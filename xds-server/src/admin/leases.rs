@@ -16,7 +16,7 @@ use registry::{lease::LeaseOwner, store::LeaseId};
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Problem, parse_json};
-use crate::{access::Caller, tls::Peer};
+use crate::{net::access::Caller, net::tls::Peer};
 
 /// The reason of a problem: the lease has ended, or belongs to another client.
 pub(super) const NOT_FOUND: &str = "lease_not_found";
@@ -127,7 +127,7 @@ impl Admin {
             );
             Problem::not_found(detail).because(NOT_FOUND)
         };
-        if self.gate.rules().lists_operator(caller) {
+        if self.rules.rules().lists_operator(caller) {
             return Ok(lease);
         }
         let known = match self.owners.get(lease) {

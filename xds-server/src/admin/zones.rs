@@ -144,7 +144,7 @@ fn check_drain(
 
 /// The services that only this zone of its region serves.
 fn left_alone(admin: &Admin, zone: &str, service: Option<&str>) -> Result<Vec<String>, Problem> {
-    let Some(mesh) = admin.gate.mesh() else {
+    let Some(mesh) = admin.rules.mesh() else {
         return Ok(Vec::new());
     };
     let topology = &mesh.topology;
@@ -299,9 +299,12 @@ pub(super) async fn fail_back(
 
 pub(super) async fn confirm(State(admin): State<Admin>) -> Result<StatusCode, Problem> {
     let Admin {
-        feed, store, mode, ..
+        feed,
+        store,
+        store_health,
+        ..
     } = &admin;
-    let confirmed = feed.confirm.everywhere(&**store, mode);
+    let confirmed = feed.confirm.everywhere(&**store, store_health);
     match confirmed.await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(error @ Unconfirmed::NotAsked) => Err(Problem::conflict(error.to_string())),

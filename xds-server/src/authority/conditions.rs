@@ -10,7 +10,7 @@ use super::{Agreements, Authorities, CellStatus};
 use crate::{
     conditions::{Code, Found, Lasting},
     metrics::Metrics,
-    mode::{Level, Mode},
+    store_health::{Level, StoreHealth},
 };
 
 /// Between two looks.
@@ -35,7 +35,7 @@ const CODES: &[Code] = &[
 /// Looks again and again. Ends with the engine.
 pub(super) async fn watch(
     authorities: Authorities,
-    mode: Mode,
+    store_health: StoreHealth,
     agreements: Agreements,
     configured: Terms,
     metrics: Metrics,
@@ -45,7 +45,7 @@ pub(super) async fn watch(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !authorities.commands.is_closed() {
         ticks.tick().await;
-        let store = StoreView::of(&mode);
+        let store = StoreView::of(&store_health);
         let terms = agreements.terms(&configured);
         let found = find(&authorities.cells(), &store, &terms);
         lasting.look(found, Instant::now());
@@ -62,9 +62,9 @@ struct StoreView {
 }
 
 impl StoreView {
-    fn of(mode: &Mode) -> StoreView {
-        let status = mode.status();
-        let trouble = match (status.level, mode.write_error()) {
+    fn of(store_health: &StoreHealth) -> StoreView {
+        let status = store_health.status();
+        let trouble = match (status.level, store_health.write_error()) {
             (Level::Normal, error) => error.unwrap_or_default(),
             _ => status.reason,
         };

@@ -6,9 +6,10 @@ use policy::hop::Keys;
 use tokio::sync::watch;
 
 use crate::{
-    access::{AccessRules, Caller},
+    access_rules::AccessRules,
     conditions::{Code, Conditions},
     config::{Mesh, PortConfig},
+    net::access::Caller,
     snapshot::Role,
 };
 
@@ -16,7 +17,7 @@ use crate::{
 #[derive(Clone)]
 pub struct HopKeys {
     meshes: watch::Receiver<Arc<Mesh>>,
-    gate: AccessRules,
+    rules: AccessRules,
 }
 
 /// What one proxy is told of them.
@@ -30,8 +31,8 @@ pub(super) struct ToldKeys {
 }
 
 impl HopKeys {
-    pub fn new(meshes: watch::Receiver<Arc<Mesh>>, gate: AccessRules) -> HopKeys {
-        HopKeys { meshes, gate }
+    pub fn new(meshes: watch::Receiver<Arc<Mesh>>, rules: AccessRules) -> HopKeys {
+        HopKeys { meshes, rules }
     }
 
     /// For a proxy that says this of itself.
@@ -68,7 +69,7 @@ impl ToldKeys {
     }
 
     fn is_gateway(&self) -> bool {
-        let (role, rules) = (Role::Gateway, self.keys.gate.rules());
+        let (role, rules) = (Role::Gateway, self.keys.rules.rules());
         self.role == role.as_str() && rules.view(&self.caller, &self.zone, role).is_ok()
     }
 }
@@ -106,7 +107,7 @@ fn unguarded(mesh: &Mesh, xds: PortConfig) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{access::Identity, config::Config};
+    use crate::{config::Config, net::access::Identity};
 
     fn mesh(token: &str, rules: &str) -> Arc<Mesh> {
         let text = format!(

@@ -36,12 +36,12 @@ use crate::{
     config::{Mesh, ServiceConfig},
     last_good::LastGood,
     metrics::Metrics,
-    mode::Mode,
     store_event::StoreEvent,
+    store_health::StoreHealth,
     world::Overview,
 };
 
-pub use clock::{Boottime, Clock, unix_ms};
+pub use clock::{Boottime, Clock};
 pub use homes::Homes;
 pub use hop_keys::{HopKeys, watch_guard};
 pub use service::{FenceService, service};
@@ -151,7 +151,7 @@ pub struct Sources {
     pub draw: Box<dyn FnMut() -> u64 + Send>,
     /// `host:process id`, for people.
     pub process: String,
-    pub mode: Mode,
+    pub store_health: StoreHealth,
     pub metrics: Metrics,
 }
 
@@ -236,7 +236,7 @@ pub fn start(sources: Sources) -> Authorities {
     let (told, operations) = watch::channel(Arc::default());
     let (sighted, since) = watch::channel(Arc::default());
     let homes = Homes::new(sources.zones.clone(), since);
-    let (mode, terms) = (sources.mode.clone(), sources.terms.clone());
+    let (store_health, terms) = (sources.store_health.clone(), sources.terms.clone());
     let (agreements, metrics) = (sources.agreements.clone(), sources.metrics.clone());
     tokio::spawn(engine::Engine::new(sources, commanded, publisher, told, sighted).run());
     let authorities = Authorities {
@@ -245,7 +245,13 @@ pub fn start(sources: Sources) -> Authorities {
         operations,
         homes,
     };
-    let watched = conditions::watch(authorities.clone(), mode, agreements, terms, metrics);
+    let watched = conditions::watch(
+        authorities.clone(),
+        store_health,
+        agreements,
+        terms,
+        metrics,
+    );
     tokio::spawn(watched);
     authorities
 }

@@ -15,10 +15,11 @@ use tracing::{debug, info, warn};
 
 use super::{Authorities, HopKeys, JoinError};
 use crate::{
-    access::{AccessRules, Caller},
+    access_rules::AccessRules,
     generated::fence_server::{Fence, FenceServer},
     metrics::{Metrics, ReasonLabel},
-    tls::Peer,
+    net::access::Caller,
+    net::tls::Peer,
 };
 
 /// How long a new stream may take to introduce itself.
@@ -32,7 +33,7 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 #[derive(Clone)]
 pub struct FenceService {
     authorities: Authorities,
-    gate: AccessRules,
+    rules: AccessRules,
     hop_keys: HopKeys,
     metrics: Metrics,
 }
@@ -40,13 +41,13 @@ pub struct FenceService {
 /// The service for a tonic server.
 pub fn service(
     authorities: Authorities,
-    gate: AccessRules,
+    rules: AccessRules,
     hop_keys: HopKeys,
     metrics: Metrics,
 ) -> FenceServer<FenceService> {
     let service = FenceService {
         authorities,
-        gate,
+        rules,
         hop_keys,
         metrics,
     };
@@ -95,11 +96,11 @@ async fn hold(
     };
     let FenceService {
         authorities,
-        gate,
+        rules,
         hop_keys,
         metrics,
     } = service;
-    if let Err(error) = gate.rules().grants(&caller, &zone) {
+    if let Err(error) = rules.rules().grants(&caller, &zone) {
         warn!(node, %error, "stream refused");
         let reason = "not_permitted";
         let label = ReasonLabel { reason };

@@ -14,7 +14,7 @@ use tracing::info;
 use xds::{csds, transport::Services};
 
 use crate::{
-    access::AccessRules,
+    access_rules::AccessRules,
     admin::{self, Admin, LeaseOwners},
     applied::{self, Applied},
     authority::{
@@ -22,20 +22,19 @@ use crate::{
         peers::{self, Network, Peers, Reach},
     },
     compaction::Compactor,
-    conditions,
     config::{Config, StoreConfig},
-    connections::Listener,
-    discovery::{ZoneViews, proxies::Proxies},
+    discovery::{self, ZoneViews, proxies::Proxies},
     feed::{self, Sources},
     last_good::Keeper,
     load_reports::{LoadReports, Loads},
     memory,
     metrics::Metrics,
-    mode::Mode,
+    net::connections::Listener,
+    net::tls::Dialer,
     proxy_port, reload,
     replicas::Replicas,
     start::Start,
-    tls::Dialer,
+    store_health::StoreHealth,
 };
 use ports::Ports;
 
@@ -94,7 +93,7 @@ impl ControlPlane {
         let ports = Ports::open(&config.listen, &metrics)?;
         let addresses = ports.addresses()?;
         let (keeper, last_good) = stores::open_state(state.as_deref(), &metrics)?;
-        let mode = watch_store(&opened.shared, &metrics);
+        let store_health = watch_store(&opened.shared, &metrics);
         let (peers, network) = start_peers(&config, addresses.0, ports.dialer, metrics.clone());
         let is_shared = matches!(config.store, StoreConfig::Etcd { .. });
         let compactor = stores::compacts(&config.store).zip(opened.etcd.clone());
@@ -115,8 +114,8 @@ impl ControlPlane {
             metrics.conditions.clone(),
         ));
         if is_shared {
-            let (store, mode) = (Arc::clone(&opened.shared), mode.clone());
-            let replicas = Replicas::new(store, process_name(), draw(), mode, &metrics);
+            let (store, store_health) = (Arc::clone(&opened.shared), store_health.clone());
+            let replicas = Replicas::new(store, process_name(), draw(), store_health, &metrics);
             tokio::spawn(replicas.run(meshes.clone()));
         }
         let agreed = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
@@ -127,12 +126,12 @@ impl ControlPlane {
             facts: terms.is_some().then_some(facts),
             last_good,
             keeper: keeper.clone(),
-            mode: mode.clone(),
+            store_health: store_health.clone(),
             metrics: metrics.clone(),
         });
         if let Some((keep, etcd)) = compactor {
-            let (mode, metrics) = (mode.clone(), metrics.clone());
-            let compactor = Compactor::new(etcd, keep, process_name(), mode, metrics);
+            let (store_health, metrics) = (store_health.clone(), metrics.clone());
+            let compactor = Compactor::new(etcd, keep, process_name(), store_health, metrics);
             tokio::spawn(compactor.run(feed.followed.clone()));
         }
         let proxies = Proxies::default();
@@ -156,7 +155,7 @@ impl ControlPlane {
                 clock: Arc::new(Boottime),
                 draw: Box::new(draw),
                 process: process_name(),
-                mode: mode.clone(),
+                store_health: store_health.clone(),
                 metrics: metrics.clone(),
             }),
             configured,
@@ -165,7 +164,7 @@ impl ControlPlane {
         let authorities = fence.as_ref().map(|fence| fence.authorities.clone());
         let authorities = authorities.unwrap_or_else(Authorities::none);
         let applied = Applied::default();
-        tokio::spawn(conditions::proxies::watch(
+        tokio::spawn(discovery::conditions::watch(
             proxies.clone(),
             applied.clone(),
             feed.snapshots.clone(),
@@ -190,7 +189,7 @@ impl ControlPlane {
             .add_service(csds::service(proxies.clients().clone()));
         let admin = Admin {
             store: opened.shared,
-            mode,
+            store_health,
             authorities,
             agreements,
             feed,
@@ -198,7 +197,7 @@ impl ControlPlane {
             applied,
             metrics: Arc::new(registry(&metrics, loads, options.collectors)),
             counts: metrics,
-            gate: rules,
+            rules,
             owners: LeaseOwners::default(),
         };
         Ok(ControlPlane {
@@ -273,12 +272,12 @@ impl Fence {
 }
 
 /// The health of the store, watched from now on.
-fn watch_store(store: &Arc<dyn Store>, metrics: &Metrics) -> Mode {
-    let mode = Mode::new(metrics.clone());
-    tokio::spawn(mode.clone().probe_writes(Arc::clone(store)));
-    tokio::spawn(mode.clone().watch_alarms(Arc::clone(store)));
+fn watch_store(store: &Arc<dyn Store>, metrics: &Metrics) -> StoreHealth {
+    let store_health = StoreHealth::new(metrics.clone());
+    tokio::spawn(store_health.clone().probe_writes(Arc::clone(store)));
+    tokio::spawn(store_health.clone().watch_alarms(Arc::clone(store)));
     tokio::spawn(memory::give_back());
-    mode
+    store_health
 }
 
 fn registry(metrics: &Metrics, loads: Loads, more: Vec<Box<dyn Collector>>) -> Registry {

@@ -21,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{mode::Mode, world::Seen};
+use crate::{store_health::StoreHealth, world::Seen};
 
 /// How long the store may take until it takes the confirmation: one that was not believed is listed first.
 const SHARE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,13 +57,17 @@ pub enum Unconfirmed {
 
 impl Confirm {
     /// Answers every question that waits here, and tells all other replicas through the store.
-    pub async fn everywhere(&self, store: &dyn Store, mode: &Mode) -> Result<(), Unconfirmed> {
+    pub async fn everywhere(
+        &self,
+        store: &dyn Store,
+        store_health: &StoreHealth,
+    ) -> Result<(), Unconfirmed> {
         if !self.is_asked() {
             return Err(Unconfirmed::NotAsked);
         }
         let seen = self.look(store).await;
         // To a store that is not believed nothing is written before it is.
-        let mut shared = match mode.writes_refused() {
+        let mut shared = match store_health.writes_refused() {
             None => share(store, seen).await.map_err(|error| error.to_string()),
             Some(refused) => Err(refused),
         };
@@ -71,7 +75,7 @@ impl Confirm {
         if shared.is_err() {
             let again = async {
                 loop {
-                    if mode.writes_refused().is_none() && share(store, seen).await.is_ok() {
+                    if store_health.writes_refused().is_none() && share(store, seen).await.is_ok() {
                         return;
                     }
                     sleep(RETRY_AFTER).await;

@@ -16,8 +16,8 @@ use crate::{
     config::Mesh,
     last_good::Keeper,
     metrics::{Metrics, ReasonLabel, ServiceZoneLabel, ZoneLabel},
-    mode::Mode,
     snapshot::{Role, Snapshot},
+    store_health::StoreHealth,
     world::{Change, Implausible, Overview, Proposals, Seen, World, ZoneStatus},
 };
 
@@ -28,7 +28,7 @@ pub(super) struct Engine {
     pub(super) pending: mpsc::Receiver<Change>,
     pub(super) meshes: watch::Receiver<Arc<Mesh>>,
     pub(super) keeper: Keeper,
-    pub(super) mode: Mode,
+    pub(super) store_health: StoreHealth,
     pub(super) confirm: Confirm,
     /// The answer to the question whether instances are really gone, while that is open.
     pub(super) asked: Option<oneshot::Receiver<Seen>>,
@@ -97,7 +97,7 @@ impl Engine {
         if !self.listed {
             return;
         }
-        self.world.freeze(self.mode.frozen());
+        self.world.freeze(self.store_health.frozen());
         let snapshot = self.world.snapshot(self.now_ms());
         self.metrics
             .records_unused
@@ -196,7 +196,7 @@ impl Engine {
             (None, None) => info!("the doubt about the store is over"),
             (None, Some(_)) => {}
         }
-        self.mode.held(vanished.map(ToString::to_string));
+        self.store_health.held(vanished.map(ToString::to_string));
         self.keeper.hold(vanished.is_some());
     }
 

@@ -23,8 +23,8 @@ use crate::{
     discovery::Snapshots,
     last_good::{Keeper, LastGood},
     metrics::Metrics,
-    mode::Mode,
     store_event::StoreEvent,
+    store_health::StoreHealth,
     world::Overview,
     world::{Proposals, World},
 };
@@ -45,7 +45,7 @@ pub struct Sources {
     /// What the store said last before this process began: it is served if the store does not answer.
     pub last_good: Option<LastGood>,
     pub keeper: Keeper,
-    pub mode: Mode,
+    pub store_health: StoreHealth,
     pub metrics: Metrics,
 }
 
@@ -75,7 +75,7 @@ pub fn start(sources: Sources) -> Feed {
         facts,
         last_good,
         keeper,
-        mode,
+        store_health,
         metrics,
     } = sources;
     let conditions = metrics.conditions.clone();
@@ -93,7 +93,7 @@ pub fn start(sources: Sources) -> Feed {
         silent: false,
         follows,
         metrics: metrics.clone(),
-        mode: mode.clone(),
+        store_health: store_health.clone(),
         keeper: keeper.clone(),
         confirm: confirm.clone(),
         unsent: kept,
@@ -106,7 +106,7 @@ pub fn start(sources: Sources) -> Feed {
     tokio::spawn(standing_writer::run(
         store,
         proposed,
-        mode.clone(),
+        store_health.clone(),
         metrics.clone(),
     ));
     let mesh = Arc::clone(&meshes.borrow());
@@ -120,7 +120,7 @@ pub fn start(sources: Sources) -> Feed {
         pending,
         meshes,
         keeper,
-        mode,
+        store_health,
         confirm: confirm.clone(),
         asked: None,
         asked_bare: None,
@@ -175,7 +175,7 @@ mod tests {
             facts: None,
             last_good: None,
             keeper: Keeper::none(),
-            mode: Mode::new(metrics.clone()),
+            store_health: StoreHealth::new(metrics.clone()),
             metrics: metrics.clone(),
         });
         let key = "/tidegate/v1/instances/orders/a/one";
@@ -191,24 +191,27 @@ mod tests {
     }
 
     /// A replica that follows this store, from what it knew before.
-    fn replica(store: &Arc<dyn Store>, last_good: Option<LastGood>) -> (Feed, Mode, Metrics) {
+    fn replica(
+        store: &Arc<dyn Store>,
+        last_good: Option<LastGood>,
+    ) -> (Feed, StoreHealth, Metrics) {
         let text = "store: {embedded: {path: x}}\nfilter: {path: x}\nzones: [{name: a, region: r}]\nservices: [{name: orders, routes: [{prefix: /}]}]\n";
         let mesh = Config::parse("test.yaml", text).unwrap().mesh;
         let (meshes, following) = watch::channel(Arc::new(mesh));
         // For as long as the test lasts.
         std::mem::forget(meshes);
         let metrics = Metrics::default();
-        let mode = Mode::new(metrics.clone());
+        let store_health = StoreHealth::new(metrics.clone());
         let feed = start(Sources {
             store: Arc::clone(store),
             meshes: following,
             facts: None,
             last_good,
             keeper: Keeper::none(),
-            mode: mode.clone(),
+            store_health: store_health.clone(),
             metrics: metrics.clone(),
         });
-        (feed, mode, metrics)
+        (feed, store_health, metrics)
     }
 
     async fn until_serving(metrics: &Metrics, instances: i64) {
@@ -246,18 +249,22 @@ mod tests {
         fill(0..4).await;
         let (cluster, listing) = store.survey("/tidegate/v1/").await.unwrap();
         let before = LastGood::listed(cluster, listing);
-        let (asked, mode, its) = replica(&store, None);
+        let (asked, store_health, its) = replica(&store, None);
         let (_other, _, others) = replica(&store, None);
         for metrics in [&its, &others] {
             until_serving(metrics, 4).await;
         }
-        let in_advance = asked.confirm.everywhere(&*store, &mode).await;
+        let in_advance = asked.confirm.everywhere(&*store, &store_health).await;
         assert!(matches!(in_advance, Err(Unconfirmed::NotAsked)));
         empty(0..4).await;
         for metrics in [&its, &others] {
             metrics.conditions.until(Code::ChangeHeld, true).await;
         }
-        asked.confirm.everywhere(&*store, &mode).await.unwrap();
+        asked
+            .confirm
+            .everywhere(&*store, &store_health)
+            .await
+            .unwrap();
         for metrics in [&its, &others] {
             metrics.conditions.until(Code::ChangeHeld, false).await;
             until_serving(metrics, 0).await;

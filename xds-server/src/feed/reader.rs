@@ -27,8 +27,8 @@ use super::Confirm;
 use crate::{
     last_good::{self, Keeper, LastGood},
     metrics::Metrics,
-    mode::Mode,
     store_event::StoreEvent,
+    store_health::StoreHealth,
     world::{Change, Origin, Seen, lost_too_many},
 };
 
@@ -51,7 +51,7 @@ pub(super) struct Reader {
     /// Up to where everything has been received.
     pub(super) follows: watch::Sender<Option<Head>>,
     pub(super) metrics: Metrics,
-    pub(super) mode: Mode,
+    pub(super) store_health: StoreHealth,
     pub(super) keeper: Keeper,
     pub(super) confirm: Confirm,
     /// What the store said last, in this life or, at first, in an earlier one.
@@ -113,7 +113,7 @@ impl Reader {
                 Next::Retry(error) => {
                     let pause = backoff.next_pause();
                     debug!(%error, ?pause, "the store failed");
-                    self.mode.unread(&error);
+                    self.store_health.unread(&error);
                     if self.serve_from_disk().await.is_err() {
                         return;
                     }
@@ -243,7 +243,7 @@ impl Reader {
         if let Some(doubt) = &mut self.doubt
             && doubt.is == is
         {
-            self.mode.doubted(&reason);
+            self.store_health.doubted(&reason);
             doubt.reason = reason;
             return Ok(());
         }
@@ -259,7 +259,7 @@ impl Reader {
             revision: listing.revision,
             instances: instances(&listing),
         }));
-        self.mode.doubted(&reason);
+        self.store_health.doubted(&reason);
         self.doubt = Some(Doubt {
             is,
             said: listing.revision,
@@ -312,13 +312,13 @@ impl Reader {
         };
         let was = self.known.as_ref().map(|known| known.cluster);
         match self.store.head().await {
-            Err(error) => self.mode.unread(&error),
+            Err(error) => self.store_health.unread(&error),
             Ok(head) if head.cluster != doubt.is => return Next::List,
             // It is back, or it has grown over what was known: the listing tells.
             Ok(head) if Some(head.cluster) == was && head.revision >= self.seen => {
                 return Next::List;
             }
-            Ok(_) => self.mode.doubted(&doubt.reason),
+            Ok(_) => self.store_health.doubted(&doubt.reason),
         }
         Next::Wait
     }
@@ -381,7 +381,7 @@ impl Reader {
         if let Some(seen) = confirmed {
             self.send(Change::Confirmed(seen)).await?;
         }
-        self.mode.confirmed();
+        self.store_health.confirmed();
         Ok(())
     }
 
@@ -404,7 +404,7 @@ impl Reader {
             origin: Origin::Disk,
         };
         self.unsent = false;
-        self.mode.loaded(age);
+        self.store_health.loaded(age);
         self.send(listed).await
     }
 
@@ -438,10 +438,10 @@ impl Reader {
                         Ok(head) if !self.continues(head, asked_at) => return Next::List,
                         Ok(head) => {
                             self.seen = self.seen.max(head.revision);
-                            self.mode.confirmed();
+                            self.store_health.confirmed();
                         }
                         // The watch knows best whether it still follows.
-                        Err(error) => self.mode.unread(&error),
+                        Err(error) => self.store_health.unread(&error),
                     }
                     asked_at = self.seen;
                     probed = probe();

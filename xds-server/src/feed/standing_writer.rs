@@ -12,7 +12,7 @@ use tracing::warn;
 
 use crate::{
     metrics::{Metrics, ResultLabel},
-    mode::Mode,
+    store_health::StoreHealth,
     world::{Proposal, Proposals},
 };
 
@@ -27,7 +27,7 @@ const CONCURRENT: usize = 16;
 pub(super) async fn run(
     store: Arc<dyn Store>,
     mut proposed: watch::Receiver<Proposals>,
-    mode: Mode,
+    store_health: StoreHealth,
     metrics: Metrics,
 ) {
     let mut decided: BTreeMap<String, Proposal> = BTreeMap::new();
@@ -41,7 +41,7 @@ pub(super) async fn run(
         } else {
             tokio::time::sleep(pause).await;
         }
-        if mode.writes_refused().is_some() {
+        if store_health.writes_refused().is_some() {
             pause = BACKOFF.1;
             continue;
         }
@@ -64,7 +64,7 @@ pub(super) async fn run(
             .await;
         let mut failure = None;
         for (key, proposal, outcome) in outcomes {
-            mode.wrote(&outcome);
+            store_health.wrote(&outcome);
             let result = match outcome {
                 Ok(outcome) => {
                     decided.insert(key, proposal);

@@ -20,11 +20,12 @@ use tracing::{info, warn};
 
 use super::{Loads, Report, Reporter};
 use crate::{
-    access::{AccessRules, Caller},
+    access_rules::AccessRules,
     authority::Homes,
     discovery::{Snapshots, node::Proxy},
+    net::access::Caller,
+    net::tls::Peer,
     snapshot::{Snapshot, View, ViewKey},
-    tls::Peer,
 };
 use xds::resource::{Kind, Resources};
 
@@ -43,7 +44,7 @@ pub struct LoadReports {
     snapshots: Snapshots,
     loads: Loads,
     interval: Duration,
-    gate: AccessRules,
+    rules: AccessRules,
     homes: Homes,
 }
 
@@ -54,7 +55,7 @@ impl LoadReports {
             snapshots,
             loads,
             interval,
-            gate: AccessRules::default(),
+            rules: AccessRules::default(),
             homes: Homes::unknown(),
         }
     }
@@ -65,8 +66,8 @@ impl LoadReports {
     }
 
     /// With rules for who may speak for which zone; without them everybody may.
-    pub fn behind(self, gate: AccessRules) -> LoadReports {
-        LoadReports { gate, ..self }
+    pub fn behind(self, rules: AccessRules) -> LoadReports {
+        LoadReports { rules, ..self }
     }
 
     /// The service for a tonic server.
@@ -157,7 +158,7 @@ impl LoadReports {
             Err(_) => return Ok(None),
         };
         let node = first.node.as_ref();
-        let rules = self.gate.rules();
+        let rules = self.rules.rules();
         let permits = |zone: &str, role| rules.view(caller, zone, role);
         let proxy = Proxy::introduce(node, &snapshot, permits).map_err(|error| {
             warn!(%error, "stream of load reports refused");

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::{sync::watch, time::timeout};
 use tower_service::Service;
 use xds_server::{
-    access::{AccessRules, Caller, Identity},
+    access_rules::AccessRules,
     admin::{Admin, LeaseOwners},
     applied::Applied,
     authority::{Agreements, Authorities},
@@ -28,8 +28,9 @@ use xds_server::{
     feed::{self, Feed, Sources},
     last_good::Keeper,
     metrics::Metrics,
-    mode::Mode,
-    tls::Peer,
+    net::access::{Caller, Identity},
+    net::tls::Peer,
+    store_health::StoreHealth,
     world::Overview,
 };
 
@@ -82,19 +83,19 @@ impl Fixture {
         let config = Config::parse("mesh.yaml", &text).expect("a good configuration");
         let (_, meshes) = watch::channel(Arc::new(config.mesh));
         let metrics = Metrics::default();
-        let mode = Mode::new(metrics.clone());
+        let store_health = StoreHealth::new(metrics.clone());
         let feed = feed::start(Sources {
             store: Arc::clone(&store),
             meshes: meshes.clone(),
             facts: None,
             last_good: None,
             keeper: Keeper::none(),
-            mode: mode.clone(),
+            store_health: store_health.clone(),
             metrics: metrics.clone(),
         });
         let admin = Admin {
             store: Arc::clone(&store),
-            mode,
+            store_health,
             authorities: Authorities::none(),
             agreements: Agreements::default(),
             feed: feed.clone(),
@@ -102,7 +103,7 @@ impl Fixture {
             applied: Applied::default(),
             counts: metrics.clone(),
             metrics: Arc::new(metrics.registry()),
-            gate: AccessRules::new(meshes),
+            rules: AccessRules::new(meshes),
             owners: LeaseOwners::default(),
         };
         let fixture = Fixture {

@@ -14,7 +14,7 @@ use xds_server::{
     feed::{self, Feed},
     last_good::{Keeper, LastGood},
     metrics::Metrics,
-    mode::Mode,
+    store_health::StoreHealth,
 };
 
 use crate::{
@@ -53,7 +53,7 @@ impl Node {
         let last = Arc::clone(&patience);
         let metrics = Metrics::default();
         let told_of = metrics.clone();
-        let mode = Mode::new(metrics.clone());
+        let store_health = StoreHealth::new(metrics.clone());
         let (sender, meshes) = watch::channel(Arc::clone(mesh));
         let (facts, told) = mpsc::channel(authority::FACTS_MAX);
         let feed = feed::start(feed::Sources {
@@ -62,10 +62,10 @@ impl Node {
             facts: Some(facts),
             last_good,
             keeper: Keeper::none(),
-            mode: mode.clone(),
+            store_health: store_health.clone(),
             metrics: metrics.clone(),
         });
-        tokio::spawn(mode.clone().probe_writes(store.clone()));
+        tokio::spawn(store_health.clone().probe_writes(store.clone()));
         let terms = mesh
             .authority
             .as_ref()
@@ -87,7 +87,7 @@ impl Node {
             clock: Arc::new(clock),
             draw: Box::new(move || draws.next()),
             process: zone.to_owned(),
-            mode,
+            store_health,
             metrics,
         });
         Node {

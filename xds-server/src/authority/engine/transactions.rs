@@ -11,8 +11,9 @@ use tracing::debug;
 
 use super::{Answer, Engine, Stated};
 use crate::{
-    authority::{records, terms, unix_ms},
+    authority::{records, terms},
     metrics::ResultLabel,
+    wall_clock::unix_ms,
 };
 
 /// How long a transaction that has failed rests.
@@ -50,15 +51,21 @@ impl Engine {
             records::transaction(transaction, &said, operation.unwrap_or_default());
         let asks = ops.is_empty();
         let store = (self.sources.store)(patience(self.terms()));
-        let mode = self.sources.mode.clone();
+        let store_health = self.sources.store_health.clone();
         let answer = self.answer.clone();
         let writes = self.sources.metrics.authority_writes.clone();
         tokio::spawn(async move {
             let begun = tokio::time::Instant::now();
-            let outcome = make(&*store, compares, ops, mode.writes_refused().is_some()).await;
+            let outcome = make(
+                &*store,
+                compares,
+                ops,
+                store_health.writes_refused().is_some(),
+            )
+            .await;
             // A read proves nothing about writes, neither way.
             if let Some(outcome) = outcome.as_ref().filter(|_| !asks) {
-                mode.wrote_in(outcome, begun.elapsed());
+                store_health.wrote_in(outcome, begun.elapsed());
             }
             let outcome = match outcome {
                 Some(Ok(TxnOutcome {

@@ -56,6 +56,16 @@ impl Level {
             Level::L3 => "L3",
         }
     }
+
+    /// In a word: `normal`, `unreachable`, `degraded`, `read_only`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Normal => "normal",
+            Level::L1 => "unreachable",
+            Level::L2 => "degraded",
+            Level::L3 => "read_only",
+        }
+    }
 }
 
 /// The mode at one moment.
@@ -72,11 +82,13 @@ pub struct Status {
     pub any: bool,
     /// Whether an operator has to confirm that the store is to be believed again.
     pub confirm: bool,
+    /// Whether writes to the store take so long that sessions are at risk.
+    pub slow: bool,
 }
 
 /// The shared value. Copies are the same one.
 #[derive(Clone)]
-pub struct Mode {
+pub struct StoreHealth {
     inner: Arc<Inner>,
 }
 
@@ -86,9 +98,9 @@ struct Inner {
     metrics: Metrics,
 }
 
-impl Mode {
+impl StoreHealth {
     /// Normal until something else is found, with nothing known.
-    pub fn new(metrics: Metrics) -> Mode {
+    pub fn new(metrics: Metrics) -> StoreHealth {
         let status = Status {
             level: Level::Normal,
             since: Instant::now(),
@@ -96,16 +108,17 @@ impl Mode {
             stale: false,
             any: false,
             confirm: false,
+            slow: false,
         };
-        let mode = Mode {
+        let store_health = StoreHealth {
             inner: Arc::new(Inner {
                 causes: Mutex::default(),
                 status: watch::Sender::new(status),
                 metrics,
             }),
         };
-        mode.update(|_| ());
-        mode
+        store_health.update(|_| ());
+        store_health
     }
 
     /// What holds now.
@@ -305,9 +318,10 @@ impl Mode {
     fn show(&self, status: &Status) {
         let metrics = &self.inner.metrics;
         for level in Level::ALL {
-            let mode = level.as_str();
+            let (mode, name) = (level.as_str(), level.name());
             let present = i64::from(level == status.level);
-            metrics.mode.get_or_create(&ModeLabel { mode }).set(present);
+            let label = ModeLabel { mode, name };
+            metrics.mode.get_or_create(&label).set(present);
         }
         metrics.state_stale.set(i64::from(status.stale));
     }
