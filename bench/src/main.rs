@@ -5,6 +5,7 @@
     reason = "a program of the harness: the clock is what it is about"
 )]
 
+mod attacks;
 mod envoy;
 mod failover;
 mod fence;
@@ -12,6 +13,7 @@ mod filter;
 mod idle;
 mod probe;
 mod propagation;
+mod proxy;
 mod usage;
 mod xds;
 
@@ -47,6 +49,8 @@ struct Arguments {
     #[arg(long)]
     list: bool,
     #[command(flatten)]
+    attacks: attacks::Options,
+    #[command(flatten)]
     envoy: envoy::Options,
     #[command(flatten)]
     failover: failover::Options,
@@ -75,6 +79,8 @@ enum Name {
     Xds,
     /// What our configuration costs an Envoy, beside the same services as plain clusters
     Envoy,
+    /// How long an honest proxy waits while others attack the port for proxies
+    Attacks,
 }
 
 impl Name {
@@ -82,7 +88,8 @@ impl Name {
     fn needs_namespaces(self) -> bool {
         match self {
             Name::Failover | Name::Fence => true,
-            Name::Propagation | Name::Filter | Name::Idle | Name::Xds | Name::Envoy => false,
+            Name::Propagation | Name::Filter | Name::Idle => false,
+            Name::Xds | Name::Envoy | Name::Attacks => false,
         }
     }
 
@@ -106,6 +113,7 @@ impl Arguments {
     fn smoked(self) -> Arguments {
         Arguments {
             changes: 6,
+            attacks: attacks::Options::smoke(),
             envoy: envoy::Options::smoke(),
             failover: failover::Options::smoke(),
             fence: fence::Options::SMOKE,
@@ -184,6 +192,9 @@ async fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Name::Envoy) {
         all.extend(envoy::run(&arguments.envoy).await?);
+    }
+    if wanted(Name::Attacks) {
+        all.extend(attacks::run(&arguments.attacks).await?);
     }
     match &arguments.json {
         Some(file) => figures::write(file, &all),

@@ -40,9 +40,15 @@ impl Usage {
         self.memory_mb("VmRSS:")
     }
 
-    /// The most that ever was in use.
+    /// The most that was in use at any time.
     pub(crate) fn rss_max_mb(&self) -> Result<f64> {
         self.memory_mb("VmHWM:")
+    }
+
+    /// Has [`rss_max_mb`](Usage::rss_max_mb) begin anew.
+    pub(crate) fn forget_rss_max(&self) -> Result<()> {
+        let file = format!("/proc/{}/clear_refs", self.pid);
+        fs::write(&file, "5").with_context(|| file)
     }
 
     fn memory_mb(&self, field: &str) -> Result<f64> {

@@ -46,6 +46,15 @@ pub fn node() -> Result<PathBuf> {
     provisioned("TIDEGATE_NODE", "target/tools/bin/node", "setup")
 }
 
+/// h2spec, which tests servers of HTTP/2.
+pub fn h2spec() -> Result<PathBuf> {
+    provisioned(
+        "TIDEGATE_H2SPEC",
+        "target/tools/h2spec/h2spec",
+        "test peers",
+    )
+}
+
 /// The go-control-plane server that `bench xds` measures beside ours, where it could be had.
 pub fn xds_peer() -> Option<PathBuf> {
     let path = workspace().join("target/tools/xds-peer/xds-peer");

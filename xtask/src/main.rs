@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod built;
+mod counts;
 mod launch;
 mod run;
 mod setup;

@@ -1,13 +1,13 @@
 //! Every check in one order, the quickest first, up to the first that fails.
 
-use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use crate::built::{self, TestProgram};
+use crate::counts::Counts;
 use crate::launch;
 use crate::run::{cargo, quiet, shown};
 use crate::setup::{self, GrpcClient, Wanted};
@@ -84,11 +84,18 @@ const STEPS: [Step; 11] = [
 ];
 
 /// Steps that run only by name.
-const BY_NAME: [Step; 1] = [Step {
-    name: "quick",
-    about: "by name only: the tests that need no server, in a minute once they are built",
-    run: quick_tests,
-}];
+const BY_NAME: [Step; 2] = [
+    Step {
+        name: "quick",
+        about: "by name only: the tests that need no server, in a minute once they are built",
+        run: quick_tests,
+    },
+    Step {
+        name: "peers",
+        about: "by name only: conformance to HTTP/2 by h2spec, which takes Go to build",
+        run: peers,
+    },
+];
 
 fn every_step() -> impl Iterator<Item = &'static Step> {
     STEPS.iter().chain(&BY_NAME)
@@ -248,9 +255,22 @@ fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     launch::wasm(tree)?;
     let programs = built::everything(tree)?;
     let with_servers = programs.iter().filter(|p| starts_servers(tree, p));
-    // The clients are a step of their own, for they may not be had.
-    let arguments = ["--test-threads=1", "--skip", "real_clients::"];
+    // The clients are a step of their own, for they may not be had, and so are the peers.
+    let arguments = [
+        "--test-threads=1",
+        "--skip=real_clients::",
+        "--skip=h2spec::",
+    ];
     passed(counts.add_all(with_servers, &arguments))
+}
+
+/// Never skipped: it is asked for by name.
+fn peers(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
+    setup::run(tree, Wanted::Peers)?;
+    launch::wasm(tree)?;
+    let programs = built::everything(tree)?;
+    let peers = programs.iter().filter(|p| p.name == "conformance");
+    passed(counts.add_all(peers, &["--test-threads=1", "--nocapture"]))
 }
 
 /// The torture is not here: the scenarios run a few of its rounds.
@@ -324,101 +344,4 @@ fn deny(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
 
 fn passed(result: Result<()>) -> Result<Outcome> {
     result.map(|()| Outcome::Passed)
-}
-
-/// How many test functions ran, over all runs of `cargo test`.
-#[derive(Debug, Default, PartialEq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-}
-
-impl Counts {
-    /// Runs these programs one after the other, whatever becomes of each. Errors: some failed, or there was none.
-    fn add_all<'p>(
-        &mut self,
-        programs: impl Iterator<Item = &'p TestProgram>,
-        arguments: &[&str],
-    ) -> Result<()> {
-        let mut failed = Vec::new();
-        let mut count = 0;
-        for program in programs {
-            println!("\n--- {}", program.name);
-            count += 1;
-            if self.add(program.command().args(arguments)).is_err() {
-                failed.push(program.name.as_str());
-            }
-        }
-        ensure!(count > 0, "no test program was built");
-        ensure!(
-            failed.is_empty(),
-            "tests of {} failed: they are named above",
-            failed.join(", ")
-        );
-        Ok(())
-    }
-
-    /// Runs tests, hands their output on as it comes, and counts.
-    fn add(&mut self, command: &mut Command) -> Result<()> {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start the tests")?;
-        let mut out = io::stdout();
-        // Bytes, not lines of text: what a test prints need not be UTF-8.
-        let mut lines = BufReader::new(child.stdout.take().context("no output of the tests")?);
-        let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line)? > 0 {
-            out.write_all(&line)?;
-            out.flush()?;
-            self.read(&String::from_utf8_lossy(&line));
-            line.clear();
-        }
-        let status = child.wait()?;
-        if !status.success() {
-            bail!("tests failed ({status}): they are named above");
-        }
-        Ok(())
-    }
-
-    /// `test result: ok. 12 passed; 0 failed; 1 ignored; …`
-    fn read(&mut self, line: &str) {
-        let Some((_, results)) = line
-            .strip_prefix("test result: ")
-            .and_then(|rest| rest.split_once(". "))
-        else {
-            return;
-        };
-        for part in results.split(';') {
-            match part.trim().split_once(' ') {
-                Some((number, "passed")) => self.passed += number.parse().unwrap_or(0),
-                Some((number, "failed")) => self.failed += number.parse().unwrap_or(0),
-                _ => {}
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Counts;
-
-    #[test]
-    fn the_results_of_all_runs_add_up() {
-        let mut counts = Counts::default();
-        for line in [
-            "running 3 tests\n",
-            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.52s\n",
-            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
-        ] {
-            counts.read(line);
-        }
-        assert_eq!(
-            counts,
-            Counts {
-                passed: 14,
-                failed: 1
-            }
-        );
-    }
 }

@@ -8,7 +8,9 @@ mod apt;
 mod envoy;
 mod etcd;
 mod extras;
+mod golang;
 mod grpc;
+mod h2spec;
 mod peer;
 mod pip;
 mod rust;
@@ -33,6 +35,8 @@ pub(crate) enum Wanted {
     Filter,
     Demo,
     Test,
+    /// The programs that our servers are tested with by hand and at night.
+    Peers,
     /// With the server that `xds` measures beside ours, or without.
     Bench {
         peer: bool,
@@ -119,6 +123,7 @@ pub(crate) fn run(tree: &Tree, wanted: Wanted) -> Result<()> {
             extras::try_compose(&site);
             grpc::try_clients(&site);
         }
+        Wanted::Peers => h2spec::ensure(&site)?,
         Wanted::Bench { peer } => {
             extras::load_generators(&site)?;
             if peer {

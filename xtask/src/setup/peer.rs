@@ -3,11 +3,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::apt::Suite;
+use super::golang::Unpacked;
 use super::{Site, announce};
 use crate::run::quiet;
 use crate::tree::put;
@@ -49,18 +48,11 @@ fn ensure(site: &Site<'_>) -> Result<()> {
     {
         return Ok(());
     }
-    let go = site.apt(Suite::Unstable)?.with_dependencies("golang-go")?;
-    // Its compiler and standard library, under the version of the day; what else it needs is needed for C only.
-    let go = go.iter().filter(|name| {
-        let version = name.strip_prefix("golang-").unwrap_or_default();
-        version.starts_with(|first: char| first.is_ascii_digit())
-    });
-    let packages: Vec<&str> = go.map(String::as_str).chain(LIBRARIES).collect();
-    let root = site.packages(Suite::Unstable, &packages)?;
+    let go = Unpacked::with(site, &LIBRARIES)?;
     announce("building the go-control-plane server, which takes a minute or two");
     let fresh = site.scratch.dir("xds-peer")?;
     build(
-        &root,
+        &go,
         &source,
         &fresh.join("xds-peer"),
         &site.scratch.dir("go-cache")?,
@@ -72,14 +64,9 @@ fn ensure(site: &Site<'_>) -> Result<()> {
     put(&fresh, &home)
 }
 
-fn build(root: &Path, source: &Path, program: &Path, cache: &Path) -> Result<()> {
-    let roots = fs::read_dir(root.join("usr/lib"))?.flatten();
-    let go_root = roots
-        .map(|entry| entry.path())
-        .find(|path| path.join("bin/go").exists())
-        .context("no Go in the packages")?;
+fn build(go: &Unpacked, source: &Path, program: &Path, cache: &Path) -> Result<()> {
     quiet(
-        Command::new(go_root.join("bin/go"))
+        go.command()?
             .args(["build", "-o"])
             .arg(program)
             .arg(source)
@@ -88,8 +75,7 @@ fn build(root: &Path, source: &Path, program: &Path, cache: &Path) -> Result<()>
             .env("GOTOOLCHAIN", "local")
             .env("CGO_ENABLED", "0")
             .env("GOFLAGS", "")
-            .env("GOROOT", &go_root)
-            .env("GOPATH", root.join("usr/share/gocode"))
+            .env("GOPATH", go.root.join("usr/share/gocode"))
             .env("GOCACHE", cache),
     )
     .map(drop)
