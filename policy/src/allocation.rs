@@ -9,11 +9,13 @@
 use alloc::{vec, vec::Vec};
 
 use crate::{
+    class::Class,
     health::ZoneState,
-    plan::{Tier, Weighting, ZoneLoad, score},
-    service::Class,
+    load::ZoneLoad,
     standing::SHARE_FULL,
+    tier::Tier,
     topology::{Topology, ZoneId},
+    weighting::{Weighting, score},
 };
 
 /// Shares of a home's requests below this are rounding, not requests.

@@ -8,8 +8,8 @@ use core::num::NonZeroU32;
 
 use crate::{
     fence::{EPOCH_MAX, Terms},
-    plan::Tier,
     shard,
+    tier::Tier,
     topology::{Topology, ZoneId, check_name},
 };
 

@@ -7,11 +7,13 @@ use subtle::ConstantTimeEq;
 
 use crate::{
     cells::CellId,
+    class::Class,
     fence::EPOCH_MAX,
     headers,
     hop::{Claim, Signer, number},
+    path::without_query,
     rules::{Explain, Policy, Rules},
-    service::{Class, ClassRule, KeySource, RouteMatch, ServiceId, Writes},
+    service::{ClassRule, KeySource, RouteMatch, ServiceId, Writes},
     shard,
     topology::{Place, RegionId, ZoneId},
 };
@@ -327,11 +329,4 @@ fn may_explain(explain: &Explain, request: &impl Headers) -> bool {
         .get(&explain.header)
         .value()
         .is_some_and(|value| value.ct_eq(explain.token.as_bytes()).into())
-}
-
-/// The path without query and fragment.
-pub(crate) fn without_query(path: &[u8]) -> &[u8] {
-    path.split(|b| matches!(b, b'?' | b'#'))
-        .next()
-        .unwrap_or_default()
 }

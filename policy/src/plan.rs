@@ -4,102 +4,17 @@ use alloc::vec::Vec;
 
 use crate::{
     allocation::{Allocation, Ask},
+    class::Class,
     health::ZoneState,
-    service::Class,
+    load::{Demand, ZoneLoad},
     shard,
-    standing::SHARE_FULL,
-    topology::{Link, Topology, ZoneId},
+    tier::Tier,
+    topology::{Topology, ZoneId},
+    weighting::Weighting,
 };
 
 /// What the weights of an open plan add up to: shares in per mille.
 pub const WEIGHT_TOTAL: u32 = 1_000;
-
-/// How far a zone is from a request's home. Ordered: nearer is less.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Tier {
-    /// The home zone itself.
-    Zone,
-    /// Another zone of the home's region.
-    Region,
-    /// A zone of another region: reads only.
-    Remote,
-}
-
-impl Tier {
-    pub const ALL: [Tier; 3] = [Tier::Zone, Tier::Region, Tier::Remote];
-
-    /// The name in headers and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Tier::Zone => "zone",
-            Tier::Region => "region",
-            Tier::Remote => "remote",
-        }
-    }
-}
-
-/// Where the shares inside a region come from.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Weighting {
-    /// The operator's shares, for example 80 for the home zone and 20 for the rest of its region, which the other zones
-    /// that are up share equally. Any scale.
-    Operator { zone: u32, region: u32 },
-    /// The decision engine's: see [`score`].
-    Computed,
-}
-
-impl Default for Weighting {
-    /// Everything stays in the home zone while it can.
-    fn default() -> Self {
-        Weighting::Operator { zone: 1, region: 0 }
-    }
-}
-
-/// What a plan needs to know of a service in one zone.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ZoneLoad {
-    pub state: ZoneState,
-    /// Of what it would be given if it were fully in, of [`SHARE_FULL`]: less while it comes back.
-    pub share: u16,
-    /// Mean of the instances' load per core; 0 where nobody reports it.
-    pub load1_per_core: f64,
-    /// Requests per second that it bears; infinite where nobody has said.
-    pub capacity: f64,
-    /// An operator has drained it, which is why it is [`ZoneState::Empty`].
-    pub drained: bool,
-    /// While its whole region comes back, reads beyond its share go to other regions first.
-    pub leaves_region: bool,
-}
-
-impl Default for ZoneLoad {
-    /// A zone without instances.
-    fn default() -> Self {
-        ZoneLoad {
-            state: ZoneState::Empty,
-            share: SHARE_FULL,
-            load1_per_core: 0.0,
-            capacity: f64::INFINITY,
-            drained: false,
-            leaves_region: false,
-        }
-    }
-}
-
-/// Requests per second that call a zone their home; 0 where nobody has said.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Demand {
-    pub reads: f64,
-    pub writes: f64,
-}
-
-impl Demand {
-    fn of(self, class: Class) -> f64 {
-        match class {
-            Class::Read => self.reads,
-            Class::Write => self.writes,
-        }
-    }
-}
 
 /// One zone's share of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,21 +148,6 @@ impl Plan {
         let owner = self.targets().iter().min_by_key(distance)?;
         Some(owner.zone)
     }
-}
-
-/// The decision engine's score of a zone: `1/(rtt_ms+1) * (1-overload) / cost` with
-/// `overload = clamp(load1_per_core - 0.8, 0, 1)`.
-///
-/// An overloaded zone keeps a hundredth of its score: it is healthy, and a score of 0 would starve it for good.
-pub fn score(link: Link, load1_per_core: f64) -> f64 {
-    let overload = (load1_per_core - 0.8).clamp(0.0, 1.0);
-    // A load that is no number says nothing about the zone.
-    let headroom = if overload.is_nan() {
-        1.0
-    } else {
-        (1.0 - overload).max(0.01)
-    };
-    headroom / (link.rtt_ms + 1.0) / link.cost
 }
 
 /// Turns scores into weights that add up to [`WEIGHT_TOTAL`] exactly: the largest-remainder method (Hamilton). A score

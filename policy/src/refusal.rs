@@ -2,7 +2,7 @@
 
 use alloc::{format, string::String};
 
-use crate::decide::Reason;
+use crate::reason::Reason;
 
 /// The `content-type` of [`Refusal::problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";

@@ -13,14 +13,15 @@ use core::cmp::Reverse;
 
 use crate::{
     cells::Fencing,
-    facts::without_query,
+    class::Class,
     headers,
-    plan::{Plan, Plans, Tier},
+    path::without_query,
+    plan::{Plan, Plans},
     service::{
-        Class, ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule,
-        Writes,
+        ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule, Writes,
     },
     shared::Shared,
+    tier::Tier,
     topology::{InvalidName, Topology, ZoneId, check_name},
 };
 

@@ -2,7 +2,7 @@
 
 use alloc::{string::String, vec::Vec};
 
-use crate::plan::Plans;
+use crate::{class::Class, plan::Plans};
 
 /// A service of one [`Rules`](crate::Rules); meaningless in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,42 +17,6 @@ impl ServiceId {
     /// The position in [`Rules::services`](crate::Rules::services), from 0.
     pub fn index(self) -> usize {
         self.0 as usize
-    }
-}
-
-/// Whether a request may change data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Class {
-    Read,
-    Write,
-}
-
-impl Class {
-    pub const ALL: [Class; 2] = [Class::Read, Class::Write];
-
-    /// The name in headers and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Class::Read => "read",
-            Class::Write => "write",
-        }
-    }
-
-    /// The position in [`Class::ALL`].
-    pub const fn index(self) -> usize {
-        match self {
-            Class::Read => 0,
-            Class::Write => 1,
-        }
-    }
-
-    /// By HTTP method: GET, HEAD, OPTIONS and TRACE read (the safe methods of RFC 9110, 9.2.1); all else, the unknown
-    /// included, writes.
-    pub fn of_method(method: &[u8]) -> Class {
-        match method {
-            b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" => Class::Read,
-            _ => Class::Write,
-        }
     }
 }
 

@@ -369,7 +369,7 @@ impl Failover {
     }
 }
 
-/// The overload of a load per core (see [`score`](crate::plan::score)), in steps.
+/// The overload of a load per core (see [`score`](crate::weighting::score)), in steps.
 fn load_steps(load: f64) -> f64 {
     let overload = (load - 0.8).clamp(0.0, 1.0);
     // A load that is no number says nothing.

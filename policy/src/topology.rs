@@ -1,9 +1,8 @@
 //! Regions, zones and the links between them.
 
 use alloc::{borrow::ToOwned, string::String, vec, vec::Vec};
-use core::fmt;
 
-use crate::plan::Tier;
+use crate::tier::Tier;
 
 /// The most zones of one topology. Plans hold an entry for each pair of zones, so this bounds a policy's size.
 pub const ZONES_MAX: usize = 256;
@@ -341,12 +340,6 @@ impl Topology {
             let nearer = self.link(viewer, zone).rtt_ms < self.link(viewer, best).rtt_ms;
             if nearer { zone } else { best }
         })
-    }
-}
-
-impl fmt::Display for Tier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

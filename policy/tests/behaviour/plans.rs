@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use policy::{
     Class, Demand, Link, Plan, Plans, Tier, Topology, WEIGHT_TOTAL, Weighting, ZoneId, ZoneLoad,
-    ZoneState, plan::score,
+    ZoneState, weighting::score,
 };
 use proptest::prelude::*;
 
