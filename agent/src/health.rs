@@ -2,7 +2,7 @@
 
 /// What the looks at an instance add up to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Verdict {
+pub enum ProbeVerdict {
     Healthy,
     Unhealthy,
 }
@@ -20,9 +20,9 @@ pub struct Thresholds {
 #[derive(Clone, Debug)]
 pub struct Machine {
     thresholds: Thresholds,
-    verdict: Option<Verdict>,
+    verdict: Option<ProbeVerdict>,
     /// How the last look went, and how many in a row went so. The count stops at the threshold's reach.
-    streak: Option<(Verdict, u32)>,
+    streak: Option<(ProbeVerdict, u32)>,
 }
 
 impl Machine {
@@ -36,16 +36,16 @@ impl Machine {
     }
 
     /// None until looks in a row have agreed for the first time.
-    pub fn verdict(&self) -> Option<Verdict> {
+    pub fn verdict(&self) -> Option<ProbeVerdict> {
         self.verdict
     }
 
     /// Takes in one look; returns the verdict if this look changed it.
-    pub fn observe(&mut self, success: bool) -> Option<Verdict> {
+    pub fn observe(&mut self, success: bool) -> Option<ProbeVerdict> {
         let (seen, needed) = if success {
-            (Verdict::Healthy, self.thresholds.successes)
+            (ProbeVerdict::Healthy, self.thresholds.successes)
         } else {
-            (Verdict::Unhealthy, self.thresholds.failures)
+            (ProbeVerdict::Unhealthy, self.thresholds.failures)
         };
         let count = match self.streak {
             Some((last, count)) if last == seen => count.saturating_add(1),
@@ -64,8 +64,10 @@ impl Machine {
     pub fn in_doubt(&self) -> bool {
         match self.verdict {
             None => true,
-            Some(Verdict::Healthy) => matches!(self.streak, Some((Verdict::Unhealthy, _))),
-            Some(Verdict::Unhealthy) => false,
+            Some(ProbeVerdict::Healthy) => {
+                matches!(self.streak, Some((ProbeVerdict::Unhealthy, _)))
+            }
+            Some(ProbeVerdict::Unhealthy) => false,
         }
     }
 }
@@ -87,8 +89,8 @@ mod tests {
             .chars()
             .map(|look| match machine.observe(look == '+') {
                 None => '.',
-                Some(Verdict::Healthy) => 'H',
-                Some(Verdict::Unhealthy) => 'U',
+                Some(ProbeVerdict::Healthy) => 'H',
+                Some(ProbeVerdict::Unhealthy) => 'U',
             })
             .collect();
         assert_eq!(seen, expected, "{looks}");
@@ -138,9 +140,9 @@ mod tests {
                 let change = machine.observe(look);
                 let run = looks[..=index].iter().rev().take_while(|&&l| l == look).count();
                 let (seen, needed) = if look {
-                    (Verdict::Healthy, successes)
+                    (ProbeVerdict::Healthy, successes)
                 } else {
-                    (Verdict::Unhealthy, failures)
+                    (ProbeVerdict::Unhealthy, failures)
                 };
                 let due = run >= needed as usize && before != Some(seen);
                 prop_assert_eq!(change, due.then_some(seen));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use registry::record::{Health, Instance, InstanceKey};
 use tokio::sync::watch;
 
-use crate::health::Verdict;
+use crate::health::ProbeVerdict;
 use crate::load::Load;
 
 /// What is known of one instance.
@@ -14,7 +14,7 @@ pub struct Known {
     /// The record as configured: address, port, weight, capacity.
     pub configured: Instance,
     /// None until the looks have agreed for the first time.
-    pub verdict: Option<Verdict>,
+    pub verdict: Option<ProbeVerdict>,
     /// Why the last failed look failed, while the instance is unhealthy.
     pub reason: Option<String>,
     /// Somebody asked for it, by HTTP or by ending the agent.
@@ -40,8 +40,8 @@ impl Known {
     pub fn record(&self) -> Option<Instance> {
         let health = match (self.verdict?, self.draining) {
             (_, true) => Health::Draining,
-            (Verdict::Healthy, false) => Health::Healthy,
-            (Verdict::Unhealthy, false) => Health::Unhealthy,
+            (ProbeVerdict::Healthy, false) => Health::Healthy,
+            (ProbeVerdict::Unhealthy, false) => Health::Unhealthy,
         };
         Some(Instance {
             health,

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::health::Verdict;
+use crate::health::ProbeVerdict;
 use crate::instances::Instances;
 use crate::registrar::{Mode, Status, Target};
 
@@ -100,8 +100,8 @@ async fn instances(State(server): State<Server>) -> Json<Vec<Listed>> {
     let table = server.instances.snapshot().into_iter();
     let listed = table.map(|(key, known)| Listed {
         verdict: known.verdict.map(|verdict| match verdict {
-            Verdict::Healthy => "healthy",
-            Verdict::Unhealthy => "unhealthy",
+            ProbeVerdict::Healthy => "healthy",
+            ProbeVerdict::Unhealthy => "unhealthy",
         }),
         reason: known.reason,
         draining: known.draining,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use agent::config::{Config, InstanceConfig};
-use agent::health::Verdict;
+use agent::health::ProbeVerdict;
 use agent::instances::{Instances, Known};
 use agent::metrics::Metrics;
 use agent::probe::{Probe, ProbeError, build};
@@ -280,12 +280,12 @@ async fn many_that_hang_do_not_delay_the_verdict_about_one_that_answers() {
     let mut table = instances.subscribe();
     let first = table.wait_for(|table| table.values().any(|known| known.verdict.is_some()));
     let first = timeout(PATIENCE, first).await.unwrap().unwrap().clone();
-    assert_eq!(first[&good_key].verdict, Some(Verdict::Healthy));
+    assert_eq!(first[&good_key].verdict, Some(ProbeVerdict::Healthy));
     let all = table.wait_for(|table| table.values().all(|known| known.verdict.is_some()));
     let all = timeout(PATIENCE, all).await.unwrap().unwrap().clone();
     let unhealthy = all
         .values()
-        .filter(|known| known.verdict == Some(Verdict::Unhealthy));
+        .filter(|known| known.verdict == Some(ProbeVerdict::Unhealthy));
     let reasons: Vec<_> = unhealthy.map(|known| known.reason.clone()).collect();
     assert_eq!(
         reasons,
@@ -298,7 +298,7 @@ async fn an_instance_that_ends_is_unhealthy_and_one_that_comes_back_is_healthy()
     let (listener, address) = listener().await;
     let metrics = Metrics::default();
     let instances = probe_all(&[configured(address, TCP)], &metrics);
-    let becomes = async |verdict: Verdict, reason: Option<&str>| {
+    let becomes = async |verdict: ProbeVerdict, reason: Option<&str>| {
         let mut table = instances.subscribe();
         let known = table.wait_for(|table| {
             table
@@ -307,11 +307,11 @@ async fn an_instance_that_ends_is_unhealthy_and_one_that_comes_back_is_healthy()
         });
         timeout(PATIENCE, known).await.unwrap().unwrap();
     };
-    becomes(Verdict::Healthy, None).await;
+    becomes(ProbeVerdict::Healthy, None).await;
     drop(listener);
-    becomes(Verdict::Unhealthy, Some("connection refused")).await;
+    becomes(ProbeVerdict::Unhealthy, Some("connection refused")).await;
     let _again = TcpListener::bind(address).await.unwrap();
-    becomes(Verdict::Healthy, None).await;
+    becomes(ProbeVerdict::Healthy, None).await;
 
     let shown = eventually(PATIENCE, "the metrics", async || {
         let mut text = String::new();

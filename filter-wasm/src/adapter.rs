@@ -1,4 +1,4 @@
-//! From the proxy's callbacks to [`carry_out`] and [`Member`], and back. Translates, and nothing else.
+//! From the proxy's callbacks to [`apply`] and [`Worker`], and back. Translates, and nothing else.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -11,19 +11,19 @@ use proxy_wasm::{
 };
 
 use crate::{
-    applied::{self, Applied, Post},
-    carry_out::{Host, HostFailed, Reply, Verdict, carry_out},
+    applied::{self, Applied, ReportHost},
+    apply::{FilterHeadersStatus, Host, HostFailed, Reply, apply},
     draws::Draws,
-    edition,
     fence::{
+        control_stream::{ContextId, StreamHost, Token},
         hop_keys,
-        member::{Member, terms_of},
+        permits::Permits,
         process::{Process, Reading, Version},
-        speaker::{ContextId, Line, Token},
-        workers::Workers,
+        worker::{Worker, terms_of},
     },
     host,
     metrics::{Metric, MetricIds},
+    plugin_config,
     refusals::{Refusals, RequestId},
 };
 
@@ -35,7 +35,7 @@ thread_local! {
     /// spread.
     static DRAWS: Draws = Draws::from(host::random().unwrap_or_default() as u64);
     /// This worker's part in the fence. None until there is something to fence, or for want of a random number.
-    static MEMBER: RefCell<Option<Member>> = const { RefCell::new(None) };
+    static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
     /// The refusals of this worker that wait for a body.
     static REFUSALS: RefCell<Refusals> = const { RefCell::new(Refusals::new()) };
     /// This worker's part in telling what is applied. None until something is, or for want of a random number.
@@ -62,8 +62,8 @@ fn record(gauge: Metric, value: u64) {
 
 /// Lets this worker's part in the fence act, if it has one. Nothing that it calls leads back here; were it otherwise, the
 /// inner call would do nothing: then a write is not admitted, or its end not noticed, and a fence waits longer.
-fn with_member<T>(act: impl FnOnce(&mut Member) -> T) -> Option<T> {
-    MEMBER.with(|member| Some(act(member.try_borrow_mut().ok()?.as_mut()?)))
+fn with_worker<T>(act: impl FnOnce(&mut Worker) -> T) -> Option<T> {
+    WORKER.with(|worker| Some(act(worker.try_borrow_mut().ok()?.as_mut()?)))
 }
 
 /// Lets this worker's waiting refusals act.
@@ -73,13 +73,13 @@ fn with_refusals<T>(act: impl FnOnce(&mut Refusals) -> T) -> Option<T> {
 
 /// Makes this worker's part in the fence.
 fn join() {
-    MEMBER.with(|member| {
-        let Ok(mut member) = member.try_borrow_mut() else {
+    WORKER.with(|worker| {
+        let Ok(mut worker) = worker.try_borrow_mut() else {
             return;
         };
-        if member.is_none() {
+        if worker.is_none() {
             let me = host::random().map(|bits| WorkerId(bits as u64));
-            *member = me.map(|me| Member::new(Workers::new(me)));
+            *worker = me.map(|me| Worker::new(Permits::new(me)));
         }
     });
 }
@@ -119,7 +119,9 @@ struct Plugin {
 impl Context for Plugin {
     fn on_grpc_stream_message(&mut self, token: u32, size: usize) {
         if let Some(message) = host::grpc_message(size) {
-            with_member(|member| member.hear(self.context, Token(token), &message, &mut Envoy));
+            with_worker(|worker| {
+                worker.on_message(self.context, Token(token), &message, &mut Envoy)
+            });
         }
     }
 
@@ -133,23 +135,23 @@ impl Context for Plugin {
     fn on_grpc_stream_close(&mut self, token: u32, _: u32) {
         // Otherwise the proxy keeps a stream that is no more, and trips over it when this context goes.
         let _ = host::grpc_cancel(token);
-        with_member(|member| member.closed(Token(token), &mut Envoy));
+        with_worker(|worker| worker.closed(Token(token), &mut Envoy));
     }
 }
 
 impl RootContext for Plugin {
     fn on_configure(&mut self, size: usize) -> bool {
         let configuration = host::configuration(size).unwrap_or_default();
-        let read = DECODER.with_borrow_mut(|decoder| edition::read(decoder, &configuration));
+        let read = DECODER.with_borrow_mut(|decoder| plugin_config::read(decoder, &configuration));
         match read {
-            Ok(edition) => {
-                log(LogLevel::Info, &edition::describe(&edition));
-                record(Metric::PolicyVersion, edition.version);
-                record(Metric::PolicyGeneration, edition.generation);
-                let told = with_applied(|it| it.configured(self.context, &edition, &mut Envoy));
-                self.policy = Rc::new(edition.policy);
+            Ok(config) => {
+                log(LogLevel::Info, &plugin_config::describe(&config));
+                record(Metric::PolicyVersion, config.version);
+                record(Metric::PolicyGeneration, config.generation);
+                let reports = with_applied(|it| it.configured(self.context, &config, &mut Envoy));
+                self.policy = Rc::new(config.policy);
                 let fenced = self.fence();
-                self.wake(fenced, told == Some(true));
+                self.wake(fenced, reports == Some(true));
                 true
             }
             Err(error) => {
@@ -162,7 +164,7 @@ impl RootContext for Plugin {
     }
 
     fn on_tick(&mut self) {
-        with_member(|member| member.tick(self.context, &mut Envoy));
+        with_worker(|worker| worker.tick(self.context, &mut Envoy));
         self.refuse_what_waits();
         with_applied(|applied| applied.tick(self.context, self.tick_ms, &mut Envoy));
     }
@@ -188,7 +190,7 @@ impl Plugin {
             return false;
         }
         join();
-        let fenced = with_member(|member| member.configured(self.context, &self.policy));
+        let fenced = with_worker(|worker| worker.configured(self.context, &self.policy));
         if fenced.is_none() {
             log(LogLevel::Error, "no random numbers: writes stay fenced");
         }
@@ -216,8 +218,8 @@ impl Plugin {
     }
 
     /// Has itself woken as often as is needed.
-    fn wake(&mut self, fenced: bool, told: bool) {
-        let needed_ms = match (fenced, told) {
+    fn wake(&mut self, fenced: bool, reports: bool) {
+        let needed_ms = match (fenced, reports) {
             (true, _) => TICK_MS,
             (false, true) => applied::TICK_MS,
             (false, false) => 0,
@@ -239,7 +241,7 @@ impl Drop for Plugin {
         if self.tick_ms > 0 {
             let _ = host::set_tick_period(0);
         }
-        with_member(|member| member.removed(self.context));
+        with_worker(|worker| worker.removed(self.context));
         with_applied(|applied| applied.removed(self.context));
     }
 }
@@ -271,9 +273,9 @@ impl HttpContext for Request {
         self.complete = end_of_stream;
         let map = host::request_headers();
         let policy = Rc::clone(&self.policy);
-        match carry_out(&policy, map.as_deref(), self) {
-            Verdict::GoesOn => Action::Continue,
-            Verdict::Stops => Action::Pause,
+        match apply(&policy, map.as_deref(), self) {
+            FilterHeadersStatus::Continue => Action::Continue,
+            FilterHeadersStatus::StopIteration => Action::Pause,
         }
     }
 }
@@ -293,16 +295,16 @@ impl Drop for Request {
 impl Request {
     fn end(&mut self) {
         if let (Some(write), Some(terms)) = (self.in_flight.take(), terms_of(&self.policy)) {
-            with_member(|member| member.workers.end(&write.cell, terms, &mut Envoy));
+            with_worker(|worker| worker.permits.end(&write.cell, terms, &mut Envoy));
         }
     }
 
     fn abandon(&mut self, admitted_us: u64) {
         if let (Some(write), Some(terms)) = (self.in_flight.take(), terms_of(&self.policy)) {
             let cell = &write.cell;
-            with_member(|member| {
-                let workers = &mut member.workers;
-                workers.abandon(cell, admitted_us, terms, &mut Envoy);
+            with_worker(|worker| {
+                let permits = &mut worker.permits;
+                permits.abandon(cell, admitted_us, terms, &mut Envoy);
             });
         }
     }
@@ -350,7 +352,7 @@ impl Host for Request {
             cell: cell.into(),
             admitted_us: None,
         });
-        let admitted = with_member(|member| member.workers.admit(cell, terms, &mut Envoy))??;
+        let admitted = with_worker(|worker| worker.permits.admit(cell, terms, &mut Envoy))??;
         write.admitted_us = Some(admitted.at_us);
         Some(admitted.epoch)
     }
@@ -397,16 +399,16 @@ impl Process for Envoy {
     }
 }
 
-impl Line for Envoy {
+impl StreamHost for Envoy {
     fn open(&mut self, cluster: &str) -> Result<Token, HostFailed> {
         host::grpc_open(cluster, "tidegate.v1.Fence", "Hold").map(Token)
     }
 
-    fn say(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
+    fn send(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
         host::grpc_send(token.0, &says.encode())
     }
 
-    fn hang_up(&mut self, token: Token) {
+    fn cancel(&mut self, token: Token) {
         let _ = host::grpc_cancel(token.0);
     }
 
@@ -423,7 +425,7 @@ impl Line for Envoy {
     }
 }
 
-impl Post for Envoy {
+impl ReportHost for Envoy {
     fn report(&mut self, cluster: &str, report: &[u8]) -> Result<(), HostFailed> {
         host::grpc_call(cluster, "tidegate.v1.Status", "Report", report)
     }

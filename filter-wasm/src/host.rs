@@ -9,7 +9,7 @@
 use std::{ptr, time::Duration};
 
 use crate::{
-    carry_out::{HostFailed, Reply},
+    apply::{HostFailed, Reply},
     fence::{
         cluster::reads_as_message,
         ending::Ending,

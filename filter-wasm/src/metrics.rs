@@ -125,11 +125,11 @@ impl MetricIds {
 
     /// The id of `metric`, which `define` asks the proxy for when it is first needed: most combinations never occur.
     pub fn get(&self, metric: Metric, define: impl FnOnce(Metric) -> Option<u32>) -> Option<u32> {
-        let slot = self.0.get(metric.index())?;
-        if slot.get().is_none() {
-            slot.set(define(metric));
+        let id = self.0.get(metric.index())?;
+        if id.get().is_none() {
+            id.set(define(metric));
         }
-        slot.get()
+        id.get()
     }
 }
 

@@ -4,7 +4,7 @@
 //! the answer waits until it is there, so that the connection can be used again. The proxy keeps the body meanwhile, so the
 //! bodies that are waited for at a time are bounded, and so is the wait; beyond that a refusal is given at once.
 
-use crate::carry_out::Reply;
+use crate::apply::Reply;
 
 /// All bodies that one worker waits for, in bytes.
 const BYTES_MAX: u64 = 16 * 1024 * 1024;

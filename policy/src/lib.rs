@@ -66,7 +66,8 @@ pub use service::{
     ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule, Writes,
 };
 pub use standing::{
-    Failback, Failover, Intent, Observed, Phase, Standing, Verdict, Why, ZoneMachine,
+    Failback, Failover, Observed, Phase, Why, ZoneAssessment, ZoneDirective, ZoneMachine,
+    ZoneStanding,
 };
 pub use tier::Tier;
 pub use topology::{InvalidTopology, Link, Place, RegionId, Topology, ZoneId};

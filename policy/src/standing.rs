@@ -2,7 +2,7 @@
 //!
 //! A zone goes out the moment too few of its instances are healthy. It comes back when enough of them have been healthy for
 //! a while, longer each time it has flapped, and then by an operator's word or step by step. What all replicas must agree
-//! on is the [`Standing`], a small record that they share; what one replica sees and waits for is its [`ZoneMachine`]. Whichever
+//! on is the [`ZoneStanding`], a small record that they share; what one replica sees and waits for is its [`ZoneMachine`]. Whichever
 //! replica's wait ends first proposes the next standing, and all follow the one that was written.
 //!
 //! Time is a parameter: milliseconds of any clock that never goes back.
@@ -26,7 +26,7 @@ const LOAD_STEP_SLACK: f64 = 0.75;
 
 /// What the replicas agree on about a service in a zone. The default is that of a zone of which nothing is remembered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct ZoneStanding {
     pub phase: Phase,
     /// How many times it went out without having been calm in between.
     pub flaps: u8,
@@ -110,7 +110,7 @@ impl Failover {
 
 /// What an operator wants of a zone, whatever its health says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Intent {
+pub enum ZoneDirective {
     /// It gets nothing. When this ends it comes back as [`Failback`] says, without a hold; where that is manual, at once:
     /// an operator has just said so.
     Drain,
@@ -124,12 +124,12 @@ pub struct Observed {
     pub counts: InstanceCounts,
     /// The load to follow; none leaves the standing's load as it is.
     pub load: Option<f64>,
-    pub intent: Option<Intent>,
+    pub directive: Option<ZoneDirective>,
 }
 
 /// What a zone may be given now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct ZoneAssessment {
     pub state: ZoneState,
     /// Of what it would be given if it were fully in; at least 1, of [`SHARE_FULL`].
     pub share: u16,
@@ -177,7 +177,7 @@ impl Why {
 /// One replica's view of a service in a zone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZoneMachine {
-    standing: Standing,
+    standing: ZoneStanding,
     /// When the present phase was first seen here.
     phase_since_ms: u64,
     /// Since when enough instances are healthy, without a break.
@@ -195,12 +195,12 @@ pub struct ZoneMachine {
 
 impl ZoneMachine {
     /// What the replicas agree on, or what this one would have them agree on next.
-    pub fn standing(&self) -> Standing {
+    pub fn standing(&self) -> ZoneStanding {
         self.standing
     }
 
     /// Takes over the standing that was written, whatever was thought before.
-    pub fn adopt(&mut self, standing: Standing, now_ms: u64) {
+    pub fn adopt(&mut self, standing: ZoneStanding, now_ms: u64) {
         if standing.phase != self.standing.phase {
             self.phase_since_ms = now_ms;
         }
@@ -208,20 +208,20 @@ impl ZoneMachine {
     }
 
     /// Takes in what is observed at `now_ms`.
-    pub fn observe(&mut self, observed: Observed, rules: &Failover, now_ms: u64) -> Verdict {
+    pub fn observe(&mut self, observed: Observed, rules: &Failover, now_ms: u64) -> ZoneAssessment {
         let counts = observed.counts;
         let well = counts.at_least(rules.thresholds.up_from_percent());
         self.well_since_ms = well.then(|| self.well_since_ms.unwrap_or(now_ms));
         let load_due = self.follow_load(observed.load, rules, now_ms);
-        let (mut why, phase_due) = match observed.intent {
-            Some(Intent::Drain) => {
+        let (mut why, phase_due) = match observed.directive {
+            Some(ZoneDirective::Drain) => {
                 self.served = false;
                 self.stopped = true;
                 self.pinned_down = false;
                 self.enter(rules.first_step(), now_ms);
                 (Why::Drained, None)
             }
-            Some(Intent::Pin) => {
+            Some(ZoneDirective::Pin) => {
                 self.served = true;
                 self.pinned_down = !counts.at_least(rules.thresholds.down_below_percent());
                 self.enter(Phase::In, now_ms);
@@ -240,7 +240,7 @@ impl ZoneMachine {
             Why::Healthy | Why::Pinned => (ZoneState::Up, SHARE_FULL),
             Why::Returning { step } => (ZoneState::Up, rules.share_of(step)),
         };
-        Verdict {
+        ZoneAssessment {
             state,
             share,
             why,
@@ -380,7 +380,7 @@ fn load_steps(load: f64) -> f64 {
     }
 }
 
-impl Standing {
+impl ZoneStanding {
     /// The load per core by which weights are computed.
     pub fn load(&self) -> f64 {
         match self.load_step {

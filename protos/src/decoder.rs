@@ -14,7 +14,7 @@ use prost::{
 };
 
 use crate::{
-    Edition, InvalidPolicy,
+    InvalidPolicy, PluginConfig,
     decode::{decode_fencing, decode_service, decode_topology},
     wire,
 };
@@ -42,7 +42,7 @@ struct Known {
 
 impl Decoder {
     /// Decodes and checks a policy. One that is refused leaves nothing behind.
-    pub fn decode(&mut self, bytes: &[u8]) -> Result<Edition, InvalidPolicy> {
+    pub fn decode(&mut self, bytes: &[u8]) -> Result<PluginConfig, InvalidPolicy> {
         match self.follow(bytes) {
             Some(edition) => Ok(edition),
             None => self.anew(bytes),
@@ -50,12 +50,12 @@ impl Decoder {
     }
 
     /// None for what is to be decoded as a whole, or is refused there.
-    fn follow(&mut self, bytes: &[u8]) -> Option<Edition> {
+    fn follow(&mut self, bytes: &[u8]) -> Option<PluginConfig> {
         let known = self.known.as_mut()?;
         let outline = Outline::of(bytes)?;
         let message = wire::Policy::decode(&*outline.rest).ok()?;
         let rules = known.follow(&outline)?;
-        Some(Edition {
+        Some(PluginConfig {
             version: message.version,
             generation: message.generation,
             policy: Policy::Serving(Box::new(rules)),
@@ -63,7 +63,7 @@ impl Decoder {
         })
     }
 
-    fn anew(&mut self, bytes: &[u8]) -> Result<Edition, InvalidPolicy> {
+    fn anew(&mut self, bytes: &[u8]) -> Result<PluginConfig, InvalidPolicy> {
         let edition = crate::decode(bytes)?;
         self.known = match (&edition.policy, Outline::of(bytes)) {
             (Policy::Serving(rules), Some(outline)) => Some(Known {

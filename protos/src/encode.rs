@@ -18,7 +18,7 @@ use crate::wire;
 /// The width of a policy's version: a metric, which is a double, holds it exactly.
 pub const VERSION_BITS: u32 = 48;
 
-/// The bytes of `policy`, with its version, and the version. `control_plane` is as in [`Edition`](crate::Edition).
+/// The bytes of `policy`, with its version, and the version. `control_plane` is as in [`PluginConfig`](crate::PluginConfig).
 pub fn encode(policy: &Policy, generation: u64, control_plane: &str) -> (Vec<u8>, u64) {
     let encoded = Encoder::default().encode(policy, generation, control_plane);
     (encoded.pieces.concat(), encoded.version)
@@ -41,7 +41,7 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// The bytes of `policy`, with its version. `control_plane` is as in [`Edition`](crate::Edition).
+    /// The bytes of `policy`, with its version. `control_plane` is as in [`PluginConfig`](crate::PluginConfig).
     pub fn encode(&mut self, policy: &Policy, generation: u64, control_plane: &str) -> Encoded {
         let (tag, mode) = match policy {
             Policy::Fallback => (field::FALLBACK, Vec::new()),

@@ -39,7 +39,7 @@ pub mod wire {
 
 /// A policy as it travels: with what tells one edition of it from another.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Edition {
+pub struct PluginConfig {
     /// Digest of the policy, of [`VERSION_BITS`] bits: the same for the same policy on every replica.
     pub version: u64,
     /// Raised by the operator to have the same policy tried again.

@@ -10,7 +10,7 @@
 //! An incarnation is `<zone>-<16 hexadecimal digits>`.
 
 use policy::{
-    fence::{Authority, Cause, Key, Move, Name, SessionId, State, Unsettled},
+    fence::{Authority, AuthorityState, Cause, Key, Move, Name, SessionId, Unsettled},
     topology::check_name,
 };
 use serde::{Deserialize, Serialize};
@@ -63,7 +63,7 @@ pub fn parse_key(key: &str) -> Option<Result<Key, InvalidRecord>> {
     } else {
         return None;
     };
-    Some(parsed.ok_or(InvalidRecord::DesiredKey))
+    Some(parsed.ok_or(InvalidRecord::RecordKey))
 }
 
 /// The incarnation of a zone with this number.
@@ -103,7 +103,7 @@ pub struct AuthorityRecord {
     pub hold_ms: u64,
 }
 
-/// [`State`] by name.
+/// [`AuthorityState`] by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StateName {
@@ -140,9 +140,9 @@ pub enum CauseName {
 impl From<&Authority> for AuthorityRecord {
     fn from(authority: &Authority) -> Self {
         let (state, moving) = match &authority.state {
-            State::Active => (StateName::Active, None),
-            State::Settling => (StateName::Settling, None),
-            State::Fencing(next) => (StateName::Fencing, Some(MoveRecord::from(next))),
+            AuthorityState::Active => (StateName::Active, None),
+            AuthorityState::Settling => (StateName::Settling, None),
+            AuthorityState::Fencing(next) => (StateName::Fencing, Some(MoveRecord::from(next))),
         };
         AuthorityRecord {
             store: format!("{:016x}", authority.store),
@@ -181,17 +181,17 @@ impl From<&Move> for MoveRecord {
 impl AuthorityRecord {
     /// Reads the value of a store key.
     pub fn parse(value: &[u8]) -> Result<Authority, InvalidRecord> {
-        let wrong = |what: &str| InvalidRecord::Desired(what.to_owned());
+        let wrong = |what: &str| InvalidRecord::Record(what.to_owned());
         let record: AuthorityRecord = serde_json::from_slice(value)
-            .map_err(|error| InvalidRecord::Desired(error.to_string()))?;
+            .map_err(|error| InvalidRecord::Record(error.to_string()))?;
         if record.epoch > EPOCH_MAX {
             return Err(wrong("epoch: above the highest that is possible"));
         }
         let store = u64::from_str_radix(&record.store, 16).map_err(|_| wrong("store"))?;
         let state = match (record.state, record.moving) {
-            (StateName::Active, _) => State::Active,
-            (StateName::Settling, _) => State::Settling,
-            (StateName::Fencing, Some(moving)) => State::Fencing(Move {
+            (StateName::Active, _) => AuthorityState::Active,
+            (StateName::Settling, _) => AuthorityState::Settling,
+            (StateName::Fencing, Some(moving)) => AuthorityState::Fencing(Move {
                 id: Name::from(moving.id),
                 to: names(moving.to)?,
                 cause: match moving.cause {
@@ -385,7 +385,7 @@ pub struct OperationStep {
 impl OperationRecord {
     /// Reads the value of a store key.
     pub fn parse(value: &[u8]) -> Result<OperationRecord, InvalidRecord> {
-        serde_json::from_slice(value).map_err(|error| InvalidRecord::Desired(error.to_string()))
+        serde_json::from_slice(value).map_err(|error| InvalidRecord::Record(error.to_string()))
     }
 
     /// The value to store.
@@ -411,7 +411,7 @@ fn names(texts: Vec<String>) -> Result<Vec<Name>, InvalidRecord> {
     let good = texts.iter().all(|text| check_name(text).is_ok());
     match good {
         true => Ok(texts.into_iter().map(Name::from).collect()),
-        false => Err(InvalidRecord::Desired("a zone's name".to_owned())),
+        false => Err(InvalidRecord::Record("a zone's name".to_owned())),
     }
 }
 
@@ -448,7 +448,7 @@ mod tests {
             let key = format!("/tidegate/v1/{bad}");
             assert_eq!(
                 parse_key(&key),
-                Some(Err(InvalidRecord::DesiredKey)),
+                Some(Err(InvalidRecord::RecordKey)),
                 "{key}"
             );
         }
@@ -491,7 +491,11 @@ mod tests {
             epoch_min: 3,
             hold: 60_000_000,
         };
-        for state in [State::Active, State::Settling, State::Fencing(next)] {
+        for state in [
+            AuthorityState::Active,
+            AuthorityState::Settling,
+            AuthorityState::Fencing(next),
+        ] {
             for unsettled in [
                 Unsettled::none(),
                 Unsettled::Unknown,

@@ -40,7 +40,7 @@ impl LeaseOwner {
 
     /// Reads the value of a store key.
     pub fn parse(value: &[u8]) -> Result<LeaseOwner, InvalidRecord> {
-        serde_json::from_slice(value).map_err(|error| InvalidRecord::Desired(error.to_string()))
+        serde_json::from_slice(value).map_err(|error| InvalidRecord::Record(error.to_string()))
     }
 
     /// The value to store.

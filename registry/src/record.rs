@@ -87,9 +87,9 @@ pub enum InvalidRecord {
     #[error(
         "the key is not of this kind: /tidegate/v1/config/intents/<zone>[/<service>], /tidegate/v1/standings/<service>/<zone>"
     )]
-    DesiredKey,
+    RecordKey,
     #[error("not a record of this kind: {0}")]
-    Desired(String),
+    Record(String),
     #[error("{0} bytes: at most {RECORD_BYTES_MAX} are read")]
     TooLong(usize),
     #[error("not an instance record: {0}")]
@@ -152,9 +152,9 @@ impl InvalidRecord {
     /// A short stable name, for metrics.
     pub fn code(&self) -> &'static str {
         match self {
-            InvalidRecord::Key | InvalidRecord::DesiredKey => "key",
+            InvalidRecord::Key | InvalidRecord::RecordKey => "key",
             InvalidRecord::TooLong(_) => "too_long",
-            InvalidRecord::Json(_) | InvalidRecord::Desired(_) => "json",
+            InvalidRecord::Json(_) | InvalidRecord::Record(_) => "json",
             InvalidRecord::Port => "port",
             InvalidRecord::Weight(_) => "weight",
             InvalidRecord::Load(_) => "load",

@@ -95,13 +95,13 @@ impl TermsRecord {
     /// Reads the value of the store key.
     pub fn parse(value: &[u8]) -> Result<Agreement, InvalidRecord> {
         let record: TermsRecord = serde_json::from_slice(value)
-            .map_err(|error| InvalidRecord::Desired(error.to_string()))?;
+            .map_err(|error| InvalidRecord::Record(error.to_string()))?;
         Ok(Agreement {
             current: record.current.read()?,
             next: record.next.map(|next| next.read()).transpose()?,
             history: match record.history {
                 Some(digits) => u64::from_str_radix(&digits, 16)
-                    .map_err(|_| InvalidRecord::Desired(format!("history {digits:?}")))?,
+                    .map_err(|_| InvalidRecord::Record(format!("history {digits:?}")))?,
                 None => 0,
             },
             drains_said: record.drains_said,
@@ -118,7 +118,7 @@ impl TermsRecord {
 impl AgreedRecord {
     /// Checks it.
     pub fn read(self) -> Result<Agreed, InvalidRecord> {
-        let wrong = |what: String| InvalidRecord::Desired(what);
+        let wrong = |what: String| InvalidRecord::Record(what);
         let us = |ms: u64| ms.saturating_mul(1_000);
         let agreed = Agreed {
             session_ttl: us(self.session_ttl_ms),

@@ -113,7 +113,7 @@ impl Keeper {
             let wake = self.next_deadline(Instant::now());
             tokio::select! {
                 biased;
-                told = &mut stop => match told {
+                notified = &mut stop => match notified {
                     Ok(stop) => break stop,
                     // Nobody is left to deregister for.
                     Err(_) => return Ok(()),

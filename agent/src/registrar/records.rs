@@ -212,7 +212,7 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::Verdict;
+    use crate::health::ProbeVerdict;
     use crate::instances::Known;
 
     fn key(name: &str) -> InstanceKey {
@@ -227,7 +227,7 @@ mod tests {
         let known = |name: String| {
             let record = Instance::parse(br#"{"address": "127.0.0.1", "port": 1}"#);
             let mut known = Known::new(record.expect("a record"));
-            known.verdict = Some(Verdict::Healthy);
+            known.verdict = Some(ProbeVerdict::Healthy);
             (key(&name), known)
         };
         names.into_iter().map(known).collect()
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(names(&records.due(&table)), []);
 
         // The same instance falls ill while its load is being written: now, and in its place.
-        table.get_mut(&key("a")).unwrap().verdict = Some(Verdict::Unhealthy);
+        table.get_mut(&key("a")).unwrap().verdict = Some(ProbeVerdict::Unhealthy);
         table.get_mut(&key("b")).unwrap().load.load1_per_core = 1.0;
         let due = records.due(&table);
         assert_eq!(names(&due), [("a", false)]);
@@ -292,7 +292,7 @@ mod tests {
         let mut table = two();
         let mut records = written(&table);
         assert_eq!(records.begin(&key("b")).known, Some(Version(1)));
-        table.get_mut(&key("a")).unwrap().verdict = Some(Verdict::Unhealthy);
+        table.get_mut(&key("a")).unwrap().verdict = Some(ProbeVerdict::Unhealthy);
         let due = records.due(&table);
         begin(&mut records, due);
         assert_eq!(records.begin(&key("a")).known, None);
@@ -302,11 +302,11 @@ mod tests {
     async fn what_failed_is_due_again_even_if_the_old_record_is_wanted_again() {
         let mut table = two();
         let mut records = written(&table);
-        table.get_mut(&key("a")).unwrap().verdict = Some(Verdict::Unhealthy);
+        table.get_mut(&key("a")).unwrap().verdict = Some(ProbeVerdict::Unhealthy);
         let due = records.due(&table);
         let begun = begin(&mut records, due);
         assert!(records.answered(&begun[0].0, begun[0].1, None));
-        table.get_mut(&key("a")).unwrap().verdict = Some(Verdict::Healthy);
+        table.get_mut(&key("a")).unwrap().verdict = Some(ProbeVerdict::Healthy);
         assert_eq!(names(&records.due(&table)), [("a", false)]);
     }
 

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use crate::{carry_out::HostFailed, metrics::Metric};
+use crate::{apply::HostFailed, metrics::Metric};
 
 /// The process around a worker.
 pub trait Process {

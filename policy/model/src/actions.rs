@@ -140,7 +140,9 @@ impl Scenario {
             state = change.done();
             let cells = self.rules().into_keys();
             let mut authorities = cells.map(|cell| state.store.authority(&cell));
-            if authorities.all(|a| a.is_some_and(|a| a.state == policy::fence::State::Active)) {
+            if authorities
+                .all(|a| a.is_some_and(|a| a.state == policy::fence::AuthorityState::Active))
+            {
                 break;
             }
         }

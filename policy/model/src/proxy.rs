@@ -197,28 +197,28 @@ impl Proxy {
         if let Some(worker) = self.workers.iter().position(counts) {
             let terms = &self.terms_of(worker, terms);
             self.workers[worker].1.abandon(since, terms);
-            self.let_go_if_idle(worker, terms);
+            self.release_if_idle(worker, terms);
         }
     }
 
     fn count_down(&mut self, index: usize, terms: &Terms) {
         self.workers[index].1.end();
-        self.let_go_if_idle(index, terms);
+        self.release_if_idle(index, terms);
     }
 
-    fn let_go_if_idle(&mut self, index: usize, terms: &Terms) {
+    fn release_if_idle(&mut self, index: usize, terms: &Terms) {
         let now = self.clock;
         let (id, worker) = &mut self.workers[index];
-        if worker.lets_go(now, terms) {
-            self.ledger.let_go(*id);
-            worker.let_go();
+        if worker.can_release(now, terms) {
+            self.ledger.release(*id);
+            worker.release();
         }
     }
 
     /// A worker looks at the ledger.
     pub fn look(&mut self, index: usize, terms: &Terms) {
         self.workers[index].1.fenced(&self.ledger);
-        self.let_go_if_idle(index, terms);
+        self.release_if_idle(index, terms);
     }
 
     /// A worker loses its memory, and is built anew. What it admitted lives on.
@@ -232,7 +232,7 @@ impl Proxy {
             }
         }
         if mutation == Some(Mutation::LostWorkerLetsGo) {
-            self.ledger.let_go(lost);
+            self.ledger.release(lost);
         }
     }
 

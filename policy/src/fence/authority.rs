@@ -15,7 +15,7 @@ pub struct Authority {
     pub owners: Vec<Name>,
     /// Where authority goes when the owners fail: the first that lives.
     pub standby: Vec<Name>,
-    pub state: State,
+    pub state: AuthorityState,
     /// What has to be waited for before anybody may write: what may still be under way of earlier owners' writes.
     pub unsettled: Unsettled,
     /// For so long after this record was seen, the cell does not leave because others serve it better: an operator has put it
@@ -25,7 +25,7 @@ pub struct Authority {
 
 /// Where a cell is between two moves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum State {
+pub enum AuthorityState {
     /// Replicas of the owners may register and grant.
     Active,
     /// Nobody grants: a move is under way.
@@ -92,8 +92,8 @@ impl Authority {
         terms: &Terms,
     ) -> Authority {
         let (state, unsettled) = match terms.keeps(Clause::UnknownPastSettles) {
-            true => (State::Settling, Unsettled::Unknown),
-            false => (State::Active, Unsettled::none()),
+            true => (AuthorityState::Settling, Unsettled::Unknown),
+            false => (AuthorityState::Active, Unsettled::none()),
         };
         Authority {
             store,

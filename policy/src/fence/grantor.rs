@@ -2,7 +2,7 @@
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
-use super::{Authority, Clause, HolderId, Revision, Stamp, State, Terms};
+use super::{Authority, AuthorityState, Clause, HolderId, Revision, Stamp, Terms};
 
 /// Permission to admit writes for a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,7 +94,7 @@ impl Grantor {
         self.seen = at;
         let own = authority.filter(|a| a.store == store || !terms.keeps(Clause::BoundToStore));
         match own {
-            Some(own) if own.state == State::Active && own.is_owner(zone) => {
+            Some(own) if own.state == AuthorityState::Active && own.is_owner(zone) => {
                 self.stage = match terms.keeps(Clause::Registered) {
                     true => Stage::Unregistered { at, asked: None },
                     false => Stage::Granting(at),

@@ -133,7 +133,7 @@ impl Ledger {
     }
 
     /// A worker holds nothing and has nothing in flight.
-    pub fn let_go(&mut self, worker: WorkerId) {
+    pub fn release(&mut self, worker: WorkerId) {
         self.workers.retain(|listed| listed.worker != worker);
     }
 
@@ -223,8 +223,8 @@ impl Worker {
         }
     }
 
-    /// Whether the worker should now [let go](Worker::let_go) of the ledger: it holds nothing, and nothing is under way.
-    pub fn lets_go(&self, now: u64, terms: &Terms) -> bool {
+    /// Whether the worker should now [let go](Worker::release) of the ledger: it holds nothing, and nothing is under way.
+    pub fn can_release(&self, now: u64, terms: &Terms) -> bool {
         let in_flight = self.in_flight > 0 || self.abandoned(now);
         let idle = !in_flight || !terms.keeps(Clause::InFlightCounted);
         self.listed && idle && self.permit.is_none()
@@ -236,7 +236,7 @@ impl Worker {
     }
 
     /// It was taken off the ledger.
-    pub fn let_go(&mut self) {
+    pub fn release(&mut self) {
         self.listed = false;
     }
 

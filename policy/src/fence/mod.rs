@@ -32,7 +32,7 @@ mod store;
 use alloc::sync::Arc;
 
 pub use agreement::{Agreed, Agreement, Layout, TermsId};
-pub use authority::{Authority, Cause, Move, State, Unsettled};
+pub use authority::{Authority, AuthorityState, Cause, Move, Unsettled};
 pub use grantor::{Grant, Grantor, Withheld};
 pub use holder::{Asker, Ledger, Permit, Worker, WorkerId};
 pub use replica::{CellRules, Effect, Input, Listing, MoveRejected, Outcome, Replica, move_id};

@@ -6,8 +6,8 @@ use alloc::{
 };
 
 use super::{
-    Authority, Cause, Clause, Condition, Key, Move, Name, Revision, SessionId, Sessions, State,
-    Terms, Transaction, Unsettled, Write,
+    Authority, AuthorityState, Cause, Clause, Condition, Key, Move, Name, Revision, SessionId,
+    Sessions, Terms, Transaction, Unsettled, Write,
 };
 
 /// The most sessions that a takeover compares.
@@ -40,7 +40,7 @@ impl View<'_> {
     /// Takes every owner out, those that stay owners too.
     pub fn begin(&self, next: Move, terms: &Terms) -> Transaction {
         let mut fencing = self.authority.clone();
-        fencing.state = State::Fencing(next);
+        fencing.state = AuthorityState::Fencing(next);
         if !terms.keeps(Clause::UnsettledCarried) {
             fencing.unsettled = Unsettled::none();
         }
@@ -72,7 +72,7 @@ impl View<'_> {
     /// A grantor that is still registered forbids it until its session is over. Then the move ends that session, if it was not
     /// renewed meanwhile, and what may still be under way of it has to settle before anybody grants.
     pub fn complete(&self, sessions: &Sessions, now: u64, terms: &Terms) -> Option<Transaction> {
-        let State::Fencing(next) = &self.authority.state else {
+        let AuthorityState::Fencing(next) = &self.authority.state else {
             return None;
         };
         let mut unsettled = match &self.authority.unsettled {
@@ -130,8 +130,8 @@ impl View<'_> {
             owners: next.to.clone(),
             standby: in_order,
             state: match settled {
-                true => State::Active,
-                false => State::Settling,
+                true => AuthorityState::Active,
+                false => AuthorityState::Settling,
             },
             unsettled: match settled {
                 true => Unsettled::none(),
@@ -147,7 +147,7 @@ impl View<'_> {
 
     /// When what was before may be taken to be over; none where nothing settles.
     pub fn settled_at(&self, sessions: &Sessions, terms: &Terms) -> Option<u64> {
-        if self.authority.state != State::Settling {
+        if self.authority.state != AuthorityState::Settling {
             return None;
         }
         Some(match &self.authority.unsettled {
@@ -165,7 +165,7 @@ impl View<'_> {
             return None;
         }
         let mut active = self.authority.clone();
-        active.state = State::Active;
+        active.state = AuthorityState::Active;
         active.unsettled = Unsettled::none();
         Some(self.replace(active))
     }
@@ -174,8 +174,8 @@ impl View<'_> {
     pub fn abort(&self) -> Transaction {
         let mut back = self.authority.clone();
         back.state = match back.unsettled.is_none() {
-            true => State::Active,
-            false => State::Settling,
+            true => AuthorityState::Active,
+            false => AuthorityState::Settling,
         };
         self.replace(back)
     }

@@ -103,13 +103,13 @@ fn a_fence_is_acknowledged_when_every_worker_has_let_go() {
 
     ledger.revoke(stamp(1, 7));
     worker.fenced(&ledger);
-    assert!(!worker.lets_go(1, &terms), "a write is in flight");
+    assert!(!worker.can_release(1, &terms), "a write is in flight");
     assert_eq!(worker.admits(1, &terms), None);
     assert_eq!(ledger.drained(1, &terms), None);
     worker.end();
-    assert!(worker.lets_go(1, &terms));
-    ledger.let_go(id);
-    worker.let_go();
+    assert!(worker.can_release(1, &terms));
+    ledger.release(id);
+    worker.release();
     assert_eq!(ledger.drained(2, &terms), Some(stamp(1, 7)));
 }
 
@@ -145,10 +145,10 @@ fn a_write_that_ended_without_an_answer_is_in_flight_for_as_long_as_it_may_live(
     ledger.revoke(stamp(1, 7));
     worker.fenced(&ledger);
     assert!(
-        !worker.lets_go(25, &terms),
+        !worker.can_release(25, &terms),
         "its instance may go on with it"
     );
-    assert!(worker.lets_go(26, &terms));
+    assert!(worker.can_release(26, &terms));
     assert_eq!(ledger.drained(25, &terms), None);
 
     // Another permit does not hide it.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use policy::fence::{
-    Agreement, Authority, Cause, CellRules, Condition, Effect, HolderId, Input, Key, Listing, Move,
-    MoveRejected, Name, Outcome, Replica, Revision, SessionId, State, Terms, Write,
+    Agreement, Authority, AuthorityState, Cause, CellRules, Condition, Effect, HolderId, Input,
+    Key, Listing, Move, MoveRejected, Name, Outcome, Replica, Revision, SessionId, Terms, Write,
 };
 
 const STORE: u64 = 7;
@@ -373,7 +373,7 @@ impl Mesh {
     fn cells(&self) -> Vec<(&str, &str, u64, bool)> {
         let cells = self.shelf.authorities.iter();
         let shown = cells.map(|(cell, authority)| {
-            let active = authority.state == State::Active;
+            let active = authority.state == AuthorityState::Active;
             (&**cell, &*authority.owners[0], authority.epoch, active)
         });
         shown.collect()

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use policy::fence::{
-    Agreed, Agreement, Authority, CellRules, Condition, Effect, HolderId, Input, Key, Layout,
-    Listing, MoveRejected, Name, Outcome, Replica, Revision, SessionId, State, Terms, TermsId,
-    Transaction, Unsettled, Withheld, Write,
+    Agreed, Agreement, Authority, AuthorityState, CellRules, Condition, Effect, HolderId, Input,
+    Key, Layout, Listing, MoveRejected, Name, Outcome, Replica, Revision, SessionId, Terms,
+    TermsId, Transaction, Unsettled, Withheld, Write,
 };
 
 const HOLDER: HolderId = HolderId(1);
@@ -46,7 +46,7 @@ fn active(epoch: u64) -> Authority {
         epoch,
         owners: vec![name("a")],
         standby: vec![name("b")],
-        state: State::Active,
+        state: AuthorityState::Active,
         unsettled: Unsettled::none(),
         hold: 0,
     }

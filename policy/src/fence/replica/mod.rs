@@ -18,8 +18,8 @@ mod transactions;
 mod wishes;
 
 use super::{
-    Authority, Cause, Clause, Condition, Grantor, HolderId, Key, Move, Name, Revision, Session,
-    SessionId, Sessions, State, Terms, Transaction, Write, moves::View,
+    Authority, AuthorityState, Cause, Clause, Condition, Grantor, HolderId, Key, Move, Name,
+    Revision, Session, SessionId, Sessions, Terms, Transaction, Write, moves::View,
 };
 
 pub use messages::{CellRules, Effect, Input, Listing, MoveRejected, Outcome};

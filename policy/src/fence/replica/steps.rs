@@ -1,8 +1,8 @@
 //! The steps of authority that any replica may take, whoever began: create, fence, complete, give up, settle, tidy up.
 
 use super::{
-    Authority, Cause, Cell, CellRules, Clause, Condition, Effect, Key, Move, Name, Pending,
-    Replica, Revision, SWEEP_AFTER, State, Step, Transaction, View, Write, move_id,
+    Authority, AuthorityState, Cause, Cell, CellRules, Clause, Condition, Effect, Key, Move, Name,
+    Pending, Replica, Revision, SWEEP_AFTER, Step, Transaction, View, Write, move_id,
 };
 use crate::fence::Stamp;
 use alloc::vec::Vec;
@@ -91,7 +91,7 @@ impl Replica {
             Write::Authority(_, authority) => Some(authority),
             _ => None,
         });
-        let active = |authority: &&Authority| authority.state == State::Active;
+        let active = |authority: &&Authority| authority.state == AuthorityState::Active;
         let ours = named
             .filter(active)
             .filter(|authority| authority.is_owner(&id.zone));
@@ -173,7 +173,7 @@ impl Replica {
         }
         let alive = |zone: &Name| self.sessions.alive(zone, now, terms);
         let lost = |zone: &Name| self.sessions.lost(zone, now, terms);
-        if let State::Fencing(next) = &authority.state {
+        if let AuthorityState::Fencing(next) = &authority.state {
             if let Some(transaction) = view.complete(&self.sessions, now, terms)
                 && (next.to.iter().any(alive) || next.cause == Cause::Override)
             {
@@ -208,7 +208,7 @@ impl Replica {
             true => view.begin(next, terms),
             false => {
                 let mut unfenced = authority.clone();
-                unfenced.state = State::Fencing(next);
+                unfenced.state = AuthorityState::Fencing(next);
                 let view = View {
                     authority: &unfenced,
                     ..view
@@ -256,7 +256,7 @@ impl Replica {
         let quiet = rules.cool_down.max(view.authority.hold);
         let cooled = now >= view.seen_at.saturating_add(quiet);
         let (better, reason) = cell.better.as_ref().filter(|(zone, _)| alive(&zone))?;
-        let active = view.authority.state == State::Active;
+        let active = view.authority.state == AuthorityState::Active;
         (active && cooled && !view.authority.is_owner(better))
             .then(|| (better.clone(), Cause::Unfit, reason.clone()))
     }

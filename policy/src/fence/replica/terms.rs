@@ -6,7 +6,7 @@ use super::{
     Clause, Condition, Effect, Key, Name, Pending, Replica, Revision, SessionId, Terms,
     Transaction, Write,
 };
-use crate::fence::{Agreed, Agreement, Layout, State};
+use crate::fence::{Agreed, Agreement, AuthorityState, Layout};
 
 /// What is known of the record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -165,7 +165,7 @@ impl Replica {
         let authority = cell.authority.as_ref();
         let ours = authority.is_some_and(|authority| {
             let own = authority.store == store && authority.is_owner(&zone);
-            own && authority.state == State::Active
+            own && authority.state == AuthorityState::Active
         });
         if !may_grant || !ours || !cell.grantor.has_left() {
             return;

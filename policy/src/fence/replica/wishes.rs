@@ -2,7 +2,7 @@
 
 use alloc::{collections::BTreeSet, vec::Vec};
 
-use super::{Cause, Effect, Move, MoveRejected, Name, Pending, Replica, State};
+use super::{AuthorityState, Cause, Effect, Move, MoveRejected, Name, Pending, Replica};
 
 impl Replica {
     /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the cell is.
@@ -33,7 +33,7 @@ impl Replica {
             }
             view.recover(store, next.epoch_min, next.to, &terms, next.hold)
         } else {
-            let moving = matches!(view.authority.state, State::Fencing(_));
+            let moving = matches!(view.authority.state, AuthorityState::Fencing(_));
             if moving && !forced {
                 return Err(MoveRejected::Moving);
             }

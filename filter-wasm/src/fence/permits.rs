@@ -12,7 +12,7 @@ use crate::metrics::Metric;
 
 /// A worker's part in every cell. One for the life of its memory: policies come and go, writes in flight stay.
 #[derive(Debug)]
-pub struct Workers {
+pub struct Permits {
     me: WorkerId,
     /// Those of which something is held or in flight, and a few more until the next look.
     cells: BTreeMap<Name, Held>,
@@ -41,7 +41,7 @@ impl Held {
         })
     }
 
-    fn let_go_if_idle(
+    fn release_if_idle(
         &mut self,
         cell: &str,
         me: WorkerId,
@@ -50,17 +50,17 @@ impl Held {
         process: &mut (impl Process + ?Sized),
     ) {
         // Where this fails it is tried again at the next look.
-        if self.worker.lets_go(at.monotonic_us, terms)
-            && ledger::change(process, cell, |entry| entry.ledger.let_go(me)).is_some()
+        if self.worker.can_release(at.monotonic_us, terms)
+            && ledger::change(process, cell, |entry| entry.ledger.release(me)).is_some()
         {
-            self.worker.let_go();
+            self.worker.release();
         }
     }
 }
 
-impl Workers {
-    pub fn new(me: WorkerId) -> Workers {
-        Workers {
+impl Permits {
+    pub fn new(me: WorkerId) -> Permits {
+        Permits {
             me,
             cells: BTreeMap::new(),
         }
@@ -70,8 +70,8 @@ impl Workers {
         self.me
     }
 
-    /// A write comes: it counts as in flight from here on, and until it is [over](Workers::end) or
-    /// [abandoned](Workers::abandon), whatever the answer is. The answer is that it is admitted, and for which epoch.
+    /// A write comes: it counts as in flight from here on, and until it is [over](Permits::end) or
+    /// [abandoned](Permits::abandon), whatever the answer is. The answer is that it is admitted, and for which epoch.
     pub fn admit(
         &mut self,
         cell: &str,
@@ -103,7 +103,7 @@ impl Workers {
     pub fn end(&mut self, cell: &str, terms: &Terms, process: &mut (impl Process + ?Sized)) {
         if let Some(held) = self.cells.get_mut(cell) {
             held.worker.end();
-            self.let_go_if_fenced(cell, terms, process);
+            self.release_if_fenced(cell, terms, process);
         }
     }
 
@@ -117,12 +117,12 @@ impl Workers {
     ) {
         if let Some(held) = self.cells.get_mut(cell) {
             held.worker.abandon(admitted_us, terms);
-            self.let_go_if_fenced(cell, terms, process);
+            self.release_if_fenced(cell, terms, process);
         }
     }
 
     /// At once where a fence waits for it. While a permit is held no clock need be read.
-    fn let_go_if_fenced(
+    fn release_if_fenced(
         &mut self,
         cell: &str,
         terms: &Terms,
@@ -133,7 +133,7 @@ impl Workers {
             && !held.worker.holds()
             && let Some(at) = process.now()
         {
-            held.let_go_if_idle(cell, me, at, terms, process);
+            held.release_if_idle(cell, me, at, terms, process);
         }
     }
 
@@ -171,7 +171,7 @@ impl Workers {
         match ledger::read(process, cell) {
             Some(entry) => {
                 held.worker.fenced(&entry.ledger);
-                held.let_go_if_idle(cell, me, at, terms, process);
+                held.release_if_idle(cell, me, at, terms, process);
             }
             None => held.worker.forget(),
         }

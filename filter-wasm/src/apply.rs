@@ -56,10 +56,10 @@ pub const AWAITED_BODY_MAX: u32 = 16 * 1024;
 
 /// What becomes of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    GoesOn,
+pub enum FilterHeadersStatus {
+    Continue,
     /// Answered here, or held where even that failed. In no case does it reach an upstream.
-    Stops,
+    StopIteration,
 }
 
 /// For a request that could not be read or marked. Nothing is known of it then, so it may be a write, or carry an internal
@@ -70,7 +70,7 @@ const BLIND: Refusal = Refusal {
 };
 
 /// Decides about a request and carries the decision out. `map` is its encoded header map; none where the proxy gave none.
-pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> Verdict {
+pub fn apply(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> FilterHeadersStatus {
     let Some(request) = map.and_then(HeaderMap::parse) else {
         return refuse_blind(Class::Write, Form::default(), host);
     };
@@ -109,7 +109,7 @@ pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> V
         ) => Signed::Hop(keys.sign(&policy::facts::claim(&request, &cell.name, write.epoch))),
         _ => Signed::Nothing,
     };
-    let applied = apply(&decision, &request, &signed, form, host);
+    let applied = apply_outcome(&decision, &request, &signed, form, host);
     if let Some(cell) = cell {
         // Where an effect failed the request is stopped as well.
         if decision.reason != Reason::Admitted || applied.is_err() {
@@ -117,9 +117,9 @@ pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> V
         }
     }
     match applied {
-        Ok(verdict) => {
+        Ok(status) => {
             host.count(metric_of(&decision, facts.class), 1);
-            verdict
+            status
         }
         Err(HostFailed) => refuse_blind(facts.class, form, host),
     }
@@ -164,7 +164,7 @@ fn hops_matter(policy: &Policy, cell: &Cell, facts: &Facts) -> bool {
     forwarding && (facts.hop || may_leave && !cell.owners.is_empty() && facts.granted.is_none())
 }
 
-fn refuse_blind(class: Class, form: Form, host: &mut impl Host) -> Verdict {
+fn refuse_blind(class: Class, form: Form, host: &mut impl Host) -> FilterHeadersStatus {
     let metric = Metric::Decision {
         tier: None,
         class,
@@ -185,13 +185,13 @@ fn metric_of(decision: &Decision<'_>, class: Class) -> Metric {
     }
 }
 
-fn apply(
+fn apply_outcome(
     decision: &Decision<'_>,
     request: &HeaderMap<'_>,
     signed: &Signed,
     form: Form,
     host: &mut impl Host,
-) -> Result<Verdict, HostFailed> {
+) -> Result<FilterHeadersStatus, HostFailed> {
     match &decision.outcome {
         Outcome::Pass => strip(request, form, |_| false, host)?,
         Outcome::Route(routed) => {
@@ -219,7 +219,7 @@ fn apply(
             return Ok(refuse(refusal, decision.owner, form, host));
         }
     }
-    Ok(Verdict::GoesOn)
+    Ok(FilterHeadersStatus::Continue)
 }
 
 /// Removes the internal headers that came from outside, but those that are `overwritten` anyway.
@@ -266,7 +266,12 @@ struct Form {
     via: Option<u32>,
 }
 
-fn refuse(refusal: &Refusal, owner: Option<&str>, form: Form, host: &mut impl Host) -> Verdict {
+fn refuse(
+    refusal: &Refusal,
+    owner: Option<&str>,
+    form: Form,
+    host: &mut impl Host,
+) -> FilterHeadersStatus {
     let reason = refusal.reason.as_str();
     // For the access log alone, so the answer does not depend on it.
     let _ = host.set(headers::DECISION, reason);
@@ -298,7 +303,7 @@ fn refuse(refusal: &Refusal, owner: Option<&str>, form: Form, host: &mut impl Ho
         body: &body,
         awaited_body: form.awaited_body,
     });
-    Verdict::Stops
+    FilterHeadersStatus::StopIteration
 }
 
 #[cfg(test)]
