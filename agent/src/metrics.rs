@@ -1,4 +1,4 @@
-//! What the agent counts. One value, handed around; nothing is global.
+//! The agent's metrics. One value, handed around; nothing is global.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;

@@ -34,7 +34,8 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Looks for ever. Each instance has a task of its own, so one that hangs costs only its own looks.
+    /// Looks for ever. Each instance has a task of its own, so one that hangs costs only its own
+    /// looks.
     pub async fn run(self, instances: Instances, metrics: Metrics) {
         let labels = self.labels();
         let mut machine = Machine::new(self.pace.thresholds);

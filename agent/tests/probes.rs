@@ -20,7 +20,7 @@ const HTTP: &str = "{http: {path: /healthz, expect: '200-299'}}";
 const GRPC: &str = "{grpc: {service: shop.v1.Orders}}";
 const TCP: &str = "{tcp: {}}";
 
-/// What an operator would configure for an instance at `address`.
+/// A typical configuration of an instance at `address`.
 fn configured(address: SocketAddr, probe: &str) -> InstanceConfig {
     let text = format!(
         "zone: a\nregistry: {{http: ['http://127.0.0.1:1']}}\ninstances:\n  - {{service: s, instance: i, address: {}, port: {}, probe: {probe}}}\n",

@@ -1,4 +1,5 @@
-//! The registrar against real registries: etcd, and the control plane's HTTP interface, while they fail in every way.
+//! The registrar against real registries: etcd, and the control plane's HTTP interface, while they
+//! fail in every way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use tokio::time::timeout;
 
 /// Long: the lease does not end while a test runs, unless the test ends it.
 const LONG: Duration = Duration::from_secs(60);
-/// Short: what is due every third of it comes soon.
+/// Short: keepalives, due every third of it, come soon.
 const SHORT: Duration = Duration::from_secs(3);
 
 fn key(instance: &str) -> InstanceKey {
@@ -236,7 +237,7 @@ async fn records_that_somebody_changed_or_deleted_are_written_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_another_incarnation_owns_by_now_is_not_deleted() {
+async fn a_record_of_another_incarnation_is_not_deleted() {
     let fixture = Fixture::start(1).await;
     let older = fixture.agent(LONG).await;
     older.say("o-1", ProbeVerdict::Healthy);
@@ -296,7 +297,8 @@ async fn while_one_of_three_members_hangs_everything_stays_registered_and_change
     fixture.becomes("o-1", Some(Health::Unhealthy)).await;
     agent.say("o-1", ProbeVerdict::Healthy);
     fixture.becomes("o-1", Some(Health::Healthy)).await;
-    // Longer than the lease lives without being kept alive: a wait for something that must not happen.
+    // Longer than the lease lives without being kept alive: a wait for something that must not
+    // happen.
     let gone = eventually(SHORT * 2, "o-2 to vanish", async || {
         ensure!(fixture.health("o-2").await?.is_none());
         Ok(())
@@ -304,7 +306,8 @@ async fn while_one_of_three_members_hangs_everything_stays_registered_and_change
     assert!(gone.await.is_err());
     assert_eq!(fixture.health("o-2").await.unwrap(), Some(Health::Healthy));
 
-    // What the member was sent before it hung, and makes now, is older than what others have written since.
+    // Requests that the member got before it hung, and makes now, are older than the records that
+    // others have written since.
     fixture.etcd.members()[0].process().resume().unwrap();
     let options = EtcdOptions::new(vec![fixture.etcd.members()[0].endpoint()]);
     let woken = EtcdStore::new(options).await.unwrap();

@@ -28,17 +28,20 @@ use crate::{
 };
 
 thread_local! {
-    /// What this worker decodes policies with: it outlives the root contexts, of which each policy has one.
+    /// This worker's decoder of policies. It outlives the root contexts, of which each policy has
+    /// one.
     static DECODER: RefCell<Decoder> = RefCell::new(Decoder::default());
     static METRIC_IDS: MetricIds = const { MetricIds::new() };
     /// From a random number of its own. Without one all workers draw alike, which is as evenly
     /// spread.
     static DRAWS: Draws = Draws::from(host::random().unwrap_or_default() as u64);
-    /// This worker's part in the fence. None until there is something to fence, or for want of a random number.
+    /// This worker's part in the fence. None until there is something to fence, or for want of a
+    /// random number.
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
     /// The refusals of this worker that wait for a body.
     static REFUSALS: RefCell<Refusals> = const { RefCell::new(Refusals::new()) };
-    /// This worker's part in telling what is applied. None until something is, or for want of a random number.
+    /// This worker's part in the reports of applied policies. None before the first, or for want of
+    /// a random number.
     static APPLIED: RefCell<Option<Applied>> = const { RefCell::new(None) };
 }
 
@@ -60,8 +63,9 @@ fn record(gauge: Metric, value: u64) {
     with_id(gauge, |id| host::record_metric(id, value));
 }
 
-/// Lets this worker's part in the fence act, if it has one. Nothing that it calls leads back here; were it otherwise, the
-/// inner call would do nothing: then a write is not admitted, or its end not noticed, and a fence waits longer.
+/// Lets this worker's part in the fence act, if it has one. Nothing that it calls leads back here;
+/// were it otherwise, the inner call would do nothing: then a write is not admitted, or its end not
+/// noticed, and a fence waits longer.
 fn with_worker<T>(act: impl FnOnce(&mut Worker) -> T) -> Option<T> {
     WORKER.with(|worker| Some(act(worker.try_borrow_mut().ok()?.as_mut()?)))
 }
@@ -84,7 +88,7 @@ fn join() {
     });
 }
 
-/// Lets this worker's part in telling what is applied act, if it has one.
+/// Lets this worker's part in the reports act, if it has one.
 fn with_applied<T>(act: impl FnOnce(&mut Applied) -> T) -> Option<T> {
     APPLIED.with(|applied| {
         let mut applied = applied.try_borrow_mut().ok()?;
@@ -95,7 +99,8 @@ fn with_applied<T>(act: impl FnOnce(&mut Applied) -> T) -> Option<T> {
     })
 }
 
-/// How often a worker looks at what it holds, where writes are fenced: the longest that a revocation takes to be seen.
+/// How often a worker looks at what it holds, where writes are fenced: the longest that a
+/// revocation takes to be seen.
 const TICK_MS: u32 = 10;
 
 proxy_wasm::main! {{
@@ -133,7 +138,8 @@ impl Context for Plugin {
     }
 
     fn on_grpc_stream_close(&mut self, token: u32, _: u32) {
-        // Otherwise the proxy keeps a stream that is no more, and trips over it when this context goes.
+        // Otherwise the proxy keeps a stream that is no more, and trips over it when this context
+        // goes.
         let _ = host::grpc_cancel(token);
         with_worker(|worker| worker.closed(Token(token), &mut Envoy));
     }
@@ -237,7 +243,8 @@ impl Plugin {
 
 impl Drop for Plugin {
     fn drop(&mut self) {
-        // Otherwise the proxy goes on to wake a context that is no more, and there is one for each edition of the policy.
+        // Otherwise the proxy goes on to wake a context that is no more, and there is one for each
+        // edition of the policy.
         if self.tick_ms > 0 {
             let _ = host::set_tick_period(0);
         }
@@ -256,7 +263,7 @@ struct Request {
     policy: Rc<Policy>,
     /// As what it counts as a write in flight.
     in_flight: Option<InFlight>,
-    /// Nothing follows its headers.
+    /// The request ends with its headers.
     complete: bool,
 }
 
@@ -309,7 +316,8 @@ impl Request {
         }
     }
 
-    /// Whether the refusal is kept until the body has come. Only where the fence has this worker woken every few milliseconds.
+    /// Whether the refusal is kept until the body has come. Only where the fence has this worker
+    /// woken every few milliseconds.
     fn wait(&self, reply: &Reply<'_>) -> bool {
         let wakes = !self.complete && terms_of(&self.policy).is_some();
         if !wakes || reply.awaited_body.is_none() {

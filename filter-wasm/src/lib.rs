@@ -1,14 +1,16 @@
 //! The proxy-wasm HTTP filter: callbacks -> `Facts` -> `Decision` -> effects.
 //!
-//! Nothing is decided here: `policy` decides, and this crate carries it out. The way through the modules: [`header_map`]
-//! reads the request as the proxy encodes it; [`apply`] does what the decision says, through the small trait
-//! [`Host`](apply::Host); [`plugin_config`] reads the plugin's configuration; [`fence`] holds the permissions to write;
-//! [`applied`] tells the
-//! control plane what is applied; [`refusals`] wait for a body; [`metrics`] names what is counted. All of that runs and is tested on any machine. Only `adapter` and `host` know the proxy, and exist only in a wasm build.
+//! `policy` decides, and this crate applies its decisions. The way through the modules:
+//! [`header_map`] reads the request as the proxy encodes it; [`apply`] applies the decision,
+//! through the small trait [`Host`](apply::Host); [`plugin_config`] reads the plugin's
+//! configuration; [`fence`] holds the permissions to write; [`applied`] reports to the control
+//! plane; [`refusals`] wait for a body; [`metrics`] names the metrics. All of that runs and is
+//! tested on any machine. Only `adapter` and `host` know the proxy, and exist only in a wasm build.
 //!
-//! **No trap.** A panic takes the filter down for every request of that worker. So nothing a request or a policy can
-//! contain may cause one: every host call that a request leads to goes through `host`, which returns errors where the
-//! crate `proxy_wasm` panics, and whatever goes wrong ends in a refusal, never in a request that slips by.
+//! **No trap.** A panic takes the filter down for every request of that worker. So nothing a
+//! request or a policy can contain may cause one: every host call that a request leads to goes
+//! through `host`, which returns errors where the crate `proxy_wasm` panics, and whatever goes
+//! wrong ends in a refusal, never in a request that slips by.
 
 #![cfg_attr(
     not(test),

@@ -3,8 +3,8 @@
 use policy::Policy;
 use protos::{Decoder, InvalidPolicy, PluginConfig};
 
-/// Reads the plugin's configuration; `decoder` knows the one before. None at all is how a listener names the filter that has to
-/// do without a control plane.
+/// Reads the plugin's configuration; `decoder` knows the one before. An empty one names a filter
+/// that has to do without a control plane.
 pub fn read(decoder: &mut Decoder, configuration: &[u8]) -> Result<PluginConfig, InvalidPolicy> {
     if configuration.is_empty() {
         return Ok(PluginConfig {
@@ -17,7 +17,7 @@ pub fn read(decoder: &mut Decoder, configuration: &[u8]) -> Result<PluginConfig,
     decoder.decode(configuration)
 }
 
-/// The log line about an edition that is now applied.
+/// The log line about a configuration that is now applied.
 pub fn describe(config: &PluginConfig) -> String {
     let PluginConfig {
         version,

@@ -1,8 +1,9 @@
 //! Refusals that wait for the request's body.
 //!
-//! A proxy that answers before it has read a whole request closes the client's HTTP/1.1 connection. Where the body is small
-//! the answer waits until it is there, so that the connection can be used again. The proxy keeps the body meanwhile, so the
-//! bodies that are waited for at a time are bounded, and so is the wait; beyond that a refusal is given at once.
+//! A proxy that answers before it has read a whole request closes the client's HTTP/1.1 connection.
+//! Where the body is small the answer waits until it is there, so that the connection can be used
+//! again. The proxy keeps the body meanwhile, so the bodies that are waited for at a time are
+//! bounded, and so is the wait; beyond that a refusal is given at once.
 
 use crate::apply::Reply;
 
@@ -77,7 +78,8 @@ impl Refusals {
         }
     }
 
-    /// Keeps a refusal of a request of which `came` bytes have come, its headers. False where it should be given at once.
+    /// Keeps a refusal of a request of which `came` bytes have come, its headers. False where it
+    /// should be given at once.
     pub fn keep(&mut self, request: RequestId, reply: &Reply<'_>, came: u64, now_us: u64) -> bool {
         let Some(body) = reply.awaited_body else {
             return false;
@@ -97,7 +99,8 @@ impl Refusals {
         true
     }
 
-    /// Takes those that are due: the body is there, as `came` says of each request, or has been waited for long enough.
+    /// Takes those that are due: the body is there, as `came` says of each request, or has been
+    /// waited for long enough.
     pub fn due(
         &mut self,
         now_us: u64,

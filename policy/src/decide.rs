@@ -34,7 +34,7 @@ fn decide_noting<'p>(
     facts: &Facts,
     note: &mut impl FnMut(&dyn Fn() -> Step),
 ) -> Decision<'p> {
-    // What no service claims goes nowhere.
+    // A request that no service claims is not sent anywhere.
     let goes_on = matches!(policy, Policy::Fallback) || facts.service.is_some();
     if let Some(via) = facts.via.filter(|via| goes_on && *via >= VIA_MAX) {
         note(&|| Step::Loop(via));

@@ -4,7 +4,7 @@ use alloc::{borrow::Cow, string::ToString};
 
 use crate::{class::Class, headers, reason::Reason, refusal::Refusal, tier::Tier};
 
-/// What to do with a request, and why.
+/// The decision about a request: its outcome and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision<'p> {
     pub outcome: Outcome<'p>,
@@ -23,7 +23,7 @@ impl<'p> Decision<'p> {
     }
 }
 
-/// What to do with a request.
+/// The outcome of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome<'p> {
     /// Not a request that Tidegate routes: change nothing.
@@ -47,11 +47,11 @@ pub struct Routed<'p> {
     /// The one cluster that the request goes to, by its affinity key or by what was drawn for it;
     /// or the gateways that it is forwarded to.
     pub pin: Option<&'p str>,
-    /// What a fenced write carries.
+    /// Present on a fenced write.
     pub write: Option<FencedWrite<'p>>,
 }
 
-/// What a write to a fenced service carries on.
+/// The marks of a write to a fenced service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FencedWrite<'p> {
     /// Its cell; none where there is a single one, which the route knows.
@@ -70,8 +70,9 @@ impl<'p> Routed<'p> {
     /// means a read, a class alone the viewing zone. The chosen route adds the rest of what
     /// upstreams see, and takes requests without a tier for those that their home serves.
     ///
-    /// A fenced write is told by its epoch; one that is forwarded by the gateways that it goes to. Where it brings a home as well, it
-    /// says its class: to a route table that does not know (yet, or any more) that the service is fenced, a home alone is a read.
+    /// A fenced write is told by its epoch; one that is forwarded by the gateways that it goes to.
+    /// Where it brings a home as well, it says its class: to a route table that does not know (yet,
+    /// or any more) that the service is fenced, a home alone is a read.
     pub fn stamps(&self) -> impl Iterator<Item = (&'static str, Cow<'p, str>)> + use<'p> {
         let forwarded = self.write.is_some() && self.pin.is_some();
         let pinned = self.pin.is_some() && !forwarded;

@@ -5,7 +5,8 @@ use core::fmt;
 
 use crate::{class::Class, facts::VIA_MAX, plan::WEIGHT_TOTAL, tier::Tier};
 
-/// One step on the way to a decision, as [`explain`](crate::explain()) lists them. `Display` gives a sentence.
+/// One step on the way to a decision, as [`explain`](crate::explain()) lists them. `Display` gives
+/// a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     FallbackPolicy,
@@ -34,7 +35,8 @@ pub enum Step {
         tier: Tier,
     },
     Targets(Vec<(String, u32)>),
-    /// So many of [`WEIGHT_TOTAL`](crate::WEIGHT_TOTAL) requests fit nowhere: the route table refuses them.
+    /// So many of [`WEIGHT_TOTAL`](crate::WEIGHT_TOTAL) requests fit nowhere: the route table
+    /// refuses them.
     Shed(u32),
     Closed {
         home: String,
@@ -99,7 +101,7 @@ impl fmt::Display for Step {
             ),
             Step::Loop(via) => write!(
                 f,
-                "{via} proxies of this mesh have sent it on, which ends at {VIA_MAX}: it goes round in circles"
+                "{via} proxies of this mesh have sent it on, and {VIA_MAX} are the limit: it loops"
             ),
             Step::Tier { home, tier } => {
                 write!(f, "the nearest usable tier seen from {home} is {tier}")
@@ -136,7 +138,7 @@ impl fmt::Display for Step {
             } => {
                 write!(f, "it belongs to cell {cell}, epoch {epoch}, owned by")?;
                 match owners.as_slice() {
-                    [] => f.write_str(" nobody that is known here"),
+                    [] => f.write_str(" no zone that is known here"),
                     owners => owners.iter().try_for_each(|owner| write!(f, " {owner}")),
                 }
             }
@@ -152,7 +154,7 @@ impl fmt::Display for Step {
             Step::NoHopKey => f.write_str(
                 "it would be forwarded to its owner, but this proxy has no key yet to sign it with",
             ),
-            Step::Observed => f.write_str("the fence only observes: what it would refuse goes on"),
+            Step::Observed => f.write_str("the fence only observes: a write that it would refuse goes on"),
         }
     }
 }

@@ -27,8 +27,8 @@ pub(crate) struct FencedRequest<'p, 'f> {
 }
 
 impl<'p> FencedRequest<'p, '_> {
-    /// A proxy that holds a grant admits the write, whatever was pushed. Elsewhere the write goes to
-    /// an owner, or is refused.
+    /// A proxy that holds a grant admits the write, whatever was pushed. Elsewhere the write goes
+    /// to an owner, or is refused.
     pub(crate) fn decide(
         &self,
         note: &mut impl FnMut(&dyn Fn() -> Step),

@@ -2,15 +2,15 @@
 
 use crate::{class::Class, health::ZoneState, standing::SHARE_FULL};
 
-/// What a plan needs to know of a service in one zone.
+/// The state of a service in one zone, as a plan needs it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ZoneLoad {
     pub state: ZoneState,
     /// Of what it would be given if it were fully in, of [`SHARE_FULL`]: less while it comes back.
     pub share: u16,
-    /// Mean of the instances' load per core; 0 where nobody reports it.
+    /// Mean of the instances' load per core; 0 where none reports it.
     pub load1_per_core: f64,
-    /// Requests per second that it bears; infinite where nobody has said.
+    /// Requests per second that it bears; infinite where it is unknown.
     pub capacity: f64,
     /// An operator has drained it, which is why it is [`ZoneState::Empty`].
     pub drained: bool,
@@ -32,7 +32,7 @@ impl Default for ZoneLoad {
     }
 }
 
-/// Requests per second that call a zone their home; 0 where nobody has said.
+/// Requests per second that call a zone their home; 0 where it is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Demand {
     pub reads: f64,

@@ -1,4 +1,4 @@
-//! What the requests of one home zone may use, and in which shares.
+//! Plans: the zones that requests of one home may use, and their shares.
 
 use alloc::vec::Vec;
 
@@ -13,7 +13,7 @@ use crate::{
     weighting::Weighting,
 };
 
-/// What the weights of an open plan add up to: shares in per mille.
+/// The sum of an open plan's weights: shares in per mille.
 pub const WEIGHT_TOTAL: u32 = 1_000;
 
 /// One zone's share of a plan.
@@ -32,8 +32,8 @@ pub enum Plan {
         tier: Tier,
         /// Not empty; weights add up to [`WEIGHT_TOTAL`]; in the topology's order.
         targets: Vec<Target>,
-        /// How many of [`WEIGHT_TOTAL`] requests are refused, since they fit nowhere; the targets share the others. Below
-        /// [`WEIGHT_TOTAL`].
+        /// How many of [`WEIGHT_TOTAL`] requests are refused, since they fit nowhere; the targets
+        /// share the others. Below [`WEIGHT_TOTAL`].
         shed: u32,
     },
     /// No tier that these requests may use has a healthy instance.
@@ -47,11 +47,12 @@ impl Plan {
     /// Closed by no operator.
     pub const CLOSED: Plan = Plan::Closed { drained: false };
 
-    /// Computes the plan for requests of `class` that call `home` their home, as if no other home asked. `loads` is indexed by
-    /// zone; a missing entry counts as [`ZoneState::Empty`].
+    /// Computes the plan for requests of `class` that call `home` their home, as if no other home
+    /// asked. `loads` is indexed by zone; a missing entry counts as [`ZoneState::Empty`].
     ///
-    /// Tiers are tried from near to far, first among the zones that are up, then among those that are down but still have
-    /// a healthy instance: better a weak zone than an error. Writes never leave the home's region.
+    /// Tiers are tried from near to far, first among the zones that are up, then among those that
+    /// are down but still have a healthy instance: better a weak zone than an error. Writes never
+    /// leave the home's region.
     pub fn compute(
         topology: &Topology,
         weighting: Weighting,
@@ -100,8 +101,9 @@ impl Plan {
         }
     }
 
-    /// The tier that a request which goes to `zone` is labelled with; none when closed. Within the home's region it is the
-    /// plan's, whose shares the operator wants; a request that leaves the region says so, whatever the others do.
+    /// The tier that a request which goes to `zone` is labelled with; none when closed. Within the
+    /// home's region it is the plan's, whose shares the operator wants; a request that leaves the
+    /// region says so, whatever the others do.
     pub fn tier_of(&self, topology: &Topology, home: ZoneId, zone: ZoneId) -> Option<Tier> {
         match self {
             Plan::Open { tier, .. } if topology.tier(home, zone) != Tier::Remote => Some(*tier),
@@ -120,7 +122,7 @@ impl Plan {
 
     /// Whether a request for which `draw` was drawn is one of those that are refused.
     pub fn sheds(&self, draw: u64) -> bool {
-        // Other bits than those that choose the target: what is left is spread evenly.
+        // Other bits than those that choose the target: the rest is spread evenly.
         (draw >> 32) % u64::from(WEIGHT_TOTAL) < u64::from(self.shed())
     }
 
@@ -137,9 +139,9 @@ impl Plan {
         drawn.or(self.targets().last()).map(|target| target.zone)
     }
 
-    /// The target that owns the key with this digest; none when closed. Keys spread as the weights say. While the ratio
-    /// of two zones' weights stays, no key moves between them: when a zone leaves and its siblings' weights grow alike,
-    /// only its own keys move.
+    /// The target that owns the key with this digest; none when closed. Keys spread as the weights
+    /// say. While the ratio of two zones' weights stays, no key moves between them: when a zone
+    /// leaves and its siblings' weights grow alike, only its own keys move.
     pub fn zone_of_key(&self, topology: &Topology, key_digest: u64) -> Option<ZoneId> {
         let distance = |target: &&Target| {
             let name = topology.zone_name(target.zone).as_bytes();
@@ -150,8 +152,8 @@ impl Plan {
     }
 }
 
-/// Turns scores into weights that add up to [`WEIGHT_TOTAL`] exactly: the largest-remainder method (Hamilton). A score
-/// above 0 gets at least 1; a score of 0 gets nothing.
+/// Turns scores into weights that add up to [`WEIGHT_TOTAL`] exactly: the largest-remainder method
+/// (Hamilton). A score above 0 gets at least 1; a score of 0 gets nothing.
 fn apportion(scores: &[(ZoneId, f64)]) -> Vec<Target> {
     let sum: f64 = scores.iter().map(|(_, score)| score).sum();
     if !(f64::MIN_POSITIVE..=f64::MAX).contains(&sum) {
@@ -211,9 +213,9 @@ pub struct Plans {
 }
 
 impl Plans {
-    /// Computes the plans of every home zone and class. `loads` and `demands` are indexed by zone; a missing demand counts as
-    /// none. Where a zone's capacity does not bear what all homes would send it, writes are given theirs first: they have
-    /// nowhere else to go.
+    /// Computes the plans of every home zone and class. `loads` and `demands` are indexed by zone;
+    /// a missing demand counts as none. Where a zone's capacity does not bear what all homes would
+    /// send it, writes are given theirs first: they have nowhere else to go.
     pub fn compute(
         topology: &Topology,
         weighting: Weighting,
@@ -242,8 +244,9 @@ impl Plans {
         })
     }
 
-    /// The same for a service whose writes are fenced. These stay in the zone that admits them, all of them, for as long as it has a
-    /// healthy instance: no weight, capacity, demand, hold or ramp steers them elsewhere. Reads are planned as before.
+    /// The same for a service whose writes are fenced. These stay in the zone that admits them, all
+    /// of them, for as long as it has a healthy instance: no weight, capacity, demand, hold or ramp
+    /// steers them elsewhere. Reads are planned as before.
     pub fn fenced(self, topology: &Topology, loads: &[ZoneLoad]) -> Plans {
         let serves = |zone: ZoneId| {
             let load = loads.get(zone.index());

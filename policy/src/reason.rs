@@ -20,7 +20,7 @@ pub enum Reason {
     TraceMissing,
     /// The affinity or cell key stands more than once, or cannot be decoded.
     KeyInvalid,
-    /// Proxies of this mesh have sent the request on too often: it goes round in circles.
+    /// Proxies of this mesh have sent the request on too often: it loops.
     Loop,
     Fenced,
     NoCapacity,

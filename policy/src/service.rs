@@ -1,4 +1,4 @@
-//! What is configured for a service: how its requests are recognised, classed and homed.
+//! The configuration of a service: how its requests are recognised, classed and homed.
 
 use alloc::{string::String, vec::Vec};
 
@@ -36,21 +36,22 @@ pub enum ClassRule {
 pub enum RouteMatch {
     /// A gRPC service by its full name, `package.Service`.
     Grpc(String),
-    /// A path prefix that ends at a segment: `/orders` takes `/orders`, `/orders/7` and `/orders?q`, not `/orders7`.
-    /// Begins with `/`; ends with one only if it is the root.
+    /// A path prefix that ends at a segment: `/orders` takes `/orders`, `/orders/7` and
+    /// `/orders?q`, not `/orders7`. Begins with `/`; ends with one only if it is the root.
     Prefix(String),
 }
 
 /// One way to a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// `*`, a name, or `*.` and a domain. As in Envoy the most specific host decides alone, then the longest path.
+    /// `*`, a name, or `*.` and a domain. As in Envoy the most specific host decides alone, then
+    /// the longest path.
     pub host: String,
     pub matches: RouteMatch,
     pub class: ClassRule,
 }
 
-/// What to do where a request does not say what it should.
+/// The treatment of a request without a valid `X-Region-ID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum RegionRule {
     /// The viewing Envoy's own zone is the home.
@@ -60,7 +61,7 @@ pub enum RegionRule {
     Reject,
 }
 
-/// What to do with a request without `X-Trace-ID`.
+/// The treatment of a request without `X-Trace-ID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TraceRule {
     /// Give it one: the request id that Envoy makes.
@@ -81,13 +82,14 @@ pub enum KeySource {
     PathSegment(u8),
 }
 
-/// Who admits a service's writes.
+/// The zones that admit a service's writes.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Writes {
     /// Any zone of their home's region.
     #[default]
     Free,
-    /// The zone that owns their cell. With several cells the key says which; requests without one share a cell.
+    /// The zone that owns their cell. With several cells the key says which; requests without one
+    /// share a cell.
     Fenced { key: Option<KeySource> },
 }
 

@@ -1,9 +1,10 @@
 //! Whether a zone takes part for a service: out at once, back with care.
 //!
-//! A zone goes out the moment too few of its instances are healthy. It comes back when enough of them have been healthy for
-//! a while, longer each time it has flapped, and then by an operator's word or step by step. What all replicas must agree
-//! on is the [`ZoneStanding`], a small record that they share; what one replica sees and waits for is its [`ZoneMachine`]. Whichever
-//! replica's wait ends first proposes the next standing, and all follow the one that was written.
+//! A zone goes out the moment too few of its instances are healthy. It comes back when enough of
+//! them have been healthy for a while, longer each time it has flapped, and then by an operator's
+//! word or step by step. All replicas must agree on the [`ZoneStanding`], a small record that they
+//! share; one replica's observations and waits are its [`ZoneMachine`]. The replica whose wait ends
+//! first proposes the next standing, and all follow the one that was written.
 //!
 //! Time is a parameter: milliseconds of any clock that never goes back.
 
@@ -20,11 +21,12 @@ pub const RAMP_STEPS_MAX: usize = 32;
 /// In how many steps a zone's overload is told apart; finer differences move no weight.
 pub const LOAD_STEPS: u8 = 10;
 
-/// How far, in steps, the load must have moved before another step counts: more than half, so that noise between two
-/// steps does not swing.
+/// How far, in steps, the load must have moved before another step counts: more than half, so that
+/// noise between two steps does not swing.
 const LOAD_STEP_SLACK: f64 = 0.75;
 
-/// What the replicas agree on about a service in a zone. The default is that of a zone of which nothing is remembered.
+/// The agreement of the replicas about a service in a zone. The default is that of a zone of which
+/// nothing is remembered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZoneStanding {
     pub phase: Phase,
@@ -51,7 +53,8 @@ pub enum Phase {
 pub enum Failback {
     /// When an operator says so.
     Manual,
-    /// By itself: each share (per mille, below [`SHARE_FULL`]) for `step_ms`, then the full one. Without steps at once.
+    /// By itself: each share (per mille, below [`SHARE_FULL`]) for `step_ms`, then the full one.
+    /// Without steps at once.
     Ramp { steps: Vec<u16>, step_ms: u64 },
 }
 
@@ -108,17 +111,17 @@ impl Failover {
     }
 }
 
-/// What an operator wants of a zone, whatever its health says.
+/// An operator's directive for a zone, whatever its health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZoneDirective {
-    /// It gets nothing. When this ends it comes back as [`Failback`] says, without a hold; where that is manual, at once:
-    /// an operator has just said so.
+    /// It gets nothing. When this ends it comes back as [`Failback`] says, without a hold; where
+    /// that is manual, at once: an operator has just said so.
     Drain,
     /// It takes its full share for as long as it has a healthy instance.
     Pin,
 }
 
-/// What a zone is observed to be.
+/// An observation of a zone.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Observed {
     pub counts: InstanceCounts,
@@ -127,7 +130,7 @@ pub struct Observed {
     pub directive: Option<ZoneDirective>,
 }
 
-/// What a zone may be given now.
+/// The result of an observation: the share that a zone may be given now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ZoneAssessment {
     pub state: ZoneState,
@@ -184,17 +187,18 @@ pub struct ZoneMachine {
     well_since_ms: Option<u64>,
     /// Since when the load is off the standing's step, without a break.
     off_since_ms: Option<u64>,
-    /// It was seen well enough to serve: only what served can go out. A new zone, whose instances come one by one and not
-    /// healthy at first, need not be held.
+    /// It was seen well enough to serve: only what served can go out. A new zone, whose instances
+    /// come one by one and not healthy at first, need not be held.
     served: bool,
     /// It could not serve when last looked at: a step of its ramp begins when it can.
     stopped: bool,
-    /// It was pinned when last looked at, and could not serve: it goes out by the operator's word, which is no flap.
+    /// It was pinned when last looked at, and could not serve: it goes out by the operator's word,
+    /// which is no flap.
     pinned_down: bool,
 }
 
 impl ZoneMachine {
-    /// What the replicas agree on, or what this one would have them agree on next.
+    /// The standing that the replicas agree on, or the one that this replica proposes next.
     pub fn standing(&self) -> ZoneStanding {
         self.standing
     }
@@ -304,7 +308,8 @@ impl ZoneMachine {
                 Phase::Returning { step } => {
                     self.served = true;
                     let Failback::Ramp { steps, step_ms } = &rules.failback else {
-                        // Configured anew as manual on the way back: an operator, or the ramp, has let it in.
+                        // Configured anew as manual on the way back: an operator, or the ramp, has
+                        // let it in.
                         self.enter(Phase::In, now_ms);
                         continue;
                     };

@@ -35,7 +35,7 @@ pub enum InvalidPolicy {
     #[error("rules.services[{service}].plans.targets: weights add up to {sum}, not {WEIGHT_TOTAL}")]
     Weights { service: String, sum: u64 },
     #[error(
-        "rules.services[{service}].plans.shed: {shed} per mille: an open plan sheds less than {WEIGHT_TOTAL}, a closed one nothing"
+        "rules.services[{service}].plans.shed: {shed} per mille: an open plan sheds less than {WEIGHT_TOTAL}, a closed one sheds none"
     )]
     Shed { service: String, shed: u32 },
     #[error(

@@ -1,8 +1,9 @@
-//! Policies one after the other, as a proxy gets them: of one with thousands of services mostly one service's plans are new.
+//! Policies one after the other, as a proxy gets them: of one with thousands of services mostly one
+//! service's plans are new.
 //!
-//! A proxy's worker decodes a policy while its requests wait. So a service whose bytes are those of the policy before is taken
-//! from there, and so is the index of hosts and routes where nothing but plans and the fence differ. What comes out is what
-//! [`decode`](crate::decode) gives, for any bytes.
+//! A proxy's worker decodes a policy while its requests wait. So a service whose bytes are those of
+//! the policy before is taken from there, and so is the index of hosts and routes where nothing but
+//! plans and the fence differ. The result is that of [`decode`](crate::decode), for any bytes.
 
 use alloc::{boxed::Box, vec::Vec};
 
@@ -77,7 +78,8 @@ impl Decoder {
 }
 
 impl Known {
-    /// The rules of these bytes, if they differ from those that are known in plans and the fence alone.
+    /// The rules of these bytes, if they differ from those that are known in plans and the fence
+    /// alone.
     fn follow(&mut self, outline: &Outline<'_>) -> Option<Rules> {
         if outline.services.len() != self.services.len() {
             return None;
@@ -193,8 +195,8 @@ impl<'b> Outline<'b> {
     }
 }
 
-/// Gives each field of a message to `see`: its number, all its bytes, and of one with a length the content. None where the bytes
-/// are no message, or `see` gives none.
+/// Gives each field of a message to `see`: its number, all its bytes, and of one with a length the
+/// content. None where the bytes are no message, or `see` gives none.
 fn each_field<'b>(
     bytes: &'b [u8],
     mut see: impl FnMut(u32, &'b [u8], Option<&'b [u8]>) -> Option<()>,

@@ -1,11 +1,11 @@
-//! The records about who may write. [`policy::fence`] says what they mean.
+//! The records of write authority. [`policy::fence`] defines their meaning.
 //!
 //! | key | value |
 //! | --- | --- |
 //! | `/tidegate/v1/authority/<cell>` | [`AuthorityRecord`] |
 //! | `/tidegate/v1/sessions/<zone>/<incarnation>` | [`SessionRecord`] |
 //! | `/tidegate/v1/grantors/<cell>/<incarnation>` | [`GrantorRecord`] |
-//! | `/tidegate/v1/operations/<id>` | [`OperationRecord`]: what became of a move |
+//! | `/tidegate/v1/operations/<id>` | [`OperationRecord`]: the outcome of a move |
 //!
 //! An incarnation is `<zone>-<16 hexadecimal digits>`.
 
@@ -17,16 +17,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{record::InvalidRecord, terms::TERMS_KEY};
 
-/// Who may write, by cell.
+/// Authority to write, by cell.
 pub const AUTHORITY_PREFIX: &str = "/tidegate/v1/authority/";
 /// The incarnations of the control plane that live.
 pub const SESSIONS_PREFIX: &str = "/tidegate/v1/sessions/";
 /// The incarnations that grant.
 pub const GRANTORS_PREFIX: &str = "/tidegate/v1/grantors/";
-/// What became of moves.
+/// Outcomes of moves.
 pub const OPERATIONS_PREFIX: &str = "/tidegate/v1/operations/";
 
-/// What stands for an unknown past in [`AuthorityRecord::unsettled`].
+/// Stands for an unknown past in [`AuthorityRecord::unsettled`].
 const UNKNOWN_PAST: &str = "*";
 
 /// The fence counts microseconds.
@@ -85,7 +85,8 @@ pub fn session_id(incarnation: &str) -> Option<SessionId> {
 /// [`Authority`] as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorityRecord {
-    /// Which store it was written in, in hexadecimal: a copy in another one, restored from a backup, counts for nothing.
+    /// Which store it was written in, in hexadecimal: a copy in another one, restored from a
+    /// backup, counts for nothing.
     pub store: String,
     pub epoch: u64,
     pub owners: Vec<String>,
@@ -232,14 +233,15 @@ impl AuthorityRecord {
     }
 }
 
-/// What a session says besides that it lives, which its key says.
+/// The content of a session's record. Its key alone says that it lives.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
     /// `host:process id`, for people.
     #[serde(default)]
     pub process: String,
-    /// How many proxies of the zone were connected to this replica, to hold grants, when it was put. It is put at once when that
-    /// becomes or ceases to be none; none where the replica does not say.
+    /// How many proxies of the zone were connected to this replica, to hold grants, when it was
+    /// put. It is put at once when that becomes or ceases to be none; none where the replica does
+    /// not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxies: Option<u32>,
     /// How its configuration stands to the agreed terms.
@@ -250,7 +252,7 @@ pub struct SessionRecord {
     pub peer: Option<PeerRecord>,
 }
 
-/// What a process makes of the agreed terms.
+/// The view of a process on the agreed terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionTerms {
     /// Of the record that it has seen.
@@ -277,7 +279,8 @@ pub struct GrantorRecord {
 }
 
 impl GrantorRecord {
-    /// Reads the value of a store key. One that cannot be read is one of a version that knows no terms.
+    /// Reads the value of a store key. One that cannot be read is one of a version that knows no
+    /// terms.
     pub fn parse(value: &[u8]) -> GrantorRecord {
         serde_json::from_slice(value).unwrap_or_default()
     }
@@ -345,7 +348,8 @@ impl TryFrom<String> for Secret {
 }
 
 impl SessionRecord {
-    /// Reads the value of a store key. A session lives whatever its record says, so what cannot be read says nothing.
+    /// Reads the value of a store key. A session lives whatever its record says, so what cannot be
+    /// read says nothing.
     pub fn parse(value: &[u8]) -> SessionRecord {
         serde_json::from_slice(value).unwrap_or_default()
     }
@@ -356,7 +360,7 @@ impl SessionRecord {
     }
 }
 
-/// What became of a move, for people.
+/// The outcome of a move, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationRecord {
     pub cell: String,

@@ -1,5 +1,5 @@
-//! Leases that the control plane grants by its admin interface belong to the client that asked for them: a record under
-//! `/tidegate/v1/leases/<id>`, which ends with its lease, names that client.
+//! Leases that the control plane grants by its admin interface belong to the client that asked for
+//! them: a record under `/tidegate/v1/leases/<id>`, which ends with its lease, names that client.
 
 use serde::{Deserialize, Serialize};
 

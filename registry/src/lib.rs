@@ -1,5 +1,5 @@
-//! The registry: what services' instances say of themselves ([`record`]), what operators want and replicas agree on
-//! ([`zone_records`]), and the stores that keep it all ([`store`]).
+//! The registry: records of services' instances ([`record`]), directives of operators and standings
+//! of zones ([`zone_records`]), and the stores that keep it all ([`store`]).
 //!
 //! The control plane and the agent share it; neither knows the other.
 

@@ -1,4 +1,5 @@
-//! Instance records: the JSON under `/tidegate/v1/instances/<service>/<zone>/<instance>`, and the one door to it.
+//! Instance records: the JSON under `/tidegate/v1/instances/<service>/<zone>/<instance>`, and the
+//! one door to it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// Below this stands everything that is Tidegate's.
 pub const TIDEGATE_PREFIX: &str = "/tidegate/v1/";
 
-/// What replicas of the control plane say of themselves.
+/// Records of the control plane's replicas about themselves.
 pub const REPLICAS_PREFIX: &str = "/tidegate/v1/replicas/";
 
 /// All that any version of Tidegate keeps in a store is below this.
@@ -31,7 +32,7 @@ pub struct InstanceKey {
     pub instance: String,
 }
 
-/// What an instance says of itself.
+/// The record of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
@@ -52,7 +53,7 @@ pub struct Instance {
     #[serde(default)]
     pub health: Health,
     /// Share among the instances of its zone, 1 to 128 (what Envoy takes).
-    #[serde(default = "weight_of_one")]
+    #[serde(default = "default_weight")]
     pub weight: u32,
     /// One-minute load average per core, at least 0.
     #[serde(default)]
@@ -60,10 +61,11 @@ pub struct Instance {
     /// Requests that it works on.
     #[serde(default)]
     pub in_flight: u32,
-    /// What the application says of its own load, on the scale of `load1_per_core` (1: fully used), and better: it knows.
+    /// The load that the application itself reports, on the scale of `load1_per_core` (1: fully
+    /// used). It goes before that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_load: Option<f64>,
-    /// Requests per second that it bears; none: nobody has said.
+    /// Requests per second that it bears; none: unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_rps: Option<f64>,
 }
@@ -75,7 +77,7 @@ impl Instance {
     }
 }
 
-fn weight_of_one() -> u32 {
+fn default_weight() -> u32 {
     1
 }
 
@@ -120,7 +122,7 @@ pub enum InvalidRecord {
     UnknownService(String),
 }
 
-/// What is odd about a record that is used all the same. The text says what to change.
+/// An oddity of a record that is used all the same. The text says what to change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Warning {
     #[error("unknown fields are ignored: {}; known are {}", .0.join(", "), FIELDS.join(", "))]
@@ -261,7 +263,8 @@ impl Instance {
     }
 }
 
-/// Why no packet can reach an instance at this address; none if one can. Expects IPv4 addresses in IPv4 form.
+/// Why no packet can reach an instance at this address; none if one can. Expects IPv4 addresses in
+/// IPv4 form.
 fn no_destination(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(v4) => no_destination_v4(v4),

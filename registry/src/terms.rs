@@ -1,4 +1,5 @@
-//! The record of the terms that all replicas have agreed on: [`policy::fence::agreement`] says what they mean.
+//! The record of the terms that all replicas have agreed on: [`policy::fence::agreement`] says what
+//! they mean.
 //!
 //! `/tidegate/v1/config/terms` -> [`TermsRecord`]. Spans are in milliseconds.
 
@@ -16,19 +17,21 @@ use crate::record::InvalidRecord;
 /// Where the record stands.
 pub const TERMS_KEY: &str = "/tidegate/v1/config/terms";
 
-/// What a service without a `cell_key` has in [`AgreedRecord::keys`].
+/// The entry in [`AgreedRecord::keys`] of a service without a `cell_key`.
 const NO_KEY: &str = "none";
 
-/// [`Agreement`] as JSON. A field that is not known here may change what the others mean, and would be lost with the next change
-/// of the record. So a record that has one is refused, and nobody acts by it.
+/// [`Agreement`] as JSON. A field that is not known here may change what the others mean, and would
+/// be lost with the next change of the record. So a record that has one is refused, and nobody acts
+/// by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TermsRecord {
     pub current: AgreedRecord,
-    /// What they are being changed to.
+    /// The target of the change under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<AgreedRecord>,
-    /// A digest of all changes that were begun or ended, in hexadecimal digits; none before the first.
+    /// A digest of all changes that were begun or ended, in hexadecimal digits; none before the
+    /// first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub history: Option<String>,
     /// [`Agreement::drains_said`].

@@ -1,4 +1,5 @@
-//! What operators want, and what the control plane's replicas have agreed on: the records beside the instances.
+//! Zone directives of operators, and zone standings of the control plane's replicas: the records
+//! beside the instances.
 //!
 //! | key | value |
 //! | --- | --- |
@@ -11,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::InvalidRecord;
 
-/// What operators want of zones.
+/// Directives of operators for zones.
 pub const DIRECTIVES_PREFIX: &str = "/tidegate/v1/config/intents/";
-/// Where zones stand.
+/// Standings of zones.
 pub const STANDINGS_PREFIX: &str = "/tidegate/v1/standings/";
 
-/// What an intent is about.
+/// The zone and service of a directive.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DirectiveKey {
     pub zone: String,
@@ -46,7 +47,7 @@ impl DirectiveKey {
     }
 }
 
-/// What an operator wants of a zone.
+/// A directive of an operator for a zone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirectiveRecord {
     #[serde(rename = "intent")]
@@ -86,7 +87,7 @@ impl DirectiveRecord {
     }
 }
 
-/// Which service and zone a standing is about.
+/// The service and zone of a standing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StandingKey {
     pub service: String,

@@ -1,7 +1,7 @@
 //! The agent's configuration: one YAML file.
 //!
-//! [`Config::parse`] is the only door: what comes out is checked, and what is refused is refused with the file, the line
-//! and the field.
+//! [`Config::parse`] is the only door: its result is checked, and its errors name the file, the
+//! line and the field.
 
 mod schema;
 #[cfg(test)]
@@ -83,7 +83,7 @@ pub struct InstanceConfig {
     pub load: Option<Uri>,
 }
 
-/// What kind of probe, and what it asks whom.
+/// The kind of a probe, and its target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeKind {
     Http(HttpOptions),

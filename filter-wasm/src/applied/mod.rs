@@ -1,11 +1,13 @@
-//! Telling the control plane what the workers have applied.
+//! Reports to the control plane of the policies that workers have applied.
 //!
-//! An acknowledgement of xDS says that the proxy has taken a resource; what its workers decide by is known here alone. Each worker
-//! enters its edition in a table that they share ([`table`]), and one of them, the first in it, sends the whole: when it has
-//! changed, and from time to time, so that a control plane that was restarted learns it.
+//! An acknowledgement of xDS says that the proxy has accepted a resource; only the filter knows the
+//! policy of each worker. Each worker enters its version in a table that they share ([`table`]),
+//! and one of them, the first in it, sends the whole: when it has changed, and from time to time,
+//! so that a control plane that was restarted learns it.
 //!
-//! All of it happens on ticks, so it costs no request anything, and the copy of the filter in which the proxy tries a
-//! configuration out, which never lives to see a tick, tells nothing but a refusal. Whatever fails is tried again later.
+//! All of it happens on ticks, so it costs no request anything, and the copy of the filter in which
+//! the proxy tries a configuration out, which never lives to see a tick, tells nothing but a
+//! refusal. Whatever fails is tried again later.
 
 mod table;
 
@@ -25,38 +27,39 @@ use crate::{
 
 /// How often a worker is woken for this alone.
 pub const TICK_MS: u32 = 250;
-/// How often a worker looks at the table: what changes within is current together.
+/// How often a worker looks at the table: changes within are reported together.
 const LOOK_MS: u32 = 1_000;
 /// The wait after a report that failed.
 const RETRY_MS: u32 = 5_000;
-/// A worker says so often that it lives.
+/// A worker renews its row this often.
 const BEAT_US: u64 = 10_000_000;
-/// A worker that was silent for so long is gone.
+/// A worker that was silent for this long is gone.
 const SILENT_US: u64 = 35_000_000;
-/// What has not changed is current again after so long.
+/// An unchanged report is repeated after this long.
 const AGAIN_US: u64 = 30_000_000;
 
-/// The way to the control plane.
+/// The proxy as reports need it.
 pub trait ReportHost: Process {
-    /// Sends a report to a cluster of the proxy, on behalf of the current root context. What becomes of it is heard later.
+    /// Sends a report to a cluster of the proxy, on behalf of the current root context. Its outcome
+    /// arrives later.
     fn report(&mut self, cluster: &str, report: &[u8]) -> Result<(), HostFailed>;
     /// The proxy's name.
     fn name(&mut self) -> String;
 }
 
-/// One worker's part. Lives as long as its memory, through all editions of the policy.
+/// One worker's part. Lives as long as its memory, through all plugin configurations.
 #[derive(Debug)]
 pub struct Applied {
     me: u64,
-    /// The root contexts in the order in which they were configured. The last one counts; the others are those of requests
-    /// that still end on an older edition.
+    /// The root contexts in the order in which they were configured. The last one counts; the
+    /// others are those of requests that still end on an older one.
     contexts: Vec<(ContextId, AppliedPolicy)>,
     /// Milliseconds to the next look at the table.
     look_in_ms: u32,
     sent: Option<(Vec<u8>, u64)>,
 }
 
-/// What is current of an edition, and to whom.
+/// The policy that a root context applies, and the receiver of reports about it.
 #[derive(Clone, Debug)]
 struct AppliedPolicy {
     version: u64,
@@ -75,7 +78,8 @@ impl Applied {
         }
     }
 
-    /// A root context decides by `edition` from now on. True if it is to be woken every now and then.
+    /// A root context decides by `config` from now on. True if it is to be woken every now and
+    /// then.
     pub fn configured(
         &mut self,
         context: ContextId,
@@ -151,14 +155,14 @@ impl Applied {
         .encode();
         let is_due = (self.sent.as_ref())
             .is_none_or(|(sent, at_us)| *sent != report || now_us.abs_diff(*at_us) >= AGAIN_US);
-        // What cannot be sent now is due again at the next look.
+        // A report that cannot be sent now is due again at the next look.
         if is_due && host.report(&current.control_plane, &report).is_ok() {
             self.sent = Some((report, now_us));
         }
     }
 }
 
-/// Notes for the others that a configuration was refused.
+/// Records for the others that a configuration was rejected.
 pub fn refused(configuration: &[u8], error: &InvalidPolicy, process: &mut impl Process) {
     let Some(now_us) = process.now().map(|at| at.monotonic_us) else {
         return;

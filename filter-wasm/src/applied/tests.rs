@@ -24,7 +24,7 @@ fn tick(fake: &mut Fake, workers: &mut [Applied], context: ContextId) {
     }
 }
 
-/// What was told in so many seconds.
+/// The reports in so many seconds.
 fn reports(
     fake: &mut Fake,
     workers: &mut [Applied],
@@ -98,7 +98,7 @@ fn a_refusal_is_reported_until_something_newer_is_applied() {
 }
 
 #[test]
-fn what_could_not_be_sent_is_sent_later() {
+fn a_report_that_could_not_be_sent_is_sent_later() {
     let mut fake = Fake::default();
     let mut workers = two_workers(&mut fake);
     fake.away = true;

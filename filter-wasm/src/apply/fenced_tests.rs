@@ -150,7 +150,7 @@ fn a_write_for_another_zone_is_forwarded_or_names_the_owner() {
     );
 }
 
-/// What another zone's gateway sends with a write to `orders`.
+/// The headers of another zone's gateway on a write to `orders`.
 fn signed(epoch: u64) -> String {
     let claim = Claim {
         method: b"POST",
@@ -165,7 +165,7 @@ fn signed(epoch: u64) -> String {
 const ADMITTED: &str = "count tidegate.decisions.tier.zone.class.write.reason.admitted 1";
 
 #[test]
-fn what_another_zones_proxy_says_is_removed_but_not_spoofed() {
+fn headers_of_another_zones_proxy_are_removed_and_not_counted_as_spoofed() {
     check(
         &fenced(),
         Some(5),
@@ -279,7 +279,8 @@ fn reads_and_free_writes_ask_for_nothing() {
 }
 
 proptest! {
-    /// In flight is what was admitted and goes on, and nothing else; and only that carries the epoch of a grant.
+    /// In flight is what was admitted and goes on, and nothing else; and only that carries the
+    /// epoch of a grant.
     #[test]
     fn only_what_goes_on_admitted_is_in_flight(
         headers in vec(any_header(), 0..24),

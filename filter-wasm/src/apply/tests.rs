@@ -1,4 +1,5 @@
-//! A request and a policy in, effects out. [`Recorder`] stands for the proxy and keeps the headers as Envoy would.
+//! A request and a policy in, effects out. [`Recorder`] stands for the proxy and keeps the headers
+//! as Envoy would.
 
 use policy::{Class, Headers, Presented};
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -16,11 +17,11 @@ pub(super) struct Recorder {
     pub(super) effects: Vec<String>,
     /// How many calls succeed, where not all do.
     pub(super) calls_left: Option<usize>,
-    /// What a write is admitted for.
+    /// The epoch for which a write is admitted.
     granted: Option<u64>,
-    /// What hops are signed with.
+    /// The keys of hops.
     pub(super) keys: HopKeys,
-    /// What is drawn for each request.
+    /// The number drawn for each request.
     drawn: u64,
 }
 
@@ -125,7 +126,7 @@ const PROBLEM_FENCED: &str = concat!(
 const PROBLEM_BLIND: &str = concat!(
     "reply 503/14 tidegate_fenced [content-type: application/problem+json, retry-after: 1] ",
     r#"{"type":"urn:tidegate:problem:fenced","title":"Service Unavailable","status":503,"reason":"fenced","#,
-    r#""detail":"this proxy cannot check the request, and lets nothing through unchecked: try again"}"#
+    r#""detail":"this proxy cannot check the request, and rejects unchecked requests: try again"}"#
 );
 
 #[test]
@@ -309,7 +310,7 @@ fn a_refusal_awaits_a_small_body_that_is_on_its_way() {
 }
 
 #[test]
-fn what_no_service_claims_only_loses_what_is_spoofed() {
+fn a_request_without_a_service_loses_only_spoofed_headers() {
     for (headers, effects) in [
         (&[][..], &[][..]),
         (
@@ -561,8 +562,8 @@ pub(super) fn check_internal_headers(host: &Recorder) {
     }
 }
 
-/// Routed means a class or a home, each at most once, and a write always says that it is one; it leaves no region, and goes
-/// nowhere without a policy.
+/// Routed means a class or a home, each at most once, and a write always says that it is one; it
+/// leaves no region, and goes nowhere without a policy.
 fn check_class(policy: &Policy, map: &[u8], host: &Recorder) {
     let request = HeaderMap::parse(map).unwrap();
     let facts = Facts::gather(policy, &request);

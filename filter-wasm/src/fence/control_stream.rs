@@ -1,6 +1,8 @@
-//! The stream to the control plane: asks for grants, installs them, and acknowledges fences, for the whole process.
+//! The stream to the control plane: it asks for grants, installs them, and acknowledges fences, for
+//! the whole process.
 //!
-//! Nothing here lasts: whatever is lost with a stream, or with the worker that spoke, is said again on the next one.
+//! This state does not last: the next stream repeats everything that was lost with a stream, or
+//! with its worker.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +22,7 @@ use super::{
 };
 use crate::{apply::HostFailed, metrics::Metric};
 
-/// The way to the control plane.
+/// The proxy as the control stream needs it.
 pub trait StreamHost: Process {
     /// Opens a stream to a cluster of the proxy, on behalf of the current root context.
     fn open(&mut self, cluster: &str) -> Result<Token, HostFailed>;
@@ -29,7 +31,7 @@ pub trait StreamHost: Process {
     fn cancel(&mut self, token: Token);
     /// The proxy's name, for people.
     fn node(&mut self) -> String;
-    /// What the proxy is, as its bootstrap says.
+    /// The proxy's role in its bootstrap.
     fn role(&mut self) -> String;
     /// Writes a warning to the proxy's log.
     fn note(&mut self, line: &str);
@@ -39,36 +41,37 @@ pub trait StreamHost: Process {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token(pub u32);
 
-/// A root context of the filter: there is a new one for each edition of the policy. A stream belongs to the one that
-/// opened it, and dies with it.
+/// A root context of the filter: there is a new one for each plugin configuration. A stream belongs
+/// to the one that opened it, and dies with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContextId(pub u32);
 
-/// A control plane that does not answer for so long is taken to be gone.
+/// A control plane that does not answer for this long is taken to be gone.
 const ANSWER_US: u64 = 1_000_000;
 /// The wait after a stream has failed. It doubles with each failure in a row.
 const BACKOFF_MIN_US: u64 = 50_000;
 const BACKOFF_MAX_US: u64 = 1_000_000;
-/// The most fences that are worked on: more than there can be cells, and some of another edition's.
+/// The most fences that are worked on: more than there can be cells, and some of another
+/// configuration's.
 const FENCES_MAX: usize = 2 * CELLS_MAX;
 
-/// The speaker's memory.
+/// The stream and its state.
 #[derive(Debug)]
 pub struct ControlStream {
     connection: Connection,
     asker: Asker,
     /// When the last question was asked.
     asked: Option<Reading>,
-    /// The terms that it said.
+    /// The terms in that question.
     said: TermsId,
     /// Why the last answer had no grants.
     withheld: Option<Withheld>,
-    /// Something may be had that was not there yet when the open question was answered.
+    /// Grants may be had that were not there yet when the open question was answered.
     invited: bool,
     backoff_us: u64,
     /// Revocations that are not yet acknowledged.
     fences: BTreeMap<Name, Stamp>,
-    /// The ends of what was installed: for the gauge alone.
+    /// The ends of installed grants: for the gauge alone.
     until: BTreeMap<Name, u64>,
     holding: Option<usize>,
 }
@@ -86,7 +89,7 @@ struct OpenStream {
     holder: HolderId,
 }
 
-/// Who speaks, and by which rules.
+/// The process of a stream, and its rules.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity<'p> {
     pub context: ContextId,
@@ -181,7 +184,7 @@ impl ControlStream {
                 || at.jumped_since(asked.lead_us())
         };
         let open = self.asker.open_since().is_some();
-        // What was granted under other terms counts for nothing by this policy.
+        // Grants under other terms do not count under this policy.
         let other_terms = self.said != identity.fencing.terms.id;
         if !open && (self.invited || other_terms || self.asked.is_none_or(is_due)) {
             self.invited = false;
@@ -193,7 +196,8 @@ impl ControlStream {
         }
     }
 
-    /// Records revocations, which may be done already, and says which of them nothing stands against any more.
+    /// Records revocations, which may be done already, and says which of them nothing stands
+    /// against any more.
     fn acknowledge(
         &mut self,
         token: Token,
@@ -218,7 +222,7 @@ impl ControlStream {
         }
     }
 
-    /// The control plane has said something. False if it was not on the speaker's stream.
+    /// A message of the control plane. False if it was not on this stream.
     pub fn on_message(
         &mut self,
         token: Token,
@@ -266,7 +270,7 @@ impl ControlStream {
             return true;
         };
         if asked.monotonic_us != asked_us || at.jumped_since(asked.lead_us()) {
-            // Nobody knows how old these are.
+            // The age of these is unknown.
             return true;
         }
         if self.said != terms.id {
@@ -298,7 +302,7 @@ impl ControlStream {
         true
     }
 
-    /// Says once why nothing is granted, and once that it is over.
+    /// Logs once why nothing is granted, and once that it is over.
     fn tell_withheld(&mut self, withheld: Option<Withheld>, host: &mut impl StreamHost) {
         if self.withheld == withheld {
             return;
@@ -307,12 +311,12 @@ impl ControlStream {
         host.record(Metric::FenceWithheld, u64::from(withheld.is_some()));
         host.note(match withheld {
             Some(Withheld::OtherTerms) => {
-                "no grants: this policy is of other terms than those that are agreed on now, and writes stay fenced until the present one has come"
+                "no grants: this policy has other terms than the agreed ones, and writes stay fenced until a policy with these arrives"
             }
             Some(Withheld::UnsaidTerms) => {
-                "no grants: this policy does not say of which terms it is, and the agreed terms were changed"
+                "no grants: this policy names no terms, and the agreed terms have changed"
             }
-            None => "grants are given again: the policy is of the agreed terms",
+            None => "grants are given again: the policy has the agreed terms",
         });
     }
 
@@ -325,14 +329,14 @@ impl ControlStream {
         if revoked == Some(true) {
             self.until.remove(&cell);
         }
-        // More is not kept: what is not acknowledged is waited for.
+        // More is not kept: the control plane waits for a fence that is not acknowledged.
         if self.fences.len() < FENCES_MAX || self.fences.contains_key(&cell) {
             let newest = self.fences.entry(cell).or_default();
             *newest = fence.max(*newest);
         }
     }
 
-    /// The proxy says that a stream has ended.
+    /// The proxy has closed a stream.
     pub fn closed(&mut self, token: Token, host: &mut impl StreamHost) {
         if let Connection::Up(stream) = self.connection
             && stream.token == token
@@ -349,7 +353,7 @@ impl ControlStream {
         }
     }
 
-    /// Somebody else speaks now.
+    /// Another worker is elected now.
     pub fn leave(&mut self, host: &mut impl StreamHost) {
         if let Connection::Up(stream) = self.connection {
             host.cancel(stream.token);
@@ -385,7 +389,7 @@ impl ControlStream {
         // Its answer cannot come any more.
         self.asker = Asker::default();
         self.invited = false;
-        // What is not acknowledged is revoked again on the next stream.
+        // A revocation that is not acknowledged is repeated on the next stream.
         self.fences.clear();
     }
 

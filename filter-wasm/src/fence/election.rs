@@ -1,7 +1,8 @@
-//! Who speaks for the process: one of its workers, by turns only when that one has fallen silent.
+//! The election of the worker that keeps the control stream for the process. Another replaces it
+//! only when it has fallen silent.
 //!
-//! That there is one alone saves streams. Safety does not rest on it: two that speak at once, each on a stream of its own,
-//! change the same ledgers by compare-and-swap.
+//! A single one saves streams. Safety does not rest on it: two elected workers, each with a stream
+//! of its own, change the same ledgers by compare-and-swap.
 
 use policy::fence::{HolderId, WorkerId};
 
@@ -10,9 +11,9 @@ use super::{
     process::{self, Process},
 };
 
-/// The speaker says so often that it lives.
+/// The elected worker renews its record this often.
 const BEAT_US: u64 = 100_000;
-/// A speaker that was silent for so long is replaced.
+/// An elected worker that was silent for this long is replaced.
 const SILENT_US: u64 = 300_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,10 +44,11 @@ impl Election {
     }
 }
 
-/// Keeps or takes the speaker's place: the process's id if `me` is the one to speak.
+/// Keeps or takes the election: the process's id if `me` is elected.
 ///
-/// A election that cannot be read is made anew, with another id of the process. That is safe: the new one acknowledges only
-/// what the ledgers say, which know everything of both, and what was granted to the old one is waited for.
+/// A record that cannot be read is made anew, with another id of the process. That is safe: the new
+/// one acknowledges only what the ledgers say, which know everything of both, and what was granted
+/// to the old one is waited for.
 pub fn elect(process: &mut (impl Process + ?Sized), me: WorkerId) -> Option<HolderId> {
     let now = process.now()?.monotonic_us;
     let key = format!("{PREFIX}speaker");
@@ -86,7 +88,7 @@ mod tests {
     const B: WorkerId = WorkerId(2);
 
     #[test]
-    fn one_speaks_until_it_falls_silent() {
+    fn one_worker_stays_elected_until_it_falls_silent() {
         let mut fake = Fake::default();
         let holder = elect(&mut fake, A).unwrap();
         for _ in 0..100 {
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_cannot_be_read_is_made_anew() {
+    fn an_unreadable_record_is_made_anew() {
         let mut fake = Fake::default();
         let holder = elect(&mut fake, A).unwrap();
         fake.put("tidegate/3/speaker", b"?");
@@ -116,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn without_clock_or_chance_nobody_speaks() {
+    fn no_worker_is_elected_without_clock_or_random_numbers() {
         let mut fake = Fake::default();
         fake.fails = true;
         assert_eq!(elect(&mut fake, A), None);

@@ -1,4 +1,4 @@
-//! What one worker holds, and its writes in flight.
+//! The permits of one worker, and its writes in flight.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,12 @@ use super::{
 };
 use crate::metrics::Metric;
 
-/// A worker's part in every cell. One for the life of its memory: policies come and go, writes in flight stay.
+/// A worker's part in every cell. One for the life of its memory: policies come and go, writes in
+/// flight stay.
 #[derive(Debug)]
 pub struct Permits {
     me: WorkerId,
-    /// Those of which something is held or in flight, and a few more until the next look.
+    /// Cells with a permit or a write in flight, and a few more until the next look.
     cells: BTreeMap<Name, Held>,
 }
 
@@ -71,7 +72,8 @@ impl Permits {
     }
 
     /// A write comes: it counts as in flight from here on, and until it is [over](Permits::end) or
-    /// [abandoned](Permits::abandon), whatever the answer is. The answer is that it is admitted, and for which epoch.
+    /// [abandoned](Permits::abandon), whatever the answer is. The answer is that it is admitted,
+    /// and for which epoch.
     pub fn admit(
         &mut self,
         cell: &str,
@@ -107,7 +109,8 @@ impl Permits {
         }
     }
 
-    /// A write that was admitted then has ended without a complete answer: it may go on for as long as a write lives.
+    /// A write that was admitted then has ended without a complete answer: it may go on for as long
+    /// as a write lives.
     pub fn abandon(
         &mut self,
         cell: &str,
@@ -137,13 +140,13 @@ impl Permits {
         }
     }
 
-    /// Looks whether what is held is still good. To be called every few milliseconds.
+    /// Checks whether the permits are still good. To be called every few milliseconds.
     pub fn look(&mut self, terms: &Terms, process: &mut (impl Process + ?Sized)) {
         if self.cells.is_empty() {
             return;
         }
         let Some(at) = process.now() else {
-            // Nobody knows what has run out. What is listed stays so.
+            // Without a clock nothing is known to be valid. Listed workers stay listed.
             self.forget();
             return;
         };
@@ -182,7 +185,8 @@ impl Permits {
             let mut cells = self.cells.values();
             cells.any(|held| held.worker.holds() && at.jumped_since(held.lead_us))
         };
-        // The two clocks are read one after the other: looked at again, lest a pause between the two counts for a jump.
+        // The two clocks are read one after the other: looked at again, lest a pause between the
+        // two counts for a jump.
         if jumped(at) && process.now().is_none_or(jumped) {
             self.forget();
             process.count(Metric::ClockAnomalies, 1);

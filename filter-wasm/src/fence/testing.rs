@@ -21,12 +21,12 @@ pub(crate) struct Fake {
     drawn: u128,
     /// So many swaps come too late.
     pub(crate) lost_swaps: usize,
-    /// Nothing works.
+    /// Every call fails.
     pub(crate) fails: bool,
     /// No stream can be opened.
     pub(crate) away: bool,
     streams: u32,
-    /// What was done, as lines.
+    /// The effects, as lines.
     pub(crate) effects: Vec<String>,
 }
 
@@ -46,7 +46,7 @@ impl Fake {
         &self.values[key].0
     }
 
-    /// What was done since the last time.
+    /// The effects since the last call.
     pub(crate) fn done(&mut self) -> Vec<String> {
         std::mem::take(&mut self.effects)
     }

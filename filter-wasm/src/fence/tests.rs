@@ -188,7 +188,7 @@ fn an_answer_counts_from_its_question_and_only_once() {
 
 /// The workers of a process get a policy one after the other.
 #[test]
-fn what_was_granted_under_new_terms_is_for_workers_that_have_them() {
+fn grants_under_new_terms_are_for_workers_that_have_them() {
     let mut play = Play::by(fenced_under(3));
     let asked = play.tick();
     assert!(asked.contains(&"1: ask 1 by 3".to_owned()), "{asked:?}");
@@ -247,7 +247,7 @@ fn a_proxy_says_once_why_it_is_granted_nothing_and_once_that_it_is_over() {
     };
     let said = play.says(1, &withheld(1));
     assert_eq!(said[0], "record tidegate.fence.withheld 1");
-    assert!(said[1].starts_with("note no grants: this policy is of other terms"));
+    assert!(said[1].starts_with("note no grants: this policy has other terms"));
     play.pass(TTL_US / 4);
     assert_eq!(play.says(1, &withheld(2)), [""; 0], "once");
     assert_eq!(play.admits(0), None);
@@ -418,7 +418,7 @@ fn a_new_policy_takes_the_stream_over_and_keeps_the_grant() {
         ["open tidegate", "2: hello 1 shanghai-a node gateway"]
     );
     assert_eq!(play.admits(0), Some(7));
-    // What began before still counts.
+    // A write that began before still counts.
     play.says(2, &revoke(8));
     assert_eq!(play.pass(50_000), [""; 0]);
     play.end_write(0);

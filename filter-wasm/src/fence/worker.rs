@@ -1,4 +1,4 @@
-//! One worker's whole part: its writes, and the speaker's place when it is its turn.
+//! One worker's whole part: its permits, and the control stream while it is elected.
 
 use std::rc::Rc;
 
@@ -11,17 +11,17 @@ use super::{
     permits::Permits,
 };
 
-/// A worker. Lives as long as its memory, through all editions of the policy.
+/// A worker. Lives as long as its memory, through all plugin configurations.
 #[derive(Debug)]
 pub struct Worker {
     pub permits: Permits,
     stream: ControlStream,
-    /// The root contexts with a fence, in the order in which they were configured. The last one counts; the others are
-    /// those of requests that still end on an older edition.
+    /// The root contexts with a fence, in the order in which they were configured. The last one
+    /// counts; the others are those of requests that still end on an older one.
     contexts: Vec<(ContextId, Rc<Policy>)>,
 }
 
-/// What a policy says about the fence.
+/// The rules and fence of a policy.
 fn fence_of(policy: &Policy) -> Option<(&Rules, &Fencing)> {
     match policy {
         Policy::Serving(rules) => Some((rules, rules.fencing()?)),
@@ -102,7 +102,7 @@ impl Worker {
         message: &[u8],
         host: &mut impl StreamHost,
     ) {
-        // What is no message is passed over, as is one of a later version.
+        // Bytes that are no message are ignored, as are messages of a later version.
         let Ok(says) = GrantorSays::decode(message) else {
             return;
         };
@@ -111,7 +111,7 @@ impl Worker {
             return;
         };
         if self.stream.on_message(token, says, fencing, host) {
-            // Lets go of what was revoked, says so, and asks if invited.
+            // Releases the revoked permits, acknowledges them, and asks if invited.
             self.tick(context, host);
         }
     }

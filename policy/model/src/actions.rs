@@ -1,4 +1,4 @@
-//! What can happen next, and the exploration of all of it.
+//! The possible next steps, and the exploration of all of them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -159,7 +159,7 @@ impl Scenario {
         state
     }
 
-    /// What is slow before everything runs.
+    /// The delays before everything runs.
     fn lines_before(&self, lines: &crate::Lines) -> crate::Lines {
         let steps = match self.changed_before {
             Some(_) => lines.steps,
@@ -266,7 +266,7 @@ impl Scenario {
         change.state.changed |= 1 << index;
     }
 
-    /// Somebody gives a replica a wrong configuration, or the right one again.
+    /// An operator gives a replica a wrong configuration, or the right one again.
     fn reconfigure(&self, change: &mut Change<'_>, index: usize) {
         let Some(replica) = &change.state.hosts[index].replica else {
             return;
@@ -636,7 +636,7 @@ impl Model for Scenario {
     }
 }
 
-/// What an exploration found.
+/// The findings of an exploration.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub states: usize,

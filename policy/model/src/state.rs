@@ -9,7 +9,7 @@ use policy::fence::{Grant, Input, Name, Outcome, Replica, Stamp, TermsId, Transa
 
 use crate::{Budget, proxy::Proxy, store::Store};
 
-/// A moment. What is far away is shared with the moments before it.
+/// A moment. Distant parts are shared with the moments before it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
     pub time: u64,
@@ -28,13 +28,13 @@ pub struct State {
     pub changed: u32,
     /// The highest epoch of each cell for which a write was admitted.
     pub admitted: [u64; 2],
-    /// Who may write to a cell in an epoch, as the store said first.
+    /// The owners of a cell in an epoch, as the store said first.
     pub owners: Arc<BTreeMap<(usize, u64), Vec<Name>>>,
-    /// What must not be.
+    /// A violation.
     pub broken: Option<Broken>,
 }
 
-/// What must not be.
+/// A violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Broken {
     /// A write was admitted while one of another epoch was in flight.
@@ -53,7 +53,7 @@ pub struct Host {
     pub replica: Option<Replica>,
     /// How many incarnations there were.
     pub born: u32,
-    /// What it has not been told, by revision.
+    /// The news that has not reached it yet, by revision.
     pub untold: VecDeque<Vec<Input>>,
     pub requests: Vec<Request>,
     /// It does not reach the store.

@@ -1,4 +1,5 @@
-//! How authority moves: begun, completed, settled, given up. Any replica may take the next step of a move, whoever began it.
+//! How authority moves: begun, completed, settled, given up. Any replica may take the next step of
+//! a move, whoever began it.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +22,7 @@ pub struct View<'v> {
     /// When this replica saw that revision.
     pub seen_at: u64,
     pub authority: &'v Authority,
-    /// Who is registered to grant.
+    /// The incarnations registered to grant.
     pub grantors: &'v BTreeSet<SessionId>,
 }
 
@@ -47,8 +48,8 @@ impl View<'_> {
         self.replace(fencing)
     }
 
-    /// Takes every owner out because the owners' sessions are over. Where one of those sessions was renewed since, as a replica
-    /// whose watch lags cannot know, nobody is taken out.
+    /// Takes every owner out because the owners' sessions are over. Where one of those sessions was
+    /// renewed since, as a replica whose watch lags cannot know, nobody is taken out.
     pub fn begin_lost(&self, next: Move, sessions: &Sessions, terms: &Terms) -> Transaction {
         let mut transaction = self.begin(next, terms);
         if !terms.keeps(Clause::TakeoverComparesSessions) {
@@ -69,8 +70,9 @@ impl View<'_> {
 
     /// Names the new owners, if nothing forbids it any more.
     ///
-    /// A grantor that is still registered forbids it until its session is over. Then the move ends that session, if it was not
-    /// renewed meanwhile, and what may still be under way of it has to settle before anybody grants.
+    /// A grantor that is still registered forbids it until its session is over. Then the move ends
+    /// that session, if it was not renewed meanwhile, and what may still be under way of it has to
+    /// settle before anybody grants.
     pub fn complete(&self, sessions: &Sessions, now: u64, terms: &Terms) -> Option<Transaction> {
         let AuthorityState::Fencing(next) = &self.authority.state else {
             return None;
@@ -180,8 +182,8 @@ impl View<'_> {
         self.replace(back)
     }
 
-    /// Replaces an authority that another store left behind, at the word of an operator. Whatever was granted under it is
-    /// waited for, since nothing of it can be known here.
+    /// Replaces an authority that another store left behind, at the word of an operator. Whatever
+    /// was granted under it is waited for, since nothing of it can be known here.
     pub fn recover(
         &self,
         store: u64,
@@ -200,9 +202,10 @@ impl View<'_> {
     }
 }
 
-/// The zone that should have a cell because its owners cannot serve writes: the first of the standby order that is out for fewer
-/// services, and for none that the owners still serve. `out` names, by zone, the services that cannot be written to there;
-/// `unheld` the zones without a proxy that could hold grants: none of them is better.
+/// The zone that should have a cell because its owners cannot serve writes: the first of the
+/// standby order that is out for fewer services, and for none that the owners still serve. `out`
+/// names, by zone, the services that cannot be written to there; `unheld` the zones without a proxy
+/// that could hold grants: none of them is better.
 pub fn better_zone(
     authority: &Authority,
     out: &BTreeMap<Name, BTreeSet<Name>>,

@@ -1,4 +1,5 @@
-//! Several replicas and cells around one store, all of them prompt: which cells move, and which stay.
+//! Several replicas and cells around one store, all of them prompt: which cells move, and which
+//! stay.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -77,7 +78,7 @@ impl Shelf {
 struct Process {
     zone: &'static str,
     replica: Replica,
-    /// What it is told waits.
+    /// Its news waits.
     deaf: bool,
     untold: Vec<Input>,
     /// It does nothing.
@@ -178,7 +179,8 @@ impl Mesh {
             input,
             Input::Authority { .. } | Input::Session { .. } | Input::Grantor { .. }
         );
-        // What is its own it always hears: the watch of a zone that is behind in everything would look silent to itself, too.
+        // It always hears its own news: the watch of a zone that is behind in everything would look
+        // silent to itself, too.
         let own = matches!(&input, Input::Session { id, .. } if *id.zone == *process.zone);
         if process.deaf && watched && !own {
             process.untold.push(input);
@@ -254,7 +256,8 @@ impl Mesh {
         }
     }
 
-    /// Directly to the process whose session this is. Where nobody hears the other, sessions are renewed by puts.
+    /// Directly to the process whose session this is. Where nobody hears the other, sessions are
+    /// renewed by puts.
     fn say(&mut self, to: &SessionId, says: Input) {
         let mut processes = self.processes.iter();
         let to = processes.position(|process| process.replica.id() == to);
@@ -464,7 +467,8 @@ fn an_override_of_a_hung_zones_cell_acts_at_once_and_its_other_cells_follow_in_t
     mesh.pass(STEP);
     let owners = |mesh: &Mesh| [mesh.cells()[0].1.to_owned(), mesh.cells()[1].1.to_owned()];
     assert_eq!(owners(&mesh), ["b", "a"]);
-    // Silent since a second: the patience counts from when it was last heard of, not from when its session was deleted.
+    // Silent since a second: the patience counts from when it was last heard of, not from when its
+    // session was deleted.
     mesh.pass(3 * SECOND);
     assert_eq!(owners(&mesh), ["b", "b"]);
     mesh.pass(10 * SECOND);
@@ -542,7 +546,7 @@ fn a_standby_that_hears_late_takes_nothing_from_a_healthy_owner() {
     let expected = [("one", "a", 1, true), ("two", "a", 1, true)];
     assert_eq!(mesh.cells(), expected);
     assert!(owners.iter().all(|cell| mesh.granting(cell)));
-    // What it hears later changes nothing either.
+    // Later news changes nothing either.
     for zone in ["b", "c"] {
         let at = mesh.index(zone);
         mesh.processes[at].deaf = false;
@@ -638,7 +642,7 @@ fn an_operators_move_holds_for_its_time_though_another_zone_is_better() {
     assert_eq!(mesh.cells(), [("one", "b", 2, true)]);
     mesh.pass(2 * SECOND);
     assert_eq!(mesh.cells(), [("one", "a", 3, true)], "after that it moves");
-    // What moves by itself is held by nothing.
+    // A move without an operator is held by nothing.
     assert_eq!(mesh.shelf.authorities["one"].hold, 0);
 }
 

@@ -185,7 +185,7 @@ fn a_grantor_that_left_and_came_back_leaves_again() {
 }
 
 #[test]
-fn who_names_the_own_zone_registers_with_that_and_leaves_again() {
+fn a_move_to_the_own_zone_registers_with_it_and_leaves_again() {
     let mut desk = Desk::new(authority(1, &["b"], AuthorityState::Active));
     desk.watch_authority(13, Some(fencing(1, &["b"], &["a"])));
     let transaction = desk.commit(14, names_an_authority);
@@ -248,7 +248,8 @@ fn a_replica_that_stops_while_its_session_is_created_leaves_none_behind() {
     assert!(desk.stopped);
 }
 
-/// The whole store was away, so nobody was heard of. The first replica that is back must not take the others for dead.
+/// The whole store was away, so nobody was heard of. The first replica that is back must not take
+/// the others for dead.
 #[test]
 fn the_first_replica_that_is_back_after_an_outage_ends_no_session_of_others() {
     for confirmed in [false, true] {
@@ -256,7 +257,7 @@ fn the_first_replica_that_is_back_after_an_outage_ends_no_session_of_others() {
         let over = desk.replica.terms().session_over();
         desk.tell(Input::Tick);
         desk.wanted.clear();
-        // Nothing that it asks of the store is answered.
+        // The store answers none of its requests.
         desk.now += 5 * over;
         desk.tell(Input::Tick);
         let (number, transaction) = match confirmed {

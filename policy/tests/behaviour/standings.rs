@@ -8,7 +8,8 @@ use proptest::prelude::*;
 
 const SECOND: u64 = 1_000;
 
-/// Hold 30 s, at most 100 s; forgiven after 600 s; 1 %, 10 %, 50 % for 20 s each; load damped for 10 s.
+/// Hold 30 s, at most 100 s; forgiven after 600 s; 1 %, 10 %, 50 % for 20 s each; load damped for
+/// 10 s.
 fn rules() -> Failover {
     Failover {
         hold_max_ms: 100 * SECOND,
@@ -183,7 +184,7 @@ fn a_drained_zone_gets_nothing_and_comes_back_by_its_ramp() {
     zone.pass(60);
     zone.check("healthy", 1_000);
     assert_eq!(zone.machine.standing().flaps, 0, "a drain is no flap");
-    // What is restarted during the drain is waited for, and then the ramp begins.
+    // Instances that are restarted during the drain are waited for, and then the ramp begins.
     zone.directive = Some(ZoneDirective::Drain);
     zone.set(0, "drained");
     zone.directive = None;
@@ -309,8 +310,8 @@ fn any_rules() -> impl Strategy<Value = Failover> {
 }
 
 proptest! {
-    /// Whatever happens: too few healthy instances are never given a full part, a drained zone nothing, and what the machine
-    /// waits for lies ahead.
+    /// For any events: too few healthy instances never get a full share, a drained zone gets none,
+    /// and the time that the machine waits for lies ahead.
     #[test]
     fn verdicts_follow_what_is_seen(
         rules in any_rules(),
@@ -349,7 +350,8 @@ proptest! {
                 prop_assert_eq!(verdict.state, ZoneState::Up);
             }
         }
-        // Nothing is out for ever: well for long enough, and confirmed where that is wanted, every zone is in again.
+        // No zone is out for ever: well for long enough, and confirmed where that is wanted, every
+        // zone is in again.
         zone.healthy = 10;
         zone.directive = None;
         zone.pass(1);
@@ -364,7 +366,8 @@ proptest! {
 
 #[test]
 fn an_operators_directives_are_no_flaps() {
-    // A zone without a healthy instance, pinned and released, drained and released, again and again.
+    // A zone without a healthy instance, pinned and released, drained and released, again and
+    // again.
     for directive in [ZoneDirective::Pin, ZoneDirective::Drain] {
         let mut zone = Zone::serving(rules());
         zone.directive = Some(ZoneDirective::Drain);

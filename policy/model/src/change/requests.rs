@@ -129,7 +129,7 @@ impl Change<'_> {
         }
     }
 
-    /// A replica lists the store. What it was not told until now, it is never told.
+    /// A replica lists the store. News that has not reached it until now never does.
     pub(crate) fn relist(&mut self, index: usize) {
         let mut listing = self.state.store.list();
         if self.mutated(Mutation::StoreIdKept) || self.mutated(Mutation::RestoreUnnoticed) {

@@ -1,4 +1,4 @@
-//! Transactions: what is asked of the store, and what became of it.
+//! Transactions: requests to the store, and their outcomes.
 
 use alloc::vec::Vec;
 
@@ -31,9 +31,10 @@ impl Replica {
         });
     }
 
-    /// A step rests on what this replica has heard of others, so it counts only while its session is there: once that was ended,
-    /// no other replica asks whether it has heard them. (No clause: with one cell the model finds nothing without it, since a
-    /// replica sees a fence before it sees that the fencing replica is gone.) And from when the step is sent on, no beat of a
+    /// A step rests on what this replica has heard of others, so it counts only while its session
+    /// is there: once that was ended, no other replica asks whether it has heard them. (No clause:
+    /// with one cell the model finds nothing without it, since a replica sees a fence before it
+    /// sees that the fencing replica is gone.) And from when the step is sent on, no beat of a
     /// session that it passes over is acknowledged.
     pub(super) fn vouch_for(&mut self, transaction: &mut Transaction) {
         for condition in &transaction.conditions {
@@ -123,7 +124,7 @@ impl Replica {
                 }
             }
             Some(Pending::Terms) => self.terms_answered(now),
-            // What refused it may not have been seen yet.
+            // The change that refused it may not have been seen yet.
             Some(Pending::Sweep) => self.sweep_after = now.saturating_add(self.courtesy()),
             Some(Pending::Farewell) => match outcome {
                 Outcome::Unknown => {}

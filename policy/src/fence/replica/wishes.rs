@@ -1,11 +1,12 @@
-//! What an operator wants.
+//! Moves that an operator asks for.
 
 use alloc::{collections::BTreeSet, vec::Vec};
 
 use super::{AuthorityState, Cause, Effect, Move, MoveRejected, Name, Pending, Replica};
 
 impl Replica {
-    /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the cell is.
+    /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the
+    /// cell is.
     pub fn wish(
         &mut self,
         cell: &Name,
@@ -38,7 +39,8 @@ impl Replica {
                 return Err(MoveRejected::Moving);
             }
             let same: BTreeSet<&Name> = view.authority.owners.iter().collect();
-            // To where a cell is an override gives up the move that is under way; else it only interrupts writes.
+            // To where a cell is an override gives up the move that is under way; else it only
+            // interrupts writes.
             let pointless = !(moving || forced && accepted);
             if same == next.to.iter().collect() && pointless {
                 return Err(MoveRejected::SameOwners);
