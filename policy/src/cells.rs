@@ -105,6 +105,12 @@ pub const CELLS_MAX: usize = 64;
 
 impl Fencing {
     /// Checks cells, which are in the order of their shards.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidFencing`] names the first fault: no cell, a bad or repeated name, an epoch or a
+    /// first shard that is too high, shards with a gap or out of order, or no cluster of the
+    /// control plane.
     pub fn new(
         cells: Vec<Cell>,
         shards: NonZeroU32,

@@ -50,6 +50,10 @@ impl Default for Thresholds {
 
 impl Thresholds {
     /// `down` and `up` in percent.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidThresholds`] unless both are 1 to 100 and `down` is at most `up`.
     pub fn new(down: u8, up: u8) -> Result<Self, InvalidThresholds> {
         if down == 0 || down > up || up > 100 {
             return Err(InvalidThresholds { down, up });

@@ -71,6 +71,11 @@ pub enum InvalidKeys {
 
 impl Keys {
     /// Checks secrets.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKeys`] for too many secrets, for two that are the same, or for one with bytes or a
+    /// length that is not allowed.
     pub fn new(secrets: Vec<String>) -> Result<Keys, InvalidKeys> {
         if secrets.is_empty() || secrets.len() > KEYS_MAX {
             return Err(InvalidKeys::Count(secrets.len()));

@@ -97,6 +97,10 @@ pub enum InvalidRules {
 
 impl Rules {
     /// Checks and indexes the rules of `viewer`, a zone of `topology`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRules`] names the first service, route, key or token that is not valid.
     pub fn new(
         topology: Topology,
         viewer: ZoneId,
@@ -567,7 +571,11 @@ fn check_header(name: &str) -> Result<(), InvalidRules> {
 /// Whether requests can carry a key there.
 ///
 /// # Errors
-/// Says which name is impossible.
+/// Checks the name of a key source.
+///
+/// # Errors
+///
+/// [`InvalidRules::Header`] or [`InvalidRules::Cookie`] with the name that cannot be used.
 pub fn check_key(source: &KeySource) -> Result<(), InvalidRules> {
     // A token of RFC 9110, 5.6.2.
     let letter = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);

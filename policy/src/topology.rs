@@ -136,6 +136,11 @@ pub enum InvalidTopology {
 pub struct InvalidName(pub String);
 
 /// Checks a name of a zone, region, service or instance.
+///
+/// # Errors
+///
+/// [`InvalidName`] with the name, unless it is 1 to [`NAME_BYTES_MAX`] bytes of the allowed
+/// alphabet.
 pub fn check_name(name: &str) -> Result<(), InvalidName> {
     let first_ok = name
         .bytes()
@@ -156,6 +161,10 @@ impl Topology {
     ///
     /// A link counts in both directions; a later one for the same pair replaces an earlier. Pairs
     /// without a link get [`Link::REGION`] or [`Link::REMOTE`].
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTopology`] names the first zone, region or link that is not valid.
     pub fn new<'a>(
         zones: impl IntoIterator<Item = (&'a str, &'a str)>,
         links: impl IntoIterator<Item = (&'a str, &'a str, Link)>,

@@ -45,6 +45,10 @@ pub fn store_key(key: &Key) -> String {
 }
 
 /// Reads a store key; none if it is not one of the fence.
+///
+/// # Errors
+///
+/// [`InvalidRecord::RecordKey`] where the prefix is known and the rest is not valid.
 pub fn parse_key(key: &str) -> Option<Result<Key, InvalidRecord>> {
     if key == TERMS_KEY {
         return Some(Ok(Key::Terms));
@@ -181,6 +185,10 @@ impl From<&Move> for MoveRecord {
 
 impl AuthorityRecord {
     /// Reads the value of a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON, or a field cannot be.
     pub fn parse(value: &[u8]) -> Result<Authority, InvalidRecord> {
         let wrong = |what: &str| InvalidRecord::Record(what.to_owned());
         let record: AuthorityRecord = serde_json::from_slice(value)
@@ -388,6 +396,10 @@ pub struct OperationStep {
 
 impl OperationRecord {
     /// Reads the value of a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON.
     pub fn parse(value: &[u8]) -> Result<OperationRecord, InvalidRecord> {
         serde_json::from_slice(value).map_err(|error| InvalidRecord::Record(error.to_string()))
     }

@@ -39,6 +39,10 @@ impl LeaseOwner {
     }
 
     /// Reads the value of a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON.
     pub fn parse(value: &[u8]) -> Result<LeaseOwner, InvalidRecord> {
         serde_json::from_slice(value).map_err(|error| InvalidRecord::Record(error.to_string()))
     }

@@ -172,6 +172,10 @@ impl InvalidRecord {
 
 impl InstanceKey {
     /// Reads a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Key`] where it is no key of an instance.
     pub fn parse(key: &str) -> Result<InstanceKey, InvalidRecord> {
         let rest = key
             .strip_prefix(INSTANCES_PREFIX)
@@ -203,11 +207,20 @@ impl InstanceKey {
 
 impl Instance {
     /// Reads the value of a store key. Unknown fields are for newer versions.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::TooLong`] and [`InvalidRecord::Json`] where the value is no such JSON;
+    /// otherwise the variant of the first field that cannot be: address, port, weight or a load.
     pub fn parse(value: &[u8]) -> Result<Instance, InvalidRecord> {
         Ok(Instance::parse_warned(value)?.0)
     }
 
     /// Reads the value of a store key, and says what is odd about it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Instance::parse`].
     pub fn parse_warned(value: &[u8]) -> Result<(Instance, Option<Warning>), InvalidRecord> {
         if value.len() > RECORD_BYTES_MAX {
             return Err(InvalidRecord::TooLong(value.len()));

@@ -96,6 +96,10 @@ impl From<&Agreed> for AgreedRecord {
 
 impl TermsRecord {
     /// Reads the value of the store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON, or its terms cannot work.
     pub fn parse(value: &[u8]) -> Result<Agreement, InvalidRecord> {
         let record: TermsRecord = serde_json::from_slice(value)
             .map_err(|error| InvalidRecord::Record(error.to_string()))?;
@@ -119,7 +123,11 @@ impl TermsRecord {
 }
 
 impl AgreedRecord {
-    /// Checks it.
+    /// Checks the record, and converts it.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where its terms cannot work, or a name or key is not valid.
     pub fn read(self) -> Result<Agreed, InvalidRecord> {
         let wrong = |what: String| InvalidRecord::Record(what);
         let us = |ms: u64| ms.saturating_mul(1_000);
@@ -171,7 +179,11 @@ pub fn key_text(key: Option<&KeySource>) -> Name {
     })
 }
 
-/// Reads it.
+/// Reads the text of a key source.
+///
+/// # Errors
+///
+/// `()` where the text names no key source.
 #[allow(
     clippy::result_unit_err,
     reason = "there is one way in which a text is none"

@@ -27,6 +27,10 @@ pub struct DirectiveKey {
 
 impl DirectiveKey {
     /// Reads a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::RecordKey`] where it is no key of a directive.
     pub fn parse(key: &str) -> Result<DirectiveKey, InvalidRecord> {
         let names = names(key, DIRECTIVES_PREFIX, 1, 2)?;
         let mut names = names.into_iter();
@@ -76,6 +80,10 @@ impl From<DirectiveName> for ZoneDirective {
 
 impl DirectiveRecord {
     /// Reads the value of a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON.
     pub fn parse(value: &[u8]) -> Result<DirectiveRecord, InvalidRecord> {
         serde_json::from_slice(value).map_err(|error| InvalidRecord::Record(error.to_string()))
     }
@@ -96,6 +104,10 @@ pub struct StandingKey {
 
 impl StandingKey {
     /// Reads a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::RecordKey`] where it is no key of a standing.
     pub fn parse(key: &str) -> Result<StandingKey, InvalidRecord> {
         let mut names = names(key, STANDINGS_PREFIX, 2, 2)?.into_iter();
         match (names.next(), names.next()) {
@@ -134,6 +146,10 @@ pub enum PhaseName {
 
 impl StandingRecord {
     /// Reads the value of a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON.
     pub fn parse(value: &[u8]) -> Result<ZoneStanding, InvalidRecord> {
         let record: StandingRecord = serde_json::from_slice(value)
             .map_err(|error| InvalidRecord::Record(error.to_string()))?;

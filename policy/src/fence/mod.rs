@@ -101,8 +101,11 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// Terms under which every rule is kept. Refuses spans that cannot work, and says what to
-    /// change.
+    /// Terms under which every rule is kept. Spans are in microseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTerms`] names the first span that cannot work, and the change that mends it.
     pub fn new(
         session_ttl: u64,
         grant_ttl: u64,

@@ -61,6 +61,8 @@ pub struct EmbeddedStore {
 impl EmbeddedStore {
     /// Opens the file, or makes it. Runs the writer on the current tokio runtime.
     ///
+    /// # Errors
+    ///
     /// [`StoreError::InUse`] if it is open elsewhere, [`StoreError::Corrupt`] if it is no whole
     /// store of this version, [`StoreError::Unavailable`] if the system does not let us.
     pub async fn open(options: EmbeddedOptions) -> Result<Self, StoreError> {

@@ -70,8 +70,11 @@ pub struct EtcdStore {
 }
 
 impl EtcdStore {
-    /// Takes the addresses; connects at the first call, so it works with no member up. Errors only
-    /// on addresses that are none.
+    /// Takes the addresses; connects at the first call, so it works with no member up.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Invalid`] for an endpoint that is no address.
     pub async fn new(options: EtcdOptions) -> Result<Self, StoreError> {
         let request_timeout = options.request_timeout;
         let members = Arc::new(Members::new(options).await?);
@@ -157,6 +160,11 @@ impl EtcdStore {
     /// Has etcd forget its history up to `revision`, of all keys, ours or not; entries at that
     /// revision stay. A watch that resumes from before it ends with [`WatchError::Compacted`]. Fine
     /// where that was done already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::get`], and [`StoreError::Unavailable`] for a revision that etcd has not reached
+    /// yet.
     pub async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         let compacted = self
             .call(Repeat::Safe, |mut client| async move {
@@ -173,6 +181,10 @@ impl EtcdStore {
     }
 
     /// The first key that does not start with `prefix`, no older than the call; none where all do.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::get`].
     pub async fn key_outside(&self, prefix: &str) -> Result<Option<String>, StoreError> {
         let first = |from: Vec<u8>, to: Vec<u8>| {
             let options = GetOptions::new()

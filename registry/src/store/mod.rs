@@ -286,6 +286,15 @@ pub enum WatchError {
 /// A key-value store with history, leases and compare-and-swap. See the module's text for the
 /// model.
 ///
+/// # Errors
+///
+/// Every method may fail with [`Unreachable`](StoreError::Unreachable),
+/// [`Unavailable`](StoreError::Unavailable), [`Timeout`](StoreError::Timeout) or
+/// [`Refused`](StoreError::Refused), and those that need a trusted store with
+/// [`ClusterChanged`](StoreError::ClusterChanged). Their texts below name only further ones.
+///
+/// # Deadlines
+///
 /// Every answer has a deadline; no method waits for ever, the watch excepted. Dropping a method's
 /// future before it is ready leaves a transaction's outcome unknown. Keys are not empty and are
 /// UTF-8 (an entry of somebody else whose key is not, is skipped).
@@ -293,9 +302,17 @@ pub enum WatchError {
 pub trait Store: Send + Sync + 'static {
     /// All entries whose key starts with `prefix` ("" for all), at one revision that is no older
     /// than the call.
+    ///
+    /// # Errors
+    ///
+    /// Those of every method: see the trait's text.
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
 
     /// The entry at `key`, no older than the call.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Invalid`] for an empty key.
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
 
     /// Everything that changes under `prefix` ("" for all) after the revision `after`, in order of
@@ -310,8 +327,13 @@ pub trait Store: Send + Sync + 'static {
     ) -> BoxStream<'static, Result<WatchBatch, WatchError>>;
 
     /// Runs `then` if all of `compare` hold, else `otherwise`, in one revision. A branch names a
-    /// key at most once. [`StoreError::LeaseNotFound`] if the branch puts with a lease that is
-    /// gone; then nothing is changed.
+    /// key at most once.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseNotFound`] if the branch puts with a lease that is gone;
+    /// [`StoreError::TooManyOperations`], [`StoreError::TooLarge`] and [`StoreError::Invalid`] (an
+    /// empty key, a key twice in a branch) before anything is sent. Nothing is changed then.
     async fn txn(
         &self,
         compare: Vec<Compare>,
@@ -321,31 +343,58 @@ pub trait Store: Send + Sync + 'static {
 
     /// A new lease that lives at least `ttl` from now (etcd rounds up to seconds, and to about 1.5
     /// election time-outs).
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Invalid`] for a `ttl` of zero or of more than a year.
     async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
 
     /// Starts the lease's time to live again and returns that time; it began no earlier than this
     /// call did.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseNotFound`] if it has ended.
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError>;
 
-    /// Ends the lease and deletes its keys, in one revision. [`StoreError::LeaseNotFound`] if it
-    /// has ended already.
+    /// Ends the lease and deletes its keys, in one revision.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseNotFound`] if it has ended already.
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 
     /// Which store answers now.
+    ///
+    /// # Errors
+    ///
+    /// Those of every method: see the trait's text.
     async fn cluster_id(&self) -> Result<ClusterId, StoreError>;
 
     /// Which store answers now, trusted or not, and its revision.
+    ///
+    /// # Errors
+    ///
+    /// Those of every method but [`StoreError::ClusterChanged`].
     async fn head(&self) -> Result<Head, StoreError>;
 
     /// The faults that the store reports of itself: [`Full`](RefusedCause::Full),
     /// [`CorruptData`](RefusedCause::CorruptData). Costs it no write. Empty for a store that
     /// reports none.
+    ///
+    /// # Errors
+    ///
+    /// Those of every method but [`StoreError::ClusterChanged`].
     async fn alarms(&self) -> Result<Vec<RefusedCause>, StoreError> {
         Ok(Vec::new())
     }
 
     /// As [`list`](Store::list), from whichever store answers, trusted or not: to look before it is
     /// trusted.
+    ///
+    /// # Errors
+    ///
+    /// Those of every method but [`StoreError::ClusterChanged`].
     async fn survey(&self, prefix: &str) -> Result<(ClusterId, Listing), StoreError>;
 
     /// From now on only this cluster's answers are believed. Without it that is the first one that
@@ -353,6 +402,10 @@ pub trait Store: Send + Sync + 'static {
     fn trust(&self, cluster: ClusterId);
 
     /// Puts one key unconditionally; returns its new revision.
+    ///
+    /// # Errors
+    ///
+    /// As [`txn`](Store::txn).
     async fn put(
         &self,
         key: &str,
@@ -368,6 +421,10 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Deletes one key, if it is there; returns the store's revision after that.
+    ///
+    /// # Errors
+    ///
+    /// As [`txn`](Store::txn).
     async fn delete(&self, key: &str) -> Result<Revision, StoreError> {
         let delete = Op::delete(key);
         Ok(self.txn(Vec::new(), vec![delete], None).await?.revision)

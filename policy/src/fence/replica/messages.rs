@@ -175,7 +175,7 @@ pub struct CellRules {
     pub epoch_min: u64,
 }
 
-/// Why a wish is not granted. The text says what to do.
+/// Why a move is rejected. The text says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MoveRejected {
     #[error("there is no such cell")]

@@ -7,6 +7,10 @@ use super::{AuthorityState, Cause, Effect, Move, MoveRejected, Name, Pending, Re
 impl Replica {
     /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the
     /// cell is.
+    ///
+    /// # Errors
+    ///
+    /// [`MoveRejected`] says why the move does not begin, and what to do. Nothing has changed then.
     pub fn wish(
         &mut self,
         cell: &Name,
