@@ -1,6 +1,6 @@
 //! What a change costs before anything is sent, in worlds of a thousand to a hundred thousand instances.
 //!
-//! `cargo bench -p tidegate --bench world`. Times are CPU time of the one thread that does all the work: the median, and
+//! `cargo bench -p tidegate-xds-server --bench world`. Times are CPU time of the one thread that does all the work: the median, and
 //! the 90th percentile, of changes to different services.
 //!
 //! * `world`: `World::apply` and `World::snapshot`.

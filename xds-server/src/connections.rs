@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use crate::{
     access::Caller,
-    logging::Budget,
+    log_budget::Budget,
     metrics::{Metrics, PortLabel, PortReasonLabel},
     tls::{AcceptError, Acceptor, HANDSHAKE_TIMEOUT, Peer, Port, Stream},
 };

@@ -8,12 +8,13 @@ use std::{fmt, fs};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use crate::built;
 use crate::run::{cargo, quiet, shown};
 use crate::setup::{self, Wanted};
 use crate::tree::{Tree, make_dir, put};
 
 /// The packages that the end-to-end tests start programs or load libraries of.
-pub(crate) const E2E: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "wall-clock"];
+const E2E: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "wall-clock"];
 /// Those of the demo, and of the benchmarks.
 const DEMO: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "demo"];
 const BENCH: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "bench"];
@@ -132,11 +133,7 @@ pub(crate) fn smoke(tree: &Tree) -> Result<Vec<String>> {
     setup::run(tree, Wanted::Bench { peer: false })?;
     wasm(tree)?;
     noop_wasm(tree)?;
-    shown(
-        cargo(tree, &["build"])
-            .args(E2E)
-            .args(["-p", "bench", "-p", "demo"]),
-    )?;
+    built::everything(tree)?;
     let bench = tree.built().join("debug/bench");
     let list = quiet(Command::new(&bench).arg("--list"))?;
     let has_namespaces = quiet(Command::new("unshare").args(["--net", "ip", "link"])).is_ok();
@@ -183,7 +180,14 @@ pub(crate) fn torture(tree: &Tree, torture: &Torture) -> Result<()> {
 /// Runs the simulation of control plane and filter under so many seeds; the tests run a few hundred.
 pub(crate) fn sim(tree: &Tree, seeds: u32) -> Result<()> {
     setup::run(tree, Wanted::Filter)?;
-    let arguments = ["test", "--release", "-p", "tidegate", "--test", "sim"];
+    let arguments = [
+        "test",
+        "--release",
+        "-p",
+        "tidegate-xds-server",
+        "--test",
+        "sim",
+    ];
     let mut sim = cargo(tree, &arguments);
     sim.args(["--", "--nocapture"])
         .env("TIDEGATE_SIM_SEEDS", seeds.to_string());

@@ -7,6 +7,7 @@
 // These commands are an edge of the project: the machine's environment and clock are what they are about.
 #![allow(clippy::disallowed_methods)]
 
+mod built;
 mod launch;
 mod run;
 mod setup;

@@ -1,11 +1,13 @@
 //! Every check in one order, the quickest first, up to the first that fails.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
+use crate::built::{self, TestProgram};
 use crate::launch;
 use crate::run::{cargo, quiet, shown};
 use crate::setup::{self, GrpcClient, Wanted};
@@ -216,58 +218,39 @@ fn wasm(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     passed(launch::wasm(tree))
 }
 
-/// The tests of every package that starts no Envoy.
-const WITHOUT_SERVERS: [&str; 8] = [
-    "test",
-    "--workspace",
-    "--exclude",
-    "e2e",
-    "--exclude",
-    "bench",
-    "--exclude",
-    "demo",
-];
+/// The packages whose tests start Envoys.
+const WITH_SERVERS: [&str; 3] = ["e2e", "bench", "demo"];
 
-fn unit(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
-    passed(counts.add(&mut cargo(
-        tree,
-        &[&WITHOUT_SERVERS[..], &["--no-fail-fast"]].concat(),
-    )))
+fn starts_servers(tree: &Tree, program: &TestProgram) -> bool {
+    WITH_SERVERS.map(Path::new).contains(&program.package(tree))
 }
 
-/// One command, so that its builds are those of `unit`.
+fn unit(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
+    let programs = built::everything(tree)?;
+    let without_servers = programs.iter().filter(|p| !starts_servers(tree, p));
+    counts.add_all(without_servers, &[])?;
+    passed(counts.add(&mut cargo(tree, &["test", "--workspace", "--doc"])))
+}
+
+/// The integration tests that are quick.
+const QUICK: [&str; 4] = ["behaviour", "translate", "world", "docs"];
+
 fn quick_tests(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
-    let mut arguments = [&WITHOUT_SERVERS[..], &["--lib"]].concat();
-    for test in ["behaviour", "translate", "world", "docs"] {
-        arguments.extend(["--test", test]);
-    }
-    passed(counts.add(&mut cargo(tree, &arguments)))
+    let programs = built::everything(tree)?;
+    let without_servers = programs.iter().filter(|p| !starts_servers(tree, p));
+    let is_quick =
+        |p: &&TestProgram| p.is_library || p.name == "tidegate" || QUICK.contains(&p.name.as_str());
+    passed(counts.add_all(without_servers.filter(is_quick), &[]))
 }
 
 /// One scenario at a time: each starts Envoys and measures how fast they are, on two cores perhaps.
 fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     launch::wasm(tree)?;
-    let mut build = vec!["build"];
-    build.extend(launch::E2E);
-    shown(&mut cargo(tree, &build))?;
-    passed(counts.add(&mut cargo(
-        tree,
-        &[
-            "test",
-            "-p",
-            "e2e",
-            "-p",
-            "bench",
-            "-p",
-            "demo",
-            "--no-fail-fast",
-            "--",
-            "--test-threads=1",
-            // They are a step of their own, for the clients may not be had.
-            "--skip",
-            "real_clients::",
-        ],
-    )))
+    let programs = built::everything(tree)?;
+    let with_servers = programs.iter().filter(|p| starts_servers(tree, p));
+    // The clients are a step of their own, for they may not be had.
+    let arguments = ["--test-threads=1", "--skip", "real_clients::"];
+    passed(counts.add_all(with_servers, &arguments))
 }
 
 /// The torture is not here: the scenarios run a few of its rounds.
@@ -291,23 +274,18 @@ fn grpc(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
         return Ok(Outcome::Skipped(why.to_owned()));
     }
     launch::wasm(tree)?;
-    let mut build = vec!["build"];
-    build.extend(launch::E2E);
-    shown(&mut cargo(tree, &build))?;
-    let arguments = [
-        "test",
-        "-p",
-        "e2e",
-        "--test",
-        "grpc_clients",
-        "--no-fail-fast",
-    ];
-    let mut test = cargo(tree, &arguments);
-    test.args(["--", "--test-threads=1"]);
-    for module in &missing {
-        test.arg("--skip").arg(format!("real_clients::{module}::"));
-    }
-    counts.add(&mut test)?;
+    let programs = built::everything(tree)?;
+    let clients = programs.iter().filter(|p| p.name == "grpc_clients");
+    let skipped = missing.iter().flat_map(|module| {
+        let tests = format!("real_clients::{module}::");
+        ["--skip".to_owned(), tests]
+    });
+    let arguments: Vec<String> = ["--test-threads=1".to_owned()]
+        .into_iter()
+        .chain(skipped)
+        .collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    counts.add_all(clients, &arguments)?;
     Ok(match missing.as_slice() {
         [] => Outcome::Passed,
         missing => Outcome::Skipped(format!(
@@ -356,15 +334,39 @@ struct Counts {
 }
 
 impl Counts {
-    /// Runs `cargo test`, hands its output on as it comes, and counts.
+    /// Runs these programs one after the other, whatever becomes of each. Errors: some failed, or there was none.
+    fn add_all<'p>(
+        &mut self,
+        programs: impl Iterator<Item = &'p TestProgram>,
+        arguments: &[&str],
+    ) -> Result<()> {
+        let mut failed = Vec::new();
+        let mut count = 0;
+        for program in programs {
+            println!("\n--- {}", program.name);
+            count += 1;
+            if self.add(program.command().args(arguments)).is_err() {
+                failed.push(program.name.as_str());
+            }
+        }
+        ensure!(count > 0, "no test program was built");
+        ensure!(
+            failed.is_empty(),
+            "tests of {} failed: they are named above",
+            failed.join(", ")
+        );
+        Ok(())
+    }
+
+    /// Runs tests, hands their output on as it comes, and counts.
     fn add(&mut self, command: &mut Command) -> Result<()> {
         let mut child = command
             .stdout(Stdio::piped())
             .spawn()
-            .context("cannot start cargo")?;
+            .context("cannot start the tests")?;
         let mut out = io::stdout();
         // Bytes, not lines of text: what a test prints need not be UTF-8.
-        let mut lines = BufReader::new(child.stdout.take().context("no output of cargo")?);
+        let mut lines = BufReader::new(child.stdout.take().context("no output of the tests")?);
         let mut line = Vec::new();
         while lines.read_until(b'\n', &mut line)? > 0 {
             out.write_all(&line)?;
@@ -374,7 +376,7 @@ impl Counts {
         }
         let status = child.wait()?;
         if !status.success() {
-            bail!("cargo test failed ({status}): the failed tests are named above");
+            bail!("tests failed ({status}): they are named above");
         }
         Ok(())
     }

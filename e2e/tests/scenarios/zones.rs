@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::shared::{mesh, plain};
 use crate::support::{Registered, on, operate, run};
 
-/// The line of `tidegate zones` about a service in a zone, waited for until it holds `state`.
+/// The line of `tidegate get zones` about a service in a zone, waited for until it holds `state`.
 async fn until_state(mesh: &Mesh, service: &str, zone: &str, state: &str) -> Result<String> {
     eventually(PATIENCE, state, async || {
         let table = operate(mesh, &["zones"])?;

@@ -262,7 +262,7 @@ fn landed(
     let timed_out = |detail: String| Problem::new(StatusCode::GATEWAY_TIMEOUT, detail);
     let Some(record) = record else {
         return Err(timed_out(format!(
-            "the outcome is unknown: within {PATIENCE:?} this replica has not heard from the store what became of the move, and the store does not answer it now; `tidegate cells` of another replica tells"
+            "the outcome is unknown: within {PATIENCE:?} this replica has not heard from the store what became of the move, and the store does not answer it now; `tidegate get cells` of another replica tells"
         )));
     };
     let there = record.epoch > before && same(&record.owners, to);
@@ -273,7 +273,7 @@ fn landed(
             state: Some(record.state),
         }),
         Some(moving) if same(&moving.to, to) => Err(timed_out(format!(
-            "the move goes on: after {PATIENCE:?} it waits for whoever holds permission to write; `tidegate cells` shows it, an override ends it"
+            "the move goes on: after {PATIENCE:?} it waits for whoever holds permission to write; `tidegate get cells` shows it, an override ends it"
         ))),
         Some(moving) => Err(Problem::conflict(format!(
             "another move is under way: the store has cell {cell} on its way to {}",

@@ -231,7 +231,7 @@ fn nothing_to_release(zone: &str, service: Option<&str>, wanted: &[DirectiveKey]
         Some(_) if is_wanted(None) => {
             format!("{nothing}; the whole zone is: `tidegate release {zone}`")
         }
-        _ => format!("{nothing}: `tidegate zones` shows what is, under INTENT"),
+        _ => format!("{nothing}: `tidegate get zones` shows what is, under INTENT"),
     }
 }
 
@@ -340,8 +340,12 @@ mod tests {
                 Some("orders"),
                 "service orders in zone b; the whole zone is: `tidegate release b`",
             ),
-            ("c", None, "zone c as a whole: `tidegate zones` shows"),
-            ("a", Some("web"), "service web in zone a: `tidegate zones`"),
+            ("c", None, "zone c as a whole: `tidegate get zones` shows"),
+            (
+                "a",
+                Some("web"),
+                "service web in zone a: `tidegate get zones`",
+            ),
         ] {
             let told = nothing_to_release(zone, service, &wanted);
             assert!(told.contains(expected), "{told}");

@@ -127,7 +127,7 @@ codes! {
 
     FencingTooLong = "TG1008", "fencing_too_long", Error, Condition;
         is: "A move of the cell has been fencing for longer than its terms ask for: nobody writes meanwhile.",
-        do: "Look at the grantors that `tidegate cells` names: each lets go once its proxies have acknowledged or its session is over. `tidegate override` ends them.";
+        do: "Look at the grantors that `tidegate get cells` names: each lets go once its proxies have acknowledged or its session is over. `tidegate override` ends them.";
 
     TargetWithoutProxies = "TG1009", "target_without_proxies", Warning, Condition;
         is: "A zone that stands by for the cell has no proxy that could hold grants, so a takeover there would leave all writes refused.",
@@ -139,7 +139,7 @@ codes! {
 
     ProxyOfOtherTerms = "TG1011", "proxy_of_other_terms", Error, Condition;
         is: "A connected proxy decides by a policy of other terms than the agreed ones, so it is given no grants and refuses fenced writes.",
-        do: "Look at the detail. `tidegate proxies` shows why it lacks the present policy: mend its discovery stream, or what it refuses (TG4001). A filter (`tidegate_filter.wasm`) that says nothing of terms has to be updated.";
+        do: "Look at the detail. `tidegate get proxies` shows why it lacks the present policy: mend its discovery stream, or what it refuses (TG4001). A filter (`tidegate_filter.wasm`) that says nothing of terms has to be updated.";
 
     OwnerWithoutProxies = "TG1012", "owner_without_proxies", Error, Condition;
         is: "No Envoy of a zone that owns the cell is connected to hold grants, so all writes of the cell are refused.",
@@ -147,7 +147,7 @@ codes! {
 
     OwnerWithoutInstances = "TG1013", "owner_without_instances", Error, Condition;
         is: "No zone that owns the cell has a usable instance of a service with fenced writes, so these writes are refused.",
-        do: "`tidegate zones` shows why: start or mend instances in an owner zone, release it if it is drained, or move the cell: `tidegate move CELL --to ZONE`.";
+        do: "`tidegate get zones` shows why: start or mend instances in an owner zone, release it if it is drained, or move the cell: `tidegate move CELL --to ZONE`.";
 
     PeerUnreached = "TG1021", "peer_unreached", Warning, Condition;
         is: "This replica cannot open a stream to another replica, so it renews its session by writes: it works, and the store's history grows faster.",
@@ -211,7 +211,7 @@ codes! {
 
     ChangeHeld = "TG3002", "change_held", Error, Condition;
         is: "A change in the store is implausible (most instances gone at once), so the instances before it are served.",
-        do: "Look at `tidegate zones`. If the change is meant, run `tidegate confirm`, which reaches all replicas; if not, mend the registry.";
+        do: "Look at `tidegate get zones`. If the change is meant, run `tidegate confirm`, which reaches all replicas; if not, mend the registry.";
 
     RecordsUnused = "TG3003", "records_unused", Warning, Condition;
         is: "Records in the store cannot be read or name an unknown service or zone, and are not used.",
@@ -221,7 +221,7 @@ codes! {
 
     ResourceRefused = "TG4001", "resource_refused", Error, Condition;
         is: "Proxies refuse a resource (NACK) and stay with the one before it.",
-        do: "`tidegate proxies` shows the message of each proxy. Correct the configuration that the message names; a proxy of another version may lack a feature.";
+        do: "`tidegate get proxies` shows the message of each proxy. Correct the configuration that the message names; a proxy of another version may lack a feature.";
 
     PolicyRefused = "TG4002", "policy_refused", Error, Condition;
         is: "A filter cannot read the policy that it was sent, and decides by the one before it.",
@@ -229,7 +229,7 @@ codes! {
 
     PolicyBehind = "TG4003", "policy_behind", Warning, Condition;
         is: "A filter has not applied the current policy for longer than a minute.",
-        do: "Look at the proxy's log and its connection to the control plane: `tidegate proxies` shows both.";
+        do: "Look at the proxy's log and its connection to the control plane: `tidegate get proxies` shows both.";
 
     ProxyOrphaned = "TG4004", "proxy_orphaned", Error, Condition;
         is: "A proxy names a zone that is not configured: it is rejected; one that was connected before keeps its last state and learns nothing more.",

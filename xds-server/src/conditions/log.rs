@@ -6,12 +6,12 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{Code, Severity};
-use crate::logging;
+use crate::log_budget;
 
 /// How many lines each code may still write.
 #[derive(Default)]
 pub(super) struct Budget {
-    by_code: logging::Budget<Code>,
+    by_code: log_budget::Budget<Code>,
 }
 
 impl Budget {

@@ -5,20 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use clap::Args;
 use serde::Deserialize;
 
 use super::{Code, Kind};
 
-/// The rules that a command is to pass over, for the command line. The command has its own `--reason`.
-#[derive(Args, Clone, Debug, Default)]
-pub struct AcceptArgs {
-    /// Do it against a safety rule: the code that the refusal named, or several. Asks for --reason.
-    #[arg(long, value_name = "CODE", value_delimiter = ',')]
-    pub accept: Vec<Code>,
-}
-
-/// The same in the body of a request; to be flattened into it, beside `reason`.
+/// The rules that a command is to pass over, in the body of a request: flattened into it, beside `reason`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct AcceptBody {
     #[serde(default)]

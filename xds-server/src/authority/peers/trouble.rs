@@ -12,7 +12,7 @@ use tracing::warn;
 use super::proof::Doubt;
 use crate::{
     conditions::Code,
-    logging::Budget,
+    log_budget::Budget,
     metrics::{Metrics, ReasonLabel},
 };
 

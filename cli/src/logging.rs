@@ -8,8 +8,6 @@
     reason = "an edge: how often lines come is measured by the clock"
 )]
 
-mod budget;
-
 use std::{
     collections::HashMap,
     fmt,
@@ -36,8 +34,6 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-pub(crate) use budget::Budget;
-
 /// Lines of one place in the code in a second.
 const LINES_MAX: u64 = 100;
 const SECOND: Duration = Duration::from_secs(1);
@@ -46,7 +42,7 @@ const WAITING_MAX: usize = 10_000;
 
 /// What was not logged, for the metrics. Cheap to clone.
 #[derive(Clone)]
-pub struct LeftOut {
+pub(crate) struct LeftOut {
     /// Too many of a place.
     repeated: Arc<AtomicU64>,
     /// The reader was too slow.
@@ -54,7 +50,7 @@ pub struct LeftOut {
 }
 
 /// Logs to standard error from now on, as `RUST_LOG` says. Lines that wait are written when the guard is dropped.
-pub fn begin(json: bool) -> (LeftOut, WorkerGuard) {
+pub(crate) fn begin(json: bool) -> (LeftOut, WorkerGuard) {
     let builder = NonBlockingBuilder::default().buffered_lines_limit(WAITING_MAX);
     let (writer, guard) = builder.finish(stderr());
     let left_out = LeftOut {
@@ -180,8 +176,8 @@ mod tests {
             let lines = heard.clone().with_filter(by_level(rust_log));
             with_default(tracing_subscriber::registry().with(lines), || {
                 warn!(target: "h2::proto::ping_pong", "a client did something odd");
-                warn!(target: "xds_server::ads", "one of ours");
-                info!(target: "xds_server::ads", "one more of ours");
+                warn!(target: "xds_server::discovery", "one of ours");
+                info!(target: "xds_server::discovery", "one more of ours");
             });
             assert_eq!(heard.0.load(Ordering::Relaxed), expected, "{rust_log:?}");
         }

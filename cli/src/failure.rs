@@ -4,21 +4,20 @@ use agent::https;
 use hyper::Uri;
 use hyper_util::client::legacy;
 
-use crate::conditions::Severity;
+use xds_server::conditions::Severity;
 
 /// Refused, or failed without an effect; the message says why.
-pub const FAILED: u8 = 1;
-/// The command line is wrong: clap's own.
-pub const USAGE: u8 = 2;
+pub(crate) const FAILED: u8 = 1;
+// 2 is clap's own: the command line is wrong.
 /// Nobody knows whether the command took effect.
-pub const OUTCOME_UNKNOWN: u8 = 3;
+pub(crate) const OUTCOME_UNKNOWN: u8 = 3;
 /// `status`: a condition of severity error holds.
-pub const ERRORS_HOLD: u8 = 4;
+pub(crate) const ERRORS_HOLD: u8 = 4;
 /// `status`: conditions hold, all of severity warning.
-pub const WARNINGS_HOLD: u8 = 5;
+pub(crate) const WARNINGS_HOLD: u8 = 5;
 
 /// For the end of `--help`.
-pub const EXIT_CODES: &str = "\
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  refused, or failed without an effect: the message says why
@@ -30,10 +29,10 @@ Exit codes:
 /// A change was sent, and no answer says what became of it.
 #[derive(Debug, thiserror::Error)]
 #[error("outcome unknown: {why}. It may take effect yet. {how}")]
-pub struct OutcomeUnknown {
-    pub why: String,
+pub(crate) struct OutcomeUnknown {
+    pub(crate) why: String,
     /// How to find out.
-    pub how: &'static str,
+    pub(crate) how: &'static str,
 }
 
 /// Conditions hold.
@@ -43,13 +42,13 @@ pub struct OutcomeUnknown {
     if *count == 1 { " holds," } else { "s hold, the worst" },
     worst.as_str()
 )]
-pub struct Unwell {
-    pub count: usize,
-    pub worst: Severity,
+pub(crate) struct Unwell {
+    pub(crate) count: usize,
+    pub(crate) worst: Severity,
 }
 
 /// What the process ends with after this error.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<OutcomeUnknown>() {
         return OUTCOME_UNKNOWN;
     }
@@ -61,21 +60,21 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 /// How an operator finds out what became of a request to this path.
-pub(super) fn how_to_find_out(path: &str) -> &'static str {
+pub(crate) fn how_to_find_out(path: &str) -> &'static str {
     let about = |prefix: &str| path.starts_with(prefix);
     if about("/v1/intents/") {
-        "`tidegate zones` shows it under INTENT; repeating the command does no harm"
+        "`tidegate get zones` shows it under INTENT; repeating the command does no harm"
     } else if about("/v1/failback/") {
-        "`tidegate zones` shows it under STATE; repeating the command does no harm"
+        "`tidegate get zones` shows it under STATE; repeating the command does no harm"
     } else if about("/v1/cells/") {
-        "`tidegate cells` shows whether the cell has moved: look before you repeat the command"
+        "`tidegate get cells` shows whether the cell has moved: look before you repeat the command"
     } else {
         "`tidegate status` shows what still waits; repeating the command does no harm"
     }
 }
 
 /// An error of a request that got no answer.
-pub(super) fn no_answer(error: anyhow::Error, uri: &Uri, is_change: bool) -> anyhow::Error {
+pub(crate) fn no_answer(error: anyhow::Error, uri: &Uri, is_change: bool) -> anyhow::Error {
     if let Some(hint) = other_protocol(&error, uri) {
         return error.context(format!("no answer from {uri}: {hint}"));
     }

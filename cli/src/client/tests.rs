@@ -8,10 +8,8 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{
-    failure::{FAILED, OUTCOME_UNKNOWN, exit_code},
-    *,
-};
+use super::*;
+use crate::failure::{FAILED, OUTCOME_UNKNOWN, exit_code};
 
 /// Answers every connection's first bytes with these, and closes it; none: never.
 async fn server(answer: Option<Vec<u8>>) -> (SocketAddr, JoinHandle<()>) {
@@ -63,11 +61,15 @@ async fn a_change_without_an_answer_has_an_unknown_outcome_and_says_how_to_find_
     for (address, task) in [silent, hasty, late, gateway] {
         let operator = operator(format!("http://{address}"), None);
         for (method, path, hint) in [
-            (Method::PUT, "/v1/intents/sh-a", "tidegate zones"),
-            (Method::DELETE, "/v1/intents/sh-a", "tidegate zones"),
-            (Method::POST, "/v1/failback/sh-a", "tidegate zones"),
-            (Method::POST, "/v1/cells/main/move", "tidegate cells"),
-            (Method::POST, "/v1/cells/main/override", "tidegate cells"),
+            (Method::PUT, "/v1/intents/sh-a", "tidegate get zones"),
+            (Method::DELETE, "/v1/intents/sh-a", "tidegate get zones"),
+            (Method::POST, "/v1/failback/sh-a", "tidegate get zones"),
+            (Method::POST, "/v1/cells/main/move", "tidegate get cells"),
+            (
+                Method::POST,
+                "/v1/cells/main/override",
+                "tidegate get cells",
+            ),
             (Method::POST, "/v1/confirm", "tidegate status"),
         ] {
             let (code, told) = asked(&operator, method, path).await;

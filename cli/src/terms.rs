@@ -8,17 +8,18 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use registry::{authority::Configured, terms::AgreedRecord};
 
-use super::OperatorArgs;
-use crate::{
+use xds_server::{
     authority::{TermsStatus, waits_for},
     reload,
 };
+
+use crate::client::OperatorArgs;
 
 /// How often a change is looked at.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Args)]
-pub struct TermsArgs {
+pub(crate) struct TermsArgs {
     #[command(subcommand)]
     command: Option<TermsCommand>,
     #[command(flatten)]
@@ -50,7 +51,7 @@ enum TermsCommand {
 }
 
 impl TermsArgs {
-    pub(super) async fn run(&self) -> anyhow::Result<()> {
+    pub(crate) async fn run(&self) -> anyhow::Result<()> {
         match &self.command {
             None => print!("{}", show(&status(&self.operator).await?)),
             Some(TermsCommand::Cancel { operator }) => {
@@ -80,8 +81,7 @@ impl TermsArgs {
 }
 
 async fn status(operator: &OperatorArgs) -> anyhow::Result<TermsStatus> {
-    let answer = operator.ask(Method::GET, "/v1/terms", Bytes::new()).await?;
-    serde_json::from_slice(&answer).context("an answer of another version")
+    operator.read("/v1/terms").await
 }
 
 async fn begin(

@@ -1,0 +1,115 @@
+//! `tidegate get proxies`.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// How much of a refusal a line shows.
+const REFUSAL_CHARS_MAX: usize = 120;
+
+/// A stream of a proxy.
+#[derive(Deserialize)]
+pub(super) struct Proxy {
+    node: String,
+    zone: String,
+    role: String,
+    variant: String,
+    orphaned: bool,
+    kinds: BTreeMap<String, Kind>,
+    policy: Policy,
+}
+
+#[derive(Deserialize)]
+struct Kind {
+    acked: usize,
+    nack: Option<Refused>,
+}
+
+#[derive(Deserialize)]
+struct Refused {
+    message: String,
+}
+
+#[derive(Deserialize)]
+struct Policy {
+    state: String,
+    wanted: Option<u64>,
+    applied: Option<Applied>,
+}
+
+#[derive(Deserialize)]
+struct Applied {
+    age_s: u64,
+    editions: Vec<Edition>,
+    refused: Option<Refused>,
+}
+
+#[derive(Deserialize)]
+struct Edition {
+    version: u64,
+    threads: u32,
+}
+
+impl super::Listed for Proxy {
+    const KIND: &'static str = "proxy";
+    const PATH: &'static str = "/v1/proxies";
+    const HEADERS: &'static [&'static str] =
+        &["NODE", "ZONE", "ROLE", "STREAM", "RESOURCES", "POLICY"];
+
+    fn name(&self) -> String {
+        self.node.clone()
+    }
+
+    fn row(&self) -> Vec<String> {
+        let acked: usize = self.kinds.values().map(|kind| kind.acked).sum();
+        let stream = match self.orphaned {
+            true => format!("{} orphaned", self.variant),
+            false => self.variant.clone(),
+        };
+        vec![
+            self.node.clone(),
+            self.zone.clone(),
+            self.role.clone(),
+            stream,
+            acked.to_string(),
+            self.policy.line(),
+        ]
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        let kinds = self.kinds.iter();
+        let kinds = kinds.filter_map(|(kind, status)| Some((kind.as_str(), status.nack.as_ref()?)));
+        let policy = self.policy.applied.as_ref();
+        let policy = policy.and_then(|applied| Some(("policy", applied.refused.as_ref()?)));
+        let refusals = kinds.chain(policy);
+        let line = |(what, refused): (&str, &Refused)| {
+            let message: String = refused.message.chars().take(REFUSAL_CHARS_MAX).collect();
+            // What a proxy says must not move the operator's cursor.
+            format!("{}: {what} refused: {}", self.node, message.escape_debug())
+        };
+        refusals.map(line).collect()
+    }
+}
+
+impl Policy {
+    /// `applied 2fd0.. x2, 12 s ago`, and what it should be where it is not that.
+    fn line(&self) -> String {
+        let Some(applied) = &self.applied else {
+            return self.state.clone();
+        };
+        let editions = applied.editions.iter();
+        let editions: Vec<String> = editions
+            .map(|edition| format!("{:012x} x{}", edition.version, edition.threads))
+            .collect();
+        let wanted = match (self.state.as_str(), self.wanted) {
+            ("applied", _) | (_, None) => String::new(),
+            (_, Some(wanted)) => format!(" (wanted {wanted:012x})"),
+        };
+        format!(
+            "{} {}{wanted}, {} s ago",
+            self.state,
+            editions.join(" "),
+            applied.age_s
+        )
+    }
+}

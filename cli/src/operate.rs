@@ -1,0 +1,259 @@
+//! Changes that operators make: requests to the admin port, which keeps the rules.
+
+use anyhow::Context;
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use hyper::Method;
+use registry::authority::StateName;
+use serde::Deserialize;
+use xds_server::{authority::CellStatus, conditions::Code};
+
+use crate::{client::OperatorArgs, get::cells::state_of};
+
+/// Changes.
+#[derive(Subcommand)]
+pub(crate) enum Operation {
+    /// Give a zone nothing: requests in flight end, new ones go elsewhere.
+    Drain {
+        #[command(flatten)]
+        wanted: WantedArgs,
+        /// For those who look later.
+        #[arg(long, default_value = "")]
+        reason: String,
+        #[command(flatten)]
+        accept: AcceptArgs,
+    },
+    /// Keep a zone in for as long as it has a healthy instance.
+    Pin {
+        #[command(flatten)]
+        wanted: WantedArgs,
+        /// For those who look later.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// End a drain or a pin.
+    Release {
+        #[command(flatten)]
+        wanted: WantedArgs,
+    },
+    /// Let a zone that is out come back now: ends a hold, and is what `failback: manual` waits for.
+    Failback {
+        #[command(flatten)]
+        wanted: WantedArgs,
+    },
+    /// Move the permission to write to other zones: the old owners are taken out first.
+    Move {
+        #[command(flatten)]
+        moved: MoveArgs,
+        /// For those who look later.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Move it whatever the old owners say, or where the store was restored: what they hold is ended and waited for, the epoch
+    /// rises, and the reason is recorded.
+    Override {
+        #[command(flatten)]
+        moved: MoveArgs,
+        /// Why; recorded with the move.
+        #[arg(long)]
+        reason: String,
+        /// The new epoch is at least this: higher than any that storage has seen.
+        #[arg(long)]
+        epoch: Option<u64>,
+    },
+    /// Have all replicas accept a store that they did not accept before: instances are gone, or it was restored.
+    Confirm {
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
+}
+
+/// The rules that a command is to pass over. The command has its own `--reason`.
+#[derive(Args)]
+pub(crate) struct AcceptArgs {
+    /// Do it against a safety rule: the code that the refusal named, or several. Asks for --reason.
+    #[arg(long, value_name = "CODE", value_delimiter = ',')]
+    accept: Vec<Code>,
+}
+
+#[derive(Args)]
+pub(crate) struct MoveArgs {
+    /// The cell.
+    cell: String,
+    /// The new owner, or several of one region, separated by commas.
+    #[arg(long, value_name = "ZONE", value_delimiter = ',', required = true)]
+    to: Vec<String>,
+    /// For how many seconds the cell stays there though other zones serve it better. Default: 600 where fewer services can be
+    /// served there (`--accept TG7004`), else 0. A zone that is lost loses it all the same.
+    #[arg(long, value_name = "SECONDS")]
+    hold: Option<u64>,
+    #[command(flatten)]
+    accept: AcceptArgs,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct WantedArgs {
+    /// The zone.
+    zone: String,
+    /// One service; without it all services.
+    #[arg(long)]
+    service: Option<String>,
+    #[command(flatten)]
+    operator: OperatorArgs,
+}
+
+impl Operation {
+    /// Does it, and prints what there is to say.
+    pub(crate) async fn run(&self) -> anyhow::Result<()> {
+        match self {
+            Operation::Drain {
+                wanted,
+                reason,
+                accept,
+            } => wanted.want("drain", reason, &accept.accept).await?,
+            Operation::Pin { wanted, reason } => wanted.want("pin", reason, &[]).await?,
+            Operation::Release { wanted } => wanted.release().await?,
+            Operation::Failback { wanted } => match &wanted.fail_back().await?[..] {
+                [] => println!("nothing is out in {}", wanted.zone),
+                back => println!("coming back: {}", back.join(", ")),
+            },
+            Operation::Confirm { operator } => {
+                let nothing = Bytes::new();
+                operator.ask(Method::POST, "/v1/confirm", nothing).await?;
+            }
+            Operation::Move { moved, reason } => moved.run("move", reason, None).await?,
+            Operation::Override {
+                moved,
+                reason,
+                epoch,
+            } => moved.run("override", reason, *epoch).await?,
+        }
+        Ok(())
+    }
+}
+
+impl MoveArgs {
+    async fn run(&self, how: &str, reason: &str, epoch: Option<u64>) -> anyhow::Result<()> {
+        #[derive(Deserialize)]
+        struct Moved {
+            cell: String,
+            epoch: u64,
+            owners: Vec<String>,
+            state: Option<StateName>,
+            took_ms: u64,
+            #[serde(default)]
+            unserved: Vec<String>,
+            #[serde(default)]
+            warnings: Vec<String>,
+            #[serde(default)]
+            hold_ms: u64,
+        }
+        let body = serde_json::json!({
+            "to": self.to,
+            "reason": reason,
+            "epoch": epoch,
+            "hold_ms": self.hold.map(|seconds| seconds.saturating_mul(1_000)),
+            "accept": self.accept.accept,
+        });
+        let path = format!("/v1/cells/{}/{how}", self.cell);
+        let body = body.to_string().into();
+        let asked = self.operator.ask(Method::POST, &path, body).await;
+        let answer = match asked {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.with_what_others_say(error).await),
+        };
+        let moved: Moved =
+            serde_json::from_slice(&answer).context("an answer of another version")?;
+        let Moved {
+            cell,
+            epoch,
+            owners,
+            state,
+            took_ms,
+            unserved,
+            warnings,
+            hold_ms,
+        } = moved;
+        let owners = owners.join(", ");
+        let settling = match state {
+            Some(StateName::Active) => "",
+            _ => "; nobody writes before what the old owners may have under way is over",
+        };
+        println!("{cell} belongs to {owners}, epoch {epoch}, after {took_ms} ms{settling}");
+        if hold_ms > 0 {
+            let seconds = hold_ms / 1_000;
+            println!("it stays there for {seconds} s though other zones serve it better");
+        }
+        for warning in warnings {
+            println!("warning, accepted: {warning}");
+        }
+        if !unserved.is_empty() {
+            let services = unserved.join(", ");
+            println!(
+                "warning: {owners} has no healthy instance of {services}: its writes are refused"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl MoveArgs {
+    /// An error of a move, with what the other replicas see of the cell: the one that was asked may be the one that is blind.
+    async fn with_what_others_say(&self, error: anyhow::Error) -> anyhow::Error {
+        let others = self.operator.admin.split(',').skip(1);
+        for other in others {
+            let asked = self
+                .operator
+                .ask_at(other, Method::GET, "/v1/cells", Bytes::new());
+            let Ok(answer) = asked.await else { continue };
+            let Ok(cells) = serde_json::from_slice::<Vec<CellStatus>>(&answer) else {
+                continue;
+            };
+            if let Some(cell) = cells.iter().find(|cell| cell.cell == self.cell) {
+                let (owners, state) = (cell.owners.join(", "), state_of(cell));
+                let epoch = cell.epoch;
+                return error.context(format!(
+                    "{other} says: {} belongs to {owners}, epoch {epoch}, {state}",
+                    self.cell
+                ));
+            }
+        }
+        error
+    }
+}
+
+impl WantedArgs {
+    fn path(&self, kind: &str) -> String {
+        let service = self.service.iter().map(|s| format!("?service={s}"));
+        format!("/v1/{kind}/{}{}", self.zone, service.collect::<String>())
+    }
+
+    async fn want(&self, intent: &str, reason: &str, accept: &[Code]) -> anyhow::Result<()> {
+        let mut body = serde_json::json!({ "intent": intent, "reason": reason });
+        // Older control planes do not know it.
+        if !accept.is_empty() {
+            body["accept"] = serde_json::json!(accept);
+        }
+        let body = body.to_string();
+        let path = self.path("intents");
+        self.operator.ask(Method::PUT, &path, body.into()).await?;
+        Ok(())
+    }
+
+    async fn release(&self) -> anyhow::Result<()> {
+        let path = self.path("intents");
+        self.operator
+            .ask(Method::DELETE, &path, Bytes::new())
+            .await?;
+        Ok(())
+    }
+
+    /// The services that come back.
+    async fn fail_back(&self) -> anyhow::Result<Vec<String>> {
+        let path = self.path("failback");
+        let answer = self.operator.ask(Method::POST, &path, Bytes::new()).await?;
+        serde_json::from_slice(&answer).context("an answer of another version")
+    }
+}

@@ -1,0 +1,71 @@
+//! `tidegate serve` and `tidegate check`.
+
+use std::{ffi::OsString, net::SocketAddr, path::Path};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+use xds_server::{
+    control_plane::{ControlPlane, Leaving, Options},
+    reload,
+    start::Start,
+};
+
+/// Runs a control plane until SIGTERM or SIGINT; a second one ends it at once, which is as safe.
+#[tokio::main]
+pub(crate) async fn serve(
+    options: Options,
+    addresses_file: Option<&Path>,
+    leaving: Leaving,
+) -> anyhow::Result<()> {
+    let control_plane = ControlPlane::build(options).await?;
+    if let Some(file) = addresses_file {
+        let (xds, admin) = control_plane.addresses();
+        write_addresses(file, xds, admin)?;
+    }
+    let (told, shutdown) = mpsc::channel(2);
+    let signals = [
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    ];
+    for signal in signals {
+        tokio::spawn(pass_on(signal, told.clone()));
+    }
+    control_plane.run(leaving, shutdown).await
+}
+
+async fn pass_on(mut signal: Signal, told: mpsc::Sender<()>) {
+    while signal.recv().await.is_some() && told.send(()).await.is_ok() {}
+}
+
+pub(crate) fn check(config: &Path, zone: Option<&str>) -> anyhow::Result<()> {
+    let (config, _) = reload::read(config)?;
+    for warning in &config.warnings {
+        println!("warning: {warning}");
+    }
+    Start::of(&config, zone, state_directory().as_deref())?;
+    let mesh = &config.mesh;
+    println!(
+        "good: {} zones, {} services. The filter and the certificates that it names were not looked at",
+        mesh.topology.zones().len(),
+        mesh.services.len()
+    );
+    Ok(())
+}
+
+/// Where systemd has a service keep its state.
+pub(crate) fn state_directory() -> Option<OsString> {
+    #[allow(clippy::disallowed_methods, reason = "systemd names the directory so")]
+    std::env::var_os("STATE_DIRECTORY")
+}
+
+/// Under another name first: who waits for the file never reads half of it.
+fn write_addresses(file: &Path, xds: SocketAddr, admin: SocketAddr) -> anyhow::Result<()> {
+    let text = serde_json::json!({ "xds": xds, "admin": admin }).to_string();
+    let partial = file.with_extension("partial");
+    std::fs::write(&partial, text)
+        .and_then(|()| std::fs::rename(&partial, file))
+        .with_context(|| format!("cannot write {}", file.display()))
+}

@@ -1,0 +1,337 @@
+//! The control plane as one object: [`ControlPlane::build`] connects its parts, [`ControlPlane::run`] runs them.
+
+mod ports;
+mod stores;
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use axum::Router;
+use prometheus_client::{collector::Collector, registry::Registry};
+use registry::store::Store;
+use tokio::{sync::mpsc, time::timeout};
+use tonic::service::Routes;
+use tracing::info;
+use xds::{csds, transport::Services};
+
+use crate::{
+    access::AccessRules,
+    admin::{self, Admin, LeaseOwners},
+    applied::{self, Applied},
+    authority::{
+        self, Agreements, Authorities, Boottime, HopKeys,
+        peers::{self, Network, Peers, Reach},
+    },
+    compaction::Compactor,
+    conditions,
+    config::{Config, StoreConfig},
+    connections::Listener,
+    discovery::{ZoneViews, proxies::Proxies},
+    feed::{self, Sources},
+    last_good::Keeper,
+    load_reports::{LoadReports, Loads},
+    memory,
+    metrics::Metrics,
+    mode::Mode,
+    proxy_port, reload,
+    replicas::Replicas,
+    start::Start,
+    tls::Dialer,
+};
+use ports::Ports;
+
+/// How a control plane is to run, beside its file.
+pub struct Options {
+    /// The YAML file. Changes to it take effect while running.
+    pub config: PathBuf,
+    /// The zone that it speaks for, in place of `authority.zones`.
+    pub zone: Option<String>,
+    /// Where systemd has it keep its state.
+    pub state_directory: Option<OsString>,
+    /// Metrics of the process around it.
+    pub collectors: Vec<Box<dyn Collector>>,
+}
+
+/// The cells of a process that ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// They stay, for as long as a session lasts.
+    ToComeBack,
+    /// They move to another zone first.
+    HandingOver,
+}
+
+/// A control plane that is about to run.
+pub struct ControlPlane {
+    xds: Listener,
+    admin: Listener,
+    addresses: (SocketAddr, SocketAddr),
+    services: Services<xds::Server<ZoneViews>>,
+    router: Router,
+    fence: Option<Fence>,
+    keeper: Keeper,
+}
+
+/// The write authority of a control plane that has some.
+struct Fence {
+    configured: policy::fence::Terms,
+    agreements: Agreements,
+    authorities: Authorities,
+}
+
+impl ControlPlane {
+    /// Opens store, state and ports, and begins to follow store and file. Needs a runtime of several threads.
+    ///
+    /// # Errors
+    ///
+    /// The file is not good, or what it names cannot be opened; the text says which and what to do.
+    pub async fn build(options: Options) -> anyhow::Result<ControlPlane> {
+        ports::allow_many_files();
+        let (config, text) = reload::read(&options.config)?;
+        let state_directory = options.state_directory.as_deref();
+        let Start { zones, state } = Start::of(&config, options.zone.as_deref(), state_directory)?;
+        let opened = stores::open(&config.store).await?;
+        let metrics = Metrics::default();
+        let ports = Ports::open(&config.listen, &metrics)?;
+        let addresses = ports.addresses()?;
+        let (keeper, last_good) = stores::open_state(state.as_deref(), &metrics)?;
+        let mode = watch_store(&opened.shared, &metrics);
+        let (peers, network) = start_peers(&config, addresses.0, ports.dialer, metrics.clone());
+        let is_shared = matches!(config.store, StoreConfig::Etcd { .. });
+        let compactor = stores::compacts(&config.store).zip(opened.etcd.clone());
+        let (xds_config, xds_port) = (config.xds, config.listen.xds);
+        let terms = config.mesh.authority.as_ref().map(|a| a.terms.clone());
+
+        let agreements = Agreements::default();
+        if terms.is_some() {
+            tokio::spawn(authority::slew::watch(agreements.clone(), metrics.clone()));
+        }
+        let agreed = agreements.clone();
+        let meshes = reload::follow(options.config, config, text, agreed, metrics.clone());
+        let rules = AccessRules::new(meshes.clone());
+        let hop_keys = HopKeys::new(meshes.clone(), rules.clone());
+        tokio::spawn(authority::watch_guard(
+            meshes.clone(),
+            xds_port,
+            metrics.conditions.clone(),
+        ));
+        if is_shared {
+            let (store, mode) = (Arc::clone(&opened.shared), mode.clone());
+            let replicas = Replicas::new(store, process_name(), draw(), mode, &metrics);
+            tokio::spawn(replicas.run(meshes.clone()));
+        }
+        let agreed = authority::follow(meshes.clone(), authority::remembered(last_good.as_ref()));
+        let (facts, told) = mpsc::channel(authority::FACTS_MAX);
+        let feed = feed::start(Sources {
+            store: Arc::clone(&opened.shared),
+            meshes,
+            facts: terms.is_some().then_some(facts),
+            last_good,
+            keeper: keeper.clone(),
+            mode: mode.clone(),
+            metrics: metrics.clone(),
+        });
+        if let Some((keep, etcd)) = compactor {
+            let (mode, metrics) = (mode.clone(), metrics.clone());
+            let compactor = Compactor::new(etcd, keep, process_name(), mode, metrics);
+            tokio::spawn(compactor.run(feed.followed.clone()));
+        }
+        let proxies = Proxies::default();
+        let fence = terms.map(|configured| Fence {
+            authorities: authority::start(authority::Sources {
+                store: {
+                    let opened = opened.clone();
+                    Box::new(move |request_timeout| opened.within(request_timeout))
+                },
+                peers,
+                facts: told,
+                zones,
+                terms: configured.clone(),
+                agreements: agreements.clone(),
+                rules: agreed,
+                overviews: feed.overviews.clone(),
+                refusals: {
+                    let clients = proxies.clients().clone();
+                    Box::new(move |node| clients.refusal_of(node))
+                },
+                clock: Arc::new(Boottime),
+                draw: Box::new(draw),
+                process: process_name(),
+                mode: mode.clone(),
+                metrics: metrics.clone(),
+            }),
+            configured,
+            agreements: agreements.clone(),
+        });
+        let authorities = fence.as_ref().map(|fence| fence.authorities.clone());
+        let authorities = authorities.unwrap_or_else(Authorities::none);
+        let applied = Applied::default();
+        tokio::spawn(conditions::proxies::watch(
+            proxies.clone(),
+            applied.clone(),
+            feed.snapshots.clone(),
+            metrics.clone(),
+        ));
+
+        let loads = Loads::default();
+        let homes = || authorities.homes().clone();
+        let views = ZoneViews::new(feed.snapshots.clone(), proxies.clone(), metrics.clone())
+            .among(homes())
+            .behind(rules.clone());
+        let (snapshots, interval) = (feed.snapshots.clone(), xds_config.load_report_interval);
+        let load_reports = LoadReports::new(snapshots, loads.clone(), interval)
+            .among(homes())
+            .behind(rules.clone());
+        let (owners, counts) = (authorities.clone(), metrics.clone());
+        let fence_service = authority::service(owners, rules.clone(), hop_keys, counts);
+        let others = Routes::new(fence_service)
+            .add_service(load_reports.into_service())
+            .add_service(peers::service(network))
+            .add_service(applied::service(applied.clone()))
+            .add_service(csds::service(proxies.clients().clone()));
+        let admin = Admin {
+            store: opened.shared,
+            mode,
+            authorities,
+            agreements,
+            feed,
+            proxies,
+            applied,
+            metrics: Arc::new(registry(&metrics, loads, options.collectors)),
+            counts: metrics,
+            gate: rules,
+            owners: LeaseOwners::default(),
+        };
+        Ok(ControlPlane {
+            xds: ports.xds,
+            admin: ports.admin,
+            addresses,
+            services: Services::new(views.into_server(), others),
+            router: admin.router(),
+            fence,
+            keeper,
+        })
+    }
+
+    /// The addresses of the ports for proxies and for people.
+    pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        self.addresses
+    }
+
+    /// Serves until `shutdown` says a first time that it is to end. It then gives its grants back, which takes as long as a
+    /// grant lasts, or until `shutdown` says so a second time.
+    ///
+    /// # Errors
+    ///
+    /// A port is no longer served.
+    pub async fn run(
+        self,
+        leaving: Leaving,
+        mut shutdown: mpsc::Receiver<()>,
+    ) -> anyhow::Result<()> {
+        let xds_server = proxy_port::serve(self.xds, self.services);
+        let admin_server = admin::serve(self.admin, self.router);
+        let (xds, admin) = self.addresses;
+        info!(%xds, %admin, "listening");
+        let servers = async {
+            tokio::select! {
+                () = xds_server => Err(anyhow::anyhow!("the xDS server ended")),
+                () = admin_server => Err(anyhow::anyhow!("the admin server ended")),
+            }
+        };
+        tokio::pin!(servers);
+        let ended = tokio::select! {
+            ended = &mut servers => ended,
+            _ = shutdown.recv() => Ok(()),
+        };
+        info!("stopping; the proxies keep what they have");
+        if let Some(fence) = self.fence.filter(|_| ended.is_ok()) {
+            tokio::select! {
+                () = fence.leave(leaving) => {}
+                _ = &mut servers => {}
+                _ = shutdown.recv() => {}
+            }
+        }
+        // Streams to proxies never end by themselves, so there is nothing else to wait for.
+        self.keeper.stop().await;
+        ended
+    }
+}
+
+impl Fence {
+    /// Waits until nothing that was granted here is in use any more, so that no other zone has to wait for it. Proxies are sent
+    /// to another replica of the zone.
+    async fn leave(self, leaving: Leaving) {
+        let terms = self.agreements.terms(&self.configured);
+        let enough = terms.stretch(terms.grant_ttl + terms.write_drain_waited);
+        let enough = Duration::from_micros(enough) + Duration::from_secs(1);
+        if leaving == Leaving::HandingOver {
+            // What has not moved by then is left as it is, and taken over later.
+            let _ = timeout(enough, self.authorities.hand_over()).await;
+        }
+        let _ = timeout(enough, self.authorities.stop()).await;
+    }
+}
+
+/// The health of the store, watched from now on.
+fn watch_store(store: &Arc<dyn Store>, metrics: &Metrics) -> Mode {
+    let mode = Mode::new(metrics.clone());
+    tokio::spawn(mode.clone().probe_writes(Arc::clone(store)));
+    tokio::spawn(mode.clone().watch_alarms(Arc::clone(store)));
+    tokio::spawn(memory::give_back());
+    mode
+}
+
+fn registry(metrics: &Metrics, loads: Loads, more: Vec<Box<dyn Collector>>) -> Registry {
+    let mut registry = metrics.registry();
+    registry.register_collector(Box::new(loads));
+    for collector in more {
+        registry.register_collector(collector);
+    }
+    registry
+}
+
+/// The way to other replicas. One process that has a store of its own needs none.
+fn start_peers(
+    config: &Config,
+    xds_address: SocketAddr,
+    dialer: Dialer,
+    metrics: Metrics,
+) -> (Peers, Network) {
+    let StoreConfig::Etcd { endpoints, .. } = &config.store else {
+        return (Peers::none(), Network::none());
+    };
+    if config.mesh.authority.is_none() {
+        return (Peers::none(), Network::none());
+    }
+    let listen = &config.listen;
+    let (advertise, name) = (
+        listen.advertise.as_deref(),
+        listen.advertise_name.as_deref(),
+    );
+    let mut reach = Reach::of(xds_address, advertise, name, endpoints);
+    if name.is_none() {
+        reach.server_name = dialer.own_name(&reach.server_name);
+    }
+    info!(
+        address = reach.address,
+        server_name = reach.server_name,
+        "other replicas reach this one here"
+    );
+    Peers::start(reach, dialer, metrics)
+}
+
+/// A number that no other incarnation has.
+fn draw() -> u64 {
+    // Without randomness two incarnations could be taken for one, and that is worse than no start.
+    #[allow(
+        clippy::expect_used,
+        reason = "the system's randomness is there from the boot on"
+    )]
+    getrandom::u64().expect("the system gives random numbers")
+}
+
+/// `host:process id`, for people.
+fn process_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}:{}", host.trim(), std::process::id())
+}
