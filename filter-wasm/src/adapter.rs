@@ -176,7 +176,7 @@ impl RootContext for Plugin {
     }
 
     fn create_http_context(&self, context: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Request {
+        Some(Box::new(RequestContext {
             id: RequestId(context),
             policy: Rc::clone(&self.policy),
             in_flight: None,
@@ -258,7 +258,7 @@ fn log(level: LogLevel, line: &str) {
 }
 
 /// One request. It ends on the policy that it began with.
-struct Request {
+struct RequestContext {
     id: RequestId,
     policy: Rc<Policy>,
     /// As what it counts as a write in flight.
@@ -273,9 +273,9 @@ struct InFlight {
     admitted_us: Option<u64>,
 }
 
-impl Context for Request {}
+impl Context for RequestContext {}
 
-impl HttpContext for Request {
+impl HttpContext for RequestContext {
     fn on_http_request_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
         self.complete = end_of_stream;
         let map = host::request_headers();
@@ -287,7 +287,7 @@ impl HttpContext for Request {
     }
 }
 
-impl Drop for Request {
+impl Drop for RequestContext {
     /// The proxy has done with the request, retries and body included.
     fn drop(&mut self) {
         with_refusals(|refusals| refusals.forget(self.id));
@@ -299,7 +299,7 @@ impl Drop for Request {
     }
 }
 
-impl Request {
+impl RequestContext {
     fn end(&mut self) {
         if let (Some(write), Some(terms)) = (self.in_flight.take(), terms_of(&self.policy)) {
             with_worker(|worker| worker.permits.end(&write.cell, terms, &mut Envoy));
@@ -331,7 +331,7 @@ impl Request {
     }
 }
 
-impl Host for Request {
+impl Host for RequestContext {
     fn set(&mut self, name: &str, value: &str) -> Result<(), HostFailed> {
         host::set_request_header(name.as_bytes(), value.as_bytes())
     }

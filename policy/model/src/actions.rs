@@ -245,7 +245,7 @@ impl Scenario {
         let at = change.host(*host);
         let now = at.clock;
         let replica = at.replica.as_mut().ok_or(MoveRejected::NoSession)?;
-        let effects = replica.wish(&cell, next, true, now)?;
+        let effects = replica.request_move(&cell, next, true, now)?;
         change.tell_effects(*host, effects);
         Ok(())
     }

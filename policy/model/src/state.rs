@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use policy::fence::{Grant, Input, Name, Outcome, Replica, Stamp, TermsId, Transaction};
+use policy::fence::{Grant, Input, Name, Replica, Stamp, TermsId, Transaction, TransactionOutcome};
 
 use crate::{Budget, proxy::Proxy, store::Store};
 
@@ -66,7 +66,7 @@ pub struct Request {
     pub number: u64,
     pub transaction: Transaction,
     /// Once the store has it.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<TransactionOutcome>,
     /// The replica does not wait for it any more.
     pub timed_out: bool,
 }

@@ -38,7 +38,9 @@ pub use agreement::{Agreed, Agreement, Layout, TermsId};
 pub use authority::{Authority, AuthorityState, Cause, Move, Unsettled};
 pub use grantor::{Grant, Grantor, Withheld};
 pub use holder::{Asker, Ledger, Permit, Worker, WorkerId};
-pub use replica::{CellRules, Effect, Input, Listing, MoveRejected, Outcome, Replica, move_id};
+pub use replica::{
+    CellRules, Effect, Input, Listing, MoveRejected, Replica, TransactionOutcome, move_id,
+};
 pub use round::Company;
 pub use session::{Aloud, Session, SessionId, Sessions};
 pub use store::{Condition, Key, Transaction, Write};

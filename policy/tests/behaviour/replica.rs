@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use policy::fence::{
     Agreed, Agreement, Authority, AuthorityState, Cause, CellRules, Condition, Effect, Input, Key,
-    Layout, Listing, Move, Name, Outcome, Replica, Revision, SessionId, Terms, Transaction,
-    Unsettled, Write,
+    Layout, Listing, Move, Name, Replica, Revision, SessionId, Terms, Transaction,
+    TransactionOutcome, Unsettled, Write,
 };
 
 const STORE: u64 = 7;
@@ -118,7 +118,7 @@ impl Desk {
     }
 
     fn answer(&mut self, number: u64, revision: u64) {
-        let outcome = Outcome::Committed(Revision(revision));
+        let outcome = TransactionOutcome::Committed(Revision(revision));
         self.tell(Input::Answer { number, outcome });
     }
 
@@ -241,7 +241,7 @@ fn a_replica_that_stops_while_its_session_is_created_leaves_none_behind() {
     let mut desk = Desk::before_session(authority(1, &["b"], AuthorityState::Active));
     let (number, _) = creation(&mut desk).expect("a session");
     desk.tell(Input::Stop);
-    let outcome = Outcome::Unknown;
+    let outcome = TransactionOutcome::Unknown;
     desk.tell(Input::Answer { number, outcome });
     assert!(!desk.stopped);
     assert_eq!(desk.commit(12, ends_a_session).conditions, []);

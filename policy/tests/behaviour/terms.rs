@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use policy::fence::{
     Agreed, Agreement, Authority, AuthorityState, CellRules, Condition, Effect, HolderId, Input,
-    Key, Layout, Listing, MoveRejected, Name, Outcome, Replica, Revision, SessionId, Terms,
-    TermsId, Transaction, Unsettled, Withheld, Write,
+    Key, Layout, Listing, MoveRejected, Name, Replica, Revision, SessionId, Terms, TermsId,
+    Transaction, TransactionOutcome, Unsettled, Withheld, Write,
 };
 
 const HOLDER: HolderId = HolderId(1);
@@ -145,7 +145,7 @@ impl Desk {
                 };
                 self.tell(told);
             }
-            let outcome = Outcome::Committed(at);
+            let outcome = TransactionOutcome::Committed(at);
             self.tell(Input::Answer { number, outcome });
             made.push(transaction);
         }
@@ -220,7 +220,7 @@ fn a_replica_with_other_terms_grants_nothing_and_moves_nothing() {
         hold: 0,
     };
     let now = desk.now;
-    let wished = desk.replica.wish(&name("one"), next, false, now);
+    let wished = desk.replica.request_move(&name("one"), next, false, now);
     assert_eq!(wished.unwrap_err(), MoveRejected::TermsDiffer);
     // It acts by what is agreed on all the same: others count on that.
     assert_eq!(desk.replica.terms().session_ttl, 3_000);
@@ -400,7 +400,7 @@ fn a_registration_that_was_refused_for_old_terms_is_tried_under_the_new_ones() {
     let (number, _) = desk.wanted.pop().expect("a registration");
     desk.tell(Input::Answer {
         number,
-        outcome: Outcome::Refused,
+        outcome: TransactionOutcome::Refused,
     });
     desk.pass(200);
     assert!(!desk.grants());

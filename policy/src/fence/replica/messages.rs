@@ -58,7 +58,7 @@ pub enum Input {
     /// The outcome of a transaction.
     Answer {
         number: u64,
-        outcome: Outcome,
+        outcome: TransactionOutcome,
     },
     /// A proxy of this zone can be spoken to.
     Connected(HolderId),
@@ -120,7 +120,7 @@ pub struct Listing {
 
 /// The outcome of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Outcome {
+pub enum TransactionOutcome {
     Committed(Revision),
     /// A condition did not hold; nothing was changed.
     Refused,

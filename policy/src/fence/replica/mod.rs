@@ -13,18 +13,18 @@ use alloc::{
 mod granting;
 mod learning;
 mod messages;
+mod move_requests;
 mod renewing;
 mod steps;
 mod terms;
 mod transactions;
-mod wishes;
 
 use super::{
     Authority, AuthorityState, Cause, Clause, Condition, Grantor, HolderId, Key, Move, Name,
     Revision, Session, SessionId, Sessions, Terms, Transaction, Write, moves::View,
 };
 
-pub use messages::{CellRules, Effect, Input, Listing, MoveRejected, Outcome};
+pub use messages::{CellRules, Effect, Input, Listing, MoveRejected, TransactionOutcome};
 
 /// After so many times the span after which a silent session is over, its key is removed. Until
 /// then rounds wait for it, and all others put their keys. More than once, so that a takeover,

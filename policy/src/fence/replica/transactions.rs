@@ -2,7 +2,9 @@
 
 use alloc::vec::Vec;
 
-use super::{Clause, Condition, Effect, HolderId, Key, Outcome, Pending, Replica, Transaction};
+use super::{
+    Clause, Condition, Effect, HolderId, Key, Pending, Replica, Transaction, TransactionOutcome,
+};
 
 impl Replica {
     pub(super) fn commit(
@@ -52,7 +54,7 @@ impl Replica {
     pub(super) fn answered(
         &mut self,
         number: u64,
-        outcome: Outcome,
+        outcome: TransactionOutcome,
         now: u64,
         effects: &mut Vec<Effect>,
     ) {
@@ -61,28 +63,30 @@ impl Replica {
             // Not waited for any more; the session may know better.
             None => {
                 if !self.terms.keeps(Clause::RenewalMatched)
-                    && let Outcome::Committed(revision) = outcome
+                    && let TransactionOutcome::Committed(revision) = outcome
                 {
                     self.session.renewed(number, revision, now, &self.terms);
                 }
             }
             Some(Pending::Renewal) => match outcome {
-                Outcome::Committed(revision) => {
+                TransactionOutcome::Committed(revision) => {
                     let was_over = self.session.was_over(now);
                     self.session.renewed(number, revision, now, &self.terms);
                     self.back(was_over, now);
                 }
-                Outcome::Refused => self.session.refused(number),
-                Outcome::Unknown => self.session.failed(number),
+                TransactionOutcome::Refused => self.session.refused(number),
+                TransactionOutcome::Unknown => self.session.failed(number),
             },
             Some(Pending::Round) => match outcome {
-                Outcome::Committed(_) => {
+                TransactionOutcome::Committed(_) => {
                     let others = self.session.confirmed(number);
                     let beat = |to| Effect::Beat { to, round: number };
                     effects.extend(others.into_iter().map(beat));
                     self.complete_round(now);
                 }
-                Outcome::Refused | Outcome::Unknown => self.session.unconfirmed(number),
+                TransactionOutcome::Refused | TransactionOutcome::Unknown => {
+                    self.session.unconfirmed(number)
+                }
             },
             Some(Pending::Grantor(name)) => {
                 let Some(cell) = self.cells.get_mut(&name) else {
@@ -92,9 +96,9 @@ impl Replica {
                 cell.grantor.answered(
                     number,
                     match outcome {
-                        Outcome::Committed(_) => Some(true),
-                        Outcome::Refused => Some(false),
-                        Outcome::Unknown => None,
+                        TransactionOutcome::Committed(_) => Some(true),
+                        TransactionOutcome::Refused => Some(false),
+                        TransactionOutcome::Unknown => None,
                     },
                 );
                 if cell.grantor.granting().is_some() && before.is_none() {
@@ -108,10 +112,10 @@ impl Replica {
                 };
                 cell.stepping = false;
                 match (outcome, registers) {
-                    (Outcome::Refused | Outcome::Unknown, _) => {
+                    (TransactionOutcome::Refused | TransactionOutcome::Unknown, _) => {
                         cell.step_after = now.saturating_add(courtesy);
                     }
-                    (Outcome::Committed(revision), Some(authority)) => {
+                    (TransactionOutcome::Committed(revision), Some(authority)) => {
                         self.take_over(&name, revision, authority, now, effects);
                     }
                     _ => {}
@@ -127,13 +131,13 @@ impl Replica {
             // The change that refused it may not have been seen yet.
             Some(Pending::Sweep) => self.sweep_after = now.saturating_add(self.courtesy()),
             Some(Pending::Farewell) => match outcome {
-                Outcome::Unknown => {}
+                TransactionOutcome::Unknown => {}
                 // The watch may have told of it before.
-                Outcome::Committed(_) | Outcome::Refused if !self.stopped => {
+                TransactionOutcome::Committed(_) | TransactionOutcome::Refused if !self.stopped => {
                     self.stopped = true;
                     effects.push(Effect::Stopped);
                 }
-                Outcome::Committed(_) | Outcome::Refused => {}
+                TransactionOutcome::Committed(_) | TransactionOutcome::Refused => {}
             },
         }
     }

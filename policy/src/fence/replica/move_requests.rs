@@ -11,7 +11,7 @@ impl Replica {
     /// # Errors
     ///
     /// [`MoveRejected`] says why the move does not begin, and what to do. Nothing has changed then.
-    pub fn wish(
+    pub fn request_move(
         &mut self,
         cell: &Name,
         next: Move,
