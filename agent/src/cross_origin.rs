@@ -34,7 +34,7 @@ impl CrossOrigin {
     }
 }
 
-/// Rejects what a foreign page may have had sent. Reads pass: no foreign page is shown their
+/// Rejects requests that a foreign page may have sent. Reads pass: no foreign page is shown their
 /// answers.
 pub fn check(method: &Method, headers: &HeaderMap, is_tls: bool) -> Result<(), CrossOrigin> {
     if [Method::GET, Method::HEAD].contains(method) {

@@ -35,7 +35,7 @@ pub enum HttpsError {
     Unusable { file: String, error: rustls::Error },
 }
 
-/// Trusts nobody: for `http://` alone.
+/// Trusts no CA: for `http://` alone.
 pub fn plain() -> Connector {
     let config = builder().with_root_certificates(RootCertStore::empty());
     finish(config.with_no_client_auth())

@@ -51,7 +51,7 @@ impl<S: FnOnce(TcpListener, &Listen, Router) -> anyhow::Result<Serving>> Serve f
 /// A server. It ends when it is dropped.
 pub type Serving = BoxFuture<'static, ()>;
 
-/// Reads and checks a configuration file; the text says what is in it.
+/// Reads and checks a configuration file; the text is a summary.
 pub fn check(path: &Path) -> anyhow::Result<String> {
     let config = read(path)?;
     Ok(format!("good: {} instances", config.instances.len()))
@@ -158,7 +158,7 @@ async fn leave(config: &Config, instances: &Instances, registrar: Registrar) -> 
     Ok(())
 }
 
-/// Waits until the registry has what the table says; false if it takes too long.
+/// Waits until the registry matches the table; false if it takes too long.
 async fn all_written(instances: &Instances, registrar: &Registrar) -> bool {
     let mut status = registrar.status();
     let written = status.wait_for(|status| status.matches(&instances.snapshot()));

@@ -133,9 +133,9 @@ async fn http_tells_in_which_way_a_server_is_bad() {
         "no answer within 500 ms",
     );
     let garbage = answering(b"\x16\x03\x01\x02\x00garbage\r\n\r\n").await;
-    failed(look(garbage, HTTP).await, "bad_answer", "no proper answer");
+    failed(look(garbage, HTTP).await, "bad_answer", "malformed answer");
     let closed = answering(b"").await;
-    failed(look(closed, HTTP).await, "bad_answer", "no proper answer");
+    failed(look(closed, HTTP).await, "bad_answer", "malformed answer");
 }
 
 #[tokio::test]
@@ -200,7 +200,7 @@ async fn grpc_tells_in_which_way_a_server_is_bad() {
     );
     failed(look(hanging().await, GRPC).await, "timeout", "no answer");
     let http1 = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
-    failed(look(http1, GRPC).await, "bad_answer", "no proper answer");
+    failed(look(http1, GRPC).await, "bad_answer", "malformed answer");
     let (listener, address) = listener().await;
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let (_, other) = tonic_health::server::health_reporter();

@@ -99,7 +99,7 @@ fn with_applied<T>(act: impl FnOnce(&mut Applied) -> T) -> Option<T> {
     })
 }
 
-/// How often a worker looks at what it holds, where writes are fenced: the longest that a
+/// How often a worker checks its permits, where writes are fenced: the longest that a
 /// revocation takes to be seen.
 const TICK_MS: u32 = 10;
 
@@ -261,7 +261,7 @@ fn log(level: LogLevel, line: &str) {
 struct RequestContext {
     id: RequestId,
     policy: Rc<Policy>,
-    /// As what it counts as a write in flight.
+    /// Its count as a write in flight.
     in_flight: Option<InFlight>,
     /// The request ends with its headers.
     complete: bool,

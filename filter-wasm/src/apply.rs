@@ -161,7 +161,8 @@ fn fencing_of(policy: &Policy) -> Option<&Fencing> {
     }
 }
 
-/// Whether the keys need be looked at: for what says that it is a hop, and for what may become one.
+/// Whether the keys are needed: for a request that claims to be a hop, and for one that may become
+/// one.
 fn hops_matter(policy: &Policy, cell: &Cell, facts: &Facts) -> bool {
     let forwarding = fencing_of(policy).is_some_and(|fencing| fencing.forwarding);
     let may_leave = !matches!(cell.forward, Forward::Never);

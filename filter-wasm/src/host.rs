@@ -30,7 +30,7 @@ const CLOCK_WALL: u32 = 0;
 const CLOCK_MONOTONIC: u32 = 1;
 
 /// A version that no shared value has: versions are counted up from 1. The proxy takes 0 for
-/// "whatever is there", and would then overwrite what somebody else has made in the meantime; with
+/// "whatever is there", and would then overwrite another worker's new value; with
 /// a version that does not match it makes a value where there is none, and refuses where there is
 /// one.
 const NO_VERSION: u32 = u32::MAX;
@@ -191,7 +191,7 @@ pub(crate) fn request_bytes() -> Option<u64> {
     number(b"request\0total_size")
 }
 
-/// Has what follows be about this context: of a request, or a root context.
+/// Makes the next calls be about this context: of a request, or a root context.
 pub(crate) fn turn_to(context: u32) -> Result<(), HostFailed> {
     // SAFETY: no pointers.
     check(unsafe { proxy_set_effective_context(context) })

@@ -38,7 +38,7 @@ impl Kept {
         }
     }
 
-    /// Gives it to whoever answers.
+    /// Gives it to the sender of answers.
     pub fn with<T>(&self, give: impl FnOnce(&Reply<'_>) -> T) -> T {
         let headers = self.headers.iter();
         let headers: Vec<(&str, &str)> = headers.map(|(n, v)| (n.as_str(), v.as_str())).collect();
@@ -185,7 +185,7 @@ mod tests {
         assert!(!refusals.keep(RequestId(fit), &reply(Some(1)), 0, 0));
         refusals.forget(RequestId(3));
         assert!(refusals.keep(RequestId(fit), &reply(Some(1)), 0, 0));
-        // A proxy that does not tell how much has come makes nobody wait.
+        // No refusal waits where the proxy does not tell how much has come.
         assert_eq!(refusals.due(0, |_| None).len(), fit as usize);
         assert_eq!(refusals.bytes, 0);
     }

@@ -1,12 +1,11 @@
 //! The allocation of requests to zones: weights, ramps, capacity, and the rest.
 //!
 //! Every home offers its requests in stages: first to its region by the configured weights, then
-//! what did not fit there to any zone of the region that has room, then, reads only, to other
-//! regions; then to zones on a ramp beyond their step, for they are healthy. A region whose zones
-//! are all on a ramp keeps its requests: a ramp warms a zone up beside others, and is no reason to
-//! send reads abroad. Requests that still have no place are shed. Within a stage a zone that is
-//! offered more than it bears takes the same part of every offer, and the rest is offered to the
-//! others again.
+//! the rest to any zone of the region that has room, then, reads only, to other regions; then to
+//! zones on a ramp beyond their step, for they are healthy. A region whose zones are all on a ramp
+//! keeps its requests: a ramp warms a zone up beside others, and is no reason to send reads abroad.
+//! Requests that still have no place are shed. Within a stage a zone that is offered more than it
+//! bears takes the same part of every offer, and the rest is offered to the others again.
 
 use alloc::{vec, vec::Vec};
 
@@ -52,7 +51,7 @@ impl Ask {
     }
 }
 
-/// The zones of a service, and what room they have left.
+/// The zones of a service, and their free room.
 pub(crate) struct Allocation<'t> {
     topology: &'t Topology,
     weighting: Weighting,
@@ -113,7 +112,7 @@ impl<'t> Allocation<'t> {
         }
     }
 
-    /// Gives the asks what there is; all of them have the same claim.
+    /// Shares the room among the asks; all of them have the same claim.
     pub(crate) fn serve(&mut self, asks: &mut [Ask]) {
         let usable: Vec<ZoneState> = asks.iter().map(|ask| self.usable(ask)).collect();
         for stage in Stage::ALL {
@@ -213,7 +212,7 @@ impl<'t> Allocation<'t> {
             .collect()
     }
 
-    /// Offers what has no place yet once; false when nothing was taken.
+    /// Offers the rest of each ask once; false when nothing was taken.
     fn round(&mut self, asks: &mut [Ask], offers: &mut [Vec<Offer>]) -> bool {
         let mut parts: Vec<Vec<f64>> = Vec::with_capacity(asks.len());
         let mut wanted = vec![0.0; self.room.len()];

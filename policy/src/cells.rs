@@ -32,7 +32,7 @@ pub struct Cell {
     pub name: String,
     /// Its first shard; it goes up to the next cell's.
     pub first_shard: u32,
-    /// The zones that may write; none while nobody knows.
+    /// The zones that may write; none while they are unknown.
     pub owners: Vec<ZoneId>,
     pub epoch: u64,
     /// The treatment of a write that arrives elsewhere.
@@ -54,7 +54,7 @@ pub enum Forward {
 pub enum Enforcement {
     #[default]
     Enforce,
-    /// They are counted and let through: to see what enforcing would refuse. Fences nothing.
+    /// They are counted and let through, to show the refusals of an enforced fence. Fences nothing.
     Observe,
 }
 
@@ -67,7 +67,7 @@ pub struct Fencing {
     /// In microseconds.
     pub terms: Terms,
     /// Whether gateways sign hops, so that they are believed; otherwise no write is forwarded. The
-    /// keys do not stand here: proxies show their policy to whoever may see their configuration.
+    /// keys do not stand here: proxies show their policy to all that may see their configuration.
     pub forwarding: bool,
     /// The proxy's cluster that leads to the control plane of its zone.
     pub control_plane: String,

@@ -44,7 +44,7 @@ pub struct Routed<'p> {
     pub home: Option<&'p str>,
     /// The home is not the viewing zone.
     pub foreign: bool,
-    /// The one cluster that the request goes to, by its affinity key or by what was drawn for it;
+    /// The one cluster that the request goes to, by its affinity key or by its draw;
     /// or the gateways that it is forwarded to.
     pub pin: Option<&'p str>,
     /// Present on a fenced write.

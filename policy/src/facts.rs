@@ -1,4 +1,4 @@
-//! From a request's headers to what a decision needs to know.
+//! From a request's headers to the facts of a decision.
 
 use alloc::{borrow::Cow, vec::Vec};
 

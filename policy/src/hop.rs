@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The signature covers method, authority, path, cell, epoch and time bucket. It does not cover the
-//! body, and it can be replayed for as long as its bucket counts, by whoever read it on the way. A
+//! body, and it can be replayed for as long as its bucket counts, by any reader on the way. A
 //! replay gains nothing: a signed hop is decided anew like every other write, and its signature
 //! says only that it is not to be forwarded again, and which epoch the other zone knew; that epoch
 //! concerns this one request.
@@ -153,7 +153,7 @@ impl Key {
     }
 }
 
-/// A key of any length is a key: HMAC hashes what is longer than a block.
+/// A key of any length is a key: HMAC hashes keys that are longer than a block.
 fn mac_of(secret: &str) -> Hmac<Sha256> {
     match Hmac::new_from_slice(secret.as_bytes()) {
         Ok(mac) => mac,

@@ -6,7 +6,8 @@ use crate::{class::Class, health::ZoneState, standing::SHARE_FULL};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ZoneLoad {
     pub state: ZoneState,
-    /// Of what it would be given if it were fully in, of [`SHARE_FULL`]: less while it comes back.
+    /// Its part of the share that it has when it is fully in, of [`SHARE_FULL`]: less while it
+    /// comes back.
     pub share: u16,
     /// Mean of the instances' load per core; 0 where none reports it.
     pub load1_per_core: f64,

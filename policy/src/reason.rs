@@ -2,7 +2,7 @@
 
 use crate::tier::Tier;
 
-/// Why a decision is what it is: the stable code in headers, logs and metrics.
+/// The reason of a decision: the stable code in headers, logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     /// The home zone serves it.

@@ -58,7 +58,7 @@ pub struct Rules {
     hosts: Arc<Hosts>,
 }
 
-/// Why rules were refused. Every variant names what to change.
+/// Why rules were rejected. Every variant names the change that they need.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRules {
     #[error("service {service:?}: {error}")]

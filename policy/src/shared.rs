@@ -1,4 +1,4 @@
-//! A list whose copies share what is the same in them.
+//! A list whose copies share their common parts.
 //!
 //! A plan changes in one of many thousand services, while others still decide by the rules before:
 //! the new rules are the old ones but for that service. The standard library has no persistent

@@ -134,7 +134,7 @@ pub struct Observed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ZoneAssessment {
     pub state: ZoneState,
-    /// Of what it would be given if it were fully in; at least 1, of [`SHARE_FULL`].
+    /// Its part of the share that it has when it is fully in; at least 1, of [`SHARE_FULL`].
     pub share: u16,
     pub why: Why,
     /// When to look again even if nothing changes.
@@ -211,7 +211,7 @@ impl ZoneMachine {
         self.standing = standing;
     }
 
-    /// Takes in what is observed at `now_ms`.
+    /// Takes in an observation at `now_ms`.
     pub fn observe(&mut self, observed: Observed, rules: &Failover, now_ms: u64) -> ZoneAssessment {
         let counts = observed.counts;
         let well = counts.at_least(rules.thresholds.up_from_percent());

@@ -96,7 +96,7 @@ pub struct Topology {
     links: Vec<Link>,
 }
 
-/// Why a topology was refused. Every variant names what to change.
+/// Why a topology was rejected. Every variant names the change that it needs.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum InvalidTopology {
     #[error("no zones: at least one is needed")]

@@ -50,7 +50,7 @@ impl Decoder {
         }
     }
 
-    /// None for what is to be decoded as a whole, or is refused there.
+    /// None for bytes that are to be decoded as a whole, or are refused there.
     fn follow(&mut self, bytes: &[u8]) -> Option<PluginConfig> {
         let known = self.known.as_mut()?;
         let outline = Outline::of(bytes)?;
@@ -163,7 +163,8 @@ struct Outline<'b> {
 }
 
 impl<'b> Outline<'b> {
-    /// None for what is not rules, once and alone: it is decoded as a whole, or refused there.
+    /// None for bytes other than a single set of rules: they are decoded as a whole, or refused
+    /// there.
     fn of(bytes: &'b [u8]) -> Option<Outline<'b>> {
         let mut rest = Vec::new();
         let mut rules = None;

@@ -28,7 +28,7 @@ pub fn encode(policy: &Policy, generation: u64, control_plane: &str) -> (Vec<u8>
 /// The bytes of a policy in pieces, which those of other zones and of the policies before share.
 #[derive(Clone, Debug)]
 pub struct Encoded {
-    /// They stand one after the other; together they are what [`encode`] gives.
+    /// They stand one after the other; together they are the result of [`encode`].
     pub pieces: Vec<Bytes>,
     pub version: u64,
 }

@@ -1,4 +1,4 @@
-//! The one door between what a filter says of itself and the domain. Whatever comes in gives a
+//! The one door between reports of filters and the domain. Any bytes give a
 //! report or an error.
 
 use alloc::{string::String, vec::Vec};

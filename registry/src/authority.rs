@@ -310,7 +310,7 @@ pub struct PeerRecord {
     pub secret: Secret,
 }
 
-/// Random bytes that are shown to nobody but readers of the store.
+/// Random bytes that only readers of the store see.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Secret([u8; 32]);

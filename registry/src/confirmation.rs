@@ -1,4 +1,4 @@
-//! An operator's word that what the store says is true, for all replicas: a record under
+//! An operator's word that the store's content is true, for all replicas: a record under
 //! `/tidegate/v1/confirmations/<lease>`, which ends with its lease after [`CONFIRMATION_TTL`].
 
 use std::time::Duration;

@@ -81,7 +81,7 @@ fn default_weight() -> u32 {
     1
 }
 
-/// Why a record was refused. The text says what to change.
+/// Why a record was rejected. The text says what to change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRecord {
     #[error("the key is not {INSTANCES_PREFIX}<service>/<zone>/<instance>")]
@@ -216,7 +216,7 @@ impl Instance {
         Ok(Instance::parse_warned(value)?.0)
     }
 
-    /// Reads the value of a store key, and says what is odd about it.
+    /// Reads the value of a store key, and warns of its oddities.
     ///
     /// # Errors
     ///
@@ -261,7 +261,7 @@ impl Instance {
             ("capacity_rps", instance.capacity_rps),
         ];
         for (field, number) in numbers {
-            // `contains` is false for what is no number.
+            // `contains` is false for NaN.
             if number.is_some_and(|n| !(0.0..=f64::MAX).contains(&n)) {
                 return Err(InvalidRecord::Load(field));
             }

@@ -4,7 +4,7 @@
 //! | key | value |
 //! | --- | --- |
 //! | `/tidegate/v1/config/intents/<zone>` | [`DirectiveRecord`]: for every service |
-//! | `/tidegate/v1/config/intents/<zone>/<service>` | [`DirectiveRecord`]: for one service, before the one for all |
+//! | `/tidegate/v1/config/intents/<zone>/<service>` | [`DirectiveRecord`]: for one; goes first |
 //! | `/tidegate/v1/standings/<service>/<zone>` | [`StandingRecord`] |
 
 use policy::{Phase, ZoneDirective, ZoneStanding, standing, topology::check_name};

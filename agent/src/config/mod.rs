@@ -50,7 +50,7 @@ pub struct Listen {
 /// PEM files of a port that speaks TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerFiles {
-    /// The server's certificate, and what lies between it and a CA that clients know.
+    /// The server's certificate, and the intermediate ones up to a CA that clients know.
     pub cert: PathBuf,
     pub key: PathBuf,
     /// Whose certificates clients must show. Probes need none.
@@ -91,7 +91,7 @@ pub enum ProbeKind {
     Tcp(SocketAddr),
 }
 
-/// Why a configuration was refused: where, and what to change.
+/// Why a configuration was rejected: the place, and the change that it needs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
     /// As it was given to [`Config::parse`].

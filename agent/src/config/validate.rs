@@ -32,7 +32,7 @@ const RETRY_MS: u64 = 50;
 const FAILURES: u32 = 3;
 const SUCCESSES: u32 = 2;
 
-/// Turns what was read into the domain's types, and knows the file for its errors.
+/// Turns the read document into the domain's types, and knows the file for its errors.
 pub(super) struct Validator<'f> {
     pub(super) file: &'f str,
 }

@@ -29,7 +29,7 @@ pub trait Probe: Send + Sync + 'static {
     async fn look(&self) -> Result<(), ProbeError>;
 }
 
-/// Why a look failed. The text is what an operator reads in the log.
+/// Why a probe failed. Operators read the text in the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
     #[error("connection refused")]

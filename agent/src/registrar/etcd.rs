@@ -23,7 +23,7 @@ use super::target::{Lease, Stored, Target, TargetError, Version};
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(1000);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How often a put begins anew because somebody else wrote the same record in between.
+/// How often a put begins anew because another client wrote the same record in between.
 const PUT_ATTEMPTS: usize = 5;
 
 /// etcd.

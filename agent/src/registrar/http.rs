@@ -73,7 +73,7 @@ impl HttpTarget {
     }
 
     /// Asks one address after the other until one answers. All requests may be made twice: a put
-    /// has the same outcome, and a lease that nobody knows ends by itself.
+    /// has the same outcome, and an unknown lease ends by itself.
     async fn ask(&self, method: Method, path: &str, body: &[u8]) -> Result<Bytes, TargetError> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut outcome = Err(TargetError::Refused("no address is configured".to_owned()));

@@ -3,8 +3,8 @@
 //! - The change of a verdict is written at once, whatever else is under way; changes of several
 //!   instances in parallel. A newer record takes the place of an older one that is still being
 //!   written. Load alone waits until nothing else is due.
-//! - The lease is kept alive every third of its time to live. When it is gone, or nobody has
-//!   confirmed it for that long, a new one is obtained and everything is registered anew. With each
+//! - The lease is kept alive every third of its time to live. When it is gone, or unconfirmed
+//!   for that long, a new one is obtained and everything is registered anew. With each
 //!   confirmation the records are compared with what was written: records that another client
 //!   changed or deleted are written again.
 //! - While the registry fails it is asked again after 50 ms at first, every second at last. Three
@@ -74,7 +74,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether the registry has what the table says, as far as that says anything.
+    /// Whether the registry matches the table, as far as that has records.
     pub fn matches(&self, table: &Table) -> bool {
         table.iter().all(|(key, known)| {
             let record = known.record();

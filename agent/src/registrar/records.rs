@@ -122,7 +122,7 @@ impl Records {
     }
 
     /// A put of this record begins, in place of an older one that is under way. Until it is
-    /// answered nobody knows what the registry holds.
+    /// answered the registry's content is unknown.
     pub(super) fn begin(&mut self, key: &InstanceKey) -> Begun {
         let slot = self.slots.entry(key.clone()).or_default();
         slot.give_up();
@@ -163,7 +163,7 @@ impl Records {
         awaited
     }
 
-    /// The records of which is known what the registry should hold.
+    /// The records that the registry is known to hold.
     pub(super) fn certain(&self) -> Vec<Stored> {
         let certain = self.slots.iter().filter_map(|(key, slot)| {
             Some(Stored {
@@ -239,7 +239,7 @@ mod tests {
         table(["a".to_owned(), "b".to_owned()])
     }
 
-    /// Begins what is due; the tasks never end by themselves.
+    /// Begins the due puts; the tasks never end by themselves.
     fn begin(records: &mut Records, due: Vec<Write>) -> Vec<(InstanceKey, u64)> {
         let each = due.into_iter().map(|write| {
             let (key, begun) = (write.key.clone(), records.begin(&write.key));

@@ -29,7 +29,7 @@ pub struct Stored {
     pub version: Version,
 }
 
-/// Why a registry did not do what it was asked.
+/// Why a request to a registry failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// Not reachable, or without a leader. The outcome of a write is unknown. Worth trying again.

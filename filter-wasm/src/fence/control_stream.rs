@@ -116,7 +116,7 @@ impl Default for ControlStream {
 }
 
 impl ControlStream {
-    /// Does what is due. To be called every few milliseconds, and when something has changed.
+    /// Takes the due steps. To be called every few milliseconds, and after each change.
     pub fn drive(&mut self, identity: &Identity<'_>, host: &mut impl StreamHost) {
         let Some(at) = host.now() else {
             return;

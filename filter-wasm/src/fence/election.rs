@@ -47,8 +47,8 @@ impl Election {
 /// Keeps or takes the election: the process's id if `me` is elected.
 ///
 /// A record that cannot be read is made anew, with another id of the process. That is safe: the new
-/// one acknowledges only what the ledgers say, which know everything of both, and what was granted
-/// to the old one is waited for.
+/// one acknowledges only by the ledgers, which know everything of both, and grants to the old one
+/// are waited for.
 pub fn elect(process: &mut (impl Process + ?Sized), me: WorkerId) -> Option<HolderId> {
     let now = process.now()?.monotonic_us;
     let key = format!("{PREFIX}speaker");

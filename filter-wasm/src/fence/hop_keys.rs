@@ -16,7 +16,7 @@ fn key() -> String {
     format!("{PREFIX}hop")
 }
 
-/// Keeps what the control plane said. Where this fails it is said again on the next stream.
+/// Keeps the keys from the control plane. Where this fails the next stream repeats them.
 pub fn keep(process: &mut (impl Process + ?Sized), says: &GrantorSays) {
     let said = says.encode();
     let changed = |bytes: Option<&[u8]>| (bytes != Some(&said)).then(|| said.clone());

@@ -5,7 +5,7 @@
 //! configuration; and one whose configuration is not in the record grants nothing and takes no step
 //! of a move. The first replica creates the record.
 //!
-//! A change has two phases. While the record has a `next` it is *widened*: everybody promises the
+//! A change has two phases. While the record has a `next` it is *widened*: all promise the
 //! smaller of both and waits for the larger, and replicas may be configured with either. It is
 //! *narrowed* to `next` when nothing can be under way any more that was promised under `current`
 //! alone. A change of the layout cannot be widened, since one key would belong to two cells: no
@@ -79,7 +79,7 @@ impl Agreed {
         }
     }
 
-    /// How to act by these alone. `rest` has what is not agreed on.
+    /// How to act by these alone. `rest` has the spans that are not agreed on.
     pub(super) fn terms(&self, rest: &Terms) -> Terms {
         Terms {
             session_ttl: self.session_ttl,
@@ -136,7 +136,7 @@ fn digest(bytes: &[u8]) -> u64 {
 pub struct TermsId(pub u64);
 
 impl TermsId {
-    /// Of terms that are of no agreement, or of one that nobody knows.
+    /// Of terms that are of no agreement, or of an unknown one.
     pub const NONE: TermsId = TermsId(0);
 }
 
@@ -200,7 +200,7 @@ impl Agreement {
         self.all().any(|agreed| agreed.is_kept_by(own))
     }
 
-    /// Whether nobody may grant, since some writes are about to belong to another cell.
+    /// Whether grants are stopped, since some writes are about to belong to another cell.
     pub fn is_stopped(&self) -> bool {
         let next = self.next.as_ref();
         next.is_some_and(|next| next.layout.contradicts(&self.current.layout))
@@ -263,7 +263,8 @@ impl Agreement {
         })
     }
 
-    /// How to act: the smaller promise, the larger wait. `own` has what is not agreed on.
+    /// How to act: the smaller promise, the larger wait. `own` has the spans that are not agreed
+    /// on.
     pub fn terms(&self, own: &Terms) -> Terms {
         let current = &self.current;
         let mut terms = current.terms(own);

@@ -31,7 +31,7 @@ pub struct Grantor {
     /// Whether the grantor key may be in the store.
     key: bool,
     /// The registration under way, and the authority that it compares. A leave that compares the
-    /// same one waits for its answer: nobody could tell which of them came last.
+    /// same one waits for its answer: their order would be unknown.
     registering: Option<(u64, Revision)>,
     /// Grants that were not given back.
     owed: BTreeMap<HolderId, Owed>,
@@ -50,7 +50,7 @@ enum Stage {
     Granting(Stamp),
     /// Waits for the holders; `asked` while it is deleting its key. `revoked`: the authority has
     /// moved on, so that holders give back what they have; otherwise this grantor alone has
-    /// stopped, and what it granted runs out.
+    /// stopped, and its grants run out.
     Leaving {
         fence: Stamp,
         asked: Option<u64>,
@@ -255,7 +255,7 @@ impl Grantor {
         }
     }
 
-    /// The store has the own key. One that nobody here knows of was put late, and has to go.
+    /// The store has the own key. An unexpected one was put late, and has to go.
     pub fn key_seen(&mut self) {
         self.key = true;
         if self.stage == Stage::Idle {

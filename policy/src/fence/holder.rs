@@ -1,10 +1,10 @@
 //! A proxy that holds grants: its workers' shared and own state, and its questions.
 //!
 //! The workers of a process share a [`Ledger`] for each cell, which they change by
-//! compare-and-swap. A [`Worker`] admits from what it took from there, without looking again: the
-//! ledger lists every worker that has taken something, so that a fence is acknowledged only when
-//! each of them has let go and has nothing in flight. A worker that was lost with its memory stays
-//! listed for as long as anything that it admitted may live.
+//! compare-and-swap. A [`Worker`] admits by the permit that it took from there, without looking
+//! again: the ledger lists every worker that has taken something, so that a fence is acknowledged
+//! only when each of them has let go and has nothing in flight. A worker that was lost with its
+//! memory stays listed for as long as anything that it admitted may live.
 
 use alloc::vec::Vec;
 

@@ -45,7 +45,7 @@ pub use round::Company;
 pub use session::{Aloud, Session, SessionId, Sessions};
 pub use store::{Condition, Key, Transaction, Write};
 
-/// The highest epoch: what JSON readers take for a whole number, so that there is always a higher
+/// The highest epoch: the largest whole number of JSON readers, so that there is always a higher
 /// one. Records, messages and headers with a higher one are refused or passed over.
 pub const EPOCH_MAX: u64 = 1 << 53;
 
@@ -70,8 +70,9 @@ pub struct Stamp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HolderId(pub u128);
 
-/// The spans that everybody agrees on, and how far clocks may drift. Where they are being changed
-/// ([`Agreement`]) a span that is promised is shorter than the same one as it is waited for.
+/// The spans that all processes agree on, and how far clocks may drift. Where they are being
+/// changed ([`Agreement`]) a span that is promised is shorter than the same one as it is waited
+/// for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
     /// Which agreement they are of; [`TermsId::NONE`] where that is not known.
@@ -212,13 +213,13 @@ pub enum Clause {
     DeadlineFromSend,
     /// An answer counts only for the renewal that it answers.
     RenewalMatched,
-    /// A renewal succeeds only while the session has not been ended by somebody else.
+    /// A renewal succeeds only while no other process has ended the session.
     RenewalCompared,
     /// A round counts only when every other session that is there has acknowledged it.
     RoundAcknowledged,
     /// A round counts only when no session was created that its replica has not seen.
     RoundComparesSessions,
-    /// A round counts only while the session has not been ended by somebody else.
+    /// A round counts only while no other process has ended the session.
     RoundComparesOwn,
     /// A round counts from before it was confirmed, not from the last acknowledgement.
     RoundFromBegin,
@@ -239,13 +240,13 @@ pub enum Clause {
     ViewNeverBack,
     /// A grant ends no later than the session.
     GrantWithinSession,
-    /// While a cell is fenced nobody grants.
+    /// While a cell is fenced no incarnation grants.
     StopAtFence,
     /// The holder of a grant is remembered with it.
     HolderRecorded,
     /// A grantor leaves only when each holder has acknowledged, or its grant has run out.
     WaitForHolders,
-    /// A grant has run out only when what was admitted under it is over too.
+    /// A grant has run out only when the writes admitted under it are over too.
     RunOutDrain,
     /// The wait for it leaves room for the drift of clocks.
     RunOutDrift,
@@ -320,7 +321,7 @@ pub enum Clause {
     WidenedWait,
     /// Terms are narrowed only when every grantor has registered under both.
     NarrowWaitsForGrantors,
-    /// And when what was promised before that is over.
+    /// And when earlier promises are over.
     NarrowSettles,
     /// A holder is granted something only under the terms that its policy has: others wait for what
     /// these promise.

@@ -147,7 +147,7 @@ impl View<'_> {
         Some(transaction)
     }
 
-    /// When what was before may be taken to be over; none where nothing settles.
+    /// When earlier grants may be taken to be over; none where nothing settles.
     pub fn settled_at(&self, sessions: &Sessions, terms: &Terms) -> Option<u64> {
         if self.authority.state != AuthorityState::Settling {
             return None;

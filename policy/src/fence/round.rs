@@ -1,6 +1,6 @@
 //! Rounds: how a session is renewed without a write.
 //!
-//! A put tells everybody by way of the store that its session lives, and stays in the store's
+//! A put tells all replicas by way of the store that its session lives, and stays in the store's
 //! history. A round says the same to each replica directly, and asks the store only to confirm. It
 //! begins at a moment `t` of its replica P:
 //!
@@ -76,7 +76,7 @@ impl Round {
         }
     }
 
-    /// Another session's key was deleted, as the store's watch tells: it passes over nobody any
+    /// Another session's key was deleted, as the store's watch tells: it passes over no session any
     /// more.
     pub(super) fn gone(&mut self, id: &SessionId) {
         self.awaited.remove(id);

@@ -1,4 +1,4 @@
-//! Sessions: one's own, and what others' tell.
+//! Sessions: one's own, and those of others.
 //!
 //! A session is a key without a lease, which its incarnation creates and then renews: by a
 //! [`round`](super::round) in which all other replicas acknowledge that they have heard it, and
@@ -100,7 +100,7 @@ impl Session {
         self.created
     }
 
-    /// Whether it was asked for, and nobody knows yet what became of that.
+    /// Whether it was asked for, and the outcome is unknown yet.
     pub fn is_being_created(&self) -> bool {
         self.created.is_none() && self.renewing.is_some()
     }
@@ -253,7 +253,7 @@ impl Session {
         self.deadline = self.deadline.saturating_sub(by);
     }
 
-    /// The store has refused a renewal: the session was ended by somebody.
+    /// The store has refused a renewal: another process has ended the session.
     pub fn refused(&mut self, number: u64) {
         if self.renewing.is_some_and(|(current, _)| current == number) {
             self.end();
@@ -261,7 +261,7 @@ impl Session {
     }
 
     /// The outcome of a renewal is unknown. Another can do no harm; but where the creation is
-    /// unknown, the key may exist under a revision that nobody here knows, so that incarnation is
+    /// unknown, the key may exist under a revision that is unknown here, so that incarnation is
     /// given up.
     pub fn failed(&mut self, number: u64) {
         if self.renewing.is_some_and(|(current, _)| current == number) {
@@ -293,7 +293,7 @@ fn every(terms: &Terms) -> u64 {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Sessions {
     heard: BTreeMap<SessionId, Heard>,
-    /// Everything that was put before this was seen, but for what `heard` says.
+    /// Everything that was put before this was seen, but for the entries of `heard`.
     since: u64,
     /// The newest put that was seen, and so every session that was created up to it.
     seen: Revision,
@@ -481,7 +481,7 @@ impl Sessions {
         })
     }
 
-    /// Forgets what tells nothing any more: sessions without a key that were waited for long
+    /// Forgets entries without meaning: sessions without a key that were waited for long
     /// enough.
     pub fn tidy(&mut self, now: u64, terms: &Terms) {
         let settled = terms.session_settled();

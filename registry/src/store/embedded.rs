@@ -31,7 +31,7 @@ use super::{
 /// outcome.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where the store is and what it remembers.
+/// The file of the store, and the length of its history.
 #[derive(Clone, Debug)]
 pub struct EmbeddedOptions {
     /// The file; made when it is not there. Its directory must be.
@@ -219,7 +219,7 @@ impl Watcher {
     }
 }
 
-/// Runs what blocks off the async threads.
+/// Runs blocking work off the async threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {

@@ -39,7 +39,7 @@ pub const LEASE_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub i64);
 
-/// The name of a lease: a random number above 0, so that nobody can guess another's.
+/// The name of a lease: a random number above 0, so that no client can guess another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub i64);
 
@@ -204,7 +204,7 @@ pub struct TxnOutcome {
     pub revision: Revision,
 }
 
-/// Why a store could not do what it was asked.
+/// Why a request to a store failed.
 ///
 /// After [`Unavailable`](StoreError::Unavailable) and [`Timeout`](StoreError::Timeout) the outcome
 /// of a transaction is unknown: it may have been made, or may still be. Read, or compare, before
@@ -297,7 +297,7 @@ pub enum WatchError {
 ///
 /// Every answer has a deadline; no method waits for ever, the watch excepted. Dropping a method's
 /// future before it is ready leaves a transaction's outcome unknown. Keys are not empty and are
-/// UTF-8 (an entry of somebody else whose key is not, is skipped).
+/// UTF-8 (an entry of another client whose key is not, is skipped).
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// All entries whose key starts with `prefix` ("" for all), at one revision that is no older

@@ -149,7 +149,7 @@ impl Replica {
             return;
         }
         let key = Key::Session(id);
-        // Where nobody knows whether it was created, it goes whatever its creation.
+        // Where its creation is unknown, it is deleted all the same.
         let created = self.session.created();
         let created = created.map(|at| Condition::CreatedAt(key.clone(), at));
         let transaction = Transaction {

@@ -131,7 +131,7 @@ pub enum TransactionOutcome {
 /// An effect of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
-    /// Make this transaction, and say what became of it.
+    /// Make this transaction, and report its outcome.
     Commit {
         number: u64,
         transaction: Transaction,
@@ -147,7 +147,7 @@ pub enum Effect {
         grants: Vec<(Name, Grant)>,
         withheld: Option<Withheld>,
     },
-    /// Give back what is older than `fence`.
+    /// Give back grants that are older than `fence`.
     Revoke {
         holder: HolderId,
         cell: Name,

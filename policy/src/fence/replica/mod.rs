@@ -45,7 +45,7 @@ pub struct Replica {
     epochs: BTreeMap<Name, u64>,
     /// Where authority should rather not go.
     unfit: BTreeSet<Name>,
-    /// Where nobody could hold grants.
+    /// Where no proxy could hold grants.
     unheld: BTreeSet<Name>,
     connected: BTreeSet<HolderId>,
     /// Transactions under way, by number.
@@ -78,7 +78,8 @@ struct Cell {
     able: Option<(Step, u64)>,
     /// A step under way.
     stepping: bool,
-    /// No step before this: the last one was refused, and what refused it is not seen yet.
+    /// No step before this: the last one was refused, and the change that refused it is not seen
+    /// yet.
     step_after: u64,
 }
 
@@ -201,7 +202,7 @@ impl Replica {
         })
     }
 
-    /// Takes in what happens, at `now`.
+    /// Takes in an input, at `now`.
     pub fn handle(&mut self, input: Input, now: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
         match input {

@@ -83,7 +83,8 @@ impl Replica {
         }
     }
 
-    /// Registers with a transaction that lets this zone write: then nobody has to hear of it first.
+    /// Registers with a transaction that lets this zone write: then no replica has to hear of it
+    /// first.
     fn register_with(
         &self,
         name: &Name,
@@ -277,7 +278,7 @@ impl Replica {
     }
 
     /// Where a cell should go that this replica's zone alone owns, if the process is to end and
-    /// nobody else speaks for the zone.
+    /// no other one speaks for the zone.
     pub fn successor(&self, cell: &str, now: u64) -> Option<Name> {
         let authority = self.cells.get(cell)?.authority.as_ref()?;
         let own = self.session.id();

@@ -14,7 +14,7 @@ use crate::fence::{Agreed, Agreement, AuthorityState, Layout};
 pub(super) struct Known {
     /// The configuration of this replica.
     own: Agreed,
-    /// The same, with what is not agreed on.
+    /// The same, with the spans that are not agreed on.
     own_terms: Terms,
     agreement: Option<Agreement>,
     /// The revision of the record, or of its deletion.
@@ -22,7 +22,7 @@ pub(super) struct Known {
     present: bool,
     /// The record has lost its history, which `agreement` has: it is to be written again.
     lost: bool,
-    /// Whether all living replicas are configured with what comes next.
+    /// Whether all living replicas are configured with the next terms.
     rolled: bool,
     /// Since when nothing has forbidden to narrow.
     narrow_since: Option<u64>,
@@ -100,7 +100,7 @@ impl Replica {
         self.adopt();
     }
 
-    /// All living replicas are configured with what comes next, or not.
+    /// All living replicas are configured with the next terms, or not.
     pub(super) fn rolled(&mut self, rolled: bool) {
         self.agreed.rolled = rolled;
     }
@@ -224,7 +224,7 @@ impl Replica {
         }
     }
 
-    /// The first replica says what is agreed on. A record that somebody deleted is created as it
+    /// The first replica creates the agreement. A record that an operator deleted is created as it
     /// was, by who remembers it: who is registered under it counts on that.
     fn create_terms(&self) -> Option<Transaction> {
         let agreement = match &self.agreed.agreement {
@@ -244,7 +244,7 @@ impl Replica {
     /// Ends a change of terms, once nothing can be under way that was promised under the old ones
     /// alone: every grantor has registered under both, or is gone, and what was promised before
     /// that is over. Sessions without a grantor key promise nothing, and a registration compares
-    /// the terms: so what was seen of grantors can only have become less.
+    /// the terms: so the number of grantors seen can only have shrunk.
     fn narrow_terms(&mut self, now: u64) -> Option<Transaction> {
         let terms = self.terms.clone();
         let (_, agreement) = self.agreement()?;
