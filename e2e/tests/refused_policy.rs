@@ -20,13 +20,13 @@ use xds::resource::{Kind, Resources};
 use xds::transport::Services;
 use xds_server::applied::{Applied, AppliedStatus};
 use xds_server::config::{Config as Parsed, Mesh};
-use xds_server::connections::Listener;
 use xds_server::discovery::ZoneViews;
 use xds_server::discovery::proxies::Proxies;
 use xds_server::metrics::Metrics;
+use xds_server::net::connections::Listener;
+use xds_server::net::tls::Port;
 use xds_server::proxy_port;
 use xds_server::snapshot::{Snapshot, View};
-use xds_server::tls::Port;
 use xds_server::translate;
 use xds_server::world::World;
 

@@ -27,7 +27,7 @@ use registry::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    access::AccessRules,
+    access_rules::AccessRules,
     applied::Applied,
     authority::{Agreements, Authorities},
     conditions::{Kind, Summary, report::ConfigReport},

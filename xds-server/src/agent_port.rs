@@ -8,10 +8,10 @@ use tokio::net::TcpListener;
 
 use crate::{
     admin,
-    config::TlsFiles,
-    connections::{Admission, Limits, Listener, Refusals},
     metrics::Metrics,
-    tls::{Acceptor, Port, Tls},
+    net::connections::{Admission, Limits, Listener, Refusals},
+    net::tls::TlsFiles,
+    net::tls::{Acceptor, Port, Tls},
 };
 
 /// Makes a server of the agent's port. Errors on files that cannot be used.

@@ -1,6 +1,6 @@
 //! The control plane: health in a store -> weighted clusters per viewing zone -> LDS/RDS/CDS/EDS/ECDS.
 
-pub mod access;
+pub mod access_rules;
 pub mod admin;
 pub mod agent_port;
 pub mod applied;
@@ -8,7 +8,6 @@ pub mod authority;
 pub mod compaction;
 pub mod conditions;
 pub mod config;
-pub mod connections;
 pub mod control_plane;
 pub mod discovery;
 pub mod feed;
@@ -19,12 +18,13 @@ mod log_budget;
 pub mod memory;
 pub mod metrics;
 pub mod mode;
+pub mod net;
 pub mod proxy_port;
 pub mod reload;
 pub mod replicas;
 pub mod snapshot;
 pub mod start;
 pub mod store_event;
-pub mod tls;
 pub mod translate;
+pub mod wall_clock;
 pub mod world;

@@ -72,6 +72,8 @@ pub struct Status {
     pub any: bool,
     /// Whether an operator has to confirm that the store is to be believed again.
     pub confirm: bool,
+    /// Whether writes to the store take so long that sessions are at risk.
+    pub slow: bool,
 }
 
 /// The shared value. Copies are the same one.
@@ -96,6 +98,7 @@ impl Mode {
             stale: false,
             any: false,
             confirm: false,
+            slow: false,
         };
         let mode = Mode {
             inner: Arc::new(Inner {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use xds::transport::{self, Services, StreamService};
 
-use crate::{connections::Listener, tls::Peer};
+use crate::net::{connections::Listener, tls::Peer};
 
 /// Serves what comes in, until it is dropped. Connections that are open then go on until their clients leave.
 pub async fn serve<S>(listener: Listener, services: Services<S>)

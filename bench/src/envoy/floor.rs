@@ -42,11 +42,11 @@ use tokio::task::JoinHandle;
 use tonic::service::Routes;
 use xds_server::discovery::proxies::Proxies;
 use xds_server::discovery::ZoneViews;
-use xds_server::connections::Listener;
+use xds_server::net::connections::Listener;
 use xds_server::metrics::Metrics;
 use xds::resource::{Kind, Resource, Resources, any};
 use xds_server::snapshot::{Role, Snapshot, View, ViewKey};
-use xds_server::tls::Port;
+use xds_server::net::tls::Port;
 use xds_server::proxy_port;
 use xds::transport::Services;
 

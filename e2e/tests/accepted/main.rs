@@ -34,13 +34,13 @@ use xds::resource::Kind;
 use xds::transport::Services;
 use xds_server::applied::{self, Applied};
 use xds_server::config::{Config, Mesh};
-use xds_server::connections::Listener;
 use xds_server::discovery::ZoneViews;
 use xds_server::discovery::proxies::{Proxies, ProxyStatus};
 use xds_server::metrics::Metrics;
+use xds_server::net::connections::Listener;
+use xds_server::net::tls::Port;
 use xds_server::proxy_port;
 use xds_server::snapshot::Snapshot;
-use xds_server::tls::Port;
 use xds_server::world::{Change, Origin, World};
 
 use any::{Files, REGION, ZONE};

@@ -22,9 +22,9 @@ use tracing::debug;
 
 use super::{Admin, Problem};
 use crate::{
-    access::{Access, Caller, NotPermitted},
-    connections::Listener,
-    tls::Peer,
+    net::access::{Access, Caller, NotPermitted},
+    net::connections::Listener,
+    net::tls::Peer,
 };
 
 /// How long a client may take for a request's headers, and as long again for its body. Between two requests, too.

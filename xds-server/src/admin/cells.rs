@@ -143,7 +143,7 @@ async fn begin(
     // Above every epoch that anybody can remember, where the store that is left remembers less.
     let other_store = before.state.is_none();
     let epoch_min = request.epoch.unwrap_or(match other_store {
-        true => crate::authority::unix_ms(),
+        true => crate::wall_clock::unix_ms(),
         false => 0,
     });
     let objections = objections(admin, &before, &request.to, forced);

@@ -6,7 +6,7 @@ use registry::authority::StateName;
 use super::Admin;
 use crate::{
     applied::PolicyState,
-    authority::{CellStatus, unix_ms},
+    authority::CellStatus,
     conditions::{
         Condition,
         report::{
@@ -15,6 +15,7 @@ use crate::{
     },
     metrics::{FileLabel, ResultLabel},
     replicas,
+    wall_clock::unix_ms,
 };
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<Condition>> {

@@ -16,7 +16,7 @@ use registry::{
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Problem, leases, some_of};
-use crate::{config::Mesh, tls::Peer};
+use crate::{config::Mesh, net::tls::Peer};
 
 #[derive(Serialize)]
 pub(super) struct Listed {

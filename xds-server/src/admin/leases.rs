@@ -16,7 +16,7 @@ use registry::{lease::LeaseOwner, store::LeaseId};
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Problem, parse_json};
-use crate::{access::Caller, tls::Peer};
+use crate::{net::access::Caller, net::tls::Peer};
 
 /// The reason of a problem: the lease has ended, or belongs to another client.
 pub(super) const NOT_FOUND: &str = "lease_not_found";

@@ -1,6 +1,4 @@
-//! The time that sessions, grants and waits are counted by, and the one that people read.
-
-use std::time::SystemTime;
+//! The time that sessions, grants and waits are counted by.
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -26,14 +24,4 @@ impl Clock for Boottime {
             Err(_) => u64::MAX,
         }
     }
-}
-
-/// Milliseconds since 1970 by the wall clock: for people, and for numbers that only have to be higher than before.
-pub fn unix_ms() -> u64 {
-    #[allow(clippy::disallowed_methods, reason = "nothing is decided by it")]
-    let now = SystemTime::now();
-    let since = now
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

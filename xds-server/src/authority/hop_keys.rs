@@ -6,9 +6,10 @@ use policy::hop::Keys;
 use tokio::sync::watch;
 
 use crate::{
-    access::{AccessRules, Caller},
+    access_rules::AccessRules,
     conditions::{Code, Conditions},
     config::{Mesh, PortConfig},
+    net::access::Caller,
     snapshot::Role,
 };
 
@@ -106,7 +107,7 @@ fn unguarded(mesh: &Mesh, xds: PortConfig) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{access::Identity, config::Config};
+    use crate::{config::Config, net::access::Identity};
 
     fn mesh(token: &str, rules: &str) -> Arc<Mesh> {
         let text = format!(

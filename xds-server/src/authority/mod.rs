@@ -41,7 +41,7 @@ use crate::{
     world::Overview,
 };
 
-pub use clock::{Boottime, Clock, unix_ms};
+pub use clock::{Boottime, Clock};
 pub use homes::Homes;
 pub use hop_keys::{HopKeys, watch_guard};
 pub use service::{FenceService, service};

@@ -15,10 +15,11 @@ use tracing::{debug, info, warn};
 
 use super::{Authorities, HopKeys, JoinError};
 use crate::{
-    access::{AccessRules, Caller},
+    access_rules::AccessRules,
     generated::fence_server::{Fence, FenceServer},
     metrics::{Metrics, ReasonLabel},
-    tls::Peer,
+    net::access::Caller,
+    net::tls::Peer,
 };
 
 /// How long a new stream may take to introduce itself.

@@ -9,7 +9,6 @@ mod codes;
 mod lasting;
 mod log;
 pub mod page;
-pub mod proxies;
 pub mod report;
 pub mod rules;
 
@@ -29,7 +28,7 @@ use tokio::time::Instant;
 pub use codes::{Code, Entry, Kind, Severity, UnknownCode};
 pub use lasting::{Found, Lasting};
 
-use crate::authority::unix_ms;
+use crate::wall_clock::unix_ms;
 
 /// How many subjects of a code are kept. Further ones are not: the first thousand say enough.
 const SUBJECTS_MAX: usize = 1_000;

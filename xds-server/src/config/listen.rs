@@ -7,10 +7,11 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::{ConfigError, Listen, PortConfig, TlsFiles, validate::Validator};
+use super::{ConfigError, Listen, PortConfig, validate::Validator};
 use crate::{
-    access::{Access, Pattern, Rule},
-    connections::Limits,
+    net::access::{Access, Pattern, Rule},
+    net::connections::Limits,
+    net::tls::TlsFiles,
     snapshot::Role,
 };
 

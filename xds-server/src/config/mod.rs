@@ -26,7 +26,7 @@ use policy::{
 
 use registry::record::{Instance, InvalidRecord};
 
-use crate::{access::Access, connections::Limits};
+use crate::net::{access::Access, connections::Limits, tls::TlsFiles};
 use xds::resource::{Kind, Resource};
 
 pub(crate) use authority::CONTROL_PLANE;
@@ -77,16 +77,6 @@ pub struct PortConfig {
     pub address: SocketAddr,
     /// It speaks TLS with the files of [`Listen::tls`], else plain text.
     pub is_tls: bool,
-}
-
-/// PEM files, which are followed while the control plane runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The server's certificate, and what lies between it and a CA that clients know.
-    pub cert: PathBuf,
-    pub key: PathBuf,
-    /// Whose certificates clients must show.
-    pub client_ca: PathBuf,
 }
 
 /// How proxies are spoken with.

@@ -14,7 +14,7 @@ use tracing::info;
 use xds::{csds, transport::Services};
 
 use crate::{
-    access::AccessRules,
+    access_rules::AccessRules,
     admin::{self, Admin, LeaseOwners},
     applied::{self, Applied},
     authority::{
@@ -22,20 +22,19 @@ use crate::{
         peers::{self, Network, Peers, Reach},
     },
     compaction::Compactor,
-    conditions,
     config::{Config, StoreConfig},
-    connections::Listener,
-    discovery::{ZoneViews, proxies::Proxies},
+    discovery::{self, ZoneViews, proxies::Proxies},
     feed::{self, Sources},
     last_good::Keeper,
     load_reports::{LoadReports, Loads},
     memory,
     metrics::Metrics,
     mode::Mode,
+    net::connections::Listener,
+    net::tls::Dialer,
     proxy_port, reload,
     replicas::Replicas,
     start::Start,
-    tls::Dialer,
 };
 use ports::Ports;
 
@@ -165,7 +164,7 @@ impl ControlPlane {
         let authorities = fence.as_ref().map(|fence| fence.authorities.clone());
         let authorities = authorities.unwrap_or_else(Authorities::none);
         let applied = Applied::default();
-        tokio::spawn(conditions::proxies::watch(
+        tokio::spawn(discovery::conditions::watch(
             proxies.clone(),
             applied.clone(),
             feed.snapshots.clone(),

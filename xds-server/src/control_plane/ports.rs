@@ -9,9 +9,9 @@ use tracing::warn;
 
 use crate::{
     config::{Listen, PortConfig},
-    connections::{Admission, Listener, Refusals},
     metrics::Metrics,
-    tls::{Acceptor, Dialer, Port, Tls},
+    net::connections::{Admission, Listener, Refusals},
+    net::tls::{Acceptor, Dialer, Port, Tls},
 };
 
 /// The two ports, with what each asks of those who connect.

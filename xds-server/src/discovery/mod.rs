@@ -1,5 +1,6 @@
 //! Which view a proxy may have: [`xds`] serves it.
 
+pub mod conditions;
 mod events;
 pub(crate) mod node;
 pub mod proxies;
@@ -13,11 +14,11 @@ use tracing::warn;
 use xds::stream::Variant;
 
 use crate::{
-    access::AccessRules,
+    access_rules::AccessRules,
     authority::Homes,
     metrics::{Metrics, ReasonLabel},
+    net::tls::Peer,
     snapshot::{Snapshot, ViewKey},
-    tls::Peer,
 };
 use events::Counted;
 use node::{InvalidNode, Proxy};

@@ -11,7 +11,7 @@ use tonic::Status;
 use xds::stream::Variant;
 
 use crate::{
-    access::NotPermitted,
+    net::access::NotPermitted,
     snapshot::{Role, Snapshot, View, ViewKey},
 };
 

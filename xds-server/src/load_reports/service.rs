@@ -20,11 +20,12 @@ use tracing::{info, warn};
 
 use super::{Loads, Report, Reporter};
 use crate::{
-    access::{AccessRules, Caller},
+    access_rules::AccessRules,
     authority::Homes,
     discovery::{Snapshots, node::Proxy},
+    net::access::Caller,
+    net::tls::Peer,
     snapshot::{Snapshot, View, ViewKey},
-    tls::Peer,
 };
 use xds::resource::{Kind, Resources};
 

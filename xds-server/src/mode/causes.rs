@@ -96,6 +96,7 @@ impl Causes {
             stale: self.any && (!self.current || self.held.is_some()),
             any: self.any,
             confirm: self.doubted.is_some() || self.held.is_some(),
+            slow: self.slow.is_some(),
         }
     }
 }

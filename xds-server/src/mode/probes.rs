@@ -6,14 +6,16 @@ use registry::{
     record::TIDEGATE_PREFIX,
     store::{Compare, Op, RefusedCause, Revision, Store, StoreError},
 };
+use tokio::time::Instant;
 
-use super::{Level, Mode, PROBE_INTERVAL};
+use super::{Level, Mode, PROBE_INTERVAL, Status};
 
 /// Between two looks at the store's alarms.
 const ALARMS_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Mode {
-    /// Whenever writes have ended, tries one until it succeeds. Never ends.
+    /// Whenever writes have ended, or have become slow, tries one until it succeeds, and soon: where nothing is written no other
+    /// write would tell. Never ends.
     ///
     /// The test write takes the way of every write, through consensus, quota and disk, but makes no revision and wakes no
     /// watch: a put under a condition that never holds, or else a delete of a key that nobody puts. A read would prove
@@ -24,15 +26,17 @@ impl Mode {
         let mut status = self.subscribe();
         loop {
             // No error: this task itself keeps the sender.
-            let _ = status.wait_for(|status| status.level == Level::L3).await;
+            let is_bad = |status: &Status| status.level == Level::L3 || status.slow;
+            let _ = status.wait_for(is_bad).await;
             let never = Compare::CreateRevision {
                 key: key.clone(),
                 is: Revision(i64::MAX),
             };
             let (put, delete) = (Op::put(key.clone(), ""), Op::delete(key.clone()));
+            let sent = Instant::now();
             let outcome = store.txn(vec![never], vec![put], Some(vec![delete])).await;
-            self.wrote(&outcome);
-            if outcome.is_err() {
+            self.wrote_in(&outcome, sent.elapsed());
+            if outcome.is_err() || self.status().slow {
                 tokio::time::sleep(PROBE_INTERVAL).await;
             }
         }

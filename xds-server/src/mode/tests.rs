@@ -1,6 +1,6 @@
 //! Causes in, levels and conditions out.
 
-use registry::store::StoreError;
+use registry::store::{EmbeddedOptions, EmbeddedStore, Store, StoreError};
 
 use super::*;
 
@@ -187,6 +187,27 @@ async fn slow_writes_in_a_row_are_a_condition_until_a_quick_one() {
     assert_eq!(codes(&metrics), [Code::StoreSlow]);
     mode.wrote_in(&Ok(()), SLOW_WRITE / 10);
     assert_eq!(codes(&metrics), []);
+}
+
+#[tokio::test]
+async fn slow_writes_are_over_where_a_test_write_is_quick_and_nothing_else_is_written() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = EmbeddedOptions::new(&directory.path().join("store"));
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(file).await.expect("a store"));
+    let metrics = Metrics::default();
+    let mode = Mode::new(metrics.clone());
+    mode.confirmed();
+    for _ in 0..SLOW_WRITES_MAX {
+        mode.wrote_in(&Ok(()), SLOW_WRITE);
+    }
+    assert_eq!(codes(&metrics), [Code::StoreSlow]);
+    let probes = tokio::spawn(mode.clone().probe_writes(store));
+    let mut status = mode.subscribe();
+    let over = status.wait_for(|status| !status.slow);
+    let over = tokio::time::timeout(Duration::from_secs(60), over).await;
+    over.expect("in time").expect("the mode is there");
+    assert_eq!(codes(&metrics), []);
+    probes.abort();
 }
 
 #[tokio::test]

@@ -25,11 +25,12 @@ use xds::Kind;
 
 use super::*;
 use crate::{
-    access::{AccessRules, Caller, Identity},
+    access_rules::AccessRules,
     authority::{self, Authorities, HopKeys},
     config::Config,
     discovery::{ZoneViews, proxies::Proxies},
     metrics::Metrics,
+    net::access::{Caller, Identity},
     snapshot::{Role, Snapshot, View, ViewKey},
 };
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use registry::lease::{LEASES_PREFIX, LeaseOwner};
-use xds_server::{access::Caller, admin::LeaseOwners};
+use xds_server::{admin::LeaseOwners, net::access::Caller};
 
 use super::{Fixture, RECORD, certified};
 

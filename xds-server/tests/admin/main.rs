@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use tokio::{sync::watch, time::timeout};
 use tower_service::Service;
 use xds_server::{
-    access::{AccessRules, Caller, Identity},
+    access_rules::AccessRules,
     admin::{Admin, LeaseOwners},
     applied::Applied,
     authority::{Agreements, Authorities},
@@ -29,7 +29,8 @@ use xds_server::{
     last_good::Keeper,
     metrics::Metrics,
     mode::Mode,
-    tls::Peer,
+    net::access::{Caller, Identity},
+    net::tls::Peer,
     world::Overview,
 };
 

@@ -1,6 +1,6 @@
 //! Web pages of others: an operator's browser changes nothing for them.
 
-use xds_server::access::Caller;
+use xds_server::net::access::Caller;
 
 use super::Fixture;
 

@@ -11,8 +11,9 @@ use tracing::debug;
 
 use super::{Answer, Engine, Stated};
 use crate::{
-    authority::{records, terms, unix_ms},
+    authority::{records, terms},
     metrics::ResultLabel,
+    wall_clock::unix_ms,
 };
 
 /// How long a transaction that has failed rests.

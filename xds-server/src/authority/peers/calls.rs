@@ -25,7 +25,7 @@ use super::{
     proof::{Doubt, Hearing, Opening, Side, Speaking, draw_nonce},
     trouble::Reached,
 };
-use crate::{generated::peers_client::PeersClient, tls::Dialer};
+use crate::{generated::peers_client::PeersClient, net::tls::Dialer};
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

@@ -28,7 +28,7 @@ pub use proof::draw_secret;
 pub use service::{PeersService, service};
 
 use self::trouble::Trouble;
-use crate::{metrics::Metrics, tls::Dialer};
+use crate::{metrics::Metrics, net::tls::Dialer};
 
 /// Messages of others that may wait for the engine.
 const MESSAGES_MAX: usize = 1_024;

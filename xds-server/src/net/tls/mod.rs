@@ -13,11 +13,11 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
-use crate::access::Caller;
+use crate::net::access::Caller;
 
 pub use dial::{Connector, Dialer};
 use files::Credentials;
-pub use files::TlsError;
+pub use files::{TlsError, TlsFiles};
 pub use follow::Tls;
 pub use identity::UnreadableCertificate;
 pub use stream::Stream;

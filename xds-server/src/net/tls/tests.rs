@@ -20,12 +20,12 @@ use tokio_rustls::{
 
 use super::*;
 use crate::{
-    access::Identity,
-    authority::unix_ms,
     conditions::Code,
-    config::TlsFiles,
-    connections::{Admission, Limits, Listener, Refusals},
     metrics::{Metrics, PortReasonLabel, ResultLabel},
+    net::access::Identity,
+    net::connections::{Admission, Limits, Listener, Refusals},
+    net::tls::TlsFiles,
+    wall_clock::unix_ms,
 };
 
 struct Ca {

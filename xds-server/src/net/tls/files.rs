@@ -1,6 +1,9 @@
 //! From PEM files to what a handshake needs.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tokio_rustls::rustls::{
     self, ClientConfig, RootCertStore, ServerConfig,
@@ -17,7 +20,16 @@ use tokio_rustls::rustls::{
 };
 
 use super::identity::{End, UnreadableCertificate};
-use crate::config::TlsFiles;
+
+/// PEM files, which are followed while the control plane runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, and what lies between it and a CA that clients know.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Whose certificates clients must show.
+    pub client_ca: PathBuf,
+}
 
 /// Why the files cannot be used: which one, and what is wrong with it.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@ use x509_cert::{
     ext::pkix::{SubjectAltName, name::GeneralName},
 };
 
-use crate::access::Identity;
+use crate::net::access::Identity;
 
 /// A certificate whose fields cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

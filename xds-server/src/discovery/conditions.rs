@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use xds::clients::Health;
 
-use super::{Code, Found, Lasting};
+use super::{Snapshots, proxies::Proxies};
 use crate::{
     applied::{Applied, PolicyState},
-    discovery::{Snapshots, proxies::Proxies},
+    conditions::{Code, Found, Lasting},
     metrics::{Metrics, ResultLabel},
     snapshot::ViewKey,
 };

@@ -15,10 +15,10 @@ use super::{
     identity::End,
 };
 use crate::{
-    authority::unix_ms,
     conditions::{Code, Found, Lasting},
-    config::TlsFiles,
     metrics::{FileLabel, Metrics, ResultLabel},
+    net::tls::TlsFiles,
+    wall_clock::unix_ms,
 };
 
 /// How often the files are looked at. Their content is compared, not their times: a mounted secret changes by swapping links.

@@ -15,10 +15,10 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    access::Caller,
     log_budget::Budget,
     metrics::{Metrics, PortLabel, PortReasonLabel},
-    tls::{AcceptError, Acceptor, HANDSHAKE_TIMEOUT, Peer, Port, Stream},
+    net::access::Caller,
+    net::tls::{AcceptError, Acceptor, HANDSHAKE_TIMEOUT, Peer, Port, Stream},
 };
 
 pub use admission::{Admission, Full, Limits, Place};

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::access::Identity;
+use crate::net::access::Identity;
 
 /// How many handshakes are made at once. Each takes tens of kilobytes, and computing time.
 const HANDSHAKES_MAX: usize = 512;

@@ -1,0 +1,47 @@
+//! The access rules of the configuration in force.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::{
+    config::Mesh,
+    net::access::{Access, Caller, NotPermitted},
+};
+
+/// The rules in force, which change with the configuration: they count from the next request or stream on. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct AccessRules {
+    /// None: no rules at all.
+    meshes: Option<watch::Receiver<Arc<Mesh>>>,
+}
+
+impl AccessRules {
+    pub fn new(meshes: watch::Receiver<Arc<Mesh>>) -> AccessRules {
+        AccessRules {
+            meshes: Some(meshes),
+        }
+    }
+
+    /// Whether `caller` may hold leases, which belong to no zone.
+    pub fn lease(&self, caller: &Caller) -> Result<(), NotPermitted> {
+        let mesh = self.meshes.as_ref().map(|meshes| meshes.borrow().clone());
+        let topology = mesh.as_ref().map(|mesh| &mesh.topology);
+        let zones = topology
+            .iter()
+            .flat_map(|topology| topology.zones().map(|zone| topology.zone_name(zone)));
+        self.rules().lease(caller, zones)
+    }
+
+    /// The mesh of this moment; none where there are no rules at all.
+    pub fn mesh(&self) -> Option<Arc<Mesh>> {
+        let meshes = self.meshes.as_ref();
+        meshes.map(|meshes| Arc::clone(&meshes.borrow()))
+    }
+
+    /// The rules of this moment.
+    pub fn rules(&self) -> Arc<Access> {
+        let meshes = self.meshes.as_ref();
+        meshes.map_or_else(Arc::default, |meshes| Arc::clone(&meshes.borrow().access))
+    }
+}

@@ -1,0 +1,13 @@
+//! The time that people read.
+
+use std::time::SystemTime;
+
+/// Milliseconds since 1970 by the wall clock: for people, and for numbers that only have to be higher than before.
+pub fn unix_ms() -> u64 {
+    #[allow(clippy::disallowed_methods, reason = "nothing is decided by it")]
+    let now = SystemTime::now();
+    let since = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
