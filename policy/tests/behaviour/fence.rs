@@ -37,10 +37,10 @@ fn session_id(incarnation: &str) -> SessionId {
 fn terms_that_cannot_work_are_refused() {
     let cases = [
         ((100, 50, 20, 10, 1000), "drift by less than 1000"),
-        ((100, 0, 20, 10, 0), "longer than nothing"),
-        ((100, 50, 0, 10, 0), "longer than nothing"),
+        ((100, 0, 20, 10, 0), "longer than 0"),
+        ((100, 50, 0, 10, 0), "longer than 0"),
         ((100, 101, 20, 10, 0), "longer than a session"),
-        ((100, 50, 20, 100, 0), "nothing is left"),
+        ((100, 50, 20, 100, 0), "leaves nothing"),
     ];
     for ((session, grant, drain, margin, drift), expected) in cases {
         let said = Terms::new(session, grant, drain, margin, drift).unwrap_err();
