@@ -1,9 +1,10 @@
-//! Requests that a browser sends for a foreign page. Whoever operates Tidegate also reads web pages, from a machine that
-//! reaches its ports; a page must not be able to change anything there. Pure.
+//! Requests that a browser sends for a foreign page. Operators of Tidegate also read web pages,
+//! from a machine that reaches its ports; a page must not be able to change anything there. Pure.
 //!
-//! A browser sends a request to another origin without asking that origin first (by a CORS preflight, which nobody here
-//! answers) only if its method is GET, HEAD or POST and its `content-type` is that of a form. So changes demand JSON. The
-//! `Origin` header is compared besides, and a name that may lead anywhere (DNS rebinding) does not vouch for itself.
+//! A browser sends a request to another origin without asking that origin first (by a CORS
+//! preflight, which nobody here answers) only if its method is GET, HEAD or POST and its
+//! `content-type` is that of a form. So changes demand JSON. The `Origin` header is compared
+//! besides, and a name that may lead anywhere (DNS rebinding) does not vouch for itself.
 
 use std::net::IpAddr;
 
@@ -33,7 +34,8 @@ impl CrossOrigin {
     }
 }
 
-/// Rejects what a foreign page may have had sent. Reads pass: no foreign page is shown their answers.
+/// Rejects requests that a foreign page may have sent. Reads pass: no foreign page is shown their
+/// answers.
 pub fn check(method: &Method, headers: &HeaderMap, is_tls: bool) -> Result<(), CrossOrigin> {
     if [Method::GET, Method::HEAD].contains(method) {
         return Ok(());

@@ -1,13 +1,13 @@
-//! From single looks at an instance to a verdict about it. Pure: no clock, no I/O; time is the caller's.
+//! From single probes of an instance to its health. Pure: no clock, no I/O; time is the caller's.
 
-/// What the looks at an instance add up to.
+/// The health of an instance by its probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Verdict {
+pub enum ProbeVerdict {
     Healthy,
     Unhealthy,
 }
 
-/// How many looks in a row it takes. Both are at least 1.
+/// The number of probes in a row that change the health. Both are at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
     /// Failures in a row that make an instance unhealthy.
@@ -16,17 +16,18 @@ pub struct Thresholds {
     pub successes: u32,
 }
 
-/// The memory of one instance's looks.
+/// The memory of one instance's probes.
 #[derive(Clone, Debug)]
 pub struct Machine {
     thresholds: Thresholds,
-    verdict: Option<Verdict>,
-    /// How the last look went, and how many in a row went so. The count stops at the threshold's reach.
-    streak: Option<(Verdict, u32)>,
+    verdict: Option<ProbeVerdict>,
+    /// The result of the last probe, and how many in a row had it.
+    streak: Option<(ProbeVerdict, u32)>,
 }
 
 impl Machine {
-    /// One that knows nothing. The first verdict takes as many looks in a row as a change does.
+    /// A machine that knows nothing. The first verdict takes as many probes in a row as a change
+    /// does.
     pub fn new(thresholds: Thresholds) -> Machine {
         Machine {
             thresholds,
@@ -35,17 +36,17 @@ impl Machine {
         }
     }
 
-    /// None until looks in a row have agreed for the first time.
-    pub fn verdict(&self) -> Option<Verdict> {
+    /// None until probes in a row have agreed for the first time.
+    pub fn verdict(&self) -> Option<ProbeVerdict> {
         self.verdict
     }
 
-    /// Takes in one look; returns the verdict if this look changed it.
-    pub fn observe(&mut self, success: bool) -> Option<Verdict> {
+    /// Takes in one probe; returns the verdict if this probe changed it.
+    pub fn observe(&mut self, success: bool) -> Option<ProbeVerdict> {
         let (seen, needed) = if success {
-            (Verdict::Healthy, self.thresholds.successes)
+            (ProbeVerdict::Healthy, self.thresholds.successes)
         } else {
-            (Verdict::Unhealthy, self.thresholds.failures)
+            (ProbeVerdict::Unhealthy, self.thresholds.failures)
         };
         let count = match self.streak {
             Some((last, count)) if last == seen => count.saturating_add(1),
@@ -59,13 +60,15 @@ impl Machine {
         })
     }
 
-    /// Whether the next look should come soon: there is no verdict yet, or a healthy instance has begun to fail. A return
-    /// to health is in no such hurry.
+    /// Whether the next probe should come soon: there is no verdict yet, or a healthy instance has
+    /// begun to fail. A return to health is in no such hurry.
     pub fn in_doubt(&self) -> bool {
         match self.verdict {
             None => true,
-            Some(Verdict::Healthy) => matches!(self.streak, Some((Verdict::Unhealthy, _))),
-            Some(Verdict::Unhealthy) => false,
+            Some(ProbeVerdict::Healthy) => {
+                matches!(self.streak, Some((ProbeVerdict::Unhealthy, _)))
+            }
+            Some(ProbeVerdict::Unhealthy) => false,
         }
     }
 }
@@ -76,7 +79,8 @@ mod tests {
 
     use super::*;
 
-    /// Looks as text, `+` and `-`, and the changes they should make: `H` and `U` below the look that makes it.
+    /// Probes as text, `+` and `-`, and the changes they should make: `H` and `U` below the probe
+    /// that makes it.
     #[track_caller]
     fn check(looks: &str, expected: &str) {
         let mut machine = Machine::new(Thresholds {
@@ -87,8 +91,8 @@ mod tests {
             .chars()
             .map(|look| match machine.observe(look == '+') {
                 None => '.',
-                Some(Verdict::Healthy) => 'H',
-                Some(Verdict::Unhealthy) => 'U',
+                Some(ProbeVerdict::Healthy) => 'H',
+                Some(ProbeVerdict::Unhealthy) => 'U',
             })
             .collect();
         assert_eq!(seen, expected, "{looks}");
@@ -138,9 +142,9 @@ mod tests {
                 let change = machine.observe(look);
                 let run = looks[..=index].iter().rev().take_while(|&&l| l == look).count();
                 let (seen, needed) = if look {
-                    (Verdict::Healthy, successes)
+                    (ProbeVerdict::Healthy, successes)
                 } else {
-                    (Verdict::Unhealthy, failures)
+                    (ProbeVerdict::Unhealthy, failures)
                 };
                 let due = run >= needed as usize && before != Some(seen);
                 prop_assert_eq!(change, due.then_some(seen));

@@ -12,7 +12,8 @@ use tokio::time::timeout;
 
 use crate::https::{self, Connector};
 
-/// How long an unused connection is kept. Shorter than servers keep theirs, so that few requests meet a closed one.
+/// How long an unused connection is kept. Shorter than servers keep theirs, so that few requests
+/// meet a closed one.
 const IDLE_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]

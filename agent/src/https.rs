@@ -35,7 +35,7 @@ pub enum HttpsError {
     Unusable { file: String, error: rustls::Error },
 }
 
-/// Trusts nobody: for `http://` alone.
+/// Trusts no CA: for `http://` alone.
 pub fn plain() -> Connector {
     let config = builder().with_root_certificates(RootCertStore::empty());
     finish(config.with_no_client_auth())
@@ -46,7 +46,7 @@ pub fn connector(files: &Files) -> Result<Connector, HttpsError> {
     Contents::read(files)?.connector(files)
 }
 
-/// What the files say.
+/// The contents of the files.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Contents {
     ca: Vec<u8>,
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_with_a_file_is_said() {
+    fn a_bad_file_is_named_with_its_fault() {
         // It does not panic.
         plain();
         let directory = tempfile::tempdir().unwrap();

@@ -1,29 +1,29 @@
-//! What the agent knows of its instances: one table that probes, loads and drains write and the registrar reads.
+//! The agent's instances: one table that probes, loads and drains write and the registrar reads.
 
 use std::collections::BTreeMap;
 
 use registry::record::{Health, Instance, InstanceKey};
 use tokio::sync::watch;
 
-use crate::health::Verdict;
+use crate::health::ProbeVerdict;
 use crate::load::Load;
 
-/// What is known of one instance.
+/// The state of one instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Known {
     /// The record as configured: address, port, weight, capacity.
     pub configured: Instance,
-    /// None until the looks have agreed for the first time.
-    pub verdict: Option<Verdict>,
-    /// Why the last failed look failed, while the instance is unhealthy.
+    /// None until the probes have agreed for the first time.
+    pub verdict: Option<ProbeVerdict>,
+    /// The reason of the last failed probe, while the instance is unhealthy.
     pub reason: Option<String>,
-    /// Somebody asked for it, by HTTP or by ending the agent.
+    /// An operator asked for it, by HTTP or by ending the agent.
     pub draining: bool,
     pub load: Load,
 }
 
 impl Known {
-    /// Before the first look.
+    /// Before the first probe.
     pub fn new(configured: Instance) -> Known {
         Known {
             configured,
@@ -34,14 +34,15 @@ impl Known {
         }
     }
 
-    /// The record that should be in the registry. None without a verdict: nobody knows whether the instance is up.
+    /// The record that should be in the registry. None without a verdict: the instance may be up or
+    /// down.
     ///
     /// Draining goes before unhealthy: it was said on purpose.
     pub fn record(&self) -> Option<Instance> {
         let health = match (self.verdict?, self.draining) {
             (_, true) => Health::Draining,
-            (Verdict::Healthy, false) => Health::Healthy,
-            (Verdict::Unhealthy, false) => Health::Unhealthy,
+            (ProbeVerdict::Healthy, false) => Health::Healthy,
+            (ProbeVerdict::Unhealthy, false) => Health::Unhealthy,
         };
         Some(Instance {
             health,
@@ -80,7 +81,8 @@ impl Instances {
         self.table.borrow().clone()
     }
 
-    /// Changes one instance. Whoever waits is woken only if that changed something. False if there is no such instance.
+    /// Changes one instance. Subscribers are woken only if that changed something. False if there
+    /// is no such instance.
     pub fn update(&self, key: &InstanceKey, change: impl FnOnce(&mut Known)) -> bool {
         let mut found = false;
         self.table.send_if_modified(|table| {

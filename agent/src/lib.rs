@@ -1,16 +1,17 @@
-//! The agent: runs beside instances, probes them, keeps them registered, reports their load, and drains them.
+//! The agent: runs beside instances, probes them, keeps them registered, reports their load, and
+//! drains them.
 //!
 //! ```text
 //! probe (http, grpc, tcp) -> prober: health -> instances -> registrar -> target (etcd, http)
 //!                                     load ------^   ^------ drain (HTTP, SIGTERM)
 //! ```
 //!
-//! [`prober`], [`health`], [`instances`] and [`registrar`] are the core, a library of its own: they know a probe only as
-//! [`probe::Probe`] and a registry only as [`registrar::Target`]. A later kind of either is a module and a line in the
-//! configuration.
+//! [`prober`], [`health`], [`instances`] and [`registrar`] are the core, a library of its own: they
+//! know a probe only as [`probe::Probe`] and a registry only as [`registrar::Target`]. A later kind
+//! of either is a module and a line in the configuration.
 //!
-//! All durations are measured on the monotonic clock (`tokio::time::Instant`). No module reads the wall clock, so a step of
-//! it changes nothing.
+//! All durations are measured on the monotonic clock (`tokio::time::Instant`). No module reads the
+//! wall clock, so a step of it changes nothing.
 
 pub mod config;
 pub mod cross_origin;

@@ -1,4 +1,5 @@
-//! How loaded the machine and the applications are, reported only where it changed enough to matter.
+//! How loaded the machine and the applications are, reported only where it changed enough to
+//! matter.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +22,8 @@ const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
 /// Loads are reported in steps of this, and a change from one full step on.
 const LOAD_STEP: f64 = 0.05;
-/// A number of requests is reported when it changed by this share of what was reported, and at least by
-/// [`IN_FLIGHT_STEP`]. To and from 0 always: that ends a drain.
+/// A number of requests is reported when it changed by this share of what was reported, and at
+/// least by [`IN_FLIGHT_STEP`]. To and from 0 always: that ends a drain.
 const IN_FLIGHT_SHARE: f64 = 0.1;
 const IN_FLIGHT_STEP: u32 = 5;
 
@@ -33,12 +34,13 @@ pub struct Load {
     pub load1_per_core: f64,
     /// None where the application says nothing.
     pub in_flight: Option<u32>,
-    /// What the application says of itself; none where it says nothing.
+    /// The load that the application reports; none where it reports none.
     pub app_load: Option<f64>,
 }
 
 impl Load {
-    /// What to report now that `seen` is the case and `self` is what was reported: the same unless it changed enough.
+    /// The load to report, where `seen` was measured and `self` was reported last: the same unless
+    /// it changed enough.
     pub fn next(self, seen: Load) -> Load {
         Load {
             load1_per_core: next_load(self.load1_per_core, seen.load1_per_core),
@@ -92,7 +94,7 @@ fn is_load(load: f64) -> bool {
     load.is_finite() && load >= 0.0
 }
 
-/// What an application answers. Whatever else it says is for others.
+/// The answer of an application. Other fields are ignored.
 #[derive(Debug, PartialEq, Deserialize)]
 struct Answer {
     load: Option<f64>,
@@ -120,7 +122,8 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Reports for ever. All applications are asked in parallel; one that does not answer is reported without its word.
+    /// Reports for ever. All applications are asked in parallel; one that does not answer is
+    /// reported without its word.
     pub async fn run(self) {
         let client = Client::new();
         let me = Arc::new(self);
@@ -173,7 +176,7 @@ impl Reporter {
                 let InstanceKey {
                     service, instance, ..
                 } = key;
-                debug!(%service, %instance, %uri, %error, "the application does not say its load");
+                debug!(%service, %instance, %uri, %error, "the application reports no load");
             })
             .ok()
     }
@@ -212,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_load_is_refused() {
+    fn a_malformed_load_is_refused() {
         assert_eq!(parse_load1("0.52 0.58 0.59 1/467 12345\n"), Some(0.52));
         for text in ["", "none", "-1 0 0", "NaN", "inf"] {
             assert_eq!(parse_load1(text), None, "{text:?}");

@@ -1,4 +1,4 @@
-//! What the agent counts. One value, handed around; nothing is global.
+//! The agent's metrics. One value, handed around; nothing is global.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -97,13 +97,13 @@ impl Metrics {
         );
         all.register_with_unit(
             "health_probe_duration",
-            "How long a look at the instance took",
+            "Duration of a probe",
             Unit::Seconds,
             m.probe_duration,
         );
         all.register(
             "health_probe_failures",
-            "Looks that failed, by reason",
+            "Probes that failed, by reason",
             m.probe_failures,
         );
         all.register("agent_instances", "Instances configured", m.instances);
@@ -125,7 +125,7 @@ impl Metrics {
         );
         all.register(
             "agent_records_replaced",
-            "Records that somebody else had changed or deleted and that were written again",
+            "Records that another client had changed or deleted, and that were written again",
             m.records_replaced,
         );
         all.register(
@@ -135,7 +135,7 @@ impl Metrics {
         );
         all.register_with_unit(
             "agent_store_write_duration",
-            "How long writing a record took",
+            "Duration of a write of a record",
             Unit::Seconds,
             m.store_write_duration,
         );

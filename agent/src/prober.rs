@@ -7,7 +7,7 @@ use registry::record::InstanceKey;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use crate::health::{Machine, Thresholds, Verdict};
+use crate::health::{Machine, ProbeVerdict, Thresholds};
 use crate::instances::Instances;
 use crate::metrics::{FailureLabels, Metrics, ProbeLabels};
 use crate::probe::{Probe, ProbeError};
@@ -34,7 +34,8 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Looks for ever. Each instance has a task of its own, so one that hangs costs only its own looks.
+    /// Looks for ever. Each instance has a task of its own, so one that hangs costs only its own
+    /// looks.
     pub async fn run(self, instances: Instances, metrics: Metrics) {
         let labels = self.labels();
         let mut machine = Machine::new(self.pace.thresholds);
@@ -58,7 +59,7 @@ impl Prober {
             }
             if let Some(verdict) = machine.observe(outcome.is_ok()) {
                 self.tell(&instances, verdict, outcome.err());
-                let healthy = i64::from(verdict == Verdict::Healthy);
+                let healthy = i64::from(verdict == ProbeVerdict::Healthy);
                 metrics.probe_status.get_or_create(&labels).set(healthy);
             }
             let pause = if machine.in_doubt() {
@@ -70,7 +71,7 @@ impl Prober {
         }
     }
 
-    fn tell(&self, instances: &Instances, verdict: Verdict, error: Option<ProbeError>) {
+    fn tell(&self, instances: &Instances, verdict: ProbeVerdict, error: Option<ProbeError>) {
         let InstanceKey {
             service, instance, ..
         } = &self.key;

@@ -23,7 +23,8 @@ use crate::prober::Prober;
 use crate::registrar::{EtcdTarget, HttpTarget, Registrar, Target};
 use crate::server::Server;
 
-/// How long draining may take to be written, and how long the lease may take to be revoked, while the registry is away.
+/// How long draining may take to be written, and how long the lease may take to be revoked, while
+/// the registry is away.
 const REGISTRY_WITHIN: Duration = Duration::from_secs(3);
 /// How long a drain takes at least: until the proxies have heard of it.
 const DRAIN_MIN: Duration = Duration::from_secs(1);
@@ -37,7 +38,8 @@ pub struct Options<'o> {
     pub config: &'o Path,
     /// Where the address listened on is written to, for a port chosen by the kernel.
     pub addresses_file: Option<&'o Path>,
-    /// A signal ends the agent alone: its records stay until their lease ends, for the agent that follows it.
+    /// A signal ends the agent alone: its records stay until their lease ends, for the agent that
+    /// follows it.
     pub keep: bool,
 }
 
@@ -49,7 +51,7 @@ impl<S: FnOnce(TcpListener, &Listen, Router) -> anyhow::Result<Serving>> Serve f
 /// A server. It ends when it is dropped.
 pub type Serving = BoxFuture<'static, ()>;
 
-/// Reads and checks a configuration file; the text says what is in it.
+/// Reads and checks a configuration file; the text is a summary.
 pub fn check(path: &Path) -> anyhow::Result<String> {
     let config = read(path)?;
     Ok(format!("good: {} instances", config.instances.len()))
@@ -61,8 +63,9 @@ fn read(path: &Path) -> anyhow::Result<Config> {
     Ok(Config::parse(&file, &text)?)
 }
 
-/// Runs until SIGTERM or SIGINT: then it has everything drain, waits, deregisters and returns, or with [`Options::keep`] leaves
-/// everything to the agent that follows it. A second signal ends it at once, with an error.
+/// Runs until SIGTERM or SIGINT: then it has everything drain, waits, deregisters and returns, or
+/// with [`Options::keep`] leaves everything to the agent that follows it. A second signal ends it
+/// at once, with an error.
 pub async fn run(options: Options<'_>, serve: impl Serve) -> anyhow::Result<()> {
     let Options {
         config: path,
@@ -139,11 +142,11 @@ async fn leave(config: &Config, instances: &Instances, registrar: Registrar) -> 
             idle(instances).await;
         });
         match drained.await {
-            Ok(()) => info!("nothing is in flight any more"),
+            Ok(()) => info!("no request is in flight any more"),
             Err(_) => info!(after = ?config.drain, "the time to drain is over"),
         }
     } else {
-        warn!(after = ?REGISTRY_WITHIN, "the registry does not take that everything drains");
+        warn!(after = ?REGISTRY_WITHIN, "the registry has not accepted the draining records");
     }
     match registrar.deregister(REGISTRY_WITHIN).await {
         Ok(()) => info!("deregistered"),
@@ -155,22 +158,23 @@ async fn leave(config: &Config, instances: &Instances, registrar: Registrar) -> 
     Ok(())
 }
 
-/// Waits until the registry has what the table says; false if it takes too long.
+/// Waits until the registry matches the table; false if it takes too long.
 async fn all_written(instances: &Instances, registrar: &Registrar) -> bool {
     let mut status = registrar.status();
     let written = status.wait_for(|status| status.matches(&instances.snapshot()));
-    // Only whether it came: what `wait_for` returns is a lock that the registrar needs.
+    // Only whether it came: `wait_for` returns a lock that the registrar needs.
     matches!(timeout(REGISTRY_WITHIN, written).await, Ok(Ok(_)))
 }
 
-/// Waits until every instance reports that nothing is in flight; for ever where one reports nothing.
+/// Waits until every instance reports that nothing is in flight; for ever where one reports
+/// nothing.
 async fn idle(instances: &Instances) {
     let mut table = instances.subscribe();
     let idle = table.wait_for(|table| {
         let mut loads = table.values().map(|known| known.load.in_flight);
         loads.all(|in_flight| in_flight == Some(0))
     });
-    // An error: nobody writes the table any more, so it says nothing.
+    // An error: the table has no writer any more, so it is out of date.
     if idle.await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -217,7 +221,7 @@ async fn open(config: &RegistryConfig) -> anyhow::Result<Arc<dyn Target>> {
     })
 }
 
-/// Under another name first: who waits for the file never reads half of it.
+/// Under another name first: a reader that waits for the file never reads half of it.
 fn write_address(file: &Path, address: SocketAddr) -> anyhow::Result<()> {
     let text = serde_json::json!({ "http": address }).to_string();
     let partial = file.with_extension("partial");

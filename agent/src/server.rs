@@ -14,14 +14,14 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::health::Verdict;
+use crate::health::ProbeVerdict;
 use crate::instances::Instances;
 use crate::registrar::{Mode, Status, Target};
 
 /// How long a drain waits for the registry before it answers that it is on its way.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
 
-/// What the handlers work with.
+/// The state of the handlers.
 #[derive(Clone)]
 pub(crate) struct Server {
     pub(crate) zone: Arc<str>,
@@ -100,8 +100,8 @@ async fn instances(State(server): State<Server>) -> Json<Vec<Listed>> {
     let table = server.instances.snapshot().into_iter();
     let listed = table.map(|(key, known)| Listed {
         verdict: known.verdict.map(|verdict| match verdict {
-            Verdict::Healthy => "healthy",
-            Verdict::Unhealthy => "unhealthy",
+            ProbeVerdict::Healthy => "healthy",
+            ProbeVerdict::Unhealthy => "unhealthy",
         }),
         reason: known.reason,
         draining: known.draining,
@@ -115,9 +115,9 @@ async fn instances(State(server): State<Server>) -> Json<Vec<Listed>> {
 #[derive(Serialize)]
 struct Drained {
     draining: bool,
-    /// What the registry holds now; none where it holds nothing of this instance.
+    /// The record in the registry now; none where it holds none of this instance.
     registered: Option<Health>,
-    /// What an operator should know.
+    /// A warning for the operator.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -178,7 +178,8 @@ impl Server {
         (code, Json(answer)).into_response()
     }
 
-    /// A warning where the zone has no other healthy instance of the service, or that cannot be found out.
+    /// A warning where the zone has no other healthy instance of the service, or that cannot be
+    /// found out.
     async fn last_of_its_zone(&self, key: &InstanceKey) -> Option<String> {
         let InstanceKey {
             service,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use agent::config::{Config, InstanceConfig};
-use agent::health::Verdict;
+use agent::health::ProbeVerdict;
 use agent::instances::{Instances, Known};
 use agent::metrics::Metrics;
 use agent::probe::{Probe, ProbeError, build};
@@ -20,7 +20,7 @@ const HTTP: &str = "{http: {path: /healthz, expect: '200-299'}}";
 const GRPC: &str = "{grpc: {service: shop.v1.Orders}}";
 const TCP: &str = "{tcp: {}}";
 
-/// What an operator would configure for an instance at `address`.
+/// A typical configuration of an instance at `address`.
 fn configured(address: SocketAddr, probe: &str) -> InstanceConfig {
     let text = format!(
         "zone: a\nregistry: {{http: ['http://127.0.0.1:1']}}\ninstances:\n  - {{service: s, instance: i, address: {}, port: {}, probe: {probe}}}\n",
@@ -133,9 +133,9 @@ async fn http_tells_in_which_way_a_server_is_bad() {
         "no answer within 500 ms",
     );
     let garbage = answering(b"\x16\x03\x01\x02\x00garbage\r\n\r\n").await;
-    failed(look(garbage, HTTP).await, "bad_answer", "no proper answer");
+    failed(look(garbage, HTTP).await, "bad_answer", "malformed answer");
     let closed = answering(b"").await;
-    failed(look(closed, HTTP).await, "bad_answer", "no proper answer");
+    failed(look(closed, HTTP).await, "bad_answer", "malformed answer");
 }
 
 #[tokio::test]
@@ -200,7 +200,7 @@ async fn grpc_tells_in_which_way_a_server_is_bad() {
     );
     failed(look(hanging().await, GRPC).await, "timeout", "no answer");
     let http1 = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
-    failed(look(http1, GRPC).await, "bad_answer", "no proper answer");
+    failed(look(http1, GRPC).await, "bad_answer", "malformed answer");
     let (listener, address) = listener().await;
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let (_, other) = tonic_health::server::health_reporter();
@@ -280,12 +280,12 @@ async fn many_that_hang_do_not_delay_the_verdict_about_one_that_answers() {
     let mut table = instances.subscribe();
     let first = table.wait_for(|table| table.values().any(|known| known.verdict.is_some()));
     let first = timeout(PATIENCE, first).await.unwrap().unwrap().clone();
-    assert_eq!(first[&good_key].verdict, Some(Verdict::Healthy));
+    assert_eq!(first[&good_key].verdict, Some(ProbeVerdict::Healthy));
     let all = table.wait_for(|table| table.values().all(|known| known.verdict.is_some()));
     let all = timeout(PATIENCE, all).await.unwrap().unwrap().clone();
     let unhealthy = all
         .values()
-        .filter(|known| known.verdict == Some(Verdict::Unhealthy));
+        .filter(|known| known.verdict == Some(ProbeVerdict::Unhealthy));
     let reasons: Vec<_> = unhealthy.map(|known| known.reason.clone()).collect();
     assert_eq!(
         reasons,
@@ -298,7 +298,7 @@ async fn an_instance_that_ends_is_unhealthy_and_one_that_comes_back_is_healthy()
     let (listener, address) = listener().await;
     let metrics = Metrics::default();
     let instances = probe_all(&[configured(address, TCP)], &metrics);
-    let becomes = async |verdict: Verdict, reason: Option<&str>| {
+    let becomes = async |verdict: ProbeVerdict, reason: Option<&str>| {
         let mut table = instances.subscribe();
         let known = table.wait_for(|table| {
             table
@@ -307,11 +307,11 @@ async fn an_instance_that_ends_is_unhealthy_and_one_that_comes_back_is_healthy()
         });
         timeout(PATIENCE, known).await.unwrap().unwrap();
     };
-    becomes(Verdict::Healthy, None).await;
+    becomes(ProbeVerdict::Healthy, None).await;
     drop(listener);
-    becomes(Verdict::Unhealthy, Some("connection refused")).await;
+    becomes(ProbeVerdict::Unhealthy, Some("connection refused")).await;
     let _again = TcpListener::bind(address).await.unwrap();
-    becomes(Verdict::Healthy, None).await;
+    becomes(ProbeVerdict::Healthy, None).await;
 
     let shown = eventually(PATIENCE, "the metrics", async || {
         let mut text = String::new();

@@ -306,7 +306,8 @@ async fn on_sigterm_everything_drains_first_and_goes_when_nothing_is_in_flight()
         Ok(())
     });
     fixture.agent_runs(idle).await;
-    // The other one still works, for longer than any drain takes at least: a wait for what must not happen.
+    // The other one still works, for longer than any drain takes at least: a wait for what must not
+    // happen.
     let ended = fixture.agent.ended(Duration::from_secs(3)).await;
     assert!(ended.is_err(), "it does not wait for o-2: {ended:?}");
     fixture.are(DRAINING).await;
@@ -405,7 +406,8 @@ async fn a_restart_of_etcd_leaves_everything_registered() {
     fixture.are(HEALTHY).await;
     fixture.etcd.restart().await.unwrap();
     fixture.are(HEALTHY).await;
-    // Longer than the lease lives without being kept alive: a wait for something that must not happen.
+    // Longer than the lease lives without being kept alive: a wait for something that must not
+    // happen.
     let gone = eventually(Duration::from_secs(7), "a record to vanish", async || {
         ensure!(fixture.record("o-1").await?.is_none());
         Ok(())
@@ -421,7 +423,7 @@ async fn an_upgrade_with_keep_hands_the_records_over_without_a_gap() {
     let before = fixture.entry("o-1").await.unwrap().unwrap();
     let status = fixture.agent.terminate(PATIENCE).await.unwrap();
     assert!(status.success(), "{status}\n{}", fixture.agent.tail());
-    // Nothing is drained, and nothing is gone.
+    // No record is drained, and none is gone.
     let left = fixture.entry("o-1").await.unwrap().unwrap();
     assert_eq!(left.lease, before.lease);
     let health = Instance::parse(&left.value).unwrap().health;
@@ -492,7 +494,7 @@ async fn the_port_speaks_tls_and_asks_for_a_certificate_except_of_probes() {
     listen["address"] = "127.0.0.1:0".into();
     let config = json!({
         "zone": "shanghai-a",
-        // Nobody is there, which the port does not mind.
+        // No store is there, and the agent listens all the same.
         "store": {"etcd": {"endpoints": ["http://127.0.0.1:9"]}},
         "listen": listen,
         "instances": [{"service": "orders", "instance": "o-1", "address": "127.0.0.1", "port": 9, "probe": {"tcp": {}}}],

@@ -1,9 +1,10 @@
-//! The registrar against real registries: etcd, and the control plane's HTTP interface, while they fail in every way.
+//! The registrar against real registries: etcd, and the control plane's HTTP interface, while they
+//! fail in every way.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::health::Verdict;
+use agent::health::ProbeVerdict;
 use agent::instances::{Instances, Known};
 use agent::metrics::{Metrics, ReasonLabel};
 use agent::registrar::{EtcdTarget, HttpTarget, Mode, Registrar, Status, Target};
@@ -19,7 +20,7 @@ use tokio::time::timeout;
 
 /// Long: the lease does not end while a test runs, unless the test ends it.
 const LONG: Duration = Duration::from_secs(60);
-/// Short: what is due every third of it comes soon.
+/// Short: keepalives, due every third of it, come soon.
 const SHORT: Duration = Duration::from_secs(3);
 
 fn key(instance: &str) -> InstanceKey {
@@ -59,7 +60,7 @@ impl Agent {
         Agent::start(EtcdTarget::new(endpoints).await.unwrap(), ttl)
     }
 
-    fn say(&self, name: &str, verdict: Verdict) {
+    fn say(&self, name: &str, verdict: ProbeVerdict) {
         let found = self
             .instances
             .update(&key(name), |known| known.verdict = Some(verdict));
@@ -147,8 +148,8 @@ async fn records_follow_the_verdicts_and_go_with_the_lease() {
     agent.status("a lease", |status| status.has_lease).await;
     assert_eq!(fixture.health("o-1").await.unwrap(), None, "no verdict yet");
 
-    agent.say("o-1", Verdict::Healthy);
-    agent.say("o-2", Verdict::Unhealthy);
+    agent.say("o-1", ProbeVerdict::Healthy);
+    agent.say("o-2", ProbeVerdict::Unhealthy);
     fixture.becomes("o-1", Some(Health::Healthy)).await;
     fixture.becomes("o-2", Some(Health::Unhealthy)).await;
     let lease = fixture.lease("o-1").await.unwrap();
@@ -158,8 +159,8 @@ async fn records_follow_the_verdicts_and_go_with_the_lease() {
         "one lease for all"
     );
 
-    agent.say("o-1", Verdict::Unhealthy);
-    agent.say("o-2", Verdict::Healthy);
+    agent.say("o-1", ProbeVerdict::Unhealthy);
+    agent.say("o-2", ProbeVerdict::Healthy);
     fixture.becomes("o-1", Some(Health::Unhealthy)).await;
     fixture.becomes("o-2", Some(Health::Healthy)).await;
     agent
@@ -181,8 +182,8 @@ async fn records_follow_the_verdicts_and_go_with_the_lease() {
 async fn a_lease_revoked_behind_its_back_is_replaced() {
     let fixture = Fixture::start(1).await;
     let agent = fixture.agent(SHORT).await;
-    agent.say("o-1", Verdict::Healthy);
-    agent.say("o-2", Verdict::Unhealthy);
+    agent.say("o-1", ProbeVerdict::Healthy);
+    agent.say("o-2", ProbeVerdict::Unhealthy);
     agent.registered().await;
     let lease = fixture.lease("o-1").await.unwrap();
     fixture.store.lease_revoke(lease).await.unwrap();
@@ -198,11 +199,11 @@ async fn a_lease_revoked_behind_its_back_is_replaced() {
 async fn a_change_notices_the_lost_lease_before_a_keepalive_does() {
     let fixture = Fixture::start(1).await;
     let agent = fixture.agent(LONG).await;
-    agent.say("o-1", Verdict::Healthy);
+    agent.say("o-1", ProbeVerdict::Healthy);
     agent.registered().await;
     let lease = fixture.lease("o-1").await.unwrap();
     fixture.store.lease_revoke(lease).await.unwrap();
-    agent.say("o-2", Verdict::Healthy);
+    agent.say("o-2", ProbeVerdict::Healthy);
     fixture.becomes("o-1", Some(Health::Healthy)).await;
     fixture.becomes("o-2", Some(Health::Healthy)).await;
     assert_eq!(agent.lost("ended"), 1);
@@ -212,8 +213,8 @@ async fn a_change_notices_the_lost_lease_before_a_keepalive_does() {
 async fn records_that_somebody_changed_or_deleted_are_written_again() {
     let fixture = Fixture::start(1).await;
     let agent = fixture.agent(SHORT).await;
-    agent.say("o-1", Verdict::Healthy);
-    agent.say("o-2", Verdict::Healthy);
+    agent.say("o-1", ProbeVerdict::Healthy);
+    agent.say("o-2", ProbeVerdict::Healthy);
     agent.registered().await;
     let lease = fixture.lease("o-1").await.unwrap();
     let deleted = fixture.store.delete(&key("o-1").store_key()).await;
@@ -236,14 +237,14 @@ async fn records_that_somebody_changed_or_deleted_are_written_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_another_incarnation_owns_by_now_is_not_deleted() {
+async fn a_record_of_another_incarnation_is_not_deleted() {
     let fixture = Fixture::start(1).await;
     let older = fixture.agent(LONG).await;
-    older.say("o-1", Verdict::Healthy);
-    older.say("o-2", Verdict::Healthy);
+    older.say("o-1", ProbeVerdict::Healthy);
+    older.say("o-2", ProbeVerdict::Healthy);
     older.registered().await;
     let newer = fixture.agent(LONG).await;
-    newer.say("o-1", Verdict::Unhealthy);
+    newer.say("o-1", ProbeVerdict::Unhealthy);
     newer.registered().await;
     older.registrar.deregister(PATIENCE).await.unwrap();
     assert_eq!(
@@ -257,12 +258,12 @@ async fn what_another_incarnation_owns_by_now_is_not_deleted() {
 async fn a_restart_of_etcd_is_survived_and_what_changed_meanwhile_is_written() {
     let mut fixture = Fixture::start(1).await;
     let agent = fixture.agent(SHORT).await;
-    agent.say("o-1", Verdict::Healthy);
-    agent.say("o-2", Verdict::Healthy);
+    agent.say("o-1", ProbeVerdict::Healthy);
+    agent.say("o-2", ProbeVerdict::Healthy);
     agent.registered().await;
 
     fixture.etcd.members()[0].process().kill().unwrap();
-    agent.say("o-1", Verdict::Unhealthy);
+    agent.say("o-1", ProbeVerdict::Unhealthy);
     agent
         .status("the outage is noticed", |status| {
             status.mode == Mode::Retrying
@@ -286,17 +287,18 @@ async fn a_restart_of_etcd_is_survived_and_what_changed_meanwhile_is_written() {
 async fn while_one_of_three_members_hangs_everything_stays_registered_and_changes_arrive() {
     let fixture = Fixture::start(3).await;
     let agent = fixture.agent(SHORT).await;
-    agent.say("o-1", Verdict::Healthy);
-    agent.say("o-2", Verdict::Healthy);
+    agent.say("o-1", ProbeVerdict::Healthy);
+    agent.say("o-2", ProbeVerdict::Healthy);
     agent.registered().await;
 
     // The one that the agent speaks to.
     fixture.etcd.members()[0].process().pause().unwrap();
-    agent.say("o-1", Verdict::Unhealthy);
+    agent.say("o-1", ProbeVerdict::Unhealthy);
     fixture.becomes("o-1", Some(Health::Unhealthy)).await;
-    agent.say("o-1", Verdict::Healthy);
+    agent.say("o-1", ProbeVerdict::Healthy);
     fixture.becomes("o-1", Some(Health::Healthy)).await;
-    // Longer than the lease lives without being kept alive: a wait for something that must not happen.
+    // Longer than the lease lives without being kept alive: a wait for something that must not
+    // happen.
     let gone = eventually(SHORT * 2, "o-2 to vanish", async || {
         ensure!(fixture.health("o-2").await?.is_none());
         Ok(())
@@ -304,7 +306,8 @@ async fn while_one_of_three_members_hangs_everything_stays_registered_and_change
     assert!(gone.await.is_err());
     assert_eq!(fixture.health("o-2").await.unwrap(), Some(Health::Healthy));
 
-    // What the member was sent before it hung, and makes now, is older than what others have written since.
+    // Requests that the member got before it hung, and makes now, are older than the records that
+    // others have written since.
     fixture.etcd.members()[0].process().resume().unwrap();
     let options = EtcdOptions::new(vec![fixture.etcd.members()[0].endpoint()]);
     let woken = EtcdStore::new(options).await.unwrap();
@@ -322,7 +325,7 @@ async fn while_one_of_three_members_hangs_everything_stays_registered_and_change
 async fn after_three_time_outs_it_only_probes_and_recovers_by_itself() {
     let fixture = Fixture::start(1).await;
     let agent = fixture.agent(LONG).await;
-    agent.say("o-1", Verdict::Healthy);
+    agent.say("o-1", ProbeVerdict::Healthy);
     agent.registered().await;
 
     fixture.etcd.members()[0].process().pause().unwrap();
@@ -332,11 +335,11 @@ async fn after_three_time_outs_it_only_probes_and_recovers_by_itself() {
         Ok(())
     });
     hangs.await.unwrap();
-    agent.say("o-1", Verdict::Unhealthy);
+    agent.say("o-1", ProbeVerdict::Unhealthy);
     agent
         .status("it only probes", |status| status.mode == Mode::ProbeOnly)
         .await;
-    agent.say("o-2", Verdict::Healthy);
+    agent.say("o-2", ProbeVerdict::Healthy);
     fixture.etcd.members()[0].process().resume().unwrap();
     fixture.becomes("o-1", Some(Health::Unhealthy)).await;
     fixture.becomes("o-2", Some(Health::Healthy)).await;
@@ -353,7 +356,7 @@ async fn an_etcd_that_was_replaced_is_registered_with_anew() {
     let other = Fixture::start(1).await;
     let endpoints = [fixture.etcd.endpoints(), other.etcd.endpoints()].concat();
     let agent = Agent::in_etcd(endpoints, SHORT).await;
-    agent.say("o-1", Verdict::Healthy);
+    agent.say("o-1", ProbeVerdict::Healthy);
     agent.registered().await;
     fixture.etcd.members()[0].process().kill().unwrap();
     other.becomes("o-1", Some(Health::Healthy)).await;
@@ -363,7 +366,7 @@ async fn an_etcd_that_was_replaced_is_registered_with_anew() {
 async fn without_a_registry_it_ends_in_time() {
     let fixture = Fixture::start(1).await;
     let agent = fixture.agent(LONG).await;
-    agent.say("o-1", Verdict::Healthy);
+    agent.say("o-1", ProbeVerdict::Healthy);
     agent.registered().await;
     fixture.etcd.members()[0].process().kill().unwrap();
     let ended = agent.registrar.deregister(Duration::from_secs(1));
@@ -381,8 +384,8 @@ async fn the_control_planes_interface_is_a_registry_too() {
     // The first address is nobody's.
     let target = HttpTarget::new(vec!["http://127.0.0.1:1".to_owned(), base]);
     let agent = Agent::start(target, SHORT);
-    agent.say("o-1", Verdict::Healthy);
-    agent.say("o-2", Verdict::Unhealthy);
+    agent.say("o-1", ProbeVerdict::Healthy);
+    agent.say("o-2", ProbeVerdict::Unhealthy);
     let registry = control_plane.registry().clone();
     let are = async |expected: [Option<&str>; 2]| {
         let seen = eventually(PATIENCE, "the records", async || {
@@ -406,7 +409,7 @@ async fn the_control_planes_interface_is_a_registry_too() {
     assert_eq!(agent.metrics.records_replaced.get(), 1);
 
     control_plane.stop().await.unwrap();
-    agent.say("o-1", Verdict::Unhealthy);
+    agent.say("o-1", ProbeVerdict::Unhealthy);
     agent
         .status("the outage is noticed", |status| {
             status.mode == Mode::Retrying

@@ -1,4 +1,4 @@
-//! From the proxy's callbacks to [`carry_out`] and [`Member`], and back. Translates, and nothing else.
+//! From the proxy's callbacks to [`apply`] and [`Worker`], and back. Translates, and nothing else.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -11,34 +11,37 @@ use proxy_wasm::{
 };
 
 use crate::{
-    applied::{self, Applied, Post},
-    carry_out::{Host, HostFailed, Reply, Verdict, carry_out},
+    applied::{self, Applied, ReportHost},
+    apply::{FilterHeadersStatus, Host, HostFailed, Reply, apply},
     draws::Draws,
-    edition,
     fence::{
+        control_stream::{ContextId, StreamHost, Token},
         hop_keys,
-        member::{Member, terms_of},
+        permits::Permits,
         process::{Process, Reading, Version},
-        speaker::{ContextId, Line, Token},
-        workers::Workers,
+        worker::{Worker, terms_of},
     },
     host,
     metrics::{Metric, MetricIds},
+    plugin_config,
     refusals::{Refusals, RequestId},
 };
 
 thread_local! {
-    /// What this worker decodes policies with: it outlives the root contexts, of which each policy has one.
+    /// This worker's decoder of policies. It outlives the root contexts, of which each policy has
+    /// one.
     static DECODER: RefCell<Decoder> = RefCell::new(Decoder::default());
     static METRIC_IDS: MetricIds = const { MetricIds::new() };
     /// From a random number of its own. Without one all workers draw alike, which is as evenly
     /// spread.
     static DRAWS: Draws = Draws::from(host::random().unwrap_or_default() as u64);
-    /// This worker's part in the fence. None until there is something to fence, or for want of a random number.
-    static MEMBER: RefCell<Option<Member>> = const { RefCell::new(None) };
+    /// This worker's part in the fence. None until there is something to fence, or for want of a
+    /// random number.
+    static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
     /// The refusals of this worker that wait for a body.
     static REFUSALS: RefCell<Refusals> = const { RefCell::new(Refusals::new()) };
-    /// This worker's part in telling what is applied. None until something is, or for want of a random number.
+    /// This worker's part in the reports of applied policies. None before the first, or for want of
+    /// a random number.
     static APPLIED: RefCell<Option<Applied>> = const { RefCell::new(None) };
 }
 
@@ -60,10 +63,11 @@ fn record(gauge: Metric, value: u64) {
     with_id(gauge, |id| host::record_metric(id, value));
 }
 
-/// Lets this worker's part in the fence act, if it has one. Nothing that it calls leads back here; were it otherwise, the
-/// inner call would do nothing: then a write is not admitted, or its end not noticed, and a fence waits longer.
-fn with_member<T>(act: impl FnOnce(&mut Member) -> T) -> Option<T> {
-    MEMBER.with(|member| Some(act(member.try_borrow_mut().ok()?.as_mut()?)))
+/// Lets this worker's part in the fence act, if it has one. Nothing that it calls leads back here;
+/// were it otherwise, the inner call would do nothing: then a write is not admitted, or its end not
+/// noticed, and a fence waits longer.
+fn with_worker<T>(act: impl FnOnce(&mut Worker) -> T) -> Option<T> {
+    WORKER.with(|worker| Some(act(worker.try_borrow_mut().ok()?.as_mut()?)))
 }
 
 /// Lets this worker's waiting refusals act.
@@ -73,18 +77,18 @@ fn with_refusals<T>(act: impl FnOnce(&mut Refusals) -> T) -> Option<T> {
 
 /// Makes this worker's part in the fence.
 fn join() {
-    MEMBER.with(|member| {
-        let Ok(mut member) = member.try_borrow_mut() else {
+    WORKER.with(|worker| {
+        let Ok(mut worker) = worker.try_borrow_mut() else {
             return;
         };
-        if member.is_none() {
+        if worker.is_none() {
             let me = host::random().map(|bits| WorkerId(bits as u64));
-            *member = me.map(|me| Member::new(Workers::new(me)));
+            *worker = me.map(|me| Worker::new(Permits::new(me)));
         }
     });
 }
 
-/// Lets this worker's part in telling what is applied act, if it has one.
+/// Lets this worker's part in the reports act, if it has one.
 fn with_applied<T>(act: impl FnOnce(&mut Applied) -> T) -> Option<T> {
     APPLIED.with(|applied| {
         let mut applied = applied.try_borrow_mut().ok()?;
@@ -95,7 +99,8 @@ fn with_applied<T>(act: impl FnOnce(&mut Applied) -> T) -> Option<T> {
     })
 }
 
-/// How often a worker looks at what it holds, where writes are fenced: the longest that a revocation takes to be seen.
+/// How often a worker checks its permits, where writes are fenced: the longest that a
+/// revocation takes to be seen.
 const TICK_MS: u32 = 10;
 
 proxy_wasm::main! {{
@@ -119,7 +124,9 @@ struct Plugin {
 impl Context for Plugin {
     fn on_grpc_stream_message(&mut self, token: u32, size: usize) {
         if let Some(message) = host::grpc_message(size) {
-            with_member(|member| member.hear(self.context, Token(token), &message, &mut Envoy));
+            with_worker(|worker| {
+                worker.on_message(self.context, Token(token), &message, &mut Envoy)
+            });
         }
     }
 
@@ -131,25 +138,26 @@ impl Context for Plugin {
     }
 
     fn on_grpc_stream_close(&mut self, token: u32, _: u32) {
-        // Otherwise the proxy keeps a stream that is no more, and trips over it when this context goes.
+        // Otherwise the proxy keeps a stream that is no more, and trips over it when this context
+        // goes.
         let _ = host::grpc_cancel(token);
-        with_member(|member| member.closed(Token(token), &mut Envoy));
+        with_worker(|worker| worker.closed(Token(token), &mut Envoy));
     }
 }
 
 impl RootContext for Plugin {
     fn on_configure(&mut self, size: usize) -> bool {
         let configuration = host::configuration(size).unwrap_or_default();
-        let read = DECODER.with_borrow_mut(|decoder| edition::read(decoder, &configuration));
+        let read = DECODER.with_borrow_mut(|decoder| plugin_config::read(decoder, &configuration));
         match read {
-            Ok(edition) => {
-                log(LogLevel::Info, &edition::describe(&edition));
-                record(Metric::PolicyVersion, edition.version);
-                record(Metric::PolicyGeneration, edition.generation);
-                let told = with_applied(|it| it.configured(self.context, &edition, &mut Envoy));
-                self.policy = Rc::new(edition.policy);
+            Ok(config) => {
+                log(LogLevel::Info, &plugin_config::describe(&config));
+                record(Metric::PolicyVersion, config.version);
+                record(Metric::PolicyGeneration, config.generation);
+                let reports = with_applied(|it| it.configured(self.context, &config, &mut Envoy));
+                self.policy = Rc::new(config.policy);
                 let fenced = self.fence();
-                self.wake(fenced, told == Some(true));
+                self.wake(fenced, reports == Some(true));
                 true
             }
             Err(error) => {
@@ -162,13 +170,13 @@ impl RootContext for Plugin {
     }
 
     fn on_tick(&mut self) {
-        with_member(|member| member.tick(self.context, &mut Envoy));
+        with_worker(|worker| worker.tick(self.context, &mut Envoy));
         self.refuse_what_waits();
         with_applied(|applied| applied.tick(self.context, self.tick_ms, &mut Envoy));
     }
 
     fn create_http_context(&self, context: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Request {
+        Some(Box::new(RequestContext {
             id: RequestId(context),
             policy: Rc::clone(&self.policy),
             in_flight: None,
@@ -188,7 +196,7 @@ impl Plugin {
             return false;
         }
         join();
-        let fenced = with_member(|member| member.configured(self.context, &self.policy));
+        let fenced = with_worker(|worker| worker.configured(self.context, &self.policy));
         if fenced.is_none() {
             log(LogLevel::Error, "no random numbers: writes stay fenced");
         }
@@ -216,8 +224,8 @@ impl Plugin {
     }
 
     /// Has itself woken as often as is needed.
-    fn wake(&mut self, fenced: bool, told: bool) {
-        let needed_ms = match (fenced, told) {
+    fn wake(&mut self, fenced: bool, reports: bool) {
+        let needed_ms = match (fenced, reports) {
             (true, _) => TICK_MS,
             (false, true) => applied::TICK_MS,
             (false, false) => 0,
@@ -235,11 +243,12 @@ impl Plugin {
 
 impl Drop for Plugin {
     fn drop(&mut self) {
-        // Otherwise the proxy goes on to wake a context that is no more, and there is one for each edition of the policy.
+        // Otherwise the proxy goes on to wake a context that is no more, and there is one for each
+        // edition of the policy.
         if self.tick_ms > 0 {
             let _ = host::set_tick_period(0);
         }
-        with_member(|member| member.removed(self.context));
+        with_worker(|worker| worker.removed(self.context));
         with_applied(|applied| applied.removed(self.context));
     }
 }
@@ -249,12 +258,12 @@ fn log(level: LogLevel, line: &str) {
 }
 
 /// One request. It ends on the policy that it began with.
-struct Request {
+struct RequestContext {
     id: RequestId,
     policy: Rc<Policy>,
-    /// As what it counts as a write in flight.
+    /// Its count as a write in flight.
     in_flight: Option<InFlight>,
-    /// Nothing follows its headers.
+    /// The request ends with its headers.
     complete: bool,
 }
 
@@ -264,21 +273,21 @@ struct InFlight {
     admitted_us: Option<u64>,
 }
 
-impl Context for Request {}
+impl Context for RequestContext {}
 
-impl HttpContext for Request {
+impl HttpContext for RequestContext {
     fn on_http_request_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
         self.complete = end_of_stream;
         let map = host::request_headers();
         let policy = Rc::clone(&self.policy);
-        match carry_out(&policy, map.as_deref(), self) {
-            Verdict::GoesOn => Action::Continue,
-            Verdict::Stops => Action::Pause,
+        match apply(&policy, map.as_deref(), self) {
+            FilterHeadersStatus::Continue => Action::Continue,
+            FilterHeadersStatus::StopIteration => Action::Pause,
         }
     }
 }
 
-impl Drop for Request {
+impl Drop for RequestContext {
     /// The proxy has done with the request, retries and body included.
     fn drop(&mut self) {
         with_refusals(|refusals| refusals.forget(self.id));
@@ -290,24 +299,25 @@ impl Drop for Request {
     }
 }
 
-impl Request {
+impl RequestContext {
     fn end(&mut self) {
         if let (Some(write), Some(terms)) = (self.in_flight.take(), terms_of(&self.policy)) {
-            with_member(|member| member.workers.end(&write.cell, terms, &mut Envoy));
+            with_worker(|worker| worker.permits.end(&write.cell, terms, &mut Envoy));
         }
     }
 
     fn abandon(&mut self, admitted_us: u64) {
         if let (Some(write), Some(terms)) = (self.in_flight.take(), terms_of(&self.policy)) {
             let cell = &write.cell;
-            with_member(|member| {
-                let workers = &mut member.workers;
-                workers.abandon(cell, admitted_us, terms, &mut Envoy);
+            with_worker(|worker| {
+                let permits = &mut worker.permits;
+                permits.abandon(cell, admitted_us, terms, &mut Envoy);
             });
         }
     }
 
-    /// Whether the refusal is kept until the body has come. Only where the fence has this worker woken every few milliseconds.
+    /// Whether the refusal is kept until the body has come. Only where the fence has this worker
+    /// woken every few milliseconds.
     fn wait(&self, reply: &Reply<'_>) -> bool {
         let wakes = !self.complete && terms_of(&self.policy).is_some();
         if !wakes || reply.awaited_body.is_none() {
@@ -321,7 +331,7 @@ impl Request {
     }
 }
 
-impl Host for Request {
+impl Host for RequestContext {
     fn set(&mut self, name: &str, value: &str) -> Result<(), HostFailed> {
         host::set_request_header(name.as_bytes(), value.as_bytes())
     }
@@ -350,7 +360,7 @@ impl Host for Request {
             cell: cell.into(),
             admitted_us: None,
         });
-        let admitted = with_member(|member| member.workers.admit(cell, terms, &mut Envoy))??;
+        let admitted = with_worker(|worker| worker.permits.admit(cell, terms, &mut Envoy))??;
         write.admitted_us = Some(admitted.at_us);
         Some(admitted.epoch)
     }
@@ -397,16 +407,16 @@ impl Process for Envoy {
     }
 }
 
-impl Line for Envoy {
+impl StreamHost for Envoy {
     fn open(&mut self, cluster: &str) -> Result<Token, HostFailed> {
         host::grpc_open(cluster, "tidegate.v1.Fence", "Hold").map(Token)
     }
 
-    fn say(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
+    fn send(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
         host::grpc_send(token.0, &says.encode())
     }
 
-    fn hang_up(&mut self, token: Token) {
+    fn cancel(&mut self, token: Token) {
         let _ = host::grpc_cancel(token.0);
     }
 
@@ -423,7 +433,7 @@ impl Line for Envoy {
     }
 }
 
-impl Post for Envoy {
+impl ReportHost for Envoy {
     fn report(&mut self, cluster: &str, report: &[u8]) -> Result<(), HostFailed> {
         host::grpc_call(cluster, "tidegate.v1.Status", "Report", report)
     }

@@ -1,9 +1,11 @@
 //! Header maps as the proxy-wasm ABI encodes them.
 //!
-//! All numbers are 32-bit little-endian: the count of pairs, then for each pair the sizes of its name and value, then for
-//! each pair its name, a zero byte, its value, a zero byte. An empty map may also be no bytes at all.
+//! All numbers are 32-bit little-endian: the count of pairs, then for each pair the sizes of its
+//! name and value, then for each pair its name, a zero byte, its value, a zero byte. An empty map
+//! may also be no bytes at all.
 //!
-//! The SDK's decoder copies every name and value and panics on what it does not like; this one borrows and says no.
+//! The SDK's decoder copies every name and value and panics on what it does not like; this one
+//! borrows and says no.
 
 use policy::{Headers, Presented};
 
@@ -14,7 +16,8 @@ pub struct HeaderMap<'m> {
 }
 
 impl<'m> HeaderMap<'m> {
-    /// None unless every byte is accounted for: a map that is only half understood could hide a header.
+    /// None unless every byte is accounted for: a map that is only half understood could hide a
+    /// header.
     pub fn parse(bytes: &'m [u8]) -> Option<HeaderMap<'m>> {
         if bytes.is_empty() {
             return Some(HeaderMap { pairs: vec![] });
@@ -22,7 +25,8 @@ impl<'m> HeaderMap<'m> {
         let (count, bytes) = bytes.split_first_chunk()?;
         let count = size(*count)?;
         let (sizes, mut texts) = bytes.split_at_checked(count.checked_mul(SIZES_BYTES)?)?;
-        // The sizes were there, so the capacity is less than what the proxy itself holds for these headers.
+        // The sizes were there, so the capacity is less than what the proxy itself holds for these
+        // headers.
         let mut pairs = Vec::with_capacity(count);
         let (numbers, _) = sizes.as_chunks();
         let (sizes, _) = numbers.as_chunks();

@@ -1,15 +1,16 @@
 //! The calls into the proxy. The only `unsafe` code of Tidegate that ships.
 //!
-//! Why not `proxy_wasm::hostcalls`: its functions panic on a status that they do not expect, which here must not stop the
-//! filter; they copy each header of a map; and they send no response code details. The signatures are those of the ABI
-//! 0.2.1, <https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1>. A status is a plain number, since a value
-//! that an enum does not list would be undefined behaviour.
+//! Why not `proxy_wasm::hostcalls`: its functions panic on a status that they do not expect, which
+//! here must not stop the filter; they copy each header of a map; and they send no response code
+//! details. The signatures are those of the ABI 0.2.1,
+//! <https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1>. A status is a plain number,
+//! since a value that an enum does not list would be undefined behaviour.
 #![allow(unsafe_code, reason = "the ABI is raw pointers")]
 
 use std::{ptr, time::Duration};
 
 use crate::{
-    carry_out::{HostFailed, Reply},
+    apply::{HostFailed, Reply},
     fence::{
         cluster::reads_as_message,
         ending::Ending,
@@ -28,9 +29,10 @@ const PLUGIN_CONFIGURATION: u32 = 7;
 const CLOCK_WALL: u32 = 0;
 const CLOCK_MONOTONIC: u32 = 1;
 
-/// A version that no shared value has: versions are counted up from 1. The proxy takes 0 for "whatever is there", and would
-/// then overwrite what somebody else has made in the meantime; with a version that does not match it makes a value where
-/// there is none, and refuses where there is one.
+/// A version that no shared value has: versions are counted up from 1. The proxy takes 0 for
+/// "whatever is there", and would then overwrite another worker's new value; with
+/// a version that does not match it makes a value where there is none, and refuses where there is
+/// one.
 const NO_VERSION: u32 = u32::MAX;
 
 #[link(wasm_import_module = "env")]
@@ -90,8 +92,8 @@ unsafe extern "C" {
     fn proxy_grpc_cancel(stream: u32) -> u32;
 }
 
-// Clocks and chance, of the system interface <https://wasi.dev/interfaces>, preview 1. `std` hides what a clock shows, and
-// panics where there is no chance.
+// Clocks and chance, of the system interface <https://wasi.dev/interfaces>, preview 1. `std` hides
+// what a clock shows, and panics where there is no chance.
 #[link(wasm_import_module = "wasi_snapshot_preview1")]
 unsafe extern "C" {
     fn clock_time_get(clock: u32, precision_ns: u64, time_ns: *mut u64) -> u32;
@@ -115,17 +117,18 @@ pub(crate) fn request_headers() -> Option<Vec<u8>> {
     Some(unsafe { given(data, size) })
 }
 
-/// What the host returned through two pointers.
+/// The bytes that the host returned through two pointers.
 ///
 /// # Safety
 ///
-/// Both must be as the host left them in a call that succeeded, and this must be the only use of them.
+/// Both must be as the host left them in a call that succeeded, and this must be the only use of
+/// them.
 unsafe fn given(data: *mut u8, size: usize) -> Vec<u8> {
     if data.is_null() {
         return vec![];
     }
-    // SAFETY: the host allocated it through the SDK's `proxy_on_memory_allocate(size)`, a boxed slice of just that size from
-    // the global allocator, filled all of it, and gave it to us.
+    // SAFETY: the host allocated it through the SDK's `proxy_on_memory_allocate(size)`, a boxed
+    // slice of just that size from the global allocator, filled all of it, and gave it to us.
     unsafe { Vec::from_raw_parts(data, size, size) }
 }
 
@@ -169,12 +172,12 @@ pub(crate) fn node_id() -> Option<String> {
     String::from_utf8(property(b"xds\0node\0id")?).ok()
 }
 
-/// What this proxy is, as its bootstrap says to the control plane.
+/// The role of this proxy, as its bootstrap tells the control plane.
 pub(crate) fn node_role() -> Option<String> {
     String::from_utf8(property(b"xds\0node\0metadata\0tidegate\0role")?).ok()
 }
 
-/// What the proxy notes of the current request, which is over.
+/// The proxy's notes of the current request, which is over.
 pub(crate) fn ending() -> Ending {
     Ending {
         flags: number(b"response\0flags"),
@@ -182,12 +185,13 @@ pub(crate) fn ending() -> Ending {
     }
 }
 
-/// How many bytes of the current request have come, its headers included. Removed and added headers count.
+/// How many bytes of the current request have come, its headers included. Removed and added headers
+/// count.
 pub(crate) fn request_bytes() -> Option<u64> {
     number(b"request\0total_size")
 }
 
-/// Has what follows be about this context: of a request, or a root context.
+/// Makes the next calls be about this context: of a request, or a root context.
 pub(crate) fn turn_to(context: u32) -> Result<(), HostFailed> {
     // SAFETY: no pointers.
     check(unsafe { proxy_set_effective_context(context) })
@@ -258,8 +262,9 @@ pub(crate) fn swap_shared(
 
 /// Opens a stream on behalf of the current root context: `method` of `service` on a cluster.
 ///
-/// Through the SDK, which otherwise would not pass on what comes on the stream. It panics on statuses other than those that
-/// an unknown cluster, or one without a connection, leads to; a name that reads as a message would lead to another.
+/// Through the SDK, which otherwise would not pass on what comes on the stream. It panics on
+/// statuses other than those that an unknown cluster, or one without a connection, leads to; a name
+/// that reads as a message would lead to another.
 pub(crate) fn grpc_open(cluster: &str, service: &str, method: &str) -> Result<u32, HostFailed> {
     if reads_as_message(cluster.as_bytes()) {
         return Err(HostFailed);
@@ -271,8 +276,8 @@ pub(crate) fn grpc_open(cluster: &str, service: &str, method: &str) -> Result<u3
 /// How long an answer to a single call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Makes a single call on behalf of the current root context: `method` of `service` on a cluster. Through the SDK, as
-/// [`grpc_open`].
+/// Makes a single call on behalf of the current root context: `method` of `service` on a cluster.
+/// Through the SDK, as [`grpc_open`].
 pub(crate) fn grpc_call(
     cluster: &str,
     service: &str,
@@ -307,7 +312,8 @@ pub(crate) fn grpc_cancel(stream: u32) -> Result<(), HostFailed> {
 }
 
 pub(crate) fn set_request_header(name: &[u8], value: &[u8]) -> Result<(), HostFailed> {
-    // SAFETY: pointers and sizes are those of slices that live through the call; the host only reads.
+    // SAFETY: pointers and sizes are those of slices that live through the call; the host only
+    // reads.
     check(unsafe {
         proxy_replace_header_map_value(
             REQUEST_HEADERS,
@@ -348,7 +354,8 @@ pub(crate) fn define_metric(kind: Kind, name: &str) -> Result<u32, HostFailed> {
         Kind::Gauge => 1,
     };
     let mut id = 0;
-    // SAFETY: as in `set_request_header`; the host writes the id into a local that lives through the call.
+    // SAFETY: as in `set_request_header`; the host writes the id into a local that lives through
+    // the call.
     check(unsafe { proxy_define_metric(kind, name.as_ptr(), name.len(), &mut id) })?;
     Ok(id)
 }

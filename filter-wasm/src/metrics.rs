@@ -1,11 +1,11 @@
-//! What is counted, under which names, and the proxy's ids of it.
+//! The metrics, their names, and the proxy's ids of them.
 
 use std::cell::Cell;
 
 use policy::{Class, Reason, Tier};
 
-/// A metric. The proxy puts `wasmcustom.` before its name; the bootstraps' `stats_tags` turn the parts of a decision's
-/// name into labels.
+/// A metric. The proxy puts `wasmcustom.` before its name; the bootstraps' `stats_tags` turn the
+/// parts of a decision's name into labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
     /// Counter: requests decided.
@@ -14,7 +14,8 @@ pub enum Metric {
         class: Class,
         reason: Reason,
     },
-    /// Counter: internal headers that came from outside and were removed, each name once per request.
+    /// Counter: internal headers that came from outside and were removed, each name once per
+    /// request.
     SpoofedHeaders,
     /// Counter: configurations that were refused.
     PolicyRejected,
@@ -26,13 +27,15 @@ pub enum Metric {
     GrantsInstalled,
     /// Counter: permissions to write that were taken back, each as often as that was said.
     FenceRevocations,
-    /// Counter: how often a worker gave up what it held, because time had passed that its clock does not know of.
+    /// Counter: how often a worker gave up what it held, because time had passed that its clock
+    /// does not know of.
     ClockAnomalies,
     /// Counter: streams to the control plane that ended or did not answer.
     StreamResets,
     /// Gauge: the cells for which this process may admit writes.
     FenceHolding,
-    /// Gauge: 1 while no grants are given because the policy is of other terms than those that are agreed on.
+    /// Gauge: 1 while no grants are given because the policy is of other terms than those that are
+    /// agreed on.
     FenceWithheld,
 }
 
@@ -114,8 +117,8 @@ impl Metric {
     }
 }
 
-/// The ids under which the proxy knows the metrics. One for a whole VM: defining a metric again gives it another id, and
-/// the proxy keeps them all for as long as the VM lives.
+/// The ids under which the proxy knows the metrics. One for a whole VM: defining a metric again
+/// gives it another id, and the proxy keeps them all for as long as the VM lives.
 pub struct MetricIds([Cell<Option<u32>>; METRICS]);
 
 impl MetricIds {
@@ -123,13 +126,14 @@ impl MetricIds {
         MetricIds([const { Cell::new(None) }; METRICS])
     }
 
-    /// The id of `metric`, which `define` asks the proxy for when it is first needed: most combinations never occur.
+    /// The id of `metric`, which `define` asks the proxy for when it is first needed: most
+    /// combinations never occur.
     pub fn get(&self, metric: Metric, define: impl FnOnce(Metric) -> Option<u32>) -> Option<u32> {
-        let slot = self.0.get(metric.index())?;
-        if slot.get().is_none() {
-            slot.set(define(metric));
+        let id = self.0.get(metric.index())?;
+        if id.get().is_none() {
+            id.set(define(metric));
         }
-        slot.get()
+        id.get()
     }
 }
 

@@ -1,10 +1,11 @@
 //! Refusals that wait for the request's body.
 //!
-//! A proxy that answers before it has read a whole request closes the client's HTTP/1.1 connection. Where the body is small
-//! the answer waits until it is there, so that the connection can be used again. The proxy keeps the body meanwhile, so the
-//! bodies that are waited for at a time are bounded, and so is the wait; beyond that a refusal is given at once.
+//! A proxy that answers before it has read a whole request closes the client's HTTP/1.1 connection.
+//! Where the body is small the answer waits until it is there, so that the connection can be used
+//! again. The proxy keeps the body meanwhile, so the bodies that are waited for at a time are
+//! bounded, and so is the wait; beyond that a refusal is given at once.
 
-use crate::carry_out::Reply;
+use crate::apply::Reply;
 
 /// All bodies that one worker waits for, in bytes.
 const BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -37,7 +38,7 @@ impl Kept {
         }
     }
 
-    /// Gives it to whoever answers.
+    /// Gives it to the sender of answers.
     pub fn with<T>(&self, give: impl FnOnce(&Reply<'_>) -> T) -> T {
         let headers = self.headers.iter();
         let headers: Vec<(&str, &str)> = headers.map(|(n, v)| (n.as_str(), v.as_str())).collect();
@@ -77,7 +78,8 @@ impl Refusals {
         }
     }
 
-    /// Keeps a refusal of a request of which `came` bytes have come, its headers. False where it should be given at once.
+    /// Keeps a refusal of a request of which `came` bytes have come, its headers. False where it
+    /// should be given at once.
     pub fn keep(&mut self, request: RequestId, reply: &Reply<'_>, came: u64, now_us: u64) -> bool {
         let Some(body) = reply.awaited_body else {
             return false;
@@ -97,7 +99,8 @@ impl Refusals {
         true
     }
 
-    /// Takes those that are due: the body is there, as `came` says of each request, or has been waited for long enough.
+    /// Takes those that are due: the body is there, as `came` says of each request, or has been
+    /// waited for long enough.
     pub fn due(
         &mut self,
         now_us: u64,
@@ -182,7 +185,7 @@ mod tests {
         assert!(!refusals.keep(RequestId(fit), &reply(Some(1)), 0, 0));
         refusals.forget(RequestId(3));
         assert!(refusals.keep(RequestId(fit), &reply(Some(1)), 0, 0));
-        // A proxy that does not tell how much has come makes nobody wait.
+        // No refusal waits where the proxy does not tell how much has come.
         assert_eq!(refusals.due(0, |_| None).len(), fit as usize);
         assert_eq!(refusals.bytes, 0);
     }

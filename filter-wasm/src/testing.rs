@@ -1,4 +1,4 @@
-//! What several tests use.
+//! Shared by several tests.
 
 use std::num::NonZeroU32;
 
@@ -10,13 +10,13 @@ use policy::{
     hop::{HopKeys, Keys},
 };
 
-/// Seen from `shanghai-a`: the service `orders`, all up; and the service `strict`, which demands everything, is pinned by a
-/// header, and is down in the whole region of `beijing-a`.
+/// Seen from `shanghai-a`: the service `orders`, all up; and the service `strict`, which demands
+/// everything, is pinned by a header, and is down in the whole region of `beijing-a`.
 pub(crate) fn serving() -> Policy {
     Policy::Serving(Box::new(rules(Writes::Free)))
 }
 
-/// What hops between zones are signed with.
+/// The keys of hops between zones.
 pub(crate) fn hop_keys() -> HopKeys {
     HopKeys::Held {
         keys: Keys::new(vec!["0123456789abcdef".into()]).unwrap(),

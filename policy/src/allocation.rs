@@ -1,29 +1,32 @@
-//! Who is given how much of whose requests: weights, ramps, capacity, and what is left over.
+//! The allocation of requests to zones: weights, ramps, capacity, and the rest.
 //!
-//! Every home offers its requests in stages: first to its region by the configured weights, then what did not fit there to
-//! any zone of the region that has room, then, reads only, to other regions; then to zones on a ramp beyond their step, for
-//! they are healthy. A region whose zones are all on a ramp keeps its requests: a ramp warms a zone up beside others, and is
-//! no reason to send reads abroad. What still has no place is shed. Within a stage a zone that is offered more than it bears takes the
-//! same part of every offer, and the rest is offered to the others again.
+//! Every home offers its requests in stages: first to its region by the configured weights, then
+//! the rest to any zone of the region that has room, then, reads only, to other regions; then to
+//! zones on a ramp beyond their step, for they are healthy. A region whose zones are all on a ramp
+//! keeps its requests: a ramp warms a zone up beside others, and is no reason to send reads abroad.
+//! Requests that still have no place are shed. Within a stage a zone that is offered more than it
+//! bears takes the same part of every offer, and the rest is offered to the others again.
 
 use alloc::{vec, vec::Vec};
 
 use crate::{
+    class::Class,
     health::ZoneState,
-    plan::{Tier, Weighting, ZoneLoad, score},
-    service::Class,
+    load::ZoneLoad,
     standing::SHARE_FULL,
+    tier::Tier,
     topology::{Topology, ZoneId},
+    weighting::{Weighting, score},
 };
 
 /// Shares of a home's requests below this are rounding, not requests.
 const NOTHING: f64 = 1e-9;
 
-/// What the requests of one home and class ask for, and what they were given so far.
+/// The demand of one home and class, and its allocation so far.
 pub(crate) struct Ask {
     pub(crate) home: ZoneId,
     class: Class,
-    /// Requests per second; 0 where nobody has said.
+    /// Requests per second; 0 where it is unknown.
     demand: f64,
     /// By zone: parts of this home's requests.
     pub(crate) given: Vec<f64>,
@@ -48,7 +51,7 @@ impl Ask {
     }
 }
 
-/// The zones of a service, and what room they have left.
+/// The zones of a service, and their free room.
 pub(crate) struct Allocation<'t> {
     topology: &'t Topology,
     weighting: Weighting,
@@ -64,7 +67,8 @@ enum Stage {
     Region,
     /// The home's region, by score, without those on a ramp.
     RegionSpill,
-    /// The home's region where all of its zones are on a ramp, by the configured weights and their steps.
+    /// The home's region where all of its zones are on a ramp, by the configured weights and their
+    /// steps.
     RegionReturning,
     /// Other regions, by score; a zone on a ramp only up to its step.
     Remote,
@@ -89,7 +93,7 @@ impl Stage {
     }
 }
 
-/// What one ask offers one zone in a stage.
+/// The offer of one ask to one zone in a stage.
 #[derive(Clone, Copy, Default)]
 struct Offer {
     weight: f64,
@@ -108,7 +112,7 @@ impl<'t> Allocation<'t> {
         }
     }
 
-    /// Gives the asks what there is; all of them have the same claim.
+    /// Shares the room among the asks; all of them have the same claim.
     pub(crate) fn serve(&mut self, asks: &mut [Ask]) {
         let usable: Vec<ZoneState> = asks.iter().map(|ask| self.usable(ask)).collect();
         for stage in Stage::ALL {
@@ -117,7 +121,8 @@ impl<'t> Allocation<'t> {
                 .zip(&usable)
                 .map(|(ask, usable)| self.offers(ask, *usable, stage))
                 .collect();
-            // Each round ends the stage, fills up a zone for good, or takes the zones on a ramp out.
+            // Each round ends the stage, fills up a zone for good, or takes the zones on a ramp
+            // out.
             for _ in 0..=self.room.len() + 1 {
                 if !self.round(asks, &mut offers) {
                     break;
@@ -207,7 +212,7 @@ impl<'t> Allocation<'t> {
             .collect()
     }
 
-    /// Offers what has no place yet once; false when nothing was taken.
+    /// Offers the rest of each ask once; false when nothing was taken.
     fn round(&mut self, asks: &mut [Ask], offers: &mut [Vec<Offer>]) -> bool {
         let mut parts: Vec<Vec<f64>> = Vec::with_capacity(asks.len());
         let mut wanted = vec![0.0; self.room.len()];
@@ -245,7 +250,7 @@ impl<'t> Allocation<'t> {
                 any |= part > 0.0;
                 *given += part;
                 ask.rest -= part;
-                // What is left of a limit by rounding is nothing.
+                // A limit that only rounding has left counts as zero.
                 offer.limit = if offer.limit - part > NOTHING {
                     offer.limit - part
                 } else {
@@ -259,7 +264,8 @@ impl<'t> Allocation<'t> {
         any
     }
 
-    /// With the operator's weights nobody asked for load to count; siblings of a home that is gone share equally.
+    /// With the operator's weights load does not count; siblings of a home that is gone share
+    /// equally.
     fn score(&self, home: ZoneId, zone: ZoneId) -> f64 {
         let link = self.topology.link(home, zone);
         match (self.weighting, self.topology.tier(home, zone)) {
@@ -269,8 +275,8 @@ impl<'t> Allocation<'t> {
         }
     }
 
-    /// The operator's shares of the candidates, those whose score is above 0. Where all of them have share 0 they keep their
-    /// scores: a healthy zone is never refused because of a weight.
+    /// The operator's shares of the candidates, those whose score is above 0. Where all of them
+    /// have share 0 they keep their scores: a healthy zone is never refused because of a weight.
     fn operator_weights(&self, home: ZoneId, zone: u32, region: u32, scores: &[f64]) -> Vec<f64> {
         let is_sibling = |at: ZoneId| self.topology.tier(home, at) == Tier::Region;
         let candidates = || {

@@ -1,15 +1,17 @@
-//! Cells as one viewing zone's proxies know them: which one a write belongs to, who owns it, and what may be done elsewhere.
+//! Cells as one viewing zone's proxies know them: which one a write belongs to, who owns it, and
+//! what may be done elsewhere.
 //!
-//! This is what was pushed, and may be old. Who may write *now* is told by grants alone ([`fence`](crate::fence)); what stands
-//! here only says where a write should go instead, and how a refusal is explained.
+//! This state was pushed, and may be old. Grants alone ([`fence`](crate::fence)) say which zone may
+//! write *now*; the state here only says where a write should go instead, and how a refusal is
+//! explained.
 
 use alloc::{string::String, vec::Vec};
 use core::num::NonZeroU32;
 
 use crate::{
     fence::{EPOCH_MAX, Terms},
-    plan::Tier,
     shard,
+    tier::Tier,
     topology::{Topology, ZoneId, check_name},
 };
 
@@ -30,10 +32,10 @@ pub struct Cell {
     pub name: String,
     /// Its first shard; it goes up to the next cell's.
     pub first_shard: u32,
-    /// The zones that may write; none while nobody knows.
+    /// The zones that may write; none while they are unknown.
     pub owners: Vec<ZoneId>,
     pub epoch: u64,
-    /// What becomes of a write that arrives elsewhere.
+    /// The treatment of a write that arrives elsewhere.
     pub forward: Forward,
 }
 
@@ -52,7 +54,7 @@ pub enum Forward {
 pub enum Enforcement {
     #[default]
     Enforce,
-    /// They are counted and let through: to see what enforcing would refuse. Fences nothing.
+    /// They are counted and let through, to show the refusals of an enforced fence. Fences nothing.
     Observe,
 }
 
@@ -64,8 +66,8 @@ pub struct Fencing {
     pub enforcement: Enforcement,
     /// In microseconds.
     pub terms: Terms,
-    /// Whether gateways sign hops, so that they are believed; otherwise no write is forwarded. The keys do not stand here:
-    /// proxies show their policy to whoever may see their configuration.
+    /// Whether gateways sign hops, so that they are believed; otherwise no write is forwarded. The
+    /// keys do not stand here: proxies show their policy to all that may see their configuration.
     pub forwarding: bool,
     /// The proxy's cluster that leads to the control plane of its zone.
     pub control_plane: String,
@@ -103,6 +105,12 @@ pub const CELLS_MAX: usize = 64;
 
 impl Fencing {
     /// Checks cells, which are in the order of their shards.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidFencing`] names the first fault: no cell, a bad or repeated name, an epoch or a
+    /// first shard that is too high, shards with a gap or out of order, or no cluster of the
+    /// control plane.
     pub fn new(
         cells: Vec<Cell>,
         shards: NonZeroU32,
@@ -167,7 +175,8 @@ impl Fencing {
         self.cells.get(id.index())
     }
 
-    /// The cell of a write with this key: by jump hash of its digest. Without a key it is that of the empty key.
+    /// The cell of a write with this key: by jump hash of its digest. Without a key it is that of
+    /// the empty key.
     pub fn cell_of(&self, key_digest: Option<u64>) -> CellId {
         if self.cells.len() <= 1 {
             return CellId(0);

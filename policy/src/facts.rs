@@ -1,4 +1,4 @@
-//! From a request's headers to what a decision needs to know.
+//! From a request's headers to the facts of a decision.
 
 use alloc::{borrow::Cow, vec::Vec};
 
@@ -7,11 +7,13 @@ use subtle::ConstantTimeEq;
 
 use crate::{
     cells::CellId,
+    class::Class,
     fence::EPOCH_MAX,
     headers,
     hop::{Claim, Signer, number},
+    path::without_query,
     rules::{Explain, Policy, Rules},
-    service::{Class, ClassRule, KeySource, RouteMatch, ServiceId, Writes},
+    service::{ClassRule, KeySource, RouteMatch, ServiceId, Writes},
     shard,
     topology::{Place, RegionId, ZoneId},
 };
@@ -40,11 +42,11 @@ pub trait Headers {
     fn get(&self, name: &str) -> Presented<'_>;
 }
 
-/// So many proxies of this mesh send a request on at most. From a sidecar by two gateways it is three; an instance that is a proxy
-/// itself may begin anew with what it was sent.
+/// So many proxies of this mesh send a request on at most. From a sidecar by two gateways it is
+/// three; an instance that is a proxy itself may begin anew with what it was sent.
 pub const VIA_MAX: u32 = 8;
 
-/// What a request calls its home.
+/// The home that a request names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Home {
     Zone(ZoneId),
@@ -58,7 +60,8 @@ pub enum Home {
 /// Everything that [`decide`](crate::decide()) may look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// The service that takes the request; none where no route matches, or where the policy knows no services.
+    /// The service that takes the request; none where no route matches, or where the policy knows
+    /// no services.
     pub service: Option<ServiceId>,
     pub class: Class,
     pub home: Home,
@@ -72,16 +75,19 @@ pub struct Facts {
     pub cell: Option<CellId>,
     /// It says that it is forwarded, whether or not that is proved: it is not forwarded again.
     pub hop: bool,
-    /// The epoch by which it says that it is forwarded. Counts only where it is [`forwarded`](Facts::forwarded).
+    /// The epoch by which it says that it is forwarded. Counts only where it is
+    /// [`forwarded`](Facts::forwarded).
     pub presented: Option<u64>,
-    /// Another zone's gateway forwards this write, as its signature proves. Whoever holds the keys fills it in.
+    /// Another zone's gateway forwards this write, as its signature proves. The holder of the keys
+    /// fills it in.
     pub forwarded: bool,
-    /// Whether this proxy can sign hops. Whoever holds the keys fills it in.
+    /// Whether this proxy can sign hops. The holder of the keys fills it in.
     pub signer: Signer,
-    /// The epoch for which this proxy may admit writes of the cell now. No header says it: whoever holds the grant fills it in.
+    /// The epoch for which this proxy may admit writes of the cell now. No header says it: the
+    /// holder of the grant fills it in.
     pub granted: Option<u64>,
     /// A number drawn for this request, which tells its place among those that a plan shares out.
-    /// Whoever can draw fills it in; without it the decision is about all of them.
+    /// The caller fills it in; without it the decision is about all of them.
     pub draw: Option<u64>,
     /// How many proxies of this mesh have sent it on; none where it comes from a client.
     pub via: Option<u32>,
@@ -92,7 +98,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Reads the facts of a request. Never fails: what cannot be understood is [`Home::Unknown`], a write, or absent.
+    /// Reads the facts of a request. Never fails: an unreadable part is [`Home::Unknown`], a write,
+    /// or absent.
     pub fn gather(policy: &Policy, request: &impl Headers) -> Facts {
         let method = request.get(":method").value().unwrap_or_default();
         let grpc = is_grpc(request.get("content-type"));
@@ -166,7 +173,8 @@ impl Facts {
         }
     }
 
-    /// What a hop of this write to a fenced service has to prove; none where it does not say that it is one, or by which epoch.
+    /// The claim that a hop of this fenced write has to prove; none where it names no hop or no
+    /// epoch.
     pub fn claim<'r>(
         &self,
         request: &'r impl Headers,
@@ -177,7 +185,7 @@ impl Facts {
     }
 }
 
-/// What the signature of a hop is about, of this request.
+/// The claim that the signature of a hop proves, for this request.
 pub fn claim<'r>(request: &'r impl Headers, cell: &'r str, epoch: u64) -> Claim<'r> {
     let text = |name: &str| request.get(name).value().unwrap_or_default();
     Claim {
@@ -201,7 +209,8 @@ fn home(rules: &Rules, region_id: Presented<'_>) -> Home {
     }
 }
 
-/// Whether this is a gRPC request: `application/grpc`, alone or with a `+` suffix, which is how Envoy tells.
+/// Whether this is a gRPC request: `application/grpc`, alone or with a `+` suffix, which is how
+/// Envoy tells.
 fn is_grpc(content_type: Presented<'_>) -> bool {
     content_type
         .value()
@@ -228,7 +237,8 @@ enum Key<'r> {
     Absent,
     /// Percent-decoded: `a%40b` and `a@b` are one key.
     Is(Cow<'r, [u8]>),
-    /// It stands more than once, and two readers could take different ones; or it cannot be decoded.
+    /// It stands more than once, and two readers could take different ones; or it cannot be
+    /// decoded.
     Invalid,
 }
 
@@ -271,7 +281,8 @@ fn key_of<'r>(source: &KeySource, request: &'r impl Headers, path: &'r [u8]) -> 
     }
 }
 
-/// Each `%` with two hexadecimal digits as the byte that they stand for (RFC 3986, 2.1); none where one has not got them.
+/// Each `%` with two hexadecimal digits as the byte that they stand for (RFC 3986, 2.1); none where
+/// one has not got them.
 fn percent_decoded(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
     if !raw.contains(&b'%') {
         return Some(Cow::Borrowed(raw));
@@ -291,7 +302,8 @@ fn percent_decoded(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(decoded))
 }
 
-/// A text that is no number was not said by one of our proxies, and is as good as one; two of them are nobody's.
+/// A text that is no number was not said by one of our proxies, and is as good as one; two of them
+/// are nobody's.
 fn via(via: Presented<'_>) -> Option<u32> {
     match via {
         Presented::Absent => None,
@@ -327,11 +339,4 @@ fn may_explain(explain: &Explain, request: &impl Headers) -> bool {
         .get(&explain.header)
         .value()
         .is_some_and(|value| value.ct_eq(explain.token.as_bytes()).into())
-}
-
-/// The path without query and fragment.
-pub(crate) fn without_query(path: &[u8]) -> &[u8] {
-    path.split(|b| matches!(b, b'?' | b'#'))
-        .next()
-        .unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 //! From counts of instances to the state of a service in a zone.
 
-/// The instances of a service in one zone, by health. Draining instances count in neither: they are leaving on purpose.
+/// The instances of a service in one zone, by health. Draining instances count in neither: they are
+/// leaving on purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InstanceCounts {
     pub healthy: u32,
@@ -8,7 +9,8 @@ pub struct InstanceCounts {
 }
 
 impl InstanceCounts {
-    /// Whether at least `percent` (from 1) of the instances are healthy; never without a healthy one.
+    /// Whether at least `percent` (from 1) of the instances are healthy; never without a healthy
+    /// one.
     pub fn at_least(self, percent: u8) -> bool {
         let healthy = u64::from(self.healthy);
         let total = healthy + u64::from(self.unhealthy);
@@ -18,7 +20,8 @@ impl InstanceCounts {
 
 /// When a zone counts as down for a service and when as up again, in percent of healthy instances.
 ///
-/// Between the two the zone stays what it was, so that a share that trembles around one limit moves no traffic.
+/// Between the two the zone stays what it was, so that a share that trembles around one limit moves
+/// no traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
     down_below_percent: u8,
@@ -47,6 +50,10 @@ impl Default for Thresholds {
 
 impl Thresholds {
     /// `down` and `up` in percent.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidThresholds`] unless both are 1 to 100 and `down` is at most `up`.
     pub fn new(down: u8, up: u8) -> Result<Self, InvalidThresholds> {
         if down == 0 || down > up || up > 100 {
             return Err(InvalidThresholds { down, up });
@@ -66,12 +73,13 @@ impl Thresholds {
     }
 }
 
-/// What a zone can do for a service.
+/// The ability of a zone to serve a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ZoneState {
     /// It takes part.
     Up,
-    /// Some healthy instances, but too few, or not for long enough: used only where nothing better is left.
+    /// Some healthy instances, but too few, or not for long enough: used only where nothing better
+    /// is left.
     Down,
     /// No healthy instance, or drained: never used.
     #[default]

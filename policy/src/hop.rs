@@ -1,16 +1,18 @@
 //! Hops: writes that a gateway forwards to the gateways of another zone, and how these know them.
 //!
-//! The forwarding gateway signs what it sends ([`Keys::sign`]); the other one checks the signature ([`Keys::vouch`]). The
-//! secret itself never travels with a request. The header, [`FORWARDED`](crate::headers::FORWARDED), reads
+//! The forwarding gateway signs what it sends ([`Keys::sign`]); the other one checks the signature
+//! ([`Keys::vouch`]). The secret itself never travels with a request. The header,
+//! [`FORWARDED`](crate::headers::FORWARDED), reads
 //!
 //! ```text
 //! v1;t=<time bucket>;k=<key id>;m=<HMAC-SHA256 (RFC 2104), in hexadecimal>
 //! ```
 //!
-//! The signature covers method, authority, path, cell, epoch and time bucket. It does not cover the body, and it can be
-//! replayed for as long as its bucket counts, by whoever read it on the way. A replay gains nothing: a signed hop is decided
-//! anew like every other write, and its signature says only that it is not to be forwarded again, and which epoch the other
-//! zone knew; that epoch concerns this one request.
+//! The signature covers method, authority, path, cell, epoch and time bucket. It does not cover the
+//! body, and it can be replayed for as long as its bucket counts, by any reader on the way. A
+//! replay gains nothing: a signed hop is decided anew like every other write, and its signature
+//! says only that it is not to be forwarded again, and which epoch the other zone knew; that epoch
+//! concerns this one request.
 
 use alloc::{format, string::String, vec::Vec};
 use core::fmt;
@@ -19,8 +21,9 @@ use data_encoding::HEXLOWER;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-/// How long a time bucket is, in microseconds of the wall clock. A signature counts in its own bucket, the one before and
-/// the one after: for at most two bucket lengths, and with clocks that differ by up to one.
+/// How long a time bucket is, in microseconds of the wall clock. A signature counts in its own
+/// bucket, the one before and the one after: for at most two bucket lengths, and with clocks that
+/// differ by up to one.
 pub const BUCKET_US: u64 = 10_000_000;
 
 /// Begins every header of this version.
@@ -29,7 +32,7 @@ const VERSION: &str = "v1";
 const KEY_ID_BYTES: usize = 4;
 const MAC_BYTES: usize = 32;
 
-/// What a signature is about.
+/// The subject of a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim<'r> {
     pub method: &'r [u8],
@@ -41,7 +44,8 @@ pub struct Claim<'r> {
     pub epoch: u64,
 }
 
-/// The secrets of a mesh's gateways: the first one signs, all of them verify, so that they can be replaced one by one.
+/// The secrets of a mesh's gateways: the first one signs, all of them verify, so that they can be
+/// replaced one by one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Keys(Vec<Key>);
 
@@ -67,6 +71,11 @@ pub enum InvalidKeys {
 
 impl Keys {
     /// Checks secrets.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKeys`] for too many secrets, for two that are the same, or for one with bytes or a
+    /// length that is not allowed.
     pub fn new(secrets: Vec<String>) -> Result<Keys, InvalidKeys> {
         if secrets.is_empty() || secrets.len() > KEYS_MAX {
             return Err(InvalidKeys::Count(secrets.len()));
@@ -101,8 +110,9 @@ impl Keys {
         format!("{VERSION};t={bucket};k={id};m={code}")
     }
 
-    /// Whether this header was made by [`sign`](Keys::sign) for the same claim, with one of these secrets, in a time bucket
-    /// next to `bucket` or in that one. The signature is compared in constant time.
+    /// Whether this header was made by [`sign`](Keys::sign) for the same claim, with one of these
+    /// secrets, in a time bucket next to `bucket` or in that one. The signature is compared in
+    /// constant time.
     pub fn vouch(&self, claim: &Claim<'_>, header: &[u8], bucket: u64) -> bool {
         let Some(signed) = Signed::parse(header) else {
             return false;
@@ -143,7 +153,7 @@ impl Key {
     }
 }
 
-/// A key of any length is a key: HMAC hashes what is longer than a block.
+/// A key of any length is a key: HMAC hashes keys that are longer than a block.
 fn mac_of(secret: &str) -> Hmac<Sha256> {
     match Hmac::new_from_slice(secret.as_bytes()) {
         Ok(mac) => mac,
@@ -205,7 +215,7 @@ pub(crate) fn number(text: &[u8]) -> Option<u64> {
     core::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// What a proxy has to sign and to check hops with.
+/// The keys by which a proxy signs and checks hops.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HopKeys {
     /// The control plane has not said yet.

@@ -1,14 +1,19 @@
-//! What Tidegate decides, and nothing else.
+//! All decisions of Tidegate, and nothing else.
 //!
-//! The filter, the control plane and the command line all call this crate; none of them decides by itself.
+//! The filter, the control plane and the command line all call this crate; none of them decides by
+//! itself.
 //!
-//! **Purity contract.** No I/O, no clock, no randomness, no logging, no `std`. Time, load and seeds are parameters. The same
-//! input gives the same output on every replica and in every proxy, so a decision can be explained after the fact by running it again.
+//! **Purity contract.** No I/O, no clock, no randomness, no logging, no `std`. Time, load and seeds
+//! are parameters. The same input gives the same output on every replica and in every proxy, so a
+//! decision can be explained after the fact by running it again.
 //!
-//! The way through the modules: [`topology`] says where zones are; [`health`] and [`standing`] turn instance counts into
-//! zone states; [`plan`] turns states and weights into what each home zone may use; [`service`] and [`rules`] hold what is configured;
-//! [`facts`] reads a request; [`decide()`] puts them together; [`refusal`] and [`headers`] give the outcome its wire names.
-//! [`fence`] says who may write at all, and how that moves; [`cells`] is what a proxy knows of it.
+//! The way through the modules: [`topology`] says where zones are, [`tier`] how far apart;
+//! [`health`] and [`standing`] turn instance counts into zone states; [`plan`] turns states,
+//! [loads](load) and [weights](weighting) into targets for each home zone; [`service`] and
+//! [`rules`] hold the configuration; [`facts`] reads a request; [`decide()`] puts them together and
+//! gives a [`decision`]; [`reason`], [`refusal`] and [`headers`] give it its wire names,
+//! [`mod@explain`] its steps in words. [`fence`] holds the authority to write and its moves;
+//! [`cells`] is the part of it that a proxy knows.
 
 #![no_std]
 #![cfg_attr(
@@ -25,33 +30,49 @@ extern crate alloc;
 
 mod allocation;
 pub mod cells;
+pub mod class;
 pub mod decide;
+pub mod decision;
+pub mod explain;
 pub mod facts;
 pub mod fence;
+mod fenced;
 pub mod headers;
 pub mod health;
 pub mod hop;
+pub mod load;
+mod path;
 pub mod plan;
+pub mod reason;
 pub mod refusal;
 pub mod rules;
 pub mod service;
 pub mod shard;
 pub mod shared;
 pub mod standing;
+pub mod tier;
 pub mod topology;
+pub mod weighting;
 
 pub use cells::{Cell, CellId, Enforcement, Fencing, Forward, InvalidFencing};
-pub use decide::{Decision, Outcome, Reason, Routed, Step, decide, explain};
+pub use class::Class;
+pub use decide::{decide, explain};
+pub use decision::{Decision, Outcome, Routed};
+pub use explain::Step;
 pub use facts::{Facts, Headers, Home, Presented};
 pub use health::{InstanceCounts, Thresholds, ZoneState};
-pub use plan::{Demand, Plan, Plans, Target, Tier, WEIGHT_TOTAL, Weighting, ZoneLoad};
+pub use load::{Demand, ZoneLoad};
+pub use plan::{Plan, Plans, Target, WEIGHT_TOTAL};
+pub use reason::Reason;
 pub use refusal::Refusal;
 pub use rules::{Explain, InvalidRules, Policy, Rules};
 pub use service::{
-    Class, ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule,
-    Writes,
+    ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule, Writes,
 };
 pub use standing::{
-    Failback, Failover, Intent, Observed, Phase, Standing, Verdict, Why, ZoneMachine,
+    Failback, Failover, Observed, Phase, Why, ZoneAssessment, ZoneDirective, ZoneMachine,
+    ZoneStanding,
 };
+pub use tier::Tier;
 pub use topology::{InvalidTopology, Link, Place, RegionId, Topology, ZoneId};
+pub use weighting::Weighting;

@@ -1,105 +1,20 @@
-//! What the requests of one home zone may use, and in which shares.
+//! Plans: the zones that requests of one home may use, and their shares.
 
 use alloc::vec::Vec;
 
 use crate::{
     allocation::{Allocation, Ask},
+    class::Class,
     health::ZoneState,
-    service::Class,
+    load::{Demand, ZoneLoad},
     shard,
-    standing::SHARE_FULL,
-    topology::{Link, Topology, ZoneId},
+    tier::Tier,
+    topology::{Topology, ZoneId},
+    weighting::Weighting,
 };
 
-/// What the weights of an open plan add up to: shares in per mille.
+/// The sum of an open plan's weights: shares in per mille.
 pub const WEIGHT_TOTAL: u32 = 1_000;
-
-/// How far a zone is from a request's home. Ordered: nearer is less.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Tier {
-    /// The home zone itself.
-    Zone,
-    /// Another zone of the home's region.
-    Region,
-    /// A zone of another region: reads only.
-    Remote,
-}
-
-impl Tier {
-    pub const ALL: [Tier; 3] = [Tier::Zone, Tier::Region, Tier::Remote];
-
-    /// The name in headers and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Tier::Zone => "zone",
-            Tier::Region => "region",
-            Tier::Remote => "remote",
-        }
-    }
-}
-
-/// Where the shares inside a region come from.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Weighting {
-    /// The operator's shares, for example 80 for the home zone and 20 for the rest of its region, which the other zones
-    /// that are up share equally. Any scale.
-    Operator { zone: u32, region: u32 },
-    /// The decision engine's: see [`score`].
-    Computed,
-}
-
-impl Default for Weighting {
-    /// Everything stays in the home zone while it can.
-    fn default() -> Self {
-        Weighting::Operator { zone: 1, region: 0 }
-    }
-}
-
-/// What a plan needs to know of a service in one zone.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ZoneLoad {
-    pub state: ZoneState,
-    /// Of what it would be given if it were fully in, of [`SHARE_FULL`]: less while it comes back.
-    pub share: u16,
-    /// Mean of the instances' load per core; 0 where nobody reports it.
-    pub load1_per_core: f64,
-    /// Requests per second that it bears; infinite where nobody has said.
-    pub capacity: f64,
-    /// An operator has drained it, which is why it is [`ZoneState::Empty`].
-    pub drained: bool,
-    /// While its whole region comes back, reads beyond its share go to other regions first.
-    pub leaves_region: bool,
-}
-
-impl Default for ZoneLoad {
-    /// A zone without instances.
-    fn default() -> Self {
-        ZoneLoad {
-            state: ZoneState::Empty,
-            share: SHARE_FULL,
-            load1_per_core: 0.0,
-            capacity: f64::INFINITY,
-            drained: false,
-            leaves_region: false,
-        }
-    }
-}
-
-/// Requests per second that call a zone their home; 0 where nobody has said.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Demand {
-    pub reads: f64,
-    pub writes: f64,
-}
-
-impl Demand {
-    fn of(self, class: Class) -> f64 {
-        match class {
-            Class::Read => self.reads,
-            Class::Write => self.writes,
-        }
-    }
-}
 
 /// One zone's share of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,8 +32,8 @@ pub enum Plan {
         tier: Tier,
         /// Not empty; weights add up to [`WEIGHT_TOTAL`]; in the topology's order.
         targets: Vec<Target>,
-        /// How many of [`WEIGHT_TOTAL`] requests are refused, since they fit nowhere; the targets share the others. Below
-        /// [`WEIGHT_TOTAL`].
+        /// How many of [`WEIGHT_TOTAL`] requests are refused, since they fit nowhere; the targets
+        /// share the others. Below [`WEIGHT_TOTAL`].
         shed: u32,
     },
     /// No tier that these requests may use has a healthy instance.
@@ -132,11 +47,12 @@ impl Plan {
     /// Closed by no operator.
     pub const CLOSED: Plan = Plan::Closed { drained: false };
 
-    /// Computes the plan for requests of `class` that call `home` their home, as if no other home asked. `loads` is indexed by
-    /// zone; a missing entry counts as [`ZoneState::Empty`].
+    /// Computes the plan for requests of `class` that call `home` their home, as if no other home
+    /// asked. `loads` is indexed by zone; a missing entry counts as [`ZoneState::Empty`].
     ///
-    /// Tiers are tried from near to far, first among the zones that are up, then among those that are down but still have
-    /// a healthy instance: better a weak zone than an error. Writes never leave the home's region.
+    /// Tiers are tried from near to far, first among the zones that are up, then among those that
+    /// are down but still have a healthy instance: better a weak zone than an error. Writes never
+    /// leave the home's region.
     pub fn compute(
         topology: &Topology,
         weighting: Weighting,
@@ -185,8 +101,9 @@ impl Plan {
         }
     }
 
-    /// The tier that a request which goes to `zone` is labelled with; none when closed. Within the home's region it is the
-    /// plan's, whose shares the operator wants; a request that leaves the region says so, whatever the others do.
+    /// The tier that a request which goes to `zone` is labelled with; none when closed. Within the
+    /// home's region it is the plan's, whose shares the operator wants; a request that leaves the
+    /// region says so, whatever the others do.
     pub fn tier_of(&self, topology: &Topology, home: ZoneId, zone: ZoneId) -> Option<Tier> {
         match self {
             Plan::Open { tier, .. } if topology.tier(home, zone) != Tier::Remote => Some(*tier),
@@ -205,7 +122,7 @@ impl Plan {
 
     /// Whether a request for which `draw` was drawn is one of those that are refused.
     pub fn sheds(&self, draw: u64) -> bool {
-        // Other bits than those that choose the target: what is left is spread evenly.
+        // Other bits than those that choose the target: the rest is spread evenly.
         (draw >> 32) % u64::from(WEIGHT_TOTAL) < u64::from(self.shed())
     }
 
@@ -222,9 +139,9 @@ impl Plan {
         drawn.or(self.targets().last()).map(|target| target.zone)
     }
 
-    /// The target that owns the key with this digest; none when closed. Keys spread as the weights say. While the ratio
-    /// of two zones' weights stays, no key moves between them: when a zone leaves and its siblings' weights grow alike,
-    /// only its own keys move.
+    /// The target that owns the key with this digest; none when closed. Keys spread as the weights
+    /// say. While the ratio of two zones' weights stays, no key moves between them: when a zone
+    /// leaves and its siblings' weights grow alike, only its own keys move.
     pub fn zone_of_key(&self, topology: &Topology, key_digest: u64) -> Option<ZoneId> {
         let distance = |target: &&Target| {
             let name = topology.zone_name(target.zone).as_bytes();
@@ -235,23 +152,8 @@ impl Plan {
     }
 }
 
-/// The decision engine's score of a zone: `1/(rtt_ms+1) * (1-overload) / cost` with
-/// `overload = clamp(load1_per_core - 0.8, 0, 1)`.
-///
-/// An overloaded zone keeps a hundredth of its score: it is healthy, and a score of 0 would starve it for good.
-pub fn score(link: Link, load1_per_core: f64) -> f64 {
-    let overload = (load1_per_core - 0.8).clamp(0.0, 1.0);
-    // A load that is no number says nothing about the zone.
-    let headroom = if overload.is_nan() {
-        1.0
-    } else {
-        (1.0 - overload).max(0.01)
-    };
-    headroom / (link.rtt_ms + 1.0) / link.cost
-}
-
-/// Turns scores into weights that add up to [`WEIGHT_TOTAL`] exactly: the largest-remainder method (Hamilton). A score
-/// above 0 gets at least 1; a score of 0 gets nothing.
+/// Turns scores into weights that add up to [`WEIGHT_TOTAL`] exactly: the largest-remainder method
+/// (Hamilton). A score above 0 gets at least 1; a score of 0 gets nothing.
 fn apportion(scores: &[(ZoneId, f64)]) -> Vec<Target> {
     let sum: f64 = scores.iter().map(|(_, score)| score).sum();
     if !(f64::MIN_POSITIVE..=f64::MAX).contains(&sum) {
@@ -311,9 +213,9 @@ pub struct Plans {
 }
 
 impl Plans {
-    /// Computes the plans of every home zone and class. `loads` and `demands` are indexed by zone; a missing demand counts as
-    /// none. Where a zone's capacity does not bear what all homes would send it, writes are given theirs first: they have
-    /// nowhere else to go.
+    /// Computes the plans of every home zone and class. `loads` and `demands` are indexed by zone;
+    /// a missing demand counts as none. Where a zone's capacity does not bear what all homes would
+    /// send it, writes are given theirs first: they have nowhere else to go.
     pub fn compute(
         topology: &Topology,
         weighting: Weighting,
@@ -342,8 +244,9 @@ impl Plans {
         })
     }
 
-    /// The same for a service whose writes are fenced. These stay in the zone that admits them, all of them, for as long as it has a
-    /// healthy instance: no weight, capacity, demand, hold or ramp steers them elsewhere. Reads are planned as before.
+    /// The same for a service whose writes are fenced. These stay in the zone that admits them, all
+    /// of them, for as long as it has a healthy instance: no weight, capacity, demand, hold or ramp
+    /// steers them elsewhere. Reads are planned as before.
     pub fn fenced(self, topology: &Topology, loads: &[ZoneLoad]) -> Plans {
         let serves = |zone: ZoneId| {
             let load = loads.get(zone.index());

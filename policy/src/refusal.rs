@@ -2,7 +2,7 @@
 
 use alloc::{format, string::String};
 
-use crate::decide::Reason;
+use crate::reason::Reason;
 
 /// The `content-type` of [`Refusal::problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -15,7 +15,7 @@ pub struct Refusal {
     pub status: u16,
     /// gRPC status code, for gRPC requests.
     pub grpc_status: u8,
-    /// What happened and what the caller can do, without any byte of the request.
+    /// An explanation and advice for the caller, without any byte of the request.
     pub detail: &'static str,
     /// `Retry-After`, where trying again can help.
     pub retry_after_s: Option<u32>,
@@ -66,7 +66,7 @@ impl Refusal {
         reason: Reason::Loop,
         status: 508,
         grpc_status: FAILED_PRECONDITION,
-        detail: "the request goes round in circles: an instance is registered with the address of a proxy that sends requests to it",
+        detail: "the request loops between proxies: an instance is registered with the address of a proxy that sends requests to it",
         retry_after_s: None,
     };
     /// Of a write that was admitted and cut off by the proxy: its outcome is unknown.
@@ -74,7 +74,7 @@ impl Refusal {
         reason: Reason::WriteTimeout,
         status: 408,
         grpc_status: DEADLINE_EXCEEDED,
-        detail: "the write took longer than write_drain_ms, which bounds every fenced write, its body included: whether it was made is not known",
+        detail: "the write took longer than write_drain_ms, which bounds every fenced write, its body included: its outcome is unknown",
         retry_after_s: None,
     };
     /// The zone owns the cell, but this proxy holds no grant.
@@ -100,7 +100,7 @@ impl Refusal {
         reason: Reason::AheadEpoch,
         status: 503,
         grpc_status: UNAVAILABLE,
-        detail: "the write was forwarded for an epoch that this zone does not know yet: it is behind, and admits nothing",
+        detail: "the write was forwarded for an epoch that this zone does not know yet: it is behind, and admits no write",
         retry_after_s: Some(1),
     };
     pub const NO_CAPACITY: Refusal = Refusal {
@@ -127,7 +127,8 @@ impl Refusal {
 
     /// The body: problem details as of RFC 9457, with the reason as an extension member.
     pub fn problem(&self) -> String {
-        // Only static text without quotes or backslashes goes in, so nothing needs escaping (a test holds this).
+        // Only static text without quotes or backslashes goes in, so nothing needs escaping (a test
+        // holds this).
         let reason = self.reason.as_str();
         format!(
             r#"{{"type":"urn:tidegate:problem:{reason}","title":"{title}","status":{status},"reason":"{reason}","detail":"{detail}"}}"#,

@@ -13,26 +13,29 @@ use core::cmp::Reverse;
 
 use crate::{
     cells::Fencing,
-    facts::without_query,
+    class::Class,
     headers,
-    plan::{Plan, Plans, Tier},
+    path::without_query,
+    plan::{Plan, Plans},
     service::{
-        Class, ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule,
-        Writes,
+        ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule, Writes,
     },
     shared::Shared,
+    tier::Tier,
     topology::{InvalidName, Topology, ZoneId, check_name},
 };
 
-/// What a filter decides by.
+/// The policy of a filter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Policy {
-    /// Safe on its own, for as long as no rules have arrived: reads stay in the local zone, writes are fenced.
+    /// Safe on its own, for as long as no rules have arrived: reads stay in the local zone, writes
+    /// are fenced.
     Fallback,
     Serving(Box<Rules>),
 }
 
-/// Lets a caller see decisions: the request header that shows who asks, and the value that it must have.
+/// Lets a caller see decisions: the request header that shows who asks, and the value that it must
+/// have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explain {
     /// Lower case; not an internal name.
@@ -40,8 +43,8 @@ pub struct Explain {
     pub token: String,
 }
 
-/// The rules of one viewing zone: valid by construction. Copies share what is the same in them, so that those of other zones,
-/// and those with other plans, cost only what differs.
+/// The rules of one viewing zone: valid by construction. Copies share what is the same in them, so
+/// that those of other zones, and those with other plans, cost only what differs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
     viewer: ZoneId,
@@ -55,7 +58,7 @@ pub struct Rules {
     hosts: Arc<Hosts>,
 }
 
-/// Why rules were refused. Every variant names what to change.
+/// Why rules were rejected. Every variant names the change that they need.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRules {
     #[error("service {service:?}: {error}")]
@@ -94,6 +97,10 @@ pub enum InvalidRules {
 
 impl Rules {
     /// Checks and indexes the rules of `viewer`, a zone of `topology`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRules`] names the first service, route, key or token that is not valid.
     pub fn new(
         topology: Topology,
         viewer: ZoneId,
@@ -198,7 +205,8 @@ impl Rules {
         self.services.get(id.index())
     }
 
-    /// The name of the cluster to which a service's requests of `class` go, when they should go to `zone`.
+    /// The name of the cluster to which a service's requests of `class` go, when they should go to
+    /// `zone`.
     pub fn cluster(&self, service: ServiceId, zone: ZoneId, class: Class) -> Option<&str> {
         let zones = self.topology.zones().len();
         let at = service.index() * zones + zone.index();
@@ -207,8 +215,8 @@ impl Rules {
             .map(String::as_str)
     }
 
-    /// The service and route that take a request, as Envoy's virtual hosts and routes do: the most specific host decides
-    /// alone, then the longest path.
+    /// The service and route that take a request, as Envoy's virtual hosts and routes do: the most
+    /// specific host decides alone, then the longest path.
     pub fn route(
         &self,
         authority: &[u8],
@@ -232,7 +240,8 @@ impl Rules {
             .map(|(host, routes)| (host, routes.iter().filter_map(|at| self.route_at(*at))))
     }
 
-    /// The routes of one service, each with its position among those that [`Rules::hosts`] gives for its host.
+    /// The routes of one service, each with its position among those that [`Rules::hosts`] gives
+    /// for its host.
     pub fn placed_routes(&self, id: ServiceId) -> impl Iterator<Item = (usize, &Service, &Route)> {
         let routes = self.service(id).into_iter();
         let routes = routes.flat_map(|service| service.routes.iter().map(move |r| (service, r)));
@@ -250,7 +259,8 @@ impl Rules {
         Some((at.service, service, service.routes.get(at.route)?))
     }
 
-    /// The requests of this route that need no decision, if any do: the proxy may serve them without running the filter.
+    /// The requests of this route that need no decision, if any do: the proxy may serve them
+    /// without running the filter.
     pub fn plain_reads(&self, service: &Service, route: &Route) -> Option<PlainReads> {
         let class_is_plain = matches!(
             (&route.matches, &route.class),
@@ -275,11 +285,13 @@ impl Rules {
     }
 }
 
-/// Reads that are decided before they arrive: GET requests that come from no proxy of this mesh, ask for no explanation, and whose `X-Region-ID` is absent,
-/// where `without_region`, or has the viewing zone among its values, where `with_local_region`. Their home is the viewing zone.
+/// Reads that are decided before they arrive: GET requests that come from no proxy of this mesh,
+/// ask for no explanation, and whose `X-Region-ID` is absent, where `without_region`, or has the
+/// viewing zone among its values, where `with_local_region`. Their home is the viewing zone.
 ///
-/// Envoy compares an exact matcher with each copy of a header, so it cannot tell one copy from several; therefore a local
-/// region is plain only where several copies, which count as unknown, are local too.
+/// Envoy compares an exact matcher with each copy of a header, so it cannot tell one copy from
+/// several; therefore a local region is plain only where several copies, which count as unknown,
+/// are local too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlainReads {
     pub without_region: bool,
@@ -294,15 +306,15 @@ pub fn cluster_name(service: &str, zone: &str) -> String {
     format!("{service}/{zone}")
 }
 
-/// Whether requests of `class` that should go to `zone` may turn to no other zone. Then the cluster with its endpoints is the one
-/// that routes name.
+/// Whether requests of `class` that should go to `zone` may turn to no other zone. Then the cluster
+/// with its endpoints is the one that routes name.
 pub fn is_alone(topology: &Topology, zone: ZoneId, class: Class) -> bool {
     let mut others = topology.zones().filter(|other| *other != zone);
     !others.any(|other| class == Class::Read || topology.tier(zone, other) != Tier::Remote)
 }
 
-/// The name of the cluster that routes name for `place`, a zone or region: its endpoints, and behind them those to which
-/// requests of `class` may turn when none of them answers.
+/// The name of the cluster that routes name for `place`, a zone or region: its endpoints, and
+/// behind them those to which requests of `class` may turn when none of them answers.
 pub fn route_cluster_name(service: &str, place: &str, class: Class) -> String {
     match class {
         Class::Read => format!("{service}/{place}/reads"),
@@ -450,8 +462,9 @@ fn wildcard_order(pattern: &str) -> (Reverse<usize>, &str) {
 
 /// The host of an authority without its port; an IPv6 address keeps its brackets.
 ///
-/// Exactly as Envoy cuts (`HeaderUtility::getPortStart`), which is at the last colon whether or not a number follows: if
-/// the two took different hosts, a caller could have a request classed by one service's route and sent by another's.
+/// Exactly as Envoy cuts (`HeaderUtility::getPortStart`), which is at the last colon whether or not
+/// a number follows: if the two took different hosts, a caller could have a request classed by one
+/// service's route and sent by another's.
 fn without_port(authority: &[u8]) -> &[u8] {
     match authority.iter().rposition(|b| matches!(b, b':' | b']')) {
         Some(at) if authority.get(at) == Some(&b':') => authority.split_at(at).0,
@@ -558,7 +571,11 @@ fn check_header(name: &str) -> Result<(), InvalidRules> {
 /// Whether requests can carry a key there.
 ///
 /// # Errors
-/// Says which name is impossible.
+/// Checks the name of a key source.
+///
+/// # Errors
+///
+/// [`InvalidRules::Header`] or [`InvalidRules::Cookie`] with the name that cannot be used.
 pub fn check_key(source: &KeySource) -> Result<(), InvalidRules> {
     // A token of RFC 9110, 5.6.2.
     let letter = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);

@@ -1,8 +1,8 @@
-//! What is configured for a service: how its requests are recognised, classed and homed.
+//! The configuration of a service: how its requests are recognised, classed and homed.
 
 use alloc::{string::String, vec::Vec};
 
-use crate::plan::Plans;
+use crate::{class::Class, plan::Plans};
 
 /// A service of one [`Rules`](crate::Rules); meaningless in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,42 +17,6 @@ impl ServiceId {
     /// The position in [`Rules::services`](crate::Rules::services), from 0.
     pub fn index(self) -> usize {
         self.0 as usize
-    }
-}
-
-/// Whether a request may change data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Class {
-    Read,
-    Write,
-}
-
-impl Class {
-    pub const ALL: [Class; 2] = [Class::Read, Class::Write];
-
-    /// The name in headers and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Class::Read => "read",
-            Class::Write => "write",
-        }
-    }
-
-    /// The position in [`Class::ALL`].
-    pub const fn index(self) -> usize {
-        match self {
-            Class::Read => 0,
-            Class::Write => 1,
-        }
-    }
-
-    /// By HTTP method: GET, HEAD, OPTIONS and TRACE read (the safe methods of RFC 9110, 9.2.1); all else, the unknown
-    /// included, writes.
-    pub fn of_method(method: &[u8]) -> Class {
-        match method {
-            b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" => Class::Read,
-            _ => Class::Write,
-        }
     }
 }
 
@@ -72,21 +36,22 @@ pub enum ClassRule {
 pub enum RouteMatch {
     /// A gRPC service by its full name, `package.Service`.
     Grpc(String),
-    /// A path prefix that ends at a segment: `/orders` takes `/orders`, `/orders/7` and `/orders?q`, not `/orders7`.
-    /// Begins with `/`; ends with one only if it is the root.
+    /// A path prefix that ends at a segment: `/orders` takes `/orders`, `/orders/7` and
+    /// `/orders?q`, not `/orders7`. Begins with `/`; ends with one only if it is the root.
     Prefix(String),
 }
 
 /// One way to a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// `*`, a name, or `*.` and a domain. As in Envoy the most specific host decides alone, then the longest path.
+    /// `*`, a name, or `*.` and a domain. As in Envoy the most specific host decides alone, then
+    /// the longest path.
     pub host: String,
     pub matches: RouteMatch,
     pub class: ClassRule,
 }
 
-/// What to do where a request does not say what it should.
+/// The treatment of a request without a valid `X-Region-ID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum RegionRule {
     /// The viewing Envoy's own zone is the home.
@@ -96,7 +61,7 @@ pub enum RegionRule {
     Reject,
 }
 
-/// What to do with a request without `X-Trace-ID`.
+/// The treatment of a request without `X-Trace-ID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TraceRule {
     /// Give it one: the request id that Envoy makes.
@@ -117,13 +82,14 @@ pub enum KeySource {
     PathSegment(u8),
 }
 
-/// Who admits a service's writes.
+/// The zones that admit a service's writes.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Writes {
     /// Any zone of their home's region.
     #[default]
     Free,
-    /// The zone that owns their cell. With several cells the key says which; requests without one share a cell.
+    /// The zone that owns their cell. With several cells the key says which; requests without one
+    /// share a cell.
     Fenced { key: Option<KeySource> },
 }
 

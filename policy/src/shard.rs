@@ -16,8 +16,9 @@ pub fn digest_of_parts<'p>(parts: impl IntoIterator<Item = &'p [u8]>) -> u64 {
 
 /// Jump consistent hash: a bucket in `0..buckets` for `key`; 0 when `buckets` is 0 or 1.
 ///
-/// When the number of buckets grows from n to n + 1, about 1/(n + 1) of the keys move, all of them to the new bucket.
-/// Source: Lamping and Veach, "A Fast, Minimal Memory, Consistent Hash Algorithm", 2014, figure 1.
+/// When the number of buckets grows from n to n + 1, about 1/(n + 1) of the keys move, all of them
+/// to the new bucket. Source: Lamping and Veach, "A Fast, Minimal Memory, Consistent Hash
+/// Algorithm", 2014, figure 1.
 pub fn jump_hash(key: u64, buckets: u32) -> u32 {
     let (mut state, mut bucket, mut next) = (key, 0_u32, 0_u64);
     // Ends: `next` grows with every turn, by a factor of two on average.
@@ -35,21 +36,23 @@ pub fn jump_hash(key: u64, buckets: u32) -> u32 {
 
 /// How far the candidate `name` is from owning `key`; of several candidates the nearest owns it.
 ///
-/// Weighted rendezvous hashing: the distance depends on nothing but the pair and the weight, and candidates own keys in
-/// proportion to their weights. Jump hash would not do: it can only remove the last bucket, and any zone may fail.
-/// Source: Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", 2005, the logarithmic method.
+/// Weighted rendezvous hashing: the distance depends on nothing but the pair and the weight, and
+/// candidates own keys in proportion to their weights. Jump hash would not do: it can only remove
+/// the last bucket, and any zone may fail. Source: Schindelhauer and Schomaker, "Weighted
+/// Distributed Hash Tables", 2005, the logarithmic method.
 pub fn rendezvous_distance(key: u64, name: &[u8], weight: u32) -> u64 {
     let draw = xxhash_rust::xxh64::xxh64(name, key).max(1);
     // -log2 of a uniform draw from (0, 1) is distributed exponentially, and so at most 64 here.
     let exponential = (64 << LOG2_FRACTION_BITS) - log2_fixed(draw);
-    // Shifted by 30 it is below 2^60, so that dividing by any weight keeps what tells candidates apart.
+    // Shifted by 30 it is below 2^60, so that dividing by any weight keeps what tells candidates
+    // apart.
     (exponential << 30) / u64::from(weight.max(1))
 }
 
 const LOG2_FRACTION_BITS: u32 = 24;
 
-/// log2 of `value`, which is not 0, with [`LOG2_FRACTION_BITS`]. In integers, because `core` has no logarithm, and because
-/// every replica and proxy must get the same one.
+/// log2 of `value`, which is not 0, with [`LOG2_FRACTION_BITS`]. In integers, because `core` has no
+/// logarithm, and because every replica and proxy must get the same one.
 fn log2_fixed(value: u64) -> u64 {
     let zeros = value.leading_zeros();
     // 1.0 to 2.0, with 31 bits after the point.
@@ -84,7 +87,8 @@ mod tests {
         }
     }
 
-    /// Lines of `key buckets bucket`, made by `testdata/jump_hash.py`, the paper's listing in another language.
+    /// Lines of `key buckets bucket`, made by `testdata/jump_hash.py`, the paper's listing in
+    /// another language.
     const GOLDEN: &str = include_str!("../testdata/jump_hash.txt");
 
     #[test]

@@ -1,14 +1,17 @@
-//! A list whose copies share what is the same in them.
+//! A list whose copies share their common parts.
 //!
-//! A plan changes in one of many thousand services, while others still decide by the rules before: the new rules are the old
-//! ones but for that service. The standard library has no persistent list, and those that there are want `std`.
+//! A plan changes in one of many thousand services, while others still decide by the rules before:
+//! the new rules are the old ones but for that service. The standard library has no persistent
+//! list, and those that there are want `std`.
 
 use alloc::{sync::Arc, vec::Vec};
 
-/// How many items stand together: to set one of twenty thousand copies about as many pointers on both levels.
+/// How many items stand together: to set one of twenty thousand copies about as many pointers on
+/// both levels.
 pub const CHUNK: usize = 128;
 
-/// Items in chunks of [`CHUNK`]. A copy costs one pointer, a change of one item two short lists of pointers.
+/// Items in chunks of [`CHUNK`]. A copy costs one pointer, a change of one item two short lists of
+/// pointers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shared<T>(Arc<Vec<Chunk<T>>>);
 

@@ -1,9 +1,10 @@
 //! Whether a zone takes part for a service: out at once, back with care.
 //!
-//! A zone goes out the moment too few of its instances are healthy. It comes back when enough of them have been healthy for
-//! a while, longer each time it has flapped, and then by an operator's word or step by step. What all replicas must agree
-//! on is the [`Standing`], a small record that they share; what one replica sees and waits for is its [`ZoneMachine`]. Whichever
-//! replica's wait ends first proposes the next standing, and all follow the one that was written.
+//! A zone goes out the moment too few of its instances are healthy. It comes back when enough of
+//! them have been healthy for a while, longer each time it has flapped, and then by an operator's
+//! word or step by step. All replicas must agree on the [`ZoneStanding`], a small record that they
+//! share; one replica's observations and waits are its [`ZoneMachine`]. The replica whose wait ends
+//! first proposes the next standing, and all follow the one that was written.
 //!
 //! Time is a parameter: milliseconds of any clock that never goes back.
 
@@ -20,13 +21,14 @@ pub const RAMP_STEPS_MAX: usize = 32;
 /// In how many steps a zone's overload is told apart; finer differences move no weight.
 pub const LOAD_STEPS: u8 = 10;
 
-/// How far, in steps, the load must have moved before another step counts: more than half, so that noise between two
-/// steps does not swing.
+/// How far, in steps, the load must have moved before another step counts: more than half, so that
+/// noise between two steps does not swing.
 const LOAD_STEP_SLACK: f64 = 0.75;
 
-/// What the replicas agree on about a service in a zone. The default is that of a zone of which nothing is remembered.
+/// The agreement of the replicas about a service in a zone. The default is that of a zone of which
+/// nothing is remembered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct ZoneStanding {
     pub phase: Phase,
     /// How many times it went out without having been calm in between.
     pub flaps: u8,
@@ -51,7 +53,8 @@ pub enum Phase {
 pub enum Failback {
     /// When an operator says so.
     Manual,
-    /// By itself: each share (per mille, below [`SHARE_FULL`]) for `step_ms`, then the full one. Without steps at once.
+    /// By itself: each share (per mille, below [`SHARE_FULL`]) for `step_ms`, then the full one.
+    /// Without steps at once.
     Ramp { steps: Vec<u16>, step_ms: u64 },
 }
 
@@ -108,30 +111,30 @@ impl Failover {
     }
 }
 
-/// What an operator wants of a zone, whatever its health says.
+/// An operator's directive for a zone, whatever its health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Intent {
-    /// It gets nothing. When this ends it comes back as [`Failback`] says, without a hold; where that is manual, at once:
-    /// an operator has just said so.
+pub enum ZoneDirective {
+    /// It gets nothing. When this ends it comes back as [`Failback`] says, without a hold; where
+    /// that is manual, at once: an operator has just said so.
     Drain,
     /// It takes its full share for as long as it has a healthy instance.
     Pin,
 }
 
-/// What a zone is observed to be.
+/// An observation of a zone.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Observed {
     pub counts: InstanceCounts,
     /// The load to follow; none leaves the standing's load as it is.
     pub load: Option<f64>,
-    pub intent: Option<Intent>,
+    pub directive: Option<ZoneDirective>,
 }
 
-/// What a zone may be given now.
+/// The result of an observation: the share that a zone may be given now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct ZoneAssessment {
     pub state: ZoneState,
-    /// Of what it would be given if it were fully in; at least 1, of [`SHARE_FULL`].
+    /// Its part of the share that it has when it is fully in; at least 1, of [`SHARE_FULL`].
     pub share: u16,
     pub why: Why,
     /// When to look again even if nothing changes.
@@ -177,51 +180,52 @@ impl Why {
 /// One replica's view of a service in a zone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZoneMachine {
-    standing: Standing,
+    standing: ZoneStanding,
     /// When the present phase was first seen here.
     phase_since_ms: u64,
     /// Since when enough instances are healthy, without a break.
     well_since_ms: Option<u64>,
     /// Since when the load is off the standing's step, without a break.
     off_since_ms: Option<u64>,
-    /// It was seen well enough to serve: only what served can go out. A new zone, whose instances come one by one and not
-    /// healthy at first, need not be held.
+    /// It was seen well enough to serve: only what served can go out. A new zone, whose instances
+    /// come one by one and not healthy at first, need not be held.
     served: bool,
     /// It could not serve when last looked at: a step of its ramp begins when it can.
     stopped: bool,
-    /// It was pinned when last looked at, and could not serve: it goes out by the operator's word, which is no flap.
+    /// It was pinned when last looked at, and could not serve: it goes out by the operator's word,
+    /// which is no flap.
     pinned_down: bool,
 }
 
 impl ZoneMachine {
-    /// What the replicas agree on, or what this one would have them agree on next.
-    pub fn standing(&self) -> Standing {
+    /// The standing that the replicas agree on, or the one that this replica proposes next.
+    pub fn standing(&self) -> ZoneStanding {
         self.standing
     }
 
     /// Takes over the standing that was written, whatever was thought before.
-    pub fn adopt(&mut self, standing: Standing, now_ms: u64) {
+    pub fn adopt(&mut self, standing: ZoneStanding, now_ms: u64) {
         if standing.phase != self.standing.phase {
             self.phase_since_ms = now_ms;
         }
         self.standing = standing;
     }
 
-    /// Takes in what is observed at `now_ms`.
-    pub fn observe(&mut self, observed: Observed, rules: &Failover, now_ms: u64) -> Verdict {
+    /// Takes in an observation at `now_ms`.
+    pub fn observe(&mut self, observed: Observed, rules: &Failover, now_ms: u64) -> ZoneAssessment {
         let counts = observed.counts;
         let well = counts.at_least(rules.thresholds.up_from_percent());
         self.well_since_ms = well.then(|| self.well_since_ms.unwrap_or(now_ms));
         let load_due = self.follow_load(observed.load, rules, now_ms);
-        let (mut why, phase_due) = match observed.intent {
-            Some(Intent::Drain) => {
+        let (mut why, phase_due) = match observed.directive {
+            Some(ZoneDirective::Drain) => {
                 self.served = false;
                 self.stopped = true;
                 self.pinned_down = false;
                 self.enter(rules.first_step(), now_ms);
                 (Why::Drained, None)
             }
-            Some(Intent::Pin) => {
+            Some(ZoneDirective::Pin) => {
                 self.served = true;
                 self.pinned_down = !counts.at_least(rules.thresholds.down_below_percent());
                 self.enter(Phase::In, now_ms);
@@ -240,7 +244,7 @@ impl ZoneMachine {
             Why::Healthy | Why::Pinned => (ZoneState::Up, SHARE_FULL),
             Why::Returning { step } => (ZoneState::Up, rules.share_of(step)),
         };
-        Verdict {
+        ZoneAssessment {
             state,
             share,
             why,
@@ -304,7 +308,8 @@ impl ZoneMachine {
                 Phase::Returning { step } => {
                     self.served = true;
                     let Failback::Ramp { steps, step_ms } = &rules.failback else {
-                        // Configured anew as manual on the way back: an operator, or the ramp, has let it in.
+                        // Configured anew as manual on the way back: an operator, or the ramp, has
+                        // let it in.
                         self.enter(Phase::In, now_ms);
                         continue;
                     };
@@ -369,7 +374,7 @@ impl Failover {
     }
 }
 
-/// The overload of a load per core (see [`score`](crate::plan::score)), in steps.
+/// The overload of a load per core (see [`score`](crate::weighting::score)), in steps.
 fn load_steps(load: f64) -> f64 {
     let overload = (load - 0.8).clamp(0.0, 1.0);
     // A load that is no number says nothing.
@@ -380,7 +385,7 @@ fn load_steps(load: f64) -> f64 {
     }
 }
 
-impl Standing {
+impl ZoneStanding {
     /// The load per core by which weights are computed.
     pub fn load(&self) -> f64 {
         match self.load_step {

@@ -1,13 +1,14 @@
 //! Regions, zones and the links between them.
 
 use alloc::{borrow::ToOwned, string::String, vec, vec::Vec};
-use core::fmt;
 
-use crate::plan::Tier;
+use crate::tier::Tier;
 
-/// The most zones of one topology. Plans hold an entry for each pair of zones, so this bounds a policy's size.
+/// The most zones of one topology. Plans hold an entry for each pair of zones, so this bounds a
+/// policy's size.
 pub const ZONES_MAX: usize = 256;
-/// The longest name of a zone, region or service, in bytes: names stand in headers, cluster names and store keys.
+/// The longest name of a zone, region or service, in bytes: names stand in headers, cluster names
+/// and store keys.
 pub const NAME_BYTES_MAX: usize = 63;
 
 /// A zone of one [`Topology`]; meaningless in another.
@@ -32,19 +33,19 @@ impl RegionId {
     }
 }
 
-/// What lies between two zones.
+/// The link between two zones.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Link {
     /// Round-trip time in milliseconds, 0 to [`Link::RTT_MS_MAX`].
     pub rtt_ms: f64,
-    /// Relative cost of a request over this link, [`Link::COST_MIN`] to [`Link::COST_MAX`]. 1 is the cost of staying in
-    /// the zone.
+    /// Relative cost of a request over this link, [`Link::COST_MIN`] to [`Link::COST_MAX`]. 1 is
+    /// the cost of staying in the zone.
     pub cost: f64,
 }
 
 impl Link {
-    // Within these limits every score is a normal number, and so is the sum of all zones' scores: no healthy zone can be
-    // lost to underflow or overflow.
+    // Within these limits every score is a normal number, and so is the sum of all zones' scores:
+    // no healthy zone can be lost to underflow or overflow.
     /// A minute.
     pub const RTT_MS_MAX: f64 = 60_000.0;
     pub const COST_MIN: f64 = 0.001;
@@ -67,7 +68,7 @@ impl Link {
     };
 }
 
-/// What a name in `X-Region-ID` stands for.
+/// The meaning of a name in `X-Region-ID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Zone(ZoneId),
@@ -95,7 +96,7 @@ pub struct Topology {
     links: Vec<Link>,
 }
 
-/// Why a topology was refused. Every variant names what to change.
+/// Why a topology was rejected. Every variant names the change that it needs.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum InvalidTopology {
     #[error("no zones: at least one is needed")]
@@ -135,6 +136,11 @@ pub enum InvalidTopology {
 pub struct InvalidName(pub String);
 
 /// Checks a name of a zone, region, service or instance.
+///
+/// # Errors
+///
+/// [`InvalidName`] with the name, unless it is 1 to [`NAME_BYTES_MAX`] bytes of the allowed
+/// alphabet.
 pub fn check_name(name: &str) -> Result<(), InvalidName> {
     let first_ok = name
         .bytes()
@@ -153,8 +159,12 @@ pub fn check_name(name: &str) -> Result<(), InvalidName> {
 impl Topology {
     /// Builds a topology from `(zone, region)` pairs and `(from, to, link)` triples.
     ///
-    /// A link counts in both directions; a later one for the same pair replaces an earlier. Pairs without a link get
-    /// [`Link::REGION`] or [`Link::REMOTE`].
+    /// A link counts in both directions; a later one for the same pair replaces an earlier. Pairs
+    /// without a link get [`Link::REGION`] or [`Link::REMOTE`].
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTopology`] names the first zone, region or link that is not valid.
     pub fn new<'a>(
         zones: impl IntoIterator<Item = (&'a str, &'a str)>,
         links: impl IntoIterator<Item = (&'a str, &'a str, Link)>,
@@ -311,7 +321,7 @@ impl Topology {
             .map_or(RegionId(u16::MAX), |zone| zone.region)
     }
 
-    /// What lies between two zones; [`Link::LOCAL`] from a zone to itself.
+    /// The link between two zones; [`Link::LOCAL`] from a zone to itself.
     pub fn link(&self, from: ZoneId, to: ZoneId) -> Link {
         self.links
             .get(from.index() * self.zones.len() + to.index())
@@ -330,8 +340,9 @@ impl Topology {
         }
     }
 
-    /// The zone that stands for `region` as a home, seen from `viewer`: `viewer` itself where it lies in the region, else
-    /// the zone with the shortest link, the first configured where several are as near.
+    /// The zone that stands for `region` as a home, seen from `viewer`: `viewer` itself where it
+    /// lies in the region, else the zone with the shortest link, the first configured where several
+    /// are as near.
     pub fn home_in(&self, region: RegionId, viewer: ZoneId) -> Option<ZoneId> {
         let zones = &self.regions.get(region.index())?.zones;
         if zones.contains(&viewer) {
@@ -341,12 +352,6 @@ impl Topology {
             let nearer = self.link(viewer, zone).rtt_ms < self.link(viewer, best).rtt_ms;
             if nearer { zone } else { best }
         })
-    }
-}
-
-impl fmt::Display for Tier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

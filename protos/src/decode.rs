@@ -11,7 +11,7 @@ use policy::{
 };
 use prost::Message;
 
-use crate::{Edition, wire};
+use crate::{PluginConfig, wire};
 
 /// Why bytes are not a policy. Every variant names the field.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -35,7 +35,7 @@ pub enum InvalidPolicy {
     #[error("rules.services[{service}].plans.targets: weights add up to {sum}, not {WEIGHT_TOTAL}")]
     Weights { service: String, sum: u64 },
     #[error(
-        "rules.services[{service}].plans.shed: {shed} per mille: an open plan sheds less than {WEIGHT_TOTAL}, a closed one nothing"
+        "rules.services[{service}].plans.shed: {shed} per mille: an open plan sheds less than {WEIGHT_TOTAL}, a closed one sheds none"
     )]
     Shed { service: String, shed: u32 },
     #[error(
@@ -63,14 +63,14 @@ pub enum InvalidPolicy {
 }
 
 /// Decodes and checks a policy.
-pub fn decode(bytes: &[u8]) -> Result<Edition, InvalidPolicy> {
+pub fn decode(bytes: &[u8]) -> Result<PluginConfig, InvalidPolicy> {
     let message = wire::Policy::decode(bytes).map_err(InvalidPolicy::Malformed)?;
     let policy = match message.mode {
         Some(wire::policy::Mode::Fallback(wire::Fallback {})) => Policy::Fallback,
         Some(wire::policy::Mode::Rules(rules)) => Policy::Serving(Box::new(decode_rules(rules)?)),
         None => return Err(InvalidPolicy::Missing { field: "mode" }),
     };
-    Ok(Edition {
+    Ok(PluginConfig {
         version: message.version,
         generation: message.generation,
         policy,

@@ -1,8 +1,9 @@
-//! Policies one after the other, as a proxy gets them: of one with thousands of services mostly one service's plans are new.
+//! Policies one after the other, as a proxy gets them: of one with thousands of services mostly one
+//! service's plans are new.
 //!
-//! A proxy's worker decodes a policy while its requests wait. So a service whose bytes are those of the policy before is taken
-//! from there, and so is the index of hosts and routes where nothing but plans and the fence differ. What comes out is what
-//! [`decode`](crate::decode) gives, for any bytes.
+//! A proxy's worker decodes a policy while its requests wait. So a service whose bytes are those of
+//! the policy before is taken from there, and so is the index of hosts and routes where nothing but
+//! plans and the fence differ. The result is that of [`decode`](crate::decode), for any bytes.
 
 use alloc::{boxed::Box, vec::Vec};
 
@@ -14,7 +15,7 @@ use prost::{
 };
 
 use crate::{
-    Edition, InvalidPolicy,
+    InvalidPolicy, PluginConfig,
     decode::{decode_fencing, decode_service, decode_topology},
     wire,
 };
@@ -42,20 +43,20 @@ struct Known {
 
 impl Decoder {
     /// Decodes and checks a policy. One that is refused leaves nothing behind.
-    pub fn decode(&mut self, bytes: &[u8]) -> Result<Edition, InvalidPolicy> {
+    pub fn decode(&mut self, bytes: &[u8]) -> Result<PluginConfig, InvalidPolicy> {
         match self.follow(bytes) {
             Some(edition) => Ok(edition),
             None => self.anew(bytes),
         }
     }
 
-    /// None for what is to be decoded as a whole, or is refused there.
-    fn follow(&mut self, bytes: &[u8]) -> Option<Edition> {
+    /// None for bytes that are to be decoded as a whole, or are refused there.
+    fn follow(&mut self, bytes: &[u8]) -> Option<PluginConfig> {
         let known = self.known.as_mut()?;
         let outline = Outline::of(bytes)?;
         let message = wire::Policy::decode(&*outline.rest).ok()?;
         let rules = known.follow(&outline)?;
-        Some(Edition {
+        Some(PluginConfig {
             version: message.version,
             generation: message.generation,
             policy: Policy::Serving(Box::new(rules)),
@@ -63,7 +64,7 @@ impl Decoder {
         })
     }
 
-    fn anew(&mut self, bytes: &[u8]) -> Result<Edition, InvalidPolicy> {
+    fn anew(&mut self, bytes: &[u8]) -> Result<PluginConfig, InvalidPolicy> {
         let edition = crate::decode(bytes)?;
         self.known = match (&edition.policy, Outline::of(bytes)) {
             (Policy::Serving(rules), Some(outline)) => Some(Known {
@@ -77,7 +78,8 @@ impl Decoder {
 }
 
 impl Known {
-    /// The rules of these bytes, if they differ from those that are known in plans and the fence alone.
+    /// The rules of these bytes, if they differ from those that are known in plans and the fence
+    /// alone.
     fn follow(&mut self, outline: &Outline<'_>) -> Option<Rules> {
         if outline.services.len() != self.services.len() {
             return None;
@@ -161,7 +163,8 @@ struct Outline<'b> {
 }
 
 impl<'b> Outline<'b> {
-    /// None for what is not rules, once and alone: it is decoded as a whole, or refused there.
+    /// None for bytes other than a single set of rules: they are decoded as a whole, or refused
+    /// there.
     fn of(bytes: &'b [u8]) -> Option<Outline<'b>> {
         let mut rest = Vec::new();
         let mut rules = None;
@@ -193,8 +196,8 @@ impl<'b> Outline<'b> {
     }
 }
 
-/// Gives each field of a message to `see`: its number, all its bytes, and of one with a length the content. None where the bytes
-/// are no message, or `see` gives none.
+/// Gives each field of a message to `see`: its number, all its bytes, and of one with a length the
+/// content. None where the bytes are no message, or `see` gives none.
 fn each_field<'b>(
     bytes: &'b [u8],
     mut see: impl FnMut(u32, &'b [u8], Option<&'b [u8]>) -> Option<()>,

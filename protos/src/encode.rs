@@ -18,7 +18,8 @@ use crate::wire;
 /// The width of a policy's version: a metric, which is a double, holds it exactly.
 pub const VERSION_BITS: u32 = 48;
 
-/// The bytes of `policy`, with its version, and the version. `control_plane` is as in [`Edition`](crate::Edition).
+/// The bytes of `policy`, with its version, and the version. `control_plane` is as in
+/// [`PluginConfig`](crate::PluginConfig).
 pub fn encode(policy: &Policy, generation: u64, control_plane: &str) -> (Vec<u8>, u64) {
     let encoded = Encoder::default().encode(policy, generation, control_plane);
     (encoded.pieces.concat(), encoded.version)
@@ -27,13 +28,13 @@ pub fn encode(policy: &Policy, generation: u64, control_plane: &str) -> (Vec<u8>
 /// The bytes of a policy in pieces, which those of other zones and of the policies before share.
 #[derive(Clone, Debug)]
 pub struct Encoded {
-    /// They stand one after the other; together they are what [`encode`] gives.
+    /// They stand one after the other; together they are the result of [`encode`].
     pub pieces: Vec<Bytes>,
     pub version: u64,
 }
 
-/// Encodes policies one after the other. What a policy has in common with the one before, as [`Rules::replan`] and
-/// [`Rules::seen_from`] leave it, is not encoded again.
+/// Encodes policies one after the other. The parts that a policy shares with the one before, as
+/// [`Rules::replan`] and [`Rules::seen_from`] leave it, are not encoded again.
 #[derive(Default)]
 pub struct Encoder {
     /// The services as they stand together, and their part of the bytes.
@@ -41,7 +42,8 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// The bytes of `policy`, with its version. `control_plane` is as in [`Edition`](crate::Edition).
+    /// The bytes of `policy`, with its version. `control_plane` is as in
+    /// [`PluginConfig`](crate::PluginConfig).
     pub fn encode(&mut self, policy: &Policy, generation: u64, control_plane: &str) -> Encoded {
         let (tag, mode) = match policy {
             Policy::Fallback => (field::FALLBACK, Vec::new()),
@@ -113,7 +115,7 @@ mod field {
     pub(super) const SERVICES: u32 = 4;
 }
 
-/// What stands before the services.
+/// The fields before the services.
 fn encode_head(rules: &Rules) -> Vec<u8> {
     let topology = rules.topology();
     let head = wire::Rules {
@@ -131,7 +133,7 @@ fn encode_head(rules: &Rules) -> Vec<u8> {
     head.encode_to_vec()
 }
 
-/// What stands after them.
+/// The fields after them.
 fn encode_tail(rules: &Rules) -> Vec<u8> {
     let explain = rules.explain();
     let tail = wire::Rules {

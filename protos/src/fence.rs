@@ -1,4 +1,5 @@
-//! The one door between the messages about grants and the domain. Whatever comes in gives a message or an error, never a panic.
+//! The one door between the messages about grants and the domain. Whatever comes in gives a message
+//! or an error, never a panic.
 
 use alloc::{string::String, vec::Vec};
 
@@ -11,7 +12,7 @@ use prost::Message;
 
 use crate::wire;
 
-/// What a proxy says.
+/// A message of a proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HolderSays {
     Hello {
@@ -19,7 +20,7 @@ pub enum HolderSays {
         zone: Name,
         /// For people.
         node: String,
-        /// What it says that it is.
+        /// The role that it claims.
         role: String,
     },
     Ask {
@@ -33,7 +34,7 @@ pub enum HolderSays {
     },
 }
 
-/// What the control plane says.
+/// A message of the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GrantorSays {
     Grants {
@@ -46,7 +47,7 @@ pub enum GrantorSays {
         fence: Stamp,
     },
     Invite,
-    /// What hops are signed with; none for a proxy that forwards nothing.
+    /// The keys of hops; none for a proxy that forwards nothing.
     HopKeys(Option<Keys>),
 }
 

@@ -1,7 +1,8 @@
-//! The wire form of the policy, of what is said about grants, and of what filters report, and the one door between them and the domain types.
+//! The wire forms of the policy, of grants and of filters' reports, and the one door between them
+//! and the domain types.
 //!
-//! [`decode`] takes untrusted bytes: whatever they are, it gives a policy that is valid by construction or an error that
-//! names the field. [`encode`] is its inverse.
+//! [`decode`] takes untrusted bytes: whatever they are, it gives a policy that is valid by
+//! construction or an error that names the field. [`encode`] is its inverse.
 
 #![no_std]
 #![cfg_attr(
@@ -37,14 +38,15 @@ pub mod wire {
     include!(concat!(env!("OUT_DIR"), "/tidegate.v1.rs"));
 }
 
-/// A policy as it travels: with what tells one edition of it from another.
+/// The configuration of the filter: a policy, its version and generation.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Edition {
-    /// Digest of the policy, of [`VERSION_BITS`] bits: the same for the same policy on every replica.
+pub struct PluginConfig {
+    /// Digest of the policy, of [`VERSION_BITS`] bits: the same for the same policy on every
+    /// replica.
     pub version: u64,
     /// Raised by the operator to have the same policy tried again.
     pub generation: u64,
     pub policy: Policy,
-    /// The proxy's cluster that leads to a control plane that wants to know what was applied; empty: nobody does.
+    /// The proxy's cluster for reports to the control plane; empty: no reports are wanted.
     pub control_plane: String,
 }

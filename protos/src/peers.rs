@@ -7,10 +7,10 @@ use crate::wire;
 /// Random bytes, of which a stream takes some from each side.
 pub type Nonce = [u8; 16];
 
-/// What the replica says that opened the stream.
+/// A message of the replica that opened the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallerSays {
-    /// The names of two incarnations: who calls, and who is called.
+    /// The names of two incarnations: the caller, and the called one.
     Hello {
         from: String,
         to: String,
@@ -20,7 +20,7 @@ pub enum CallerSays {
     Beat(Proved),
 }
 
-/// What the other one says.
+/// A message of the other one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CalledSays {
     Welcome { nonce: Nonce, proof: Vec<u8> },

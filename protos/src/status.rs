@@ -1,4 +1,5 @@
-//! The one door between what a filter says of itself and the domain. Whatever comes in gives a report or an error.
+//! The one door between reports of filters and the domain. Any bytes give a
+//! report or an error.
 
 use alloc::{string::String, vec::Vec};
 
@@ -11,19 +12,19 @@ pub const EDITIONS_MAX: usize = 8;
 /// The longest reason of a refusal, in bytes.
 pub const REASON_BYTES_MAX: usize = 1_024;
 
-/// What the workers of one proxy have applied.
+/// The policies that the workers of one proxy have applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppliedReport {
     /// The proxy's name.
     pub node: String,
     /// No two of one version and generation.
     pub applied: Vec<Applied>,
-    /// What was refused since all of these were applied.
+    /// The policy that was rejected after all of these were applied.
     pub refused: Option<Refused>,
 }
 
-/// An edition of the policy, and how many threads of the proxy decide by it: its workers, and its main thread, which keeps a
-/// copy of the filter as well.
+/// An edition of the policy, and how many threads of the proxy decide by it: its workers, and its
+/// main thread, which keeps a copy of the filter as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
     pub version: u64,
@@ -55,7 +56,7 @@ pub enum InvalidReport {
 }
 
 impl AppliedReport {
-    /// The bytes of the report. What is too long is cut.
+    /// The bytes of the report. A longer one is cut.
     pub fn encode(&self) -> Vec<u8> {
         let applied = self.applied.iter().take(EDITIONS_MAX);
         wire::AppliedReport {

@@ -1,4 +1,4 @@
-//! What is sent arrives, and what is not a policy is refused by name.
+//! Messages arrive as they were sent, and bytes that are no policy are rejected by name.
 
 #[allow(dead_code, reason = "its other users need the rest")]
 #[path = "../../policy/tests/behaviour/any.rs"]
@@ -105,8 +105,9 @@ fn fenced() -> Policy {
     Policy::Serving(Box::new(again.fenced(fencing.expect("a valid fence"))))
 }
 
-/// `small()` and `fenced()` at generation 7. `TIDEGATE_BLESS=1 cargo test -p tidegate-protos` writes them anew, which is right only
-/// together with a change of the wire form: a proxy whose policy did not change must see the same version after an upgrade.
+/// `small()` and `fenced()` at generation 7. `TIDEGATE_BLESS=1 cargo test -p tidegate-protos`
+/// writes them anew, which is right only together with a change of the wire form: a proxy whose
+/// policy did not change must see the same version after an upgrade.
 const GOLDEN: [(&str, &str); 2] = [
     ("policy.hex", include_str!("../testdata/policy.hex")),
     (
@@ -154,7 +155,7 @@ fn check_of(policy: &Policy, spoil: impl FnOnce(&mut wire::Rules), expected: &st
 }
 
 #[test]
-fn what_is_no_policy_is_refused_with_the_field() {
+fn a_malformed_policy_is_refused_with_the_field() {
     let error = decode(&[0xff]).expect_err("not protobuf");
     assert!(
         error.to_string().starts_with("not a tidegate.v1.Policy: "),
@@ -231,7 +232,7 @@ fn plans_that_would_lose_or_misplace_requests_are_refused() {
         let mut full = plan(targets);
         full.shed = if targets.is_empty() { 1 } else { 1000 };
         let expected = format!(
-            "rules.services[orders].plans.shed: {} per mille: an open plan sheds less than 1000, a closed one nothing",
+            "rules.services[orders].plans.shed: {} per mille: an open plan sheds less than 1000, a closed one sheds none",
             full.shed
         );
         check(|rules| rules.services[0].plans[0] = full, &expected);
@@ -274,7 +275,7 @@ fn a_fence_that_could_not_hold_is_refused_with_the_field() {
     );
     check(
         |fence| fence.write_drain_us = 0,
-        "rules.fencing: a grant and the drain of writes last longer than nothing",
+        "rules.fencing: a grant and the drain of writes last longer than 0",
     );
     check(
         |fence| fence.cells[1].owners[0] = 3,
@@ -382,7 +383,7 @@ fn services_that_stay_the_same_are_shared_with_the_policy_before() {
 
 proptest! {
     #[test]
-    fn what_is_sent_arrives(rules in any::rules(), generation in any::<u64>()) {
+    fn a_policy_arrives_as_it_was_sent(rules in any::rules(), generation in any::<u64>()) {
         let policy = Policy::Serving(Box::new(rules));
         let (bytes, version) = encode(&policy, generation, "tidegate");
         let edition = decode(&bytes).expect("a policy");
@@ -527,7 +528,7 @@ mod status {
     }
 
     #[test]
-    fn what_is_no_report_is_refused() {
+    fn a_malformed_report_is_refused() {
         let sent = |report: wire::AppliedReport| AppliedReport::try_from(report).unwrap_err();
         assert_eq!(sent(wire::AppliedReport::default()), InvalidReport::NoNode);
         let node = "x".repeat(NODE_BYTES_MAX + 1);

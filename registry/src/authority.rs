@@ -1,32 +1,32 @@
-//! The records about who may write. [`policy::fence`] says what they mean.
+//! The records of write authority. [`policy::fence`] defines their meaning.
 //!
 //! | key | value |
 //! | --- | --- |
 //! | `/tidegate/v1/authority/<cell>` | [`AuthorityRecord`] |
 //! | `/tidegate/v1/sessions/<zone>/<incarnation>` | [`SessionRecord`] |
 //! | `/tidegate/v1/grantors/<cell>/<incarnation>` | [`GrantorRecord`] |
-//! | `/tidegate/v1/operations/<id>` | [`OperationRecord`]: what became of a move |
+//! | `/tidegate/v1/operations/<id>` | [`OperationRecord`]: the outcome of a move |
 //!
 //! An incarnation is `<zone>-<16 hexadecimal digits>`.
 
 use policy::{
-    fence::{Authority, Cause, Key, Move, Name, SessionId, State, Unsettled},
+    fence::{Authority, AuthorityState, Cause, Key, Move, Name, SessionId, Unsettled},
     topology::check_name,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{record::InvalidRecord, terms::TERMS_KEY};
 
-/// Who may write, by cell.
+/// Authority to write, by cell.
 pub const AUTHORITY_PREFIX: &str = "/tidegate/v1/authority/";
 /// The incarnations of the control plane that live.
 pub const SESSIONS_PREFIX: &str = "/tidegate/v1/sessions/";
 /// The incarnations that grant.
 pub const GRANTORS_PREFIX: &str = "/tidegate/v1/grantors/";
-/// What became of moves.
+/// Outcomes of moves.
 pub const OPERATIONS_PREFIX: &str = "/tidegate/v1/operations/";
 
-/// What stands for an unknown past in [`AuthorityRecord::unsettled`].
+/// Stands for an unknown past in [`AuthorityRecord::unsettled`].
 const UNKNOWN_PAST: &str = "*";
 
 /// The fence counts microseconds.
@@ -45,6 +45,10 @@ pub fn store_key(key: &Key) -> String {
 }
 
 /// Reads a store key; none if it is not one of the fence.
+///
+/// # Errors
+///
+/// [`InvalidRecord::RecordKey`] where the prefix is known and the rest is not valid.
 pub fn parse_key(key: &str) -> Option<Result<Key, InvalidRecord>> {
     if key == TERMS_KEY {
         return Some(Ok(Key::Terms));
@@ -63,7 +67,7 @@ pub fn parse_key(key: &str) -> Option<Result<Key, InvalidRecord>> {
     } else {
         return None;
     };
-    Some(parsed.ok_or(InvalidRecord::DesiredKey))
+    Some(parsed.ok_or(InvalidRecord::RecordKey))
 }
 
 /// The incarnation of a zone with this number.
@@ -85,7 +89,8 @@ pub fn session_id(incarnation: &str) -> Option<SessionId> {
 /// [`Authority`] as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorityRecord {
-    /// Which store it was written in, in hexadecimal: a copy in another one, restored from a backup, counts for nothing.
+    /// Which store it was written in, in hexadecimal: a copy in another one, restored from a
+    /// backup, counts for nothing.
     pub store: String,
     pub epoch: u64,
     pub owners: Vec<String>,
@@ -103,7 +108,7 @@ pub struct AuthorityRecord {
     pub hold_ms: u64,
 }
 
-/// [`State`] by name.
+/// [`AuthorityState`] by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StateName {
@@ -140,9 +145,9 @@ pub enum CauseName {
 impl From<&Authority> for AuthorityRecord {
     fn from(authority: &Authority) -> Self {
         let (state, moving) = match &authority.state {
-            State::Active => (StateName::Active, None),
-            State::Settling => (StateName::Settling, None),
-            State::Fencing(next) => (StateName::Fencing, Some(MoveRecord::from(next))),
+            AuthorityState::Active => (StateName::Active, None),
+            AuthorityState::Settling => (StateName::Settling, None),
+            AuthorityState::Fencing(next) => (StateName::Fencing, Some(MoveRecord::from(next))),
         };
         AuthorityRecord {
             store: format!("{:016x}", authority.store),
@@ -180,18 +185,22 @@ impl From<&Move> for MoveRecord {
 
 impl AuthorityRecord {
     /// Reads the value of a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON, or a field cannot be.
     pub fn parse(value: &[u8]) -> Result<Authority, InvalidRecord> {
-        let wrong = |what: &str| InvalidRecord::Desired(what.to_owned());
+        let wrong = |what: &str| InvalidRecord::Record(what.to_owned());
         let record: AuthorityRecord = serde_json::from_slice(value)
-            .map_err(|error| InvalidRecord::Desired(error.to_string()))?;
+            .map_err(|error| InvalidRecord::Record(error.to_string()))?;
         if record.epoch > EPOCH_MAX {
             return Err(wrong("epoch: above the highest that is possible"));
         }
         let store = u64::from_str_radix(&record.store, 16).map_err(|_| wrong("store"))?;
         let state = match (record.state, record.moving) {
-            (StateName::Active, _) => State::Active,
-            (StateName::Settling, _) => State::Settling,
-            (StateName::Fencing, Some(moving)) => State::Fencing(Move {
+            (StateName::Active, _) => AuthorityState::Active,
+            (StateName::Settling, _) => AuthorityState::Settling,
+            (StateName::Fencing, Some(moving)) => AuthorityState::Fencing(Move {
                 id: Name::from(moving.id),
                 to: names(moving.to)?,
                 cause: match moving.cause {
@@ -232,14 +241,15 @@ impl AuthorityRecord {
     }
 }
 
-/// What a session says besides that it lives, which its key says.
+/// The content of a session's record. Its key alone says that it lives.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
     /// `host:process id`, for people.
     #[serde(default)]
     pub process: String,
-    /// How many proxies of the zone were connected to this replica, to hold grants, when it was put. It is put at once when that
-    /// becomes or ceases to be none; none where the replica does not say.
+    /// How many proxies of the zone were connected to this replica, to hold grants, when it was
+    /// put. It is put at once when that becomes or ceases to be none; none where the replica does
+    /// not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxies: Option<u32>,
     /// How its configuration stands to the agreed terms.
@@ -250,7 +260,7 @@ pub struct SessionRecord {
     pub peer: Option<PeerRecord>,
 }
 
-/// What a process makes of the agreed terms.
+/// The view of a process on the agreed terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionTerms {
     /// Of the record that it has seen.
@@ -277,7 +287,8 @@ pub struct GrantorRecord {
 }
 
 impl GrantorRecord {
-    /// Reads the value of a store key. One that cannot be read is one of a version that knows no terms.
+    /// Reads the value of a store key. One that cannot be read is one of a version that knows no
+    /// terms.
     pub fn parse(value: &[u8]) -> GrantorRecord {
         serde_json::from_slice(value).unwrap_or_default()
     }
@@ -299,7 +310,7 @@ pub struct PeerRecord {
     pub secret: Secret,
 }
 
-/// Random bytes that are shown to nobody but readers of the store.
+/// Random bytes that only readers of the store see.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Secret([u8; 32]);
@@ -345,7 +356,8 @@ impl TryFrom<String> for Secret {
 }
 
 impl SessionRecord {
-    /// Reads the value of a store key. A session lives whatever its record says, so what cannot be read says nothing.
+    /// Reads the value of a store key. A session lives whatever its record says, so what cannot be
+    /// read says nothing.
     pub fn parse(value: &[u8]) -> SessionRecord {
         serde_json::from_slice(value).unwrap_or_default()
     }
@@ -356,7 +368,7 @@ impl SessionRecord {
     }
 }
 
-/// What became of a move, for people.
+/// The outcome of a move, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationRecord {
     pub cell: String,
@@ -384,8 +396,12 @@ pub struct OperationStep {
 
 impl OperationRecord {
     /// Reads the value of a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON.
     pub fn parse(value: &[u8]) -> Result<OperationRecord, InvalidRecord> {
-        serde_json::from_slice(value).map_err(|error| InvalidRecord::Desired(error.to_string()))
+        serde_json::from_slice(value).map_err(|error| InvalidRecord::Record(error.to_string()))
     }
 
     /// The value to store.
@@ -411,7 +427,7 @@ fn names(texts: Vec<String>) -> Result<Vec<Name>, InvalidRecord> {
     let good = texts.iter().all(|text| check_name(text).is_ok());
     match good {
         true => Ok(texts.into_iter().map(Name::from).collect()),
-        false => Err(InvalidRecord::Desired("a zone's name".to_owned())),
+        false => Err(InvalidRecord::Record("a zone's name".to_owned())),
     }
 }
 
@@ -448,7 +464,7 @@ mod tests {
             let key = format!("/tidegate/v1/{bad}");
             assert_eq!(
                 parse_key(&key),
-                Some(Err(InvalidRecord::DesiredKey)),
+                Some(Err(InvalidRecord::RecordKey)),
                 "{key}"
             );
         }
@@ -491,7 +507,11 @@ mod tests {
             epoch_min: 3,
             hold: 60_000_000,
         };
-        for state in [State::Active, State::Settling, State::Fencing(next)] {
+        for state in [
+            AuthorityState::Active,
+            AuthorityState::Settling,
+            AuthorityState::Fencing(next),
+        ] {
             for unsettled in [
                 Unsettled::none(),
                 Unsettled::Unknown,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use fastrand::Rng;
 
-/// Pauses that double from one failure to the next, up to a bound. Each is drawn between half of its length and
-/// all of it, so that the many who lost one server do not return to it at once.
+/// Pauses that double from one failure to the next, up to a bound. Each is drawn between half of
+/// its length and all of it, so that the many who lost one server do not return to it at once.
 #[derive(Debug)]
 pub struct Backoff {
     first: Duration,

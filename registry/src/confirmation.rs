@@ -1,5 +1,5 @@
-//! An operator's word that what the store says is true, for all replicas: a record under `/tidegate/v1/confirmations/<lease>`,
-//! which ends with its lease after [`CONFIRMATION_TTL`].
+//! An operator's word that the store's content is true, for all replicas: a record under
+//! `/tidegate/v1/confirmations/<lease>`, which ends with its lease after [`CONFIRMATION_TTL`].
 
 use std::time::Duration;
 
@@ -13,14 +13,15 @@ pub const CONFIRMATIONS_PREFIX: &str = "/tidegate/v1/confirmations/";
 /// How long a confirmation stands: for replicas that follow the store late, or start meanwhile.
 pub const CONFIRMATION_TTL: Duration = Duration::from_secs(60);
 
-/// What a confirmation says: everything that the store had said up to `revision` is true.
+/// A confirmation: everything that the store had said up to `revision` is true.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confirmation {
-    /// The store that is meant, in hexadecimal. A copy that was restored under another id has the record too.
+    /// The store that is meant, in hexadecimal. A copy that was restored under another id has the
+    /// record too.
     store: String,
     /// Up to where the operator has seen it. The record is written later.
     revision: i64,
-    /// How many instances it had there: whoever lists the store later cannot tell when an instance disappeared.
+    /// How many instances it had there: a later listing cannot tell when an instance disappeared.
     instances: usize,
 }
 

@@ -1,5 +1,5 @@
-//! Leases that the control plane grants by its admin interface belong to the client that asked for them: a record under
-//! `/tidegate/v1/leases/<id>`, which ends with its lease, names that client.
+//! Leases that the control plane grants by its admin interface belong to the client that asked for
+//! them: a record under `/tidegate/v1/leases/<id>`, which ends with its lease, names that client.
 
 use serde::{Deserialize, Serialize};
 
@@ -39,8 +39,12 @@ impl LeaseOwner {
     }
 
     /// Reads the value of a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON.
     pub fn parse(value: &[u8]) -> Result<LeaseOwner, InvalidRecord> {
-        serde_json::from_slice(value).map_err(|error| InvalidRecord::Desired(error.to_string()))
+        serde_json::from_slice(value).map_err(|error| InvalidRecord::Record(error.to_string()))
     }
 
     /// The value to store.

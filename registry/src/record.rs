@@ -1,4 +1,5 @@
-//! Instance records: the JSON under `/tidegate/v1/instances/<service>/<zone>/<instance>`, and the one door to it.
+//! Instance records: the JSON under `/tidegate/v1/instances/<service>/<zone>/<instance>`, and the
+//! one door to it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// Below this stands everything that is Tidegate's.
 pub const TIDEGATE_PREFIX: &str = "/tidegate/v1/";
 
-/// What replicas of the control plane say of themselves.
+/// Records of the control plane's replicas about themselves.
 pub const REPLICAS_PREFIX: &str = "/tidegate/v1/replicas/";
 
 /// All that any version of Tidegate keeps in a store is below this.
@@ -31,7 +32,7 @@ pub struct InstanceKey {
     pub instance: String,
 }
 
-/// What an instance says of itself.
+/// The record of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
@@ -52,7 +53,7 @@ pub struct Instance {
     #[serde(default)]
     pub health: Health,
     /// Share among the instances of its zone, 1 to 128 (what Envoy takes).
-    #[serde(default = "weight_of_one")]
+    #[serde(default = "default_weight")]
     pub weight: u32,
     /// One-minute load average per core, at least 0.
     #[serde(default)]
@@ -60,10 +61,11 @@ pub struct Instance {
     /// Requests that it works on.
     #[serde(default)]
     pub in_flight: u32,
-    /// What the application says of its own load, on the scale of `load1_per_core` (1: fully used), and better: it knows.
+    /// The load that the application itself reports, on the scale of `load1_per_core` (1: fully
+    /// used). It goes before that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_load: Option<f64>,
-    /// Requests per second that it bears; none: nobody has said.
+    /// Requests per second that it bears; none: unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_rps: Option<f64>,
 }
@@ -75,11 +77,11 @@ impl Instance {
     }
 }
 
-fn weight_of_one() -> u32 {
+fn default_weight() -> u32 {
     1
 }
 
-/// Why a record was refused. The text says what to change.
+/// Why a record was rejected. The text says what to change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRecord {
     #[error("the key is not {INSTANCES_PREFIX}<service>/<zone>/<instance>")]
@@ -87,9 +89,9 @@ pub enum InvalidRecord {
     #[error(
         "the key is not of this kind: /tidegate/v1/config/intents/<zone>[/<service>], /tidegate/v1/standings/<service>/<zone>"
     )]
-    DesiredKey,
+    RecordKey,
     #[error("not a record of this kind: {0}")]
-    Desired(String),
+    Record(String),
     #[error("{0} bytes: at most {RECORD_BYTES_MAX} are read")]
     TooLong(usize),
     #[error("not an instance record: {0}")]
@@ -120,7 +122,7 @@ pub enum InvalidRecord {
     UnknownService(String),
 }
 
-/// What is odd about a record that is used all the same. The text says what to change.
+/// An oddity of a record that is used all the same. The text says what to change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Warning {
     #[error("unknown fields are ignored: {}; known are {}", .0.join(", "), FIELDS.join(", "))]
@@ -152,9 +154,9 @@ impl InvalidRecord {
     /// A short stable name, for metrics.
     pub fn code(&self) -> &'static str {
         match self {
-            InvalidRecord::Key | InvalidRecord::DesiredKey => "key",
+            InvalidRecord::Key | InvalidRecord::RecordKey => "key",
             InvalidRecord::TooLong(_) => "too_long",
-            InvalidRecord::Json(_) | InvalidRecord::Desired(_) => "json",
+            InvalidRecord::Json(_) | InvalidRecord::Record(_) => "json",
             InvalidRecord::Port => "port",
             InvalidRecord::Weight(_) => "weight",
             InvalidRecord::Load(_) => "load",
@@ -170,6 +172,10 @@ impl InvalidRecord {
 
 impl InstanceKey {
     /// Reads a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Key`] where it is no key of an instance.
     pub fn parse(key: &str) -> Result<InstanceKey, InvalidRecord> {
         let rest = key
             .strip_prefix(INSTANCES_PREFIX)
@@ -201,11 +207,20 @@ impl InstanceKey {
 
 impl Instance {
     /// Reads the value of a store key. Unknown fields are for newer versions.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::TooLong`] and [`InvalidRecord::Json`] where the value is no such JSON;
+    /// otherwise the variant of the first field that cannot be: address, port, weight or a load.
     pub fn parse(value: &[u8]) -> Result<Instance, InvalidRecord> {
         Ok(Instance::parse_warned(value)?.0)
     }
 
-    /// Reads the value of a store key, and says what is odd about it.
+    /// Reads the value of a store key, and warns of its oddities.
+    ///
+    /// # Errors
+    ///
+    /// As [`Instance::parse`].
     pub fn parse_warned(value: &[u8]) -> Result<(Instance, Option<Warning>), InvalidRecord> {
         if value.len() > RECORD_BYTES_MAX {
             return Err(InvalidRecord::TooLong(value.len()));
@@ -246,7 +261,7 @@ impl Instance {
             ("capacity_rps", instance.capacity_rps),
         ];
         for (field, number) in numbers {
-            // `contains` is false for what is no number.
+            // `contains` is false for NaN.
             if number.is_some_and(|n| !(0.0..=f64::MAX).contains(&n)) {
                 return Err(InvalidRecord::Load(field));
             }
@@ -261,7 +276,8 @@ impl Instance {
     }
 }
 
-/// Why no packet can reach an instance at this address; none if one can. Expects IPv4 addresses in IPv4 form.
+/// Why no packet can reach an instance at this address; none if one can. Expects IPv4 addresses in
+/// IPv4 form.
 fn no_destination(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(v4) => no_destination_v4(v4),

@@ -1,4 +1,5 @@
-//! The record of the terms that all replicas have agreed on: [`policy::fence::agreement`] says what they mean.
+//! The record of the terms that all replicas have agreed on: [`policy::fence::agreement`] says what
+//! they mean.
 //!
 //! `/tidegate/v1/config/terms` -> [`TermsRecord`]. Spans are in milliseconds.
 
@@ -16,19 +17,21 @@ use crate::record::InvalidRecord;
 /// Where the record stands.
 pub const TERMS_KEY: &str = "/tidegate/v1/config/terms";
 
-/// What a service without a `cell_key` has in [`AgreedRecord::keys`].
+/// The entry in [`AgreedRecord::keys`] of a service without a `cell_key`.
 const NO_KEY: &str = "none";
 
-/// [`Agreement`] as JSON. A field that is not known here may change what the others mean, and would be lost with the next change
-/// of the record. So a record that has one is refused, and nobody acts by it.
+/// [`Agreement`] as JSON. A field that is not known here may change what the others mean, and would
+/// be lost with the next change of the record. So a record that has one is refused, and nobody acts
+/// by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TermsRecord {
     pub current: AgreedRecord,
-    /// What they are being changed to.
+    /// The target of the change under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<AgreedRecord>,
-    /// A digest of all changes that were begun or ended, in hexadecimal digits; none before the first.
+    /// A digest of all changes that were begun or ended, in hexadecimal digits; none before the
+    /// first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub history: Option<String>,
     /// [`Agreement::drains_said`].
@@ -93,15 +96,19 @@ impl From<&Agreed> for AgreedRecord {
 
 impl TermsRecord {
     /// Reads the value of the store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON, or its terms cannot work.
     pub fn parse(value: &[u8]) -> Result<Agreement, InvalidRecord> {
         let record: TermsRecord = serde_json::from_slice(value)
-            .map_err(|error| InvalidRecord::Desired(error.to_string()))?;
+            .map_err(|error| InvalidRecord::Record(error.to_string()))?;
         Ok(Agreement {
             current: record.current.read()?,
             next: record.next.map(|next| next.read()).transpose()?,
             history: match record.history {
                 Some(digits) => u64::from_str_radix(&digits, 16)
-                    .map_err(|_| InvalidRecord::Desired(format!("history {digits:?}")))?,
+                    .map_err(|_| InvalidRecord::Record(format!("history {digits:?}")))?,
                 None => 0,
             },
             drains_said: record.drains_said,
@@ -116,9 +123,13 @@ impl TermsRecord {
 }
 
 impl AgreedRecord {
-    /// Checks it.
+    /// Checks the record, and converts it.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where its terms cannot work, or a name or key is not valid.
     pub fn read(self) -> Result<Agreed, InvalidRecord> {
-        let wrong = |what: String| InvalidRecord::Desired(what);
+        let wrong = |what: String| InvalidRecord::Record(what);
         let us = |ms: u64| ms.saturating_mul(1_000);
         let agreed = Agreed {
             session_ttl: us(self.session_ttl_ms),
@@ -168,7 +179,11 @@ pub fn key_text(key: Option<&KeySource>) -> Name {
     })
 }
 
-/// Reads it.
+/// Reads the text of a key source.
+///
+/// # Errors
+///
+/// `()` where the text names no key source.
 #[allow(
     clippy::result_unit_err,
     reason = "there is one way in which a text is none"

@@ -1,5 +1,5 @@
-//! What both stores promise, checked against both: one function per promise, run with a real etcd and with the embedded
-//! store. What only one of them can show is in `store/`.
+//! The promises of both stores, checked against both: one function per promise, run with a real
+//! etcd and with the embedded store. Tests for one of them alone are in `store/`.
 
 #[path = "store/embedded_only.rs"]
 mod embedded_only;
@@ -505,7 +505,8 @@ async fn ten_thousand_keys_are_listed_at_one_revision(fixture: Fixture) {
         let ops = (0..100).map(|i| Op::put(format!("/many/{hundred:02}{i:02}"), value.clone()));
         store.txn(vec![], ops.collect(), None).await.unwrap();
     }
-    // Each change of this writer touches the first and the last key: a listing shows both of it or neither.
+    // Each change of this writer touches the first and the last key: a listing shows both of it or
+    // neither.
     let listed = Arc::new(tokio::sync::Notify::new());
     let writer = {
         let (store, listed) = (store.clone(), listed.clone());
@@ -548,7 +549,8 @@ async fn large_values_are_listed_and_watched_whole(fixture: Fixture) {
         let ops = (0..EVENTS).map(|i| Op::put(format!("/big/{revision}/{i}"), value.clone()));
         store.txn(vec![], ops.collect(), None).await.unwrap();
     }
-    // 8 MB: more than etcd puts into one answer, so its listing is paged and its watch cut into fragments.
+    // 8 MB: more than etcd puts into one answer, so its listing is paged and its watch cut into
+    // fragments.
     let listing = store.list("/big/").await.unwrap();
     assert_eq!(listing.entries.len(), REVISIONS * EVENTS);
     let mut watch = store.watch("/big/", before);

@@ -1,7 +1,7 @@
 //! The agent's configuration: one YAML file.
 //!
-//! [`Config::parse`] is the only door: what comes out is checked, and what is refused is refused with the file, the line
-//! and the field.
+//! [`Config::parse`] is the only door: its result is checked, and its errors name the file, the
+//! line and the field.
 
 mod schema;
 #[cfg(test)]
@@ -50,7 +50,7 @@ pub struct Listen {
 /// PEM files of a port that speaks TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerFiles {
-    /// The server's certificate, and what lies between it and a CA that clients know.
+    /// The server's certificate, and the intermediate ones up to a CA that clients know.
     pub cert: PathBuf,
     pub key: PathBuf,
     /// Whose certificates clients must show. Probes need none.
@@ -83,7 +83,7 @@ pub struct InstanceConfig {
     pub load: Option<Uri>,
 }
 
-/// What kind of probe, and what it asks whom.
+/// The kind of a probe, and its target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeKind {
     Http(HttpOptions),
@@ -91,7 +91,7 @@ pub enum ProbeKind {
     Tcp(SocketAddr),
 }
 
-/// Why a configuration was refused: where, and what to change.
+/// Why a configuration was rejected: the place, and the change that it needs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
     /// As it was given to [`Config::parse`].

@@ -115,7 +115,7 @@ pub(super) struct RawInstance {
     pub(super) instance: String,
     pub(super) address: IpAddr,
     pub(super) port: u16,
-    #[serde(default = "weight_of_one")]
+    #[serde(default = "default_weight")]
     pub(super) weight: u32,
     pub(super) capacity_rps: Option<f64>,
     #[serde(default = "plain_role")]
@@ -124,7 +124,7 @@ pub(super) struct RawInstance {
     pub(super) load: Option<RawLoad>,
 }
 
-fn weight_of_one() -> u32 {
+fn default_weight() -> u32 {
     1
 }
 

@@ -1,4 +1,4 @@
-//! What is taken, what is refused, and what the refusal says.
+//! Accepted and rejected configurations, and the texts of rejections.
 
 use super::*;
 

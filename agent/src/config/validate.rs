@@ -1,4 +1,4 @@
-//! From [`RawConfig`] to [`Config`]: what it means, and whether it can.
+//! From [`RawConfig`] to [`Config`]: its meaning, and its validity.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,7 +32,7 @@ const RETRY_MS: u64 = 50;
 const FAILURES: u32 = 3;
 const SUCCESSES: u32 = 2;
 
-/// Turns what was read into the domain's types, and knows the file for its errors.
+/// Turns the read document into the domain's types, and knows the file for its errors.
 pub(super) struct Validator<'f> {
     pub(super) file: &'f str,
 }
@@ -219,8 +219,8 @@ impl Validator<'_> {
             app_load: None,
             capacity_rps: raw.capacity_rps,
         };
-        // Through the door of those who will read it: what is taken here is taken there. JSON has no word for what is no
-        // number, so it is looked at before.
+        // By the reader's own parser: a record that is accepted here is accepted there. JSON has no
+        // word for NaN and infinity, so they are rejected before.
         let number = raw.capacity_rps.unwrap_or(0.0);
         if !number.is_finite() {
             let message = "capacity_rps: a number of at least 0";

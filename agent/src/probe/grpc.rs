@@ -17,7 +17,7 @@ use super::{Probe, ProbeError, cause, chain};
 /// The longest answer: a status is a few bytes.
 const ANSWER_BYTES_MAX: usize = 4 * 1024;
 
-/// Whom to ask, and about what.
+/// The server of a probe, and the service in question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrpcOptions {
     pub address: SocketAddr,

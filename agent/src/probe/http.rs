@@ -1,8 +1,8 @@
 //! HTTP/1.1: a GET, and whether the status is one of those expected.
 //!
-//! Every look has a connection of its own. A kept one would stay good while the listener is gone, or while the accept queue
-//! is full, and that is what new requests meet. The status decides; of the body nothing is waited for, and of the head at
-//! most [`HEAD_BYTES_MAX`] are read.
+//! Every look has a connection of its own. A kept one would stay good while the listener is gone,
+//! or while the accept queue is full, and that is what new requests meet. The status decides; of
+//! the body nothing is waited for, and of the head at most [`HEAD_BYTES_MAX`] are read.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -23,7 +23,7 @@ use super::{Probe, ProbeError, chain};
 /// The longest head of an answer.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// What to ask, and what to expect.
+/// The request, and the expected answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpOptions {
     pub address: SocketAddr,
@@ -49,7 +49,8 @@ impl HttpProbe {
         let headers = request.headers_mut();
         headers.insert(HOST, self.options.host.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static("tidegate-agent"));
-        // The server closes, so that the TIME_WAIT of a connection per look is not all on this side.
+        // The server closes, so that the TIME_WAIT of a connection per look is not all on this
+        // side.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
         request
     }

@@ -1,5 +1,5 @@
-//! Looks at an instance. [`Probe`] is the seam: the prober knows nothing else, so a later kind is a module here, a variant
-//! of [`ProbeKind`](crate::config::ProbeKind) and a line in [`build`].
+//! Looks at an instance. [`Probe`] is the seam: the prober knows nothing else, so a later kind is a
+//! module here, a variant of [`ProbeKind`](crate::config::ProbeKind) and a line in [`build`].
 
 mod grpc;
 mod http;
@@ -24,12 +24,12 @@ pub trait Probe: Send + Sync + 'static {
     /// A short stable name, for metrics.
     fn kind(&self) -> &'static str;
 
-    /// Looks once. It needs no deadline of its own: the prober drops the future when the time is over, so a kind cannot
-    /// forget it. Dropping must end whatever the look began.
+    /// Looks once. It needs no deadline of its own: the prober drops the future when the time is
+    /// over, so a kind cannot forget it. Dropping must end whatever the look began.
     async fn look(&self) -> Result<(), ProbeError>;
 }
 
-/// Why a look failed. The text is what an operator reads in the log.
+/// Why a probe failed. Operators read the text in the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
     #[error("connection refused")]
@@ -39,7 +39,7 @@ pub enum ProbeError {
     #[error("cannot connect: {0}")]
     Unreachable(String),
     /// The connection opened, and then broke or carried something else than the protocol.
-    #[error("no proper answer: {0}")]
+    #[error("malformed answer: {0}")]
     BadAnswer(String),
     #[error("status {0}")]
     Status(u16),
@@ -61,7 +61,7 @@ impl ProbeError {
         }
     }
 
-    /// What an error while connecting means.
+    /// The meaning of an error while connecting.
     fn connecting(error: &io::Error) -> ProbeError {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => ProbeError::Refused,

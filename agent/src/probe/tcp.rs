@@ -1,5 +1,5 @@
-//! Whether a connection opens. The kernel opens connections for a process that hangs, too: a probe that asks for an answer
-//! sees more.
+//! Whether a connection opens. The kernel opens connections for a process that hangs, too: a probe
+//! that asks for an answer sees more.
 
 use std::net::SocketAddr;
 

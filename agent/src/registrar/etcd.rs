@@ -1,7 +1,8 @@
-//! A registry in a [`Store`], which to an agent means etcd: the embedded store belongs to one process.
+//! A registry in a [`Store`], which to an agent means etcd: the embedded store belongs to one
+//! process.
 //!
-//! No write is blind: each compares the record's revision. So a write that was given up because a member hung, and that the
-//! member makes when it wakes, changes nothing any more.
+//! No write is blind: each compares the record's revision. So a write that was given up because a
+//! member hung, and that the member makes when it wakes, changes nothing any more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +18,12 @@ use tracing::warn;
 
 use super::target::{Lease, Stored, Target, TargetError, Version};
 
-/// How long one member has for one answer. Shorter than the store's default: while a member hangs, this is what the change
-/// of a verdict waits before it goes to the next one.
+/// How long one member has for one answer. Shorter than the store's default: while a member hangs,
+/// this is what the change of a verdict waits before it goes to the next one.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(1000);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How often a put begins anew because somebody else wrote the same record in between.
+/// How often a put begins anew because another client wrote the same record in between.
 const PUT_ATTEMPTS: usize = 5;
 
 /// etcd.
@@ -51,8 +52,9 @@ impl EtcdTarget {
         self.store.read().await.clone()
     }
 
-    /// Says what an answer means. A store that was replaced or restored is final for the object that spoke to the old one,
-    /// so there is a new object, and the lease that it never gave is gone.
+    /// Says what an answer means. A store that was replaced or restored is final for the object
+    /// that spoke to the old one, so there is a new object, and the lease that it never gave is
+    /// gone.
     async fn checked<T>(
         &self,
         asked: &Arc<dyn Store>,
@@ -134,7 +136,7 @@ impl Target for EtcdTarget {
             known = None;
         }
         Err(TargetError::Unavailable(format!(
-            "{key} is being changed by somebody else all the time"
+            "another client changes {key} all the time"
         )))
     }
 

@@ -1,6 +1,8 @@
-//! A registry behind the control plane's HTTP interface, for where the store is the control plane's own file.
+//! A registry behind the control plane's HTTP interface, for where the store is the control plane's
+//! own file.
 //!
-//! It has no versions: a write is unconditional, and [`Target::audit`] compares the records themselves.
+//! It has no versions: a write is unconditional, and [`Target::audit`] compares the records
+//! themselves.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -56,7 +58,8 @@ impl HttpTarget {
         HttpTarget::over(Renewing::plain(), bases)
     }
 
-    /// `bases` are `https://host:port`, the preferred first. The files are looked at again from time to time.
+    /// `bases` are `https://host:port`, the preferred first. The files are looked at again from
+    /// time to time.
     pub fn with_tls(bases: Vec<String>, files: Files) -> Result<HttpTarget, HttpsError> {
         Ok(HttpTarget::over(Renewing::start(files)?, bases))
     }
@@ -69,8 +72,8 @@ impl HttpTarget {
         }
     }
 
-    /// Asks one address after the other until one answers. All requests may be made twice: a put has the same outcome, and
-    /// a lease that nobody knows ends by itself.
+    /// Asks one address after the other until one answers. All requests may be made twice: a put
+    /// has the same outcome, and an unknown lease ends by itself.
     async fn ask(&self, method: Method, path: &str, body: &[u8]) -> Result<Bytes, TargetError> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut outcome = Err(TargetError::Refused("no address is configured".to_owned()));
@@ -116,8 +119,8 @@ impl HttpTarget {
         let detail = format!("{base}: {status}: {}", String::from_utf8_lossy(&answer));
         let reason = serde_json::from_slice(&answer).map(|problem: Problem| problem.reason);
         Err(match status {
-            // A service or zone that the mesh lacks is not found either, and no new lease mends that. Older control planes
-            // give no reason.
+            // A service or zone that the mesh lacks is not found either, and no new lease mends
+            // that. Older control planes give no reason.
             StatusCode::NOT_FOUND if reason.is_ok_and(|reason| reason != "lease_not_found") => {
                 TargetError::Refused(detail)
             }

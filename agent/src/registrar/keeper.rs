@@ -1,4 +1,5 @@
-//! The registrar's loop: one task that owns the state; every request is a task of its own that reports back to it.
+//! The registrar's loop: one task that owns the state; every request is a task of its own that
+//! reports back to it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -42,7 +43,8 @@ pub(super) struct Keeper {
 /// The lease in use.
 struct Held {
     lease: Lease,
-    /// When the request was sent that the registry confirmed last: from then on it counts the time to live.
+    /// When the request was sent that the registry confirmed last: from then on it counts the time
+    /// to live.
     confirmed: Instant,
     /// When to keep it alive next; none while that is under way.
     due: Option<Instant>,
@@ -50,7 +52,7 @@ struct Held {
     outage: Option<Outage>,
 }
 
-/// What a request came to. `started` is when it began.
+/// The result of a request. `started` is when it began.
 enum Done {
     Granted {
         started: Instant,
@@ -113,9 +115,9 @@ impl Keeper {
             let wake = self.next_deadline(Instant::now());
             tokio::select! {
                 biased;
-                told = &mut stop => match told {
+                notified = &mut stop => match notified {
                     Ok(stop) => break stop,
-                    // Nobody is left to deregister for.
+                    // The registrar is gone, so there is no one to deregister for.
                     Err(_) => return Ok(()),
                 },
                 Some(done) = self.work.join_next() => {
@@ -167,7 +169,7 @@ impl Keeper {
             let lease = held.lease.clone();
             self.start_puts(&lease, now);
             if self.outage.is_some() && !self.records.in_flight() {
-                // Nothing is left to write that could show that the outage is over.
+                // No write is left that could show that the outage is over.
                 self.start_look(now);
             }
         } else if !self.granting {
@@ -326,7 +328,7 @@ impl Keeper {
                 let record = audited.key.store_key();
                 warn!(
                     %record,
-                    "changed or deleted by somebody else; writing it again. Is a second agent configured for it?"
+                    "another client changed or deleted the record; writing it again. Is a second agent configured for it?"
                 );
                 self.metrics.records_replaced.inc();
             }
@@ -404,7 +406,7 @@ impl Keeper {
         };
         if outage.timeouts >= TIMEOUTS_MAX && !self.probe_only {
             warn!(
-                "{TIMEOUTS_MAX} writes timed out and none succeeded: writing nothing until the registry answers a read"
+                "{TIMEOUTS_MAX} writes timed out and none succeeded: writes stop until the registry answers a read"
             );
             self.probe_only = true;
             self.records.give_up();

@@ -1,13 +1,17 @@
-//! Keeps what the table says in a registry: one lease for all instances, and a record for each on it.
+//! Keeps the table in a registry: one lease for all instances, and a record for each on it.
 //!
-//! - The change of a verdict is written at once, whatever else is under way; changes of several instances in parallel. A
-//!   newer record takes the place of an older one that is still being written. Load alone waits until nothing else is due.
-//! - The lease is kept alive every third of its time to live. When it is gone, or nobody has confirmed it for that long, a
-//!   new one is obtained and everything is registered anew. With each confirmation the records are compared with what was
-//!   written: what somebody else changed or deleted is written again.
-//! - While the registry fails it is asked again after 50 ms at first, every second at last. Three time-outs of writes with no
-//!   success between them end the writing ([`Mode::ProbeOnly`]); reads then find out when it works again.
-//! - Records are never deleted by name: the own lease is revoked, which takes exactly what is on it.
+//! - The change of a verdict is written at once, whatever else is under way; changes of several
+//!   instances in parallel. A newer record takes the place of an older one that is still being
+//!   written. Load alone waits until nothing else is due.
+//! - The lease is kept alive every third of its time to live. When it is gone, or unconfirmed
+//!   for that long, a new one is obtained and everything is registered anew. With each
+//!   confirmation the records are compared with what was written: records that another client
+//!   changed or deleted are written again.
+//! - While the registry fails it is asked again after 50 ms at first, every second at last. Three
+//!   time-outs of writes with no success between them end the writing ([`Mode::ProbeOnly`]); reads
+//!   then find out when it works again.
+//! - Records are never deleted by name: the own lease is revoked, which takes exactly what is on
+//!   it.
 
 mod etcd;
 mod http;
@@ -32,7 +36,7 @@ pub use target::{Lease, Stored, Target, TargetError, Version};
 use crate::instances::{Instances, Table};
 use crate::metrics::Metrics;
 
-/// What the registrar is doing.
+/// The state of the registrar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// It has a lease, and writes are taken. Also before the first answer.
@@ -40,7 +44,8 @@ pub enum Mode {
     Registering,
     /// The last request failed; it is tried again.
     Retrying,
-    /// Three writes timed out and none succeeded: it writes nothing until the registry answers a read.
+    /// Three writes timed out and none succeeded: it writes nothing until the registry answers a
+    /// read.
     ProbeOnly,
 }
 
@@ -69,7 +74,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether the registry has what the table says, as far as that says anything.
+    /// Whether the registry matches the table, as far as that has records.
     pub fn matches(&self, table: &Table) -> bool {
         table.iter().all(|(key, known)| {
             let record = known.record();
@@ -120,13 +125,14 @@ impl Registrar {
         (&mut self.task).await
     }
 
-    /// Revokes the lease, which takes the records with it. Gives up after `within`; then the lease ends by itself.
+    /// Revokes the lease, which takes the records with it. Gives up after `within`; then the lease
+    /// ends by itself.
     pub async fn deregister(self, within: Duration) -> Result<(), TargetError> {
         self.end(Stop::Deregister { within }).await
     }
 
-    /// Leaves the records to another agent, with as much time as the lease gives. An error says that it could not be kept
-    /// alive a last time within `within`.
+    /// Leaves the records to another agent, with as much time as the lease gives. An error says
+    /// that it could not be kept alive a last time within `within`.
     pub async fn hand_over(self, within: Duration) -> Result<(), TargetError> {
         self.end(Stop::HandOver { within }).await
     }

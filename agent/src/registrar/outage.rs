@@ -18,8 +18,8 @@ pub(super) struct Outage {
     pub(super) since: Instant,
     pub(super) retry_at: Instant,
     backoff: Backoff,
-    /// Time-outs so far. What fails at once in between does not end the row, only a success does: a connection on which
-    /// nothing was answered breaks in the end, and the next one hangs again.
+    /// Time-outs so far. A failure at once in between does not end the row, only a success does: a
+    /// connection on which nothing was answered breaks in the end, and the next one hangs again.
     pub(super) timeouts: u32,
 }
 

@@ -1,4 +1,5 @@
-//! The records on the lease: which are written, which are being written, and which should be written next. No I/O.
+//! The records on the lease: which are written, which are being written, and which should be
+//! written next. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,7 @@ pub(super) struct Records {
 
 #[derive(Default)]
 struct Slot {
-    /// What was acknowledged last.
+    /// The record that was acknowledged last.
     stored: Option<Instance>,
     /// None: unknown, so the record is written whatever `stored` says.
     version: Option<Version>,
@@ -46,13 +47,13 @@ pub(super) struct Write {
     pub(super) load_only: bool,
 }
 
-/// What a put that begins is called, and what the registry is believed to hold.
+/// The number of a put that begins, and the version that the registry is believed to hold.
 pub(super) struct Begun {
     pub(super) number: u64,
     pub(super) known: Option<Version>,
 }
 
-/// What a slot needs.
+/// The need of a slot.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Need {
     Nothing,
@@ -86,8 +87,8 @@ impl Slot {
 }
 
 impl Records {
-    /// What should be written now, so that the registry comes to what the table says. Load only when nothing that matters
-    /// more is under way.
+    /// The records to write now, so that the registry matches the table. Load alone only when
+    /// nothing that matters more is under way.
     pub(super) fn due(&self, table: &Table) -> Vec<Write> {
         let flights = || self.slots.values().filter_map(|slot| slot.flight.as_ref());
         let load_only = flights().filter(|flight| flight.load_only).count();
@@ -120,8 +121,8 @@ impl Records {
         self.slots.values().any(|slot| slot.flight.is_some())
     }
 
-    /// A put of this record begins, in place of an older one that is under way. Until it is answered nobody knows what the
-    /// registry holds.
+    /// A put of this record begins, in place of an older one that is under way. Until it is
+    /// answered the registry's content is unknown.
     pub(super) fn begin(&mut self, key: &InstanceKey) -> Begun {
         let slot = self.slots.entry(key.clone()).or_default();
         slot.give_up();
@@ -162,7 +163,7 @@ impl Records {
         awaited
     }
 
-    /// The records of which is known what the registry should hold.
+    /// The records that the registry is known to hold.
     pub(super) fn certain(&self) -> Vec<Stored> {
         let certain = self.slots.iter().filter_map(|(key, slot)| {
             Some(Stored {
@@ -174,7 +175,8 @@ impl Records {
         certain.collect()
     }
 
-    /// The registry does not hold this record. False if it has been written anew since, or is being written.
+    /// The registry does not hold this record. False if it has been written anew since, or is being
+    /// written.
     pub(super) fn differs(&mut self, stored: &Stored) -> bool {
         let slot = self.slots.get_mut(&stored.key).filter(|slot| {
             slot.flight.is_none()
@@ -189,7 +191,7 @@ impl Records {
         true
     }
 
-    /// What was acknowledged last, of each record.
+    /// The acknowledged version of each record.
     pub(super) fn acknowledged(&self) -> BTreeMap<InstanceKey, Instance> {
         let stored = self.slots.iter();
         stored
@@ -212,7 +214,7 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::Verdict;
+    use crate::health::ProbeVerdict;
     use crate::instances::Known;
 
     fn key(name: &str) -> InstanceKey {
@@ -227,7 +229,7 @@ mod tests {
         let known = |name: String| {
             let record = Instance::parse(br#"{"address": "127.0.0.1", "port": 1}"#);
             let mut known = Known::new(record.expect("a record"));
-            known.verdict = Some(Verdict::Healthy);
+            known.verdict = Some(ProbeVerdict::Healthy);
             (key(&name), known)
         };
         names.into_iter().map(known).collect()
@@ -237,7 +239,7 @@ mod tests {
         table(["a".to_owned(), "b".to_owned()])
     }
 
-    /// Begins what is due; the tasks never end by themselves.
+    /// Begins the due puts; the tasks never end by themselves.
     fn begin(records: &mut Records, due: Vec<Write>) -> Vec<(InstanceKey, u64)> {
         let each = due.into_iter().map(|write| {
             let (key, begun) = (write.key.clone(), records.begin(&write.key));
@@ -276,7 +278,7 @@ mod tests {
         assert_eq!(names(&records.due(&table)), []);
 
         // The same instance falls ill while its load is being written: now, and in its place.
-        table.get_mut(&key("a")).unwrap().verdict = Some(Verdict::Unhealthy);
+        table.get_mut(&key("a")).unwrap().verdict = Some(ProbeVerdict::Unhealthy);
         table.get_mut(&key("b")).unwrap().load.load1_per_core = 1.0;
         let due = records.due(&table);
         assert_eq!(names(&due), [("a", false)]);
@@ -292,21 +294,21 @@ mod tests {
         let mut table = two();
         let mut records = written(&table);
         assert_eq!(records.begin(&key("b")).known, Some(Version(1)));
-        table.get_mut(&key("a")).unwrap().verdict = Some(Verdict::Unhealthy);
+        table.get_mut(&key("a")).unwrap().verdict = Some(ProbeVerdict::Unhealthy);
         let due = records.due(&table);
         begin(&mut records, due);
         assert_eq!(records.begin(&key("a")).known, None);
     }
 
     #[tokio::test]
-    async fn what_failed_is_due_again_even_if_the_old_record_is_wanted_again() {
+    async fn a_failed_put_is_due_again_even_if_the_old_record_is_wanted_again() {
         let mut table = two();
         let mut records = written(&table);
-        table.get_mut(&key("a")).unwrap().verdict = Some(Verdict::Unhealthy);
+        table.get_mut(&key("a")).unwrap().verdict = Some(ProbeVerdict::Unhealthy);
         let due = records.due(&table);
         let begun = begin(&mut records, due);
         assert!(records.answered(&begun[0].0, begun[0].1, None));
-        table.get_mut(&key("a")).unwrap().verdict = Some(Verdict::Healthy);
+        table.get_mut(&key("a")).unwrap().verdict = Some(ProbeVerdict::Healthy);
         assert_eq!(names(&records.due(&table)), [("a", false)]);
     }
 

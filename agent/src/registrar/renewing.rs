@@ -21,7 +21,7 @@ pub(super) struct Renewing {
 
 struct State {
     client: Client,
-    /// What was looked into last, good or bad, so that what is bad is reported once.
+    /// The files that were read last, good or bad, so that bad ones are reported once.
     considered: Option<Contents>,
     looked: Instant,
 }
@@ -76,11 +76,11 @@ impl State {
         });
         match made {
             Ok(connector) => {
-                info!("certificate and CA taken");
+                info!("certificate and CA accepted");
                 self.client = Client::over(connector);
             }
             Err(error) => {
-                error!(%error, "certificate and CA refused, the last good ones stay in use");
+                error!(%error, "certificate and CA rejected; the last good ones stay in use");
             }
         }
     }

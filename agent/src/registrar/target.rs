@@ -1,4 +1,5 @@
-//! [`Target`]: what the registrar needs of a registry. A later kind of registry is an implementation of it.
+//! [`Target`]: the registry as the registrar needs it. A later kind of registry is an
+//! implementation of it.
 
 use std::fmt;
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub struct Stored {
     pub version: Version,
 }
 
-/// Why a registry did not do what it was asked.
+/// Why a request to a registry failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// Not reachable, or without a leader. The outcome of a write is unknown. Worth trying again.
@@ -58,8 +59,9 @@ impl TargetError {
 }
 
 /// A registry. Every answer has a deadline. Methods may be called at the same time, but at most one
-/// [`put`](Target::put) of a key is awaited at once. A dropped put may still be made, but never *after* a later put of the
-/// same key was answered, where the registry can promise that; where it cannot, [`audit`](Target::audit) finds it.
+/// [`put`](Target::put) of a key is awaited at once. A dropped put may still be made, but never
+/// *after* a later put of the same key was answered, where the registry can promise that; where it
+/// cannot, [`audit`](Target::audit) finds it.
 #[async_trait]
 pub trait Target: Send + Sync + 'static {
     /// A new lease that lives at least `ttl` from now. One whose answer is lost ends by itself.
@@ -71,8 +73,8 @@ pub trait Target: Send + Sync + 'static {
     /// Ends the lease and with it exactly the records that were last written on it.
     async fn revoke(&self, lease: &Lease) -> Result<(), TargetError>;
 
-    /// Writes a record on the lease, in place of whatever is there. `known` is the version that the registry is believed to
-    /// hold, which saves looking.
+    /// Writes a record on the lease, in place of whatever is there. `known` is the version that the
+    /// registry is believed to hold, which saves looking.
     async fn put(
         &self,
         lease: &Lease,

@@ -1,64 +1,67 @@
-//! Telling the control plane what the workers have applied.
+//! Reports to the control plane of the policies that workers have applied.
 //!
-//! An acknowledgement of xDS says that the proxy has taken a resource; what its workers decide by is known here alone. Each worker
-//! enters its edition in a table that they share ([`table`]), and one of them, the first in it, sends the whole: when it has
-//! changed, and from time to time, so that a control plane that was restarted learns it.
+//! An acknowledgement of xDS says that the proxy has accepted a resource; only the filter knows the
+//! policy of each worker. Each worker enters its version in a table that they share ([`table`]),
+//! and one of them, the first in it, sends the whole: when it has changed, and from time to time,
+//! so that a control plane that was restarted learns it.
 //!
-//! All of it happens on ticks, so it costs no request anything, and the copy of the filter in which the proxy tries a
-//! configuration out, which never lives to see a tick, tells nothing but a refusal. Whatever fails is tried again later.
+//! All of it happens on ticks, so it costs no request anything, and the copy of the filter in which
+//! the proxy tries a configuration out, which never lives to see a tick, tells nothing but a
+//! refusal. Whatever fails is tried again later.
 
 mod table;
 
 use protos::{
-    Edition, InvalidPolicy,
+    InvalidPolicy, PluginConfig,
     status::{self, AppliedReport, REASON_BYTES_MAX},
 };
 
 use self::table::{Row, Table};
 use crate::{
-    carry_out::HostFailed,
+    apply::HostFailed,
     fence::{
+        control_stream::ContextId,
         process::{self, Process},
-        speaker::ContextId,
     },
 };
 
 /// How often a worker is woken for this alone.
 pub const TICK_MS: u32 = 250;
-/// How often a worker looks at the table: what changes within is told together.
+/// How often a worker looks at the table: changes within are reported together.
 const LOOK_MS: u32 = 1_000;
 /// The wait after a report that failed.
 const RETRY_MS: u32 = 5_000;
-/// A worker says so often that it lives.
+/// A worker renews its row this often.
 const BEAT_US: u64 = 10_000_000;
-/// A worker that was silent for so long is gone.
+/// A worker that was silent for this long is gone.
 const SILENT_US: u64 = 35_000_000;
-/// What has not changed is told again after so long.
+/// An unchanged report is repeated after this long.
 const AGAIN_US: u64 = 30_000_000;
 
-/// The way to the control plane.
-pub trait Post: Process {
-    /// Sends a report to a cluster of the proxy, on behalf of the current root context. What becomes of it is heard later.
+/// The proxy as reports need it.
+pub trait ReportHost: Process {
+    /// Sends a report to a cluster of the proxy, on behalf of the current root context. Its outcome
+    /// arrives later.
     fn report(&mut self, cluster: &str, report: &[u8]) -> Result<(), HostFailed>;
     /// The proxy's name.
     fn name(&mut self) -> String;
 }
 
-/// One worker's part. Lives as long as its memory, through all editions of the policy.
+/// One worker's part. Lives as long as its memory, through all plugin configurations.
 #[derive(Debug)]
 pub struct Applied {
     me: u64,
-    /// The root contexts in the order in which they were configured. The last one counts; the others are those of requests
-    /// that still end on an older edition.
-    contexts: Vec<(ContextId, Told)>,
+    /// The root contexts in the order in which they were configured. The last one counts; the
+    /// others are those of requests that still end on an older one.
+    contexts: Vec<(ContextId, AppliedPolicy)>,
     /// Milliseconds to the next look at the table.
     look_in_ms: u32,
     sent: Option<(Vec<u8>, u64)>,
 }
 
-/// What is told of an edition, and to whom.
+/// The policy that a root context applies, and the receiver of reports about it.
 #[derive(Clone, Debug)]
-struct Told {
+struct AppliedPolicy {
     version: u64,
     generation: u64,
     since_us: u64,
@@ -75,22 +78,23 @@ impl Applied {
         }
     }
 
-    /// A root context decides by `edition` from now on. True if it is to be woken every now and then.
+    /// A root context decides by `config` from now on. True if it is to be woken every now and
+    /// then.
     pub fn configured(
         &mut self,
         context: ContextId,
-        edition: &Edition,
+        config: &PluginConfig,
         process: &mut impl Process,
     ) -> bool {
         self.removed(context);
-        let told = Told {
-            version: edition.version,
-            generation: edition.generation,
+        let current = AppliedPolicy {
+            version: config.version,
+            generation: config.generation,
             since_us: process.now().unwrap_or_default().monotonic_us,
-            control_plane: edition.control_plane.clone(),
+            control_plane: config.control_plane.clone(),
         };
-        let somebody_asks = !told.control_plane.is_empty();
-        self.contexts.push((context, told));
+        let somebody_asks = !current.control_plane.is_empty();
+        self.contexts.push((context, current));
         // With its next tick.
         self.look_in_ms = 0;
         somebody_asks
@@ -102,11 +106,11 @@ impl Applied {
     }
 
     /// `passed_ms` milliseconds have passed.
-    pub fn tick(&mut self, context: ContextId, passed_ms: u32, post: &mut impl Post) {
-        let Some((current, told)) = self.contexts.last() else {
+    pub fn tick(&mut self, context: ContextId, passed_ms: u32, host: &mut impl ReportHost) {
+        let Some((latest, current)) = self.contexts.last() else {
             return;
         };
-        if *current != context || told.control_plane.is_empty() {
+        if *latest != context || current.control_plane.is_empty() {
             return;
         }
         if self.look_in_ms > passed_ms {
@@ -114,8 +118,8 @@ impl Applied {
             return;
         }
         self.look_in_ms = LOOK_MS;
-        let told = told.clone();
-        self.look(&told, post);
+        let current = current.clone();
+        self.look(&current, host);
     }
 
     /// A report did not arrive, or was not taken.
@@ -124,18 +128,18 @@ impl Applied {
         self.look_in_ms = RETRY_MS;
     }
 
-    fn look(&mut self, told: &Told, post: &mut impl Post) {
-        let Some(now_us) = post.now().map(|at| at.monotonic_us) else {
+    fn look(&mut self, current: &AppliedPolicy, host: &mut impl ReportHost) {
+        let Some(now_us) = host.now().map(|at| at.monotonic_us) else {
             return;
         };
         let mine = Row {
             worker: self.me,
-            version: told.version,
-            generation: told.generation,
-            since_us: told.since_us,
+            version: current.version,
+            generation: current.generation,
+            since_us: current.since_us,
             beat_us: now_us,
         };
-        let table = process::change(post, table::KEY, |bytes| {
+        let table = process::change(host, table::KEY, |bytes| {
             let mut table = bytes.and_then(Table::decode).unwrap_or_default();
             let changed = table.enter(mine, BEAT_US, SILENT_US);
             Some((changed.then(|| table.encode()), table))
@@ -145,20 +149,20 @@ impl Applied {
             return;
         };
         let report = AppliedReport {
-            node: post.name(),
+            node: host.name(),
             ..table.report()
         }
         .encode();
         let is_due = (self.sent.as_ref())
             .is_none_or(|(sent, at_us)| *sent != report || now_us.abs_diff(*at_us) >= AGAIN_US);
-        // What cannot be sent now is due again at the next look.
-        if is_due && post.report(&told.control_plane, &report).is_ok() {
+        // A report that cannot be sent now is due again at the next look.
+        if is_due && host.report(&current.control_plane, &report).is_ok() {
             self.sent = Some((report, now_us));
         }
     }
 }
 
-/// Notes for the others that a configuration was refused.
+/// Records for the others that a configuration was rejected.
 pub fn refused(configuration: &[u8], error: &InvalidPolicy, process: &mut impl Process) {
     let Some(now_us) = process.now().map(|at| at.monotonic_us) else {
         return;

@@ -1,7 +1,8 @@
-//! What the workers of a process have applied, as they share it.
+//! The applied policies of a process's workers, as they share them.
 //!
-//! All numbers are little-endian, of 8 bytes. The number of workers, and five numbers for each; then nothing, or a refusal:
-//! its time, version and generation, and its text to the end. What cannot be read is made anew: nothing rests on it.
+//! All numbers are little-endian, of 8 bytes. The number of workers, and five numbers for each;
+//! then nothing, or a refusal: its time, version and generation, and its text to the end. An
+//! unreadable table is made anew: nothing rests on it.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +10,12 @@ use protos::status::{Applied, AppliedReport, Refused};
 
 use crate::fence::ledger::take_u64;
 
-/// With a number of its own that is raised when the encoding changes: old and new code run side by side for a while.
+/// With a number of its own that is raised when the encoding changes: old and new code run side by
+/// side for a while.
 pub(super) const KEY: &str = "tidegate/applied/1";
 
-/// The most workers: those that are gone stay for a while, so it is more than a machine has processors.
+/// The most workers: those that are gone stay for a while, so it is more than a machine has
+/// processors.
 const ROWS_MAX: usize = 1024;
 
 /// One worker.
@@ -37,8 +40,8 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Enters a worker, and drops those that were silent for longer than `silent_us`. True if there is something to write:
-    /// a beat that is not older than `beat_us` need not be renewed.
+    /// Enters a worker, and drops those that were silent for longer than `silent_us`. True if there
+    /// is something to write: a beat that is not older than `beat_us` need not be renewed.
     pub(super) fn enter(&mut self, row: Row, beat_us: u64, silent_us: u64) -> bool {
         let before = self.rows.len();
         // A beat from the future is as good as none: otherwise it might stay for ever.
@@ -67,7 +70,7 @@ impl Table {
         }
     }
 
-    /// The worker that speaks for all.
+    /// The worker that reports for all.
     pub(super) fn first(&self) -> Option<u64> {
         self.rows.first().map(|row| row.worker)
     }

@@ -7,8 +7,8 @@ use crate::fence::testing::Fake;
 const A: ContextId = ContextId(1);
 const B: ContextId = ContextId(2);
 
-fn edition(version: u64) -> Edition {
-    Edition {
+fn config(version: u64) -> PluginConfig {
+    PluginConfig {
         version,
         generation: 1,
         policy: Policy::Fallback,
@@ -24,8 +24,13 @@ fn tick(fake: &mut Fake, workers: &mut [Applied], context: ContextId) {
     }
 }
 
-/// What was told in so many seconds.
-fn told(fake: &mut Fake, workers: &mut [Applied], context: ContextId, seconds: u32) -> Vec<String> {
+/// The reports in so many seconds.
+fn reports(
+    fake: &mut Fake,
+    workers: &mut [Applied],
+    context: ContextId,
+    seconds: u32,
+) -> Vec<String> {
     for _ in 0..seconds * 1_000 / TICK_MS {
         tick(fake, workers, context);
     }
@@ -35,21 +40,21 @@ fn told(fake: &mut Fake, workers: &mut [Applied], context: ContextId, seconds: u
 fn two_workers(fake: &mut Fake) -> [Applied; 2] {
     let mut workers = [Applied::new(1), Applied::new(2)];
     for worker in &mut workers {
-        assert!(worker.configured(A, &edition(7), fake));
+        assert!(worker.configured(A, &config(7), fake));
     }
     workers
 }
 
 #[test]
-fn one_worker_tells_what_all_have_applied_and_repeats_it() {
+fn one_worker_reports_for_all_and_repeats_it() {
     let mut fake = Fake::default();
     let mut workers = two_workers(&mut fake);
     assert_eq!(
-        told(&mut fake, &mut workers, A, 2),
+        reports(&mut fake, &mut workers, A, 2),
         ["tidegate: node 7/1 x1", "tidegate: node 7/1 x2"]
     );
     assert_eq!(
-        told(&mut fake, &mut workers, A, 60),
+        reports(&mut fake, &mut workers, A, 60),
         ["tidegate: node 7/1 x2", "tidegate: node 7/1 x2"]
     );
 }
@@ -58,8 +63,8 @@ fn one_worker_tells_what_all_have_applied_and_repeats_it() {
 fn a_worker_that_is_behind_shows() {
     let mut fake = Fake::default();
     let mut workers = two_workers(&mut fake);
-    told(&mut fake, &mut workers, A, 2);
-    workers[1].configured(B, &edition(8), &mut fake);
+    reports(&mut fake, &mut workers, A, 2);
+    workers[1].configured(B, &config(8), &mut fake);
     for _ in 0..2_000 / TICK_MS {
         fake.pass(u64::from(TICK_MS) * 1_000);
         workers[0].tick(A, TICK_MS, &mut fake);
@@ -70,41 +75,41 @@ fn a_worker_that_is_behind_shows() {
     // Its context is gone before the older one's.
     workers[1].removed(B);
     assert_eq!(
-        told(&mut fake, &mut workers, A, 2),
+        reports(&mut fake, &mut workers, A, 2),
         ["tidegate: node 7/1 x2"]
     );
 }
 
 #[test]
-fn a_refusal_is_told_until_something_newer_is_applied() {
+fn a_refusal_is_reported_until_something_newer_is_applied() {
     let mut fake = Fake::default();
     let mut workers = two_workers(&mut fake);
-    told(&mut fake, &mut workers, A, 2);
+    reports(&mut fake, &mut workers, A, 2);
     let bytes = b"\x08\x2a\x10\x03";
-    let error = crate::edition::read(&mut protos::Decoder::default(), bytes).unwrap_err();
+    let error = crate::plugin_config::read(&mut protos::Decoder::default(), bytes).unwrap_err();
     refused(bytes, &error, &mut fake);
     let refusal = "tidegate: node 7/1 x2, refused 42/3 mode: missing";
-    assert_eq!(told(&mut fake, &mut workers, A, 2), [refusal]);
+    assert_eq!(reports(&mut fake, &mut workers, A, 2), [refusal]);
     for worker in &mut workers {
-        worker.configured(A, &edition(8), &mut fake);
+        worker.configured(A, &config(8), &mut fake);
     }
-    let after = told(&mut fake, &mut workers, A, 2);
+    let after = reports(&mut fake, &mut workers, A, 2);
     assert_eq!(after.last().unwrap(), "tidegate: node 8/1 x2");
 }
 
 #[test]
-fn what_could_not_be_sent_is_sent_later() {
+fn a_report_that_could_not_be_sent_is_sent_later() {
     let mut fake = Fake::default();
     let mut workers = two_workers(&mut fake);
     fake.away = true;
     assert_eq!(
-        told(&mut fake, &mut workers, A, 2),
+        reports(&mut fake, &mut workers, A, 2),
         Vec::<String>::new(),
         "nothing could be sent"
     );
     fake.away = false;
     assert_eq!(
-        told(&mut fake, &mut workers, A, 2),
+        reports(&mut fake, &mut workers, A, 2),
         ["tidegate: node 7/1 x2"]
     );
 }
@@ -113,15 +118,15 @@ fn what_could_not_be_sent_is_sent_later() {
 fn a_report_that_failed_is_repeated_sooner() {
     let mut fake = Fake::default();
     let mut workers = two_workers(&mut fake);
-    told(&mut fake, &mut workers, A, 2);
+    reports(&mut fake, &mut workers, A, 2);
     workers[0].failed();
     assert_eq!(
-        told(&mut fake, &mut workers, A, 4),
+        reports(&mut fake, &mut workers, A, 4),
         Vec::<String>::new(),
         "not at once"
     );
     assert_eq!(
-        told(&mut fake, &mut workers, A, 2),
+        reports(&mut fake, &mut workers, A, 2),
         ["tidegate: node 7/1 x2"]
     );
 }
@@ -130,8 +135,8 @@ fn a_report_that_failed_is_repeated_sooner() {
 fn another_worker_speaks_when_the_first_is_gone() {
     let mut fake = Fake::default();
     let mut workers = two_workers(&mut fake);
-    told(&mut fake, &mut workers, A, 2);
-    let after = told(&mut fake, &mut workers[1..], A, 60);
+    reports(&mut fake, &mut workers, A, 2);
+    let after = reports(&mut fake, &mut workers[1..], A, 60);
     assert_eq!(after.first().unwrap(), "tidegate: node 7/1 x1");
 }
 
@@ -139,15 +144,15 @@ fn another_worker_speaks_when_the_first_is_gone() {
 fn without_somebody_who_asks_nothing_is_done() {
     let mut fake = Fake::default();
     let mut worker = [Applied::new(1)];
-    let mut nobody = edition(7);
+    let mut nobody = config(7);
     nobody.control_plane.clear();
     assert!(!worker[0].configured(A, &nobody, &mut fake));
-    assert_eq!(told(&mut fake, &mut worker, A, 60), Vec::<String>::new());
+    assert_eq!(reports(&mut fake, &mut worker, A, 60), Vec::<String>::new());
     // Nor where nothing works.
-    worker[0].configured(A, &edition(7), &mut fake);
+    worker[0].configured(A, &config(7), &mut fake);
     fake.fails = true;
     refused(b"", &InvalidPolicy::Missing { field: "mode" }, &mut fake);
-    assert_eq!(told(&mut fake, &mut worker, A, 60), Vec::<String>::new());
+    assert_eq!(reports(&mut fake, &mut worker, A, 60), Vec::<String>::new());
 }
 
 #[test]
@@ -155,7 +160,7 @@ fn a_table_that_cannot_be_read_is_made_anew() {
     let mut fake = Fake::default();
     let mut workers = two_workers(&mut fake);
     fake.put(table::KEY, b"?");
-    let after = told(&mut fake, &mut workers, A, 2);
+    let after = reports(&mut fake, &mut workers, A, 2);
     assert_eq!(after.last().unwrap(), "tidegate: node 7/1 x2");
 }
 

@@ -1,10 +1,11 @@
 //! How a cluster is named where a stream is opened.
 
-/// Whether the proxy would take these bytes for an encoded message instead of the name of a cluster.
+/// Whether the proxy would take these bytes for an encoded message instead of the name of a
+/// cluster.
 ///
-/// Where a stream is opened it tries to read a `GrpcService` message, and only what is none is a name. A name that reads as a
-/// message would end in a status that the SDK panics on. Most names do not, `tidegate` among them; such as do are `xd` or
-/// `p1p2`.
+/// Where a stream is opened it tries to read a `GrpcService` message, and only what is none is a
+/// name. A name that reads as a message would end in a status that the SDK panics on. Most names do
+/// not, `tidegate` among them; such as do are `xd` or `p1p2`.
 pub fn reads_as_message(mut bytes: &[u8]) -> bool {
     let at = &mut bytes;
     let mut groups = vec![];
@@ -88,7 +89,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_a_message_reads_as_one(cell: String, nonce: u64) {
+        fn a_message_reads_as_one(cell: String, nonce: u64) {
             use protos::fence::HolderSays;
             let fence = policy::fence::Stamp::default();
             let drained = HolderSays::Drained { cell: cell.as_str().into(), fence };

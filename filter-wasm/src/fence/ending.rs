@@ -1,6 +1,6 @@
-//! How a write ended, by what the proxy notes of it.
+//! The end of a write, by the proxy's notes of it.
 
-/// What the proxy notes of a request that is over.
+/// The proxy's notes of a request that is over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ending {
     /// Its response flags, as bits; none where the proxy does not tell.
@@ -17,7 +17,8 @@ const NO_ROUTE_FOUND: u64 = 1 << 8;
 const UPSTREAM_RETRY_LIMIT_EXCEEDED: u64 = 1 << 15;
 const NO_CLUSTER_FOUND: u64 = 1 << 24;
 
-/// With one of these nothing was sent: only attempts that sent nothing are made again, so the last one speaks for all.
+/// With one of these nothing was sent: only attempts that sent nothing are made again, so the last
+/// one speaks for all.
 const NOTHING_SENT: u64 = NO_HEALTHY_UPSTREAM
     | UPSTREAM_CONNECTION_FAILURE
     | UPSTREAM_OVERFLOW
@@ -25,7 +26,8 @@ const NOTHING_SENT: u64 = NO_HEALTHY_UPSTREAM
     | NO_CLUSTER_FOUND;
 
 impl Ending {
-    /// Whether certainly nothing of the write is under way any more: an instance has answered it completely, or none has got it.
+    /// Whether certainly nothing of the write is under way any more: an instance has answered it
+    /// completely, or none has got it.
     pub fn is_settled(&self) -> bool {
         match (self.flags, &self.details[..]) {
             (Some(0), b"via_upstream" | b"direct_response") => true,
@@ -75,7 +77,7 @@ mod tests {
             ),
             (1 << 2, "upstream_response_timeout"),
             (1 << 22, "max_duration_timeout"),
-            // Nothing is known of what was sent before.
+            // Earlier attempts may have sent bytes.
             (1 << 5 | 1 << 14, ""),
         ] {
             assert!(!is_settled(flags, details), "{flags} {details}");

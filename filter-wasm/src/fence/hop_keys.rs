@@ -1,7 +1,8 @@
 //! The keys that hops are signed with, as the workers of a process share them.
 //!
-//! The control plane tells them on the speaker's stream, and they stand in the proxy's shared data, which no part of its
-//! admin interface shows. They outlast the stream: without a control plane hops are signed and checked as before.
+//! The control plane tells them on the speaker's stream, and they stand in the proxy's shared data,
+//! which no part of its admin interface shows. They outlast the stream: without a control plane
+//! hops are signed and checked as before.
 
 use policy::hop::{BUCKET_US, HopKeys};
 use protos::fence::GrantorSays;
@@ -15,7 +16,7 @@ fn key() -> String {
     format!("{PREFIX}hop")
 }
 
-/// Keeps what the control plane said. Where this fails it is said again on the next stream.
+/// Keeps the keys from the control plane. Where this fails the next stream repeats them.
 pub fn keep(process: &mut (impl Process + ?Sized), says: &GrantorSays) {
     let said = says.encode();
     let changed = |bytes: Option<&[u8]>| (bytes != Some(&said)).then(|| said.clone());

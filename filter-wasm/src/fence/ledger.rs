@@ -1,13 +1,15 @@
 //! The ledgers of cells in the shared data, and their encoding.
 //!
-//! All numbers are little-endian. One byte with [`VERSION`]; then, 8 bytes each: epoch and revision of the newest stamp and of
-//! the fence, the lowest epoch, the lead of the wall clock; one byte that says whether there is a permit, and its epoch,
-//! revision, end and terms; 4 bytes with the number of workers, and for each its number, epoch, revision and end.
+//! All numbers are little-endian. One byte with [`VERSION`]; then, 8 bytes each: epoch and revision
+//! of the newest stamp and of the fence, the lowest epoch, the lead of the wall clock; one byte
+//! that says whether there is a permit, and its epoch, revision, end and terms; 4 bytes with the
+//! number of workers, and for each its number, epoch, revision and end.
 //!
-//! **What cannot be read counts as no permission, and never as nothing in flight.** Such a value is left as it is: nothing is
-//! admitted, nothing acknowledged, and every fence is waited for until it has run out. It cannot be replaced by an empty
-//! ledger, since that would forget the workers that hold permits, and the fence. It does not come about by itself: the
-//! version is a part of the key, and a filter of another version takes the process for another holder altogether.
+//! **An unreadable ledger counts as no permission, and never as nothing in flight.** Such a value
+//! is left as it is: nothing is admitted, nothing acknowledged, and every fence is waited for until
+//! it has run out. It cannot be replaced by an empty ledger, since that would forget the workers
+//! that hold permits, and the fence. It does not come about by itself: the version is a part of the
+//! key, and a filter of another version takes the process for another holder altogether.
 
 use policy::fence::{
     EPOCH_MAX, Ledger, Permit, Revision, Stamp, TermsId, WorkerId, holder::Listed,
@@ -17,12 +19,14 @@ use super::process::{self, Process, Reading};
 
 /// Raised when the encoding of anything shared changes. Then [`PREFIX`] changes as well.
 const VERSION: u8 = 3;
-/// What the keys of all shared values begin with. Old and new code run side by side for a while, and what they write must
-/// not be mixed: with another prefix they also have another [`HolderId`](policy::fence::HolderId), each its own grants, and
-/// each its own fences to acknowledge.
+/// The prefix of all shared keys. Old and new code run side by side for a while, and their values
+/// must not be mixed: with another prefix they also have another
+/// [`HolderId`](policy::fence::HolderId), each its own grants, and each its own fences to
+/// acknowledge.
 pub(super) const PREFIX: &str = "tidegate/3/";
 
-/// The most workers of a ledger: lost ones stay listed for a while, so it is more than a machine has processors.
+/// The most workers of a ledger: lost ones stay listed for a while, so it is more than a machine
+/// has processors.
 const LISTED_MAX: usize = 1024;
 
 /// A cell's ledger as it is shared.
@@ -34,7 +38,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// A worker takes the permit, as of [`Ledger::take`]; none where time passed that the monotonic clock does not know of.
+    /// A worker takes the permit, as of [`Ledger::take`]; none where time passed that the monotonic
+    /// clock does not know of.
     pub fn take(
         &mut self,
         worker: WorkerId,
@@ -158,7 +163,8 @@ fn key(cell: &str) -> String {
     format!("{PREFIX}cell/{cell}")
 }
 
-/// The ledger of a cell; an empty one where nobody ever took anything. None where it cannot be read.
+/// The ledger of a cell; an empty one where no worker ever took a permit. None where it cannot be
+/// read.
 pub fn read(process: &mut (impl Process + ?Sized), cell: &str) -> Option<Entry> {
     match process.get(&key(cell)).ok()? {
         Some((bytes, _)) => Entry::decode(&bytes),
@@ -265,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_left_alone() {
+    fn an_unreadable_ledger_is_left_alone() {
         let mut fake = Fake::default();
         fake.put("tidegate/3/cell/main", b"\x03?");
         assert_eq!(read(&mut fake, "main"), None);

@@ -1,8 +1,8 @@
-//! What the fence asks of the proxy's process, and how its workers agree.
+//! The proxy's process as the fence needs it, and the agreement of its workers.
 
 use std::num::NonZeroU32;
 
-use crate::{carry_out::HostFailed, metrics::Metric};
+use crate::{apply::HostFailed, metrics::Metric};
 
 /// The process around a worker.
 pub trait Process {
@@ -12,7 +12,8 @@ pub trait Process {
     fn random(&mut self) -> Option<u128>;
     /// A value that the workers share, with its version.
     fn get(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, HostFailed>;
-    /// Replaces the value of that version, or makes one where there was none. False if somebody else was faster.
+    /// Replaces the value of that version, or makes one where there was none. False if another
+    /// worker was faster.
     fn swap(&mut self, key: &str, seen: Option<Version>, value: &[u8]) -> Result<bool, HostFailed>;
     /// Raises a counter.
     fn count(&mut self, counter: Metric, by: u32);
@@ -32,28 +33,32 @@ pub struct Reading {
     pub wall_us: u64,
 }
 
-/// How far the wall clock may run ahead of the monotonic one during the life of a grant: less than the margin that a
-/// session's deadline has, so that a sleep that is not noticed does no harm.
+/// How far the wall clock may run ahead of the monotonic one during the life of a grant: less than
+/// the margin that a session's deadline has, so that a sleep that is not noticed does no harm.
 const JUMP_US: i64 = 40_000;
 
 impl Reading {
-    /// By how much the wall clock is ahead of the monotonic one. Differences of it count, it says nothing by itself.
+    /// By how much the wall clock is ahead of the monotonic one. Differences of it count, it says
+    /// nothing by itself.
     pub fn lead_us(self) -> i64 {
         self.wall_us.wrapping_sub(self.monotonic_us) as i64
     }
 
-    /// Whether more time has passed than the monotonic clock knows, since the wall clock had that lead: the machine was
-    /// suspended, or the wall clock was set. A wall clock that was set back shows nothing, and does no harm by itself.
+    /// Whether more time has passed than the monotonic clock knows, since the wall clock had that
+    /// lead: the machine was suspended, or the wall clock was set. A wall clock that was set back
+    /// shows nothing, and does no harm by itself.
     pub fn jumped_since(self, lead_us: i64) -> bool {
         self.lead_us().saturating_sub(lead_us) > JUMP_US
     }
 }
 
-/// How often a change is tried anew. Workers change a value for microseconds, a few times in a second.
+/// How often a change is tried anew. Workers change a value for microseconds, a few times in a
+/// second.
 const TRIES: usize = 32;
 
-/// Changes a shared value by compare-and-swap. `step` gets the present value, and gives the new one, if it is to be
-/// another, with a result; none gives up. None also where the proxy fails, or others were faster every time.
+/// Changes a shared value by compare-and-swap. `step` gets the present value, and gives the new
+/// one, if it is to be another, with a result; none gives up. None also where the proxy fails, or
+/// others were faster every time.
 pub fn change<T>(
     process: &mut (impl Process + ?Sized),
     key: &str,

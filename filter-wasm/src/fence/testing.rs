@@ -7,10 +7,10 @@ use prost::Message;
 use protos::{fence::HolderSays, wire};
 
 use super::{
+    control_stream::{StreamHost, Token},
     process::{Process, Reading, Version},
-    speaker::{Line, Token},
 };
-use crate::{applied::Post, carry_out::HostFailed, metrics::Metric};
+use crate::{applied::ReportHost, apply::HostFailed, metrics::Metric};
 
 /// Clock, shared data, and the way to a control plane.
 #[derive(Default)]
@@ -21,12 +21,12 @@ pub(crate) struct Fake {
     drawn: u128,
     /// So many swaps come too late.
     pub(crate) lost_swaps: usize,
-    /// Nothing works.
+    /// Every call fails.
     pub(crate) fails: bool,
     /// No stream can be opened.
     pub(crate) away: bool,
     streams: u32,
-    /// What was done, as lines.
+    /// The effects, as lines.
     pub(crate) effects: Vec<String>,
 }
 
@@ -46,7 +46,7 @@ impl Fake {
         &self.values[key].0
     }
 
-    /// What was done since the last time.
+    /// The effects since the last call.
     pub(crate) fn done(&mut self) -> Vec<String> {
         std::mem::take(&mut self.effects)
     }
@@ -96,7 +96,7 @@ impl Process for Fake {
     }
 }
 
-impl Line for Fake {
+impl StreamHost for Fake {
     fn open(&mut self, cluster: &str) -> Result<Token, HostFailed> {
         self.effects.push(format!("open {cluster}"));
         if self.away {
@@ -106,7 +106,7 @@ impl Line for Fake {
         Ok(Token(self.streams))
     }
 
-    fn say(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
+    fn send(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
         let says = match says {
             HolderSays::Hello {
                 holder,
@@ -127,8 +127,8 @@ impl Line for Fake {
         Ok(())
     }
 
-    fn hang_up(&mut self, token: Token) {
-        self.effects.push(format!("{}: hang up", token.0));
+    fn cancel(&mut self, token: Token) {
+        self.effects.push(format!("{}: cancel", token.0));
     }
 
     fn node(&mut self) -> String {
@@ -144,7 +144,7 @@ impl Line for Fake {
     }
 }
 
-impl Post for Fake {
+impl ReportHost for Fake {
     fn report(&mut self, cluster: &str, report: &[u8]) -> Result<(), HostFailed> {
         if self.away {
             return Err(HostFailed);

@@ -10,11 +10,11 @@ use policy::{
 use protos::{fence::GrantorSays, wire};
 
 use super::{
+    control_stream::{ContextId, Token},
     hop_keys,
-    member::{Member, terms_of},
-    speaker::{ContextId, Token},
+    permits::Permits,
     testing::Fake,
-    workers::Workers,
+    worker::{Worker, terms_of},
 };
 use crate::testing::{fenced, fenced_under};
 
@@ -25,7 +25,7 @@ const TTL_US: u64 = 3_000_000;
 struct Play {
     fake: Fake,
     policy: Rc<Policy>,
-    workers: Vec<(ContextId, Member)>,
+    workers: Vec<(ContextId, Worker)>,
 }
 
 impl Play {
@@ -35,13 +35,13 @@ impl Play {
 
     fn by(policy: Policy) -> Play {
         let policy = Rc::new(policy);
-        let member = |number, context| {
-            let mut member = Member::new(Workers::new(WorkerId(number)));
-            assert!(member.configured(context, &policy));
-            (context, member)
+        let worker = |number, context| {
+            let mut worker = Worker::new(Permits::new(WorkerId(number)));
+            assert!(worker.configured(context, &policy));
+            (context, worker)
         };
         let mut play = Play {
-            workers: vec![member(1, A), member(2, B)],
+            workers: vec![worker(1, A), worker(2, B)],
             policy: Rc::clone(&policy),
             fake: Fake::default(),
         };
@@ -51,8 +51,8 @@ impl Play {
     }
 
     fn tick(&mut self) -> Vec<String> {
-        for (context, member) in &mut self.workers {
-            member.tick(*context, &mut self.fake);
+        for (context, worker) in &mut self.workers {
+            worker.tick(*context, &mut self.fake);
         }
         self.fake.done()
     }
@@ -71,8 +71,8 @@ impl Play {
     fn says(&mut self, token: u32, says: &GrantorSays) -> Vec<String> {
         use prost::Message;
         let message = wire::GrantorMessage::from(says).encode_to_vec();
-        let (context, member) = &mut self.workers[0];
-        member.hear(*context, Token(token), &message, &mut self.fake);
+        let (context, worker) = &mut self.workers[0];
+        worker.on_message(*context, Token(token), &message, &mut self.fake);
         self.fake.done()
     }
 
@@ -89,7 +89,7 @@ impl Play {
         let terms = terms_of(&self.policy).unwrap();
         self.workers[worker]
             .1
-            .workers
+            .permits
             .admit("main", terms, &mut self.fake)
             .map(|admitted| admitted.epoch)
     }
@@ -98,7 +98,7 @@ impl Play {
         let terms = terms_of(&self.policy).unwrap();
         self.workers[worker]
             .1
-            .workers
+            .permits
             .end("main", terms, &mut self.fake);
     }
 
@@ -188,7 +188,7 @@ fn an_answer_counts_from_its_question_and_only_once() {
 
 /// The workers of a process get a policy one after the other.
 #[test]
-fn what_was_granted_under_new_terms_is_for_workers_that_have_them() {
+fn grants_under_new_terms_are_for_workers_that_have_them() {
     let mut play = Play::by(fenced_under(3));
     let asked = play.tick();
     assert!(asked.contains(&"1: ask 1 by 3".to_owned()), "{asked:?}");
@@ -228,8 +228,8 @@ fn an_answer_to_an_older_policy_is_not_installed() {
     let mut play = Play::by(fenced_under(3));
     play.tick();
     let next = Rc::new(fenced_under(4));
-    for (context, member) in &mut play.workers {
-        assert!(member.configured(*context, &next));
+    for (context, worker) in &mut play.workers {
+        assert!(worker.configured(*context, &next));
     }
     play.policy = next;
     play.grants(1, 1, 7);
@@ -247,7 +247,7 @@ fn a_proxy_says_once_why_it_is_granted_nothing_and_once_that_it_is_over() {
     };
     let said = play.says(1, &withheld(1));
     assert_eq!(said[0], "record tidegate.fence.withheld 1");
-    assert!(said[1].starts_with("note no grants: this policy is of other terms"));
+    assert!(said[1].starts_with("note no grants: this policy has other terms"));
     play.pass(TTL_US / 4);
     assert_eq!(play.says(1, &withheld(2)), [""; 0], "once");
     assert_eq!(play.admits(0), None);
@@ -330,7 +330,7 @@ fn a_worker_that_was_lost_is_waited_for() {
 }
 
 #[test]
-fn a_silent_worker_is_replaced_as_speaker() {
+fn a_silent_worker_loses_the_election() {
     let mut play = Play::begin();
     play.tick();
     play.workers.remove(0);
@@ -374,7 +374,7 @@ fn a_control_plane_that_is_away_or_silent_is_tried_less_and_less() {
     play.fake.away = false;
     let done = play.pass(4_000_000);
     assert!(opened(&done) >= 1);
-    assert!(done.contains(&"1: hang up".to_owned()), "{done:?}");
+    assert!(done.contains(&"1: cancel".to_owned()), "{done:?}");
     assert!(done.contains(&"count tidegate.fence.stream_resets 1".to_owned()));
 }
 
@@ -410,7 +410,7 @@ fn a_new_policy_takes_the_stream_over_and_keeps_the_grant() {
     play.workers[0].1.tick(next, &mut play.fake);
     assert_eq!(play.fake.done(), [""; 0]);
     play.workers[0].1.tick(A, &mut play.fake);
-    assert_eq!(play.fake.done(), ["1: hang up"]);
+    assert_eq!(play.fake.done(), ["1: cancel"]);
     play.workers[0].1.removed(A);
     play.workers[0].0 = next;
     assert_eq!(
@@ -418,7 +418,7 @@ fn a_new_policy_takes_the_stream_over_and_keeps_the_grant() {
         ["open tidegate", "2: hello 1 shanghai-a node gateway"]
     );
     assert_eq!(play.admits(0), Some(7));
-    // What began before still counts.
+    // A write that began before still counts.
     play.says(2, &revoke(8));
     assert_eq!(play.pass(50_000), [""; 0]);
     play.end_write(0);
@@ -431,12 +431,12 @@ fn a_write_whose_client_gave_up_is_waited_for_until_it_is_over() {
     play.tick();
     play.grants(1, 1, 7);
     let terms = terms_of(&play.policy).unwrap().clone();
-    let workers = &mut play.workers[0].1.workers;
-    let admitted = workers.admit("main", &terms, &mut play.fake).unwrap();
+    let permits = &mut play.workers[0].1.permits;
+    let admitted = permits.admit("main", &terms, &mut play.fake).unwrap();
     play.pass(200_000);
     play.says(1, &revoke(8));
-    let workers = &mut play.workers[0].1.workers;
-    workers.abandon("main", admitted.at_us, &terms, &mut play.fake);
+    let permits = &mut play.workers[0].1.permits;
+    permits.abandon("main", admitted.at_us, &terms, &mut play.fake);
     let drained = "1: drained main 8/80".to_owned();
     let mut waited_us = 200_000;
     loop {
@@ -463,7 +463,7 @@ fn keys_for_hops_reach_every_worker() {
     let keys = Keys::new(vec!["0123456789abcdef".into()]).unwrap();
     play.says(1, &GrantorSays::HopKeys(Some(keys.clone())));
     let held = hop_keys::read(&mut play.fake);
-    assert!(matches!(held, HopKeys::Held { keys: told, .. } if told == keys));
+    assert!(matches!(held, HopKeys::Held { keys: received, .. } if received == keys));
     // They outlast the stream that brought them.
     play.workers[0].1.closed(Token(1), &mut play.fake);
     play.pass(100_000);

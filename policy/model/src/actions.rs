@@ -1,4 +1,4 @@
-//! What can happen next, and the exploration of all of it.
+//! The possible next steps, and the exploration of all of them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -140,7 +140,9 @@ impl Scenario {
             state = change.done();
             let cells = self.rules().into_keys();
             let mut authorities = cells.map(|cell| state.store.authority(&cell));
-            if authorities.all(|a| a.is_some_and(|a| a.state == policy::fence::State::Active)) {
+            if authorities
+                .all(|a| a.is_some_and(|a| a.state == policy::fence::AuthorityState::Active))
+            {
                 break;
             }
         }
@@ -157,7 +159,7 @@ impl Scenario {
         state
     }
 
-    /// What is slow before everything runs.
+    /// The delays before everything runs.
     fn lines_before(&self, lines: &crate::Lines) -> crate::Lines {
         let steps = match self.changed_before {
             Some(_) => lines.steps,
@@ -243,7 +245,7 @@ impl Scenario {
         let at = change.host(*host);
         let now = at.clock;
         let replica = at.replica.as_mut().ok_or(MoveRejected::NoSession)?;
-        let effects = replica.wish(&cell, next, true, now)?;
+        let effects = replica.request_move(&cell, next, true, now)?;
         change.tell_effects(*host, effects);
         Ok(())
     }
@@ -264,7 +266,7 @@ impl Scenario {
         change.state.changed |= 1 << index;
     }
 
-    /// Somebody gives a replica a wrong configuration, or the right one again.
+    /// An operator gives a replica a wrong configuration, or the right one again.
     fn reconfigure(&self, change: &mut Change<'_>, index: usize) {
         let Some(replica) = &change.state.hosts[index].replica else {
             return;
@@ -634,7 +636,7 @@ impl Model for Scenario {
     }
 }
 
-/// What an exploration found.
+/// The findings of an exploration.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub states: usize,

@@ -1,4 +1,4 @@
-//! What processes could do wrong around machines that are right.
+//! Mistakes of processes around machines that are right.
 
 /// A mistake of a process, not of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -9,7 +9,7 @@ pub enum Mutation {
     HolderPerNode,
     /// A replica that is to end deletes its session and its grantor keys, and waits for nothing.
     StopUnclean,
-    /// Nobody notices that another store answers.
+    /// The process does not notice that another store answers.
     RestoreUnnoticed,
     /// A restored store has the identity of the old one.
     StoreIdKept,
@@ -19,9 +19,11 @@ pub enum Mutation {
     WriteNotCounted,
     /// A worker that is built anew takes the lost one off the list.
     LostWorkerLetsGo,
-    /// A route takes writes that it lets live longer than the policy says by which they were admitted.
+    /// A route takes writes that it lets live longer than the policy says by which they were
+    /// admitted.
     LongerRouteTaken,
-    /// An answer counts for the policy that a proxy has when it comes, not for the one by which it asked.
+    /// An answer counts for the policy that a proxy has when it comes, not for the one by which it
+    /// asked.
     AnswerForAnyPolicy,
 }
 

@@ -17,9 +17,10 @@ pub struct Proxy {
     pub drain: u64,
     /// That of each worker. The first one speaks for all.
     pub policies: Vec<Policy>,
-    /// What it is to have.
+    /// The policy that it is to have.
     pub offered: Offered,
-    /// The policies that it was to have before, where it may turn to a replica that lags and still offers one of them.
+    /// The policies that it was to have before, where it may turn to a replica that lags and still
+    /// offers one of them.
     pub earlier: Vec<Policy>,
     asker: Asker,
     /// The terms that the open question said.
@@ -29,7 +30,7 @@ pub struct Proxy {
     workers_built: u64,
 }
 
-/// What a control plane gives a proxy.
+/// An offer of a control plane to a proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Offered {
     /// The longest that its routes let a write live.
@@ -37,7 +38,7 @@ pub struct Offered {
     pub policy: Policy,
 }
 
-/// What a policy says.
+/// The content of a policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Policy {
     /// Of which terms it is.
@@ -55,7 +56,7 @@ pub struct InFlight {
     /// By the clock of the process, when it was admitted, and the last moment of its life.
     pub since: u64,
     pub until: u64,
-    /// Who counts it; none when that one was lost, or hears no more of it.
+    /// The worker that counts it; none when that one was lost, or hears no more of it.
     pub worker: Option<WorkerId>,
 }
 
@@ -134,7 +135,7 @@ impl Proxy {
         }
     }
 
-    /// A revocation comes. Whoever repeats it wants another acknowledgement.
+    /// A revocation comes. A repeated one wants another acknowledgement.
     pub fn revoked(&mut self, fence: Stamp) {
         self.ledger.revoke(fence);
         self.said = Stamp::default();
@@ -197,31 +198,31 @@ impl Proxy {
         if let Some(worker) = self.workers.iter().position(counts) {
             let terms = &self.terms_of(worker, terms);
             self.workers[worker].1.abandon(since, terms);
-            self.let_go_if_idle(worker, terms);
+            self.release_if_idle(worker, terms);
         }
     }
 
     fn count_down(&mut self, index: usize, terms: &Terms) {
         self.workers[index].1.end();
-        self.let_go_if_idle(index, terms);
+        self.release_if_idle(index, terms);
     }
 
-    fn let_go_if_idle(&mut self, index: usize, terms: &Terms) {
+    fn release_if_idle(&mut self, index: usize, terms: &Terms) {
         let now = self.clock;
         let (id, worker) = &mut self.workers[index];
-        if worker.lets_go(now, terms) {
-            self.ledger.let_go(*id);
-            worker.let_go();
+        if worker.can_release(now, terms) {
+            self.ledger.release(*id);
+            worker.release();
         }
     }
 
     /// A worker looks at the ledger.
     pub fn look(&mut self, index: usize, terms: &Terms) {
         self.workers[index].1.fenced(&self.ledger);
-        self.let_go_if_idle(index, terms);
+        self.release_if_idle(index, terms);
     }
 
-    /// A worker loses its memory, and is built anew. What it admitted lives on.
+    /// A worker loses its memory, and is built anew. The writes that it admitted live on.
     pub fn lose(&mut self, index: usize, mutation: Option<Mutation>) {
         let lost = self.workers[index].0;
         self.workers_built += 1;
@@ -232,11 +233,11 @@ impl Proxy {
             }
         }
         if mutation == Some(Mutation::LostWorkerLetsGo) {
-            self.ledger.let_go(lost);
+            self.ledger.release(lost);
         }
     }
 
-    /// What it can acknowledge and has not.
+    /// The stamp that it can acknowledge and has not.
     pub fn acknowledge(&mut self, terms: &Terms, mutation: Option<Mutation>) -> Option<Stamp> {
         let terms = self.terms_of(0, terms);
         let drained = match mutation == Some(Mutation::AcknowledgesOnReceipt) {
@@ -248,7 +249,7 @@ impl Proxy {
         Some(fence)
     }
 
-    /// Time passes by its clock. What has lived its longest is cut off.
+    /// Time passes by its clock. Writes that have lived their longest are cut off.
     pub fn tick(&mut self, by: u64, terms: &Terms) {
         self.clock += by;
         let now = self.clock;

@@ -1,4 +1,4 @@
-//! What is explored: who there is, what may go wrong, and how often.
+//! The scope of an exploration: its processes, their possible faults, and how many of each.
 
 use std::sync::Arc;
 
@@ -11,13 +11,14 @@ use crate::Mutation;
 pub struct Scenario {
     pub name: &'static str,
     pub terms: Terms,
-    /// What each replica is configured with; empty: all with `terms`.
+    /// The configuration of each replica; empty: `terms` for all.
     pub configured: Vec<Terms>,
-    /// What operators may change the agreed terms to, each once.
+    /// New terms that operators may ask for, each once.
     pub changes: Vec<Terms>,
-    /// The first of them was made so many ticks before the start. What is slow is slow since then, and steps since ever.
+    /// The first of them was made so many ticks before the start. Delays apply since then, and
+    /// delays of steps always.
     pub changed_before: Option<u64>,
-    /// Everybody hears of that change at once, whatever is slow.
+    /// All replicas hear of that change at once, whatever is slow.
     pub hears_change: bool,
     /// Every owner at first, and who stands by, by index into [`ZONES`].
     pub owners: Vec<usize>,
@@ -30,8 +31,8 @@ pub struct Scenario {
     pub hosts: Vec<(usize, Lines)>,
     /// The zone of each proxy, and how many workers it has.
     pub proxies: Vec<(usize, u64)>,
-    /// The proxies that write to the second cell; the others write to the first. What a real proxy keeps of two cells has
-    /// nothing in common but the connection.
+    /// The proxies that write to the second cell; the others write to the first. What a real proxy
+    /// keeps of two cells has nothing in common but the connection.
     pub of_second: Vec<usize>,
     pub net: Net,
     /// Whether replicas can renew their sessions in rounds: else they do not reach each other.
@@ -39,7 +40,7 @@ pub struct Scenario {
     /// Ticks after the start.
     pub horizon: u64,
     pub budget: Budget,
-    /// What operators may wish for, each once: through which replica, and where authority should go.
+    /// Moves that operators may ask for, each once: through which replica, and to which zones.
     pub wishes: Vec<(usize, Vec<usize>, Cause)>,
     /// How many of the last of these are about the second cell.
     pub wishes_of_second: usize,
@@ -49,9 +50,10 @@ pub struct Scenario {
     pub prompt: bool,
     /// The proxies that ask whenever there may be something to be had.
     pub eager: Vec<usize>,
-    /// What is slow for others is slow for them too.
+    /// Delays of the others apply to them too.
     pub eager_late: bool,
-    /// The proxies for which changes of routes and policies are as slow as [`Net`] says. Those of others come at once.
+    /// The proxies for which changes of routes and policies are as slow as [`Net`] says. Those of
+    /// others come at once.
     pub left_behind: Vec<usize>,
     /// Proxies do not say which terms their policies are of.
     pub older_filter: bool,
@@ -86,7 +88,7 @@ pub enum Speed {
     Never,
 }
 
-/// What is slow between a replica and the store.
+/// Delays between a replica and the store.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lines {
     /// Renewals of the session, until the store has them, and their answers.
@@ -100,18 +102,19 @@ pub struct Lines {
     /// Other transactions, until the store has them, and their answers.
     pub steps: Speed,
     pub step_answers: Speed,
-    /// What the replica is told of changes.
+    /// News of changes on their way to the replica.
     pub watch: Speed,
 }
 
-/// What is slow between replicas and proxies that are not eager.
+/// Delays between replicas and proxies that are not eager.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Net {
     pub questions: Speed,
     pub grants: Speed,
     pub revocations: Speed,
     pub acknowledgements: Speed,
-    /// Changes of a proxy's routes, and of the policy of its first worker, and of the others'. Those that come first come at once.
+    /// Changes of a proxy's routes, and of the policy of its first worker, and of the others'.
+    /// Those that come first come at once.
     pub routes: Speed,
     pub policies: Speed,
     pub policies_of_others: Speed,
@@ -142,7 +145,7 @@ pub struct Budget {
     /// A message arrives twice.
     pub repeats: u8,
     pub workers_lost: u8,
-    /// A replica lists the store anew: what it was not told meanwhile, it is never told.
+    /// A replica lists the store anew: news that has not reached it until then never does.
     pub relists: u8,
     /// The state of the store is put aside, to be restored.
     pub backups: u8,
@@ -151,12 +154,14 @@ pub struct Budget {
     pub stops: u8,
     /// A replica is configured with other terms than those that are agreed on, or with those again.
     pub reconfigurations: u8,
-    /// A worker of a proxy that is left behind gets an earlier policy again, from a replica that lags.
+    /// A worker of a proxy that is left behind gets an earlier policy again, from a replica that
+    /// lags.
     pub turns_back: u8,
 }
 
 impl Scenario {
-    /// Zone `a` owns the cell and `b` stands by, each with a replica; `a` has a proxy that holds a grant. Nothing goes wrong.
+    /// Zone `a` owns the cell and `b` stands by, each with a replica; `a` has a proxy that holds a
+    /// grant. Nothing goes wrong.
     pub fn new(name: &'static str) -> Scenario {
         Scenario {
             name,
@@ -211,8 +216,9 @@ impl Scenario {
         self
     }
 
-    /// With a second cell, which these zones own and stand by for. Each zone has another proxy for it, after those for the first
-    /// cell, of which the one of the first owner holds a grant and the others ask whenever they may.
+    /// With a second cell, which these zones own and stand by for. Each zone has another proxy for
+    /// it, after those for the first cell, of which the one of the first owner holds a grant and
+    /// the others ask whenever they may.
     pub fn with_second(mut self, owners: Vec<usize>, standby: Vec<usize>) -> Scenario {
         for zone in 0..2 {
             let proxy = self.proxies.len();

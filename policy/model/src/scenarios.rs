@@ -1,7 +1,7 @@
 //! The scenarios: small ones, each around one way in which things go wrong.
 //!
-//! Wherever nothing else is said, zone `a` owns the cell and its proxy 0 holds a grant, zone `b` stands by, and the proxy 1 of
-//! `b` asks whenever it may.
+//! Wherever nothing else is said, zone `a` owns the cell and its proxy 0 holds a grant, zone `b`
+//! stands by, and the proxy 1 of `b` asks whenever it may.
 
 pub mod rounds;
 
@@ -310,8 +310,8 @@ pub fn stop() -> Scenario {
     scenario
 }
 
-/// `a` is stopped by a wrong configuration, and goes on with the right one, under one authority. What it asks of the store is late,
-/// and it may give up to wait. Then the cell moves to `b`.
+/// `a` is stopped by a wrong configuration, and goes on with the right one, under one authority.
+/// Its requests to the store are late, and it may give up to wait. Then the cell moves to `b`.
 pub fn stopped_and_resumed() -> Scenario {
     let mut scenario = planned("a stopped and resumed, steps late, answers unknown");
     scenario.hosts[0].1.steps = Late;
@@ -362,7 +362,8 @@ pub fn restore_restarted() -> Scenario {
     scenario
 }
 
-/// Both cells are `a`'s. An operator forces the first to `b`, which ends the session on which the second hangs as well.
+/// Both cells are `a`'s. An operator forces the first to `b`, which ends the session on which the
+/// second hangs as well.
 pub fn override_of_one() -> Scenario {
     let mut scenario =
         Scenario::new("the first of two cells overridden").with_second(vec![0], vec![1]);
@@ -402,7 +403,8 @@ pub fn overrides_across() -> Scenario {
     scenario
 }
 
-/// The first of `a`'s cells is forced to `b`; then an operator moves the second there, and its proxies hear nothing of it.
+/// The first of `a`'s cells is forced to `b`; then an operator moves the second there, and its
+/// proxies hear nothing of it.
 pub fn moved_after_override() -> Scenario {
     let mut scenario = override_of_one();
     scenario.name = "the first overridden, the second moved, revocations late";
@@ -441,7 +443,8 @@ pub fn lagging() -> Scenario {
     scenario
 }
 
-/// One replica crashes, or loses the store, and nothing else goes wrong: in the end somebody can write.
+/// One replica crashes, or loses the store, and nothing else goes wrong: in the end somebody can
+/// write.
 pub fn recovers() -> [Scenario; 2] {
     let mut crashes = Scenario::new("one crashes, and the cell recovers");
     crashes.eager = vec![0, 1];
@@ -500,7 +503,8 @@ pub fn terms_granted_before() -> Scenario {
     scenario
 }
 
-/// The session was shortened, and `a`, which owns nothing, has not heard of it. The cell moves there, and `a` is cut off.
+/// The session was shortened, and `a`, which owns nothing, has not heard of it. The cell moves
+/// there, and `a` is cut off.
 pub fn terms_heard_late() -> Scenario {
     let mut scenario = shortened("session was shortened, a told late, moved to a, a cut off");
     scenario.owners = vec![1];
@@ -528,8 +532,8 @@ pub fn terms_registered_late() -> Scenario {
     scenario
 }
 
-/// The drain was made longer. One replica of `a` is late to hear of the end of that; the other one's routes are what proxies
-/// have. The cell moves to `b`.
+/// The drain was made longer. One replica of `a` is late to hear of the end of that; the other
+/// one's routes are what proxies have. The cell moves to `b`.
 pub fn terms_longer_drain() -> Scenario {
     let mut scenario = planned("drain was made longer, told late, moved unheard");
     scenario.terms = terms(1, 1, 0);
@@ -605,8 +609,8 @@ pub fn terms_drain_changes() -> Scenario {
     scenario
 }
 
-/// The drain was made shorter, and the proxy of `a` turns to a replica that has not heard of that, between a question and its
-/// answer perhaps; then `a` is cut off.
+/// The drain was made shorter, and the proxy of `a` turns to a replica that has not heard of that,
+/// between a question and its answer perhaps; then `a` is cut off.
 pub fn terms_policy_goes_back() -> Scenario {
     let mut scenario = Scenario::new("drain was made shorter, policy goes back, a cut off");
     scenario.terms = terms(2, 3, 0);
@@ -682,7 +686,8 @@ pub fn all() -> Vec<Scenario> {
         terms_drain_changes(),
         terms_policy_goes_back(),
         terms_policies_go_back(),
-        // The view that never goes back stands in for the identity of the store, as long as nobody starts again.
+        // The view that never goes back stands in for the identity of the store, as long as nobody
+        // starts again.
         restore_old_owner().but(Mutation::StoreIdKept),
         // The creation of a session compares that there is none of that name.
         crash().but(Mutation::IncarnationReused),

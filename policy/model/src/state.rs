@@ -5,11 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use policy::fence::{Grant, Input, Name, Outcome, Replica, Stamp, TermsId, Transaction};
+use policy::fence::{Grant, Input, Name, Replica, Stamp, TermsId, Transaction, TransactionOutcome};
 
 use crate::{Budget, proxy::Proxy, store::Store};
 
-/// A moment. What is far away is shared with the moments before it.
+/// A moment. Distant parts are shared with the moments before it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
     pub time: u64,
@@ -28,13 +28,13 @@ pub struct State {
     pub changed: u32,
     /// The highest epoch of each cell for which a write was admitted.
     pub admitted: [u64; 2],
-    /// Who may write to a cell in an epoch, as the store said first.
+    /// The owners of a cell in an epoch, as the store said first.
     pub owners: Arc<BTreeMap<(usize, u64), Vec<Name>>>,
-    /// What must not be.
+    /// A violation.
     pub broken: Option<Broken>,
 }
 
-/// What must not be.
+/// A violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Broken {
     /// A write was admitted while one of another epoch was in flight.
@@ -53,7 +53,7 @@ pub struct Host {
     pub replica: Option<Replica>,
     /// How many incarnations there were.
     pub born: u32,
-    /// What it has not been told, by revision.
+    /// The news that has not reached it yet, by revision.
     pub untold: VecDeque<Vec<Input>>,
     pub requests: Vec<Request>,
     /// It does not reach the store.
@@ -66,7 +66,7 @@ pub struct Request {
     pub number: u64,
     pub transaction: Transaction,
     /// Once the store has it.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<TransactionOutcome>,
     /// The replica does not wait for it any more.
     pub timed_out: bool,
 }

@@ -1,4 +1,4 @@
-//! The store: what a majority has agreed to, and what it tells those who watch.
+//! The store: the agreement of its majority, and its news to watchers.
 
 use std::collections::BTreeMap;
 
@@ -73,7 +73,8 @@ impl Store {
         }
     }
 
-    /// Makes a transaction: its revision, and what watchers are told; none where a condition does not hold.
+    /// Makes a transaction: its revision, and what watchers are told; none where a condition does
+    /// not hold.
     pub fn apply(&mut self, transaction: &Transaction) -> Option<(Revision, Vec<Input>)> {
         if !transaction.conditions.iter().all(|c| self.holds(c)) {
             return None;

@@ -80,7 +80,7 @@ enum Because {
     Not(Mutation),
 }
 
-/// What an earlier version of the rules had wrong, and what closes it now.
+/// Faults of an earlier version of the rules, and the clause that closes each now.
 #[test]
 fn the_holes_of_earlier_rules_are_closed() {
     use Because::{Not, Of};

@@ -1,17 +1,20 @@
 //! The terms that all replicas of a mesh have agreed on, as one record in the store.
 //!
-//! Every wait of the fence is as long as what *others* promise: a session's time to live, a grant's, the drain of writes. So a
-//! replica acts by the agreed record, never by its own configuration; and one whose configuration is not in the record grants
-//! nothing and takes no step of a move. The first replica creates the record.
+//! Every wait of the fence is as long as what *others* promise: a session's time to live, a
+//! grant's, the drain of writes. So a replica acts by the agreed record, never by its own
+//! configuration; and one whose configuration is not in the record grants nothing and takes no step
+//! of a move. The first replica creates the record.
 //!
-//! A change has two phases. While the record has a `next` it is *widened*: everybody promises the smaller of both and waits
-//! for the larger, and replicas may be configured with either. It is *narrowed* to `next` when nothing can be under way any
-//! more that was promised under `current` alone. A change of the layout cannot be widened, since one key would belong to two
-//! cells: nobody grants between its two phases.
+//! A change has two phases. While the record has a `next` it is *widened*: all promise the
+//! smaller of both and waits for the larger, and replicas may be configured with either. It is
+//! *narrowed* to `next` when nothing can be under way any more that was promised under `current`
+//! alone. A change of the layout cannot be widened, since one key would belong to two cells: no
+//! incarnation grants between its two phases.
 //!
-//! Proxies promise too: how long their writes live, and which cell each belongs to. Nobody waits for them to have heard of a
-//! change. Their policy carries the [`TermsId`] of the agreement that it was made by, they say it when they ask for grants, and
-//! those with another one are granted nothing.
+//! Proxies promise too: how long their writes live, and which cell each belongs to. A change does
+//! not wait for them to hear of a change. Their policy carries the [`TermsId`] of the agreement
+//! that it was made by, they say it when they ask for grants, and those with another one are
+//! granted nothing.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
@@ -23,13 +26,14 @@ use crate::shard::digest_of_parts;
 pub struct Layout {
     /// The cells in the order of their shards, with how many each has.
     pub cells: Vec<(Name, u32)>,
-    /// By service, where the key of its writes stands. Empty where there is one cell: then no key matters.
+    /// By service, where the key of its writes stands. Empty where there is one cell: then no key
+    /// matters.
     pub keys: BTreeMap<Name, Name>,
 }
 
 impl Layout {
-    /// Whether some write belongs to one cell here and to another there. Services come and go: one that only one of the two
-    /// knows is no contradiction.
+    /// Whether some write belongs to one cell here and to another there. Services come and go: one
+    /// that only one of the two knows is no contradiction.
     pub fn contradicts(&self, other: &Layout) -> bool {
         let same = |(service, key): (&Name, &Name)| {
             let there = other.keys.get(service);
@@ -64,7 +68,7 @@ pub struct Agreed {
 }
 
 impl Agreed {
-    /// What a replica is configured with.
+    /// The configuration of a replica.
     pub fn of(terms: &Terms, layout: Layout) -> Agreed {
         Agreed {
             session_ttl: terms.session_ttl,
@@ -75,7 +79,7 @@ impl Agreed {
         }
     }
 
-    /// How to act by these alone. `rest` has what is not agreed on.
+    /// How to act by these alone. `rest` has the spans that are not agreed on.
     pub(super) fn terms(&self, rest: &Terms) -> Terms {
         Terms {
             session_ttl: self.session_ttl,
@@ -125,13 +129,14 @@ fn digest(bytes: &[u8]) -> u64 {
     digest_of_parts([bytes]).max(1)
 }
 
-/// What tells one agreement from another: a digest of its spans, its shards, and all changes before. Services that are added to
-/// an agreement do not change it. Each step of a change does, also one that leads back.
+/// The identity of an agreement: a digest of its spans, its shards, and all changes before.
+/// Services that are added to an agreement do not change it. Each step of a change does, also one
+/// that leads back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TermsId(pub u64);
 
 impl TermsId {
-    /// Of terms that are of no agreement, or of one that nobody knows.
+    /// Of terms that are of no agreement, or of an unknown one.
     pub const NONE: TermsId = TermsId(0);
 }
 
@@ -139,12 +144,13 @@ impl TermsId {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Agreement {
     pub current: Agreed,
-    /// What they are being changed to.
+    /// The target of the change under way.
     pub next: Option<Agreed>,
-    /// A digest of all changes that were begun or ended; 0: they are the first ones, but for added services.
+    /// A digest of all changes that were begun or ended; 0: they are the first ones, but for added
+    /// services.
     pub history: u64,
-    /// A change was completed. What was granted before it is over, so every filter that is granted anything says how long its
-    /// writes may live.
+    /// A change was completed. Earlier grants are over, so every filter that is granted anything
+    /// says how long its writes may live.
     pub drains_said: bool,
 }
 
@@ -173,7 +179,7 @@ impl Agreement {
         self.history != 0 || self.next.is_some()
     }
 
-    /// What comes of the history with a step that leads to `agreed`.
+    /// The history after a step that leads to `agreed`.
     fn history_with(&self, agreed: &Agreed) -> u64 {
         let mut bytes = self.id().0.to_le_bytes().to_vec();
         agreed.put_spans_and_shards(&mut bytes);
@@ -194,7 +200,7 @@ impl Agreement {
         self.all().any(|agreed| agreed.is_kept_by(own))
     }
 
-    /// Whether nobody may grant, since some writes are about to belong to another cell.
+    /// Whether grants are stopped, since some writes are about to belong to another cell.
     pub fn is_stopped(&self) -> bool {
         let next = self.next.as_ref();
         next.is_some_and(|next| next.layout.contradicts(&self.current.layout))
@@ -222,7 +228,7 @@ impl Agreement {
         }
     }
 
-    /// What `next` makes of it, once nothing is under way that `current` alone promised.
+    /// The agreement with `next` in force, once no promise of `current` alone is under way.
     pub fn narrowed(&self) -> Option<Agreement> {
         let next = self.next.clone()?;
         Some(Agreement {
@@ -233,7 +239,8 @@ impl Agreement {
         })
     }
 
-    /// Without the change, which was not completed. Nobody has promised more than the smaller of both.
+    /// Without the change, which was not completed. No process has promised more than the smaller
+    /// of both.
     pub fn back(&self) -> Agreement {
         Agreement {
             history: self.history_with(&self.current),
@@ -243,9 +250,10 @@ impl Agreement {
         }
     }
 
-    /// The same after `before`, where its history was lost: a replica of a version that does not know it wrote the record anew.
-    /// None where nothing was lost. Without it filters that say no terms would be granted what they were refused, and the same
-    /// spans would have the same [`TermsId`] a second time.
+    /// The same after `before`, where its history was lost: a replica of a version that does not
+    /// know it wrote the record anew. None where nothing was lost. Without it filters that say no
+    /// terms would be granted what they were refused, and the same spans would have the same
+    /// [`TermsId`] a second time.
     pub fn after_loss(&self, before: &Agreement) -> Option<Agreement> {
         let lost = self.history == 0 && before.history != 0;
         lost.then(|| Agreement {
@@ -255,7 +263,8 @@ impl Agreement {
         })
     }
 
-    /// How to act: the smaller promise, the larger wait. `own` has what is not agreed on.
+    /// How to act: the smaller promise, the larger wait. `own` has the spans that are not agreed
+    /// on.
     pub fn terms(&self, own: &Terms) -> Terms {
         let current = &self.current;
         let mut terms = current.terms(own);

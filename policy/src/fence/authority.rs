@@ -1,4 +1,4 @@
-//! Who may write for a cell.
+//! The authority to write for a cell.
 
 use alloc::{collections::BTreeSet, vec::Vec};
 
@@ -7,30 +7,32 @@ use super::{Clause, Name, SessionId, Terms};
 /// The authority over a cell, as it stands in the store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Authority {
-    /// The store in which it was written: a copy in another one, restored from a backup, counts for nothing.
+    /// The store in which it was written: a copy in another one, restored from a backup, counts for
+    /// nothing.
     pub store: u64,
     /// Rises with every move.
     pub epoch: u64,
-    /// The zones that may write: one as a rule, several of one region where the database takes writes in all of them.
+    /// The zones that may write: one as a rule, several of one region where the database takes
+    /// writes in all of them.
     pub owners: Vec<Name>,
     /// Where authority goes when the owners fail: the first that lives.
     pub standby: Vec<Name>,
-    pub state: State,
-    /// What has to be waited for before anybody may write: what may still be under way of earlier owners' writes.
+    pub state: AuthorityState,
+    /// The wait before anybody may write: earlier owners' writes that may still be under way.
     pub unsettled: Unsettled,
-    /// For so long after this record was seen, the cell does not leave because others serve it better: an operator has put it
-    /// here. A span. It does not hold a cell in a zone that is lost.
+    /// For so long after this record was seen, the cell does not leave because others serve it
+    /// better: an operator has put it here. A span. It does not hold a cell in a zone that is lost.
     pub hold: u64,
 }
 
 /// Where a cell is between two moves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum State {
+pub enum AuthorityState {
     /// Replicas of the owners may register and grant.
     Active,
-    /// Nobody grants: a move is under way.
+    /// No incarnation grants: a move is under way.
     Fencing(Move),
-    /// Nobody grants yet.
+    /// No incarnation grants yet.
     Settling,
 }
 
@@ -45,16 +47,18 @@ pub struct Move {
     pub reason: Name,
     /// The new epoch is at least this.
     pub epoch_min: u64,
-    /// What becomes [`Authority::hold`].
+    /// Becomes [`Authority::hold`].
     pub hold: u64,
 }
 
 /// Why a move was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
-    /// An operator wants it. It waits for all who hold grants, and gives up where the target is not there.
+    /// An operator wants it. It waits for all who hold grants, and gives up where the target is not
+    /// there.
     Operator,
-    /// An operator wants it whatever the old owners say: their sessions are ended, and what hung on them is waited for.
+    /// An operator wants it whatever the old owners say: their sessions are ended, and what hung on
+    /// them is waited for.
     Override,
     /// The owners' sessions are over.
     SessionLost,
@@ -62,17 +66,17 @@ pub enum Cause {
     Unfit,
 }
 
-/// What may still be under way from before.
+/// Grants that may still be under way from before.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Unsettled {
-    /// What was granted under these sessions; under none, where there are none.
+    /// Grants under these sessions; under none, where there are none.
     Of(BTreeSet<SessionId>),
-    /// Anything: nobody knows what was before this record.
+    /// Anything: the past before this record is unknown.
     Unknown,
 }
 
 impl Unsettled {
-    /// Nothing.
+    /// No grants.
     pub const fn none() -> Unsettled {
         Unsettled::Of(BTreeSet::new())
     }
@@ -92,8 +96,8 @@ impl Authority {
         terms: &Terms,
     ) -> Authority {
         let (state, unsettled) = match terms.keeps(Clause::UnknownPastSettles) {
-            true => (State::Settling, Unsettled::Unknown),
-            false => (State::Active, Unsettled::none()),
+            true => (AuthorityState::Settling, Unsettled::Unknown),
+            false => (AuthorityState::Active, Unsettled::none()),
         };
         Authority {
             store,

@@ -2,7 +2,7 @@
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
-use super::{Authority, Clause, HolderId, Revision, Stamp, State, Terms};
+use super::{Authority, AuthorityState, Clause, HolderId, Revision, Stamp, Terms};
 
 /// Permission to admit writes for a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,7 +22,7 @@ pub enum Withheld {
     UnsaidTerms,
 }
 
-/// What one incarnation grants for one cell.
+/// The grants of one incarnation for one cell.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Grantor {
     stage: Stage,
@@ -30,10 +30,10 @@ pub struct Grantor {
     seen: Stamp,
     /// Whether the grantor key may be in the store.
     key: bool,
-    /// The registration under way, and the authority that it compares. A leave that compares the same one waits for its answer:
-    /// nobody could tell which of them came last.
+    /// The registration under way, and the authority that it compares. A leave that compares the
+    /// same one waits for its answer: their order would be unknown.
     registering: Option<(u64, Revision)>,
-    /// What was granted and not given back.
+    /// Grants that were not given back.
     owed: BTreeMap<HolderId, Owed>,
 }
 
@@ -48,8 +48,9 @@ enum Stage {
         asked: Option<u64>,
     },
     Granting(Stamp),
-    /// Waits for the holders; `asked` while it is deleting its key. `revoked`: the authority has moved on, so that holders give
-    /// back what they have; otherwise this grantor alone has stopped, and what it granted runs out.
+    /// Waits for the holders; `asked` while it is deleting its key. `revoked`: the authority has
+    /// moved on, so that holders give back what they have; otherwise this grantor alone has
+    /// stopped, and its grants run out.
     Leaving {
         fence: Stamp,
         asked: Option<u64>,
@@ -65,10 +66,10 @@ struct Owed {
     stamp: Stamp,
 }
 
-/// What [`Grantor::see`] found.
+/// The result of [`Grantor::see`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// Nothing new.
+    /// No news.
     Old,
     /// It may register.
     Active,
@@ -77,7 +78,8 @@ pub enum Seen {
 }
 
 impl Grantor {
-    /// The authority was seen at `revision`; none: it is not there. `zone` is the own one, `store` the one that answers.
+    /// The authority was seen at `revision`; none: it is not there. `zone` is the own one, `store`
+    /// the one that answers.
     pub fn see(
         &mut self,
         revision: Revision,
@@ -94,7 +96,7 @@ impl Grantor {
         self.seen = at;
         let own = authority.filter(|a| a.store == store || !terms.keeps(Clause::BoundToStore));
         match own {
-            Some(own) if own.state == State::Active && own.is_owner(zone) => {
+            Some(own) if own.state == AuthorityState::Active && own.is_owner(zone) => {
                 self.stage = match terms.keeps(Clause::Registered) {
                     true => Stage::Unregistered { at, asked: None },
                     false => Stage::Granting(at),
@@ -128,7 +130,8 @@ impl Grantor {
         }
     }
 
-    /// A transaction is made that names this zone an owner, and registers with it: the key may be there from now on.
+    /// A transaction is made that names this zone an owner, and registers with it: the key may be
+    /// there from now on.
     pub fn registers_with_move(&mut self) {
         self.key = true;
     }
@@ -154,7 +157,7 @@ impl Grantor {
         matches!(self.stage, Stage::Unregistered { asked: None, .. })
     }
 
-    /// What became of the registration or of leaving under `number`. `None`: unknown.
+    /// Takes in the outcome of the registration, or of leaving, under `number`. `None`: unknown.
     pub fn answered(&mut self, number: u64, committed: Option<bool>) {
         if self
             .registering
@@ -181,7 +184,8 @@ impl Grantor {
         }
     }
 
-    /// Grants to a holder, if it may: recording it and granting are one step. `left` is what is left of the session.
+    /// Grants to a holder, if it may: recording it and granting are one step. `left` is what is
+    /// left of the session.
     pub fn grant(&mut self, holder: HolderId, left: u64, now: u64, terms: &Terms) -> Option<Grant> {
         let stamp = match self.stage {
             Stage::Granting(stamp) => stamp,
@@ -231,8 +235,8 @@ impl Grantor {
         }
     }
 
-    /// What holders that connect now have to give back. Not what this grantor alone has stopped granting: the stamp of that is
-    /// the one under which others of the zone grant on.
+    /// The stamp that holders which connect now have to give back. Grants that this grantor alone
+    /// has stopped are not meant: their stamp is the one under which others of the zone grant on.
     pub fn revoked(&self) -> Option<Stamp> {
         match self.stage {
             Stage::Leaving {
@@ -251,7 +255,7 @@ impl Grantor {
         }
     }
 
-    /// The store has the own key. One that nobody here knows of was put late, and has to go.
+    /// The store has the own key. An unexpected one was put late, and has to go.
     pub fn key_seen(&mut self) {
         self.key = true;
         if self.stage == Stage::Idle {
@@ -263,7 +267,8 @@ impl Grantor {
         }
     }
 
-    /// Begins to leave under `number`, if everything is given back or has run out: the revision to compare.
+    /// Begins to leave under `number`, if everything is given back or has run out: the revision to
+    /// compare.
     pub fn leave(&mut self, number: u64, now: u64, terms: &Terms) -> Option<Revision> {
         if !self.may_leave(now, terms) {
             return None;
@@ -302,7 +307,7 @@ impl Grantor {
         self.owed.values().map(|owed| owed.run_out).max()
     }
 
-    /// What it grants under.
+    /// The stamp under which it grants.
     pub fn granting(&self) -> Option<Stamp> {
         match self.stage {
             Stage::Granting(stamp) => Some(stamp),
@@ -310,7 +315,7 @@ impl Grantor {
         }
     }
 
-    /// Everybody who holds something.
+    /// All that hold a grant.
     pub fn holders(&self) -> usize {
         self.owed.len()
     }
@@ -320,7 +325,8 @@ impl Grantor {
         self.stage == Stage::Idle && !self.key
     }
 
-    /// It may register again under the authority under which it has left: only where a model checker allows that.
+    /// It may register again under the authority under which it has left: only where a model
+    /// checker allows that.
     pub(super) fn resume(&mut self) {
         self.stage = Stage::Unregistered {
             at: self.seen,

@@ -1,15 +1,17 @@
-//! A proxy that holds grants: what its workers share, what each keeps, and how it asks.
+//! A proxy that holds grants: its workers' shared and own state, and its questions.
 //!
-//! The workers of a process share a [`Ledger`] for each cell, which they change by compare-and-swap. A [`Worker`] admits from
-//! what it took from there, without looking again: the ledger lists every worker that has taken something, so that a fence is
-//! acknowledged only when each of them has let go and has nothing in flight. A worker that was lost with its memory stays
-//! listed for as long as anything that it admitted may live.
+//! The workers of a process share a [`Ledger`] for each cell, which they change by
+//! compare-and-swap. A [`Worker`] admits by the permit that it took from there, without looking
+//! again: the ledger lists every worker that has taken something, so that a fence is acknowledged
+//! only when each of them has let go and has nothing in flight. A worker that was lost with its
+//! memory stays listed for as long as anything that it admitted may live.
 
 use alloc::vec::Vec;
 
 use super::{Clause, Grant, Stamp, Terms, TermsId};
 
-/// A worker of a proxy, by a number that it drew at random; a worker that is built anew has another.
+/// A worker of a proxy, by a number that it drew at random; a worker that is built anew has
+/// another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u64);
 
@@ -30,17 +32,17 @@ impl Permit {
     }
 }
 
-/// What the workers of one process share about one cell.
+/// The state of one cell that the workers of one process share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Ledger {
     /// The newest grant or revocation.
     pub newest: Stamp,
     /// The newest revocation; 0 for none.
     pub fence: Stamp,
-    /// The highest epoch that was granted. What a request says of epochs counts for nothing here.
+    /// The highest epoch that was granted. Epochs in requests count for nothing here.
     pub epoch_min: u64,
     pub permit: Option<Permit>,
-    /// Who has taken a permit and not let go.
+    /// The workers that have taken a permit and not released it.
     pub workers: Vec<Listed>,
 }
 
@@ -50,13 +52,14 @@ pub struct Listed {
     pub worker: WorkerId,
     /// The oldest permit of which something may be in flight.
     pub since: Stamp,
-    /// Until then something may be in flight: the end of the newest permit that it took, and as long as a write lives by the policy
-    /// that it had.
+    /// Until then something may be in flight: the end of the newest permit that it took, and as
+    /// long as a write lives by the policy that it had.
     pub until: u64,
 }
 
 impl Ledger {
-    /// Installs a grant that was asked for at `asked` under these `terms`; false where it is not to be used.
+    /// Installs a grant that was asked for at `asked` under these `terms`; false where it is not to
+    /// be used.
     pub fn install(&mut self, grant: &Grant, asked: u64, now: u64, terms: &Terms) -> bool {
         let older = grant.stamp < self.newest || grant.stamp <= self.fence;
         if older && terms.keeps(Clause::GrantNotOlder) || grant.stamp.epoch < self.epoch_min {
@@ -89,13 +92,13 @@ impl Ledger {
         }
     }
 
-    /// The clock cannot be relied on: what is held may have run out.
+    /// The clock cannot be relied on: the permit may have expired.
     pub fn forget(&mut self) {
         self.permit = None;
     }
 
-    /// A worker, whose policy has these `terms`, takes the permit, and is listed with it. `busy` says whether
-    /// [something else](Worker::busy) may be under way there.
+    /// A worker, whose policy has these `terms`, takes the permit, and is listed with it. `busy`
+    /// says whether [something else](Worker::busy) may be under way there.
     pub fn take(
         &mut self,
         worker: WorkerId,
@@ -133,7 +136,7 @@ impl Ledger {
     }
 
     /// A worker holds nothing and has nothing in flight.
-    pub fn let_go(&mut self, worker: WorkerId) {
+    pub fn release(&mut self, worker: WorkerId) {
         self.workers.retain(|listed| listed.worker != worker);
     }
 
@@ -148,7 +151,7 @@ impl Ledger {
     }
 }
 
-/// What one worker keeps of one cell.
+/// The state of one cell that one worker keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Worker {
     permit: Option<Permit>,
@@ -160,14 +163,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A write comes: it counts as in flight before anything is looked at. Each needs an [`end`](Worker::end), or is
-    /// [abandoned](Worker::abandon).
+    /// A write comes: it counts as in flight before anything is looked at. Each needs an
+    /// [`end`](Worker::end), or is [abandoned](Worker::abandon).
     pub fn begin(&mut self) {
         self.in_flight = self.in_flight.saturating_add(1);
     }
 
-    /// The epoch for which a write that was counted may go on. `terms` are those of the worker's policy now: it may have another
-    /// one than when it took the permit, also an older one, and another cell for a key.
+    /// The epoch for which a write that was counted may go on. `terms` are those of the worker's
+    /// policy now: it may have another one than when it took the permit, also an older one, and
+    /// another cell for a key.
     pub fn admits(&self, now: u64, terms: &Terms) -> Option<u64> {
         let permit = self.permit.filter(|permit| permit.until > now)?;
         permit.is_under(terms).then_some(permit.stamp.epoch)
@@ -191,7 +195,7 @@ impl Worker {
         self.in_flight
     }
 
-    /// What [`Ledger::take`] gave.
+    /// Stores the result of [`Ledger::take`].
     pub fn took(&mut self, permit: Option<Permit>) {
         self.permit = permit;
         self.listed |= permit.is_some();
@@ -202,8 +206,9 @@ impl Worker {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// A write that was admitted at `begun` has ended without a complete answer: the client is gone, or the instance's answer
-    /// broke off. The instance may go on with it for as long as a write lives.
+    /// A write that was admitted at `begun` has ended without a complete answer: the client is
+    /// gone, or the instance's answer broke off. The instance may go on with it for as long as a
+    /// write lives.
     pub fn abandon(&mut self, begun: u64, terms: &Terms) {
         if terms.keeps(Clause::AbandonedCounted) {
             let until = begun.saturating_add(terms.write_drain_waited);
@@ -223,8 +228,9 @@ impl Worker {
         }
     }
 
-    /// Whether the worker should now [let go](Worker::let_go) of the ledger: it holds nothing, and nothing is under way.
-    pub fn lets_go(&self, now: u64, terms: &Terms) -> bool {
+    /// Whether the worker should now [let go](Worker::release) of the ledger: it holds nothing, and
+    /// nothing is under way.
+    pub fn can_release(&self, now: u64, terms: &Terms) -> bool {
         let in_flight = self.in_flight > 0 || self.abandoned(now);
         let idle = !in_flight || !terms.keeps(Clause::InFlightCounted);
         self.listed && idle && self.permit.is_none()
@@ -236,7 +242,7 @@ impl Worker {
     }
 
     /// It was taken off the ledger.
-    pub fn let_go(&mut self) {
+    pub fn release(&mut self) {
         self.listed = false;
     }
 

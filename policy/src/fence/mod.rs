@@ -1,23 +1,26 @@
-//! The write fence: who may write, and how that moves without two zones ever writing at once.
+//! The write fence: write authority, and its moves without two zones ever writing at once.
 //!
-//! State machines, as pure as the rest of this crate: messages and time in, messages and transactions out. The control plane
-//! runs [`Replica`], one for each zone that it speaks for; a proxy's workers run [`Ledger`], [`Worker`] and [`Asker`]. The
-//! processes feed them and carry out what they say; a model checker explores these very machines.
+//! State machines, as pure as the rest of this crate: messages and time in, messages and
+//! transactions out. The control plane runs [`Replica`], one for each zone that it speaks for; a
+//! proxy's workers run [`Ledger`], [`Worker`] and [`Asker`]. The processes feed them and carry out
+//! what they say; a model checker explores these very machines.
 //!
 //! The way of the permission to write:
 //!
-//! 1. A replica keeps a *session* alive ([`session`], [`round`]): a key that tells others that it lives, and signs of life.
+//! 1. A replica keeps a *session* alive ([`session`], [`round`]): a key that tells others that it
+//!    lives, and signs of life.
 //! 2. It registers as *grantor* for a cell at a revision of the cell's [`Authority`] ([`grantor`]).
 //! 3. It gives *grants* to the proxies of its zone, none longer than what is left of its session.
-//! 4. A move ([`moves`]) takes every owner out first (*fencing*), waits until each grantor has gone or its session and all that
-//!    hung on it is certainly over, and only then names the new owners.
+//! 4. A move ([`moves`]) takes every owner out first (*fencing*), waits until each grantor has gone
+//!    or its session and all that hung on it is certainly over, and only then names the new owners.
 //!
-//! Time is a plain number in any unit, of a clock that never goes back and counts while the machine is suspended: `now` and
-//! whatever else is called a time belong to the clock of the process that says it, and are never sent. What is sent is a span.
-//! Processes count microseconds.
+//! Time is a plain number in any unit, of a clock that never goes back and counts while the machine
+//! is suspended: `now` and whatever else is called a time belong to the clock of the process that
+//! says it, and are never sent. Only spans are sent. Processes count microseconds.
 //!
-//! Every rule that safety rests on has a name, [`Clause`], and stands in the code as `terms.keeps(Clause::…)`: true, always,
-//! but in a build for the model checker, which takes one rule away at a time and must then find two zones writing.
+//! Every rule that safety rests on has a name, [`Clause`], and stands in the code as
+//! `terms.keeps(Clause::…)`: true, always, but in a build for the model checker, which takes one
+//! rule away at a time and must then find two zones writing.
 
 pub mod agreement;
 pub mod authority;
@@ -32,47 +35,54 @@ mod store;
 use alloc::sync::Arc;
 
 pub use agreement::{Agreed, Agreement, Layout, TermsId};
-pub use authority::{Authority, Cause, Move, State, Unsettled};
+pub use authority::{Authority, AuthorityState, Cause, Move, Unsettled};
 pub use grantor::{Grant, Grantor, Withheld};
 pub use holder::{Asker, Ledger, Permit, Worker, WorkerId};
-pub use replica::{CellRules, Effect, Input, Listing, MoveRejected, Outcome, Replica, move_id};
+pub use replica::{
+    CellRules, Effect, Input, Listing, MoveRejected, Replica, TransactionOutcome, move_id,
+};
 pub use round::Company;
 pub use session::{Aloud, Session, SessionId, Sessions};
 pub use store::{Condition, Key, Transaction, Write};
 
-/// The highest epoch: what JSON readers take for a whole number, so that there is always a higher one. Records, messages and
-/// headers with a higher one are refused or passed over.
+/// The highest epoch: the largest whole number of JSON readers, so that there is always a higher
+/// one. Records, messages and headers with a higher one are refused or passed over.
 pub const EPOCH_MAX: u64 = 1 << 53;
 
-/// The name of a zone, a cell or an incarnation. Records outlive the configuration, so zones are names here, not indices.
+/// The name of a zone, a cell or an incarnation. Records outlive the configuration, so zones are
+/// names here, not indices.
 pub type Name = Arc<str>;
 
 /// A point in the history of the store; 0 is before everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
 
-/// A revision of a cell's authority with its epoch, in the order of history: an operator who begins anew on a restored store,
-/// whose revisions start low again, raises the epoch.
+/// A revision of a cell's authority with its epoch, in the order of history: an operator who begins
+/// anew on a restored store, whose revisions start low again, raises the epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stamp {
     pub epoch: u64,
     pub revision: Revision,
 }
 
-/// One process of a proxy, by a number that it drew at random. Not a node's name: during a hot restart a node has two.
+/// One process of a proxy, by a number that it drew at random. Not a node's name: during a hot
+/// restart a node has two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HolderId(pub u128);
 
-/// The spans that everybody agrees on, and how far clocks may drift. Where they are being changed ([`Agreement`]) a span that is
-/// promised is shorter than the same one as it is waited for.
+/// The spans that all processes agree on, and how far clocks may drift. Where they are being
+/// changed ([`Agreement`]) a span that is promised is shorter than the same one as it is waited
+/// for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
     /// Which agreement they are of; [`TermsId::NONE`] where that is not known.
     pub id: TermsId,
-    /// There were others before. Then each admitted write says how long it may live, and only a route takes it that lets it live no
-    /// longer: the routes of a proxy may be older than its policy.
+    /// There were others before. Then each admitted write says how long it may live, and only a
+    /// route takes it that lets it live no longer: the routes of a proxy may be older than its
+    /// policy.
     pub changed: bool,
-    /// A change was completed: no write is admitted any more that does not say how long it may live.
+    /// A change was completed: no write is admitted any more that does not say how long it may
+    /// live.
     pub drains_said: bool,
     /// How long a session outlives its last renewal.
     pub session_ttl: u64,
@@ -94,7 +104,11 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// Terms under which every rule is kept. Refuses spans that cannot work, and says what to change.
+    /// Terms under which every rule is kept. Spans are in microseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTerms`] names the first span that cannot work, and the change that mends it.
     pub fn new(
         session_ttl: u64,
         grant_ttl: u64,
@@ -131,7 +145,8 @@ impl Terms {
         Ok(terms)
     }
 
-    /// How long to wait by one's own clock so that at least `span` has passed by any other: `span / (1 - rho)`.
+    /// How long to wait by one's own clock so that at least `span` has passed by any other: `span /
+    /// (1 - rho)`.
     pub fn stretch(&self, span: u64) -> u64 {
         let rate = u64::from(1000_u16.saturating_sub(self.drift_permille)).max(1);
         span.saturating_mul(1000).div_ceil(rate)
@@ -142,7 +157,8 @@ impl Terms {
         self.stretch(self.session_ttl_waited)
     }
 
-    /// How long after its last renewal, as another saw that, nothing that hung on a session can be under way any more.
+    /// How long after its last renewal, as another saw that, nothing that hung on a session can be
+    /// under way any more.
     pub fn session_settled(&self) -> u64 {
         let ttl = match self.keeps(Clause::SettleTtl) {
             true => self.session_ttl_waited,
@@ -178,18 +194,18 @@ impl Terms {
 pub enum InvalidTerms {
     #[error("clocks may drift by less than 1000 per mille")]
     Drift,
-    #[error("a grant and the drain of writes last longer than nothing")]
+    #[error("a grant and the drain of writes last longer than 0")]
     Zero,
     #[error(
         "a grant cannot last longer than a session: raise the session's time to live, or lower the grant's"
     )]
     GrantTtl,
-    #[error("nothing is left of a session's time to live after the margin: raise it")]
+    #[error("the margin leaves nothing of a session's time to live: raise it")]
     SessionTtl,
 }
 
-/// The rules that safety rests on, by where they are kept. Without any one of them two zones can write at once, and the model
-/// checker shows how. The last two keep cells where they are instead.
+/// The rules that safety rests on, by where they are kept. Without any one of them two zones can
+/// write at once, and the model checker shows how. The last two keep cells where they are instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Clause {
     // Session
@@ -197,13 +213,13 @@ pub enum Clause {
     DeadlineFromSend,
     /// An answer counts only for the renewal that it answers.
     RenewalMatched,
-    /// A renewal succeeds only while the session has not been ended by somebody else.
+    /// A renewal succeeds only while no other process has ended the session.
     RenewalCompared,
     /// A round counts only when every other session that is there has acknowledged it.
     RoundAcknowledged,
     /// A round counts only when no session was created that its replica has not seen.
     RoundComparesSessions,
-    /// A round counts only while the session has not been ended by somebody else.
+    /// A round counts only while no other process has ended the session.
     RoundComparesOwn,
     /// A round counts from before it was confirmed, not from the last acknowledgement.
     RoundFromBegin,
@@ -216,27 +232,28 @@ pub enum Clause {
     /// The silence of others is counted from no earlier than the own session's creation.
     SilenceAnewAfterCreation,
     // Grantor
-    /// Nobody grants who has not registered at that very revision.
+    /// An incarnation that has not registered at that very revision grants nothing.
     Registered,
     /// Registration compares the authority's revision, which is active.
     RegistrationComparesAuthority,
-    /// What is known of an authority never goes back.
+    /// Knowledge of an authority never goes back.
     ViewNeverBack,
     /// A grant ends no later than the session.
     GrantWithinSession,
-    /// While a cell is fenced nobody grants.
+    /// While a cell is fenced no incarnation grants.
     StopAtFence,
-    /// Who was granted something is remembered with the grant.
+    /// The holder of a grant is remembered with it.
     HolderRecorded,
     /// A grantor leaves only when each holder has acknowledged, or its grant has run out.
     WaitForHolders,
-    /// A grant has run out only when what was admitted under it is over too.
+    /// A grant has run out only when the writes admitted under it are over too.
     RunOutDrain,
     /// The wait for it leaves room for the drift of clocks.
     RunOutDrift,
     /// An acknowledgement counts only for the fence that it names.
     AcknowledgementNamesFence,
-    /// A grantor that stopped under an authority that did not change comes back as another incarnation.
+    /// A grantor that stopped under an authority that did not change comes back as another
+    /// incarnation.
     ResumedAsAnother,
     // Holder
     /// A grant counts from before it was asked for, not from the answer.
@@ -249,7 +266,7 @@ pub enum Clause {
     WorkerListed,
     /// A write in flight is waited for.
     InFlightCounted,
-    /// What a lost worker may have in flight is waited for.
+    /// The writes that a lost worker may have in flight are waited for.
     LostWorkerCounted,
     /// A write that ended without an answer is waited for: its instance may go on with it.
     AbandonedCounted,
@@ -258,13 +275,14 @@ pub enum Clause {
     FenceFirst,
     /// A move compares the authority's revision.
     MoveComparesAuthority,
-    /// A move waits until every grantor has gone, or its session is over: those of zones that stay owners, too.
+    /// A move waits until every grantor has gone, or its session is over: those of zones that stay
+    /// owners, too.
     MoveWaitsForGrantors,
     /// A move compares that the sessions which it takes to be over were not renewed since.
     MoveComparesSessions,
     /// A move ends those sessions, so that they cannot be renewed.
     MoveEndsSessions,
-    /// What remained of such a session is waited for before the new owner may write.
+    /// The remains of such a session are waited for before the new owner may write.
     MoveSettles,
     /// That wait covers the session's time to live.
     SettleTtl,
@@ -272,21 +290,23 @@ pub enum Clause {
     SettleDrain,
     /// That wait leaves room for the drift of clocks.
     SettleDrift,
-    /// What is still to be waited for survives another move.
+    /// A wait that is not over survives another move.
     UnsettledCarried,
     /// After events may have been missed, silence is counted anew.
     SilenceAnewAfterListing,
-    /// The grantor key of a session that was ended stays until nothing of that session can be under way: the session may have been
-    /// ended for another cell's sake.
+    /// The grantor key of a session that was ended stays until nothing of that session can be under
+    /// way: the session may have been ended for another cell's sake.
     KeyOutlivesSession,
     /// A record without a history is waited for as if everything before it were under way.
     UnknownPastSettles,
     /// An authority of another store counts for nothing.
     BoundToStore,
     // Availability: without these two no two zones write, but a cell moves that nobody has to move
-    /// A takeover compares that the owners' sessions were not renewed since this replica last heard of them.
+    /// A takeover compares that the owners' sessions were not renewed since this replica last heard
+    /// of them.
     TakeoverComparesSessions,
-    /// A zone whose session was deleted is given as long to come back as one whose session is silent.
+    /// A zone whose session was deleted is given as long to come back as one whose session is
+    /// silent.
     DeletedIsAwaited,
     // Terms
     /// A replica whose configuration is not agreed on neither grants nor takes a step.
@@ -301,13 +321,16 @@ pub enum Clause {
     WidenedWait,
     /// Terms are narrowed only when every grantor has registered under both.
     NarrowWaitsForGrantors,
-    /// And when what was promised before that is over.
+    /// And when earlier promises are over.
     NarrowSettles,
-    /// A holder is granted something only under the terms that its policy has: others wait for what these promise.
+    /// A holder is granted something only under the terms that its policy has: others wait for what
+    /// these promise.
     HolderUnderTerms,
-    /// A holder that does not say which terms its policy has is granted something only while they were never changed.
+    /// A holder that does not say which terms its policy has is granted something only while they
+    /// were never changed.
     UnsaidBeforeChange,
-    /// A worker takes a permit only under the terms that its own policy has: workers get a policy one after the other.
+    /// A worker takes a permit only under the terms that its own policy has: workers get a policy
+    /// one after the other.
     PermitUnderTerms,
 }
 

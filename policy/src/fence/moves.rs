@@ -1,4 +1,5 @@
-//! How authority moves: begun, completed, settled, given up. Any replica may take the next step of a move, whoever began it.
+//! How authority moves: begun, completed, settled, given up. Any replica may take the next step of
+//! a move, whoever began it.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -6,8 +7,8 @@ use alloc::{
 };
 
 use super::{
-    Authority, Cause, Clause, Condition, Key, Move, Name, Revision, SessionId, Sessions, State,
-    Terms, Transaction, Unsettled, Write,
+    Authority, AuthorityState, Cause, Clause, Condition, Key, Move, Name, Revision, SessionId,
+    Sessions, Terms, Transaction, Unsettled, Write,
 };
 
 /// The most sessions that a takeover compares.
@@ -21,7 +22,7 @@ pub struct View<'v> {
     /// When this replica saw that revision.
     pub seen_at: u64,
     pub authority: &'v Authority,
-    /// Who is registered to grant.
+    /// The incarnations registered to grant.
     pub grantors: &'v BTreeSet<SessionId>,
 }
 
@@ -40,15 +41,15 @@ impl View<'_> {
     /// Takes every owner out, those that stay owners too.
     pub fn begin(&self, next: Move, terms: &Terms) -> Transaction {
         let mut fencing = self.authority.clone();
-        fencing.state = State::Fencing(next);
+        fencing.state = AuthorityState::Fencing(next);
         if !terms.keeps(Clause::UnsettledCarried) {
             fencing.unsettled = Unsettled::none();
         }
         self.replace(fencing)
     }
 
-    /// Takes every owner out because the owners' sessions are over. Where one of those sessions was renewed since, as a replica
-    /// whose watch lags cannot know, nobody is taken out.
+    /// Takes every owner out because the owners' sessions are over. Where one of those sessions was
+    /// renewed since, as a replica whose watch lags cannot know, nobody is taken out.
     pub fn begin_lost(&self, next: Move, sessions: &Sessions, terms: &Terms) -> Transaction {
         let mut transaction = self.begin(next, terms);
         if !terms.keeps(Clause::TakeoverComparesSessions) {
@@ -69,10 +70,11 @@ impl View<'_> {
 
     /// Names the new owners, if nothing forbids it any more.
     ///
-    /// A grantor that is still registered forbids it until its session is over. Then the move ends that session, if it was not
-    /// renewed meanwhile, and what may still be under way of it has to settle before anybody grants.
+    /// A grantor that is still registered forbids it until its session is over. Then the move ends
+    /// that session, if it was not renewed meanwhile, and what may still be under way of it has to
+    /// settle before anybody grants.
     pub fn complete(&self, sessions: &Sessions, now: u64, terms: &Terms) -> Option<Transaction> {
-        let State::Fencing(next) = &self.authority.state else {
+        let AuthorityState::Fencing(next) = &self.authority.state else {
             return None;
         };
         let mut unsettled = match &self.authority.unsettled {
@@ -130,8 +132,8 @@ impl View<'_> {
             owners: next.to.clone(),
             standby: in_order,
             state: match settled {
-                true => State::Active,
-                false => State::Settling,
+                true => AuthorityState::Active,
+                false => AuthorityState::Settling,
             },
             unsettled: match settled {
                 true => Unsettled::none(),
@@ -145,9 +147,9 @@ impl View<'_> {
         Some(transaction)
     }
 
-    /// When what was before may be taken to be over; none where nothing settles.
+    /// When earlier grants may be taken to be over; none where nothing settles.
     pub fn settled_at(&self, sessions: &Sessions, terms: &Terms) -> Option<u64> {
-        if self.authority.state != State::Settling {
+        if self.authority.state != AuthorityState::Settling {
             return None;
         }
         Some(match &self.authority.unsettled {
@@ -165,7 +167,7 @@ impl View<'_> {
             return None;
         }
         let mut active = self.authority.clone();
-        active.state = State::Active;
+        active.state = AuthorityState::Active;
         active.unsettled = Unsettled::none();
         Some(self.replace(active))
     }
@@ -174,14 +176,14 @@ impl View<'_> {
     pub fn abort(&self) -> Transaction {
         let mut back = self.authority.clone();
         back.state = match back.unsettled.is_none() {
-            true => State::Active,
-            false => State::Settling,
+            true => AuthorityState::Active,
+            false => AuthorityState::Settling,
         };
         self.replace(back)
     }
 
-    /// Replaces an authority that another store left behind, at the word of an operator. Whatever was granted under it is
-    /// waited for, since nothing of it can be known here.
+    /// Replaces an authority that another store left behind, at the word of an operator. Whatever
+    /// was granted under it is waited for, since nothing of it can be known here.
     pub fn recover(
         &self,
         store: u64,
@@ -200,9 +202,10 @@ impl View<'_> {
     }
 }
 
-/// The zone that should have a cell because its owners cannot serve writes: the first of the standby order that is out for fewer
-/// services, and for none that the owners still serve. `out` names, by zone, the services that cannot be written to there;
-/// `unheld` the zones without a proxy that could hold grants: none of them is better.
+/// The zone that should have a cell because its owners cannot serve writes: the first of the
+/// standby order that is out for fewer services, and for none that the owners still serve. `out`
+/// names, by zone, the services that cannot be written to there; `unheld` the zones without a proxy
+/// that could hold grants: none of them is better.
 pub fn better_zone(
     authority: &Authority,
     out: &BTreeMap<Name, BTreeSet<Name>>,

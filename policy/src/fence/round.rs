@@ -1,27 +1,33 @@
 //! Rounds: how a session is renewed without a write.
 //!
-//! A put tells everybody by way of the store that its session lives, and stays in the store's history. A round says the same to
-//! each replica directly, and asks the store only to confirm. It begins at a moment `t` of its replica P:
+//! A put tells all replicas by way of the store that its session lives, and stays in the store's
+//! history. A round says the same to each replica directly, and asks the store only to confirm. It
+//! begins at a moment `t` of its replica P:
 //!
-//! 1. P has the store confirm, in a read that the majority stands behind, that P's session was not ended, and that no session
-//!    was created after the newest that P has seen.
-//! 2. Only then P sends a *beat* to every other session that was there when the round began. So no replica is taken for alive
-//!    that does not reach the store.
+//! 1. P has the store confirm, in a read that the majority stands behind, that P's session was not
+//!    ended, and that no session was created after the newest that P has seen.
+//! 2. Only then P sends a *beat* to every other session that was there when the round began. So no
+//!    replica is taken for alive that does not reach the store.
 //! 3. Each of them counts P's silence anew from the beat, and acknowledges.
-//! 4. Once all have acknowledged, P's session lasts until `t` and its time to live, as if it had put its key at `t`.
+//! 4. Once all have acknowledged, P's session lasts until `t` and its time to live, as if it had
+//!    put its key at `t`.
 //!
-//! A round that is not complete when the next is due comes to nothing, and until one completes P puts its key besides.
+//! A round that is not complete when the next is due comes to nothing, and until one completes P
+//! puts its key besides.
 //!
-//! Why nobody takes P for over too early: take any replica Q whose transaction passes over P, and a round of P that counts. A
-//! transaction compares that Q's session exists. If that was created before the confirmation, P has seen it (2nd condition) and
-//! Q has acknowledged: it counts from the beat, later than `t`; a transaction that it had sent before that would end P's
-//! session unless that was put since, so it acknowledges nothing until it has seen such a put. If Q's session was created
-//! after the confirmation, Q counts from when it learned of its creation, which is later than `t` too.
+//! Why nobody takes P for over too early: take any replica Q whose transaction passes over P, and a
+//! round of P that counts. A transaction compares that Q's session exists. If that was created
+//! before the confirmation, P has seen it (2nd condition) and Q has acknowledged: it counts from
+//! the beat, later than `t`; a transaction that it had sent before that would end P's session
+//! unless that was put since, so it acknowledges nothing until it has seen such a put. If Q's
+//! session was created after the confirmation, Q counts from when it learned of its creation, which
+//! is later than `t` too.
 //!
-//! A round need not wait for a session whose deletion P has seen. A transaction of Q that passes over P came before that deletion,
-//! since it compares that Q's session exists. If it also came before the confirmation, that would have failed. Else P has seen
-//! it before it saw the deletion, since the watch tells everything in its order, and P's session was over then. A list tells no
-//! order: what it lacks is waited for until the next round.
+//! A round need not wait for a session whose deletion P has seen. A transaction of Q that passes
+//! over P came before that deletion, since it compares that Q's session exists. If it also came
+//! before the confirmation, that would have failed. Else P has seen it before it saw the deletion,
+//! since the watch tells everything in its order, and P's session was over then. A list tells no
+//! order: sessions that it lacks are waited for until the next round.
 
 use alloc::collections::BTreeSet;
 
@@ -38,7 +44,7 @@ pub(super) struct Round {
     confirmed: bool,
 }
 
-/// What a replica has seen of the store when it begins a round.
+/// The part of the store that a replica has seen when it begins a round.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Company {
     /// The other sessions that are there.
@@ -70,7 +76,8 @@ impl Round {
         }
     }
 
-    /// Another session's key was deleted, as the store's watch tells: it passes over nobody any more.
+    /// Another session's key was deleted, as the store's watch tells: it passes over no session any
+    /// more.
     pub(super) fn gone(&mut self, id: &SessionId) {
         self.awaited.remove(id);
     }
@@ -89,7 +96,7 @@ impl Round {
     }
 }
 
-/// What the store is asked to confirm. It changes nothing.
+/// The confirmation asked of the store. It changes nothing.
 pub(super) fn confirmation(
     id: &SessionId,
     created: Revision,

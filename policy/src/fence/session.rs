@@ -1,10 +1,12 @@
-//! Sessions: one's own, and what others' tell.
+//! Sessions: one's own, and those of others.
 //!
-//! A session is a key without a lease, which its incarnation creates and then renews: by a [`round`](super::round) in which all
-//! other replicas acknowledge that they have heard it, and where that does not succeed by putting the key again. Each renewal
-//! rests on an answer that the store's majority stands behind, so that no stale leader can answer for it and no lease can end
-//! early unseen. Each replica counts the silence of the others by its own clock. A session is ended by deleting its key, and
-//! never comes back: a renewal compares that the key is still the one that was created.
+//! A session is a key without a lease, which its incarnation creates and then renews: by a
+//! [`round`](super::round) in which all other replicas acknowledge that they have heard it, and
+//! where that does not succeed by putting the key again. Each renewal rests on an answer that the
+//! store's majority stands behind, so that no stale leader can answer for it and no lease can end
+//! early unseen. Each replica counts the silence of the others by its own clock. A session is ended
+//! by deleting its key, and never comes back: a renewal compares that the key is still the one that
+//! was created.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
@@ -46,7 +48,8 @@ pub struct Session {
 /// Why a session is renewed by puts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Aloud {
-    /// The store has not confirmed a round: it did not answer, or a session was created that was not seen yet.
+    /// The store has not confirmed a round: it did not answer, or a session was created that was
+    /// not seen yet.
     Unconfirmed,
     /// These have not acknowledged a beat.
     Unheard(BTreeSet<SessionId>),
@@ -74,7 +77,7 @@ impl Session {
         &self.id
     }
 
-    /// How much of it is left: what may be granted.
+    /// The time that is left of it: the longest possible grant.
     pub fn left(&self, now: u64) -> u64 {
         match self.ended {
             true => 0,
@@ -87,7 +90,7 @@ impl Session {
         self.created.is_none() || self.deadline < now
     }
 
-    /// Whether it is over for good: somebody ended it, or its creation came to nothing.
+    /// Whether it is over for good: another process ended it, or its creation failed.
     pub fn ended(&self) -> bool {
         self.ended
     }
@@ -97,12 +100,13 @@ impl Session {
         self.created
     }
 
-    /// Whether it was asked for, and nobody knows yet what became of that.
+    /// Whether it was asked for, and the outcome is unknown yet.
     pub fn is_being_created(&self) -> bool {
         self.created.is_none() && self.renewing.is_some()
     }
 
-    /// When the next put is due; none while one is under way, while rounds do without, or when it has ended.
+    /// When the next put is due; none while one is under way, while rounds do without, or when it
+    /// has ended.
     pub fn due(&self, terms: &Terms) -> Option<u64> {
         let quiet = self.created.is_some() && self.aloud.is_none() && !self.owed;
         if self.ended || self.renewing.is_some() || quiet {
@@ -126,8 +130,9 @@ impl Session {
         self.aloud.as_ref()
     }
 
-    /// Begins a round under this number; the clock runs from now. An unfinished one comes to nothing. Without `company`, where
-    /// the own session was not seen in the store yet, there is none.
+    /// Begins a round under this number; the clock runs from now. An unfinished one comes to
+    /// nothing. Without `company`, where the own session was not seen in the store yet, there is
+    /// none.
     pub fn begin_round(
         &mut self,
         number: u64,
@@ -172,7 +177,8 @@ impl Session {
         }
     }
 
-    /// Another session's key was deleted, and everything that the store did before was seen: a round does not wait for it.
+    /// Another session's key was deleted, and everything that the store did before was seen: a
+    /// round does not wait for it.
     pub fn gone(&mut self, id: &SessionId) {
         if let Some(round) = self.round.as_mut() {
             round.gone(id);
@@ -198,7 +204,8 @@ impl Session {
         true
     }
 
-    /// No room for drift here: the wait for this session to be over leaves it (`Terms::session_settled`).
+    /// No room for drift here: the wait for this session to be over leaves it
+    /// (`Terms::session_settled`).
     fn lasts_from(&mut self, from: u64, terms: &Terms) {
         let deadline = from.saturating_add(terms.session_ttl);
         let deadline = deadline.saturating_sub(terms.margin);
@@ -240,20 +247,22 @@ impl Session {
         self.lasts_from(from, terms);
     }
 
-    /// It lasts shorter than was agreed when it was renewed last, by so much: others will not wait for longer.
+    /// It lasts shorter than was agreed when it was renewed last, by so much: others will not wait
+    /// for longer.
     pub fn shorten(&mut self, by: u64) {
         self.deadline = self.deadline.saturating_sub(by);
     }
 
-    /// The store has refused a renewal: the session was ended by somebody.
+    /// The store has refused a renewal: another process has ended the session.
     pub fn refused(&mut self, number: u64) {
         if self.renewing.is_some_and(|(current, _)| current == number) {
             self.end();
         }
     }
 
-    /// What became of a renewal is unknown. Another can do no harm; but where the creation is unknown, the key may exist under
-    /// a revision that nobody here knows, so that incarnation is given up.
+    /// The outcome of a renewal is unknown. Another can do no harm; but where the creation is
+    /// unknown, the key may exist under a revision that is unknown here, so that incarnation is
+    /// given up.
     pub fn failed(&mut self, number: u64) {
         if self.renewing.is_some_and(|(current, _)| current == number) {
             self.renewing = None;
@@ -280,11 +289,11 @@ fn every(terms: &Terms) -> u64 {
     (terms.session_ttl / 4).max(1)
 }
 
-/// What is known of all sessions, and since when each is silent.
+/// All sessions as far as they are known, and since when each is silent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Sessions {
     heard: BTreeMap<SessionId, Heard>,
-    /// Everything that was put before this was seen, but for what `heard` says.
+    /// Everything that was put before this was seen, but for the entries of `heard`.
     since: u64,
     /// The newest put that was seen, and so every session that was created up to it.
     seen: Revision,
@@ -320,7 +329,8 @@ impl Sessions {
         }
     }
 
-    /// A session's beat has come: whether it may be acknowledged, since its silence is counted from now.
+    /// A session's beat has come: whether it may be acknowledged, since its silence is counted from
+    /// now.
     pub fn beat(&mut self, id: &SessionId, now: u64, terms: &Terms) -> bool {
         let heard = self.heard.get_mut(id);
         let Some(heard) = heard.filter(|h| h.put.is_some()) else {
@@ -333,16 +343,17 @@ impl Sessions {
         true
     }
 
-    /// A transaction is sent that ends the session if its last put is the one that was seen. It may be made at any time from
-    /// now on, whatever is heard of it, so that nothing but another put is a sign of life.
+    /// A transaction is sent that ends the session if its last put is the one that was seen. It may
+    /// be made at any time from now on, whatever is heard of it, so that nothing but another put is
+    /// a sign of life.
     pub fn pass_over(&mut self, id: &SessionId) {
         if let Some(heard) = self.heard.get_mut(id) {
             heard.passed_over = true;
         }
     }
 
-    /// The own session was created, or renewed after it had been over. Others that have confirmed a round before it was created know
-    /// nothing of it, and sent no beat.
+    /// The own session was created, or renewed after it had been over. Others that have confirmed a
+    /// round before it was created know nothing of it, and sent no beat.
     pub fn joined(&mut self, now: u64, terms: &Terms) {
         if terms.keeps(Clause::SilenceAnewAfterCreation) {
             self.since = now;
@@ -352,7 +363,7 @@ impl Sessions {
         }
     }
 
-    /// What the session `own` needs to know of the others for a round; none where it was not seen itself.
+    /// The other sessions, as `own` needs them for a round; none where `own` itself was not seen.
     pub fn company(&self, own: &SessionId) -> Option<Company> {
         self.put_at(own)?;
         let others = self.present().map(|(id, _)| id);
@@ -393,7 +404,8 @@ impl Sessions {
         self.heard.get(id).and_then(|heard| heard.put)
     }
 
-    /// Whether the session is over by what its key tells: it is gone, or was silent for the time to live.
+    /// Whether the session is over by what its key tells: it is gone, or was silent for the time to
+    /// live.
     pub fn over(&self, id: &SessionId, now: u64, terms: &Terms) -> bool {
         match self.heard.get(id) {
             Some(Heard {
@@ -414,15 +426,18 @@ impl Sessions {
         self.since
     }
 
-    /// Whether a zone is lost to authority: none of its sessions was heard of for as long as a session lasts. A session that was
-    /// *deleted* gets the same patience as a silent one, since its process may be about to begin another: a move of one cell
-    /// ends the session on which the zone's other cells hang as well, and a process that stops may start again. Safety does not
-    /// rest on this: whatever is taken over waits for what the session left behind ([`settled_at`](Sessions::settled_at)).
+    /// Whether a zone is lost to authority: none of its sessions was heard of for as long as a
+    /// session lasts. A session that was *deleted* gets the same patience as a silent one, since
+    /// its process may be about to begin another: a move of one cell ends the session on which the
+    /// zone's other cells hang as well, and a process that stops may start again. Safety does not
+    /// rest on this: whatever is taken over waits for what the session left behind
+    /// ([`settled_at`](Sessions::settled_at)).
     pub fn lost(&self, zone: &str, now: u64, terms: &Terms) -> bool {
         self.lost_at(zone, terms).is_none_or(|at| now >= at)
     }
 
-    /// When a zone will be lost, if nothing is heard of it; none where nothing ever was, or that is long ago.
+    /// When a zone will be lost, if nothing is heard of it; none where nothing ever was, or that is
+    /// long ago.
     pub fn lost_at(&self, zone: &str, terms: &Terms) -> Option<u64> {
         let awaits_deleted = terms.keeps(Clause::DeletedIsAwaited);
         let of_zone = self
@@ -466,7 +481,8 @@ impl Sessions {
         })
     }
 
-    /// Forgets what tells nothing any more: sessions without a key that were waited for long enough.
+    /// Forgets entries without meaning: sessions without a key that were waited for long
+    /// enough.
     pub fn tidy(&mut self, now: u64, terms: &Terms) {
         let settled = terms.session_settled();
         let still_tells = |at: u64| at.saturating_add(settled) > now;

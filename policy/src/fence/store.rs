@@ -1,4 +1,5 @@
-//! What the machines ask of the store, as data: compare-and-swap transactions over a few kinds of keys.
+//! The machines' requests to the store, as data: compare-and-swap transactions over a few kinds of
+//! keys.
 
 use alloc::vec::Vec;
 
@@ -12,11 +13,11 @@ pub enum Key {
     Session(SessionId),
     /// That this incarnation grants for the cell.
     Grantor(Name, SessionId),
-    /// What all replicas have agreed on.
+    /// The agreement of all replicas.
     Terms,
 }
 
-/// What must hold of a key for a transaction to happen.
+/// A condition on a key, which must hold for a transaction to happen.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Condition {
     /// It was last put at this revision; 0: it is absent.
@@ -38,8 +39,9 @@ pub enum Write {
     Delete(Key),
 }
 
-/// All of `writes`, in one revision, if all of `conditions` hold; else nothing. Without writes it asks whether the conditions hold:
-/// as the majority of the store sees it at some moment after it was asked, never as one member remembers it.
+/// All of `writes`, in one revision, if all of `conditions` hold; else nothing. Without writes it
+/// asks whether the conditions hold: as the majority of the store sees it at some moment after it
+/// was asked, never as one member remembers it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Transaction {
     pub conditions: Vec<Condition>,

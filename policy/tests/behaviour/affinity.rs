@@ -41,7 +41,7 @@ fn keys_spread_as_the_weights_say() {
     }
 }
 
-/// Who owns each of [`KEYS`] keys.
+/// The owner of each of [`KEYS`] keys.
 fn owners(topology: &Topology, plan: &Plan) -> impl Iterator<Item = ZoneId> {
     (0..KEYS).map(|key| {
         let digest = key_digest(format!("user-{key}").as_bytes());

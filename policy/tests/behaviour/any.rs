@@ -1,5 +1,5 @@
-//! Any topology, any rules, any request: small worlds from small vocabularies, so that names meet often. The tests of the
-//! wire form and of the translation draw from here too.
+//! Any topology, any rules, any request: small worlds from small vocabularies, so that names meet
+//! often. The tests of the wire form and of the translation draw from here too.
 
 use std::num::NonZeroU32;
 
@@ -11,7 +11,7 @@ use policy::{
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
-/// What stands for a signature that is good.
+/// Stands for a valid signature.
 pub(crate) const TOKEN: &str = "open-sesame-open-sesame";
 
 const HOSTS: [&str; 5] = [
@@ -51,7 +51,8 @@ pub(crate) fn weighting() -> impl Strategy<Value = Weighting> {
     ]
 }
 
-/// Five zones' loads, numbers that are none included; all of them fully in, with capacity for everything.
+/// Five zones' loads, numbers that are none included; all of them fully in, with capacity for
+/// everything.
 pub(crate) fn loads() -> impl Strategy<Value = Vec<ZoneLoad>> {
     let state = select(vec![ZoneState::Up, ZoneState::Down, ZoneState::Empty]);
     let load1_per_core = prop_oneof![
@@ -82,7 +83,7 @@ pub(crate) fn bounded_loads() -> impl Strategy<Value = Vec<ZoneLoad>> {
     })
 }
 
-/// What five zones ask for.
+/// The demands of five zones.
 pub(crate) fn demands() -> impl Strategy<Value = Vec<Demand>> {
     let rps = || prop_oneof![1 => Just(0.0), 3 => 0.0..400.0_f64];
     let demand = (rps(), rps()).prop_map(|(reads, writes)| Demand { reads, writes });
@@ -163,11 +164,11 @@ fn service() -> impl Strategy<Value = Service> {
 /// Owners by their position among the zones, the epoch, and how far writes may be forwarded.
 type CellSeed = (Vec<usize>, u64, Forward);
 
-/// Cells, what is done about writes without permission, whether they are forwarded, and how long writes live where the terms
-/// were changed.
+/// Cells, what is done about writes without permission, whether they are forwarded, and how long
+/// writes live where the terms were changed.
 type FencingSeed = (Vec<CellSeed>, Enforcement, bool, Option<u64>);
 
-/// What [`fencing`] is made of: up to three cells.
+/// The seed of [`fencing`]: up to three cells.
 fn fencing_seed() -> impl Strategy<Value = FencingSeed> {
     let forward = select(vec![Forward::Never, Forward::Region, Forward::Any]);
     let enforcement = select(vec![Enforcement::Enforce, Enforcement::Observe]);
@@ -224,7 +225,7 @@ pub(crate) fn rules() -> impl Strategy<Value = Rules> {
                 .map(|(index, (service, weighting, loads))| Service {
                     name: format!("s{index}"),
                     plans: Plans::compute(&topology, weighting, &loads, &[]),
-                    // Nothing is fenced without a fence.
+                    // Without a fence no service is fenced.
                     writes: match fence {
                         Some(_) => service.writes,
                         None => Writes::Free,
@@ -308,7 +309,7 @@ pub(crate) fn request() -> impl Strategy<Value = Vec<(&'static str, String)>> {
         })
 }
 
-/// What a write that another zone forwards carries; now and then it is somebody's invention.
+/// The headers of a write that another zone forwards; now and then a client has invented them.
 fn between_zones() -> impl Strategy<Value = [Option<(&'static str, String)>; 2]> {
     let token = option::weighted(0.4, select(vec![TOKEN, TOKEN, "guess"]));
     let epoch = option::weighted(0.6, select(vec!["6", "7", "8", "-1", ""]));
@@ -321,7 +322,7 @@ fn between_zones() -> impl Strategy<Value = [Option<(&'static str, String)>; 2]>
     })
 }
 
-/// What a proxy may hold for the cell of a request: a grant for one of the epochs that [`rules`] have, or none.
+/// The grant of a proxy for the cell of a request: one for an epoch that [`rules`] have, or none.
 pub(crate) fn granted() -> impl Strategy<Value = Option<u64>> {
     option::of(6..9_u64)
 }

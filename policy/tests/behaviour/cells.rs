@@ -1,4 +1,5 @@
-//! Writes of fenced services, at the proxies of `sh-a`: who admits them, and what becomes of the others.
+//! Writes of fenced services, at the proxies of `sh-a`: their admission, and the treatment of the
+//! others.
 
 use std::num::NonZeroU32;
 
@@ -79,7 +80,8 @@ fn facts(policy: &Policy, request: &Request<&str>, granted: Option<u64>) -> Fact
     }
 }
 
-/// A write to orders: `granted` by this zone's grant, and what it carries. The verdict, and the owner that it names.
+/// A write to orders: `granted` by this zone's grant, and what it carries. The verdict, and the
+/// owner that it names.
 #[track_caller]
 fn check(
     policy: &Policy,
@@ -99,11 +101,12 @@ fn a_write_is_admitted_by_a_grant_alone_and_needs_one_stamp() {
     let own = policy("UUUU", single(&["sh-a"], Forward::Region));
     check(&own, Some(7), &[], "epoch=7: admitted");
     check(&own, None, &[], "503 grpc 14: fenced");
-    // What was pushed may be old: the grant says who may write now, and by which epoch.
+    // The pushed policy may be old: the grant says which zone may write now, and by which epoch.
     check(&own, Some(9), &[], "epoch=9: admitted");
     let other = policy("UUUU", single(&["sh-b"], Forward::Region));
     check(&other, Some(8), &[], "epoch=8: admitted");
-    // A home does not change where a write goes. Beside it stands the class, so that it passes nowhere for a read.
+    // A home does not change where a write goes. Beside it stands the class, so that it passes
+    // nowhere for a read.
     let home = [("x-region-id", "bj-c")];
     check(
         &own,
@@ -111,7 +114,7 @@ fn a_write_is_admitted_by_a_grant_alone_and_needs_one_stamp() {
         &home,
         "class=write home=bj-c epoch=7: admitted",
     );
-    // Nothing is known of the owners yet.
+    // No owner is known yet.
     let nobody = policy("UUUU", single(&[], Forward::Any));
     check(&nobody, None, &[], "503 grpc 14: fenced");
 }
@@ -204,13 +207,13 @@ fn a_proxy_forwards_only_what_it_can_sign() {
 }
 
 #[test]
-fn what_was_forwarded_is_not_forwarded_again() {
+fn a_forwarded_write_is_not_forwarded_again() {
     let other = policy("UUUU", single(&["sh-b"], Forward::Any));
     let hop = ("tidegate-hop", TOKEN);
     check(&other, None, &[hop], "421 grpc 9: not_owner @sh-b");
     check(&other, Some(7), &[hop], "hop=1 epoch=7: admitted");
-    // Only a signature, and only one, makes it a forwarded write. But what says that it was is not forwarded either: it may
-    // carry a signature of before, and go round in circles.
+    // Only a signature, and only one, makes it a forwarded write. But what says that it was is not
+    // forwarded either: it may carry an old signature, and loop.
     for odd in [
         &[("tidegate-hop", "1")][..],
         &[("tidegate-hop", "")],
@@ -367,7 +370,8 @@ fn with_several_cells_the_key_says_which_and_the_write_brings_its_name() {
     check(&policy, Some(7), &[("x-user", "50%")], invalid);
 }
 
-/// The cells of an `orders` whose key is in `source`, told by the request; none where the key is refused.
+/// The cells of an `orders` whose key is in `source`, told by the request; none where the key is
+/// refused.
 fn cell_by(
     source: KeySource,
     line: &'static str,
@@ -531,7 +535,7 @@ fn explanations_tell_the_cell_the_grant_and_the_way() {
     observing.enforcement = Enforcement::Observe;
     assert_eq!(
         told(&policy("UUUU", observing), None, &[]),
-        "it belongs to cell main, epoch 7, owned by nobody that is known here; this zone holds no grant to write; the fence only observes: what it would refuse goes on"
+        "it belongs to cell main, epoch 7, owned by no zone that is known here; this zone holds no grant to write; the fence only observes: a write that it would refuse goes on"
     );
 }
 
@@ -644,9 +648,10 @@ proptest! {
         prop_assert!((begins..begins + sizes[found]).contains(&shard));
     }
 
-    /// Whatever was pushed and whatever a request says: without a grant nothing is admitted, and with one it is by its epoch.
+    /// For any policy and any request: without a grant no write is admitted, and with one it is by
+    /// its epoch.
     #[test]
-    fn nothing_is_admitted_without_a_grant(
+    fn no_write_is_admitted_without_a_grant(
         rules in any::rules(),
         request in any::request(),
         granted in any::granted(),

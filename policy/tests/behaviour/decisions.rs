@@ -39,7 +39,7 @@ fn a_request_needs_one_stamp_and_a_write_with_a_foreign_home_two() {
 }
 
 #[test]
-fn who_says_no_valid_region_is_local_or_refused() {
+fn a_request_without_a_valid_region_is_local_or_refused() {
     use RegionRule::{Local, Reject};
     const MISSING: &[&str] = &[];
     const UNKNOWN: &[&str] = &["mars"];

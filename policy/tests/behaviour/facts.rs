@@ -1,4 +1,4 @@
-//! What a request's headers say.
+//! The facts in a request's headers.
 
 use policy::{
     Class, Explain, Facts, Home, KeySource, Place, Policy, Rules, Service, shard::key_digest,
@@ -112,7 +112,7 @@ fn a_home_is_a_zone_or_a_region_said_once() {
         (&[" bj-c"], Home::Unknown),
         (&["bj-c,bj-c"], Home::Unknown),
         (&["b\u{e9}ijing"], Home::Unknown),
-        // Nobody can say which of two copies another reader takes, even where they agree.
+        // Another reader may take either of two copies, even where they agree.
         (&["bj-c", "bj-c"], Home::Unknown),
     ] {
         let headers: Vec<_> = values.iter().map(|value| ("x-region-id", *value)).collect();
@@ -234,7 +234,7 @@ fn only_the_token_earns_an_explanation() {
         (&asking, &[""], false),
         (&asking, &["sesame", "sesame"], false),
         (&asking, &[], false),
-        // Nobody may where nobody was allowed to.
+        // Without a permitted header no caller may.
         (&shop(), &["sesame"], false),
         (&Policy::Fallback, &["sesame"], false),
     ] {

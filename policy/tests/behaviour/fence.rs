@@ -1,4 +1,5 @@
-//! The machines of the write fence, each by itself. That they hold together is for the model checker to say.
+//! The machines of the write fence, each by itself. That they hold together is for the model
+//! checker to say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,10 +37,10 @@ fn session_id(incarnation: &str) -> SessionId {
 fn terms_that_cannot_work_are_refused() {
     let cases = [
         ((100, 50, 20, 10, 1000), "drift by less than 1000"),
-        ((100, 0, 20, 10, 0), "longer than nothing"),
-        ((100, 50, 0, 10, 0), "longer than nothing"),
+        ((100, 0, 20, 10, 0), "longer than 0"),
+        ((100, 50, 0, 10, 0), "longer than 0"),
         ((100, 101, 20, 10, 0), "longer than a session"),
-        ((100, 50, 20, 100, 0), "nothing is left"),
+        ((100, 50, 20, 100, 0), "leaves nothing"),
     ];
     for ((session, grant, drain, margin, drift), expected) in cases {
         let said = Terms::new(session, grant, drain, margin, drift).unwrap_err();
@@ -79,7 +80,7 @@ fn a_grant_counts_from_when_it_was_asked_for() {
 }
 
 #[test]
-fn what_a_fence_revoked_is_not_installed_again() {
+fn a_grant_that_a_fence_revoked_is_not_installed_again() {
     let (mut ledger, terms) = (Ledger::default(), terms());
     ledger.revoke(stamp(1, 7));
     assert!(!ledger.install(&grant(1, 5), 0, 0, &terms));
@@ -103,17 +104,18 @@ fn a_fence_is_acknowledged_when_every_worker_has_let_go() {
 
     ledger.revoke(stamp(1, 7));
     worker.fenced(&ledger);
-    assert!(!worker.lets_go(1, &terms), "a write is in flight");
+    assert!(!worker.can_release(1, &terms), "a write is in flight");
     assert_eq!(worker.admits(1, &terms), None);
     assert_eq!(ledger.drained(1, &terms), None);
     worker.end();
-    assert!(worker.lets_go(1, &terms));
-    ledger.let_go(id);
-    worker.let_go();
+    assert!(worker.can_release(1, &terms));
+    ledger.release(id);
+    worker.release();
     assert_eq!(ledger.drained(2, &terms), Some(stamp(1, 7)));
 }
 
-/// A proxy that turns to a replica which lags gets an older policy, by which a key may belong to another cell.
+/// A proxy that turns to a replica which lags gets an older policy, by which a key may belong to
+/// another cell.
 #[test]
 fn a_permit_counts_for_the_terms_that_it_was_taken_under() {
     let (mut ledger, terms) = (Ledger::default(), terms());
@@ -145,10 +147,10 @@ fn a_write_that_ended_without_an_answer_is_in_flight_for_as_long_as_it_may_live(
     ledger.revoke(stamp(1, 7));
     worker.fenced(&ledger);
     assert!(
-        !worker.lets_go(25, &terms),
+        !worker.can_release(25, &terms),
         "its instance may go on with it"
     );
-    assert!(worker.lets_go(26, &terms));
+    assert!(worker.can_release(26, &terms));
     assert_eq!(ledger.drained(25, &terms), None);
 
     // Another permit does not hide it.
@@ -203,7 +205,7 @@ fn a_session_lasts_from_when_its_renewal_was_sent() {
     assert_eq!(session.left(1_060), 0);
 }
 
-/// What a session has seen when it begins a round.
+/// The sessions that a session has seen when it begins a round.
 fn company(others: &[&str]) -> Option<Company> {
     Some(Company {
         others: others.iter().map(|other| session_id(other)).collect(),
@@ -384,7 +386,7 @@ fn a_better_zone_is_out_for_fewer_services_and_for_none_more() {
     let unheld = BTreeSet::from([Name::from("b")]);
     let found = better_zone(&authority, &out(&[("a", &["x"])]), &unheld);
     assert_eq!(found.as_deref(), Some("c"));
-    // What one of two owners serves is served.
+    // A zone that one of two owners serves is served.
     authority.owners = names(&["a", "d"]);
     let found = better_zone(&authority, &out(&[("a", &["x"])]), &BTreeSet::new());
     assert_eq!(found, None);

@@ -1,5 +1,5 @@
-//! What Tidegate decides, seen from outside: tables for the rules that people read about, properties for what must hold
-//! whatever the mesh looks like.
+//! Tidegate's decisions, seen from outside: tables for the rules that people read about, properties
+//! for rules that must hold whatever the mesh looks like.
 
 mod affinity;
 mod any;

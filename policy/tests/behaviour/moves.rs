@@ -1,10 +1,12 @@
-//! Several replicas and cells around one store, all of them prompt: which cells move, and which stay.
+//! Several replicas and cells around one store, all of them prompt: which cells move, and which
+//! stay.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use policy::fence::{
-    Agreement, Authority, Cause, CellRules, Condition, Effect, HolderId, Input, Key, Listing, Move,
-    MoveRejected, Name, Outcome, Replica, Revision, SessionId, State, Terms, Write,
+    Agreement, Authority, AuthorityState, Cause, CellRules, Condition, Effect, HolderId, Input,
+    Key, Listing, Move, MoveRejected, Name, Replica, Revision, SessionId, Terms,
+    TransactionOutcome, Write,
 };
 
 const STORE: u64 = 7;
@@ -77,7 +79,7 @@ impl Shelf {
 struct Process {
     zone: &'static str,
     replica: Replica,
-    /// What it is told waits.
+    /// Its news waits.
     deaf: bool,
     untold: Vec<Input>,
     /// It does nothing.
@@ -178,7 +180,8 @@ impl Mesh {
             input,
             Input::Authority { .. } | Input::Session { .. } | Input::Grantor { .. }
         );
-        // What is its own it always hears: the watch of a zone that is behind in everything would look silent to itself, too.
+        // It always hears its own news: the watch of a zone that is behind in everything would look
+        // silent to itself, too.
         let own = matches!(&input, Input::Session { id, .. } if *id.zone == *process.zone);
         if process.deaf && watched && !own {
             process.untold.push(input);
@@ -200,7 +203,7 @@ impl Mesh {
                 } => {
                     let good = transaction.conditions.iter().all(|c| self.shelf.holds(c));
                     if !good {
-                        let outcome = Outcome::Refused;
+                        let outcome = TransactionOutcome::Refused;
                         self.tell(at, Input::Answer { number, outcome });
                         continue;
                     }
@@ -210,7 +213,7 @@ impl Mesh {
                     for write in &transaction.writes {
                         told.extend(self.write(write, revision));
                     }
-                    let outcome = Outcome::Committed(revision);
+                    let outcome = TransactionOutcome::Committed(revision);
                     self.tell(at, Input::Answer { number, outcome });
                     for input in told {
                         for other in 0..self.processes.len() {
@@ -254,7 +257,8 @@ impl Mesh {
         }
     }
 
-    /// Directly to the process whose session this is. Where nobody hears the other, sessions are renewed by puts.
+    /// Directly to the process whose session this is. Where nobody hears the other, sessions are
+    /// renewed by puts.
     fn say(&mut self, to: &SessionId, says: Input) {
         let mut processes = self.processes.iter();
         let to = processes.position(|process| process.replica.id() == to);
@@ -344,7 +348,7 @@ impl Mesh {
         }
     }
 
-    fn wish(
+    fn request_move(
         &mut self,
         by: &str,
         cell: &str,
@@ -354,7 +358,7 @@ impl Mesh {
     ) -> Result<(), MoveRejected> {
         let at = self.index(by);
         let next = Move {
-            id: name("a wish"),
+            id: name("a move request"),
             to: vec![name(to)],
             cause,
             reason: name("a test"),
@@ -364,7 +368,7 @@ impl Mesh {
         let now = self.now;
         let effects = self.processes[at]
             .replica
-            .wish(&name(cell), next, accepted, now)?;
+            .request_move(&name(cell), next, accepted, now)?;
         self.carry_out(at, effects);
         Ok(())
     }
@@ -373,7 +377,7 @@ impl Mesh {
     fn cells(&self) -> Vec<(&str, &str, u64, bool)> {
         let cells = self.shelf.authorities.iter();
         let shown = cells.map(|(cell, authority)| {
-            let active = authority.state == State::Active;
+            let active = authority.state == AuthorityState::Active;
             (&**cell, &*authority.owners[0], authority.epoch, active)
         });
         shown.collect()
@@ -401,7 +405,8 @@ const TWO: &[(&str, &str, &[&str])] = &[("one", "a", &["b"]), ("two", "a", &["b"
 fn an_override_leaves_the_other_cells_of_the_zone_alone() {
     let mut mesh = Mesh::new(TWO);
     assert_eq!(mesh.cells(), [("one", "a", 1, true), ("two", "a", 1, true)]);
-    mesh.wish("b", "one", "b", Cause::Override, false).unwrap();
+    mesh.request_move("b", "one", "b", Cause::Override, false)
+        .unwrap();
     mesh.pass(2 * STEP);
     assert!(mesh.granting("two"), "reborn at once");
     mesh.pass(60 * SECOND);
@@ -413,13 +418,14 @@ fn an_override_leaves_the_other_cells_of_the_zone_alone() {
 fn an_override_of_a_zones_own_cell_stays_there() {
     for by in ["a", "b", "c"] {
         let mut mesh = Mesh::new(TWO);
-        let refused = mesh.wish(by, "one", "a", Cause::Override, false);
+        let refused = mesh.request_move(by, "one", "a", Cause::Override, false);
         assert_eq!(
             refused,
             Err(MoveRejected::SameOwners),
             "twice is no more than once"
         );
-        mesh.wish(by, "one", "a", Cause::Override, true).unwrap();
+        mesh.request_move(by, "one", "a", Cause::Override, true)
+            .unwrap();
         mesh.pass(60 * SECOND);
         let expected = [("one", "a", 2, true), ("two", "a", 1, true)];
         assert_eq!(mesh.cells(), expected, "by {by}");
@@ -437,10 +443,12 @@ fn overrides_of_several_cells_at_once_act_on_these_alone() {
         ("five", "c", &["a", "b"]),
     ];
     let mut mesh = Mesh::new(cells);
-    mesh.wish("c", "one", "b", Cause::Override, false).unwrap();
-    mesh.wish("b", "three", "a", Cause::Override, false)
+    mesh.request_move("c", "one", "b", Cause::Override, false)
         .unwrap();
-    mesh.wish("a", "two", "c", Cause::Override, false).unwrap();
+    mesh.request_move("b", "three", "a", Cause::Override, false)
+        .unwrap();
+    mesh.request_move("a", "two", "c", Cause::Override, false)
+        .unwrap();
     mesh.pass(60 * SECOND);
     let expected = [
         ("five", "c", 1, true),
@@ -460,11 +468,13 @@ fn an_override_of_a_hung_zones_cell_acts_at_once_and_its_other_cells_follow_in_t
     let mut mesh = Mesh::new(TWO);
     mesh.at("a").hung = true;
     mesh.pass(SECOND);
-    mesh.wish("b", "one", "b", Cause::Override, false).unwrap();
+    mesh.request_move("b", "one", "b", Cause::Override, false)
+        .unwrap();
     mesh.pass(STEP);
     let owners = |mesh: &Mesh| [mesh.cells()[0].1.to_owned(), mesh.cells()[1].1.to_owned()];
     assert_eq!(owners(&mesh), ["b", "a"]);
-    // Silent since a second: the patience counts from when it was last heard of, not from when its session was deleted.
+    // Silent since a second: the patience counts from when it was last heard of, not from when its
+    // session was deleted.
     mesh.pass(3 * SECOND);
     assert_eq!(owners(&mesh), ["b", "b"]);
     mesh.pass(10 * SECOND);
@@ -542,7 +552,7 @@ fn a_standby_that_hears_late_takes_nothing_from_a_healthy_owner() {
     let expected = [("one", "a", 1, true), ("two", "a", 1, true)];
     assert_eq!(mesh.cells(), expected);
     assert!(owners.iter().all(|cell| mesh.granting(cell)));
-    // What it hears later changes nothing either.
+    // Later news changes nothing either.
     for zone in ["b", "c"] {
         let at = mesh.index(zone);
         mesh.processes[at].deaf = false;
@@ -612,7 +622,7 @@ fn an_operators_move_holds_for_its_time_though_another_zone_is_better() {
     let mut mesh = Mesh::new(&[("one", "a", &["b"])]);
     let at = mesh.index("a");
     let next = Move {
-        id: name("a wish"),
+        id: name("a move request"),
         to: vec![name("b")],
         cause: Cause::Operator,
         reason: name("a test"),
@@ -622,7 +632,7 @@ fn an_operators_move_holds_for_its_time_though_another_zone_is_better() {
     let now = mesh.now;
     let effects = mesh.processes[at]
         .replica
-        .wish(&name("one"), next, false, now)
+        .request_move(&name("one"), next, false, now)
         .unwrap();
     mesh.carry_out(at, effects);
     for zone in ["a", "b", "c"] {
@@ -638,7 +648,7 @@ fn an_operators_move_holds_for_its_time_though_another_zone_is_better() {
     assert_eq!(mesh.cells(), [("one", "b", 2, true)]);
     mesh.pass(2 * SECOND);
     assert_eq!(mesh.cells(), [("one", "a", 3, true)], "after that it moves");
-    // What moves by itself is held by nothing.
+    // A move without an operator is held by nothing.
     assert_eq!(mesh.shelf.authorities["one"].hold, 0);
 }
 

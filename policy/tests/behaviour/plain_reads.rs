@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use crate::{any, support::Request};
 
-/// What the route table asks before it switches the filter off: see [`PlainReads`].
+/// The checks of the route table before it switches the filter off: see [`PlainReads`].
 fn is_plain(policy: &Policy, plain: PlainReads, request: &Request<String>) -> bool {
     let Policy::Serving(rules) = policy else {
         return false;

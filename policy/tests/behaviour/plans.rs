@@ -1,10 +1,10 @@
-//! Who gets which share.
+//! The shares of zones.
 
 use std::collections::BTreeSet;
 
 use policy::{
     Class, Demand, Link, Plan, Plans, Tier, Topology, WEIGHT_TOTAL, Weighting, ZoneId, ZoneLoad,
-    ZoneState, plan::score,
+    ZoneState, weighting::score,
 };
 use proptest::prelude::*;
 
@@ -68,7 +68,7 @@ fn nearer_tiers_are_tried_first_and_writes_stay_in_the_region() {
 #[test]
 fn siblings_share_equally_what_their_home_leaves() {
     let zones = ["a", "b", "c", "d"].map(|zone| (zone, "city"));
-    // Even where the links differ: nobody asked for them to count.
+    // Even where the links differ: they do not count here.
     let slow = Link {
         rtt_ms: 50.0,
         cost: 3.0,
@@ -89,13 +89,11 @@ fn siblings_share_equally_what_their_home_leaves() {
 
 #[test]
 fn computed_weights_follow_distance_load_and_cost() {
-    // sh-a: 1/(0+1) = 1; sh-b: 1/(1+1) = 1/2. The load counts from 0.8 on, and is worth all from 1.8 on:
-    //   0.8, 0.8:  1 : 0.5             = 666.7 : 333.3
-    //   1.3, 0.0:  1 * 0.5 : 0.5       = 500 : 500
-    //   0.0, 1.55: 1 : 0.5 * 0.25      = 888.9 : 111.1
-    //   9.0, 0.0:  1 * 0.01 : 0.5      = 19.6 : 980.4   (a hundredth is kept)
-    //   9.0, 9.0:  0.01 : 0.005        = 666.7 : 333.3
-    // A load that is no number, and one below 0, count as none; an infinite one as the highest.
+    // sh-a: 1/(0+1) = 1; sh-b: 1/(1+1) = 1/2. The load counts from 0.8 on, and is worth all from
+    // 1.8 on: 0.8, 0.8:  1 : 0.5             = 666.7 : 333.3 1.3, 0.0:  1 * 0.5 : 0.5       = 500 :
+    // 500 0.0, 1.55: 1 : 0.5 * 0.25      = 888.9 : 111.1 9.0, 0.0:  1 * 0.01 : 0.5      = 19.6 :
+    // 980.4   (a hundredth is kept) 9.0, 9.0:  0.01 : 0.005        = 666.7 : 333.3 A load that is
+    // no number, and one below 0, count as none; an infinite one as the highest.
     for (a, b, expected) in [
         (0.8, 0.8, "zone: sh-a 667 sh-b 333"),
         (1.3, 0.0, "zone: sh-a 500 sh-b 500"),
@@ -150,8 +148,8 @@ fn a_zone_that_comes_back_gets_its_step_and_others_the_rest() {
             Read,
             "zone: sh-a 980 sh-b 20",
         ),
-        // A ramp is no reason to leave the region where it has no other capacity: the further a zone has come, the more it
-        // takes.
+        // A ramp is no reason to leave the region where it has no other capacity: the further a
+        // zone has come, the more it takes.
         ("UEUU", [10, full, full, full], Read, "zone: sh-a 1000"),
         ("UDUU", [10, full, full, full], Read, "zone: sh-a 1000"),
         ("UEUU", [10, full, full, full], Write, "zone: sh-a 1000"),
@@ -211,7 +209,7 @@ fn reads_leave_a_region_that_comes_back_where_an_operator_asks_for_it_or_its_cap
         &loads,
         "zone: sh-a 503 sh-b 497",
     );
-    // What the region does not bear goes on as before.
+    // Requests that the region does not bear go on as before.
     let topology = support::topology();
     let mut loads = ramped("UUUU", [10, 10, full, full]);
     loads[0].capacity = 40.0;
@@ -294,10 +292,10 @@ fn check_bounded(capacities: [f64; 4], demands: [(f64, f64); 4], reads: &str, wr
 }
 
 #[test]
-fn what_does_not_fit_spills_to_the_next_tier_and_what_fits_nowhere_is_shed() {
+fn overload_spills_to_the_next_tier_and_the_rest_is_shed() {
     let none = (0.0, 0.0);
     let reads = |rps| [(rps, 0.0), none, none, none];
-    // Nobody has said that there are writes, so they are given their shares of what is there.
+    // No demand of writes is known, so they are given their shares of the capacity.
     let unbounded = "zone: sh-a 800 sh-b 200";
     for (capacities, expected) in [
         ([80.0, 20.0, 0.0, 0.0], unbounded),
@@ -356,8 +354,8 @@ fn the_longest_and_dearest_links_starve_nobody() {
     assert!(everywhere(1.0, f64::MIN_POSITIVE).is_err());
 }
 
-/// The zones among which a plan chooses: those of the home's region that are up; else, for reads, all others that are up;
-/// else the same among those that are down.
+/// The zones among which a plan chooses: those of the home's region that are up; else, for reads,
+/// all others that are up; else the same among those that are down.
 fn group(topology: &Topology, home: ZoneId, class: Class, loads: &[ZoneLoad]) -> Vec<ZoneId> {
     let pick = |state, remote| -> Vec<ZoneId> {
         topology
@@ -415,7 +413,7 @@ proptest! {
         }
     }
 
-    /// Whatever the steps, capacities and demands are.
+    /// For any steps, capacities and demands.
     #[test]
     fn bounded_plans_are_whole_and_shed_only_what_has_no_place(
         topology in any::topology(),
@@ -500,8 +498,8 @@ proptest! {
 }
 
 proptest! {
-    /// Of all numbers that can be drawn each target gets its weight, and as many are refused as the plan sheds; which of them
-    /// says nothing about where the others go.
+    /// Of all numbers that can be drawn each target gets its weight, and as many are refused as the
+    /// plan sheds; which of them says nothing about where the others go.
     #[test]
     fn draws_share_requests_out_as_the_plan_says(
         rules in any::rules(),

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use policy::fence::{
-    Agreed, Agreement, Authority, Cause, CellRules, Condition, Effect, Input, Key, Layout, Listing,
-    Move, Name, Outcome, Replica, Revision, SessionId, State, Terms, Transaction, Unsettled, Write,
+    Agreed, Agreement, Authority, AuthorityState, Cause, CellRules, Condition, Effect, Input, Key,
+    Layout, Listing, Move, Name, Replica, Revision, SessionId, Terms, Transaction,
+    TransactionOutcome, Unsettled, Write,
 };
 
 const STORE: u64 = 7;
@@ -23,7 +24,7 @@ fn incarnation(zone: &str) -> SessionId {
     }
 }
 
-fn authority(epoch: u64, owners: &[&str], state: State) -> Authority {
+fn authority(epoch: u64, owners: &[&str], state: AuthorityState) -> Authority {
     Authority {
         store: STORE,
         epoch,
@@ -44,7 +45,7 @@ fn fencing(epoch: u64, owners: &[&str], to: &[&str]) -> Authority {
         epoch_min: 0,
         hold: 0,
     };
-    authority(epoch, owners, State::Fencing(next))
+    authority(epoch, owners, AuthorityState::Fencing(next))
 }
 
 /// The replica of zone a, the time in microseconds, and what it wants of the store.
@@ -117,7 +118,7 @@ impl Desk {
     }
 
     fn answer(&mut self, number: u64, revision: u64) {
-        let outcome = Outcome::Committed(Revision(revision));
+        let outcome = TransactionOutcome::Committed(Revision(revision));
         self.tell(Input::Answer { number, outcome });
     }
 
@@ -160,7 +161,7 @@ fn names_an_authority(write: &Write) -> bool {
 
 #[test]
 fn a_grantor_that_left_and_came_back_leaves_again() {
-    let mut desk = Desk::new(authority(1, &["a"], State::Active));
+    let mut desk = Desk::new(authority(1, &["a"], AuthorityState::Active));
     desk.commit(12, is_registration);
     desk.watch_grantor(true);
 
@@ -175,7 +176,7 @@ fn a_grantor_that_left_and_came_back_leaves_again() {
     );
     desk.answer(leave, 14);
     desk.answer(complete, 15);
-    desk.watch_authority(15, Some(authority(2, &["a", "b"], State::Active)));
+    desk.watch_authority(15, Some(authority(2, &["a", "b"], AuthorityState::Active)));
     desk.commit(16, is_registration);
     desk.watch_grantor(true);
 
@@ -184,14 +185,14 @@ fn a_grantor_that_left_and_came_back_leaves_again() {
 }
 
 #[test]
-fn who_names_the_own_zone_registers_with_that_and_leaves_again() {
-    let mut desk = Desk::new(authority(1, &["b"], State::Active));
+fn a_move_to_the_own_zone_registers_with_it_and_leaves_again() {
+    let mut desk = Desk::new(authority(1, &["b"], AuthorityState::Active));
     desk.watch_authority(13, Some(fencing(1, &["b"], &["a"])));
     let transaction = desk.commit(14, names_an_authority);
     assert!(transaction.writes.iter().any(is_registration));
     let granting = |desk: &Desk| desk.replica.cells().next().unwrap().4.granting();
     assert!(granting(&desk).is_some(), "it need not hear of it first");
-    desk.watch_authority(14, Some(authority(2, &["a"], State::Active)));
+    desk.watch_authority(14, Some(authority(2, &["a"], AuthorityState::Active)));
     desk.watch_grantor(true);
     assert!(granting(&desk).is_some());
     assert!(desk.take(is_registration).is_none(), "once is enough");
@@ -203,7 +204,7 @@ fn who_names_the_own_zone_registers_with_that_and_leaves_again() {
 
 #[test]
 fn an_authority_that_is_deleted_begins_anew_above_every_epoch_that_was_seen() {
-    let mut desk = Desk::new(authority(17, &["a"], State::Active));
+    let mut desk = Desk::new(authority(17, &["a"], AuthorityState::Active));
     desk.watch_authority(12, None);
     let (_, transaction) = desk.take(names_an_authority).expect("a new record");
     let epoch = transaction.writes.iter().find_map(|write| match write {
@@ -220,7 +221,7 @@ fn ends_a_session(write: &Write) -> bool {
 /// Others would wait for it to be heard, and then for what it might have granted.
 #[test]
 fn a_replica_that_stops_while_its_session_is_created_leaves_none_behind() {
-    let mut desk = Desk::before_session(authority(1, &["b"], State::Active));
+    let mut desk = Desk::before_session(authority(1, &["b"], AuthorityState::Active));
     let creation = |desk: &mut Desk| desk.take(|write| matches!(write, Write::Session(_)));
     let (number, _) = creation(&mut desk).expect("a session");
     desk.tell(Input::Stop);
@@ -237,25 +238,26 @@ fn a_replica_that_stops_while_its_session_is_created_leaves_none_behind() {
     assert!(desk.stopped);
 
     // Where nobody knows whether it was created.
-    let mut desk = Desk::before_session(authority(1, &["b"], State::Active));
+    let mut desk = Desk::before_session(authority(1, &["b"], AuthorityState::Active));
     let (number, _) = creation(&mut desk).expect("a session");
     desk.tell(Input::Stop);
-    let outcome = Outcome::Unknown;
+    let outcome = TransactionOutcome::Unknown;
     desk.tell(Input::Answer { number, outcome });
     assert!(!desk.stopped);
     assert_eq!(desk.commit(12, ends_a_session).conditions, []);
     assert!(desk.stopped);
 }
 
-/// The whole store was away, so nobody was heard of. The first replica that is back must not take the others for dead.
+/// The whole store was away, so nobody was heard of. The first replica that is back must not take
+/// the others for dead.
 #[test]
 fn the_first_replica_that_is_back_after_an_outage_ends_no_session_of_others() {
     for confirmed in [false, true] {
-        let mut desk = Desk::new(authority(1, &["b"], State::Active));
+        let mut desk = Desk::new(authority(1, &["b"], AuthorityState::Active));
         let over = desk.replica.terms().session_over();
         desk.tell(Input::Tick);
         desk.wanted.clear();
-        // Nothing that it asks of the store is answered.
+        // The store answers none of its requests.
         desk.now += 5 * over;
         desk.tell(Input::Tick);
         let (number, transaction) = match confirmed {

@@ -68,8 +68,8 @@ fn ports_are_no_part_of_a_host() {
         &[
             ("shop.example:8080", "/", false, "shop"),
             ("shop.example:", "/", false, "shop"),
-            // Envoy cuts at the last colon, whatever follows: were this another service here, the caller could choose
-            // which route the filter believes in.
+            // Envoy cuts at the last colon, whatever follows: were this another service here, the
+            // caller could choose which route the filter believes in.
             ("shop.example:https", "/", false, "shop"),
             ("shop.example:1:2", "/", false, "any"),
             // Behind the last colon a bracket closes an IPv6 address.

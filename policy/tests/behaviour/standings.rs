@@ -1,14 +1,15 @@
 //! Out at once, back with care: zones over simulated time.
 
 use policy::{
-    Failback, Failover, InstanceCounts, Intent, Observed, Phase, Standing, Thresholds, Verdict,
-    Why, ZoneMachine, ZoneState,
+    Failback, Failover, InstanceCounts, Observed, Phase, Thresholds, Why, ZoneAssessment,
+    ZoneDirective, ZoneMachine, ZoneStanding, ZoneState,
 };
 use proptest::prelude::*;
 
 const SECOND: u64 = 1_000;
 
-/// Hold 30 s, at most 100 s; forgiven after 600 s; 1 %, 10 %, 50 % for 20 s each; load damped for 10 s.
+/// Hold 30 s, at most 100 s; forgiven after 600 s; 1 %, 10 %, 50 % for 20 s each; load damped for
+/// 10 s.
 fn rules() -> Failover {
     Failover {
         hold_max_ms: 100 * SECOND,
@@ -21,7 +22,7 @@ struct Zone {
     machine: ZoneMachine,
     rules: Failover,
     healthy: u32,
-    intent: Option<Intent>,
+    directive: Option<ZoneDirective>,
     load: Option<f64>,
     now_ms: u64,
 }
@@ -33,7 +34,7 @@ impl Zone {
             machine: ZoneMachine::default(),
             rules,
             healthy: 10,
-            intent: None,
+            directive: None,
             load: None,
             now_ms: 7,
         };
@@ -41,7 +42,7 @@ impl Zone {
         zone
     }
 
-    fn observe(&mut self) -> Verdict {
+    fn observe(&mut self) -> ZoneAssessment {
         let counts = InstanceCounts {
             healthy: self.healthy,
             unhealthy: 10 - self.healthy,
@@ -49,7 +50,7 @@ impl Zone {
         let observed = Observed {
             counts,
             load: self.load,
-            intent: self.intent,
+            directive: self.directive,
         };
         self.machine.observe(observed, &self.rules, self.now_ms)
     }
@@ -141,7 +142,7 @@ fn a_zone_that_flaps_is_held_longer_each_time_up_to_a_bound_and_is_forgiven() {
     assert_eq!(zone.machine.standing().flaps, 4);
     zone.pass(1);
     zone.observe();
-    assert_eq!(zone.machine.standing(), Standing::default());
+    assert_eq!(zone.machine.standing(), ZoneStanding::default());
 }
 
 #[test]
@@ -156,37 +157,37 @@ fn with_manual_failback_it_waits_for_an_operator() {
     zone.check("awaiting_operator", 1_000);
     assert_eq!(zone.observe().state, ZoneState::Down);
     // The operator's word is a standing that somebody writes.
-    let back = Standing {
+    let back = ZoneStanding {
         phase: Phase::In,
         ..zone.machine.standing()
     };
     zone.machine.adopt(back, zone.now_ms);
     zone.check("healthy", 1_000);
     // A drain that ends is an operator's word, too.
-    zone.intent = Some(Intent::Drain);
+    zone.directive = Some(ZoneDirective::Drain);
     zone.check("drained", 1_000);
-    zone.intent = None;
+    zone.directive = None;
     zone.check("healthy", 1_000);
 }
 
 #[test]
 fn a_drained_zone_gets_nothing_and_comes_back_by_its_ramp() {
     let mut zone = Zone::serving(rules());
-    zone.intent = Some(Intent::Drain);
+    zone.directive = Some(ZoneDirective::Drain);
     zone.check("drained", 1_000);
     assert_eq!(zone.observe().state, ZoneState::Empty);
     zone.pass(10_000);
     zone.set(0, "drained");
     zone.set(10, "drained");
-    zone.intent = None;
+    zone.directive = None;
     zone.check("returning", 10);
     zone.pass(60);
     zone.check("healthy", 1_000);
     assert_eq!(zone.machine.standing().flaps, 0, "a drain is no flap");
-    // What is restarted during the drain is waited for, and then the ramp begins.
-    zone.intent = Some(Intent::Drain);
+    // Instances that are restarted during the drain are waited for, and then the ramp begins.
+    zone.directive = Some(ZoneDirective::Drain);
     zone.set(0, "drained");
-    zone.intent = None;
+    zone.directive = None;
     zone.set(0, "no_healthy_instance");
     zone.pass(10_000);
     zone.set(10, "returning");
@@ -196,17 +197,17 @@ fn a_drained_zone_gets_nothing_and_comes_back_by_its_ramp() {
 #[test]
 fn a_pinned_zone_stays_in_while_it_has_an_instance() {
     let mut zone = Zone::serving(rules());
-    zone.intent = Some(Intent::Pin);
+    zone.directive = Some(ZoneDirective::Pin);
     zone.set(1, "pinned");
     zone.set(0, "no_healthy_instance");
     zone.set(1, "pinned");
-    zone.intent = None;
+    zone.directive = None;
     zone.check("unhealthy", 1_000);
     // A pin ends a hold.
     zone.set(10, "holding");
-    zone.intent = Some(Intent::Pin);
+    zone.directive = Some(ZoneDirective::Pin);
     zone.check("pinned", 1_000);
-    zone.intent = None;
+    zone.directive = None;
     zone.check("healthy", 1_000);
 }
 
@@ -216,19 +217,19 @@ fn a_zone_that_never_served_is_not_held() {
         machine: ZoneMachine::default(),
         rules: rules(),
         healthy: 0,
-        intent: None,
+        directive: None,
         load: None,
         now_ms: 0,
     };
     zone.check("no_healthy_instance", 1_000);
     zone.set(2, "unhealthy");
     zone.set(3, "healthy");
-    assert_eq!(zone.machine.standing(), Standing::default());
+    assert_eq!(zone.machine.standing(), ZoneStanding::default());
 }
 
 #[test]
 fn a_replica_that_starts_follows_what_was_written() {
-    let written = Standing {
+    let written = ZoneStanding {
         phase: Phase::Returning { step: 1 },
         flaps: 2,
         load_step: 0,
@@ -240,7 +241,7 @@ fn a_replica_that_starts_follows_what_was_written() {
     zone.pass(20);
     zone.check("returning", 500);
     // Another was faster.
-    let full = Standing {
+    let full = ZoneStanding {
         phase: Phase::In,
         ..written
     };
@@ -309,21 +310,21 @@ fn any_rules() -> impl Strategy<Value = Failover> {
 }
 
 proptest! {
-    /// Whatever happens: too few healthy instances are never given a full part, a drained zone nothing, and what the machine
-    /// waits for lies ahead.
+    /// For any events: too few healthy instances never get a full share, a drained zone gets none,
+    /// and the time that the machine waits for lies ahead.
     #[test]
     fn verdicts_follow_what_is_seen(
         rules in any_rules(),
         events in prop::collection::vec((0..=10_u32, 0..4_u8, 0..40_u64, any::<bool>()), 1..60),
     ) {
         let mut zone = Zone::serving(rules);
-        let mut written = Standing::default();
-        for (healthy, intent, pass_ms, restart) in events {
+        let mut written = ZoneStanding::default();
+        for (healthy, directive, pass_ms, restart) in events {
             zone.now_ms += pass_ms;
             zone.healthy = healthy;
-            zone.intent = match intent {
-                0 => Some(Intent::Drain),
-                1 => Some(Intent::Pin),
+            zone.directive = match directive {
+                0 => Some(ZoneDirective::Drain),
+                1 => Some(ZoneDirective::Pin),
                 _ => None,
             };
             if restart {
@@ -335,9 +336,9 @@ proptest! {
             prop_assert!(verdict.share >= 1 && verdict.share <= 1_000);
             prop_assert!(verdict.again_at_ms.is_none_or(|at| at > zone.now_ms), "{verdict:?}");
             let down = u32::from(zone.rules.thresholds.down_below_percent());
-            let expected = match (zone.intent, healthy) {
-                (Some(Intent::Drain), _) | (_, 0) => Some(ZoneState::Empty),
-                (Some(Intent::Pin), _) => Some(ZoneState::Up),
+            let expected = match (zone.directive, healthy) {
+                (Some(ZoneDirective::Drain), _) | (_, 0) => Some(ZoneState::Empty),
+                (Some(ZoneDirective::Pin), _) => Some(ZoneState::Up),
                 (None, healthy) if healthy * 10 < down => Some(ZoneState::Down),
                 (None, _) => None,
             };
@@ -349,12 +350,13 @@ proptest! {
                 prop_assert_eq!(verdict.state, ZoneState::Up);
             }
         }
-        // Nothing is out for ever: well for long enough, and confirmed where that is wanted, every zone is in again.
+        // No zone is out for ever: well for long enough, and confirmed where that is wanted, every
+        // zone is in again.
         zone.healthy = 10;
-        zone.intent = None;
+        zone.directive = None;
         zone.pass(1);
         if zone.observe().why == Why::AwaitingOperator {
-            let back = Standing { phase: Phase::In, ..zone.machine.standing() };
+            let back = ZoneStanding { phase: Phase::In, ..zone.machine.standing() };
             zone.machine.adopt(back, zone.now_ms);
         }
         zone.pass(1);
@@ -364,22 +366,23 @@ proptest! {
 
 #[test]
 fn an_operators_directives_are_no_flaps() {
-    // A zone without a healthy instance, pinned and released, drained and released, again and again.
-    for intent in [Intent::Pin, Intent::Drain] {
+    // A zone without a healthy instance, pinned and released, drained and released, again and
+    // again.
+    for directive in [ZoneDirective::Pin, ZoneDirective::Drain] {
         let mut zone = Zone::serving(rules());
-        zone.intent = Some(Intent::Drain);
+        zone.directive = Some(ZoneDirective::Drain);
         zone.set(0, "drained");
         for _ in 0..4 {
-            zone.intent = Some(intent);
+            zone.directive = Some(directive);
             zone.pass(1);
-            zone.intent = None;
+            zone.directive = None;
             zone.pass(1);
-            assert_eq!(zone.machine.standing().flaps, 0, "{intent:?}");
+            assert_eq!(zone.machine.standing().flaps, 0, "{directive:?}");
         }
         // Its first instances wait for one hold at most.
         zone.set(
             10,
-            if intent == Intent::Pin {
+            if directive == ZoneDirective::Pin {
                 "holding"
             } else {
                 "returning"
@@ -390,17 +393,17 @@ fn an_operators_directives_are_no_flaps() {
     }
     // One that fell ill while it was pinned goes out by the operator's word, too.
     let mut zone = Zone::serving(rules());
-    zone.intent = Some(Intent::Pin);
+    zone.directive = Some(ZoneDirective::Pin);
     zone.check("pinned", 1_000);
     zone.set(1, "pinned");
-    zone.intent = None;
+    zone.directive = None;
     zone.set(1, "unhealthy");
     assert_eq!(zone.machine.standing().flaps, 0);
     // A zone that falls ill by itself flaps, also after a pin.
     let mut zone = Zone::serving(rules());
-    zone.intent = Some(Intent::Pin);
+    zone.directive = Some(ZoneDirective::Pin);
     zone.check("pinned", 1_000);
-    zone.intent = None;
+    zone.directive = None;
     zone.check("healthy", 1_000);
     zone.set(1, "unhealthy");
     assert_eq!(zone.machine.standing().flaps, 1);

@@ -6,7 +6,8 @@ use policy::{
     ZoneLoad, ZoneState, decide,
 };
 
-/// Two rooms in Shanghai, two in Beijing; `sh-a` is 1 ms from `sh-b`, 29 ms from `bj-c` and 59 ms from `bj-d`.
+/// Two rooms in Shanghai, two in Beijing; `sh-a` is 1 ms from `sh-b`, 29 ms from `bj-c` and 59 ms
+/// from `bj-d`.
 pub(crate) fn topology() -> Topology {
     let link = |rtt_ms| Link { rtt_ms, cost: 1.0 };
     Topology::new(
@@ -125,13 +126,13 @@ pub(crate) fn request(
         (":path", path),
         (":authority", "shop.example"),
     ];
-    // What is said again replaces; to repeat a header, name it twice.
+    // A header that is given again replaces the first; to repeat a header, name it twice.
     headers.retain(|(name, _)| more.iter().all(|(other, _)| other != name));
     headers.extend(more);
     Request(headers)
 }
 
-/// What becomes of the request: the outcome and its stamps, or the refusal, then the reason.
+/// The decision as text: the outcome and its stamps, or the refusal, then the reason.
 pub(crate) fn verdict<S: AsRef<str>>(policy: &Policy, request: &Request<S>) -> String {
     verdict_of(&decide(policy, &Facts::gather(policy, request)))
 }

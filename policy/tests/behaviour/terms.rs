@@ -1,11 +1,11 @@
-//! The agreed terms: who creates them, who acts by them, and how they change.
+//! The agreed terms: their creation, their use, and their changes.
 
 use std::collections::BTreeMap;
 
 use policy::fence::{
-    Agreed, Agreement, Authority, CellRules, Condition, Effect, HolderId, Input, Key, Layout,
-    Listing, MoveRejected, Name, Outcome, Replica, Revision, SessionId, State, Terms, TermsId,
-    Transaction, Unsettled, Withheld, Write,
+    Agreed, Agreement, Authority, AuthorityState, CellRules, Condition, Effect, HolderId, Input,
+    Key, Layout, Listing, MoveRejected, Name, Replica, Revision, SessionId, Terms, TermsId,
+    Transaction, TransactionOutcome, Unsettled, Withheld, Write,
 };
 
 const HOLDER: HolderId = HolderId(1);
@@ -46,7 +46,7 @@ fn active(epoch: u64) -> Authority {
         epoch,
         owners: vec![name("a")],
         standby: vec![name("b")],
-        state: State::Active,
+        state: AuthorityState::Active,
         unsettled: Unsettled::none(),
         hold: 0,
     }
@@ -145,7 +145,7 @@ impl Desk {
                 };
                 self.tell(told);
             }
-            let outcome = Outcome::Committed(at);
+            let outcome = TransactionOutcome::Committed(at);
             self.tell(Input::Answer { number, outcome });
             made.push(transaction);
         }
@@ -220,7 +220,7 @@ fn a_replica_with_other_terms_grants_nothing_and_moves_nothing() {
         hold: 0,
     };
     let now = desk.now;
-    let wished = desk.replica.wish(&name("one"), next, false, now);
+    let wished = desk.replica.request_move(&name("one"), next, false, now);
     assert_eq!(wished.unwrap_err(), MoveRejected::TermsDiffer);
     // It acts by what is agreed on all the same: others count on that.
     assert_eq!(desk.replica.terms().session_ttl, 3_000);
@@ -279,7 +279,7 @@ fn a_change_ends_when_all_are_configured_and_what_was_granted_is_over() {
 }
 
 #[test]
-fn nobody_grants_while_writes_go_to_other_cells() {
+fn no_incarnation_grants_while_writes_go_to_other_cells() {
     let own = agreed(3_000);
     let mut desk = Desk::new(&own, Some(Agreement::first(own.clone())));
     assert!(desk.grants());
@@ -321,7 +321,8 @@ fn a_proxy_is_granted_nothing_before_its_policy_is_of_the_present_terms() {
     assert_eq!(desk.grants_by(Some(first.id())), withheld);
     assert_eq!(desk.grants_by(Some(widened.id())), Ok(()));
 
-    // The way back leads to the same spans, and yet not to the same terms: others have promised by those in between.
+    // The way back leads to the same spans, and yet not to the same terms: others have promised by
+    // those in between.
     let back = widened.back();
     desk.put_terms(back.clone());
     assert_eq!(back.current, first.current);
@@ -370,8 +371,8 @@ fn an_older_filter_is_granted_something_until_the_terms_are_changed() {
     assert_eq!(desk.grants_by(None), withheld);
 }
 
-/// A leave whose outcome was unknown may be made late. It compares an authority that has not changed since, so it must not
-/// name the key of a grantor that grants again.
+/// A leave whose outcome was unknown may be made late. It compares an authority that has not
+/// changed since, so it must not name the key of a grantor that grants again.
 #[test]
 fn a_grantor_that_stopped_comes_back_as_another_incarnation() {
     let own = agreed(3_000);
@@ -399,7 +400,7 @@ fn a_registration_that_was_refused_for_old_terms_is_tried_under_the_new_ones() {
     let (number, _) = desk.wanted.pop().expect("a registration");
     desk.tell(Input::Answer {
         number,
-        outcome: Outcome::Refused,
+        outcome: TransactionOutcome::Refused,
     });
     desk.pass(200);
     assert!(!desk.grants());
@@ -458,7 +459,8 @@ fn terms_that_are_deleted_come_back_as_they_were() {
     assert!(desk.grants());
 }
 
-/// A replica of a version that knows no history writes the record without it. Filters that say no terms would get grants again.
+/// A replica of a version that knows no history writes the record without it. Filters that say no
+/// terms would get grants again.
 #[test]
 fn terms_whose_history_is_lost_get_it_back() {
     let own = agreed(3_000);

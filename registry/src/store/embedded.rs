@@ -1,8 +1,9 @@
-//! The store in one file of one process: durable, with the same semantics as etcd, and with no second server to run.
+//! The store in one file of one process: durable, with the same semantics as etcd, and with no
+//! second server to run.
 //!
-//! `file.rs` is the file (redb), `writer.rs` the one task that changes it, `leases.rs` the time of the leases. A watch
-//! reads from the committed history in pages and is woken when that grows, so a slow reader holds one page in memory,
-//! whatever the others do.
+//! `file.rs` is the file (redb), `writer.rs` the one task that changes it, `leases.rs` the time of
+//! the leases. A watch reads from the committed history in pages and is woken when that grows, so a
+//! slow reader holds one page in memory, whatever the others do.
 
 mod file;
 mod leases;
@@ -26,10 +27,11 @@ use super::{
     WatchBatch, WatchError, check_key, check_ttl, check_txn,
 };
 
-/// How long a change may wait for its turn and for the disk. One that takes longer has an unknown outcome.
+/// How long a change may wait for its turn and for the disk. One that takes longer has an unknown
+/// outcome.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where the store is and what it remembers.
+/// The file of the store, and the length of its history.
 #[derive(Clone, Debug)]
 pub struct EmbeddedOptions {
     /// The file; made when it is not there. Its directory must be.
@@ -48,7 +50,8 @@ impl EmbeddedOptions {
     }
 }
 
-/// A [`Store`] in one file. The file is free for another process once the store and its watches are dropped.
+/// A [`Store`] in one file. The file is free for another process once the store and its watches are
+/// dropped.
 pub struct EmbeddedStore {
     file: Arc<StoreFile>,
     commands: mpsc::Sender<Command>,
@@ -58,8 +61,10 @@ pub struct EmbeddedStore {
 impl EmbeddedStore {
     /// Opens the file, or makes it. Runs the writer on the current tokio runtime.
     ///
-    /// [`StoreError::InUse`] if it is open elsewhere, [`StoreError::Corrupt`] if it is no whole store of this version,
-    /// [`StoreError::Unavailable`] if the system does not let us.
+    /// # Errors
+    ///
+    /// [`StoreError::InUse`] if it is open elsewhere, [`StoreError::Corrupt`] if it is no whole
+    /// store of this version, [`StoreError::Unavailable`] if the system does not let us.
     pub async fn open(options: EmbeddedOptions) -> Result<Self, StoreError> {
         let file = blocking(move || {
             StoreFile::open(&options.path, options.history_revisions, random_cluster())
@@ -214,7 +219,7 @@ impl Watcher {
     }
 }
 
-/// Runs what blocks off the async threads.
+/// Runs blocking work off the async threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
@@ -228,8 +233,8 @@ fn stopped() -> StoreError {
     }
 }
 
-/// Random, because the standard library seeds each of these hashers by the system's randomness: no further dependency
-/// for one number in a file's life.
+/// Random, because the standard library seeds each of these hashers by the system's randomness: no
+/// further dependency for one number in a file's life.
 fn random_cluster() -> ClusterId {
     ClusterId(RandomState::new().hash_one("cluster").max(1))
 }

@@ -1,8 +1,9 @@
 //! The store in etcd.
 //!
-//! etcd-client's own balancer keeps sending to a member that is dead or hangs, and its streams do not notice one that
-//! hangs at all. So there is one client per member here, the choice between them is ours (`members.rs`), every answer has
-//! a deadline, and a watch asks its member for a sign of life (`watch.rs`).
+//! etcd-client's own balancer keeps sending to a member that is dead or hangs, and its streams do
+//! not notice one that hangs at all. So there is one client per member here, the choice between
+//! them is ours (`members.rs`), every answer has a deadline, and a watch asks its member for a sign
+//! of life (`watch.rs`).
 
 mod members;
 mod watch;
@@ -24,7 +25,8 @@ use super::{
     StoreError, TxnOutcome, WatchBatch, WatchError, check_key, check_ttl, check_txn, random_lease,
 };
 
-/// How many keys a page of a listing asks for at first. 1,000 entries of 400 bytes are a tenth of what a client decodes.
+/// How many keys a page of a listing asks for at first. 1,000 entries of 400 bytes are a tenth of
+/// what a client decodes.
 const PAGE_KEYS: i64 = 1000;
 
 /// How often a listing begins again because its revision was compacted under it.
@@ -35,7 +37,8 @@ const LISTING_ATTEMPTS: usize = 3;
 pub struct EtcdOptions {
     /// `http://host:port` of each member, the preferred (nearest) first.
     pub endpoints: Vec<String>,
-    /// How long one member has for one answer. A call may ask every member once, so it ends after `endpoints` times this.
+    /// How long one member has for one answer. A call may ask every member once, so it ends after
+    /// `endpoints` times this.
     pub request_timeout: Duration,
     /// How long a TCP connection may take to open.
     pub connect_timeout: Duration,
@@ -67,8 +70,11 @@ pub struct EtcdStore {
 }
 
 impl EtcdStore {
-    /// Takes the addresses; connects at the first call, so it works with no member up. Errors only on addresses that
-    /// are none.
+    /// Takes the addresses; connects at the first call, so it works with no member up.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Invalid`] for an endpoint that is no address.
     pub async fn new(options: EtcdOptions) -> Result<Self, StoreError> {
         let request_timeout = options.request_timeout;
         let members = Arc::new(Members::new(options).await?);
@@ -78,8 +84,8 @@ impl EtcdStore {
         })
     }
 
-    /// The same store, whose members have only so long for one answer. Which cluster is trusted and which member is good are
-    /// known to both.
+    /// The same store, whose members have only so long for one answer. Which cluster is trusted and
+    /// which member is good are known to both.
     pub fn within(&self, request_timeout: Duration) -> EtcdStore {
         EtcdStore {
             members: Arc::clone(&self.members),
@@ -96,8 +102,9 @@ impl EtcdStore {
         self.members.call(after, repeat, request).await
     }
 
-    /// All pages at one revision. `OutOfRange` is etcd's word for two things: the page is larger than a client decodes, so
-    /// it is asked for with half the keys, and the revision is compacted, which is left when a page of one key fails.
+    /// All pages at one revision. `OutOfRange` is etcd's word for two things: the page is larger
+    /// than a client decodes, so it is asked for with half the keys, and the revision is compacted,
+    /// which is left when a page of one key fails.
     async fn survey_once(&self, prefix: &str) -> Result<(ClusterId, Listing), Failure> {
         let end = range_end(prefix);
         let mut start = if prefix.is_empty() {
@@ -150,8 +157,14 @@ impl EtcdStore {
         }
     }
 
-    /// Has etcd forget its history up to `revision`, of all keys, ours or not; what is there at that revision stays. A watch that
-    /// resumes from before it ends with [`WatchError::Compacted`]. Fine where that was done already.
+    /// Has etcd forget its history up to `revision`, of all keys, ours or not; entries at that
+    /// revision stay. A watch that resumes from before it ends with [`WatchError::Compacted`]. Fine
+    /// where that was done already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::get`], and [`StoreError::Unavailable`] for a revision that etcd has not reached
+    /// yet.
     pub async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         let compacted = self
             .call(Repeat::Safe, |mut client| async move {
@@ -160,13 +173,18 @@ impl EtcdStore {
             .await;
         match compacted {
             Ok(answer) => self.members.check_header(answer.header()).map(drop),
-            // etcd's text (api/v3/v3rpc/rpctypes/error.go); its code is that of a revision of the future, too.
+            // etcd's text (api/v3/v3rpc/rpctypes/error.go); its code is that of a revision of the
+            // future, too.
             Err(Failure::OutOfRange { detail }) if detail.contains("has been compacted") => Ok(()),
             Err(failure) => Err(failure.into()),
         }
     }
 
     /// The first key that does not start with `prefix`, no older than the call; none where all do.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::get`].
     pub async fn key_outside(&self, prefix: &str) -> Result<Option<String>, StoreError> {
         let first = |from: Vec<u8>, to: Vec<u8>| {
             let options = GetOptions::new()
@@ -249,8 +267,8 @@ impl Store for EtcdStore {
         let changes_nothing = then.is_empty() && otherwise.is_empty();
         let mut then: Vec<TxnOp> = then.into_iter().map(txn_op).collect();
         if changes_nothing {
-            // etcd answers a transaction without operations from the member's own state, however stale. One
-            // linearizable read in it makes the compares linearizable too.
+            // etcd answers a transaction without operations from the member's own state, however
+            // stale. One linearizable read in it makes the compares linearizable too.
             then.push(TxnOp::get([0], Some(GetOptions::new().with_count_only())));
         }
         let txn = Txn::new()
@@ -282,8 +300,8 @@ impl Store for EtcdStore {
     async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         check_ttl(ttl)?;
         let ttl_s = ttl.as_nanos().div_ceil(1_000_000_000) as i64; // fits: LEASE_TTL_MAX
-        // Safe to repeat: a lease whose answer got lost holds no key and ends by itself. Each attempt has an id of its own;
-        // those that etcd would choose rise by one.
+        // Safe to repeat: a lease whose answer got lost holds no key and ends by itself. Each
+        // attempt has an id of its own; those that etcd would choose rise by one.
         let answer = self
             .call(Repeat::Safe, |mut client| async move {
                 let options = LeaseGrantOptions::new().with_id(random_lease().0);
@@ -297,8 +315,9 @@ impl Store for EtcdStore {
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
         let answer = self
             .call(Repeat::Safe, |mut client| async move {
-                // A stream of its own for each call, so that no answer to an earlier request can be taken for this one's.
-                // Opening makes one exchange, but keeps the ttl to itself; the second one says it.
+                // A stream of its own for each call, so that no answer to an earlier request can be
+                // taken for this one's. Opening makes one exchange, but keeps the ttl to itself;
+                // the second one says it.
                 let (mut keeper, mut answers) = match client.lease_keep_alive(lease.0).await {
                     Err(etcd_client::Error::LeaseKeepAliveError(_)) => {
                         return Err(Failure::Answer(StoreError::LeaseNotFound));
@@ -341,7 +360,8 @@ impl Store for EtcdStore {
     }
 
     async fn alarms(&self) -> Result<Vec<RefusedCause>, StoreError> {
-        // The request that is about alarms is written to the log by etcd, reads too; a member's status is not.
+        // The request that is about alarms is written to the log by etcd, reads too; a member's
+        // status is not.
         let status = self
             .call(Repeat::Safe, |mut client| async move {
                 Ok(client.status().await?)

@@ -1,13 +1,14 @@
 //! The store: where desired state, instances, authority and sessions live.
 //!
-//! [`Store`] has two implementations with the same semantics, held to them by one test suite: [`EtcdStore`] for a
-//! mesh over several zones, and [`EmbeddedStore`], one file and one process, for trying things out, a single node and
-//! the edge.
+//! [`Store`] has two implementations with the same semantics, held to them by one test suite:
+//! [`EtcdStore`] for a mesh over several zones, and [`EmbeddedStore`], one file and one process,
+//! for trying things out, a single node and the edge.
 //!
-//! The model is etcd's. Every change of the store has a revision, which rises by one with each transaction that changes
-//! something. A [`Listing`] is the state at one revision, a watch delivers what changed after a revision, so a listing
-//! and a watch from its revision together miss nothing and repeat nothing. A lease holds keys: when it ends, all of them
-//! are deleted in one revision, as ordinary delete events.
+//! The model is etcd's. Every change of the store has a revision, which rises by one with each
+//! transaction that changes something. A [`Listing`] is the state at one revision, a watch delivers
+//! what changed after a revision, so a listing and a watch from its revision together miss nothing
+//! and repeat nothing. A lease holds keys: when it ends, all of them are deleted in one revision,
+//! as ordinary delete events.
 
 mod embedded;
 mod etcd;
@@ -22,26 +23,29 @@ use futures::stream::BoxStream;
 pub use embedded::{EmbeddedOptions, EmbeddedStore};
 pub use etcd::{EtcdOptions, EtcdStore};
 
-/// The most compares, and the most operations of one branch, in a transaction. etcd refuses more than 128 by default;
-/// an operator may have set less, so the bound leaves room.
+/// The most compares, and the most operations of one branch, in a transaction. etcd refuses more
+/// than 128 by default; an operator may have set less, so the bound leaves room.
 pub const TXN_OPERATIONS_MAX: usize = 100;
 
-/// The most bytes of keys and values in one transaction. etcd refuses a request over 1.5 MiB by default.
+/// The most bytes of keys and values in one transaction. etcd refuses a request over 1.5 MiB by
+/// default.
 pub const TXN_BYTES_MAX: usize = 1024 * 1024;
 
-/// The longest time to live of a lease. The bound keeps deadlines on a monotonic clock representable.
+/// The longest time to live of a lease. The bound keeps deadlines on a monotonic clock
+/// representable.
 pub const LEASE_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A point in the store's history. 0 is before everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub i64);
 
-/// The name of a lease: a random number above 0, so that nobody can guess another's.
+/// The name of a lease: a random number above 0, so that no client can guess another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub i64);
 
-/// Which store this is. A store that was restored or replaced must have another id (for etcd the operator sees to that:
-/// a restore with another cluster token), because its revisions say nothing about the old one's.
+/// Which store this is. A store that was restored or replaced must have another id (for etcd the
+/// operator sees to that: a restore with another cluster token), because its revisions say nothing
+/// about the old one's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClusterId(pub u64);
 
@@ -69,7 +73,8 @@ pub struct Listing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     pub cluster: ClusterId,
-    /// No older than the call. Lower than one that was seen before: the store was restored from an older backup.
+    /// No older than the call. Lower than one that was seen before: the store was restored from an
+    /// older backup.
     pub revision: Revision,
 }
 
@@ -105,7 +110,8 @@ pub struct WatchBatch {
     pub events: Vec<Event>,
 }
 
-/// A condition on one key, or on all under a prefix. All conditions of a transaction must hold for its `then` branch.
+/// A condition on one key, or on all under a prefix. All conditions of a transaction must hold for
+/// its `then` branch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Compare {
     /// The last put of the key was at this revision; 0: the key is absent.
@@ -189,7 +195,7 @@ impl Op {
     }
 }
 
-/// What a transaction did.
+/// The outcome of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TxnOutcome {
     /// Whether all compares held, so that `then` ran and not `otherwise`.
@@ -198,11 +204,11 @@ pub struct TxnOutcome {
     pub revision: Revision,
 }
 
-/// Why a store could not do what it was asked.
+/// Why a request to a store failed.
 ///
-/// After [`Unavailable`](StoreError::Unavailable) and [`Timeout`](StoreError::Timeout) the outcome of a transaction is
-/// unknown: it may have been made, or may still be. Read, or compare, before doing it again. All others say that nothing
-/// was changed.
+/// After [`Unavailable`](StoreError::Unavailable) and [`Timeout`](StoreError::Timeout) the outcome
+/// of a transaction is unknown: it may have been made, or may still be. Read, or compare, before
+/// doing it again. All others say that nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// There was no connection to any member, so nothing was sent. Worth trying again.
@@ -229,8 +235,9 @@ pub enum StoreError {
     /// The store understood and refuses: no permission, a quota, an alarm. Needs an operator.
     #[error("the store refused: {detail}")]
     Refused { cause: RefusedCause, detail: String },
-    /// Another cluster answers than the one that is trusted: restored, replaced, or a wrong address. Nothing that was
-    /// learned from the old one holds for it; [`Store::trust`] accepts it.
+    /// Another cluster answers than the one that is trusted: restored, replaced, or a wrong
+    /// address. Nothing that was learned from the old one holds for it; [`Store::trust`] accepts
+    /// it.
     #[error("another cluster answers: it was {was:?}, now it is {is:?}")]
     ClusterChanged { was: ClusterId, is: ClusterId },
     /// Another process has the file open.
@@ -250,7 +257,8 @@ pub enum StoreError {
 /// Why a store refuses a request that it understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RefusedCause {
-    /// No space: etcd's alarm NOSPACE, or a full disk. Every write is refused until an operator acts.
+    /// No space: etcd's alarm NOSPACE, or a full disk. Every write is refused until an operator
+    /// acts.
     Full,
     /// etcd's alarm CORRUPT: members disagree about the data.
     CorruptData,
@@ -265,39 +273,67 @@ pub enum RefusedCause {
 /// Why a watch ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
-    /// History up to `compacted` is gone and the watch wanted older: list again, and watch from that revision.
+    /// History up to `compacted` is gone and the watch wanted older: list again, and watch from
+    /// that revision.
     #[error("the history before revision {} is compacted: list again", compacted.0)]
     Compacted { compacted: Revision },
-    /// The stream broke off; unless the cause is final, watch again from the last revision received.
+    /// The stream broke off; unless the cause is final, watch again from the last revision
+    /// received.
     #[error("the watch was disconnected: {0}")]
     Disconnected(#[from] StoreError),
 }
 
-/// A key-value store with history, leases and compare-and-swap. See the module's text for the model.
+/// A key-value store with history, leases and compare-and-swap. See the module's text for the
+/// model.
 ///
-/// Every answer has a deadline; no method waits for ever, the watch excepted. Dropping a method's future before it is
-/// ready leaves a transaction's outcome unknown. Keys are not empty and are UTF-8 (an entry of somebody else whose key
-/// is not, is skipped).
+/// # Errors
+///
+/// Every method may fail with [`Unreachable`](StoreError::Unreachable),
+/// [`Unavailable`](StoreError::Unavailable), [`Timeout`](StoreError::Timeout) or
+/// [`Refused`](StoreError::Refused), and those that need a trusted store with
+/// [`ClusterChanged`](StoreError::ClusterChanged). Their texts below name only further ones.
+///
+/// # Deadlines
+///
+/// Every answer has a deadline; no method waits for ever, the watch excepted. Dropping a method's
+/// future before it is ready leaves a transaction's outcome unknown. Keys are not empty and are
+/// UTF-8 (an entry of another client whose key is not, is skipped).
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// All entries whose key starts with `prefix` ("" for all), at one revision that is no older than the call.
+    /// All entries whose key starts with `prefix` ("" for all), at one revision that is no older
+    /// than the call.
+    ///
+    /// # Errors
+    ///
+    /// Those of every method: see the trait's text.
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
 
     /// The entry at `key`, no older than the call.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Invalid`] for an empty key.
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
 
-    /// Everything that changes under `prefix` ("" for all) after the revision `after`, in order of revisions, those
-    /// first that have happened already. Resuming after the revision of the last batch loses and repeats nothing.
-    /// The stream ends after an error, and only then. A slow reader costs no unbounded memory; one that is slower than
-    /// the store keeps history gets [`WatchError::Compacted`].
+    /// Everything that changes under `prefix` ("" for all) after the revision `after`, in order of
+    /// revisions, those first that have happened already. Resuming after the revision of the last
+    /// batch loses and repeats nothing. The stream ends after an error, and only then. A slow
+    /// reader costs no unbounded memory; one that is slower than the store keeps history gets
+    /// [`WatchError::Compacted`].
     fn watch(
         &self,
         prefix: &str,
         after: Revision,
     ) -> BoxStream<'static, Result<WatchBatch, WatchError>>;
 
-    /// Runs `then` if all of `compare` hold, else `otherwise`, in one revision. A branch names a key at most once.
-    /// [`StoreError::LeaseNotFound`] if the branch puts with a lease that is gone; then nothing is changed.
+    /// Runs `then` if all of `compare` hold, else `otherwise`, in one revision. A branch names a
+    /// key at most once.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseNotFound`] if the branch puts with a lease that is gone;
+    /// [`StoreError::TooManyOperations`], [`StoreError::TooLarge`] and [`StoreError::Invalid`] (an
+    /// empty key, a key twice in a branch) before anything is sent. Nothing is changed then.
     async fn txn(
         &self,
         compare: Vec<Compare>,
@@ -305,35 +341,71 @@ pub trait Store: Send + Sync + 'static {
         otherwise: Option<Vec<Op>>,
     ) -> Result<TxnOutcome, StoreError>;
 
-    /// A new lease that lives at least `ttl` from now (etcd rounds up to seconds, and to about 1.5 election time-outs).
+    /// A new lease that lives at least `ttl` from now (etcd rounds up to seconds, and to about 1.5
+    /// election time-outs).
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Invalid`] for a `ttl` of zero or of more than a year.
     async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
 
-    /// Starts the lease's time to live again and returns that time; it began no earlier than this call did.
+    /// Starts the lease's time to live again and returns that time; it began no earlier than this
+    /// call did.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseNotFound`] if it has ended.
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError>;
 
-    /// Ends the lease and deletes its keys, in one revision. [`StoreError::LeaseNotFound`] if it has ended already.
+    /// Ends the lease and deletes its keys, in one revision.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseNotFound`] if it has ended already.
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 
     /// Which store answers now.
+    ///
+    /// # Errors
+    ///
+    /// Those of every method: see the trait's text.
     async fn cluster_id(&self) -> Result<ClusterId, StoreError>;
 
     /// Which store answers now, trusted or not, and its revision.
+    ///
+    /// # Errors
+    ///
+    /// Those of every method but [`StoreError::ClusterChanged`].
     async fn head(&self) -> Result<Head, StoreError>;
 
-    /// What the store says that is wrong with it: [`Full`](RefusedCause::Full),
-    /// [`CorruptData`](RefusedCause::CorruptData). Costs it no write. Empty for one that says nothing of itself.
+    /// The faults that the store reports of itself: [`Full`](RefusedCause::Full),
+    /// [`CorruptData`](RefusedCause::CorruptData). Costs it no write. Empty for a store that
+    /// reports none.
+    ///
+    /// # Errors
+    ///
+    /// Those of every method but [`StoreError::ClusterChanged`].
     async fn alarms(&self) -> Result<Vec<RefusedCause>, StoreError> {
         Ok(Vec::new())
     }
 
-    /// As [`list`](Store::list), from whichever store answers, trusted or not: to look before it is trusted.
+    /// As [`list`](Store::list), from whichever store answers, trusted or not: to look before it is
+    /// trusted.
+    ///
+    /// # Errors
+    ///
+    /// Those of every method but [`StoreError::ClusterChanged`].
     async fn survey(&self, prefix: &str) -> Result<(ClusterId, Listing), StoreError>;
 
-    /// From now on only this cluster's answers are believed. Without it that is the first one that answers. An embedded
-    /// store is always the same one and needs no trust.
+    /// From now on only this cluster's answers are believed. Without it that is the first one that
+    /// answers. An embedded store is always the same one and needs no trust.
     fn trust(&self, cluster: ClusterId);
 
     /// Puts one key unconditionally; returns its new revision.
+    ///
+    /// # Errors
+    ///
+    /// As [`txn`](Store::txn).
     async fn put(
         &self,
         key: &str,
@@ -349,6 +421,10 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Deletes one key, if it is there; returns the store's revision after that.
+    ///
+    /// # Errors
+    ///
+    /// As [`txn`](Store::txn).
     async fn delete(&self, key: &str) -> Result<Revision, StoreError> {
         let delete = Op::delete(key);
         Ok(self.txn(Vec::new(), vec![delete], None).await?.revision)
@@ -366,7 +442,8 @@ fn random_lease() -> LeaseId {
     LeaseId((random >> 2).max(1).cast_signed())
 }
 
-/// Refuses what one of the stores would refuse, so that both refuse the same, and before anything is sent.
+/// Refuses what one of the stores would refuse, so that both refuse the same, and before anything
+/// is sent.
 fn check_txn(compare: &[Compare], then: &[Op], otherwise: &[Op]) -> Result<(), StoreError> {
     for count in [compare.len(), then.len(), otherwise.len()] {
         if count > TXN_OPERATIONS_MAX {

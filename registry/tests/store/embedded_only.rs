@@ -1,4 +1,4 @@
-//! What the embedded store alone can show: the file.
+//! The embedded store alone: the file.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ async fn reopen(path: &Path) -> EmbeddedStore {
 }
 
 #[tokio::test]
-async fn what_was_stored_is_there_after_a_reopen() {
+async fn entries_survive_a_reopen() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
     let store = open(&path).await.unwrap();
@@ -80,7 +80,8 @@ impl Drop for Writer {
 
 const WRITER_FILE: &str = "TIDEGATE_TEST_WRITER_FILE";
 
-/// Not a test of its own: the process that `a_killed_process_loses_nothing_that_was_acknowledged` kills.
+/// Not a test of its own: the process that `a_killed_process_loses_nothing_that_was_acknowledged`
+/// kills.
 #[tokio::test]
 #[ignore = "run as a child process by another test"]
 #[allow(
@@ -265,7 +266,8 @@ async fn close(store: EmbeddedStore, path: &Path) {
     .await;
 }
 
-/// A copy of the file, put back after the store has gone on, beside the newest mark or none: the store's ids before and after.
+/// A copy of the file, put back after the store has gone on, beside the newest mark or none: the
+/// store's ids before and after.
 async fn put_back(with_newest_mark: bool) -> (ClusterId, ClusterId) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");

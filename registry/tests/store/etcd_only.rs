@@ -1,4 +1,4 @@
-//! What etcd alone can show: members that fail.
+//! etcd alone: members that fail.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use super::support::etcd::Cluster;
 use super::support::{eventually, within};
 use super::{bytes, next};
 
-/// Within this a member that hangs is noticed: keepalive interval and time-out, or one request time-out, and the second
-/// that a busy machine may take.
+/// Within this a member that hangs is noticed: keepalive interval and time-out, or one request
+/// time-out, and the second that a busy machine may take.
 const NOTICED: Duration = Duration::from_secs(3);
 
 /// Watches like a user of the store: again from the last revision when the watch is disconnected.
@@ -221,7 +221,7 @@ async fn with_no_member_up_a_call_says_so_in_time() {
 }
 
 #[tokio::test]
-async fn what_is_not_permitted_is_refused() {
+async fn permission_denied_is_refused() {
     let cluster = Cluster::start(1).await;
     let store = cluster.store().await;
     let connected = etcd_client::Client::connect(cluster.endpoints(), None).await;

@@ -1,4 +1,4 @@
-//! What both stores promise about leases.
+//! The promises of both stores about leases.
 
 use std::collections::HashSet;
 use std::time::Duration;

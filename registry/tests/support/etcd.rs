@@ -9,7 +9,8 @@ use std::time::Duration;
 use registry::store::{EtcdOptions, EtcdStore, Store};
 use tempfile::TempDir;
 
-/// How often a cluster is begun anew because another process took a port between the kernel giving it and etcd using it.
+/// How often a cluster is begun anew because another process took a port between the kernel giving
+/// it and etcd using it.
 const START_ATTEMPTS: usize = 3;
 
 pub(crate) struct Cluster {

@@ -1,4 +1,4 @@
-//! What the tests of the store share: waiting for conditions, and a real etcd.
+//! Shared by the tests of the store: waiting for conditions, and a real etcd.
 
 pub(crate) mod etcd;
 

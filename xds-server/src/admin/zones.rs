@@ -8,10 +8,13 @@ use axum::{
     extract::{Path, Query, State},
     http::StatusCode,
 };
-use policy::{Phase, Standing, Tier, Why, ZoneState, standing::SHARE_FULL};
+use policy::{Phase, Tier, Why, ZoneStanding, ZoneState, standing::SHARE_FULL};
 use registry::{
-    desired::{INTENTS_PREFIX, IntentKey, IntentName, IntentRecord, StandingKey, StandingRecord},
     store::{Compare, Op},
+    zone_records::{
+        DIRECTIVES_PREFIX, DirectiveKey, DirectiveName, DirectiveRecord, StandingKey,
+        StandingRecord,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -49,7 +52,7 @@ struct Zone {
     #[serde(skip_serializing_if = "Option::is_none")]
     held_for_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    intent: Option<IntentRecord>,
+    intent: Option<DirectiveRecord>,
 }
 
 impl Zone {
@@ -98,10 +101,10 @@ pub(super) struct Which {
 pub(super) async fn intents(
     State(admin): State<Admin>,
 ) -> Result<Json<BTreeMap<String, serde_json::Value>>, Problem> {
-    let listing = admin.store.list(INTENTS_PREFIX).await?;
+    let listing = admin.store.list(DIRECTIVES_PREFIX).await?;
     let entries = listing.entries.into_iter().map(|entry| {
-        let about = entry.key.trim_start_matches(INTENTS_PREFIX).to_owned();
-        let value = match IntentRecord::parse(&entry.value) {
+        let about = entry.key.trim_start_matches(DIRECTIVES_PREFIX).to_owned();
+        let value = match DirectiveRecord::parse(&entry.value) {
             Ok(record) => serde_json::json!(record),
             Err(error) => serde_json::json!({ "error": error.to_string() }),
         };
@@ -113,7 +116,7 @@ pub(super) async fn intents(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WantRequest {
-    intent: IntentName,
+    intent: DirectiveName,
     #[serde(default)]
     reason: String,
     /// Safety rules to pass over.
@@ -177,12 +180,12 @@ pub(super) async fn want(
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
     let request: WantRequest = parse_json(&body)?;
-    if request.intent == IntentName::Drain {
+    if request.intent == DirectiveName::Drain {
         check_drain(&admin, &zone, which.service.as_deref(), &request)?;
     }
     let key = intent_key(&admin, zone, which.service)?;
-    let record = IntentRecord {
-        intent: request.intent,
+    let record = DirectiveRecord {
+        directive: request.intent,
         reason: request.reason,
     };
     let put = admin.store.put(&key, record.to_json().into(), None);
@@ -197,9 +200,11 @@ pub(super) async fn release(
 ) -> Result<StatusCode, Problem> {
     let key = intent_key(&admin, zone.clone(), which.service.clone())?;
     if admin.store.get(&key).await?.is_none() {
-        let listing = admin.store.list(INTENTS_PREFIX).await?;
+        let listing = admin.store.list(DIRECTIVES_PREFIX).await?;
         let keys = listing.entries.iter().map(|entry| entry.key.as_str());
-        let wanted: Vec<IntentKey> = keys.filter_map(|key| IntentKey::parse(key).ok()).collect();
+        let wanted: Vec<DirectiveKey> = keys
+            .filter_map(|key| DirectiveKey::parse(key).ok())
+            .collect();
         let detail = nothing_to_release(&zone, which.service.as_deref(), &wanted);
         return Err(Problem::not_found(detail));
     }
@@ -208,13 +213,13 @@ pub(super) async fn release(
 }
 
 /// Drains of a zone and of its services are released one by one: which of them there are.
-fn nothing_to_release(zone: &str, service: Option<&str>, wanted: &[IntentKey]) -> String {
+fn nothing_to_release(zone: &str, service: Option<&str>, wanted: &[DirectiveKey]) -> String {
     let whole = |service: Option<&str>| match service {
         Some(service) => format!("service {service} in zone {zone}"),
         None => format!("zone {zone} as a whole"),
     };
     let nothing = format!("nothing is drained or pinned of {}", whole(service));
-    let of_zone: Vec<&IntentKey> = wanted.iter().filter(|key| key.zone == zone).collect();
+    let of_zone: Vec<&DirectiveKey> = wanted.iter().filter(|key| key.zone == zone).collect();
     let services = of_zone.iter().filter_map(|key| key.service.as_deref());
     let services: Vec<&str> = services.collect();
     let is_wanted = |service| of_zone.iter().any(|key| key.service.as_deref() == service);
@@ -233,7 +238,7 @@ fn nothing_to_release(zone: &str, service: Option<&str>, wanted: &[IntentKey]) -
 /// A misspelt zone would be a drain that never happens.
 fn intent_key(admin: &Admin, zone: String, service: Option<String>) -> Result<String, Problem> {
     matching(admin, &zone, service.as_deref())?;
-    Ok(IntentKey { zone, service }.store_key())
+    Ok(DirectiveKey { zone, service }.store_key())
 }
 
 /// The configured services in this zone, all or one; never none.
@@ -280,7 +285,7 @@ pub(super) async fn fail_back(
             is: status.revision,
         };
         // With a manual failback, and without steps, the ramp is over at once.
-        let returning = Standing {
+        let returning = ZoneStanding {
             phase: Phase::Returning { step: 0 },
             ..status.standing
         };
@@ -318,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_release_that_finds_nothing_says_what_can_be_released() {
-        let key = |zone: &str, service: Option<&str>| IntentKey {
+        let key = |zone: &str, service: Option<&str>| DirectiveKey {
             zone: zone.to_owned(),
             service: service.map(str::to_owned),
         };

@@ -6,7 +6,7 @@ use policy::fence::{
     Agreement, Authority, Condition, Input, Key, Listing, Name, Revision, SessionId, Transaction,
     Write, move_id,
 };
-use policy::fence::{Cause, State};
+use policy::fence::{AuthorityState, Cause};
 use registry::{
     authority::{
         AuthorityRecord, CauseName, GrantorRecord, OPERATIONS_PREFIX, OperationRecord,
@@ -252,11 +252,11 @@ pub(super) fn operation(
     };
     let known = |id: &str| Some((id.to_owned(), operations.get(id)?.clone()));
     let (found, step) = match (&before.state, &after.state) {
-        (_, State::Fencing(next)) => {
+        (_, AuthorityState::Fencing(next)) => {
             let record = begun(next.id.to_string(), next.cause, &next.to, &next.reason);
             (Some(record), "begun")
         }
-        (State::Fencing(next), _) => {
+        (AuthorityState::Fencing(next), _) => {
             // What began it may not have been seen yet, or have begun anew under the same name.
             let fresh = begun(next.id.to_string(), next.cause, &next.to, &next.reason);
             let same = |(_, record): &(String, OperationRecord)| {
@@ -266,11 +266,11 @@ pub(super) fn operation(
             let moved = after.epoch > before.epoch;
             (Some(found), if moved { "moved" } else { "aborted" })
         }
-        (_, State::Settling) => {
+        (_, AuthorityState::Settling) => {
             let id = move_id(cell, before).to_string();
             (Some(begun(id, Cause::Override, &after.owners, "")), "moved")
         }
-        (State::Settling, State::Active) => {
+        (AuthorityState::Settling, AuthorityState::Active) => {
             let of_epoch = |record: &OperationRecord| {
                 record.cell == **cell && record.epoch == Some(after.epoch)
             };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use policy::fence::{Name, Replica, State};
+use policy::fence::{AuthorityState, Name, Replica};
 use registry::authority::{AuthorityRecord, MoveRecord, OperationRecord, StateName};
 use serde::{Deserialize, Serialize};
 
@@ -97,7 +97,7 @@ pub(super) fn of<'r>(
             let own = authority.filter(|authority| replica.is_of_store(authority));
             let record = authority.map(AuthorityRecord::from);
             let moving = own.and_then(|authority| match &authority.state {
-                State::Fencing(next) => Some(MoveRecord::from(next)),
+                AuthorityState::Fencing(next) => Some(MoveRecord::from(next)),
                 _ => None,
             });
             cells.push(CellStatus {

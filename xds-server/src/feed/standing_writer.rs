@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
-use policy::Standing;
+use policy::ZoneStanding;
 use registry::backoff::Backoff;
-use registry::desired::StandingRecord;
 use registry::store::{Compare, Op, Store, StoreError, TxnOutcome};
+use registry::zone_records::StandingRecord;
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -104,7 +104,7 @@ async fn write(store: &dyn Store, key: &str, proposal: Proposal) -> Result<TxnOu
         is: proposal.replaces,
     };
     // What says nothing need not be kept.
-    let op = match proposal.standing == Standing::default() {
+    let op = match proposal.standing == ZoneStanding::default() {
         true => Op::delete(key),
         false => Op::put(key, StandingRecord::to_json(proposal.standing)),
     };

@@ -30,7 +30,7 @@ impl Authorities {
 
     /// Takes a record in. The cell, if something about it changed; one that cannot be read changes nothing.
     pub(super) fn put(&mut self, entry: &Entry) -> Result<Option<String>, InvalidRecord> {
-        let cell = cell(&entry.key).ok_or(InvalidRecord::DesiredKey)?;
+        let cell = cell(&entry.key).ok_or(InvalidRecord::RecordKey)?;
         let authority = AuthorityRecord::parse(&entry.value)?;
         let record = Ownership {
             epoch: authority.epoch,

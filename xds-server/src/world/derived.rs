@@ -5,8 +5,8 @@ use std::{
     sync::Arc,
 };
 
-use policy::{Plans, Verdict, Weighting, Why, Writes, ZoneId, ZoneLoad};
-use registry::desired::StandingKey;
+use policy::{Plans, Weighting, Why, Writes, ZoneAssessment, ZoneId, ZoneLoad};
+use registry::zone_records::StandingKey;
 
 use super::{World, views::Views};
 use crate::{
@@ -20,7 +20,7 @@ pub(super) struct Derived {
     pub(super) clusters: Resources,
     pub(super) endpoints: Resources,
     /// What the endpoints were made by, besides the instances: by the service's position in the mesh, and zone.
-    pub(super) judged: HashMap<(usize, ZoneId), Verdict>,
+    pub(super) judged: HashMap<(usize, ZoneId), ZoneAssessment>,
     /// By the service's position in the mesh.
     pub(super) plans: Vec<Plans>,
     /// When a service has to be looked at again, by its position; and the same in order of time.
@@ -57,7 +57,7 @@ impl World {
             due_ms = due_ms.into_iter().chain(verdict.again_at_ms).min();
             let before = self.derived.judged.insert((index, zone), verdict);
             let judged_alike =
-                |before: Verdict| (before.state, before.why) == (verdict.state, verdict.why);
+                |before: ZoneAssessment| (before.state, before.why) == (verdict.state, verdict.why);
             zones.push(ZoneInstances {
                 zone,
                 state: verdict.state,

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use policy::{Standing, fence::Agreement};
+use policy::{ZoneStanding, fence::Agreement};
 use registry::{
     authority::AUTHORITY_PREFIX,
-    desired::{
-        INTENTS_PREFIX, IntentKey, IntentRecord, STANDINGS_PREFIX, StandingKey, StandingRecord,
-    },
     record::{INSTANCES_PREFIX, InstanceKey, InvalidRecord},
     store::{Entry, Revision},
     terms::{TERMS_KEY, TermsRecord},
+    zone_records::{
+        DIRECTIVES_PREFIX, DirectiveKey, DirectiveRecord, STANDINGS_PREFIX, StandingKey,
+        StandingRecord,
+    },
 };
 
 use super::{Origin, Rejection, World, known};
@@ -33,7 +34,7 @@ impl World {
         let intents = self.zones.wanted();
         let gone: Vec<String> = (self.instances.store_keys().into_iter())
             .chain(standings.iter().map(StandingKey::store_key))
-            .chain(intents.iter().map(IntentKey::store_key))
+            .chain(intents.iter().map(DirectiveKey::store_key))
             .chain(self.authorities.store_keys())
             .filter(|key| !listed.contains(key.as_str()))
             .collect();
@@ -59,7 +60,7 @@ impl World {
         }
         let taken = if entry.key.starts_with(STANDINGS_PREFIX) {
             self.put_standing(entry, now_ms)
-        } else if entry.key.starts_with(INTENTS_PREFIX) {
+        } else if entry.key.starts_with(DIRECTIVES_PREFIX) {
             self.put_intent(entry)
         } else if entry.key == TERMS_KEY {
             self.put_terms(entry)
@@ -82,15 +83,15 @@ impl World {
         // What cannot be read is replaced: nothing is remembered.
         let standing = StandingRecord::parse(&entry.value);
         self.touch(Some(&at.service));
-        let remembered = standing.clone().unwrap_or_else(|_| Standing::default());
+        let remembered = standing.clone().unwrap_or_else(|_| ZoneStanding::default());
         self.zones.adopt(at, remembered, entry.mod_revision, now_ms);
         standing.map(|_| ())
     }
 
     /// An intent that cannot be read changes nothing: the operator's last readable word counts.
     fn put_intent(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
-        let at = IntentKey::parse(&entry.key)?;
-        let intent = IntentRecord::parse(&entry.value)?;
+        let at = DirectiveKey::parse(&entry.key)?;
+        let intent = DirectiveRecord::parse(&entry.value)?;
         self.touch(at.service.as_deref());
         self.zones.want(at, Some(intent));
         Ok(())
@@ -128,7 +129,7 @@ impl World {
         } else if key.starts_with(AUTHORITY_PREFIX) {
             let cell = self.authorities.delete(key);
             self.reowned(cell);
-        } else if let Ok(at) = IntentKey::parse(key) {
+        } else if let Ok(at) = DirectiveKey::parse(key) {
             self.touch(at.service.as_deref());
             self.zones.want(at, None);
         } else {

@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use policy::{
-    Failover, InstanceCounts, Intent, Observed, Standing, Verdict, Why, ZoneLoad, ZoneMachine,
+    Failover, InstanceCounts, Observed, Why, ZoneAssessment, ZoneDirective, ZoneLoad, ZoneMachine,
+    ZoneStanding,
 };
 use registry::{
-    desired::{IntentKey, IntentRecord, StandingKey},
     record::{Health, Instance},
     store::Revision,
+    zone_records::{DirectiveKey, DirectiveRecord, StandingKey},
 };
 
 /// A standing that should be written, if nobody has written another meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proposal {
-    pub standing: Standing,
+    pub standing: ZoneStanding,
     /// Of the record that it replaces; 0: there is none.
     pub replaces: Revision,
 }
@@ -25,9 +26,9 @@ pub struct Proposal {
 pub struct ZoneStatus {
     pub counts: InstanceCounts,
     pub draining: u32,
-    pub standing: Standing,
-    pub verdict: Verdict,
-    pub intent: Option<IntentRecord>,
+    pub standing: ZoneStanding,
+    pub verdict: ZoneAssessment,
+    pub intent: Option<DirectiveRecord>,
     /// Of the record of its standing; 0: there is none.
     pub revision: Revision,
 }
@@ -42,13 +43,13 @@ pub type Statuses = imbl::OrdMap<(Arc<str>, Arc<str>), Arc<ZoneStatus>>;
 struct Seat {
     machine: ZoneMachine,
     /// What was written, and when; the default where there is no record.
-    written: (Standing, Revision),
+    written: (ZoneStanding, Revision),
 }
 
 #[derive(Default)]
 pub(super) struct Zones {
     seats: BTreeMap<StandingKey, Seat>,
-    intents: BTreeMap<IntentKey, IntentRecord>,
+    intents: BTreeMap<DirectiveKey, DirectiveRecord>,
     proposals: Proposals,
     statuses: Statuses,
 }
@@ -91,7 +92,7 @@ impl Zones {
     pub(super) fn adopt(
         &mut self,
         at: StandingKey,
-        standing: Standing,
+        standing: ZoneStanding,
         revision: Revision,
         now_ms: u64,
     ) {
@@ -104,7 +105,7 @@ impl Zones {
     pub(super) fn forget(&mut self, at: &StandingKey, now_ms: u64) {
         if let Some(seat) = self.seats.get_mut(at) {
             seat.written = Default::default();
-            seat.machine.adopt(Standing::default(), now_ms);
+            seat.machine.adopt(ZoneStanding::default(), now_ms);
         }
     }
 
@@ -114,14 +115,14 @@ impl Zones {
         written.map(|(at, _)| at.clone()).collect()
     }
 
-    pub(super) fn want(&mut self, at: IntentKey, intent: Option<IntentRecord>) {
+    pub(super) fn want(&mut self, at: DirectiveKey, intent: Option<DirectiveRecord>) {
         match intent {
             Some(intent) => self.intents.insert(at, intent),
             None => self.intents.remove(&at),
         };
     }
 
-    pub(super) fn wanted(&self) -> Vec<IntentKey> {
+    pub(super) fn wanted(&self) -> Vec<DirectiveKey> {
         self.intents.keys().cloned().collect()
     }
 
@@ -153,14 +154,16 @@ impl Zones {
         rules: &Failover,
         follow_load: bool,
         now_ms: u64,
-    ) -> (ZoneLoad, Verdict) {
+    ) -> (ZoneLoad, ZoneAssessment) {
         let tally = Tally::of(instances);
         let intent = self.intent(at).cloned();
         let seat = self.seats.entry(at.clone()).or_default();
         let observed = Observed {
             counts: tally.counts,
             load: follow_load.then_some(tally.load),
-            intent: intent.as_ref().map(|record| Intent::from(record.intent)),
+            directive: intent
+                .as_ref()
+                .map(|record| ZoneDirective::from(record.directive)),
         };
         let verdict = seat.machine.observe(observed, rules, now_ms);
         let standing = seat.machine.standing();
@@ -200,12 +203,12 @@ impl Zones {
         (load, verdict)
     }
 
-    fn intent(&self, at: &StandingKey) -> Option<&IntentRecord> {
-        let everywhere = IntentKey {
+    fn intent(&self, at: &StandingKey) -> Option<&DirectiveRecord> {
+        let everywhere = DirectiveKey {
             zone: at.zone.clone(),
             service: None,
         };
-        let here = IntentKey {
+        let here = DirectiveKey {
             service: Some(at.service.clone()),
             ..everywhere.clone()
         };

@@ -1,5 +1,5 @@
 //! Three zones on a virtual clock: the control plane's own code (reader, world, engine) and the filter's own code (workers,
-//! speaker) against a simulated store and network. A seed chooses the faults. Whatever happens, no two epochs may write at
+//! control stream) against a simulated store and network. A seed chooses the faults. Whatever happens, no two epochs may write at
 //! once; and when all is whole again, somebody may write.
 //!
 //! `TIDEGATE_SIM_SEED=7` runs one seed, `TIDEGATE_SIM_SEEDS=1000` that many from 0; `cargo xtask sim --seeds N` is the short way.

@@ -15,12 +15,12 @@ use policy::{
 };
 use protos::fence::{GrantorSays, HolderSays};
 use tidegate_filter::{
-    carry_out::HostFailed,
+    apply::HostFailed,
     fence::{
-        member::{Member, terms_of},
+        control_stream::{ContextId, StreamHost, Token},
+        permits::Permits,
         process::{Process, Reading, Version},
-        speaker::{ContextId, Line, Token},
-        workers::Workers,
+        worker::{Worker, terms_of},
     },
     metrics::Metric,
 };
@@ -187,7 +187,7 @@ fn run_process(site: &Site, rng: &mut Rng) -> Running {
         context: CONTEXT,
     };
     let process = ProxyProcess {
-        members: (0..WORKERS).map(|_| member(&given(), &mut rng)).collect(),
+        workers: (0..WORKERS).map(|_| worker(&given(), &mut rng)).collect(),
         given: (0..WORKERS).map(|_| given()).collect(),
         drain_us: terms(&policy).write_drain,
         host: Host {
@@ -247,14 +247,14 @@ fn terms(policy: &Policy) -> &Terms {
     terms_of(policy).unwrap()
 }
 
-fn member(given: &Given, rng: &mut Rng) -> Member {
-    let mut member = Member::new(Workers::new(WorkerId(rng.next())));
-    member.configured(given.context, &given.policy);
-    member
+fn worker(given: &Given, rng: &mut Rng) -> Worker {
+    let mut worker = Worker::new(Permits::new(WorkerId(rng.next())));
+    worker.configured(given.context, &given.policy);
+    worker
 }
 
 struct ProxyProcess {
-    members: Vec<Member>,
+    workers: Vec<Worker>,
     /// By worker.
     given: Vec<Given>,
     /// The longest that routes let a write live.
@@ -292,10 +292,10 @@ impl ProxyProcess {
             self.end_writes();
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
-                for at in 0..self.members.len() {
+                for at in 0..self.workers.len() {
                     self.host.worker = at;
                     let context = self.given[at].context;
-                    self.members[at].tick(context, &mut self.host);
+                    self.workers[at].tick(context, &mut self.host);
                 }
                 self.follow();
             }
@@ -318,7 +318,7 @@ impl ProxyProcess {
         {
             self.drain_us = terms(&site.policy(&mesh)).write_drain;
         }
-        for at in 0..self.members.len() {
+        for at in 0..self.workers.len() {
             if !self.host.rng.chance(2) {
                 continue;
             }
@@ -334,18 +334,18 @@ impl ProxyProcess {
         self.host.worker = at;
         let old = self.given[at].context;
         let context = ContextId(old.0 + 1);
-        let member = &mut self.members[at];
-        member.configured(context, &policy);
-        member.tick(old, &mut self.host);
-        member.removed(old);
+        let worker = &mut self.workers[at];
+        worker.configured(context, &policy);
+        worker.tick(old, &mut self.host);
+        worker.removed(old);
         self.given[at] = Given { policy, context };
     }
 
     fn obey(&mut self, order: &Order) {
-        let at = self.host.rng.below(self.members.len() as u64) as usize;
+        let at = self.host.rng.below(self.workers.len() as u64) as usize;
         match order {
             Order::LoseWorker => {
-                self.members[at] = member(&self.given[at], &mut self.host.rng);
+                self.workers[at] = worker(&self.given[at], &mut self.host.rng);
                 self.host.streams.retain(|_, stream| stream.worker != at);
             }
             Order::StepClock => self.host.wall_lead_us += 2_000_000,
@@ -359,13 +359,13 @@ impl ProxyProcess {
                 if self.host.streams.contains_key(&token.0) {
                     self.host.worker = at;
                     let context = self.given[at].context;
-                    self.members[at].hear(context, token, &bytes, &mut self.host);
+                    self.workers[at].on_message(context, token, &bytes, &mut self.host);
                 }
             }
             Heard::Closed(at, token) => {
                 if self.host.streams.remove(&token.0).is_some() {
                     self.host.worker = at;
-                    self.members[at].closed(token, &mut self.host);
+                    self.workers[at].closed(token, &mut self.host);
                 }
             }
         }
@@ -374,7 +374,7 @@ impl ProxyProcess {
     /// One request: a write, short or as long as it may be.
     fn write(&mut self) {
         let site = self.host.site.clone();
-        let at = self.host.rng.below(self.members.len() as u64) as usize;
+        let at = self.host.rng.below(self.workers.len() as u64) as usize;
         let policy = Rc::clone(&self.given[at].policy);
         let key = self.host.rng.below(KEYS);
         let cell = match site.follows {
@@ -383,13 +383,13 @@ impl ProxyProcess {
         };
         let terms = terms(&policy);
         self.host.worker = at;
-        let workers = &mut self.members[at].workers;
-        let worker = workers.me();
-        let admitted = workers.admit(cell, terms, &mut self.host);
+        let permits = &mut self.workers[at].permits;
+        let worker = permits.me();
+        let admitted = permits.admit(cell, terms, &mut self.host);
         // The table has no row for a write that lives longer there than by the policy.
         let has_route = self.drain_us <= terms.write_drain;
         let Some(admitted) = admitted.filter(|_| has_route) else {
-            workers.end(cell, terms, &mut self.host);
+            permits.end(cell, terms, &mut self.host);
             site.history.refused();
             return;
         };
@@ -429,16 +429,16 @@ impl ProxyProcess {
             let policy = Rc::clone(&write.policy);
             let terms = terms(&policy);
             // A worker that lost its memory since does not hear of it.
-            let mut members = self.members.iter_mut().enumerate();
-            let mut of = members.find(|(_, member)| member.workers.me() == write.worker);
+            let mut workers = self.workers.iter_mut().enumerate();
+            let mut of = workers.find(|(_, worker)| worker.permits.me() == write.worker);
             self.host.worker = of.as_ref().map_or(0, |(index, _)| *index);
             if let Some((given_up, admitted_us)) = write.given_up
                 && given_up <= now.min(write.ends)
-                && let Some((_, member)) = of.take()
+                && let Some((_, worker)) = of.take()
             {
                 write.worker = NOBODY;
-                let workers = &mut member.workers;
-                workers.abandon(write.cell, admitted_us, terms, &mut self.host);
+                let permits = &mut worker.permits;
+                permits.abandon(write.cell, admitted_us, terms, &mut self.host);
             }
             if write.ends > now {
                 at += 1;
@@ -446,8 +446,8 @@ impl ProxyProcess {
             }
             let write = in_flight.swap_remove(at);
             self.host.site.history.end(write.number);
-            if let Some((_, member)) = of {
-                member.workers.end(write.cell, terms, &mut self.host);
+            if let Some((_, worker)) = of {
+                worker.permits.end(write.cell, terms, &mut self.host);
             }
         }
     }
@@ -506,7 +506,7 @@ impl Process for Host {
     fn record(&mut self, _: Metric, _: u64) {}
 }
 
-impl Line for Host {
+impl StreamHost for Host {
     fn open(&mut self, _: &str) -> Result<Token, HostFailed> {
         self.tokens += 1;
         let token = Token(self.tokens);
@@ -529,12 +529,12 @@ impl Line for Host {
         Ok(token)
     }
 
-    fn say(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
+    fn send(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
         let stream = self.streams.get(&token.0).ok_or(HostFailed)?;
         stream.says.send(says.clone()).map_err(|_| HostFailed)
     }
 
-    fn hang_up(&mut self, token: Token) {
+    fn cancel(&mut self, token: Token) {
         self.streams.remove(&token.0);
     }
 

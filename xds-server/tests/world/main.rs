@@ -13,12 +13,12 @@ use envoy_types::pb::envoy::config::{
     core::v3::{address, socket_address::PortSpecifier},
     endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
 };
-use policy::{Class, Policy, Standing};
+use policy::{Class, Policy, ZoneStanding};
 use prost::Message;
 use registry::{
-    desired::StandingRecord,
     record::INSTANCES_PREFIX,
     store::{Entry, Revision},
+    zone_records::StandingRecord,
 };
 use xds::resource::{Kind, Version};
 use xds_server::{
@@ -127,7 +127,7 @@ impl World {
             last = self.snapshot().or(last);
             for (key, proposal) in self.world.proposals().clone() {
                 let value = StandingRecord::to_json(proposal.standing);
-                self.apply(match proposal.standing == Standing::default() {
+                self.apply(match proposal.standing == ZoneStanding::default() {
                     true => Change::Deleted {
                         key,
                         revision: Revision(0),

@@ -7,9 +7,9 @@ use std::{
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use registry::{
-    desired::StandingRecord,
     record::{INSTANCES_PREFIX, Instance},
     store::{Entry, Revision},
+    zone_records::StandingRecord,
 };
 use xds_server::{config::Mesh, world::Change};
 

@@ -1,6 +1,6 @@
 //! Zones that go out and come back, loads, and what operators want.
 
-use registry::{desired::StandingRecord, store::Revision};
+use registry::{store::Revision, zone_records::StandingRecord};
 use xds_server::world::Change;
 
 use super::{ORDERS, World, entry, mesh, put, record, serving, shares};

@@ -11,7 +11,8 @@ use crate::{
 };
 
 impl Change<'_> {
-    /// The proxies of a zone have the routes of one of its replicas, and the policy of one: here those that are least fit.
+    /// The proxies of a zone have the routes of one of its replicas, and the policy of one: here
+    /// those that are least fit.
     pub(super) fn reroute(&mut self, index: usize) {
         let zone = self.state.hosts[index].zone;
         let of_zone = self.state.hosts.iter().filter(|host| host.zone == zone);
@@ -88,7 +89,8 @@ impl Change<'_> {
         });
     }
 
-    /// Sends between replicas. Of what is late between two of them, the oldest and the newest are under way.
+    /// Sends between replicas. Of what is late between two of them, the oldest and the newest are
+    /// under way.
     pub(super) fn send_to_replica(&mut self, message: Message, speed: Speed) {
         match speed {
             Speed::AtOnce => self.arrive(message),

@@ -1,4 +1,4 @@
-//! A moment that is being changed: what happens, and what happens at once because of it.
+//! A moment that is being changed: a step, and its immediate consequences.
 
 mod messages;
 mod requests;
@@ -9,7 +9,7 @@ use policy::fence::{Agreed, Effect, Input, Layout, Name, Replica, SessionId, Ter
 
 use crate::{Host, Incarnation, Message, Mutation, Proxy, Scenario, Speed, State};
 
-/// What is to happen at once.
+/// An immediate step.
 #[allow(
     clippy::large_enum_variant,
     reason = "most are inputs, and a box each would cost a model of millions of states more"
@@ -227,7 +227,7 @@ impl<'s> Change<'s> {
         }
     }
 
-    /// A process is gone. What it sent may still reach the store.
+    /// A process is gone. Its requests may still reach the store.
     pub(crate) fn crash(&mut self, index: usize) {
         let host = self.host(index);
         host.replica = None;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use policy::fence::{Clause, Input, Outcome, Revision, Transaction, Write};
+use policy::fence::{Clause, Input, Revision, Transaction, TransactionOutcome, Write};
 
 use super::Change;
 use crate::{Mutation, Request, Speed, store::Store};
@@ -42,8 +42,8 @@ impl Change<'_> {
         let host = self.host(index);
         let transaction = host.requests[request].transaction.clone();
         let outcome = match self.commit(&transaction) {
-            Some(revision) => Outcome::Committed(revision),
-            None => Outcome::Refused,
+            Some(revision) => TransactionOutcome::Committed(revision),
+            None => TransactionOutcome::Refused,
         };
         let (_, back) = self.speeds(index, &transaction);
         let late = self.late_answers_count();
@@ -70,7 +70,7 @@ impl Change<'_> {
         let request = &mut self.host(index).requests[request];
         request.timed_out = true;
         let number = request.number;
-        let outcome = Outcome::Unknown;
+        let outcome = TransactionOutcome::Unknown;
         self.tell(index, Input::Answer { number, outcome });
     }
 
@@ -129,7 +129,7 @@ impl Change<'_> {
         }
     }
 
-    /// A replica lists the store. What it was not told until now, it is never told.
+    /// A replica lists the store. News that has not reached it until now never does.
     pub(crate) fn relist(&mut self, index: usize) {
         let mut listing = self.state.store.list();
         if self.mutated(Mutation::StoreIdKept) || self.mutated(Mutation::RestoreUnnoticed) {

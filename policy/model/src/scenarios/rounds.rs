@@ -1,4 +1,5 @@
-//! Sessions that are renewed in rounds. Wherever nothing else is said, `a` cannot put its key, and is told nothing.
+//! Sessions that are renewed in rounds. Wherever nothing else is said, `a` cannot put its key, and
+//! is told nothing.
 
 use crate::{
     Lines, Scenario,
@@ -94,7 +95,8 @@ pub fn orphan() -> Scenario {
     scenario
 }
 
-/// One replica loses the other, or the store, for a while, and nothing else goes wrong: in the end somebody can write.
+/// One replica loses the other, or the store, for a while, and nothing else goes wrong: in the end
+/// somebody can write.
 pub fn recovers() -> Scenario {
     let mut scenario = Scenario::new("rounds, one is cut off, and the cell recovers");
     scenario.rounds = true;

@@ -6,7 +6,7 @@ use super::{Clause, Condition, Effect, HolderId, Key, Name, Pending, Replica, Tr
 use crate::fence::{TermsId, Withheld};
 
 impl Replica {
-    /// What a proxy has to know that was not there when it was told to others.
+    /// The news that a proxy which connects now must have, since others had it before.
     pub(super) fn greet(&mut self, holder: HolderId, effects: &mut Vec<Effect>) {
         if self.stopping || !self.believes {
             return;
@@ -50,8 +50,9 @@ impl Replica {
         });
     }
 
-    /// Why a holder gets nothing whose policy is of these terms. By others its writes may live longer than anybody waits, or
-    /// belong to other cells: nobody waits for proxies to have heard of a change.
+    /// Why a holder gets nothing whose policy is of these terms. By others its writes may live
+    /// longer than anybody waits, or belong to other cells: a change does not wait for proxies to
+    /// hear of it.
     fn withheld(&self, said: Option<TermsId>) -> Option<Withheld> {
         let changed = || self.agreement().is_some_and(|(_, of)| of.was_changed());
         match said {
@@ -133,7 +134,7 @@ impl Replica {
 
     /// Ends the own session, once nothing is granted that could outlive it.
     pub(super) fn say_farewell(&mut self, effects: &mut Vec<Effect>) {
-        // What is deleted before its creation is made would be there after it.
+        // A key that is deleted before its creation is made would exist after it.
         if self.session.is_being_created() {
             return;
         }
@@ -148,7 +149,7 @@ impl Replica {
             return;
         }
         let key = Key::Session(id);
-        // Where nobody knows whether it was created, it goes whatever its creation.
+        // Where its creation is unknown, it is deleted all the same.
         let created = self.session.created();
         let created = created.map(|at| Condition::CreatedAt(key.clone(), at));
         let transaction = Transaction {

@@ -1,4 +1,4 @@
-//! What the store says: all of it at once, or what has changed.
+//! News from the store: all of it at once, or the changes.
 
 use alloc::{collections::BTreeSet, vec::Vec};
 
@@ -8,7 +8,7 @@ use crate::fence::{Sessions, grantor::Seen};
 impl Replica {
     pub(super) fn listed(&mut self, listing: Listing, now: u64, effects: &mut Vec<Effect>) {
         if self.store != listing.store {
-            // Nothing that was known of the old one holds: its revisions least of all.
+            // Knowledge of the old one does not hold: its revisions least of all.
             if self.session.created().is_some() {
                 self.session.end();
             }
@@ -26,8 +26,8 @@ impl Replica {
         self.believes = true;
         self.sessions.listed(&listing.sessions, now, &self.terms);
         if !listing.sessions.contains_key(self.session.id()) {
-            // It may have been ended while nothing was heard, or be younger than the list: a renewal tells. A round that was
-            // confirmed before that tells nothing.
+            // It may have been ended while nothing was heard, or be younger than the list: a
+            // renewal tells. A round that was confirmed before that tells nothing.
             self.session.forget_round();
             self.session.hurry();
         }
@@ -108,8 +108,9 @@ impl Replica {
         }
     }
 
-    /// A session's key was deleted. Where it is the own one, nothing more can come of this incarnation: the next begins at once,
-    /// so that the cells which nobody wanted to move lose no time.
+    /// A session's key was deleted. Where it is the own one, nothing more can come of this
+    /// incarnation: the next begins at once, so that the cells which nobody wanted to move lose no
+    /// time.
     pub(super) fn session_gone(&mut self, id: &SessionId, now: u64) {
         self.sessions.gone(id);
         if id == self.session.id() {

@@ -1,4 +1,4 @@
-//! What a replica is told, and what it answers.
+//! The inputs of a replica, and its effects.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -10,10 +10,11 @@ use crate::fence::{
     Transaction, Withheld,
 };
 
-/// What happens to a replica.
+/// An input of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
-    /// Everything that the store has, at one revision: at first, and after events may have been missed.
+    /// Everything that the store has, at one revision: at first, and after events may have been
+    /// missed.
     Listed(Listing),
     /// An authority was put, or with none deleted.
     Authority {
@@ -54,10 +55,10 @@ pub enum Input {
     Configured(Agreed),
     /// Whether all living replicas are configured with the terms that come next.
     Rolled(bool),
-    /// What became of a transaction.
+    /// The outcome of a transaction.
     Answer {
         number: u64,
-        outcome: Outcome,
+        outcome: TransactionOutcome,
     },
     /// A proxy of this zone can be spoken to.
     Connected(HolderId),
@@ -77,21 +78,24 @@ pub enum Input {
     },
     /// Which cells there are.
     Cells(BTreeMap<Name, CellRules>),
-    /// The zone that should own the cell, since its owners cannot serve writes; none while they can.
+    /// The zone that should own the cell, since its owners cannot serve writes; none while they
+    /// can.
     Better {
         cell: Name,
         zone: Option<Name>,
         /// For people.
         reason: Name,
     },
-    /// The zones where some fenced service cannot be written to: where authority should rather not go.
+    /// The zones where some fenced service cannot be written to: where authority should rather not
+    /// go.
     Unfit(BTreeSet<Name>),
-    /// The zones that have replicas, and no proxy that could hold grants: where authority should not go by itself while another
-    /// zone has one.
+    /// The zones that have replicas, and no proxy that could hold grants: where authority should
+    /// not go by itself while another zone has one.
     Unheld(BTreeSet<Name>),
-    /// What the session's record says has changed: it is put now.
+    /// The content of the session's record has changed: the record is put now.
     Restated,
-    /// The store that answers is not believed: nothing is granted or moved until it is listed again.
+    /// The store that answers is not believed: nothing is granted or moved until it is listed
+    /// again.
     Doubted,
     /// The process is to end.
     Stop,
@@ -99,7 +103,7 @@ pub enum Input {
     Tick,
 }
 
-/// What the store has.
+/// The content of the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Listing {
     /// Which store answers.
@@ -110,24 +114,24 @@ pub struct Listing {
     pub terms: Option<(Revision, Agreement)>,
     pub authorities: Vec<(Name, Revision, Authority)>,
     pub sessions: BTreeMap<SessionId, Revision>,
-    /// Who is registered to grant, under the terms of which revision.
+    /// The incarnations registered to grant, and the revision of their terms.
     pub grantors: BTreeMap<(Name, SessionId), Revision>,
 }
 
-/// What became of a transaction.
+/// The outcome of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Outcome {
+pub enum TransactionOutcome {
     Committed(Revision),
     /// A condition did not hold; nothing was changed.
     Refused,
-    /// Nobody knows: it may have been made, or may still be.
+    /// Unknown: it may have been made, or may still be.
     Unknown,
 }
 
-/// What a replica does.
+/// An effect of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
-    /// Make this transaction, and say what became of it.
+    /// Make this transaction, and report its outcome.
     Commit {
         number: u64,
         transaction: Transaction,
@@ -143,7 +147,7 @@ pub enum Effect {
         grants: Vec<(Name, Grant)>,
         withheld: Option<Withheld>,
     },
-    /// Give back what is older than `fence`.
+    /// Give back grants that are older than `fence`.
     Revoke {
         holder: HolderId,
         cell: Name,
@@ -157,10 +161,10 @@ pub enum Effect {
     Stopped,
 }
 
-/// What is configured of a cell.
+/// The configuration of a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CellRules {
-    /// Who owns it at first.
+    /// Its first owners.
     pub owners: Vec<Name>,
     pub standby: Vec<Name>,
     /// Whether it moves by itself.
@@ -171,7 +175,7 @@ pub struct CellRules {
     pub epoch_min: u64,
 }
 
-/// Why a wish is not granted. The text says what to do.
+/// Why a move is rejected. The text says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MoveRejected {
     #[error("there is no such cell")]

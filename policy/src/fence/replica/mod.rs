@@ -1,7 +1,9 @@
-//! One incarnation of the control plane, speaking for one zone: everything that it does about authority.
+//! One incarnation of the control plane, speaking for one zone: everything that it does about
+//! authority.
 //!
-//! It is told what the store says, in the order of revisions, what became of its transactions, what proxies say, and the time.
-//! It answers with transactions and messages. Nothing else is needed to run it, here or under a model checker.
+//! It is told what the store says, in the order of revisions, what became of its transactions, what
+//! proxies say, and the time. It answers with transactions and messages. Nothing else is needed to
+//! run it, here or under a model checker.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -11,27 +13,28 @@ use alloc::{
 mod granting;
 mod learning;
 mod messages;
+mod move_requests;
 mod renewing;
 mod steps;
 mod terms;
 mod transactions;
-mod wishes;
 
 use super::{
-    Authority, Cause, Clause, Condition, Grantor, HolderId, Key, Move, Name, Revision, Session,
-    SessionId, Sessions, State, Terms, Transaction, Write, moves::View,
+    Authority, AuthorityState, Cause, Clause, Condition, Grantor, HolderId, Key, Move, Name,
+    Revision, Session, SessionId, Sessions, Terms, Transaction, Write, moves::View,
 };
 
-pub use messages::{CellRules, Effect, Input, Listing, MoveRejected, Outcome};
+pub use messages::{CellRules, Effect, Input, Listing, MoveRejected, TransactionOutcome};
 
-/// After so many times the span after which a silent session is over, its key is removed. Until then rounds wait for it, and
-/// all others put their keys. More than once, so that a takeover, which ends the session as well, comes first.
+/// After so many times the span after which a silent session is over, its key is removed. Until
+/// then rounds wait for it, and all others put their keys. More than once, so that a takeover,
+/// which ends the session as well, comes first.
 const SWEEP_AFTER: u64 = 2;
 
 /// See the module's text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Replica {
-    /// Those that it acts by: what is agreed on.
+    /// Those that it acts by: the agreed ones.
     terms: Terms,
     agreed: terms::Known,
     store: u64,
@@ -42,7 +45,7 @@ pub struct Replica {
     epochs: BTreeMap<Name, u64>,
     /// Where authority should rather not go.
     unfit: BTreeSet<Name>,
-    /// Where nobody could hold grants.
+    /// Where no proxy could hold grants.
     unheld: BTreeSet<Name>,
     connected: BTreeSet<HolderId>,
     /// Transactions under way, by number.
@@ -75,7 +78,8 @@ struct Cell {
     able: Option<(Step, u64)>,
     /// A step under way.
     stepping: bool,
-    /// No step before this: the last one was refused, and what refused it is not seen yet.
+    /// No step before this: the last one was refused, and the change that refused it is not seen
+    /// yet.
     step_after: u64,
 }
 
@@ -128,8 +132,9 @@ impl Replica {
         }
     }
 
-    /// The next incarnation of a process whose session is over. It knows what the last one knew of others, and holds nothing of
-    /// what that one granted: its grantor keys stay behind, for moves to wait for.
+    /// The next incarnation of a process whose session is over. It knows what the last one knew of
+    /// others, and holds nothing of what that one granted: its grantor keys stay behind, for moves
+    /// to wait for.
     pub fn reborn(mut self, incarnation: Name, now: u64) -> (Replica, Vec<Effect>) {
         let zone = self.session.id().zone.clone();
         self.session = Session::new(SessionId { zone, incarnation });
@@ -173,7 +178,8 @@ impl Replica {
         authority.store == self.store
     }
 
-    /// Every cell that is configured or has an authority: the revision and authority, where there is one, and who grants.
+    /// Every cell that is configured or has an authority: the revision and authority, where there
+    /// is one, and who grants.
     pub fn cells(
         &self,
     ) -> impl Iterator<
@@ -196,7 +202,7 @@ impl Replica {
         })
     }
 
-    /// Takes in what happens, at `now`.
+    /// Takes in an input, at `now`.
     pub fn handle(&mut self, input: Input, now: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
         match input {

@@ -5,8 +5,8 @@ use alloc::vec::Vec;
 use super::{Effect, Pending, Replica};
 
 impl Replica {
-    /// Whether the session is to go on. That of a process which is to end lives until it has left everything in order, so that
-    /// others count their patience from then.
+    /// Whether the session is to go on. That of a process which is to end lives until it has left
+    /// everything in order, so that others count their patience from then.
     pub(super) fn renews(&self) -> bool {
         let leaving = || self.pending.values().any(|p| *p == Pending::Farewell);
         !self.stopping || self.session.created().is_some() && !leaving()
@@ -44,8 +44,9 @@ impl Replica {
         }
     }
 
-    /// The own session was renewed after it had been over, or for the first time. It may have been the store that was away, and
-    /// others be just as late: their silence counts from now, or the first that is back would pass over all others.
+    /// The own session was renewed after it had been over, or for the first time. It may have been
+    /// the store that was away, and others be just as late: their silence counts from now, or the
+    /// first that is back would pass over all others.
     pub(super) fn back(&mut self, was_over: bool, now: u64) {
         if was_over {
             self.sessions.joined(now, &self.terms);

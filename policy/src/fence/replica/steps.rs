@@ -1,16 +1,17 @@
-//! The steps of authority that any replica may take, whoever began: create, fence, complete, give up, settle, tidy up.
+//! The steps of authority that any replica may take, whoever began: create, fence, complete, give
+//! up, settle, tidy up.
 
 use super::{
-    Authority, Cause, Cell, CellRules, Clause, Condition, Effect, Key, Move, Name, Pending,
-    Replica, Revision, SWEEP_AFTER, State, Step, Transaction, View, Write, move_id,
+    Authority, AuthorityState, Cause, Cell, CellRules, Clause, Condition, Effect, Key, Move, Name,
+    Pending, Replica, Revision, SWEEP_AFTER, Step, Transaction, View, Write, move_id,
 };
 use crate::fence::Stamp;
 use alloc::vec::Vec;
 
 impl Replica {
-    /// Removes a key that an incarnation left behind. Without it the session is as over as with it; but a replica of which others
-    /// do not know whether it may still pass over them is waited for in every round. What hung on the session is waited for as
-    /// after a takeover.
+    /// Removes a key that an incarnation left behind. Without it the session is as over as with it;
+    /// but a replica of which others do not know whether it may still pass over them is waited for
+    /// in every round. The grants under the session are waited for as after a takeover.
     pub(super) fn sweep(&mut self, now: u64, effects: &mut Vec<Effect>) {
         let sweeping = |pending: &Pending| *pending == Pending::Sweep;
         if now < self.sweep_after || self.pending.values().any(sweeping) {
@@ -32,7 +33,8 @@ impl Replica {
         self.commit(Pending::Sweep, transaction, effects);
     }
 
-    /// A session that is gone, never comes back, and left nothing that could still be under way; and its grantor key.
+    /// A session that is gone, never comes back, and left nothing that could still be under way;
+    /// and its grantor key.
     fn left_behind(&self, now: u64) -> Option<(Key, Revision, Option<Key>)> {
         let cells = self.cells.iter();
         let mut keys =
@@ -73,14 +75,16 @@ impl Replica {
             && (concerned || now >= since.saturating_add(courtesy))
         {
             let (mut transaction, registers) = self.register_with(name, transaction);
-            // By other terms this replica would have waited otherwise. What it sees of sessions tells it too, in the order of
-            // revisions, so this is a second line, which the model does not need.
+            // By other terms this replica would have waited otherwise. Its view of sessions tells
+            // it too, in the order of revisions, so this is a second line, which the model does not
+            // need.
             transaction.conditions.push(self.terms_unchanged());
             self.commit(Pending::Step(name.clone(), registers), transaction, effects);
         }
     }
 
-    /// Registers with a transaction that lets this zone write: then nobody has to hear of it first.
+    /// Registers with a transaction that lets this zone write: then no replica has to hear of it
+    /// first.
     fn register_with(
         &self,
         name: &Name,
@@ -91,7 +95,7 @@ impl Replica {
             Write::Authority(_, authority) => Some(authority),
             _ => None,
         });
-        let active = |authority: &&Authority| authority.state == State::Active;
+        let active = |authority: &&Authority| authority.state == AuthorityState::Active;
         let ours = named
             .filter(active)
             .filter(|authority| authority.is_owner(&id.zone));
@@ -100,7 +104,7 @@ impl Replica {
         let (Some(authority), Some(created)) = (ours.cloned(), self.session.created()) else {
             return (transaction, None);
         };
-        // What puts the key and what deletes it are never under way together: nobody could tell which came last.
+        // A put and a delete of the key are never under way together: their order would be unknown.
         let leaving = self
             .cells
             .get(name)
@@ -118,8 +122,9 @@ impl Replica {
         (transaction, Some(authority))
     }
 
-    /// This replica has named its own zone an owner, and registered with that. Nothing about the cell can have happened in
-    /// between that it has not seen: the transaction compared the authority, and only an active one lets anybody register.
+    /// This replica has named its own zone an owner, and registered with that. Nothing about the
+    /// cell can have happened in between that it has not seen: the transaction compared the
+    /// authority, and only an active one lets anybody register.
     pub(super) fn take_over(
         &mut self,
         name: &Name,
@@ -173,7 +178,7 @@ impl Replica {
         }
         let alive = |zone: &Name| self.sessions.alive(zone, now, terms);
         let lost = |zone: &Name| self.sessions.lost(zone, now, terms);
-        if let State::Fencing(next) = &authority.state {
+        if let AuthorityState::Fencing(next) = &authority.state {
             if let Some(transaction) = view.complete(&self.sessions, now, terms)
                 && (next.to.iter().any(alive) || next.cause == Cause::Override)
             {
@@ -208,7 +213,7 @@ impl Replica {
             true => view.begin(next, terms),
             false => {
                 let mut unfenced = authority.clone();
-                unfenced.state = State::Fencing(next);
+                unfenced.state = AuthorityState::Fencing(next);
                 let view = View {
                     authority: &unfenced,
                     ..view
@@ -234,8 +239,9 @@ impl Replica {
             .clone()
             .all(|zone| self.sessions.lost(zone, now, terms))
         {
-            // Where nothing was ever heard of the owners, the mesh may just have been started, and is given time to be complete.
-            // So is a zone to which an operator has just moved the cell by force.
+            // Where nothing was ever heard of the owners, the mesh may just have been started, and
+            // is given time to be complete. So is a zone to which an operator has just moved the
+            // cell by force.
             let heard_of = |zone: &Name| self.sessions.of_zone(zone).next().is_some();
             let from = match owners.clone().any(heard_of) {
                 true => view.seen_at,
@@ -256,13 +262,13 @@ impl Replica {
         let quiet = rules.cool_down.max(view.authority.hold);
         let cooled = now >= view.seen_at.saturating_add(quiet);
         let (better, reason) = cell.better.as_ref().filter(|(zone, _)| alive(&zone))?;
-        let active = view.authority.state == State::Active;
+        let active = view.authority.state == AuthorityState::Active;
         (active && cooled && !view.authority.is_owner(better))
             .then(|| (better.clone(), Cause::Unfit, reason.clone()))
     }
 
-    /// The zone to which a cell should go whose owners are gone: of those that live the first with a proxy that could hold
-    /// grants, and that can serve; where none can, the first that lives.
+    /// The zone to which a cell should go whose owners are gone: of those that live the first with
+    /// a proxy that could hold grants, and that can serve; where none can, the first that lives.
     fn heir(&self, authority: &Authority, now: u64) -> Option<Name> {
         let alive = |zone: &&Name| self.sessions.alive(zone, now, &self.terms);
         let living = authority.standby.iter().filter(alive);
@@ -271,7 +277,8 @@ impl Replica {
         next.cloned()
     }
 
-    /// Where a cell should go that this replica's zone alone owns, if the process is to end and nobody else speaks for the zone.
+    /// Where a cell should go that this replica's zone alone owns, if the process is to end and
+    /// no other one speaks for the zone.
     pub fn successor(&self, cell: &str, now: u64) -> Option<Name> {
         let authority = self.cells.get(cell)?.authority.as_ref()?;
         let own = self.session.id();

@@ -1,4 +1,5 @@
-//! The agreed terms, as this replica sees them: acting by them, creating and narrowing their record.
+//! The agreed terms, as this replica sees them: acting by them, creating and narrowing their
+//! record.
 
 use alloc::vec::Vec;
 
@@ -6,14 +7,14 @@ use super::{
     Clause, Condition, Effect, Key, Name, Pending, Replica, Revision, SessionId, Terms,
     Transaction, Write,
 };
-use crate::fence::{Agreed, Agreement, Layout, State};
+use crate::fence::{Agreed, Agreement, AuthorityState, Layout};
 
-/// What is known of the record.
+/// The record as far as it is known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Known {
-    /// What this replica is configured with.
+    /// The configuration of this replica.
     own: Agreed,
-    /// The same, with what is not agreed on.
+    /// The same, with the spans that are not agreed on.
     own_terms: Terms,
     agreement: Option<Agreement>,
     /// The revision of the record, or of its deletion.
@@ -21,11 +22,11 @@ pub(super) struct Known {
     present: bool,
     /// The record has lost its history, which `agreement` has: it is to be written again.
     lost: bool,
-    /// Whether all living replicas are configured with what comes next.
+    /// Whether all living replicas are configured with the next terms.
     rolled: bool,
     /// Since when nothing has forbidden to narrow.
     narrow_since: Option<u64>,
-    /// A change of the record was refused: what refused it is not seen yet.
+    /// A change of the record was refused: the newer record is not seen yet.
     after: u64,
 }
 
@@ -53,7 +54,7 @@ impl Replica {
         Some((known.revision, agreement))
     }
 
-    /// What it is configured with.
+    /// Its configuration.
     pub fn configured(&self) -> &Agreed {
         &self.agreed.own
     }
@@ -63,7 +64,8 @@ impl Replica {
         &self.terms
     }
 
-    /// Whether its configuration is among the agreed terms: only then does it grant, and take steps.
+    /// Whether its configuration is among the agreed terms: only then does it grant, and take
+    /// steps.
     pub fn acts(&self) -> bool {
         match self.terms.keeps(Clause::TermsAgreed) {
             true => (self.agreement()).is_some_and(|(_, agreed)| agreed.admits(&self.agreed.own)),
@@ -98,12 +100,12 @@ impl Replica {
         self.adopt();
     }
 
-    /// All living replicas are configured with what comes next, or not.
+    /// All living replicas are configured with the next terms, or not.
     pub(super) fn rolled(&mut self, rolled: bool) {
         self.agreed.rolled = rolled;
     }
 
-    /// Another store answers: what the last one said of terms counts for nothing.
+    /// Another store answers: the terms in the last one count for nothing.
     pub(super) fn forget_terms(&mut self) {
         let known = &mut self.agreed;
         known.agreement = None;
@@ -152,10 +154,12 @@ impl Replica {
         }
     }
 
-    /// The reason not to grant is over: where this zone owns an active cell, it may register again, as another incarnation.
+    /// The reason not to grant is over: where this zone owns an active cell, it may register again,
+    /// as another incarnation.
     ///
-    /// A leave whose outcome was unknown may still be made, and compares an authority that is the same as before. It would
-    /// delete the key of a grantor that grants again, unless that one has another name.
+    /// A leave whose outcome was unknown may still be made, and compares an authority that is the
+    /// same as before. It would delete the key of a grantor that grants again, unless that one has
+    /// another name.
     pub(super) fn resume(&mut self, name: &Name) {
         let zone = self.session.id().zone.clone();
         let (store, may_grant) = (self.store, self.may_grant());
@@ -165,7 +169,7 @@ impl Replica {
         let authority = cell.authority.as_ref();
         let ours = authority.is_some_and(|authority| {
             let own = authority.store == store && authority.is_owner(&zone);
-            own && authority.state == State::Active
+            own && authority.state == AuthorityState::Active
         });
         if !may_grant || !ours || !cell.grantor.has_left() {
             return;
@@ -180,7 +184,7 @@ impl Replica {
         }
     }
 
-    /// Who is registered under other terms than the present ones.
+    /// The incarnations registered under other terms than the present ones.
     pub fn registered_before(&self) -> impl Iterator<Item = &SessionId> {
         let at = self.terms_at();
         let cells = self.cells.values();
@@ -190,7 +194,8 @@ impl Replica {
         })
     }
 
-    /// Creates the record, restores its history, adds the own services to it, or narrows it, where that is due.
+    /// Creates the record, restores its history, adds the own services to it, or narrows it, where
+    /// that is due.
     pub(super) fn agree(&mut self, now: u64, effects: &mut Vec<Effect>) {
         let asking = |pending: &Pending| *pending == Pending::Terms;
         if now < self.agreed.after || self.pending.values().any(asking) {
@@ -219,8 +224,8 @@ impl Replica {
         }
     }
 
-    /// The first replica says what is agreed on. A record that somebody deleted is created as it was, by who remembers it: who
-    /// is registered under it counts on that.
+    /// The first replica creates the agreement. A record that an operator deleted is created as it
+    /// was, by who remembers it: who is registered under it counts on that.
     fn create_terms(&self) -> Option<Transaction> {
         let agreement = match &self.agreed.agreement {
             Some(remembered) => remembered.clone(),
@@ -236,9 +241,10 @@ impl Replica {
         Some(self.replace_terms(agreement))
     }
 
-    /// Ends a change of terms, once nothing can be under way that was promised under the old ones alone: every grantor has
-    /// registered under both, or is gone, and what was promised before that is over. Sessions without a grantor key promise
-    /// nothing, and a registration compares the terms: so what was seen of grantors can only have become less.
+    /// Ends a change of terms, once nothing can be under way that was promised under the old ones
+    /// alone: every grantor has registered under both, or is gone, and what was promised before
+    /// that is over. Sessions without a grantor key promise nothing, and a registration compares
+    /// the terms: so the number of grantors seen can only have shrunk.
     fn narrow_terms(&mut self, now: u64) -> Option<Transaction> {
         let terms = self.terms.clone();
         let (_, agreement) = self.agreement()?;
@@ -266,7 +272,7 @@ impl Replica {
 
     /// The answer to a change of the record.
     pub(super) fn terms_answered(&mut self, now: u64) {
-        // What refused it may not have been seen yet.
+        // The change that refused it may not have been seen yet.
         self.agreed.after = now.saturating_add(self.courtesy());
     }
 }

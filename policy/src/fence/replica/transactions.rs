@@ -1,8 +1,10 @@
-//! Transactions: what is asked of the store, and what became of it.
+//! Transactions: requests to the store, and their outcomes.
 
 use alloc::vec::Vec;
 
-use super::{Clause, Condition, Effect, HolderId, Key, Outcome, Pending, Replica, Transaction};
+use super::{
+    Clause, Condition, Effect, HolderId, Key, Pending, Replica, Transaction, TransactionOutcome,
+};
 
 impl Replica {
     pub(super) fn commit(
@@ -31,9 +33,10 @@ impl Replica {
         });
     }
 
-    /// A step rests on what this replica has heard of others, so it counts only while its session is there: once that was ended,
-    /// no other replica asks whether it has heard them. (No clause: with one cell the model finds nothing without it, since a
-    /// replica sees a fence before it sees that the fencing replica is gone.) And from when the step is sent on, no beat of a
+    /// A step rests on what this replica has heard of others, so it counts only while its session
+    /// is there: once that was ended, no other replica asks whether it has heard them. (No clause:
+    /// with one cell the model finds nothing without it, since a replica sees a fence before it
+    /// sees that the fencing replica is gone.) And from when the step is sent on, no beat of a
     /// session that it passes over is acknowledged.
     pub(super) fn vouch_for(&mut self, transaction: &mut Transaction) {
         for condition in &transaction.conditions {
@@ -51,7 +54,7 @@ impl Replica {
     pub(super) fn answered(
         &mut self,
         number: u64,
-        outcome: Outcome,
+        outcome: TransactionOutcome,
         now: u64,
         effects: &mut Vec<Effect>,
     ) {
@@ -60,28 +63,30 @@ impl Replica {
             // Not waited for any more; the session may know better.
             None => {
                 if !self.terms.keeps(Clause::RenewalMatched)
-                    && let Outcome::Committed(revision) = outcome
+                    && let TransactionOutcome::Committed(revision) = outcome
                 {
                     self.session.renewed(number, revision, now, &self.terms);
                 }
             }
             Some(Pending::Renewal) => match outcome {
-                Outcome::Committed(revision) => {
+                TransactionOutcome::Committed(revision) => {
                     let was_over = self.session.was_over(now);
                     self.session.renewed(number, revision, now, &self.terms);
                     self.back(was_over, now);
                 }
-                Outcome::Refused => self.session.refused(number),
-                Outcome::Unknown => self.session.failed(number),
+                TransactionOutcome::Refused => self.session.refused(number),
+                TransactionOutcome::Unknown => self.session.failed(number),
             },
             Some(Pending::Round) => match outcome {
-                Outcome::Committed(_) => {
+                TransactionOutcome::Committed(_) => {
                     let others = self.session.confirmed(number);
                     let beat = |to| Effect::Beat { to, round: number };
                     effects.extend(others.into_iter().map(beat));
                     self.complete_round(now);
                 }
-                Outcome::Refused | Outcome::Unknown => self.session.unconfirmed(number),
+                TransactionOutcome::Refused | TransactionOutcome::Unknown => {
+                    self.session.unconfirmed(number)
+                }
             },
             Some(Pending::Grantor(name)) => {
                 let Some(cell) = self.cells.get_mut(&name) else {
@@ -91,9 +96,9 @@ impl Replica {
                 cell.grantor.answered(
                     number,
                     match outcome {
-                        Outcome::Committed(_) => Some(true),
-                        Outcome::Refused => Some(false),
-                        Outcome::Unknown => None,
+                        TransactionOutcome::Committed(_) => Some(true),
+                        TransactionOutcome::Refused => Some(false),
+                        TransactionOutcome::Unknown => None,
                     },
                 );
                 if cell.grantor.granting().is_some() && before.is_none() {
@@ -107,10 +112,10 @@ impl Replica {
                 };
                 cell.stepping = false;
                 match (outcome, registers) {
-                    (Outcome::Refused | Outcome::Unknown, _) => {
+                    (TransactionOutcome::Refused | TransactionOutcome::Unknown, _) => {
                         cell.step_after = now.saturating_add(courtesy);
                     }
-                    (Outcome::Committed(revision), Some(authority)) => {
+                    (TransactionOutcome::Committed(revision), Some(authority)) => {
                         self.take_over(&name, revision, authority, now, effects);
                     }
                     _ => {}
@@ -123,16 +128,16 @@ impl Replica {
                 }
             }
             Some(Pending::Terms) => self.terms_answered(now),
-            // What refused it may not have been seen yet.
+            // The change that refused it may not have been seen yet.
             Some(Pending::Sweep) => self.sweep_after = now.saturating_add(self.courtesy()),
             Some(Pending::Farewell) => match outcome {
-                Outcome::Unknown => {}
+                TransactionOutcome::Unknown => {}
                 // The watch may have told of it before.
-                Outcome::Committed(_) | Outcome::Refused if !self.stopped => {
+                TransactionOutcome::Committed(_) | TransactionOutcome::Refused if !self.stopped => {
                     self.stopped = true;
                     effects.push(Effect::Stopped);
                 }
-                Outcome::Committed(_) | Outcome::Refused => {}
+                TransactionOutcome::Committed(_) | TransactionOutcome::Refused => {}
             },
         }
     }

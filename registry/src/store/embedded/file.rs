@@ -1,4 +1,5 @@
-//! The file of the embedded store: tables, reads from a snapshot, and changes in one durable transaction.
+//! The file of the embedded store: tables, reads from a snapshot, and changes in one durable
+//! transaction.
 //!
 //! Everything here blocks; the callers see to it that it runs off the async threads.
 
@@ -26,7 +27,7 @@ type HistoryRow<'a> = (bool, &'a str, i64, i64, &'a [u8]);
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const ENTRIES: TableDefinition<&str, EntryRow<'static>> = TableDefinition::new("entries");
-/// By revision and place in it: what a watch resumes from.
+/// By revision and place in it: a watch resumes from here.
 const HISTORY: TableDefinition<(i64, u32), HistoryRow<'static>> = TableDefinition::new("history");
 /// Time to live in milliseconds. When a lease ends is not written down: see `writer.rs`.
 const LEASES: TableDefinition<i64, u64> = TableDefinition::new("leases");
@@ -42,7 +43,8 @@ const GENERATION: &str = "generation";
 /// The layout of the tables above; another one is refused.
 const FORMAT_VERSION: u64 = 1;
 
-/// A read of the history ends after the revision in which it passes one of these: what a watch holds in memory.
+/// A read of the history ends after the revision in which it passes one of these. They bound a
+/// watch's memory.
 const HISTORY_PAGE_EVENTS: usize = 256;
 const HISTORY_PAGE_BYTES: usize = 1024 * 1024;
 
@@ -57,7 +59,7 @@ pub(super) struct StoreFile {
     generation: u64,
 }
 
-/// What a read of the history found.
+/// The result of a read of the history.
 pub(super) enum History {
     Compacted(Revision),
     /// All batches in the revisions up to `read_to`.
@@ -74,7 +76,8 @@ impl StoreFile {
         history_revisions: u64,
         fresh_cluster: ClusterId,
     ) -> Result<Self, StoreError> {
-        // redb would take it for a new store, and the mesh would be told that nothing is registered.
+        // redb would take it for a new store, and the mesh would be told that nothing is
+        // registered.
         if std::fs::metadata(path).is_ok_and(|file| file.len() == 0) {
             return Err(corrupt(path, "it is empty".to_owned()));
         }
@@ -105,7 +108,8 @@ impl StoreFile {
     ) -> Result<(Database, ClusterId, u64), redb::Error> {
         let database = Builder::new()
             .set_cache_size(CACHE_BYTES)
-            // Reads the whole file, which is small. Without it, damage shows up as a wrong answer, later.
+            // Reads the whole file, which is small. Without it, damage shows up as a wrong answer,
+            // later.
             .set_check_integrity_on_open(true)
             .create(path)?;
         let txn = database.begin_write()?;
@@ -212,7 +216,7 @@ impl StoreFile {
         })
     }
 
-    /// What happened under `prefix` after `after`, from one page of the history.
+    /// The events under `prefix` after `after`, from one page of the history.
     pub(super) fn history(&self, prefix: &str, after: Revision) -> Result<History, StoreError> {
         self.read(|txn| {
             let compacted = Revision(meta(txn, COMPACTED)?);

@@ -1,10 +1,12 @@
-//! The mark beside the embedded store's file: how far that was, so that an older copy which is put back is noticed.
+//! The mark beside the embedded store's file: how far that was, so that an older copy which is put
+//! back is noticed.
 //!
-//! Each life of the store has a number, its *generation*, in the file and in the mark; and the mark follows the revision, a second
-//! behind at most. A file whose generation is not the mark's, or whose revision is below the mark's, is a copy from before; so is
-//! one without its mark. It gets another cluster id then, as an etcd that was restored has one: nothing that was known of the
-//! store holds for it, and nobody writes by what it says of authority before an operator begins anew. Where an older copy of both
-//! files is put back, nothing here can tell.
+//! Each life of the store has a number, its *generation*, in the file and in the mark; and the mark
+//! follows the revision, a second behind at most. A file whose generation is not the mark's, or
+//! whose revision is below the mark's, is a copy from before; so is one without its mark. It gets
+//! another cluster id then, as an etcd that was restored has one: nothing that was known of the
+//! store holds for it, and nobody writes by what it says of authority before an operator begins
+//! anew. Where an older copy of both files is put back, nothing here can tell.
 
 use std::{
     fs::{self, File},
@@ -12,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What the mark says.
+/// The content of the mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     pub(super) generation: u64,

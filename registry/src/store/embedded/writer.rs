@@ -1,7 +1,8 @@
 //! The one task that changes the embedded store, so that changes have an order and leases an owner.
 //!
-//! Commands that wait together are made in one durable transaction, each with a revision of its own: one sync of the
-//! disk pays for all of them. Nobody is answered, and no watch told, before it is on the disk.
+//! Commands that wait together are made in one durable transaction, each with a revision of its
+//! own: one sync of the disk pays for all of them. No client gets an answer, and no watch an event,
+//! before it is on the disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use super::file::{StoreFile, Tables};
 use super::leases::Leases;
 use crate::store::{Compare, LeaseId, Op, Revision, StoreError, TxnOutcome};
 
-/// How many commands wait at most; who comes then waits for a place.
+/// How many commands wait at most; further callers wait for a place.
 const QUEUE_MAX: usize = 256;
 
 /// How far the mark may be behind.
@@ -59,9 +60,10 @@ pub(super) fn start(
     let (commands, queue) = mpsc::channel(QUEUE_MAX);
     let (committed, revision) = watch::channel(file.revision()?);
     let mut leases = Leases::default();
-    // After a start every lease has its whole time again, as in etcd after a change of leader: while the store was away
-    // nobody could keep a lease alive, so the time away must not count, and how long that was a monotonic clock of
-    // another boot cannot tell. A lease may so live too long, which is safe; it never ends too early.
+    // After a start every lease has its whole time again, as in etcd after a change of leader:
+    // while the store was away nobody could keep a lease alive, so the time away must not count,
+    // and how long that was a monotonic clock of another boot cannot tell. A lease may so live too
+    // long, which is safe; it never ends too early.
     let now = Instant::now();
     for (lease, ttl) in file.leases()? {
         leases.start(lease, ttl, now);
@@ -114,8 +116,8 @@ impl Writer {
             match turn.await {
                 Ok((_, Ok(()))) if ended => return,
                 Ok((writer, Ok(()))) => self = writer,
-                // What is in memory may be ahead of the disk now, and redb refuses to go on. Stopping is what remains:
-                // callers get `Unavailable`, and a restart reads what the disk has.
+                // Memory may be ahead of the disk now, and redb refuses to go on. So the writer
+                // stops: callers get `Unavailable`, and a restart reads what the disk has.
                 Ok((_, Err(error))) => {
                     tracing::error!(%error, "the embedded store stops: its file failed");
                     return;
@@ -144,7 +146,8 @@ impl Writer {
         }
     }
 
-    /// Ends the leases whose time is over, then obeys the commands: so a lease is never kept alive after its end.
+    /// Ends the leases whose time is over, then obeys the commands: so a lease is never kept alive
+    /// after its end.
     fn turn(&mut self, commands: Vec<Command>, now: Instant) -> Result<(), StoreError> {
         let Writer { file, leases, .. } = self;
         let mut answers = Vec::with_capacity(commands.len());

@@ -20,7 +20,7 @@ pub(super) enum Repeat {
     OnlyUnsent,
 }
 
-/// What went wrong with one request.
+/// The failure of one request.
 pub(super) enum Failure {
     /// The member is at fault, another one may do better.
     Member { sent: bool, error: StoreError },
@@ -84,7 +84,8 @@ impl From<etcd_client::Error> for Failure {
                 cause: refused_cause(status.code(), status.message()),
                 detail,
             }),
-            // Unavailable, and whatever a broken connection looks like: Unknown, Internal, Cancelled.
+            // Unavailable, and whatever a broken connection looks like: Unknown, Internal,
+            // Cancelled.
             _ if silent(&status) => Failure::Silent,
             _ if never_connected(&status) => Failure::Member {
                 sent: false,
@@ -98,9 +99,11 @@ impl From<etcd_client::Error> for Failure {
     }
 }
 
-/// What a refusal is about. Codes alone do not tell: etcd gives one code for a full store and for too many requests.
+/// The cause of a refusal. Codes alone do not tell: etcd gives one code for a full store and for
+/// too many requests.
 pub(super) fn refused_cause(code: Code, message: &str) -> RefusedCause {
-    // etcd's texts (api/v3/v3rpc/rpctypes/error.go), by which its own clients tell errors apart, too.
+    // etcd's texts (api/v3/v3rpc/rpctypes/error.go), by which its own clients tell errors apart,
+    // too.
     let says = |text: &str| message.contains(text);
     match code {
         Code::DataLoss => RefusedCause::CorruptData,
@@ -135,17 +138,18 @@ fn causes(status: &tonic::Status) -> impl Iterator<Item = &(dyn std::error::Erro
 pub(super) struct Members {
     pub(super) options: EtcdOptions,
     clients: Vec<Client>,
-    /// Index of the member to ask first. It moves on when that one fails and stays where it works: going back early would
-    /// pay the time-out of a hung member again.
+    /// Index of the member to ask first. It moves on when that one fails and stays where it works:
+    /// going back early would pay the time-out of a hung member again.
     preferred: AtomicUsize,
-    /// The cluster that is trusted: the one that answered first, or that an operator accepted. Its id is in every answer,
-    /// and no answer of another one is believed.
+    /// The cluster that is trusted: the one that answered first, or that an operator accepted. Its
+    /// id is in every answer, and no answer of another one is believed.
     cluster: Mutex<Option<ClusterId>>,
 }
 
 impl Members {
     pub(super) async fn new(options: EtcdOptions) -> Result<Self, StoreError> {
-        // Keepalive only while a request is open: etcd allows an idle connection no pings at all, and would close it.
+        // Keepalive only while a request is open: etcd allows an idle connection no pings at all,
+        // and would close it.
         let connect = connect_options(&options)
             .with_keep_alive(options.keepalive_interval, options.keepalive_timeout)
             .with_keep_alive_while_idle(false);
@@ -173,7 +177,8 @@ impl Members {
         (0..count).map(move |offset| (first + offset) % count)
     }
 
-    /// Notes that a member failed. Of several callers that saw the same failure only the first moves the preference.
+    /// Notes that a member failed. Of several callers that saw the same failure only the first
+    /// moves the preference.
     pub(super) fn abandon(&self, member: usize, error: &StoreError) {
         let next = (member + 1) % self.clients.len();
         if next == member {
@@ -196,14 +201,16 @@ impl Members {
             .map_or("", String::as_str)
     }
 
-    /// A connection of its own to a member, for a watch: behind a reader that is slow, a shared connection's flow-control
-    /// window would fill and hold up everything else. No HTTP/2 keepalive on it: see `watch.rs`.
+    /// A connection of its own to a member, for a watch: behind a reader that is slow, a shared
+    /// connection's flow-control window would fill and hold up everything else. No HTTP/2 keepalive
+    /// on it: see `watch.rs`.
     pub(super) async fn watch_client(&self, member: usize) -> Result<Client, StoreError> {
         client(self.endpoint(member), connect_options(&self.options)).await
     }
 
-    /// Makes a request of one member after the other until one answers, each within `after`. Where none does,
-    /// the error is that of the last one that was connected to: it says more than a refused connection.
+    /// Makes a request of one member after the other until one answers, each within `after`. Where
+    /// none does, the error is that of the last one that was connected to: it says more than a
+    /// refused connection.
     pub(super) async fn call<T, R, F>(
         &self,
         after: Duration,
@@ -222,7 +229,8 @@ impl Members {
             };
             let answer = tokio::time::timeout(after, request(client.clone())).await;
             outcome = match answer {
-                // The keepalive may be quicker than the request's own time-out; it is the same finding.
+                // The keepalive may be quicker than the request's own time-out; it is the same
+                // finding.
                 Err(_) | Ok(Err(Failure::Silent)) => Err(Failure::Member {
                     sent: true,
                     error: StoreError::Timeout { after },
@@ -270,7 +278,7 @@ impl Members {
     }
 }
 
-/// What an answer's header says, whoever it is from.
+/// The content of an answer's header, from any member.
 pub(super) fn read_header(header: Option<&ResponseHeader>) -> Result<Head, StoreError> {
     let header = header.ok_or_else(|| StoreError::Unavailable {
         detail: "an answer of etcd has no header".to_owned(),

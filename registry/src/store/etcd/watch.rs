@@ -1,11 +1,14 @@
 //! A watch in etcd as a stream of whole revisions.
 //!
-//! What etcd does, and what is made of it here:
-//! - A watch that it refuses, or that wants compacted history, is first `created` and then `canceled`, never an error.
-//! - A large answer comes in fragments that may cut a revision in two: the cut one is held back until it is whole.
-//! - A member that hangs says nothing, for ever. HTTP/2 pings would show it, but etcd closes a connection on which pings
-//!   come faster than every 5 s while it sends nothing. So a silent watch asks for its progress instead: the answer is a
-//!   sign of life, and no more (a member without a leader gives it too; `require_leader` ends that watch).
+//! etcd's behaviour, and its treatment here:
+//! - A watch that it refuses, or that wants compacted history, is first `created` and then
+//!   `canceled`, never an error.
+//! - A large answer comes in fragments that may cut a revision in two: the cut one is held back
+//!   until it is whole.
+//! - A member that hangs says nothing, for ever. HTTP/2 pings would show it, but etcd closes a
+//!   connection on which pings come faster than every 5 s while it sends nothing. So a silent watch
+//!   asks for its progress instead: the answer is a sign of life, and no more (a member without a
+//!   leader gives it too; `require_leader` ends that watch).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,8 +25,9 @@ use super::members::{Failure, Members, refused_cause};
 use super::{entry, utf8_key};
 use crate::store::{Event, Revision, StoreError, WatchBatch, WatchError};
 
-/// How long a member may be silent at first. It does not answer for its progress before a watch from an old revision has
-/// caught up, which may take it seconds when little of a long history matches.
+/// How long a member may be silent at first. It does not answer for its progress before a watch
+/// from an old revision has caught up, which may take it seconds when little of a long history
+/// matches.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn watch(
@@ -126,7 +130,8 @@ impl Watcher {
         let opened = client.watch(self.prefix.as_str(), Some(options)).await?;
         let (mut requests, mut responses) = opened.split();
         let created = responses.message().await?;
-        // Asked at once, a member that need not catch up shows it at once, and its patience is the short one from then on.
+        // Asked at once, a member that need not catch up shows it at once, and its patience is the
+        // short one from then on.
         requests.request_progress().await?;
         let link = Link {
             member,
@@ -191,7 +196,8 @@ impl Link {
     }
 }
 
-/// Events put together by revision. Bounded: one message of etcd, and the one revision that it may have cut.
+/// Events put together by revision. Bounded: one message of etcd, and the one revision that it may
+/// have cut.
 #[derive(Default)]
 struct Batches {
     whole: VecDeque<WatchBatch>,

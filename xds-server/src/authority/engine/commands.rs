@@ -76,7 +76,7 @@ impl Engine {
             let Some(replica) = self.replicas.get_mut(&zone) else {
                 continue;
             };
-            match replica.wish(&cell, next, false, now) {
+            match replica.request_move(&cell, next, false, now) {
                 Ok(effects) => {
                     begun.insert(cell.to_string());
                     self.carry_out(&zone, effects);
@@ -111,7 +111,7 @@ impl Engine {
                 epoch_min: wish.epoch_min,
                 hold: wish.hold,
             };
-            match replica.wish(&wish.cell, next, wish.accepted, now) {
+            match replica.request_move(&wish.cell, next, wish.accepted, now) {
                 Ok(effects) => {
                     self.carry_out(&zone, effects);
                     return Ok(());

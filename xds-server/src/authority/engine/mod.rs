@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use policy::fence::{Effect, HolderId, Input, Name, Outcome, Replica, SessionId, Terms};
+use policy::fence::{Effect, HolderId, Input, Name, Replica, SessionId, Terms, TransactionOutcome};
 use protos::fence::GrantorSays;
 use registry::authority::{PeerRecord, Secret, SessionTerms, incarnation};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -81,7 +81,7 @@ pub(super) struct Engine {
 struct Answer {
     id: SessionId,
     number: u64,
-    outcome: Outcome,
+    outcome: TransactionOutcome,
 }
 
 /// What a session's record said when it was put.

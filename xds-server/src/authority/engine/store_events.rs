@@ -75,11 +75,11 @@ impl Engine {
 fn log_authority(cell: &Name, authority: &Authority) {
     let Authority { epoch, owners, .. } = authority;
     match &authority.state {
-        policy::fence::State::Active => info!(%cell, epoch, ?owners, "authority: active"),
-        policy::fence::State::Settling => {
+        policy::fence::AuthorityState::Active => info!(%cell, epoch, ?owners, "authority: active"),
+        policy::fence::AuthorityState::Settling => {
             info!(%cell, epoch, ?owners, unsettled = ?authority.unsettled, "authority: settling")
         }
-        policy::fence::State::Fencing(next) => {
+        policy::fence::AuthorityState::Fencing(next) => {
             let (to, cause, reason) = (&next.to, next.cause, &next.reason);
             match cause {
                 Cause::Operator | Cause::Override => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use policy::fence::{Input, Name, Outcome, Replica, Terms, Transaction, Write};
+use policy::fence::{Input, Name, Replica, Terms, Transaction, TransactionOutcome, Write};
 use registry::{
     authority::{PeerRecord, SessionRecord},
     store::{Compare, Op, Store, StoreError, TxnOutcome},
@@ -71,23 +71,23 @@ impl Engine {
                 Some(Ok(TxnOutcome {
                     succeeded: true,
                     revision,
-                })) => Outcome::Committed(records::revision(revision)),
-                Some(Ok(_)) => Outcome::Refused,
+                })) => TransactionOutcome::Committed(records::revision(revision)),
+                Some(Ok(_)) => TransactionOutcome::Refused,
                 Some(Err(error)) => {
                     debug!(%error, "a transaction about authority has failed");
-                    Outcome::Unknown
+                    TransactionOutcome::Unknown
                 }
-                None => Outcome::Unknown,
+                None => TransactionOutcome::Unknown,
             };
             if changes_authority {
                 let result = match outcome {
-                    Outcome::Committed(_) => "ok",
-                    Outcome::Refused => "overtaken",
-                    Outcome::Unknown => "error",
+                    TransactionOutcome::Committed(_) => "ok",
+                    TransactionOutcome::Refused => "overtaken",
+                    TransactionOutcome::Unknown => "error",
                 };
                 writes.get_or_create(&ResultLabel { result }).inc();
             }
-            if outcome == Outcome::Unknown && !asks {
+            if outcome == TransactionOutcome::Unknown && !asks {
                 // It is tried again at once, and a store that is away, or not written to, fails fast.
                 tokio::time::sleep(RETRY_AFTER).await;
             }

@@ -1,4 +1,5 @@
-//! A request and a policy in, effects out. [`Recorder`] stands for the proxy and keeps the headers as Envoy would.
+//! A request and a policy in, effects out. [`Recorder`] stands for the proxy and keeps the headers
+//! as Envoy would.
 
 use policy::{Class, Headers, Presented};
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -16,11 +17,11 @@ pub(super) struct Recorder {
     pub(super) effects: Vec<String>,
     /// How many calls succeed, where not all do.
     pub(super) calls_left: Option<usize>,
-    /// What a write is admitted for.
+    /// The epoch for which a write is admitted.
     granted: Option<u64>,
-    /// What hops are signed with.
+    /// The keys of hops.
     pub(super) keys: HopKeys,
-    /// What is drawn for each request.
+    /// The number drawn for each request.
     drawn: u64,
 }
 
@@ -98,7 +99,11 @@ impl Host for Recorder {
 
 /// The effects of `request`: a method, a path, and further headers.
 #[track_caller]
-fn check(policy: &Policy, request: (&str, &str, &[(&str, &str)]), effects: &[&str]) -> Verdict {
+fn check(
+    policy: &Policy,
+    request: (&str, &str, &[(&str, &str)]),
+    effects: &[&str],
+) -> FilterHeadersStatus {
     let (method, path, headers) = request;
     let pseudo = [
         (":method", method),
@@ -107,7 +112,7 @@ fn check(policy: &Policy, request: (&str, &str, &[(&str, &str)]), effects: &[&st
     ];
     let map = encode(&[&pseudo, headers].concat()).unwrap();
     let mut host = Recorder::default();
-    let verdict = carry_out(policy, Some(&map), &mut host);
+    let verdict = apply(policy, Some(&map), &mut host);
     assert_eq!(host.effects, effects);
     verdict
 }
@@ -121,7 +126,7 @@ const PROBLEM_FENCED: &str = concat!(
 const PROBLEM_BLIND: &str = concat!(
     "reply 503/14 tidegate_fenced [content-type: application/problem+json, retry-after: 1] ",
     r#"{"type":"urn:tidegate:problem:fenced","title":"Service Unavailable","status":503,"reason":"fenced","#,
-    r#""detail":"this proxy cannot check the request, and lets nothing through unchecked: try again"}"#
+    r#""detail":"this proxy cannot check the request, and rejects unchecked requests: try again"}"#
 );
 
 #[test]
@@ -135,7 +140,7 @@ fn a_local_request_costs_two_stamps() {
             "count tidegate.decisions.tier.zone.class.read.reason.home_zone 1",
         ],
     );
-    assert_eq!(verdict, Verdict::GoesOn);
+    assert_eq!(verdict, FilterHeadersStatus::Continue);
     check(
         &serving(),
         (
@@ -177,7 +182,7 @@ fn requests_are_shared_out_by_what_is_drawn() {
             drawn,
             ..Recorder::default()
         };
-        carry_out(&serving(), Some(&encode(&request).unwrap()), &mut host);
+        apply(&serving(), Some(&encode(&request).unwrap()), &mut host);
         assert_eq!(host.effects[..effects.len()], *effects);
     };
     let home = "set x-tidegate-home: shanghai-a";
@@ -249,7 +254,7 @@ fn a_request_that_goes_round_is_counted_and_ended() {
             ("tidegate-via", via),
         ];
         let mut host = Recorder::default();
-        carry_out(&serving(), Some(&encode(&pseudo).unwrap()), &mut host);
+        apply(&serving(), Some(&encode(&pseudo).unwrap()), &mut host);
         let said = |effect: &String| effect.contains(headers::VIA) || effect.starts_with("reply ");
         host.effects.into_iter().find(said).unwrap()
     };
@@ -271,7 +276,7 @@ fn a_refusal_awaits_a_small_body_that_is_on_its_way() {
         let pseudo = [(":method", "POST"), (":path", "/strict")];
         let map = encode(&[&pseudo[..], headers].concat()).unwrap();
         let mut host = Recorder::default();
-        carry_out(&serving(), Some(&map), &mut host);
+        apply(&serving(), Some(&map), &mut host);
         let reply = host
             .effects
             .iter()
@@ -305,7 +310,7 @@ fn a_refusal_awaits_a_small_body_that_is_on_its_way() {
 }
 
 #[test]
-fn what_no_service_claims_only_loses_what_is_spoofed() {
+fn a_request_without_a_service_loses_only_spoofed_headers() {
     for (headers, effects) in [
         (&[][..], &[][..]),
         (
@@ -319,7 +324,7 @@ fn what_no_service_claims_only_loses_what_is_spoofed() {
             ("POST", "/else", headers),
             &[effects, &[counted]].concat(),
         );
-        assert_eq!(verdict, Verdict::GoesOn);
+        assert_eq!(verdict, FilterHeadersStatus::Continue);
     }
 }
 
@@ -373,7 +378,7 @@ fn without_a_policy_reads_go_on_and_writes_are_fenced() {
             "count tidegate.decisions.tier.none.class.write.reason.fenced 1",
         ],
     );
-    assert_eq!(verdict, Verdict::Stops);
+    assert_eq!(verdict, FilterHeadersStatus::StopIteration);
 }
 
 #[test]
@@ -424,8 +429,8 @@ fn a_refusal_speaks_the_callers_protocol() {
 fn a_map_that_cannot_be_read_lets_nothing_through() {
     for map in [None, Some(&b"\x01\0\0\0"[..])] {
         let mut host = Recorder::default();
-        let verdict = carry_out(&serving(), map, &mut host);
-        assert_eq!(verdict, Verdict::Stops);
+        let verdict = apply(&serving(), map, &mut host);
+        assert_eq!(verdict, FilterHeadersStatus::StopIteration);
         assert_eq!(
             host.effects,
             [
@@ -453,16 +458,20 @@ fn a_call_that_fails_lets_nothing_through() {
             calls_left: Some(calls),
             ..Recorder::default()
         };
-        let verdict = carry_out(&serving(), Some(&map), &mut host);
-        assert_eq!(verdict, Verdict::Stops, "call {calls} fails");
+        let verdict = apply(&serving(), Some(&map), &mut host);
+        assert_eq!(
+            verdict,
+            FilterHeadersStatus::StopIteration,
+            "call {calls} fails"
+        );
     }
     let mut host = Recorder {
         calls_left: Some(4),
         ..Recorder::default()
     };
     assert_eq!(
-        carry_out(&serving(), Some(&map), &mut host),
-        Verdict::GoesOn
+        apply(&serving(), Some(&map), &mut host),
+        FilterHeadersStatus::Continue
     );
 }
 
@@ -529,13 +538,13 @@ fn check_invariants(policy: &Policy, headers: Vec<(Vec<u8>, Vec<u8>)>) {
         headers,
         ..Recorder::default()
     };
-    let verdict = carry_out(policy, Some(&map), &mut host);
+    let verdict = apply(policy, Some(&map), &mut host);
 
     let made = |start: &str| host.effects.iter().filter(|e| e.starts_with(start)).count();
     assert_eq!(made("count tidegate.decisions"), 1, "{:?}", host.effects);
     match verdict {
-        Verdict::Stops => assert_eq!(made("reply "), 1, "{:?}", host.effects),
-        Verdict::GoesOn => {
+        FilterHeadersStatus::StopIteration => assert_eq!(made("reply "), 1, "{:?}", host.effects),
+        FilterHeadersStatus::Continue => {
             assert_eq!(made("reply "), 0, "{:?}", host.effects);
             check_internal_headers(&host);
             check_class(policy, &map, &host);
@@ -553,8 +562,8 @@ pub(super) fn check_internal_headers(host: &Recorder) {
     }
 }
 
-/// Routed means a class or a home, each at most once, and a write always says that it is one; it leaves no region, and goes
-/// nowhere without a policy.
+/// Routed means a class or a home, each at most once, and a write always says that it is one; it
+/// leaves no region, and goes nowhere without a policy.
 fn check_class(policy: &Policy, map: &[u8], host: &Recorder) {
     let request = HeaderMap::parse(map).unwrap();
     let facts = Facts::gather(policy, &request);
@@ -597,7 +606,7 @@ proptest! {
     fn no_encoding_makes_it_panic(map: Vec<u8>, calls in 0..4_usize) {
         for policy in [serving(), Policy::Fallback] {
             let mut host = Recorder { calls_left: Some(calls), ..Recorder::default() };
-            carry_out(&policy, Some(&map), &mut host);
+            apply(&policy, Some(&map), &mut host);
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Who speaks for the process: one of its workers, by turns only when that one has fallen silent.
+//! The election of the worker that keeps the control stream for the process. Another replaces it
+//! only when it has fallen silent.
 //!
-//! That there is one alone saves streams. Safety does not rest on it: two that speak at once, each on a stream of its own,
-//! change the same ledgers by compare-and-swap.
+//! A single one saves streams. Safety does not rest on it: two elected workers, each with a stream
+//! of its own, change the same ledgers by compare-and-swap.
 
 use policy::fence::{HolderId, WorkerId};
 
@@ -10,68 +11,69 @@ use super::{
     process::{self, Process},
 };
 
-/// The speaker says so often that it lives.
+/// The elected worker renews its record this often.
 const BEAT_US: u64 = 100_000;
-/// A speaker that was silent for so long is replaced.
+/// An elected worker that was silent for this long is replaced.
 const SILENT_US: u64 = 300_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Slot {
+struct Election {
     /// Drawn by the first worker of the process.
     holder: HolderId,
-    speaker: WorkerId,
+    worker: WorkerId,
     /// The monotonic time of its last beat.
     beat_us: u64,
 }
 
-impl Slot {
+impl Election {
     fn encode(self) -> Vec<u8> {
         let mut bytes = self.holder.0.to_le_bytes().to_vec();
-        bytes.extend(self.speaker.0.to_le_bytes());
+        bytes.extend(self.worker.0.to_le_bytes());
         bytes.extend(self.beat_us.to_le_bytes());
         bytes
     }
 
-    fn decode(mut bytes: &[u8]) -> Option<Slot> {
+    fn decode(mut bytes: &[u8]) -> Option<Election> {
         let at = &mut bytes;
-        let slot = Slot {
+        let election = Election {
             holder: HolderId(u128::from_le_bytes(take(at)?)),
-            speaker: WorkerId(take_u64(at)?),
+            worker: WorkerId(take_u64(at)?),
             beat_us: take_u64(at)?,
         };
-        at.is_empty().then_some(slot)
+        at.is_empty().then_some(election)
     }
 }
 
-/// Keeps or takes the speaker's place: the process's id if `me` is the one to speak.
+/// Keeps or takes the election: the process's id if `me` is elected.
 ///
-/// A slot that cannot be read is made anew, with another id of the process. That is safe: the new one acknowledges only
-/// what the ledgers say, which know everything of both, and what was granted to the old one is waited for.
+/// A record that cannot be read is made anew, with another id of the process. That is safe: the new
+/// one acknowledges only by the ledgers, which know everything of both, and grants to the old one
+/// are waited for.
 pub fn elect(process: &mut (impl Process + ?Sized), me: WorkerId) -> Option<HolderId> {
     let now = process.now()?.monotonic_us;
     let key = format!("{PREFIX}speaker");
-    let slot = process.get(&key).ok()?;
-    let fresh = match slot.and_then(|(bytes, _)| Slot::decode(&bytes)) {
+    let election = process.get(&key).ok()?;
+    let fresh = match election.and_then(|(bytes, _)| Election::decode(&bytes)) {
         Some(_) => None,
         None => Some(HolderId(process.random()?)),
     };
     process::change(process, &key, |bytes| {
-        let mine = |holder| Slot {
+        let mine = |holder| Election {
             holder,
-            speaker: me,
+            worker: me,
             beat_us: now,
         };
-        let Some(slot) = bytes.and_then(Slot::decode) else {
+        let Some(election) = bytes.and_then(Election::decode) else {
             let fresh = fresh?;
             return Some((Some(mine(fresh).encode()), Some(fresh)));
         };
         // A beat from the future is as good as none: otherwise it might never be replaced.
-        let age_us = now.abs_diff(slot.beat_us);
-        let beat = || Some(mine(slot.holder).encode());
-        Some(match slot.speaker == me {
-            true if age_us < BEAT_US => (None, Some(slot.holder)),
-            true => (beat(), Some(slot.holder)),
-            false if age_us > SILENT_US => (beat(), Some(slot.holder)),
+        let age_us = now.abs_diff(election.beat_us);
+        let beat = || Some(mine(election.holder).encode());
+        Some(match election.worker == me {
+            true if age_us < BEAT_US => (None, Some(election.holder)),
+            true => (beat(), Some(election.holder)),
+            false if age_us > SILENT_US => (beat(), Some(election.holder)),
             false => (None, None),
         })
     })?
@@ -86,7 +88,7 @@ mod tests {
     const B: WorkerId = WorkerId(2);
 
     #[test]
-    fn one_speaks_until_it_falls_silent() {
+    fn one_worker_stays_elected_until_it_falls_silent() {
         let mut fake = Fake::default();
         let holder = elect(&mut fake, A).unwrap();
         for _ in 0..100 {
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_cannot_be_read_is_made_anew() {
+    fn an_unreadable_record_is_made_anew() {
         let mut fake = Fake::default();
         let holder = elect(&mut fake, A).unwrap();
         fake.put("tidegate/3/speaker", b"?");
@@ -116,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn without_clock_or_chance_nobody_speaks() {
+    fn no_worker_is_elected_without_clock_or_random_numbers() {
         let mut fake = Fake::default();
         fake.fails = true;
         assert_eq!(elect(&mut fake, A), None);

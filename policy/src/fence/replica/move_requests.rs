@@ -1,12 +1,17 @@
-//! What an operator wants.
+//! Moves that an operator asks for.
 
 use alloc::{collections::BTreeSet, vec::Vec};
 
-use super::{Cause, Effect, Move, MoveRejected, Name, Pending, Replica, State};
+use super::{AuthorityState, Cause, Effect, Move, MoveRejected, Name, Pending, Replica};
 
 impl Replica {
-    /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the cell is.
-    pub fn wish(
+    /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the
+    /// cell is.
+    ///
+    /// # Errors
+    ///
+    /// [`MoveRejected`] says why the move does not begin, and what to do. Nothing has changed then.
+    pub fn request_move(
         &mut self,
         cell: &Name,
         next: Move,
@@ -33,12 +38,13 @@ impl Replica {
             }
             view.recover(store, next.epoch_min, next.to, &terms, next.hold)
         } else {
-            let moving = matches!(view.authority.state, State::Fencing(_));
+            let moving = matches!(view.authority.state, AuthorityState::Fencing(_));
             if moving && !forced {
                 return Err(MoveRejected::Moving);
             }
             let same: BTreeSet<&Name> = view.authority.owners.iter().collect();
-            // To where a cell is an override gives up the move that is under way; else it only interrupts writes.
+            // To where a cell is an override gives up the move that is under way; else it only
+            // interrupts writes.
             let pointless = !(moving || forced && accepted);
             if same == next.to.iter().collect() && pointless {
                 return Err(MoveRejected::SameOwners);

@@ -1,13 +1,13 @@
 //! The plugin's configuration.
 
 use policy::Policy;
-use protos::{Decoder, Edition, InvalidPolicy};
+use protos::{Decoder, InvalidPolicy, PluginConfig};
 
-/// Reads the plugin's configuration; `decoder` knows the one before. None at all is how a listener names the filter that has to
-/// do without a control plane.
-pub fn read(decoder: &mut Decoder, configuration: &[u8]) -> Result<Edition, InvalidPolicy> {
+/// Reads the plugin's configuration; `decoder` knows the one before. An empty one names a filter
+/// that has to do without a control plane.
+pub fn read(decoder: &mut Decoder, configuration: &[u8]) -> Result<PluginConfig, InvalidPolicy> {
     if configuration.is_empty() {
-        return Ok(Edition {
+        return Ok(PluginConfig {
             version: 0,
             generation: 0,
             policy: Policy::Fallback,
@@ -17,14 +17,14 @@ pub fn read(decoder: &mut Decoder, configuration: &[u8]) -> Result<Edition, Inva
     decoder.decode(configuration)
 }
 
-/// The log line about an edition that is now applied.
-pub fn describe(edition: &Edition) -> String {
-    let Edition {
+/// The log line about a configuration that is now applied.
+pub fn describe(config: &PluginConfig) -> String {
+    let PluginConfig {
         version,
         generation,
         policy,
         ..
-    } = edition;
+    } = config;
     let what = match policy {
         Policy::Fallback => "fallback: reads stay local, writes are fenced".to_owned(),
         Policy::Serving(rules) => format!(
@@ -42,17 +42,17 @@ mod tests {
 
     use super::*;
 
-    fn read(configuration: &[u8]) -> Result<Edition, InvalidPolicy> {
+    fn read(configuration: &[u8]) -> Result<PluginConfig, InvalidPolicy> {
         super::read(&mut Decoder::default(), configuration)
     }
     use crate::testing::serving;
 
     #[test]
     fn no_configuration_is_the_fallback() {
-        let edition = read(b"").unwrap();
-        assert_eq!(edition.policy, Policy::Fallback);
+        let config = read(b"").unwrap();
+        assert_eq!(config.policy, Policy::Fallback);
         assert_eq!(
-            describe(&edition),
+            describe(&config),
             "policy 000000000000 generation 0 applied, fallback: reads stay local, writes are fenced"
         );
     }
@@ -60,10 +60,10 @@ mod tests {
     #[test]
     fn a_policy_is_applied_as_it_was_sent() {
         let (bytes, version) = protos::encode(&serving(), 3, "tidegate");
-        let edition = read(&bytes).unwrap();
-        assert_eq!(edition.policy, serving());
+        let config = read(&bytes).unwrap();
+        assert_eq!(config.policy, serving());
         assert_eq!(
-            describe(&edition),
+            describe(&config),
             format!(
                 "policy {version:012x} generation 3 applied, viewer shanghai-a, {} services",
                 2

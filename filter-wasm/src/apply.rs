@@ -9,7 +9,7 @@ use policy::{
 
 use crate::{header_map::HeaderMap, metrics::Metric};
 
-/// What the filter asks of the proxy for a request.
+/// The proxy as the filter needs it for a request.
 pub trait Host {
     /// Makes `value` the only value of a request header.
     fn set(&mut self, name: &str, value: &str) -> Result<(), HostFailed>;
@@ -17,20 +17,21 @@ pub trait Host {
     fn remove(&mut self, name: &[u8]) -> Result<(), HostFailed>;
     /// Answers the request.
     fn reply(&mut self, reply: &Reply<'_>) -> Result<(), HostFailed>;
-    /// Raises a counter. What cannot be counted is not: no request fails for it.
+    /// Raises a counter. A count that fails is dropped: no request fails for it.
     fn count(&mut self, counter: Metric, by: u32);
-    /// Counts a write of this cell as in flight, and only then looks whether a permission is held: its epoch. Without a
-    /// [`release`](Host::release) the write stays in flight until the proxy has done with the request.
+    /// Counts a write of this cell as in flight, and only then looks whether a permission is held:
+    /// its epoch. Without a [`release`](Host::release) the write stays in flight until the proxy
+    /// has done with the request.
     fn admit(&mut self, cell: &str) -> Option<u64>;
     /// Takes the count of [`admit`](Host::admit) back: the write goes nowhere from here.
     fn release(&mut self, cell: &str);
-    /// What hops between zones are signed and checked with.
+    /// The keys by which hops between zones are signed and checked.
     fn hop_keys(&mut self) -> HopKeys;
-    /// A number that nobody can foresee well enough to choose where requests go; evenly spread.
+    /// A number that no client can foresee well enough to choose its zone; evenly spread.
     fn draw(&mut self) -> u64;
 }
 
-/// The proxy did not do what it was asked.
+/// The proxy rejected a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostFailed;
 
@@ -39,38 +40,40 @@ pub struct HostFailed;
 pub struct Reply<'a> {
     /// HTTP status.
     pub status: u16,
-    /// What the proxy answers gRPC requests with instead.
+    /// The gRPC status that the proxy answers gRPC requests with instead.
     pub grpc_status: u8,
     /// The response code details of the access log.
     pub details: &'a str,
     pub headers: &'a [(&'a str, &'a str)],
     /// For gRPC requests the status message.
     pub body: &'a str,
-    /// How long the request's body is, in bytes, where it is worth waiting for: the proxy closes an HTTP/1.1 connection on
-    /// which it answers before it has read everything.
+    /// How long the request's body is, in bytes, where it is worth waiting for: the proxy closes an
+    /// HTTP/1.1 connection on which it answers before it has read everything.
     pub awaited_body: Option<u32>,
 }
 
 /// The longest body of a refused request that is waited for, in bytes.
 pub const AWAITED_BODY_MAX: u32 = 16 * 1024;
 
-/// What becomes of the request.
+/// Envoy's next step with the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    GoesOn,
+pub enum FilterHeadersStatus {
+    Continue,
     /// Answered here, or held where even that failed. In no case does it reach an upstream.
-    Stops,
+    StopIteration,
 }
 
-/// For a request that could not be read or marked. Nothing is known of it then, so it may be a write, or carry an internal
-/// header that would choose its route: the filter fences itself, as it does where it has no policy.
+/// For a request that could not be read or marked. Nothing is known of it then, so it may be a
+/// write, or carry an internal header that would choose its route: the filter fences itself, as it
+/// does where it has no policy.
 const BLIND: Refusal = Refusal {
-    detail: "this proxy cannot check the request, and lets nothing through unchecked: try again",
+    detail: "this proxy cannot check the request, and rejects unchecked requests: try again",
     ..Refusal::FENCED
 };
 
-/// Decides about a request and carries the decision out. `map` is its encoded header map; none where the proxy gave none.
-pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> Verdict {
+/// Decides about a request and applies the decision. `map` is its encoded header map; none where
+/// the proxy gave none.
+pub fn apply(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> FilterHeadersStatus {
     let Some(request) = map.and_then(HeaderMap::parse) else {
         return refuse_blind(Class::Write, Form::default(), host);
     };
@@ -109,7 +112,7 @@ pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> V
         ) => Signed::Hop(keys.sign(&policy::facts::claim(&request, &cell.name, write.epoch))),
         _ => Signed::Nothing,
     };
-    let applied = apply(&decision, &request, &signed, form, host);
+    let applied = apply_outcome(&decision, &request, &signed, form, host);
     if let Some(cell) = cell {
         // Where an effect failed the request is stopped as well.
         if decision.reason != Reason::Admitted || applied.is_err() {
@@ -117,15 +120,15 @@ pub fn carry_out(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> V
         }
     }
     match applied {
-        Ok(verdict) => {
+        Ok(status) => {
             host.count(metric_of(&decision, facts.class), 1);
-            verdict
+            status
         }
         Err(HostFailed) => refuse_blind(facts.class, form, host),
     }
 }
 
-/// What a request that goes on is signed with.
+/// The signature of a request that goes on.
 enum Signed {
     /// It goes to no other zone.
     Nothing,
@@ -133,7 +136,8 @@ enum Signed {
     Hop(Option<String>),
 }
 
-/// The length of a body that is small, and on its way: none of a client that waits for leave to send it.
+/// The length of a body that is small, and on its way: none of a client that waits for leave to
+/// send it.
 fn awaited_body(request: &HeaderMap<'_>) -> Option<u32> {
     if request.get("expect") != Presented::Absent {
         return None;
@@ -157,14 +161,15 @@ fn fencing_of(policy: &Policy) -> Option<&Fencing> {
     }
 }
 
-/// Whether the keys need be looked at: for what says that it is a hop, and for what may become one.
+/// Whether the keys are needed: for a request that claims to be a hop, and for one that may become
+/// one.
 fn hops_matter(policy: &Policy, cell: &Cell, facts: &Facts) -> bool {
     let forwarding = fencing_of(policy).is_some_and(|fencing| fencing.forwarding);
     let may_leave = !matches!(cell.forward, Forward::Never);
     forwarding && (facts.hop || may_leave && !cell.owners.is_empty() && facts.granted.is_none())
 }
 
-fn refuse_blind(class: Class, form: Form, host: &mut impl Host) -> Verdict {
+fn refuse_blind(class: Class, form: Form, host: &mut impl Host) -> FilterHeadersStatus {
     let metric = Metric::Decision {
         tier: None,
         class,
@@ -185,13 +190,13 @@ fn metric_of(decision: &Decision<'_>, class: Class) -> Metric {
     }
 }
 
-fn apply(
+fn apply_outcome(
     decision: &Decision<'_>,
     request: &HeaderMap<'_>,
     signed: &Signed,
     form: Form,
     host: &mut impl Host,
-) -> Result<Verdict, HostFailed> {
+) -> Result<FilterHeadersStatus, HostFailed> {
     match &decision.outcome {
         Outcome::Pass => strip(request, form, |_| false, host)?,
         Outcome::Route(routed) => {
@@ -219,7 +224,7 @@ fn apply(
             return Ok(refuse(refusal, decision.owner, form, host));
         }
     }
-    Ok(Verdict::GoesOn)
+    Ok(FilterHeadersStatus::Continue)
 }
 
 /// Removes the internal headers that came from outside, but those that are `overwritten` anyway.
@@ -253,7 +258,7 @@ fn strip(
     Ok(())
 }
 
-/// Who the caller is, and how it wants to be answered.
+/// The caller, and the form of answers that it needs.
 #[derive(Clone, Copy, Default)]
 struct Form {
     grpc: bool,
@@ -266,7 +271,12 @@ struct Form {
     via: Option<u32>,
 }
 
-fn refuse(refusal: &Refusal, owner: Option<&str>, form: Form, host: &mut impl Host) -> Verdict {
+fn refuse(
+    refusal: &Refusal,
+    owner: Option<&str>,
+    form: Form,
+    host: &mut impl Host,
+) -> FilterHeadersStatus {
     let reason = refusal.reason.as_str();
     // For the access log alone, so the answer does not depend on it.
     let _ = host.set(headers::DECISION, reason);
@@ -289,7 +299,8 @@ fn refuse(refusal: &Refusal, owner: Option<&str>, form: Form, host: &mut impl Ho
         true => refusal.detail.to_owned(),
         false => refusal.problem(),
     };
-    // Where even the answer fails the request is held until it times out: late, but not past the fence.
+    // Where even the answer fails the request is held until it times out: late, but not past the
+    // fence.
     let _ = host.reply(&Reply {
         status: refusal.status,
         grpc_status: refusal.grpc_status,
@@ -298,7 +309,7 @@ fn refuse(refusal: &Refusal, owner: Option<&str>, form: Form, host: &mut impl Ho
         body: &body,
         awaited_body: form.awaited_body,
     });
-    Verdict::Stops
+    FilterHeadersStatus::StopIteration
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What one worker holds, and its writes in flight.
+//! The permits of one worker, and its writes in flight.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,12 @@ use super::{
 };
 use crate::metrics::Metric;
 
-/// A worker's part in every cell. One for the life of its memory: policies come and go, writes in flight stay.
+/// A worker's part in every cell. One for the life of its memory: policies come and go, writes in
+/// flight stay.
 #[derive(Debug)]
-pub struct Workers {
+pub struct Permits {
     me: WorkerId,
-    /// Those of which something is held or in flight, and a few more until the next look.
+    /// Cells with a permit or a write in flight, and a few more until the next look.
     cells: BTreeMap<Name, Held>,
 }
 
@@ -41,7 +42,7 @@ impl Held {
         })
     }
 
-    fn let_go_if_idle(
+    fn release_if_idle(
         &mut self,
         cell: &str,
         me: WorkerId,
@@ -50,17 +51,17 @@ impl Held {
         process: &mut (impl Process + ?Sized),
     ) {
         // Where this fails it is tried again at the next look.
-        if self.worker.lets_go(at.monotonic_us, terms)
-            && ledger::change(process, cell, |entry| entry.ledger.let_go(me)).is_some()
+        if self.worker.can_release(at.monotonic_us, terms)
+            && ledger::change(process, cell, |entry| entry.ledger.release(me)).is_some()
         {
-            self.worker.let_go();
+            self.worker.release();
         }
     }
 }
 
-impl Workers {
-    pub fn new(me: WorkerId) -> Workers {
-        Workers {
+impl Permits {
+    pub fn new(me: WorkerId) -> Permits {
+        Permits {
             me,
             cells: BTreeMap::new(),
         }
@@ -70,8 +71,9 @@ impl Workers {
         self.me
     }
 
-    /// A write comes: it counts as in flight from here on, and until it is [over](Workers::end) or
-    /// [abandoned](Workers::abandon), whatever the answer is. The answer is that it is admitted, and for which epoch.
+    /// A write comes: it counts as in flight from here on, and until it is [over](Permits::end) or
+    /// [abandoned](Permits::abandon), whatever the answer is. The answer is that it is admitted,
+    /// and for which epoch.
     pub fn admit(
         &mut self,
         cell: &str,
@@ -103,11 +105,12 @@ impl Workers {
     pub fn end(&mut self, cell: &str, terms: &Terms, process: &mut (impl Process + ?Sized)) {
         if let Some(held) = self.cells.get_mut(cell) {
             held.worker.end();
-            self.let_go_if_fenced(cell, terms, process);
+            self.release_if_fenced(cell, terms, process);
         }
     }
 
-    /// A write that was admitted then has ended without a complete answer: it may go on for as long as a write lives.
+    /// A write that was admitted then has ended without a complete answer: it may go on for as long
+    /// as a write lives.
     pub fn abandon(
         &mut self,
         cell: &str,
@@ -117,12 +120,12 @@ impl Workers {
     ) {
         if let Some(held) = self.cells.get_mut(cell) {
             held.worker.abandon(admitted_us, terms);
-            self.let_go_if_fenced(cell, terms, process);
+            self.release_if_fenced(cell, terms, process);
         }
     }
 
     /// At once where a fence waits for it. While a permit is held no clock need be read.
-    fn let_go_if_fenced(
+    fn release_if_fenced(
         &mut self,
         cell: &str,
         terms: &Terms,
@@ -133,17 +136,17 @@ impl Workers {
             && !held.worker.holds()
             && let Some(at) = process.now()
         {
-            held.let_go_if_idle(cell, me, at, terms, process);
+            held.release_if_idle(cell, me, at, terms, process);
         }
     }
 
-    /// Looks whether what is held is still good. To be called every few milliseconds.
+    /// Checks whether the permits are still good. To be called every few milliseconds.
     pub fn look(&mut self, terms: &Terms, process: &mut (impl Process + ?Sized)) {
         if self.cells.is_empty() {
             return;
         }
         let Some(at) = process.now() else {
-            // Nobody knows what has run out. What is listed stays so.
+            // Without a clock nothing is known to be valid. Listed workers stay listed.
             self.forget();
             return;
         };
@@ -171,7 +174,7 @@ impl Workers {
         match ledger::read(process, cell) {
             Some(entry) => {
                 held.worker.fenced(&entry.ledger);
-                held.let_go_if_idle(cell, me, at, terms, process);
+                held.release_if_idle(cell, me, at, terms, process);
             }
             None => held.worker.forget(),
         }
@@ -182,7 +185,8 @@ impl Workers {
             let mut cells = self.cells.values();
             cells.any(|held| held.worker.holds() && at.jumped_since(held.lead_us))
         };
-        // The two clocks are read one after the other: looked at again, lest a pause between the two counts for a jump.
+        // The two clocks are read one after the other: looked at again, lest a pause between the
+        // two counts for a jump.
         if jumped(at) && process.now().is_none_or(jumped) {
             self.forget();
             process.count(Metric::ClockAnomalies, 1);

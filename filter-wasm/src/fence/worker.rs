@@ -1,4 +1,4 @@
-//! One worker's whole part: its writes, and the speaker's place when it is its turn.
+//! One worker's whole part: its permits, and the control stream while it is elected.
 
 use std::rc::Rc;
 
@@ -6,22 +6,22 @@ use policy::{Fencing, Policy, Rules, fence::Terms};
 use protos::fence::GrantorSays;
 
 use super::{
-    slot,
-    speaker::{ContextId, Line, Role, Speaker, Token},
-    workers::Workers,
+    control_stream::{ContextId, ControlStream, Identity, StreamHost, Token},
+    election,
+    permits::Permits,
 };
 
-/// A worker. Lives as long as its memory, through all editions of the policy.
+/// A worker. Lives as long as its memory, through all plugin configurations.
 #[derive(Debug)]
-pub struct Member {
-    pub workers: Workers,
-    speaker: Speaker,
-    /// The root contexts with a fence, in the order in which they were configured. The last one counts; the others are
-    /// those of requests that still end on an older edition.
+pub struct Worker {
+    pub permits: Permits,
+    stream: ControlStream,
+    /// The root contexts with a fence, in the order in which they were configured. The last one
+    /// counts; the others are those of requests that still end on an older one.
     contexts: Vec<(ContextId, Rc<Policy>)>,
 }
 
-/// What a policy says about the fence.
+/// The rules and fence of a policy.
 fn fence_of(policy: &Policy) -> Option<(&Rules, &Fencing)> {
     match policy {
         Policy::Serving(rules) => Some((rules, rules.fencing()?)),
@@ -34,11 +34,11 @@ pub fn terms_of(policy: &Policy) -> Option<&Terms> {
     Some(&fence_of(policy)?.1.terms)
 }
 
-impl Member {
-    pub fn new(workers: Workers) -> Member {
-        Member {
-            workers,
-            speaker: Speaker::default(),
+impl Worker {
+    pub fn new(permits: Permits) -> Worker {
+        Worker {
+            permits,
+            stream: ControlStream::default(),
             contexts: Vec::new(),
         }
     }
@@ -56,11 +56,11 @@ impl Member {
     /// A root context is gone.
     pub fn removed(&mut self, context: ContextId) {
         self.contexts.retain(|(known, _)| *known != context);
-        self.speaker.lost(context);
+        self.stream.lost(context);
     }
 
     /// A few milliseconds have passed.
-    pub fn tick(&mut self, context: ContextId, line: &mut impl Line) {
+    pub fn tick(&mut self, context: ContextId, host: &mut impl StreamHost) {
         let Some((current, policy)) = self.contexts.last() else {
             return;
         };
@@ -70,33 +70,39 @@ impl Member {
         };
         if context != current {
             // Only it can end a stream that it opened; the current one opens the next.
-            if self.speaker.owner() == Some(context) {
-                self.speaker.leave(line);
+            if self.stream.owner() == Some(context) {
+                self.stream.leave(host);
             }
             return;
         }
-        self.workers.look(&fencing.terms, line);
-        let elsewhere = (self.speaker.owner()).is_some_and(|owner| owner != current);
-        match slot::elect(line, self.workers.me()) {
+        self.permits.look(&fencing.terms, host);
+        let elsewhere = (self.stream.owner()).is_some_and(|owner| owner != current);
+        match election::elect(host, self.permits.me()) {
             // Its context is about to go, or will end the stream at its next tick.
             Some(_) if elsewhere => {}
             Some(holder) => {
-                let role = Role {
+                let identity = Identity {
                     context,
                     holder,
                     zone: rules.topology().zone_name(rules.viewer()),
                     fencing,
                 };
-                self.speaker.drive(&role, line);
+                self.stream.drive(&identity, host);
             }
             None if elsewhere => {}
-            None => self.speaker.leave(line),
+            None => self.stream.leave(host),
         }
     }
 
     /// A message has come on a stream of this root context.
-    pub fn hear(&mut self, context: ContextId, token: Token, message: &[u8], line: &mut impl Line) {
-        // What is no message is passed over, as is one of a later version.
+    pub fn on_message(
+        &mut self,
+        context: ContextId,
+        token: Token,
+        message: &[u8],
+        host: &mut impl StreamHost,
+    ) {
+        // Bytes that are no message are ignored, as are messages of a later version.
         let Ok(says) = GrantorSays::decode(message) else {
             return;
         };
@@ -104,14 +110,14 @@ impl Member {
         let Some((_, fencing)) = policy.as_deref().and_then(fence_of) else {
             return;
         };
-        if self.speaker.hear(token, says, fencing, line) {
-            // Lets go of what was revoked, says so, and asks if invited.
-            self.tick(context, line);
+        if self.stream.on_message(token, says, fencing, host) {
+            // Releases the revoked permits, acknowledges them, and asks if invited.
+            self.tick(context, host);
         }
     }
 
     /// A stream of this worker has ended.
-    pub fn closed(&mut self, token: Token, line: &mut impl Line) {
-        self.speaker.closed(token, line);
+    pub fn closed(&mut self, token: Token, host: &mut impl StreamHost) {
+        self.stream.closed(token, host);
     }
 }

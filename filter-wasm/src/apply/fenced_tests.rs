@@ -24,7 +24,7 @@ fn check(policy: &Policy, granted: Option<u64>, headers: &[(&str, &str)], effect
     ];
     let map = encode(&[&pseudo, headers].concat()).unwrap();
     let mut host = Recorder::granting(granted);
-    carry_out(policy, Some(&map), &mut host);
+    apply(policy, Some(&map), &mut host);
     assert_eq!(host.effects, effects);
 }
 
@@ -97,7 +97,7 @@ fn a_write_that_is_only_observed_is_not_in_flight() {
 }
 
 #[test]
-fn a_write_for_another_zone_is_forwarded_or_told_the_owner() {
+fn a_write_for_another_zone_is_forwarded_or_names_the_owner() {
     let near = fenced_by("shanghai-b", Forward::Region, Enforcement::Enforce);
     check(
         &near,
@@ -150,7 +150,7 @@ fn a_write_for_another_zone_is_forwarded_or_told_the_owner() {
     );
 }
 
-/// What another zone's gateway sends with a write to `orders`.
+/// The headers of another zone's gateway on a write to `orders`.
 fn signed(epoch: u64) -> String {
     let claim = Claim {
         method: b"POST",
@@ -165,7 +165,7 @@ fn signed(epoch: u64) -> String {
 const ADMITTED: &str = "count tidegate.decisions.tier.zone.class.write.reason.admitted 1";
 
 #[test]
-fn what_another_zones_proxy_says_is_removed_but_not_spoofed() {
+fn headers_of_another_zones_proxy_are_removed_and_not_counted_as_spoofed() {
     check(
         &fenced(),
         Some(5),
@@ -219,7 +219,7 @@ fn hop_of(epoch: u64, granted: u64) -> Vec<String> {
     ];
     let map = encode(&headers).unwrap();
     let mut host = Recorder::granting(Some(granted));
-    carry_out(&fenced(), Some(&map), &mut host);
+    apply(&fenced(), Some(&map), &mut host);
     host.effects.split_off(host.effects.len() - 2)
 }
 
@@ -241,7 +241,7 @@ fn without_keys_nothing_is_forwarded_or_believed() {
         let headers = [(":method", "POST"), (":path", "/orders")];
         let mut host = Recorder::granting(granted);
         host.keys = keys;
-        carry_out(policy, Some(&encode(&headers).unwrap()), &mut host);
+        apply(policy, Some(&encode(&headers).unwrap()), &mut host);
         let counted = host.effects.last().unwrap().clone();
         counted
             .trim_end_matches(" 1")
@@ -261,7 +261,10 @@ fn a_write_that_cannot_be_marked_is_no_longer_in_flight() {
     let map = encode(&[(":method", "POST"), (":path", "/orders")]).unwrap();
     let mut host = Recorder::granting(Some(7));
     host.calls_left = Some(0);
-    assert_eq!(carry_out(&fenced(), Some(&map), &mut host), Verdict::Stops);
+    assert_eq!(
+        apply(&fenced(), Some(&map), &mut host),
+        FilterHeadersStatus::StopIteration
+    );
     assert_eq!(host.effects[..2], ["begin main", "end main"]);
 }
 
@@ -270,13 +273,14 @@ fn reads_and_free_writes_ask_for_nothing() {
     for (method, path) in [("GET", "/orders"), ("POST", "/strict"), ("POST", "/else")] {
         let map = encode(&[(":method", method), (":path", path)]).unwrap();
         let mut host = Recorder::granting(Some(7));
-        carry_out(&fenced(), Some(&map), &mut host);
+        apply(&fenced(), Some(&map), &mut host);
         assert!(!host.effects.contains(&"begin main".to_owned()));
     }
 }
 
 proptest! {
-    /// In flight is what was admitted and goes on, and nothing else; and only that carries the epoch of a grant.
+    /// In flight is what was admitted and goes on, and nothing else; and only that carries the
+    /// epoch of a grant.
     #[test]
     fn only_what_goes_on_admitted_is_in_flight(
         headers in vec(any_header(), 0..24),
@@ -300,14 +304,14 @@ proptest! {
         let mut host = Recorder::granting(granted);
         host.headers = headers;
         host.calls_left = calls_left;
-        let verdict = carry_out(&policy, Some(&map), &mut host);
+        let verdict = apply(&policy, Some(&map), &mut host);
 
         let made = |line: &str| host.effects.iter().filter(|effect| *effect == line).count();
         let in_flight = made("begin main") - made("end main");
         let admitted = "count tidegate.decisions.tier.zone.class.write.reason.admitted 1";
         prop_assert_eq!(in_flight, made(admitted), "{:?}", host.effects);
-        prop_assert!(in_flight == 0 || verdict == Verdict::GoesOn && granted.is_some());
-        if verdict == Verdict::GoesOn {
+        prop_assert!(in_flight == 0 || verdict == FilterHeadersStatus::Continue && granted.is_some());
+        if verdict == FilterHeadersStatus::Continue {
             check_internal_headers(&host);
             let marked = host.headers.iter().any(|(name, _)| name == b"x-tidegate-epoch");
             prop_assert!(!marked || in_flight == 1 || observe);

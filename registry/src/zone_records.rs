@@ -1,36 +1,41 @@
-//! What operators want, and what the control plane's replicas have agreed on: the records beside the instances.
+//! Zone directives of operators, and zone standings of the control plane's replicas: the records
+//! beside the instances.
 //!
 //! | key | value |
 //! | --- | --- |
-//! | `/tidegate/v1/config/intents/<zone>` | [`IntentRecord`]: for every service |
-//! | `/tidegate/v1/config/intents/<zone>/<service>` | [`IntentRecord`]: for one service, before the one for all |
+//! | `/tidegate/v1/config/intents/<zone>` | [`DirectiveRecord`]: for every service |
+//! | `/tidegate/v1/config/intents/<zone>/<service>` | [`DirectiveRecord`]: for one; goes first |
 //! | `/tidegate/v1/standings/<service>/<zone>` | [`StandingRecord`] |
 
-use policy::{Intent, Phase, Standing, standing, topology::check_name};
+use policy::{Phase, ZoneDirective, ZoneStanding, standing, topology::check_name};
 use serde::{Deserialize, Serialize};
 
 use crate::record::InvalidRecord;
 
-/// What operators want of zones.
-pub const INTENTS_PREFIX: &str = "/tidegate/v1/config/intents/";
-/// Where zones stand.
+/// Directives of operators for zones.
+pub const DIRECTIVES_PREFIX: &str = "/tidegate/v1/config/intents/";
+/// Standings of zones.
 pub const STANDINGS_PREFIX: &str = "/tidegate/v1/standings/";
 
-/// What an intent is about.
+/// The zone and service of a directive.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct IntentKey {
+pub struct DirectiveKey {
     pub zone: String,
     /// None: every service.
     pub service: Option<String>,
 }
 
-impl IntentKey {
+impl DirectiveKey {
     /// Reads a store key.
-    pub fn parse(key: &str) -> Result<IntentKey, InvalidRecord> {
-        let names = names(key, INTENTS_PREFIX, 1, 2)?;
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::RecordKey`] where it is no key of a directive.
+    pub fn parse(key: &str) -> Result<DirectiveKey, InvalidRecord> {
+        let names = names(key, DIRECTIVES_PREFIX, 1, 2)?;
         let mut names = names.into_iter();
-        Ok(IntentKey {
-            zone: names.next().ok_or(InvalidRecord::DesiredKey)?,
+        Ok(DirectiveKey {
+            zone: names.next().ok_or(InvalidRecord::RecordKey)?,
             service: names.next(),
         })
     }
@@ -39,43 +44,48 @@ impl IntentKey {
     pub fn store_key(&self) -> String {
         let service = self.service.iter().map(|service| format!("/{service}"));
         format!(
-            "{INTENTS_PREFIX}{}{}",
+            "{DIRECTIVES_PREFIX}{}{}",
             self.zone,
             service.collect::<String>()
         )
     }
 }
 
-/// What an operator wants of a zone.
+/// A directive of an operator for a zone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IntentRecord {
-    pub intent: IntentName,
+pub struct DirectiveRecord {
+    #[serde(rename = "intent")]
+    pub directive: DirectiveName,
     /// For people.
     #[serde(default)]
     pub reason: String,
 }
 
-/// [`Intent`] by name.
+/// [`ZoneDirective`] by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum IntentName {
+pub enum DirectiveName {
     Drain,
     Pin,
 }
 
-impl From<IntentName> for Intent {
-    fn from(name: IntentName) -> Intent {
+impl From<DirectiveName> for ZoneDirective {
+    fn from(name: DirectiveName) -> ZoneDirective {
         match name {
-            IntentName::Drain => Intent::Drain,
-            IntentName::Pin => Intent::Pin,
+            DirectiveName::Drain => ZoneDirective::Drain,
+            DirectiveName::Pin => ZoneDirective::Pin,
         }
     }
 }
 
-impl IntentRecord {
+impl DirectiveRecord {
     /// Reads the value of a store key.
-    pub fn parse(value: &[u8]) -> Result<IntentRecord, InvalidRecord> {
-        serde_json::from_slice(value).map_err(|error| InvalidRecord::Desired(error.to_string()))
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON.
+    pub fn parse(value: &[u8]) -> Result<DirectiveRecord, InvalidRecord> {
+        serde_json::from_slice(value).map_err(|error| InvalidRecord::Record(error.to_string()))
     }
 
     /// The value to store.
@@ -85,7 +95,7 @@ impl IntentRecord {
     }
 }
 
-/// Which service and zone a standing is about.
+/// The service and zone of a standing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StandingKey {
     pub service: String,
@@ -94,11 +104,15 @@ pub struct StandingKey {
 
 impl StandingKey {
     /// Reads a store key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::RecordKey`] where it is no key of a standing.
     pub fn parse(key: &str) -> Result<StandingKey, InvalidRecord> {
         let mut names = names(key, STANDINGS_PREFIX, 2, 2)?.into_iter();
         match (names.next(), names.next()) {
             (Some(service), Some(zone)) => Ok(StandingKey { service, zone }),
-            _ => Err(InvalidRecord::DesiredKey),
+            _ => Err(InvalidRecord::RecordKey),
         }
     }
 
@@ -108,7 +122,7 @@ impl StandingKey {
     }
 }
 
-/// [`Standing`] as JSON.
+/// [`ZoneStanding`] as JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StandingRecord {
     pub phase: PhaseName,
@@ -132,10 +146,14 @@ pub enum PhaseName {
 
 impl StandingRecord {
     /// Reads the value of a store key.
-    pub fn parse(value: &[u8]) -> Result<Standing, InvalidRecord> {
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRecord::Record`] where the value is no such JSON.
+    pub fn parse(value: &[u8]) -> Result<ZoneStanding, InvalidRecord> {
         let record: StandingRecord = serde_json::from_slice(value)
-            .map_err(|error| InvalidRecord::Desired(error.to_string()))?;
-        Ok(Standing {
+            .map_err(|error| InvalidRecord::Record(error.to_string()))?;
+        Ok(ZoneStanding {
             phase: match record.phase {
                 PhaseName::In => Phase::In,
                 PhaseName::Out => Phase::Out,
@@ -147,7 +165,7 @@ impl StandingRecord {
     }
 
     /// The value to store.
-    pub fn to_json(standing: Standing) -> Vec<u8> {
+    pub fn to_json(standing: ZoneStanding) -> Vec<u8> {
         let (phase, step) = match standing.phase {
             Phase::In => (PhaseName::In, 0),
             Phase::Out => (PhaseName::Out, 0),
@@ -166,12 +184,12 @@ impl StandingRecord {
 
 /// The names after `prefix`, at least `min` and at most `max` of them.
 fn names(key: &str, prefix: &str, min: usize, max: usize) -> Result<Vec<String>, InvalidRecord> {
-    let rest = key.strip_prefix(prefix).ok_or(InvalidRecord::DesiredKey)?;
+    let rest = key.strip_prefix(prefix).ok_or(InvalidRecord::RecordKey)?;
     let names: Vec<&str> = rest.split('/').take(max + 1).collect();
     let good = (min..=max).contains(&names.len()) && names.iter().all(|n| check_name(n).is_ok());
     match good {
         true => Ok(names.into_iter().map(str::to_owned).collect()),
-        false => Err(InvalidRecord::DesiredKey),
+        false => Err(InvalidRecord::RecordKey),
     }
 }
 
@@ -183,8 +201,8 @@ mod tests {
     fn keys_come_back_as_they_went() {
         for service in [None, Some("orders".to_owned())] {
             let zone = "shanghai-a".to_owned();
-            let key = IntentKey { zone, service };
-            assert_eq!(IntentKey::parse(&key.store_key()), Ok(key));
+            let key = DirectiveKey { zone, service };
+            assert_eq!(DirectiveKey::parse(&key.store_key()), Ok(key));
         }
         for (key, good) in [
             ("orders/sh-a", true),
@@ -200,13 +218,13 @@ mod tests {
                 assert_eq!(parsed.store_key(), key);
             }
         }
-        assert_eq!(IntentKey::parse("/other"), Err(InvalidRecord::DesiredKey));
+        assert_eq!(DirectiveKey::parse("/other"), Err(InvalidRecord::RecordKey));
     }
 
     #[test]
     fn records_come_back_as_they_went_and_bad_ones_are_refused() {
         for phase in [Phase::In, Phase::Out, Phase::Returning { step: 2 }] {
-            let standing = Standing {
+            let standing = ZoneStanding {
                 phase,
                 flaps: 3,
                 load_step: 4,
@@ -219,9 +237,10 @@ mod tests {
         assert_eq!(read.load_step, standing::LOAD_STEPS);
         for bad in [&b""[..], b"[]", br#"{"phase": "up"}"#, b"\xff"] {
             assert!(StandingRecord::parse(bad).is_err());
-            assert!(IntentRecord::parse(bad).is_err());
+            assert!(DirectiveRecord::parse(bad).is_err());
         }
-        let drain = IntentRecord::parse(br#"{"intent": "drain"}"#).expect("a reason is not needed");
-        assert_eq!(IntentRecord::parse(&drain.to_json()), Ok(drain));
+        let drain =
+            DirectiveRecord::parse(br#"{"intent": "drain"}"#).expect("a reason is not needed");
+        assert_eq!(DirectiveRecord::parse(&drain.to_json()), Ok(drain));
     }
 }

@@ -1,6 +1,8 @@
-//! The stream to the control plane: asks for grants, installs them, and acknowledges fences, for the whole process.
+//! The stream to the control plane: it asks for grants, installs them, and acknowledges fences, for
+//! the whole process.
 //!
-//! Nothing here lasts: whatever is lost with a stream, or with the worker that spoke, is said again on the next one.
+//! This state does not last: the next stream repeats everything that was lost with a stream, or
+//! with its worker.
 
 use std::collections::BTreeMap;
 
@@ -18,18 +20,18 @@ use super::{
     hop_keys, ledger,
     process::{Process, Reading},
 };
-use crate::{carry_out::HostFailed, metrics::Metric};
+use crate::{apply::HostFailed, metrics::Metric};
 
-/// The way to the control plane.
-pub trait Line: Process {
+/// The proxy as the control stream needs it.
+pub trait StreamHost: Process {
     /// Opens a stream to a cluster of the proxy, on behalf of the current root context.
     fn open(&mut self, cluster: &str) -> Result<Token, HostFailed>;
-    fn say(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed>;
+    fn send(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed>;
     /// Ends the stream at once.
-    fn hang_up(&mut self, token: Token);
+    fn cancel(&mut self, token: Token);
     /// The proxy's name, for people.
     fn node(&mut self) -> String;
-    /// What the proxy is, as its bootstrap says.
+    /// The proxy's role in its bootstrap.
     fn role(&mut self) -> String;
     /// Writes a warning to the proxy's log.
     fn note(&mut self, line: &str);
@@ -39,66 +41,67 @@ pub trait Line: Process {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token(pub u32);
 
-/// A root context of the filter: there is a new one for each edition of the policy. A stream belongs to the one that
-/// opened it, and dies with it.
+/// A root context of the filter: there is a new one for each plugin configuration. A stream belongs
+/// to the one that opened it, and dies with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContextId(pub u32);
 
-/// A control plane that does not answer for so long is taken to be gone.
+/// A control plane that does not answer for this long is taken to be gone.
 const ANSWER_US: u64 = 1_000_000;
 /// The wait after a stream has failed. It doubles with each failure in a row.
 const BACKOFF_MIN_US: u64 = 50_000;
 const BACKOFF_MAX_US: u64 = 1_000_000;
-/// The most fences that are worked on: more than there can be cells, and some of another edition's.
+/// The most fences that are worked on: more than there can be cells, and some of another
+/// configuration's.
 const FENCES_MAX: usize = 2 * CELLS_MAX;
 
-/// The speaker's memory.
+/// The stream and its state.
 #[derive(Debug)]
-pub struct Speaker {
-    line: State,
+pub struct ControlStream {
+    connection: Connection,
     asker: Asker,
     /// When the last question was asked.
     asked: Option<Reading>,
-    /// The terms that it said.
+    /// The terms in that question.
     said: TermsId,
     /// Why the last answer had no grants.
     withheld: Option<Withheld>,
-    /// Something may be had that was not there yet when the open question was answered.
+    /// Grants may be had that were not there yet when the open question was answered.
     invited: bool,
     backoff_us: u64,
     /// Revocations that are not yet acknowledged.
     fences: BTreeMap<Name, Stamp>,
-    /// The ends of what was installed: for the gauge alone.
+    /// The ends of installed grants: for the gauge alone.
     until: BTreeMap<Name, u64>,
     holding: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum Connection {
     Down { again_us: u64 },
-    Up(Stream),
+    Up(OpenStream),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stream {
+struct OpenStream {
     token: Token,
     context: ContextId,
     holder: HolderId,
 }
 
-/// Who speaks, and by which rules.
+/// The process of a stream, and its rules.
 #[derive(Clone, Copy, Debug)]
-pub struct Role<'p> {
+pub struct Identity<'p> {
     pub context: ContextId,
     pub holder: HolderId,
     pub zone: &'p str,
     pub fencing: &'p Fencing,
 }
 
-impl Default for Speaker {
-    fn default() -> Speaker {
-        Speaker {
-            line: State::Down { again_us: 0 },
+impl Default for ControlStream {
+    fn default() -> ControlStream {
+        ControlStream {
+            connection: Connection::Down { again_us: 0 },
             asker: Asker::default(),
             asked: None,
             said: TermsId::NONE,
@@ -112,87 +115,100 @@ impl Default for Speaker {
     }
 }
 
-impl Speaker {
-    /// Does what is due. To be called every few milliseconds, and when something has changed.
-    pub fn drive(&mut self, role: &Role<'_>, line: &mut impl Line) {
-        let Some(at) = line.now() else {
+impl ControlStream {
+    /// Takes the due steps. To be called every few milliseconds, and after each change.
+    pub fn drive(&mut self, identity: &Identity<'_>, host: &mut impl StreamHost) {
+        let Some(at) = host.now() else {
             return;
         };
-        if let State::Up(stream) = self.line
-            && (stream.context, stream.holder) != (role.context, role.holder)
+        if let Connection::Up(stream) = self.connection
+            && (stream.context, stream.holder) != (identity.context, identity.holder)
         {
-            self.leave(line);
+            self.leave(host);
         }
-        if let State::Down { again_us } = self.line
+        if let Connection::Down { again_us } = self.connection
             && again_us <= at.monotonic_us
         {
-            self.open(role, at, line);
+            self.open(identity, at, host);
         }
-        if let State::Up(stream) = self.line {
+        if let Connection::Up(stream) = self.connection {
             let unanswered = |since: u64| at.monotonic_us.saturating_sub(since) >= ANSWER_US;
             if self.asker.open_since().is_some_and(unanswered) {
-                self.fail(at, line);
+                self.fail(at, host);
             } else {
-                self.ask_if_due(stream.token, role, at, line);
-                self.acknowledge(stream.token, role, at, line);
+                self.ask_if_due(stream.token, identity, at, host);
+                self.acknowledge(stream.token, identity, at, host);
             }
         }
-        self.tell_holding(at.monotonic_us, line);
+        self.tell_holding(at.monotonic_us, host);
     }
 
-    fn open(&mut self, role: &Role<'_>, at: Reading, line: &mut impl Line) {
+    fn open(&mut self, identity: &Identity<'_>, at: Reading, host: &mut impl StreamHost) {
         let hello = HolderSays::Hello {
-            holder: role.holder,
-            zone: Name::from(role.zone),
-            node: cut(&line.node(), NODE_BYTES_MAX).to_owned(),
-            role: cut(&line.role(), ROLE_BYTES_MAX).to_owned(),
+            holder: identity.holder,
+            zone: Name::from(identity.zone),
+            node: cut(&host.node(), NODE_BYTES_MAX).to_owned(),
+            role: cut(&host.role(), ROLE_BYTES_MAX).to_owned(),
         };
-        match line.open(&role.fencing.control_plane) {
+        match host.open(&identity.fencing.control_plane) {
             Ok(token) => {
-                self.line = State::Up(Stream {
+                self.connection = Connection::Up(OpenStream {
                     token,
-                    context: role.context,
-                    holder: role.holder,
+                    context: identity.context,
+                    holder: identity.holder,
                 });
                 self.asker = Asker::default();
                 self.asked = None;
-                self.say(token, &hello, at, line);
+                self.send(token, &hello, at, host);
             }
             Err(HostFailed) => self.back_off(at),
         }
     }
 
-    fn say(&mut self, token: Token, says: &HolderSays, at: Reading, line: &mut impl Line) {
-        if line.say(token, says).is_err() {
-            self.fail(at, line);
+    fn send(&mut self, token: Token, says: &HolderSays, at: Reading, host: &mut impl StreamHost) {
+        if host.send(token, says).is_err() {
+            self.fail(at, host);
         }
     }
 
-    fn ask_if_due(&mut self, token: Token, role: &Role<'_>, at: Reading, line: &mut impl Line) {
-        let every_us = role.fencing.terms.grant_ttl / 4;
+    fn ask_if_due(
+        &mut self,
+        token: Token,
+        identity: &Identity<'_>,
+        at: Reading,
+        host: &mut impl StreamHost,
+    ) {
+        let every_us = identity.fencing.terms.grant_ttl / 4;
         let is_due = |asked: Reading| {
             at.monotonic_us.saturating_sub(asked.monotonic_us) >= every_us
                 || at.jumped_since(asked.lead_us())
         };
         let open = self.asker.open_since().is_some();
-        // What was granted under other terms counts for nothing by this policy.
-        let other_terms = self.said != role.fencing.terms.id;
+        // Grants under other terms do not count under this policy.
+        let other_terms = self.said != identity.fencing.terms.id;
         if !open && (self.invited || other_terms || self.asked.is_none_or(is_due)) {
             self.invited = false;
             self.asked = Some(at);
             let nonce = self.asker.ask(at.monotonic_us);
-            self.said = role.fencing.terms.id;
+            self.said = identity.fencing.terms.id;
             let terms = Some(self.said).filter(|terms| *terms != TermsId::NONE);
-            self.say(token, &HolderSays::Ask { nonce, terms }, at, line);
+            self.send(token, &HolderSays::Ask { nonce, terms }, at, host);
         }
     }
 
-    /// Records revocations, which may be done already, and says which of them nothing stands against any more.
-    fn acknowledge(&mut self, token: Token, role: &Role<'_>, at: Reading, line: &mut impl Line) {
-        let terms = &role.fencing.terms;
+    /// Records revocations, which may be done already, and says which of them nothing stands
+    /// against any more.
+    fn acknowledge(
+        &mut self,
+        token: Token,
+        identity: &Identity<'_>,
+        at: Reading,
+        host: &mut impl StreamHost,
+    ) {
+        let terms = &identity.fencing.terms;
         let mut over = Vec::new();
         for (cell, fence) in &self.fences {
-            let drained = ledger::change(line, cell, |entry| {
+            let drained = ledger::change(host, cell, |entry| {
                 entry.ledger.revoke(*fence);
                 entry.ledger.drained(at.monotonic_us, terms)
             });
@@ -202,19 +218,19 @@ impl Speaker {
         }
         for (cell, fence) in over {
             self.fences.remove(&cell);
-            self.say(token, &HolderSays::Drained { cell, fence }, at, line);
+            self.send(token, &HolderSays::Drained { cell, fence }, at, host);
         }
     }
 
-    /// The control plane has said something. False if it was not on the speaker's stream.
-    pub fn hear(
+    /// A message of the control plane. False if it was not on this stream.
+    pub fn on_message(
         &mut self,
         token: Token,
         says: GrantorSays,
         fencing: &Fencing,
-        line: &mut impl Line,
+        host: &mut impl StreamHost,
     ) -> bool {
-        let State::Up(stream) = self.line else {
+        let Connection::Up(stream) = self.connection else {
             return false;
         };
         if stream.token != token {
@@ -226,13 +242,13 @@ impl Speaker {
                 grants,
                 withheld,
             } => {
-                if self.install(nonce, grants, fencing, line) {
-                    self.tell_withheld(withheld, line);
+                if self.install(nonce, grants, fencing, host) {
+                    self.tell_withheld(withheld, host);
                 }
             }
-            GrantorSays::Revoke { cell, fence } => self.revoke(cell, fence, line),
+            GrantorSays::Revoke { cell, fence } => self.revoke(cell, fence, host),
             GrantorSays::Invite => self.invited = true,
-            keys @ GrantorSays::HopKeys(_) => hop_keys::keep(line, &keys),
+            keys @ GrantorSays::HopKeys(_) => hop_keys::keep(host, &keys),
         }
         true
     }
@@ -243,18 +259,18 @@ impl Speaker {
         nonce: u64,
         grants: Vec<(Name, Grant)>,
         fencing: &Fencing,
-        line: &mut impl Line,
+        host: &mut impl StreamHost,
     ) -> bool {
         let terms = &fencing.terms;
         let Some(asked_us) = self.asker.answered(nonce, terms) else {
             return false;
         };
         self.backoff_us = BACKOFF_MIN_US;
-        let (Some(at), Some(asked)) = (line.now(), self.asked) else {
+        let (Some(at), Some(asked)) = (host.now(), self.asked) else {
             return true;
         };
         if asked.monotonic_us != asked_us || at.jumped_since(asked.lead_us()) {
-            // Nobody knows how old these are.
+            // The age of these is unknown.
             return true;
         }
         if self.said != terms.id {
@@ -269,7 +285,7 @@ impl Speaker {
                 ttl: grant.ttl.min(terms.grant_ttl),
                 ..grant
             };
-            let installed = ledger::change(line, &cell, |entry| {
+            let installed = ledger::change(host, &cell, |entry| {
                 let ledger = &mut entry.ledger;
                 let installed = ledger.install(&grant, asked_us, at.monotonic_us, terms);
                 if installed {
@@ -278,7 +294,7 @@ impl Speaker {
                 installed
             });
             if installed == Some(true) {
-                line.count(Metric::GrantsInstalled, 1);
+                host.count(Metric::GrantsInstalled, 1);
                 let until = asked_us.saturating_add(grant.ttl);
                 self.until.insert(cell, until);
             }
@@ -286,47 +302,47 @@ impl Speaker {
         true
     }
 
-    /// Says once why nothing is granted, and once that it is over.
-    fn tell_withheld(&mut self, withheld: Option<Withheld>, line: &mut impl Line) {
+    /// Logs once why nothing is granted, and once that it is over.
+    fn tell_withheld(&mut self, withheld: Option<Withheld>, host: &mut impl StreamHost) {
         if self.withheld == withheld {
             return;
         }
         self.withheld = withheld;
-        line.record(Metric::FenceWithheld, u64::from(withheld.is_some()));
-        line.note(match withheld {
+        host.record(Metric::FenceWithheld, u64::from(withheld.is_some()));
+        host.note(match withheld {
             Some(Withheld::OtherTerms) => {
-                "no grants: this policy is of other terms than those that are agreed on now, and writes stay fenced until the present one has come"
+                "no grants: this policy has other terms than the agreed ones, and writes stay fenced until a policy with these arrives"
             }
             Some(Withheld::UnsaidTerms) => {
-                "no grants: this policy does not say of which terms it is, and the agreed terms were changed"
+                "no grants: this policy names no terms, and the agreed terms have changed"
             }
-            None => "grants are given again: the policy is of the agreed terms",
+            None => "grants are given again: the policy has the agreed terms",
         });
     }
 
-    fn revoke(&mut self, cell: Name, fence: Stamp, line: &mut impl Line) {
-        line.count(Metric::FenceRevocations, 1);
-        let revoked = ledger::change(line, &cell, |entry| {
+    fn revoke(&mut self, cell: Name, fence: Stamp, host: &mut impl StreamHost) {
+        host.count(Metric::FenceRevocations, 1);
+        let revoked = ledger::change(host, &cell, |entry| {
             entry.ledger.revoke(fence);
             entry.ledger.permit.is_none()
         });
         if revoked == Some(true) {
             self.until.remove(&cell);
         }
-        // More is not kept: what is not acknowledged is waited for.
+        // More is not kept: the control plane waits for a fence that is not acknowledged.
         if self.fences.len() < FENCES_MAX || self.fences.contains_key(&cell) {
             let newest = self.fences.entry(cell).or_default();
             *newest = fence.max(*newest);
         }
     }
 
-    /// The proxy says that a stream has ended.
-    pub fn closed(&mut self, token: Token, line: &mut impl Line) {
-        if let State::Up(stream) = self.line
+    /// The proxy has closed a stream.
+    pub fn closed(&mut self, token: Token, host: &mut impl StreamHost) {
+        if let Connection::Up(stream) = self.connection
             && stream.token == token
         {
-            line.count(Metric::StreamResets, 1);
-            self.back_off(line.now().unwrap_or_default());
+            host.count(Metric::StreamResets, 1);
+            self.back_off(host.now().unwrap_or_default());
         }
     }
 
@@ -337,10 +353,10 @@ impl Speaker {
         }
     }
 
-    /// Somebody else speaks now.
-    pub fn leave(&mut self, line: &mut impl Line) {
-        if let State::Up(stream) = self.line {
-            line.hang_up(stream.token);
+    /// Another worker is elected now.
+    pub fn leave(&mut self, host: &mut impl StreamHost) {
+        if let Connection::Up(stream) = self.connection {
+            host.cancel(stream.token);
             self.down(0);
         }
         self.until.clear();
@@ -349,16 +365,16 @@ impl Speaker {
 
     /// The root context that the stream belongs to.
     pub fn owner(&self) -> Option<ContextId> {
-        match self.line {
-            State::Up(stream) => Some(stream.context),
-            State::Down { .. } => None,
+        match self.connection {
+            Connection::Up(stream) => Some(stream.context),
+            Connection::Down { .. } => None,
         }
     }
 
-    fn fail(&mut self, at: Reading, line: &mut impl Line) {
-        if let State::Up(stream) = self.line {
-            line.count(Metric::StreamResets, 1);
-            line.hang_up(stream.token);
+    fn fail(&mut self, at: Reading, host: &mut impl StreamHost) {
+        if let Connection::Up(stream) = self.connection {
+            host.count(Metric::StreamResets, 1);
+            host.cancel(stream.token);
             self.back_off(at);
         }
     }
@@ -369,20 +385,20 @@ impl Speaker {
     }
 
     fn down(&mut self, again_us: u64) {
-        self.line = State::Down { again_us };
+        self.connection = Connection::Down { again_us };
         // Its answer cannot come any more.
         self.asker = Asker::default();
         self.invited = false;
-        // What is not acknowledged is revoked again on the next stream.
+        // A revocation that is not acknowledged is repeated on the next stream.
         self.fences.clear();
     }
 
-    fn tell_holding(&mut self, now_us: u64, line: &mut impl Line) {
+    fn tell_holding(&mut self, now_us: u64, host: &mut impl StreamHost) {
         self.until.retain(|_, until| *until > now_us);
         let holding = self.until.len();
         if self.holding != Some(holding) {
             self.holding = Some(holding);
-            line.record(Metric::FenceHolding, holding as u64);
+            host.record(Metric::FenceHolding, holding as u64);
         }
     }
 }

@@ -1,0 +1,37 @@
+//! Reads and writes.
+
+/// Whether a request may change data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    Read,
+    Write,
+}
+
+impl Class {
+    pub const ALL: [Class; 2] = [Class::Read, Class::Write];
+
+    /// The name in headers and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Class::Read => "read",
+            Class::Write => "write",
+        }
+    }
+
+    /// The position in [`Class::ALL`].
+    pub const fn index(self) -> usize {
+        match self {
+            Class::Read => 0,
+            Class::Write => 1,
+        }
+    }
+
+    /// By HTTP method: GET, HEAD, OPTIONS and TRACE read (the safe methods of RFC 9110, 9.2.1); all
+    /// else, the unknown included, writes.
+    pub fn of_method(method: &[u8]) -> Class {
+        match method {
+            b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" => Class::Read,
+            _ => Class::Write,
+        }
+    }
+}

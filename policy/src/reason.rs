@@ -1,0 +1,96 @@
+//! The stable codes of decisions.
+
+use crate::tier::Tier;
+
+/// The reason of a decision: the stable code in headers, logs and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// The home zone serves it.
+    HomeZone,
+    /// The home zone cannot; its region does.
+    HomeRegion,
+    /// The home's region cannot; a read goes to another one.
+    RemoteRead,
+    /// No policy yet: a read stays in the local zone.
+    Fallback,
+    /// No service claims this request; Envoy's own routes decide.
+    NoService,
+    RegionMissing,
+    RegionUnknown,
+    TraceMissing,
+    /// The affinity or cell key stands more than once, or cannot be decoded.
+    KeyInvalid,
+    /// Proxies of this mesh have sent the request on too often: it loops.
+    Loop,
+    Fenced,
+    NoCapacity,
+    /// This zone holds the permission to write.
+    Admitted,
+    /// The write goes to the zone that owns its cell.
+    Forwarded,
+    /// The write would be refused, were the fence enforced.
+    Observed,
+    NotOwner,
+    StaleEpoch,
+    AheadEpoch,
+    /// The write was admitted, and lived longer than writes may. Said by the proxy itself.
+    WriteTimeout,
+}
+
+impl Reason {
+    pub const ALL: [Reason; 19] = [
+        Reason::HomeZone,
+        Reason::HomeRegion,
+        Reason::RemoteRead,
+        Reason::Fallback,
+        Reason::NoService,
+        Reason::RegionMissing,
+        Reason::RegionUnknown,
+        Reason::TraceMissing,
+        Reason::KeyInvalid,
+        Reason::Loop,
+        Reason::Fenced,
+        Reason::NoCapacity,
+        Reason::Admitted,
+        Reason::Forwarded,
+        Reason::Observed,
+        Reason::NotOwner,
+        Reason::StaleEpoch,
+        Reason::AheadEpoch,
+        Reason::WriteTimeout,
+    ];
+
+    /// The stable name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Reason::HomeZone => "home_zone",
+            Reason::HomeRegion => "home_region",
+            Reason::RemoteRead => "remote_read",
+            Reason::Fallback => "fallback",
+            Reason::NoService => "no_service",
+            Reason::RegionMissing => "region_missing",
+            Reason::RegionUnknown => "region_unknown",
+            Reason::TraceMissing => "trace_missing",
+            Reason::KeyInvalid => "key_invalid",
+            Reason::Loop => "loop",
+            Reason::Fenced => "fenced",
+            Reason::NoCapacity => "no_capacity",
+            Reason::Admitted => "admitted",
+            Reason::Forwarded => "forwarded",
+            Reason::Observed => "observed",
+            Reason::NotOwner => "not_owner",
+            Reason::StaleEpoch => "stale_epoch",
+            Reason::AheadEpoch => "ahead_epoch",
+            Reason::WriteTimeout => "write_timeout",
+        }
+    }
+
+    /// The reason for using `tier`.
+    pub const fn of_tier(tier: Tier) -> Reason {
+        match tier {
+            Tier::Zone => Reason::HomeZone,
+            Tier::Region => Reason::HomeRegion,
+            Tier::Remote => Reason::RemoteRead,
+        }
+    }
+}
