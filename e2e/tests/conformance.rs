@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::paths;
 use e2e::process::Process;
 
-/// All cases of the three sections. `--strict` adds one, whose outcome depends on timing.
+/// All cases of the three sections.
 const CASES: usize = 145;
 /// An answer that is missing shows after so long. A busy machine needs it for those that come.
 const ANSWER_TIME_MAX_S: u32 = 5;
