@@ -8,7 +8,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::conditions::Conditions;
+use crate::{
+    conditions::Conditions,
+    metric_register::{Register, labels},
+};
 
 /// Labels of metrics by kind of resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -83,6 +86,17 @@ pub struct CellLabel {
     pub cell: String,
 }
 
+labels!(KindLabel: kind);
+labels!(ReasonLabel: reason);
+labels!(ServiceZoneLabel: service, zone);
+labels!(ResultLabel: result);
+labels!(ModeLabel: mode, name);
+labels!(ZoneLabel: zone);
+labels!(PortLabel: port);
+labels!(PortReasonLabel: port, reason);
+labels!(FileLabel: file);
+labels!(CellLabel: cell);
+
 /// All metrics, and the conditions beside them.
 #[derive(Clone, Default)]
 pub struct Metrics {
@@ -136,7 +150,11 @@ pub struct Metrics {
 impl Metrics {
     /// A registry that shows these metrics under their names, which begin with `tidegate_`.
     pub fn registry(&self) -> Registry {
-        let mut all = Registry::with_prefix("tidegate");
+        self.register().registry
+    }
+
+    fn register(&self) -> Register {
+        let mut all = Register::default();
         let m = self.clone();
         m.conditions.register(&mut all);
         all.register(
@@ -332,5 +350,37 @@ impl Metrics {
             m.authority_writes,
         );
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    const BEGIN: &str = "<!-- begin: generated from the code; TIDEGATE_BLESS=1 cargo test -p tidegate-xds-server metrics::tests -->\n";
+    const END: &str = "<!-- end -->\n";
+
+    #[test]
+    fn every_metric_is_in_the_reference() {
+        let mut rows = Metrics::default().register().rows;
+        rows.sort();
+        let table = format!(
+            "\n| metric | meaning |\n| --- | --- |\n{}\n\n",
+            rows.join("\n")
+        );
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/metrics.md");
+        let page = fs::read_to_string(&file).expect("the page is there");
+        let (before, rest) = page.split_once(BEGIN).expect("the page has a beginning");
+        let (present, after) = rest.split_once(END).expect("the page has an end");
+        if std::env::var_os("TIDEGATE_BLESS").is_some() {
+            let blessed = [before, BEGIN, &table, END, after].concat();
+            return fs::write(&file, blessed).expect("the page can be written");
+        }
+        assert!(
+            present == table,
+            "docs/reference/metrics.md is stale: TIDEGATE_BLESS=1 cargo test -p tidegate-xds-server metrics::tests"
+        );
     }
 }

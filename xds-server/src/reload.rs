@@ -225,12 +225,11 @@ impl Follower {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     fn promises(authority: &str, services: &str) -> Promises {
-        let text = format!(
-            "store: {{embedded: {{path: x}}}}\nfilter: {{path: x}}\nzones: [{{name: a, region: r}}, {{name: b, region: r}}]\n{authority}\nservices: [{services}]\n"
-        );
-        Promises::of(&Config::parse("test.yaml", &text).unwrap().mesh)
+        let rest = format!("{authority}\nservices: [{services}]");
+        Promises::of(&testing::mesh("a/r b/r", &rest))
     }
 
     #[test]
@@ -269,7 +268,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_state_of_the_file_is_a_condition_until_it_is_mended() {
-        let good = "store: {embedded: {path: x}}\nfilter: {path: x}\nzones: [{name: a, region: r}]\nservices: []\n";
+        let good = &testing::mesh_text("a/r", "services: []");
         let moved = format!("listen: {{admin: \"127.0.0.1:9\"}}\n{good}");
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("mesh.yaml");

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use registry::store::Revision;
 use xds_server::{
-    config::{Config, Mesh},
-    memory,
+    config::Mesh,
+    memory, testing,
     world::{Change, Origin, World},
 };
 
@@ -20,12 +20,11 @@ fn mesh(services: usize) -> Arc<Mesh> {
             routes.join(", ")
         )
     });
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\nzones: [{{name: sh-a, region: shanghai}}, {{name: sh-b, region: shanghai}}]\nservices: [{}{{name: small, routes: [{{host: h, prefix: /}}]}}]\n",
+    let services = format!(
+        "services: [{}{{name: small, routes: [{{host: h, prefix: /}}]}}]",
         large.collect::<String>()
     );
-    let config = Config::parse("mesh.yaml", &text);
-    Arc::new(config.expect("a good configuration").mesh)
+    Arc::new(testing::mesh("sh-a/shanghai sh-b/shanghai", &services))
 }
 
 /// What the process has in memory, in MiB.

@@ -9,6 +9,7 @@ use e2e::config::region_of;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::fleet::{Fleet, Goal, Interest};
+use super::flood::Flood;
 use super::servers::{Change, Server, Shape, ZONE};
 use crate::usage::Usage;
 
@@ -20,6 +21,8 @@ const QUIET: Duration = Duration::from_millis(10);
 const QUIET_SHARE: f64 = 0.05;
 /// Looks; a server that is never quiet has its rest counted with the next change.
 const LOOKS_MAX: usize = 300;
+/// Between two changes that are watched while others come.
+const FLOOD_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) struct Contender {
     pub(super) server: Server,
@@ -48,6 +51,12 @@ pub(super) struct Seen {
     pub(super) cpu: Vec<f64>,
     pub(super) client_cpu: Vec<f64>,
     pub(super) burst_cpu: Vec<f64>,
+    /// While a thousand changes a second come: from a change of one more cluster to the last stream's receipt.
+    pub(super) flooded: Vec<f64>,
+    /// Changes that came, and seconds of CPU time of the server, both in a second; memory after it.
+    pub(super) flood_rate: f64,
+    pub(super) flood_cpu: f64,
+    pub(super) flood_rss: f64,
 }
 
 /// How all came back after a restart.
@@ -130,6 +139,52 @@ impl Contender {
         self.seen.bursts.push(time);
         self.seen.burst_cpu.push(ms(usage.cpu()? - before));
         self.rest()
+    }
+
+    /// Changes the last cluster so many times while the others change a thousand times a second.
+    pub(super) async fn flood(&mut self, count: usize) -> Result<()> {
+        self.wake().await?;
+        let last = self.shape.names().pop();
+        self.with_fleet(move |fleet| {
+            fleet.watch(last);
+            Ok(())
+        })
+        .await?;
+        let usage = self.server.usage();
+        let (begun, before) = (Instant::now(), usage.cpu()?);
+        let flood = Flood::begin(self.server.way()?, self.shape);
+        for _ in 0..count {
+            self.with_fleet(|fleet| fleet.idle(FLOOD_PAUSE)).await?;
+            let time = self.told_of(Change::One(self.shape.clusters - 1)).await?;
+            self.seen.flooded.push(time);
+        }
+        let cpu = usage.cpu()? - before;
+        self.seen.flood_cpu = cpu.as_secs_f64() / begun.elapsed().as_secs_f64();
+        self.seen.flood_rate = flood.end().await?;
+        self.with_fleet(move |fleet| {
+            settle(fleet, usage)?;
+            fleet.watch(None);
+            Ok(())
+        })
+        .await?;
+        self.seen.flood_rss = usage.rss_mb()?;
+        self.rest()
+    }
+
+    /// As [`change`](Contender::change), and does not wait until the server is quiet.
+    async fn told_of(&mut self, change: Change) -> Result<f64> {
+        let mut fleet = self.fleet.take().context("the proxies are lost")?;
+        fleet.expect(Goal {
+            resources: 1,
+            removed: 0,
+        });
+        let receiving = spawn_blocking(move || (fleet.receive(TIME_MAX), fleet));
+        let begin = Instant::now();
+        self.server.change(change).await?;
+        let (received, fleet) = receiving.await?;
+        self.fleet = Some(fleet);
+        let received = received.map_err(|error| self.with_tail(&error))?;
+        Ok(ms(received.saturating_duration_since(begin)))
     }
 
     /// Forgets what was measured to warm up.

@@ -51,6 +51,8 @@ pub(super) struct Fleet {
     proxies: Vec<Proxy>,
     io: Io,
     goal: Goal,
+    /// The resources that count; none: all of them.
+    watched: Option<Vec<u8>>,
     /// Proxies that have not reached it.
     behind: usize,
     breaks: Breaks,
@@ -106,6 +108,7 @@ impl Fleet {
                 versions: HashMap::new(),
             },
             goal: Goal::default(),
+            watched: None,
             behind: 0,
             breaks: Breaks::Fatal,
             tally: Tally::default(),
@@ -189,6 +192,11 @@ impl Fleet {
         self.behind = self.proxies.len();
     }
 
+    /// From now on resources of this name alone count for what is expected; none: all of them.
+    pub(super) fn watch(&mut self, name: Option<String>) {
+        self.watched = name.map(String::into_bytes);
+    }
+
     /// Reads and acknowledges until every proxy has received what is expected; gives the moment when the last one had.
     pub(super) fn receive(&mut self, within: Duration) -> Result<Instant> {
         let deadline = Instant::now() + within;
@@ -245,7 +253,12 @@ impl Fleet {
     fn progress(&mut self, index: usize, reached: &mut Option<Instant>) -> Result<()> {
         let proxy = &mut self.proxies[index];
         let behind = proxy.lacks(&self.goal);
-        proxy.progress(index, &mut self.io, &mut self.tally)?;
+        proxy.progress(
+            index,
+            &mut self.io,
+            &mut self.tally,
+            self.watched.as_deref(),
+        )?;
         if self.breaks == Breaks::Fatal {
             // Nothing is sent twice, and nothing that did not change.
             let (has, goal) = (proxy.has.resources, self.goal.resources);
@@ -312,7 +325,13 @@ impl Proxy {
         self.has.resources < goal.resources || self.has.removed < goal.removed
     }
 
-    fn progress(&mut self, index: usize, io: &mut Io, tally: &mut Tally) -> Result<()> {
+    fn progress(
+        &mut self,
+        index: usize,
+        io: &mut Io,
+        tally: &mut Tally,
+        watched: Option<&[u8]>,
+    ) -> Result<()> {
         if !self.connected {
             if let Some(error) = self.link.tcp().take_error()? {
                 return Err(error).context("cannot connect");
@@ -322,12 +341,12 @@ impl Proxy {
             io.epoll.modify(self.link.tcp(), &mut readable)?;
             return self.write(&io.opening);
         }
-        while self.read(io, tally)? && self.link.may_have_more() {}
+        while self.read(io, tally, watched)? && self.link.may_have_more() {}
         Ok(())
     }
 
     /// Whether anything had come.
-    fn read(&mut self, io: &mut Io, tally: &mut Tally) -> Result<bool> {
+    fn read(&mut self, io: &mut Io, tally: &mut Tally, watched: Option<&[u8]>) -> Result<bool> {
         let bytes = match self.link.read(&mut io.buffer) {
             Ok(0) => bail!("the server closed the connection"),
             Ok(count) => &io.buffer[..count],
@@ -339,7 +358,7 @@ impl Proxy {
         let acknowledgement = &io.acknowledgement;
         self.reader.read(bytes, &mut io.out, |message, out| {
             let response = Response::parse(message, |resource| {
-                has.resources += 1;
+                has.resources += u32::from(watched.is_none_or(|name| resource.name == name));
                 tally.resources += 1;
                 tally.bytes += resource.body_bytes;
                 remember(versions, &resource);

@@ -7,6 +7,7 @@
 
 mod contender;
 mod fleet;
+mod flood;
 mod link;
 mod report;
 mod servers;
@@ -45,6 +46,9 @@ pub(crate) struct Options {
     /// `xds`: the proxies connect with TLS and show certificates; go-control-plane is left out
     #[arg(long)]
     tls: bool,
+    /// `xds`: how many changes are watched while 1,000 others come each second
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    flood_changes: u32,
     /// `xds`: leave the worlds without proxies out
     #[arg(long)]
     no_worlds: bool,
@@ -63,6 +67,7 @@ impl Options {
             streams: vec![20],
             sizes: vec![Size::Small],
             turns: 1,
+            flood_changes: 5,
             tls: false,
             no_worlds: false,
             world_max: 1_000,
@@ -191,6 +196,7 @@ async fn case(streams: usize, size: Size, options: &Options) -> Result<Case> {
         }
     }
     for contender in [Some(&mut ours), peer.as_mut()].into_iter().flatten() {
+        contender.flood(options.flood_changes as usize).await?;
         contender.finish()?;
     }
     // It is gone before ours comes back with all its proxies.

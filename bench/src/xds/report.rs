@@ -24,8 +24,10 @@ pub(super) fn print(case: &Case) {
         "us a stream"
     );
     line("tidegate", case.streams, &case.ours);
+    flooded("tidegate", &case.ours);
     if let Some(peer) = &case.peer {
         line("go-control-plane", case.streams, peer);
+        flooded("go-control-plane", peer);
         let ratios = Ratios::of(&case.ours, peer);
         println!(
             "ours to theirs: CPU {:.3}, memory {:.3}, last proxy p99 {:.3}",
@@ -63,6 +65,17 @@ fn line(name: &str, streams: usize, seen: &Seen) {
         seen.subscribed_s,
         format!("{:.0}, {:.0}", median(&seen.rss), seen.rss_max),
         median(&seen.cpu) * 1e3 / streams as f64,
+    );
+}
+
+fn flooded(name: &str, seen: &Seen) {
+    println!(
+        "{name:18} while {:.0} changes a second come: last proxy {:.1} ms ({:.1}), {:.2} s of CPU a second, {:.0} MB afterwards",
+        seen.flood_rate,
+        median(&seen.flooded),
+        quantile(&seen.flooded, 0.99),
+        seen.flood_cpu,
+        seen.flood_rss,
     );
 }
 
@@ -167,5 +180,10 @@ fn absolute(whose: &str, name: &impl Fn(&str) -> String, seen: &Seen) -> Vec<Fig
         Figure::quantile(of("burst_ms"), "ms", &seen.bursts, 0.5),
         Figure::quantile(of("burst_cpu_ms"), "ms", &seen.burst_cpu, 0.5),
         Figure::of(of("subscribed_s"), "s", seen.subscribed_s, 1),
+        Figure::quantile(of("flooded_last_p50_ms"), "ms", &seen.flooded, 0.5),
+        Figure::quantile(of("flooded_last_p99_ms"), "ms", &seen.flooded, 0.99),
+        Figure::of(of("flooded_changes_per_s"), "", seen.flood_rate, 1),
+        Figure::of(of("flooded_cpu_s_per_s"), "s", seen.flood_cpu, 1),
+        Figure::of(of("flooded_rss_mb"), "MB", seen.flood_rss, 1),
     ]
 }

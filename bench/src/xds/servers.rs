@@ -18,6 +18,7 @@ use etcd_client::{KvClient, Txn, TxnOp};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::flood::Way;
 use super::link::{SERVER_NAME, Security};
 use crate::usage::Usage;
 
@@ -94,6 +95,14 @@ impl Server {
             Server::Ours(ours) => ours.change(change).await,
             Server::Peer(peer) => peer.change(change),
         }
+    }
+
+    /// A way for changes beside [`change`](Server::change).
+    pub(super) fn way(&self) -> Result<Way> {
+        Ok(match self {
+            Server::Ours(ours) => Way::Etcd(ours.kv.clone()),
+            Server::Peer(peer) => Way::Control(peer.control.try_clone()?),
+        })
     }
 
     /// The end of what it said, for a failure.
@@ -181,7 +190,7 @@ impl Ours {
 }
 
 /// The put of one instance's record.
-fn put(cluster: usize, index: usize, port: u16) -> Result<TxnOp> {
+pub(super) fn put(cluster: usize, index: usize, port: u16) -> Result<TxnOp> {
     let name = InstanceName::new(&service(cluster), ZONE, &format!("instance-{index:05}"));
     let instance = Instance {
         address: format!("10.{}.{}.{}", cluster % 250, index / 250, index % 250),

@@ -11,7 +11,6 @@ mod mark;
 mod writer;
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,7 +66,7 @@ impl EmbeddedStore {
     /// store of this version, [`StoreError::Unavailable`] if the system does not let us.
     pub async fn open(options: EmbeddedOptions) -> Result<Self, StoreError> {
         let file = blocking(move || {
-            StoreFile::open(&options.path, options.history_revisions, random_cluster())
+            StoreFile::open(&options.path, options.history_revisions, random_cluster()?)
         });
         let file = Arc::new(file.await?);
         let written = file.clone();
@@ -233,8 +232,10 @@ fn stopped() -> StoreError {
     }
 }
 
-/// Random, because the standard library seeds each of these hashers by the system's randomness: no
-/// further dependency for one number in a file's life.
-fn random_cluster() -> ClusterId {
-    ClusterId(RandomState::new().hash_one("cluster").max(1))
+/// A name that no other store has; never 0.
+fn random_cluster() -> Result<ClusterId, StoreError> {
+    let random = getrandom::u64().map_err(|error| StoreError::Unavailable {
+        detail: format!("the system gives no random number: {error}"),
+    })?;
+    Ok(ClusterId(random.max(1)))
 }

@@ -107,18 +107,13 @@ fn unguarded(mesh: &Mesh, xds: PortConfig) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Config, net::access::Identity};
+    use crate::{net::access::Identity, testing};
 
     fn mesh(token: &str, rules: &str) -> Arc<Mesh> {
-        let text = format!(
-            "listen: {{tls: {{cert: x, key: x, client_ca: x}}}}\nstore: {{embedded: {{path: x}}}}\nfilter: {{path: x}}\nzones: [{{name: a, region: r}}]\n\
-             authority: {{{token}}}\n{rules}\nservices: []\n"
+        let rest = format!(
+            "listen: {{tls: {{cert: x, key: x, client_ca: x}}}}\nauthority: {{{token}}}\n{rules}\nservices: []"
         );
-        Arc::new(
-            Config::parse("t.yaml", &text)
-                .expect("a configuration")
-                .mesh,
-        )
+        Arc::new(testing::mesh("a/r", &rest))
     }
 
     fn named(uri: &str) -> Caller {

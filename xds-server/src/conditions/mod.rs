@@ -20,7 +20,6 @@ use std::{
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{family::Family, gauge::Gauge},
-    registry::Registry,
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -28,7 +27,10 @@ use tokio::time::Instant;
 pub use codes::{Code, Entry, Kind, Severity, UnknownCode};
 pub use lasting::{Found, Lasting};
 
-use crate::wall_clock::unix_ms;
+use crate::{
+    metric_register::{Register, labels},
+    wall_clock::unix_ms,
+};
 
 /// How many subjects of a code are kept. Further ones are not: the first thousand say enough.
 const SUBJECTS_MAX: usize = 1_000;
@@ -78,6 +80,8 @@ pub struct CodeLabel {
     pub severity: &'static str,
 }
 
+labels!(CodeLabel: code, name, severity);
+
 /// The conditions of this replica. Copies are the same one. It travels as a part of
 /// [`Metrics`](crate::metrics::Metrics), which everything has that can find something wrong.
 #[derive(Clone)]
@@ -122,7 +126,7 @@ impl Conditions {
     }
 
     /// The metrics, for a registry.
-    pub(crate) fn register(&self, all: &mut Registry) {
+    pub(crate) fn register(&self, all: &mut Register) {
         all.register(
             "condition",
             "1 while a condition holds, by code: docs/reference/codes.md",

@@ -1,32 +1,30 @@
 //! The control plane as one object: [`ControlPlane::build`] connects its parts, [`ControlPlane::run`] runs them.
 
 mod ports;
+mod services;
 mod stores;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
-use prometheus_client::{collector::Collector, registry::Registry};
+use prometheus_client::collector::Collector;
 use registry::store::Store;
 use tokio::{sync::mpsc, time::timeout};
-use tonic::service::Routes;
 use tracing::info;
-use xds::{csds, transport::Services};
+use xds::transport::Services;
 
 use crate::{
     access_rules::AccessRules,
-    admin::{self, Admin, LeaseOwners},
-    applied::{self, Applied},
+    admin,
     authority::{
         self, Agreements, Authorities, Boottime, HopKeys,
-        peers::{self, Network, Peers, Reach},
+        peers::{Network, Peers, Reach},
     },
     compaction::Compactor,
     config::{Config, StoreConfig},
-    discovery::{self, ZoneViews, proxies::Proxies},
+    discovery::{ZoneViews, proxies::Proxies},
     feed::{self, Sources},
     last_good::Keeper,
-    load_reports::{LoadReports, Loads},
     memory,
     metrics::Metrics,
     net::connections::Listener,
@@ -37,6 +35,7 @@ use crate::{
     store_health::StoreHealth,
 };
 use ports::Ports;
+use services::Shared;
 
 /// How a control plane is to run, beside its file.
 pub struct Options {
@@ -163,49 +162,27 @@ impl ControlPlane {
         });
         let authorities = fence.as_ref().map(|fence| fence.authorities.clone());
         let authorities = authorities.unwrap_or_else(Authorities::none);
-        let applied = Applied::default();
-        tokio::spawn(discovery::conditions::watch(
-            proxies.clone(),
-            applied.clone(),
-            feed.snapshots.clone(),
-            metrics.clone(),
-        ));
-
-        let loads = Loads::default();
-        let homes = || authorities.homes().clone();
-        let views = ZoneViews::new(feed.snapshots.clone(), proxies.clone(), metrics.clone())
-            .among(homes())
-            .behind(rules.clone());
-        let (snapshots, interval) = (feed.snapshots.clone(), xds_config.load_report_interval);
-        let load_reports = LoadReports::new(snapshots, loads.clone(), interval)
-            .among(homes())
-            .behind(rules.clone());
-        let (owners, counts) = (authorities.clone(), metrics.clone());
-        let fence_service = authority::service(owners, rules.clone(), hop_keys, counts);
-        let others = Routes::new(fence_service)
-            .add_service(load_reports.into_service())
-            .add_service(peers::service(network))
-            .add_service(applied::service(applied.clone()))
-            .add_service(csds::service(proxies.clients().clone()));
-        let admin = Admin {
+        let shared = Shared {
             store: opened.shared,
             store_health,
             authorities,
             agreements,
             feed,
             proxies,
-            applied,
-            metrics: Arc::new(registry(&metrics, loads, options.collectors)),
-            counts: metrics,
             rules,
-            owners: LeaseOwners::default(),
+            hop_keys,
+            network,
+            load_report_interval: xds_config.load_report_interval,
+            collectors: options.collectors,
+            metrics,
         };
+        let (services, router) = shared.services();
         Ok(ControlPlane {
             xds: ports.xds,
             admin: ports.admin,
             addresses,
-            services: Services::new(views.into_server(), others),
-            router: admin.router(),
+            services,
+            router,
             fence,
             keeper,
         })
@@ -278,15 +255,6 @@ fn watch_store(store: &Arc<dyn Store>, metrics: &Metrics) -> StoreHealth {
     tokio::spawn(store_health.clone().watch_alarms(Arc::clone(store)));
     tokio::spawn(memory::give_back());
     store_health
-}
-
-fn registry(metrics: &Metrics, loads: Loads, more: Vec<Box<dyn Collector>>) -> Registry {
-    let mut registry = metrics.registry();
-    registry.register_collector(Box::new(loads));
-    for collector in more {
-        registry.register_collector(collector);
-    }
-    registry
 }
 
 /// The way to other replicas. One process that has a store of its own needs none.

@@ -157,7 +157,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::config::Config;
+    use crate::testing::mesh;
 
     #[tokio::test]
     async fn records_that_cannot_be_used_are_a_condition_until_they_are_gone() {
@@ -165,8 +165,7 @@ mod tests {
         let path = directory.path().join("store");
         let store = EmbeddedStore::open(EmbeddedOptions::new(path)).await;
         let store: Arc<dyn Store> = Arc::new(store.unwrap());
-        let text = "store: {embedded: {path: x}}\nfilter: {path: x}\nzones: [{name: a, region: r}]\nservices: [{name: orders, routes: [{prefix: /}]}]\n";
-        let mesh = Config::parse("test.yaml", text).unwrap().mesh;
+        let mesh = mesh("a/r", "services: [{name: orders, routes: [{prefix: /}]}]");
         let (_meshes, following) = watch::channel(Arc::new(mesh));
         let metrics = Metrics::default();
         let _feed = start(Sources {
@@ -195,8 +194,7 @@ mod tests {
         store: &Arc<dyn Store>,
         last_good: Option<LastGood>,
     ) -> (Feed, StoreHealth, Metrics) {
-        let text = "store: {embedded: {path: x}}\nfilter: {path: x}\nzones: [{name: a, region: r}]\nservices: [{name: orders, routes: [{prefix: /}]}]\n";
-        let mesh = Config::parse("test.yaml", text).unwrap().mesh;
+        let mesh = mesh("a/r", "services: [{name: orders, routes: [{prefix: /}]}]");
         let (meshes, following) = watch::channel(Arc::new(mesh));
         // For as long as the test lasts.
         std::mem::forget(meshes);

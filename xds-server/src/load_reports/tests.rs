@@ -6,8 +6,8 @@ use prometheus_client::registry::Registry;
 
 use super::*;
 use crate::{
-    config::Config,
     snapshot::{Role, ViewKey},
+    testing::mesh,
     world::World,
 };
 
@@ -15,14 +15,8 @@ pub(super) fn snapshot(services: &[&str]) -> Arc<Snapshot> {
     let services: Vec<String> = (services.iter())
         .map(|name| format!("  - {{name: {name}, routes: [{{prefix: /{name}}}]}}"))
         .collect();
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\n\
-         filter: {{path: f.wasm}}\n\
-         zones:\n  - {{name: sh-a, region: shanghai}}\n  - {{name: sh-b, region: shanghai}}\n\
-         services:\n{}",
-        services.join("\n")
-    );
-    let mesh = Config::parse("mesh.yaml", &text).unwrap().mesh;
+    let services = format!("services:\n{}", services.join("\n"));
+    let mesh = mesh("sh-a/shanghai sh-b/shanghai", &services);
     World::new(Arc::new(mesh)).snapshot(0).unwrap()
 }
 

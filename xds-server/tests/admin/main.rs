@@ -23,7 +23,6 @@ use xds_server::{
     admin::{Admin, LeaseOwners},
     applied::Applied,
     authority::{Agreements, Authorities},
-    config::Config,
     discovery::proxies::Proxies,
     feed::{self, Feed, Sources},
     last_good::Keeper,
@@ -31,6 +30,7 @@ use xds_server::{
     net::access::{Caller, Identity},
     net::tls::Peer,
     store_health::StoreHealth,
+    testing,
     world::Overview,
 };
 
@@ -74,14 +74,11 @@ impl Fixture {
         let path = directory.path().join("store.redb");
         let store = EmbeddedStore::open(EmbeddedOptions::new(path)).await;
         let store: Arc<dyn Store> = Arc::new(store.expect("a store"));
-        let zones = "{name: sh-a, region: shanghai}, {name: sh-b, region: shanghai}, {name: bj-c, region: beijing}";
         let services =
             "{name: orders, routes: [{prefix: /orders}]}, {name: web, routes: [{prefix: /}]}";
-        let text = format!(
-            "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\nzones: [{zones}]\nservices: [{services}]\n{more}\n"
-        );
-        let config = Config::parse("mesh.yaml", &text).expect("a good configuration");
-        let (_, meshes) = watch::channel(Arc::new(config.mesh));
+        let rest = format!("services: [{services}]\n{more}");
+        let mesh = testing::mesh("sh-a/shanghai sh-b/shanghai bj-c/beijing", &rest);
+        let (_, meshes) = watch::channel(Arc::new(mesh));
         let metrics = Metrics::default();
         let store_health = StoreHealth::new(metrics.clone());
         let feed = feed::start(Sources {

@@ -4,20 +4,15 @@
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, cluster::ClusterDiscoveryType};
 use prost::Message;
 use xds_server::{
-    config::{Config, Mesh},
+    config::Mesh,
+    testing,
     translate::{clusters, routes},
 };
 
 use crate::{rules_of, table};
 
 fn mesh(service: &str) -> Mesh {
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\n\
-         zones: [{{name: sh-a, region: sh}}, {{name: sh-b, region: sh}}, {{name: bj-c, region: bj}}]\n\
-         {service}\n"
-    );
-    let config = Config::parse("mesh.yaml", &text);
-    config.expect("a good configuration").mesh
+    testing::mesh("sh-a/sh sh-b/sh bj-c/bj", service)
 }
 
 /// Clusters with endpoints, aggregate clusters, the bytes of both, routes, the bytes of their table.

@@ -16,8 +16,9 @@ use policy::{
 use proptest::prelude::*;
 use prost::Message;
 use xds_server::{
-    config::{Config, Mesh},
+    config::Mesh,
     snapshot::Role,
+    testing,
     translate::{clusters, listener, needed_clusters, routes},
 };
 
@@ -198,24 +199,14 @@ hgrpc /a.B/ -> s/sh-a/reads 1000
 }
 
 fn mesh_of_three(more: &str) -> Mesh {
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\n\
-         zones: [{{name: sh-a, region: r}}, {{name: sh-b, region: r}}, {{name: bj-c, region: q}}]\n\
-         {more}\nservices: {ORDERS}\n"
-    );
-    Config::parse("mesh.yaml", &text)
-        .expect("a good configuration")
-        .mesh
+    testing::mesh(
+        "sh-a/r sh-b/r bj-c/q",
+        &format!("{more}\nservices: {ORDERS}"),
+    )
 }
 
 fn mesh(more: &str, services: &str) -> Mesh {
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\n\
-         zones: [{{name: z, region: r}}, {{name: y, region: r}}]\n{more}\nservices: {services}\n"
-    );
-    Config::parse("mesh.yaml", &text)
-        .expect("a good configuration")
-        .mesh
+    testing::mesh("z/r y/r", &format!("{more}\nservices: {services}"))
 }
 
 #[test]

@@ -28,16 +28,8 @@ use xds_server::translate::grpc::{REFUSED, clusters, listeners, routes};
 use super::*;
 
 fn mesh(more: &str, services: &str) -> Mesh {
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\n\
-         filter: {{path: f.wasm}}\n\
-         listeners: {{grpc: true}}\n\
-         zones:\n  - {{name: sh-a, region: shanghai}}\n  - {{name: sh-b, region: shanghai}}\n  - {{name: bj-c, region: beijing}}\n\
-         {more}\n\
-         services: {services}"
-    );
-    let config = Config::parse("mesh.yaml", &text);
-    config.expect("a good configuration").mesh
+    let rest = format!("listeners: {{grpc: true}}\n{more}\nservices: {services}");
+    testing::mesh(ZONES, &rest)
 }
 
 /// The rows of all tables, one a line.

@@ -23,20 +23,15 @@ use prost::Message;
 use xds_server::{
     config::{Config, Mesh, Resilience},
     snapshot::Role,
+    testing,
     translate::{clusters, listener, routes},
 };
 
 use crate::{any, rules_of, table, weighted};
 
 fn mesh(more: &str, service: &str) -> Mesh {
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\n\
-         zones: [{{name: sh-a, region: sh}}, {{name: sh-b, region: sh}}]\n{more}\n\
-         services: [{{name: s, {service}}}]\n"
-    );
-    Config::parse("mesh.yaml", &text)
-        .expect("a good configuration")
-        .mesh
+    let rest = format!("{more}\nservices: [{{name: s, {service}}}]");
+    testing::mesh("sh-a/sh sh-b/sh", &rest)
 }
 
 fn ms(duration: &Option<Duration>) -> Option<i64> {

@@ -24,10 +24,13 @@ use proptest::prelude::*;
 use prost::Message;
 use xds_server::{
     config::{Config, Mesh, Resilience},
+    testing,
     translate::{needed_clusters, routes},
 };
 
 use table::Request;
+
+const ZONES: &str = "sh-a/shanghai sh-b/shanghai bj-c/beijing";
 
 /// Every service's.
 fn weighted(_: usize) -> Resilience {
@@ -72,15 +75,7 @@ fn rules_of(mesh: &Mesh, states: &str) -> Box<Rules> {
 /// As [`check`], with more of the configuration.
 #[track_caller]
 fn check_of(more: &str, services: &str, states: &str, expected: &str) {
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\n\
-         filter: {{path: f.wasm}}\n\
-         zones:\n  - {{name: sh-a, region: shanghai}}\n  - {{name: sh-b, region: shanghai}}\n  - {{name: bj-c, region: beijing}}\n\
-         {more}\n\
-         services: {services}"
-    );
-    let config = Config::parse("mesh.yaml", &text);
-    let mesh = config.expect("a good configuration").mesh;
+    let mesh = testing::mesh(ZONES, &format!("{more}\nservices: {services}"));
     let rules = rules_of(&mesh, states);
     let resilience = |at: usize| mesh.services[at].resilience.clone();
     let table = table::read(&routes(&rules, &resilience));

@@ -17,17 +17,13 @@ use xds_server::{
 use super::*;
 
 fn mesh(more: &str) -> Arc<xds_server::config::Mesh> {
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\n\
-         filter: {{path: f.wasm}}\n\
-         zones: [{{name: sh-a, region: shanghai}}]\n\
-         services:\n\
+    let rest = format!(
+        "services:\n\
          - {{name: orders, routes: [{{host: a.example, prefix: /}}]}}\n\
          - {{name: carts, routes: [{{host: '*.example', prefix: /}}]}}\n\
          {more}\n"
     );
-    let config = Config::parse("mesh.yaml", &text).expect("a good configuration");
-    Arc::new(config.mesh)
+    Arc::new(testing::mesh("sh-a/shanghai", &rest))
 }
 
 fn view(more: &str, role: Role) -> Arc<View> {

@@ -16,21 +16,16 @@ use prost::Message;
 use registry::record::Instance;
 use xds::resource::Resource;
 use xds_server::{
-    config::{Config, ServiceConfig},
+    config::ServiceConfig,
+    testing,
     translate::{ZoneInstances, clusters, endpoints},
 };
 
 use crate::any;
 
 fn service(options: &str) -> ServiceConfig {
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\nzones: [{{name: z, region: r}}]\n\
-         services: [{{name: s, routes: [{{prefix: /}}]{options}}}]\n"
-    );
-    let mesh = Config::parse("mesh.yaml", &text)
-        .expect("a good configuration")
-        .mesh;
-    mesh.services[0].clone()
+    let rest = format!("services: [{{name: s, routes: [{{prefix: /}}]{options}}}]");
+    testing::mesh("z/r", &rest).services[0].clone()
 }
 
 const WEIGHTED: &str = "";

@@ -22,8 +22,9 @@ use registry::{
 };
 use xds::resource::{Kind, Version};
 use xds_server::{
-    config::{Config, Mesh},
+    config::Mesh,
     snapshot::{Role, Snapshot, View, ViewKey},
+    testing,
     world::{Change, DOUBT_MS, Origin, Rejection},
 };
 
@@ -42,20 +43,9 @@ const AUTHORITY: &str = "authority: {forward_token: 0123456789abcdef}";
 
 /// A mesh with more of the configuration.
 fn mesh_with(more: &str, zones: &[&str], services: &[&str]) -> Arc<Mesh> {
-    let zones: Vec<String> = zones
-        .iter()
-        .map(|zone| format!("{{name: {zone}, region: shanghai}}"))
-        .collect();
-    let text = format!(
-        "store: {{embedded: {{path: t.redb}}}}\nfilter: {{path: f.wasm}}\n{more}\nzones: [{}]\nservices: [{}]\n",
-        zones.join(", "),
-        services.join(", ")
-    );
-    Arc::new(
-        Config::parse("mesh.yaml", &text)
-            .expect("a good configuration")
-            .mesh,
-    )
+    let zones = zones.iter().map(|zone| format!("{zone}/shanghai "));
+    let rest = format!("{more}\nservices: [{}]", services.join(", "));
+    Arc::new(testing::mesh(&zones.collect::<String>(), &rest))
 }
 
 fn key(at: &str) -> String {
