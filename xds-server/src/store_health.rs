@@ -1,5 +1,5 @@
-//! The health of the store, as one shared value: it decides on the served state and on the writes
-//! that are let through.
+//! The health of the store, as one shared value: the served state and the operations that are let
+//! through follow from it.
 //!
 //! The reader reports the results of its reads and probes, the writers those of their writes. The
 //! causes are kept apart, so that each ends by itself: the store cannot be read, writes fail, the

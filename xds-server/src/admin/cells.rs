@@ -95,8 +95,8 @@ pub(super) async fn shift(
     begin(&admin, cell, &body, Cause::Operator).await
 }
 
-/// Ends the owners' sessions and grants, whatever they say. Writes that they still may have under
-/// way are waited for.
+/// Ends the owners' sessions, whatever the owners say. Writes that they still may have under way
+/// are waited for.
 pub(super) async fn force(
     State(admin): State<Admin>,
     Path(cell): Path<String>,
@@ -440,7 +440,7 @@ mod tests {
             (Some(record(3, "a", Some("b"))), "the move goes on"),
             (Some(record(3, "a", Some("c"))), "another move is under way"),
             (Some(record(3, "a", None)), "was not begun"),
-            // Another operator has moved it, and again.
+            // Other moves have followed.
             (Some(record(5, "c", None)), "with c, epoch 5"),
             // An older record of the same owners.
             (Some(record(3, "b", None)), "was not begun"),

@@ -326,9 +326,9 @@ impl Reader {
         Next::Wait
     }
 
-    /// The state that an operator has seen who told another replica that the store is to be
-    /// believed. A store that was restored under its old id has confirmations from before its
-    /// backup, so there only those count that were written since it is doubted.
+    /// The state seen by an operator who told another replica that the store is to be believed. A
+    /// store that was restored under its old id has confirmations from before its backup, so there
+    /// only those count that were written since it is doubted.
     async fn confirmed_elsewhere(&self) -> Option<Seen> {
         let doubt = self.doubt.as_ref()?;
         // A failure is tried again at the next look.

@@ -72,7 +72,7 @@ impl Keeper {
         }
     }
 
-    /// Takes the store's state of now.
+    /// Takes the store's present state.
     pub fn keep(&self, state: &LastGood) {
         if self.stop.is_some() {
             self.known.send_replace(Some(Arc::new(state.clone())));

@@ -86,7 +86,8 @@ impl Rule {
     }
 }
 
-/// The rules. Each list is about the matter that its name says; no list permits all clients.
+/// The rules. Each list is about the matter that its name says; without a list all clients are
+/// permitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     /// The clients that may ask for the view of a zone and role, and for its grants.
@@ -180,7 +181,7 @@ impl Access {
         self.operators.is_some() && self.operates(caller).is_ok()
     }
 
-    /// Whether `caller` may read the pages of the admin interface.
+    /// Whether `caller` may read the admin interface.
     pub fn read(&self, caller: &Caller) -> Result<(), NotPermitted> {
         match caller {
             Caller::Anonymous => Err(NotPermitted::Read),
