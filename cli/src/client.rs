@@ -127,14 +127,14 @@ impl OperatorArgs {
     }
 }
 
-/// What an answer says that is no success.
+/// The error in an answer that is no success.
 fn refusal(uri: &Uri, status: StatusCode, body: &[u8], is_change: bool) -> anyhow::Error {
     #[derive(Deserialize)]
     struct Problem {
         detail: String,
     }
     let problem = serde_json::from_slice::<Problem>(body).ok();
-    // A proxy in between says nothing of what became of it.
+    // A proxy in between says nothing of its outcome.
     let is_unknown =
         status == StatusCode::GATEWAY_TIMEOUT || problem.is_none() && status.is_server_error();
     let detail = problem.map_or_else(|| format!("{uri} answered {status}"), |p| p.detail);

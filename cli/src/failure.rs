@@ -1,4 +1,4 @@
-//! How a command ends: its exit code, and what its message says.
+//! The end of a command: its exit code, and its message.
 
 use agent::https;
 use hyper::Uri;
@@ -9,7 +9,7 @@ use xds_server::conditions::Severity;
 /// Refused, or failed without an effect; the message says why.
 pub(crate) const FAILED: u8 = 1;
 // 2 is clap's own: the command line is wrong.
-/// Nobody knows whether the command took effect.
+/// The outcome is unknown: the command may have taken effect.
 pub(crate) const OUTCOME_UNKNOWN: u8 = 3;
 /// `status`: a condition of severity error holds.
 pub(crate) const ERRORS_HOLD: u8 = 4;
@@ -26,7 +26,7 @@ Exit codes:
   4  status: a condition of severity error holds
   5  status: conditions hold, all of severity warning";
 
-/// A change was sent, and no answer says what became of it.
+/// A change was sent, and no answer tells its outcome.
 #[derive(Debug, thiserror::Error)]
 #[error("outcome unknown: {why}. It may take effect yet. {how}")]
 pub(crate) struct OutcomeUnknown {
@@ -47,7 +47,7 @@ pub(crate) struct Unwell {
     pub(crate) worst: Severity,
 }
 
-/// What the process ends with after this error.
+/// The exit code of the process after this error.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<OutcomeUnknown>() {
         return OUTCOME_UNKNOWN;
@@ -59,7 +59,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// How an operator finds out what became of a request to this path.
+/// How an operator finds out the outcome of a request to this path.
 pub(crate) fn how_to_find_out(path: &str) -> &'static str {
     let about = |prefix: &str| path.starts_with(prefix);
     if about("/v1/intents/") {
@@ -88,7 +88,7 @@ pub(crate) fn no_answer(error: anyhow::Error, uri: &Uri, is_change: bool) -> any
     OutcomeUnknown { why, how }.into()
 }
 
-/// What to do where the port speaks TLS and was asked in plain text, or the other way round.
+/// The remedy where the port speaks TLS and was asked in plain text, or the other way round.
 fn other_protocol(error: &anyhow::Error, uri: &Uri) -> Option<&'static str> {
     match uri.scheme_str() {
         Some("https") => https::is_plain_text(error.as_ref())

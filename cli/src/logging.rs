@@ -1,7 +1,8 @@
 //! Log lines on standard error, as many as there is a reader for.
 //!
-//! Much of what is logged a client can bring about, as often as it likes. So each place in the code logs so many lines a second
-//! and no more, and nobody waits for whoever reads the lines. What is left out is counted.
+//! A client can bring about many of the lines, as often as it likes. So each place in the code logs
+//! so many lines a second and no more, and no caller waits for the reader of the lines. Lines that
+//! are left out are counted.
 
 #![allow(
     clippy::disallowed_methods,
@@ -40,7 +41,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Lines that wait for the reader.
 const WAITING_MAX: usize = 10_000;
 
-/// What was not logged, for the metrics. Cheap to clone.
+/// The lines that were not logged, for the metrics. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct LeftOut {
     /// Too many of a place.

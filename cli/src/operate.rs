@@ -105,7 +105,7 @@ pub(crate) struct WantedArgs {
 }
 
 impl Operation {
-    /// Does it, and prints what there is to say.
+    /// Does it, and prints the result.
     pub(crate) async fn run(&self) -> anyhow::Result<()> {
         match self {
             Operation::Drain {
@@ -200,7 +200,8 @@ impl MoveArgs {
 }
 
 impl MoveArgs {
-    /// An error of a move, with what the other replicas see of the cell: the one that was asked may be the one that is blind.
+    /// An error of a move, with the other replicas' view of the cell: the one that was asked may be
+    /// the one that is blind.
     async fn with_what_others_say(&self, error: anyhow::Error) -> anyhow::Error {
         let others = self.operator.admin.split(',').skip(1);
         for other in others {

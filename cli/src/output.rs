@@ -42,7 +42,7 @@ pub(crate) fn json(value: &Value) -> String {
 ///
 /// # Errors
 ///
-/// Those of the writer, for what is no YAML.
+/// Those of the writer, for values that YAML cannot hold.
 pub(crate) fn yaml(value: &Value) -> anyhow::Result<String> {
     let text = serde_saphyr::to_string(value)?;
     Ok(format!("{}\n", text.trim_end()))

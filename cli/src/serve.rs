@@ -61,7 +61,7 @@ pub(crate) fn state_directory() -> Option<OsString> {
     std::env::var_os("STATE_DIRECTORY")
 }
 
-/// Under another name first: who waits for the file never reads half of it.
+/// Under another name first: a reader that waits for the file never reads half of it.
 fn write_addresses(file: &Path, xds: SocketAddr, admin: SocketAddr) -> anyhow::Result<()> {
     let text = serde_json::json!({ "xds": xds, "admin": admin }).to_string();
     let partial = file.with_extension("partial");

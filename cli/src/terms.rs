@@ -1,4 +1,4 @@
-//! `tidegate terms`: what all replicas have agreed on, and changing it without stopping them.
+//! `tidegate terms`: the terms that all replicas have agreed on, and their change without a stop.
 
 use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
@@ -137,7 +137,7 @@ async fn wait(operator: &OperatorArgs, next: &AgreedRecord) -> anyhow::Result<()
     }
 }
 
-/// The terms and who acts by them.
+/// The terms, and the replicas that act by them.
 fn show(status: &TermsStatus) -> String {
     let mut text = String::new();
     if !status.agrees {

@@ -38,7 +38,7 @@ use crate::{
     store_health::StoreHealth,
 };
 
-/// What the handlers work with.
+/// The state of the handlers.
 #[derive(Clone)]
 pub struct Admin {
     pub store: Arc<dyn Store>,
@@ -61,7 +61,8 @@ pub use authorize::serve;
 pub use leases::LeaseOwners;
 
 impl Admin {
-    /// All routes, behind the doors of those whom they are for. What probes ask is open to everybody.
+    /// All routes, each behind the door of its readers or operators. The routes of probes are open
+    /// to all clients.
     pub fn router(self) -> Router {
         let shown = Router::new()
             .route("/metrics", get(metrics))
@@ -118,7 +119,7 @@ impl Admin {
         }
     }
 
-    /// Makes a write, and tells the mode what became of it.
+    /// Makes a write, and tells the mode its outcome.
     async fn write<T>(
         &self,
         write: impl Future<Output = Result<T, StoreError>>,
@@ -194,7 +195,7 @@ impl Problem {
 }
 
 impl Problem {
-    /// Why a write failed. Where nobody knows whether it did, the status says so.
+    /// Why a write failed. Where the outcome is unknown, the status says so.
     fn of_write(error: StoreError) -> Problem {
         match error {
             StoreError::Timeout { .. } | StoreError::Unavailable { .. } => Problem {
@@ -264,14 +265,14 @@ struct Readiness {
     mode: &'static str,
     /// How long it has been in that mode.
     since_s: u64,
-    /// The store has not confirmed what is served.
+    /// The store has not confirmed the served state.
     stale: bool,
-    /// An operator has to confirm what the store says.
+    /// An operator has to confirm the store's state.
     confirm: bool,
     detail: String,
     /// The configuration in force.
     config: ConfigReport,
-    /// The codes that hold, without details: this is open to everybody.
+    /// The codes that hold, without details: this is open to all clients.
     conditions: Vec<Summary>,
 }
 

@@ -1,7 +1,8 @@
 //! Compacts etcd's history, where `store.etcd.compaction` asks for it.
 //!
-//! etcd keeps all history until somebody compacts it, and compaction is about the whole of etcd, not about a prefix. So nothing is
-//! compacted where it holds a key of somebody else, whose watches could lose what they wait for.
+//! etcd keeps all history until a client compacts it, and compaction is about the whole of etcd,
+//! not about a prefix. So nothing is compacted where it holds a foreign key, whose watches could
+//! lose events that they wait for.
 //!
 //! Our own watches lose nothing: history is kept up to the revision that this replica's watch had received `keep` ago, and a watch
 //! resumes from the last revision that it has received. A replica that was cut off for longer lists anew, as after any compaction.
@@ -59,7 +60,7 @@ pub struct Compactor {
 }
 
 impl Compactor {
-    /// `process` is what people know this replica by.
+    /// `process` is this replica's name for people.
     pub fn new(
         store: EtcdStore,
         keep: Duration,
@@ -79,7 +80,8 @@ impl Compactor {
         }
     }
 
-    /// Compacts until nobody follows the store any more. `followed` is what this replica's watch has received.
+    /// Compacts until the store is no longer followed. `followed` is the head that this replica's
+    /// watch has received.
     pub async fn run(mut self, mut followed: watch::Receiver<Option<Head>>) {
         let mut ticks = interval(self.look_interval());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -99,7 +101,7 @@ impl Compactor {
         (self.keep / LOOKS).max(LOOK_MIN)
     }
 
-    /// Compacts what is old enough, if this replica is the one that does it.
+    /// Compacts history that is old enough, if this replica is the one that does it.
     async fn look(&mut self, followed: Option<Head>, now: Instant) -> Result<(), StoreError> {
         let Some(followed) = followed else {
             return Ok(());
@@ -107,7 +109,7 @@ impl Compactor {
         self.past.note(followed, now);
         let due = self.past.before(now, self.keep);
         if !self.is_chosen().await? {
-            // The one that compacts says what is wrong with it.
+            // The one that compacts reports its own faults.
             self.metrics.conditions.clear(Code::CompactionRefused, "");
             return Ok(());
         }
@@ -205,7 +207,7 @@ impl Past {
         self.seen.push_back((now, head));
     }
 
-    /// What had been received so long before `now`; none if that is not known.
+    /// The head that had been received so long before `now`; none if that is not known.
     fn before(&mut self, now: Instant, keep: Duration) -> Option<Head> {
         let is_old = |(at, _): &(Instant, Head)| now.duration_since(*at) >= keep;
         // Of those that are old enough the last one is of use.
@@ -246,7 +248,7 @@ mod tests {
         assert_eq!(look(60, head(1, 30)), Some(10));
         assert_eq!(look(89, head(1, 40)), Some(10));
         assert_eq!(look(90, head(1, 50)), Some(20));
-        // Nothing was looked at for a while: what is kept is more than what is asked for.
+        // Without a look for a while, more is kept than is asked for.
         assert_eq!(look(1_000, head(1, 60)), Some(50));
         // Another store, and one that went back.
         assert_eq!(look(1_100, head(2, 70)), None);

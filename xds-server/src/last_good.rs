@@ -1,4 +1,5 @@
-//! The last good state on disk: what the store said last, so that a start without it has something to serve.
+//! The last good state on disk: the store's last state, so that a start without the store has
+//! something to serve.
 //!
 //! `file.rs` is the file and `keeper.rs` the task that writes it.
 
@@ -18,7 +19,7 @@ pub use file::{FILE_BYTES_MAX, StateError, read, set_aside, write};
 pub use keeper::Keeper;
 pub use place::default_path;
 
-/// What a store said at one revision. Cheap to clone: copies share their entries.
+/// The state of a store at one revision. Cheap to clone: copies share their entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastGood {
     /// Which store said it; its revisions mean nothing to another one.
@@ -26,12 +27,13 @@ pub struct LastGood {
     pub revision: Revision,
     /// When it was written; for people only, since clocks err. The epoch before that.
     pub written_at: SystemTime,
-    /// Everything under `/tidegate/v1/`, by key, but what [is not kept](is_kept). Leases are not kept.
+    /// Everything under `/tidegate/v1/`, by key, but for keys that [are not kept](is_kept). Leases
+    /// are not kept.
     pub entries: OrdMap<String, Entry>,
 }
 
-/// Whether a key is worth a place on disk. Sessions, and who grants under them, are not: they change all the time, and mean
-/// nothing to another process. A confirmation is soon over.
+/// Whether a key is worth a place on disk. Sessions, and the grantors under them, are not: they
+/// change all the time, and mean nothing to another process. A confirmation is soon over.
 pub fn is_kept(key: &str) -> bool {
     let passing = [
         SESSIONS_PREFIX,
@@ -44,7 +46,7 @@ pub fn is_kept(key: &str) -> bool {
 }
 
 impl LastGood {
-    /// What a listing says.
+    /// The state of a listing.
     pub fn listed(cluster: ClusterId, listing: Listing) -> LastGood {
         let entries = listing.entries.into_iter();
         let entries = entries.filter(|entry| is_kept(&entry.key));
@@ -66,7 +68,7 @@ impl LastGood {
         ours.count() == self.entries.len()
     }
 
-    /// Takes in what a watch told.
+    /// Takes in the events of a watch.
     pub fn take(&mut self, batch: &WatchBatch) {
         for event in &batch.events {
             match event {

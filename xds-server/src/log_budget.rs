@@ -9,7 +9,8 @@ pub(crate) const BURST: u32 = 20;
 /// After so long one more.
 pub(crate) const REFILL: Duration = Duration::from_secs(3);
 
-/// How many lines may still be written, by what they are about. There have to be few such keys: none is forgotten.
+/// How many lines may still be written, by subject. There have to be few such keys: none is
+/// forgotten.
 pub(crate) struct Budget<K> {
     left: BTreeMap<K, Left>,
 }

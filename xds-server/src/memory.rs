@@ -1,8 +1,8 @@
 //! Memory that is free inside the process goes back to the system.
 //!
-//! glibc gives back what is free at the end of its heap alone. After a large drop (a service with many routes is gone, or
-//! many instances or proxies) the rest would be kept for good, in the holes between what stays: gigabytes, where a mesh
-//! once was large.
+//! glibc gives back free memory at the end of its heap alone. After a large drop (a service with
+//! many routes is gone, or many instances or proxies) the rest would be kept for good, in the holes
+//! between live blocks: gigabytes, where a mesh once was large.
 
 use std::time::Duration;
 
@@ -60,13 +60,13 @@ pub async fn give_back() {
     }
 }
 
-/// Gives back what is free now.
+/// Gives back the memory that is free now.
 pub fn trim() {
     heap::trim();
 }
 
 #[cfg(target_env = "gnu")]
-#[allow(unsafe_code)] // Two calls of glibc that nobody has wrapped: neither takes a pointer.
+#[allow(unsafe_code)] // Two calls of glibc that no crate wraps: neither takes a pointer.
 mod heap {
     /// Bytes that are free inside the process.
     pub(super) fn free_bytes() -> usize {

@@ -1,4 +1,4 @@
-//! What the control plane counts. One value, handed around; nothing is global.
+//! The control plane's metrics. One value, handed around; nothing is global.
 
 use std::sync::atomic::AtomicU64;
 
@@ -39,7 +39,7 @@ type Fraction = Gauge<f64, AtomicU64>;
 /// Labels of metrics by outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResultLabel {
-    /// `ok`, `error`, or what else there is to say.
+    /// `ok`, `error`, or another result.
     pub result: &'static str,
 }
 

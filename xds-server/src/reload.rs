@@ -46,7 +46,8 @@ fn warn_of(config: &Config) {
     }
 }
 
-/// Follows the file from now on; `current` and `text` are what [`read`] gave. Returns where new meshes appear.
+/// Follows the file from now on; `current` and `text` are the results of [`read`]. Returns where
+/// new meshes appear.
 pub fn follow(
     path: PathBuf,
     current: Config,
@@ -73,12 +74,13 @@ pub fn follow(
     meshes
 }
 
-/// What the fence rests on, in all replicas and proxies at once: what is out cannot be changed while they run.
+/// The fence's foundations, in all replicas and proxies at once: promises that are out cannot be
+/// changed while they run.
 struct Promises {
     terms: Option<Terms>,
     /// The cells in their order, with their shards.
     cells: Vec<(String, u32)>,
-    /// What tells the cell of a service's writes.
+    /// The source of the key that tells the cell of a service's writes.
     keys: BTreeMap<String, Option<KeySource>>,
     /// The same, as replicas agree on it.
     agreed: Option<Agreed>,
@@ -111,7 +113,7 @@ impl Promises {
         agreed.is_some_and(|agreed| agreements.admits(agreed))
     }
 
-    /// Whether they keep what was promised before. Services come and go.
+    /// Whether they keep the earlier promises. Services come and go.
     fn keep(&self, before: &Promises) -> bool {
         let same = |(name, key)| self.keys.get(name).is_none_or(|now| now == key);
         self.terms == before.terms && self.cells == before.cells && before.keys.iter().all(same)
@@ -120,7 +122,7 @@ impl Promises {
 
 struct Follower {
     path: PathBuf,
-    /// What runs, and takes a restart to change.
+    /// The running settings that take a restart to change.
     fixed: (Listen, StoreConfig, Option<PathBuf>),
     promises: Promises,
     agreements: Agreements,
@@ -204,7 +206,8 @@ impl Follower {
         self.metrics.conditions.clear(Code::ConfigRefused, "");
         let mut mesh = config.mesh;
         if config.listen != self.fixed.0 {
-            // Rules are about what runs: those for TLS would refuse everybody who speaks plain text.
+            // Rules are about the running ports: those for TLS would refuse all clients that speak
+            // plain text.
             mesh.access = Arc::clone(&self.publisher.borrow().access);
         }
         let restart = (config.listen, config.store, config.state) != self.fixed;

@@ -1,4 +1,4 @@
-//! What replicas tell each other through the store: which configuration each runs with.
+//! Messages of replicas to each other through the store: which configuration each runs with.
 //!
 //! A record is put once for each change, under a lease of its replica. Lease keepalives are not written down by etcd, so an
 //! idle replica costs its history nothing.
@@ -34,7 +34,7 @@ const NAMED: usize = 5;
 
 const CODES: &[Code] = &[Code::ConfigDiffers];
 
-/// What a replica says of itself.
+/// A replica's record of itself.
 #[derive(Debug, Serialize, Deserialize)]
 struct ReplicaRecord {
     /// `host:process id`, for people.
@@ -94,7 +94,7 @@ impl Replicas {
         }
     }
 
-    /// Says which configuration is in force here, and looks at what the others say.
+    /// Says which configuration is in force here, and looks at the others' records.
     async fn look(&mut self, digest: u64, now: Instant) -> Result<(), StoreError> {
         // Others' records stay as they were seen while the store is away: nothing new is known.
         if self.store_health.writes_refused().is_none() {
@@ -143,7 +143,7 @@ pub fn hex(digest: u64) -> String {
     format!("{digest:012x}")
 }
 
-/// Who has which configuration, where that is not the same for all.
+/// The replicas of each configuration, where that is not the same for all.
 fn differing(own: u64, others: impl Iterator<Item = ReplicaRecord>) -> Option<String> {
     let own = hex(own);
     let mut by_process: BTreeMap<String, String> = BTreeMap::new();

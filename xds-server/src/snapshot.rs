@@ -1,4 +1,4 @@
-//! What all proxies should have, at one moment.
+//! The views of all proxies, at one moment.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +14,7 @@ use policy::Policy;
 use registry::record::{InstanceKey, InvalidRecord};
 use xds::resource::{Kind, Names, Resources};
 
-/// What a proxy is for. It says so in `node.metadata.tidegate.role`.
+/// The role of a proxy. It says so in `node.metadata.tidegate.role`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     #[default]
@@ -43,7 +43,7 @@ impl Role {
     }
 }
 
-/// Who looks: the proxies of one zone and role.
+/// The key of a view: the proxies of one zone and role.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ViewKey {
     pub zone: Arc<str>,
@@ -70,7 +70,7 @@ impl xds::Key for ViewKey {
     }
 }
 
-/// What the proxies of one zone and role should have, and what their filters decide by.
+/// The resources for the proxies of one zone and role, and the policy that their filters decide by.
 #[derive(Clone, Debug)]
 pub struct View {
     resources: Arc<xds::View>,
@@ -93,9 +93,9 @@ impl View {
         }
     }
 
-    /// The same, as what comes after `before`: whoever has that learns quickly what is new.
+    /// The same, as the successor of `before`: clients with `before` learn quickly of the changes.
     pub fn after(self, before: &View) -> View {
-        // Nobody else has it yet, so nothing is copied.
+        // It is not shared yet, so nothing is copied.
         let resources = Arc::unwrap_or_clone(self.resources);
         View {
             resources: Arc::new(resources.after(&before.resources)),
@@ -103,12 +103,12 @@ impl View {
         }
     }
 
-    /// What discovery sends of it.
+    /// The resources that discovery sends.
     pub fn resources(&self) -> &Arc<xds::View> {
         &self.resources
     }
 
-    /// What the proxies' filters decide by.
+    /// The policy that the proxies' filters decide by.
     pub fn policy(&self) -> &Arc<Policy> {
         &self.policy
     }

@@ -1,4 +1,4 @@
-//! What a start needs beyond a good file: `tidegate serve` and `tidegate check` ask the same.
+//! The needs of a start beyond a good file: `tidegate serve` and `tidegate check` ask the same.
 
 use std::{
     ffi::OsStr,

@@ -1,8 +1,9 @@
-//! What `feed` reads from the store and `authority` acts on. Both stand above this module.
+//! The events that `feed` reads from the store and `authority` acts on. Both stand above this
+//! module.
 
 use registry::store::{ClusterId, Entry, Revision};
 
-/// What the store says about authority, in the order of its revisions.
+/// The store's events about authority, in the order of its revisions.
 #[derive(Clone, Debug)]
 pub enum StoreEvent {
     /// Everything, at one revision: after a start, or when events may have been missed.
@@ -16,6 +17,7 @@ pub enum StoreEvent {
         key: String,
         revision: Revision,
     },
-    /// What answers is not believed: nothing is granted or moved until it is listed again.
+    /// The store that answers is not believed: nothing is granted or moved until it is listed
+    /// again.
     Doubted,
 }

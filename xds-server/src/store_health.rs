@@ -1,8 +1,9 @@
-//! How it stands with the store, as one value that everybody shares: what is served, and what is let through, follows.
+//! The health of the store, as one shared value: the served state and the operations that are let
+//! through follow from it.
 //!
-//! The reader reports what its reads and probes find, the writers what became of their writes. The causes are kept
-//! apart, so that each ends by itself: the store cannot be read, writes fail, the store is not the one that was. Each is a
-//! condition.
+//! The reader reports the results of its reads and probes, the writers those of their writes. The
+//! causes are kept apart, so that each ends by itself: the store cannot be read, writes fail, the
+//! store is not the one that was. Each is a condition.
 
 mod causes;
 mod probes;
@@ -40,7 +41,7 @@ pub enum Level {
     L1,
     /// Something answers, but cannot serve: the last good state is served, and dynamic weights are frozen.
     L2,
-    /// Writes fail: nothing is registered or granted, what is known is served.
+    /// Writes fail: nothing is registered or granted, the known state is served.
     L3,
 }
 
@@ -74,9 +75,9 @@ pub struct Status {
     pub level: Level,
     /// When the level began.
     pub since: Instant,
-    /// Why it is not normal, or why what is served is stale; empty where all is well.
+    /// Why it is not normal, or why the served state is stale; empty where all is well.
     pub reason: String,
-    /// What is served comes from disk, or the store has not confirmed it since.
+    /// The served state comes from disk, or the store has not confirmed it since.
     pub stale: bool,
     /// Whether there is any state at all.
     pub any: bool,
@@ -121,7 +122,7 @@ impl StoreHealth {
         store_health
     }
 
-    /// What holds now.
+    /// The present status.
     pub fn status(&self) -> Status {
         self.inner.status.borrow().clone()
     }
@@ -131,7 +132,7 @@ impl StoreHealth {
         self.inner.status.subscribe()
     }
 
-    /// Whether dynamic weights must stay as they are (L2, L3): what they follow from may be old.
+    /// Whether dynamic weights must stay as they are (L2, L3): their sources may be old.
     pub fn frozen(&self) -> bool {
         matches!(self.inner.status.borrow().level, Level::L2 | Level::L3)
     }
@@ -179,7 +180,7 @@ impl StoreHealth {
         });
     }
 
-    /// The store answers, but not with what may be believed: it waits for an operator.
+    /// The store answers, but with a state that may not be believed: it waits for an operator.
     pub fn doubted(&self, reason: &str) {
         self.update(|causes| {
             causes.unread = None;
@@ -189,16 +190,16 @@ impl StoreHealth {
         });
     }
 
-    /// Some of what the store says is not served until an operator confirms it; none: all of it is.
+    /// Some of the store's state is not served until an operator confirms it; none: all of it is.
     pub fn held(&self, reason: Option<String>) {
         self.update(|causes| causes.held = reason);
     }
 
-    /// What became of a write. Lease keepalives are none: etcd does not write them down.
+    /// Notes the outcome of a write. Lease keepalives are none: etcd does not write them down.
     pub fn wrote<T>(&self, outcome: &Result<T, StoreError>) {
         match outcome {
             Err(error) => self.write_failed(error),
-            // Most writes: nothing changes, and nobody need be woken.
+            // Most writes: nothing changes, and no watcher need be woken.
             Ok(_) if self.causes().writes_well() => {}
             Ok(_) => self.update(Causes::wrote),
         }
@@ -252,7 +253,7 @@ impl StoreHealth {
         self.causes().write_error.clone()
     }
 
-    /// Brings the age of what is served up to date, for whoever reads the metrics now.
+    /// Brings the age of the served state up to date, for the present reader of the metrics.
     pub fn measure(&self) {
         let confirmed = self.causes().confirmed;
         let age = confirmed.map_or(0, |at| at.elapsed().as_secs());
@@ -283,7 +284,7 @@ impl StoreHealth {
         self.raise(&causes, &status);
     }
 
-    /// What is wrong with the store as conditions.
+    /// Raises the store's faults as conditions.
     fn raise(&self, causes: &Causes, status: &Status) {
         let conditions = &self.inner.metrics.conditions;
         let at = |level| {

@@ -159,7 +159,7 @@ fn configs<K: Key>(connected: &Connected<K>) -> Vec<GenericXdsConfig> {
     kinds.flat_map(|kind| of_kind(&stream, kind)).collect()
 }
 
-/// What a stream's client has of a kind, what it refused, and what it waits for. Without contents.
+/// The resources of a kind that a stream's client has, refused and waits for. Without contents.
 pub(super) fn of_kind(stream: &Stream, kind: Kind) -> Vec<GenericXdsConfig> {
     let offered = stream.view().of(kind);
     let mut all: BTreeMap<&str, GenericXdsConfig> = BTreeMap::new();
@@ -184,7 +184,7 @@ pub(super) fn of_kind(stream: &Stream, kind: Kind) -> Vec<GenericXdsConfig> {
         let (config, client) = match (acked, is_offered) {
             (false, _) => (ConfigStatus::Stale, ClientResourceStatus::Requested),
             (true, true) => (ConfigStatus::Synced, ClientResourceStatus::Acked),
-            // What is offered now waits for something, or for the answer to another response.
+            // The present offer waits for something, or for the answer to another response.
             (true, false) => (ConfigStatus::NotSent, ClientResourceStatus::Acked),
         };
         all.insert(name, entry(name, version.to_string(), config, client));

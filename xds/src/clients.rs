@@ -1,4 +1,4 @@
-//! The connected clients, as operators see them. Nothing is worked out before somebody asks.
+//! The connected clients, as operators see them. The list is worked out on request only.
 
 use std::{
     collections::BTreeMap,
@@ -26,9 +26,9 @@ const NODE_ID_CHARS_MAX: usize = 128;
 pub struct Client<K> {
     /// The beginning of its `node.id`.
     pub node_id: String,
-    /// What chooses its view.
+    /// The key of its view.
     pub key: K,
-    /// Which protocol variant its stream speaks.
+    /// The protocol variant of its stream.
     pub variant: Variant,
 }
 
@@ -45,7 +45,7 @@ impl<K> Client<K> {
 /// One stream of a client.
 #[derive(Clone, Debug)]
 pub struct ClientStatus<K> {
-    /// Who it is.
+    /// Its identity.
     pub client: Client<K>,
     /// Its view is gone: it keeps its last state and learns nothing more.
     pub orphaned: bool,
@@ -53,7 +53,7 @@ pub struct ClientStatus<K> {
     pub kinds: BTreeMap<Kind, KindStatus>,
 }
 
-/// What a client has of one kind.
+/// A client's state of one kind.
 #[derive(Clone, Debug, Default)]
 pub struct KindStatus {
     /// Acknowledged resources.
@@ -91,7 +91,7 @@ pub(super) struct Connected<K> {
 }
 
 impl<K: Key> Connected<K> {
-    /// What is remembered of it. Held for one change at a time, and never across a wait.
+    /// The memory of its stream. Held for one change at a time, and never across a wait.
     pub(super) fn stream(&self) -> MutexGuard<'_, Stream> {
         // A panic ends the stream and with it this.
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
@@ -152,7 +152,7 @@ impl Nack {
     }
 }
 
-/// What may be wrong with one stream.
+/// The possible faults of one stream.
 pub struct Health<K> {
     /// [`Client::node_id`].
     pub node: String,
@@ -185,7 +185,7 @@ impl<K> Default for Clients<K> {
 }
 
 impl<K: Key> Clients<K> {
-    /// What may be wrong with each stream: far cheaper than [`list`](Clients::list).
+    /// The possible faults of each stream: far cheaper than [`list`](Clients::list).
     pub fn health(&self) -> impl Iterator<Item = Health<K>> {
         let streams = self.connected().into_iter();
         streams.map(|connected| Health {

@@ -24,10 +24,11 @@ const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
 /// How many answers are made or wait for their clients at a time. Each may have megabytes.
 const ANSWERS_MAX: usize = 4;
-/// The longest answer to a single question: what gRPC's clients take as long as nobody tells them to take more.
+/// The longest answer to a single question: the default limit of gRPC's clients.
 const SINGLE_BYTES_MAX: usize = 4 << 20;
 
-/// The service for a tonic server: what the connected clients have. Contents of resources are never in an answer.
+/// The service for a tonic server: the state of the connected clients. Contents of resources are
+/// never in an answer.
 pub fn service<K: Key>(clients: Clients<K>) -> ClientStatusDiscoveryServiceServer<Csds<K>> {
     let csds = Csds {
         clients,

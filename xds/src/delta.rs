@@ -49,7 +49,7 @@ impl Wire for Delta {
     ) -> Result<Answer, StaleNonce> {
         let verdict = verdict(&request.response_nonce, request.error_detail.as_ref());
         let settled = stream.settle(kind, &verdict);
-        // A delta request may change the subscription whatever its nonce says.
+        // A delta request may change the subscription with any nonce.
         stream.subscribe_delta(
             kind,
             names(&request.resource_names_subscribe),

@@ -1,5 +1,5 @@
-//! The two traits by which a server is told apart from its surroundings: [`Discovery`] says which view a client
-//! may have, and [`Events`] hears what happens.
+//! The two traits by which a server is told apart from its surroundings: [`Discovery`] says which
+//! view a client may have, and [`Events`] hears of each event.
 
 use std::{fmt, future::pending, sync::Arc};
 
@@ -27,7 +27,7 @@ pub type Snapshots<S> = watch::Receiver<Option<Arc<S>>>;
 pub trait Discovery: Clone + Send + Sync + 'static {
     /// The other end of a connection, as the listener knows it: an address, or a certificate's names.
     type Peer: Clone + Send + Sync + 'static;
-    /// What chooses a client's view. Kept with the client.
+    /// The key of a client's view. Kept with the client.
     type Key: Key;
     /// All views at one moment.
     type Snapshot: Send + Sync + 'static;
@@ -39,8 +39,8 @@ pub trait Discovery: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The status with which the stream ends. Its message reaches the proxy's log, so it should say what to
-    /// change there.
+    /// The status with which the stream ends. Its message reaches the proxy's log, so it should
+    /// name the change to make there.
     fn admit(
         &self,
         peer: &Self::Peer,
@@ -49,11 +49,12 @@ pub trait Discovery: Clone + Send + Sync + 'static {
         snapshot: &Self::Snapshot,
     ) -> Result<Self::Key, Status>;
 
-    /// The view of an admitted client; none where it is no longer served, and keeps what it has.
+    /// The view of an admitted client; none where it is no longer served, and keeps its resources.
     fn view(&self, snapshot: &Arc<Self::Snapshot>, key: &Self::Key) -> Option<Arc<View>>;
 
-    /// Whether the snapshot may be empty by mistake, as after a loss of data. A client that comes with other
-    /// clusters or endpoints then gets nothing, and keeps what it has, until a snapshot is not in doubt.
+    /// Whether the snapshot may be empty by mistake, as after a loss of data. A client that comes
+    /// with other clusters or endpoints then gets nothing, and keeps its resources, until a
+    /// snapshot is not in doubt.
     fn is_in_doubt(&self, snapshot: &Self::Snapshot) -> bool {
         let _ = snapshot;
         false
@@ -70,7 +71,7 @@ pub trait Discovery: Clone + Send + Sync + 'static {
     }
 }
 
-/// What chooses a client's view.
+/// The key of a client's view.
 pub trait Key: Clone + fmt::Debug + Ord + Send + Sync + 'static {
     /// The node that client status (CSDS) tells of a client, but for its id.
     fn node(&self) -> Node {
@@ -81,7 +82,7 @@ pub trait Key: Clone + fmt::Debug + Ord + Send + Sync + 'static {
 /// Of a server that has one view for all.
 impl Key for () {}
 
-/// One view for all clients, whoever they are.
+/// One view for all clients alike.
 impl Discovery for Snapshots<View> {
     type Peer = ();
     type Key = ();
@@ -105,8 +106,9 @@ impl Discovery for Snapshots<View> {
     }
 }
 
-/// What happens on a server's streams, to be counted and logged. Each method may be called by many threads at
-/// once, and holds up the stream that calls it. Unless told otherwise, they log what a person may want to know.
+/// The events of a server's streams, to be counted and logged. Each method may be called by many
+/// threads at once, and holds up the stream that calls it. Unless told otherwise, they log the
+/// events of interest to a person.
 pub trait Events<K: Key>: Send + Sync + 'static {
     /// A client was admitted.
     fn connected(&self, client: &Client<K>) {

@@ -12,7 +12,7 @@ use crate::{
     server::Scope,
 };
 
-/// What a client has of a kind from before, beside what it would be sent.
+/// A client's resources of a kind from before, compared with those that it would be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Brought {
     Nothing,
@@ -20,17 +20,17 @@ pub(super) enum Brought {
     Other,
 }
 
-/// What becomes of a stream.
+/// The decision about a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Serve,
     /// Its next requests tell.
     Listen,
-    /// It is sent nothing, and its client keeps what it has.
+    /// It is sent nothing, and its client keeps its resources.
     HoldBack,
 }
 
-/// What the requests of a stream have shown so far.
+/// The evidence from a stream's requests so far.
 #[derive(Clone, Debug)]
 pub(super) struct Evidence {
     scope: Scope,
@@ -63,7 +63,7 @@ impl Evidence {
         self.add(kind, brought);
     }
 
-    /// A request. Only the first one of a kind says what its client brings.
+    /// A request. Only the first one of a kind names the resources that its client brings.
     pub(super) fn add(&mut self, kind: Option<Kind>, brought: Brought) {
         let place = match (self.scope, kind) {
             (Scope::Only(_), _) => &mut self.own,
@@ -139,7 +139,7 @@ mod tests {
     use Brought::{Nothing, Other, Same};
     use Verdict::{HoldBack, Listen, Serve};
 
-    /// What requests bring; the verdict, and the verdict once the stream is late.
+    /// The requests' evidence; the verdict, and the verdict once the stream is late.
     type Case = (&'static [(Kind, Brought)], Verdict, Verdict);
 
     #[test]
@@ -153,7 +153,7 @@ mod tests {
             (&[(Cluster, Same), (Endpoints, Same)], Serve, Serve),
             (&[(Cluster, Same), (Endpoints, Nothing)], Serve, Serve),
             (&[(Cluster, Same), (Endpoints, Other)], HoldBack, HoldBack),
-            // An acknowledgement later on says nothing of what was brought.
+            // A later acknowledgement says nothing of the resources that were brought.
             (
                 &[(Cluster, Same), (Endpoints, Other), (Endpoints, Same)],
                 HoldBack,

@@ -1,4 +1,5 @@
-//! A discovery stream under whatever a client may send, from a script of bytes: for the fuzzer, and for the tests.
+//! A discovery stream under any bytes of a client, from a script of bytes: for the fuzzer, and for
+//! the tests.
 //!
 //! Everything between the HTTP/2 stream and the protocol's memory takes part: gRPC's framing, decoding, introduction, the
 //! stream, and the encoding of responses. Some steps are raw bytes; others make well-formed requests, since a fuzzer would
@@ -92,8 +93,9 @@ fn view(content: &str, clusters: &[&str], needed: &[&str]) -> Arc<View> {
     Arc::new(View::new(resources, needed))
 }
 
-/// Plays a script. Panics if the stream does, or breaks a promise: a response that does not decode to what it is, a second
-/// one before the first is answered, an exchange that never comes to rest.
+/// Plays a script. Panics if the stream does, or breaks a promise: a response that does not decode
+/// to its resources, a second one before the first is answered, an exchange that never comes to
+/// rest.
 pub fn play(script: &[u8]) {
     let mut script = Script(script);
     match script.byte() % 2 {
@@ -232,7 +234,7 @@ impl<'s, W: Client> Player<'s, W> {
         self.calm_down();
     }
 
-    /// Takes in whatever messages are complete.
+    /// Takes in the messages that are complete.
     fn receive(&mut self) -> Result<(), tonic::Status> {
         while let Some(message) = self.messages.next()? {
             let Ok(request) = W::Request::decode(message) else {

@@ -9,8 +9,8 @@ use tokio::time::{Sleep, sleep};
 
 use super::stream::Stream;
 
-/// Long beside what a call takes from its cluster to its instance, and short beside a person's notice: the
-/// instances are unhealthy already, and no new call goes to them.
+/// Long beside a call's way from its cluster to its instance, and short beside a person's notice:
+/// the instances are unhealthy already, and no new call goes to them.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Costs nothing where no endpoints wait.

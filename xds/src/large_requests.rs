@@ -11,7 +11,8 @@ use tokio::{
 /// Requests that are longer take long to be taken in: up to seconds, with hundreds of thousands of names.
 const LONG_BYTES_MIN: usize = 64 * 1024;
 
-/// Has long requests wait for each other, and everybody else for none of them. Cheap to clone: all clones are one.
+/// Has long requests wait for each other, and all others for none of them. Cheap to clone: all
+/// clones are one.
 #[derive(Clone)]
 pub(super) struct Turns {
     one: Arc<Semaphore>,
@@ -26,8 +27,8 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// Does what there is to do for a request of so many bytes. If it is long, the streams that this thread serves as well go on
-    /// meanwhile on another one.
+    /// Does the work of a request of so many bytes. If it is long, the streams that this thread
+    /// serves as well go on meanwhile on another one.
     pub(super) async fn take<T>(&self, request_bytes: usize, work: impl FnOnce() -> T) -> T {
         if request_bytes < LONG_BYTES_MIN {
             return work();

@@ -1,4 +1,4 @@
-//! When a stream has to renew the times to live of what its client has.
+//! When a stream has to renew the times to live of its client's resources.
 
 use std::{future::pending, num::NonZeroU32, pin::Pin, time::Duration};
 
@@ -18,7 +18,7 @@ pub(super) struct Renewals {
 }
 
 impl Renewals {
-    /// Takes in what the stream has now.
+    /// Takes in the stream's present state.
     pub(super) fn follow(&mut self, stream: &Stream) {
         let before = self.first();
         for kind in Kind::ALL {
@@ -41,7 +41,8 @@ impl Renewals {
         }
     }
 
-    /// Has the stream renew what is due; [`Renewals::follow`] plans the next time.
+    /// Has the stream renew the times to live that are due; [`Renewals::follow`] plans the next
+    /// time.
     pub(super) fn begin(&mut self, stream: &mut Stream) {
         let now = Instant::now();
         for kind in Kind::ALL {

@@ -1,4 +1,4 @@
-//! What the requests of the two protocol variants do differently.
+//! The differences between the requests of the two protocol variants.
 
 use envoy_types::pb::{envoy::config::core::v3::Node, google::rpc::Status};
 
@@ -22,7 +22,7 @@ pub(super) trait Wire: Send + 'static {
 
     fn node(request: &Self::Request) -> Option<&Node>;
 
-    /// What the client has of `kind`, as the first request of that kind says, beside what `view` has.
+    /// The client's resources of `kind`, by the first request of that kind, beside those of `view`.
     fn brings(first: &Self::Request, kind: Kind, view: &View) -> Brought;
 
     /// Feeds a request into the stream's state.
@@ -30,10 +30,11 @@ pub(super) trait Wire: Send + 'static {
     -> Result<Answer, StaleNonce>;
 }
 
-/// The longest name of a resource that is taken, in bytes. Names may come out of what anybody sends to a proxy (hosts, clusters on
-/// demand), and there may be many. What a longer one asks for does not exist.
+/// The longest name of a resource that is taken, in bytes. Names may come out of any request to a
+/// proxy (hosts, clusters on demand), and there may be many. Resources with longer names do not
+/// exist.
 const NAME_BYTES_MAX: usize = 1024;
-/// How much of a refusal's message is looked at.
+/// The part of a refusal's message that is looked at.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
 /// Those of a request's names that can be something's.
@@ -70,7 +71,7 @@ pub(super) fn count_names(request: &[u8]) -> usize {
     count
 }
 
-/// What a request's nonce and error say about the response with that nonce.
+/// The verdict of a request's nonce and error on the response with that nonce.
 pub(super) fn verdict<'m>(nonce: &'m str, error: Option<&'m Status>) -> Verdict<'m> {
     match error {
         _ if nonce.is_empty() => Verdict::None,
@@ -106,7 +107,7 @@ mod tests {
             ..DiscoveryRequest::default()
         };
         assert_eq!(count_names(&sotw.encode_to_vec()), 4);
-        // What is no request says so when it is decoded.
+        // Bytes that are no request fail when they are decoded.
         assert_eq!(count_names(&[0x1a, 0xff]), 1);
     }
 

@@ -92,7 +92,8 @@ impl Kind {
         !matches!(self, Kind::Endpoints | Kind::Routes)
     }
 
-    /// Whether a state-of-the-world response must carry every resource of the kind: what is missing is gone.
+    /// Whether a state-of-the-world response must carry every resource of the kind: a missing one
+    /// is gone.
     pub const fn full_state(self) -> bool {
         matches!(self, Kind::Cluster | Kind::Listener)
     }
@@ -139,7 +140,8 @@ impl fmt::Debug for Version {
 ///        ^ contents of the `Resource` message
 /// ```
 ///
-/// What is another for some clients, such as aliases, stands in front of a tail that is shared all the same.
+/// Fields that differ between clients, such as aliases, stand in front of a tail that is shared all
+/// the same.
 #[derive(Clone, Debug)]
 pub struct Resource {
     /// By which clients ask for it.
@@ -152,7 +154,7 @@ pub struct Resource {
     pub ttl_s: Option<NonZeroU32>,
     digest: Digest,
     wire: Bytes,
-    /// What follows: the pieces of a message that other resources share.
+    /// The rest: the pieces of a message that other resources share.
     rest: Arc<[Bytes]>,
     /// Where the contents of the `Resource` message begin in `wire`.
     contents_at: usize,
@@ -266,7 +268,8 @@ impl Resource {
         }
     }
 
-    /// The same with a time to live. It is another version, so that whoever has the resource without it is sent it again.
+    /// The same with a time to live. It is another version, so that clients that have the resource
+    /// without it are sent it again.
     pub fn lasting(&self, ttl_s: NonZeroU32) -> Resource {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(&self.version.0.to_le_bytes());
@@ -290,12 +293,12 @@ impl Resource {
         }
     }
 
-    /// What stands for it in a set's [`Digest`].
+    /// Its part of a set's [`Digest`].
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// What belongs behind every entry: the shared pieces of the message.
+    /// The end of every entry: the shared pieces of the message.
     pub fn rest(&self) -> &[Bytes] {
         &self.rest
     }
@@ -305,7 +308,8 @@ impl Resource {
         self.wire.clone()
     }
 
-    /// The same for a client that asked by other names, or knows no times to live: what stands before [`Resource::sotw_entry`].
+    /// The same for a client that asked by other names, or knows no times to live: the bytes before
+    /// [`Resource::sotw_entry`].
     pub fn delta_head(&self, aliases: &[Arc<str>]) -> Bytes {
         let mut head = Vec::new();
         put_head(&mut head, &self.name, self.version, None);
@@ -313,7 +317,7 @@ impl Resource {
         entry(&head, self.len_from(self.any_at))
     }
 
-    /// An entry that only renews the time to live of what the client has.
+    /// An entry that only renews the time to live of a resource that the client has.
     pub fn heartbeat(&self) -> Bytes {
         let mut contents = Vec::new();
         put_head(&mut contents, &self.name, self.version, self.ttl_s);
@@ -325,7 +329,8 @@ impl Resource {
         self.wire.slice(self.any_at..)
     }
 
-    /// The same with the time to live, wrapped in a `Resource` message: what stands before [`Resource::contents`].
+    /// The same with the time to live, wrapped in a `Resource` message: the bytes before
+    /// [`Resource::contents`].
     pub fn wrapped_head(&self) -> Bytes {
         let contents_len = self.len_from(self.contents_at);
         let mut head = Vec::new();
@@ -358,7 +363,7 @@ fn total_len(pieces: &[Bytes]) -> usize {
     pieces.iter().map(Bytes::len).sum()
 }
 
-/// What wraps a resource in the state of the world, where it has a time to live.
+/// The wrapper of a resource with a time to live, in the state of the world.
 const WRAPPER_TYPE_URL: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
 /// An entry of `resources` but for its last `rest_len` bytes.
@@ -448,8 +453,8 @@ fn delimited_len(len: usize) -> usize {
     1 + encoded_len_varint(len as u64) + len
 }
 
-/// What a set of resources has in common on every replica, whatever the order in which it came about: the sum of what
-/// stands for its members, so that it follows a change at the cost of that change.
+/// The digest of a set of resources, the same on every replica, in whatever order the set came
+/// about: the sum of its members' digests, so that it follows a change at the cost of that change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Digest(u64);
 

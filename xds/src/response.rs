@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(decoded.resources, meant);
     }
 
-    /// What a client of `variant` reads of a response.
+    /// A response as a client of `variant` reads it.
     fn decoded<M: Message + Default>(variant: Variant, response: &Outgoing) -> M {
         let mut frame = encode(variant, response).expect("it is short");
         frame.advance(PREFIX_BYTES);
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(response.resources.len(), 2);
     }
 
-    /// A time to live that comes, changes or goes must reach those who have the resource.
+    /// A time to live that comes, changes or goes must reach the clients that have the resource.
     #[test]
     fn a_time_to_live_is_part_of_the_version() {
         let plain = &response().resources[0];

@@ -1,7 +1,8 @@
 //! When a listener that a proxy refused is sent again.
 //!
-//! Whether a proxy can listen depends on its machine, too: a port is busy, a log's directory is missing, the filter's file has not
-//! come yet. None of that changes the listener, so that it would never be sent again. Other kinds are refused for what they say.
+//! Whether a proxy can listen depends on its machine, too: a port is busy, a log's directory is
+//! missing, the filter's file has not come yet. None of that changes the listener, so that it would
+//! never be sent again. Other kinds are refused for their contents.
 
 use std::{future::pending, pin::Pin, time::Duration};
 
@@ -24,7 +25,7 @@ pub(super) struct Retries {
 }
 
 impl Retries {
-    /// Takes in what the client refuses now.
+    /// Takes in the client's present refusals.
     pub(super) fn follow(&mut self, stream: &Stream) {
         if stream.refusal(Kind::Listener).is_none() {
             *self = Retries::default();

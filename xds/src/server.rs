@@ -15,7 +15,7 @@ use crate::{
     transport::{Incoming, Outgoing, StreamService},
 };
 
-/// What a stream is about.
+/// The resources that a stream is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
     /// The aggregated service.
@@ -110,7 +110,8 @@ impl<D: Discovery> Server<D> {
         }
     }
 
-    /// The same, which lists its clients in `clients`: for somebody who has to know the list before the server.
+    /// The same, which lists its clients in `clients`: for callers that need the list before the
+    /// server.
     pub fn listing_in(self, clients: Clients<D::Key>) -> Server<D> {
         Server { clients, ..self }
     }

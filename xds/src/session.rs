@@ -91,7 +91,7 @@ impl<D: Discovery, W: Wire> Session<D, W> {
         mut requests: Incoming,
         mut responses: Outgoing,
     ) {
-        // On the heap, so that what only the introduction needs is not kept while the stream lasts.
+        // On the heap, so that the introduction's own state is not kept while the stream lasts.
         let introduced = Self::introduce(server, scope, peer, &mut requests);
         let introduced = Box::pin(introduced).await;
         let end = match introduced {
@@ -258,7 +258,7 @@ impl<D: Discovery, W: Wire> Newcomer<D, W> {
         turns.take(request.len(), work).await
     }
 
-    /// Takes in a request, and what it shows.
+    /// Takes in a request, and its evidence.
     fn take(
         &mut self,
         request: &W::Request,
@@ -274,8 +274,8 @@ impl<D: Discovery, W: Wire> Newcomer<D, W> {
         taken.note(&*self.server.events, node)
     }
 
-    /// A client that holds other clusters or endpoints shows that the snapshot is empty by mistake. It is sent
-    /// nothing, and serves what it has, until a snapshot is not in doubt.
+    /// A client that holds other clusters or endpoints shows that the snapshot is empty by mistake.
+    /// It is sent nothing, and serves with its resources, until a snapshot is not in doubt.
     async fn wait_out_emptiness(&mut self, requests: &mut Incoming) -> Result<(), End> {
         let late = sleep(INTRODUCTION_TIMEOUT);
         tokio::pin!(late);
@@ -322,7 +322,8 @@ impl<D: Discovery, W: Wire> Newcomer<D, W> {
     }
 }
 
-/// What a request is about; none for a type that is not served. On a separate service the type goes without saying.
+/// The kind that a request is about; none for a type that is not served. On a separate service the
+/// type goes without saying.
 fn kind_of<W: Wire>(
     scope: Scope,
     node: &str,

@@ -1,4 +1,4 @@
-//! What one stream's client has, wants and refused, and what it is to be sent next.
+//! The state of one stream's client (has, wants, refused), and the next response to it.
 //!
 //! Pure: requests and views go in, responses come out of [`Stream::next_due`]. At most one response of a kind is unanswered, so
 //! a slow client costs one pending state and no queue, and bursts of changes collapse by themselves.
@@ -11,9 +11,10 @@
 //! it acknowledges routes before it applies them, so its last healthy endpoints stay for a while longer
 //! ([`Stream::awaits_grace`]).
 //!
-//! **Times to live.** [`Stream::renew`] has the next response tell the client that what it has is still good. Delta has heartbeats
-//! for that, which carry no resource. In the state of the world the resources are sent again: Envoy 1.40 there takes no
-//! heartbeats into account, and a response of nothing but these for no clusters at all.
+//! **Times to live.** [`Stream::renew`] has the next response tell the client that its resources
+//! are still good. Delta has heartbeats for that, which carry no resource. In the state of the
+//! world the resources are sent again: Envoy 1.40 there takes no heartbeats into account, and a
+//! response of nothing but these for no clusters at all.
 //!
 #![doc = include_str!("../RULES.md")]
 
@@ -34,7 +35,7 @@ use subscription::{Held, Subscription, What, shared_name};
 /// Which of the two protocol variants a stream speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
-    /// Incremental xDS: what changed.
+    /// Incremental xDS: the changes.
     Delta,
     /// All resources of a subscription, or of a kind.
     StateOfTheWorld,
@@ -53,7 +54,8 @@ pub struct Outgoing {
     pub resources: Vec<Arc<Resource>>,
     /// Names that do not exist (any more). In the state of the world their absence says it.
     pub removed: Vec<Arc<str>>,
-    /// What the client called a resource that is sent, where that is not its name: the resource's position, and the aliases.
+    /// The client's words for a resource that is sent, where these are not its name: the resource's
+    /// position, and the aliases.
     pub aliases: Vec<(usize, Vec<Arc<str>>)>,
     /// Aliases of virtual hosts that do not exist.
     pub unresolved: Vec<Arc<str>>,
@@ -70,7 +72,7 @@ pub struct Refused {
     pub kind: Kind,
     /// The resources that the client's message names, or all of the response where it names none.
     pub resources: Vec<Arc<str>>,
-    /// What the client says of it, at most 4 KiB.
+    /// The client's message about it, at most 4 KiB.
     pub message: String,
 }
 
@@ -85,7 +87,7 @@ pub enum Answer {
     Refused(Refused),
 }
 
-/// What a request says about an earlier response.
+/// A request's verdict on an earlier response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict<'m> {
     /// None: the first request of its kind, or (delta) a mere change of the subscription.
@@ -95,7 +97,7 @@ pub enum Verdict<'m> {
         /// Of the response.
         nonce: &'m str,
     },
-    /// The client refuses the response, or a part of it, and keeps what it had.
+    /// The client refuses the response, or a part of it, and keeps its resources.
     Nack {
         /// Of the response.
         nonce: &'m str,
@@ -107,8 +109,8 @@ pub enum Verdict<'m> {
 #[derive(Debug)]
 struct InFlight {
     nonce: u64,
-    /// What was sent, and what the client had before, which it keeps if it refuses. Without removals: a client has no way
-    /// to keep what is gone.
+    /// The resources that were sent, and the client's earlier ones, which it keeps if it refuses.
+    /// Without removals: a client has no way to keep a removed resource.
     changes: Vec<(Arc<str>, Option<Held>)>,
     /// Renewed without being sent.
     renewed: Vec<Arc<str>>,
@@ -144,7 +146,8 @@ impl Stream {
         }
     }
 
-    /// The same, on which the client can ask for one kind alone: what it has of others, it has from other streams.
+    /// The same, on which the client can ask for one kind alone: it has those of others from other
+    /// streams.
     pub fn of_one_kind(self) -> Stream {
         Stream {
             of_one_kind: true,
@@ -181,8 +184,9 @@ impl Stream {
         self.view = view;
     }
 
-    /// Takes what a request says about the last response of `kind`. `Err` for a nonce that is not the last one's: the
-    /// request was sent before that response arrived, and the protocol says to ignore what it acknowledges.
+    /// Takes a request's verdict on the last response of `kind`. `Err` for a nonce that is not the
+    /// last one's: the request was sent before that response arrived, and the protocol says to
+    /// ignore its acknowledgement.
     pub fn settle(&mut self, kind: Kind, verdict: &Verdict<'_>) -> Result<Answer, StaleNonce> {
         let subscription = &mut self.kinds[kind.index()];
         let (nonce, message) = match verdict {
@@ -219,7 +223,8 @@ impl Stream {
             }
             return Ok(Answer::Accepted);
         };
-        // Perhaps a heartbeat of what has expired meanwhile, since the control plane was held up for too long.
+        // Perhaps a heartbeat of a resource that has expired meanwhile, since the control plane was
+        // held up for too long.
         for name in in_flight.renewed {
             subscription.say_again(&name);
         }
@@ -236,7 +241,8 @@ impl Stream {
                 continue;
             }
             if !subscription.held().contains_key(&name) {
-                // It was let go meanwhile, with its cluster: the client has not what it had before either.
+                // It was let go meanwhile, with its cluster: the client has lost the one before,
+                // too.
                 refused.push(name);
                 continue;
             }
@@ -244,7 +250,8 @@ impl Stream {
                 Some(before) => subscription.hold(Arc::clone(&name), before),
                 None => subscription.let_go(&name),
             };
-            // What is offered no more is forgotten, so that it is tried again when it comes back.
+            // A refused resource that is offered no more is forgotten, so that it is tried again
+            // when it comes back.
             let offered = self.view.of(kind).get(&name);
             if let (Some(version), Some(offered)) = (sent.and_then(|held| held.version()), offered)
             {
@@ -326,12 +333,12 @@ impl Stream {
         self.with_ttl && (delta || kind.may_expire_in_state_of_the_world())
     }
 
-    /// Has the times to live of what the client has of `kind` renewed with the next response.
+    /// Has the times to live of the client's resources of `kind` renewed with the next response.
     pub fn renew(&mut self, kind: Kind) {
         self.kinds[kind.index()].renewal = true;
     }
 
-    /// Has what the client refuses of `kind` sent again, though it has not changed.
+    /// Has the refused resources of `kind` sent again, though they have not changed.
     pub fn retry(&mut self, kind: Kind) {
         self.kinds[kind.index()].pardon();
     }
@@ -363,7 +370,7 @@ impl Stream {
         self.grace_is_over = true;
     }
 
-    /// What the client has whose time to live is to be renewed.
+    /// The client's resources whose times to live are to be renewed.
     fn renewed(&mut self, kind: Kind) -> Vec<Arc<Resource>> {
         let tells_ttl = self.tells_ttl(kind);
         let offered = self.view.of(kind);
@@ -412,7 +419,7 @@ impl Stream {
             self.warmth.doubt(name);
             subscription.pending.remove(name);
             subscription.repeat.remove(name);
-            // Delta remembers what it told to be absent, so as not to tell it again.
+            // Delta remembers the names that it told to be absent, so as not to tell them again.
             if subscription.names.contains(name) {
                 let absent = Held {
                     what: What::Nothing,
@@ -441,7 +448,8 @@ impl Stream {
         if kind == Kind::VirtualHosts && awaits_answer && updates.is_empty() {
             removed.extend(self.no_hosts());
         }
-        // No name may stand in a response twice: what is sent is renewed by that, and an answer about aliases can wait.
+        // No name may stand in a response twice: a resource that is sent is renewed by that, and an
+        // answer about aliases can wait.
         let gone: BTreeSet<&Arc<str>> = removed.iter().collect();
         let stands_there = |name: &Arc<str>| {
             let sent = updates.binary_search_by(|resource| resource.name.cmp(name));
@@ -545,7 +553,7 @@ impl Stream {
         self.kinds[kind.index()].subscribed
     }
 
-    /// What the client is to have.
+    /// The view that the client is to have.
     pub fn view(&self) -> &Arc<View> {
         &self.view
     }

@@ -1,4 +1,4 @@
-//! What a command says, and ends with, where there is no answer.
+//! The message and the exit code of a command, where there is no answer.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -45,7 +45,7 @@ fn operator(admin: String, ca: Option<&Path>) -> OperatorArgs {
     }
 }
 
-/// What a request ends with: exit code and message.
+/// The end of a request: exit code and message.
 async fn asked(operator: &OperatorArgs, method: Method, path: &str) -> (u8, String) {
     let error = operator.ask(method, path, Bytes::new()).await.unwrap_err();
     (exit_code(&error), format!("{error:#}"))
@@ -118,7 +118,7 @@ async fn an_address_without_a_scheme_is_refused_with_the_two_that_there_are() {
 
 #[tokio::test]
 async fn a_port_that_speaks_tls_or_does_not_is_named_as_the_cause() {
-    // The alert with which a TLS server answers what is no handshake.
+    // The alert with which a TLS server answers bytes that are no handshake.
     let (address, tls) = server(Some(vec![21, 3, 3, 0, 2, 2, 10])).await;
     let plain = operator(format!("http://{address}"), None);
     for method in [Method::GET, Method::POST] {

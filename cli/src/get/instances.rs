@@ -44,7 +44,7 @@ impl super::Listed for Listed {
 
     fn remarks(&self) -> Vec<String> {
         let told = self.error.iter().chain(&self.warnings);
-        // What a record says must not move the operator's cursor.
+        // Text from a record must not move the operator's cursor.
         told.map(|told| format!("{}: {}", self.name(), told.escape_debug()))
             .collect()
     }

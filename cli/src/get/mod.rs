@@ -1,4 +1,4 @@
-//! `tidegate get` and `tidegate describe`: what the admin port knows, by kind and name.
+//! `tidegate get` and `tidegate describe`: the admin port's knowledge, by kind and name.
 
 pub(crate) mod cells;
 mod conditions;
@@ -183,7 +183,7 @@ fn choose<T: Listed>(answer: Value, names: &[String]) -> anyhow::Result<Vec<(Val
 }
 
 impl DescribeArgs {
-    /// Prints all that is known of it, and the conditions that name it with what to do.
+    /// Prints all that is known of it, and the conditions that name it with their actions.
     pub(crate) async fn run(&self) -> anyhow::Result<()> {
         let text = match self.kind {
             Kind::Zones => self.describe::<zones::Zone>().await,
@@ -210,7 +210,7 @@ impl DescribeArgs {
     }
 }
 
-/// The conditions that name something, with what to do.
+/// The conditions that name something, with their actions.
 fn about(held: &[Condition], name: &str) -> String {
     let named = |condition: &&Condition| {
         let told = [&condition.subject, &condition.detail];

@@ -84,7 +84,7 @@ impl super::Listed for Proxy {
         let refusals = kinds.chain(policy);
         let line = |(what, refused): (&str, &Refused)| {
             let message: String = refused.message.chars().take(REFUSAL_CHARS_MAX).collect();
-            // What a proxy says must not move the operator's cursor.
+            // Text from a proxy must not move the operator's cursor.
             format!("{}: {what} refused: {}", self.node, message.escape_debug())
         };
         refusals.map(line).collect()
@@ -92,7 +92,7 @@ impl super::Listed for Proxy {
 }
 
 impl Policy {
-    /// `applied 2fd0.. x2, 12 s ago`, and what it should be where it is not that.
+    /// `applied 2fd0.. x2, 12 s ago`, and the wanted edition where it is another one.
     fn line(&self) -> String {
         let Some(applied) = &self.applied else {
             return self.state.clone();

@@ -1,4 +1,4 @@
-//! Who comes in, and how the port is served: HTTP/1.1, each client within its deadlines.
+//! Access to the port, and its service: HTTP/1.1, each client within its deadlines.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use crate::{
 /// How long a client may take for a request's headers, and as long again for its body. Between two requests, too.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves what comes in, until it is dropped.
+/// Serves connections, until it is dropped.
 pub async fn serve(listener: Listener, router: Router) {
     listener
         .serve(move |stream, peer| converse(stream, router.clone().layer(Extension(peer))))
@@ -85,7 +85,7 @@ pub(super) async fn receive(request: Request, next: Next) -> Response {
     Problem::new(status, detail).into_response()
 }
 
-/// Rejects what a browser may have sent for a foreign page.
+/// Rejects requests that a browser may have sent for a foreign page.
 pub(super) async fn own_pages(request: Request, next: Next) -> Result<Response, Problem> {
     let is_tls = !matches!(Peer::of(request.extensions()), Caller::Plain);
     cross_origin::check(request.method(), request.headers(), is_tls)?;
@@ -98,7 +98,7 @@ impl From<CrossOrigin> for Problem {
     }
 }
 
-/// For what only shows something.
+/// For requests that only show something.
 pub(super) async fn readers(
     State(admin): State<Admin>,
     request: Request,
@@ -108,7 +108,7 @@ pub(super) async fn readers(
     Ok(next.run(request).await)
 }
 
-/// For what operators do. Reading is for readers.
+/// For operators' changes. Reading is for readers.
 pub(super) async fn operators(
     State(admin): State<Admin>,
     request: Request,
@@ -161,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    /// What a client gets that sends this, a byte each second, and how long that takes.
+    /// The answer to a client that sends this, a byte each second, and the time to it.
     async fn drip(bytes: &[u8]) -> (String, Duration) {
         let router = Router::new()
             .route(

@@ -1,4 +1,4 @@
-//! Who may write, and moving that.
+//! Write authority, and its moves.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::{
 
 /// How long a move may take before the answer says that it is still under way.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the store may take to say what became of one that took longer.
+/// How long the store may take to tell the outcome of one that took longer.
 const READ_PATIENCE: Duration = Duration::from_secs(2);
 /// For how long a cell stays where fewer services can serve it, if an operator wants it there and names no time.
 const HOLD_OF_WORSE: Duration = Duration::from_secs(600);
@@ -42,7 +42,7 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<CellStatus>> {
     Json(cells)
 }
 
-/// Why cells are shown as old; none while the store confirms what is known of them.
+/// Why cells are shown as old; none while the store confirms the known state.
 fn stale(store_health: Status) -> Option<String> {
     let old = store_health.stale || store_health.level != Level::Normal;
     old.then_some(match store_health.reason.is_empty() {
@@ -70,7 +70,7 @@ struct MoveBody {
     accept: Vec<Code>,
 }
 
-/// What became of a move.
+/// The outcome of a move.
 #[derive(Serialize)]
 pub(super) struct Moved {
     cell: String,
@@ -83,7 +83,7 @@ pub(super) struct Moved {
     unserved: Vec<String>,
     /// For how long it stays there though others serve it better.
     hold_ms: u64,
-    /// What an operator should know.
+    /// Warnings for the operator.
     warnings: Vec<String>,
 }
 
@@ -95,7 +95,8 @@ pub(super) async fn shift(
     begin(&admin, cell, &body, Cause::Operator).await
 }
 
-/// Ends what the owners hold, whatever they say. What they still may have under way is waited for.
+/// Ends the owners' sessions, whatever the owners say. Writes that they still may have under way
+/// are waited for.
 pub(super) async fn force(
     State(admin): State<Admin>,
     Path(cell): Path<String>,
@@ -237,7 +238,7 @@ impl From<CellStatus> for Landed {
     }
 }
 
-/// What the store itself says of a move that this replica has not seen the end of.
+/// The store's own record of a move that this replica has not seen the end of.
 async fn read(
     admin: &Admin,
     cell: &str,
@@ -252,7 +253,8 @@ async fn read(
     landed(cell, record, before.epoch, to)
 }
 
-/// Where a move to `to` has got by what stands in the store; none: the store does not say. It began after the epoch `before`.
+/// How far a move to `to` has got by the store's record; none: the store does not say. It began
+/// after the epoch `before`.
 fn landed(
     cell: &str,
     record: Option<AuthorityRecord>,
@@ -438,7 +440,7 @@ mod tests {
             (Some(record(3, "a", Some("b"))), "the move goes on"),
             (Some(record(3, "a", Some("c"))), "another move is under way"),
             (Some(record(3, "a", None)), "was not begun"),
-            // Somebody else has moved it, and again.
+            // Other moves have followed.
             (Some(record(5, "c", None)), "with c, epoch 5"),
             // An older record of the same owners.
             (Some(record(3, "b", None)), "was not begun"),

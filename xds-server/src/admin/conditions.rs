@@ -1,4 +1,4 @@
-//! What holds now that a person may have to act on.
+//! The conditions that hold now and may need action.
 
 use axum::{Json, extract::State};
 use registry::authority::StateName;

@@ -1,4 +1,4 @@
-//! Instances: what is registered, and registering.
+//! Instances: the list of records, and registration.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(super) struct Listed {
     record: Option<Instance>,
     /// Why the record is not used.
     error: Option<String>,
-    /// What is odd about a record that is used.
+    /// The oddities of a record that is used.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -57,7 +57,7 @@ impl Admin {
 #[serde(deny_unknown_fields)]
 pub(super) struct Options {
     lease: Option<String>,
-    /// `?strict`: what is otherwise warned of is rejected.
+    /// `?strict`: oddities are rejected instead of warned of.
     strict: Option<String>,
 }
 
@@ -67,7 +67,7 @@ impl Options {
     }
 }
 
-/// What became of a registration that is odd.
+/// The answer to a registration that is odd.
 #[derive(Serialize)]
 struct Registered {
     warnings: Vec<String>,
@@ -127,7 +127,7 @@ fn key(service: String, zone: String, instance: String) -> Result<InstanceKey, P
         zone,
         instance,
     };
-    // Through the door that the feed uses: what is taken here is read there.
+    // Through the door that the feed uses: a record that is taken here is read there.
     InstanceKey::parse(&key.store_key()).map_err(Problem::bad_request)
 }
 

@@ -70,7 +70,7 @@ pub(super) async fn grant(
     let lease = admin.write(admin.store.lease_grant(ttl)).await?;
     let key = LeaseOwner::store_key(lease);
     let put = admin.store.put(&key, owner.to_json().into(), Some(lease));
-    // A lease whose owner cannot be written down is nobody's, and ends by itself.
+    // A lease whose owner cannot be written down has no owner, and ends by itself.
     admin.write(put).await?;
     admin.owners.insert(lease, owner);
     Ok(Json(Granted {
@@ -102,7 +102,7 @@ pub(super) async fn revoke(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The client that asks. Without a peer it is nobody.
+/// The client that asks. Without a peer it is anonymous.
 pub(super) fn caller(peer: Option<Extension<Peer>>) -> Caller {
     peer.map_or(Caller::Anonymous, |Extension(peer)| peer.caller)
 }
@@ -111,7 +111,7 @@ pub(super) fn caller(peer: Option<Extension<Peer>>) -> Caller {
 fn owner(caller: &Caller) -> LeaseOwner {
     match caller {
         Caller::Named(identity) => LeaseOwner::certificate(&identity.uris, &identity.dns),
-        // The port's door lets nobody without a certificate in where it speaks TLS.
+        // Where the port speaks TLS, its door lets in no client without a certificate.
         Caller::Plain | Caller::Anonymous => LeaseOwner::Plaintext,
     }
 }

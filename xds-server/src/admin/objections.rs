@@ -1,5 +1,5 @@
-//! What speaks against a move of authority, before it is begun. Each objection is a safety rule, which an operator who wants the
-//! move all the same names back.
+//! The objections to a move of authority, before it is begun. Each objection is a safety rule,
+//! which an operator who wants the move all the same names back.
 
 use super::{Admin, cells::same};
 use crate::{authority::CellStatus, conditions::Code};
@@ -10,7 +10,7 @@ pub(super) struct Objection {
     pub(super) detail: String,
 }
 
-/// What speaks against a move of the cell `status` to the zones `to`.
+/// The objections to a move of the cell `status` to the zones `to`.
 pub(super) fn objections(
     admin: &Admin,
     status: &CellStatus,
@@ -67,7 +67,7 @@ pub(super) fn objections(
     found
 }
 
-/// The fenced services that have nobody to serve them in any of `zones`.
+/// The fenced services without an instance to serve them in any of `zones`.
 pub(super) fn unserved(admin: &Admin, zones: &[String]) -> Vec<String> {
     let Some(view) = zones.first().and_then(|zone| admin.view(zone).ok()) else {
         return Vec::new();

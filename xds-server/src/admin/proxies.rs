@@ -1,4 +1,4 @@
-//! The connected proxies, and what their filters have applied.
+//! The connected proxies, and the policies that their filters have applied.
 
 use axum::{Json, extract::State};
 use serde::Serialize;

@@ -24,7 +24,7 @@ struct ChangeRequest {
     stop_writes: bool,
 }
 
-/// Begins a change. What becomes of it is seen in [`show`].
+/// Begins a change. Its progress is seen in [`show`].
 pub(super) async fn change(
     State(admin): State<Admin>,
     body: Bytes,

@@ -1,4 +1,4 @@
-//! What operators see and want of zones.
+//! Zone states and zone directives of operators.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -29,7 +29,7 @@ use crate::{
 /// How everything is doing.
 #[derive(Serialize)]
 pub(super) struct Zones {
-    /// What the store says and is not believed, in words; `POST /v1/confirm` makes it believed.
+    /// The store's change that is not believed, in words; `POST /v1/confirm` makes it believed.
     implausible: Option<String>,
     /// Instances that are served though their records are gone.
     kept: usize,
@@ -42,7 +42,7 @@ struct Zone {
     zone: String,
     /// Why it has the part that it has.
     state: &'static str,
-    /// Per mille of what it is given when fully in; 0 while it is out.
+    /// Per mille of its full share; 0 while it is out.
     share: u16,
     healthy: u32,
     unhealthy: u32,

@@ -1,7 +1,8 @@
-//! What the proxies' filters have applied, as they tell it. xDS knows what a proxy has taken; this is what its workers decide by.
+//! The policies that the proxies' filters report as applied. xDS knows the resources that a proxy
+//! has accepted; this is the policy that its workers decide by.
 //!
-//! [`service`] is the call on tonic. A proxy tells one control plane at a time, each in turn where its cluster has several, so
-//! what is known here may be as old as it says.
+//! [`service`] is the call on tonic. A proxy tells one control plane at a time, each in turn where
+//! its cluster has several, so a report here may be as old as it says.
 
 mod service;
 
@@ -17,23 +18,23 @@ use tokio::time::Instant;
 
 pub use service::service;
 
-/// The most proxies of which something is kept. With what a report may hold at most, about 30 MB.
+/// The most proxies of which something is kept. With reports of the largest size, about 30 MB.
 const NODES_MAX: usize = 20_000;
 /// A report is forgotten after so long. Filters report every 30 s, to one replica of several each time.
 const KEPT: Duration = Duration::from_secs(300);
 /// How many refused editions are remembered of a proxy.
 const REFUSED_KEPT: usize = 4;
-/// How often what is too old is looked for.
+/// How often reports that are too old are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What a proxy's filter has applied.
+/// The policies that a proxy's filter has applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AppliedStatus {
     /// How long ago it said so.
     pub age_s: u64,
-    /// What its threads decide by.
+    /// The editions that its threads decide by.
     pub editions: Vec<AppliedEdition>,
-    /// What was refused since they applied that.
+    /// The edition that was refused since they applied those.
     pub refused: Option<RefusedEdition>,
 }
 
@@ -109,7 +110,7 @@ impl AppliedStatus {
 #[error("reports of {NODES_MAX} proxies are kept, no more")]
 pub struct Full;
 
-/// What all of them have told. Cheap to clone.
+/// The reports of all of them. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Applied {
     told: Arc<Mutex<Told>>,
@@ -121,12 +122,12 @@ struct Told {
     swept: Option<Instant>,
 }
 
-/// What one proxy has told.
+/// The reports of one proxy.
 struct Node {
     report: AppliedReport,
     at: Instant,
-    /// What it refused, the last one last: a policy that comes again unchanged is not looked at again by the proxy, so its
-    /// filter says nothing about it a second time.
+    /// The editions that it refused, the last one last: a policy that comes again unchanged is not
+    /// looked at again by the proxy, so its filter says nothing about it a second time.
     refused: Vec<Refused>,
 }
 
@@ -170,7 +171,7 @@ impl Applied {
         Ok(())
     }
 
-    /// What a proxy has told last, unless that is too long ago.
+    /// A proxy's last report, unless that is too long ago.
     pub fn of(&self, node: &str, now: Instant) -> Option<AppliedStatus> {
         let told = self.lock();
         let Node { report, at, .. } = told.by_node.get(node)?;
@@ -188,7 +189,7 @@ impl Applied {
         })
     }
 
-    /// How far the filter is that is to have the policy `wanted`, and what it has told.
+    /// How far the filter is that is to have the policy `wanted`, and its last report.
     pub fn standing(
         &self,
         node: &str,
@@ -276,7 +277,7 @@ mod tests {
         });
         applied.note(refusing, now).unwrap();
         assert_eq!(state(2).0, PolicyState::Refused);
-        // Another one is applied, and what was refused comes again: the filter is silent about it.
+        // Another one is applied, and the refused one comes again: the filter is silent about it.
         applied.note(report("gw-1", 3), now).unwrap();
         assert_eq!(state(3).0, PolicyState::Applied);
         let (again, status) = state(2);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Everything is served. It will not stay so, or some of what was asked for is not done.
+    /// Everything is served. It will not stay so, or something that was asked for is not done.
     Warning,
     /// Requests are refused or may be soon, or a protection is gone.
     Error,
@@ -26,10 +26,10 @@ impl Severity {
     }
 }
 
-/// What a code is about.
+/// The kind of state or rule that a code names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A state that begins and ends. The replica stays ready: it serves what it knows.
+    /// A state that begins and ends. The replica stays ready: it serves its known state.
     Condition,
     /// A state in which `/readyz` answers 503.
     NotReady,
@@ -76,7 +76,7 @@ macro_rules! codes {
             /// All of them, in the order of the table.
             pub const ALL: &'static [Code] = &[$(Code::$code,)+];
 
-            /// What the table has about it.
+            /// The table's entry about it.
             pub const fn entry(self) -> &'static Entry {
                 match self {
                     $(Code::$code => &Entry {

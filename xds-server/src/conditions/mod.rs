@@ -56,7 +56,7 @@ pub struct Condition {
     pub what_to_do: String,
 }
 
-/// All subjects of a code together, without details: for those who may not see these.
+/// All subjects of a code together, without details: for clients that may not see these.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     pub code: Code,

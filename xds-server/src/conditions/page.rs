@@ -5,7 +5,7 @@ use super::{
     codes::{AREAS, Entry},
 };
 
-/// What stands above the table.
+/// The text above the table.
 const HEAD: &str = "# Codes
 
 <!-- Generated: `tidegate codes --markdown > docs/reference/codes.md`. The table is in

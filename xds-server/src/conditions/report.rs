@@ -12,7 +12,7 @@ pub struct Report {
     /// `normal`, `L1`, `L2` or `L3`.
     pub mode: String,
     pub mode_since_s: u64,
-    /// The store has not confirmed what is served.
+    /// The store has not confirmed the served state.
     pub stale: bool,
     /// Why the mode is not normal, or why it is stale.
     pub detail: String,
@@ -169,7 +169,7 @@ fn in_lines(condition: &Condition) -> String {
     } else {
         format!(" {}", subject.escape_debug())
     };
-    // What proxies and files say must not move the cursor.
+    // Text from proxies and files must not move the cursor.
     let detail = match detail.as_str() {
         "" => String::new(),
         detail => format!("\n  {}", detail.escape_debug()),

@@ -22,7 +22,7 @@ pub struct Accepted {
     rules: BTreeSet<Code>,
 }
 
-/// What is named is no rule, or has no reason.
+/// The named code is no rule, or has no reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAcceptable {
     #[error("accept: {0} is a condition, not a safety rule: only the codes TG7... can be accepted")]

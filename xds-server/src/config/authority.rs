@@ -1,4 +1,5 @@
-//! Who may write, as far as that is configured: the cells, the spans of the fence, and which services it is for.
+//! Write authority, as far as it is configured: the cells, the spans of the fence, and which
+//! services it is for.
 
 use std::{collections::BTreeSet, fmt, num::NonZeroU32, time::Duration};
 
@@ -23,13 +24,14 @@ use super::{
 /// The proxies' cluster that leads to the control plane of their zone: every bootstrap names it so.
 pub(crate) const CONTROL_PLANE: &str = "tidegate";
 
-/// Taken off every session's deadline, in microseconds: for what a process needs to notice that its time is over.
+/// Taken off every session's deadline, in microseconds: for the delay until a process notices that
+/// its time is over.
 const MARGIN_US: u64 = 50_000;
 
 /// The most shards of all cells together.
 const SHARDS_MAX: u32 = 65_536;
 
-/// Who may write, and how that moves.
+/// Write authority, and its moves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Authority {
     /// The zones that this replica speaks for; empty: it is told otherwise.
@@ -37,7 +39,8 @@ pub struct Authority {
     /// In microseconds.
     pub terms: Terms,
     pub enforcement: Enforcement,
-    /// What gateways sign the writes with that they forward; without it none is forwarded.
+    /// The keys with which gateways sign the writes that they forward; without them none is
+    /// forwarded.
     pub hop_keys: Option<Keys>,
     /// How gateways connect to those of other zones, to forward writes. None: plain text.
     pub forward_tls: Option<UpstreamTls>,
@@ -45,13 +48,13 @@ pub struct Authority {
     pub cells: Vec<CellConfig>,
 }
 
-/// A cell as it is configured. Who owns it now stands in the store.
+/// A cell as it is configured. Its present owners stand in the store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CellConfig {
     pub name: String,
     /// How many shards are its own.
     pub shards: NonZeroU32,
-    /// Who owns it at first: one zone, or several of one region.
+    /// Its first owners: one zone, or several of one region.
     pub owners: Vec<String>,
     /// Where authority goes when the owners fail, in this order.
     pub standby: Vec<String>,
@@ -63,8 +66,8 @@ pub struct CellConfig {
 }
 
 impl Authority {
-    /// What proxies are told. `authorities` knows who owns a cell and by which epoch; owners that the topology does not have
-    /// are left out, and of a cell that it does not know nobody is an owner.
+    /// The fencing of proxies. `authorities` knows the owners and the epoch of a cell; owners that
+    /// the topology does not have are left out, and a cell that it does not know has no owner.
     pub fn fencing(
         &self,
         topology: &Topology,
@@ -138,7 +141,8 @@ pub(super) struct RawAuthority {
     cells: Option<Spanned<Vec<Spanned<RawCell>>>>,
 }
 
-/// One secret, or a list of them. By hand, because an untagged enum would lose what is wrong and where.
+/// One secret, or a list of them. By hand, because an untagged enum would lose the fault and its
+/// place.
 struct RawSecrets(Vec<String>);
 
 impl<'de> Deserialize<'de> for RawSecrets {
@@ -414,7 +418,7 @@ impl Validator<'_> {
         Ok(())
     }
 
-    /// Who admits a service's writes, where there is an authority or not.
+    /// The admission of a service's writes, with an authority or without one.
     pub(super) fn writes(
         &self,
         raw: &RawService,

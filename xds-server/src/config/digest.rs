@@ -6,14 +6,15 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Digests have so many bits, so that they are exact in metrics.
 const BITS: u32 = 48;
 
-/// What differs between replicas that are otherwise the same: addresses, files and the zone of their own.
+/// The fields that differ between replicas that are otherwise the same: addresses, files and the
+/// zone of their own.
 const OWN: [&str; 3] = ["listen", "store", "state"];
 
 /// The digest of a configuration file. Comments, order of keys and the replica's own addresses do not matter.
 pub(super) fn digest(text: &str) -> u64 {
     let mut value: Value = match serde_saphyr::from_str(text) {
         Ok(value) => value,
-        // The file was read before, as what it is; a number of its bytes is as good.
+        // The file was read before, as a configuration; a number of its bytes is as good.
         Err(_) => Value::String(text.to_owned()),
     };
     if let Value::Object(fields) = &mut value {

@@ -1,4 +1,4 @@
-//! When zones go out and come back, what homes ask for, and what is too much to believe.
+//! When zones go out and come back, the demands of homes, and the limits of plausible change.
 
 use std::collections::BTreeMap;
 
@@ -62,7 +62,7 @@ impl Default for RawRamp {
 }
 
 impl RawFailover {
-    /// The rules, or what is wrong with which field.
+    /// The rules, or a field and its fault.
     pub(super) fn read(&self, thresholds: Thresholds) -> Result<Failover, (&'static str, String)> {
         let failover = Failover {
             thresholds,
@@ -107,7 +107,7 @@ impl RawRamp {
     }
 }
 
-/// Milliseconds, or what is wrong with the field.
+/// Milliseconds, or the field and its fault.
 pub(super) fn millis(field: &'static str, seconds: f64) -> Result<u64, (&'static str, String)> {
     match (0.0..=SECONDS_MAX).contains(&seconds) {
         // In range, so the cast cuts only the fraction of a millisecond.
@@ -127,7 +127,7 @@ pub(super) struct RawDemand {
     writes: f64,
 }
 
-/// The demands by zone of `topology`, or what is wrong.
+/// The demands by zone of `topology`, or the fault.
 pub(super) fn demands(
     raw: &BTreeMap<String, RawDemand>,
     topology: &Topology,

@@ -1,4 +1,4 @@
-//! Where the control plane listens, in which way, and who may do what there.
+//! Where the control plane listens, in which way, and the access rules there.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -87,7 +87,7 @@ enum RawRole {
     Grpc,
 }
 
-/// Of a list of `access`, which it says only for what it is about.
+/// The scope of a list of `access`: its port, and whether its rules name zones and roles.
 struct ListOf {
     field: &'static str,
     port: RawPort,

@@ -1,4 +1,4 @@
-//! What the proxies of each role listen on, and what they take there.
+//! The listeners of the proxies of each role, and their limits.
 //!
 //! The defaults are those that Envoy recommends for a proxy at the edge ("Configuring Envoy as an edge proxy").
 
@@ -16,7 +16,7 @@ use crate::snapshot::Role;
 /// A day.
 const TIME_MS_MAX: u32 = 86_400_000;
 
-/// What the proxies of each role listen on.
+/// The listeners of the proxies of each role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listeners {
     pub gateway: ListenerConfig,
@@ -26,7 +26,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Where the proxies of a role listen; none for clients, who listen on nothing.
+    /// Where the proxies of a role listen; none for clients, which listen on nothing.
     pub fn of(&self, role: Role) -> Option<&ListenerConfig> {
         match role {
             Role::Gateway => Some(&self.gateway),
@@ -91,7 +91,7 @@ impl ListenerConfig {
 /// How much one client may ask of a listener. Times of 0 are for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerLimits {
-    /// Of what is read and not passed on yet, and of what is to be written.
+    /// Of bytes that are read and not passed on yet, and of bytes that are to be written.
     pub per_connection_buffer_limit_bytes: u32,
     /// From the first byte of a request to the end of its headers.
     pub request_headers_timeout_ms: u32,
@@ -124,7 +124,7 @@ impl Default for ListenerLimits {
     }
 }
 
-/// What becomes of a path with `%2F` or `%5C` in it.
+/// The action for a path with `%2F` or `%5C` in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EscapedSlashes {
@@ -136,12 +136,14 @@ pub enum EscapedSlashes {
     Keep,
 }
 
-/// What becomes of a request with a header whose name has a `_` in it. Envoy's values, in lower case.
+/// The action for a request with a header whose name has a `_` in it. Envoy's values, in lower
+/// case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeadersWithUnderscoresAction {
     Allow,
-    /// Status 400. Many servers take `x_user` for `x-user`, and so could be told what no proxy has checked.
+    /// Status 400. Many servers take `x_user` for `x-user`, and so could be told names that no
+    /// proxy has checked.
     #[default]
     RejectRequest,
     DropHeader,
@@ -286,7 +288,8 @@ impl Validator<'_> {
         Ok(config)
     }
 
-    /// An address to listen on. Envoy looks up no names, and what it cannot bind on any machine it refuses.
+    /// An address to listen on. Envoy looks up no names, and refuses addresses that it cannot bind
+    /// on any machine.
     fn ip(&self, field: &str, at: &Spanned<String>) -> Result<IpAddr, ConfigError> {
         let text = at.value.as_str();
         let refuse = |message: String| Err(self.error(at, field, message));

@@ -1,7 +1,7 @@
 //! The configuration: one YAML file with the topology and the services.
 //!
-//! [`Config::parse`] is the only door: what comes out is checked, and what is refused is refused with the file, the line
-//! and the field.
+//! [`Config::parse`] is the only door: its result is checked, and its errors name the file, the
+//! line and the field.
 
 mod authority;
 mod digest;
@@ -99,7 +99,7 @@ pub enum StoreConfig {
     },
 }
 
-/// What may change while the control plane runs.
+/// The part that may change while the control plane runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mesh {
     pub topology: Topology,
@@ -117,7 +117,7 @@ pub struct Mesh {
     pub digest: u64,
 }
 
-/// What is too much to believe.
+/// The limits of plausible change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guard {
     /// Where more than this share of all instances vanishes within a second, they are kept. 100: everything is believed.
@@ -145,7 +145,8 @@ pub struct FilterConfig {
     pub generation: u64,
 }
 
-/// How long a proxy may keep what it has without hearing from a control plane, by kind, in seconds.
+/// How long a proxy may keep its resources without hearing from a control plane, by kind, in
+/// seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ttls([Option<NonZeroU32>; Kind::ALL.len()]);
 
@@ -187,7 +188,7 @@ pub struct ServiceConfig {
     pub weighting: Weighting,
     /// When it is taken out of a zone, and how it comes back.
     pub failover: Failover,
-    /// What each zone's requests are expected to be, by zone.
+    /// The expected requests of each zone.
     pub demands: Vec<Demand>,
     pub zone_affinity: Option<KeySource>,
     pub writes: Writes,
@@ -196,7 +197,7 @@ pub struct ServiceConfig {
     pub tls: Option<UpstreamTls>,
 }
 
-/// Why a configuration was refused: where, and what to change.
+/// Why a configuration was refused: the place, and the change to make.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
     /// As it was given to [`Config::parse`].
@@ -257,7 +258,7 @@ impl Mesh {
         authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
     ) -> Policy {
         let services = (self.services.iter().enumerate())
-            // The gateways, who stand last, so that all others keep their positions.
+            // The gateways, which stand last, so that all others keep their positions.
             .filter(|(_, service)| service.is_routed())
             .map(|(index, service)| service.with_plans(plans(index)))
             .collect();

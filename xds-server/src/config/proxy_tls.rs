@@ -1,7 +1,8 @@
-//! TLS of the proxies: what their listeners present and require, and how they connect to instances and to each other.
+//! TLS of the proxies: the certificates that their listeners present and require, and how they
+//! connect to instances and to each other.
 //!
-//! Certificates and keys stay on the proxies' machines, or come from an SDS server that the proxies know. What is here only
-//! names them.
+//! Certificates and keys stay on the proxies' machines, or come from an SDS server that the proxies
+//! know. This configuration only names them.
 
 use std::path::Path;
 
@@ -36,7 +37,7 @@ pub struct UpstreamTls {
     /// The instance's certificate must have one of these: DNS names, or URIs such as SPIFFE IDs. Never empty.
     pub subject_alt_names: Vec<String>,
     pub sni: Option<String>,
-    /// What the proxy presents.
+    /// The proxy's own certificate.
     pub certificate: Option<TlsCertificate>,
 }
 

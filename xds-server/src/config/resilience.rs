@@ -1,4 +1,4 @@
-//! What a service's proxies do by themselves when instances fail.
+//! The reactions of a service's proxies themselves when instances fail.
 
 use policy::{KeySource, rules::check_key};
 use serde::Deserialize;
@@ -9,7 +9,7 @@ use super::{
     schema::RawAffinity,
 };
 
-/// What proxies do by themselves, and what their routes are told beside where they lead.
+/// The proxies' own reactions, and the options of their routes beside destinations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resilience {
     pub strategy: Strategy,
@@ -143,7 +143,8 @@ impl OutlierDetection {
     }
 }
 
-/// What one proxy sends to one zone at the most, at a time; more is refused at once. By Envoy's names; the former ones are read, too.
+/// The most that one proxy sends to one zone at a time; more is refused at once. By Envoy's names;
+/// the former ones are read, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CircuitBreakers {
@@ -207,7 +208,7 @@ const HASHED_SEGMENT_MAX: u8 = 16;
 type Wrong = (u64, &'static str, String);
 
 impl Raw<'_> {
-    /// What they say; the rest of it is as if nothing were said.
+    /// The resilience by these fields; the rest of it is as if nothing were said.
     pub(super) fn read(&self) -> Result<Resilience, Wrong> {
         Ok(Resilience {
             strategy: self.strategy()?,

@@ -1,4 +1,5 @@
-//! What a service's routes are told beside where they lead: how long requests may take, and what else they may become.
+//! The options of a service's routes beside destinations: how long requests may take, and the
+//! upgrades that they may ask for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,8 +33,9 @@ pub struct RouteOptions {
 }
 
 impl Default for RouteOptions {
-    /// No bounds: what takes its time on purpose (streams, long polls, uploads) looks like what hangs. Hedging comes later than
-    /// reads take that are well: what is slower counts as an error of its instance, and costs a second read.
+    /// No bounds: requests that take long on purpose (streams, long polls, uploads) look like
+    /// hanging ones. Hedging comes later than healthy reads take: a slower read counts as an error
+    /// of its instance, and costs a second read.
     fn default() -> Self {
         RouteOptions {
             timeout_ms: 0,
@@ -87,7 +89,7 @@ struct Times<'r> {
     hedge_after_ms: Option<&'r Spanned<u32>>,
 }
 
-/// What a service says of its connections to instances.
+/// A service's options for its connections to instances.
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawUpstreamOptions {
@@ -125,7 +127,7 @@ impl Validator<'_> {
         })
     }
 
-    /// `inherited`, with what these fields say in its place.
+    /// `inherited`, with the values of these fields in its place.
     fn times(
         &self,
         field: &str,

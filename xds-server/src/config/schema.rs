@@ -254,7 +254,7 @@ pub(super) struct RawOperatorWeights {
     pub(super) region: u32,
 }
 
-/// By hand, because an untagged enum would lose what is wrong and where.
+/// By hand, because an untagged enum would lose the fault and its place.
 impl<'de> Deserialize<'de> for RawWeights {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct WeightsVisitor;

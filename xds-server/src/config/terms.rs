@@ -1,4 +1,5 @@
-//! The terms that all replicas have to agree on: what a configuration says of them, and a mesh under those that are agreed on.
+//! The terms that all replicas have to agree on: those of a configuration, and a mesh under those
+//! that are agreed on.
 
 use policy::{
     Writes,
@@ -9,7 +10,7 @@ use registry::terms::{key_text, parse_key};
 use super::{Authority, CellConfig, Mesh, ServiceConfig};
 
 impl Mesh {
-    /// What this configuration says; none where nothing is fenced.
+    /// The terms of this configuration; none where nothing is fenced.
     pub fn agreed(&self) -> Option<Agreed> {
         let authority = self.authority.as_ref()?;
         let cells = authority.cells.iter();

@@ -1,4 +1,4 @@
-//! What is taken, what is refused, and what the refusal says.
+//! Configurations that are accepted, those that are rejected, and the errors.
 
 mod authority;
 mod listen;

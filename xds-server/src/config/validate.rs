@@ -1,4 +1,4 @@
-//! From [`RawConfig`] to [`Config`]: what it means, and whether it can.
+//! From [`RawConfig`] to [`Config`]: its meaning, and its validation.
 
 use std::{
     cell::RefCell,
@@ -31,14 +31,14 @@ use xds::resource::Kind;
 /// plane, and one of more than a day means nothing.
 const TTL_S: RangeInclusive<u32> = 3..=86_400;
 
-/// For how long etcd's history can be kept, in seconds. What is shorter would have replicas list anew after each break of a watch,
-/// and history of more than a month is of use to nobody.
+/// For how long etcd's history can be kept, in seconds. A shorter history would have replicas list
+/// anew after each break of a watch, and one of more than a month is of no use.
 const KEEP_HISTORY_S: RangeInclusive<u64> = 10..=2_592_000;
 
 /// The most routes of a service.
 const ROUTES_MAX: usize = 10_000;
 
-/// Turns what was read into the domain's types, and knows the file for its errors.
+/// Turns the raw configuration into the domain's types, and knows the file for its errors.
 pub(super) struct Validator<'f> {
     pub(super) file: &'f str,
     warnings: RefCell<Vec<ConfigError>>,
@@ -553,7 +553,7 @@ fn region_rule(raw: RawRegionRule) -> RegionRule {
     }
 }
 
-/// The listeners let in whatever upgrade any service takes.
+/// The listeners let in every upgrade that any service takes.
 fn refuse_foreign_upgrades(services: &mut [ServiceConfig]) {
     let all = services
         .iter()

@@ -81,7 +81,8 @@ impl ControlPlane {
     ///
     /// # Errors
     ///
-    /// The file is not good, or what it names cannot be opened; the text says which and what to do.
+    /// The file is not good, or something that it names cannot be opened; the text names it and the
+    /// remedy.
     pub async fn build(options: Options) -> anyhow::Result<ControlPlane> {
         ports::allow_many_files();
         let (config, text) = reload::read(&options.config)?;
@@ -241,7 +242,7 @@ impl Fence {
         let enough = terms.stretch(terms.grant_ttl + terms.write_drain_waited);
         let enough = Duration::from_micros(enough) + Duration::from_secs(1);
         if leaving == Leaving::HandingOver {
-            // What has not moved by then is left as it is, and taken over later.
+            // Authority that has not moved by then is left as it is, and taken over later.
             let _ = timeout(enough, self.authorities.hand_over()).await;
         }
         let _ = timeout(enough, self.authorities.stop()).await;

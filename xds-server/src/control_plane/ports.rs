@@ -14,11 +14,11 @@ use crate::{
     net::tls::{Acceptor, Dialer, Port, Tls},
 };
 
-/// The two ports, with what each asks of those who connect.
+/// The two ports, with the requirements of each for clients.
 pub(super) struct Ports {
     pub(super) xds: Listener,
     pub(super) admin: Listener,
-    /// Connects to what other replicas have in place of `xds`.
+    /// Connects to other replicas' counterpart of `xds`.
     pub(super) dialer: Dialer,
 }
 
@@ -68,7 +68,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Each proxy is an open file. What the process may have is seldom what it begins with.
+/// Each proxy is an open file. The soft limit of the process is seldom its hard limit.
 pub(super) fn allow_many_files() {
     let resource = Resource::RLIMIT_NOFILE;
     let raised = getrlimit(resource).and_then(|(_, hard)| setrlimit(resource, hard, hard));

@@ -57,7 +57,8 @@ pub(super) fn compacts(config: &StoreConfig) -> Option<Duration> {
     }
 }
 
-/// What was known before, and who keeps what is known from now on. A file that is no state is put aside.
+/// The last good state, and the keeper of the state from now on. A file that is no state is put
+/// aside.
 pub(super) fn open_state(
     path: Option<&Path>,
     metrics: &Metrics,

@@ -1,4 +1,5 @@
-//! What is wrong with proxies, as conditions and as counts: refused resources, policies that filters have not applied.
+//! The faults of proxies, as conditions and as counts: refused resources, policies that filters
+//! have not applied.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -150,7 +151,8 @@ mod tests {
         }
     }
 
-    /// What holds, as `code subject: detail`, if these are the proxies, each of which is to have policy 2.
+    /// The conditions that hold, as `code subject: detail`, if these are the proxies, each of which
+    /// is to have policy 2.
     struct Looking {
         lasting: Lasting,
         conditions: Conditions,

@@ -1,4 +1,4 @@
-//! What is counted and logged of discovery streams.
+//! The counts and log lines of discovery streams.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
 /// The subject of [`Code::StoreDoubted`] while streams are held back.
 const HELD_BACK: &str = "instances";
 
-/// What happens on streams, as metrics, conditions and log lines.
+/// The events on streams, as metrics, conditions and log lines.
 pub(super) struct Counted {
     metrics: Arc<Metrics>,
     /// By [`Kind::index`]: at hand, since looking it up by label would cost as much as the rest.

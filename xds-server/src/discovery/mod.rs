@@ -49,12 +49,13 @@ impl ZoneViews {
         }
     }
 
-    /// With rules for who may ask for what; without them everybody may.
+    /// With access rules for views; without them all clients may ask for all of them.
     pub fn behind(self, rules: AccessRules) -> ZoneViews {
         ZoneViews { rules, ..self }
     }
 
-    /// With knowledge of which zones have a control plane of their own; without it whoever comes stays.
+    /// With knowledge of which zones have a control plane of their own; without it every client
+    /// stays.
     pub fn among(self, homes: Homes) -> ZoneViews {
         ZoneViews { homes, ..self }
     }

@@ -1,4 +1,4 @@
-//! Who a proxy says it is.
+//! The identity that a proxy claims.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
     snapshot::{Role, Snapshot, View, ViewKey},
 };
 
-/// How much of what a proxy says of itself is repeated in messages.
+/// The part of a proxy's own words that is repeated in messages.
 const TEXT_CHARS_MAX: usize = 128;
 
 /// How the user agents of all gRPC libraries begin: `gRPC C-core ...`, `gRPC Node Pure JS`, `gRPC Go`, `gRPC Java`.
@@ -32,7 +32,7 @@ pub(crate) struct Proxy {
     pub(crate) view: ViewKey,
 }
 
-/// Why a proxy gets nothing. The text says what to change in its bootstrap.
+/// Why a proxy gets nothing. The text names the change to make in its bootstrap.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidNode {
     #[error(
@@ -62,8 +62,9 @@ pub(crate) enum InvalidNode {
 }
 
 impl Proxy {
-    /// Reads the node of a stream's first request. Without a role it is a gRPC client if it says that it is one, and a gateway
-    /// else. `permits` says whether it may have the view that it asks for: who may not is not told which there are.
+    /// Reads the node of a stream's first request. Without a role it is a gRPC client if it says
+    /// that it is one, and a gateway else. `permits` says whether it may have the view that it asks
+    /// for: a client that may not is not told which there are.
     pub(crate) fn introduce(
         node: Option<&Node>,
         snapshot: &Snapshot,
@@ -103,7 +104,7 @@ impl Proxy {
         })
     }
 
-    /// Whether it can use what its role has, in this variant of the protocol.
+    /// Whether it can use the resources of its role, in this variant of the protocol.
     pub(super) fn can_use(&self, view: &View, variant: Variant) -> Result<(), InvalidNode> {
         match variant {
             Variant::StateOfTheWorld if view.is_on_demand() => Err(InvalidNode::OnDemand {

@@ -15,7 +15,7 @@ use xds::{
 
 use crate::snapshot::ViewKey;
 
-/// How many rejected proxies are remembered: whoever reaches the port may make up node ids.
+/// How many rejected proxies are remembered: any client of the port may make up node ids.
 const STRANGERS_MAX: usize = 64;
 /// For how long, after the last try: Envoy tries again at least every half minute.
 const STRANGER_FOR: Duration = Duration::from_secs(90);
@@ -36,7 +36,7 @@ pub struct ProxyStatus {
     pub kinds: BTreeMap<&'static str, KindStatus>,
 }
 
-/// What a proxy has of one kind.
+/// A proxy's resources of one kind.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct KindStatus {
     /// Acknowledged resources.

@@ -1,10 +1,12 @@
-//! The operator's word that what looks wrong is right.
+//! The operator's word that a change is right though it looks wrong.
 //!
-//! It is said to one replica and reaches all: the replica writes it into the store, where it stands for a minute. It confirms
-//! what the asked replica had [`Seen`] when it was asked, and nothing that happened while it was written. Each replica hears
-//! it in the order of revisions; one that lists the store anew, or starts meanwhile, finds it in the listing, and takes it for as
-//! long as no more instances are missing than would be believed unasked. One that does not believe the store asks it for a
-//! confirmation every two seconds (`reader`). So the restart of the asked replica loses nothing that it has answered.
+//! It is said to one replica and reaches all: the replica writes it into the store, where it stands
+//! for a minute. It confirms the state that the asked replica had [`Seen`] when it was asked, and
+//! nothing that happened while it was written. Each replica hears it in the order of revisions; one
+//! that lists the store anew, or starts meanwhile, finds it in the listing, and takes it for as
+//! long as no more instances are missing than would be believed unasked. One that does not believe
+//! the store asks it for a confirmation every two seconds (`reader`). So the restart of the asked
+//! replica loses nothing that it has answered.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -88,7 +90,7 @@ impl Confirm {
         shared.map_err(Unconfirmed::NotShared)
     }
 
-    /// Answers every question that waits here, and tells nobody else. False if none does.
+    /// Answers every question that waits here, and tells no other replica. False if none does.
     pub fn confirm(&self) -> bool {
         let seen = self.seen();
         self.answer(seen)
@@ -109,12 +111,12 @@ impl Confirm {
         confirmed
     }
 
-    /// What is seen of the store that is followed.
+    /// Notes the state of the store that is followed.
     pub(super) fn follows(&self, seen: Seen) {
         self.state().served = seen;
     }
 
-    /// What is seen of a store that is not believed; none where the one that answers is.
+    /// Notes the state of a store that is not believed; none where the one that answers is.
     pub(super) fn doubts(&self, seen: Option<Seen>) {
         self.state().doubted = seen;
     }
@@ -147,7 +149,7 @@ impl Confirm {
     }
 }
 
-/// Writes down that what was seen of the store is true.
+/// Writes down that the seen state of the store is true.
 async fn share(store: &dyn Store, seen: Seen) -> Result<(), StoreError> {
     // Fails where the store is another one than the one that is believed.
     let cluster = store.cluster_id().await?;

@@ -65,7 +65,8 @@ impl Engine {
                 () = self.publisher.closed() => return,
             };
             change.into_iter().for_each(|change| self.apply(change));
-            // What has arrived meanwhile goes into the same snapshot, one channel's worth at most.
+            // Changes that have arrived meanwhile go into the same snapshot, one channel's worth at
+            // most.
             for _ in 0..PENDING_MAX {
                 let Ok(change) = self.pending.try_recv() else {
                     break;
@@ -115,7 +116,7 @@ impl Engine {
             }
             changed
         });
-        // Once there are instances nobody has to say anything: they have their time to come.
+        // Once there are instances no confirmation is needed: they have their time to come.
         let bare = self.world.is_bare() && self.world.instances() == 0;
         if self.asked_bare.is_some() != bare {
             self.asked_bare = bare.then(|| self.confirm.ask());
@@ -149,7 +150,7 @@ impl Engine {
         Some(format!("{count}; the first is {key}: {why}"))
     }
 
-    /// Says what has become of zones, and what is not believed.
+    /// Reports the states of zones, and the changes that are not believed.
     fn oversee(&mut self) {
         let before = Arc::clone(&self.overview.borrow());
         self.confirm.follows(self.world.seen());
@@ -169,7 +170,7 @@ impl Engine {
             };
             self.note(service, zone, old.map(|s| &**s), new.map(|s| &**s));
         }
-        // What an answer did not cover is asked about anew.
+        // Changes that an answer did not cover are asked about anew.
         let vanished = matches!(now.implausible, Some(Implausible::Vanished { .. }));
         if before.implausible != now.implausible || vanished && self.asked.is_none() {
             self.doubt(now.implausible.as_ref());

@@ -36,29 +36,28 @@ pub use confirm::{Confirm, Unconfirmed};
 /// Changes that may wait for the engine. The reader waits when there are more.
 const PENDING_MAX: usize = 1_024;
 
-/// What snapshots come of, and who is told.
+/// The sources of snapshots, and the receivers of changes.
 pub struct Sources {
     pub store: Arc<dyn Store>,
     pub meshes: watch::Receiver<Arc<Mesh>>,
-    /// Who follows what the store says about authority, if anybody does.
+    /// The follower of the store's events about authority, if there is one.
     pub facts: Option<mpsc::Sender<StoreEvent>>,
-    /// What the store said last before this process began: it is served if the store does not answer.
+    /// The store's last state before this process began: it is served if the store does not answer.
     pub last_good: Option<LastGood>,
     pub keeper: Keeper,
     pub store_health: StoreHealth,
     pub metrics: Metrics,
 }
 
-/// What follows from the store and the configuration.
+/// The results of the store and the configuration.
 #[derive(Clone)]
 pub struct Feed {
-    /// What proxies should have. The first one appears when everything has been listed once, by the store or from disk: before
-    /// that, an empty mesh
-    /// would be a lie.
+    /// The snapshots for proxies. The first one appears when everything has been listed once, by
+    /// the store or from disk: before that, an empty mesh would be a lie.
     pub snapshots: Snapshots,
     /// How services are doing, for people.
     pub overviews: watch::Receiver<Arc<Overview>>,
-    /// Where an operator confirms what is not believed.
+    /// The operator's confirmation of changes that are not believed.
     pub confirm: Confirm,
     /// The store that is followed, and the revision up to which everything has been received; none while it is not followed.
     pub followed: watch::Receiver<Option<Head>>,
@@ -189,7 +188,7 @@ mod tests {
         metrics.conditions.until(Code::RecordsUnused, false).await;
     }
 
-    /// A replica that follows this store, from what it knew before.
+    /// A replica that follows this store, from its earlier state.
     fn replica(
         store: &Arc<dyn Store>,
         last_good: Option<LastGood>,
@@ -267,11 +266,11 @@ mod tests {
             metrics.conditions.until(Code::ChangeHeld, false).await;
             until_serving(metrics, 0).await;
         }
-        // The asked replica starts again before it has kept what it was told.
+        // The asked replica starts again before it has kept the operator's answer.
         let (_again, _, started) = replica(&store, Some(before));
         until_serving(&started, 0).await;
         assert!(!started.conditions.holds(Code::ChangeHeld));
-        // What disappears later is another matter.
+        // Instances that disappear later are another matter.
         fill(4..8).await;
         for metrics in [&its, &others, &started] {
             until_serving(metrics, 4).await;
@@ -282,7 +281,8 @@ mod tests {
         }
     }
 
-    /// A record takes time to be written, and stands for a while: what happens meanwhile is not what the operator has seen.
+    /// A record takes time to be written, and stands for a while: the operator has not seen changes
+    /// of that time.
     #[tokio::test]
     async fn nobody_believes_what_an_operator_has_not_seen() {
         let directory = tempfile::tempdir().unwrap();
@@ -313,7 +313,8 @@ mod tests {
         store.put(&at, value.into(), None).await.unwrap();
         until_counts(&metrics, (4, 3)).await;
         metrics.conditions.until(Code::ChangeHeld, true).await;
-        // Nor does a replica that starts while the record stands, with what it knew or with nothing.
+        // Nor does a replica that starts while the record stands, with its earlier state or with
+        // none.
         let (_again, _, started) = replica(&store, Some(before));
         started.conditions.until(Code::ChangeHeld, true).await;
         until_counts(&started, (10, 9)).await;

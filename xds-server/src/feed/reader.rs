@@ -1,8 +1,9 @@
 //! Follows the store, and never loses its place.
 //!
-//! It resumes from the last revision where only a member failed. It lists anew where history is gone, and after every outage
-//! of the store: then it compares, and a store that cannot have come of what was known (another cluster, a lower revision,
-//! another past) is not believed before an operator confirms it.
+//! It resumes from the last revision where only a member failed. It lists anew where history is
+//! gone, and after every outage of the store: then it compares, and a store that cannot have come
+//! of the known state (another cluster, a lower revision, another past) is not believed before an
+//! operator confirms it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,9 +45,9 @@ const REMINDER: Duration = Duration::from_secs(60);
 pub(super) struct Reader {
     pub(super) store: Arc<dyn Store>,
     pub(super) changes: mpsc::Sender<Change>,
-    /// Who follows what is said about authority, if anybody does.
+    /// The follower of events about authority, if there is one.
     pub(super) facts: Option<mpsc::Sender<StoreEvent>>,
-    /// Nothing is said about authority any more, until another store is confirmed.
+    /// Events about authority are withheld, until another store is confirmed.
     pub(super) silent: bool,
     /// Up to where everything has been received.
     pub(super) follows: watch::Sender<Option<Head>>,
@@ -54,9 +55,9 @@ pub(super) struct Reader {
     pub(super) store_health: StoreHealth,
     pub(super) keeper: Keeper,
     pub(super) confirm: Confirm,
-    /// What the store said last, in this life or, at first, in an earlier one.
+    /// The store's last state, in this life or, at first, in an earlier one.
     pub(super) known: Option<LastGood>,
-    /// Whether `known` comes from disk and nobody has it yet.
+    /// Whether `known` comes from disk and has not been sent yet.
     pub(super) unsent: bool,
     /// The highest revision that the store of `known` has named.
     pub(super) seen: Revision,
@@ -69,16 +70,16 @@ pub(super) struct Reader {
 pub(super) struct Doubt {
     /// Which one answers.
     is: ClusterId,
-    /// What it had said when it was doubted.
+    /// Its revision when it was doubted.
     said: Revision,
     reason: String,
     confirmed: oneshot::Receiver<Seen>,
-    /// The operator believes what was seen of it then.
+    /// The operator believes the state that was seen of it then.
     accepted: Option<Seen>,
     reminded: Instant,
 }
 
-/// What the reader does next.
+/// The reader's next step.
 enum Next {
     Follow,
     List,
@@ -86,7 +87,7 @@ enum Next {
     Wait,
     /// The store failed; try again later.
     Retry(StoreError),
-    /// Nobody listens any more.
+    /// The receiver is gone.
     Done,
 }
 
@@ -98,7 +99,7 @@ impl Reader {
         }
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let mut next = Next::List;
-        // Ends when nobody listens; each turn waits for the store, or for time.
+        // Ends when the receiver is gone; each turn waits for the store, or for time.
         loop {
             next = match next {
                 Next::Done => return,
@@ -145,7 +146,7 @@ impl Reader {
                 }
             }
             doubted => {
-                // So that what is missing is doubted as it is where it disappears.
+                // So that missing instances are doubted here as they are where they disappear.
                 if doubted.is_none()
                     && self.has_lost_too_much(&listing)
                     && self.serve_from_disk().await.is_err()
@@ -155,7 +156,8 @@ impl Reader {
                 if doubted.is_some() {
                     info!("an operator confirmed it: the store is believed again");
                 }
-                // Under its old name a restored store cannot be told from the one before, by those who come later either.
+                // Under its old name a restored store cannot be told from the one before, by
+                // replicas that come later either.
                 let renamed = self
                     .known
                     .as_ref()
@@ -187,7 +189,7 @@ impl Reader {
         }
     }
 
-    /// Why the store that answers cannot have come of what is known; none if it can.
+    /// Why the store that answers cannot have come of the known state; none if it can.
     fn doubts(&self, cluster: ClusterId, listing: &Listing) -> Option<String> {
         let known = self.known.as_ref()?;
         let (was, is) = (self.seen.0, listing.revision.0);
@@ -202,7 +204,8 @@ impl Reader {
                 "the store was restored from an older backup: its revision is {is}, and {was} was known"
             ));
         }
-        // A restored store that has been written to grows over what was known. It is the old one only if nothing is missing.
+        // A restored store that has been written to grows over the known revision. It is the old
+        // one only if nothing is missing.
         let restored = self.doubt.as_ref().is_some_and(|doubt| doubt.is == cluster);
         if !known.may_become(listing) || restored && !known.is_covered_by(listing) {
             return Some(format!(
@@ -223,7 +226,7 @@ impl Reader {
         lost_too_many(before, instances(listing), self.vanish_percent)
     }
 
-    /// Whether the listing is what an operator has seen, or may have come of that.
+    /// Whether the listing is the state that an operator has seen, or may have come of that.
     fn is_covered(&self, seen: Seen, listing: &Listing) -> bool {
         seen.covers(instances(listing), self.vanish_percent)
     }
@@ -286,7 +289,7 @@ impl Reader {
             return Next::Done;
         }
         tokio::select! {
-            // An error is impossible: nobody drops the question but this reader.
+            // An error is impossible: only this reader drops the question.
             seen = &mut doubt.confirmed, if doubt.accepted.is_none() => {
                 doubt.accepted = seen.ok();
                 return Next::List;
@@ -314,7 +317,7 @@ impl Reader {
         match self.store.head().await {
             Err(error) => self.store_health.unread(&error),
             Ok(head) if head.cluster != doubt.is => return Next::List,
-            // It is back, or it has grown over what was known: the listing tells.
+            // It is back, or it has grown over the known revision: the listing tells.
             Ok(head) if Some(head.cluster) == was && head.revision >= self.seen => {
                 return Next::List;
             }
@@ -323,11 +326,12 @@ impl Reader {
         Next::Wait
     }
 
-    /// What an operator has seen who told another replica that the store is to be believed. A store that was restored under its
-    /// old id has what was confirmed before its backup, so there only what was written since it is doubted counts.
+    /// The state seen by an operator who told another replica that the store is to be believed. A
+    /// store that was restored under its old id has confirmations from before its backup, so there
+    /// only those count that were written since it is doubted.
     async fn confirmed_elsewhere(&self) -> Option<Seen> {
         let doubt = self.doubt.as_ref()?;
-        // What fails is tried again at the next look.
+        // A failure is tried again at the next look.
         let (cluster, listing) = self.store.survey(CONFIRMATIONS_PREFIX).await.ok()?;
         let known = self.known.as_ref();
         let is_other = known.is_some_and(|known| known.cluster != cluster);
@@ -339,7 +343,7 @@ impl Reader {
         seen.filter(|_| cluster == doubt.is)
     }
 
-    /// Believes the listing: it is what holds now.
+    /// Believes the listing: it is the state that holds now.
     async fn accept(
         &mut self,
         cluster: ClusterId,
@@ -361,7 +365,7 @@ impl Reader {
             revision,
             origin,
         };
-        // One that was not told yet: it is about what was missed.
+        // One that was not told yet: it is about the changes that were missed.
         let before = self.known.as_ref().filter(|known| known.cluster == cluster);
         let before = before.map_or(Revision(0), |known| known.revision);
         let confirmed = newest_confirmation(&listing, cluster, before);
@@ -385,7 +389,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The store does not give what it should: what is on disk is sent, once.
+    /// The store does not give a listing to believe: the state on disk is sent, once.
     async fn serve_from_disk(&mut self) -> Result<(), Gone> {
         let Some(known) = self.known.as_ref().filter(|_| self.unsent) else {
             return Ok(());
@@ -426,7 +430,7 @@ impl Reader {
             }
             .boxed()
         };
-        // What the answer to this probe must not be below.
+        // The revision that the answer to this probe must not be below.
         let mut asked_at = self.seen;
         let mut probed = probe();
         loop {
@@ -556,14 +560,15 @@ impl Reader {
     }
 }
 
-/// Who follows a key.
+/// The followers of a key.
 struct Listeners {
     world: bool,
     authority: bool,
 }
 
 impl Listeners {
-    /// Who owns a cell, and the terms, are for both; how that came about the world need not know.
+    /// The owners of cells, and the terms, are for both; the world need not know how these came
+    /// about.
     fn of(key: &str) -> Listeners {
         let owners = key.starts_with(AUTHORITY_PREFIX) || key == TERMS_KEY;
         let behind = [SESSIONS_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX];
@@ -579,7 +584,7 @@ impl Listeners {
     }
 }
 
-/// What is about authority, and what the world takes in.
+/// The entries about authority, and those that the world takes in.
 fn split(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Entry>) {
     let of = |entry: &&Entry| Listeners::of(&entry.key);
     let authority = entries.iter().filter(|entry| of(entry).authority).cloned();
@@ -590,7 +595,7 @@ fn split(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Entry>) {
     (authority, world.collect())
 }
 
-/// What the record confirms, where it is a confirmation of this store.
+/// The state that the record confirms, where it is a confirmation of this store.
 fn confirmation(entry: &Entry, cluster: ClusterId) -> Option<Seen> {
     entry.key.strip_prefix(CONFIRMATIONS_PREFIX)?;
     let said = Confirmation::read(&entry.value, cluster)?;
@@ -613,5 +618,5 @@ fn instances(listing: &Listing) -> usize {
     keys.filter(|key| key.starts_with(INSTANCES_PREFIX)).count()
 }
 
-/// Nobody listens any more.
+/// The receiver is gone.
 struct Gone;

@@ -1,4 +1,5 @@
-//! Writes the standings that this replica proposes, each only if nobody has written another meanwhile.
+//! Writes the standings that this replica proposes, each only if no other replica has written one
+//! meanwhile.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -22,8 +23,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 /// Transactions at a time: a zone that goes down moves all its services at once.
 const CONCURRENT: usize = 16;
 
-/// Writes what appears in `proposed` until nobody proposes any more. A proposal that another replica has overtaken is not
-/// tried again: the watch brings the other's standing, and the world proposes anew from there.
+/// Writes the proposals in `proposed` until the proposer is gone. A proposal that another replica
+/// has overtaken is not tried again: the watch brings the other's standing, and the world proposes
+/// anew from there.
 pub(super) async fn run(
     store: Arc<dyn Store>,
     mut proposed: watch::Receiver<Proposals>,
@@ -103,7 +105,7 @@ async fn write(store: &dyn Store, key: &str, proposal: Proposal) -> Result<TxnOu
         key: key.to_owned(),
         is: proposal.replaces,
     };
-    // What says nothing need not be kept.
+    // A default standing says nothing and need not be kept.
     let op = match proposal.standing == ZoneStanding::default() {
         true => Op::delete(key),
         false => Op::put(key, StandingRecord::to_json(proposal.standing)),

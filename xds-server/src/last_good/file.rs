@@ -26,7 +26,7 @@ const VERSION: &str = "v1";
 /// How many broken files are kept aside.
 const ASIDE_MAX: u32 = 100;
 
-/// Why a file is no state. The text says what to do.
+/// Why a file is no state. The text names the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error("cannot be read: {0}")]

@@ -1,7 +1,8 @@
 //! Writes the last good state, in the background, at most once a second and in at most a fiftieth of the time.
 //!
-//! What is written is what was known when it was looked at before, a second ago or more, so that whoever holds the writing back (because most instances have just
-//! disappeared) finds the file as it was before. A clean stop writes what is known then.
+//! The written state is the one of the look before, a second ago or more, so that a hold on the
+//! writing (because most instances have just disappeared) finds the file as it was before. A clean
+//! stop writes the state of that moment.
 
 use std::{
     path::{Path, PathBuf},
@@ -40,7 +41,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts to write to `path`. `present` is what is there.
+    /// Starts to write to `path`. `present` is the state that is there.
     pub fn start(path: PathBuf, present: Option<LastGood>, metrics: Metrics) -> Keeper {
         let (stop, stops) = mpsc::channel(1);
         let present = present.map(Arc::new);
@@ -71,19 +72,19 @@ impl Keeper {
         }
     }
 
-    /// This is what the store says now.
+    /// Takes the store's present state.
     pub fn keep(&self, state: &LastGood) {
         if self.stop.is_some() {
             self.known.send_replace(Some(Arc::new(state.clone())));
         }
     }
 
-    /// While held, the file stays as it is: what the store says is in doubt.
+    /// While held, the file stays as it is: the store's state is in doubt.
     pub fn hold(&self, held: bool) {
         self.held.store(held, Ordering::Relaxed);
     }
 
-    /// Writes what is known, unless that is in doubt, and ends.
+    /// Writes the known state, unless that is in doubt, and ends.
     pub async fn stop(&self) {
         let Some(stop) = &self.stop else { return };
         let (done, written) = oneshot::channel();
@@ -118,7 +119,7 @@ impl Writer {
                 stop = stops.recv() => {
                     let known = self.states.borrow_and_update().clone();
                     self.write(known).await;
-                    // Nobody may be left who waits.
+                    // The waiting side may be gone.
                     let _ = stop.map(|done| done.send(()));
                     return;
                 }
@@ -126,7 +127,8 @@ impl Writer {
         }
     }
 
-    /// Writes `state` if it is not what was written last; a failure is tried again with the next state.
+    /// Writes `state` if it differs from the last one written; a failure is tried again with the
+    /// next state.
     async fn write(&mut self, state: Option<Arc<LastGood>>) {
         let Some(state) = state else { return };
         let same = |written: &Arc<LastGood>| written.says_the_same(&state);

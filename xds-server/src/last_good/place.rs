@@ -9,12 +9,13 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::StoreConfig;
 
-/// The directory of a service that nobody has given one.
+/// The directory of a service without a configured one.
 const DIRECTORY: &str = "/var/lib/tidegate";
 
-/// Beside the embedded store; with etcd a file in the service's directory, named after the endpoints, so that two meshes on one
-/// machine have two. `state_directory` is systemd's variable `STATE_DIRECTORY`. None where that directory does not exist: it is
-/// not made, since nobody asked for it.
+/// Beside the embedded store; with etcd a file in the service's directory, named after the
+/// endpoints, so that two meshes on one machine have two. `state_directory` is systemd's variable
+/// `STATE_DIRECTORY`. None where that directory does not exist: it is not made, since it was not
+/// asked for.
 pub fn default_path(store: &StoreConfig, state_directory: Option<&OsStr>) -> Option<PathBuf> {
     match store {
         StoreConfig::Embedded { path } => {

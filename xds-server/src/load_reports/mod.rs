@@ -1,10 +1,11 @@
-//! What proxies report of the requests that they sent (LRS), added up by service, by the zone of the proxy, and by the zone
-//! that served.
+//! Load reports of proxies about the requests that they sent (LRS), added up by service, by the
+//! zone of the proxy, and by the zone that served.
 //!
 //! [`report`] reads one report, [`Loads`] adds them up and shows them as metrics, [`service`] is the stream on tonic.
 //!
-//! **Only names of the mesh become labels.** What a proxy says of anything else is counted together, so that no bytes of a
-//! proxy can make a series. Counters of what has left the mesh go when their number has doubled.
+//! **Only names of the mesh become labels.** Reports about other names are counted together, so
+//! that no bytes of a proxy can make a series. Counters of names that have left the mesh go when
+//! their number has doubled.
 
 mod report;
 mod service;
@@ -112,7 +113,8 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Adds up a report. What it does not mention is not in progress any more: a report names everything that is.
+    /// Adds up a report. Requests that it does not mention are not in progress any more: a report
+    /// names all that are.
     pub fn take(&self, report: Report, snapshot: &Snapshot) {
         let mut state = self.loads.lock();
         state.reports += 1;
@@ -154,7 +156,7 @@ impl Drop for Reporter {
 }
 
 impl State {
-    /// Forgets what has left the mesh, once there is so much that it may be worth the look.
+    /// Forgets names that have left the mesh, once there are so many that it may be worth the look.
     fn forget_strangers(&mut self, snapshot: &Snapshot) {
         if self.flows.len() + self.drops.len() <= self.rows_max.max(ROWS_MIN) {
             return;

@@ -1,4 +1,4 @@
-//! One report: from what a proxy says to sums under names of the mesh.
+//! One report: from a proxy's message to sums under names of the mesh.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ const COUNT_MAX: u64 = 1 << 32;
 pub struct Counts {
     pub succeeded: u64,
     pub failed: u64,
-    /// Sent since the last report, whatever became of them.
+    /// Sent since the last report, with any outcome.
     pub issued: u64,
     /// Under way at the moment of the report.
     pub in_progress: u64,
@@ -25,9 +25,10 @@ pub struct Counts {
 /// Why a request was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DropKind {
-    /// A limit of the circuit breaker: what proxies report without a category.
+    /// A limit of the circuit breaker: drops that proxies report without a category.
     Circuit,
-    /// The endpoints' drop policy: what they report under a category, which is a name of somebody else's.
+    /// The endpoints' drop policy: drops that they report under a category, which is a foreign
+    /// name.
     Overload,
 }
 
@@ -40,7 +41,7 @@ impl DropKind {
     }
 }
 
-/// What is left of a report.
+/// A report, reduced to names of the mesh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// By service and zone.
@@ -117,7 +118,7 @@ impl Report {
         }
         let categories = cluster.dropped_requests.iter();
         let overload = categories.fold(0_u64, |sum, d| sum.saturating_add(d.dropped_count));
-        // Envoy's total leaves out what stands under a category, gRPC's total has it in.
+        // Envoy's total leaves out the drops under a category, gRPC's total has them in.
         let total = cluster.total_dropped_requests;
         let circuit = match total >= overload {
             true => total - overload,

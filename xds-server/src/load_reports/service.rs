@@ -60,12 +60,13 @@ impl LoadReports {
         }
     }
 
-    /// With knowledge of which zones have a control plane of their own; without it whoever comes stays.
+    /// With knowledge of which zones have a control plane of their own; without it every client
+    /// stays.
     pub fn among(self, homes: Homes) -> LoadReports {
         LoadReports { homes, ..self }
     }
 
-    /// With rules for who may speak for which zone; without them everybody may.
+    /// With access rules for zones' reports; without them all clients may send any.
     pub fn behind(self, rules: AccessRules) -> LoadReports {
         LoadReports { rules, ..self }
     }
@@ -101,7 +102,7 @@ impl LoadReportingService for LoadReports {
 type Responses = mpsc::Sender<Result<LoadStatsResponse, Status>>;
 
 impl LoadReports {
-    /// Until the client is gone; the error is what it is told.
+    /// Until the client is gone; the error is the status for it.
     async fn run(
         mut self,
         caller: Caller,
@@ -186,7 +187,7 @@ struct Client {
     asked: Option<Asked>,
 }
 
-/// What a client was asked to report.
+/// The clusters that a client was asked to report.
 enum Asked {
     Everything,
     /// A choice of these clusters.
@@ -194,7 +195,7 @@ enum Asked {
 }
 
 impl Client {
-    /// What to ask it for, if it was asked for something else or not yet.
+    /// The request for its reports, if it was asked for other ones or not yet.
     ///
     /// In a very large mesh each proxy is asked about a part: the clusters of its own zone, which most of its requests go to,
     /// then others.
@@ -223,7 +224,7 @@ impl Client {
                 seconds: interval.as_secs() as i64,
                 nanos: 0,
             }),
-            // The zones are what is added up.
+            // Zones are added up, and not endpoints.
             report_endpoint_granularity: false,
         })
     }

@@ -1,7 +1,8 @@
-//! Who may do what, by the names in a client's certificate. Pure.
+//! Access rules, by the names in a client's certificate. Pure.
 //!
-//! A list of rules permits what any of its rules permits: their order does not matter, and a rule never takes anything away.
-//! Without a list every certificate of the configured CA may do what the list is about.
+//! A list of rules permits everything that any of its rules permits: their order does not matter,
+//! and a rule never takes anything away. Without a list every certificate of the configured CA may
+//! do all that the list is about.
 
 mod pattern;
 #[cfg(test)]
@@ -46,10 +47,10 @@ impl fmt::Display for Identity {
     }
 }
 
-/// What is known of a client.
+/// The known identity of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
-    /// It speaks plain text, so nobody asked.
+    /// It speaks plain text, so it was not asked.
     Plain,
     /// It speaks TLS and showed no certificate, which only the admin port lets pass.
     Anonymous,
@@ -67,7 +68,7 @@ impl fmt::Display for Caller {
     }
 }
 
-/// Permits what its pattern matches, within these zones and roles.
+/// Permits the names that its pattern matches, within these zones and roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub pattern: Pattern,
@@ -85,18 +86,19 @@ impl Rule {
     }
 }
 
-/// The rules. Each list is about what its name says; none permits everybody.
+/// The rules. Each list is about the matter that its name says; without a list all clients are
+/// permitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    /// Who may ask for the view of a zone and role, and for its grants.
+    /// The clients that may ask for the view of a zone and role, and for its grants.
     pub proxies: Option<Vec<Rule>>,
-    /// Who may write instances of a zone, beside operators.
+    /// The clients that may write instances of a zone, beside operators.
     pub registrars: Option<Vec<Rule>>,
-    /// Who may write anything by the admin interface.
+    /// The clients that may write anything by the admin interface.
     pub operators: Option<Vec<Rule>>,
 }
 
-/// What a client may not do. The text says who it is and what it wanted.
+/// A request that a client may not make. The text names the client and the request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotPermitted {
     #[error(
@@ -153,7 +155,8 @@ impl Access {
             })
     }
 
-    /// Whether `caller` may hold leases, which belong to no zone: who may register in any of `zones` may.
+    /// Whether `caller` may hold leases, which belong to no zone: a client that may register in any
+    /// of `zones` may.
     pub fn lease<'z>(
         &self,
         caller: &Caller,
@@ -165,7 +168,7 @@ impl Access {
             })
     }
 
-    /// Whether `caller` may write whatever the admin interface writes.
+    /// Whether `caller` may write everything that the admin interface writes.
     pub fn operate(&self, caller: &Caller) -> Result<(), NotPermitted> {
         self.operates(caller)
             .map_err(|Refused| NotPermitted::Operate {
@@ -173,12 +176,12 @@ impl Access {
             })
     }
 
-    /// Whether the list of operators names `caller`. Without a list nobody is named.
+    /// Whether the list of operators names `caller`. Without a list no caller is named.
     pub fn lists_operator(&self, caller: &Caller) -> bool {
         self.operators.is_some() && self.operates(caller).is_ok()
     }
 
-    /// Whether `caller` may read what the admin interface shows.
+    /// Whether `caller` may read the admin interface.
     pub fn read(&self, caller: &Caller) -> Result<(), NotPermitted> {
         match caller {
             Caller::Anonymous => Err(NotPermitted::Read),
@@ -191,7 +194,7 @@ impl Access {
         caller: &Caller,
         zones: impl IntoIterator<Item = &'z str>,
     ) -> Result<(), Refused> {
-        // Only those who are listed: a list that is left out is about its own matter alone.
+        // Only listed operators: a list that is left out is about its own matter alone.
         if self.lists_operator(caller) {
             return Ok(());
         }
@@ -210,7 +213,7 @@ impl Access {
 
 struct Refused;
 
-/// Whether the list permits it: who is not named is not listed either.
+/// Whether the list permits it: a caller without a name is not listed either.
 fn permitted(
     rules: &Option<Vec<Rule>>,
     caller: &Caller,

@@ -1,4 +1,5 @@
-//! What a port takes, and how much of it: one client that opens connections without end takes nothing away from others.
+//! The connections of a port, and their limits: one client that opens connections without end takes
+//! nothing away from others.
 
 mod admission;
 
@@ -26,7 +27,7 @@ pub use admission::{Admission, Full, Limits, Place};
 /// How long to wait when no connection can be taken, as with too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A port that listens, with what it asks of those who connect.
+/// A port that listens, with its requirements for clients.
 pub struct Listener {
     pub tcp: TcpListener,
     pub port: Port,
@@ -75,7 +76,7 @@ impl Refusal {
     fn is_remarkable(&self) -> bool {
         match self {
             Refusal::Full(_) | Refusal::Busy | Refusal::Accept(AcceptError::Certificate(_)) => true,
-            // What rustls finds wrong, as with the certificate.
+            // A fault that rustls finds, as with the certificate.
             Refusal::Accept(AcceptError::Handshake(error)) => {
                 error.kind() == io::ErrorKind::InvalidData
             }

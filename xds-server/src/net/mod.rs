@@ -1,4 +1,5 @@
-//! Ports: connections, their certificates, and what the names in these permit. Nothing here knows the configuration.
+//! Ports: connections, their certificates, and the access rules for the names in these. Nothing
+//! here knows the configuration.
 
 pub mod access;
 pub mod connections;

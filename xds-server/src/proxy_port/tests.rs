@@ -1,4 +1,4 @@
-//! Who gets what on the port, by certificates.
+//! Access to the port, by certificates.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -108,7 +108,7 @@ impl Strict {
         // A client that has said all is gone.
         let messages = stream::once(async { message }).chain(stream::pending());
         let messages = Request::new(messages);
-        // What comes is not read as what it is.
+        // The answer's fields are not decoded.
         let codec = ProstCodec::<M, ()>::default();
         let path = PathAndQuery::from_static(path);
         let mut answers = grpc.streaming(messages, path, codec).await?.into_inner();

@@ -11,13 +11,13 @@ use super::{Level, SLOW_WRITES_MAX, Status};
 pub(super) struct Causes {
     /// Why the store cannot be read: L1 or L2.
     pub(super) unread: Option<(Level, String)>,
-    /// What the store has against reads.
+    /// The store's reason to refuse reads.
     pub(super) read_refused: Option<RefusedCause>,
     /// Writes in a row that timed out or were refused.
     pub(super) write_failures: u32,
     /// Why nothing is written.
     pub(super) unwritten: Option<String>,
-    /// What the store has against writes.
+    /// The store's reason to refuse writes.
     pub(super) write_refused: Option<RefusedCause>,
     /// The last write that failed, until one succeeds.
     pub(super) write_error: Option<String>,
@@ -26,16 +26,16 @@ pub(super) struct Causes {
     pub(super) slow: Option<Duration>,
     /// Why the store is not believed.
     pub(super) doubted: Option<String>,
-    /// Why some of what the store says is not served.
+    /// Why some of the store's state is not served.
     pub(super) held: Option<String>,
     pub(super) any: bool,
-    /// Whether the store has confirmed what is known, and nothing has failed since.
+    /// Whether the store has confirmed the known state, and nothing has failed since.
     pub(super) current: bool,
-    /// When the store last confirmed what is served.
+    /// When the store last confirmed the served state.
     pub(super) confirmed: Option<Instant>,
 }
 
-/// What a store has against a request.
+/// A store's reason to refuse a request.
 pub(super) fn refused(error: &StoreError) -> Option<RefusedCause> {
     match error {
         StoreError::Refused { cause, .. } => Some(*cause),
@@ -70,7 +70,7 @@ impl Causes {
         self.slow = (self.slow_writes >= SLOW_WRITES_MAX).then_some(took);
     }
 
-    /// What follows from them, after `before`.
+    /// The status that follows from them, after `before`.
     pub(super) fn status(&self, before: &Status) -> Status {
         let unread = self.unread.as_ref();
         let level = match unread {

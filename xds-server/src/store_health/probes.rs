@@ -1,4 +1,4 @@
-//! What is asked of the store to learn how it fares: test writes while none succeeds, and its alarms.
+//! Probes of the store's health: test writes while none succeeds, and its alarms.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,10 +17,10 @@ impl StoreHealth {
     /// Whenever writes have ended, or have become slow, tries one until it succeeds, and soon: where nothing is written no other
     /// write would tell. Never ends.
     ///
-    /// The test write takes the way of every write, through consensus, quota and disk, but makes no revision and wakes no
-    /// watch: a put under a condition that never holds, or else a delete of a key that nobody puts. A read would prove
-    /// nothing: etcd answers linearizable reads from memory while its disk hangs. Neither would a delete alone: a full etcd
-    /// takes it.
+    /// The test write takes the way of every write, through consensus, quota and disk, but makes no
+    /// revision and wakes no watch: a put under a condition that never holds, or else a delete of a
+    /// key that is never put. A read would prove nothing: etcd answers linearizable reads from
+    /// memory while its disk hangs. Neither would a delete alone: a full etcd takes it.
     pub async fn probe_writes(self, store: Arc<dyn Store>) {
         let key = format!("{TIDEGATE_PREFIX}probe");
         let mut status = self.subscribe();
@@ -48,7 +48,7 @@ impl StoreHealth {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            // What else is wrong with the store is known from elsewhere.
+            // Other faults of the store are known from elsewhere.
             let alarms = store.alarms().await.unwrap_or_default();
             for cause in alarms {
                 let detail = match cause {

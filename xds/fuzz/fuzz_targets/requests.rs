@@ -1,4 +1,5 @@
-//! What a client may send on a discovery stream, from the bytes in gRPC's frames to the bytes of the responses.
+//! The requests of a client on a discovery stream, from the bytes in gRPC's frames to the bytes of
+//! the responses.
 
 #![no_main]
 

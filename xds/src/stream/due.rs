@@ -1,4 +1,4 @@
-//! What is due, and what has to wait: make before break.
+//! The updates that are due, and those that have to wait: make before break.
 
 use std::{cell::LazyCell, collections::BTreeSet, sync::Arc};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::resource::{Kind, Names, Resource};
 
-/// What is to be done about what is pending of a kind.
+/// The work on the pending names of a kind.
 #[derive(Default)]
 pub(super) struct Due {
     /// In order of names.
@@ -38,7 +38,7 @@ impl Warmth {
         }
     }
 
-    /// Nothing is known any more.
+    /// Forgets which clusters are warm.
     pub(super) fn doubt_all(&mut self) {
         *self = Warmth::default();
     }
@@ -60,8 +60,8 @@ impl Stream {
         confirmed(Kind::Cluster) && (!has_endpoints || confirmed(Kind::Endpoints))
     }
 
-    /// Whether the client has no version of the cluster, or none of its endpoints, and refuses what is offered. Of one that it has,
-    /// or is sent, it will be able to use that.
+    /// Whether the client has no version of the cluster, or none of its endpoints, and refuses the
+    /// offer. Of one that it has, or is sent, it will be able to use that.
     fn is_refused(&self, name: &Arc<str>) -> bool {
         [Kind::Cluster, Kind::Endpoints].into_iter().any(|kind| {
             let subscription = &self.kinds[kind.index()];
@@ -92,7 +92,8 @@ impl Stream {
         };
         debug_assert_eq!(settled, needed.iter().all(is_settled));
         if settled {
-            // Those that are refused are looked at each time: what is offered in their place is waited for again.
+            // Those that are refused are looked at each time: an offer in their place is waited for
+            // again.
             let refused = [Kind::Cluster, Kind::Endpoints].into_iter();
             let refused = refused.flat_map(|kind| self.kinds[kind.index()].rejected.keys());
             let mut warm = needed.clone();
@@ -107,9 +108,11 @@ impl Stream {
         settled
     }
 
-    /// Whether the client can use every cluster with endpoints that it takes. Aggregate clusters come after those: Envoy asks each
-    /// aggregate cluster that it has about each cluster that comes, on its main thread. In the state of the world they cannot wait:
-    /// what a response does not have is gone. Nor where endpoints come on another stream, of which nothing is known here.
+    /// Whether the client can use every cluster with endpoints that it takes. Aggregate clusters
+    /// come after those: Envoy asks each aggregate cluster that it has about each cluster that
+    /// comes, on its main thread. In the state of the world they cannot wait: a resource that a
+    /// response does not have is gone. Nor where endpoints come on another stream, of which nothing
+    /// is known here.
     fn holds_members(&self) -> bool {
         let clusters = &self.kinds[Kind::Cluster.index()];
         let cannot_wait = self.variant == Variant::StateOfTheWorld || self.of_one_kind;
@@ -123,14 +126,14 @@ impl Stream {
             .iter()
             .all(|(name, assigned)| {
                 offered.get(name).is_none_or(|cluster| {
-                    // Nothing is gained by waiting for what is refused.
+                    // To wait for a refused resource gains nothing.
                     self.is_warm(name) || clusters.refuses(cluster) || endpoints.refuses(assigned)
                 })
             })
     }
 
-    /// Whether the client has what it asked for of secrets: a cluster that waits for one takes no requests. A refused secret is
-    /// not waited for.
+    /// Whether the client has the secrets that it asked for: a cluster that waits for one takes no
+    /// requests. A refused secret is not waited for.
     fn holds_secrets(&self) -> bool {
         let subscription = &self.kinds[Kind::Secret.index()];
         let offered = self.view.of(Kind::Secret);
@@ -154,7 +157,7 @@ impl Stream {
         }
     }
 
-    /// Whether clusters may go: whatever could still send requests to them is gone.
+    /// Whether clusters may go: everything that could still send requests to them is gone.
     fn may_remove(&self, kind: Kind) -> bool {
         match kind {
             Kind::Listener | Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => true,
@@ -163,8 +166,9 @@ impl Stream {
         }
     }
 
-    /// Whether an update may be sent. What makes endpoints a dead end waits until routes and policy that avoid them are in
-    /// force, or were refused: nothing is gained by waiting for those.
+    /// Whether an update may be sent. An update that makes endpoints a dead end waits until routes
+    /// and policy that avoid them are in force, or were refused: to wait for refused ones gains
+    /// nothing.
     fn is_timely(&self, subscription: &Subscription, resource: &Resource) -> bool {
         !Stream::loses_all(subscription, resource)
             || (self.grace_is_over || !self.applies_later())
@@ -195,7 +199,7 @@ impl Stream {
         })
     }
 
-    /// Sorts out what is pending.
+    /// Sorts out the pending names.
     pub(super) fn due(&mut self, kind: Kind) -> Due {
         let may_update = self.may_update(kind);
         let subscription = &self.kinds[kind.index()];

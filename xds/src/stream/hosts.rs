@@ -1,13 +1,14 @@
-//! Virtual hosts on demand: what a client is to have that asks for hosts.
+//! Virtual hosts on demand: the virtual hosts of a client that asks for hosts.
 //!
-//! A client asks by *aliases*, `<route table>/<host>`, in which the host is what stands in a request: with a port, in any case,
-//! and mostly not the name of a virtual host. It is sent the virtual host that takes the request.
+//! A client asks by *aliases*, `<route table>/<host>`, in which the host stands as in a request:
+//! with a port, in any case, and mostly not the name of a virtual host. It is sent the virtual host
+//! that takes the request.
 //!
 //! With a wildcard it gets all more specific hosts: their requests would match the wildcard in its table, so it
 //! would never ask for them.
 //!
-//! An alias that nothing goes by is answered and forgotten. Whoever sends requests makes these up, so to remember them would
-//! be a way to fill memory; and Envoy asks again with the next request.
+//! An alias that nothing goes by is answered and forgotten. Senders of requests make these up, so
+//! to remember them would be a way to fill memory; and Envoy asks again with the next request.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +24,7 @@ use crate::{
 /// The longest host that there can be. One with thousands of labels would be looked for under as many wildcards.
 const HOST_BYTES_MAX: usize = 255;
 
-/// What a client asked for.
+/// The hosts that a client asked for.
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
     /// As the client spells them; all of them lead to a virtual host.
@@ -40,7 +41,7 @@ impl Hosts {
         self.asked.len() + self.unresolved.len()
     }
 
-    /// What the client called a virtual host that is now sent, beside its name.
+    /// The client's aliases of a virtual host that is now sent, beside its name.
     pub(super) fn answered(&mut self, name: &str) -> Vec<Arc<str>> {
         let aliases = self.awaited.remove(name).unwrap_or_default();
         aliases
@@ -57,7 +58,7 @@ impl Hosts {
 }
 
 impl Subscription {
-    /// Takes in what a client asks for and what it gives up.
+    /// Takes in the hosts that a client asks for and gives up.
     pub(super) fn ask_for_hosts<'n>(
         &mut self,
         view: &View,
@@ -65,7 +66,7 @@ impl Subscription {
         unsubscribe: impl Iterator<Item = &'n str>,
     ) {
         let offered = view.of(Kind::VirtualHosts);
-        // Everything is what "*" means for other kinds; here a client is served what it asks for.
+        // "*" means everything for other kinds; here a client is served the hosts that it asks for.
         for alias in subscribe.filter(|name| *name != "*") {
             let spelling = shared_name(view, Kind::VirtualHosts, alias);
             let Some(host) = resolve(alias, offered) else {
@@ -76,7 +77,7 @@ impl Subscription {
             self.hosts.asked.insert(Arc::clone(&spelling));
             let awaited = self.hosts.awaited.entry(Arc::clone(&name)).or_default();
             awaited.insert(spelling);
-            // Who asks for what it has has forgotten it.
+            // A client that asks again for a host has forgotten it.
             self.let_go(&name);
             self.pending.insert(Arc::clone(&name));
             if !self.names.insert(Arc::clone(&name)) {
@@ -135,7 +136,7 @@ impl Subscription {
             }
         }
         let mut wanted = wanted(&self.hosts.asked, offered);
-        // What the client has it uses, though what it asked for now leads to a more specific one.
+        // The client uses the hosts that it has, though its aliases now lead to more specific ones.
         let held = self.names.iter().filter(|name| offered.contains_key(*name));
         wanted.extend(held.cloned());
         let fresh = wanted.difference(&self.names).cloned();

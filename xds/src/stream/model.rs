@@ -1,7 +1,7 @@
 //! A model of Envoy against the real stream state, with messages that take their time and a mesh that changes all the while.
 //!
-//! Whatever the order: the model never has a route to a cluster that it cannot use, but for one that it has refused. When
-//! things calm down it has exactly the present view, but for what it refuses.
+//! In any order the model never has a route to a cluster that it cannot use, but for one that it
+//! has refused. When things calm down it has exactly the present view, but for its refusals.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -16,7 +16,7 @@ const HOST: &str = "table/host";
 
 const CLUSTERS: [&str; 4] = ["a", "b", "c", "d"];
 
-/// What leads to clusters.
+/// The kinds that lead to clusters.
 const USERS: [Kind; 3] = [Kind::Routes, Kind::VirtualHosts, Kind::FilterConfig];
 
 /// With this content the client refuses the cluster.
@@ -68,10 +68,10 @@ enum ToServer {
     Nack(Kind, u64, Vec<String>),
 }
 
-/// The versions of what the client refuses, by kind and name.
+/// The versions that the client refuses, by kind and name.
 type Bad = BTreeSet<(usize, String, Version)>;
 
-/// What Envoy would have.
+/// The state that Envoy would have.
 struct Client {
     variant: Variant,
     has: [BTreeMap<String, Version>; Kind::ALL.len()],

@@ -1,4 +1,4 @@
-//! What requests say of a client's interest, in both variants.
+//! Subscriptions by requests, in both variants.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -9,7 +9,8 @@ use super::{
 use crate::resource::{Digest, Kind, Resource, Version};
 
 impl Stream {
-    /// Delta: changes the subscription. `initial` are the versions of what the client has from an earlier stream.
+    /// Delta: changes the subscription. `initial` are the versions that the client has from an
+    /// earlier stream.
     pub fn subscribe_delta<'n>(
         &mut self,
         kind: Kind,
@@ -40,7 +41,7 @@ impl Stream {
                 wants_all = true;
             } else {
                 let name = shared_name(view, kind, name);
-                // Who asks again for what it has is sent it again.
+                // A client that asks again for a resource that it has is sent it again.
                 self.warmth.doubt(&name);
                 subscription.let_go(&name);
                 subscription.pending.insert(Arc::clone(&name));
@@ -79,7 +80,8 @@ impl Stream {
         }
     }
 
-    /// State of the world: replaces the subscription. `version` is what the client says it has, empty for nothing.
+    /// State of the world: replaces the subscription. `version` is the one that the client claims
+    /// to have, empty for nothing.
     pub fn subscribe_sotw<'n>(
         &mut self,
         kind: Kind,
@@ -102,7 +104,7 @@ impl Stream {
         }
         subscription.let_go_unless(|name| all || wanted.contains(name));
         for name in fresh {
-            // The client may have forgotten what it got while it had not asked for it.
+            // The client may have forgotten a resource that it got while it had not asked for it.
             if subscription.held().contains_key(&name) {
                 subscription.repeat.insert(Arc::clone(&name));
             }

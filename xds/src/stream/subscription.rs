@@ -1,4 +1,4 @@
-//! What a client has and wants of one kind.
+//! A client's resources and wishes of one kind.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use crate::{
     view::View,
 };
 
-/// What the client has under a name.
+/// The resource that the client has under a name.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     pub(super) what: What,
@@ -60,7 +60,7 @@ impl Held {
     }
 }
 
-/// A client's interest in one kind, and what it has of it.
+/// A client's interest in one kind, and its resources of it.
 #[derive(Debug, Default)]
 pub(super) struct Subscription {
     pub(super) wildcard: bool,
@@ -70,13 +70,13 @@ pub(super) struct Subscription {
     digest: Digest,
     /// Not sent again while the version is this one.
     pub(super) rejected: BTreeMap<Arc<str>, Version>,
-    /// What was refused last under a name, until another version is accepted: Envoy takes the same bytes, sent again, for
-    /// what it has, acknowledges them, and does not apply them.
+    /// The last refused version under a name, until another one is accepted: Envoy takes the same
+    /// bytes, sent again, for its present resource, acknowledges them, and does not apply them.
     pub(super) refused_last: BTreeMap<Arc<str>, (Version, Arc<str>)>,
     /// The last refusal, until everything that was refused has changed, or is accepted.
     pub(super) refusal: Option<Refused>,
-    /// What may have to be sent or removed: all that a look at what is due has to consider. It costs a change what it
-    /// touches, and a slow client one set.
+    /// The names that may have to be sent or removed: a look for due ones considers no others. A
+    /// change costs only the names that it touches, and a slow client one set.
     pub(super) pending: BTreeSet<Arc<str>>,
     /// To be sent again, or said to be gone, although the client was told before.
     pub(super) repeat: BTreeSet<Arc<str>>,
@@ -90,7 +90,7 @@ pub(super) struct Subscription {
     pub(super) named: bool,
     /// Of virtual hosts: by which names they were asked for. `names` are then their own.
     pub(super) hosts: Hosts,
-    /// The times to live of what the client has are to be renewed.
+    /// The times to live of the client's resources are to be renewed.
     pub(super) renewal: bool,
 }
 
@@ -118,7 +118,7 @@ impl Subscription {
         self.digest.version()
     }
 
-    /// The client has this now. What it had before.
+    /// The client has this now. Returns the one before.
     pub(super) fn hold(&mut self, name: Arc<str>, held: Held) -> Option<Held> {
         self.digest = self.digest.plus(held.digest(&name));
         let before = self.held.insert(Arc::clone(&name), held);
@@ -145,14 +145,14 @@ impl Subscription {
         Some(before)
     }
 
-    /// What was sent under this name has arrived and is good.
+    /// The resource that was sent under this name has arrived and is good.
     pub(super) fn accepted(&mut self, name: &str) {
         if let Some(held) = self.held.get_mut(name) {
             held.acked = true;
         }
     }
 
-    /// What was refused is worth another try, though it has not changed.
+    /// The refused resources are worth another try, though they have not changed.
     pub(super) fn pardon(&mut self) {
         self.refused_last.clear();
         let refused = std::mem::take(&mut self.rejected);
@@ -168,7 +168,7 @@ impl Subscription {
         self.repeat.retain(|name| stays(name));
     }
 
-    /// Notes that what is offered under these names has changed.
+    /// Notes that the offers under these names have changed.
     pub(super) fn changed(&mut self, kind: Kind, names: &[Arc<str>], offered: &Resources) {
         for name in names {
             if self.wants(name) || self.held.contains_key(name) {
@@ -211,7 +211,7 @@ impl Subscription {
         let missing = offered.values().filter(|resource| !self.has(resource));
         let missing: Vec<Arc<str>> = missing.map(|resource| Arc::clone(&resource.name)).collect();
         self.pending.extend(missing);
-        // What it had from an earlier stream may be gone.
+        // Resources from an earlier stream may be gone.
         let gone = self.held.keys().filter(|name| !offered.contains_key(*name));
         self.pending.extend(gone.cloned().collect::<Vec<_>>());
     }

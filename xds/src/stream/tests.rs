@@ -1,5 +1,5 @@
-//! The protocol, rule by rule: `RULES.md` lists the rules with their tests. What a run of many rules together must keep is in
-//! [`super::model`].
+//! The protocol, rule by rule: `RULES.md` lists the rules with their tests. The invariants of many
+//! rules together are in [`super::model`].
 
 mod answers;
 mod hosts;
@@ -88,7 +88,7 @@ fn sotw(view: &Arc<View>) -> Stream {
     Stream::new(Variant::StateOfTheWorld, Arc::clone(view))
 }
 
-/// What a client has asked for altogether.
+/// Subscribes the client to all these names, and no others.
 fn want(stream: &mut Stream, kind: Kind, names: &[&str]) {
     stream.subscribe_sotw(kind, names.iter().copied(), "");
 }

@@ -121,7 +121,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin, S: StreamService> Served<Io, S> {
                 if for_tasks.answer() {
                     self.poll_tasks(&mut Context::from_waker(&to_tasks));
                 }
-                // What the streams have to say is then written in the same turn.
+                // The streams' messages are then written in the same turn.
                 if for_connection.answer() {
                     let mut context = Context::from_waker(&to_connection);
                     let polled = self.poll_connection(alarm.as_mut(), &mut context);

@@ -18,7 +18,8 @@ pub(crate) const PREFIX_BYTES: usize = 5;
 /// The longest request. A proxy that comes back with a hundred thousand clusters names each of them twice.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// Cuts a stream of bytes into messages. Memory is taken for what has come, never for what a length promises.
+/// Cuts a stream of bytes into messages. Memory is taken for bytes that have come, never for those
+/// that a length promises.
 #[derive(Debug)]
 pub(crate) struct Messages {
     /// As it arrived; empty where something waits in `partial`. Most messages come in one piece and are not copied.
@@ -46,7 +47,8 @@ impl Messages {
         }
     }
 
-    /// The next message that is complete. Errors: what comes is none, or too long.
+    /// The next message that is complete. Errors: the bytes are no message, or one that is too
+    /// long.
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, Status> {
         let in_pieces = !self.partial.is_empty();
         let waiting: &[u8] = if in_pieces {
@@ -97,14 +99,14 @@ impl Messages {
         Ok((len <= rest.len()).then_some(len))
     }
 
-    /// Keeps what has come of a message, and lets go of the larger buffer that it came in.
+    /// Keeps the beginning of a message, and lets go of the larger buffer that it came in.
     fn put_by(&mut self) {
         self.partial.extend_from_slice(&self.whole);
         self.whole = Bytes::new();
     }
 }
 
-/// What a client sends.
+/// The messages of a client.
 pub struct Incoming {
     received: Received,
     messages: Messages,
@@ -142,7 +144,7 @@ impl Incoming {
     }
 }
 
-/// What a client is sent.
+/// The messages to a client.
 pub struct Outgoing {
     responder: Responder,
 }
@@ -161,8 +163,8 @@ impl Outgoing {
         responder.respond(head)
     }
 
-    /// Hands a message over. It waits with the connection until the client takes it, so whoever sends bounds how many there
-    /// may be.
+    /// Hands a message over. It waits with the connection until the client takes it, so the sender
+    /// bounds how many there may be.
     pub(crate) fn send(&mut self, message: Pieces) -> Result<(), Gone> {
         self.responder.send(message)
     }
@@ -190,7 +192,8 @@ fn trailers(status: &Status) -> HeaderMap {
     trailers
 }
 
-/// Without what a header cannot hold, and no more than that: Envoy's log shows it as it is.
+/// Escapes the bytes that a header cannot hold, and no more: Envoy's log shows the message as it
+/// is.
 fn escaped(message: &str) -> String {
     let escape = |byte: u8| match byte {
         b'%' | ..b' ' | 0x7f.. => format!("%{byte:02X}"),

@@ -45,7 +45,7 @@ pub(super) fn options() -> Builder {
         .max_header_list_size(LIST_BYTES_MAX)
         .initial_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
-        // What the books of small frames may take beside their bytes.
+        // The most memory for the books of small frames beside their bytes.
         .data_frame_budget(WINDOW_BYTES as usize);
     options
 }
@@ -79,8 +79,8 @@ impl Activity {
     }
 }
 
-/// A socket that notes whatever arrives. The answer to a PING is not enough for a sign of life: it
-/// waits behind everything that the client has not read yet.
+/// A socket that notes every arrival of bytes. The answer to a PING is not enough for a sign of
+/// life: it waits behind everything that the client has not read yet.
 pub(super) struct Watched<Io> {
     io: Io,
     activity: Arc<Activity>,
@@ -255,7 +255,7 @@ impl Responder {
         }
     }
 
-    /// Ends the answer, after what waits.
+    /// Ends the answer, after the messages that wait.
     pub(crate) fn finish(mut self, trailers: Option<HeaderMap>) -> Result<(), Gone> {
         let body = self.body()?;
         match trailers.filter(|trailers| !trailers.is_empty()) {

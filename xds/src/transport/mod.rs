@@ -5,7 +5,7 @@
 //! them, and a buffer in which every response is encoded anew. All other services are tonic's, on the same
 //! connections.
 //!
-//! Clients need not behave. What one client can take is bounded:
+//! Clients need not behave. The costs of one client are bounded:
 //!
 //! | of | at most |
 //! | --- | --- |

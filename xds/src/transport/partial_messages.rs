@@ -16,7 +16,7 @@ use std::{
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-/// What all of them may take together, those that are very long and the others.
+/// The bytes that all of them may take together, those that are very long and the others.
 const BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Beginnings up to this length are not counted.
 const SHORT_BYTES_MAX: usize = 4 * 1024;
@@ -25,7 +25,7 @@ const LONG_BYTES_MIN: usize = 1024 * 1024;
 /// How long one may take.
 const TIME_MAX: Duration = Duration::from_secs(60);
 
-/// What they share. Cheap to clone: all clones are one.
+/// Their shared budget. Cheap to clone: all clones are one.
 #[derive(Clone, Default)]
 pub(crate) struct Budget {
     taken: Arc<Taken>,
@@ -96,7 +96,7 @@ impl Unfinished {
 }
 
 impl Budget {
-    /// What messages of this length have taken.
+    /// The bytes that messages of this length have taken.
     fn part(&self, bytes: usize) -> &AtomicUsize {
         match bytes {
             LONG_BYTES_MIN.. => &self.taken.long,

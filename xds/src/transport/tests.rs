@@ -1,4 +1,4 @@
-//! Clients that do not behave, on a virtual clock: time passes where nobody has anything to do.
+//! Clients that do not behave, on a virtual clock: time passes where all tasks are idle.
 
 mod frames;
 mod in_doubt;
@@ -39,12 +39,12 @@ impl Server {
         Server::with(Some(Arc::new(view)), Routes::default())
     }
 
-    /// Before the first snapshot: nobody reads from a stream that was introduced.
+    /// Before the first snapshot: a stream that was introduced is not read.
     fn without_snapshot() -> Server {
         Server::with(None, Routes::default())
     }
 
-    /// With a service that says what it is told.
+    /// With a service that echoes its requests.
     fn echoing() -> Server {
         let echo = |request: axum::extract::Request| async { Response::new(request.into_body()) };
         let echo = axum::Router::new().route("/echo", axum::routing::post(echo));
@@ -119,7 +119,7 @@ fn hello(type_url: &str) -> DiscoveryRequest {
     }
 }
 
-/// The gRPC status with which a stream ends, after whatever it says before.
+/// The gRPC status with which a stream ends, after all its messages.
 async fn status(response: Response<h2::RecvStream>) -> String {
     let (head, mut body) = response.into_parts();
     if let Some(status) = head.headers.get("grpc-status") {
@@ -132,7 +132,7 @@ async fn status(response: Response<h2::RecvStream>) -> String {
     trailers["grpc-status"].to_str().expect("text").to_owned()
 }
 
-/// What becomes of a stream on which `first` is sent.
+/// The end of a stream on which `first` is sent.
 async fn answer_to(url: &str, first: Bytes) -> String {
     let server = Server::new();
     let (mut client, _) = server.client().await;
@@ -212,7 +212,7 @@ async fn keepalive_ends_the_connection_of_a_client_that_vanished() {
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             _ = &mut connection => {}
-            // It stays open, and nobody reads from it.
+            // It stays open, and is not read.
             () = told.notified() => std::future::pending().await,
         }
     });
@@ -271,7 +271,8 @@ async fn concurrent_streams_of_a_connection_are_bounded() {
         let first = framed(&hello(Kind::Cluster.type_url()));
         stream.send_data(first, false).expect("sent");
         open.push((response, stream));
-        // The client holds back what the server would refuse, so it may be a while; then the rest stays where it is.
+        // The client holds back data that the server would refuse, so it may be a while; then the
+        // rest stays where it is.
         if timeout(
             Duration::from_secs(1),
             futures::future::poll_fn(|context| client.poll_ready(context)),
@@ -322,7 +323,7 @@ async fn finished_streams_leave_nothing_behind() {
         let status = status(response.await.expect("an answer")).await;
         assert_eq!(status, unimplemented);
     }
-    // Who has no stream is sent away.
+    // A client without a stream is sent away.
     timeout(Duration::from_secs(60), serving)
         .await
         .expect("no stream is left")

@@ -57,7 +57,7 @@ pub(super) async fn call(
     };
 }
 
-/// What becomes of `work`; none if the client leaves before.
+/// The outcome of `work`; none if the client leaves before.
 async fn unless_gone<T>(responder: &mut Responder, work: impl Future<Output = T>) -> Option<T> {
     let gone = pin!(poll_fn(|context| responder.poll_gone(context)));
     match select(gone, pin!(work)).await {
@@ -77,7 +77,7 @@ async fn respond(
         let frame = unless_gone(&mut responder, body.frame()).await;
         match frame.ok_or(Gone)? {
             None => return responder.finish(None),
-            // tonic tells what fails in the trailers.
+            // tonic tells of failures in the trailers.
             Some(Err(_)) => return Err(Gone),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => send(&mut responder, data).await?,
@@ -97,7 +97,7 @@ async fn send(responder: &mut Responder, mut data: Bytes) -> Result<(), Gone> {
     Ok(())
 }
 
-/// What a client sends, for tonic.
+/// The messages of a client, for tonic.
 struct RequestBody {
     received: Received,
     message: Outline,
@@ -113,7 +113,7 @@ struct Outline {
 }
 
 impl Outline {
-    /// Follows what comes; gives how many bytes wait for the rest of their message.
+    /// Follows the bytes that come; gives how many of them wait for the rest of their message.
     fn follow(&mut self, mut data: &[u8]) -> usize {
         while !data.is_empty() {
             if let Some(missing) = self.prefix.get_mut(self.come..) {

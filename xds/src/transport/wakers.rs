@@ -1,7 +1,8 @@
-//! Wakers that tell what has to be polled.
+//! Wakers that tell which future has to be polled.
 //!
-//! A connection and its streams wake each other all the time: whoever sends wakes the connection to write, and it wakes whom
-//! it has read something for. With the task's own waker each of these would poll everything once more.
+//! A connection and its streams wake each other all the time: a stream that sends wakes the
+//! connection to write, and the connection wakes the streams that it has read something for. With
+//! the task's own waker each of these would poll everything once more.
 
 use std::{
     sync::{
@@ -20,7 +21,7 @@ pub(super) struct Bell {
     house: Arc<House>,
 }
 
-/// What the bells of a task share.
+/// The shared state of a task's bells.
 #[derive(Default)]
 pub(super) struct House {
     /// The task is awake, and looks at its bells before it sleeps.
@@ -35,15 +36,15 @@ impl House {
         self.awake.store(true, SeqCst);
     }
 
-    /// From now on a bell wakes the task. Whoever calls this looks at the bells once more afterwards: one may have rung just
-    /// before.
+    /// From now on a bell wakes the task. The caller looks at the bells once more afterwards: one
+    /// may have rung just before.
     pub(super) fn fall_asleep(&self) {
         self.awake.store(false, SeqCst);
     }
 }
 
 impl Bell {
-    /// A bell that has rung: nobody has been polled yet.
+    /// A bell that has rung: its future has not been polled yet.
     pub(super) fn of(house: &Arc<House>) -> Arc<Bell> {
         Arc::new(Bell {
             rung: AtomicBool::new(true),
@@ -96,7 +97,8 @@ mod tests {
         let mut heard = 0;
         let hearing = std::future::poll_fn(|context| {
             house.wake_up(context.waker());
-            // Bounded as where it is used: once a task has had its share of time, whatever it asks has it ring again.
+            // Bounded as where it is used: once a task has had its share of time, each of its
+            // questions has it ring again.
             for _ in 0..16 {
                 if bell.answer() {
                     let mut inner = std::task::Context::from_waker(&waker);

@@ -1,4 +1,4 @@
-//! Who may write.
+//! Write authority.
 
 use policy::{Enforcement, Forward};
 
@@ -116,7 +116,7 @@ fn authority_is_read() {
     let key = Some(KeySource::Header("x-user".into()));
     assert_eq!(mesh.services[0].writes, Writes::Fenced { key });
     assert_eq!(mesh.services[1].writes, Writes::Free);
-    // Who stands by is ordered by distance from the first owner.
+    // The standbys are ordered by distance from the first owner.
     let text = with_authority(
         " {cells: [{name: main, owners: [beijing-c]}]}\nlinks: [{between: [beijing-c, shanghai-b], rtt_ms: 3}]",
     );

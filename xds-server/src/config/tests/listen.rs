@@ -1,4 +1,4 @@
-//! Who may connect.
+//! Access to the ports.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What proxies listen on: every address that they would refuse is refused here.
+//! The listeners of proxies: every address that proxies would refuse is refused here.
 
 use super::*;
 

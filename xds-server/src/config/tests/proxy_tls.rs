@@ -110,7 +110,7 @@ fn instances_are_verified_by_a_ca_and_a_name() {
         "{trusted_ca: {file: /certs/ca.crt}, subject_alt_names: ['spiffe://x/web', web.internal]}",
     )
     .expect("good");
-    // What is no name of a host is no server name either.
+    // Text that is no host name is no server name either.
     assert_eq!(tls.sni.as_deref(), Some("web.internal"));
     for (bad, expected) in [
         (

@@ -4,7 +4,8 @@ use std::fmt;
 
 use super::Identity;
 
-/// A name with `*` for one segment of a path or one label of a DNS name, and `{zone}` and `{role}` for what is asked for.
+/// A name with `*` for one segment of a path or one label of a DNS name, and `{zone}` and `{role}`
+/// for the requested ones.
 ///
 /// With `://` it is matched against URIs, whose segments end at `/`, else against DNS names, whose labels end at `.` and whose
 /// case does not matter. It is matched from left to right without going back, so a name can be read in one way only: a `*` is
@@ -36,7 +37,7 @@ enum Part {
     Literal(String),
     Zone,
     Role,
-    /// A segment or label, whatever it is.
+    /// Any one segment or label.
     Any,
 }
 
@@ -125,7 +126,7 @@ impl Pattern {
         rest.is_empty()
     }
 
-    /// What comes after `prefix`, which is never empty: nobody is in a zone without a name.
+    /// The text after `prefix`, which is never empty: no client is in a zone without a name.
     fn skip<'n>(&self, name: &'n str, prefix: &str) -> Option<&'n str> {
         let (start, rest) = name.split_at_checked(prefix.len())?;
         let same = match self.kind {

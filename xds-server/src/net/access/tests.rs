@@ -1,4 +1,4 @@
-//! What rules permit.
+//! Access rules and their permissions.
 
 use proptest::prelude::*;
 
@@ -59,7 +59,7 @@ fn a_pattern_permits_the_zone_and_role_that_stand_in_the_name() {
         Gateway,
         false,
     );
-    // What is asked for is text, and never a pattern itself.
+    // The requested zone is text, and never a pattern itself.
     check(spiffe, gateway_a, "*", Gateway, false);
     check(spiffe, gateway_a, "{zone}", Gateway, false);
     check(

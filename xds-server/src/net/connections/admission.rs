@@ -51,7 +51,7 @@ enum Client {
 }
 
 impl Client {
-    /// Who has an IPv6 address has as many as it likes.
+    /// A client with one IPv6 address has as many as it likes.
     fn at(address: IpAddr) -> Client {
         Client::Address(match address.to_canonical() {
             IpAddr::V6(v6) => {

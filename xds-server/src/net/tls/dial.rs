@@ -66,7 +66,7 @@ impl Dialer {
     }
 }
 
-/// Leads to one address, whatever it is asked for.
+/// Leads to one address for every URI.
 #[derive(Clone)]
 pub struct Connector {
     dialer: Dialer,

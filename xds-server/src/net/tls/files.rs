@@ -1,4 +1,4 @@
-//! From PEM files to what a handshake needs.
+//! From PEM files to the credentials of a handshake.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,14 +24,14 @@ use super::identity::{End, UnreadableCertificate};
 /// PEM files, which are followed while the control plane runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The server's certificate, and what lies between it and a CA that clients know.
+    /// The server's certificate, and the intermediate ones up to a CA that clients know.
     pub cert: PathBuf,
     pub key: PathBuf,
     /// Whose certificates clients must show.
     pub client_ca: PathBuf,
 }
 
-/// Why the files cannot be used: which one, and what is wrong with it.
+/// Why the files cannot be used: the file, and its fault.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("listen.tls.{field}: {file} cannot be read: {error}")]
@@ -78,11 +78,11 @@ pub(super) struct Contents {
     client_ca: Vec<u8>,
 }
 
-/// What handshakes are made with.
+/// The credentials of handshakes.
 pub(super) struct Credentials {
-    /// For who shows a certificate of the CA.
+    /// For clients with a certificate of the CA.
     pub(super) xds: Arc<ServerConfig>,
-    /// For who shows none, too.
+    /// For clients without one, too.
     pub(super) admin: Arc<ServerConfig>,
     /// For connections to other replicas: they show a certificate of the same CA.
     pub(super) client: Arc<ClientConfig>,
@@ -111,7 +111,7 @@ impl Contents {
         })
     }
 
-    /// Checks that they belong together, and makes of them what handshakes need.
+    /// Checks that they belong together, and makes the credentials of handshakes.
     pub(super) fn credentials(&self, files: &TlsFiles) -> Result<Credentials, TlsError> {
         let chain = certificates("cert", &files.cert, &self.cert)?;
         let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|error| TlsError::Pem {
@@ -121,7 +121,7 @@ impl Contents {
             wanted: "a private key",
         })?;
         let cas = certificates("client_ca", &files.client_ca, &self.client_ca)?;
-        // The server's own stands first; what follows it are those between it and the root.
+        // The server's own stands first; those between it and the root follow.
         let certificate = chain.first().cloned().ok_or_else(|| TlsError::Empty {
             field: "cert",
             file: files.cert.display().to_string(),

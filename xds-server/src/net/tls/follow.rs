@@ -1,5 +1,5 @@
-//! Follows certificate, key and CA. New handshakes use what stands in the files; connections that are open go on. Files that
-//! cannot be used change nothing, and are reported.
+//! Follows certificate, key and CA. New handshakes use the present files; connections that are open
+//! go on. Files that cannot be used change nothing, and are reported.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use crate::{
 /// How often the files are looked at. Their content is compared, not their times: a mounted secret changes by swapping links.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is said about the ends of certificates.
+/// The conditions about the ends of certificates.
 const ENDS: &[Code] = &[Code::CertificateEndsSoon, Code::CertificateEnded];
 
 /// The files in use, and those that follow.
@@ -51,14 +51,14 @@ impl Tls {
         Ok(Tls { credentials })
     }
 
-    /// What connects to other replicas.
+    /// The dialer for connections to other replicas.
     pub fn dialer(&self) -> Dialer {
         Dialer {
             tls: Some(self.credentials.clone()),
         }
     }
 
-    /// What makes this port's handshakes.
+    /// The acceptor of this port's handshakes.
     pub fn acceptor(&self, port: Port) -> Acceptor {
         Acceptor {
             tls: Some((self.credentials.clone(), port)),
@@ -68,9 +68,9 @@ impl Tls {
 
 struct Follower {
     files: TlsFiles,
-    /// What the last look found; none where a file could not be read.
+    /// The contents at the last look; none where a file could not be read.
     seen: Option<Contents>,
-    /// What was looked into last, good or bad, so that what is bad is reported once.
+    /// The contents that were checked last, good or bad, so that bad ones are reported once.
     considered: Option<Contents>,
     publisher: watch::Sender<Arc<Credentials>>,
     lasting: Lasting,
@@ -95,7 +95,8 @@ impl Follower {
         }
     }
 
-    /// Takes what two looks in a row have found the same: files that belong together are not written in one moment.
+    /// Takes contents that two looks in a row have found the same: files that belong together are
+    /// not written in one moment.
     fn look(&mut self, read: Result<Contents, TlsError>) {
         let (found, unread) = match read {
             Ok(contents) => (Some(contents), None),

@@ -34,8 +34,8 @@ pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<Identity, Unreada
 pub(super) struct End {
     /// In seconds since 1970.
     pub(super) not_after_s: u64,
-    /// From then on it ends soon: two weeks before, or a sixth of its life where that is less. Who renews certificates
-    /// by a machine does so before.
+    /// From then on it ends soon: two weeks before, or a sixth of its life where that is less.
+    /// Automatic renewal comes before that.
     pub(super) soon_s: u64,
 }
 

@@ -1,4 +1,5 @@
-//! TLS on our ports: who connects is asked for a certificate, and the names in it are known from then on.
+//! TLS on our ports: each client is asked for a certificate, and the names in it are known from
+//! then on.
 
 mod dial;
 mod files;
@@ -33,7 +34,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Who makes a request with these extensions. Where nobody says who it is, it is nobody.
+    /// The caller of a request with these extensions. Without a peer it is anonymous.
     pub fn of(extensions: &http::Extensions) -> Caller {
         let peer = extensions.get::<Peer>();
         peer.map_or(Caller::Anonymous, |peer| peer.caller.clone())
@@ -52,12 +53,12 @@ pub enum AcceptError {
     Certificate(#[from] UnreadableCertificate),
 }
 
-/// Which port asks for what.
+/// The ports, by their requirements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Port {
     /// HTTP/2, and never without a certificate.
     Xds,
-    /// HTTP/1.1. Who shows no certificate is [`Caller::Anonymous`]: probes have none.
+    /// HTTP/1.1. A client without a certificate is [`Caller::Anonymous`]: probes have none.
     Admin,
 }
 
@@ -70,7 +71,7 @@ impl Port {
     }
 }
 
-/// Makes connections of what a port takes. Cheap to clone.
+/// Makes TLS or plain connections of the sockets that a port accepts. Cheap to clone.
 #[derive(Clone)]
 pub struct Acceptor {
     /// None: plain text.
@@ -78,7 +79,7 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Takes everybody, in plain text.
+    /// Takes all clients, in plain text.
     pub fn plain() -> Acceptor {
         Acceptor { tls: None }
     }

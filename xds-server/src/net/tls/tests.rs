@@ -111,7 +111,7 @@ fn connector(server_ca: &Ca, own: Option<(String, String)>) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
-/// What both ends see of one connection.
+/// The results of one connection at both ends.
 async fn connect(
     acceptor: &Acceptor,
     connector: &TlsConnector,
@@ -163,7 +163,7 @@ async fn the_names_in_a_certificate_are_the_callers() {
     }
 }
 
-/// Waits for what the follower does within seconds.
+/// Waits for an effect of the follower, which comes within seconds.
 async fn eventually(what: impl Fn() -> bool) {
     let waited = timeout(Duration::from_secs(20), async {
         while !what() {
@@ -189,7 +189,7 @@ async fn new_files_count_for_new_connections_and_bad_ones_for_none() {
     let (client, server) = connect(&acceptor, &of_old).await;
     let (mut client, (mut server, _)) = (client.unwrap(), server.unwrap());
 
-    // A key that is not the certificate's, which is what a writer that is not done yet leaves behind.
+    // A key that is not the certificate's, as a writer that is not done yet leaves behind.
     fs::write(&files.key, KeyPair::generate().unwrap().serialize_pem()).unwrap();
     eventually(|| reloads("error") == 1).await;
     assert_eq!(metrics.tls_current.get(), 0);
@@ -203,7 +203,7 @@ async fn new_files_count_for_new_connections_and_bad_ones_for_none() {
     let of_new = connector(&new, Some(new.issue(&["a"])));
     assert!(connect(&acceptor, &of_new).await.1.is_ok());
     assert!(connect(&acceptor, &of_old).await.1.is_err());
-    // What was open goes on.
+    // Open connections go on.
     server.write_all(b"still here").await.unwrap();
     server.flush().await.unwrap();
     let mut heard = [0; 10];

@@ -1,4 +1,4 @@
-//! What clients answer: ACK, NACK and nonces.
+//! Answers of clients: ACK, NACK and nonces.
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
@@ -43,7 +43,8 @@ fn a_refused_resource_is_not_sent_again_until_it_changes() {
     sent(&mut stream, Kind::Cluster, &["a"], &[]);
 }
 
-/// Envoy takes bytes that it refused, sent again, for what it has: it acknowledges them, and applies nothing.
+/// Envoy takes bytes that it refused, sent again, for its present resource: it acknowledges them,
+/// and applies nothing.
 #[test]
 fn a_refused_resource_that_is_offered_again_stays_refused_until_another_is_accepted() {
     for mut stream in [delta(&view(&cluster("a", "1"), &[])), {

@@ -28,7 +28,7 @@ fn client(view: &Arc<View>) -> Stream {
     stream
 }
 
-/// What a response says beside its resources: what they were called, and what nothing is called.
+/// The names in a response beside its resources: their aliases, and the unresolved aliases.
 #[track_caller]
 fn answered(stream: &mut Stream, expected: &[(&str, &[&str])], unresolved: &[&str]) {
     let outgoing = stream.next_due().expect("a response is due");
@@ -57,7 +57,7 @@ fn answered(stream: &mut Stream, expected: &[(&str, &[&str])], unresolved: &[&st
 
 #[test]
 fn a_client_is_told_at_once_that_it_has_asked_for_nothing() {
-    // Envoy names everything when it comes back; what it wants follows.
+    // Envoy names everything when it comes back; its wishes follow.
     for first in [&[][..], &["*"]] {
         let mut stream = delta(&table(&[("a.example", "1")]));
         subscribe(&mut stream, HOSTS, first);
@@ -185,7 +185,8 @@ fn a_host_that_comes_before_the_answer_is_the_answer() {
 }
 
 /// Requests for these would match the wildcard, so that the client would never ask for them.
-/// Whoever sends requests makes hosts up. No wildcard is looked for behind each dot of what cannot be a host.
+/// Senders of requests make hosts up. No wildcard is looked for behind each dot of text that cannot
+/// be a host.
 #[test]
 fn a_host_that_is_too_long_is_nobodys() {
     let mut stream = client(&table(&[("*", "1")]));
@@ -217,7 +218,7 @@ fn a_wildcard_brings_what_is_more_specific() {
     let more = hosts.into_iter().chain(["z.b.example"]);
     stream.set_view(table(&more.map(|host| (host, "1")).collect::<Vec<_>>()));
     answered(&mut stream, &[("table/z.b.example", &[])], &[]);
-    // What it asked for now leads elsewhere, and yet it uses the wildcard.
+    // Its alias now leads elsewhere, and yet it uses the wildcard.
     let changed = hosts
         .map(|host| (host, "2"))
         .into_iter()
@@ -262,7 +263,7 @@ fn who_comes_back_is_sent_what_changed_and_what_it_called_otherwise() {
         ("table/a.example", version("table/a.example")),
         ("table/b.example", Version::parse("older")),
         ("table/c.example", version("table/c.example")),
-        // What Envoy remembers of a name that nothing went by.
+        // Envoy's memory of a name that nothing went by.
         ("table/d.example", Version::parse("")),
     ];
     let asked = [

@@ -64,7 +64,7 @@ fn an_aggregate_cluster_waits_until_its_members_can_be_used() {
     taken(&mut stream, Kind::Cluster, &["a/reads"], &[]);
 }
 
-/// What a response does not have is gone from the client.
+/// A resource that a response does not have is gone from the client.
 #[test]
 fn an_aggregate_cluster_does_not_wait_in_the_state_of_the_world() {
     let lines = [&cluster("a", "1")[..], &[(Kind::Cluster, "a/reads", "1")]].concat();
@@ -73,7 +73,7 @@ fn an_aggregate_cluster_does_not_wait_in_the_state_of_the_world() {
     taken(&mut stream, Kind::Cluster, &["a", "a/reads"], &[]);
 }
 
-/// Nothing on this stream tells of them.
+/// This stream does not tell of them.
 #[test]
 fn an_aggregate_cluster_does_not_wait_for_endpoints_of_another_stream() {
     let lines = [&cluster("a", "1")[..], &[(Kind::Cluster, "a/reads", "1")]].concat();
@@ -133,7 +133,7 @@ fn a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
         assert_eq!(outgoing.kind, kind);
         ack(&mut stream, kind, &outgoing.nonce.to_string());
         if kind == Kind::Cluster {
-            // Nothing may be sent that waits for the endpoints.
+            // Resources that wait for the endpoints may not be sent.
             continue;
         }
     }
@@ -394,7 +394,7 @@ fn routes_and_policy_do_not_wait_for_what_is_refused() {
         }
         taken(&mut stream, Kind::Routes, &["table"], &[]);
         taken(&mut stream, Kind::FilterConfig, &["filter"], &[]);
-        // What is offered in its place is waited for again.
+        // An offer in its place is waited for again.
         stream.set_view(view(&lines("2"), &used));
         let nonce = sent(&mut stream, Kind::Cluster, &["bad"], &[]);
         ack(&mut stream, Kind::Cluster, &nonce);

@@ -125,7 +125,7 @@ fn nothing_is_renewed_where_nothing_expires_or_the_client_knows_nothing_of_it() 
     }
 }
 
-/// What the client brought along from an earlier stream expires, too.
+/// Resources that the client brought along from an earlier stream expire, too.
 #[test]
 fn what_was_brought_along_is_renewed() {
     let world = lasting(&world("1"), 60);

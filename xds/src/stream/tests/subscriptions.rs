@@ -1,4 +1,4 @@
-//! What clients ask for, and what they are sent for that.
+//! Subscriptions of clients, and the responses to them.
 
 use super::*;
 

@@ -13,7 +13,7 @@
 //! | CONTINUATION flood (CVE-2024-27316) | [`continuation_flood_ends_the_connection`] |
 //! | HPACK bomb, long lists of fields | [`hpack_bomb_ends_the_connection`], [`a_list_of_fields_beyond_the_limit_is_refused`] |
 //! | Empty DATA flood (CVE-2019-9518) | [`empty_data_flood_ends_the_connection`] |
-//! | Small DATA that nobody reads | [`small_data_flood_ends_the_connection`], [`small_data_are_read`] |
+//! | Small DATA, unread | [`small_data_flood_ends_the_connection`], [`small_data_are_read`] |
 //! | PING, SETTINGS flood (CVE-2019-9512, -9515) | [`ping_flood_and_settings_flood_are_not_read_without_end`] |
 //! | An idle client that keeps talking | [`a_client_that_talks_without_a_stream_is_sent_away`] |
 //! | A client that talks and does not answer PINGs | [`any_frame_is_a_sign_of_life`] |
@@ -87,7 +87,7 @@ fn open(stream: u32) -> Vec<u8> {
     frame(kind::HEADERS, END_HEADERS, stream, &discovery())
 }
 
-/// What a proxy says first on a stream.
+/// A proxy's first request on a stream.
 fn introduce(stream: u32) -> Vec<u8> {
     let first = framed(&hello(Kind::Cluster.type_url()));
     [open(stream), frame(kind::DATA, 0, stream, &first)].concat()
@@ -122,7 +122,7 @@ impl Client {
         written.expect("the server reads or leaves").is_ok()
     }
 
-    /// What comes next of this kind.
+    /// The next frame of this kind.
     async fn next(&mut self, kind: u8) -> Received {
         let next = async {
             loop {
@@ -154,7 +154,7 @@ async fn listen(mut from: ReadHalf<DuplexStream>, hears: mpsc::UnboundedSender<R
             return;
         }
         let stream = u32::from_be_bytes(stream);
-        // Nobody may care any more.
+        // The receiver may be gone.
         let _ = hears.send(Received {
             kind,
             stream,
@@ -173,7 +173,7 @@ async fn assert_serves(server: &Server) {
     body.data().await.expect("a response").expect("of bytes");
 }
 
-/// What becomes of a client that sends this without end.
+/// The end of a client that sends this without end.
 async fn check_flood(begin: &[u8], flood: impl Fn(u32) -> Vec<u8>, expected: u32) {
     let server = Server::new();
     let mut client = Client::new(&server).await;
@@ -188,7 +188,7 @@ async fn check_flood(begin: &[u8], flood: impl Fn(u32) -> Vec<u8>, expected: u32
     panic!("the server took all of it");
 }
 
-/// The connection ends with what this is a part of.
+/// These bytes end the connection with an error.
 async fn check_frame(bytes: &[u8]) {
     let server = Server::new();
     let mut client = Client::new(&server).await;
@@ -271,7 +271,7 @@ async fn a_stream_beyond_the_limit_is_refused() {
 async fn data_beyond_the_window_end_the_connection() {
     let server = Server::without_snapshot();
     let mut client = Client::new(&server).await;
-    // Nobody reads from its stream for now.
+    // Its stream is not read for now.
     client.send(&introduce(1)).await;
     let data = frame(kind::DATA, 0, 1, &[0; 16_384]);
     let sent = 256 * 1024 / 16_384;
@@ -390,7 +390,7 @@ async fn small_data_are_read() {
     }
 }
 
-/// The client does not listen. What it asks is not read any more once the answers have no place.
+/// The client does not listen. Its requests are not read any more once the answers have no place.
 #[tokio::test(start_paused = true)]
 async fn ping_flood_and_settings_flood_are_not_read_without_end() {
     let server = Server::new();
@@ -447,7 +447,7 @@ async fn any_frame_is_a_sign_of_life() {
     client.serving.await.expect("it ends");
 }
 
-/// Lets everybody do what there is to do.
+/// Lets all tasks do their work.
 async fn settle() {
     for _ in 0..10 {
         tokio::task::yield_now().await;

@@ -21,7 +21,7 @@ const ENDPOINTS: &str =
 /// A cluster, and its endpoints.
 const ORDERS: &str = "orders/here";
 const LISTENER: &str = "gateway";
-/// Longer than a stream may take to show what it holds.
+/// Longer than a stream may take to show the resources that it holds.
 const LONG: Duration = Duration::from_secs(60);
 
 /// Something with this name and content. The kind of message does not matter to the protocol.
@@ -34,7 +34,7 @@ fn resource(name: &str, content: &str) -> Arc<Resource> {
     Arc::new(Resource::encode(name, &message))
 }
 
-/// What there is, and whether it may be empty by mistake.
+/// A view, and whether it may be empty by mistake.
 struct Snapshot {
     view: Arc<View>,
     is_in_doubt: bool,
@@ -163,7 +163,7 @@ impl Client {
     }
 }
 
-/// What a client that comes back asks for, and what it holds of it.
+/// The first request of a client that comes back, and the version that it holds.
 fn delta(kind: Kind, name: &str, holds: Option<&str>) -> DeltaDiscoveryRequest {
     let versions =
         holds.map(|content| (name.to_owned(), resource(name, content).version.to_string()));
