@@ -1,4 +1,5 @@
-//! Where proxies are that could hold grants: what the sessions of all replicas say, and what the own ones have said.
+//! Proxies that could hold grants, by zone: as the sessions of all replicas say, and as the own
+//! ones have said.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +22,7 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// Takes in what the store says.
+    /// Takes an event of the store in.
     pub(super) fn hear(&mut self, fact: &StoreEvent) {
         match fact {
             StoreEvent::Listed { entries, .. } => {
@@ -83,7 +84,7 @@ impl Presence {
         changes
     }
 
-    /// Who speaks for each zone.
+    /// The speaker for each zone.
     pub(super) fn zones(
         &self,
         sessions: &Sessions,

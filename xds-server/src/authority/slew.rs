@@ -14,11 +14,13 @@ use crate::{conditions::Code, metrics::Metrics};
 /// How often the kernel is asked.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// The kernel's tick when nothing is slewed, in microseconds, and what one more of them changes, in parts per million.
+/// The kernel's tick without a slew, in microseconds, and the change by one more of them, in parts
+/// per million.
 const TICK_US: i64 = 10_000;
 const PPM_PER_TICK_US: i64 = 100;
 
-/// Asks the kernel again and again, and says when its clock is slewed by more than what is agreed on. Never ends.
+/// Asks the kernel again and again, and reports a slew of its clock beyond the agreed drift. Never
+/// ends.
 pub async fn watch(agreements: Agreements, metrics: Metrics) {
     let mut ticks = tokio::time::interval(INTERVAL);
     loop {
@@ -68,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_slew_by_more_than_what_is_agreed_on_is_said() {
-        // Nothing is slewed; a drift that a daemon makes up for; chrony's fastest slew, in both directions.
+        // No slew; a drift that a daemon makes up for; chrony's fastest slew, in both directions.
         assert_eq!(ppm_of(10_000, 0), 0);
         assert_eq!(ppm_of(10_000, -35 << 16), -35);
         let fastest = ppm_of(10_833, 333 << 16);

@@ -1,4 +1,4 @@
-//! How cells stand, for people and for what follows from it.
+//! The state of cells, for people and for the conditions that follow from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,11 +22,11 @@ pub struct CellStatus {
     /// The move that is under way.
     #[serde(rename = "move")]
     pub moving: Option<MoveStatus>,
-    /// The incarnations of which something may still be under way; `*`: of anybody.
+    /// The incarnations of which something may still be under way; `*`: of any.
     pub unsettled: Vec<String>,
     /// The incarnations that are registered to grant.
     pub grantors: Vec<String>,
-    /// What this process grants, by zone.
+    /// The grants of this process, by zone.
     pub here: Vec<Holding>,
     /// The zones that a replica speaks for.
     #[serde(default)]
@@ -44,7 +44,7 @@ pub struct CellStatus {
 
 pub type MoveStatus = MoveRecord;
 
-/// Who speaks for a zone, over all replicas.
+/// The speaker for a zone, over all replicas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speakers {
     /// Living sessions.
@@ -53,7 +53,7 @@ pub struct Speakers {
     pub proxies: Option<u32>,
 }
 
-/// What one replica grants for a cell.
+/// The grants of one replica for a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holding {
     pub zone: String,
@@ -65,7 +65,7 @@ pub struct Holding {
     pub holders: usize,
 }
 
-/// What became of a move.
+/// The outcome of a move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     pub id: String,

@@ -14,8 +14,9 @@ use prost::{Message, Name};
 
 use super::ordered::{self, JsonFormat};
 
-/// One JSON object a request, by field. `decision` is the reason code, set by the route or, on a refusal, by the filter.
-/// JSON because Envoy escapes values in it: what a client sends cannot pass for another field.
+/// One JSON object a request, by field. `decision` is the reason code, set by the route or, on a
+/// refusal, by the filter. JSON because Envoy escapes values in it: a value from a client cannot
+/// pass for another field.
 const FIELDS: &[(&str, &str)] = &[
     ("authority", "%REQ(:AUTHORITY)%"),
     ("cell", "%REQ(X-TIDEGATE-CELL)%"),

@@ -47,8 +47,9 @@ const CONNECT_TIMEOUT_MS: f64 = 200.0;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
-/// The share of usable instances below which Envoy uses all of them, in percent: only when none is left. What the proxy
-/// ejected by itself is suspected, not known, to be dead; what the control plane calls unhealthy is not used before that.
+/// The share of usable instances below which Envoy uses all of them, in percent: only when none is
+/// left. An instance that the proxy ejected by itself is suspected, not known, to be dead; one that
+/// the control plane calls unhealthy is not used before that.
 const PANIC_PERCENT: f64 = 1.0;
 
 /// Stands for the place in the name under which aggregate clusters are counted. No zone has that
@@ -133,8 +134,8 @@ fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) 
 /// A cluster that uses the first of its members that has usable instances: Envoy's aggregate cluster. A change of an
 /// instance so stays a change of one zone's endpoints.
 ///
-/// All of a service and class count as `stats`: a third of what an aggregate cluster takes in a
-/// proxy are counters and gauges, and those of the same name are made once.
+/// All of a service and class count as `stats`: a third of an aggregate cluster's memory in a proxy
+/// are counters and gauges, and those of the same name are made once.
 fn aggregate(
     name: &str,
     stats: &str,
@@ -211,13 +212,14 @@ fn outlier_detection(ejection: &Ejection) -> OutlierDetection {
         enforcing_failure_percentage: if_asked_for(ejection.failure_percentage_threshold.is_some()),
         failure_percentage_minimum_hosts: uint32(1),
         failure_percentage_request_volume: uint32(ejection.failure_percentage_request_volume),
-        // Compares instances with each other; nobody asked for that.
+        // Compares instances with each other, which is not configured.
         enforcing_success_rate: never(),
         ..OutlierDetection::default()
     }
 }
 
-/// A gateway passes on what services answer, so an answer says nothing about the gateway; that none came does.
+/// A gateway passes on the answers of services, so an answer says nothing about the gateway; a
+/// missing one does.
 fn unreachable_gateways(ejection: &Ejection) -> OutlierDetection {
     let (never, always) = (|| uint32(0), || uint32(100));
     OutlierDetection {
@@ -251,7 +253,7 @@ fn common_options(service: &ServiceConfig) -> CommonOptions {
     }
 }
 
-/// [`Protocol::Auto`] as what it means for this service.
+/// [`Protocol::Auto`] as its meaning for this service.
 fn upstream_protocol(service: &ServiceConfig) -> Protocol {
     let mut routes = service.routes.iter();
     let is_grpc = |route: &Route| matches!(route.matches, RouteMatch::Grpc(_));

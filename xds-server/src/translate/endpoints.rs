@@ -30,7 +30,7 @@ pub struct ZoneInstances<'i> {
     pub full_from_percent: u8,
     /// By name, in order.
     pub instances: Vec<(&'i str, &'i Instance)>,
-    /// Whether any of this is not what it was.
+    /// Whether any of this has changed.
     pub changed: bool,
 }
 
@@ -50,8 +50,9 @@ impl ZoneInstances<'_> {
     }
 }
 
-/// The endpoints of a service that are not what they were; `zones` are those of the topology, in its order. Without instances an assignment is empty, but
-/// it is there: a cluster that waits for it would hold up every route. Without a healthy one it is a dead end.
+/// The changed endpoints of a service; `zones` are those of the topology, in its order. Without
+/// instances an assignment is empty, but it is there: a cluster that waits for it would hold up
+/// every route. Without a healthy one it is a dead end.
 pub fn endpoints(
     topology: &Topology,
     service: &ServiceConfig,

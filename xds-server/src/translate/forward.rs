@@ -1,4 +1,4 @@
-//! What a route does with a request that goes on: where it may turn when it is not answered.
+//! A route's action for a request that goes on: its alternatives where it is not answered.
 
 use std::{collections::HashMap, time};
 
@@ -83,7 +83,8 @@ fn stream_duration(options: RouteOptions) -> Option<MaxStreamDuration> {
     })
 }
 
-/// gRPC calls say themselves how long they may take, from their beginning. What is configured bounds that, and those that do not.
+/// gRPC calls say themselves how long they may take, from their beginning. The configured time
+/// bounds that, and those that do not.
 pub(super) fn grpc_duration(options: RouteOptions) -> MaxStreamDuration {
     let bound = options.shortest_ms();
     MaxStreamDuration {
@@ -93,9 +94,10 @@ pub(super) fn grpc_duration(options: RouteOptions) -> MaxStreamDuration {
     }
 }
 
-/// Forwards a write that the fence let through to `to`, which has a single place. It lives no longer than `drain`, whatever is tried
-/// again, and however slowly its body comes: after that long nothing of it is under way. A shorter bound of its route counts as well,
-/// from the beginning of the request.
+/// Forwards a write that the fence let through to `to`, which has a single place. It lives no
+/// longer than `drain`, with all its retries, and however slowly its body comes: after that long
+/// nothing of it is under way. A shorter bound of its route counts as well, from the beginning of
+/// the request.
 pub(super) fn fenced_write(
     to: ClusterSpecifier,
     drain: time::Duration,
@@ -214,7 +216,7 @@ pub(super) fn hash_policy(strategy: &Strategy) -> Option<HashPolicy> {
     })
 }
 
-/// What switches sessions on for a route; at most one entry.
+/// The configuration that switches sessions on for a route; at most one entry.
 pub(super) fn sessions(strategy: &Strategy) -> HashMap<String, Any> {
     let Strategy::RegionFirstHash {
         sessions: Some(sessions),

@@ -105,7 +105,7 @@ fn listening(at: &ListenerConfig, address: SocketAddr) -> Address {
     listening
 }
 
-/// What is read of a connection before a filter chain is chosen, in this order.
+/// The inspections of a connection before a filter chain is chosen, in this order.
 fn listener_filters(at: &ListenerConfig) -> Vec<ListenerFilter> {
     let filter = |name: &str, config| ListenerFilter {
         name: name.to_owned(),
@@ -143,7 +143,8 @@ fn filter_chains(tls: Option<&DownstreamTls>, filters: Vec<Filter>) -> Vec<Filte
     tls.certificates.iter().map(chain).collect()
 }
 
-/// What upstreams are told of a client's certificate. A copy of the header from outside never passes.
+/// The forwarding of a client's certificate to upstreams. A copy of the header from outside never
+/// passes.
 fn client_certificate(at: &ListenerConfig) -> ForwardClientCertDetails {
     match at.tls.as_ref().and_then(|tls| tls.trusted_ca.as_ref()) {
         Some(_) => ForwardClientCertDetails::SanitizeSet,
@@ -253,8 +254,8 @@ fn upgrades(mesh: &Mesh) -> Vec<UpgradeConfig> {
         .collect()
 }
 
-/// Routes that switch the filter off would otherwise believe what a client says. What many servers take for the same names goes as
-/// well, where it can come at all.
+/// Routes that switch the filter off would otherwise believe a client's headers. Names that many
+/// servers take for the same go as well, where they can come at all.
 fn strip_internal_headers(at: &ListenerConfig) -> TypedExtensionConfig {
     let with_prefix = |prefix: String| {
         Action::RemoveOnMatch(RemoveOnMatch {

@@ -97,7 +97,7 @@ fn grpc(is: bool) -> AccessLogFilter {
     })
 }
 
-/// The decisions by which requests go on. Whatever else stands in a request is the reason of a refusal.
+/// The decisions by which requests go on. Any other value in a request is the reason of a refusal.
 const GOES_ON: [Reason; 8] = [
     Reason::HomeZone,
     Reason::HomeRegion,
@@ -132,7 +132,7 @@ fn is_envoys_own() -> AccessLogFilter {
     let not_from_the_table = filter(FilterSpecifier::OrFilter(OrFilter {
         filters: vec![status(Op::Le, 502), status(Op::Ge, 504), flagged],
     }));
-    // Not what a route answers directly on purpose.
+    // Not the direct answers of a route, which are on purpose.
     let failed = status(Op::Ge, 400);
     and(vec![not_refused, grpc(false), failed, not_from_the_table])
 }

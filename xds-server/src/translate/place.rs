@@ -7,7 +7,7 @@ use policy::{
 
 use crate::config::Strategy;
 
-/// What a cluster with endpoints is about.
+/// The subject of a cluster with endpoints.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Zone(ZoneId),
@@ -63,7 +63,7 @@ impl Place {
         }
     }
 
-    /// Whether requests of `class` may turn to no other place: nothing is behind its own cluster.
+    /// Whether requests of `class` may turn to no other place: its own cluster has no fallback.
     pub(super) fn is_alone(&self, topology: &Topology, class: Class) -> bool {
         match self {
             Place::Zone(zone) => is_alone(topology, *zone, class),

@@ -122,7 +122,7 @@ fn directory_of(path: &str) -> Option<WatchedDirectory> {
     })
 }
 
-/// What a listener's filter chain for `certificate` speaks.
+/// The TLS settings of a listener's filter chain for `certificate`.
 pub(super) fn downstream(tls: &DownstreamTls, certificate: &ServerCertificate) -> TransportSocket {
     let context = DownstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
@@ -142,7 +142,8 @@ pub(super) fn downstream(tls: &DownstreamTls, certificate: &ServerCertificate) -
     socket(any(&context))
 }
 
-/// What connections to instances speak. No ALPN is set: Envoy offers the version of HTTP that the connection is for.
+/// The TLS settings of connections to instances. No ALPN is set: Envoy offers the version of HTTP
+/// that the connection is for.
 pub(super) fn upstream(tls: &UpstreamTls) -> TransportSocket {
     let matcher = |name: &String| SubjectAltNameMatcher {
         san_type: match name.contains("://") {

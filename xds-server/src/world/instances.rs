@@ -11,7 +11,7 @@ use super::claims::{Claim, Claims};
 /// The records that are not used, by store key, with the reason. Cheap to clone.
 pub type Rejected = imbl::OrdMap<String, InvalidRecord>;
 
-/// What is odd about records that are used, by store key. Cheap to clone.
+/// Oddities of records that are used, by store key. Cheap to clone.
 pub type Warnings = imbl::OrdMap<String, Vec<Warning>>;
 
 /// An instance as it is registered.
@@ -26,10 +26,10 @@ struct Registered {
     unknown_fields: Option<Warning>,
 }
 
-/// Which part a record has among those that name its address.
+/// The part of a record among those that name its address.
 #[derive(Clone, Debug, PartialEq)]
 enum Part {
-    /// Nothing is decided yet.
+    /// Undecided.
     New,
     /// It is served.
     Holder,
@@ -70,7 +70,7 @@ impl Registered {
     }
 }
 
-/// What became of an instance since the world asked last.
+/// The change of an instance since the world asked last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Served, and its record is in the store.
@@ -96,7 +96,7 @@ pub(super) struct Instances {
     claims: Claims,
     rejected: Rejected,
     warnings: Warnings,
-    /// Which are used, or are not any more, because of what became of others.
+    /// Instances that are used, or are not any more, because others came or went.
     resettled: Vec<InstanceKey>,
     /// Newly unusable.
     rejections: Vec<Rejection>,
@@ -203,7 +203,7 @@ impl Instances {
         Some(at)
     }
 
-    /// Looks again at whether the mesh knows what is registered.
+    /// Checks again whether the mesh knows the registered instances.
     pub(super) fn review(
         &mut self,
         known: impl Fn(&InstanceKey, &Instance) -> Result<(), InvalidRecord>,
@@ -249,7 +249,8 @@ impl Instances {
         served.is_some_and(|instance| instance.health != Health::Draining)
     }
 
-    /// Which instances are used, or are not any more, because of what became of others since this was asked.
+    /// Instances that are used, or are not any more, because others came or went since this was
+    /// asked.
     pub(super) fn take_resettled(&mut self) -> Vec<InstanceKey> {
         std::mem::take(&mut self.resettled)
     }
@@ -259,7 +260,7 @@ impl Instances {
         std::mem::take(&mut self.rejections)
     }
 
-    /// What is to become of a registered instance.
+    /// The fate of a registered instance.
     pub(super) fn fate(&self, at: &InstanceKey) -> Option<Fate> {
         let registered = self.get(at)?;
         Some(match (&registered.part, registered.gone) {
@@ -285,7 +286,7 @@ impl Instances {
         &self.rejected
     }
 
-    /// What is odd about the others.
+    /// The oddities of the others.
     pub(super) fn warnings(&self) -> &Warnings {
         &self.warnings
     }
@@ -359,7 +360,7 @@ impl Instances {
         }
     }
 
-    /// Notes what is odd about a record.
+    /// Notes an oddity of a record.
     fn warn(&mut self, at: &InstanceKey, contenders: Vec<String>) {
         let Some(registered) = self.get(at) else {
             return;

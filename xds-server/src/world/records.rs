@@ -25,7 +25,7 @@ impl World {
     ) -> Vec<Rejection> {
         match origin {
             Origin::Confirmed => self.believe(Revision(i64::MAX)),
-            // Whoever lists a store believes it.
+            // A listed store is believed.
             Origin::Store => self.guard.restored_is_over(),
             Origin::Disk => {}
         }
@@ -80,7 +80,7 @@ impl World {
 
     fn put_standing(&mut self, entry: &Entry, now_ms: u64) -> Result<(), InvalidRecord> {
         let at = StandingKey::parse(&entry.key)?;
-        // What cannot be read is replaced: nothing is remembered.
+        // An unreadable record is replaced: nothing is remembered.
         let standing = StandingRecord::parse(&entry.value);
         self.touch(Some(&at.service));
         let remembered = standing.clone().unwrap_or_else(|_| ZoneStanding::default());

@@ -1,4 +1,4 @@
-//! Transactions: the store is asked to make what replicas want, and they are told what became of it.
+//! Transactions: the store is asked for those that replicas want, and they are told the outcome.
 
 use std::time::Duration;
 
