@@ -1,4 +1,4 @@
-//! What a process takes of the machine, as the kernel accounts for it.
+//! The resource usage of a process, as the kernel accounts for it.
 
 use std::fs;
 use std::path::Path;

@@ -56,7 +56,7 @@ const INTERRUPTED: u8 = 130;
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Whatever ends first: leaving the other behind drops it, and with it every child and file.
+    // Leaving the unfinished one behind drops it, and with it every child and file.
     let ended = tokio::select! {
         told = tell(&arguments) => told.map(Some),
         interrupted = interrupted() => interrupted.map(|()| None),

@@ -1,4 +1,4 @@
-//! Everything that runs during the demo.
+//! The processes that run during the demo.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Starts everything, and says what.
+    /// Starts everything, and reports each step.
     pub(crate) async fn set(store: Store, screen: &mut Screen) -> Result<Stage> {
         let store = match store {
             Store::Embedded => {

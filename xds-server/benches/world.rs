@@ -1,4 +1,5 @@
-//! What a change costs before anything is sent, in worlds of a thousand to a hundred thousand instances.
+//! The cost of a change before anything is sent, in worlds of a thousand to a hundred thousand
+//! instances.
 //!
 //! `cargo bench -p tidegate-xds-server --bench world`. Times are CPU time of the one thread that does all the work: the median, and
 //! the 90th percentile, of changes to different services.
@@ -7,8 +8,8 @@
 //! * `feed`: the same change from the store's watch to the published snapshot, with the reader, the engine and all that is told to
 //!   others on the way, but the file of the last good state, which another thread writes.
 //!
-//! The memory of a first snapshot is what the process grew by. It says nothing in the rows of one host, whose worlds find what
-//! those before them left to the allocator.
+//! The memory of a first snapshot is the growth of the process. It says nothing in the rows of one
+//! host, whose worlds find memory that those before them left to the allocator.
 
 use std::{hint::black_box, sync::Arc};
 
@@ -41,7 +42,7 @@ fn main() {
     }
 }
 
-/// By what requests are told apart.
+/// The property by which requests are told apart.
 #[derive(Clone, Copy)]
 enum Hosts {
     /// Each service has a host of its own.

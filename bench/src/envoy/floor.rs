@@ -55,7 +55,7 @@ use super::shape::{HERE, NEAR, PROBE, Places, Shape, host};
 const LISTENER: &str = "ingress";
 const ROUTES: &str = "routes";
 
-/// What a cluster stands for.
+/// The unit that a cluster stands for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Per {
     Zone,
@@ -119,7 +119,7 @@ impl Floor {
         self.resources[kind.index()].insert(Arc::clone(&resource.name), resource);
     }
 
-    /// What never changes.
+    /// The part that never changes.
     fn fill(&mut self, shape: Shape) {
         self.put(Kind::Listener, Resource::encode(LISTENER, &listener()));
         let mut assigned: BTreeMap<String, Vec<LocalityLbEndpoints>> = BTreeMap::new();

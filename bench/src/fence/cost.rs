@@ -1,5 +1,6 @@
-//! What the fence costs a write: processor time of Envoy's only worker, as a ratio to a write of a service that is not fenced,
-//! by the same filter in the same Envoy. The two take turns; a ratio is taken inside a round.
+//! The cost of the fence for a write: processor time of Envoy's only worker, as a ratio to a write
+//! of a service that is not fenced, by the same filter in the same Envoy. The two take turns; a
+//! ratio is taken inside a round.
 
 use anyhow::{Context, Result};
 use e2e::client::Request;

@@ -1,5 +1,5 @@
-//! For how long nobody may write: when an operator moves a cell, when its owner is cut off, and how long an owner goes on
-//! whose control plane is gone.
+//! The time without a writer: when an operator moves a cell, when its owner is cut off, and how
+//! long an owner goes on whose control plane is gone.
 
 use std::collections::BTreeMap;
 use std::path::Path;

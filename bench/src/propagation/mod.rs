@@ -1,8 +1,9 @@
 //! From a put in etcd to the first request that is answered as the change wants it.
 //!
-//! One thread asks the gateway again and again over one connection, and upstreams say who they are. The clock runs from
-//! just before the put is sent to the first answer of the upstream that should answer now. Two bystanders show where the
-//! time goes: a watch on etcd, and an xDS stream that subscribes to the same endpoints as Envoy.
+//! One thread asks the gateway again and again over one connection, and upstreams answer with their
+//! names. The clock runs from just before the put is sent to the first answer of the upstream that
+//! should answer now. Two bystanders show where the time goes: a watch on etcd, and an xDS stream
+//! that subscribes to the same endpoints as Envoy.
 
 mod bystanders;
 
@@ -54,7 +55,7 @@ impl Kind {
     }
 }
 
-/// What one change took, all from the instant before the put; in milliseconds.
+/// The times of one change, all from the instant before the put; in milliseconds.
 struct Sample {
     kind: Kind,
     acked: f64,

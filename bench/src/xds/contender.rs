@@ -1,4 +1,4 @@
-//! One server with its simulated proxies, and what was measured of them.
+//! One server with its simulated proxies, and their figures.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,7 +132,7 @@ impl Contender {
         self.rest()
     }
 
-    /// Forgets what was measured to warm up.
+    /// Forgets the figures of the warm-up.
     pub(super) fn forget(&mut self) {
         self.seen.ticks.clear();
         self.seen.cpu.clear();
@@ -276,8 +276,8 @@ impl Drop for Resting {
     }
 }
 
-/// Waits until the server has nothing left to do, and answers it meanwhile: what a change costs ends with its
-/// acknowledgements. What should not come fails here.
+/// Waits until the server has nothing left to do, and answers it meanwhile: a change ends with its
+/// acknowledgements. Unexpected resources fail here.
 fn settle(fleet: &mut Fleet, usage: Usage) -> Result<()> {
     for _ in 0..LOOKS_MAX {
         let (begin, before) = (Instant::now(), usage.cpu()?);

@@ -24,7 +24,7 @@ const EVENTS_MAX: usize = 1024;
 /// How often a connection that breaks is made again after a restart, on average.
 const REDIALS_PER_PROXY_MAX: usize = 3;
 
-/// What each proxy should have received since the last goal was set.
+/// The resources that each proxy should have received since the last goal was set.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Goal {
     pub(super) resources: u32,
@@ -32,7 +32,7 @@ pub(super) struct Goal {
     pub(super) removed: u32,
 }
 
-/// Who the proxies are, and what they subscribe to.
+/// The names of the proxies, and their subscriptions.
 pub(super) struct Interest {
     pub(super) region: String,
     pub(super) zone: String,
@@ -57,7 +57,7 @@ pub(super) struct Fleet {
     tally: Tally,
 }
 
-/// What all the proxies of a fleet share while they read.
+/// The common state of all the proxies of a fleet while they read.
 struct Io {
     server: SocketAddrV4,
     security: Security,
@@ -70,12 +70,12 @@ struct Io {
     versions: HashMap<Vec<u8>, Vec<u8>>,
 }
 
-/// What happened since the fleet connected.
+/// The events since the fleet connected.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     pub(super) responses: usize,
     pub(super) resources: usize,
-    /// Encoded resources, without what they are wrapped in.
+    /// Encoded resources, without their wrapping.
     pub(super) bytes: usize,
     /// Connections that broke while [`Breaks::Counted`].
     pub(super) errors: usize,
@@ -129,8 +129,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Connects all proxies again, at once. They say which versions they have, and ask for one name more, which nobody has:
-    /// the answer to that shows that a proxy is served.
+    /// Connects all proxies again, at once. They say which versions they have, and ask for one name
+    /// more, which does not exist: the answer to that shows that a proxy is served.
     pub(super) fn redial(&mut self, server: SocketAddr, absent: &str) -> Result<()> {
         self.breaks = Breaks::Counted;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -189,7 +189,8 @@ impl Fleet {
         self.behind = self.proxies.len();
     }
 
-    /// Reads and acknowledges until every proxy has received what is expected; gives the moment when the last one had.
+    /// Reads and acknowledges until every proxy has received the expected resources; gives the
+    /// moment when the last one had.
     pub(super) fn receive(&mut self, within: Duration) -> Result<Instant> {
         let deadline = Instant::now() + within;
         while self.behind > 0 {
@@ -208,7 +209,7 @@ impl Fleet {
         Ok(Instant::now())
     }
 
-    /// Answers what comes for so long.
+    /// Answers incoming messages for so long.
     pub(super) fn idle(&mut self, pause: Duration) -> Result<()> {
         let deadline = Instant::now() + pause;
         loop {
@@ -247,7 +248,7 @@ impl Fleet {
         let behind = proxy.lacks(&self.goal);
         proxy.progress(index, &mut self.io, &mut self.tally)?;
         if self.breaks == Breaks::Fatal {
-            // Nothing is sent twice, and nothing that did not change.
+            // No resource is sent twice, and none that did not change.
             let (has, goal) = (proxy.has.resources, self.goal.resources);
             ensure!(
                 has <= goal,
@@ -353,7 +354,7 @@ impl Proxy {
         Ok(true)
     }
 
-    /// A proxy writes little, and never before the server has taken what it wrote before.
+    /// A proxy writes little, and never before the server has taken its previous bytes.
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());

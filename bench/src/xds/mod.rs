@@ -1,4 +1,5 @@
-//! What a change costs the control plane with thousands of proxies, beside go-control-plane in the same run.
+//! The cost of a change in the control plane with thousands of proxies, beside go-control-plane in
+//! the same run.
 //!
 //! Both servers have the same endpoints and as many simulated proxies; each has a delta stream on a connection of its own and
 //! acknowledges at once. One endpoint moves at a time, then one of every cluster at once; the two servers take turns, so that a
@@ -51,7 +52,7 @@ pub(crate) struct Options {
     /// `xds`: leave worlds of more instances out
     #[arg(long, default_value_t = 100_000)]
     world_max: usize,
-    /// What the benchmark calls itself with: one world, in a process of its own
+    /// The benchmark's call of itself: one world, in a process of its own
     #[arg(long, hide = true)]
     pub(crate) world_of: Option<usize>,
 }
@@ -91,7 +92,7 @@ impl Size {
         }
     }
 
-    /// What figures of it end with.
+    /// The ending of its figures' names.
     fn suffix(self) -> &'static str {
         match self {
             Size::Small => "",
@@ -100,7 +101,7 @@ impl Size {
     }
 }
 
-/// What was measured with so many proxies.
+/// The figures with so many proxies.
 struct Case {
     streams: usize,
     size: Size,
@@ -111,7 +112,7 @@ struct Case {
 }
 
 impl Case {
-    /// What figures of it end with.
+    /// The ending of its figures' names.
     fn suffix(&self) -> String {
         let tls = if self.tls { "_tls" } else { "" };
         format!("{}{tls}", self.size.suffix())

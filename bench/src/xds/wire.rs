@@ -20,7 +20,7 @@ const FRAME_HEADER_BYTES: usize = 9;
 const GRPC_HEADER_BYTES: usize = 5;
 /// The protocol's largest window: no server ever waits for this client.
 const WINDOW_MAX: u32 = (1 << 31) - 1;
-/// What every window is before anybody says anything.
+/// The initial size of every window.
 const WINDOW_DEFAULT: u32 = 65_535;
 /// From here on windows are opened anew.
 const CONSUMED_MAX: u32 = 1 << 29;
@@ -134,7 +134,7 @@ fn message(out: &mut Vec<u8>, body: &[u8]) {
     out.extend(body);
 }
 
-/// What every acknowledgement begins with.
+/// The beginning of every acknowledgement.
 pub(super) struct Acknowledgement(Vec<u8>);
 
 impl Acknowledgement {
@@ -162,7 +162,7 @@ impl Acknowledgement {
     }
 }
 
-/// Cuts what a connection brings into messages. Holds nothing while it waits for the next.
+/// Cuts the bytes of a connection into messages. Holds nothing while it waits for the next.
 #[derive(Default)]
 pub(super) struct Reader {
     /// A frame of which a part is missing.
@@ -173,8 +173,8 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Hands every message that `bytes` completes to `take`, and writes to `out` what the protocol wants to be answered.
-    /// An error when the server ends the stream or the connection, or breaks the protocol.
+    /// Hands every message that `bytes` completes to `take`, and writes the protocol's answers to
+    /// `out`. An error when the server ends the stream or the connection, or breaks the protocol.
     pub(super) fn read(
         &mut self,
         bytes: &[u8],
@@ -255,7 +255,7 @@ impl Reader {
             take(body, out)?;
             rest = after;
         }
-        // Large messages come in many frames: what was joined is joined on, not copied for each.
+        // Large messages come in many frames: joined bytes are joined on, not copied for each.
         let done = joined.len().saturating_sub(rest.len());
         self.message = match joined.is_empty() {
             true => rest.to_vec(),
@@ -276,7 +276,7 @@ fn unpadded(flags: u8, payload: &[u8]) -> Result<&[u8]> {
     data.context("more padding than payload")
 }
 
-/// Whatever of it is text.
+/// Its text, if it is any.
 fn readable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.replace(
@@ -285,7 +285,7 @@ fn readable(bytes: &[u8]) -> String {
     )
 }
 
-/// What a `DeltaDiscoveryResponse` is about.
+/// The subject of a `DeltaDiscoveryResponse`.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Response<'m> {
     pub(super) nonce: &'m [u8],
@@ -337,7 +337,7 @@ impl<'m> Resource<'m> {
     }
 }
 
-/// Goes through the length-delimited fields of a message. Nothing here has others that matter.
+/// Goes through the length-delimited fields of a message. No message here has others that matter.
 fn fields<'m>(
     mut message: &'m [u8],
     mut take: impl FnMut(u64, &'m [u8]) -> Result<()>,
@@ -407,7 +407,7 @@ mod tests {
         assert_eq!(response.unwrap(), expected);
         assert_eq!(resources, [(&b"a"[..], &b"7"[..], 3)]);
         for cut in 1..RESPONSE.len() {
-            // Whatever it says, it ends.
+            // Parsing ends, with any result.
             let _ = Response::parse(&RESPONSE[..cut], |_| Ok(()));
         }
     }

@@ -1,4 +1,4 @@
-//! The admin interface, without sockets: what each client may do, and what it is told.
+//! The admin interface, without sockets: the rights of each client, and the answers to it.
 
 mod drains;
 mod leases;

@@ -1,5 +1,5 @@
-//! What a service of three zones costs a proxy, so that it cannot grow unnoticed. `cargo xtask bench envoy` shows what a cluster and a
-//! route are in memory and time.
+//! The cost of a service of three zones in a proxy, so that it cannot grow unnoticed. `cargo xtask
+//! bench envoy` shows the memory and time of a cluster and a route.
 
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, cluster::ClusterDiscoveryType};
 use prost::Message;

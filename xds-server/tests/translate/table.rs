@@ -67,7 +67,7 @@ pub(crate) fn read(resource: &Resource) -> RouteConfiguration {
     RouteConfiguration::decode(resource.message()).expect("a route table")
 }
 
-/// What [`Rules::hosts`] gives, in the order of a table.
+/// The hosts of [`Rules::hosts`], in the order of a table.
 pub(crate) fn hosts(
     rules: &Rules,
 ) -> impl Iterator<
@@ -238,7 +238,7 @@ pub(crate) fn filter_is_off(route: &Route) -> bool {
     })
 }
 
-/// What a route asks of a request besides its host.
+/// A route's conditions on a request besides its host.
 pub(crate) fn conditions(route: &Route) -> Vec<String> {
     let matches = route.r#match.as_ref().expect("a match");
     matches
