@@ -1,4 +1,4 @@
-//! Certificates, and who listens with them.
+//! Certificates, and the servers that listen with them.
 
 use std::fs;
 use std::path::Path;

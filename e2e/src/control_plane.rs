@@ -66,12 +66,13 @@ impl ControlPlane {
         &self.process
     }
 
-    /// What it was started with.
+    /// The configuration that it was started with.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Changes the configuration file. The control plane reads it within a second; wait for what should come of it.
+    /// Changes the configuration file. The control plane reads it within a second; wait for the
+    /// effect.
     pub fn configure(&mut self, change: impl FnOnce(&mut Config)) -> Result<()> {
         change(&mut self.config);
         write_config(&self.directory, &self.config)
@@ -115,7 +116,7 @@ impl ControlPlane {
     }
 }
 
-/// What the control plane says once it listens.
+/// The addresses that the control plane prints once it listens.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 struct Addresses {
     xds: SocketAddr,

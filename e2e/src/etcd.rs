@@ -116,7 +116,7 @@ impl Etcd {
         self.members.iter().map(Member::endpoint).collect()
     }
 
-    /// A client of the first member, to write what an operator or another registry would.
+    /// A client of the first member, to write as an operator or another registry would.
     pub async fn client(&self) -> Result<Client> {
         let first = self.endpoints().into_iter().next().context("no members")?;
         Ok(Client::connect([first], None).await?)

@@ -1,4 +1,5 @@
-//! What an idle mesh writes to etcd: three zones with two replicas each, the fence on, nothing happening.
+//! The writes of an idle mesh to etcd: three zones with two replicas each, the fence on, nothing
+//! happening.
 
 use std::path::Path;
 use std::time::Duration;
@@ -26,7 +27,7 @@ pub struct Idle {
     replicas: Vec<ControlPlane>,
 }
 
-/// What etcd counts.
+/// The counters of etcd.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     puts: f64,
@@ -35,7 +36,7 @@ struct Counts {
     backend_bytes: f64,
 }
 
-/// What was written.
+/// The writes and their size.
 #[derive(Clone, Debug)]
 pub struct Written {
     pub puts: f64,
@@ -94,7 +95,7 @@ impl Idle {
         .await
     }
 
-    /// Counts what is written in `span`.
+    /// Counts the writes in `span`.
     pub async fn measure(&self, span: Duration) -> Result<Written> {
         let (before, began) = (self.counts().await?, Instant::now());
         sleep(span).await;

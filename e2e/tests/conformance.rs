@@ -20,7 +20,7 @@ const ANSWER_TIME_MAX_S: u32 = 5;
 const RUN_TIME_MAX: Duration = Duration::from_secs(300);
 const TESTING: &str = "docs/internals/testing.md";
 
-/// A case, and what h2spec says of it.
+/// A case, and h2spec's verdict on it.
 #[derive(Debug, PartialEq)]
 struct Case {
     section: String,
@@ -81,7 +81,7 @@ fn unescaped(text: &str) -> String {
         .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// What need not pass, as `section: name, outcome`.
+/// The cases that need not pass, as `section: name, outcome`.
 #[derive(Debug, Default, PartialEq)]
 struct Deviations {
     always: BTreeSet<String>,
@@ -126,7 +126,7 @@ impl Deviations {
     }
 }
 
-/// Runs h2spec, whose cases ask for `path`, and compares what does not pass with the table.
+/// Runs h2spec, whose cases ask for `path`, and compares the cases that do not pass with the table.
 async fn check(directory: &Path, port: SocketAddr, path: &str, answer: &str) -> Result<()> {
     let report = directory.join("report.xml");
     let arguments = [

@@ -82,7 +82,7 @@ impl Scene {
         Ok(outcome.instances)
     }
 
-    /// Calls, all of which have to fail as calls do that nobody serves.
+    /// Calls, all of which have to fail like calls that no instance serves.
     async fn refused(&mut self, calls: Calls) -> Result<()> {
         let number = calls.0.calls;
         let outcome = self.call(calls).await?;
@@ -149,7 +149,8 @@ impl Calls {
             method: method.to_owned(),
             metadata: BTreeMap::new(),
             calls,
-            // Those that find nobody fail at once; only what is never decided waits for so long.
+            // Those without an instance fail at once; only a call that is never decided waits for
+            // so long.
             timeout_s: 10,
         })
     }
@@ -335,7 +336,7 @@ async fn what_fits_nowhere_fails(library: Library) -> Result<()> {
     .await?;
     let answers = scene.answers(Calls::of(GET, 20).to("far.example")).await?;
     assert_share(&answers, "far-1", 1.0);
-    // Writes never leave their region, and a service without instances has nobody.
+    // Writes never leave their region, and a service without instances serves none.
     let served = scene.served("far-1")?;
     scene.refused(Calls::of(PUT, 20).to("far.example")).await?;
     scene.refused(Calls::of(GET, 20)).await?;
@@ -375,7 +376,7 @@ async fn a_key_in_a_header_keeps_calls_on_an_instance(library: Library) -> Resul
         "{all:?}"
     );
     ensure!(all.len() == 4, "no ring of the whole region: {all:?}");
-    // gRPC cannot hash a cookie, so nobody is served rather than by anybody.
+    // gRPC cannot hash a cookie, so calls fail rather than reach any instance.
     scene.refused(Calls::of(GET, 20).to("visits.example")).await
 }
 
@@ -428,7 +429,7 @@ async fn a_host_that_is_not_there_is_an_error(library: Library) -> Result<()> {
     scene.unresolved(library, nowhere.clone()).await?;
     let answers = scene.answers(Calls::of(GET, 20)).await?;
     assert_share(&answers, "orders-shanghai-a-1", 1.0);
-    // It comes into being, and who has asked for it before finds it; the old one goes.
+    // It comes into being, and clients that asked before find it; the old one goes.
     scene.mesh.control_plane.configure(|config| {
         let routes = json!([{ "host": "nowhere.example", "grpc": "shop.v1.Orders" }]);
         config.services = vec![orders(json!({ "routes": routes }))];
@@ -482,7 +483,7 @@ async fn a_restarted_control_plane_is_not_noticed(library: Library) -> Result<()
     };
     let (called, restarted): (Result<()>, _) = tokio::join!(calling, restarting);
     restarted.and(called)?;
-    // And it learns what is new.
+    // And it learns of changes.
     let leaves = "orders-shanghai-a-2";
     let registration = scene.mesh.upstream(leaves)?.registration();
     eventually(PATIENCE, "the record to be taken", async || {
@@ -511,7 +512,7 @@ async fn who_is_not_served_is_told_why(library: Library) -> Result<()> {
     if library == Library::Grpcio {
         ensure!(outcome.message.contains(why), "{outcome:?}");
     }
-    // Nothing but the switch is missing.
+    // Only the switch is missing.
     scene
         .mesh
         .control_plane

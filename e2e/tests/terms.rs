@@ -227,8 +227,8 @@ fn terms_are_changed_while_everything_runs() {
         let begun = Instant::now();
         let (mut writes, mut refused) = (0, 0);
         loop {
-            // With each step of the change the Envoy takes another policy and asks again by that: until it is answered, writes are
-            // refused. Nothing else refuses them.
+            // With each step of the change the Envoy takes another policy and asks again by that:
+            // until it is answered, writes are refused. No other part refuses them.
             let wrote = a.write().await?;
             if !wrote.status.is_success() {
                 ensure!(wrote.refusal()? == "fenced", "{}", wrote.text());

@@ -107,7 +107,8 @@ pub(crate) fn list() {
     }
 }
 
-/// Runs the named steps, or all, and says at the end what became of each and how many test functions ran.
+/// Runs the named steps, or all, and prints at the end the outcome of each and how many test
+/// functions ran.
 pub(crate) fn run(tree: &Tree, names: &[String]) -> Result<()> {
     let known = |name: &String| every_step().any(|step| step.name == name);
     if let Some(unknown) = names.iter().find(|name| !known(name)) {

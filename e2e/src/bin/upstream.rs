@@ -1,5 +1,5 @@
-//! A sample service for the demo and for `docker compose`: answers HTTP and gRPC with who it is, keeps itself registered
-//! with the control plane, and on SIGTERM leaves without a failed request.
+//! A sample service for the demo and for `docker compose`: answers HTTP and gRPC with its name,
+//! keeps itself registered with the control plane, and on SIGTERM leaves without a failed request.
 
 #![allow(
     clippy::disallowed_methods,

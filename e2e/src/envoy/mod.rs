@@ -41,7 +41,7 @@ impl Role {
     }
 }
 
-/// Which Envoy to start.
+/// The Envoy to start.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Unique in its mesh; the names of its files begin with it.
@@ -185,7 +185,7 @@ impl Envoy {
     }
 }
 
-/// Runs Envoy's own check of a bootstrap; the error is what Envoy says.
+/// Runs Envoy's own check of a bootstrap; the error is Envoy's output.
 pub async fn validate(directory: &Path, id: &str, bootstrap: &Bootstrap) -> Result<()> {
     let config = directory.join(format!("{id}.json"));
     bootstrap.write(&config)?;

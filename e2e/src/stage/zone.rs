@@ -1,4 +1,4 @@
-//! What runs in one zone.
+//! The processes of one zone.
 
 use std::fs::{self, File};
 use std::net::IpAddr;
@@ -189,7 +189,8 @@ impl Zone {
         Ok(())
     }
 
-    /// Starts it again with what a snapshot has, after it was killed. The earlier data stay where they are.
+    /// Starts it again with the content of a snapshot, after it was killed. The earlier data stay
+    /// where they are.
     pub(super) fn restore_etcd(&mut self, snapshot: &Path, restores: u32) -> Result<()> {
         self.restores = restores;
         let data = etcd_data(&self.directory, restores);
@@ -217,7 +218,7 @@ fn etcd_data(directory: &Path, restores: u32) -> PathBuf {
     directory.join(format!("etcd-{restores}"))
 }
 
-/// Who a member is: the options that it is started with, and restored with.
+/// The identity of a member: the options that it is started with, and restored with.
 fn etcd_identity(at: u8, restores: u32) -> [(&'static str, String); 4] {
     let member = |zone: u8| format!("m{zone}=http://{}:2380", Network::address(zone));
     [

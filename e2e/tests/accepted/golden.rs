@@ -76,7 +76,8 @@ fn world() -> Result<Arc<Snapshot>> {
     world.snapshot(1).context("a first snapshot")
 }
 
-/// What discovery gave an Envoy, by kind and name, without what differs from run to run.
+/// The resources that discovery gave an Envoy, by kind and name, without the parts that differ from
+/// run to run.
 async fn given(envoy: &Envoy) -> Result<String> {
     let dump = envoy.admin().get("/config_dump?include_eds").await?;
     let dump: Value = serde_json::from_str(&dump)?;

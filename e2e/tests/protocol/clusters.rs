@@ -46,7 +46,7 @@ async fn proxy(mesh: &Mesh) -> Result<Envoy> {
     let bootstrap = Bootstrap::read("gateway.yaml")?
         .node("on-demand", "shanghai", ZONE)?
         .cluster_at("tidegate", mesh.control_plane.xds())?
-        // Endpoints come over it. Clusters that nobody asked for do not.
+        // Endpoints come over it. Clusters without a request do not.
         .with(
             "/dynamic_resources",
             json!({ "ads_config": aggregated(Protocol::Delta) }),
@@ -105,7 +105,7 @@ async fn scenario(mesh: &mut Mesh, envoy: &Envoy) -> Result<()> {
         of_orders().await?
     );
 
-    // The control plane says so: nobody has to wait for a time-out.
+    // The control plane says so: no request has to wait for a time-out.
     let reply = send(at, "nothing/here").await?;
     ensure!(reply.status == 503, "{} {}", reply.status, reply.text());
 

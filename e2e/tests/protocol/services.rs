@@ -16,7 +16,8 @@ fn bootstrap(mesh: &Mesh) -> Result<Bootstrap> {
         .cluster_at("tidegate", mesh.control_plane.xds())
 }
 
-/// Listeners and clusters come from their own services. What they name comes over the aggregated one, since they say so.
+/// Listeners and clusters come from their own services. The resources that they name come over the
+/// aggregated one, since they say so.
 fn roots(mesh: &Mesh, protocol: Protocol) -> Result<Bootstrap> {
     let dynamic = json!({
         "ads_config": aggregated(protocol),

@@ -1,4 +1,4 @@
-//! Nothing fails silently: what is wrong with the store is a condition, and what follows from it for writes is one.
+//! No silent faults: a fault of the store is a condition, and its consequence for writes is one.
 
 use std::fs;
 use std::process::Command;

@@ -83,7 +83,8 @@ fn it_is_killed_and_comes_back_and_nobody_notices() {
         })
         .await?;
 
-        // A change reaches all of them, and nothing but the change: what they had, they were not sent again.
+        // A change reaches all of them, and only the change: resources that they had were not sent
+        // again.
         servers.push(instance(&mesh, "beijing-c", "late").await?);
         eventually(PATIENCE, "the new instance in every proxy", async || {
             for (gateway, _) in ZONES {

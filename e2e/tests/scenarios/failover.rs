@@ -1,4 +1,4 @@
-//! Instances and zones fail while the control plane is stopped: what the proxies do by themselves.
+//! Instances and zones fail while the control plane is stopped: the proxies' own reactions.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -33,7 +33,7 @@ const INSTANCES: [(&str, &str); 5] = [
 const GATEWAYS: [&str; 2] = ["shanghai-a", "beijing-c"];
 
 impl Stage {
-    /// Everything runs, and every gateway knows every instance.
+    /// All processes run, and every gateway knows every instance.
     async fn set(name: &str, options: Value) -> Result<Stage> {
         let mut service = json!({ "name": "orders", "routes": [{ "prefix": "/orders" }] });
         if let (Some(service), Some(options)) = (service.as_object_mut(), options.as_object()) {
@@ -140,7 +140,7 @@ fn a_zone_that_dies_costs_no_read() {
         until(&mut reads, &["b-1", "b-2"]).await?;
         reads.next(600).await?;
         reads.stop().await.check_no_failure()?;
-        // What was not sent yet goes to the same region, and only there.
+        // Requests that were not sent yet go to the same region, and only there.
         let mut writes = stage.writes()?;
         until(&mut writes, &["b-1", "b-2"]).await?;
         writes.next(300).await?;
@@ -332,7 +332,7 @@ fn a_key_stays_on_its_instance_and_moves_only_with_it() {
             Ok(())
         })
         .await?;
-        // The same without anybody who tells.
+        // The same without news from a control plane.
         stage.freeze()?;
         stage.kill(&["a-1"]);
         moved(stage).await.context("without a-1")?;

@@ -42,7 +42,7 @@ fn service(name: &str) -> Value {
     json!({ "name": name, "routes": [{ "prefix": prefix }], "fenced": true })
 }
 
-/// Waits until a cell is active in a zone, by what a control plane says.
+/// Waits until a cell is active in a zone, as a control plane reports.
 async fn until_active(admin: SocketAddr, cell: &str, zone: &str) -> Result<Cell> {
     let what = format!("{cell} to be active in {zone}");
     eventually(PATIENCE, &what, async || {
@@ -92,7 +92,8 @@ fn an_override_of_one_cell_leaves_the_other_cells_alone() {
         until_held(mesh).await?;
         let forced = ["override", "one", "--to", B, "--reason", "a test"];
         operate(mesh, &forced)?;
-        // Until what was granted before has settled: a session's time and more, in which the others would have moved.
+        // Until earlier grants have settled: a session's time and more, in which the others would
+        // have moved.
         until_active(admin, "one", B).await?;
         for (cell, zone) in [("two", A), ("three", B)] {
             let now = until_active(admin, cell, zone).await?;
@@ -263,7 +264,7 @@ fn another_replica_says_what_became_of_a_move_asked_of_a_frozen_one() {
         let told = refusal(operate_at(&admins, &["move", "main", "--to", C]))?;
         let said = format!("{} says: main belongs to", sides.others.admin());
         ensure!(told.contains(&said), "{told}");
-        // What is only read is read from the other one.
+        // Cells that are only read are read from the other one.
         let table = operate_at(&admins, &["cells"])?;
         ensure!(table.contains("main"), "{table}");
         frozen.process().resume()

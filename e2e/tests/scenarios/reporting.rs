@@ -1,4 +1,4 @@
-//! What proxies tell the control plane of themselves, and what it tells of them.
+//! The reports of proxies to the control plane, and its own reports of them.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ fn requests_are_counted_once_by_where_they_came_from_and_went() {
             })
             .await?;
         }
-        // Everything so far has been reported once a proxy has reported twice more.
+        // All requests so far have been reported once a proxy has reported twice more.
         let reports = async || mesh.registry().metric("tidegate_load_reports_total").await;
         let before = reports().await?;
         eventually(PATIENCE, "more reports", async || {
@@ -116,7 +116,7 @@ fn requests_are_counted_once_by_where_they_came_from_and_went() {
     });
 }
 
-/// What `/v1/proxies` says of a proxy's policy.
+/// A proxy's policy in `/v1/proxies`.
 async fn policy(mesh: &Mesh, node: &str) -> Result<Value> {
     let proxies = mesh.registry().proxies().await?;
     let all = proxies.as_array().context("a list")?;
@@ -124,7 +124,7 @@ async fn policy(mesh: &Mesh, node: &str) -> Result<Value> {
     Ok(proxy.context("not connected")?["policy"].clone())
 }
 
-/// Waits until so many threads have applied what they should; the version.
+/// Waits until so many threads have applied their configuration; the version.
 async fn until_applied(mesh: &Mesh, node: &str, threads: u64) -> Result<u64> {
     eventually(PATIENCE, "the filter to have said so", async || {
         let policy = policy(mesh, node).await?;

@@ -1,4 +1,4 @@
-//! What the scenarios share.
+//! The common parts of the scenarios.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -16,7 +16,8 @@ use e2e::upstream::Server;
 use e2e::wait::{PATIENCE, eventually};
 use tokio::runtime::Runtime;
 
-/// Runs a scenario on the runtime that all tests of this binary share: what one of them starts goes on in the next.
+/// Runs a scenario on the runtime that all tests of this binary share: tasks that one of them
+/// starts go on in the next.
 pub(crate) fn run(scenario: impl Future<Output = Result<()>>) {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| Runtime::new().expect("a runtime"));

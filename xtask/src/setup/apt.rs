@@ -1,9 +1,10 @@
 //! Debian packages without installing them, and without being root.
 //!
-//! apt runs on a configuration of its own: own lists, own cache, own sources, all in a scratch directory. The machine
-//! lends three things: the mirror and how to trust it (from its own sources), the proxy and certificate settings, and for
-//! [`Suite::Own`] the list of what is installed. The packages are checked by apt against the archive's signature as
-//! ever, then unpacked with `dpkg-deb -x`.
+//! apt runs on a configuration of its own: own lists, own cache, own sources, all in a scratch
+//! directory. The machine lends three things: the mirror and how to trust it (from its own
+//! sources), the proxy and certificate settings, and for [`Suite::Own`] the list of installed
+//! packages. The packages are checked by apt against the archive's signature as ever, then unpacked
+//! with `dpkg-deb -x`.
 
 mod sources;
 
@@ -22,18 +23,19 @@ use sources::{Archive, archives};
 /// old libc, so they run on older Debians and on Ubuntu too.
 const PINNED: &str = "trixie";
 
-/// Always carries the newest of everything, and what no release has yet.
+/// Always carries the newest of everything, and packages that no release has yet.
 const UNSTABLE: &str = "sid";
 
 const STATUS: &str = "/var/lib/dpkg/status";
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Suite {
-    /// Debian [`PINNED`], whatever the machine runs: the packages alone, for programs that need no library.
+    /// Debian [`PINNED`] on any machine: the packages alone, for programs that need no library.
     Pinned,
-    /// Debian [`UNSTABLE`], the packages alone as well: for what may be missing.
+    /// Debian [`UNSTABLE`], the packages alone as well: for those that may be missing.
     Unstable,
-    /// The machine's own suite: the packages and all they need that is not installed, which then fits what is.
+    /// The machine's own suite: the packages and all their missing dependencies, which then fit the
+    /// installed ones.
     Own,
 }
 

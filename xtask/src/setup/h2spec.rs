@@ -1,4 +1,4 @@
-//! h2spec, built from the module in `e2e/peers/h2spec`, which pins it and what it needs.
+//! h2spec, built from the module in `e2e/peers/h2spec`, which pins it and its dependencies.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! Provisioning: what cargo does not bring lands below `target/tools/`, with nothing installed on the machine.
+//! Provisioning: the tools that cargo does not bring land below `target/tools/`, with nothing
+//! installed on the machine.
 //!
 //! Every tool is asked whether it is there, runs, and has the right version. If not, it is fetched into a scratch directory,
 //! tried there, and only then renamed into `target/tools/bin/`. So a run that is killed half-way leaves nothing that the
@@ -29,7 +30,7 @@ use pip::Pip;
 pub(crate) use extras::compose;
 pub(crate) use grpc::GrpcClient;
 
-/// What the caller is about to do, which decides what it needs.
+/// The caller's next command, which decides what it needs.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Wanted {
     Filter,
@@ -43,7 +44,8 @@ pub(crate) enum Wanted {
     },
 }
 
-/// What the steps share while they run: the checkout, the scratch directory, and apt and pip once a step has asked for them.
+/// The common state of the steps while they run: the checkout, the scratch directory, and apt and
+/// pip once a step has asked for them.
 struct Site<'a> {
     tree: &'a Tree,
     scratch: Scratch,
@@ -95,7 +97,7 @@ impl<'a> Site<'a> {
     }
 }
 
-/// Does what is wanted at most once at a time per checkout: two terminals may both run tests.
+/// Provisions at most once at a time per checkout: two terminals may both run tests.
 fn lock(tree: &Tree) -> Result<File> {
     let path = tree.tools().join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -151,7 +153,7 @@ fn protoc(site: &Site<'_>) -> Result<()> {
     put(&fresh, &place)
 }
 
-/// One line before each step that takes longer than a second, so that nobody wonders whether it hangs.
+/// One line before each step that takes longer than a second, so that it does not seem to hang.
 fn announce(what: &str) {
     eprintln!("setup: {what}");
 }

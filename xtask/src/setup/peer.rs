@@ -13,7 +13,7 @@ use crate::tree::put;
 
 const SOURCE: &str = "bench/src/xds/peer/main.go";
 
-/// Everything that the program is built from, besides Go and its standard library.
+/// The sources of the program, besides Go and its standard library.
 const LIBRARIES: [&str; 12] = [
     "golang-github-envoyproxy-go-control-plane-dev",
     "golang-github-envoyproxy-protoc-gen-validate-dev",

@@ -1,4 +1,4 @@
-//! Three zones under load, and what is done to them.
+//! Three zones under load, and their faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -28,8 +28,8 @@ pub(crate) const SPANS: Spans = Spans {
     grant_ttl_ms: 1_000,
     write_drain_ms: 500,
 };
-/// Other spans, which the store's terms contradict: a replica that granted by them would write beyond what the others wait,
-/// or take over before the others have stopped.
+/// Other spans, which the store's terms contradict: a replica that granted by them would write
+/// beyond the others' wait, or take over before the others have stopped.
 const SHORTER: Spans = Spans {
     session_ttl_ms: 2_000,
     grant_ttl_ms: 400,
@@ -56,10 +56,10 @@ const ADMITTED_IN_A_ROW: usize = 5;
 const MOVE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a control plane may take to end in order.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
-/// How long an operator tries again what has to be possible.
+/// The longest that an operator tries again a command that has to be possible.
 const OPERATOR_PATIENCE: Duration = Duration::from_secs(45);
 
-/// What came of one round.
+/// The outcome of one round.
 pub(crate) struct Outcome {
     /// From the end of the fault until every gateway had a write admitted, and went on so.
     pub(crate) writable: Duration,
@@ -68,11 +68,11 @@ pub(crate) struct Outcome {
     pub(crate) reads: usize,
     /// Reads that failed by a gateway that was alive.
     pub(crate) failed_reads: usize,
-    /// What failures said, and how often.
+    /// The texts of failures, and how often each came.
     pub(crate) said: BTreeMap<String, u64>,
-    /// Who owns the cells now.
+    /// The owners of the cells now.
     pub(crate) owners: String,
-    /// Cells that moved though nothing failed and nobody moved them.
+    /// Cells that moved without a fault or an operator's command.
     pub(crate) strayed: usize,
     /// Of everything so far.
     pub(crate) report: Report,
@@ -163,7 +163,7 @@ impl Scene {
         Ok(())
     }
 
-    /// What attackers did and got, if there are any.
+    /// The attacks and their success, if there are any attackers.
     pub(crate) fn attacks(&self) -> Option<&Attacks> {
         self.attacks.as_ref()
     }
@@ -205,7 +205,7 @@ impl Scene {
         })
     }
 
-    /// Lets it happen and ends it. Which gateway was not there meanwhile, if any.
+    /// Lets it happen and ends it. The gateway that was not there meanwhile, if any.
     async fn strike(&mut self, fault: Fault) -> Result<Option<Blind>> {
         let zone = fault.zone;
         let from = Instant::now();
@@ -281,7 +281,7 @@ impl Scene {
         Ok(None)
     }
 
-    /// Waits for as long as the fault lasts, and lets the operator do meanwhile what they want.
+    /// Waits for as long as the fault lasts, and lets the operator work meanwhile.
     async fn last(&self, fault: Fault) {
         let end = tokio::time::Instant::now() + Duration::from_millis(fault.ms);
         if let Some(to) = fault.moved_to {
@@ -359,14 +359,14 @@ impl Scene {
         .await
     }
 
-    /// What happened after the snapshot is gone: the cell had moved meanwhile.
+    /// The events after the snapshot are gone: the cell had moved meanwhile.
     async fn restore(&mut self, moved: &str, zone: u8) -> Result<()> {
         let _ = std::fs::remove_file(&self.snapshot);
         self.stage.save_snapshot(zone, &self.snapshot)?;
         for to in others(zone) {
             self.move_for_sure(moved, to).await?;
         }
-        // What the store held until now would be gone with it.
+        // The content of the store until now would be gone with it.
         self.witness.look().await?;
         self.stage.restore_snapshot(&self.snapshot)?;
         let mut confirmed = BTreeSet::new();
@@ -417,7 +417,7 @@ impl Scene {
         .await
     }
 
-    /// Waits until every zone counts its own instances, whatever others registered.
+    /// Waits until every zone counts its own instances, and none that others registered.
     async fn nothing_stolen(&self) -> Result<()> {
         for zone in zones() {
             let own = u64::from(self.stage.instances().end);

@@ -1,7 +1,8 @@
-//! Which archive a machine gets its own packages from, and how it trusts it, read from apt's sources in both formats.
+//! The archive of a machine's own packages, and its trust in it, read from apt's sources in both
+//! formats.
 //!
-//! Whatever stands with the address (the signing key, the architecture, `trusted`) is kept as it is; only the suite and
-//! the components change.
+//! Options beside the address (the signing key, the architecture, `trusted`) are kept as they are;
+//! only the suite and the components change.
 
 use std::fs;
 use std::path::{Path, PathBuf};
