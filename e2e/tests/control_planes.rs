@@ -77,7 +77,7 @@ impl Site {
             planes.push(ControlPlane::start(&directory, config).await?);
         }
         // A store without any instance may have been emptied: proxies that hold something would be
-        // sent nothing. No request reaches these.
+        // sent nothing. These get no requests.
         let mut store = etcd.client().await?;
         for (port, (zone, _)) in (1..).zip(ZONES) {
             let name = InstanceName::new("orders", zone, "one");
@@ -234,7 +234,7 @@ async fn change_over_and_back(site: &mut Site, fault: Fault) -> Result<()> {
     let took = site.until_with(&[1, 2]).await?;
     println!("{fault:?}: a newcomer after {took:?}");
 
-    // Their lesson there: the owner.
+    // There they learn the owner.
     let next = site.cells(1);
     next.override_to(CELL, NEXT, "its control plane is gone")
         .await?;

@@ -176,8 +176,8 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
         "{told:?}"
     );
 
-    // The proxy has the good one, so nothing is sent; and it would acknowledge the one that it
-    // refused now without applying it.
+    // The proxy has the good one, so nothing is sent; and it would now acknowledge the refused one
+    // without applying it.
     pulpit.publisher.send_replace(Some(Arc::clone(&good)));
     eventually(PATIENCE, "no refusal of the good one", async || {
         ensure!(pulpit.refusal(Kind::FilterConfig).is_err(), "still refused");

@@ -156,7 +156,7 @@ pub(crate) fn smoke(tree: &Tree) -> Result<Vec<String>> {
     Ok(left_out)
 }
 
-/// `failover     namespaces   What users notice …`
+/// `failover     namespaces   The effect on users …`
 fn listed(line: &str) -> Option<Listed> {
     let mut words = line.split_whitespace();
     Some(Listed {

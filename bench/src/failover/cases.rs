@@ -1,4 +1,4 @@
-//! The faults, and the work after each.
+//! The faults, and the steps after each.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -84,7 +84,7 @@ pub fn authority(spans: Spans, enforcement: &str) -> Value {
     })
 }
 
-/// The key of a service's configuration, so that its writes have these cells.
+/// The key in a service's configuration that gives its writes these cells.
 pub fn cell_key() -> Value {
     json!({ "header": KEY })
 }

@@ -132,7 +132,7 @@ fn a_write_is_admitted_by_its_owner_forwarded_in_the_region_and_refused_elsewher
             .header("x-tidegate-to", "orders/beijing-c");
         let spoofed = mesh.send("beijing-c", spoofed).await?;
         assert_refused(&spoofed, 421, "not_owner");
-        // Reads are never fenced.
+        // Reads belong to no owner.
         let mut reads = reads(mesh).await?;
         let seen = reads.next(60).await?;
         ensure!(seen.zones.len() == ZONES.len(), "{:?}", seen.zones);
@@ -236,7 +236,7 @@ fn an_epoch_counts_only_from_another_gateway_and_for_one_write() {
         }
         let stale = mesh.send(HERE, by_gateway(now - 1)?).await?;
         assert_refused(&stale, 412, "stale_epoch");
-        // Another node has seen a later epoch, or says so: the others' writes do not care.
+        // A later epoch was seen, or is claimed: other writes go on.
         for ahead in [now + 1, EPOCH_MAX] {
             let ahead = mesh.send(HERE, by_gateway(ahead)?).await?;
             assert_refused(&ahead, 503, "ahead_epoch");

@@ -264,7 +264,7 @@ fn another_replica_says_what_became_of_a_move_asked_of_a_frozen_one() {
         let told = refusal(operate_at(&admins, &["move", "main", "--to", C]))?;
         let said = format!("{} says: main belongs to", sides.others.admin());
         ensure!(told.contains(&said), "{told}");
-        // Cells that are only read are read from the other one.
+        // Commands that only read ask the other one.
         let table = operate_at(&admins, &["cells"])?;
         ensure!(table.contains("main"), "{table}");
         frozen.process().resume()

@@ -65,7 +65,7 @@ fn a_drained_zone_gets_nothing_until_it_is_released() {
         until(&mut load, &["drains-b"]).await?;
         let line = until_state(mesh, "drains", "shanghai-a", "drained").await?;
         ensure!(line.contains("drain: new switch"), "{line}");
-        // No other requests reach it from now on.
+        // No more requests reach it.
         ensure!(!load.next(400).await?.instances.contains_key("drains-a"));
         operate(mesh, &[&["release", "shanghai-a"][..], &service].concat())?;
         until(&mut load, &["drains-a"]).await?;

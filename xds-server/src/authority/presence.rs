@@ -84,7 +84,7 @@ impl Presence {
         changes
     }
 
-    /// The speaker for each zone.
+    /// The speakers for each zone.
     pub(super) fn zones(
         &self,
         sessions: &Sessions,

@@ -44,7 +44,7 @@ pub struct CellStatus {
 
 pub type MoveStatus = MoveRecord;
 
-/// The speaker for a zone, over all replicas.
+/// The speakers for a zone, over all replicas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speakers {
     /// Living sessions.

@@ -85,7 +85,7 @@ pub fn filter_config(
     (filter_config_of_bytes(filter, &policy), version)
 }
 
-/// The ECDS resource with a policy as bytes in pieces of any kind.
+/// The ECDS resource with a policy of any bytes, in pieces.
 pub fn filter_config_of_bytes(filter: &FilterConfig, policy: &[&[u8]]) -> Arc<Resource> {
     let around = Around::wasm(filter, policy.iter().map(|piece| piece.len()).sum());
     let around = around.within(field::ANY_VALUE).after_type::<Wasm>();

@@ -26,12 +26,12 @@ pub type VirtualHosts = BTreeMap<String, Host>;
 pub struct Host {
     /// The fields before the routes.
     before: Vec<u8>,
-    /// The entry's tag and length, the fields before the routes, and the routes of the first of the
-    /// rules' routes.
+    /// The entry's tag and length, the fields before the routes, and Envoy's routes for the first
+    /// of the rules' routes.
     head: Piece,
     /// Where in the head the first routes begin.
     first_at: usize,
-    /// The routes of the rules' other routes, in the order in which they are tried.
+    /// Envoy's routes for the rules' other routes, in the order in which they are tried.
     others: Vec<Piece>,
     /// The fields behind the routes, if there are any.
     tail: Option<Piece>,
@@ -67,7 +67,7 @@ impl Host {
         host
     }
 
-    /// Puts the routes of one of the rules' routes in their place.
+    /// Puts Envoy's routes for one of the rules' routes in their place.
     fn put(&mut self, place: usize, routes: Bytes) {
         let Some(at) = place.checked_sub(1) else {
             self.begin_with(&routes);
@@ -119,7 +119,7 @@ pub(super) trait Translation {
     /// Those behind, which all hosts have alike.
     fn behind(&self) -> VirtualHost;
 
-    /// The routes of a service's route. They follow from the plans of this service alone.
+    /// Envoy's routes for a service's route. They follow from the plans of this service alone.
     fn routes(&self, id: ServiceId, service: &Service, route: &policy::Route) -> Vec<Route>;
 }
 

@@ -25,7 +25,7 @@ const SERVICES: [&str; 4] = [
     "{name: carts, routes: [{host: shop, prefix: /carts}], fenced: false, strategy: {region_first_hash: {header: x-user}}}",
 ];
 
-/// A mesh with all parts that virtual hosts are made of.
+/// Listeners for all resources that are made of virtual hosts.
 const LISTENERS: &str = "listeners: {gateway: {address: 0.0.0.0, port: 1}, sidecar: {address: 127.0.0.1, port: 2, on_demand: true}, grpc: true}";
 
 #[derive(Clone, Debug)]

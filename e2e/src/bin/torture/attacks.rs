@@ -23,7 +23,7 @@ const EVERY: Duration = Duration::from_millis(25);
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How many names a registrar uses, so that the store does not fill with them.
 const NAMES: u64 = 8;
-/// The examples of believed attacks that are kept.
+/// The most examples of believed attacks that are kept.
 const EXAMPLES_MAX: usize = 5;
 
 /// A name for writes that no gateway of [`ZONES`] has.
