@@ -85,7 +85,8 @@ impl Screen {
         self.draw();
     }
 
-    /// The table at the end of a chapter: where nothing is drawn again, this is the time to print it.
+    /// The table at the end of a chapter: where nothing is drawn again, this is the time to print
+    /// it.
     pub(crate) fn conclude(&mut self, table: impl FnOnce() -> String) {
         match &mut self.page {
             None => println!("{}", table()),

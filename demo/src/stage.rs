@@ -23,7 +23,8 @@ const INSTANCES_PER_ZONE: usize = 2;
 /// How long an instance may take to leave: it drains first.
 const LEAVE_MAX: Duration = Duration::from_secs(15);
 
-/// The mesh and the upstreams, which are processes here: they can be taken down like a data centre's.
+/// The mesh and the upstreams, which are processes here: they can be taken down like a data
+/// centre's.
 pub(crate) struct Stage {
     upstreams: BTreeMap<&'static str, Vec<Process>>,
     pub(crate) mesh: Mesh,

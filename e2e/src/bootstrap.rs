@@ -65,7 +65,8 @@ impl Bootstrap {
         Ok(self)
     }
 
-    /// Adds an address of a lower priority to a static cluster: it is used when none of the higher ones is left.
+    /// Adds an address of a lower priority to a static cluster: it is used when none of the higher
+    /// ones is left.
     pub fn cluster_else_at(
         mut self,
         name: &str,
@@ -91,8 +92,9 @@ impl Bootstrap {
             .with_context(|| format!("no cluster {name}"))
     }
 
-    /// Speaks TLS with the control plane, as `envoy-configs/tls/` says. `secrets` is where the files about certificates are
-    /// written, `certificates` the directory with `tls.crt`, `tls.key` and `ca.crt`.
+    /// Speaks TLS with the control plane, as `envoy-configs/tls/` says. `secrets` is where the
+    /// files about certificates are written, `certificates` the directory with `tls.crt`, `tls.key`
+    /// and `ca.crt`.
     pub fn tls(mut self, secrets: &Path, certificates: &Path) -> Result<Bootstrap> {
         let mut socket = read(&format!("tls/{TLS_SOCKET}"))?;
         for name in ["client.yaml", "ca.yaml"] {

@@ -1,4 +1,5 @@
-//! An HTTP client that keeps connections and hides nothing: no retries, no redirects, every status is a [`Reply`].
+//! An HTTP client that keeps connections and hides nothing: no retries, no redirects, every status
+//! is a [`Reply`].
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

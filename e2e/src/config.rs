@@ -57,7 +57,8 @@ pub struct Config {
     /// As in the file.
     pub services: Vec<Value>,
     pub links: Vec<Value>,
-    /// As in the file. Without it everything that vanishes is believed at once: most meshes here are small.
+    /// As in the file. Without it everything that vanishes is believed at once: most meshes here
+    /// are small.
     pub guard: Value,
     /// Write authority, as in the file; without it nothing is fenced.
     pub authority: Option<Value>,

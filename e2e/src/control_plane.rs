@@ -32,7 +32,8 @@ impl ControlPlane {
         Ok(control_plane)
     }
 
-    /// Starts it with `config` and waits until it listens: it may have nothing to serve, or ask for certificates.
+    /// Starts it with `config` and waits until it listens: it may have nothing to serve, or ask for
+    /// certificates.
     pub async fn launch(directory: &Path, config: Config) -> Result<ControlPlane> {
         write_config(directory, &config)?;
         let (process, addresses) = serve(directory, false).await?;
@@ -90,7 +91,8 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Starts it again at its addresses, after [`stop`](ControlPlane::stop) or a kill, and waits until it is ready to serve.
+    /// Starts it again at its addresses, after [`stop`](ControlPlane::stop) or a kill, and waits
+    /// until it is ready to serve.
     pub async fn restart(&mut self) -> Result<()> {
         self.begin().await?;
         self.until_ready().await

@@ -10,7 +10,8 @@ use crate::paths;
 use crate::process::Process;
 use crate::wait::{PATIENCE, eventually};
 
-/// How often a cluster is begun anew: between the kernel giving a port and etcd taking it, another may.
+/// How often a cluster is begun anew: between the kernel giving a port and etcd taking it, another
+/// may.
 const START_ATTEMPTS: usize = 3;
 
 /// A running cluster.

@@ -1,5 +1,5 @@
-//! gRPC clients that speak xDS by themselves, each a process: Python's grpcio, and @grpc/grpc-js with @grpc/grpc-js-xds on Node.js.
-//! The programs are in `e2e/clients/`.
+//! gRPC clients that speak xDS by themselves, each a process: Python's grpcio, and @grpc/grpc-js
+//! with @grpc/grpc-js-xds on Node.js. The programs are in `e2e/clients/`.
 
 use std::collections::BTreeMap;
 use std::fs;

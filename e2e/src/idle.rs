@@ -18,7 +18,8 @@ use crate::wait::{PATIENCE, eventually};
 
 const REPLICAS_PER_ZONE: usize = 2;
 const DAY_S: f64 = 86_400.0;
-/// A mesh that writes nothing for so long is idle: longer than any replica waits before it renews its session.
+/// A mesh that writes nothing for so long is idle: longer than any replica waits before it renews
+/// its session.
 const QUIET_FOR: Duration = Duration::from_secs(3);
 
 /// An idle mesh. Dropped, it is gone.
@@ -48,7 +49,8 @@ pub struct Written {
 }
 
 impl Idle {
-    /// Starts it in the default configuration, and waits until the cell can be written to and all is quiet.
+    /// Starts it in the default configuration, and waits until the cell can be written to and all
+    /// is quiet.
     pub async fn start(directory: &Path) -> Result<Idle> {
         let etcd = Etcd::start(directory, 1).await?;
         let mut replicas = Vec::new();

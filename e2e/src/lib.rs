@@ -1,4 +1,5 @@
-//! The harness of the end-to-end tests and the demo: real Envoys, a real etcd, the real control plane.
+//! The harness of the end-to-end tests and the demo: real Envoys, a real etcd, the real control
+//! plane.
 //!
 //! [`mesh::Mesh`] puts a whole mesh on loopback in one call; the other modules are its parts and
 //! can be used alone. Three rules hold everywhere: the kernel gives ports; nothing sleeps for a

@@ -46,7 +46,8 @@ impl Load {
         }
     }
 
-    /// Load that goes on until it is stopped, at a pace that leaves a small machine time for other things.
+    /// Load that goes on until it is stopped, at a pace that leaves a small machine time for other
+    /// things.
     pub fn steady(requests: Vec<(SocketAddr, Request)>) -> Load {
         Load {
             requests,
@@ -298,8 +299,8 @@ impl Tally {
     }
 }
 
-/// How many standard deviations `seen` of `count` lies from a share of `expected` (the normal approximation of the
-/// binomial distribution).
+/// How many standard deviations `seen` of `count` lies from a share of `expected` (the normal
+/// approximation of the binomial distribution).
 pub fn deviations(seen: u64, count: u64, expected: f64) -> f64 {
     let deviation = (count as f64 * expected * (1.0 - expected)).sqrt();
     (seen as f64 - count as f64 * expected).abs() / deviation

@@ -85,8 +85,8 @@ impl Builder {
         self
     }
 
-    /// Fences writes, as the configuration file has it. The control plane has to speak for all zones, there is only one; gateways
-    /// are registered, so that writes can be forwarded to them.
+    /// Fences writes, as the configuration file has it. The control plane has to speak for all
+    /// zones, there is only one; gateways are registered, so that writes can be forwarded to them.
     pub fn authority(mut self, authority: Value) -> Builder {
         self.authority = Some(authority);
         self
@@ -141,7 +141,8 @@ impl Builder {
         self
     }
 
-    /// Starts everything, and waits until every Envoy has a listener and every instance is registered.
+    /// Starts everything, and waits until every Envoy has a listener and every instance is
+    /// registered.
     pub async fn start(self) -> Result<Mesh> {
         let directory = self.workdir.path();
         let etcd = match self.store {

@@ -1,7 +1,9 @@
-//! A small network of namespaces: one for each zone, joined by a bridge in a hub. Needs root and `ip`.
+//! A small network of namespaces: one for each zone, joined by a bridge in a hub. Needs root and
+//! `ip`.
 //!
-//! A namespace here has no name and no file: a process that only sleeps keeps it, and everything that runs in it. When this
-//! program ends, however it ends, the kernel ends those, and with the last of them the namespace and its links are gone.
+//! A namespace here has no name and no file: a process that only sleeps keeps it, and everything
+//! that runs in it. When this program ends, however it ends, the kernel ends those, and with the
+//! last of them the namespace and its links are gone.
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;

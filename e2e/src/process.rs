@@ -1,8 +1,9 @@
 //! Children that never outlive their parent.
 //!
-//! A child is killed, by its own process id, when its [`Process`] is dropped; the kernel kills it when this program dies
-//! without dropping anything (a test run that is SIGKILLed). Each child has a process group of its own, so that Ctrl-C
-//! reaches only this program, which then cleans up in its own order.
+//! A child is killed, by its own process id, when its [`Process`] is dropped; the kernel kills it
+//! when this program dies without dropping anything (a test run that is SIGKILLed). Each child has
+//! a process group of its own, so that Ctrl-C reaches only this program, which then cleans up in
+//! its own order.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -48,8 +49,8 @@ impl Process {
             .append(true)
             .open(&log)
             .with_context(|| log.display().to_string())?;
-        // setpriv asks the kernel to kill the child with its parent, then becomes the program. Doing it here would take
-        // unsafe code between fork and exec.
+        // setpriv asks the kernel to kill the child with its parent, then becomes the program.
+        // Doing it here would take unsafe code between fork and exec.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -153,7 +154,8 @@ impl Process {
         ended.await.map_err(|error| self.with_tail(&error))
     }
 
-    /// Waits for `future`, but not on when the child has ended: then nothing that is waited for can come any more.
+    /// Waits for `future`, but not on when the child has ended: then nothing that is waited for can
+    /// come any more.
     pub async fn unless_it_ends<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
         let ended = async {
             loop {

@@ -1,4 +1,5 @@
-//! TLS in the harness: a client that presents a certificate, and a front that gives an instance TLS.
+//! TLS in the harness: a client that presents a certificate, and a front that gives an instance
+//! TLS.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -99,7 +100,8 @@ pub struct Front {
 }
 
 impl Front {
-    /// Presents the certificate in `directory`, requires one of the CAs there, and connects to `to`.
+    /// Presents the certificate in `directory`, requires one of the CAs there, and connects to
+    /// `to`.
     pub async fn start(directory: &Path, to: SocketAddr) -> Result<Front> {
         let provider = Arc::new(ring::default_provider());
         let roots = Arc::new(roots(directory)?);

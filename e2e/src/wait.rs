@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long anything may take that happens at once on an idle machine. A busy one with two cores needs the rest.
+/// How long anything may take that happens at once on an idle machine. A busy one with two cores
+/// needs the rest.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two looks: short against the wait, long against the cost of a look.

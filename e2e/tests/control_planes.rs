@@ -1,5 +1,6 @@
-//! The shipped bootstraps, with the control planes of other zones at `priority: 1`: when a zone's own one dies or hangs, its
-//! Envoys turn to those, also an Envoy that starts meanwhile, and they go back when it is back.
+//! The shipped bootstraps, with the control planes of other zones at `priority: 1`: when a zone's
+//! own one dies or hangs, its Envoys turn to those, also an Envoy that starts meanwhile, and they
+//! go back when it is back.
 
 #![allow(
     clippy::disallowed_methods,

@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 const GET: &str = "/shop.v1.Orders/GetOrder";
 const PUT: &str = "/shop.v1.Orders/PutOrder";
 
-/// How far a share of 2,000 calls may be from the planned one. Were each call a draw of its own, this would be almost seven standard
-/// deviations at 80 %.
+/// How far a share of 2,000 calls may be from the planned one. Were each call a draw of its own,
+/// this would be almost seven standard deviations at 80 %.
 const OFF_MAX: f64 = 0.06;
 
 mod real_clients {
@@ -92,8 +92,8 @@ impl Scene {
         Ok(())
     }
 
-    /// Calls to a name of which the client knows nothing. That a name is not in an answer tells it nothing yet: grpcio waits for
-    /// 15 s, and grpc-js for as long as the call may take.
+    /// Calls to a name of which the client knows nothing. That a name is not in an answer tells it
+    /// nothing yet: grpcio waits for 15 s, and grpc-js for as long as the call may take.
     async fn unresolved(&mut self, library: Library, calls: Calls) -> Result<Outcome> {
         let (status, timeout_s) = match library {
             Library::Grpcio => ("UNAVAILABLE", 40),
@@ -226,7 +226,8 @@ async fn the_home_that_a_call_names_decides(library: Library) -> Result<()> {
     let mut scene = Scene::start(library, "homes", |mesh| {
         let strict = json!({ "missing": "reject", "unknown": "reject" });
         mesh.service(orders(json!({})))
-            // On no host of its own: clients ask for it by its name. A path prefix takes gRPC calls, too.
+            // On no host of its own: clients ask for it by its name. A path prefix takes gRPC
+            // calls, too.
             .service(json!({
                 "name": "strict",
                 "routes": [{ "prefix": "/shop.v1.Orders", "class": "read" }],

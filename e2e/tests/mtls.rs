@@ -91,7 +91,8 @@ impl Scene {
     }
 }
 
-/// The stream is there, and none was ever cut off. (Connections are not counted: the filter and load reports have their own.)
+/// The stream is there, and none was ever cut off. (Connections are not counted: the filter and
+/// load reports have their own.)
 async fn until_connected(envoy: &Envoy) -> Result<()> {
     let connected = eventually(PATIENCE, "a stream", async || {
         let stats = envoy.admin().stats("^control_plane").await?;
@@ -224,7 +225,8 @@ async fn certificates_are_renewed_while_streams_go_on() -> Result<()> {
     let newcomer = scene.envoy("third", "shanghai-b", &third).await?;
     newcomer.ingress().await?;
 
-    // A proxy's own certificate is renewed as well: after a restart of the control plane it shows the new one.
+    // A proxy's own certificate is renewed as well: after a restart of the control plane it shows
+    // the new one.
     new.issue(&first, &gateway_of("shanghai-a"), &[&new])?;
     let mut scene = scene;
     scene.control_plane.stop().await?;

@@ -24,8 +24,8 @@ struct Site {
 }
 
 impl Site {
-    /// `advertised` is the name by which the second one says that its certificate is known, where it says one. All certificates
-    /// are for `tidegate`.
+    /// `advertised` is the name by which the second one says that its certificate is known, where
+    /// it says one. All certificates are for `tidegate`.
     async fn start(name: &str, advertised: Option<&str>) -> Result<Site> {
         let workdir = Workdir::kept(name)?;
         let etcd = Etcd::start(workdir.path(), 1).await?;
@@ -158,7 +158,8 @@ async fn a_replica_whose_certificate_has_another_name_is_not_heard_which_is_said
         "{}",
         site.planes[0].process().tail()
     );
-    // The other one sees that its certificate is not accepted: when it starts, and every half minute.
+    // The other one sees that its certificate is not accepted: when it starts, and every half
+    // minute.
     ensure!(
         lines(1, "connection refused") <= 3,
         "{}",

@@ -1,5 +1,5 @@
-//! A policy that the filter refuses. Our own control plane never makes one, so here the test is the control plane: the
-//! real discovery service, with a resource in which the policy is garbage.
+//! A policy that the filter refuses. Our own control plane never makes one, so here the test is the
+//! control plane: the real discovery service, with a resource in which the policy is garbage.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};

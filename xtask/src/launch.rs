@@ -50,7 +50,8 @@ impl fmt::Display for Store {
     }
 }
 
-/// Builds the filter and puts it where Envoy's configurations in the tests and the demo look for it.
+/// Builds the filter and puts it where Envoy's configurations in the tests and the demo look for
+/// it.
 pub(crate) fn wasm(tree: &Tree) -> Result<()> {
     build_filter(tree, "filter-wasm", &tree.filter())
 }
@@ -177,7 +178,8 @@ pub(crate) fn torture(tree: &Tree, torture: &Torture) -> Result<()> {
     hand_over_to(command.args(&torture.more))
 }
 
-/// Runs the simulation of control plane and filter under so many seeds; the tests run a few hundred.
+/// Runs the simulation of control plane and filter under so many seeds; the tests run a few
+/// hundred.
 pub(crate) fn sim(tree: &Tree, seeds: u32) -> Result<()> {
     setup::run(tree, Wanted::Filter)?;
     let arguments = [

@@ -1,4 +1,5 @@
-//! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup | test | demo | bench | sim | torture | wasm`.
+//! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup |
+//! test | demo | bench | sim | torture | wasm`.
 //!
 //! This program installs nothing on the machine. The tools that Tidegate needs besides cargo land
 //! below `target/tools/`, and a `cargo clean` takes them away again. This crate depends on nothing
@@ -77,13 +78,15 @@ enum Task {
         #[arg(last = true)]
         more: Vec<String>,
     },
-    /// Run the control plane's and the filter's code on a virtual clock, with other faults for each seed
+    /// Run the control plane's and the filter's code on a virtual clock, with other faults for each
+    /// seed
     Sim {
         /// How many seeds, from 0
         #[arg(long, default_value_t = 2_000)]
         seeds: u32,
     },
-    /// Build for release, and fail three zones in every way under a load of writes; needs root and `ip`
+    /// Build for release, and fail three zones in every way under a load of writes; needs root and
+    /// `ip`
     Torture(Torture),
     /// Build only the filter, to target/filter/tidegate_filter.wasm
     Wasm,

@@ -330,7 +330,8 @@ fn compose(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     ))
 }
 
-/// Advisories are left to where their database can be fetched: the result would change with no change here.
+/// Advisories are left to where their database can be fetched: the result would change with no
+/// change here.
 fn deny(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     if quiet(&mut cargo(tree, &["deny", "--version"])).is_err() {
         return Ok(Outcome::Skipped(

@@ -1,5 +1,5 @@
-//! Clients that carry an attack out, on a thread of their own: they share the machine with the server, and take one
-//! processor at most.
+//! Clients that carry an attack out, on a thread of their own: they share the machine with the
+//! server, and take one processor at most.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -1,4 +1,5 @@
-//! The attacks that are known by name. `xds/src/transport/tests/frames.rs` has a test for most of them.
+//! The attacks that are known by name. `xds/src/transport/tests/frames.rs` has a test for most of
+//! them.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The same services without Tidegate: plain EDS clusters, a virtual host with one route each, and no filter. Served by the code
-//! that serves ours.
+//! The same services without Tidegate: plain EDS clusters, a virtual host with one route each, and
+//! no filter. Served by the code that serves ours.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

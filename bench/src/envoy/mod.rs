@@ -150,7 +150,8 @@ struct Seen {
     rss_mb: f64,
     moved_ms: Vec<f64>,
     planned_ms: Vec<f64>,
-    /// The longest time from one answer to the next: in each change of an instance, of a plan, and without any.
+    /// The longest time from one answer to the next: in each change of an instance, of a plan, and
+    /// without any.
     moving_gap_ms: Vec<f64>,
     planning_gap_ms: Vec<f64>,
     calm_gap_ms: Vec<f64>,

@@ -249,8 +249,9 @@ impl Scene {
         Ok(end)
     }
 
-    /// With an etcd member just gone, the time from the death of an instance until no control plane counts it any more. It is
-    /// in the zone of the member, whose agent and control plane had that one first.
+    /// With an etcd member just gone, the time from the death of an instance until no control plane
+    /// counts it any more. It is in the zone of the member, whose agent and control plane had that
+    /// one first.
     async fn changes_with(&mut self, zone: u8) -> Result<Duration> {
         let died = Instant::now();
         self.stage.zone(zone).instances[0].kill()?;
@@ -283,7 +284,8 @@ impl Scene {
         self.stage.instance_is(zone, instance, "healthy").await
     }
 
-    /// Waits until the zone that fails has its share again, everywhere, and nothing fails or is late.
+    /// Waits until the zone that fails has its share again, everywhere, and nothing fails or is
+    /// late.
     async fn normal(&self) -> Result<()> {
         eventually(RECOVERY, "everything as it was", async || {
             let since = Instant::now();

@@ -30,14 +30,16 @@ pub(crate) struct Verdict {
     pub(crate) reads: usize,
     /// Of the reads that were under way at the fault or came later, until it was mended.
     pub(crate) failed_reads: usize,
-    /// Of the reads that were started while it was mended and after, until everything was as before.
+    /// Of the reads that were started while it was mended and after, until everything was as
+    /// before.
     pub(crate) failed_back: usize,
     /// From the fault until everything was as before.
     pub(crate) failed_writes: usize,
     /// From the fault until 99 % of the reads are answered promptly and by the right zone; none if
     /// they never were.
     pub(crate) switch: Option<Duration>,
-    /// Requests that were answered by a zone that should not, though started after the switch and before the mending.
+    /// Requests that were answered by a zone that should not, though started after the switch and
+    /// before the mending.
     pub(crate) stray: usize,
     /// From a change made during the fault until it acted; only where there was one.
     pub(crate) change: Option<Duration>,

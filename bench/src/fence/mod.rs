@@ -44,7 +44,8 @@ impl Options {
     };
 }
 
-/// Runs it. The zones live in namespaces, so that they take a thread of their own, which is in one of them.
+/// Runs it. The zones live in namespaces, so that they take a thread of their own, which is in one
+/// of them.
 pub(crate) async fn run(options: &Options, amount: Amount) -> Result<Vec<Figure>> {
     let mut figures = zones(options).await?;
     figures.extend(cost::measure(amount).await?);

@@ -1,9 +1,10 @@
 //! One Envoy with a listener for every variant, all made from the resources that the control plane
 //! pushed.
 //!
-//! *Ours* is the pushed listener with the pushed routes and the pushed filter, found through ECDS as ever; only the way they
-//! come is another (files instead of ADS), and where a request goes: the routes answer directly with the name of their
-//! cluster, or the clusters all lead to one upstream. The other variants take away from that or put something else in.
+//! *Ours* is the pushed listener with the pushed routes and the pushed filter, found through ECDS
+//! as ever; only the way they come is another (files instead of ADS), and where a request goes: the
+//! routes answer directly with the name of their cluster, or the clusters all lead to one upstream.
+//! The other variants take away from that or put something else in.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -158,7 +159,8 @@ fn listener(pushed: &Pushed, chain: Chain, end: End, ecds: &Path) -> Result<Valu
         Chain::Noop => filters[at] = noop(&pushed.filter)?,
         Chain::Lua => filters[at] = lua(),
         Chain::Ours => {
-            // Without the timeout of one second: at the start of many listeners a busy machine takes longer.
+            // Without the timeout of one second: at the start of many listeners a busy machine
+            // takes longer.
             filters[at]["config_discovery"]["config_source"] = json!({
                 "path_config_source": { "path": ecds },
                 "resource_api_version": "V3",

@@ -37,7 +37,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 enum Kind {
     /// Its record names another address: endpoints change.
     Move,
-    /// It becomes unhealthy: endpoints, routes and policy change, requests go to the other zone of the region.
+    /// It becomes unhealthy: endpoints, routes and policy change, requests go to the other zone of
+    /// the region.
     Fail,
     /// It becomes healthy again, and requests come back.
     Recover,
@@ -67,7 +68,8 @@ struct Sample {
     failed: u32,
 }
 
-/// The mesh of the benchmark: the viewing zone's instance can be at two places, another zone has one that stays.
+/// The mesh of the benchmark: the viewing zone's instance can be at two places, another zone has
+/// one that stays.
 struct Stage {
     mesh: Mesh,
     places: [Server; 2],
@@ -181,7 +183,8 @@ struct Part {
     of: fn(&Sample) -> f64,
 }
 
-/// Where the time goes. The put's answer and the event leave etcd at the same time, so they do not add up; the others do.
+/// Where the time goes. The put's answer and the event leave etcd at the same time, so they do not
+/// add up; the others do.
 const PARTS: [Part; 4] = [
     Part {
         name: "put",

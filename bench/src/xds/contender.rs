@@ -12,8 +12,8 @@ use super::fleet::{Fleet, Goal, Interest};
 use super::servers::{Change, Server, Shape, ZONE};
 use crate::usage::Usage;
 
-/// Every stream is served within this, or something is broken: a burst of large resources to all takes seconds, on a busy
-/// machine minutes.
+/// Every stream is served within this, or something is broken: a burst of large resources to all
+/// takes seconds, on a busy machine minutes.
 const TIME_MAX: Duration = Duration::from_secs(300);
 /// A server counts as quiet when it used less than this share of one core for this long.
 const QUIET: Duration = Duration::from_millis(10);
@@ -52,7 +52,8 @@ pub(super) struct Seen {
 
 /// How all came back after a restart.
 pub(super) struct Reconnected {
-    /// From the start of the new process until the last proxy was answered; and from when it listened.
+    /// From the start of the new process until the last proxy was answered; and from when it
+    /// listened.
     pub(super) served_s: f64,
     pub(super) herd_s: f64,
     pub(super) resources: usize,
@@ -145,8 +146,8 @@ impl Contender {
         Ok(())
     }
 
-    /// The time, in ms, from just before the change is handed in until the last proxy has received it; comes back when the
-    /// server has dealt with the acknowledgements, too.
+    /// The time, in ms, from just before the change is handed in until the last proxy has received
+    /// it; comes back when the server has dealt with the acknowledgements, too.
     async fn change(&mut self, change: Change) -> Result<f64> {
         let mut fleet = self.fleet.take().context("the proxies are lost")?;
         fleet.expect(Goal {
@@ -170,8 +171,8 @@ impl Contender {
         Ok(ms(received.saturating_duration_since(begin)))
     }
 
-    /// Kills our server, starts it again, and has all proxies come back at once with the versions that they have. Then moves
-    /// one endpoint: all must hear of it.
+    /// Kills our server, starts it again, and has all proxies come back at once with the versions
+    /// that they have. Then moves one endpoint: all must hear of it.
     pub(super) async fn reconnect(&mut self) -> Result<Reconnected> {
         self.wake().await?;
         let Server::Ours(ours) = &mut self.server else {
@@ -204,7 +205,8 @@ impl Contender {
         })
     }
 
-    /// Has the proxies answer the server until they are needed: while the other one is measured, it would give them up.
+    /// Has the proxies answer the server until they are needed: while the other one is measured, it
+    /// would give them up.
     fn rest(&mut self) -> Result<()> {
         let fleet = self.fleet.take().context("the proxies are lost")?;
         self.resting = Some(Resting::begin(fleet));
@@ -223,7 +225,8 @@ impl Contender {
         Ok(fleet.tally().cpu)
     }
 
-    /// Runs on a thread that may block. When the caller is dropped, so is the server, which ends the work.
+    /// Runs on a thread that may block. When the caller is dropped, so is the server, which ends
+    /// the work.
     async fn with_fleet<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Fleet) -> Result<T> + Send + 'static,

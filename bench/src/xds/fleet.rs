@@ -1,5 +1,5 @@
-//! Thousands of simulated proxies on one thread and one epoll: each has a connection and a stream of its own, subscribes to
-//! all endpoints by name, and acknowledges every response at once.
+//! Thousands of simulated proxies on one thread and one epoll: each has a connection and a stream
+//! of its own, subscribes to all endpoints by name, and acknowledges every response at once.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -116,7 +116,8 @@ impl Fleet {
         self.tally
     }
 
-    /// Connects so many proxies that have nothing yet; each is to receive all that it subscribes to.
+    /// Connects so many proxies that have nothing yet; each is to receive all that it subscribes
+    /// to.
     pub(super) fn dial(&mut self, server: SocketAddr, streams: usize) -> Result<()> {
         self.breaks = Breaks::Fatal;
         let resources = self.interest.names.len() as u32;
@@ -221,7 +222,8 @@ impl Fleet {
         }
     }
 
-    /// Waits for events and handles them; gives the moment when the last proxy reached the goal, if that was now.
+    /// Waits for events and handles them; gives the moment when the last proxy reached the goal, if
+    /// that was now.
     fn turn(&mut self, wait: Duration) -> Result<Option<Instant>> {
         let before = thread_cpu()?;
         let mut events = [EpollEvent::empty(); EVENTS_MAX];

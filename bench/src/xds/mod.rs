@@ -1,10 +1,11 @@
 //! The cost of a change in the control plane with thousands of proxies, beside go-control-plane in
 //! the same run.
 //!
-//! Both servers have the same endpoints and as many simulated proxies; each has a delta stream on a connection of its own and
-//! acknowledges at once. One endpoint moves at a time, then one of every cluster at once; the two servers take turns, so that a
-//! busy machine slows both. A time ends with the last proxy's receipt, CPU time with the last acknowledgement. Ours hears of a
-//! change from a real etcd, and the clock runs from just before the put; the peer is told directly.
+//! Both servers have the same endpoints and as many simulated proxies; each has a delta stream on a
+//! connection of its own and acknowledges at once. One endpoint moves at a time, then one of every
+//! cluster at once; the two servers take turns, so that a busy machine slows both. A time ends with
+//! the last proxy's receipt, CPU time with the last acknowledgement. Ours hears of a change from a
+//! real etcd, and the clock runs from just before the put; the peer is told directly.
 
 mod contender;
 mod fleet;
@@ -144,7 +145,8 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Both servers' connections end here, and each server has one side of them; children inherit the limit.
+/// Both servers' connections end here, and each server has one side of them; children inherit the
+/// limit.
 fn raise_limit(streams: u64) -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let wanted = 2 * streams + OTHER_FILES;

@@ -1,5 +1,6 @@
-//! HTTP/2, gRPC and delta xDS, as little of each as a simulated proxy needs: thousands of them share the machine with the
-//! server that is measured, and a whole client would cost more than either server.
+//! HTTP/2, gRPC and delta xDS, as little of each as a simulated proxy needs: thousands of them
+//! share the machine with the server that is measured, and a whole client would cost more than
+//! either server.
 //!
 //! One stream a connection, one message in most frames; a response is looked through, not decoded.
 
@@ -70,7 +71,8 @@ pub(super) struct Locality {
     pub(super) zone: String,
 }
 
-/// All that a client says before it has heard anything: preface, settings, the call, the first request.
+/// All that a client says before it has heard anything: preface, settings, the call, the first
+/// request.
 pub(super) fn opening(authority: &str, request: &DeltaRequest) -> Vec<u8> {
     let mut out = PREFACE.to_vec();
     let mut settings = Vec::new();
@@ -93,7 +95,8 @@ pub(super) fn opening(authority: &str, request: &DeltaRequest) -> Vec<u8> {
     out
 }
 
-/// Fields by their number in HPACK's static table, or with literal names; none is longer than 126 bytes.
+/// Fields by their number in HPACK's static table, or with literal names; none is longer than 126
+/// bytes.
 fn headers(authority: &[u8]) -> Vec<u8> {
     // `:method: POST` and `:scheme: http`, then `:path` and `:authority` with values of ours.
     let mut block = vec![0x83, 0x86, 0x04];
@@ -375,7 +378,8 @@ fn varint(message: &mut &[u8]) -> Result<u64> {
 mod tests {
     use super::*;
 
-    /// A response with the resource `a` (version 7, body of 3 bytes), one removed name and the nonce 12.
+    /// A response with the resource `a` (version 7, body of 3 bytes), one removed name and the
+    /// nonce 12.
     const RESPONSE: &[u8] = b"\x12\x0b\x0a\x017\x12\x03xyz\x1a\x01a\x32\x01b\x2a\x0212";
 
     fn framed(body: &[u8]) -> Vec<u8> {

@@ -22,7 +22,8 @@ use crate::usage::{Usage, thread_cpu};
 const SIZES: [(usize, &str); 3] = [(1_000, "1k"), (10_000, "10k"), (100_000, "100k")];
 const INSTANCES_PER_SERVICE: usize = 5;
 const CHANGES: usize = 300;
-/// A change of plan may take long in a large world: no more of them begin when they have taken this much, all together.
+/// A change of plan may take long in a large world: no more of them begin when they have taken this
+/// much, all together.
 const REPLANNING_MAX: Duration = Duration::from_secs(20);
 /// The largest is built in seconds; a busy machine needs the rest.
 const TIME_MAX: Duration = Duration::from_secs(300);

@@ -25,7 +25,8 @@ const SETTLES_WITHIN: Duration = PATIENCE.saturating_mul(2);
 #[derive(Clone, Copy)]
 enum Turn {
     Nothing,
-    /// shanghai-a's replica loses etcd; the chapter is about the time until another zone takes over.
+    /// shanghai-a's replica loses etcd; the chapter is about the time until another zone takes
+    /// over.
     Cut,
     /// The chapter is about the time after it.
     Wait,

@@ -35,7 +35,8 @@ struct Arguments {
     /// Where to listen; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// The address that proxies reach it at [default: the one that this host speaks to the control plane from]
+    /// The address that proxies reach it at [default: the one that this host speaks to the control
+    /// plane from]
     #[arg(long)]
     advertise: Option<IpAddr>,
     /// Seconds without a sign of life after which the control plane forgets it

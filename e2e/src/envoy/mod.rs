@@ -75,7 +75,8 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// Starts a proxy of the mesh and waits until its admin interface answers. It need not have a listener yet.
+    /// Starts a proxy of the mesh and waits until its admin interface answers. It need not have a
+    /// listener yet.
     pub async fn start(
         directory: &Path,
         options: &Options,

@@ -2,9 +2,10 @@
 //! another epoch is in flight, and never below an epoch already admitted. Pure: the writes that
 //! upstreams saw and the records of the store in, violations out.
 //!
-//! The one exception is the gap that no lease can close (the design's rule 12): a proxy that was stopped between admitting a
-//! write and sending it sends it when it goes on. Only storage that compares epochs can refuse that write, so it is counted
-//! apart, as [`Report::late`], and only if its client had sent it before its zone's proxy was stopped.
+//! The one exception is the gap that no lease can close (the design's rule 12): a proxy that was
+//! stopped between admitting a write and sending it sends it when it goes on. Only storage that
+//! compares epochs can refuse that write, so it is counted apart, as [`Report::late`], and only if
+//! its client had sent it before its zone's proxy was stopped.
 
 mod authority;
 mod collect;

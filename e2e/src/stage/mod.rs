@@ -1,5 +1,6 @@
-//! Three zones, each in a network namespace of its own with everything that a zone has: an etcd member, a replica of the
-//! control plane, a gateway, instances, and an agent that keeps them registered where the plan says so.
+//! Three zones, each in a network namespace of its own with everything that a zone has: an etcd
+//! member, a replica of the control plane, a gateway, instances, and an agent that keeps them
+//! registered where the plan says so.
 
 pub mod load;
 pub mod witness;
@@ -55,7 +56,8 @@ pub struct Plan {
 /// The registrar of instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Registered {
-    /// By their zone's agent, which probes them; the gateways know the control plane of the next zone too.
+    /// By their zone's agent, which probes them; the gateways know the control plane of the next
+    /// zone too.
     ByAgents,
     /// For good, and so are the gateways.
     ForGood,

@@ -13,7 +13,8 @@ use crate::clock::monotonic_us;
 use crate::history::{Authority, Collector, History, Pause, Report, Write, check};
 use crate::write_log::{ID, Reader, SENT};
 
-/// The cells: name, its first owner, and how many shards it has. Two of the first zone, one of the second.
+/// The cells: name, its first owner, and how many shards it has. Two of the first zone, one of the
+/// second.
 pub const CELLS: [(&str, u8, u32); 3] = [("main", 0, 400), ("east", 0, 400), ("west", 1, 224)];
 const SHARDS: u32 = 1_024;
 

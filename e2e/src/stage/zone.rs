@@ -164,7 +164,8 @@ impl Zone {
         Ok(())
     }
 
-    /// Starts it again with another authority in its configuration, after it ended. The others keep theirs.
+    /// Starts it again with another authority in its configuration, after it ended. The others keep
+    /// theirs.
     pub fn restart_control_plane_with(&mut self, authority: Value) -> Result<()> {
         let plan = Plan {
             authority: Some(authority),

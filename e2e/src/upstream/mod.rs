@@ -1,7 +1,7 @@
 //! The sample upstream: a small service that answers with its name, and keeps itself registered.
 //!
-//! [`Server`] and [`Registration`] can be used alone; [`Upstream`] is both, and knows how to leave without a failed
-//! request. The binary `upstream` and the tests run the same code.
+//! [`Server`] and [`Registration`] can be used alone; [`Upstream`] is both, and knows how to leave
+//! without a failed request. The binary `upstream` and the tests run the same code.
 
 mod registration;
 mod server;
@@ -30,7 +30,8 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Listens, then keeps `name` registered at the address of `advertised` with the port that the server got.
+    /// Listens, then keeps `name` registered at the address of `advertised` with the port that the
+    /// server got.
     pub async fn start(
         name: InstanceName,
         listen: SocketAddr,

@@ -69,7 +69,8 @@ impl Server {
         Server::start_with(name, listen, None).await
     }
 
-    /// As [`start`](Server::start), and notes every write that comes: with a log it [goes on](Conduct::GoesOn).
+    /// As [`start`](Server::start), and notes every write that comes: with a log it [goes
+    /// on](Conduct::GoesOn).
     pub async fn start_with(
         name: InstanceName,
         listen: SocketAddr,
@@ -118,7 +119,8 @@ impl Server {
         self.shared.conduct.send_replace(conduct);
     }
 
-    /// Takes no connections any more, and waits until those that there are have ended their requests.
+    /// Takes no connections any more, and waits until those that there are have ended their
+    /// requests.
     pub async fn close(mut self) {
         self.stop.send_replace(true);
         let _ = (&mut self.accepting).await;

@@ -1,4 +1,5 @@
-//! The configuration of each role, as a real Envoy shows it, in files: a change of the translation is a change that a reader sees.
+//! The configuration of each role, as a real Envoy shows it, in files: a change of the translation
+//! is a change that a reader sees.
 //!
 //! `TIDEGATE_BLESS=1 cargo test -p e2e --test accepted golden` writes the files anew.
 

@@ -1,4 +1,5 @@
-//! Envoy takes every configuration that `tidegate check` calls good: random configurations, rendered for every role, and real Envoys.
+//! Envoy takes every configuration that `tidegate check` calls good: random configurations,
+//! rendered for every role, and real Envoys.
 //!
 //! The generator knows the values that a field could have, good ones and bad ones, and not which
 //! are which: that says the check. A failure prints the seed of its configuration;

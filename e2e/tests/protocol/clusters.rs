@@ -1,4 +1,5 @@
-//! Clusters on demand: a proxy of the user's own, which fetches a cluster when the first request to it comes.
+//! Clusters on demand: a proxy of the user's own, which fetches a cluster when the first request to
+//! it comes.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use serde_json::{Value, json};
 
 use crate::support::{MANAGER, ZONE, aggregated, answers, listener, logs, router, separate};
 
-/// How long the proxy waits for a cluster. Longer than a test's patience, so that none passes by waiting.
+/// How long the proxy waits for a cluster. Longer than a test's patience, so that none passes by
+/// waiting.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Sends every request to the cluster that it names.

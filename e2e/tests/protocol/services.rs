@@ -27,7 +27,8 @@ fn roots(mesh: &Mesh, protocol: Protocol) -> Result<Bootstrap> {
     bootstrap(mesh)?.with("/dynamic_resources", dynamic)
 }
 
-/// A listener and clusters of the user's own, which name the services of routes, policy and endpoints.
+/// A listener and clusters of the user's own, which name the services of routes, policy and
+/// endpoints.
 fn leaves(mesh: &Mesh, protocol: Protocol) -> Result<Bootstrap> {
     let manager = json!({
         "@type": MANAGER,

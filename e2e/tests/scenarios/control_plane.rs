@@ -16,7 +16,8 @@ use e2e::workdir::Workdir;
 use crate::shared::plain;
 use crate::support::run;
 
-/// An instance that hangs on no lease, so that it stays registered however long the control plane is away.
+/// An instance that hangs on no lease, so that it stays registered however long the control plane
+/// is away.
 async fn instance(mesh: &Mesh, zone: &str, instance: &str) -> Result<Server> {
     let name = InstanceName::new("orders", zone, instance);
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));

@@ -146,7 +146,8 @@ fn a_zone_that_dies_costs_no_read() {
         writes.next(300).await?;
         writes.stop().await.check_no_failure()?;
 
-        // The whole region is gone: reads go on, writes are refused or fail, and none leaves the region.
+        // The whole region is gone: reads go on, writes are refused or fail, and none leaves the
+        // region.
         stage.kill(&["b-1", "b-2"]);
         let mut reads = stage.reads()?;
         until(&mut reads, &["c-1"]).await?;
@@ -210,7 +211,8 @@ fn an_instance_that_only_errs_is_taken_out_and_all_of_them_are_not() {
             Ok(())
         })
         .await?;
-        // When all seem to be bad none is better than another: they are asked, and the first that is well is found.
+        // When all seem to be bad none is better than another: they are asked, and the first that
+        // is well is found.
         stage.conduct(&["a-1", "a-2", "b-1", "b-2", "c-1"], Conduct::Fails);
         for _ in 0..200 {
             ask().await?;
@@ -256,7 +258,8 @@ fn what_proxies_do_about_failures_can_be_changed_under_load() {
                 config.services[0]["outlier_detection"] =
                     json!({ "consecutive_gateway_failure": limit });
             })?;
-            // A cluster that changes is warmed anew: the old one serves until its endpoints have come again.
+            // A cluster that changes is warmed anew: the old one serves until its endpoints have
+            // come again.
             let seen = format!("orders/shanghai-b::default_priority::max_requests::{limit}");
             eventually(PATIENCE, "the limit in the gateway", async || {
                 let clusters = stage

@@ -12,7 +12,8 @@ use e2e::wait::{PATIENCE, eventually};
 use crate::shared::mesh;
 use crate::support::{Registered, explained, on, reason, run};
 
-/// Enough that an instance with a fifth of the traffic is in it: it is missed once in fifty million looks.
+/// Enough that an instance with a fifth of the traffic is in it: it is missed once in fifty million
+/// looks.
 const LOOK: u64 = 80;
 /// One of the instances' zone, one far away.
 const GATEWAYS: [&str; 2] = ["shanghai-a", "beijing-c"];

@@ -1,4 +1,5 @@
-//! Cells move where they should, and stay where they should: several of them, with a control plane for each side.
+//! Cells move where they should, and stay where they should: several of them, with a control plane
+//! for each side.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -138,7 +139,8 @@ fn an_override_of_one_cell_leaves_the_other_cells_alone() {
     });
 }
 
-/// A control plane and a gateway for shanghai-a; another control plane for the others, of which only beijing-c has a gateway.
+/// A control plane and a gateway for shanghai-a; another control plane for the others, of which
+/// only beijing-c has a gateway.
 struct Sides {
     mesh: Mesh,
     others: ControlPlane,
@@ -300,7 +302,8 @@ fn a_move_is_judged_by_every_service_and_holds_for_its_time() {
         let back = until_active(admin, "main", A).await?;
         ensure!(back.hold_ms == 0, "{back:?}");
 
-        // The time that was given is over, and it moves by itself, which is recorded with its reason.
+        // The time that was given is over, and it moves by itself, which is recorded with its
+        // reason.
         operate(mesh, &[&accepted[..], &["--hold", "1"]].concat())?;
         until_active(admin, "main", A).await?;
         let operations = Cells::new(admin).operations().await?;

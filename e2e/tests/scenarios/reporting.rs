@@ -59,7 +59,8 @@ fn requests_are_counted_once_by_where_they_came_from_and_went() {
             ),
             ("beijing-c", "beijing-c", Request::post("/orders")),
         ];
-        // Envoy counts from when it has been asked about a cluster, which happens after that is there.
+        // Envoy counts from when it has been asked about a cluster, which happens after that is
+        // there.
         for (viewer, zone, request) in &requests {
             eventually(PATIENCE, "a first count", async || {
                 mesh.send(viewer, request.clone()).await?;

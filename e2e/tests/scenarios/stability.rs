@@ -169,7 +169,8 @@ fn three_writes_that_time_out_end_registration_until_one_succeeds() {
         let put = || mesh.registry().put(&two, &record, None);
         let member = &etcd(&mesh)?.members()[0];
         member.process().pause()?;
-        // A write that was under way when the connection was given up for another's sake failed, but did not time out.
+        // A write that was under way when the connection was given up for another's sake failed,
+        // but did not time out.
         let mut timeouts = 0;
         for _ in 0..9 {
             let reply = put().await?;

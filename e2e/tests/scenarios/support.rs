@@ -47,7 +47,8 @@ pub(crate) fn operate(mesh: &Mesh, arguments: &[&str]) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
-/// Waits until every zone has a proxy that could hold grants: no cell is moved elsewhere without a word.
+/// Waits until every zone has a proxy that could hold grants: no cell is moved elsewhere without a
+/// word.
 pub(crate) async fn until_held(mesh: &Mesh) -> Result<()> {
     let cells = Cells::new(mesh.control_plane.admin());
     eventually(PATIENCE, "a proxy in every zone", async || {
@@ -81,7 +82,8 @@ pub(crate) fn assert_refused(reply: &Reply, status: u16, reason: &str) {
     assert_eq!(reply.refusal().unwrap(), reason);
 }
 
-/// A server whose record in etcd the test writes by itself, as a registry would that is not ours. It hangs on no lease.
+/// A server whose record in etcd the test writes by itself, as a registry would that is not ours.
+/// It hangs on no lease.
 pub(crate) struct Registered {
     pub(crate) name: InstanceName,
     pub(crate) server: Server,

@@ -3,8 +3,9 @@
 //! the order of the machine, in the file that `WALL_CLOCK_FILE` names; a writer to it steps the
 //! clocks of all processes that look at it.
 //!
-//! Not libfaketime, because Envoy does not start with that: its allocator asks for the time while it holds the lock that
-//! libfaketime's first `malloc` waits for. So nothing here allocates or takes a lock.
+//! Not libfaketime, because Envoy does not start with that: its allocator asks for the time while
+//! it holds the lock that libfaketime's first `malloc` waits for. So nothing here allocates or
+//! takes a lock.
 //!
 //! Limits: it does not step programs that ask the kernel themselves and not libc (Go programs, so
 //! etcd), and the absolute deadlines of waits, which stay the kernel's.
@@ -40,7 +41,8 @@ fn offset_ns() -> i64 {
 
 /// Maps the file; null where that does not work, which is tried again at the next call.
 fn map() -> *mut AtomicI64 {
-    // SAFETY: plain calls of libc with valid arguments. Two threads that come here at once map it twice, which is harmless.
+    // SAFETY: plain calls of libc with valid arguments. Two threads that come here at once map it
+    // twice, which is harmless.
     let place = unsafe {
         let path = libc::getenv(VARIABLE.as_ptr());
         if path.is_null() {

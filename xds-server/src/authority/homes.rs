@@ -1,8 +1,9 @@
 //! Zones with a control plane of their own, for the streams of proxies that come from another zone.
 //!
-//! A proxy whose own control plane was away has turned to this one, and would stay: nothing in Envoy closes a stream because
-//! a better place is back. So its streams end when its zone has a control plane again. It may still be kept from that one (an
-//! ejection lasts for seconds, a way may be cut off); so it is given longer and longer from one time to the next.
+//! A proxy whose own control plane was away has turned to this one, and would stay: nothing in
+//! Envoy closes a stream because a better place is back. So its streams end when its zone has a
+//! control plane again. It may still be kept from that one (an ejection lasts for seconds, a way
+//! may be cut off); so it is given longer and longer from one time to the next.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -118,8 +119,8 @@ impl Homes {
     }
 }
 
-/// The first of the times at which a proxy is sent home that is not before `opened`: they double from [`FIRST`] to
-/// [`LONGEST`], each a little later for one proxy than for another.
+/// The first of the times at which a proxy is sent home that is not before `opened`: they double
+/// from [`FIRST`] to [`LONGEST`], each a little later for one proxy than for another.
 fn next_after(since: Instant, opened: Instant, node: &str) -> Instant {
     let mut hasher = DefaultHasher::new();
     node.hash(&mut hasher);
@@ -182,7 +183,8 @@ mod tests {
             opened = next;
         }
         assert!(spans[0] >= FIRST && spans[0] < FIRST * 2, "{spans:?}");
-        // The part by which one proxy is later than another grows with the span, up to a quarter of it.
+        // The part by which one proxy is later than another grows with the span, up to a quarter of
+        // it.
         assert!(spans[..8].is_sorted(), "{spans:?}");
         let most = LONGEST + LONGEST / 4;
         assert!(spans.iter().all(|span| *span <= most), "{spans:?}");

@@ -75,8 +75,9 @@ impl ToldKeys {
     }
 }
 
-/// Says for as long as it holds that any client may say that it is a gateway, and is told the keys. They are told all the same:
-/// such a client gets the policy and grants as well. Ends with the meshes.
+/// Says for as long as it holds that any client may say that it is a gateway, and is told the keys.
+/// They are told all the same: such a client gets the policy and grants as well. Ends with the
+/// meshes.
 pub async fn watch_guard(
     mut meshes: watch::Receiver<Arc<Mesh>>,
     xds: PortConfig,

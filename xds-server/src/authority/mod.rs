@@ -357,8 +357,9 @@ impl Authorities {
         let _ = cells.wait_for(gone).await;
     }
 
-    /// Grants nothing more, waits until nothing that was granted is in use, and ends the session. Without the store it never
-    /// comes back: bound the wait. Leaving without it is safe too, only slower for others.
+    /// Grants nothing more, waits until nothing that was granted is in use, and ends the session.
+    /// Without the store it never comes back: bound the wait. Leaving without it is safe too, only
+    /// slower for others.
     pub async fn stop(&self) {
         let (stopped, ended) = oneshot::channel();
         if self.commands.send(Command::Stop { stopped }).await.is_ok() {

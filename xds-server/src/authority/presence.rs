@@ -43,8 +43,8 @@ impl Presence {
         self.stated.insert(zone.clone(), any);
     }
 
-    /// Whether the session of a zone has to be put anew: at once where the first proxy has come, and where the last one has gone
-    /// only after a while, since most come back.
+    /// Whether the session of a zone has to be put anew: at once where the first proxy has come,
+    /// and where the last one has gone only after a while, since most come back.
     pub(super) fn is_to_be_restated(
         &mut self,
         zone: &Name,
@@ -61,8 +61,8 @@ impl Presence {
         now >= since.saturating_add(patience)
     }
 
-    /// The zones all of whose living sessions say that they have no proxy. A zone without a session is none of them, nor is one
-    /// with a session that does not say.
+    /// The zones all of whose living sessions say that they have no proxy. A zone without a session
+    /// is none of them, nor is one with a session that does not say.
     pub(super) fn unheld(&self, sessions: &Sessions, now: u64, terms: &Terms) -> BTreeSet<Name> {
         let living = sessions
             .present()

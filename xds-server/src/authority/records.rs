@@ -100,7 +100,8 @@ pub(super) fn take_operation(operations: &mut Operations, id: &str, value: &[u8]
     }
 }
 
-/// A session, and how it is reached; none for every other key, and for a session that cannot be reached.
+/// A session, and how it is reached; none for every other key, and for a session that cannot be
+/// reached.
 pub(super) fn peer(entry: &Entry) -> Option<(SessionId, PeerRecord)> {
     let id = session_of(&entry.key)?;
     Some((id, SessionRecord::parse(&entry.value).peer?))

@@ -1,8 +1,8 @@
 //! How fast the kernel slews this machine's clock, beside the drift that is agreed on.
 //!
-//! `CLOCK_BOOTTIME`, by which sessions and grants are counted, follows the rate that a time daemon sets. Not noticed here: a clock
-//! that is wrong by itself, and a machine that a hypervisor has stopped without telling it, since no clock of the guest shows
-//! that.
+//! `CLOCK_BOOTTIME`, by which sessions and grants are counted, follows the rate that a time daemon
+//! sets. Not noticed here: a clock that is wrong by itself, and a machine that a hypervisor has
+//! stopped without telling it, since no clock of the guest shows that.
 
 use std::time::Duration;
 
@@ -47,7 +47,8 @@ fn too_fast(ppm: i64, drift_permille: u16) -> Option<String> {
     })
 }
 
-/// By how many parts per million the clock goes faster than it would by itself; none where the kernel does not say.
+/// By how many parts per million the clock goes faster than it would by itself; none where the
+/// kernel does not say.
 fn slew_ppm() -> Option<i64> {
     // All zeros: no mode, which changes nothing and needs no privilege.
     // SAFETY: `timex` is plain numbers, for which zeros are a value.

@@ -34,7 +34,8 @@ pub struct CellStatus {
     /// Services with fenced writes of which no owner has a usable instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unserved: Vec<String>,
-    /// For so long, from when this record was seen, an operator's move keeps it from leaving because others serve it better.
+    /// For so long, from when this record was seen, an operator's move keeps it from leaving
+    /// because others serve it better.
     #[serde(default)]
     pub hold_ms: u64,
     /// This is old: the store is away, or not believed. Why.
@@ -49,7 +50,8 @@ pub type MoveStatus = MoveRecord;
 pub struct Speakers {
     /// Living sessions.
     pub replicas: u32,
-    /// Proxies that are connected to them, to hold grants, as they last said; none where no replica says.
+    /// Proxies that are connected to them, to hold grants, as they last said; none where no replica
+    /// says.
     pub proxies: Option<u32>,
 }
 
@@ -73,7 +75,8 @@ pub struct Operation {
     pub record: OperationRecord,
 }
 
-/// The cells as `replicas`, which speak for one zone each, see them together. `out` has the services that a zone cannot serve.
+/// The cells as `replicas`, which speak for one zone each, see them together. `out` has the
+/// services that a zone cannot serve.
 pub(super) fn of<'r>(
     replicas: impl Iterator<Item = &'r Replica> + Clone,
     presence: &Presence,

@@ -70,7 +70,8 @@ pub struct TermsStatus {
     pub stopped: bool,
     /// The terms that this replica is configured with.
     pub configured: Option<AgreedRecord>,
-    /// Whether that is among the agreed terms. Where not, this replica grants nothing, and takes no step of a move.
+    /// Whether that is among the agreed terms. Where not, this replica grants nothing, and takes no
+    /// step of a move.
     pub agrees: bool,
     /// The differences between the two.
     pub differences: Vec<String>,

@@ -37,8 +37,8 @@ const FIELDS: &[(&str, &str)] = &[
     ("upstream", "%UPSTREAM_HOST%"),
 ];
 
-/// To the file of this path. The standard streams are written to as they are: opened by path, as a file is, they cannot be where
-/// they are sockets, as below systemd.
+/// To the file of this path. The standard streams are written to as they are: opened by path, as a
+/// file is, they cannot be where they are sockets, as below systemd.
 pub(super) fn access_log(path: &str) -> AccessLog {
     let format = Some(JsonFormat::new(FIELDS, ""));
     let stream = || ordered::StreamAccessLog {

@@ -41,8 +41,9 @@ use super::{
 use crate::config::{OutlierDetection as Ejection, Protocol, ServiceConfig, Strategy};
 use xds::resource::{Resource, any};
 
-/// How long a connection to an instance may take to open, beside three round trips over the longest link. The time in which a
-/// request waits for a connection is not part of the time after which it is hedged.
+/// How long a connection to an instance may take to open, beside three round trips over the longest
+/// link. The time in which a request waits for a connection is not part of the time after which it
+/// is hedged.
 const CONNECT_TIMEOUT_MS: f64 = 200.0;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -112,8 +113,9 @@ fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) 
         ..common(name, service, connect_timeout_ms)
     };
     if let Strategy::RegionFirstHash { sessions, .. } = &resilience.strategy {
-        // Of n instances' keys those of the one that goes move, and less than one in a hundred of the others. A hash ring is
-        // worse here: Envoy keeps its size, so the others' points move when one goes (a sixth of all keys at n = 4).
+        // Of n instances' keys those of the one that goes move, and less than one in a hundred of
+        // the others. A hash ring is worse here: Envoy keeps its size, so the others' points move
+        // when one goes (a sixth of all keys at n = 4).
         cluster.lb_policy = LbPolicy::Maglev.into();
         if let (Some(_), Some(lb)) = (sessions, &mut cluster.common_lb_config) {
             // A session stays with its instance while that is draining.
@@ -131,8 +133,8 @@ fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) 
     Arc::new(Resource::encode(name, &cluster))
 }
 
-/// A cluster that uses the first of its members that has usable instances: Envoy's aggregate cluster. A change of an
-/// instance so stays a change of one zone's endpoints.
+/// A cluster that uses the first of its members that has usable instances: Envoy's aggregate
+/// cluster. A change of an instance so stays a change of one zone's endpoints.
 ///
 /// All of a service and class count as `stats`: a third of an aggregate cluster's memory in a proxy
 /// are counters and gauges, and those of the same name are made once.
@@ -166,8 +168,9 @@ fn common(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Clust
                 max_connections: uint32(circuit.max_connections),
                 max_pending_requests: uint32(circuit.max_pending_requests),
                 max_requests: uint32(circuit.max_requests),
-                // A zone that fails makes every request a retry, all at once. Envoy's share of active requests cannot be used:
-                // an aggregate cluster counts none as its own. No request is tried more than three times.
+                // A zone that fails makes every request a retry, all at once. Envoy's share of
+                // active requests cannot be used: an aggregate cluster counts none as its own. No
+                // request is tried more than three times.
                 max_retries: uint32(circuit.max_requests),
                 ..Thresholds::default()
             }],
@@ -177,7 +180,8 @@ fn common(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Clust
             healthy_panic_threshold: Some(Percent {
                 value: PANIC_PERCENT,
             }),
-            // Envoy's default of a second would hold back all but the first of several ejections or changes of health.
+            // Envoy's default of a second would hold back all but the first of several ejections or
+            // changes of health.
             update_merge_window: millis(0),
             ..CommonLbConfig::default()
         }),
@@ -193,8 +197,9 @@ fn common(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Clust
     }
 }
 
-/// Errors of the instance and of the way to it count alike: a hung instance gives no status. Not apart
-/// (`split_external_local_origin_errors`): every connection that opens would forgive an instance that then says nothing.
+/// Errors of the instance and of the way to it count alike: a hung instance gives no status. Not
+/// apart (`split_external_local_origin_errors`): every connection that opens would forgive an
+/// instance that then says nothing.
 fn outlier_detection(ejection: &Ejection) -> OutlierDetection {
     let (never, always) = (|| uint32(0), || uint32(100));
     let if_asked_for = |is: bool| if is { always() } else { never() };
@@ -234,11 +239,13 @@ fn unreachable_gateways(ejection: &Ejection) -> OutlierDetection {
     }
 }
 
-/// How long a connection to an instance may be idle where nothing is said, in milliseconds. An HTTP/1.1 server that closes an idle
-/// connection says so no sooner than it does it: a request that is on its way is lost, and a write may not be sent again. So the
-/// proxy has to be first. Node.js, Apache and uvicorn close after 5 s, the others later (gunicorn earlier, after 2 s: say so).
+/// How long a connection to an instance may be idle where nothing is said, in milliseconds. An
+/// HTTP/1.1 server that closes an idle connection says so no sooner than it does it: a request that
+/// is on its way is lost, and a write may not be sent again. So the proxy has to be first. Node.js,
+/// Apache and uvicorn close after 5 s, the others later (gunicorn earlier, after 2 s: say so).
 const HTTP1_IDLE_MS: u32 = 4_000;
-/// HTTP/2 names the requests that it did not take, and these are sent again: Envoy's own default does.
+/// HTTP/2 names the requests that it did not take, and these are sent again: Envoy's own default
+/// does.
 const HTTP2_IDLE_MS: u32 = 3_600_000;
 
 fn common_options(service: &ServiceConfig) -> CommonOptions {

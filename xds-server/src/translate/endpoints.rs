@@ -25,8 +25,8 @@ pub struct ZoneInstances<'i> {
     pub state: ZoneState,
     /// An operator has drained the zone: its instances get nothing new, however healthy they are.
     pub drained: bool,
-    /// The share of healthy instances, in percent, from which the zone takes everything that it is given; below, a proxy turns
-    /// to the next place with a part of it, by itself.
+    /// The share of healthy instances, in percent, from which the zone takes everything that it is
+    /// given; below, a proxy turns to the next place with a part of it, by itself.
     pub full_from_percent: u8,
     /// By name, in order.
     pub instances: Vec<(&'i str, &'i Instance)>,
@@ -76,7 +76,8 @@ pub fn endpoints(
             .map(|region| {
                 let name = rules::cluster_name(&service.name, topology.region_name(region));
                 let within = || (zones.iter()).filter(|z| topology.region_of(z.zone) == region);
-                // A zone that is out has no part in the ring, unless nothing else is left; a drained one keeps its sessions.
+                // A zone that is out has no part in the ring, unless nothing else is left; a
+                // drained one keeps its sessions.
                 let any_up = within().any(|zone| zone.state == ZoneState::Up);
                 let part = |zone: &&ZoneInstances<'_>| {
                     !any_up || zone.state == ZoneState::Up || zone.drained
@@ -111,7 +112,8 @@ fn assignment(
                 .instances
                 .iter()
                 .map(|(name, instance)| {
-                    // Where requests are spread by hash, the name places an instance: at another address it keeps its keys.
+                    // Where requests are spread by hash, the name places an instance: at another
+                    // address it keeps its keys.
                     let key = || format!("{}/{name}", topology.zone_name(zone.zone));
                     endpoint(instance, zone.health(instance), keyed.then(key))
                 })

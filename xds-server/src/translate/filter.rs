@@ -30,7 +30,8 @@ use super::{FILTER, millis};
 use crate::config::{CONTROL_PLANE, FilterConfig};
 use xds::resource::Resource;
 
-/// How soon a filter that trapped is built again: below a second, or its requests would be refused for as long.
+/// How soon a filter that trapped is built again: below a second, or its requests would be refused
+/// for as long.
 const RELOAD_BACKOFF_MS: i32 = 100;
 
 /// The host calls and callbacks of the filter. Callbacks that are not listed are not made at all,
@@ -225,8 +226,9 @@ fn plugin(filter: &FilterConfig) -> (PluginConfig, PluginConfig) {
     (before, behind)
 }
 
-/// The part of `envoy.extensions.filters.http.wasm.v3.Wasm` that holds the capabilities, with a map that is ordered: the
-/// generated type has a hash map, whose encoding differs from process to process, and with it the version.
+/// The part of `envoy.extensions.filters.http.wasm.v3.Wasm` that holds the capabilities, with a map
+/// that is ordered: the generated type has a hash map, whose encoding differs from process to
+/// process, and with it the version.
 mod ordered {
     use super::{BTreeMap, SanitizationConfig};
 

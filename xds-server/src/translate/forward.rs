@@ -64,7 +64,8 @@ pub(super) fn action(
             ..HedgePolicy::default()
         }),
         hash_policy: hash_policy(&resilience.strategy).into_iter().collect(),
-        // Said even where it is 0: Envoy's defaults, 15 s and 5 min, would cut streams and long polls.
+        // Said even where it is 0: Envoy's defaults, 15 s and 5 min, would cut streams and long
+        // polls.
         timeout: duration_ms(options.timeout_ms),
         idle_timeout: duration_ms(options.idle_timeout_ms),
         max_stream_duration: match grpc {
@@ -137,8 +138,9 @@ pub(super) fn usual_retries() -> RetryPolicy {
     retry_policy(Class::Read, &Strategy::Weighted, hedge_after_ms)
 }
 
-/// Reads are tried again wherever they may go; writes only where nothing was sent, so that none happens twice. Each attempt
-/// leaves the place that failed the one before: a zone, or first the instance where all of a region share the keys.
+/// Reads are tried again wherever they may go; writes only where nothing was sent, so that none
+/// happens twice. Each attempt leaves the place that failed the one before: a zone, or first the
+/// instance where all of a region share the keys.
 fn retry_policy(class: Class, strategy: &Strategy, hedge_after_ms: u32) -> RetryPolicy {
     let previous_hosts = RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
@@ -167,7 +169,8 @@ fn retry_policy(class: Class, strategy: &Strategy, hedge_after_ms: u32) -> Retry
             ))),
         }),
         retry_host_predicate: vec![previous_hosts],
-        // A dead instance fails fast, looks idle, and so is picked again and again: look often enough to find another.
+        // A dead instance fails fast, looks idle, and so is picked again and again: look often
+        // enough to find another.
         host_selection_retry_max_attempts: 32,
         per_try_timeout: match hedge_after_ms {
             0 => None,

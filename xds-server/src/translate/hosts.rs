@@ -1,7 +1,7 @@
 //! Virtual hosts in the pieces in which they change.
 //!
-//! Services may share a host, thousands of them where all have paths on `*`. When one has new plans its own routes are encoded
-//! anew; the others' bytes are shared.
+//! Services may share a host, thousands of them where all have paths on `*`. When one has new plans
+//! its own routes are encoded anew; the others' bytes are shared.
 
 use std::collections::{BTreeMap, BTreeSet};
 

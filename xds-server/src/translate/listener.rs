@@ -123,7 +123,8 @@ fn listener_filters(at: &ListenerConfig) -> Vec<ListenerFilter> {
     proxy_protocol.into_iter().chain(tls_inspector).collect()
 }
 
-/// One for each certificate, or one for plain text. A server name (SNI) that no chain has is not served.
+/// One for each certificate, or one for plain text. A server name (SNI) that no chain has is not
+/// served.
 fn filter_chains(tls: Option<&DownstreamTls>, filters: Vec<Filter>) -> Vec<FilterChain> {
     let Some(tls) = tls else {
         return vec![FilterChain {
@@ -184,9 +185,11 @@ fn connection_manager(mesh: &Mesh, at: &ListenerConfig, role: Role) -> HttpConne
         max_request_headers_kb: uint32(at.limits.max_request_headers_kb),
         request_headers_timeout: duration_ms(at.limits.request_headers_timeout_ms),
         stream_idle_timeout: duration_ms(at.limits.stream_idle_timeout_ms),
-        // A fully qualified name is the same host. Here, before routes and filter look at it, so that they agree.
+        // A fully qualified name is the same host. Here, before routes and filter look at it, so
+        // that they agree.
         strip_trailing_host_dot: true,
-        // At the edge the peer is the client; a sidecar's peer is the application, which may pass a client's address on.
+        // At the edge the peer is the client; a sidecar's peer is the application, which may pass a
+        // client's address on.
         use_remote_address: Some(BoolValue {
             value: role == Role::Gateway,
         }),
@@ -241,7 +244,8 @@ fn http2_options(mesh: &Mesh, at: &ListenerConfig) -> Http2ProtocolOptions {
     }
 }
 
-/// Those that any service takes. Envoy asks for it before the filter has chosen a route; the others' routes refuse them.
+/// Those that any service takes. Envoy asks for it before the filter has chosen a route; the
+/// others' routes refuse them.
 fn upgrades(mesh: &Mesh) -> Vec<UpgradeConfig> {
     let services = mesh.services.iter();
     let taken = services.flat_map(|service| &service.resilience.upgrades.taken);
@@ -295,7 +299,8 @@ fn tidegate_filter(mesh: &Mesh) -> HttpFilter {
             ..from_ads()
         }),
         default_config: Some(fallback(&mesh.filter)),
-        // The policy comes within milliseconds of the listener, so it is worth waiting for: no write is fenced for nothing.
+        // The policy comes within milliseconds of the listener, so it is worth waiting for: no
+        // write is fenced for nothing.
         apply_default_config_without_warming: false,
         type_urls: vec![
             envoy_types::pb::envoy::extensions::filters::http::wasm::v3::Wasm::type_url(),

@@ -1,5 +1,5 @@
-//! Answers that Envoy gives by itself say why, as those of the filter do: problem details (RFC 9457) whose `reason` is Envoy's
-//! response code detail.
+//! Answers that Envoy gives by itself say why, as those of the filter do: problem details (RFC
+//! 9457) whose `reason` is Envoy's response code detail.
 
 use envoy_types::pb::envoy::config::{
     accesslog::v3::{
@@ -16,7 +16,8 @@ use policy::{Reason, Refusal, headers, refusal::PROBLEM_JSON};
 
 use super::ordered::{self, JsonFormat, ResponseMapper};
 
-/// The fields of a connection manager that have Envoy's own answers say why. The first mapper that takes an answer counts.
+/// The fields of a connection manager that have Envoy's own answers say why. The first mapper that
+/// takes an answer counts.
 pub(super) fn reasons() -> ordered::HttpConnectionManager {
     let refused_upgrade = [
         ("type", "about:blank"),
@@ -109,8 +110,9 @@ const GOES_ON: [Reason; 8] = [
     Reason::Observed,
 ];
 
-/// Neither one of ours, nor to a gRPC request, which takes the text alone. The filter's answers are told by the reason that it sets
-/// in the request; the route table's, all of which are 503, by their want of a response flag.
+/// Neither one of ours, nor to a gRPC request, which takes the text alone. The filter's answers are
+/// told by the reason that it sets in the request; the route table's, all of which are 503, by
+/// their want of a response flag.
 fn is_envoys_own() -> AccessLogFilter {
     let goes_on = GOES_ON.map(Reason::as_str).join("|");
     let not_refused = header(HeaderMatcher {

@@ -1,6 +1,7 @@
 //! RDS: the route table of one viewing zone.
 //!
-//! For each host, and in it for each of the services' routes, longest path first, the table holds in this order:
+//! For each host, and in it for each of the services' routes, longest path first, the table holds
+//! in this order:
 //!
 //! 0. upgrades to protocols that the service does not take, though others do, are refused;
 //! 1. *plain reads*, which need no decision: the filter is switched off for them, and they go as
@@ -67,7 +68,8 @@ use crate::config::{Resilience, Strategy};
 use matching::{absent, add_if_absent, is, is_any_case, present, replace, set};
 use xds::resource::{Names, Piece, Resource, any};
 
-/// How much of a request's body may be kept so that it can be sent again where nothing of it was: Envoy's own default.
+/// How much of a request's body may be kept so that it can be sent again where nothing of it was:
+/// Envoy's own default.
 const RETRY_BUFFER_BYTES: u64 = 1 << 20;
 
 /// In the access log, of requests that go nowhere.
@@ -217,7 +219,8 @@ impl Translation for ForProxies<'_> {
     }
 }
 
-/// The clusters that the table, and a filter that decides by `rules`, may name, and those to which they may turn.
+/// The clusters that the table, and a filter that decides by `rules`, may name, and those to which
+/// they may turn.
 pub fn needed_clusters(rules: &Rules, resiliences: Resiliences<'_>) -> Names {
     let services = (0..rules.services().len()).map(ServiceId::new);
     let needed = services.flat_map(|id| clusters_needed_by(rules, id, resiliences));
@@ -272,8 +275,8 @@ pub(super) fn planned_classes(fenced: bool) -> impl Iterator<Item = Class> + Clo
     Class::ALL.into_iter().filter(planned)
 }
 
-/// The cluster for a service's requests of `class` that should go to `zone`. For one that is weighted it is
-/// [`Rules::cluster`], which the filter names, too.
+/// The cluster for a service's requests of `class` that should go to `zone`. For one that is
+/// weighted it is [`Rules::cluster`], which the filter names, too.
 fn cluster_of(
     rules: &Rules,
     service: &str,
@@ -289,7 +292,8 @@ fn cluster_of(
     }
 }
 
-/// The filter puts the reason into the request of a caller that may see it; the answer carries it back.
+/// The filter puts the reason into the request of a caller that may see it; the answer carries it
+/// back.
 fn show_decision(_: &Explain) -> HeaderValueOption {
     set(headers::DECISION, &format!("%REQ({})%", headers::EXPLAIN))
 }
@@ -405,7 +409,8 @@ impl Builder<'_> {
         let Some(plain) = self.rules.plain_reads(self.service, self.route) else {
             return Vec::new();
         };
-        // Sessions are switched on where the filter would be switched off, and a map of two entries has no one encoding.
+        // Sessions are switched on where the filter would be switched off, and a map of two entries
+        // has no one encoding.
         if keeps_sessions(&self.resilience.strategy) {
             return Vec::new();
         }
@@ -600,7 +605,8 @@ impl Builder<'_> {
         let retry_after = refusal
             .retry_after_s
             .map(|s| set("retry-after", &s.to_string()));
-        // Envoy turns the answer to a gRPC request into a gRPC status; a content type of ours would spoil it.
+        // Envoy turns the answer to a gRPC request into a gRPC status; a content type of ours would
+        // spoil it.
         let content_type = (!self.is_grpc()).then(|| set("content-type", PROBLEM_JSON));
         Route {
             r#match: Some(self.matching(matchers)),
@@ -644,7 +650,8 @@ impl Builder<'_> {
     }
 }
 
-/// Has each of the weighted clusters say its tier, also to a caller that may see why: the filter knew only the nearest.
+/// Has each of the weighted clusters say its tier, also to a caller that may see why: the filter
+/// knew only the nearest.
 fn label(to: &mut ClusterSpecifier, tiers: impl Iterator<Item = Tier>) {
     let ClusterSpecifier::WeightedClusters(weighted) = to else {
         return;

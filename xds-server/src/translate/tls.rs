@@ -1,8 +1,8 @@
 //! SDS and transport sockets: TLS of the proxies' listeners and of their connections to instances.
 //!
-//! Certificates stand in secrets of their own, which the control plane serves by SDS over ADS. A secret says no more than
-//! which files of the proxy's machine to read. Envoy follows the files of such a secret, but not those that a listener
-//! names itself: those it reads once.
+//! Certificates stand in secrets of their own, which the control plane serves by SDS over ADS. A
+//! secret says no more than which files of the proxy's machine to read. Envoy follows the files of
+//! such a secret, but not those that a listener names itself: those it reads once.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 

@@ -28,7 +28,8 @@ impl Authorities {
         Some((known.owners.clone(), known.epoch))
     }
 
-    /// Takes a record in. The cell, if something about it changed; one that cannot be read changes nothing.
+    /// Takes a record in. The cell, if something about it changed; one that cannot be read changes
+    /// nothing.
     pub(super) fn put(&mut self, entry: &Entry) -> Result<Option<String>, InvalidRecord> {
         let cell = cell(&entry.key).ok_or(InvalidRecord::RecordKey)?;
         let authority = AuthorityRecord::parse(&entry.value)?;

@@ -1,15 +1,17 @@
 //! The guard against implausible changes: if most instances are gone at once, a fault of the
 //! registry is more likely than one of the instances.
 //!
-//! An instance whose record disappears without having said `draining` is kept for [`DOUBT_MS`]. If more than the configured share of
-//! all instances disappears in that time, all of them are kept until they come back or an operator confirms; the proxies notice by
-//! themselves which of them are really gone.
+//! An instance whose record disappears without having said `draining` is kept for [`DOUBT_MS`]. If
+//! more than the configured share of all instances disappears in that time, all of them are kept
+//! until they come back or an operator confirms; the proxies notice by themselves which of them are
+//! really gone.
 
 use std::collections::BTreeMap;
 
 use registry::store::Revision;
 
-/// How long a disappearance is doubted, in milliseconds. A crashed instance was kept by its lease for longer than that.
+/// How long a disappearance is doubted, in milliseconds. A crashed instance was kept by its lease
+/// for longer than that.
 pub const DOUBT_MS: u64 = 1_000;
 
 /// The fewest instances that count as many.
@@ -119,7 +121,8 @@ impl Guard {
         self.vanished.len()
     }
 
-    /// An operator believes it: everything that disappeared up to this revision. The rest is judged anew.
+    /// An operator believes it: everything that disappeared up to this revision. The rest is judged
+    /// anew.
     pub(super) fn confirm(&mut self, up_to: Revision) -> Vec<String> {
         self.tripped = None;
         let mut seen = Vec::new();

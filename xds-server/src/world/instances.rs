@@ -33,8 +33,8 @@ enum Part {
     New,
     /// It is served.
     Holder,
-    /// Another zone keeps the address. It was served until then, as this instance, and is for as long as its disappearance
-    /// is doubted.
+    /// Another zone keeps the address. It was served until then, as this instance, and is for as
+    /// long as its disappearance is doubted.
     Doubted(Box<Instance>),
     /// Another record is served.
     Shadowed,
@@ -54,8 +54,8 @@ impl Registered {
         }
     }
 
-    /// The part that it gets when it loses its address. Its disappearance is doubted, unless its own zone goes on serving
-    /// the address that it served.
+    /// The part that it gets when it loses its address. Its disappearance is doubted, unless its
+    /// own zone goes on serving the address that it served.
     fn beaten(&self, error: &InvalidRecord) -> Part {
         let Some(before) = self.served() else {
             return Part::Shadowed;
@@ -103,8 +103,9 @@ pub(super) struct Instances {
 }
 
 impl Instances {
-    /// Takes a record in, or notes why it cannot be used; an instance whose record becomes unreadable stays as it was. `known`
-    /// says whether the mesh has its service and zone, and takes its address.
+    /// Takes a record in, or notes why it cannot be used; an instance whose record becomes
+    /// unreadable stays as it was. `known` says whether the mesh has its service and zone, and
+    /// takes its address.
     pub(super) fn put(
         &mut self,
         entry: &Entry,
@@ -239,7 +240,8 @@ impl Instances {
             .filter_map(|(name, registered)| Some((name.as_str(), registered.served()?)))
     }
 
-    /// The instance at a store key, while it may take requests: one that is leaving on purpose may not.
+    /// The instance at a store key, while it may take requests: one that is leaving on purpose may
+    /// not.
     pub(super) fn serves(&self, key: &str) -> bool {
         let Ok(at) = InstanceKey::parse(key) else {
             return false;
@@ -340,7 +342,8 @@ impl Instances {
         }
     }
 
-    /// Notes whether the mesh takes a record. One that it does not takes part in nothing, and comes back like a new one.
+    /// Notes whether the mesh takes a record. One that it does not takes part in nothing, and comes
+    /// back like a new one.
     fn know(&mut self, at: &InstanceKey, verdict: Result<(), InvalidRecord>) {
         let key = at.store_key();
         match verdict {

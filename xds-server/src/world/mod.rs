@@ -1,8 +1,9 @@
 //! The knowledge of the control plane, and its consequences. Pure: changes and time in, snapshots
 //! out.
 //!
-//! A change costs what it touches: an instance rebuilds the endpoints of its zone and the plans of its service; route
-//! tables and policies are rebuilt only when a plan, the owners of a cell, or the mesh changed.
+//! A change costs what it touches: an instance rebuilds the endpoints of its zone and the plans of
+//! its service; route tables and policies are rebuilt only when a plan, the owners of a cell, or
+//! the mesh changed.
 //!
 //! Time is in milliseconds of any clock that never goes back.
 
@@ -86,7 +87,8 @@ pub struct Rejection {
     pub error: InvalidRecord,
 }
 
-/// How long after the first instance the others have to appear, where the store was without any at the start.
+/// How long after the first instance the others have to appear, where the store was without any at
+/// the start.
 const PEOPLED_MS: u64 = 2_000;
 
 /// The registry and the mesh, and all that was derived from them so far.
@@ -94,7 +96,8 @@ pub struct World {
     /// As it is configured.
     configured: Arc<Mesh>,
     agreement: Option<Agreement>,
-    /// Whether there is anything besides the store by which it can be believed that there are no instances.
+    /// Whether there is anything besides the store by which it can be believed that there are no
+    /// instances.
     vouched: bool,
     vouch_dirty: bool,
     /// When the first instance appeared.
@@ -112,7 +115,8 @@ pub struct World {
     /// Weights stay as they are under any load.
     frozen: bool,
     derived: Derived,
-    /// Services, by name, of which something changed since the last snapshot, with the zones whose instances did.
+    /// Services, by name, of which something changed since the last snapshot, with the zones whose
+    /// instances did.
     dirty: BTreeMap<String, BTreeSet<String>>,
     mesh_dirty: bool,
     authority_dirty: bool,
@@ -159,7 +163,8 @@ impl World {
         self.vouched = true;
     }
 
-    /// Whether the store had no instance since the start, and nothing else says that there are none: it may have been emptied.
+    /// Whether the store had no instance since the start, and nothing else says that there are
+    /// none: it may have been emptied.
     pub fn is_bare(&self) -> bool {
         !self.vouched
     }
@@ -175,8 +180,8 @@ impl World {
         }
     }
 
-    /// Takes a change in. Returns the records that are newly found to be unusable; everything else goes on without them.
-    /// An instance whose record becomes unreadable stays as it was.
+    /// Takes a change in. Returns the records that are newly found to be unusable; everything else
+    /// goes on without them. An instance whose record becomes unreadable stays as it was.
     pub fn apply(&mut self, change: Change, now_ms: u64) -> Vec<Rejection> {
         let mut rejections = self.take_in(change, now_ms);
         self.follow_fates(now_ms);
@@ -335,7 +340,8 @@ impl World {
         self.frozen = frozen;
     }
 
-    /// Standings that should be written to the store, by key. They stay until the store says that they, or others, were.
+    /// Standings that should be written to the store, by key. They stay until the store says that
+    /// they, or others, were.
     pub fn proposals(&self) -> &Proposals {
         self.zones.proposals()
     }
@@ -354,7 +360,8 @@ impl World {
         due.chain(peopled).min()
     }
 
-    /// The state of everything as proxies should have it; none if nothing changed since the last one.
+    /// The state of everything as proxies should have it; none if nothing changed since the last
+    /// one.
     pub fn snapshot(&mut self, now_ms: u64) -> Option<Arc<Snapshot>> {
         let percent = self.mesh.guard.vanish_percent;
         for key in self.guard.let_go(self.instances.served(), percent, now_ms) {

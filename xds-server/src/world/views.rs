@@ -61,8 +61,8 @@ impl Views {
         &self.all
     }
 
-    /// Builds everything but the views anew. `plans` are by the service's position in the mesh; `authorities` gives a cell's
-    /// owners and epoch.
+    /// Builds everything but the views anew. `plans` are by the service's position in the mesh;
+    /// `authorities` gives a cell's owners and epoch.
     pub(super) fn derive(
         &mut self,
         mesh: &Mesh,

@@ -3,7 +3,8 @@
 //! chooses the faults. Under any faults, no two epochs may write at once; and when all is whole
 //! again, some zone may write.
 //!
-//! `TIDEGATE_SIM_SEED=7` runs one seed, `TIDEGATE_SIM_SEEDS=1000` that many from 0; `cargo xtask sim --seeds N` is the short way.
+//! `TIDEGATE_SIM_SEED=7` runs one seed, `TIDEGATE_SIM_SEEDS=1000` that many from 0; `cargo xtask
+//! sim --seeds N` is the short way.
 
 #![allow(clippy::disallowed_methods, reason = "a program of the harness")]
 
@@ -380,7 +381,8 @@ impl World {
         let _ = timeout(Duration::from_secs(5), node.authorities.wish(wish)).await;
     }
 
-    /// The store is restored from a backup that is some seconds old; operators believe it, and begin anew.
+    /// The store is restored from a backup that is some seconds old; operators believe it, and
+    /// begin anew.
     async fn restore(&mut self) {
         self.note("the store is restored from a backup");
         let restore = self.cluster.backup();
@@ -453,8 +455,8 @@ impl World {
         meshes.find(|mesh| target.is_kept_by(&mesh.agreed().unwrap()))
     }
 
-    /// An operator begins a change of terms, or gives one up, or gives replicas the configuration that it waits for; and now and
-    /// then those that start later get another one.
+    /// An operator begins a change of terms, or gives one up, or gives replicas the configuration
+    /// that it waits for; and now and then those that start later get another one.
     fn change_terms(&mut self) {
         let Some((seen, agreement)) = self.cluster.terms() else {
             return;
@@ -707,7 +709,8 @@ fn an_idle_mesh_writes_nothing_and_a_takeover_comes_as_soon_as_ever() {
             let before = world.cluster.revision();
             sleep(Duration::from_secs(20)).await;
             let puts = world.cluster.revision() - before;
-            // The store loses an answer now and then, which costs a put; four replicas that renew by puts make 106.
+            // The store loses an answer now and then, which costs a put; four replicas that renew
+            // by puts make 106.
             assert!(puts < 12, "seed {seed}: {puts} puts in 20 s");
             let (epoch, died) = (world.history.epoch_max(), Instant::now());
             world.nodes[0] = None;
@@ -716,7 +719,8 @@ fn an_idle_mesh_writes_nothing_and_a_takeover_comes_as_soon_as_ever() {
             while world.history.epoch_max() == epoch {
                 sleep(Duration::from_millis(10)).await;
                 let waited = died.elapsed();
-                // (session_ttl + write_drain) / (1 - drift) by a clock of up to 5 %, a step's courtesy, and messages.
+                // (session_ttl + write_drain) / (1 - drift) by a clock of up to 5 %, a step's
+                // courtesy, and messages.
                 let bound = Duration::from_millis(5_200);
                 assert!(waited < bound, "seed {seed}: no write after {waited:?}");
             }
@@ -796,7 +800,8 @@ fn an_override_moves_its_cell_and_the_others_write_on() {
                     "seed {seed}: {other} for {gap:?}"
                 );
             }
-            // To where it is: every session of sh-b is ended, which takes the third cell no longer than the first.
+            // To where it is: every session of sh-b is ended, which takes the third cell no longer
+            // than the first.
             world.wish("three", "sh-b", Cause::Override).await;
             sleep(Duration::from_secs(20)).await;
             assert_eq!(world.owners(), ["sh-b", "sh-a", "sh-b"], "seed {seed}");

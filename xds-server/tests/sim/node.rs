@@ -1,4 +1,5 @@
-//! A process of the control plane: the real reader, world and engine, on a simulated store and clock.
+//! A process of the control plane: the real reader, world and engine, on a simulated store and
+//! clock.
 
 use std::{
     collections::BTreeMap,

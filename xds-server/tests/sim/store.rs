@@ -1,5 +1,6 @@
-//! A store of several members, as its clients see it over a network: slow, cut off, restored from a backup. Its semantics are
-//! those of `registry::store`; it stands in for etcd here because no etcd runs on a virtual clock.
+//! A store of several members, as its clients see it over a network: slow, cut off, restored from a
+//! backup. Its semantics are those of `registry::store`; it stands in for etcd here because no etcd
+//! runs on a virtual clock.
 
 use std::{
     collections::BTreeMap,

@@ -20,7 +20,8 @@ fn mesh(service: &str) -> Mesh {
     config.expect("a good configuration").mesh
 }
 
-/// Clusters with endpoints, aggregate clusters, the bytes of both, routes, the bytes of their table.
+/// Clusters with endpoints, aggregate clusters, the bytes of both, routes, the bytes of their
+/// table.
 fn cost(mesh: &Mesh) -> [usize; 5] {
     let clusters = clusters(&mesh.topology, &mesh.services[0]);
     let decoded = clusters.iter().map(|resource| {

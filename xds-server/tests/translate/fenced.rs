@@ -273,7 +273,8 @@ fn unfenced(rules: &Rules) -> Rules {
     Rules::new(topology, rules.viewer(), services.collect(), explain).expect("valid rules")
 }
 
-/// The clusters that a write may reach by a table, when the filter decides by `policy`; none where it is refused.
+/// The clusters that a write may reach by a table, when the filter decides by `policy`; none where
+/// it is refused.
 fn reached(
     policy: &Policy,
     table: &Rules,

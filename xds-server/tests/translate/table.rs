@@ -17,7 +17,8 @@ use policy::{Headers, Presented, Rules, Service, ServiceId};
 use prost::Message;
 use xds::resource::Resource;
 
-/// The headers of a request; copies of one header stand joined by commas, as Envoy's matchers see them.
+/// The headers of a request; copies of one header stand joined by commas, as Envoy's matchers see
+/// them.
 #[derive(Clone, Debug)]
 pub(crate) struct Request(BTreeMap<String, Vec<String>>);
 

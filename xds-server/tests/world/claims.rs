@@ -167,7 +167,8 @@ fn every_replica_says_the_same_whatever_it_heard_first() {
     }
 }
 
-/// A world with four instances in `sh-a` and one in `sh-b`, whose addresses older records of `sh-b` then claim.
+/// A world with four instances in `sh-a` and one in `sh-b`, whose addresses older records of `sh-b`
+/// then claim.
 fn beaten(count: u16) -> World {
     let guard = "guard: {vanish_percent: 30}";
     let mut world = World::new(mesh_with(guard, &["sh-a", "sh-b"], &[ORDERS]));

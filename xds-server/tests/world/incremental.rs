@@ -17,7 +17,8 @@ use xds_server::{
 
 use super::{AUTHORITY, World, entry, key, listed, mesh_with, put, record, versions};
 
-/// Services that share hosts, one of which has its instances by hash, and is fenced where anything is.
+/// Services that share hosts, one of which has its instances by hash, and is fenced where anything
+/// is.
 const SERVICES: [&str; 4] = [
     "{name: orders, routes: [{prefix: /orders}, {host: shop, prefix: /o}], weights: {zone: 80, region: 20}}",
     "{name: web, routes: [{prefix: /}, {host: shop, prefix: /}], weights: computed}",
@@ -138,7 +139,8 @@ fn messages(resources: &Resources) -> Vec<Bytes> {
     resources.values().map(|r| r.message()).collect()
 }
 
-/// Of four services with paths on one host. The first one's stand with the head, which says how long the host is.
+/// Of four services with paths on one host. The first one's stand with the head, which says how
+/// long the host is.
 #[test]
 fn a_plan_leaves_the_routes_of_other_services_where_they_are_in_memory() {
     let services = ["a", "b", "c", "d"].map(|name| {

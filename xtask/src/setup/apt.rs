@@ -19,8 +19,8 @@ use crate::run::quiet;
 use crate::tree::{in_path, make_dir};
 use sources::{Archive, archives};
 
-/// The Debian suite whose versions of etcd and docker-compose the project is tested with. They need little more than an
-/// old libc, so they run on older Debians and on Ubuntu too.
+/// The Debian suite whose versions of etcd and docker-compose the project is tested with. They need
+/// little more than an old libc, so they run on older Debians and on Ubuntu too.
 const PINNED: &str = "trixie";
 
 /// Always carries the newest of everything, and packages that no release has yet.
@@ -56,8 +56,8 @@ pub(super) struct Apt {
 }
 
 impl Apt {
-    /// Sets up a private apt in `dir` (empty, absolute) and reads the lists of the suite from the first mirror that
-    /// carries it.
+    /// Sets up a private apt in `dir` (empty, absolute) and reads the lists of the suite from the
+    /// first mirror that carries it.
     pub(super) fn open(dir: PathBuf, suite: Suite) -> Result<Self> {
         for program in ["apt-get", "apt-config", "dpkg-deb"] {
             in_path(program).with_context(|| format!("no {program}: not a Debian or Ubuntu"))?;
@@ -163,8 +163,8 @@ impl Apt {
     }
 }
 
-/// The private configuration. The machine's own is not read at all, for the sake of its hooks, which would run on the
-/// system; only its network settings are copied.
+/// The private configuration. The machine's own is not read at all, for the sake of its hooks,
+/// which would run on the system; only its network settings are copied.
 fn configuration(dir: &Path, suite: Suite) -> Result<String> {
     let network: String = quiet(Command::new("apt-config").arg("dump"))?
         .lines()

@@ -1,9 +1,10 @@
 //! Provisioning: the tools that cargo does not bring land below `target/tools/`, with nothing
 //! installed on the machine.
 //!
-//! Every tool is asked whether it is there, runs, and has the right version. If not, it is fetched into a scratch directory,
-//! tried there, and only then renamed into `target/tools/bin/`. So a run that is killed half-way leaves nothing that the
-//! next one would take for done, and a second run with everything in place takes well under a second.
+//! Every tool is asked whether it is there, runs, and has the right version. If not, it is fetched
+//! into a scratch directory, tried there, and only then renamed into `target/tools/bin/`. So a run
+//! that is killed half-way leaves nothing that the next one would take for done, and a second run
+//! with everything in place takes well under a second.
 
 mod apt;
 mod envoy;
@@ -137,9 +138,9 @@ pub(crate) fn run(tree: &Tree, wanted: Wanted) -> Result<()> {
     Ok(())
 }
 
-/// The build script of etcd-client runs protoc. A crate carries it, so here is only a link to it; a link and not a copy,
-/// because protoc looks for the well-known types beside its real place. Cleaning cargo's registry breaks the link, and
-/// the next run mends it.
+/// The build script of etcd-client runs protoc. A crate carries it, so here is only a link to it; a
+/// link and not a copy, because protoc looks for the well-known types beside its real place.
+/// Cleaning cargo's registry breaks the link, and the next run mends it.
 fn protoc(site: &Site<'_>) -> Result<()> {
     let carried = protoc_bin_vendored::protoc_bin_path().context(
         "no protoc for this machine: install one (Debian: protobuf-compiler) and set PROTOC to it",

@@ -152,7 +152,8 @@ impl Attacker {
                 self.send(zone, write, |seen| &seen.stolen);
             }
             _ => {
-                // Of another gateway's write, while its signature counts, with an id of its own so that the judge can tell.
+                // Of another gateway's write, while its signature counts, with an id of its own so
+                // that the judge can tell.
                 let Some(recorded) = &self.recorded else {
                     return;
                 };
@@ -170,7 +171,8 @@ impl Attacker {
         witness::write(ATTACKER, self.count, cell, 0)
     }
 
-    /// A write that claims to come from another zone's gateway, by an epoch that this one cannot know.
+    /// A write that claims to come from another zone's gateway, by an epoch that this one cannot
+    /// know.
     fn signed(&mut self, zone: u8) -> Request {
         let cell = self.dice.between(0, CELLS.len() as u64) as usize;
         let write = witness::write(ATTACKER, self.count, cell, 0);

@@ -42,7 +42,8 @@ pub(crate) enum Kind {
     Restore,
     /// A zone's control plane is asked to end (SIGTERM), and is started again
     RestartControl,
-    /// A zone's control plane is asked to end, and started again with other terms; later with the right ones
+    /// A zone's control plane is asked to end, and started again with other terms; later with the
+    /// right ones
     OtherTerms,
     /// No fault: an operator moves a cell
     Move,

@@ -1,8 +1,8 @@
 //! No two zones write at once under any faults: three zones under a load of writes, a fault in
 //! every round, and a judge who has seen every write.
 //!
-//! Wall clocks are stepped for gateways and control planes. etcd cannot be deceived that way (it asks the kernel, not libc), and
-//! does not look at the wall clock for its leases.
+//! Wall clocks are stepped for gateways and control planes. etcd cannot be deceived that way (it
+//! asks the kernel, not libc), and does not look at the wall clock for its leases.
 
 #![allow(
     clippy::disallowed_methods,
@@ -53,7 +53,8 @@ struct Arguments {
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Attackers go on meanwhile: spoofed headers, hops signed with a stolen secret, claims of other zones' instances
+    /// Attackers go on meanwhile: spoofed headers, hops signed with a stolen secret, claims of
+    /// other zones' instances
     #[arg(long)]
     attacks: bool,
     /// Only observe, and admit every write: a success if the judge finds violations

@@ -48,7 +48,8 @@ const READ_EVERY: u64 = 3;
 const SLOW_EVERY: u64 = 4;
 /// Of how many slow writes one has a client that gives up.
 const GIVES_UP_EVERY: u64 = 2;
-/// How long everything may take to be writable again once the fault is over. A restored etcd has to be found out first.
+/// How long everything may take to be writable again once the fault is over. A restored etcd has to
+/// be found out first.
 const WRITABLE_WITHIN: Duration = Duration::from_secs(45);
 /// So many writes in a row have to be admitted, by every gateway.
 const ADMITTED_IN_A_ROW: usize = 5;
@@ -97,7 +98,8 @@ pub(crate) struct Scene {
     attacks: Option<Attacks>,
 }
 
-/// A third of the requests are reads; of the writes some take up to half of the time that a write has.
+/// A third of the requests are reads; of the writes some take up to half of the time that a write
+/// has.
 fn next(gateway: u8, count: u64) -> Request {
     if count.is_multiple_of(READ_EVERY) {
         return Request::get("/orders");
@@ -388,8 +390,8 @@ impl Scene {
             .await
     }
 
-    /// Waits until every gateway has its writes to every cell admitted, by whomever, and goes on so. How long the slowest took from `healed`
-    /// to the first one.
+    /// Waits until every gateway has its writes to every cell admitted, by whomever, and goes on
+    /// so. How long the slowest took from `healed` to the first one.
     async fn writable(&self, healed: Instant) -> Result<Duration> {
         eventually(WRITABLE_WITHIN, "the cells to be writable", async || {
             let samples = self.load.since(healed);

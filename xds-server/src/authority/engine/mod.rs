@@ -1,4 +1,5 @@
-//! The one task that owns this process's replicas: everything in, one at a time; transactions and messages out.
+//! The one task that owns this process's replicas: everything in, one at a time; transactions and
+//! messages out.
 
 mod commands;
 mod judging;
@@ -46,7 +47,8 @@ pub(super) struct Engine {
     /// The zone that should have a cell, as it was said last.
     better: BTreeMap<Name, Option<Name>>,
     presence: Presence,
-    /// By zone, until when proxies are kept though the session of an incarnation is only about to begin.
+    /// By zone, until when proxies are kept though the session of an incarnation is only about to
+    /// begin.
     reborn_until: BTreeMap<Name, u64>,
     commands: mpsc::Receiver<Command>,
     publisher: watch::Sender<Arc<Vec<CellStatus>>>,

@@ -24,7 +24,8 @@ pub(super) struct Stream {
     withheld: Option<Withheld>,
 }
 
-/// A proxy gets the policy of new terms within moments. One that has not for so long does not get it.
+/// A proxy gets the policy of new terms within moments. One that has not for so long does not get
+/// it.
 const WITHHELD_PATIENCE: Duration = Duration::from_secs(5);
 const WITHHELD_LOOK: Duration = Duration::from_millis(500);
 
@@ -133,7 +134,8 @@ impl Engine {
         self.stopping.is_empty() && replica.is_some_and(alive)
     }
 
-    /// A replica without a session grants nothing, so its proxies are to find another one of their zone.
+    /// A replica without a session grants nothing, so its proxies are to find another one of their
+    /// zone.
     pub(super) fn send_away(&mut self) {
         let zones = self.replicas.keys().cloned();
         let idle: BTreeSet<Name> = zones.filter(|zone| !self.serves(zone)).collect();

@@ -1,4 +1,5 @@
-//! The streams to other replicas: one from each own session to each other one, opened again whenever it ends.
+//! The streams to other replicas: one from each own session to each other one, opened again
+//! whenever it ends.
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
@@ -29,7 +30,8 @@ use crate::{generated::peers_client::PeersClient, net::tls::Dialer};
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The first pause before a stream that has ended is opened again, and the longest. A stream that was of use begins anew.
+/// The first pause before a stream that has ended is opened again, and the longest. A stream that
+/// was of use begins anew.
 const REST_MIN: Duration = Duration::from_millis(50);
 const REST_MAX: Duration = Duration::from_secs(2);
 /// The same where a certificate is not accepted: it stays so until an operator replaces it, and

@@ -1,4 +1,5 @@
-//! How replicas hear each other: beats of sessions and their acknowledgements, directly between processes.
+//! How replicas hear each other: beats of sessions and their acknowledgements, directly between
+//! processes.
 //!
 //! `policy::fence::round` gives them their meaning. This module may lose, delay and repeat them.
 //! The store's session records say where the others are, and have a secret for each incarnation,
@@ -198,7 +199,8 @@ impl Network {
         }
     }
 
-    /// Hands a message to the engine. While that is busy the stream waits, so that the newest message is not the one that is lost.
+    /// Hands a message to the engine. While that is busy the stream waits, so that the newest
+    /// message is not the one that is lost.
     async fn receive(&self, message: Message) -> Result<(), Status> {
         let received = self.received.send(message).await;
         received.map_err(|_| Status::unavailable("this process is ending"))
@@ -228,8 +230,8 @@ impl Post for Network {
 /// The caller and the called.
 type Pair = (SessionId, SessionId);
 
-/// Open streams, and for each the newest round that is to go out on it: a round says all that those before it said, so on a
-/// slow stream the newest takes the place of one that waits.
+/// Open streams, and for each the newest round that is to go out on it: a round says all that those
+/// before it said, so on a slow stream the newest takes the place of one that waits.
 #[derive(Clone, Default)]
 struct Links(Arc<Mutex<BTreeMap<Pair, watch::Sender<u64>>>>);
 
@@ -264,8 +266,8 @@ struct Open {
 }
 
 impl Open {
-    /// Waits for room on the stream, and then for a round: the newest that was sent by then. An error where the stream is to
-    /// end.
+    /// Waits for room on the stream, and then for a round: the newest that was sent by then. An
+    /// error where the stream is to end.
     async fn next<'o, T>(
         &mut self,
         out: &'o mpsc::Sender<T>,

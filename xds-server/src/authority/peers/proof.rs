@@ -1,4 +1,5 @@
-//! How a replica proves that it speaks for an incarnation: with the secret in its session's record, which it does not send.
+//! How a replica proves that it speaks for an incarnation: with the secret in its session's record,
+//! which it does not send.
 //!
 //! The opening of a stream proves the sessions of both sides ([`Opening`]). That alone would leave
 //! the stream to an attacker on the way: it could let the opening pass, swallow the beats and

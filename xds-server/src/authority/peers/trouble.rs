@@ -17,7 +17,8 @@ use crate::{
     metrics::{Metrics, ReasonLabel},
 };
 
-/// How long another replica is tried before it is said that it is not reached: one that was started anew is back by then.
+/// How long another replica is tried before it is said that it is not reached: one that was started
+/// anew is back by then.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Copies are the same one.

@@ -1,11 +1,12 @@
 //! The resources of gRPC clients that speak xDS by themselves (`xds:///NAME`), with no proxy
 //! between them and the instances.
 //!
-//! Such a client asks for a listener by the name in its target, then for the route table that this names, the clusters that the
-//! table names, and their endpoints; it takes no listener without these. Names are a contract:
+//! Such a client asks for a listener by the name in its target, then for the route table that this
+//! names, the clusters that the table names, and their endpoints; it takes no listener without
+//! these. Names are a contract:
 //!
-//! - a *listener* is a host of the configuration; and each service with routes on host `*` by its own name, since `*` is no name
-//!   to ask for;
+//! - a *listener* is a host of the configuration; and each service with routes on host `*` by its
+//!   own name, since `*` is no name to ask for;
 //! - its *route table* is `tidegate/<host>`, shared by all listeners of one host pattern;
 //! - *clusters* are `<service>/<place>`, as for proxies, but without fields that gRPC does not
 //!   know. Their endpoints are the very same resources that proxies get;

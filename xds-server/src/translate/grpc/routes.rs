@@ -148,7 +148,8 @@ impl Builder<'_> {
             policy::RouteMatch::Prefix(prefix) if prefix == "/" => {
                 vec![(PathSpecifier::Prefix(prefix.clone()), class)]
             }
-            // gRPC knows no prefix that ends at a segment, and passes over routes with one that no method's path could have.
+            // gRPC knows no prefix that ends at a segment, and passes over routes with one that no
+            // method's path could have.
             policy::RouteMatch::Prefix(prefix) => {
                 let regex = format!("{}(?:[/?#].*)?", literally(prefix));
                 vec![(PathSpecifier::SafeRegex(matching(regex)), class)]

@@ -49,8 +49,9 @@ impl Builder<'_> {
     pub(super) fn fenced_writes(&self, fencing: &Fencing) -> Vec<Route> {
         let zones = forwarded_to(self.rules, fencing).into_iter();
         let forwarded = zones.filter_map(|zone| self.forwarded_write(fencing, zone));
-        // A write that does not say how long it may live was admitted before the terms were ever changed. Once a change is
-        // completed, nothing is granted any more to a filter that would not say it.
+        // A write that does not say how long it may live was admitted before the terms were ever
+        // changed. Once a change is completed, nothing is granted any more to a filter that would
+        // not say it.
         let unsaid = (!fencing.terms.drains_said).then(|| absent(headers::WRITE_DRAIN));
         let drain_ms = fencing.terms.write_drain.div_ceil(1_000);
         let drain_ms = i64::try_from(drain_ms).unwrap_or(i64::MAX);
