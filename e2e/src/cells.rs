@@ -93,7 +93,7 @@ impl Cells {
         self.post(&path, &wish).await
     }
 
-    /// A move that does not wait for answers of the old owners, against any objection.
+    /// A move that does not wait for answers of the old owners, in spite of any objection.
     pub async fn override_to(&self, cell: &str, zone: &str, reason: &str) -> Result<()> {
         let path = format!("/v1/cells/{cell}/override");
         let wish = json!({ "to": [zone], "reason": reason, "accept": OBJECTIONS, "hold_ms": 0 });

@@ -1,4 +1,4 @@
-//! The last good state outlives the process that writes it.
+//! The last good state survives faults that kill the process that writes it.
 
 use std::{
     path::{Path, PathBuf},

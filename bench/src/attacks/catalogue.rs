@@ -10,8 +10,8 @@ use super::frames::{
     reset,
 };
 
-/// The batch of attackers that send as fast as they can: few system calls, and many looks at the
-/// clock.
+/// The batch size of attackers that send as fast as they can: few system calls, and many looks at
+/// the clock.
 const BATCH: usize = 1_000;
 /// As many as the server permits on a connection.
 const STREAMS: u32 = 100;

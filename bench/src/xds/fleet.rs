@@ -32,7 +32,7 @@ pub(super) struct Goal {
     pub(super) removed: u32,
 }
 
-/// The names of the proxies, and their subscriptions.
+/// The nodes of the proxies, and their subscriptions.
 pub(super) struct Interest {
     pub(super) region: String,
     pub(super) zone: String,

@@ -220,7 +220,7 @@ pub(super) fn verdicts(expected: &Expected<'_>, turning: &[Row], watched: &[Row]
     verdicts
 }
 
-/// Every read is answered, apart from the fate of writes, and in the zone in which it arrives once
+/// Every read is answered, independently of the writes, and in the zone in which it arrives once
 /// there is calm.
 fn reads(turning: &[Row], watched: &[Row]) -> Verdict {
     let is_read = |row: &&Row| row.class == Class::Read;

@@ -94,7 +94,7 @@ impl Violation {
     }
 }
 
-/// The outcome of a history.
+/// The verdict on a history.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     pub writes: usize,

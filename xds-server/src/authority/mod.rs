@@ -127,7 +127,7 @@ pub fn remembered(state: Option<&LastGood>) -> BTreeMap<Name, u64> {
 /// The store, whose members have so long for one answer.
 pub type StoreWithin = Box<dyn Fn(Duration) -> Arc<dyn Store> + Send>;
 
-/// The configuration that a proxy refuses, by its node id.
+/// A proxy's refusal of its configuration, by its node id.
 pub type RefusalOf = Box<dyn Fn(&str) -> Option<String> + Send>;
 
 /// The inputs of the engine.
@@ -145,7 +145,7 @@ pub struct Sources {
     pub rules: watch::Receiver<Arc<Rules>>,
     /// How services are doing.
     pub overviews: watch::Receiver<Arc<Overview>>,
-    /// The configuration that a proxy refuses, by its node id.
+    /// A proxy's refusal of its configuration, by its node id.
     pub refusals: RefusalOf,
     pub clock: Arc<dyn Clock>,
     /// A number that no other incarnation has.

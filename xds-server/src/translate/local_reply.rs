@@ -1,5 +1,5 @@
-//! Answers that Envoy gives by itself say why, as those of the filter do: problem details (RFC
-//! 9457) whose `reason` is Envoy's response code detail.
+//! Answers that Envoy gives by itself say why, as those of the filter do: problem details
+//! (RFC 9457) whose `reason` is Envoy's response code detail.
 
 use envoy_types::pb::envoy::config::{
     accesslog::v3::{

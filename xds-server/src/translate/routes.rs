@@ -103,8 +103,8 @@ pub fn route_table_on_demand() -> Arc<Resource> {
 pub fn virtual_host_on_demand(name: &str, host: &Host) -> Arc<Resource> {
     let name = format!("{ROUTES}/{name}");
     let more = VirtualHost {
-        // Envoy finds the header to remove by this name. Of a field that stands twice the last one
-        // counts.
+        // Envoy finds the virtual host to remove by this name. Of a field that stands twice the
+        // last one counts.
         name: name.clone(),
         routes: vec![no_route()],
         ..VirtualHost::default()

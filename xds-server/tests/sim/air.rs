@@ -1,5 +1,5 @@
-//! The network between replicas: messages are late, lost, and cut off, apart from the way to the
-//! store.
+//! The network between replicas: messages are late, lost, and cut off, independently of the way to
+//! the store.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

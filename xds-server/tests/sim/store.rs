@@ -404,7 +404,8 @@ impl Store for Client {
     ) -> Result<TxnOutcome, StoreError> {
         let trusted = *self.trusted.lock().unwrap();
         self.ask(move |cluster| {
-            // The answer's header tells; an answer of another cluster is no answer of this one.
+            // The answer's header tells; for this cluster, a transaction on another one was never
+            // asked.
             let is = ClusterId(cluster.state().cluster);
             match trusted.is_none_or(|was| was == is) {
                 true => Ok(cluster.choose(&compare, then, otherwise)),

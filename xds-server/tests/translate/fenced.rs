@@ -1,4 +1,4 @@
-//! Fenced writes: they go to the own zone's instances or to another zone's gateways, at any state
+//! Fenced writes: they go to the own zone's instances or to another zone's gateways, in any state
 //! of the proxy's parts.
 
 use std::collections::BTreeSet;
