@@ -1,4 +1,4 @@
-//! What a mesh writes to etcd while nothing happens.
+//! The writes of a mesh to etcd while it is idle.
 
 use std::time::Duration;
 

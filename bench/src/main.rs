@@ -1,4 +1,5 @@
-//! What Tidegate costs, and how fast it is, with a real Envoy and a real etcd. Prints figures, asserts none.
+//! The cost of Tidegate, and its speed, with a real Envoy and a real etcd. Prints figures, asserts
+//! none.
 
 #![allow(
     clippy::disallowed_methods,
@@ -26,7 +27,7 @@ use clap::{Parser, ValueEnum};
 use e2e::figures::{self, Figure};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Measures on this machine; what else runs on it is measured as well.
+/// Measures on this machine; other programs that run on it are measured as well.
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Arguments {
@@ -45,7 +46,7 @@ struct Arguments {
     /// So little of everything that it takes seconds: to see that it runs. The figures say nothing
     #[arg(long)]
     smoke: bool,
-    /// List the benchmarks, with what each needs, and leave
+    /// List the benchmarks, with the requirements of each, and leave
     #[arg(long)]
     list: bool,
     #[command(flatten)]
@@ -67,17 +68,20 @@ struct Arguments {
 enum Name {
     /// From a put in etcd to the first request that behaves differently
     Propagation,
-    /// What the filter costs a request
+    /// The cost of the filter for a request
     Filter,
-    /// What users notice when instances, zones, the control plane or etcd fail. Needs root and `ip`
+    /// The effect on users when instances, zones, the control plane or etcd fail. Needs root and
+    /// `ip`
     Failover,
-    /// For how long nobody may write when a cell moves, and what the fence costs a write. Needs root and `ip`
+    /// The time without a writer when a cell moves, and the cost of the fence for a write. Needs
+    /// root and `ip`
     Fence,
-    /// What six replicas write to etcd while nothing happens
+    /// The writes of six replicas to etcd while nothing happens
     Idle,
-    /// Thousands of simulated proxies on our control plane and on go-control-plane, and what a change costs in a large world
+    /// Thousands of simulated proxies on our control plane and on go-control-plane, and the cost of
+    /// a change in a large world
     Xds,
-    /// What our configuration costs an Envoy, beside the same services as plain clusters
+    /// The cost of our configuration in an Envoy, beside the same services as plain clusters
     Envoy,
     /// How long an honest proxy waits while others attack the port for proxies
     Attacks,
@@ -151,7 +155,7 @@ async fn main() -> ExitCode {
     if arguments.smoke {
         arguments = arguments.smoked();
     }
-    // Whatever ends first: leaving the other behind drops it, and with it every child and file.
+    // Leaving the unfinished one behind drops it, and with it every child and file.
     let ended = tokio::select! {
         done = run(&arguments) => done.map(|()| ExitCode::SUCCESS),
         interrupted = interrupted() => interrupted.map(|()| ExitCode::from(INTERRUPTED)),

@@ -1,5 +1,5 @@
-//! One connection that asks again and again. No HTTP library: a request costs this side next to nothing, which leaves the
-//! processors to what is measured.
+//! One connection that asks again and again. No HTTP library: a request costs this side next to
+//! nothing, which leaves the processors to the measured programs.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -94,7 +94,7 @@ impl Prober {
         self.asking.as_secs_f64() * 1e3 / f64::from(self.asked)
     }
 
-    /// Who answers; none for anything but a success.
+    /// The name of the instance that answers; none for anything but a success.
     fn ask(&mut self) -> Result<Option<String>> {
         self.stream.write_all(&self.request)?;
         self.buffer.clear();

@@ -1,4 +1,5 @@
-//! A proxy without an Envoy: an ordinary gRPC client that subscribes to the endpoints of one cluster.
+//! A proxy without an Envoy: an ordinary gRPC client that subscribes to the endpoints of one
+//! cluster.
 
 use std::net::SocketAddr;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! What a process takes of the machine, as the kernel accounts for it.
+//! The resource usage of a process, as the kernel accounts for it.
 
 use std::fs;
 use std::path::Path;
@@ -18,8 +18,8 @@ impl Usage {
         Usage { pid }
     }
 
-    /// CPU time of all its threads, in user and kernel mode. Exact, where `stat` counts in ticks of 10 ms; threads that have
-    /// ended are missing, and neither server ends any while it serves.
+    /// CPU time of all its threads, in user and kernel mode. Exact, where `stat` counts in ticks of
+    /// 10 ms; threads that have ended are missing, and neither server ends any while it serves.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         let mut sum_ns = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.pid))? {

@@ -1,4 +1,4 @@
-//! What should come of the traffic.
+//! The expected outcome of the traffic.
 
 use anyhow::{Result, ensure};
 use e2e::config::{ZONES, region_of};
@@ -6,7 +6,7 @@ use e2e::load::{Tally, deviations};
 
 use crate::traffic::{Class, Kind, Row};
 
-/// What the demo configures for the home zone; the rest of its region gets the rest.
+/// The share that the demo configures for the home zone; the rest of its region gets the rest.
 const HOME_SHARE: f64 = 0.8;
 /// A right share strays further once in about two million looks.
 const DEVIATIONS_MAX: f64 = 5.0;
@@ -49,7 +49,8 @@ impl Expected {
         Expected { zones, reason }
     }
 
-    /// Whether a short look at the traffic shows it where it should be; the error says what is not there.
+    /// Whether a short look at the traffic shows it where it should be; the error says the
+    /// difference.
     pub(crate) fn settled(down: Option<&str>, frame: &[Row]) -> Result<()> {
         for row in frame {
             let expected = Expected::of(row.kind, down);
@@ -76,8 +77,8 @@ impl Expected {
     }
 }
 
-/// Everything that should hold of a chapter: `turning` is what came of the requests while `turned` went or came,
-/// `watched` of those after.
+/// All expectations of a chapter: `turning` is the outcome of the requests while `turned` went or
+/// came, `watched` of those after.
 pub(crate) fn verdicts(
     down: Option<&str>,
     turned: Option<&str>,

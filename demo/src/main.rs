@@ -1,6 +1,6 @@
-//! Tidegate on this machine: a control plane, three zones with a gateway Envoy each, and a service that registers.
-//! Traffic flows, a zone's instances go and come back, and a table shows where requests go and why. In the second act a zone
-//! loses the right to write, and another one gets it.
+//! Tidegate on this machine: a control plane, three zones with a gateway Envoy each, and a service
+//! that registers. Traffic flows, a zone's instances go and come back, and a table shows where
+//! requests go and why. In the second act a zone loses the right to write, and another one gets it.
 
 #![allow(
     clippy::disallowed_methods,
@@ -34,7 +34,8 @@ struct Arguments {
     /// Where the control plane keeps its state
     #[arg(long, value_enum, default_value_t = Store::Embedded)]
     store: Store,
-    /// Tell the story once, check every step, and leave with exit code 0 only if all is as it should be
+    /// Tell the story once, check every step, and leave with exit code 0 only if all is as it
+    /// should be
     #[arg(long)]
     once: bool,
     /// How long each chapter of the story lasts
@@ -56,7 +57,7 @@ const INTERRUPTED: u8 = 130;
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Whatever ends first: leaving the other behind drops it, and with it every child and file.
+    // Leaving the unfinished one behind drops it, and with it every child and file.
     let ended = tokio::select! {
         told = tell(&arguments) => told.map(Some),
         interrupted = interrupted() => interrupted.map(|()| None),

@@ -7,7 +7,7 @@ use std::time::Instant;
 /// How many verdicts a screen keeps below the table.
 const VERDICTS_MAX: usize = 8;
 
-/// Another page of the terminal, and back: what was there before the demo is there after it.
+/// Another page of the terminal, and back: the screen before the demo is there after it.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 const CLEAR: &str = "\x1b[H\x1b[J";
@@ -17,7 +17,7 @@ pub(crate) struct Screen {
     page: Option<Page>,
 }
 
-/// What a terminal shows.
+/// The content of a terminal.
 #[derive(Default)]
 struct Page {
     chapter: String,
@@ -52,7 +52,7 @@ impl Screen {
         self.draw();
     }
 
-    /// What is happening now.
+    /// The current event.
     pub(crate) fn say(&mut self, text: &str) {
         match &mut self.page {
             None => println!("{:5.1} s  {text}", self.begin.elapsed().as_secs_f64()),
@@ -61,7 +61,7 @@ impl Screen {
         self.draw();
     }
 
-    /// Whether what should be, is.
+    /// Whether an expectation holds.
     pub(crate) fn verdict(&mut self, passed: bool, text: &str) {
         let word = if passed { "PASS" } else { "FAIL" };
         let line = format!("{word}  {text}");
@@ -85,7 +85,8 @@ impl Screen {
         self.draw();
     }
 
-    /// The table at the end of a chapter: where nothing is drawn again, this is the time to print it.
+    /// The table at the end of a chapter: where nothing is drawn again, this is the time to print
+    /// it.
     pub(crate) fn conclude(&mut self, table: impl FnOnce() -> String) {
         match &mut self.page {
             None => println!("{}", table()),

@@ -1,4 +1,4 @@
-//! Everything that runs during the demo.
+//! The processes that run during the demo.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,14 +23,15 @@ const INSTANCES_PER_ZONE: usize = 2;
 /// How long an instance may take to leave: it drains first.
 const LEAVE_MAX: Duration = Duration::from_secs(15);
 
-/// The mesh and the upstreams, which are processes here: they can be taken down like a data centre's.
+/// The mesh and the upstreams, which are processes here: they can be taken down like a data
+/// centre's.
 pub(crate) struct Stage {
     upstreams: BTreeMap<&'static str, Vec<Process>>,
     pub(crate) mesh: Mesh,
 }
 
 impl Stage {
-    /// Starts everything, and says what.
+    /// Starts everything, and reports each step.
     pub(crate) async fn set(store: Store, screen: &mut Screen) -> Result<Stage> {
         let store = match store {
             Store::Embedded => {

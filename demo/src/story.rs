@@ -1,4 +1,4 @@
-//! What happens, chapter by chapter.
+//! The story of the demo, chapter by chapter.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::traffic::{Row, Traffic, add};
 /// Between two looks at the traffic, and two pictures of the table.
 const FRAME: Duration = Duration::from_millis(100);
 
-/// What a chapter does before it watches.
+/// The action of a chapter before it watches.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Turn {
     Nothing,
@@ -94,8 +94,8 @@ impl Story {
         Ok(failed)
     }
 
-    /// Takes down or brings up what the chapter says, under traffic, and waits until that has settled. Returns what came
-    /// of the requests meanwhile.
+    /// Takes the chapter's subject down or up, under traffic, and waits until that has settled.
+    /// Returns the outcome of the requests meanwhile.
     async fn turn(&mut self, turn: Turn, traffic: &mut Traffic) -> Result<Vec<Row>> {
         let begin = Instant::now();
         let (stage, screen) = (&mut self.stage, &mut self.screen);

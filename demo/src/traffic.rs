@@ -1,4 +1,4 @@
-//! The demo's traffic: what is asked, of whom, and what came of it.
+//! The demo's traffic: the requests, their targets, and their outcome.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(crate) struct Kind {
     pub(crate) class: Class,
 }
 
-/// What came of one kind.
+/// The outcome of one kind.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) kind: Kind,
@@ -91,7 +91,7 @@ impl Traffic {
         Ok(Traffic(load.start()))
     }
 
-    /// What came of each kind since the last time.
+    /// The outcome of each kind since the last time.
     pub(crate) fn take(&mut self) -> Vec<Row> {
         Kind::all()
             .zip(self.0.take())

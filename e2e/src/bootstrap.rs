@@ -1,6 +1,6 @@
-//! The bootstraps in `envoy-configs/`, with what a test must change: addresses, paths, and the port of the admin
-//! interface. Changed as a structure, never as text, and a field that is not there is an error: what the tests start is
-//! what is shipped.
+//! The bootstraps in `envoy-configs/`, with the values that a test must change: addresses, paths,
+//! and the port of the admin interface. Changed as a structure, never as text, and a field that is
+//! not there is an error: the tests start the shipped files.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -36,7 +36,7 @@ impl Bootstrap {
         Bootstrap(read(name)?).with(ADMIN_PORT, json!(0))
     }
 
-    /// Says who the Envoy is, as `--config-yaml` does in production.
+    /// Sets the node of the Envoy, as `--config-yaml` does in production.
     pub fn node(mut self, id: &str, region: &str, zone: &str) -> Result<Bootstrap> {
         let node = self.0["node"].as_object_mut().context("no node")?;
         node.insert("id".to_owned(), json!(id));
@@ -65,7 +65,8 @@ impl Bootstrap {
         Ok(self)
     }
 
-    /// Adds an address of a lower priority to a static cluster: it is used when none of the higher ones is left.
+    /// Adds an address of a lower priority to a static cluster: it is used when none of the higher
+    /// ones is left.
     pub fn cluster_else_at(
         mut self,
         name: &str,
@@ -91,8 +92,9 @@ impl Bootstrap {
             .with_context(|| format!("no cluster {name}"))
     }
 
-    /// Speaks TLS with the control plane, as `envoy-configs/tls/` says. `secrets` is where the files about certificates are
-    /// written, `certificates` the directory with `tls.crt`, `tls.key` and `ca.crt`.
+    /// Speaks TLS with the control plane, as `envoy-configs/tls/` says. `secrets` is where the
+    /// files about certificates are written, `certificates` the directory with `tls.crt`, `tls.key`
+    /// and `ca.crt`.
     pub fn tls(mut self, secrets: &Path, certificates: &Path) -> Result<Bootstrap> {
         let mut socket = read(&format!("tls/{TLS_SOCKET}"))?;
         for name in ["client.yaml", "ca.yaml"] {
@@ -117,7 +119,7 @@ impl Bootstrap {
             .with(&format!("{EDGE_FILTERS}{FILTER_FILE}"), json!(filter))
     }
 
-    /// Replaces what stands at a JSON pointer.
+    /// Replaces the value at a JSON pointer.
     pub fn with(mut self, pointer: &str, value: Value) -> Result<Bootstrap> {
         let place = self.0.pointer_mut(pointer);
         *place.with_context(|| format!("the bootstrap has no {pointer}"))? = value;
@@ -140,7 +142,7 @@ impl Bootstrap {
         Ok(self)
     }
 
-    /// Writes it where an Envoy can read it. JSON is what Envoy parses fastest.
+    /// Writes it to a file for an Envoy. Envoy parses JSON fastest.
     pub fn write(&self, path: &Path) -> Result<()> {
         fs::write(path, serde_json::to_vec_pretty(&self.0)?)
             .with_context(|| path.display().to_string())

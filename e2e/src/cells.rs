@@ -14,7 +14,7 @@ use crate::registry::success;
 /// All that can speak against a move.
 const OBJECTIONS: [&str; 4] = ["TG7004", "TG7003", "TG7006", "TG7002"];
 
-/// What a control plane says of a cell.
+/// A cell as a control plane describes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     pub cell: String,
@@ -39,7 +39,7 @@ pub struct Cell {
     pub stale: Option<String>,
 }
 
-/// Who speaks for a zone.
+/// The speakers for a zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speakers {
     pub replicas: u32,
@@ -80,7 +80,7 @@ impl Cells {
             .with_context(|| format!("no cell {cell}"))
     }
 
-    /// What became of moves, the newest first.
+    /// The outcomes of moves, the newest first.
     pub async fn operations(&self) -> Result<Value> {
         let request = Request::get("/v1/operations");
         self.client.send(self.admin, &request).await?.json()
@@ -93,14 +93,14 @@ impl Cells {
         self.post(&path, &wish).await
     }
 
-    /// A move that does not wait for what the old owners say, whatever speaks against it.
+    /// A move that does not wait for answers of the old owners, in spite of any objection.
     pub async fn override_to(&self, cell: &str, zone: &str, reason: &str) -> Result<()> {
         let path = format!("/v1/cells/{cell}/override");
         let wish = json!({ "to": [zone], "reason": reason, "accept": OBJECTIONS, "hold_ms": 0 });
         self.post(&path, &wish).await
     }
 
-    /// Has what the store says believed, though it is implausible.
+    /// Has the content of the store believed, though it is implausible.
     pub async fn confirm(&self) -> Result<()> {
         self.post("/v1/confirm", &json!({})).await
     }

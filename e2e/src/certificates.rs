@@ -1,4 +1,4 @@
-//! Certificates, and who listens with them.
+//! Certificates, and the servers that listen with them.
 
 use std::fs;
 use std::path::Path;
@@ -30,8 +30,8 @@ impl Ca {
         )?))
     }
 
-    /// Puts [`CERTIFICATE`], [`KEY`] and [`TRUSTED`] into a directory, each by moving it there. `trusted` are the CAs in the
-    /// last.
+    /// Puts [`CERTIFICATE`], [`KEY`] and [`TRUSTED`] into a directory, each by moving it there.
+    /// `trusted` are the CAs in the last.
     pub fn issue(&self, directory: &Path, name: &str, trusted: &[&Ca]) -> Result<()> {
         let mut params = CertificateParams::default();
         // One that is named as its issuer would be taken for self-signed.
@@ -58,7 +58,8 @@ impl Ca {
     }
 }
 
-/// The control plane's `listen`, with the certificates of a directory. `plaintext` are the ports that do without.
+/// The control plane's `listen`, with the certificates of a directory. `plaintext` are the ports
+/// that do without.
 pub fn listen(directory: &Path, plaintext: &[&str]) -> Value {
     json!({
         "tls": {

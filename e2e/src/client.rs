@@ -1,4 +1,5 @@
-//! An HTTP client that keeps connections and hides nothing: no retries, no redirects, every status is a [`Reply`].
+//! An HTTP client that keeps connections and hides nothing: no retries, no redirects, every status
+//! is a [`Reply`].
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -32,7 +33,7 @@ pub struct Client {
     inner: legacy::Client<HttpConnector, Full<Bytes>>,
 }
 
-/// A request, without saying to whom.
+/// A request, without its target.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub method: Method,
@@ -52,7 +53,7 @@ pub struct Reply {
     pub body: Bytes,
 }
 
-/// What the sample upstream answers: who it is and what arrived there.
+/// The answer of the sample upstream: its name and the request that arrived there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Echo {
     pub service: String,
@@ -90,7 +91,7 @@ impl Request {
     /// Adds a header; one of the same name stays.
     ///
     /// # Panics
-    /// On what cannot be sent: the caller wrote it in a test.
+    /// On a header that cannot be sent: the caller wrote it in a test.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Request {
         let name = HeaderName::from_bytes(name.as_bytes()).expect("a header's name");
         let value = HeaderValue::from_bytes(value.as_ref()).expect("a header's value");
@@ -131,7 +132,7 @@ impl Reply {
         serde_json::from_slice(&self.body).with_context(|| self.text())
     }
 
-    /// What the sample upstream said.
+    /// The echo of the sample upstream.
     pub fn echo(&self) -> Result<Echo> {
         self.json()
     }

@@ -2,7 +2,8 @@
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Microseconds of CLOCK_MONOTONIC: comparable between processes and network namespaces, and never stepped.
+/// Microseconds of CLOCK_MONOTONIC: comparable between processes and network namespaces, and never
+/// stepped.
 pub fn monotonic_us() -> u64 {
     // It fails only for clocks that there are not.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {

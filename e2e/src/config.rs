@@ -37,30 +37,32 @@ pub enum StoreConfig {
     },
 }
 
-/// Everything that the configuration file says. Loopback throughout; every proxy's port is the kernel's choice.
+/// The content of the configuration file. Loopback throughout; every proxy's port is the kernel's
+/// choice.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub xds: SocketAddr,
     pub admin: SocketAddr,
-    /// What else `listen` says, as in the file: fields of an object.
+    /// Further fields of `listen`, as in the file: fields of an object.
     pub listen: Value,
-    /// Who may do what, as in the file.
+    /// The access rules, as in the file.
     pub access: Option<Value>,
     pub store: StoreConfig,
     /// The file with the last good state.
     pub state: Option<PathBuf>,
-    /// What is done about etcd's history, as in the file.
+    /// The compaction of etcd's history, as in the file.
     pub compaction: Option<Value>,
     /// Raised to have the same policy tried again.
     pub generation: u64,
     /// As in the file.
     pub services: Vec<Value>,
     pub links: Vec<Value>,
-    /// As in the file. Without it everything that vanishes is believed at once: most meshes here are small.
+    /// As in the file. Without it everything that vanishes is believed at once: most meshes here
+    /// are small.
     pub guard: Value,
-    /// Who may write, as in the file; without it nothing is fenced.
+    /// Write authority, as in the file; without it nothing is fenced.
     pub authority: Option<Value>,
-    /// Without access log and explanations: what a benchmark measures beside something that has neither.
+    /// Without access log and explanations: for a benchmark beside a contender that has neither.
     pub bare: bool,
     /// Gateways ask for virtual hosts one by one.
     pub on_demand: bool,
@@ -68,9 +70,9 @@ pub struct Config {
     pub ttl_s: Option<Value>,
     /// gRPC clients without a proxy are served.
     pub grpc: bool,
-    /// What else the gateways' listener says, as in the file: fields of an object.
+    /// Further fields of the gateways' listener, as in the file: fields of an object.
     pub gateway: Value,
-    /// What else the listeners of both roles say, as in the file: fields of an object.
+    /// Further fields of the listeners of both roles, as in the file: fields of an object.
     pub listener: Value,
 }
 

@@ -32,7 +32,8 @@ impl ControlPlane {
         Ok(control_plane)
     }
 
-    /// Starts it with `config` and waits until it listens: it may have nothing to serve, or ask for certificates.
+    /// Starts it with `config` and waits until it listens: it may have nothing to serve, or ask for
+    /// certificates.
     pub async fn launch(directory: &Path, config: Config) -> Result<ControlPlane> {
         write_config(directory, &config)?;
         let (process, addresses) = serve(directory, false).await?;
@@ -66,12 +67,13 @@ impl ControlPlane {
         &self.process
     }
 
-    /// What it was started with.
+    /// The configuration that it was started with.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Changes the configuration file. The control plane reads it within a second; wait for what should come of it.
+    /// Changes the configuration file. The control plane reads it within a second; wait for the
+    /// effect.
     pub fn configure(&mut self, change: impl FnOnce(&mut Config)) -> Result<()> {
         change(&mut self.config);
         write_config(&self.directory, &self.config)
@@ -89,7 +91,8 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Starts it again at its addresses, after [`stop`](ControlPlane::stop) or a kill, and waits until it is ready to serve.
+    /// Starts it again at its addresses, after [`stop`](ControlPlane::stop) or a kill, and waits
+    /// until it is ready to serve.
     pub async fn restart(&mut self) -> Result<()> {
         self.begin().await?;
         self.until_ready().await
@@ -115,7 +118,7 @@ impl ControlPlane {
     }
 }
 
-/// What the control plane says once it listens.
+/// The addresses that the control plane prints once it listens.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 struct Addresses {
     xds: SocketAddr,

@@ -10,7 +10,8 @@ use crate::paths;
 use crate::process::Process;
 use crate::wait::{PATIENCE, eventually};
 
-/// How often a cluster is begun anew: between the kernel giving a port and etcd taking it, another may.
+/// How often a cluster is begun anew: between the kernel giving a port and etcd taking it, another
+/// may.
 const START_ATTEMPTS: usize = 3;
 
 /// A running cluster.
@@ -116,7 +117,7 @@ impl Etcd {
         self.members.iter().map(Member::endpoint).collect()
     }
 
-    /// A client of the first member, to write what an operator or another registry would.
+    /// A client of the first member, to write as an operator or another registry would.
     pub async fn client(&self) -> Result<Client> {
         let first = self.endpoints().into_iter().next().context("no members")?;
         Ok(Client::connect([first], None).await?)

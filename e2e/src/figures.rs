@@ -53,7 +53,8 @@ impl Figure {
     }
 }
 
-/// The smallest sample that at least this share of all samples does not exceed (nearest rank); NaN of none.
+/// The smallest sample that at least this share of all samples does not exceed (nearest rank); NaN
+/// of none.
 pub fn quantile(samples: &[f64], share: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);

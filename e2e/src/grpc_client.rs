@@ -1,5 +1,5 @@
-//! gRPC clients that speak xDS by themselves, each a process: Python's grpcio, and @grpc/grpc-js with @grpc/grpc-js-xds on Node.js.
-//! The programs are in `e2e/clients/`.
+//! gRPC clients that speak xDS by themselves, each a process: Python's grpcio, and @grpc/grpc-js
+//! with @grpc/grpc-js-xds on Node.js. The programs are in `e2e/clients/`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::paths;
 use crate::process::Process;
 use crate::wait::PATIENCE;
 
-/// Which library a client is built on.
+/// The library that a client is built on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Library {
     /// Python's grpcio, on the C core that Ruby, PHP, C++ and others share.
@@ -38,7 +38,7 @@ pub struct Order {
     pub timeout_s: u32,
 }
 
-/// What became of them.
+/// The outcomes of calls.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Outcome {
     /// Answers, by instance.
@@ -56,8 +56,8 @@ pub struct GrpcClient {
 }
 
 impl GrpcClient {
-    /// Starts a client in `zone` that asks the control plane at `xds`. Its metadata says nothing of a role, as a user's would who has
-    /// read nothing about it.
+    /// Starts a client in `zone` that asks the control plane at `xds`. Its metadata names no role,
+    /// as the metadata of a user who does not know roles.
     pub async fn start(
         directory: &Path,
         library: Library,
@@ -91,7 +91,7 @@ impl GrpcClient {
         })
     }
 
-    /// What it printed.
+    /// The process, with its output.
     pub fn process(&self) -> &Process {
         &self.process
     }

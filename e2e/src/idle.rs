@@ -1,4 +1,5 @@
-//! What an idle mesh writes to etcd: three zones with two replicas each, the fence on, nothing happening.
+//! The writes of an idle mesh to etcd: three zones with two replicas each, the fence on, nothing
+//! happening.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use crate::wait::{PATIENCE, eventually};
 
 const REPLICAS_PER_ZONE: usize = 2;
 const DAY_S: f64 = 86_400.0;
-/// A mesh that writes nothing for so long is idle: longer than any replica waits before it renews its session.
+/// A mesh that writes nothing for so long is idle: longer than any replica waits before it renews
+/// its session.
 const QUIET_FOR: Duration = Duration::from_secs(3);
 
 /// An idle mesh. Dropped, it is gone.
@@ -26,7 +28,7 @@ pub struct Idle {
     replicas: Vec<ControlPlane>,
 }
 
-/// What etcd counts.
+/// The counters of etcd.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     puts: f64,
@@ -35,7 +37,7 @@ struct Counts {
     backend_bytes: f64,
 }
 
-/// What was written.
+/// The writes and their size.
 #[derive(Clone, Debug)]
 pub struct Written {
     pub puts: f64,
@@ -47,7 +49,8 @@ pub struct Written {
 }
 
 impl Idle {
-    /// Starts it in the default configuration, and waits until the cell can be written to and all is quiet.
+    /// Starts it in the default configuration, and waits until the cell can be written to and all
+    /// is quiet.
     pub async fn start(directory: &Path) -> Result<Idle> {
         let etcd = Etcd::start(directory, 1).await?;
         let mut replicas = Vec::new();
@@ -94,7 +97,7 @@ impl Idle {
         .await
     }
 
-    /// Counts what is written in `span`.
+    /// Counts the writes in `span`.
     pub async fn measure(&self, span: Duration) -> Result<Written> {
         let (before, began) = (self.counts().await?, Instant::now());
         sleep(span).await;

@@ -20,7 +20,7 @@ const FAILURES_MAX: usize = 10;
 /// Requests that are sent in turn, again and again.
 #[derive(Clone)]
 pub struct Load {
-    /// To whom, and what.
+    /// The targets and their requests.
     pub requests: Vec<(SocketAddr, Request)>,
     /// How many are under way at once.
     pub concurrency: usize,
@@ -46,7 +46,8 @@ impl Load {
         }
     }
 
-    /// Load that goes on until it is stopped, at a pace that leaves a small machine time for other things.
+    /// Load that goes on until it is stopped, at a pace that leaves a small machine time for other
+    /// things.
     pub fn steady(requests: Vec<(SocketAddr, Request)>) -> Load {
         Load {
             requests,
@@ -89,7 +90,7 @@ impl Load {
 pub struct RunningLoad {
     shared: Arc<Shared>,
     senders: JoinSet<()>,
-    /// What `take` has taken.
+    /// The counts that `take` has taken.
     past: Tally,
 }
 
@@ -101,7 +102,7 @@ struct Shared {
 }
 
 impl RunningLoad {
-    /// What has come of each request since the last look.
+    /// The outcomes of each request since the last look.
     pub fn take(&mut self) -> Vec<Tally> {
         let taken: Vec<Tally> = self
             .shared
@@ -113,8 +114,8 @@ impl RunningLoad {
         taken
     }
 
-    /// Sends `count` more requests and returns what came of them, in sum. Since the last look not one may have failed or
-    /// been refused.
+    /// Sends `count` more requests and returns their outcomes, in sum. Since the last look not one
+    /// may have failed or been refused.
     pub async fn next(&mut self, count: u64) -> Result<Tally> {
         // Those under way were sent before this was called, and say nothing about now.
         self.wait_for(2 * self.senders.len() as u64).await?;
@@ -133,7 +134,7 @@ impl RunningLoad {
         Ok(sum)
     }
 
-    /// Ends it, lets requests under way end, and returns what has come of all.
+    /// Ends it, lets requests under way end, and returns the outcomes of all.
     pub async fn stop(self) -> Tally {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.wait().await
@@ -168,7 +169,7 @@ async fn send(load: Arc<Load>, client: Client, shared: Arc<Shared>) {
     }
 }
 
-/// What came of requests.
+/// The outcomes of requests.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     pub sent: u64,
@@ -182,9 +183,9 @@ pub struct Tally {
     pub tiers: BTreeMap<String, u64>,
     /// Refusals by the filter, by their reason.
     pub refused: BTreeMap<String, u64>,
-    /// Everything else that was no success.
+    /// All others that were no success.
     pub failed: u64,
-    /// What refusals and failures said, and how often.
+    /// The texts of refusals and failures, and how often each came.
     pub failures: BTreeMap<String, u64>,
     /// Of the successes; in microseconds.
     latencies_us: Vec<u32>,
@@ -210,7 +211,7 @@ impl Tally {
                 Err(_) => self.fail(text),
             };
         }
-        // Only what is counted is parsed: the load generator shares the machine with what it loads.
+        // Only counted fields are parsed: the load generator shares the machine with its target.
         #[derive(Deserialize)]
         struct Seen<'a> {
             zone: &'a str,
@@ -245,7 +246,7 @@ impl Tally {
         }
     }
 
-    /// Takes in what came of other requests.
+    /// Adds the outcomes of other requests.
     pub fn add(&mut self, other: &Tally) {
         self.sent += other.sent;
         self.failed += other.failed;
@@ -284,7 +285,7 @@ impl Tally {
         })
     }
 
-    /// An error that lists what was no success, if anything.
+    /// An error that lists the requests that were no success, if any.
     pub fn check_no_failure(&self) -> Result<()> {
         ensure!(
             self.failed + self.refusals() == 0,
@@ -298,8 +299,8 @@ impl Tally {
     }
 }
 
-/// How many standard deviations `seen` of `count` lies from a share of `expected` (the normal approximation of the
-/// binomial distribution).
+/// How many standard deviations `seen` of `count` lies from a share of `expected` (the normal
+/// approximation of the binomial distribution).
 pub fn deviations(seen: u64, count: u64, expected: f64) -> f64 {
     let deviation = (count as f64 * expected * (1.0 - expected)).sqrt();
     (seen as f64 - count as f64 * expected).abs() / deviation

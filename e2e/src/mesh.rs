@@ -16,7 +16,7 @@ use crate::upstream::Upstream;
 use crate::wait::{PATIENCE, eventually};
 use crate::workdir::Workdir;
 
-/// Which store a mesh runs on.
+/// The store that a mesh runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
     Embedded,
@@ -24,7 +24,7 @@ pub enum Store {
     Etcd(usize),
 }
 
-/// What a mesh is made of.
+/// The parts of a mesh.
 pub struct Builder {
     workdir: Workdir,
     store: Store,
@@ -42,7 +42,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Nothing but a control plane without services.
+    /// A control plane alone, without services.
     pub fn new(workdir: Workdir) -> Builder {
         Builder {
             workdir,
@@ -78,14 +78,15 @@ impl Builder {
         self
     }
 
-    /// Sets what is too much to believe, as the configuration file has it; without it everything is believed.
+    /// Sets the guard against implausible changes, as the configuration file has it; without it all
+    /// changes are believed.
     pub fn guard(mut self, guard: Value) -> Builder {
         self.guard = Some(guard);
         self
     }
 
-    /// Fences writes, as the configuration file has it. The control plane has to speak for all zones, there is only one; gateways
-    /// are registered, so that writes can be forwarded to them.
+    /// Fences writes, as the configuration file has it. The control plane has to speak for all
+    /// zones, there is only one; gateways are registered, so that writes can be forwarded to them.
     pub fn authority(mut self, authority: Value) -> Builder {
         self.authority = Some(authority);
         self
@@ -109,7 +110,7 @@ impl Builder {
         self
     }
 
-    /// Sets what else the proxies' listeners say, as the configuration file has it.
+    /// Sets further fields of the proxies' listeners, as the configuration file has them.
     pub fn listener(mut self, listener: Value) -> Builder {
         self.listener = Some(listener);
         self
@@ -140,7 +141,8 @@ impl Builder {
         self
     }
 
-    /// Starts everything, and waits until every Envoy has a listener and every instance is registered.
+    /// Starts everything, and waits until every Envoy has a listener and every instance is
+    /// registered.
     pub async fn start(self) -> Result<Mesh> {
         let directory = self.workdir.path();
         let etcd = match self.store {
@@ -201,7 +203,8 @@ impl Builder {
     }
 }
 
-/// A running mesh. Everything ends with it; the fields end in their order, users before what they use.
+/// A running mesh. All its processes end with it; the fields end in their order, users before the
+/// things that they use.
 pub struct Mesh {
     envoys: Vec<(Options, Envoy, SocketAddr)>,
     upstreams: Vec<(InstanceName, Upstream)>,
@@ -323,7 +326,7 @@ impl Mesh {
         Ok(self.upstreams.remove(at).1)
     }
 
-    /// Waits until a gateway answers a request as it should; `check` says what is missing.
+    /// Waits until a gateway answers a request as it should; `check` returns the difference.
     pub async fn eventually(
         &self,
         zone: &str,

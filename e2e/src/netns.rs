@@ -1,7 +1,9 @@
-//! A small network of namespaces: one for each zone, joined by a bridge in a hub. Needs root and `ip`.
+//! A small network of namespaces: one for each zone, joined by a bridge in a hub. Needs root and
+//! `ip`.
 //!
-//! A namespace here has no name and no file: a process that only sleeps keeps it, and everything that runs in it. When this
-//! program ends, however it ends, the kernel ends those, and with the last of them the namespace and its links are gone.
+//! A namespace here has no name and no file: a process that only sleeps keeps it, and everything
+//! that runs in it. When this program ends, however it ends, the kernel ends those, and with the
+//! last of them the namespace and its links are gone.
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
@@ -14,7 +16,8 @@ use nix::sched::{CloneFlags, setns};
 use crate::process::Process;
 use crate::wait::{PATIENCE, eventually};
 
-/// A unicast address of the locally administered ones, which the kernel gives to nobody by chance here.
+/// A unicast address of the locally administered ones, which the kernel gives to no interface by
+/// chance here.
 const NOBODY: &str = "02:00:00:00:00:01";
 
 /// A network namespace, alive as long as this value.
@@ -69,7 +72,7 @@ impl Namespace {
         Process::start(directory, name, Path::new("nsenter"), &arguments)
     }
 
-    /// Runs a program in it to the end, and gives what it printed.
+    /// Runs a program in it to the end, and returns its output.
     pub fn run(&self, program: &Path, arguments: &[&str]) -> Result<String> {
         let output = Command::new("nsenter")
             .arg(format!("--net={}", self.path().display()))
@@ -133,12 +136,12 @@ impl Network {
         Ok(network)
     }
 
-    /// Where whoever is in the hub speaks from.
+    /// The source address of programs in the hub.
     pub fn hub_address() -> Ipv4Addr {
         Ipv4Addr::new(10, 77, 0, 1)
     }
 
-    /// The address of a zone. Ports are free: nothing else is there.
+    /// The address of a zone. All ports are free there.
     pub fn address(zone: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 77, 0, 10 + zone)
     }
@@ -157,8 +160,8 @@ impl Network {
         self.hub.ip(&format!("link set v{zone} {state}"))
     }
 
-    /// Loses everything that a zone sends to another, or ends that; what the other sends arrives. Neither side is told: the
-    /// frames go to an address that nobody has.
+    /// Loses all packets of a zone to another, or ends that; the other's packets arrive. Neither
+    /// side is told: the frames go to an address that no interface has.
     pub fn lose(&self, from: u8, to: u8, lost: bool) -> Result<()> {
         let peer = Network::address(to);
         let neighbour = match lost {

@@ -1,5 +1,5 @@
-//! Where the programs and files are that the harness starts. What is missing is named together with the command that
-//! makes it.
+//! Paths of the programs and files that the harness starts. A missing one is named together with
+//! the command that makes it.
 
 use std::env;
 use std::path::{Path, PathBuf};

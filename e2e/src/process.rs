@@ -1,8 +1,9 @@
 //! Children that never outlive their parent.
 //!
-//! A child is killed, by its own process id, when its [`Process`] is dropped; the kernel kills it when this program dies
-//! without dropping anything (a test run that is SIGKILLed). Each child has a process group of its own, so that Ctrl-C
-//! reaches only this program, which then cleans up in its own order.
+//! A child is killed, by its own process id, when its [`Process`] is dropped; the kernel kills it
+//! when this program dies without dropping anything (a test run that is SIGKILLed). Each child has
+//! a process group of its own, so that Ctrl-C reaches only this program, which then cleans up in
+//! its own order.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -35,7 +36,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program`; what it prints goes to `<directory>/<name>.log`, after what is there already.
+    /// Starts `program`; its output goes to `<directory>/<name>.log`, after the earlier content.
     pub fn start(
         directory: &Path,
         name: &str,
@@ -48,8 +49,8 @@ impl Process {
             .append(true)
             .open(&log)
             .with_context(|| log.display().to_string())?;
-        // setpriv asks the kernel to kill the child with its parent, then becomes the program. Doing it here would take
-        // unsafe code between fork and exec.
+        // setpriv asks the kernel to kill the child with its parent, then becomes the program.
+        // Doing it here would take unsafe code between fork and exec.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -96,8 +97,9 @@ impl Process {
             .with_context(|| format!("{signal} to {}", self.name))
     }
 
-    /// Makes it hang: nothing answers, everything stays open. The signal stops one thread after another, and on a busy machine
-    /// a request sent right after it may still find one that answers; so this waits until all of them have stopped.
+    /// Makes it hang: no thread answers, all connections stay open. The signal stops one thread
+    /// after another, and on a busy machine a request sent right after it may still find one that
+    /// answers; so this waits until all of them have stopped.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)?;
         for _ in 0..STOP_LOOKS_MAX {
@@ -152,7 +154,8 @@ impl Process {
         ended.await.map_err(|error| self.with_tail(&error))
     }
 
-    /// Waits for `future`, but not on when the child has ended: then nothing that is waited for can come any more.
+    /// Waits for `future`, but not on when the child has ended: then nothing that is waited for can
+    /// come any more.
     pub async fn unless_it_ends<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
         let ended = async {
             loop {
@@ -211,15 +214,17 @@ type Spawned = io::Result<Child>;
 /// A command and where its child goes.
 type Order = (Command, Sender<Spawned>);
 
-/// Starts a child from a thread that lives as long as this program: for the kernel it is a *thread* that is a child's
-/// parent, and a test's thread ends before what it shares with other tests.
+/// Starts a child from a thread that lives as long as this program: for the kernel it is a *thread*
+/// that is a child's parent, and a test's thread ends before the processes that it shares with
+/// other tests.
 fn spawn(command: Command) -> Spawned {
     static SPAWNER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
         let (sender, orders) = channel::<Order>();
         thread::spawn(move || {
             for (mut command, answer) in orders {
-                // Nobody listens any more: the child is dropped, and dies with this program at the latest.
+                // The caller is gone: the child is dropped, and dies with this program at the
+                // latest.
                 let _ = answer.send(command.spawn());
             }
         });

@@ -135,13 +135,13 @@ impl Registry {
         self.send(Method::GET, "/v1/instances").await?.json()
     }
 
-    /// What a zone's proxies are told.
+    /// The view of a zone's proxies.
     pub async fn view(&self, zone: &str) -> Result<Value> {
         let path = format!("/v1/views/{zone}");
         self.send(Method::GET, &path).await?.json()
     }
 
-    /// The connected proxies, and what they have acknowledged.
+    /// The connected proxies, and the resources that they have acknowledged.
     pub async fn proxies(&self) -> Result<Value> {
         self.send(Method::GET, "/v1/proxies").await?.json()
     }
@@ -151,7 +151,7 @@ impl Registry {
         success(&reply).map(|()| reply.text())
     }
 
-    /// The sum of all samples of a metric, whatever its labels; 0 where there is none.
+    /// The sum of all samples of a metric, with any labels; 0 where there is none.
     pub async fn metric(&self, name: &str) -> Result<f64> {
         sum_of(&self.metrics().await?, name)
     }
@@ -165,7 +165,7 @@ impl Registry {
         success(&self.send(Method::GET, "/readyz").await?)
     }
 
-    /// How it stands with the store: the status, and what `/readyz` says.
+    /// The state of the store: the status, and the answer of `/readyz`.
     pub async fn readiness(&self) -> Result<(StatusCode, Value)> {
         let reply = self.send(Method::GET, "/readyz").await?;
         let said = serde_json::from_str(&reply.text()).with_context(|| reply.text())?;

@@ -1,5 +1,5 @@
-//! A TCP relay that can be cut: what goes through it stops, and nobody is told, as when a cable is pulled. Joined again, it goes on
-//! where it stopped.
+//! A TCP relay that can be cut: its bytes stop without a close, as when a cable is pulled. Joined
+//! again, it goes on where it stopped.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -64,7 +64,7 @@ async fn relay(near: TcpStream, to: SocketAddr, gate: watch::Receiver<bool>) {
         return;
     };
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-    // When one way ends, the other has nobody to speak to.
+    // When one direction ends, the other has no peer.
     tokio::select! {
         () = pass(near_in, far_out, gate.clone()) => {}
         () = pass(far_in, near_out, gate) => {}

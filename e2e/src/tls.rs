@@ -1,4 +1,5 @@
-//! TLS in the harness: a client that presents a certificate, and a front that gives an instance TLS.
+//! TLS in the harness: a client that presents a certificate, and a front that gives an instance
+//! TLS.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -31,9 +32,10 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to `address`, asks for `server_name` and verifies it by the CAs in `trusted`, a directory of
-    /// [`Ca::issue`](crate::certificates::Ca::issue). `own` is such a directory with what the client presents. What
-    /// `preface` holds is sent in plain text before the handshake.
+    /// Connects to `address`, asks for `server_name` and verifies it by the CAs in `trusted`, a
+    /// directory of [`Ca::issue`](crate::certificates::Ca::issue). `own` is such a directory with
+    /// the certificate that the client presents. The bytes of `preface` are sent in plain text
+    /// before the handshake.
     pub async fn open(
         address: SocketAddr,
         server_name: &str,
@@ -57,7 +59,7 @@ impl Connection {
             .await?;
         let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
         let driver = tokio::spawn(async move {
-            // What goes wrong is seen by the request.
+            // The request sees an error.
             let _ = connection.await;
         });
         Ok(Connection {
@@ -91,14 +93,15 @@ impl Drop for Connection {
     }
 }
 
-/// Takes TLS and hands what is in it on. Dropped, all its connections are.
+/// Takes TLS and hands its content on. Dropped, all its connections are.
 pub struct Front {
     address: SocketAddr,
     accepting: JoinHandle<()>,
 }
 
 impl Front {
-    /// Presents the certificate in `directory`, requires one of the CAs there, and connects to `to`.
+    /// Presents the certificate in `directory`, requires one of the CAs there, and connects to
+    /// `to`.
     pub async fn start(directory: &Path, to: SocketAddr) -> Result<Front> {
         let provider = Arc::new(ring::default_provider());
         let roots = Arc::new(roots(directory)?);

@@ -5,14 +5,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long anything may take that happens at once on an idle machine. A busy one with two cores needs the rest.
+/// How long anything may take that happens at once on an idle machine. A busy one with two cores
+/// needs the rest.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Between two looks: short against what is waited for, long against what a look costs.
+/// Between two looks: short against the wait, long against the cost of a look.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Looks until `attempt` succeeds and returns what it found. At the deadline the error says what was awaited and what
-/// the last look saw: the attempt's own last error.
+/// Looks until `attempt` succeeds and returns its result. At the deadline the error names the
+/// awaited condition and the result of the last look: the attempt's own last error.
 pub async fn eventually<T>(
     within: Duration,
     what: &str,

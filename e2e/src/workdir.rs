@@ -45,7 +45,7 @@ impl Workdir {
     }
 }
 
-/// Removes what processes left that have ended: the number after the dot is theirs.
+/// Removes the remains of processes that have ended: the number after the dot is theirs.
 fn remove_old(parent: &Path) -> Result<()> {
     for entry in fs::read_dir(parent)? {
         let path = entry?.path();

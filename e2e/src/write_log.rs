@@ -1,5 +1,5 @@
-//! What an upstream writes down about every write that reaches it: when it began and ended, and by which permission. The lines
-//! of all zones together are what [`history`](crate::history) judges.
+//! An upstream's log of every write that reaches it: when it began and ended, and by which
+//! permission. [`history`](crate::history) judges the lines of all zones together.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -55,12 +55,12 @@ impl WriteLog {
         let file = File::options().create(true).append(true).open(path);
         Ok(WriteLog {
             file: file.with_context(|| path.display().to_string())?,
-            // Higher than what an earlier process wrote here.
+            // Higher than the numbers of an earlier process here.
             serial: AtomicU64::new(monotonic_us()),
         })
     }
 
-    /// Notes that a write begins now. It ends when what is returned is dropped, however that comes about.
+    /// Notes that a write begins now. It ends when the returned value is dropped, on any path.
     pub(crate) fn begin<'l>(&'l self, name: &InstanceName, headers: &HeaderMap) -> Open<'l> {
         let text = |name: &str| headers.get(name)?.to_str().ok();
         let line = Line {

@@ -42,7 +42,7 @@ async fn revision(etcd: &Etcd) -> Result<i64> {
     Ok(answer.header().map_or(0, |header| header.revision()))
 }
 
-/// Whether what was there at `revision` can still be read.
+/// Whether the state at `revision` can still be read.
 async fn has_history(etcd: &Etcd, revision: i64) -> Result<bool> {
     let at = GetOptions::new().with_revision(revision);
     match etcd.client().await?.get("/", Some(at)).await {

@@ -1,7 +1,9 @@
-//! Conformance of the discovery port to HTTP/2, as h2spec sees it: its sections `generic`, `http2` and `hpack`.
+//! Conformance of the discovery port to HTTP/2, as h2spec sees it: its sections `generic`, `http2`
+//! and `hpack`.
 //!
-//! `docs/internals/testing.md` lists the cases that do not pass, with their reasons. Any other is a failure here,
-//! and so is a listed one that passes. `cargo xtask test peers` builds h2spec and runs this.
+//! `docs/internals/testing.md` lists the cases that do not pass, with their reasons. Any other is a
+//! failure here, and so is a listed one that passes. `cargo xtask test peers` builds h2spec and
+//! runs this.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +22,7 @@ const ANSWER_TIME_MAX_S: u32 = 5;
 const RUN_TIME_MAX: Duration = Duration::from_secs(300);
 const TESTING: &str = "docs/internals/testing.md";
 
-/// A case, and what h2spec says of it.
+/// A case, and h2spec's verdict on it.
 #[derive(Debug, PartialEq)]
 struct Case {
     section: String,
@@ -81,7 +83,7 @@ fn unescaped(text: &str) -> String {
         .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// What need not pass, as `section: name, outcome`.
+/// The cases that need not pass, as `section: name, outcome`.
 #[derive(Debug, Default, PartialEq)]
 struct Deviations {
     always: BTreeSet<String>,
@@ -126,7 +128,7 @@ impl Deviations {
     }
 }
 
-/// Runs h2spec, whose cases ask for `path`, and compares what does not pass with the table.
+/// Runs h2spec, whose cases ask for `path`, and compares the cases that do not pass with the table.
 async fn check(directory: &Path, port: SocketAddr, path: &str, answer: &str) -> Result<()> {
     let report = directory.join("report.xml");
     let arguments = [
@@ -172,8 +174,8 @@ mod h2spec {
 
     use super::*;
 
-    /// A method that takes one message, and waits for the end of the request. h2spec sends no message, and the answer
-    /// says so in HEADERS alone.
+    /// A method that takes one message, and waits for the end of the request. h2spec sends no
+    /// message, and the answer says so in HEADERS alone.
     const METHOD: &str = "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
 
     #[tokio::test]
@@ -185,7 +187,8 @@ mod h2spec {
         check(workdir.path(), control_plane.xds(), METHOD, "HEADERS").await
     }
 
-    /// Flow control shows in an answer with a body, which the discovery port has for no request of h2spec's.
+    /// Flow control shows in an answer with a body, which the discovery port has for no request of
+    /// h2spec's.
     #[tokio::test]
     async fn answers_with_a_body_conform() -> Result<()> {
         let workdir = Workdir::kept("h2spec-body")?;

@@ -1,5 +1,6 @@
-//! The shipped bootstraps, with the control planes of other zones at `priority: 1`: when a zone's own one dies or hangs, its
-//! Envoys turn to those, also an Envoy that starts meanwhile, and they go back when it is back.
+//! The shipped bootstraps, with the control planes of other zones at `priority: 1`: when a zone's
+//! own one dies or hangs, its Envoys turn to those, also an Envoy that starts meanwhile, and they
+//! go back when it is back.
 
 #![allow(
     clippy::disallowed_methods,
@@ -76,7 +77,8 @@ impl Site {
             }
             planes.push(ControlPlane::start(&directory, config).await?);
         }
-        // A store without any instance may have been emptied: proxies that hold something would be sent nothing. Nobody asks these.
+        // A store without any instance may have been emptied: proxies that hold something would be
+        // sent nothing. These get no requests.
         let mut store = etcd.client().await?;
         for (port, (zone, _)) in (1..).zip(ZONES) {
             let name = InstanceName::new("orders", zone, "one");
@@ -211,7 +213,7 @@ impl Site {
     }
 }
 
-/// What becomes of the zone's own control plane.
+/// The fault of the zone's own control plane.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Hangs,
@@ -233,7 +235,7 @@ async fn change_over_and_back(site: &mut Site, fault: Fault) -> Result<()> {
     let took = site.until_with(&[1, 2]).await?;
     println!("{fault:?}: a newcomer after {took:?}");
 
-    // What they learn there: the owner.
+    // There they learn the owner.
     let next = site.cells(1);
     next.override_to(CELL, NEXT, "its control plane is gone")
         .await?;

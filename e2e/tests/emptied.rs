@@ -1,4 +1,5 @@
-//! The control plane is started again on a store that was emptied, and nothing is left of what it knew: Envoys keep what they have.
+//! The control plane is started again on a store that was emptied, and its knowledge is lost:
+//! Envoys keep their resources.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -95,7 +96,7 @@ async fn scenario(protocol: Protocol) -> Result<()> {
     eventually(PATIENCE, "a read", read).await?;
 
     restart_emptied(&mut plane, &directory).await?;
-    // It is connected, and asks for what it had.
+    // It is connected, and asks for its earlier resources.
     eventually(PATIENCE, "the store to be doubted", async || {
         read().await?;
         let (_, ready) = plane.registry().readiness().await?;

@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 const GET: &str = "/shop.v1.Orders/GetOrder";
 const PUT: &str = "/shop.v1.Orders/PutOrder";
 
-/// How far a share of 2,000 calls may be from the planned one. Were each call a draw of its own, this would be almost seven standard
-/// deviations at 80 %.
+/// How far a share of 2,000 calls may be from the planned one. Were each call a draw of its own,
+/// this would be almost seven standard deviations at 80 %.
 const OFF_MAX: f64 = 0.06;
 
 mod real_clients {
@@ -82,7 +82,7 @@ impl Scene {
         Ok(outcome.instances)
     }
 
-    /// Calls, all of which have to fail as calls do that nobody serves.
+    /// Calls, all of which have to fail like calls that no instance serves.
     async fn refused(&mut self, calls: Calls) -> Result<()> {
         let number = calls.0.calls;
         let outcome = self.call(calls).await?;
@@ -92,8 +92,8 @@ impl Scene {
         Ok(())
     }
 
-    /// Calls to a name of which the client knows nothing. That a name is not in an answer tells it nothing yet: grpcio waits for
-    /// 15 s, and grpc-js for as long as the call may take.
+    /// Calls to a name of which the client knows nothing. That a name is not in an answer tells it
+    /// nothing yet: grpcio waits for 15 s, and grpc-js for as long as the call may take.
     async fn unresolved(&mut self, library: Library, calls: Calls) -> Result<Outcome> {
         let (status, timeout_s) = match library {
             Library::Grpcio => ("UNAVAILABLE", 40),
@@ -149,7 +149,8 @@ impl Calls {
             method: method.to_owned(),
             metadata: BTreeMap::new(),
             calls,
-            // Those that find nobody fail at once; only what is never decided waits for so long.
+            // Those without an instance fail at once; only a call that is never decided waits for
+            // so long.
             timeout_s: 10,
         })
     }
@@ -225,7 +226,8 @@ async fn the_home_that_a_call_names_decides(library: Library) -> Result<()> {
     let mut scene = Scene::start(library, "homes", |mesh| {
         let strict = json!({ "missing": "reject", "unknown": "reject" });
         mesh.service(orders(json!({})))
-            // On no host of its own: clients ask for it by its name. A path prefix takes gRPC calls, too.
+            // On no host of its own: clients ask for it by its name. A path prefix takes gRPC
+            // calls, too.
             .service(json!({
                 "name": "strict",
                 "routes": [{ "prefix": "/shop.v1.Orders", "class": "read" }],
@@ -335,7 +337,7 @@ async fn what_fits_nowhere_fails(library: Library) -> Result<()> {
     .await?;
     let answers = scene.answers(Calls::of(GET, 20).to("far.example")).await?;
     assert_share(&answers, "far-1", 1.0);
-    // Writes never leave their region, and a service without instances has nobody.
+    // Writes never leave their region, and a service without instances serves none.
     let served = scene.served("far-1")?;
     scene.refused(Calls::of(PUT, 20).to("far.example")).await?;
     scene.refused(Calls::of(GET, 20)).await?;
@@ -375,7 +377,7 @@ async fn a_key_in_a_header_keeps_calls_on_an_instance(library: Library) -> Resul
         "{all:?}"
     );
     ensure!(all.len() == 4, "no ring of the whole region: {all:?}");
-    // gRPC cannot hash a cookie, so nobody is served rather than by anybody.
+    // gRPC cannot hash a cookie, so calls fail rather than reach any instance.
     scene.refused(Calls::of(GET, 20).to("visits.example")).await
 }
 
@@ -428,7 +430,7 @@ async fn a_host_that_is_not_there_is_an_error(library: Library) -> Result<()> {
     scene.unresolved(library, nowhere.clone()).await?;
     let answers = scene.answers(Calls::of(GET, 20)).await?;
     assert_share(&answers, "orders-shanghai-a-1", 1.0);
-    // It comes into being, and who has asked for it before finds it; the old one goes.
+    // It comes into being, and clients that asked before find it; the old one goes.
     scene.mesh.control_plane.configure(|config| {
         let routes = json!([{ "host": "nowhere.example", "grpc": "shop.v1.Orders" }]);
         config.services = vec![orders(json!({ "routes": routes }))];
@@ -482,7 +484,7 @@ async fn a_restarted_control_plane_is_not_noticed(library: Library) -> Result<()
     };
     let (called, restarted): (Result<()>, _) = tokio::join!(calling, restarting);
     restarted.and(called)?;
-    // And it learns what is new.
+    // And it learns of changes.
     let leaves = "orders-shanghai-a-2";
     let registration = scene.mesh.upstream(leaves)?.registration();
     eventually(PATIENCE, "the record to be taken", async || {
@@ -511,7 +513,7 @@ async fn who_is_not_served_is_told_why(library: Library) -> Result<()> {
     if library == Library::Grpcio {
         ensure!(outcome.message.contains(why), "{outcome:?}");
     }
-    // Nothing but the switch is missing.
+    // Only the switch is missing.
     scene
         .mesh
         .control_plane

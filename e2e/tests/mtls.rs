@@ -1,5 +1,5 @@
-//! The control plane behind TLS: a proxy gets what its certificate allows, certificates are renewed while streams go on, and
-//! operators show theirs.
+//! The control plane behind TLS: a proxy gets the resources that its certificate allows,
+//! certificates are renewed while streams go on, and operators show theirs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -91,7 +91,8 @@ impl Scene {
     }
 }
 
-/// The stream is there, and none was ever cut off. (Connections are not counted: the filter and load reports have their own.)
+/// The stream is there, and none was ever cut off. (Connections are not counted: the filter and
+/// load reports have their own.)
 async fn until_connected(envoy: &Envoy) -> Result<()> {
     let connected = eventually(PATIENCE, "a stream", async || {
         let stats = envoy.admin().stats("^control_plane").await?;
@@ -138,7 +139,7 @@ async fn a_proxy_gets_the_view_of_its_certificate_and_no_other() -> Result<()> {
             1,
         )
         .await?;
-    // What the operator of the proxy sees.
+    // The view of the proxy's operator.
     let told = eventually(PATIENCE, "the refusal", async || {
         let log = fs::read_to_string(refused.process().log())?;
         // PERMISSION_DENIED, and why.
@@ -224,7 +225,8 @@ async fn certificates_are_renewed_while_streams_go_on() -> Result<()> {
     let newcomer = scene.envoy("third", "shanghai-b", &third).await?;
     newcomer.ingress().await?;
 
-    // A proxy's own certificate is renewed as well: after a restart of the control plane it shows the new one.
+    // A proxy's own certificate is renewed as well: after a restart of the control plane it shows
+    // the new one.
     new.issue(&first, &gateway_of("shanghai-a"), &[&new])?;
     let mut scene = scene;
     scene.control_plane.stop().await?;
@@ -239,7 +241,7 @@ async fn certificates_are_renewed_while_streams_go_on() -> Result<()> {
         Ok(())
     });
     back.await.with_context(|| envoy.process().tail())?;
-    // What was looked at above does tell when a stream is cut off.
+    // The counter that was checked above does tell when a stream is cut off.
     ensure!(envoy.admin().stat(CUT_OFF).await? > 0);
     Ok(())
 }
@@ -265,7 +267,7 @@ async fn operators_show_their_certificates_and_others_only_look() -> Result<()> 
         "operators": [{ "match": "spiffe://mesh/operator/*" }],
     });
     let scene = Scene::start("mtls-operators", &ca, &[], access).await?;
-    // The operators' commands check the name of the server, as everybody should.
+    // The operators' commands check the name of the server, as every client should.
     ca.issue(&scene.server(), "localhost", &[&ca])?;
     let certificates: BTreeMap<&str, PathBuf> = [
         ("operator", "spiffe://mesh/operator/ann"),

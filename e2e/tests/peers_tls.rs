@@ -24,8 +24,8 @@ struct Site {
 }
 
 impl Site {
-    /// `advertised` is the name by which the second one says that its certificate is known, where it says one. All certificates
-    /// are for `tidegate`.
+    /// `advertised` is the name by which the second one says that its certificate is known, where
+    /// it says one. All certificates are for `tidegate`.
     async fn start(name: &str, advertised: Option<&str>) -> Result<Site> {
         let workdir = Workdir::kept(name)?;
         let etcd = Etcd::start(workdir.path(), 1).await?;
@@ -124,7 +124,8 @@ async fn replicas_hear_each_other_by_a_name_that_their_certificates_have() -> Re
 async fn a_replica_whose_certificate_has_another_name_is_not_heard_which_is_said_once() -> Result<()>
 {
     let site = Site::start("peers-tls-wrong", Some("elsewhere")).await?;
-    // The first one cannot call the second, so nobody acknowledges its beats; the other way round all is well.
+    // The first one cannot call the second, so its beats are not acknowledged; the other way round
+    // all is well.
     site.until_renewing([1, 0]).await?;
     let detail = eventually(PATIENCE, "the condition", async || {
         let told = site.unreached(0).await?;
@@ -157,7 +158,8 @@ async fn a_replica_whose_certificate_has_another_name_is_not_heard_which_is_said
         "{}",
         site.planes[0].process().tail()
     );
-    // The other one sees that its certificate is not accepted: when it starts, and every half minute.
+    // The other one sees that its certificate is not accepted: when it starts, and every half
+    // minute.
     ensure!(
         lines(1, "connection refused") <= 3,
         "{}",

@@ -1,4 +1,5 @@
-//! What the fence costs etcd, and what it makes of a member that hangs: real control planes, a real etcd.
+//! The cost of the fence in etcd, and its reaction to a member that hangs: real control planes, a
+//! real etcd.
 
 use std::time::Duration;
 
@@ -70,7 +71,7 @@ async fn a_member_that_hangs_costs_the_shortest_session_nothing() -> Result<()> 
     let hung = members.find(|member| member.endpoint() == *asked);
     let hung = hung.context("no such member")?;
     hung.process().pause()?;
-    // Longer than a session, and what hangs on it, lasts.
+    // Longer than a session lasts, and everything that hangs on it.
     let paused = Instant::now();
     while paused.elapsed() < Duration::from_secs(8) {
         let cell = cells.get("main").await?;

@@ -1,5 +1,5 @@
-//! A policy that the filter refuses. Our own control plane never makes one, so here the test is the control plane: the
-//! real discovery service, with a resource in which the policy is garbage.
+//! A policy that the filter refuses. Our own control plane never makes one, so here the test is the
+//! control plane: the real discovery service, with a resource in which the policy is garbage.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -69,7 +69,7 @@ impl Pulpit {
         Ok(nack.context("nothing is refused")?.message.clone())
     }
 
-    /// What the gateway's filter last said that it applied.
+    /// The filter's last report of its applied configuration.
     fn applied(&self, gateway: &Options) -> Result<AppliedStatus> {
         let status = self.applied.of(&gateway.id, tokio::time::Instant::now());
         status.context("the filter has said nothing")
@@ -141,7 +141,7 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
     let client = Client::new(Version::Http1);
     let lost = Request::get("/orders").header("x-region-id", "atlantis");
 
-    // The service has no instance: what the filter lets through ends in `no_capacity`.
+    // The service has no instance: a request that the filter lets through ends in `no_capacity`.
     let decided = async |expected: &str| {
         let what = format!("the reason {expected}");
         let looks = eventually(PATIENCE, &what, async || {
@@ -163,7 +163,7 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
     decided("region_unknown").await?;
     let log = std::fs::read_to_string(envoy.process().log())?;
     assert!(log.contains("not a tidegate.v1.Policy"), "{log}");
-    // The filter itself says why, and what it goes on with.
+    // The filter itself says why, and which policy it goes on with.
     let told = eventually(PATIENCE, "the filter's report", async || {
         let status = pulpit.applied(&options)?;
         let refused = status.refused.clone().context("nothing is refused")?;
@@ -176,7 +176,8 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
         "{told:?}"
     );
 
-    // The proxy has the good one, so nothing is sent; and what it refused it would acknowledge now without applying it.
+    // The proxy has the good one, so nothing is sent; and it would now acknowledge the refused one
+    // without applying it.
     pulpit.publisher.send_replace(Some(Arc::clone(&good)));
     eventually(PATIENCE, "no refusal of the good one", async || {
         ensure!(pulpit.refusal(Kind::FilterConfig).is_err(), "still refused");
@@ -217,7 +218,8 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
     })
     .await?;
 
-    // What was refused once is tried and refused again when it comes back, and then a good one is taken again.
+    // A policy that was refused once is tried and refused again when it comes back, and then a good
+    // one is taken again.
     pulpit.publisher.send_replace(Some(broken));
     eventually(PATIENCE, "the second refusal", async || {
         pulpit.refusal(Kind::FilterConfig)

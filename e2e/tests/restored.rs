@@ -1,5 +1,5 @@
-//! etcd comes back as another one: from an older backup, or as a new cluster. What was known stays in force until an operator
-//! confirms it. The control plane's own reader, a real etcd.
+//! etcd comes back as another one: from an older backup, or as a new cluster. The known state stays
+//! in force until an operator confirms the new one. The control plane's own reader, a real etcd.
 
 use std::fs;
 use std::path::Path;
@@ -184,7 +184,7 @@ async fn an_older_backup_is_believed_when_an_operator_confirms_it() -> Result<()
 
     site.restore(Some("older")).await?;
     follower.until_doubting("older backup", 2).await?;
-    // The right one comes back: nobody need confirm that.
+    // The right one comes back: that needs no confirmation.
     site.restore(Some("newer")).await?;
     follower.until_serving(2).await?;
     assert!(
@@ -256,7 +256,7 @@ async fn what_one_control_plane_is_told_of_a_restored_store_all_believe() -> Res
     asked.confirm_everywhere().await?;
     drop(asked);
     other.until_serving(2).await?;
-    // One that starts later, with what it knew of the first store.
+    // One that starts later, with its memory of the first store.
     let late = Follower::start_with(&site, "late").await?;
     late.until_serving(2).await
 }
@@ -289,7 +289,7 @@ async fn a_restored_store_is_found_at_the_start_too() -> Result<()> {
     follower.until_serving(5).await.context("confirmed")?;
     follower.keeper.stop().await;
     drop(follower);
-    // What was confirmed is what is known from now on.
+    // The confirmed state is the known one from now on.
     let follower = Follower::start(&site).await?;
     follower.until_serving(5).await
 }

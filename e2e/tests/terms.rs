@@ -1,4 +1,5 @@
-//! The agreed terms, with real control planes, etcd and Envoys: replicas that are configured otherwise, and a change while all run.
+//! The agreed terms, with real control planes, etcd and Envoys: replicas that are configured
+//! otherwise, and a change while all run.
 
 #![allow(clippy::disallowed_methods, reason = "it looks at what happened when")]
 
@@ -53,7 +54,8 @@ struct Site {
 }
 
 impl Site {
-    /// With these times to live of sessions. The first zone's control plane is there before the second's.
+    /// With these times to live of sessions. The first zone's control plane is there before the
+    /// second's.
     async fn start(name: &str, session_ttl_ms: [u64; 2]) -> Result<Site> {
         let workdir = Workdir::kept(name)?;
         let etcd = Etcd::start(workdir.path(), 1).await?;
@@ -227,8 +229,8 @@ fn terms_are_changed_while_everything_runs() {
         let begun = Instant::now();
         let (mut writes, mut refused) = (0, 0);
         loop {
-            // With each step of the change the Envoy takes another policy and asks again by that: until it is answered, writes are
-            // refused. Nothing else refuses them.
+            // With each step of the change the Envoy takes another policy and asks again by that:
+            // until it is answered, writes are refused. No other part refuses them.
             let wrote = a.write().await?;
             if !wrote.status.is_success() {
                 ensure!(wrote.refusal()? == "fenced", "{}", wrote.text());

@@ -135,7 +135,8 @@ async fn a_gateway_presents_certificates_by_server_name_and_follows_renewed_file
         ensure!(answer.await.is_err(), "served {refused:?}");
     }
 
-    // `own` trusts the new CA as well; a client that trusts it alone sees when the new file is in use.
+    // `own` trusts the new CA as well; a client that trusts it alone sees when the new file is in
+    // use.
     let only_next = directory(&scene.workdir, "only-next");
     clients.issue(&only_next, "spiffe://mesh/client", &[&next])?;
     next.issue(&shop, "shop.example", &[&clients])?;

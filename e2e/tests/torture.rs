@@ -1,5 +1,6 @@
-//! A few rounds of the torture, by a seed that brings every kind of trouble: cuts, kills, stops, clocks, a restored etcd. And the
-//! same without the fence, which the judge has to see. Needs root and `ip`, and fails without them.
+//! A few rounds of the torture, by a seed that brings every kind of trouble: cuts, kills, stops,
+//! clocks, a restored etcd. And the same without the fence, which the judge has to see. Needs root
+//! and `ip`, and fails without them.
 
 use std::process::Command;
 

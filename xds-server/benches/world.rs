@@ -1,14 +1,16 @@
-//! What a change costs before anything is sent, in worlds of a thousand to a hundred thousand instances.
+//! The cost of a change before anything is sent, in worlds of a thousand to a hundred thousand
+//! instances.
 //!
-//! `cargo bench -p tidegate-xds-server --bench world`. Times are CPU time of the one thread that does all the work: the median, and
-//! the 90th percentile, of changes to different services.
+//! `cargo bench -p tidegate-xds-server --bench world`. Times are CPU time of the one thread that
+//! does all the work: the median, and the 90th percentile, of changes to different services.
 //!
 //! * `world`: `World::apply` and `World::snapshot`.
-//! * `feed`: the same change from the store's watch to the published snapshot, with the reader, the engine and all that is told to
-//!   others on the way, but the file of the last good state, which another thread writes.
+//! * `feed`: the same change from the store's watch to the published snapshot, with the reader, the
+//!   engine and all that is told to others on the way, but the file of the last good state, which
+//!   another thread writes.
 //!
-//! The memory of a first snapshot is what the process grew by. It says nothing in the rows of one host, whose worlds find what
-//! those before them left to the allocator.
+//! The memory of a first snapshot is the growth of the process. It says nothing in the rows of one
+//! host, whose worlds find memory that those before them left to the allocator.
 
 use std::{hint::black_box, sync::Arc};
 
@@ -41,7 +43,7 @@ fn main() {
     }
 }
 
-/// By what requests are told apart.
+/// The property by which requests are told apart.
 #[derive(Clone, Copy)]
 enum Hosts {
     /// Each service has a host of its own.
@@ -161,7 +163,8 @@ fn measure(services: usize, hosts: Hosts) -> Row {
     }
 }
 
-/// Changes an address in services spread over the world, and then takes the only instance of a zone in others out.
+/// Changes an address in services spread over the world, and then takes the only instance of a zone
+/// in others out.
 fn changes(services: usize, mut cost: impl FnMut(&str, &str) -> f64) -> (Spread, Spread) {
     let mut rounds = |instance: &str, number: usize, health: &str| {
         let begin = cpu_us();

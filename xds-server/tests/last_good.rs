@@ -1,4 +1,4 @@
-//! The last good state outlives what the process that writes it does not.
+//! The last good state survives faults that kill the process that writes it.
 
 use std::{
     path::{Path, PathBuf},
@@ -35,7 +35,7 @@ fn state(revision: i64, entries: usize) -> LastGood {
     LastGood::listed(ClusterId(7), listing)
 }
 
-/// Not a test of its own: what [`a_writer_that_is_killed_leaves_a_whole_file`] kills.
+/// Not a test of its own: the child that [`a_writer_that_is_killed_leaves_a_whole_file`] kills.
 #[test]
 #[ignore = "a child of another test"]
 #[allow(clippy::disallowed_methods, reason = "the parent names the file")]

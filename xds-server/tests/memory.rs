@@ -1,4 +1,4 @@
-//! A large mesh that is gone gives its memory back. A process of its own: nobody else allocates.
+//! A large mesh that is gone gives its memory back. A process of its own: no other test allocates.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ fn mesh(services: usize) -> Arc<Mesh> {
     Arc::new(testing::mesh("sh-a/shanghai sh-b/shanghai", &services))
 }
 
-/// What the process has in memory, in MiB.
+/// The resident memory of the process, in MiB.
 fn resident_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -49,7 +49,8 @@ fn a_large_mesh_that_is_gone_gives_its_memory_back() {
     drop(world.snapshot(0));
     let before = resident_mib();
     world.apply(Change::Mesh(mesh(services)), 0);
-    // What proxies still hold for a moment, and what is there for good, lie side by side in memory.
+    // Snapshots that proxies still hold for a moment, and data that stay for good, lie side by side
+    // in memory.
     let shown = world.snapshot(0);
     let large = resident_mib();
     world.apply(Change::Mesh(mesh(0)), 0);

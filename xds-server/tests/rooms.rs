@@ -1,4 +1,5 @@
-//! The modules of the crate form no circle: none imports another that imports it, directly or through others.
+//! The modules of the crate form no circle: none imports another that imports it, directly or
+//! through others.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,8 +1,8 @@
 //! One build for all tests.
 //!
-//! Cargo chooses the features of a dependency by the packages that a command selects. Commands that select different packages
-//! therefore compile the same dependencies again and again. This selects the whole workspace once, and runs the programs that
-//! come of it as `cargo test` would.
+//! Cargo chooses the features of a dependency by the packages that a command selects. Commands that
+//! select different packages therefore compile the same dependencies again and again. This selects
+//! the whole workspace once, and runs the programs that come of it as `cargo test` would.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -15,7 +15,8 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Runs these programs one after the other, whatever becomes of each. Errors: some failed, or there was none.
+    /// Runs these programs one after the other, also after a failed one. Errors: some failed, or
+    /// there was none.
     pub(crate) fn add_all<'p>(
         &mut self,
         programs: impl Iterator<Item = &'p TestProgram>,
@@ -46,7 +47,7 @@ impl Counts {
             .spawn()
             .context("cannot start the tests")?;
         let mut out = io::stdout();
-        // Bytes, not lines of text: what a test prints need not be UTF-8.
+        // Bytes, not lines of text: the output of a test need not be UTF-8.
         let mut lines = BufReader::new(child.stdout.take().context("no output of the tests")?);
         let mut line = Vec::new();
         while lines.read_until(b'\n', &mut line)? > 0 {

@@ -19,7 +19,7 @@ const E2E: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "wall-clock"];
 const DEMO: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "demo"];
 const BENCH: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "bench"];
 
-/// What `cargo xtask torture` hands on.
+/// The arguments that `cargo xtask torture` hands on.
 #[derive(clap::Args)]
 pub(crate) struct Torture {
     /// How many faults
@@ -50,7 +50,8 @@ impl fmt::Display for Store {
     }
 }
 
-/// Builds the filter and puts it where Envoy's configurations in the tests and the demo look for it.
+/// Builds the filter and puts it where Envoy's configurations in the tests and the demo look for
+/// it.
 pub(crate) fn wasm(tree: &Tree) -> Result<()> {
     build_filter(tree, "filter-wasm", &tree.filter())
 }
@@ -91,7 +92,7 @@ fn build_filter(tree: &Tree, package: &str, place: &Path) -> Result<()> {
 }
 
 pub(crate) fn demo(tree: &Tree, store: Store, once: bool, more: &[String]) -> Result<()> {
-    // Its second act runs on etcd, whatever the first one runs on.
+    // Its second act runs on etcd, with either store of the first one.
     setup::run(tree, Wanted::Demo)?;
     wasm(tree)?;
     shown(cargo(tree, &["build"]).args(DEMO))?;
@@ -156,7 +157,7 @@ pub(crate) fn smoke(tree: &Tree) -> Result<Vec<String>> {
     Ok(left_out)
 }
 
-/// `failover     namespaces   What users notice …`
+/// `failover     namespaces   The effect on users …`
 fn listed(line: &str) -> Option<Listed> {
     let mut words = line.split_whitespace();
     Some(Listed {
@@ -177,7 +178,8 @@ pub(crate) fn torture(tree: &Tree, torture: &Torture) -> Result<()> {
     hand_over_to(command.args(&torture.more))
 }
 
-/// Runs the simulation of control plane and filter under so many seeds; the tests run a few hundred.
+/// Runs the simulation of control plane and filter under so many seeds; the tests run a few
+/// hundred.
 pub(crate) fn sim(tree: &Tree, seeds: u32) -> Result<()> {
     setup::run(tree, Wanted::Filter)?;
     let arguments = [
@@ -194,8 +196,8 @@ pub(crate) fn sim(tree: &Tree, seeds: u32) -> Result<()> {
     shown(&mut sim)
 }
 
-/// This process becomes that program, as cargo became this one: Ctrl-C reaches it directly, it cleans up what it
-/// started, and its exit code is the command's.
+/// This process becomes that program, as cargo became this one: Ctrl-C reaches it directly, it
+/// cleans up its children, and its exit code is the command's.
 fn hand_over_to(command: &mut Command) -> Result<()> {
     let error = command.exec();
     Err(error).with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))

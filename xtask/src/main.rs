@@ -1,10 +1,11 @@
-//! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup | test | demo | bench | sim | torture | wasm`.
+//! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup |
+//! test | demo | bench | sim | torture | wasm`.
 //!
-//! Nothing here is installed on the machine. What Tidegate needs besides cargo lands below `target/tools/`, and a
-//! `cargo clean` takes it away again. This crate depends on nothing that needs protoc to build, because it is what
-//! brings protoc.
+//! This program installs nothing on the machine. The tools that Tidegate needs besides cargo land
+//! below `target/tools/`, and a `cargo clean` takes them away again. This crate depends on nothing
+//! that needs protoc to build, because it is what brings protoc.
 
-// These commands are an edge of the project: the machine's environment and clock are what they are about.
+// These commands are an edge of the project: they are about the machine's environment and clock.
 #![allow(clippy::disallowed_methods)]
 
 mod built;
@@ -38,9 +39,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Provision what is missing below target/tools: protoc, Envoy, etcd, docker-compose, gRPC clients, and the Rust targets
+    /// Provision the missing tools below target/tools: protoc, Envoy, etcd, docker-compose, gRPC
+    /// clients, and the Rust targets
     Setup {
-        /// Also what `cargo xtask bench` needs: wrk, h2load, and the server that `xds` is measured beside
+        /// Also the tools of `cargo xtask bench`: wrk, h2load, and the server that `xds` is
+        /// measured beside
         #[arg(long)]
         bench: bool,
     },
@@ -75,13 +78,15 @@ enum Task {
         #[arg(last = true)]
         more: Vec<String>,
     },
-    /// Run the control plane's and the filter's code on a virtual clock, with other faults for each seed
+    /// Run the control plane's and the filter's code on a virtual clock, with other faults for each
+    /// seed
     Sim {
         /// How many seeds, from 0
         #[arg(long, default_value_t = 2_000)]
         seeds: u32,
     },
-    /// Build for release, and fail three zones in every way under a load of writes; needs root and `ip`
+    /// Build for release, and fail three zones in every way under a load of writes; needs root and
+    /// `ip`
     Torture(Torture),
     /// Build only the filter, to target/filter/tidegate_filter.wasm
     Wasm,

@@ -29,7 +29,8 @@ pub(crate) fn shown(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs to the end in silence and gives what it printed; its last lines are part of the error when it fails.
+/// Runs to the end in silence and returns its output; the last lines are part of the error when it
+/// fails.
 pub(crate) fn quiet(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
@@ -45,7 +46,7 @@ pub(crate) fn quiet(command: &mut Command) -> Result<String> {
     bail!("`{}` failed ({}):\n  {tail}", line(command), output.status)
 }
 
-/// What the program says about itself, or `None` if it does not run here.
+/// The program's text about itself, or `None` if it does not run here.
 pub(crate) fn says(program: &Path, arguments: &[&str]) -> Option<String> {
     quiet(Command::new(program).args(arguments)).ok()
 }

@@ -107,7 +107,8 @@ pub(crate) fn list() {
     }
 }
 
-/// Runs the named steps, or all, and says at the end what became of each and how many test functions ran.
+/// Runs the named steps, or all, and prints at the end the outcome of each and how many test
+/// functions ran.
 pub(crate) fn run(tree: &Tree, names: &[String]) -> Result<()> {
     let known = |name: &String| every_step().any(|step| step.name == name);
     if let Some(unknown) = names.iter().find(|name| !known(name)) {
@@ -329,7 +330,8 @@ fn compose(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     ))
 }
 
-/// Advisories are left to where their database can be fetched: the result would change with no change here.
+/// Advisories are left to where their database can be fetched: the result would change with no
+/// change here.
 fn deny(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     if quiet(&mut cargo(tree, &["deny", "--version"])).is_err() {
         return Ok(Outcome::Skipped(

@@ -26,12 +26,13 @@ impl Tree {
         &self.root
     }
 
-    /// Where cargo puts what it builds; somewhere else if `CARGO_TARGET_DIR` says so.
+    /// The directory of cargo's output; somewhere else if `CARGO_TARGET_DIR` says so.
     pub(crate) fn built(&self) -> &Path {
         &self.target
     }
 
-    /// Always in the checkout, whatever `CARGO_TARGET_DIR` says: `.cargo/config.toml` and the tests look here.
+    /// Always in the checkout, with any `CARGO_TARGET_DIR`: `.cargo/config.toml` and the tests look
+    /// here.
     pub(crate) fn tools(&self) -> PathBuf {
         self.root.join("target/tools")
     }
@@ -45,8 +46,9 @@ impl Tree {
     }
 }
 
-/// A directory for half-done work. Whatever a killed run left in it is gone when it is made, and it is gone when it
-/// is dropped. What is finished is renamed out of it, so it lies on the same file system as its destination.
+/// A directory for half-done work. The remains of a killed run are gone when it is made, and it is
+/// gone when it is dropped. Finished files are renamed out of it, so it lies on the same file
+/// system as its destination.
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
@@ -78,7 +80,8 @@ pub(crate) fn make_dir(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot create {}: check its permissions", path.display()))
 }
 
-/// Moves a finished file into place at once: nobody ever sees half of it, and a running old one is not disturbed.
+/// Moves a finished file into place at once: half of it is never seen, and a running old one is not
+/// disturbed.
 pub(crate) fn put(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {
         make_dir(parent)?;

@@ -1,5 +1,5 @@
-//! Clients that carry an attack out, on a thread of their own: they share the machine with the server, and take one
-//! processor at most.
+//! Clients that carry an attack out, on a thread of their own: they share the machine with the
+//! server, and take one processor at most.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ const LAST_WORDS_TIME_MAX: Duration = Duration::from_millis(500);
 /// Before a client that the server does not even accept tries again.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 
-/// What became of an attack.
+/// The outcome of an attack.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Outcome {
     pub(super) sent_bytes: u64,
@@ -40,7 +40,7 @@ pub(super) struct Outcome {
 pub(super) enum Ending {
     /// The server said why, before it closed.
     GoAway(u32),
-    /// Without a word, or the words were lost with what the client had not read.
+    /// Without a message, or the message was lost with the bytes that the client had not read.
     Closed,
     /// The server took no more bytes.
     Stalled,
@@ -91,7 +91,7 @@ pub(super) async fn attack(
 ) -> Result<Outcome> {
     let (done, outcome) = oneshot::channel();
     thread::spawn(move || {
-        // Where nobody waits any more, the program ends.
+        // Where no caller waits any more, the program ends.
         let _ = done.send(run(attack, server, time));
     });
     outcome.await.context("the attackers have gone")?
@@ -126,7 +126,7 @@ async fn again_and_again(
     while Instant::now() < end {
         let ending = match timeout_at(end, TcpStream::connect(server)).await {
             Ok(Ok(tcp)) => {
-                // It only delays what is small.
+                // It only delays small writes.
                 let _ = tcp.set_nodelay(true);
                 once(attack, tcp, end, &outcome).await
             }

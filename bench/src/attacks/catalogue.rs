@@ -1,4 +1,5 @@
-//! The attacks that are known by name. `xds/src/transport/tests/frames.rs` has a test for most of them.
+//! The attacks that are known by name. `xds/src/transport/tests/frames.rs` has a test for most of
+//! them.
 
 use std::time::Duration;
 
@@ -9,15 +10,16 @@ use super::frames::{
     reset,
 };
 
-/// What is sent at a time by those that send as fast as they can: few system calls, and many looks at the clock.
+/// The batch size of attackers that send as fast as they can: few system calls, and many looks at
+/// the clock.
 const BATCH: usize = 1_000;
 /// As many as the server permits on a connection.
 const STREAMS: u32 = 100;
 /// Between two looks of a client that has nothing more to say.
 const SILENCE: Duration = Duration::from_millis(100);
-/// Nobody needs one of this size, and the server takes it.
+/// No client needs one of this size, and the server takes it.
 const LONG_MESSAGE_BYTES: u32 = 0xff_0000;
-/// What each of many unfinished messages claims and has of it.
+/// The claimed and the sent bytes of each of many unfinished messages.
 const UNFINISHED: (u32, usize) = (0x10_0000, 16_000);
 
 /// A client that does not behave.
@@ -25,17 +27,17 @@ pub(super) struct Attack {
     pub(super) name: &'static str,
     /// As many at the same time. One that the server ends comes back at once.
     pub(super) connections: usize,
-    /// It never reads what the server says.
+    /// It never reads the server's answers.
     pub(super) is_deaf: bool,
-    /// What it says after the preface.
+    /// Its bytes after the preface.
     pub(super) first: fn() -> Vec<u8>,
-    /// What it says then, again and again.
+    /// Its bytes then, again and again.
     pub(super) next: fn(u32) -> Vec<u8>,
     /// Between two times.
     pub(super) pause: Duration,
 }
 
-/// The floor: nobody attacks.
+/// The floor: no attack.
 pub(super) static IDLE: Attack = Attack {
     connections: 0,
     ..attack("idle", nothing, silence)

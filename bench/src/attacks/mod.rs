@@ -1,10 +1,11 @@
 //! Attacks on the port for proxies of a real `tidegate serve`, each with an honest proxy beside.
 //!
-//! The honest proxy has a stream that stays. A record in etcd changes, and the clock runs from just before the put to the
-//! receipt of the endpoints. In between a newcomer connects, and waits for its first response. The floor is the same
-//! without an attack, at the beginning and at the end.
+//! The honest proxy has a stream that stays. A record in etcd changes, and the clock runs from just
+//! before the put to the receipt of the endpoints. In between a newcomer connects, and waits for
+//! its first response. The floor is the same without an attack, at the beginning and at the end.
 //!
-//! Attackers, server, etcd and honest proxies share one machine: a wait has the attackers' own computing time in it.
+//! Attackers, server, etcd and honest proxies share one machine: a wait has the attackers' own
+//! computing time in it.
 
 mod attacker;
 mod catalogue;

@@ -1,9 +1,11 @@
-//! What our configuration costs an Envoy: the time and memory of its start, one change of an instance, one change of a plan, and
-//! for how long a change stops a worker. Beside it, in the same run, the floor: the same services as plain EDS clusters.
+//! The cost of our configuration in an Envoy: the time and memory of its start, one change of an
+//! instance, one change of a plan, and for how long a change stops a worker. Beside it, in the same
+//! run, the floor: the same services as plain EDS clusters.
 //!
-//! Both come over ADS, by the same server's code. The floor's Envoy has Envoy's defaults where our bootstrap says more (which
-//! stats are made at first, and which clusters); what the floor takes with our bootstrap is shown as well. One service beside the others has real
-//! instances: a single connection asks for it again and again, and sees changes and stops.
+//! Both come over ADS, by the same server's code. The floor's Envoy has Envoy's defaults where our
+//! bootstrap says more (which stats are made at first, and which clusters); the floor's figures
+//! with our bootstrap are shown as well. One service beside the others has real instances: a single
+//! connection asks for it again and again, and sees changes and stops.
 
 mod floor;
 mod ours;
@@ -31,7 +33,7 @@ use floor::{Floor, Per};
 use ours::Ours;
 use shape::{HERE, NEAR, PROBE, Places, Shape, host};
 
-/// Only what never comes takes so long.
+/// Only a change that never comes takes so long.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How long a worker is watched after each change, and without one.
 const WATCH: Duration = Duration::from_millis(150);
@@ -62,7 +64,7 @@ impl Options {
     }
 }
 
-/// What is measured beside each other.
+/// The contenders that are measured beside each other.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Contender {
     Ours,
@@ -88,7 +90,7 @@ impl Contender {
         }
     }
 
-    /// What names of its figures contain.
+    /// Its part of the names of its figures.
     const fn name(self) -> &'static str {
         match self {
             Contender::Ours => "",
@@ -108,7 +110,7 @@ impl Contender {
     }
 }
 
-/// Who tells the Envoy.
+/// The control plane of the Envoy.
 enum Teller {
     Ours(Box<Ours>),
     Floor(Box<Floor>),
@@ -139,7 +141,7 @@ impl Teller {
     }
 }
 
-/// What was seen of one.
+/// The observations of one.
 #[derive(Default)]
 struct Seen {
     clusters: u64,
@@ -148,7 +150,8 @@ struct Seen {
     rss_mb: f64,
     moved_ms: Vec<f64>,
     planned_ms: Vec<f64>,
-    /// The longest time from one answer to the next: in each change of an instance, of a plan, and without any.
+    /// The longest time from one answer to the next: in each change of an instance, of a plan, and
+    /// without any.
     moving_gap_ms: Vec<f64>,
     planning_gap_ms: Vec<f64>,
     calm_gap_ms: Vec<f64>,
@@ -239,7 +242,7 @@ async fn contend(
     Ok(seen)
 }
 
-/// Moves the probe's instance, and its plan, and watches what a client notices.
+/// Moves the probe's instance, and its plan, and watches the client's view.
 async fn change(
     teller: &mut Teller,
     ingress: SocketAddr,

@@ -1,4 +1,4 @@
-//! The faults, and what has to be done after each.
+//! The faults, and the steps after each.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -76,7 +76,7 @@ impl Case {
     }
 }
 
-/// Everything runs, under load.
+/// A whole mesh, under load.
 pub(crate) struct Scene {
     // Dropped first: it uses the others.
     load: Load,
@@ -85,17 +85,17 @@ pub(crate) struct Scene {
     outage: Duration,
 }
 
-/// After the fault nobody may be answered by the zone that failed.
+/// After the fault no request may be answered by the zone that failed.
 fn elsewhere(_: u8, zone: u8) -> bool {
     zone != HOME
 }
 
-/// What no user should notice moves nothing out of the region.
+/// Faults that users should not notice move nothing out of the region.
 fn in_region(_: u8, zone: u8) -> bool {
     zone != REMOTE
 }
 
-/// A zone that is cut off serves its own, and nobody else.
+/// A zone that is cut off serves its own gateway, and no other.
 fn apart(gateway: u8, zone: u8) -> bool {
     (gateway == HOME) == (zone == HOME)
 }
@@ -106,7 +106,7 @@ fn plan() -> Plan {
             "name": SERVICE,
             "routes": [{ "prefix": "/orders" }],
             "weights": { "zone": 80, "region": 20 },
-            // Back at once, so that a round is short; what is measured is the way out.
+            // Back at once, so that a round is short; the way out is measured.
             "failover": { "hold_s": 0, "hold_max_s": 0, "ramp": { "percent": [], "over_s": 0 } },
             "outlier": { "window_s": 1, "ejection_s": 3, "ejection_max_s": 3 },
             // The sample service answers in a millisecond.
@@ -145,7 +145,8 @@ impl Scene {
         })
     }
 
-    /// One round: a fault, what it does, and everything as it was. Also what failures said, with their number.
+    /// One round: a fault, its effect, and everything as it was. Also the texts of failures, with
+    /// their number.
     pub(crate) async fn round(&mut self, case: Case) -> Result<(Verdict, BTreeMap<String, u64>)> {
         let done = self.play(case).await;
         done.with_context(|| self.stage.logs())
@@ -239,8 +240,8 @@ impl Scene {
         Ok((Verdict { change, ..verdict }, failures))
     }
 
-    /// Watches for a time, and until all that was started meanwhile has ended: what the mending would rescue has failed.
-    /// The end of the time.
+    /// Watches for a time, and until all requests that were started meanwhile have ended: those
+    /// that the mending would rescue have failed. The end of the time.
     async fn watch(&self, time: Duration) -> Result<Instant> {
         sleep(time).await;
         let end = Instant::now();
@@ -248,8 +249,9 @@ impl Scene {
         Ok(end)
     }
 
-    /// With an etcd member just gone, the time from the death of an instance until no control plane counts it any more. It is
-    /// in the zone of the member, whose agent and control plane had that one first.
+    /// With an etcd member just gone, the time from the death of an instance until no control plane
+    /// counts it any more. It is in the zone of the member, whose agent and control plane had that
+    /// one first.
     async fn changes_with(&mut self, zone: u8) -> Result<Duration> {
         let died = Instant::now();
         self.stage.zone(zone).instances[0].kill()?;
@@ -282,7 +284,8 @@ impl Scene {
         self.stage.instance_is(zone, instance, "healthy").await
     }
 
-    /// Waits until the zone that fails has its share again, everywhere, and nothing fails or is late.
+    /// Waits until the zone that fails has its share again, everywhere, and nothing fails or is
+    /// late.
     async fn normal(&self) -> Result<()> {
         eventually(RECOVERY, "everything as it was", async || {
             let since = Instant::now();

@@ -1,4 +1,4 @@
-//! What a fault did to the requests. Pure.
+//! The effect of a fault on the requests. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use e2e::stage::load::Sample;
 
 /// A request that hangs and is answered from elsewhere later has not been where it belongs.
 const PROMPT: Duration = Duration::from_millis(200);
-/// What is sent while a fault or an operator's word is on its way is not astray.
+/// Requests that are sent while a fault or an operator's word is on its way are not astray.
 const ACTS_WITHIN: Duration = Duration::from_millis(100);
 /// So long everything has to be well for a switch to be over.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -24,27 +24,30 @@ pub(crate) struct Times {
     pub(crate) over: Instant,
 }
 
-/// What became of the requests that a fault can have touched.
+/// The fate of the requests that a fault can have touched.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Verdict {
     pub(crate) reads: usize,
     /// Of the reads that were under way at the fault or came later, until it was mended.
     pub(crate) failed_reads: usize,
-    /// Of the reads that were started while it was mended and after, until everything was as before.
+    /// Of the reads that were started while it was mended and after, until everything was as
+    /// before.
     pub(crate) failed_back: usize,
     /// From the fault until everything was as before.
     pub(crate) failed_writes: usize,
-    /// From the fault until 99 % of the reads are answered promptly and by whom they should be; none if they never were.
+    /// From the fault until 99 % of the reads are answered promptly and by the right zone; none if
+    /// they never were.
     pub(crate) switch: Option<Duration>,
-    /// Requests that were answered by a zone that should not, though started after the switch and before the mending.
+    /// Requests that were answered by a zone that should not, though started after the switch and
+    /// before the mending.
     pub(crate) stray: usize,
     /// From a change made during the fault until it acted; only where there was one.
     pub(crate) change: Option<Duration>,
     pub(crate) slowest_read: Duration,
 }
 
-/// Judges all requests that ended after the fault. `samples` has to have all that were started before `times.over`:
-/// what is still under way would be taken for what never was.
+/// Judges all requests that ended after the fault. `samples` has to have all that were started
+/// before `times.over`: requests still under way would be taken for requests that never were.
 pub(crate) fn judge(samples: &[Sample], times: Times, belongs: Belongs) -> Verdict {
     let mut touched: Vec<&Sample> = samples
         .iter()
@@ -83,8 +86,9 @@ pub(crate) fn judge(samples: &[Sample], times: Times, belongs: Belongs) -> Verdi
     }
 }
 
-/// The earliest time from which on the reads of a whole window are good, but for one in a hundred. The window has to end
-/// before the mending: what is well because the fault is gone has not switched.
+/// The earliest time from which on the reads of a whole window are good, but for one in a hundred.
+/// The window has to end before the mending: reads that are good because the fault is gone have not
+/// switched.
 fn switched(reads: &[&Sample], times: Times, good: impl Fn(&Sample) -> bool) -> Option<Duration> {
     let first = reads.partition_point(|sample| sample.start < times.fault);
     let reads = reads.get(first..)?;
@@ -116,8 +120,8 @@ mod tests {
 
     const ROUND_MS: u64 = 2_000;
 
-    /// A read every 10 ms, from 100 ms before the fault on; `what` says of each, by its time from the fault, the latency in
-    /// ms, the status and the zone.
+    /// A read every 10 ms, from 100 ms before the fault on; `what` gives for each, by its time from
+    /// the fault, the latency in ms, the status and the zone.
     fn at(what: impl Fn(i64) -> (u64, u16, u8)) -> Verdict {
         at_until(ROUND_MS, what)
     }

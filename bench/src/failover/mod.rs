@@ -1,4 +1,4 @@
-//! What users notice when something fails: failed reads, and the time until the traffic is where it belongs.
+//! The effect of faults on users: failed reads, and the time until the traffic is where it belongs.
 
 mod cases;
 mod judge;
@@ -22,7 +22,7 @@ use report::Report;
 
 pub(crate) use cases::Case;
 
-/// What is measured, and how often.
+/// The cases, and the number of rounds.
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "failover")]
 pub(crate) struct Options {
@@ -58,7 +58,8 @@ impl std::fmt::Debug for Case {
     }
 }
 
-/// Runs it. Everything lives in namespaces, so that it takes a thread of its own, which is in one of them.
+/// Runs it. The whole run lives in namespaces, so that it takes a thread of its own, which is in
+/// one of them.
 pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
     let workdir = Workdir::kept("failover")?;
     let network = Network::new(workdir.path(), e2e::config::ZONES.len() as u8).await?;
@@ -74,7 +75,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
                 .build()?;
             runtime.block_on(measure(&workdir, inside, &options))
         })();
-        // Nobody is there any more when this was interrupted.
+        // The receiver is gone when this was interrupted.
         let _ = done.send(measured);
     });
     outcome

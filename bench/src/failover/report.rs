@@ -4,7 +4,7 @@ use super::cases::Case;
 use super::judge::Verdict;
 use e2e::figures::{Figure, quantile};
 
-/// What the rounds of one case came to.
+/// The figures of the rounds of one case.
 pub(crate) struct Report {
     name: String,
     rounds: usize,
@@ -13,7 +13,7 @@ pub(crate) struct Report {
     failed_back: usize,
     failed_writes: usize,
     stray: usize,
-    /// In ms; infinite for what never switched, which is worse than anything that was measured.
+    /// In ms; infinite for a round that never switched, which is worse than any measured one.
     switches: Vec<f64>,
     /// In ms; of the cases with a change.
     changes: Vec<f64>,
@@ -83,7 +83,7 @@ impl Report {
         line.trim_end().to_owned()
     }
 
-    /// What the columns mean.
+    /// The meaning of the columns.
     pub(crate) fn legend() -> &'static str {
         "failed: reads without a 200 within 5 s, from those under way at the fault to its mending; back: the same from there\n\
          until everything is as it was; writes: failed writes, which are not sent twice where something was sent; ms: from the\n\

@@ -1,5 +1,6 @@
-//! What the fence costs a write: processor time of Envoy's only worker, as a ratio to a write of a service that is not fenced,
-//! by the same filter in the same Envoy. The two take turns; a ratio is taken inside a round.
+//! The cost of the fence for a write: processor time of Envoy's only worker, as a ratio to a write
+//! of a service that is not fenced, by the same filter in the same Envoy. The two take turns; a
+//! ratio is taken inside a round.
 
 use anyhow::{Context, Result};
 use e2e::client::Request;
@@ -18,8 +19,8 @@ const OWNER: &str = "shanghai-a";
 pub(super) async fn measure(amount: Amount) -> Result<Vec<Figure>> {
     let Amount { rounds, requests } = amount;
     println!("\nfence: one gateway with a fenced service and one that is not, {rounds} rounds");
-    // Long: with all processors busy the control plane may be late, and not one write may be refused. But the first owner waits
-    // for as long as a session lasts before it writes.
+    // Long: with all processors busy the control plane may be late, and not one write may be
+    // refused. But the first owner waits for as long as a session lasts before it writes.
     let authority = json!({
         "zones": ZONES.map(|(zone, _)| zone),
         "session_ttl_ms": 12_000,

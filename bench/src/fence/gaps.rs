@@ -1,5 +1,5 @@
-//! For how long nobody may write: when an operator moves a cell, when its owner is cut off, and how long an owner goes on
-//! whose control plane is gone.
+//! The time without a writer: when an operator moves a cell, when its owner is cut off, and how
+//! long an owner goes on whose control plane is gone.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,7 +31,8 @@ const READ_EVERY: u64 = 10;
 const OTHER_EVERY: u64 = 7;
 /// How long anything may take that has to come.
 const PATIENCE: Duration = Duration::from_secs(45);
-/// How long everything has to be well before the next measurement: sessions are renewed, gateways hold grants again.
+/// How long everything has to be well before the next measurement: sessions are renewed, gateways
+/// hold grants again.
 const CALM: Duration = Duration::from_millis(1_500);
 
 struct Scene {
@@ -146,7 +147,8 @@ impl Scene {
         ])
     }
 
-    /// Moves the cell; the time between the last write before and the first after, at the instances.
+    /// Moves the cell; the time between the last write before and the first after, at the
+    /// instances.
     async fn planned(&mut self, to: u8) -> Result<f64> {
         let (before, _) = self.now().await?;
         let by = self.stage.cells(2);
@@ -200,7 +202,8 @@ impl Scene {
         .await
     }
 
-    /// Waits until every gateway has its writes admitted for a while. No read may have failed since the last time.
+    /// Waits until every gateway has its writes admitted for a while. No read may have failed since
+    /// the last time.
     async fn calm(&mut self) -> Result<()> {
         eventually(PATIENCE, "calm", async || {
             let since = Instant::now();

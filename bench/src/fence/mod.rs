@@ -1,4 +1,5 @@
-//! What the fence costs: the time that nobody may write when a cell moves, and the processor time of a write.
+//! The cost of the fence: the time without a writer when a cell moves, and the processor time of a
+//! write.
 
 mod cost;
 mod gaps;
@@ -28,7 +29,7 @@ pub(crate) struct Options {
     /// `fence`: how often the owner's control plane is killed
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     kills: u32,
-    /// `fence`: requests a second in all: what is between two writes cannot be told from a gap
+    /// `fence`: requests a second in all: the time between two writes cannot be told from a gap
     #[arg(long, default_value_t = 900, value_parser = clap::value_parser!(u32).range(30..=5_000))]
     fence_rps: u32,
 }
@@ -43,7 +44,8 @@ impl Options {
     };
 }
 
-/// Runs it. The zones live in namespaces, so that they take a thread of their own, which is in one of them.
+/// Runs it. The zones live in namespaces, so that they take a thread of their own, which is in one
+/// of them.
 pub(crate) async fn run(options: &Options, amount: Amount) -> Result<Vec<Figure>> {
     let mut figures = zones(options).await?;
     figures.extend(cost::measure(amount).await?);
@@ -65,7 +67,7 @@ async fn zones(options: &Options) -> Result<Vec<Figure>> {
                 .build()?;
             runtime.block_on(gaps::measure(workdir.path(), inside, &options))
         })();
-        // Nobody is there any more when this was interrupted.
+        // The receiver is gone when this was interrupted.
         let _ = done.send(measured);
     });
     outcome

@@ -1,11 +1,11 @@
-//! What is asked, and what it goes through.
+//! The requests, and the chains that they go through.
 
 use super::listeners::{Chain, End};
 
 /// Another zone's name, so that the filter has a home to stamp.
 const FOREIGN: &str = "shanghai-b";
 
-/// What is asked.
+/// The kind of request.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Ask {
     /// The filter stamps the home.
@@ -50,7 +50,7 @@ impl Ask {
     }
 }
 
-/// One request through several chains; the first is what the others are compared to.
+/// One request through several chains; the first is the baseline of the others.
 pub(super) struct Group {
     pub(super) ask: Ask,
     pub(super) end: End,

@@ -1,8 +1,10 @@
-//! One Envoy with a listener for every variant, all made from what the control plane pushed.
+//! One Envoy with a listener for every variant, all made from the resources that the control plane
+//! pushed.
 //!
-//! *Ours* is the pushed listener with the pushed routes and the pushed filter, found through ECDS as ever; only the way they
-//! come is another (files instead of ADS), and where a request goes: the routes answer directly with the name of their
-//! cluster, or the clusters all lead to one upstream. The other variants take away from that or put something else in.
+//! *Ours* is the pushed listener with the pushed routes and the pushed filter, found through ECDS
+//! as ever; only the way they come is another (files instead of ADS), and where a request goes: the
+//! routes answer directly with the name of their cluster, or the clusters all lead to one upstream.
+//! The other variants take away from that or put something else in.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -21,10 +23,10 @@ const STAMP_HOME: &str = "x-tidegate-home";
 const STAMP_CLASS: &str = "x-tidegate-class";
 const STAMP_TO: &str = "x-tidegate-to";
 
-/// What stands between the client and the route table.
+/// The filters and routes between the client and the cluster.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Chain {
-    /// Nothing: the routes match what the client sent, and add nothing.
+    /// No filter: the routes match the client's request, and add nothing.
     None,
     /// As `None`, and Envoy removes internal headers.
     Strip,
@@ -157,7 +159,8 @@ fn listener(pushed: &Pushed, chain: Chain, end: End, ecds: &Path) -> Result<Valu
         Chain::Noop => filters[at] = noop(&pushed.filter)?,
         Chain::Lua => filters[at] = lua(),
         Chain::Ours => {
-            // Without the timeout of one second: at the start of many listeners a busy machine takes longer.
+            // Without the timeout of one second: at the start of many listeners a busy machine
+            // takes longer.
             filters[at]["config_discovery"]["config_source"] = json!({
                 "path_config_source": { "path": ecds },
                 "resource_api_version": "V3",
@@ -195,7 +198,7 @@ fn lua() -> Value {
     })
 }
 
-/// The pushed table, or the one that somebody without Tidegate would have.
+/// The pushed table, or the one of a user without Tidegate.
 fn routes(pushed: &Pushed, chain: Chain, end: End) -> Result<Value> {
     let mut table = pushed.routes.clone();
     let hosts = table["virtual_hosts"].as_array_mut();
@@ -268,7 +271,8 @@ fn zone_of(cluster: &str) -> Option<&str> {
     cluster.split('/').nth(1)
 }
 
-/// Makes a route match what the client sent instead of what the filter made of it; false where that makes no sense.
+/// Makes a route match the client's request instead of the filter's stamps; false where that makes
+/// no sense.
 fn without_stamps(route: &mut Value) -> bool {
     let Some(route) = route.as_object_mut() else {
         return false;
@@ -346,7 +350,7 @@ fn filters(manager: &mut Value) -> Result<&mut Vec<Value>> {
     manager["http_filters"].as_array_mut().context("no filters")
 }
 
-/// Something that is not there would mean that the benchmark no longer measures what it says.
+/// A missing field would mean that the benchmark no longer measures its subject.
 fn remove(from: &mut Value, field: &str) -> Result<()> {
     let removed = from.as_object_mut().and_then(|all| all.remove(field));
     removed

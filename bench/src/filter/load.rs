@@ -24,7 +24,7 @@ pub(crate) struct Load<'l> {
     pub(crate) post: bool,
 }
 
-/// What a number of requests took.
+/// The cost of a number of requests.
 #[derive(Clone, Copy)]
 pub(crate) struct Cost {
     /// Processor time of the worker for one request.
@@ -58,7 +58,7 @@ impl Worker {
         Ok(first.parse()?)
     }
 
-    /// Sends `count` requests, and says what they took; an error if one of them was no success.
+    /// Sends `count` requests, and returns their cost; an error if one of them was no success.
     pub(crate) async fn serve(&self, to: SocketAddr, load: &Load<'_>, count: u64) -> Result<Cost> {
         let mut command = Command::new(paths::workspace().join("target/tools/bin/h2load"));
         command.args(["--h1", "-t", "1", "-c", CONNECTIONS]);
@@ -67,7 +67,8 @@ impl Worker {
             command.args(["-H", &format!("x-region-id: {region}")]);
         }
         if load.post {
-            // Not `-d`: h2load sends a body in a packet of its own, which costs more than what is to be measured.
+            // Not `-d`: h2load sends a body in a packet of its own, which costs more than the
+            // measured difference.
             command.args(["-H", ":method: POST", "-H", "content-length: 0"]);
         }
         command.arg(format!("http://{to}{}", load.path));

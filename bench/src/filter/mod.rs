@@ -1,8 +1,10 @@
-//! What the filter costs a request: processor time of one Envoy worker, as a ratio to the same request without a filter.
+//! The cost of the filter for a request: processor time of one Envoy worker, as a ratio to the same
+//! request without a filter.
 //!
-//! All variants are listeners of one Envoy with one worker, and take turns: every round measures each once, with the same
-//! number of requests, and every other round goes backwards. A ratio is taken inside a round, where both sides met the
-//! same machine; what is reported is the median of the rounds.
+//! All variants are listeners of one Envoy with one worker, and take turns: every round measures
+//! each once, with the same number of requests, and every other round goes backwards. A ratio is
+//! taken inside a round, where both sides met the same machine; the median of the rounds is
+//! reported.
 
 mod cases;
 mod listeners;
@@ -28,8 +30,9 @@ use pushed::Pushed;
 #[derive(Clone, Copy)]
 pub(crate) struct Amount {
     pub(crate) rounds: u32,
-    /// Requests of one variant in one round. Few, so that what is compared is close together in time: many short rounds agree
-    /// better than a few long ones when something else runs on the machine.
+    /// Requests of one variant in one round. Few, so that compared requests are close together in
+    /// time: many short rounds agree better than a few long ones when something else runs on the
+    /// machine.
     pub(crate) requests: u64,
 }
 

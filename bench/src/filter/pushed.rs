@@ -1,4 +1,4 @@
-//! What a real control plane pushes to a real Envoy, read back from that Envoy.
+//! The resources that a real control plane pushes to a real Envoy, read back from that Envoy.
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::config::{Config, StoreConfig, ZONES};
@@ -34,8 +34,8 @@ impl Pushed {
         let control_plane = ControlPlane::start(workdir.path(), config).await?;
         for (port, (zone, _)) in (1..).zip(ZONES) {
             let name = InstanceName::new(SERVICE, zone, "one");
-            // Nobody sends anything there, but without instances requests would be refused. Each
-            // has an address of its own: two at one address would be one.
+            // No request reaches it, but without instances requests would be refused. Each has an
+            // address of its own: two at one address would be one.
             let instance = Instance::at(([127, 0, 0, 1], port).into());
             let reply = control_plane.registry().put(&name, &instance, None).await?;
             ensure!(reply.status.is_success(), "{}", reply.text());

@@ -13,7 +13,7 @@ fn ratios(series: &Series, baseline: &Series) -> Vec<f64> {
     pairs.map(|(one, none)| one.cpu_us / none.cpu_us).collect()
 }
 
-/// The median of what it costs more than the first of the group.
+/// The median of its additional cost over the first of the group.
 fn more_us(series: &Series, baseline: &Series) -> f64 {
     let pairs = series.costs.iter().zip(&baseline.costs);
     let more: Vec<f64> = pairs.map(|(one, none)| one.cpu_us - none.cpu_us).collect();
@@ -92,7 +92,7 @@ pub(super) fn figures(all: &[Vec<Series>]) -> Vec<Figure> {
         .collect()
 }
 
-/// `filter_cpu_ratio_ours` is the read of another home, which what it is compared with serves too.
+/// `filter_cpu_ratio_ours` is the read of another home, which its baseline serves too.
 fn name(group: &Group, chain: Chain) -> String {
     let what = match (group.ask, chain) {
         (Ask::ForeignRead, chain) => chain.as_str().to_owned(),

@@ -1,4 +1,4 @@
-//! Two who see a change pass by: a watcher of etcd, and an xDS client.
+//! Two bystanders of a change: a watcher of etcd, and an xDS client.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ impl Bystanders {
         tasks.spawn(watch(events, tell));
         let (tell, mut pushed) = unbounded_channel();
         tasks.spawn(proxy::subscribe(xds, HERE, cluster.to_owned(), tell));
-        // What is there already is pushed at once.
+        // Present resources are pushed at once.
         next(&mut pushed).await?;
         Ok(Bystanders {
             watched,
@@ -43,7 +43,7 @@ impl Bystanders {
         })
     }
 
-    /// Forgets what passed before.
+    /// Forgets earlier events.
     pub(super) fn forget(&mut self) {
         while self.watched.try_recv().is_ok() {}
         while self.pushed.try_recv().is_ok() {}

@@ -1,8 +1,9 @@
 //! From a put in etcd to the first request that is answered as the change wants it.
 //!
-//! One thread asks the gateway again and again over one connection, and upstreams say who they are. The clock runs from
-//! just before the put is sent to the first answer of the upstream that should answer now. Two bystanders show where the
-//! time goes: a watch on etcd, and an xDS stream that subscribes to the same endpoints as Envoy.
+//! One thread asks the gateway again and again over one connection, and upstreams answer with their
+//! names. The clock runs from just before the put is sent to the first answer of the upstream that
+//! should answer now. Two bystanders show where the time goes: a watch on etcd, and an xDS stream
+//! that subscribes to the same endpoints as Envoy.
 
 mod bystanders;
 
@@ -36,7 +37,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 enum Kind {
     /// Its record names another address: endpoints change.
     Move,
-    /// It becomes unhealthy: endpoints, routes and policy change, requests go to the other zone of the region.
+    /// It becomes unhealthy: endpoints, routes and policy change, requests go to the other zone of
+    /// the region.
     Fail,
     /// It becomes healthy again, and requests come back.
     Recover,
@@ -54,7 +56,7 @@ impl Kind {
     }
 }
 
-/// What one change took, all from the instant before the put; in milliseconds.
+/// The times of one change, all from the instant before the put; in milliseconds.
 struct Sample {
     kind: Kind,
     acked: f64,
@@ -66,7 +68,8 @@ struct Sample {
     failed: u32,
 }
 
-/// The mesh of the benchmark: the viewing zone's instance can be at two places, another zone has one that stays.
+/// The mesh of the benchmark: the viewing zone's instance can be at two places, another zone has
+/// one that stays.
 struct Stage {
     mesh: Mesh,
     places: [Server; 2],
@@ -180,7 +183,8 @@ struct Part {
     of: fn(&Sample) -> f64,
 }
 
-/// Where the time goes. The put's answer and the event leave etcd at the same time, so they do not add up; the others do.
+/// Where the time goes. The put's answer and the event leave etcd at the same time, so they do not
+/// add up; the others do.
 const PARTS: [Part; 4] = [
     Part {
         name: "put",

@@ -1,4 +1,4 @@
-//! One server with its simulated proxies, and what was measured of them.
+//! One server with its simulated proxies, and their figures.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +13,8 @@ use super::flood::Flood;
 use super::servers::{Change, Server, Shape, ZONE};
 use crate::usage::Usage;
 
-/// Every stream is served within this, or something is broken: a burst of large resources to all takes seconds, on a busy
-/// machine minutes.
+/// Every stream is served within this, or something is broken: a burst of large resources to all
+/// takes seconds, on a busy machine minutes.
 const TIME_MAX: Duration = Duration::from_secs(300);
 /// A server counts as quiet when it used less than this share of one core for this long.
 const QUIET: Duration = Duration::from_millis(10);
@@ -61,7 +61,8 @@ pub(super) struct Seen {
 
 /// How all came back after a restart.
 pub(super) struct Reconnected {
-    /// From the start of the new process until the last proxy was answered; and from when it listened.
+    /// From the start of the new process until the last proxy was answered; and from when it
+    /// listened.
     pub(super) served_s: f64,
     pub(super) herd_s: f64,
     pub(super) resources: usize,
@@ -187,7 +188,7 @@ impl Contender {
         Ok(ms(received.saturating_duration_since(begin)))
     }
 
-    /// Forgets what was measured to warm up.
+    /// Forgets the figures of the warm-up.
     pub(super) fn forget(&mut self) {
         self.seen.ticks.clear();
         self.seen.cpu.clear();
@@ -200,8 +201,8 @@ impl Contender {
         Ok(())
     }
 
-    /// The time, in ms, from just before the change is handed in until the last proxy has received it; comes back when the
-    /// server has dealt with the acknowledgements, too.
+    /// The time, in ms, from just before the change is handed in until the last proxy has received
+    /// it; comes back when the server has dealt with the acknowledgements, too.
     async fn change(&mut self, change: Change) -> Result<f64> {
         let mut fleet = self.fleet.take().context("the proxies are lost")?;
         fleet.expect(Goal {
@@ -225,8 +226,8 @@ impl Contender {
         Ok(ms(received.saturating_duration_since(begin)))
     }
 
-    /// Kills our server, starts it again, and has all proxies come back at once with the versions that they have. Then moves
-    /// one endpoint: all must hear of it.
+    /// Kills our server, starts it again, and has all proxies come back at once with the versions
+    /// that they have. Then moves one endpoint: all must hear of it.
     pub(super) async fn reconnect(&mut self) -> Result<Reconnected> {
         self.wake().await?;
         let Server::Ours(ours) = &mut self.server else {
@@ -259,7 +260,8 @@ impl Contender {
         })
     }
 
-    /// Has the proxies answer the server until they are needed: while the other one is measured, it would give them up.
+    /// Has the proxies answer the server until they are needed: while the other one is measured, it
+    /// would give them up.
     fn rest(&mut self) -> Result<()> {
         let fleet = self.fleet.take().context("the proxies are lost")?;
         self.resting = Some(Resting::begin(fleet));
@@ -278,7 +280,8 @@ impl Contender {
         Ok(fleet.tally().cpu)
     }
 
-    /// Runs on a thread that may block. When the caller is dropped, so is the server, which ends the work.
+    /// Runs on a thread that may block. When the caller is dropped, so is the server, which ends
+    /// the work.
     async fn with_fleet<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Fleet) -> Result<T> + Send + 'static,
@@ -331,8 +334,8 @@ impl Drop for Resting {
     }
 }
 
-/// Waits until the server has nothing left to do, and answers it meanwhile: what a change costs ends with its
-/// acknowledgements. What should not come fails here.
+/// Waits until the server has nothing left to do, and answers it meanwhile: a change ends with its
+/// acknowledgements. Unexpected resources fail here.
 fn settle(fleet: &mut Fleet, usage: Usage) -> Result<()> {
     for _ in 0..LOOKS_MAX {
         let (begin, before) = (Instant::now(), usage.cpu()?);

@@ -1,5 +1,5 @@
-//! Thousands of simulated proxies on one thread and one epoll: each has a connection and a stream of its own, subscribes to
-//! all endpoints by name, and acknowledges every response at once.
+//! Thousands of simulated proxies on one thread and one epoll: each has a connection and a stream
+//! of its own, subscribes to all endpoints by name, and acknowledges every response at once.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -24,7 +24,7 @@ const EVENTS_MAX: usize = 1024;
 /// How often a connection that breaks is made again after a restart, on average.
 const REDIALS_PER_PROXY_MAX: usize = 3;
 
-/// What each proxy should have received since the last goal was set.
+/// The resources that each proxy should have received since the last goal was set.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Goal {
     pub(super) resources: u32,
@@ -32,7 +32,7 @@ pub(super) struct Goal {
     pub(super) removed: u32,
 }
 
-/// Who the proxies are, and what they subscribe to.
+/// The nodes of the proxies, and their subscriptions.
 pub(super) struct Interest {
     pub(super) region: String,
     pub(super) zone: String,
@@ -59,7 +59,7 @@ pub(super) struct Fleet {
     tally: Tally,
 }
 
-/// What all the proxies of a fleet share while they read.
+/// The common state of all the proxies of a fleet while they read.
 struct Io {
     server: SocketAddrV4,
     security: Security,
@@ -72,12 +72,12 @@ struct Io {
     versions: HashMap<Vec<u8>, Vec<u8>>,
 }
 
-/// What happened since the fleet connected.
+/// The events since the fleet connected.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     pub(super) responses: usize,
     pub(super) resources: usize,
-    /// Encoded resources, without what they are wrapped in.
+    /// Encoded resources, without their wrapping.
     pub(super) bytes: usize,
     /// Connections that broke while [`Breaks::Counted`].
     pub(super) errors: usize,
@@ -119,7 +119,8 @@ impl Fleet {
         self.tally
     }
 
-    /// Connects so many proxies that have nothing yet; each is to receive all that it subscribes to.
+    /// Connects so many proxies that have nothing yet; each is to receive all that it subscribes
+    /// to.
     pub(super) fn dial(&mut self, server: SocketAddr, streams: usize) -> Result<()> {
         self.breaks = Breaks::Fatal;
         let resources = self.interest.names.len() as u32;
@@ -132,8 +133,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Connects all proxies again, at once. They say which versions they have, and ask for one name more, which nobody has:
-    /// the answer to that shows that a proxy is served.
+    /// Connects all proxies again, at once. They say which versions they have, and ask for one name
+    /// more, which does not exist: the answer to that shows that a proxy is served.
     pub(super) fn redial(&mut self, server: SocketAddr, absent: &str) -> Result<()> {
         self.breaks = Breaks::Counted;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -197,7 +198,8 @@ impl Fleet {
         self.watched = name.map(String::into_bytes);
     }
 
-    /// Reads and acknowledges until every proxy has received what is expected; gives the moment when the last one had.
+    /// Reads and acknowledges until every proxy has received the expected resources; gives the
+    /// moment when the last one had.
     pub(super) fn receive(&mut self, within: Duration) -> Result<Instant> {
         let deadline = Instant::now() + within;
         while self.behind > 0 {
@@ -216,7 +218,7 @@ impl Fleet {
         Ok(Instant::now())
     }
 
-    /// Answers what comes for so long.
+    /// Answers incoming messages for so long.
     pub(super) fn idle(&mut self, pause: Duration) -> Result<()> {
         let deadline = Instant::now() + pause;
         loop {
@@ -228,7 +230,8 @@ impl Fleet {
         }
     }
 
-    /// Waits for events and handles them; gives the moment when the last proxy reached the goal, if that was now.
+    /// Waits for events and handles them; gives the moment when the last proxy reached the goal, if
+    /// that was now.
     fn turn(&mut self, wait: Duration) -> Result<Option<Instant>> {
         let before = thread_cpu()?;
         let mut events = [EpollEvent::empty(); EVENTS_MAX];
@@ -260,7 +263,7 @@ impl Fleet {
             self.watched.as_deref(),
         )?;
         if self.breaks == Breaks::Fatal {
-            // Nothing is sent twice, and nothing that did not change.
+            // No resource is sent twice, and none that did not change.
             let (has, goal) = (proxy.has.resources, self.goal.resources);
             ensure!(
                 has <= goal,
@@ -372,7 +375,7 @@ impl Proxy {
         Ok(true)
     }
 
-    /// A proxy writes little, and never before the server has taken what it wrote before.
+    /// A proxy writes little, and never before the server has taken its previous bytes.
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());

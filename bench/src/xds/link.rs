@@ -23,7 +23,8 @@ pub(super) enum Security {
 }
 
 impl Security {
-    /// With the certificates of a directory. Every handshake is a whole one, as after a restart of the server.
+    /// With the certificates of a directory. Every handshake is a whole one, as after a restart of
+    /// the server.
     pub(super) fn tls(directory: &Path) -> Result<Security> {
         let mut roots = RootCertStore::empty();
         for ca in CertificateDer::pem_file_iter(directory.join(TRUSTED))? {

@@ -1,9 +1,11 @@
-//! What a change costs the control plane with thousands of proxies, beside go-control-plane in the same run.
+//! The cost of a change in the control plane with thousands of proxies, beside go-control-plane in
+//! the same run.
 //!
-//! Both servers have the same endpoints and as many simulated proxies; each has a delta stream on a connection of its own and
-//! acknowledges at once. One endpoint moves at a time, then one of every cluster at once; the two servers take turns, so that a
-//! busy machine slows both. A time ends with the last proxy's receipt, CPU time with the last acknowledgement. Ours hears of a
-//! change from a real etcd, and the clock runs from just before the put; the peer is told directly.
+//! Both servers have the same endpoints and as many simulated proxies; each has a delta stream on a
+//! connection of its own and acknowledges at once. One endpoint moves at a time, then one of every
+//! cluster at once; the two servers take turns, so that a busy machine slows both. A time ends with
+//! the last proxy's receipt, CPU time with the last acknowledgement. Ours hears of a change from a
+//! real etcd, and the clock runs from just before the put; the peer is told directly.
 
 mod contender;
 mod fleet;
@@ -55,7 +57,7 @@ pub(crate) struct Options {
     /// `xds`: leave worlds of more instances out
     #[arg(long, default_value_t = 100_000)]
     world_max: usize,
-    /// What the benchmark calls itself with: one world, in a process of its own
+    /// The benchmark's call of itself: one world, in a process of its own
     #[arg(long, hide = true)]
     pub(crate) world_of: Option<usize>,
 }
@@ -96,7 +98,7 @@ impl Size {
         }
     }
 
-    /// What figures of it end with.
+    /// The ending of its figures' names.
     fn suffix(self) -> &'static str {
         match self {
             Size::Small => "",
@@ -105,7 +107,7 @@ impl Size {
     }
 }
 
-/// What was measured with so many proxies.
+/// The figures with so many proxies.
 struct Case {
     streams: usize,
     size: Size,
@@ -116,7 +118,7 @@ struct Case {
 }
 
 impl Case {
-    /// What figures of it end with.
+    /// The ending of its figures' names.
     fn suffix(&self) -> String {
         let tls = if self.tls { "_tls" } else { "" };
         format!("{}{tls}", self.size.suffix())
@@ -148,7 +150,8 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Both servers' connections end here, and each server has one side of them; children inherit the limit.
+/// Both servers' connections end here, and each server has one side of them; children inherit the
+/// limit.
 fn raise_limit(streams: u64) -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let wanted = 2 * streams + OTHER_FILES;

@@ -91,7 +91,7 @@ struct Ratios {
 
 impl Ratios {
     fn of(ours: &Seen, peer: &Seen) -> Ratios {
-        // Turn by turn: what else ran then, slowed both.
+        // Turn by turn: other load at that time slowed both.
         let turns = ours.cpu.iter().zip(&peer.cpu);
         let cpu: Vec<f64> = turns.map(|(ours, peer)| ours / peer).collect();
         let last = |share| quantile(&ours.ticks, share) / quantile(&peer.ticks, share);

@@ -30,7 +30,7 @@ const PORT: u16 = 8080;
 /// etcd refuses a transaction of more than 128 operations.
 const OPS_MAX: usize = 100;
 
-/// What both serve.
+/// The resources that both serve.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
     pub(super) clusters: usize,
@@ -50,7 +50,7 @@ fn service(cluster: usize) -> String {
     format!("service-{cluster:05}")
 }
 
-/// Which endpoints move to another port.
+/// The endpoints that move to another port.
 #[derive(Clone, Copy)]
 pub(super) enum Change {
     /// The first one of this cluster.
@@ -105,7 +105,7 @@ impl Server {
         })
     }
 
-    /// The end of what it said, for a failure.
+    /// The end of its output, for a failure.
     pub(super) fn tail(&self) -> String {
         match self {
             Server::Ours(ours) => ours.control_plane.process().tail(),

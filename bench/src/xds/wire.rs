@@ -1,5 +1,6 @@
-//! HTTP/2, gRPC and delta xDS, as little of each as a simulated proxy needs: thousands of them share the machine with the
-//! server that is measured, and a whole client would cost more than either server.
+//! HTTP/2, gRPC and delta xDS, as little of each as a simulated proxy needs: thousands of them
+//! share the machine with the server that is measured, and a whole client would cost more than
+//! either server.
 //!
 //! One stream a connection, one message in most frames; a response is looked through, not decoded.
 
@@ -20,7 +21,7 @@ const FRAME_HEADER_BYTES: usize = 9;
 const GRPC_HEADER_BYTES: usize = 5;
 /// The protocol's largest window: no server ever waits for this client.
 const WINDOW_MAX: u32 = (1 << 31) - 1;
-/// What every window is before anybody says anything.
+/// The initial size of every window.
 const WINDOW_DEFAULT: u32 = 65_535;
 /// From here on windows are opened anew.
 const CONSUMED_MAX: u32 = 1 << 29;
@@ -70,7 +71,8 @@ pub(super) struct Locality {
     pub(super) zone: String,
 }
 
-/// All that a client says before it has heard anything: preface, settings, the call, the first request.
+/// All that a client says before it has heard anything: preface, settings, the call, the first
+/// request.
 pub(super) fn opening(authority: &str, request: &DeltaRequest) -> Vec<u8> {
     let mut out = PREFACE.to_vec();
     let mut settings = Vec::new();
@@ -93,7 +95,8 @@ pub(super) fn opening(authority: &str, request: &DeltaRequest) -> Vec<u8> {
     out
 }
 
-/// Fields by their number in HPACK's static table, or with literal names; none is longer than 126 bytes.
+/// Fields by their number in HPACK's static table, or with literal names; none is longer than 126
+/// bytes.
 fn headers(authority: &[u8]) -> Vec<u8> {
     // `:method: POST` and `:scheme: http`, then `:path` and `:authority` with values of ours.
     let mut block = vec![0x83, 0x86, 0x04];
@@ -134,7 +137,7 @@ fn message(out: &mut Vec<u8>, body: &[u8]) {
     out.extend(body);
 }
 
-/// What every acknowledgement begins with.
+/// The beginning of every acknowledgement.
 pub(super) struct Acknowledgement(Vec<u8>);
 
 impl Acknowledgement {
@@ -162,7 +165,7 @@ impl Acknowledgement {
     }
 }
 
-/// Cuts what a connection brings into messages. Holds nothing while it waits for the next.
+/// Cuts the bytes of a connection into messages. Holds nothing while it waits for the next.
 #[derive(Default)]
 pub(super) struct Reader {
     /// A frame of which a part is missing.
@@ -173,8 +176,8 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Hands every message that `bytes` completes to `take`, and writes to `out` what the protocol wants to be answered.
-    /// An error when the server ends the stream or the connection, or breaks the protocol.
+    /// Hands every message that `bytes` completes to `take`, and writes the protocol's answers to
+    /// `out`. An error when the server ends the stream or the connection, or breaks the protocol.
     pub(super) fn read(
         &mut self,
         bytes: &[u8],
@@ -255,7 +258,7 @@ impl Reader {
             take(body, out)?;
             rest = after;
         }
-        // Large messages come in many frames: what was joined is joined on, not copied for each.
+        // Large messages come in many frames: joined bytes are joined on, not copied for each.
         let done = joined.len().saturating_sub(rest.len());
         self.message = match joined.is_empty() {
             true => rest.to_vec(),
@@ -276,7 +279,7 @@ fn unpadded(flags: u8, payload: &[u8]) -> Result<&[u8]> {
     data.context("more padding than payload")
 }
 
-/// Whatever of it is text.
+/// Its text, if it is any.
 fn readable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.replace(
@@ -285,7 +288,7 @@ fn readable(bytes: &[u8]) -> String {
     )
 }
 
-/// What a `DeltaDiscoveryResponse` is about.
+/// The subject of a `DeltaDiscoveryResponse`.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Response<'m> {
     pub(super) nonce: &'m [u8],
@@ -337,7 +340,7 @@ impl<'m> Resource<'m> {
     }
 }
 
-/// Goes through the length-delimited fields of a message. Nothing here has others that matter.
+/// Goes through the length-delimited fields of a message. No message here has others that matter.
 fn fields<'m>(
     mut message: &'m [u8],
     mut take: impl FnMut(u64, &'m [u8]) -> Result<()>,
@@ -375,7 +378,8 @@ fn varint(message: &mut &[u8]) -> Result<u64> {
 mod tests {
     use super::*;
 
-    /// A response with the resource `a` (version 7, body of 3 bytes), one removed name and the nonce 12.
+    /// A response with the resource `a` (version 7, body of 3 bytes), one removed name and the
+    /// nonce 12.
     const RESPONSE: &[u8] = b"\x12\x0b\x0a\x017\x12\x03xyz\x1a\x01a\x32\x01b\x2a\x0212";
 
     fn framed(body: &[u8]) -> Vec<u8> {
@@ -407,7 +411,7 @@ mod tests {
         assert_eq!(response.unwrap(), expected);
         assert_eq!(resources, [(&b"a"[..], &b"7"[..], 3)]);
         for cut in 1..RESPONSE.len() {
-            // Whatever it says, it ends.
+            // Parsing ends, with any result.
             let _ = Response::parse(&RESPONSE[..cut], |_| Ok(()));
         }
     }

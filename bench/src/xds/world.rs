@@ -1,5 +1,5 @@
-//! What one change of an instance costs before anything is sent, and what the first snapshot of everything costs: worlds of
-//! three sizes, each in a process of its own, without store or proxies.
+//! The cost of one change of an instance before anything is sent, and of the first snapshot of
+//! everything: worlds of three sizes, each in a process of its own, without store or proxies.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -18,11 +18,12 @@ use xds_server::world::{Change, Origin, World};
 
 use crate::usage::{Usage, thread_cpu};
 
-/// How many instances, and what that is called in figures.
+/// The number of instances, and its name in figures.
 const SIZES: [(usize, &str); 3] = [(1_000, "1k"), (10_000, "10k"), (100_000, "100k")];
 const INSTANCES_PER_SERVICE: usize = 5;
 const CHANGES: usize = 300;
-/// A change of plan may take long in a large world: no more of them begin when they have taken this much, all together.
+/// A change of plan may take long in a large world: no more of them begin when they have taken this
+/// much, all together.
 const REPLANNING_MAX: Duration = Duration::from_secs(20);
 /// The largest is built in seconds; a busy machine needs the rest.
 const TIME_MAX: Duration = Duration::from_secs(300);
@@ -33,10 +34,11 @@ const ZONES: [(&str, &str); 3] = [
     ("shanghai-b", "shanghai"),
     ("beijing-c", "beijing"),
 ];
-/// Which of a service's instances has its zone for itself: the last zone's turn comes once in five.
+/// The one of a service's instances that has its zone for itself: the last zone's turn comes once
+/// in five.
 const ALONE_IN_ITS_ZONE: usize = 2;
 
-/// What one process found.
+/// The figures of one process.
 #[derive(Serialize, Deserialize)]
 struct Findings {
     configuration_s: f64,
@@ -96,7 +98,7 @@ pub(super) async fn run(instances_max: usize) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Memory that an earlier world gave back would hide what a later one takes.
+/// Memory that an earlier world gave back would hide the memory of a later one.
 async fn in_own_process(instances: usize) -> Result<Findings> {
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -113,7 +115,7 @@ async fn in_own_process(instances: usize) -> Result<Findings> {
     serde_json::from_str(line).with_context(|| text.clone())
 }
 
-/// Builds one world in this process and prints what was found.
+/// Builds one world in this process and prints its figures.
 pub(crate) fn measure(instances: usize) -> Result<()> {
     let begin = Instant::now();
     let mesh = mesh(instances / INSTANCES_PER_SERVICE)?;
@@ -164,7 +166,8 @@ pub(crate) fn measure(instances: usize) -> Result<()> {
     Ok(())
 }
 
-/// A world, its clock, and the snapshot that streams work with meanwhile: what both share, a change has to copy.
+/// A world, its clock, and the snapshot that streams work with meanwhile: a change has to copy the
+/// parts that both share.
 struct Subject {
     world: World,
     now_ms: u64,

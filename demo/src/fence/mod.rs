@@ -1,5 +1,6 @@
-//! The second act: who may write. On a real etcd, with a replica of the control plane in every zone; one of them loses etcd, and
-//! with it the right to write, while it, its gateway and its instances live on.
+//! The second act: write authority. On a real etcd, with a replica of the control plane in every
+//! zone; one of them loses etcd, and with it the right to write, while it, its gateway and its
+//! instances live on.
 
 mod stage;
 mod traffic;
@@ -20,13 +21,14 @@ const FRAME: Duration = Duration::from_millis(100);
 /// How long traffic may take to be as it should.
 const SETTLES_WITHIN: Duration = PATIENCE.saturating_mul(2);
 
-/// What a chapter begins with.
+/// The beginning of a chapter.
 #[derive(Clone, Copy)]
 enum Turn {
     Nothing,
-    /// shanghai-a's replica loses etcd; the chapter is about the time until another zone takes over.
+    /// shanghai-a's replica loses etcd; the chapter is about the time until another zone takes
+    /// over.
     Cut,
-    /// The chapter is about what comes after.
+    /// The chapter is about the time after it.
     Wait,
     Join,
     Move,
@@ -39,7 +41,7 @@ struct Chapter {
     turn: Turn,
     /// Where writes to each cell go, by the gateways in their order.
     writes: Plan,
-    /// Whether each cell's epoch rises; none: nobody can tell yet.
+    /// Whether each cell's epoch rises; none: not known yet.
     epochs_rise: Option<[bool; CELLS.len()]>,
 }
 
@@ -117,7 +119,7 @@ async fn act(stage: &mut Stage, screen: &mut Screen, watch: Duration) -> Result<
         let mut traffic = Traffic::start(stage)?;
         turn(stage, screen, chapter.turn).await?;
         let turning = until_settled(screen, &mut traffic, &chapter.writes).await?;
-        // What comes next has to be seen from its beginning.
+        // The next event has to be seen from its beginning.
         let watch = match chapter.turn {
             Turn::Cut => FRAME * 5,
             _ => watch,
@@ -131,7 +133,7 @@ async fn act(stage: &mut Stage, screen: &mut Screen, watch: Duration) -> Result<
             epochs_rise: chapter.epochs_rise,
             epochs: [epochs, now],
         };
-        // During the takeover the next epoch is written down before anybody may write by it.
+        // During the takeover the next epoch is written down before any zone may write by it.
         if chapter.epochs_rise.is_some() {
             epochs = now;
         }
@@ -172,7 +174,8 @@ async fn turn(stage: &mut Stage, screen: &mut Screen, turn: Turn) -> Result<()> 
     Ok(())
 }
 
-/// Waits until a short look at the traffic shows it where it should be. What came of the requests meanwhile.
+/// Waits until a short look at the traffic shows it where it should be. Returns the outcome of the
+/// requests meanwhile.
 async fn until_settled(
     screen: &mut Screen,
     traffic: &mut Traffic,

@@ -1,4 +1,4 @@
-//! Everything that runs during the second act.
+//! The processes that run during the second act.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,7 +23,7 @@ use crate::expect::Verdict;
 use crate::screen::Screen;
 use crate::stage::SERVICE;
 
-/// Short, so that nobody has to wait long.
+/// Short, so that viewers do not wait long.
 pub(super) const SPANS: Spans = Spans {
     session_ttl_ms: 4_000,
     grant_ttl_ms: 1_500,
@@ -40,7 +40,8 @@ struct Zone {
     _server: Server,
 }
 
-/// Three zones and what they share. The fields end in their order, users before what they use.
+/// Three zones and their common processes. The fields end in their order, users before the things
+/// that they use.
 pub(super) struct Stage {
     zones: Vec<Zone>,
     /// The way from the first zone's control plane to etcd.
@@ -203,7 +204,7 @@ impl Stage {
 
 async fn register(control_plane: &ControlPlane, name: &InstanceName, at: SocketAddr) -> Result<()> {
     let record = Instance::at(at);
-    // For good: who registers is not what this is about.
+    // For good: this act is not about registration.
     let put = control_plane.registry().put(name, &record, None).await?;
     ensure!(put.status.is_success(), "{}", put.text());
     Ok(())

@@ -1,4 +1,4 @@
-//! The second act's traffic, and what should come of it.
+//! The second act's traffic, and its expected outcome.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::stage::Stage;
 use crate::expect::Verdict;
 use crate::traffic::Class;
 
-/// What should come of the writes by one gateway.
+/// The expected outcome of the writes by one gateway.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Writes {
     /// All are taken by this zone.
@@ -24,19 +24,19 @@ pub(super) enum Writes {
     Any,
 }
 
-/// What should come of the writes to each cell, by the gateways in their order.
+/// The expected outcome of the writes to each cell, by the gateways in their order.
 pub(super) type Plan = [[Writes; 3]; CELLS.len()];
 
-/// What should come of a chapter.
+/// The expected outcome of a chapter.
 pub(super) struct Expected<'c> {
     pub(super) writes: &'c Plan,
-    /// Whether each cell's epoch rises; none: nobody can tell yet.
+    /// Whether each cell's epoch rises; none: not known yet.
     pub(super) epochs_rise: Option<[bool; CELLS.len()]>,
     /// Before the chapter, and after.
     pub(super) epochs: [[u64; CELLS.len()]; 2],
 }
 
-/// What came of one kind of request.
+/// The outcome of one kind of request.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     gateway: &'static str,
@@ -74,7 +74,7 @@ impl Traffic {
         })
     }
 
-    /// What came of each kind since the last time.
+    /// The outcome of each kind since the last time.
     pub(super) fn take(&mut self) -> Vec<Row> {
         let tallies = self.load.take();
         let rows = self.kinds.iter().zip(tallies);
@@ -140,7 +140,7 @@ fn as_expected(expected: Writes, tally: &Tally) -> bool {
         }
 }
 
-/// Every kind of writes, with what should come of it.
+/// Every kind of writes, with its expected outcome.
 fn with_expected<'r>(
     expected: &'r Plan,
     rows: &'r [Row],
@@ -152,7 +152,7 @@ fn with_expected<'r>(
     })
 }
 
-/// Whether a short look at the traffic shows it where it should be; the error says what is not there.
+/// Whether a short look at the traffic shows it where it should be; the error says the difference.
 pub(super) fn settled(expected: &Plan, frame: &[Row]) -> Result<()> {
     for (row, expected) in with_expected(expected, frame) {
         let Tally {
@@ -176,8 +176,8 @@ pub(super) fn settled(expected: &Plan, frame: &[Row]) -> Result<()> {
     Ok(())
 }
 
-/// Everything that should hold of a chapter: `turning` is what came of the requests until it had settled, `watched` of those
-/// after.
+/// All expectations of a chapter: `turning` is the outcome of the requests until it had settled,
+/// `watched` of those after.
 pub(super) fn verdicts(expected: &Expected<'_>, turning: &[Row], watched: &[Row]) -> Vec<Verdict> {
     let mut verdicts = vec![reads(turning, watched)];
     for (row, expected) in with_expected(expected.writes, watched) {
@@ -220,7 +220,8 @@ pub(super) fn verdicts(expected: &Expected<'_>, turning: &[Row], watched: &[Row]
     verdicts
 }
 
-/// Every read is answered, whatever becomes of the writes, and in the zone in which it arrives once there is calm.
+/// Every read is answered, independently of the writes, and in the zone in which it arrives once
+/// there is calm.
 fn reads(turning: &[Row], watched: &[Row]) -> Verdict {
     let is_read = |row: &&Row| row.class == Class::Read;
     let mut sum = Tally::default();

@@ -1,4 +1,5 @@
-//! A proxy-wasm filter that does nothing, as the SDK makes it: what is left is the cost of having a wasm filter at all.
+//! A proxy-wasm filter that does nothing, as the SDK makes it: it shows the cost of having a wasm
+//! filter at all.
 #![cfg(target_arch = "wasm32")]
 
 use proxy_wasm::{

@@ -1,5 +1,5 @@
-//! A sample service for the demo and for `docker compose`: answers HTTP and gRPC with who it is, keeps itself registered
-//! with the control plane, and on SIGTERM leaves without a failed request.
+//! A sample service for the demo and for `docker compose`: answers HTTP and gRPC with its name,
+//! keeps itself registered with the control plane, and on SIGTERM leaves without a failed request.
 
 #![allow(
     clippy::disallowed_methods,
@@ -35,7 +35,8 @@ struct Arguments {
     /// Where to listen; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// The address that proxies reach it at [default: the one that this host speaks to the control plane from]
+    /// The address that proxies reach it at [default: the one that this host speaks to the control
+    /// plane from]
     #[arg(long)]
     advertise: Option<IpAddr>,
     /// Seconds without a sign of life after which the control plane forgets it

@@ -122,7 +122,7 @@ impl Admin {
     }
 }
 
-/// Percent-encodes what may not stand in a query.
+/// Percent-encodes the characters that may not stand in a query.
 fn escape(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {

@@ -41,7 +41,7 @@ impl Role {
     }
 }
 
-/// Which Envoy to start.
+/// The Envoy to start.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Unique in its mesh; the names of its files begin with it.
@@ -75,7 +75,8 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// Starts a proxy of the mesh and waits until its admin interface answers. It need not have a listener yet.
+    /// Starts a proxy of the mesh and waits until its admin interface answers. It need not have a
+    /// listener yet.
     pub async fn start(
         directory: &Path,
         options: &Options,
@@ -185,7 +186,7 @@ impl Envoy {
     }
 }
 
-/// Runs Envoy's own check of a bootstrap; the error is what Envoy says.
+/// Runs Envoy's own check of a bootstrap; the error is Envoy's output.
 pub async fn validate(directory: &Path, id: &str, bootstrap: &Bootstrap) -> Result<()> {
     let config = directory.join(format!("{id}.json"));
     bootstrap.write(&config)?;

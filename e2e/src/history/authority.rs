@@ -1,8 +1,8 @@
 //! The history of authority, read back from etcd.
 //!
-//! Not by a watch: etcd keeps every revision of a key until it is compacted, which nobody does here. So one reads the newest,
-//! then what was there before that, and so on back to what is known already. Nothing is missed while etcd is away, and nothing
-//! depends on when one looks.
+//! Not by a watch: etcd keeps every revision of a key until it is compacted, which no test does
+//! here. So one reads the newest, then the one before that, and so on back to the known ones. No
+//! revision is missed while etcd is away, and nothing depends on the time of a look.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// How far back one look goes at most.
 const STEPS_MAX: usize = 100_000;
 
-/// What has been read so far.
+/// The records that were read so far.
 pub struct Authority {
     endpoints: Vec<String>,
     /// The cluster that answered last, and how many before it.
@@ -42,13 +42,13 @@ impl Authority {
         }
     }
 
-    /// All records so far, by cell. What another store had written, and a restored one brought along, is not among them: it
-    /// counts for nothing there.
+    /// All records so far, by cell. Records that another store had written, and a restored one
+    /// brought along, are not among them: they count for nothing there.
     pub fn records(&self) -> &BTreeMap<String, Vec<Record>> {
         &self.records
     }
 
-    /// Reads what is new, from the first member that answers.
+    /// Reads new records, from the first member that answers.
     pub async fn read(&mut self) -> Result<()> {
         let mut last = None;
         for endpoint in self.endpoints.clone() {
@@ -122,7 +122,7 @@ fn cell_of(record: &KeyValue) -> Result<String> {
     Ok(cell.context("another key")?.to_owned())
 }
 
-/// None for what another store had written.
+/// None for a record that another store had written.
 fn parse(version: &KeyValue, cluster: u64, store: u32) -> Result<Option<Record>> {
     #[derive(Deserialize)]
     struct Stored {

@@ -1,9 +1,11 @@
-//! Whether a history of writes kept the fence's promise: a write is admitted only while no write of another epoch is in flight,
-//! and never below an epoch already admitted. Pure: what upstreams saw and what the store held in, violations out.
+//! Whether a history of writes kept the fence's promise: a write is admitted only while no write of
+//! another epoch is in flight, and never below an epoch already admitted. Pure: the writes that
+//! upstreams saw and the records of the store in, violations out.
 //!
-//! The one exception is the gap that no lease can close (the design's rule 12): a proxy that was stopped between admitting a
-//! write and sending it sends it when it goes on. Only storage that compares epochs can refuse that write, so it is counted
-//! apart, as [`Report::late`], and only if its client had sent it before its zone's proxy was stopped.
+//! The one exception is the gap that no lease can close (the design's rule 12): a proxy that was
+//! stopped between admitting a write and sending it sends it when it goes on. Only storage that
+//! compares epochs can refuse that write, so it is counted apart, as [`Report::late`], and only if
+//! its client had sent it before its zone's proxy was stopped.
 
 mod authority;
 mod collect;
@@ -34,7 +36,7 @@ pub struct Write {
     pub end_us: Option<u64>,
 }
 
-/// What the store held about a cell, in the order of history.
+/// The store's record of a cell, in the order of history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Counts up with every other store (cluster id) that answered.
@@ -53,7 +55,7 @@ pub struct Pause {
     pub end_us: u64,
 }
 
-/// What is judged.
+/// The history that is judged.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     pub writes: Vec<Write>,
@@ -62,10 +64,10 @@ pub struct History {
     pub pauses: Vec<Pause>,
 }
 
-/// In what way the promise was broken.
+/// The way in which the promise was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Violation {
-    /// The write carried no epoch, or no cell though there are several: nobody had permitted it.
+    /// The write carried no epoch, or no cell though there are several: no zone had permitted it.
     Unpermitted,
     /// There never was an active authority of that epoch.
     NeverGranted,
@@ -92,7 +94,7 @@ impl Violation {
     }
 }
 
-/// What became of a history.
+/// The verdict on a history.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     pub writes: usize,
@@ -179,7 +181,7 @@ impl fmt::Display for Write {
     }
 }
 
-/// Judges a history. Whatever was read of the authority has to be newer than the writes.
+/// Judges a history. The records of the authority have to be newer than the writes.
 pub fn check(history: &History) -> Report {
     let mut report = Report {
         writes: history.writes.len(),
@@ -241,14 +243,14 @@ fn check_owners(records: &[Record], writes: &[(u64, &Write)], report: &mut Repor
 /// Looks at the writes of one cell in the order in which they began.
 fn check_order(writes: &[(u64, &Write)], pauses: &[Pause], report: &mut Report) {
     let mut highest: Option<(u64, u64, &Write)> = None;
-    // By when they end: everything that has begun and is not known to have ended.
+    // By their end: all writes that have begun and are not known to have ended.
     let mut open: BTreeMap<(u64, usize), (u64, &Write)> = BTreeMap::new();
     // How many of an epoch are open.
     let mut epochs: BTreeMap<u64, usize> = BTreeMap::new();
     for (at, (epoch, write)) in writes.iter().enumerate() {
         while let Some(entry) = open.first_entry() {
             let (end_us, _) = *entry.key();
-            // In one and the same microsecond nobody knows which came first.
+            // In one and the same microsecond the order is unknown.
             if end_us > write.begin_us {
                 break;
             }
@@ -273,7 +275,7 @@ fn check_order(writes: &[(u64, &Write)], pauses: &[Pause], report: &mut Report) 
             });
         if (below.is_some() || beside.is_some()) && is_late(write, pauses) {
             report.late += 1;
-            // What it does to others is its own fault, not theirs.
+            // Its effect on others is its own fault, not theirs.
             continue;
         }
         if let Some(earlier) = below {

@@ -1,4 +1,4 @@
-//! Requests at a fixed rate, whatever becomes of the ones before, by the gateways of all zones.
+//! Requests at a fixed rate, independent of the ones before, by the gateways of all zones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,12 +31,12 @@ pub struct Sample {
     pub read: bool,
     /// The cell of a write, by its place in [`CELLS`](super::witness::CELLS).
     pub cell: Option<u8>,
-    /// When it was due: what delays its sender is part of its latency.
+    /// Its due time: a delay of its sender is part of its latency.
     pub start: Instant,
     pub latency: Duration,
     /// 0: no answer.
     pub status: u16,
-    /// Who answered.
+    /// The zone of the answer.
     pub zone: Option<u8>,
 }
 
@@ -60,14 +60,14 @@ pub struct Load {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What is known of the requests.
+/// The record of the requests.
 #[derive(Default)]
 struct Book {
     /// Those that have ended, in that order.
     ended: Vec<Sample>,
     /// Those under way: when they were due, and by which gateway.
     open: BTreeSet<(Instant, u8)>,
-    /// What failures said, and how often.
+    /// The texts of failures, and how often each came.
     failures: BTreeMap<String, u64>,
 }
 
@@ -102,7 +102,8 @@ impl Load {
         book.failures.clear();
     }
 
-    /// What has ended since the last [`forget`](Load::forget) and was started at `since` or later.
+    /// The requests that have ended since the last [`forget`](Load::forget) and were started at
+    /// `since` or later.
     pub fn since(&self, since: Instant) -> Vec<Sample> {
         let book = locked(&self.book);
         let ended = book.ended.iter();
@@ -112,7 +113,8 @@ impl Load {
             .collect()
     }
 
-    /// What has ended since the last [`forget`](Load::forget), and what failures said, with their number.
+    /// The requests that have ended since the last [`forget`](Load::forget), and the texts of
+    /// failures, with their number.
     pub fn all(&self) -> (Vec<Sample>, BTreeMap<String, u64>) {
         let book = locked(&self.book);
         (book.ended.clone(), book.failures.clone())
@@ -215,7 +217,7 @@ impl Book {
     }
 }
 
-/// What a failure looked like to the client.
+/// A failure as the client saw it.
 fn words(sample: &Sample, reply: &Result<Reply>) -> String {
     let gateway = name(sample.gateway);
     let kind = if sample.read { "read" } else { "write" };

@@ -1,5 +1,6 @@
-//! Three zones, each in a network namespace of its own with everything that a zone has: an etcd member, a replica of the
-//! control plane, a gateway, instances, and an agent that keeps them registered where the plan says so.
+//! Three zones, each in a network namespace of its own with everything that a zone has: an etcd
+//! member, a replica of the control plane, a gateway, instances, and an agent that keeps them
+//! registered where the plan says so.
 
 pub mod load;
 pub mod witness;
@@ -35,12 +36,12 @@ const ADMIN_PORT: u16 = 18_001;
 const AGENT_PORT: u16 = 18_010;
 const INSTANCE_PORT: u16 = 9_001;
 
-/// What runs in every zone.
+/// The processes of every zone.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// [`SERVICE`], as the configuration has it.
     pub service: Value,
-    /// Who may write, as the configuration has it; without it nothing is fenced.
+    /// Write authority, as the configuration has it; without it nothing is fenced.
     pub authority: Option<Value>,
     pub instances: u8,
     /// Worker threads of a gateway.
@@ -52,16 +53,17 @@ pub struct Plan {
     pub wall_clocks: bool,
 }
 
-/// By whom instances are registered.
+/// The registrar of instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Registered {
-    /// By their zone's agent, which probes them; the gateways know the control plane of the next zone too.
+    /// By their zone's agent, which probes them; the gateways know the control plane of the next
+    /// zone too.
     ByAgents,
     /// For good, and so are the gateways.
     ForGood,
 }
 
-/// Everything.
+/// The whole stage.
 pub struct Stage {
     plan: Plan,
     directory: PathBuf,
@@ -215,7 +217,7 @@ impl Stage {
         .await
     }
 
-    /// What the control plane of a zone says of a zone.
+    /// The status of a zone by the control plane of a zone.
     async fn status(&self, of: u8, zone: u8) -> Result<Value> {
         let to = address(of, ADMIN_PORT);
         let reply = self.client.send(to, &Request::get("/v1/zones")).await?;
@@ -244,7 +246,7 @@ impl Stage {
         bail!("no etcd member leads")
     }
 
-    /// Writes what etcd has to a file, by the member of a zone.
+    /// Writes etcd's content to a file, by the member of a zone.
     pub fn save_snapshot(&self, of: u8, file: &Path) -> Result<()> {
         let endpoint = format!("http://{}", address(of, ETCD_PORT));
         let file = file.display().to_string();
@@ -253,8 +255,8 @@ impl Stage {
         self.network.hub().run(&etcdctl, &arguments).map(drop)
     }
 
-    /// Replaces etcd by what a file has, as an operator does after a disaster: every member killed, every member with new
-    /// data, and another cluster id.
+    /// Replaces etcd by the content of a file, as an operator does after a disaster: every member
+    /// killed, every member with new data, and another cluster id.
     pub fn restore_snapshot(&mut self, file: &Path) -> Result<()> {
         self.restores += 1;
         for zone in &self.zones {

@@ -1,4 +1,4 @@
-//! What upstreams and the store have seen of writes, and the writes that they can tell apart.
+//! The writes as upstreams and the store have seen them, and writes that they can tell apart.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -13,7 +13,8 @@ use crate::clock::monotonic_us;
 use crate::history::{Authority, Collector, History, Pause, Report, Write, check};
 use crate::write_log::{ID, Reader, SENT};
 
-/// The cells: name, its first owner, and how many shards it has. Two of the first zone, one of the second.
+/// The cells: name, its first owner, and how many shards it has. Two of the first zone, one of the
+/// second.
 pub const CELLS: [(&str, u8, u32); 3] = [("main", 0, 400), ("east", 0, 400), ("west", 1, 224)];
 const SHARDS: u32 = 1_024;
 
@@ -23,7 +24,7 @@ pub const FORWARD_TOKEN: &str = "gateways-of-one-mesh";
 /// The first of the cells, where one is enough.
 pub const CELL: &str = CELLS[0].0;
 
-/// What tells the cell of a write.
+/// The header that tells the cell of a write.
 pub const KEY: &str = "x-user-id";
 
 /// A key of the cell at this place of [`CELLS`].
@@ -84,12 +85,12 @@ pub fn authority(spans: Spans, enforcement: &str) -> Value {
     })
 }
 
-/// What the configuration of a service says of keys, so that its writes have these cells.
+/// The key in a service's configuration that gives its writes these cells.
 pub fn cell_key() -> Value {
     json!({ "header": KEY })
 }
 
-/// A write to a cell that takes so many milliseconds, with what tells it apart.
+/// A write to a cell that takes so many milliseconds, with a mark that tells it apart.
 pub fn write(gateway: u8, count: u64, cell: usize, ms: u64) -> Request {
     let path = match ms {
         0 => "/orders".to_owned(),
@@ -131,7 +132,8 @@ impl Witness {
         });
     }
 
-    /// Reads what is new: the writes first, so that the authority is never older than they are.
+    /// Reads new lines and records: the writes first, so that the authority is never older than
+    /// they are.
     pub async fn look(&mut self) -> Result<()> {
         for reader in &mut self.readers {
             self.collector.add(reader.more()?);
@@ -169,7 +171,7 @@ impl Witness {
         each.join("; ")
     }
 
-    /// Who owns each cell by its newest record.
+    /// The owners of each cell by its newest record.
     pub fn owners(&self) -> BTreeMap<&'static str, Vec<String>> {
         let records = self.authority.records();
         let each = CELLS.into_iter().filter_map(|(cell, ..)| {

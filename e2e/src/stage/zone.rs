@@ -1,4 +1,4 @@
-//! What runs in one zone.
+//! The processes of one zone.
 
 use std::fs::{self, File};
 use std::net::IpAddr;
@@ -164,7 +164,8 @@ impl Zone {
         Ok(())
     }
 
-    /// Starts it again with another authority in its configuration, after it ended. The others keep theirs.
+    /// Starts it again with another authority in its configuration, after it ended. The others keep
+    /// theirs.
     pub fn restart_control_plane_with(&mut self, authority: Value) -> Result<()> {
         let plan = Plan {
             authority: Some(authority),
@@ -189,7 +190,8 @@ impl Zone {
         Ok(())
     }
 
-    /// Starts it again with what a snapshot has, after it was killed. The earlier data stay where they are.
+    /// Starts it again with the content of a snapshot, after it was killed. The earlier data stay
+    /// where they are.
     pub(super) fn restore_etcd(&mut self, snapshot: &Path, restores: u32) -> Result<()> {
         self.restores = restores;
         let data = etcd_data(&self.directory, restores);
@@ -217,7 +219,7 @@ fn etcd_data(directory: &Path, restores: u32) -> PathBuf {
     directory.join(format!("etcd-{restores}"))
 }
 
-/// Who a member is: the options that it is started with, and restored with.
+/// The identity of a member: the options that it is started with, and restored with.
 fn etcd_identity(at: u8, restores: u32) -> [(&'static str, String); 4] {
     let member = |zone: u8| format!("m{zone}=http://{}:2380", Network::address(zone));
     [

@@ -1,7 +1,7 @@
-//! The sample upstream: a small service that says who answered, and keeps itself registered.
+//! The sample upstream: a small service that answers with its name, and keeps itself registered.
 //!
-//! [`Server`] and [`Registration`] can be used alone; [`Upstream`] is both, and knows how to leave without a failed
-//! request. The binary `upstream` and the tests run the same code.
+//! [`Server`] and [`Registration`] can be used alone; [`Upstream`] is both, and knows how to leave
+//! without a failed request. The binary `upstream` and the tests run the same code.
 
 mod registration;
 mod server;
@@ -17,8 +17,8 @@ use crate::registry::{Health, Instance, InstanceName, Registry};
 pub use registration::Registration;
 pub use server::{Conduct, Server};
 
-/// How long no request may have come before a draining upstream believes that the proxies know. What they need is the way
-/// from the registry to the last proxy: milliseconds.
+/// The time without a request after which a draining upstream believes that the proxies know. They
+/// need the way from the registry to the last proxy: milliseconds.
 const QUIET: Duration = Duration::from_millis(500);
 /// How long a draining upstream waits for that at most.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -30,7 +30,8 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Listens, then keeps `name` registered at the address of `advertised` with the port that the server got.
+    /// Listens, then keeps `name` registered at the address of `advertised` with the port that the
+    /// server got.
     pub async fn start(
         name: InstanceName,
         listen: SocketAddr,
@@ -57,7 +58,8 @@ impl Upstream {
 
     /// Leaves so that no request fails: takes no new ones, ends those that it has, goes.
     pub async fn drain(self) -> Result<()> {
-        // With no control plane there is nobody to tell, and waiting is all that can be done.
+        // Without a control plane there is no registry to tell, and waiting is all that can be
+        // done.
         let told = self.registration.set_health(Health::Draining).await;
         self.wait_until_quiet().await;
         let gone = self.registration.end().await;

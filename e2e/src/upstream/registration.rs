@@ -1,4 +1,5 @@
-//! Keeping an instance registered: a lease, its keepalive, and a new lease when the old one is gone.
+//! Keeping an instance registered: a lease, its keepalive, and a new lease when the old one is
+//! gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use crate::registry::{Health, Instance, InstanceName, Registry, success};
 /// Between two attempts to register, while the control plane does not answer.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// An instance that stays registered until [`end`](Registration::end). Dropped, it only stops saying that it lives, as a
-/// process does that dies.
+/// An instance that stays registered until [`end`](Registration::end). Dropped, it only stops
+/// saying that it lives, as a process does that dies.
 pub struct Registration {
     record: Arc<Record>,
     registered: watch::Receiver<bool>,

@@ -48,7 +48,7 @@ struct Shared {
     writes: Option<WriteLog>,
 }
 
-/// What becomes of requests.
+/// The treatment of requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Conduct {
     #[default]
@@ -59,7 +59,8 @@ pub enum Conduct {
     Fails,
     /// Status 503.
     Unavailable,
-    /// Answers, and ends what it has begun also where its client is gone: as a service does whose database goes on.
+    /// Answers, and ends a request that it has begun also where its client is gone: like a service
+    /// whose database goes on.
     GoesOn,
 }
 
@@ -68,7 +69,8 @@ impl Server {
         Server::start_with(name, listen, None).await
     }
 
-    /// As [`start`](Server::start), and notes every write that comes: with a log it [goes on](Conduct::GoesOn).
+    /// As [`start`](Server::start), and notes every write that comes: with a log it [goes
+    /// on](Conduct::GoesOn).
     pub async fn start_with(
         name: InstanceName,
         listen: SocketAddr,
@@ -82,7 +84,7 @@ impl Server {
             name,
             served: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
-            // What judges writes has to see all of each.
+            // A judge of writes has to see all of each.
             conduct: watch::Sender::new(match &writes {
                 Some(_) => Conduct::GoesOn,
                 None => Conduct::Answers,
@@ -112,12 +114,13 @@ impl Server {
         self.shared.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Changes what becomes of requests, those that hang included.
+    /// Changes the treatment of requests, those that hang included.
     pub fn conduct(&self, conduct: Conduct) {
         self.shared.conduct.send_replace(conduct);
     }
 
-    /// Takes no connections any more, and waits until those that there are have ended their requests.
+    /// Takes no connections any more, and waits until those that there are have ended their
+    /// requests.
     pub async fn close(mut self) {
         self.stop.send_replace(true);
         let _ = (&mut self.accepting).await;
@@ -223,7 +226,7 @@ struct Slow {
     ms: u64,
 }
 
-/// Answers with what arrived; any path ending in `/slow?ms=N` takes its time.
+/// Answers with the request that arrived; any path ending in `/slow?ms=N` takes its time.
 async fn echo(
     State(shared): State<Arc<Shared>>,
     Query(slow): Query<Slow>,

@@ -120,7 +120,8 @@ pub(crate) fn config(dice: &mut Dice, files: &Files) -> Value {
         );
     }
     if dice.once_in(3) {
-        // Shorter ones end while worlds are swapped, and Envoy refuses a heartbeat for what has ended.
+        // Shorter ones end while worlds are swapped, and Envoy refuses a heartbeat for a resource
+        // that has ended.
         let ttls = values(&[60, 600, 86_400]);
         let mut ttl_s = Map::new();
         for kind in ["cds", "eds", "lds", "rds", "ecds"] {

@@ -1,4 +1,5 @@
-//! The configuration of each role, as a real Envoy shows it, in files: a change of the translation is a change that a reader sees.
+//! The configuration of each role, as a real Envoy shows it, in files: a change of the translation
+//! is a change that a reader sees.
 //!
 //! `TIDEGATE_BLESS=1 cargo test -p e2e --test accepted golden` writes the files anew.
 
@@ -76,7 +77,8 @@ fn world() -> Result<Arc<Snapshot>> {
     world.snapshot(1).context("a first snapshot")
 }
 
-/// What discovery gave an Envoy, by kind and name, without what differs from run to run.
+/// The resources that discovery gave an Envoy, by kind and name, without the parts that differ from
+/// run to run.
 async fn given(envoy: &Envoy) -> Result<String> {
     let dump = envoy.admin().get("/config_dump?include_eds").await?;
     let dump: Value = serde_json::from_str(&dump)?;

@@ -1,7 +1,9 @@
-//! Envoy takes every configuration that `tidegate check` calls good: random configurations, rendered for every role, and real Envoys.
+//! Envoy takes every configuration that `tidegate check` calls good: random configurations,
+//! rendered for every role, and real Envoys.
 //!
-//! The generator knows what values a field could have, good ones and bad ones, and not which are which: that says the check. A
-//! failure prints the seed of its configuration; `ACCEPTED_SEED=SEED,SEED cargo test -p e2e --test accepted` is that one again, after the one
+//! The generator knows the values that a field could have, good ones and bad ones, and not which
+//! are which: that says the check. A failure prints the seed of its configuration;
+//! `ACCEPTED_SEED=SEED,SEED cargo test -p e2e --test accepted` is that one again, after the one
 //! before it.
 
 #![allow(
@@ -50,7 +52,8 @@ use any::{Files, REGION, ZONE};
 const ROUNDS: usize = 60;
 /// ... and for how long; on a busy machine these are fewer.
 const BUDGET: Duration = Duration::from_secs(15);
-/// Envoy waits for 15 s for what it misses, and then goes on without a word: no configuration may come to that.
+/// Envoy waits for 15 s for a missing resource, and then goes on without a word: no configuration
+/// may come to that.
 const TAKEN_WITHIN: Duration = Duration::from_secs(12);
 /// Fewer of all that are made would mean that the generator makes hardly any good ones.
 const GOOD_PERCENT_MIN: usize = 15;
@@ -83,7 +86,7 @@ impl Pulpit {
         })
     }
 
-    /// Waits until every proxy has acknowledged what `snapshot` has for it.
+    /// Waits until every proxy has acknowledged its part of `snapshot`.
     async fn taken(&self, snapshot: &Snapshot, proxies: usize) -> Result<()> {
         let all = eventually(TAKEN_WITHIN, "all proxies to take it", async || {
             let list = self.proxies.list();
@@ -194,7 +197,8 @@ fn snapshot(mesh: Mesh, dice: &mut Dice) -> Result<Arc<Snapshot>> {
     world.snapshot(1).context("a first snapshot")
 }
 
-/// An Envoy that asks for what gRPC clients get: all clusters, and a route table for a listener of its own.
+/// An Envoy that asks for the resources of gRPC clients: all clusters, and a route table for a
+/// listener of its own.
 fn grpc_client(control_plane: SocketAddr) -> Result<Bootstrap> {
     let manager =
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -219,7 +223,7 @@ fn grpc_client(control_plane: SocketAddr) -> Result<Bootstrap> {
         .insert("/static_resources", "listeners", json!([listener]))
 }
 
-/// What a proxy refused or could not make, by its own count.
+/// Resources that a proxy refused or could not make, by its own count.
 async fn failures(envoy: &Envoy) -> Result<BTreeMap<String, u64>> {
     let stats = envoy.admin().stats("rejected|create_failure").await?;
     Ok(stats.into_iter().filter(|(_, count)| *count > 0).collect())

@@ -1,4 +1,5 @@
-//! Clusters on demand: a proxy of the user's own, which fetches a cluster when the first request to it comes.
+//! Clusters on demand: a proxy of the user's own, which fetches a cluster when the first request to
+//! it comes.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use serde_json::{Value, json};
 
 use crate::support::{MANAGER, ZONE, aggregated, answers, listener, logs, router, separate};
 
-/// How long the proxy waits for a cluster. Longer than a test's patience, so that none passes by waiting.
+/// How long the proxy waits for a cluster. Longer than a test's patience, so that none passes by
+/// waiting.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Sends every request to the cluster that it names.
@@ -46,7 +48,7 @@ async fn proxy(mesh: &Mesh) -> Result<Envoy> {
     let bootstrap = Bootstrap::read("gateway.yaml")?
         .node("on-demand", "shanghai", ZONE)?
         .cluster_at("tidegate", mesh.control_plane.xds())?
-        // Endpoints come over it. Clusters that nobody asked for do not.
+        // Endpoints come over it. Clusters without a request do not.
         .with(
             "/dynamic_resources",
             json!({ "ads_config": aggregated(Protocol::Delta) }),
@@ -105,7 +107,7 @@ async fn scenario(mesh: &mut Mesh, envoy: &Envoy) -> Result<()> {
         of_orders().await?
     );
 
-    // The control plane says so: nobody has to wait for a time-out.
+    // The control plane says so: no request has to wait for a time-out.
     let reply = send(at, "nothing/here").await?;
     ensure!(reply.status == 503, "{} {}", reply.status, reply.text());
 

@@ -1,4 +1,4 @@
-//! What real Envoys make of the discovery protocol's less common parts.
+//! The discovery protocol's less common parts, as real Envoys use them.
 
 #![allow(
     clippy::disallowed_methods,

@@ -16,7 +16,8 @@ fn bootstrap(mesh: &Mesh) -> Result<Bootstrap> {
         .cluster_at("tidegate", mesh.control_plane.xds())
 }
 
-/// Listeners and clusters come from their own services. What they name comes over the aggregated one, since they say so.
+/// Listeners and clusters come from their own services. The resources that they name come over the
+/// aggregated one, since they say so.
 fn roots(mesh: &Mesh, protocol: Protocol) -> Result<Bootstrap> {
     let dynamic = json!({
         "ads_config": aggregated(protocol),
@@ -26,7 +27,8 @@ fn roots(mesh: &Mesh, protocol: Protocol) -> Result<Bootstrap> {
     bootstrap(mesh)?.with("/dynamic_resources", dynamic)
 }
 
-/// A listener and clusters of the user's own, which name the services of routes, policy and endpoints.
+/// A listener and clusters of the user's own, which name the services of routes, policy and
+/// endpoints.
 fn leaves(mesh: &Mesh, protocol: Protocol) -> Result<Bootstrap> {
     let manager = json!({
         "@type": MANAGER,

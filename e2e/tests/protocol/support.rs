@@ -1,4 +1,4 @@
-//! What the scenarios share.
+//! The common parts of the scenarios.
 
 use anyhow::{Result, ensure};
 use e2e::client::{Client, Request, Version};
@@ -18,7 +18,7 @@ pub(crate) fn gateway(protocol: Protocol) -> Options {
     }
 }
 
-/// A config source of its own, on the separate service of whatever stands there.
+/// A config source of its own, on the separate service of any resource that it stands at.
 pub(crate) fn separate(protocol: Protocol) -> Value {
     json!({
         "resource_api_version": "V3",

@@ -1,4 +1,4 @@
-//! Times to live: what is renewed stays, and what is not goes.
+//! Times to live: renewed resources stay, and others expire.
 
 use anyhow::{Context, Result, ensure};
 use e2e::client::{Client, Reply, Request, Version};
@@ -58,7 +58,7 @@ async fn scenario(mesh: &mut Mesh, protocol: Protocol) -> Result<()> {
         Ok(())
     })
     .await?;
-    // With its clusters; and Envoy lives, whatever expires.
+    // With its clusters; and Envoy lives after any expiry.
     eventually(PATIENCE, "the clusters to expire", async || {
         let clusters = envoy.admin().clusters().await?.to_string();
         ensure!(!clusters.contains("orders/"), "{clusters}");

@@ -67,7 +67,7 @@ async fn a_virtual_host_comes_with_its_first_request() -> Result<()> {
 }
 
 async fn scenario(mesh: &mut Mesh) -> Result<()> {
-    // The listener did not wait for virtual hosts that nobody asked for.
+    // The listener did not wait for virtual hosts without a request.
     let envoy = mesh.gateway(ZONE)?;
     let waited = envoy.admin().stats("vhds.*init_fetch_timeout").await?;
     ensure!(waited.values().eq([&0]), "{waited:?}");
@@ -139,7 +139,7 @@ async fn scenario(mesh: &mut Mesh) -> Result<()> {
         "orders",
     )?;
 
-    // What the proxy has by its name it is not sent again; what it called otherwise is.
+    // Resources that the proxy has by their names are not sent again; one under another name is.
     mesh.control_plane.process().kill()?;
     from(
         &send(mesh, "carts.example", Request::get("/")).await?,

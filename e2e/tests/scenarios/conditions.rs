@@ -1,4 +1,4 @@
-//! Nothing fails silently: what is wrong with the store is a condition, and what follows from it for writes is one.
+//! No silent faults: a fault of the store is a condition, and its consequence for writes is one.
 
 use std::fs;
 use std::process::Command;
@@ -17,7 +17,8 @@ use serde_json::json;
 use crate::support::{assert_refused, on, run};
 
 const ZONE: &str = "shanghai-a";
-/// Alarms are looked at every ten seconds, and a lost session is a condition after its time to live.
+/// Alarms are looked at every ten seconds, and a lost session is a condition after its time to
+/// live.
 const LONG: Duration = Duration::from_secs(3 * PATIENCE.as_secs());
 /// More than an empty etcd has, and little enough to fill.
 const QUOTA_BYTES: u64 = 2 << 20;

@@ -16,7 +16,8 @@ use e2e::workdir::Workdir;
 use crate::shared::plain;
 use crate::support::run;
 
-/// An instance that hangs on no lease, so that it stays registered however long the control plane is away.
+/// An instance that hangs on no lease, so that it stays registered however long the control plane
+/// is away.
 async fn instance(mesh: &Mesh, zone: &str, instance: &str) -> Result<Server> {
     let name = InstanceName::new("orders", zone, instance);
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -83,7 +84,8 @@ fn it_is_killed_and_comes_back_and_nobody_notices() {
         })
         .await?;
 
-        // A change reaches all of them, and nothing but the change: what they had, they were not sent again.
+        // A change reaches all of them, and only the change: resources that they had were not sent
+        // again.
         servers.push(instance(&mesh, "beijing-c", "late").await?);
         eventually(PATIENCE, "the new instance in every proxy", async || {
             for (gateway, _) in ZONES {

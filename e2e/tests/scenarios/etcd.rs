@@ -55,7 +55,7 @@ fn no_request_and_no_change_is_lost_while_members_hang_and_die() {
         .await?;
         let mut load = Load::steady(vec![(mesh.address("shanghai-a")?, request)]).start();
 
-        // The one that the control plane prefers: everything stays open, nothing comes.
+        // The one that the control plane prefers: connections stay open, no answer comes.
         let etcd = mesh.etcd.as_ref().context("etcd")?;
         etcd.members()[0].process().pause()?;
         let _one = add(&mesh, 1, "while-one-hangs", &mut load).await?;

@@ -1,4 +1,4 @@
-//! Instances and zones fail while the control plane is stopped: what the proxies do by themselves.
+//! Instances and zones fail while the control plane is stopped: the proxies' own reactions.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -33,7 +33,7 @@ const INSTANCES: [(&str, &str); 5] = [
 const GATEWAYS: [&str; 2] = ["shanghai-a", "beijing-c"];
 
 impl Stage {
-    /// Everything runs, and every gateway knows every instance.
+    /// All processes run, and every gateway knows every instance.
     async fn set(name: &str, options: Value) -> Result<Stage> {
         let mut service = json!({ "name": "orders", "routes": [{ "prefix": "/orders" }] });
         if let (Some(service), Some(options)) = (service.as_object_mut(), options.as_object()) {
@@ -140,13 +140,14 @@ fn a_zone_that_dies_costs_no_read() {
         until(&mut reads, &["b-1", "b-2"]).await?;
         reads.next(600).await?;
         reads.stop().await.check_no_failure()?;
-        // What was not sent yet goes to the same region, and only there.
+        // Requests that were not sent yet go to the same region, and only there.
         let mut writes = stage.writes()?;
         until(&mut writes, &["b-1", "b-2"]).await?;
         writes.next(300).await?;
         writes.stop().await.check_no_failure()?;
 
-        // The whole region is gone: reads go on, writes are refused or fail, and none leaves the region.
+        // The whole region is gone: reads go on, writes are refused or fail, and none leaves the
+        // region.
         stage.kill(&["b-1", "b-2"]);
         let mut reads = stage.reads()?;
         until(&mut reads, &["c-1"]).await?;
@@ -210,7 +211,8 @@ fn an_instance_that_only_errs_is_taken_out_and_all_of_them_are_not() {
             Ok(())
         })
         .await?;
-        // When all seem to be bad none is better than another: they are asked, and the first that is well is found.
+        // When all seem to be bad none is better than another: they are asked, and the first that
+        // is well is found.
         stage.conduct(&["a-1", "a-2", "b-1", "b-2", "c-1"], Conduct::Fails);
         for _ in 0..200 {
             ask().await?;
@@ -256,7 +258,8 @@ fn what_proxies_do_about_failures_can_be_changed_under_load() {
                 config.services[0]["outlier_detection"] =
                     json!({ "consecutive_gateway_failure": limit });
             })?;
-            // A cluster that changes is warmed anew: the old one serves until its endpoints have come again.
+            // A cluster that changes is warmed anew: the old one serves until its endpoints have
+            // come again.
             let seen = format!("orders/shanghai-b::default_priority::max_requests::{limit}");
             eventually(PATIENCE, "the limit in the gateway", async || {
                 let clusters = stage
@@ -332,7 +335,7 @@ fn a_key_stays_on_its_instance_and_moves_only_with_it() {
             Ok(())
         })
         .await?;
-        // The same without anybody who tells.
+        // The same without news from a control plane.
         stage.freeze()?;
         stage.kill(&["a-1"]);
         moved(stage).await.context("without a-1")?;

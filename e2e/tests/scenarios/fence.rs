@@ -1,4 +1,5 @@
-//! Writes are fenced: who admits them, where they go instead, and how that moves.
+//! Writes are fenced: the zones that admit them, the places where they go instead, and the moves of
+//! both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::support::{assert_refused, on, operate, run, until_held};
 
-/// What the gateways of a mesh sign hops with.
+/// The token that the gateways of a mesh sign hops with.
 const TOKEN: &str = "gateways-of-one-mesh";
 const HOP: &str = "tidegate-hop";
 const PRESENTED: &str = "tidegate-epoch";
@@ -124,14 +125,14 @@ fn a_write_is_admitted_by_its_owner_forwarded_in_the_region_and_refused_elsewher
         let refused = until_refused(mesh, "beijing-c", "not_owner").await?;
         assert_refused(&refused, 421, "not_owner");
         assert_eq!(refused.header("x-tidegate-owner"), Some("shanghai-a"));
-        // What a client says of itself counts for nothing.
+        // A client's claims about itself count for nothing.
         let spoofed = write()
             .header("x-tidegate-epoch", "7")
             .header("x-tidegate-class", "read")
             .header("x-tidegate-to", "orders/beijing-c");
         let spoofed = mesh.send("beijing-c", spoofed).await?;
         assert_refused(&spoofed, 421, "not_owner");
-        // Reads are nobody's matter.
+        // Reads belong to no owner.
         let mut reads = reads(mesh).await?;
         let seen = reads.next(60).await?;
         ensure!(seen.zones.len() == ZONES.len(), "{:?}", seen.zones);
@@ -192,7 +193,7 @@ fn an_operator_moves_a_cell_and_its_epoch_rises() {
     });
 }
 
-/// What a gateway of another zone would sign a [`write`] to this gateway with, now.
+/// The signature of another zone's gateway on a [`write`] to this gateway, now.
 fn signed(mesh: &Mesh, gateway: &str, secret: &str, epoch: u64) -> Result<String> {
     let authority = mesh.address(gateway)?.to_string();
     let claim = Claim {
@@ -235,7 +236,7 @@ fn an_epoch_counts_only_from_another_gateway_and_for_one_write() {
         }
         let stale = mesh.send(HERE, by_gateway(now - 1)?).await?;
         assert_refused(&stale, 412, "stale_epoch");
-        // Somebody has seen a later epoch, or says so: the others' writes do not care.
+        // A later epoch was seen, or is claimed: other writes go on.
         for ahead in [now + 1, EPOCH_MAX] {
             let ahead = mesh.send(HERE, by_gateway(ahead)?).await?;
             assert_refused(&ahead, 503, "ahead_epoch");
@@ -421,7 +422,7 @@ fn a_zone_whose_instances_are_gone_loses_its_cell() {
 
 #[test]
 fn cells_are_told_apart_by_a_key_and_move_by_themselves() {
-    /// Which cell each user's write belongs to, and who took it.
+    /// The cell of each user's write, and the zone that took it.
     async fn users(mesh: &Mesh) -> Result<BTreeMap<String, (String, String)>> {
         let mut seen = BTreeMap::new();
         for user in 0..40 {

@@ -1,4 +1,4 @@
-//! How refusals of fenced writes look on the wire, and what they leave of a connection.
+//! Refusals of fenced writes on the wire, and the state of a connection after them.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A connection on which bytes are sent by hand.
 struct Wire {
     stream: TcpStream,
-    /// What came behind the last answer.
+    /// The bytes behind the last answer.
     rest: Vec<u8>,
 }
 

@@ -1,5 +1,6 @@
-//! What people expect of a gateway: time-outs that they have set and no others, upgrades, old and new protocols, names with a
-//! dot at their end, limits, and a reason in each answer.
+//! Common expectations of a gateway: time-outs that the configuration has set and no others,
+//! upgrades, old and new protocols, names with a dot at their end, limits, and a reason in each
+//! answer.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -404,7 +405,7 @@ fn idle_connections_to_instances_are_closed_by_the_proxy_first() {
 #[test]
 fn a_write_that_was_not_sent_is_tried_elsewhere_whatever_its_size() {
     staged(async |stage| {
-        // Nobody listens there any more.
+        // The port is closed again.
         let gone = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await?
             .local_addr()?;

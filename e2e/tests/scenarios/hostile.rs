@@ -1,4 +1,4 @@
-//! Clients that lie, and requests that nobody should send.
+//! Clients that lie, and requests that no client should send.
 
 use anyhow::{Context, Result, ensure};
 use e2e::client::{Client, Reply, Request, Version};

@@ -1,4 +1,5 @@
-//! An instance that speaks HTTP/1.1 and nothing else, and what else servers do that the sample upstream does not.
+//! An instance that speaks HTTP/1.1 and nothing else, with behaviour of servers that the sample
+//! upstream lacks.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -28,8 +29,9 @@ use tokio::time::sleep;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// By the end of the path: `/status/N` answers with status N, `/slow/MS` takes its time, `/quiet/MS` begins its answer at once and
-/// ends it then. An upgrade is taken, and everything then sent comes back. Anything else is read to its end and measured.
+/// By the end of the path: `/status/N` answers with status N, `/slow/MS` takes its time,
+/// `/quiet/MS` begins its answer at once and ends it then. An upgrade is taken, and all bytes then
+/// sent come back. Any other request is read to its end and measured.
 pub(crate) struct Http1 {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -70,7 +72,7 @@ impl Drop for Http1 {
     }
 }
 
-/// Makes what is at `address` an instance of a service.
+/// Makes the server at `address` an instance of a service.
 pub(crate) async fn register(
     mesh: &Mesh,
     service: &str,
@@ -159,7 +161,7 @@ fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// What a server said to a request that was sent as it is.
+/// A server's answer to a request that was sent as it is.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) status: u16,

@@ -12,7 +12,8 @@ use e2e::wait::{PATIENCE, eventually};
 use crate::shared::mesh;
 use crate::support::{Registered, explained, on, reason, run};
 
-/// Enough that an instance with a fifth of the traffic is in it: it is missed once in fifty million looks.
+/// Enough that an instance with a fifth of the traffic is in it: it is missed once in fifty million
+/// looks.
 const LOOK: u64 = 80;
 /// One of the instances' zone, one far away.
 const GATEWAYS: [&str; 2] = ["shanghai-a", "beijing-c"];
@@ -122,7 +123,8 @@ fn a_crashed_instance_costs_no_read() {
         .await?;
         let mut load = Load::steady(vec![(gateway, read)]).start();
         until(&mut load, &["crashes-1", "crashes-2"]).await?;
-        // Its connections are cut in the middle of whatever they do. The record stays, as nobody was left to remove it.
+        // Its connections are cut in the middle of any request. The record stays, as no process was
+        // left to remove it.
         drop(one);
         until(&mut load, &["crashes-2"]).await?;
         load.next(500).await?;
@@ -186,7 +188,8 @@ fn an_instance_that_gives_no_sign_of_life_is_forgotten() {
             ensure!(reason(reply)? == "no_capacity", "{}", reply.text());
             Ok(())
         };
-        // Each step is awaited where it shows: what is looked for next must not be what was there before.
+        // Each step is awaited where it shows: the state of the next look must differ from the one
+        // before.
         mesh.eventually("shanghai-a", "the first record", request.clone(), there)
             .await?;
         server.remove().await?;
@@ -197,7 +200,7 @@ fn an_instance_that_gives_no_sign_of_life_is_forgotten() {
             gone,
         )
         .await?;
-        // The same record, but on a lease that nobody keeps alive.
+        // The same record, but on a lease that is not kept alive.
         let put = mesh
             .registry()
             .put(&server.name, &record, Some(&lease))

@@ -1,4 +1,4 @@
-//! Scenarios: what users and operators of a whole mesh would see.
+//! Scenarios: the view of a whole mesh's users and operators.
 
 #![allow(
     clippy::disallowed_methods,

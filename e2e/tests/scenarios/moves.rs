@@ -1,4 +1,5 @@
-//! Cells move where they should, and stay where they should: several of them, with a control plane for each side.
+//! Cells move where they should, and stay where they should: several of them, with a control plane
+//! for each side.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -42,7 +43,7 @@ fn service(name: &str) -> Value {
     json!({ "name": name, "routes": [{ "prefix": prefix }], "fenced": true })
 }
 
-/// Waits until a cell is active in a zone, by what a control plane says.
+/// Waits until a cell is active in a zone, as a control plane reports.
 async fn until_active(admin: SocketAddr, cell: &str, zone: &str) -> Result<Cell> {
     let what = format!("{cell} to be active in {zone}");
     eventually(PATIENCE, &what, async || {
@@ -92,7 +93,8 @@ fn an_override_of_one_cell_leaves_the_other_cells_alone() {
         until_held(mesh).await?;
         let forced = ["override", "one", "--to", B, "--reason", "a test"];
         operate(mesh, &forced)?;
-        // Until what was granted before has settled: a session's time and more, in which the others would have moved.
+        // Until earlier grants have settled: a session's time and more, in which the others would
+        // have moved.
         until_active(admin, "one", B).await?;
         for (cell, zone) in [("two", A), ("three", B)] {
             let now = until_active(admin, cell, zone).await?;
@@ -137,7 +139,8 @@ fn an_override_of_one_cell_leaves_the_other_cells_alone() {
     });
 }
 
-/// A control plane and a gateway for shanghai-a; another control plane for the others, of which only beijing-c has a gateway.
+/// A control plane and a gateway for shanghai-a; another control plane for the others, of which
+/// only beijing-c has a gateway.
 struct Sides {
     mesh: Mesh,
     others: ControlPlane,
@@ -263,7 +266,7 @@ fn another_replica_says_what_became_of_a_move_asked_of_a_frozen_one() {
         let told = refusal(operate_at(&admins, &["move", "main", "--to", C]))?;
         let said = format!("{} says: main belongs to", sides.others.admin());
         ensure!(told.contains(&said), "{told}");
-        // What is only read is read from the other one.
+        // Commands that only read ask the other one.
         let table = operate_at(&admins, &["cells"])?;
         ensure!(table.contains("main"), "{table}");
         frozen.process().resume()
@@ -299,7 +302,8 @@ fn a_move_is_judged_by_every_service_and_holds_for_its_time() {
         let back = until_active(admin, "main", A).await?;
         ensure!(back.hold_ms == 0, "{back:?}");
 
-        // The time that was given is over, and it moves by itself, which is recorded with its reason.
+        // The time that was given is over, and it moves by itself, which is recorded with its
+        // reason.
         operate(mesh, &[&accepted[..], &["--hold", "1"]].concat())?;
         until_active(admin, "main", A).await?;
         let operations = Cells::new(admin).operations().await?;

@@ -1,4 +1,4 @@
-//! What operators and privileged callers see of decisions.
+//! The decisions as operators and privileged callers see them.
 
 use std::fs;
 
@@ -70,7 +70,7 @@ fn the_access_log_has_every_decision() {
             mesh.send("shanghai-a", request).await?;
             let log = mesh.workdir().path().join(ACCESS_LOG);
             let line = eventually(PATIENCE, "the line in the access log", async || {
-                // Another test sends what is no text.
+                // Another test sends bytes that are no text.
                 let log = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
                 let line = log.lines().find(|line| line.contains(path));
                 Ok(line.context("not there yet")?.to_owned())
@@ -100,7 +100,8 @@ fn metrics_have_labels_and_say_which_policy_is_applied() {
                 "{metrics}"
             );
         }
-        // What the filter says that it applied is what the control plane says that it should have.
+        // The configuration that the filter reports as applied is the one that the control plane
+        // has for it.
         for (zone, _) in ZONES {
             let applied = async || {
                 let wanted = mesh.registry().view(zone).await?["policy_version"].clone();

@@ -1,4 +1,4 @@
-//! What proxies tell the control plane of themselves, and what it tells of them.
+//! The reports of proxies to the control plane, and its own reports of them.
 
 use std::time::Duration;
 
@@ -59,7 +59,8 @@ fn requests_are_counted_once_by_where_they_came_from_and_went() {
             ),
             ("beijing-c", "beijing-c", Request::post("/orders")),
         ];
-        // Envoy counts from when it has been asked about a cluster, which happens after that is there.
+        // Envoy counts from when it has been asked about a cluster, which happens after that is
+        // there.
         for (viewer, zone, request) in &requests {
             eventually(PATIENCE, "a first count", async || {
                 mesh.send(viewer, request.clone()).await?;
@@ -69,7 +70,7 @@ fn requests_are_counted_once_by_where_they_came_from_and_went() {
             })
             .await?;
         }
-        // Everything so far has been reported once a proxy has reported twice more.
+        // All requests so far have been reported once a proxy has reported twice more.
         let reports = async || mesh.registry().metric("tidegate_load_reports_total").await;
         let before = reports().await?;
         eventually(PATIENCE, "more reports", async || {
@@ -116,7 +117,7 @@ fn requests_are_counted_once_by_where_they_came_from_and_went() {
     });
 }
 
-/// What `/v1/proxies` says of a proxy's policy.
+/// A proxy's policy in `/v1/proxies`.
 async fn policy(mesh: &Mesh, node: &str) -> Result<Value> {
     let proxies = mesh.registry().proxies().await?;
     let all = proxies.as_array().context("a list")?;
@@ -124,7 +125,7 @@ async fn policy(mesh: &Mesh, node: &str) -> Result<Value> {
     Ok(proxy.context("not connected")?["policy"].clone())
 }
 
-/// Waits until so many threads have applied what they should; the version.
+/// Waits until so many threads have applied their configuration; the version.
 async fn until_applied(mesh: &Mesh, node: &str, threads: u64) -> Result<u64> {
     eventually(PATIENCE, "the filter to have said so", async || {
         let policy = policy(mesh, node).await?;

@@ -45,7 +45,8 @@ fn computed_weights_follow_distance_and_load() {
         let start = |zone, instance| Registered::start(etcd, "computed", zone, instance);
         let mut near = start("shanghai-a", "computed-a").await?;
         let _far = start("shanghai-b", "computed-b").await?;
-        // A link of 1 ms halves the sibling's score: two thirds stay. Half overloaded, home is worth no more than that.
+        // A link of 1 ms halves the sibling's score: two thirds stay. Half overloaded, home is
+        // worth no more than that.
         for (load, share) in [(0.5, 2.0 / 3.0), (1.3, 0.5), (0.0, 2.0 / 3.0)] {
             near.report(load).await?;
             let per_mille = (share * 1000.0_f64).round() as u64;

@@ -102,7 +102,7 @@ async fn start() -> Result<Mesh> {
     Ok(mesh)
 }
 
-/// A service without any options: everything stays in the home zone while it can.
+/// A service with default options: all requests stay in the home zone while they can.
 pub(crate) fn plain(name: &str) -> Value {
     json!({ "name": name, "routes": [{ "prefix": format!("/{name}") }] })
 }

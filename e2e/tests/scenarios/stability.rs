@@ -1,4 +1,5 @@
-//! The control plane without its store: what it serves, what it says, and how it recovers.
+//! The control plane without its store: the resources that it serves, its reports, and its
+//! recovery.
 
 use std::fs;
 use std::path::PathBuf;
@@ -145,7 +146,7 @@ fn etcd_that_hangs_freezes_what_is_served() {
         }
         until_mode(&mesh, true, "L2", true).await?;
         until_reached(&mesh, "one").await?;
-        // Not even a start waits for what hangs.
+        // Not even a start waits for a store that hangs.
         mesh.control_plane.process().kill()?;
         mesh.control_plane.begin().await?;
         until_mode(&mesh, true, "L2", true).await?;
@@ -168,11 +169,12 @@ fn three_writes_that_time_out_end_registration_until_one_succeeds() {
         let put = || mesh.registry().put(&two, &record, None);
         let member = &etcd(&mesh)?.members()[0];
         member.process().pause()?;
-        // A write that was under way when the connection was given up for another's sake failed, but did not time out.
+        // A write that was under way when the connection was given up for another's sake failed,
+        // but did not time out.
         let mut timeouts = 0;
         for _ in 0..9 {
             let reply = put().await?;
-            // Nothing was written: what it would replace could not be read.
+            // No record was written: the record that it would replace could not be read.
             assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
             timeouts += u32::from(reply.text().contains("did not answer within"));
             if timeouts == 3 {
@@ -210,13 +212,13 @@ fn without_etcd_and_without_a_state_it_says_so_and_recovers() {
         mesh.control_plane.begin().await?;
         let detail = until_mode(&mesh, false, "L1", false).await?;
         assert!(detail.contains("nothing to serve"), "{detail}");
-        // The proxy keeps what it has.
+        // The proxy keeps its resources.
         until_reached(&mesh, "one").await?;
         mesh.etcd.as_mut().context("etcd")?.restart().await?;
         until_mode(&mesh, true, "normal", false).await?;
         until_kept(&mesh, "one").await?;
 
-        // A clean stop writes what is known, however new.
+        // A clean stop writes the known state, however new.
         let mut two = Registered::start(etcd(&mesh)?, "orders", ZONE, "two").await?;
         until_reached(&mesh, "two").await?;
         two.remove().await?;

@@ -1,4 +1,4 @@
-//! What the scenarios share.
+//! The common parts of the scenarios.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -16,7 +16,8 @@ use e2e::upstream::Server;
 use e2e::wait::{PATIENCE, eventually};
 use tokio::runtime::Runtime;
 
-/// Runs a scenario on the runtime that all tests of this binary share: what one of them starts goes on in the next.
+/// Runs a scenario on the runtime that all tests of this binary share: tasks that one of them
+/// starts go on in the next.
 pub(crate) fn run(scenario: impl Future<Output = Result<()>>) {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| Runtime::new().expect("a runtime"));
@@ -46,7 +47,8 @@ pub(crate) fn operate(mesh: &Mesh, arguments: &[&str]) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
-/// Waits until every zone has a proxy that could hold grants: no cell is moved elsewhere without a word.
+/// Waits until every zone has a proxy that could hold grants: no cell is moved elsewhere without a
+/// word.
 pub(crate) async fn until_held(mesh: &Mesh) -> Result<()> {
     let cells = Cells::new(mesh.control_plane.admin());
     eventually(PATIENCE, "a proxy in every zone", async || {
@@ -80,7 +82,8 @@ pub(crate) fn assert_refused(reply: &Reply, status: u16, reason: &str) {
     assert_eq!(reply.refusal().unwrap(), reason);
 }
 
-/// A server whose record in etcd the test writes by itself, as a registry would that is not ours. It hangs on no lease.
+/// A server whose record in etcd the test writes by itself, as a registry would that is not ours.
+/// It hangs on no lease.
 pub(crate) struct Registered {
     pub(crate) name: InstanceName,
     pub(crate) server: Server,

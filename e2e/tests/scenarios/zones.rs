@@ -1,4 +1,5 @@
-//! Zones go out, are drained, pinned and come back: what operators ask for by the command line, seen in traffic.
+//! Zones go out, are drained, pinned and come back: the operators' directives by the command line,
+//! seen in traffic.
 
 use anyhow::{Context, Result, ensure};
 use e2e::client::{Reply, Request};
@@ -64,7 +65,7 @@ fn a_drained_zone_gets_nothing_until_it_is_released() {
         until(&mut load, &["drains-b"]).await?;
         let line = until_state(mesh, "drains", "shanghai-a", "drained").await?;
         ensure!(line.contains("drain: new switch"), "{line}");
-        // Nothing else is given to it from now on.
+        // No more requests reach it.
         ensure!(!load.next(400).await?.instances.contains_key("drains-a"));
         operate(mesh, &[&["release", "shanghai-a"][..], &service].concat())?;
         until(&mut load, &["drains-a"]).await?;

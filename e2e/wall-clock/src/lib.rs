@@ -1,12 +1,14 @@
-//! Steps the wall clock of one process, while it runs: preloaded (`LD_PRELOAD`), it adds an offset to CLOCK_REALTIME and leaves
-//! CLOCK_MONOTONIC alone. The offset is nanoseconds, eight bytes in the order of the machine, in the file that
-//! `WALL_CLOCK_FILE` names; whoever writes there steps the clocks of all processes that look at it.
+//! Steps the wall clock of one process, while it runs: preloaded (`LD_PRELOAD`), it adds an offset
+//! to CLOCK_REALTIME and leaves CLOCK_MONOTONIC alone. The offset is nanoseconds, eight bytes in
+//! the order of the machine, in the file that `WALL_CLOCK_FILE` names; a writer to it steps the
+//! clocks of all processes that look at it.
 //!
-//! Not libfaketime, because Envoy does not start with that: its allocator asks for the time while it holds the lock that
-//! libfaketime's first `malloc` waits for. So nothing here allocates or takes a lock.
+//! Not libfaketime, because Envoy does not start with that: its allocator asks for the time while
+//! it holds the lock that libfaketime's first `malloc` waits for. So nothing here allocates or
+//! takes a lock.
 //!
-//! What is not stepped: programs that ask the kernel themselves and not libc (Go programs, so etcd), and the absolute
-//! deadlines of waits, which stay the kernel's.
+//! Limits: it does not step programs that ask the kernel themselves and not libc (Go programs, so
+//! etcd), and the absolute deadlines of waits, which stay the kernel's.
 
 #![allow(
     unsafe_code,
@@ -32,14 +34,15 @@ fn offset_ns() -> i64 {
         true => map(),
         false => known,
     };
-    // SAFETY: what is not null was mapped by `map`, is as large and as aligned as it has to be, and is never unmapped. Other
-    // processes change it, so it is atomic.
+    // SAFETY: a pointer that is not null was mapped by `map`, is as large and as aligned as it has
+    // to be, and is never unmapped. Other processes change it, so it is atomic.
     unsafe { place.as_ref() }.map_or(0, |offset| offset.load(Ordering::Relaxed))
 }
 
 /// Maps the file; null where that does not work, which is tried again at the next call.
 fn map() -> *mut AtomicI64 {
-    // SAFETY: plain calls of libc with valid arguments. Two threads that come here at once map it twice, which is harmless.
+    // SAFETY: plain calls of libc with valid arguments. Two threads that come here at once map it
+    // twice, which is harmless.
     let place = unsafe {
         let path = libc::getenv(VARIABLE.as_ptr());
         if path.is_null() {
@@ -114,7 +117,7 @@ pub unsafe extern "C" fn clock_gettime(clock: clockid_t, time: *mut timespec) ->
 /// In the place of libc's.
 ///
 /// # Safety
-/// As libc's: `time` has to be null or valid for writing. The time zone is ignored, as everybody does.
+/// As libc's: `time` has to be null or valid for writing. The time zone is ignored, as is usual.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gettimeofday(time: *mut timeval, _: *mut c_void) -> c_int {
     if !time.is_null() {

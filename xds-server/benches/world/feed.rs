@@ -1,4 +1,4 @@
-//! The same changes, from the watch of a store that is told what to say.
+//! The same changes, from the watch of a scripted store.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use super::{Spread, changes, cpu_us, entry};
 
 type Batch = Result<WatchBatch, WatchError>;
 
-/// Lists what it was given, once, and passes on what it is told. It writes nothing.
+/// Lists its entries, once, and passes on its events. It writes nothing.
 struct Script {
     entries: Mutex<Vec<Entry>>,
     batches: Mutex<Option<mpsc::Receiver<Batch>>>,
@@ -126,7 +126,7 @@ impl Store for Script {
     async fn head(&self) -> Result<Head, StoreError> {
         Ok(Head {
             cluster: ClusterId(1),
-            // Never below what was told.
+            // Never below the revisions of its events.
             revision: Revision(i64::MAX),
         })
     }

@@ -7,8 +7,8 @@ pub trait Clock: Send + Sync + 'static {
     fn now_us(&self) -> u64;
 }
 
-/// Linux's `CLOCK_BOOTTIME`. Not `CLOCK_MONOTONIC`, which stands still while the machine is suspended: a replica that slept
-/// would take its session for alive.
+/// Linux's `CLOCK_BOOTTIME`. Not `CLOCK_MONOTONIC`, which stands still while the machine is
+/// suspended: a replica that slept would take its session for alive.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Boottime;
 
@@ -20,7 +20,8 @@ impl Clock for Boottime {
                 let micros = u64::try_from(time.tv_nsec() / 1_000).unwrap_or(0);
                 seconds.saturating_mul(1_000_000).saturating_add(micros)
             }
-            // Never on Linux since 2.6.39. The end of time: every session is over, nothing is granted.
+            // Never on Linux since 2.6.39. The end of time: every session is over, nothing is
+            // granted.
             Err(_) => u64::MAX,
         }
     }

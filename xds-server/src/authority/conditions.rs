@@ -1,4 +1,5 @@
-//! Why writes are refused, as conditions: grants that cannot be given, cells that nobody grants, moves that do not end.
+//! Reasons for refused writes, as conditions: grants that cannot be given, cells without a grantor,
+//! moves that do not end.
 
 use std::time::Duration;
 
@@ -15,10 +16,10 @@ use crate::{
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// Allowed on top of what the terms ask for: steps are taken on ticks, by machines that are busy.
+/// Slack on top of the terms' times: steps are taken on ticks, by busy machines.
 const SLACK: Duration = Duration::from_secs(5);
 
-/// What is looked for here.
+/// The conditions that this module sets.
 const CODES: &[Code] = &[
     Code::NoSession,
     Code::NotRegistered,
@@ -53,7 +54,7 @@ pub(super) async fn watch(
     lasting.look(Vec::new(), Instant::now());
 }
 
-/// What is known of the store.
+/// The known state of the store.
 struct StoreView {
     /// Its content is known, and it has confirmed that.
     is_current: bool,

@@ -1,8 +1,9 @@
-//! Which zones have a control plane of their own, for the streams of proxies that come from another zone.
+//! Zones with a control plane of their own, for the streams of proxies that come from another zone.
 //!
-//! A proxy whose own control plane was away has turned to this one, and would stay: nothing in Envoy closes a stream because
-//! a better place is back. So its streams end when its zone has a control plane again. It may still be kept from that one (an
-//! ejection lasts for seconds, a way may be cut off); so it is given longer and longer from one time to the next.
+//! A proxy whose own control plane was away has turned to this one, and would stay: nothing in
+//! Envoy closes a stream because a better place is back. So its streams end when its zone has a
+//! control plane again. It may still be kept from that one (an ejection lasts for seconds, a way
+//! may be cut off); so it is given longer and longer from one time to the next.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +29,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// By zone with a live session: since when the newest of these is there.
 pub(super) type Since = BTreeMap<Name, Instant>;
 
-/// What the engine sees of sessions, and since when.
+/// The sessions that the engine sees, and since when.
 #[derive(Debug, Default)]
 pub(super) struct Sightings {
     alive: BTreeSet<SessionId>,
@@ -58,7 +59,7 @@ impl Sightings {
     }
 }
 
-/// What streams ask. Cheap to clone.
+/// The view of streams. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Homes {
     /// The zones that this process speaks for; empty where nothing is fenced.
@@ -77,13 +78,13 @@ impl Homes {
         }
     }
 
-    /// For a process that knows no zones: whoever comes stays.
+    /// For a process that knows no zones: every stream stays.
     pub fn unknown() -> Homes {
         Homes::new([], watch::channel(Arc::default()).1)
     }
 
-    /// Waits until the stream of a proxy had better be another control plane's; the status is what the proxy is told. Most
-    /// proxies are at home, and pay nothing for the others.
+    /// Waits until the stream of a proxy had better be another control plane's; the proxy gets the
+    /// status. Most proxies are at home, and pay nothing for the others.
     pub(crate) fn sent_home(&self, zone: &str, node: &str) -> BoxFuture<'static, Status> {
         if self.own.is_empty() || self.own.contains(zone) {
             // Without memory: it has no size.
@@ -118,8 +119,8 @@ impl Homes {
     }
 }
 
-/// The first of the times at which a proxy is sent home that is not before `opened`: they double from [`FIRST`] to
-/// [`LONGEST`], each a little later for one proxy than for another.
+/// The first of the times at which a proxy is sent home that is not before `opened`: they double
+/// from [`FIRST`] to [`LONGEST`], each a little later for one proxy than for another.
 fn next_after(since: Instant, opened: Instant, node: &str) -> Instant {
     let mut hasher = DefaultHasher::new();
     node.hash(&mut hasher);
@@ -162,7 +163,7 @@ mod tests {
         assert!(!sightings.look([first.clone()].into(), at(1)));
         assert!(sightings.look([first.clone(), second.clone()].into(), at(2)));
         assert_eq!(sightings.since().get("a"), Some(&at(2)));
-        // One that goes while another stays is no news for anybody.
+        // One that goes while another stays changes nothing.
         assert!(!sightings.look([second.clone()].into(), at(3)));
         assert!(sightings.look([].into(), at(4)));
         assert_eq!(sightings.since().get("a"), None);
@@ -182,7 +183,8 @@ mod tests {
             opened = next;
         }
         assert!(spans[0] >= FIRST && spans[0] < FIRST * 2, "{spans:?}");
-        // The part by which one proxy is later than another grows with the span, up to a quarter of it.
+        // The part by which one proxy is later than another grows with the span, up to a quarter of
+        // it.
         assert!(spans[..8].is_sorted(), "{spans:?}");
         let most = LONGEST + LONGEST / 4;
         assert!(spans.iter().all(|span| *span <= most), "{spans:?}");

@@ -1,4 +1,5 @@
-//! Which proxies are told the keys that hops are signed with: gateways that may be gateways of their zone, and no others.
+//! Proxies that get the keys that hops are signed with: gateways that may be gateways of their
+//! zone, and no others.
 
 use std::sync::Arc;
 
@@ -20,13 +21,13 @@ pub struct HopKeys {
     rules: AccessRules,
 }
 
-/// What one proxy is told of them.
+/// The keys that one proxy was told.
 pub(super) struct ToldKeys {
     keys: HopKeys,
     caller: Caller,
     zone: String,
     role: String,
-    /// What it was told last; none before the first time.
+    /// The last message to it; none before the first time.
     told: Option<Option<Keys>>,
 }
 
@@ -48,7 +49,7 @@ impl HopKeys {
 }
 
 impl ToldKeys {
-    /// What the proxy is to be told now, where that is something else than before.
+    /// The next message to the proxy, where it differs from the one before.
     pub(super) fn news(&mut self) -> Option<Option<Keys>> {
         let authority = self.keys.meshes.borrow_and_update().authority.clone();
         let keys = authority.and_then(|authority| authority.hop_keys);
@@ -74,8 +75,9 @@ impl ToldKeys {
     }
 }
 
-/// Says for as long as it holds that any client may say that it is a gateway, and is told the keys. They are told all the same:
-/// such a client gets the policy and grants as well. Ends with the meshes.
+/// Says for as long as it holds that any client may say that it is a gateway, and is told the keys.
+/// They are told all the same: such a client gets the policy and grants as well. Ends with the
+/// meshes.
 pub async fn watch_guard(
     mut meshes: watch::Receiver<Arc<Mesh>>,
     xds: PortConfig,
@@ -90,7 +92,7 @@ pub async fn watch_guard(
     }
 }
 
-/// Who may say that it is a gateway, where that is not known.
+/// The clients that may claim to be a gateway, where proxies are not authenticated.
 fn unguarded(mesh: &Mesh, xds: PortConfig) -> Option<&'static str> {
     let authority = mesh.authority.as_ref();
     let signs = authority.is_some_and(|authority| authority.hop_keys.is_some());
@@ -146,7 +148,8 @@ mod tests {
         assert_eq!(secrets(told.news()), None);
         let app = named("spiffe://m/a/app");
         for (caller, zone, role) in [
-            // A sidecar, one that calls itself a gateway, gateways of other zones, and who knows.
+            // A sidecar, one that calls itself a gateway, gateways of other zones, and an unknown
+            // one.
             (&app, "a", "sidecar"),
             (&app, "a", "gateway"),
             (&gateway, "b", "gateway"),
@@ -194,7 +197,7 @@ mod tests {
         conditions.until(Code::HopKeysUnguarded, false).await;
         meshes.send_replace(mesh(ONE, ""));
         conditions.until(Code::HopKeysUnguarded, true).await;
-        // Nothing is signed.
+        // No hop is signed.
         meshes.send_replace(mesh("", ""));
         conditions.until(Code::HopKeysUnguarded, false).await;
     }

@@ -1,8 +1,9 @@
-//! Who may write: the processes around [`policy::fence`].
+//! Write authority: the processes around [`policy::fence`].
 //!
-//! `policy::fence::Replica` decides everything. What is here feeds it: the `engine` with what the store says, with time and
-//! with what proxies say, and makes the transactions that it asks for; `service` is the stream to the proxies; `peers` is the
-//! way to other replicas; `records` is the way to and from the store's keys; `clock` reads the time.
+//! `policy::fence::Replica` decides everything. The modules here feed it: the `engine` with the
+//! events of the store, with time and with the messages of proxies, and makes the transactions that
+//! it asks for; `service` is the stream to the proxies; `peers` is the way to other replicas;
+//! `records` is the way to and from the store's keys; `clock` reads the time.
 
 mod clock;
 mod conditions;
@@ -53,7 +54,7 @@ pub const FACTS_MAX: usize = 1_024;
 /// Messages of proxies that may wait for it.
 const COMMANDS_MAX: usize = 1_024;
 
-/// What is configured.
+/// The configured rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     pub cells: BTreeMap<Name, CellRules>,
@@ -64,7 +65,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// What `mesh` says. Every epoch that was `remembered` of a cell is below its next one.
+    /// The rules of `mesh`. Every epoch that was `remembered` of a cell is below its next one.
     pub fn of(mesh: &Mesh, remembered: &BTreeMap<Name, u64>) -> Rules {
         let names = |zones: &[String]| zones.iter().map(|zone| Name::from(zone.as_str())).collect();
         let cells = mesh.authority.iter().flat_map(|authority| &authority.cells);
@@ -126,10 +127,10 @@ pub fn remembered(state: Option<&LastGood>) -> BTreeMap<Name, u64> {
 /// The store, whose members have so long for one answer.
 pub type StoreWithin = Box<dyn Fn(Duration) -> Arc<dyn Store> + Send>;
 
-/// What a proxy refuses, by its node id.
+/// A proxy's refusal of its configuration, by its node id.
 pub type RefusalOf = Box<dyn Fn(&str) -> Option<String> + Send>;
 
-/// What the engine works with.
+/// The inputs of the engine.
 pub struct Sources {
     pub store: StoreWithin,
     /// The way to other replicas.
@@ -137,14 +138,14 @@ pub struct Sources {
     pub facts: mpsc::Receiver<StoreEvent>,
     /// The zones that this process speaks for.
     pub zones: Vec<Name>,
-    /// What is configured at the start: it counts until others are agreed on.
+    /// The terms configured at the start: they count until others are agreed on.
     pub terms: Terms,
-    /// Where it says what is agreed on.
+    /// The place where it publishes the agreed terms.
     pub agreements: Agreements,
     pub rules: watch::Receiver<Arc<Rules>>,
     /// How services are doing.
     pub overviews: watch::Receiver<Arc<Overview>>,
-    /// What a proxy refuses of its configuration, by its node id.
+    /// A proxy's refusal of its configuration, by its node id.
     pub refusals: RefusalOf,
     pub clock: Arc<dyn Clock>,
     /// A number that no other incarnation has.
@@ -193,7 +194,7 @@ enum Command {
     },
 }
 
-/// What an operator wants of a cell.
+/// An operator's request for a cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MoveRequest {
     pub cell: Name,
@@ -267,7 +268,7 @@ impl Authorities {
         }
     }
 
-    /// Which zones have a control plane of their own.
+    /// The zones with a control plane of their own.
     pub fn homes(&self) -> &Homes {
         &self.homes
     }
@@ -282,12 +283,12 @@ impl Authorities {
         self.cells.clone()
     }
 
-    /// What became of moves, the newest first.
+    /// The outcomes of moves, the newest first.
     pub fn operations(&self) -> Arc<Vec<Operation>> {
         Arc::clone(&self.operations.borrow())
     }
 
-    /// A proxy process connects: what it is told goes to `says`. The number of its stream.
+    /// A proxy process connects: messages to it go to `says`. The number of its stream.
     pub async fn join(
         &self,
         holder: HolderId,
@@ -320,11 +321,11 @@ impl Authorities {
     /// A proxy's stream has ended.
     pub async fn left(&self, holder: HolderId, stream: u64) {
         let left = Command::Left { holder, stream };
-        // An engine that is gone knows nobody any more.
+        // An engine that is gone knows no streams.
         let _ = self.commands.send(left).await;
     }
 
-    /// Begins what an operator wants. What becomes of it is seen in [`cells`](Authorities::cells).
+    /// Begins an operator's move. Its outcome is seen in [`cells`](Authorities::cells).
     pub async fn wish(&self, wish: MoveRequest) -> Result<Result<(), MoveRejected>, Gone> {
         let (answer, answered) = oneshot::channel();
         let wish = Command::MoveRequest { wish, answer };
@@ -332,8 +333,8 @@ impl Authorities {
         answered.await.map_err(|_| Gone)
     }
 
-    /// Moves the cells away that nobody else can grant writes for once this process has ended, as an operator would, and waits
-    /// until they have gone. Bound the wait.
+    /// Moves the cells away that no other replica can grant writes for once this process has ended,
+    /// as an operator would, and waits until they have gone. Bound the wait.
     pub async fn hand_over(&self) {
         let (begun, answer) = oneshot::channel();
         let command = Command::HandOver { begun };
@@ -356,8 +357,9 @@ impl Authorities {
         let _ = cells.wait_for(gone).await;
     }
 
-    /// Grants nothing more, waits until nothing that was granted is in use, and ends the session. Without the store it never
-    /// comes back: bound the wait. Leaving without it is safe too, only slower for others.
+    /// Grants nothing more, waits until nothing that was granted is in use, and ends the session.
+    /// Without the store it never comes back: bound the wait. Leaving without it is safe too, only
+    /// slower for others.
     pub async fn stop(&self) {
         let (stopped, ended) = oneshot::channel();
         if self.commands.send(Command::Stop { stopped }).await.is_ok() {

@@ -1,4 +1,5 @@
-//! Where proxies are that could hold grants: what the sessions of all replicas say, and what the own ones have said.
+//! Proxies that could hold grants, by zone: as the sessions of all replicas say, and as the own
+//! ones have said.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +22,7 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// Takes in what the store says.
+    /// Takes an event of the store in.
     pub(super) fn hear(&mut self, fact: &StoreEvent) {
         match fact {
             StoreEvent::Listed { entries, .. } => {
@@ -42,8 +43,8 @@ impl Presence {
         self.stated.insert(zone.clone(), any);
     }
 
-    /// Whether the session of a zone has to be put anew: at once where the first proxy has come, and where the last one has gone
-    /// only after a while, since most come back.
+    /// Whether the session of a zone has to be put anew: at once where the first proxy has come,
+    /// and where the last one has gone only after a while, since most come back.
     pub(super) fn is_to_be_restated(
         &mut self,
         zone: &Name,
@@ -60,8 +61,8 @@ impl Presence {
         now >= since.saturating_add(patience)
     }
 
-    /// The zones all of whose living sessions say that they have no proxy. A zone without a session is none of them, nor is one
-    /// with a session that does not say.
+    /// The zones all of whose living sessions say that they have no proxy. A zone without a session
+    /// is none of them, nor is one with a session that does not say.
     pub(super) fn unheld(&self, sessions: &Sessions, now: u64, terms: &Terms) -> BTreeSet<Name> {
         let living = sessions
             .present()
@@ -83,7 +84,7 @@ impl Presence {
         changes
     }
 
-    /// Who speaks for each zone.
+    /// The speakers for each zone.
     pub(super) fn zones(
         &self,
         sessions: &Sessions,

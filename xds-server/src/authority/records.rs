@@ -33,7 +33,7 @@ fn to_store(revision: Revision) -> store::Revision {
     store::Revision(i64::try_from(revision.0).unwrap_or(i64::MAX))
 }
 
-/// Everything that the store has, and the operations in it.
+/// The listing of the store, and the operations in it.
 pub(super) fn listing(
     cluster: ClusterId,
     at: store::Revision,
@@ -86,7 +86,7 @@ fn grantor_terms(entry: &Entry) -> Revision {
     Revision(GrantorRecord::parse(&entry.value).terms)
 }
 
-/// Terms that cannot be read count as none: nobody acts by them.
+/// Unreadable terms count as none: no replica acts by them.
 fn agreement(entry: &Entry) -> Option<Agreement> {
     let read = TermsRecord::parse(&entry.value);
     read.inspect_err(|error| warn!(key = entry.key, %error, "record not used"))
@@ -100,7 +100,8 @@ pub(super) fn take_operation(operations: &mut Operations, id: &str, value: &[u8]
     }
 }
 
-/// A session, and how it is reached; none for every other key, and for a session that cannot be reached.
+/// A session, and how it is reached; none for every other key, and for a session that cannot be
+/// reached.
 pub(super) fn peer(entry: &Entry) -> Option<(SessionId, PeerRecord)> {
     let id = session_of(&entry.key)?;
     Some((id, SessionRecord::parse(&entry.value).peer?))
@@ -114,7 +115,8 @@ pub(super) fn session_of(key: &str) -> Option<SessionId> {
     }
 }
 
-/// What a put means to a replica. An authority that cannot be read counts as none: nobody grants under it.
+/// A put as the input of a replica. An unreadable authority counts as none: no replica grants under
+/// it.
 pub(super) fn put(entry: &Entry) -> Option<Input> {
     let at = revision(entry.mod_revision);
     Some(match read(entry)? {
@@ -155,7 +157,7 @@ pub(super) fn proxies(entry: &Entry) -> Option<(SessionId, u32)> {
     }
 }
 
-/// What a delete means to a replica.
+/// A delete as the input of a replica.
 pub(super) fn deleted(key: &str, at: store::Revision) -> Option<Input> {
     Some(match parse_key(key)?.ok()? {
         Key::Authority(cell) => Input::Authority {
@@ -219,7 +221,8 @@ pub(super) fn transaction(
     (compares.collect(), ops.chain(operation).collect())
 }
 
-/// The record of what a transaction does to a cell's authority, which was `before`; to be written with it.
+/// The record of a transaction's change to a cell's authority, which was `before`; to be written
+/// with it.
 pub(super) fn operation(
     operations: &Operations,
     cell: &Name,
@@ -257,7 +260,8 @@ pub(super) fn operation(
             (Some(record), "begun")
         }
         (AuthorityState::Fencing(next), _) => {
-            // What began it may not have been seen yet, or have begun anew under the same name.
+            // The beginning of the operation may not have been seen yet, or another one may have
+            // begun under the same name.
             let fresh = begun(next.id.to_string(), next.cause, &next.to, &next.reason);
             let same = |(_, record): &(String, OperationRecord)| {
                 (record.cause, &record.reason) == (fresh.1.cause, &fresh.1.reason)

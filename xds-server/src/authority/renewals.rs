@@ -6,7 +6,7 @@ use policy::fence::{Aloud, Name, Replica};
 
 use crate::{conditions::Code, metrics::Metrics};
 
-/// What was said about each zone's replica.
+/// The reports about each zone's replica.
 pub(super) struct Renewals {
     /// Since when each zone's replica puts its key.
     aloud: BTreeMap<Name, u64>,

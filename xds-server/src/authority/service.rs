@@ -66,7 +66,7 @@ impl Fence for FenceService {
         let service = self.clone();
         let caller = Peer::of(request.extensions());
         tokio::spawn(async move {
-            // The error is what the proxy is told; where the proxy is gone nobody needs it.
+            // The proxy gets the error; where the proxy is gone it is not needed.
             if let Err(status) = hold(service, caller, request.into_inner(), out.clone()).await {
                 let _ = out.send(Err(status)).await;
             }

@@ -1,8 +1,8 @@
 //! How fast the kernel slews this machine's clock, beside the drift that is agreed on.
 //!
-//! `CLOCK_BOOTTIME`, by which sessions and grants are counted, follows the rate that a time daemon sets. Not noticed here: a clock
-//! that is wrong by itself, and a machine that a hypervisor has stopped without telling it, since no clock of the guest shows
-//! that.
+//! `CLOCK_BOOTTIME`, by which sessions and grants are counted, follows the rate that a time daemon
+//! sets. Not noticed here: a clock that is wrong by itself, and a machine that a hypervisor has
+//! stopped without telling it, since no clock of the guest shows that.
 
 use std::time::Duration;
 
@@ -14,11 +14,13 @@ use crate::{conditions::Code, metrics::Metrics};
 /// How often the kernel is asked.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// The kernel's tick when nothing is slewed, in microseconds, and what one more of them changes, in parts per million.
+/// The kernel's tick without a slew, in microseconds, and the change by one more of them, in parts
+/// per million.
 const TICK_US: i64 = 10_000;
 const PPM_PER_TICK_US: i64 = 100;
 
-/// Asks the kernel again and again, and says when its clock is slewed by more than what is agreed on. Never ends.
+/// Asks the kernel again and again, and reports a slew of its clock beyond the agreed drift. Never
+/// ends.
 pub async fn watch(agreements: Agreements, metrics: Metrics) {
     let mut ticks = tokio::time::interval(INTERVAL);
     loop {
@@ -45,7 +47,8 @@ fn too_fast(ppm: i64, drift_permille: u16) -> Option<String> {
     })
 }
 
-/// By how many parts per million the clock goes faster than it would by itself; none where the kernel does not say.
+/// By how many parts per million the clock goes faster than it would by itself; none where the
+/// kernel does not say.
 fn slew_ppm() -> Option<i64> {
     // All zeros: no mode, which changes nothing and needs no privilege.
     // SAFETY: `timex` is plain numbers, for which zeros are a value.
@@ -68,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_slew_by_more_than_what_is_agreed_on_is_said() {
-        // Nothing is slewed; a drift that a daemon makes up for; chrony's fastest slew, in both directions.
+        // No slew; a drift that a daemon makes up for; chrony's fastest slew, in both directions.
         assert_eq!(ppm_of(10_000, 0), 0);
         assert_eq!(ppm_of(10_000, -35 << 16), -35);
         let fastest = ppm_of(10_833, 333 << 16);

@@ -1,4 +1,4 @@
-//! How cells stand, for people and for what follows from it.
+//! The state of cells, for people and for the conditions that follow from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,11 +22,11 @@ pub struct CellStatus {
     /// The move that is under way.
     #[serde(rename = "move")]
     pub moving: Option<MoveStatus>,
-    /// The incarnations of which something may still be under way; `*`: of anybody.
+    /// The incarnations of which something may still be under way; `*`: of any.
     pub unsettled: Vec<String>,
     /// The incarnations that are registered to grant.
     pub grantors: Vec<String>,
-    /// What this process grants, by zone.
+    /// The grants of this process, by zone.
     pub here: Vec<Holding>,
     /// The zones that a replica speaks for.
     #[serde(default)]
@@ -34,7 +34,8 @@ pub struct CellStatus {
     /// Services with fenced writes of which no owner has a usable instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unserved: Vec<String>,
-    /// For so long, from when this record was seen, an operator's move keeps it from leaving because others serve it better.
+    /// For so long, from when this record was seen, an operator's move keeps it from leaving
+    /// because others serve it better.
     #[serde(default)]
     pub hold_ms: u64,
     /// This is old: the store is away, or not believed. Why.
@@ -44,16 +45,17 @@ pub struct CellStatus {
 
 pub type MoveStatus = MoveRecord;
 
-/// Who speaks for a zone, over all replicas.
+/// The speakers for a zone, over all replicas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speakers {
     /// Living sessions.
     pub replicas: u32,
-    /// Proxies that are connected to them, to hold grants, as they last said; none where no replica says.
+    /// Proxies that are connected to them, to hold grants, as they last said; none where no replica
+    /// says.
     pub proxies: Option<u32>,
 }
 
-/// What one replica grants for a cell.
+/// The grants of one replica for a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holding {
     pub zone: String,
@@ -65,7 +67,7 @@ pub struct Holding {
     pub holders: usize,
 }
 
-/// What became of a move.
+/// The outcome of a move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     pub id: String,
@@ -73,7 +75,8 @@ pub struct Operation {
     pub record: OperationRecord,
 }
 
-/// The cells as `replicas`, which speak for one zone each, see them together. `out` has the services that a zone cannot serve.
+/// The cells as `replicas`, which speak for one zone each, see them together. `out` has the
+/// services that a zone cannot serve.
 pub(super) fn of<'r>(
     replicas: impl Iterator<Item = &'r Replica> + Clone,
     presence: &Presence,

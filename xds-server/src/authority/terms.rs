@@ -1,4 +1,5 @@
-//! The agreed terms, for people and for the rest of the process: what is agreed on, and which replica is configured how.
+//! The agreed terms, for people and for the rest of the process: the terms themselves, and the
+//! configuration of each replica.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -13,7 +14,7 @@ use tokio::sync::watch;
 
 use super::StoreEvent;
 
-/// Where the process says what is agreed on. Copies are the same one.
+/// The place where the process publishes the agreed terms. Copies are the same one.
 #[derive(Clone, Default)]
 pub struct Agreements {
     known: watch::Sender<Option<Arc<Agreement>>>,
@@ -27,12 +28,12 @@ impl Agreements {
         (known.as_ref()).is_some_and(|agreement| agreement.admits(own))
     }
 
-    /// What is agreed on; none while nobody knows.
+    /// The agreed terms; none while they are unknown.
     pub fn known(&self) -> Option<Arc<Agreement>> {
         self.known.borrow().clone()
     }
 
-    /// The terms to act by: what is agreed on, as far as is known, and else what is `configured`.
+    /// The terms to act by: the agreed ones, as far as they are known, and else those `configured`.
     pub fn terms(&self, configured: &Terms) -> Terms {
         let known = self.known.borrow();
         known
@@ -63,15 +64,16 @@ pub struct TermsStatus {
     /// Of the record; 0: none is known.
     pub revision: u64,
     pub current: Option<AgreedRecord>,
-    /// What they are being changed to.
+    /// The terms of the change that is under way.
     pub next: Option<AgreedRecord>,
-    /// Nobody grants: the change moves shards or keys from one cell to another.
+    /// No replica grants: the change moves shards or keys from one cell to another.
     pub stopped: bool,
-    /// What this replica is configured with.
+    /// The terms that this replica is configured with.
     pub configured: Option<AgreedRecord>,
-    /// Whether that is among the agreed terms. Where not, this replica grants nothing, and takes no step of a move.
+    /// Whether that is among the agreed terms. Where not, this replica grants nothing, and takes no
+    /// step of a move.
     pub agrees: bool,
-    /// What is different.
+    /// The differences between the two.
     pub differences: Vec<String>,
     /// All living replicas.
     pub replicas: Vec<ReplicaTerms>,
@@ -90,7 +92,7 @@ pub struct ReplicaTerms {
     pub behind: bool,
 }
 
-/// What sessions say of their processes.
+/// The statements of sessions about their processes.
 #[derive(Default)]
 pub(super) struct Said(BTreeMap<SessionId, SessionRecord>);
 
@@ -124,7 +126,7 @@ fn session_of(key: &str) -> Option<SessionId> {
     session_id(incarnation)
 }
 
-/// What a replica says of itself in its session.
+/// A replica's statement about itself in its session.
 pub(super) fn own(replica: &Replica) -> Option<SessionTerms> {
     let (revision, agreement) = replica.agreement()?;
     let own = replica.configured();
@@ -185,13 +187,13 @@ fn replicas(replica: &Replica, said: &Said, revision: u64, now: u64) -> Vec<Repl
     each.collect()
 }
 
-/// Whether all living replicas are configured with what comes next.
+/// Whether all living replicas are configured with the next terms.
 pub(super) fn rolled(status: &TermsStatus) -> bool {
     let next = |replica: &ReplicaTerms| replica.configured == Some(Configured::Next);
     status.next.is_some() && status.replicas.iter().all(next)
 }
 
-/// What is different, in the words of the configuration.
+/// The differences, in the words of the configuration.
 pub(super) fn differences(agreed: &Agreed, own: &Agreed) -> Vec<String> {
     let (agreed, own) = (AgreedRecord::from(agreed), AgreedRecord::from(own));
     let spans = [

@@ -25,12 +25,12 @@ pub struct ZoneInstances<'i> {
     pub state: ZoneState,
     /// An operator has drained the zone: its instances get nothing new, however healthy they are.
     pub drained: bool,
-    /// The share of healthy instances, in percent, from which the zone takes everything that it is given; below, a proxy turns
-    /// to the next place with a part of it, by itself.
+    /// The share of healthy instances, in percent, from which the zone takes everything that it is
+    /// given; below, a proxy turns to the next place with a part of it, by itself.
     pub full_from_percent: u8,
     /// By name, in order.
     pub instances: Vec<(&'i str, &'i Instance)>,
-    /// Whether any of this is not what it was.
+    /// Whether any of this has changed.
     pub changed: bool,
 }
 
@@ -50,8 +50,9 @@ impl ZoneInstances<'_> {
     }
 }
 
-/// The endpoints of a service that are not what they were; `zones` are those of the topology, in its order. Without instances an assignment is empty, but
-/// it is there: a cluster that waits for it would hold up every route. Without a healthy one it is a dead end.
+/// The changed endpoints of a service; `zones` are those of the topology, in its order. Without
+/// instances an assignment is empty, but it is there: a cluster that waits for it would hold up
+/// every route. Without a healthy one it is a dead end.
 pub fn endpoints(
     topology: &Topology,
     service: &ServiceConfig,
@@ -75,7 +76,8 @@ pub fn endpoints(
             .map(|region| {
                 let name = rules::cluster_name(&service.name, topology.region_name(region));
                 let within = || (zones.iter()).filter(|z| topology.region_of(z.zone) == region);
-                // A zone that is out has no part in the ring, unless nothing else is left; a drained one keeps its sessions.
+                // A zone that is out has no part in the ring, unless nothing else is left; a
+                // drained one keeps its sessions.
                 let any_up = within().any(|zone| zone.state == ZoneState::Up);
                 let part = |zone: &&ZoneInstances<'_>| {
                     !any_up || zone.state == ZoneState::Up || zone.drained
@@ -110,7 +112,8 @@ fn assignment(
                 .instances
                 .iter()
                 .map(|(name, instance)| {
-                    // Where requests are spread by hash, the name places an instance: at another address it keeps its keys.
+                    // Where requests are spread by hash, the name places an instance: at another
+                    // address it keeps its keys.
                     let key = || format!("{}/{name}", topology.zone_name(zone.zone));
                     endpoint(instance, zone.health(instance), keyed.then(key))
                 })

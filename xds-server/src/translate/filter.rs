@@ -30,17 +30,19 @@ use super::{FILTER, millis};
 use crate::config::{CONTROL_PLANE, FilterConfig};
 use xds::resource::Resource;
 
-/// How soon a filter that trapped is built again: below a second, or its requests would be refused for as long.
+/// How soon a filter that trapped is built again: below a second, or its requests would be refused
+/// for as long.
 const RELOAD_BACKOFF_MS: i32 = 100;
 
-/// What the filter may call and be called with. Callbacks that are not listed are not made at all, which is what makes a
-/// request cheap: nothing for bodies, responses, logs and done. Without `proxy_on_request_headers` Envoy would skip the
-/// filter in silence; without most of the others it does not start, or refuses every request.
+/// The host calls and callbacks of the filter. Callbacks that are not listed are not made at all,
+/// so a request is cheap: nothing for bodies, responses, logs and done. Without
+/// `proxy_on_request_headers` Envoy would skip the filter in silence; without most of the others it
+/// does not start, or refuses every request.
 const CAPABILITIES: &[&str] = &[
     "proxy_on_context_create",
     "proxy_on_configure",
     "proxy_on_request_headers",
-    // Nothing is done in it, but without it the SDK never frees a request's context.
+    // The filter ignores it, but without it the SDK never frees a request's context.
     "proxy_on_delete",
     "proxy_log",
     "proxy_get_buffer_bytes",
@@ -51,16 +53,17 @@ const CAPABILITIES: &[&str] = &[
     "proxy_define_metric",
     "proxy_increment_metric",
     "proxy_record_metric",
-    // The write fence: what the workers share, and how they look at it.
+    // The write fence: the data that the workers share, and the tick on which they read it.
     "proxy_on_tick",
     "proxy_set_tick_period_milliseconds",
     "proxy_get_shared_data",
     "proxy_set_shared_data",
     "clock_time_get",
     "random_get",
-    // What it has applied, told to the control plane.
+    // The applied configuration, reported to the control plane.
     "proxy_grpc_call",
-    // Its stream to the control plane. The SDK sets the context before it passes on what comes there.
+    // Its stream to the control plane. The SDK sets the context before it passes on messages from
+    // there.
     "proxy_grpc_stream",
     "proxy_grpc_send",
     "proxy_grpc_cancel",
@@ -71,7 +74,8 @@ const CAPABILITIES: &[&str] = &[
     "proxy_get_property",
 ];
 
-/// The ECDS resource with `policy`, and the policy's version. What `encoder` has encoded before is not encoded again.
+/// The ECDS resource with `policy`, and the policy's version. Parts that `encoder` has encoded
+/// before are not encoded again.
 pub fn filter_config(
     filter: &FilterConfig,
     policy: &Policy,
@@ -82,7 +86,7 @@ pub fn filter_config(
     (filter_config_of_bytes(filter, &policy), version)
 }
 
-/// The ECDS resource with a policy as bytes in pieces, whatever they are.
+/// The ECDS resource with a policy of any bytes, in pieces.
 pub fn filter_config_of_bytes(filter: &FilterConfig, policy: &[&[u8]]) -> Arc<Resource> {
     let around = Around::wasm(filter, policy.iter().map(|piece| piece.len()).sum());
     let around = around.within(field::ANY_VALUE).after_type::<Wasm>();
@@ -104,7 +108,7 @@ pub fn filter_config_of_bytes(filter: &FilterConfig, policy: &[&[u8]]) -> Arc<Re
     ))
 }
 
-/// What the filter does until a policy has arrived. Safe on its own: reads stay local, writes are fenced.
+/// The filter's policy until one has arrived. Safe on its own: reads stay local, writes are fenced.
 pub(super) fn fallback(filter: &FilterConfig) -> Any {
     let (policy, _) = protos::encode(&Policy::Fallback, filter.generation, CONTROL_PLANE);
     let around = Around::wasm(filter, policy.len());
@@ -114,7 +118,8 @@ pub(super) fn fallback(filter: &FilterConfig) -> Any {
     }
 }
 
-/// What stands around the policy in a message that holds it, so that the policy, which is long, is copied once.
+/// The bytes around the policy in a message that holds it, so that the policy, which is long, is
+/// copied once.
 struct Around {
     before: Vec<u8>,
     /// How many bytes the policy has.
@@ -172,7 +177,7 @@ impl Around {
         Around { before, ..self }
     }
 
-    /// In an `Any`, behind the type of what it holds.
+    /// In an `Any`, behind the type of its content.
     fn after_type<M: Name>(self) -> Around {
         self.after(&Any {
             type_url: M::type_url(),
@@ -186,7 +191,7 @@ impl Around {
     }
 }
 
-/// The plugin without its configuration: what stands before that and behind it.
+/// The plugin without its configuration: the bytes before that and behind it.
 fn plugin(filter: &FilterConfig) -> (PluginConfig, PluginConfig) {
     let code = AsyncDataSource {
         specifier: Some(async_data_source::Specifier::Local(DataSource {
@@ -221,8 +226,9 @@ fn plugin(filter: &FilterConfig) -> (PluginConfig, PluginConfig) {
     (before, behind)
 }
 
-/// The part of `envoy.extensions.filters.http.wasm.v3.Wasm` that holds the capabilities, with a map that is ordered: the
-/// generated type has a hash map, whose encoding differs from process to process, and with it the version.
+/// The part of `envoy.extensions.filters.http.wasm.v3.Wasm` that holds the capabilities, with a map
+/// that is ordered: the generated type has a hash map, whose encoding differs from process to
+/// process, and with it the version.
 mod ordered {
     use super::{BTreeMap, SanitizationConfig};
 
@@ -297,7 +303,7 @@ mod tests {
         assert_eq!(allowed.allowed_capabilities.len(), CAPABILITIES.len());
     }
 
-    /// Whatever its length, which is in front of it six times.
+    /// At any length, which is in front of it six times.
     #[test]
     fn a_policy_in_pieces_makes_the_bytes_of_a_message_that_holds_it() {
         for pieces in [&[&b"x"[..]][..], &[&[7; 130], b"", &[8; 70_000]]] {

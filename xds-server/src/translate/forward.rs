@@ -1,4 +1,4 @@
-//! What a route does with a request that goes on: where it may turn when it is not answered.
+//! A route's action for a request that goes on: its alternatives where it is not answered.
 
 use std::{collections::HashMap, time};
 
@@ -64,7 +64,8 @@ pub(super) fn action(
             ..HedgePolicy::default()
         }),
         hash_policy: hash_policy(&resilience.strategy).into_iter().collect(),
-        // Said even where it is 0: Envoy's defaults, 15 s and 5 min, would cut streams and long polls.
+        // Said even where it is 0: Envoy's defaults, 15 s and 5 min, would cut streams and long
+        // polls.
         timeout: duration_ms(options.timeout_ms),
         idle_timeout: duration_ms(options.idle_timeout_ms),
         max_stream_duration: match grpc {
@@ -83,7 +84,8 @@ fn stream_duration(options: RouteOptions) -> Option<MaxStreamDuration> {
     })
 }
 
-/// gRPC calls say themselves how long they may take, from their beginning. What is configured bounds that, and those that do not.
+/// gRPC calls say themselves how long they may take, from their beginning. The configured time
+/// bounds that, and those that do not.
 pub(super) fn grpc_duration(options: RouteOptions) -> MaxStreamDuration {
     let bound = options.shortest_ms();
     MaxStreamDuration {
@@ -93,9 +95,10 @@ pub(super) fn grpc_duration(options: RouteOptions) -> MaxStreamDuration {
     }
 }
 
-/// Forwards a write that the fence let through to `to`, which has a single place. It lives no longer than `drain`, whatever is tried
-/// again, and however slowly its body comes: after that long nothing of it is under way. A shorter bound of its route counts as well,
-/// from the beginning of the request.
+/// Forwards a write that the fence let through to `to`, which has a single place. It lives no
+/// longer than `drain`, with all its retries, and however slowly its body comes: after that long
+/// nothing of it is under way. A shorter bound of its route counts as well, from the beginning of
+/// the request.
 pub(super) fn fenced_write(
     to: ClusterSpecifier,
     drain: time::Duration,
@@ -135,8 +138,9 @@ pub(super) fn usual_retries() -> RetryPolicy {
     retry_policy(Class::Read, &Strategy::Weighted, hedge_after_ms)
 }
 
-/// Reads are tried again wherever they may go; writes only where nothing was sent, so that none happens twice. Each attempt
-/// leaves the place that failed the one before: a zone, or first the instance where all of a region share the keys.
+/// Reads are tried again wherever they may go; writes only where nothing was sent, so that none
+/// happens twice. Each attempt leaves the place that failed the one before: a zone, or first the
+/// instance where all of a region share the keys.
 fn retry_policy(class: Class, strategy: &Strategy, hedge_after_ms: u32) -> RetryPolicy {
     let previous_hosts = RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
@@ -165,7 +169,8 @@ fn retry_policy(class: Class, strategy: &Strategy, hedge_after_ms: u32) -> Retry
             ))),
         }),
         retry_host_predicate: vec![previous_hosts],
-        // A dead instance fails fast, looks idle, and so is picked again and again: look often enough to find another.
+        // A dead instance fails fast, looks idle, and so is picked again and again: look often
+        // enough to find another.
         host_selection_retry_max_attempts: 32,
         per_try_timeout: match hedge_after_ms {
             0 => None,
@@ -214,7 +219,7 @@ pub(super) fn hash_policy(strategy: &Strategy) -> Option<HashPolicy> {
     })
 }
 
-/// What switches sessions on for a route; at most one entry.
+/// The configuration that switches sessions on for a route; at most one entry.
 pub(super) fn sessions(strategy: &Strategy) -> HashMap<String, Any> {
     let Strategy::RegionFirstHash {
         sessions: Some(sessions),

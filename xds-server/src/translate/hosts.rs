@@ -1,7 +1,7 @@
 //! Virtual hosts in the pieces in which they change.
 //!
-//! Services may share a host, thousands of them where all have paths on `*`. When one has new plans its own routes are encoded
-//! anew; the others' bytes are shared.
+//! Services may share a host, thousands of them where all have paths on `*`. When one has new plans
+//! its own routes are encoded anew; the others' bytes are shared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,16 +20,18 @@ pub type VirtualHosts = BTreeMap<String, Host>;
 
 /// A virtual host, encoded as an entry of `RouteConfiguration.virtual_hosts`.
 ///
-/// The first routes stand in one piece with the head: most hosts have no others, and what a table costs is its pieces.
+/// The first routes stand in one piece with the head: most hosts have no others, and the cost of a
+/// table is its pieces.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// The fields before the routes.
     before: Vec<u8>,
-    /// The entry's tag and length, the fields before the routes, and what became of the first of the rules' routes.
+    /// The entry's tag and length, the fields before the routes, and Envoy's routes for the first
+    /// of the rules' routes.
     head: Piece,
     /// Where in the head the first routes begin.
     first_at: usize,
-    /// What became of the rules' other routes, in the order in which they are tried.
+    /// Envoy's routes for the rules' other routes, in the order in which they are tried.
     others: Vec<Piece>,
     /// The fields behind the routes, if there are any.
     tail: Option<Piece>,
@@ -65,7 +67,7 @@ impl Host {
         host
     }
 
-    /// Puts what has become of one of the rules' routes in its place.
+    /// Puts Envoy's routes for one of the rules' routes in their place.
     fn put(&mut self, place: usize, routes: Bytes) {
         let Some(at) = place.checked_sub(1) else {
             self.begin_with(&routes);
@@ -79,8 +81,9 @@ impl Host {
         }
     }
 
-    /// Makes the head, and shares it with nobody: bytes get their counter of owners when they are first shared. So a table that
-    /// shares all heads finds the counters side by side in memory whenever it is made anew.
+    /// Makes the head, not shared yet: bytes get their counter of owners when they are first
+    /// shared. So a table that shares all heads finds the counters side by side in memory whenever
+    /// it is made anew.
     fn begin_with(&mut self, first: &[u8]) {
         let len = self.before.len() + first.len() + self.behind_len;
         let mut head = Vec::new();
@@ -116,7 +119,7 @@ pub(super) trait Translation {
     /// Those behind, which all hosts have alike.
     fn behind(&self) -> VirtualHost;
 
-    /// What becomes of a service's route. It follows from the plans of this service alone.
+    /// Envoy's routes for a service's route. They follow from the plans of this service alone.
     fn routes(&self, id: ServiceId, service: &Service, route: &policy::Route) -> Vec<Route>;
 }
 

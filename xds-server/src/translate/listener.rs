@@ -105,7 +105,7 @@ fn listening(at: &ListenerConfig, address: SocketAddr) -> Address {
     listening
 }
 
-/// What is read of a connection before a filter chain is chosen, in this order.
+/// The inspections of a connection before a filter chain is chosen, in this order.
 fn listener_filters(at: &ListenerConfig) -> Vec<ListenerFilter> {
     let filter = |name: &str, config| ListenerFilter {
         name: name.to_owned(),
@@ -123,7 +123,8 @@ fn listener_filters(at: &ListenerConfig) -> Vec<ListenerFilter> {
     proxy_protocol.into_iter().chain(tls_inspector).collect()
 }
 
-/// One for each certificate, or one for plain text. A server name (SNI) that no chain has is not served.
+/// One for each certificate, or one for plain text. A server name (SNI) that no chain has is not
+/// served.
 fn filter_chains(tls: Option<&DownstreamTls>, filters: Vec<Filter>) -> Vec<FilterChain> {
     let Some(tls) = tls else {
         return vec![FilterChain {
@@ -143,7 +144,8 @@ fn filter_chains(tls: Option<&DownstreamTls>, filters: Vec<Filter>) -> Vec<Filte
     tls.certificates.iter().map(chain).collect()
 }
 
-/// What upstreams are told of a client's certificate. A copy of the header from outside never passes.
+/// The forwarding of a client's certificate to upstreams. A copy of the header from outside never
+/// passes.
 fn client_certificate(at: &ListenerConfig) -> ForwardClientCertDetails {
     match at.tls.as_ref().and_then(|tls| tls.trusted_ca.as_ref()) {
         Some(_) => ForwardClientCertDetails::SanitizeSet,
@@ -183,9 +185,11 @@ fn connection_manager(mesh: &Mesh, at: &ListenerConfig, role: Role) -> HttpConne
         max_request_headers_kb: uint32(at.limits.max_request_headers_kb),
         request_headers_timeout: duration_ms(at.limits.request_headers_timeout_ms),
         stream_idle_timeout: duration_ms(at.limits.stream_idle_timeout_ms),
-        // A fully qualified name is the same host. Here, before routes and filter look at it, so that they agree.
+        // A fully qualified name is the same host. Here, before routes and filter look at it, so
+        // that they agree.
         strip_trailing_host_dot: true,
-        // At the edge the peer is the client; a sidecar's peer is the application, which may pass a client's address on.
+        // At the edge the peer is the client; a sidecar's peer is the application, which may pass a
+        // client's address on.
         use_remote_address: Some(BoolValue {
             value: role == Role::Gateway,
         }),
@@ -240,7 +244,8 @@ fn http2_options(mesh: &Mesh, at: &ListenerConfig) -> Http2ProtocolOptions {
     }
 }
 
-/// Those that any service takes. Envoy asks for it before the filter has chosen a route; the others' routes refuse them.
+/// Those that any service takes. Envoy asks for it before the filter has chosen a route; the
+/// others' routes refuse them.
 fn upgrades(mesh: &Mesh) -> Vec<UpgradeConfig> {
     let services = mesh.services.iter();
     let taken = services.flat_map(|service| &service.resilience.upgrades.taken);
@@ -253,8 +258,8 @@ fn upgrades(mesh: &Mesh) -> Vec<UpgradeConfig> {
         .collect()
 }
 
-/// Routes that switch the filter off would otherwise believe what a client says. What many servers take for the same names goes as
-/// well, where it can come at all.
+/// Routes that switch the filter off would otherwise believe a client's headers. Names that many
+/// servers take for the same go as well, where they can come at all.
 fn strip_internal_headers(at: &ListenerConfig) -> TypedExtensionConfig {
     let with_prefix = |prefix: String| {
         Action::RemoveOnMatch(RemoveOnMatch {
@@ -294,7 +299,8 @@ fn tidegate_filter(mesh: &Mesh) -> HttpFilter {
             ..from_ads()
         }),
         default_config: Some(fallback(&mesh.filter)),
-        // The policy comes within milliseconds of the listener, so it is worth waiting for: no write is fenced for nothing.
+        // The policy comes within milliseconds of the listener, so it is worth waiting for: no
+        // write is fenced for nothing.
         apply_default_config_without_warming: false,
         type_urls: vec![
             envoy_types::pb::envoy::extensions::filters::http::wasm::v3::Wasm::type_url(),

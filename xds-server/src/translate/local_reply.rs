@@ -1,5 +1,5 @@
-//! Answers that Envoy gives by itself say why, as those of the filter do: problem details (RFC 9457) whose `reason` is Envoy's
-//! response code detail.
+//! Answers that Envoy gives by itself say why, as those of the filter do: problem details
+//! (RFC 9457) whose `reason` is Envoy's response code detail.
 
 use envoy_types::pb::envoy::config::{
     accesslog::v3::{
@@ -16,7 +16,8 @@ use policy::{Reason, Refusal, headers, refusal::PROBLEM_JSON};
 
 use super::ordered::{self, JsonFormat, ResponseMapper};
 
-/// The fields of a connection manager that have Envoy's own answers say why. The first mapper that takes an answer counts.
+/// The fields of a connection manager that have Envoy's own answers say why. The first mapper that
+/// takes an answer counts.
 pub(super) fn reasons() -> ordered::HttpConnectionManager {
     let refused_upgrade = [
         ("type", "about:blank"),
@@ -97,7 +98,7 @@ fn grpc(is: bool) -> AccessLogFilter {
     })
 }
 
-/// The decisions by which requests go on. Whatever else stands in a request is the reason of a refusal.
+/// The decisions by which requests go on. Any other value in a request is the reason of a refusal.
 const GOES_ON: [Reason; 8] = [
     Reason::HomeZone,
     Reason::HomeRegion,
@@ -109,8 +110,9 @@ const GOES_ON: [Reason; 8] = [
     Reason::Observed,
 ];
 
-/// Neither one of ours, nor to a gRPC request, which takes the text alone. The filter's answers are told by the reason that it sets
-/// in the request; the route table's, all of which are 503, by their want of a response flag.
+/// Neither one of ours, nor to a gRPC request, which takes the text alone. The filter's answers are
+/// told by the reason that it sets in the request; the route table's, all of which are 503, by
+/// their want of a response flag.
 fn is_envoys_own() -> AccessLogFilter {
     let goes_on = GOES_ON.map(Reason::as_str).join("|");
     let not_refused = header(HeaderMatcher {
@@ -132,7 +134,7 @@ fn is_envoys_own() -> AccessLogFilter {
     let not_from_the_table = filter(FilterSpecifier::OrFilter(OrFilter {
         filters: vec![status(Op::Le, 502), status(Op::Ge, 504), flagged],
     }));
-    // Not what a route answers directly on purpose.
+    // Not the direct answers of a route, which are on purpose.
     let failed = status(Op::Ge, 400);
     and(vec![not_refused, grpc(false), failed, not_from_the_table])
 }

@@ -1,8 +1,9 @@
 //! From the mesh to Envoy's resources. Pure: the same input gives the same bytes.
 //!
-//! Names are contracts: clusters with endpoints are `<service>/<zone>`, those that routes name `<service>/<place>/reads` and
-//! `<service>/<place>/writes`, or the former where nothing is behind them; the listener is [`LISTENER`], its route table [`ROUTES`], the
-//! filter and its ECDS resource [`FILTER`]. Virtual hosts on demand are `<route table>/<host>`.
+//! Names are contracts: clusters with endpoints are `<service>/<zone>`, those that routes name
+//! `<service>/<place>/reads` and `<service>/<place>/writes`, or the former where nothing is behind
+//! them; the listener is [`LISTENER`], its route table [`ROUTES`], the filter and its ECDS resource
+//! [`FILTER`]. Virtual hosts on demand are `<route table>/<host>`.
 
 mod access_log;
 mod cluster;
@@ -43,7 +44,8 @@ pub const LISTENER: &str = "ingress";
 pub const ROUTES: &str = "tidegate";
 /// The name of the filter, in the listener and as an ECDS resource.
 pub const FILTER: &str = "tidegate";
-/// The filter that keeps sessions on their instances; it does nothing but on routes that switch it on.
+/// The filter that keeps sessions on their instances; it does nothing but on routes that switch it
+/// on.
 const SESSIONS: &str = "envoy.filters.http.stateful_session";
 
 /// Resources come over the one stream that the proxy has anyway.

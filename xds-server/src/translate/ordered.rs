@@ -1,8 +1,9 @@
-//! The parts of Envoy's messages that hold maps, with maps that are ordered. The generated types have hash maps, whose encoding
-//! differs from process to process, and with it the version of a resource.
+//! The parts of Envoy's messages that hold maps, with maps that are ordered. The generated types
+//! have hash maps, whose encoding differs from process to process, and with it the version of a
+//! resource.
 //!
-//! Encodings of one message type that stand side by side are merged by every reader of protobuf, so that these parts are
-//! appended to what the generated types encode.
+//! Encodings of one message type that stand side by side are merged by every reader of protobuf, so
+//! that these parts are appended to the encodings of the generated types.
 
 use std::collections::BTreeMap;
 

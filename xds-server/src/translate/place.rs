@@ -1,4 +1,5 @@
-//! Where a service's instances are taken together: a zone, or where requests are spread by hash, a region.
+//! Where a service's instances are taken together: a zone, or where requests are spread by hash, a
+//! region.
 
 use policy::{
     Class, RegionId, Tier, Topology, ZoneId,
@@ -7,7 +8,7 @@ use policy::{
 
 use crate::config::Strategy;
 
-/// What a cluster with endpoints is about.
+/// The subject of a cluster with endpoints.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Zone(ZoneId),
@@ -22,8 +23,9 @@ pub(super) fn places(topology: &Topology, strategy: &Strategy) -> Vec<Place> {
     }
 }
 
-/// Whether requests are kept on their instances. Envoy's aggregate clusters cannot, so that routes name the endpoints' own
-/// cluster, and requests turn to nowhere else before the control plane says so.
+/// Whether requests are kept on their instances. Envoy's aggregate clusters cannot, so that routes
+/// name the endpoints' own cluster, and requests turn to nowhere else before the control plane says
+/// so.
 pub(super) fn keeps_sessions(strategy: &Strategy) -> bool {
     matches!(
         strategy,
@@ -63,7 +65,7 @@ impl Place {
         }
     }
 
-    /// Whether requests of `class` may turn to no other place: nothing is behind its own cluster.
+    /// Whether requests of `class` may turn to no other place: its own cluster has no fallback.
     pub(super) fn is_alone(&self, topology: &Topology, class: Class) -> bool {
         match self {
             Place::Zone(zone) => is_alone(topology, *zone, class),
@@ -71,7 +73,8 @@ impl Place {
         }
     }
 
-    /// Where requests of `class` turn to, this place first, then by distance. Writes stay in the region.
+    /// Where requests of `class` turn to, this place first, then by distance. Writes stay in the
+    /// region.
     pub(super) fn turns_to(
         &self,
         topology: &Topology,

@@ -1,11 +1,12 @@
 //! RDS: the route table of one viewing zone.
 //!
-//! For each host, and in it for each of the services' routes, longest path first, the table holds in this order:
+//! For each host, and in it for each of the services' routes, longest path first, the table holds
+//! in this order:
 //!
 //! 0. upgrades to protocols that the service does not take, though others do, are refused;
 //! 1. *plain reads*, which need no decision: the filter is switched off for them, and they go as
 //!    planned;
-//! 2. requests without a stamp are refused: nobody has decided about them;
+//! 2. requests without a stamp are refused: they are undecided;
 //! 3. reads of the viewing zone go to the cluster that the filter names in `x-tidegate-to`;
 //! 4. so do writes; one that names none is refused;
 //! 5. so do reads of another zone;
@@ -13,7 +14,7 @@
 //!    this table.
 //!
 //! The filter knows the plans, so a plan changes only the routes of plain reads. Policy and table
-//! agree whatever their ages.
+//! agree at any ages.
 //!
 //! The writes of a fenced service stand together in place of 4: those that were *admitted*, told by
 //! `x-tidegate-epoch`, go to the viewing zone's instances and turn nowhere else; those that are
@@ -24,8 +25,8 @@
 //!
 //! The first pass of Envoy's routing, before the filter has run, ends at 1 or 2; the filter's stamp
 //! makes Envoy route again. Every route that is tried and passed over costs each request, so the
-//! most common ones stand first. Routes are also what a table costs a proxy: what they have in
-//! common stands at the virtual host or at the table. Stamps from outside never get here, since the
+//! most common ones stand first. The cost of a table in a proxy is its routes, too: their common
+//! parts stand at the virtual host or at the table. Stamps from outside never get here, since the
 //! listener removes them first.
 
 pub(super) mod fenced;
@@ -67,13 +68,14 @@ use crate::config::{Resilience, Strategy};
 use matching::{absent, add_if_absent, is, is_any_case, present, replace, set};
 use xds::resource::{Names, Piece, Resource, any};
 
-/// How much of a request's body may be kept so that it can be sent again where nothing of it was: Envoy's own default.
+/// How much of a request's body may be kept so that it can be sent again where nothing of it was:
+/// Envoy's own default.
 const RETRY_BUFFER_BYTES: u64 = 1 << 20;
 
-/// In the access log, of what goes nowhere.
+/// In the access log, of requests that go nowhere.
 const NO_TIER: &str = "none";
 
-/// What is configured of a service and not decided by: by its position in the rules.
+/// The configuration of a service that decides nothing: by its position in the rules.
 pub type Resiliences<'r> = &'r dyn Fn(usize) -> Resilience;
 
 /// The route table of `rules`' viewing zone.
@@ -101,7 +103,8 @@ pub fn route_table_on_demand() -> Arc<Resource> {
 pub fn virtual_host_on_demand(name: &str, host: &Host) -> Arc<Resource> {
     let name = format!("{ROUTES}/{name}");
     let more = VirtualHost {
-        // Envoy finds by this name what is to go. Of a field that stands twice the last one counts.
+        // Envoy finds the virtual host to remove by this name. Of a field that stands twice the
+        // last one counts.
         name: name.clone(),
         routes: vec![no_route()],
         ..VirtualHost::default()
@@ -113,7 +116,8 @@ pub fn virtual_host_on_demand(name: &str, host: &Host) -> Arc<Resource> {
     Arc::new(Resource::of_pieces(&name, &type_url, pieces))
 }
 
-/// For what no service takes: Envoy asks for a virtual host not only where it has none, but whenever there is no route.
+/// For requests that no service takes: Envoy asks for a virtual host not only where it has none,
+/// but whenever there is no route.
 fn no_route() -> Route {
     Route {
         r#match: Some(RouteMatch {
@@ -141,7 +145,7 @@ fn table(hosts: &VirtualHosts, options: RouteConfiguration) -> Arc<Resource> {
         request_headers_to_add: vec![
             // The filter counts on.
             add_if_absent(headers::VIA, "1"),
-            // Where a service demands one, the filter has refused what has none.
+            // Where a service demands one, the filter has refused requests without it.
             add_if_absent(headers::TRACE_ID, "%REQ(x-request-id)%"),
             // As a rule a request is served by its home zone.
             add_if_absent(headers::TIER, Tier::Zone.as_str()),
@@ -215,7 +219,8 @@ impl Translation for ForProxies<'_> {
     }
 }
 
-/// The clusters that the table, and a filter that decides by `rules`, may name, and those to which they may turn.
+/// The clusters that the table, and a filter that decides by `rules`, may name, and those to which
+/// they may turn.
 pub fn needed_clusters(rules: &Rules, resiliences: Resiliences<'_>) -> Names {
     let services = (0..rules.services().len()).map(ServiceId::new);
     let needed = services.flat_map(|id| clusters_needed_by(rules, id, resiliences));
@@ -245,7 +250,7 @@ pub fn clusters_needed_by(
         let plans = topology.zones().map(|home| service.plans.get(home, class));
         let zones: BTreeSet<ZoneId> = plans
             .flat_map(|plan| plan.targets().iter().map(|target| target.zone))
-            // What the filter gives as the alternative to a foreign home.
+            // The filter's alternative to a foreign home.
             .chain([rules.viewer()])
             .collect();
         for zone in zones {
@@ -270,8 +275,8 @@ pub(super) fn planned_classes(fenced: bool) -> impl Iterator<Item = Class> + Clo
     Class::ALL.into_iter().filter(planned)
 }
 
-/// The cluster for a service's requests of `class` that should go to `zone`. For one that is weighted it is
-/// [`Rules::cluster`], which the filter names, too.
+/// The cluster for a service's requests of `class` that should go to `zone`. For one that is
+/// weighted it is [`Rules::cluster`], which the filter names, too.
 fn cluster_of(
     rules: &Rules,
     service: &str,
@@ -287,12 +292,13 @@ fn cluster_of(
     }
 }
 
-/// The filter puts the reason into the request of a caller that may see it; the answer carries it back.
+/// The filter puts the reason into the request of a caller that may see it; the answer carries it
+/// back.
 fn show_decision(_: &Explain) -> HeaderValueOption {
     set(headers::DECISION, &format!("%REQ({})%", headers::EXPLAIN))
 }
 
-/// Whose home a route is for.
+/// The home that a route is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Home {
     Viewer,
@@ -337,7 +343,7 @@ impl Builder<'_> {
         match fencing {
             Some(fencing) => {
                 routes.extend(self.fenced_writes(fencing));
-                // What no longer fits the fence, and has no other stamp than its own.
+                // Requests that no longer fit the fence, and have no other stamp than its own.
                 routes.push(self.refused(no_stamp().into(), Refusal::FENCED));
             }
             None => {
@@ -385,7 +391,7 @@ impl Builder<'_> {
         routes
     }
 
-    /// What other services take, and the listener therefore lets in.
+    /// Upgrades that other services take, and the listener therefore lets in.
     fn refused_upgrades(&self) -> impl Iterator<Item = Route> {
         let refused = self.resilience.upgrades.refused.iter();
         refused.map(|protocol| Route {
@@ -403,7 +409,8 @@ impl Builder<'_> {
         let Some(plain) = self.rules.plain_reads(self.service, self.route) else {
             return Vec::new();
         };
-        // Sessions are switched on where the filter would be switched off, and a map of two entries has no one encoding.
+        // Sessions are switched on where the filter would be switched off, and a map of two entries
+        // has no one encoding.
         if keeps_sessions(&self.resilience.strategy) {
             return Vec::new();
         }
@@ -418,7 +425,7 @@ impl Builder<'_> {
             .flatten()
             .flat_map(|region| {
                 let asks_nothing = self.rules.explain().map(|e| absent(&e.header));
-                // What one of our proxies has sent is counted by the filter.
+                // The filter counts the requests that one of our proxies has sent.
                 let matchers: Vec<_> = [is(":method", "GET"), region, absent(headers::VIA)]
                     .into_iter()
                     .chain(asks_nothing)
@@ -476,7 +483,7 @@ impl Builder<'_> {
         route
     }
 
-    /// Refuses what fits nowhere of the plain reads that match. Of all others the filter does.
+    /// Refuses the matching plain reads that fit nowhere. Of all others the filter does.
     fn shed(&self, matchers: &[HeaderMatcher]) -> Option<Route> {
         let viewer = self.rules.viewer();
         let shed = self.service.plans.get(viewer, Class::Read).shed();
@@ -485,8 +492,8 @@ impl Builder<'_> {
         }
         let mut route = self.refused(matchers.to_vec(), Refusal::NO_CAPACITY);
         if let Some(matching) = &mut route.r#match {
-            // Envoy draws one number for this and for the choice among weighted clusters. A multiple of what their weights add
-            // up to leaves that choice even.
+            // Envoy draws one number for this and for the choice among weighted clusters. A
+            // multiple of the sum of their weights leaves that choice even.
             matching.runtime_fraction = Some(RuntimeFractionalPercent {
                 default_value: Some(FractionalPercent {
                     numerator: shed * (1_000_000 / WEIGHT_TOTAL),
@@ -513,7 +520,7 @@ impl Builder<'_> {
         let is_mixed = self.resilience.strategy == Strategy::Weighted
             && targets.iter().any(|target| tier_of(target) != *tier);
         let is_hashed = self.resilience.strategy != Strategy::Weighted;
-        // Nobody else has said it of a plain read.
+        // No other part has said it of a plain read.
         let says_tier = is_hashed || !is_mixed && *tier != Tier::Zone;
         let to = match self.resilience.strategy {
             Strategy::Weighted => {
@@ -544,7 +551,7 @@ impl Builder<'_> {
             (home != self.rules.viewer()).then(|| set(headers::ALT_ROUTE, &local())),
             says_tier.then(|| set(headers::TIER, tier.as_str())),
             says_tier.then(|| set(headers::DECISION, Reason::of_tier(*tier).as_str())),
-            // What the filter drew is about zones.
+            // The filter's draw is about zones.
             (is_hashed).then(|| replace(headers::EXPLAIN, Reason::of_tier(*tier).as_str())),
         ];
         let mut route = self.forwarded(matchers, to, class);
@@ -598,7 +605,8 @@ impl Builder<'_> {
         let retry_after = refusal
             .retry_after_s
             .map(|s| set("retry-after", &s.to_string()));
-        // Envoy turns the answer to a gRPC request into a gRPC status; a content type of ours would spoil it.
+        // Envoy turns the answer to a gRPC request into a gRPC status; a content type of ours would
+        // spoil it.
         let content_type = (!self.is_grpc()).then(|| set("content-type", PROBLEM_JSON));
         Route {
             r#match: Some(self.matching(matchers)),
@@ -642,7 +650,8 @@ impl Builder<'_> {
     }
 }
 
-/// Has each of the weighted clusters say its tier, also to a caller that may see why: the filter knew only the nearest.
+/// Has each of the weighted clusters say its tier, also to a caller that may see why: the filter
+/// knew only the nearest.
 fn label(to: &mut ClusterSpecifier, tiers: impl Iterator<Item = Tier>) {
     let ClusterSpecifier::WeightedClusters(weighted) = to else {
         return;

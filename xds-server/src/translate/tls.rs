@@ -1,8 +1,8 @@
 //! SDS and transport sockets: TLS of the proxies' listeners and of their connections to instances.
 //!
-//! Certificates stand in secrets of their own, which the control plane serves by SDS over ADS. A secret says no more than
-//! which files of the proxy's machine to read. Envoy follows the files of such a secret, but not those that a listener
-//! names itself: those it reads once.
+//! Certificates stand in secrets of their own, which the control plane serves by SDS over ADS. A
+//! secret says no more than which files of the proxy's machine to read. Envoy follows the files of
+//! such a secret, but not those that a listener names itself: those it reads once.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -122,7 +122,7 @@ fn directory_of(path: &str) -> Option<WatchedDirectory> {
     })
 }
 
-/// What a listener's filter chain for `certificate` speaks.
+/// The TLS settings of a listener's filter chain for `certificate`.
 pub(super) fn downstream(tls: &DownstreamTls, certificate: &ServerCertificate) -> TransportSocket {
     let context = DownstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
@@ -142,7 +142,8 @@ pub(super) fn downstream(tls: &DownstreamTls, certificate: &ServerCertificate) -
     socket(any(&context))
 }
 
-/// What connections to instances speak. No ALPN is set: Envoy offers the version of HTTP that the connection is for.
+/// The TLS settings of connections to instances. No ALPN is set: Envoy offers the version of HTTP
+/// that the connection is for.
 pub(super) fn upstream(tls: &UpstreamTls) -> TransportSocket {
     let matcher = |name: &String| SubjectAltNameMatcher {
         san_type: match name.contains("://") {

@@ -1,5 +1,5 @@
-//! Who owns which cell, as far as proxies are told of it: a hint that says where a write should go. Who may write is told by
-//! grants alone.
+//! The owners of cells, as far as proxies are told of them: a hint where a write should go. Write
+//! authority is told by grants alone.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,14 @@ use registry::{
     store::Entry,
 };
 
-/// Of the record what proxies are told; everything else in it changes nothing for them.
+/// The part of the record that proxies are told; the rest of it changes nothing for them.
 #[derive(Clone, PartialEq, Eq)]
 struct Ownership {
     epoch: u64,
     owners: Vec<String>,
 }
 
-/// What was readable last, by cell.
+/// The last readable owners, by cell.
 #[derive(Default)]
 pub(super) struct Authorities(BTreeMap<String, Ownership>);
 
@@ -28,7 +28,8 @@ impl Authorities {
         Some((known.owners.clone(), known.epoch))
     }
 
-    /// Takes a record in. The cell, if something about it changed; one that cannot be read changes nothing.
+    /// Takes a record in. The cell, if something about it changed; one that cannot be read changes
+    /// nothing.
     pub(super) fn put(&mut self, entry: &Entry) -> Result<Option<String>, InvalidRecord> {
         let cell = cell(&entry.key).ok_or(InvalidRecord::RecordKey)?;
         let authority = AuthorityRecord::parse(&entry.value)?;

@@ -1,9 +1,10 @@
-//! Which record may use an address. Several records may name one: an instance that restarts under another name does, and
-//! so does a mistake, or an attack.
+//! The record that may use an address. Several records may name one: an instance that restarts
+//! under another name does, and so does a mistake, or an attack.
 //!
-//! Within a zone the newest record is used: it was written by what listens there now. Between zones the one with the oldest
-//! record keeps the address, or any zone could take another zone's instances away by naming their addresses. Age is the
-//! revision that created the record, so all replicas say the same, at any time.
+//! Within a zone the newest record is used: it was written by the process that listens there now.
+//! Between zones the one with the oldest record keeps the address, or any zone could take another
+//! zone's instances away by naming their addresses. Age is the revision that created the record, so
+//! all replicas say the same, at any time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

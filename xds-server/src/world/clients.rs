@@ -1,4 +1,4 @@
-//! What gRPC clients without a proxy should have.
+//! The resources of gRPC clients without a proxy.
 
 use policy::{Policy, Rules, ServiceId};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::{
 };
 use xds::resource::{Kind, Names, Resources};
 
-/// What the clients of one zone have beside endpoints, which are those of proxies.
+/// The resources of the clients of one zone beside endpoints, which are those of proxies.
 #[derive(Clone)]
 pub(super) struct Clients {
     clusters: Resources,
@@ -20,7 +20,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// What all zones' clients have alike; none where they are not served.
+    /// The common resources of all zones' clients; none where they are not served.
     pub(super) fn of_mesh(mesh: &Mesh, policy: &Policy) -> Option<Clients> {
         match policy {
             Policy::Serving(rules) if mesh.listeners.grpc => Some(Clients {

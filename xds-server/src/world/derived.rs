@@ -1,4 +1,4 @@
-//! What follows from the records, service by service: endpoints and plans.
+//! Endpoints and plans, service by service, as they follow from the records.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,7 +19,8 @@ use xds::resource::{Kind, Resource, Resources};
 pub(super) struct Derived {
     pub(super) clusters: Resources,
     pub(super) endpoints: Resources,
-    /// What the endpoints were made by, besides the instances: by the service's position in the mesh, and zone.
+    /// The assessments that the endpoints were made by, besides the instances: by the service's
+    /// position in the mesh, and zone.
     pub(super) judged: HashMap<(usize, ZoneId), ZoneAssessment>,
     /// By the service's position in the mesh.
     pub(super) plans: Vec<Plans>,
@@ -30,7 +31,8 @@ pub(super) struct Derived {
 }
 
 impl World {
-    /// Looks at one service of the mesh; `instances_changed` says of a zone whether its instances are not what they were.
+    /// Looks at one service of the mesh; `instances_changed` tells whether the instances of a zone
+    /// have changed.
     pub(super) fn derive_service(
         &mut self,
         mesh: &Mesh,

@@ -1,20 +1,23 @@
-//! What is too much to believe: most instances gone at once are more likely a fault of the registry than of the instances.
+//! The guard against implausible changes: if most instances are gone at once, a fault of the
+//! registry is more likely than one of the instances.
 //!
-//! An instance whose record disappears without having said `draining` is kept for [`DOUBT_MS`]. If more than the configured share of
-//! all instances disappears in that time, all of them are kept until they come back or an operator confirms; the proxies notice by
-//! themselves which of them are really gone.
+//! An instance whose record disappears without having said `draining` is kept for [`DOUBT_MS`]. If
+//! more than the configured share of all instances disappears in that time, all of them are kept
+//! until they come back or an operator confirms; the proxies notice by themselves which of them are
+//! really gone.
 
 use std::collections::BTreeMap;
 
 use registry::store::Revision;
 
-/// How long a disappearance is doubted, in milliseconds. A crashed instance was kept by its lease for longer than that.
+/// How long a disappearance is doubted, in milliseconds. A crashed instance was kept by its lease
+/// for longer than that.
 pub const DOUBT_MS: u64 = 1_000;
 
 /// The fewest instances that count as many.
 const VANISHED_MIN: usize = 2;
 
-/// What an operator has seen who confirms that the store is right: nothing that came later is confirmed.
+/// The state that an operator has seen and confirms: nothing that came later is confirmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Up to where the store was seen.
@@ -24,8 +27,8 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Whether a state with so many instances may have come of what was seen, without more having disappeared since than is believed
-    /// unasked.
+    /// Whether a state with so many instances may have come of the seen one, without more having
+    /// disappeared since than is believed unasked.
     pub fn covers(self, instances: usize, vanish_percent: u8) -> bool {
         !lost_too_many(self.instances, instances, vanish_percent)
     }
@@ -36,7 +39,7 @@ pub(crate) fn lost_too_many(before: usize, now: usize, vanish_percent: u8) -> bo
     now * 100 < before * (100 - usize::from(vanish_percent.min(100)))
 }
 
-/// Why what the store says is not believed.
+/// The reason for which the content of the store is not believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Implausible {
     /// So many of all instances disappeared within a second.
@@ -67,7 +70,7 @@ impl std::fmt::Display for Implausible {
     }
 }
 
-/// What has disappeared and is still served.
+/// Instances that have disappeared and are still served.
 #[derive(Default)]
 pub(super) struct Guard {
     /// Store keys, with when they disappeared.
@@ -96,19 +99,19 @@ impl Guard {
         self.vanished.remove(key);
     }
 
-    /// Nothing is believed until an operator says so.
+    /// The store is not believed until an operator confirms it.
     pub(super) fn trip(&mut self, implausible: Implausible) {
         self.tripped = Some(implausible);
     }
 
-    /// The store is again what it was.
+    /// The store is again the one before.
     pub(super) fn restored_is_over(&mut self) {
         if matches!(self.tripped, Some(Implausible::Restored(_))) {
             self.tripped = None;
         }
     }
 
-    /// What is not believed at the moment.
+    /// The implausible change that is not believed at the moment.
     pub(super) fn tripped(&self) -> Option<&Implausible> {
         self.tripped.as_ref()
     }
@@ -118,7 +121,8 @@ impl Guard {
         self.vanished.len()
     }
 
-    /// An operator believes it: everything that disappeared up to this revision. The rest is judged anew.
+    /// An operator believes it: everything that disappeared up to this revision. The rest is judged
+    /// anew.
     pub(super) fn confirm(&mut self, up_to: Revision) -> Vec<String> {
         self.tripped = None;
         let mut seen = Vec::new();
@@ -132,7 +136,7 @@ impl Guard {
         seen
     }
 
-    /// What is let go now, of `count` instances that are served, those that disappeared included.
+    /// Instances that are let go now, of `count` that are served, those that disappeared included.
     pub(super) fn let_go(&mut self, count: usize, vanish_percent: u8, now_ms: u64) -> Vec<String> {
         let gone = self.vanished.len();
         let many = gone >= VANISHED_MIN && gone * 100 > count * usize::from(vanish_percent);

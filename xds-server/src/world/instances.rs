@@ -11,7 +11,7 @@ use super::claims::{Claim, Claims};
 /// The records that are not used, by store key, with the reason. Cheap to clone.
 pub type Rejected = imbl::OrdMap<String, InvalidRecord>;
 
-/// What is odd about records that are used, by store key. Cheap to clone.
+/// Oddities of records that are used, by store key. Cheap to clone.
 pub type Warnings = imbl::OrdMap<String, Vec<Warning>>;
 
 /// An instance as it is registered.
@@ -26,15 +26,15 @@ struct Registered {
     unknown_fields: Option<Warning>,
 }
 
-/// Which part a record has among those that name its address.
+/// The part of a record among those that name its address.
 #[derive(Clone, Debug, PartialEq)]
 enum Part {
-    /// Nothing is decided yet.
+    /// Undecided.
     New,
     /// It is served.
     Holder,
-    /// Another zone keeps the address. It was served until then, as this instance, and is for as long as its disappearance
-    /// is doubted.
+    /// Another zone keeps the address. It was served until then, as this instance, and is for as
+    /// long as its disappearance is doubted.
     Doubted(Box<Instance>),
     /// Another record is served.
     Shadowed,
@@ -54,8 +54,8 @@ impl Registered {
         }
     }
 
-    /// The part that it gets when it loses its address. Its disappearance is doubted, unless its own zone goes on serving
-    /// the address that it served.
+    /// The part that it gets when it loses its address. Its disappearance is doubted, unless its
+    /// own zone goes on serving the address that it served.
     fn beaten(&self, error: &InvalidRecord) -> Part {
         let Some(before) = self.served() else {
             return Part::Shadowed;
@@ -70,7 +70,7 @@ impl Registered {
     }
 }
 
-/// What became of an instance since the world asked last.
+/// The change of an instance since the world asked last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Served, and its record is in the store.
@@ -96,15 +96,16 @@ pub(super) struct Instances {
     claims: Claims,
     rejected: Rejected,
     warnings: Warnings,
-    /// Which are used, or are not any more, because of what became of others.
+    /// Instances that are used, or are not any more, because others came or went.
     resettled: Vec<InstanceKey>,
     /// Newly unusable.
     rejections: Vec<Rejection>,
 }
 
 impl Instances {
-    /// Takes a record in, or notes why it cannot be used; an instance whose record becomes unreadable stays as it was. `known`
-    /// says whether the mesh has its service and zone, and takes its address.
+    /// Takes a record in, or notes why it cannot be used; an instance whose record becomes
+    /// unreadable stays as it was. `known` says whether the mesh has its service and zone, and
+    /// takes its address.
     pub(super) fn put(
         &mut self,
         entry: &Entry,
@@ -203,7 +204,7 @@ impl Instances {
         Some(at)
     }
 
-    /// Looks again at whether the mesh knows what is registered.
+    /// Checks again whether the mesh knows the registered instances.
     pub(super) fn review(
         &mut self,
         known: impl Fn(&InstanceKey, &Instance) -> Result<(), InvalidRecord>,
@@ -239,7 +240,8 @@ impl Instances {
             .filter_map(|(name, registered)| Some((name.as_str(), registered.served()?)))
     }
 
-    /// The instance at a store key, while it may take requests: one that is leaving on purpose may not.
+    /// The instance at a store key, while it may take requests: one that is leaving on purpose may
+    /// not.
     pub(super) fn serves(&self, key: &str) -> bool {
         let Ok(at) = InstanceKey::parse(key) else {
             return false;
@@ -249,7 +251,8 @@ impl Instances {
         served.is_some_and(|instance| instance.health != Health::Draining)
     }
 
-    /// Which instances are used, or are not any more, because of what became of others since this was asked.
+    /// Instances that are used, or are not any more, because others came or went since this was
+    /// asked.
     pub(super) fn take_resettled(&mut self) -> Vec<InstanceKey> {
         std::mem::take(&mut self.resettled)
     }
@@ -259,7 +262,7 @@ impl Instances {
         std::mem::take(&mut self.rejections)
     }
 
-    /// What is to become of a registered instance.
+    /// The fate of a registered instance.
     pub(super) fn fate(&self, at: &InstanceKey) -> Option<Fate> {
         let registered = self.get(at)?;
         Some(match (&registered.part, registered.gone) {
@@ -285,7 +288,7 @@ impl Instances {
         &self.rejected
     }
 
-    /// What is odd about the others.
+    /// The oddities of the others.
     pub(super) fn warnings(&self) -> &Warnings {
         &self.warnings
     }
@@ -339,7 +342,8 @@ impl Instances {
         }
     }
 
-    /// Notes whether the mesh takes a record. One that it does not takes part in nothing, and comes back like a new one.
+    /// Notes whether the mesh takes a record. One that it does not takes part in nothing, and comes
+    /// back like a new one.
     fn know(&mut self, at: &InstanceKey, verdict: Result<(), InvalidRecord>) {
         let key = at.store_key();
         match verdict {
@@ -359,7 +363,7 @@ impl Instances {
         }
     }
 
-    /// Notes what is odd about a record.
+    /// Notes an oddity of a record.
     fn warn(&mut self, at: &InstanceKey, contenders: Vec<String>) {
         let Some(registered) = self.get(at) else {
             return;

@@ -1,7 +1,9 @@
-//! What the control plane knows, and what follows from it. Pure: changes and time in, snapshots out.
+//! The knowledge of the control plane, and its consequences. Pure: changes and time in, snapshots
+//! out.
 //!
-//! A change costs what it touches: an instance rebuilds the endpoints of its zone and the plans of its service; route
-//! tables and policies are rebuilt only when a plan, the owners of a cell, or the mesh changed.
+//! A change costs what it touches: an instance rebuilds the endpoints of its zone and the plans of
+//! its service; route tables and policies are rebuilt only when a plan, the owners of a cell, or
+//! the mesh changed.
 //!
 //! Time is in milliseconds of any clock that never goes back.
 
@@ -43,7 +45,7 @@ pub use zones::{Proposal, Proposals, Statuses, ZoneStatus};
 /// Something that happened outside.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// Everything under `/tidegate/v1/`: after a start, or when events may have been lost.
+    /// All keys under `/tidegate/v1/`: after a start, or when events may have been lost.
     Listed {
         entries: Vec<Entry>,
         revision: Revision,
@@ -54,13 +56,14 @@ pub enum Change {
         key: String,
         revision: Revision,
     },
-    /// An operator believes what the store has said up to here.
+    /// An operator believes the store up to here.
     Confirmed(Seen),
-    /// The store answers with a state that is older than what is known, or is another one: nothing of it is believed.
+    /// The store answers with a state that is older than the known one, or is another one: nothing
+    /// of it is believed.
     Restored {
         revision: Revision,
         was: Revision,
-        /// Which store it was, and which it is; none where it says that it is the same.
+        /// The store before, and the store now; none where it says that it is the same.
         cluster: Option<(ClusterId, ClusterId)>,
     },
     /// A new topology or new services.
@@ -73,7 +76,7 @@ pub enum Origin {
     Store,
     /// The last good state on disk.
     Disk,
-    /// The store, and an operator has said that it is to be believed whatever it says.
+    /// The store, and an operator has said that it is to be believed in any state.
     Confirmed,
 }
 
@@ -84,15 +87,17 @@ pub struct Rejection {
     pub error: InvalidRecord,
 }
 
-/// How long after the first instance the others have to appear, where the store was without any at the start.
+/// How long after the first instance the others have to appear, where the store was without any at
+/// the start.
 const PEOPLED_MS: u64 = 2_000;
 
-/// The registry and the mesh, and what was derived from them so far.
+/// The registry and the mesh, and all that was derived from them so far.
 pub struct World {
     /// As it is configured.
     configured: Arc<Mesh>,
     agreement: Option<Agreement>,
-    /// Whether there is anything besides the store by which it can be believed that there are no instances.
+    /// Whether there is anything besides the store by which it can be believed that there are no
+    /// instances.
     vouched: bool,
     vouch_dirty: bool,
     /// When the first instance appeared.
@@ -107,10 +112,11 @@ pub struct World {
     guard: Guard,
     zones: Zones,
     authorities: Authorities,
-    /// Weights stay as they are, whatever the load.
+    /// Weights stay as they are under any load.
     frozen: bool,
     derived: Derived,
-    /// Services, by name, of which something changed since the last snapshot, with the zones whose instances did.
+    /// Services, by name, of which something changed since the last snapshot, with the zones whose
+    /// instances did.
     dirty: BTreeMap<String, BTreeSet<String>>,
     mesh_dirty: bool,
     authority_dirty: bool,
@@ -144,7 +150,8 @@ impl World {
         world
     }
 
-    /// The same, and no last good state tells what is missing: a store without instances may have been emptied.
+    /// The same, and no last good state tells the missing instances: a store without any may have
+    /// been emptied.
     pub fn unvouched(mut self) -> World {
         self.vouched = false;
         self
@@ -156,7 +163,8 @@ impl World {
         self.vouched = true;
     }
 
-    /// Whether the store had no instance since the start, and nothing else says that there are none: it may have been emptied.
+    /// Whether the store had no instance since the start, and nothing else says that there are
+    /// none: it may have been emptied.
     pub fn is_bare(&self) -> bool {
         !self.vouched
     }
@@ -172,8 +180,8 @@ impl World {
         }
     }
 
-    /// Takes a change in. Returns the records that are newly found to be unusable; everything else goes on without them.
-    /// An instance whose record becomes unreadable stays as it was.
+    /// Takes a change in. Returns the records that are newly found to be unusable; everything else
+    /// goes on without them. An instance whose record becomes unreadable stays as it was.
     pub fn apply(&mut self, change: Change, now_ms: u64) -> Vec<Rejection> {
         let mut rejections = self.take_in(change, now_ms);
         self.follow_fates(now_ms);
@@ -235,8 +243,8 @@ impl World {
 
     /// The mesh has changed, or the terms under which it stands.
     fn take_mesh(&mut self) {
-        // Before there is a record, proxies are told what the first one would be. A policy that names no terms would pass for that
-        // of an older filter, whatever comes to be agreed on.
+        // Before there is a record, proxies are told the terms of the first one. A policy that
+        // names no terms would pass for that of an older filter, even once terms are agreed on.
         let first = || self.configured.agreed().map(Agreement::first);
         let agreement = self.agreement.clone().or_else(first);
         self.mesh = match agreement.and_then(|agreement| self.configured.under(&agreement)) {
@@ -249,7 +257,8 @@ impl World {
         (self.instances).review(|at, instance| known(mesh, positions, at, instance));
     }
 
-    /// What a record loses to another zone is doubted like what disappears from the store.
+    /// Instances that a record loses to another zone are doubted like those that disappear from the
+    /// store.
     fn follow_fates(&mut self, now_ms: u64) {
         // Removing one may resettle others.
         loop {
@@ -279,7 +288,7 @@ impl World {
         self.instances.rejected()
     }
 
-    /// What is odd about records of instances that are used.
+    /// Oddities of records of instances that are used.
     pub fn warnings(&self) -> &Warnings {
         self.instances.warnings()
     }
@@ -294,12 +303,12 @@ impl World {
         self.guard.kept()
     }
 
-    /// What is not believed at the moment.
+    /// The implausible change that is not believed at the moment.
     pub fn implausible(&self) -> Option<&Implausible> {
         self.guard.tripped()
     }
 
-    /// What an operator sees of the store here.
+    /// The state of the store as an operator sees it here.
     pub fn seen(&self) -> Seen {
         Seen {
             revision: self.revision,
@@ -307,8 +316,9 @@ impl World {
         }
     }
 
-    /// An operator says that what had disappeared is gone. A restored store is believed with the listing that then comes. Either
-    /// way the operator has looked at the store, so nobody asks again whether it was emptied, unless it was emptied since.
+    /// An operator says that the missing instances are gone. A restored store is believed with the
+    /// listing that then comes. Either way the operator has looked at the store, so Tidegate does
+    /// not ask again whether it was emptied, unless it was emptied since.
     pub fn confirm(&mut self, seen: Seen) {
         let vanish_percent = self.mesh.guard.vanish_percent;
         if seen.covers(self.seen().instances, vanish_percent) {
@@ -325,12 +335,13 @@ impl World {
         }
     }
 
-    /// Whether weights stay as they are, whatever the load.
+    /// Whether weights stay as they are under any load.
     pub fn freeze(&mut self, frozen: bool) {
         self.frozen = frozen;
     }
 
-    /// Standings that should be written to the store, by key. They stay until the store says that they, or others, were.
+    /// Standings that should be written to the store, by key. They stay until the store says that
+    /// they, or others, were.
     pub fn proposals(&self) -> &Proposals {
         self.zones.proposals()
     }
@@ -349,7 +360,8 @@ impl World {
         due.chain(peopled).min()
     }
 
-    /// The state of everything as proxies should have it; none if nothing changed since the last one.
+    /// The state of everything as proxies should have it; none if nothing changed since the last
+    /// one.
     pub fn snapshot(&mut self, now_ms: u64) -> Option<Arc<Snapshot>> {
         let percent = self.mesh.guard.vanish_percent;
         for key in self.guard.let_go(self.instances.served(), percent, now_ms) {

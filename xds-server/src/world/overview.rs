@@ -4,11 +4,11 @@ use super::{Implausible, Rejected, Statuses, Warnings};
 #[derive(Clone, Default)]
 pub struct Overview {
     pub statuses: Statuses,
-    /// What the store says and is not believed.
+    /// The change of the store that is not believed.
     pub implausible: Option<Implausible>,
     /// Instances that are served though their records are gone.
     pub kept: usize,
-    /// Records that are not used, and what is odd about those that are, by store key.
+    /// Records that are not used, and oddities of those that are, by store key.
     pub rejected: Rejected,
     pub warnings: Warnings,
     /// When this was, on the clock of the times in `statuses`.

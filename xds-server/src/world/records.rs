@@ -25,7 +25,7 @@ impl World {
     ) -> Vec<Rejection> {
         match origin {
             Origin::Confirmed => self.believe(Revision(i64::MAX)),
-            // Whoever lists a store believes it.
+            // A listed store is believed.
             Origin::Store => self.guard.restored_is_over(),
             Origin::Disk => {}
         }
@@ -80,7 +80,7 @@ impl World {
 
     fn put_standing(&mut self, entry: &Entry, now_ms: u64) -> Result<(), InvalidRecord> {
         let at = StandingKey::parse(&entry.key)?;
-        // What cannot be read is replaced: nothing is remembered.
+        // An unreadable record is replaced: nothing is remembered.
         let standing = StandingRecord::parse(&entry.value);
         self.touch(Some(&at.service));
         let remembered = standing.clone().unwrap_or_else(|_| ZoneStanding::default());
@@ -118,7 +118,8 @@ impl World {
         self.dirty.entry(at.service).or_default().insert(at.zone);
     }
 
-    /// The record at `key` is gone from the store. An instance that did not say that it leaves is doubted first.
+    /// The record at `key` is gone from the store. An instance that did not say that it leaves is
+    /// doubted first.
     pub(super) fn delete(&mut self, key: &str, now_ms: u64) {
         if self.instances.serves(key) {
             self.instances.vanished(key);
@@ -151,7 +152,8 @@ impl World {
         }
     }
 
-    /// Terms that cannot be read change nothing, nor do those that are deleted: proxies keep the last ones.
+    /// Terms that cannot be read change nothing, nor do those that are deleted: proxies keep the
+    /// last ones.
     fn put_terms(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
         let agreement = Some(TermsRecord::parse(&entry.value)?);
         let under = |agreement: &Option<Agreement>| {

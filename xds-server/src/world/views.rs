@@ -1,7 +1,8 @@
-//! What the proxies of each zone and role should have.
+//! The resources of the proxies of each zone and role.
 //!
-//! What follows from plans is kept in the pieces in which it may change: a service's plans change its routes in the virtual
-//! hosts that have any, and its part of the policy. The pieces' bytes are shared by what is put together of them.
+//! Resources that follow from plans are kept in the pieces in which they may change: a service's
+//! plans change its routes in the virtual hosts that have any, and its part of the policy. The
+//! pieces' bytes are shared by the resources that are put together of them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,21 +21,21 @@ use xds::resource::{Kind, Names, Resource, Resources};
 pub(super) struct Views {
     all: BTreeMap<ViewKey, Arc<View>>,
     roles: Vec<Played>,
-    /// Which certificates proxies read, for all roles.
+    /// The certificates that proxies read, for all roles.
     secrets: Resources,
     /// In the topology's order.
     zones: Vec<Seen>,
     encoder: Encoder,
 }
 
-/// What follows from the mesh alone, for one role.
+/// Resources that follow from the mesh alone, for one role.
 struct Played {
     role: Role,
     listener: Arc<Resource>,
     on_demand: bool,
 }
 
-/// What follows from plans, as one zone sees them.
+/// Resources that follow from plans, as one zone sees them.
 struct Seen {
     from: Arc<str>,
     policy: Arc<Policy>,
@@ -60,8 +61,8 @@ impl Views {
         &self.all
     }
 
-    /// Builds everything but the views anew. `plans` are by the service's position in the mesh; `authorities` gives a cell's
-    /// owners and epoch.
+    /// Builds everything but the views anew. `plans` are by the service's position in the mesh;
+    /// `authorities` gives a cell's owners and epoch.
     pub(super) fn derive(
         &mut self,
         mesh: &Mesh,
@@ -190,7 +191,7 @@ impl Views {
         }
     }
 
-    /// Gives every view what there is now.
+    /// Gives every view the present resources.
     pub(super) fn show(&mut self, clusters: &Resources, endpoints: &Resources) {
         let before = std::mem::take(&mut self.all);
         let after = |key: &ViewKey, view: View| match before.get(key) {

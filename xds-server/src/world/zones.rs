@@ -1,4 +1,5 @@
-//! Where zones stand: what the replicas agreed on, what operators want, and what is proposed next.
+//! Zone states: those that the replicas agreed on, the directives of operators, and the next
+//! proposal.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use registry::{
     zone_records::{DirectiveKey, DirectiveRecord, StandingKey},
 };
 
-/// A standing that should be written, if nobody has written another meanwhile.
+/// A standing that should be written, if no other writer was faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proposal {
     pub standing: ZoneStanding,
@@ -42,7 +43,7 @@ pub type Statuses = imbl::OrdMap<(Arc<str>, Arc<str>), Arc<ZoneStatus>>;
 #[derive(Default)]
 struct Seat {
     machine: ZoneMachine,
-    /// What was written, and when; the default where there is no record.
+    /// The written standing, and its revision; the default where there is no record.
     written: (ZoneStanding, Revision),
 }
 
@@ -54,7 +55,7 @@ pub(super) struct Zones {
     statuses: Statuses,
 }
 
-/// What the instances of a service in a zone say together.
+/// The counts of a service's instances in a zone.
 #[derive(Default)]
 struct Tally {
     counts: InstanceCounts,
@@ -146,7 +147,8 @@ impl Zones {
         self.proposals = kept.collect();
     }
 
-    /// What a service can be given in a zone, and why. With `follow_load` the standing follows the load.
+    /// The capacity of a service in a zone, and the reason. With `follow_load` the standing follows
+    /// the load.
     pub(super) fn observe<'i>(
         &mut self,
         at: &StandingKey,
@@ -173,7 +175,7 @@ impl Zones {
             replaces: revision,
         });
         let key = at.store_key();
-        // Even a change to what is there already would make another map of it.
+        // Even a change to the value that is there already would make another map of it.
         if self.proposals.get(&key) != proposal.as_ref() {
             match proposal {
                 Some(proposal) => self.proposals.insert(key, proposal),

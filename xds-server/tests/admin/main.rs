@@ -1,4 +1,4 @@
-//! The admin interface, without sockets: what each client may do, and what it is told.
+//! The admin interface, without sockets: the rights of each client, and the answers to it.
 
 mod drains;
 mod leases;
@@ -39,7 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const RECORD: &str = r#"{"address": "10.0.0.1", "port": 80}"#;
 
-/// A control plane with a store of its own, with zones `sh-a` and `sh-b` of shanghai and `bj-c` of beijing.
+/// A control plane with a store of its own, with zones `sh-a` and `sh-b` of shanghai and `bj-c` of
+/// beijing.
 struct Fixture {
     admin: Admin,
     feed: Feed,

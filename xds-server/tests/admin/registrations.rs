@@ -57,7 +57,7 @@ async fn unknown_fields_are_warned_of_and_rejected_where_the_client_is_strict() 
     let answer = fixture.ask("PUT", at, misspelt).await.is(400);
     assert!(answer.problem().1.contains("unhealty"));
 
-    // What was written to the store directly is shown as well.
+    // Records that were written to the store directly are shown as well.
     let key = format!("{INSTANCES_PREFIX}orders/sh-b/2");
     let written = odd.replace("10.0.0.1", "10.0.0.2");
     fixture.store.put(&key, written.into(), None).await.unwrap();
@@ -120,7 +120,7 @@ async fn an_address_of_another_zone_is_refused_and_both_records_are_shown() {
     let own = r#"{"address": "10.0.0.2", "port": 80}"#;
     fixture.ask("PUT", evil, own).await.is(204);
     fixture.ask("PUT", evil, RECORD).await.is(409);
-    // Within the zone, and for another service, it is nobody's business.
+    // Within the zone, and for another service, it is no conflict.
     fixture
         .ask("PUT", "/v1/instances/orders/sh-a/2", RECORD)
         .await

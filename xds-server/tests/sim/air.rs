@@ -1,4 +1,5 @@
-//! What is between replicas: messages are late, lost, and cut off, whatever becomes of the way to the store.
+//! The network between replicas: messages are late, lost, and cut off, independently of the way to
+//! the store.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,7 @@ pub(crate) struct Air {
 struct Inner {
     rng: Rng,
     stations: BTreeMap<usize, (mpsc::Sender<Message>, Doors)>,
-    /// Nothing is lost, nor late for long.
+    /// No message is lost, nor late for long.
     calm: bool,
     /// Those that do not hear each other, the lower number first.
     apart: BTreeSet<(usize, usize)>,
@@ -81,7 +82,7 @@ struct Station {
 }
 
 impl Post for Station {
-    /// Everybody gets it; the one that it is for takes it.
+    /// Every node gets it; the one that it is for takes it.
     fn send(&self, message: Message) {
         let mut inner = self.air.inner.lock().unwrap();
         let others = inner.stations.clone();

@@ -1,4 +1,4 @@
-//! What was admitted, and whether it was right: checked as it happens.
+//! The admitted writes, and whether each was right: checked as it happens.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
 
 use policy::fence::Authority;
 
-/// Everything that happened about writes, each cell by itself. Copies are the same one.
+/// The history of writes, each cell by itself. Copies are the same one.
 #[derive(Clone, Default)]
 pub(crate) struct History(Arc<Mutex<Inner>>);
 
@@ -22,13 +22,14 @@ struct Inner {
     violations: Vec<String>,
 }
 
-/// What happened about writes to one cell.
+/// The history of writes to one cell.
 #[derive(Default)]
 struct OfCell {
     /// Owners by epoch, as the store had them.
     owners: BTreeMap<u64, Vec<String>>,
-    /// Writes in flight, by number: epoch, zone, and when it is over at the upstream. A proxy that is stopped meanwhile notices
-    /// that later; what it has not sent yet when it is stopped only storage can refuse, by the epoch.
+    /// Writes in flight, by number: epoch, zone, and when it is over at the upstream. A proxy that
+    /// is stopped meanwhile notices that later; a write that it has not sent yet when it is stopped
+    /// only storage can refuse, by the epoch.
     in_flight: BTreeMap<u64, (u64, String, Duration)>,
     admitted: u64,
     epoch_max: u64,
@@ -168,7 +169,7 @@ impl History {
         epochs.max().unwrap_or(0)
     }
 
-    /// The highest epoch that any store has seen, used or not: what an operator begins anew above.
+    /// The highest epoch that any store has seen, used or not: an operator begins anew above it.
     pub(crate) fn epoch_seen(&self) -> u64 {
         let inner = self.inner();
         let epochs = inner

@@ -1,8 +1,10 @@
-//! Three zones on a virtual clock: the control plane's own code (reader, world, engine) and the filter's own code (workers,
-//! control stream) against a simulated store and network. A seed chooses the faults. Whatever happens, no two epochs may write at
-//! once; and when all is whole again, somebody may write.
+//! Three zones on a virtual clock: the control plane's own code (reader, world, engine) and the
+//! filter's own code (workers, control stream) against a simulated store and network. A seed
+//! chooses the faults. Under any faults, no two epochs may write at once; and when all is whole
+//! again, some zone may write.
 //!
-//! `TIDEGATE_SIM_SEED=7` runs one seed, `TIDEGATE_SIM_SEEDS=1000` that many from 0; `cargo xtask sim --seeds N` is the short way.
+//! `TIDEGATE_SIM_SEED=7` runs one seed, `TIDEGATE_SIM_SEEDS=1000` that many from 0; `cargo xtask
+//! sim --seeds N` is the short way.
 
 #![allow(clippy::disallowed_methods, reason = "a program of the harness")]
 
@@ -43,11 +45,11 @@ pub(crate) const CELLS: [&str; 3] = ["one", "two", "three"];
 /// Two replicas in the first zone, so that one can take over from the other.
 const NODES: [&str; 4] = ["sh-a", "sh-a", "sh-b", "bj-c"];
 const FAULTS: u64 = 8;
-/// In which somebody may write again, once all is whole.
+/// The time in which some zone may write again, once all is whole.
 const LIVENESS: Duration = Duration::from_secs(60);
 
-/// What terms are changed to, and the first ones: a session's time to live, the drain of writes, and how many shards the first cell
-/// has of those of the first and the last.
+/// The first terms, and those that they are changed to: a session's time to live, the drain of
+/// writes, and how many shards the first cell has of those of the first and the last.
 const TERMS: [(u64, u64, u64); 3] = [(3_000, 1_000, 400), (6_000, 2_500, 400), (3_000, 500, 100)];
 
 fn mesh((session_ttl_ms, drain_ms, shards): (u64, u64, u64)) -> Arc<Mesh> {
@@ -76,7 +78,7 @@ services:
     Arc::new(Config::parse("sim.yaml", &text).unwrap().mesh)
 }
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Outcome {
     admitted: u64,
@@ -84,7 +86,7 @@ struct Outcome {
     epochs: u64,
     faults: Vec<String>,
     violations: Vec<String>,
-    /// Why nobody could write in the end.
+    /// The reason for which no zone could write in the end.
     stuck: Option<String>,
 }
 
@@ -291,7 +293,7 @@ impl World {
                     "replica {at} is stopped in order, and is started again"
                 ));
                 if let Some(node) = &self.nodes[at] {
-                    // Whoever waits no longer ends it; the second signal of an operator.
+                    // A caller that waits no longer ends it; the second signal of an operator.
                     let _ = timeout(Duration::from_secs(5), node.authorities.stop()).await;
                 }
                 self.nodes[at] = None;
@@ -338,7 +340,7 @@ impl World {
         CELLS[self.rng.below(CELLS.len() as u64) as usize]
     }
 
-    /// Who owns a cell, as any replica sees it.
+    /// The owner of a cell, as any replica sees it.
     fn owner(&self, cell: &str) -> String {
         let mut nodes = self.nodes.iter().flatten();
         let owner = nodes.find_map(|node| {
@@ -379,7 +381,8 @@ impl World {
         let _ = timeout(Duration::from_secs(5), node.authorities.wish(wish)).await;
     }
 
-    /// The store is restored from a backup that is some seconds old; operators believe it, and begin anew.
+    /// The store is restored from a backup that is some seconds old; operators believe it, and
+    /// begin anew.
     async fn restore(&mut self) {
         self.note("the store is restored from a backup");
         let restore = self.cluster.backup();
@@ -404,7 +407,7 @@ impl World {
         }
     }
 
-    /// Everything is whole, and somebody may write to every cell in the end.
+    /// Everything is whole, and some zone may write to every cell in the end.
     async fn settle(&mut self) -> Option<String> {
         let deadline = Instant::now() + LIVENESS;
         let before = self.history.admitted_by_cell();
@@ -444,7 +447,7 @@ enum Follows {
 }
 
 impl World {
-    /// What the record says that replicas are to be configured with.
+    /// The configuration that replicas should get by the record.
     fn target(&self) -> Option<Arc<Mesh>> {
         let (_, agreement) = self.cluster.terms()?;
         let target = agreement.next.unwrap_or(agreement.current);
@@ -452,8 +455,8 @@ impl World {
         meshes.find(|mesh| target.is_kept_by(&mesh.agreed().unwrap()))
     }
 
-    /// An operator begins a change of terms, or gives one up, or gives replicas the configuration that it waits for; and now and
-    /// then those that start later get another one.
+    /// An operator begins a change of terms, or gives one up, or gives replicas the configuration
+    /// that it waits for; and now and then those that start later get another one.
     fn change_terms(&mut self) {
         let Some((seen, agreement)) = self.cluster.terms() else {
             return;
@@ -485,7 +488,7 @@ impl World {
         };
     }
 
-    /// Everybody is configured as the record says, and the change that is under way ends.
+    /// All replicas are configured as the record says, and the change that is under way ends.
     async fn agree(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + LIVENESS;
         while Instant::now() < deadline {
@@ -513,11 +516,11 @@ fn drifting(start: Instant, rng: &mut Rng) -> Drifting {
     Drifting::new(start, 977 + rng.below(47), rng.below(1 << 40))
 }
 
-/// Whether clocks keep what the configuration promises of them.
+/// Whether clocks keep the configuration's promises of them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Clocks {
     WithinBounds,
-    /// Those of the proxies do not: a grant lasts three times as long as anybody thinks.
+    /// Those of the proxies do not: a grant lasts three times as long as all others think.
     SlowProxies,
 }
 
@@ -551,7 +554,7 @@ fn run(seed: u64, clocks: Clocks) -> Outcome {
     })
 }
 
-/// Whatever the nodes log, where `RUST_LOG` is set.
+/// The logs of all nodes, where `RUST_LOG` is set.
 fn log_if_wanted() {
     if std::env::var("RUST_LOG").is_ok() {
         // Another test of the same process may have been first.
@@ -574,7 +577,7 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 }
 
 impl Outcome {
-    /// Nobody wrote beside another, and writes came back.
+    /// No two epochs wrote at once, and writes came back.
     fn sound(self, seed: u64) -> Outcome {
         assert!(
             self.violations.is_empty() && self.stuck.is_none(),
@@ -706,7 +709,8 @@ fn an_idle_mesh_writes_nothing_and_a_takeover_comes_as_soon_as_ever() {
             let before = world.cluster.revision();
             sleep(Duration::from_secs(20)).await;
             let puts = world.cluster.revision() - before;
-            // The store loses an answer now and then, which costs a put; four replicas that renew by puts make 106.
+            // The store loses an answer now and then, which costs a put; four replicas that renew
+            // by puts make 106.
             assert!(puts < 12, "seed {seed}: {puts} puts in 20 s");
             let (epoch, died) = (world.history.epoch_max(), Instant::now());
             world.nodes[0] = None;
@@ -715,7 +719,8 @@ fn an_idle_mesh_writes_nothing_and_a_takeover_comes_as_soon_as_ever() {
             while world.history.epoch_max() == epoch {
                 sleep(Duration::from_millis(10)).await;
                 let waited = died.elapsed();
-                // (session_ttl + write_drain) / (1 - drift) by a clock of up to 5 %, a step's courtesy, and messages.
+                // (session_ttl + write_drain) / (1 - drift) by a clock of up to 5 %, a step's
+                // courtesy, and messages.
                 let bound = Duration::from_millis(5_200);
                 assert!(waited < bound, "seed {seed}: no write after {waited:?}");
             }
@@ -741,7 +746,8 @@ fn a_store_that_is_restored_under_its_old_name_lets_nobody_write() {
         }
         sleep(Duration::from_secs(10)).await;
         assert!(world.history.admitted() > 0);
-        // The old owner's replicas are started anew, with what they had on disk; and its proxy, which would remember, too.
+        // The old owner's replicas are started anew, with their files from disk; and its proxy,
+        // which would remember, too.
         world.proxies[0].order(Order::Crash);
         let known = world.cluster.last_good();
         restore(&world.cluster, Renamed::No);
@@ -794,7 +800,8 @@ fn an_override_moves_its_cell_and_the_others_write_on() {
                     "seed {seed}: {other} for {gap:?}"
                 );
             }
-            // To where it is: every session of sh-b is ended, which takes the third cell no longer than the first.
+            // To where it is: every session of sh-b is ended, which takes the third cell no longer
+            // than the first.
             world.wish("three", "sh-b", Cause::Override).await;
             sleep(Duration::from_secs(20)).await;
             assert_eq!(world.owners(), ["sh-b", "sh-a", "sh-b"], "seed {seed}");

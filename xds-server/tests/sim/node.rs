@@ -1,4 +1,5 @@
-//! A process of the control plane: the real reader, world and engine, on a simulated store and clock.
+//! A process of the control plane: the real reader, world and engine, on a simulated store and
+//! clock.
 
 use std::{
     collections::BTreeMap,
@@ -104,7 +105,7 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// As a crash: whatever of it is still under way reaches nobody.
+    /// As a crash: its messages under way reach no node.
     fn drop(&mut self) {
         self.doors.cut.send_replace(true);
         self.doors.dead.send_replace(true);

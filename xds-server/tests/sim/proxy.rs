@@ -38,9 +38,9 @@ use crate::{CELLS, clock::Drifting, history::History, rng::Rng, store::Doors};
 const TICK: Duration = Duration::from_millis(10);
 const CONTEXT: ContextId = ContextId(1);
 const WORKERS: usize = 2;
-/// What writes are about.
+/// The number of keys that writes use.
 const KEYS: u64 = 12;
-/// Of a write that nobody counts any more.
+/// Of a write that is no longer counted.
 const NOBODY: WorkerId = WorkerId(0);
 
 /// The control planes of a zone that a proxy can be led to now.
@@ -54,7 +54,7 @@ pub(crate) struct Seat {
     pub(crate) doors: Doors,
 }
 
-/// What the test does to a proxy.
+/// The test's controls of a proxy.
 #[derive(Clone)]
 pub(crate) struct Levers {
     /// The way to the control plane is cut.
@@ -76,17 +76,17 @@ pub(crate) enum Order {
 
 impl Levers {
     pub(crate) fn order(&self, order: Order) {
-        // A proxy that is gone obeys nobody.
+        // A proxy that is gone obeys no order.
         let _ = self.orders.send(order);
     }
 }
 
-/// What every process of one proxy has.
+/// The common parts of every process of one proxy.
 #[derive(Clone)]
 struct Site {
     zone: &'static str,
     mesh: Arc<Mesh>,
-    /// Routes and policy follow what is agreed on, late, each worker's by itself.
+    /// Routes and policy follow the agreed terms, late, each worker's by itself.
     follows: bool,
     roster: Roster,
     cut: watch::Sender<bool>,
@@ -156,7 +156,7 @@ struct Running {
 }
 
 impl Running {
-    /// The process is dead, and with it what it had in flight.
+    /// The process is dead, and with it its writes in flight.
     fn end_writes(&self, history: &History) {
         for write in self.in_flight.borrow_mut().drain(..) {
             history.end(write.number);
@@ -307,7 +307,8 @@ impl ProxyProcess {
         }
     }
 
-    /// Takes the routes and policies of what is agreed on now, as far as a control plane knows and they have come.
+    /// Takes the routes and policies of the terms that are agreed on now, as far as a control plane
+    /// knows them and they have come.
     fn follow(&mut self) {
         let site = self.host.site.clone();
         if !site.follows || *site.cut.borrow() {
@@ -453,7 +454,7 @@ impl ProxyProcess {
     }
 }
 
-/// What the proxy gives its workers.
+/// The host that the proxy gives its workers.
 struct Host {
     site: Site,
     rng: Rng,
@@ -462,7 +463,7 @@ struct Host {
     streams: BTreeMap<u32, StreamOf>,
     tokens: u32,
     heard: mpsc::UnboundedSender<Heard>,
-    /// Who is being run.
+    /// The worker that runs.
     worker: usize,
 }
 

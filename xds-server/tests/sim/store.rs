@@ -1,5 +1,6 @@
-//! A store of several members, as its clients see it over a network: slow, cut off, restored from a backup. Its semantics are
-//! those of `registry::store`; it stands in for etcd here because no etcd runs on a virtual clock.
+//! A store of several members, as its clients see it over a network: slow, cut off, restored from a
+//! backup. Its semantics are those of `registry::store`; it stands in for etcd here because no etcd
+//! runs on a virtual clock.
 
 use std::{
     collections::BTreeMap,
@@ -69,7 +70,8 @@ impl Cluster {
         self.state.lock().unwrap()
     }
 
-    /// Takes a backup: what restores it, under another name or, by an operator's mistake, under the old one.
+    /// Takes a backup: the function restores it, under another name or, by an operator's mistake,
+    /// under the old one.
     pub(crate) fn backup(&self) -> impl FnOnce(&Cluster, Renamed) + use<> {
         let backup = self.state().clone();
         move |cluster, renamed| {
@@ -100,7 +102,7 @@ impl Cluster {
         }
     }
 
-    /// What is agreed on, and the revision of that.
+    /// The agreed terms, and their revision.
     pub(crate) fn terms(&self) -> Option<(Revision, Agreement)> {
         let state = self.state();
         let entry = state.entries.get(TERMS_KEY)?;
@@ -118,7 +120,7 @@ impl Cluster {
         self.apply(&[unchanged], vec![put]).succeeded
     }
 
-    /// What a process would have on disk that followed it until now.
+    /// The last good state on the disk of a process that followed it until now.
     pub(crate) fn last_good(&self) -> LastGood {
         let state = self.state();
         let listing = Listing {
@@ -206,14 +208,14 @@ impl Cluster {
     }
 }
 
-/// What stands between a process and the rest of the world.
+/// The controls between a process and the rest of the world.
 #[derive(Clone)]
 pub(crate) struct Doors {
     /// The way to the store is cut.
     pub(crate) cut: watch::Sender<bool>,
-    /// The process is stopped: what it sends and what is sent to it waits.
+    /// The process is stopped: messages from and to it wait.
     pub(crate) paused: watch::Sender<bool>,
-    /// What the store says of changes comes so much later.
+    /// The store's events come so much later.
     pub(crate) lag: watch::Sender<Duration>,
     /// The process has died.
     pub(crate) dead: watch::Sender<bool>,
@@ -402,7 +404,8 @@ impl Store for Client {
     ) -> Result<TxnOutcome, StoreError> {
         let trusted = *self.trusted.lock().unwrap();
         self.ask(move |cluster| {
-            // The answer's header tells; what another cluster did is as if it had not been asked, as far as this one goes.
+            // The answer's header tells; for this cluster, a transaction on another one was never
+            // asked.
             let is = ClusterId(cluster.state().cluster);
             match trusted.is_none_or(|was| was == is) {
                 true => Ok(cluster.choose(&compare, then, otherwise)),

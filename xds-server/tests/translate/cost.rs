@@ -1,5 +1,5 @@
-//! What a service of three zones costs a proxy, so that it cannot grow unnoticed. `cargo xtask bench envoy` shows what a cluster and a
-//! route are in memory and time.
+//! The cost of a service of three zones in a proxy, so that it cannot grow unnoticed. `cargo xtask
+//! bench envoy` shows the memory and time of a cluster and a route.
 
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, cluster::ClusterDiscoveryType};
 use prost::Message;
@@ -15,7 +15,8 @@ fn mesh(service: &str) -> Mesh {
     testing::mesh("sh-a/sh sh-b/sh bj-c/bj", service)
 }
 
-/// Clusters with endpoints, aggregate clusters, the bytes of both, routes, the bytes of their table.
+/// Clusters with endpoints, aggregate clusters, the bytes of both, routes, the bytes of their
+/// table.
 fn cost(mesh: &Mesh) -> [usize; 5] {
     let clusters = clusters(&mesh.topology, &mesh.services[0]);
     let decoded = clusters.iter().map(|resource| {

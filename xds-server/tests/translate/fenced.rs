@@ -1,4 +1,5 @@
-//! Fenced writes: they go to the own zone's instances or to another zone's gateways, whatever the proxy's parts know of it.
+//! Fenced writes: they go to the own zone's instances or to another zone's gateways, in any state
+//! of the proxy's parts.
 
 use std::collections::BTreeSet;
 
@@ -82,7 +83,7 @@ fn a_route_takes_no_write_that_may_live_less_long_by_its_policy() {
     };
     let cases = [
         (&first, &first, true),
-        // What is the case in between while the drain is made shorter, and then longer.
+        // The state in between while the drain is made shorter, and then longer.
         (&shorter, &first, true),
         (&shorter, &shorter, true),
         (&ended(&shorter), &shorter, true),
@@ -98,7 +99,7 @@ fn a_route_takes_no_write_that_may_live_less_long_by_its_policy() {
         (&ended(&longer), &longer, false),
         (&ended(&longer), &first, false),
         (&ended(&shorter), &first, false),
-        // A change that was taken back: what was granted before it may still be under way.
+        // A change that was taken back: writes granted before it may still be under way.
         (&longer.back(), &first, true),
         (
             &ended(&shorter).widened(first.current.clone()),
@@ -180,7 +181,7 @@ hgrpc /a.B/ to -> as stamped
 hgrpc /a.B/ -> s/sh-a/reads 1000
 ",
     );
-    // What is not fenced is as it was.
+    // Unfenced services are as they were.
     let free = "[{name: s, routes: [{host: h, grpc: a.B}], fenced: false}]";
     check_of(
         AUTHORITY,
@@ -245,7 +246,7 @@ fn the_access_log_tells_cell_and_epoch() {
     }
 }
 
-/// What the route does with what it sends on.
+/// The route's action for the requests that it sends on.
 fn action(route: &Route) -> &RouteAction {
     match &route.action {
         Some(Action::Route(action)) => action,
@@ -263,7 +264,8 @@ fn unfenced(rules: &Rules) -> Rules {
     Rules::new(topology, rules.viewer(), services.collect(), explain).expect("valid rules")
 }
 
-/// The clusters that a write may reach by a table, when the filter decides by `policy`; none where it is refused.
+/// The clusters that a write may reach by a table, when the filter decides by `policy`; none where
+/// it is refused.
 fn reached(
     policy: &Policy,
     table: &Rules,
@@ -371,7 +373,7 @@ proptest! {
                     prop_assert_eq!(retry.retry_on.as_str(), unsent);
                     prop_assert!(retry.retry_priority.is_none());
                     prop_assert!(action.hedge_policy.is_none());
-                    // What upstreams see.
+                    // The view of upstreams.
                     let request = Request::new(vec![]);
                     let sent = table::forwarded(&table, route, &request);
                     let value = |name: &str| sent.value(name).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What gRPC clients get does what the policy decides, or refuses.
+//! The resources of gRPC clients do what the policy decides, or refuse.
 
 use std::collections::BTreeSet;
 
@@ -119,7 +119,7 @@ fn takes(row: &Route, call: &Request) -> bool {
         })
 }
 
-/// Where the policy wants the call; to [`REFUSED`], what no client may decide.
+/// The policy's destination of the call; [`REFUSED`] for calls that no client may decide.
 fn wanted(rules: &Rules, facts: &Facts, outcome: Outcome<'_>) -> Vec<(String, u32)> {
     let refused = vec![(REFUSED.to_owned(), 1000)];
     let service: &Service = (facts.service.and_then(|id| rules.service(id))).expect("a service");
@@ -165,7 +165,7 @@ proptest! {
                 let targets = table::targets(row, &call);
                 prop_assert_eq!(targets, wanted(rules, &facts, decision.outcome), "{}", line(row));
             }
-            // Nothing falls through to a shorter path.
+            // No path falls through to a shorter one.
             for group in rows.chunk_by(|a, b| path(a) == path(b)) {
                 let last = group.last().and_then(|row| row.r#match.as_ref()).expect("a row");
                 prop_assert!(last.headers.is_empty(), "{}", line(&group[0]));
@@ -195,7 +195,8 @@ tidegate/shop.example /shop.v1.Orders/* x-region-id=beijing -> orders/bj-c 1000
 tidegate/shop.example /shop.v1.Orders/* -> orders/sh-a 800 orders/sh-b 200
 ",
     );
-    // A home has to be named, and a trace; what fits nowhere is shed; a prefix is a regular expression.
+    // A home has to be named, and a trace; calls that fit nowhere are shed; a prefix is a regular
+    // expression.
     check(
         "",
         "[{name: s, routes: [{prefix: /a.b, class: read}], region: {missing: reject}, trace: {missing: reject}, demand: {sh-a: {reads: 100}}}]",

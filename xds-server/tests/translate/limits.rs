@@ -1,4 +1,4 @@
-//! Time-outs, limits and protocols: what is said to Envoy so that its own defaults do not count.
+//! Time-outs, limits and protocols: the settings that override Envoy's defaults.
 
 use envoy_types::pb::{
     envoy::{
@@ -43,7 +43,7 @@ fn number(value: Option<UInt32Value>) -> Option<u32> {
     value.map(|value| value.value)
 }
 
-/// What becomes of all requests that go on.
+/// The actions for all requests that go on.
 fn actions(mesh: &Mesh) -> Vec<RouteAction> {
     let resilience = |at: usize| -> Resilience { mesh.services[at].resilience.clone() };
     let table = table::read(&routes(&rules_of(mesh, "UU"), &resilience));

@@ -1,4 +1,4 @@
-//! The route table does what the policy decides, for any rules and any request.
+//! The route table follows the policy, for any rules and any request.
 
 #[allow(dead_code, reason = "its other users need the rest")]
 #[path = "../../../policy/tests/behaviour/any.rs"]
@@ -37,13 +37,14 @@ fn weighted(_: usize) -> Resilience {
     Resilience::default()
 }
 
-/// The table of `sh-a`'s proxies, one line a route: who asks for what, `->`, and where it goes.
+/// The table of `sh-a`'s proxies, one line a route: the request, `->`, and its destination.
 #[track_caller]
 fn check(services: &str, states: &str, expected: &str) {
     check_of("", services, states, expected);
 }
 
-/// What `sh-a` knows, with a letter for the state of each zone: `U` up, `L` up and limited, `E` empty.
+/// The rules as `sh-a` knows them, with a letter for the state of each zone: `U` up, `L` up and
+/// limited, `E` empty.
 fn rules_of(mesh: &Mesh, states: &str) -> Box<Rules> {
     let loads: Vec<ZoneLoad> = states
         .chars()
@@ -52,7 +53,7 @@ fn rules_of(mesh: &Mesh, states: &str) -> Box<Rules> {
                 'U' | 'L' => ZoneState::Up,
                 _ => ZoneState::Empty,
             },
-            // Limited: three quarters of what is asked.
+            // Limited: three quarters of the demand.
             capacity: if letter == 'L' { 75.0 } else { f64::INFINITY },
             ..ZoneLoad::default()
         })
@@ -219,7 +220,7 @@ fn a_read_that_leaves_the_region_says_so_also_to_who_may_see_why() {
         "s/bj-c/reads: remote remote_read ",
     ];
     assert_eq!(labels(&request), unseen);
-    // The filter has stamped what it knows for a caller that may see it.
+    // The filter has stamped its explanation for a caller that may see it.
     request.set(headers::EXPLAIN, "home_zone");
     let seen = [
         "s/sh-a/reads: zone home_zone home_zone",
@@ -306,7 +307,7 @@ proptest! {
             return Ok(());
         };
         if !off {
-            // Nobody has decided, so whatever does not pass the filter is refused.
+            // The request is undecided, so it is refused if it does not pass the filter.
             prop_assert!(matches!(first.action, Some(Action::DirectResponse(_))));
         }
         let Outcome::Route(routed) = outcome else {
@@ -314,7 +315,7 @@ proptest! {
             return Ok(());
         };
         if !off {
-            // What a client says as if it were another zone's gateway.
+            // Headers of a client that pretends to be another zone's gateway.
             request.remove(headers::PRESENTED_EPOCH);
             for (name, value) in routed.stamps() {
                 request.set(name, &value);
@@ -322,14 +323,15 @@ proptest! {
         }
         let route = table::find(&table, &request).expect("a route");
         prop_assert_eq!(table::targets(route, &request), wanted(rules, &facts, &routed));
-        // What upstreams and the access log see.
+        // The view of upstreams and the access log.
         let sent = table::forwarded(&table, route, &request);
         let stamps = [headers::CLASS, headers::HOME, headers::TIER, headers::DECISION];
         let expected = [
             routed.class.as_str(),
             routed.home.unwrap_or(&viewer),
             routed.tier.map_or("none", Tier::as_str),
-            // What a fence that observes lets through is told from what it admits by the filter alone.
+            // Only the filter tells writes that an observing fence lets through from those that it
+            // admits.
             match reason {
                 Reason::Observed => Reason::Admitted.as_str(),
                 reason => reason.as_str(),
@@ -453,7 +455,7 @@ proptest! {
             for (group, (_, service, route)) in groups.into_iter().zip(expected) {
                 let last = group.last().expect("a route");
                 prop_assert!(table::conditions(last).is_empty());
-                // What gets there has a stamp, but neither that of a write nor a cluster.
+                // A request that gets there has a stamp, but neither that of a write nor a cluster.
                 let local = route_cluster(topology, &service.name, rules.viewer(), Class::Read);
                 prop_assert_eq!(table::targets(last, &Request::new(vec![])), [(local, 1000)]);
 
@@ -491,7 +493,7 @@ proptest! {
                 }
             }
         }
-        // What the filter may name by itself is warm too.
+        // Clusters that the filter may name by itself are warm too.
         for service in rules.services().iter() {
             let planned = |class: &Class| *class == Class::Read || service.writes == Writes::Free;
             for home in topology.zones() {

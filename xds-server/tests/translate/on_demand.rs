@@ -1,4 +1,4 @@
-//! Virtual hosts one by one, and times to live: what a role's proxies are then given.
+//! Virtual hosts one by one, and times to live: the resources that a role's proxies then get.
 
 use std::sync::Arc;
 
@@ -103,7 +103,8 @@ proptest! {
         let hosts = entries.iter().map(|(host, entry)| {
             let resource = virtual_host_on_demand(host, entry);
             let mut host: VirtualHost = read(&resource);
-            // It takes what nothing else does, so that Envoy does not ask for the host again.
+            // It takes requests that no other route takes, so that Envoy does not ask for the host
+            // again.
             let last = host.routes.pop().and_then(|route| route.action);
             assert!(matches!(last, Some(Action::DirectResponse(answer)) if answer.status == 404));
             assert_eq!(host.name, *resource.name);

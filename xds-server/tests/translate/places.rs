@@ -1,4 +1,4 @@
-//! Clusters and endpoints: where requests may turn, whatever the topology is.
+//! Clusters and endpoints: the places where requests may turn, in any topology.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -83,7 +83,7 @@ proptest! {
             let instance = Instance::parse(br#"{"address": "10.0.0.1", "port": 1}"#).expect("a record");
             let states = vec![(ZoneState::Up, false); topology.zones().len()];
             let assigned = endpoints(&topology, &service, &zones(&topology, &states, &instance));
-            // Whatever waits for endpoints gets some, and nothing else is sent.
+            // Each resource that waits for endpoints gets some, and no others are sent.
             let assigned: BTreeMap<String, BTreeSet<String>> = assigned
                 .iter()
                 .map(|resource| {
@@ -117,7 +117,7 @@ proptest! {
     ) {
         let service = service(HASHED);
         let instance = Instance::parse(br#"{"address": "10.0.0.1", "port": 1}"#).expect("a record");
-        // Who is drained is empty, however healthy.
+        // A drained zone is empty, however healthy.
         let states: Vec<_> = states
             .into_iter()
             .map(|(state, drained)| if drained { (ZoneState::Empty, true) } else { (state, false) })

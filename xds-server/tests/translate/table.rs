@@ -17,7 +17,8 @@ use policy::{Headers, Presented, Rules, Service, ServiceId};
 use prost::Message;
 use xds::resource::Resource;
 
-/// The headers of a request; copies of one header stand joined by commas, as Envoy's matchers see them.
+/// The headers of a request; copies of one header stand joined by commas, as Envoy's matchers see
+/// them.
 #[derive(Clone, Debug)]
 pub(crate) struct Request(BTreeMap<String, Vec<String>>);
 
@@ -67,7 +68,7 @@ pub(crate) fn read(resource: &Resource) -> RouteConfiguration {
     RouteConfiguration::decode(resource.message()).expect("a route table")
 }
 
-/// What [`Rules::hosts`] gives, in the order of a table.
+/// The hosts of [`Rules::hosts`], in the order of a table.
 pub(crate) fn hosts(
     rules: &Rules,
 ) -> impl Iterator<
@@ -238,7 +239,7 @@ pub(crate) fn filter_is_off(route: &Route) -> bool {
     })
 }
 
-/// What a route asks of a request besides its host.
+/// A route's conditions on a request besides its host.
 pub(crate) fn conditions(route: &Route) -> Vec<String> {
     let matches = route.r#match.as_ref().expect("a match");
     matches

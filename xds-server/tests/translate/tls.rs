@@ -1,4 +1,4 @@
-//! Which certificates the listener and the clusters name, and which secrets there are for them.
+//! The certificates that the listener and the clusters name, and the secrets for them.
 
 use std::collections::BTreeSet;
 

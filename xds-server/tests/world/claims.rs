@@ -1,4 +1,4 @@
-//! Several records with one address: which of them proxies get.
+//! Several records with one address: those that proxies get.
 
 use registry::{
     record::{InvalidRecord, Warning},
@@ -50,20 +50,21 @@ fn a_zone_cannot_take_an_address_from_another_zone() {
     assert!(world.pass(10 * DOUBT_MS).is_none(), "nothing changes");
     assert_eq!(shares(&before), [800, 200]);
 
-    // Not with another form of the address either, nor by writing it again, and nobody is told twice.
+    // Not with another form of the address either, nor by writing it again, and it is reported only
+    // once.
     let mapped = r#"{"address":"::ffff:10.0.0.1","port":1}"#;
     let mapped = entry(key("orders/sh-b/evil"), mapped, 9);
     assert_eq!(world.apply(Change::Put(mapped)), []);
     assert_eq!(world.apply(claim("orders/sh-b/evil", 1, 9)), []);
     assert!(world.pass(10 * DOUBT_MS).is_none(), "nothing changes");
 
-    // Another service may have the same address, and an unknown zone is in nobody's way.
+    // Another service may have the same address, and an unknown zone conflicts with none.
     assert_eq!(world.apply(put("web/sh-b/1", record(1, "healthy"))), []);
     world.apply(claim("orders/mars/9", 1, 0));
     let snapshot = world.snapshot().expect("an instance of web");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [1]);
 
-    // It goes: nothing is odd any more.
+    // It goes: no oddity is left.
     world.apply(deleted("orders/sh-b/evil"));
     assert_eq!(codes(&world), [("mars/9".into(), "unknown_zone")]);
     assert!(world.world.warnings().is_empty());
@@ -104,7 +105,7 @@ fn an_instance_that_restarts_under_another_name_takes_over_within_its_zone() {
     ];
     assert_eq!(codes(&world), expected);
     assert!(world.pass(10 * DOUBT_MS).is_none(), "nothing changes");
-    // Which of the two within the zone goes makes no difference to proxies.
+    // Proxies get the same whichever of the two within the zone goes.
     world.apply(deleted("orders/sh-b/evil"));
     world.apply(deleted("orders/sh-a/1"));
     assert!(world.pass(10 * DOUBT_MS).is_none(), "nothing changes");
@@ -150,7 +151,7 @@ fn every_replica_says_the_same_whatever_it_heard_first() {
         world.snapshot();
         let snapshot = world.pass(10 * DOUBT_MS);
         drop(snapshot);
-        // What a restart lists.
+        // The listing after a restart.
         let mut restarted = World::new(mesh(&[ORDERS]));
         restarted.apply(listed(records.to_vec()));
         let snapshot = restarted.snapshot().expect("a first snapshot");
@@ -166,7 +167,8 @@ fn every_replica_says_the_same_whatever_it_heard_first() {
     }
 }
 
-/// A world with four instances in `sh-a` and one in `sh-b`, whose addresses older records of `sh-b` then claim.
+/// A world with four instances in `sh-a` and one in `sh-b`, whose addresses older records of `sh-b`
+/// then claim.
 fn beaten(count: u16) -> World {
     let guard = "guard: {vanish_percent: 30}";
     let mut world = World::new(mesh_with(guard, &["sh-a", "sh-b"], &[ORDERS]));
@@ -187,7 +189,7 @@ fn an_instance_that_loses_its_address_is_doubted_like_one_that_disappears() {
     let snapshot = world.snapshot().expect("an instance more in sh-b");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [1, 2, 3, 4]);
     assert_eq!(world.world.kept(), 1);
-    // What it writes meanwhile changes nothing about that.
+    // Its writes meanwhile change nothing about that.
     world.pass(DOUBT_MS / 2);
     world.apply(claim("orders/sh-a/1", 1, 10));
     let snapshot = world.pass(DOUBT_MS / 2).expect("an instance less");
@@ -277,7 +279,7 @@ fn unknown_fields_are_warned_of_and_a_bad_record_keeps_its_own_fault() {
     assert_eq!(warnings, Some(&vec![unknown]));
     world.apply(put("orders/sh-a/1", record(1, "healthy")));
     assert!(world.world.warnings().is_empty());
-    // What became unreadable stays reported as that, whoever claims its address.
+    // A record that became unreadable stays reported as that, even if others claim its address.
     world.apply(put("orders/sh-a/1", "{"));
     world.apply(claim("orders/sh-a/2", 1, 9));
     assert_eq!(codes(&world), [("sh-a/1".into(), "json")]);

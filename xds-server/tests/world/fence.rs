@@ -36,7 +36,7 @@ fn owners(snapshot: &Snapshot) -> (Vec<String>, u64) {
     (names.map(str::to_owned).collect(), cell.epoch)
 }
 
-/// Who asks for grants by such a policy is not taken for an older filter.
+/// A proxy that asks for grants by such a policy is not taken for an older filter.
 #[test]
 fn policies_from_before_the_first_terms_have_the_id_of_those() {
     let mesh = fenced_mesh();
@@ -76,7 +76,8 @@ fn new_owners_reach_every_policy_and_change_nothing_else() {
     let kinds: BTreeSet<Kind> = changed.map(|((_, kind, _), _)| kind).collect();
     assert_eq!(kinds, BTreeSet::from([Kind::FilterConfig]));
 
-    // Where the cell is between two moves is nothing to proxies, nor is what cannot be read, or of no cell of this mesh.
+    // Proxies ignore the state of a cell between two moves, unreadable records, and cells outside
+    // this mesh.
     let active = r#"{"store": "1", "epoch": 3, "owners": ["sh-a", "mars"], "state": "active"}"#;
     assert_eq!(world.apply(authority("main", active)), []);
     assert_eq!(world.apply(authority("other", active)), []);
@@ -120,7 +121,7 @@ fn new_owners_reach_every_policy_and_change_nothing_else() {
         let snapshot = world.snapshot().expect("no owner");
         assert_eq!(owners(&snapshot), (vec![], 0));
     }
-    // A new mesh keeps what is known.
+    // A new mesh keeps the known owners.
     world.apply(authority("main", moved));
     world.apply(Change::Mesh(mesh(&[ORDERS])));
     world.snapshot().expect("no fence");
@@ -161,7 +162,7 @@ fn gateways_are_endpoints_to_which_no_route_leads() {
     });
     let gone = world.pass(DOUBT_MS).expect("no gateway");
     assert_eq!(ports(&gone, "gateway/sh-b"), [] as [u32; 0]);
-    // Without a fence nobody needs them.
+    // Without a fence no proxy needs them.
     world.apply(put("gateway/sh-b/g", record(9, "healthy")));
     let told = world.apply(Change::Mesh(mesh(&[ORDERS])));
     assert_eq!(

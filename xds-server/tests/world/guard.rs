@@ -1,4 +1,4 @@
-//! What is not believed.
+//! Changes that are not believed.
 
 use registry::store::Revision;
 use xds_server::world::{Change, DOUBT_MS, Implausible, Origin, Seen};

@@ -1,4 +1,5 @@
-//! A change costs what it touches, and what it does not touch is as if everything were made anew.
+//! A change costs only the parts that it touches, and the others are as if everything were made
+//! anew.
 
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ use xds_server::{
 
 use super::{AUTHORITY, World, entry, key, listed, mesh_with, put, record, versions};
 
-/// Services that share hosts, one of which has its instances by hash, and is fenced where anything is.
+/// Services that share hosts, one of which has its instances by hash, and is fenced where anything
+/// is.
 const SERVICES: [&str; 4] = [
     "{name: orders, routes: [{prefix: /orders}, {host: shop, prefix: /o}], weights: {zone: 80, region: 20}}",
     "{name: web, routes: [{prefix: /}, {host: shop, prefix: /}], weights: computed}",
@@ -24,7 +26,7 @@ const SERVICES: [&str; 4] = [
     "{name: carts, routes: [{host: shop, prefix: /carts}], fenced: false, strategy: {region_first_hash: {header: x-user}}}",
 ];
 
-/// Everything that is made of virtual hosts.
+/// Listeners for all resources that are made of virtual hosts.
 const LISTENERS: &str = "listeners: {gateway: {address: 0.0.0.0, port: 1}, sidecar: {address: 127.0.0.1, port: 2, on_demand: true}, grpc: true}";
 
 #[derive(Clone, Debug)]
@@ -37,7 +39,7 @@ enum Step {
     Freeze(bool),
 }
 
-/// Instances, what operators want, what the replicas agreed on, who owns what.
+/// Instances, directives of operators, standings that the replicas agreed on, owners.
 fn records() -> impl Strategy<Value = Entry> {
     let service = || select(vec!["orders", "web", "users", "carts", "gateway"]);
     let zone = || select(vec!["sh-a", "sh-b", "sh-c"]);
@@ -95,7 +97,7 @@ fn meshes() -> [Arc<Mesh>; 3] {
     ]
 }
 
-/// A snapshot's views hold what their policies say, encoded as if nothing were shared.
+/// A snapshot's views hold the content of their policies, encoded as if nothing were shared.
 fn check_whole(snapshot: &Snapshot, mesh: &Mesh) -> Result<(), TestCaseError> {
     let resilience = |index: usize| mesh.services[index].resilience.clone();
     for (key, view) in snapshot.views() {
@@ -137,7 +139,8 @@ fn messages(resources: &Resources) -> Vec<Bytes> {
     resources.values().map(|r| r.message()).collect()
 }
 
-/// Of four services with paths on one host. The first one's stand with the head, which says how long the host is.
+/// Of four services with paths on one host. The first one's stand with the head, which says how
+/// long the host is.
 #[test]
 fn a_plan_leaves_the_routes_of_other_services_where_they_are_in_memory() {
     let services = ["a", "b", "c", "d"].map(|name| {

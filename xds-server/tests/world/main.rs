@@ -1,4 +1,4 @@
-//! Changes in, snapshots out: what proxies are sent when instances come, go and misbehave.
+//! Changes in, snapshots out: the resources of proxies when instances come, go and misbehave.
 
 mod claims;
 mod fence;
@@ -109,7 +109,7 @@ impl World {
         self.world.snapshot(self.now_ms)
     }
 
-    /// Lets time pass; what is due happens, and everything that is proposed is written.
+    /// Lets time pass; due changes happen, and all proposals are written.
     fn pass(&mut self, ms: u64) -> Option<Arc<Snapshot>> {
         let end_ms = self.now_ms + ms;
         let mut last = None;
@@ -220,7 +220,7 @@ fn an_empty_mesh_has_routes_that_refuse_and_clusters_without_endpoints() {
     assert_eq!(shares(&snapshot), [] as [u32; 0]);
     assert_eq!(snapshot.zones().collect::<Vec<_>>(), ["sh-a", "sh-b"]);
     for (_, view) in snapshot.views() {
-        // Of each zone its endpoints, and what reads and writes turn to.
+        // Of each zone its endpoints, and the destinations of reads and writes.
         assert_eq!(
             Kind::ALL.map(|kind| view.of(kind).len()),
             [6, 0, 2, 1, 1, 0, 1]

@@ -1,4 +1,4 @@
-//! Replicas agree, and so does one with itself, however it came to know what it knows.
+//! Replicas agree, and so does one with itself, by whichever way it learned its state.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use xds_server::{config::Mesh, world::Change};
 
 use super::{AUTHORITY, ORDERS, World, entry, key, listed, mesh_with, record, versions};
 
-/// Something that happens to a store, or to those who watch it.
+/// An event of a store, or of those that watch it.
 #[derive(Clone, Debug)]
 enum Event {
     Put(String, Vec<u8>),
@@ -28,7 +28,8 @@ enum Event {
     Snapshot,
 }
 
-/// What the store holds, and what of it can be served: an unreadable record leaves what was served before.
+/// The content of the store, and the part of it that can be served: an unreadable record leaves the
+/// one that was served before.
 #[derive(Default)]
 struct Model {
     revision: i64,
@@ -37,7 +38,7 @@ struct Model {
 }
 
 impl Model {
-    /// What the store has after a put.
+    /// The store's entry after a put.
     fn put(&mut self, key: String, value: Vec<u8>) -> Entry {
         self.revision += 1;
         let before = self.stored.get(&key).map(|old| old.create_revision);
@@ -67,7 +68,7 @@ impl Model {
         entries
     }
 
-    /// Writes what the world proposes, and lets it know.
+    /// Writes the world's proposals, and lets it know.
     fn write(&mut self, world: &mut World) {
         for (key, proposal) in world.world.proposals().clone() {
             let standing = StandingRecord::to_json(proposal.standing);
@@ -142,7 +143,7 @@ fn meshes() -> [Arc<Mesh>; 3] {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Replicas agree, whatever each of them saw of the way here: one that followed every event sends the same as one
+    /// Replicas agree at the end of any way: one that followed every event sends the same as one
     /// that has just started.
     #[test]
     fn the_way_to_a_state_leaves_no_trace_in_it(events in events(), order in any::<prop::sample::Index>()) {

@@ -1,4 +1,4 @@
-//! Zones that go out and come back, loads, and what operators want.
+//! Zones that go out and come back, loads, and the directives of operators.
 
 use registry::{store::Revision, zone_records::StandingRecord};
 use xds_server::world::Change;
@@ -77,11 +77,11 @@ fn what_an_operator_wants_counts_at_once() {
     };
     world.apply(intent("sh-a/orders", "drain"));
     assert_eq!(shares(&world.snapshot().expect("a drain")), [1000]);
-    // What cannot be read changes nothing.
+    // Unreadable records change nothing.
     assert_eq!(world.apply(intent("sh-a/orders", "explode")).len(), 1);
     assert_eq!(world.apply(intent("sh-a/orders/x", "pin")).len(), 1);
     assert!(world.snapshot().is_none());
-    // What is wanted for the service comes before what is wanted for the zone.
+    // A directive for the service comes before one for the zone.
     world.apply(intent("sh-a", "drain"));
     world.apply(intent("sh-a/orders", "pin"));
     assert_eq!(shares(&world.snapshot().expect("a pin")), [800, 200]);
@@ -111,7 +111,7 @@ fn a_replica_that_starts_goes_on_where_the_others_are() {
     fresh.apply(Change::Put(entry(at.clone(), standing, 7)));
     assert_eq!(shares(&fresh.snapshot().expect("a first snapshot")), [1000]);
     assert!(fresh.world.proposals().is_empty());
-    // Somebody deletes the record: nothing is remembered.
+    // The record is deleted: nothing is remembered.
     fresh.apply(Change::Deleted {
         key: at.clone(),
         revision: Revision(0),

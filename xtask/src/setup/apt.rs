@@ -1,9 +1,10 @@
 //! Debian packages without installing them, and without being root.
 //!
-//! apt runs on a configuration of its own: own lists, own cache, own sources, all in a scratch directory. The machine
-//! lends three things: the mirror and how to trust it (from its own sources), the proxy and certificate settings, and for
-//! [`Suite::Own`] the list of what is installed. The packages are checked by apt against the archive's signature as
-//! ever, then unpacked with `dpkg-deb -x`.
+//! apt runs on a configuration of its own: own lists, own cache, own sources, all in a scratch
+//! directory. The machine lends three things: the mirror and how to trust it (from its own
+//! sources), the proxy and certificate settings, and for [`Suite::Own`] the list of installed
+//! packages. The packages are checked by apt against the archive's signature as ever, then unpacked
+//! with `dpkg-deb -x`.
 
 mod sources;
 
@@ -18,22 +19,23 @@ use crate::run::quiet;
 use crate::tree::{in_path, make_dir};
 use sources::{Archive, archives};
 
-/// The Debian suite whose versions of etcd and docker-compose the project is tested with. They need little more than an
-/// old libc, so they run on older Debians and on Ubuntu too.
+/// The Debian suite whose versions of etcd and docker-compose the project is tested with. They need
+/// little more than an old libc, so they run on older Debians and on Ubuntu too.
 const PINNED: &str = "trixie";
 
-/// Always carries the newest of everything, and what no release has yet.
+/// Always carries the newest of everything, and packages that no release has yet.
 const UNSTABLE: &str = "sid";
 
 const STATUS: &str = "/var/lib/dpkg/status";
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Suite {
-    /// Debian [`PINNED`], whatever the machine runs: the packages alone, for programs that need no library.
+    /// Debian [`PINNED`] on any machine: the packages alone, for programs that need no library.
     Pinned,
-    /// Debian [`UNSTABLE`], the packages alone as well: for what may be missing.
+    /// Debian [`UNSTABLE`], the packages alone as well: for those that may be missing.
     Unstable,
-    /// The machine's own suite: the packages and all they need that is not installed, which then fits what is.
+    /// The machine's own suite: the packages and all their missing dependencies, which then fit the
+    /// installed ones.
     Own,
 }
 
@@ -54,8 +56,8 @@ pub(super) struct Apt {
 }
 
 impl Apt {
-    /// Sets up a private apt in `dir` (empty, absolute) and reads the lists of the suite from the first mirror that
-    /// carries it.
+    /// Sets up a private apt in `dir` (empty, absolute) and reads the lists of the suite from the
+    /// first mirror that carries it.
     pub(super) fn open(dir: PathBuf, suite: Suite) -> Result<Self> {
         for program in ["apt-get", "apt-config", "dpkg-deb"] {
             in_path(program).with_context(|| format!("no {program}: not a Debian or Ubuntu"))?;
@@ -161,8 +163,8 @@ impl Apt {
     }
 }
 
-/// The private configuration. The machine's own is not read at all, for the sake of its hooks, which would run on the
-/// system; only its network settings are copied.
+/// The private configuration. The machine's own is not read at all, for the sake of its hooks,
+/// which would run on the system; only its network settings are copied.
 fn configuration(dir: &Path, suite: Suite) -> Result<String> {
     let network: String = quiet(Command::new("apt-config").arg("dump"))?
         .lines()

@@ -11,7 +11,7 @@ use super::{Site, announce};
 use crate::run::says;
 use crate::tree::{in_path, make_dir, put};
 
-/// Some Ubuntu suites have only 3.4; what is older differs in leases and watches.
+/// Some Ubuntu suites have only 3.4; older ones differ in leases and watches.
 const OLDEST: (u32, u32) = (3, 4);
 
 /// The server stands last: where it is, all are.

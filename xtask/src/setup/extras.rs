@@ -1,4 +1,5 @@
-//! What only some commands need: docker-compose checks a file in the tests, wrk and h2load make load in the benchmarks.
+//! Tools of single commands: docker-compose checks a file in the tests, wrk and h2load make load in
+//! the benchmarks.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -42,7 +43,8 @@ pub(super) fn try_compose(site: &Site<'_>) {
     }
 }
 
-/// wrk and h2load, the machine's or else its own suite's, with whatever libraries the machine lacks.
+/// wrk and h2load, the machine's or else its own suite's, with any libraries that the machine
+/// lacks.
 pub(super) fn load_generators(site: &Site<'_>) -> Result<()> {
     for (program, package) in [("wrk", "wrk"), ("h2load", "nghttp2-client")] {
         let place = site.tree.tool(program);

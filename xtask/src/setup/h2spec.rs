@@ -1,4 +1,4 @@
-//! h2spec, built from the module in `e2e/peers/h2spec`, which pins it and what it needs.
+//! h2spec, built from the module in `e2e/peers/h2spec`, which pins it and its dependencies.
 
 use std::fs;
 
@@ -32,7 +32,8 @@ pub(super) fn ensure(site: &Site<'_>) -> Result<()> {
         .env("GOTOOLCHAIN", "local")
         .env("GOWORK", "off")
         .env("CGO_ENABLED", "0")
-        // The module cache is read-only by default, and could not be removed with the scratch directory.
+        // The module cache is read-only by default, and could not be removed with the scratch
+        // directory.
         .env("GOFLAGS", "-mod=readonly -modcacherw")
         .env("GOMODCACHE", site.scratch.dir("go-modules")?)
         .env("GOCACHE", site.scratch.dir("go-cache")?);

@@ -1,8 +1,10 @@
-//! Provisioning: what cargo does not bring lands below `target/tools/`, with nothing installed on the machine.
+//! Provisioning: the tools that cargo does not bring land below `target/tools/`, with nothing
+//! installed on the machine.
 //!
-//! Every tool is asked whether it is there, runs, and has the right version. If not, it is fetched into a scratch directory,
-//! tried there, and only then renamed into `target/tools/bin/`. So a run that is killed half-way leaves nothing that the
-//! next one would take for done, and a second run with everything in place takes well under a second.
+//! Every tool is asked whether it is there, runs, and has the right version. If not, it is fetched
+//! into a scratch directory, tried there, and only then renamed into `target/tools/bin/`. So a run
+//! that is killed half-way leaves nothing that the next one would take for done, and a second run
+//! with everything in place takes well under a second.
 
 mod apt;
 mod envoy;
@@ -29,7 +31,7 @@ use pip::Pip;
 pub(crate) use extras::compose;
 pub(crate) use grpc::GrpcClient;
 
-/// What the caller is about to do, which decides what it needs.
+/// The caller's next command, which decides what it needs.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Wanted {
     Filter,
@@ -43,7 +45,8 @@ pub(crate) enum Wanted {
     },
 }
 
-/// What the steps share while they run: the checkout, the scratch directory, and apt and pip once a step has asked for them.
+/// The common state of the steps while they run: the checkout, the scratch directory, and apt and
+/// pip once a step has asked for them.
 struct Site<'a> {
     tree: &'a Tree,
     scratch: Scratch,
@@ -95,7 +98,7 @@ impl<'a> Site<'a> {
     }
 }
 
-/// Does what is wanted at most once at a time per checkout: two terminals may both run tests.
+/// Provisions at most once at a time per checkout: two terminals may both run tests.
 fn lock(tree: &Tree) -> Result<File> {
     let path = tree.tools().join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -135,9 +138,9 @@ pub(crate) fn run(tree: &Tree, wanted: Wanted) -> Result<()> {
     Ok(())
 }
 
-/// The build script of etcd-client runs protoc. A crate carries it, so here is only a link to it; a link and not a copy,
-/// because protoc looks for the well-known types beside its real place. Cleaning cargo's registry breaks the link, and
-/// the next run mends it.
+/// The build script of etcd-client runs protoc. A crate carries it, so here is only a link to it; a
+/// link and not a copy, because protoc looks for the well-known types beside its real place.
+/// Cleaning cargo's registry breaks the link, and the next run mends it.
 fn protoc(site: &Site<'_>) -> Result<()> {
     let carried = protoc_bin_vendored::protoc_bin_path().context(
         "no protoc for this machine: install one (Debian: protobuf-compiler) and set PROTOC to it",
@@ -151,7 +154,7 @@ fn protoc(site: &Site<'_>) -> Result<()> {
     put(&fresh, &place)
 }
 
-/// One line before each step that takes longer than a second, so that nobody wonders whether it hangs.
+/// One line before each step that takes longer than a second, so that it does not seem to hang.
 fn announce(what: &str) {
     eprintln!("setup: {what}");
 }

@@ -1,5 +1,6 @@
-//! The server that `cargo xtask bench xds` measures beside ours: a small Go program on go-control-plane, built with Debian's
-//! Go and its packaged libraries. Only the program stays; Go itself goes with the scratch directory.
+//! The server that `cargo xtask bench xds` measures beside ours: a small Go program on
+//! go-control-plane, built with Debian's Go and its packaged libraries. Only the program stays; Go
+//! itself goes with the scratch directory.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +14,7 @@ use crate::tree::put;
 
 const SOURCE: &str = "bench/src/xds/peer/main.go";
 
-/// Everything that the program is built from, besides Go and its standard library.
+/// The sources of the program, besides Go and its standard library.
 const LIBRARIES: [&str; 12] = [
     "golang-github-envoyproxy-go-control-plane-dev",
     "golang-github-envoyproxy-protoc-gen-validate-dev",
@@ -38,7 +39,8 @@ pub(super) fn try_build(site: &Site<'_>) {
     }
 }
 
-/// The program lies beside the source that it was built from, so that a change of the source is noticed.
+/// The program lies beside the source that it was built from, so that a change of the source is
+/// noticed.
 fn ensure(site: &Site<'_>) -> Result<()> {
     let source = site.tree.root().join(SOURCE);
     let wanted = fs::read(&source).with_context(|| source.display().to_string())?;

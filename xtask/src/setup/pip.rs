@@ -19,8 +19,8 @@ pub(super) struct Pip {
 }
 
 impl Pip {
-    /// Debian's Python comes without pip, so: Python's own, or one in a virtual environment, or the one of the
-    /// distribution, unpacked beside.
+    /// Debian's Python comes without pip, so: Python's own, or one in a virtual environment, or the
+    /// one of the distribution, unpacked beside.
     pub(super) fn find(site: &Site<'_>) -> Result<Self> {
         let own = Self {
             python: in_path("python3").context("no python3")?,
@@ -52,8 +52,8 @@ impl Pip {
         Ok(unpacked)
     }
 
-    /// Fetches the binary packages that `requirements` lists, each with the hashes that it may have, and unpacks them below
-    /// `dir`, into a directory that it gives.
+    /// Fetches the binary packages that `requirements` lists, each with the hashes that it may
+    /// have, and unpacks them below `dir`, into a directory that it gives.
     pub(super) fn unpack(&self, requirements: &str, dir: &Path) -> Result<PathBuf> {
         let (list, wheels, unpacked) = (
             dir.join("requirements.txt"),

@@ -1,4 +1,5 @@
-//! The toolchain of `rust-toolchain.toml`, complete. rustup adds it by itself, unless `RUSTUP_AUTO_INSTALL=0`.
+//! The toolchain of `rust-toolchain.toml`, complete. rustup adds it by itself, unless
+//! `RUSTUP_AUTO_INSTALL=0`.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! What an attacker sends while zones fail: headers that only proxies may set, hops signed with a stolen secret, and records
-//! of a registrar that claims the instances of other zones.
+//! The requests of an attacker while zones fail: headers that only proxies may set, hops signed
+//! with a stolen secret, and records of a registrar that claims the instances of other zones.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -23,7 +23,7 @@ const EVERY: Duration = Duration::from_millis(25);
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How many names a registrar uses, so that the store does not fill with them.
 const NAMES: u64 = 8;
-/// How many examples of what was believed are kept.
+/// The most examples of believed attacks that are kept.
 const EXAMPLES_MAX: usize = 5;
 
 /// A name for writes that no gateway of [`ZONES`] has.
@@ -43,12 +43,12 @@ struct Seen {
     admitted: AtomicUsize,
     claims: AtomicUsize,
     refused_claims: AtomicUsize,
-    /// What reached an instance and should not have.
+    /// Attacks that reached an instance and should not have.
     believed: AtomicUsize,
     examples: Mutex<Vec<String>>,
 }
 
-/// What an attacker does next.
+/// The choice of an attacker's next step.
 struct Attacker {
     client: Client,
     stolen: Keys,
@@ -83,7 +83,7 @@ impl Attacks {
         Ok(Attacks { seen, task })
     }
 
-    /// How often an instance saw what an attacker made up.
+    /// The number of times that an instance saw an attacker's invention.
     pub(crate) fn believed(&self) -> usize {
         self.seen.believed.load(Relaxed)
     }
@@ -152,7 +152,8 @@ impl Attacker {
                 self.send(zone, write, |seen| &seen.stolen);
             }
             _ => {
-                // Of another gateway's write, while its signature counts, with an id of its own so that the judge can tell.
+                // Of another gateway's write, while its signature counts, with an id of its own so
+                // that the judge can tell.
                 let Some(recorded) = &self.recorded else {
                     return;
                 };
@@ -170,7 +171,8 @@ impl Attacker {
         witness::write(ATTACKER, self.count, cell, 0)
     }
 
-    /// A write that claims to come from another zone's gateway, by an epoch that this one cannot know.
+    /// A write that claims to come from another zone's gateway, by an epoch that this one cannot
+    /// know.
     fn signed(&mut self, zone: u8) -> Request {
         let cell = self.dice.between(0, CELLS.len() as u64) as usize;
         let write = witness::write(ATTACKER, self.count, cell, 0);
@@ -228,7 +230,7 @@ impl Attacker {
 }
 
 impl Seen {
-    /// Looks at what the instance says that it got.
+    /// Looks at the headers that the instance received.
     fn look(&self, request: &Request, reply: &Reply) {
         let Ok(echo) = reply.echo() else {
             return;

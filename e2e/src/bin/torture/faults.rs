@@ -1,4 +1,4 @@
-//! What can happen to three zones.
+//! Faults that can happen to three zones.
 
 use std::fmt;
 
@@ -18,11 +18,11 @@ const SHORT_IN_TEN: u64 = 3;
 pub(crate) enum Kind {
     /// A zone's link goes down
     CutZone,
-    /// Nothing that a zone sends to the others arrives
+    /// A zone's packets to the others are lost
     MuteZone,
-    /// Nothing that the others send to a zone arrives
+    /// The others' packets to a zone are lost
     DeafenZone,
-    /// Nothing that a zone sends to one other arrives
+    /// A zone's packets to one other are lost
     LosePair,
     /// kill -9 of a gateway
     KillGateway,
@@ -42,13 +42,14 @@ pub(crate) enum Kind {
     Restore,
     /// A zone's control plane is asked to end (SIGTERM), and is started again
     RestartControl,
-    /// A zone's control plane is asked to end, and started again with other terms; later with the right ones
+    /// A zone's control plane is asked to end, and started again with other terms; later with the
+    /// right ones
     OtherTerms,
-    /// Nothing fails: an operator moves a cell
+    /// No fault: an operator moves a cell
     Move,
-    /// Nothing fails: an operator overrides a cell, perhaps to where it is
+    /// No fault: an operator overrides a cell, perhaps to where it is
     Override,
-    /// Nothing fails: an operator overrides every cell to one zone
+    /// No fault: an operator overrides every cell to one zone
     OverrideAll,
 }
 
@@ -56,9 +57,9 @@ pub(crate) enum Kind {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
     pub(crate) kind: Kind,
-    /// Whom it happens to.
+    /// The zone that it happens to.
     pub(crate) zone: u8,
-    /// Who else takes part.
+    /// The other zone that takes part.
     pub(crate) other: u8,
     /// For how long.
     pub(crate) ms: u64,

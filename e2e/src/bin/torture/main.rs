@@ -1,8 +1,8 @@
-//! Whatever fails, no two zones write at once: three zones under a load of writes, a fault in every round, and a judge who has
-//! seen every write.
+//! No two zones write at once under any faults: three zones under a load of writes, a fault in
+//! every round, and a judge who has seen every write.
 //!
-//! Wall clocks are stepped for gateways and control planes. etcd cannot be deceived that way (it asks the kernel, not libc), and
-//! does not look at the wall clock for its leases.
+//! Wall clocks are stepped for gateways and control planes. etcd cannot be deceived that way (it
+//! asks the kernel, not libc), and does not look at the wall clock for its leases.
 
 #![allow(
     clippy::disallowed_methods,
@@ -53,7 +53,8 @@ struct Arguments {
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Attackers go on meanwhile: spoofed headers, hops signed with a stolen secret, claims of other zones' instances
+    /// Attackers go on meanwhile: spoofed headers, hops signed with a stolen secret, claims of
+    /// other zones' instances
     #[arg(long)]
     attacks: bool,
     /// Only observe, and admit every write: a success if the judge finds violations
@@ -64,7 +65,7 @@ struct Arguments {
 /// As a shell reports a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
-/// What all rounds came to.
+/// The sum of all rounds.
 #[derive(Default)]
 struct Total {
     rounds: usize,
@@ -74,14 +75,14 @@ struct Total {
     writable_ms: Vec<f64>,
     strayed: usize,
     report: Report,
-    /// What attackers sent, what came of it in words, and how often they were believed.
+    /// The number of attacks, their outcome in words, and how often they were believed.
     attacks: Option<(usize, String, usize)>,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Whatever ends first: leaving the other behind drops it, and with it every child and file.
+    // Leaving the unfinished one behind drops it, and with it every child and file.
     let ended = tokio::select! {
         done = run(&arguments) => done,
         interrupted = interrupted() => interrupted.map(|()| ExitCode::from(INTERRUPTED)),
@@ -92,7 +93,8 @@ async fn main() -> ExitCode {
     })
 }
 
-/// Everything lives in namespaces, so that it takes a thread of its own, which is in one of them.
+/// The whole run lives in namespaces, so that it takes a thread of its own, which is in one of
+/// them.
 async fn run(arguments: &Arguments) -> Result<ExitCode> {
     let workdir = Workdir::kept("torture")?;
     let network = Network::new(workdir.path(), ZONES.len() as u8).await?;
@@ -107,7 +109,7 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
                 .build()?;
             runtime.block_on(torture(&workdir, inside, &options))
         })();
-        // Nobody is there any more when this was interrupted.
+        // The receiver is gone when this was interrupted.
         let _ = done.send(tortured);
     });
     let total = outcome

@@ -1,4 +1,4 @@
-//! Three zones under load, and what is done to them.
+//! Three zones under load, and their faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -28,8 +28,8 @@ pub(crate) const SPANS: Spans = Spans {
     grant_ttl_ms: 1_000,
     write_drain_ms: 500,
 };
-/// Other spans, which the store's terms contradict: a replica that granted by them would write beyond what the others wait,
-/// or take over before the others have stopped.
+/// Other spans, which the store's terms contradict: a replica that granted by them would write
+/// beyond the others' wait, or take over before the others have stopped.
 const SHORTER: Spans = Spans {
     session_ttl_ms: 2_000,
     grant_ttl_ms: 400,
@@ -48,7 +48,8 @@ const READ_EVERY: u64 = 3;
 const SLOW_EVERY: u64 = 4;
 /// Of how many slow writes one has a client that gives up.
 const GIVES_UP_EVERY: u64 = 2;
-/// How long everything may take to be writable again once the fault is over. A restored etcd has to be found out first.
+/// How long everything may take to be writable again once the fault is over. A restored etcd has to
+/// be found out first.
 const WRITABLE_WITHIN: Duration = Duration::from_secs(45);
 /// So many writes in a row have to be admitted, by every gateway.
 const ADMITTED_IN_A_ROW: usize = 5;
@@ -56,10 +57,10 @@ const ADMITTED_IN_A_ROW: usize = 5;
 const MOVE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a control plane may take to end in order.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
-/// How long an operator tries again what has to be possible.
+/// The longest that an operator tries again a command that has to be possible.
 const OPERATOR_PATIENCE: Duration = Duration::from_secs(45);
 
-/// What came of one round.
+/// The outcome of one round.
 pub(crate) struct Outcome {
     /// From the end of the fault until every gateway had a write admitted, and went on so.
     pub(crate) writable: Duration,
@@ -68,11 +69,11 @@ pub(crate) struct Outcome {
     pub(crate) reads: usize,
     /// Reads that failed by a gateway that was alive.
     pub(crate) failed_reads: usize,
-    /// What failures said, and how often.
+    /// The texts of failures, and how often each came.
     pub(crate) said: BTreeMap<String, u64>,
-    /// Who owns the cells now.
+    /// The owners of the cells now.
     pub(crate) owners: String,
-    /// Cells that moved though nothing failed and nobody moved them.
+    /// Cells that moved without a fault or an operator's command.
     pub(crate) strayed: usize,
     /// Of everything so far.
     pub(crate) report: Report,
@@ -97,7 +98,8 @@ pub(crate) struct Scene {
     attacks: Option<Attacks>,
 }
 
-/// A third of the requests are reads; of the writes some take up to half of the time that a write has.
+/// A third of the requests are reads; of the writes some take up to half of the time that a write
+/// has.
 fn next(gateway: u8, count: u64) -> Request {
     if count.is_multiple_of(READ_EVERY) {
         return Request::get("/orders");
@@ -163,7 +165,7 @@ impl Scene {
         Ok(())
     }
 
-    /// What attackers did and got, if there are any.
+    /// The attacks and their success, if there are any attackers.
     pub(crate) fn attacks(&self) -> Option<&Attacks> {
         self.attacks.as_ref()
     }
@@ -205,7 +207,7 @@ impl Scene {
         })
     }
 
-    /// Lets it happen and ends it. Which gateway was not there meanwhile, if any.
+    /// Lets it happen and ends it. The gateway that was not there meanwhile, if any.
     async fn strike(&mut self, fault: Fault) -> Result<Option<Blind>> {
         let zone = fault.zone;
         let from = Instant::now();
@@ -281,7 +283,7 @@ impl Scene {
         Ok(None)
     }
 
-    /// Waits for as long as the fault lasts, and lets the operator do meanwhile what they want.
+    /// Waits for as long as the fault lasts, and lets the operator work meanwhile.
     async fn last(&self, fault: Fault) {
         let end = tokio::time::Instant::now() + Duration::from_millis(fault.ms);
         if let Some(to) = fault.moved_to {
@@ -359,14 +361,14 @@ impl Scene {
         .await
     }
 
-    /// What happened after the snapshot is gone: the cell had moved meanwhile.
+    /// The events after the snapshot are gone: the cell had moved meanwhile.
     async fn restore(&mut self, moved: &str, zone: u8) -> Result<()> {
         let _ = std::fs::remove_file(&self.snapshot);
         self.stage.save_snapshot(zone, &self.snapshot)?;
         for to in others(zone) {
             self.move_for_sure(moved, to).await?;
         }
-        // What the store held until now would be gone with it.
+        // The content of the store until now would be gone with it.
         self.witness.look().await?;
         self.stage.restore_snapshot(&self.snapshot)?;
         let mut confirmed = BTreeSet::new();
@@ -388,8 +390,8 @@ impl Scene {
             .await
     }
 
-    /// Waits until every gateway has its writes to every cell admitted, by whomever, and goes on so. How long the slowest took from `healed`
-    /// to the first one.
+    /// Waits until every gateway has its writes to every cell admitted, by whomever, and goes on
+    /// so. How long the slowest took from `healed` to the first one.
     async fn writable(&self, healed: Instant) -> Result<Duration> {
         eventually(WRITABLE_WITHIN, "the cells to be writable", async || {
             let samples = self.load.since(healed);
@@ -417,7 +419,7 @@ impl Scene {
         .await
     }
 
-    /// Waits until every zone counts its own instances, whatever others registered.
+    /// Waits until every zone counts its own instances, and none that others registered.
     async fn nothing_stolen(&self) -> Result<()> {
         for zone in zones() {
             let own = u64::from(self.stage.instances().end);

@@ -1,4 +1,4 @@
-//! What the rest of the process wants: streams of proxies, the wishes of operators, the end.
+//! Commands from the rest of the process: streams of proxies, the wishes of operators, the end.
 
 use std::collections::BTreeSet;
 
@@ -50,7 +50,7 @@ impl Engine {
         }
     }
 
-    /// Begins to move every cell that nobody else grants writes for in its zone: their names.
+    /// Begins to move every cell that no other replica of its zone grants writes for: their names.
     pub(super) fn hand_over(&mut self) -> BTreeSet<String> {
         let now = self.now();
         let mut moves = Vec::new();

@@ -1,4 +1,4 @@
-//! Where cells should be: which zones can serve their writes, and hold grants.
+//! The right places of cells: the zones that can serve their writes, and hold grants.
 
 use std::{collections::BTreeSet, sync::Arc};
 

@@ -1,4 +1,5 @@
-//! The one task that owns this process's replicas: everything in, one at a time; transactions and messages out.
+//! The one task that owns this process's replicas: everything in, one at a time; transactions and
+//! messages out.
 
 mod commands;
 mod judging;
@@ -46,27 +47,28 @@ pub(super) struct Engine {
     /// The zone that should have a cell, as it was said last.
     better: BTreeMap<Name, Option<Name>>,
     presence: Presence,
-    /// By zone, until when proxies are kept though the session of an incarnation is only about to begin.
+    /// By zone, until when proxies are kept though the session of an incarnation is only about to
+    /// begin.
     reborn_until: BTreeMap<Name, u64>,
     commands: mpsc::Receiver<Command>,
     publisher: watch::Sender<Arc<Vec<CellStatus>>>,
     told: watch::Sender<Arc<Vec<Operation>>>,
     sightings: Sightings,
     sighted: watch::Sender<Arc<Since>>,
-    /// What became of transactions.
+    /// The outcomes of transactions.
     answer: mpsc::UnboundedSender<Answer>,
     answers: mpsc::UnboundedReceiver<Answer>,
-    /// Who proves to be which zone's replica.
+    /// The secret by which each zone's replica proves itself.
     secrets: BTreeMap<Name, Secret>,
     /// How every session is reached.
     reached: BTreeMap<SessionId, PeerRecord>,
     renewals: Renewals,
-    /// What the own session of a zone last said.
+    /// The last statement of a zone's own session.
     stated: BTreeMap<Name, Stated>,
-    /// Who waits for the end.
+    /// Callers that wait for the end.
     stopping: Vec<oneshot::Sender<()>>,
     stopped: BTreeSet<Name>,
-    /// What sessions say of their processes.
+    /// The statements of sessions about their processes.
     said: Said,
     /// Something may have changed about the agreed terms.
     terms_dirty: bool,
@@ -84,7 +86,7 @@ struct Answer {
     outcome: TransactionOutcome,
 }
 
-/// What a session's record said when it was put.
+/// The content of a session's record when it was put.
 struct Stated {
     proxies: Option<u32>,
     terms: Option<SessionTerms>,
@@ -276,7 +278,7 @@ impl Engine {
         }
         if !self.stopping.is_empty() && self.stopped.len() == self.replicas.len() {
             for waiting in self.stopping.drain(..) {
-                // Who does not wait any more need not know.
+                // A caller that stopped waiting needs no answer.
                 let _ = waiting.send(());
             }
         }

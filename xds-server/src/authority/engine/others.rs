@@ -1,4 +1,4 @@
-//! Other replicas: how each is reached, and what they say to those of this process.
+//! Other replicas: the way to each, and their messages to those of this process.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What the store says: to the replicas, and to whoever watches operations.
+//! Events of the store: to the replicas, and to the watchers of operations.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! The streams of proxies: who is connected, to which zone's replica, and who has to find another one.
+//! The streams of proxies: their connections, each one's zone and replica, and those that have to
+//! find another one.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -23,7 +24,8 @@ pub(super) struct Stream {
     withheld: Option<Withheld>,
 }
 
-/// A proxy gets the policy of new terms within moments. One that has not for so long does not get it.
+/// A proxy gets the policy of new terms within moments. One that has not for so long does not get
+/// it.
 const WITHHELD_PATIENCE: Duration = Duration::from_secs(5);
 const WITHHELD_LOOK: Duration = Duration::from_millis(500);
 
@@ -64,7 +66,7 @@ impl Engine {
         Ok(number)
     }
 
-    /// A proxy says something; what comes on a stream that was replaced counts for nothing.
+    /// A proxy says something; messages on a stream that was replaced count for nothing.
     pub(super) fn said(&mut self, holder: HolderId, stream: u64, says: HolderSays) {
         let open = self.streams.get(&holder);
         let open = open.filter(|open| open.number == stream);
@@ -117,7 +119,7 @@ impl Engine {
         }
     }
 
-    /// Whether proxies get from this replica what there is to be had.
+    /// Whether this replica can serve the proxies of its zone.
     pub(super) fn serves(&self, zone: &Name) -> bool {
         let replica = self.replicas.get(zone);
         let now = self.now();
@@ -132,7 +134,8 @@ impl Engine {
         self.stopping.is_empty() && replica.is_some_and(alive)
     }
 
-    /// A replica without a session grants nothing, so its proxies are to find another one of their zone.
+    /// A replica without a session grants nothing, so its proxies are to find another one of their
+    /// zone.
     pub(super) fn send_away(&mut self) {
         let zones = self.replicas.keys().cloned();
         let idle: BTreeSet<Name> = zones.filter(|zone| !self.serves(zone)).collect();
@@ -176,7 +179,8 @@ impl Engine {
     }
 }
 
-/// Why a proxy is given nothing, and what it refuses, which may be why it lacks the present policy.
+/// The reason for which a proxy is given nothing, and its own refusal, which may be why it lacks
+/// the present policy.
 fn withheld_detail(withheld: Withheld, refused: impl FnOnce() -> Option<String>) -> String {
     match withheld {
         Withheld::OtherTerms => {

@@ -1,4 +1,5 @@
-//! What others are told: by the sessions' records, by status and metrics, and why this replica does not act.
+//! Reports to others: by the sessions' records, by status and metrics, and the reason for which
+//! this replica does not act.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -17,7 +18,8 @@ use crate::{
 const COUNT_PATIENCE_US: u64 = 60_000_000;
 
 impl Engine {
-    /// Whether what the own session said is no longer so: of its terms, or for long of its proxies.
+    /// Whether the own session's statement is no longer true: of its terms, or for long of its
+    /// proxies.
     pub(super) fn is_outdated(&self, zone: &Name) -> bool {
         let stated = self.stated.get(zone).zip(self.replicas.get(zone));
         stated.is_some_and(|(stated, replica)| {
@@ -41,7 +43,7 @@ impl Engine {
         }
     }
 
-    /// Says what is agreed on, and how this replica stands to that.
+    /// Publishes the agreed terms, and this replica's relation to them.
     pub(super) fn judge_terms(&mut self) {
         if !std::mem::take(&mut self.terms_dirty) {
             return;

@@ -1,4 +1,4 @@
-//! Transactions: the store is asked to make what replicas want, and they are told what became of it.
+//! Transactions: the store is asked for those that replicas want, and they are told the outcome.
 
 use std::time::Duration;
 
@@ -88,7 +88,8 @@ impl Engine {
                 writes.get_or_create(&ResultLabel { result }).inc();
             }
             if outcome == TransactionOutcome::Unknown && !asks {
-                // It is tried again at once, and a store that is away, or not written to, fails fast.
+                // It is tried again at once, and a store that is away, or not written to, fails
+                // fast.
                 tokio::time::sleep(RETRY_AFTER).await;
             }
             // An engine that is gone waits for nothing.
@@ -128,8 +129,9 @@ impl Engine {
     }
 }
 
-/// How long one member of the store has for a transaction about authority. A session survives one that hangs: a round, of which
-/// there is one in each quarter of a session's time to live, has time to ask another member.
+/// How long one member of the store has for a transaction about authority. A session survives one
+/// that hangs: a round, of which there is one in each quarter of a session's time to live, has time
+/// to ask another member.
 fn patience(terms: &Terms) -> Duration {
     Duration::from_micros(terms.session_ttl / 6)
 }

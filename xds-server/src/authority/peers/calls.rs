@@ -1,4 +1,5 @@
-//! The streams to other replicas: one from each own session to each other one, opened again whenever it ends.
+//! The streams to other replicas: one from each own session to each other one, opened again
+//! whenever it ends.
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
@@ -29,10 +30,12 @@ use crate::{generated::peers_client::PeersClient, net::tls::Dialer};
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The first pause before a stream that has ended is opened again, and the longest. A stream that was of use begins anew.
+/// The first pause before a stream that has ended is opened again, and the longest. A stream that
+/// was of use begins anew.
 const REST_MIN: Duration = Duration::from_millis(50);
 const REST_MAX: Duration = Duration::from_secs(2);
-/// The same where a certificate is not accepted: it stays as it is until somebody replaces it, and both sides log each try.
+/// The same where a certificate is not accepted: it stays so until an operator replaces it, and
+/// both sides log each try.
 const REST_REFUSED: Duration = Duration::from_secs(30);
 /// A stream on which no beat was acknowledged for so long is opened anew.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -113,7 +116,7 @@ impl Call {
         }
     }
 
-    /// One stream, to its end. Notes what it came to.
+    /// One stream, to its end. Notes its outcome.
     async fn once(&self, reached: &mut Reached, came_to: &mut CameTo) -> Result<(), Failure> {
         let invalid = |error| Status::invalid_argument(format!("{error}"));
         let endpoint = Endpoint::try_from(format!("http://{}", self.record.address));
@@ -161,7 +164,7 @@ impl Call {
         Ok(self.beat(&out, answers, messages, came_to).await?)
     }
 
-    /// Sends beats, and hears what is acknowledged.
+    /// Sends beats, and hears the acknowledgements.
     async fn beat(
         &self,
         out: &mpsc::Sender<wire::PeerRequest>,
@@ -212,7 +215,7 @@ impl Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CameTo {
     Nothing,
-    /// Both sides have proved whom they speak for.
+    /// Both sides have proved their sessions.
     Opened,
     /// A beat was acknowledged.
     Heard,
@@ -245,12 +248,12 @@ fn in_a_while() -> tokio::time::Instant {
 
 type Source<'e> = &'e (dyn std::error::Error + 'static);
 
-/// An error, and what caused it.
+/// An error, and its causes.
 fn chain<'e>(error: Source<'e>) -> impl Iterator<Item = Source<'e>> {
     std::iter::successors(Some(error), |error| error.source())
 }
 
-/// An error with what caused it: the certificate that is not accepted, the connection that is refused.
+/// An error with its causes: the certificate that is not accepted, the connection that is refused.
 fn causes(error: Source<'_>) -> String {
     let mut all: Vec<String> = chain(error).map(ToString::to_string).collect();
     // Errors that stand for another one say the same.
@@ -262,7 +265,7 @@ fn causes(error: Source<'_>) -> String {
 fn is_refused_certificate(error: Source<'_>) -> bool {
     let io = |error: Source<'_>| error.downcast_ref::<io::Error>().map(io::Error::kind);
     let mut kinds = chain(error).filter_map(io);
-    // What rustls finds wrong.
+    // Errors that rustls finds.
     kinds.any(|kind| kind == io::ErrorKind::InvalidData)
 }
 

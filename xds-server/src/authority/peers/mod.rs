@@ -1,9 +1,11 @@
-//! How replicas hear each other: beats of sessions and their acknowledgements, directly between processes.
+//! How replicas hear each other: beats of sessions and their acknowledgements, directly between
+//! processes.
 //!
-//! `policy::fence::round` says what they mean. What is here may lose, delay and repeat them. The store's session records say
-//! where the others are, and have a secret for each incarnation, with which both ends of a stream prove whom they speak for,
-//! and every message (`proof`). `calls` opens a stream to each other session, `service` answers those of others. `trouble` says
-//! what is wrong with streams.
+//! `policy::fence::round` gives them their meaning. This module may lose, delay and repeat them.
+//! The store's session records say where the others are, and have a secret for each incarnation,
+//! with which both ends of a stream prove their sessions, and every message (`proof`). `calls`
+//! opens a stream to each other session, `service` answers those of others. `trouble` reports
+//! faults of streams.
 
 mod calls;
 mod proof;
@@ -34,7 +36,7 @@ use crate::{metrics::Metrics, net::tls::Dialer};
 const MESSAGES_MAX: usize = 1_024;
 /// The longest message, in bytes.
 const MESSAGE_BYTES_MAX: usize = 1_024;
-/// How long the other side may take to prove whom it speaks for.
+/// The longest that the other side may take to prove its session.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// From one session to another. It may be lost.
@@ -70,13 +72,13 @@ pub trait Post: Send + Sync + 'static {
     fn follow(&self, roster: Roster);
 }
 
-/// What the engine has of its peers.
+/// The engine's side of its peers.
 pub struct Peers {
     pub post: Arc<dyn Post>,
     pub messages: mpsc::Receiver<Message>,
     /// Where others reach this process; none where they do not.
     pub reach: Option<Reach>,
-    /// A secret that nobody can guess.
+    /// A secret that cannot be guessed.
     pub secret: Box<dyn FnMut() -> Secret + Send>,
 }
 
@@ -90,8 +92,8 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// Where others reach what listens on `bound`: at `advertise`, else there; at the address of the route to `towards` where it
-    /// listens on every address.
+    /// The address by which others reach the listener on `bound`: at `advertise`, else there; at
+    /// the address of the route to `towards` where it listens on every address.
     pub fn of(
         bound: SocketAddr,
         advertise: Option<&str>,
@@ -119,7 +121,7 @@ impl Reach {
     }
 }
 
-/// The own address on the way to `http://host:port`. Nothing is sent.
+/// The own address on the way to `http://host:port`. Sends no packet.
 fn route_to(endpoint: &str) -> Option<IpAddr> {
     let host = endpoint
         .split_once("://")
@@ -152,7 +154,7 @@ impl Peers {
         }
     }
 
-    /// Peers over the network, and what others reach them by.
+    /// Peers over the network, and the address by which others reach them.
     pub fn start(reach: Reach, dialer: Dialer, metrics: Metrics) -> (Peers, Network) {
         let (received, messages) = mpsc::channel(MESSAGES_MAX);
         let network = Network {
@@ -197,7 +199,8 @@ impl Network {
         }
     }
 
-    /// Hands a message to the engine. While that is busy the stream waits, so that the newest message is not the one that is lost.
+    /// Hands a message to the engine. While that is busy the stream waits, so that the newest
+    /// message is not the one that is lost.
     async fn receive(&self, message: Message) -> Result<(), Status> {
         let received = self.received.send(message).await;
         received.map_err(|_| Status::unavailable("this process is ending"))
@@ -224,11 +227,11 @@ impl Post for Network {
     }
 }
 
-/// Who calls, and who is called.
+/// The caller and the called.
 type Pair = (SessionId, SessionId);
 
-/// Open streams, and for each the newest round that is to go out on it: a round says all that those before it said, so on a
-/// slow stream the newest takes the place of one that waits.
+/// Open streams, and for each the newest round that is to go out on it: a round says all that those
+/// before it said, so on a slow stream the newest takes the place of one that waits.
 #[derive(Clone, Default)]
 struct Links(Arc<Mutex<BTreeMap<Pair, watch::Sender<u64>>>>);
 
@@ -263,8 +266,8 @@ struct Open {
 }
 
 impl Open {
-    /// Waits for room on the stream, and then for a round: the newest that was sent by then. An error where the stream is to
-    /// end.
+    /// Waits for room on the stream, and then for a round: the newest that was sent by then. An
+    /// error where the stream is to end.
     async fn next<'o, T>(
         &mut self,
         out: &'o mpsc::Sender<T>,

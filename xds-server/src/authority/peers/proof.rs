@@ -1,9 +1,12 @@
-//! How a replica proves that it speaks for an incarnation: with the secret in its session's record, which it does not send.
+//! How a replica proves that it speaks for an incarnation: with the secret in its session's record,
+//! which it does not send.
 //!
-//! The opening of a stream proves whom both sides speak for ([`Opening`]). That alone would leave the stream to whoever is on
-//! the way: it could let the opening pass, swallow the beats and acknowledge them itself, and a session that nobody hears would
-//! be taken for heard. So each message afterwards is proved too ([`Speaking`], [`Hearing`]): under a key that only those know
-//! who know both secrets, and that no other stream has, over the side that speaks, a number that only grows, and the content.
+//! The opening of a stream proves the sessions of both sides ([`Opening`]). That alone would leave
+//! the stream to an attacker on the way: it could let the opening pass, swallow the beats and
+//! acknowledge them itself, and a session that is not heard would be taken for heard. So each
+//! message afterwards is proved too ([`Speaking`], [`Hearing`]): under a key that follows from both
+//! secrets and that no other stream has, over the side that speaks, a number that only grows, and
+//! the content.
 
 use hmac::{Hmac, Mac};
 use protos::peers::{Nonce, PROOF_BYTES, Proved};
@@ -11,7 +14,7 @@ use registry::authority::Secret;
 use ring::rand::{SecureRandom, SystemRandom};
 use sha2::Sha256;
 
-/// Who proves something, so that nothing can be sent back to the one that made it.
+/// The side that proves something, so that nothing can be sent back to the one that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Caller,
@@ -34,7 +37,7 @@ impl Side {
     }
 }
 
-/// What both sides of a stream have said.
+/// The opening messages of both sides of a stream.
 pub(super) struct Opening<'a> {
     /// The names of two incarnations.
     pub(super) from: &'a str,
@@ -55,7 +58,8 @@ impl Opening<'_> {
         code.verify_slice(proof).is_ok()
     }
 
-    /// What `side` says from now on, and what it hears, where the caller and the called have these secrets.
+    /// The proofs that `side` sends from now on, and those that it expects, where the caller and
+    /// the called have these secrets.
     pub(super) fn messages(&self, side: Side, secrets: [&Secret; 2]) -> (Speaking, Hearing) {
         // Of fixed lengths, so that no other two secrets are this key.
         let both = secrets.map(Secret::as_bytes).concat();
@@ -85,7 +89,7 @@ impl Opening<'_> {
     }
 }
 
-/// What one side says on a stream.
+/// The messages of one side of a stream.
 pub(super) struct Speaking {
     key: Hmac<Sha256>,
     side: Side,
@@ -105,7 +109,7 @@ impl Speaking {
     }
 }
 
-/// What the other side says.
+/// The messages of the other side.
 pub(super) struct Hearing {
     key: Hmac<Sha256>,
     /// The one that speaks.
@@ -128,7 +132,7 @@ impl Hearing {
     }
 }
 
-/// Why what is said on a stream is not believed, and ends it.
+/// The reason for which a message on a stream is not believed, and ends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub(super) enum Doubt {
     #[error("the caller does not know the secret of the session that it names")]
@@ -167,7 +171,7 @@ fn with_length(code: &mut Hmac<Sha256>, part: &[u8]) {
     code.update(part);
 }
 
-/// A key of any length is a key: HMAC hashes what is longer than a block.
+/// A key of any length is a key: HMAC hashes those that are longer than a block.
 fn keyed(key: &[u8]) -> Hmac<Sha256> {
     match Hmac::new_from_slice(key) {
         Ok(code) => code,
@@ -182,7 +186,8 @@ pub(super) fn draw_nonce() -> Option<Nonce> {
     Some(nonce)
 }
 
-/// A secret that nobody can guess. Waits for the system's randomness, as everything on Linux does that needs it.
+/// A secret that cannot be guessed. Waits for the system's randomness, as everything on Linux does
+/// that needs it.
 pub fn draw_secret() -> Secret {
     let mut bytes = [0; 32];
     let random = SystemRandom::new();

@@ -87,7 +87,7 @@ async fn hear(
     }
 }
 
-/// Lets the caller prove whom it speaks for, and proves the same.
+/// Lets the caller prove its session, and proves the own one.
 async fn open(
     network: &Network,
     incoming: &mut Streaming<wire::PeerRequest>,

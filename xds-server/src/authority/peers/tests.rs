@@ -38,7 +38,7 @@ async fn replica() -> (Peers, SocketAddr) {
     (peers, address)
 }
 
-/// A replica, and what it counts.
+/// A replica, and its counters.
 async fn counted() -> (Peers, SocketAddr, Metrics) {
     let metrics = Metrics::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -61,7 +61,7 @@ fn roster(own: (&str, u8), others: &[(&str, SocketAddr, u8)]) -> Roster {
     }
 }
 
-/// Says it until it arrives: what is said before a stream is open is lost.
+/// Repeats the message until it arrives: messages before a stream is open are lost.
 async fn say(from: &Peers, to: &mut Peers, message: Message) {
     let said = async {
         loop {
@@ -135,7 +135,7 @@ async fn a_slow_stream_gets_the_newest_round() {
     let (room, round) = first.next(&out).await.unwrap();
     assert_eq!(round, 99);
     room.send(round);
-    // What is not read yet waits; while it does, a newer round takes the place of an older one.
+    // Unread messages wait; meanwhile a newer round takes the place of an older one.
     for round in 100..200 {
         links.send(&pair, round);
         assert!(first.next(&out).now_or_never().is_none());

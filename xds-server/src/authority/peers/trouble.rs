@@ -1,4 +1,5 @@
-//! What is wrong with streams between replicas: counted, and logged within a bound, since much of it anybody can bring about.
+//! Faults of streams between replicas: counted, and logged within a bound, since any client can
+//! cause many of them.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -16,7 +17,8 @@ use crate::{
     metrics::{Metrics, ReasonLabel},
 };
 
-/// How long another replica is tried before it is said that it is not reached: one that was started anew is back by then.
+/// How long another replica is tried before it is said that it is not reached: one that was started
+/// anew is back by then.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Copies are the same one.
@@ -34,7 +36,8 @@ impl Trouble {
         }
     }
 
-    /// What was said on a stream with this session is not believed: what the stream ends with.
+    /// A message on a stream with this session is not believed: the status that the stream ends
+    /// with.
     pub(super) fn doubted(&self, session: &str, doubt: Doubt) -> Status {
         let reason = doubt.reason();
         let label = ReasonLabel { reason };
@@ -53,7 +56,8 @@ impl Trouble {
     }
 }
 
-/// Whether another replica is reached, as a condition. It ends when this is dropped: then there is nobody to reach.
+/// Whether another replica is reached, as a condition. It ends when this is dropped: then there is
+/// no replica to reach.
 pub(super) struct Reached {
     trouble: Trouble,
     subject: String,
@@ -76,7 +80,7 @@ impl Reached {
         self.clear();
     }
 
-    /// None could be. What `lasts` does not get better by itself.
+    /// No stream could be opened. A fault that `lasts` does not get better by itself.
     pub(super) fn no(&mut self, why: &str, lasts: bool) {
         let since = *self.failing.get_or_insert_with(Instant::now);
         if lasts || since.elapsed() >= PATIENCE {
@@ -103,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    /// What is logged.
+    /// The log's content.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 

@@ -1,17 +1,20 @@
-//! What gRPC clients get that speak xDS by themselves (`xds:///NAME`), with no proxy between them and the instances.
+//! The resources of gRPC clients that speak xDS by themselves (`xds:///NAME`), with no proxy
+//! between them and the instances.
 //!
-//! Such a client asks for a listener by the name in its target, then for the route table that this names, the clusters that the
-//! table names, and their endpoints; it takes no listener without these. Names are a contract:
+//! Such a client asks for a listener by the name in its target, then for the route table that this
+//! names, the clusters that the table names, and their endpoints; it takes no listener without
+//! these. Names are a contract:
 //!
-//! - a *listener* is a host of the configuration; and each service with routes on host `*` by its own name, since `*` is no name
-//!   to ask for;
+//! - a *listener* is a host of the configuration; and each service with routes on host `*` by its
+//!   own name, since `*` is no name to ask for;
 //! - its *route table* is `tidegate/<host>`, shared by all listeners of one host pattern;
-//! - *clusters* are `<service>/<place>`, as for proxies, but without what gRPC does not know. Their endpoints are the very same
-//!   resources that proxies get;
-//! - [`REFUSED`] is a cluster without endpoints. A client has no answer of its own (gRPC takes no direct response), so what is to
-//!   be refused goes there, and fails at once with `UNAVAILABLE`.
+//! - *clusters* are `<service>/<place>`, as for proxies, but without fields that gRPC does not
+//!   know. Their endpoints are the very same resources that proxies get;
+//! - [`REFUSED`] is a cluster without endpoints. A client has no answer of its own (gRPC takes no
+//!   direct response), so calls that are to be refused go there, and fail at once with
+//!   `UNAVAILABLE`.
 //!
-//! Only what gRPC has in all its languages is used (gRFC A27, A28, A32, A42, A44).
+//! Only features that gRPC has in all its languages are used (gRFC A27, A28, A32, A42, A44).
 
 mod routes;
 

@@ -1,9 +1,11 @@
 //! The route tables of gRPC clients.
 //!
-//! There is no filter that decides, so the table decides by itself as far as it can, for each route of the configuration by the
-//! home that `x-region-id` names. What it cannot decide as the policy would it refuses: the writes of fenced services, for no
-//! client holds a permission to write, and services whose requests have to stay where they are by a key that gRPC cannot look
-//! at. Every route ends with a row for its whole path, so that nothing falls through to a shorter one.
+//! There is no filter that decides, so the table decides by itself as far as it can, for each route
+//! of the configuration by the home that `x-region-id` names. It refuses requests that it cannot
+//! decide as the policy would: the writes of fenced services, for no client holds a permission to
+//! write, and services whose requests have to stay where they are by a key that gRPC cannot look
+//! at. Every route ends with a row for its whole path, so that nothing falls through to a shorter
+//! one.
 
 use std::sync::Arc;
 
@@ -121,7 +123,7 @@ impl Builder<'_> {
             .collect()
     }
 
-    /// What the route takes, by class: methods that read first.
+    /// The paths that the route takes, by class: methods that read first.
     fn paths(&self) -> Vec<(PathSpecifier, Class)> {
         // To HTTP every call is a POST.
         let class = match &self.route.class {
@@ -146,7 +148,8 @@ impl Builder<'_> {
             policy::RouteMatch::Prefix(prefix) if prefix == "/" => {
                 vec![(PathSpecifier::Prefix(prefix.clone()), class)]
             }
-            // gRPC knows no prefix that ends at a segment, and passes over routes with one that no method's path could have.
+            // gRPC knows no prefix that ends at a segment, and passes over routes with one that no
+            // method's path could have.
             policy::RouteMatch::Prefix(prefix) => {
                 let regex = format!("{}(?:[/?#].*)?", literally(prefix));
                 vec![(PathSpecifier::SafeRegex(matching(regex)), class)]
@@ -154,7 +157,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Whether a client can do by itself what the policy wants.
+    /// Whether a client can follow the policy by itself.
     fn is_served(&self, class: Class) -> bool {
         let fenced = class == Class::Write && fencing(self.rules, self.service).is_some();
         let keyed = match &self.resilience.strategy {

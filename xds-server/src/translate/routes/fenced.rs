@@ -1,5 +1,5 @@
-//! The writes of a fenced service. Where a write may go is not planned: the zone that owns its cell takes all of them, and
-//! what a proxy admits stays in its zone.
+//! The writes of a fenced service. Their destination is not planned: the zone that owns a write's
+//! cell takes all of them, and the writes that a proxy admits stay in its zone.
 
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ pub(in crate::translate) fn fencing<'r>(
     }
 }
 
-/// The zones to which writes may be forwarded from here, whoever owns what at the moment: a change of owners changes no route.
+/// The zones to which writes may be forwarded from here, under any owners: a change of owners
+/// changes no route.
 pub(super) fn forwarded_to(rules: &Rules, fencing: &Fencing) -> Vec<ZoneId> {
     let (topology, viewer) = (rules.topology(), rules.viewer());
     let zones = topology.zones().filter(|zone| *zone != viewer);
@@ -38,7 +39,7 @@ pub(super) fn forwarded_to(rules: &Rules, fencing: &Fencing) -> Vec<ZoneId> {
     zones.filter(may).collect()
 }
 
-/// What tells that the filter has not decided yet, beside the stamps of other requests.
+/// The signs of a filter that has not decided yet, beside the stamps of other requests.
 pub(super) fn undecided() -> [HeaderMatcher; 2] {
     [absent(headers::EPOCH), absent(headers::TO)]
 }
@@ -48,8 +49,9 @@ impl Builder<'_> {
     pub(super) fn fenced_writes(&self, fencing: &Fencing) -> Vec<Route> {
         let zones = forwarded_to(self.rules, fencing).into_iter();
         let forwarded = zones.filter_map(|zone| self.forwarded_write(fencing, zone));
-        // A write that does not say how long it may live was admitted before the terms were ever changed. Once a change is
-        // completed, nothing is granted any more to a filter that would not say it.
+        // A write that does not say how long it may live was admitted before the terms were ever
+        // changed. Once a change is completed, nothing is granted any more to a filter that would
+        // not say it.
         let unsaid = (!fencing.terms.drains_said).then(|| absent(headers::WRITE_DRAIN));
         let drain_ms = fencing.terms.write_drain.div_ceil(1_000);
         let drain_ms = i64::try_from(drain_ms).unwrap_or(i64::MAX);
@@ -59,8 +61,9 @@ impl Builder<'_> {
         admitted.chain(forwarded).collect()
     }
 
-    /// What a policy of other terms has admitted, by which it may live less long than here, is not taken: routes and policy come
-    /// one after the other, and one of them may not come at all.
+    /// A write that a policy of other terms has admitted, by which it may live less long than here,
+    /// is not taken: routes and policy come one after the other, and one of them may not come at
+    /// all.
     fn admitted(&self, fencing: &Fencing, drain: HeaderMatcher) -> Route {
         let zone = self.rules.topology().zone_name(self.rules.viewer());
         let to = cluster_name(&self.service.name, zone);

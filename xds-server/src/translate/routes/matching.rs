@@ -1,4 +1,4 @@
-//! What routes ask of headers, and what they set.
+//! The header matchers of routes, and the headers that they set.
 
 use envoy_types::pb::envoy::{
     config::{

@@ -1,7 +1,8 @@
-//! Which archive a machine gets its own packages from, and how it trusts it, read from apt's sources in both formats.
+//! The archive of a machine's own packages, and its trust in it, read from apt's sources in both
+//! formats.
 //!
-//! Whatever stands with the address (the signing key, the architecture, `trusted`) is kept as it is; only the suite and
-//! the components change.
+//! Options beside the address (the signing key, the architecture, `trusted`) are kept as they are;
+//! only the suite and the components change.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,8 +48,8 @@ impl Archive {
     }
 }
 
-/// The archives in `etc` (`/etc/apt`) for the suite with this code name, the distribution's own before others that
-/// happen to use the same suite names.
+/// The archives in `etc` (`/etc/apt`) for the suite with this code name, the distribution's own
+/// before others that happen to use the same suite names.
 pub(super) fn archives(etc: &Path, codename: &str) -> Result<Vec<Archive>> {
     let mut files = vec![etc.join("sources.list")];
     if let Ok(parts) = fs::read_dir(etc.join("sources.list.d")) {
@@ -95,7 +96,8 @@ fn one_line(text: &str, codename: &str) -> Vec<Archive> {
     text.lines().filter_map(parse).collect()
 }
 
-/// Stanzas of `Field: value`, parted by empty lines; a line that begins with a space goes on with the field before it.
+/// Stanzas of `Field: value`, parted by empty lines; a line that begins with a space goes on with
+/// the field before it.
 fn deb822(text: &str, codename: &str) -> Vec<Archive> {
     let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
     lines

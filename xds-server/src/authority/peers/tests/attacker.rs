@@ -1,4 +1,5 @@
-//! Somebody on the way between two replicas, who reads, keeps back, makes up and repeats what they say, and knows no secret.
+//! An attacker on the way between two replicas: it reads, keeps back, makes up and repeats their
+//! messages, and knows no secret.
 
 use protos::wire::{self, peer_request, peer_response};
 use tokio::sync::watch::Sender;
@@ -14,10 +15,10 @@ use crate::{
     metrics::ReasonLabel,
 };
 
-/// What becomes of a beat.
+/// The fate of a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attack {
-    /// Nothing happens to it.
+    /// It passes as it is.
     None,
     /// It is swallowed, and acknowledged by a message that is made up.
     MakeUp,
@@ -38,7 +39,7 @@ struct Attacker {
     attack: Arc<Sender<Attack>>,
     /// The one that is called.
     called: SocketAddr,
-    /// What it acknowledged last, on whichever stream.
+    /// Its last acknowledgement, on whichever stream.
     genuine: Arc<Mutex<Option<wire::Proved>>>,
 }
 
@@ -61,7 +62,7 @@ fn beat(proved: wire::Proved) -> wire::PeerRequest {
 }
 
 impl Attacker {
-    /// Passes on what the caller says, or does otherwise.
+    /// Passes the caller's messages on, or attacks them.
     async fn carry(
         self,
         mut calls: Streaming<wire::PeerRequest>,
@@ -108,7 +109,7 @@ impl Attacker {
         }
     }
 
-    /// Passes on what the called says, and keeps it.
+    /// Passes the messages of the called on, and keeps them.
     async fn carry_back(
         self,
         mut answers: Streaming<wire::PeerResponse>,
@@ -154,7 +155,7 @@ impl PeersTrait for Attacker {
     }
 }
 
-/// Two replicas, and somebody between them. The first one calls the second.
+/// Two replicas, and an attacker between them. The first one calls the second.
 struct Scene {
     caller: Peers,
     called: Peers,
@@ -209,8 +210,8 @@ impl Scene {
         [count(&self.counts[0]), count(&self.counts[1])]
     }
 
-    /// Beats until the first (0) or the second replica (1) refuses something for this reason. Says what of these beats, and of
-    /// their acknowledgements, was heard meanwhile.
+    /// Beats until the first (0) or the second replica (1) refuses something for this reason.
+    /// Returns those of these beats, and of their acknowledgements, that were heard meanwhile.
     async fn attacked(&mut self, attack: Attack, by: usize, reason: &'static str) -> Vec<Says> {
         self.attack.send_replace(attack);
         let (before, first) = (self.refused(reason)[by], self.round + 1);
@@ -259,7 +260,7 @@ async fn nobody_on_the_way_acknowledges_a_beat_in_another_ones_name() {
         let came = scene.attacked(attack, 0, reason).await;
         assert_eq!(came, [], "{attack:?}");
     }
-    // The stream is opened again, and what is genuine is heard.
+    // The stream is opened again, and genuine messages are heard.
     scene.is_heard().await;
 }
 
