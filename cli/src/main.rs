@@ -100,7 +100,7 @@ enum Command {
     Get(GetArgs),
     /// Show all that is known of one of them, and the conditions that name it.
     Describe(DescribeArgs),
-    /// The terms (time-outs, drift, shards, cell keys) that all replicas have agreed on, and which replica is configured how.
+    /// The agreed terms (time-outs, drift, shards, cell keys), and how each replica is configured.
     Terms(TermsArgs),
     #[command(flatten)]
     Operate(Operation),

@@ -13,21 +13,21 @@ use crate::{client::OperatorArgs, get::cells::state_of};
 /// Changes.
 #[derive(Subcommand)]
 pub(crate) enum Operation {
-    /// Give a zone nothing: requests in flight end, new ones go elsewhere.
+    /// Drain a zone: requests in flight end, new ones go elsewhere.
     Drain {
         #[command(flatten)]
         wanted: WantedArgs,
-        /// For those who look later.
+        /// The reason, for the record.
         #[arg(long, default_value = "")]
         reason: String,
         #[command(flatten)]
         accept: AcceptArgs,
     },
-    /// Keep a zone in for as long as it has a healthy instance.
+    /// Pin a zone: it stays in for as long as it has a healthy instance.
     Pin {
         #[command(flatten)]
         wanted: WantedArgs,
-        /// For those who look later.
+        /// The reason, for the record.
         #[arg(long, default_value = "")]
         reason: String,
     },
@@ -45,16 +45,16 @@ pub(crate) enum Operation {
     Move {
         #[command(flatten)]
         moved: MoveArgs,
-        /// For those who look later.
+        /// The reason, for the record.
         #[arg(long, default_value = "")]
         reason: String,
     },
-    /// Move it whatever the old owners say, or where the store was restored: what they hold is ended and waited for, the epoch
-    /// rises, and the reason is recorded.
+    /// Move a cell by force, also after a restore of the store: the old owners lose their sessions, the move waits for their
+    /// writes, the epoch rises, and the reason is recorded.
     Override {
         #[command(flatten)]
         moved: MoveArgs,
-        /// Why; recorded with the move.
+        /// The reason, recorded with the move.
         #[arg(long)]
         reason: String,
         /// The new epoch is at least this: higher than any that storage has seen.

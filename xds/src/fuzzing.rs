@@ -75,7 +75,7 @@ fn view(content: &str, clusters: &[&str], needed: &[&str]) -> Arc<View> {
         };
         let mut resource = Resource::encode(name, &message);
         if kind == Kind::Endpoints && content == "dead" {
-            resource = resource.into_dead_end();
+            resource = resource.without_healthy_endpoints();
         }
         let resource = resource.lasting(NonZeroU32::MIN);
         resources[kind.index()].insert(Arc::from(name), Arc::new(resource));

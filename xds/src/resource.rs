@@ -149,7 +149,7 @@ pub struct Resource {
     /// Of its content.
     pub version: Version,
     /// Requests that are sent here fail: endpoints of which none is healthy.
-    pub dead_end: bool,
+    pub no_healthy_endpoints: bool,
     /// How long a client may keep it without hearing of it again, in seconds; none for ever.
     pub ttl_s: Option<NonZeroU32>,
     digest: Digest,
@@ -167,7 +167,9 @@ pub struct Resource {
 /// Versions follow from the content, so this is equality of contents.
 impl PartialEq for Resource {
     fn eq(&self, other: &Resource) -> bool {
-        self.version == other.version && self.name == other.name && self.dead_end == other.dead_end
+        self.version == other.version
+            && self.name == other.name
+            && self.no_healthy_endpoints == other.no_healthy_endpoints
     }
 }
 
@@ -250,7 +252,7 @@ impl Resource {
             digest: Digest::of(&name, version),
             name,
             version,
-            dead_end: false,
+            no_healthy_endpoints: false,
             ttl_s,
             wire: Bytes::from(wire),
             rest,
@@ -261,9 +263,9 @@ impl Resource {
     }
 
     /// The same, for endpoints of which none is healthy.
-    pub fn into_dead_end(self) -> Resource {
+    pub fn without_healthy_endpoints(self) -> Resource {
         Resource {
-            dead_end: true,
+            no_healthy_endpoints: true,
             ..self
         }
     }
@@ -279,7 +281,7 @@ impl Resource {
         let message_at = self.message_at - self.any_at;
         let rest = Arc::clone(&self.rest);
         Resource {
-            dead_end: self.dead_end,
+            no_healthy_endpoints: self.no_healthy_endpoints,
             ..Resource::of_any(name, version, Some(ttl_s), any, message_at, rest)
         }
     }

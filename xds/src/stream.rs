@@ -248,7 +248,7 @@ impl Stream {
             }
             let sent = match before {
                 Some(before) => subscription.hold(Arc::clone(&name), before),
-                None => subscription.let_go(&name),
+                None => subscription.release(&name),
             };
             // A refused resource that is offered no more is forgotten, so that it is tried again
             // when it comes back.
@@ -427,7 +427,7 @@ impl Stream {
                 };
                 subscription.hold(Arc::clone(name), absent);
             } else {
-                subscription.let_go(name);
+                subscription.release(name);
             }
         }
         let replaced = |(_, before): &&(_, Option<Held>)| {

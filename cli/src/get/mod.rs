@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     /// How every service is doing in every zone.
     #[value(alias = "zone")]
     Zones,
-    /// Who may write for each cell, and who grants it.
+    /// The owners of each cell, and the replicas that grant its writes.
     #[value(alias = "cell")]
     Cells,
     /// The connected proxies: what they hold, what they refused, and what their filters have applied.
@@ -33,10 +33,10 @@ pub(crate) enum Kind {
     /// The registered instances, and why a record is not used.
     #[value(alias = "instance")]
     Instances,
-    /// The moves of cells, newest first: who moved what, and why.
+    /// The moves of cells, newest first, with cause and reason.
     #[value(alias = "operation")]
     Operations,
-    /// The states that somebody may have to act on.
+    /// The states that a person may have to act on.
     #[value(alias = "condition")]
     Conditions,
 }

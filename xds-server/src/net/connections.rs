@@ -22,7 +22,7 @@ use crate::{
     net::tls::{AcceptError, Acceptor, HANDSHAKE_TIMEOUT, Peer, Port, Stream},
 };
 
-pub use admission::{Admission, Full, Limits, Place};
+pub use admission::{Admission, ConnectionPermit, Full, Limits};
 
 /// How long to wait when no connection can be taken, as with too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -142,7 +142,7 @@ impl Listener {
         &self,
         tcp: tokio::net::TcpStream,
         address: std::net::SocketAddr,
-        place: &mut Place,
+        place: &mut ConnectionPermit,
     ) -> Result<(Stream, Peer), Refusal> {
         let turn = timeout(HANDSHAKE_TIMEOUT, place.turn()).await;
         let turn = turn.map_err(|_| Refusal::Busy)?;
@@ -170,13 +170,13 @@ impl Listener {
 
 /// Counts a connection for as long as it is open.
 struct Open {
-    place: Place,
+    place: ConnectionPermit,
     metrics: Metrics,
     label: PortLabel,
 }
 
 impl Open {
-    fn new(place: Place, listener: &Listener) -> Open {
+    fn new(place: ConnectionPermit, listener: &Listener) -> Open {
         let port = listener.port.as_str();
         let open = Open {
             place,

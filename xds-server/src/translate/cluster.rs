@@ -73,7 +73,7 @@ pub fn clusters(topology: &Topology, service: &ServiceConfig) -> Vec<Arc<Resourc
             let behind = |class: &Class| !place.is_alone(topology, *class);
             for class in planned_classes(service.writes != Writes::Free).filter(behind) {
                 let own = place.route_cluster(topology, &service.name, class);
-                let members = place.turns_to(topology, strategy, class).into_iter();
+                let members = place.fallback_order(topology, strategy, class).into_iter();
                 let members = members.map(|place| place.cluster(topology, &service.name));
                 let stats = route_cluster_name(&service.name, EVERY_PLACE, class);
                 let members = members.collect();

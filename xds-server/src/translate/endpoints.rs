@@ -135,7 +135,7 @@ fn assignment(
     let resource = Resource::encode(name, &assignment);
     Arc::new(match zones.iter().any(|zone| zone.has_healthy()) {
         true => resource,
-        false => resource.into_dead_end(),
+        false => resource.without_healthy_endpoints(),
     })
 }
 

@@ -75,7 +75,7 @@ impl Place {
 
     /// Where requests of `class` turn to, this place first, then by distance. Writes stay in the
     /// region.
-    pub(super) fn turns_to(
+    pub(super) fn fallback_order(
         &self,
         topology: &Topology,
         strategy: &Strategy,

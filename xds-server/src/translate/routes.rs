@@ -258,7 +258,7 @@ pub fn clusters_needed_by(
             needed.insert(cluster_of(rules, &service.name, &strategy, zone, class));
             let behind = match keeps_sessions(&strategy) {
                 true => vec![place],
-                false => place.turns_to(topology, &strategy, class),
+                false => place.fallback_order(topology, &strategy, class),
             };
             let behind = behind
                 .iter()

@@ -137,7 +137,7 @@ impl Guard {
     }
 
     /// Instances that are let go now, of `count` that are served, those that disappeared included.
-    pub(super) fn let_go(&mut self, count: usize, vanish_percent: u8, now_ms: u64) -> Vec<String> {
+    pub(super) fn release(&mut self, count: usize, vanish_percent: u8, now_ms: u64) -> Vec<String> {
         let gone = self.vanished.len();
         let many = gone >= VANISHED_MIN && gone * 100 > count * usize::from(vanish_percent);
         match &self.tripped {

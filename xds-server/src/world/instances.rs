@@ -168,7 +168,7 @@ impl Instances {
     }
 
     /// A doubt is over: the instance is not served any more. Its key, if anything changes.
-    pub(super) fn let_go(&mut self, key: &str) -> Option<InstanceKey> {
+    pub(super) fn release(&mut self, key: &str) -> Option<InstanceKey> {
         let at = InstanceKey::parse(key).ok()?;
         let is_there = self.alter(&at, |registered| {
             let is_there = matches!(registered.part, Part::Doubted(_)) && !registered.gone;

@@ -331,7 +331,7 @@ impl World {
 
     fn believe(&mut self, up_to: Revision) {
         for key in self.guard.confirm(up_to) {
-            self.let_go(&key);
+            self.release(&key);
         }
     }
 
@@ -364,8 +364,8 @@ impl World {
     /// one.
     pub fn snapshot(&mut self, now_ms: u64) -> Option<Arc<Snapshot>> {
         let percent = self.mesh.guard.vanish_percent;
-        for key in self.guard.let_go(self.instances.served(), percent, now_ms) {
-            self.let_go(&key);
+        for key in self.guard.release(self.instances.served(), percent, now_ms) {
+            self.release(&key);
         }
         self.follow_fates(now_ms);
         self.people(now_ms);

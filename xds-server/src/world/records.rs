@@ -139,8 +139,8 @@ impl World {
     }
 
     /// A doubt is over.
-    pub(super) fn let_go(&mut self, key: &str) {
-        if let Some(at) = self.instances.let_go(key) {
+    pub(super) fn release(&mut self, key: &str) {
+        if let Some(at) = self.instances.release(key) {
             self.touch_instances(at);
         }
     }

@@ -139,7 +139,7 @@ proptest! {
                 let part = !drained && (!any_up || state == ZoneState::Up);
                 prop_assert_eq!(healthy.contains(topology.zone_name(zone)), part);
             }
-            prop_assert_eq!(resource.dead_end, healthy.is_empty());
+            prop_assert_eq!(resource.no_healthy_endpoints, healthy.is_empty());
         }
     }
 }

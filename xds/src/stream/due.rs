@@ -177,7 +177,7 @@ impl Stream {
 
     /// Whether an update takes the last healthy endpoints of a cluster from the client.
     pub(super) fn loses_all(subscription: &Subscription, resource: &Resource) -> bool {
-        resource.dead_end
+        resource.no_healthy_endpoints
             && subscription.held().contains_key(&resource.name)
             && !subscription.has(resource)
     }
@@ -259,7 +259,7 @@ impl Stream {
         for name in clusters {
             self.warmth.doubt(name);
             endpoints.names.remove(name);
-            endpoints.let_go(name);
+            endpoints.release(name);
             endpoints.repeat.remove(name);
             endpoints.pending.remove(name);
         }

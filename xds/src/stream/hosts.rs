@@ -78,7 +78,7 @@ impl Subscription {
             let awaited = self.hosts.awaited.entry(Arc::clone(&name)).or_default();
             awaited.insert(spelling);
             // A client that asks again for a host has forgotten it.
-            self.let_go(&name);
+            self.release(&name);
             self.pending.insert(Arc::clone(&name));
             if !self.names.insert(Arc::clone(&name)) {
                 continue;
@@ -95,7 +95,7 @@ impl Subscription {
         }
         if gave_up {
             let wanted = wanted(&self.hosts.asked, offered);
-            self.let_go_unless(|name| wanted.contains(name));
+            self.release_unless(|name| wanted.contains(name));
             self.hosts.awaited.retain(|name, _| wanted.contains(name));
             self.names = wanted;
         }
@@ -126,7 +126,7 @@ impl Subscription {
                 Some(host) => {
                     let name = Arc::clone(&host.name);
                     self.hosts.asked.insert(Arc::clone(&alias));
-                    self.let_go(&name);
+                    self.release(&name);
                     self.pending.insert(Arc::clone(&name));
                     self.hosts.awaited.entry(name).or_default().insert(alias);
                 }

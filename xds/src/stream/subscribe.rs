@@ -43,7 +43,7 @@ impl Stream {
                 let name = shared_name(view, kind, name);
                 // A client that asks again for a resource that it has is sent it again.
                 self.warmth.doubt(&name);
-                subscription.let_go(&name);
+                subscription.release(&name);
                 subscription.pending.insert(Arc::clone(&name));
                 subscription.names.insert(name);
             }
@@ -54,7 +54,7 @@ impl Stream {
                 subscription.wildcard = false;
                 self.warmth.doubt_all();
                 let names = std::mem::take(&mut subscription.names);
-                subscription.let_go_unless(|name| names.contains(name));
+                subscription.release_unless(|name| names.contains(name));
                 subscription.names = names;
             } else if let Some(name) = subscription.names.take(name) {
                 if subscription.wildcard {
@@ -62,7 +62,7 @@ impl Stream {
                     subscription.say_again(&name);
                 } else {
                     self.warmth.doubt(&name);
-                    subscription.let_go(&name);
+                    subscription.release(&name);
                     subscription.pending.remove(&name);
                     subscription.repeat.remove(&name);
                 }
@@ -102,7 +102,7 @@ impl Stream {
         if drops || subscription.wildcard && !all {
             self.warmth.doubt_all();
         }
-        subscription.let_go_unless(|name| all || wanted.contains(name));
+        subscription.release_unless(|name| all || wanted.contains(name));
         for name in fresh {
             // The client may have forgotten a resource that it got while it had not asked for it.
             if subscription.held().contains_key(&name) {

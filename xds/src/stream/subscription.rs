@@ -139,7 +139,7 @@ impl Subscription {
     }
 
     /// The client has nothing under this name any more, and nothing is known of it.
-    pub(super) fn let_go(&mut self, name: &str) -> Option<Held> {
+    pub(super) fn release(&mut self, name: &str) -> Option<Held> {
         let before = self.held.remove(name)?;
         self.digest = self.digest.minus(before.digest(name));
         Some(before)
@@ -159,10 +159,10 @@ impl Subscription {
         self.pending.extend(refused.into_keys());
     }
 
-    pub(super) fn let_go_unless(&mut self, stays: impl Fn(&Arc<str>) -> bool) {
+    pub(super) fn release_unless(&mut self, stays: impl Fn(&Arc<str>) -> bool) {
         let gone: Vec<Arc<str>> = (self.held.keys().filter(|name| !stays(name)).cloned()).collect();
         for name in gone {
-            self.let_go(&name);
+            self.release(&name);
         }
         self.pending.retain(|name| stays(name));
         self.repeat.retain(|name| stays(name));

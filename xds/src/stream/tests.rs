@@ -53,7 +53,7 @@ pub(super) fn view(lines: &[(Kind, &str, &str)], needed: &[&str]) -> Arc<View> {
             ..Cluster::default()
         };
         let resource = match *content {
-            "nobody healthy" => Resource::encode(name, &message).into_dead_end(),
+            "nobody healthy" => Resource::encode(name, &message).without_healthy_endpoints(),
             _ => Resource::encode(name, &message),
         };
         let resource = Arc::new(resource);

@@ -22,7 +22,7 @@ use super::{
     Incoming, Outgoing, Pieces, Services, StreamService,
     http2::{self, Activity, Received, Responder, STREAMS_MAX, Watched},
     tonic_services,
-    wakers::{Bell, House},
+    wakers::{PartWaker, TaskWaker},
 };
 
 /// How long a client may take to speak HTTP/2.
@@ -53,16 +53,16 @@ where
     // On the heap: the memory that only the handshake needs is not kept.
     let served = match Box::pin(shake_hands(io)).await {
         Ok((connection, ping_pong)) => {
-            let house = Arc::new(House::default());
+            let task_waker = Arc::new(TaskWaker::default());
             let served = Served {
                 connection,
                 ping_pong,
                 activity,
                 is_leaving: false,
                 tasks: Vec::new(),
-                for_tasks: Bell::of(&house),
-                for_connection: Bell::of(&house),
-                house,
+                tasks_waker: PartWaker::of(&task_waker),
+                connection_waker: PartWaker::of(&task_waker),
+                task_waker,
                 peer,
                 services,
             };
@@ -97,9 +97,9 @@ struct Served<Io, S: StreamService> {
     /// One for each stream. There are a few at most, as a rule one, so that asking each of them
     /// costs less than knowing which of them has something to do.
     tasks: Vec<Task>,
-    for_tasks: Arc<Bell>,
-    for_connection: Arc<Bell>,
-    house: Arc<House>,
+    tasks_waker: Arc<PartWaker>,
+    connection_waker: Arc<PartWaker>,
+    task_waker: Arc<TaskWaker>,
     peer: S::Peer,
     services: Arc<Services<S>>,
 }
@@ -107,39 +107,39 @@ struct Served<Io, S: StreamService> {
 impl<Io: AsyncRead + AsyncWrite + Unpin, S: StreamService> Served<Io, S> {
     async fn run(mut self) -> Result<(), Ended> {
         let mut alarm = pin!(sleep(PING_INTERVAL));
-        let house = Arc::clone(&self.house);
-        let (for_tasks, for_connection) = (
-            Arc::clone(&self.for_tasks),
-            Arc::clone(&self.for_connection),
+        let task_waker = Arc::clone(&self.task_waker);
+        let (tasks_waker, connection_waker) = (
+            Arc::clone(&self.tasks_waker),
+            Arc::clone(&self.connection_waker),
         );
-        let to_tasks = Waker::from(Arc::clone(&for_tasks));
-        let to_connection = Waker::from(Arc::clone(&for_connection));
+        let to_tasks = Waker::from(Arc::clone(&tasks_waker));
+        let to_connection = Waker::from(Arc::clone(&connection_waker));
         poll_fn(|context| {
             self.activity.begin_turn();
-            house.wake_up(context.waker());
+            task_waker.begin_turn(context.waker());
             for _ in 0..TURNS_MAX {
-                if for_tasks.answer() {
+                if tasks_waker.take() {
                     self.poll_tasks(&mut Context::from_waker(&to_tasks));
                 }
                 // The streams' messages are then written in the same turn.
-                if for_connection.answer() {
+                if connection_waker.take() {
                     let mut context = Context::from_waker(&to_connection);
                     let polled = self.poll_connection(alarm.as_mut(), &mut context);
                     if polled.is_ready() {
                         return polled;
                     }
                 }
-                if for_tasks.has_rung() || for_connection.has_rung() {
+                if tasks_waker.is_woken() || connection_waker.is_woken() {
                     continue;
                 }
-                house.fall_asleep();
-                if !for_tasks.has_rung() && !for_connection.has_rung() {
+                task_waker.sleep();
+                if !tasks_waker.is_woken() && !connection_waker.is_woken() {
                     return Poll::Pending;
                 }
-                house.wake_up(context.waker());
+                task_waker.begin_turn(context.waker());
             }
             // Others have to have their turn as well.
-            house.fall_asleep();
+            task_waker.sleep();
             context.waker().wake_by_ref();
             Poll::Pending
         })
@@ -150,7 +150,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin, S: StreamService> Served<Io, S> {
         let tasks = &mut self.tasks;
         tasks.retain_mut(|task| task.as_mut().poll(context).is_pending());
         if self.activity.has_too_many_resets() {
-            self.for_connection.wake_by_ref();
+            self.connection_waker.wake_by_ref();
         }
     }
 
@@ -210,7 +210,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin, S: StreamService> Served<Io, S> {
         let request = request.map(Received::new);
         let task = answer(&self.services, &self.peer, request, responder);
         self.tasks.push(task);
-        self.for_tasks.wake_by_ref();
+        self.tasks_waker.wake_by_ref();
     }
 }
 

@@ -42,7 +42,7 @@ impl Messages {
         if self.whole.is_empty() && self.partial.is_empty() {
             self.whole = bytes;
         } else {
-            self.put_by();
+            self.stash();
             self.partial.extend_from_slice(&bytes);
         }
     }
@@ -57,7 +57,7 @@ impl Messages {
             &self.whole
         };
         let Some(len) = self.message_len(waiting)? else {
-            self.put_by();
+            self.stash();
             return Ok(None);
         };
         if !in_pieces {
@@ -100,7 +100,7 @@ impl Messages {
     }
 
     /// Keeps the beginning of a message, and lets go of the larger buffer that it came in.
-    fn put_by(&mut self) {
+    fn stash(&mut self) {
         self.partial.extend_from_slice(&self.whole);
         self.whole = Bytes::new();
     }

@@ -14,63 +14,63 @@ use std::{
 
 use futures::task::AtomicWaker;
 
-/// Rings when one half of a task has something to do.
+/// The waker of one part of a task: of its streams, or of its connection.
 #[derive(Default)]
-pub(super) struct Bell {
-    rung: AtomicBool,
-    house: Arc<House>,
+pub(super) struct PartWaker {
+    woken: AtomicBool,
+    task_waker: Arc<TaskWaker>,
 }
 
-/// The shared state of a task's bells.
+/// The waker of the whole task, shared by its parts.
 #[derive(Default)]
-pub(super) struct House {
-    /// The task is awake, and looks at its bells before it sleeps.
+pub(super) struct TaskWaker {
+    /// The task is awake, and asks its parts before it sleeps.
     awake: AtomicBool,
     task: AtomicWaker,
 }
 
-impl House {
+impl TaskWaker {
     /// The task is awake from now on, and is woken by `waker` when it sleeps.
-    pub(super) fn wake_up(&self, waker: &Waker) {
+    pub(super) fn begin_turn(&self, waker: &Waker) {
         self.task.register(waker);
         self.awake.store(true, SeqCst);
     }
 
-    /// From now on a bell wakes the task. The caller looks at the bells once more afterwards: one
-    /// may have rung just before.
-    pub(super) fn fall_asleep(&self) {
+    /// From now on a part wakes the task. The caller asks the parts once more afterwards: one may
+    /// have been woken just before.
+    pub(super) fn sleep(&self) {
         self.awake.store(false, SeqCst);
     }
 }
 
-impl Bell {
-    /// A bell that has rung: its future has not been polled yet.
-    pub(super) fn of(house: &Arc<House>) -> Arc<Bell> {
-        Arc::new(Bell {
-            rung: AtomicBool::new(true),
-            house: Arc::clone(house),
+impl PartWaker {
+    /// A part that is woken: its future has not been polled yet.
+    pub(super) fn of(task_waker: &Arc<TaskWaker>) -> Arc<PartWaker> {
+        Arc::new(PartWaker {
+            woken: AtomicBool::new(true),
+            task_waker: Arc::clone(task_waker),
         })
     }
 
-    /// Whether it has rung since the last time.
-    pub(super) fn answer(&self) -> bool {
-        self.rung.swap(false, SeqCst)
+    /// Whether it was woken since the last call.
+    pub(super) fn take(&self) -> bool {
+        self.woken.swap(false, SeqCst)
     }
 
-    pub(super) fn has_rung(&self) -> bool {
-        self.rung.load(SeqCst)
+    pub(super) fn is_woken(&self) -> bool {
+        self.woken.load(SeqCst)
     }
 }
 
-impl Wake for Bell {
+impl Wake for PartWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.rung.store(true, SeqCst);
-        if !self.house.awake.load(SeqCst) {
-            self.house.task.wake();
+        self.woken.store(true, SeqCst);
+        if !self.task_waker.awake.load(SeqCst) {
+            self.task_waker.task.wake();
         }
     }
 }
@@ -81,14 +81,14 @@ mod tests {
 
     use super::*;
 
-    /// Bells that others ring at any moment are never missed: a task that counts to the number of rings comes to its end.
+    /// Parts that others ring at any moment are never missed: a task that counts to the number of rings comes to its end.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_ring_is_lost() {
         const RINGS: usize = 20_000;
-        let house = Arc::new(House::default());
-        let bell = Bell::of(&house);
-        let waker = Waker::from(Arc::clone(&bell));
-        let (rings, mut rung) = tokio::sync::mpsc::channel::<()>(1);
+        let task_waker = Arc::new(TaskWaker::default());
+        let part = PartWaker::of(&task_waker);
+        let waker = Waker::from(Arc::clone(&part));
+        let (rings, mut woken) = tokio::sync::mpsc::channel::<()>(1);
         let ringing = tokio::spawn(async move {
             for _ in 0..RINGS {
                 rings.send(()).await.expect("somebody listens");
@@ -96,26 +96,26 @@ mod tests {
         });
         let mut heard = 0;
         let hearing = std::future::poll_fn(|context| {
-            house.wake_up(context.waker());
+            task_waker.begin_turn(context.waker());
             // Bounded as where it is used: once a task has had its share of time, each of its
             // questions has it ring again.
             for _ in 0..16 {
-                if bell.answer() {
+                if part.take() {
                     let mut inner = std::task::Context::from_waker(&waker);
-                    while let Poll::Ready(ring) = rung.poll_recv(&mut inner) {
+                    while let Poll::Ready(ring) = woken.poll_recv(&mut inner) {
                         match ring {
                             Some(()) => heard += 1,
                             None => return Poll::Ready(()),
                         }
                     }
                 }
-                house.fall_asleep();
-                if !bell.has_rung() {
+                task_waker.sleep();
+                if !part.is_woken() {
                     return Poll::Pending;
                 }
-                house.wake_up(context.waker());
+                task_waker.begin_turn(context.waker());
             }
-            house.fall_asleep();
+            task_waker.sleep();
             context.waker().wake_by_ref();
             Poll::Pending
         });

@@ -99,7 +99,7 @@ impl Admission {
     }
 
     /// Takes a place for a connection; it is free again when the place is dropped.
-    pub fn enter(&self, address: IpAddr) -> Result<Place, Full> {
+    pub fn enter(&self, address: IpAddr) -> Result<ConnectionPermit, Full> {
         let max = self.shared.limits.connections;
         let mut counts = self.shared.counts();
         if counts.total >= max {
@@ -109,7 +109,7 @@ impl Admission {
         let handshakes = counts.take(&client, self.shared.limits.per_client)?;
         counts.total += 1;
         drop(counts);
-        Ok(Place {
+        Ok(ConnectionPermit {
             shared: Arc::clone(&self.shared),
             address: client,
             identity: None,
@@ -154,7 +154,7 @@ impl Counts {
 }
 
 /// A connection's place.
-pub struct Place {
+pub struct ConnectionPermit {
     shared: Arc<Shared>,
     address: Client,
     identity: Option<Client>,
@@ -162,17 +162,17 @@ pub struct Place {
 }
 
 /// A turn for a handshake; it is over when this is dropped.
-pub struct Turn<'p> {
+pub struct HandshakePermit<'p> {
     _permits: [Option<SemaphorePermit<'p>>; 2],
 }
 
-impl Place {
+impl ConnectionPermit {
     /// Waits for a turn: first among those of the address, so that they do not hold up others.
-    pub async fn turn(&self) -> Turn<'_> {
+    pub async fn turn(&self) -> HandshakePermit<'_> {
         // They fail only when closed, and they never are.
         let of_address = self.handshakes.acquire().await.ok();
         let of_all = self.shared.handshakes.acquire().await.ok();
-        Turn {
+        HandshakePermit {
             _permits: [of_address, of_all],
         }
     }
@@ -188,7 +188,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut counts = self.shared.counts();
         counts.total -= 1;

@@ -255,7 +255,7 @@ fn a_cluster_that_changes_is_warmed_with_its_healthy_endpoints_until_routes_have
         ack(&mut stream, kind, &nonce);
     }
     let after = view(&lines("2", "nobody healthy", "elsewhere"), &["a"]);
-    let dead_end = after.of(Kind::Endpoints)["a"].version;
+    let no_healthy_endpoints = after.of(Kind::Endpoints)["a"].version;
     stream.set_view(after);
     let warming = sent(&mut stream, Kind::Cluster, &["a"], &[]);
     let outgoing = stream.next_due().expect("the endpoints, again");
@@ -265,7 +265,7 @@ fn a_cluster_that_changes_is_warmed_with_its_healthy_endpoints_until_routes_have
     ack(&mut stream, Kind::Cluster, &warming);
     taken(&mut stream, Kind::Routes, &["table"], &[]);
     let outgoing = stream.next_due().expect("the last endpoints");
-    assert_eq!(outgoing.resources[0].version, dead_end);
+    assert_eq!(outgoing.resources[0].version, no_healthy_endpoints);
     ack(&mut stream, Kind::Endpoints, &outgoing.nonce.to_string());
     quiet(&mut stream);
 }
