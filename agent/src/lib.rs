@@ -26,5 +26,6 @@ pub mod prober;
 pub mod registrar;
 mod run;
 mod server;
+pub mod yaml;
 
 pub use run::{Options, Serve, Serving, check, run};

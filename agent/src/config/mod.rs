@@ -8,7 +8,6 @@ mod schema;
 mod tests;
 mod validate;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +18,8 @@ use registry::record::{Instance, InstanceKey};
 pub use crate::https::Files;
 pub use crate::probe::{GrpcOptions, HttpOptions};
 use crate::prober::Pace;
+use crate::yaml;
+pub use crate::yaml::ConfigError;
 
 /// The longest time-out of a probe.
 pub const PROBE_TIMEOUT_MAX: Duration = Duration::from_millis(200);
@@ -91,35 +92,10 @@ pub enum ProbeKind {
     Tcp(SocketAddr),
 }
 
-/// Why a configuration was rejected: the place, and the change that it needs.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct ConfigError {
-    /// As it was given to [`Config::parse`].
-    pub file: String,
-    /// From 1; 0 where the fault has no place of its own.
-    pub line: u64,
-    /// For example `instances[0].probe.timeout_ms`; empty for the file as a whole.
-    pub field: String,
-    pub message: String,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file)?;
-        if self.line > 0 {
-            write!(f, ":{}", self.line)?;
-        }
-        if !self.field.is_empty() {
-            write!(f, ": {}", self.field)?;
-        }
-        write!(f, ": {}", self.message)
-    }
-}
-
 impl Config {
     /// Parses and checks `text`, which stands in `file`.
     pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
-        let raw = schema::read(file, text)?;
+        let raw = yaml::read(file, text)?;
         validate::Validator { file }.config(raw)
     }
 }

@@ -8,8 +8,6 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
-use super::ConfigError;
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawConfig {
@@ -202,38 +200,4 @@ impl<'de> Deserialize<'de> for RawExpect {
         }
         deserializer.deserialize_any(ExpectVisitor)
     }
-}
-
-/// Parses `text` as far as YAML and types go.
-pub(super) fn read(file: &str, text: &str) -> Result<RawConfig, ConfigError> {
-    if text.trim().is_empty() {
-        return Err(ConfigError {
-            file: file.to_owned(),
-            line: 0,
-            field: String::new(),
-            message: "the file is empty".to_owned(),
-        });
-    }
-    let mut field = String::new();
-    let read = serde_saphyr::with_deserializer_from_str(text, |de| {
-        serde_path_to_error::deserialize(de).map_err(|error| {
-            // `Spanned` shows as a field of its own; no field of ours has that name.
-            field = error.path().to_string().replace(".value", "");
-            error.into_inner()
-        })
-    });
-    read.map_err(|error: serde_saphyr::Error| ConfigError {
-        file: file.to_owned(),
-        line: error.location().map_or(0, |location| location.line()),
-        field: if field == "." { String::new() } else { field },
-        message: first_line(&error.without_snippet().to_string()),
-    })
-}
-
-/// The message alone: the place stands before it.
-fn first_line(message: &str) -> String {
-    let line = message.lines().next().unwrap_or_default();
-    line.split_once(" at line ")
-        .map_or(line, |(text, _)| text)
-        .to_owned()
 }

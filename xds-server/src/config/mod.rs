@@ -29,6 +29,7 @@ use registry::record::{Instance, InvalidRecord};
 use crate::net::{access::Access, connections::Limits, tls::TlsFiles};
 use xds::resource::{Kind, Resource};
 
+pub use agent::yaml::ConfigError;
 pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
 pub(crate) use listeners::is_any_ipv6;
@@ -197,35 +198,10 @@ pub struct ServiceConfig {
     pub tls: Option<UpstreamTls>,
 }
 
-/// Why a configuration was refused: the place, and the change to make.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct ConfigError {
-    /// As it was given to [`Config::parse`].
-    pub file: String,
-    /// From 1; 0 where the fault has no place of its own.
-    pub line: u64,
-    /// For example `services[0].routes[1].prefix`; empty for the file as a whole.
-    pub field: String,
-    pub message: String,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file)?;
-        if self.line > 0 {
-            write!(f, ":{}", self.line)?;
-        }
-        if !self.field.is_empty() {
-            write!(f, ": {}", self.field)?;
-        }
-        write!(f, ": {}", self.message)
-    }
-}
-
 impl Config {
     /// Parses and checks `text`, which stands in `file`.
     pub fn parse(file: &str, text: &str) -> Result<Config, ConfigError> {
-        let raw = schema::read(file, text)?;
+        let raw = agent::yaml::read(file, text)?;
         let mut config = validate::Validator::of(file).config(raw)?;
         config.mesh.digest = digest::digest(text);
         Ok(config)

@@ -10,7 +10,6 @@ use serde::{
 use serde_saphyr::Spanned;
 
 use super::{
-    ConfigError,
     authority::RawAuthority,
     failover::{RawDemand, RawFailover, RawGuard},
     listen::{RawAccess, RawListen},
@@ -19,9 +18,6 @@ use super::{
     resilience::{CircuitBreakers, OutlierDetection, RawOutlier, RawSessions, RawStrategy},
     routing::RawUpstreamOptions,
 };
-
-/// The most values that a file may have, with all that stands behind its aliases: half a million services or so.
-const NODES_MAX: usize = 10_000_000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -304,48 +300,4 @@ impl RawAffinity {
             RawAffinity::PathSegment(at) => KeySource::PathSegment(*at),
         }
     }
-}
-
-/// Parses `text` as far as YAML and types go.
-pub(super) fn read(file: &str, text: &str) -> Result<RawConfig, ConfigError> {
-    if text.trim().is_empty() {
-        return Err(ConfigError {
-            file: file.to_owned(),
-            line: 0,
-            field: String::new(),
-            message: "the file is empty".to_owned(),
-        });
-    }
-    let mut field = String::new();
-    // By default a file may have some 15,000 services.
-    let options = serde_saphyr::options! {
-        budget: serde_saphyr::budget! { max_events: 2 * NODES_MAX, max_nodes: NODES_MAX },
-    };
-    let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |de| {
-        serde_path_to_error::deserialize(de).map_err(|error| {
-            // `Spanned` shows as a field of its own; no field of ours has that name.
-            field = error.path().to_string().replace(".value", "");
-            error.into_inner()
-        })
-    });
-    read.map_err(|error: serde_saphyr::Error| ConfigError {
-        file: file.to_owned(),
-        line: error.location().map_or(0, |location| location.line()),
-        // A key at which reading stopped is `?`, and no key at all `.`.
-        field: field.trim_end_matches(['.', '?']).to_owned(),
-        message: match error.without_snippet() {
-            serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
-                format!("the key {key:?} stands twice")
-            }
-            other => first_line(&other.to_string()),
-        },
-    })
-}
-
-/// The message alone: the place stands before it.
-fn first_line(message: &str) -> String {
-    let line = message.lines().next().unwrap_or_default();
-    line.split_once(" at line ")
-        .map_or(line, |(text, _)| text)
-        .to_owned()
 }
