@@ -26,7 +26,7 @@ pub(super) fn objections(
             object(
                 Code::AlreadyOwner,
                 format!(
-                    "cell {} belongs to {} already: an override only interrupts its writes until what is in flight has settled",
+                    "cell {} belongs to {} already: an override only interrupts its writes until the writes in flight have settled",
                     status.cell,
                     to.join(", ")
                 ),

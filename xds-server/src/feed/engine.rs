@@ -138,7 +138,7 @@ impl Engine {
         }
         self.metrics.snapshots.inc();
         if self.publisher.send(Some(snapshot)).is_err() {
-            error!("nobody takes snapshots any more");
+            error!("no task receives snapshots any more");
         }
     }
 

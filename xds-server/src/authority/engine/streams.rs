@@ -106,7 +106,7 @@ impl Engine {
         if matches!(error, mpsc::error::TrySendError::Full(_)) {
             warn!(
                 node = stream.node,
-                "a proxy does not read what it is told: its stream is ended"
+                "a proxy does not read its messages: its stream is ended"
             );
             self.leave(holder);
         }
