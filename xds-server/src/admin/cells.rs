@@ -194,7 +194,7 @@ async fn begin(
             fenced |= status.moving.is_some();
             if fenced && status.moving.is_none() {
                 return Err(Problem::conflict(format!(
-                    "the move was given up: cell {cell} belongs to {} as before; GET /v1/operations tells more",
+                    "the move was given up: cell {cell} belongs to {} as before; GET /v1/operations has details",
                     status.owners.join(", ")
                 )));
             }

@@ -39,7 +39,7 @@ pub(super) fn objections(
         if speakers.replicas == 0 && forced {
             object(
                 Code::NoReplicaThere,
-                format!("no replica speaks for zone {zone}: nobody could grant writes there"),
+                format!("no replica speaks for zone {zone}: no replica could grant writes there"),
             );
         } else if speakers.proxies == Some(0) {
             object(

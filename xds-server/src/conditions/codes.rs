@@ -122,11 +122,11 @@ codes! {
         do: "Start a replica in an owner zone, or move the cell: `tidegate move CELL --to ZONE`.";
 
     SettlingTooLong = "TG1007", "settling_too_long", Error, Condition;
-        is: "The cell has been settling for longer than its terms ask for: nobody writes meanwhile.",
+        is: "The cell has been settling for longer than its terms ask for: all its writes are rejected meanwhile.",
         do: "Start a replica in the cell's new owner zone; one that has waited the whole time there makes the cell active.";
 
     FencingTooLong = "TG1008", "fencing_too_long", Error, Condition;
-        is: "A move of the cell has been fencing for longer than its terms ask for: nobody writes meanwhile.",
+        is: "A move of the cell has been fencing for longer than its terms ask for: all its writes are rejected meanwhile.",
         do: "Look at the grantors that `tidegate get cells` names: each deregisters once its proxies have acknowledged or its session is over. `tidegate override` ends them.";
 
     TargetWithoutProxies = "TG1009", "target_without_proxies", Warning, Condition;
@@ -296,7 +296,7 @@ codes! {
     // TG7005 was a rule about a zone's last instance, which nothing refused: the agent warns.
 
     NoReplicaThere = "TG7006", "no_replica_there", Error, Rule;
-        is: "No replica of the control plane speaks for the new owner zone, so nobody could grant writes there.",
+        is: "No replica of the control plane speaks for the new owner zone, so no replica could grant writes there.",
         do: "Start a replica in that zone first, or choose another zone.";
 }
 

@@ -184,7 +184,7 @@ impl Validator<'_> {
             per_client,
         } = at.value;
         if connections == 0 || per_client == 0 {
-            let message = "numbers from 1: 0 would refuse everybody";
+            let message = "numbers from 1: 0 would reject every client";
             return Err(self.error(at, "listen.limits", message));
         }
         Ok(Limits {

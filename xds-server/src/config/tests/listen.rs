@@ -46,7 +46,7 @@ fn plain_text_is_for_loopback_unless_it_is_asked_for() {
         ),
         (
             "limits: {per_client: 0}",
-            "listen.limits: numbers from 1: 0 would refuse everybody",
+            "listen.limits: numbers from 1: 0 would reject every client",
         ),
     ] {
         let error = with(&format!("listen: {{{listen}}}")).expect_err(expected);
