@@ -18,4 +18,4 @@ bench *ARGS:
 
 # One history of the simulation
 sim SEED:
-    TIDEGATE_SIM_SEED={{SEED}} cargo test -p tidegate-xds-server --test sim
+    TIDEGATE_SIM_SEED={{SEED}} cargo test -p tidegate-xds-server --test sim no_two_epochs

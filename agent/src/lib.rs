@@ -8,7 +8,7 @@
 //!
 //! [`prober`], [`health`], [`instances`] and [`registrar`] are the core, a library of its own: they
 //! know a probe only as [`probe::Probe`] and a registry only as [`registrar::Target`]. A later kind
-//! of either is a module and a line in the configuration.
+//! of either is a module, and its part of [`config`].
 //!
 //! All durations are measured on the monotonic clock (`tokio::time::Instant`). No module reads the
 //! wall clock, so a step of it changes nothing.

@@ -75,6 +75,14 @@ pub fn filter() -> Result<PathBuf> {
     )
 }
 
+/// The example of the crate `tidegate-xds`.
+pub fn xds_example() -> Result<PathBuf> {
+    built(
+        "examples/minimal",
+        "cargo build -p tidegate-xds --example minimal",
+    )
+}
+
 /// The control plane's binary, from the same build as this program.
 pub fn tidegate() -> Result<PathBuf> {
     built("tidegate", "cargo build -p tidegate")

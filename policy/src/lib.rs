@@ -9,7 +9,8 @@
 //!
 //! The way through the modules: [`topology`] says where zones are, [`tier`] how far apart;
 //! [`health`] and [`standing`] turn instance counts into zone states; [`plan`] turns states,
-//! [loads](load) and [weights](weighting) into targets for each home zone; [`service`] and
+//! [loads](load) and [weights](weighting) into targets for each home zone, stage by stage in
+//! `allocation`; [`service`] and
 //! [`rules`] hold the configuration; [`facts`] reads a request; [`decide()`] puts them together and
 //! gives a [`decision`]; [`reason`], [`refusal`] and [`headers`] give it its wire names,
 //! [`mod@explain`] its steps in words. [`fence`] holds the authority to write and its moves;

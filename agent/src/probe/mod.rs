@@ -1,5 +1,6 @@
-//! Looks at an instance. [`Probe`] is the seam: the prober knows nothing else, so a later kind is a
-//! module here, a variant of [`ProbeKind`](crate::config::ProbeKind) and a line in [`build`].
+//! Looks at an instance. [`Probe`] is the seam: the prober knows nothing else. A later kind is a
+//! module here, a variant of [`ProbeKind`](crate::config::ProbeKind), a line in [`build`], and its
+//! fields in `config/schema.rs` and `config/validate.rs`.
 
 mod grpc;
 mod http;
