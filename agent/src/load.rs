@@ -65,7 +65,7 @@ fn next_load(was: f64, is: f64) -> f64 {
     }
 }
 
-/// To hundredths: more is noise in a record.
+/// Rounds to hundredths: finer steps are noise in a record.
 fn rounded(load: f64) -> f64 {
     (load * 100.0).round() / 100.0
 }

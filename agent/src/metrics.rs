@@ -92,7 +92,7 @@ impl Metrics {
         let m = self.clone();
         all.register(
             "health_probe_status",
-            "1 while the instance is healthy, 0 while it is not or nobody knows yet",
+            "1 while the instance is healthy, 0 while it is unhealthy or not yet known",
             m.probe_status,
         );
         all.register_with_unit(

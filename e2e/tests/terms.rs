@@ -162,7 +162,7 @@ fn a_standby_that_is_configured_otherwise_never_writes_beside_the_owner() {
         let first = a.until_admits().await?;
         let terms = b.until_agrees(false).await?;
         let differences = terms["differences"].to_string();
-        let said = "session_ttl_ms is 3000, agreed on is 10000";
+        let said = "session_ttl_ms is 3000, the agreed value is 10000";
         ensure!(differences.contains(said), "{differences}");
         let (_, ready) = b.plane.registry().readiness().await?;
         ensure!(ready.to_string().contains("TG1003"), "{ready:#}");

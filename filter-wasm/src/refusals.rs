@@ -9,7 +9,7 @@ use crate::apply::Reply;
 
 /// All bodies that one worker waits for, in bytes.
 const BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// The longest that a refusal waits.
+/// The longest time that a refusal waits.
 const WAIT_MAX_US: u64 = 1_000_000;
 
 /// A request, as the proxy numbers it within one worker.

@@ -34,7 +34,7 @@ const LEASE_TTL_MIN: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error(
-        "etcd holds keys that are not Tidegate's, the first is {0:?}: compaction would take the history from those who use them. Give Tidegate an etcd of its own, or take `store.etcd.compaction` out of the configuration"
+        "etcd holds keys that are not Tidegate's, the first is {0:?}: compaction would delete the history that their users may need. Give Tidegate an etcd of its own, or take `store.etcd.compaction` out of the configuration"
     )]
     ForeignKey(String),
     #[error(

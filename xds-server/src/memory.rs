@@ -46,14 +46,14 @@ pub async fn give_back() {
             let free_bytes = heap::free_bytes();
             if trimmer.is_due(free_bytes) {
                 heap::trim();
-                debug!(free_bytes, "free memory is given back");
+                debug!(free_bytes, "free memory is returned to the system");
             }
             trimmer
         });
         match looked.await {
             Ok(looked) => trimmer = looked,
             Err(error) => {
-                warn!(%error, "free memory is not given back any more");
+                warn!(%error, "free memory is no longer returned to the system");
                 return;
             }
         }

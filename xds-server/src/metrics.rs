@@ -184,12 +184,12 @@ impl Metrics {
         );
         all.register(
             "proxy_policies",
-            "Connected proxies by how far their filter is: applied, behind, refused, unknown",
+            "Connected proxies by the state of their filter's policy: applied, behind, refused, unknown",
             m.proxy_policies,
         );
         all.register(
             "config_digest",
-            "Digest of the configuration in force, without what may differ between replicas: 48 bits",
+            "Digest of the configuration in force, without the fields that may differ between replicas: 48 bits",
             m.config_digest,
         );
         all.register("xds_streams", "Open xDS streams", m.xds_streams);
@@ -201,17 +201,17 @@ impl Metrics {
         all.register("connections", "Open connections", m.connections);
         all.register(
             "connections_refused",
-            "Connections that were refused before anything was asked on them, by reason",
+            "Connections that were rejected before their first request, by reason",
             m.connections_refused,
         );
         all.register(
             "tls_reloads",
-            "Changes of certificate, key or CA that were taken or refused",
+            "Changes of certificate, key or CA that were accepted or rejected",
             m.tls_reloads,
         );
         all.register(
             "tls_current",
-            "0 while certificate, key or CA are refused and older ones are in force; 0 without TLS, too",
+            "0 while certificate, key or CA are rejected and older ones are in force; 0 without TLS, too",
             m.tls_current,
         );
         all.register(
@@ -237,12 +237,12 @@ impl Metrics {
         );
         all.register(
             "implausible",
-            "1 while what the store says is not believed, by reason; an operator can confirm it",
+            "1 while the store's content is in doubt, by reason; an operator can confirm it",
             m.implausible,
         );
         all.register(
             "zone_share",
-            "Which part of what it could have a service is given in a zone: 0 out, 1 fully in",
+            "The part of its full share that a service gets in a zone: 0 out, 1 fully in",
             m.zone_share,
         );
         all.register(
@@ -257,28 +257,24 @@ impl Metrics {
         );
         all.register(
             "store_revision",
-            "Last revision of the store that was taken in",
+            "Last revision of the store that was applied",
             m.store_revision,
         );
-        all.register(
-            "store_lists",
-            "How often everything was listed anew",
-            m.store_lists,
-        );
+        all.register("store_lists", "Full listings of the store", m.store_lists);
         all.register(
             "store_compactions",
-            "How often this replica compacted etcd's history",
+            "Compactions of etcd's history by this replica",
             m.store_compactions,
         );
         all.register("mode", "1 for the store's present mode", m.mode);
         all.register(
             "state_stale",
-            "1 while the store has not confirmed what is served",
+            "1 while the store has not confirmed the served state",
             m.state_stale,
         );
         all.register(
             "state_age_seconds",
-            "How long ago the store confirmed what is served",
+            "Time since the store last confirmed the served state",
             m.state_age_seconds,
         );
         all.register(
@@ -289,12 +285,12 @@ impl Metrics {
         all.register("snapshots", "Snapshots published", m.snapshots);
         all.register(
             "config_reloads",
-            "Changes of the configuration file that were taken or refused",
+            "Changes of the configuration file that were accepted or rejected",
             m.config_reloads,
         );
         all.register(
             "config_current",
-            "0 while the configuration file is refused and an older one is in force",
+            "0 while the configuration file is rejected and an older one is in force",
             m.config_current,
         );
         all.register(
@@ -331,17 +327,17 @@ impl Metrics {
         );
         all.register(
             "peer_messages_refused",
-            "Messages in the name of another replica that are not proved, by reason: caller, called (the opening of a stream), unproved, repeated",
+            "Messages in the name of another replica without a valid proof, by reason: caller, called (the opening of a stream), unproved, repeated",
             m.peer_messages_refused,
         );
         all.register(
             "clock_slew_ppm",
-            "By how many parts per million the kernel makes this machine's clock faster than it is by itself",
+            "Parts per million by which the kernel speeds this machine's clock up",
             m.clock_slew_ppm,
         );
         all.register(
             "terms_agreed",
-            "1 while the terms that this process is configured with are those that are agreed on; 0: it grants nothing",
+            "1 while this process is configured with the agreed terms; 0: it grants nothing",
             m.terms_agreed,
         );
         all.register(

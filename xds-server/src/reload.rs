@@ -174,7 +174,7 @@ impl Follower {
             .raise(Code::ConfigRefused, "", reason);
         error!(
             reason,
-            "configuration refused, the last good one stays in force"
+            "configuration rejected; the last good one stays in force"
         );
     }
 
@@ -216,10 +216,10 @@ impl Follower {
             .set(Code::ConfigNeedsRestart, "", restart.then_some(""));
         if restart {
             warn!(
-                "`listen`, `store` and `state` of the file are not what runs: they take effect after a restart, and with `listen` `access`"
+                "`listen`, `store` and `state` of the file differ from the running ones: they take effect after a restart, and so does `access` if `listen` differs"
             );
         }
-        info!(services = mesh.services.len(), "configuration taken");
+        info!(services = mesh.services.len(), "configuration accepted");
         self.metrics.config_digest.set(mesh.digest as i64);
         self.publisher.send_replace(Arc::new(mesh));
     }

@@ -27,7 +27,7 @@ pub enum CannotStart {
     #[error("--zone: the configuration has no `authority`, so there is nothing to grant")]
     NothingToGrant,
     #[error(
-        "say which zone this replica speaks for: --zone, or `authority.zones` in the configuration. It grants writes to that zone's proxies alone"
+        "name the zone that this replica speaks for: --zone, or `authority.zones` in the configuration. It grants writes to that zone's proxies alone"
     )]
     NoZone,
     #[error("no zone {zone:?} is configured; these are: {known}")]

@@ -341,7 +341,7 @@ fn log(before: &Status, now: &Status) {
                     to,
                     reason,
                     stale,
-                    "the store's mode has changed: the last known state is served on"
+                    "the store's mode has changed: this replica keeps serving the last known state"
                 );
             }
             Level::L3 => {
@@ -350,15 +350,15 @@ fn log(before: &Status, now: &Status) {
                     to,
                     reason,
                     stale,
-                    "the store's mode has changed: nothing is registered, the last known state is served on"
+                    "the store's mode has changed: this replica registers nothing and keeps serving the last known state"
                 );
             }
         }
     }
     if before.stale != now.stale {
         match now.stale {
-            true => warn!(reason, "what is served is stale"),
-            false => info!("what is served is what the store says"),
+            true => warn!(reason, "the served state is stale"),
+            false => info!("the served state agrees with the store"),
         }
     }
 }

@@ -139,7 +139,7 @@ pub trait Events<K: Key>: Send + Sync + 'static {
     fn held_back(&self, node_id: &str) {
         warn!(
             node = node_id,
-            "client is sent nothing: it holds other clusters or endpoints, and the snapshot is in doubt"
+            "the client gets no resources: it holds other clusters or endpoints, and the snapshot is in doubt"
         );
     }
 
@@ -157,7 +157,7 @@ pub fn warn_of_refusal(node_id: &str, kind: Kind, refused: &Refused) {
         resources = ?refused.resources.iter().take(REFUSED_NAMES_LOGGED).collect::<Vec<_>>(),
         count = refused.resources.len(),
         message = refused.message,
-        "refused; not sent again until it changes (a listener: tried again), the proxy keeps what it had"
+        "rejected: the proxy keeps the previous version, and gets this resource again once it changes (a listener is retried)"
     );
 }
 

@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep};
 use super::stream::Stream;
 use crate::resource::Kind;
 
-/// How long after the first refusal; twice as long after each further one.
+/// The wait after the first refusal; each further refusal doubles it.
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest wait.
 const LONGEST: Duration = Duration::from_secs(60);

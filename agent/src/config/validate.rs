@@ -95,7 +95,7 @@ impl Validator<'_> {
         let is_public = !address.ip().to_canonical().is_loopback();
         let message = match (&at.value.tls, at.value.plaintext) {
             (None, false) if is_public => format!(
-                "{address} is not loopback, and would take drains in plain text from whoever reaches it: add `tls: {{cert, key, client_ca}}`, or permit that with `plaintext: true`"
+                "{address} is not loopback, and would accept drains in plain text from every client that reaches it: add `tls: {{cert, key, client_ca}}`, or permit that with `plaintext: true`"
             ),
             (Some(_), true) => "`tls` and `plaintext: true` exclude each other".to_owned(),
             (tls, _) => {

@@ -364,7 +364,7 @@ impl Keeper {
     /// Forgets the lease and everything that was registered on it.
     fn lose_lease(&mut self, reason: &'static str) {
         let why = match reason {
-            "unconfirmed" => "nobody has confirmed it for its time to live",
+            "unconfirmed" => "the registry has not confirmed it for its time to live",
             _ => "it has ended",
         };
         warn!(

@@ -190,7 +190,7 @@ fn three_writes_that_time_out_end_registration_until_one_succeeds() {
         assert!(text.contains("3 writes in a row"), "{text}");
         // Far below the two seconds that a write may take: it was not tried.
         assert!(begun.elapsed() < Duration::from_secs(1));
-        logged(&mesh, "nothing is registered")?;
+        logged(&mesh, "this replica registers nothing")?;
         member.process().resume()?;
         on(&mesh, |mesh| async move {
             until_mode(mesh, true, "normal", false).await.map(drop)

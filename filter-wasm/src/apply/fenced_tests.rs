@@ -279,8 +279,8 @@ fn reads_and_free_writes_ask_for_nothing() {
 }
 
 proptest! {
-    /// In flight is what was admitted and goes on, and nothing else; and only that carries the
-    /// epoch of a grant.
+    /// Exactly the admitted requests that go on are in flight, and only these carry the epoch of a
+    /// grant.
     #[test]
     fn only_what_goes_on_admitted_is_in_flight(
         headers in vec(any_header(), 0..24),

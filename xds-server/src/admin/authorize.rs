@@ -74,7 +74,7 @@ pub(super) async fn receive(request: Request, next: Next) -> Response {
     let (status, detail) = match body {
         Ok(Ok(body)) => return next.run(Request::from_parts(head, Body::from(body))).await,
         Ok(Err(error)) => {
-            let detail = format!("at most {RECORD_BYTES_MAX} bytes are taken: {error}");
+            let detail = format!("at most {RECORD_BYTES_MAX} bytes are accepted: {error}");
             (StatusCode::PAYLOAD_TOO_LARGE, detail)
         }
         Err(_) => {

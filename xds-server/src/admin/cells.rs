@@ -115,7 +115,7 @@ async fn begin(
     let forced = cause == Cause::Override;
     if forced && request.reason.trim().is_empty() {
         return Err(Problem::bad_request(
-            "reason: say why, for those who look later: an override is recorded",
+            "reason: state the reason, for later readers: an override is recorded",
         ));
     }
     if request.epoch.is_some() && !forced {
@@ -194,7 +194,7 @@ async fn begin(
             fenced |= status.moving.is_some();
             if fenced && status.moving.is_none() {
                 return Err(Problem::conflict(format!(
-                    "the move was given up: cell {cell} belongs to {} as before; GET /v1/operations tells more",
+                    "the move was given up: cell {cell} belongs to {} as before; GET /v1/operations has details",
                     status.owners.join(", ")
                 )));
             }
@@ -264,7 +264,7 @@ fn landed(
     let timed_out = |detail: String| Problem::new(StatusCode::GATEWAY_TIMEOUT, detail);
     let Some(record) = record else {
         return Err(timed_out(format!(
-            "the outcome is unknown: within {PATIENCE:?} this replica has not heard from the store what became of the move, and the store does not answer it now; `tidegate get cells` of another replica tells"
+            "the outcome is unknown: within {PATIENCE:?} this replica has not learned the move's outcome from the store, and the store does not answer it now; `tidegate get cells` on another replica shows it"
         )));
     };
     let there = record.epoch > before && same(&record.owners, to);
@@ -275,7 +275,7 @@ fn landed(
             state: Some(record.state),
         }),
         Some(moving) if same(&moving.to, to) => Err(timed_out(format!(
-            "the move goes on: after {PATIENCE:?} it waits for whoever holds permission to write; `tidegate get cells` shows it, an override ends it"
+            "the move goes on: after {PATIENCE:?} it waits until all grants have ended; `tidegate get cells` shows it, an override ends it"
         ))),
         Some(moving) => Err(Problem::conflict(format!(
             "another move is under way: the store has cell {cell} on its way to {}",

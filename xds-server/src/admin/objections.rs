@@ -26,7 +26,7 @@ pub(super) fn objections(
             object(
                 Code::AlreadyOwner,
                 format!(
-                    "cell {} belongs to {} already: an override only interrupts its writes until what is in flight has settled",
+                    "cell {} belongs to {} already: an override only interrupts its writes until the writes in flight have settled",
                     status.cell,
                     to.join(", ")
                 ),
@@ -39,7 +39,7 @@ pub(super) fn objections(
         if speakers.replicas == 0 && forced {
             object(
                 Code::NoReplicaThere,
-                format!("no replica speaks for zone {zone}: nobody could grant writes there"),
+                format!("no replica speaks for zone {zone}: no replica could grant writes there"),
             );
         } else if speakers.proxies == Some(0) {
             object(

@@ -43,7 +43,7 @@ pub(super) async fn change(
     let widened = agreement.widened(next);
     if widened.is_stopped() && !request.stop_writes {
         return Err(Problem::conflict(
-            "this change moves writes from one cell to another (`shards` or `cell_key`), so no fenced write is admitted while it lasts: until all that was granted is over. Say so: `--stop-writes`",
+            "this change moves writes from one cell to another (`shards` or `cell_key`), so no fenced write is admitted until all earlier grants and writes are over. Confirm it with `--stop-writes`",
         ));
     }
     replace(&admin, &entry, &widened).await
@@ -62,7 +62,7 @@ pub(super) async fn cancel(State(admin): State<Admin>) -> Result<Json<TermsRecor
 async fn agreed(admin: &Admin) -> Result<(Entry, Agreement), Problem> {
     let entry = admin.store.get(TERMS_KEY).await?.ok_or_else(|| {
         Problem::conflict(
-            "no terms are agreed on yet: the first replica with a session does that. Where `authority` is not configured there are none",
+            "no terms are agreed yet: the first replica with a session records them. Where `authority` is not configured there are none",
         )
     })?;
     let agreement = TermsRecord::parse(&entry.value).map_err(Problem::conflict)?;

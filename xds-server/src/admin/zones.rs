@@ -231,7 +231,7 @@ fn nothing_to_release(zone: &str, service: Option<&str>, wanted: &[DirectiveKey]
         Some(_) if is_wanted(None) => {
             format!("{nothing}; the whole zone is: `tidegate release {zone}`")
         }
-        _ => format!("{nothing}: `tidegate get zones` shows what is, under INTENT"),
+        _ => format!("{nothing}: `tidegate get zones` shows the present intents, under INTENT"),
     }
 }
 

@@ -105,7 +105,7 @@ impl Homes {
             };
             tokio::select! {
                 () = over => {
-                    info!(node, zone, "the zone has a control plane of its own again: the proxy is sent there");
+                    info!(node, zone, "the zone has a control plane of its own again: the stream ends, so that the proxy reconnects there");
                     return Status::unavailable(format!(
                         "zone {zone:?} has a control plane of its own again: ask that one"
                     ));

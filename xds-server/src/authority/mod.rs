@@ -220,7 +220,7 @@ pub enum JoinError {
     #[error("this replica has no session at present, and grants nothing: try another one")]
     NoSession,
     #[error(
-        "this replica is configured with other terms than those that are agreed on, and grants nothing: try another one"
+        "this replica's configured terms differ from the agreed terms, so it grants nothing: try another one"
     )]
     TermsDiffer,
 }

@@ -96,7 +96,7 @@ fn agreement(entry: &Entry) -> Option<Agreement> {
 pub(super) fn take_operation(operations: &mut Operations, id: &str, value: &[u8]) {
     match OperationRecord::parse(value) {
         Ok(record) => drop(operations.insert(id.to_owned(), record)),
-        Err(error) => warn!(id, %error, "record of an operation not used"),
+        Err(error) => warn!(id, %error, "record of an operation ignored"),
     }
 }
 

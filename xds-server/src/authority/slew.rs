@@ -33,7 +33,7 @@ pub async fn watch(agreements: Agreements, metrics: Metrics) {
         let detail = drift.and_then(|permille| too_fast(ppm, permille));
         let held = metrics.conditions.holds(Code::ClockSlewed);
         if let Some(detail) = detail.as_deref().filter(|_| !held) {
-            warn!(detail, "the clock is slewed by more than what is agreed on");
+            warn!(detail, "the clock is slewed by more than the agreed drift");
         }
         metrics.conditions.set(Code::ClockSlewed, "", detail);
     }

@@ -207,7 +207,8 @@ pub(super) fn differences(agreed: &Agreed, own: &Agreed) -> Vec<String> {
         ),
     ];
     let spans = spans.iter().filter(|(_, agreed, own)| agreed != own);
-    let spans = spans.map(|(name, agreed, own)| format!("{name} is {own}, agreed on is {agreed}"));
+    let spans =
+        spans.map(|(name, agreed, own)| format!("{name} is {own}, the agreed value is {agreed}"));
     let cells = |record: &AgreedRecord| {
         let cells = record.cells.iter();
         let cells = cells.map(|cell| format!("{} ({})", cell.name, cell.shards));
@@ -215,12 +216,12 @@ pub(super) fn differences(agreed: &Agreed, own: &Agreed) -> Vec<String> {
     };
     let shards = (agreed.cells != own.cells).then(|| {
         let (agreed, own) = (cells(&agreed), cells(&own));
-        format!("the cells with their shards are {own}, agreed on are {agreed}")
+        format!("the cells with their shards are {own}, the agreed ones are {agreed}")
     });
     let keys = own.keys.iter().filter_map(|(service, own)| {
         let agreed = agreed.keys.get(service).filter(|agreed| *agreed != own)?;
         Some(format!(
-            "cell_key of {service} is {own}, agreed on is {agreed}"
+            "cell_key of {service} is {own}, the agreed value is {agreed}"
         ))
     });
     spans.chain(shards).chain(keys).collect()

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Everything is served. It will not stay so, or something that was asked for is not done.
+    /// Everything is served. It will not stay so, or a requested change is not done.
     Warning,
     /// Requests are refused or may be soon, or a protection is gone.
     Error,
@@ -110,7 +110,7 @@ codes! {
         do: "Give this replica the same configuration as the others, or change the terms of all: `tidegate terms change --config FILE`.";
 
     StoreOfAnotherId = "TG1004", "store_of_another_id", Error, Condition;
-        is: "The cell's authority was recorded in a store with another cluster ID (a restored backup), so nobody grants or moves it.",
+        is: "The cell's authority was recorded in a store with another cluster ID (a restored backup), so no replica grants or moves it.",
         do: "Make sure that no old store is still in use, then run `tidegate override CELL --to ZONE --reason TEXT`.";
 
     SessionRenewedAloud = "TG1005", "session_renewed_aloud", Warning, Condition;
@@ -122,12 +122,12 @@ codes! {
         do: "Start a replica in an owner zone, or move the cell: `tidegate move CELL --to ZONE`.";
 
     SettlingTooLong = "TG1007", "settling_too_long", Error, Condition;
-        is: "The cell has been settling for longer than its terms ask for: nobody writes meanwhile.",
+        is: "The cell has been settling for longer than its terms ask for: all its writes are rejected meanwhile.",
         do: "Start a replica in the cell's new owner zone; one that has waited the whole time there makes the cell active.";
 
     FencingTooLong = "TG1008", "fencing_too_long", Error, Condition;
-        is: "A move of the cell has been fencing for longer than its terms ask for: nobody writes meanwhile.",
-        do: "Look at the grantors that `tidegate get cells` names: each lets go once its proxies have acknowledged or its session is over. `tidegate override` ends them.";
+        is: "A move of the cell has been fencing for longer than its terms ask for: all its writes are rejected meanwhile.",
+        do: "Look at the grantors that `tidegate get cells` names: each deregisters once its proxies have acknowledged or its session is over. `tidegate override` ends them.";
 
     TargetWithoutProxies = "TG1009", "target_without_proxies", Warning, Condition;
         is: "A zone that stands by for the cell has no proxy that could hold grants, so a takeover there would leave all writes refused.",
@@ -138,8 +138,8 @@ codes! {
         do: "A replica of an owner zone writes the record by itself once the store takes writes. If the record was deleted, run `tidegate override CELL --to ZONE --reason TEXT`.";
 
     ProxyOfOtherTerms = "TG1011", "proxy_of_other_terms", Error, Condition;
-        is: "A connected proxy decides by a policy of other terms than the agreed ones, so it is given no grants and refuses fenced writes.",
-        do: "Look at the detail. `tidegate get proxies` shows why it lacks the present policy: mend its discovery stream, or what it refuses (TG4001). A filter (`tidegate_filter.wasm`) that says nothing of terms has to be updated.";
+        is: "A connected proxy decides by a policy of other terms than the agreed ones, so it gets no grants and rejects fenced writes.",
+        do: "Look at the detail. `tidegate get proxies` shows why it lacks the present policy: mend its discovery stream, or the resource that it rejects (TG4001). Update a filter (`tidegate_filter.wasm`) that reports no terms.";
 
     OwnerWithoutProxies = "TG1012", "owner_without_proxies", Error, Condition;
         is: "No Envoy of a zone that owns the cell is connected to hold grants, so all writes of the cell are refused.",
@@ -192,7 +192,7 @@ codes! {
         do: "Look at the other conditions of the store. It ends by itself once the store confirms the state.";
 
     StoreDoubted = "TG2010", "store_doubted", Error, Condition;
-        is: "The store's content cannot have followed from what was known (a restored or emptied store): the last good state is served, and proxies that hold more keep it.",
+        is: "The store's content cannot have followed from the last known state (a restored or emptied store): the last good state is served, and proxies that hold more keep it.",
         do: "If the store is the right one, run `tidegate confirm`: it reaches all replicas.";
 
     StateNotKept = "TG2011", "state_not_kept", Warning, Condition;
@@ -220,11 +220,11 @@ codes! {
     // TG4: xDS and proxies
 
     ResourceRefused = "TG4001", "resource_refused", Error, Condition;
-        is: "Proxies refuse a resource (NACK) and stay with the one before it.",
+        is: "Proxies reject a resource (NACK) and keep its previous version.",
         do: "`tidegate get proxies` shows the message of each proxy. Correct the configuration that the message names; a proxy of another version may lack a feature.";
 
     PolicyRefused = "TG4002", "policy_refused", Error, Condition;
-        is: "A filter cannot read the policy that it was sent, and decides by the one before it.",
+        is: "A filter cannot read its new policy, and applies the previous one.",
         do: "Update the filter (`tidegate_filter.wasm`) of that proxy to this version of the control plane.";
 
     PolicyBehind = "TG4003", "policy_behind", Warning, Condition;
@@ -232,7 +232,7 @@ codes! {
         do: "Look at the proxy's log and its connection to the control plane: `tidegate get proxies` shows both.";
 
     ProxyOrphaned = "TG4004", "proxy_orphaned", Error, Condition;
-        is: "A proxy names a zone that is not configured: it is rejected; one that was connected before keeps its last state and learns nothing more.",
+        is: "A proxy names a zone that is not configured: the control plane rejects it. A proxy that was connected before keeps its last state and gets no more updates.",
         do: "Correct `node.locality.zone` in the proxy's bootstrap, or configure the zone.";
 
     // TG5: configuration and certificates
@@ -259,11 +259,11 @@ codes! {
 
     CertificateEndsSoon = "TG5011", "certificate_ends_soon", Warning, Condition;
         is: "A certificate in force ends soon.",
-        do: "Renew it: put the new files in place of the old ones, they are taken without a restart.";
+        do: "Renew it: put the new files in place of the old ones; they take effect without a restart.";
 
     CertificateEnded = "TG5012", "certificate_ended", Error, Condition;
         is: "A certificate in force has ended: handshakes that rest on it fail.",
-        do: "Renew it: put the new files in place of the old ones, they are taken without a restart.";
+        do: "Renew it: put the new files in place of the old ones; they take effect without a restart.";
 
     HopKeysUnguarded = "TG5021", "hop_keys_unguarded", Warning, Condition;
         is: "Gateways sign forwarded writes, and `access.proxies` is missing: any client that says it is a gateway gets the secrets of `authority.forward_token`.",
@@ -283,7 +283,7 @@ codes! {
 
     AlreadyOwner = "TG7002", "already_owner", Warning, Rule;
         is: "The cell belongs to that zone already: doing it again costs an epoch and a pause of all its writes.",
-        do: "Nothing, as a rule. To end what the present owner holds, accept it for an override: `tidegate override CELL --to ZONE --accept TG7002 --reason TEXT`.";
+        do: "Nothing, as a rule. To end the present owner's grants, accept it for an override: `tidegate override CELL --to ZONE --accept TG7002 --reason TEXT`.";
 
     NoProxiesThere = "TG7003", "no_proxies_there", Error, Rule;
         is: "The new owner zone has no proxy that could hold grants, so all writes would be refused there.",
@@ -296,7 +296,7 @@ codes! {
     // TG7005 was a rule about a zone's last instance, which nothing refused: the agent warns.
 
     NoReplicaThere = "TG7006", "no_replica_there", Error, Rule;
-        is: "No replica of the control plane speaks for the new owner zone, so nobody could grant writes there.",
+        is: "No replica of the control plane speaks for the new owner zone, so no replica could grant writes there.",
         do: "Start a replica in that zone first, or choose another zone.";
 }
 

@@ -18,9 +18,9 @@ hold, `tidegate codes TG2001` explains one of them.
   `tidegate_condition{code,name,severity}` (1 while it holds; `tidegate_condition_subjects` counts the
   cells, proxies or files), and in the log: one line when it begins and one when it ends.
 - *Severity* `error`: requests are refused or may be soon, or a protection is gone. `warning`:
-  everything is served, but it will not stay so, or some of what was asked for is not done.
+  everything is served, but it will not stay so, or a part of a requested change is not done.
 - A condition marked *not ready* makes `/readyz` answer 503. With all others a replica stays ready: it
-  serves what it knows, and proxies are better off with it than with none.
+  serves its known state, and proxies are better off with it than with none.
 - A *rule* refuses a command. `--accept CODE --reason TEXT` on the command line, or
   `\"accept\": [\"CODE\"], \"reason\": \"TEXT\"` over HTTP, does it all the same.
 ";

@@ -27,7 +27,7 @@ pub struct Accepted {
 pub enum NotAcceptable {
     #[error("accept: {0} is a condition, not a safety rule: only the codes TG7... can be accepted")]
     NoRule(Code),
-    #[error("reason: say why, for those who look later: a safety rule is passed over")]
+    #[error("reason: state the reason, for later readers: a safety rule is passed over")]
     NoReason,
 }
 

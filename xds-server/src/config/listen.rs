@@ -113,7 +113,7 @@ impl Validator<'_> {
                 .filter(|_| is_public && tls.is_none() && !is_plain)
             {
                 let message = format!(
-                    "{address} is not loopback, and would speak plain text with whoever reaches it: add `listen.tls`, or permit that with `listen.plaintext: [{name}]`"
+                    "{address} is not loopback, and would speak plain text with every client that reaches it: add `listen.tls`, or permit that with `listen.plaintext: [{name}]`"
                 );
                 return Err(self.error(at, &format!("listen.{name}"), message));
             }
@@ -184,7 +184,7 @@ impl Validator<'_> {
             per_client,
         } = at.value;
         if connections == 0 || per_client == 0 {
-            let message = "numbers from 1: 0 would refuse everybody";
+            let message = "numbers from 1: 0 would reject every client";
             return Err(self.error(at, "listen.limits", message));
         }
         Ok(Limits {
@@ -251,12 +251,12 @@ impl Validator<'_> {
         };
         if !is_tls {
             let message = format!(
-                "{port} speaks plain text, where nobody shows a certificate: configure `listen.tls` for it, or leave this out"
+                "{port} speaks plain text, where no client presents a certificate: configure `listen.tls` for it, or leave this out"
             );
             return Err(self.error(list, about.field, message));
         }
         if list.value.is_empty() {
-            let message = "empty, which permits nobody: add a rule, or leave it out to permit everybody who has a certificate";
+            let message = "empty, which permits no client: add a rule, or leave it out to permit every client with a certificate";
             return Err(self.error(list, about.field, message));
         }
         (list.value.iter().enumerate())

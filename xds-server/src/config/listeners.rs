@@ -318,11 +318,13 @@ impl Validator<'_> {
             IpAddr::V6(ip) => (false, ip.is_unicast_link_local()),
         };
         if ip.is_multicast() || broadcast {
-            return refuse(format!("{text:?}: nobody can take connections there"));
+            return refuse(format!(
+                "{text:?}: no listener can accept connections there"
+            ));
         }
         if link_local {
             return refuse(format!(
-                "{text:?} belongs to a single link, which Envoy cannot be told: use `::` or another address"
+                "{text:?} belongs to a single link, and Envoy's configuration cannot name a link: use `::` or another address"
             ));
         }
         Ok(ip)

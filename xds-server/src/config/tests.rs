@@ -228,7 +228,7 @@ fn failover_is_read_and_its_contradictions_are_refused() {
     refused(
         "services:\n",
         "guard: {vanish_percent: 0}\nservices:\n",
-        "mesh.yaml:7: guard.vanish_percent: 0: 1 to 100 are possible; 100 believes everything",
+        "mesh.yaml:7: guard.vanish_percent: 0: 1 to 100 are possible; 100 accepts every change",
     );
 }
 

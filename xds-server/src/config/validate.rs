@@ -214,7 +214,7 @@ impl Validator<'_> {
                 loopback_instances: at.value.loopback_instances.unwrap_or(is_loopback),
             }),
             other => {
-                let message = format!("{other}: 1 to 100 are possible; 100 believes everything");
+                let message = format!("{other}: 1 to 100 are possible; 100 accepts every change");
                 Err(self.error(at, "guard.vanish_percent", message))
             }
         }

@@ -65,7 +65,7 @@ pub(super) fn open_state(
 ) -> anyhow::Result<(Keeper, Option<LastGood>)> {
     let Some(path) = path else {
         warn!(
-            "no last good state is kept: after a start without the store nothing can be served, and an emptied store is not noticed. Name a file in `state.path`, or make the directory /var/lib/tidegate"
+            "no last good state is kept: after a start without the store this replica has nothing to serve, and it cannot detect an emptied store. Name a file in `state.path`, or make the directory /var/lib/tidegate"
         );
         return Ok((Keeper::none(), None));
     };

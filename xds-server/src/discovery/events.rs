@@ -60,7 +60,7 @@ impl Events<ViewKey> for Counted {
         warn!(
             node = proxy.node_id,
             zone = %proxy.key.zone,
-            "the zone was taken out of the configuration, or its gRPC clients are no longer served: this proxy keeps its last state and learns nothing more"
+            "the zone was taken out of the configuration, or its gRPC clients are no longer served: this proxy keeps its last state and gets no more updates"
         );
     }
 
@@ -82,14 +82,14 @@ impl Events<ViewKey> for Counted {
     fn held_back(&self, node_id: &str) {
         warn!(
             node = node_id,
-            "the proxy is sent nothing: it holds other clusters or endpoints than the store, which has no instance, gives it"
+            "the proxy gets no resources: the store has no instance, and the proxy holds clusters or endpoints that differ from the control plane's"
         );
     }
 
     fn held_back_now(&self, streams: usize) {
         let detail = (streams > 0).then(|| {
             format!(
-                "the store has no instance and no last good state was kept, but streams of connected proxies ({streams}) hold clusters or endpoints from before that differ: these proxies are sent nothing and keep what they have. If there are really no instances, confirm it: `tidegate confirm`"
+                "the store has no instance and no last good state was kept, but streams of connected proxies ({streams}) hold clusters or endpoints from before that differ: these proxies get no resources and keep their configuration. If there are really no instances, confirm it: `tidegate confirm`"
             )
         });
         let conditions = &self.metrics.conditions;

@@ -52,7 +52,7 @@ pub enum Unconfirmed {
     NotAsked,
     /// The asked replica has taken it.
     #[error(
-        "this replica believes it now, and the others were not told: {0}. Confirm it on each of them"
+        "this replica accepts the store's content now, but the confirmation did not reach the others: {0}. Confirm it on each of them"
     )]
     NotShared(String),
 }

@@ -138,7 +138,7 @@ impl Engine {
         }
         self.metrics.snapshots.inc();
         if self.publisher.send(Some(snapshot)).is_err() {
-            error!("nobody takes snapshots any more");
+            error!("no task receives snapshots any more");
         }
     }
 
@@ -194,7 +194,7 @@ impl Engine {
             (Some(vanished), _) => {
                 error!("{vanished}; if it is true, confirm it: `tidegate confirm`")
             }
-            (None, None) => info!("the doubt about the store is over"),
+            (None, None) => info!("the control plane no longer doubts the store"),
             (None, Some(_)) => {}
         }
         self.store_health.held(vanished.map(ToString::to_string));

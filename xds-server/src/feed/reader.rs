@@ -154,7 +154,7 @@ impl Reader {
                     return Next::Done;
                 }
                 if doubted.is_some() {
-                    info!("an operator confirmed it: the store is believed again");
+                    info!("an operator confirmed the store's content: this replica accepts it");
                 }
                 // Under its old name a restored store cannot be told from the one before, by
                 // replicas that come later either.
@@ -166,7 +166,7 @@ impl Reader {
                     self.silent = !renamed;
                     if self.silent && self.facts.is_some() {
                         error!(
-                            "nobody may write by what this store says of authority, since it was restored under its old cluster id: restore it again, with another cluster token"
+                            "the store was restored under its old cluster id, so its authority records permit no writes: restore it again, with another cluster token"
                         );
                     }
                 }
@@ -175,7 +175,7 @@ impl Reader {
                     Some(seen) if self.is_covered(seen, &listing) => Origin::Confirmed,
                     Some(_) => {
                         warn!(
-                            "most instances disappeared after it was confirmed, and are doubted as anywhere else"
+                            "most instances disappeared after the confirmation: their absence is doubted as usual"
                         );
                         Origin::Store
                     }
@@ -514,7 +514,7 @@ impl Reader {
             {
                 info!(
                     up_to = seen.revision.0,
-                    "an operator confirmed what the store says, on this replica or another"
+                    "an operator confirmed the store's content, on this replica or another"
                 );
                 self.send(Change::Confirmed(seen)).await?;
             }

@@ -119,7 +119,7 @@ fn decode(bytes: &[u8]) -> Result<LastGood, StateError> {
     let length = words.next().unwrap_or_default();
     if length != json.len().to_string() {
         return Err(StateError::Damaged(
-            "its length is not what its header says",
+            "its length differs from the length in its header",
         ));
     }
     // The whole line, so that no other spelling of the same numbers passes.

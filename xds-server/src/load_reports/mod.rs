@@ -208,7 +208,7 @@ impl Collector for Loads {
         )?)?;
         ConstCounter::new(state.reports).encode(encoder.encode_descriptor(
             "load_reports",
-            "Load reports taken in",
+            "Load reports accepted",
             None,
             MetricType::Counter,
         )?)?;
@@ -256,7 +256,7 @@ impl Collector for Loads {
         }
         let mut family = encoder.encode_descriptor(
             "load_requests_dropped",
-            "Requests that proxies refused for want of room (circuit) or because they were told to (overload)",
+            "Requests that proxies rejected at a limit of a circuit breaker (circuit) or by a configured drop rate (overload)",
             None,
             MetricType::Counter,
         )?;

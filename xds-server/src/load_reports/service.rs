@@ -162,7 +162,7 @@ impl LoadReports {
         let rules = self.rules.rules();
         let permits = |zone: &str, role| rules.view(caller, zone, role);
         let proxy = Proxy::introduce(node, &snapshot, permits).map_err(|error| {
-            warn!(%error, "stream of load reports refused");
+            warn!(%error, "stream of load reports rejected");
             Status::from(error)
         })?;
         info!(node = proxy.id, zone = %proxy.view.zone, "proxy reports its load");

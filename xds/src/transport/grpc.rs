@@ -92,7 +92,7 @@ impl Messages {
         let len = u32::from_be_bytes(len) as usize;
         if len > self.message_bytes_max {
             return Err(Status::resource_exhausted(format!(
-                "a message of {len} bytes; at most {} are taken",
+                "a message of {len} bytes; at most {} are accepted",
                 self.message_bytes_max
             )));
         }

@@ -183,7 +183,7 @@ pub enum MoveRejected {
     #[error("this replica has no session: wait until it reaches the store, or ask another one")]
     NoSession,
     #[error(
-        "this replica is configured with other terms than those that are agreed on, and moves nothing: `tidegate terms` shows them; ask a replica that agrees"
+        "this replica's configured terms differ from the agreed terms, so it moves nothing: `tidegate terms` shows them; ask a replica that agrees"
     )]
     TermsDiffer,
     #[error("the cell belongs to these zones already, so there is nothing to move")]

@@ -289,7 +289,7 @@ impl Engine {
             return;
         };
         let incarnation = incarnation(zone, (self.sources.draw)());
-        warn!(was = %replica.id().incarnation, now = %incarnation, "the session is over: nothing is granted before another has begun");
+        warn!(was = %replica.id().incarnation, now = %incarnation, "the session has ended: this replica grants nothing until its next session begins");
         self.sources.metrics.sessions_lost.inc();
         // Its proxies stay for a moment: the next session begins as soon as the store answers.
         let until = self.now().saturating_add(replica.terms().session_ttl / 8);

@@ -43,7 +43,7 @@ impl Engine {
                 None => records::deleted(&key, revision),
             },
             StoreEvent::Doubted => {
-                warn!("the store is not believed: nothing is granted or moved");
+                warn!("this replica doubts the store's content: it grants and moves nothing");
                 Some(Input::Doubted)
             }
         };

@@ -106,7 +106,7 @@ impl Engine {
         if matches!(error, mpsc::error::TrySendError::Full(_)) {
             warn!(
                 node = stream.node,
-                "a proxy does not read what it is told: its stream is ended"
+                "a proxy does not read its messages: its stream is ended"
             );
             self.leave(holder);
         }
@@ -188,7 +188,7 @@ fn withheld_detail(withheld: Withheld, refused: impl FnOnce() -> Option<String>)
             let refused = refused.unwrap_or_default();
             format!("its policy is of other terms than the agreed ones{refused}")
         }
-        Withheld::UnsaidTerms => "its filter does not say of which terms its policy is".to_owned(),
+        Withheld::UnsaidTerms => "its filter does not report its policy's terms".to_owned(),
     }
 }
 

@@ -66,9 +66,9 @@ impl Engine {
             match &differs {
                 Some(differences) => error!(
                     differences,
-                    "this replica is configured with other terms than those that are agreed on: it grants nothing and moves nothing. Give it the configuration of the others, or change the terms: `tidegate terms change --config FILE`"
+                    "this replica's configured terms differ from the agreed terms: it grants nothing and moves nothing. Give it the configuration of the others, or change the terms: `tidegate terms change --config FILE`"
                 ),
-                None => info!("this replica's terms are agreed on"),
+                None => info!("this replica's configured terms are the agreed ones"),
             }
             let conditions = &self.sources.metrics.conditions;
             conditions.set(Code::TermsDiffer, "", differs.as_deref());

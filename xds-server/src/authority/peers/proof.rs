@@ -139,9 +139,9 @@ pub(super) enum Doubt {
     Caller,
     #[error("another process answers there: it does not know the session's secret")]
     Called,
-    #[error("a message that the other side did not make")]
+    #[error("a message without the other side's proof")]
     Unproved,
-    #[error("a message that was said before")]
+    #[error("a repeated message")]
     Repeated,
 }
 

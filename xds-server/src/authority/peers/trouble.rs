@@ -49,7 +49,7 @@ impl Trouble {
                 session,
                 reason,
                 suppressed,
-                "a stream between replicas is ended, and its last message counts for nothing: {doubt}"
+                "a stream between replicas is ended, and its last message is ignored: {doubt}"
             );
         }
         Status::unauthenticated(doubt.to_string())

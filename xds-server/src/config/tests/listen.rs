@@ -30,11 +30,11 @@ fn plain_text_is_for_loopback_unless_it_is_asked_for() {
     for (listen, expected) in [
         (
             "xds: '0.0.0.0:1'",
-            "listen.xds: 0.0.0.0:1 is not loopback, and would speak plain text with whoever reaches it: add `listen.tls`, or permit that with `listen.plaintext: [xds]`",
+            "listen.xds: 0.0.0.0:1 is not loopback, and would speak plain text with every client that reaches it: add `listen.tls`, or permit that with `listen.plaintext: [xds]`",
         ),
         (
             "xds: '[::]:1', admin: '10.0.0.1:2', plaintext: [xds]",
-            "listen.admin: 10.0.0.1:2 is not loopback, and would speak plain text with whoever reaches it: add `listen.tls`, or permit that with `listen.plaintext: [admin]`",
+            "listen.admin: 10.0.0.1:2 is not loopback, and would speak plain text with every client that reaches it: add `listen.tls`, or permit that with `listen.plaintext: [admin]`",
         ),
         (
             &format!("{TLS}, plaintext: [xds, admin]"),
@@ -46,7 +46,7 @@ fn plain_text_is_for_loopback_unless_it_is_asked_for() {
         ),
         (
             "limits: {per_client: 0}",
-            "listen.limits: numbers from 1: 0 would refuse everybody",
+            "listen.limits: numbers from 1: 0 would reject every client",
         ),
     ] {
         let error = with(&format!("listen: {{{listen}}}")).expect_err(expected);
@@ -77,7 +77,7 @@ fn access_is_read_and_its_contradictions_are_refused() {
         ),
         (
             "proxies: []",
-            "access.proxies: empty, which permits nobody: add a rule, or leave it out to permit everybody who has a certificate",
+            "access.proxies: empty, which permits no client: add a rule, or leave it out to permit every client with a certificate",
         ),
         (
             "proxies: [{match: a, roles: []}]",
@@ -98,7 +98,7 @@ fn access_is_read_and_its_contradictions_are_refused() {
     let error = with("access: {proxies: [{match: a}]}").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "mesh.yaml:1: access.proxies: listen.xds speaks plain text, where nobody shows a certificate: configure `listen.tls` for it, or leave this out"
+        "mesh.yaml:1: access.proxies: listen.xds speaks plain text, where no client presents a certificate: configure `listen.tls` for it, or leave this out"
     );
 }
 

@@ -49,19 +49,19 @@ fn addresses_that_envoy_cannot_listen_on_are_refused() {
         ),
         (
             "224.0.0.1",
-            "\"224.0.0.1\": nobody can take connections there".to_owned(),
+            "\"224.0.0.1\": no listener can accept connections there".to_owned(),
         ),
         (
             "ff02::1",
-            "\"ff02::1\": nobody can take connections there".to_owned(),
+            "\"ff02::1\": no listener can accept connections there".to_owned(),
         ),
         (
             "255.255.255.255",
-            "\"255.255.255.255\": nobody can take connections there".to_owned(),
+            "\"255.255.255.255\": no listener can accept connections there".to_owned(),
         ),
         (
             "fe80::1",
-            "\"fe80::1\" belongs to a single link, which Envoy cannot be told: use `::` or another address".to_owned(),
+            "\"fe80::1\" belongs to a single link, and Envoy's configuration cannot name a link: use `::` or another address".to_owned(),
         ),
     ] {
         for role in ["gateway", "sidecar"] {

@@ -119,7 +119,7 @@ impl Follower {
         self.metrics.tls_reloads.get_or_create(&label).inc();
         match credentials {
             Ok(credentials) => {
-                info!("certificate, key and CA taken; connections that are open go on");
+                info!("certificate, key and CA accepted; open connections go on");
                 show(&self.metrics, &credentials);
                 self.metrics.conditions.clear(Code::TlsFilesUnusable, "");
                 self.publisher.send_replace(Arc::new(credentials));
@@ -129,7 +129,7 @@ impl Follower {
                 self.metrics
                     .conditions
                     .raise(Code::TlsFilesUnusable, "", error.to_string());
-                error!(%error, "certificate, key and CA refused, the last good ones stay in force");
+                error!(%error, "certificate, key and CA rejected; the last good ones stay in force");
             }
         }
     }
