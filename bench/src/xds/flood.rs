@@ -21,7 +21,7 @@ const PORT_MIN: u16 = 30_000;
 
 /// How a batch of changes reaches a server.
 pub(super) enum Way {
-    Etcd(KvClient),
+    Etcd(Box<KvClient>),
     Control(TcpStream),
 }
 

@@ -100,7 +100,7 @@ impl Server {
     /// A way for changes beside [`change`](Server::change).
     pub(super) fn way(&self) -> Result<Way> {
         Ok(match self {
-            Server::Ours(ours) => Way::Etcd(ours.kv.clone()),
+            Server::Ours(ours) => Way::Etcd(Box::new(ours.kv.clone())),
             Server::Peer(peer) => Way::Control(peer.control.try_clone()?),
         })
     }
