@@ -24,6 +24,15 @@ const LOOKS_MAX: usize = 300;
 /// Between two changes that are watched while others come.
 const FLOOD_PAUSE: Duration = Duration::from_millis(50);
 
+/// What follows when the last proxy has received a change.
+#[derive(Clone, Copy)]
+enum Then {
+    /// The server comes to rest.
+    Settle,
+    /// Other changes keep it busy.
+    GoOn,
+}
+
 pub(super) struct Contender {
     pub(super) server: Server,
     shape: Shape,
@@ -118,7 +127,7 @@ impl Contender {
         let usage = self.server.usage();
         let before = (usage.cpu()?, self.client_cpu()?);
         for _ in 0..count {
-            let time = self.change(Change::One(self.turn % self.shape.clusters));
+            let time = self.change(Change::One(self.turn % self.shape.clusters), Then::Settle);
             let time = time.await?;
             self.turn += 1;
             self.seen.ticks.push(time);
@@ -136,7 +145,7 @@ impl Contender {
         self.wake().await?;
         let usage = self.server.usage();
         let before = usage.cpu()?;
-        let time = self.change(Change::All).await?;
+        let time = self.change(Change::All, Then::Settle).await?;
         self.seen.bursts.push(time);
         self.seen.burst_cpu.push(ms(usage.cpu()? - before));
         self.rest()
@@ -156,7 +165,9 @@ impl Contender {
         let flood = Flood::begin(self.server.way()?, self.shape);
         for _ in 0..count {
             self.with_fleet(|fleet| fleet.idle(FLOOD_PAUSE)).await?;
-            let time = self.told_of(Change::One(self.shape.clusters - 1)).await?;
+            let time = self
+                .change(Change::One(self.shape.clusters - 1), Then::GoOn)
+                .await?;
             self.seen.flooded.push(time);
         }
         let cpu = usage.cpu()? - before;
@@ -170,22 +181,6 @@ impl Contender {
         .await?;
         self.seen.flood_rss = usage.rss_mb()?;
         self.rest()
-    }
-
-    /// As [`change`](Contender::change), and does not wait until the server is quiet.
-    async fn told_of(&mut self, change: Change) -> Result<f64> {
-        let mut fleet = self.fleet.take().context("the proxies are lost")?;
-        fleet.expect(Goal {
-            resources: 1,
-            removed: 0,
-        });
-        let receiving = spawn_blocking(move || (fleet.receive(TIME_MAX), fleet));
-        let begin = Instant::now();
-        self.server.change(change).await?;
-        let (received, fleet) = receiving.await?;
-        self.fleet = Some(fleet);
-        let received = received.map_err(|error| self.with_tail(&error))?;
-        Ok(ms(received.saturating_duration_since(begin)))
     }
 
     /// Forgets the figures of the warm-up.
@@ -202,8 +197,8 @@ impl Contender {
     }
 
     /// The time, in ms, from just before the change is handed in until the last proxy has received
-    /// it; comes back when the server has dealt with the acknowledgements, too.
-    async fn change(&mut self, change: Change) -> Result<f64> {
+    /// it; with [`Then::Settle`] it comes back when the server has dealt with the acknowledgements, too.
+    async fn change(&mut self, change: Change, then: Then) -> Result<f64> {
         let mut fleet = self.fleet.take().context("the proxies are lost")?;
         fleet.expect(Goal {
             resources: match change {
@@ -215,7 +210,10 @@ impl Contender {
         let usage = self.server.usage();
         let receiving = spawn_blocking(move || {
             let received = fleet.receive(TIME_MAX);
-            let settled = settle(&mut fleet, usage);
+            let settled = match then {
+                Then::Settle => settle(&mut fleet, usage),
+                Then::GoOn => Ok(()),
+            };
             (received.and_then(|at| settled.map(|()| at)), fleet)
         });
         let begin = Instant::now();
@@ -250,7 +248,7 @@ impl Contender {
                 Ok((served, resources, after.errors - before.errors))
             })
             .await?;
-        self.change(Change::One(0)).await?;
+        self.change(Change::One(0), Then::Settle).await?;
         Ok(Reconnected {
             served_s: (served - begin).as_secs_f64(),
             herd_s: (served - listens).as_secs_f64(),

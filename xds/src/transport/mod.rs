@@ -13,7 +13,7 @@
 //! | streams that a client breaks off | 1,000 in 30 seconds (rapid reset) |
 //! | answers under way on a connection | 200 |
 //! | a request | 32 MiB; 60 seconds for one that has begun |
-//! | requests that are incomplete, of all clients | a budget of memory; the largest ends first |
+//! | requests that are incomplete, of all clients | 256 MiB for those below 1 MiB, as much for longer ones; one without room is rejected |
 //! | a client that says nothing | 10 seconds for HTTP/2 and for the first request, 60 seconds for a sign of life |
 //!
 //! `transport/tests/frames.rs` lists the attacks that are known by name, each with its test.
