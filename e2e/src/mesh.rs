@@ -1,7 +1,6 @@
 //! A whole mesh on loopback: store, control plane, Envoys, upstreams.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -291,18 +290,7 @@ impl Mesh {
     pub async fn add_upstream(&mut self, service: &str, zone: &str, instance: &str) -> Result<()> {
         ensure!(!region_of(zone).is_empty(), "no zone {zone}");
         let name = InstanceName::new(service, zone, instance);
-        let localhost = Ipv4Addr::LOCALHOST;
-        let upstream = Upstream::start(
-            name.clone(),
-            (localhost, 0).into(),
-            self.registry().clone(),
-            localhost.into(),
-            Duration::from_secs(5),
-        )
-        .await?;
-        let registered = tokio::time::timeout(PATIENCE, upstream.registration().registered());
-        let registered = registered.await.context("not registered in time");
-        registered.flatten()?;
+        let upstream = Upstream::start_registered(name.clone(), self.registry()).await?;
         self.upstreams.push((name, upstream));
         Ok(())
     }

@@ -6,13 +6,14 @@
 mod registration;
 mod server;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::Result;
-use tokio::time::{Instant, sleep};
+use anyhow::{Context, Result};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::registry::{Health, Instance, InstanceName, Registry};
+use crate::wait::PATIENCE;
 
 pub use registration::Registration;
 pub use server::{Conduct, Server};
@@ -46,6 +47,18 @@ impl Upstream {
             server,
             registration,
         })
+    }
+
+    /// Starts on a free port of loopback, and waits until it is registered.
+    pub async fn start_registered(name: InstanceName, registry: &Registry) -> Result<Upstream> {
+        let localhost = Ipv4Addr::LOCALHOST;
+        let ttl = Duration::from_secs(5);
+        let listen = (localhost, 0).into();
+        let upstream =
+            Upstream::start(name, listen, registry.clone(), localhost.into(), ttl).await?;
+        let registered = timeout(PATIENCE, upstream.registration.registered()).await;
+        registered.context("not registered in time").flatten()?;
+        Ok(upstream)
     }
 
     pub fn server(&self) -> &Server {

@@ -12,6 +12,8 @@ use e2e::control_plane::ControlPlane;
 use e2e::envoy::{Envoy, Options};
 use e2e::mesh::{Builder, Mesh, Store};
 use e2e::paths;
+use e2e::registry::{InstanceName, Registry};
+use e2e::upstream::Upstream;
 use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
 use serde_json::{Value, json};
@@ -145,6 +147,9 @@ struct Sides {
     mesh: Mesh,
     others: ControlPlane,
     _gateway: Envoy,
+    /// An instance in each zone, registered with `others`: those that are registered with a control
+    /// plane that is killed expire, and a cell may then move because its owner cannot serve.
+    _upstreams: Vec<Upstream>,
 }
 
 impl Sides {
@@ -154,7 +159,6 @@ impl Sides {
             .service(service("orders"))
             .authority(authority(&[A], one_cell()))
             .envoy(Options::gateway("shanghai", A))
-            .upstreams("orders", 1)
             .start()
             .await?;
         let endpoints = mesh.etcd.as_ref().context("etcd")?.endpoints();
@@ -165,10 +169,17 @@ impl Sides {
         let others = ControlPlane::start(&directory, config).await?;
         let options = Options::gateway("beijing", C);
         let gateway = Envoy::start(&directory, &options, others.xds()).await?;
+        let registry = Registry::new(others.admin());
+        let mut upstreams = Vec::new();
+        for (zone, _) in ZONES {
+            let name = InstanceName::new("orders", zone, &format!("orders-{zone}"));
+            upstreams.push(Upstream::start_registered(name, &registry).await?);
+        }
         let sides = Sides {
             mesh,
             others,
             _gateway: gateway,
+            _upstreams: upstreams,
         };
         until_taken(&sides.mesh, A).await?;
         eventually(PATIENCE, "the proxies to be counted", async || {
