@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         [
             "tidegate/v1/policy.proto",
             "tidegate/v1/fence.proto",
+            "tidegate/v1/guest.proto",
             "tidegate/v1/peers.proto",
             "tidegate/v1/status.proto",
         ],

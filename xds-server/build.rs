@@ -7,7 +7,11 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=../protos/tidegate");
     let descriptors = protox::compile(
-        ["tidegate/v1/fence.proto", "tidegate/v1/status.proto"],
+        [
+            "tidegate/v1/fence.proto",
+            "tidegate/v1/guest.proto",
+            "tidegate/v1/status.proto",
+        ],
         ["../protos"],
     )?;
     tonic_prost_build::configure()

@@ -2,30 +2,36 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use policy::{Policy, fence::WorkerId, hop::HopKeys};
-use protos::{Decoder, fence::HolderSays};
+use filter_core::{
+    applied::{self, Applied, ReportHost},
+    apply::{FilterHeadersStatus, Host, HostFailed, Reply, apply_as},
+    deadlines::Deadlines,
+    draws::Draws,
+    fence::{
+        control_stream::{ContextId, StreamHost, Token},
+        election, hop_keys,
+        permits::Permits,
+        process::{Process, Reading, Version},
+        worker::{Worker, terms_of},
+    },
+    guest::{
+        self,
+        config::is_guest,
+        follower::{Follower, GuestHost},
+    },
+    metrics::{Metric, MetricIds},
+    plugin_config,
+    refusals::{Refusals, RequestId},
+};
+use policy::{Policy, fence::WorkerId, guest::Guest, hop::HopKeys};
+use protos::{Decoder, PluginConfig, fence::HolderSays, guest::GuestSays};
 use proxy_wasm::{
     hostcalls,
     traits::{Context, HttpContext, RootContext},
     types::{Action, ContextType, LogLevel},
 };
 
-use crate::{
-    applied::{self, Applied, ReportHost},
-    apply::{FilterHeadersStatus, Host, HostFailed, Reply, apply},
-    draws::Draws,
-    fence::{
-        control_stream::{ContextId, StreamHost, Token},
-        hop_keys,
-        permits::Permits,
-        process::{Process, Reading, Version},
-        worker::{Worker, terms_of},
-    },
-    host,
-    metrics::{Metric, MetricIds},
-    plugin_config,
-    refusals::{Refusals, RequestId},
-};
+use crate::host;
 
 thread_local! {
     /// This worker's decoder of policies. It outlives the root contexts, of which each policy has
@@ -40,6 +46,10 @@ thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
     /// The refusals of this worker that wait for a body.
     static REFUSALS: RefCell<Refusals> = const { RefCell::new(Refusals::new()) };
+    /// This worker's stream for the policy of its guests.
+    static FOLLOWER: RefCell<Follower> = RefCell::new(Follower::default());
+    /// The admitted writes that this worker ends by itself.
+    static DEADLINES: RefCell<Deadlines> = const { RefCell::new(Deadlines::new()) };
     /// This worker's part in the reports of applied policies. None before the first, or for want of
     /// a random number.
     static APPLIED: RefCell<Option<Applied>> = const { RefCell::new(None) };
@@ -73,6 +83,16 @@ fn with_worker<T>(act: impl FnOnce(&mut Worker) -> T) -> Option<T> {
 /// Lets this worker's waiting refusals act.
 fn with_refusals<T>(act: impl FnOnce(&mut Refusals) -> T) -> Option<T> {
     REFUSALS.with(|refusals| Some(act(&mut *refusals.try_borrow_mut().ok()?)))
+}
+
+/// Lets this worker's stream for policies act.
+fn with_follower<T>(act: impl FnOnce(&mut Follower) -> T) -> Option<T> {
+    FOLLOWER.with(|follower| Some(act(&mut *follower.try_borrow_mut().ok()?)))
+}
+
+/// Lets the list of this worker's admitted writes act.
+fn with_deadlines<T>(act: impl FnOnce(&mut Deadlines) -> T) -> Option<T> {
+    DEADLINES.with(|deadlines| Some(act(&mut *deadlines.try_borrow_mut().ok()?)))
 }
 
 /// Makes this worker's part in the fence.
@@ -109,6 +129,7 @@ proxy_wasm::main! {{
     proxy_wasm::set_root_context(|context| Box::new(Plugin {
         context: ContextId(context),
         policy: Rc::new(Policy::Fallback),
+        guest: None,
         tick_ms: 0,
     }));
 }}
@@ -117,16 +138,24 @@ proxy_wasm::main! {{
 struct Plugin {
     context: ContextId,
     policy: Rc<Policy>,
+    /// Present where somebody else configures the proxy.
+    guest: Option<guest::Plugin>,
     /// How often it is woken; 0 for never.
     tick_ms: u32,
 }
 
 impl Context for Plugin {
     fn on_grpc_stream_message(&mut self, token: u32, size: usize) {
-        if let Some(message) = host::grpc_message(size) {
-            with_worker(|worker| {
-                worker.on_message(self.context, Token(token), &message, &mut Envoy)
-            });
+        let (Some(message), token) = (host::grpc_message(size), Token(token)) else {
+            return;
+        };
+        if with_follower(|follower| follower.owns(token)) == Some(true) {
+            if let Some(guest) = &mut self.guest {
+                with_follower(|follower| guest.on_message(&message, follower, &mut Envoy));
+                self.follow();
+            }
+        } else {
+            with_worker(|worker| worker.on_message(self.context, token, &message, &mut Envoy));
         }
     }
 
@@ -141,23 +170,24 @@ impl Context for Plugin {
         // Otherwise the proxy keeps a stream that is no more, and trips over it when this context
         // goes.
         let _ = host::grpc_cancel(token);
-        with_worker(|worker| worker.closed(Token(token), &mut Envoy));
+        let token = Token(token);
+        if with_follower(|follower| follower.closed(token, &mut Envoy)) != Some(true) {
+            with_worker(|worker| worker.closed(token, &mut Envoy));
+        }
     }
 }
 
 impl RootContext for Plugin {
     fn on_configure(&mut self, size: usize) -> bool {
         let configuration = host::configuration(size).unwrap_or_default();
+        if is_guest(&configuration) {
+            self.configure_guest(&configuration);
+            return true;
+        }
         let read = DECODER.with_borrow_mut(|decoder| plugin_config::read(decoder, &configuration));
         match read {
             Ok(config) => {
-                log(LogLevel::Info, &plugin_config::describe(&config));
-                record(Metric::PolicyVersion, config.version);
-                record(Metric::PolicyGeneration, config.generation);
-                let reports = with_applied(|it| it.configured(self.context, &config, &mut Envoy));
-                self.policy = Rc::new(config.policy);
-                let fenced = self.fence();
-                self.wake(fenced, reports == Some(true));
+                self.decide_by(config);
                 true
             }
             Err(error) => {
@@ -170,8 +200,10 @@ impl RootContext for Plugin {
     }
 
     fn on_tick(&mut self) {
+        self.follow();
         with_worker(|worker| worker.tick(self.context, &mut Envoy));
         self.refuse_what_waits();
+        self.end_old_writes();
         with_applied(|applied| applied.tick(self.context, self.tick_ms, &mut Envoy));
     }
 
@@ -179,6 +211,7 @@ impl RootContext for Plugin {
         Some(Box::new(RequestContext {
             id: RequestId(context),
             policy: Rc::clone(&self.policy),
+            guest: self.guest.as_ref().map(|guest| Rc::clone(&guest.guest)),
             in_flight: None,
             complete: false,
         }))
@@ -190,6 +223,76 @@ impl RootContext for Plugin {
 }
 
 impl Plugin {
+    /// Becomes a guest. A guest's configuration is never rejected.
+    fn configure_guest(&mut self, configuration: &[u8]) {
+        let (guest, outcome) = guest::Plugin::configured(configuration, &mut Envoy);
+        match &outcome {
+            Ok(()) => log(LogLevel::Info, &guest.describe()),
+            Err(why) => {
+                log(
+                    LogLevel::Error,
+                    &format!("{why}: until this is mended reads pass, and writes are rejected"),
+                );
+                count(Metric::PolicyRejected, 1);
+            }
+        }
+        join();
+        let is_usable = guest.is_usable();
+        self.guest = Some(guest);
+        self.wake(is_usable, false);
+        self.follow();
+    }
+
+    /// Follows the policy of a guest, and decides by a new one.
+    fn follow(&mut self) {
+        let Some(guest) = &mut self.guest else {
+            return;
+        };
+        let elected = with_worker(|worker| election::elect(&mut Envoy, worker.permits.me()));
+        let context = self.context;
+        let read = DECODER.with_borrow_mut(|decoder| {
+            with_follower(|it| guest.tick(context, elected.flatten(), it, decoder, &mut Envoy))
+        });
+        match read {
+            Some(Ok(Some(config))) => self.decide_by(config),
+            Some(Err(error)) => {
+                log(LogLevel::Error, &format!("policy refused: {error}"));
+                count(Metric::PolicyRejected, 1);
+            }
+            Some(Ok(None)) | None => {}
+        }
+    }
+
+    /// Decides by this policy from the next request on.
+    fn decide_by(&mut self, config: PluginConfig) {
+        log(LogLevel::Info, &plugin_config::describe(&config));
+        record(Metric::PolicyVersion, config.version);
+        record(Metric::PolicyGeneration, config.generation);
+        let reports = with_applied(|it| it.configured(self.context, &config, &mut Envoy));
+        self.policy = Rc::new(config.policy);
+        let fenced = self.fence();
+        self.wake(fenced || self.guest.is_some(), reports == Some(true));
+    }
+
+    /// Ends the writes of a guest that have lived for as long as the fence waits for them.
+    fn end_old_writes(&self) {
+        let Some(terms) = terms_of(&self.policy).filter(|_| self.guest.is_some()) else {
+            return;
+        };
+        if with_deadlines(|deadlines| deadlines.is_empty()) != Some(false) {
+            return;
+        }
+        let now_us = host::now().map(|at| at.monotonic_us);
+        let due = with_deadlines(|deadlines| deadlines.due(now_us, terms.write_drain));
+        for (request, answer) in due.into_iter().flatten() {
+            // Once its answer has begun the proxy resets the request.
+            if host::turn_to(request.0).is_ok() {
+                let _ = answer.with(host::send_local_response);
+            }
+        }
+        let _ = host::turn_to(self.context.0);
+    }
+
     /// Takes part in the fence; false if the policy has none.
     fn fence(&self) -> bool {
         if terms_of(&self.policy).is_none() {
@@ -249,6 +352,7 @@ impl Drop for Plugin {
             let _ = host::set_tick_period(0);
         }
         with_worker(|worker| worker.removed(self.context));
+        with_follower(|follower| follower.lost(self.context));
         with_applied(|applied| applied.removed(self.context));
     }
 }
@@ -261,6 +365,7 @@ fn log(level: LogLevel, line: &str) {
 struct RequestContext {
     id: RequestId,
     policy: Rc<Policy>,
+    guest: Option<Rc<Guest>>,
     /// Its count as a write in flight.
     in_flight: Option<InFlight>,
     /// The request ends with its headers.
@@ -279,8 +384,8 @@ impl HttpContext for RequestContext {
     fn on_http_request_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
         self.complete = end_of_stream;
         let map = host::request_headers();
-        let policy = Rc::clone(&self.policy);
-        match apply(&policy, map.as_deref(), self) {
+        let (policy, guest) = (Rc::clone(&self.policy), self.guest.clone());
+        match apply_as(guest.as_deref(), &policy, map.as_deref(), self) {
             FilterHeadersStatus::Continue => Action::Continue,
             FilterHeadersStatus::StopIteration => Action::Pause,
         }
@@ -291,6 +396,9 @@ impl Drop for RequestContext {
     /// The proxy has done with the request, retries and body included.
     fn drop(&mut self) {
         with_refusals(|refusals| refusals.forget(self.id));
+        if self.guest.is_some() && self.in_flight.is_some() {
+            with_deadlines(|deadlines| deadlines.forget(self.id));
+        }
         let admitted = self.in_flight.as_ref().and_then(|write| write.admitted_us);
         match admitted.filter(|_| !host::ending().is_settled()) {
             Some(admitted_us) => self.abandon(admitted_us),
@@ -351,7 +459,7 @@ impl Host for RequestContext {
         count(counter, by);
     }
 
-    fn admit(&mut self, cell: &str) -> Option<u64> {
+    fn admit(&mut self, cell: &str, grpc: bool) -> Option<u64> {
         // Should the proxy ever show a request twice, the first one counts no more.
         self.end();
         let policy = Rc::clone(&self.policy);
@@ -362,6 +470,9 @@ impl Host for RequestContext {
         });
         let admitted = with_worker(|worker| worker.permits.admit(cell, terms, &mut Envoy))??;
         write.admitted_us = Some(admitted.at_us);
+        if self.guest.is_some() {
+            with_deadlines(|deadlines| deadlines.admitted(self.id, admitted.at_us, grpc));
+        }
         Some(admitted.epoch)
     }
 
@@ -430,6 +541,20 @@ impl StreamHost for Envoy {
 
     fn note(&mut self, line: &str) {
         log(LogLevel::Warn, line);
+    }
+}
+
+impl GuestHost for Envoy {
+    fn follow(&mut self, cluster: &str) -> Result<Token, HostFailed> {
+        host::grpc_open(cluster, "tidegate.v1.Guest", "Follow").map(Token)
+    }
+
+    fn tell(&mut self, token: Token, says: &GuestSays) -> Result<(), HostFailed> {
+        host::grpc_send(token.0, &says.encode())
+    }
+
+    fn node_text(&mut self, path: &[&str]) -> Option<String> {
+        host::node_text(path)
     }
 }
 

@@ -9,7 +9,7 @@
 
 use std::{ptr, time::Duration};
 
-use crate::{
+use filter_core::{
     apply::{HostFailed, Reply},
     fence::{
         cluster::reads_as_message,
@@ -175,6 +175,13 @@ pub(crate) fn node_id() -> Option<String> {
 /// The role of this proxy, as its bootstrap tells the control plane.
 pub(crate) fn node_role() -> Option<String> {
     String::from_utf8(property(b"xds\0node\0metadata\0tidegate\0role")?).ok()
+}
+
+/// A text of the proxy's node, by its path.
+pub(crate) fn node_text(path: &[&str]) -> Option<String> {
+    let parts = ["xds", "node"].iter().chain(path);
+    let path: Vec<&str> = parts.copied().collect();
+    String::from_utf8(property(path.join("\0").as_bytes())?).ok()
 }
 
 /// The proxy's notes of the current request, which is over.

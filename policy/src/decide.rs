@@ -7,7 +7,7 @@ use crate::{
     decision::{Decision, Outcome, Routed},
     explain::Step,
     facts::{Facts, Home, VIA_MAX},
-    fenced::FencedRequest,
+    fenced::{FencedRequest, Routes},
     plan::Plan,
     reason::Reason,
     refusal::Refusal,
@@ -109,6 +109,7 @@ fn decide_by_rules<'p>(
             cell,
             home,
             facts,
+            routes: Routes::Ours,
         };
         return request.decide(note);
     }

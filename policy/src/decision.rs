@@ -54,8 +54,9 @@ pub struct Routed<'p> {
 /// The marks of a write to a fenced service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FencedWrite<'p> {
-    /// Its cell; none where there is a single one, which the route knows.
-    pub cell: Option<&'p str>,
+    pub cell: &'p str,
+    /// The cell is one of several. A single one is known to the route.
+    pub several_cells: bool,
     /// The epoch that it was admitted for, or by which it is forwarded.
     pub epoch: u64,
     /// Another zone's proxy has forwarded it.
@@ -90,7 +91,8 @@ impl<'p> Routed<'p> {
             true => headers::PRESENTED_EPOCH,
             false => headers::EPOCH,
         };
-        let cell = self.write.and_then(|write| write.cell);
+        let cell = self.write.filter(|write| write.several_cells);
+        let cell = cell.map(|write| write.cell);
         let drain = self.write.filter(|_| !forwarded);
         let drain = drain.and_then(|write| write.drain_ms);
         let drain = drain.map(|drain_ms| (headers::WRITE_DRAIN, drain_ms.to_string()));

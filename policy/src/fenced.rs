@@ -24,6 +24,16 @@ pub(crate) struct FencedRequest<'p, 'f> {
     pub(crate) cell: &'p Cell,
     pub(crate) home: ZoneId,
     pub(crate) facts: &'f Facts,
+    pub(crate) routes: Routes,
+}
+
+/// The routes that an admitted write takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Routes {
+    /// They follow this decision.
+    Ours,
+    /// Somebody else's: they end where they end, and nothing is forwarded.
+    Foreign,
 }
 
 impl<'p> FencedRequest<'p, '_> {
@@ -86,6 +96,9 @@ impl<'p> FencedRequest<'p, '_> {
     }
 
     fn serves_here(&self) -> bool {
+        if self.routes == Routes::Foreign {
+            return true;
+        }
         let serves = |target: &Target| target.zone == self.rules.viewer();
         self.plan_here().targets().iter().any(serves)
     }
@@ -144,7 +157,8 @@ impl<'p> FencedRequest<'p, '_> {
 
     fn may_forward(&self, owner: ZoneId) -> bool {
         let (topology, viewer) = (self.rules.topology(), self.rules.viewer());
-        !self.facts.hop && (self.fencing).may_forward(topology, self.cell, viewer, owner)
+        let is_ours = self.routes == Routes::Ours;
+        is_ours && !self.facts.hop && (self.fencing).may_forward(topology, self.cell, viewer, owner)
     }
 
     fn forward(&self, owner: ZoneId, gateway: &'p str) -> Decision<'p> {
@@ -158,7 +172,6 @@ impl<'p> FencedRequest<'p, '_> {
     }
 
     fn routed(&self, pin: Option<&'p str>, epoch: u64, tier: Tier) -> Routed<'p> {
-        let several = self.fencing.cells().len() > 1;
         let terms = &self.fencing.terms;
         Routed {
             class: Class::Write,
@@ -167,7 +180,8 @@ impl<'p> FencedRequest<'p, '_> {
             foreign: self.home != self.rules.viewer(),
             pin,
             write: Some(FencedWrite {
-                cell: several.then_some(self.cell.name.as_str()),
+                cell: self.cell.name.as_str(),
+                several_cells: self.fencing.cells().len() > 1,
                 epoch,
                 hop: self.facts.forwarded,
                 drain_ms: terms.changed.then_some(terms.write_drain / 1_000),

@@ -14,7 +14,7 @@
 //! [`rules`] hold the configuration; [`facts`] reads a request; [`decide()`] puts them together and
 //! gives a [`decision`]; [`reason`], [`refusal`] and [`headers`] give it its wire names,
 //! [`mod@explain`] its steps in words. [`fence`] holds the authority to write and its moves;
-//! [`cells`] is the part of it that a proxy knows.
+//! [`cells`] is the part of it that a proxy knows. [`guest`] decides where somebody else routes.
 
 #![no_std]
 #![cfg_attr(
@@ -38,6 +38,7 @@ pub mod explain;
 pub mod facts;
 pub mod fence;
 mod fenced;
+pub mod guest;
 pub mod headers;
 pub mod health;
 pub mod hop;

@@ -15,6 +15,9 @@ pub enum Reason {
     Fallback,
     /// No service claims this request; Envoy's own routes decide.
     NoService,
+    /// The fence has no say in it: a read, or a write of a service that is not fenced. Of guests
+    /// that only fence.
+    NotFenced,
     RegionMissing,
     RegionUnknown,
     TraceMissing,
@@ -38,12 +41,13 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 19] = [
+    pub const ALL: [Reason; 20] = [
         Reason::HomeZone,
         Reason::HomeRegion,
         Reason::RemoteRead,
         Reason::Fallback,
         Reason::NoService,
+        Reason::NotFenced,
         Reason::RegionMissing,
         Reason::RegionUnknown,
         Reason::TraceMissing,
@@ -68,6 +72,7 @@ impl Reason {
             Reason::RemoteRead => "remote_read",
             Reason::Fallback => "fallback",
             Reason::NoService => "no_service",
+            Reason::NotFenced => "not_fenced",
             Reason::RegionMissing => "region_missing",
             Reason::RegionUnknown => "region_unknown",
             Reason::TraceMissing => "trace_missing",

@@ -172,6 +172,31 @@ impl Rules {
         self
     }
 
+    /// The same rules in a host that has other names. `clusters` are those of every service, zone
+    /// and class, in this order, as [`Rules::cluster`] gives them; `gateways` those of every zone,
+    /// or none where nothing can be forwarded; `control_plane` leads to the control plane.
+    pub fn in_host(
+        mut self,
+        clusters: Arc<[String]>,
+        gateways: Arc<[String]>,
+        control_plane: &str,
+    ) -> Rules {
+        self.clusters = clusters;
+        self.gateways = gateways;
+        self.fencing = self.fencing.map(|fencing| {
+            let mut fencing = Arc::unwrap_or_clone(fencing);
+            fencing.control_plane = control_plane.to_owned();
+            Arc::new(fencing)
+        });
+        self
+    }
+
+    /// The names of all clusters: see [`Rules::in_host`]. As long as services and zones stay the
+    /// same, copies share them.
+    pub fn clusters(&self) -> &Arc<[String]> {
+        &self.clusters
+    }
+
     /// None where no writes are fenced.
     pub fn fencing(&self) -> Option<&Fencing> {
         self.fencing.as_deref()

@@ -20,6 +20,9 @@ pub struct ZoneId(u16);
 pub struct RegionId(u16);
 
 impl ZoneId {
+    /// The first zone of every topology.
+    pub(crate) const FIRST: ZoneId = ZoneId(0);
+
     /// The position in [`Topology::zones`], from 0.
     pub fn index(self) -> usize {
         usize::from(self.0)
@@ -192,6 +195,23 @@ impl Topology {
             topology.set_link(from, to, link)?;
         }
         Ok(topology)
+    }
+
+    /// One zone, whose name does not matter.
+    pub(crate) fn of_one() -> Topology {
+        let mut topology = Topology {
+            zones: vec![Zone {
+                name: "zone".to_owned(),
+                region: RegionId(0),
+            }],
+            regions: vec![Region {
+                name: "region".to_owned(),
+                zones: vec![ZoneId::FIRST],
+            }],
+            links: Vec::new(),
+        };
+        topology.links = topology.default_links();
+        topology
     }
 
     fn add_zone(&mut self, zone: &str, region: &str) -> Result<(), InvalidTopology> {

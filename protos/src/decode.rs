@@ -225,7 +225,7 @@ pub(crate) fn decode_service(
     })
 }
 
-fn decode_route(route: wire::Route) -> Result<Route, InvalidPolicy> {
+pub(crate) fn decode_route(route: wire::Route) -> Result<Route, InvalidPolicy> {
     let matches = match route.r#match {
         Some(wire::route::Match::Prefix(prefix)) => RouteMatch::Prefix(prefix),
         Some(wire::route::Match::GrpcService(name)) => RouteMatch::Grpc(name),

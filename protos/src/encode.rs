@@ -228,7 +228,7 @@ fn encode_fencing(fencing: &Fencing) -> wire::Fencing {
     }
 }
 
-fn encode_route(route: &policy::Route) -> wire::Route {
+pub(crate) fn encode_route(route: &policy::Route) -> wire::Route {
     let class = match &route.class {
         ClassRule::ByMethod => wire::route::Class::ByMethod(wire::ByMethod {}),
         ClassRule::Always(Class::Read) => wire::route::Class::Always(wire::Class::Read.into()),

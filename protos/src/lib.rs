@@ -1,4 +1,4 @@
-//! The wire forms of the policy, of grants and of filters' reports, and the one door between them
+//! The wire forms of the policy, of grants, of guests and of filters' reports, and the one door between them
 //! and the domain types.
 //!
 //! [`decode`] takes untrusted bytes: whatever they are, it gives a policy that is valid by
@@ -21,6 +21,7 @@ mod decode;
 mod decoder;
 mod encode;
 pub mod fence;
+pub mod guest;
 pub mod peers;
 pub mod status;
 

@@ -675,7 +675,7 @@ proptest! {
             prop_assert_eq!(presented, write.epoch, "a write of another epoch goes on");
         }
         let stamps = routed.stamps().count();
-        let more = 2 * usize::from(routed.foreign) + usize::from(write.cell.is_some());
+        let more = 2 * usize::from(routed.foreign) + usize::from(write.several_cells);
         let more = more + usize::from(fence.terms.changed && !forwarded);
         let expected = 1 + usize::from(forwarded) + usize::from(write.hop) + more;
         prop_assert_eq!(stamps, expected);

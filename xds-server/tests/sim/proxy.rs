@@ -8,13 +8,7 @@ use std::{
     time::Duration,
 };
 
-use policy::{
-    Policy,
-    fence::{Terms, TermsId, WorkerId},
-    shard::key_digest,
-};
-use protos::fence::{GrantorSays, HolderSays};
-use tidegate_filter::{
+use filter_core::{
     apply::HostFailed,
     fence::{
         control_stream::{ContextId, StreamHost, Token},
@@ -24,6 +18,12 @@ use tidegate_filter::{
     },
     metrics::Metric,
 };
+use policy::{
+    Policy,
+    fence::{Terms, TermsId, WorkerId},
+    shard::key_digest,
+};
+use protos::fence::{GrantorSays, HolderSays};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep},

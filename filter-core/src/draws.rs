@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 /// SplitMix64 (Steele, Lea, Flood, 2014): any start gives evenly spread numbers.
-pub(crate) struct Draws(Cell<u64>);
+pub struct Draws(Cell<u64>);
 
 impl From<u64> for Draws {
     fn from(start: u64) -> Draws {
@@ -12,7 +12,7 @@ impl From<u64> for Draws {
 }
 
 impl Draws {
-    pub(crate) fn next(&self) -> u64 {
+    pub fn next(&self) -> u64 {
         let state = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.0.set(state);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

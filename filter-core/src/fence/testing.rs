@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, num::NonZeroU32};
 
 use policy::fence::TermsId;
 use prost::Message;
-use protos::{fence::HolderSays, wire};
+use protos::{fence::HolderSays, guest::GuestSays, wire};
 
 use super::{
     control_stream::{StreamHost, Token},
     process::{Process, Reading, Version},
 };
-use crate::{applied::ReportHost, apply::HostFailed, metrics::Metric};
+use crate::{applied::ReportHost, apply::HostFailed, guest::follower::GuestHost, metrics::Metric};
 
 /// Clock, shared data, and the way to a control plane.
 #[derive(Default)]
@@ -26,6 +26,8 @@ pub(crate) struct Fake {
     /// No stream can be opened.
     pub(crate) away: bool,
     streams: u32,
+    /// The texts of the node, by their paths with slashes.
+    pub(crate) node_texts: BTreeMap<String, String>,
     /// The effects, as lines.
     pub(crate) effects: Vec<String>,
 }
@@ -141,6 +143,33 @@ impl StreamHost for Fake {
 
     fn note(&mut self, line: &str) {
         self.effects.push(format!("note {line}"));
+    }
+}
+
+impl GuestHost for Fake {
+    fn follow(&mut self, cluster: &str) -> Result<Token, HostFailed> {
+        self.effects.push(format!("follow {cluster}"));
+        if self.away {
+            return Err(HostFailed);
+        }
+        self.streams += 1;
+        Ok(Token(self.streams))
+    }
+
+    fn tell(&mut self, token: Token, says: &GuestSays) -> Result<(), HostFailed> {
+        let says = match says {
+            GuestSays::Hello(hello) => {
+                let (zone, mode, held) = (&hello.zone, hello.mode, hello.held.len());
+                format!("guest of {zone} {mode:?}, {held} held")
+            }
+            GuestSays::Poll => "poll".to_owned(),
+        };
+        self.effects.push(format!("{}: {says}", token.0));
+        Ok(())
+    }
+
+    fn node_text(&mut self, path: &[&str]) -> Option<String> {
+        self.node_texts.get(&path.join("/")).cloned()
     }
 }
 

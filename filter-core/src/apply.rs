@@ -4,7 +4,11 @@ use std::borrow::Cow;
 
 use policy::{
     Cell, Class, Decision, Facts, Fencing, Forward, Headers, Outcome, Policy, Presented, Reason,
-    Refusal, Routed, headers, hop::HopKeys, refusal::PROBLEM_JSON,
+    Refusal, Routed,
+    guest::{Guest, Mode},
+    headers,
+    hop::HopKeys,
+    refusal::PROBLEM_JSON,
 };
 
 use crate::{header_map::HeaderMap, metrics::Metric};
@@ -21,8 +25,8 @@ pub trait Host {
     fn count(&mut self, counter: Metric, by: u32);
     /// Counts a write of this cell as in flight, and only then looks whether a permission is held:
     /// its epoch. Without a [`release`](Host::release) the write stays in flight until the proxy
-    /// has done with the request.
-    fn admit(&mut self, cell: &str) -> Option<u64>;
+    /// has done with the request. `grpc` says how the write is answered if it lives too long.
+    fn admit(&mut self, cell: &str, grpc: bool) -> Option<u64>;
     /// Takes the count of [`admit`](Host::admit) back: the write goes nowhere from here.
     fn release(&mut self, cell: &str);
     /// The keys by which hops between zones are signed and checked.
@@ -74,14 +78,27 @@ const BLIND: Refusal = Refusal {
 /// Decides about a request and applies the decision. `map` is its encoded header map; none where
 /// the proxy gave none.
 pub fn apply(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> FilterHeadersStatus {
+    apply_as(None, policy, map, host)
+}
+
+/// The same as a guest, where somebody else configures the proxy.
+pub fn apply_as(
+    guest: Option<&Guest>,
+    policy: &Policy,
+    map: Option<&[u8]>,
+    host: &mut impl Host,
+) -> FilterHeadersStatus {
     let Some(request) = map.and_then(HeaderMap::parse) else {
         return refuse_blind(Class::Write, Form::default(), host);
     };
-    let mut facts = Facts::gather(policy, &request);
+    let mut facts = match guest {
+        Some(guest) => guest.facts(policy, &request),
+        None => Facts::gather(policy, &request),
+    };
     facts.draw = Some(host.draw());
     let cell = cell_of(policy, &facts);
-    if let Some(cell) = cell {
-        facts.granted = host.admit(&cell.name);
+    if let Some(cell) = cell.filter(|_| !outlives(policy, guest)) {
+        facts.granted = host.admit(&cell.name, facts.grpc);
     }
     let keys = match cell.filter(|cell| hops_matter(policy, cell, &facts)) {
         Some(cell) => {
@@ -100,7 +117,10 @@ pub fn apply(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> Filte
         awaited_body: awaited_body(&request),
         via: facts.via,
     };
-    let decision = policy::decide(policy, &facts);
+    let decision = match guest {
+        Some(guest) => guest.decide(policy, &facts, &request),
+        None => policy::decide(policy, &facts),
+    };
     let signed = match (cell, &decision.outcome) {
         (
             Some(cell),
@@ -112,7 +132,7 @@ pub fn apply(policy: &Policy, map: Option<&[u8]>, host: &mut impl Host) -> Filte
         ) => Signed::Hop(keys.sign(&policy::facts::claim(&request, &cell.name, write.epoch))),
         _ => Signed::Nothing,
     };
-    let applied = apply_outcome(&decision, &request, &signed, form, host);
+    let applied = apply_outcome(&decision, guest, &request, &signed, form, host);
     if let Some(cell) = cell {
         // Where an effect failed the request is stopped as well.
         if decision.reason != Reason::Admitted || applied.is_err() {
@@ -192,6 +212,7 @@ fn metric_of(decision: &Decision<'_>, class: Class) -> Metric {
 
 fn apply_outcome(
     decision: &Decision<'_>,
+    guest: Option<&Guest>,
     request: &HeaderMap<'_>,
     signed: &Signed,
     form: Form,
@@ -207,12 +228,13 @@ fn apply_outcome(
                 Signed::Hop(Some(signature)) => Some((headers::FORWARDED, signature.into())),
                 Signed::Hop(None) => return Err(HostFailed),
             };
-            // The first proxy's route says 1.
-            let via = form
-                .via
-                .map(|via| (headers::VIA, via.saturating_add(1).to_string().into()));
-            let stamps = routed.stamps().chain(explained).chain(signature).chain(via);
-            let stamps: Vec<(&str, Cow<'_, str>)> = stamps.collect();
+            let via = via(guest, form.via);
+            let via = via.map(|via| (headers::VIA, via.to_string().into()));
+            let mut stamps: Vec<(&str, Cow<'_, str>)> = match guest {
+                Some(guest) => guest.stamps(routed, request),
+                None => routed.stamps().collect(),
+            };
+            stamps.extend([explained, signature, via].into_iter().flatten());
             let is_stamp = |name: &[u8]| stamps.iter().any(|(stamp, _)| stamp.as_bytes() == name);
             strip(request, form, is_stamp, host)?;
             for (name, value) in &stamps {
@@ -225,6 +247,25 @@ fn apply_outcome(
         }
     }
     Ok(FilterHeadersStatus::Continue)
+}
+
+/// How many proxies will have sent the request on, where this one has to say so.
+fn via(guest: Option<&Guest>, via: Option<u32>) -> Option<u32> {
+    match guest.map(|guest| guest.mode) {
+        // The first proxy's route says 1.
+        None => via.map(|via| via.saturating_add(1)),
+        Some(Mode::Route) => Some(via.unwrap_or_default().saturating_add(1)),
+        // It sends nothing anywhere.
+        Some(Mode::Fence) => None,
+    }
+}
+
+/// Whether the guest's host may let a write live longer than the fence waits for it.
+fn outlives(policy: &Policy, guest: Option<&Guest>) -> bool {
+    let terms = fencing_of(policy).map(|fencing| &fencing.terms);
+    guest
+        .zip(terms)
+        .is_some_and(|(guest, terms)| guest.outlives(terms))
 }
 
 /// Removes the internal headers that came from outside, but those that are `overwritten` anyway.

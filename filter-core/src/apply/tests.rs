@@ -79,7 +79,7 @@ impl Host for Recorder {
         self.effects.push(format!("count {} {by}", counter.name()));
     }
 
-    fn admit(&mut self, cell: &str) -> Option<u64> {
+    fn admit(&mut self, cell: &str, _: bool) -> Option<u64> {
         self.effects.push(format!("begin {cell}"));
         self.granted
     }

@@ -137,7 +137,7 @@ fn put_stamp(bytes: &mut Vec<u8>, stamp: Stamp) {
     bytes.extend(stamp.revision.0.to_le_bytes());
 }
 
-pub(super) fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+pub(crate) fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (taken, rest) = bytes.split_first_chunk()?;
     *bytes = rest;
     Some(*taken)

@@ -1,0 +1,251 @@
+//! The stream by which the elected worker follows the policy, for the whole process.
+//!
+//! What it receives goes into the shared data ([`Place`]), from where every worker takes it. This
+//! state does not last: the next stream repeats everything that was lost with a stream, or with
+//! its worker, but the pieces that the process holds.
+
+use std::collections::BTreeMap;
+
+use policy::fence::{HolderId, Name};
+use protos::guest::{Current, GuestSays, Hello, PIECES_MAX, Piece, PolicySays};
+
+use super::{Config, pieces::Place};
+use crate::{
+    apply::HostFailed,
+    fence::{
+        control_stream::{ContextId, StreamHost, Token},
+        process::Reading,
+    },
+    metrics::Metric,
+};
+
+/// The proxy as a guest needs it.
+pub trait GuestHost: StreamHost {
+    /// Opens a stream for policies to a cluster of the proxy, on behalf of the current root
+    /// context.
+    fn follow(&mut self, cluster: &str) -> Result<Token, HostFailed>;
+    /// Sends a message on such a stream.
+    fn tell(&mut self, token: Token, says: &GuestSays) -> Result<(), HostFailed>;
+    /// A text of the proxy's node, by its path below `xds.node`.
+    fn node_text(&mut self, path: &[&str]) -> Option<String>;
+}
+
+/// A control plane that said nothing for this long is asked for a sign of life.
+const SILENT_US: u64 = 5_000_000;
+/// One that does not answer for this long is taken to be gone.
+const ANSWER_US: u64 = 2_000_000;
+/// The wait after a stream has failed. It doubles with each failure in a row.
+const BACKOFF_MIN_US: u64 = 50_000;
+const BACKOFF_MAX_US: u64 = 1_000_000;
+
+/// The stream and its state.
+#[derive(Debug)]
+pub struct Follower {
+    connection: Connection,
+    backoff_us: u64,
+    /// The pieces that were received, or were there before. Those of the last policy alone.
+    pieces: BTreeMap<u64, Piece>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connection {
+    Down { again_us: u64 },
+    Up(OpenStream),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct OpenStream {
+    token: Token,
+    context: ContextId,
+    holder: HolderId,
+    /// When something was heard last, or the stream was opened.
+    heard_us: u64,
+    /// When a sign of life was asked for that has not come yet.
+    polled_us: Option<u64>,
+}
+
+/// The process of a stream, and its guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'g> {
+    pub context: ContextId,
+    pub holder: HolderId,
+    pub zone: &'g str,
+    pub config: &'g Config,
+    pub place: &'g Place,
+}
+
+impl Default for Follower {
+    fn default() -> Follower {
+        Follower {
+            connection: Connection::Down { again_us: 0 },
+            backoff_us: BACKOFF_MIN_US,
+            pieces: BTreeMap::new(),
+        }
+    }
+}
+
+impl Follower {
+    /// Takes the due steps. To be called every few milliseconds.
+    pub fn drive(&mut self, identity: &Identity<'_>, host: &mut impl GuestHost) {
+        let Some(at) = host.now() else {
+            return;
+        };
+        if let Connection::Up(stream) = self.connection
+            && (stream.context, stream.holder) != (identity.context, identity.holder)
+        {
+            self.leave(host);
+        }
+        if let Connection::Down { again_us } = self.connection
+            && again_us <= at.monotonic_us
+        {
+            self.open(identity, at, host);
+        }
+        if let Connection::Up(stream) = self.connection {
+            let since = |us: u64| at.monotonic_us.saturating_sub(us);
+            match stream.polled_us {
+                Some(polled_us) if since(polled_us) >= ANSWER_US => self.fail(at, host),
+                None if since(stream.heard_us) >= SILENT_US => {
+                    self.connection = Connection::Up(OpenStream {
+                        polled_us: Some(at.monotonic_us),
+                        ..stream
+                    });
+                    self.send(stream.token, &GuestSays::Poll, at, host);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn open(&mut self, identity: &Identity<'_>, at: Reading, host: &mut impl GuestHost) {
+        let held = identity.place.held(host);
+        self.pieces = held
+            .into_iter()
+            .map(|piece| (piece.digest, piece))
+            .collect();
+        let hello = GuestSays::Hello(Hello {
+            holder: identity.holder,
+            zone: Name::from(identity.zone),
+            node: host.node(),
+            mode: identity.config.guest.mode,
+            drain_ms: identity.config.guest.drain_ms,
+            unfenced: identity.config.unfenced.clone(),
+            classes: identity.config.classes.clone(),
+            held: self.pieces.keys().copied().collect(),
+            problems: Vec::new(),
+        });
+        match host.follow(&identity.config.control_plane) {
+            Ok(token) => {
+                self.connection = Connection::Up(OpenStream {
+                    token,
+                    context: identity.context,
+                    holder: identity.holder,
+                    heard_us: at.monotonic_us,
+                    polled_us: None,
+                });
+                self.send(token, &hello, at, host);
+            }
+            Err(HostFailed) => self.back_off(at),
+        }
+    }
+
+    fn send(&mut self, token: Token, says: &GuestSays, at: Reading, host: &mut impl GuestHost) {
+        if host.tell(token, says).is_err() {
+            self.fail(at, host);
+        }
+    }
+
+    /// Whether this is the token of the open stream.
+    pub fn owns(&self, token: Token) -> bool {
+        matches!(self.connection, Connection::Up(stream) if stream.token == token)
+    }
+
+    /// A message has come on the open stream.
+    pub fn on_message(&mut self, message: &[u8], place: &Place, host: &mut impl GuestHost) {
+        let (Connection::Up(stream), Some(at)) = (self.connection, host.now()) else {
+            return;
+        };
+        self.connection = Connection::Up(OpenStream {
+            heard_us: at.monotonic_us,
+            polled_us: None,
+            ..stream
+        });
+        // Bytes that are no message are ignored, as are messages of a later version.
+        let Ok(says) = PolicySays::decode(message) else {
+            return;
+        };
+        match says {
+            PolicySays::Piece(piece) if self.pieces.len() < 2 * PIECES_MAX => {
+                self.pieces.insert(piece.digest, piece);
+            }
+            // More than two policies can have: it says nothing sensible.
+            PolicySays::Piece(_) => self.fail(at, host),
+            PolicySays::Current(current) => match place.publish(&current, &self.pieces, host) {
+                true => self.published(&current),
+                // A new stream brings what is missing.
+                false => self.fail(at, host),
+            },
+        }
+    }
+
+    fn published(&mut self, current: &Current) {
+        self.backoff_us = BACKOFF_MIN_US;
+        let pieces = current.pieces.iter();
+        let kept = pieces.filter_map(|digest| self.pieces.remove_entry(digest));
+        self.pieces = kept.collect();
+    }
+
+    /// The shared policy is damaged: has everything sent again.
+    pub fn refetch(&mut self, host: &mut impl GuestHost) {
+        if let (Connection::Up(_), Some(at)) = (self.connection, host.now()) {
+            self.fail(at, host);
+        }
+    }
+
+    /// The proxy has closed a stream. False if it was not this one.
+    pub fn closed(&mut self, token: Token, host: &mut impl GuestHost) -> bool {
+        if !self.owns(token) {
+            return false;
+        }
+        host.count(Metric::StreamResets, 1);
+        self.back_off(host.now().unwrap_or_default());
+        true
+    }
+
+    /// A root context is gone, and its streams with it.
+    pub fn lost(&mut self, context: ContextId) {
+        if self.owner() == Some(context) {
+            self.connection = Connection::Down { again_us: 0 };
+        }
+    }
+
+    /// Another worker is elected now, or another context keeps the stream.
+    pub fn leave(&mut self, host: &mut impl GuestHost) {
+        if let Connection::Up(stream) = self.connection {
+            host.cancel(stream.token);
+            self.connection = Connection::Down { again_us: 0 };
+        }
+        self.pieces.clear();
+    }
+
+    /// The root context that the stream belongs to.
+    pub fn owner(&self) -> Option<ContextId> {
+        match self.connection {
+            Connection::Up(stream) => Some(stream.context),
+            Connection::Down { .. } => None,
+        }
+    }
+
+    fn fail(&mut self, at: Reading, host: &mut impl GuestHost) {
+        if let Connection::Up(stream) = self.connection {
+            host.count(Metric::StreamResets, 1);
+            host.cancel(stream.token);
+            self.back_off(at);
+        }
+    }
+
+    fn back_off(&mut self, at: Reading) {
+        let again_us = at.monotonic_us.saturating_add(self.backoff_us);
+        self.connection = Connection::Down { again_us };
+        self.backoff_us = self.backoff_us.saturating_mul(2).min(BACKOFF_MAX_US);
+    }
+}
