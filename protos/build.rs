@@ -12,6 +12,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ],
         ["."],
     )?;
-    prost_build::Config::new().compile_fds(descriptors)?;
+    prost_build::Config::new()
+        .bytes([".tidegate.v1.Piece.deflated"])
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The bootstraps in `envoy-configs/`, with the values that a test must change: addresses, paths,
+//! The bootstraps in `envoy-configs/` and the examples in `examples/`, with the values that a test must change: addresses, paths,
 //! and the port of the admin interface. Changed as a structure, never as text, and a field that is
 //! not there is an error: the tests start the shipped files.
 
@@ -17,10 +17,13 @@ const FIRST_ENDPOINT: &str =
     "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
 const LOCALITIES: &str = "/load_assignment/endpoints";
 const ENDPOINTS: &str = "/load_assignment/endpoints/0/lb_endpoints";
-const EDGE_LISTENER: &str = "/static_resources/listeners/0/address/socket_address";
-const EDGE_FILTERS: &str =
+const FIRST_LISTENER: &str = "/static_resources/listeners/0/address/socket_address";
+const FIRST_FILTERS: &str =
     "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
-const FILTER_FILE: &str = "/0/typed_config/config/vm_config/code/local/filename";
+const FILE: &str = "/typed_config/config/vm_config/code/local/filename";
+
+const CONFIGURATION: &str = "/typed_config/config/configuration/value";
+const GUEST: &str = "tidegate";
 
 const TLS_SOCKET: &str = "transport_socket.yaml";
 const SHIPPED_SECRETS: &str = "/etc/tidegate/tls";
@@ -33,7 +36,55 @@ pub struct Bootstrap(Value);
 impl Bootstrap {
     /// Reads `envoy-configs/<name>`, and lets the kernel choose the admin port.
     pub fn read(name: &str) -> Result<Bootstrap> {
-        Bootstrap(read(name)?).with(ADMIN_PORT, json!(0))
+        Bootstrap(read(&format!("envoy-configs/{name}"))?).with(ADMIN_PORT, json!(0))
+    }
+
+    /// Reads `examples/<name>`, the configuration of an Envoy that somebody else configures, with a
+    /// guest in it. Its listener and its admin port are the kernel's choice.
+    pub fn example(name: &str, filter: &Path) -> Result<Bootstrap> {
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut example = Bootstrap(read(&format!("examples/{name}"))?)
+            .with(ADMIN_PORT, json!(0))?
+            .with(FIRST_LISTENER, socket(any_port))?;
+        let guest = example.filters()?.iter_mut().find(is_guest);
+        let file = guest.and_then(|guest| guest.pointer_mut(FILE));
+        *file.context("no file of the filter")? = json!(filter);
+        Ok(example)
+    }
+
+    /// The configuration of the guest in an example.
+    pub fn guest_configuration(&self) -> Result<Value> {
+        let text = self.guest_plugin()?.pointer(CONFIGURATION);
+        let text = text.and_then(Value::as_str).context("no configuration")?;
+        Ok(serde_json::from_str(text)?)
+    }
+
+    /// Gives the guest in an example another configuration.
+    pub fn guest(mut self, configuration: &Value) -> Result<Bootstrap> {
+        let guest = self.filters()?.iter_mut().find(is_guest);
+        let value = guest.and_then(|guest| guest.pointer_mut(CONFIGURATION));
+        *value.context("no configuration")? = json!(configuration.to_string());
+        Ok(self)
+    }
+
+    /// Takes the guest out of an example.
+    pub fn without_guest(mut self) -> Result<Bootstrap> {
+        self.filters()?.retain(|filter| filter["name"] != GUEST);
+        Ok(self)
+    }
+
+    fn guest_plugin(&self) -> Result<&Value> {
+        let filters = self.0.pointer(FIRST_FILTERS).and_then(Value::as_array);
+        let guest = filters
+            .into_iter()
+            .flatten()
+            .find(|filter| filter["name"] == GUEST);
+        guest.context("no filter named tidegate")
+    }
+
+    fn filters(&mut self) -> Result<&mut Vec<Value>> {
+        let filters = self.0.pointer_mut(FIRST_FILTERS);
+        filters.and_then(Value::as_array_mut).context("no filters")
     }
 
     /// Sets the node of the Envoy, as `--config-yaml` does in production.
@@ -96,9 +147,9 @@ impl Bootstrap {
     /// files about certificates are written, `certificates` the directory with `tls.crt`, `tls.key`
     /// and `ca.crt`.
     pub fn tls(mut self, secrets: &Path, certificates: &Path) -> Result<Bootstrap> {
-        let mut socket = read(&format!("tls/{TLS_SOCKET}"))?;
+        let mut socket = read(&format!("envoy-configs/tls/{TLS_SOCKET}"))?;
         for name in ["client.yaml", "ca.yaml"] {
-            let mut secret = read(&format!("tls/{name}"))?;
+            let mut secret = read(&format!("envoy-configs/tls/{name}"))?;
             move_paths(&mut secret, SHIPPED_CERTIFICATES, certificates);
             fs::write(secrets.join(name), secret.to_string())?;
         }
@@ -115,8 +166,8 @@ impl Bootstrap {
 
     /// The edge's own listener and filter file.
     pub fn edge(self, listen: SocketAddr, filter: &Path) -> Result<Bootstrap> {
-        self.with(EDGE_LISTENER, socket(listen))?
-            .with(&format!("{EDGE_FILTERS}{FILTER_FILE}"), json!(filter))
+        self.with(FIRST_LISTENER, socket(listen))?
+            .with(&format!("{FIRST_FILTERS}/0{FILE}"), json!(filter))
     }
 
     /// Replaces the value at a JSON pointer.
@@ -150,9 +201,13 @@ impl Bootstrap {
 }
 
 fn read(name: &str) -> Result<Value> {
-    let path = paths::workspace().join("envoy-configs").join(name);
+    let path = paths::workspace().join(name);
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     serde_saphyr::from_str(&text).with_context(|| path.display().to_string())
+}
+
+fn is_guest(filter: &&mut Value) -> bool {
+    filter["name"] == GUEST
 }
 
 /// Moves all paths from one directory to another.

@@ -1,6 +1,9 @@
 //! From the proxy's callbacks to [`apply`] and [`Worker`], and back. Translates, and nothing else.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
 
 use filter_core::{
     applied::{self, Applied, ReportHost},
@@ -46,6 +49,8 @@ thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
     /// The refusals of this worker that wait for a body.
     static REFUSALS: RefCell<Refusals> = const { RefCell::new(Refusals::new()) };
+    /// Somebody else configures the proxy.
+    static IS_GUEST: Cell<bool> = const { Cell::new(false) };
     /// This worker's stream for the policy of its guests.
     static FOLLOWER: RefCell<Follower> = RefCell::new(Follower::default());
     /// The admitted writes that this worker ends by itself.
@@ -236,6 +241,7 @@ impl Plugin {
                 count(Metric::PolicyRejected, 1);
             }
         }
+        IS_GUEST.set(true);
         join();
         let is_usable = guest.is_usable();
         self.guest = Some(guest);
@@ -536,7 +542,10 @@ impl StreamHost for Envoy {
     }
 
     fn role(&mut self) -> String {
-        host::node_role().unwrap_or_default()
+        match IS_GUEST.get() {
+            true => "guest".to_owned(),
+            false => host::node_role().unwrap_or_default(),
+        }
     }
 
     fn note(&mut self, line: &str) {

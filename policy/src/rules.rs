@@ -172,6 +172,14 @@ impl Rules {
         self
     }
 
+    /// The same rules, which explain no decision. The token of [`Rules::explain`] is a secret.
+    pub fn unexplained(self) -> Rules {
+        Rules {
+            explain: None,
+            ..self
+        }
+    }
+
     /// The same rules in a host that has other names. `clusters` are those of every service, zone
     /// and class, in this order, as [`Rules::cluster`] gives them; `gateways` those of every zone,
     /// or none where nothing can be forwarded; `control_plane` leads to the control plane.

@@ -11,7 +11,7 @@ use policy::{
     shard::key_digest,
     topology::check_name,
 };
-use prost::Message;
+use prost::{Message, bytes::Bytes};
 
 use crate::{
     decode::{InvalidPolicy, decode_route},
@@ -72,7 +72,7 @@ pub struct Piece {
     pub digest: u64,
     /// How many bytes there are.
     pub size: usize,
-    deflated: Vec<u8>,
+    deflated: Bytes,
 }
 
 /// The policy, as the pieces that it consists of, in order.
@@ -131,7 +131,7 @@ impl Piece {
         Piece {
             digest: digest(bytes),
             size: bytes.len(),
-            deflated: compress_to_vec(bytes, LEVEL),
+            deflated: compress_to_vec(bytes, LEVEL).into(),
         }
     }
 
@@ -140,7 +140,7 @@ impl Piece {
         Piece {
             digest,
             size,
-            deflated,
+            deflated: deflated.into(),
         }
     }
 
@@ -357,9 +357,9 @@ mod tests {
         let says = PolicySays::Piece(piece.clone());
         assert_eq!(PolicySays::decode(&says.encode()), Ok(says));
         for wrong in [
-            Piece::stored(piece.digest ^ 1, piece.size, piece.deflated.clone()),
-            Piece::stored(piece.digest, piece.size - 1, piece.deflated.clone()),
-            Piece::stored(piece.digest, piece.size + 1, piece.deflated.clone()),
+            Piece::stored(piece.digest ^ 1, piece.size, piece.deflated.to_vec()),
+            Piece::stored(piece.digest, piece.size - 1, piece.deflated.to_vec()),
+            Piece::stored(piece.digest, piece.size + 1, piece.deflated.to_vec()),
             Piece::stored(piece.digest, piece.size, vec![]),
         ] {
             assert_eq!(wrong.bytes(), Err(InvalidMessage::Bytes));

@@ -1,6 +1,6 @@
 //! The access rules of the configuration in force.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::sync::watch;
 
@@ -14,13 +14,35 @@ use crate::{
 pub struct AccessRules {
     /// None: no rules at all.
     meshes: Option<watch::Receiver<Arc<Mesh>>>,
+    /// Proxies come from other machines, so that plain text proves nothing.
+    is_remote: bool,
 }
 
 impl AccessRules {
     pub fn new(meshes: watch::Receiver<Arc<Mesh>>) -> AccessRules {
         AccessRules {
             meshes: Some(meshes),
+            is_remote: false,
         }
+    }
+
+    /// The rules of a port that listens on this address.
+    pub fn on(self, address: SocketAddr) -> AccessRules {
+        AccessRules {
+            is_remote: !address.ip().is_loopback(),
+            ..self
+        }
+    }
+
+    /// Whether `caller` may hold grants of this zone as a guest. Somebody else sets guests up, so a
+    /// name is not believed without a certificate, but on the machine itself.
+    pub fn guest_grants(&self, caller: &Caller, zone: &str) -> Result<(), NotPermitted> {
+        if self.is_remote && *caller == Caller::Plain {
+            return Err(NotPermitted::PlainGuest {
+                zone: zone.to_owned(),
+            });
+        }
+        self.rules().guest_grants(caller, zone)
     }
 
     /// Whether `caller` may hold leases, which belong to no zone.

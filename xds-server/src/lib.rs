@@ -12,6 +12,7 @@ pub mod control_plane;
 pub mod discovery;
 pub mod feed;
 mod generated;
+pub mod guests;
 pub mod last_good;
 pub mod load_reports;
 mod log_budget;

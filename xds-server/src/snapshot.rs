@@ -22,11 +22,14 @@ pub enum Role {
     Sidecar,
     /// No proxy: a gRPC client that speaks xDS by itself.
     Grpc,
+    /// A filter in an Envoy that somebody else configures. It gets a policy and grants by streams
+    /// of its own, and has no view.
+    Guest,
 }
 
 impl Role {
-    pub const ALL: [Role; 3] = [Role::Gateway, Role::Sidecar, Role::Grpc];
-    /// Those with a filter, which alone admit writes.
+    pub const ALL: [Role; 4] = [Role::Gateway, Role::Sidecar, Role::Grpc, Role::Guest];
+    /// Those that Tidegate configures and that have a filter, which alone admits writes.
     pub const PROXIES: [Role; 2] = [Role::Gateway, Role::Sidecar];
 
     /// The role of this name.
@@ -39,6 +42,7 @@ impl Role {
             Role::Gateway => "gateway",
             Role::Sidecar => "sidecar",
             Role::Grpc => "grpc",
+            Role::Guest => "guest",
         }
     }
 }

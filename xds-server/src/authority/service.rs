@@ -20,6 +20,7 @@ use crate::{
     metrics::{Metrics, ReasonLabel},
     net::access::Caller,
     net::tls::Peer,
+    snapshot::Role,
 };
 
 /// How long a new stream may take to introduce itself.
@@ -100,7 +101,11 @@ async fn hold(
         hop_keys,
         metrics,
     } = service;
-    if let Err(error) = rules.rules().grants(&caller, &zone) {
+    let permitted = match role == Role::Guest.as_str() {
+        true => rules.guest_grants(&caller, &zone),
+        false => rules.rules().grants(&caller, &zone),
+    };
+    if let Err(error) = permitted {
         warn!(node, %error, "stream refused");
         let reason = "not_permitted";
         let label = ReasonLabel { reason };

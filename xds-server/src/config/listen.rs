@@ -85,6 +85,7 @@ enum RawRole {
     Gateway,
     Sidecar,
     Grpc,
+    Guest,
 }
 
 /// The scope of a list of `access`: its port, and whether its rules name zones and roles.
@@ -301,6 +302,7 @@ impl Validator<'_> {
             RawRole::Gateway => Role::Gateway,
             RawRole::Sidecar => Role::Sidecar,
             RawRole::Grpc => Role::Grpc,
+            RawRole::Guest => Role::Guest,
         };
         Ok(Rule {
             pattern,

@@ -31,7 +31,7 @@ impl Listeners {
         match role {
             Role::Gateway => Some(&self.gateway),
             Role::Sidecar => Some(&self.sidecar),
-            Role::Grpc => None,
+            Role::Grpc | Role::Guest => None,
         }
     }
 }

@@ -106,7 +106,7 @@ impl ControlPlane {
         }
         let agreed = agreements.clone();
         let meshes = reload::follow(options.config, config, text, agreed, metrics.clone());
-        let rules = AccessRules::new(meshes.clone());
+        let rules = AccessRules::new(meshes.clone()).on(addresses.0);
         let hop_keys = HopKeys::new(meshes.clone(), rules.clone());
         tokio::spawn(authority::watch_guard(
             meshes.clone(),

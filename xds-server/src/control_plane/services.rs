@@ -18,6 +18,7 @@ use crate::{
     },
     discovery::{self, ZoneViews, proxies::Proxies},
     feed::Feed,
+    guests::{self, Guests},
     load_reports::{LoadReports, Loads},
     metrics::Metrics,
     store_health::StoreHealth,
@@ -78,7 +79,9 @@ impl Shared {
         let load_reports = load_reports.among(homes()).behind(rules());
         let (authorities, hop_keys) = (self.authorities.clone(), self.hop_keys.clone());
         let fence = authority::service(authorities, rules(), hop_keys, metrics());
+        let guests = Guests::new(snapshots(), homes(), rules(), metrics());
         let others = Routes::new(fence)
+            .add_service(guests::service(guests))
             .add_service(load_reports.into_service())
             .add_service(peers::service(self.network.clone()))
             .add_service(applied::service(applied.clone()))

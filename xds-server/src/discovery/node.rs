@@ -57,6 +57,10 @@ pub(crate) enum InvalidNode {
         "node {id:?} is a gRPC client, and those are not served: set listeners.grpc to true in the control plane's configuration"
     )]
     GrpcNotServed { id: String },
+    #[error(
+        "node {id:?} says that it is a guest, and guests get no resources: its filter follows the policy by a stream of its own"
+    )]
+    Guest { id: String },
     #[error("node {id:?}: {error}")]
     NotPermitted { id: String, error: NotPermitted },
 }
@@ -79,6 +83,9 @@ impl Proxy {
                 role: clip(name),
             })?,
         };
+        if role == Role::Guest {
+            return Err(InvalidNode::Guest { id: clip(&node.id) });
+        }
         let zone = node.locality.as_ref().map_or("", |l| l.zone.as_str());
         permits(zone, role).map_err(|error| InvalidNode::NotPermitted {
             id: clip(&node.id),
@@ -126,6 +133,7 @@ impl InvalidNode {
             InvalidNode::OnDemand { .. } => "on_demand",
             InvalidNode::NotPermitted { .. } => "not_permitted",
             InvalidNode::GrpcNotServed { .. } => "grpc_not_served",
+            InvalidNode::Guest { .. } => "guest",
         }
     }
 }
@@ -138,7 +146,8 @@ impl From<InvalidNode> for Status {
             | InvalidNode::UnknownZone { .. }
             | InvalidNode::UnknownRole { .. }
             | InvalidNode::OnDemand { .. }
-            | InvalidNode::GrpcNotServed { .. } => Status::invalid_argument(error.to_string()),
+            | InvalidNode::GrpcNotServed { .. }
+            | InvalidNode::Guest { .. } => Status::invalid_argument(error.to_string()),
         }
     }
 }

@@ -114,6 +114,12 @@ pub enum NotPermitted {
     )]
     Grants { caller: Caller, zone: String },
     #[error(
+        "a guest that speaks plain text gets no grants of zone {zone:?}: it needs a certificate where `listen.xds` is not loopback"
+    )]
+    PlainGuest { zone: String },
+    #[error("{caller} may not follow policies: `access.proxies` demands a certificate")]
+    Follow { caller: Caller },
+    #[error(
         "{caller} may not register in zone {zone:?}: no rule of `access.registrars` or `access.operators` permits it"
     )]
     Register { caller: Caller, zone: String },
@@ -143,6 +149,23 @@ impl Access {
         permitted(&self.proxies, caller, any_proxy(zone)).map_err(|Refused| NotPermitted::Grants {
             caller: caller.clone(),
             zone: clip(zone),
+        })
+    }
+
+    /// Whether `caller` may hold grants of this zone as a guest.
+    pub fn guest_grants(&self, caller: &Caller, zone: &str) -> Result<(), NotPermitted> {
+        let permits = |rule: &Rule, who: &Identity| rule.permits(who, zone, Role::Guest);
+        permitted(&self.proxies, caller, permits).map_err(|Refused| NotPermitted::Grants {
+            caller: caller.clone(),
+            zone: clip(zone),
+        })
+    }
+
+    /// Whether `caller` may follow the policies of guests. Any certificate will do, since they hold
+    /// no secret.
+    pub fn follow(&self, caller: &Caller) -> Result<(), NotPermitted> {
+        permitted(&self.proxies, caller, |_, _| true).map_err(|Refused| NotPermitted::Follow {
+            caller: caller.clone(),
         })
     }
 

@@ -1,0 +1,274 @@
+//! Guests: the filter in Envoys whose listeners, routes and clusters are somebody else's files, as
+//! in `examples/envoy`.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use e2e::bootstrap::Bootstrap;
+use e2e::cells::Cells;
+use e2e::client::{Client, Reply, Request, Version};
+use e2e::config::{Config, StoreConfig, ZONES};
+use e2e::control_plane::ControlPlane;
+use e2e::envoy::Envoy;
+use e2e::paths;
+use e2e::registry::{Instance, InstanceName};
+use e2e::upstream::Server;
+use e2e::wait::{PATIENCE, eventually};
+use e2e::workdir::Workdir;
+use serde_json::{Value, json};
+
+const A: &str = "shanghai-a";
+const B: &str = "shanghai-b";
+
+/// A control plane, an instance of `orders` in each zone, and a foreign Envoy in shanghai-a.
+struct Host {
+    control_plane: ControlPlane,
+    envoy: Envoy,
+    ingress: SocketAddr,
+    client: Client,
+    /// In the order of [`ZONES`].
+    instances: Vec<Server>,
+    _workdir: Workdir,
+}
+
+fn config() -> Config {
+    let orders = json!({ "name": "orders", "routes": [{ "prefix": "/orders" }], "fenced": true });
+    let drafts =
+        json!({ "name": "drafts", "routes": [{ "prefix": "/orders/drafts" }], "fenced": false });
+    let mut config = Config::new(StoreConfig::Embedded, vec![orders, drafts]);
+    config.authority = Some(json!({
+        "write_drain_ms": 1_500,
+        "cells": [{ "name": "main", "owners": [A], "standby": [B], "cool_down_s": 0 }],
+    }));
+    config
+}
+
+impl Host {
+    /// As in the example, with the guest's configuration changed as `change` says.
+    async fn start(name: &str, example: &str, change: impl FnOnce(&mut Value)) -> Result<Host> {
+        Host::start_with(name, example, |bootstrap| {
+            let mut guest = bootstrap.guest_configuration()?;
+            change(&mut guest);
+            bootstrap.guest(&guest)
+        })
+        .await
+    }
+
+    async fn start_with(
+        name: &str,
+        example: &str,
+        change: impl FnOnce(Bootstrap) -> Result<Bootstrap>,
+    ) -> Result<Host> {
+        let workdir = Workdir::kept(name)?;
+        let control_plane = ControlPlane::start(workdir.path(), config()).await?;
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut bootstrap =
+            Bootstrap::example(&format!("envoy/{example}.yaml"), &paths::filter()?)?
+                .cluster_at("tidegate", control_plane.xds())?;
+        let mut instances = vec![];
+        for (zone, _) in ZONES {
+            let name = InstanceName::new("orders", zone, &format!("orders-{zone}"));
+            let server = Server::start(name.clone(), any_port).await?;
+            let record = Instance::at(server.address());
+            let put = control_plane.registry().put(&name, &record, None).await?;
+            ensure!(put.status.is_success(), "{}", put.text());
+            let drafts = InstanceName::new("drafts", zone, &format!("orders-{zone}"));
+            let put = control_plane.registry().put(&drafts, &record, None).await?;
+            ensure!(put.status.is_success(), "{}", put.text());
+            bootstrap = match example {
+                "fence" if zone == A => bootstrap.cluster_at("orders", server.address())?,
+                "fence" => bootstrap,
+                _ => bootstrap.cluster_at(&format!("orders-{zone}"), server.address())?,
+            };
+            instances.push(server);
+        }
+        let bootstrap = change(bootstrap)?;
+        let envoy = Envoy::start_with(workdir.path(), "foreign", &bootstrap, 2).await?;
+        let ingress = envoy.ingress().await?;
+        Ok(Host {
+            control_plane,
+            envoy,
+            ingress,
+            client: Client::new(Version::Http1),
+            instances,
+            _workdir: workdir,
+        })
+    }
+
+    async fn send(&self, request: &Request) -> Result<Reply> {
+        self.client.send(self.ingress, request).await
+    }
+
+    /// Waits until the answer to a request is as it should be; `check` returns the difference.
+    async fn eventually<T>(
+        &self,
+        what: &str,
+        request: Request,
+        check: impl Fn(&Reply) -> Result<T>,
+    ) -> Result<T> {
+        let reached = eventually(PATIENCE, what, async || check(&self.send(&request).await?));
+        reached.await.map_err(|error| {
+            let (envoy, control) = (self.envoy.process(), self.control_plane.process());
+            anyhow!("{error:#}\n{}\n{}", envoy.tail(), control.tail())
+        })
+    }
+
+    async fn until_taken(&self) -> Result<()> {
+        let what = "a write to be taken";
+        let write = Request::post("/orders");
+        self.eventually(what, write, |reply| reply.echo().map(drop))
+            .await
+    }
+
+    async fn until_refused(&self, reason: &str) -> Result<Reply> {
+        let what = format!("a write to be refused as {reason}");
+        self.eventually(&what, Request::post("/orders"), |reply| {
+            let told = reply.refusal()?;
+            ensure!(told == reason, "{told}");
+            Ok(reply.clone())
+        })
+        .await
+    }
+
+    /// What the instance saw of a request that passed.
+    async fn seen(&self, request: &Request) -> Result<impl Fn(&str) -> Option<String> + use<>> {
+        let reply = self.send(request).await?;
+        let echo = reply.echo().with_context(|| reply.text())?;
+        Ok(move |header: &str| echo.headers.get(header).cloned())
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_fences_admits_writes_where_its_zone_owns_them() -> Result<()> {
+    let host = Host::start("guest-fence", "fence", |_| {}).await?;
+    host.until_taken().await?;
+    let spoofed = Request::post("/orders")
+        .header("x-tidegate-epoch", "99")
+        .header("x-tidegate-to", "elsewhere");
+    let seen = host.seen(&spoofed).await?;
+    assert_eq!(seen("x-tidegate-epoch").as_deref(), Some("1"));
+    assert_eq!(seen("x-tidegate-cell").as_deref(), Some("main"));
+    assert_eq!(seen("x-tidegate-class").as_deref(), Some("write"));
+    assert_eq!(seen("x-tidegate-to"), None);
+    // Reads, and writes of what is not fenced.
+    let read = host
+        .seen(&Request::get("/orders").header("x-tidegate-epoch", "99"))
+        .await?;
+    assert_eq!(
+        (read("x-tidegate-epoch"), read("x-tidegate-class")),
+        (None, None)
+    );
+    let draft = host.seen(&Request::post("/orders/drafts")).await?;
+    assert_eq!(draft("x-tidegate-class").as_deref(), Some("write"));
+    assert_eq!(draft("x-tidegate-epoch"), None);
+
+    let cells = Cells::new(host.control_plane.admin());
+    cells.move_to("main", B).await?;
+    let refused = host.until_refused("not_owner").await?;
+    assert_eq!(refused.status, 421);
+    assert_eq!(refused.header("x-tidegate-owner"), Some(B));
+    host.seen(&Request::get("/orders")).await?;
+    cells.move_to("main", A).await?;
+    host.until_taken().await?;
+    let seen = host.seen(&Request::post("/orders")).await?;
+    assert_eq!(seen("x-tidegate-epoch").as_deref(), Some("3"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_control_plane_a_guest_fences_and_comes_back() -> Result<()> {
+    let mut host = Host::start("guest-away", "fence", |_| {}).await?;
+    host.until_taken().await?;
+    host.control_plane.process().kill()?;
+    let refused = host.until_refused("fenced").await?;
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+    host.seen(&Request::get("/orders")).await?;
+    host.seen(&Request::post("/orders/drafts")).await?;
+    host.control_plane.restart().await?;
+    host.until_taken().await
+}
+
+#[tokio::test]
+async fn a_guest_without_a_policy_decides_by_its_lists() -> Result<()> {
+    let host = Host::start("guest-lists", "fence", |guest| {
+        guest["control_plane"] = json!("orders");
+        guest["unfenced"] = json!([{ "prefix": "/orders/carts" }]);
+        guest["classes"] = json!([{ "prefix": "/orders/search", "class": "read" },
+                                  { "prefix": "/orders/buy", "class": "write" }]);
+    })
+    .await?;
+    for passes in [
+        Request::get("/orders"),
+        Request::post("/orders/search"),
+        Request::post("/orders/carts/7"),
+    ] {
+        host.seen(&passes).await?;
+    }
+    for refused in [
+        Request::post("/orders"),
+        Request::get("/orders/buy"),
+        Request::get("/orders")
+            .header("upgrade", "websocket")
+            .header("connection", "upgrade"),
+    ] {
+        let reply = host.send(&refused).await?;
+        assert_eq!(reply.status, 503, "{}", reply.text());
+        assert_eq!(reply.refusal()?, "fenced");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bad_configuration_is_the_fallback_and_is_told() -> Result<()> {
+    let host = Host::start("guest-bad", "fence", |guest| guest["mode"] = json!("watch")).await?;
+    host.seen(&Request::get("/orders")).await?;
+    let reply = host.send(&Request::post("/orders")).await?;
+    assert_eq!((reply.status, reply.refusal()?.as_str()), (503, "fenced"));
+    let log = host.envoy.process().tail();
+    assert!(log.contains("unknown variant `watch`"), "{log}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_net_holds_the_fence_where_the_guest_is_not_run() -> Result<()> {
+    let host = Host::start_with("guest-net", "fence", Bootstrap::without_guest).await?;
+    host.seen(&Request::get("/orders")).await?;
+    for write in [
+        Request::post("/orders"),
+        Request::post("/orders").header("x-tidegate-epoch", "1"),
+        Request::post("/orders").header("x-tidegate-class", "read"),
+        Request::get("/orders")
+            .header("upgrade", "websocket")
+            .header("connection", "upgrade"),
+    ] {
+        let reply = host.send(&write).await?;
+        assert_eq!((reply.status, reply.refusal()?.as_str()), (503, "fenced"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_guest_that_routes_names_the_hosts_clusters() -> Result<()> {
+    let host = Host::start("guest-route", "route", |_| {}).await?;
+    host.until_taken().await?;
+    let of_b = host.seen(&Request::get("/orders").home(B)).await?;
+    assert_eq!(of_b("x-tidegate-to").as_deref(), Some("orders-shanghai-b"));
+    assert_eq!(of_b("x-tidegate-home").as_deref(), Some(B));
+    assert_eq!(of_b("x-tidegate-tier").as_deref(), Some("zone"));
+    // The zone loses its instance: its reads go to the rest of the region.
+    let gone = InstanceName::new("orders", B, &format!("orders-{B}"));
+    host.control_plane.registry().remove(&gone).await?;
+    let home_b = Request::get("/orders").home(B);
+    host.eventually("reads of shanghai-b to go to shanghai-a", home_b, |reply| {
+        let echo = reply.echo()?;
+        let to = echo.headers.get("x-tidegate-to").map(String::as_str);
+        ensure!(to == Some("orders-shanghai-a"), "{to:?}");
+        let tier = echo.headers.get("x-tidegate-tier").map(String::as_str);
+        ensure!(tier == Some("region"), "{tier:?}");
+        Ok(())
+    })
+    .await?;
+    assert!(host.instances.iter().all(|server| server.in_flight() == 0));
+    Ok(())
+}
