@@ -14,6 +14,7 @@ mod derived;
 mod guard;
 mod instances;
 mod overview;
+mod policies;
 mod records;
 mod views;
 mod zones;

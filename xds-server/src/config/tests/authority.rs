@@ -1,6 +1,6 @@
 //! Write authority.
 
-use policy::{Enforcement, Forward};
+use policy::{Enforcement, Forward, Policy};
 
 use super::*;
 
