@@ -16,7 +16,7 @@
 pub mod config;
 pub mod cross_origin;
 pub mod health;
-mod http;
+pub mod http;
 pub mod https;
 pub mod instances;
 pub mod load;

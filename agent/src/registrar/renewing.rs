@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use crate::http::Client;
-use crate::https::{self, Contents, Files, HttpsError};
+use crate::https::{Contents, Files, HttpsError};
 
 /// How long files are believed before they are looked at again.
 const BELIEVED: Duration = Duration::from_secs(10);
@@ -28,12 +28,12 @@ struct State {
 
 impl Renewing {
     pub(super) fn plain() -> Renewing {
-        Renewing::new(None, Client::over(https::plain()), None)
+        Renewing::new(None, Client::plain(), None)
     }
 
     pub(super) fn start(files: Files) -> Result<Renewing, HttpsError> {
         let contents = Contents::read(&files)?;
-        let client = Client::over(contents.connector(&files)?);
+        let client = Client::over(contents.config(&files)?);
         Ok(Renewing::new(Some(files), client, Some(contents)))
     }
 
@@ -70,14 +70,14 @@ impl State {
             return;
         }
         let made = read.and_then(|read| {
-            let connector = read.connector(files);
+            let config = read.config(files);
             self.considered = Some(read);
-            connector
+            config
         });
         match made {
-            Ok(connector) => {
+            Ok(config) => {
                 info!("certificate and CA accepted");
-                self.client = Client::over(connector);
+                self.client = Client::over(config);
             }
             Err(error) => {
                 error!(%error, "certificate and CA rejected; the last good ones stay in use");
