@@ -20,7 +20,8 @@ mod validate;
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use policy::{
-    Demand, Explain, Failover, KeySource, RegionRule, Route, Topology, TraceRule, Weighting, Writes,
+    Demand, Explain, Failover, KeySource, Plans, RegionRule, Route, Service, Topology, TraceRule,
+    Weighting, Writes,
 };
 
 use registry::record::{Instance, InvalidRecord};
@@ -204,5 +205,21 @@ impl Config {
         let mut config = validate::Validator::of(file).config(raw)?;
         config.mesh.digest = digest::digest(text);
         Ok(config)
+    }
+}
+
+impl ServiceConfig {
+    /// The service as the policy has it, before there are plans: they follow from its instances.
+    pub fn unplanned(&self) -> Service {
+        Service {
+            name: self.name.clone(),
+            routes: self.routes.clone(),
+            region_missing: self.region_missing,
+            region_unknown: self.region_unknown,
+            trace_missing: self.trace_missing,
+            zone_affinity: self.zone_affinity.clone(),
+            writes: self.writes.clone(),
+            plans: Plans::default(),
+        }
     }
 }

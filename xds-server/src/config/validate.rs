@@ -11,7 +11,7 @@ use std::{
 };
 
 use policy::{
-    Class, ClassRule, Explain, Failover, InvalidRules, InvalidTopology, Link, Plans, RegionRule,
+    Class, ClassRule, Explain, Failover, InvalidRules, InvalidTopology, Link, RegionRule,
     Route, RouteMatch, Rules, Thresholds, Topology, TraceRule, Weighting,
 };
 use serde_saphyr::Spanned;
@@ -323,7 +323,7 @@ impl Validator<'_> {
         raw: &RawConfig,
     ) -> Result<(), ConfigError> {
         let rules = |services: &[ServiceConfig]| {
-            let services = services.iter().map(|s| s.with_plans(Plans::default()));
+            let services = services.iter().map(|s| s.unplanned());
             Rules::new(
                 topology.clone(),
                 first_zone(topology),
