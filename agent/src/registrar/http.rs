@@ -58,8 +58,8 @@ impl HttpTarget {
         HttpTarget::over(Renewing::plain(), bases)
     }
 
-    /// `bases` are `https://host:port`, the preferred first. The files are looked at again from
-    /// time to time.
+    /// `bases` are `https://host:port`, the preferred first. The files are followed, by a task on
+    /// the present runtime.
     pub fn with_tls(bases: Vec<String>, files: Files) -> Result<HttpTarget, HttpsError> {
         Ok(HttpTarget::over(Renewing::start(files)?, bases))
     }
