@@ -25,6 +25,7 @@ use policy::{
 };
 
 use registry::record::{Instance, InvalidRecord};
+use serde::Deserialize;
 
 use crate::net::{access::Access, connections::Limits, tls::TlsFiles};
 use xds::resource::{Kind, Resource};
@@ -166,7 +167,8 @@ impl Ttls {
 }
 
 /// How proxies speak to a service's instances.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// HTTP/2 where a route is for gRPC, which needs it, and HTTP/1.1 elsewhere, which every server speaks.
     #[default]
