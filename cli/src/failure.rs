@@ -1,9 +1,7 @@
 //! The end of a command: its exit code, and its message.
 
-use agent::https;
-use hyper::Uri;
-use hyper_util::client::legacy;
-
+use agent::http::Failure;
+use http::Uri;
 use xds_server::conditions::Severity;
 
 /// Refused, or failed without an effect; the message says why.
@@ -74,32 +72,30 @@ pub(crate) fn how_to_find_out(path: &str) -> &'static str {
 }
 
 /// An error of a request that got no answer.
-pub(crate) fn no_answer(error: anyhow::Error, uri: &Uri, is_change: bool) -> anyhow::Error {
-    if let Some(hint) = other_protocol(&error, uri) {
-        return error.context(format!("no answer from {uri}: {hint}"));
+pub(crate) fn no_answer(failure: &Failure, uri: &Uri, is_change: bool) -> anyhow::Error {
+    let why = match failure {
+        Failure::Timeout(_) => format!("{failure} (--timeout)"),
+        Failure::TooLong(_) | Failure::Broken(_) => failure.to_string(),
+    };
+    if let Some(hint) = other_protocol(failure, uri) {
+        return anyhow::Error::msg(why).context(format!("no answer from {uri}: {hint}"));
     }
-    let unsent = error.downcast_ref::<legacy::Error>();
-    if unsent.is_some_and(legacy::Error::is_connect) || !is_change {
+    if failure.is_unsent() || !is_change {
         let hint = "is --admin the admin address?";
-        return error.context(format!("no answer from {uri}: {hint}"));
+        return anyhow::Error::msg(why).context(format!("no answer from {uri}: {hint}"));
     }
-    let why = format!("no answer from {uri}: {error:#}");
+    let why = format!("no answer from {uri}: {why}");
     let how = how_to_find_out(uri.path());
     OutcomeUnknown { why, how }.into()
 }
 
 /// The remedy where the port speaks TLS and was asked in plain text, or the other way round.
-fn other_protocol(error: &anyhow::Error, uri: &Uri) -> Option<&'static str> {
+fn other_protocol(failure: &Failure, uri: &Uri) -> Option<&'static str> {
     match uri.scheme_str() {
-        Some("https") => https::is_plain_text(error.as_ref())
+        Some("https") => (failure.is_plain_text())
             .then_some("that port speaks plain HTTP: begin --admin with http://"),
-        _ => {
-            let causes = error.chain().filter_map(|cause| cause.downcast_ref());
-            let mut no_http = causes.map(hyper::Error::is_parse);
-            no_http
-                .any(|is| is)
-                .then_some("the answer is no HTTP. If that port speaks TLS, begin --admin with https:// and give --ca")
-        }
+        _ => (failure.is_no_http())
+            .then_some("the answer is no HTTP. If that port speaks TLS, begin --admin with https:// and give --ca"),
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use hyper::Method;
+use http::Method;
 use registry::authority::StateName;
 use serde::Deserialize;
 use xds_server::{authority::CellStatus, conditions::Code};

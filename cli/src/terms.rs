@@ -5,7 +5,7 @@ use std::{fmt::Write as _, path::PathBuf, time::Duration};
 use anyhow::Context;
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use hyper::Method;
+use http::Method;
 use registry::{authority::Configured, terms::AgreedRecord};
 
 use xds_server::{

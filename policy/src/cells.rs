@@ -41,6 +41,8 @@ pub struct Cell {
 
 /// How far a write may be forwarded to the zone that owns its cell. The check is always made there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Forward {
     Never,
     /// Within the region.
@@ -51,6 +53,8 @@ pub enum Forward {
 
 /// Whether writes without permission are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Enforcement {
     #[default]
     Enforce,

@@ -53,6 +53,8 @@ pub struct Route {
 
 /// The treatment of a request without a valid `X-Region-ID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum RegionRule {
     /// The viewing Envoy's own zone is the home.
     #[default]
@@ -63,6 +65,8 @@ pub enum RegionRule {
 
 /// The treatment of a request without `X-Trace-ID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum TraceRule {
     /// Give it one: the request id that Envoy makes.
     #[default]

@@ -113,6 +113,8 @@ impl Failover {
 
 /// An operator's directive for a zone, whatever its health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum ZoneDirective {
     /// It gets nothing. When this ends it comes back as [`Failback`] says, without a hold; where
     /// that is manual, at once: an operator has just said so.

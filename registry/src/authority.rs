@@ -108,7 +108,7 @@ pub struct AuthorityRecord {
     pub hold_ms: u64,
 }
 
-/// [`AuthorityState`] by name.
+/// [`AuthorityState`] by name; the move stands in a field of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StateName {
@@ -122,7 +122,7 @@ pub enum StateName {
 pub struct MoveRecord {
     pub id: String,
     pub to: Vec<String>,
-    pub cause: CauseName,
+    pub cause: Cause,
     #[serde(default)]
     pub reason: String,
     #[serde(default)]
@@ -130,16 +130,6 @@ pub struct MoveRecord {
     /// For how long the new owners keep it though others serve it better.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub hold_ms: u64,
-}
-
-/// [`Cause`] by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CauseName {
-    Operator,
-    Override,
-    SessionLost,
-    Unfit,
 }
 
 impl From<&Authority> for AuthorityRecord {
@@ -170,12 +160,7 @@ impl From<&Move> for MoveRecord {
         MoveRecord {
             id: next.id.to_string(),
             to: texts(&next.to),
-            cause: match next.cause {
-                Cause::Operator => CauseName::Operator,
-                Cause::Override => CauseName::Override,
-                Cause::SessionLost => CauseName::SessionLost,
-                Cause::Unfit => CauseName::Unfit,
-            },
+            cause: next.cause,
             reason: next.reason.to_string(),
             epoch_min: next.epoch_min,
             hold_ms: next.hold / US_PER_MS,
@@ -203,12 +188,7 @@ impl AuthorityRecord {
             (StateName::Fencing, Some(moving)) => AuthorityState::Fencing(Move {
                 id: Name::from(moving.id),
                 to: names(moving.to)?,
-                cause: match moving.cause {
-                    CauseName::Operator => Cause::Operator,
-                    CauseName::Override => Cause::Override,
-                    CauseName::SessionLost => Cause::SessionLost,
-                    CauseName::Unfit => Cause::Unfit,
-                },
+                cause: moving.cause,
                 reason: Name::from(moving.reason),
                 epoch_min: moving.epoch_min,
                 hold: moving.hold_ms.saturating_mul(US_PER_MS),
@@ -374,7 +354,7 @@ pub struct OperationRecord {
     pub cell: String,
     pub from: Vec<String>,
     pub to: Vec<String>,
-    pub cause: CauseName,
+    pub cause: Cause,
     #[serde(default)]
     pub reason: String,
     /// The epoch of the new owners, once there is one.

@@ -55,27 +55,10 @@ impl DirectiveKey {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirectiveRecord {
     #[serde(rename = "intent")]
-    pub directive: DirectiveName,
+    pub directive: ZoneDirective,
     /// For people.
     #[serde(default)]
     pub reason: String,
-}
-
-/// [`ZoneDirective`] by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DirectiveName {
-    Drain,
-    Pin,
-}
-
-impl From<DirectiveName> for ZoneDirective {
-    fn from(name: DirectiveName) -> ZoneDirective {
-        match name {
-            DirectiveName::Drain => ZoneDirective::Drain,
-            DirectiveName::Pin => ZoneDirective::Pin,
-        }
-    }
 }
 
 impl DirectiveRecord {
@@ -135,7 +118,7 @@ pub struct StandingRecord {
     pub load_step: u8,
 }
 
-/// [`Phase`] by name.
+/// [`Phase`] by name; the step stands in a field of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PhaseName {

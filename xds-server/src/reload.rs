@@ -2,11 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use agent::file_watcher::{FileWatcher, Pace};
 use policy::{
     KeySource, Writes,
     fence::{Agreed, Terms},
@@ -21,11 +23,12 @@ use crate::{
     metrics::{Metrics, ResultLabel},
 };
 
-/// How often the file is read. Its content is compared, not its times: a mounted ConfigMap changes by swapping links.
-const INTERVAL: Duration = Duration::from_millis(250);
-
-/// How many looks in a row must fail before a file counts as gone: a swap takes a moment.
-const MISSES_MAX: u32 = 8;
+/// A file that was written badly is reported at once, and one that is gone after two seconds.
+const PACE: Pace = Pace {
+    every: Duration::from_millis(250),
+    looks: 1,
+    failures: 8,
+};
 
 /// Reads and checks the file once.
 pub fn read(path: &Path) -> Result<(Config, String), ConfigError> {
@@ -60,17 +63,19 @@ pub fn follow(
     let (publisher, meshes) = watch::channel(Arc::new(current.mesh));
     metrics.config_current.set(1);
     metrics.config_digest.set(publisher.borrow().digest as i64);
+    let reader = {
+        let path = path.clone();
+        move || std::fs::read_to_string(&path)
+    };
     let follower = Follower {
         path,
         promises,
         agreements,
         fixed: (current.listen, current.store, current.state),
-        text,
-        misses: 0,
         publisher,
         metrics,
     };
-    tokio::spawn(follower.run());
+    tokio::spawn(follower.run(FileWatcher::new(reader, text, PACE)));
     meshes
 }
 
@@ -126,45 +131,34 @@ struct Follower {
     fixed: (Listen, StoreConfig, Option<PathBuf>),
     promises: Promises,
     agreements: Agreements,
-    /// The content that was looked at last, good or bad, so that a bad one is reported once.
-    text: String,
-    /// Looks in a row that found no file.
-    misses: u32,
     publisher: watch::Sender<Arc<Mesh>>,
     metrics: Metrics,
 }
 
 impl Follower {
-    async fn run(mut self) {
-        let mut ticks = tokio::time::interval(INTERVAL);
-        while !self.publisher.is_closed() {
-            ticks.tick().await;
-            match tokio::fs::read_to_string(&self.path).await {
+    async fn run(mut self, mut watcher: FileWatcher<String, io::Error>) {
+        loop {
+            let change = tokio::select! {
+                () = self.publisher.closed() => return,
+                change = watcher.changed() => change,
+            };
+            let file = self.path.display().to_string();
+            match change {
                 Ok(text) => {
-                    let back = std::mem::take(&mut self.misses) >= MISSES_MAX;
-                    let file = self.path.display().to_string();
-                    self.metrics.conditions.clear(Code::ConfigUnreadable, file);
-                    if text != self.text || back {
-                        self.consider(text);
-                    }
+                    self.metrics.conditions.clear(Code::ConfigUnreadable, &file);
+                    self.consider(&file, &text);
                 }
-                Err(error) => self.miss(&error),
+                Err(error) => self.miss(&file, &error),
             }
         }
     }
 
-    fn miss(&mut self, error: &std::io::Error) {
-        self.misses = self.misses.saturating_add(1);
-        if self.misses == MISSES_MAX {
-            self.metrics.config_current.set(0);
-            let file = self.path.display();
-            self.metrics.conditions.raise(
-                Code::ConfigUnreadable,
-                file.to_string(),
-                error.to_string(),
-            );
-            error!(%file, %error, "configuration cannot be read, the last good one stays in force");
-        }
+    fn miss(&self, file: &str, error: &io::Error) {
+        self.metrics.config_current.set(0);
+        self.metrics
+            .conditions
+            .raise(Code::ConfigUnreadable, file, error.to_string());
+        error!(%file, %error, "configuration cannot be read, the last good one stays in force");
     }
 
     fn refuse(&self, reason: &str) {
@@ -178,9 +172,8 @@ impl Follower {
         );
     }
 
-    fn consider(&mut self, text: String) {
-        let parsed = Config::parse(&self.path.display().to_string(), &text);
-        self.text = text;
+    fn consider(&mut self, file: &str, text: &str) {
+        let parsed = Config::parse(file, text);
         let result = if parsed.is_ok() { "ok" } else { "error" };
         self.metrics
             .config_reloads

@@ -12,10 +12,12 @@ use envoy_types::pb::{
 };
 use policy::Policy;
 use registry::record::{InstanceKey, InvalidRecord};
+use serde::Deserialize;
 use xds::resource::{Kind, Names, Resources};
 
 /// The role of a proxy. It says so in `node.metadata.tidegate.role`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     #[default]
     Gateway,

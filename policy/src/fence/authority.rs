@@ -53,6 +53,8 @@ pub struct Move {
 
 /// Why a move was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Cause {
     /// An operator wants it. It waits for all who hold grants, and gives up where the target is not
     /// there.

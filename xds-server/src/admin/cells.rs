@@ -362,8 +362,9 @@ impl From<MoveRejected> for Problem {
 
 #[cfg(test)]
 mod tests {
+    use policy::fence::Cause;
     use registry::{
-        authority::{CauseName, MoveRecord},
+        authority::MoveRecord,
         store::{RefusedCause, StoreError},
     };
 
@@ -394,7 +395,7 @@ mod tests {
             moving: to.map(|to| MoveRecord {
                 id: "a move".to_owned(),
                 to: vec![to.to_owned()],
-                cause: CauseName::Operator,
+                cause: Cause::Operator,
                 reason: String::new(),
                 epoch_min: 0,
                 hold_ms: 0,

@@ -8,13 +8,10 @@ use axum::{
     extract::{Path, Query, State},
     http::StatusCode,
 };
-use policy::{Phase, Tier, Why, ZoneStanding, ZoneState, standing::SHARE_FULL};
+use policy::{Phase, Tier, Why, ZoneDirective, ZoneStanding, ZoneState, standing::SHARE_FULL};
 use registry::{
     store::{Compare, Op},
-    zone_records::{
-        DIRECTIVES_PREFIX, DirectiveKey, DirectiveName, DirectiveRecord, StandingKey,
-        StandingRecord,
-    },
+    zone_records::{DIRECTIVES_PREFIX, DirectiveKey, DirectiveRecord, StandingKey, StandingRecord},
 };
 use serde::{Deserialize, Serialize};
 
@@ -116,7 +113,7 @@ pub(super) async fn intents(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WantRequest {
-    intent: DirectiveName,
+    intent: ZoneDirective,
     #[serde(default)]
     reason: String,
     /// Safety rules to pass over.
@@ -180,7 +177,7 @@ pub(super) async fn want(
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
     let request: WantRequest = parse_json(&body)?;
-    if request.intent == DirectiveName::Drain {
+    if request.intent == ZoneDirective::Drain {
         check_drain(&admin, &zone, which.service.as_deref(), &request)?;
     }
     let key = intent_key(&admin, zone, which.service)?;

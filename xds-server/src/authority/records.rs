@@ -9,8 +9,8 @@ use policy::fence::{
 use policy::fence::{AuthorityState, Cause};
 use registry::{
     authority::{
-        AuthorityRecord, CauseName, GrantorRecord, OPERATIONS_PREFIX, OperationRecord,
-        OperationStep, PeerRecord, SESSIONS_PREFIX, SessionRecord, parse_key, store_key,
+        AuthorityRecord, GrantorRecord, OPERATIONS_PREFIX, OperationRecord, OperationStep,
+        PeerRecord, SESSIONS_PREFIX, SessionRecord, parse_key, store_key,
     },
     record::InvalidRecord,
     store::{self, ClusterId, Compare, Entry, Op},
@@ -236,12 +236,6 @@ pub(super) fn operation(
     };
     let texts = |names: &[Name]| names.iter().map(|name| name.to_string()).collect();
     let begun = |id: String, cause: Cause, to: &[Name], reason: &str| {
-        let cause = match cause {
-            Cause::Operator => CauseName::Operator,
-            Cause::Override => CauseName::Override,
-            Cause::SessionLost => CauseName::SessionLost,
-            Cause::Unfit => CauseName::Unfit,
-        };
         let record = OperationRecord {
             cell: cell.to_string(),
             from: texts(&before.owners),

@@ -4,8 +4,9 @@
 //! one, whenever the machine stops.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::{self, Read, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -23,6 +24,8 @@ pub const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 const MAGIC: &str = "tidegate-state";
 /// Raised when an older reader would misunderstand a file.
 const VERSION: &str = "v1";
+/// As of any new file; the umask takes from it.
+const MODE: u32 = 0o666;
 /// How many broken files are kept aside.
 const ASIDE_MAX: u32 = 100;
 
@@ -184,11 +187,22 @@ pub fn write(path: &Path, state: &LastGood, now: SystemTime) -> io::Result<()> {
         )));
     }
     let fresh = with_suffix(path, "new");
-    let mut file = File::create(&fresh)?;
+    // A process that was killed has left it. With a name by chance there would be one more each time.
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    // It is removed where anything fails: a full disk is not filled by half a state, too.
+    let mut file = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(MODE))
+        .prefix(fresh.file_name().unwrap_or_default())
+        .suffix("")
+        .rand_bytes(0)
+        .tempfile_in(directory(path))?;
     file.write_all(&bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&fresh, path)?;
+    // `persist` renames, and syncs nothing.
+    file.as_file().sync_all()?;
+    file.persist(path)?;
     // The rename is on disk when the directory is.
     File::open(directory(path))?.sync_all()
 }
@@ -323,6 +337,33 @@ mod tests {
         huge.set_len(FILE_BYTES_MAX + 1).expect("a hole");
         assert!(matches!(read(&path), Err(StateError::TooLong(_))));
         assert!(matches!(read(directory.path()), Err(StateError::NoFile)));
+    }
+
+    #[test]
+    fn a_write_leaves_nothing_but_the_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state");
+        let (state, _) = small();
+        let names = || {
+            let entries = fs::read_dir(directory.path()).expect("a directory");
+            let names = entries.map(|entry| entry.expect("an entry").file_name());
+            names.collect::<Vec<_>>()
+        };
+        // What a killed process leaves behind.
+        fs::write(directory.path().join("state.new"), "half a st").expect("a file");
+        write(&path, &state, state.written_at).expect("written");
+        assert_eq!(names(), ["state"]);
+        assert_eq!(read(&path).expect("a state"), Some(state.clone()));
+        let plain = directory.path().join("plain");
+        let like = File::create(&plain).and_then(|file| file.metadata());
+        fs::remove_file(plain).expect("removed");
+        let mode = fs::metadata(&path).expect("a file").permissions();
+        assert_eq!(mode, like.expect("a file").permissions());
+        // A directory cannot be replaced.
+        fs::remove_file(&path).expect("removed");
+        fs::create_dir(&path).expect("a directory");
+        write(&path, &state, state.written_at).expect_err("not written");
+        assert_eq!(names(), ["state"]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod derived;
 mod guard;
 mod instances;
 mod overview;
+mod policies;
 mod records;
 mod views;
 mod zones;
@@ -40,6 +41,7 @@ pub(crate) use guard::lost_too_many;
 pub use guard::{DOUBT_MS, Implausible, Seen};
 pub use instances::{Rejected, Warnings};
 pub use overview::Overview;
+pub use policies::policy;
 pub use zones::{Proposal, Proposals, Statuses, ZoneStatus};
 
 /// Something that happened outside.

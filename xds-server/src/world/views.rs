@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use policy::{Plans, Policy, Rules, ServiceId, ZoneId};
 use protos::Encoder;
 
-use super::clients::Clients;
+use super::{clients::Clients, policies};
 use crate::{
     config::{Mesh, Resilience},
     snapshot::{Role, View, ViewKey},
@@ -73,7 +73,7 @@ impl Views {
         let mut viewers = mesh.topology.zones();
         let policy = viewers
             .next()
-            .map(|zone| mesh.policy(zone, plans, authorities));
+            .map(|zone| policies::policy(mesh, zone, plans, authorities));
         let policy = policy.unwrap_or(Policy::Fallback);
         self.roles = Role::PROXIES
             .into_iter()
@@ -177,7 +177,7 @@ impl Views {
         let Some(rules) = self.rules().cloned() else {
             return;
         };
-        let policy = mesh.fence(rules, authorities);
+        let policy = policies::fence(mesh, rules, authorities);
         for (zone, seen) in mesh.topology.zones().zip(&mut self.zones) {
             seen.decide_by(mesh, seen_from(&policy, zone), &mut self.encoder);
         }

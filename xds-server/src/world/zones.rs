@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use policy::{
-    Failover, InstanceCounts, Observed, Why, ZoneAssessment, ZoneDirective, ZoneLoad, ZoneMachine,
-    ZoneStanding,
+    Failover, InstanceCounts, Observed, Why, ZoneAssessment, ZoneLoad, ZoneMachine, ZoneStanding,
 };
 use registry::{
     record::{Health, Instance},
@@ -163,9 +162,7 @@ impl Zones {
         let observed = Observed {
             counts: tally.counts,
             load: follow_load.then_some(tally.load),
-            directive: intent
-                .as_ref()
-                .map(|record| ZoneDirective::from(record.directive)),
+            directive: intent.as_ref().map(|record| record.directive),
         };
         let verdict = seat.machine.observe(observed, rules, now_ms);
         let standing = seat.machine.standing();

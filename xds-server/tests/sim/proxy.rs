@@ -31,6 +31,7 @@ use tokio::{
 use xds_server::{
     authority::{Agreements, Authorities, Clock},
     config::Mesh,
+    world,
 };
 
 use crate::{CELLS, clock::Drifting, history::History, rng::Rng, store::Doors};
@@ -213,7 +214,7 @@ fn run_process(site: &Site, rng: &mut Rng) -> Running {
 impl Site {
     fn policy(&self, mesh: &Mesh) -> Policy {
         let viewer = mesh.topology.zone_named(self.zone).unwrap();
-        mesh.policy(viewer, |_| Default::default(), &|_| None)
+        world::policy(mesh, viewer, |_| Default::default(), &|_| None)
     }
 
     /// The mesh as a replica of the zone has it now, by other terms than these.

@@ -26,6 +26,7 @@ use xds_server::{
     config::{Config, Mesh, Resilience},
     testing,
     translate::{needed_clusters, routes},
+    world,
 };
 
 use table::Request;
@@ -67,7 +68,7 @@ fn rules_of(mesh: &Mesh, states: &str) -> Box<Rules> {
         }
     };
     let viewer = mesh.topology.zone_named("sh-a").expect("a zone");
-    let Policy::Serving(rules) = mesh.policy(viewer, plans, &|_| None) else {
+    let Policy::Serving(rules) = world::policy(mesh, viewer, plans, &|_| None) else {
         panic!("a serving policy");
     };
     rules
