@@ -50,7 +50,7 @@ pub(crate) enum InvalidNode {
     )]
     UnknownRole { id: String, role: String },
     #[error(
-        "node {id:?} speaks the state of the world, and virtual hosts on demand are for delta alone: set api_type: DELTA_GRPC in the proxy's bootstrap, or on_demand: false for listeners.{role}"
+        "node {id:?} speaks the state of the world, and virtual hosts on demand need the delta variant: set api_type: DELTA_GRPC in the proxy's bootstrap, or on_demand: false for listeners.{role}"
     )]
     OnDemand { id: String, role: &'static str },
     #[error(
