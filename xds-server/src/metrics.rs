@@ -1,4 +1,4 @@
-//! The control plane's metrics. One value, handed around; nothing is global.
+//! The control plane's metrics. One value, passed around; there are no globals.
 
 use std::sync::atomic::AtomicU64;
 
@@ -48,7 +48,7 @@ pub struct ResultLabel {
 pub struct ModeLabel {
     /// `normal`, `L1`, `L2` or `L3`.
     pub mode: &'static str,
-    /// The same in a word.
+    /// The mode as a word.
     pub name: &'static str,
 }
 
@@ -97,7 +97,7 @@ labels!(PortReasonLabel: port, reason);
 labels!(FileLabel: file);
 labels!(CellLabel: cell);
 
-/// All metrics, and the conditions beside them.
+/// All metrics, and the conditions.
 #[derive(Clone, Default)]
 pub struct Metrics {
     pub conditions: Conditions,
@@ -148,7 +148,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// A registry that shows these metrics under their names, which begin with `tidegate_`.
+    /// A registry with these metrics under their names, which begin with `tidegate_`.
     pub fn registry(&self) -> Registry {
         self.register().registry
     }

@@ -1,4 +1,5 @@
-//! Follows the configuration file. A file that is refused changes nothing: the last good one stays in force.
+//! Follows the configuration file. A rejected file changes nothing: the last good configuration
+//! stays in force.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +22,11 @@ use crate::{
     metrics::{Metrics, ResultLabel},
 };
 
-/// How often the file is read. Its content is compared, not its times: a mounted ConfigMap changes by swapping links.
+/// How often the file is read. Its content is compared, not its times: a mounted ConfigMap changes
+/// by swapped links.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// How many looks in a row must fail before a file counts as gone: a swap takes a moment.
+/// How many reads in a row must fail before a file counts as missing: a swap takes a moment.
 const MISSES_MAX: u32 = 8;
 
 /// Reads and checks the file once.
@@ -46,8 +48,8 @@ fn warn_of(config: &Config) {
     }
 }
 
-/// Follows the file from now on; `current` and `text` are the results of [`read`]. Returns where
-/// new meshes appear.
+/// Follows the file from now on; `current` and `text` are the results of [`read`]. Returns a
+/// receiver of new meshes.
 pub fn follow(
     path: PathBuf,
     current: Config,
@@ -74,15 +76,15 @@ pub fn follow(
     meshes
 }
 
-/// The fence's foundations, in all replicas and proxies at once: promises that are out cannot be
-/// changed while they run.
+/// The fence's terms, which all replicas and proxies share: they cannot be changed while promises
+/// made under them are in force.
 struct Promises {
     terms: Option<Terms>,
     /// The cells in their order, with their shards.
     cells: Vec<(String, u32)>,
-    /// The source of the key that tells the cell of a service's writes.
+    /// The source of the key that selects the cell of a service's writes.
     keys: BTreeMap<String, Option<KeySource>>,
-    /// The same, as replicas agree on it.
+    /// The same, in the form that replicas agree on.
     agreed: Option<Agreed>,
 }
 
@@ -107,13 +109,13 @@ impl Promises {
         }
     }
 
-    /// Whether all replicas have agreed on them, or on changing to them.
+    /// Whether all replicas have agreed on them, or on a change to them.
     fn agreed_by(&self, agreements: &Agreements) -> bool {
         let agreed = self.agreed.as_ref();
         agreed.is_some_and(|agreed| agreements.admits(agreed))
     }
 
-    /// Whether they keep the earlier promises. Services come and go.
+    /// Whether they keep the earlier promises. Services may be added and removed.
     fn keep(&self, before: &Promises) -> bool {
         let same = |(name, key)| self.keys.get(name).is_none_or(|now| now == key);
         self.terms == before.terms && self.cells == before.cells && before.keys.iter().all(same)
@@ -122,13 +124,13 @@ impl Promises {
 
 struct Follower {
     path: PathBuf,
-    /// The running settings that take a restart to change.
+    /// The running settings that need a restart to change.
     fixed: (Listen, StoreConfig, Option<PathBuf>),
     promises: Promises,
     agreements: Agreements,
-    /// The content that was looked at last, good or bad, so that a bad one is reported once.
+    /// The content that was checked last, valid or not, so that an invalid one is reported once.
     text: String,
-    /// Looks in a row that found no file.
+    /// Reads in a row that found no file.
     misses: u32,
     publisher: watch::Sender<Arc<Mesh>>,
     metrics: Metrics,
@@ -206,8 +208,7 @@ impl Follower {
         self.metrics.conditions.clear(Code::ConfigRefused, "");
         let mut mesh = config.mesh;
         if config.listen != self.fixed.0 {
-            // Rules are about the running ports: those for TLS would refuse all clients that speak
-            // plain text.
+            // Rules apply to the running ports: rules for TLS would reject all plaintext clients.
             mesh.access = Arc::clone(&self.publisher.borrow().access);
         }
         let restart = (config.listen, config.store, config.state) != self.fixed;
@@ -289,7 +290,7 @@ mod tests {
         let first = digest.get();
         assert_ne!(first, 0);
         let write = |text: &str| {
-            // By renaming, so that no half of it is read.
+            // By renaming, so that no partial content is read.
             let partial = path.with_extension("partial");
             std::fs::write(&partial, text).unwrap();
             std::fs::rename(&partial, &path).unwrap();

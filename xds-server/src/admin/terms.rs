@@ -1,4 +1,4 @@
-//! The terms that all replicas have agreed on, and changing them.
+//! The terms that all replicas have agreed on, and their changes.
 
 use axum::{Json, body::Bytes, extract::State};
 use policy::fence::Agreement;
@@ -24,7 +24,7 @@ struct ChangeRequest {
     stop_writes: bool,
 }
 
-/// Begins a change. Its progress is seen in [`show`].
+/// Begins a change. [`show`] reports its progress.
 pub(super) async fn change(
     State(admin): State<Admin>,
     body: Bytes,
@@ -49,7 +49,7 @@ pub(super) async fn change(
     replace(&admin, &entry, &widened).await
 }
 
-/// Ends a change that is not completed.
+/// Aborts a change.
 pub(super) async fn cancel(State(admin): State<Admin>) -> Result<Json<TermsRecord>, Problem> {
     let (entry, agreement) = agreed(&admin).await?;
     if agreement.next.is_none() {

@@ -26,12 +26,13 @@ use crate::{
     world::ZoneStatus,
 };
 
-/// How everything is doing.
+/// The states of all services and zones.
 #[derive(Serialize)]
 pub(super) struct Zones {
-    /// The store's change that is not believed, in words; `POST /v1/confirm` makes it believed.
+    /// The change of the store that a sanity guard rejects, in words; `POST /v1/confirm` accepts
+    /// it.
     implausible: Option<String>,
-    /// Instances that are served though their records are gone.
+    /// Instances that are still served although their records are gone.
     kept: usize,
     zones: Vec<Zone>,
 }
@@ -40,7 +41,7 @@ pub(super) struct Zones {
 struct Zone {
     service: String,
     zone: String,
-    /// Why it has the part that it has.
+    /// Why it has its share.
     state: &'static str,
     /// Per mille of its full share; 0 while it is out.
     share: u16,
@@ -48,7 +49,7 @@ struct Zone {
     unhealthy: u32,
     draining: u32,
     flaps: u8,
-    /// How long it will be held, if it stays healthy.
+    /// How long the hold lasts if it stays healthy.
     #[serde(skip_serializing_if = "Option::is_none")]
     held_for_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,12 +120,13 @@ struct WantRequest {
     intent: DirectiveName,
     #[serde(default)]
     reason: String,
-    /// Safety rules to pass over.
+    /// Safety rules to override.
     #[serde(default)]
     accept: Vec<Code>,
 }
 
-/// Rejects a drain that leaves services without an instance in the region, unless the operator accepts that.
+/// Rejects a drain that leaves services without an instance in the region, unless the operator
+/// accepts that.
 fn check_drain(
     admin: &Admin,
     zone: &str,
@@ -145,7 +147,7 @@ fn check_drain(
     checked.map_err(|error| Problem::conflict(&error).because(error.rule.name()))
 }
 
-/// The services that only this zone of its region serves.
+/// The services that no other zone of its region serves.
 fn left_alone(admin: &Admin, zone: &str, service: Option<&str>) -> Result<Vec<String>, Problem> {
     let Some(mesh) = admin.rules.mesh() else {
         return Ok(Vec::new());
@@ -212,7 +214,7 @@ pub(super) async fn release(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Drains of a zone and of its services are released one by one: which of them there are.
+/// Drains of a zone and of its services are released one by one. Lists the existing ones.
 fn nothing_to_release(zone: &str, service: Option<&str>, wanted: &[DirectiveKey]) -> String {
     let whole = |service: Option<&str>| match service {
         Some(service) => format!("service {service} in zone {zone}"),
@@ -235,7 +237,7 @@ fn nothing_to_release(zone: &str, service: Option<&str>, wanted: &[DirectiveKey]
     }
 }
 
-/// A misspelt zone would be a drain that never happens.
+/// A misspelt zone would create a drain without effect.
 fn intent_key(admin: &Admin, zone: String, service: Option<String>) -> Result<String, Problem> {
     matching(admin, &zone, service.as_deref())?;
     Ok(DirectiveKey { zone, service }.store_key())
@@ -268,7 +270,7 @@ fn matching(
     Ok(matching)
 }
 
-/// Lets services that are out come back now, as far as their instances are healthy.
+/// Readmits services that are out, as far as their instances are healthy.
 pub(super) async fn fail_back(
     State(admin): State<Admin>,
     Path(zone): Path<String>,
@@ -284,7 +286,7 @@ pub(super) async fn fail_back(
             key: key.clone(),
             is: status.revision,
         };
-        // With a manual failback, and without steps, the ramp is over at once.
+        // With a manual failback, and without steps, the ramp ends at once.
         let returning = ZoneStanding {
             phase: Phase::Returning { step: 0 },
             ..status.standing

@@ -1,23 +1,24 @@
-//! The one table of codes. A code never changes its meaning, and its number is never given to another.
+//! The one table of codes. A code never changes its meaning, and its number is never reused.
 //!
-//! To add one: a block below, in its area, with the next free number; `tidegate codes --markdown` then makes the page again.
+//! To add one: add a block below, in its area, with the next free number; then generate the page
+//! again with `tidegate codes --markdown`.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How bad a condition is.
+/// The severity of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Everything is served. It will not stay so, or a requested change is not done.
+    /// Everything is served. It may not stay so, or a requested change is not done.
     Warning,
-    /// Requests are refused or may be soon, or a protection is gone.
+    /// Requests are rejected or may be soon, or a protection is lost.
     Error,
 }
 
 impl Severity {
-    /// As metrics and people see it.
+    /// The name for metrics and operators.
     pub fn as_str(self) -> &'static str {
         match self {
             Severity::Warning => "warning",
@@ -33,7 +34,7 @@ pub enum Kind {
     Condition,
     /// A state in which `/readyz` answers 503.
     NotReady,
-    /// A safety rule that refuses a command. `--accept CODE --reason TEXT` names it back.
+    /// A safety rule that rejects a command. `--accept CODE --reason TEXT` overrides it.
     Rule,
 }
 
@@ -43,7 +44,7 @@ pub struct Entry {
     pub code: Code,
     /// `TGnnnn`.
     pub id: &'static str,
-    /// A stable name, for metrics and for people.
+    /// A stable name, for metrics and operators.
     pub name: &'static str,
     pub severity: Severity,
     pub kind: Kind,
@@ -66,7 +67,7 @@ pub(super) const AREAS: [(char, &str); 7] = [
 macro_rules! codes {
     ($($code:ident = $id:literal, $name:literal, $severity:ident, $kind:ident;
         is: $meaning:literal, do: $what_to_do:literal;)+) => {
-        /// A code: a state that a person may have to act on, or a rule that refuses a command.
+        /// A code: a state that may need an operator's action, or a rule that rejects a command.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code {
             $(#[doc = $meaning] $code,)+
@@ -76,7 +77,7 @@ macro_rules! codes {
             /// All of them, in the order of the table.
             pub const ALL: &'static [Code] = &[$(Code::$code,)+];
 
-            /// The table's entry about it.
+            /// The table's entry for the code.
             pub const fn entry(self) -> &'static Entry {
                 match self {
                     $(Code::$code => &Entry {
@@ -293,7 +294,7 @@ codes! {
         is: "The new owner zone has no healthy instance of a service that the cell's writes need.",
         do: "Start instances in that zone first, or choose another zone.";
 
-    // TG7005 was a rule about a zone's last instance, which nothing refused: the agent warns.
+    // TG7005 was a rule about a zone's last instance, which no command enforced: the agent warns.
 
     NoReplicaThere = "TG7006", "no_replica_there", Error, Rule;
         is: "No replica of the control plane speaks for the new owner zone, so no replica could grant writes there.",
@@ -326,7 +327,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// A text that is no code.
+/// A text that is not a code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no code: they read TG1001, or as their names do; `tidegate codes` lists them")]
 pub struct UnknownCode(pub String);
@@ -334,7 +335,7 @@ pub struct UnknownCode(pub String);
 impl FromStr for Code {
     type Err = UnknownCode;
 
-    /// Takes `TG1001`, in lower case too, and the name.
+    /// Accepts `TG1001`, also in lower case, and the name.
     fn from_str(text: &str) -> Result<Code, UnknownCode> {
         let all = Code::ALL.iter().copied();
         let mut same =

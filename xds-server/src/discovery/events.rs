@@ -18,7 +18,8 @@ const HELD_BACK: &str = "instances";
 /// The events on streams, as metrics, conditions and log lines.
 pub(super) struct Counted {
     metrics: Arc<Metrics>,
-    /// By [`Kind::index`]: at hand, since looking it up by label would cost as much as the rest.
+    /// By [`Kind::index`]: kept ready, since a look-up by label would cost as much as everything
+    /// else.
     sent: [SentOfKind; Kind::ALL.len()],
 }
 

@@ -15,24 +15,25 @@ use crate::{
     snapshot::{Role, Snapshot, View, ViewKey},
 };
 
-/// The part of a proxy's own words that is repeated in messages.
+/// How much of a proxy's text is repeated in messages.
 const TEXT_CHARS_MAX: usize = 128;
 
-/// How the user agents of all gRPC libraries begin: `gRPC C-core ...`, `gRPC Node Pure JS`, `gRPC Go`, `gRPC Java`.
+/// The prefix of the user agents of all gRPC libraries: `gRPC C-core ...`, `gRPC Node Pure JS`,
+/// `gRPC Go`, `gRPC Java`.
 const GRPC_USER_AGENT: &str = "gRPC ";
 
 fn clip(text: &str) -> String {
     text.chars().take(TEXT_CHARS_MAX).collect()
 }
 
-/// A proxy as it introduced itself.
+/// A proxy, by its first request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Proxy {
     pub(crate) id: String,
     pub(crate) view: ViewKey,
 }
 
-/// Why a proxy gets nothing. The text names the change to make in its bootstrap.
+/// Why a proxy is rejected. The text names the change to make in its bootstrap.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidNode {
     #[error(
@@ -62,9 +63,9 @@ pub(crate) enum InvalidNode {
 }
 
 impl Proxy {
-    /// Reads the node of a stream's first request. Without a role it is a gRPC client if it says
-    /// that it is one, and a gateway else. `permits` says whether it may have the view that it asks
-    /// for: a client that may not is not told which there are.
+    /// Reads the node of a stream's first request. Without a role it is a gRPC client if its user
+    /// agent says so, and otherwise a gateway. `permits` checks whether it may have the requested
+    /// view. A client without permission does not learn which views exist.
     pub(crate) fn introduce(
         node: Option<&Node>,
         snapshot: &Snapshot,

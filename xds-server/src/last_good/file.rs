@@ -1,7 +1,7 @@
 //! The file: a header line with magic, format version, length and checksum, then JSON.
 //!
-//! It is replaced as a whole (a new file, synced and renamed over the old one), so a reader finds the old state or the new
-//! one, whenever the machine stops.
+//! It is replaced as a whole (a new file, synced and renamed over the old one), so a reader finds
+//! the old state or the new one, even if the machine stops at any moment.
 
 use std::{
     fs::{self, File},
@@ -17,16 +17,16 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::LastGood;
 
-/// The longest file that is read, in bytes: some hundred thousand instances.
+/// The longest file that is accepted, in bytes: some hundred thousand instances.
 pub const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 const MAGIC: &str = "tidegate-state";
 /// Raised when an older reader would misunderstand a file.
 const VERSION: &str = "v1";
-/// How many broken files are kept aside.
+/// How many unreadable files are kept.
 const ASIDE_MAX: u32 = 100;
 
-/// Why a file is no state. The text names the remedy.
+/// Why a file is not a valid state. The text names the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error("cannot be read: {0}")]
@@ -63,12 +63,12 @@ struct BodyEntry {
     mod_revision: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     value: Option<String>,
-    /// In place of `value` where that is no UTF-8: not a usable record, but not ours to lose.
+    /// In place of `value` if that is not UTF-8: an unusable record, but it belongs to others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     value_bytes: Option<Vec<u8>>,
 }
 
-/// The bytes of a file that says `state`, written at `now`.
+/// The bytes of a file with `state`, written at `now`.
 fn encode(state: &LastGood, now: SystemTime) -> io::Result<Vec<u8>> {
     let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH);
     let body = Body {
@@ -122,7 +122,7 @@ fn decode(bytes: &[u8]) -> Result<LastGood, StateError> {
             "its length differs from the length in its header",
         ));
     }
-    // The whole line, so that no other spelling of the same numbers passes.
+    // Compares the whole line, so that no other spelling of the same numbers is accepted.
     if line != header(json) {
         return Err(StateError::Damaged("its checksum is wrong"));
     }
@@ -152,9 +152,9 @@ fn decode(bytes: &[u8]) -> Result<LastGood, StateError> {
     })
 }
 
-/// Reads the file; none if there is none.
+/// Reads the file; none if it does not exist.
 pub fn read(path: &Path) -> Result<Option<LastGood>, StateError> {
-    // Looked at first: opening a pipe would wait for a writer.
+    // Checked first: opening a pipe would wait for a writer.
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -174,7 +174,7 @@ pub fn read(path: &Path) -> Result<Option<LastGood>, StateError> {
     decode(&bytes).map(Some)
 }
 
-/// Replaces the file. An error leaves the old one as it was.
+/// Replaces the file. After an error the old one is unchanged.
 pub fn write(path: &Path, state: &LastGood, now: SystemTime) -> io::Result<()> {
     let bytes = encode(state, now)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
@@ -189,18 +189,19 @@ pub fn write(path: &Path, state: &LastGood, now: SystemTime) -> io::Result<()> {
     file.sync_all()?;
     drop(file);
     fs::rename(&fresh, path)?;
-    // The rename is on disk when the directory is.
+    // The rename is durable once the directory is synced.
     File::open(directory(path))?.sync_all()
 }
 
-/// Renames a broken file to `<path>.broken` (or `.broken-2`, and so on, where there is one), and returns that.
+/// Renames an unreadable file to `<path>.broken` (or `.broken-2`, and so on, if that exists), and
+/// returns the new path.
 pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let names = (1..=ASIDE_MAX).map(|number| match number {
         1 => with_suffix(path, "broken"),
         _ => with_suffix(path, &format!("broken-{number}")),
     });
     for aside in names {
-        // A link fails where a rename would overwrite.
+        // A link fails if the name exists; a rename would overwrite it.
         match fs::symlink_metadata(&aside) {
             Ok(_) => continue,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -1,4 +1,4 @@
-//! Events of the store: to the replicas, and to the watchers of operations.
+//! Passes events of the store to the replicas, and to the watchers of operations.
 
 use std::sync::Arc;
 

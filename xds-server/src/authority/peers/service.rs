@@ -1,4 +1,4 @@
-//! The streams on which other replicas are heard, on tonic.
+//! The tonic service for the streams of other replicas.
 
 use std::pin::Pin;
 
@@ -53,7 +53,7 @@ impl Peers for PeersService {
     }
 }
 
-/// Hears one stream to its end.
+/// Handles one stream to its end.
 async fn hear(
     network: &Network,
     mut incoming: Streaming<wire::PeerRequest>,
@@ -87,7 +87,7 @@ async fn hear(
     }
 }
 
-/// Lets the caller prove its session, and proves the own one.
+/// Verifies the caller's session, and proves its own.
 async fn open(
     network: &Network,
     incoming: &mut Streaming<wire::PeerRequest>,
@@ -103,7 +103,7 @@ async fn open(
         let ours = roster.own.get(&to)?.clone();
         Some((from, to, theirs, ours))
     });
-    // One that was born just now is seen in a moment.
+    // A new session will be seen in a moment.
     let Some((from_id, to_id, theirs, ours)) = known else {
         return Err(Status::unavailable(
             "one of these sessions is not known here",
