@@ -148,7 +148,7 @@ impl Admin {
         };
         snapshot.view(&key).cloned().ok_or_else(|| {
             let known = snapshot.zones().collect::<Vec<_>>().join(", ");
-            Problem::not_found(format!("no zone {zone:?}; these are configured: {known}"))
+            Problem::not_found(format!("zone {zone:?} is not configured; configured zones: {known}"))
         })
     }
 }

@@ -35,11 +35,11 @@ const LEASE_TTL_MIN: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error(
-        "etcd holds keys that are not Tidegate's, the first is {0:?}: compaction would delete the history that their users may need. Give Tidegate an etcd of its own, or take `store.etcd.compaction` out of the configuration"
+        "etcd holds keys that are not Tidegate's, the first is {0:?}: compaction would delete history that other clients may need. Give Tidegate a separate etcd, or remove `store.etcd.compaction` from the configuration"
     )]
     ForeignKey(String),
     #[error(
-        "it cannot be seen whether etcd holds keys that are not Tidegate's ({0}): give the replica's etcd user read access to all keys, or take `store.etcd.compaction` out of the configuration"
+        "the check for keys that are not Tidegate's failed ({0}): give the replica's etcd user read access to all keys, or remove `store.etcd.compaction` from the configuration"
     )]
     NotSeen(StoreError),
     #[error("etcd does not compact its history: {0}")]

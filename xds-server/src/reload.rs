@@ -165,7 +165,7 @@ impl Follower {
                 file.to_string(),
                 error.to_string(),
             );
-            error!(%file, %error, "configuration cannot be read, the last good one stays in force");
+            error!(%file, %error, "configuration cannot be read; the last good one stays in force");
         }
     }
 
@@ -198,7 +198,7 @@ impl Follower {
         let promises = Promises::of(&config.mesh);
         if !promises.keep(&self.promises) && !promises.agreed_by(&self.agreements) {
             self.refuse(
-                "`authority` is added or removed, which takes a restart; or its spans, its cells' shards or a service's `cell_key` are not those that all replicas have agreed on. To change them, begin with `tidegate terms change --config FILE`"
+                "`authority` is added or removed, which needs a restart; or its spans, its cells' shards or a service's `cell_key` differ from the terms that all replicas have agreed on. To change them, begin with `tidegate terms change --config FILE`"
             );
             return;
         }

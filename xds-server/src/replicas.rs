@@ -89,7 +89,7 @@ impl Replicas {
             }
             let digest = meshes.borrow_and_update().digest;
             if let Err(error) = self.look(digest, Instant::now()).await {
-                debug!(%error, "the other replicas cannot be seen");
+                debug!(%error, "the records of other replicas cannot be read");
             }
         }
     }

@@ -28,10 +28,10 @@ pub enum CannotStart {
     #[error("--zone: the configuration has no `authority`, so there is nothing to grant")]
     NothingToGrant,
     #[error(
-        "name the zone that this replica speaks for: --zone, or `authority.zones` in the configuration. It grants writes to that zone's proxies alone"
+        "set the zone that this replica serves: --zone, or `authority.zones` in the configuration. It grants writes only to that zone's proxies"
     )]
     NoZone,
-    #[error("no zone {zone:?} is configured; these are: {known}")]
+    #[error("zone {zone:?} is not configured; configured zones: {known}")]
     UnknownZone { zone: String, known: String },
     #[error("{field}: the directory {} does not exist: create it", directory.display())]
     NoDirectory {

@@ -143,7 +143,7 @@ impl StoreHealth {
         let causes = self.causes();
         causes.unwritten.as_ref().map(|reason| {
             format!(
-                "{reason}. Nothing is registered, kept alive or removed meanwhile; a test write is made every {PROBE_INTERVAL:?}, and the first one that succeeds ends this. Repeat the request"
+                "{reason}. No registration, keepalive or removal is possible meanwhile; a test write is sent every {PROBE_INTERVAL:?}, and the first success ends this. Retry the request"
             )
         })
     }

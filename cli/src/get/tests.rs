@@ -28,7 +28,7 @@ fn names(names: &[&str]) -> Vec<String> {
 fn a_table_has_the_remarks_of_the_whole_answer_above() {
     let table = show::<zones::Zone>(zones(), &[], Output::Table).unwrap();
     let expected = "\
-NOT BELIEVED: most instances are gone (9 kept)
+IMPLAUSIBLE: most instances are gone (9 kept)
 SERVICE  ZONE  STATE    SHARE    HEALTHY  FLAPS  INTENT
 orders   sh-a  healthy  100.0 %  2/3 +1   0
 orders   sh-b  healthy  0.0 %    2/3 +1   0      drain: power

@@ -169,7 +169,7 @@ fn an_emptied_registry_is_not_believed_until_an_operator_confirms() {
         client.delete("/tidegate/v1/instances/", Some(all)).await?;
         let told = eventually(PATIENCE, "the guard", async || {
             let table = operate(mesh, &["zones"])?;
-            ensure!(table.contains("NOT BELIEVED"), "{table}");
+            ensure!(table.contains("IMPLAUSIBLE"), "{table}");
             Ok(table)
         });
         ensure!(told.await?.contains("3 of 3 instances disappeared"));

@@ -80,7 +80,7 @@ pub(super) async fn receive(request: Request, next: Next) -> Response {
             (StatusCode::PAYLOAD_TOO_LARGE, detail)
         }
         Err(_) => {
-            let detail = format!("the body did not come within {REQUEST_TIMEOUT:?}");
+            let detail = format!("the body did not arrive within {REQUEST_TIMEOUT:?}");
             (StatusCode::REQUEST_TIMEOUT, detail)
         }
     };

@@ -115,7 +115,7 @@ async fn begin(
     let forced = cause == Cause::Override;
     if forced && request.reason.trim().is_empty() {
         return Err(Problem::bad_request(
-            "reason: state the reason, for later readers: an override is recorded",
+            "reason: state the reason: an override is recorded, with its reason",
         ));
     }
     if request.epoch.is_some() && !forced {
@@ -194,7 +194,7 @@ async fn begin(
             fenced |= status.moving.is_some();
             if fenced && status.moving.is_none() {
                 return Err(Problem::conflict(format!(
-                    "the move was given up: cell {cell} belongs to {} as before; GET /v1/operations has details",
+                    "the move was aborted: cell {cell} still belongs to {}; GET /v1/operations has details",
                     status.owners.join(", ")
                 )));
             }
@@ -264,7 +264,7 @@ fn landed(
     let timed_out = |detail: String| Problem::new(StatusCode::GATEWAY_TIMEOUT, detail);
     let Some(record) = record else {
         return Err(timed_out(format!(
-            "the outcome is unknown: within {PATIENCE:?} this replica has not learned the move's outcome from the store, and the store does not answer it now; `tidegate get cells` on another replica shows it"
+            "the outcome is unknown: within {PATIENCE:?} this replica has not learned the move's outcome from the store, and the store does not answer now; see `tidegate get cells` on another replica"
         )));
     };
     let there = record.epoch > before && same(&record.owners, to);
@@ -275,14 +275,14 @@ fn landed(
             state: Some(record.state),
         }),
         Some(moving) if same(&moving.to, to) => Err(timed_out(format!(
-            "the move goes on: after {PATIENCE:?} it waits until all grants have ended; `tidegate get cells` shows it, an override ends it"
+            "the move is still under way: after {PATIENCE:?} it waits until all grants have expired; see `tidegate get cells`, or force it by an override"
         ))),
         Some(moving) => Err(Problem::conflict(format!(
-            "another move is under way: the store has cell {cell} on its way to {}",
+            "another move is under way: cell {cell} moves to {}",
             moving.to.join(", ")
         ))),
         None => Err(Problem::conflict(format!(
-            "the move was not begun, or was given up: the store has cell {cell} with {}, epoch {}; this replica may lag behind the store, ask another one",
+            "the move was not begun, or was aborted: in the store cell {cell} is with {}, epoch {}; this replica may lag behind the store, use another replica",
             record.owners.join(", "),
             record.epoch
         ))),
@@ -300,7 +300,7 @@ fn check_zones(admin: &Admin, zones: &[String]) -> Result<(), Problem> {
     distinct.sort_unstable();
     distinct.dedup();
     if distinct.len() != zones.len() {
-        return Err(Problem::bad_request("to: a zone stands twice"));
+        return Err(Problem::bad_request("to: a zone is repeated"));
     }
     let view = admin.view(&zones[0])?;
     let policy::Policy::Serving(rules) = &**view.policy() else {
@@ -315,7 +315,7 @@ fn check_zones(admin: &Admin, zones: &[String]) -> Result<(), Problem> {
     match zones.iter().all(|zone| region(zone) == region(&zones[0])) {
         true => Ok(()),
         false => Err(Problem::bad_request(
-            "to: several owners have to be zones of one region",
+            "to: several owners must be zones of one region",
         )),
     }
 }
@@ -437,7 +437,7 @@ mod tests {
         assert_eq!(told(Some(record(4, "b", None))), Ok(4), "it has happened");
         let cases = [
             (None, "the outcome is unknown"),
-            (Some(record(3, "a", Some("b"))), "the move goes on"),
+            (Some(record(3, "a", Some("b"))), "the move is still under way"),
             (Some(record(3, "a", Some("c"))), "another move is under way"),
             (Some(record(3, "a", None)), "was not begun"),
             // Other moves have followed.

@@ -103,7 +103,7 @@ pub(super) async fn register(
         true => None,
         false => admin.feed.overviews.borrow().rejected.get(&key).cloned(),
     };
-    let unused = unused.map(|error| format!("the record is not used: {error}"));
+    let unused = unused.map(|error| format!("the record is rejected: {error}"));
     let unknown = unknown.map(|warning| warning.to_string());
     let warnings: Vec<String> = unknown.into_iter().chain(unused).collect();
     match warnings.is_empty() {
@@ -164,7 +164,7 @@ impl Admin {
                 Instance::parse(&entry.value).is_ok_and(|i| address(&i) == address(record));
             if claims && other.zone != at.zone && is_configured(&other.zone) {
                 let detail = format!(
-                    "{} of zone {} has this address and port: a zone cannot take another's; deregister that one first",
+                    "{} of zone {} has this address and port: a zone cannot take over another zone's address; deregister that instance first",
                     entry.key, other.zone
                 );
                 return Err(Problem::conflict(detail).because("address_of_another_zone"));
@@ -185,7 +185,7 @@ fn check_known(mesh: &Mesh, at: &InstanceKey) -> Result<(), Problem> {
             .zones()
             .map(|zone| mesh.topology.zone_name(zone));
         let detail = format!(
-            "no zone {:?} is configured; these are: {}",
+            "zone {:?} is not configured; configured zones: {}",
             at.zone,
             some_of(zones)
         );
@@ -195,7 +195,7 @@ fn check_known(mesh: &Mesh, at: &InstanceKey) -> Result<(), Problem> {
     if !services.any(|service| service == at.service) {
         let services = mesh.services.iter().map(|service| service.name.as_str());
         let detail = format!(
-            "no service {:?} is configured; these are: {}",
+            "service {:?} is not configured; configured services: {}",
             at.service,
             some_of(services)
         );

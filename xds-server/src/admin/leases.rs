@@ -123,7 +123,7 @@ impl Admin {
         let lease = parse(name)?;
         let none = || {
             let detail = format!(
-                "no lease {name} of {caller}: it has ended, or another client holds it; grant one with POST /v1/leases"
+                "{caller} has no lease {name}: it has expired, or belongs to another client; grant one with POST /v1/leases"
             );
             Problem::not_found(detail).because(NOT_FOUND)
         };
@@ -156,5 +156,5 @@ fn parse(text: &str) -> Result<LeaseId, Problem> {
         // A store treats 0 as no lease.
         .filter(|lease| *lease > 0)
         .map(LeaseId)
-        .ok_or_else(|| Problem::bad_request("lease: the text that POST /v1/leases gave"))
+        .ok_or_else(|| Problem::bad_request("lease: use the text that POST /v1/leases returned"))
 }

@@ -26,7 +26,7 @@ pub(super) fn objections(
             object(
                 Code::AlreadyOwner,
                 format!(
-                    "cell {} belongs to {} already: an override only interrupts its writes until the writes in flight have settled",
+                    "cell {} belongs to {} already: an override would only interrupt its writes until the writes in flight have settled",
                     status.cell,
                     to.join(", ")
                 ),
@@ -39,13 +39,13 @@ pub(super) fn objections(
         if speakers.replicas == 0 && forced {
             object(
                 Code::NoReplicaThere,
-                format!("no replica speaks for zone {zone}: no replica could grant writes there"),
+                format!("no replica serves zone {zone}, so no replica could grant writes there"),
             );
         } else if speakers.proxies == Some(0) {
             object(
                 Code::NoProxiesThere,
                 format!(
-                    "no proxy of zone {zone} is connected to its control plane to hold grants: all writes would be refused there"
+                    "no proxy of zone {zone} is connected to its control plane to hold grants: all writes would be rejected there"
                 ),
             );
         }

@@ -34,7 +34,7 @@ pub(super) async fn change(
     let (entry, agreement) = agreed(&admin).await?;
     if agreement.next.is_some() {
         return Err(Problem::conflict(
-            "another change of the terms is under way: `tidegate terms` shows it, `tidegate terms cancel` ends it",
+            "another change of the terms is under way: see `tidegate terms`, or abort it with `tidegate terms cancel`",
         ));
     }
     if agreement.current.is_kept_by(&next) {
@@ -43,7 +43,7 @@ pub(super) async fn change(
     let widened = agreement.widened(next);
     if widened.is_stopped() && !request.stop_writes {
         return Err(Problem::conflict(
-            "this change moves writes from one cell to another (`shards` or `cell_key`), so no fenced write is admitted until all earlier grants and writes are over. Confirm it with `--stop-writes`",
+            "this change moves writes from one cell to another (`shards` or `cell_key`), so no fenced write is admitted until all earlier grants and writes have ended. Confirm it with `--stop-writes`",
         ));
     }
     replace(&admin, &entry, &widened).await
@@ -62,7 +62,7 @@ pub(super) async fn cancel(State(admin): State<Admin>) -> Result<Json<TermsRecor
 async fn agreed(admin: &Admin) -> Result<(Entry, Agreement), Problem> {
     let entry = admin.store.get(TERMS_KEY).await?.ok_or_else(|| {
         Problem::conflict(
-            "no terms are agreed yet: the first replica with a session records them. Where `authority` is not configured there are none",
+            "no terms are agreed yet: the first replica with a session records them. Without `authority` in the configuration there are none",
         )
     })?;
     let agreement = TermsRecord::parse(&entry.value).map_err(Problem::conflict)?;
@@ -81,7 +81,7 @@ async fn replace(
     match made.await?.succeeded {
         true => Ok(Json(record)),
         false => Err(Problem::conflict(
-            "the terms have just been changed: look at them, and try again",
+            "the terms have just been changed: check them, and retry",
         )),
     }
 }

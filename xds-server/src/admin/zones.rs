@@ -227,13 +227,13 @@ fn nothing_to_release(zone: &str, service: Option<&str>, wanted: &[DirectiveKey]
     let is_wanted = |service| of_zone.iter().any(|key| key.service.as_deref() == service);
     match service {
         None if !services.is_empty() => format!(
-            "{nothing}; release its services, which are: `tidegate release {zone} --service {}`",
+            "{nothing}; its services are: `tidegate release {zone} --service {}`",
             services.join("`, `--service ")
         ),
         Some(_) if is_wanted(None) => {
             format!("{nothing}; the whole zone is: `tidegate release {zone}`")
         }
-        _ => format!("{nothing}: `tidegate get zones` shows the present intents, under INTENT"),
+        _ => format!("{nothing}: see the present directives in `tidegate get zones`, under INTENT"),
     }
 }
 
@@ -264,7 +264,7 @@ fn matching(
         .collect();
     if matching.is_empty() {
         let what = service.map_or(String::new(), |service| format!("service {service:?} in "));
-        let problem = format!("no {what}zone {zone:?} is configured: see GET /v1/zones");
+        let problem = format!("{what}zone {zone:?} is not configured: see GET /v1/zones");
         return Err(Problem::not_found(problem));
     }
     Ok(matching)
@@ -295,7 +295,7 @@ pub(super) async fn fail_back(
         let swap = admin.store.txn(vec![unchanged], vec![put], None);
         if !admin.write(swap).await?.succeeded {
             return Err(Problem::conflict(format!(
-                "{} has just changed: look at /v1/zones, and repeat it",
+                "{} has just changed: check /v1/zones, and retry",
                 at.service
             )));
         }
@@ -338,7 +338,7 @@ mod tests {
             (
                 "a",
                 None,
-                "zone a as a whole; release its services, which are: `tidegate release a --service orders`, `--service users`",
+                "zone a as a whole; its services are: `tidegate release a --service orders`, `--service users`",
             ),
             (
                 "b",

@@ -107,7 +107,7 @@ impl AppliedStatus {
 
 /// Too many proxies have sent reports already: this one is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("reports of {NODES_MAX} proxies are kept, no more")]
+#[error("the reports of {NODES_MAX} proxies are kept, which is the limit")]
 pub struct Full;
 
 /// The reports of all proxies. Cheap to clone.

@@ -105,9 +105,9 @@ impl Homes {
             };
             tokio::select! {
                 () = over => {
-                    info!(node, zone, "the zone has a control plane of its own again: the stream ends, so that the proxy reconnects there");
+                    info!(node, zone, "the zone's own control plane is back: the stream is closed, so that the proxy reconnects there");
                     return Status::unavailable(format!(
-                        "zone {zone:?} has a control plane of its own again: ask that one"
+                        "the control plane of zone {zone:?} is back: connect to it"
                     ));
                 }
                 changed = self.since.changed() => if changed.is_err() {

@@ -101,7 +101,7 @@ fn unguarded(mesh: &Mesh, xds: PortConfig) -> Option<&'static str> {
     }
     Some(match xds.is_tls {
         true => "every client with a certificate of `listen.tls.client_ca`",
-        false => "every client that reaches `listen.xds`, which speaks plain text",
+        false => "every client that reaches `listen.xds`, which is plaintext",
     })
 }
 

@@ -214,20 +214,20 @@ pub struct MoveRequest {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     #[error(
-        "this replica does not speak for zone {zone}, but for {zones}: proxies hold grants from replicas of their own zone"
+        "this replica serves {zones}, not zone {zone}: proxies hold grants from replicas of their own zone"
     )]
     OtherZone { zone: Name, zones: String },
-    #[error("this replica has no session at present, and grants nothing: try another one")]
+    #[error("this replica has no session at present, and grants nothing: use another replica")]
     NoSession,
     #[error(
-        "this replica's configured terms differ from the agreed terms, so it grants nothing: try another one"
+        "this replica's configured terms differ from the agreed terms, so it grants nothing: use another replica"
     )]
     TermsDiffer,
 }
 
 /// The engine has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this process is stopping, or fences nothing")]
+#[error("this process is stopping, or has no fence")]
 pub struct Gone;
 
 /// Starts the engine.

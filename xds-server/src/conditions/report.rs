@@ -113,7 +113,7 @@ impl Report {
         line(
             "proxies",
             format!(
-                "{} connected, {} refuse a resource; policy: {} refused, {} behind, {} unknown",
+                "{} connected, {} reject a resource; policy: {} rejected, {} behind, {} unknown",
                 p.connected, p.refusing, p.policy_refused, p.policy_behind, p.policy_unknown
             ),
         );

@@ -29,14 +29,14 @@ pub struct Accepted {
 pub enum NotAcceptable {
     #[error("accept: {0} is a condition, not a safety rule: only the codes TG7... can be accepted")]
     NoRule(Code),
-    #[error("reason: state the reason, for later readers: a safety rule is passed over")]
+    #[error("reason: state the reason for overriding a safety rule")]
     NoReason,
 }
 
 /// A command that a rule rejects.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{rule} {}: {detail}. {} To do it all the same: --accept {rule} --reason TEXT",
+    "{rule} {}: {detail}. {} To override the rule: --accept {rule} --reason TEXT",
     rule.name(),
     rule.entry().what_to_do
 )]

@@ -221,7 +221,7 @@ impl ControlPlane {
             ended = &mut servers => ended,
             _ = shutdown.recv() => Ok(()),
         };
-        info!("stopping; the proxies keep their configuration");
+        info!("stopping: the proxies keep their configuration");
         if let Some(fence) = self.fence.filter(|_| ended.is_ok()) {
             tokio::select! {
                 () = fence.leave(leaving) => {}

@@ -73,6 +73,6 @@ pub(super) fn allow_many_files() {
     let resource = Resource::RLIMIT_NOFILE;
     let raised = getrlimit(resource).and_then(|(_, hard)| setrlimit(resource, hard, hard));
     if let Err(error) = raised {
-        warn!(%error, "cannot raise the number of files that may be open");
+        warn!(%error, "cannot raise the limit of open files");
     }
 }

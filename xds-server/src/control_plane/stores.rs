@@ -64,7 +64,7 @@ pub(super) fn open_state(
 ) -> anyhow::Result<(Keeper, Option<LastGood>)> {
     let Some(path) = path else {
         warn!(
-            "no last good state is kept: after a start without the store this replica has nothing to serve, and it cannot detect an emptied store. Name a file in `state.path`, or make the directory /var/lib/tidegate"
+            "no last good state is kept: after a start without the store this replica has nothing to serve, and it cannot detect an emptied store. Set `state.path`, or create the directory /var/lib/tidegate"
         );
         return Ok((Keeper::none(), None));
     };
@@ -81,10 +81,10 @@ pub(super) fn open_state(
         Err(error) => {
             match last_good::set_aside(path) {
                 Ok(aside) => {
-                    error!(%file, aside = %aside.display(), "the last good state {error}. It is put aside; starting without it");
+                    error!(%file, aside = %aside.display(), "the last good state {error}. The file is renamed; starting without it");
                 }
                 Err(aside) => {
-                    error!(%file, "the last good state {error}. It cannot be put aside ({aside}), so nothing is kept; starting without it");
+                    error!(%file, "the last good state {error}. The file cannot be renamed ({aside}), so no state is kept; starting without it");
                     return Ok((Keeper::none(), None));
                 }
             }

@@ -99,7 +99,7 @@ fn find(
             }
             PolicyState::Behind => {
                 let wanted = wanted.unwrap_or_default();
-                let detail = format!("it is to have {wanted:012x}");
+                let detail = format!("it should have {wanted:012x}");
                 let behind = Found::new(Code::PolicyBehind, node, detail);
                 found.push(behind.after(BEHIND_MAX));
             }
@@ -238,13 +238,13 @@ mod tests {
             }),
         };
         let all = || vec![healthy("gw-1")];
-        assert_eq!(looking.at(all(), start), [""; 0], "it has said nothing");
+        assert_eq!(looking.at(all(), start), [""; 0], "it has sent no report");
         assert_eq!(looking.counted(PolicyState::Unknown), 1);
         looking.applied.note(report(1, None), start).unwrap();
         assert_eq!(looking.at(all(), start), [""; 0]);
         let late = start + BEHIND_MAX;
         let held = looking.at(all(), late);
-        assert_eq!(held, ["TG4003 gw-1: it is to have 000000000002"]);
+        assert_eq!(held, ["TG4003 gw-1: it should have 000000000002"]);
         looking
             .applied
             .note(report(1, Some("no mode")), late)

@@ -61,7 +61,7 @@ impl Events<ViewKey> for Counted {
         warn!(
             node = proxy.node_id,
             zone = %proxy.key.zone,
-            "the zone was taken out of the configuration, or its gRPC clients are no longer served: this proxy keeps its last state and gets no more updates"
+            "the zone was removed from the configuration, or its gRPC clients are no longer served: this proxy keeps its last state and gets no more updates"
         );
     }
 

@@ -40,7 +40,7 @@ pub(crate) enum InvalidNode {
         "the first request carries no node: set node.id and node.locality.zone in the proxy's bootstrap"
     )]
     Missing,
-    #[error("node.locality.zone {zone:?} of node {id:?} is no configured zone; these are: {known}")]
+    #[error("node.locality.zone {zone:?} of node {id:?} is not configured; configured zones: {known}")]
     UnknownZone {
         id: String,
         zone: String,
@@ -51,11 +51,11 @@ pub(crate) enum InvalidNode {
     )]
     UnknownRole { id: String, role: String },
     #[error(
-        "node {id:?} speaks the state of the world, and virtual hosts on demand need the delta variant: set api_type: DELTA_GRPC in the proxy's bootstrap, or on_demand: false for listeners.{role}"
+        "node {id:?} uses the state-of-the-world variant, and virtual hosts on demand need the delta variant: set api_type: DELTA_GRPC in the proxy's bootstrap, or on_demand: false for listeners.{role}"
     )]
     OnDemand { id: String, role: &'static str },
     #[error(
-        "node {id:?} is a gRPC client, and those are not served: set listeners.grpc to true in the control plane's configuration"
+        "node {id:?} is a gRPC client, and gRPC clients are not served: set listeners.grpc to true in the control plane's configuration"
     )]
     GrpcNotServed { id: String },
     #[error("node {id:?}: {error}")]

@@ -48,11 +48,11 @@ struct State {
 #[derive(Debug, thiserror::Error)]
 pub enum Unconfirmed {
     /// A confirmation in advance does not count.
-    #[error("nothing waits for a confirmation here")]
+    #[error("this replica waits for no confirmation")]
     NotAsked,
     /// This replica has accepted it.
     #[error(
-        "this replica accepts the store's content now, but the confirmation did not reach the others: {0}. Confirm it on each of them"
+        "this replica accepts the store's content now, but the confirmation did not reach the other replicas: {0}. Confirm it on each of them"
     )]
     NotShared(String),
 }

@@ -138,7 +138,7 @@ impl Engine {
         }
         self.metrics.snapshots.inc();
         if self.publisher.send(Some(snapshot)).is_err() {
-            error!("no task receives snapshots any more");
+            error!("all receivers of snapshots have ended");
         }
     }
 
@@ -192,9 +192,9 @@ impl Engine {
         self.asked = vanished.map(|_| self.confirm.ask());
         match (vanished, implausible) {
             (Some(vanished), _) => {
-                error!("{vanished}; if it is true, confirm it: `tidegate confirm`")
+                error!("{vanished}; if they are really gone, confirm it: `tidegate confirm`")
             }
-            (None, None) => info!("the control plane no longer doubts the store"),
+            (None, None) => info!("the control plane trusts the store again"),
             (None, Some(_)) => {}
         }
         self.store_health.held(vanished.map(ToString::to_string));

@@ -177,7 +177,7 @@ impl Reader {
                     Some(seen) if self.is_covered(seen, &listing) => Origin::Confirmed,
                     Some(_) => {
                         warn!(
-                            "most instances disappeared after the confirmation: their absence is doubted as usual"
+                            "most instances disappeared after the confirmation: the sanity guard keeps them as usual"
                         );
                         Origin::Store
                     }
@@ -203,7 +203,7 @@ impl Reader {
         }
         if is < was {
             return Some(format!(
-                "the store was restored from an older backup: its revision is {is}, and {was} was known"
+                "the store was restored from an older backup: its revision is {is}, below the known {was}"
             ));
         }
         // A restored store that is written to exceeds the known revision. It is the original only
@@ -211,7 +211,7 @@ impl Reader {
         let restored = self.doubt.as_ref().is_some_and(|doubt| doubt.is == cluster);
         if !known.may_become(listing) || restored && !known.is_covered_by(listing) {
             return Some(format!(
-                "the store was restored from an older backup and written to since: its history up to revision {} is not the one that was known",
+                "the store was restored from an older backup and written to since: its history up to revision {} differs from the known one",
                 known.revision.0
             ));
         }
@@ -480,7 +480,7 @@ impl Reader {
 
     /// If the store itself answers, only a member failed, and the watch continues with another one.
     async fn after_break(&self, error: StoreError, backoff: &mut Backoff) -> Next {
-        warn!(%error, "the watch broke off; the last state stays in force");
+        warn!(%error, "the watch was disconnected; the last state stays in force");
         match self.store.head().await {
             Ok(head) if self.continues(head, self.seen) => {
                 sleep(backoff.next_pause()).await;

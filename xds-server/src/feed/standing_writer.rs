@@ -92,7 +92,7 @@ pub(super) async fn run(
             }
             Some(error) => {
                 if pause.is_zero() {
-                    warn!(%error, "standings cannot be written; this replica goes on with its own");
+                    warn!(%error, "standings cannot be written; this replica continues with its own");
                 }
                 backoff.next_pause()
             }

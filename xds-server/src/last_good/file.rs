@@ -31,17 +31,17 @@ const ASIDE_MAX: u32 = 100;
 pub enum StateError {
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
-    #[error("is not a file: name a file in `state.path`")]
+    #[error("is not a file: set `state.path` to a file")]
     NoFile,
-    #[error("has {0} bytes, more than {FILE_BYTES_MAX}: it is not a state file of ours")]
+    #[error("has {0} bytes, more than {FILE_BYTES_MAX}: it is not a state file of Tidegate")]
     TooLong(u64),
-    #[error("is no state file of Tidegate: name another file in `state.path`")]
+    #[error("is not a state file of Tidegate: set `state.path` to another file")]
     Foreign,
     #[error(
-        "is of format {0:?}, this program reads {VERSION:?}: start the version that wrote it, or do without"
+        "has format {0:?}, and this program reads {VERSION:?}: start the version that wrote it, or remove the file"
     )]
     Version(String),
-    #[error("is damaged ({0}): the disk may be failing, or something else wrote to it")]
+    #[error("is damaged ({0}): the disk may be failing, or another program wrote to it")]
     Damaged(&'static str),
 }
 
@@ -124,12 +124,12 @@ fn decode(bytes: &[u8]) -> Result<LastGood, StateError> {
     }
     // Compares the whole line, so that no other spelling of the same numbers is accepted.
     if line != header(json) {
-        return Err(StateError::Damaged("its checksum is wrong"));
+        return Err(StateError::Damaged("its checksum differs"));
     }
     let body: Body = serde_json::from_slice(json)
         .map_err(|_| StateError::Damaged("its content is not of this format"))?;
     let cluster = u64::from_str_radix(&body.cluster, 16)
-        .map_err(|_| StateError::Damaged("its cluster is no number"))?;
+        .map_err(|_| StateError::Damaged("its cluster is not a number"))?;
     let entries = body.entries.into_iter().map(|entry| {
         let text = entry.value.map(Bytes::from);
         let value = text.or(entry.value_bytes.map(Bytes::from));
@@ -179,7 +179,7 @@ pub fn write(path: &Path, state: &LastGood, now: SystemTime) -> io::Result<()> {
     let bytes = encode(state, now)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(io::Error::other(format!(
-            "{} bytes, more than the {FILE_BYTES_MAX} that are read again",
+            "{} bytes, more than the {FILE_BYTES_MAX} that a start accepts",
             bytes.len()
         )));
     }
@@ -211,7 +211,7 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
         return Ok(aside);
     }
     Err(io::Error::other(format!(
-        "{ASIDE_MAX} broken files are kept beside it: look at them and remove them"
+        "{ASIDE_MAX} unreadable files are kept beside it: check and remove them"
     )))
 }
 
@@ -302,7 +302,7 @@ mod tests {
         let text = String::from_utf8(bytes).expect("text");
         for (broken, expected) in [
             (String::new(), "it is empty"),
-            ("zones: []\n".to_owned(), "name another file"),
+            ("zones: []\n".to_owned(), "to another file"),
             (
                 text.replace(" v1 ", " v2 "),
                 "start the version that wrote it",

@@ -163,7 +163,7 @@ impl Writer {
                     file.to_string(),
                     error.to_string(),
                 );
-                error!(%file, %error, "the last good state cannot be written: after a restart without the store an older one would be served; check the disk and its permissions");
+                error!(%file, %error, "the last good state cannot be written: a restart without the store would serve an older one; check the disk and its permissions");
             }
         }
     }

@@ -215,13 +215,13 @@ impl Collector for Loads {
         )?)?;
         ConstCounter::new(state.foreign).encode(encoder.encode_descriptor(
             "load_reports_foreign",
-            "Entries of load reports about clusters or zones that the mesh does not have",
+            "Entries of load reports about clusters or zones outside of the mesh",
             None,
             MetricType::Counter,
         )?)?;
         let mut family = encoder.encode_descriptor(
             "load_requests",
-            "Requests that proxies reported as ended, by service, zone of the proxy, zone that served, and result",
+            "Requests that proxies reported as ended, by service, proxy's zone, serving zone, and result",
             None,
             MetricType::Counter,
         )?;

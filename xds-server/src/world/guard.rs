@@ -63,7 +63,7 @@ impl std::fmt::Display for Implausible {
         match self {
             Implausible::Vanished { gone, of } => write!(
                 f,
-                "{gone} of {of} instances disappeared within a second, and are kept"
+                "{gone} of {of} instances disappeared within a second and are kept"
             ),
             Implausible::Restored(how) => write!(f, "{how}; the last good state is kept"),
         }

@@ -219,12 +219,12 @@ impl World {
                 let how = match cluster {
                     Some((was, is)) => {
                         format!(
-                            "another store answers: it was {:x}, now it is {:x}",
+                            "another store answers: cluster {:x} was known, and now it is {:x}",
                             was.0, is.0
                         )
                     }
                     None => format!(
-                        "the store went back from revision {} to {}: restored from an older backup?",
+                        "the store's revision fell from {} to {}: it may be restored from an older backup",
                         was.0, revision.0
                     ),
                 };

@@ -53,7 +53,7 @@ impl Engine {
         }
         for (cell, zone, reason) in changed {
             if let Some(zone) = &zone {
-                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves, unless its failover is manual or an operator's move holds it");
+                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: the cell moves, unless its failover is manual or an operator's move holds it");
             }
             self.better.insert(cell.clone(), zone.clone());
             self.broadcast(&Input::Better { cell, zone, reason });

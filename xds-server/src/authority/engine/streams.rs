@@ -106,7 +106,7 @@ impl Engine {
         if matches!(error, mpsc::error::TrySendError::Full(_)) {
             warn!(
                 node = stream.node,
-                "a proxy does not read its messages: its stream is ended"
+                "a proxy does not read its messages: its stream is closed"
             );
             self.leave(holder);
         }
@@ -186,7 +186,7 @@ fn withheld_detail(withheld: Withheld, refused: impl FnOnce() -> Option<String>)
         Withheld::OtherTerms => {
             let refused = refused().map(|refused| format!("; it refuses {refused}"));
             let refused = refused.unwrap_or_default();
-            format!("its policy is of other terms than the agreed ones{refused}")
+            format!("its policy has other terms than the agreed ones{refused}")
         }
         Withheld::UnsaidTerms => "its filter does not report its policy's terms".to_owned(),
     }
@@ -201,7 +201,7 @@ mod tests {
         let refused = || Some("ecds tidegate: no such mode".to_owned());
         let detail = withheld_detail(Withheld::OtherTerms, refused);
         assert!(
-            detail.ends_with("; it refuses ecds tidegate: no such mode"),
+            detail.ends_with("; it rejects ecds tidegate: no such mode"),
             "{detail}"
         );
         let detail = withheld_detail(Withheld::OtherTerms, || None);

@@ -134,9 +134,9 @@ impl Hearing {
 /// Why a message is rejected, which ends the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub(super) enum Doubt {
-    #[error("the caller does not know the secret of the session that it names")]
+    #[error("the caller does not know the secret of its claimed session")]
     Caller,
-    #[error("another process answers there: it does not know the session's secret")]
+    #[error("another process answers at that address: it does not know the session's secret")]
     Called,
     #[error("a message without the other side's proof")]
     Unproved,
