@@ -50,7 +50,7 @@ pub(super) fn print(all: &[Vec<Series>]) -> Result<()> {
     Ok(())
 }
 
-/// Where the time of a decision goes, from the variants that leave something out.
+/// The parts of a decision's time, from the variants that omit something.
 fn print_parts(all: &[Vec<Series>]) -> Result<()> {
     let more = |ask, chain| {
         let groups = GROUPS.iter().zip(all);
