@@ -89,7 +89,7 @@ async fn tell(arguments: &Arguments) -> Result<bool> {
         let mut failed = story.tell().await?;
         failed += fence::tell(story.screen(), chapter).await?;
         let summary = match failed {
-            0 => "everything went as it should".to_owned(),
+            0 => "all expectations were met".to_owned(),
             failed => format!("{failed} expectations were not met"),
         };
         story.screen().verdict(failed == 0, &summary);

@@ -111,7 +111,7 @@ impl Scene {
             moves.push(gap.with_context(|| format!("planned move {}", round + 1))?);
         }
         println!(
-            "fence: nobody wrote for {} ms in a planned move",
+            "fence: no zone wrote for {} ms in a planned move",
             spread(&moves, 1)
         );
         let mut cuts = vec![];

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-/// How much of a refusal a line shows.
+/// How much of a rejection a line shows.
 const REFUSAL_CHARS_MAX: usize = 120;
 
 /// A stream of a proxy.
@@ -92,7 +92,7 @@ impl super::Listed for Proxy {
 }
 
 impl Policy {
-    /// `applied 2fd0.. x2, 12 s ago`, and the wanted edition where it is another one.
+    /// `applied 2fd0.. x2, 12 s ago`, and the wanted version if it differs.
     fn line(&self) -> String {
         let Some(applied) = &self.applied else {
             return self.state.clone();

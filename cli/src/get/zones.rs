@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-/// How a service is doing in a zone.
+/// The state of a service in a zone.
 #[derive(Deserialize)]
 pub(super) struct Zone {
     service: String,

@@ -77,7 +77,7 @@ const CHAPTERS: [Chapter; 6] = [
         epochs_rise: None,
     },
     Chapter {
-        title: "shanghai-b takes over, when nothing of shanghai-a can be under way any more",
+        title: "shanghai-b takes over, after every grant and write of shanghai-a has expired",
         turn: Turn::Wait,
         writes: [TAKEN_OVER, TAKEN_OVER, of(B)],
         epochs_rise: Some([true, true, false]),
@@ -104,7 +104,7 @@ const CHAPTERS: [Chapter; 6] = [
 
 /// Runs the act. Returns the number of unmet expectations.
 pub(crate) async fn tell(screen: &mut Screen, watch: Duration) -> Result<u32> {
-    screen.chapter("Second act: who may write");
+    screen.chapter("Second act: write authority");
     let mut stage = Stage::set(screen).await?;
     let told = act(&mut stage, screen, watch).await;
     told.with_context(|| stage.logs())

@@ -102,7 +102,7 @@ fn with_manual_failback_a_zone_waits_for_its_operator() {
         let back = ["failback", "shanghai-a", "--service", "manual"];
         ensure!(operate(mesh, &back)?.contains("coming back: manual"));
         until(&mut load, &["manual-a"]).await?;
-        ensure!(operate(mesh, &back)?.contains("nothing is out"));
+        ensure!(operate(mesh, &back)?.contains("no service is out"));
 
         // A pinned zone stays in with any number of healthy instances.
         let _second = Registered::start(etcd, "manual", "shanghai-a", "manual-a2").await?;

@@ -173,7 +173,7 @@ async fn torture(workdir: &Workdir, network: Arc<Network>, arguments: &Arguments
         total.strayed += outcome.strayed;
         if outcome.strayed > 0 {
             println!(
-                "     {} cells moved though nobody moved them",
+                "     {} cells moved without a fault or a command",
                 outcome.strayed
             );
         }
@@ -201,7 +201,7 @@ impl Total {
             figures::spread(&self.writable_ms, 0)
         );
         println!(
-            "{} cells moved in rounds in which nothing failed and nobody moved them",
+            "{} cells moved in rounds without a fault or a command",
             self.strayed
         );
         if let Some((_, words, _)) = &self.attacks {
@@ -220,7 +220,7 @@ impl Total {
                 (false, false) => "NOT AS IT SHOULD BE",
                 (true, true) => "without the fence, the judge sees it",
                 (true, false) =>
-                    "NO VIOLATION SEEN: the judge is blind, or there were too few rounds",
+                    "NO VIOLATION FOUND: the judge failed, or there were too few rounds",
             }
         );
         match good {
