@@ -19,8 +19,9 @@ pub(crate) const WARNINGS_HOLD: u8 = 5;
 /// The last part of `--help`.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
-  0  done  1  rejected, or failed without an effect: the message says why
-  2  the command line is wrong
+  0  done
+  1  rejected, or failed without an effect: the message says why
+  2  the command line is invalid
   3  the outcome is unknown: the message says how to find out
   4  status: a condition of severity error holds
   5  status: conditions hold, all of severity warning";
