@@ -59,7 +59,8 @@ fn beginning(message: &str) -> &str {
 /// Counts the names in an encoded request of either variant, up to the first malformed byte.
 /// Decoded names take many times their encoded bytes.
 pub(super) fn count_names(request: &[u8]) -> usize {
-    /// `resource_names` or `resource_names_subscribe`, `resource_names_unsubscribe`, `initial_resource_versions`.
+    /// `resource_names` or `resource_names_subscribe`, `resource_names_unsubscribe`,
+    /// `initial_resource_versions`.
     const NAMES: std::ops::RangeInclusive<u32> = 3..=5;
     let mut rest = request;
     let mut count = 0;

@@ -433,7 +433,8 @@ impl Piece {
     }
 }
 
-/// The numbers of the fields in `envoy/service/discovery/v3/discovery.proto` and `google/protobuf/any.proto`.
+/// The numbers of the fields in `envoy/service/discovery/v3/discovery.proto` and
+/// `google/protobuf/any.proto`.
 mod field {
     pub(super) const RESOURCES: u32 = 2;
     pub(super) const RESOURCE_NAME: u32 = 3;

@@ -1,4 +1,5 @@
-//! The control plane as one object: [`ControlPlane::build`] connects its parts, [`ControlPlane::run`] runs them.
+//! The control plane as one object: [`ControlPlane::build`] connects its parts,
+//! [`ControlPlane::run`] runs them.
 
 mod ports;
 mod services;
