@@ -133,7 +133,7 @@ fn no_failure(when: &str, down: Option<&str>, rows: &[Row]) -> Verdict {
     let failed = sum.failed + sum.refusals() - rightly_refused;
     let mut text = format!("{failed} of {} requests failed {when}", sum.sent);
     if rightly_refused > 0 {
-        text += &format!("; {rightly_refused} writes were rightly refused");
+        text += &format!("; {rightly_refused} writes were rightly rejected");
     }
     if failed > 0 {
         for (what, count) in &sum.failures {

@@ -5,7 +5,7 @@
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "a program of the harness: the terminal and the clock are what it is about"
+    reason = "a program of the harness: it uses the terminal and the clock"
 )]
 
 mod expect;

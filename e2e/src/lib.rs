@@ -10,7 +10,7 @@
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "the harness is an edge: it reads the clock and the environment for everybody else"
+    reason = "the harness is an edge: it reads the clock and the environment for all others"
 )]
 
 pub mod bootstrap;

@@ -289,7 +289,7 @@ impl Tally {
     pub fn check_no_failure(&self) -> Result<()> {
         ensure!(
             self.failed + self.refusals() == 0,
-            "of {} requests {} failed, {} were refused: {:#?}",
+            "of {} requests {} failed, {} were rejected: {:#?}",
             self.sent,
             self.failed,
             self.refusals(),

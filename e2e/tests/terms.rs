@@ -1,7 +1,7 @@
 //! The agreed terms, with real control planes, etcd and Envoys: replicas with another
 //! configuration, and a change while all run.
 
-#![allow(clippy::disallowed_methods, reason = "it looks at what happened when")]
+#![allow(clippy::disallowed_methods, reason = "it reads the clock")]
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -102,7 +102,7 @@ impl Stage {
 #[derive(Clone, Copy, Default)]
 struct Offer {
     weight: f64,
-    /// The largest part of the ask that the zone takes in this stage.
+    /// The largest part of the ask that the zone accepts in this stage.
     limit: f64,
 }
 

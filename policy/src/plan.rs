@@ -103,7 +103,7 @@ impl Plan {
 
     /// The tier label of a request that goes to `zone`; none if closed. Within the home's region it
     /// is the plan's tier, whose shares the operator configures. A request that leaves the region
-    /// is always labelled so, whatever the plan's tier.
+    /// is always labelled so, regardless of the plan's tier.
     pub fn tier_of(&self, topology: &Topology, home: ZoneId, zone: ZoneId) -> Option<Tier> {
         match self {
             Plan::Open { tier, .. } if topology.tier(home, zone) != Tier::Remote => Some(*tier),

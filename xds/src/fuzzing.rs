@@ -116,7 +116,7 @@ impl Script<'_> {
     }
 }
 
-/// A request that a script asks for.
+/// A request in a script.
 struct Asked {
     kind: Kind,
     subscribe: Vec<String>,

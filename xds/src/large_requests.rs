@@ -60,7 +60,7 @@ mod tests {
             let turns = turns.clone();
             tokio::spawn(async move {
                 let work = move || {
-                    begun.send(()).expect("somebody waits for it");
+                    begun.send(()).expect("a request waits for it");
                     end.recv_timeout(ENOUGH).expect("it may end");
                 };
                 turns.take(LONG_BYTES_MIN, work).await;
@@ -77,7 +77,7 @@ mod tests {
         // On the only worker thread, which is also the first one's.
         let short = turns.clone();
         let short = tokio::spawn(async move { short.take(LONG_BYTES_MIN - 1, || 7).await });
-        let done = timeout(ENOUGH, short).await.expect("it waits for nobody");
+        let done = timeout(ENOUGH, short).await.expect("it waits for no request");
         assert_eq!(done.expect("it ends"), 7);
         assert!(begun.try_recv().is_err(), "one after the other");
         may_end.send(()).expect("it works");

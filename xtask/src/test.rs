@@ -292,7 +292,7 @@ fn grpc(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     let (here, missing): (Vec<_>, Vec<_>) = clients.partition(|client| client.is_here(tree));
     let missing: Vec<_> = missing.into_iter().map(GrpcClient::module).collect();
     if here.is_empty() {
-        let why = "neither grpcio nor @grpc/grpc-js-xds here, and none to be had";
+        let why = "neither grpcio nor @grpc/grpc-js-xds is available";
         return Ok(Outcome::Skipped(why.to_owned()));
     }
     launch::wasm(tree)?;
@@ -311,7 +311,7 @@ fn grpc(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     Ok(match missing.as_slice() {
         [] => Outcome::Passed,
         missing => Outcome::Skipped(format!(
-            "not with {}, which is not to be had; the rest passed",
+            "without {}, which is unavailable; the others passed",
             missing.join(", ")
         )),
     })
@@ -320,7 +320,7 @@ fn grpc(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
 fn compose(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     let Some(program) = setup::compose(tree) else {
         return Ok(Outcome::Skipped(
-            "no docker-compose 2 here, and none to be had".to_owned(),
+            "docker-compose 2 is not available".to_owned(),
         ));
     };
     let mut check = Command::new(program);

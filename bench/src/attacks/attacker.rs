@@ -23,7 +23,7 @@ use super::frames::{Heard, code_name, hear, preface};
 
 /// The time to read the final bytes of a server that accepts no more.
 const LAST_WORDS_TIME_MAX: Duration = Duration::from_millis(500);
-/// The pause before a client retries whose connection the server did not accept.
+/// The pause before a retry after a connection that the server did not accept.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 
 /// The outcome of an attack.

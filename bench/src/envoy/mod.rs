@@ -332,7 +332,7 @@ fn print(all: &[(Contender, Seen)]) {
         );
     }
     println!(
-        "Ours hears of a change from etcd, the floor at once. A stop is the longest time from one answer to the next, in ms; the \
+        "Ours gets a change from etcd, the floor directly. A stop is the longest time from one answer to the next, in ms; the \
          median of all changes."
     );
 }

@@ -129,7 +129,7 @@ impl Scene {
             outlived.push(time.with_context(|| format!("kill {}", round + 1))?);
         }
         println!(
-            "fence: writes went on for {} ms without a control plane (a grant lasts {} ms)",
+            "fence: writes continued for {} ms without a control plane (a grant lasts {} ms)",
             spread(&outlived, 0),
             SPANS.grant_ttl_ms
         );
@@ -159,7 +159,7 @@ impl Scene {
         let reigns = self.reigns();
         let last_us = reigns.get(&before).context("no writes before")?.last_us;
         let first_us = reigns.get(&after).context("no writes after")?.first_us;
-        ensure!(first_us > last_us, "nobody was taken out");
+        ensure!(first_us > last_us, "no owner was removed");
         Ok((first_us - last_us) as f64 / 1e3)
     }
 

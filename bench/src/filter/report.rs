@@ -66,7 +66,7 @@ fn print_parts(all: &[Vec<Series>]) -> Result<()> {
     let look = more(Ask::Elsewhere, Chain::Ours)?;
     let read = more(Ask::ForeignRead, Chain::Ours)?;
     let write = more(Ask::Write, Chain::Ours)?;
-    println!("where the time of a decision goes, in us");
+    println!("parts of a decision's time, in us");
     for (title, us) in [
         ("removing internal headers", strip),
         ("entering and leaving wasm", enter),

@@ -286,7 +286,7 @@ impl Fleet {
         }
         self.tally.errors += 1;
         if self.tally.errors > REDIALS_PER_PROXY_MAX * proxies {
-            return Err(error).context("connections break again and again");
+            return Err(error).context("connections break repeatedly");
         }
         if !self.proxies[index].lacks(&self.goal) {
             self.behind += 1;

@@ -80,7 +80,7 @@ async fn a_change_without_an_answer_has_an_unknown_outcome_and_says_how_to_find_
             );
         }
         let (code, told) = asked(&operator, Method::GET, "/v1/zones").await;
-        assert_eq!(code, FAILED, "what only reads has no outcome: {told}");
+        assert_eq!(code, FAILED, "a read has no outcome: {told}");
         task.abort();
     }
 }

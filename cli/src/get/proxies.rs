@@ -85,7 +85,7 @@ impl super::Listed for Proxy {
         let line = |(what, refused): (&str, &Refused)| {
             let message: String = refused.message.chars().take(REFUSAL_CHARS_MAX).collect();
             // Text from a proxy must not move the operator's cursor.
-            format!("{}: {what} refused: {}", self.node, message.escape_debug())
+            format!("{}: {what} rejected: {}", self.node, message.escape_debug())
         };
         refusals.map(line).collect()
     }

@@ -80,7 +80,7 @@ fn proxies_are_followed_by_what_they_refused() {
         [
             "gw-1  sh-a  gateway  delta          4          behind 000000000041 x2 (wanted 000000000042), 4 s ago",
             "gw-2  sh-a  gateway  sotw orphaned  0          unknown",
-            "gw-1: ecds refused: bad\\u{1b}[2J",
+            "gw-1: ecds rejected: bad\\u{1b}[2J",
         ]
     );
 }

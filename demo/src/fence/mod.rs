@@ -65,7 +65,7 @@ const TAKEN_OVER: [Writes; 3] = [Refused("fenced"), Taken(B), Refused("not_owner
 /// The cells `main` and `east` belong to shanghai-a at first, `west` to shanghai-b.
 const CHAPTERS: [Chapter; 6] = [
     Chapter {
-        title: "each cell has an owner: its city's writes go there, and nowhere else",
+        title: "each cell has an owner, which alone receives its city's writes",
         turn: Turn::Nothing,
         writes: [of(A), of(A), of(B)],
         epochs_rise: Some([false, false, false]),
@@ -95,7 +95,7 @@ const CHAPTERS: [Chapter; 6] = [
         epochs_rise: Some([true, false, false]),
     },
     Chapter {
-        title: "an operator forces another, whatever shanghai-b says; the rest of shanghai-b's stays",
+        title: "an operator forces another cell without shanghai-b's consent; shanghai-b keeps the rest",
         turn: Turn::Override,
         writes: [of(A), of(A), of(B)],
         epochs_rise: Some([false, true, false]),

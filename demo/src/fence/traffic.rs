@@ -188,7 +188,7 @@ pub(super) fn verdicts(expected: &Expected<'_>, turning: &[Row], watched: &[Row]
             Writes::Taken(zone) => format!("are taken by {zone}: {}", tally.zone(zone)),
             Writes::Refused(reason) => {
                 let refused = tally.refused.get(reason).copied().unwrap_or(0);
-                format!("are refused, {reason}: {refused}")
+                format!("are rejected, {reason}: {refused}")
             }
             Writes::Any => continue,
         };

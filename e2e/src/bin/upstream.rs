@@ -3,7 +3,7 @@
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "a program of the harness: the network is what it is about"
+    reason = "a program of the harness: it uses the network"
 )]
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};

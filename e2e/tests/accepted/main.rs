@@ -293,7 +293,7 @@ async fn envoy_takes_all_that_the_check_calls_good() -> Result<()> {
     let good_percent = tried * 100 / made;
     ensure!(
         !fixed.is_empty() || good_percent >= GOOD_PERCENT_MIN,
-        "only {good_percent} % of what is made is good"
+        "only {good_percent} % of the configurations are valid"
     );
     Ok(())
 }

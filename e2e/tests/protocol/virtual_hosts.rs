@@ -176,7 +176,7 @@ async fn the_state_of_the_world_is_refused_where_virtual_hosts_are_on_demand() -
         let text = mesh.control_plane.process().tail();
         ensure!(
             text.contains("DELTA_GRPC"),
-            "the log does not say what to do"
+            "the log does not name the remedy"
         );
         Ok(())
     })

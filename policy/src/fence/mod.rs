@@ -254,11 +254,11 @@ pub enum Clause {
     RunOutDrift,
     /// An acknowledgement counts only for the fence that it names.
     AcknowledgementNamesFence,
-    /// A grantor that stopped under an authority that did not change comes back as another
+    /// A grantor that stopped under an authority that did not change returns as another
     /// incarnation.
     ResumedAsAnother,
     // Holder
-    /// A grant counts from before it was asked for, not from the answer.
+    /// A grant counts from before its request, not from the answer.
     GrantFromAsk,
     /// An answer counts only for the question that it answers.
     GrantMatched,

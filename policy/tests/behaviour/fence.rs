@@ -279,7 +279,7 @@ fn a_round_waits_for_no_session_that_is_gone() {
         !session.complete_round(1_026, &terms),
         "the store has not confirmed that the own session is there"
     );
-    assert!(session.confirmed(2).is_empty(), "nobody is left to hear it");
+    assert!(session.confirmed(2).is_empty(), "no receiver is left");
     assert!(session.complete_round(1_027, &terms));
     assert_eq!(session.left(1_027), 88, "from when the round began");
 

@@ -526,7 +526,7 @@ fn a_process_that_dies_costs_the_others_few_puts() {
     assert_eq!(mesh.shelf.stands.keys().filter(sessions).count(), 2);
     let orphaned = mesh.puts;
     mesh.pass(60 * SECOND);
-    assert_eq!(mesh.puts, orphaned, "nobody waits for it any more");
+    assert_eq!(mesh.puts, orphaned, "no replica waits for it any more");
 
     // It was only slow, and begins another session.
     mesh.at("c").hung = false;

@@ -172,7 +172,7 @@ fn a_grantor_that_left_and_came_back_leaves_again() {
     let (complete, transaction) = desk.take(names_an_authority).expect("the move's end");
     assert!(
         !transaction.writes.iter().any(is_registration),
-        "what puts the key and what deletes it are under way together"
+        "a put and a delete of the key are under way together"
     );
     desk.answer(leave, 14);
     desk.answer(complete, 15);

@@ -490,7 +490,7 @@ fn terms_whose_history_is_lost_get_it_back() {
         _ => None,
     });
     let mended = written.next().expect("the record is written again");
-    assert_eq!(mended.current, with, "what the other replica added stays");
+    assert_eq!(mended.current, with, "the other replica's additions stay");
     assert!(mended.was_changed() && mended.drains_said);
     assert_ne!(mended.id(), changed.id());
     assert_eq!(desk.grants_by(Some(mended.id())), Ok(()));

@@ -61,7 +61,7 @@ impl Presence {
         now >= since.saturating_add(patience)
     }
 
-    /// The zones whose live sessions all report no proxy. It excludes zones without a session, and
+    /// The zones with live sessions that all report no proxy. It excludes zones without a session, and
     /// zones with a session that does not report.
     pub(super) fn unheld(&self, sessions: &Sessions, now: u64, terms: &Terms) -> BTreeSet<Name> {
         let living = sessions

@@ -116,7 +116,7 @@ async fn hold(
         JoinError::OtherZone { .. } => Status::failed_precondition(error.to_string()),
         JoinError::NoSession | JoinError::TermsDiffer => Status::unavailable(error.to_string()),
     })?;
-    info!(node, %zone, role, "proxy asks for grants");
+    info!(node, %zone, role, "proxy requests grants");
     let mut keys = hop_keys.told_to(&caller, &zone, &role);
     let ended = loop {
         if let Some(keys) = keys.news() {

@@ -695,7 +695,7 @@ fn where_clocks_break_their_promise_two_epochs_write_and_it_is_seen() {
     let violated = |seed: &u64| !run(*seed, Clocks::SlowProxies).violations.is_empty();
     assert!(
         (0..40).any(|seed| violated(&seed)),
-        "what checks the history cannot fail"
+        "the check of the history cannot fail"
     );
 }
 

@@ -85,7 +85,7 @@ fn path(row: &Route) -> String {
 fn pattern(matcher: &HeaderMatcher) -> &MatchPattern {
     assert!(
         !matcher.invert_match,
-        "libraries differ about what is absent"
+        "libraries differ about absent headers"
     );
     let Some(HeaderMatchSpecifier::StringMatch(text)) = &matcher.header_match_specifier else {
         panic!("not used: {matcher:?}");

@@ -41,7 +41,7 @@ fn names(view: &View, kind: Kind) -> Vec<&str> {
 }
 
 fn read<M: Message + Default>(resource: &Resource) -> M {
-    M::decode(resource.message()).expect("what it says it is")
+    M::decode(resource.message()).expect("its claimed version")
 }
 
 const ON_DEMAND: &str = "listeners: {gateway: {address: 127.0.0.1, port: 0, on_demand: true}}";

@@ -79,7 +79,7 @@ fn an_operator_confirms_an_emptied_store_once() {
     let seen = world.world.seen();
     world.world.confirm(seen);
     assert!(!world.snapshot().expect("it is believed").is_bare());
-    assert!(!world.world.is_bare(), "nobody asks the same twice");
+    assert!(!world.world.is_bare(), "no question is repeated");
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_store_that_went_back_is_not_believed_until_somebody_says_so() {
         origin: Origin::Confirmed,
     };
     assert_eq!(world.apply(confirmed), []);
-    world.snapshot().expect("what the store says");
+    world.snapshot().expect("the store's content");
     assert_eq!((world.instances(), world.world.implausible()), (1, None));
 }
 

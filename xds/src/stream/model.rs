@@ -129,7 +129,7 @@ impl Client {
             let left = kind == Kind::Endpoints && !of_a_cluster;
             assert!(
                 left || has == Some(&resource.version),
-                "renews what the client has not"
+                "renews a resource that the client does not have"
             );
         }
         let replaces = self.variant == Variant::StateOfTheWorld && kind.full_state();

@@ -114,7 +114,7 @@ impl fmt::Display for Attacks {
         let count = |count: &AtomicUsize| count.load(Relaxed);
         write!(
             out,
-            "attacks: {} requests with spoofed headers, {} writes signed with a stolen secret and {} replays, of which {} were admitted as ordinary writes; {} claims of other zones' instances, {} refused; {} believed",
+            "attacks: {} requests with spoofed headers, {} writes signed with a stolen secret and {} replays, of which {} were admitted as ordinary writes; {} claims of other zones' instances, {} rejected; {} successful",
             count(&seen.spoofed),
             count(&seen.stolen),
             count(&seen.replayed),

@@ -115,9 +115,9 @@ impl fmt::Display for Fault {
         let (zone, other) = (name(self.zone), name(self.other));
         match self.kind {
             Kind::CutZone => write!(out, "cut {zone} off")?,
-            Kind::MuteZone => write!(out, "lose all that {zone} sends")?,
-            Kind::DeafenZone => write!(out, "lose all that is sent to {zone}")?,
-            Kind::LosePair => write!(out, "lose what {zone} sends to {other}")?,
+            Kind::MuteZone => write!(out, "drop all packets from {zone}")?,
+            Kind::DeafenZone => write!(out, "drop all packets to {zone}")?,
+            Kind::LosePair => write!(out, "drop the packets from {zone} to {other}")?,
             Kind::KillGateway => write!(out, "kill the gateway of {zone}")?,
             Kind::StopGateway => write!(out, "stop the gateway of {zone}")?,
             Kind::KillControl => write!(out, "kill the control plane of {zone}")?,

@@ -6,7 +6,7 @@
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "a program of the harness: faults and the clock are what it is about"
+    reason = "a program of the harness: it uses faults and the clock"
 )]
 
 mod attacks;

@@ -187,7 +187,7 @@ impl Members {
                 .compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
         if moved.is_ok() {
             let endpoint = self.endpoint(member);
-            tracing::warn!(endpoint, %error, "an etcd member failed; the next one is asked first");
+            tracing::warn!(endpoint, %error, "an etcd member failed; the next one is now preferred");
         }
     }
 

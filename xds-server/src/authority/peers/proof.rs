@@ -2,7 +2,7 @@
 //!
 //! The opening of a stream proves the sessions of both sides ([`Opening`]). That does not suffice
 //! against an attacker on the path. It could forward the opening, drop the beats and acknowledge
-//! them itself, so that a session would count as acknowledged although nobody received its beats.
+//! them itself, so that a session would count as acknowledged although no replica received its beats.
 //! So every later message is proved too ([`Speaking`], [`Hearing`]). Its key is derived from both
 //! secrets and unique to the stream, and it covers the sending side, a rising number, and the
 //! content.
