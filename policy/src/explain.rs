@@ -154,7 +154,9 @@ impl fmt::Display for Step {
             Step::NoHopKey => f.write_str(
                 "it would be forwarded to its owner, but this proxy has no key yet to sign it with",
             ),
-            Step::Observed => f.write_str("the fence only observes: it admits a write that it would reject"),
+            Step::Observed => {
+                f.write_str("the fence only observes: it admits a write that it would reject")
+            }
         }
     }
 }

@@ -294,7 +294,9 @@ fn no_destination_v4(address: Ipv4Addr) -> Option<&'static str> {
         _ if address.is_multicast() => Some("a multicast address is no destination"),
         _ if address.is_broadcast() => Some("the broadcast address is no destination"),
         // Metadata services of clouds, among others.
-        _ if address.is_link_local() => Some("a link-local address means another host on each link"),
+        _ if address.is_link_local() => {
+            Some("a link-local address means another host on each link")
+        }
         _ => None,
     }
 }

@@ -148,7 +148,9 @@ impl Admin {
         };
         snapshot.view(&key).cloned().ok_or_else(|| {
             let known = snapshot.zones().collect::<Vec<_>>().join(", ");
-            Problem::not_found(format!("zone {zone:?} is not configured; configured zones: {known}"))
+            Problem::not_found(format!(
+                "zone {zone:?} is not configured; configured zones: {known}"
+            ))
         })
     }
 }

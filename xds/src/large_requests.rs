@@ -77,7 +77,9 @@ mod tests {
         // On the only worker thread, which is also the first one's.
         let short = turns.clone();
         let short = tokio::spawn(async move { short.take(LONG_BYTES_MIN - 1, || 7).await });
-        let done = timeout(ENOUGH, short).await.expect("it waits for no request");
+        let done = timeout(ENOUGH, short)
+            .await
+            .expect("it waits for no request");
         assert_eq!(done.expect("it ends"), 7);
         assert!(begun.try_recv().is_err(), "one after the other");
         may_end.send(()).expect("it works");

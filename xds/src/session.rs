@@ -115,8 +115,8 @@ impl<D: Discovery, W: Wire> Session<D, W> {
         requests: &mut Incoming,
     ) -> Result<Session<D, W>, End> {
         let first = timeout(INTRODUCTION_TIMEOUT, requests.next()).await;
-        let first =
-            first.map_err(|_| Status::deadline_exceeded("the first request did not arrive in time"))?;
+        let first = first
+            .map_err(|_| Status::deadline_exceeded("the first request did not arrive in time"))?;
         let first = first?.ok_or(End::Quiet)?;
         let first_bytes = first.len();
         let first = server

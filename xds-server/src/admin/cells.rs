@@ -437,7 +437,10 @@ mod tests {
         assert_eq!(told(Some(record(4, "b", None))), Ok(4), "it has happened");
         let cases = [
             (None, "the outcome is unknown"),
-            (Some(record(3, "a", Some("b"))), "the move is still under way"),
+            (
+                Some(record(3, "a", Some("b"))),
+                "the move is still under way",
+            ),
             (Some(record(3, "a", Some("c"))), "another move is under way"),
             (Some(record(3, "a", None)), "was not begun"),
             // Other moves have followed.

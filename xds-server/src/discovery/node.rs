@@ -40,7 +40,9 @@ pub(crate) enum InvalidNode {
         "the first request carries no node: set node.id and node.locality.zone in the proxy's bootstrap"
     )]
     Missing,
-    #[error("node.locality.zone {zone:?} of node {id:?} is not configured; configured zones: {known}")]
+    #[error(
+        "node.locality.zone {zone:?} of node {id:?} is not configured; configured zones: {known}"
+    )]
     UnknownZone {
         id: String,
         zone: String,

@@ -13,14 +13,20 @@ async fn unknown_services_and_zones_are_not_found_and_the_known_are_named() {
     let answer = answer.is(404);
     let (reason, detail) = answer.problem();
     assert_eq!(reason, "unknown_service");
-    assert!(detail.ends_with("configured services: orders, web"), "{detail}");
+    assert!(
+        detail.ends_with("configured services: orders, web"),
+        "{detail}"
+    );
     let answer = fixture
         .ask("PUT", "/v1/instances/orders/sh-c/1", RECORD)
         .await;
     let answer = answer.is(404);
     let (reason, detail) = answer.problem();
     assert_eq!(reason, "unknown_zone");
-    assert!(detail.ends_with("configured zones: sh-a, sh-b, bj-c"), "{detail}");
+    assert!(
+        detail.ends_with("configured zones: sh-a, sh-b, bj-c"),
+        "{detail}"
+    );
     assert_eq!(
         fixture.store.list(INSTANCES_PREFIX).await.unwrap().entries,
         []

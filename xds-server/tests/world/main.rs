@@ -248,7 +248,10 @@ fn bad_records_are_reported_once_and_everything_else_goes_on() {
         assert_eq!(told, [(key(at).as_str(), code)]);
         assert_eq!(world.apply(put(at, value)), [], "{at} is reported again");
         assert_eq!(world.rejected(), 1);
-        assert!(world.snapshot().is_none(), "{at} changes the proxies' resources");
+        assert!(
+            world.snapshot().is_none(),
+            "{at} changes the proxies' resources"
+        );
 
         // The others continue.
         world.apply(put("orders/sh-a/9", record(9, "healthy")));

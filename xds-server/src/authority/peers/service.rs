@@ -118,7 +118,9 @@ async fn open(
     let proof = opening.prove(Side::Called, &ours);
     say(out, CalledSays::Welcome { nonce: own, proof }).await?;
     let Some(CallerSays::Proof(proof)) = next(incoming).await? else {
-        return Err(Status::invalid_argument("the caller's session is not proved"));
+        return Err(Status::invalid_argument(
+            "the caller's session is not proved",
+        ));
     };
     if !opening.proves(Side::Caller, &theirs, &proof) {
         return Err(network.trouble.doubted(&from, Doubt::Caller));
