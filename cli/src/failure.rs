@@ -1,12 +1,12 @@
-//! The end of a command: its exit code, and its message.
+//! The result of a failed command: its exit code, and its message.
 
 use agent::http::Failure;
 use http::Uri;
 use xds_server::conditions::Severity;
 
-/// Refused, or failed without an effect; the message says why.
+/// Rejected, or failed without an effect; the message says why.
 pub(crate) const FAILED: u8 = 1;
-// 2 is clap's own: the command line is wrong.
+// 2 is clap's own: an invalid command line.
 /// The outcome is unknown: the command may have taken effect.
 pub(crate) const OUTCOME_UNKNOWN: u8 = 3;
 /// `status`: a condition of severity error holds.
@@ -14,19 +14,19 @@ pub(crate) const ERRORS_HOLD: u8 = 4;
 /// `status`: conditions hold, all of severity warning.
 pub(crate) const WARNINGS_HOLD: u8 = 5;
 
-/// For the end of `--help`.
+/// The last part of `--help`.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  refused, or failed without an effect: the message says why
-  2  the command line is wrong
+  1  rejected, or failed without an effect: the message says why
+  2  the command line is invalid
   3  the outcome is unknown: the message says how to find out
   4  status: a condition of severity error holds
   5  status: conditions hold, all of severity warning";
 
-/// A change was sent, and no answer tells its outcome.
+/// A change was sent, but its outcome is unknown without an answer.
 #[derive(Debug, thiserror::Error)]
-#[error("outcome unknown: {why}. It may take effect yet. {how}")]
+#[error("outcome unknown: {why}. It may still take effect. {how}")]
 pub(crate) struct OutcomeUnknown {
     pub(crate) why: String,
     /// How to find out.
@@ -45,7 +45,7 @@ pub(crate) struct Unwell {
     pub(crate) worst: Severity,
 }
 
-/// The exit code of the process after this error.
+/// The exit code of the process for this error.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<OutcomeUnknown>() {
         return OUTCOME_UNKNOWN;
@@ -61,17 +61,17 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 pub(crate) fn how_to_find_out(path: &str) -> &'static str {
     let about = |prefix: &str| path.starts_with(prefix);
     if about("/v1/intents/") {
-        "`tidegate get zones` shows it under INTENT; repeating the command does no harm"
+        "`tidegate get zones` shows it under INTENT; a retry is safe"
     } else if about("/v1/failback/") {
-        "`tidegate get zones` shows it under STATE; repeating the command does no harm"
+        "`tidegate get zones` shows it under STATE; a retry is safe"
     } else if about("/v1/cells/") {
-        "`tidegate get cells` shows whether the cell has moved: look before you repeat the command"
+        "`tidegate get cells` shows whether the cell has moved: check that before a retry"
     } else {
-        "`tidegate status` shows what still waits; repeating the command does no harm"
+        "`tidegate status` shows the open questions; a retry is safe"
     }
 }
 
-/// An error of a request that got no answer.
+/// The error of a request without an answer.
 pub(crate) fn no_answer(failure: &Failure, uri: &Uri, is_change: bool) -> anyhow::Error {
     let why = match failure {
         Failure::Timeout(_) => format!("{failure} (--timeout)"),
@@ -89,7 +89,7 @@ pub(crate) fn no_answer(failure: &Failure, uri: &Uri, is_change: bool) -> anyhow
     OutcomeUnknown { why, how }.into()
 }
 
-/// The remedy where the port speaks TLS and was asked in plain text, or the other way round.
+/// The remedy if the port uses TLS and the request was plaintext, or the reverse.
 fn other_protocol(failure: &Failure, uri: &Uri) -> Option<&'static str> {
     match uri.scheme_str() {
         Some("https") => (failure.is_plain_text())

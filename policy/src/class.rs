@@ -28,8 +28,8 @@ impl Class {
         }
     }
 
-    /// By HTTP method: GET, HEAD, OPTIONS and TRACE read (the safe methods of RFC 9110, 9.2.1); all
-    /// else, the unknown included, writes.
+    /// The class of an HTTP method: GET, HEAD, OPTIONS and TRACE read (the safe methods of RFC
+    /// 9110, 9.2.1); every other method, unknown ones included, writes.
     pub fn of_method(method: &[u8]) -> Class {
         match method {
             b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" => Class::Read,

@@ -1,4 +1,5 @@
-//! Follows the configuration file. A file that is refused changes nothing: the last good one stays in force.
+//! Follows the configuration file. A rejected file changes nothing: the last good configuration
+//! stays in force.
 
 use std::{
     collections::BTreeMap,
@@ -49,8 +50,8 @@ fn warn_of(config: &Config) {
     }
 }
 
-/// Follows the file from now on; `current` and `text` are the results of [`read`]. Returns where
-/// new meshes appear.
+/// Follows the file from now on; `current` and `text` are the results of [`read`]. Returns a
+/// receiver of new meshes.
 pub fn follow(
     path: PathBuf,
     current: Config,
@@ -79,15 +80,15 @@ pub fn follow(
     meshes
 }
 
-/// The fence's foundations, in all replicas and proxies at once: promises that are out cannot be
-/// changed while they run.
+/// The fence's terms, which all replicas and proxies share: they cannot be changed while promises
+/// made under them are in force.
 struct Promises {
     terms: Option<Terms>,
     /// The cells in their order, with their shards.
     cells: Vec<(String, u32)>,
-    /// The source of the key that tells the cell of a service's writes.
+    /// The source of the key that selects the cell of a service's writes.
     keys: BTreeMap<String, Option<KeySource>>,
-    /// The same, as replicas agree on it.
+    /// The same, in the form that replicas agree on.
     agreed: Option<Agreed>,
 }
 
@@ -112,13 +113,13 @@ impl Promises {
         }
     }
 
-    /// Whether all replicas have agreed on them, or on changing to them.
+    /// Whether all replicas have agreed on them, or on a change to them.
     fn agreed_by(&self, agreements: &Agreements) -> bool {
         let agreed = self.agreed.as_ref();
         agreed.is_some_and(|agreed| agreements.admits(agreed))
     }
 
-    /// Whether they keep the earlier promises. Services come and go.
+    /// Whether they keep the earlier promises. Services may be added and removed.
     fn keep(&self, before: &Promises) -> bool {
         let same = |(name, key)| self.keys.get(name).is_none_or(|now| now == key);
         self.terms == before.terms && self.cells == before.cells && before.keys.iter().all(same)
@@ -127,7 +128,7 @@ impl Promises {
 
 struct Follower {
     path: PathBuf,
-    /// The running settings that take a restart to change.
+    /// The running settings that need a restart to change.
     fixed: (Listen, StoreConfig, Option<PathBuf>),
     promises: Promises,
     agreements: Agreements,
@@ -158,7 +159,7 @@ impl Follower {
         self.metrics
             .conditions
             .raise(Code::ConfigUnreadable, file, error.to_string());
-        error!(%file, %error, "configuration cannot be read, the last good one stays in force");
+        error!(%file, %error, "configuration cannot be read; the last good one stays in force");
     }
 
     fn refuse(&self, reason: &str) {
@@ -189,7 +190,7 @@ impl Follower {
         let promises = Promises::of(&config.mesh);
         if !promises.keep(&self.promises) && !promises.agreed_by(&self.agreements) {
             self.refuse(
-                "`authority` is added or removed, which takes a restart; or its spans, its cells' shards or a service's `cell_key` are not those that all replicas have agreed on. To change them, begin with `tidegate terms change --config FILE`"
+                "`authority` is added or removed, which needs a restart; or its spans, its cells' shards or a service's `cell_key` differ from the terms that all replicas have agreed on. To change them, begin with `tidegate terms change --config FILE`"
             );
             return;
         }
@@ -199,8 +200,7 @@ impl Follower {
         self.metrics.conditions.clear(Code::ConfigRefused, "");
         let mut mesh = config.mesh;
         if config.listen != self.fixed.0 {
-            // Rules are about the running ports: those for TLS would refuse all clients that speak
-            // plain text.
+            // Rules apply to the running ports: rules for TLS would reject all plaintext clients.
             mesh.access = Arc::clone(&self.publisher.borrow().access);
         }
         let restart = (config.listen, config.store, config.state) != self.fixed;
@@ -282,7 +282,7 @@ mod tests {
         let first = digest.get();
         assert_ne!(first, 0);
         let write = |text: &str| {
-            // By renaming, so that no half of it is read.
+            // By renaming, so that no partial content is read.
             let partial = path.with_extension("partial");
             std::fs::write(&partial, text).unwrap();
             std::fs::rename(&partial, &path).unwrap();

@@ -15,20 +15,20 @@ use registry::record::{InstanceKey, InvalidRecord};
 use serde::Deserialize;
 use xds::resource::{Kind, Names, Resources};
 
-/// The role of a proxy. It says so in `node.metadata.tidegate.role`.
+/// The role of a proxy, from `node.metadata.tidegate.role`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     #[default]
     Gateway,
     Sidecar,
-    /// No proxy: a gRPC client that speaks xDS by itself.
+    /// A gRPC client with its own xDS, without a proxy.
     Grpc,
 }
 
 impl Role {
     pub const ALL: [Role; 3] = [Role::Gateway, Role::Sidecar, Role::Grpc];
-    /// Those with a filter, which alone admit writes.
+    /// The roles with a filter. Only these admit writes.
     pub const PROXIES: [Role; 2] = [Role::Gateway, Role::Sidecar];
 
     /// The role of this name.
@@ -52,7 +52,7 @@ pub struct ViewKey {
     pub role: Role,
 }
 
-/// Client status tells the zone and the role as the proxy's bootstrap does.
+/// Client status reports the zone and the role as in the proxy's bootstrap.
 impl xds::Key for ViewKey {
     fn node(&self) -> Node {
         let value = |kind| Value { kind: Some(kind) };
@@ -72,7 +72,7 @@ impl xds::Key for ViewKey {
     }
 }
 
-/// The resources for the proxies of one zone and role, and the policy that their filters decide by.
+/// The resources for the proxies of one zone and role, and the policy of their filters.
 #[derive(Clone, Debug)]
 pub struct View {
     resources: Arc<xds::View>,
@@ -81,7 +81,8 @@ pub struct View {
 }
 
 impl View {
-    /// A view of these resources, whose routes and filter use the clusters `needed`: see [`xds::View::new`].
+    /// A view of these resources, whose routes and filter use the clusters `needed`: see
+    /// [`xds::View::new`].
     pub fn new(
         resources: [Resources; Kind::ALL.len()],
         needed: Names,
@@ -95,7 +96,7 @@ impl View {
         }
     }
 
-    /// The same, as the successor of `before`: clients with `before` learn quickly of the changes.
+    /// The same, as the successor of `before`: updating clients with `before` is cheap.
     pub fn after(self, before: &View) -> View {
         // It is not shared yet, so nothing is copied.
         let resources = Arc::unwrap_or_clone(self.resources);
@@ -110,7 +111,7 @@ impl View {
         &self.resources
     }
 
-    /// The policy that the proxies' filters decide by.
+    /// The policy of the proxies' filters.
     pub fn policy(&self) -> &Arc<Policy> {
         &self.policy
     }
@@ -155,7 +156,8 @@ impl Snapshot {
         }
     }
 
-    /// The same, of a store without instances that may have been emptied: nothing for a proxy that holds something.
+    /// The same, for a store without instances that may have been emptied: a proxy that holds
+    /// resources gets no response.
     pub fn bare(mut self) -> Snapshot {
         self.bare = true;
         self

@@ -1,4 +1,4 @@
-//! The references in `docs/reference` name everything that there is.
+//! The references in `docs/reference` are complete.
 
 use std::{fs, path::Path};
 
