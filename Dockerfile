@@ -7,7 +7,8 @@
 FROM rust:1.95.0-bookworm AS build
 WORKDIR /src
 COPY . .
-# The caches outlive the layer, so a changed line costs an incremental build. `xtask wasm` also brings protoc.
+# The caches outlive the layer, so a changed line costs an incremental build. `xtask wasm` also
+# provisions protoc.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo xtask wasm \
@@ -27,7 +28,8 @@ USER 65532:65532
 EXPOSE 9000
 ENTRYPOINT ["upstream"]
 
-# The image's own entry point changes users, which takes capabilities that an Envoy does not need: it starts as `envoy`.
+# The image's own entry point changes users, which needs capabilities. Envoy needs none, so it starts as
+# `envoy`.
 FROM envoyproxy/envoy:v1.40.0 AS envoy
 COPY --from=build --chmod=0444 /out/tidegate_filter.wasm /etc/tidegate/tidegate_filter.wasm
 COPY --chmod=0444 envoy-configs/ /etc/tidegate/

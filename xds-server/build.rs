@@ -1,4 +1,5 @@
-//! Generates the services that filters and other replicas speak to, in Rust alone; their messages are those of `protos`.
+//! Generates the Rust code of the services that filters and other replicas call; their messages are
+//! those of `protos`.
 
 #[allow(
     clippy::disallowed_methods,
@@ -18,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build_client(false)
         .extern_path(".tidegate.v1", "::protos::wire")
         .compile_fds(descriptors)?;
-    // In a directory of its own: both files are named after the package.
+    // In its own directory: both files have the package's name.
     let peers = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("peers");
     std::fs::create_dir_all(&peers)?;
     tonic_prost_build::configure()

@@ -1,76 +1,217 @@
-//! A small HTTP client: one request, a deadline, a bounded body.
+//! The HTTP client of the agent and of operators: one request, a deadline, a bounded answer.
+//!
+//! It follows no redirect and asks no proxy of the environment: both would send a change, or its
+//! answer, elsewhere than the operator said.
 
+use std::error::Error;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, StatusCode, Uri};
-use hyper_util::client::legacy;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use bytes::{Bytes, BytesMut};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Method, StatusCode, redirect};
 use tokio::time::timeout;
+use tokio_rustls::rustls::{self, ClientConfig};
 
-use crate::https::{self, Connector};
+use crate::https::{self, Files, HttpsError};
+use crate::probe::chain;
 
 /// How long an unused connection is kept. Shorter than servers keep theirs, so that few requests
 /// meet a closed one.
 const IDLE_MAX: Duration = Duration::from_secs(2);
 
-#[derive(Clone)]
-pub(crate) struct Client {
-    inner: legacy::Client<Connector, Full<Bytes>>,
+/// Sends requests. Cheap to clone: copies share their connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: reqwest::Client,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Failure {
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    #[error("{0}")]
-    Broken(String),
+    #[error("an answer of more than {0} bytes")]
+    TooLong(usize),
+    /// Its own text says no more than that a request failed, so its causes stand alone.
+    #[error("{}", .0.source().map_or_else(|| .0.to_string(), |cause| chain(cause)))]
+    Broken(#[source] reqwest::Error),
+}
+
+impl From<reqwest::Error> for Failure {
+    fn from(error: reqwest::Error) -> Failure {
+        Failure::Broken(error)
+    }
+}
+
+impl Failure {
+    /// Whether no connection opened, so that nothing was sent.
+    pub fn is_unsent(&self) -> bool {
+        matches!(self, Failure::Broken(error) if error.is_connect() || error.is_builder())
+    }
+
+    /// Whether `https://` met a port that speaks no TLS, but plain text.
+    pub fn is_plain_text(&self) -> bool {
+        self.has_cause(|cause| {
+            let error = cause.downcast_ref::<rustls::Error>();
+            matches!(error, Some(rustls::Error::InvalidMessage(_)))
+        })
+    }
+
+    /// Whether the answer is no HTTP.
+    pub fn is_no_http(&self) -> bool {
+        self.has_cause(|cause| {
+            let error = cause.downcast_ref::<hyper::Error>();
+            error.is_some_and(hyper::Error::is_parse)
+        })
+    }
+
+    fn has_cause(&self, is_it: impl Fn(&(dyn Error + 'static)) -> bool) -> bool {
+        let Failure::Broken(error) = self else {
+            return false;
+        };
+        let mut next: Option<&(dyn Error + 'static)> = Some(error);
+        while let Some(cause) = next {
+            if is_it(cause) {
+                return true;
+            }
+            // An I/O error passes over the error that it holds when it is asked for its source.
+            let io = cause.downcast_ref::<std::io::Error>();
+            next = match io.and_then(std::io::Error::get_ref) {
+                Some(held) => Some(held),
+                None => cause.source(),
+            };
+        }
+        false
+    }
 }
 
 impl Client {
-    /// For `http://` alone.
-    pub(crate) fn new() -> Client {
+    /// For `http://` alone: it trusts no CA.
+    pub fn plain() -> Client {
         Client::over(https::plain())
     }
 
-    pub(crate) fn over(connector: Connector) -> Client {
-        let inner = legacy::Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
+    /// For `https://` too.
+    ///
+    /// # Errors
+    ///
+    /// The files cannot be used; the error names the file.
+    pub fn with_tls(files: &Files) -> Result<Client, HttpsError> {
+        https::config(files).map(Client::over)
+    }
+
+    pub(crate) fn over(config: ClientConfig) -> Client {
+        let inner = reqwest::Client::builder()
+            .tls_backend_preconfigured(config)
+            .http1_only()
+            .redirect(redirect::Policy::none())
+            .no_proxy()
             .pool_idle_timeout(IDLE_MAX)
-            .build(connector);
+            .build()
+            .expect("rustls is reqwest's own version, which this crate's tests show");
         Client { inner }
     }
 
-    /// The answer, whatever its status. A body over `bytes_max` is an error.
-    pub(crate) async fn send(
+    /// The answer, whatever its status. An answer of more than `bytes_max` is an error.
+    ///
+    /// # Errors
+    ///
+    /// There is no answer; see [`Failure`].
+    pub async fn send(
         &self,
         method: Method,
-        uri: Uri,
-        body: Vec<u8>,
+        url: &str,
+        body: impl Into<Bytes>,
         within: Duration,
         bytes_max: usize,
     ) -> Result<(StatusCode, Bytes), Failure> {
-        let mut request = Request::new(Full::new(Bytes::from(body)));
+        let is_read = method == Method::GET;
+        let mut request = self.inner.request(method, url).body(body.into());
         // Control planes demand it, also without a body: see `cross_origin`.
-        let json = HeaderValue::from_static("application/json");
-        if method != Method::GET {
-            request.headers_mut().insert(CONTENT_TYPE, json);
+        if !is_read {
+            request = request.header(CONTENT_TYPE, "application/json");
         }
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
         let answered = timeout(within, async {
-            let response = self.inner.request(request).await;
-            let response =
-                response.map_err(|error| Failure::Broken(crate::probe::chain(&error)))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), bytes_max)
-                .collect()
-                .await;
-            let body = body.map_err(|error| Failure::Broken(error.to_string()))?;
-            Ok((status, body.to_bytes()))
+            let mut answer = request.send().await?;
+            let mut body = BytesMut::new();
+            while let Some(piece) = answer.chunk().await? {
+                if piece.len() > bytes_max.saturating_sub(body.len()) {
+                    return Err(Failure::TooLong(bytes_max));
+                }
+                body.extend_from_slice(&piece);
+            }
+            Ok((answer.status(), body.freeze()))
         });
         answered.await.unwrap_or(Err(Failure::Timeout(within)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const BYTES_MAX: usize = 10;
+
+    /// The result of a request to a server that says this, and keeps the connection.
+    async fn answer(said: &str, within: Duration) -> Result<(StatusCode, Bytes), Failure> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/here", listener.local_addr().unwrap());
+        let said = said.replace("{url}", &url);
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4_096];
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+            stream.write_all(said.as_bytes()).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let client = Client::plain();
+        tokio::select! {
+            answer = client.send(Method::GET, &url, "", within, BYTES_MAX) => answer,
+            () = serve => unreachable!("it serves until the answer is there"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_an_answer() {
+        let moved = "HTTP/1.1 307 Go\r\nlocation: {url}\r\ncontent-length: 0\r\n\r\n";
+        let (status, body) = answer(moved, Duration::from_secs(20)).await.unwrap();
+        assert_eq!((status.as_u16(), body.len()), (307, 0));
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_bounded_in_length_and_in_time() {
+        let patience = Duration::from_secs(20);
+        let of = |length: usize| {
+            let body = "x".repeat(length);
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}")
+        };
+        let (_, body) = answer(&of(BYTES_MAX), patience).await.unwrap();
+        assert_eq!(body.len(), BYTES_MAX);
+        let long = answer(&of(BYTES_MAX + 1), patience).await.unwrap_err();
+        assert!(matches!(long, Failure::TooLong(BYTES_MAX)), "{long}");
+        // The end of the body does not come.
+        let half = of(BYTES_MAX).replace("xx", "");
+        let late = answer(&half, Duration::from_millis(100)).await.unwrap_err();
+        assert!(matches!(late, Failure::Timeout(_)), "{late}");
+        assert!(!late.is_unsent());
+    }
+
+    #[tokio::test]
+    async fn a_failure_says_its_cause_and_whether_something_was_sent() {
+        let within = Duration::from_secs(20);
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", closed.local_addr().unwrap());
+        drop(closed);
+        let client = Client::plain();
+        let refused = client.send(Method::POST, &url, "", within, 0).await;
+        let refused = refused.unwrap_err();
+        assert!(refused.is_unsent());
+        let told = refused.to_string();
+        assert!(told.contains("Connection refused"), "{told}");
+        let garbage = answer("SSH-2.0\r\n\r\n", within).await.unwrap_err();
+        assert!(garbage.is_no_http() && !garbage.is_unsent(), "{garbage}");
     }
 }

@@ -3,15 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
-
-/// Opens connections for `http://` and `https://`.
-pub type Connector = HttpsConnector<HttpConnector>;
 
 /// PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,14 +31,14 @@ pub enum HttpsError {
 }
 
 /// Trusts no CA: for `http://` alone.
-pub fn plain() -> Connector {
+pub(crate) fn plain() -> ClientConfig {
     let config = builder().with_root_certificates(RootCertStore::empty());
-    finish(config.with_no_client_auth())
+    config.with_no_client_auth()
 }
 
 /// Reads the files.
-pub fn connector(files: &Files) -> Result<Connector, HttpsError> {
-    Contents::read(files)?.connector(files)
+pub(crate) fn config(files: &Files) -> Result<ClientConfig, HttpsError> {
+    Contents::read(files)?.config(files)
 }
 
 /// The contents of the files.
@@ -70,7 +65,7 @@ impl Contents {
         })
     }
 
-    pub(crate) fn connector(&self, files: &Files) -> Result<Connector, HttpsError> {
+    pub(crate) fn config(&self, files: &Files) -> Result<ClientConfig, HttpsError> {
         let unusable = |path: &Path| {
             let file = path.display().to_string();
             |error| HttpsError::Unusable { file, error }
@@ -80,7 +75,7 @@ impl Contents {
             roots.add(certificate).map_err(unusable(&files.ca))?;
         }
         let builder = builder().with_root_certificates(roots);
-        let config = match (&files.own, &self.own) {
+        Ok(match (&files.own, &self.own) {
             (Some((cert_file, key_file)), Some((cert, key))) => {
                 let key = PrivateKeyDer::from_pem_slice(key);
                 let key = key.map_err(|error| HttpsError::Pem {
@@ -92,21 +87,7 @@ impl Contents {
                     .map_err(unusable(cert_file))?
             }
             _ => builder.with_no_client_auth(),
-        };
-        Ok(finish(config))
-    }
-}
-
-/// Whether a handshake failed because the other side speaks no TLS, but plain text.
-pub fn is_plain_text(error: &(dyn std::error::Error + 'static)) -> bool {
-    if let Some(error) = error.downcast_ref::<rustls::Error>() {
-        return matches!(error, rustls::Error::InvalidMessage(_));
-    }
-    // An I/O error passes over what it holds when it is asked for its source.
-    let io = error.downcast_ref::<std::io::Error>();
-    match io.and_then(std::io::Error::get_ref) {
-        Some(held) => is_plain_text(held),
-        None => error.source().is_some_and(is_plain_text),
+        })
     }
 }
 
@@ -114,14 +95,6 @@ fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
     ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("the provider has the default versions, which this crate's tests show")
-}
-
-fn finish(config: ClientConfig) -> Connector {
-    HttpsConnectorBuilder::new()
-        .with_tls_config(config)
-        .https_or_http()
-        .enable_http1()
-        .build()
 }
 
 fn certificates(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, HttpsError> {
@@ -147,7 +120,7 @@ mod tests {
             ca: ca.clone(),
             own: None,
         };
-        let error = |files: &Files| connector(files).err().unwrap().to_string();
+        let error = |files: &Files| config(files).err().unwrap().to_string();
         assert!(error(&files).starts_with(&format!("{} cannot be read: ", ca.display())));
         std::fs::write(&ca, "").unwrap();
         assert_eq!(

@@ -15,8 +15,9 @@
 
 pub mod config;
 pub mod cross_origin;
+pub mod file_watcher;
 pub mod health;
-mod http;
+pub mod http;
 pub mod https;
 pub mod instances;
 pub mod load;

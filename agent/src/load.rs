@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::{Method, StatusCode, Uri};
 use registry::record::InstanceKey;
 use serde::Deserialize;
@@ -125,7 +126,7 @@ impl Reporter {
     /// Reports for ever. All applications are asked in parallel; one that does not answer is
     /// reported without its word.
     pub async fn run(self) {
-        let client = Client::new();
+        let client = Client::plain();
         let me = Arc::new(self);
         let mut ticks = interval(me.every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -159,10 +160,11 @@ impl Reporter {
     }
 
     async fn ask(&self, key: &InstanceKey, uri: &Uri, client: &Client) -> Option<Answer> {
+        let url = uri.to_string();
         let sent = client.send(
             Method::GET,
-            uri.clone(),
-            Vec::new(),
+            &url,
+            Bytes::new(),
             ANSWER_TIMEOUT,
             ANSWER_BYTES_MAX,
         );

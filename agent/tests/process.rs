@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use agent::https;
+use agent::{http, https};
 use anyhow::{Context, Result, ensure};
 use axum::Router;
 use axum::routing::get;
@@ -501,7 +501,7 @@ async fn the_port_speaks_tls_and_asks_for_a_certificate_except_of_probes() {
     });
     let (agent, address) = start(directory.path(), &config, &[]).await.unwrap();
     let client = |own: Option<&Path>| {
-        let connector = https::connector(&https::Files {
+        http::Client::with_tls(&https::Files {
             ca: files.join(certificates::TRUSTED),
             own: own.map(|own| {
                 (
@@ -509,9 +509,8 @@ async fn the_port_speaks_tls_and_asks_for_a_certificate_except_of_probes() {
                     own.join(certificates::KEY),
                 )
             }),
-        });
-        hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
-            .build::<_, http_body_util::Full<bytes::Bytes>>(connector.unwrap())
+        })
+        .unwrap()
     };
     for (own, method, path, expected) in [
         (None, Method::GET, "/healthz", 200),
@@ -525,15 +524,15 @@ async fn the_port_speaks_tls_and_asks_for_a_certificate_except_of_probes() {
             404,
         ),
     ] {
-        let request = hyper::Request::builder()
-            .method(method.clone())
-            .uri(format!("https://localhost:{}{path}", address.port()))
-            .header("content-type", "application/json")
-            .body(Default::default())
-            .unwrap();
-        let asked = async { Ok(client(own).request(request).await?) };
-        let reply = agent.unless_it_ends(asked).await.unwrap();
-        assert_eq!(reply.status().as_u16(), expected, "{method} {path}");
+        let url = format!("https://localhost:{}{path}", address.port());
+        let client = client(own);
+        let asked = async {
+            Ok(client
+                .send(method.clone(), &url, "", PATIENCE, 1 << 20)
+                .await?)
+        };
+        let (status, _) = agent.unless_it_ends(asked).await.unwrap();
+        assert_eq!(status.as_u16(), expected, "{method} {path}");
     }
     // Plain text gets no answer.
     let plain = Client::new(Version::Http1);

@@ -7,17 +7,17 @@ use e2e::figures::Figure;
 use e2e::idle::Idle;
 use e2e::workdir::Workdir;
 
-/// For how long it is measured.
+/// The duration of the measurement.
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "idle")]
 pub(crate) struct Options {
-    /// `idle`: for how long nothing happens, in seconds
+    /// `idle`: the duration of the measurement, in seconds
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     idle_s: u64,
 }
 
 impl Options {
-    /// Shows that it runs.
+    /// Enough to see that it works.
     pub(crate) const SMOKE: Options = Options { idle_s: 2 };
 }
 

@@ -1,9 +1,9 @@
-//! The cost of Tidegate, and its speed, with a real Envoy and a real etcd. Prints figures, asserts
-//! none.
+//! The cost of Tidegate, and its speed, with a real Envoy and a real etcd. Prints figures, and
+//! asserts none.
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "a program of the harness: the clock is what it is about"
+    reason = "a program of the harness: it uses the clock"
 )]
 
 mod attacks;
@@ -27,11 +27,11 @@ use clap::{Parser, ValueEnum};
 use e2e::figures::{self, Figure};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Measures on this machine; other programs that run on it are measured as well.
+/// Measures on this machine; other programs that run on it affect the figures.
 #[derive(Parser)]
 #[command(name = "bench")]
 struct Arguments {
-    /// The benchmark to run; all of them if none is named
+    /// The benchmark to run; by default all of them
     #[arg(value_enum)]
     name: Option<Name>,
     /// Write the figures to this file as JSON
@@ -43,10 +43,10 @@ struct Arguments {
     /// How often `filter` and `fence` measure every variant
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: u32,
-    /// So little of everything that it takes seconds: to see that it runs. The figures say nothing
+    /// A short run of seconds, to see that it works: its figures are meaningless
     #[arg(long)]
     smoke: bool,
-    /// List the benchmarks, with the requirements of each, and leave
+    /// List the benchmarks with their requirements, and exit
     #[arg(long)]
     list: bool,
     #[command(flatten)]
@@ -66,7 +66,7 @@ struct Arguments {
 /// All benchmarks. `cargo xtask test smoke` runs each of them.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
-    /// From a put in etcd to the first request that behaves differently
+    /// From a put in etcd to the first request with the new behaviour
     Propagation,
     /// The cost of the filter for a request
     Filter,
@@ -76,12 +76,12 @@ enum Name {
     /// The time without a writer when a cell moves, and the cost of the fence for a write. Needs
     /// root and `ip`
     Fence,
-    /// The writes of six replicas to etcd while nothing happens
+    /// The writes of six idle replicas to etcd
     Idle,
     /// Thousands of simulated proxies on our control plane and on go-control-plane, and the cost of
     /// a change in a large world
     Xds,
-    /// The cost of our configuration in an Envoy, beside the same services as plain clusters
+    /// The cost of our configuration in an Envoy, compared with the same services as plain clusters
     Envoy,
     /// How long an honest proxy waits while others attack the port for proxies
     Attacks,
@@ -113,7 +113,7 @@ impl Name {
 }
 
 impl Arguments {
-    /// The same benchmarks, with little of everything.
+    /// The same benchmarks in a short form.
     fn smoked(self) -> Arguments {
         Arguments {
             changes: 6,
@@ -135,7 +135,7 @@ impl Arguments {
     }
 }
 
-/// As a shell reports a program that Ctrl-C ended.
+/// The exit code of a program that Ctrl-C ended, as a shell reports it.
 const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
@@ -155,7 +155,7 @@ async fn main() -> ExitCode {
     if arguments.smoke {
         arguments = arguments.smoked();
     }
-    // Leaving the unfinished one behind drops it, and with it every child and file.
+    // Dropping the unfinished run drops every child and file.
     let ended = tokio::select! {
         done = run(&arguments) => done.map(|()| ExitCode::SUCCESS),
         interrupted = interrupted() => interrupted.map(|()| ExitCode::from(INTERRUPTED)),

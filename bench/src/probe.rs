@@ -1,5 +1,5 @@
-//! One connection that asks again and again. No HTTP library: a request costs this side next to
-//! nothing, which leaves the processors to the measured programs.
+//! One connection with continuous requests. It uses no HTTP library: so a request costs the client
+//! next to nothing, which leaves the processors to the measured programs.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use e2e::client::Echo;
 
-/// Only a change that is lost takes so long.
+/// Only a lost change takes so long.
 const TIME_MAX: Duration = Duration::from_secs(10);
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
@@ -20,17 +20,17 @@ pub(crate) struct Prober {
     asking: Duration,
 }
 
-/// The first answer that was awaited.
+/// The first expected answer.
 pub(crate) struct Seen {
     pub(crate) at: Instant,
     pub(crate) probes: u32,
     pub(crate) failed: u32,
-    /// The longest time from one answer to the next.
+    /// The longest time between two answers.
     pub(crate) gap: Duration,
 }
 
 impl Prober {
-    /// Asks for `path` of `host`.
+    /// Requests `path` of `host`.
     pub(crate) fn connect(to: SocketAddr, host: &str, path: &str) -> Result<Prober> {
         let stream = TcpStream::connect(to)?;
         stream.set_nodelay(true)?;
@@ -44,7 +44,7 @@ impl Prober {
         })
     }
 
-    /// Asks until the instance `expected` answers.
+    /// Sends requests until the instance `expected` answers.
     pub(crate) fn until(&mut self, expected: &str) -> Result<Seen> {
         let begin = Instant::now();
         let (mut probes, mut failed) = (0, 0);
@@ -76,7 +76,7 @@ impl Prober {
         }
     }
 
-    /// Asks for a time; the longest time from one answer to the next.
+    /// Sends requests for this time; returns the longest time between two answers.
     pub(crate) fn for_a_while(&mut self, time: Duration) -> Result<Duration> {
         let begin = Instant::now();
         let (mut last, mut gap) = (begin, Duration::ZERO);
@@ -114,7 +114,7 @@ impl Prober {
     }
 }
 
-/// Head and body of an answer that is complete.
+/// Head and body of a complete answer.
 fn split(answer: &[u8]) -> Result<Option<(&str, &[u8])>> {
     let end = answer.windows(HEAD_END.len()).position(|w| w == HEAD_END);
     let Some(end) = end else {

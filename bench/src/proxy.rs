@@ -16,7 +16,7 @@ const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoa
 const METHOD: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
-/// Tells of every response, and acknowledges it, until the stream or the listener ends.
+/// Reports and acknowledges every response, until the stream or the listener ends.
 pub(crate) async fn subscribe(
     xds: SocketAddr,
     zone: &str,

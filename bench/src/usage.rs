@@ -18,13 +18,13 @@ impl Usage {
         Usage { pid }
     }
 
-    /// CPU time of all its threads, in user and kernel mode. Exact, where `stat` counts in ticks of
-    /// 10 ms; threads that have ended are missing, and neither server ends any while it serves.
+    /// CPU time of all its threads, in user and kernel mode. Exact, unlike `stat`, which counts in
+    /// ticks of 10 ms. Ended threads are missing, but neither server ends any while it serves.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         let mut sum_ns = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.pid))? {
             let file = task?.path().join("schedstat");
-            // A thread that ends between the two looks.
+            // The thread has ended meanwhile.
             let Ok(text) = fs::read_to_string(&file) else {
                 continue;
             };
@@ -40,12 +40,12 @@ impl Usage {
         self.memory_mb("VmRSS:")
     }
 
-    /// The most that was in use at any time.
+    /// The maximum memory in use.
     pub(crate) fn rss_max_mb(&self) -> Result<f64> {
         self.memory_mb("VmHWM:")
     }
 
-    /// Has [`rss_max_mb`](Usage::rss_max_mb) begin anew.
+    /// Resets [`rss_max_mb`](Usage::rss_max_mb).
     pub(crate) fn forget_rss_max(&self) -> Result<()> {
         let file = format!("/proc/{}/clear_refs", self.pid);
         fs::write(&file, "5").with_context(|| file)

@@ -2,13 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use agent::https;
+use agent::{http::Client, https};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
-use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, StatusCode, Uri, header::CONTENT_TYPE};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use http::{Method, StatusCode, Uri};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::failure::{self, OutcomeUnknown};
@@ -56,7 +54,7 @@ impl OperatorArgs {
         serde_json::from_slice(&answer).context("an answer of another version")
     }
 
-    fn connector(&self, uri: &Uri) -> anyhow::Result<https::Connector> {
+    fn client(&self, uri: &Uri) -> anyhow::Result<Client> {
         let files = self.ca.clone().map(|ca| https::Files {
             ca,
             own: self.cert.clone().zip(self.key.clone()),
@@ -65,7 +63,7 @@ impl OperatorArgs {
         if is_https && files.is_none() {
             bail!("--ca: name the file with the CA of the control plane's certificate");
         }
-        Ok(files.map_or_else(|| Ok(https::plain()), |files| https::connector(&files))?)
+        Ok(files.map_or_else(|| Ok(Client::plain()), |files| Client::with_tls(&files))?)
     }
 
     /// Asks the first replica; where only something is to be read and it does not answer, the others in turn.
@@ -104,22 +102,10 @@ impl OperatorArgs {
         let uri = format!("{}{path}", admin.trim_end_matches('/'));
         let uri: Uri = uri.parse().with_context(|| format!("{uri:?} is no URL"))?;
         let is_change = method != Method::GET;
-        let request = Request::builder().method(method).uri(uri.clone());
-        // Also without a body: see `agent::cross_origin`.
-        let request = request.header(CONTENT_TYPE, "application/json");
-        let request = request.body(Full::new(body))?;
-        let client = Client::builder(TokioExecutor::new()).build(self.connector(&uri)?);
-        let asked = async {
-            let answer = client.request(request).await?;
-            let status = answer.status();
-            let body = http_body_util::Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
-            let body = body.collect().await.map_err(anyhow::Error::from_boxed)?;
-            anyhow::Ok((status, body.to_bytes()))
-        };
-        let late = |_| anyhow::anyhow!("no answer within {:?} (--timeout)", self.timeout);
-        let answer = tokio::time::timeout(self.timeout, asked).await;
-        let answer = answer.map_err(late).and_then(|answer| answer);
-        let (status, body) = answer.map_err(|error| failure::no_answer(error, &uri, is_change))?;
+        let (client, url) = (self.client(&uri)?, uri.to_string());
+        let answer = client.send(method, &url, body, self.timeout, ANSWER_BYTES_MAX);
+        let answer = answer.await;
+        let (status, body) = answer.map_err(|error| failure::no_answer(&error, &uri, is_change))?;
         match status.is_success() {
             true => Ok(body),
             false => Err(refusal(&uri, status, &body, is_change)),

@@ -1,14 +1,12 @@
-//! The end of a command: its exit code, and its message.
+//! The result of a failed command: its exit code, and its message.
 
-use agent::https;
-use hyper::Uri;
-use hyper_util::client::legacy;
-
+use agent::http::Failure;
+use http::Uri;
 use xds_server::conditions::Severity;
 
-/// Refused, or failed without an effect; the message says why.
+/// Rejected, or failed without an effect; the message says why.
 pub(crate) const FAILED: u8 = 1;
-// 2 is clap's own: the command line is wrong.
+// 2 is clap's own: an invalid command line.
 /// The outcome is unknown: the command may have taken effect.
 pub(crate) const OUTCOME_UNKNOWN: u8 = 3;
 /// `status`: a condition of severity error holds.
@@ -16,19 +14,19 @@ pub(crate) const ERRORS_HOLD: u8 = 4;
 /// `status`: conditions hold, all of severity warning.
 pub(crate) const WARNINGS_HOLD: u8 = 5;
 
-/// For the end of `--help`.
+/// The last part of `--help`.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  refused, or failed without an effect: the message says why
-  2  the command line is wrong
+  1  rejected, or failed without an effect: the message says why
+  2  the command line is invalid
   3  the outcome is unknown: the message says how to find out
   4  status: a condition of severity error holds
   5  status: conditions hold, all of severity warning";
 
-/// A change was sent, and no answer tells its outcome.
+/// A change was sent, but its outcome is unknown without an answer.
 #[derive(Debug, thiserror::Error)]
-#[error("outcome unknown: {why}. It may take effect yet. {how}")]
+#[error("outcome unknown: {why}. It may still take effect. {how}")]
 pub(crate) struct OutcomeUnknown {
     pub(crate) why: String,
     /// How to find out.
@@ -47,7 +45,7 @@ pub(crate) struct Unwell {
     pub(crate) worst: Severity,
 }
 
-/// The exit code of the process after this error.
+/// The exit code of the process for this error.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<OutcomeUnknown>() {
         return OUTCOME_UNKNOWN;
@@ -63,43 +61,41 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 pub(crate) fn how_to_find_out(path: &str) -> &'static str {
     let about = |prefix: &str| path.starts_with(prefix);
     if about("/v1/intents/") {
-        "`tidegate get zones` shows it under INTENT; repeating the command does no harm"
+        "`tidegate get zones` shows it under INTENT; a retry is safe"
     } else if about("/v1/failback/") {
-        "`tidegate get zones` shows it under STATE; repeating the command does no harm"
+        "`tidegate get zones` shows it under STATE; a retry is safe"
     } else if about("/v1/cells/") {
-        "`tidegate get cells` shows whether the cell has moved: look before you repeat the command"
+        "`tidegate get cells` shows whether the cell has moved: check that before a retry"
     } else {
-        "`tidegate status` shows what still waits; repeating the command does no harm"
+        "`tidegate status` shows the open questions; a retry is safe"
     }
 }
 
-/// An error of a request that got no answer.
-pub(crate) fn no_answer(error: anyhow::Error, uri: &Uri, is_change: bool) -> anyhow::Error {
-    if let Some(hint) = other_protocol(&error, uri) {
-        return error.context(format!("no answer from {uri}: {hint}"));
+/// The error of a request without an answer.
+pub(crate) fn no_answer(failure: &Failure, uri: &Uri, is_change: bool) -> anyhow::Error {
+    let why = match failure {
+        Failure::Timeout(_) => format!("{failure} (--timeout)"),
+        Failure::TooLong(_) | Failure::Broken(_) => failure.to_string(),
+    };
+    if let Some(hint) = other_protocol(failure, uri) {
+        return anyhow::Error::msg(why).context(format!("no answer from {uri}: {hint}"));
     }
-    let unsent = error.downcast_ref::<legacy::Error>();
-    if unsent.is_some_and(legacy::Error::is_connect) || !is_change {
+    if failure.is_unsent() || !is_change {
         let hint = "is --admin the admin address?";
-        return error.context(format!("no answer from {uri}: {hint}"));
+        return anyhow::Error::msg(why).context(format!("no answer from {uri}: {hint}"));
     }
-    let why = format!("no answer from {uri}: {error:#}");
+    let why = format!("no answer from {uri}: {why}");
     let how = how_to_find_out(uri.path());
     OutcomeUnknown { why, how }.into()
 }
 
-/// The remedy where the port speaks TLS and was asked in plain text, or the other way round.
-fn other_protocol(error: &anyhow::Error, uri: &Uri) -> Option<&'static str> {
+/// The remedy if the port uses TLS and the request was plaintext, or the reverse.
+fn other_protocol(failure: &Failure, uri: &Uri) -> Option<&'static str> {
     match uri.scheme_str() {
-        Some("https") => https::is_plain_text(error.as_ref())
+        Some("https") => (failure.is_plain_text())
             .then_some("that port speaks plain HTTP: begin --admin with http://"),
-        _ => {
-            let causes = error.chain().filter_map(|cause| cause.downcast_ref());
-            let mut no_http = causes.map(hyper::Error::is_parse);
-            no_http
-                .any(|is| is)
-                .then_some("the answer is no HTTP. If that port speaks TLS, begin --admin with https:// and give --ca")
-        }
+        _ => (failure.is_no_http())
+            .then_some("the answer is no HTTP. If that port speaks TLS, begin --admin with https:// and give --ca"),
     }
 }
 

@@ -1,8 +1,7 @@
-//! Log lines on standard error, as many as there is a reader for.
+//! Log lines on standard error, limited in number and independent of the reader's speed.
 //!
-//! A client can bring about many of the lines, as often as it likes. So each place in the code logs
-//! so many lines a second and no more, and no caller waits for the reader of the lines. Lines that
-//! are left out are counted.
+//! Clients can cause any number of log lines. So each place in the code logs a limited number of
+//! lines per second, and no caller waits for the reader of the log. Dropped lines are counted.
 
 #![allow(
     clippy::disallowed_methods,
@@ -35,22 +34,23 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// Lines of one place in the code in a second.
+/// The most lines per second from one place in the code.
 const LINES_MAX: u64 = 100;
 const SECOND: Duration = Duration::from_secs(1);
-/// Lines that wait for the reader.
+/// The most lines that wait for the reader.
 const WAITING_MAX: usize = 10_000;
 
-/// The lines that were not logged, for the metrics. Cheap to clone.
+/// The dropped lines, for the metrics. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct LeftOut {
-    /// Too many of a place.
+    /// Over the limit of a place.
     repeated: Arc<AtomicU64>,
     /// The reader was too slow.
     unread: ErrorCounter,
 }
 
-/// Logs to standard error from now on, as `RUST_LOG` says. Lines that wait are written when the guard is dropped.
+/// Logs to standard error from now on, as `RUST_LOG` says. Waiting lines are written when the guard
+/// is dropped.
 pub(crate) fn begin(json: bool) -> (LeftOut, WorkerGuard) {
     let builder = NonBlockingBuilder::default().buffered_lines_limit(WAITING_MAX);
     let (writer, guard) = builder.finish(stderr());
@@ -76,8 +76,8 @@ pub(crate) fn begin(json: bool) -> (LeftOut, WorkerGuard) {
     (left_out, guard)
 }
 
-/// The filter that `RUST_LOG` asks for. `h2` warns of frames that any client may send: only its
-/// errors count, unless asked for.
+/// The filter of `RUST_LOG`. `h2` warns of frames that any client may send: only its errors are
+/// logged, unless `RUST_LOG` says otherwise.
 fn by_level(rust_log: &str) -> EnvFilter {
     let asked_for = match rust_log.trim() {
         "" => "info",
@@ -87,9 +87,9 @@ fn by_level(rust_log: &str) -> EnvFilter {
     EnvFilter::builder().parse_lossy(format!("h2=error,{asked_for}"))
 }
 
-/// Lets through so many events of each place in a second.
+/// Lets through a limited number of events per second of each place.
 struct ByPlace {
-    /// There are as many as there are places in the code.
+    /// Bounded by the number of places in the code.
     windows: Mutex<HashMap<Identifier, Window>>,
     left_out: Arc<AtomicU64>,
 }
@@ -142,7 +142,7 @@ impl Collector for LeftOut {
         let counter = ConstCounter::new(count);
         counter.encode(encoder.encode_descriptor(
             "log_lines_left_out",
-            "Lines that were not logged: more than 100 of a kind in a second, or nobody reads them",
+            "Dropped log lines: over 100 per second from one place, or a slow reader",
             None,
             counter.metric_type(),
         )?)
@@ -176,7 +176,7 @@ mod tests {
             let heard = Heard::default();
             let lines = heard.clone().with_filter(by_level(rust_log));
             with_default(tracing_subscriber::registry().with(lines), || {
-                warn!(target: "h2::proto::ping_pong", "a client did something odd");
+                warn!(target: "h2::proto::ping_pong", "a client sent an invalid request");
                 warn!(target: "xds_server::discovery", "one of ours");
                 info!(target: "xds_server::discovery", "one more of ours");
             });

@@ -28,7 +28,7 @@ use terms::TermsArgs;
 
 /// Keeps a service that runs in several data centres correct and available while one of them fails.
 ///
-/// Log lines go to standard error; RUST_LOG chooses them (default: info).
+/// Log lines go to standard error; RUST_LOG selects them (default: info).
 #[derive(Parser)]
 #[command(version, max_term_width = 100, after_help = failure::EXIT_CODES)]
 struct Cli {
@@ -40,18 +40,22 @@ struct Cli {
 enum Command {
     /// Run the control plane: watch the store, serve xDS to the proxies.
     Serve {
-        /// The YAML file with topology and services. Changes to it take effect while running; what is wrong in it is
-        /// reported and ignored.
+        /// The YAML file with topology and services. Changes to it take effect while running. A
+        /// file with an error is rejected and reported, and the last good configuration stays in
+        /// force.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// The zone that this replica speaks for: it grants writes to that zone's proxies. In place of `authority.zones`.
+        /// The zone that this replica serves: it grants writes to that zone's proxies. Replaces
+        /// `authority.zones`.
         #[arg(long, value_name = "ZONE")]
         zone: Option<String>,
-        /// Write the addresses that are listened on to this file, as JSON, once they are: for ports chosen by the kernel.
+        /// Write the listening addresses to this file, as JSON, once they are known: for ports
+        /// chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
-        /// On SIGTERM, first move the cells to a standby zone that no other replica of this zone can grant writes for. Without
-        /// it they stay, and the zone has as long to come back as a session lasts.
+        /// On SIGTERM, first move the cells to a standby zone for which no other replica of this
+        /// zone can grant writes. Without this option the cells stay, and the zone has as long to
+        /// return as a session lasts.
         #[arg(long)]
         hand_over: bool,
         /// Log as JSON.
@@ -63,44 +67,48 @@ enum Command {
         /// The agent's YAML file. Changes to it take effect with a restart.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Check the file and end: exit status 0 if it is good, 1 with file, line and field if not.
+        /// Check the file and exit: exit status 0 if it is valid, 1 with file, line and field if
+        /// not.
         #[arg(long)]
         check: bool,
-        /// Leave the records to the next agent on SIGTERM, for as long as their lease lasts: for an upgrade beside instances
-        /// that go on. Drain them by `POST /v1/drain/...` before these end.
+        /// Leave the records to the next agent on SIGTERM, for as long as their lease lasts: for an
+        /// upgrade while instances continue. Drain them by `POST /v1/drain/...` before they stop.
         #[arg(long)]
         keep: bool,
-        /// Write the address that is listened on to this file, as JSON: for a port chosen by the kernel.
+        /// Write the listening address to this file, as JSON: for a port chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
         /// Log as JSON.
         #[arg(long)]
         log_json: bool,
     },
-    /// Check a configuration file and end: exit status 0 if `serve` would start by it, 1 with file, line and field if not.
+    /// Check a configuration file and exit: exit status 0 if `serve` would start with it, 1 with
+    /// file, line and field if not.
     Check {
         /// The YAML file.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// As `serve` is to have it.
+        /// As in `serve`.
         #[arg(long, value_name = "ZONE")]
         zone: Option<String>,
     },
-    /// The codes of conditions and safety rules, and what to do about each.
+    /// List the codes of conditions and safety rules, with the remedy for each.
     Codes {
-        /// Explain this one: TG2001, or its name.
+        /// Explain this code: TG2001, or its name.
         code: Option<Code>,
         /// Print the page of the documentation.
         #[arg(long, conflicts_with = "code")]
         markdown: bool,
     },
-    /// How a replica stands: mode, sessions, proxies, certificates, and the conditions that hold, with what to do.
+    /// Show the state of a replica: mode, sessions, proxies, certificates, and conditions with
+    /// their remedies.
     Status(StatusArgs),
     /// List zones, cells, proxies, instances, operations or conditions.
     Get(GetArgs),
-    /// Show all that is known of one of them, and the conditions that name it.
+    /// Show everything known of one of them, and the conditions that name it.
     Describe(DescribeArgs),
-    /// The agreed terms (time-outs, drift, shards, cell keys), and how each replica is configured.
+    /// The agreed terms (time-outs, drift, shards, cell keys), and the configuration of each
+    /// replica.
     Terms(TermsArgs),
     #[command(flatten)]
     Operate(Operation),

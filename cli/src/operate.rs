@@ -1,19 +1,19 @@
-//! Changes that operators make: requests to the admin port, which keeps the rules.
+//! Operators' changes: requests to the admin port, which enforces the rules.
 
 use anyhow::Context;
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use hyper::Method;
+use http::Method;
 use registry::authority::StateName;
 use serde::Deserialize;
 use xds_server::{authority::CellStatus, conditions::Code};
 
 use crate::{client::OperatorArgs, get::cells::state_of};
 
-/// Changes.
+/// Changes by operators.
 #[derive(Subcommand)]
 pub(crate) enum Operation {
-    /// Drain a zone: requests in flight end, new ones go elsewhere.
+    /// Drain a zone: requests in flight complete, new ones go elsewhere.
     Drain {
         #[command(flatten)]
         wanted: WantedArgs,
@@ -23,7 +23,7 @@ pub(crate) enum Operation {
         #[command(flatten)]
         accept: AcceptArgs,
     },
-    /// Pin a zone: it stays in for as long as it has a healthy instance.
+    /// Pin a zone: it stays in while it has a healthy instance.
     Pin {
         #[command(flatten)]
         wanted: WantedArgs,
@@ -36,12 +36,12 @@ pub(crate) enum Operation {
         #[command(flatten)]
         wanted: WantedArgs,
     },
-    /// Let a zone that is out come back now: ends a hold, and is what `failback: manual` waits for.
+    /// Readmit a zone that is out: ends a hold, and confirms a return with `failback: manual`.
     Failback {
         #[command(flatten)]
         wanted: WantedArgs,
     },
-    /// Move the permission to write to other zones: the old owners are taken out first.
+    /// Move the permission to write to other zones: the old owners are fenced first.
     Move {
         #[command(flatten)]
         moved: MoveArgs,
@@ -49,29 +49,30 @@ pub(crate) enum Operation {
         #[arg(long, default_value = "")]
         reason: String,
     },
-    /// Move a cell by force, also after a restore of the store: the old owners lose their sessions, the move waits for their
-    /// writes, the epoch rises, and the reason is recorded.
+    /// Move a cell by force, also after a restore of the store: the old owners lose their sessions,
+    /// the move waits for their writes, the epoch rises, and the reason is recorded.
     Override {
         #[command(flatten)]
         moved: MoveArgs,
         /// The reason, recorded with the move.
         #[arg(long)]
         reason: String,
-        /// The new epoch is at least this: higher than any that storage has seen.
+        /// The lower bound of the new epoch: higher than any that storage has seen.
         #[arg(long)]
         epoch: Option<u64>,
     },
-    /// Have all replicas accept a store that they did not accept before: instances are gone, or it was restored.
+    /// Make all replicas accept a store that a sanity guard rejects: instances are gone, or it was
+    /// restored.
     Confirm {
         #[command(flatten)]
         operator: OperatorArgs,
     },
 }
 
-/// The rules that a command is to pass over. The command has its own `--reason`.
+/// The rules that a command overrides. The command has its own `--reason`.
 #[derive(Args)]
 pub(crate) struct AcceptArgs {
-    /// Do it against a safety rule: the code that the refusal named, or several. Asks for --reason.
+    /// Override a safety rule: the code in the rejection, or several. Requires --reason.
     #[arg(long, value_name = "CODE", value_delimiter = ',')]
     accept: Vec<Code>,
 }
@@ -83,8 +84,9 @@ pub(crate) struct MoveArgs {
     /// The new owner, or several of one region, separated by commas.
     #[arg(long, value_name = "ZONE", value_delimiter = ',', required = true)]
     to: Vec<String>,
-    /// For how many seconds the cell stays there though other zones serve it better. Default: 600 where fewer services can be
-    /// served there (`--accept TG7004`), else 0. A zone that is lost loses it all the same.
+    /// For how many seconds the cell stays there although other zones serve it better. Default: 600
+    /// if the new zone can serve fewer services (`--accept TG7004`), else 0. A lost zone loses the
+    /// cell nevertheless.
     #[arg(long, value_name = "SECONDS")]
     hold: Option<u64>,
     #[command(flatten)]
@@ -105,7 +107,7 @@ pub(crate) struct WantedArgs {
 }
 
 impl Operation {
-    /// Does it, and prints the result.
+    /// Executes it, and prints the result.
     pub(crate) async fn run(&self) -> anyhow::Result<()> {
         match self {
             Operation::Drain {
@@ -116,7 +118,7 @@ impl Operation {
             Operation::Pin { wanted, reason } => wanted.want("pin", reason, &[]).await?,
             Operation::Release { wanted } => wanted.release().await?,
             Operation::Failback { wanted } => match &wanted.fail_back().await?[..] {
-                [] => println!("nothing is out in {}", wanted.zone),
+                [] => println!("no service is out in {}", wanted.zone),
                 back => println!("coming back: {}", back.join(", ")),
             },
             Operation::Confirm { operator } => {
@@ -179,12 +181,12 @@ impl MoveArgs {
         let owners = owners.join(", ");
         let settling = match state {
             Some(StateName::Active) => "",
-            _ => "; nobody writes before what the old owners may have under way is over",
+            _ => "; no zone writes until the old owners' writes have settled",
         };
         println!("{cell} belongs to {owners}, epoch {epoch}, after {took_ms} ms{settling}");
         if hold_ms > 0 {
             let seconds = hold_ms / 1_000;
-            println!("it stays there for {seconds} s though other zones serve it better");
+            println!("the cell stays there for {seconds} s although other zones serve it better");
         }
         for warning in warnings {
             println!("warning, accepted: {warning}");
@@ -192,7 +194,7 @@ impl MoveArgs {
         if !unserved.is_empty() {
             let services = unserved.join(", ");
             println!(
-                "warning: {owners} has no healthy instance of {services}: its writes are refused"
+                "warning: {owners} has no healthy instance of {services}: its writes are rejected"
             );
         }
         Ok(())
@@ -200,8 +202,8 @@ impl MoveArgs {
 }
 
 impl MoveArgs {
-    /// An error of a move, with the other replicas' view of the cell: the one that was asked may be
-    /// the one that is blind.
+    /// An error of a move, with the other replicas' view of the cell: the queried replica may be
+    /// the one that lags.
     async fn with_what_others_say(&self, error: anyhow::Error) -> anyhow::Error {
         let others = self.operator.admin.split(',').skip(1);
         for other in others {
@@ -233,7 +235,7 @@ impl WantedArgs {
 
     async fn want(&self, intent: &str, reason: &str, accept: &[Code]) -> anyhow::Result<()> {
         let mut body = serde_json::json!({ "intent": intent, "reason": reason });
-        // Older control planes do not know it.
+        // Older control planes do not know the field.
         if !accept.is_empty() {
             body["accept"] = serde_json::json!(accept);
         }
@@ -251,7 +253,7 @@ impl WantedArgs {
         Ok(())
     }
 
-    /// The services that come back.
+    /// Returns the readmitted services.
     async fn fail_back(&self) -> anyhow::Result<Vec<String>> {
         let path = self.path("failback");
         let answer = self.operator.ask(Method::POST, &path, Bytes::new()).await?;

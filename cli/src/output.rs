@@ -1,20 +1,20 @@
-//! How answers are printed.
+//! The printing of answers.
 
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
 
-/// `-o`, as kubectl has it.
+/// `-o`, as in kubectl.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
     /// A table.
     #[default]
     Table,
-    /// The items as the admin port gives them, as a JSON list.
+    /// The items as the admin port returns them, as a JSON list.
     Json,
     /// The same as YAML.
     Yaml,
-    /// `kind/name`, one a line.
+    /// `kind/name`, one per line.
     Name,
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn table(headers: &[&str], rows: Vec<Vec<String>>) -> String {
     lines.collect()
 }
 
-/// JSON for people, with a line break at its end.
+/// JSON for people, with a final line break.
 pub(crate) fn json(value: &Value) -> String {
     format!("{value:#}\n")
 }
@@ -42,7 +42,7 @@ pub(crate) fn json(value: &Value) -> String {
 ///
 /// # Errors
 ///
-/// Those of the writer, for values that YAML cannot hold.
+/// Those of the writer, for values that YAML cannot represent.
 pub(crate) fn yaml(value: &Value) -> anyhow::Result<String> {
     let text = serde_saphyr::to_string(value)?;
     Ok(format!("{}\n", text.trim_end()))

@@ -1,4 +1,4 @@
-//! The options in `docs/reference/cli.md` are those of the code.
+//! Checks that the options in `docs/reference/cli.md` are those of the code.
 
 use std::{fs, path::Path};
 
@@ -13,7 +13,7 @@ fn every_option_is_in_the_reference() {
         .show_table_of_contents(false)
         .title("`tidegate`".to_owned());
     let generated = clap_markdown::help_markdown_custom::<super::Cli>(&options);
-    // Without its title; headings one below the page's own.
+    // Without its title; headings one level below the page's own.
     let line = |line: &str| match line.strip_prefix("###### ") {
         Some(bold) => bold.to_owned(),
         None if line.starts_with("## ") => format!("#{line}"),

@@ -13,7 +13,7 @@ use xds_server::{
     start::Start,
 };
 
-/// Runs a control plane until SIGTERM or SIGINT; a second one ends it at once, which is as safe.
+/// Runs a control plane until SIGTERM or SIGINT; a second one ends it at once, which is also safe.
 #[tokio::main]
 pub(crate) async fn serve(
     options: Options,
@@ -48,20 +48,20 @@ pub(crate) fn check(config: &Path, zone: Option<&str>) -> anyhow::Result<()> {
     Start::of(&config, zone, state_directory().as_deref())?;
     let mesh = &config.mesh;
     println!(
-        "good: {} zones, {} services. The filter and the certificates that it names were not looked at",
+        "good: {} zones, {} services. The filter and the named certificates were not checked",
         mesh.topology.zones().len(),
         mesh.services.len()
     );
     Ok(())
 }
 
-/// Where systemd has a service keep its state.
+/// The directory that systemd assigns for a service's state.
 pub(crate) fn state_directory() -> Option<OsString> {
     #[allow(clippy::disallowed_methods, reason = "systemd names the directory so")]
     std::env::var_os("STATE_DIRECTORY")
 }
 
-/// Under another name first: a reader that waits for the file never reads half of it.
+/// Writes under another name first: a waiting reader never reads a partial file.
 fn write_addresses(file: &Path, xds: SocketAddr, admin: SocketAddr) -> anyhow::Result<()> {
     let text = serde_json::json!({ "xds": xds, "admin": admin }).to_string();
     let partial = file.with_extension("partial");

@@ -14,7 +14,7 @@ use crate::{
 
 #[derive(Args)]
 pub(crate) struct StatusArgs {
-    /// How it is printed.
+    /// The output format.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
     /// The same as `-o json`.
@@ -25,7 +25,7 @@ pub(crate) struct StatusArgs {
 }
 
 impl StatusArgs {
-    /// Prints how the replica stands. An error where a condition holds, so that the exit code says so.
+    /// Prints the state of the replica. Returns an error if a condition holds, for the exit code.
     pub(crate) async fn run(&self) -> anyhow::Result<()> {
         let answer: Value = self.operator.read("/v1/status").await?;
         let report = Report::deserialize(&answer)?;

@@ -1,11 +1,12 @@
-//! `tidegate terms`: the terms that all replicas have agreed on, and their change without a stop.
+//! `tidegate terms`: the terms that all replicas have agreed on, and changes of them without a
+//! stop.
 
 use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use hyper::Method;
+use http::Method;
 use registry::{authority::Configured, terms::AgreedRecord};
 
 use xds_server::{
@@ -15,7 +16,7 @@ use xds_server::{
 
 use crate::client::OperatorArgs;
 
-/// How often a change is looked at.
+/// How often the progress of a change is checked.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Args)]
@@ -28,22 +29,24 @@ pub(crate) struct TermsArgs {
 
 #[derive(Subcommand)]
 enum TermsCommand {
-    /// Change the terms to those of a configuration file. Begin with this, then give all replicas the file: each takes it while it
-    /// runs. Meanwhile everybody promises the shorter span and waits for the longer one.
+    /// Change the terms to those of a configuration file. Begin with this command, then give all
+    /// replicas the file: each applies it while it runs. Meanwhile all replicas promise the shorter
+    /// span and wait for the longer one.
     Change {
         /// The new configuration.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Admit no fenced write while the change lasts: a change of `shards` or of a `cell_key` takes that.
+        /// Admit no fenced write during the change: a change of `shards` or of a `cell_key`
+        /// requires that.
         #[arg(long)]
         stop_writes: bool,
-        /// Begin it, and do not wait for its end.
+        /// Begin the change, and do not wait for its end.
         #[arg(long)]
         no_wait: bool,
         #[command(flatten)]
         operator: OperatorArgs,
     },
-    /// End a change that is not completed: the terms stay what they were.
+    /// Abort a change that is not completed: the terms stay as they were.
     Cancel {
         #[command(flatten)]
         operator: OperatorArgs,
@@ -58,7 +61,7 @@ impl TermsArgs {
                 operator
                     .ask(Method::DELETE, "/v1/terms/next", Bytes::new())
                     .await?;
-                println!("the change is ended: give all replicas the configuration from before");
+                println!("the change is aborted: give all replicas the previous configuration");
             }
             Some(TermsCommand::Change {
                 config,
@@ -68,7 +71,7 @@ impl TermsArgs {
             }) => {
                 let (config, _) = reload::read(config)?;
                 let next = config.mesh.agreed();
-                let next = next.context("the file has no `authority`: there are no terms in it")?;
+                let next = next.context("the file has no `authority`, so it contains no terms")?;
                 let next = AgreedRecord::from(&next);
                 begin(operator, &next, *stop_writes).await?;
                 if !no_wait {
@@ -94,18 +97,18 @@ async fn begin(
     operator.ask(Method::POST, "/v1/terms/change", body).await?;
     let status = status(operator).await?;
     println!(
-        "begun: give all replicas the new file now; they take it while they run, or when they are started again"
+        "begun: give all replicas the new file now; they apply it while they run, or at a restart"
     );
     match status.stopped {
         true => println!("no fenced write is admitted until the change is completed"),
         false => println!(
-            "until then everybody promises the shorter of both spans, and waits for the longer"
+            "until then all replicas promise the shorter of both spans, and wait for the longer"
         ),
     }
     Ok(())
 }
 
-/// Until the new terms are the only ones.
+/// Waits until the new terms are the only ones.
 async fn wait(operator: &OperatorArgs, next: &AgreedRecord) -> anyhow::Result<()> {
     let mut said = String::new();
     loop {
@@ -117,7 +120,7 @@ async fn wait(operator: &OperatorArgs, next: &AgreedRecord) -> anyhow::Result<()
                     && now.drift_permille == next.drift_permille
                     && now.cells == next.cells
             });
-            anyhow::ensure!(same, "the change was ended by somebody else");
+            anyhow::ensure!(same, "another operator aborted the change");
             println!("changed: the new terms are in force");
             return Ok(());
         }
@@ -126,7 +129,7 @@ async fn wait(operator: &OperatorArgs, next: &AgreedRecord) -> anyhow::Result<()
             .map(|replica| format!("{} ({})", replica.process, replica.zone))
             .collect();
         let saying = match waiting.is_empty() {
-            true => "waiting until what was granted before is over".to_owned(),
+            true => "waiting until earlier grants have expired".to_owned(),
             false => format!("waiting for the new file at {}", waiting.join(", ")),
         };
         if saying != said {
@@ -172,14 +175,14 @@ fn show(status: &TermsStatus) -> String {
         }
     }
     if status.revision == 0 {
-        text += "nothing is agreed on yet\n";
+        text += "no terms are agreed yet\n";
     }
     for replica in &status.replicas {
         let configured = match replica.configured {
             Some(Configured::Current) => "as agreed",
             Some(Configured::Next) => "as next",
-            Some(Configured::Other) => "OTHERWISE, and grants nothing",
-            None => "not known: it has not seen these terms yet, or is of an older version",
+            Some(Configured::Other) => "DIFFERENTLY, and grants nothing",
+            None => "unknown: it has not seen these terms yet, or has an older version",
         };
         let behind = match replica.behind {
             true => "; it grants under earlier terms",

@@ -6,28 +6,29 @@ use e2e::load::{Tally, deviations};
 
 use crate::traffic::{Class, Kind, Row};
 
-/// The share that the demo configures for the home zone; the rest of its region gets the rest.
+/// The share that the demo configures for the home zone; the other zones of its region get the
+/// rest.
 const HOME_SHARE: f64 = 0.8;
-/// A right share strays further once in about two million looks.
+/// A correct share differs by more once in about two million times.
 const DEVIATIONS_MAX: f64 = 5.0;
-/// The reason of a write that no zone may take.
+/// The reason of a write without a zone that may serve it.
 const NO_CAPACITY: &str = "no_capacity";
 
-/// Where the requests of one kind should go while `down` is down.
+/// The expected destinations of the requests of one kind while `down` is down.
 pub(crate) struct Expected {
-    /// None: they are refused.
+    /// Empty: they are rejected.
     zones: Vec<&'static str>,
     reason: &'static str,
 }
 
-/// Whether something is as it should be, with the figure.
+/// Whether an expectation is met, with the figure.
 pub(crate) struct Verdict {
     pub(crate) passed: bool,
     pub(crate) text: String,
 }
 
 impl Expected {
-    /// The rules of tiers, said once more and independently of the code that is shown here.
+    /// The rules of tiers, repeated independently of the demonstrated code.
     fn of(kind: Kind, down: Option<&str>) -> Expected {
         let home = kind.home();
         let zones = |near: bool| {
@@ -49,8 +50,8 @@ impl Expected {
         Expected { zones, reason }
     }
 
-    /// Whether a short look at the traffic shows it where it should be; the error says the
-    /// difference.
+    /// Whether a short sample of the traffic shows the expected destinations; the error describes
+    /// the difference.
     pub(crate) fn settled(down: Option<&str>, frame: &[Row]) -> Result<()> {
         for row in frame {
             let expected = Expected::of(row.kind, down);
@@ -77,8 +78,8 @@ impl Expected {
     }
 }
 
-/// All expectations of a chapter: `turning` is the outcome of the requests while `turned` went or
-/// came, `watched` of those after.
+/// All expectations of a chapter: `turning` is the outcome of the requests while `turned` went down
+/// or came back, `watched` of those afterwards.
 pub(crate) fn verdicts(
     down: Option<&str>,
     turned: Option<&str>,
@@ -119,7 +120,7 @@ fn is_write(row: &&Row) -> bool {
     row.kind.class == Class::Write
 }
 
-/// No request fails, and none is refused but the writes that must be while `down` is down.
+/// No request fails, and only the expected writes are rejected while `down` is down.
 fn no_failure(when: &str, down: Option<&str>, rows: &[Row]) -> Verdict {
     let mut sum = Tally::default();
     let mut rightly_refused = 0;
@@ -132,7 +133,7 @@ fn no_failure(when: &str, down: Option<&str>, rows: &[Row]) -> Verdict {
     let failed = sum.failed + sum.refusals() - rightly_refused;
     let mut text = format!("{failed} of {} requests failed {when}", sum.sent);
     if rightly_refused > 0 {
-        text += &format!("; {rightly_refused} writes were rightly refused");
+        text += &format!("; {rightly_refused} writes were rightly rejected");
     }
     if failed > 0 {
         for (what, count) in &sum.failures {
@@ -145,7 +146,8 @@ fn no_failure(when: &str, down: Option<&str>, rows: &[Row]) -> Verdict {
     }
 }
 
-/// The requests of one home go where they should, in the right shares, and for the right reason.
+/// The requests of one home go to the expected zones, in the right shares, and for the right
+/// reason.
 fn shares(home: &'static str, down: Option<&str>, rows: &[Row]) -> Vec<Verdict> {
     [Class::Read, Class::Write]
         .map(|class| {

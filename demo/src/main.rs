@@ -1,10 +1,11 @@
 //! Tidegate on this machine: a control plane, three zones with a gateway Envoy each, and a service
-//! that registers. Traffic flows, a zone's instances go and come back, and a table shows where
-//! requests go and why. In the second act a zone loses the right to write, and another one gets it.
+//! that registers. Under traffic, a zone's instances stop and return, and a table shows the
+//! destinations of requests and the reasons. In the second act a zone loses the right to write, and
+//! another zone gets it.
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "a program of the harness: the terminal and the clock are what it is about"
+    reason = "a program of the harness: it uses the terminal and the clock"
 )]
 
 mod expect;
@@ -27,18 +28,17 @@ use screen::Screen;
 use stage::Stage;
 use story::Story;
 
-/// Three zones, a failing data centre, and where the requests go meanwhile.
+/// Three zones, a failing data centre, and the destinations of requests meanwhile.
 #[derive(Parser)]
 #[command(name = "demo")]
 struct Arguments {
-    /// Where the control plane keeps its state
+    /// The store of the control plane
     #[arg(long, value_enum, default_value_t = Store::Embedded)]
     store: Store,
-    /// Tell the story once, check every step, and leave with exit code 0 only if all is as it
-    /// should be
+    /// Run the story once, check every step, and exit with code 0 only if all expectations are met
     #[arg(long)]
     once: bool,
-    /// How long each chapter of the story lasts
+    /// The duration of each chapter of the story
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=20))]
     seconds: Option<u64>,
 }
@@ -51,13 +51,13 @@ enum Store {
     Etcd,
 }
 
-/// As a shell reports a program that Ctrl-C ended.
+/// The exit code of a program that Ctrl-C ended, as a shell reports it.
 const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Leaving the unfinished one behind drops it, and with it every child and file.
+    // Dropping the unfinished run drops every child and file.
     let ended = tokio::select! {
         told = tell(&arguments) => told.map(Some),
         interrupted = interrupted() => interrupted.map(|()| None),
@@ -76,7 +76,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Whether everything went as it should. Without `--once` it goes on until it is interrupted.
+/// Whether all expectations were met. Without `--once` it runs until it is interrupted.
 async fn tell(arguments: &Arguments) -> Result<bool> {
     let chapter = Duration::from_secs(arguments.seconds.unwrap_or(4));
     let mut screen = Screen::lines();
@@ -89,7 +89,7 @@ async fn tell(arguments: &Arguments) -> Result<bool> {
         let mut failed = story.tell().await?;
         failed += fence::tell(story.screen(), chapter).await?;
         let summary = match failed {
-            0 => "everything went as it should".to_owned(),
+            0 => "all expectations were met".to_owned(),
             failed => format!("{failed} expectations were not met"),
         };
         story.screen().verdict(failed == 0, &summary);

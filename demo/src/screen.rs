@@ -1,4 +1,4 @@
-//! Where the story is shown: a screen that is drawn again and again, or lines.
+//! The output of the story: a redrawn screen, or lines.
 
 use std::collections::VecDeque;
 use std::io::{Write, stdout};
@@ -7,7 +7,7 @@ use std::time::Instant;
 /// How many verdicts a screen keeps below the table.
 const VERDICTS_MAX: usize = 8;
 
-/// Another page of the terminal, and back: the screen before the demo is there after it.
+/// The terminal's alternate screen: the previous screen returns after the demo.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 const CLEAR: &str = "\x1b[H\x1b[J";
@@ -43,7 +43,7 @@ impl Screen {
         }
     }
 
-    /// A new part of the story begins.
+    /// Begins a new chapter of the story.
     pub(crate) fn chapter(&mut self, title: &str) {
         match &mut self.page {
             None => println!("\n== {title}"),
@@ -52,7 +52,7 @@ impl Screen {
         self.draw();
     }
 
-    /// The current event.
+    /// Shows the current event.
     pub(crate) fn say(&mut self, text: &str) {
         match &mut self.page {
             None => println!("{:5.1} s  {text}", self.begin.elapsed().as_secs_f64()),
@@ -61,7 +61,7 @@ impl Screen {
         self.draw();
     }
 
-    /// Whether an expectation holds.
+    /// Shows whether an expectation is met.
     pub(crate) fn verdict(&mut self, passed: bool, text: &str) {
         let word = if passed { "PASS" } else { "FAIL" };
         let line = format!("{word}  {text}");
@@ -77,7 +77,7 @@ impl Screen {
         self.draw();
     }
 
-    /// The table as it is now: a terminal shows it at once.
+    /// The current table: a terminal shows it at once.
     pub(crate) fn refresh(&mut self, table: impl FnOnce() -> String) {
         if let Some(page) = &mut self.page {
             page.table = table();
@@ -85,8 +85,7 @@ impl Screen {
         self.draw();
     }
 
-    /// The table at the end of a chapter: where nothing is drawn again, this is the time to print
-    /// it.
+    /// The table at the end of a chapter: without a terminal it is printed only now.
     pub(crate) fn conclude(&mut self, table: impl FnOnce() -> String) {
         match &mut self.page {
             None => println!("{}", table()),
@@ -101,7 +100,7 @@ impl Screen {
             println!("now: {}   (Ctrl-C ends)", page.now);
             page.verdicts.iter().for_each(|line| println!("{line}"));
         }
-        // A closed pipe is no reason to leave children behind.
+        // A closed pipe must not leave children behind.
         let _ = stdout().flush();
     }
 }

@@ -20,11 +20,11 @@ use crate::screen::Screen;
 pub(crate) const SERVICE: &str = "orders";
 const INSTANCES_PER_ZONE: usize = 2;
 
-/// How long an instance may take to leave: it drains first.
+/// How long an instance may take to shut down: it drains first.
 const LEAVE_MAX: Duration = Duration::from_secs(15);
 
-/// The mesh and the upstreams, which are processes here: they can be taken down like a data
-/// centre's.
+/// The mesh and the upstreams, which are processes here: they can be stopped like those of a data
+/// centre.
 pub(crate) struct Stage {
     upstreams: BTreeMap<&'static str, Vec<Process>>,
     pub(crate) mesh: Mesh,
@@ -88,7 +88,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Asks a zone's instances to leave, all at once, and waits until they have.
+    /// Asks a zone's instances to shut down, all at once, and waits until they have.
     pub(crate) async fn take_down(&mut self, zone: &str) -> Result<()> {
         let instances = self.upstreams.remove(zone).unwrap_or_default();
         for instance in &instances {

@@ -12,7 +12,7 @@ use crate::stage::{SERVICE, Stage};
 use crate::table::render;
 use crate::traffic::{Row, Traffic, add};
 
-/// Between two looks at the traffic, and two pictures of the table.
+/// The interval between two samples of the traffic, and two drawings of the table.
 const FRAME: Duration = Duration::from_millis(100);
 
 /// The action of a chapter before it watches.
@@ -69,12 +69,12 @@ impl Story {
         }
     }
 
-    /// Where it is shown.
+    /// The output.
     pub(crate) fn screen(&mut self) -> &mut Screen {
         &mut self.screen
     }
 
-    /// Tells all chapters; how many expectations were not met.
+    /// Runs all chapters; returns the number of unmet expectations.
     pub(crate) async fn tell(&mut self) -> Result<u32> {
         let mut failed = 0;
         for (index, (title, turn)) in CHAPTERS.into_iter().enumerate() {
@@ -94,8 +94,8 @@ impl Story {
         Ok(failed)
     }
 
-    /// Takes the chapter's subject down or up, under traffic, and waits until that has settled.
-    /// Returns the outcome of the requests meanwhile.
+    /// Stops or starts the chapter's zone, under traffic, and waits until that has settled. Returns
+    /// the outcome of the requests meanwhile.
     async fn turn(&mut self, turn: Turn, traffic: &mut Traffic) -> Result<Vec<Row>> {
         let begin = Instant::now();
         let (stage, screen) = (&mut self.stage, &mut self.screen);

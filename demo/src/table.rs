@@ -1,4 +1,4 @@
-//! The table: where requests go, and why.
+//! The table: the destinations of requests, and the reasons.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -8,7 +8,7 @@ use e2e::config::{EXPLAIN, ZONES, region_of};
 use e2e::load::{Load, RunningLoad, Tally};
 use e2e::mesh::Mesh;
 
-/// The homes that requests name; none: they name none.
+/// The homes that requests name; `None`: no home.
 const HOMES: [Option<&str>; 3] = [None, Some("shanghai-a"), Some("beijing-c")];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Kind {
 }
 
 impl Row {
-    /// Requests that a zone outside of the home's region answered.
+    /// Requests answered by a zone outside of the home's region.
     pub(crate) fn remote(&self) -> u64 {
         let region = region_of(self.kind.home());
         let zones = self.tally.zones.iter();
@@ -75,7 +75,7 @@ impl Row {
     }
 }
 
-/// Traffic that flows.
+/// Continuous traffic.
 pub(crate) struct Traffic(RunningLoad);
 
 impl Traffic {
@@ -91,7 +91,7 @@ impl Traffic {
         Ok(Traffic(load.start()))
     }
 
-    /// The outcome of each kind since the last time.
+    /// The outcome of each kind since the last call.
     pub(crate) fn take(&mut self) -> Vec<Row> {
         Kind::all()
             .zip(self.0.take())

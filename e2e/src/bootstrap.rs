@@ -1,6 +1,6 @@
-//! The bootstraps in `envoy-configs/` and the examples in `examples/`, with the values that a test must change: addresses, paths,
-//! and the port of the admin interface. Changed as a structure, never as text, and a field that is
-//! not there is an error: the tests start the shipped files.
+//! The bootstraps in `envoy-configs/` and the examples in `examples/`, with the values that a test
+//! must change: addresses, paths, and the port of the admin interface. They are changed as
+//! structures, never as text, and a missing field is an error: the tests start the shipped files.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ const TLS_SOCKET: &str = "transport_socket.yaml";
 const SHIPPED_SECRETS: &str = "/etc/tidegate/tls";
 const SHIPPED_CERTIFICATES: &str = "/etc/tidegate/proxy-certs";
 
-/// A bootstrap on its way to an Envoy.
+/// A bootstrap under construction.
 #[derive(Clone, Debug)]
 pub struct Bootstrap(Value);
 
@@ -87,7 +87,7 @@ impl Bootstrap {
         filters.and_then(Value::as_array_mut).context("no filters")
     }
 
-    /// Sets the node of the Envoy, as `--config-yaml` does in production.
+    /// Sets the node of the Envoy, like `--config-yaml` in production.
     pub fn node(mut self, id: &str, region: &str, zone: &str) -> Result<Bootstrap> {
         let node = self.0["node"].as_object_mut().context("no node")?;
         node.insert("id".to_owned(), json!(id));
@@ -116,8 +116,8 @@ impl Bootstrap {
         Ok(self)
     }
 
-    /// Adds an address of a lower priority to a static cluster: it is used when none of the higher
-    /// ones is left.
+    /// Adds an address of a lower priority to a static cluster: it is used if no address of a
+    /// higher priority is left.
     pub fn cluster_else_at(
         mut self,
         name: &str,
@@ -143,9 +143,9 @@ impl Bootstrap {
             .with_context(|| format!("no cluster {name}"))
     }
 
-    /// Speaks TLS with the control plane, as `envoy-configs/tls/` says. `secrets` is where the
-    /// files about certificates are written, `certificates` the directory with `tls.crt`, `tls.key`
-    /// and `ca.crt`.
+    /// Connects to the control plane with TLS, as `envoy-configs/tls/` does. `secrets` is the
+    /// directory for the files about certificates, `certificates` the directory with `tls.crt`,
+    /// `tls.key` and `ca.crt`.
     pub fn tls(mut self, secrets: &Path, certificates: &Path) -> Result<Bootstrap> {
         let mut socket = read(&format!("envoy-configs/tls/{TLS_SOCKET}"))?;
         for name in ["client.yaml", "ca.yaml"] {
@@ -159,7 +159,7 @@ impl Bootstrap {
         Ok(self)
     }
 
-    /// Speaks state-of-the-world instead of delta.
+    /// Uses state of the world instead of delta.
     pub fn state_of_the_world(self) -> Result<Bootstrap> {
         self.with(ADS_PROTOCOL, json!("GRPC"))
     }
@@ -216,7 +216,7 @@ fn move_paths(value: &mut Value, from: &str, to: &Path) {
         Value::String(text) => {
             let moved = Path::new(text).strip_prefix(from).map(|rest| to.join(rest));
             if let Ok(moved) = moved {
-                // Without the separator that an empty rest leaves behind.
+                // Without the separator that an empty remainder leaves.
                 *text = moved.display().to_string().trim_end_matches('/').to_owned();
             }
         }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::client::{Client, Request, Version};
 use crate::registry::success;
 
-/// All that can speak against a move.
+/// All possible objections to a move.
 const OBJECTIONS: [&str; 4] = ["TG7004", "TG7003", "TG7006", "TG7002"];
 
 /// A cell as a control plane describes it.
@@ -24,7 +24,7 @@ pub struct Cell {
     pub owners: Vec<String>,
     #[serde(default)]
     pub standby: Vec<String>,
-    /// None while it is not known.
+    /// None while it is unknown.
     #[serde(default)]
     pub state: Option<String>,
     #[serde(default)]
@@ -34,19 +34,19 @@ pub struct Cell {
     pub zones: BTreeMap<String, Speakers>,
     #[serde(default)]
     pub hold_ms: u64,
-    /// Why this is old, if it is.
+    /// Why this is stale, if it is.
     #[serde(default)]
     pub stale: Option<String>,
 }
 
-/// The speakers for a zone.
+/// The replicas of a zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speakers {
     pub replicas: u32,
     pub proxies: Option<u32>,
 }
 
-/// The part of one control plane's admin API that is about authority.
+/// The part of one control plane's admin API for write authority.
 #[derive(Clone)]
 pub struct Cells {
     client: Client,
@@ -86,21 +86,21 @@ impl Cells {
         self.client.send(self.admin, &request).await?.json()
     }
 
-    /// Answered when the new owners stand in the store.
+    /// Returns when the new owners are stored.
     pub async fn move_to(&self, cell: &str, zone: &str, reason: &str) -> Result<()> {
         let path = format!("/v1/cells/{cell}/move");
         let wish = json!({ "to": [zone], "reason": reason });
         self.post(&path, &wish).await
     }
 
-    /// A move that does not wait for answers of the old owners, in spite of any objection.
+    /// A move that does not wait for the old owners, despite any objection.
     pub async fn override_to(&self, cell: &str, zone: &str, reason: &str) -> Result<()> {
         let path = format!("/v1/cells/{cell}/override");
         let wish = json!({ "to": [zone], "reason": reason, "accept": OBJECTIONS, "hold_ms": 0 });
         self.post(&path, &wish).await
     }
 
-    /// Has the content of the store believed, though it is implausible.
+    /// Confirms the content of the store although it is implausible.
     pub async fn confirm(&self) -> Result<()> {
         self.post("/v1/confirm", &json!({})).await
     }

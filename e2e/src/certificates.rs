@@ -1,4 +1,4 @@
-//! Certificates, and the servers that listen with them.
+//! Certificates, and the TLS configuration of servers.
 
 use std::fs;
 use std::path::Path;
@@ -30,11 +30,11 @@ impl Ca {
         )?))
     }
 
-    /// Puts [`CERTIFICATE`], [`KEY`] and [`TRUSTED`] into a directory, each by moving it there.
-    /// `trusted` are the CAs in the last.
+    /// Puts [`CERTIFICATE`], [`KEY`] and [`TRUSTED`] into a directory, each by renaming a finished
+    /// file. `trusted` are the CAs in the last.
     pub fn issue(&self, directory: &Path, name: &str, trusted: &[&Ca]) -> Result<()> {
         let mut params = CertificateParams::default();
-        // One that is named as its issuer would be taken for self-signed.
+        // A certificate with its issuer's name would count as self-signed.
         params.distinguished_name = DistinguishedName::new();
         let text = Ia5String::try_from(name)?;
         params.subject_alt_names = vec![match name.contains("://") {
@@ -58,8 +58,8 @@ impl Ca {
     }
 }
 
-/// The control plane's `listen`, with the certificates of a directory. `plaintext` are the ports
-/// that do without.
+/// The control plane's `listen`, with the certificates of a directory. `plaintext` lists the ports
+/// without TLS.
 pub fn listen(directory: &Path, plaintext: &[&str]) -> Value {
     json!({
         "tls": {

@@ -1,4 +1,4 @@
-//! An HTTP client that keeps connections and hides nothing: no retries, no redirects, every status
+//! An HTTP client that reuses connections and hides nothing: no retries, no redirects, every status
 //! is a [`Reply`].
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// How long one request may take. Only something that hangs takes so long.
+/// How long one request may take. Only a hung server takes so long.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The version of HTTP that a [`Client`] speaks.
@@ -41,11 +41,11 @@ pub struct Request {
     pub path: String,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// For how long its client waits, where it gives up sooner than others: for loads.
+    /// After how long its client disconnects, if earlier than by default: for loads.
     pub patience: Option<Duration>,
 }
 
-/// Any answer.
+/// Any response.
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub status: StatusCode,
@@ -53,7 +53,7 @@ pub struct Reply {
     pub body: Bytes,
 }
 
-/// The answer of the sample upstream: its name and the request that arrived there.
+/// The response of the sample upstream: its name and the request that arrived there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Echo {
     pub service: String,
@@ -88,10 +88,10 @@ impl Request {
         request
     }
 
-    /// Adds a header; one of the same name stays.
+    /// Adds a header; an existing one of the same name stays.
     ///
     /// # Panics
-    /// On a header that cannot be sent: the caller wrote it in a test.
+    /// On an invalid header: the caller wrote it in a test.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Request {
         let name = HeaderName::from_bytes(name.as_bytes()).expect("a header's name");
         let value = HeaderValue::from_bytes(value.as_ref()).expect("a header's value");
@@ -99,7 +99,7 @@ impl Request {
         self
     }
 
-    /// Has a load's client give up after this.
+    /// Sets the time after which a load's client disconnects.
     pub fn patience(mut self, patience: Duration) -> Request {
         self.patience = Some(patience);
         self
@@ -137,7 +137,7 @@ impl Reply {
         self.json()
     }
 
-    /// The reason of a refusal (RFC 9457 problem details).
+    /// The reason of a rejection (RFC 9457 problem details).
     pub fn refusal(&self) -> Result<String> {
         let content_type = self.header("content-type").unwrap_or_default();
         ensure!(
@@ -157,19 +157,19 @@ impl Reply {
 impl Client {
     pub fn new(version: Version) -> Client {
         let mut connector = HttpConnector::new();
-        // Small requests that wait for an answer each.
+        // Each small request waits for its response.
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(TIMEOUT));
         let inner = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .http2_only(version == Version::Http2)
-            // A request that meets a closed connection is a failure that a test wants to see.
+            // A request on a closed connection is a failure that a test has to see.
             .retry_canceled_requests(false)
             .build(connector);
         Client { inner }
     }
 
-    /// An error is a failure to get any answer.
+    /// An error means that there was no response.
     pub async fn send(&self, to: SocketAddr, request: &Request) -> Result<Reply> {
         let what = || format!("{} {} to {to}", request.method, request.path);
         tokio::time::timeout(TIMEOUT, self.exchange(to, request))

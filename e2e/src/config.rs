@@ -15,7 +15,7 @@ pub const ZONES: [(&str, &str); 3] = [
 /// The header and token of a caller that may see decisions.
 pub const EXPLAIN: (&str, &str) = ("x-explain-token", "let-me-see");
 
-/// The file in the mesh's directory to which all its Envoys write a line for each request.
+/// The access log of all Envoys of a mesh, in the mesh's directory.
 pub const ACCESS_LOG: &str = "access.log";
 
 /// The file in the control plane's directory with its last good state.
@@ -27,7 +27,7 @@ pub fn region_of(zone: &str) -> &'static str {
     found.map_or("", |(_, region)| region)
 }
 
-/// Where the control plane keeps its state.
+/// The store of the control plane.
 #[derive(Clone, Debug)]
 pub enum StoreConfig {
     /// A file in the control plane's directory.
@@ -37,8 +37,7 @@ pub enum StoreConfig {
     },
 }
 
-/// The content of the configuration file. Loopback throughout; every proxy's port is the kernel's
-/// choice.
+/// The content of the configuration file. Loopback only; the kernel chooses every proxy's port.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub xds: SocketAddr,
@@ -52,23 +51,23 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// The compaction of etcd's history, as in the file.
     pub compaction: Option<Value>,
-    /// Raised to have the same policy tried again.
+    /// Raised to make proxies apply the same policy again.
     pub generation: u64,
     /// As in the file.
     pub services: Vec<Value>,
     pub links: Vec<Value>,
-    /// As in the file. Without it everything that vanishes is believed at once: most meshes here
+    /// As in the file. Without it every disappearance is accepted at once: most meshes of the tests
     /// are small.
     pub guard: Value,
     /// Write authority, as in the file; without it nothing is fenced.
     pub authority: Option<Value>,
     /// Without access log and explanations: for a benchmark beside a contender that has neither.
     pub bare: bool,
-    /// Gateways ask for virtual hosts one by one.
+    /// Gateways use virtual hosts on demand.
     pub on_demand: bool,
     /// Times to live, as in the file.
     pub ttl_s: Option<Value>,
-    /// gRPC clients without a proxy are served.
+    /// Proxyless gRPC clients are served.
     pub grpc: bool,
     /// Further fields of the gateways' listener, as in the file: fields of an object.
     pub gateway: Value,
@@ -158,7 +157,7 @@ impl Config {
     }
 }
 
-/// Zones come back at once, unless the service says otherwise: few tests are about that.
+/// Zones come back at once, unless the service configures otherwise: few tests are about that.
 fn hasty(mut service: Value) -> Value {
     if let Some(fields) = service.as_object_mut() {
         fields.entry("failover").or_insert_with(

@@ -13,7 +13,7 @@ use crate::process::{Process, write_atomically};
 use crate::registry::Registry;
 use crate::wait::{PATIENCE, eventually};
 
-/// A control plane that can be stopped, killed and started again at the same addresses.
+/// A control plane that can be stopped, killed and restarted at the same addresses.
 pub struct ControlPlane {
     directory: PathBuf,
     config: Config,
@@ -32,7 +32,7 @@ impl ControlPlane {
         Ok(control_plane)
     }
 
-    /// Starts it with `config` and waits until it listens: it may have nothing to serve, or ask for
+    /// Starts it with `config` and waits until it listens: it may have nothing to serve, or require
     /// certificates.
     pub async fn launch(directory: &Path, config: Config) -> Result<ControlPlane> {
         write_config(directory, &config)?;
@@ -47,7 +47,7 @@ impl ControlPlane {
         })
     }
 
-    /// Where proxies connect.
+    /// The address for proxies.
     pub fn xds(&self) -> SocketAddr {
         self.addresses.xds
     }
@@ -62,7 +62,7 @@ impl ControlPlane {
         self.addresses.admin
     }
 
-    /// To pause, resume and kill it, or to read its log.
+    /// The process, to pause, resume and kill it, or to read its log.
     pub fn process(&self) -> &Process {
         &self.process
     }
@@ -79,28 +79,28 @@ impl ControlPlane {
         write_config(&self.directory, &self.config)
     }
 
-    /// Puts any text in place of the configuration file.
+    /// Replaces the configuration file by any text.
     pub fn misconfigure(&self, text: &str) -> Result<()> {
         write_atomically(&config_file(&self.directory), text)
     }
 
-    /// Asks it to end, and waits for that.
+    /// Asks it to shut down, and waits for the end.
     pub async fn stop(&self) -> Result<()> {
         let status = self.process.terminate(PATIENCE).await?;
         ensure!(status.success(), "{status}\n{}", self.process.tail());
         Ok(())
     }
 
-    /// Starts it again at its addresses, after [`stop`](ControlPlane::stop) or a kill, and waits
-    /// until it is ready to serve.
+    /// Restarts it at its addresses, after [`stop`](ControlPlane::stop) or a kill, and waits until
+    /// it is ready to serve.
     pub async fn restart(&mut self) -> Result<()> {
         self.begin().await?;
         self.until_ready().await
     }
 
-    /// Starts it again, and waits until it listens: it may have nothing to serve.
+    /// Restarts it, and waits until it listens: it may have nothing to serve.
     pub async fn begin(&mut self) -> Result<()> {
-        // Its proxies and instances look for it where it was.
+        // Its proxies and instances expect it at its old addresses.
         self.config.xds = self.addresses.xds;
         self.config.admin = self.addresses.admin;
         write_config(&self.directory, &self.config)?;

@@ -1,4 +1,4 @@
-//! Random numbers from a seed: the same seed is the same run.
+//! Random numbers from a seed: the same seed gives the same run.
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, and good enough to choose faults.
 #[derive(Clone, Debug)]
@@ -17,10 +17,10 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// From `low` on, below `high`.
+    /// From `low`, below `high`.
     ///
     /// # Panics
-    /// When there is nothing between them.
+    /// If the range is empty.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.roll() % (high - low)
     }
@@ -28,7 +28,7 @@ impl Dice {
     /// One of several.
     ///
     /// # Panics
-    /// When there are none.
+    /// If there is none.
     pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[self.between(0, of.len() as u64) as usize]
     }

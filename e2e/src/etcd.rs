@@ -10,8 +10,8 @@ use crate::paths;
 use crate::process::Process;
 use crate::wait::{PATIENCE, eventually};
 
-/// How often a cluster is begun anew: between the kernel giving a port and etcd taking it, another
-/// may.
+/// How often a cluster is restarted because another process took a port between its allocation by
+/// the kernel and its use by etcd.
 const START_ATTEMPTS: usize = 3;
 
 /// A running cluster.
@@ -43,7 +43,7 @@ impl Etcd {
     }
 
     async fn try_start(directory: &Path, count: usize, attempt: usize) -> Result<Etcd> {
-        // All stay open until all ports are known, so that no port is given twice.
+        // All stay open until all ports are known, so that no port is allocated twice.
         let listeners: Vec<TcpListener> = (0..2 * count)
             .map(|_| TcpListener::bind("127.0.0.1:0"))
             .collect::<Result<_, _>>()?;
@@ -76,14 +76,14 @@ impl Etcd {
         &self.members
     }
 
-    /// Ends all members without a chance to do anything.
+    /// Kills all members.
     pub fn kill(&self) -> Result<()> {
         self.members
             .iter()
             .try_for_each(|member| member.process.kill())
     }
 
-    /// From the next start on, an empty cluster is another one: its id follows from this.
+    /// From the next start on, an empty cluster has another id, which is derived from this token.
     pub fn set_token(&mut self, token: &str) {
         for member in &mut self.members {
             member.arguments.push("--initial-cluster-token".to_owned());
@@ -91,7 +91,7 @@ impl Etcd {
         }
     }
 
-    /// From the next start on, a member takes no more than this, and raises the alarm NOSPACE.
+    /// From the next start on, a member accepts no more than this, and raises the alarm NOSPACE.
     pub fn set_quota(&mut self, bytes: u64) {
         for member in &mut self.members {
             member
@@ -100,9 +100,9 @@ impl Etcd {
         }
     }
 
-    /// Starts all members again with their data, in place of those that run.
+    /// Restarts all members with their data, in place of the running ones.
     pub async fn restart(&mut self) -> Result<()> {
-        // All of them first: none answers before there is a quorum.
+        // Starts all of them first: none answers before there is a quorum.
         for member in &mut self.members {
             member.restart()?;
         }
@@ -117,7 +117,7 @@ impl Etcd {
         self.members.iter().map(Member::endpoint).collect()
     }
 
-    /// A client of the first member, to write as an operator or another registry would.
+    /// A client of the first member, to write like an operator or another registry.
     pub async fn client(&self) -> Result<Client> {
         let first = self.endpoints().into_iter().next().context("no members")?;
         Ok(Client::connect([first], None).await?)
@@ -151,7 +151,7 @@ impl Member {
             cluster,
             "--log-level",
             "warn",
-            // The machine does not lose its power during a test, and its disk may be slow.
+            // The machine does not lose power during a test, and its disk may be slow.
             "--unsafe-no-fsync",
         ]
         .map(str::to_owned)
@@ -166,7 +166,7 @@ impl Member {
         })
     }
 
-    /// Where its data is.
+    /// Its data directory.
     pub fn data(&self) -> PathBuf {
         self.directory.join(&self.name)
     }
@@ -179,13 +179,13 @@ impl Member {
         format!("http://{}", self.client)
     }
 
-    /// To kill, pause and resume it.
+    /// The process, to kill, pause and resume it.
     pub fn process(&self) -> &Process {
         &self.process
     }
 
     fn restart(&mut self) -> Result<()> {
-        // One that has ended already is as good.
+        // A member that has ended already is fine.
         let _ = self.process.kill();
         self.process = Process::start(
             &self.directory,
@@ -200,7 +200,7 @@ impl Member {
         let answers = eventually(PATIENCE, "etcd to answer", async || {
             let mut client = Client::connect([self.endpoint()], None).await?;
             client.status().await?;
-            // A linearizable read: there is a leader.
+            // A linearizable read, which needs a leader.
             client.get("health", None).await?;
             Ok(())
         });

@@ -1,4 +1,4 @@
-//! Figures, and the little statistics that they take.
+//! Figures and simple statistics.
 
 use std::fs;
 use std::path::Path;
@@ -12,12 +12,12 @@ pub struct Figure {
     name: String,
     value: f64,
     unit: &'static str,
-    /// How many measurements it comes from.
+    /// The number of measurements behind it.
     samples: usize,
 }
 
 impl Figure {
-    /// A sum over so many measurements.
+    /// A sum over this many measurements.
     pub fn count(name: String, count: usize, samples: usize) -> Figure {
         Figure {
             name,
@@ -27,7 +27,7 @@ impl Figure {
         }
     }
 
-    /// A value that comes from so many measurements.
+    /// A value from this many measurements.
     pub fn of(name: impl Into<String>, unit: &'static str, value: f64, samples: usize) -> Figure {
         Figure {
             name: name.into(),
@@ -37,7 +37,7 @@ impl Figure {
         }
     }
 
-    /// A share of the samples from the smallest on: 0.5 is the median.
+    /// A quantile of the samples: 0.5 is the median.
     pub fn quantile(
         name: impl Into<String>,
         unit: &'static str,
@@ -54,7 +54,7 @@ impl Figure {
 }
 
 /// The smallest sample that at least this share of all samples does not exceed (nearest rank); NaN
-/// of none.
+/// without samples.
 pub fn quantile(samples: &[f64], share: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -77,7 +77,7 @@ pub fn spread(samples: &[f64], decimals: usize) -> String {
     )
 }
 
-/// The load average of the last minute, which other programs are part of.
+/// The load average of the last minute, which includes other programs.
 pub fn machine_load() -> Result<String> {
     let text = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
     let minute = text.split_whitespace().next();

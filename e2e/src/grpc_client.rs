@@ -1,5 +1,5 @@
-//! gRPC clients that speak xDS by themselves, each a process: Python's grpcio, and @grpc/grpc-js
-//! with @grpc/grpc-js-xds on Node.js. The programs are in `e2e/clients/`.
+//! Proxyless gRPC clients with xDS, each a process: Python's grpcio, and @grpc/grpc-js with
+//! @grpc/grpc-js-xds on Node.js. The programs are in `e2e/clients/`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,16 +16,16 @@ use crate::paths;
 use crate::process::Process;
 use crate::wait::PATIENCE;
 
-/// The library that a client is built on.
+/// The library of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Library {
     /// Python's grpcio, on the C core that Ruby, PHP, C++ and others share.
     Grpcio,
-    /// @grpc/grpc-js-xds, which is JavaScript throughout.
+    /// @grpc/grpc-js-xds, in pure JavaScript.
     GrpcJs,
 }
 
-/// Calls to be made, one after another.
+/// Calls to make, one after another.
 #[derive(Clone, Debug, Serialize)]
 pub struct Order {
     /// Like `xds:///shop.example`.
@@ -56,8 +56,8 @@ pub struct GrpcClient {
 }
 
 impl GrpcClient {
-    /// Starts a client in `zone` that asks the control plane at `xds`. Its metadata names no role,
-    /// as the metadata of a user who does not know roles.
+    /// Starts a client in `zone` that connects to the control plane at `xds`. Its metadata names no
+    /// role, like the metadata of a user who does not know roles.
     pub async fn start(
         directory: &Path,
         library: Library,
@@ -73,7 +73,7 @@ impl GrpcClient {
         let arguments = [
             format!("GRPC_XDS_BOOTSTRAP={}", bootstrap.display()),
             environment,
-            // A proxy is for the world, not for loopback.
+            // A proxy is for the internet, not for loopback.
             "no_grpc_proxy=127.0.0.1".to_owned(),
             program.display().to_string(),
             script.display().to_string(),
@@ -96,7 +96,7 @@ impl GrpcClient {
         &self.process
     }
 
-    /// Has the calls made, and waits for the last one.
+    /// Makes the calls, and waits for the last one.
     pub async fn carry_out(&mut self, order: &Order) -> Result<Outcome> {
         let orders = &mut self.orders;
         let answered = async {

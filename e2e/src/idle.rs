@@ -1,5 +1,5 @@
-//! The writes of an idle mesh to etcd: three zones with two replicas each, the fence on, nothing
-//! happening.
+//! The writes of an idle mesh to etcd: three zones with two replicas each, with the fence, without
+//! any events.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,11 +18,11 @@ use crate::wait::{PATIENCE, eventually};
 
 const REPLICAS_PER_ZONE: usize = 2;
 const DAY_S: f64 = 86_400.0;
-/// A mesh that writes nothing for so long is idle: longer than any replica waits before it renews
+/// A mesh that writes nothing for this long is idle: longer than any replica waits before it renews
 /// its session.
 const QUIET_FOR: Duration = Duration::from_secs(3);
 
-/// An idle mesh. Dropped, it is gone.
+/// An idle mesh. Dropping it ends it.
 pub struct Idle {
     etcd: Etcd,
     replicas: Vec<ControlPlane>,
@@ -145,7 +145,7 @@ impl Written {
         ]
     }
 
-    /// For people.
+    /// Prints the figures.
     pub fn print(&self) {
         println!(
             "idle, {} replicas, {:.0} s: {} puts, {:.0} bytes a day in the history, {:.0} bytes a day in the log, backend grown by {:.0} bytes",

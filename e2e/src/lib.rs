@@ -1,14 +1,16 @@
 //! The harness of the end-to-end tests and the demo: real Envoys, a real etcd, the real control
 //! plane.
 //!
-//! [`mesh::Mesh`] puts a whole mesh on loopback in one call; the other modules are its parts and
-//! can be used alone. Three rules hold everywhere: the kernel gives ports; nothing sleeps for a
-//! fixed time where it could wait for a condition ([`wait::eventually`]); and no child outlives the
-//! process that started it ([`process`]).
+//! [`mesh::Mesh`] starts a whole mesh on loopback in one call; the other modules are its parts and
+//! can be used alone. Three rules hold everywhere:
+//!
+//! - The kernel chooses ports.
+//! - No code sleeps for a fixed time if it can wait for a condition ([`wait::eventually`]).
+//! - No child outlives the process that started it ([`process`]).
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "the harness is an edge: it reads the clock and the environment for everybody else"
+    reason = "the harness is an edge: it reads the clock and the environment for all others"
 )]
 
 pub mod bootstrap;

@@ -1,4 +1,4 @@
-//! Load that is bounded in count, concurrency and time, and forgets no failure.
+//! Load that is bounded in count, concurrency and time, and records every failure.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,19 +14,19 @@ use tokio::time::{Instant, sleep_until};
 use crate::client::{Client, Reply, Request, Version};
 use crate::wait::{PATIENCE, eventually};
 
-/// How many different failures are kept in words.
+/// How many different failures are described.
 const FAILURES_MAX: usize = 10;
 
-/// Requests that are sent in turn, again and again.
+/// Requests that are sent in turn, repeatedly.
 #[derive(Clone)]
 pub struct Load {
     /// The targets and their requests.
     pub requests: Vec<(SocketAddr, Request)>,
     /// How many are under way at once.
     pub concurrency: usize,
-    /// It ends after so many.
+    /// It ends after this many requests.
     pub count_max: u64,
-    /// It ends after this.
+    /// It ends after this time.
     pub time_max: Duration,
     /// The least time between two requests of one of the concurrent senders.
     pub pace: Duration,
@@ -34,7 +34,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// One request over HTTP/1.1, as often as `count`, eight at a time, as fast as it goes.
+    /// One request over HTTP/1.1, `count` times, eight at a time, as fast as possible.
     pub fn of(to: SocketAddr, request: Request, count: u64) -> Load {
         Load {
             requests: vec![(to, request)],
@@ -46,8 +46,8 @@ impl Load {
         }
     }
 
-    /// Load that goes on until it is stopped, at a pace that leaves a small machine time for other
-    /// things.
+    /// Load that runs until it is stopped, at a pace that leaves a small machine time for other
+    /// work.
     pub fn steady(requests: Vec<(SocketAddr, Request)>) -> Load {
         Load {
             requests,
@@ -86,11 +86,11 @@ impl Load {
     }
 }
 
-/// Load under way. Dropped, it stops.
+/// Load under way. Dropping it stops it.
 pub struct RunningLoad {
     shared: Arc<Shared>,
     senders: JoinSet<()>,
-    /// The counts that `take` has taken.
+    /// The counts that `take` has returned.
     past: Tally,
 }
 
@@ -102,7 +102,7 @@ struct Shared {
 }
 
 impl RunningLoad {
-    /// The outcomes of each request since the last look.
+    /// The outcomes of each request since the last call.
     pub fn take(&mut self) -> Vec<Tally> {
         let taken: Vec<Tally> = self
             .shared
@@ -114,10 +114,10 @@ impl RunningLoad {
         taken
     }
 
-    /// Sends `count` more requests and returns their outcomes, in sum. Since the last look not one
-    /// may have failed or been refused.
+    /// Sends `count` more requests and returns the sum of their outcomes. Since the last call no
+    /// request may have failed or been rejected.
     pub async fn next(&mut self, count: u64) -> Result<Tally> {
-        // Those under way were sent before this was called, and say nothing about now.
+        // Those under way were sent before this call, and say nothing about the present.
         self.wait_for(2 * self.senders.len() as u64).await?;
         self.wait_for(count).await
     }
@@ -134,7 +134,7 @@ impl RunningLoad {
         Ok(sum)
     }
 
-    /// Ends it, lets requests under way end, and returns the outcomes of all.
+    /// Ends it, waits for requests under way, and returns the outcomes of all.
     pub async fn stop(self) -> Tally {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.wait().await
@@ -177,17 +177,17 @@ pub struct Tally {
     pub zones: BTreeMap<String, u64>,
     /// Successes, by the instance that answered.
     pub instances: BTreeMap<String, u64>,
-    /// All answers, by the reason code of the decision, where they show one.
+    /// All answers, by the reason code of the decision, if they contain one.
     pub reasons: BTreeMap<String, u64>,
-    /// Successes, by the tier that the upstream was told.
+    /// Successes, by the tier that the upstream received.
     pub tiers: BTreeMap<String, u64>,
-    /// Refusals by the filter, by their reason.
+    /// Rejections by the filter, by their reason.
     pub refused: BTreeMap<String, u64>,
-    /// All others that were no success.
+    /// All other failures.
     pub failed: u64,
-    /// The texts of refusals and failures, and how often each came.
+    /// The texts of rejections and failures, and the number of each.
     pub failures: BTreeMap<String, u64>,
-    /// Of the successes; in microseconds.
+    /// Latencies of the successes, in microseconds.
     latencies_us: Vec<u32>,
 }
 
@@ -259,12 +259,12 @@ impl Tally {
         self.latencies_us.extend_from_slice(&other.latencies_us);
     }
 
-    /// How many the filter refused.
+    /// The number of rejections by the filter.
     pub fn refusals(&self) -> u64 {
         self.refused.values().sum()
     }
 
-    /// How many a zone answered.
+    /// The number of answers of a zone.
     pub fn zone(&self, zone: &str) -> u64 {
         self.zones.get(zone).copied().unwrap_or(0)
     }
@@ -285,11 +285,11 @@ impl Tally {
         })
     }
 
-    /// An error that lists the requests that were no success, if any.
+    /// An error that lists the failed requests, if there are any.
     pub fn check_no_failure(&self) -> Result<()> {
         ensure!(
             self.failed + self.refusals() == 0,
-            "of {} requests {} failed, {} were refused: {:#?}",
+            "of {} requests {} failed, {} were rejected: {:#?}",
             self.sent,
             self.failed,
             self.refusals(),
@@ -299,7 +299,7 @@ impl Tally {
     }
 }
 
-/// How many standard deviations `seen` of `count` lies from a share of `expected` (the normal
+/// How many standard deviations `seen` of `count` is from a share of `expected` (the normal
 /// approximation of the binomial distribution).
 pub fn deviations(seen: u64, count: u64, expected: f64) -> f64 {
     let deviation = (count as f64 * expected * (1.0 - expected)).sqrt();

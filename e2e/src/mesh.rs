@@ -15,11 +15,11 @@ use crate::upstream::Upstream;
 use crate::wait::{PATIENCE, eventually};
 use crate::workdir::Workdir;
 
-/// The store that a mesh runs on.
+/// The store of a mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
     Embedded,
-    /// With so many members.
+    /// With this many members.
     Etcd(usize),
 }
 
@@ -65,27 +65,27 @@ impl Builder {
         self
     }
 
-    /// Adds a service as the configuration file has it.
+    /// Adds a service in the form of the configuration file.
     pub fn service(mut self, service: Value) -> Builder {
         self.services.push(service);
         self
     }
 
-    /// Adds a link between zones as the configuration file has it.
+    /// Adds a link between zones in the form of the configuration file.
     pub fn link(mut self, link: Value) -> Builder {
         self.links.push(link);
         self
     }
 
-    /// Sets the guard against implausible changes, as the configuration file has it; without it all
-    /// changes are believed.
+    /// Sets the guard against implausible changes, in the form of the configuration file; without
+    /// it all changes are accepted.
     pub fn guard(mut self, guard: Value) -> Builder {
         self.guard = Some(guard);
         self
     }
 
-    /// Fences writes, as the configuration file has it. The control plane has to speak for all
-    /// zones, there is only one; gateways are registered, so that writes can be forwarded to them.
+    /// Fences writes, in the form of the configuration file. The only control plane serves all
+    /// zones; gateways are registered, so that writes can be forwarded to them.
     pub fn authority(mut self, authority: Value) -> Builder {
         self.authority = Some(authority);
         self
@@ -97,25 +97,25 @@ impl Builder {
         self
     }
 
-    /// Has gateways ask for virtual hosts one by one.
+    /// Makes gateways use virtual hosts on demand.
     pub fn on_demand(mut self) -> Builder {
         self.on_demand = true;
         self
     }
 
-    /// Sets times to live, as the configuration file has them.
+    /// Sets times to live, in the form of the configuration file.
     pub fn ttl_s(mut self, ttl_s: Value) -> Builder {
         self.ttl_s = Some(ttl_s);
         self
     }
 
-    /// Sets further fields of the proxies' listeners, as the configuration file has them.
+    /// Sets further fields of the proxies' listeners, in the form of the configuration file.
     pub fn listener(mut self, listener: Value) -> Builder {
         self.listener = Some(listener);
         self
     }
 
-    /// Serves gRPC clients without a proxy.
+    /// Serves proxyless gRPC clients.
     pub fn grpc_clients(mut self) -> Builder {
         self.grpc = true;
         self
@@ -134,7 +134,7 @@ impl Builder {
         self
     }
 
-    /// Adds so many instances of a service in every zone, each a server in this process.
+    /// Adds this many instances of a service in every zone, each a server in this process.
     pub fn upstreams(mut self, service: &str, per_zone: usize) -> Builder {
         self.upstreams.push((service.to_owned(), per_zone));
         self
@@ -202,8 +202,8 @@ impl Builder {
     }
 }
 
-/// A running mesh. All its processes end with it; the fields end in their order, users before the
-/// things that they use.
+/// A running mesh. All its processes end with it; the fields are dropped in order, users before
+/// their dependencies.
 pub struct Mesh {
     envoys: Vec<(Options, Envoy, SocketAddr)>,
     upstreams: Vec<(InstanceName, Upstream)>,
@@ -215,7 +215,7 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Where configurations and logs are.
+    /// The directory of configurations and logs.
     pub fn workdir(&self) -> &Workdir {
         &self.workdir
     }
@@ -224,23 +224,23 @@ impl Mesh {
         self.control_plane.registry()
     }
 
-    /// The Envoy of this id.
+    /// The Envoy with this id.
     pub fn envoy(&self, id: &str) -> Result<&Envoy> {
         let (_, envoy, _) = self.find(id)?;
         Ok(envoy)
     }
 
-    /// The Envoy that is the gateway of a zone.
+    /// A zone's gateway.
     pub fn gateway(&self, zone: &str) -> Result<&Envoy> {
         self.envoy(&format!("gateway-{zone}"))
     }
 
-    /// Where a zone's gateway takes requests.
+    /// The address of a zone's gateway.
     pub fn address(&self, zone: &str) -> Result<SocketAddr> {
         self.ingress(&format!("gateway-{zone}"))
     }
 
-    /// Where the Envoy of this id takes requests.
+    /// The ingress address of the Envoy with this id.
     pub fn ingress(&self, id: &str) -> Result<SocketAddr> {
         let (_, _, ingress) = self.find(id)?;
         Ok(*ingress)
@@ -267,14 +267,14 @@ impl Mesh {
         Envoy::start(self.workdir.path(), options, self.control_plane.xds()).await
     }
 
-    /// Waits for the listener of an Envoy that is running.
+    /// Waits for the listener of a running Envoy.
     pub async fn admit_envoy(&mut self, options: Options, envoy: Envoy) -> Result<SocketAddr> {
         let ingress = envoy.ingress().await?;
         self.envoys.push((options, envoy, ingress));
         Ok(ingress)
     }
 
-    /// Makes the gateways known to each other.
+    /// Registers the gateways, so that they know each other.
     async fn register_gateways(&self) -> Result<()> {
         let gateways = self.envoys.iter();
         for (options, _, ingress) in gateways.filter(|(o, ..)| o.role == Role::Gateway) {
@@ -304,7 +304,7 @@ impl Mesh {
         Ok(upstream)
     }
 
-    /// Takes an instance out, to drain it or to drop it as a crash would.
+    /// Removes an instance from the mesh, to drain it or to drop it like a crash.
     pub fn take_upstream(&mut self, instance: &str) -> Result<Upstream> {
         let at = self
             .upstreams
@@ -314,7 +314,7 @@ impl Mesh {
         Ok(self.upstreams.remove(at).1)
     }
 
-    /// Waits until a gateway answers a request as it should; `check` returns the difference.
+    /// Waits until a gateway answers a request as expected; `check` returns the difference.
     pub async fn eventually(
         &self,
         zone: &str,
@@ -330,7 +330,7 @@ impl Mesh {
         answered.await
     }
 
-    /// Takes an Envoy out: dropped, it dies at once.
+    /// Removes an Envoy from the mesh; dropping it kills it.
     pub fn take_envoy(&mut self, id: &str) -> Result<(Options, Envoy)> {
         let at = self.envoys.iter().position(|(o, ..)| o.id == id);
         let at = at.with_context(|| format!("no Envoy {id}"))?;
@@ -338,7 +338,7 @@ impl Mesh {
         Ok((options, envoy))
     }
 
-    /// The ends of all logs, and where the rest is.
+    /// The ends of all logs, and the paths of the others.
     pub fn logs(&self) -> String {
         let envoys = self
             .envoys

@@ -1,9 +1,9 @@
 //! A small network of namespaces: one for each zone, joined by a bridge in a hub. Needs root and
 //! `ip`.
 //!
-//! A namespace here has no name and no file: a process that only sleeps keeps it, and everything
-//! that runs in it. When this program ends, however it ends, the kernel ends those, and with the
-//! last of them the namespace and its links are gone.
+//! A namespace here has no name and no file: a process that only sleeps keeps it alive, and
+//! everything that runs in it. When this program ends, in any way, the kernel kills those
+//! processes. With the last of them the namespace and its links disappear.
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
@@ -16,8 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use crate::process::Process;
 use crate::wait::{PATIENCE, eventually};
 
-/// A unicast address of the locally administered ones, which the kernel gives to no interface by
-/// chance here.
+/// A locally administered unicast address that no interface here has.
 const NOBODY: &str = "02:00:00:00:00:01";
 
 /// A network namespace, alive as long as this value.
@@ -26,7 +25,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A new one without any links; `name` is only for the log's file.
+    /// A new namespace without links; `name` is only for the log's file.
     pub async fn new(directory: &Path, name: &str) -> Result<Namespace> {
         let arguments = ["--net", "--", "sleep", "86400"].map(str::to_owned);
         let keeper = Process::start(directory, name, Path::new("unshare"), &arguments)?;
@@ -46,7 +45,7 @@ impl Namespace {
         PathBuf::from(format!("/proc/{}/ns/net", self.keeper.pid()))
     }
 
-    /// Moves the calling thread into it, for good.
+    /// Moves the calling thread into it permanently.
     pub fn enter(&self) -> Result<()> {
         let file = File::open(self.path())?;
         setns(file, CloneFlags::CLONE_NEWNET).context("entering a network namespace")
@@ -92,7 +91,7 @@ impl Namespace {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs `ip` in it, with arguments that hold no spaces.
+    /// Runs `ip` in it, with arguments without spaces.
     fn ip(&self, arguments: &str) -> Result<()> {
         let arguments: Vec<&str> = arguments.split(' ').collect();
         self.run(Path::new("ip"), &arguments).map(drop)
@@ -106,7 +105,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// A network of so many zones, all links up.
+    /// A network of this many zones, with all links up.
     pub async fn new(directory: &Path, zones: u8) -> Result<Network> {
         let needed = Command::new("ip").arg("-V").output();
         ensure!(
@@ -154,14 +153,14 @@ impl Network {
         self.zones.get(usize::from(zone)).context("no such zone")
     }
 
-    /// Cuts a zone off from everything, or joins it again.
+    /// Cuts a zone off from everything, or reconnects it.
     pub fn link(&self, zone: u8, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
         self.hub.ip(&format!("link set v{zone} {state}"))
     }
 
-    /// Loses all packets of a zone to another, or ends that; the other's packets arrive. Neither
-    /// side is told: the frames go to an address that no interface has.
+    /// Drops all packets of a zone to another, or ends that; the other's packets arrive. Neither
+    /// side gets an error: the frames go to an address that no interface has.
     pub fn lose(&self, from: u8, to: u8, lost: bool) -> Result<()> {
         let peer = Network::address(to);
         let neighbour = match lost {

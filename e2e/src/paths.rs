@@ -1,5 +1,5 @@
-//! Paths of the programs and files that the harness starts. A missing one is named together with
-//! the command that makes it.
+//! Paths of the programs and files that the harness starts. The error for a missing one contains
+//! the command that creates it.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub fn etcd() -> Result<PathBuf> {
     provisioned("TIDEGATE_ETCD", "target/tools/bin/etcd", "setup")
 }
 
-/// etcd's command lines, `etcdctl` and `etcdutl`, which lie beside etcd.
+/// etcd's command lines, `etcdctl` and `etcdutl`, in etcd's directory.
 pub fn etcd_tool(name: &str) -> Result<PathBuf> {
     let path = etcd()?.with_file_name(name);
     ensure!(
@@ -41,7 +41,7 @@ pub fn grpc_js() -> Result<PathBuf> {
     )
 }
 
-/// Node.js, which runs them.
+/// Node.js, for JavaScript's gRPC client.
 pub fn node() -> Result<PathBuf> {
     provisioned("TIDEGATE_NODE", "target/tools/bin/node", "setup")
 }
@@ -55,7 +55,7 @@ pub fn h2spec() -> Result<PathBuf> {
     )
 }
 
-/// The go-control-plane server that `bench xds` measures beside ours, where it could be had.
+/// The go-control-plane server for comparison in `bench xds`, if it could be provisioned.
 pub fn xds_peer() -> Option<PathBuf> {
     let path = workspace().join("target/tools/xds-peer/xds-peer");
     path.exists().then_some(path)
@@ -106,7 +106,7 @@ fn provisioned(variable: &str, default: &str, task: &str) -> Result<PathBuf> {
         "{} does not exist: run `cargo xtask {task}`, or set {variable}",
         path.display()
     );
-    // Children run in directories of their own.
+    // Children run in other directories.
     path.canonicalize()
         .with_context(|| path.display().to_string())
 }

@@ -1,9 +1,9 @@
 //! Children that never outlive their parent.
 //!
-//! A child is killed, by its own process id, when its [`Process`] is dropped; the kernel kills it
-//! when this program dies without dropping anything (a test run that is SIGKILLed). Each child has
-//! a process group of its own, so that Ctrl-C reaches only this program, which then cleans up in
-//! its own order.
+//! A child is killed, by its own process id, when its [`Process`] is dropped. The kernel kills it
+//! when this program ends without dropping anything (a test run that gets SIGKILL). Each child has
+//! its own process group, so that Ctrl-C reaches only this program, which then cleans up in its own
+//! order.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ use crate::wait::eventually;
 /// How much of a log a failure shows.
 const TAIL_LINES: usize = 25;
 
-/// How often, a millisecond apart, it is looked whether a child has stopped.
+/// How often, a millisecond apart, a child is checked for having stopped.
 const STOP_LOOKS_MAX: u32 = 10_000;
 
 /// A running child with its log.
@@ -36,7 +36,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program`; its output goes to `<directory>/<name>.log`, after the earlier content.
+    /// Starts `program`; its output is appended to `<directory>/<name>.log`.
     pub fn start(
         directory: &Path,
         name: &str,
@@ -50,7 +50,7 @@ impl Process {
             .open(&log)
             .with_context(|| log.display().to_string())?;
         // setpriv asks the kernel to kill the child with its parent, then becomes the program.
-        // Doing it here would take unsafe code between fork and exec.
+        // Doing that here would need unsafe code between fork and exec.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -78,17 +78,17 @@ impl Process {
         self.child().id()
     }
 
-    /// The file that has everything the child printed.
+    /// The file with the child's output.
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn exit_status(&self) -> Result<Option<ExitStatus>> {
         Ok(self.child().try_wait()?)
     }
 
-    /// Sends a signal. An error when the child has ended: its number may be another's by now.
+    /// Sends a signal. Fails if the child has ended: its id may belong to another process by now.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let mut child = self.child();
         let ended = child.try_wait()?;
@@ -98,8 +98,8 @@ impl Process {
     }
 
     /// Makes it hang: no thread answers, all connections stay open. The signal stops one thread
-    /// after another, and on a busy machine a request sent right after it may still find one that
-    /// answers; so this waits until all of them have stopped.
+    /// after another. On a busy machine a request sent right after it may still be answered, so
+    /// this waits until all of them have stopped.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)?;
         for _ in 0..STOP_LOOKS_MAX {
@@ -117,7 +117,7 @@ impl Process {
                 // It has ended meanwhile.
                 continue;
             };
-            // `id (name) state ...`, and the name may have anything in it.
+            // `id (name) state ...`, where the name may contain anything.
             let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
             if !state.is_some_and(|state| state.starts_with('T')) {
                 return Ok(false);
@@ -131,7 +131,7 @@ impl Process {
         self.signal(Signal::SIGCONT)
     }
 
-    /// Ends it without a chance to do anything, and waits until it is gone.
+    /// Kills it, and waits until it has ended.
     pub fn kill(&self) -> Result<()> {
         let mut child = self.child();
         child.kill()?;
@@ -139,7 +139,7 @@ impl Process {
         Ok(())
     }
 
-    /// Asks it to end (SIGTERM) and waits until it has.
+    /// Asks it to shut down (SIGTERM) and waits until it has ended.
     pub async fn terminate(&self, within: Duration) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         self.ended(within).await
@@ -154,8 +154,8 @@ impl Process {
         ended.await.map_err(|error| self.with_tail(&error))
     }
 
-    /// Waits for `future`, but not on when the child has ended: then nothing that is waited for can
-    /// come any more.
+    /// Waits for `future`, but not longer than the child lives: afterwards the future cannot
+    /// complete any more.
     pub async fn unless_it_ends<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
         let ended = async {
             loop {
@@ -194,7 +194,7 @@ impl Drop for Process {
         if thread::panicking() {
             eprintln!("{}", self.tail());
         }
-        // It may have ended already; then there is nothing to do.
+        // It may have ended already.
         let _ = self.kill();
     }
 }
@@ -211,12 +211,12 @@ fn last_lines(log: &Path) -> io::Result<String> {
 }
 
 type Spawned = io::Result<Child>;
-/// A command and where its child goes.
+/// A command and the channel for its child.
 type Order = (Command, Sender<Spawned>);
 
-/// Starts a child from a thread that lives as long as this program: for the kernel it is a *thread*
-/// that is a child's parent, and a test's thread ends before the processes that it shares with
-/// other tests.
+/// Starts a child from a thread that lives as long as this program. For the kernel the parent of a
+/// child is a *thread*, and a test's thread ends before the processes that it shares with other
+/// tests.
 fn spawn(command: Command) -> Spawned {
     static SPAWNER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
@@ -240,7 +240,7 @@ fn spawn(command: Command) -> Spawned {
     spawned.recv().map_err(|_| gone())?
 }
 
-/// Writes a file so that a reader sees the old content or the new, never a part.
+/// Writes a file so that a reader sees the old content or the new, never a mixture.
 pub(crate) fn write_atomically(path: &Path, content: &str) -> Result<()> {
     let fresh = path.with_extension("new");
     fs::write(&fresh, content)

@@ -1,4 +1,4 @@
-//! The control plane's admin API, as an upstream or an operator uses it.
+//! The control plane's admin API, as used by an upstream or an operator.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, Reply, Request, Version};
 
-/// How an instance is. Draining takes no new requests and counts for nothing.
+/// The health of an instance. A draining one gets no new requests and is not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
@@ -19,7 +19,7 @@ pub enum Health {
     Draining,
 }
 
-/// Where an instance's record stands.
+/// The name of an instance, which determines its record's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstanceName {
     pub service: String,
@@ -58,7 +58,7 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// A healthy one.
+    /// A healthy instance.
     pub fn at(address: SocketAddr) -> Instance {
         Instance {
             address: address.ip().to_string(),
@@ -96,7 +96,7 @@ impl Registry {
         Ok(granted.lease)
     }
 
-    /// Whether the lease is still there.
+    /// Whether the lease still exists.
     pub async fn keep_alive(&self, lease: &str) -> Result<bool> {
         let path = format!("/v1/leases/{lease}/keepalive");
         let request = Request::new(Method::POST, &path).json(&json!({}));
@@ -151,7 +151,7 @@ impl Registry {
         success(&reply).map(|()| reply.text())
     }
 
-    /// The sum of all samples of a metric, with any labels; 0 where there is none.
+    /// The sum of all samples of a metric, with any labels; 0 without samples.
     pub async fn metric(&self, name: &str) -> Result<f64> {
         sum_of(&self.metrics().await?, name)
     }

@@ -1,5 +1,5 @@
-//! A TCP relay that can be cut: its bytes stop without a close, as when a cable is pulled. Joined
-//! again, it goes on where it stopped.
+//! A TCP relay that can be cut: its bytes stop without a close, like a pulled cable. Reconnected,
+//! it continues where it stopped.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-/// Dropped, all its connections are.
+/// Dropping it drops all its connections.
 pub struct Relay {
     address: SocketAddr,
     open: watch::Sender<bool>,
@@ -42,7 +42,7 @@ impl Relay {
         self.address
     }
 
-    /// Cuts it, or joins it again.
+    /// Cuts or reconnects it.
     pub fn cut(&self, cut: bool) {
         self.open.send_replace(!cut);
     }
@@ -79,7 +79,7 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut gate: watch::
             return;
         }
     }
-    // An end is told like everything else: not while it is cut.
+    // The end of a stream is relayed like data: not while it is cut.
     let _ = gate.wait_for(|open| *open).await;
 }
 

@@ -1,5 +1,4 @@
-//! TLS in the harness: a client that presents a certificate, and a front that gives an instance
-//! TLS.
+//! TLS in the harness: a client that presents a certificate, and a TLS front for an instance.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -24,7 +23,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::certificates::{CERTIFICATE, KEY, TRUSTED};
 use crate::client::{Reply, Request};
 
-/// One connection over TLS, on which requests go one after the other.
+/// One TLS connection for sequential requests.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     driver: JoinHandle<()>,
@@ -32,10 +31,9 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to `address`, asks for `server_name` and verifies it by the CAs in `trusted`, a
+    /// Connects to `address`, requests `server_name` and verifies it by the CAs in `trusted`, a
     /// directory of [`Ca::issue`](crate::certificates::Ca::issue). `own` is such a directory with
-    /// the certificate that the client presents. The bytes of `preface` are sent in plain text
-    /// before the handshake.
+    /// the client's certificate. The bytes of `preface` are sent in plaintext before the handshake.
     pub async fn open(
         address: SocketAddr,
         server_name: &str,
@@ -59,7 +57,7 @@ impl Connection {
             .await?;
         let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
         let driver = tokio::spawn(async move {
-            // The request sees an error.
+            // The request sees the error.
             let _ = connection.await;
         });
         Ok(Connection {
@@ -93,7 +91,7 @@ impl Drop for Connection {
     }
 }
 
-/// Takes TLS and hands its content on. Dropped, all its connections are.
+/// Terminates TLS and forwards the content. Dropping it drops all its connections.
 pub struct Front {
     address: SocketAddr,
     accepting: JoinHandle<()>,
@@ -135,7 +133,7 @@ impl Drop for Front {
     }
 }
 
-/// An error on a connection is the peer's matter.
+/// An error on a connection concerns only the peer.
 async fn pass(acceptor: TlsAcceptor, near: TcpStream, to: SocketAddr) {
     let Ok(mut near) = acceptor.accept(near).await else {
         return;

@@ -1,19 +1,19 @@
-//! Waiting for a condition instead of for a time.
+//! Waiting for a condition instead of a time.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long anything may take that happens at once on an idle machine. A busy one with two cores
-/// needs the rest.
+/// How long anything may take that is immediate on an idle machine. A busy one with two cores needs
+/// the rest.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Between two looks: short against the wait, long against the cost of a look.
+/// Between two attempts: short compared with the wait, long compared with an attempt.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Looks until `attempt` succeeds and returns its result. At the deadline the error names the
-/// awaited condition and the result of the last look: the attempt's own last error.
+/// Retries until `attempt` succeeds and returns its result. At the deadline the error contains the
+/// awaited condition and the error of the last attempt.
 pub async fn eventually<T>(
     within: Duration,
     what: &str,

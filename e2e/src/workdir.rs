@@ -9,16 +9,16 @@ use tempfile::TempDir;
 
 use crate::paths;
 
-/// Where a mesh keeps its files.
+/// The directory of a mesh's files.
 pub enum Workdir {
-    /// Gone with the value.
+    /// Removed with the value.
     Temporary(TempDir),
-    /// Below `target/e2e`, for a look at the logs after a test. A later run removes it.
+    /// Below `target/e2e`, to inspect the logs after a test. A later run removes it.
     Kept(PathBuf),
 }
 
 impl Workdir {
-    /// A directory that is removed in the end.
+    /// A directory that is removed at the end.
     pub fn temporary() -> Result<Workdir> {
         let directory = tempfile::Builder::new()
             .prefix("tidegate-")
@@ -27,7 +27,7 @@ impl Workdir {
         Ok(Workdir::Temporary(directory))
     }
 
-    /// A directory for the test `name`, after those of tests that have ended are gone.
+    /// A directory for the test `name`. Removes those of ended test runs first.
     pub fn kept(name: &str) -> Result<Workdir> {
         let parent = paths::workspace().join("target/e2e");
         fs::create_dir_all(&parent).with_context(|| parent.display().to_string())?;
@@ -45,13 +45,13 @@ impl Workdir {
     }
 }
 
-/// Removes the remains of processes that have ended: the number after the dot is theirs.
+/// Removes the directories of ended processes: the number after the dot is the process id.
 fn remove_old(parent: &Path) -> Result<()> {
     for entry in fs::read_dir(parent)? {
         let path = entry?.path();
         let owner = path.extension().and_then(|number| number.to_str());
         if owner.is_none_or(|number| !Path::new("/proc").join(number).exists()) {
-            // Another test may have been quicker.
+            // Another test may have been faster.
             let _ = fs::remove_dir_all(&path);
         }
     }

@@ -1,5 +1,5 @@
-//! An upstream's log of every write that reaches it: when it began and ended, and by which
-//! permission. [`history`](crate::history) judges the lines of all zones together.
+//! An upstream's log of every write that reaches it: when it began and ended, and with which
+//! permission. [`history`](crate::history) checks the lines of all zones together.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::monotonic_us;
 use crate::registry::InstanceName;
 
-/// Names a write; the client's choice.
+/// The header with a write's name, chosen by the client.
 pub const ID: &str = "x-write-id";
 /// When the client sent it, by [`monotonic_us`].
 pub const SENT: &str = "x-write-sent-us";
@@ -31,7 +31,7 @@ pub struct Line {
     pub monotonic_us: u64,
     pub zone: String,
     pub instance: String,
-    /// The same at the begin and the end of one write, and of no other one of this instance.
+    /// The same at the begin and the end of one write, and unique within this instance.
     pub serial: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cell: Option<String>,
@@ -60,7 +60,7 @@ impl WriteLog {
         })
     }
 
-    /// Notes that a write begins now. It ends when the returned value is dropped, on any path.
+    /// Records that a write begins now. It ends when the returned value is dropped, on any path.
     pub(crate) fn begin<'l>(&'l self, name: &InstanceName, headers: &HeaderMap) -> Open<'l> {
         let text = |name: &str| headers.get(name)?.to_str().ok();
         let line = Line {
@@ -82,7 +82,7 @@ impl WriteLog {
         let written = serde_json::to_vec(line).map_err(anyhow::Error::from);
         let written = written.and_then(|mut bytes| {
             bytes.push(b'\n');
-            // In one piece: appended lines of several threads do not mix.
+            // In one write: appended lines of several threads do not mix.
             (&self.file).write_all(&bytes)?;
             Ok(())
         });
@@ -106,7 +106,7 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Reads a log bit by bit while it grows.
+/// Reads a growing log incrementally.
 pub struct Reader {
     path: PathBuf,
     at: u64,
@@ -117,7 +117,7 @@ impl Reader {
         Reader { path, at: 0 }
     }
 
-    /// The lines since the last look; none while there is no file.
+    /// The lines since the last call; none while there is no file.
     pub fn more(&mut self) -> Result<Vec<Line>> {
         let Ok(mut file) = File::open(&self.path) else {
             return Ok(vec![]);
@@ -125,7 +125,7 @@ impl Reader {
         file.seek(SeekFrom::Start(self.at))?;
         let mut text = String::new();
         file.read_to_string(&mut text)?;
-        // The last one may not be complete.
+        // The last line may be incomplete.
         let complete = text.rfind('\n').map_or(0, |end| end + 1);
         self.at += complete as u64;
         let lines = text[..complete].lines();

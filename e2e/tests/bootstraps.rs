@@ -1,4 +1,4 @@
-//! Every bootstrap that is shipped is one that the real Envoy takes.
+//! The real Envoy accepts every shipped bootstrap.
 
 use std::net::SocketAddr;
 
@@ -20,7 +20,7 @@ async fn envoy_takes_the_bootstraps_of_the_mesh() {
         let certificates = directory.path().join("certificates");
         std::fs::create_dir_all(&certificates).unwrap();
         for name in ["tls.crt", "tls.key", "ca.crt"] {
-            // They are not looked at before they are needed.
+            // Envoy does not read them before they are needed.
             std::fs::write(certificates.join(name), "").unwrap();
         }
         let encrypted = bootstrap.clone().tls(directory.path(), &certificates);

@@ -1,4 +1,4 @@
-//! etcd's history: compacted where that is asked for, and left alone everywhere else.
+//! etcd's history: compacted if configured, and left alone otherwise.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use e2e::workdir::Workdir;
 use etcd_client::GetOptions;
 use serde_json::{Value, json};
 
-/// History is kept for so long. The shortest that is possible.
+/// How long history is kept: the shortest possible time.
 const KEEP_S: u64 = 10;
 
 async fn replica(directory: &Path, etcd: &Etcd, compaction: Option<Value>) -> Result<ControlPlane> {
@@ -27,7 +27,7 @@ async fn replica(directory: &Path, etcd: &Etcd, compaction: Option<Value>) -> Re
     ControlPlane::start(directory, config).await
 }
 
-/// Registers an instance anew, which makes history.
+/// Registers an instance again, which grows the history.
 async fn register(plane: &ControlPlane, port: u16) -> Result<()> {
     let name = InstanceName::new("orders", ZONES[0].0, "one");
     let record = Instance::at(([127, 0, 0, 1], port).into());
@@ -36,7 +36,7 @@ async fn register(plane: &ControlPlane, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// The revision that etcd has now.
+/// etcd's current revision.
 async fn revision(etcd: &Etcd) -> Result<i64> {
     let answer = etcd.client().await?.get("/", None).await?;
     Ok(answer.header().map_or(0, |header| header.revision()))
@@ -107,7 +107,7 @@ async fn history_is_compacted_where_all_keys_are_tidegates() -> Result<()> {
         Ok(())
     })
     .await?;
-    // One replica does it, and no watch is lost by it.
+    // One replica compacts, and no watch is lost by it.
     let mut counts = compactions(&both).await?;
     counts.sort_by(f64::total_cmp);
     ensure!(counts[0] == 0.0 && counts[1] >= 1.0, "{counts:?}");
@@ -130,7 +130,7 @@ async fn history_is_compacted_where_all_keys_are_tidegates() -> Result<()> {
     ensure!(has_history(shared, revisions[1]).await?, "of others");
     ensure!(has_history(by_default, revisions[2]).await?, "by default");
 
-    // Its user goes, and another one comes to the first.
+    // Its foreign key is removed, and another one is put into the first.
     shared.client().await?.delete(foreign, None).await?;
     ours.client().await?.put(foreign, "1", None).await?;
     let chosen = usize::from(compactions(&both).await?[1] > 0.0);

@@ -1,9 +1,9 @@
-//! Conformance of the discovery port to HTTP/2, as h2spec sees it: its sections `generic`, `http2`
+//! Conformance of the discovery port to HTTP/2, checked by h2spec: its sections `generic`, `http2`
 //! and `hpack`.
 //!
-//! `docs/internals/testing.md` lists the cases that do not pass, with their reasons. Any other is a
-//! failure here, and so is a listed one that passes. `cargo xtask test peers` builds h2spec and
-//! runs this.
+//! `docs/internals/testing.md` lists the cases that do not pass, with their reasons. Any other
+//! failing case fails this test, and so does a listed case that passes. `cargo xtask test peers`
+//! builds h2spec and runs this.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ use e2e::process::Process;
 
 /// All cases of the three sections.
 const CASES: usize = 145;
-/// An answer that is missing shows after so long. A busy machine needs it for those that come.
+/// After this long an answer counts as missing. A busy machine needs it for answers that arrive.
 const ANSWER_TIME_MAX_S: u32 = 5;
 const RUN_TIME_MAX: Duration = Duration::from_secs(300);
 const TESTING: &str = "docs/internals/testing.md";
@@ -83,7 +83,7 @@ fn unescaped(text: &str) -> String {
         .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// The cases that need not pass, as `section: name, outcome`.
+/// The cases that may fail, as `section: name, outcome`.
 #[derive(Debug, Default, PartialEq)]
 struct Deviations {
     always: BTreeSet<String>,
@@ -128,7 +128,7 @@ impl Deviations {
     }
 }
 
-/// Runs h2spec, whose cases ask for `path`, and compares the cases that do not pass with the table.
+/// Runs h2spec, whose cases request `path`, and compares the failing cases with the table.
 async fn check(directory: &Path, port: SocketAddr, path: &str, answer: &str) -> Result<()> {
     let report = directory.join("report.xml");
     let arguments = [
@@ -142,7 +142,7 @@ async fn check(directory: &Path, port: SocketAddr, path: &str, answer: &str) -> 
         format!("--junit-report={}", report.display()),
     ];
     let h2spec = Process::start(directory, "h2spec", &paths::h2spec()?, &arguments)?;
-    // Its status says whether all have passed, which the report says as well.
+    // Its exit status says whether all have passed; the report says that too.
     h2spec.ended(RUN_TIME_MAX).await?;
     let text = fs::read_to_string(&report).with_context(|| h2spec.tail())?;
     let cases = cases(&text)?;
@@ -174,8 +174,8 @@ mod h2spec {
 
     use super::*;
 
-    /// A method that takes one message, and waits for the end of the request. h2spec sends no
-    /// message, and the answer says so in HEADERS alone.
+    /// A method with one message, which waits for the end of the request. h2spec sends no message,
+    /// and the answer consists of HEADERS only.
     const METHOD: &str = "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
 
     #[tokio::test]
@@ -187,7 +187,7 @@ mod h2spec {
         check(workdir.path(), control_plane.xds(), METHOD, "HEADERS").await
     }
 
-    /// Flow control shows in an answer with a body, which the discovery port has for no request of
+    /// Flow control needs an answer with a body, which the discovery port has for no request of
     /// h2spec's.
     #[tokio::test]
     async fn answers_with_a_body_conform() -> Result<()> {
@@ -195,7 +195,7 @@ mod h2spec {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?;
         let (_publisher, views) = watch::channel(None);
-        // It answers at the end of a request, so that no stream is over before a case is.
+        // It answers at the end of a request, so that no stream ends before a case does.
         let answer = async |_: Bytes| "a body that fills a few small windows";
         let others = Router::new().fallback(answer);
         let services = transport::Services::new(Server::new(views, ()), others.into());

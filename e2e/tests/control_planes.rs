@@ -1,6 +1,6 @@
 //! The shipped bootstraps, with the control planes of other zones at `priority: 1`: when a zone's
-//! own one dies or hangs, its Envoys turn to those, also an Envoy that starts meanwhile, and they
-//! go back when it is back.
+//! own control plane dies or hangs, its Envoys connect to those, including Envoys that start
+//! meanwhile, and they return when it is back.
 
 #![allow(
     clippy::disallowed_methods,
@@ -46,7 +46,7 @@ fn authority(zone: &str) -> Value {
     })
 }
 
-/// A control plane in each zone, on one etcd. The fields end in their order.
+/// A control plane in each zone, on one etcd. The fields are dropped in order.
 struct Site {
     envoys: Vec<(String, Envoy)>,
     /// In the order of [`ZONES`].
@@ -77,8 +77,8 @@ impl Site {
             }
             planes.push(ControlPlane::start(&directory, config).await?);
         }
-        // A store without any instance may have been emptied: proxies that hold something would be
-        // sent nothing. These get no requests.
+        // A store without any instance may have been emptied, and proxies that hold resources would
+        // get none. So there are instances, which get no requests.
         let mut store = etcd.client().await?;
         for (port, (zone, _)) in (1..).zip(ZONES) {
             let name = InstanceName::new("orders", zone, "one");
@@ -103,7 +103,7 @@ impl Site {
         })
     }
 
-    /// Starts an Envoy of the first zone by its shipped bootstrap.
+    /// Starts an Envoy of the first zone with its shipped bootstrap.
     async fn add(&mut self, id: &str, role: Role, protocol: Protocol) -> Result<()> {
         let directory = self.workdir.path().join(id);
         fs::create_dir_all(&directory)?;
@@ -185,7 +185,7 @@ impl Site {
         .await
     }
 
-    /// Waits until each Envoy refuses writes for the reason that they belong to the other zone.
+    /// Waits until each Envoy rejects writes because they belong to the other zone.
     async fn until_refused_by_owner(&self) -> Result<()> {
         let client = Client::new(Version::Http1);
         for (id, envoy) in &self.envoys {
@@ -229,7 +229,7 @@ async fn change_over_and_back(site: &mut Site, fault: Fault) -> Result<()> {
     println!("{fault:?}: with another control plane after {took:?}");
     site.until_holding(false).await?;
 
-    // One that starts meanwhile.
+    // An Envoy that starts meanwhile.
     let id = format!("newcomer-{fault:?}");
     site.add(&id, Role::Gateway, Protocol::Delta).await?;
     let took = site.until_with(&[1, 2]).await?;

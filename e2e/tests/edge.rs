@@ -1,4 +1,4 @@
-//! An edge node without any control plane: safe on its own.
+//! An edge node without any control plane: safe by default.
 
 use std::net::{Ipv4Addr, SocketAddr};
 

@@ -1,5 +1,5 @@
-//! The control plane is started again on a store that was emptied, and its knowledge is lost:
-//! Envoys keep their resources.
+//! The control plane is restarted on a store that was emptied, without its last good state: Envoys
+//! keep their resources.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -39,7 +39,7 @@ async fn start_envoy(workdir: &Workdir, plane: &ControlPlane, protocol: Protocol
     Envoy::start_with(workdir.path(), "gateway", &bootstrap, 1).await
 }
 
-/// Starts the control plane again, with nothing left of its store.
+/// Restarts the control plane with an empty store.
 async fn restart_emptied(plane: &mut ControlPlane, directory: &Path) -> Result<()> {
     plane.process().kill()?;
     for file in ["tidegate.redb", "tidegate.redb.mark", "tidegate.redb.state"] {
@@ -96,7 +96,7 @@ async fn scenario(protocol: Protocol) -> Result<()> {
     eventually(PATIENCE, "a read", read).await?;
 
     restart_emptied(&mut plane, &directory).await?;
-    // It is connected, and asks for its earlier resources.
+    // It is connected, and requests its earlier resources.
     eventually(PATIENCE, "the store to be doubted", async || {
         read().await?;
         let (_, ready) = plane.registry().readiness().await?;
@@ -108,7 +108,7 @@ async fn scenario(protocol: Protocol) -> Result<()> {
         read().await?;
     }
 
-    // The instance registers again: it goes on.
+    // The instance registers again, and service continues.
     plane.registry().put(&name, &record, None).await?;
     eventually(PATIENCE, "the Envoy to be served again", async || {
         read().await?;

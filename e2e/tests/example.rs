@@ -10,12 +10,12 @@ use e2e::paths;
 use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
 
-/// Ends with the test.
+/// Killed with the test.
 struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,4 +1,5 @@
-//! Real gRPC clients that ask the control plane themselves, `xds:///NAME`, with no Envoy anywhere.
+//! Real gRPC clients that connect to the control plane themselves, `xds:///NAME`, without any
+//! Envoy.
 
 #![allow(
     clippy::disallowed_methods,
@@ -19,12 +20,12 @@ use serde_json::{Value, json};
 const GET: &str = "/shop.v1.Orders/GetOrder";
 const PUT: &str = "/shop.v1.Orders/PutOrder";
 
-/// How far a share of 2,000 calls may be from the planned one. Were each call a draw of its own,
-/// this would be almost seven standard deviations at 80 %.
+/// How far the share of 2,000 calls may differ from the planned one. If each call were an
+/// independent draw, this would be almost seven standard deviations at 80 %.
 const OFF_MAX: f64 = 0.06;
 
 mod real_clients {
-    /// Each scenario is a test with each library.
+    /// Each scenario is one test for each library.
     macro_rules! with_each_library {
         ($($scenario:ident),* $(,)?) => {
             mod grpcio {
@@ -75,14 +76,14 @@ impl Scene {
         self.client.carry_out(&calls.0).await
     }
 
-    /// The answers to calls of which none fails.
+    /// The answers to calls, none of which may fail.
     async fn answers(&mut self, calls: Calls) -> Result<BTreeMap<String, u32>> {
         let outcome = self.call(calls).await?;
         ensure!(outcome.statuses.is_empty(), "{outcome:?}");
         Ok(outcome.instances)
     }
 
-    /// Calls, all of which have to fail like calls that no instance serves.
+    /// Calls that must all fail like calls without an instance.
     async fn refused(&mut self, calls: Calls) -> Result<()> {
         let number = calls.0.calls;
         let outcome = self.call(calls).await?;
@@ -92,8 +93,8 @@ impl Scene {
         Ok(())
     }
 
-    /// Calls to a name of which the client knows nothing. That a name is not in an answer tells it
-    /// nothing yet: grpcio waits for 15 s, and grpc-js for as long as the call may take.
+    /// Calls to an unknown name. A missing name in a response tells the client nothing yet: grpcio
+    /// waits for 15 s, and grpc-js for as long as the call may take.
     async fn unresolved(&mut self, library: Library, calls: Calls) -> Result<Outcome> {
         let (status, timeout_s) = match library {
             Library::Grpcio => ("UNAVAILABLE", 40),
@@ -105,7 +106,7 @@ impl Scene {
         Ok(outcome)
     }
 
-    /// Calls until the answers are as they should be, and not one call fails on the way.
+    /// Calls until the answers are as expected, without a failed call meanwhile.
     async fn until(
         &mut self,
         method: &str,
@@ -138,7 +139,7 @@ impl Scene {
 
 type Build = fn(Builder) -> Builder;
 
-/// Calls to `shop.example`, if nothing else is said.
+/// Calls to `shop.example` by default.
 #[derive(Clone)]
 struct Calls(Order);
 
@@ -149,8 +150,7 @@ impl Calls {
             method: method.to_owned(),
             metadata: BTreeMap::new(),
             calls,
-            // Those without an instance fail at once; only a call that is never decided waits for
-            // so long.
+            // Calls without an instance fail at once; only an undecided call waits this long.
             timeout_s: 10,
         })
     }
@@ -226,8 +226,7 @@ async fn the_home_that_a_call_names_decides(library: Library) -> Result<()> {
     let mut scene = Scene::start(library, "homes", |mesh| {
         let strict = json!({ "missing": "reject", "unknown": "reject" });
         mesh.service(orders(json!({})))
-            // On no host of its own: clients ask for it by its name. A path prefix takes gRPC
-            // calls, too.
+            // On host `*`: clients request it by its name. A path prefix matches gRPC calls, too.
             .service(json!({
                 "name": "strict",
                 "routes": [{ "prefix": "/shop.v1.Orders", "class": "read" }],
@@ -243,7 +242,7 @@ async fn the_home_that_a_call_names_decides(library: Library) -> Result<()> {
         (Some("shanghai-a"), "shanghai-a"),
         (Some("shanghai-b"), "shanghai-b"),
         (Some("beijing-c"), "beijing-c"),
-        // A region stands for the client's own zone, or its nearest.
+        // A region is represented by the client's own zone, or its nearest.
         (Some("shanghai"), "shanghai-a"),
         (Some("beijing"), "beijing-c"),
         (Some("atlantis"), "shanghai-a"),
@@ -295,7 +294,7 @@ async fn an_instance_that_is_out_gets_nothing_more(library: Library) -> Result<(
         assert_eq!(scene.served(leaves)?, served);
         scene.set(leaves, Health::Healthy).await?;
     }
-    // With its last instance the zone goes, and its region takes over without a failed call.
+    // With its last instance the zone goes down, and its region takes over without a failed call.
     scene
         .until(PUT, "both to be called", |answers| answers.len() == 2)
         .await?;
@@ -377,14 +376,14 @@ async fn a_key_in_a_header_keeps_calls_on_an_instance(library: Library) -> Resul
         "{all:?}"
     );
     ensure!(all.len() == 4, "no ring of the whole region: {all:?}");
-    // gRPC cannot hash a cookie, so calls fail rather than reach any instance.
+    // gRPC cannot hash a cookie, so calls fail instead of reaching an arbitrary instance.
     scene.refused(Calls::of(GET, 20).to("visits.example")).await
 }
 
 async fn a_fenced_write_reaches_nobody(library: Library) -> Result<()> {
     let mut scene = Scene::start(library, "fenced", |mesh| {
         mesh.service(orders(json!({ "fenced": true })))
-            // A shorter path of the same host, which would take the write if it fell through.
+            // A shorter path of the same host, which would match the write if it fell through.
             .service(json!({
                 "name": "web",
                 "routes": [{ "host": "shop.example", "prefix": "/" }],
@@ -430,7 +429,7 @@ async fn a_host_that_is_not_there_is_an_error(library: Library) -> Result<()> {
     scene.unresolved(library, nowhere.clone()).await?;
     let answers = scene.answers(Calls::of(GET, 20)).await?;
     assert_share(&answers, "orders-shanghai-a-1", 1.0);
-    // It comes into being, and clients that asked before find it; the old one goes.
+    // It is created, and clients that requested it before find it; the old one is removed.
     scene.mesh.control_plane.configure(|config| {
         let routes = json!([{ "host": "nowhere.example", "grpc": "shop.v1.Orders" }]);
         config.services = vec![orders(json!({ "routes": routes }))];
@@ -457,7 +456,7 @@ async fn a_restarted_control_plane_is_not_noticed(library: Library) -> Result<()
     scene.answers(Calls::of(GET, 20)).await?;
     let Scene { mesh, client } = &mut scene;
     let over = AtomicBool::new(false);
-    // One after another without a pause: before, while it is away, and after.
+    // Continuously: before, during and after its downtime.
     let calling = async {
         while !over.load(Ordering::Relaxed) {
             let outcome = client.carry_out(&Calls::of(GET, 20).0).await?;
@@ -484,7 +483,7 @@ async fn a_restarted_control_plane_is_not_noticed(library: Library) -> Result<()
     };
     let (called, restarted): (Result<()>, _) = tokio::join!(calling, restarting);
     restarted.and(called)?;
-    // And it learns of changes.
+    // And it receives changes.
     let leaves = "orders-shanghai-a-2";
     let registration = scene.mesh.upstream(leaves)?.registration();
     eventually(PATIENCE, "the record to be taken", async || {
@@ -503,7 +502,7 @@ async fn who_is_not_served_is_told_why(library: Library) -> Result<()> {
     .await?;
     let outcome = scene.unresolved(library, Calls::of(GET, 1)).await?;
     let why = "set listeners.grpc to true";
-    // Lines are written by a thread of their own, a moment later.
+    // A separate thread writes the lines, a moment later.
     eventually(PATIENCE, "the log to say why", async || {
         let log = std::fs::read_to_string(scene.mesh.control_plane.process().log())?;
         ensure!(log.contains(why), "{log}");

@@ -1,5 +1,5 @@
 //! The control plane behind TLS: a proxy gets the resources that its certificate allows,
-//! certificates are renewed while streams go on, and operators show theirs.
+//! certificates are renewed while streams continue, and operators present theirs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -32,7 +32,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// A control plane whose certificate is `ca`'s. `plaintext` are the ports that do without.
+    /// A control plane with a certificate of `ca`. `plaintext` lists the ports without TLS.
     async fn start(name: &str, ca: &Ca, plaintext: &[&str], access: Value) -> Result<Scene> {
         let workdir = Workdir::kept(name)?;
         let certificates = workdir.path().join("server");
@@ -67,7 +67,7 @@ impl Scene {
         self.workdir.path().join("certificates").join(name)
     }
 
-    /// The control plane's own metrics, where its admin port speaks plain text.
+    /// The control plane's own metrics, if its admin port is plaintext.
     async fn metric(&self, line: &str) -> Result<u64> {
         let request = Request::get("/metrics");
         let client = Client::new(Version::Http1);
@@ -91,8 +91,8 @@ impl Scene {
     }
 }
 
-/// The stream is there, and none was ever cut off. (Connections are not counted: the filter and
-/// load reports have their own.)
+/// The stream exists, and was never interrupted. (Connections are not counted: the filter and load
+/// reports have their own.)
 async fn until_connected(envoy: &Envoy) -> Result<()> {
     let connected = eventually(PATIENCE, "a stream", async || {
         let stats = envoy.admin().stats("^control_plane").await?;
@@ -108,7 +108,7 @@ async fn until_connected(envoy: &Envoy) -> Result<()> {
 
 const CUT_OFF: &str = "cluster.tidegate.upstream_cx_destroy_with_active_rq";
 
-/// The name of a cluster's endpoints' addresses, as the Envoy has them.
+/// Waits until the Envoy has this address in a cluster.
 async fn until_endpoint(envoy: &Envoy, address: SocketAddr) -> Result<()> {
     let held = eventually(PATIENCE, "the endpoint", async || {
         let clusters = envoy.admin().clusters().await?.to_string();
@@ -142,7 +142,7 @@ async fn a_proxy_gets_the_view_of_its_certificate_and_no_other() -> Result<()> {
     // The view of the proxy's operator.
     let told = eventually(PATIENCE, "the refusal", async || {
         let log = fs::read_to_string(refused.process().log())?;
-        // PERMISSION_DENIED, and why.
+        // PERMISSION_DENIED, and the reason.
         for part in [
             "closed: 7, ",
             "certificate of \"spiffe://mesh/zone/shanghai-a/role/gateway\"",
@@ -157,7 +157,7 @@ async fn a_proxy_gets_the_view_of_its_certificate_and_no_other() -> Result<()> {
     let unknown = scene.envoy("unknown", "shanghai-a", &foreign).await?;
     let port = "tidegate_connections_refused_total{port=\"xds\",reason=\"handshake\"}";
     scene.until_metric(port, 1).await?;
-    // And one that shows none, or speaks plain text.
+    // A client without a certificate, and a plaintext client.
     let directory = scene.workdir.path().join("plain");
     fs::create_dir_all(&directory)?;
     let bootstrap = Bootstrap::read("gateway.yaml")?
@@ -201,7 +201,7 @@ async fn certificates_are_renewed_while_streams_go_on() -> Result<()> {
     };
     put(9_001).await?;
 
-    // A certificate that is not the key's changes nothing.
+    // A certificate that does not match the key changes nothing.
     let key = scene.server().join("tls.key");
     fs::write(&key, KeyPair::generate()?.serialize_pem())?;
     let broken = "tidegate_tls_reloads_total{result=\"error\"}";
@@ -217,7 +217,7 @@ async fn certificates_are_renewed_while_streams_go_on() -> Result<()> {
         .until_metric("tidegate_tls_reloads_total{result=\"ok\"}", 1)
         .await?;
     ensure!(scene.metric("tidegate_tls_current").await? == 1);
-    // The open stream goes on.
+    // The open stream continues.
     put(9_002).await?;
     until_connected(&envoy).await?;
     let third = scene.certificates("third");
@@ -225,8 +225,8 @@ async fn certificates_are_renewed_while_streams_go_on() -> Result<()> {
     let newcomer = scene.envoy("third", "shanghai-b", &third).await?;
     newcomer.ingress().await?;
 
-    // A proxy's own certificate is renewed as well: after a restart of the control plane it shows
-    // the new one.
+    // A proxy's own certificate is renewed as well: after a restart of the control plane it
+    // presents the new one.
     new.issue(&first, &gateway_of("shanghai-a"), &[&new])?;
     let mut scene = scene;
     scene.control_plane.stop().await?;
@@ -241,12 +241,12 @@ async fn certificates_are_renewed_while_streams_go_on() -> Result<()> {
         Ok(())
     });
     back.await.with_context(|| envoy.process().tail())?;
-    // The counter that was checked above does tell when a stream is cut off.
+    // The counter that was checked above does count interrupted streams.
     ensure!(envoy.admin().stat(CUT_OFF).await? > 0);
     Ok(())
 }
 
-/// Runs an operator's command against an admin port that speaks TLS.
+/// Runs an operator's command against an admin port with TLS.
 fn operate(scene: &Scene, certificates: Option<&Path>, arguments: &[&str]) -> Result<Output> {
     let admin = format!("https://localhost:{}", scene.control_plane.admin().port());
     let mut command = Command::new(paths::tidegate()?);
@@ -267,7 +267,7 @@ async fn operators_show_their_certificates_and_others_only_look() -> Result<()> 
         "operators": [{ "match": "spiffe://mesh/operator/*" }],
     });
     let scene = Scene::start("mtls-operators", &ca, &[], access).await?;
-    // The operators' commands check the name of the server, as every client should.
+    // The operators' commands verify the name of the server, like every client should.
     ca.issue(&scene.server(), "localhost", &[&ca])?;
     let certificates: BTreeMap<&str, PathBuf> = [
         ("operator", "spiffe://mesh/operator/ann"),
@@ -335,7 +335,7 @@ async fn operators_show_their_certificates_and_others_only_look() -> Result<()> 
         Ok(())
     });
     registered.await.with_context(|| process.tail())?;
-    // Otherwise it may look, and no more.
+    // Otherwise it has read-only access.
     ensure!(operate(&scene, agent, &["zones"])?.status.success());
     let refused = operate(&scene, agent, &["release", "shanghai-a"])?;
     ensure!(
@@ -344,7 +344,7 @@ async fn operators_show_their_certificates_and_others_only_look() -> Result<()> 
         "{}",
         said(&refused)
     );
-    // Without a certificate there is nothing but the probes.
+    // Without a certificate only the probes are available.
     let nobody = operate(&scene, None, &["zones"])?;
     ensure!(
         said(&nobody).contains("show a client certificate"),

@@ -1,4 +1,4 @@
-//! Replicas that hear each other over TLS: real control planes, a real etcd, real certificates.
+//! Replicas that exchange beats over TLS: real control planes, a real etcd, real certificates.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ use tokio::time::{Duration, Instant, sleep};
 const CELL: &str = "main";
 const SESSION_TTL_MS: u64 = 2_000;
 
-/// A control plane in each of two zones. The fields end in their order.
+/// A control plane in each of two zones. The fields are dropped in order.
 struct Site {
     planes: Vec<ControlPlane>,
     _etcd: Etcd,
@@ -24,8 +24,8 @@ struct Site {
 }
 
 impl Site {
-    /// `advertised` is the name by which the second one says that its certificate is known, where
-    /// it says one. All certificates are for `tidegate`.
+    /// `advertised` is the server name that the second one publishes for its certificate, if any.
+    /// All certificates are for `tidegate`.
     async fn start(name: &str, advertised: Option<&str>) -> Result<Site> {
         let workdir = Workdir::kept(name)?;
         let etcd = Etcd::start(workdir.path(), 1).await?;
@@ -63,7 +63,7 @@ impl Site {
         self.planes[of].registry().metric(name).await
     }
 
-    /// How often each has put its session.
+    /// The number of puts of each session.
     async fn puts(&self) -> Result<[f64; 2]> {
         let name = "tidegate_session_puts_total";
         Ok([self.metric(0, name).await?, self.metric(1, name).await?])
@@ -110,7 +110,7 @@ async fn replicas_hear_each_other_by_a_name_that_their_certificates_have() -> Re
         let before = site.puts().await?;
         some_sessions().await;
         let after = site.puts().await?;
-        // By puts each would make 16. A busy machine may delay a round, which costs one.
+        // By puts each would make 16. A busy machine may delay a round, which costs a put.
         let puts = (after[0] - before[0]) + (after[1] - before[1]);
         ensure!(puts <= 3.0, "{name}: {before:?}, then {after:?}");
         for at in [0, 1] {
@@ -124,8 +124,8 @@ async fn replicas_hear_each_other_by_a_name_that_their_certificates_have() -> Re
 async fn a_replica_whose_certificate_has_another_name_is_not_heard_which_is_said_once() -> Result<()>
 {
     let site = Site::start("peers-tls-wrong", Some("elsewhere")).await?;
-    // The first one cannot call the second, so its beats are not acknowledged; the other way round
-    // all is well.
+    // The first one cannot call the second, so its beats are not acknowledged; the other direction
+    // works.
     site.until_renewing([1, 0]).await?;
     let detail = eventually(PATIENCE, "the condition", async || {
         let told = site.unreached(0).await?;
@@ -158,8 +158,7 @@ async fn a_replica_whose_certificate_has_another_name_is_not_heard_which_is_said
         "{}",
         site.planes[0].process().tail()
     );
-    // The other one sees that its certificate is not accepted: when it starts, and every half
-    // minute.
+    // The other side sees that its certificate is rejected: at the start, and every half minute.
     ensure!(
         lines(1, "connection refused") <= 3,
         "{}",

@@ -1,5 +1,5 @@
-//! The cost of the fence in etcd, and its reaction to a member that hangs: real control planes, a
-//! real etcd.
+//! The cost of the fence in etcd, and its reaction to a hung member: real control planes, a real
+//! etcd.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ async fn an_idle_mesh_puts_nothing() -> Result<()> {
     Ok(())
 }
 
-/// The endpoints, one that follows first: the control planes ask that one.
+/// The endpoints, a follower first: the control planes connect to that one.
 async fn follower_first(etcd: &Etcd) -> Result<Vec<String>> {
     let mut ranked = Vec::new();
     for member in etcd.members() {
@@ -71,7 +71,7 @@ async fn a_member_that_hangs_costs_the_shortest_session_nothing() -> Result<()> 
     let hung = members.find(|member| member.endpoint() == *asked);
     let hung = hung.context("no such member")?;
     hung.process().pause()?;
-    // Longer than a session lasts, and everything that hangs on it.
+    // Longer than a session, and everything under it, lasts.
     let paused = Instant::now();
     while paused.elapsed() < Duration::from_secs(8) {
         let cell = cells.get("main").await?;

@@ -1,5 +1,5 @@
-//! A policy that the filter refuses. Our own control plane never makes one, so here the test is the
-//! control plane: the real discovery service, with a resource in which the policy is garbage.
+//! A policy that the filter rejects. Our own control plane never builds one, so here the test is
+//! the control plane: the real discovery service, with a resource in which the policy is garbage.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -30,7 +30,7 @@ use xds_server::snapshot::{Snapshot, View};
 use xds_server::translate;
 use xds_server::world::World;
 
-/// A control plane whose snapshots the test makes.
+/// A control plane whose snapshots the test builds.
 struct Pulpit {
     publisher: watch::Sender<Option<Arc<Snapshot>>>,
     proxies: Proxies,
@@ -61,7 +61,7 @@ impl Pulpit {
         })
     }
 
-    /// The message of the refusal that is in force for a kind.
+    /// The message of the rejection in force for a kind.
     fn refusal(&self, kind: Kind) -> Result<String> {
         let proxies = self.proxies.list();
         let status = proxies.iter().find_map(|p| p.kinds.get(kind.as_str()));
@@ -97,7 +97,7 @@ fn snapshot(mesh: &Mesh) -> Result<Arc<Snapshot>> {
     world.snapshot(0).context("a first snapshot")
 }
 
-/// The same, but for the bytes of the policy.
+/// The same, except for the bytes of the policy.
 fn with_garbage(snapshot: &Snapshot, mesh: &Mesh) -> Arc<Snapshot> {
     let garbage = translate::filter_config_of_bytes(&mesh.filter, &[b"no policy at all"]);
     let views: BTreeMap<_, _> = snapshot
@@ -141,7 +141,7 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
     let client = Client::new(Version::Http1);
     let lost = Request::get("/orders").header("x-region-id", "atlantis");
 
-    // The service has no instance: a request that the filter lets through ends in `no_capacity`.
+    // The service has no instance: a request that the filter accepts ends in `no_capacity`.
     let decided = async |expected: &str| {
         let what = format!("the reason {expected}");
         let looks = eventually(PATIENCE, &what, async || {
@@ -163,7 +163,7 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
     decided("region_unknown").await?;
     let log = std::fs::read_to_string(envoy.process().log())?;
     assert!(log.contains("not a tidegate.v1.Policy"), "{log}");
-    // The filter itself says why, and which policy it goes on with.
+    // The filter itself reports the cause, and the policy that it continues with.
     let told = eventually(PATIENCE, "the filter's report", async || {
         let status = pulpit.applied(&options)?;
         let refused = status.refused.clone().context("nothing is refused")?;
@@ -176,7 +176,7 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
         "{told:?}"
     );
 
-    // The proxy has the good one, so nothing is sent; and it would now acknowledge the refused one
+    // The proxy has the good one, so nothing is sent. It would acknowledge the rejected one now,
     // without applying it.
     pulpit.publisher.send_replace(Some(Arc::clone(&good)));
     eventually(PATIENCE, "no refusal of the good one", async || {
@@ -218,8 +218,8 @@ async fn a_refused_policy_changes_nothing_and_a_mended_one_is_taken() -> Result<
     })
     .await?;
 
-    // A policy that was refused once is tried and refused again when it comes back, and then a good
-    // one is taken again.
+    // A rejected policy that comes back is tried and rejected again; afterwards a good one is
+    // accepted.
     pulpit.publisher.send_replace(Some(broken));
     eventually(PATIENCE, "the second refusal", async || {
         pulpit.refusal(Kind::FilterConfig)

@@ -1,5 +1,5 @@
-//! etcd comes back as another one: from an older backup, or as a new cluster. The known state stays
-//! in force until an operator confirms the new one. The control plane's own reader, a real etcd.
+//! etcd returns as another one: from an older backup, or as a new cluster. The known state stays in
+//! force until an operator confirms the new one. The control plane's own reader, a real etcd.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +21,7 @@ use xds_server::last_good::{self, Keeper, LastGood};
 use xds_server::metrics::Metrics;
 use xds_server::store_health::{Level, StoreHealth};
 
-/// An etcd, and where its data and backups are. Dropped, it is gone.
+/// An etcd, and the directories of its data and backups. Dropping it removes it.
 struct Site {
     etcd: Etcd,
     directory: TempDir,
@@ -36,7 +36,7 @@ impl Site {
 
     async fn put(&self, instance: &str) -> Result<()> {
         let name = InstanceName::new("orders", "shanghai-a", instance);
-        // Two instances at one address would be another matter.
+        // Two instances at one address would conflict.
         let number = instance.bytes().map(u16::from).sum::<u16>();
         let record = Instance::at(([127, 0, 0, 1], 1000 + number).into());
         let mut client = self.etcd.client().await?;
@@ -80,7 +80,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A control plane's inside.
+/// The inner parts of a control plane.
 struct Follower {
     store: Arc<dyn Store>,
     store_health: StoreHealth,
@@ -131,7 +131,7 @@ impl Follower {
         eventually(PATIENCE, what, async || holds()).await
     }
 
-    /// Waits until so many instances are served, as the store says it.
+    /// Waits until this many instances are served, and all are in the store.
     async fn until_serving(&self, instances: i64) -> Result<()> {
         self.until("the store's instances", || {
             let status = self.store_health.status();
@@ -144,7 +144,7 @@ impl Follower {
         .await
     }
 
-    /// Waits until it doubts the store, with that many instances still served.
+    /// Waits until it distrusts the store, with that many instances still served.
     async fn until_doubting(&self, reason: &str, instances: i64) -> Result<()> {
         self.until("doubt", || {
             let status = self.store_health.status();
@@ -157,7 +157,7 @@ impl Follower {
         .await
     }
 
-    /// Has this one and all others believe.
+    /// Confirms the store at this replica and all others.
     async fn confirm_everywhere(&self) -> Result<()> {
         let confirm = &self.feed.confirm;
         Ok(confirm.everywhere(&*self.store, &self.store_health).await?)
@@ -184,7 +184,7 @@ async fn an_older_backup_is_believed_when_an_operator_confirms_it() -> Result<()
 
     site.restore(Some("older")).await?;
     follower.until_doubting("older backup", 2).await?;
-    // The right one comes back: that needs no confirmation.
+    // The original returns: that needs no confirmation.
     site.restore(Some("newer")).await?;
     follower.until_serving(2).await?;
     assert!(
@@ -256,7 +256,7 @@ async fn what_one_control_plane_is_told_of_a_restored_store_all_believe() -> Res
     asked.confirm_everywhere().await?;
     drop(asked);
     other.until_serving(2).await?;
-    // One that starts later, with its memory of the first store.
+    // A replica that starts later, with its memory of the first store.
     let late = Follower::start_with(&site, "late").await?;
     late.until_serving(2).await
 }
@@ -279,7 +279,8 @@ async fn a_restored_store_is_found_at_the_start_too() -> Result<()> {
     let follower = Follower::start(&site).await?;
     follower.until_doubting("older backup", 3).await?;
     drop(follower);
-    // Written to since, it has a higher revision than the one that was known, but another past.
+    // It was written to meanwhile, so it has a higher revision than the known one, but another
+    // past.
     for instance in ["d", "e", "f", "g"] {
         site.put(instance).await?;
     }

@@ -1,7 +1,7 @@
-//! The agreed terms, with real control planes, etcd and Envoys: replicas that are configured
-//! otherwise, and a change while all run.
+//! The agreed terms, with real control planes, etcd and Envoys: replicas with another
+//! configuration, and a change while all run.
 
-#![allow(clippy::disallowed_methods, reason = "it looks at what happened when")]
+#![allow(clippy::disallowed_methods, reason = "it reads the clock")]
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -37,7 +37,7 @@ fn authority(zone: &str, session_ttl_ms: u64) -> Value {
     })
 }
 
-/// A zone with its control plane, an Envoy and an instance. The fields end in their order.
+/// A zone with its control plane, an Envoy and an instance. The fields are dropped in order.
 struct Zone {
     envoy: Envoy,
     ingress: SocketAddr,
@@ -54,7 +54,7 @@ struct Site {
 }
 
 impl Site {
-    /// With these times to live of sessions. The first zone's control plane is there before the
+    /// With these times to live of sessions. The first zone's control plane starts before the
     /// second's.
     async fn start(name: &str, session_ttl_ms: [u64; 2]) -> Result<Site> {
         let workdir = Workdir::kept(name)?;
@@ -116,7 +116,7 @@ impl Zone {
         client.send(self.ingress, &Request::post("/orders")).await
     }
 
-    /// The epoch for which a write is admitted, at last.
+    /// The epoch for which a write is finally admitted.
     async fn until_admits(&self) -> Result<u64> {
         eventually(PATIENCE, "a write to be admitted", async || {
             let reply = self.write().await?;
@@ -169,7 +169,7 @@ fn a_standby_that_is_configured_otherwise_never_writes_beside_the_owner() {
         let agreed = b.plane.registry().metric("tidegate_terms_agreed").await?;
         ensure!(agreed == 0.0, "{agreed}");
 
-        // Cut off, the owner writes on for as long as its own session lasts.
+        // Cut off, the owner continues to write for as long as its own session lasts.
         a.relay.cut(true);
         let cut = Instant::now();
         let mut last_of_a = None;
@@ -188,7 +188,7 @@ fn a_standby_that_is_configured_otherwise_never_writes_beside_the_owner() {
             "both zones wrote: {last_of_a:?} {first_of_b:?}"
         );
 
-        // Once it is configured as was agreed on, it takes over.
+        // Once it is configured as agreed, it takes over.
         b.plane.configure(|config| {
             config.authority = Some(authority(ZONES[1].0, 10_000));
         })?;
@@ -229,8 +229,8 @@ fn terms_are_changed_while_everything_runs() {
         let begun = Instant::now();
         let (mut writes, mut refused) = (0, 0);
         loop {
-            // With each step of the change the Envoy takes another policy and asks again by that:
-            // until it is answered, writes are refused. No other part refuses them.
+            // With each step of the change the Envoy gets another policy and requests grants for
+            // it: until the answer, writes are rejected. No other part rejects them.
             let wrote = a.write().await?;
             if !wrote.status.is_success() {
                 ensure!(wrote.refusal()? == "fenced", "{}", wrote.text());
@@ -251,7 +251,7 @@ fn terms_are_changed_while_everything_runs() {
             zone.until_agrees(true).await?;
         }
         a.until_admits().await?;
-        // How long it may live is between the filter and the route.
+        // The header with its lifetime is only used between the filter and the route.
         let headers = a.write().await?.echo()?.headers.clone();
         let said = headers.get("x-tidegate-write-drain-ms");
         ensure!(said.is_none(), "{headers:?}");

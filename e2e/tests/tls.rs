@@ -1,4 +1,4 @@
-//! TLS of the Envoys: towards clients, instances, and gateways of other zones.
+//! TLS of the Envoys: to clients, instances, and gateways of other zones.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ impl Scene {
     }
 }
 
-/// A directory with certificates in a scene's.
+/// A scene's directory with certificates.
 fn directory(workdir: &Workdir, name: &str) -> PathBuf {
     workdir.path().join("certificates").join(name)
 }
@@ -104,7 +104,7 @@ async fn a_gateway_presents_certificates_by_server_name_and_follows_renewed_file
         Connection::open(ingress, server_name, &own, certificate, client).await
     };
 
-    // That the names are verified by the client shows which certificate was presented.
+    // The client verifies the names, which shows the presented certificate.
     let mut first = eventually(PATIENCE, "an answer over TLS", async || {
         let mut connection = open("shop.example", Some(&own)).await?;
         is_served(&connection.send(Request::get("/orders")).await?)?;
@@ -126,7 +126,7 @@ async fn a_gateway_presents_certificates_by_server_name_and_follows_renewed_file
     let forwarded = &echo.headers["x-forwarded-for"];
     ensure!(forwarded == "192.0.2.7", "{forwarded}");
 
-    // In TLS 1.3 a client hears of its refusal with the first answer.
+    // In TLS 1.3 a client learns of its rejection with the first answer.
     for refused in [None, Some(&stranger)] {
         let answer = async {
             let mut connection = open("shop.example", refused).await?;
@@ -135,8 +135,8 @@ async fn a_gateway_presents_certificates_by_server_name_and_follows_renewed_file
         ensure!(answer.await.is_err(), "served {refused:?}");
     }
 
-    // `own` trusts the new CA as well; a client that trusts it alone sees when the new file is in
-    // use.
+    // `own` trusts the new CA as well; a client that trusts only the new CA sees when the new file
+    // is in use.
     let only_next = directory(&scene.workdir, "only-next");
     clients.issue(&only_next, "spiffe://mesh/client", &[&next])?;
     next.issue(&shop, "shop.example", &[&clients])?;

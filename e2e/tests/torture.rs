@@ -1,10 +1,10 @@
-//! A few rounds of the torture, by a seed that brings every kind of trouble: cuts, kills, stops,
-//! clocks, a restored etcd. And the same without the fence, which the judge has to see. Needs root
-//! and `ip`, and fails without them.
+//! A few rounds of the torture, with a seed that includes every kind of fault: cuts, kills, stops,
+//! clocks, a restored etcd. And the same without the fence, which the judge has to detect. Needs
+//! root and `ip`, and fails without them.
 
 use std::process::Command;
 
-/// Runs it to the end; where it does not end well, with all that it printed.
+/// Runs it to the end, and prints its output after a failure.
 fn torture(arguments: &[&str]) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_torture"));
     let output = command.args(arguments).output().expect("torture starts");

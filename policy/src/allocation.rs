@@ -1,11 +1,16 @@
-//! The allocation of requests to zones: weights, ramps, capacity, and the rest.
+//! Allocates requests to zones by weights, ramps and capacity, and sheds the remainder.
 //!
-//! Every home offers its requests in stages: first to its region by the configured weights, then
-//! the rest to any zone of the region that has room, then, reads only, to other regions; then to
-//! zones on a ramp beyond their step, for they are healthy. A region whose zones are all on a ramp
-//! keeps its requests: a ramp warms a zone up beside others, and is no reason to send reads abroad.
-//! Requests that still have no place are shed. Within a stage a zone that is offered more than it
-//! bears takes the same part of every offer, and the rest is offered to the others again.
+//! Every home offers its requests in stages:
+//!
+//! 1. its region, by the configured weights;
+//! 2. any zone of the region that has room;
+//! 3. reads only: other regions;
+//! 4. healthy zones on a ramp, beyond their step.
+//!
+//! A region whose zones are all on a ramp keeps its requests: a ramp warms a zone up beside others,
+//! and is no reason to send reads abroad. Requests without a place after the last stage are shed.
+//! Within a stage, a zone that is offered more than its capacity accepts the same part of every
+//! offer. The remainder is offered to the other zones again.
 
 use alloc::{vec, vec::Vec};
 
@@ -19,18 +24,18 @@ use crate::{
     weighting::{Weighting, score},
 };
 
-/// Shares of a home's requests below this are rounding, not requests.
+/// Shares of a home's requests below this are rounding errors.
 const NOTHING: f64 = 1e-9;
 
 /// The demand of one home and class, and its allocation so far.
 pub(crate) struct Ask {
     pub(crate) home: ZoneId,
     class: Class,
-    /// Requests per second; 0 where it is unknown.
+    /// Requests per second; 0 if unknown.
     demand: f64,
-    /// By zone: parts of this home's requests.
+    /// By zone: the parts of this home's requests that are allocated.
     pub(crate) given: Vec<f64>,
-    /// The part that has no place yet.
+    /// The part that is not allocated yet.
     pub(crate) rest: f64,
 }
 
@@ -51,7 +56,7 @@ impl Ask {
     }
 }
 
-/// The zones of a service, and their free room.
+/// The zones of a service, and their free capacity.
 pub(crate) struct Allocation<'t> {
     topology: &'t Topology,
     weighting: Weighting,
@@ -60,7 +65,7 @@ pub(crate) struct Allocation<'t> {
     room: Vec<f64>,
 }
 
-/// Which zones a stage offers requests to, and in which parts.
+/// The zones that a stage offers requests to, and the weights of the offers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// The home's region, by the configured weights; a zone on a ramp only up to its step.
@@ -72,9 +77,9 @@ enum Stage {
     RegionReturning,
     /// Other regions, by score; a zone on a ramp only up to its step.
     Remote,
-    /// The home's region, by score, whatever their step.
+    /// The home's region, by score, regardless of ramp steps.
     RegionRamp,
-    /// Other regions, by score, whatever their step.
+    /// Other regions, by score, regardless of ramp steps.
     RemoteRamp,
 }
 
@@ -97,7 +102,7 @@ impl Stage {
 #[derive(Clone, Copy, Default)]
 struct Offer {
     weight: f64,
-    /// The largest part of the ask that the zone takes in this stage.
+    /// The largest part of the ask that the zone accepts in this stage.
     limit: f64,
 }
 
@@ -112,7 +117,7 @@ impl<'t> Allocation<'t> {
         }
     }
 
-    /// Shares the room among the asks; all of them have the same claim.
+    /// Shares the capacity among the asks. All asks have the same priority.
     pub(crate) fn serve(&mut self, asks: &mut [Ask]) {
         let usable: Vec<ZoneState> = asks.iter().map(|ask| self.usable(ask)).collect();
         for stage in Stage::ALL {
@@ -121,8 +126,7 @@ impl<'t> Allocation<'t> {
                 .zip(&usable)
                 .map(|(ask, usable)| self.offers(ask, *usable, stage))
                 .collect();
-            // Each round ends the stage, fills up a zone for good, or takes the zones on a ramp
-            // out.
+            // Each round ends the stage, fills up a zone, or removes the zones on a ramp.
             for _ in 0..=self.room.len() + 1 {
                 if !self.round(asks, &mut offers) {
                     break;
@@ -131,7 +135,7 @@ impl<'t> Allocation<'t> {
         }
     }
 
-    /// Zones that are down are asked only where none is up in any tier that these requests may use.
+    /// `Down` zones are used only if no tier that these requests may use has a zone that is `Up`.
     fn usable(&self, ask: &Ask) -> ZoneState {
         let mut zones = self.topology.zones();
         let any_up = zones
@@ -147,7 +151,7 @@ impl<'t> Allocation<'t> {
         self.loads.get(zone.index()).copied().unwrap_or_default()
     }
 
-    /// Whether no zone of the home's region is fully in, of those that are as usable as any.
+    /// Whether every usable zone of the home's region is still on its ramp.
     fn is_region_returning(&self, ask: &Ask, usable: ZoneState) -> bool {
         let mut zones = self.topology.zones();
         !zones.any(|zone| {
@@ -183,7 +187,7 @@ impl<'t> Allocation<'t> {
             _ => scores,
         };
         let weights: Vec<f64> = match stage {
-            // The further a zone has come, the more it takes.
+            // A zone further along its ramp receives more.
             Stage::RegionReturning => {
                 let share = |zone| f64::from(self.load(zone).share);
                 let zones = self.topology.zones();
@@ -212,7 +216,7 @@ impl<'t> Allocation<'t> {
             .collect()
     }
 
-    /// Offers the rest of each ask once; false when nothing was taken.
+    /// Offers the remainder of each ask once; false if no zone accepted any of it.
     fn round(&mut self, asks: &mut [Ask], offers: &mut [Vec<Offer>]) -> bool {
         let mut parts: Vec<Vec<f64>> = Vec::with_capacity(asks.len());
         let mut wanted = vec![0.0; self.room.len()];
@@ -250,7 +254,7 @@ impl<'t> Allocation<'t> {
                 any |= part > 0.0;
                 *given += part;
                 ask.rest -= part;
-                // A limit that only rounding has left counts as zero.
+                // A limit left over by rounding counts as zero.
                 offer.limit = if offer.limit - part > NOTHING {
                     offer.limit - part
                 } else {
@@ -264,7 +268,7 @@ impl<'t> Allocation<'t> {
         any
     }
 
-    /// With the operator's weights load does not count; siblings of a home that is gone share
+    /// With the operator's weights, load does not count. The siblings of an unusable home share
     /// equally.
     fn score(&self, home: ZoneId, zone: ZoneId) -> f64 {
         let link = self.topology.link(home, zone);
@@ -275,8 +279,8 @@ impl<'t> Allocation<'t> {
         }
     }
 
-    /// The operator's shares of the candidates, those whose score is above 0. Where all of them
-    /// have share 0 they keep their scores: a healthy zone is never refused because of a weight.
+    /// The operator's shares of the candidates, which are the zones with a score above 0. If all
+    /// their shares are 0 they keep their scores: a weight never makes a healthy zone unusable.
     fn operator_weights(&self, home: ZoneId, zone: u32, region: u32, scores: &[f64]) -> Vec<f64> {
         let is_sibling = |at: ZoneId| self.topology.tier(home, at) == Tier::Region;
         let candidates = || {

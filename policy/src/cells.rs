@@ -1,9 +1,8 @@
-//! Cells as one viewing zone's proxies know them: which one a write belongs to, who owns it, and
-//! what may be done elsewhere.
+//! Cells as the proxies of one local zone know them: the cell of a write, its owners, and the
+//! treatment of writes elsewhere.
 //!
-//! This state was pushed, and may be old. Grants alone ([`fence`](crate::fence)) say which zone may
-//! write *now*; the state here only says where a write should go instead, and how a refusal is
-//! explained.
+//! This state was pushed to the proxy and may be stale. Only a grant ([`fence`](crate::fence))
+//! permits a zone to write. The state here says where to forward a write, and explains rejections.
 
 use alloc::{string::String, vec::Vec};
 use core::num::NonZeroU32;
@@ -30,17 +29,20 @@ impl CellId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell {
     pub name: String,
-    /// Its first shard; it goes up to the next cell's.
+    /// The first shard. The range ends before the first shard of the next cell.
     pub first_shard: u32,
-    /// The zones that may write; none while they are unknown.
+    /// The zones that may write; empty while they are unknown.
     pub owners: Vec<ZoneId>,
     pub epoch: u64,
-    /// The treatment of a write that arrives elsewhere.
+    /// The treatment of a write that arrives in another zone.
     pub forward: Forward,
 }
 
-/// How far a write may be forwarded to the zone that owns its cell. The check is always made there.
+/// How far a write may be forwarded to the zone that owns its cell. The owner's gateway always
+/// checks the write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Forward {
     Never,
     /// Within the region.
@@ -49,16 +51,19 @@ pub enum Forward {
     Any,
 }
 
-/// Whether writes without permission are refused.
+/// Whether writes without permission are rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Enforcement {
     #[default]
     Enforce,
-    /// They are counted and let through, to show the refusals of an enforced fence. Fences nothing.
+    /// Violations are counted and admitted, to show the rejections of an enforced fence. This mode
+    /// does not fence.
     Observe,
 }
 
-/// The write fence of one viewing zone: valid by construction.
+/// The write fence of one local zone: valid by construction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fencing {
     cells: Vec<Cell>,
@@ -66,14 +71,15 @@ pub struct Fencing {
     pub enforcement: Enforcement,
     /// In microseconds.
     pub terms: Terms,
-    /// Whether gateways sign hops, so that they are believed; otherwise no write is forwarded. The
-    /// keys do not stand here: proxies show their policy to all that may see their configuration.
+    /// Whether gateways sign hops, so that other gateways accept them; if not, no write is
+    /// forwarded. The keys are not part of the policy: proxies show their policy to everyone who
+    /// may read their configuration.
     pub forwarding: bool,
-    /// The proxy's cluster that leads to the control plane of its zone.
+    /// The proxy's cluster for the control plane of its zone.
     pub control_plane: String,
 }
 
-/// Why cells were refused.
+/// Why cells were rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidFencing {
     #[error("there is no cell")]
@@ -85,7 +91,7 @@ pub enum InvalidFencing {
     #[error("cell {0:?} stands twice")]
     Duplicate(String),
     #[error(
-        "the cells' shards have gaps, or are out of order: cell {0:?} does not begin where the one before it ends"
+        "the cells' shards have gaps, or are out of order: cell {0:?} does not begin where the previous one ends"
     )]
     Gap(String),
     #[error("cell {cell:?} begins at shard {first}, and there are {shards}")]
@@ -100,11 +106,11 @@ pub enum InvalidFencing {
     ControlPlane,
 }
 
-/// The most cells of a mesh: each costs every worker of every proxy a look now and then.
+/// The most cells of a mesh: every worker of every proxy polls each of them.
 pub const CELLS_MAX: usize = 64;
 
 impl Fencing {
-    /// Checks cells, which are in the order of their shards.
+    /// Checks cells, which must be in the order of their shards.
     ///
     /// # Errors
     ///
@@ -175,8 +181,8 @@ impl Fencing {
         self.cells.get(id.index())
     }
 
-    /// The cell of a write with this key: by jump hash of its digest. Without a key it is that of
-    /// the empty key.
+    /// The cell of a write with this key, by jump hash of the key's digest. A write without a key
+    /// belongs to the cell of the empty key.
     pub fn cell_of(&self, key_digest: Option<u64>) -> CellId {
         if self.cells.len() <= 1 {
             return CellId(0);
@@ -184,11 +190,11 @@ impl Fencing {
         let digest = key_digest.unwrap_or_else(|| shard::key_digest(b""));
         let shard = shard::jump_hash(digest, self.shards.get());
         let after = self.cells.partition_point(|cell| cell.first_shard <= shard);
-        // The first cell begins at 0, so there is one.
+        // The first cell begins at shard 0, so there always is one.
         CellId(after.saturating_sub(1) as u32)
     }
 
-    /// The owner to whom a write goes that `viewer` may not admit: the nearest.
+    /// The nearest owner: the target of a write that `viewer` may not admit.
     pub fn nearest_owner(topology: &Topology, cell: &Cell, viewer: ZoneId) -> Option<ZoneId> {
         let others = cell.owners.iter().copied().filter(|zone| *zone != viewer);
         others.min_by_key(|zone| {

@@ -2,6 +2,8 @@
 
 /// Whether a request may change data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Class {
     Read,
     Write,
@@ -26,8 +28,8 @@ impl Class {
         }
     }
 
-    /// By HTTP method: GET, HEAD, OPTIONS and TRACE read (the safe methods of RFC 9110, 9.2.1); all
-    /// else, the unknown included, writes.
+    /// The class of an HTTP method: GET, HEAD, OPTIONS and TRACE read (the safe methods of RFC
+    /// 9110, 9.2.1); every other method, unknown ones included, writes.
     pub fn of_method(method: &[u8]) -> Class {
         match method {
             b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" => Class::Read,

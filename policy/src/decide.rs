@@ -1,4 +1,4 @@
-//! The decision, and its explanation by the very code that makes it.
+//! The decision about a request, and its explanation by the same code.
 
 use alloc::vec::Vec;
 
@@ -28,13 +28,13 @@ pub fn explain<'p>(policy: &'p Policy, facts: &Facts) -> (Decision<'p>, Vec<Step
     (decision, steps)
 }
 
-/// `note` gets each step as a closure, so that deciding alone builds none of them.
+/// `note` receives each step as a closure, so that a decision without an explanation builds none.
 fn decide_noting<'p>(
     policy: &'p Policy,
     facts: &Facts,
     note: &mut impl FnMut(&dyn Fn() -> Step),
 ) -> Decision<'p> {
-    // A request that no service claims is not sent anywhere.
+    // A request that no service claims is not routed.
     let goes_on = matches!(policy, Policy::Fallback) || facts.service.is_some();
     if let Some(via) = facts.via.filter(|via| goes_on && *via >= VIA_MAX) {
         note(&|| Step::Loop(via));
@@ -65,7 +65,7 @@ fn decide_noting<'p>(
     }
 }
 
-/// Safe on its own: whatever this proxy does not know, it admits no write.
+/// The fallback without rules is safe: it admits no write.
 fn decide_without_rules<'p>(facts: &Facts) -> Decision<'p> {
     match facts.class {
         Class::Write => Decision::refuse(Refusal::FENCED),
@@ -155,7 +155,7 @@ fn decide_by_rules<'p>(
         }
         Some((cluster, plan.tier_of(rules.topology(), home, zone)))
     });
-    // Without a draw it is the nearest.
+    // Without a draw, the nearest tier.
     let tier = pinned.and_then(|(_, tier)| tier).unwrap_or(*tier);
     Ok(Decision {
         outcome: Outcome::Route(Routed {

@@ -9,7 +9,7 @@ use crate::{class::Class, headers, reason::Reason, refusal::Refusal, tier::Tier}
 pub struct Decision<'p> {
     pub outcome: Outcome<'p>,
     pub reason: Reason,
-    /// Of a write that this zone may not admit: the zone that owns its cell.
+    /// For a write that this zone may not admit: the zone that owns its cell.
     pub owner: Option<&'p str>,
 }
 
@@ -26,32 +26,32 @@ impl<'p> Decision<'p> {
 /// The outcome of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome<'p> {
-    /// Not a request that Tidegate routes: change nothing.
+    /// Not a request that Tidegate routes: the filter changes nothing.
     Pass,
-    /// Stamp and go on.
+    /// The filter stamps the request and continues.
     Route(Routed<'p>),
-    /// Answer here.
+    /// The filter sends a local reply.
     Refuse(Refusal),
 }
 
-/// A request that goes on.
+/// A request that continues to the router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routed<'p> {
     pub class: Class,
-    /// None under the fallback policy, which knows no tiers.
+    /// None under the fallback policy, which has no tiers.
     pub tier: Option<Tier>,
-    /// The home zone's name; none under the fallback policy, which knows no zones.
+    /// The name of the home zone; none under the fallback policy, which has no zones.
     pub home: Option<&'p str>,
-    /// The home is not the viewing zone.
+    /// The home is not the local zone.
     pub foreign: bool,
-    /// The one cluster that the request goes to, by its affinity key or by its draw;
-    /// or the gateways that it is forwarded to.
+    /// The cluster of the request, chosen by its affinity key or its draw; or the gateways that it
+    /// is forwarded to.
     pub pin: Option<&'p str>,
-    /// Present on a fenced write.
+    /// Set for a fenced write.
     pub write: Option<FencedWrite<'p>>,
 }
 
-/// The marks of a write to a fenced service.
+/// The stamps of a write to a fenced service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FencedWrite<'p> {
     pub cell: &'p str,
@@ -61,19 +61,19 @@ pub struct FencedWrite<'p> {
     pub epoch: u64,
     /// Another zone's proxy has forwarded it.
     pub hop: bool,
-    /// How long it may live, in milliseconds, where it has to say so: [`headers::WRITE_DRAIN`].
+    /// How long it may live, in milliseconds, if it has to carry that: [`headers::WRITE_DRAIN`].
     pub drain_ms: Option<u64>,
 }
 
 impl<'p> Routed<'p> {
-    /// The headers to set: as few as the route table needs to choose, since each costs a call into
-    /// the proxy, and for most requests two: the cluster, and the home or the class. A home alone
-    /// means a read, a class alone the viewing zone. The chosen route adds the rest of what
-    /// upstreams see, and takes requests without a tier for those that their home serves.
+    /// The headers to set. Only those that the route table needs, since each header costs a call
+    /// into the proxy: for most requests two, the cluster and either the home or the class. A home
+    /// alone means a read; a class alone means the local zone. The chosen route adds the other
+    /// headers that upstreams see. It treats a request without a tier as served by its home.
     ///
-    /// A fenced write is told by its epoch; one that is forwarded by the gateways that it goes to.
-    /// Where it brings a home as well, it says its class: to a route table that does not know (yet,
-    /// or any more) that the service is fenced, a home alone is a read.
+    /// An epoch marks a fenced write; the cluster of gateways marks one that is forwarded. A fenced
+    /// write with a home also carries its class: a route table that does not know (yet, or
+    /// any more) that the service is fenced would take a home alone for a read.
     pub fn stamps(&self) -> impl Iterator<Item = (&'static str, Cow<'p, str>)> + use<'p> {
         let forwarded = self.write.is_some() && self.pin.is_some();
         let pinned = self.pin.is_some() && !forwarded;

@@ -13,7 +13,7 @@ pub enum Step {
     Service(String),
     NoService,
     Class(Class),
-    /// The home is the viewing zone, for want of a valid `X-Region-ID`.
+    /// The home is the local zone, because the request has no valid `X-Region-ID`.
     LocalHome {
         zone: String,
         missing: bool,
@@ -28,25 +28,25 @@ pub enum Step {
     },
     TraceDemanded,
     KeyInvalid,
-    /// So many proxies have sent it on.
+    /// The number of proxies that have forwarded the request.
     Loop(u32),
     Tier {
         home: String,
         tier: Tier,
     },
     Targets(Vec<(String, u32)>),
-    /// So many of [`WEIGHT_TOTAL`](crate::WEIGHT_TOTAL) requests fit nowhere: the route table
-    /// refuses them.
+    /// The part of [`WEIGHT_TOTAL`](crate::WEIGHT_TOTAL) requests that exceeds the capacity: the
+    /// route table rejects them.
     Shed(u32),
     Closed {
         home: String,
         class: Class,
-        /// An operator has drained a zone that it might have used.
+        /// An operator has drained a zone that the request could have used.
         drained: bool,
     },
-    /// To this cluster.
+    /// Pinned to this cluster.
     Pinned(String),
-    /// The cell of a write, and who owns it as far as this proxy was told.
+    /// The cell of a write, and its owners as this proxy knows them.
     Cell {
         cell: String,
         owners: Vec<String>,
@@ -57,16 +57,16 @@ pub enum Step {
         epoch: u64,
     },
     NotGranted,
-    /// The write was forwarded here by this epoch, which is not ours.
+    /// The write was forwarded here with another epoch than ours.
     OtherEpoch {
         presented: u64,
         ours: u64,
     },
-    /// To this owner's gateways.
+    /// Forwarded to this owner's gateways.
     Forwarded(String),
-    /// The control plane has not given this proxy a key to sign hops with yet.
+    /// The control plane has not sent this proxy a key to sign hops yet.
     NoHopKey,
-    /// It would be refused, were the fence enforced.
+    /// An enforced fence would reject the write.
     Observed,
 }
 
@@ -82,26 +82,26 @@ impl fmt::Display for Step {
             Step::Class(class) => write!(f, "it is a {}", class.as_str()),
             Step::LocalHome { zone, missing } => write!(
                 f,
-                "X-Region-ID is {}: the home is the viewing zone {zone}",
+                "X-Region-ID is {}: the home is the local zone {zone}",
                 presence(missing)
             ),
             Step::Home(zone) => write!(f, "X-Region-ID names the home {zone}"),
             Step::HomeInRegion { region, zone } => write!(
                 f,
-                "X-Region-ID names the region {region}: {zone} stands for it"
+                "X-Region-ID names the region {region}: {zone} represents it"
             ),
             Step::RegionDemanded { missing } => write!(
                 f,
-                "X-Region-ID is {}, and the service demands a valid one",
+                "X-Region-ID is {}, and the service requires a valid one",
                 presence(missing)
             ),
-            Step::TraceDemanded => f.write_str("the service demands exactly one X-Trace-ID"),
+            Step::TraceDemanded => f.write_str("the service requires exactly one X-Trace-ID"),
             Step::KeyInvalid => f.write_str(
-                "its affinity or cell key stands more than once, or has a percent sign that encodes no byte",
+                "its affinity or cell key is repeated, or has an invalid percent-encoding",
             ),
             Step::Loop(via) => write!(
                 f,
-                "{via} proxies of this mesh have sent it on, and {VIA_MAX} are the limit: it loops"
+                "{via} proxies of this mesh have forwarded it, and the limit is {VIA_MAX}: it loops"
             ),
             Step::Tier { home, tier } => {
                 write!(f, "the nearest usable tier seen from {home} is {tier}")
@@ -114,7 +114,7 @@ impl fmt::Display for Step {
             }
             Step::Shed(shed) => write!(
                 f,
-                "{shed}/{WEIGHT_TOTAL} of these requests are refused: no zone that they may use has room for them"
+                "{shed}/{WEIGHT_TOTAL} of these requests are rejected: they exceed the capacity of all zones that they may use"
             ),
             Step::Closed {
                 home,
@@ -138,7 +138,7 @@ impl fmt::Display for Step {
             } => {
                 write!(f, "it belongs to cell {cell}, epoch {epoch}, owned by")?;
                 match owners.as_slice() {
-                    [] => f.write_str(" no zone that is known here"),
+                    [] => f.write_str(" no zone that this proxy knows"),
                     owners => owners.iter().try_for_each(|owner| write!(f, " {owner}")),
                 }
             }
@@ -148,13 +148,15 @@ impl fmt::Display for Step {
             Step::NotGranted => f.write_str("this zone holds no grant to write"),
             Step::OtherEpoch { presented, ours } => write!(
                 f,
-                "it was forwarded by epoch {presented}, and here it is {ours}"
+                "it was forwarded with epoch {presented}, and the epoch here is {ours}"
             ),
             Step::Forwarded(zone) => write!(f, "it is forwarded to {zone}, which decides"),
             Step::NoHopKey => f.write_str(
                 "it would be forwarded to its owner, but this proxy has no key yet to sign it with",
             ),
-            Step::Observed => f.write_str("the fence only observes: a write that it would refuse goes on"),
+            Step::Observed => {
+                f.write_str("the fence only observes: it admits a write that it would reject")
+            }
         }
     }
 }

@@ -18,12 +18,12 @@ use crate::{
     topology::{Place, RegionId, ZoneId},
 };
 
-/// A header as a request presents it. Values are bytes: nothing says that they are text.
+/// A header as a request presents it. Values are bytes: they need not be text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presented<'r> {
     Absent,
     Once(&'r [u8]),
-    /// More than once. Two readers could take different copies, so no copy counts.
+    /// Several copies. Two readers could use different copies, so no copy counts.
     Repeated,
 }
 
@@ -42,8 +42,8 @@ pub trait Headers {
     fn get(&self, name: &str) -> Presented<'_>;
 }
 
-/// So many proxies of this mesh send a request on at most. From a sidecar by two gateways it is
-/// three; an instance that is a proxy itself may begin anew with what it was sent.
+/// The most proxies of this mesh that a request may pass. From a sidecar through two gateways it is
+/// three; an instance that is a proxy itself may start the count again.
 pub const VIA_MAX: u32 = 8;
 
 /// The home that a request names.
@@ -60,8 +60,7 @@ pub enum Home {
 /// Everything that [`decide`](crate::decide()) may look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// The service that takes the request; none where no route matches, or where the policy knows
-    /// no services.
+    /// The service of the request; none if no route matches, or if the policy has no services.
     pub service: Option<ServiceId>,
     pub class: Class,
     pub home: Home,
@@ -69,29 +68,30 @@ pub struct Facts {
     pub traced: bool,
     /// The digest of the affinity key, where the service has one and the request carries it.
     pub key_digest: Option<u64>,
-    /// The key by which this request is placed stands more than once, or cannot be decoded.
+    /// The key that places this request is repeated, or cannot be decoded.
     pub key_invalid: bool,
     /// The cell of a write to a fenced service.
     pub cell: Option<CellId>,
-    /// It says that it is forwarded, whether or not that is proved: it is not forwarded again.
+    /// The request claims to be forwarded, proved or not: it is not forwarded again.
     pub hop: bool,
-    /// The epoch by which it says that it is forwarded. Counts only where it is
+    /// The epoch that a forwarded request claims. It counts only if the request is
     /// [`forwarded`](Facts::forwarded).
     pub presented: Option<u64>,
-    /// Another zone's gateway forwards this write, as its signature proves. The holder of the keys
-    /// fills it in.
+    /// Another zone's gateway forwards this write, proved by its signature. The holder of the hop
+    /// keys fills it in.
     pub forwarded: bool,
-    /// Whether this proxy can sign hops. The holder of the keys fills it in.
+    /// Whether this proxy can sign hops. The holder of the hop keys fills it in.
     pub signer: Signer,
-    /// The epoch for which this proxy may admit writes of the cell now. No header says it: the
-    /// holder of the grant fills it in.
+    /// The epoch for which this proxy may admit writes of the cell now. It does not come from a
+    /// header: the holder of the grant fills it in.
     pub granted: Option<u64>,
-    /// A number drawn for this request, which tells its place among those that a plan shares out.
-    /// The caller fills it in; without it the decision is about all of them.
+    /// A random number drawn for this request, which selects its target in a plan. The caller fills
+    /// it in; without it the decision covers all of the plan's targets.
     pub draw: Option<u64>,
-    /// How many proxies of this mesh have sent it on; none where it comes from a client.
+    /// The number of proxies of this mesh that have forwarded the request; none if it comes from a
+    /// client.
     pub via: Option<u32>,
-    /// The answer must be a gRPC status.
+    /// The response must carry a gRPC status.
     pub grpc: bool,
     /// The caller may see the decision.
     pub explain: bool,
@@ -173,8 +173,7 @@ impl Facts {
         }
     }
 
-    /// The claim that a hop of this fenced write has to prove; none where it names no hop or no
-    /// epoch.
+    /// The claim that the hop of this fenced write has to prove; none without a hop or an epoch.
     pub fn claim<'r>(
         &self,
         request: &'r impl Headers,
@@ -185,7 +184,7 @@ impl Facts {
     }
 }
 
-/// The claim that the signature of a hop proves, for this request.
+/// The claim that the hop's signature proves for this request.
 pub fn claim<'r>(request: &'r impl Headers, cell: &'r str, epoch: u64) -> Claim<'r> {
     let text = |name: &str| request.get(name).value().unwrap_or_default();
     Claim {
@@ -209,8 +208,8 @@ fn home(rules: &Rules, region_id: Presented<'_>) -> Home {
     }
 }
 
-/// Whether this is a gRPC request: `application/grpc`, alone or with a `+` suffix, which is how
-/// Envoy tells.
+/// Whether this is a gRPC request: `application/grpc`, alone or with a `+` suffix, by Envoy's
+/// definition.
 fn is_grpc(content_type: Presented<'_>) -> bool {
     content_type
         .value()
@@ -235,10 +234,9 @@ fn class_of_grpc(matches: &RouteMatch, reads: &[impl AsRef<str>], path: &[u8]) -
 enum Key<'r> {
     /// Missing, or empty.
     Absent,
-    /// Percent-decoded: `a%40b` and `a@b` are one key.
+    /// The value, percent-decoded: `a%40b` and `a@b` are the same key.
     Is(Cow<'r, [u8]>),
-    /// It stands more than once, and two readers could take different ones; or it cannot be
-    /// decoded.
+    /// Repeated, so that two readers could use different values; or it cannot be decoded.
     Invalid,
 }
 
@@ -259,7 +257,7 @@ impl<'r> Key<'r> {
     }
 }
 
-/// The key that a request carries where `source` says.
+/// The key that a request carries at `source`.
 fn key_of<'r>(source: &KeySource, request: &'r impl Headers, path: &'r [u8]) -> Key<'r> {
     match source {
         KeySource::Header(name) => match request.get(name) {
@@ -270,7 +268,7 @@ fn key_of<'r>(source: &KeySource, request: &'r impl Headers, path: &'r [u8]) -> 
         KeySource::Cookie(name) => match request.get("cookie") {
             Presented::Absent => Key::Absent,
             Presented::Once(header) => cookie(header, name.as_bytes()),
-            // Proxies put the pieces of HTTP/2 together again, so these are headers of their own.
+            // Proxies join cookie headers that HTTP/2 has split, so these are separate headers.
             Presented::Repeated => Key::Invalid,
         },
         KeySource::PathSegment(index) => without_query(path)
@@ -281,8 +279,8 @@ fn key_of<'r>(source: &KeySource, request: &'r impl Headers, path: &'r [u8]) -> 
     }
 }
 
-/// Each `%` with two hexadecimal digits as the byte that they stand for (RFC 3986, 2.1); none where
-/// one has not got them.
+/// Decodes each `%` with two hexadecimal digits to a byte (RFC 3986, 2.1); none if the digits are
+/// missing.
 fn percent_decoded(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
     if !raw.contains(&b'%') {
         return Some(Cow::Borrowed(raw));
@@ -302,8 +300,8 @@ fn percent_decoded(raw: &[u8]) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(decoded))
 }
 
-/// A text that is no number was not said by one of our proxies, and is as good as one; two of them
-/// are nobody's.
+/// The count in `tidegate-via`. Our proxies send one number: any other text, or a repeated header,
+/// comes from elsewhere.
 fn via(via: Presented<'_>) -> Option<u32> {
     match via {
         Presented::Absent => None,
@@ -333,7 +331,7 @@ fn cookie<'r>(header: &'r [u8], name: &[u8]) -> Key<'r> {
     }
 }
 
-/// In constant time: how long an answer takes says nothing of the token.
+/// Compares in constant time: the duration tells nothing about the token.
 fn may_explain(explain: &Explain, request: &impl Headers) -> bool {
     request
         .get(&explain.header)

@@ -16,7 +16,7 @@ use crate::{
     topology::ZoneId,
 };
 
-/// A write of one cell, as this proxy sees it.
+/// A write to a cell, with this proxy's knowledge of it.
 pub(crate) struct FencedRequest<'p, 'f> {
     pub(crate) rules: &'p Rules,
     pub(crate) fencing: &'p Fencing,
@@ -37,8 +37,8 @@ pub(crate) enum Routes {
 }
 
 impl<'p> FencedRequest<'p, '_> {
-    /// A proxy that holds a grant admits the write, whatever was pushed. Elsewhere the write goes
-    /// to an owner, or is refused.
+    /// A proxy that holds a grant admits the write, regardless of the pushed state. Otherwise the
+    /// write is forwarded to an owner, or rejected.
     pub(crate) fn decide(
         &self,
         note: &mut impl FnMut(&dyn Fn() -> Step),
@@ -71,7 +71,7 @@ impl<'p> FencedRequest<'p, '_> {
         });
     }
 
-    /// A write that was forwarded is refused where its epoch is not ours.
+    /// A forwarded write is rejected if its epoch is not ours.
     fn check_epoch(&self, note: &mut impl FnMut(&dyn Fn() -> Step)) -> Result<(), Refusal> {
         let ours = self.facts.granted.unwrap_or(self.cell.epoch);
         let presented = self.facts.presented.filter(|_| self.facts.forwarded);
@@ -85,7 +85,7 @@ impl<'p> FencedRequest<'p, '_> {
         })
     }
 
-    /// The fence would refuse the write here, were it enforced.
+    /// An enforced fence would reject the write here.
     fn is_observed(&self) -> bool {
         self.facts.granted.is_none() && self.fencing.enforcement == Enforcement::Observe
     }
@@ -114,8 +114,8 @@ impl<'p> FencedRequest<'p, '_> {
         }
     }
 
-    /// Forwards the write to the nearest owner, or refuses it. `here` is the epoch for which this
-    /// zone would admit it, had it an instance that serves it.
+    /// Forwards the write to the nearest owner, or rejects it. `here` is the epoch for which this
+    /// zone would admit it if an instance here served it.
     fn send_on(
         &self,
         here: Option<u64>,

@@ -1,19 +1,19 @@
 //! The names of the headers that Tidegate reads and writes. All of them are contracts.
 
-/// A zone or region that the request calls its home.
+/// The zone or region that the request names as its home.
 pub const REGION_ID: &str = "x-region-id";
-/// Ties the log lines of one request together.
+/// Correlates the log lines of one request.
 pub const TRACE_ID: &str = "x-trace-id";
 
-/// Headers with this prefix come from Tidegate alone: copies from outside are removed.
+/// Only Tidegate sets headers with this prefix: copies from outside are removed.
 ///
-/// Without a hyphen at the end: many servers take `x-tidegate_home` for `x-tidegate-home`.
+/// Without a hyphen at the end: many servers read `x-tidegate_home` as `x-tidegate-home`.
 pub const INTERNAL_PREFIX: &str = "x-tidegate";
 /// The home zone.
 pub const HOME: &str = "x-tidegate-home";
 /// `read` or `write`.
 pub const CLASS: &str = "x-tidegate-class";
-/// The cluster, as the filter chose it.
+/// The cluster that the filter chose.
 pub const TO: &str = "x-tidegate-to";
 /// `zone`, `region` or `remote`.
 pub const TIER: &str = "x-tidegate-tier";
@@ -21,20 +21,20 @@ pub const TIER: &str = "x-tidegate-tier";
 pub const CELL: &str = "x-tidegate-cell";
 /// The epoch for which a write was admitted: upstreams and storage compare it.
 pub const EPOCH: &str = "x-tidegate-epoch";
-/// How long an admitted write may live, in milliseconds, from the filter to the route, which
-/// removes it. Absent where the agreed terms were never changed.
+/// How long an admitted write may live, in milliseconds. The filter sends it to the route, which
+/// removes it. Absent if the agreed terms were never changed.
 pub const WRITE_DRAIN: &str = "x-tidegate-write-drain-ms";
 /// How often a write was forwarded between zones: 1, or absent.
 pub const HOP: &str = "x-tidegate-hop";
-/// In the answer to a write that was sent to the wrong zone: the zone that owns its cell.
+/// In the response to a write that was sent to the wrong zone: the zone that owns its cell.
 pub const OWNER: &str = "x-tidegate-owner";
-/// Between zones: says by its value, a [signature](crate::hop), that another zone's gateway
-/// forwards this write. Its name is outside of [`INTERNAL_PREFIX`], which listeners remove before
-/// the filter can look at it.
+/// Between zones: proves by its value, a [signature](crate::hop), that another zone's gateway
+/// forwards this write. Its name is outside of [`INTERNAL_PREFIX`], since listeners remove that
+/// prefix before the filter runs.
 pub const FORWARDED: &str = "tidegate-hop";
-/// Between zones: the epoch by which the other zone's proxy forwards this write.
+/// Between zones: the epoch with which the other zone's proxy forwards this write.
 pub const PRESENTED_EPOCH: &str = "tidegate-epoch";
-/// How many of our proxies have sent a request on: a number, or absent. Outside of
+/// The number of our proxies that have forwarded a request; may be absent. Outside of
 /// [`INTERNAL_PREFIX`], since it has to survive from one proxy to the next.
 pub const VIA: &str = "tidegate-via";
 /// The reason code: in the access log always, in the response for callers that may see it.
@@ -42,11 +42,11 @@ pub const DECISION: &str = "x-tidegate-decision";
 /// Set on the request of a caller that may see the decision; the route copies it to the response's
 /// [`DECISION`].
 pub const EXPLAIN: &str = "x-tidegate-explain";
-/// The cluster to fall back to where the home is not local.
+/// The cluster to fall back to if the home is not local.
 pub const ALT_ROUTE: &str = "x-envoy-upstream-alt-route";
 
-/// Whether a header from outside must go. Names with `_` count like those with `-`: many servers
-/// fold one into the other.
+/// Whether to remove a header from outside. `_` in a name counts as `-`: many servers treat both
+/// alike.
 pub fn is_internal(name: &[u8]) -> bool {
     name.get(..INTERNAL_PREFIX.len())
         .is_some_and(|start| is_folded(start, INTERNAL_PREFIX))
@@ -54,15 +54,15 @@ pub fn is_internal(name: &[u8]) -> bool {
         || is_between_zones(name)
 }
 
-/// Whether a header is only for the way between two zones' proxies.
+/// Whether a header is only used between the proxies of two zones.
 pub fn is_between_zones(name: &[u8]) -> bool {
     [FORWARDED, PRESENTED_EPOCH]
         .iter()
         .any(|own| is_folded(name, own))
 }
 
-/// Whether a server may take `name` for `own`, which is lower case: whatever the case, and `_` for
-/// `-`.
+/// Whether a server may read `name` as `own`, which is lower case: the case is ignored, and `_`
+/// counts as `-`.
 fn is_folded(name: &[u8], own: &str) -> bool {
     let fold = |byte: &u8| match byte {
         b'_' => b'-',

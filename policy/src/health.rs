@@ -1,7 +1,7 @@
 //! From counts of instances to the state of a service in a zone.
 
-/// The instances of a service in one zone, by health. Draining instances count in neither: they are
-/// leaving on purpose.
+/// The instances of a service in one zone, by health. Draining instances are not counted: they
+/// leave on purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InstanceCounts {
     pub healthy: u32,
@@ -9,8 +9,8 @@ pub struct InstanceCounts {
 }
 
 impl InstanceCounts {
-    /// Whether at least `percent` (from 1) of the instances are healthy; never without a healthy
-    /// one.
+    /// Whether at least `percent` (from 1) of the instances are healthy; false without a healthy
+    /// instance.
     pub fn at_least(self, percent: u8) -> bool {
         let healthy = u64::from(self.healthy);
         let total = healthy + u64::from(self.unhealthy);
@@ -20,8 +20,8 @@ impl InstanceCounts {
 
 /// When a zone counts as down for a service and when as up again, in percent of healthy instances.
 ///
-/// Between the two the zone stays what it was, so that a share that trembles around one limit moves
-/// no traffic.
+/// Between the two limits the zone keeps its state, so that a share that oscillates around one
+/// limit moves no traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
     down_below_percent: u8,
@@ -31,7 +31,7 @@ pub struct Thresholds {
 /// Thresholds that contradict each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "down_below_percent {down} and up_from_percent {up}: both are 1 to 100, and down is at most up"
+    "down_below_percent {down} and up_from_percent {up}: both must be 1 to 100, and down at most up"
 )]
 pub struct InvalidThresholds {
     pub down: u8,
@@ -76,10 +76,9 @@ impl Thresholds {
 /// The ability of a zone to serve a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ZoneState {
-    /// It takes part.
+    /// Serves requests.
     Up,
-    /// Some healthy instances, but too few, or not for long enough: used only where nothing better
-    /// is left.
+    /// Has some healthy instances, but too few, or not for long enough: used only as a last resort.
     Down,
     /// No healthy instance, or drained: never used.
     #[default]

@@ -1,18 +1,18 @@
-//! Hops: writes that a gateway forwards to the gateways of another zone, and how these know them.
+//! Hops: writes that a gateway forwards to the gateways of another zone, and their authentication.
 //!
-//! The forwarding gateway signs what it sends ([`Keys::sign`]); the other one checks the signature
-//! ([`Keys::vouch`]). The secret itself never travels with a request. The header,
-//! [`FORWARDED`](crate::headers::FORWARDED), reads
+//! The forwarding gateway signs the write ([`Keys::sign`]); the receiving one verifies the
+//! signature ([`Keys::vouch`]). The secret itself never travels with a request. The header,
+//! [`FORWARDED`](crate::headers::FORWARDED), has the form
 //!
 //! ```text
 //! v1;t=<time bucket>;k=<key id>;m=<HMAC-SHA256 (RFC 2104), in hexadecimal>
 //! ```
 //!
 //! The signature covers method, authority, path, cell, epoch and time bucket. It does not cover the
-//! body, and it can be replayed for as long as its bucket counts, by any reader on the way. A
-//! replay gains nothing: a signed hop is decided anew like every other write, and its signature
-//! says only that it is not to be forwarded again, and which epoch the other zone knew; that epoch
-//! concerns this one request.
+//! body, and anyone on the path can replay it while its bucket is valid. A replay gains nothing: a
+//! signed hop is decided anew like every other write. The signature only proves that the write must
+//! not be forwarded again, and the epoch that the other zone knew; that epoch concerns this one
+//! request.
 
 use alloc::{format, string::String, vec::Vec};
 use core::fmt;
@@ -21,14 +21,14 @@ use data_encoding::HEXLOWER;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-/// How long a time bucket is, in microseconds of the wall clock. A signature counts in its own
-/// bucket, the one before and the one after: for at most two bucket lengths, and with clocks that
-/// differ by up to one.
+/// The length of a time bucket, in microseconds of the wall clock. A signature is valid in its own
+/// bucket, the one before and the one after. So it is valid for at most two bucket lengths, and
+/// across clocks that differ by up to one.
 pub const BUCKET_US: u64 = 10_000_000;
 
-/// Begins every header of this version.
+/// The version, which begins every header.
 const VERSION: &str = "v1";
-/// How much of the digest that names a key is shown.
+/// How many bytes of the digest identify a key.
 const KEY_ID_BYTES: usize = 4;
 const MAC_BYTES: usize = 32;
 
@@ -37,15 +37,15 @@ const MAC_BYTES: usize = 32;
 pub struct Claim<'r> {
     pub method: &'r [u8],
     pub authority: &'r [u8],
-    /// With the query.
+    /// Including the query.
     pub path: &'r [u8],
     pub cell: &'r str,
-    /// The epoch by which the write is forwarded.
+    /// The epoch with which the write is forwarded.
     pub epoch: u64,
 }
 
-/// The secrets of a mesh's gateways: the first one signs, all of them verify, so that they can be
-/// replaced one by one.
+/// The secrets of a mesh's gateways. The first one signs and all of them verify, so that they can
+/// be rotated one by one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Keys(Vec<Key>);
 
@@ -58,7 +58,7 @@ struct Key {
 /// The most secrets at a time.
 pub const KEYS_MAX: usize = 2;
 
-/// Why secrets were refused. No variant repeats one.
+/// Why secrets were rejected. No variant contains one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKeys {
     #[error("use 16 to 128 letters, digits, '-' and '_'")]
@@ -95,7 +95,7 @@ impl Keys {
         Ok(Keys(secrets.into_iter().map(key).collect()))
     }
 
-    /// The secrets, for the way to a gateway.
+    /// The secrets, to send them to a gateway.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|key| key.secret.as_str())
     }
@@ -111,7 +111,7 @@ impl Keys {
     }
 
     /// Whether this header was made by [`sign`](Keys::sign) for the same claim, with one of these
-    /// secrets, in a time bucket next to `bucket` or in that one. The signature is compared in
+    /// secrets, in the time bucket `bucket` or an adjacent one. The comparison of signatures takes
     /// constant time.
     pub fn vouch(&self, claim: &Claim<'_>, header: &[u8], bucket: u64) -> bool {
         let Some(signed) = Signed::parse(header) else {
@@ -136,7 +136,7 @@ impl fmt::Debug for Keys {
 impl Key {
     fn mac(&self, claim: &Claim<'_>, bucket: u64) -> Hmac<Sha256> {
         let mut mac = mac_of(&self.secret);
-        // Each field behind its length: no two claims are the same bytes.
+        // Each field follows its length, so that no two claims have the same bytes.
         for field in [
             VERSION.as_bytes(),
             claim.method,
@@ -153,7 +153,7 @@ impl Key {
     }
 }
 
-/// A key of any length is a key: HMAC hashes keys that are longer than a block.
+/// HMAC accepts keys of any length: it hashes keys that are longer than a block.
 fn mac_of(secret: &str) -> Hmac<Sha256> {
     match Hmac::new_from_slice(secret.as_bytes()) {
         Ok(mac) => mac,
@@ -161,7 +161,7 @@ fn mac_of(secret: &str) -> Hmac<Sha256> {
     }
 }
 
-/// Names a key, and tells nothing of it that a signature does not.
+/// Identifies a key, and reveals no more of it than a signature does.
 fn id_of(secret: &str) -> [u8; KEY_ID_BYTES] {
     let mut mac = mac_of(secret);
     mac.update(b"tidegate hop key id");
@@ -178,7 +178,7 @@ fn is_secret(secret: &str) -> bool {
     (16..=128).contains(&secret.len()) && secret.bytes().all(allowed)
 }
 
-/// A header of the right shape.
+/// A well-formed header.
 struct Signed {
     bucket: u64,
     key_id: [u8; KEY_ID_BYTES],
@@ -218,14 +218,14 @@ pub(crate) fn number(text: &[u8]) -> Option<u64> {
 /// The keys by which a proxy signs and checks hops.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HopKeys {
-    /// The control plane has not said yet.
+    /// The control plane has not sent them yet.
     #[default]
     Untold,
     /// This proxy forwards nothing: it is no gateway, or there are no secrets.
     Withheld,
     Held {
         keys: Keys,
-        /// The time bucket of now.
+        /// The current time bucket.
         bucket: u64,
     },
 }
@@ -260,10 +260,10 @@ impl HopKeys {
 /// Whether a proxy can sign hops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Signer {
-    /// It cannot yet, and may soon.
+    /// Not yet, but perhaps soon.
     #[default]
     Untold,
-    /// It cannot: writes for other zones are told their owner.
+    /// No: clients whose writes belong to other zones receive the owner's name instead.
     Withheld,
     Holds,
 }
@@ -325,7 +325,7 @@ mod tests {
                 ..CLAIM
             },
             Claim { epoch: 8, ..CLAIM },
-            // The same bytes, in other fields.
+            // The same bytes, split into other fields.
             Claim {
                 authority: b"shop.example/",
                 path: b"orders?x=1",
@@ -353,7 +353,7 @@ mod tests {
         let by_both = keys(&[NEW, OLD]).sign(&CLAIM, 5);
         let vouches =
             |secrets: &[&str], header: &str| keys(secrets).vouch(&CLAIM, header.as_bytes(), 5);
-        // The first one signs, both verify.
+        // The first one signs; both verify.
         assert!(vouches(&[NEW, OLD], &by_old) && vouches(&[NEW, OLD], &by_both));
         assert!(vouches(&[NEW], &by_both) && !vouches(&[OLD], &by_both));
         assert!(!vouches(&[NEW], &by_old));

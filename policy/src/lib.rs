@@ -1,20 +1,25 @@
 //! All decisions of Tidegate, and nothing else.
 //!
-//! The filter, the control plane and the command line all call this crate; none of them decides by
-//! itself.
+//! The filter, the control plane and the command line all call this crate; none of them decides on
+//! its own.
 //!
 //! **Purity contract.** No I/O, no clock, no randomness, no logging, no `std`. Time, load and seeds
 //! are parameters. The same input gives the same output on every replica and in every proxy, so a
-//! decision can be explained after the fact by running it again.
+//! decision can be explained after the fact by computing it again.
 //!
-//! The way through the modules: [`topology`] says where zones are, [`tier`] how far apart;
-//! [`health`] and [`standing`] turn instance counts into zone states; [`plan`] turns states,
-//! [loads](load) and [weights](weighting) into targets for each home zone, stage by stage in
-//! `allocation`; [`service`] and
-//! [`rules`] hold the configuration; [`facts`] reads a request; [`decide()`] puts them together and
-//! gives a [`decision`]; [`reason`], [`refusal`] and [`headers`] give it its wire names,
-//! [`mod@explain`] its steps in words. [`fence`] holds the authority to write and its moves;
-//! [`cells`] is the part of it that a proxy knows. [`guest`] decides where somebody else routes.
+//! The modules:
+//!
+//! - [`topology`] has the zones and their links, [`tier`] the distance between two zones.
+//! - [`health`] and [`standing`] turn instance counts into zone states.
+//! - [`plan`] turns states, [loads](load) and [weights](weighting) into targets for each home zone,
+//!   stage by stage in `allocation`.
+//! - [`service`] and [`rules`] hold the configuration.
+//! - [`facts`] reads a request, and [`decide()`] returns a [`decision`].
+//! - [`reason`], [`refusal`] and [`headers`] have its names on the wire, [`mod@explain`] its steps
+//!   in words.
+//! - [`fence`] holds the authority to write and its moves; [`cells`] is the part of it that a proxy
+//!   knows.
+//! - [`guest`] decides in Envoys with foreign routes.
 
 #![no_std]
 #![cfg_attr(

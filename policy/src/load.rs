@@ -6,16 +6,15 @@ use crate::{class::Class, health::ZoneState, standing::SHARE_FULL};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ZoneLoad {
     pub state: ZoneState,
-    /// Its part of the share that it has when it is fully in, of [`SHARE_FULL`]: less while it
-    /// comes back.
+    /// Its part of its full share, of [`SHARE_FULL`]: less while it is on a ramp.
     pub share: u16,
-    /// Mean of the instances' load per core; 0 where none reports it.
+    /// Mean of the instances' load per core; 0 if none reports it.
     pub load1_per_core: f64,
-    /// Requests per second that it bears; infinite where it is unknown.
+    /// The requests per second that it can serve; infinite if unknown.
     pub capacity: f64,
-    /// An operator has drained it, which is why it is [`ZoneState::Empty`].
+    /// An operator has drained it, so it is [`ZoneState::Empty`].
     pub drained: bool,
-    /// While its whole region comes back, reads beyond its share go to other regions first.
+    /// While its whole region is on a ramp, reads beyond its share go to other regions first.
     pub leaves_region: bool,
 }
 
@@ -33,7 +32,7 @@ impl Default for ZoneLoad {
     }
 }
 
-/// Requests per second that call a zone their home; 0 where it is unknown.
+/// Requests per second whose home is a zone; 0 if unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Demand {
     pub reads: f64,

@@ -24,31 +24,31 @@ pub struct Target {
     pub weight: u32,
 }
 
-/// Where the requests of one home and class may go.
+/// The zones that requests of one home and class may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
     Open {
         /// The nearest tier among the targets.
         tier: Tier,
-        /// Not empty; weights add up to [`WEIGHT_TOTAL`]; in the topology's order.
+        /// Not empty; the weights add up to [`WEIGHT_TOTAL`]; in the topology's order.
         targets: Vec<Target>,
-        /// How many of [`WEIGHT_TOTAL`] requests are refused, since they fit nowhere; the targets
-        /// share the others. Below [`WEIGHT_TOTAL`].
+        /// How many of [`WEIGHT_TOTAL`] requests are rejected because they exceed the capacity; the
+        /// targets share the others. Below [`WEIGHT_TOTAL`].
         shed: u32,
     },
     /// No tier that these requests may use has a healthy instance.
     Closed {
-        /// An operator has drained a zone that they might have used.
+        /// An operator has drained a zone that these requests could have used.
         drained: bool,
     },
 }
 
 impl Plan {
-    /// Closed by no operator.
+    /// Closed, but not by an operator.
     pub const CLOSED: Plan = Plan::Closed { drained: false };
 
-    /// Computes the plan for requests of `class` that call `home` their home, as if no other home
-    /// asked. `loads` is indexed by zone; a missing entry counts as [`ZoneState::Empty`].
+    /// Computes the plan for requests of `class` with the home `home`, as if no other home had any.
+    /// `loads` is indexed by zone; a missing entry counts as [`ZoneState::Empty`].
     ///
     /// Tiers are tried from near to far, first among the zones that are up, then among those that
     /// are down but still have a healthy instance: better a weak zone than an error. Writes never
@@ -68,7 +68,7 @@ impl Plan {
 
     fn of_ask(topology: &Topology, ask: &Ask, loads: &[ZoneLoad]) -> Plan {
         let given: Vec<(ZoneId, f64)> = topology.zones().zip(ask.given.iter().copied()).collect();
-        // At most WEIGHT_TOTAL, so the cast cuts only the fraction.
+        // At most WEIGHT_TOTAL, so the cast drops only the fraction.
         let shed = (ask.rest.clamp(0.0, 1.0) * f64::from(WEIGHT_TOTAL) + 0.5) as u32;
         let plan = Plan::of_targets(topology, ask.home, apportion(&given), shed);
         let is_drained =
@@ -81,7 +81,7 @@ impl Plan {
         }
     }
 
-    /// A plan of these targets for requests of `home`; closed without any, and where all is shed.
+    /// A plan of these targets for requests of `home`; closed without any, and if all are shed.
     pub fn of_targets(topology: &Topology, home: ZoneId, targets: Vec<Target>, shed: u32) -> Plan {
         match targets.iter().map(|t| topology.tier(home, t.zone)).min() {
             Some(tier) if shed < WEIGHT_TOTAL => Plan::Open {
@@ -101,9 +101,9 @@ impl Plan {
         }
     }
 
-    /// The tier that a request which goes to `zone` is labelled with; none when closed. Within the
-    /// home's region it is the plan's, whose shares the operator wants; a request that leaves the
-    /// region says so, whatever the others do.
+    /// The tier label of a request that goes to `zone`; none if closed. Within the home's region it
+    /// is the plan's tier, whose shares the operator configures. A request that leaves the region
+    /// is always labelled so, regardless of the plan's tier.
     pub fn tier_of(&self, topology: &Topology, home: ZoneId, zone: ZoneId) -> Option<Tier> {
         match self {
             Plan::Open { tier, .. } if topology.tier(home, zone) != Tier::Remote => Some(*tier),
@@ -112,7 +112,7 @@ impl Plan {
         }
     }
 
-    /// How many of [`WEIGHT_TOTAL`] requests are refused though the plan is open.
+    /// How many of [`WEIGHT_TOTAL`] requests are rejected although the plan is open.
     pub fn shed(&self) -> u32 {
         match self {
             Plan::Open { shed, .. } => *shed,
@@ -120,13 +120,14 @@ impl Plan {
         }
     }
 
-    /// Whether a request for which `draw` was drawn is one of those that are refused.
+    /// Whether a request with this `draw` is rejected.
     pub fn sheds(&self, draw: u64) -> bool {
-        // Other bits than those that choose the target: the rest is spread evenly.
+        // Uses other bits than the choice of the target, so that the accepted requests stay evenly
+        // spread.
         (draw >> 32) % u64::from(WEIGHT_TOTAL) < u64::from(self.shed())
     }
 
-    /// The target of a request for which `draw` was drawn; none when closed.
+    /// The target of a request with this `draw`; none if closed.
     pub fn zone_of_draw(&self, draw: u64) -> Option<ZoneId> {
         let at = (draw & 0xffff_ffff) % u64::from(WEIGHT_TOTAL);
         let mut end = 0;
@@ -135,13 +136,14 @@ impl Plan {
             end += u64::from(target.weight);
             at < end
         });
-        // Weights add up to [`WEIGHT_TOTAL`], so that there is one.
+        // Weights add up to [`WEIGHT_TOTAL`], so there always is one.
         drawn.or(self.targets().last()).map(|target| target.zone)
     }
 
-    /// The target that owns the key with this digest; none when closed. Keys spread as the weights
-    /// say. While the ratio of two zones' weights stays, no key moves between them: when a zone
-    /// leaves and its siblings' weights grow alike, only its own keys move.
+    /// The target that owns the key with this digest; none if closed. Keys are spread by the
+    /// weights. While the ratio of two zones' weights stays the same, no key moves between them:
+    /// when a zone leaves and its siblings' weights grow in proportion, only the keys of that zone
+    /// move.
     pub fn zone_of_key(&self, topology: &Topology, key_digest: u64) -> Option<ZoneId> {
         let distance = |target: &&Target| {
             let name = topology.zone_name(target.zone).as_bytes();
@@ -164,7 +166,7 @@ fn apportion(scores: &[(ZoneId, f64)]) -> Vec<Target> {
         .filter(|(_, score)| *score > 0.0)
         .map(|(zone, score)| {
             let exact = score / sum * f64::from(WEIGHT_TOTAL);
-            // At most WEIGHT_TOTAL, so the cast cuts only the fraction.
+            // At most WEIGHT_TOTAL, so the cast drops only the fraction.
             let weight = (exact as u32).max(1);
             let target = Target {
                 zone: *zone,
@@ -174,13 +176,13 @@ fn apportion(scores: &[(ZoneId, f64)]) -> Vec<Target> {
         })
         .collect();
     let mut given: u32 = shares.iter().map(|(target, _)| target.weight).sum();
-    // Each turn moves the sum by one, and it starts within one per target: at most ZONES_MAX turns.
+    // Each turn changes the sum by one. It begins within one per target: at most ZONES_MAX turns.
     while given != WEIGHT_TOTAL {
         let short = given < WEIGHT_TOTAL;
         let next = shares
             .iter_mut()
             .filter(|(target, _)| short || target.weight > 1)
-            // The one that is furthest below (or above) its exact share; the first of equals.
+            // The one furthest below (or above) its exact share; of equals, the first.
             .reduce(|best, other| {
                 let further = if short {
                     other.1 > best.1
@@ -214,8 +216,8 @@ pub struct Plans {
 
 impl Plans {
     /// Computes the plans of every home zone and class. `loads` and `demands` are indexed by zone;
-    /// a missing demand counts as none. Where a zone's capacity does not bear what all homes would
-    /// send it, writes are given theirs first: they have nowhere else to go.
+    /// a missing demand counts as none. If the demand of all homes exceeds a zone's capacity,
+    /// writes are allocated first: they have no alternative.
     pub fn compute(
         topology: &Topology,
         weighting: Weighting,
@@ -244,9 +246,9 @@ impl Plans {
         })
     }
 
-    /// The same for a service whose writes are fenced. These stay in the zone that admits them, all
-    /// of them, for as long as it has a healthy instance: no weight, capacity, demand, hold or ramp
-    /// steers them elsewhere. Reads are planned as before.
+    /// The plans of a service whose writes are fenced. All writes stay in the zone that admits them
+    /// while it has a healthy instance: no weight, capacity, demand, hold or ramp moves them
+    /// elsewhere. Reads are planned as before.
     pub fn fenced(self, topology: &Topology, loads: &[ZoneLoad]) -> Plans {
         let serves = |zone: ZoneId| {
             let load = loads.get(zone.index());
@@ -267,7 +269,7 @@ impl Plans {
         })
     }
 
-    /// Asks `plan` for every home zone and class.
+    /// Calls `plan` for every home zone and class.
     pub fn from_fn(topology: &Topology, mut plan: impl FnMut(ZoneId, Class) -> Plan) -> Plans {
         let plans = topology
             .zones()

@@ -5,15 +5,15 @@ use crate::tier::Tier;
 /// The reason of a decision: the stable code in headers, logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// The home zone serves it.
+    /// The home zone serves the request.
     HomeZone,
-    /// The home zone cannot; its region does.
+    /// The home zone cannot serve it; another zone of its region does.
     HomeRegion,
-    /// The home's region cannot; a read goes to another one.
+    /// The home's region cannot serve the read; another region does.
     RemoteRead,
-    /// No policy yet: a read stays in the local zone.
+    /// No policy yet: the read stays in the local zone.
     Fallback,
-    /// No service claims this request; Envoy's own routes decide.
+    /// No service claims the request; Envoy's own routes decide.
     NoService,
     /// The fence has no say in it: a read, or a write of a service that is not fenced. Of guests
     /// that only fence.
@@ -21,22 +21,23 @@ pub enum Reason {
     RegionMissing,
     RegionUnknown,
     TraceMissing,
-    /// The affinity or cell key stands more than once, or cannot be decoded.
+    /// The affinity or cell key is repeated, or cannot be decoded.
     KeyInvalid,
-    /// Proxies of this mesh have sent the request on too often: it loops.
+    /// Proxies of this mesh have forwarded the request too often: it loops.
     Loop,
     Fenced,
     NoCapacity,
     /// This zone holds the permission to write.
     Admitted,
-    /// The write goes to the zone that owns its cell.
+    /// The write is forwarded to the zone that owns its cell.
     Forwarded,
-    /// The write would be refused, were the fence enforced.
+    /// An enforced fence would reject the write.
     Observed,
     NotOwner,
     StaleEpoch,
     AheadEpoch,
-    /// The write was admitted, and lived longer than writes may. Said by the proxy itself.
+    /// The write was admitted, but exceeded the longest permitted lifetime. The proxy itself sends
+    /// this reason.
     WriteTimeout,
 }
 

@@ -1,4 +1,4 @@
-//! Answers that the proxy gives by itself.
+//! Local replies of the proxy.
 
 use alloc::{format, string::String};
 
@@ -7,7 +7,7 @@ use crate::reason::Reason;
 /// The `content-type` of [`Refusal::problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// Why a request is not let through, in every form that a client may need.
+/// Why a request is rejected, in every form that a client may need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub reason: Reason,
@@ -15,9 +15,9 @@ pub struct Refusal {
     pub status: u16,
     /// gRPC status code, for gRPC requests.
     pub grpc_status: u8,
-    /// An explanation and advice for the caller, without any byte of the request.
+    /// An explanation and advice for the caller. It contains no byte of the request.
     pub detail: &'static str,
-    /// `Retry-After`, where trying again can help.
+    /// `Retry-After`, if a retry can help.
     pub retry_after_s: Option<u32>,
 }
 
@@ -38,7 +38,7 @@ impl Refusal {
         reason: Reason::RegionUnknown,
         status: 400,
         grpc_status: INVALID_ARGUMENT,
-        detail: "X-Region-ID names no known zone or region, or stands more than once",
+        detail: "X-Region-ID names no known zone or region, or is repeated",
         retry_after_s: None,
     };
     pub const TRACE_MISSING: Refusal = Refusal {
@@ -59,7 +59,7 @@ impl Refusal {
         reason: Reason::KeyInvalid,
         status: 400,
         grpc_status: INVALID_ARGUMENT,
-        detail: "the key that places this request stands more than once, or has a percent sign that encodes no byte: send it once, percent-encoded",
+        detail: "the key that places this request is repeated, or has an invalid percent-encoding: send it once, percent-encoded",
         retry_after_s: None,
     };
     pub const LOOP: Refusal = Refusal {
@@ -69,7 +69,7 @@ impl Refusal {
         detail: "the request loops between proxies: an instance is registered with the address of a proxy that sends requests to it",
         retry_after_s: None,
     };
-    /// Of a write that was admitted and cut off by the proxy: its outcome is unknown.
+    /// For a write that was admitted and then cut off by the proxy: its outcome is unknown.
     pub const WRITE_TIMEOUT: Refusal = Refusal {
         reason: Reason::WriteTimeout,
         status: 408,
@@ -93,14 +93,14 @@ impl Refusal {
         reason: Reason::StaleEpoch,
         status: 412,
         grpc_status: FAILED_PRECONDITION,
-        detail: "the write was forwarded for an epoch that is over: try again",
+        detail: "the write was forwarded with an epoch that has ended: retry it",
         retry_after_s: None,
     };
     pub const AHEAD_EPOCH: Refusal = Refusal {
         reason: Reason::AheadEpoch,
         status: 503,
         grpc_status: UNAVAILABLE,
-        detail: "the write was forwarded for an epoch that this zone does not know yet: it is behind, and admits no write",
+        detail: "the write was forwarded with an epoch that this zone does not know yet: the zone lags, and admits no write",
         retry_after_s: Some(1),
     };
     pub const NO_CAPACITY: Refusal = Refusal {
@@ -111,13 +111,13 @@ impl Refusal {
         retry_after_s: Some(1),
     };
 
-    /// As [`Refusal::NO_CAPACITY`], and an operator is the cause.
+    /// As [`Refusal::NO_CAPACITY`], but caused by an operator.
     pub const DRAINED: Refusal = Refusal {
-        detail: "an operator has drained the zones that this request may use: no other one has a healthy instance",
+        detail: "an operator has drained the zones that this request may use: no other zone has a healthy instance",
         ..Refusal::NO_CAPACITY
     };
 
-    /// Of requests that no plan has a place for.
+    /// For requests without a place in any plan.
     pub const fn closed(drained: bool) -> Refusal {
         match drained {
             true => Refusal::DRAINED,
@@ -127,8 +127,8 @@ impl Refusal {
 
     /// The body: problem details as of RFC 9457, with the reason as an extension member.
     pub fn problem(&self) -> String {
-        // Only static text without quotes or backslashes goes in, so nothing needs escaping (a test
-        // holds this).
+        // Only static text without quotes or backslashes is inserted, so nothing needs escaping (a
+        // test holds this).
         let reason = self.reason.as_str();
         format!(
             r#"{{"type":"urn:tidegate:problem:{reason}","title":"{title}","status":{status},"reason":"{reason}","detail":"{detail}"}}"#,

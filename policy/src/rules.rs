@@ -1,4 +1,4 @@
-//! Everything that one viewing zone's proxies decide by.
+//! Everything that the proxies of one local zone decide by.
 
 use alloc::{
     borrow::{Cow, ToOwned},
@@ -28,14 +28,13 @@ use crate::{
 /// The policy of a filter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Policy {
-    /// Safe on its own, for as long as no rules have arrived: reads stay in the local zone, writes
-    /// are fenced.
+    /// The safe default until rules arrive: reads stay in the local zone, writes are fenced.
     Fallback,
     Serving(Box<Rules>),
 }
 
-/// Lets a caller see decisions: the request header that shows who asks, and the value that it must
-/// have.
+/// Permits a caller to see decisions: the request header that identifies the caller, and its
+/// required value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explain {
     /// Lower case; not an internal name.
@@ -43,8 +42,8 @@ pub struct Explain {
     pub token: String,
 }
 
-/// The rules of one viewing zone: valid by construction. Copies share what is the same in them, so
-/// that those of other zones, and those with other plans, cost only what differs.
+/// The rules of one local zone: valid by construction. Copies share their common parts, so that the
+/// rules of another zone or with other plans cost only the difference.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
     viewer: ZoneId,
@@ -58,14 +57,14 @@ pub struct Rules {
     hosts: Arc<Hosts>,
 }
 
-/// Why rules were rejected. Every variant names the change that they need.
+/// Why rules were rejected. Every variant names the required change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRules {
     #[error("service {service:?}: {error}")]
     Name { service: String, error: InvalidName },
     #[error("service {0:?} stands twice")]
     DuplicateService(String),
-    #[error("service {service:?}: it has no routes, so no request could ever reach it")]
+    #[error("service {service:?}: it has no routes, so no request can reach it")]
     NoRoutes { service: String },
     #[error("services {first:?} and {second:?} claim the same route: {route}")]
     DuplicateRoute {
@@ -86,12 +85,13 @@ pub enum InvalidRules {
     #[error("service {service:?}: read methods belong to a gRPC route, not to a path prefix")]
     ReadsWithoutGrpc { service: String },
     #[error(
-        "header {0:?}: use lower case letters, digits and '-', and no name that Tidegate or HTTP itself owns"
+        "header {0:?}: use lower case letters, digits and '-', and no name that Tidegate or HTTP \
+        itself owns"
     )]
     Header(String),
     #[error("cookie {0:?}: no name that a cookie can have")]
     Cookie(String),
-    #[error("the explain token is empty: anyone could ask")]
+    #[error("the explain token is empty: every caller could see decisions")]
     EmptyToken,
 }
 
@@ -151,7 +151,8 @@ impl Rules {
         }
     }
 
-    /// Gives a service other plans, which no rule depends on. Nothing for a service of other rules.
+    /// Replaces the plans of a service; other rules do not depend on them. Does nothing for a
+    /// service of other rules.
     pub fn replan(&mut self, id: ServiceId, plans: Plans) {
         if let Some(service) = self.service(id) {
             let service = Service {
@@ -162,7 +163,7 @@ impl Rules {
         }
     }
 
-    /// The same rules with a write fence for the services that want it.
+    /// The same rules with a write fence for the services that configure one.
     pub fn fenced(mut self, fencing: Fencing) -> Rules {
         let zones = self.topology.zones();
         let gateways =
@@ -205,12 +206,12 @@ impl Rules {
         &self.clusters
     }
 
-    /// None where no writes are fenced.
+    /// None if no writes are fenced.
     pub fn fencing(&self) -> Option<&Fencing> {
         self.fencing.as_deref()
     }
 
-    /// The name of the cluster that leads to a zone's gateways; none where no writes are fenced.
+    /// The name of the cluster of a zone's gateways; none if no writes are fenced.
     pub fn gateway(&self, zone: ZoneId) -> Option<&str> {
         self.gateways.get(zone.index()).map(String::as_str)
     }
@@ -238,8 +239,7 @@ impl Rules {
         self.services.get(id.index())
     }
 
-    /// The name of the cluster to which a service's requests of `class` go, when they should go to
-    /// `zone`.
+    /// The name of the cluster for a service's requests of `class` that should go to `zone`.
     pub fn cluster(&self, service: ServiceId, zone: ZoneId, class: Class) -> Option<&str> {
         let zones = self.topology.zones().len();
         let at = service.index() * zones + zone.index();
@@ -248,8 +248,8 @@ impl Rules {
             .map(String::as_str)
     }
 
-    /// The service and route that take a request, as Envoy's virtual hosts and routes do: the most
-    /// specific host decides alone, then the longest path.
+    /// The service and route of a request, by the order of Envoy's virtual hosts and routes: the
+    /// most specific host decides alone, then the longest path.
     pub fn route(
         &self,
         authority: &[u8],
@@ -279,7 +279,7 @@ impl Rules {
         let routes = self.service(id).into_iter();
         let routes = routes.flat_map(|service| service.routes.iter().map(move |r| (service, r)));
         routes.filter_map(|(service, route)| {
-            // No two routes of a host have the same place in their order.
+            // No two routes of a host have the same position.
             let order = |at: &RouteAt| self.route_at(*at).map(|(.., route)| route.order());
             let routes = self.hosts.pattern(&route.host);
             let place = routes.binary_search_by(|at| order(at).cmp(&Some(route.order())));
@@ -292,7 +292,7 @@ impl Rules {
         Some((at.service, service, service.routes.get(at.route)?))
     }
 
-    /// The requests of this route that need no decision, if any do: the proxy may serve them
+    /// The requests of this route that need no decision, if there are any: the proxy may serve them
     /// without running the filter.
     pub fn plain_reads(&self, service: &Service, route: &Route) -> Option<PlainReads> {
         let class_is_plain = matches!(
@@ -318,36 +318,37 @@ impl Rules {
     }
 }
 
-/// Reads that are decided before they arrive: GET requests that come from no proxy of this mesh,
-/// ask for no explanation, and whose `X-Region-ID` is absent, where `without_region`, or has the
-/// viewing zone among its values, where `with_local_region`. Their home is the viewing zone.
+/// Reads that are decided before they arrive: GET requests that come from no proxy of this mesh, do
+/// not request an explanation, and whose `X-Region-ID` is absent, if `without_region`, or has the
+/// local zone among its values, if `with_local_region`. Their home is the local zone.
 ///
-/// Envoy compares an exact matcher with each copy of a header, so it cannot tell one copy from
-/// several; therefore a local region is plain only where several copies, which count as unknown,
-/// are local too.
+/// Envoy compares an exact matcher with each copy of a header, so it cannot distinguish one copy
+/// from several. Several copies count as an unknown region. So a local region is plain only if an
+/// unknown one is local too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlainReads {
     pub without_region: bool,
     pub with_local_region: bool,
 }
 
-/// The name of the service whose instances are the gateways themselves: where forwarded writes go.
+/// The name of the service whose instances are the gateways themselves: the target of forwarded
+/// writes.
 pub const GATEWAY_SERVICE: &str = "gateway";
 
-/// The contract's name for the cluster of a service's endpoints in a zone.
+/// The name of the cluster of a service's endpoints in a zone, by contract.
 pub fn cluster_name(service: &str, zone: &str) -> String {
     format!("{service}/{zone}")
 }
 
-/// Whether requests of `class` that should go to `zone` may turn to no other zone. Then the cluster
-/// with its endpoints is the one that routes name.
+/// Whether requests of `class` for `zone` have no other zone to fall back to. Then routes name the
+/// cluster with its endpoints directly.
 pub fn is_alone(topology: &Topology, zone: ZoneId, class: Class) -> bool {
     let mut others = topology.zones().filter(|other| *other != zone);
     !others.any(|other| class == Class::Read || topology.tier(zone, other) != Tier::Remote)
 }
 
-/// The name of the cluster that routes name for `place`, a zone or region: its endpoints, and
-/// behind them those to which requests of `class` may turn when none of them answers.
+/// The name of the cluster that routes use for `place`, a zone or region: its endpoints, followed
+/// by those that requests of `class` fall back to if none of them responds.
 pub fn route_cluster_name(service: &str, place: &str, class: Class) -> String {
     match class {
         Class::Read => format!("{service}/{place}/reads"),
@@ -356,7 +357,7 @@ pub fn route_cluster_name(service: &str, place: &str, class: Class) -> String {
 }
 
 impl Route {
-    /// Whether this route takes `path`, which carries no query.
+    /// Whether this route matches `path`, which has no query.
     fn takes(&self, path: &[u8], grpc: bool) -> bool {
         match &self.matches {
             RouteMatch::Grpc(name) => {
@@ -495,8 +496,8 @@ fn wildcard_order(pattern: &str) -> (Reverse<usize>, &str) {
 
 /// The host of an authority without its port; an IPv6 address keeps its brackets.
 ///
-/// Exactly as Envoy cuts (`HeaderUtility::getPortStart`), which is at the last colon whether or not
-/// a number follows: if the two took different hosts, a caller could have a request classed by one
+/// Exactly as Envoy cuts it (`HeaderUtility::getPortStart`): at the last colon, with or without a
+/// number behind it. If the two cut differently, a caller could have a request classed by one
 /// service's route and sent by another's.
 fn without_port(authority: &[u8]) -> &[u8] {
     match authority.iter().rposition(|b| matches!(b, b':' | b']')) {
@@ -593,7 +594,7 @@ fn check_header(name: &str) -> Result<(), InvalidRules> {
         && name
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    // HTTP/2 has no `host`, and Envoy refuses to remove it.
+    // HTTP/2 has no `host`, and Envoy does not permit to remove it.
     if valid && name != "host" && !headers::is_internal(name.as_bytes()) {
         Ok(())
     } else {
@@ -601,10 +602,7 @@ fn check_header(name: &str) -> Result<(), InvalidRules> {
     }
 }
 
-/// Whether requests can carry a key there.
-///
-/// # Errors
-/// Checks the name of a key source.
+/// Checks the name of a key source: whether requests can carry a key there.
 ///
 /// # Errors
 ///

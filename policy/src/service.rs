@@ -1,4 +1,4 @@
-//! The configuration of a service: how its requests are recognised, classed and homed.
+//! The configuration of a service: how its requests are matched, classed and homed.
 
 use alloc::{string::String, vec::Vec};
 
@@ -20,28 +20,28 @@ impl ServiceId {
     }
 }
 
-/// How a route's requests are classed.
+/// How the requests of a route are classed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClassRule {
     /// [`Class::of_method`].
     ByMethod,
-    /// All alike, for example GraphQL queries that come as POST.
+    /// All alike, for example GraphQL queries that are sent by POST.
     Always(Class),
-    /// gRPC, which is all POST: these methods read, all others write.
+    /// gRPC, which always uses POST: these methods read, all others write.
     GrpcReads(Vec<String>),
 }
 
-/// Which requests of a host a route takes.
+/// The requests of a host that a route matches.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RouteMatch {
     /// A gRPC service by its full name, `package.Service`.
     Grpc(String),
-    /// A path prefix that ends at a segment: `/orders` takes `/orders`, `/orders/7` and
+    /// A path prefix that ends at a segment: `/orders` matches `/orders`, `/orders/7` and
     /// `/orders?q`, not `/orders7`. Begins with `/`; ends with one only if it is the root.
     Prefix(String),
 }
 
-/// One way to a service.
+/// One route to a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// `*`, a name, or `*.` and a domain. As in Envoy the most specific host decides alone, then
@@ -53,25 +53,29 @@ pub struct Route {
 
 /// The treatment of a request without a valid `X-Region-ID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum RegionRule {
-    /// The viewing Envoy's own zone is the home.
+    /// The local zone of the Envoy is the home.
     #[default]
     Local,
-    /// 400.
+    /// Rejected with 400.
     Reject,
 }
 
 /// The treatment of a request without `X-Trace-ID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum TraceRule {
-    /// Give it one: the request id that Envoy makes.
+    /// The proxy adds one: Envoy's request id.
     #[default]
     Generate,
-    /// 400.
+    /// Rejected with 400.
     Reject,
 }
 
-/// Where a request carries the key that keeps it on one zone.
+/// The source of the key that keeps a request on one zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySource {
     /// A header's value; lower case.
@@ -88,12 +92,12 @@ pub enum Writes {
     /// Any zone of their home's region.
     #[default]
     Free,
-    /// The zone that owns their cell. With several cells the key says which; requests without one
-    /// share a cell.
+    /// The zone that owns their cell. With several cells the key selects one; all requests without
+    /// a key belong to the same cell.
     Fenced { key: Option<KeySource> },
 }
 
-/// A service as the policy knows it.
+/// The policy's view of a service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     pub name: String,
@@ -101,7 +105,7 @@ pub struct Service {
     pub region_missing: RegionRule,
     pub region_unknown: RegionRule,
     pub trace_missing: TraceRule,
-    /// With a key, requests of one key go to one zone of their plan: see
+    /// With a key, requests with the same key go to one zone of their plan: see
     /// [`Plan::zone_of_key`](crate::Plan::zone_of_key).
     pub zone_affinity: Option<KeySource>,
     pub writes: Writes,

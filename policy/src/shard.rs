@@ -1,4 +1,4 @@
-//! From a request's key to a bucket, or to a zone, that stays put.
+//! Stable mappings from a request's key to a bucket, or to a zone.
 
 /// The 64-bit digest of a shard key: XXH64 with seed 0.
 ///
@@ -7,7 +7,7 @@ pub fn key_digest(key: &[u8]) -> u64 {
     xxhash_rust::xxh64::xxh64(key, 0)
 }
 
-/// The same of bytes in several parts.
+/// The same digest of bytes in several parts.
 pub fn digest_of_parts<'p>(parts: impl IntoIterator<Item = &'p [u8]>) -> u64 {
     let mut hash = xxhash_rust::xxh64::Xxh64::new(0);
     parts.into_iter().for_each(|part| hash.update(part));
@@ -21,7 +21,7 @@ pub fn digest_of_parts<'p>(parts: impl IntoIterator<Item = &'p [u8]>) -> u64 {
 /// Algorithm", 2014, figure 1.
 pub fn jump_hash(key: u64, buckets: u32) -> u32 {
     let (mut state, mut bucket, mut next) = (key, 0_u32, 0_u64);
-    // Ends: `next` grows with every turn, by a factor of two on average.
+    // Terminates: `next` doubles on average with every turn.
     while next < u64::from(buckets) {
         // `next` is below `buckets`, so the cast is exact.
         bucket = next as u32;
@@ -34,9 +34,9 @@ pub fn jump_hash(key: u64, buckets: u32) -> u32 {
     bucket
 }
 
-/// How far the candidate `name` is from owning `key`; of several candidates the nearest owns it.
+/// The distance from the candidate `name` to `key`; the nearest of several candidates owns it.
 ///
-/// Weighted rendezvous hashing: the distance depends on nothing but the pair and the weight, and
+/// Weighted rendezvous hashing: the distance depends only on the pair and the weight, and
 /// candidates own keys in proportion to their weights. Jump hash would not do: it can only remove
 /// the last bucket, and any zone may fail. Source: Schindelhauer and Schomaker, "Weighted
 /// Distributed Hash Tables", 2005, the logarithmic method.
@@ -44,8 +44,8 @@ pub fn rendezvous_distance(key: u64, name: &[u8], weight: u32) -> u64 {
     let draw = xxhash_rust::xxh64::xxh64(name, key).max(1);
     // -log2 of a uniform draw from (0, 1) is distributed exponentially, and so at most 64 here.
     let exponential = (64 << LOG2_FRACTION_BITS) - log2_fixed(draw);
-    // Shifted by 30 it is below 2^60, so that dividing by any weight keeps what tells candidates
-    // apart.
+    // Shifted by 30 it is below 2^60. So a division by any weight keeps enough bits to distinguish
+    // candidates.
     (exponential << 30) / u64::from(weight.max(1))
 }
 

@@ -1,13 +1,13 @@
 //! A list whose copies share their common parts.
 //!
-//! A plan changes in one of many thousand services, while others still decide by the rules before:
-//! the new rules are the old ones but for that service. The standard library has no persistent
-//! list, and those that there are want `std`.
+//! A plan changes in one of many thousand services while requests are still decided by the previous
+//! rules. The new rules differ from them only in that service. The standard library has no
+//! persistent list, and the existing crates need `std`.
 
 use alloc::{sync::Arc, vec::Vec};
 
-/// How many items stand together: to set one of twenty thousand copies about as many pointers on
-/// both levels.
+/// How many items form a chunk. With twenty thousand items, setting one copies about as many
+/// pointers on both levels.
 pub const CHUNK: usize = 128;
 
 /// Items in chunks of [`CHUNK`]. A copy costs one pointer, a change of one item two short lists of
@@ -15,7 +15,7 @@ pub const CHUNK: usize = 128;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shared<T>(Arc<Vec<Chunk<T>>>);
 
-/// Items that stand together; as long as they are the same, so is the chunk.
+/// A chunk of items. Copies share it until one of its items changes.
 pub type Chunk<T> = Arc<Vec<Arc<T>>>;
 
 impl<T> Shared<T> {
@@ -25,7 +25,7 @@ impl<T> Shared<T> {
         chunk.get(index % CHUNK).map(Arc::as_ref)
     }
 
-    /// Puts another item in the place of the one at `index`; nothing where there is none.
+    /// Replaces the item at `index`; nothing without one.
     pub fn set(&mut self, index: usize, item: T) {
         if self.get(index).is_none() {
             return;
@@ -51,7 +51,7 @@ impl<T> Shared<T> {
         self.0.is_empty()
     }
 
-    /// The items as they stand together, in order.
+    /// The chunks, in order.
     pub fn chunks(&self) -> &[Chunk<T>] {
         &self.0
     }

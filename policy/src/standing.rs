@@ -1,48 +1,49 @@
-//! Whether a zone takes part for a service: out at once, back with care.
+//! Whether a zone serves a service: out at once, back with care.
 //!
-//! A zone goes out the moment too few of its instances are healthy. It comes back when enough of
-//! them have been healthy for a while, longer each time it has flapped, and then by an operator's
-//! word or step by step. All replicas must agree on the [`ZoneStanding`], a small record that they
-//! share; one replica's observations and waits are its [`ZoneMachine`]. The replica whose wait ends
-//! first proposes the next standing, and all follow the one that was written.
+//! A zone goes out as soon as too few of its instances are healthy. It comes back when enough of
+//! them have been healthy for a hold time, which grows with every flap: then either an operator
+//! readmits it, or it returns step by step. All replicas must agree on the [`ZoneStanding`], a
+//! small record that they share; the observations and waits of one replica are its [`ZoneMachine`].
+//! The replica whose wait ends first proposes the next standing, and all adopt the one that was
+//! written.
 //!
-//! Time is a parameter: milliseconds of any clock that never goes back.
+//! Time is a parameter: milliseconds of any monotonic clock.
 
 use alloc::vec::Vec;
 
 use crate::health::{InstanceCounts, Thresholds, ZoneState};
 
-/// A whole: shares are per mille.
+/// A full share: shares are per mille.
 pub const SHARE_FULL: u16 = 1_000;
 
 /// The most steps of a ramp.
 pub const RAMP_STEPS_MAX: usize = 32;
 
-/// In how many steps a zone's overload is told apart; finer differences move no weight.
+/// The number of steps of a zone's overload; finer differences move no weight.
 pub const LOAD_STEPS: u8 = 10;
 
-/// How far, in steps, the load must have moved before another step counts: more than half, so that
-/// noise between two steps does not swing.
+/// How far, in steps, the load must move before another step counts: more than half, so that noise
+/// between two steps causes no oscillation.
 const LOAD_STEP_SLACK: f64 = 0.75;
 
-/// The agreement of the replicas about a service in a zone. The default is that of a zone of which
-/// nothing is remembered.
+/// The agreement of the replicas about a service in a zone. The default is for a zone without a
+/// record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZoneStanding {
     pub phase: Phase,
-    /// How many times it went out without having been calm in between.
+    /// How many times it went out without a calm period in between.
     pub flaps: u8,
     /// The overload by which weights are computed, 0 to [`LOAD_STEPS`].
     pub load_step: u8,
 }
 
-/// Where a zone stands between in and out.
+/// The phase of a zone between in and out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
-    /// It takes its full share, if it has healthy instances.
+    /// It serves its full share, if it has healthy instances.
     #[default]
     In,
-    /// It went down, and has not been well for long enough yet, or waits for an operator.
+    /// It went down, and has not been healthy for long enough yet, or waits for an operator.
     Out,
     /// On its way back: the position in [`Failback::Ramp`]'s steps.
     Returning { step: u8 },
@@ -51,10 +52,10 @@ pub enum Phase {
 /// How a zone comes back after it was out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failback {
-    /// When an operator says so.
+    /// When an operator readmits it.
     Manual,
-    /// By itself: each share (per mille, below [`SHARE_FULL`]) for `step_ms`, then the full one.
-    /// Without steps at once.
+    /// Automatically: each share (per mille, below [`SHARE_FULL`]) for `step_ms`, then the full
+    /// one. Without steps, the full share at once.
     Ramp { steps: Vec<u16>, step_ms: u64 },
 }
 
@@ -62,16 +63,16 @@ pub enum Failback {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failover {
     pub thresholds: Thresholds,
-    /// How long enough instances must be healthy before the zone comes back, the first time.
+    /// The first hold: how long enough instances must be healthy before the zone comes back.
     pub hold_ms: u64,
-    /// The bound of that time, which doubles with every flap.
+    /// The upper bound of the hold, which doubles with every flap.
     pub hold_max_ms: u64,
-    /// In for so long, a zone's flaps are forgotten.
+    /// After this time in, a zone's flaps are forgotten.
     pub calm_ms: u64,
     pub failback: Failback,
     /// While all zones of a region come back at once, reads beyond their steps go to other regions.
     pub ramp_leaves_region: bool,
-    /// How long the load must be off before the weights follow it.
+    /// How long the load must differ before the weights follow it.
     pub damping_ms: u64,
 }
 
@@ -94,7 +95,7 @@ impl Default for Failover {
 }
 
 impl Failover {
-    /// How long a zone that has gone out `flaps` times is kept out once it is well again.
+    /// The hold of a zone that has gone out `flaps` times.
     pub fn hold_ms(&self, flaps: u8) -> u64 {
         let doublings = u32::from(flaps.saturating_sub(1)).min(63);
         self.hold_ms
@@ -102,7 +103,7 @@ impl Failover {
             .min(self.hold_max_ms.max(self.hold_ms))
     }
 
-    /// Where a zone goes on when it may come back.
+    /// The next phase of a zone that may come back.
     pub fn first_step(&self) -> Phase {
         match &self.failback {
             Failback::Ramp { steps, .. } if !steps.is_empty() => Phase::Returning { step: 0 },
@@ -111,13 +112,16 @@ impl Failover {
     }
 }
 
-/// An operator's directive for a zone, whatever its health.
+/// An operator's directive for a zone, regardless of its health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum ZoneDirective {
-    /// It gets nothing. When this ends it comes back as [`Failback`] says, without a hold; where
-    /// that is manual, at once: an operator has just said so.
+    /// It gets no requests. When the drain ends, the zone comes back as [`Failback`] says, without
+    /// a hold. With a manual failback it comes back at once, since an operator has just ended the
+    /// drain.
     Drain,
-    /// It takes its full share for as long as it has a healthy instance.
+    /// It serves its full share while it has a healthy instance.
     Pin,
 }
 
@@ -125,34 +129,34 @@ pub enum ZoneDirective {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Observed {
     pub counts: InstanceCounts,
-    /// The load to follow; none leaves the standing's load as it is.
+    /// The load to follow; none keeps the standing's load.
     pub load: Option<f64>,
     pub directive: Option<ZoneDirective>,
 }
 
-/// The result of an observation: the share that a zone may be given now.
+/// The result of an observation: the share that a zone may have now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ZoneAssessment {
     pub state: ZoneState,
-    /// Its part of the share that it has when it is fully in; at least 1, of [`SHARE_FULL`].
+    /// Its part of its full share, of [`SHARE_FULL`]; at least 1.
     pub share: u16,
     pub why: Why,
-    /// When to look again even if nothing changes.
+    /// When to observe again even if nothing changes.
     pub again_at_ms: Option<u64>,
 }
 
-/// Why a zone has the part that it has.
+/// Why a zone has its share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     Healthy,
     NoHealthyInstance,
     /// Too few of its instances are healthy.
     Unhealthy,
-    /// Well again, and held until then.
+    /// Healthy again, and held until this time.
     Holding {
         until_ms: u64,
     },
-    /// Well again, and waiting for an operator.
+    /// Healthy again, and waiting for an operator.
     AwaitingOperator,
     Returning {
         step: u8,
@@ -183,17 +187,17 @@ pub struct ZoneMachine {
     standing: ZoneStanding,
     /// When the present phase was first seen here.
     phase_since_ms: u64,
-    /// Since when enough instances are healthy, without a break.
+    /// Since when enough instances have been healthy without interruption.
     well_since_ms: Option<u64>,
-    /// Since when the load is off the standing's step, without a break.
+    /// Since when the load has differed from the standing's step without interruption.
     off_since_ms: Option<u64>,
-    /// It was seen well enough to serve: only what served can go out. A new zone, whose instances
-    /// come one by one and not healthy at first, need not be held.
+    /// It was once healthy enough to serve: only such a zone can go out. A new zone, whose
+    /// instances start one by one and are not healthy at first, is not held.
     served: bool,
-    /// It could not serve when last looked at: a step of its ramp begins when it can.
+    /// It could not serve at the last observation: a step of its ramp begins when it can.
     stopped: bool,
-    /// It was pinned when last looked at, and could not serve: it goes out by the operator's word,
-    /// which is no flap.
+    /// It was pinned at the last observation, and could not serve: its going out is the operator's
+    /// doing, and no flap.
     pinned_down: bool,
 }
 
@@ -203,7 +207,7 @@ impl ZoneMachine {
         self.standing
     }
 
-    /// Takes over the standing that was written, whatever was thought before.
+    /// Adopts the standing that was written, and discards this replica's own proposal.
     pub fn adopt(&mut self, standing: ZoneStanding, now_ms: u64) {
         if standing.phase != self.standing.phase {
             self.phase_since_ms = now_ms;
@@ -211,7 +215,7 @@ impl ZoneMachine {
         self.standing = standing;
     }
 
-    /// Takes in an observation at `now_ms`.
+    /// Handles an observation at `now_ms`.
     pub fn observe(&mut self, observed: Observed, rules: &Failover, now_ms: u64) -> ZoneAssessment {
         let counts = observed.counts;
         let well = counts.at_least(rules.thresholds.up_from_percent());
@@ -282,7 +286,7 @@ impl ZoneMachine {
         if core::mem::take(&mut self.stopped) {
             self.phase_since_ms = now_ms;
         }
-        // A phase that has no duration is left at once: at most all steps of a ramp in one go.
+        // A phase without a duration ends at once: at most all steps of a ramp in one observation.
         for _ in 0..=RAMP_STEPS_MAX + 1 {
             let since_ms = self.phase_since_ms;
             match self.standing.phase {
@@ -308,8 +312,8 @@ impl ZoneMachine {
                 Phase::Returning { step } => {
                     self.served = true;
                     let Failback::Ramp { steps, step_ms } = &rules.failback else {
-                        // Configured anew as manual on the way back: an operator, or the ramp, has
-                        // let it in.
+                        // The failback was changed to manual during the return: an operator, or the
+                        // ramp, has readmitted the zone.
                         self.enter(Phase::In, now_ms);
                         continue;
                     };
@@ -326,7 +330,7 @@ impl ZoneMachine {
                 }
             }
         }
-        // Not reached with a ramp of at most RAMP_STEPS_MAX steps.
+        // Unreachable with a ramp of at most RAMP_STEPS_MAX steps.
         (Why::Healthy, Some(now_ms))
     }
 
@@ -357,7 +361,7 @@ impl ZoneMachine {
             return Some(due_ms);
         }
         self.off_since_ms = None;
-        // Between 0 and LOAD_STEPS, so the cast cuts only the fraction.
+        // Between 0 and LOAD_STEPS, so the cast drops only the fraction.
         self.standing.load_step = (steps + 0.5) as u8;
         None
     }
@@ -377,7 +381,7 @@ impl Failover {
 /// The overload of a load per core (see [`score`](crate::weighting::score)), in steps.
 fn load_steps(load: f64) -> f64 {
     let overload = (load - 0.8).clamp(0.0, 1.0);
-    // A load that is no number says nothing.
+    // NaN is ignored.
     if overload.is_nan() {
         0.0
     } else {
@@ -386,7 +390,7 @@ fn load_steps(load: f64) -> f64 {
 }
 
 impl ZoneStanding {
-    /// The load per core by which weights are computed.
+    /// The load per core from which weights are computed.
     pub fn load(&self) -> f64 {
         match self.load_step {
             0 => 0.0,

@@ -1,8 +1,8 @@
-//! How far a zone is from a request's home.
+//! The distance of a zone from a request's home.
 
 use core::fmt;
 
-/// How far a zone is from a request's home. Ordered: nearer is less.
+/// The distance of a zone from a request's home. Ordered: nearer is less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
     /// The home zone itself.

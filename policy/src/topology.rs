@@ -7,7 +7,7 @@ use crate::tier::Tier;
 /// The most zones of one topology. Plans hold an entry for each pair of zones, so this bounds a
 /// policy's size.
 pub const ZONES_MAX: usize = 256;
-/// The longest name of a zone, region or service, in bytes: names stand in headers, cluster names
+/// The longest name of a zone, region or service, in bytes: names occur in headers, cluster names
 /// and store keys.
 pub const NAME_BYTES_MAX: usize = 63;
 
@@ -48,7 +48,7 @@ pub struct Link {
 
 impl Link {
     // Within these limits every score is a normal number, and so is the sum of all zones' scores:
-    // no healthy zone can be lost to underflow or overflow.
+    // underflow or overflow cannot remove a healthy zone.
     /// A minute.
     pub const RTT_MS_MAX: f64 = 60_000.0;
     pub const COST_MIN: f64 = 0.001;
@@ -59,12 +59,12 @@ impl Link {
         rtt_ms: 0.0,
         cost: 1.0,
     };
-    /// Between zones of one region, where nothing is configured: machine rooms of one city.
+    /// The default between zones of one region: data centres of one city.
     pub const REGION: Link = Link {
         rtt_ms: 2.0,
         cost: 1.0,
     };
-    /// Between regions, where nothing is configured: cities a thousand kilometres apart.
+    /// The default between regions: cities a thousand kilometres apart.
     pub const REMOTE: Link = Link {
         rtt_ms: 30.0,
         cost: 1.0,
@@ -99,7 +99,7 @@ pub struct Topology {
     links: Vec<Link>,
 }
 
-/// Why a topology was rejected. Every variant names the change that it needs.
+/// Why a topology was rejected. Every variant names the required change.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum InvalidTopology {
     #[error("no zones: at least one is needed")]
@@ -111,7 +111,7 @@ pub enum InvalidTopology {
     #[error("zone {0:?} stands twice")]
     DuplicateZone(String),
     #[error(
-        "{0:?} is the name of a zone and of a region: X-Region-ID could not tell them apart, rename one"
+        "{0:?} is the name of a zone and of a region: X-Region-ID would be ambiguous, rename one"
     )]
     ZoneIsRegion(String),
     #[error("link {from:?} - {to:?}: there is no zone {missing:?}")]
@@ -131,7 +131,7 @@ pub enum InvalidTopology {
     LinkOutOfRange { from: String, to: String },
 }
 
-/// A name that cannot stand in a header, a cluster name or a store key.
+/// A name that cannot be used in a header, a cluster name or a store key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "name {0:?}: use 1 to {NAME_BYTES_MAX} of a-z, 0-9, '-', '_' and '.', beginning with a letter or digit"
@@ -312,7 +312,7 @@ impl Topology {
         u16::try_from(position).ok().map(RegionId)
     }
 
-    /// The zone or region that `name`, the bytes of an `X-Region-ID`, stands for.
+    /// The zone or region named `name`, the bytes of an `X-Region-ID`.
     pub fn place(&self, name: &[u8]) -> Option<Place> {
         let name = core::str::from_utf8(name).ok()?;
         self.zone_named(name)
@@ -349,7 +349,7 @@ impl Topology {
             .unwrap_or(Link::REMOTE)
     }
 
-    /// How far `zone` is from `home`.
+    /// The distance of `zone` from `home`.
     pub fn tier(&self, home: ZoneId, zone: ZoneId) -> Tier {
         if home == zone {
             Tier::Zone
@@ -360,9 +360,9 @@ impl Topology {
         }
     }
 
-    /// The zone that stands for `region` as a home, seen from `viewer`: `viewer` itself where it
-    /// lies in the region, else the zone with the shortest link, the first configured where several
-    /// are as near.
+    /// The home zone of requests that name only `region`, for the proxies of `viewer`: `viewer`
+    /// itself if it lies in the region, otherwise the zone with the shortest link; of equals, the
+    /// first configured.
     pub fn home_in(&self, region: RegionId, viewer: ZoneId) -> Option<ZoneId> {
         let zones = &self.regions.get(region.index())?.zones;
         if zones.contains(&viewer) {
@@ -394,7 +394,7 @@ mod tests {
         refused(
             &[("a", "x"), ("x", "y")],
             &[],
-            "\"x\" is the name of a zone and of a region: X-Region-ID could not tell them apart, rename one",
+            "\"x\" is the name of a zone and of a region: X-Region-ID would be ambiguous, rename one",
         );
         refused(
             &[("A/b", "x")],

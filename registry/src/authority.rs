@@ -17,16 +17,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{record::InvalidRecord, terms::TERMS_KEY};
 
-/// Authority to write, by cell.
+/// The authority to write, by cell.
 pub const AUTHORITY_PREFIX: &str = "/tidegate/v1/authority/";
-/// The incarnations of the control plane that live.
+/// The live incarnations of the control plane.
 pub const SESSIONS_PREFIX: &str = "/tidegate/v1/sessions/";
 /// The incarnations that grant.
 pub const GRANTORS_PREFIX: &str = "/tidegate/v1/grantors/";
-/// Outcomes of moves.
+/// The outcomes of moves.
 pub const OPERATIONS_PREFIX: &str = "/tidegate/v1/operations/";
 
-/// Stands for an unknown past in [`AuthorityRecord::unsettled`].
+/// Represents an unknown past in [`AuthorityRecord::unsettled`].
 const UNKNOWN_PAST: &str = "*";
 
 /// The fence counts microseconds.
@@ -44,11 +44,11 @@ pub fn store_key(key: &Key) -> String {
     }
 }
 
-/// Reads a store key; none if it is not one of the fence.
+/// Reads a store key; none if it does not belong to the fence.
 ///
 /// # Errors
 ///
-/// [`InvalidRecord::RecordKey`] where the prefix is known and the rest is not valid.
+/// [`InvalidRecord::RecordKey`] if the prefix is known and the rest is not valid.
 pub fn parse_key(key: &str) -> Option<Result<Key, InvalidRecord>> {
     if key == TERMS_KEY {
         return Some(Ok(Key::Terms));
@@ -89,26 +89,27 @@ pub fn session_id(incarnation: &str) -> Option<SessionId> {
 /// [`Authority`] as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorityRecord {
-    /// Which store it was written in, in hexadecimal: a copy in another one, restored from a
-    /// backup, counts for nothing.
+    /// The store in which it was written, in hexadecimal. In another store, restored from a backup,
+    /// the copy is invalid.
     pub store: String,
     pub epoch: u64,
     pub owners: Vec<String>,
     #[serde(default)]
     pub standby: Vec<String>,
     pub state: StateName,
-    /// While it is fenced.
+    /// Set while the cell is fenced.
     #[serde(default, rename = "move", skip_serializing_if = "Option::is_none")]
     pub moving: Option<MoveRecord>,
-    /// The incarnations of which something may still be under way; `*`: of anybody.
+    /// The incarnations whose grants may still be under way; `*`: any incarnation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsettled: Vec<String>,
-    /// For so long it does not leave because others serve it better, from when this record is seen.
+    /// For this long after a replica has seen the record, the cell does not move because another
+    /// zone serves it better.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub hold_ms: u64,
 }
 
-/// [`AuthorityState`] by name.
+/// [`AuthorityState`] by name; the move stands in a field of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StateName {
@@ -122,24 +123,14 @@ pub enum StateName {
 pub struct MoveRecord {
     pub id: String,
     pub to: Vec<String>,
-    pub cause: CauseName,
+    pub cause: Cause,
     #[serde(default)]
     pub reason: String,
     #[serde(default)]
     pub epoch_min: u64,
-    /// For how long the new owners keep it though others serve it better.
+    /// For how long the new owners keep the cell although another zone serves it better.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub hold_ms: u64,
-}
-
-/// [`Cause`] by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CauseName {
-    Operator,
-    Override,
-    SessionLost,
-    Unfit,
 }
 
 impl From<&Authority> for AuthorityRecord {
@@ -170,12 +161,7 @@ impl From<&Move> for MoveRecord {
         MoveRecord {
             id: next.id.to_string(),
             to: texts(&next.to),
-            cause: match next.cause {
-                Cause::Operator => CauseName::Operator,
-                Cause::Override => CauseName::Override,
-                Cause::SessionLost => CauseName::SessionLost,
-                Cause::Unfit => CauseName::Unfit,
-            },
+            cause: next.cause,
             reason: next.reason.to_string(),
             epoch_min: next.epoch_min,
             hold_ms: next.hold / US_PER_MS,
@@ -188,13 +174,13 @@ impl AuthorityRecord {
     ///
     /// # Errors
     ///
-    /// [`InvalidRecord::Record`] where the value is no such JSON, or a field cannot be.
+    /// [`InvalidRecord::Record`] if the value is not such JSON, or a field is out of range.
     pub fn parse(value: &[u8]) -> Result<Authority, InvalidRecord> {
         let wrong = |what: &str| InvalidRecord::Record(what.to_owned());
         let record: AuthorityRecord = serde_json::from_slice(value)
             .map_err(|error| InvalidRecord::Record(error.to_string()))?;
         if record.epoch > EPOCH_MAX {
-            return Err(wrong("epoch: above the highest that is possible"));
+            return Err(wrong("epoch: above the maximum"));
         }
         let store = u64::from_str_radix(&record.store, 16).map_err(|_| wrong("store"))?;
         let state = match (record.state, record.moving) {
@@ -203,12 +189,7 @@ impl AuthorityRecord {
             (StateName::Fencing, Some(moving)) => AuthorityState::Fencing(Move {
                 id: Name::from(moving.id),
                 to: names(moving.to)?,
-                cause: match moving.cause {
-                    CauseName::Operator => Cause::Operator,
-                    CauseName::Override => Cause::Override,
-                    CauseName::SessionLost => Cause::SessionLost,
-                    CauseName::Unfit => Cause::Unfit,
-                },
+                cause: moving.cause,
                 reason: Name::from(moving.reason),
                 epoch_min: moving.epoch_min,
                 hold: moving.hold_ms.saturating_mul(US_PER_MS),
@@ -241,54 +222,53 @@ impl AuthorityRecord {
     }
 }
 
-/// The content of a session's record. Its key alone says that it lives.
+/// The content of a session's record. The existence of its key alone shows that the session lives.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
-    /// `host:process id`, for people.
+    /// `host:process id`, for operators.
     #[serde(default)]
     pub process: String,
-    /// How many proxies of the zone were connected to this replica, to hold grants, when it was
-    /// put. It is put at once when that becomes or ceases to be none; none where the replica does
-    /// not say.
+    /// The number of the zone's proxies that were connected to this replica, to hold grants, at the
+    /// last put. A change between none and some is put at once. None if the replica does not report
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxies: Option<u32>,
-    /// How its configuration stands to the agreed terms.
+    /// The relation of its configuration to the agreed terms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terms: Option<SessionTerms>,
-    /// Where other replicas reach it; none where they do not, and where that cannot be read.
+    /// Where other replicas reach it; none if they do not, or if the field cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<PeerRecord>,
 }
 
-/// The view of a process on the agreed terms.
+/// A process's view of the agreed terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionTerms {
-    /// Of the record that it has seen.
+    /// The revision of the record that it has seen.
     pub revision: u64,
     pub configured: Configured,
 }
 
-/// Which of the agreed terms a configuration says.
+/// Which of the agreed terms the configuration matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Configured {
     Current,
     Next,
-    /// None of them: it grants nothing, and takes no step of a move.
+    /// Neither: the replica grants nothing, and takes no step of a move.
     Other,
 }
 
 /// A grantor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantorRecord {
-    /// The revision of the terms that it registered under; 0: it knows of none.
+    /// The revision of the terms that it registered under; 0: it knows no terms.
     #[serde(default)]
     pub terms: u64,
 }
 
 impl GrantorRecord {
-    /// Reads the value of a store key. One that cannot be read is one of a version that knows no
-    /// terms.
+    /// Reads the value of a store key. An unreadable record comes from a version without terms.
     pub fn parse(value: &[u8]) -> GrantorRecord {
         serde_json::from_slice(value).unwrap_or_default()
     }
@@ -304,13 +284,13 @@ impl GrantorRecord {
 pub struct PeerRecord {
     /// `host:port`.
     pub address: String,
-    /// The name that its certificate has, where it speaks TLS.
+    /// The name in its certificate, if it uses TLS.
     pub server_name: String,
-    /// Proves that a stream speaks for this incarnation.
+    /// Authenticates a stream from this incarnation.
     pub secret: Secret,
 }
 
-/// Random bytes that only readers of the store see.
+/// Random bytes that only readers of the store can see.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Secret([u8; 32]);
@@ -356,8 +336,8 @@ impl TryFrom<String> for Secret {
 }
 
 impl SessionRecord {
-    /// Reads the value of a store key. A session lives whatever its record says, so what cannot be
-    /// read says nothing.
+    /// Reads the value of a store key. A session lives even if its record is unreadable: such a
+    /// record counts as empty.
     pub fn parse(value: &[u8]) -> SessionRecord {
         serde_json::from_slice(value).unwrap_or_default()
     }
@@ -368,13 +348,13 @@ impl SessionRecord {
     }
 }
 
-/// The outcome of a move, for people.
+/// The outcome of a move, for operators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationRecord {
     pub cell: String,
     pub from: Vec<String>,
     pub to: Vec<String>,
-    pub cause: CauseName,
+    pub cause: Cause,
     #[serde(default)]
     pub reason: String,
     /// The epoch of the new owners, once there is one.
@@ -388,7 +368,7 @@ pub struct OperationRecord {
 pub struct OperationStep {
     /// `begun`, `moved`, `settled`, `aborted`.
     pub step: String,
-    /// The incarnation that took it.
+    /// The incarnation that took the step.
     pub by: String,
     /// By the wall clock of its machine.
     pub at_unix_ms: u64,
@@ -399,7 +379,7 @@ impl OperationRecord {
     ///
     /// # Errors
     ///
-    /// [`InvalidRecord::Record`] where the value is no such JSON.
+    /// [`InvalidRecord::Record`] if the value is not such JSON.
     pub fn parse(value: &[u8]) -> Result<OperationRecord, InvalidRecord> {
         serde_json::from_slice(value).map_err(|error| InvalidRecord::Record(error.to_string()))
     }
@@ -410,7 +390,7 @@ impl OperationRecord {
     }
 }
 
-/// Structs of texts and numbers, which always serialise.
+/// The structs consist of strings and numbers, which always serialise.
 fn to_json(record: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(record).unwrap_or_default()
 }

@@ -1,12 +1,12 @@
-//! Pauses between attempts.
+//! Pauses between retries.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use fastrand::Rng;
 
-/// Pauses that double from one failure to the next, up to a bound. Each is drawn between half of
-/// its length and all of it, so that the many who lost one server do not return to it at once.
+/// Pauses that double from one failure to the next, up to a bound. Each is random, between half of
+/// its length and the whole, so that the clients of a failed server do not all return at once.
 #[derive(Debug)]
 pub struct Backoff {
     first: Duration,
@@ -27,21 +27,21 @@ impl Backoff {
         }
     }
 
-    /// The pause after another failure, in whole milliseconds, as timers count.
+    /// The pause after another failure, in whole milliseconds, like timers.
     pub fn next_pause(&mut self) -> Duration {
-        // There is always a next one.
+        // There always is a next pause.
         let pause = self.pauses.next().unwrap_or(self.longest);
         Duration::from_millis(pause.as_millis() as u64)
     }
 
-    /// An attempt succeeded: the next failure is the first again.
+    /// An attempt succeeded: the next failure counts as the first.
     pub fn reset(&mut self) {
         self.pauses = pauses(self.first, self.longest, self.draws.u64(..));
     }
 }
 
 fn pauses(first: Duration, longest: Duration, seed: u64) -> ExponentialBackoff {
-    // The library adds up to as much again.
+    // The library adds a random part of up to the same length.
     ExponentialBuilder::new()
         .with_min_delay(first / 2)
         .with_max_delay(longest / 2)

@@ -1,5 +1,6 @@
-//! An operator's word that the store's content is true, for all replicas: a record under
-//! `/tidegate/v1/confirmations/<lease>`, which ends with its lease after [`CONFIRMATION_TTL`].
+//! An operator's confirmation, for all replicas, that the store's content is correct: a record
+//! under `/tidegate/v1/confirmations/<lease>`, which expires with its lease after
+//! [`CONFIRMATION_TTL`].
 
 use std::time::Duration;
 
@@ -7,26 +8,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::{ClusterId, LeaseId, Revision};
 
-/// Where confirmations stand.
+/// The prefix of confirmations.
 pub const CONFIRMATIONS_PREFIX: &str = "/tidegate/v1/confirmations/";
 
-/// How long a confirmation stands: for replicas that follow the store late, or start meanwhile.
+/// How long a confirmation lasts: long enough for replicas that lag behind the store, or start
+/// meanwhile.
 pub const CONFIRMATION_TTL: Duration = Duration::from_secs(60);
 
-/// A confirmation: everything that the store had said up to `revision` is true.
+/// A confirmation that the store's content up to `revision` is correct.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confirmation {
-    /// The store that is meant, in hexadecimal. A copy that was restored under another id has the
+    /// The confirmed store, in hexadecimal. A copy that was restored under another id contains the
     /// record too.
     store: String,
-    /// Up to where the operator has seen it. The record is written later.
+    /// The revision that the operator has seen. The record itself is written later.
     revision: i64,
-    /// How many instances it had there: a later listing cannot tell when an instance disappeared.
+    /// The number of instances at that revision: a later listing cannot show when an instance
+    /// disappeared.
     instances: usize,
 }
 
 impl Confirmation {
-    /// Of what this store had said up to `revision`, with so many instances.
+    /// Confirms the content of this store up to `revision`, with this number of instances.
     pub fn of(store: ClusterId, revision: Revision, instances: usize) -> Confirmation {
         Confirmation {
             store: format!("{:016x}", store.0),
@@ -35,22 +38,22 @@ impl Confirmation {
         }
     }
 
-    /// Up to where the store is confirmed.
+    /// The revision up to which the store is confirmed.
     pub fn revision(&self) -> Revision {
         Revision(self.revision)
     }
 
-    /// How many instances the store had there.
+    /// The number of instances at that revision.
     pub fn instances(&self) -> usize {
         self.instances
     }
 
-    /// The store key of the confirmation that ends with this lease.
+    /// The store key of the confirmation that expires with this lease.
     pub fn store_key(lease: LeaseId) -> String {
         format!("{CONFIRMATIONS_PREFIX}{:x}", lease.0)
     }
 
-    /// Reads the value of a store key; none where it cannot be read, or confirms another store.
+    /// Reads the value of a store key; none if it is unreadable, or confirms another store.
     pub fn read(value: &[u8], store: ClusterId) -> Option<Confirmation> {
         let said: Confirmation = serde_json::from_slice(value).ok()?;
         (said.store == format!("{:016x}", store.0)).then_some(said)

@@ -1,25 +1,26 @@
-//! Leases that the control plane grants by its admin interface belong to the client that asked for
-//! them: a record under `/tidegate/v1/leases/<id>`, which ends with its lease, names that client.
+//! The owners of leases. A lease that the control plane grants by its admin interface belongs to
+//! the client that requested it: a record under `/tidegate/v1/leases/<id>`, which expires with the
+//! lease, names that client.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{record::InvalidRecord, store::LeaseId};
 
-/// Where the owners of leases stand.
+/// The prefix of lease owners.
 pub const LEASES_PREFIX: &str = "/tidegate/v1/leases/";
 
 /// The client that a lease was granted to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeaseOwner {
-    /// It spoke plain text, as all clients of that port do.
+    /// A client without TLS, like all clients of a plaintext port.
     Plaintext,
-    /// It showed a certificate with these names, sorted.
+    /// A client whose certificate has these names, sorted.
     Certificate { uris: Vec<String>, dns: Vec<String> },
 }
 
 impl LeaseOwner {
-    /// The owner with the names of a certificate, in whichever order they stand there.
+    /// The owner with the names of a certificate, in any order.
     pub fn certificate(uris: &[String], dns: &[String]) -> LeaseOwner {
         let sorted = |names: &[String]| {
             let mut names = names.to_vec();
@@ -42,7 +43,7 @@ impl LeaseOwner {
     ///
     /// # Errors
     ///
-    /// [`InvalidRecord::Record`] where the value is no such JSON.
+    /// [`InvalidRecord::Record`] if the value is not such JSON.
     pub fn parse(value: &[u8]) -> Result<LeaseOwner, InvalidRecord> {
         serde_json::from_slice(value).map_err(|error| InvalidRecord::Record(error.to_string()))
     }

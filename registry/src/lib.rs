@@ -1,7 +1,7 @@
 //! The registry: records of services' instances ([`record`]), directives of operators and standings
-//! of zones ([`zone_records`]), and the stores that keep it all ([`store`]).
+//! of zones ([`zone_records`]), and the stores of all records ([`store`]).
 //!
-//! The control plane and the agent share it; neither knows the other.
+//! The control plane and the agent share it; neither depends on the other.
 
 pub mod authority;
 pub mod backoff;

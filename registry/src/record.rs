@@ -1,5 +1,5 @@
-//! Instance records: the JSON under `/tidegate/v1/instances/<service>/<zone>/<instance>`, and the
-//! one door to it.
+//! Instance records: the JSON under `/tidegate/v1/instances/<service>/<zone>/<instance>`, and its
+//! only parser.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,24 +7,24 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use policy::topology::check_name;
 use serde::{Deserialize, Serialize};
 
-/// Below this stands everything that is Tidegate's.
+/// The prefix of all keys of this version of Tidegate.
 pub const TIDEGATE_PREFIX: &str = "/tidegate/v1/";
 
 /// Records of the control plane's replicas about themselves.
 pub const REPLICAS_PREFIX: &str = "/tidegate/v1/replicas/";
 
-/// All that any version of Tidegate keeps in a store is below this.
+/// The prefix of all keys of any version of Tidegate.
 pub const STORE_PREFIX: &str = "/tidegate/";
 
-/// Where the replica that compacts etcd's history says so. The value is for people.
+/// The key of the replica that compacts etcd's history. The value is for operators.
 pub const COMPACTOR_KEY: &str = "/tidegate/v1/compactor";
-/// Where all instances are registered.
+/// The prefix of all instances.
 pub const INSTANCES_PREFIX: &str = "/tidegate/v1/instances/";
 
-/// The longest record that is read, in bytes.
+/// The longest record that is accepted, in bytes.
 pub const RECORD_BYTES_MAX: usize = 16 * 1024;
 
-/// Which instance a record is about.
+/// The instance of a record.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceKey {
     pub service: String,
@@ -39,39 +39,39 @@ pub enum Health {
     #[default]
     Healthy,
     Unhealthy,
-    /// Leaving on purpose: no new requests, those in flight end.
+    /// Leaving on purpose: it gets no new requests and completes those in flight.
     Draining,
 }
 
-/// One instance as it is registered.
+/// A registered instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Instance {
-    /// An IP address: EDS takes no names.
+    /// An IP address: EDS accepts no host names.
     pub address: IpAddr,
-    /// From 1.
+    /// At least 1.
     pub port: u16,
     #[serde(default)]
     pub health: Health,
-    /// Share among the instances of its zone, 1 to 128 (what Envoy takes).
+    /// Its weight among the instances of its zone, 1 to 128 (Envoy's limit).
     #[serde(default = "default_weight")]
     pub weight: u32,
     /// One-minute load average per core, at least 0.
     #[serde(default)]
     pub load1_per_core: f64,
-    /// Requests that it works on.
+    /// Requests in flight.
     #[serde(default)]
     pub in_flight: u32,
     /// The load that the application itself reports, on the scale of `load1_per_core` (1: fully
-    /// used). It goes before that.
+    /// used). It takes precedence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_load: Option<f64>,
-    /// Requests per second that it bears; none: unknown.
+    /// Requests per second that it can serve; none: unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_rps: Option<f64>,
 }
 
 impl Instance {
-    /// The load that counts: the application's own word, where it gives one.
+    /// The effective load: the application's own, if it reports one.
     pub fn load(&self) -> f64 {
         self.app_load.unwrap_or(self.load1_per_core)
     }
@@ -81,7 +81,7 @@ fn default_weight() -> u32 {
     1
 }
 
-/// Why a record was rejected. The text says what to change.
+/// Why a record was rejected. The text names the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRecord {
     #[error("the key is not {INSTANCES_PREFIX}<service>/<zone>/<instance>")]
@@ -92,7 +92,7 @@ pub enum InvalidRecord {
     RecordKey,
     #[error("not a record of this kind: {0}")]
     Record(String),
-    #[error("{0} bytes: at most {RECORD_BYTES_MAX} are read")]
+    #[error("{0} bytes: at most {RECORD_BYTES_MAX} are accepted")]
     TooLong(usize),
     #[error("not an instance record: {0}")]
     Json(String),
@@ -105,7 +105,7 @@ pub enum InvalidRecord {
     #[error("address {address}: {why}; register the address that the instance listens on")]
     Address { address: IpAddr, why: &'static str },
     #[error(
-        "address {0}: loopback leads each proxy to its own machine; register an address that all \
+        "address {0}: a loopback address leads each proxy to its own machine; register an address that all \
          proxies reach, or permit it with `guard.loopback_instances: true`"
     )]
     Loopback(IpAddr),
@@ -116,13 +116,13 @@ pub enum InvalidRecord {
          deregister one of the two"
     )]
     AddressOfAnotherZone(String),
-    #[error("no zone {0:?} is configured")]
+    #[error("zone {0:?} is not configured")]
     UnknownZone(String),
-    #[error("no service {0:?} is configured")]
+    #[error("service {0:?} is not configured")]
     UnknownService(String),
 }
 
-/// An oddity of a record that is used all the same. The text says what to change.
+/// An oddity of an accepted record. The text names the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Warning {
     #[error("unknown fields are ignored: {}; known are {}", .0.join(", "), FIELDS.join(", "))]
@@ -146,7 +146,8 @@ const FIELDS: [&str; 8] = [
     "capacity_rps",
 ];
 
-/// How many unknown fields, or claims, are named, and how much of each name.
+/// How many unknown fields, or conflicting registrations, are listed, and how many characters of
+/// each name.
 pub const NAMED_MAX: usize = 8;
 const FIELD_CHARS_MAX: usize = 64;
 
@@ -175,7 +176,7 @@ impl InstanceKey {
     ///
     /// # Errors
     ///
-    /// [`InvalidRecord::Key`] where it is no key of an instance.
+    /// [`InvalidRecord::Key`] if it is not the key of an instance.
     pub fn parse(key: &str) -> Result<InstanceKey, InvalidRecord> {
         let rest = key
             .strip_prefix(INSTANCES_PREFIX)
@@ -206,12 +207,13 @@ impl InstanceKey {
 }
 
 impl Instance {
-    /// Reads the value of a store key. Unknown fields are for newer versions.
+    /// Reads the value of a store key. Unknown fields are ignored: newer versions may add some.
     ///
     /// # Errors
     ///
-    /// [`InvalidRecord::TooLong`] and [`InvalidRecord::Json`] where the value is no such JSON;
-    /// otherwise the variant of the first field that cannot be: address, port, weight or a load.
+    /// [`InvalidRecord::TooLong`] and [`InvalidRecord::Json`] if the value is not such JSON;
+    /// otherwise the variant of the first field that is out of range: address, port, weight or a
+    /// load.
     pub fn parse(value: &[u8]) -> Result<Instance, InvalidRecord> {
         Ok(Instance::parse_warned(value)?.0)
     }
@@ -235,7 +237,7 @@ impl Instance {
         })
         .map_err(json)?;
         reader.end().map_err(json)?;
-        // One address has one form, whichever way it was written.
+        // Every address has one canonical form, regardless of how it was written.
         instance.address = instance.address.to_canonical();
         instance.check()?;
         let unknown: Vec<String> = unknown.into_iter().collect();
@@ -287,12 +289,14 @@ fn no_destination(address: IpAddr) -> Option<&'static str> {
 
 fn no_destination_v4(address: Ipv4Addr) -> Option<&'static str> {
     match address.octets() {
-        // RFC 1122, 3.2.1.3. Linux takes 0.0.0.0 for the sender's own machine.
+        // RFC 1122, 3.2.1.3. Linux treats 0.0.0.0 as the sender's own machine.
         [0, ..] => Some("an address of \"this network\" (0.0.0.0/8) is no destination"),
         _ if address.is_multicast() => Some("a multicast address is no destination"),
         _ if address.is_broadcast() => Some("the broadcast address is no destination"),
         // Metadata services of clouds, among others.
-        _ if address.is_link_local() => Some("a link-local address leads elsewhere on each link"),
+        _ if address.is_link_local() => {
+            Some("a link-local address means another host on each link")
+        }
         _ => None,
     }
 }

@@ -1,5 +1,5 @@
-//! The record of the terms that all replicas have agreed on: [`policy::fence::agreement`] says what
-//! they mean.
+//! The record of the terms that all replicas have agreed on: [`policy::fence::agreement`] explains
+//! them.
 //!
 //! `/tidegate/v1/config/terms` -> [`TermsRecord`]. Spans are in milliseconds.
 
@@ -14,15 +14,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::InvalidRecord;
 
-/// Where the record stands.
+/// The key of the record.
 pub const TERMS_KEY: &str = "/tidegate/v1/config/terms";
 
 /// The entry in [`AgreedRecord::keys`] of a service without a `cell_key`.
 const NO_KEY: &str = "none";
 
-/// [`Agreement`] as JSON. A field that is not known here may change what the others mean, and would
-/// be lost with the next change of the record. So a record that has one is refused, and nobody acts
-/// by it.
+/// [`Agreement`] as JSON. An unknown field may change the meaning of the others, and would be lost
+/// with the next change of the record. So a record with an unknown field is rejected, and no
+/// replica acts by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TermsRecord {
@@ -47,14 +47,14 @@ pub struct AgreedRecord {
     pub grant_ttl_ms: u64,
     pub write_drain_ms: u64,
     pub drift_permille: u16,
-    /// In the order of their shards.
+    /// Ordered by their shards.
     pub cells: Vec<CellShards>,
     /// By service: `header:NAME`, `cookie:NAME`, `path_segment:NUMBER` or `none`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<String, String>,
 }
 
-/// How many shards a cell has.
+/// The number of shards of a cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CellShards {
@@ -99,7 +99,7 @@ impl TermsRecord {
     ///
     /// # Errors
     ///
-    /// [`InvalidRecord::Record`] where the value is no such JSON, or its terms cannot work.
+    /// [`InvalidRecord::Record`] if the value is not such JSON, or its terms are not valid.
     pub fn parse(value: &[u8]) -> Result<Agreement, InvalidRecord> {
         let record: TermsRecord = serde_json::from_slice(value)
             .map_err(|error| InvalidRecord::Record(error.to_string()))?;
@@ -117,7 +117,7 @@ impl TermsRecord {
 
     /// The value to store.
     pub fn to_json(&self) -> Vec<u8> {
-        // Texts and numbers, which always serialise.
+        // Strings and numbers always serialise.
         serde_json::to_vec(self).unwrap_or_default()
     }
 }
@@ -127,7 +127,7 @@ impl AgreedRecord {
     ///
     /// # Errors
     ///
-    /// [`InvalidRecord::Record`] where its terms cannot work, or a name or key is not valid.
+    /// [`InvalidRecord::Record`] if its terms, or a name or key in it, are not valid.
     pub fn read(self) -> Result<Agreed, InvalidRecord> {
         let wrong = |what: String| InvalidRecord::Record(what);
         let us = |ms: u64| ms.saturating_mul(1_000);
@@ -183,7 +183,7 @@ pub fn key_text(key: Option<&KeySource>) -> Name {
 ///
 /// # Errors
 ///
-/// `()` where the text names no key source.
+/// `()` if the text is not a key source.
 #[allow(
     clippy::result_unit_err,
     reason = "there is one way in which a text is none"
@@ -258,7 +258,7 @@ mod tests {
             ("path_segment:1", "query:q"),
             ("\"drift_permille\":100", "\"drift_permille\":1000"),
             ("00c0ffee", "coffee"),
-            // Of a later version.
+            // A field of a later version.
             ("{\"current\"", "{\"later\":1,\"current\""),
             ("{\"name\"", "{\"later\":1,\"name\""),
             ("{\"session_ttl_ms\"", "{\"later\":1,\"session_ttl_ms\""),

@@ -1,10 +1,10 @@
-//! Zone directives of operators, and zone standings of the control plane's replicas: the records
-//! beside the instances.
+//! Zone directives of operators, and zone standings of the control plane's replicas: records beside
+//! the instances.
 //!
 //! | key | value |
 //! | --- | --- |
 //! | `/tidegate/v1/config/intents/<zone>` | [`DirectiveRecord`]: for every service |
-//! | `/tidegate/v1/config/intents/<zone>/<service>` | [`DirectiveRecord`]: for one; goes first |
+//! | `/tidegate/v1/config/intents/<zone>/<service>` | [`DirectiveRecord`]: for one; first choice |
 //! | `/tidegate/v1/standings/<service>/<zone>` | [`StandingRecord`] |
 
 use policy::{Phase, ZoneDirective, ZoneStanding, standing, topology::check_name};
@@ -30,7 +30,7 @@ impl DirectiveKey {
     ///
     /// # Errors
     ///
-    /// [`InvalidRecord::RecordKey`] where it is no key of a directive.
+    /// [`InvalidRecord::RecordKey`] if it is not the key of a directive.
     pub fn parse(key: &str) -> Result<DirectiveKey, InvalidRecord> {
         let names = names(key, DIRECTIVES_PREFIX, 1, 2)?;
         let mut names = names.into_iter();
@@ -55,27 +55,10 @@ impl DirectiveKey {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirectiveRecord {
     #[serde(rename = "intent")]
-    pub directive: DirectiveName,
-    /// For people.
+    pub directive: ZoneDirective,
+    /// An explanation for operators.
     #[serde(default)]
     pub reason: String,
-}
-
-/// [`ZoneDirective`] by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DirectiveName {
-    Drain,
-    Pin,
-}
-
-impl From<DirectiveName> for ZoneDirective {
-    fn from(name: DirectiveName) -> ZoneDirective {
-        match name {
-            DirectiveName::Drain => ZoneDirective::Drain,
-            DirectiveName::Pin => ZoneDirective::Pin,
-        }
-    }
 }
 
 impl DirectiveRecord {
@@ -83,7 +66,7 @@ impl DirectiveRecord {
     ///
     /// # Errors
     ///
-    /// [`InvalidRecord::Record`] where the value is no such JSON.
+    /// [`InvalidRecord::Record`] if the value is not such JSON.
     pub fn parse(value: &[u8]) -> Result<DirectiveRecord, InvalidRecord> {
         serde_json::from_slice(value).map_err(|error| InvalidRecord::Record(error.to_string()))
     }
@@ -107,7 +90,7 @@ impl StandingKey {
     ///
     /// # Errors
     ///
-    /// [`InvalidRecord::RecordKey`] where it is no key of a standing.
+    /// [`InvalidRecord::RecordKey`] if it is not the key of a standing.
     pub fn parse(key: &str) -> Result<StandingKey, InvalidRecord> {
         let mut names = names(key, STANDINGS_PREFIX, 2, 2)?.into_iter();
         match (names.next(), names.next()) {
@@ -126,7 +109,7 @@ impl StandingKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StandingRecord {
     pub phase: PhaseName,
-    /// While it returns: the position in the ramp, from 0.
+    /// While it is on a ramp: the position in the ramp, from 0.
     #[serde(default)]
     pub step: u8,
     #[serde(default)]
@@ -135,7 +118,7 @@ pub struct StandingRecord {
     pub load_step: u8,
 }
 
-/// [`Phase`] by name.
+/// [`Phase`] by name; the step stands in a field of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PhaseName {
@@ -149,7 +132,7 @@ impl StandingRecord {
     ///
     /// # Errors
     ///
-    /// [`InvalidRecord::Record`] where the value is no such JSON.
+    /// [`InvalidRecord::Record`] if the value is not such JSON.
     pub fn parse(value: &[u8]) -> Result<ZoneStanding, InvalidRecord> {
         let record: StandingRecord = serde_json::from_slice(value)
             .map_err(|error| InvalidRecord::Record(error.to_string()))?;

@@ -26,7 +26,7 @@ use support::etcd::Cluster;
 use support::{DEADLINE, within};
 use tempfile::TempDir;
 
-/// An empty store, and what keeps it alive.
+/// An empty store, and its resources.
 struct Fixture {
     store: Arc<dyn Store>,
     kind: Kind,
@@ -57,7 +57,7 @@ impl Fixture {
         }
     }
 
-    /// Makes the store forget its history so far.
+    /// Compacts the store's history so far.
     async fn compact(&self) {
         match &self.kind {
             Kind::Etcd(cluster) => {
@@ -197,7 +197,7 @@ async fn a_watch_delivers_whole_revisions_in_order(fixture: Fixture) {
     assert!(matches!(&batch.events[1], Event::Put(entry)
         if entry.value == "e" && entry.create_revision == first && entry.mod_revision == second));
 
-    // The same again for one that comes late.
+    // The same for a watch that begins late.
     let mut late = store.watch("/w/", first);
     assert_eq!(next(&mut late).await.unwrap(), batch);
 }
@@ -218,7 +218,7 @@ async fn a_watch_resumes_without_loss_or_repeat_among_writers(fixture: Fixture) 
             })
         })
         .collect();
-    // Every put has its own revision, so what is seen must be all revisions without a gap.
+    // Every put has its own revision, so the watch must deliver all revisions without a gap.
     let mut seen = before;
     let last = Revision(before.0 + (WRITERS * PUTS) as i64);
     for stop_after in (1..=5).cycle() {
@@ -425,7 +425,7 @@ async fn compares_see_absence_values_and_recreation(fixture: Fixture) {
         ),
     ];
     for (compare, holds) in cases {
-        // Alone, and together with one that holds.
+        // Alone, and together with a compare that holds.
         for compares in [vec![compare.clone()], vec![Compare::absent("/x"), compare]] {
             let outcome = store.txn(compares.clone(), vec![], None).await.unwrap();
             assert_eq!(outcome.succeeded, holds, "{compares:?}");
@@ -505,7 +505,7 @@ async fn ten_thousand_keys_are_listed_at_one_revision(fixture: Fixture) {
         let ops = (0..100).map(|i| Op::put(format!("/many/{hundred:02}{i:02}"), value.clone()));
         store.txn(vec![], ops.collect(), None).await.unwrap();
     }
-    // Each change of this writer touches the first and the last key: a listing shows both of it or
+    // Each change of this writer touches the first and the last key: a listing contains both or
     // neither.
     let listed = Arc::new(tokio::sync::Notify::new());
     let writer = {
@@ -549,7 +549,7 @@ async fn large_values_are_listed_and_watched_whole(fixture: Fixture) {
         let ops = (0..EVENTS).map(|i| Op::put(format!("/big/{revision}/{i}"), value.clone()));
         store.txn(vec![], ops.collect(), None).await.unwrap();
     }
-    // 8 MB: more than etcd puts into one answer, so its listing is paged and its watch cut into
+    // 8 MB: more than etcd puts into one answer, so its listing is paged and its watch split into
     // fragments.
     let listing = store.list("/big/").await.unwrap();
     assert_eq!(listing.entries.len(), REVISIONS * EVENTS);

@@ -5,12 +5,12 @@
 //! does all the work: the median, and the 90th percentile, of changes to different services.
 //!
 //! * `world`: `World::apply` and `World::snapshot`.
-//! * `feed`: the same change from the store's watch to the published snapshot, with the reader, the
-//!   engine and all that is told to others on the way, but the file of the last good state, which
+//! * `feed`: the same change from the store's watch to the published snapshot, including the
+//!   reader, the engine and all notifications. It excludes the file of the last good state, which
 //!   another thread writes.
 //!
-//! The memory of a first snapshot is the growth of the process. It says nothing in the rows of one
-//! host, whose worlds find memory that those before them left to the allocator.
+//! The memory of a first snapshot is the growth of the process. In the rows of one host it means
+//! nothing, since these worlds reuse memory that the allocator kept from earlier ones.
 
 use std::{hint::black_box, sync::Arc};
 
@@ -30,7 +30,7 @@ mod feed;
 /// Each has five instances: two in each zone of one region, one in the other.
 const SERVICES: [usize; 3] = [200, 2_000, 20_000];
 const PLACES: [(&str, usize); 3] = [("sh-a", 2), ("sh-b", 2), ("bj-a", 1)];
-/// Changes that are measured of each kind, at most; and after how long no further one is begun.
+/// The most measured changes of each kind, and the time after which no further one begins.
 const ROUNDS: usize = 100;
 const PATIENCE_US: f64 = 5e6;
 
@@ -43,12 +43,12 @@ fn main() {
     }
 }
 
-/// The property by which requests are told apart.
+/// The property that distinguishes the services' requests.
 #[derive(Clone, Copy)]
 enum Hosts {
-    /// Each service has a host of its own.
+    /// Each service has its own host.
     OfEach,
-    /// All services share one, where each has a path.
+    /// All services share one host, and each has its own path.
     OfAll,
 }
 
@@ -141,7 +141,7 @@ fn measure(services: usize, hosts: Hosts) -> Row {
         world.apply(Change::Put(entry(at, value, 2)), 1);
         let next = world.snapshot(1).expect("a snapshot");
         let cost = cpu_us() - begin;
-        // Streams let the snapshot before go when they have the next one.
+        // Streams drop the previous snapshot when they have the next one.
         drop(std::mem::replace(&mut last, black_box(next)));
         cost
     });
@@ -163,8 +163,8 @@ fn measure(services: usize, hosts: Hosts) -> Row {
     }
 }
 
-/// Changes an address in services spread over the world, and then takes the only instance of a zone
-/// in others out.
+/// Changes an address in services spread over the world, and then removes the only instance of a
+/// zone in others.
 fn changes(services: usize, mut cost: impl FnMut(&str, &str) -> f64) -> (Spread, Spread) {
     let mut rounds = |instance: &str, number: usize, health: &str| {
         let begin = cpu_us();

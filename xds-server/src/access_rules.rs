@@ -9,10 +9,11 @@ use crate::{
     net::access::{Access, Caller, NotPermitted},
 };
 
-/// The rules in force, which change with the configuration: they count from the next request or stream on. Cheap to clone.
+/// The rules in force. A change of the configuration applies from the next request or stream on.
+/// Cheap to clone.
 #[derive(Clone, Default)]
 pub struct AccessRules {
-    /// None: no rules at all.
+    /// None: there are no rules.
     meshes: Option<watch::Receiver<Arc<Mesh>>>,
     /// Proxies come from other machines, so that plain text proves nothing.
     is_remote: bool,
@@ -55,13 +56,13 @@ impl AccessRules {
         self.rules().lease(caller, zones)
     }
 
-    /// The mesh of this moment; none where there are no rules at all.
+    /// The current mesh; none if there are no rules.
     pub fn mesh(&self) -> Option<Arc<Mesh>> {
         let meshes = self.meshes.as_ref();
         meshes.map(|meshes| Arc::clone(&meshes.borrow()))
     }
 
-    /// The rules of this moment.
+    /// The current rules.
     pub fn rules(&self) -> Arc<Access> {
         let meshes = self.meshes.as_ref();
         meshes.map_or_else(Arc::default, |meshes| Arc::clone(&meshes.borrow().access))

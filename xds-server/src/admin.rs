@@ -1,4 +1,4 @@
-//! HTTP for people, probes, and instances that register.
+//! The HTTP port for operators, probes, and the registration of instances.
 
 mod authorize;
 mod cells;
@@ -49,10 +49,10 @@ pub struct Admin {
     pub proxies: Proxies,
     pub applied: Applied,
     pub counts: Metrics,
-    /// The same, as `/metrics` shows them.
+    /// The same metrics, as `/metrics` shows them.
     pub metrics: Arc<Registry>,
     pub rules: AccessRules,
-    /// The owners of leases that were asked for lately.
+    /// The owners of recently used leases.
     pub owners: LeaseOwners,
 }
 
@@ -61,14 +61,14 @@ pub use authorize::serve;
 pub use leases::LeaseOwners;
 
 impl Admin {
-    /// All routes, each behind the door of its readers or operators. The routes of probes are open
-    /// to all clients.
+    /// All routes, each with the access check of its readers or operators. The routes of probes are
+    /// open to all clients.
     pub fn router(self) -> Router {
         let shown = Router::new()
             .route("/metrics", get(metrics))
             .route("/v1/proxies", get(proxies::list))
             .route("/v1/views/{zone}", get(view))
-            // It changes nothing.
+            // Changes nothing, despite its method.
             .route("/v1/explain", post(explain))
             .route("/v1/zones", get(zones::list))
             .route("/v1/intents", get(zones::intents))
@@ -111,7 +111,7 @@ impl Admin {
             .with_state(self)
     }
 
-    /// Whether the store is written to at present.
+    /// Whether writes to the store are allowed at present.
     fn writing(&self) -> Result<(), Problem> {
         match self.store_health.writes_refused() {
             None => Ok(()),
@@ -119,7 +119,7 @@ impl Admin {
         }
     }
 
-    /// Makes a write, and tells the mode its outcome.
+    /// Writes, and reports the outcome to the store's health.
     async fn write<T>(
         &self,
         write: impl Future<Output = Result<T, StoreError>>,
@@ -131,7 +131,7 @@ impl Admin {
         outcome.map_err(Problem::of_write)
     }
 
-    /// Whether there is something to serve, and nothing speaks against serving it.
+    /// Whether there is a state to serve, and no condition forbids to serve it.
     fn is_ready(&self) -> bool {
         let summaries = self.counts.conditions.summaries();
         let unready = |summary: &Summary| summary.code.kind() == Kind::NotReady;
@@ -148,16 +148,18 @@ impl Admin {
         };
         snapshot.view(&key).cloned().ok_or_else(|| {
             let known = snapshot.zones().collect::<Vec<_>>().join(", ");
-            Problem::not_found(format!("no zone {zone:?}; these are configured: {known}"))
+            Problem::not_found(format!(
+                "zone {zone:?} is not configured; configured zones: {known}"
+            ))
         })
     }
 }
 
-/// An error answer.
+/// An error response.
 struct Problem {
     status: StatusCode,
     detail: String,
-    /// A short stable name, where a program has to tell problems of one status apart.
+    /// A short stable name, if programs have to distinguish problems with one status.
     reason: Option<&'static str>,
 }
 
@@ -195,7 +197,7 @@ impl Problem {
 }
 
 impl Problem {
-    /// Why a write failed. Where the outcome is unknown, the status says so.
+    /// Why a write failed. If the outcome is unknown, the status expresses that.
     fn of_write(error: StoreError) -> Problem {
         match error {
             StoreError::Timeout { .. } | StoreError::Unavailable { .. } => Problem {
@@ -245,7 +247,7 @@ fn parse_json<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Problem> {
 /// How many names a message lists.
 const NAMES_MAX: usize = 20;
 
-/// The names, some of them where there are many.
+/// The names, shortened if there are many.
 fn some_of<'n>(names: impl Iterator<Item = &'n str> + Clone) -> String {
     let more = names.clone().count().saturating_sub(NAMES_MAX);
     let shown: Vec<&str> = names.take(NAMES_MAX).collect();
@@ -260,10 +262,10 @@ const NOTHING_TO_SERVE: &str =
 
 #[derive(Serialize)]
 struct Readiness {
-    /// Whether there is something to serve, however old.
+    /// Whether there is a state to serve, however old.
     ready: bool,
     mode: &'static str,
-    /// How long it has been in that mode.
+    /// How long this mode has lasted.
     since_s: u64,
     /// The store has not confirmed the served state.
     stale: bool,
@@ -272,7 +274,7 @@ struct Readiness {
     detail: String,
     /// The configuration in force.
     config: ConfigReport,
-    /// The codes that hold, without details: this is open to all clients.
+    /// The codes that hold, without details: this endpoint is open to all clients.
     conditions: Vec<Summary>,
 }
 
@@ -325,12 +327,12 @@ struct ViewSummary {
 struct PlanSummary {
     home: String,
     class: &'static str,
-    /// None where no zone can serve.
+    /// None if no zone can serve.
     tier: Option<&'static str>,
     reason: &'static str,
     /// By zone, in per mille.
     weights: BTreeMap<String, u32>,
-    /// Per mille of the requests that are refused, since they fit nowhere.
+    /// Per mille of the requests that are rejected because they exceed the capacity.
     shed: u32,
 }
 
@@ -385,7 +387,7 @@ fn plan_summaries(rules: &Rules, service: &policy::Service) -> Vec<PlanSummary> 
         .collect()
 }
 
-/// A request to explain, as a proxy of `zone` would see it.
+/// A request to explain, as a proxy of `zone` would receive it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ExplainRequest {
@@ -421,7 +423,7 @@ struct Explanation {
     class: &'static str,
     /// `route`, `refuse` or `pass`.
     outcome: &'static str,
-    /// HTTP status of a refusal.
+    /// The HTTP status of a rejection.
     status: Option<u16>,
     steps: Vec<String>,
 }
@@ -431,7 +433,7 @@ async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explana
     request.authority = without_final_dot(&request.authority);
     let view = admin.view(&request.zone)?;
     let mut facts = Facts::gather(view.policy(), &request);
-    // As a proxy of that zone would hold a grant, if all is well.
+    // A healthy proxy of that zone would hold a grant.
     facts.granted = would_be_granted(view.policy(), &facts);
     facts.signer = would_sign(view.policy());
     let (decision, steps) = policy::explain(view.policy(), &facts);
@@ -451,7 +453,8 @@ async fn explain(State(admin): State<Admin>, body: Bytes) -> Result<Json<Explana
     }))
 }
 
-/// As listeners do (`strip_trailing_host_dot`) before anything looks at it: a dot at the end of the host, before its port.
+/// Removes a dot at the end of the host, before its port, as listeners do
+/// (`strip_trailing_host_dot`).
 fn without_final_dot(authority: &str) -> String {
     let (host, port) = match authority.rfind([':', ']']) {
         Some(at) if authority[at..].starts_with(':') => authority.split_at(at),
@@ -461,7 +464,7 @@ fn without_final_dot(authority: &str) -> String {
 }
 
 impl Admin {
-    /// Why no zone takes a request: how its service stands in each.
+    /// Why no zone accepts a request: the state of its service in each zone.
     fn causes(&self, policy: &Policy, facts: &Facts, reason: Reason) -> Vec<String> {
         let (Policy::Serving(rules), Some(service), Reason::NoCapacity) =
             (policy, facts.service, reason)
@@ -486,7 +489,8 @@ impl Admin {
     }
 }
 
-/// The epoch for which a proxy of the viewing zone may admit the write, as far as the control plane knows.
+/// The epoch for which a proxy of the local zone may admit the write, to the control plane's
+/// knowledge.
 fn would_be_granted(policy: &Policy, facts: &Facts) -> Option<u64> {
     let Policy::Serving(rules) = policy else {
         return None;
@@ -495,7 +499,7 @@ fn would_be_granted(policy: &Policy, facts: &Facts) -> Option<u64> {
     cell.owners.contains(&rules.viewer()).then_some(cell.epoch)
 }
 
-/// Whether a gateway of the viewing zone signs hops.
+/// Whether a gateway of the local zone signs hops.
 fn would_sign(policy: &Policy) -> Signer {
     let fencing = match policy {
         Policy::Serving(rules) => rules.fencing(),

@@ -1,5 +1,5 @@
-//! The agent's port behind the same doors as the control plane's: TLS with client certificates or plain text, bounded
-//! connections and bodies, deadlines.
+//! The agent's port, with the same protection as the control plane's: TLS with client certificates
+//! or plaintext, bounded connections and bodies, deadlines.
 
 use agent::{Serving, config};
 use axum::Router;
@@ -14,7 +14,7 @@ use crate::{
     net::tls::{Acceptor, Port, Tls},
 };
 
-/// Makes a server of the agent's port. Errors on files that cannot be used.
+/// Creates the server of the agent's port. Fails if a file cannot be used.
 pub fn serve(tcp: TcpListener, listen: &config::Listen, router: Router) -> anyhow::Result<Serving> {
     let metrics = Metrics::default();
     let acceptor = match &listen.tls {

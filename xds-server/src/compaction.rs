@@ -1,11 +1,12 @@
-//! Compacts etcd's history, where `store.etcd.compaction` asks for it.
+//! Compacts etcd's history, if `store.etcd.compaction` configures it.
 //!
-//! etcd keeps all history until a client compacts it, and compaction is about the whole of etcd,
-//! not about a prefix. So nothing is compacted where it holds a foreign key, whose watches could
-//! lose events that they wait for.
+//! etcd keeps all history until a client compacts it, and compaction covers the whole of etcd, not
+//! a prefix. So nothing is compacted while etcd holds a foreign key, whose watches could lose
+//! events.
 //!
-//! Our own watches lose nothing: history is kept up to the revision that this replica's watch had received `keep` ago, and a watch
-//! resumes from the last revision that it has received. A replica that was cut off for longer lists anew, as after any compaction.
+//! Our own watches lose nothing: history is kept up to the revision that this replica's watch had
+//! received `keep` ago, and a watch resumes from the last revision that it has received. A replica
+//! that was disconnected for longer lists anew, as after any compaction.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -21,11 +22,11 @@ use tracing::{debug, info};
 
 use crate::{conditions::Code, metrics::Metrics, store_health::StoreHealth};
 
-/// How often in the time that history is kept it is looked at.
+/// How many checks are made within the time that history is kept.
 const LOOKS: u32 = 8;
-/// The shortest time between two looks.
+/// The shortest time between two checks.
 const LOOK_MIN: Duration = Duration::from_secs(1);
-/// How many looks may fail before another replica compacts.
+/// How many checks may fail before another replica compacts.
 const LEASE_LOOKS: u32 = 3;
 /// The shortest time to live of that lease.
 const LEASE_TTL_MIN: Duration = Duration::from_secs(5);
@@ -34,18 +35,18 @@ const LEASE_TTL_MIN: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error(
-        "etcd holds keys that are not Tidegate's, the first is {0:?}: compaction would delete the history that their users may need. Give Tidegate an etcd of its own, or take `store.etcd.compaction` out of the configuration"
+        "etcd holds keys that are not Tidegate's, the first is {0:?}: compaction would delete history that other clients may need. Give Tidegate a separate etcd, or remove `store.etcd.compaction` from the configuration"
     )]
     ForeignKey(String),
     #[error(
-        "it cannot be seen whether etcd holds keys that are not Tidegate's ({0}): give the replica's etcd user read access to all keys, or take `store.etcd.compaction` out of the configuration"
+        "the check for keys that are not Tidegate's failed ({0}): give the replica's etcd user read access to all keys, or remove `store.etcd.compaction` from the configuration"
     )]
     NotSeen(StoreError),
     #[error("etcd does not compact its history: {0}")]
     NotDone(StoreError),
 }
 
-/// The one that compacts, or waits to be it.
+/// A replica that compacts, or waits to become the one that does.
 pub struct Compactor {
     store: EtcdStore,
     /// How long history is kept.
@@ -55,12 +56,12 @@ pub struct Compactor {
     metrics: Metrics,
     past: Past,
     lease: Option<LeaseId>,
-    /// Up to where which store was compacted.
+    /// The store and revision up to which history was compacted.
     compacted: Option<Head>,
 }
 
 impl Compactor {
-    /// `process` is this replica's name for people.
+    /// `process` is this replica's name for operators.
     pub fn new(
         store: EtcdStore,
         keep: Duration,
@@ -101,7 +102,7 @@ impl Compactor {
         (self.keep / LOOKS).max(LOOK_MIN)
     }
 
-    /// Compacts history that is old enough, if this replica is the one that does it.
+    /// Compacts history that is old enough, if this replica is the elected one.
     async fn look(&mut self, followed: Option<Head>, now: Instant) -> Result<(), StoreError> {
         let Some(followed) = followed else {
             return Ok(());
@@ -109,7 +110,7 @@ impl Compactor {
         self.past.note(followed, now);
         let due = self.past.before(now, self.keep);
         if !self.is_chosen().await? {
-            // The one that compacts reports its own faults.
+            // The elected replica reports its own faults.
             self.metrics.conditions.clear(Code::CompactionRefused, "");
             return Ok(());
         }
@@ -127,7 +128,7 @@ impl Compactor {
     }
 
     async fn compact(&mut self, due: Option<Head>) -> Result<(), Refused> {
-        // Looked at before anything is due, so that people need not wait to learn it.
+        // Checked before any compaction is due, so that operators learn of it early.
         let foreign = self.store.key_outside(STORE_PREFIX).await;
         if let Some(key) = foreign.map_err(Refused::NotSeen)? {
             return Err(Refused::ForeignKey(key));
@@ -143,7 +144,7 @@ impl Compactor {
         Ok(())
     }
 
-    /// Whether this replica is the one that compacts: it holds the lease of [`COMPACTOR_KEY`].
+    /// Whether this replica is elected to compact: it holds the lease of [`COMPACTOR_KEY`].
     async fn is_chosen(&mut self) -> Result<bool, StoreError> {
         if let Some(lease) = self.lease {
             match self.store.lease_keep_alive(lease).await {
@@ -172,7 +173,7 @@ impl Compactor {
     }
 }
 
-/// Due, and not done yet: the revisions of one store say nothing about another.
+/// Due, and not done yet. Revisions of one store mean nothing in another.
 fn uncompacted(due: Option<Head>, done: Option<Head>) -> Option<Head> {
     due.filter(|due| {
         let done = done.filter(|done| done.cluster == due.cluster);
@@ -180,7 +181,7 @@ fn uncompacted(due: Option<Head>, done: Option<Head>) -> Option<Head> {
     })
 }
 
-/// Whether the next look may succeed: etcd is away, which is a condition of its own.
+/// Whether the next check may succeed: etcd is unreachable, which is a separate condition.
 fn passes(error: &StoreError) -> bool {
     use StoreError::{ClusterChanged, Timeout, Unavailable, Unreachable};
     matches!(
@@ -189,7 +190,8 @@ fn passes(error: &StoreError) -> bool {
     )
 }
 
-/// Which revision had been received when. Bounded: one for each look, for as long as history is kept.
+/// The time at which each revision was received. Bounded: one for each check, for as long as
+/// history is kept.
 #[derive(Debug, Default)]
 struct Past {
     seen: VecDeque<(Instant, Head)>,
@@ -197,7 +199,7 @@ struct Past {
 
 impl Past {
     fn note(&mut self, head: Head, now: Instant) {
-        // Another store, or an older copy of it, says nothing about this one.
+        // The past of another store, or of an older copy of it, is useless here.
         let follows = |(_, last): &(Instant, Head)| {
             last.cluster == head.cluster && last.revision <= head.revision
         };
@@ -207,10 +209,10 @@ impl Past {
         self.seen.push_back((now, head));
     }
 
-    /// The head that had been received so long before `now`; none if that is not known.
+    /// The newest head that was received this long before `now`; none if unknown.
     fn before(&mut self, now: Instant, keep: Duration) -> Option<Head> {
         let is_old = |(at, _): &(Instant, Head)| now.duration_since(*at) >= keep;
-        // Of those that are old enough the last one is of use.
+        // Of those that are old enough only the last one is useful.
         while self.seen.get(1).is_some_and(is_old) {
             self.seen.pop_front();
         }
@@ -248,7 +250,7 @@ mod tests {
         assert_eq!(look(60, head(1, 30)), Some(10));
         assert_eq!(look(89, head(1, 40)), Some(10));
         assert_eq!(look(90, head(1, 50)), Some(20));
-        // Without a look for a while, more is kept than is asked for.
+        // After a gap in the checks, more is kept than configured.
         assert_eq!(look(1_000, head(1, 60)), Some(50));
         // Another store, and one that went back.
         assert_eq!(look(1_100, head(2, 70)), None);
@@ -256,7 +258,8 @@ mod tests {
         assert_eq!(look(1_170, head(2, 60)), None);
     }
 
-    /// etcd was replaced by a store whose revisions begin anew: its history is compacted from the first one that is due.
+    /// etcd was replaced by a store whose revisions start anew: its history is compacted from the
+    /// first revision that is due.
     #[test]
     fn another_store_is_compacted_whatever_was_compacted_of_the_one_before() {
         let at = |cluster, revision| Some(head(cluster, revision));

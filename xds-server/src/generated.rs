@@ -1,4 +1,4 @@
-//! The generated services that filters and other replicas speak to.
+//! The generated services that filters and other replicas call.
 #![allow(
     unreachable_pub,
     clippy::all,

@@ -1,5 +1,5 @@
-//! The last good state on disk: the store's last state, so that a start without the store has
-//! something to serve.
+//! The last good state on disk: the store's last state, so that a start without the store has a
+//! state to serve.
 //!
 //! `file.rs` is the file and `keeper.rs` the task that writes it.
 
@@ -22,18 +22,18 @@ pub use place::default_path;
 /// The state of a store at one revision. Cheap to clone: copies share their entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastGood {
-    /// Which store said it; its revisions mean nothing to another one.
+    /// The store of this state; revisions of other stores are unrelated.
     pub cluster: ClusterId,
     pub revision: Revision,
-    /// When it was written; for people only, since clocks err. The epoch before that.
+    /// When it was written; only for operators, since clocks err. The Unix epoch before that.
     pub written_at: SystemTime,
-    /// Everything under `/tidegate/v1/`, by key, but for keys that [are not kept](is_kept). Leases
+    /// Everything under `/tidegate/v1/`, by key, except keys that [are not kept](is_kept). Leases
     /// are not kept.
     pub entries: OrdMap<String, Entry>,
 }
 
-/// Whether a key is worth a place on disk. Sessions, and the grantors under them, are not: they
-/// change all the time, and mean nothing to another process. A confirmation is soon over.
+/// Whether a key is kept on disk. Sessions, and the grantors under them, are not: they change all
+/// the time, and mean nothing to another process. A confirmation expires soon.
 pub fn is_kept(key: &str) -> bool {
     let passing = [
         SESSIONS_PREFIX,
@@ -58,7 +58,7 @@ impl LastGood {
         }
     }
 
-    /// Whether `listing` has everything that is here, as it is or newer.
+    /// Whether `listing` contains every entry of this state, unchanged or newer.
     pub fn is_covered_by(&self, listing: &Listing) -> bool {
         let listed = listing.entries.iter();
         let ours = listed.filter(|entry| {
@@ -68,7 +68,7 @@ impl LastGood {
         ours.count() == self.entries.len()
     }
 
-    /// Takes in the events of a watch.
+    /// Applies the events of a watch.
     pub fn take(&mut self, batch: &WatchBatch) {
         for event in &batch.events {
             match event {
@@ -84,21 +84,22 @@ impl LastGood {
         self.revision = batch.revision;
     }
 
-    /// How long ago it was written, as far as the clock can be trusted.
+    /// The age of the file, as far as the clock can be trusted.
     pub fn age(&self) -> Duration {
         #[allow(clippy::disallowed_methods, reason = "for people only")]
         let now = SystemTime::now();
         now.duration_since(self.written_at).unwrap_or_default()
     }
 
-    /// Equal, whenever it was written.
+    /// Equal content, regardless of when it was written.
     fn says_the_same(&self, other: &LastGood) -> bool {
         (self.cluster, self.revision) == (other.cluster, other.revision)
             && self.entries == other.entries
     }
 
-    /// Whether `listing` of the same store can have come of this state. It cannot if its revision is lower, or if it has an
-    /// entry from before our revision that is not ours: then the store was restored, and has gone on since.
+    /// Whether `listing` of the same store can have developed from this state. It cannot if its
+    /// revision is lower, or if it has an entry from before our revision that we do not have: then
+    /// the store was restored and written to afterwards.
     pub fn may_become(&self, listing: &Listing) -> bool {
         let ours = |entry: &Entry| {
             let known = self.entries.get(&entry.key);
@@ -137,7 +138,7 @@ mod tests {
             // Deleted, put again, new.
             (listing(13, &[("b", 12), ("c", 13)]), true, false),
             (listing(13, &[("a", 4), ("b", 12), ("c", 13)]), true, true),
-            // Older; put otherwise at a revision that was known; as it was before.
+            // Older; put otherwise at a known revision; unchanged.
             (listing(9, &[("a", 4), ("b", 8)]), false, true),
             (listing(12, &[("a", 4), ("b", 9)]), false, true),
             (listing(12, &[("a", 4), ("b", 8), ("c", 7)]), false, true),

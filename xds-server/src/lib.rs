@@ -1,4 +1,5 @@
-//! The control plane: health in a store -> weighted clusters per viewing zone -> LDS/RDS/CDS/EDS/ECDS.
+//! The control plane: health in a store -> weighted clusters per local zone ->
+//! LDS/RDS/CDS/EDS/ECDS.
 
 pub mod access_rules;
 pub mod admin;

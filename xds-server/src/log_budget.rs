@@ -1,16 +1,16 @@
-//! How many lines may be written about one thing: some at once, then one now and then, which says how many were left out.
+//! A limit for the log lines about one subject: a burst, then one now and then, with the number of
+//! suppressed lines.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// So many lines may be written at once; more come back one by one.
+/// The burst of lines; used ones come back one by one.
 pub(crate) const BURST: u32 = 20;
-/// After so long one more.
+/// The time for one line to come back.
 pub(crate) const REFILL: Duration = Duration::from_secs(3);
 
-/// How many lines may still be written, by subject. There have to be few such keys: none is
-/// forgotten.
+/// How many lines may still be written, by subject. There must be few such keys: none is removed.
 pub(crate) struct Budget<K> {
     left: BTreeMap<K, Left>,
 }
@@ -18,7 +18,7 @@ pub(crate) struct Budget<K> {
 struct Left {
     lines: u32,
     refilled: Instant,
-    /// Lines that were not written since the last one that was.
+    /// Lines suppressed since the last written one.
     suppressed: u64,
 }
 
@@ -31,7 +31,8 @@ impl<K> Default for Budget<K> {
 }
 
 impl<K: Ord> Budget<K> {
-    /// Takes a line; gives how many were suppressed before it, or none where it is to be suppressed itself.
+    /// Accounts for a line: returns how many were suppressed before it, or none if it has to be
+    /// suppressed itself.
     pub(crate) fn take(&mut self, key: K, now: Instant) -> Option<u64> {
         let left = self.left.entry(key).or_insert(Left {
             lines: BURST,
@@ -70,7 +71,7 @@ mod tests {
         };
         assert_eq!(written(&mut budget, start), [0; BURST as usize]);
         assert_eq!(written(&mut budget, start + REFILL), [980]);
-        // Another key has its own.
+        // Another key has its own budget.
         assert_eq!(budget.take(2, start), Some(0));
         let later = start + 100 * REFILL;
         assert_eq!(written(&mut budget, later).len(), BURST as usize);

@@ -1,29 +1,29 @@
-//! Memory that is free inside the process goes back to the system.
+//! Returns memory that is free inside the process to the system.
 //!
-//! glibc gives back free memory at the end of its heap alone. After a large drop (a service with
-//! many routes is gone, or many instances or proxies) the rest would be kept for good, in the holes
-//! between live blocks: gigabytes, where a mesh once was large.
+//! On its own, glibc returns only free memory at the end of its heap. After a large drop (a removed
+//! service with many routes, or many instances or proxies) the rest would stay in the holes between
+//! live blocks: gigabytes, after a large mesh.
 
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
-/// How often the heap is looked at.
+/// How often the heap is checked.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// As much memory must have become free for it to be worth the time.
+/// The least newly free memory that is worth the time.
 const WORTH_BYTES: usize = 64 << 20;
 
-/// Decides when memory is given back. Pure.
+/// Decides when memory is returned. Pure.
 #[derive(Default)]
 struct Trimmer {
-    /// The least that was free since memory was last given back. Given back, it still counts as free.
+    /// The least free memory since the last return. Returned memory still counts as free.
     free_bytes_min: usize,
 }
 
 impl Trimmer {
-    /// Whether to give memory back, where so much is free.
+    /// Whether to return memory, with this much free.
     fn is_due(&mut self, free_bytes: usize) -> bool {
         self.free_bytes_min = self.free_bytes_min.min(free_bytes);
         let is_due = free_bytes - self.free_bytes_min >= WORTH_BYTES;
@@ -34,7 +34,7 @@ impl Trimmer {
     }
 }
 
-/// Looks from time to time, for ever.
+/// Checks periodically, forever.
 pub async fn give_back() {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -60,7 +60,7 @@ pub async fn give_back() {
     }
 }
 
-/// Gives back the memory that is free now.
+/// Returns the memory that is free now.
 pub fn trim() {
     heap::trim();
 }
@@ -80,7 +80,7 @@ mod heap {
     }
 }
 
-/// Other allocators see to it by themselves.
+/// Other allocators return memory on their own.
 #[cfg(not(target_env = "gnu"))]
 mod heap {
     pub(super) fn free_bytes() -> usize {

@@ -1,4 +1,5 @@
-//! The metrics as `docs/reference/metrics.md` lists them: the table and the registry are made of the same calls.
+//! The metrics as `docs/reference/metrics.md` lists them: table and registry are built by the same
+//! calls.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -22,9 +23,9 @@ macro_rules! labels {
 
 pub(crate) use labels;
 
-/// A metric of a type that the reference can tell.
+/// A type of metric that the reference can describe.
 pub(crate) trait Told: Metric {
-    /// Behind the name: OpenMetrics has counters end so.
+    /// The suffix of the name: OpenMetrics requires one for counters.
     const SUFFIX: &'static str;
     const LABELS: &'static [&'static str];
 }

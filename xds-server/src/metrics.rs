@@ -1,4 +1,4 @@
-//! The control plane's metrics. One value, handed around; nothing is global.
+//! The control plane's metrics. One value, passed around; there are no globals.
 
 use std::sync::atomic::AtomicU64;
 
@@ -48,7 +48,7 @@ pub struct ResultLabel {
 pub struct ModeLabel {
     /// `normal`, `L1`, `L2` or `L3`.
     pub mode: &'static str,
-    /// The same in a word.
+    /// The mode as a word.
     pub name: &'static str,
 }
 
@@ -97,7 +97,7 @@ labels!(PortReasonLabel: port, reason);
 labels!(FileLabel: file);
 labels!(CellLabel: cell);
 
-/// All metrics, and the conditions beside them.
+/// All metrics, and the conditions.
 #[derive(Clone, Default)]
 pub struct Metrics {
     pub conditions: Conditions,
@@ -148,7 +148,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// A registry that shows these metrics under their names, which begin with `tidegate_`.
+    /// A registry with these metrics under their names, which begin with `tidegate_`.
     pub fn registry(&self) -> Registry {
         self.register().registry
     }
@@ -174,12 +174,12 @@ impl Metrics {
         );
         all.register(
             "xds_nacks",
-            "Discovery responses that a proxy refused, by kind",
+            "Discovery responses that a proxy rejected, by kind",
             m.xds_nacks,
         );
         all.register(
             "proxies_refusing",
-            "Connected proxies that refuse a resource which is offered",
+            "Connected proxies that reject an offered resource",
             m.proxies_refusing,
         );
         all.register(
@@ -195,7 +195,7 @@ impl Metrics {
         all.register("xds_streams", "Open xDS streams", m.xds_streams);
         all.register(
             "xds_streams_refused",
-            "xDS streams that were refused, by reason",
+            "xDS streams that were rejected, by reason",
             m.streams_refused,
         );
         all.register("connections", "Open connections", m.connections);
@@ -216,23 +216,23 @@ impl Metrics {
         );
         all.register(
             "tls_not_after_timestamp_seconds",
-            "When the certificate in force ends, and the first of the CA's, in seconds since 1970",
+            "Expiry of the certificate in force, and of the first CA certificate to expire, in seconds since 1970",
             m.tls_not_after,
         );
         all.register(
             "records_rejected",
-            "Records found unusable in the store, by reason",
+            "Unusable records found in the store, by reason",
             m.records_rejected,
         );
         all.register(
             "records_unused",
-            "Records in the store that are unusable now",
+            "Unusable records in the store now",
             m.records_unused,
         );
         all.register("instances", "Readable instance records now", m.instances);
         all.register(
             "instances_kept",
-            "Instances that are served though their records disappeared",
+            "Instances that are served although their records disappeared",
             m.instances_kept,
         );
         all.register(
@@ -242,7 +242,7 @@ impl Metrics {
         );
         all.register(
             "zone_share",
-            "The part of its full share that a service gets in a zone: 0 out, 1 fully in",
+            "Part of its full share that a service gets in a zone: 0 out, 1 fully in",
             m.zone_share,
         );
         all.register(
@@ -317,7 +317,7 @@ impl Metrics {
         );
         all.register(
             "session_puts",
-            "Writes by which sessions were created or renewed",
+            "Writes that created or renewed sessions",
             m.session_puts,
         );
         all.register(
@@ -332,12 +332,12 @@ impl Metrics {
         );
         all.register(
             "clock_slew_ppm",
-            "Parts per million by which the kernel speeds this machine's clock up",
+            "Slew of this machine's clock by the kernel, in parts per million",
             m.clock_slew_ppm,
         );
         all.register(
             "terms_agreed",
-            "1 while this process is configured with the agreed terms; 0: it grants nothing",
+            "1 while this process is configured with the agreed terms; at 0 it grants nothing",
             m.terms_agreed,
         );
         all.register(

@@ -6,8 +6,8 @@ use xds::transport::{self, Services, StreamService};
 
 use crate::net::{connections::Listener, tls::Peer};
 
-/// Serves connections, until it is dropped. Connections that are open then go on until their
-/// clients leave.
+/// Serves connections, until it is dropped. Open connections then continue until their clients
+/// leave.
 pub async fn serve<S>(listener: Listener, services: Services<S>)
 where
     S: StreamService<Peer = Peer>,

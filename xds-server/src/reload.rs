@@ -1,12 +1,15 @@
-//! Follows the configuration file. A file that is refused changes nothing: the last good one stays in force.
+//! Follows the configuration file. A rejected file changes nothing: the last good configuration
+//! stays in force.
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use agent::file_watcher::{FileWatcher, Pace};
 use policy::{
     KeySource, Writes,
     fence::{Agreed, Terms},
@@ -21,11 +24,12 @@ use crate::{
     metrics::{Metrics, ResultLabel},
 };
 
-/// How often the file is read. Its content is compared, not its times: a mounted ConfigMap changes by swapping links.
-const INTERVAL: Duration = Duration::from_millis(250);
-
-/// How many looks in a row must fail before a file counts as gone: a swap takes a moment.
-const MISSES_MAX: u32 = 8;
+/// A file that was written badly is reported at once, and one that is gone after two seconds.
+const PACE: Pace = Pace {
+    every: Duration::from_millis(250),
+    looks: 1,
+    failures: 8,
+};
 
 /// Reads and checks the file once.
 pub fn read(path: &Path) -> Result<(Config, String), ConfigError> {
@@ -46,8 +50,8 @@ fn warn_of(config: &Config) {
     }
 }
 
-/// Follows the file from now on; `current` and `text` are the results of [`read`]. Returns where
-/// new meshes appear.
+/// Follows the file from now on; `current` and `text` are the results of [`read`]. Returns a
+/// receiver of new meshes.
 pub fn follow(
     path: PathBuf,
     current: Config,
@@ -60,29 +64,31 @@ pub fn follow(
     let (publisher, meshes) = watch::channel(Arc::new(current.mesh));
     metrics.config_current.set(1);
     metrics.config_digest.set(publisher.borrow().digest as i64);
+    let reader = {
+        let path = path.clone();
+        move || std::fs::read_to_string(&path)
+    };
     let follower = Follower {
         path,
         promises,
         agreements,
         fixed: (current.listen, current.store, current.state),
-        text,
-        misses: 0,
         publisher,
         metrics,
     };
-    tokio::spawn(follower.run());
+    tokio::spawn(follower.run(FileWatcher::new(reader, text, PACE)));
     meshes
 }
 
-/// The fence's foundations, in all replicas and proxies at once: promises that are out cannot be
-/// changed while they run.
+/// The fence's terms, which all replicas and proxies share: they cannot be changed while promises
+/// made under them are in force.
 struct Promises {
     terms: Option<Terms>,
     /// The cells in their order, with their shards.
     cells: Vec<(String, u32)>,
-    /// The source of the key that tells the cell of a service's writes.
+    /// The source of the key that selects the cell of a service's writes.
     keys: BTreeMap<String, Option<KeySource>>,
-    /// The same, as replicas agree on it.
+    /// The same, in the form that replicas agree on.
     agreed: Option<Agreed>,
 }
 
@@ -107,13 +113,13 @@ impl Promises {
         }
     }
 
-    /// Whether all replicas have agreed on them, or on changing to them.
+    /// Whether all replicas have agreed on them, or on a change to them.
     fn agreed_by(&self, agreements: &Agreements) -> bool {
         let agreed = self.agreed.as_ref();
         agreed.is_some_and(|agreed| agreements.admits(agreed))
     }
 
-    /// Whether they keep the earlier promises. Services come and go.
+    /// Whether they keep the earlier promises. Services may be added and removed.
     fn keep(&self, before: &Promises) -> bool {
         let same = |(name, key)| self.keys.get(name).is_none_or(|now| now == key);
         self.terms == before.terms && self.cells == before.cells && before.keys.iter().all(same)
@@ -122,49 +128,38 @@ impl Promises {
 
 struct Follower {
     path: PathBuf,
-    /// The running settings that take a restart to change.
+    /// The running settings that need a restart to change.
     fixed: (Listen, StoreConfig, Option<PathBuf>),
     promises: Promises,
     agreements: Agreements,
-    /// The content that was looked at last, good or bad, so that a bad one is reported once.
-    text: String,
-    /// Looks in a row that found no file.
-    misses: u32,
     publisher: watch::Sender<Arc<Mesh>>,
     metrics: Metrics,
 }
 
 impl Follower {
-    async fn run(mut self) {
-        let mut ticks = tokio::time::interval(INTERVAL);
-        while !self.publisher.is_closed() {
-            ticks.tick().await;
-            match tokio::fs::read_to_string(&self.path).await {
+    async fn run(mut self, mut watcher: FileWatcher<String, io::Error>) {
+        loop {
+            let change = tokio::select! {
+                () = self.publisher.closed() => return,
+                change = watcher.changed() => change,
+            };
+            let file = self.path.display().to_string();
+            match change {
                 Ok(text) => {
-                    let back = std::mem::take(&mut self.misses) >= MISSES_MAX;
-                    let file = self.path.display().to_string();
-                    self.metrics.conditions.clear(Code::ConfigUnreadable, file);
-                    if text != self.text || back {
-                        self.consider(text);
-                    }
+                    self.metrics.conditions.clear(Code::ConfigUnreadable, &file);
+                    self.consider(&file, &text);
                 }
-                Err(error) => self.miss(&error),
+                Err(error) => self.miss(&file, &error),
             }
         }
     }
 
-    fn miss(&mut self, error: &std::io::Error) {
-        self.misses = self.misses.saturating_add(1);
-        if self.misses == MISSES_MAX {
-            self.metrics.config_current.set(0);
-            let file = self.path.display();
-            self.metrics.conditions.raise(
-                Code::ConfigUnreadable,
-                file.to_string(),
-                error.to_string(),
-            );
-            error!(%file, %error, "configuration cannot be read, the last good one stays in force");
-        }
+    fn miss(&self, file: &str, error: &io::Error) {
+        self.metrics.config_current.set(0);
+        self.metrics
+            .conditions
+            .raise(Code::ConfigUnreadable, file, error.to_string());
+        error!(%file, %error, "configuration cannot be read; the last good one stays in force");
     }
 
     fn refuse(&self, reason: &str) {
@@ -178,9 +173,8 @@ impl Follower {
         );
     }
 
-    fn consider(&mut self, text: String) {
-        let parsed = Config::parse(&self.path.display().to_string(), &text);
-        self.text = text;
+    fn consider(&mut self, file: &str, text: &str) {
+        let parsed = Config::parse(file, text);
         let result = if parsed.is_ok() { "ok" } else { "error" };
         self.metrics
             .config_reloads
@@ -196,7 +190,7 @@ impl Follower {
         let promises = Promises::of(&config.mesh);
         if !promises.keep(&self.promises) && !promises.agreed_by(&self.agreements) {
             self.refuse(
-                "`authority` is added or removed, which takes a restart; or its spans, its cells' shards or a service's `cell_key` are not those that all replicas have agreed on. To change them, begin with `tidegate terms change --config FILE`"
+                "`authority` is added or removed, which needs a restart; or its spans, its cells' shards or a service's `cell_key` differ from the terms that all replicas have agreed on. To change them, begin with `tidegate terms change --config FILE`"
             );
             return;
         }
@@ -206,8 +200,7 @@ impl Follower {
         self.metrics.conditions.clear(Code::ConfigRefused, "");
         let mut mesh = config.mesh;
         if config.listen != self.fixed.0 {
-            // Rules are about the running ports: those for TLS would refuse all clients that speak
-            // plain text.
+            // Rules apply to the running ports: rules for TLS would reject all plaintext clients.
             mesh.access = Arc::clone(&self.publisher.borrow().access);
         }
         let restart = (config.listen, config.store, config.state) != self.fixed;
@@ -289,7 +282,7 @@ mod tests {
         let first = digest.get();
         assert_ne!(first, 0);
         let write = |text: &str| {
-            // By renaming, so that no half of it is read.
+            // By renaming, so that no partial content is read.
             let partial = path.with_extension("partial");
             std::fs::write(&partial, text).unwrap();
             std::fs::rename(&partial, &path).unwrap();

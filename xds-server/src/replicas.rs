@@ -1,7 +1,7 @@
-//! Messages of replicas to each other through the store: which configuration each runs with.
+//! The configuration of each replica, published to the others through the store.
 //!
-//! A record is put once for each change, under a lease of its replica. Lease keepalives are not written down by etcd, so an
-//! idle replica costs its history nothing.
+//! A replica puts its record once for each change, under its own lease. etcd does not persist lease
+//! keepalives, so an idle replica does not grow its history.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -23,13 +23,13 @@ use crate::{
     store_health::StoreHealth,
 };
 
-/// Between two looks at the others, and two signs of life.
+/// Between two reads of the others' records, and between two keepalives.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// A replica that is gone is forgotten after so long.
+/// How long the record of a stopped replica remains.
 const LEASE_TTL: Duration = Duration::from_secs(30);
-/// A difference is one once the records of replicas that were replaced are gone.
+/// A difference is reported once the records of replaced replicas have expired.
 const DIFFERENT_FOR: Duration = Duration::from_secs(40);
-/// How many of the others a detail names.
+/// How many of the others a detail lists.
 const NAMED: usize = 5;
 
 const CODES: &[Code] = &[Code::ConfigDiffers];
@@ -37,9 +37,9 @@ const CODES: &[Code] = &[Code::ConfigDiffers];
 /// A replica's record of itself.
 #[derive(Debug, Serialize, Deserialize)]
 struct ReplicaRecord {
-    /// `host:process id`, for people.
+    /// `host:process id`, for operators.
     process: String,
-    /// Of its configuration, in hexadecimal.
+    /// The digest of its configuration, in hexadecimal.
     config: String,
 }
 
@@ -57,7 +57,7 @@ pub struct Replicas {
 }
 
 impl Replicas {
-    /// `number` is one that no other replica has.
+    /// `number` must be unique among replicas.
     pub fn new(
         store: Arc<dyn Store>,
         process: String,
@@ -76,7 +76,7 @@ impl Replicas {
         }
     }
 
-    /// Follows the configuration and the others, until the configuration has no source any more.
+    /// Follows the configuration and the others, until the sender of the configuration is dropped.
     pub async fn run(mut self, mut meshes: watch::Receiver<Arc<Mesh>>) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -89,14 +89,14 @@ impl Replicas {
             }
             let digest = meshes.borrow_and_update().digest;
             if let Err(error) = self.look(digest, Instant::now()).await {
-                debug!(%error, "the other replicas cannot be seen");
+                debug!(%error, "the records of other replicas cannot be read");
             }
         }
     }
 
-    /// Says which configuration is in force here, and looks at the others' records.
+    /// Publishes the configuration in force, and reads the others' records.
     async fn look(&mut self, digest: u64, now: Instant) -> Result<(), StoreError> {
-        // Others' records stay as they were seen while the store is away: nothing new is known.
+        // While the store is unreachable the others' records stay as last seen.
         if self.store_health.writes_refused().is_none() {
             self.publish(digest).await?;
         }
@@ -138,12 +138,12 @@ impl Replicas {
     }
 }
 
-/// A digest, as people see it.
+/// A digest, as operators see it.
 pub fn hex(digest: u64) -> String {
     format!("{digest:012x}")
 }
 
-/// The replicas of each configuration, where that is not the same for all.
+/// The replicas of each configuration; none if all have the same.
 fn differing(own: u64, others: impl Iterator<Item = ReplicaRecord>) -> Option<String> {
     let own = hex(own);
     let mut by_process: BTreeMap<String, String> = BTreeMap::new();
@@ -204,7 +204,7 @@ mod tests {
             before,
             "nothing is put twice"
         );
-        // A rollout takes its time.
+        // A rollout takes some time.
         assert_eq!(look([8, 7], 20).await, [false, false]);
         assert_eq!(look([8, 7], 70).await, [true, true]);
         let told = &metrics[1].conditions.list()[0].detail;

@@ -12,24 +12,26 @@ use envoy_types::pb::{
 };
 use policy::Policy;
 use registry::record::{InstanceKey, InvalidRecord};
+use serde::Deserialize;
 use xds::resource::{Kind, Names, Resources};
 
-/// The role of a proxy. It says so in `node.metadata.tidegate.role`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The role of a proxy, from `node.metadata.tidegate.role`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     #[default]
     Gateway,
     Sidecar,
-    /// No proxy: a gRPC client that speaks xDS by itself.
+    /// A gRPC client with its own xDS, without a proxy.
     Grpc,
-    /// A filter in an Envoy that somebody else configures. It gets a policy and grants by streams
-    /// of its own, and has no view.
+    /// A filter in an Envoy with a foreign configuration. Its policy and grants come over streams
+    /// of its own; it has no view.
     Guest,
 }
 
 impl Role {
     pub const ALL: [Role; 4] = [Role::Gateway, Role::Sidecar, Role::Grpc, Role::Guest];
-    /// Those that Tidegate configures and that have a filter, which alone admits writes.
+    /// The roles of proxies that Tidegate configures. Only these and guests admit writes.
     pub const PROXIES: [Role; 2] = [Role::Gateway, Role::Sidecar];
 
     /// The role of this name.
@@ -54,7 +56,7 @@ pub struct ViewKey {
     pub role: Role,
 }
 
-/// Client status tells the zone and the role as the proxy's bootstrap does.
+/// Client status reports the zone and the role as in the proxy's bootstrap.
 impl xds::Key for ViewKey {
     fn node(&self) -> Node {
         let value = |kind| Value { kind: Some(kind) };
@@ -74,7 +76,7 @@ impl xds::Key for ViewKey {
     }
 }
 
-/// The resources for the proxies of one zone and role, and the policy that their filters decide by.
+/// The resources for the proxies of one zone and role, and the policy of their filters.
 #[derive(Clone, Debug)]
 pub struct View {
     resources: Arc<xds::View>,
@@ -83,7 +85,8 @@ pub struct View {
 }
 
 impl View {
-    /// A view of these resources, whose routes and filter use the clusters `needed`: see [`xds::View::new`].
+    /// A view of these resources, whose routes and filter use the clusters `needed`: see
+    /// [`xds::View::new`].
     pub fn new(
         resources: [Resources; Kind::ALL.len()],
         needed: Names,
@@ -97,7 +100,7 @@ impl View {
         }
     }
 
-    /// The same, as the successor of `before`: clients with `before` learn quickly of the changes.
+    /// The same, as the successor of `before`: updating clients with `before` is cheap.
     pub fn after(self, before: &View) -> View {
         // It is not shared yet, so nothing is copied.
         let resources = Arc::unwrap_or_clone(self.resources);
@@ -112,7 +115,7 @@ impl View {
         &self.resources
     }
 
-    /// The policy that the proxies' filters decide by.
+    /// The policy of the proxies' filters.
     pub fn policy(&self) -> &Arc<Policy> {
         &self.policy
     }
@@ -157,7 +160,8 @@ impl Snapshot {
         }
     }
 
-    /// The same, of a store without instances that may have been emptied: nothing for a proxy that holds something.
+    /// The same, for a store without instances that may have been emptied: a proxy that holds
+    /// resources gets no response.
     pub fn bare(mut self) -> Snapshot {
         self.bare = true;
         self

@@ -1,4 +1,5 @@
-//! The needs of a start beyond a good file: `tidegate serve` and `tidegate check` ask the same.
+//! The requirements of a start beyond a valid file, shared by `tidegate serve` and `tidegate
+//! check`.
 
 use std::{
     ffi::OsStr,
@@ -12,25 +13,25 @@ use crate::{
     last_good,
 };
 
-/// How a process is to run by its file and its command line.
+/// The settings of a process from its file and its command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
-    /// The zones that it speaks for; none where no writes are fenced.
+    /// The zones that it serves; none if no writes are fenced.
     pub zones: Vec<Name>,
-    /// Where it keeps the last good state; none: it keeps none.
+    /// The file of the last good state; none: it is not kept.
     pub state: Option<PathBuf>,
 }
 
-/// Why a process cannot run so.
+/// Why a process cannot start with these settings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CannotStart {
     #[error("--zone: the configuration has no `authority`, so there is nothing to grant")]
     NothingToGrant,
     #[error(
-        "name the zone that this replica speaks for: --zone, or `authority.zones` in the configuration. It grants writes to that zone's proxies alone"
+        "set the zone that this replica serves: --zone, or `authority.zones` in the configuration. It grants writes only to that zone's proxies"
     )]
     NoZone,
-    #[error("no zone {zone:?} is configured; these are: {known}")]
+    #[error("zone {zone:?} is not configured; configured zones: {known}")]
     UnknownZone { zone: String, known: String },
     #[error("{field}: the directory {} does not exist: create it", directory.display())]
     NoDirectory {
@@ -40,7 +41,8 @@ pub enum CannotStart {
 }
 
 impl Start {
-    /// By this file, and by `--zone` where it is given. `state_directory` is systemd's variable `STATE_DIRECTORY`.
+    /// From this file, and from `--zone` if given. `state_directory` is systemd's variable
+    /// `STATE_DIRECTORY`.
     pub fn of(
         config: &Config,
         zone: Option<&str>,
@@ -75,7 +77,7 @@ fn zones(config: &Config, zone: Option<&str>) -> Result<Vec<Name>, CannotStart> 
     let zones = match zone {
         Some(zone) => vec![zone.to_owned()],
         None if !authority.zones.is_empty() => authority.zones.clone(),
-        // There is no other process.
+        // An embedded store has only this process.
         None if matches!(config.store, StoreConfig::Embedded { .. }) => all().collect(),
         None => return Err(CannotStart::NoZone),
     };

@@ -1,12 +1,11 @@
-//! The events that `feed` reads from the store and `authority` acts on. Both stand above this
-//! module.
+//! The events that `feed` reads from the store and `authority` handles. Both import this module.
 
 use registry::store::{ClusterId, Entry, Revision};
 
 /// The store's events about authority, in the order of its revisions.
 #[derive(Clone, Debug)]
 pub enum StoreEvent {
-    /// Everything, at one revision: after a start, or when events may have been missed.
+    /// The whole content, at one revision: after a start, or when events may have been missed.
     Listed {
         cluster: ClusterId,
         revision: Revision,
@@ -17,7 +16,6 @@ pub enum StoreEvent {
         key: String,
         revision: Revision,
     },
-    /// The store that answers is not believed: nothing is granted or moved until it is listed
-    /// again.
+    /// The store is distrusted: nothing is granted or moved until it is listed again.
     Doubted,
 }

@@ -1,9 +1,9 @@
-//! The health of the store, as one shared value: the served state and the operations that are let
-//! through follow from it.
+//! The health of the store, as one shared value. It determines the served state and the permitted
+//! operations.
 //!
 //! The reader reports the results of its reads and probes, the writers those of their writes. The
-//! causes are kept apart, so that each ends by itself: the store cannot be read, writes fail, the
-//! store is not the one that was. Each is a condition.
+//! causes are kept apart, so that each ends separately: reads fail, writes fail, the store is not
+//! the original one. Each is a condition.
 
 mod causes;
 mod probes;
@@ -24,31 +24,32 @@ use crate::{
     metrics::{Metrics, ModeLabel},
 };
 
-/// So many writes in a row that fail end the writing.
+/// After this many failed writes in a row, writing stops.
 const WRITE_FAILURES_MAX: u32 = 3;
-/// A write that takes longer is slow: sessions are renewed in times of this order.
+/// A longer write counts as slow: session renewals are of this order.
 const SLOW_WRITE: Duration = Duration::from_millis(500);
-/// So many in a row are a condition.
+/// This many slow writes in a row are a condition.
 const SLOW_WRITES_MAX: u32 = 3;
 /// Between two test writes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How far the store can be relied on.
+/// How far the store is usable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     Normal,
-    /// No member can be reached: the last good state is served.
+    /// No member is reachable: the last good state is served.
     L1,
-    /// Something answers, but cannot serve: the last good state is served, and dynamic weights are frozen.
+    /// A member answers, but cannot serve: the last good state is served, and dynamic weights are
+    /// frozen.
     L2,
-    /// Writes fail: nothing is registered or granted, the known state is served.
+    /// Writes fail: nothing is registered or granted, and the known state is served.
     L3,
 }
 
 impl Level {
     pub const ALL: [Level; 4] = [Level::Normal, Level::L1, Level::L2, Level::L3];
 
-    /// As metrics and people see it.
+    /// The name for metrics and operators.
     pub fn as_str(self) -> &'static str {
         match self {
             Level::Normal => "normal",
@@ -58,7 +59,7 @@ impl Level {
         }
     }
 
-    /// In a word: `normal`, `unreachable`, `degraded`, `read_only`.
+    /// As a word: `normal`, `unreachable`, `degraded`, `read_only`.
     pub fn name(self) -> &'static str {
         match self {
             Level::Normal => "normal",
@@ -75,19 +76,19 @@ pub struct Status {
     pub level: Level,
     /// When the level began.
     pub since: Instant,
-    /// Why it is not normal, or why the served state is stale; empty where all is well.
+    /// Why it is not normal, or why the served state is stale; empty if all is well.
     pub reason: String,
-    /// The served state comes from disk, or the store has not confirmed it since.
+    /// The served state comes from disk, or has not been confirmed by the store since.
     pub stale: bool,
-    /// Whether there is any state at all.
+    /// Whether there is any state.
     pub any: bool,
-    /// Whether an operator has to confirm that the store is to be believed again.
+    /// Whether an operator has to confirm that the store is trusted again.
     pub confirm: bool,
-    /// Whether writes to the store take so long that sessions are at risk.
+    /// Whether writes to the store are so slow that sessions are at risk.
     pub slow: bool,
 }
 
-/// The shared value. Copies are the same one.
+/// The shared value. Clones share it.
 #[derive(Clone)]
 pub struct StoreHealth {
     inner: Arc<Inner>,
@@ -100,7 +101,7 @@ struct Inner {
 }
 
 impl StoreHealth {
-    /// Normal until something else is found, with nothing known.
+    /// Normal until a fault is reported, without a state.
     pub fn new(metrics: Metrics) -> StoreHealth {
         let status = Status {
             level: Level::Normal,
@@ -127,27 +128,27 @@ impl StoreHealth {
         self.inner.status.borrow().clone()
     }
 
-    /// To wait for changes.
+    /// Subscribes to changes.
     pub fn subscribe(&self) -> watch::Receiver<Status> {
         self.inner.status.subscribe()
     }
 
-    /// Whether dynamic weights must stay as they are (L2, L3): their sources may be old.
+    /// Whether dynamic weights are frozen (L2, L3): their sources may be old.
     pub fn frozen(&self) -> bool {
         matches!(self.inner.status.borrow().level, Level::L2 | Level::L3)
     }
 
-    /// Why nothing is written to the store at present; none if it is.
+    /// Why writes to the store are stopped at present; none if they are not.
     pub fn writes_refused(&self) -> Option<String> {
         let causes = self.causes();
         causes.unwritten.as_ref().map(|reason| {
             format!(
-                "{reason}. Nothing is registered, kept alive or removed meanwhile; a test write is made every {PROBE_INTERVAL:?}, and the first one that succeeds ends this. Repeat the request"
+                "{reason}. No registration, keepalive or removal is possible meanwhile; a test write is sent every {PROBE_INTERVAL:?}, and the first success ends this. Retry the request"
             )
         })
     }
 
-    /// The store gave everything, or confirmed that nothing is missing.
+    /// The store returned everything, or confirmed that nothing is missing.
     pub fn confirmed(&self) {
         self.update(|causes| {
             causes.unread = None;
@@ -159,7 +160,7 @@ impl StoreHealth {
         });
     }
 
-    /// There is a state from disk that is `age` old.
+    /// A state from disk that is `age` old was loaded.
     pub fn loaded(&self, age: Duration) {
         self.update(|causes| {
             causes.any = true;
@@ -167,7 +168,7 @@ impl StoreHealth {
         });
     }
 
-    /// The store could not be read.
+    /// A read of the store failed.
     pub fn unread(&self, error: &StoreError) {
         let level = match error {
             StoreError::Unreachable { .. } => Level::L1,
@@ -180,7 +181,7 @@ impl StoreHealth {
         });
     }
 
-    /// The store answers, but with a state that may not be believed: it waits for an operator.
+    /// The store answers, but with a state that a sanity guard rejects: it waits for an operator.
     pub fn doubted(&self, reason: &str) {
         self.update(|causes| {
             causes.unread = None;
@@ -190,22 +191,23 @@ impl StoreHealth {
         });
     }
 
-    /// Some of the store's state is not served until an operator confirms it; none: all of it is.
+    /// Some of the store's state is not served until an operator confirms it; none: all of it is
+    /// served.
     pub fn held(&self, reason: Option<String>) {
         self.update(|causes| causes.held = reason);
     }
 
-    /// Notes the outcome of a write. Lease keepalives are none: etcd does not write them down.
+    /// Reports the outcome of a write. Lease keepalives do not count: etcd does not persist them.
     pub fn wrote<T>(&self, outcome: &Result<T, StoreError>) {
         match outcome {
             Err(error) => self.write_failed(error),
-            // Most writes: nothing changes, and no watcher need be woken.
+            // Most writes change nothing, and need not wake any watcher.
             Ok(_) if self.causes().writes_well() => {}
             Ok(_) => self.update(Causes::wrote),
         }
     }
 
-    /// The same for a write that was timed from when it was sent.
+    /// Reports the outcome of a write that took `took` from its sending.
     pub fn wrote_in<T>(&self, outcome: &Result<T, StoreError>, took: Duration) {
         self.wrote(outcome);
         let slow = took >= SLOW_WRITE;
@@ -221,13 +223,13 @@ impl StoreHealth {
             let counts = match error {
                 StoreError::Timeout { .. } => 1,
                 StoreError::Refused { cause, .. } => match cause {
-                    // No other write will do better.
+                    // Other writes will fail as well.
                     RefusedCause::Full | RefusedCause::CorruptData => WRITE_FAILURES_MAX,
                     RefusedCause::Forbidden | RefusedCause::Busy => 1,
                     // The store answered; the request was at fault.
                     RefusedCause::Other => return causes.wrote_badly(),
                 },
-                // Says nothing about how writes fare.
+                // Says nothing about the health of writes.
                 StoreError::Unavailable { .. } | StoreError::Unreachable { .. } => return,
                 _ => return causes.wrote_badly(),
             };
@@ -248,12 +250,12 @@ impl StoreHealth {
         });
     }
 
-    /// The last write that failed, unless one has succeeded since.
+    /// The last failed write, unless one has succeeded since.
     pub fn write_error(&self) -> Option<String> {
         self.causes().write_error.clone()
     }
 
-    /// Brings the age of the served state up to date, for the present reader of the metrics.
+    /// Updates the age of the served state, for a reader of the metrics.
     pub fn measure(&self) {
         let confirmed = self.causes().confirmed;
         let age = confirmed.map_or(0, |at| at.elapsed().as_secs());
@@ -267,7 +269,7 @@ impl StoreHealth {
     }
 
     fn update(&self, change: impl FnOnce(&mut Causes)) {
-        // Held to the end: statuses are published in the order of the causes.
+        // Locked to the end: statuses are published in the order of the causes.
         let mut causes = self.causes();
         change(&mut causes);
         self.inner.status.send_if_modified(|status| {

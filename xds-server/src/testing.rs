@@ -1,8 +1,9 @@
-//! Meshes for tests, of this crate and beside it.
+//! Meshes for tests, inside and outside of this crate.
 
 use crate::config::{Config, Mesh};
 
-/// The YAML of a mesh of these zones, as `zone/region` with spaces between. `rest` is the rest of it: the services, and more.
+/// The YAML of a mesh with these zones, each as `zone/region`, separated by spaces. `rest` is the
+/// remainder: the services, and more.
 pub fn mesh_text(zones: &str, rest: &str) -> String {
     let zone = |zone: &str| {
         let (name, region) = zone.split_once('/').expect("zone/region");
@@ -19,7 +20,7 @@ pub fn mesh_text(zones: &str, rest: &str) -> String {
 ///
 /// # Panics
 ///
-/// If it is no good configuration.
+/// If the configuration is not valid.
 pub fn mesh(zones: &str, rest: &str) -> Mesh {
     let config = Config::parse("mesh.yaml", &mesh_text(zones, rest));
     config.expect("a good configuration").mesh

@@ -1,8 +1,9 @@
-//! The time that people read.
+//! The wall clock.
 
 use std::time::SystemTime;
 
-/// Milliseconds since 1970 by the wall clock: for people, and for numbers that only have to be higher than before.
+/// Milliseconds since 1970 by the wall clock: for operators, and for numbers that only have to
+/// rise.
 pub fn unix_ms() -> u64 {
     #[allow(clippy::disallowed_methods, reason = "nothing is decided by it")]
     let now = SystemTime::now();

@@ -14,12 +14,12 @@ use xds_server::{
     metrics::{Metrics, ResultLabel},
 };
 
-/// Tells the child which file to write.
+/// The file that the child writes.
 const FILE: &str = "TIDEGATE_TEST_STATE";
 const ROUNDS: u64 = 30;
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A state of so many entries at `revision`.
+/// A state with this many entries at `revision`.
 fn state(revision: i64, entries: usize) -> LastGood {
     let entry = |number| Entry {
         key: format!("/tidegate/v1/instances/orders/sh-a/{number}"),
@@ -78,7 +78,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// As [`eventually`], without holding up other tasks.
+/// As [`eventually`], without blocking other tasks.
 async fn until(what: &str, holds: impl Fn() -> bool) {
     let held = async {
         while !holds() {
@@ -107,7 +107,7 @@ fn a_writer_that_is_killed_leaves_a_whole_file() {
         let before = revision(&path);
         let writer = Writer::start(&path);
         eventually("the child writes", || revision(&path) != before);
-        // Somewhere else in a write each time.
+        // At another point of a write each time.
         std::thread::sleep(Duration::from_micros(round * 211));
         drop(writer);
         assert!(revision(&path).is_some());

@@ -1,4 +1,5 @@
-//! A large mesh that is gone gives its memory back. A process of its own: no other test allocates.
+//! The memory of a large mesh is returned after its removal. A separate process, so that no other
+//! test allocates.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use xds_server::{
     world::{Change, Origin, World},
 };
 
-/// A mesh with so many services of a thousand routes each beside a small one.
+/// A mesh with this many services of a thousand routes each, and a small one.
 fn mesh(services: usize) -> Arc<Mesh> {
     let large = (0..services).map(|service| {
         let routes: Vec<String> = (0..1_000)
@@ -49,8 +50,8 @@ fn a_large_mesh_that_is_gone_gives_its_memory_back() {
     drop(world.snapshot(0));
     let before = resident_mib();
     world.apply(Change::Mesh(mesh(services)), 0);
-    // Snapshots that proxies still hold for a moment, and data that stay for good, lie side by side
-    // in memory.
+    // Snapshots that proxies still hold for a moment, and permanent data, lie side by side in
+    // memory.
     let shown = world.snapshot(0);
     let large = resident_mib();
     world.apply(Change::Mesh(mesh(0)), 0);

@@ -1,5 +1,4 @@
-//! The modules of the crate form no circle: none imports another that imports it, directly or
-//! through others.
+//! The modules of the crate have no import cycle, direct or indirect.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +26,7 @@ fn modules_import_each_other_in_no_circle() {
         imported.remove(name);
     }
     assert!(imports.len() > 20 && imports["world"].contains("translate"));
-    // The modules that import nothing that is left, until none is left.
+    // Removes modules without remaining imports until none is left.
     loop {
         let left: BTreeSet<String> = imports.keys().cloned().collect();
         let is_free = |imported: &BTreeSet<String>| imported.is_disjoint(&left);
@@ -49,7 +48,7 @@ fn modules_import_each_other_in_no_circle() {
     }
 }
 
-/// Adds the modules of the crate that the code below `path` names, but for its tests.
+/// Adds the modules of the crate that the code below `path` imports, without its tests.
 fn collect(path: &Path, imported: &mut BTreeSet<String>) {
     let name = path.file_stem().and_then(|name| name.to_str());
     if name == Some("tests") {
@@ -62,7 +61,7 @@ fn collect(path: &Path, imported: &mut BTreeSet<String>) {
         return;
     }
     let text = fs::read_to_string(path).expect("text");
-    // Tests of a file stand at its end.
+    // Tests are at the end of a file.
     let code = text.split("#[cfg(test)]\nmod tests {").next();
     let code: String = code
         .unwrap_or_default()

@@ -1,7 +1,8 @@
-//! A server that gives every Envoy a listener, a route and a cluster, and moves the cluster's endpoint each second.
+//! A server that gives every Envoy a listener, a route and a cluster, and changes the cluster's
+//! endpoint each second.
 //!
-//! `cargo run -p tidegate-xds --example minimal -- 127.0.0.1:18000`, and an Envoy whose bootstrap asks there by ADS
-//! for clusters and listeners.
+//! Run `cargo run -p tidegate-xds --example minimal -- 127.0.0.1:18000`, and an Envoy whose
+//! bootstrap fetches clusters and listeners from that address by ADS.
 
 use std::{env, sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! A client's state in the terms of CSDS. See `envoy.service.status.v3`.
+//! A client's state as CSDS reports it. See `envoy.service.status.v3`.
 
 use std::collections::BTreeMap;
 
@@ -19,18 +19,18 @@ use crate::{
 /// The most resources in one answer: about 30 MB.
 const RESOURCES_MAX: usize = 200_000;
 
-/// Why a question is not answered.
+/// Why a request is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unanswerable {
     #[error("node_matchers: node_metadatas are not supported, use node_id")]
     Metadata,
     #[error("node_matchers.node_id: {0} is not supported, use exact, prefix, suffix or contains")]
     Pattern(&'static str),
-    #[error("more than {RESOURCES_MAX} resources: ask about fewer clients by node_matchers")]
+    #[error("more than {RESOURCES_MAX} resources: select fewer clients by node_matchers")]
     TooMuch,
 }
 
-/// Which clients are asked about.
+/// The clients that a request selects.
 #[derive(Debug, Default)]
 pub(super) struct Matchers(Vec<Matcher>);
 
@@ -54,7 +54,7 @@ impl Matchers {
         Ok(Matchers(matchers.collect::<Result<_, _>>()?))
     }
 
-    /// Any one of them is enough; without any all clients match.
+    /// One match suffices; without matchers all clients match.
     fn match_id(&self, id: &str) -> bool {
         self.0.is_empty() || self.0.iter().any(|matcher| matcher.matches(id))
     }
@@ -121,7 +121,7 @@ impl Part {
 }
 
 impl<K: Key> Clients<K> {
-    /// The clients that match, with all their streams.
+    /// The selected clients, with all their streams.
     pub(super) fn client_configs(
         &self,
         matchers: &Matchers,
@@ -159,7 +159,7 @@ fn configs<K: Key>(connected: &Connected<K>) -> Vec<GenericXdsConfig> {
     kinds.flat_map(|kind| of_kind(&stream, kind)).collect()
 }
 
-/// The resources of a kind that a stream's client has, refused and waits for. Without contents.
+/// The resources of a kind that a stream's client has, rejected or requested. Without contents.
 pub(super) fn of_kind(stream: &Stream, kind: Kind) -> Vec<GenericXdsConfig> {
     let offered = stream.view().of(kind);
     let mut all: BTreeMap<&str, GenericXdsConfig> = BTreeMap::new();
@@ -184,7 +184,7 @@ pub(super) fn of_kind(stream: &Stream, kind: Kind) -> Vec<GenericXdsConfig> {
         let (config, client) = match (acked, is_offered) {
             (false, _) => (ConfigStatus::Stale, ClientResourceStatus::Requested),
             (true, true) => (ConfigStatus::Synced, ClientResourceStatus::Acked),
-            // The present offer waits for something, or for the answer to another response.
+            // The current version waits for other resources, or for the answer to another response.
             (true, false) => (ConfigStatus::NotSent, ClientResourceStatus::Acked),
         };
         all.insert(name, entry(name, version.to_string(), config, client));
@@ -192,7 +192,7 @@ pub(super) fn of_kind(stream: &Stream, kind: Kind) -> Vec<GenericXdsConfig> {
     let refusal = stream.refusal(kind).map_or("", |r| r.message.as_str());
     for (name, version) in stream.rejected(kind) {
         let config = all.entry(name).or_insert_with(|| {
-            // It has nothing under that name.
+            // The client has no resource of that name.
             entry(
                 name,
                 String::new(),

@@ -1,4 +1,4 @@
-//! The connected clients, as operators see them. The list is worked out on request only.
+//! The connected clients, as operators see them. The list is computed only on request.
 
 use std::{
     collections::BTreeMap,
@@ -14,14 +14,14 @@ use crate::{
     stream::{Refused, Stream, Variant},
 };
 
-/// How many characters of a client's refusal are kept.
+/// How many characters of a client's rejection are kept.
 pub(super) const MESSAGE_CHARS_MAX: usize = 1_000;
-/// How many names of a kind are listed for a client; the rest is counted.
+/// How many names of a kind are listed for a client; the others are only counted.
 const NAMES_MAX: usize = 100;
 /// How many characters of a node id are kept.
 const NODE_ID_CHARS_MAX: usize = 128;
 
-/// A client, as it was admitted.
+/// An admitted client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client<K> {
     /// The beginning of its `node.id`.
@@ -47,9 +47,9 @@ impl<K> Client<K> {
 pub struct ClientStatus<K> {
     /// Its identity.
     pub client: Client<K>,
-    /// Its view is gone: it keeps its last state and learns nothing more.
+    /// Its view is gone: it keeps its last state and gets no updates.
     pub orphaned: bool,
-    /// Of the kinds that it has asked for.
+    /// By kind, for the kinds that it has subscribed to.
     pub kinds: BTreeMap<Kind, KindStatus>,
 }
 
@@ -60,20 +60,20 @@ pub struct KindStatus {
     pub acked: usize,
     /// Versions of the first of them, by name.
     pub versions: BTreeMap<String, String>,
-    /// The last refusal, as long as something that was refused is still offered.
+    /// The last rejection, while a rejected resource is still offered.
     pub nack: Option<Nack>,
 }
 
-/// A refusal.
+/// A rejection.
 #[derive(Clone, Debug)]
 pub struct Nack {
-    /// The first of the resources that were refused.
+    /// The first of the rejected resources.
     pub resources: Vec<String>,
     /// The beginning of the client's message.
     pub message: String,
 }
 
-/// All streams. Cheap to clone: all clones are one.
+/// All streams. Cheap to clone: clones share the list.
 pub struct Clients<K> {
     streams: Arc<Mutex<Streams<K>>>,
 }
@@ -91,13 +91,13 @@ pub(super) struct Connected<K> {
 }
 
 impl<K: Key> Connected<K> {
-    /// The memory of its stream. Held for one change at a time, and never across a wait.
+    /// The state of its stream. Locked for one change at a time, and never across an await.
     pub(super) fn stream(&self) -> MutexGuard<'_, Stream> {
-        // A panic ends the stream and with it this.
+        // A panic ends the stream, and this state with it.
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes whether the client's view is gone; true if that is news.
+    /// Records whether the client's view is gone; true if that is new.
     pub(super) fn set_orphaned(&self, orphaned: bool) -> bool {
         self.orphaned.swap(orphaned, Ordering::Relaxed) != orphaned
     }
@@ -160,7 +160,7 @@ pub struct Health<K> {
     pub key: K,
     /// [`ClientStatus::orphaned`].
     pub orphaned: bool,
-    /// The refused resources that are still offered, as `kind name`, with the client's message.
+    /// The rejected resources that are still offered, as `kind name`, with the client's message.
     pub refusals: Vec<(String, String)>,
 }
 
@@ -202,12 +202,12 @@ impl<K: Key> Clients<K> {
         streams.iter().map(|stream| stream.status()).collect()
     }
 
-    /// Every stream, in the order of arrival. Not under the lock: they come and go meanwhile.
+    /// Every stream, in the order of arrival. A copy: streams come and go meanwhile.
     pub(super) fn connected(&self) -> Vec<Arc<Connected<K>>> {
         self.lock().by_id.values().cloned().collect()
     }
 
-    /// The first resource that a client refuses, with its message.
+    /// The first resource that a client rejects, with its message.
     pub fn refusal_of(&self, node_id: &str) -> Option<String> {
         let streams = self.connected().into_iter();
         let mut of_node = streams.filter(|connected| connected.client.node_id == node_id);
@@ -217,12 +217,12 @@ impl<K: Key> Clients<K> {
 }
 
 impl<K> Clients<K> {
-    /// How many streams are open.
+    /// The number of open streams.
     pub fn count(&self) -> usize {
         self.lock().by_id.len()
     }
 
-    /// Enters a stream; it leaves when the entry is dropped.
+    /// Adds a stream; dropping the entry removes it.
     pub(super) fn enter(&self, client: Client<K>, stream: Stream) -> Entry<K> {
         let connected = Arc::new(Connected {
             client,
@@ -241,7 +241,7 @@ impl<K> Clients<K> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Streams<K>> {
-        // Every change is one insertion or removal: a panic elsewhere cannot have left it half done.
+        // Every change is one insertion or removal: a panic elsewhere cannot leave it half done.
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -19,16 +19,16 @@ use crate::{
     discovery::Key,
 };
 
-/// The longest question, in bytes.
+/// The longest request, in bytes.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
-/// How many answers are made or wait for their clients at a time. Each may have megabytes.
+/// How many answers may be built or waiting for their clients at a time. Each may have megabytes.
 const ANSWERS_MAX: usize = 4;
-/// The longest answer to a single question: the default limit of gRPC's clients.
+/// The longest answer to a unary request: the default limit of gRPC's clients.
 const SINGLE_BYTES_MAX: usize = 4 << 20;
 
-/// The service for a tonic server: the state of the connected clients. Contents of resources are
-/// never in an answer.
+/// The service for a tonic server: the state of the connected clients, without the contents of
+/// resources.
 pub fn service<K: Key>(clients: Clients<K>) -> ClientStatusDiscoveryServiceServer<Csds<K>> {
     let csds = Csds {
         clients,
@@ -53,13 +53,13 @@ impl<K> Clone for Csds<K> {
 }
 
 impl<K: Key> Csds<K> {
-    /// The answer, and the place that it has until it is dropped.
+    /// The answer, and its permit until it is dropped.
     async fn answer_in_turn(
         &self,
         request: ClientStatusRequest,
     ) -> Result<(ClientStatusResponse, OwnedSemaphorePermit), Status> {
         let place = Arc::clone(&self.answers).acquire_owned().await;
-        // It is never closed.
+        // The semaphore is never closed.
         let place = place.map_err(|error| Status::internal(error.to_string()))?;
         Ok((self.answer(request)?, place))
     }
@@ -87,12 +87,12 @@ impl<K: Key> ClientStatusDiscoveryService for Csds<K> {
         request: Request<Streaming<ClientStatusRequest>>,
     ) -> Result<Response<Self::StreamClientStatusStream>, Status> {
         let csds = self.clone();
-        // One answer to each question, worked out when the client takes it. An error ends the stream.
+        // One answer to each request, computed when the client reads it. An error ends the stream.
         let start = (request.into_inner(), None);
         let answers = try_unfold(start, move |(mut questions, place)| {
             let csds = csds.clone();
             async move {
-                // The next answer is asked for once the last one is on its way.
+                // The permit is released once its answer is on its way.
                 drop::<Option<OwnedSemaphorePermit>>(place);
                 let Some(question) = questions.message().await? else {
                     return Ok(None);
@@ -111,7 +111,7 @@ impl<K: Key> ClientStatusDiscoveryService for Csds<K> {
         let (answer, _place) = self.answer_in_turn(request.into_inner()).await?;
         if answer.encoded_len() > SINGLE_BYTES_MAX {
             return Err(Status::resource_exhausted(
-                "the answer is longer than clients take: use StreamClientStatus, or ask about fewer clients by node_matchers",
+                "the answer exceeds the default limit of gRPC clients: use StreamClientStatus, or select fewer clients by node_matchers",
             ));
         }
         Ok(Response::new(answer))

@@ -1,5 +1,5 @@
-//! The two traits by which a server is told apart from its surroundings: [`Discovery`] says which
-//! view a client may have, and [`Events`] hears of each event.
+//! The two traits that connect a server to its surroundings: [`Discovery`] selects a client's view,
+//! and [`Events`] receives each event.
 
 use std::{fmt, future::pending, sync::Arc};
 
@@ -15,24 +15,25 @@ use crate::{
     view::View,
 };
 
-/// How many names of refused resources are logged.
+/// How many names of rejected resources are logged.
 const REFUSED_NAMES_LOGGED: usize = 10;
 
-/// Where streams find the present snapshot; none before the first. When its sender is dropped, all streams end.
+/// The current snapshot; none before the first. All streams end when its sender is dropped.
 pub type Snapshots<S> = watch::Receiver<Option<Arc<S>>>;
 
-/// Which view a client may have.
+/// Selects the view of a client.
 ///
-/// A clone goes with each stream, so a clone should be cheap.
+/// Each stream has a clone, so cloning should be cheap.
 pub trait Discovery: Clone + Send + Sync + 'static {
-    /// The other end of a connection, as the listener knows it: an address, or a certificate's names.
+    /// The other end of a connection, as the listener knows it: an address, or the names in a
+    /// certificate.
     type Peer: Clone + Send + Sync + 'static;
     /// The key of a client's view. Kept with the client.
     type Key: Key;
     /// All views at one moment.
     type Snapshot: Send + Sync + 'static;
 
-    /// The snapshots, as they come. Called once.
+    /// The stream of snapshots. Called once.
     fn snapshots(&self) -> Snapshots<Self::Snapshot>;
 
     /// Admits a client by the node of its first request.
@@ -49,18 +50,19 @@ pub trait Discovery: Clone + Send + Sync + 'static {
         snapshot: &Self::Snapshot,
     ) -> Result<Self::Key, Status>;
 
-    /// The view of an admitted client; none where it is no longer served, and keeps its resources.
+    /// The view of an admitted client; none if it is no longer served. Then it keeps its resources.
     fn view(&self, snapshot: &Arc<Self::Snapshot>, key: &Self::Key) -> Option<Arc<View>>;
 
-    /// Whether the snapshot may be empty by mistake, as after a loss of data. A client that comes
-    /// with other clusters or endpoints then gets nothing, and keeps its resources, until a
-    /// snapshot is not in doubt.
+    /// Whether the snapshot may be empty by mistake, for example after a loss of data. A client
+    /// that arrives with other clusters or endpoints then gets no response, and keeps its
+    /// resources, until a snapshot is not in doubt.
     fn is_in_doubt(&self, snapshot: &Self::Snapshot) -> bool {
         let _ = snapshot;
         false
     }
 
-    /// Completes when a client had better ask another server; its stream then ends with the status.
+    /// Completes when a client should connect to another server; its stream then ends with the
+    /// status.
     fn moves_away(
         &self,
         key: &Self::Key,
@@ -73,16 +75,16 @@ pub trait Discovery: Clone + Send + Sync + 'static {
 
 /// The key of a client's view.
 pub trait Key: Clone + fmt::Debug + Ord + Send + Sync + 'static {
-    /// The node that client status (CSDS) tells of a client, but for its id.
+    /// The node that client status (CSDS) reports for a client, without its id.
     fn node(&self) -> Node {
         Node::default()
     }
 }
 
-/// Of a server that has one view for all.
+/// The key of a server with a single view.
 impl Key for () {}
 
-/// One view for all clients alike.
+/// One view for all clients.
 impl Discovery for Snapshots<View> {
     type Peer = ();
     type Key = ();
@@ -95,7 +97,7 @@ impl Discovery for Snapshots<View> {
     fn admit(&self, _: &(), _: Option<&Node>, variant: Variant, view: &View) -> Result<(), Status> {
         match variant {
             Variant::StateOfTheWorld if view.is_on_demand() => Err(Status::invalid_argument(
-                "virtual hosts on demand are for delta alone: set api_type: DELTA_GRPC in the proxy's bootstrap",
+                "virtual hosts on demand need the delta variant: set api_type: DELTA_GRPC in the proxy's bootstrap",
             )),
             Variant::StateOfTheWorld | Variant::Delta => Ok(()),
         }
@@ -106,9 +108,9 @@ impl Discovery for Snapshots<View> {
     }
 }
 
-/// The events of a server's streams, to be counted and logged. Each method may be called by many
-/// threads at once, and holds up the stream that calls it. Unless told otherwise, they log the
-/// events of interest to a person.
+/// Receives the events of a server's streams, to count and log them. Several threads may call each
+/// method at once, and a call blocks the stream. The default methods log the events that matter to
+/// operators.
 pub trait Events<K: Key>: Send + Sync + 'static {
     /// A client was admitted.
     fn connected(&self, client: &Client<K>) {
@@ -120,22 +122,23 @@ pub trait Events<K: Key>: Send + Sync + 'static {
         info!(node = client.node_id, "client disconnected");
     }
 
-    /// A client's view is gone: it keeps its last state and learns nothing more.
+    /// A client's view is gone: it keeps its last state and gets no updates.
     fn orphaned(&self, client: &Client<K>) {
         warn!(node = client.node_id, key = ?client.key, "client has no view any more");
     }
 
-    /// A response is about to be sent: so many resources, and so many times to live renewed.
+    /// A response is about to be sent, with these numbers of resources and of renewed times to
+    /// live.
     fn responds(&self, kind: Kind, resources: usize, renewals: usize) {
         let _ = (kind, resources, renewals);
     }
 
-    /// A client refused resources (NACK).
+    /// A client rejected resources (NACK).
     fn refused(&self, node_id: &str, kind: Kind, refused: &Refused) {
         warn_of_refusal(node_id, kind, refused);
     }
 
-    /// A client is sent nothing, since the snapshot [is in doubt](Discovery::is_in_doubt).
+    /// A client gets no response, since the snapshot [is in doubt](Discovery::is_in_doubt).
     fn held_back(&self, node_id: &str) {
         warn!(
             node = node_id,
@@ -143,13 +146,13 @@ pub trait Events<K: Key>: Send + Sync + 'static {
         );
     }
 
-    /// So many streams are held back now. Called in the order in which the number changes.
+    /// The number of streams that are held back has changed. Calls are in the order of the changes.
     fn held_back_now(&self, streams: usize) {
         let _ = streams;
     }
 }
 
-/// The log line of a refusal (NACK), with its first few names.
+/// The log line of a rejection (NACK), with its first few names.
 pub fn warn_of_refusal(node_id: &str, kind: Kind, refused: &Refused) {
     warn!(
         node = node_id,
@@ -161,5 +164,5 @@ pub fn warn_of_refusal(node_id: &str, kind: Kind, refused: &Refused) {
     );
 }
 
-/// Logs, and counts nothing.
+/// Logs only.
 impl<K: Key> Events<K> for () {}

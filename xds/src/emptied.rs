@@ -1,8 +1,9 @@
-//! Clients that show that a snapshot is empty by mistake.
+//! Detects a snapshot that is empty by mistake, from the clients that reconnect.
 //!
-//! A store without instances may never have had one, or may have been emptied. Clients that come back say
-//! which versions they hold, and a version is the hash of the content. So clusters and endpoints that are ours
-//! to the byte show nothing, whichever server sent them, and others show that there were instances.
+//! A store without instances may never have had one, or may have been emptied. Reconnecting clients
+//! send the versions that they hold, and a version is the hash of the content. Clusters and
+//! endpoints that equal ours prove nothing, regardless of the server that sent them. Different ones
+//! prove that there were instances.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +13,8 @@ use crate::{
     server::Scope,
 };
 
-/// A client's resources of a kind from before, compared with those that it would be sent.
+/// A client's resources of a kind from an earlier stream, compared with those that it would be
+/// sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Brought {
     Nothing,
@@ -24,9 +26,9 @@ pub(super) enum Brought {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Serve,
-    /// Its next requests tell.
+    /// Undecided: its next requests decide.
     Listen,
-    /// It is sent nothing, and its client keeps its resources.
+    /// It gets no response, and its client keeps its resources.
     HoldBack,
 }
 
@@ -34,13 +36,14 @@ pub(super) enum Verdict {
 #[derive(Clone, Debug)]
 pub(super) struct Evidence {
     scope: Scope,
-    /// The first request brought nothing: the client is new.
+    /// The first request brought no resources: the client is new.
     is_new: bool,
-    /// The client has had time to ask for all that it holds, which clients that come back do at once.
+    /// The client has had time to subscribe to everything that it holds. Reconnecting clients do so
+    /// at once.
     pub(super) is_late: bool,
     clusters: Option<Brought>,
     endpoints: Option<Brought>,
-    /// Of the kind that a separate service is about.
+    /// Of the kind of a separate service.
     own: Option<Brought>,
 }
 
@@ -63,7 +66,7 @@ impl Evidence {
         self.add(kind, brought);
     }
 
-    /// A request. Only the first one of a kind names the resources that its client brings.
+    /// Adds a request. Only the first request of a kind lists the resources that the client holds.
     pub(super) fn add(&mut self, kind: Option<Kind>, brought: Brought) {
         let place = match (self.scope, kind) {
             (Scope::Only(_), _) => &mut self.own,
@@ -80,7 +83,7 @@ impl Evidence {
             (Some(Other), _, _) | (_, Some(Other), _) | (_, _, Some(Other)) => Verdict::HoldBack,
             (Some(_), _, _) | (_, _, Some(_)) | (_, Some(Nothing), _) => Verdict::Serve,
             _ if self.is_new => Verdict::Serve,
-            // Its clusters have endpoints of which it says nothing.
+            // The client has not listed its clusters' endpoints.
             (_, Some(Same), None) if self.is_late => Verdict::HoldBack,
             (_, None, None) if self.is_late => Verdict::Serve,
             _ => Verdict::Listen,
@@ -88,13 +91,13 @@ impl Evidence {
     }
 }
 
-/// The streams that are held back. Copies count together.
+/// The streams that are held back. Clones share the count.
 pub(super) struct HeldBack<K: Key> {
     count: Arc<Mutex<usize>>,
     events: Arc<dyn Events<K>>,
 }
 
-/// One of them. Dropped, it is none any more.
+/// A stream that is held back, until it is dropped.
 pub(super) struct Held<K: Key>(HeldBack<K>);
 
 impl<K: Key> HeldBack<K> {
@@ -110,7 +113,7 @@ impl<K: Key> HeldBack<K> {
         Held(self.clone())
     }
 
-    /// Tells of the number under the lock, so that the last one told is the last one.
+    /// Reports the number under the lock, so that the last report is the final number.
     fn change(&self, change: impl FnOnce(usize) -> usize) {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         *count = change(*count);
@@ -139,7 +142,7 @@ mod tests {
     use Brought::{Nothing, Other, Same};
     use Verdict::{HoldBack, Listen, Serve};
 
-    /// The requests' evidence; the verdict, and the verdict once the stream is late.
+    /// The evidence of the requests; the verdict, and the verdict once the stream is late.
     type Case = (&'static [(Kind, Brought)], Verdict, Verdict);
 
     #[test]
@@ -153,7 +156,7 @@ mod tests {
             (&[(Cluster, Same), (Endpoints, Same)], Serve, Serve),
             (&[(Cluster, Same), (Endpoints, Nothing)], Serve, Serve),
             (&[(Cluster, Same), (Endpoints, Other)], HoldBack, HoldBack),
-            // A later acknowledgement says nothing of the resources that were brought.
+            // A later acknowledgement does not list resources from an earlier stream.
             (
                 &[(Cluster, Same), (Endpoints, Other), (Endpoints, Same)],
                 HoldBack,

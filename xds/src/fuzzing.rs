@@ -1,9 +1,10 @@
-//! A discovery stream under any bytes of a client, from a script of bytes: for the fuzzer, and for
-//! the tests.
+//! A discovery stream under arbitrary bytes of a client, from a script of bytes: for the fuzzer,
+//! and for the tests.
 //!
-//! Everything between the HTTP/2 stream and the protocol's memory takes part: gRPC's framing, decoding, introduction, the
-//! stream, and the encoding of responses. Some steps are raw bytes; others make well-formed requests, since a fuzzer would
-//! take ages to find by itself the nonce that acknowledges a response.
+//! It covers everything between the HTTP/2 stream and the protocol's state: gRPC's framing,
+//! decoding, introduction, the stream, and the encoding of responses. Some steps are raw bytes.
+//! Others build well-formed requests, since a fuzzer would hardly ever guess the nonce that
+//! acknowledges a response.
 
 use std::{
     num::NonZeroU32,
@@ -37,7 +38,8 @@ use crate::{
     view::View,
 };
 
-/// Names that well-formed requests choose from. Some exist in some views; one is a host as a request may spell it.
+/// Names for well-formed requests. Some exist in some views; one is a host as a request may spell
+/// it.
 const NAMES: [&str; 8] = [
     "*",
     "a",
@@ -48,12 +50,13 @@ const NAMES: [&str; 8] = [
     "table/a",
     "table/x.C:8",
 ];
-/// The longest message of a script: long ones find nothing that short ones do not.
+/// The longest message of a script: longer ones do not find more.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
-/// Responses that one step may bring: one of each kind.
+/// The most responses of one step: one of each kind.
 const RESPONSES_MAX: usize = Kind::ALL.len();
 
-/// Views that a script chooses from: clusters come, change, die and go; routes need some of them.
+/// Views for scripts: clusters are added, changed, made unhealthy and removed; routes need some of
+/// them.
 static VIEWS: LazyLock<[Arc<View>; 5]> = LazyLock::new(|| {
     [
         view("1", &[], &[]),
@@ -67,7 +70,7 @@ static VIEWS: LazyLock<[Arc<View>; 5]> = LazyLock::new(|| {
 fn view(content: &str, clusters: &[&str], needed: &[&str]) -> Arc<View> {
     let mut resources: [Resources; Kind::ALL.len()] = Default::default();
     let mut add = |kind: Kind, name: &str, content: &str| {
-        // The type of message does not matter to the protocol.
+        // The protocol does not depend on the type of message.
         let message = Cluster {
             name: name.to_owned(),
             alt_stat_name: content.to_owned(),
@@ -93,9 +96,9 @@ fn view(content: &str, clusters: &[&str], needed: &[&str]) -> Arc<View> {
     Arc::new(View::new(resources, needed))
 }
 
-/// Plays a script. Panics if the stream does, or breaks a promise: a response that does not decode
-/// to its resources, a second one before the first is answered, an exchange that never comes to
-/// rest.
+/// Plays a script. Panics if the stream does, or if it violates a promise: a response that does not
+/// decode to its resources, a second one before the first is answered, an exchange that never
+/// settles.
 pub fn play(script: &[u8]) {
     let mut script = Script(script);
     match script.byte() % 2 {
@@ -113,7 +116,7 @@ impl Script<'_> {
     }
 }
 
-/// A request that a script asks for.
+/// A request in a script.
 struct Asked {
     kind: Kind,
     subscribe: Vec<String>,
@@ -123,7 +126,7 @@ struct Asked {
     initial: Vec<String>,
 }
 
-/// How a variant's requests are made, and its responses read.
+/// Builds a variant's requests and reads its responses.
 trait Client: Wire {
     fn request(asked: Asked) -> Self::Request;
     fn check(message: &[u8], meant: &Outgoing);
@@ -192,7 +195,7 @@ struct Player<'s, W> {
     script: Script<'s>,
     messages: Messages,
     stream: Stream,
-    /// The responses that are not answered, by kind.
+    /// The nonces of unanswered responses, by kind.
     unanswered: [Option<u64>; Kind::ALL.len()],
     wire: std::marker::PhantomData<W>,
 }
@@ -219,7 +222,7 @@ impl<'s, W: Client> Player<'s, W> {
                     let bytes = self.script.bytes();
                     self.messages.push(Bytes::copy_from_slice(bytes));
                     if self.receive().is_err() {
-                        // The stream would be ended.
+                        // The stream would end here.
                         return;
                     }
                 }
@@ -234,7 +237,7 @@ impl<'s, W: Client> Player<'s, W> {
         self.calm_down();
     }
 
-    /// Takes in the messages that are complete.
+    /// Handles the complete messages.
     fn receive(&mut self) -> Result<(), tonic::Status> {
         while let Some(message) = self.messages.next()? {
             let Ok(request) = W::Request::decode(message) else {
@@ -250,7 +253,7 @@ impl<'s, W: Client> Player<'s, W> {
             return;
         };
         let in_flight = self.stream.unanswered(kind);
-        // The answer is for people.
+        // The answer only serves logs.
         let _ = W::take(&mut self.stream, kind, request);
         if in_flight.is_some() && self.stream.unanswered(kind).is_none() {
             self.unanswered[kind.index()] = None;
@@ -289,7 +292,7 @@ impl<'s, W: Client> Player<'s, W> {
         self.take(&W::request(asked));
     }
 
-    /// How many responses were sent.
+    /// Returns the number of responses sent.
     fn send_due(&mut self) -> usize {
         let mut sent = 0;
         while let Some(outgoing) = self.stream.next_due() {
@@ -308,7 +311,7 @@ impl<'s, W: Client> Player<'s, W> {
         sent
     }
 
-    /// Acknowledges everything: after a few turns nothing is due any more.
+    /// Acknowledges everything: after a few turns no response is due any more.
     fn calm_down(&mut self) {
         for _ in 0..4 * Kind::ALL.len() {
             for kind in Kind::ALL {

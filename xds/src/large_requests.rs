@@ -8,11 +8,11 @@ use tokio::{
     task::block_in_place,
 };
 
-/// Requests that are longer take long to be taken in: up to seconds, with hundreds of thousands of names.
+/// Longer requests take long to handle: up to seconds, with hundreds of thousands of names.
 const LONG_BYTES_MIN: usize = 64 * 1024;
 
-/// Has long requests wait for each other, and all others for none of them. Cheap to clone: all
-/// clones are one.
+/// Makes long requests wait for each other, and short ones for none. Cheap to clone: clones share
+/// the turns.
 #[derive(Clone)]
 pub(super) struct Turns {
     one: Arc<Semaphore>,
@@ -27,17 +27,17 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// Does the work of a request of so many bytes. If it is long, the streams that this thread
-    /// serves as well go on meanwhile on another one.
+    /// Does the work of a request of this many bytes. During a long one, the other streams of this
+    /// thread continue on another thread.
     pub(super) async fn take<T>(&self, request_bytes: usize, work: impl FnOnce() -> T) -> T {
         if request_bytes < LONG_BYTES_MIN {
             return work();
         }
-        // It is never closed.
+        // The semaphore is never closed.
         let _turn = self.one.acquire().await;
         match Handle::current().runtime_flavor() {
             RuntimeFlavor::MultiThread => block_in_place(work),
-            // There is no other thread.
+            // There is only one thread.
             _ => work(),
         }
     }
@@ -60,7 +60,7 @@ mod tests {
             let turns = turns.clone();
             tokio::spawn(async move {
                 let work = move || {
-                    begun.send(()).expect("somebody waits for it");
+                    begun.send(()).expect("a request waits for it");
                     end.recv_timeout(ENOUGH).expect("it may end");
                 };
                 turns.take(LONG_BYTES_MIN, work).await;
@@ -74,10 +74,12 @@ mod tests {
             .expect("it begins");
         let ((begins, mut begun), (may_end_too, end)) = (oneshot::channel(), mpsc::channel());
         let second = long(begins, end);
-        // On the only thread for tasks, on which the first one began.
+        // On the only worker thread, which is also the first one's.
         let short = turns.clone();
         let short = tokio::spawn(async move { short.take(LONG_BYTES_MIN - 1, || 7).await });
-        let done = timeout(ENOUGH, short).await.expect("it waits for nobody");
+        let done = timeout(ENOUGH, short)
+            .await
+            .expect("it waits for no request");
         assert_eq!(done.expect("it ends"), 7);
         assert!(begun.try_recv().is_err(), "one after the other");
         may_end.send(()).expect("it works");

@@ -1,4 +1,4 @@
-//! When a stream has to renew the times to live of its client's resources.
+//! When a stream renews the times to live of its client's resources.
 
 use std::{future::pending, num::NonZeroU32, pin::Pin, time::Duration};
 
@@ -7,10 +7,11 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::stream::Stream;
 use crate::resource::Kind;
 
-/// After which part of a time to live it is renewed. A renewal may be lost or late, and the next one still comes in time.
+/// The part of a time to live after which it is renewed. If a renewal is lost or late, the next one
+/// is still in time.
 const SHARE: u32 = 3;
 
-/// By kind. Costs nothing where nothing has a time to live.
+/// By kind. Costs nothing without times to live.
 #[derive(Default)]
 pub(super) struct Renewals {
     next: [Option<Instant>; Kind::ALL.len()],
@@ -18,7 +19,7 @@ pub(super) struct Renewals {
 }
 
 impl Renewals {
-    /// Takes in the stream's present state.
+    /// Updates from the stream's state.
     pub(super) fn follow(&mut self, stream: &Stream) {
         let before = self.first();
         for kind in Kind::ALL {
@@ -33,7 +34,7 @@ impl Renewals {
         }
     }
 
-    /// Comes when something is to be renewed. Nothing is lost if it is given up meanwhile.
+    /// Completes when a renewal is due. Cancel safe.
     pub(super) async fn due(&mut self) {
         match &mut self.timer {
             Some(timer) => timer.await,
@@ -41,8 +42,7 @@ impl Renewals {
         }
     }
 
-    /// Has the stream renew the times to live that are due; [`Renewals::follow`] plans the next
-    /// time.
+    /// Renews the times to live that are due; [`Renewals::follow`] plans the next time.
     pub(super) fn begin(&mut self, stream: &mut Stream) {
         let now = Instant::now();
         for kind in Kind::ALL {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{resource::Kind, view::View};
 
-/// A variant's requests, and their way into a stream's state.
+/// A variant's requests, and how they change a stream's state.
 pub(super) trait Wire: Send + 'static {
     type Request: Message + Default;
     const VARIANT: Variant;
@@ -22,22 +22,22 @@ pub(super) trait Wire: Send + 'static {
 
     fn node(request: &Self::Request) -> Option<&Node>;
 
-    /// The client's resources of `kind`, by the first request of that kind, beside those of `view`.
+    /// The client's resources of `kind` in the first request of that kind, compared with `view`.
     fn brings(first: &Self::Request, kind: Kind, view: &View) -> Brought;
 
-    /// Feeds a request into the stream's state.
+    /// Applies a request to the stream's state.
     fn take(stream: &mut Stream, kind: Kind, request: &Self::Request)
     -> Result<Answer, StaleNonce>;
 }
 
-/// The longest name of a resource that is taken, in bytes. Names may come out of any request to a
-/// proxy (hosts, clusters on demand), and there may be many. Resources with longer names do not
-/// exist.
+/// The longest accepted name of a resource, in bytes. Names may come from any request to a proxy
+/// (hosts, clusters on demand), and there may be many. Longer names are ignored: no resource has
+/// one.
 const NAME_BYTES_MAX: usize = 1024;
-/// The part of a refusal's message that is looked at.
+/// How much of a rejection's message is read.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
-/// Those of a request's names that can be something's.
+/// The names of a request that a resource could have.
 pub(super) fn names(names: &[String]) -> impl Iterator<Item = &str> {
     names
         .iter()
@@ -56,9 +56,11 @@ fn beginning(message: &str) -> &str {
     &message[..end.unwrap_or_default()]
 }
 
-/// How many names stand in an encoded request of either variant, as far as it is one. Decoded, each would take many times its bytes.
+/// Counts the names in an encoded request of either variant, up to the first malformed byte.
+/// Decoded names take many times their encoded bytes.
 pub(super) fn count_names(request: &[u8]) -> usize {
-    /// `resource_names` or `resource_names_subscribe`, `resource_names_unsubscribe`, `initial_resource_versions`.
+    /// `resource_names` or `resource_names_subscribe`, `resource_names_unsubscribe`,
+    /// `initial_resource_versions`.
     const NAMES: std::ops::RangeInclusive<u32> = 3..=5;
     let mut rest = request;
     let mut count = 0;
@@ -71,7 +73,7 @@ pub(super) fn count_names(request: &[u8]) -> usize {
     count
 }
 
-/// The verdict of a request's nonce and error on the response with that nonce.
+/// The verdict of a request on the response with its nonce.
 pub(super) fn verdict<'m>(nonce: &'m str, error: Option<&'m Status>) -> Verdict<'m> {
     match error {
         _ if nonce.is_empty() => Verdict::None,
@@ -107,7 +109,7 @@ mod tests {
             ..DiscoveryRequest::default()
         };
         assert_eq!(count_names(&sotw.encode_to_vec()), 4);
-        // Bytes that are no request fail when they are decoded.
+        // Malformed bytes fail later, in the decoder.
         assert_eq!(count_names(&[0x1a, 0xff]), 1);
     }
 

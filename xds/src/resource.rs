@@ -1,4 +1,4 @@
-//! xDS resources: encoded once, immutable, with a version that follows from the content.
+//! xDS resources: encoded once, immutable, with a version derived from the content.
 
 use std::{fmt, num::NonZeroU32, sync::Arc};
 
@@ -13,8 +13,9 @@ use prost::{
 
 /// The kinds of resources, **in the order in which they are sent**.
 ///
-/// A proxy must know a cluster and its endpoints before a route names them, or requests end in 503; a listener that
-/// arrives before its routes only waits for them. See Envoy's xDS protocol, "Eventual consistency considerations".
+/// A proxy must know a cluster and its endpoints before a route names them, or requests end in 503.
+/// A listener that arrives before its routes only waits for them. See Envoy's xDS protocol,
+/// "Eventual consistency considerations".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// CDS.
@@ -34,7 +35,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them, in order.
+    /// All kinds, in order.
     pub const ALL: [Kind; 7] = [
         Kind::Cluster,
         Kind::Secret,
@@ -81,26 +82,26 @@ impl Kind {
         }
     }
 
-    /// Whether there is such a thing in the state of the world.
+    /// Whether the kind exists in the state of the world.
     pub const fn in_state_of_the_world(self) -> bool {
         !matches!(self, Kind::VirtualHosts)
     }
 
-    /// Whether resources of the kind may be given times to live in the state of the world. When those of endpoints or routes run
-    /// out there, Envoy 1.40 crashes.
+    /// Whether resources of the kind may have times to live in the state of the world. Envoy 1.40
+    /// crashes there when those of endpoints or routes expire.
     pub const fn may_expire_in_state_of_the_world(self) -> bool {
         !matches!(self, Kind::Endpoints | Kind::Routes)
     }
 
-    /// Whether a state-of-the-world response must carry every resource of the kind: a missing one
-    /// is gone.
+    /// Whether a state-of-the-world response must carry every resource of the kind. A missing
+    /// resource is then removed.
     pub const fn full_state(self) -> bool {
         matches!(self, Kind::Cluster | Kind::Listener)
     }
 }
 
-/// A content hash (XXH3): equal content has equal versions on every replica and after every restart, so a proxy that
-/// moves between replicas is sent nothing.
+/// A content hash (XXH3): equal content has equal versions on every replica and after every
+/// restart. So a proxy that moves between replicas gets no update.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(u64);
 
@@ -110,7 +111,8 @@ impl Version {
         Version(xxhash_rust::xxh3::xxh3_64(bytes))
     }
 
-    /// Reads a version that a client presents. Text that is not one of ours becomes a version that no resource has.
+    /// Reads a version that a client presents. Any other text becomes a version that no resource
+    /// has.
     pub fn parse(text: &str) -> Version {
         u64::from_str_radix(text, 16).map_or_else(|_| Version::of(text.as_bytes()), Version)
     }
@@ -130,9 +132,10 @@ impl fmt::Debug for Version {
 
 /// One resource, ready to be sent: encoded once, and shared by every stream that sends it.
 ///
-/// In both variants of the protocol `resources` is field 2 of the response. In delta its entries are `Resource` messages,
-/// with the `Any` in *their* field 2; in the state of the world they are the `Any` itself. So an entry whose `Any` stands
-/// last holds the other variant's entry as its tail:
+/// In both variants of the protocol `resources` is field 2 of the response. In delta its entries
+/// are `Resource` messages, with the `Any` in *their* field 2; in the state of the world they are
+/// the `Any` itself. So an entry whose `Any` is last contains the other variant's entry as its
+/// tail:
 ///
 /// ```text
 /// 12 len | 1a name | 0a version | 32 len ttl | 12 len | 0a type_url | 12 len | message
@@ -140,21 +143,20 @@ impl fmt::Debug for Version {
 ///        ^ contents of the `Resource` message
 /// ```
 ///
-/// Fields that differ between clients, such as aliases, stand in front of a tail that is shared all
-/// the same.
+/// Fields that differ between clients, such as aliases, precede a tail that is still shared.
 #[derive(Clone, Debug)]
 pub struct Resource {
-    /// By which clients ask for it.
+    /// The name by which clients request it.
     pub name: Arc<str>,
-    /// Of its content.
+    /// The version of its content.
     pub version: Version,
-    /// Requests that are sent here fail: endpoints of which none is healthy.
+    /// Requests sent to it fail: endpoints without a healthy one.
     pub no_healthy_endpoints: bool,
-    /// How long a client may keep it without hearing of it again, in seconds; none for ever.
+    /// How long a client may keep it without a renewal, in seconds; none: forever.
     pub ttl_s: Option<NonZeroU32>,
     digest: Digest,
     wire: Bytes,
-    /// The rest: the pieces of a message that other resources share.
+    /// The pieces at its end, which other resources share.
     rest: Arc<[Bytes]>,
     /// Where the contents of the `Resource` message begin in `wire`.
     contents_at: usize,
@@ -164,7 +166,7 @@ pub struct Resource {
     message_at: usize,
 }
 
-/// Versions follow from the content, so this is equality of contents.
+/// Versions are derived from the content, so this is equality of contents.
 impl PartialEq for Resource {
     fn eq(&self, other: &Resource) -> bool {
         self.version == other.version
@@ -174,7 +176,8 @@ impl PartialEq for Resource {
 }
 
 impl Resource {
-    /// Encodes `message`. Its encoding must be the same every time: no map fields with more than one entry.
+    /// Encodes `message`. Its encoding must be deterministic: no map fields with more than one
+    /// entry.
     pub fn encode<M: Message + Name>(name: &str, message: &M) -> Resource {
         Resource::of_bytes(name, &M::type_url(), &[&message.encode_to_vec()])
     }
@@ -189,15 +192,15 @@ impl Resource {
         Resource::of_parts(name, type_url, version, pieces, Arc::default())
     }
 
-    /// A resource whose message is the concatenation of `pieces`, which it shares. Its version follows from theirs, so that
-    /// each is hashed once.
+    /// A resource whose message is the concatenation of `pieces`, which it shares. Its version is
+    /// derived from theirs, so that each piece is hashed once.
     pub fn of_pieces<'p>(
         name: &str,
         type_url: &str,
         pieces: impl Iterator<Item = &'p Piece>,
     ) -> Resource {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
-        // There may be many, all over memory: each is looked at once.
+        // There may be many, scattered in memory: each is read once.
         let shared = pieces.map(|piece| {
             hash.update(&piece.version.0.to_le_bytes());
             piece.bytes.clone()
@@ -229,7 +232,8 @@ impl Resource {
         Resource::of_any(Arc::from(name), version, None, &any, message_at, rest)
     }
 
-    /// `any` and `rest` are an entry of the state of the world, whose message begins at `message_at`.
+    /// `any` and `rest` form an entry of the state of the world, whose message begins at
+    /// `message_at`.
     fn of_any(
         name: Arc<str>,
         version: Version,
@@ -262,7 +266,7 @@ impl Resource {
         }
     }
 
-    /// The same, for endpoints of which none is healthy.
+    /// The same, for endpoints without a healthy one.
     pub fn without_healthy_endpoints(self) -> Resource {
         Resource {
             no_healthy_endpoints: true,
@@ -270,8 +274,8 @@ impl Resource {
         }
     }
 
-    /// The same with a time to live. It is another version, so that clients that have the resource
-    /// without it are sent it again.
+    /// The same with a time to live. Its version differs, so that clients that have the resource
+    /// without one get it again.
     pub fn lasting(&self, ttl_s: NonZeroU32) -> Resource {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(&self.version.0.to_le_bytes());
@@ -286,7 +290,7 @@ impl Resource {
         }
     }
 
-    /// The message, encoded. It is a copy where the resource shares pieces.
+    /// The encoded message. It is a copy if the resource shares pieces.
     pub fn message(&self) -> Bytes {
         let begin = self.wire.slice(self.message_at..);
         match self.rest.is_empty() {
@@ -305,12 +309,13 @@ impl Resource {
         &self.rest
     }
 
-    /// An entry of `DeltaDiscoveryResponse.resources`, with its tag and length, but for its [rest](Resource::rest).
+    /// An entry of `DeltaDiscoveryResponse.resources`, with its tag and length, but without its
+    /// [rest](Resource::rest).
     pub fn delta_entry(&self) -> Bytes {
         self.wire.clone()
     }
 
-    /// The same for a client that asked by other names, or knows no times to live: the bytes before
+    /// The same for a client that uses aliases, or does not support times to live: the bytes before
     /// [`Resource::sotw_entry`].
     pub fn delta_head(&self, aliases: &[Arc<str>]) -> Bytes {
         let mut head = Vec::new();
@@ -326,7 +331,8 @@ impl Resource {
         entry(&contents, 0)
     }
 
-    /// An entry of `DiscoveryResponse.resources`, with its tag and length, but for its [rest](Resource::rest).
+    /// An entry of `DiscoveryResponse.resources`, with its tag and length, but without its
+    /// [rest](Resource::rest).
     pub fn sotw_entry(&self) -> Bytes {
         self.wire.slice(self.any_at..)
     }
@@ -341,19 +347,19 @@ impl Resource {
         entry(&head, contents_len)
     }
 
-    /// The `Resource` message, but for its [rest](Resource::rest).
+    /// The `Resource` message, without its [rest](Resource::rest).
     pub fn contents(&self) -> Bytes {
         self.wire.slice(self.contents_at..)
     }
 
-    /// How long it is, with its rest, from a place in `wire`.
+    /// The length from an offset in `wire`, including the rest.
     fn len_from(&self, at: usize) -> usize {
         self.wire.len() - at + total_len(&self.rest)
     }
 }
 
-/// An entry of `DeltaDiscoveryResponse.resources` that says that nothing goes by a name. For virtual hosts Envoy wants it so,
-/// not in `removed_resources`; see "Virtual Host Discovery Service".
+/// An entry of `DeltaDiscoveryResponse.resources` for a name without a resource. For virtual hosts
+/// Envoy expects it there, not in `removed_resources`; see "Virtual Host Discovery Service".
 pub fn unresolved_entry(alias: &Arc<str>) -> Bytes {
     let mut contents = Vec::new();
     put(&mut contents, field::RESOURCE_NAME, alias.as_bytes());
@@ -368,7 +374,7 @@ fn total_len(pieces: &[Bytes]) -> usize {
 /// The wrapper of a resource with a time to live, in the state of the world.
 const WRAPPER_TYPE_URL: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
-/// An entry of `resources` but for its last `rest_len` bytes.
+/// An entry of `resources`, without its last `rest_len` bytes.
 fn entry(head: &[u8], rest_len: usize) -> Bytes {
     let mut entry = Vec::with_capacity(delimited_len(head.len()));
     begin(&mut entry, field::RESOURCES, head.len() + rest_len);
@@ -403,19 +409,19 @@ fn put_aliases(into: &mut Vec<u8>, aliases: &[Arc<str>]) {
 pub struct Piece {
     /// Whole fields of the message, encoded.
     pub bytes: Bytes,
-    /// Of the bytes.
+    /// The version of the bytes.
     pub version: Version,
 }
 
 impl Piece {
-    /// Whole fields of a message.
+    /// A piece of whole encoded fields.
     pub fn of(bytes: impl Into<Bytes>) -> Piece {
         let bytes = bytes.into();
         let version = Version::of(&bytes);
         Piece { bytes, version }
     }
 
-    /// Of one that is a field with a message, that message.
+    /// For a piece that is one field with a message: that message.
     pub fn message(&self) -> Piece {
         let mut bytes = self.bytes.clone();
         let begins = decode_key(&mut bytes).and_then(|_| decode_varint(&mut bytes));
@@ -427,7 +433,8 @@ impl Piece {
     }
 }
 
-/// The numbers of the fields in `envoy/service/discovery/v3/discovery.proto` and `google/protobuf/any.proto`.
+/// The numbers of the fields in `envoy/service/discovery/v3/discovery.proto` and
+/// `google/protobuf/any.proto`.
 mod field {
     pub(super) const RESOURCES: u32 = 2;
     pub(super) const RESOURCE_NAME: u32 = 3;
@@ -439,7 +446,7 @@ mod field {
     pub(super) const ANY_VALUE: u32 = 2;
 }
 
-/// Puts a string, bytes or a message: a length-delimited field of number `tag`.
+/// Appends a string, bytes or a message: a length-delimited field of number `tag`.
 pub(crate) fn put(into: &mut Vec<u8>, tag: u32, content: &[u8]) {
     begin(into, tag, content.len());
     into.extend_from_slice(content);
@@ -450,47 +457,48 @@ fn begin(into: &mut Vec<u8>, tag: u32, len: usize) {
     encode_varint(len as u64, into);
 }
 
-/// How long a field of a number below 16 is whose content has `len` bytes.
+/// The length of a field with a number below 16 whose content has `len` bytes.
 fn delimited_len(len: usize) -> usize {
     1 + encoded_len_varint(len as u64) + len
 }
 
-/// The digest of a set of resources, the same on every replica, in whatever order the set came
-/// about: the sum of its members' digests, so that it follows a change at the cost of that change.
+/// The digest of a set of resources: the sum of its members' digests. It is the same on every
+/// replica, regardless of the order of changes, and an update costs as much as the change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Digest(u64);
 
 impl Digest {
-    /// Of a set of one.
+    /// The digest of a set of one.
     pub fn of(name: &str, version: Version) -> Digest {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(name.as_bytes());
-        // Keeps name and version apart: names contain no zero byte.
+        // Separates name and version: names contain no zero byte.
         hash.update(&[0]);
         hash.update(&version.0.to_le_bytes());
         Digest(hash.digest())
     }
 
-    /// With one more member.
+    /// The digest with one more member.
     pub fn plus(self, member: Digest) -> Digest {
         Digest(self.0.wrapping_add(member.0))
     }
 
-    /// Without that member.
+    /// The digest without that member.
     pub fn minus(self, member: Digest) -> Digest {
         Digest(self.0.wrapping_sub(member.0))
     }
 
-    /// As the version of the set.
+    /// The version of the set.
     pub fn version(self) -> Version {
         Version(self.0)
     }
 }
 
-/// Names of resources. Shared structure, as below.
+/// Names of resources. Shares structure, as below.
 pub type Names = imbl::OrdSet<Arc<str>>;
 
-/// Resources of one kind by name. Shared structure: a new map that differs in one resource costs one path.
+/// Resources of one kind by name. Shares structure: a new map that differs in one resource costs
+/// one path.
 pub type Resources = imbl::OrdMap<Arc<str>, Arc<Resource>>;
 
 /// `message` as an `Any` with its type URL.

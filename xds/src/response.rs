@@ -1,7 +1,7 @@
-//! Responses as bytes: a head of its own for each stream, and shared entries.
+//! Responses as bytes: a separate head for each stream, and shared entries.
 //!
-//! `DiscoveryResponse` and `DeltaDiscoveryResponse` have the same numbers for the fields that both have, so one encoder does
-//! for both; which fields there are is all that differs.
+//! `DiscoveryResponse` and `DeltaDiscoveryResponse` have the same numbers for their common fields.
+//! So one encoder serves both, and only the set of fields differs.
 
 use std::collections::VecDeque;
 
@@ -13,8 +13,8 @@ use crate::{
     transport::{PREFIX_BYTES, Pieces},
 };
 
-/// The fields of `DeltaDiscoveryResponse`, those of `DiscoveryResponse` among them. The entries of field 2, `resources`, are
-/// the resources' own.
+/// The fields of `DeltaDiscoveryResponse`, which include those of `DiscoveryResponse`. The entries
+/// of field 2, `resources`, are encoded by the resources.
 mod field {
     pub(super) const VERSION: u32 = 1;
     pub(super) const TYPE_URL: u32 = 4;
@@ -22,10 +22,10 @@ mod field {
     pub(super) const REMOVED: u32 = 6;
 }
 
-/// Enough for the head of a response that removes nothing.
+/// Enough for the head of a response without removals.
 const HEAD_BYTES: usize = 160;
 
-/// `response` as a gRPC message. Errors: it is longer than 4 GiB.
+/// `response` as a gRPC message. Fails if it is longer than 4 GiB.
 pub(super) fn encode(variant: Variant, response: &Outgoing) -> Result<Pieces, TooLong> {
     let mut head = Vec::with_capacity(HEAD_BYTES);
     head.resize(PREFIX_BYTES, 0);
@@ -44,7 +44,7 @@ pub(super) fn encode(variant: Variant, response: &Outgoing) -> Result<Pieces, To
         }
     }
     let mut pieces = VecDeque::with_capacity(1 + response.resources.len());
-    // Its bytes come once their number is known.
+    // Filled in once the length is known.
     pieces.push_back(Bytes::new());
     let mut aliases = response.aliases.iter().peekable();
     for (at, resource) in response.resources.iter().enumerate() {
@@ -118,7 +118,7 @@ mod tests {
         }
     }
 
-    /// The message without the gRPC prefix, taken out in steps of `step` bytes.
+    /// The message without the gRPC prefix, read in steps of `step` bytes.
     fn message(variant: Variant, step: usize) -> Vec<u8> {
         let mut frame = encode(variant, &response()).expect("it is short");
         let mut bytes = Vec::new();
@@ -260,7 +260,8 @@ mod tests {
         assert_eq!(response.resources.len(), 2);
     }
 
-    /// A time to live that comes, changes or goes must reach the clients that have the resource.
+    /// A time to live that is added, changed or removed must reach the clients that have the
+    /// resource.
     #[test]
     fn a_time_to_live_is_part_of_the_version() {
         let plain = &response().resources[0];

@@ -1,8 +1,8 @@
-//! When a listener that a proxy refused is sent again.
+//! When a listener that a proxy rejected is sent again.
 //!
-//! Whether a proxy can listen depends on its machine, too: a port is busy, a log's directory is
-//! missing, the filter's file has not come yet. None of that changes the listener, so that it would
-//! never be sent again. Other kinds are refused for their contents.
+//! Whether a proxy can listen depends on its machine, too: a port is in use, a log's directory is
+//! missing, the filter's file has not arrived yet. None of these changes the listener, so without a
+//! retry it would never be sent again. Other kinds are rejected because of their contents.
 
 use std::{future::pending, pin::Pin, time::Duration};
 
@@ -11,21 +11,21 @@ use tokio::time::{Sleep, sleep};
 use super::stream::Stream;
 use crate::resource::Kind;
 
-/// The wait after the first refusal; each further refusal doubles it.
+/// The wait after the first rejection; each further one doubles it.
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest wait.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Costs nothing where nothing is refused.
+/// Costs nothing without rejections.
 #[derive(Default)]
 pub(super) struct Retries {
-    /// The last wait; none where nothing is refused.
+    /// The last wait; none without rejections.
     wait: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Retries {
-    /// Takes in the client's present refusals.
+    /// Updates from the client's present rejections.
     pub(super) fn follow(&mut self, stream: &Stream) {
         if stream.refusal(Kind::Listener).is_none() {
             *self = Retries::default();
@@ -36,7 +36,7 @@ impl Retries {
         }
     }
 
-    /// Comes when something is to be sent again. Nothing is lost if it is given up meanwhile.
+    /// Completes when a retry is due. Cancel safe.
     pub(super) async fn due(&mut self) {
         match &mut self.timer {
             Some(timer) => timer.await,
@@ -44,7 +44,7 @@ impl Retries {
         }
     }
 
-    /// Has the stream send it again; [`Retries::follow`] plans the next time.
+    /// Sends it again; [`Retries::follow`] plans the next time.
     pub(super) fn begin(&mut self, stream: &mut Stream) {
         self.timer = None;
         stream.retry(Kind::Listener);
@@ -65,10 +65,10 @@ mod tests {
         view::View,
     };
 
-    /// A client that refuses its only listener.
+    /// A client that rejects its only listener.
     fn refusing() -> Stream {
         let mut resources: [Resources; Kind::ALL.len()] = Default::default();
-        // The kind of message does not matter to the protocol.
+        // The protocol does not depend on the type of message.
         let listener = Arc::new(Resource::encode("gateway", &Cluster::default()));
         resources[Kind::Listener.index()].insert(Arc::clone(&listener.name), listener);
         let view = View::new(resources, Default::default());

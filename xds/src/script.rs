@@ -1,6 +1,6 @@
 //! A fuzzer's bytes, read as a script.
 
-/// Bytes that choose the next steps. There is always a byte: at the end it is 0.
+/// Bytes that choose the next steps. After the end every byte is 0.
 pub(crate) struct Script<'s>(pub(crate) &'s [u8]);
 
 impl<'s> Script<'s> {

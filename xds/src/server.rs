@@ -15,7 +15,7 @@ use crate::{
     transport::{Incoming, Outgoing, StreamService},
 };
 
-/// The resources that a stream is about.
+/// The resources that a stream serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
     /// The aggregated service.
@@ -32,7 +32,8 @@ pub struct DiscoveryMethod {
 }
 
 impl DiscoveryMethod {
-    /// The method at a path. See the table "RPC Services and Methods for Each Variant" in Envoy's description of xDS.
+    /// The method at a path. See the table "RPC Services and Methods for Each Variant" in Envoy's
+    /// description of xDS.
     fn at(path: &str) -> Option<DiscoveryMethod> {
         use Variant::{Delta, StateOfTheWorld};
         let (service, method) = path.strip_prefix("/envoy.service.")?.split_once('/')?;
@@ -86,7 +87,8 @@ impl DiscoveryMethod {
     }
 }
 
-/// The discovery services: the aggregated one and the separate ones, delta and state of the world. Cheap to clone.
+/// The discovery services: the aggregated one and the separate ones, delta and state of the world.
+/// Cheap to clone.
 pub struct Server<D: Discovery> {
     pub(super) discovery: D,
     pub(super) snapshots: Snapshots<D::Snapshot>,
@@ -97,7 +99,7 @@ pub struct Server<D: Discovery> {
 }
 
 impl<D: Discovery> Server<D> {
-    /// A server that gives clients the views that `discovery` has for them, and tells `events` of it.
+    /// A server that takes clients' views from `discovery`, and reports to `events`.
     pub fn new(discovery: D, events: impl Events<D::Key>) -> Server<D> {
         let events: Arc<dyn Events<D::Key>> = Arc::new(events);
         Server {
@@ -110,7 +112,7 @@ impl<D: Discovery> Server<D> {
         }
     }
 
-    /// The same, which lists its clients in `clients`: for callers that need the list before the
+    /// The same with `clients` as its list of clients: for callers that need the list before the
     /// server.
     pub fn listing_in(self, clients: Clients<D::Key>) -> Server<D> {
         Server { clients, ..self }

@@ -1,4 +1,4 @@
-//! One stream: its state between the requests, the snapshots, and the wire.
+//! One stream: it connects the requests, the snapshots, and the wire.
 
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
@@ -24,15 +24,16 @@ use crate::{
     transport::{Gone, Incoming, Outgoing},
 };
 
-/// Names that one stream may subscribe to and hold: more than any mesh has, and a bound on its memory.
+/// The most names that one stream may subscribe to and hold: more than any mesh has, to bound its
+/// memory.
 const NAMES_MAX: usize = 500_000;
 
-/// How long a new stream may take to introduce itself.
+/// How long a new stream may take to send its first request.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a stream ends.
 enum End {
-    /// The client has left, or all is over; nothing is wrong with that.
+    /// The client has left, or the server shuts down: not an error.
     Quiet,
     Status(Status),
 }
@@ -49,7 +50,7 @@ impl From<Status> for End {
     }
 }
 
-/// A stream whose client has introduced itself.
+/// A stream after its client's first request.
 pub(super) struct Session<D: Discovery, W> {
     server: Server<D>,
     scope: Scope,
@@ -57,7 +58,7 @@ pub(super) struct Session<D: Discovery, W> {
     wire: PhantomData<W>,
 }
 
-/// Leaves the list of clients, and says so, however the stream ends.
+/// Removes the client from the list and reports that, however the stream ends.
 struct Connected<K: Key> {
     entry: Entry<K>,
     events: Arc<dyn Events<K>>,
@@ -76,7 +77,7 @@ impl<K: Key> Drop for Connected<K> {
     }
 }
 
-/// A client that comes before the first snapshot waits for it.
+/// A client that arrives before the first snapshot waits for it.
 async fn first_snapshot<D: Discovery>(server: &mut Server<D>) -> Result<Arc<D::Snapshot>, End> {
     let first = server.snapshots.wait_for(Option::is_some).await;
     first.ok().and_then(|first| first.clone()).ok_or(End::Quiet)
@@ -91,7 +92,7 @@ impl<D: Discovery, W: Wire> Session<D, W> {
         mut requests: Incoming,
         mut responses: Outgoing,
     ) {
-        // On the heap, so that the introduction's own state is not kept while the stream lasts.
+        // Boxed, so that the state of the introduction is not kept while the stream lasts.
         let introduced = Self::introduce(server, scope, peer, &mut requests);
         let introduced = Box::pin(introduced).await;
         let end = match introduced {
@@ -102,7 +103,7 @@ impl<D: Discovery, W: Wire> Session<D, W> {
             Err(end) => end,
         };
         if let End::Status(status) = end {
-            // It fails only if the client is gone already.
+            // Fails only if the client is gone already.
             let _ = responses.finish(&status);
         }
     }
@@ -114,8 +115,8 @@ impl<D: Discovery, W: Wire> Session<D, W> {
         requests: &mut Incoming,
     ) -> Result<Session<D, W>, End> {
         let first = timeout(INTRODUCTION_TIMEOUT, requests.next()).await;
-        let first =
-            first.map_err(|_| Status::deadline_exceeded("the first request did not come"))?;
+        let first = first
+            .map_err(|_| Status::deadline_exceeded("the first request did not arrive in time"))?;
         let first = first?.ok_or(End::Quiet)?;
         let first_bytes = first.len();
         let first = server
@@ -186,7 +187,7 @@ impl<D: Discovery, W: Wire> Session<D, W> {
         }
     }
 
-    /// Takes in the present snapshot.
+    /// Applies the current snapshot.
     fn look(&mut self) {
         let snapshot = self.server.snapshots.borrow_and_update().clone();
         let entry = &self.connected.entry;
@@ -200,7 +201,7 @@ impl<D: Discovery, W: Wire> Session<D, W> {
         }
     }
 
-    /// Takes in a request.
+    /// Handles a request.
     fn take(&self, request: &W::Request) -> Result<(), Status> {
         let node = self.connected.entry.client.node_id.as_str();
         let Some(kind) = kind_of::<W>(self.scope, node, request)? else {
@@ -220,7 +221,7 @@ impl<D: Discovery, W: Wire> Session<D, W> {
             (self.server.events).responds(outgoing.kind, resources, renewals);
             let frame = response::encode(W::VARIANT, &outgoing).map_err(|TooLong| {
                 Status::resource_exhausted(format!(
-                    "all of {} do not fit into one message",
+                    "the resources of {} do not fit into one message",
                     outgoing.kind.as_str()
                 ))
             })?;
@@ -230,7 +231,7 @@ impl<D: Discovery, W: Wire> Session<D, W> {
     }
 }
 
-/// A stream whose client is about to introduce itself.
+/// A stream before its client's first request.
 struct Newcomer<D: Discovery, W> {
     server: Server<D>,
     scope: Scope,
@@ -258,7 +259,7 @@ impl<D: Discovery, W: Wire> Newcomer<D, W> {
         turns.take(request.len(), work).await
     }
 
-    /// Takes in a request, and its evidence.
+    /// Handles a request, and its evidence.
     fn take(
         &mut self,
         request: &W::Request,
@@ -274,13 +275,13 @@ impl<D: Discovery, W: Wire> Newcomer<D, W> {
         taken.note(&*self.server.events, node)
     }
 
-    /// A client that holds other clusters or endpoints shows that the snapshot is empty by mistake.
-    /// It is sent nothing, and serves with its resources, until a snapshot is not in doubt.
+    /// A client that holds other clusters or endpoints proves that the snapshot is empty by
+    /// mistake. It gets no response, and keeps its resources, until a snapshot is not in doubt.
     async fn wait_out_emptiness(&mut self, requests: &mut Incoming) -> Result<(), End> {
         let late = sleep(INTRODUCTION_TIMEOUT);
         tokio::pin!(late);
         let mut held_back = None;
-        // Ends with the stream, with its verdict, or with the emptiness.
+        // Ends with the stream, with its verdict, or when the snapshot is no longer empty.
         loop {
             match self.evidence.verdict() {
                 Verdict::Serve => return Ok(()),
@@ -322,8 +323,8 @@ impl<D: Discovery, W: Wire> Newcomer<D, W> {
     }
 }
 
-/// The kind that a request is about; none for a type that is not served. On a separate service the
-/// type goes without saying.
+/// The kind of a request; none for a type that is not served. On a separate service the type may be
+/// omitted.
 fn kind_of<W: Wire>(
     scope: Scope,
     node: &str,
@@ -341,17 +342,17 @@ fn kind_of<W: Wire>(
         }
         Scope::Only(kind) if type_url.is_empty() || type_url == kind.type_url() => Ok(Some(kind)),
         Scope::Only(kind) => Err(Status::invalid_argument(format!(
-            "this service has {} alone: ask the aggregated one for other types",
+            "this service serves only {}: use the aggregated service for other types",
             kind.type_url()
         ))),
     }
 }
 
-/// A request that a stream has taken in.
+/// The result of a request.
 struct Taken {
     kind: Kind,
     answer: Result<Answer, StaleNonce>,
-    /// How many names the stream has after it.
+    /// How many names the stream has afterwards.
     names: usize,
 }
 
@@ -366,7 +367,7 @@ impl Taken {
         }
     }
 
-    /// Tells of a refusal. An error if the client has too many names.
+    /// Reports a rejection. An error if the client has too many names.
     fn note<K: Key>(self, events: &dyn Events<K>, node: &str) -> Result<(), Status> {
         match self.answer {
             Ok(Answer::Refused(refused)) => events.refused(node, self.kind, &refused),
@@ -381,7 +382,7 @@ impl Taken {
     }
 }
 
-/// A message of fewer bytes has no more than [`NAMES_MAX`] names.
+/// A shorter message cannot have more than [`NAMES_MAX`] names.
 const MANY_NAMES_BYTES_MIN: usize = 2 * NAMES_MAX;
 
 fn decode<W: Wire>(message: Bytes) -> Result<W::Request, Status> {
@@ -398,13 +399,13 @@ fn too_many_names() -> Status {
     ))
 }
 
-/// Whether a client understands times to live, by its `node.client_features`.
+/// Whether a client supports times to live, by its `node.client_features`.
 fn understands_ttl(node: Option<&Node>, variant: Variant) -> bool {
     let has = |names: &[&str]| {
         let features = node.map_or(&[][..], |node| &node.client_features);
         features.iter().any(|it| names.contains(&it.as_str()))
     };
-    // Envoy's list of features and its description of the protocol do not agree.
+    // Envoy's list of features and its description of the protocol differ.
     let in_sotw = [
         "xds.config.resource-in-sotw",
         "xds.config.supports-resource-in-sotw",

@@ -16,7 +16,7 @@ use crate::{
 
 pub(super) struct Sotw;
 
-/// Of all of them together.
+/// The digest of a set of resources.
 fn digest<'r>(resources: impl Iterator<Item = &'r Arc<Resource>>) -> Digest {
     resources.fold(Digest::default(), |digest, resource| {
         digest.plus(resource.digest())
@@ -38,7 +38,7 @@ impl Wire for Sotw {
         let offered = view.of(kind);
         let named = &first.resource_names;
         let all = named.is_empty() && kind.full_state() || named.iter().any(|name| name == "*");
-        // A name may stand there twice.
+        // A name may be listed twice.
         let named: BTreeSet<&str> = names(named).collect();
         let named = named.into_iter().filter_map(|name| offered.get(name));
         let would_be = match all {

@@ -1,21 +1,26 @@
-//! The state of one stream's client (has, wants, refused), and the next response to it.
+//! The state of one stream's client (its resources, subscriptions and rejections), and the next
+//! response to it.
 //!
-//! Pure: requests and views go in, responses come out of [`Stream::next_due`]. At most one response of a kind is unanswered, so
-//! a slow client costs one pending state and no queue, and bursts of changes collapse by themselves.
+//! Pure: requests and views go in, responses come out of [`Stream::next_due`]. At most one response
+//! of a kind is unanswered. So a slow client costs one pending state and no queue, and bursts of
+//! changes collapse into one response.
 //!
-//! **Make before break.** Routes and the filter's policy wait until every cluster that they use has its endpoints
-//! acknowledged: Envoy asks for the endpoints of a cluster only once it has taken the cluster, so that is the proof that it
-//! can use it. Aggregate clusters come when those with endpoints can be used. Clusters go last, when
-//! routes and policy that no longer use them are acknowledged, and so do the last healthy endpoints of a
-//! cluster: until then requests may still be sent there. A client that names its clusters is a gRPC client:
-//! it acknowledges routes before it applies them, so its last healthy endpoints stay for a while longer
-//! ([`Stream::awaits_grace`]).
+//! **Make before break.**
 //!
-//! **Times to live.** [`Stream::renew`] has the next response tell the client that its resources
-//! are still good. Delta has heartbeats for that, which carry no resource. In the state of the
-//! world the resources are sent again: Envoy 1.40 there takes no heartbeats into account, and a
-//! response of nothing but these for no clusters at all.
+//! - Routes and the filter's policy wait until the endpoints of every cluster that they use are
+//!   acknowledged. Envoy requests the endpoints of a cluster only after it has accepted the
+//!   cluster, so this proves that it can use the cluster.
+//! - Aggregate clusters are sent once the clusters with endpoints can be used.
+//! - Clusters are removed last, when routes and policy that no longer use them are acknowledged.
+//!   The same holds for the last healthy endpoints of a cluster: until then requests may still be
+//!   sent there.
+//! - A client that names its clusters is a gRPC client: it acknowledges routes before it applies
+//!   them, so its last healthy endpoints stay for a while longer ([`Stream::awaits_grace`]).
 //!
+//! **Times to live.** [`Stream::renew`] makes the next response renew the times to live of the
+//! client's resources. Delta has heartbeats for that, which carry no resource. In the state of the
+//! world the resources are sent again: Envoy 1.40 ignores heartbeats there, and treats a response
+//! of heartbeats alone as one without clusters.
 #![doc = include_str!("../RULES.md")]
 
 use std::{collections::BTreeSet, num::NonZeroU32, sync::Arc};
@@ -32,7 +37,7 @@ use crate::{
 use due::{Due, Warmth};
 use subscription::{Held, Subscription, What, shared_name};
 
-/// Which of the two protocol variants a stream speaks.
+/// The protocol variant of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
     /// Incremental xDS: the changes.
@@ -41,49 +46,49 @@ pub enum Variant {
     StateOfTheWorld,
 }
 
-/// A response, before it has its wire form.
+/// A response, before it is encoded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outgoing {
-    /// Of all its resources.
+    /// The kind of all its resources.
     pub kind: Kind,
-    /// By which the client answers it. Rises with each response of a stream.
+    /// The client's answer repeats it. Rises with each response of a stream.
     pub nonce: u64,
-    /// Of everything that the client has of this kind after this response.
+    /// The version of everything that the client has of this kind after this response.
     pub version: Version,
-    /// In order of names.
+    /// Sorted by name.
     pub resources: Vec<Arc<Resource>>,
-    /// Names that do not exist (any more). In the state of the world their absence says it.
+    /// Names that do not exist (any more). In the state of the world their absence expresses that.
     pub removed: Vec<Arc<str>>,
-    /// The client's words for a resource that is sent, where these are not its name: the resource's
-    /// position, and the aliases.
+    /// The aliases of sent resources, if the client asked by alias: the resource's position, and
+    /// its aliases.
     pub aliases: Vec<(usize, Vec<Arc<str>>)>,
     /// Aliases of virtual hosts that do not exist.
     pub unresolved: Vec<Arc<str>>,
-    /// Resources that the client has, whose times to live are renewed.
+    /// Resources of the client whose times to live are renewed.
     pub renewed: Vec<Arc<Resource>>,
-    /// The client understands times to live.
+    /// The client supports times to live.
     pub with_ttl: bool,
 }
 
-/// A client's refusal of a response.
+/// A client's rejection of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// Of the response.
+    /// The kind of the response.
     pub kind: Kind,
-    /// The resources that the client's message names, or all of the response where it names none.
+    /// The resources in the client's message, or all of the response if the message names none.
     pub resources: Vec<Arc<str>>,
-    /// The client's message about it, at most 4 KiB.
+    /// The client's message, at most 4 KiB.
     pub message: String,
 }
 
-/// How a request was understood.
+/// The meaning of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It says nothing about a response.
+    /// No answer to a response.
     None,
-    /// It accepts the last response (ACK).
+    /// Accepts the last response (ACK).
     Accepted,
-    /// It refuses the last response, or a part of it (NACK).
+    /// Rejects the last response, or a part of it (NACK).
     Refused(Refused),
 }
 
@@ -94,14 +99,14 @@ pub enum Verdict<'m> {
     None,
     /// The client has applied the response.
     Ack {
-        /// Of the response.
+        /// The nonce of the response.
         nonce: &'m str,
     },
-    /// The client refuses the response, or a part of it, and keeps its resources.
+    /// The client rejects the response, or a part of it, and keeps its resources.
     Nack {
-        /// Of the response.
+        /// The nonce of the response.
         nonce: &'m str,
-        /// Which resources, and why, in its own words.
+        /// Free text that names the resources and the cause.
         message: &'m str,
     },
 }
@@ -109,8 +114,8 @@ pub enum Verdict<'m> {
 #[derive(Debug)]
 struct InFlight {
     nonce: u64,
-    /// The resources that were sent, and the client's earlier ones, which it keeps if it refuses.
-    /// Without removals: a client has no way to keep a removed resource.
+    /// The resources that were sent, and the client's earlier ones, which it keeps if it rejects
+    /// these. Without removals: a client cannot keep a removed resource.
     changes: Vec<(Arc<str>, Option<Held>)>,
     /// Renewed without being sent.
     renewed: Vec<Arc<str>>,
@@ -132,7 +137,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A stream whose client is to have `view`.
+    /// A stream whose client gets `view`.
     pub fn new(variant: Variant, view: Arc<View>) -> Stream {
         Stream {
             variant,
@@ -146,7 +151,7 @@ impl Stream {
         }
     }
 
-    /// The same, on which the client can ask for one kind alone: it has those of others from other
+    /// The same, but the client can subscribe to one kind only: it gets other kinds on other
     /// streams.
     pub fn of_one_kind(self) -> Stream {
         Stream {
@@ -155,7 +160,7 @@ impl Stream {
         }
     }
 
-    /// The same, whose client understands times to live.
+    /// The same, for a client that supports times to live.
     pub fn with_ttl(self) -> Stream {
         Stream {
             with_ttl: true,
@@ -163,7 +168,7 @@ impl Stream {
         }
     }
 
-    /// The client is to have `view` from now on.
+    /// Sets the view that the client gets from now on.
     pub fn set_view(&mut self, view: Arc<View>) {
         for kind in Kind::ALL {
             let changed = view.changes_since(&self.view, kind);
@@ -176,7 +181,7 @@ impl Stream {
                 subscription.review_hosts(offered);
             }
             if kind == Kind::Endpoints {
-                // A cluster may have had none of its own, and need them now.
+                // A cluster may have had no endpoints of its own, and need them now.
                 let moved = changed.iter().filter(|name| comes_or_goes(name));
                 moved.for_each(|name| self.warmth.doubt(name));
             }
@@ -184,9 +189,9 @@ impl Stream {
         self.view = view;
     }
 
-    /// Takes a request's verdict on the last response of `kind`. `Err` for a nonce that is not the
-    /// last one's: the request was sent before that response arrived, and the protocol says to
-    /// ignore its acknowledgement.
+    /// Applies a request's verdict on the last response of `kind`. `Err` for another nonce than the
+    /// last one: the request was sent before that response arrived, and the protocol ignores its
+    /// acknowledgement.
     pub fn settle(&mut self, kind: Kind, verdict: &Verdict<'_>) -> Result<Answer, StaleNonce> {
         let subscription = &mut self.kinds[kind.index()];
         let (nonce, message) = match verdict {
@@ -213,7 +218,8 @@ impl Stream {
                 subscription.refusal = None;
             }
             if kind == Kind::FilterConfig && !in_flight.changes.is_empty() {
-                // A listener is checked with the filter's configuration that the client has: it may be good now.
+                // A listener is checked against the filter's configuration in the client: it may be
+                // valid now.
                 self.kinds[Kind::Listener.index()].pardon();
             }
             for (name, _) in &in_flight.changes {
@@ -224,12 +230,13 @@ impl Stream {
             return Ok(Answer::Accepted);
         };
         // Perhaps a heartbeat of a resource that has expired meanwhile, since the control plane was
-        // held up for too long.
+        // delayed for too long.
         for name in in_flight.renewed {
             subscription.say_again(&name);
         }
-        // Envoy takes the good resources of a response and names the bad ones in its message. Nothing in the protocol but
-        // that text tells them apart; where no name is found in it, all of them count as refused.
+        // Envoy applies the valid resources of a response and names the invalid ones in its
+        // message. The protocol has no other way to distinguish them; if the message contains no
+        // name, all of them count as rejected.
         let named = |name: &Arc<str>| mentions(message, name);
         let some_named = in_flight.changes.iter().any(|(name, _)| named(name));
         let mut refused = Vec::new();
@@ -241,8 +248,8 @@ impl Stream {
                 continue;
             }
             if !subscription.held().contains_key(&name) {
-                // It was let go meanwhile, with its cluster: the client has lost the one before,
-                // too.
+                // It was released meanwhile, together with its cluster: the client has lost the
+                // earlier version, too.
                 refused.push(name);
                 continue;
             }
@@ -250,8 +257,8 @@ impl Stream {
                 Some(before) => subscription.hold(Arc::clone(&name), before),
                 None => subscription.release(&name),
             };
-            // A refused resource that is offered no more is forgotten, so that it is tried again
-            // when it comes back.
+            // A rejected resource that is no longer offered is forgotten, so that it is sent when
+            // it comes back.
             let offered = self.view.of(kind).get(&name);
             if let (Some(version), Some(offered)) = (sent.and_then(|held| held.version()), offered)
             {
@@ -261,7 +268,7 @@ impl Stream {
                 let last = (version, Arc::clone(&told));
                 subscription.refused_last.insert(Arc::clone(&name), last);
             }
-            // Something newer may be offered already.
+            // A newer version may be offered already.
             subscription.pending.insert(Arc::clone(&name));
             refused.push(name);
         }
@@ -276,13 +283,14 @@ impl Stream {
         Ok(Answer::Refused(refused))
     }
 
-    /// Whether `nonce` is the last response's of this kind, and that is settled already.
+    /// Whether `nonce` is the last response's of this kind, and was answered already.
     pub fn last_answered(&self, kind: Kind, nonce: &str) -> bool {
         let subscription = &self.kinds[kind.index()];
         subscription.in_flight.is_none() && nonce.parse() == Ok(subscription.settled_nonce)
     }
 
-    /// The next response to send, if any is due. Call it until there is none, after every request and every new view.
+    /// The next response to send, if any is due. Call it until there is none, after every request
+    /// and every new view.
     pub fn next_due(&mut self) -> Option<Outgoing> {
         Kind::ALL.into_iter().find_map(|kind| self.next_of(kind))
     }
@@ -316,8 +324,8 @@ impl Stream {
         Some(self.send(kind, due, renewed))
     }
 
-    /// How long clients may keep resources of a kind without hearing of them again, in seconds; none for ever, or where this one
-    /// knows nothing of that.
+    /// How long the client may keep resources of a kind without a renewal, in seconds. None:
+    /// forever, or the client does not support times to live.
     pub fn ttl_s(&self, kind: Kind) -> Option<NonZeroU32> {
         // It is configured by kind.
         let (_, any) = self
@@ -333,18 +341,18 @@ impl Stream {
         self.with_ttl && (delta || kind.may_expire_in_state_of_the_world())
     }
 
-    /// Has the times to live of the client's resources of `kind` renewed with the next response.
+    /// Renews the times to live of the client's resources of `kind` with the next response.
     pub fn renew(&mut self, kind: Kind) {
         self.kinds[kind.index()].renewal = true;
     }
 
-    /// Has the refused resources of `kind` sent again, though they have not changed.
+    /// Sends the rejected resources of `kind` again, although they have not changed.
     pub fn retry(&mut self, kind: Kind) {
         self.kinds[kind.index()].pardon();
     }
 
-    /// Whether endpoints wait for nothing but the client's time to apply its routes: see "make before
-    /// break". After a while [`Stream::end_grace`] lets them pass.
+    /// Whether endpoints wait only for the client to apply its routes: see "make before break".
+    /// After a while [`Stream::end_grace`] ends the wait.
     pub fn awaits_grace(&self) -> bool {
         if self.grace_is_over || !self.applies_later() {
             return false;
@@ -359,8 +367,8 @@ impl Stream {
         last.next().is_some() && self.has_moved(Subscription::refuses)
     }
 
-    /// Whether the client acknowledges routes before it applies them, as gRPC clients do. They name their
-    /// clusters.
+    /// Whether the client acknowledges routes before it applies them, like gRPC clients. They name
+    /// their clusters.
     fn applies_later(&self) -> bool {
         !self.of_one_kind && !self.kinds[Kind::Cluster.index()].wildcard
     }
@@ -370,7 +378,7 @@ impl Stream {
         self.grace_is_over = true;
     }
 
-    /// The client's resources whose times to live are to be renewed.
+    /// The client's resources whose times to live have to be renewed.
     fn renewed(&mut self, kind: Kind) -> Vec<Arc<Resource>> {
         let tells_ttl = self.tells_ttl(kind);
         let offered = self.view.of(kind);
@@ -419,7 +427,7 @@ impl Stream {
             self.warmth.doubt(name);
             subscription.pending.remove(name);
             subscription.repeat.remove(name);
-            // Delta remembers the names that it told to be absent, so as not to tell them again.
+            // Delta remembers the names that it reported as absent, to report them only once.
             if subscription.names.contains(name) {
                 let absent = Held {
                     what: What::Nothing,
@@ -448,7 +456,7 @@ impl Stream {
         if kind == Kind::VirtualHosts && awaits_answer && updates.is_empty() {
             removed.extend(self.no_hosts());
         }
-        // No name may stand in a response twice: a resource that is sent is renewed by that, and an
+        // A response must not contain a name twice. Sending a resource also renews it, and an
         // answer about aliases can wait.
         let gone: BTreeSet<&Arc<str>> = removed.iter().collect();
         let stands_there = |name: &Arc<str>| {
@@ -492,9 +500,10 @@ impl Stream {
         }
     }
 
-    /// The answer to a client that asked for no virtual host yet. Envoy holds a listener back until it has heard of its route
-    /// table, for up to 15 s, and an empty answer does not count: it belongs to no table. So it is told of each table that it has
-    /// no virtual host for the empty host, which no request can have.
+    /// The answer to a client that has not requested a virtual host yet. Envoy holds a listener
+    /// back until it has received its route table, for up to 15 s. An empty answer does not count,
+    /// since it belongs to no table. So the answer reports for each table that the empty host,
+    /// which no request can have, does not exist.
     fn no_hosts(&self) -> impl Iterator<Item = Arc<str>> {
         let tables = self.view.of(Kind::Routes).keys();
         tables.map(|table| Arc::from(format!("{table}/")))
@@ -508,18 +517,20 @@ impl Stream {
             .sum()
     }
 
-    /// The last refusal of a kind, while something that was refused is still offered.
+    /// The last rejection of a kind, while a rejected resource is still offered.
     pub fn refusal(&self, kind: Kind) -> Option<&Refused> {
         self.kinds[kind.index()].refusal.as_ref()
     }
 
-    /// The resources of a kind that the client has, by name: their versions, and whether it has acknowledged them.
+    /// The resources of a kind that the client has, by name: their versions, and whether it has
+    /// acknowledged them.
     pub fn held(&self, kind: Kind) -> impl Iterator<Item = (&str, Version, bool)> {
         let held = self.kinds[kind.index()].held().iter();
         held.filter_map(|(name, held)| Some((&**name, held.version()?, held.acked)))
     }
 
-    /// The names that the client wants and has nothing of, and whether there is such a resource.
+    /// The names that the client has subscribed to without having a resource, and whether that
+    /// resource exists.
     pub fn missing(&self, kind: Kind) -> impl Iterator<Item = (&str, bool)> {
         let subscription = &self.kinds[kind.index()];
         let offered = self.view.of(kind);
@@ -536,30 +547,30 @@ impl Stream {
         there.chain(absent)
     }
 
-    /// The versions of resources that are offered and refused, by name.
+    /// The versions of resources that are offered and rejected, by name.
     pub fn rejected(&self, kind: Kind) -> impl Iterator<Item = (&str, Version)> {
         let rejected = self.kinds[kind.index()].rejected.iter();
         rejected.map(|(name, version)| (&**name, *version))
     }
 
-    /// The nonce of the response of a kind that the client has not answered.
+    /// The nonce of the unanswered response of a kind.
     pub fn unanswered(&self, kind: Kind) -> Option<u64> {
         let in_flight = self.kinds[kind.index()].in_flight.as_ref();
         in_flight.map(|response| response.nonce)
     }
 
-    /// Whether the client has asked for anything of this kind.
+    /// Whether the client has subscribed to this kind.
     pub fn is_subscribed(&self, kind: Kind) -> bool {
         self.kinds[kind.index()].subscribed
     }
 
-    /// The view that the client is to have.
+    /// The view that the client gets.
     pub fn view(&self) -> &Arc<View> {
         &self.view
     }
 }
 
-/// Whether `name` stands in `message` as a word of its own, not as a part of a longer name.
+/// Whether `message` contains `name` as a whole word, not as a part of a longer name.
 fn mentions(message: &str, name: &str) -> bool {
     let part_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/');
     message.match_indices(name).any(|(at, _)| {
@@ -569,7 +580,7 @@ fn mentions(message: &str, name: &str) -> bool {
     })
 }
 
-/// A nonce that is not the last response's.
+/// The nonce is not the last response's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StaleNonce;
 

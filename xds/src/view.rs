@@ -6,7 +6,8 @@ use imbl::ordmap::DiffItem;
 
 use crate::resource::{Kind, Names, Resources};
 
-/// The resources that a client should have. Immutable; clients that should have the same share one.
+/// The resources that a client should have. Immutable; clients with the same resources share a
+/// view.
 #[derive(Clone, Debug)]
 pub struct View {
     resources: [Resources; Kind::ALL.len()],
@@ -14,21 +15,22 @@ pub struct View {
     needed: Names,
 }
 
-/// How a view differs from the one before it: worked out once for all streams that go from one to the other.
+/// The difference between a view and its predecessor: computed once for all streams that change
+/// from one to the other.
 #[derive(Clone, Debug)]
 struct Follows {
-    /// Keeps the place in memory, so that no other view can be taken for it.
+    /// Keeps the allocation, so that no other view can have the same address.
     before: Weak<View>,
     changed: [Arc<[Arc<str>]>; Kind::ALL.len()],
 }
 
 impl View {
-    /// A view of `resources`, by [`Kind::index`]. Routes and filters send requests to the clusters `needed`,
-    /// so these go first: see [`stream`](crate::stream).
+    /// A view of `resources`, by [`Kind::index`]. Routes and filters send requests to the clusters
+    /// `needed`, so these are sent first: see [`stream`](crate::stream).
     ///
     /// # Panics
     ///
-    /// In debug builds, if a needed cluster is not among the resources: the routes would lead nowhere.
+    /// In debug builds, if a needed cluster is missing in the resources.
     pub fn new(resources: [Resources; Kind::ALL.len()], needed: Names) -> View {
         let view = View {
             resources,
@@ -43,8 +45,8 @@ impl View {
         view
     }
 
-    /// The same view, as the successor of `before`: a stream that has `before` learns of the difference at the
-    /// cost of the difference.
+    /// The same view, as the successor of `before`: a stream that has `before` gets the difference
+    /// at the cost of the difference.
     pub fn after(self, before: &Arc<View>) -> View {
         let changed = Kind::ALL.map(|kind| changes(before.of(kind), self.of(kind)).collect());
         let before = Arc::downgrade(before);
@@ -54,8 +56,8 @@ impl View {
         }
     }
 
-    /// The names of the resources of a kind that `before` has not, or has with another content, and of those that it alone has;
-    /// in order.
+    /// The names of the resources of a kind that differ between `before` and this view: added,
+    /// changed or removed; sorted.
     pub fn changes_since(&self, before: &Arc<View>, kind: Kind) -> Arc<[Arc<str>]> {
         match &self.follows {
             Some(follows) if std::ptr::eq(follows.before.as_ptr(), Arc::as_ptr(before)) => {
@@ -71,7 +73,7 @@ impl View {
         &self.resources[kind.index()]
     }
 
-    /// Whether clients ask for virtual hosts one by one (VHDS).
+    /// Whether clients request virtual hosts one by one (VHDS).
     pub fn is_on_demand(&self) -> bool {
         !self.of(Kind::VirtualHosts).is_empty()
     }
@@ -82,7 +84,7 @@ impl View {
     }
 }
 
-/// Subtrees that both maps share are passed over.
+/// Subtrees that both maps share are skipped.
 fn changes(before: &Resources, after: &Resources) -> impl Iterator<Item = Arc<str>> {
     before.diff(after).map(|item| match item {
         DiffItem::Add(name, _) | DiffItem::Remove(name, _) => Arc::clone(name),

@@ -1,8 +1,8 @@
 //! One build for all tests.
 //!
-//! Cargo chooses the features of a dependency by the packages that a command selects. Commands that
-//! select different packages therefore compile the same dependencies again and again. This selects
-//! the whole workspace once, and runs the programs that come of it as `cargo test` would.
+//! Cargo selects the features of a dependency by the packages of a command. So commands with
+//! different packages compile the same dependencies again and again. This module builds the whole
+//! workspace once, and runs the resulting programs like `cargo test`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::run::cargo;
 use crate::tree::Tree;
 
-/// A program with tests.
+/// A test program.
 pub(crate) struct TestProgram {
     /// The name of the target: `scenarios`, or that of the crate for its unit tests.
     pub(crate) name: String,
@@ -29,7 +29,7 @@ impl TestProgram {
         below.unwrap_or(&self.package_dir)
     }
 
-    /// In the folder of its package, where `cargo test` runs it.
+    /// The command, in the folder of its package, like in `cargo test`.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.executable);
         command
@@ -39,7 +39,8 @@ impl TestProgram {
     }
 }
 
-/// Builds all programs and tests of the workspace, and gives the tests in the order of their names.
+/// Builds all programs and tests of the workspace, and returns the tests in the order of their
+/// names.
 pub(crate) fn everything(tree: &Tree) -> Result<Vec<TestProgram>> {
     let arguments = [
         "build",

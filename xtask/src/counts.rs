@@ -1,4 +1,4 @@
-//! Counting the test functions that ran.
+//! Counts the test functions that ran.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -15,8 +15,8 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Runs these programs one after the other, also after a failed one. Errors: some failed, or
-    /// there was none.
+    /// Runs these programs one after the other, even after a failure. Fails if some failed, or if
+    /// there is none.
     pub(crate) fn add_all<'p>(
         &mut self,
         programs: impl Iterator<Item = &'p TestProgram>,
@@ -40,7 +40,7 @@ impl Counts {
         Ok(())
     }
 
-    /// Runs tests, hands their output on as it comes, and counts.
+    /// Runs tests, forwards their output at once, and counts.
     pub(crate) fn add(&mut self, command: &mut Command) -> Result<()> {
         let mut child = command
             .stdout(Stdio::piped())

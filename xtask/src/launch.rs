@@ -1,4 +1,4 @@
-//! Building and starting: the filter, the demo, the benchmarks, the torture.
+//! Builds and starts the filter, the demo, the benchmarks, the torture.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use crate::run::{cargo, quiet, shown};
 use crate::setup::{self, Wanted};
 use crate::tree::{Tree, make_dir, put};
 
-/// The packages that the end-to-end tests start programs or load libraries of.
+/// The packages whose programs or libraries the end-to-end tests use.
 const E2E: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "wall-clock"];
-/// Those of the demo, and of the benchmarks.
+/// The packages of the demo, and of the benchmarks.
 const DEMO: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "demo"];
 const BENCH: [&str; 6] = ["-p", "tidegate", "-p", "e2e", "-p", "bench"];
 
-/// The arguments that `cargo xtask torture` hands on.
+/// The arguments that `cargo xtask torture` passes on.
 #[derive(clap::Args)]
 pub(crate) struct Torture {
     /// How many faults
@@ -28,7 +28,7 @@ pub(crate) struct Torture {
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Handed on as they are, for example --seed 7 or --unfenced
+    /// Passed on unchanged, for example --seed 7 or --unfenced
     #[arg(last = true)]
     more: Vec<String>,
 }
@@ -50,19 +50,18 @@ impl fmt::Display for Store {
     }
 }
 
-/// Builds the filter and puts it where Envoy's configurations in the tests and the demo look for
-/// it.
+/// Builds the filter and puts it where the Envoys of the tests and the demo load it from.
 pub(crate) fn wasm(tree: &Tree) -> Result<()> {
     build_filter(tree, "filter-wasm", &tree.filter())
 }
 
-/// A filter that does nothing, to compare ours with.
+/// A filter that does nothing, for comparison with ours.
 fn noop_wasm(tree: &Tree) -> Result<()> {
     let place = tree.filter().with_file_name("noop_filter.wasm");
     build_filter(tree, "noop-wasm", &place)
 }
 
-/// Builds a package to a wasm module and puts it at `place`, under the name that cargo gives it.
+/// Builds a package to a wasm module and puts it at `place`, under cargo's name for it.
 fn build_filter(tree: &Tree, package: &str, place: &Path) -> Result<()> {
     shown(&mut cargo(
         tree,
@@ -123,13 +122,13 @@ pub(crate) fn bench(
     hand_over_to(bench.args(more))
 }
 
-/// A benchmark, as `bench --list` has it.
+/// A benchmark in the output of `bench --list`.
 struct Listed {
     name: String,
     needs_namespaces: bool,
 }
 
-/// Runs every benchmark and the demo in a short form; those that this machine cannot run.
+/// Runs every benchmark and the demo in a short form; returns those that this machine cannot run.
 pub(crate) fn smoke(tree: &Tree) -> Result<Vec<String>> {
     setup::run(tree, Wanted::Bench { peer: false })?;
     wasm(tree)?;
@@ -178,7 +177,7 @@ pub(crate) fn torture(tree: &Tree, torture: &Torture) -> Result<()> {
     hand_over_to(command.args(&torture.more))
 }
 
-/// Runs the simulation of control plane and filter under so many seeds; the tests run a few
+/// Runs the simulation of control plane and filter with this many seeds; the tests run a few
 /// hundred.
 pub(crate) fn sim(tree: &Tree, seeds: u32) -> Result<()> {
     setup::run(tree, Wanted::Filter)?;
@@ -196,8 +195,8 @@ pub(crate) fn sim(tree: &Tree, seeds: u32) -> Result<()> {
     shown(&mut sim)
 }
 
-/// This process becomes that program, as cargo became this one: Ctrl-C reaches it directly, it
-/// cleans up its children, and its exit code is the command's.
+/// Replaces this process by that program, as cargo was replaced by this one: Ctrl-C reaches it
+/// directly, it cleans up its children, and its exit code is the command's.
 fn hand_over_to(command: &mut Command) -> Result<()> {
     let error = command.exec();
     Err(error).with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))

@@ -1,11 +1,11 @@
 //! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup |
 //! test | demo | bench | sim | torture | wasm`.
 //!
-//! This program installs nothing on the machine. The tools that Tidegate needs besides cargo land
-//! below `target/tools/`, and a `cargo clean` takes them away again. This crate depends on nothing
-//! that needs protoc to build, because it is what brings protoc.
+//! This program installs nothing on the machine. The tools that Tidegate needs besides cargo are
+//! provisioned below `target/tools/`, and `cargo clean` removes them. This crate has no dependency
+//! that needs protoc to build, because it provisions protoc.
 
-// These commands are an edge of the project: they are about the machine's environment and clock.
+// These commands may access the machine's environment and clock.
 #![allow(clippy::disallowed_methods)]
 
 mod built;
@@ -42,46 +42,46 @@ enum Task {
     /// Provision the missing tools below target/tools: protoc, Envoy, etcd, docker-compose, gRPC
     /// clients, and the Rust targets
     Setup {
-        /// Also the tools of `cargo xtask bench`: wrk, h2load, and the server that `xds` is
-        /// measured beside
+        /// Also the tools of `cargo xtask bench`: wrk, h2load, and the server for comparison in
+        /// `xds`
         #[arg(long)]
         bench: bool,
     },
     /// Run every check and test, or only the named steps
     Test {
-        /// Steps to run, in the order of --list; all of them if none is named
+        /// Steps to run, in the order of --list; by default all of them
         steps: Vec<String>,
-        /// List the steps and leave
+        /// List the steps and exit
         #[arg(long)]
         list: bool,
     },
     /// Build everything and run the demo: zones, Envoys, services and a failover on this machine
     Demo {
-        /// Where the control plane keeps its state
+        /// The store of the control plane
         #[arg(long, value_enum, default_value_t = Store::Embedded)]
         store: Store,
-        /// Run the story once and leave, instead of staying until Ctrl-C
+        /// Run the story once and exit, instead of running until Ctrl-C
         #[arg(long)]
         once: bool,
-        /// Handed on to the demo as they are
+        /// Passed on to the demo unchanged
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         more: Vec<String>,
     },
     /// Build for release and run the benchmarks, or the named one
     Bench {
-        /// The benchmark to run; all of them if none is named
+        /// The benchmark to run; by default all of them
         name: Option<String>,
         /// Write the figures to this file as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
-        /// Handed on to the benchmark as they are
+        /// Passed on to the benchmark unchanged
         #[arg(last = true)]
         more: Vec<String>,
     },
-    /// Run the control plane's and the filter's code on a virtual clock, with other faults for each
-    /// seed
+    /// Run the control plane's and the filter's code on a virtual clock, with different faults for
+    /// each seed
     Sim {
-        /// How many seeds, from 0
+        /// The number of seeds, from 0
         #[arg(long, default_value_t = 2_000)]
         seeds: u32,
     },

@@ -11,7 +11,7 @@ use crate::tree::Tree;
 /// How much of a failed program's output an error repeats.
 const LINES_SHOWN_MAX: usize = 15;
 
-/// cargo itself, the one that runs this if there is one, in the root of the checkout.
+/// The cargo that runs this program, or the one in `$PATH`, in the root of the checkout.
 pub(crate) fn cargo(tree: &Tree, arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(tree.root());
@@ -29,8 +29,8 @@ pub(crate) fn shown(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs to the end in silence and returns its output; the last lines are part of the error when it
-/// fails.
+/// Runs to the end without showing its output, and returns it; after a failure the error contains
+/// the last lines.
 pub(crate) fn quiet(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
@@ -46,7 +46,7 @@ pub(crate) fn quiet(command: &mut Command) -> Result<String> {
     bail!("`{}` failed ({}):\n  {tail}", line(command), output.status)
 }
 
-/// The program's text about itself, or `None` if it does not run here.
+/// The program's version text, or `None` if it does not run here.
 pub(crate) fn says(program: &Path, arguments: &[&str]) -> Option<String> {
     quiet(Command::new(program).args(arguments)).ok()
 }

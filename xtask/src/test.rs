@@ -1,4 +1,4 @@
-//! Every check in one order, the quickest first, up to the first that fails.
+//! Runs all checks, the quickest first, up to the first failure.
 
 use std::path::Path;
 use std::process::Command;
@@ -21,7 +21,7 @@ struct Step {
 
 enum Outcome {
     Passed,
-    /// And why: a check that did not run is never counted as one that passed.
+    /// With the reason. A check that did not run never counts as passed.
     Skipped(String),
 }
 
@@ -107,8 +107,8 @@ pub(crate) fn list() {
     }
 }
 
-/// Runs the named steps, or all, and prints at the end the outcome of each and how many test
-/// functions ran.
+/// Runs the named steps, or all, and prints at the end the outcome of each and the number of
+/// executed test functions.
 pub(crate) fn run(tree: &Tree, names: &[String]) -> Result<()> {
     let known = |name: &String| every_step().any(|step| step.name == name);
     if let Some(unknown) = names.iter().find(|name| !known(name)) {
@@ -251,12 +251,13 @@ fn quick_tests(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     passed(counts.add_all(without_servers.filter(is_quick), &[]))
 }
 
-/// One scenario at a time: each starts Envoys and measures how fast they are, on two cores perhaps.
+/// One scenario at a time: each starts Envoys and measures how fast they are, possibly on two
+/// cores.
 fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     launch::wasm(tree)?;
     let programs = built::everything(tree)?;
     let with_servers = programs.iter().filter(|p| starts_servers(tree, p));
-    // The clients are a step of their own, for they may not be had, and so are the peers.
+    // The gRPC clients are a separate step, since they may be unavailable, and so are the peers.
     let arguments = [
         "--test-threads=1",
         "--skip=real_clients::",
@@ -265,7 +266,7 @@ fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     passed(counts.add_all(with_servers, &arguments))
 }
 
-/// Never skipped: it is asked for by name.
+/// Never skipped: it is requested by name.
 fn peers(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     setup::run(tree, Wanted::Peers)?;
     launch::wasm(tree)?;
@@ -274,7 +275,7 @@ fn peers(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     passed(counts.add_all(peers, &["--test-threads=1", "--nocapture"]))
 }
 
-/// The torture is not here: the scenarios run a few of its rounds.
+/// Without the torture: the scenarios run a few of its rounds.
 fn smoke(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     let left_out = launch::smoke(tree)?;
     Ok(match left_out.as_slice() {
@@ -291,7 +292,7 @@ fn grpc(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     let (here, missing): (Vec<_>, Vec<_>) = clients.partition(|client| client.is_here(tree));
     let missing: Vec<_> = missing.into_iter().map(GrpcClient::module).collect();
     if here.is_empty() {
-        let why = "neither grpcio nor @grpc/grpc-js-xds here, and none to be had";
+        let why = "neither grpcio nor @grpc/grpc-js-xds is available";
         return Ok(Outcome::Skipped(why.to_owned()));
     }
     launch::wasm(tree)?;
@@ -310,7 +311,7 @@ fn grpc(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     Ok(match missing.as_slice() {
         [] => Outcome::Passed,
         missing => Outcome::Skipped(format!(
-            "not with {}, which is not to be had; the rest passed",
+            "without {}, which is unavailable; the others passed",
             missing.join(", ")
         )),
     })
@@ -319,7 +320,7 @@ fn grpc(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
 fn compose(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     let Some(program) = setup::compose(tree) else {
         return Ok(Outcome::Skipped(
-            "no docker-compose 2 here, and none to be had".to_owned(),
+            "docker-compose 2 is not available".to_owned(),
         ));
     };
     let mut check = Command::new(program);
@@ -330,7 +331,7 @@ fn compose(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     ))
 }
 
-/// Advisories are left to where their database can be fetched: the result would change with no
+/// Advisories are checked where their database can be fetched: the result would change without a
 /// change here.
 fn deny(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     if quiet(&mut cargo(tree, &["deny", "--version"])).is_err() {

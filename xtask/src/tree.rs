@@ -1,4 +1,4 @@
-//! Where things are in this checkout.
+//! The paths of this checkout.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -16,7 +16,7 @@ impl Tree {
             .parent()
             .unwrap_or(Path::new("."))
             .to_path_buf();
-        // cargo takes a relative CARGO_TARGET_DIR from the current directory, and so does this.
+        // Like cargo, a relative CARGO_TARGET_DIR is resolved from the current directory.
         let target =
             env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
         Self { root, target }
@@ -26,13 +26,13 @@ impl Tree {
         &self.root
     }
 
-    /// The directory of cargo's output; somewhere else if `CARGO_TARGET_DIR` says so.
+    /// The directory of cargo's output; `CARGO_TARGET_DIR` may change it.
     pub(crate) fn built(&self) -> &Path {
         &self.target
     }
 
-    /// Always in the checkout, with any `CARGO_TARGET_DIR`: `.cargo/config.toml` and the tests look
-    /// here.
+    /// Always in the checkout, with any `CARGO_TARGET_DIR`: `.cargo/config.toml` and the tests
+    /// expect it here.
     pub(crate) fn tools(&self) -> PathBuf {
         self.root.join("target/tools")
     }
@@ -46,9 +46,9 @@ impl Tree {
     }
 }
 
-/// A directory for half-done work. The remains of a killed run are gone when it is made, and it is
-/// gone when it is dropped. Finished files are renamed out of it, so it lies on the same file
-/// system as its destination.
+/// A directory for unfinished work. Creating it removes the remains of a killed run, and dropping
+/// it removes it. Finished files are renamed out of it, so it is on the same file system as its
+/// destination.
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
@@ -61,7 +61,7 @@ impl Scratch {
         Ok(Self(path))
     }
 
-    /// A new, empty directory in here.
+    /// A new, empty directory in it.
     pub(crate) fn dir(&self, name: &str) -> Result<PathBuf> {
         let dir = self.0.join(name);
         make_dir(&dir)?;
@@ -80,8 +80,8 @@ pub(crate) fn make_dir(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot create {}: check its permissions", path.display()))
 }
 
-/// Moves a finished file into place at once: half of it is never seen, and a running old one is not
-/// disturbed.
+/// Moves a finished file into place at once: a partial file is never visible, and a running old one
+/// is not affected.
 pub(crate) fn put(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {
         make_dir(parent)?;

@@ -1,4 +1,5 @@
-//! Docker's build sees every package of the workspace: cargo needs the manifests of all of them.
+//! Docker's build includes every package of the workspace: cargo needs the manifests of all of
+//! them.
 
 use std::fs;
 use std::path::Path;

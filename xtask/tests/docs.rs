@@ -1,4 +1,4 @@
-//! The documents' links lead somewhere: files exist, and headings are there.
+//! The documents' links are valid: files exist, and so do headings.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,7 +30,7 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-/// The text without code: neither blocks nor spans.
+/// The text without code blocks and spans.
 fn prose(text: &str) -> String {
     let mut inside = false;
     let lines = text.lines().filter(|line| {
@@ -39,7 +39,7 @@ fn prose(text: &str) -> String {
         !inside && !fence
     });
     let lines: Vec<&str> = lines.collect();
-    // Every second piece is a span of code.
+    // Every second piece is a code span.
     lines.join("\n").split('`').step_by(2).collect()
 }
 
@@ -53,7 +53,7 @@ fn links(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// A heading's anchor, as code hosts make it.
+/// A heading's anchor, as code hosts build it.
 fn anchor(heading: &str) -> String {
     let kept = |c: char| match c {
         ' ' => Some('-'),
@@ -80,7 +80,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Why a link of this document leads nowhere.
+/// Why a link of this document is broken.
 fn fault(document: &Path, link: &str) -> Option<String> {
     if link.contains("://") || link.starts_with("mailto:") {
         return None;
@@ -126,7 +126,7 @@ fn a_broken_link_is_found() {
     assert_eq!(links("a [b](c) `[d](e)` [f](g#h)"), ["c", "g#h"]);
 }
 
-/// `mdbook build` leaves out any page that the summary does not name.
+/// `mdbook build` omits any page that the summary does not name.
 #[test]
 fn the_book_has_every_page() {
     let docs = root().join("docs");

@@ -3,6 +3,10 @@
 //! Every look has a connection of its own. A kept one would stay good while the listener is gone,
 //! or while the accept queue is full, and that is what new requests meet. The status decides; of
 //! the body nothing is waited for, and of the head at most [`HEAD_BYTES_MAX`] are read.
+//!
+//! By hyper and not by [`crate::http::Client`], which hides the connection: here the address and
+//! the `host` header are two settings, a refused connection has a code of its own, the head has a
+//! bound, and dropping the look closes the socket at once.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use hyper::{Method, StatusCode, Uri};
+use hyper::{Method, StatusCode};
 use registry::record::{Health, Instance, InstanceKey};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -58,8 +58,8 @@ impl HttpTarget {
         HttpTarget::over(Renewing::plain(), bases)
     }
 
-    /// `bases` are `https://host:port`, the preferred first. The files are looked at again from
-    /// time to time.
+    /// `bases` are `https://host:port`, the preferred first. The files are followed, by a task on
+    /// the present runtime.
     pub fn with_tls(bases: Vec<String>, files: Files) -> Result<HttpTarget, HttpsError> {
         Ok(HttpTarget::over(Renewing::start(files)?, bases))
     }
@@ -99,19 +99,18 @@ impl HttpTarget {
         body: &[u8],
     ) -> Result<Bytes, TargetError> {
         let base = self.bases.get(at).map_or("", String::as_str);
-        let uri = format!("{base}{path}").parse::<Uri>();
-        let uri = uri.map_err(|error| TargetError::Refused(format!("{base}: {error}")))?;
+        let url = format!("{base}{path}");
         let client = self.client.current();
         let sent = client.send(
             method,
-            uri,
+            &url,
             body.to_vec(),
             REQUEST_TIMEOUT,
             ANSWER_BYTES_MAX,
         );
         let (status, answer) = sent.await.map_err(|failure| match failure {
             Failure::Timeout(after) => TargetError::Timeout(after),
-            Failure::Broken(detail) => TargetError::Unavailable(format!("{base}: {detail}")),
+            other => TargetError::Unavailable(format!("{base}: {other}")),
         })?;
         if status.is_success() {
             return Ok(answer);

@@ -1,83 +1,57 @@
 //! A client whose certificates are renewed while it runs.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
-use tokio::time::Instant;
+use tokio::sync::watch;
 use tracing::{error, info};
 
+use crate::file_watcher::{FileWatcher, Pace};
 use crate::http::Client;
-use crate::https::{self, Contents, Files, HttpsError};
+use crate::https::{Contents, Files, HttpsError};
 
-/// How long files are believed before they are looked at again.
-const BELIEVED: Duration = Duration::from_secs(10);
-
-/// A client, and the files that it is made of.
+/// The client of the newest files that can be used.
 pub(super) struct Renewing {
-    /// None: there are no files.
-    files: Option<Files>,
-    state: Mutex<State>,
-}
-
-struct State {
-    client: Client,
-    /// The files that were read last, good or bad, so that bad ones are reported once.
-    considered: Option<Contents>,
-    looked: Instant,
+    clients: watch::Receiver<Client>,
 }
 
 impl Renewing {
     pub(super) fn plain() -> Renewing {
-        Renewing::new(None, Client::over(https::plain()), None)
+        let (_, clients) = watch::channel(Client::plain());
+        Renewing { clients }
     }
 
+    /// Reads the files, and follows them for as long as this lives.
     pub(super) fn start(files: Files) -> Result<Renewing, HttpsError> {
         let contents = Contents::read(&files)?;
-        let client = Client::over(contents.connector(&files)?);
-        Ok(Renewing::new(Some(files), client, Some(contents)))
-    }
-
-    fn new(files: Option<Files>, client: Client, considered: Option<Contents>) -> Renewing {
-        let state = State {
-            client,
-            considered,
-            looked: Instant::now(),
+        let (publisher, clients) = watch::channel(Client::over(contents.config(&files)?));
+        let reader = {
+            let files = files.clone();
+            move || Contents::read(&files)
         };
-        Renewing {
-            files,
-            state: Mutex::new(state),
-        }
+        let watcher = FileWatcher::new(reader, contents, Pace::CERTIFICATES);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = publisher.closed() => {}
+                () = follow(&files, watcher, &publisher) => {}
+            }
+        });
+        Ok(Renewing { clients })
     }
 
-    /// The client of the newest files that can be used.
     pub(super) fn current(&self) -> Client {
-        // Every change leaves a usable client: a panic elsewhere cannot have left it half done.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(files) = &self.files
-            && state.looked.elapsed() >= BELIEVED
-        {
-            state.looked = Instant::now();
-            state.look(files);
-        }
-        state.client.clone()
+        self.clients.borrow().clone()
     }
 }
 
-impl State {
-    fn look(&mut self, files: &Files) {
-        let read = Contents::read(files);
-        if read.as_ref().ok() == self.considered.as_ref() {
-            return;
-        }
-        let made = read.and_then(|read| {
-            let connector = read.connector(files);
-            self.considered = Some(read);
-            connector
-        });
-        match made {
-            Ok(connector) => {
+async fn follow(
+    files: &Files,
+    mut watcher: FileWatcher<Contents, HttpsError>,
+    publisher: &watch::Sender<Client>,
+) {
+    loop {
+        let read = watcher.changed().await;
+        match read.and_then(|read| read.config(files)) {
+            Ok(config) => {
                 info!("certificate and CA accepted");
-                self.client = Client::over(connector);
+                publisher.send_replace(Client::over(config));
             }
             Err(error) => {
                 error!(%error, "certificate and CA rejected; the last good ones stay in use");
@@ -88,35 +62,39 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn new_files_are_considered_once() {
+    async fn files_that_belong_together_make_a_new_client_and_others_none() {
+        const LONG: Duration = Duration::from_secs(60);
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str| directory.path().join(name);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::default()
-            .self_signed(&key)
-            .unwrap();
-        std::fs::write(file("ca"), certificate.pem()).unwrap();
-        std::fs::write(file("key"), key.serialize_pem()).unwrap();
-        let client = Renewing::start(Files {
+        let key = || rcgen::KeyPair::generate().unwrap();
+        let write = |certified: &rcgen::KeyPair, key: &rcgen::KeyPair| {
+            let certificate = rcgen::CertificateParams::default().self_signed(certified);
+            std::fs::write(file("ca"), certificate.unwrap().pem()).unwrap();
+            std::fs::write(file("key"), key.serialize_pem()).unwrap();
+        };
+        let first = key();
+        write(&first, &first);
+        let renewing = Renewing::start(Files {
             ca: file("ca"),
             own: Some((file("ca"), file("key"))),
         });
-        let client = client.unwrap();
-        let considered = || client.state.lock().unwrap().considered.clone().unwrap();
-        let first = considered();
+        let mut clients = renewing.unwrap().clients;
+        let second = key();
         // Half of a change.
-        let key = rcgen::KeyPair::generate().unwrap();
-        std::fs::write(file("key"), key.serialize_pem()).unwrap();
-        client.current();
-        assert!(considered() == first, "they are believed for a while");
-        tokio::time::advance(BELIEVED).await;
-        client.current();
-        assert!(considered() != first);
+        write(&first, &second);
+        let changed = timeout(LONG, clients.changed()).await;
+        assert!(changed.is_err(), "a key that is not the certificate's");
+        write(&second, &second);
+        timeout(LONG, clients.changed()).await.unwrap().unwrap();
         std::fs::remove_file(file("ca")).unwrap();
-        tokio::time::advance(BELIEVED).await;
-        client.current();
+        let changed = timeout(LONG, clients.changed()).await;
+        assert!(changed.is_err(), "the last good one stays in use");
     }
 }

@@ -1,5 +1,5 @@
-//! Clients that carry an attack out, on a thread of their own: they share the machine with the
-//! server, and take one processor at most.
+//! Clients that run an attack, on their own thread: they share the machine with the server, and use
+//! at most one processor.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -21,16 +21,16 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use super::catalogue::Attack;
 use super::frames::{Heard, code_name, hear, preface};
 
-/// For the last words of a server that takes no more.
+/// The time to read the final bytes of a server that accepts no more.
 const LAST_WORDS_TIME_MAX: Duration = Duration::from_millis(500);
-/// Before a client that the server does not even accept tries again.
+/// The pause before a retry after a connection that the server did not accept.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 
 /// The outcome of an attack.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Outcome {
     pub(super) sent_bytes: u64,
-    /// How connections ended, and how many did.
+    /// How connections ended, and the number of each.
     pub(super) endings: BTreeMap<Ending, usize>,
     /// Streams that the server reset.
     pub(super) streams_reset: usize,
@@ -38,15 +38,15 @@ pub(super) struct Outcome {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Ending {
-    /// The server said why, before it closed.
+    /// The server sent the reason, before it closed.
     GoAway(u32),
     /// Without a message, or the message was lost with the bytes that the client had not read.
     Closed,
-    /// The server took no more bytes.
+    /// The server read no more bytes.
     Stalled,
-    /// Not by the server, but with the attack.
+    /// Ended with the attack, not by the server.
     Open,
-    /// There was no connection.
+    /// The connection was not accepted.
     Refused,
 }
 
@@ -83,7 +83,7 @@ impl Outcome {
     }
 }
 
-/// Attacks for a time.
+/// Attacks for this time.
 pub(super) async fn attack(
     attack: &'static Attack,
     server: SocketAddr,
@@ -91,7 +91,7 @@ pub(super) async fn attack(
 ) -> Result<Outcome> {
     let (done, outcome) = oneshot::channel();
     thread::spawn(move || {
-        // Where no caller waits any more, the program ends.
+        // The program ends if no caller waits any more.
         let _ = done.send(run(attack, server, time));
     });
     outcome.await.context("the attackers have gone")?
@@ -116,7 +116,7 @@ fn run(attack: &'static Attack, server: SocketAddr, time: Duration) -> Result<Ou
     Ok(outcome.take())
 }
 
-/// One client, on one connection after the other.
+/// One client, with one connection after the other.
 async fn again_and_again(
     attack: &Attack,
     server: SocketAddr,
@@ -126,7 +126,7 @@ async fn again_and_again(
     while Instant::now() < end {
         let ending = match timeout_at(end, TcpStream::connect(server)).await {
             Ok(Ok(tcp)) => {
-                // It only delays small writes.
+                // Without it small writes are only delayed.
                 let _ = tcp.set_nodelay(true);
                 once(attack, tcp, end, &outcome).await
             }
@@ -156,7 +156,7 @@ async fn once(
         ending = &mut listening, if !attack.is_deaf => return ending,
         _refused = speaking => {}
         () = sleep_until(end) => {
-            // One that reads may wait for its turn. One that is deaf waits for nothing that comes.
+            // A client that reads may wait for its turn. A deaf one waits for no input.
             let is_stalled = attack.is_deaf && is_writing.get();
             return if is_stalled { Ending::Stalled } else { Ending::Open };
         }
@@ -165,7 +165,7 @@ async fn once(
     last_words.unwrap_or(Ending::Closed)
 }
 
-/// Until the server takes no more.
+/// Until the server reads no more.
 async fn speak(
     attack: &Attack,
     to: &mut (impl AsyncWrite + Unpin),
@@ -182,7 +182,7 @@ async fn speak(
         is_writing.set(false);
         outcome.borrow_mut().sent_bytes += bytes.len() as u64;
         match attack.pause {
-            // The other clients of this thread have their turn.
+            // The other clients of this thread get their turn.
             Duration::ZERO => tokio::task::yield_now().await,
             pause => sleep(pause).await,
         }

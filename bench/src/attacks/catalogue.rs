@@ -1,5 +1,4 @@
-//! The attacks that are known by name. `xds/src/transport/tests/frames.rs` has a test for most of
-//! them.
+//! The known attacks. `xds/src/transport/tests/frames.rs` has a test for most of them.
 
 use std::time::Duration;
 
@@ -10,30 +9,30 @@ use super::frames::{
     reset,
 };
 
-/// The batch size of attackers that send as fast as they can: few system calls, and many looks at
-/// the clock.
+/// The batch size of attackers that send as fast as they can: few system calls, and frequent checks
+/// of the clock.
 const BATCH: usize = 1_000;
 /// As many as the server permits on a connection.
 const STREAMS: u32 = 100;
-/// Between two looks of a client that has nothing more to say.
+/// The pause of a client that has finished sending.
 const SILENCE: Duration = Duration::from_millis(100);
-/// No client needs one of this size, and the server takes it.
+/// No client needs a message of this size, and the server accepts it.
 const LONG_MESSAGE_BYTES: u32 = 0xff_0000;
 /// The claimed and the sent bytes of each of many unfinished messages.
 const UNFINISHED: (u32, usize) = (0x10_0000, 16_000);
 
-/// A client that does not behave.
+/// A misbehaving client.
 pub(super) struct Attack {
     pub(super) name: &'static str,
-    /// As many at the same time. One that the server ends comes back at once.
+    /// The number of concurrent connections. One that the server closes reconnects at once.
     pub(super) connections: usize,
     /// It never reads the server's answers.
     pub(super) is_deaf: bool,
     /// Its bytes after the preface.
     pub(super) first: fn() -> Vec<u8>,
-    /// Its bytes then, again and again.
+    /// Its later bytes, repeatedly.
     pub(super) next: fn(u32) -> Vec<u8>,
-    /// Between two times.
+    /// The pause between two writes.
     pub(super) pause: Duration,
 }
 
@@ -78,7 +77,7 @@ pub(super) static ATTACKS: [Attack; 18] = [
             frame(SETTINGS, 0, 0, &[]).repeat(BATCH)
         })
     },
-    // Each value has the server go through all streams.
+    // Each value makes the server go through all streams.
     attack(
         "settings_window",
         || streams(0, open),
@@ -95,7 +94,8 @@ pub(super) static ATTACKS: [Attack; 18] = [
         || frame(HEADERS, 0, 1, &discovery()),
         |_| frame(CONTINUATION, 0, 1, &field(32, &[b'x'; 100]).repeat(100)),
     ),
-    // One field is remembered, and then named over and over: a byte for a hundred.
+    // One field is put into the dynamic table, and then referenced repeatedly: a byte for a
+    // hundred.
     attack("hpack_bomb", nothing, |n| {
         let remembered = [&[0x40 | 32, 100], &[b'x'; 100][..]].concat();
         let newest = 0x80 | 62;
@@ -189,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes that are no frames would be one attack, always the same.
+    /// Without valid frames every attack would be the same.
     #[test]
     fn an_attack_is_whole_frames_that_a_server_has_to_take() {
         for attack in &ATTACKS {

@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame, as no library sends it, and a proxy's first words in them.
+//! HTTP/2 frame by frame, unlike any library, and a proxy's first messages in frames.
 
 use std::io;
 
@@ -16,18 +16,18 @@ pub(super) const PING: u8 = 6;
 pub(super) const GOAWAY: u8 = 7;
 pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const CONTINUATION: u8 = 9;
-/// No RFC knows it.
+/// A frame type that no RFC defines.
 pub(super) const UNKNOWN: u8 = 77;
 
 pub(super) const END_STREAM: u8 = 0x1;
 pub(super) const END_HEADERS: u8 = 0x4;
 const ACK: u8 = 0x1;
 
-/// The largest payload that a server has to take.
+/// The largest payload that a server must accept.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 16 * 1024;
 const CANCEL: u32 = 8;
 
-/// RFC 9113, section 7, from 0 on.
+/// RFC 9113, section 7, from 0.
 const CODES: [&str; 14] = [
     "NO_ERROR",
     "PROTOCOL_ERROR",
@@ -57,7 +57,7 @@ pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     bytes
 }
 
-/// Preface, settings, and the acknowledgement of the server's, which it has yet to send.
+/// Preface, settings, and the acknowledgement of the server's settings, which it has yet to send.
 pub(super) fn preface() -> Vec<u8> {
     let settings = frame(SETTINGS, 0, 0, &[]);
     let acknowledged = frame(SETTINGS, ACK, 0, &[]);
@@ -69,7 +69,7 @@ pub(super) fn preface() -> Vec<u8> {
     .concat()
 }
 
-/// A literal field with one of the static table's names; no value here has more than 126 bytes.
+/// A literal header field with one of the static table's names; no value here exceeds 126 bytes.
 pub(super) fn field(name: u8, value: &[u8]) -> Vec<u8> {
     debug_assert!(value.len() < 127);
     let mut bytes = match name {
@@ -81,7 +81,7 @@ pub(super) fn field(name: u8, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The fields of a request for all resources.
+/// The header fields of a request for all resources.
 pub(super) fn discovery() -> Vec<u8> {
     let (post, http, path, content_type) = (0x83, 0x86, 4, 31);
     let mut bytes = vec![post, http];
@@ -101,7 +101,7 @@ pub(super) fn reset(stream: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())
 }
 
-/// The fields of `envoy.service.discovery.v3.DiscoveryRequest` that a proxy begins with.
+/// The fields of `envoy.service.discovery.v3.DiscoveryRequest` in a proxy's first request.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Request {
     #[prost(message, optional, tag = "2")]
@@ -133,7 +133,7 @@ pub(super) fn begin_message(bytes: u32) -> [u8; 5] {
     [0, a, b, c, d]
 }
 
-/// A frame of the server, without its payload where nothing here asks for it.
+/// A frame of the server, without its payload unless it is needed here.
 #[derive(Debug, PartialEq)]
 pub(super) enum Heard {
     GoAway(u32),

@@ -1,11 +1,12 @@
-//! Attacks on the port for proxies of a real `tidegate serve`, each with an honest proxy beside.
+//! Attacks on the port for proxies of a real `tidegate serve`, while an honest proxy is connected.
 //!
-//! The honest proxy has a stream that stays. A record in etcd changes, and the clock runs from just
-//! before the put to the receipt of the endpoints. In between a newcomer connects, and waits for
-//! its first response. The floor is the same without an attack, at the beginning and at the end.
+//! The honest proxy has a permanent stream. A record in etcd changes, and the time from just before
+//! the put to the receipt of the endpoints is measured. In between a new proxy connects, and waits
+//! for its first response. The floor is the same without an attack, at the beginning and at the
+//! end.
 //!
-//! Attackers, server, etcd and honest proxies share one machine: a wait has the attackers' own
-//! computing time in it.
+//! Attackers, server, etcd and honest proxies share one machine: a wait includes the attackers' own
+//! computing time.
 
 mod attacker;
 mod catalogue;
@@ -34,26 +35,26 @@ use attacker::{Outcome, attack};
 use catalogue::{ATTACKS, Attack, IDLE};
 
 const SERVICE: &str = "orders";
-/// The honest proxies and the attackers are here.
+/// The zone of the honest proxies and the attackers.
 const ZONE: &str = "shanghai-a";
-/// Between two updates, for the machine to do something else.
+/// The pause between two updates, for other work of the machine.
 const PAUSE: Duration = Duration::from_millis(20);
-/// A wait of this length is one that was given up.
+/// The time after which a wait is aborted.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
 #[group(id = "attacks")]
 pub(crate) struct Options {
-    /// `attacks`: for how long each of them lasts, in milliseconds
+    /// `attacks`: the duration of each attack, in milliseconds
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(50..=600_000))]
     attack_ms: u64,
-    /// `attacks`: only these; all of them if none is named
+    /// `attacks`: only these; by default all of them
     #[arg(long, value_delimiter = ',')]
     attack: Vec<String>,
 }
 
 impl Options {
-    /// Enough to see that it runs.
+    /// Enough to see that it works.
     pub(crate) fn smoke() -> Options {
         Options {
             attack_ms: 100,
@@ -81,7 +82,7 @@ struct Seen {
     outcome: Outcome,
     updates: Vec<f64>,
     joins: Vec<f64>,
-    /// Waits that were given up, or streams that the server ended.
+    /// Aborted waits, or streams that the server ended.
     failures: usize,
     rss_before: f64,
     rss_max: f64,
@@ -108,7 +109,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
     Ok(all.iter().flat_map(report::figures).collect())
 }
 
-/// A mesh with one instance, which moves.
+/// A mesh with one instance, whose port changes.
 struct Stage {
     control_plane: ControlPlane,
     kv: KvClient,
@@ -159,7 +160,7 @@ impl Stage {
         let (mut updates, mut joins, mut failures) = (Vec::new(), Vec::new(), 0);
         let attacking = tokio::spawn(attack(how, xds, time));
         let end = Instant::now() + time;
-        // One of each at least, however short the time is.
+        // At least one of each, however short the time is.
         while updates.is_empty() || Instant::now() < end {
             honest.forget();
             let begin = Instant::now();
@@ -204,7 +205,7 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// A proxy that behaves. Its stream ends with this.
+/// An honest proxy. Dropping it ends its stream.
 struct Honest {
     told: UnboundedReceiver<Instant>,
     _stream: JoinSet<Result<()>>,
@@ -229,7 +230,7 @@ impl Honest {
         while self.told.try_recv().is_ok() {}
     }
 
-    /// When the next response came.
+    /// The time of the next response.
     async fn next(&mut self) -> Result<Instant> {
         let told = timeout(WAIT_MAX, self.told.recv()).await;
         told.context("no response in time")?

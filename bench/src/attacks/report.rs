@@ -33,7 +33,7 @@ pub(super) fn line(seen: &Seen) {
     );
 }
 
-/// The worst attacks beside the floor, which the run began and ended with.
+/// The worst attacks compared with the floor, which was measured at the begin and the end.
 pub(super) fn foot(all: &[Seen]) {
     let [before, attacks @ .., after] = all else {
         return;

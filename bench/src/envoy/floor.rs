@@ -1,5 +1,5 @@
 //! The same services without Tidegate: plain EDS clusters, a virtual host with one route each, and
-//! no filter. Served by the code that serves ours.
+//! no filter. They are served by the same code as ours.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -55,7 +55,7 @@ use super::shape::{HERE, NEAR, PROBE, Places, Shape, host};
 const LISTENER: &str = "ingress";
 const ROUTES: &str = "routes";
 
-/// The unit that a cluster stands for.
+/// The unit of a cluster.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Per {
     Zone,
@@ -119,7 +119,7 @@ impl Floor {
         self.resources[kind.index()].insert(Arc::clone(&resource.name), resource);
     }
 
-    /// The part that never changes.
+    /// The constant part.
     fn fill(&mut self, shape: Shape) {
         self.put(Kind::Listener, Resource::encode(LISTENER, &listener()));
         let mut assigned: BTreeMap<String, Vec<LocalityLbEndpoints>> = BTreeMap::new();

@@ -1,11 +1,11 @@
 //! The cost of our configuration in an Envoy: the time and memory of its start, one change of an
-//! instance, one change of a plan, and for how long a change stops a worker. Beside it, in the same
-//! run, the floor: the same services as plain EDS clusters.
+//! instance, one change of a plan, and how long a change stops a worker. In the same run the floor
+//! is measured: the same services as plain EDS clusters.
 //!
-//! Both come over ADS, by the same server's code. The floor's Envoy has Envoy's defaults where our
-//! bootstrap says more (which stats are made at first, and which clusters); the floor's figures
-//! with our bootstrap are shown as well. One service beside the others has real instances: a single
-//! connection asks for it again and again, and sees changes and stops.
+//! Both come over ADS, from the same server's code. The floor's Envoy uses Envoy's defaults for
+//! settings of our bootstrap (the initial stats and clusters); the floor's figures with our
+//! bootstrap are shown as well. One additional service has real instances: a single connection
+//! requests it continuously, to see changes and stops.
 
 mod floor;
 mod ours;
@@ -33,7 +33,7 @@ use floor::{Floor, Per};
 use ours::Ours;
 use shape::{HERE, NEAR, PROBE, Places, Shape, host};
 
-/// Only a change that never comes takes so long.
+/// Only a lost change takes so long.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How long a worker is watched after each change, and without one.
 const WATCH: Duration = Duration::from_millis(150);
@@ -41,11 +41,11 @@ const WATCH: Duration = Duration::from_millis(150);
 #[derive(clap::Args)]
 #[group(id = "envoy")]
 pub(crate) struct Options {
-    /// `envoy`: with how many services, each with 20 instances in each of three zones
+    /// `envoy`: the number of services, each with 20 instances in each of three zones
     #[arg(long, value_delimiter = ',', default_values_t = [200, 2_000, 10_000],
           value_parser = clap::value_parser!(u32).range(1..=50_000))]
     services: Vec<u32>,
-    /// `envoy`: how many changes of each kind
+    /// `envoy`: the number of changes of each kind
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     envoy_changes: u32,
     /// `envoy`: worker threads
@@ -54,7 +54,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Enough to see that it runs.
+    /// Enough to see that it works.
     pub(crate) fn smoke() -> Options {
         Options {
             services: vec![10],
@@ -64,7 +64,7 @@ impl Options {
     }
 }
 
-/// The contenders that are measured beside each other.
+/// The compared contenders.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Contender {
     Ours,
@@ -90,7 +90,7 @@ impl Contender {
         }
     }
 
-    /// Its part of the names of its figures.
+    /// Its part in the names of its figures.
     const fn name(self) -> &'static str {
         match self {
             Contender::Ours => "",
@@ -124,7 +124,7 @@ impl Teller {
         }
     }
 
-    /// The probe's instance of the viewing zone moves to another place.
+    /// The probe's instance of the local zone moves to another place.
     async fn place(&mut self, at: usize) -> Result<()> {
         match self {
             Teller::Ours(ours) => ours.place(at).await,
@@ -132,7 +132,7 @@ impl Teller {
         }
     }
 
-    /// The probe's requests go to the other zone, or come back.
+    /// The probe's requests go to the other zone, or return.
     async fn plan(&mut self, away: bool) -> Result<()> {
         match self {
             Teller::Ours(ours) => ours.plan(away).await,
@@ -141,7 +141,7 @@ impl Teller {
     }
 }
 
-/// The observations of one.
+/// The observations of one contender.
 #[derive(Default)]
 struct Seen {
     clusters: u64,
@@ -150,8 +150,8 @@ struct Seen {
     rss_mb: f64,
     moved_ms: Vec<f64>,
     planned_ms: Vec<f64>,
-    /// The longest time from one answer to the next: in each change of an instance, of a plan, and
-    /// without any.
+    /// The longest time between two answers: in each change of an instance, of a plan, and without
+    /// any.
     moving_gap_ms: Vec<f64>,
     planning_gap_ms: Vec<f64>,
     calm_gap_ms: Vec<f64>,
@@ -242,7 +242,7 @@ async fn contend(
     Ok(seen)
 }
 
-/// Moves the probe's instance, and its plan, and watches the client's view.
+/// Moves the probe's instance, and its plan, and watches the effect at the client.
 async fn change(
     teller: &mut Teller,
     ingress: SocketAddr,
@@ -251,7 +251,7 @@ async fn change(
 ) -> Result<()> {
     let mut prober = Prober::connect(ingress, &host(PROBE), "/")?;
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    // The first round warms everything up.
+    // The first round is a warm-up.
     for round in 0..=changes {
         let warm = round > 0;
         let (calm, back) = watched(prober).await?;
@@ -332,7 +332,7 @@ fn print(all: &[(Contender, Seen)]) {
         );
     }
     println!(
-        "Ours hears of a change from etcd, the floor at once. A stop is the longest time from one answer to the next, in ms; the \
+        "Ours gets a change from etcd, the floor directly. A stop is the longest time from one answer to the next, in ms; the \
          median of all changes."
     );
 }

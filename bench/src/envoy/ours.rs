@@ -15,7 +15,7 @@ use serde_json::json;
 use super::PATIENCE;
 use super::shape::{HERE, NEAR, PROBE, Places, Shape, host};
 
-/// etcd refuses a transaction of more than 128 operations.
+/// etcd rejects a transaction of more than 128 operations.
 const OPS_MAX: usize = 100;
 
 pub(super) struct Ours {

@@ -1,4 +1,4 @@
-//! The services, their instances, and where these are: the same for all that are measured.
+//! The services, their instances, and their addresses: the same for all contenders.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -10,7 +10,7 @@ pub(super) const HERE: &str = ZONES[0].0;
 pub(super) const NEAR: &str = ZONES[1].0;
 /// The service with real instances.
 pub(super) const PROBE: &str = "probe";
-/// Of a service in a zone.
+/// The number of a service's instances in a zone.
 const INSTANCES: u32 = 20;
 const PORT: u16 = 8080;
 
@@ -19,10 +19,10 @@ pub(super) struct Shape {
     pub(super) services: u32,
 }
 
-/// Where the probe's instances are.
+/// The addresses of the probe's instances.
 #[derive(Clone, Copy)]
 pub(super) struct Places {
-    /// The two places between which the one of the viewing zone moves.
+    /// The two addresses of the local zone's instance.
     pub(super) here: [SocketAddr; 2],
     pub(super) near: SocketAddr,
 }
@@ -35,12 +35,12 @@ pub(super) struct Group {
 }
 
 impl Shape {
-    /// All but the probe.
+    /// All services except the probe.
     pub(super) fn names(self) -> impl Iterator<Item = String> {
         (0..self.services).map(service)
     }
 
-    /// The instances of all but the probe.
+    /// The instances of all services except the probe.
     pub(super) fn groups(self) -> impl Iterator<Item = Group> {
         (0..self.services).flat_map(|index| {
             ZONES.iter().zip(0..).map(move |((zone, _), at)| Group {
@@ -49,7 +49,7 @@ impl Shape {
                 addresses: (0..INSTANCES)
                     .map(|instance| {
                         let number = (index * ZONES.len() as u32 + at) * INSTANCES + instance;
-                        // From 10.0.1.0 on, each with an address of its own.
+                        // From 10.0.1.0, each with its own address.
                         let address = Ipv4Addr::from(0x0a00_0100 + number);
                         SocketAddr::from((address, PORT))
                     })

@@ -25,17 +25,17 @@ const HOME: u8 = 0;
 const REMOTE: u8 = 2;
 /// Every tenth request is a write.
 const WRITE_EVERY: u64 = 10;
-/// How long a fault is watched at least.
+/// The minimum time for which a fault is watched.
 const WATCH: Duration = Duration::from_millis(2_500);
-/// Longer than the lease of an agent lives: one that is not kept alive shows.
+/// Longer than the lease of an agent: a lease without keepalives shows.
 const WATCH_LEASES: Duration = Duration::from_secs(8);
-/// How long the control plane is away.
+/// How long the control plane is down.
 const CONTROL_OUTAGE: Duration = Duration::from_secs(1);
-/// How long everything may take to be as it was.
+/// How long a complete recovery may take.
 const RECOVERY: Duration = Duration::from_secs(60);
-/// How long everything has to be well to be as it was.
+/// How long everything must be normal to count as recovered.
 const CALM: Duration = Duration::from_millis(700);
-/// How long an instance that was drained gets no more requests.
+/// How long a drained instance must be without requests.
 const QUIET: Duration = Duration::from_millis(300);
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -49,7 +49,7 @@ pub(crate) enum Case {
     CutZone,
     /// An operator drains a zone
     DrainZone,
-    /// Every instance of every zone is drained and started anew, one after another
+    /// Every instance of every zone is drained and restarted, one after another
     RollingRestart,
     /// kill -9 of every replica of the control plane
     RestartControl,
@@ -85,7 +85,7 @@ pub(crate) struct Scene {
     outage: Duration,
 }
 
-/// After the fault no request may be answered by the zone that failed.
+/// After the fault the failed zone must not answer any request.
 fn elsewhere(_: u8, zone: u8) -> bool {
     zone != HOME
 }
@@ -95,7 +95,7 @@ fn in_region(_: u8, zone: u8) -> bool {
     zone != REMOTE
 }
 
-/// A zone that is cut off serves its own gateway, and no other.
+/// A zone that is cut off serves only its own gateway.
 fn apart(gateway: u8, zone: u8) -> bool {
     (gateway == HOME) == (zone == HOME)
 }
@@ -145,7 +145,7 @@ impl Scene {
         })
     }
 
-    /// One round: a fault, its effect, and everything as it was. Also the texts of failures, with
+    /// One round: a fault, its effect, and the recovery. Also returns the texts of failures, with
     /// their number.
     pub(crate) async fn round(&mut self, case: Case) -> Result<(Verdict, BTreeMap<String, u64>)> {
         let done = self.play(case).await;
@@ -240,8 +240,8 @@ impl Scene {
         Ok((Verdict { change, ..verdict }, failures))
     }
 
-    /// Watches for a time, and until all requests that were started meanwhile have ended: those
-    /// that the mending would rescue have failed. The end of the time.
+    /// Watches for this time, and until all requests that were started meanwhile have ended:
+    /// requests that only the repair would rescue have failed. Returns the end of the time.
     async fn watch(&self, time: Duration) -> Result<Instant> {
         sleep(time).await;
         let end = Instant::now();
@@ -250,8 +250,8 @@ impl Scene {
     }
 
     /// With an etcd member just gone, the time from the death of an instance until no control plane
-    /// counts it any more. It is in the zone of the member, whose agent and control plane had that
-    /// one first.
+    /// counts it any more. The instance is in the zone of the member, whose agent and control plane
+    /// prefer that member.
     async fn changes_with(&mut self, zone: u8) -> Result<Duration> {
         let died = Instant::now();
         self.stage.zone(zone).instances[0].kill()?;
@@ -269,11 +269,11 @@ impl Scene {
             .try_for_each(|instance: &Process| instance.signal(signal))
     }
 
-    /// As a deployment does it: drained, ended, started, taken in again.
+    /// Like a deployment: drained, stopped, started, readmitted.
     async fn restart_gently(&mut self, zone: u8, instance: u8) -> Result<()> {
         self.stage.drain_instance(zone, instance, true).await?;
         self.stage.instance_is(zone, instance, "draining").await?;
-        // Requests under way end.
+        // Requests in flight end.
         sleep(QUIET).await;
         self.stage
             .zone_mut(zone)
@@ -284,8 +284,8 @@ impl Scene {
         self.stage.instance_is(zone, instance, "healthy").await
     }
 
-    /// Waits until the zone that fails has its share again, everywhere, and nothing fails or is
-    /// late.
+    /// Waits until the failing zone has its share again, at every gateway, without failures or
+    /// delays.
     async fn normal(&self) -> Result<()> {
         eventually(RECOVERY, "everything as it was", async || {
             let since = Instant::now();

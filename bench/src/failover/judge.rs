@@ -4,50 +4,49 @@ use std::time::{Duration, Instant};
 
 use e2e::stage::load::Sample;
 
-/// A request that hangs and is answered from elsewhere later has not been where it belongs.
+/// A request that hangs and is answered from elsewhere later was not served by the right zone.
 const PROMPT: Duration = Duration::from_millis(200);
-/// Requests that are sent while a fault or an operator's word is on its way are not astray.
+/// Requests sent while a fault or an operator's command takes effect are not stray.
 const ACTS_WITHIN: Duration = Duration::from_millis(100);
-/// So long everything has to be well for a switch to be over.
+/// How long everything must be normal for a switch to be complete.
 const WINDOW: Duration = Duration::from_secs(1);
 
 /// Whether a zone may answer the requests of a gateway, after the fault.
 pub(crate) type Belongs = fn(gateway: u8, zone: u8) -> bool;
 
-/// When it happened.
+/// The times of a fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub(crate) fault: Instant,
-    /// From here on the fault is being mended.
+    /// The repair begins.
     pub(crate) mended: Instant,
-    /// From here on everything is as it was.
+    /// Everything is normal again.
     pub(crate) over: Instant,
 }
 
-/// The fate of the requests that a fault can have touched.
+/// The outcome of the requests that a fault may have affected.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Verdict {
     pub(crate) reads: usize,
-    /// Of the reads that were under way at the fault or came later, until it was mended.
+    /// Of the reads that were under way at the fault or started later, until the repair.
     pub(crate) failed_reads: usize,
-    /// Of the reads that were started while it was mended and after, until everything was as
-    /// before.
+    /// Of the reads that were started during the repair and later, until everything was normal.
     pub(crate) failed_back: usize,
-    /// From the fault until everything was as before.
+    /// From the fault until everything was normal.
     pub(crate) failed_writes: usize,
     /// From the fault until 99 % of the reads are answered promptly and by the right zone; none if
     /// they never were.
     pub(crate) switch: Option<Duration>,
-    /// Requests that were answered by a zone that should not, though started after the switch and
-    /// before the mending.
+    /// Requests that were answered by a wrong zone, although started after the switch and before
+    /// the repair.
     pub(crate) stray: usize,
-    /// From a change made during the fault until it acted; only where there was one.
+    /// From a change made during the fault until its effect; none without a change.
     pub(crate) change: Option<Duration>,
     pub(crate) slowest_read: Duration,
 }
 
-/// Judges all requests that ended after the fault. `samples` has to have all that were started
-/// before `times.over`: requests still under way would be taken for requests that never were.
+/// Judges all requests that ended after the fault. `samples` must contain all that were started
+/// before `times.over`: requests still under way would count as never sent.
 pub(crate) fn judge(samples: &[Sample], times: Times, belongs: Belongs) -> Verdict {
     let mut touched: Vec<&Sample> = samples
         .iter()
@@ -86,8 +85,8 @@ pub(crate) fn judge(samples: &[Sample], times: Times, belongs: Belongs) -> Verdi
     }
 }
 
-/// The earliest time from which on the reads of a whole window are good, but for one in a hundred.
-/// The window has to end before the mending: reads that are good because the fault is gone have not
+/// The earliest time from which the reads of a whole window are good, except one in a hundred. The
+/// window must end before the repair: reads that are good because the fault is gone have not
 /// switched.
 fn switched(reads: &[&Sample], times: Times, good: impl Fn(&Sample) -> bool) -> Option<Duration> {
     let first = reads.partition_point(|sample| sample.start < times.fault);
@@ -120,13 +119,13 @@ mod tests {
 
     const ROUND_MS: u64 = 2_000;
 
-    /// A read every 10 ms, from 100 ms before the fault on; `what` gives for each, by its time from
-    /// the fault, the latency in ms, the status and the zone.
+    /// A read every 10 ms, from 100 ms before the fault on; `what` returns for each, by its time
+    /// from the fault, the latency in ms, the status and the zone.
     fn at(what: impl Fn(i64) -> (u64, u16, u8)) -> Verdict {
         at_until(ROUND_MS, what)
     }
 
-    /// The same, mended at a time.
+    /// The same, repaired at a time.
     fn at_until(mended_ms: u64, what: impl Fn(i64) -> (u64, u16, u8)) -> Verdict {
         let begin = Instant::now();
         let fault = begin + Duration::from_millis(100);
@@ -181,7 +180,7 @@ mod tests {
     fn what_never_switched_has_no_time_even_if_its_end_is_well() {
         assert_eq!(ms(&at(|_| (1, 200, 0))), None);
         assert_eq!(ms(&at(|ms| (1, 200, u8::from(ms >= 1_200)))), None);
-        // Well, but only because it was mended.
+        // Normal, but only because of the repair.
         let mended = at_until(900, |ms| (1, 200, u8::from(ms >= 900)));
         assert_eq!(ms(&mended), None);
     }
@@ -190,7 +189,7 @@ mod tests {
     fn failures_on_the_way_back_are_told_apart() {
         let back = at_until(1_500, |ms| (1, if ms == 1_600 { 503 } else { 200 }, 1));
         assert_eq!((back.failed_reads, back.failed_back), (0, 1));
-        // Where it belongs again, so it is no stray.
+        // In the right zone again, so it is not stray.
         let home = at_until(1_500, |ms| (1, 200, u8::from(ms < 1_500)));
         assert_eq!((ms(&home), home.stray), (Some(0), 0));
     }

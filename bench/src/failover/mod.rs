@@ -1,4 +1,5 @@
-//! The effect of faults on users: failed reads, and the time until the traffic is where it belongs.
+//! The effect of faults on users: failed reads, and the time until the right zones serve the
+//! traffic.
 
 mod cases;
 mod judge;
@@ -41,7 +42,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Enough to see that it runs: a fault of instances, and one of the control plane.
+    /// Enough to see that it works: a fault of instances, and one of the control plane.
     pub(crate) fn smoke() -> Options {
         Options {
             cases: vec![Case::KillZone, Case::RestartControl],
@@ -58,8 +59,8 @@ impl std::fmt::Debug for Case {
     }
 }
 
-/// Runs it. The whole run lives in namespaces, so that it takes a thread of its own, which is in
-/// one of them.
+/// Runs the benchmark. The whole run is in namespaces, so it has its own thread, which is in one of
+/// them.
 pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
     let workdir = Workdir::kept("failover")?;
     let network = Network::new(workdir.path(), e2e::config::ZONES.len() as u8).await?;
@@ -75,7 +76,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
                 .build()?;
             runtime.block_on(measure(&workdir, inside, &options))
         })();
-        // The receiver is gone when this was interrupted.
+        // The receiver is gone after an interruption.
         let _ = done.send(measured);
     });
     outcome
@@ -112,7 +113,7 @@ async fn measure(
             }
         }
         let report = Report::new(*case, &verdicts);
-        // As soon as it is known: all cases together take a while.
+        // At once: all cases together take a while.
         println!("{}\n{}", Report::head(), report.line());
         for (words, count) in failures {
             println!("    {count} x {words}");

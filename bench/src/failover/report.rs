@@ -85,10 +85,10 @@ impl Report {
 
     /// The meaning of the columns.
     pub(crate) fn legend() -> &'static str {
-        "failed: reads without a 200 within 5 s, from those under way at the fault to its mending; back: the same from there\n\
-         until everything is as it was; writes: failed writes, which are not sent twice where something was sent; ms: from the\n\
-         fault until 99 % of the reads of the next second are answered within 200 ms by a zone that should (0: never\n\
-         disturbed, inf: not before the mending); stray: answers of a zone that should not, after that; change: from the death\n\
+        "failed: reads without a 200 within 5 s, from those under way at the fault to its repair; back: the same from there\n\
+         until everything is normal; writes: failed writes, which are not retried once they were sent; ms: from the\n\
+         fault until 99 % of the reads of the next second are answered within 200 ms by the right zone (0: never\n\
+         disturbed, inf: not before the repair); stray: later answers of a wrong zone; change: from the death\n\
          of an instance until every control plane counts it out."
     }
 

@@ -1,6 +1,6 @@
 //! The cost of the fence for a write: processor time of Envoy's only worker, as a ratio to a write
-//! of a service that is not fenced, by the same filter in the same Envoy. The two take turns; a
-//! ratio is taken inside a round.
+//! of an unfenced service, with the same filter in the same Envoy. The two take turns; a ratio
+//! compares measurements of one round.
 
 use anyhow::{Context, Result};
 use e2e::client::Request;
@@ -19,8 +19,8 @@ const OWNER: &str = "shanghai-a";
 pub(super) async fn measure(amount: Amount) -> Result<Vec<Figure>> {
     let Amount { rounds, requests } = amount;
     println!("\nfence: one gateway with a fenced service and one that is not, {rounds} rounds");
-    // Long: with all processors busy the control plane may be late, and not one write may be
-    // refused. But the first owner waits for as long as a session lasts before it writes.
+    // Long: with all processors busy the control plane may be late, and no write may be rejected.
+    // But the first owner waits for the length of a session before it writes.
     let authority = json!({
         "zones": ZONES.map(|(zone, _)| zone),
         "session_ttl_ms": 12_000,
@@ -49,7 +49,7 @@ pub(super) async fn measure(amount: Amount) -> Result<Vec<Figure>> {
     let at = mesh.address(OWNER)?;
     let worker = Worker::of(mesh.gateway(OWNER)?.process().pid())?;
     let (mut costs, mut ratios) = ([vec![], vec![]], vec![]);
-    // The first round warms everything up.
+    // The first round is a warm-up.
     for round in 0..=rounds {
         let mut of_round = [0.0; 2];
         for turn in 0..2 {

@@ -1,5 +1,5 @@
-//! The time without a writer: when an operator moves a cell, when its owner is cut off, and how
-//! long an owner goes on whose control plane is gone.
+//! The time without a writer: when an operator moves a cell, and when its owner is cut off. And how
+//! long an owner without its control plane continues to write.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,13 +25,13 @@ const SPANS: Spans = Spans {
     grant_ttl_ms: 1_500,
     write_drain_ms: 1_000,
 };
-/// Of how many requests one is a read.
+/// One of this many requests is a read.
 const READ_EVERY: u64 = 10;
-/// Of how many requests one is to another cell than the one that is measured.
+/// One of this many requests is for another cell than the measured one.
 const OTHER_EVERY: u64 = 7;
-/// How long anything may take that has to come.
+/// How long any expected event may take.
 const PATIENCE: Duration = Duration::from_secs(45);
-/// How long everything has to be well before the next measurement: sessions are renewed, gateways
+/// How long everything must be normal before the next measurement: sessions are renewed, gateways
 /// hold grants again.
 const CALM: Duration = Duration::from_millis(1_500);
 
@@ -111,7 +111,7 @@ impl Scene {
             moves.push(gap.with_context(|| format!("planned move {}", round + 1))?);
         }
         println!(
-            "fence: nobody wrote for {} ms in a planned move",
+            "fence: no zone wrote for {} ms in a planned move",
             spread(&moves, 1)
         );
         let mut cuts = vec![];
@@ -129,7 +129,7 @@ impl Scene {
             outlived.push(time.with_context(|| format!("kill {}", round + 1))?);
         }
         println!(
-            "fence: writes went on for {} ms without a control plane (a grant lasts {} ms)",
+            "fence: writes continued for {} ms without a control plane (a grant lasts {} ms)",
             spread(&outlived, 0),
             SPANS.grant_ttl_ms
         );
@@ -147,7 +147,7 @@ impl Scene {
         ])
     }
 
-    /// Moves the cell; the time between the last write before and the first after, at the
+    /// Moves the cell; returns the time between the last write before and the first after, at the
     /// instances.
     async fn planned(&mut self, to: u8) -> Result<f64> {
         let (before, _) = self.now().await?;
@@ -159,11 +159,11 @@ impl Scene {
         let reigns = self.reigns();
         let last_us = reigns.get(&before).context("no writes before")?.last_us;
         let first_us = reigns.get(&after).context("no writes after")?.first_us;
-        ensure!(first_us > last_us, "nobody was taken out");
+        ensure!(first_us > last_us, "no owner was removed");
         Ok((first_us - last_us) as f64 / 1e3)
     }
 
-    /// Cuts the owner off; the time until the first write elsewhere.
+    /// Cuts the owner off; returns the time until the first write elsewhere.
     async fn unplanned(&mut self) -> Result<f64> {
         let (before, owner) = self.now().await?;
         let cut_us = monotonic_us();
@@ -176,7 +176,7 @@ impl Scene {
         Ok((first.first_us - cut_us) as f64 / 1e3)
     }
 
-    /// Kills the owner's control plane for good; how long its zone went on writing.
+    /// Kills the owner's control plane permanently; returns how long its zone continued to write.
     async fn without_control_plane(&mut self) -> Result<f64> {
         let (before, owner) = self.now().await?;
         let killed_us = monotonic_us();
@@ -203,7 +203,7 @@ impl Scene {
     }
 
     /// Waits until every gateway has its writes admitted for a while. No read may have failed since
-    /// the last time.
+    /// the last call.
     async fn calm(&mut self) -> Result<()> {
         eventually(PATIENCE, "calm", async || {
             let since = Instant::now();
@@ -244,7 +244,7 @@ impl Scene {
     }
 }
 
-/// Those of [`CELL`] by epoch.
+/// The writes to [`CELL`] by epoch.
 fn reigns(witness: &Witness) -> BTreeMap<u64, Reign> {
     let mut reigns: BTreeMap<u64, Reign> = BTreeMap::new();
     let of_cell = |write: &&Write| write.cell.as_deref() == Some(CELL);

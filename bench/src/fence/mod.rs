@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::filter::Amount;
 
-/// How often everything is measured.
+/// How often each measurement is repeated.
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "fence")]
 pub(crate) struct Options {
@@ -29,13 +29,14 @@ pub(crate) struct Options {
     /// `fence`: how often the owner's control plane is killed
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     kills: u32,
-    /// `fence`: requests a second in all: the time between two writes cannot be told from a gap
+    /// `fence`: requests per second in all; gaps shorter than the time between two writes are
+    /// invisible
     #[arg(long, default_value_t = 900, value_parser = clap::value_parser!(u32).range(30..=5_000))]
     fence_rps: u32,
 }
 
 impl Options {
-    /// Enough to see that it runs.
+    /// Enough to see that it works.
     pub(crate) const SMOKE: Options = Options {
         moves: 2,
         cuts: 1,
@@ -44,7 +45,7 @@ impl Options {
     };
 }
 
-/// Runs it. The zones live in namespaces, so that they take a thread of their own, which is in one
+/// Runs the benchmark. The zones are in namespaces, so they have their own thread, which is in one
 /// of them.
 pub(crate) async fn run(options: &Options, amount: Amount) -> Result<Vec<Figure>> {
     let mut figures = zones(options).await?;
@@ -67,7 +68,7 @@ async fn zones(options: &Options) -> Result<Vec<Figure>> {
                 .build()?;
             runtime.block_on(gaps::measure(workdir.path(), inside, &options))
         })();
-        // The receiver is gone when this was interrupted.
+        // The receiver is gone after an interruption.
         let _ = done.send(measured);
     });
     outcome

@@ -1,8 +1,8 @@
-//! The requests, and the chains that they go through.
+//! The requests, and the filter chains of the variants.
 
 use super::listeners::{Chain, End};
 
-/// Another zone's name, so that the filter has a home to stamp.
+/// Another zone's name, so that the filter has to stamp a home.
 const FOREIGN: &str = "shanghai-b";
 
 /// The kind of request.
@@ -14,7 +14,7 @@ pub(super) enum Ask {
     Write,
     /// The route switches the filter off.
     LocalRead,
-    /// The filter looks, and has nothing to do.
+    /// The filter runs, and has nothing to do.
     Elsewhere,
 }
 

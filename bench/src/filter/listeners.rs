@@ -1,10 +1,10 @@
-//! One Envoy with a listener for every variant, all made from the resources that the control plane
+//! One Envoy with a listener for every variant, all built from the resources that the control plane
 //! pushed.
 //!
 //! *Ours* is the pushed listener with the pushed routes and the pushed filter, found through ECDS
-//! as ever; only the way they come is another (files instead of ADS), and where a request goes: the
-//! routes answer directly with the name of their cluster, or the clusters all lead to one upstream.
-//! The other variants take away from that or put something else in.
+//! as usual. Only two things differ: the resources come from files instead of ADS, and the routes
+//! answer directly with the name of their cluster, or all clusters lead to one upstream. The other
+//! variants remove or replace parts.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -30,11 +30,11 @@ pub(super) enum Chain {
     None,
     /// As `None`, and Envoy removes internal headers.
     Strip,
-    /// As `Strip`, and the routes add the headers that ours add.
+    /// As `Strip`, and the routes add the headers of our routes.
     Headers,
     /// As `None`, and a wasm filter that does nothing.
     Noop,
-    /// As `Ours`, with a Lua filter in the place of ours.
+    /// As `Ours`, with a Lua filter in place of ours.
     Lua,
     /// As pushed.
     Ours,
@@ -77,7 +77,7 @@ impl Chain {
     }
 }
 
-/// Where requests end.
+/// The destination of requests.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     /// In Envoy, so that nothing else costs.
@@ -99,7 +99,7 @@ pub(super) fn listener_name(chain: Chain, end: End) -> String {
     format!("{}, {}", chain.as_str(), end.as_str())
 }
 
-/// The bootstrap of the Envoy that is measured; its files go to `directory`.
+/// The bootstrap of the measured Envoy; its files are written to `directory`.
 pub(super) fn measured(
     directory: &Path,
     pushed: &Pushed,
@@ -119,7 +119,7 @@ pub(super) fn measured(
     bootstrap("measured", listeners, clusters.collect::<Result<_>>()?)
 }
 
-/// An Envoy that answers everything: the cheapest upstream at hand.
+/// An Envoy that answers everything: the cheapest available upstream.
 pub(super) fn upstream(pushed: &Pushed) -> Result<Bootstrap> {
     let mut listener = pushed.listener.clone();
     let manager = listener.pointer_mut(MANAGER).context("no manager")?;
@@ -138,7 +138,7 @@ fn bootstrap(id: &str, listeners: Vec<Value>, clusters: Vec<Value>) -> Result<Bo
     Bootstrap::read("gateway.yaml")?
         .node(id, e2e::config::region_of(VIEWER), VIEWER)?
         .with("/dynamic_resources", json!({}))?
-        // There is no control plane to report to.
+        // There is no control plane for reports.
         .with("/cluster_manager", json!({}))?
         .with("/static_resources", resources)
 }
@@ -170,7 +170,7 @@ fn listener(pushed: &Pushed, chain: Chain, end: End, ecds: &Path) -> Result<Valu
     Ok(listener)
 }
 
-/// The plugin as ours is configured, with other code.
+/// The plugin with our configuration, but other code.
 fn noop(ours: &Value) -> Result<Value> {
     let file = paths::filter()?.with_file_name("noop_filter.wasm");
     ensure!(
@@ -206,7 +206,7 @@ fn routes(pushed: &Pushed, chain: Chain, end: End) -> Result<Value> {
         .and_then(|hosts| hosts.first_mut())
         .context("no host")?;
     let routes = host["routes"].as_array_mut().context("no routes")?;
-    // No route can answer with the name of a cluster that a header names.
+    // A route cannot answer with the name of a cluster from a header.
     if !chain.has_stamps() || end == End::Direct {
         let expanded = routes.iter().flat_map(|route| by_cluster(route, pushed));
         *routes = expanded.collect();
@@ -226,13 +226,13 @@ fn routes(pushed: &Pushed, chain: Chain, end: End) -> Result<Value> {
             route.insert("direct_response".to_owned(), answer(to));
         }
     }
-    // For requests that belong to no service.
+    // For requests without a service.
     routes.push(answering(json!({ "prefix": "/" }), "elsewhere"));
     Ok(table)
 }
 
-/// Makes a route for each cluster of one whose cluster the filter names; that of the viewing zone
-/// is the last.
+/// Replaces a route whose cluster the filter names by one for each cluster; that of the local zone
+/// is last.
 fn by_cluster(route: &Value, pushed: &Pushed) -> Vec<Value> {
     let matchers = route["match"]["headers"].as_array();
     let is_write = |matcher: &Value| {
@@ -271,8 +271,8 @@ fn zone_of(cluster: &str) -> Option<&str> {
     cluster.split('/').nth(1)
 }
 
-/// Makes a route match the client's request instead of the filter's stamps; false where that makes
-/// no sense.
+/// Makes a route match the client's request instead of the filter's stamps; false if that makes no
+/// sense.
 fn without_stamps(route: &mut Value) -> bool {
     let Some(route) = route.as_object_mut() else {
         return false;
@@ -283,7 +283,7 @@ fn without_stamps(route: &mut Value) -> bool {
     }
     let mut matchers = route["match"]["headers"].as_array_mut();
     if let Some(matchers) = &mut matchers {
-        // Of the viewing zone there is nothing to say.
+        // The local zone has no stamp.
         let is_here = |to: &Value| to.as_str().and_then(zone_of) == Some(VIEWER);
         matchers.retain(|matcher| {
             matcher["name"] != STAMP_TO || !is_here(&matcher["string_match"]["exact"])
@@ -304,7 +304,7 @@ fn without_stamps(route: &mut Value) -> bool {
                 json!({ "name": "x-region-id", "string_match": { "exact": zone } })
             }
             STAMP_CLASS => {
-                // No class on a stamped request says that it is a read.
+                // A stamped request without a class is a read.
                 let method = if exact == "write" { "POST" } else { "GET" };
                 json!({ "name": ":method", "string_match": { "exact": method } })
             }
@@ -325,7 +325,7 @@ fn answer(body: &str) -> Value {
 
 fn leading_to(cluster: &Value, upstream: SocketAddr) -> Result<Value> {
     let mut cluster = cluster.clone();
-    // Routes name aggregates, and the rest has endpoints of its own.
+    // Routes name aggregates, and other clusters have their own endpoints.
     if remove(&mut cluster, "eds_cluster_config").is_err() {
         remove(&mut cluster, "cluster_type")?;
         remove(&mut cluster, "lb_policy")?;
@@ -350,7 +350,7 @@ fn filters(manager: &mut Value) -> Result<&mut Vec<Value>> {
     manager["http_filters"].as_array_mut().context("no filters")
 }
 
-/// A missing field would mean that the benchmark no longer measures its subject.
+/// If the field is missing, the benchmark would no longer measure its subject.
 fn remove(from: &mut Value, field: &str) -> Result<()> {
     let removed = from.as_object_mut().and_then(|all| all.remove(field));
     removed

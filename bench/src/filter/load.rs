@@ -1,4 +1,4 @@
-//! Load on one Envoy worker, and the processor time that it takes.
+//! Load on one Envoy worker, and its processor time.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -10,17 +10,17 @@ use anyhow::{Context, Result, ensure};
 use e2e::paths;
 use tokio::process::Command;
 
-/// Connections that send at once: enough to keep the worker busy.
+/// Concurrent connections: enough to keep the worker busy.
 const CONNECTIONS: &str = "8";
-/// Only load that hangs takes so long.
+/// Only hung load takes so long.
 const TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Requests, all alike.
+/// Identical requests.
 pub(crate) struct Load<'l> {
     pub(crate) path: &'l str,
-    /// Names the home, if any.
+    /// The home in the request, if any.
     pub(crate) region: Option<&'l str>,
-    /// A POST, without a body; else a GET.
+    /// A POST without a body; otherwise a GET.
     pub(crate) post: bool,
 }
 
@@ -29,7 +29,7 @@ pub(crate) struct Load<'l> {
 pub(crate) struct Cost {
     /// Processor time of the worker for one request.
     pub(crate) cpu_us: f64,
-    /// Requests in a second.
+    /// Requests per second.
     pub(crate) rate: f64,
 }
 
@@ -58,7 +58,7 @@ impl Worker {
         Ok(first.parse()?)
     }
 
-    /// Sends `count` requests, and returns their cost; an error if one of them was no success.
+    /// Sends `count` requests, and returns their cost; fails if one of them was not successful.
     pub(crate) async fn serve(&self, to: SocketAddr, load: &Load<'_>, count: u64) -> Result<Cost> {
         let mut command = Command::new(paths::workspace().join("target/tools/bin/h2load"));
         command.args(["--h1", "-t", "1", "-c", CONNECTIONS]);
@@ -67,7 +67,7 @@ impl Worker {
             command.args(["-H", &format!("x-region-id: {region}")]);
         }
         if load.post {
-            // Not `-d`: h2load sends a body in a packet of its own, which costs more than the
+            // Not `-d`: h2load sends a body in a separate packet, which costs more than the
             // measured difference.
             command.args(["-H", ":method: POST", "-H", "content-length: 0"]);
         }

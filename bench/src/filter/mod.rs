@@ -2,8 +2,8 @@
 //! request without a filter.
 //!
 //! All variants are listeners of one Envoy with one worker, and take turns: every round measures
-//! each once, with the same number of requests, and every other round goes backwards. A ratio is
-//! taken inside a round, where both sides met the same machine; the median of the rounds is
+//! each once, with the same number of requests, and every other round runs in reverse order. A
+//! ratio compares measurements of one round, under the same conditions; the median of the rounds is
 //! reported.
 
 mod cases;
@@ -26,12 +26,12 @@ use listeners::{Chain, End};
 use load::{Cost, Load, Worker};
 use pushed::Pushed;
 
-/// How much is measured.
+/// The amount of measurements.
 #[derive(Clone, Copy)]
 pub(crate) struct Amount {
     pub(crate) rounds: u32,
     /// Requests of one variant in one round. Few, so that compared requests are close together in
-    /// time: many short rounds agree better than a few long ones when something else runs on the
+    /// time: many short rounds agree better than a few long ones if other programs run on the
     /// machine.
     pub(crate) requests: u64,
 }
@@ -44,7 +44,7 @@ impl Amount {
         }
     }
 
-    /// Enough to see that it runs.
+    /// Enough to see that it works.
     pub(crate) const SMOKE: Amount = Amount {
         rounds: 1,
         requests: 100,
@@ -93,7 +93,7 @@ pub(crate) async fn run(amount: Amount) -> Result<Vec<Figure>> {
         "filter: {variants} variants in {rounds} rounds of {requests} requests each; one Envoy worker, 8 connections"
     );
     let worker = Worker::of(stage.envoy.process().pid())?;
-    // The first round warms everything up.
+    // The first round is a warm-up.
     measure(&worker, &mut all, requests, false).await?;
     for series in all.iter_mut().flatten() {
         series.costs.clear();
@@ -136,7 +136,7 @@ async fn live(envoy: &Envoy) -> Result<()> {
     .await
 }
 
-/// Every variant must decide alike, or a comparison would say nothing.
+/// Every variant must decide alike, or a comparison would be meaningless.
 async fn check(all: &[Vec<Series>]) -> Result<()> {
     let client = Client::new(Version::Http1);
     for (group, several) in GROUPS.iter().zip(all) {

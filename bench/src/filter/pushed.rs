@@ -9,7 +9,7 @@ use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
 use serde_json::{Value, json};
 
-/// The zone whose gateway is measured.
+/// The zone of the measured gateway.
 pub(super) const VIEWER: &str = "shanghai-a";
 pub(super) const SERVICE: &str = "orders";
 
@@ -17,13 +17,13 @@ pub(super) const SERVICE: &str = "orders";
 pub(super) struct Pushed {
     pub(super) listener: Value,
     pub(super) routes: Value,
-    /// The filter, as ECDS has it.
+    /// The filter in the form of ECDS.
     pub(super) filter: Value,
     pub(super) clusters: Vec<Value>,
 }
 
 impl Pushed {
-    /// Runs a control plane and an Envoy for as long as that takes.
+    /// Runs a control plane and an Envoy for this purpose.
     pub(super) async fn get() -> Result<Pushed> {
         let workdir = Workdir::temporary()?;
         let service = json!({ "name": SERVICE, "routes": [{ "prefix": "/orders" }] });
@@ -34,8 +34,8 @@ impl Pushed {
         let control_plane = ControlPlane::start(workdir.path(), config).await?;
         for (port, (zone, _)) in (1..).zip(ZONES) {
             let name = InstanceName::new(SERVICE, zone, "one");
-            // No request reaches it, but without instances requests would be refused. Each has an
-            // address of its own: two at one address would be one.
+            // It gets no requests, but without instances requests would be rejected. Each has its
+            // own address: two at one address would count as one.
             let instance = Instance::at(([127, 0, 0, 1], port).into());
             let reply = control_plane.registry().put(&name, &instance, None).await?;
             ensure!(reply.status.is_success(), "{}", reply.text());
@@ -47,7 +47,7 @@ impl Pushed {
             let registry = control_plane.registry();
             let known = registry.metric("tidegate_instances").await?;
             ensure!(known >= ZONES.len() as f64, "{known} instances");
-            // The filter knows where requests go.
+            // The filter knows the destinations of requests.
             let wanted = registry.view(VIEWER).await?["policy_version"].clone();
             let applied = envoy.admin().stat("wasmcustom.tidegate.policy_version");
             let applied = json!(applied.await?);
@@ -91,7 +91,7 @@ fn only(dump: &Value, kind: &str, field: &str, pointer: &str) -> Result<Value> {
     }
 }
 
-/// As it stands in a bootstrap, where the place says the type.
+/// In the form of a bootstrap, whose context determines the type.
 fn untyped(mut resource: Value) -> Value {
     if let Some(fields) = resource.as_object_mut() {
         fields.remove("@type");

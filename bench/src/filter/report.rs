@@ -50,7 +50,7 @@ pub(super) fn print(all: &[Vec<Series>]) -> Result<()> {
     Ok(())
 }
 
-/// Where the time of a decision goes, from the variants that leave something out.
+/// The parts of a decision's time, from the variants that omit something.
 fn print_parts(all: &[Vec<Series>]) -> Result<()> {
     let more = |ask, chain| {
         let groups = GROUPS.iter().zip(all);
@@ -66,7 +66,7 @@ fn print_parts(all: &[Vec<Series>]) -> Result<()> {
     let look = more(Ask::Elsewhere, Chain::Ours)?;
     let read = more(Ask::ForeignRead, Chain::Ours)?;
     let write = more(Ask::Write, Chain::Ours)?;
-    println!("where the time of a decision goes, in us");
+    println!("parts of a decision's time, in us");
     for (title, us) in [
         ("removing internal headers", strip),
         ("entering and leaving wasm", enter),

@@ -1,4 +1,4 @@
-//! Two bystanders of a change: a watcher of etcd, and an xDS client.
+//! Two observers of a change: a watch of etcd, and an xDS client.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 use super::HERE;
 use crate::proxy;
 
-/// A change that a request has shown must have passed here too.
+/// A change that a request has shown must have arrived here too.
 const TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Each tells when something passed. They end with this.
+/// Each reports the time of an event. They end with this.
 pub(super) struct Bystanders {
     watched: UnboundedReceiver<Instant>,
     pushed: UnboundedReceiver<Instant>,
@@ -49,12 +49,12 @@ impl Bystanders {
         while self.pushed.try_recv().is_ok() {}
     }
 
-    /// When etcd told the next change.
+    /// The time at which etcd reported the next change.
     pub(super) async fn watched(&mut self) -> Result<Instant> {
         next(&mut self.watched).await.context("no event from etcd")
     }
 
-    /// When the control plane pushed the next endpoints.
+    /// The time at which the control plane pushed the next endpoints.
     pub(super) async fn pushed(&mut self) -> Result<Instant> {
         next(&mut self.pushed).await.context("nothing over xDS")
     }

@@ -1,9 +1,9 @@
-//! From a put in etcd to the first request that is answered as the change wants it.
+//! From a put in etcd to the first request with the new behaviour.
 //!
-//! One thread asks the gateway again and again over one connection, and upstreams answer with their
-//! names. The clock runs from just before the put is sent to the first answer of the upstream that
-//! should answer now. Two bystanders show where the time goes: a watch on etcd, and an xDS stream
-//! that subscribes to the same endpoints as Envoy.
+//! One thread sends requests to the gateway continuously over one connection, and upstreams answer
+//! with their names. The time from just before the put to the first answer of the right upstream is
+//! measured. Two observers show the parts of that time: a watch on etcd, and an xDS stream with the
+//! same endpoints as Envoy.
 
 mod bystanders;
 
@@ -29,18 +29,18 @@ const SERVICE: &str = "orders";
 const HERE: &str = "shanghai-a";
 const NEAR: &str = "shanghai-b";
 
-/// Between two changes, so that the last answers to one are not mistaken for load on the next.
+/// The pause between two changes, so that late answers to one do not slow the next.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A kind of change to the only instance of the viewing zone.
+/// A kind of change to the only instance of the local zone.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Its record names another address: endpoints change.
+    /// Its record gets another address: endpoints change.
     Move,
-    /// It becomes unhealthy: endpoints, routes and policy change, requests go to the other zone of
-    /// the region.
+    /// It becomes unhealthy: endpoints, routes and policy change, and requests go to the other zone
+    /// of the region.
     Fail,
-    /// It becomes healthy again, and requests come back.
+    /// It becomes healthy again, and requests return.
     Recover,
 }
 
@@ -63,13 +63,13 @@ struct Sample {
     watched: f64,
     pushed: f64,
     seen: f64,
-    /// Requests until then, and how many of them failed.
+    /// Requests until then, and the number of failed ones.
     probes: u32,
     failed: u32,
 }
 
-/// The mesh of the benchmark: the viewing zone's instance can be at two places, another zone has
-/// one that stays.
+/// The mesh of the benchmark: the local zone's instance has two possible addresses, another zone
+/// has a permanent one.
 struct Stage {
     mesh: Mesh,
     places: [Server; 2],
@@ -109,7 +109,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Writes as an instance does that knows nothing of Tidegate but the keys.
+    /// Writes like an instance that only knows the keys.
     async fn put(&mut self, zone: &str, instance: &Instance) -> Result<()> {
         let key = InstanceName::new(SERVICE, zone, "instance").key();
         self.etcd
@@ -149,7 +149,7 @@ pub(crate) async fn run(changes: u32) -> Result<Vec<Figure>> {
             expected = "near";
         }
         bystanders.forget();
-        // It is on its way before the put, so that it is in its stride when the change comes.
+        // Started before the put, so that requests are already flowing when the change is made.
         let probing = spawn_blocking(move || (prober.until(expected), prober));
         let begin = Instant::now();
         stage.put(HERE, &instance).await?;
@@ -183,8 +183,8 @@ struct Part {
     of: fn(&Sample) -> f64,
 }
 
-/// Where the time goes. The put's answer and the event leave etcd at the same time, so they do not
-/// add up; the others do.
+/// The parts of the total time. The put's answer and the event leave etcd at the same time, so they
+/// do not add up; the others do.
 const PARTS: [Part; 4] = [
     Part {
         name: "put",

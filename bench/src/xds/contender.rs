@@ -13,21 +13,21 @@ use super::flood::Flood;
 use super::servers::{Change, Server, Shape, ZONE};
 use crate::usage::Usage;
 
-/// Every stream is served within this, or something is broken: a burst of large resources to all
-/// takes seconds, on a busy machine minutes.
+/// Every stream is served within this, or there is a fault: a burst of large resources to all takes
+/// seconds, on a busy machine minutes.
 const TIME_MAX: Duration = Duration::from_secs(300);
-/// A server counts as quiet when it used less than this share of one core for this long.
+/// A server counts as quiet if it used less than this share of one core for this long.
 const QUIET: Duration = Duration::from_millis(10);
 const QUIET_SHARE: f64 = 0.05;
-/// Looks; a server that is never quiet has its rest counted with the next change.
+/// The most checks; the rest of a server that is never quiet counts with the next change.
 const LOOKS_MAX: usize = 300;
-/// Between two changes that are watched while others come.
+/// The pause between two watched changes during a flood.
 const FLOOD_PAUSE: Duration = Duration::from_millis(50);
 
-/// What follows when the last proxy has received a change.
+/// The next step after the last proxy has received a change.
 #[derive(Clone, Copy)]
 enum Then {
-    /// The server comes to rest.
+    /// Wait until the server is quiet.
     Settle,
     /// Other changes keep it busy.
     GoOn,
@@ -46,31 +46,32 @@ pub(super) struct Contender {
 /// Times in ms, memory in MB.
 #[derive(Default)]
 pub(super) struct Seen {
-    /// All streams connected and had everything.
+    /// The time until all streams had connected and received everything.
     pub(super) subscribed_s: f64,
     pub(super) resource_bytes: f64,
     pub(super) rss_subscribed: f64,
-    /// After each turn: a garbage collector gives and takes.
+    /// After each turn: a garbage collector changes it.
     pub(super) rss: Vec<f64>,
     pub(super) rss_max: f64,
-    /// From each change to the last stream's receipt.
+    /// From each change to its receipt by the last stream.
     pub(super) ticks: Vec<f64>,
     pub(super) bursts: Vec<f64>,
     /// CPU time per change, of each round: the server's and the simulation's.
     pub(super) cpu: Vec<f64>,
     pub(super) client_cpu: Vec<f64>,
     pub(super) burst_cpu: Vec<f64>,
-    /// While a thousand changes a second come: from a change of one more cluster to the last stream's receipt.
+    /// During a thousand changes a second: from a change of one more cluster to its receipt by the
+    /// last stream.
     pub(super) flooded: Vec<f64>,
-    /// Changes that came, and seconds of CPU time of the server, both in a second; memory after it.
+    /// Changes per second, and the server's CPU seconds per second; memory afterwards.
     pub(super) flood_rate: f64,
     pub(super) flood_cpu: f64,
     pub(super) flood_rss: f64,
 }
 
-/// How all came back after a restart.
+/// The figures of a reconnection after a restart.
 pub(super) struct Reconnected {
-    /// From the start of the new process until the last proxy was answered; and from when it
+    /// Until the last proxy was answered: from the start of the new process, and from when it
     /// listened.
     pub(super) served_s: f64,
     pub(super) herd_s: f64,
@@ -84,7 +85,7 @@ fn ms(time: Duration) -> f64 {
 }
 
 impl Contender {
-    /// Connects the proxies and waits until all have everything.
+    /// Connects the proxies and waits until all have received everything.
     pub(super) async fn subscribe(
         server: Server,
         shape: Shape,
@@ -121,7 +122,7 @@ impl Contender {
         Ok(contender)
     }
 
-    /// Moves one endpoint so many times, and waits each time until all proxies know.
+    /// Moves one endpoint this many times, and waits each time until all proxies have received it.
     pub(super) async fn ticks(&mut self, count: usize) -> Result<()> {
         self.wake().await?;
         let usage = self.server.usage();
@@ -151,7 +152,7 @@ impl Contender {
         self.rest()
     }
 
-    /// Changes the last cluster so many times while the others change a thousand times a second.
+    /// Changes the last cluster this many times while the others change a thousand times a second.
     pub(super) async fn flood(&mut self, count: usize) -> Result<()> {
         self.wake().await?;
         let last = self.shape.names().pop();
@@ -183,7 +184,7 @@ impl Contender {
         self.rest()
     }
 
-    /// Forgets the figures of the warm-up.
+    /// Resets the figures of the warm-up.
     pub(super) fn forget(&mut self) {
         self.seen.ticks.clear();
         self.seen.cpu.clear();
@@ -196,8 +197,8 @@ impl Contender {
         Ok(())
     }
 
-    /// The time, in ms, from just before the change is handed in until the last proxy has received
-    /// it; with [`Then::Settle`] it comes back when the server has dealt with the acknowledgements, too.
+    /// The time, in ms, from just before the change is made until the last proxy has received it;
+    /// with [`Then::Settle`] it returns when the server has handled the acknowledgements, too.
     async fn change(&mut self, change: Change, then: Then) -> Result<f64> {
         let mut fleet = self.fleet.take().context("the proxies are lost")?;
         fleet.expect(Goal {
@@ -224,8 +225,8 @@ impl Contender {
         Ok(ms(received.saturating_duration_since(begin)))
     }
 
-    /// Kills our server, starts it again, and has all proxies come back at once with the versions
-    /// that they have. Then moves one endpoint: all must hear of it.
+    /// Kills our server, restarts it, and makes all proxies reconnect at once with their versions.
+    /// Then moves one endpoint, which all must receive.
     pub(super) async fn reconnect(&mut self) -> Result<Reconnected> {
         self.wake().await?;
         let Server::Ours(ours) = &mut self.server else {
@@ -258,8 +259,8 @@ impl Contender {
         })
     }
 
-    /// Has the proxies answer the server until they are needed: while the other one is measured, it
-    /// would give them up.
+    /// Makes the proxies answer the server until they are needed: otherwise it would disconnect
+    /// them while the other one is measured.
     fn rest(&mut self) -> Result<()> {
         let fleet = self.fleet.take().context("the proxies are lost")?;
         self.resting = Some(Resting::begin(fleet));
@@ -278,8 +279,8 @@ impl Contender {
         Ok(fleet.tally().cpu)
     }
 
-    /// Runs on a thread that may block. When the caller is dropped, so is the server, which ends
-    /// the work.
+    /// Runs on a thread that may block. If the caller is dropped, so is the server, which ends the
+    /// work.
     async fn with_fleet<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Fleet) -> Result<T> + Send + 'static,
@@ -296,10 +297,10 @@ impl Contender {
     }
 }
 
-/// Proxies of which nothing is wanted.
+/// Proxies that are not measured at present.
 struct Resting {
     enough: Arc<AtomicBool>,
-    /// None once it was asked for.
+    /// None after it was returned.
     fleet: Option<JoinHandle<Result<Fleet>>>,
 }
 
@@ -332,8 +333,8 @@ impl Drop for Resting {
     }
 }
 
-/// Waits until the server has nothing left to do, and answers it meanwhile: a change ends with its
-/// acknowledgements. Unexpected resources fail here.
+/// Answers the server until it has no work left: a change ends with its acknowledgements.
+/// Unexpected resources are an error here.
 fn settle(fleet: &mut Fleet, usage: Usage) -> Result<()> {
     for _ in 0..LOOKS_MAX {
         let (begin, before) = (Instant::now(), usage.cpu()?);
@@ -346,7 +347,7 @@ fn settle(fleet: &mut Fleet, usage: Usage) -> Result<()> {
     Ok(())
 }
 
-/// Fails where the two would be compared over resources of different size.
+/// Fails if the resources of the two differ in size.
 pub(super) fn ensure_alike(ours: &Seen, peer: &Seen) -> Result<()> {
     let (ours, peer) = (ours.resource_bytes, peer.resource_bytes);
     ensure!(

@@ -1,5 +1,5 @@
-//! Thousands of simulated proxies on one thread and one epoll: each has a connection and a stream
-//! of its own, subscribes to all endpoints by name, and acknowledges every response at once.
+//! Thousands of simulated proxies on one thread and one epoll: each has its own connection and
+//! stream, subscribes to all endpoints by name, and acknowledges every response at once.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -21,14 +21,14 @@ use crate::usage::thread_cpu;
 /// At least one whole frame of the usual 16 KB.
 const READ_BYTES: usize = 64 * 1024;
 const EVENTS_MAX: usize = 1024;
-/// How often a connection that breaks is made again after a restart, on average.
+/// How often a broken connection is reopened after a restart, on average.
 const REDIALS_PER_PROXY_MAX: usize = 3;
 
-/// The resources that each proxy should have received since the last goal was set.
+/// The resources that each proxy should receive from when the goal was set.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Goal {
     pub(super) resources: u32,
-    /// Names that are said not to exist.
+    /// Names that are reported as missing.
     pub(super) removed: u32,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct Interest {
     pub(super) names: Vec<String>,
 }
 
-/// Whether a connection that breaks is an error, or one more of those that a restart may cost.
+/// Whether a broken connection is an error, or one of those that a restart may cost.
 #[derive(Clone, Copy, PartialEq)]
 enum Breaks {
     Fatal,
@@ -51,7 +51,7 @@ pub(super) struct Fleet {
     proxies: Vec<Proxy>,
     io: Io,
     goal: Goal,
-    /// The resources that count; none: all of them.
+    /// The counted resources; none: all of them.
     watched: Option<Vec<u8>>,
     /// Proxies that have not reached it.
     behind: usize,
@@ -81,7 +81,7 @@ pub(super) struct Tally {
     pub(super) bytes: usize,
     /// Connections that broke while [`Breaks::Counted`].
     pub(super) errors: usize,
-    /// CPU time of the thread that simulates.
+    /// CPU time of the simulating thread.
     pub(super) cpu: Duration,
 }
 
@@ -119,8 +119,7 @@ impl Fleet {
         self.tally
     }
 
-    /// Connects so many proxies that have nothing yet; each is to receive all that it subscribes
-    /// to.
+    /// Connects this many proxies without resources; each should receive all that it subscribes to.
     pub(super) fn dial(&mut self, server: SocketAddr, streams: usize) -> Result<()> {
         self.breaks = Breaks::Fatal;
         let resources = self.interest.names.len() as u32;
@@ -133,8 +132,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Connects all proxies again, at once. They say which versions they have, and ask for one name
-    /// more, which does not exist: the answer to that shows that a proxy is served.
+    /// Reconnects all proxies at once. They send their versions, and request one more name, which
+    /// does not exist: the answer to that shows that a proxy is served.
     pub(super) fn redial(&mut self, server: SocketAddr, absent: &str) -> Result<()> {
         self.breaks = Breaks::Counted;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -184,7 +183,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// From now on each proxy is to receive this.
+    /// Sets what each proxy should receive from now on.
     pub(super) fn expect(&mut self, goal: Goal) {
         self.goal = goal;
         for proxy in &mut self.proxies {
@@ -193,13 +192,13 @@ impl Fleet {
         self.behind = self.proxies.len();
     }
 
-    /// From now on resources of this name alone count for what is expected; none: all of them.
+    /// From now on only resources of this name count; none: all of them.
     pub(super) fn watch(&mut self, name: Option<String>) {
         self.watched = name.map(String::into_bytes);
     }
 
-    /// Reads and acknowledges until every proxy has received the expected resources; gives the
-    /// moment when the last one had.
+    /// Reads and acknowledges until every proxy has received the expected resources; returns the
+    /// time of the last one.
     pub(super) fn receive(&mut self, within: Duration) -> Result<Instant> {
         let deadline = Instant::now() + within;
         while self.behind > 0 {
@@ -218,7 +217,7 @@ impl Fleet {
         Ok(Instant::now())
     }
 
-    /// Answers incoming messages for so long.
+    /// Answers incoming messages for this long.
     pub(super) fn idle(&mut self, pause: Duration) -> Result<()> {
         let deadline = Instant::now() + pause;
         loop {
@@ -230,12 +229,12 @@ impl Fleet {
         }
     }
 
-    /// Waits for events and handles them; gives the moment when the last proxy reached the goal, if
-    /// that was now.
+    /// Waits for events and handles them; returns the time at which the last proxy reached the
+    /// goal, if it did.
     fn turn(&mut self, wait: Duration) -> Result<Option<Instant>> {
         let before = thread_cpu()?;
         let mut events = [EpollEvent::empty(); EVENTS_MAX];
-        // A whole millisecond more: a wait of none would spin.
+        // A millisecond more: a zero wait would spin.
         let wait = EpollTimeout::try_from(wait + Duration::from_millis(1))?;
         let count = match self.io.epoll.wait(&mut events, wait) {
             Ok(count) => count,
@@ -263,7 +262,7 @@ impl Fleet {
             self.watched.as_deref(),
         )?;
         if self.breaks == Breaks::Fatal {
-            // No resource is sent twice, and none that did not change.
+            // No resource is sent twice, and none without a change.
             let (has, goal) = (proxy.has.resources, self.goal.resources);
             ensure!(
                 has <= goal,
@@ -287,7 +286,7 @@ impl Fleet {
         }
         self.tally.errors += 1;
         if self.tally.errors > REDIALS_PER_PROXY_MAX * proxies {
-            return Err(error).context("connections break again and again");
+            return Err(error).context("connections break repeatedly");
         }
         if !self.proxies[index].lacks(&self.goal) {
             self.behind += 1;
@@ -296,7 +295,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// From now on a connection that breaks is an error again.
+    /// From now on a broken connection is an error again.
     pub(super) fn must_hold(&mut self) {
         self.breaks = Breaks::Fatal;
     }
@@ -348,7 +347,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// Whether anything had come.
+    /// Whether anything was received.
     fn read(&mut self, io: &mut Io, tally: &mut Tally, watched: Option<&[u8]>) -> Result<bool> {
         let bytes = match self.link.read(&mut io.buffer) {
             Ok(0) => bail!("the server closed the connection"),
@@ -375,7 +374,7 @@ impl Proxy {
         Ok(true)
     }
 
-    /// A proxy writes little, and never before the server has taken its previous bytes.
+    /// A proxy writes little, and never before the server has read its previous bytes.
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());

@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::servers::{Shape, put};
 
-/// So many changes each so often: 1,000 a second.
+/// The size of a batch and the interval of batches: 1,000 changes a second.
 const BATCH: usize = 10;
 const INTERVAL: Duration = Duration::from_millis(10);
 /// The ports of endpoints that move here; those of other changes are lower.
@@ -45,7 +45,7 @@ impl Way {
     }
 }
 
-/// Changes that go on until it is stopped.
+/// Changes that continue until it is stopped.
 pub(super) struct Flood {
     enough: Arc<AtomicBool>,
     sent: JoinHandle<Result<usize>>,
@@ -53,7 +53,7 @@ pub(super) struct Flood {
 }
 
 impl Flood {
-    /// Moves endpoints of all clusters but the last.
+    /// Moves endpoints of all clusters except the last.
     pub(super) fn begin(mut way: Way, shape: Shape) -> Flood {
         let enough = Arc::new(AtomicBool::new(false));
         let heard = Arc::clone(&enough);
@@ -77,7 +77,7 @@ impl Flood {
         }
     }
 
-    /// Changes a second.
+    /// The changes per second.
     pub(super) async fn end(self) -> Result<f64> {
         self.enough.store(true, Ordering::Relaxed);
         let seconds = self.begun.elapsed().as_secs_f64();

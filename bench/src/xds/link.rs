@@ -1,4 +1,4 @@
-//! The way from a simulated proxy to its server: plain text or TLS.
+//! The transport of a simulated proxy: plaintext or TLS.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream
 /// The name in the server's certificate.
 pub(super) const SERVER_NAME: &str = "tidegate";
 
-/// How proxies connect, once the socket does.
+/// The security of a proxy's connection.
 #[derive(Clone)]
 pub(super) enum Security {
     PlainText,
@@ -23,7 +23,7 @@ pub(super) enum Security {
 }
 
 impl Security {
-    /// With the certificates of a directory. Every handshake is a whole one, as after a restart of
+    /// With the certificates of a directory. Every handshake is a full one, like after a restart of
     /// the server.
     pub(super) fn tls(directory: &Path) -> Result<Security> {
         let mut roots = RootCertStore::empty();
@@ -41,7 +41,7 @@ impl Security {
     }
 }
 
-/// A connection. Reads and writes fail with `WouldBlock` where its socket would.
+/// A connection. Reads and writes fail with `WouldBlock` if its socket would.
 pub(super) enum Link {
     PlainText(TcpStream),
     Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
@@ -65,7 +65,7 @@ impl Link {
         }
     }
 
-    /// Whether something may have come that the socket no longer tells of.
+    /// Whether received data may be buffered that the socket does not report any more.
     pub(super) fn may_have_more(&self) -> bool {
         matches!(self, Link::Tls(_))
     }
@@ -84,7 +84,7 @@ impl Write for Link {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Link::PlainText(tcp) => tcp.write(bytes),
-            // Before the handshake is over they wait for its end.
+            // Before the handshake has ended they wait for it.
             Link::Tls(tls) => {
                 let written = tls.conn.writer().write(bytes)?;
                 while tls.conn.wants_write() {

@@ -1,11 +1,11 @@
-//! The cost of a change in the control plane with thousands of proxies, beside go-control-plane in
-//! the same run.
+//! The cost of a change in the control plane with thousands of proxies, compared with
+//! go-control-plane in the same run.
 //!
-//! Both servers have the same endpoints and as many simulated proxies; each has a delta stream on a
-//! connection of its own and acknowledges at once. One endpoint moves at a time, then one of every
-//! cluster at once; the two servers take turns, so that a busy machine slows both. A time ends with
-//! the last proxy's receipt, CPU time with the last acknowledgement. Ours hears of a change from a
-//! real etcd, and the clock runs from just before the put; the peer is told directly.
+//! Both servers have the same endpoints and as many simulated proxies; each has a delta stream on
+//! its own connection and acknowledges at once. One endpoint moves at a time, then one of every
+//! cluster at once. The two servers take turns, so that a busy machine slows both. A time ends with
+//! the last proxy's receipt, CPU time with the last acknowledgement. Ours gets a change from a real
+//! etcd, and the time begins just before the put; the peer gets it directly.
 
 mod contender;
 mod fleet;
@@ -25,45 +25,45 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use contender::{Contender, Reconnected, Seen, ensure_alike};
 use servers::{Ours, Peer, Server, Shape};
 
-/// How many assignments each proxy subscribes to.
+/// The number of assignments that each proxy subscribes to.
 const CLUSTERS: usize = 20;
 const WARM_UP: usize = 5;
 /// A burst of large resources to thousands of proxies is a gigabyte.
 const BURSTS: usize = 3;
-/// Files besides the connections: of the runtime, of etcd's client, of logs.
+/// Other file descriptors: of the runtime, of etcd's client, of logs.
 const OTHER_FILES: u64 = 200;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// `xds`: with how many proxies
+    /// `xds`: the number of proxies
     #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 5_000],
           value_parser = clap::value_parser!(u32).range(1..=50_000))]
     streams: Vec<u32>,
-    /// `xds`: with resources of which size
+    /// `xds`: the size of resources
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Size::Small, Size::Large])]
     sizes: Vec<Size>,
     /// `xds`: how often the servers take turns
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     turns: u32,
-    /// `xds`: the proxies connect with TLS and show certificates; go-control-plane is left out
+    /// `xds`: the proxies connect with TLS and present certificates; without go-control-plane
     #[arg(long)]
     tls: bool,
-    /// `xds`: how many changes are watched while 1,000 others come each second
+    /// `xds`: how many changes are watched during 1,000 others each second
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     flood_changes: u32,
-    /// `xds`: leave the worlds without proxies out
+    /// `xds`: omit the worlds without proxies
     #[arg(long)]
     no_worlds: bool,
-    /// `xds`: leave worlds of more instances out
+    /// `xds`: omit worlds of more instances
     #[arg(long, default_value_t = 100_000)]
     world_max: usize,
-    /// The benchmark's call of itself: one world, in a process of its own
+    /// The benchmark's call of itself: one world, in a separate process
     #[arg(long, hide = true)]
     pub(crate) world_of: Option<usize>,
 }
 
 impl Options {
-    /// Enough to see that it runs.
+    /// Enough to see that it works.
     pub(crate) fn smoke() -> Options {
         Options {
             streams: vec![20],
@@ -78,7 +78,7 @@ impl Options {
     }
 }
 
-/// Of one assignment.
+/// The size of one assignment.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Size {
     #[value(name = "0.7kb")]
@@ -107,7 +107,7 @@ impl Size {
     }
 }
 
-/// The figures with so many proxies.
+/// The figures with this number of proxies.
 struct Case {
     streams: usize,
     size: Size,
@@ -202,7 +202,7 @@ async fn case(streams: usize, size: Size, options: &Options) -> Result<Case> {
         contender.flood(options.flood_changes as usize).await?;
         contender.finish()?;
     }
-    // It is gone before ours comes back with all its proxies.
+    // It ends before ours reconnects all its proxies.
     let peer = peer.map(|contender| contender.seen);
     let reconnected = ours.reconnect().await?;
     Ok(Case {

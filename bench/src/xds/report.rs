@@ -79,7 +79,7 @@ fn flooded(name: &str, seen: &Seen) {
     );
 }
 
-/// Ours to theirs.
+/// The ratios of ours to theirs.
 struct Ratios {
     cpu: f64,
     rss: f64,

@@ -1,4 +1,4 @@
-//! The two servers that are measured, and how a change is handed to each.
+//! The two measured servers, and how each gets a change.
 
 use std::fs;
 use std::io::Write;
@@ -22,19 +22,19 @@ use super::flood::Way;
 use super::link::{SERVER_NAME, Security};
 use crate::usage::Usage;
 
-/// All proxies and all endpoints are here.
+/// The zone of all proxies and endpoints.
 pub(super) const ZONE: &str = "shanghai-a";
 
 /// The port of every endpoint that has not moved.
 const PORT: u16 = 8080;
-/// etcd refuses a transaction of more than 128 operations.
+/// etcd rejects a transaction of more than 128 operations.
 const OPS_MAX: usize = 100;
 
 /// The resources that both serve.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
     pub(super) clusters: usize,
-    /// In each of them.
+    /// The number of endpoints in each of them.
     pub(super) endpoints: usize,
 }
 
@@ -59,7 +59,7 @@ pub(super) enum Change {
     All,
 }
 
-/// One of the two.
+/// One of the two servers.
 pub(super) enum Server {
     Ours(Box<Ours>),
     Peer(Peer),
@@ -73,7 +73,7 @@ impl Server {
         }
     }
 
-    /// How proxies have to connect.
+    /// The security of the proxies' connections.
     pub(super) fn security(&self) -> Result<Security> {
         let certificates = match self {
             Server::Ours(ours) => ours.certificates.as_deref(),
@@ -89,7 +89,7 @@ impl Server {
         })
     }
 
-    /// Hands a change in: ours is told by etcd, the peer over its control connection.
+    /// Makes a change: ours gets it from etcd, the peer over its control connection.
     pub(super) async fn change(&mut self, change: Change) -> Result<()> {
         match self {
             Server::Ours(ours) => ours.change(change).await,
@@ -97,7 +97,7 @@ impl Server {
         }
     }
 
-    /// A way for changes beside [`change`](Server::change).
+    /// Another way for changes besides [`change`](Server::change).
     pub(super) fn way(&self) -> Result<Way> {
         Ok(match self {
             Server::Ours(ours) => Way::Etcd(Box::new(ours.kv.clone())),
@@ -119,7 +119,7 @@ pub(super) struct Ours {
     control_plane: ControlPlane,
     kv: KvClient,
     _etcd: Etcd,
-    /// The proxies'; none in plain text.
+    /// The proxies' certificates; none with plaintext.
     certificates: Option<PathBuf>,
     shape: Shape,
     moves: u16,
@@ -178,12 +178,12 @@ impl Ours {
         Ok(())
     }
 
-    /// Ends it as a crash would.
+    /// Kills it, like a crash.
     pub(super) fn kill(&self) -> Result<()> {
         self.control_plane.process().kill()
     }
 
-    /// Starts it again at its address; then it listens.
+    /// Restarts it at its address, and waits until it listens.
     pub(super) async fn begin(&mut self) -> Result<()> {
         self.control_plane.begin().await
     }
@@ -217,7 +217,7 @@ struct Addresses {
 }
 
 impl Peer {
-    /// None where the program is not there: provisioning has said why.
+    /// None if the program is missing: provisioning has reported the cause.
     pub(super) async fn start(directory: &Path, shape: Shape) -> Result<Option<Peer>> {
         let Some(program) = paths::xds_peer() else {
             return Ok(None);

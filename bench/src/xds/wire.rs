@@ -1,8 +1,7 @@
-//! HTTP/2, gRPC and delta xDS, as little of each as a simulated proxy needs: thousands of them
-//! share the machine with the server that is measured, and a whole client would cost more than
-//! either server.
+//! A minimum of HTTP/2, gRPC and delta xDS for simulated proxies: thousands of them share the
+//! machine with the measured server, and a complete client would cost more than either server.
 //!
-//! One stream a connection, one message in most frames; a response is looked through, not decoded.
+//! One stream per connection, one message in most frames; a response is scanned, not decoded.
 
 use std::collections::HashMap;
 
@@ -23,7 +22,7 @@ const GRPC_HEADER_BYTES: usize = 5;
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// The initial size of every window.
 const WINDOW_DEFAULT: u32 = 65_535;
-/// From here on windows are opened anew.
+/// The consumed bytes after which windows are enlarged again.
 const CONSUMED_MAX: u32 = 1 << 29;
 
 const DATA: u8 = 0;
@@ -39,7 +38,7 @@ const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 
-/// The fields of `envoy.service.discovery.v3.DeltaDiscoveryRequest` that a proxy begins with.
+/// The fields of `envoy.service.discovery.v3.DeltaDiscoveryRequest` in a proxy's first request.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct DeltaRequest {
     #[prost(message, optional, tag = "1")]
@@ -71,8 +70,8 @@ pub(super) struct Locality {
     pub(super) zone: String,
 }
 
-/// All that a client says before it has heard anything: preface, settings, the call, the first
-/// request.
+/// Everything that a client sends before it has received anything: preface, settings, the call, the
+/// first request.
 pub(super) fn opening(authority: &str, request: &DeltaRequest) -> Vec<u8> {
     let mut out = PREFACE.to_vec();
     let mut settings = Vec::new();
@@ -95,10 +94,10 @@ pub(super) fn opening(authority: &str, request: &DeltaRequest) -> Vec<u8> {
     out
 }
 
-/// Fields by their number in HPACK's static table, or with literal names; none is longer than 126
+/// Header fields by their number in HPACK's static table, or with literal names; none exceeds 126
 /// bytes.
 fn headers(authority: &[u8]) -> Vec<u8> {
-    // `:method: POST` and `:scheme: http`, then `:path` and `:authority` with values of ours.
+    // `:method: POST` and `:scheme: http`, then `:path` and `:authority` with our values.
     let mut block = vec![0x83, 0x86, 0x04];
     literal(&mut block, PATH);
     block.push(0x01);
@@ -165,19 +164,19 @@ impl Acknowledgement {
     }
 }
 
-/// Cuts the bytes of a connection into messages. Holds nothing while it waits for the next.
+/// Splits the bytes of a connection into messages. Buffers nothing while it waits for the next.
 #[derive(Default)]
 pub(super) struct Reader {
-    /// A frame of which a part is missing.
+    /// An incomplete frame.
     frames: Vec<u8>,
-    /// A message of which a part is missing.
+    /// An incomplete message.
     message: Vec<u8>,
     consumed: u32,
 }
 
 impl Reader {
-    /// Hands every message that `bytes` completes to `take`, and writes the protocol's answers to
-    /// `out`. An error when the server ends the stream or the connection, or breaks the protocol.
+    /// Passes every message that `bytes` completes to `take`, and writes the protocol's answers to
+    /// `out`. Fails if the server ends the stream or the connection, or violates the protocol.
     pub(super) fn read(
         &mut self,
         bytes: &[u8],
@@ -258,7 +257,7 @@ impl Reader {
             take(body, out)?;
             rest = after;
         }
-        // Large messages come in many frames: joined bytes are joined on, not copied for each.
+        // Large messages have many frames: the joined bytes are extended, not copied for each.
         let done = joined.len().saturating_sub(rest.len());
         self.message = match joined.is_empty() {
             true => rest.to_vec(),
@@ -279,7 +278,7 @@ fn unpadded(flags: u8, payload: &[u8]) -> Result<&[u8]> {
     data.context("more padding than payload")
 }
 
-/// Its text, if it is any.
+/// Its text, if it is readable.
 fn readable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.replace(
@@ -288,7 +287,7 @@ fn readable(bytes: &[u8]) -> String {
     )
 }
 
-/// The subject of a `DeltaDiscoveryResponse`.
+/// The content of a `DeltaDiscoveryResponse`.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Response<'m> {
     pub(super) nonce: &'m [u8],
@@ -340,7 +339,7 @@ impl<'m> Resource<'m> {
     }
 }
 
-/// Goes through the length-delimited fields of a message. No message here has others that matter.
+/// Iterates over the length-delimited fields of a message. Other fields do not matter here.
 fn fields<'m>(
     mut message: &'m [u8],
     mut take: impl FnMut(u64, &'m [u8]) -> Result<()>,
@@ -411,7 +410,7 @@ mod tests {
         assert_eq!(response.unwrap(), expected);
         assert_eq!(resources, [(&b"a"[..], &b"7"[..], 3)]);
         for cut in 1..RESPONSE.len() {
-            // Parsing ends, with any result.
+            // Parsing terminates, with any result.
             let _ = Response::parse(&RESPONSE[..cut], |_| Ok(()));
         }
     }

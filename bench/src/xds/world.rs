@@ -1,5 +1,5 @@
 //! The cost of one change of an instance before anything is sent, and of the first snapshot of
-//! everything: worlds of three sizes, each in a process of its own, without store or proxies.
+//! everything: worlds of three sizes, each in its own process, without store or proxies.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -22,20 +22,19 @@ use crate::usage::{Usage, thread_cpu};
 const SIZES: [(usize, &str); 3] = [(1_000, "1k"), (10_000, "10k"), (100_000, "100k")];
 const INSTANCES_PER_SERVICE: usize = 5;
 const CHANGES: usize = 300;
-/// A change of plan may take long in a large world: no more of them begin when they have taken this
-/// much, all together.
+/// A change of plan may take long in a large world. No more of them begin when all together have
+/// taken this much time.
 const REPLANNING_MAX: Duration = Duration::from_secs(20);
 /// The largest is built in seconds; a busy machine needs the rest.
 const TIME_MAX: Duration = Duration::from_secs(300);
 
-/// Zone and region; instances stand in them in turn.
+/// Zone and region; instances are assigned to them in turn.
 const ZONES: [(&str, &str); 3] = [
     ("shanghai-a", "shanghai"),
     ("shanghai-b", "shanghai"),
     ("beijing-c", "beijing"),
 ];
-/// The one of a service's instances that has its zone for itself: the last zone's turn comes once
-/// in five.
+/// The position of a service's instance that is alone in its zone: the last zone gets one in five.
 const ALONE_IN_ITS_ZONE: usize = 2;
 
 /// The figures of one process.
@@ -46,7 +45,8 @@ struct Findings {
     rss_mb: f64,
     /// CPU time of changes that move an instance to another address.
     moved_us: Vec<f64>,
-    /// Of changes that move requests: a zone's only instance becomes unhealthy, or healthy again.
+    /// CPU time of changes that move requests: a zone's only instance becomes unhealthy, or healthy
+    /// again.
     replanned_us: Vec<f64>,
 }
 
@@ -98,7 +98,7 @@ pub(super) async fn run(instances_max: usize) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Memory that an earlier world gave back would hide the memory of a later one.
+/// In a separate process: memory that an earlier world freed would hide the memory of a later one.
 async fn in_own_process(instances: usize) -> Result<Findings> {
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -147,7 +147,7 @@ pub(crate) fn measure(instances: usize) -> Result<()> {
         if replanned_us.iter().sum::<f64>() > REPLANNING_MAX.as_secs_f64() * 1e6 {
             break;
         }
-        // Each one goes, and the next turn it comes back.
+        // Each one goes down, and the next turn it returns.
         let health = ["unhealthy", "healthy"][turn % 2];
         let revision = (2 + CHANGES + turn) as i64;
         let service = pick(turn / 2) / INSTANCES_PER_SERVICE;
@@ -166,8 +166,8 @@ pub(crate) fn measure(instances: usize) -> Result<()> {
     Ok(())
 }
 
-/// A world, its clock, and the snapshot that streams work with meanwhile: a change has to copy the
-/// parts that both share.
+/// A world, its clock, and the snapshot that streams hold meanwhile: a change has to copy the parts
+/// that both share.
 struct Subject {
     world: World,
     now_ms: u64,
@@ -175,7 +175,7 @@ struct Subject {
 }
 
 impl Subject {
-    /// The CPU time, in microseconds, from a change to the snapshot that it makes.
+    /// The CPU time, in microseconds, from a change to the resulting snapshot.
     fn apply(&mut self, change: Change) -> Result<f64> {
         self.now_ms += 1;
         let begin = thread_cpu()?;
@@ -199,7 +199,7 @@ fn mesh(services: usize) -> Result<Arc<Mesh>> {
         json!({
             "name": name,
             "routes": [{ "host": format!("{name}.example"), "prefix": "/" }],
-            // A zone comes back at once: each change of health is one of the plan.
+            // A zone comes back at once: each change of health changes the plan.
             "failover": { "hold_s": 0, "ramp": { "percent": [], "over_s": 0 }, "damping_s": 0 },
         })
     };

@@ -1,4 +1,4 @@
-//! The message and the exit code of a command, where there is no answer.
+//! The message and the exit code of a command without an answer.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -11,7 +11,7 @@ use tokio::{
 use super::*;
 use crate::failure::{FAILED, OUTCOME_UNKNOWN, exit_code};
 
-/// Answers every connection's first bytes with these, and closes it; none: never.
+/// Answers the first bytes of every connection with these, and closes it; none: never answers.
 async fn server(answer: Option<Vec<u8>>) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -45,7 +45,7 @@ fn operator(admin: String, ca: Option<&Path>) -> OperatorArgs {
     }
 }
 
-/// The end of a request: exit code and message.
+/// The result of a request: exit code and message.
 async fn asked(operator: &OperatorArgs, method: Method, path: &str) -> (u8, String) {
     let error = operator.ask(method, path, Bytes::new()).await.unwrap_err();
     (exit_code(&error), format!("{error:#}"))
@@ -80,7 +80,7 @@ async fn a_change_without_an_answer_has_an_unknown_outcome_and_says_how_to_find_
             );
         }
         let (code, told) = asked(&operator, Method::GET, "/v1/zones").await;
-        assert_eq!(code, FAILED, "what only reads has no outcome: {told}");
+        assert_eq!(code, FAILED, "a read has no outcome: {told}");
         task.abort();
     }
 }
@@ -118,7 +118,7 @@ async fn an_address_without_a_scheme_is_refused_with_the_two_that_there_are() {
 
 #[tokio::test]
 async fn a_port_that_speaks_tls_or_does_not_is_named_as_the_cause() {
-    // The alert with which a TLS server answers bytes that are no handshake.
+    // The alert with which a TLS server answers bytes that are not a handshake.
     let (address, tls) = server(Some(vec![21, 3, 3, 0, 2, 2, 10])).await;
     let plain = operator(format!("http://{address}"), None);
     for method in [Method::GET, Method::POST] {
@@ -139,7 +139,7 @@ async fn a_port_that_speaks_tls_or_does_not_is_named_as_the_cause() {
         let (code, told) = asked(&tls, method, "/v1/zones").await;
         assert_eq!(code, FAILED);
         assert!(
-            told.contains("plain HTTP") && told.contains("http://"),
+            told.contains("is plaintext") && told.contains("http://"),
             "{told}"
         );
     }

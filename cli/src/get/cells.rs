@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use xds_server::authority::CellStatus;
 
-/// A cell, as a replica sees it.
+/// A cell, in the view of a replica.
 #[derive(Deserialize)]
 #[serde(transparent)]
 pub(super) struct Cell(CellStatus);
@@ -48,7 +48,7 @@ impl super::Listed for Cell {
     }
 }
 
-/// A cell's state in one word or a few.
+/// A cell's state in a few words.
 pub(crate) fn state_of(cell: &CellStatus) -> String {
     match (cell.state, &cell.moving) {
         (_, Some(moving)) => format!("fencing -> {}", moving.to.join(",")),

@@ -3,7 +3,7 @@
 use registry::record::Instance;
 use serde::Deserialize;
 
-/// As the record has it.
+/// The health in the record.
 fn health(record: &Instance) -> String {
     let health = serde_json::to_value(record.health).unwrap_or_default();
     health.as_str().unwrap_or_default().to_owned()

@@ -1,4 +1,4 @@
-//! `tidegate get` and `tidegate describe`: the admin port's knowledge, by kind and name.
+//! `tidegate get` and `tidegate describe`: the state of the admin port, by kind and name.
 
 pub(crate) mod cells;
 mod conditions;
@@ -18,25 +18,26 @@ use crate::{
     output::{self, Output},
 };
 
-/// The kinds, with the short names that are taken as well.
+/// The kinds, with their short names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
-    /// How every service is doing in every zone.
+    /// The state of every service in every zone.
     #[value(alias = "zone")]
     Zones,
     /// The owners of each cell, and the replicas that grant its writes.
     #[value(alias = "cell")]
     Cells,
-    /// The connected proxies: what they hold, what they refused, and what their filters have applied.
+    /// The connected proxies: their resources, their rejections, and the policies that their
+    /// filters have applied.
     #[value(alias = "proxy")]
     Proxies,
-    /// The registered instances, and why a record is not used.
+    /// The registered instances, and why a record is rejected.
     #[value(alias = "instance")]
     Instances,
     /// The moves of cells, newest first, with cause and reason.
     #[value(alias = "operation")]
     Operations,
-    /// The states that a person may have to act on.
+    /// The states that may need an operator's action.
     #[value(alias = "condition")]
     Conditions,
 }
@@ -44,16 +45,16 @@ pub(crate) enum Kind {
 #[derive(Args)]
 pub(crate) struct GetArgs {
     kind: Kind,
-    /// These alone.
+    /// Only these names.
     names: Vec<String>,
     #[command(flatten)]
     how: HowArgs,
 }
 
-/// How something is asked and printed.
+/// The connection and the output format.
 #[derive(Args)]
 pub(crate) struct HowArgs {
-    /// How it is printed.
+    /// The output format.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
     #[command(flatten)]
@@ -68,9 +69,9 @@ pub(crate) struct DescribeArgs {
     operator: OperatorArgs,
 }
 
-/// A kind of which the admin port lists items.
+/// A kind of items that the admin port lists.
 trait Listed: DeserializeOwned {
-    /// As it stands before the name: `zone/sh-a`.
+    /// The prefix of the name: `zone/sh-a`.
     const KIND: &'static str;
     const PATH: &'static str;
     const HEADERS: &'static [&'static str];
@@ -89,19 +90,19 @@ trait Listed: DeserializeOwned {
         None
     }
 
-    /// By which it is asked for. Several items may share one.
+    /// The name to select it by. Several items may share one.
     fn name(&self) -> String;
 
     fn row(&self) -> Vec<String>;
 
-    /// Lines about it that fit into no column, below the table.
+    /// Lines about it that fit no column, below the table.
     fn remarks(&self) -> Vec<String> {
         Vec::new()
     }
 }
 
 impl GetArgs {
-    /// All of a kind: for the commands that were there before `get`.
+    /// All items of a kind: for the commands that existed before `get`.
     pub(crate) fn all(kind: Kind, how: HowArgs) -> GetArgs {
         GetArgs {
             kind,
@@ -183,7 +184,7 @@ fn choose<T: Listed>(answer: Value, names: &[String]) -> anyhow::Result<Vec<(Val
 }
 
 impl DescribeArgs {
-    /// Prints all that is known of it, and the conditions that name it with their actions.
+    /// Prints everything known of it, and the conditions that name it with their actions.
     pub(crate) async fn run(&self) -> anyhow::Result<()> {
         let text = match self.kind {
             Kind::Zones => self.describe::<zones::Zone>().await,
@@ -210,7 +211,7 @@ impl DescribeArgs {
     }
 }
 
-/// The conditions that name something, with their actions.
+/// The conditions that name it, with their actions.
 fn about(held: &[Condition], name: &str) -> String {
     let named = |condition: &&Condition| {
         let told = [&condition.subject, &condition.detail];

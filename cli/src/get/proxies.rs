@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-/// How much of a refusal a line shows.
+/// How much of a rejection a line shows.
 const REFUSAL_CHARS_MAX: usize = 120;
 
 /// A stream of a proxy.
@@ -85,14 +85,14 @@ impl super::Listed for Proxy {
         let line = |(what, refused): (&str, &Refused)| {
             let message: String = refused.message.chars().take(REFUSAL_CHARS_MAX).collect();
             // Text from a proxy must not move the operator's cursor.
-            format!("{}: {what} refused: {}", self.node, message.escape_debug())
+            format!("{}: {what} rejected: {}", self.node, message.escape_debug())
         };
         refusals.map(line).collect()
     }
 }
 
 impl Policy {
-    /// `applied 2fd0.. x2, 12 s ago`, and the wanted edition where it is another one.
+    /// `applied 2fd0.. x2, 12 s ago`, and the wanted version if it differs.
     fn line(&self) -> String {
         let Some(applied) = &self.applied else {
             return self.state.clone();

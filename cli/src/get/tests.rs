@@ -28,7 +28,7 @@ fn names(names: &[&str]) -> Vec<String> {
 fn a_table_has_the_remarks_of_the_whole_answer_above() {
     let table = show::<zones::Zone>(zones(), &[], Output::Table).unwrap();
     let expected = "\
-NOT BELIEVED: most instances are gone (9 kept)
+IMPLAUSIBLE: most instances are gone (9 kept)
 SERVICE  ZONE  STATE    SHARE    HEALTHY  FLAPS  INTENT
 orders   sh-a  healthy  100.0 %  2/3 +1   0
 orders   sh-b  healthy  0.0 %    2/3 +1   0      drain: power
@@ -80,7 +80,7 @@ fn proxies_are_followed_by_what_they_refused() {
         [
             "gw-1  sh-a  gateway  delta          4          behind 000000000041 x2 (wanted 000000000042), 4 s ago",
             "gw-2  sh-a  gateway  sotw orphaned  0          unknown",
-            "gw-1: ecds refused: bad\\u{1b}[2J",
+            "gw-1: ecds rejected: bad\\u{1b}[2J",
         ]
     );
 }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-/// How a service is doing in a zone.
+/// The state of a service in a zone.
 #[derive(Deserialize)]
 pub(super) struct Zone {
     service: String,
@@ -41,7 +41,7 @@ impl super::Listed for Zone {
     fn remark(answer: &Value) -> Option<String> {
         let implausible = answer.get("implausible")?.as_str()?;
         let kept = answer.get("kept").and_then(Value::as_u64).unwrap_or(0);
-        Some(format!("NOT BELIEVED: {implausible} ({kept} kept)"))
+        Some(format!("IMPLAUSIBLE: {implausible} ({kept} kept)"))
     }
 
     fn name(&self) -> String {

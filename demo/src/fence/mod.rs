@@ -1,6 +1,6 @@
-//! The second act: write authority. On a real etcd, with a replica of the control plane in every
-//! zone; one of them loses etcd, and with it the right to write, while it, its gateway and its
-//! instances live on.
+//! The second act: write authority. It uses a real etcd, and a replica of the control plane in
+//! every zone. One of the replicas loses etcd, and so its zone loses the right to write, while the
+//! replica, its gateway and its instances live on.
 
 mod stage;
 mod traffic;
@@ -16,30 +16,29 @@ use crate::screen::Screen;
 use stage::{SPANS, Stage};
 use traffic::{Expected, Plan, Row, Traffic, Writes, add, render, settled, verdicts};
 
-/// Between two looks at the traffic, and two pictures of the table.
+/// The interval between two samples of the traffic, and two drawings of the table.
 const FRAME: Duration = Duration::from_millis(100);
-/// How long traffic may take to be as it should.
+/// How long traffic may take to reach the expected state.
 const SETTLES_WITHIN: Duration = PATIENCE.saturating_mul(2);
 
-/// The beginning of a chapter.
+/// The begin of a chapter.
 #[derive(Clone, Copy)]
 enum Turn {
     Nothing,
-    /// shanghai-a's replica loses etcd; the chapter is about the time until another zone takes
-    /// over.
+    /// shanghai-a's replica loses etcd; the chapter shows the time until another zone takes over.
     Cut,
-    /// The chapter is about the time after it.
+    /// The chapter shows the time afterwards.
     Wait,
     Join,
     Move,
-    /// An operator forces one cell to another zone; the chapter is about the other cells.
+    /// An operator forces one cell to another zone; the chapter shows the other cells.
     Override,
 }
 
 struct Chapter {
     title: &'static str,
     turn: Turn,
-    /// Where writes to each cell go, by the gateways in their order.
+    /// The destinations of writes to each cell, by the gateways in their order.
     writes: Plan,
     /// Whether each cell's epoch rises; none: not known yet.
     epochs_rise: Option<[bool; CELLS.len()]>,
@@ -58,14 +57,15 @@ const fn of(zone: &'static str) -> [Writes; 3] {
     [Taken(zone), Taken(zone), Refused("not_owner")]
 }
 
-/// Writes to a cell whose owner cannot grant any more, and which others take over or have taken.
+/// Writes to a cell whose owner cannot grant any more, and which others take over or have taken
+/// over.
 const FENCED: [Writes; 3] = [Refused("fenced"), Writes::Any, Writes::Any];
 const TAKEN_OVER: [Writes; 3] = [Refused("fenced"), Taken(B), Refused("not_owner")];
 
-/// The cells `main` and `east` are shanghai-a's at first, `west` is shanghai-b's.
+/// The cells `main` and `east` belong to shanghai-a at first, `west` to shanghai-b.
 const CHAPTERS: [Chapter; 6] = [
     Chapter {
-        title: "each cell has an owner: its city's writes go there, and nowhere else",
+        title: "each cell has an owner, which alone receives its city's writes",
         turn: Turn::Nothing,
         writes: [of(A), of(A), of(B)],
         epochs_rise: Some([false, false, false]),
@@ -77,7 +77,7 @@ const CHAPTERS: [Chapter; 6] = [
         epochs_rise: None,
     },
     Chapter {
-        title: "shanghai-b takes over, when nothing of shanghai-a can be under way any more",
+        title: "shanghai-b takes over, after every grant and write of shanghai-a has expired",
         turn: Turn::Wait,
         writes: [TAKEN_OVER, TAKEN_OVER, of(B)],
         epochs_rise: Some([true, true, false]),
@@ -95,16 +95,16 @@ const CHAPTERS: [Chapter; 6] = [
         epochs_rise: Some([true, false, false]),
     },
     Chapter {
-        title: "an operator forces another, whatever shanghai-b says; the rest of shanghai-b's stays",
+        title: "an operator forces another cell without shanghai-b's consent; shanghai-b keeps the rest",
         turn: Turn::Override,
         writes: [of(A), of(A), of(B)],
         epochs_rise: Some([false, true, false]),
     },
 ];
 
-/// Tells the act. How many expectations were not met.
+/// Runs the act. Returns the number of unmet expectations.
 pub(crate) async fn tell(screen: &mut Screen, watch: Duration) -> Result<u32> {
-    screen.chapter("Second act: who may write");
+    screen.chapter("Second act: write authority");
     let mut stage = Stage::set(screen).await?;
     let told = act(&mut stage, screen, watch).await;
     told.with_context(|| stage.logs())
@@ -133,7 +133,7 @@ async fn act(stage: &mut Stage, screen: &mut Screen, watch: Duration) -> Result<
             epochs_rise: chapter.epochs_rise,
             epochs: [epochs, now],
         };
-        // During the takeover the next epoch is written down before any zone may write by it.
+        // During the takeover the next epoch is stored before any zone may write with it.
         if chapter.epochs_rise.is_some() {
             epochs = now;
         }
@@ -174,7 +174,7 @@ async fn turn(stage: &mut Stage, screen: &mut Screen, turn: Turn) -> Result<()> 
     Ok(())
 }
 
-/// Waits until a short look at the traffic shows it where it should be. Returns the outcome of the
+/// Waits until a short sample of the traffic shows the expected state. Returns the outcome of the
 /// requests meanwhile.
 async fn until_settled(
     screen: &mut Screen,

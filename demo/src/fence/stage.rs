@@ -40,11 +40,11 @@ struct Zone {
     _server: Server,
 }
 
-/// Three zones and their common processes. The fields end in their order, users before the things
-/// that they use.
+/// Three zones and their common processes. The fields are dropped in order, users before their
+/// dependencies.
 pub(super) struct Stage {
     zones: Vec<Zone>,
-    /// The way from the first zone's control plane to etcd.
+    /// The connection from the first zone's control plane to etcd.
     relay: Relay,
     seen: Collector,
     authority: Authority,
@@ -98,7 +98,7 @@ impl Stage {
         });
         let mut config = Config::new(StoreConfig::Etcd { endpoints }, vec![service]);
         let mut authority = authority(SPANS, "enforce");
-        // The zone that this replica speaks for.
+        // The zone that this replica serves.
         authority["zones"] = json!([name]);
         for at in 0..CELLS.len() {
             authority["cells"][at]["forward"] = json!("region");
@@ -128,12 +128,12 @@ impl Stage {
         register(&first.control_plane, name, at).await
     }
 
-    /// The gateways' zones, and where they take requests.
+    /// The gateways' zones and addresses.
     pub(super) fn gateways(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
         self.zones.iter().map(|zone| (zone.name, zone.ingress))
     }
 
-    /// Cuts the first zone's control plane off from etcd, or joins them again.
+    /// Cuts the first zone's control plane off from etcd, or reconnects it.
     pub(super) fn cut(&self, cut: bool) {
         self.relay.cut(cut);
     }
@@ -174,7 +174,7 @@ impl Stage {
         .await
     }
 
-    /// Whether two zones ever wrote at once, of all that the instances have seen so far.
+    /// Whether two zones ever wrote at once, by all writes that the instances have seen so far.
     pub(super) async fn judge(&mut self) -> Result<Verdict> {
         for zone in &mut self.zones {
             self.seen.add(zone.writes.more()?);
@@ -204,7 +204,7 @@ impl Stage {
 
 async fn register(control_plane: &ControlPlane, name: &InstanceName, at: SocketAddr) -> Result<()> {
     let record = Instance::at(at);
-    // For good: this act is not about registration.
+    // Permanently: this act is not about registration.
     let put = control_plane.registry().put(name, &record, None).await?;
     ensure!(put.status.is_success(), "{}", put.text());
     Ok(())

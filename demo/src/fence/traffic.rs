@@ -16,11 +16,11 @@ use crate::traffic::Class;
 /// The expected outcome of the writes by one gateway.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Writes {
-    /// All are taken by this zone.
+    /// This zone accepts all of them.
     Taken(&'static str),
-    /// All are refused for this reason.
+    /// All are rejected for this reason.
     Refused(&'static str),
-    /// It is changing.
+    /// In transition.
     Any,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Expected<'c> {
     pub(super) writes: &'c Plan,
     /// Whether each cell's epoch rises; none: not known yet.
     pub(super) epochs_rise: Option<[bool; CELLS.len()]>,
-    /// Before the chapter, and after.
+    /// The epochs before the chapter, and after it.
     pub(super) epochs: [[u64; CELLS.len()]; 2],
 }
 
@@ -41,12 +41,12 @@ pub(super) struct Expected<'c> {
 pub(super) struct Row {
     gateway: &'static str,
     class: Class,
-    /// Of writes, by its place in [`CELLS`].
+    /// For writes, the position in [`CELLS`].
     cell: usize,
     pub(super) tally: Tally,
 }
 
-/// Traffic that flows: reads and writes by every gateway, which name no home.
+/// Continuous traffic: reads and writes by every gateway, which name no home.
 pub(super) struct Traffic {
     kinds: Vec<(&'static str, Class, usize)>,
     load: RunningLoad,
@@ -74,7 +74,7 @@ impl Traffic {
         })
     }
 
-    /// The outcome of each kind since the last time.
+    /// The outcome of each kind since the last call.
     pub(super) fn take(&mut self) -> Vec<Row> {
         let tallies = self.load.take();
         let rows = self.kinds.iter().zip(tallies);
@@ -128,7 +128,7 @@ pub(super) fn render(rows: &[Row]) -> String {
     table
 }
 
-/// Whether writes were all as they should be, in a look at them.
+/// Whether all writes of a sample have the expected outcome.
 fn as_expected(expected: Writes, tally: &Tally) -> bool {
     let taken: u64 = tally.zones.values().sum();
     let none_failed = tally.failed == 0 && tally.sent > 0;
@@ -152,7 +152,8 @@ fn with_expected<'r>(
     })
 }
 
-/// Whether a short look at the traffic shows it where it should be; the error says the difference.
+/// Whether a short sample of the traffic shows the expected state; the error describes the
+/// difference.
 pub(super) fn settled(expected: &Plan, frame: &[Row]) -> Result<()> {
     for (row, expected) in with_expected(expected, frame) {
         let Tally {
@@ -177,7 +178,7 @@ pub(super) fn settled(expected: &Plan, frame: &[Row]) -> Result<()> {
 }
 
 /// All expectations of a chapter: `turning` is the outcome of the requests until it had settled,
-/// `watched` of those after.
+/// `watched` of those afterwards.
 pub(super) fn verdicts(expected: &Expected<'_>, turning: &[Row], watched: &[Row]) -> Vec<Verdict> {
     let mut verdicts = vec![reads(turning, watched)];
     for (row, expected) in with_expected(expected.writes, watched) {
@@ -187,7 +188,7 @@ pub(super) fn verdicts(expected: &Expected<'_>, turning: &[Row], watched: &[Row]
             Writes::Taken(zone) => format!("are taken by {zone}: {}", tally.zone(zone)),
             Writes::Refused(reason) => {
                 let refused = tally.refused.get(reason).copied().unwrap_or(0);
-                format!("are refused, {reason}: {refused}")
+                format!("are rejected, {reason}: {refused}")
             }
             Writes::Any => continue,
         };
@@ -220,8 +221,8 @@ pub(super) fn verdicts(expected: &Expected<'_>, turning: &[Row], watched: &[Row]
     verdicts
 }
 
-/// Every read is answered, independently of the writes, and in the zone in which it arrives once
-/// there is calm.
+/// Every read is answered, independently of the writes, and after the transition in the zone of its
+/// gateway.
 fn reads(turning: &[Row], watched: &[Row]) -> Verdict {
     let is_read = |row: &&Row| row.class == Class::Read;
     let mut sum = Tally::default();

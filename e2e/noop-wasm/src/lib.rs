@@ -1,5 +1,5 @@
-//! A proxy-wasm filter that does nothing, as the SDK makes it: it shows the cost of having a wasm
-//! filter at all.
+//! A proxy-wasm filter that does nothing, built with the SDK: it shows the basic cost of any wasm
+//! filter.
 #![cfg(target_arch = "wasm32")]
 
 use proxy_wasm::{

@@ -3,7 +3,7 @@
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "a program of the harness: the network is what it is about"
+    reason = "a program of the harness: it uses the network"
 )]
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -20,26 +20,27 @@ use tokio::signal::unix::{SignalKind, signal};
 /// A sample service that registers with Tidegate.
 #[derive(Parser)]
 struct Arguments {
-    /// The service that it is an instance of
+    /// The service of this instance
     #[arg(long)]
     service: String,
-    /// The zone that it runs in
+    /// The zone of this instance
     #[arg(long)]
     zone: String,
     /// Its name, unique in service and zone
     #[arg(long)]
     instance: String,
-    /// The control plane's admin address, host and port; without it an agent has to register it
+    /// The control plane's admin address, host and port; without it an agent has to register the
+    /// instance
     #[arg(long, value_name = "HOST:PORT")]
     register: Option<String>,
-    /// Where to listen; port 0 takes a free one
+    /// Where to listen; with port 0 the kernel chooses a free port
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// The address that proxies reach it at [default: the one that this host speaks to the control
-    /// plane from]
+    /// The address at which proxies reach it [default: this host's address on the route to the
+    /// control plane]
     #[arg(long)]
     advertise: Option<IpAddr>,
-    /// Seconds without a sign of life after which the control plane forgets it
+    /// Seconds without a keepalive after which the registration expires
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     ttl_s: u64,
     /// Append a line to this file when a write begins, and when it ends; only without --register
@@ -50,7 +51,7 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    // First, so that no signal falls into a gap.
+    // First, so that no signal is lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let name = InstanceName::new(&arguments.service, &arguments.zone, &arguments.instance);
@@ -92,7 +93,7 @@ async fn main() -> Result<()> {
     upstream.drain().await
 }
 
-/// The address of this host on the way to `peer`. Connecting a UDP socket sends nothing.
+/// This host's address on the route to `peer`. Connecting a UDP socket sends nothing.
 fn address_towards(peer: SocketAddr) -> Result<IpAddr> {
     let any: IpAddr = match peer {
         SocketAddr::V4(_) => [0, 0, 0, 0].into(),

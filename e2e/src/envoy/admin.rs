@@ -42,7 +42,7 @@ impl Admin {
         Ok(info["state"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// Where a listener listens.
+    /// The address of a listener.
     pub async fn listener(&self, name: &str) -> Result<SocketAddr> {
         #[derive(Deserialize)]
         struct Listeners {
@@ -95,7 +95,7 @@ impl Admin {
         Ok(numbers.collect())
     }
 
-    /// One counter or gauge; 0 where Envoy has not made it yet.
+    /// One counter or gauge; 0 if Envoy has not created it yet.
     pub async fn stat(&self, name: &str) -> Result<u64> {
         let all = self
             .stats(&format!("^{}$", name.replace('.', "\\.")))
@@ -122,7 +122,7 @@ impl Admin {
     }
 }
 
-/// Percent-encodes the characters that may not stand in a query.
+/// Percent-encodes the characters that must not occur in a query.
 fn escape(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {

@@ -15,7 +15,7 @@ use crate::wait::{PATIENCE, eventually};
 
 pub use admin::Admin;
 
-/// How an Envoy asks the control plane.
+/// The protocol between an Envoy and the control plane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
     #[default]
@@ -24,7 +24,7 @@ pub enum Protocol {
     Sotw,
 }
 
-/// The part that an Envoy plays; each has its bootstrap.
+/// The role of an Envoy; each has its own bootstrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
     #[default]
@@ -44,7 +44,7 @@ impl Role {
 /// The Envoy to start.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Unique in its mesh; the names of its files begin with it.
+    /// Unique in its mesh; its files have this prefix.
     pub id: String,
     pub zone: String,
     pub region: String,
@@ -75,7 +75,7 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// Starts a proxy of the mesh and waits until its admin interface answers. It need not have a
+    /// Starts a proxy of the mesh and waits until its admin interface answers. It may have no
     /// listener yet.
     pub async fn start(
         directory: &Path,
@@ -135,9 +135,9 @@ impl Envoy {
             text(&admin_file)?,
             "--concurrency",
             &concurrency,
-            // Several Envoys of one machine would otherwise take each other for their predecessors.
+            // Several Envoys of one machine would otherwise treat each other as predecessors.
             "--disable-hot-restart",
-            // Of the access log; 10 s by default.
+            // For the access log; 10 s by default.
             "--file-flush-interval-msec",
             "200",
             "--log-level",
@@ -174,10 +174,10 @@ impl Envoy {
         &self.admin
     }
 
-    /// The address of the listener `ingress`, as soon as that takes connections.
+    /// The address of the listener `ingress`, as soon as it accepts connections.
     pub async fn ingress(&self) -> Result<SocketAddr> {
         let listens = eventually(PATIENCE, "Envoy's listener `ingress`", async || {
-            // A listener stands in the list before the workers have it.
+            // The list contains a listener before the workers have it.
             let state = self.admin.state().await?;
             ensure!(state == "LIVE", "Envoy is {state}");
             self.admin.listener("ingress").await

@@ -1,8 +1,8 @@
 //! The history of authority, read back from etcd.
 //!
-//! Not by a watch: etcd keeps every revision of a key until it is compacted, which no test does
-//! here. So one reads the newest, then the one before that, and so on back to the known ones. No
-//! revision is missed while etcd is away, and nothing depends on the time of a look.
+//! Without a watch: etcd keeps every revision of a key until it is compacted, which no test here
+//! does. So this module reads the newest revision, then the previous one, and so on back to the
+//! known ones. No revision is missed while etcd is down, and the time of a read does not matter.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,16 +17,16 @@ use super::Record;
 const PREFIX: &str = "/tidegate/v1/authority/";
 /// How long one member may take for one answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
-/// How far back one look goes at most.
+/// The most revisions of one read.
 const STEPS_MAX: usize = 100_000;
 
 /// The records that were read so far.
 pub struct Authority {
     endpoints: Vec<String>,
-    /// The cluster that answered last, and how many before it.
+    /// The cluster that answered last, and the number of clusters before it.
     cluster: Option<u64>,
     stores: u32,
-    /// By cell, the newest revision of this cluster that is known.
+    /// By cell, the newest known revision of this cluster.
     known: BTreeMap<String, i64>,
     records: BTreeMap<String, Vec<Record>>,
 }
@@ -42,8 +42,8 @@ impl Authority {
         }
     }
 
-    /// All records so far, by cell. Records that another store had written, and a restored one
-    /// brought along, are not among them: they count for nothing there.
+    /// All records so far, by cell. They exclude records of another store that a restored one
+    /// contains: these are invalid there.
     pub fn records(&self) -> &BTreeMap<String, Vec<Record>> {
         &self.records
     }
@@ -76,7 +76,7 @@ impl Authority {
             let versions = back_to(&mut client, newest, known).await?;
             fresh.push((cell, versions));
         }
-        // Only now is everything read: a failure half-way has changed nothing.
+        // Only after all reads: a failure half-way has changed nothing.
         if !is_known {
             self.stores += u32::from(self.cluster.is_some());
             self.cluster = Some(cluster);
@@ -122,7 +122,7 @@ fn cell_of(record: &KeyValue) -> Result<String> {
     Ok(cell.context("another key")?.to_owned())
 }
 
-/// None for a record that another store had written.
+/// None for a record of another store.
 fn parse(version: &KeyValue, cluster: u64, store: u32) -> Result<Option<Record>> {
     #[derive(Deserialize)]
     struct Stored {

@@ -1,4 +1,4 @@
-//! Pairing the lines of upstreams into writes.
+//! Combines the lines of upstreams to writes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -6,13 +6,13 @@ use std::sync::Arc;
 use super::Write;
 use crate::write_log::{Event, Line};
 
-/// Takes lines in any amount; those of one instance in their order.
+/// Accepts any number of lines; those of one instance in their order.
 #[derive(Default)]
 pub struct Collector {
     writes: Vec<Write>,
-    /// Where writes are that have not ended: by instance and serial.
+    /// Positions of writes that have not ended: by instance and serial.
     open: HashMap<(Arc<str>, u64), usize>,
-    /// One of each name, however often it stands in lines.
+    /// One copy of each name, however many lines contain it.
     names: HashSet<Arc<str>>,
 }
 
@@ -51,7 +51,7 @@ impl Collector {
         &self.writes
     }
 
-    /// How many have not ended.
+    /// The number of writes that have not ended.
     pub fn open(&self) -> usize {
         self.open.len()
     }

@@ -1,11 +1,11 @@
 //! Whether a history of writes kept the fence's promise: a write is admitted only while no write of
-//! another epoch is in flight, and never below an epoch already admitted. Pure: the writes that
-//! upstreams saw and the records of the store in, violations out.
+//! another epoch is in flight, and never below an epoch already admitted. Pure: the inputs are the
+//! writes that upstreams saw and the records of the store, the outputs are violations.
 //!
-//! The one exception is the gap that no lease can close (the design's rule 12): a proxy that was
-//! stopped between admitting a write and sending it sends it when it goes on. Only storage that
-//! compares epochs can refuse that write, so it is counted apart, as [`Report::late`], and only if
-//! its client had sent it before its zone's proxy was stopped.
+//! There is one exception, the gap that no lease can close (the design's rule 12): a proxy that was
+//! stopped between admitting a write and sending it sends it when it continues. Only storage that
+//! compares epochs can reject that write. So it is counted separately, as [`Report::late`], and
+//! only if its client had sent it before its zone's proxy was stopped.
 
 mod authority;
 mod collect;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub use authority::Authority;
 pub use collect::Collector;
 
-/// How many violations of a kind are kept in words.
+/// How many violations of a kind are described.
 const EXAMPLES_MAX: usize = 5;
 
 /// One write, as the upstream saw it. Times are microseconds of the machine's monotonic clock.
@@ -25,7 +25,7 @@ const EXAMPLES_MAX: usize = 5;
 pub struct Write {
     pub zone: Arc<str>,
     pub instance: Arc<str>,
-    /// None: it carried none, as where there is only one.
+    /// None: it carried none, as with a single cell.
     pub cell: Option<Arc<str>>,
     pub epoch: Option<u64>,
     pub id: Option<Arc<str>>,
@@ -39,7 +39,7 @@ pub struct Write {
 /// The store's record of a cell, in the order of history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Counts up with every other store (cluster id) that answered.
+    /// The number of the store (cluster id), in the order in which they answered.
     pub store: u32,
     pub revision: i64,
     pub epoch: u64,
@@ -47,7 +47,7 @@ pub struct Record {
     pub state: String,
 }
 
-/// A time in which the proxies of a zone were stopped.
+/// A period in which the proxies of a zone were stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pause {
     pub zone: String,
@@ -55,7 +55,7 @@ pub struct Pause {
     pub end_us: u64,
 }
 
-/// The history that is judged.
+/// The history to check.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     pub writes: Vec<Write>,
@@ -64,10 +64,10 @@ pub struct History {
     pub pauses: Vec<Pause>,
 }
 
-/// The way in which the promise was broken.
+/// How the promise was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Violation {
-    /// The write carried no epoch, or no cell though there are several: no zone had permitted it.
+    /// The write carried no epoch, or no cell although there are several: no zone had permitted it.
     Unpermitted,
     /// There never was an active authority of that epoch.
     NeverGranted,
@@ -100,7 +100,7 @@ pub struct Report {
     pub writes: usize,
     /// Epochs that writes carried.
     pub epochs: usize,
-    /// Writes that a stopped proxy sent after it went on; see the module's text.
+    /// Writes that a stopped proxy sent after it continued; see the module's text.
     pub late: usize,
     pub found: BTreeMap<Violation, Findings>,
 }
@@ -181,7 +181,7 @@ impl fmt::Display for Write {
     }
 }
 
-/// Judges a history. The records of the authority have to be newer than the writes.
+/// Checks a history. The records of the authority must be newer than the writes.
 pub fn check(history: &History) -> Report {
     let mut report = Report {
         writes: history.writes.len(),
@@ -240,17 +240,17 @@ fn check_owners(records: &[Record], writes: &[(u64, &Write)], report: &mut Repor
     report.epochs += epochs.len();
 }
 
-/// Looks at the writes of one cell in the order in which they began.
+/// Checks the writes of one cell in the order in which they began.
 fn check_order(writes: &[(u64, &Write)], pauses: &[Pause], report: &mut Report) {
     let mut highest: Option<(u64, u64, &Write)> = None;
     // By their end: all writes that have begun and are not known to have ended.
     let mut open: BTreeMap<(u64, usize), (u64, &Write)> = BTreeMap::new();
-    // How many of an epoch are open.
+    // The number of open writes of each epoch.
     let mut epochs: BTreeMap<u64, usize> = BTreeMap::new();
     for (at, (epoch, write)) in writes.iter().enumerate() {
         while let Some(entry) = open.first_entry() {
             let (end_us, _) = *entry.key();
-            // In one and the same microsecond the order is unknown.
+            // Within one microsecond the order is unknown.
             if end_us > write.begin_us {
                 break;
             }
@@ -275,7 +275,7 @@ fn check_order(writes: &[(u64, &Write)], pauses: &[Pause], report: &mut Report) 
             });
         if (below.is_some() || beside.is_some()) && is_late(write, pauses) {
             report.late += 1;
-            // Its effect on others is its own fault, not theirs.
+            // Effects on other writes are its fault, not theirs.
             continue;
         }
         if let Some(earlier) = below {
@@ -292,7 +292,7 @@ fn check_order(writes: &[(u64, &Write)], pauses: &[Pause], report: &mut Report) 
     }
 }
 
-/// Whether the write had been sent before its zone's proxies were stopped, and arrived after.
+/// Whether the write was sent before its zone's proxies were stopped, and arrived after.
 fn is_late(write: &Write, pauses: &[Pause]) -> bool {
     let mut of_zone = pauses.iter().filter(|pause| *pause.zone == *write.zone);
     of_zone.any(|pause| {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::write_log::{Event, Line};
 
-/// A write of an epoch by the zone that `owner` says, from a time to a time.
+/// A write of an epoch by the zone of `owner`, between two times.
 fn write(epoch: u64, begin_us: u64, end_us: u64) -> Write {
     Write {
         zone: owner(epoch).into(),
@@ -60,7 +60,7 @@ fn writes_of_one_epoch_may_overlap_and_epochs_may_follow_each_other() {
     let good = history(vec![
         write(1, 10, 50),
         write(1, 20, 30),
-        // In the microsecond in which the last one ends.
+        // In the microsecond in which the previous one ends.
         write(2, 50, 60),
         write(3, 70, 80),
     ]);
@@ -86,7 +86,7 @@ fn an_epoch_that_comes_back_is_found() {
 fn two_epochs_at_once_are_found() {
     let beside = vec![write(1, 10, 100), write(2, 20, 30), write(2, 99, 120)];
     check_finds(history(beside), &[(Violation::Overlap, 2)]);
-    // And both at once, where the older one begins second.
+    // Both violations at once, if the older epoch begins second.
     let back = vec![write(2, 10, 100), write(1, 20, 30)];
     check_finds(
         history(back),

@@ -1,4 +1,4 @@
-//! Requests at a fixed rate, independent of the ones before, by the gateways of all zones.
+//! Requests at a fixed rate, independent of earlier ones, by the gateways of all zones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,28 +15,28 @@ use crate::config::ZONES;
 use crate::netns::Network;
 use crate::wait::eventually;
 
-/// The longest that requests are sent.
+/// The longest time for which requests are sent.
 const TIME_MAX: Duration = Duration::from_secs(7_200);
-/// A request that is not answered by then has failed.
+/// A request without an answer by then has failed.
 pub const DEADLINE: Duration = Duration::from_secs(5);
-/// How many different failures are kept in words, and how much of each.
+/// How many different failures are described, and the length of each.
 const FAILURES_MAX: usize = 20;
 const WORDS_MAX: usize = 160;
 
 /// One request that has ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// By whose gateway.
+    /// The zone of the gateway.
     pub gateway: u8,
     pub read: bool,
-    /// The cell of a write, by its place in [`CELLS`](super::witness::CELLS).
+    /// The cell of a write, by its position in [`CELLS`](super::witness::CELLS).
     pub cell: Option<u8>,
-    /// Its due time: a delay of its sender is part of its latency.
+    /// Its due time: a delay of its sender counts as latency.
     pub start: Instant,
     pub latency: Duration,
     /// 0: no answer.
     pub status: u16,
-    /// The zone of the answer.
+    /// The zone that answered.
     pub zone: Option<u8>,
 }
 
@@ -50,7 +50,7 @@ impl Sample {
     }
 }
 
-/// Makes the request of a gateway that comes after so many others; a safe method is a read.
+/// Builds the request of a gateway with this number; a safe method is a read.
 pub type Next = dyn Fn(u8, u64) -> Request + Send + Sync;
 
 /// The senders, a thread in the namespace of each zone.
@@ -63,11 +63,11 @@ pub struct Load {
 /// The record of the requests.
 #[derive(Default)]
 struct Book {
-    /// Those that have ended, in that order.
+    /// Requests that have ended, in that order.
     ended: Vec<Sample>,
-    /// Those under way: when they were due, and by which gateway.
+    /// Requests under way: their due times and gateways.
     open: BTreeSet<(Instant, u8)>,
-    /// The texts of failures, and how often each came.
+    /// The texts of failures, and the number of each.
     failures: BTreeMap<String, u64>,
 }
 
@@ -120,7 +120,7 @@ impl Load {
         (book.ended.clone(), book.failures.clone())
     }
 
-    /// Waits until everything has ended that was started before.
+    /// Waits until all requests that were started before have ended.
     pub async fn settled(&self, before: Instant) -> Result<()> {
         eventually(DEADLINE * 2, "the requests under way to end", async || {
             let book = locked(&self.book);
@@ -163,7 +163,7 @@ fn send(
         let begun = Instant::now();
         let mut count = 0_u32;
         while !stop.load(Ordering::Relaxed) && begun.elapsed() < TIME_MAX {
-            // By the clock, not by the last request: a machine that stumbles catches up.
+            // By the clock, not by the last request: a delayed machine catches up.
             let due = begun + pace * count;
             tokio::time::sleep_until(due.into()).await;
             count = count.saturating_add(1);
@@ -184,7 +184,7 @@ fn send(
                 let in_time =
                     reply.unwrap_or_else(|_| Some(Err(anyhow::anyhow!("no answer in time"))));
                 let Some(reply) = in_time else {
-                    // Its client is gone, and says nothing of it.
+                    // Its client has disconnected, and reports nothing.
                     locked(&book).open.remove(&(due, gateway));
                     return;
                 };

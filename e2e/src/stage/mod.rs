@@ -1,6 +1,6 @@
-//! Three zones, each in a network namespace of its own with everything that a zone has: an etcd
-//! member, a replica of the control plane, a gateway, instances, and an agent that keeps them
-//! registered where the plan says so.
+//! Three zones, each in its own network namespace with a complete set of processes: an etcd member,
+//! a replica of the control plane, a gateway, instances, and, if the plan has one, an agent that
+//! keeps them registered.
 
 pub mod load;
 pub mod witness;
@@ -26,7 +26,7 @@ use crate::wait::{PATIENCE, eventually};
 pub use zone::{WallClock, Zone};
 
 pub const SERVICE: &str = "orders";
-/// The service whose instances are the zones' gateways: where writes are forwarded to.
+/// The service whose instances are the zones' gateways: the target of forwarded writes.
 const GATEWAYS: &str = "gateway";
 
 pub const GATEWAY_PORT: u16 = 8080;
@@ -39,15 +39,15 @@ const INSTANCE_PORT: u16 = 9_001;
 /// The processes of every zone.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// [`SERVICE`], as the configuration has it.
+    /// [`SERVICE`], in the form of the configuration.
     pub service: Value,
-    /// Write authority, as the configuration has it; without it nothing is fenced.
+    /// Write authority, in the form of the configuration; without it nothing is fenced.
     pub authority: Option<Value>,
     pub instances: u8,
     /// Worker threads of a gateway.
     pub workers: u32,
     pub registered: Registered,
-    /// Instances note every write, and their file is [`Zone::write_log`].
+    /// Instances log every write, to [`Zone::write_log`].
     pub write_logs: bool,
     /// The wall clocks of a zone's gateway and control plane can be stepped.
     pub wall_clocks: bool,
@@ -56,10 +56,10 @@ pub struct Plan {
 /// The registrar of instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Registered {
-    /// By their zone's agent, which probes them; the gateways know the control plane of the next
-    /// zone too.
+    /// By their zone's agent, which probes them; gateways also know the control plane of the next
+    /// zone.
     ByAgents,
-    /// For good, and so are the gateways.
+    /// Permanently, and so are the gateways.
     ForGood,
 }
 
@@ -88,17 +88,17 @@ fn address(zone: u8, port: u16) -> SocketAddr {
     SocketAddr::from((Network::address(zone), port))
 }
 
-/// Where a zone's gateway takes requests.
+/// The ingress address of a zone's gateway.
 pub fn gateway(zone: u8) -> SocketAddr {
     address(zone, GATEWAY_PORT)
 }
 
-/// Where a zone's control plane is operated.
+/// The admin address of a zone's control plane.
 pub fn admin(zone: u8) -> SocketAddr {
     address(zone, ADMIN_PORT)
 }
 
-/// Where an instance of a zone takes requests.
+/// The address of an instance of a zone.
 pub fn instance(zone: u8, at: u8) -> SocketAddr {
     address(zone, INSTANCE_PORT + u16::from(at))
 }
@@ -186,12 +186,12 @@ impl Stage {
         0..self.plan.instances
     }
 
-    /// The cells, as the control plane of a zone has them.
+    /// The cells, in the view of a zone's control plane.
     pub fn cells(&self, of: u8) -> Cells {
         Cells::new(address(of, ADMIN_PORT))
     }
 
-    /// Whether everything is well for the control plane of a zone.
+    /// Checks that a zone's control plane reports no fault.
     pub async fn healthy(&self, of: u8) -> Result<()> {
         for zone in zones() {
             let status = self.status(of, zone).await?;
@@ -202,7 +202,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until every control plane counts so many healthy instances in a zone.
+    /// Waits until every control plane counts this many healthy instances in a zone.
     pub async fn counts(&self, zone: u8, healthy: u64) -> Result<()> {
         eventually(PATIENCE, "every control plane to know", async || {
             for of in zones() {
@@ -217,14 +217,14 @@ impl Stage {
         .await
     }
 
-    /// The status of a zone by the control plane of a zone.
+    /// The status of a zone, in the view of a zone's control plane.
     async fn status(&self, of: u8, zone: u8) -> Result<Value> {
         let to = address(of, ADMIN_PORT);
         let reply = self.client.send(to, &Request::get("/v1/zones")).await?;
         let all: Value = reply.json()?;
         let all = all["zones"].as_array().context("zones")?;
         let mut of_service = all.iter().filter(|status| {
-            // Where services are told apart, the gateways are another one.
+            // If services are listed separately, the gateways are another one.
             let service = status["service"].as_str();
             service.is_none_or(|service| service == SERVICE)
         });
@@ -255,7 +255,7 @@ impl Stage {
         self.network.hub().run(&etcdctl, &arguments).map(drop)
     }
 
-    /// Replaces etcd by the content of a file, as an operator does after a disaster: every member
+    /// Replaces etcd by the content of a file, like an operator after a disaster: every member
     /// killed, every member with new data, and another cluster id.
     pub fn restore_snapshot(&mut self, file: &Path) -> Result<()> {
         self.restores += 1;
@@ -268,7 +268,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Drains the zone, or ends that, by the control plane of another.
+    /// Drains the zone, or ends the drain, by the control plane of another zone.
     pub async fn drain(&self, zone: u8, drained: bool) -> Result<()> {
         let method = if drained { Method::PUT } else { Method::DELETE };
         let path = format!("/v1/intents/{}", name(zone));
@@ -279,7 +279,7 @@ impl Stage {
         crate::registry::success(&self.client.send(by, &request).await?)
     }
 
-    /// Has the zone's agent take an instance out, or in again.
+    /// Makes the zone's agent drain an instance, or readmit it.
     pub async fn drain_instance(&self, zone: u8, at: u8, drained: bool) -> Result<()> {
         let method = if drained {
             Method::POST
@@ -307,7 +307,7 @@ impl Stage {
         .await
     }
 
-    /// The ends of all logs but the instances'.
+    /// The ends of all logs except those of the instances.
     pub fn logs(&self) -> String {
         let tails = self.zones.iter().flat_map(Zone::processes);
         let tails: Vec<String> = tails.map(Process::tail).collect();

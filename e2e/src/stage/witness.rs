@@ -1,4 +1,4 @@
-//! The writes as upstreams and the store have seen them, and writes that they can tell apart.
+//! The writes as upstreams and the store have seen them, and distinguishable writes.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -13,21 +13,20 @@ use crate::clock::monotonic_us;
 use crate::history::{Authority, Collector, History, Pause, Report, Write, check};
 use crate::write_log::{ID, Reader, SENT};
 
-/// The cells: name, its first owner, and how many shards it has. Two of the first zone, one of the
-/// second.
+/// The cells: name, first owner, and number of shards. Two of the first zone, one of the second.
 pub const CELLS: [(&str, u8, u32); 3] = [("main", 0, 400), ("east", 0, 400), ("west", 1, 224)];
 const SHARDS: u32 = 1_024;
 
-/// The secret by which gateways know each other's hops.
+/// The secret by which gateways sign and verify each other's hops.
 pub const FORWARD_TOKEN: &str = "gateways-of-one-mesh";
 
-/// The first of the cells, where one is enough.
+/// The first of the cells, for tests that need one.
 pub const CELL: &str = CELLS[0].0;
 
-/// The header that tells the cell of a write.
+/// The header whose value selects the cell of a write.
 pub const KEY: &str = "x-user-id";
 
-/// A key of the cell at this place of [`CELLS`].
+/// A key of the cell at this position of [`CELLS`].
 pub fn key_of(cell: usize) -> &'static str {
     static KEYS: LazyLock<Vec<String>> = LazyLock::new(|| {
         let keys = (0..CELLS.len()).map(|cell| {
@@ -39,7 +38,7 @@ pub fn key_of(cell: usize) -> &'static str {
     KEYS.get(cell).map_or("", String::as_str)
 }
 
-/// The place in [`CELLS`] of the cell of a key.
+/// The position in [`CELLS`] of the cell of a key.
 fn cell_of_key(key: &str) -> usize {
     let shard = jump_hash(key_digest(key.as_bytes()), SHARDS);
     let mut first = 0;
@@ -50,7 +49,7 @@ fn cell_of_key(key: &str) -> usize {
     firsts.position(|beyond| shard < beyond).unwrap_or(0)
 }
 
-/// The place in [`CELLS`] of the cell of a write.
+/// The position in [`CELLS`] of the cell of a write.
 pub fn cell_of(request: &Request) -> Option<u8> {
     let key = request.headers.get(KEY)?.to_str().ok()?;
     u8::try_from(cell_of_key(key)).ok()
@@ -64,7 +63,7 @@ pub struct Spans {
     pub write_drain_ms: u64,
 }
 
-/// Cells that any zone may own and forward to, as the configuration has them.
+/// Cells that any zone may own and forward to, in the form of the configuration.
 pub fn authority(spans: Spans, enforcement: &str) -> Value {
     json!({
         "session_ttl_ms": spans.session_ttl_ms,
@@ -85,12 +84,12 @@ pub fn authority(spans: Spans, enforcement: &str) -> Value {
     })
 }
 
-/// The key in a service's configuration that gives its writes these cells.
+/// The key in a service's configuration for these cells.
 pub fn cell_key() -> Value {
     json!({ "header": KEY })
 }
 
-/// A write to a cell that takes so many milliseconds, with a mark that tells it apart.
+/// A write to a cell that takes this many milliseconds, with a unique mark.
 pub fn write(gateway: u8, count: u64, cell: usize, ms: u64) -> Request {
     let path = match ms {
         0 => "/orders".to_owned(),
@@ -123,7 +122,7 @@ impl Witness {
         }
     }
 
-    /// Notes that the gateway of a zone was stopped from a time until now.
+    /// Records that the gateway of a zone was stopped from this time until now.
     pub fn paused(&mut self, zone: u8, begin_us: u64) {
         self.pauses.push(Pause {
             zone: name(zone).to_owned(),
@@ -146,7 +145,7 @@ impl Witness {
         self.collector.writes()
     }
 
-    /// Judges everything so far.
+    /// Checks everything so far.
     pub fn judge(&self) -> Report {
         check(&History {
             writes: self.collector.writes().to_vec(),

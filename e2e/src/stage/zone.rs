@@ -28,7 +28,7 @@ pub struct Zone {
     network: Arc<Network>,
     plan: Plan,
     wall_clock: Option<WallClock>,
-    /// How often etcd's data were replaced.
+    /// How often etcd's data was replaced.
     restores: u32,
     pub etcd: Process,
     pub control_plane: Process,
@@ -53,16 +53,16 @@ impl WallClock {
         Ok(clock)
     }
 
-    /// From now on it is so many seconds ahead of the machine's, or behind.
+    /// Sets its offset to the machine's clock, in seconds, which may be negative.
     pub fn step_to(&self, seconds: i64) -> Result<()> {
         let file = File::options().write(true).open(&self.offset)?;
         let offset = seconds * 1_000_000_000;
-        // In place, and in one piece: it is mapped.
+        // In place, and in one write: the file is mapped.
         file.write_all_at(&offset.to_ne_bytes(), 0)?;
         Ok(())
     }
 
-    /// The program and arguments that run a program by this clock.
+    /// The program and arguments that run a program with this clock.
     fn wrap(&self, program: &Path, arguments: Vec<String>) -> (PathBuf, Vec<String>) {
         let variables = [
             format!("LD_PRELOAD={}", self.library.display()),
@@ -109,12 +109,12 @@ impl Zone {
         })
     }
 
-    /// To step it, where the plan has one.
+    /// The clock to step, if the plan has one.
     pub fn wall_clock(&self) -> Result<&WallClock> {
         self.wall_clock.as_ref().context("no wall clock of its own")
     }
 
-    /// The file to which an instance's writes go.
+    /// The file of an instance's writes.
     pub fn write_log(&self, instance: u8) -> PathBuf {
         write_log(&self.directory, self.at, instance)
     }
@@ -124,12 +124,12 @@ impl Zone {
         all.into_iter().chain(self.agent.as_ref())
     }
 
-    /// Kills all instances, as fast as that goes.
+    /// Kills all instances, as fast as possible.
     pub fn kill_instances(&self) -> Result<()> {
         self.instances.iter().try_for_each(Process::kill)
     }
 
-    /// Starts an instance again where it was.
+    /// Restarts an instance at its address.
     pub fn restart_instance(&mut self, instance: u8) -> Result<()> {
         let slot = &mut self.instances[usize::from(instance)];
         let _ = slot.kill();
@@ -138,7 +138,7 @@ impl Zone {
         Ok(())
     }
 
-    /// Asks an instance to end, which it does after its last request, and starts it again.
+    /// Asks an instance to shut down, which it does after its last request, and restarts it.
     pub async fn replace_instance(&mut self, instance: u8) -> Result<()> {
         self.instances[usize::from(instance)]
             .terminate(PATIENCE)
@@ -156,7 +156,7 @@ impl Zone {
         (0..self.plan.instances).try_for_each(|instance| self.restart_instance(instance))
     }
 
-    /// Starts it again, after it was killed.
+    /// Restarts it after a kill.
     pub fn restart_control_plane(&mut self) -> Result<()> {
         let clock = self.wall_clock.as_ref();
         self.control_plane =
@@ -164,7 +164,7 @@ impl Zone {
         Ok(())
     }
 
-    /// Starts it again with another authority in its configuration, after it ended. The others keep
+    /// Restarts it with another authority in its configuration, after it ended. The others keep
     /// theirs.
     pub fn restart_control_plane_with(&mut self, authority: Value) -> Result<()> {
         let plan = Plan {
@@ -177,21 +177,21 @@ impl Zone {
         Ok(())
     }
 
-    /// Starts it again, after it was killed.
+    /// Restarts it after a kill.
     pub fn restart_gateway(&mut self) -> Result<()> {
         let clock = self.wall_clock.as_ref();
         self.gateway = start_gateway(&self.network, &self.directory, self.at, &self.plan, clock)?;
         Ok(())
     }
 
-    /// Starts it again with its data, after it was killed.
+    /// Restarts it with its data after a kill.
     pub fn restart_etcd(&mut self) -> Result<()> {
         self.etcd = start_etcd(&self.network, &self.directory, self.at, self.restores)?;
         Ok(())
     }
 
-    /// Starts it again with the content of a snapshot, after it was killed. The earlier data stay
-    /// where they are.
+    /// Restarts it with the content of a snapshot after a kill. The earlier data stays in its
+    /// directory.
     pub(super) fn restore_etcd(&mut self, snapshot: &Path, restores: u32) -> Result<()> {
         self.restores = restores;
         let data = etcd_data(&self.directory, restores);
@@ -219,7 +219,7 @@ fn etcd_data(directory: &Path, restores: u32) -> PathBuf {
     directory.join(format!("etcd-{restores}"))
 }
 
-/// The identity of a member: the options that it is started with, and restored with.
+/// The identity of a member: the options of its start and its restore.
 fn etcd_identity(at: u8, restores: u32) -> [(&'static str, String); 4] {
     let member = |zone: u8| format!("m{zone}=http://{}:2380", Network::address(zone));
     [
@@ -228,7 +228,7 @@ fn etcd_identity(at: u8, restores: u32) -> [(&'static str, String); 4] {
             "--initial-cluster",
             zones().map(member).collect::<Vec<_>>().join(","),
         ),
-        // Another token is another cluster.
+        // Another token makes another cluster.
         ("--initial-cluster-token", format!("tidegate-{restores}")),
         (
             "--initial-advertise-peer-urls",
@@ -256,7 +256,7 @@ pub(super) fn start_etcd(
     .into_iter()
     .chain(etcd_identity(at, restores))
     .flat_map(|(name, value)| [name.to_owned(), value])
-    // The machine does not lose its power meanwhile, and its disk may be slow.
+    // The machine does not lose power meanwhile, and its disk may be slow.
     .chain(["--unsafe-no-fsync".to_owned()])
     .collect();
     network
@@ -364,7 +364,7 @@ fn start_gateway(
         .start(directory, "gateway", &program, &arguments)
 }
 
-/// A program by the zone's wall clock, or by the machine's.
+/// A program with the zone's wall clock, or with the machine's.
 fn by(
     clock: Option<&WallClock>,
     program: PathBuf,

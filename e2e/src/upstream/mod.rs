@@ -1,6 +1,6 @@
 //! The sample upstream: a small service that answers with its name, and keeps itself registered.
 //!
-//! [`Server`] and [`Registration`] can be used alone; [`Upstream`] is both, and knows how to leave
+//! [`Server`] and [`Registration`] can be used alone; [`Upstream`] combines them, and leaves
 //! without a failed request. The binary `upstream` and the tests run the same code.
 
 mod registration;
@@ -18,10 +18,10 @@ use crate::wait::PATIENCE;
 pub use registration::Registration;
 pub use server::{Conduct, Server};
 
-/// The time without a request after which a draining upstream believes that the proxies know. They
-/// need the way from the registry to the last proxy: milliseconds.
+/// The time without a request after which a draining upstream assumes that all proxies have learned
+/// of it. The way from the registry to the last proxy takes milliseconds.
 const QUIET: Duration = Duration::from_millis(500);
-/// How long a draining upstream waits for that at most.
+/// The longest that a draining upstream waits for that.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// A server that is registered.
@@ -31,8 +31,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Listens, then keeps `name` registered at the address of `advertised` with the port that the
-    /// server got.
+    /// Listens, then keeps `name` registered at the address of `advertised` with the server's port.
     pub async fn start(
         name: InstanceName,
         listen: SocketAddr,
@@ -69,10 +68,10 @@ impl Upstream {
         &self.registration
     }
 
-    /// Leaves so that no request fails: takes no new ones, ends those that it has, goes.
+    /// Leaves so that no request fails: drains, completes its requests, and ends.
     pub async fn drain(self) -> Result<()> {
-        // Without a control plane there is no registry to tell, and waiting is all that can be
-        // done.
+        // Without a control plane there is no registry to notify, and waiting is all that is
+        // possible.
         let told = self.registration.set_health(Health::Draining).await;
         self.wait_until_quiet().await;
         let gone = self.registration.end().await;

@@ -1,5 +1,5 @@
-//! Keeping an instance registered: a lease, its keepalive, and a new lease when the old one is
-//! gone.
+//! Keeps an instance registered: a lease, its keepalive, and a new lease when the old one has
+//! expired.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::registry::{Health, Instance, InstanceName, Registry, success};
 /// Between two attempts to register, while the control plane does not answer.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// An instance that stays registered until [`end`](Registration::end). Dropped, it only stops
-/// saying that it lives, as a process does that dies.
+/// An instance that stays registered until [`end`](Registration::end). Dropping it only stops the
+/// keepalives, like the death of a process.
 pub struct Registration {
     record: Arc<Record>,
     registered: watch::Receiver<bool>,
@@ -35,7 +35,7 @@ struct State {
 }
 
 impl Registration {
-    /// Registers in the background, for as long as that takes.
+    /// Registers in the background, however long that takes.
     pub fn start(
         registry: Registry,
         name: InstanceName,
@@ -58,13 +58,13 @@ impl Registration {
         }
     }
 
-    /// Waits until the control plane has taken the record.
+    /// Waits until the control plane has accepted the record.
     pub async fn registered(&self) -> Result<()> {
         self.registered.clone().wait_for(|yes| *yes).await?;
         Ok(())
     }
 
-    /// Changes the health, now if it is registered, else as soon as it is.
+    /// Changes the health: now if it is registered, otherwise as soon as it is.
     pub async fn set_health(&self, health: Health) -> Result<()> {
         let mut state = self.record.state.lock().await;
         state.instance.health = health;

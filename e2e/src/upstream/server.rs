@@ -28,11 +28,11 @@ use crate::orders::{GetOrderRequest, OrderReply, PutOrderRequest};
 use crate::registry::InstanceName;
 use crate::write_log::WriteLog;
 
-/// The largest body that is read, and the longest that `/slow` takes.
+/// The largest body that is read, and the longest time of `/slow`.
 const BODY_BYTES_MAX: usize = 8 << 20;
 const SLOW_MAX: Duration = Duration::from_secs(30);
 
-/// A server that counts. Dropped, its connections are cut, as when a process dies.
+/// A server that counts. Dropping it cuts its connections, like the death of a process.
 pub struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -48,19 +48,19 @@ struct Shared {
     writes: Option<WriteLog>,
 }
 
-/// The treatment of requests.
+/// How requests are handled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Conduct {
     #[default]
     Answers,
-    /// Takes them and says nothing, until that changes.
+    /// Accepts them and does not respond, until that changes.
     Hangs,
     /// Status 500.
     Fails,
     /// Status 503.
     Unavailable,
-    /// Answers, and ends a request that it has begun also where its client is gone: like a service
-    /// whose database goes on.
+    /// Responds, and completes a request that it has begun even if its client is gone: like a
+    /// service whose database continues.
     GoesOn,
 }
 
@@ -69,8 +69,7 @@ impl Server {
         Server::start_with(name, listen, None).await
     }
 
-    /// As [`start`](Server::start), and notes every write that comes: with a log it [goes
-    /// on](Conduct::GoesOn).
+    /// As [`start`](Server::start), and logs every write. With a log it [goes on](Conduct::GoesOn).
     pub async fn start_with(
         name: InstanceName,
         listen: SocketAddr,
@@ -114,12 +113,12 @@ impl Server {
         self.shared.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Changes the treatment of requests, those that hang included.
+    /// Changes the handling of requests, including hung ones.
     pub fn conduct(&self, conduct: Conduct) {
         self.shared.conduct.send_replace(conduct);
     }
 
-    /// Takes no connections any more, and waits until those that there are have ended their
+    /// Accepts no connections any more, and waits until the open ones have completed their
     /// requests.
     pub async fn close(mut self) {
         self.stop.send_replace(true);
@@ -142,7 +141,7 @@ async fn accept(listener: TcpListener, router: Router, stopped: watch::Receiver<
                 Ok((stream, _)) => {
                     connections.spawn(serve(stream, router.clone(), stopped.clone()));
                 }
-                // Out of files: others must end first.
+                // Out of file descriptors: others must end first.
                 Err(_) => sleep(Duration::from_millis(10)).await,
             },
             () = told(stopped.clone()) => break,
@@ -153,7 +152,7 @@ async fn accept(listener: TcpListener, router: Router, stopped: watch::Receiver<
     while connections.join_next().await.is_some() {}
 }
 
-/// Ready when the server is to stop, or is gone.
+/// Ready when the server is stopped or dropped.
 async fn told(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
@@ -164,7 +163,7 @@ async fn serve(stream: TcpStream, router: Router, stopped: watch::Receiver<bool>
     let connection =
         builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
-    // An error on a connection is the peer's matter.
+    // An error on a connection concerns only the peer.
     tokio::select! {
         _ = connection.as_mut() => {}
         () = told(stopped) => {
@@ -184,7 +183,7 @@ fn router(shared: Arc<Shared>) -> Router {
 }
 
 async fn count(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    /// A client that leaves drops the handler, so the count must not depend on reaching its end.
+    /// Dropping the handler, when a client disconnects, must also decrement the count.
     struct InFlight(Arc<Shared>);
     impl Drop for InFlight {
         fn drop(&mut self) {
@@ -226,7 +225,7 @@ struct Slow {
     ms: u64,
 }
 
-/// Answers with the request that arrived; any path ending in `/slow?ms=N` takes its time.
+/// Answers with the request that arrived; a path ending in `/slow?ms=N` takes that long.
 async fn echo(
     State(shared): State<Arc<Shared>>,
     Query(slow): Query<Slow>,
@@ -284,7 +283,7 @@ impl OrdersService {
             instance,
             headers: as_text(&metadata.clone().into_headers()),
         });
-        // For clients that know nothing of the message.
+        // For clients without the message's definition.
         if let Ok(name) = named {
             response.metadata_mut().insert("x-instance", name);
         }

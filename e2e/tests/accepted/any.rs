@@ -1,4 +1,4 @@
-//! Random configurations: values that each field could have, some of them impossible.
+//! Random configurations: values that each field could have, some of them invalid.
 
 use std::path::{Path, PathBuf};
 
@@ -13,11 +13,11 @@ pub(crate) const REGION: &str = "shanghai";
 /// A route table that gRPC clients have in every configuration.
 pub(crate) const TABLE: &str = "tidegate/*";
 
-/// Directories with a certificate, its key, and the CA that is to be trusted.
+/// Directories with a certificate, its key, and the trusted CA.
 pub(crate) struct Files([PathBuf; 3]);
 
 impl Files {
-    /// Makes them below `directory`.
+    /// Creates them below `directory`.
     pub(crate) fn make(directory: &Path) -> Result<Files> {
         let ca = Ca::new("accepted")?;
         let directories = ["one", "two", "three"].map(|name| directory.join(name));
@@ -48,10 +48,10 @@ impl Files {
     }
 }
 
-/// Impossible values are one in so many.
+/// One of this many values is invalid.
 const BAD: u64 = 60;
 
-/// One of `good`, seldom one of those that may be `bad`.
+/// One of `good`, rarely one of the possibly invalid `bad`.
 fn one_of(dice: &mut Dice, good: &[Value], bad: &[Value]) -> Value {
     match !bad.is_empty() && dice.once_in(BAD) {
         true => dice.pick(bad).clone(),
@@ -59,7 +59,7 @@ fn one_of(dice: &mut Dice, good: &[Value], bad: &[Value]) -> Value {
     }
 }
 
-/// A field, now and then.
+/// Sometimes adds a field.
 fn maybe(dice: &mut Dice, to: &mut Map<String, Value>, name: &str, good: &[Value], bad: &[Value]) {
     if dice.once_in(2) {
         to.insert(name.to_owned(), one_of(dice, good, bad));
@@ -120,8 +120,8 @@ pub(crate) fn config(dice: &mut Dice, files: &Files) -> Value {
         );
     }
     if dice.once_in(3) {
-        // Shorter ones end while worlds are swapped, and Envoy refuses a heartbeat for a resource
-        // that has ended.
+        // Shorter ones expire while worlds are swapped, and Envoy rejects a heartbeat for an
+        // expired resource.
         let ttls = values(&[60, 600, 86_400]);
         let mut ttl_s = Map::new();
         for kind in ["cds", "eds", "lds", "rds", "ecds"] {
@@ -158,7 +158,7 @@ fn zones(dice: &mut Dice) -> Vec<Value> {
     zones
 }
 
-/// Good addresses are those that any machine has, so that Envoy can listen there.
+/// Valid addresses are those of any machine, so that Envoy can listen there.
 fn address(dice: &mut Dice) -> Value {
     let good = ["127.0.0.1", "0.0.0.0", "127.0.0.3", "::1", "::", "0:0::0"];
     let bad = [
@@ -403,7 +403,7 @@ fn breakers(dice: &mut Dice, service: &mut Map<String, Value>) {
     service.insert(name.into(), ejection.into());
 }
 
-/// At most one of the two that exclude each other, but for a slip.
+/// At most one of the two, which exclude each other, except for a rare mistake.
 fn times(dice: &mut Dice, to: &mut Map<String, Value>) {
     let times = [0_u32, 1, 15_000, 86_400_000];
     let bad = [86_400_001, u32::MAX];

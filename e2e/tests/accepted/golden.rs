@@ -1,7 +1,7 @@
 //! The configuration of each role, as a real Envoy shows it, in files: a change of the translation
-//! is a change that a reader sees.
+//! becomes a visible change of these files.
 //!
-//! `TIDEGATE_BLESS=1 cargo test -p e2e --test accepted golden` writes the files anew.
+//! `TIDEGATE_BLESS=1 cargo test -p e2e --test accepted golden` rewrites the files.
 
 use std::fs;
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ services:
 const SERVICES: [&str; 5] = ["orders", "catalog", "carts", "chat", "gateway"];
 const ZONES: [&str; 3] = ["shanghai-a", "shanghai-b", "beijing-c"];
 
-/// Parts of a config dump that hold for one run alone.
+/// Parts of a config dump that differ from run to run.
 const OF_THE_RUN: [&str; 3] = ["last_updated", "version_info", "client_status"];
 
 fn world() -> Result<Arc<Snapshot>> {
@@ -77,8 +77,8 @@ fn world() -> Result<Arc<Snapshot>> {
     world.snapshot(1).context("a first snapshot")
 }
 
-/// The resources that discovery gave an Envoy, by kind and name, without the parts that differ from
-/// run to run.
+/// The resources that an Envoy received by discovery, by kind and name, without the parts that
+/// differ from run to run.
 async fn given(envoy: &Envoy) -> Result<String> {
     let dump = envoy.admin().get("/config_dump?include_eds").await?;
     let dump: Value = serde_json::from_str(&dump)?;
@@ -166,7 +166,7 @@ async fn each_role_gets_what_its_golden_file_says() -> Result<()> {
     envoys.push(("grpc", client));
     pulpit.taken(&snapshot, envoys.len()).await?;
     for (role, envoy) in &envoys {
-        // Endpoints and clusters come one after the other.
+        // Endpoints and clusters arrive one after the other.
         let same = eventually(TAKEN_WITHIN, "all of the golden file", async || {
             check(role, &given(envoy).await?)
         });

@@ -1,10 +1,9 @@
-//! Envoy takes every configuration that `tidegate check` calls good: random configurations,
-//! rendered for every role, and real Envoys.
+//! Envoy accepts every configuration that `tidegate check` accepts: random configurations, rendered
+//! for every role, and real Envoys.
 //!
-//! The generator knows the values that a field could have, good ones and bad ones, and not which
-//! are which: that says the check. A failure prints the seed of its configuration;
-//! `ACCEPTED_SEED=SEED,SEED cargo test -p e2e --test accepted` is that one again, after the one
-//! before it.
+//! The generator knows possible values of each field, valid and invalid ones, without knowing which
+//! are valid: the check decides. A failure prints the seed of its configuration;
+//! `ACCEPTED_SEED=SEED,SEED cargo test -p e2e --test accepted` repeats it, after the preceding one.
 
 #![allow(
     clippy::disallowed_methods,
@@ -48,17 +47,17 @@ use xds_server::world::{Change, Origin, World};
 
 use any::{Files, REGION, ZONE};
 
-/// Good configurations that are tried, at most, ...
+/// The most valid configurations that are tried, ...
 const ROUNDS: usize = 60;
 /// ... and for how long; on a busy machine these are fewer.
 const BUDGET: Duration = Duration::from_secs(15);
-/// Envoy waits for 15 s for a missing resource, and then goes on without a word: no configuration
-/// may come to that.
+/// Envoy waits for 15 s for a missing resource, and then continues without a message: no
+/// configuration may come to that.
 const TAKEN_WITHIN: Duration = Duration::from_secs(12);
-/// Fewer of all that are made would mean that the generator makes hardly any good ones.
+/// A lower share of valid configurations would mean that the generator hardly builds any.
 const GOOD_PERCENT_MIN: usize = 15;
 
-/// A control plane whose snapshots the test makes.
+/// A control plane whose snapshots the test builds.
 struct Pulpit {
     publisher: watch::Sender<Option<Arc<Snapshot>>>,
     proxies: Proxies,
@@ -126,12 +125,12 @@ fn has_all(proxy: &ProxyStatus, snapshot: &Snapshot) -> Result<()> {
         Kind::FilterConfig,
     ] {
         let Some(status) = proxy.kinds.get(kind.as_str()) else {
-            // A proxy with a listener of its own asks for no other, nor for a policy.
+            // A proxy with its own listener requests no other, nor a policy.
             ensure!(proxy.role == "grpc", "{} has not asked", proxy.node);
             continue;
         };
         for (name, resource) in view.of(kind) {
-            // A client asks for one of its tables.
+            // A client requests one of its tables.
             if proxy.role == "grpc" && kind == Kind::Routes && **name != *any::TABLE {
                 continue;
             }
@@ -143,7 +142,7 @@ fn has_all(proxy: &ProxyStatus, snapshot: &Snapshot) -> Result<()> {
     Ok(())
 }
 
-/// The next configuration that the check calls good, its seed, and how many were made for it.
+/// The next configuration that the check accepts, its seed, and the number of attempts.
 fn next_good(
     seeds: &mut Dice,
     fixed: Option<u64>,
@@ -168,7 +167,7 @@ fn next_good(
     bail!("a thousand configurations, and the check takes none")
 }
 
-/// The mesh with healthy instances of its services here and there.
+/// The mesh with healthy instances in some places.
 fn snapshot(mesh: Mesh, dice: &mut Dice) -> Result<Arc<Snapshot>> {
     let mut entries = Vec::new();
     for service in &mesh.services {
@@ -197,8 +196,8 @@ fn snapshot(mesh: Mesh, dice: &mut Dice) -> Result<Arc<Snapshot>> {
     world.snapshot(1).context("a first snapshot")
 }
 
-/// An Envoy that asks for the resources of gRPC clients: all clusters, and a route table for a
-/// listener of its own.
+/// An Envoy that requests the resources of gRPC clients: all clusters, and a route table for its
+/// own listener.
 fn grpc_client(control_plane: SocketAddr) -> Result<Bootstrap> {
     let manager =
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -223,7 +222,7 @@ fn grpc_client(control_plane: SocketAddr) -> Result<Bootstrap> {
         .insert("/static_resources", "listeners", json!([listener]))
 }
 
-/// Resources that a proxy refused or could not make, by its own count.
+/// Resources that a proxy rejected or could not create, by its own count.
 async fn failures(envoy: &Envoy) -> Result<BTreeMap<String, u64>> {
     let stats = envoy.admin().stats("rejected|create_failure").await?;
     Ok(stats.into_iter().filter(|(_, count)| *count > 0).collect())
@@ -260,7 +259,7 @@ async fn envoy_takes_all_that_the_check_calls_good() -> Result<()> {
     } else {
         fixed.len()
     };
-    // How a proxy takes a configuration depends on the one before.
+    // The result of a configuration in a proxy depends on the preceding one.
     let mut before = String::new();
     let begun = Instant::now();
     let mut tried = 0;
@@ -294,7 +293,7 @@ async fn envoy_takes_all_that_the_check_calls_good() -> Result<()> {
     let good_percent = tried * 100 / made;
     ensure!(
         !fixed.is_empty() || good_percent >= GOOD_PERCENT_MIN,
-        "only {good_percent} % of what is made is good"
+        "only {good_percent} % of the configurations are valid"
     );
     Ok(())
 }

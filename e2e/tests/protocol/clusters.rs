@@ -1,5 +1,4 @@
-//! Clusters on demand: a proxy of the user's own, which fetches a cluster when the first request to
-//! it comes.
+//! Clusters on demand: a user's own proxy fetches a cluster at the first request to it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::{MANAGER, ZONE, aggregated, answers, listener, logs, router, separate};
 
-/// How long the proxy waits for a cluster. Longer than a test's patience, so that none passes by
+/// How long the proxy waits for a cluster. Longer than a test's patience, so that no test passes by
 /// waiting.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -48,7 +47,7 @@ async fn proxy(mesh: &Mesh) -> Result<Envoy> {
     let bootstrap = Bootstrap::read("gateway.yaml")?
         .node("on-demand", "shanghai", ZONE)?
         .cluster_at("tidegate", mesh.control_plane.xds())?
-        // Endpoints come over it. Clusters without a request do not.
+        // Endpoints are sent over it. Clusters are not sent without a request.
         .with(
             "/dynamic_resources",
             json!({ "ads_config": aggregated(Protocol::Delta) }),
@@ -107,7 +106,7 @@ async fn scenario(mesh: &mut Mesh, envoy: &Envoy) -> Result<()> {
         of_orders().await?
     );
 
-    // The control plane says so: no request has to wait for a time-out.
+    // The control plane answers at once: no request has to wait for a time-out.
     let reply = send(at, "nothing/here").await?;
     ensure!(reply.status == 503, "{} {}", reply.status, reply.text());
 
@@ -117,14 +116,14 @@ async fn scenario(mesh: &mut Mesh, envoy: &Envoy) -> Result<()> {
     answers(at, request, "two").await?;
     drop(first);
 
-    // An aggregate cluster comes without its members: it serves where they have been asked for.
+    // An aggregate cluster is sent without its members: it serves through requested members.
     let aggregate = format!("{own}/writes");
     eventually(PATIENCE, "the aggregate cluster to serve", async || {
         send(at, &aggregate).await?.echo().map(drop)
     })
     .await?;
-    // Of the other zones' members it knows none, so those that are known take their place.
-    // The record of the instance that died stays for as long as its lease.
+    // It knows none of the other zones' members, so the known ones replace them. The record of the
+    // dead instance stays until its lease expires.
     eventually(PATIENCE, "the members that are known", async || {
         let reply = send(at, "orders/beijing-c/reads").await?;
         ensure!(reply.echo()?.instance == "two", "{}", reply.text());

@@ -1,4 +1,4 @@
-//! The discovery protocol's less common parts, as real Envoys use them.
+//! The less common parts of the discovery protocol, as used by real Envoys.
 
 #![allow(
     clippy::disallowed_methods,

@@ -1,4 +1,4 @@
-//! The separate services, each kind on a stream of its own.
+//! The separate services: each kind on its own stream.
 
 use anyhow::{Context, Result};
 use e2e::bootstrap::Bootstrap;
@@ -17,7 +17,7 @@ fn bootstrap(mesh: &Mesh) -> Result<Bootstrap> {
 }
 
 /// Listeners and clusters come from their own services. The resources that they name come over the
-/// aggregated one, since they say so.
+/// aggregated one, by their config sources.
 fn roots(mesh: &Mesh, protocol: Protocol) -> Result<Bootstrap> {
     let dynamic = json!({
         "ads_config": aggregated(protocol),
@@ -27,8 +27,7 @@ fn roots(mesh: &Mesh, protocol: Protocol) -> Result<Bootstrap> {
     bootstrap(mesh)?.with("/dynamic_resources", dynamic)
 }
 
-/// A listener and clusters of the user's own, which name the services of routes, policy and
-/// endpoints.
+/// The user's own listener and clusters, which name the services of routes, policy and endpoints.
 fn leaves(mesh: &Mesh, protocol: Protocol) -> Result<Bootstrap> {
     let manager = json!({
         "@type": MANAGER,
@@ -101,7 +100,7 @@ async fn scenario(mesh: &mut Mesh, envoy: &Envoy) -> Result<()> {
         answers(at, request, "one").await?;
     }
     mesh.add_upstream("orders", ZONE, "two").await?;
-    // Leaving, it says so.
+    // It drains and deregisters.
     drop(mesh.take_upstream("one")?);
     for request in [Request::get("/orders"), Request::post("/orders")] {
         answers(at, request, "two").await?;

@@ -18,7 +18,7 @@ pub(crate) fn gateway(protocol: Protocol) -> Options {
     }
 }
 
-/// A config source of its own, on the separate service of any resource that it stands at.
+/// A config source with the separate service of the resource that contains it.
 pub(crate) fn separate(protocol: Protocol) -> Value {
     json!({
         "resource_api_version": "V3",
@@ -30,7 +30,7 @@ pub(crate) fn separate(protocol: Protocol) -> Value {
     })
 }
 
-/// The aggregated service and nothing that asks for anything by itself.
+/// The aggregated service, without any subscription of its own.
 pub(crate) fn aggregated(protocol: Protocol) -> Value {
     json!({
         "api_type": api_type(protocol),
@@ -46,7 +46,7 @@ fn api_type(protocol: Protocol) -> &'static str {
     }
 }
 
-/// A listener of the test's own, `ingress` as ours are.
+/// The test's own listener, `ingress` like ours.
 pub(crate) fn listener(manager: &Value) -> Value {
     json!({
         "name": "ingress",
@@ -80,7 +80,7 @@ pub(crate) async fn answers(at: SocketAddr, request: Request, instance: &str) ->
     .await
 }
 
-/// The ends of all logs, those of an Envoy of the test's own included.
+/// The ends of all logs, including the test's own Envoy.
 pub(crate) fn logs(mesh: &Mesh, envoy: Option<&Envoy>) -> String {
     let own = envoy.map(|envoy| envoy.process().tail());
     format!("{}\n{}", mesh.logs(), own.unwrap_or_default())

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::support::{ZONE, gateway};
 
-/// The shortest that can be configured; a renewal comes every second.
+/// The shortest configurable value; a renewal is sent every second.
 const TTL_S: u32 = 3;
 
 async fn lasts(protocol: Protocol) -> Result<()> {
@@ -38,7 +38,7 @@ async fn scenario(mesh: &mut Mesh, protocol: Protocol) -> Result<()> {
         Protocol::Delta => "tidegate_xds_renewals_total{kind=\"lds\"}",
         Protocol::Sotw => "tidegate_xds_responses_total{kind=\"lds\"}",
     };
-    // The first of them may come when it was sent.
+    // The first may arrive when it was sent.
     let rounds = f64::from(2 * TTL_S + 1);
     eventually(PATIENCE, "renewals for two times to live", async || {
         let seen = mesh.registry().metric(counter).await?;
@@ -58,7 +58,7 @@ async fn scenario(mesh: &mut Mesh, protocol: Protocol) -> Result<()> {
         Ok(())
     })
     .await?;
-    // With its clusters; and Envoy lives after any expiry.
+    // With its clusters; Envoy survives the expiry.
     eventually(PATIENCE, "the clusters to expire", async || {
         let clusters = envoy.admin().clusters().await?.to_string();
         ensure!(!clusters.contains("orders/"), "{clusters}");

@@ -67,7 +67,7 @@ async fn a_virtual_host_comes_with_its_first_request() -> Result<()> {
 }
 
 async fn scenario(mesh: &mut Mesh) -> Result<()> {
-    // The listener did not wait for virtual hosts without a request.
+    // The listener did not wait for virtual hosts, without a request.
     let envoy = mesh.gateway(ZONE)?;
     let waited = envoy.admin().stats("vhds.*init_fetch_timeout").await?;
     ensure!(waited.values().eq([&0]), "{waited:?}");
@@ -88,7 +88,7 @@ async fn scenario(mesh: &mut Mesh) -> Result<()> {
     for request in [Request::get("/"), Request::post("/")] {
         not_found(&send(mesh, "nobody.example", request).await?)?;
     }
-    // The wildcard brings the host that it would hide.
+    // The wildcard's response contains the host that it would hide.
     from(
         &send(mesh, "any.shop.example", Request::post("/")).await?,
         "shops",
@@ -105,7 +105,8 @@ async fn scenario(mesh: &mut Mesh) -> Result<()> {
         "books",
     )?;
 
-    // A change comes by itself, also to one that was called otherwise; and it concerns no other.
+    // A change is pushed, even to a host that was requested by an alias, and does not affect
+    // others.
     let count = "http.ingress.rds.vhds.tidegate.config_reload";
     let before = envoy.admin().stat(count).await?;
     mesh.control_plane
@@ -119,7 +120,7 @@ async fn scenario(mesh: &mut Mesh) -> Result<()> {
         not_found(&send(mesh, "orders.example", Request::get("/")).await?)
     })
     .await?;
-    // Nor did the requests that found no route before bring it again.
+    // The requests that found no route before did not fetch it again either.
     let reloads = envoy.admin().stat(count).await? - before;
     ensure!(reloads == 1, "{reloads} reloads for one virtual host");
     from(
@@ -127,7 +128,7 @@ async fn scenario(mesh: &mut Mesh) -> Result<()> {
         "carts",
     )?;
 
-    // One that goes is gone, and one that comes is there.
+    // A removed host is gone, and an added one is served.
     mesh.control_plane
         .configure(|config| config.services[0] = service("orders", "late.example", "/"))?;
     eventually(PATIENCE, "the host to be gone", async || {
@@ -175,7 +176,7 @@ async fn the_state_of_the_world_is_refused_where_virtual_hosts_are_on_demand() -
         let text = mesh.control_plane.process().tail();
         ensure!(
             text.contains("DELTA_GRPC"),
-            "the log does not say what to do"
+            "the log does not name the remedy"
         );
         Ok(())
     })

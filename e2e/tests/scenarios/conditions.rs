@@ -1,4 +1,4 @@
-//! No silent faults: a fault of the store is a condition, and its consequence for writes is one.
+//! No silent faults: a fault of the store is a condition, and so is its effect on writes.
 
 use std::fs;
 use std::process::Command;
@@ -17,10 +17,10 @@ use serde_json::json;
 use crate::support::{assert_refused, on, run};
 
 const ZONE: &str = "shanghai-a";
-/// Alarms are looked at every ten seconds, and a lost session is a condition after its time to
+/// Alarms are read every ten seconds, and a lost session becomes a condition after its time to
 /// live.
 const LONG: Duration = Duration::from_secs(3 * PATIENCE.as_secs());
-/// More than an empty etcd has, and little enough to fill.
+/// More than an empty etcd has, and quickly filled.
 const QUOTA_BYTES: u64 = 2 << 20;
 
 /// A gateway whose writes are fenced, on an etcd of one member.
@@ -52,7 +52,7 @@ async fn until_taken(mesh: &Mesh) -> Result<()> {
     taken.await.map(drop)
 }
 
-/// The codes that `/readyz` lists, which answers 200.
+/// The codes in `/readyz`, which answers 200.
 async fn codes(mesh: &Mesh) -> Result<(String, Vec<String>)> {
     let (status, said) = mesh.registry().readiness().await?;
     ensure!(status == StatusCode::OK, "{status} {said}");
@@ -62,7 +62,7 @@ async fn codes(mesh: &Mesh) -> Result<(String, Vec<String>)> {
     Ok((mode, codes.map(str::to_owned).collect()))
 }
 
-/// Waits until these conditions hold, be there others or not, and the mode is this one.
+/// Waits until at least these conditions hold, in this mode.
 async fn until_held(mesh: &Mesh, mode: &str, expected: &[&str]) -> Result<()> {
     eventually(LONG, &format!("{mode} with {expected:?}"), async || {
         let (is, held) = codes(mesh).await?;
@@ -76,7 +76,7 @@ async fn until_held(mesh: &Mesh, mode: &str, expected: &[&str]) -> Result<()> {
     .await
 }
 
-/// Waits until no condition holds that is an error.
+/// Waits until no condition of severity error holds.
 async fn until_well(mesh: &Mesh) -> Result<()> {
     eventually(LONG, "no condition", async || {
         let (mode, held) = codes(mesh).await?;
@@ -100,7 +100,7 @@ fn status(mesh: &Mesh) -> Result<(Option<i32>, String)> {
     Ok((output.status.code(), text))
 }
 
-/// A busy machine may have a slow store for a moment.
+/// On a busy machine the store may be slow for a moment.
 async fn until_status(mesh: &Mesh, code: i32) -> Result<()> {
     eventually(LONG, &format!("exit code {code}"), async || {
         let (is, text) = status(mesh)?;
@@ -110,14 +110,14 @@ async fn until_status(mesh: &Mesh, code: i32) -> Result<()> {
     .await
 }
 
-/// Lines of the log that have all of these.
+/// Lines of the log that contain all of these.
 fn logged(mesh: &Mesh, words: &[&str]) -> Result<usize> {
     let log = fs::read_to_string(mesh.control_plane.process().log())?;
     let has = |line: &&str| words.iter().all(|word| line.contains(word));
     Ok(log.lines().filter(has).count())
 }
 
-/// Puts until etcd has no space, and gives it some again.
+/// Writes until etcd is full, and then raises its quota.
 async fn fill(client: &mut Client) -> Result<()> {
     let value = vec![b'x'; 100 << 10];
     for index in 0..1_000 {
@@ -138,7 +138,7 @@ async fn make_room(client: &mut Client) -> Result<()> {
     let revision = deleted.header().context("a header")?.revision();
     client.compact(revision, None).await?;
     client.defragment().await?;
-    // An alarm is a member's: `etcdctl alarm disarm` goes through them, too.
+    // Each member has its own alarm, and `etcdctl alarm disarm` also disarms each.
     let raised = client
         .alarm(AlarmAction::Get, AlarmType::None, None)
         .await?;

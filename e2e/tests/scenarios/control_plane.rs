@@ -1,4 +1,4 @@
-//! The control plane goes away and comes back.
+//! The control plane stops and returns.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -16,8 +16,7 @@ use e2e::workdir::Workdir;
 use crate::shared::plain;
 use crate::support::run;
 
-/// An instance that hangs on no lease, so that it stays registered however long the control plane
-/// is away.
+/// An instance without a lease, so that it stays registered however long the control plane is down.
 async fn instance(mesh: &Mesh, zone: &str, instance: &str) -> Result<Server> {
     let name = InstanceName::new("orders", zone, instance);
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -28,7 +27,7 @@ async fn instance(mesh: &Mesh, zone: &str, instance: &str) -> Result<Server> {
     Ok(server)
 }
 
-/// As [`Options::gateway`], speaking `protocol`.
+/// As [`Options::gateway`], with `protocol`.
 pub(crate) fn gateway(zone: &str, protocol: Protocol) -> Options {
     Options {
         protocol,
@@ -130,7 +129,7 @@ fn a_proxy_that_starts_first_is_served_as_soon_as_it_can_be() {
     });
 }
 
-/// Waits until the control plane has looked at its file, and found it good or bad.
+/// Waits until the control plane has read its file, and accepted or rejected it.
 async fn judged(mesh: &Mesh, good: bool) -> Result<()> {
     eventually(PATIENCE, "the file to be judged", async || {
         let current = mesh.registry().metric("tidegate_config_current").await?;

@@ -21,7 +21,7 @@ async fn add(mesh: &Mesh, member: usize, instance: &str, load: &mut RunningLoad)
     let server = Server::start(name.clone(), "127.0.0.1:0".parse()?).await?;
     let record = serde_json::to_vec(&Instance::at(server.address()))?;
     let endpoint = etcd.members()[member].endpoint();
-    // While there is no leader, a put has to be tried again.
+    // Without a leader a put has to be retried.
     eventually(PATIENCE, "etcd to take a record", async || {
         let mut client = etcd_client::Client::connect([&endpoint], None).await?;
         client.put(name.key(), record.clone(), None).await?;
@@ -55,7 +55,7 @@ fn no_request_and_no_change_is_lost_while_members_hang_and_die() {
         .await?;
         let mut load = Load::steady(vec![(mesh.address("shanghai-a")?, request)]).start();
 
-        // The one that the control plane prefers: connections stay open, no answer comes.
+        // The control plane's preferred member: connections stay open, and no answer arrives.
         let etcd = mesh.etcd.as_ref().context("etcd")?;
         etcd.members()[0].process().pause()?;
         let _one = add(&mesh, 1, "while-one-hangs", &mut load).await?;

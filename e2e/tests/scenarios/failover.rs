@@ -1,4 +1,4 @@
-//! Instances and zones fail while the control plane is stopped: the proxies' own reactions.
+//! Instances and zones fail while the control plane is stopped: the reactions of the proxies alone.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::support::run;
 
-/// A mesh of one service, with its servers by name. They hang on no lease.
+/// A mesh of one service, with its servers by name. They have no lease.
 struct Stage {
     mesh: Mesh,
     servers: BTreeMap<&'static str, Server>,
@@ -29,7 +29,7 @@ const INSTANCES: [(&str, &str); 5] = [
     ("beijing-c", "c-1"),
 ];
 
-/// The gateway of the instances that fail, and one far away.
+/// The gateway in the zone of the failing instances, and a remote one.
 const GATEWAYS: [&str; 2] = ["shanghai-a", "beijing-c"];
 
 impl Stage {
@@ -92,12 +92,12 @@ impl Stage {
         Ok(Load::steady(requests?).start())
     }
 
-    /// From now on only the proxies can act.
+    /// From now on only the proxies can react.
     fn freeze(&self) -> Result<()> {
         self.mesh.control_plane.process().pause()
     }
 
-    /// As when their process dies.
+    /// Like the death of their processes.
     fn kill(&mut self, instances: &[&str]) {
         self.servers.retain(|name, _| !instances.contains(name));
     }
@@ -121,7 +121,7 @@ async fn until(load: &mut RunningLoad, instances: &[&str]) -> Result<()> {
     .await
 }
 
-/// Runs a scenario on a stage; where it fails, the logs are shown.
+/// Runs a scenario on a stage, and prints the logs after a failure.
 fn on(name: &str, options: Value, scenario: impl AsyncFnOnce(&mut Stage) -> Result<()>) {
     run(async {
         let mut stage = Stage::set(name, options).await?;
@@ -146,8 +146,8 @@ fn a_zone_that_dies_costs_no_read() {
         writes.next(300).await?;
         writes.stop().await.check_no_failure()?;
 
-        // The whole region is gone: reads go on, writes are refused or fail, and none leaves the
-        // region.
+        // The whole region is down: reads continue, writes are rejected or fail, and none leaves
+        // the region.
         stage.kill(&["b-1", "b-2"]);
         let mut reads = stage.reads()?;
         until(&mut reads, &["c-1"]).await?;
@@ -173,7 +173,7 @@ fn a_zone_that_hangs_costs_no_read() {
         stage.conduct(&["a-1", "a-2"], Conduct::Hangs);
         until(&mut reads, &["b-1", "b-2"]).await?;
         let tally = reads.next(600).await?;
-        // Ejected, not waited for each time.
+        // Ejected, so that not every request waits.
         let median = tally.median().context("no median")?;
         ensure!(median.as_millis() < 200, "{median:?}");
         reads.stop().await.check_no_failure()
@@ -211,8 +211,7 @@ fn an_instance_that_only_errs_is_taken_out_and_all_of_them_are_not() {
             Ok(())
         })
         .await?;
-        // When all seem to be bad none is better than another: they are asked, and the first that
-        // is well is found.
+        // If all seem to be bad, all are tried, and the first healthy one is found.
         stage.conduct(&["a-1", "a-2", "b-1", "b-2", "c-1"], Conduct::Fails);
         for _ in 0..200 {
             ask().await?;
@@ -258,8 +257,8 @@ fn what_proxies_do_about_failures_can_be_changed_under_load() {
                 config.services[0]["outlier_detection"] =
                     json!({ "consecutive_gateway_failure": limit });
             })?;
-            // A cluster that changes is warmed anew: the old one serves until its endpoints have
-            // come again.
+            // A changed cluster is warmed anew: the old one serves until the endpoints of the new
+            // one have arrived.
             let seen = format!("orders/shanghai-b::default_priority::max_requests::{limit}");
             eventually(PATIENCE, "the limit in the gateway", async || {
                 let clusters = stage
@@ -335,11 +334,11 @@ fn a_key_stays_on_its_instance_and_moves_only_with_it() {
             Ok(())
         })
         .await?;
-        // The same without news from a control plane.
+        // The same without updates from a control plane.
         stage.freeze()?;
         stage.kill(&["a-1"]);
         moved(stage).await.context("without a-1")?;
-        // A region that dies is left by its reads.
+        // Reads leave a region that is down.
         stage.kill(&["a-2", "b-1", "b-2"]);
         let after = placed(stage, 20).await.context("without the region")?;
         ensure!(after.iter().all(|i| i == "c-1"), "{after:?}");
@@ -381,7 +380,7 @@ fn a_drain_loses_no_session() {
             let reply = stage.mesh.send("shanghai-a", session.clone()).await?;
             ensure!(reply.echo()?.instance == home, "{}", reply.text());
         }
-        // When it is gone the session goes on elsewhere.
+        // When it is gone the session continues elsewhere.
         let instances: Vec<&str> = INSTANCES
             .iter()
             .map(|(_, i)| *i)

@@ -1,5 +1,4 @@
-//! Writes are fenced: the zones that admit them, the places where they go instead, and the moves of
-//! both.
+//! Fenced writes: the zones that admit them, forwarding, and moves of both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::support::{assert_refused, on, operate, run, until_held};
 
-/// The token that the gateways of a mesh sign hops with.
+/// The token with which the gateways of a mesh sign hops.
 const TOKEN: &str = "gateways-of-one-mesh";
 const HOP: &str = "tidegate-hop";
 const PRESENTED: &str = "tidegate-epoch";
@@ -71,7 +70,7 @@ fn write() -> Request {
     Request::post("/orders")
 }
 
-/// The epoch by which a write was admitted, as its upstream saw it.
+/// The epoch with which a write was admitted, as its upstream saw it.
 fn epoch(reply: &Reply) -> Result<u64> {
     let echo = reply.echo()?;
     let epoch = echo.headers.get("x-tidegate-epoch");
@@ -79,7 +78,7 @@ fn epoch(reply: &Reply) -> Result<u64> {
     Ok(epoch.parse()?)
 }
 
-/// Waits until a write by a gateway is taken by a zone; its epoch.
+/// Waits until a zone accepts a write by a gateway; returns its epoch.
 pub(crate) async fn until_taken(mesh: &Mesh, gateway: &str, zone: &str) -> Result<u64> {
     let what = format!("a write by {gateway} to be taken by {zone}");
     let taken = mesh.eventually(gateway, &what, write(), |reply| {
@@ -90,7 +89,7 @@ pub(crate) async fn until_taken(mesh: &Mesh, gateway: &str, zone: &str) -> Resul
     epoch(&taken.await?)
 }
 
-/// Waits until a write by a gateway is refused for this reason.
+/// Waits until a write by a gateway is rejected for this reason.
 pub(crate) async fn until_refused(mesh: &Mesh, gateway: &str, reason: &str) -> Result<Reply> {
     let what = format!("a write by {gateway} to be refused: {reason}");
     let refused = mesh.eventually(gateway, &what, write(), |reply| {
@@ -101,7 +100,7 @@ pub(crate) async fn until_refused(mesh: &Mesh, gateway: &str, reason: &str) -> R
     refused.await
 }
 
-/// Reads by all gateways, from when each is served in its own zone.
+/// Reads by all gateways, once each is served in its own zone.
 async fn reads(mesh: &Mesh) -> Result<RunningLoad> {
     let mut requests = vec![];
     for (zone, _) in ZONES {
@@ -125,14 +124,14 @@ fn a_write_is_admitted_by_its_owner_forwarded_in_the_region_and_refused_elsewher
         let refused = until_refused(mesh, "beijing-c", "not_owner").await?;
         assert_refused(&refused, 421, "not_owner");
         assert_eq!(refused.header("x-tidegate-owner"), Some("shanghai-a"));
-        // A client's claims about itself count for nothing.
+        // A client's claims about itself are ignored.
         let spoofed = write()
             .header("x-tidegate-epoch", "7")
             .header("x-tidegate-class", "read")
             .header("x-tidegate-to", "orders/beijing-c");
         let spoofed = mesh.send("beijing-c", spoofed).await?;
         assert_refused(&spoofed, 421, "not_owner");
-        // Reads belong to no owner.
+        // Reads do not depend on the owner.
         let mut reads = reads(mesh).await?;
         let seen = reads.next(60).await?;
         ensure!(seen.zones.len() == ZONES.len(), "{:?}", seen.zones);
@@ -213,7 +212,7 @@ fn an_epoch_counts_only_from_another_gateway_and_for_one_write() {
     async fn scenario(mesh: &Mesh) -> Result<()> {
         const HERE: &str = "shanghai-a";
         let now = until_taken(mesh, HERE, HERE).await?;
-        // The gateway has its keys once it forwards by itself.
+        // The gateway has its keys once it forwards itself.
         until_taken(mesh, "shanghai-b", HERE).await?;
         let presented = |epoch: u64| write().header(PRESENTED, epoch.to_string());
         for epoch in [now - 1, now, now + 1_000, u64::MAX] {
@@ -236,7 +235,7 @@ fn an_epoch_counts_only_from_another_gateway_and_for_one_write() {
         }
         let stale = mesh.send(HERE, by_gateway(now - 1)?).await?;
         assert_refused(&stale, 412, "stale_epoch");
-        // A later epoch was seen, or is claimed: other writes go on.
+        // A later epoch was seen, or is claimed: other writes continue.
         for ahead in [now + 1, EPOCH_MAX] {
             let ahead = mesh.send(HERE, by_gateway(ahead)?).await?;
             assert_refused(&ahead, 503, "ahead_epoch");
@@ -282,7 +281,7 @@ fn no_configuration_shows_the_secret_of_hops_and_sidecars_have_none() {
                 .await?;
             ensure!(dump.contains("tidegate"), "no dump of {id}");
             ensure!(!dump.contains(TOKEN), "{id} shows the secret");
-            // The policy stands in it as base64, at any of three offsets.
+            // It contains the policy as base64, at any of three offsets.
             for at in 0..3 {
                 let encoded = base64(&TOKEN.as_bytes()[at..at + 15]);
                 ensure!(!dump.contains(&encoded), "{id} shows the secret, encoded");
@@ -422,7 +421,7 @@ fn a_zone_whose_instances_are_gone_loses_its_cell() {
 
 #[test]
 fn cells_are_told_apart_by_a_key_and_move_by_themselves() {
-    /// The cell of each user's write, and the zone that took it.
+    /// The cell of each user's write, and the zone that accepted it.
     async fn users(mesh: &Mesh) -> Result<BTreeMap<String, (String, String)>> {
         let mut seen = BTreeMap::new();
         for user in 0..40 {

@@ -1,4 +1,4 @@
-//! Refusals of fenced writes on the wire, and the state of a connection after them.
+//! Rejections of fenced writes on the wire, and the state of a connection after them.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use tokio::time::timeout;
 use crate::fence::{mesh, one_cell, service, until_refused, until_taken};
 use crate::support::{on, run};
 
-/// No answer takes so long.
+/// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A connection on which bytes are sent by hand.
+/// A connection on which the test writes bytes directly.
 struct Wire {
     stream: TcpStream,
-    /// The bytes behind the last answer.
+    /// The bytes after the last answer.
     rest: Vec<u8>,
 }
 
@@ -105,14 +105,14 @@ fn a_refused_write_with_a_small_body_leaves_its_connection() {
             let closes = answer.head.contains("connection: close");
             ensure!(!closes, "{body}: {}", answer.head);
         }
-        // A body that comes late is waited for.
+        // A late body is waited for.
         wire.send(&head(4, "")).await?;
         wire.send(b"xx").await?;
         tokio::task::yield_now().await;
         wire.send(b"xx").await?;
         check_refusal(&wire.answer().await?, 421, "not_owner")?;
         check_refusal(&wire.write(2).await?, 421, "not_owner")?;
-        // One that never comes is not waited for long, and a large one not at all.
+        // A missing body is not waited for long, and a large one not at all.
         wire.send(&head(4, "")).await?;
         check_refusal(&wire.answer().await?, 421, "not_owner")?;
         let mut wire = Wire::to(mesh.address("beijing-c")?).await?;
@@ -134,7 +134,7 @@ fn a_write_that_waits_for_leave_is_refused_before_it_gets_it() {
         let mut wire = Wire::to(mesh.address("beijing-c")?).await?;
         wire.send(&expect).await?;
         check_refusal(&wire.answer().await?, 421, "not_owner")?;
-        // Where it is admitted its instance gives leave.
+        // If the write is admitted, the instance sends 100 Continue.
         let mut wire = Wire::to(mesh.address("shanghai-a")?).await?;
         wire.send(&expect).await?;
         assert_eq!(wire.answer().await?.status, 100);

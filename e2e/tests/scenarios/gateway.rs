@@ -1,6 +1,5 @@
-//! Common expectations of a gateway: time-outs that the configuration has set and no others,
-//! upgrades, old and new protocols, names with a dot at their end, limits, and a reason in each
-//! answer.
+//! Common expectations of a gateway: only configured time-outs, upgrades, old and new protocols,
+//! names with a final dot, limits, and a reason in each answer.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -101,7 +100,7 @@ async fn start() -> Result<Stage> {
     })
 }
 
-/// The gateway by IPv4, though it listens on `::`.
+/// The gateway's IPv4 address, although it listens on `::`.
 fn ipv4(mesh: &Mesh) -> Result<SocketAddr> {
     Ok((Ipv4Addr::LOCALHOST, mesh.address(ZONE)?.port()).into())
 }
@@ -110,7 +109,7 @@ fn get(path: &str, host: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")
 }
 
-/// Runs a scenario on the stage; where it fails, the logs are shown.
+/// Runs a scenario on the stage, and prints the logs after a failure.
 fn staged(scenario: impl AsyncFnOnce(&'static Stage) -> Result<()>) {
     run(async {
         let stage = stage().await?;
@@ -155,7 +154,7 @@ fn a_route_keeps_the_bounds_that_are_set_and_says_so() {
     });
 }
 
-/// Asks for a WebSocket; the head of the answer, and the connection.
+/// Requests a WebSocket; returns the head of the answer, and the connection.
 async fn handshake(to: SocketAddr, path: &str) -> Result<(String, BufReader<TcpStream>)> {
     let mut stream = BufReader::new(TcpStream::connect(to).await?);
     let request = format!(
@@ -200,7 +199,7 @@ fn a_websocket_passes_to_a_service_that_takes_it_and_no_other() {
         let mut body = String::new();
         stream.read_to_string(&mut body).await?;
         ensure!(body.contains(r#""reason":"upgrade_refused""#), "{body}");
-        // The first request of Java's client is no reason to refuse it.
+        // The first request of Java's client must not be rejected.
         let h2c = "GET /any HTTP/1.1\r\nhost: a\r\nconnection: close, upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n";
         let said = say(to, h2c, PATIENCE).await?;
         ensure!(said.status == 200, "{}", said.text);
@@ -303,7 +302,7 @@ fn a_trailing_dot_of_the_host_does_not_count_in_routes_and_filter_alike() {
             ("shop.example.", 200),
             ("SHOP.Example.", 200),
             ("shop.example.:8080", 200),
-            // One is stripped; that is another name.
+            // One dot is stripped; this is another name.
             ("shop.example..", 404),
             (".", 404),
         ] {

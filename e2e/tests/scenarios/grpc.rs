@@ -12,7 +12,7 @@ use tonic::{Code, Request, Status};
 use crate::shared::mesh;
 use crate::support::{Registered, on, run};
 
-/// A client of a zone's gateway that asks for `host`.
+/// A client of a zone's gateway with the authority `host`.
 async fn client(mesh: &Mesh, zone: &str, host: &str) -> Result<OrdersClient<Channel>> {
     let endpoint = Endpoint::from_shared(format!("http://{}", mesh.address(zone)?))?;
     let endpoint = endpoint.origin(format!("http://{host}").parse()?);

@@ -1,4 +1,4 @@
-//! Clients that lie, and requests that no client should send.
+//! Forged headers, and requests that no client should send.
 
 use anyhow::{Context, Result, ensure};
 use e2e::client::{Client, Reply, Request, Version};
@@ -29,7 +29,7 @@ fn what_a_client_says_about_the_decision_is_ignored() {
                 .header("x-envoy-upstream-alt-route", "orders/beijing-c")
         };
         for (request, class) in [
-            // A plain read does not even meet the filter.
+            // A plain read does not even run the filter.
             (Request::get("/orders"), "read"),
             (Request::get("/orders").home("shanghai-a"), "read"),
             (Request::get("/orders").home("shanghai-b"), "read"),
@@ -39,7 +39,7 @@ fn what_a_client_says_about_the_decision_is_ignored() {
             (Request::post("/orders").home("shanghai-b"), "write"),
             (explained(Request::post("/orders")), "write"),
         ] {
-            // A lie that is believed shows every time.
+            // A forged header that is trusted shows every time.
             let reply = mesh.send("shanghai-a", spoofed(request.clone())).await?;
             let echo = reply.echo()?;
             assert_eq!(region_of(&echo.zone), "shanghai", "{request:?}");
@@ -125,7 +125,7 @@ fn a_request_that_goes_round_in_circles_is_ended_with_the_reason() {
 #[test]
 fn no_lie_takes_a_write_out_of_its_region() {
     async fn scenario(mesh: &Mesh) -> Result<()> {
-        // Only far away from the home is there an instance.
+        // Only a remote zone has an instance.
         let etcd = mesh.etcd.as_ref().context("etcd")?;
         let shop = Registered::start(etcd, "shops", "beijing-c", "shops-1").await?;
         let read = Request::get("/shops").home("shanghai-a");

@@ -1,5 +1,4 @@
-//! An instance that speaks HTTP/1.1 and nothing else, with behaviour of servers that the sample
-//! upstream lacks.
+//! An HTTP/1.1-only instance, with behaviour of servers that the sample upstream lacks.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -29,9 +28,9 @@ use tokio::time::sleep;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// By the end of the path: `/status/N` answers with status N, `/slow/MS` takes its time,
-/// `/quiet/MS` begins its answer at once and ends it then. An upgrade is taken, and all bytes then
-/// sent come back. Any other request is read to its end and measured.
+/// By the end of the path: `/status/N` answers with status N, `/slow/MS` takes that long,
+/// `/quiet/MS` begins its answer at once and ends it after that time. It accepts upgrades and
+/// echoes all bytes afterwards. Any other request is read to its end and measured.
 pub(crate) struct Http1 {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -55,12 +54,12 @@ impl Http1 {
         self.address
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
-    /// Makes it an instance of a service.
+    /// Registers it as an instance of a service.
     pub(crate) async fn register(&self, mesh: &Mesh, service: &str, zone: &str) -> Result<()> {
         register(mesh, service, zone, "http1", self.address).await
     }
@@ -72,7 +71,7 @@ impl Drop for Http1 {
     }
 }
 
-/// Makes the server at `address` an instance of a service.
+/// Registers the server at `address` as an instance of a service.
 pub(crate) async fn register(
     mesh: &Mesh,
     service: &str,
@@ -97,7 +96,7 @@ async fn accept(listener: TcpListener, open: Arc<AtomicUsize>) {
             open.fetch_add(1, Ordering::SeqCst);
             let server = http1::Builder::new();
             let connection = server.serve_connection(TokioIo::new(stream), service_fn(answer));
-            // An error on a connection is the peer's matter.
+            // An error on a connection concerns only the peer.
             let _ = connection.with_upgrades().await;
             open.fetch_sub(1, Ordering::SeqCst);
         });
@@ -161,7 +160,7 @@ fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A server's answer to a request that was sent as it is.
+/// A server's answer to a raw request.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) status: u16,
@@ -185,7 +184,7 @@ impl Said {
     }
 }
 
-/// Sends bytes over a connection of their own, and reads until its end.
+/// Sends bytes over a new connection, and reads until its end.
 pub(crate) async fn say(to: SocketAddr, request: &str, within: Duration) -> Result<Said> {
     let exchange = async {
         let mut stream = TcpStream::connect(to).await?;

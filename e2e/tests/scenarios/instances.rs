@@ -1,4 +1,4 @@
-//! Instances in etcd come, go, fall ill and drain, seen in traffic.
+//! Instances in etcd are added, removed, become unhealthy and drain, seen in traffic.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use e2e::wait::{PATIENCE, eventually};
 use crate::shared::mesh;
 use crate::support::{Registered, explained, on, reason, run};
 
-/// Enough that an instance with a fifth of the traffic is in it: it is missed once in fifty million
-/// looks.
+/// Enough requests to see an instance with a fifth of the traffic: it is missed once in fifty
+/// million times.
 const LOOK: u64 = 80;
-/// One of the instances' zone, one far away.
+/// One in the instances' zone, one remote.
 const GATEWAYS: [&str; 2] = ["shanghai-a", "beijing-c"];
 
 /// Reads and writes of shanghai-a, by two gateways, as soon as both know an instance.
@@ -93,7 +93,7 @@ fn a_whole_zone_drains_and_comes_back_without_a_failed_request() {
         let _other = start("shanghai-b", "tides-3").await?;
         let mut load = load(mesh, "/tides").await?;
         until(&mut load, &["tides-1", "tides-2", "tides-3"]).await?;
-        // The moment between the two is short; ten of them are enough to meet it.
+        // The moment between the two is short; ten attempts are enough to hit it.
         for _ in 0..10 {
             for health in [Health::Draining, Health::Healthy] {
                 tokio::try_join!(one.set(health), two.set(health))?;
@@ -123,8 +123,8 @@ fn a_crashed_instance_costs_no_read() {
         .await?;
         let mut load = Load::steady(vec![(gateway, read)]).start();
         until(&mut load, &["crashes-1", "crashes-2"]).await?;
-        // Its connections are cut in the middle of any request. The record stays, as no process was
-        // left to remove it.
+        // Its connections are cut in the middle of any request. The record stays, since the process
+        // could not remove it.
         drop(one);
         until(&mut load, &["crashes-2"]).await?;
         load.next(500).await?;
@@ -165,7 +165,7 @@ fn a_bad_record_is_skipped_and_counted_and_others_go_on() {
             .await?;
             until(&mut load, &["damaged-1"]).await?;
         }
-        // Others go on, and one that is mended counts again.
+        // Others continue, and a repaired record is accepted again.
         let _three = Registered::start(etcd, "damaged", "shanghai-a", "damaged-3").await?;
         until(&mut load, &["damaged-1", "damaged-3"]).await?;
         let _two = Registered::start(etcd, "damaged", "shanghai-a", "damaged-2").await?;
@@ -188,8 +188,7 @@ fn an_instance_that_gives_no_sign_of_life_is_forgotten() {
             ensure!(reason(reply)? == "no_capacity", "{}", reply.text());
             Ok(())
         };
-        // Each step is awaited where it shows: the state of the next look must differ from the one
-        // before.
+        // Each step is awaited by its effect: the next state must differ from the previous one.
         mesh.eventually("shanghai-a", "the first record", request.clone(), there)
             .await?;
         server.remove().await?;
@@ -200,7 +199,7 @@ fn an_instance_that_gives_no_sign_of_life_is_forgotten() {
             gone,
         )
         .await?;
-        // The same record, but on a lease that is not kept alive.
+        // The same record, but on a lease without keepalives.
         let put = mesh
             .registry()
             .put(&server.name, &record, Some(&lease))

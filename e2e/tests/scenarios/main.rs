@@ -1,4 +1,4 @@
-//! Scenarios: the view of a whole mesh's users and operators.
+//! Scenarios: a whole mesh as its users and operators see it.
 
 #![allow(
     clippy::disallowed_methods,

@@ -1,5 +1,5 @@
-//! Cells move where they should, and stay where they should: several of them, with a control plane
-//! for each side.
+//! Cells move as they should, and stay as they should: several cells, and a control plane for each
+//! side.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -56,7 +56,7 @@ async fn until_active(admin: SocketAddr, cell: &str, zone: &str) -> Result<Cell>
     .await
 }
 
-/// Waits until a write by a gateway is taken.
+/// Waits until a write by a gateway is accepted.
 async fn until_taken(mesh: &Mesh, gateway: &str) -> Result<()> {
     let what = format!("a write by {gateway} to be taken");
     let taken = mesh.eventually(gateway, &what, Request::post("/orders"), |reply| {
@@ -65,7 +65,7 @@ async fn until_taken(mesh: &Mesh, gateway: &str) -> Result<()> {
     taken.await.map(drop)
 }
 
-/// Runs an operator's command at any admin interfaces; its output, or its error as text.
+/// Runs an operator's command at any admin interfaces; returns its output, or its error as text.
 fn operate_at(admin: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(paths::tidegate()?)
         .args(arguments)
@@ -95,8 +95,8 @@ fn an_override_of_one_cell_leaves_the_other_cells_alone() {
         until_held(mesh).await?;
         let forced = ["override", "one", "--to", B, "--reason", "a test"];
         operate(mesh, &forced)?;
-        // Until earlier grants have settled: a session's time and more, in which the others would
-        // have moved.
+        // Until earlier grants have settled: longer than a session, in which the others would have
+        // moved.
         until_active(admin, "one", B).await?;
         for (cell, zone) in [("two", A), ("three", B)] {
             let now = until_active(admin, cell, zone).await?;
@@ -141,8 +141,8 @@ fn an_override_of_one_cell_leaves_the_other_cells_alone() {
     });
 }
 
-/// A control plane and a gateway for shanghai-a; another control plane for the others, of which
-/// only beijing-c has a gateway.
+/// A control plane and a gateway for shanghai-a; another control plane for the other zones, of
+/// which only beijing-c has a gateway.
 struct Sides {
     mesh: Mesh,
     others: ControlPlane,
@@ -277,7 +277,7 @@ fn another_replica_says_what_became_of_a_move_asked_of_a_frozen_one() {
         let told = refusal(operate_at(&admins, &["move", "main", "--to", C]))?;
         let said = format!("{} says: main belongs to", sides.others.admin());
         ensure!(told.contains(&said), "{told}");
-        // Commands that only read ask the other one.
+        // Read-only commands use the other one.
         let table = operate_at(&admins, &["cells"])?;
         ensure!(table.contains("main"), "{table}");
         frozen.process().resume()
@@ -308,13 +308,12 @@ fn a_move_is_judged_by_every_service_and_holds_for_its_time() {
         );
         let held = until_active(admin, "main", B).await?;
         ensure!(held.hold_ms == 600_000, "{held:?}");
-        // Where it is better served there is nothing to accept, and nothing to hold.
+        // In a zone that serves it better there is nothing to accept, and nothing to hold.
         operate(mesh, &["move", "main", "--to", A])?;
         let back = until_active(admin, "main", A).await?;
         ensure!(back.hold_ms == 0, "{back:?}");
 
-        // The time that was given is over, and it moves by itself, which is recorded with its
-        // reason.
+        // The hold has ended, and the cell moves automatically, which is recorded with its reason.
         operate(mesh, &[&accepted[..], &["--hold", "1"]].concat())?;
         until_active(admin, "main", A).await?;
         let operations = Cells::new(admin).operations().await?;

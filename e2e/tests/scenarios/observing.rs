@@ -70,7 +70,7 @@ fn the_access_log_has_every_decision() {
             mesh.send("shanghai-a", request).await?;
             let log = mesh.workdir().path().join(ACCESS_LOG);
             let line = eventually(PATIENCE, "the line in the access log", async || {
-                // Another test sends bytes that are no text.
+                // Another test sends bytes that are not UTF-8.
                 let log = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
                 let line = log.lines().find(|line| line.contains(path));
                 Ok(line.context("not there yet")?.to_owned())
@@ -100,8 +100,7 @@ fn metrics_have_labels_and_say_which_policy_is_applied() {
                 "{metrics}"
             );
         }
-        // The configuration that the filter reports as applied is the one that the control plane
-        // has for it.
+        // The configuration that the filter reports as applied is the control plane's current one.
         for (zone, _) in ZONES {
             let applied = async || {
                 let wanted = mesh.registry().view(zone).await?["policy_version"].clone();

@@ -35,8 +35,8 @@ fn a_new_service_costs_no_request_and_neither_does_one_that_goes() {
         let mut requests = vec![];
         for name in &names {
             // Registered before the service is configured: its cluster, endpoints and routes all
-            // come at once. In the store: the control plane itself takes no instance of a service
-            // that it does not know.
+            // arrive at once. Written to the store directly, since the control plane rejects an
+            // instance of an unknown service.
             let etcd = mesh.etcd.as_ref().context("etcd")?;
             servers.push(Registered::start(etcd, name, "shanghai-a", name).await?);
             for (zone, _) in GATEWAYS {

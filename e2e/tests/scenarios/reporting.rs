@@ -1,4 +1,4 @@
-//! The reports of proxies to the control plane, and its own reports of them.
+//! The reports of proxies to the control plane, and its own reports about them.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ async fn reporting(name: &str) -> Result<Mesh> {
         .await
 }
 
-/// A filter repeats its report every half a minute.
+/// A filter repeats its report every half minute.
 const TOLD_AGAIN: Duration = Duration::from_secs(60);
 
 /// A counter of requests to `orders`, by its labels.
@@ -59,8 +59,7 @@ fn requests_are_counted_once_by_where_they_came_from_and_went() {
             ),
             ("beijing-c", "beijing-c", Request::post("/orders")),
         ];
-        // Envoy counts from when it has been asked about a cluster, which happens after that is
-        // there.
+        // Envoy counts from the request for reports about a cluster, which follows the cluster.
         for (viewer, zone, request) in &requests {
             eventually(PATIENCE, "a first count", async || {
                 mesh.send(viewer, request.clone()).await?;
@@ -96,7 +95,7 @@ fn requests_are_counted_once_by_where_they_came_from_and_went() {
             })
             .await?;
         }
-        // The way to the control plane is a cluster, too, but no service.
+        // The connection to the control plane is a cluster, too, but not a service.
         let metrics = mesh.registry().metrics().await?;
         let mut lines = metrics.lines();
         assert!(!lines.any(|line| line.contains(r#"service="tidegate""#)));
@@ -125,7 +124,7 @@ async fn policy(mesh: &Mesh, node: &str) -> Result<Value> {
     Ok(proxy.context("not connected")?["policy"].clone())
 }
 
-/// Waits until so many threads have applied their configuration; the version.
+/// Waits until this many threads have applied their configuration; returns the version.
 async fn until_applied(mesh: &Mesh, node: &str, threads: u64) -> Result<u64> {
     eventually(PATIENCE, "the filter to have said so", async || {
         let policy = policy(mesh, node).await?;
@@ -222,7 +221,7 @@ fn csds_tells_what_each_proxy_holds() {
         let status = refused.expect_err("not supported");
         assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
 
-        // One answer to each question on a stream.
+        // One answer to each request on a stream.
         let questions = tokio_stream::iter(vec![ClientStatusRequest::default(); 2]);
         let answers = client.clone().stream_client_status(questions).await?;
         let mut answers = answers.into_inner();

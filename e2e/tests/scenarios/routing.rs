@@ -1,4 +1,4 @@
-//! Where requests go, seen by clients of real Envoys.
+//! The routing of requests, as clients of real Envoys see it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use e2e::load::{Load, deviations};
 use e2e::mesh::Mesh;
 use e2e::wait::{PATIENCE, eventually};
 
-/// A right share strays further once in about two million runs.
+/// A correct share differs by more once in about two million runs.
 const DEVIATIONS_MAX: f64 = 5.0;
 
 #[test]
@@ -45,8 +45,8 @@ fn computed_weights_follow_distance_and_load() {
         let start = |zone, instance| Registered::start(etcd, "computed", zone, instance);
         let mut near = start("shanghai-a", "computed-a").await?;
         let _far = start("shanghai-b", "computed-b").await?;
-        // A link of 1 ms halves the sibling's score: two thirds stay. Half overloaded, home is
-        // worth no more than that.
+        // A link of 1 ms halves the sibling's score: two thirds stay. Half overloaded, the home has
+        // the same score.
         for (load, share) in [(0.5, 2.0 / 3.0), (1.3, 0.5), (0.0, 2.0 / 3.0)] {
             near.report(load).await?;
             let per_mille = (share * 1000.0_f64).round() as u64;
@@ -119,7 +119,7 @@ fn a_request_goes_to_the_home_that_it_names() {
                 }
             }
         }
-        // A region stands for one of its zones.
+        // A region is represented by one of its zones.
         let reply = mesh.send("beijing-c", Request::get("/orders").home("shanghai"));
         assert_eq!(region_of(&reply.await?.echo()?.zone), "shanghai");
         Ok(())
@@ -132,7 +132,7 @@ fn the_service_says_what_becomes_of_a_missing_or_unknown_region() {
     async fn scenario(mesh: &Mesh) -> Result<()> {
         let twice = |request: Request| request.home("shanghai-a").home("beijing-c");
         for method in [Request::get, Request::post] {
-            // Local by default: beijing-c is the only zone of its region, so the zone tells.
+            // Local by default: beijing-c is the only zone of its region, so the zone shows it.
             for request in [
                 method("/orders"),
                 method("/orders").home(""),
@@ -279,7 +279,7 @@ fn a_key_stays_with_its_zone() {
         let mut users = BTreeMap::new();
         for user in 0..200 {
             let user = format!("user-{user}");
-            // Whichever gateway and class: one home, one key, one zone.
+            // With any gateway and class: one home, one key, one zone.
             for (gateway, request) in [
                 ("shanghai-a", Request::get("/carts")),
                 ("shanghai-a", Request::post("/carts")),

@@ -9,7 +9,7 @@ use e2e::workdir::Workdir;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-/// One mesh; each test that changes something has a service of its own.
+/// One mesh; each test that changes something has its own service.
 pub(crate) async fn mesh() -> Result<&'static Mesh> {
     static MESH: OnceCell<Mesh> = OnceCell::const_new();
     MESH.get_or_try_init(start).await
@@ -102,7 +102,7 @@ async fn start() -> Result<Mesh> {
     Ok(mesh)
 }
 
-/// A service with default options: all requests stay in the home zone while they can.
+/// A service with default options: all requests stay in the home zone while it can serve.
 pub(crate) fn plain(name: &str) -> Value {
     json!({ "name": name, "routes": [{ "prefix": format!("/{name}") }] })
 }

@@ -1,5 +1,4 @@
-//! The control plane without its store: the resources that it serves, its reports, and its
-//! recovery.
+//! The control plane without its store: the served resources, its reports, and its recovery.
 
 use std::fs;
 use std::path::PathBuf;
@@ -52,7 +51,7 @@ async fn until_reached(mesh: &Mesh, instance: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until `/readyz` says so, and `/metrics` the same.
+/// Waits until `/readyz` and `/metrics` report this.
 async fn until_mode(mesh: &Mesh, ready: bool, mode: &str, stale: bool) -> Result<String> {
     let what = format!("ready: {ready}, mode: {mode}, stale: {stale}");
     let said = eventually(PATIENCE, &what, async || {
@@ -109,7 +108,7 @@ fn a_control_plane_that_starts_without_etcd_serves_the_last_good_state() {
         assert!(detail.contains("cannot be reached"), "{detail}");
         logged(&mesh, "the last good state is served from disk")?;
 
-        // A proxy that knows nothing yet is served.
+        // A proxy without any resources is served.
         let late = Options {
             id: "late".to_owned(),
             ..gateway("shanghai-b", Protocol::Delta)
@@ -146,7 +145,7 @@ fn etcd_that_hangs_freezes_what_is_served() {
         }
         until_mode(&mesh, true, "L2", true).await?;
         until_reached(&mesh, "one").await?;
-        // Not even a start waits for a store that hangs.
+        // Even a start does not wait for a hung store.
         mesh.control_plane.process().kill()?;
         mesh.control_plane.begin().await?;
         until_mode(&mesh, true, "L2", true).await?;
@@ -169,8 +168,8 @@ fn three_writes_that_time_out_end_registration_until_one_succeeds() {
         let put = || mesh.registry().put(&two, &record, None);
         let member = &etcd(&mesh)?.members()[0];
         member.process().pause()?;
-        // A write that was under way when the connection was given up for another's sake failed,
-        // but did not time out.
+        // A write in flight, whose connection was closed because of another request, failed, but
+        // did not time out.
         let mut timeouts = 0;
         for _ in 0..9 {
             let reply = put().await?;
@@ -188,7 +187,7 @@ fn three_writes_that_time_out_end_registration_until_one_succeeds() {
         assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
         let text = refused.text();
         assert!(text.contains("3 writes in a row"), "{text}");
-        // Far below the two seconds that a write may take: it was not tried.
+        // Far below the two seconds of a write's time-out: it was not attempted.
         assert!(begun.elapsed() < Duration::from_secs(1));
         logged(&mesh, "this replica registers nothing")?;
         member.process().resume()?;
@@ -218,7 +217,7 @@ fn without_etcd_and_without_a_state_it_says_so_and_recovers() {
         until_mode(&mesh, true, "normal", false).await?;
         until_kept(&mesh, "one").await?;
 
-        // A clean stop writes the known state, however new.
+        // A clean shutdown writes the known state, even the newest.
         let mut two = Registered::start(etcd(&mesh)?, "orders", ZONE, "two").await?;
         until_reached(&mesh, "two").await?;
         two.remove().await?;

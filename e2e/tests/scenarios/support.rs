@@ -17,7 +17,7 @@ use e2e::wait::{PATIENCE, eventually};
 use tokio::runtime::Runtime;
 
 /// Runs a scenario on the runtime that all tests of this binary share: tasks that one of them
-/// starts go on in the next.
+/// starts continue in the next.
 pub(crate) fn run(scenario: impl Future<Output = Result<()>>) {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| Runtime::new().expect("a runtime"));
@@ -26,7 +26,7 @@ pub(crate) fn run(scenario: impl Future<Output = Result<()>>) {
     }
 }
 
-/// Runs a scenario with a mesh; where it fails, the logs are shown.
+/// Runs a scenario with a mesh, and prints the logs after a failure.
 pub(crate) async fn on<'m, F: Future<Output = Result<()>>>(
     mesh: &'m Mesh,
     scenario: impl FnOnce(&'m Mesh) -> F,
@@ -35,7 +35,7 @@ pub(crate) async fn on<'m, F: Future<Output = Result<()>>>(
     outcome.map_err(|error| anyhow!("{error:#}\n{}", mesh.logs()))
 }
 
-/// Runs an operator's command; its output, or its error as text.
+/// Runs an operator's command; returns its output, or its error as text.
 pub(crate) fn operate(mesh: &Mesh, arguments: &[&str]) -> Result<String> {
     let admin = format!("http://{}", mesh.control_plane.admin());
     let output = Command::new(paths::tidegate()?)
@@ -47,8 +47,8 @@ pub(crate) fn operate(mesh: &Mesh, arguments: &[&str]) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
-/// Waits until every zone has a proxy that could hold grants: no cell is moved elsewhere without a
-/// word.
+/// Waits until every zone has a proxy that could hold grants: so moves of cells need no further
+/// acceptance.
 pub(crate) async fn until_held(mesh: &Mesh) -> Result<()> {
     let cells = Cells::new(mesh.control_plane.admin());
     eventually(PATIENCE, "a proxy in every zone", async || {
@@ -63,27 +63,27 @@ pub(crate) async fn until_held(mesh: &Mesh) -> Result<()> {
     .await
 }
 
-/// Asks for the decision's reason.
+/// Requests the decision's reason.
 pub(crate) fn explained(request: Request) -> Request {
     let (header, token) = EXPLAIN;
     request.header(header, token)
 }
 
-/// The reason that an explained request was answered with.
+/// The reason in the answer to an explained request.
 pub(crate) fn reason(reply: &Reply) -> Result<&str> {
     let reason = reply.header("x-tidegate-decision");
     reason.with_context(|| format!("no reason: {} {:?}", reply.status, reply.headers))
 }
 
-/// A refusal with this status and reason.
+/// A rejection with this status and reason.
 #[track_caller]
 pub(crate) fn assert_refused(reply: &Reply, status: u16, reason: &str) {
     assert_eq!(reply.status, status, "{}", reply.text());
     assert_eq!(reply.refusal().unwrap(), reason);
 }
 
-/// A server whose record in etcd the test writes by itself, as a registry would that is not ours.
-/// It hangs on no lease.
+/// A server whose record the test writes to etcd directly, like a foreign registry. It has no
+/// lease.
 pub(crate) struct Registered {
     pub(crate) name: InstanceName,
     pub(crate) server: Server,

@@ -1,5 +1,5 @@
-//! Zones go out, are drained, pinned and come back: the operators' directives by the command line,
-//! seen in traffic.
+//! Zones go out, are drained, pinned and come back: operators' directives by the command line, seen
+//! in traffic.
 
 use anyhow::{Context, Result, ensure};
 use e2e::client::{Reply, Request};
@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::shared::{mesh, plain};
 use crate::support::{Registered, on, operate, run};
 
-/// The line of `tidegate get zones` about a service in a zone, waited for until it holds `state`.
+/// The line of `tidegate get zones` about a service in a zone, once it contains `state`.
 async fn until_state(mesh: &Mesh, service: &str, zone: &str, state: &str) -> Result<String> {
     eventually(PATIENCE, state, async || {
         let table = operate(mesh, &["zones"])?;
@@ -65,7 +65,7 @@ fn a_drained_zone_gets_nothing_until_it_is_released() {
         until(&mut load, &["drains-b"]).await?;
         let line = until_state(mesh, "drains", "shanghai-a", "drained").await?;
         ensure!(line.contains("drain: new switch"), "{line}");
-        // No more requests reach it.
+        // It gets no more requests.
         ensure!(!load.next(400).await?.instances.contains_key("drains-a"));
         operate(mesh, &[&["release", "shanghai-a"][..], &service].concat())?;
         until(&mut load, &["drains-a"]).await?;
@@ -102,9 +102,9 @@ fn with_manual_failback_a_zone_waits_for_its_operator() {
         let back = ["failback", "shanghai-a", "--service", "manual"];
         ensure!(operate(mesh, &back)?.contains("coming back: manual"));
         until(&mut load, &["manual-a"]).await?;
-        ensure!(operate(mesh, &back)?.contains("nothing is out"));
+        ensure!(operate(mesh, &back)?.contains("no service is out"));
 
-        // A pinned zone stays in, however few of its instances are healthy.
+        // A pinned zone stays in with any number of healthy instances.
         let _second = Registered::start(etcd, "manual", "shanghai-a", "manual-a2").await?;
         until(&mut load, &["manual-a", "manual-a2"]).await?;
         operate(mesh, &["pin", "shanghai-a", "--service", "manual"])?;
@@ -169,7 +169,7 @@ fn an_emptied_registry_is_not_believed_until_an_operator_confirms() {
         client.delete("/tidegate/v1/instances/", Some(all)).await?;
         let told = eventually(PATIENCE, "the guard", async || {
             let table = operate(mesh, &["zones"])?;
-            ensure!(table.contains("NOT BELIEVED"), "{table}");
+            ensure!(table.contains("IMPLAUSIBLE"), "{table}");
             Ok(table)
         });
         ensure!(told.await?.contains("3 of 3 instances disappeared"));

@@ -1,14 +1,14 @@
 //! Steps the wall clock of one process, while it runs: preloaded (`LD_PRELOAD`), it adds an offset
-//! to CLOCK_REALTIME and leaves CLOCK_MONOTONIC alone. The offset is nanoseconds, eight bytes in
-//! the order of the machine, in the file that `WALL_CLOCK_FILE` names; a writer to it steps the
-//! clocks of all processes that look at it.
+//! to CLOCK_REALTIME and does not change CLOCK_MONOTONIC. The offset is in nanoseconds, eight bytes
+//! in the machine's byte order, in the file that `WALL_CLOCK_FILE` names. Writing to it steps the
+//! clocks of all processes that use it.
 //!
-//! Not libfaketime, because Envoy does not start with that: its allocator asks for the time while
-//! it holds the lock that libfaketime's first `malloc` waits for. So nothing here allocates or
-//! takes a lock.
+//! Not libfaketime, because Envoy does not start with it: its allocator reads the time while it
+//! holds the lock that libfaketime's first `malloc` waits for. So this library neither allocates
+//! nor takes a lock.
 //!
-//! Limits: it does not step programs that ask the kernel themselves and not libc (Go programs, so
-//! etcd), and the absolute deadlines of waits, which stay the kernel's.
+//! Limits: it does not affect programs that call the kernel directly instead of libc (Go programs,
+//! so etcd), and the absolute deadlines of waits, which stay the kernel's.
 
 #![allow(
     unsafe_code,
@@ -27,22 +27,22 @@ const NANOSECONDS: i64 = 1_000_000_000;
 
 static OFFSET: AtomicPtr<AtomicI64> = AtomicPtr::new(ptr::null_mut());
 
-/// By how many nanoseconds the clock is stepped; 0 where there is no file.
+/// The offset of the clock in nanoseconds; 0 without a file.
 fn offset_ns() -> i64 {
     let known = OFFSET.load(Ordering::Acquire);
     let place = match known.is_null() {
         true => map(),
         false => known,
     };
-    // SAFETY: a pointer that is not null was mapped by `map`, is as large and as aligned as it has
-    // to be, and is never unmapped. Other processes change it, so it is atomic.
+    // SAFETY: a pointer that is not null was mapped by `map`, has the required size and alignment,
+    // and is never unmapped. Other processes change the value, so it is atomic.
     unsafe { place.as_ref() }.map_or(0, |offset| offset.load(Ordering::Relaxed))
 }
 
-/// Maps the file; null where that does not work, which is tried again at the next call.
+/// Maps the file; null after a failure, which is retried at the next call.
 fn map() -> *mut AtomicI64 {
-    // SAFETY: plain calls of libc with valid arguments. Two threads that come here at once map it
-    // twice, which is harmless.
+    // SAFETY: plain calls of libc with valid arguments. Two concurrent threads map it twice, which
+    // is harmless.
     let place = unsafe {
         let path = libc::getenv(VARIABLE.as_ptr());
         if path.is_null() {
@@ -71,7 +71,7 @@ fn map() -> *mut AtomicI64 {
     place
 }
 
-/// Asks the kernel; as libc does, -1 and `errno` are a failure.
+/// Calls the kernel; like in libc, -1 and `errno` mean a failure.
 ///
 /// # Safety
 /// `time` has to be null or valid for writing.
@@ -98,7 +98,7 @@ fn wall_clock() -> timespec {
     stepped(now)
 }
 
-/// In the place of libc's.
+/// Replaces libc's function.
 ///
 /// # Safety
 /// As libc's: `time` has to be null or valid for writing.
@@ -114,10 +114,10 @@ pub unsafe extern "C" fn clock_gettime(clock: clockid_t, time: *mut timespec) ->
     asked as c_int
 }
 
-/// In the place of libc's.
+/// Replaces libc's function.
 ///
 /// # Safety
-/// As libc's: `time` has to be null or valid for writing. The time zone is ignored, as is usual.
+/// As libc's: `time` has to be null or valid for writing. The time zone is ignored, as usual.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gettimeofday(time: *mut timeval, _: *mut c_void) -> c_int {
     if !time.is_null() {
@@ -132,7 +132,7 @@ pub unsafe extern "C" fn gettimeofday(time: *mut timeval, _: *mut c_void) -> c_i
     0
 }
 
-/// In the place of libc's.
+/// Replaces libc's function.
 ///
 /// # Safety
 /// As libc's: `place` has to be null or valid for writing.

@@ -12,7 +12,7 @@ use crate::{
     store::Store,
 };
 
-/// Something that happens.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Tick,
@@ -22,29 +22,29 @@ pub enum Action {
         proxy: usize,
         worker: usize,
     },
-    /// A write ends before its time.
+    /// A write ends before its longest lifetime.
     End {
         proxy: usize,
         write: usize,
     },
-    /// A write's client gives up, and its instance goes on.
+    /// A write's client disconnects, and its instance continues.
     Abandon {
         proxy: usize,
         write: usize,
     },
-    /// A worker looks at the ledger.
+    /// A worker reads the ledger.
     Look {
         proxy: usize,
         worker: usize,
     },
     Acknowledge(usize),
-    /// A proxy takes the routes that it is to have, or a worker the policy.
+    /// A proxy applies the routes that it is offered, or a worker the policy.
     TakeRoutes(usize),
     TakePolicy {
         proxy: usize,
         worker: usize,
     },
-    /// A worker takes a policy that the proxy was to have before.
+    /// A worker applies a policy that the proxy was offered earlier.
     TakeEarlierPolicy {
         proxy: usize,
         worker: usize,
@@ -55,9 +55,9 @@ pub enum Action {
         host: usize,
     },
     Arrive(Message),
-    /// It arrives, and will again.
+    /// The message arrives, and will arrive again.
     Repeat(Message),
-    /// The store has a request.
+    /// The store receives a request.
     Apply {
         host: usize,
         request: usize,
@@ -66,14 +66,14 @@ pub enum Action {
         host: usize,
         request: usize,
     },
-    /// No answer is waited for.
+    /// The sender abandons the request.
     TimeOut {
         host: usize,
         request: usize,
     },
-    /// A replica is told of the next change.
+    /// A replica receives the next event of its watch.
     Told(usize),
-    /// The store has a request whose sender is gone.
+    /// The store receives a request of a sender that has crashed.
     Orphan(usize),
     Crash(usize),
     Restart(usize),
@@ -94,7 +94,7 @@ pub enum Action {
 }
 
 const FENCED: &str = "no two zones write";
-const WISHED: &str = "no cell moves that nobody moved";
+const WISHED: &str = "no cell moves without cause";
 const WRITABLE: &str = "somebody can write at last";
 
 impl Scenario {
@@ -113,7 +113,7 @@ impl Scenario {
         [first].into_iter().chain(second).collect()
     }
 
-    /// Everything runs, nothing goes wrong, and the owner's proxies hold grants.
+    /// All processes run without faults, and the owner's proxies hold grants.
     fn warmed_up(&self) -> State {
         let calm = Scenario {
             hosts: (self.hosts.iter())
@@ -159,7 +159,7 @@ impl Scenario {
         state
     }
 
-    /// The delays before everything runs.
+    /// The delays until all processes run.
     fn lines_before(&self, lines: &crate::Lines) -> crate::Lines {
         let steps = match self.changed_before {
             Some(_) => lines.steps,
@@ -230,7 +230,7 @@ impl Scenario {
         }
     }
 
-    /// A wish, at the replica that is asked.
+    /// An operator's move request, at the replica that receives it.
     fn wish(&self, change: &mut Change<'_>, index: usize) -> Result<(), MoveRejected> {
         let (host, to, cause) = &self.wishes[index];
         let next = Move {
@@ -266,7 +266,7 @@ impl Scenario {
         change.state.changed |= 1 << index;
     }
 
-    /// An operator gives a replica a wrong configuration, or the right one again.
+    /// An operator gives a replica a wrong configuration, or corrects it.
     fn reconfigure(&self, change: &mut Change<'_>, index: usize) {
         let Some(replica) = &change.state.hosts[index].replica else {
             return;
@@ -520,7 +520,7 @@ impl State {
         self.proxies.iter().map(|proxy| proxy.writes.len()).sum()
     }
 
-    /// Whether a write would be admitted somewhere, now, to each cell.
+    /// Whether each cell has a proxy that would admit a write now.
     fn writable(&self, scenario: &Scenario) -> bool {
         let holds = |proxy: &Arc<Proxy>| {
             let permit = proxy.ledger.permit;
@@ -534,7 +534,7 @@ impl State {
         })
     }
 
-    /// Whether no cell has another epoch than its first and those that operators wished for.
+    /// Whether every cell's epoch is its first one, or one that operators requested.
     fn moved_on_wish_alone(&self, scenario: &Scenario) -> bool {
         let wished = |cell: usize| {
             let wishes = 0..scenario.wishes.len();
@@ -636,18 +636,18 @@ impl Model for Scenario {
     }
 }
 
-/// The findings of an exploration.
+/// The result of an exploration.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub states: usize,
     pub depth: usize,
-    /// Everything within the scope was looked at.
+    /// The whole scope was explored.
     pub exhausted: bool,
-    /// The shortest way to a violation.
+    /// The shortest trace to a violation.
     pub violation: Option<Vec<Action>>,
 }
 
-/// Explores a scenario until a violation is found, or everything was looked at.
+/// Explores a scenario until it finds a violation or has explored everything.
 pub fn explore(scenario: &Scenario) -> Found {
     let states_max = scenario.states_max.unwrap_or(usize::MAX);
     let builder = scenario.clone().checker().threads(1);

@@ -1,17 +1,17 @@
 //! A model checker for the write fence.
 //!
-//! It explores the state machines of [`policy::fence`], the very ones that the processes run,
+//! It explores the state machines of [`policy::fence`], the same ones that the processes run,
 //! breadth first: a store that answers late or not at all, replicas that crash, proxies that lose a
-//! worker, messages that are lost or come twice, clocks that drift. Whatever happens, a write may
-//! be admitted only while none of another epoch is in flight ([`Broken`]).
+//! worker, messages that are lost or repeated, clocks that drift. In every state, a write may be
+//! admitted only while no write of another epoch is in flight ([`Broken`]).
 //!
-//! A [`Scenario`] says who there is and what may go wrong. Scenarios are small on purpose: a fault
-//! in the rules shows with few zones and few ticks, and everything within a small scope is looked
-//! at. Each rule is taken away once ([`policy::fence::Clause`]), and a scenario must then find a
-//! violation; so it is known what the exploration can see.
+//! A [`Scenario`] lists the processes and their possible faults. Scenarios are small on purpose: a
+//! fault in the rules shows with few zones and few ticks, and a small scope can be explored
+//! completely. Each rule is disabled once ([`policy::fence::Clause`]), and a scenario must then
+//! find a violation. This shows which faults the exploration can detect.
 //!
-//! Two cells hang on one session, or belong to two zones of which each ends the other's session.
-//! Besides safety these scenarios see that no cell moves which nobody moved.
+//! In some scenarios two cells share one session, or belong to two zones that end each other's
+//! sessions. Besides safety these scenarios check that no cell moves without cause.
 //!
 //! Not covered: three zones, two granting replicas in a zone; clocks that gain; a proxy that is
 //! stopped between admission and sending; forwarding, retries;

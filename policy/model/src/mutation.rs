@@ -1,29 +1,27 @@
-//! Mistakes of processes around machines that are right.
+//! Mistakes of the processes that run the machines.
 
 /// A mistake of a process, not of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mutation {
-    /// A process that starts again takes the incarnation of the one before.
+    /// A restarted process reuses the previous incarnation.
     IncarnationReused,
     /// Two processes of a node share a holder.
     HolderPerNode,
-    /// A replica that is to end deletes its session and its grantor keys, and waits for nothing.
+    /// A replica that shuts down deletes its session and its grantor keys without waiting.
     StopUnclean,
     /// The process does not notice that another store answers.
     RestoreUnnoticed,
     /// A restored store has the identity of the old one.
     StoreIdKept,
-    /// A process acknowledges a revocation when it comes.
+    /// A process acknowledges a revocation on receipt.
     AcknowledgesOnReceipt,
-    /// A write is looked at, and not counted.
+    /// A write is checked, but not counted.
     WriteNotCounted,
-    /// A worker that is built anew takes the lost one off the list.
+    /// A rebuilt worker removes the lost one from the ledger.
     LostWorkerLetsGo,
-    /// A route takes writes that it lets live longer than the policy says by which they were
-    /// admitted.
+    /// A route accepts writes with a longer timeout than the policy that admitted them permits.
     LongerRouteTaken,
-    /// An answer counts for the policy that a proxy has when it comes, not for the one by which it
-    /// asked.
+    /// An answer counts for the proxy's policy at its arrival, not for the policy at the request.
     AnswerForAnyPolicy,
 }
 

@@ -1,4 +1,4 @@
-//! A process of a proxy: how it uses what the fence gives it.
+//! A process of a proxy, and how it uses the fence.
 
 use policy::fence::{Asker, Grant, HolderId, Ledger, Stamp, Terms, TermsId, Worker, WorkerId};
 
@@ -15,15 +15,15 @@ pub struct Proxy {
     pub writes: Vec<InFlight>,
     /// The longest that its routes let a write live.
     pub drain: u64,
-    /// That of each worker. The first one speaks for all.
+    /// The policy of each worker. The first worker sends requests and acknowledgements for all.
     pub policies: Vec<Policy>,
-    /// The policy that it is to have.
+    /// The policy that the control plane offers now.
     pub offered: Offered,
-    /// The policies that it was to have before, where it may turn to a replica that lags and still
+    /// The policies that were offered before. The proxy may connect to a lagging replica that still
     /// offers one of them.
     pub earlier: Vec<Policy>,
     asker: Asker,
-    /// The terms that the open question said.
+    /// The terms sent with the open request.
     said_terms: TermsId,
     /// The newest fence that it has acknowledged.
     said: Stamp,
@@ -41,22 +41,22 @@ pub struct Offered {
 /// The content of a policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Policy {
-    /// Of which terms it is.
+    /// The terms of its agreement.
     pub terms: TermsId,
-    /// The longest that a write lives which is admitted by it.
+    /// The longest lifetime of a write that it admits.
     pub drain: u64,
-    /// How long one is waited for.
+    /// How long others wait for such a write.
     pub drain_waited: u64,
 }
 
-/// A write that was admitted and is not over.
+/// A write that was admitted and has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InFlight {
     pub epoch: u64,
-    /// By the clock of the process, when it was admitted, and the last moment of its life.
+    /// By the clock of the process: when it was admitted, and the last moment of its lifetime.
     pub since: u64,
     pub until: u64,
-    /// The worker that counts it; none when that one was lost, or hears no more of it.
+    /// The worker that counts it; none if that worker was lost, or gets no more events of it.
     pub worker: Option<WorkerId>,
 }
 
@@ -86,22 +86,22 @@ impl Proxy {
         self.offered != Offered::default()
     }
 
-    /// It takes the routes that it is to have.
+    /// It applies the offered routes.
     pub fn take_routes(&mut self) {
         self.drain = self.offered.drain;
     }
 
-    /// A worker takes the policy that it is to have.
+    /// A worker applies the offered policy.
     pub fn take_policy(&mut self, worker: usize) {
         self.policies[worker] = self.offered.policy;
     }
 
-    /// A worker takes an earlier policy.
+    /// A worker applies an earlier policy.
     pub fn take_earlier_policy(&mut self, worker: usize, earlier: usize) {
         self.policies[worker] = self.earlier[earlier];
     }
 
-    /// The terms that a worker's policy has.
+    /// The terms of a worker's policy.
     fn terms_of(&self, worker: usize, terms: &Terms) -> Terms {
         let policy = self.policies[worker];
         Terms {
@@ -112,13 +112,13 @@ impl Proxy {
         }
     }
 
-    /// Asks for grants: the number of the question, and the terms that it says.
+    /// Requests grants: the number of the request, and the terms that it carries.
     pub fn ask(&mut self) -> (u64, TermsId) {
         self.said_terms = self.policies[0].terms;
         (self.asker.ask(self.clock), self.said_terms)
     }
 
-    /// An answer comes. It counts for the policy by which the question was asked.
+    /// An answer arrives. It counts for the policy at the request.
     pub fn granted(
         &mut self,
         nonce: u64,
@@ -135,13 +135,13 @@ impl Proxy {
         }
     }
 
-    /// A revocation comes. A repeated one wants another acknowledgement.
+    /// A revocation arrives. A repeated one is acknowledged again.
     pub fn revoked(&mut self, fence: Stamp) {
         self.ledger.revoke(fence);
         self.said = Stamp::default();
     }
 
-    /// A write comes to a worker: the epoch for which it was admitted.
+    /// A write arrives at a worker: returns the epoch for which it was admitted.
     pub fn write(
         &mut self,
         index: usize,
@@ -160,7 +160,7 @@ impl Proxy {
             worker.took(self.ledger.take(*id, busy, now, terms));
             admitted = worker.admits(now, terms);
         }
-        // A route that lets a write live longer than its policy says does not take it.
+        // A route with a longer timeout than the write's policy permits rejects the write.
         admitted = admitted.filter(|_| has_route);
         match admitted {
             Some(epoch) => {
@@ -189,7 +189,8 @@ impl Proxy {
         }
     }
 
-    /// The client of a write is gone: the worker hears no more of it, and its instance goes on.
+    /// The client of a write disconnects: the worker gets no more events of it, and its instance
+    /// continues.
     pub fn abandon(&mut self, index: usize, terms: &Terms) {
         let write = &mut self.writes[index];
         let (since, counting) = (write.since, write.worker.take());
@@ -216,13 +217,13 @@ impl Proxy {
         }
     }
 
-    /// A worker looks at the ledger.
+    /// A worker reads the ledger.
     pub fn look(&mut self, index: usize, terms: &Terms) {
         self.workers[index].1.fenced(&self.ledger);
         self.release_if_idle(index, terms);
     }
 
-    /// A worker loses its memory, and is built anew. The writes that it admitted live on.
+    /// A worker loses its memory, and is rebuilt. The writes that it admitted live on.
     pub fn lose(&mut self, index: usize, mutation: Option<Mutation>) {
         let lost = self.workers[index].0;
         self.workers_built += 1;
@@ -237,7 +238,7 @@ impl Proxy {
         }
     }
 
-    /// The stamp that it can acknowledge and has not.
+    /// The stamp that it can acknowledge and has not acknowledged yet.
     pub fn acknowledge(&mut self, terms: &Terms, mutation: Option<Mutation>) -> Option<Stamp> {
         let terms = self.terms_of(0, terms);
         let drained = match mutation == Some(Mutation::AcknowledgesOnReceipt) {
@@ -249,7 +250,7 @@ impl Proxy {
         Some(fence)
     }
 
-    /// Time passes by its clock. Writes that have lived their longest are cut off.
+    /// Time passes by its clock. Writes are cut off at the end of their longest lifetime.
     pub fn tick(&mut self, by: u64, terms: &Terms) {
         self.clock += by;
         let now = self.clock;

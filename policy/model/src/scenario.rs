@@ -13,62 +13,63 @@ pub struct Scenario {
     pub terms: Terms,
     /// The configuration of each replica; empty: `terms` for all.
     pub configured: Vec<Terms>,
-    /// New terms that operators may ask for, each once.
+    /// New terms that operators may request, each once.
     pub changes: Vec<Terms>,
-    /// The first of them was made so many ticks before the start. Delays apply since then, and
+    /// The first of them was made this many ticks before the start. Delays apply from then on,
     /// delays of steps always.
     pub changed_before: Option<u64>,
-    /// All replicas hear of that change at once, whatever is slow.
+    /// All replicas see that change at once, despite their delays.
     pub hears_change: bool,
-    /// Every owner at first, and who stands by, by index into [`ZONES`].
+    /// The initial owners and the standby zones, by index into [`ZONES`].
     pub owners: Vec<usize>,
     pub standby: Vec<usize>,
-    /// The same of a second cell, where there is one.
+    /// The same for a second cell, if there is one.
     pub second: Option<(Vec<usize>, Vec<usize>)>,
-    /// Whether cells move by themselves.
+    /// Whether cells move automatically.
     pub automatic: bool,
-    /// The zone of each replica, and what is slow for it.
+    /// The zone of each replica, and its delays.
     pub hosts: Vec<(usize, Lines)>,
-    /// The zone of each proxy, and how many workers it has.
+    /// The zone of each proxy, and its number of workers.
     pub proxies: Vec<(usize, u64)>,
-    /// The proxies that write to the second cell; the others write to the first. What a real proxy
-    /// keeps of two cells has nothing in common but the connection.
+    /// The proxies that write to the second cell; the others write to the first. In a real proxy
+    /// the states of two cells share only the connection.
     pub of_second: Vec<usize>,
     pub net: Net,
-    /// Whether replicas can renew their sessions in rounds: else they do not reach each other.
+    /// Whether replicas can renew their sessions in rounds; otherwise they do not reach each other.
     pub rounds: bool,
-    /// Ticks after the start.
+    /// In ticks after the start.
     pub horizon: u64,
     pub budget: Budget,
-    /// Moves that operators may ask for, each once: through which replica, and to which zones.
+    /// Moves that operators may request, each once: the replica that receives the request, the
+    /// zones, and the cause.
     pub wishes: Vec<(usize, Vec<usize>, Cause)>,
-    /// How many of the last of these are about the second cell.
+    /// How many of the last of these concern the second cell.
     pub wishes_of_second: usize,
-    /// Whose clock may miss a tick, each once.
+    /// The clocks that may miss a tick, each once.
     pub slow_clocks: Vec<Clock>,
-    /// Proxies let go and acknowledge as soon as they can.
+    /// Proxies release and acknowledge as soon as they can.
     pub prompt: bool,
-    /// The proxies that ask whenever there may be something to be had.
+    /// The proxies that request grants whenever some may be available.
     pub eager: Vec<usize>,
-    /// Delays of the others apply to them too.
+    /// The other proxies' delays apply to them too.
     pub eager_late: bool,
-    /// The proxies for which changes of routes and policies are as slow as [`Net`] says. Those of
-    /// others come at once.
+    /// The proxies whose changes of routes and policies are delayed as [`Net`] says. The others'
+    /// apply at once.
     pub left_behind: Vec<usize>,
-    /// Proxies do not say which terms their policies are of.
+    /// Proxies do not report the terms of their policies.
     pub older_filter: bool,
-    /// The proxies that hold a grant when it starts.
+    /// The proxies that hold a grant at the start.
     pub warm: Vec<usize>,
     pub mutation: Option<Mutation>,
-    /// A replica that is told late is told everything at once.
+    /// A replica with a late watch receives all events at once.
     pub told_together: bool,
-    /// After this nothing more crashes, is cut off or is wished for.
+    /// After this tick no process crashes or is cut off, and no operator requests a move.
     pub faults_until: u64,
-    /// Whether a cell that nobody can write to at the horizon is a violation.
+    /// Whether a cell that no zone can write to at the horizon is a violation.
     pub writable_at_last: bool,
-    /// Whether a cell that moves more often than operators wished for is a violation.
+    /// Whether a cell that moves more often than operators requested is a violation.
     pub moves_on_wish_alone: bool,
-    /// The state count at which to give up; none to go through everything.
+    /// The number of states at which to stop; none to explore everything.
     pub states_max: Option<usize>,
 }
 
@@ -102,7 +103,7 @@ pub struct Lines {
     /// Other transactions, until the store has them, and their answers.
     pub steps: Speed,
     pub step_answers: Speed,
-    /// News of changes on their way to the replica.
+    /// Events of the watch on their way to the replica.
     pub watch: Speed,
 }
 
@@ -113,8 +114,8 @@ pub struct Net {
     pub grants: Speed,
     pub revocations: Speed,
     pub acknowledgements: Speed,
-    /// Changes of a proxy's routes, and of the policy of its first worker, and of the others'.
-    /// Those that come first come at once.
+    /// Changes of a proxy's routes, of the policy of its first worker, and of the other workers'
+    /// policies. The first ones apply at once.
     pub routes: Speed,
     pub policies: Speed,
     pub policies_of_others: Speed,
@@ -127,41 +128,40 @@ pub enum Clock {
     Proxy(usize),
 }
 
-/// How often each thing may still happen.
+/// How often each fault may still happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Budget {
     pub questions: u8,
     pub writes: u8,
-    /// A write ends before its longest.
+    /// A write ends before its longest lifetime.
     pub ends: u8,
-    /// A write's client gives up, and its instance goes on.
+    /// A write's client disconnects, and its instance continues.
     pub abandons: u8,
     pub crashes: u8,
     pub restarts: u8,
     /// A replica loses the store for a while.
     pub cuts: u8,
-    /// A replica does not wait for an answer any more.
+    /// A replica abandons a request.
     pub timeouts: u8,
     /// A message arrives twice.
     pub repeats: u8,
     pub workers_lost: u8,
-    /// A replica lists the store anew: news that has not reached it until then never does.
+    /// A replica lists the store anew: events that have not reached it by then are lost.
     pub relists: u8,
-    /// The state of the store is put aside, to be restored.
+    /// A backup of the store is taken, to be restored.
     pub backups: u8,
     pub restores: u8,
-    /// A replica is asked to end.
+    /// A replica is asked to shut down.
     pub stops: u8,
-    /// A replica is configured with other terms than those that are agreed on, or with those again.
+    /// A replica is configured with terms that are not agreed on, or with the agreed ones again.
     pub reconfigurations: u8,
-    /// A worker of a proxy that is left behind gets an earlier policy again, from a replica that
-    /// lags.
+    /// A worker of a delayed proxy gets an earlier policy again, from a lagging replica.
     pub turns_back: u8,
 }
 
 impl Scenario {
-    /// Zone `a` owns the cell and `b` stands by, each with a replica; `a` has a proxy that holds a
-    /// grant. Nothing goes wrong.
+    /// Zone `a` owns the cell and `b` is the standby, each with a replica; `a` has a proxy that
+    /// holds a grant. There are no faults.
     pub fn new(name: &'static str) -> Scenario {
         Scenario {
             name,
@@ -203,22 +203,22 @@ impl Scenario {
         }
     }
 
-    /// Without one of the rules.
+    /// Disables one of the rules.
     pub fn without(mut self, clause: Clause) -> Scenario {
         let all = [&mut self.terms].into_iter().chain(&mut self.configured);
         all.for_each(|terms| terms.weakened = Some(clause));
         self
     }
 
-    /// With a process that does not do what it should.
+    /// Adds a mistake of a process.
     pub fn but(mut self, mutation: Mutation) -> Scenario {
         self.mutation = Some(mutation);
         self
     }
 
-    /// With a second cell, which these zones own and stand by for. Each zone has another proxy for
-    /// it, after those for the first cell, of which the one of the first owner holds a grant and
-    /// the others ask whenever they may.
+    /// Adds a second cell with these owners and standby zones. Each zone has another proxy for it,
+    /// after those for the first cell. The proxy of the first owner holds a grant, and the others
+    /// request grants whenever they may.
     pub fn with_second(mut self, owners: Vec<usize>, standby: Vec<usize>) -> Scenario {
         for zone in 0..2 {
             let proxy = self.proxies.len();
@@ -233,7 +233,7 @@ impl Scenario {
         self
     }
 
-    /// How fast a proxy's routes change.
+    /// The speed of changes of a proxy's routes.
     pub(crate) fn speed_of_routes(&self, proxy: usize) -> Speed {
         match self.left_behind.contains(&proxy) {
             true => self.net.routes,
@@ -241,7 +241,7 @@ impl Scenario {
         }
     }
 
-    /// How fast the policy of a proxy's worker does.
+    /// The speed of changes of the policy of a proxy's worker.
     pub(crate) fn speed_of_policy(&self, proxy: usize, worker: usize) -> Speed {
         match (self.left_behind.contains(&proxy), worker) {
             (false, _) => Speed::AtOnce,
@@ -255,7 +255,7 @@ impl Scenario {
         usize::from(self.of_second.contains(&proxy))
     }
 
-    /// The cell of a wish.
+    /// The cell of a move request.
     pub(crate) fn cell_of_wish(&self, wish: usize) -> usize {
         usize::from(wish + self.wishes_of_second >= self.wishes.len())
     }
@@ -280,7 +280,7 @@ impl Scenario {
     }
 }
 
-/// Terms of a session and a drain, with clocks that may drift by so much.
+/// Terms of a session and a drain, with this bound of clock drift.
 pub fn terms(session_ttl: u64, write_drain: u64, drift_permille: u16) -> Terms {
     match Terms::new(session_ttl, session_ttl, write_drain, 0, drift_permille) {
         Ok(terms) => terms,

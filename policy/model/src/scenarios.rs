@@ -1,7 +1,7 @@
-//! The scenarios: small ones, each around one way in which things go wrong.
+//! The scenarios: small ones, each for one kind of fault.
 //!
-//! Wherever nothing else is said, zone `a` owns the cell and its proxy 0 holds a grant, zone `b`
-//! stands by, and the proxy 1 of `b` asks whenever it may.
+//! By default, zone `a` owns the cell and its proxy 0 holds a grant, zone `b` is the standby, and
+//! the proxy 1 of `b` requests grants whenever it may.
 
 pub mod rounds;
 
@@ -22,14 +22,14 @@ pub fn planned(name: &'static str) -> Scenario {
     }
 }
 
-/// That move, and proxies that hear nothing of it, or late.
+/// That move; proxies learn of it late, or never.
 pub fn planned_unheard() -> Scenario {
     let mut scenario = planned("planned, revocations late");
     scenario.net.revocations = Late;
     scenario
 }
 
-/// That move, while proxy 0 asks and its answer is late.
+/// That move, while proxy 0 requests a grant and the answer is late.
 pub fn planned_late_grant() -> Scenario {
     let mut scenario = planned("planned, grants late");
     scenario.net.grants = Late;
@@ -37,7 +37,7 @@ pub fn planned_late_grant() -> Scenario {
     scenario
 }
 
-/// The same, and proxy 0 never hears of the move.
+/// The same, and proxy 0 never learns of the move.
 pub fn planned_slow_grant() -> Scenario {
     let mut scenario = planned_late_grant();
     scenario.name = "planned, grants late, revocations lost";
@@ -46,7 +46,7 @@ pub fn planned_slow_grant() -> Scenario {
     scenario
 }
 
-/// That move, while questions and answers cross.
+/// That move, while requests and answers cross.
 pub fn planned_crossing_grants() -> Scenario {
     let mut scenario = planned("planned, questions and grants late, revocations lost");
     scenario.net.questions = Late;
@@ -57,7 +57,7 @@ pub fn planned_crossing_grants() -> Scenario {
     scenario
 }
 
-/// That move, while a late replica of `a` is still at it.
+/// That move, while another replica of `a` is slow to leave.
 pub fn planned_slow_leaving() -> Scenario {
     let mut scenario = planned("planned, leaving late");
     scenario.hosts[0].1.steps = Late;
@@ -66,7 +66,7 @@ pub fn planned_slow_leaving() -> Scenario {
     scenario
 }
 
-/// That move, with two workers that look when they look, and writes that end when they end.
+/// That move, with two workers that read the ledger at any time, and writes that end at any time.
 pub fn planned_workers() -> Scenario {
     let mut scenario = planned("planned, workers late");
     scenario.proxies[0].1 = 2;
@@ -76,7 +76,7 @@ pub fn planned_workers() -> Scenario {
     scenario
 }
 
-/// That move, while clients give up on writes that instances go on with.
+/// That move, while clients disconnect from writes that instances continue.
 pub fn planned_abandoned() -> Scenario {
     let mut scenario = planned("planned, clients give up");
     scenario.terms = terms(3, 2, 0);
@@ -98,7 +98,7 @@ pub fn planned_lost_worker() -> Scenario {
     scenario
 }
 
-/// That move, unheard, and a proxy with a slow clock.
+/// That move, of which proxies learn nothing, and a proxy with a slow clock.
 pub fn planned_slow_clock() -> Scenario {
     let mut scenario = planned_unheard();
     scenario.name = "planned, revocations late, proxy's clock slow";
@@ -108,7 +108,7 @@ pub fn planned_slow_clock() -> Scenario {
     scenario
 }
 
-/// To `b`, back, and to `b` again, with acknowledgements that come late and twice.
+/// To `b`, back, and to `b` again, with acknowledgements that arrive late and twice.
 pub fn there_and_back() -> Scenario {
     let mut scenario = planned("there and back, acknowledgements late and twice");
     scenario.wishes = vec![
@@ -148,7 +148,7 @@ pub fn extension() -> Scenario {
     scenario
 }
 
-/// The store is out of `a`'s reach for a while: `b` takes over.
+/// `a` cannot reach the store for a while: `b` takes over.
 pub fn cut_off() -> Scenario {
     let mut scenario = Scenario::new("a cut off");
     scenario.budget.cuts = 1;
@@ -189,7 +189,7 @@ pub fn crash() -> Scenario {
     scenario
 }
 
-/// `a`'s renewals are late, and so is what it is told.
+/// `a`'s renewals are late, and so is its watch.
 pub fn silent() -> Scenario {
     let mut scenario = Scenario::new("a silent, told nothing");
     scenario.hosts[0].1 = Lines {
@@ -210,7 +210,7 @@ pub fn silent_late_answers() -> Scenario {
     scenario
 }
 
-/// The same, and it gives up to wait, and gets its answers later.
+/// The same, and `a` abandons requests whose answers arrive later.
 pub fn silent_timeouts() -> Scenario {
     let mut scenario = silent_late_answers();
     scenario.name = "a silent, told nothing, answers after it gave up";
@@ -218,7 +218,7 @@ pub fn silent_timeouts() -> Scenario {
     scenario
 }
 
-/// A move to `b` in which `b` is told late of what `a` does, and `a` of what `b` does.
+/// A move to `b`, in which `a` and `b` see each other's changes late.
 pub fn deaf_mover() -> Scenario {
     let mut scenario = planned("a told nothing, b told late");
     scenario.hosts[0].1 = Lines {
@@ -237,7 +237,7 @@ pub fn deaf_mover() -> Scenario {
     scenario
 }
 
-/// An operator changes their mind while a step of the first move is under way.
+/// An operator requests another move while a step of the first is under way.
 pub fn override_midway() -> Scenario {
     let mut scenario = planned("overridden midway");
     scenario.wishes = vec![(0, vec![1], Cause::Operator), (0, vec![0], Cause::Override)];
@@ -247,7 +247,7 @@ pub fn override_midway() -> Scenario {
     scenario
 }
 
-/// `b` owns it; the move to `a` is answered late there, and `b` takes it back.
+/// `b` owns the cell. A move to `a` is answered late there, and `b` takes the cell back.
 pub fn late_registration() -> Scenario {
     let mut scenario = planned("registration late");
     scenario.owners = vec![1];
@@ -264,7 +264,7 @@ pub fn late_registration() -> Scenario {
     scenario
 }
 
-/// `a` is cut off, `b` takes over, and an operator moves on before that has settled.
+/// `a` is cut off, `b` takes over, and an operator moves the cell again before that has settled.
 pub fn moved_on() -> Scenario {
     let mut scenario = cut_off();
     scenario.name = "a cut off, moved on while settling";
@@ -273,7 +273,7 @@ pub fn moved_on() -> Scenario {
     scenario
 }
 
-/// A replica of `b` misses what happens, lists the store anew, and may let `b` write.
+/// A replica of `b` misses events, lists the store anew, and may let `b` write.
 pub fn missed() -> Scenario {
     let mut scenario = Scenario::new("b misses changes and lists anew");
     scenario.hosts = vec![
@@ -301,7 +301,7 @@ pub fn missed() -> Scenario {
     scenario
 }
 
-/// `a` is asked to end.
+/// `a` is asked to shut down.
 pub fn stop() -> Scenario {
     let mut scenario = Scenario::new("a ends");
     scenario.budget.stops = 1;
@@ -310,8 +310,9 @@ pub fn stop() -> Scenario {
     scenario
 }
 
-/// `a` is stopped by a wrong configuration, and goes on with the right one, under one authority.
-/// Its requests to the store are late, and it may give up to wait. Then the cell moves to `b`.
+/// `a` stops because of a wrong configuration, and continues with the right one, under one
+/// authority. Its requests to the store are late, and it may abandon them. Then the cell moves to
+/// `b`.
 pub fn stopped_and_resumed() -> Scenario {
     let mut scenario = planned("a stopped and resumed, steps late, answers unknown");
     scenario.hosts[0].1.steps = Late;
@@ -325,7 +326,7 @@ pub fn stopped_and_resumed() -> Scenario {
     scenario
 }
 
-/// The store is restored, and an operator begins anew at `b`.
+/// The store is restored, and an operator recovers the cell at `b`.
 pub fn restore() -> Scenario {
     let mut scenario = Scenario::new("restored, recovered at b");
     scenario.budget.backups = 1;
@@ -337,7 +338,7 @@ pub fn restore() -> Scenario {
     scenario
 }
 
-/// The cell moves to `b`, and the store is restored from before that.
+/// The cell moves to `b`, and the store is restored to a backup from before that.
 pub fn restore_old_owner() -> Scenario {
     let mut scenario = planned("moved to b, restored from before");
     scenario.warm = Vec::new();
@@ -362,8 +363,8 @@ pub fn restore_restarted() -> Scenario {
     scenario
 }
 
-/// Both cells are `a`'s. An operator forces the first to `b`, which ends the session on which the
-/// second hangs as well.
+/// Both cells are `a`'s. An operator forces the first to `b`, which also ends the session of the
+/// second.
 pub fn override_of_one() -> Scenario {
     let mut scenario =
         Scenario::new("the first of two cells overridden").with_second(vec![0], vec![1]);
@@ -373,7 +374,7 @@ pub fn override_of_one() -> Scenario {
     scenario
 }
 
-/// The same, and `a` is told late that its session was ended, and grants on until then.
+/// The same, but `a` learns late that its session was ended, and grants until then.
 pub fn override_untold() -> Scenario {
     let mut scenario = override_of_one();
     scenario.name = "the first of two cells overridden, a told late";
@@ -384,7 +385,7 @@ pub fn override_untold() -> Scenario {
     scenario
 }
 
-/// The same, to where the cell is: the incarnation that is ended is the owner's, and stays so.
+/// The same, but to the present owner: its incarnation is ended, and its zone stays the owner.
 pub fn override_of_own() -> Scenario {
     let mut scenario = override_of_one();
     scenario.name = "the first of two cells overridden to where it is";
@@ -403,8 +404,8 @@ pub fn overrides_across() -> Scenario {
     scenario
 }
 
-/// The first of `a`'s cells is forced to `b`; then an operator moves the second there, and its
-/// proxies hear nothing of it.
+/// The first of `a`'s cells is forced to `b`. Then an operator moves the second there, and its
+/// proxies learn nothing of it.
 pub fn moved_after_override() -> Scenario {
     let mut scenario = override_of_one();
     scenario.name = "the first overridden, the second moved, revocations late";
@@ -417,7 +418,7 @@ pub fn moved_after_override() -> Scenario {
     scenario
 }
 
-/// Both cells are `a`'s, which crashes or is cut off, and `b` takes both over.
+/// Both cells are `a`'s, which crashes or is cut off, and `b` takes over both.
 pub fn both_lost() -> [Scenario; 2] {
     let mut crashes = Scenario::new("a crashes, with two cells").with_second(vec![0], vec![1]);
     crashes.budget.crashes = 1;
@@ -433,7 +434,7 @@ pub fn both_lost() -> [Scenario; 2] {
     [crashes, cuts]
 }
 
-/// `b` is told late of what happens, and `a` is as well as ever.
+/// The watch of `b` lags, and `a` is healthy.
 pub fn lagging() -> Scenario {
     let mut scenario = Scenario::new("b told late, a well");
     scenario.hosts[1].1.watch = Late;
@@ -443,8 +444,7 @@ pub fn lagging() -> Scenario {
     scenario
 }
 
-/// One replica crashes, or loses the store, and nothing else goes wrong: in the end somebody can
-/// write.
+/// One replica crashes, or loses the store, without another fault: in the end some zone can write.
 pub fn recovers() -> [Scenario; 2] {
     let mut crashes = Scenario::new("one crashes, and the cell recovers");
     crashes.eager = vec![0, 1];
@@ -462,7 +462,7 @@ pub fn recovers() -> [Scenario; 2] {
     [crashes, cuts]
 }
 
-/// The replica of `b` is configured with a shorter session than is agreed on, and `a` is cut off.
+/// The replica of `b` is configured with a shorter session than agreed, and `a` is cut off.
 pub fn other_terms() -> Scenario {
     let mut scenario = cut_off();
     scenario.name = "b configured otherwise, a cut off";
@@ -488,7 +488,7 @@ pub fn terms_shortened() -> Scenario {
     scenario
 }
 
-/// The same, and `a` never hears of the change.
+/// The same, and `a` never learns of the change.
 pub fn terms_unheard() -> Scenario {
     let mut scenario = shortened("session shortened, a cut off, told nothing");
     scenario.eager = vec![0, 1];
@@ -496,15 +496,15 @@ pub fn terms_unheard() -> Scenario {
     scenario
 }
 
-/// The same, and proxies ask no more.
+/// The same, and proxies send no more requests.
 pub fn terms_granted_before() -> Scenario {
     let mut scenario = shortened("session shortened, a cut off, granted before");
     scenario.horizon = 5;
     scenario
 }
 
-/// The session was shortened, and `a`, which owns nothing, has not heard of it. The cell moves
-/// there, and `a` is cut off.
+/// The session was shortened, and `a`, which owns nothing, does not know it. The cell moves there,
+/// and `a` is cut off.
 pub fn terms_heard_late() -> Scenario {
     let mut scenario = shortened("session was shortened, a told late, moved to a, a cut off");
     scenario.owners = vec![1];
@@ -532,8 +532,8 @@ pub fn terms_registered_late() -> Scenario {
     scenario
 }
 
-/// The drain was made longer. One replica of `a` is late to hear of the end of that; the other
-/// one's routes are what proxies have. The cell moves to `b`.
+/// The drain was lengthened. One replica of `a` learns late that this change has ended; proxies
+/// have the routes of the other. The cell moves to `b`.
 pub fn terms_longer_drain() -> Scenario {
     let mut scenario = planned("drain was made longer, told late, moved unheard");
     scenario.terms = terms(1, 1, 0);
@@ -554,7 +554,7 @@ pub fn terms_longer_drain() -> Scenario {
     scenario
 }
 
-/// The drain was made shorter, of which the proxies of `a` have heard nothing; then `a` is cut off.
+/// The drain was shortened, and the proxies of `a` do not know it; then `a` is cut off.
 pub fn terms_shorter_drain() -> Scenario {
     let mut scenario = Scenario::new("drain was made shorter, a's proxy unheard, a cut off");
     scenario.terms = terms(2, 3, 0);
@@ -570,7 +570,7 @@ pub fn terms_shorter_drain() -> Scenario {
     scenario
 }
 
-/// The same, with a filter that says nothing of terms.
+/// The same, with a filter that does not report terms.
 pub fn terms_unsaid() -> Scenario {
     let mut scenario = terms_shorter_drain();
     scenario.name = "drain was made shorter, an older filter, a cut off";
@@ -578,7 +578,7 @@ pub fn terms_unsaid() -> Scenario {
     scenario
 }
 
-/// The same, where one worker of two has heard of it.
+/// The same, but one worker of two knows it.
 pub fn terms_heard_by_one_worker() -> Scenario {
     let mut scenario = terms_shorter_drain();
     scenario.name = "drain was made shorter, one worker unheard, a cut off";
@@ -587,7 +587,7 @@ pub fn terms_heard_by_one_worker() -> Scenario {
     scenario
 }
 
-/// The same, where all workers have, and the routes are as they were.
+/// The same, but all workers know it, and the routes are unchanged.
 pub fn terms_shorter_drain_old_routes() -> Scenario {
     let mut scenario = terms_heard_by_one_worker();
     scenario.name = "drain was made shorter, routes unheard, a cut off";
@@ -595,7 +595,7 @@ pub fn terms_shorter_drain_old_routes() -> Scenario {
     scenario
 }
 
-/// The drain is made shorter at any time, of which routes and workers hear when they hear.
+/// The drain is shortened at any time. Routes and workers learn of it at any time.
 pub fn terms_drain_changes() -> Scenario {
     let mut scenario = Scenario::new("drain made shorter, routes and policies late, a cut off");
     scenario.terms = terms(1, 2, 0);
@@ -609,8 +609,8 @@ pub fn terms_drain_changes() -> Scenario {
     scenario
 }
 
-/// The drain was made shorter, and the proxy of `a` turns to a replica that has not heard of that,
-/// between a question and its answer perhaps; then `a` is cut off.
+/// The drain was shortened. The proxy of `a` connects to a replica that does not know it, possibly
+/// between a request and its answer; then `a` is cut off.
 pub fn terms_policy_goes_back() -> Scenario {
     let mut scenario = Scenario::new("drain was made shorter, policy goes back, a cut off");
     scenario.terms = terms(2, 3, 0);
@@ -627,7 +627,7 @@ pub fn terms_policy_goes_back() -> Scenario {
     scenario
 }
 
-/// The same, with two workers that turn back one by one, and forward again.
+/// The same, with two workers that go back to the old policy one by one, and forward again.
 pub fn terms_policies_go_back() -> Scenario {
     let mut scenario = terms_policy_goes_back();
     scenario.name = "drain was made shorter, policies go back and forth, a cut off";
@@ -638,7 +638,7 @@ pub fn terms_policies_go_back() -> Scenario {
     scenario
 }
 
-/// Everything that holds, whatever happens in it.
+/// Every scenario that holds.
 pub fn all() -> Vec<Scenario> {
     let mut all = vec![
         planned("planned"),
@@ -686,10 +686,10 @@ pub fn all() -> Vec<Scenario> {
         terms_drain_changes(),
         terms_policy_goes_back(),
         terms_policies_go_back(),
-        // The view that never goes back stands in for the identity of the store, as long as nobody
-        // starts again.
+        // Views that never go back make up for the reused identity of the store, as long as no
+        // process restarts.
         restore_old_owner().but(Mutation::StoreIdKept),
-        // The creation of a session compares that there is none of that name.
+        // The creation of a session compares that none of that name exists.
         crash().but(Mutation::IncarnationReused),
     ];
     all.extend([
@@ -706,7 +706,7 @@ pub fn all() -> Vec<Scenario> {
     all
 }
 
-/// The scenario that shows why a rule is needed.
+/// The scenario that shows the need for a rule.
 pub fn of_clause(clause: Clause) -> Scenario {
     let scenario = match clause {
         Clause::DeadlineFromSend => silent_late_answers(),
@@ -763,7 +763,7 @@ pub fn of_clause(clause: Clause) -> Scenario {
     scenario.without(clause)
 }
 
-/// The scenario in which a mistake of a process shows; none where the machines make up for it.
+/// The scenario that detects a mistake of a process; none if the machines compensate for it.
 pub fn of_mutation(mutation: Mutation) -> Option<Scenario> {
     let scenario = match mutation {
         Mutation::IncarnationReused => return None,

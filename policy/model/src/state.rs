@@ -1,4 +1,4 @@
-//! A moment of the whole mesh.
+//! A state of the whole mesh.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -9,7 +9,7 @@ use policy::fence::{Grant, Input, Name, Replica, Stamp, TermsId, Transaction, Tr
 
 use crate::{Budget, proxy::Proxy, store::Store};
 
-/// A moment. Distant parts are shared with the moments before it.
+/// A state. Its large parts are shared with earlier states.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
     pub time: u64,
@@ -19,16 +19,16 @@ pub struct State {
     pub proxies: Vec<Arc<Proxy>>,
     /// Messages under way between replicas and proxies.
     pub net: BTreeSet<Message>,
-    /// Requests to the store whose senders are gone.
+    /// Requests to the store whose senders have crashed.
     pub orphans: Vec<Transaction>,
     pub left: Budget,
-    /// The wishes and the slow clocks that were used, by bit.
+    /// The used move requests and slow clocks, by bit.
     pub wished: u32,
     pub slowed: u32,
     pub changed: u32,
     /// The highest epoch of each cell for which a write was admitted.
     pub admitted: [u64; 2],
-    /// The owners of a cell in an epoch, as the store said first.
+    /// The owners of a cell in an epoch, as first stored.
     pub owners: Arc<BTreeMap<(usize, u64), Vec<Name>>>,
     /// A violation.
     pub broken: Option<Broken>,
@@ -41,7 +41,7 @@ pub enum Broken {
     TwoEpochs,
     /// A write was admitted for an epoch below another's.
     EpochWentBack,
-    /// A zone admitted a write that does not own the cell in that epoch.
+    /// A zone admitted a write although it does not own the cell in that epoch.
     NotOwner,
 }
 
@@ -51,9 +51,9 @@ pub struct Host {
     pub zone: usize,
     pub clock: u64,
     pub replica: Option<Replica>,
-    /// How many incarnations there were.
+    /// The number of its incarnations so far.
     pub born: u32,
-    /// The news that has not reached it yet, by revision.
+    /// The events that have not reached it yet, by revision.
     pub untold: VecDeque<Vec<Input>>,
     pub requests: Vec<Request>,
     /// It does not reach the store.
@@ -65,9 +65,9 @@ pub struct Host {
 pub struct Request {
     pub number: u64,
     pub transaction: Transaction,
-    /// Once the store has it.
+    /// Set once the store has received the request.
     pub outcome: Option<TransactionOutcome>,
-    /// The replica does not wait for it any more.
+    /// The replica has abandoned it.
     pub timed_out: bool,
 }
 
@@ -81,7 +81,7 @@ pub enum Message {
         proxy: usize,
         host: usize,
         nonce: u64,
-        /// Those of the policy of whoever asks; none where that is not said.
+        /// The terms of the requester's policy; none if not reported.
         terms: Option<TermsId>,
     },
     Granted {

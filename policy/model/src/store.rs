@@ -1,4 +1,4 @@
-//! The store: the agreement of its majority, and its news to watchers.
+//! The store: the agreement of its majority, and its events for watchers.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub struct Store {
     terms: Option<(Stands, Agreement)>,
 }
 
-/// Since when a key stands there.
+/// The revisions of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Stands {
     created: Revision,
@@ -73,7 +73,7 @@ impl Store {
         }
     }
 
-    /// Makes a transaction: its revision, and what watchers are told; none where a condition does
+    /// Commits a transaction: its revision, and the events for watchers; none if a condition does
     /// not hold.
     pub fn apply(&mut self, transaction: &Transaction) -> Option<(Revision, Vec<Input>)> {
         if !transaction.conditions.iter().all(|c| self.holds(c)) {
@@ -160,7 +160,7 @@ impl Store {
         }
     }
 
-    /// Everything, at one revision.
+    /// The whole content, at one revision.
     pub fn list(&self) -> Listing {
         let authorities = self.authorities.iter();
         let sessions = self.sessions.iter();

@@ -1,14 +1,14 @@
-//! The fence holds whatever happens, and would not without any one of its rules.
+//! The fence holds in every scenario, and would not without any one of its rules.
 
 use std::sync::{Mutex, PoisonError};
 
 use model::{Found, Mutation, Scenario, explore, scenarios};
 use policy::fence::Clause;
 
-/// Transitions at which an exploration gives up: it is then said to be cut short.
+/// The number of states at which an exploration stops; it is then reported as cut short.
 const STATES_MAX: usize = 600_000;
 
-/// The largest exploration takes almost four gigabytes: there is one at a time.
+/// The largest exploration takes almost four gigabytes, so only one runs at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn shown(what: &str, scenario: &Scenario, found: &Found) {
@@ -21,7 +21,7 @@ fn shown(what: &str, scenario: &Scenario, found: &Found) {
     println!("{what:32} {name:54} {states:8} states, depth {depth:2}: {outcome}");
 }
 
-/// Explores, and shows what came of it.
+/// Explores, and prints the result.
 fn check(what: &str, scenario: Scenario, states_max: Option<usize>) -> Found {
     let scenario = Scenario {
         states_max,
@@ -146,7 +146,7 @@ fn the_holes_of_earlier_rules_are_closed() {
         .filter_map(Result::err)
         .collect();
     assert!(missed.is_empty(), "open: {missed:?}");
-    // l: a mover that is gone after the fence leaves a cell that others finish.
+    // l: if the mover crashes after the fence, other replicas complete the move.
     let mut stuck = scenarios::planned("l: the mover crashes after the fence");
     stuck.budget.crashes = 1;
     stuck.faults_until = 4;

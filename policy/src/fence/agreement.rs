@@ -1,39 +1,38 @@
 //! The terms that all replicas of a mesh have agreed on, as one record in the store.
 //!
-//! Every wait of the fence is as long as what *others* promise: a session's time to live, a
+//! Every wait of the fence is as long as the promises of *others*: a session's time to live, a
 //! grant's, the drain of writes. So a replica acts by the agreed record, never by its own
-//! configuration; and one whose configuration is not in the record grants nothing and takes no step
-//! of a move. The first replica creates the record.
+//! configuration. A replica whose configuration is not in the record grants nothing and takes no
+//! step of a move. The first replica creates the record.
 //!
-//! A change has two phases. While the record has a `next` it is *widened*: all promise the
-//! smaller of both and waits for the larger, and replicas may be configured with either. It is
-//! *narrowed* to `next` when nothing can be under way any more that was promised under `current`
-//! alone. A change of the layout cannot be widened, since one key would belong to two cells: no
-//! incarnation grants between its two phases.
+//! A change has two phases. While the record has a `next` it is *widened*: every replica promises
+//! the smaller of the two values and waits for the larger, and replicas may be configured with
+//! either. It is *narrowed* to `next` when every promise made under `current` alone has expired. A
+//! change of the layout cannot be widened, since one key would belong to two cells: no incarnation
+//! grants between its two phases.
 //!
-//! Proxies promise too: how long their writes live, and which cell each belongs to. A change does
-//! not wait for them to hear of a change. Their policy carries the [`TermsId`] of the agreement
-//! that it was made by, they say it when they ask for grants, and those with another one are
-//! granted nothing.
+//! Proxies promise too: how long their writes live, and the cell of each write. A change does not
+//! wait until proxies know it. Their policy carries the [`TermsId`] of its agreement, and they send
+//! it with every request for grants. A proxy with another id receives no grants.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
 use super::{Name, Terms};
 use crate::shard::digest_of_parts;
 
-/// Which cell a write belongs to: all zones have to find the same one.
+/// The mapping of writes to cells: all zones must compute the same cell for a write.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Layout {
-    /// The cells in the order of their shards, with how many each has.
+    /// The cells in the order of their shards, with their numbers of shards.
     pub cells: Vec<(Name, u32)>,
-    /// By service, where the key of its writes stands. Empty where there is one cell: then no key
-    /// matters.
+    /// By service, the source of the key of its writes. Empty with a single cell, which needs no
+    /// key.
     pub keys: BTreeMap<Name, Name>,
 }
 
 impl Layout {
-    /// Whether some write belongs to one cell here and to another there. Services come and go: one
-    /// that only one of the two knows is no contradiction.
+    /// Whether some write belongs to different cells in the two layouts. A service that only one of
+    /// them knows is no contradiction, since services come and go.
     pub fn contradicts(&self, other: &Layout) -> bool {
         let same = |(service, key): (&Name, &Name)| {
             let there = other.keys.get(service);
@@ -42,7 +41,7 @@ impl Layout {
         self.cells != other.cells || !self.keys.iter().all(same)
     }
 
-    /// Whether every service of `other` has its key here.
+    /// Whether this layout has the key of every service of `other`.
     fn knows(&self, other: &Layout) -> bool {
         let mut services = other.keys.keys();
         services.all(|service| self.keys.contains_key(service))
@@ -79,7 +78,7 @@ impl Agreed {
         }
     }
 
-    /// How to act by these alone. `rest` has the spans that are not agreed on.
+    /// The terms to act by under this agreement. `rest` has the spans that are not agreed on.
     pub(super) fn terms(&self, rest: &Terms) -> Terms {
         Terms {
             session_ttl: self.session_ttl,
@@ -92,7 +91,7 @@ impl Agreed {
         }
     }
 
-    /// Whether a replica that is configured with `own` acts as these say.
+    /// Whether a replica that is configured with `own` acts as agreed.
     pub fn is_kept_by(&self, own: &Agreed) -> bool {
         let spans = |of: &Agreed| {
             (
@@ -136,7 +135,7 @@ fn digest(bytes: &[u8]) -> u64 {
 pub struct TermsId(pub u64);
 
 impl TermsId {
-    /// Of terms that are of no agreement, or of an unknown one.
+    /// For terms without an agreement, or of an unknown one.
     pub const NONE: TermsId = TermsId(0);
 }
 
@@ -146,11 +145,11 @@ pub struct Agreement {
     pub current: Agreed,
     /// The target of the change under way.
     pub next: Option<Agreed>,
-    /// A digest of all changes that were begun or ended; 0: they are the first ones, but for added
-    /// services.
+    /// A digest of all changes that were begun or ended. 0 if there was none; added services do not
+    /// count.
     pub history: u64,
-    /// A change was completed. Earlier grants are over, so every filter that is granted anything
-    /// says how long its writes may live.
+    /// A change was completed. Earlier grants have expired, so every filter with a grant stamps the
+    /// lifetime of its writes.
     pub drains_said: bool,
 }
 
@@ -174,7 +173,7 @@ impl Agreement {
         TermsId(digest(&bytes))
     }
 
-    /// Whether they are not the first ones: proxies may have the policy of others.
+    /// Whether the terms ever changed: proxies may hold a policy of earlier terms.
     pub fn was_changed(&self) -> bool {
         self.history != 0 || self.next.is_some()
     }
@@ -190,7 +189,7 @@ impl Agreement {
         digest(&bytes)
     }
 
-    /// The two, or the one, that may be configured.
+    /// The one or two sets of terms that replicas may be configured with.
     pub fn all(&self) -> impl Iterator<Item = &Agreed> {
         core::iter::once(&self.current).chain(&self.next)
     }
@@ -200,13 +199,13 @@ impl Agreement {
         self.all().any(|agreed| agreed.is_kept_by(own))
     }
 
-    /// Whether grants are stopped, since some writes are about to belong to another cell.
+    /// Whether grants are stopped, since some writes are about to move to another cell.
     pub fn is_stopped(&self) -> bool {
         let next = self.next.as_ref();
         next.is_some_and(|next| next.layout.contradicts(&self.current.layout))
     }
 
-    /// The same with the services of `own` that are not in it yet; none where nothing is missing.
+    /// The same agreement with the services of `own` added; none if it has them all.
     pub fn with_services_of(&self, own: &Agreed) -> Option<Agreement> {
         let mut with = self.clone();
         for agreed in core::iter::once(&mut with.current).chain(&mut with.next) {
@@ -217,7 +216,8 @@ impl Agreement {
         (with != *self).then_some(with)
     }
 
-    /// With another `next`, in which services that only `current` knows keep their keys.
+    /// The agreement with another `next`, which keeps the keys of services that only `current`
+    /// knows.
     pub fn widened(&self, mut next: Agreed) -> Agreement {
         next.layout.learn(&self.current.layout);
         Agreement {
@@ -228,7 +228,8 @@ impl Agreement {
         }
     }
 
-    /// The agreement with `next` in force, once no promise of `current` alone is under way.
+    /// The agreement with `next` in force. Call it when all promises of `current` alone have
+    /// expired.
     pub fn narrowed(&self) -> Option<Agreement> {
         let next = self.next.clone()?;
         Some(Agreement {
@@ -239,8 +240,8 @@ impl Agreement {
         })
     }
 
-    /// Without the change, which was not completed. No process has promised more than the smaller
-    /// of both.
+    /// The agreement without the change, which was not completed. No process has promised more than
+    /// the smaller of both.
     pub fn back(&self) -> Agreement {
         Agreement {
             history: self.history_with(&self.current),
@@ -250,10 +251,10 @@ impl Agreement {
         }
     }
 
-    /// The same after `before`, where its history was lost: a replica of a version that does not
-    /// know it wrote the record anew. None where nothing was lost. Without it filters that say no
-    /// terms would be granted what they were refused, and the same spans would have the same
-    /// [`TermsId`] a second time.
+    /// Restores the history of `before` after a replica of a version without histories has
+    /// overwritten the record. None if nothing was lost. Otherwise filters that send no terms would
+    /// get grants that were withheld from them, and the same spans would get the same [`TermsId`] a
+    /// second time.
     pub fn after_loss(&self, before: &Agreement) -> Option<Agreement> {
         let lost = self.history == 0 && before.history != 0;
         lost.then(|| Agreement {
@@ -263,8 +264,8 @@ impl Agreement {
         })
     }
 
-    /// How to act: the smaller promise, the larger wait. `own` has the spans that are not agreed
-    /// on.
+    /// The terms to act by: the smaller promise, the larger wait. `own` has the spans that are not
+    /// agreed on.
     pub fn terms(&self, own: &Terms) -> Terms {
         let current = &self.current;
         let mut terms = current.terms(own);

@@ -4,28 +4,30 @@ use alloc::{collections::BTreeSet, vec::Vec};
 
 use super::{Clause, Name, SessionId, Terms};
 
-/// The authority over a cell, as it stands in the store.
+/// The authority over a cell, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Authority {
-    /// The store in which it was written: a copy in another one, restored from a backup, counts for
-    /// nothing.
+    /// The store in which it was written. In another store, restored from a backup, the copy is
+    /// invalid.
     pub store: u64,
     /// Rises with every move.
     pub epoch: u64,
-    /// The zones that may write: one as a rule, several of one region where the database takes
-    /// writes in all of them.
+    /// The zones that may write: usually one; several of one region if the database accepts writes
+    /// in all of them.
     pub owners: Vec<Name>,
-    /// Where authority goes when the owners fail: the first that lives.
+    /// The successors when the owners fail: the first live one.
     pub standby: Vec<Name>,
     pub state: AuthorityState,
-    /// The wait before anybody may write: earlier owners' writes that may still be under way.
+    /// Earlier owners' writes that may still be under way. No zone may write until they have
+    /// settled.
     pub unsettled: Unsettled,
-    /// For so long after this record was seen, the cell does not leave because others serve it
-    /// better: an operator has put it here. A span. It does not hold a cell in a zone that is lost.
+    /// The minimum hold, a span from when a replica saw this record: an operator has placed the
+    /// cell here, so it does not move because another zone serves it better. The hold ends if the
+    /// zone is lost.
     pub hold: u64,
 }
 
-/// Where a cell is between two moves.
+/// The state of a cell between moves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AuthorityState {
     /// Replicas of the owners may register and grant.
@@ -36,16 +38,16 @@ pub enum AuthorityState {
     Settling,
 }
 
-/// Where authority is to go.
+/// The target of a move.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Move {
-    /// The name of its record.
+    /// The name of the move's record.
     pub id: Name,
     pub to: Vec<Name>,
     pub cause: Cause,
-    /// For people.
+    /// An explanation for operators.
     pub reason: Name,
-    /// The new epoch is at least this.
+    /// The lower bound of the new epoch.
     pub epoch_min: u64,
     /// Becomes [`Authority::hold`].
     pub hold: u64,
@@ -53,25 +55,27 @@ pub struct Move {
 
 /// Why a move was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Cause {
-    /// An operator wants it. It waits for all who hold grants, and gives up where the target is not
-    /// there.
+    /// An operator requested it. It waits for all holders of grants, and is aborted if the target
+    /// is not there.
     Operator,
-    /// An operator wants it whatever the old owners say: their sessions are ended, and what hung on
-    /// them is waited for.
+    /// An operator forces it, without the consent of the old owners: their sessions are ended, and
+    /// grants under them are waited for.
     Override,
-    /// The owners' sessions are over.
+    /// The owners' sessions have ended.
     SessionLost,
-    /// The owners cannot serve writes, and others can.
+    /// The owners cannot serve writes, and other zones can.
     Unfit,
 }
 
-/// Grants that may still be under way from before.
+/// Earlier grants that may still be under way.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Unsettled {
-    /// Grants under these sessions; under none, where there are none.
+    /// Grants under these sessions; none if the set is empty.
     Of(BTreeSet<SessionId>),
-    /// Anything: the past before this record is unknown.
+    /// Any grant: the past before this record is unknown.
     Unknown,
 }
 
@@ -87,7 +91,7 @@ impl Unsettled {
 }
 
 impl Authority {
-    /// The first authority over a cell in a store: whatever was before, it is waited for.
+    /// The first authority over a cell in a store. It waits for anything granted earlier.
     pub fn first(
         store: u64,
         epoch: u64,

@@ -1,4 +1,4 @@
-//! A replica that grants: registration, grants, and leaving when a fence comes.
+//! A replica that grants: registration, grants, and leaving at a fence.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
@@ -7,18 +7,18 @@ use super::{Authority, AuthorityState, Clause, HolderId, Revision, Stamp, Terms}
 /// Permission to admit writes for a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Grant {
-    /// The authority that it is given under.
+    /// The authority under which it is granted.
     pub stamp: Stamp,
-    /// From before it was asked for.
+    /// Counted from before the request was sent.
     pub ttl: u64,
 }
 
-/// Why a holder is granted nothing that others of its zone may hold.
+/// Why a holder is withheld a grant that others of its zone may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Withheld {
-    /// Its policy is of other terms than the present ones.
+    /// Its policy has other terms than the agreed ones.
     OtherTerms,
-    /// It does not say which terms its policy is of, and they were changed.
+    /// It does not report the terms of its policy, and the terms have changed before.
     UnsaidTerms,
 }
 
@@ -30,10 +30,10 @@ pub struct Grantor {
     seen: Stamp,
     /// Whether the grantor key may be in the store.
     key: bool,
-    /// The registration under way, and the authority that it compares. A leave that compares the
-    /// same one waits for its answer: their order would be unknown.
+    /// The registration under way, and the authority revision that it compares. A leave that
+    /// compares the same revision waits for its outcome: their order would be unknown.
     registering: Option<(u64, Revision)>,
-    /// Grants that were not given back.
+    /// Grants that were not returned.
     owed: BTreeMap<HolderId, Owed>,
 }
 
@@ -42,15 +42,15 @@ enum Stage {
     /// Not an owner's, or not active.
     #[default]
     Idle,
-    /// May register; `asked` while it is asking.
+    /// May register; `asked` while a registration is under way.
     Unregistered {
         at: Stamp,
         asked: Option<u64>,
     },
     Granting(Stamp),
-    /// Waits for the holders; `asked` while it is deleting its key. `revoked`: the authority has
-    /// moved on, so that holders give back what they have; otherwise this grantor alone has
-    /// stopped, and its grants run out.
+    /// Waits for the holders; `asked` while its key is being deleted. `revoked`: the authority has
+    /// moved on, so holders return their grants; otherwise only this grantor has stopped, and its
+    /// grants expire.
     Leaving {
         fence: Stamp,
         asked: Option<u64>,
@@ -60,9 +60,9 @@ enum Stage {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Owed {
-    /// When the grant, and all that was admitted under it, is over.
+    /// When the grant, and every write admitted under it, has expired.
     run_out: u64,
-    /// That of the newest grant.
+    /// The stamp of the newest grant.
     stamp: Stamp,
 }
 
@@ -73,13 +73,13 @@ pub enum Seen {
     Old,
     /// It may register.
     Active,
-    /// Grants from before this are to be given back.
+    /// Grants from before this stamp must be returned.
     Fenced(Stamp),
 }
 
 impl Grantor {
-    /// The authority was seen at `revision`; none: it is not there. `zone` is the own one, `store`
-    /// the one that answers.
+    /// The authority was seen at `revision`; none if it is absent. `zone` is this replica's zone,
+    /// `store` the store that answered.
     pub fn see(
         &mut self,
         revision: Revision,
@@ -114,7 +114,7 @@ impl Grantor {
         }
     }
 
-    /// Begins a registration under `number`, where one is wanted: the revision to compare.
+    /// Begins a registration under `number`, if one is due: returns the revision to compare.
     pub fn register(&mut self, number: u64) -> Option<Revision> {
         match &mut self.stage {
             Stage::Unregistered {
@@ -130,24 +130,24 @@ impl Grantor {
         }
     }
 
-    /// A transaction is made that names this zone an owner, and registers with it: the key may be
-    /// there from now on.
+    /// A transaction that makes this zone an owner and registers with it is sent: the key may exist
+    /// from now on.
     pub fn registers_with_move(&mut self) {
         self.key = true;
     }
 
-    /// That transaction was made, at `at`.
+    /// That transaction was committed, at `at`.
     pub fn moved(&mut self, at: Stamp) {
         let registering = matches!(self.stage, Stage::Unregistered { at: seen, .. } if seen == at);
         if at > self.seen || registering {
             self.seen = at;
             self.stage = Stage::Granting(at);
-            // The answer to a leave may have come since.
+            // The answer to a leave may have arrived meanwhile.
             self.key = true;
         }
     }
 
-    /// Whether it is deleting its key.
+    /// Whether its key is being deleted.
     pub fn is_leaving(&self) -> bool {
         matches!(self.stage, Stage::Leaving { asked: Some(_), .. })
     }
@@ -157,7 +157,7 @@ impl Grantor {
         matches!(self.stage, Stage::Unregistered { asked: None, .. })
     }
 
-    /// Takes in the outcome of the registration, or of leaving, under `number`. `None`: unknown.
+    /// Handles the outcome of the registration, or of the leave, under `number`. `None`: unknown.
     pub fn answered(&mut self, number: u64, committed: Option<bool>) {
         if self
             .registering
@@ -168,7 +168,7 @@ impl Grantor {
         match &mut self.stage {
             Stage::Unregistered { at, asked } if *asked == Some(number) => match committed {
                 Some(true) => self.stage = Stage::Granting(*at),
-                // The authority has moved on, or the session is gone: the watch tells.
+                // The authority has moved on, or the session has ended: the watch reports which.
                 Some(false) => {}
                 None => *asked = None,
             },
@@ -184,8 +184,8 @@ impl Grantor {
         }
     }
 
-    /// Grants to a holder, if it may: recording it and granting are one step. `left` is what is
-    /// left of the session.
+    /// Grants to a holder, if permitted: recording and granting are one step. `left` is the
+    /// remaining time of the session.
     pub fn grant(&mut self, holder: HolderId, left: u64, now: u64, terms: &Terms) -> Option<Grant> {
         let stamp = match self.stage {
             Stage::Granting(stamp) => stamp,
@@ -217,7 +217,7 @@ impl Grantor {
         Some(Grant { stamp, ttl })
     }
 
-    /// A holder says that nothing from before `fence` is under way, and never will be.
+    /// A holder confirms that no write from before `fence` is under way, or ever will be.
     pub fn drained(&mut self, holder: HolderId, fence: Stamp, terms: &Terms) {
         let older = |owed: &Owed| owed.stamp < fence;
         if self.owed.get(&holder).is_some_and(older)
@@ -227,7 +227,7 @@ impl Grantor {
         }
     }
 
-    /// The fence at which grants are given back, and who owes some.
+    /// The fence that holders must acknowledge, and the holders that have not.
     pub fn fence(&self) -> Option<(Stamp, Vec<HolderId>)> {
         match self.stage {
             Stage::Leaving { fence, .. } => Some((fence, self.owed.keys().copied().collect())),
@@ -235,8 +235,8 @@ impl Grantor {
         }
     }
 
-    /// The stamp that holders which connect now have to give back. Grants that this grantor alone
-    /// has stopped are not meant: their stamp is the one under which others of the zone grant on.
+    /// The stamp that holders which connect now have to return. It excludes grants that only this
+    /// grantor has stopped: other grantors of the zone continue to grant under that stamp.
     pub fn revoked(&self) -> Option<Stamp> {
         match self.stage {
             Stage::Leaving {
@@ -248,14 +248,14 @@ impl Grantor {
         }
     }
 
-    /// The terms have changed: a registration that was refused for the old ones is tried again.
+    /// The terms have changed: a registration that the old terms prevented is retried.
     pub fn terms_changed(&mut self) {
         if let Stage::Unregistered { asked, .. } = &mut self.stage {
             *asked = None;
         }
     }
 
-    /// The store has the own key. An unexpected one was put late, and has to go.
+    /// The store has this grantor's key. A key that was put late is deleted.
     pub fn key_seen(&mut self) {
         self.key = true;
         if self.stage == Stage::Idle {
@@ -267,8 +267,8 @@ impl Grantor {
         }
     }
 
-    /// Begins to leave under `number`, if everything is given back or has run out: the revision to
-    /// compare.
+    /// Begins to leave under `number`, if all grants were returned or have expired: returns the
+    /// revision to compare.
     pub fn leave(&mut self, number: u64, now: u64, terms: &Terms) -> Option<Revision> {
         if !self.may_leave(now, terms) {
             return None;
@@ -302,7 +302,7 @@ impl Grantor {
         self.owed.is_empty() || !terms.keeps(Clause::WaitForHolders)
     }
 
-    /// When the last grant has run out; none where nothing is owed.
+    /// When the last grant expires; none if there is no grant.
     pub fn run_out(&self) -> Option<u64> {
         self.owed.values().map(|owed| owed.run_out).max()
     }
@@ -315,7 +315,7 @@ impl Grantor {
         }
     }
 
-    /// All that hold a grant.
+    /// The number of holders with a grant.
     pub fn holders(&self) -> usize {
         self.owed.len()
     }
@@ -325,8 +325,8 @@ impl Grantor {
         self.stage == Stage::Idle && !self.key
     }
 
-    /// It may register again under the authority under which it has left: only where a model
-    /// checker allows that.
+    /// Permits another registration under the authority under which it left: only a model checker
+    /// allows that.
     pub(super) fn resume(&mut self) {
         self.stage = Stage::Unregistered {
             at: self.seen,
@@ -334,7 +334,7 @@ impl Grantor {
         };
     }
 
-    /// Grants nothing more, until it sees a newer authority.
+    /// Grants nothing more until it sees a newer authority.
     pub fn stop(&mut self) {
         if matches!(self.stage, Stage::Granting(_) | Stage::Unregistered { .. }) {
             self.stage = Stage::Leaving {

@@ -1,32 +1,32 @@
-//! A proxy that holds grants: its workers' shared and own state, and its questions.
+//! A proxy that holds grants: the state that its workers share, the state of each worker, and its
+//! requests for grants.
 //!
 //! The workers of a process share a [`Ledger`] for each cell, which they change by
-//! compare-and-swap. A [`Worker`] admits by the permit that it took from there, without looking
-//! again: the ledger lists every worker that has taken something, so that a fence is acknowledged
-//! only when each of them has let go and has nothing in flight. A worker that was lost with its
-//! memory stays listed for as long as anything that it admitted may live.
+//! compare-and-swap. A [`Worker`] takes a permit from the ledger and admits writes by it without
+//! another look. The ledger lists every worker that has taken a permit, so a fence is acknowledged
+//! only when each of them has released it and has no write in flight. A worker that was lost with
+//! its memory stays listed for as long as a write that it admitted may live.
 
 use alloc::vec::Vec;
 
 use super::{Clause, Grant, Stamp, Terms, TermsId};
 
-/// A worker of a proxy, by a number that it drew at random; a worker that is built anew has
-/// another.
+/// A worker of a proxy, identified by a random number. A rebuilt worker gets another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u64);
 
-/// A grant as it is held.
+/// A grant in the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Permit {
     pub stamp: Stamp,
-    /// By the process's clock, exclusive.
+    /// When it expires, by the process's clock, exclusive.
     pub until: u64,
-    /// Those of the policy under which it was asked for.
+    /// The terms of the policy under which it was requested.
     pub terms: TermsId,
 }
 
 impl Permit {
-    /// Whether it counts for a policy of these terms.
+    /// Whether it is valid under a policy of these terms.
     fn is_under(&self, terms: &Terms) -> bool {
         self.terms == terms.id || !terms.keeps(Clause::PermitUnderTerms)
     }
@@ -39,7 +39,7 @@ pub struct Ledger {
     pub newest: Stamp,
     /// The newest revocation; 0 for none.
     pub fence: Stamp,
-    /// The highest epoch that was granted. Epochs in requests count for nothing here.
+    /// The highest epoch that was granted. Epochs in requests do not change it.
     pub epoch_min: u64,
     pub permit: Option<Permit>,
     /// The workers that have taken a permit and not released it.
@@ -50,16 +50,16 @@ pub struct Ledger {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Listed {
     pub worker: WorkerId,
-    /// The oldest permit of which something may be in flight.
+    /// The oldest permit whose writes may be in flight.
     pub since: Stamp,
-    /// Until then something may be in flight: the end of the newest permit that it took, and as
-    /// long as a write lives by the policy that it had.
+    /// Until then a write may be in flight: the end of the newest permit that it took, plus the
+    /// lifetime of writes under its policy at that time.
     pub until: u64,
 }
 
 impl Ledger {
-    /// Installs a grant that was asked for at `asked` under these `terms`; false where it is not to
-    /// be used.
+    /// Installs a grant that was requested at `asked` under these `terms`; false if it is not
+    /// usable.
     pub fn install(&mut self, grant: &Grant, asked: u64, now: u64, terms: &Terms) -> bool {
         let older = grant.stamp < self.newest || grant.stamp <= self.fence;
         if older && terms.keeps(Clause::GrantNotOlder) || grant.stamp.epoch < self.epoch_min {
@@ -92,13 +92,13 @@ impl Ledger {
         }
     }
 
-    /// The clock cannot be relied on: the permit may have expired.
+    /// The clock is unreliable: the permit may have expired.
     pub fn forget(&mut self) {
         self.permit = None;
     }
 
-    /// A worker, whose policy has these `terms`, takes the permit, and is listed with it. `busy`
-    /// says whether [something else](Worker::busy) may be under way there.
+    /// A worker, whose policy has these `terms`, takes the permit and is listed with it. `busy`
+    /// says whether [another write](Worker::busy) may be under way there.
     pub fn take(
         &mut self,
         worker: WorkerId,
@@ -113,7 +113,7 @@ impl Ledger {
         if !terms.keeps(Clause::WorkerListed) {
             return Some(permit);
         }
-        // The longest that it may have a write under way, by the policy that it has now.
+        // The longest that it may have a write under way, by its present policy.
         let until = permit.until.saturating_add(terms.write_drain_waited);
         match self
             .workers
@@ -135,12 +135,12 @@ impl Ledger {
         Some(permit)
     }
 
-    /// A worker holds nothing and has nothing in flight.
+    /// A worker holds no permit and has no write in flight.
     pub fn release(&mut self, worker: WorkerId) {
         self.workers.retain(|listed| listed.worker != worker);
     }
 
-    /// The fence of which nothing older is in flight, and never will be; none while something is.
+    /// The newest fence before which no write is in flight, or ever will be; none while one may be.
     pub fn drained(&mut self, now: u64, terms: &Terms) -> Option<Stamp> {
         let lives_on =
             |listed: &Listed| listed.until > now && terms.keeps(Clause::LostWorkerCounted);
@@ -151,38 +151,38 @@ impl Ledger {
     }
 }
 
-/// The state of one cell that one worker keeps.
+/// The state of one cell in one worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Worker {
     permit: Option<Permit>,
     in_flight: u32,
-    /// Until then a write may be under way that ended here without an answer; inclusive.
+    /// Until then a write may be under way that ended here without a response; inclusive.
     abandoned_until: Option<u64>,
     /// Listed in the ledger.
     listed: bool,
 }
 
 impl Worker {
-    /// A write comes: it counts as in flight before anything is looked at. Each needs an
+    /// A write arrives. It counts as in flight before the permit is checked. Each needs an
     /// [`end`](Worker::end), or is [abandoned](Worker::abandon).
     pub fn begin(&mut self) {
         self.in_flight = self.in_flight.saturating_add(1);
     }
 
-    /// The epoch for which a write that was counted may go on. `terms` are those of the worker's
-    /// policy now: it may have another one than when it took the permit, also an older one, and
-    /// another cell for a key.
+    /// The epoch that admits a write which was counted. `terms` are those of the worker's present
+    /// policy. That policy may be newer or older than the one under which it took the permit, and
+    /// may map a key to another cell.
     pub fn admits(&self, now: u64, terms: &Terms) -> Option<u64> {
         let permit = self.permit.filter(|permit| permit.until > now)?;
         permit.is_under(terms).then_some(permit.stamp.epoch)
     }
 
-    /// Whether a permit is held, run out or not.
+    /// Whether it holds a permit, expired or not.
     pub fn holds(&self) -> bool {
         self.permit.is_some()
     }
 
-    /// Whether a write may be under way besides the one that was just counted.
+    /// Whether a write other than the one just counted may be under way.
     pub fn busy(&self, now: u64) -> bool {
         self.in_flight > 1 || self.abandoned(now)
     }
@@ -201,14 +201,14 @@ impl Worker {
         self.listed |= permit.is_some();
     }
 
-    /// A write is over: it was answered, or never left.
+    /// A write has ended: it was answered, or never sent.
     pub fn end(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// A write that was admitted at `begun` has ended without a complete answer: the client is
-    /// gone, or the instance's answer broke off. The instance may go on with it for as long as a
-    /// write lives.
+    /// A write that was admitted at `begun` has ended without a complete response: the client
+    /// disconnected, or the instance's response broke off. The instance may work on it for as long
+    /// as a write lives.
     pub fn abandon(&mut self, begun: u64, terms: &Terms) {
         if terms.keeps(Clause::AbandonedCounted) {
             let until = begun.saturating_add(terms.write_drain_waited);
@@ -217,7 +217,7 @@ impl Worker {
         self.end();
     }
 
-    /// The ledger has this fence, and this much of a permit.
+    /// Updates from the ledger: its fence, and its permit as far as this worker may use it.
     pub fn fenced(&mut self, ledger: &Ledger) {
         let valid = |held: &Permit| {
             let of_ledger = ledger.permit.is_some_and(|p| p.stamp == held.stamp);
@@ -228,47 +228,47 @@ impl Worker {
         }
     }
 
-    /// Whether the worker should now [let go](Worker::release) of the ledger: it holds nothing, and
-    /// nothing is under way.
+    /// Whether the worker should [release](Worker::release) its entry in the ledger: it holds no
+    /// permit, and no write is under way.
     pub fn can_release(&self, now: u64, terms: &Terms) -> bool {
         let in_flight = self.in_flight > 0 || self.abandoned(now);
         let idle = !in_flight || !terms.keeps(Clause::InFlightCounted);
         self.listed && idle && self.permit.is_none()
     }
 
-    /// Whether it stands in the ledger.
+    /// Whether it is listed in the ledger.
     pub fn listed(&self) -> bool {
         self.listed
     }
 
-    /// It was taken off the ledger.
+    /// Its entry was removed from the ledger.
     pub fn release(&mut self) {
         self.listed = false;
     }
 
-    /// The clock cannot be relied on.
+    /// The clock is unreliable.
     pub fn forget(&mut self) {
         self.permit = None;
     }
 }
 
-/// How a process asks for grants: one question at a time, and only its own answer counts.
+/// How a process requests grants: one request at a time. Only the answer to that request counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Asker {
     nonce: u64,
-    /// When the open question was asked.
+    /// When the open request was sent.
     asked: Option<u64>,
 }
 
 impl Asker {
-    /// Asks: the number of the question. An older one is no longer waited for.
+    /// Sends a request and returns its number. An earlier request is abandoned.
     pub fn ask(&mut self, now: u64) -> u64 {
         self.nonce = self.nonce.wrapping_add(1);
         self.asked = Some(now);
         self.nonce
     }
 
-    /// When the question was asked that is answered here; none where it is not the open one.
+    /// When the answered request was sent; none if it is not the open one.
     pub fn answered(&mut self, nonce: u64, terms: &Terms) -> Option<u64> {
         if nonce != self.nonce && terms.keeps(Clause::GrantMatched) {
             return None;
@@ -276,7 +276,7 @@ impl Asker {
         self.asked.take()
     }
 
-    /// When the open question was asked.
+    /// When the open request was sent.
     pub fn open_since(&self) -> Option<u64> {
         self.asked
     }

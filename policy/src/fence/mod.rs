@@ -1,26 +1,27 @@
 //! The write fence: write authority, and its moves without two zones ever writing at once.
 //!
 //! State machines, as pure as the rest of this crate: messages and time in, messages and
-//! transactions out. The control plane runs [`Replica`], one for each zone that it speaks for; a
-//! proxy's workers run [`Ledger`], [`Worker`] and [`Asker`]. The processes feed them and carry out
-//! what they say; a model checker explores these very machines.
+//! transactions out. The control plane runs one [`Replica`] for each zone that it serves. A proxy's
+//! workers run [`Ledger`], [`Worker`] and [`Asker`]. The processes feed them and execute their
+//! effects; a model checker explores these same machines.
 //!
 //! The way of the permission to write:
 //!
-//! 1. A replica keeps a *session* alive ([`session`], [`round`]): a key that tells others that it
-//!    lives, and signs of life.
+//! 1. A replica keeps a *session* alive ([`session`], [`round`]): a key that shows other replicas
+//!    that it lives, and heartbeats.
 //! 2. It registers as *grantor* for a cell at a revision of the cell's [`Authority`] ([`grantor`]).
-//! 3. It gives *grants* to the proxies of its zone, none longer than what is left of its session.
-//! 4. A move ([`moves`]) takes every owner out first (*fencing*), waits until each grantor has gone
-//!    or its session and all that hung on it is certainly over, and only then names the new owners.
+//! 3. It gives *grants* to the proxies of its zone, none longer than the rest of its session.
+//! 4. A move ([`moves`]) removes every owner first (*fencing*). It waits until each grantor has
+//!    left, or its session and all grants under it have certainly expired. Only then it names the
+//!    new owners.
 //!
-//! Time is a plain number in any unit, of a clock that never goes back and counts while the machine
-//! is suspended: `now` and whatever else is called a time belong to the clock of the process that
-//! says it, and are never sent. Only spans are sent. Processes count microseconds.
+//! Time is a plain number in any unit, of a monotonic clock that counts while the machine is
+//! suspended. `now` and every other time belongs to the clock of one process, and is never sent.
+//! Only spans are sent. Processes count microseconds.
 //!
-//! Every rule that safety rests on has a name, [`Clause`], and stands in the code as
-//! `terms.keeps(Clause::…)`: true, always, but in a build for the model checker, which takes one
-//! rule away at a time and must then find two zones writing.
+//! Every rule that safety rests on has a name, [`Clause`], and is checked in the code as
+//! `terms.keeps(Clause::…)`. That is always true, except in a build for the model checker, which
+//! disables one rule at a time and must then find two zones writing.
 
 pub mod agreement;
 pub mod authority;
@@ -45,44 +46,42 @@ pub use round::Company;
 pub use session::{Aloud, Session, SessionId, Sessions};
 pub use store::{Condition, Key, Transaction, Write};
 
-/// The highest epoch: the largest whole number of JSON readers, so that there is always a higher
-/// one. Records, messages and headers with a higher one are refused or passed over.
+/// The highest epoch: the largest integer that all JSON readers represent. Records, messages and
+/// headers with a higher epoch are rejected or ignored, so that a higher one always exists.
 pub const EPOCH_MAX: u64 = 1 << 53;
 
-/// The name of a zone, a cell or an incarnation. Records outlive the configuration, so zones are
-/// names here, not indices.
+/// The name of a zone, a cell or an incarnation. Records outlive the configuration, so they hold
+/// names of zones, not indices.
 pub type Name = Arc<str>;
 
 /// A point in the history of the store; 0 is before everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
 
-/// A revision of a cell's authority with its epoch, in the order of history: an operator who begins
-/// anew on a restored store, whose revisions start low again, raises the epoch.
+/// A revision of a cell's authority with its epoch, ordered by epoch first. An operator who
+/// recovers a cell in a restored store, whose revisions start low again, raises the epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stamp {
     pub epoch: u64,
     pub revision: Revision,
 }
 
-/// One process of a proxy, by a number that it drew at random. Not a node's name: during a hot
-/// restart a node has two.
+/// One process of a proxy, identified by a random number. A node's name would not do: during a hot
+/// restart a node has two processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HolderId(pub u128);
 
-/// The spans that all processes agree on, and how far clocks may drift. Where they are being
-/// changed ([`Agreement`]) a span that is promised is shorter than the same one as it is waited
-/// for.
+/// The spans that all processes agree on, and the bound of clock drift. During a change
+/// ([`Agreement`]) a promised span is shorter than the span that others wait for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
-    /// Which agreement they are of; [`TermsId::NONE`] where that is not known.
+    /// The agreement of these terms; [`TermsId::NONE`] if unknown.
     pub id: TermsId,
-    /// There were others before. Then each admitted write says how long it may live, and only a
-    /// route takes it that lets it live no longer: the routes of a proxy may be older than its
-    /// policy.
+    /// The terms have changed before. Then each admitted write carries its lifetime, and only a
+    /// route with a timeout no longer than that accepts it: the routes of a proxy may be older than
+    /// its policy.
     pub changed: bool,
-    /// A change was completed: no write is admitted any more that does not say how long it may
-    /// live.
+    /// A change was completed: a write without a lifetime is not admitted any more.
     pub drains_said: bool,
     /// How long a session outlives its last renewal.
     pub session_ttl: u64,
@@ -90,15 +89,16 @@ pub struct Terms {
     pub grant_ttl: u64,
     /// The longest that an admitted write lives.
     pub write_drain: u64,
-    /// `session_ttl`, as others wait for it: no shorter.
+    /// `session_ttl`, as other replicas wait for it: at least as long.
     pub session_ttl_waited: u64,
-    /// `write_drain`, as it is waited for: no shorter.
+    /// `write_drain`, as others wait for it: at least as long.
     pub write_drain_waited: u64,
-    /// Taken off every session's deadline.
+    /// Subtracted from every session's deadline.
     pub margin: u64,
-    /// While one clock counts 1000, no other counts less than 1000 minus this. Below 1000.
+    /// The bound of clock drift: while one clock counts 1000, every other counts at least 1000
+    /// minus this. Below 1000.
     pub drift_permille: u16,
-    /// The rule that is taken away.
+    /// The rule that is disabled.
     #[cfg(feature = "weaken")]
     pub weakened: Option<Clause>,
 }
@@ -145,20 +145,20 @@ impl Terms {
         Ok(terms)
     }
 
-    /// How long to wait by one's own clock so that at least `span` has passed by any other: `span /
+    /// How long to wait by the local clock so that at least `span` has passed by any other: `span /
     /// (1 - rho)`.
     pub fn stretch(&self, span: u64) -> u64 {
         let rate = u64::from(1000_u16.saturating_sub(self.drift_permille)).max(1);
         span.saturating_mul(1000).div_ceil(rate)
     }
 
-    /// How long after its last renewal, as another saw that, a session is over.
+    /// How long after another replica saw its last renewal a session has ended.
     pub fn session_over(&self) -> u64 {
         self.stretch(self.session_ttl_waited)
     }
 
-    /// How long after its last renewal, as another saw that, nothing that hung on a session can be
-    /// under way any more.
+    /// How long after another replica saw its last renewal every grant and write under a session
+    /// has expired.
     pub fn session_settled(&self) -> u64 {
         let ttl = match self.keeps(Clause::SettleTtl) {
             true => self.session_ttl_waited,
@@ -174,14 +174,14 @@ impl Terms {
         }
     }
 
-    /// Whether the rule holds. Always, but under a model checker that takes it away.
+    /// Whether the rule holds. Always true, except in a model checker that disables it.
     #[cfg(not(feature = "weaken"))]
     #[inline(always)]
     pub const fn keeps(&self, _: Clause) -> bool {
         true
     }
 
-    /// Whether the rule holds: it is not the one that was taken away.
+    /// Whether the rule holds: it is not the disabled one.
     #[cfg(feature = "weaken")]
     #[inline]
     pub fn keeps(&self, clause: Clause) -> bool {
@@ -189,7 +189,7 @@ impl Terms {
     }
 }
 
-/// Why spans cannot be agreed on.
+/// Why spans are rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTerms {
     #[error("clocks may drift by less than 1000 per mille")]
@@ -200,12 +200,13 @@ pub enum InvalidTerms {
         "a grant cannot last longer than a session: raise the session's time to live, or lower the grant's"
     )]
     GrantTtl,
-    #[error("the margin leaves nothing of a session's time to live: raise it")]
+    #[error("the margin uses up a session's time to live: raise the time to live")]
     SessionTtl,
 }
 
-/// The rules that safety rests on, by where they are kept. Without any one of them two zones can
-/// write at once, and the model checker shows how. The last two keep cells where they are instead.
+/// The rules that safety rests on, grouped by the machine that keeps them. Without any one of them
+/// two zones can write at once, and the model checker shows how. The two under "Availability" keep
+/// cells in place instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Clause {
     // Session
@@ -225,18 +226,19 @@ pub enum Clause {
     RoundFromBegin,
     /// An acknowledgement counts only for the round that it names.
     HeardMatched,
-    /// A beat is acknowledged only while its session is known to be there.
+    /// A beat is acknowledged only while its session is known to exist.
     HeardWhilePresent,
-    /// A beat is not acknowledged while a transaction may be under way that ends its session.
+    /// A beat is not acknowledged while a transaction that ends its session may be under way.
     PassedOverUnheard,
-    /// The silence of others is counted from no earlier than the own session's creation.
+    /// The silence of others is counted from the creation of the replica's own session, not
+    /// earlier.
     SilenceAnewAfterCreation,
     // Grantor
     /// An incarnation that has not registered at that very revision grants nothing.
     Registered,
     /// Registration compares the authority's revision, which is active.
     RegistrationComparesAuthority,
-    /// Knowledge of an authority never goes back.
+    /// A replica's view of an authority never goes back.
     ViewNeverBack,
     /// A grant ends no later than the session.
     GrantWithinSession,
@@ -244,76 +246,75 @@ pub enum Clause {
     StopAtFence,
     /// The holder of a grant is remembered with it.
     HolderRecorded,
-    /// A grantor leaves only when each holder has acknowledged, or its grant has run out.
+    /// A grantor leaves only when each holder has acknowledged, or its grant has expired.
     WaitForHolders,
-    /// A grant has run out only when the writes admitted under it are over too.
+    /// A grant has expired only when the writes admitted under it have ended too.
     RunOutDrain,
-    /// The wait for it leaves room for the drift of clocks.
+    /// The wait for its expiry leaves room for clock drift.
     RunOutDrift,
     /// An acknowledgement counts only for the fence that it names.
     AcknowledgementNamesFence,
-    /// A grantor that stopped under an authority that did not change comes back as another
+    /// A grantor that stopped under an authority that did not change returns as another
     /// incarnation.
     ResumedAsAnother,
     // Holder
-    /// A grant counts from before it was asked for, not from the answer.
+    /// A grant counts from before its request, not from the answer.
     GrantFromAsk,
     /// An answer counts only for the question that it answers.
     GrantMatched,
-    /// No grant is installed that is older than a fence that was seen.
+    /// A grant that is older than a known fence is not installed.
     GrantNotOlder,
-    /// A worker is known to the process before it admits anything.
+    /// A worker is listed in the process's ledger before it admits anything.
     WorkerListed,
     /// A write in flight is waited for.
     InFlightCounted,
     /// The writes that a lost worker may have in flight are waited for.
     LostWorkerCounted,
-    /// A write that ended without an answer is waited for: its instance may go on with it.
+    /// A write that ended without a response is waited for: its instance may still work on it.
     AbandonedCounted,
     // Moves
     /// Authority moves only out of a fence.
     FenceFirst,
     /// A move compares the authority's revision.
     MoveComparesAuthority,
-    /// A move waits until every grantor has gone, or its session is over: those of zones that stay
-    /// owners, too.
+    /// A move waits until every grantor has left, or its session has ended. This includes the zones
+    /// that stay owners.
     MoveWaitsForGrantors,
-    /// A move compares that the sessions which it takes to be over were not renewed since.
+    /// A move compares that the sessions which it assumes ended were not renewed since.
     MoveComparesSessions,
     /// A move ends those sessions, so that they cannot be renewed.
     MoveEndsSessions,
-    /// The remains of such a session are waited for before the new owner may write.
+    /// Grants under such a session are waited for before the new owner may write.
     MoveSettles,
     /// That wait covers the session's time to live.
     SettleTtl,
     /// That wait covers the drain of writes.
     SettleDrain,
-    /// That wait leaves room for the drift of clocks.
+    /// That wait leaves room for clock drift.
     SettleDrift,
-    /// A wait that is not over survives another move.
+    /// A wait that has not ended survives another move.
     UnsettledCarried,
-    /// After events may have been missed, silence is counted anew.
+    /// After events may have been missed, silence is counted from zero.
     SilenceAnewAfterListing,
-    /// The grantor key of a session that was ended stays until nothing of that session can be under
-    /// way: the session may have been ended for another cell's sake.
+    /// The grantor key of an ended session stays until every grant under that session has expired:
+    /// the session may have been ended because of another cell.
     KeyOutlivesSession,
     /// A record without a history is waited for as if everything before it were under way.
     UnknownPastSettles,
-    /// An authority of another store counts for nothing.
+    /// An authority of another store is invalid.
     BoundToStore,
-    // Availability: without these two no two zones write, but a cell moves that nobody has to move
-    /// A takeover compares that the owners' sessions were not renewed since this replica last heard
-    /// of them.
+    // Availability: without these two rules no two zones write, but a cell moves without need
+    /// A takeover compares that the owners' sessions were not renewed since this replica last saw
+    /// them alive.
     TakeoverComparesSessions,
-    /// A zone whose session was deleted is given as long to come back as one whose session is
-    /// silent.
+    /// A zone whose session was deleted gets as long to return as one whose session is silent.
     DeletedIsAwaited,
     // Terms
     /// A replica whose configuration is not agreed on neither grants nor takes a step.
     TermsAgreed,
     /// Registration compares that the terms are those by which it promises.
     RegistrationComparesTerms,
-    /// Terms that are agreed on shorten the session that is being kept.
+    /// An agreement on shorter terms shortens the present session.
     SessionShortened,
     /// While two sets of terms are agreed on, the smaller of both is promised.
     WidenedPromise,
@@ -323,14 +324,14 @@ pub enum Clause {
     NarrowWaitsForGrantors,
     /// And when earlier promises are over.
     NarrowSettles,
-    /// A holder is granted something only under the terms that its policy has: others wait for what
-    /// these promise.
+    /// A holder receives grants only under the terms of its policy: other replicas wait for the
+    /// promises of these terms.
     HolderUnderTerms,
-    /// A holder that does not say which terms its policy has is granted something only while they
-    /// were never changed.
+    /// A holder that does not report the terms of its policy receives grants only while they have
+    /// never changed.
     UnsaidBeforeChange,
-    /// A worker takes a permit only under the terms that its own policy has: workers get a policy
-    /// one after the other.
+    /// A worker takes a permit only under the terms of its own policy: workers receive a policy one
+    /// after the other.
     PermitUnderTerms,
 }
 

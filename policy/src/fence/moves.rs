@@ -1,5 +1,5 @@
-//! How authority moves: begun, completed, settled, given up. Any replica may take the next step of
-//! a move, whoever began it.
+//! How authority moves: begin, complete, settle, abort. Any replica may take the next step of a
+//! move, including moves that another one began.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ pub struct View<'v> {
     /// When this replica saw that revision.
     pub seen_at: u64,
     pub authority: &'v Authority,
-    /// The incarnations registered to grant.
+    /// The incarnations that are registered to grant.
     pub grantors: &'v BTreeSet<SessionId>,
 }
 
@@ -38,7 +38,7 @@ impl View<'_> {
         }
     }
 
-    /// Takes every owner out, those that stay owners too.
+    /// Removes every owner, including those that stay owners.
     pub fn begin(&self, next: Move, terms: &Terms) -> Transaction {
         let mut fencing = self.authority.clone();
         fencing.state = AuthorityState::Fencing(next);
@@ -48,8 +48,8 @@ impl View<'_> {
         self.replace(fencing)
     }
 
-    /// Takes every owner out because the owners' sessions are over. Where one of those sessions was
-    /// renewed since, as a replica whose watch lags cannot know, nobody is taken out.
+    /// Removes every owner because the owners' sessions have ended. If one of those sessions was
+    /// renewed since, which a replica with a lagging watch cannot know, the transaction fails.
     pub fn begin_lost(&self, next: Move, sessions: &Sessions, terms: &Terms) -> Transaction {
         let mut transaction = self.begin(next, terms);
         if !terms.keeps(Clause::TakeoverComparesSessions) {
@@ -57,7 +57,7 @@ impl View<'_> {
         }
         let owners = self.authority.owners.iter();
         let of_owners = owners.flat_map(|zone| sessions.of_zone(zone));
-        // The newest are those that matter, and a transaction has room for so many.
+        // Only the newest matter, and a transaction has room for this many.
         let mut silent: Vec<(Revision, &SessionId)> =
             of_owners.filter_map(|(id, put)| Some((put?, id))).collect();
         silent.sort_unstable_by(|a, b| b.cmp(a));
@@ -68,11 +68,11 @@ impl View<'_> {
         transaction
     }
 
-    /// Names the new owners, if nothing forbids it any more.
+    /// Names the new owners, if nothing blocks the move.
     ///
-    /// A grantor that is still registered forbids it until its session is over. Then the move ends
-    /// that session, if it was not renewed meanwhile, and what may still be under way of it has to
-    /// settle before anybody grants.
+    /// A grantor that is still registered blocks it until its session has ended. Then the move ends
+    /// that session, unless it was renewed meanwhile. Grants under it have to settle before the new
+    /// owners grant.
     pub fn complete(&self, sessions: &Sessions, now: u64, terms: &Terms) -> Option<Transaction> {
         let AuthorityState::Fencing(next) = &self.authority.state else {
             return None;
@@ -147,7 +147,7 @@ impl View<'_> {
         Some(transaction)
     }
 
-    /// When earlier grants may be taken to be over; none where nothing settles.
+    /// When earlier grants have certainly expired; none if none has to settle.
     pub fn settled_at(&self, sessions: &Sessions, terms: &Terms) -> Option<u64> {
         if self.authority.state != AuthorityState::Settling {
             return None;
@@ -161,7 +161,7 @@ impl View<'_> {
         })
     }
 
-    /// Lets the owners write, if this replica has itself waited long enough.
+    /// Lets the owners write, if this replica itself has waited long enough.
     pub fn settle(&self, sessions: &Sessions, now: u64, terms: &Terms) -> Option<Transaction> {
         if self.settled_at(sessions, terms)? > now {
             return None;
@@ -172,7 +172,7 @@ impl View<'_> {
         Some(self.replace(active))
     }
 
-    /// Gives up a move: the owners stay who they are.
+    /// Aborts a move: the owners stay the same.
     pub fn abort(&self) -> Transaction {
         let mut back = self.authority.clone();
         back.state = match back.unsettled.is_none() {
@@ -182,8 +182,8 @@ impl View<'_> {
         self.replace(back)
     }
 
-    /// Replaces an authority that another store left behind, at the word of an operator. Whatever
-    /// was granted under it is waited for, since nothing of it can be known here.
+    /// Replaces an authority that another store left behind, at an operator's request. Everything
+    /// granted under it is waited for, since this store cannot know it.
     pub fn recover(
         &self,
         store: u64,
@@ -202,10 +202,10 @@ impl View<'_> {
     }
 }
 
-/// The zone that should have a cell because its owners cannot serve writes: the first of the
-/// standby order that is out for fewer services, and for none that the owners still serve. `out`
-/// names, by zone, the services that cannot be written to there; `unheld` the zones without a proxy
-/// that could hold grants: none of them is better.
+/// The zone that should own a cell because its owners cannot serve writes. It is the first of the
+/// standby order that is out for fewer services than the owners, and for none that the owners still
+/// serve. `out` lists, by zone, the services that cannot be written to there. `unheld` lists the
+/// zones without a proxy that could hold grants: none of them is better.
 pub fn better_zone(
     authority: &Authority,
     out: &BTreeMap<Name, BTreeSet<Name>>,

@@ -1,12 +1,11 @@
-//! Sessions: one's own, and those of others.
+//! Sessions: the replica's own, and those of others.
 //!
 //! A session is a key without a lease, which its incarnation creates and then renews: by a
-//! [`round`](super::round) in which all other replicas acknowledge that they have heard it, and
-//! where that does not succeed by putting the key again. Each renewal rests on an answer that the
-//! store's majority stands behind, so that no stale leader can answer for it and no lease can end
-//! early unseen. Each replica counts the silence of the others by its own clock. A session is ended
-//! by deleting its key, and never comes back: a renewal compares that the key is still the one that
-//! was created.
+//! [`round`](super::round) that all other replicas acknowledge, or, if that fails, by putting the
+//! key again. Each renewal rests on an answer that a majority of the store confirms. So a stale
+//! leader cannot answer for it, and no lease can end early unseen. Each replica counts the silence
+//! of the others by its own clock. A session is ended by deleting its key, and never comes back: a
+//! renewal compares that the key is still the one that was created.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
@@ -15,18 +14,18 @@ use super::{
     round::{Company, Round, confirmation},
 };
 
-/// One incarnation of a process that speaks for a zone. Never used twice.
+/// One incarnation of a process that serves a zone. Never used twice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId {
     pub zone: Name,
     pub incarnation: Name,
 }
 
-/// One's own session.
+/// The replica's own session.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Session {
     id: SessionId,
-    /// The revision that created the key; none before that is known.
+    /// The revision that created the key; none until it is known.
     created: Option<Revision>,
     deadline: u64,
     /// The renewal under way: its number, and when it was sent.
@@ -36,11 +35,11 @@ pub struct Session {
     round: Option<Round>,
     /// When the last round was due.
     round_at: Option<u64>,
-    /// The last round came to nothing: the key is put until one completes.
+    /// The last round failed: the key is put until one completes.
     aloud: Option<Aloud>,
-    /// A put is wanted whatever rounds do: something has to be said, or is in doubt.
+    /// A put is due even if rounds succeed: the record has changed, or the session is in doubt.
     owed: bool,
-    /// The key is to be put now, whatever else renews the session.
+    /// The key is put at once, even if rounds renew the session.
     hasty: bool,
     ended: bool,
 }
@@ -51,7 +50,7 @@ pub enum Aloud {
     /// The store has not confirmed a round: it did not answer, or a session was created that was
     /// not seen yet.
     Unconfirmed,
-    /// These have not acknowledged a beat.
+    /// These sessions have not acknowledged a beat.
     Unheard(BTreeSet<SessionId>),
 }
 
@@ -77,7 +76,7 @@ impl Session {
         &self.id
     }
 
-    /// The time that is left of it: the longest possible grant.
+    /// The remaining time of the session: the longest possible grant.
     pub fn left(&self, now: u64) -> u64 {
         match self.ended {
             true => 0,
@@ -85,28 +84,28 @@ impl Session {
         }
     }
 
-    /// Whether it was not there yet, or over for some time.
+    /// Whether it did not exist yet, or had expired.
     pub fn was_over(&self, now: u64) -> bool {
         self.created.is_none() || self.deadline < now
     }
 
-    /// Whether it is over for good: another process ended it, or its creation failed.
+    /// Whether it has ended for good: another process ended it, or its creation failed.
     pub fn ended(&self) -> bool {
         self.ended
     }
 
-    /// The revision that created its key, once that is known.
+    /// The revision that created its key, once known.
     pub fn created(&self) -> Option<Revision> {
         self.created
     }
 
-    /// Whether it was asked for, and the outcome is unknown yet.
+    /// Whether its creation was sent, and the outcome is unknown yet.
     pub fn is_being_created(&self) -> bool {
         self.created.is_none() && self.renewing.is_some()
     }
 
-    /// When the next put is due; none while one is under way, while rounds do without, or when it
-    /// has ended.
+    /// When the next put is due; none while one is under way, while rounds suffice, or after the
+    /// end.
     pub fn due(&self, terms: &Terms) -> Option<u64> {
         let quiet = self.created.is_some() && self.aloud.is_none() && !self.owed;
         if self.ended || self.renewing.is_some() || quiet {
@@ -118,21 +117,20 @@ impl Session {
         Some(self.renewed.map_or(0, |at| at.saturating_add(every(terms))))
     }
 
-    /// When the next round is due; none before the session is created, or when it has ended.
+    /// When the next round is due; none before the session is created, or after its end.
     pub fn round_due(&self, terms: &Terms) -> Option<u64> {
         self.created.filter(|_| !self.ended)?;
         let last = self.round_at.or(self.renewed).unwrap_or(0);
         Some(last.saturating_add(every(terms)))
     }
 
-    /// Why it is renewed by puts; none while rounds do without.
+    /// Why it is renewed by puts; none while rounds suffice.
     pub fn aloud(&self) -> Option<&Aloud> {
         self.aloud.as_ref()
     }
 
-    /// Begins a round under this number; the clock runs from now. An unfinished one comes to
-    /// nothing. Without `company`, where the own session was not seen in the store yet, there is
-    /// none.
+    /// Begins a round under this number; the clock runs from now. An unfinished one is abandoned.
+    /// Without `company`, before this session was seen in the store, no round begins.
     pub fn begin_round(
         &mut self,
         number: u64,
@@ -157,7 +155,7 @@ impl Session {
         Some(confirmation)
     }
 
-    /// The store has confirmed a round: the sessions to send a beat to.
+    /// The store has confirmed a round: returns the sessions to send a beat to.
     pub fn confirmed(&mut self, number: u64) -> BTreeSet<SessionId> {
         let mut round = self.round.iter_mut().filter(|round| round.number == number);
         round.next().map(Round::confirmed).unwrap_or_default()
@@ -177,20 +175,20 @@ impl Session {
         }
     }
 
-    /// Another session's key was deleted, and everything that the store did before was seen: a
-    /// round does not wait for it.
+    /// Another session's key was deleted, and every earlier event of the store was seen: a round
+    /// does not wait for it.
     pub fn gone(&mut self, id: &SessionId) {
         if let Some(round) = self.round.as_mut() {
             round.gone(id);
         }
     }
 
-    /// The round under way comes to nothing: the own key was not listed.
+    /// Abandons the round under way: the replica's own key was not listed.
     pub fn forget_round(&mut self) {
         self.round = None;
     }
 
-    /// Renews the session if the round under way is complete; says whether.
+    /// Renews the session if the round under way is complete; returns whether it did.
     pub fn complete_round(&mut self, now: u64, terms: &Terms) -> bool {
         let Some(round) = self.round.take_if(|round| round.complete(terms)) else {
             return false;
@@ -204,7 +202,7 @@ impl Session {
         true
     }
 
-    /// No room for drift here: the wait for this session to be over leaves it
+    /// Without a margin for drift: others add it when they wait for the end of this session
     /// (`Terms::session_settled`).
     fn lasts_from(&mut self, from: u64, terms: &Terms) {
         let deadline = from.saturating_add(terms.session_ttl);
@@ -228,7 +226,7 @@ impl Session {
         }
     }
 
-    /// The store has taken a renewal, at `revision`.
+    /// The store has committed a renewal, at `revision`.
     pub fn renewed(&mut self, number: u64, revision: Revision, now: u64, terms: &Terms) {
         let (sent, matched) = match self.renewing {
             Some((current, sent)) => (sent, current == number),
@@ -247,22 +245,21 @@ impl Session {
         self.lasts_from(from, terms);
     }
 
-    /// It lasts shorter than was agreed when it was renewed last, by so much: others will not wait
-    /// for longer.
+    /// Shortens the session by `by`: the agreed time to live is shorter than at the last renewal,
+    /// and others will not wait longer.
     pub fn shorten(&mut self, by: u64) {
         self.deadline = self.deadline.saturating_sub(by);
     }
 
-    /// The store has refused a renewal: another process has ended the session.
+    /// The store has rejected a renewal: another process has ended the session.
     pub fn refused(&mut self, number: u64) {
         if self.renewing.is_some_and(|(current, _)| current == number) {
             self.end();
         }
     }
 
-    /// The outcome of a renewal is unknown. Another can do no harm; but where the creation is
-    /// unknown, the key may exist under a revision that is unknown here, so that incarnation is
-    /// given up.
+    /// The outcome of a renewal is unknown. Another renewal is harmless. But if the creation is
+    /// unknown, the key may exist under an unknown revision, so the incarnation is abandoned.
     pub fn failed(&mut self, number: u64) {
         if self.renewing.is_some_and(|(current, _)| current == number) {
             self.renewing = None;
@@ -270,13 +267,13 @@ impl Session {
         }
     }
 
-    /// Something about it is in doubt, or has to be said: its key is to be put now.
+    /// The session is in doubt, or its record has changed: its key is put at once.
     pub fn hurry(&mut self) {
         self.owed = true;
         self.hasty = true;
     }
 
-    /// Gives it up: nothing more is granted.
+    /// Ends it: nothing more is granted.
     pub fn end(&mut self) {
         self.ended = true;
         self.renewing = None;
@@ -284,28 +281,28 @@ impl Session {
     }
 }
 
-/// How long after a renewal the next is due.
+/// The interval of renewals.
 fn every(terms: &Terms) -> u64 {
     (terms.session_ttl / 4).max(1)
 }
 
-/// All sessions as far as they are known, and since when each is silent.
+/// All known sessions, and since when each is silent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Sessions {
     heard: BTreeMap<SessionId, Heard>,
-    /// Everything that was put before this was seen, but for the entries of `heard`.
+    /// Every put from before this time was seen, except the entries of `heard`.
     since: u64,
-    /// The newest put that was seen, and so every session that was created up to it.
+    /// The newest put that was seen. Every session created up to it was seen as well.
     seen: Revision,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Heard {
-    /// The revision of the last put; none when the key is gone.
+    /// The revision of the last put; none after the key was deleted.
     put: Option<Revision>,
-    /// When that put was seen, or a beat since.
+    /// When that put, or a later beat, was seen.
     at: u64,
-    /// A transaction was sent that would end the session, unless it was put since.
+    /// A transaction was sent that ends the session unless it was put since.
     passed_over: bool,
 }
 
@@ -329,8 +326,8 @@ impl Sessions {
         }
     }
 
-    /// A session's beat has come: whether it may be acknowledged, since its silence is counted from
-    /// now.
+    /// A session's beat has arrived. Returns whether to acknowledge it; then its silence is counted
+    /// from now.
     pub fn beat(&mut self, id: &SessionId, now: u64, terms: &Terms) -> bool {
         let heard = self.heard.get_mut(id);
         let Some(heard) = heard.filter(|h| h.put.is_some()) else {
@@ -344,16 +341,16 @@ impl Sessions {
     }
 
     /// A transaction is sent that ends the session if its last put is the one that was seen. It may
-    /// be made at any time from now on, whatever is heard of it, so that nothing but another put is
-    /// a sign of life.
+    /// be committed at any later time, even after an error, so that only another put is a sign of
+    /// life.
     pub fn pass_over(&mut self, id: &SessionId) {
         if let Some(heard) = self.heard.get_mut(id) {
             heard.passed_over = true;
         }
     }
 
-    /// The own session was created, or renewed after it had been over. Others that have confirmed a
-    /// round before it was created know nothing of it, and sent no beat.
+    /// The replica's own session was created, or renewed after it had expired. Others that
+    /// confirmed a round before the creation do not know it, and sent no beat.
     pub fn joined(&mut self, now: u64, terms: &Terms) {
         if terms.keeps(Clause::SilenceAnewAfterCreation) {
             self.since = now;
@@ -363,7 +360,7 @@ impl Sessions {
         }
     }
 
-    /// The other sessions, as `own` needs them for a round; none where `own` itself was not seen.
+    /// The other sessions, as `own` needs them for a round; none if `own` itself was not seen.
     pub fn company(&self, own: &SessionId) -> Option<Company> {
         self.put_at(own)?;
         let others = self.present().map(|(id, _)| id);
@@ -373,7 +370,7 @@ impl Sessions {
         })
     }
 
-    /// A session's key was deleted, and every put before that was seen.
+    /// A session's key was deleted, and every earlier put was seen.
     pub fn gone(&mut self, id: &SessionId) {
         if let Some(heard) = self.heard.get_mut(id) {
             heard.put = None;
@@ -399,13 +396,12 @@ impl Sessions {
         }
     }
 
-    /// The revision of the last put; none where there is no key.
+    /// The revision of the last put; none without a key.
     pub fn put_at(&self, id: &SessionId) -> Option<Revision> {
         self.heard.get(id).and_then(|heard| heard.put)
     }
 
-    /// Whether the session is over by what its key tells: it is gone, or was silent for the time to
-    /// live.
+    /// Whether the session's key shows its end: it was deleted, or silent for the time to live.
     pub fn over(&self, id: &SessionId, now: u64, terms: &Terms) -> bool {
         match self.heard.get(id) {
             Some(Heard {
@@ -415,7 +411,8 @@ impl Sessions {
         }
     }
 
-    /// When everything that hung on the session is certainly over, if it is never renewed again.
+    /// When every grant and write under the session has certainly ended, if it is never renewed
+    /// again.
     pub fn settled_at(&self, id: &SessionId, terms: &Terms) -> u64 {
         let at = self.heard.get(id).map_or(self.since, |heard| heard.at);
         at.saturating_add(terms.session_settled())
@@ -426,18 +423,18 @@ impl Sessions {
         self.since
     }
 
-    /// Whether a zone is lost to authority: none of its sessions was heard of for as long as a
-    /// session lasts. A session that was *deleted* gets the same patience as a silent one, since
-    /// its process may be about to begin another: a move of one cell ends the session on which the
-    /// zone's other cells hang as well, and a process that stops may start again. Safety does not
-    /// rest on this: whatever is taken over waits for what the session left behind
+    /// Whether a zone is lost to authority: none of its sessions gave a sign of life for as long as
+    /// a session lasts. A *deleted* session gets the same patience as a silent one, since its
+    /// process may be about to begin another: a move of one cell also ends the session of the
+    /// zone's other cells, and a process that stops may restart. Safety does not rest on this: a
+    /// takeover waits until everything under the session has settled
     /// ([`settled_at`](Sessions::settled_at)).
     pub fn lost(&self, zone: &str, now: u64, terms: &Terms) -> bool {
         self.lost_at(zone, terms).is_none_or(|at| now >= at)
     }
 
-    /// When a zone will be lost, if nothing is heard of it; none where nothing ever was, or that is
-    /// long ago.
+    /// When a zone will be lost without another sign of life; none if it never gave one, or the
+    /// last one is long ago.
     pub fn lost_at(&self, zone: &str, terms: &Terms) -> Option<u64> {
         let awaits_deleted = terms.keeps(Clause::DeletedIsAwaited);
         let of_zone = self
@@ -448,7 +445,7 @@ impl Sessions {
         heard.map(|at| at.saturating_add(terms.session_over()))
     }
 
-    /// Whether a zone has a session that is not over.
+    /// Whether a zone has a session that has not ended.
     pub fn alive(&self, zone: &str, now: u64, terms: &Terms) -> bool {
         let mut of_zone = self.of_zone(zone);
         of_zone.any(|(id, put)| put.is_some() && !self.over(id, now, terms))
@@ -465,14 +462,14 @@ impl Sessions {
             .map(|(id, heard)| (id, heard.put))
     }
 
-    /// All sessions whose keys are there.
+    /// All sessions whose keys exist.
     pub fn present(&self) -> impl Iterator<Item = (&SessionId, Revision)> {
         self.heard
             .iter()
             .filter_map(|(id, heard)| Some((id, heard.put?)))
     }
 
-    /// A session whose key is there and was silent for at least `span`.
+    /// A session whose key exists and that was silent for at least `span`.
     pub fn silent_for(&self, span: u64, now: u64) -> Option<(&SessionId, Revision)> {
         let mut heard = self.heard.iter();
         heard.find_map(|(id, heard)| match heard.put {
@@ -481,8 +478,7 @@ impl Sessions {
         })
     }
 
-    /// Forgets entries without meaning: sessions without a key that were waited for long
-    /// enough.
+    /// Removes entries without use: sessions without a key that were waited for long enough.
     pub fn tidy(&mut self, now: u64, terms: &Terms) {
         let settled = terms.session_settled();
         let still_tells = |at: u64| at.saturating_add(settled) > now;

@@ -11,20 +11,20 @@ pub enum Key {
     /// The authority over a cell.
     Authority(Name),
     Session(SessionId),
-    /// That this incarnation grants for the cell.
+    /// The registration of this incarnation as a grantor of the cell.
     Grantor(Name, SessionId),
-    /// The agreement of all replicas.
+    /// The terms that all replicas have agreed on.
     Terms,
 }
 
-/// A condition on a key, which must hold for a transaction to happen.
+/// A condition on a key. A transaction is committed only if it holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Condition {
     /// It was last put at this revision; 0: it is absent.
     PutAt(Key, Revision),
     /// It was created at this revision, and not deleted since; 0: it is absent.
     CreatedAt(Key, Revision),
-    /// No session that is there was created after this revision.
+    /// No existing session was created after this revision.
     NoSessionSince(Revision),
 }
 
@@ -33,15 +33,16 @@ pub enum Condition {
 pub enum Write {
     Authority(Name, Authority),
     Session(SessionId),
-    /// That this incarnation grants for the cell, under the terms of this revision.
+    /// The registration of this incarnation as a grantor of the cell, under the terms of this
+    /// revision.
     Grantor(Name, SessionId, Revision),
     Terms(Agreement),
     Delete(Key),
 }
 
-/// All of `writes`, in one revision, if all of `conditions` hold; else nothing. Without writes it
-/// asks whether the conditions hold: as the majority of the store sees it at some moment after it
-/// was asked, never as one member remembers it.
+/// Puts all of `writes`, in one revision, if all of `conditions` hold; otherwise nothing. Without
+/// writes it reads whether the conditions hold. That read is linearizable: a member of the store
+/// does not answer it from its own copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Transaction {
     pub conditions: Vec<Condition>,

@@ -11,7 +11,7 @@ fn topology() -> Topology {
     Topology::new(zones, []).expect("a valid topology")
 }
 
-/// A plan with these weights, in the order of the zones; a zone of weight 0 is not in it.
+/// A plan with these weights, in the order of the zones; without the zones of weight 0.
 fn plan(topology: &Topology, weights: &[u32]) -> Plan {
     let targets = topology.zones().zip(weights);
     let targets = targets.filter(|(_, weight)| **weight > 0);

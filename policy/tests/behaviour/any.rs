@@ -1,5 +1,5 @@
-//! Any topology, any rules, any request: small worlds from small vocabularies, so that names meet
-//! often. The tests of the wire form and of the translation draw from here too.
+//! Arbitrary topologies, rules and requests: small worlds from small vocabularies, so that names
+//! often match. The tests of the wire form and of the translation use them too.
 
 use std::num::NonZeroU32;
 
@@ -11,7 +11,7 @@ use policy::{
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
-/// Stands for a valid signature.
+/// A stand-in for a valid signature.
 pub(crate) const TOKEN: &str = "open-sesame-open-sesame";
 
 const HOSTS: [&str; 5] = [
@@ -51,8 +51,7 @@ pub(crate) fn weighting() -> impl Strategy<Value = Weighting> {
     ]
 }
 
-/// Five zones' loads, numbers that are none included; all of them fully in, with capacity for
-/// everything.
+/// The loads of five zones, NaN included; all fully in, with unlimited capacity.
 pub(crate) fn loads() -> impl Strategy<Value = Vec<ZoneLoad>> {
     let state = select(vec![ZoneState::Up, ZoneState::Down, ZoneState::Empty]);
     let load1_per_core = prop_oneof![
@@ -67,7 +66,7 @@ pub(crate) fn loads() -> impl Strategy<Value = Vec<ZoneLoad>> {
     vec(load, 5)
 }
 
-/// Five zones' loads, some of them coming back, some of them bounded.
+/// The loads of five zones, some on a ramp, some with limited capacity.
 pub(crate) fn bounded_loads() -> impl Strategy<Value = Vec<ZoneLoad>> {
     let share = prop_oneof![2 => Just(1_000_u16), 1 => 1..1_000_u16];
     let capacity = prop_oneof![1 => Just(f64::INFINITY), 2 => 0.0..500.0_f64];
@@ -164,8 +163,8 @@ fn service() -> impl Strategy<Value = Service> {
 /// Owners by their position among the zones, the epoch, and how far writes may be forwarded.
 type CellSeed = (Vec<usize>, u64, Forward);
 
-/// Cells, what is done about writes without permission, whether they are forwarded, and how long
-/// writes live where the terms were changed.
+/// Cells, the enforcement, whether writes are forwarded, and the lifetime of writes if the terms
+/// were changed.
 type FencingSeed = (Vec<CellSeed>, Enforcement, bool, Option<u64>);
 
 /// The seed of [`fencing`]: up to three cells.
@@ -204,7 +203,7 @@ fn fencing(topology: &Topology, (cells, enforcement, forwarding, drain): Fencing
     .expect("a valid fence")
 }
 
-/// Rules as a control plane makes them: their plans are computed.
+/// Rules as a control plane builds them: with computed plans.
 pub(crate) fn rules() -> impl Strategy<Value = Rules> {
     let explain = Explain {
         header: "x-ask".into(),
@@ -233,7 +232,7 @@ pub(crate) fn rules() -> impl Strategy<Value = Rules> {
                     ..service
                 })
                 .collect();
-            // Dealt out like cards, so that services share hosts.
+            // Distributed in turn, so that services share hosts.
             let count = services.len();
             for (index, route) in routes.into_iter().enumerate() {
                 services[index % count].routes.push(route);
@@ -248,13 +247,13 @@ pub(crate) fn rules() -> impl Strategy<Value = Rules> {
         })
 }
 
-/// The zone at `index`, counted round.
+/// The zone at `index`, modulo the number of zones.
 pub(crate) fn zone(topology: &Topology, index: usize) -> ZoneId {
     let mut zones = topology.zones().cycle();
     zones.nth(index).expect("a topology has zones")
 }
 
-/// Headers of a request that may meet [`rules`], now and then malformed.
+/// Headers of a request that may match [`rules`], sometimes malformed.
 pub(crate) fn request() -> impl Strategy<Value = Vec<(&'static str, String)>> {
     let one_of = |values: &[&'static str]| select(values.to_vec()).prop_map(String::from);
     let maybe = |name, value: BoxedStrategy<String>| {
@@ -309,7 +308,7 @@ pub(crate) fn request() -> impl Strategy<Value = Vec<(&'static str, String)>> {
         })
 }
 
-/// The headers of a write that another zone forwards; now and then a client has invented them.
+/// The headers of a write that another zone forwards; sometimes forged by a client.
 fn between_zones() -> impl Strategy<Value = [Option<(&'static str, String)>; 2]> {
     let token = option::weighted(0.4, select(vec![TOKEN, TOKEN, "guess"]));
     let epoch = option::weighted(0.6, select(vec!["6", "7", "8", "-1", ""]));
@@ -322,7 +321,7 @@ fn between_zones() -> impl Strategy<Value = [Option<(&'static str, String)>; 2]>
     })
 }
 
-/// The grant of a proxy for the cell of a request: one for an epoch that [`rules`] have, or none.
+/// The grant of a proxy for the cell of a request: for an epoch in [`rules`], or none.
 pub(crate) fn granted() -> impl Strategy<Value = Option<u64>> {
     option::of(6..9_u64)
 }

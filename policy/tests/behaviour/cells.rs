@@ -1,5 +1,4 @@
-//! Writes of fenced services, at the proxies of `sh-a`: their admission, and the treatment of the
-//! others.
+//! Writes of fenced services, at the proxies of `sh-a`: admission, forwarding and rejection.
 
 use std::num::NonZeroU32;
 
@@ -20,7 +19,7 @@ use crate::{
 
 const TOKEN: &str = any::TOKEN;
 
-/// A cell with these owners, by epoch 7.
+/// A cell with these owners and epoch 7.
 fn cell(name: &str, first_shard: u32, owners: &[&str], forward: Forward) -> Cell {
     let topology = topology();
     Cell {
@@ -70,7 +69,7 @@ fn decided<'p>(policy: &'p Policy, request: &Request<&str>, granted: Option<u64>
     decide(policy, &facts(policy, request, granted))
 }
 
-/// As the filter fills them in, with [`TOKEN`] for a signature that is good.
+/// As the filter fills them in; [`TOKEN`] counts as a valid signature.
 fn facts(policy: &Policy, request: &Request<&str>, granted: Option<u64>) -> Facts {
     Facts {
         granted,
@@ -80,8 +79,8 @@ fn facts(policy: &Policy, request: &Request<&str>, granted: Option<u64>) -> Fact
     }
 }
 
-/// A write to orders: `granted` by this zone's grant, and what it carries. The verdict, and the
-/// owner that it names.
+/// Checks the verdict on a write to orders, and the owner that it names. `granted` is the epoch of
+/// this zone's grant, `more` the write's headers.
 #[track_caller]
 fn check(
     policy: &Policy,
@@ -101,12 +100,13 @@ fn a_write_is_admitted_by_a_grant_alone_and_needs_one_stamp() {
     let own = policy("UUUU", single(&["sh-a"], Forward::Region));
     check(&own, Some(7), &[], "epoch=7: admitted");
     check(&own, None, &[], "503 grpc 14: fenced");
-    // The pushed policy may be old: the grant says which zone may write now, and by which epoch.
+    // The pushed policy may be stale: the grant decides whether the zone may write now, and its
+    // epoch.
     check(&own, Some(9), &[], "epoch=9: admitted");
     let other = policy("UUUU", single(&["sh-b"], Forward::Region));
     check(&other, Some(8), &[], "epoch=8: admitted");
-    // A home does not change where a write goes. Beside it stands the class, so that it passes
-    // nowhere for a read.
+    // A home does not change the target of a write. The class is stamped beside it, so that the
+    // write never passes for a read.
     let home = [("x-region-id", "bj-c")];
     check(
         &own,
@@ -168,7 +168,7 @@ fn a_write_for_another_zone_is_forwarded_as_far_as_it_may_be() {
             Region,
             "to=gateway/sh-b tidegate-epoch=7: forwarded @sh-b",
         ),
-        // An owner that holds no grant at the moment sends nothing away.
+        // An owner without a grant at the moment rejects the write itself.
         (&["sh-a", "sh-b"], Any, "503 grpc 14: fenced"),
     ] {
         check(&policy("UUUU", single(owners, forward)), None, &[], wanted);
@@ -180,7 +180,7 @@ fn a_write_for_another_zone_is_forwarded_as_far_as_it_may_be() {
         &home,
         "class=write home=sh-b to=gateway/sh-b tidegate-epoch=7: forwarded @sh-b",
     );
-    // Without keys nobody would believe it.
+    // Without keys no gateway would accept it.
     let mut unsigned = single(&["sh-b"], Any);
     unsigned.forwarding = false;
     check(
@@ -198,10 +198,10 @@ fn a_proxy_forwards_only_what_it_can_sign() {
         let facts = facts(&policy, &request("POST /orders", &[]), None);
         verdict_of(&decide(&policy, &Facts { signer, ..facts }))
     };
-    // A sidecar never can, a gateway that has just started soon will.
+    // A sidecar never can sign; a gateway that has just started soon will.
     assert_eq!(told(&["sh-b"], Signer::Withheld), "421 grpc 9: not_owner");
     assert_eq!(told(&["sh-b"], Signer::Untold), "503 grpc 14: fenced");
-    // Where nothing is forwarded it makes no difference.
+    // Without forwarding it makes no difference.
     assert_eq!(told(&["bj-c"], Signer::Untold), "421 grpc 9: not_owner");
     assert_eq!(told(&["sh-a"], Signer::Withheld), "503 grpc 14: fenced");
 }
@@ -212,8 +212,8 @@ fn a_forwarded_write_is_not_forwarded_again() {
     let hop = ("tidegate-hop", TOKEN);
     check(&other, None, &[hop], "421 grpc 9: not_owner @sh-b");
     check(&other, Some(7), &[hop], "hop=1 epoch=7: admitted");
-    // Only a signature, and only one, makes it a forwarded write. But what says that it was is not
-    // forwarded either: it may carry an old signature, and loop.
+    // Only one valid signature makes it a forwarded write. A write that merely claims to be
+    // forwarded is not forwarded either: it may carry an old signature, and loop.
     for odd in [
         &[("tidegate-hop", "1")][..],
         &[("tidegate-hop", "")],
@@ -231,11 +231,11 @@ fn an_epoch_that_is_not_ours_counts_if_a_proxy_presents_it() {
     check(&own, Some(7), &by("7"), "hop=1 epoch=7: admitted");
     check(&own, Some(7), &by("6"), "412 grpc 9: stale_epoch");
     check(&own, Some(7), &by("8"), "503 grpc 14: ahead_epoch");
-    // Without a grant what was pushed is compared.
+    // Without a grant the pushed epoch is compared.
     check(&own, None, &by("6"), "412 grpc 9: stale_epoch");
     check(&own, None, &by("8"), "503 grpc 14: ahead_epoch");
     check(&own, None, &by("7"), "503 grpc 14: fenced");
-    // A number that is none is no epoch; and what a client says is nothing.
+    // A malformed number is no epoch, and a client's claim is ignored.
     for odd in [
         "",
         "-1",
@@ -346,7 +346,7 @@ fn with_several_cells_the_key_says_which_and_the_write_brings_its_name() {
     );
     let forwarded = "to=gateway/sh-b cell=there tidegate-epoch=7: forwarded @sh-b";
     check(&policy, None, &[("x-user", high)], forwarded);
-    // Requests without a key share the cell of the empty key.
+    // Requests without a key belong to the cell of the empty key.
     let of = |more: &[_]| Facts::gather(&policy, &request("POST /orders", more)).cell;
     let keyless = fence.cell_of(None);
     assert_eq!(fence.cell_of(Some(shard::key_digest(b""))), keyless);
@@ -370,8 +370,8 @@ fn with_several_cells_the_key_says_which_and_the_write_brings_its_name() {
     check(&policy, Some(7), &[("x-user", "50%")], invalid);
 }
 
-/// The cells of an `orders` whose key is in `source`, told by the request; none where the key is
-/// refused.
+/// The cell that each request selects in an `orders` with its key in `source`; none if the key is
+/// rejected.
 fn cell_by(
     source: KeySource,
     line: &'static str,
@@ -430,7 +430,7 @@ fn a_key_is_the_same_however_it_is_percent_encoded() {
             "{cookies}"
         );
     }
-    // A plus sign is a plus sign.
+    // A plus sign is not decoded.
     let plus = cell_by(header(), "POST /orders", &[("x-user", "a+b")]);
     assert_eq!(
         plus,
@@ -529,13 +529,13 @@ fn explanations_tell_the_cell_the_grant_and_the_way() {
     let by = [("tidegate-hop", TOKEN), ("tidegate-epoch", "6")];
     assert_eq!(
         told(&other, Some(8), &by),
-        "it belongs to cell main, epoch 7, owned by sh-b; this zone holds a grant to write for epoch 8; it was forwarded by epoch 6, and here it is 8"
+        "it belongs to cell main, epoch 7, owned by sh-b; this zone holds a grant to write for epoch 8; it was forwarded with epoch 6, and the epoch here is 8"
     );
     let mut observing = single(&[], Forward::Any);
     observing.enforcement = Enforcement::Observe;
     assert_eq!(
         told(&policy("UUUU", observing), None, &[]),
-        "it belongs to cell main, epoch 7, owned by no zone that is known here; this zone holds no grant to write; the fence only observes: a write that it would refuse goes on"
+        "it belongs to cell main, epoch 7, owned by no zone that this proxy knows; this zone holds no grant to write; the fence only observes: it admits a write that it would reject"
     );
 }
 
@@ -581,11 +581,11 @@ fn bad_cells_are_refused_by_name() {
         ),
         (
             make(vec![named("a", 1)], "t"),
-            "cell \"a\" does not begin where the one before it ends",
+            "cell \"a\" does not begin where the previous one ends",
         ),
         (
             make(vec![a(), named("b", 0)], "t"),
-            "cell \"b\" does not begin where the one before it ends",
+            "cell \"b\" does not begin where the previous one ends",
         ),
         (
             make(vec![a(), named("b", 10)], "t"),
@@ -617,7 +617,7 @@ fn gathered(
 ) -> (Policy, Facts) {
     let policy = Policy::Serving(Box::new(rules));
     let facts = Facts::gather(&policy, &Request(request));
-    // As the filter fills them in, more or less.
+    // Roughly as the filter fills them in.
     let facts = Facts {
         granted,
         forwarded: facts.hop && facts.presented.is_some(),

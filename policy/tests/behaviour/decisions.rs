@@ -1,4 +1,4 @@
-//! The whole way from headers to what becomes of a request, at the proxies of `sh-a`.
+//! From headers to the outcome of a request, at the proxies of `sh-a`.
 
 use policy::{Facts, KeySource, Outcome, Policy, RegionRule, Service, TraceRule, decide};
 
@@ -22,14 +22,14 @@ fn a_request_needs_one_stamp_and_a_write_with_a_foreign_home_two() {
         ("GET /orders", None, "home=sh-a: home_zone"),
         ("POST /orders", None, "class=write: home_zone"),
         ("GET /orders", Some("sh-a"), "home=sh-a: home_zone"),
-        // The viewer stands for its own region.
+        // The local zone represents its own region.
         ("GET /orders", Some("shanghai"), "home=sh-a: home_zone"),
         (
             "POST /orders",
             Some("sh-b"),
             "class=write home=sh-b: home_zone",
         ),
-        // The nearer of Beijing's zones stands for it.
+        // The nearer of Beijing's zones represents it.
         ("GET /orders", Some("beijing"), "home=bj-c: home_zone"),
         ("GET /elsewhere", Some("sh-b"), "pass: no_service"),
     ] {

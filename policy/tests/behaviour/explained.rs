@@ -1,4 +1,4 @@
-//! An explanation is the decision's own, and people can read it.
+//! An explanation comes from the decision itself, in readable sentences.
 
 use policy::{Class, Facts, KeySource, Outcome, Policy, Reason, Service, Tier, explain};
 use proptest::prelude::*;
@@ -30,7 +30,7 @@ fn explanations_read_like_sentences() {
         &[
             "host and path belong to service orders",
             "it is a read",
-            "X-Region-ID is missing: the home is the viewing zone sh-a",
+            "X-Region-ID is missing: the home is the local zone sh-a",
             "the nearest usable tier seen from sh-a is zone",
             "shares: sh-a 800/1000 sh-b 200/1000",
         ],
@@ -41,7 +41,7 @@ fn explanations_read_like_sentences() {
         &[
             "host and path belong to service orders",
             "it is a write",
-            "X-Region-ID names the region beijing: bj-c stands for it",
+            "X-Region-ID names the region beijing: bj-c represents it",
             "each zone that a write of bj-c may use is drained, full, or without a healthy instance",
         ],
     );

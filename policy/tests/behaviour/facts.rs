@@ -36,7 +36,7 @@ fn methods_and_routes_say_what_is_a_write() {
         ("PATCH /orders", &[], Write),
         ("DELETE /orders", &[], Write),
         ("CONNECT /orders", &[], Write),
-        // Unknown is write, and methods are case-sensitive.
+        // Unknown methods write, and methods are case-sensitive.
         ("PROPFIND /orders", &[], Write),
         ("get /orders", &[], Write),
         (" /orders", &[], Write),
@@ -45,7 +45,7 @@ fn methods_and_routes_say_what_is_a_write() {
             &[(":method", "GET"), (":method", "POST")],
             Write,
         ),
-        // The route knows better.
+        // The route's class rule takes precedence.
         ("POST /graphql", &[], Read),
         ("GET /export", &[], Write),
         ("POST /shop.v1.Orders/Get", &GRPC, Read),
@@ -54,9 +54,10 @@ fn methods_and_routes_say_what_is_a_write() {
         ("POST /shop.v1.Orders/get", &GRPC, Write),
         ("POST /shop.v1.Orders/Get/", &GRPC, Write),
         ("POST /shop.v1.Orders/", &GRPC, Write),
-        // By method means by method: a route that switches the filter off asks for nothing else.
+        // `ByMethod` looks at the method only: a route that switches the filter off checks nothing
+        // else.
         ("GET /orders", &GRPC, Read),
-        // No route: still a class, for logs.
+        // Without a route there still is a class, for logs.
         ("GET /elsewhere", &[], Read),
     ] {
         let class = facts(&shop(), &request(line, more)).class;
@@ -112,7 +113,7 @@ fn a_home_is_a_zone_or_a_region_said_once() {
         (&[" bj-c"], Home::Unknown),
         (&["bj-c,bj-c"], Home::Unknown),
         (&["b\u{e9}ijing"], Home::Unknown),
-        // Another reader may take either of two copies, even where they agree.
+        // Another reader may use either of two copies, even if they agree.
         (&["bj-c", "bj-c"], Home::Unknown),
     ] {
         let headers: Vec<_> = values.iter().map(|value| ("x-region-id", *value)).collect();

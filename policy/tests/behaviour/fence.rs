@@ -1,5 +1,4 @@
-//! The machines of the write fence, each by itself. That they hold together is for the model
-//! checker to say.
+//! The machines of the write fence, each by itself. The model checker covers their interaction.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -114,7 +113,7 @@ fn a_fence_is_acknowledged_when_every_worker_has_let_go() {
     assert_eq!(ledger.drained(2, &terms), Some(stamp(1, 7)));
 }
 
-/// A proxy that turns to a replica which lags gets an older policy, by which a key may belong to
+/// A proxy that connects to a lagging replica gets an older policy, in which a key may belong to
 /// another cell.
 #[test]
 fn a_permit_counts_for_the_terms_that_it_was_taken_under() {
@@ -153,7 +152,7 @@ fn a_write_that_ended_without_an_answer_is_in_flight_for_as_long_as_it_may_live(
     assert!(worker.can_release(26, &terms));
     assert_eq!(ledger.drained(25, &terms), None);
 
-    // Another permit does not hide it.
+    // Another permit does not hide the fence.
     assert!(ledger.install(&grant(2, 9), 10, 10, &terms));
     worker.begin();
     worker.took(ledger.take(id, worker.busy(10), 10, &terms));
@@ -280,7 +279,7 @@ fn a_round_waits_for_no_session_that_is_gone() {
         !session.complete_round(1_026, &terms),
         "the store has not confirmed that the own session is there"
     );
-    assert!(session.confirmed(2).is_empty(), "nobody is left to hear it");
+    assert!(session.confirmed(2).is_empty(), "no receiver is left");
     assert!(session.complete_round(1_027, &terms));
     assert_eq!(session.left(1_027), 88, "from when the round began");
 
@@ -292,7 +291,8 @@ fn a_round_waits_for_no_session_that_is_gone() {
     assert!(session.complete_round(1_052, &terms));
     assert_eq!(session.due(&terms), None, "no put");
 
-    // After a list without the own key a round counts for nothing, whoever is gone.
+    // After a listing without the replica's own key a round does not count, even if the missing
+    // session ends.
     session.begin_round(4, company(&["2"]), 1_075, &terms);
     session.confirmed(4);
     session.forget_round();
@@ -382,11 +382,11 @@ fn a_better_zone_is_out_for_fewer_services_and_for_none_more() {
         let found = better_zone(&authority, &out(is_out), &BTreeSet::new());
         assert_eq!(found.as_deref(), expected, "{is_out:?}");
     }
-    // No zone is better that has no proxy which could hold grants.
+    // A zone without a proxy that could hold grants is never better.
     let unheld = BTreeSet::from([Name::from("b")]);
     let found = better_zone(&authority, &out(&[("a", &["x"])]), &unheld);
     assert_eq!(found.as_deref(), Some("c"));
-    // A zone that one of two owners serves is served.
+    // A service is served if one of two owners serves it.
     authority.owners = names(&["a", "d"]);
     let found = better_zone(&authority, &out(&[("a", &["x"])]), &BTreeSet::new());
     assert_eq!(found, None);

@@ -1,5 +1,5 @@
-//! Tidegate's decisions, seen from outside: tables for the rules that people read about, properties
-//! for rules that must hold whatever the mesh looks like.
+//! Tidegate's decisions, seen from outside: tables for the rules that the documentation describes,
+//! properties for the rules that must hold in every mesh.
 
 mod affinity;
 mod any;

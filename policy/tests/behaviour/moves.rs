@@ -1,5 +1,4 @@
-//! Several replicas and cells around one store, all of them prompt: which cells move, and which
-//! stay.
+//! Several replicas and cells with one store, without delays: which cells move, and which stay.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,14 +17,14 @@ fn name(text: &str) -> Name {
     Name::from(text)
 }
 
-/// A store, as prompt as its clients.
+/// A store that answers at once.
 #[derive(Default)]
 struct Shelf {
     revision: u64,
-    /// When each key was created, and last put.
+    /// When each key was created and last put.
     stands: BTreeMap<Key, (Revision, Revision)>,
     authorities: BTreeMap<Name, Authority>,
-    /// By the revision of the terms that each registered under.
+    /// With the revision of the terms that each registered under.
     grantors: BTreeMap<(Name, SessionId), Revision>,
     terms: Option<Agreement>,
 }
@@ -75,14 +74,14 @@ impl Shelf {
     }
 }
 
-/// A process that speaks for a zone.
+/// A process that serves a zone.
 struct Process {
     zone: &'static str,
     replica: Replica,
-    /// Its news waits.
+    /// Its events wait.
     deaf: bool,
     untold: Vec<Input>,
-    /// It does nothing.
+    /// It does not run.
     hung: bool,
     stopped: bool,
 }
@@ -94,7 +93,7 @@ struct Mesh {
     processes: Vec<Process>,
     rules: BTreeMap<Name, CellRules>,
     born: u64,
-    /// Processes hear each other.
+    /// Processes receive each other's beats.
     hears: bool,
     /// How often sessions were put.
     puts: u64,
@@ -180,8 +179,7 @@ impl Mesh {
             input,
             Input::Authority { .. } | Input::Session { .. } | Input::Grantor { .. }
         );
-        // It always hears its own news: the watch of a zone that is behind in everything would look
-        // silent to itself, too.
+        // It always sees its own changes: otherwise a lagging zone would count itself as silent.
         let own = matches!(&input, Input::Session { id, .. } if *id.zone == *process.zone);
         if process.deaf && watched && !own {
             process.untold.push(input);
@@ -257,8 +255,8 @@ impl Mesh {
         }
     }
 
-    /// Directly to the process whose session this is. Where nobody hears the other, sessions are
-    /// renewed by puts.
+    /// Sends directly to the process of this session. If processes do not receive each other's
+    /// beats, sessions are renewed by puts.
     fn say(&mut self, to: &SessionId, says: Input) {
         let mut processes = self.processes.iter();
         let to = processes.position(|process| process.replica.id() == to);
@@ -328,7 +326,7 @@ impl Mesh {
         })
     }
 
-    /// Time passes; proxies ask as they do.
+    /// Time passes; proxies request grants as usual.
     fn pass(&mut self, span: u64) {
         let until = self.now + span;
         while self.now < until {
@@ -473,8 +471,8 @@ fn an_override_of_a_hung_zones_cell_acts_at_once_and_its_other_cells_follow_in_t
     mesh.pass(STEP);
     let owners = |mesh: &Mesh| [mesh.cells()[0].1.to_owned(), mesh.cells()[1].1.to_owned()];
     assert_eq!(owners(&mesh), ["b", "a"]);
-    // Silent since a second: the patience counts from when it was last heard of, not from when its
-    // session was deleted.
+    // Silent for a second: the patience counts from its last sign of life, not from the deletion of
+    // its session.
     mesh.pass(3 * SECOND);
     assert_eq!(owners(&mesh), ["b", "b"]);
     mesh.pass(10 * SECOND);
@@ -511,7 +509,7 @@ fn all_cells_of_a_lost_zone_are_taken_over_in_the_time_of_one() {
 
 #[test]
 fn a_process_that_dies_costs_the_others_few_puts() {
-    // `c` has nothing that anybody would take over.
+    // `c` owns nothing that could be taken over.
     let mut mesh = Mesh::new(&[("one", "a", &["b"])]);
     mesh.hears = true;
     mesh.pass(10 * SECOND);
@@ -528,7 +526,7 @@ fn a_process_that_dies_costs_the_others_few_puts() {
     assert_eq!(mesh.shelf.stands.keys().filter(sessions).count(), 2);
     let orphaned = mesh.puts;
     mesh.pass(60 * SECOND);
-    assert_eq!(mesh.puts, orphaned, "nobody waits for it any more");
+    assert_eq!(mesh.puts, orphaned, "no replica waits for it any more");
 
     // It was only slow, and begins another session.
     mesh.at("c").hung = false;
@@ -552,7 +550,7 @@ fn a_standby_that_hears_late_takes_nothing_from_a_healthy_owner() {
     let expected = [("one", "a", 1, true), ("two", "a", 1, true)];
     assert_eq!(mesh.cells(), expected);
     assert!(owners.iter().all(|cell| mesh.granting(cell)));
-    // Later news changes nothing either.
+    // Later events change nothing either.
     for zone in ["b", "c"] {
         let at = mesh.index(zone);
         mesh.processes[at].deaf = false;
@@ -648,7 +646,7 @@ fn an_operators_move_holds_for_its_time_though_another_zone_is_better() {
     assert_eq!(mesh.cells(), [("one", "b", 2, true)]);
     mesh.pass(2 * SECOND);
     assert_eq!(mesh.cells(), [("one", "a", 3, true)], "after that it moves");
-    // A move without an operator is held by nothing.
+    // A move without an operator has no hold.
     assert_eq!(mesh.shelf.authorities["one"].hold, 0);
 }
 

@@ -1,4 +1,4 @@
-//! Leaving the filter out of a plain read changes nothing.
+//! A plain read gets the same result without the filter.
 
 use policy::{
     Class, Facts, Headers, Outcome, Policy, Presented, Routed, decide, rules::PlainReads,
@@ -13,7 +13,7 @@ fn is_plain(policy: &Policy, plain: PlainReads, request: &Request<String>) -> bo
         return false;
     };
     let viewer = rules.topology().zone_name(rules.viewer()).as_bytes();
-    // As Envoy, which compares every copy.
+    // Like Envoy, which compares every copy.
     let mut regions = request.0.iter().filter(|(name, _)| *name == "x-region-id");
     let region_ok = match request.get("x-region-id") {
         Presented::Absent => plain.without_region,
@@ -25,7 +25,7 @@ fn is_plain(policy: &Policy, plain: PlainReads, request: &Request<String>) -> bo
         && !rules.explain().is_some_and(|explain| asks(&explain.header))
 }
 
-/// Requests of which many are plain reads.
+/// Requests, most of them plain reads.
 fn mostly_plain() -> impl Strategy<Value = Vec<(&'static str, String)>> {
     (any::request(), 0..4_u8).prop_map(|(mut request, dice)| {
         if dice > 0 {

@@ -15,7 +15,7 @@ const EIGHTY_TWENTY: Weighting = Weighting::Operator {
     region: 20,
 };
 
-/// The plan for reads of `sh-a`, of the four zones in [`support::topology`].
+/// Checks the plan for reads of `sh-a`, one of the four zones in [`support::topology`].
 #[track_caller]
 fn check(weighting: Weighting, loads: &[ZoneLoad], expected: &str) {
     check_class(Class::Read, weighting, loads, expected);
@@ -34,7 +34,7 @@ fn the_operators_shares_are_kept_exactly() {
     let up = support::states("UUUU");
     check(EIGHTY_TWENTY, &up, "zone: sh-a 800 sh-b 200");
     check(Weighting::default(), &up, "zone: sh-a 1000");
-    // A share of nothing at all is no reason to refuse: computed weights stand in.
+    // Shares that are all 0 do not reject requests: computed weights replace them.
     let nothing = Weighting::Operator { zone: 0, region: 0 };
     check(nothing, &up, "zone: sh-a 500 sh-b 500");
 }
@@ -52,7 +52,7 @@ fn nearer_tiers_are_tried_first_and_writes_stay_in_the_region() {
         ("EEUU", Read, "remote: bj-c 667 bj-d 333"),
         ("EEUU", Write, "closed"),
         ("EEEE", Read, "closed"),
-        // A zone that is down helps out only where none is up.
+        // A zone that is down is used only if none is up.
         ("DUUU", Read, "region: sh-b 1000"),
         ("DDUU", Read, "remote: bj-c 667 bj-d 333"),
         ("DDUU", Write, "zone: sh-a 800 sh-b 200"),
@@ -68,7 +68,7 @@ fn nearer_tiers_are_tried_first_and_writes_stay_in_the_region() {
 #[test]
 fn siblings_share_equally_what_their_home_leaves() {
     let zones = ["a", "b", "c", "d"].map(|zone| (zone, "city"));
-    // Even where the links differ: they do not count here.
+    // Different links do not count here.
     let slow = Link {
         rtt_ms: 50.0,
         cost: 3.0,
@@ -129,7 +129,7 @@ fn a_zone_that_comes_back_gets_its_step_and_others_the_rest() {
     use Class::{Read, Write};
     let full = 1_000;
     for (states, shares, class, expected) in [
-        // 1 % of 80 %, and what that leaves goes to the sibling.
+        // 1 % of 80 %; the remainder goes to the sibling.
         (
             "UUUU",
             [10, full, full, full],
@@ -148,8 +148,8 @@ fn a_zone_that_comes_back_gets_its_step_and_others_the_rest() {
             Read,
             "zone: sh-a 980 sh-b 20",
         ),
-        // A ramp is no reason to leave the region where it has no other capacity: the further a
-        // zone has come, the more it takes.
+        // A ramp is no reason to leave the region if it has no other capacity. A zone further along
+        // its ramp receives more.
         ("UEUU", [10, full, full, full], Read, "zone: sh-a 1000"),
         ("UDUU", [10, full, full, full], Read, "zone: sh-a 1000"),
         ("UEUU", [10, full, full, full], Write, "zone: sh-a 1000"),
@@ -171,7 +171,7 @@ fn a_zone_that_comes_back_gets_its_step_and_others_the_rest() {
             Read,
             "zone: sh-a 286 sh-b 714",
         ),
-        // The remote ones, too, get their step first.
+        // Remote zones, too, get their step first.
         (
             "EEUU",
             [full, full, 10, full],
@@ -182,7 +182,7 @@ fn a_zone_that_comes_back_gets_its_step_and_others_the_rest() {
     ] {
         check_class(class, EIGHTY_TWENTY, &ramped(states, shares), expected);
     }
-    // Where the operator gives siblings nothing, they still take what a zone on a ramp cannot.
+    // Even with a share of 0, siblings take the requests that exceed a zone's ramp.
     let alone = Weighting::default();
     check(
         alone,
@@ -209,7 +209,7 @@ fn reads_leave_a_region_that_comes_back_where_an_operator_asks_for_it_or_its_cap
         &loads,
         "zone: sh-a 503 sh-b 497",
     );
-    // Requests that the region does not bear go on as before.
+    // Requests that exceed the region's capacity are handled as before.
     let topology = support::topology();
     let mut loads = ramped("UUUU", [10, 10, full, full]);
     loads[0].capacity = 40.0;
@@ -295,13 +295,13 @@ fn check_bounded(capacities: [f64; 4], demands: [(f64, f64); 4], reads: &str, wr
 fn overload_spills_to_the_next_tier_and_the_rest_is_shed() {
     let none = (0.0, 0.0);
     let reads = |rps| [(rps, 0.0), none, none, none];
-    // No demand of writes is known, so they are given their shares of the capacity.
+    // Writes have no known demand, so they are given their shares of the capacity.
     let unbounded = "zone: sh-a 800 sh-b 200";
     for (capacities, expected) in [
         ([80.0, 20.0, 0.0, 0.0], unbounded),
-        // sh-a bears 40 of its 80, and sh-b can take the rest.
+        // sh-a can serve 40 of its 80, and sh-b the remainder.
         ([40.0, 60.0, 0.0, 0.0], "zone: sh-a 400 sh-b 600"),
-        // The region bears 70; 2 to 1 is how far the remote ones are.
+        // The region can serve 70; the distances of the remote zones give 2 to 1.
         (
             [40.0, 30.0, 1e3, 1e3],
             "zone: sh-a 400 sh-b 300 bj-c 200 bj-d 100",
@@ -315,11 +315,12 @@ fn overload_spills_to_the_next_tier_and_the_rest_is_shed() {
     }
     let no_room = [0.0; 4];
     check_bounded(no_room, reads(100.0), "closed", "closed");
-    // Writes are given theirs first, and never leave the region.
+    // Writes are allocated first, and never leave the region.
     let both = [(60.0, 100.0), none, none, none];
     let writes = "zone: sh-a 714 sh-b 286, shed 300";
     check_bounded([50.0, 20.0, 1e3, 0.0], both, "remote: bj-c 1000", writes);
-    // Two homes offer each zone 100, and it bears 60: each gets the same part of what it offered.
+    // Two homes offer each zone 100, and its capacity is 60: it accepts the same part of both
+    // offers.
     let two = [(100.0, 0.0), (100.0, 0.0), none, none];
     let each = "zone: sh-a 800 sh-b 200, shed 400";
     check_bounded([60.0, 60.0, 0.0, 0.0], two, each, unbounded);
@@ -354,8 +355,8 @@ fn the_longest_and_dearest_links_starve_nobody() {
     assert!(everywhere(1.0, f64::MIN_POSITIVE).is_err());
 }
 
-/// The zones among which a plan chooses: those of the home's region that are up; else, for reads,
-/// all others that are up; else the same among those that are down.
+/// The zones that a plan may use: the zones of the home's region that are up; without any, for
+/// reads, all others that are up; without any, the same among those that are down.
 fn group(topology: &Topology, home: ZoneId, class: Class, loads: &[ZoneLoad]) -> Vec<ZoneId> {
     let pick = |state, remote| -> Vec<ZoneId> {
         topology
@@ -457,7 +458,7 @@ proptest! {
         }
     }
 
-    /// As long as capacities bear it, every zone that is fully in gets its part, ramps or not.
+    /// While capacities suffice, every zone that is fully in gets its part, with or without ramps.
     #[test]
     fn a_healthy_zone_is_never_starved(
         topology in any::topology(),
@@ -498,8 +499,8 @@ proptest! {
 }
 
 proptest! {
-    /// Of all numbers that can be drawn each target gets its weight, and as many are refused as the
-    /// plan sheds; which of them says nothing about where the others go.
+    /// Over all possible draws each target gets its weight, and the shed part is rejected. The
+    /// rejected draws do not bias the targets of the others.
     #[test]
     fn draws_share_requests_out_as_the_plan_says(
         rules in any::rules(),

@@ -1,4 +1,4 @@
-//! A replica, told by hand what the store says: orders of events that once went wrong.
+//! A replica with hand-made events of the store: orders of events that were once handled wrongly.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ fn fencing(epoch: u64, owners: &[&str], to: &[&str]) -> Authority {
     authority(epoch, owners, AuthorityState::Fencing(next))
 }
 
-/// The replica of zone a, the time in microseconds, and what it wants of the store.
+/// The replica of zone a, the time in microseconds, and its open requests to the store.
 struct Desk {
     replica: Replica,
     now: u64,
@@ -67,7 +67,7 @@ impl Desk {
         desk
     }
 
-    /// It has asked for its session.
+    /// It has requested its session.
     fn before_session(listed: Authority) -> Desk {
         let terms = Terms::new(3_000_000, 1_500_000, 1_500_000, 100_000, 10).unwrap();
         let mut desk = Desk {
@@ -110,7 +110,7 @@ impl Desk {
         self.wanted.extend(commits);
     }
 
-    /// Takes the first transaction with such a write off the desk.
+    /// Removes the first open transaction with such a write.
     fn take(&mut self, is: impl Fn(&Write) -> bool) -> Option<(u64, Transaction)> {
         let mut all = self.wanted.iter();
         let at = all.position(|(_, transaction)| transaction.writes.iter().any(&is))?;
@@ -122,7 +122,7 @@ impl Desk {
         self.tell(Input::Answer { number, outcome });
     }
 
-    /// The store makes the first transaction with such a write.
+    /// The store commits the first transaction with such a write.
     #[track_caller]
     fn commit(&mut self, revision: u64, is: impl Fn(&Write) -> bool) -> Transaction {
         let (number, transaction) = self.take(is).expect("a transaction");
@@ -165,14 +165,14 @@ fn a_grantor_that_left_and_came_back_leaves_again() {
     desk.commit(12, is_registration);
     desk.watch_grantor(true);
 
-    // It stays an owner; and the watch tells that its key is gone before the answer does.
+    // The zone stays an owner, and the watch reports the deletion of its key before the answer.
     desk.watch_authority(13, Some(fencing(1, &["a"], &["a", "b"])));
     let (leave, _) = desk.take(is_leave).expect("a leave");
     desk.watch_grantor(false);
     let (complete, transaction) = desk.take(names_an_authority).expect("the move's end");
     assert!(
         !transaction.writes.iter().any(is_registration),
-        "what puts the key and what deletes it are under way together"
+        "a put and a delete of the key are under way together"
     );
     desk.answer(leave, 14);
     desk.answer(complete, 15);
@@ -218,7 +218,7 @@ fn ends_a_session(write: &Write) -> bool {
     matches!(write, Write::Delete(Key::Session(_)))
 }
 
-/// Others would wait for it to be heard, and then for what it might have granted.
+/// Others would wait for its acknowledgements, and then for its possible grants.
 #[test]
 fn a_replica_that_stops_while_its_session_is_created_leaves_none_behind() {
     let mut desk = Desk::before_session(authority(1, &["b"], AuthorityState::Active));
@@ -237,7 +237,7 @@ fn a_replica_that_stops_while_its_session_is_created_leaves_none_behind() {
     assert_eq!(end.conditions, [Condition::CreatedAt(key, Revision(11))]);
     assert!(desk.stopped);
 
-    // Where nobody knows whether it was created.
+    // If its creation is unknown.
     let mut desk = Desk::before_session(authority(1, &["b"], AuthorityState::Active));
     let (number, _) = creation(&mut desk).expect("a session");
     desk.tell(Input::Stop);
@@ -248,8 +248,8 @@ fn a_replica_that_stops_while_its_session_is_created_leaves_none_behind() {
     assert!(desk.stopped);
 }
 
-/// The whole store was away, so nobody was heard of. The first replica that is back must not take
-/// the others for dead.
+/// The whole store was unavailable, so no sign of life arrived. The first replica to return must
+/// not end the sessions of the others.
 #[test]
 fn the_first_replica_that_is_back_after_an_outage_ends_no_session_of_others() {
     for confirmed in [false, true] {
@@ -262,7 +262,7 @@ fn the_first_replica_that_is_back_after_an_outage_ends_no_session_of_others() {
         desk.tell(Input::Tick);
         let (number, transaction) = match confirmed {
             false => {
-                // The round comes to nothing, and is made up for.
+                // The round fails, and the replica puts its key instead.
                 desk.now += over;
                 desk.tell(Input::Tick);
                 desk.take(|write| matches!(write, Write::Session(_)))

@@ -1,4 +1,4 @@
-//! Which service takes a request, and which rules are refused.
+//! The service of a request, and the rules that are rejected.
 
 use std::collections::BTreeMap;
 
@@ -42,12 +42,12 @@ fn the_most_specific_host_decides_alone() {
         ],
         &[
             ("a.shop.example", "/orders", false, "exact"),
-            // As in Envoy: no falling through to a wider host where the narrow one has no route.
+            // As in Envoy: no fallback to a wider host if the narrow one has no route.
             ("a.shop.example", "/users", false, "none"),
             ("b.shop.example", "/", false, "narrow"),
             ("x.b.shop.example", "/", false, "narrow"),
             ("shop.example", "/", false, "wide"),
-            // A wildcard stands for at least one character.
+            // A wildcard matches at least one character.
             (".example", "/", false, "any"),
             ("example", "/", false, "any"),
             ("", "/", false, "any"),
@@ -68,8 +68,8 @@ fn ports_are_no_part_of_a_host() {
         &[
             ("shop.example:8080", "/", false, "shop"),
             ("shop.example:", "/", false, "shop"),
-            // Envoy cuts at the last colon, whatever follows: were this another service here, the
-            // caller could choose which route the filter believes in.
+            // Envoy cuts at the last colon, even without a number behind it. If this were another
+            // service here, the caller could choose the route that the filter assumes.
             ("shop.example:https", "/", false, "shop"),
             ("shop.example:1:2", "/", false, "any"),
             // Behind the last colon a bracket closes an IPv6 address.
@@ -166,7 +166,8 @@ fn bad_rules_are_refused_with_what_to_change() {
     ["", "/a.B", "a.B/Get"].into_iter().for_each(bad_grpc);
     let bad_header = |header: &str| {
         let message = format!(
-            "header {header:?}: use lower case letters, digits and '-', and no name that Tidegate or HTTP itself owns"
+            "header {header:?}: use lower case letters, digits and '-', and no name that Tidegate \
+            or HTTP itself owns"
         );
         refused(vec![], Some((header, "t")), &message);
         let keyed = Service {
@@ -188,7 +189,7 @@ fn bad_rules_are_refused_with_what_to_change() {
     refused(
         vec![],
         Some(("x-ask", "")),
-        "the explain token is empty: anyone could ask",
+        "the explain token is empty: every caller could see decisions",
     );
     refused(
         vec![service("S", vec![prefix("*", "/")])],
@@ -206,7 +207,7 @@ fn bad_rules_are_refused_with_what_to_change() {
     refused(
         vec![service("s", vec![])],
         None,
-        "service \"s\": it has no routes, so no request could ever reach it",
+        "service \"s\": it has no routes, so no request can reach it",
     );
     refused(
         vec![

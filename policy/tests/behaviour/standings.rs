@@ -55,7 +55,7 @@ impl Zone {
         self.machine.observe(observed, &self.rules, self.now_ms)
     }
 
-    /// Lets time pass, looking when the machine asks to.
+    /// Lets time pass, with observations when the machine requests them.
     fn pass(&mut self, seconds: u64) {
         let end_ms = self.now_ms + seconds * SECOND;
         for _ in 0..1_000 {
@@ -91,7 +91,7 @@ fn a_zone_goes_out_at_once_and_comes_back_after_a_hold_and_a_ramp() {
     zone.set(3, "healthy");
     zone.set(2, "unhealthy");
     assert_eq!(zone.observe().state, ZoneState::Down);
-    // Above the limit where it went down is not enough to come back.
+    // More than the lower limit is not enough to come back.
     zone.set(5, "unhealthy");
     zone.pass(100);
     zone.check("unhealthy", 1_000);
@@ -156,14 +156,14 @@ fn with_manual_failback_it_waits_for_an_operator() {
     zone.pass(100_000);
     zone.check("awaiting_operator", 1_000);
     assert_eq!(zone.observe().state, ZoneState::Down);
-    // The operator's word is a standing that somebody writes.
+    // The operator readmits the zone by writing a standing.
     let back = ZoneStanding {
         phase: Phase::In,
         ..zone.machine.standing()
     };
     zone.machine.adopt(back, zone.now_ms);
     zone.check("healthy", 1_000);
-    // A drain that ends is an operator's word, too.
+    // The end of a drain also counts as readmission by an operator.
     zone.directive = Some(ZoneDirective::Drain);
     zone.check("drained", 1_000);
     zone.directive = None;
@@ -184,7 +184,7 @@ fn a_drained_zone_gets_nothing_and_comes_back_by_its_ramp() {
     zone.pass(60);
     zone.check("healthy", 1_000);
     assert_eq!(zone.machine.standing().flaps, 0, "a drain is no flap");
-    // Instances that are restarted during the drain are waited for, and then the ramp begins.
+    // The zone waits for instances that are restarted during the drain; then the ramp begins.
     zone.directive = Some(ZoneDirective::Drain);
     zone.set(0, "drained");
     zone.directive = None;
@@ -240,7 +240,7 @@ fn a_replica_that_starts_follows_what_was_written() {
     zone.check("returning", 100);
     zone.pass(20);
     zone.check("returning", 500);
-    // Another was faster.
+    // Another replica was faster.
     let full = ZoneStanding {
         phase: Phase::In,
         ..written
@@ -274,13 +274,13 @@ fn the_load_counts_when_it_has_been_off_for_a_while() {
         zone.pass(100);
         assert_eq!(step(&zone), 4, "{noisy}");
     }
-    // A peak that is over soon moves nothing.
+    // A short peak moves nothing.
     zone.load = Some(9.0);
     zone.pass(9);
     zone.load = Some(1.2);
     zone.pass(100);
     assert_eq!(step(&zone), 4);
-    // Frozen: nothing is followed.
+    // Frozen: the load is not followed.
     zone.load = None;
     zone.pass(100);
     assert_eq!(step(&zone), 4);
@@ -311,7 +311,7 @@ fn any_rules() -> impl Strategy<Value = Failover> {
 
 proptest! {
     /// For any events: too few healthy instances never get a full share, a drained zone gets none,
-    /// and the time that the machine waits for lies ahead.
+    /// and the next observation lies in the future.
     #[test]
     fn verdicts_follow_what_is_seen(
         rules in any_rules(),
@@ -350,8 +350,8 @@ proptest! {
                 prop_assert_eq!(verdict.state, ZoneState::Up);
             }
         }
-        // No zone is out for ever: well for long enough, and confirmed where that is wanted, every
-        // zone is in again.
+        // No zone is out forever: after a hold, and confirmation if required, every zone is in
+        // again.
         zone.healthy = 10;
         zone.directive = None;
         zone.pass(1);
@@ -379,7 +379,7 @@ fn an_operators_directives_are_no_flaps() {
             zone.pass(1);
             assert_eq!(zone.machine.standing().flaps, 0, "{directive:?}");
         }
-        // Its first instances wait for one hold at most.
+        // Its first instances wait for at most one hold.
         zone.set(
             10,
             if directive == ZoneDirective::Pin {
@@ -391,7 +391,7 @@ fn an_operators_directives_are_no_flaps() {
         zone.pass(31);
         zone.set(10, "returning");
     }
-    // One that fell ill while it was pinned goes out by the operator's word, too.
+    // A zone that became unhealthy while pinned goes out by the operator's doing, too.
     let mut zone = Zone::serving(rules());
     zone.directive = Some(ZoneDirective::Pin);
     zone.check("pinned", 1_000);
@@ -399,7 +399,7 @@ fn an_operators_directives_are_no_flaps() {
     zone.directive = None;
     zone.set(1, "unhealthy");
     assert_eq!(zone.machine.standing().flaps, 0);
-    // A zone that falls ill by itself flaps, also after a pin.
+    // A zone that becomes unhealthy on its own flaps, even after a pin.
     let mut zone = Zone::serving(rules());
     zone.directive = Some(ZoneDirective::Pin);
     zone.check("pinned", 1_000);

@@ -1,4 +1,4 @@
-//! A mesh that the tables are about, and requests to it.
+//! The mesh of the tables, and requests to it.
 
 use policy::{
     Class, ClassRule, Decision, Facts, Headers, Link, Outcome, Plans, Policy, Presented,
@@ -6,8 +6,8 @@ use policy::{
     ZoneLoad, ZoneState, decide,
 };
 
-/// Two rooms in Shanghai, two in Beijing; `sh-a` is 1 ms from `sh-b`, 29 ms from `bj-c` and 59 ms
-/// from `bj-d`.
+/// Two data centres in Shanghai, two in Beijing; `sh-a` is 1 ms from `sh-b`, 29 ms from `bj-c` and
+/// 59 ms from `bj-d`.
 pub(crate) fn topology() -> Topology {
     let link = |rtt_ms| Link { rtt_ms, cost: 1.0 };
     Topology::new(
@@ -30,7 +30,7 @@ pub(crate) fn zone(topology: &Topology, name: &str) -> ZoneId {
     topology.zone_named(name).expect(name)
 }
 
-/// The loads that `states` says, one letter a zone: `U`p, `D`own, `E`mpty.
+/// The loads of `states`, one letter a zone: `U`p, `D`own, `E`mpty.
 pub(crate) fn states(states: &str) -> Vec<ZoneLoad> {
     let state = |letter| match letter {
         'U' => ZoneState::Up,
@@ -70,7 +70,7 @@ pub(crate) fn always(class: Class, route: Route) -> Route {
     }
 }
 
-/// A service of these routes, up everywhere, that asks nothing of its callers.
+/// A service of these routes, up everywhere, without requirements for requests.
 pub(crate) fn service(name: &str, routes: Vec<Route>) -> Service {
     Service {
         name: name.into(),
@@ -126,13 +126,14 @@ pub(crate) fn request(
         (":path", path),
         (":authority", "shop.example"),
     ];
-    // A header that is given again replaces the first; to repeat a header, name it twice.
+    // A header in `more` replaces one of the same name; to repeat a header, list it twice in
+    // `more`.
     headers.retain(|(name, _)| more.iter().all(|(other, _)| other != name));
     headers.extend(more);
     Request(headers)
 }
 
-/// The decision as text: the outcome and its stamps, or the refusal, then the reason.
+/// The decision as text: the outcome and its stamps, or the rejection, then the reason.
 pub(crate) fn verdict<S: AsRef<str>>(policy: &Policy, request: &Request<S>) -> String {
     verdict_of(&decide(policy, &Facts::gather(policy, request)))
 }

@@ -29,7 +29,7 @@ fn agreed(session_ttl: u64) -> Agreed {
     Agreed::of(&terms(session_ttl), layout([4, 4], "header:x-user"))
 }
 
-/// The replica of zone a, which owns the cell, and the store as it tells of it.
+/// The replica of zone a, which owns the cell, and the events of the store.
 struct Desk {
     replica: Replica,
     now: u64,
@@ -39,7 +39,7 @@ struct Desk {
     withheld: Option<Withheld>,
 }
 
-/// The cell is the zone's own.
+/// Zone a owns the cell.
 fn active(epoch: u64) -> Authority {
     Authority {
         store: 7,
@@ -118,7 +118,8 @@ impl Desk {
         }
     }
 
-    /// The store makes whatever is wanted, and tells of it. The last transaction with such a write.
+    /// The store commits every open transaction, and reports it. Returns the
+    /// transactions.
     fn work(&mut self) -> Vec<Transaction> {
         let mut made = Vec::new();
         while let Some((number, transaction)) = self.wanted.pop() {
@@ -174,13 +175,13 @@ impl Desk {
         self.replica.agreement().expect("terms").1.clone()
     }
 
-    /// Whether a proxy is granted something whose policy is of the present terms.
+    /// Whether a proxy with a policy of the present terms receives a grant.
     fn grants(&mut self) -> bool {
         let terms = Some(self.replica.terms().id);
         self.grants_by(terms).is_ok()
     }
 
-    /// Whether one is whose policy is of these, and why not.
+    /// Whether a proxy with a policy of these terms receives a grant, or why not.
     fn grants_by(&mut self, terms: Option<TermsId>) -> Result<(), Option<Withheld>> {
         self.tell(Input::Asked {
             holder: HOLDER,
@@ -222,9 +223,9 @@ fn a_replica_with_other_terms_grants_nothing_and_moves_nothing() {
     let now = desk.now;
     let wished = desk.replica.request_move(&name("one"), next, false, now);
     assert_eq!(wished.unwrap_err(), MoveRejected::TermsDiffer);
-    // It acts by what is agreed on all the same: others count on that.
+    // It still acts by the agreed terms: others rely on them.
     assert_eq!(desk.replica.terms().session_ttl, 3_000);
-    // Once it is configured as the others are, it grants.
+    // Once it has the same configuration as the others, it grants.
     desk.tell(Input::Configured(agreed(3_000)));
     desk.pass(1_000);
     assert!(desk.grants());
@@ -235,7 +236,7 @@ fn a_registration_compares_the_terms() {
     let own = agreed(3_000);
     let mut desk = Desk::new(&own, Some(Agreement::first(own.clone())));
     assert!(desk.is_registered());
-    // A change of the terms: it registers again, under both, and goes on granting.
+    // After a change of the terms it registers again, under both, and continues to grant.
     let widened = desk.agreement().widened(agreed(10_000));
     desk.revision += 1;
     let at = Revision(desk.revision);
@@ -267,7 +268,7 @@ fn a_change_ends_when_all_are_configured_and_what_was_granted_is_over() {
     assert_eq!(desk.agreement(), widened, "not all are configured with it");
     desk.tell(Input::Configured(agreed(10_000)));
     desk.tell(Input::Rolled(true));
-    // (10,000 + 1,000) / 0.9, by the clock of whoever waits.
+    // (10,000 + 1,000) / 0.9, by the clock of the waiting replica.
     desk.pass(12_000);
     assert_eq!(desk.agreement(), widened);
     desk.pass(400);
@@ -294,7 +295,7 @@ fn no_incarnation_grants_while_writes_go_to_other_cells() {
     desk.tell(Input::Configured(next.clone()));
     desk.tell(Input::Rolled(true));
     let before = desk.replica.terms().id;
-    // Its grants run out, it leaves, and the grants of others are waited for.
+    // Its grants expire, it leaves, and the grants of others are waited for.
     desk.pass(2_500);
     assert!(!desk.is_registered() && !desk.grants());
     desk.pass(4_600);
@@ -302,7 +303,7 @@ fn no_incarnation_grants_while_writes_go_to_other_cells() {
     assert_eq!((&told.current, told.is_stopped()), (&next, false));
     desk.pass(200);
     assert!(desk.grants());
-    // A proxy that has not heard of it finds other cells.
+    // A proxy with the old policy computes other cells.
     let withheld = Err(Some(Withheld::OtherTerms));
     assert_eq!(desk.grants_by(Some(before)), withheld);
 }
@@ -321,8 +322,8 @@ fn a_proxy_is_granted_nothing_before_its_policy_is_of_the_present_terms() {
     assert_eq!(desk.grants_by(Some(first.id())), withheld);
     assert_eq!(desk.grants_by(Some(widened.id())), Ok(()));
 
-    // The way back leads to the same spans, and yet not to the same terms: others have promised by
-    // those in between.
+    // The reverse change restores the same spans, but not the same terms: others have promised by
+    // the terms in between.
     let back = widened.back();
     desk.put_terms(back.clone());
     assert_eq!(back.current, first.current);
@@ -371,7 +372,7 @@ fn an_older_filter_is_granted_something_until_the_terms_are_changed() {
     assert_eq!(desk.grants_by(None), withheld);
 }
 
-/// A leave whose outcome was unknown may be made late. It compares an authority that has not
+/// A leave with an unknown outcome may be committed late. It compares an authority that has not
 /// changed since, so it must not name the key of a grantor that grants again.
 #[test]
 fn a_grantor_that_stopped_comes_back_as_another_incarnation() {
@@ -459,8 +460,8 @@ fn terms_that_are_deleted_come_back_as_they_were() {
     assert!(desk.grants());
 }
 
-/// A replica of a version that knows no history writes the record without it. Filters that say no
-/// terms would get grants again.
+/// A replica of a version without histories writes the record without its history. Filters that
+/// report no terms would get grants again.
 #[test]
 fn terms_whose_history_is_lost_get_it_back() {
     let own = agreed(3_000);
@@ -475,7 +476,7 @@ fn terms_whose_history_is_lost_get_it_back() {
         revision: Revision(desk.revision),
         agreement: Some(downgraded.clone()),
     });
-    // At once, whether or not the store has it yet.
+    // At once, whether the store has it yet or not.
     let withheld = Some(Withheld::UnsaidTerms);
     assert_eq!(desk.grants_by(None), Err(withheld));
     assert_eq!(
@@ -489,11 +490,11 @@ fn terms_whose_history_is_lost_get_it_back() {
         _ => None,
     });
     let mended = written.next().expect("the record is written again");
-    assert_eq!(mended.current, with, "what the other replica added stays");
+    assert_eq!(mended.current, with, "the other replica's additions stay");
     assert!(mended.was_changed() && mended.drains_said);
     assert_ne!(mended.id(), changed.id());
     assert_eq!(desk.grants_by(Some(mended.id())), Ok(()));
-    // And no more.
+    // Without another transaction.
     desk.pass(4_000);
     assert_eq!(desk.agreement(), *mended);
 }

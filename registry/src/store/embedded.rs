@@ -1,9 +1,9 @@
-//! The store in one file of one process: durable, with the same semantics as etcd, and with no
-//! second server to run.
+//! The store in one file of one process: durable, with the same semantics as etcd, and without a
+//! second server.
 //!
-//! `file.rs` is the file (redb), `writer.rs` the one task that changes it, `leases.rs` the time of
-//! the leases. A watch reads from the committed history in pages and is woken when that grows, so a
-//! slow reader holds one page in memory, whatever the others do.
+//! `file.rs` is the file (redb), `writer.rs` the one task that changes it, `leases.rs` the expiry
+//! of leases. A watch reads the committed history page by page and is woken when it grows. So each
+//! slow reader holds one page in memory, regardless of others.
 
 mod file;
 mod leases;
@@ -26,16 +26,16 @@ use super::{
     WatchBatch, WatchError, check_key, check_ttl, check_txn,
 };
 
-/// How long a change may wait for its turn and for the disk. One that takes longer has an unknown
-/// outcome.
+/// How long a change may wait for its turn and for the disk. The outcome of a slower change is
+/// unknown.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The file of the store, and the length of its history.
 #[derive(Clone, Debug)]
 pub struct EmbeddedOptions {
-    /// The file; made when it is not there. Its directory must be.
+    /// The file; created if it does not exist. Its directory must exist.
     pub path: PathBuf,
-    /// How many revisions of history are kept for watches to resume from; at least 1.
+    /// How many revisions of history are kept so that watches can resume; at least 1.
     pub history_revisions: u64,
 }
 
@@ -49,7 +49,7 @@ impl EmbeddedOptions {
     }
 }
 
-/// A [`Store`] in one file. The file is free for another process once the store and its watches are
+/// A [`Store`] in one file. Another process can open the file once the store and its watches are
 /// dropped.
 pub struct EmbeddedStore {
     file: Arc<StoreFile>,
@@ -58,12 +58,12 @@ pub struct EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    /// Opens the file, or makes it. Runs the writer on the current tokio runtime.
+    /// Opens the file, or creates it. Runs the writer on the current tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`StoreError::InUse`] if it is open elsewhere, [`StoreError::Corrupt`] if it is no whole
-    /// store of this version, [`StoreError::Unavailable`] if the system does not let us.
+    /// [`StoreError::InUse`] if another process has it open, [`StoreError::Corrupt`] if it is not
+    /// an intact store of this version, [`StoreError::Unavailable`] if the system denies access.
     pub async fn open(options: EmbeddedOptions) -> Result<Self, StoreError> {
         let file = blocking(move || {
             StoreFile::open(&options.path, options.history_revisions, random_cluster()?)
@@ -185,7 +185,7 @@ struct Watcher {
 
 impl Watcher {
     async fn next(&mut self) -> Option<Result<WatchBatch, WatchError>> {
-        // Ends: each turn reads a page further, or waits for the history to grow, or returns.
+        // Bounded: each turn reads one page, or waits for the history to grow, or returns.
         loop {
             if let Some(batch) = self.batches.pop_front() {
                 return Some(Ok(batch));
@@ -218,7 +218,7 @@ impl Watcher {
     }
 }
 
-/// Runs blocking work off the async threads.
+/// Runs blocking work outside of the async threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
@@ -232,10 +232,10 @@ fn stopped() -> StoreError {
     }
 }
 
-/// A name that no other store has; never 0.
+/// A unique cluster id; never 0.
 fn random_cluster() -> Result<ClusterId, StoreError> {
     let random = getrandom::u64().map_err(|error| StoreError::Unavailable {
-        detail: format!("the system gives no random number: {error}"),
+        detail: format!("the system returned no random number: {error}"),
     })?;
     Ok(ClusterId(random.max(1)))
 }

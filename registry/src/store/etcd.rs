@@ -1,9 +1,9 @@
 //! The store in etcd.
 //!
-//! etcd-client's own balancer keeps sending to a member that is dead or hangs, and its streams do
-//! not notice one that hangs at all. So there is one client per member here, the choice between
-//! them is ours (`members.rs`), every answer has a deadline, and a watch asks its member for a sign
-//! of life (`watch.rs`).
+//! etcd-client's own balancer continues to send to a dead or hung member, and its streams do not
+//! detect a hung member at all. So this module has one client per member and chooses between them
+//! itself (`members.rs`). Every answer has a deadline, and a watch sends progress requests to its
+//! member (`watch.rs`).
 
 mod members;
 mod watch;
@@ -25,11 +25,11 @@ use super::{
     StoreError, TxnOutcome, WatchBatch, WatchError, check_key, check_ttl, check_txn, random_lease,
 };
 
-/// How many keys a page of a listing asks for at first. 1,000 entries of 400 bytes are a tenth of
-/// what a client decodes.
+/// The number of keys of a listing's first pages. 1,000 entries of 400 bytes are a tenth of the
+/// client's decoding limit.
 const PAGE_KEYS: i64 = 1000;
 
-/// How often a listing begins again because its revision was compacted under it.
+/// How often a listing restarts because its revision was compacted meanwhile.
 const LISTING_ATTEMPTS: usize = 3;
 
 /// How to reach etcd.
@@ -37,19 +37,19 @@ const LISTING_ATTEMPTS: usize = 3;
 pub struct EtcdOptions {
     /// `http://host:port` of each member, the preferred (nearest) first.
     pub endpoints: Vec<String>,
-    /// How long one member has for one answer. A call may ask every member once, so it ends after
-    /// `endpoints` times this.
+    /// The time limit of one member for one answer. A call may try every member once, so it ends
+    /// after `endpoints` times this.
     pub request_timeout: Duration,
     /// How long a TCP connection may take to open.
     pub connect_timeout: Duration,
-    /// After how much silence a member is asked for a sign of life.
+    /// A member is pinged after this much silence.
     pub keepalive_interval: Duration,
-    /// How long it has for that. A hung member is given up after interval + timeout.
+    /// The time limit of a ping. A hung member is abandoned after interval + timeout.
     pub keepalive_timeout: Duration,
 }
 
 impl EtcdOptions {
-    /// The defaults for `endpoints`: a member that hangs is given up after 2 s.
+    /// The defaults for `endpoints`: a hung member is abandoned after 2 s.
     pub fn new(endpoints: Vec<String>) -> Self {
         EtcdOptions {
             endpoints,
@@ -65,16 +65,16 @@ impl EtcdOptions {
 #[derive(Clone)]
 pub struct EtcdStore {
     members: Arc<Members>,
-    /// How long one member has for one answer.
+    /// The time limit of one member for one answer.
     request_timeout: Duration,
 }
 
 impl EtcdStore {
-    /// Takes the addresses; connects at the first call, so it works with no member up.
+    /// Connects at the first call, so it works while no member is up.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Invalid`] for an endpoint that is no address.
+    /// [`StoreError::Invalid`] for an endpoint that is not an address.
     pub async fn new(options: EtcdOptions) -> Result<Self, StoreError> {
         let request_timeout = options.request_timeout;
         let members = Arc::new(Members::new(options).await?);
@@ -84,8 +84,8 @@ impl EtcdStore {
         })
     }
 
-    /// The same store, whose members have only so long for one answer. Which cluster is trusted and
-    /// which member is good are known to both.
+    /// The same store with a shorter time limit for its members' answers. Both share the trusted
+    /// cluster and the preferred member.
     pub fn within(&self, request_timeout: Duration) -> EtcdStore {
         EtcdStore {
             members: Arc::clone(&self.members),
@@ -102,9 +102,9 @@ impl EtcdStore {
         self.members.call(after, repeat, request).await
     }
 
-    /// All pages at one revision. `OutOfRange` is etcd's word for two things: the page is larger
-    /// than a client decodes, so it is asked for with half the keys, and the revision is compacted,
-    /// which is left when a page of one key fails.
+    /// Reads all pages at one revision. etcd returns `OutOfRange` in two cases: the page exceeds
+    /// the client's decoding limit, or the revision is compacted. So the page is retried with half
+    /// the keys; a failing page of one key means that the revision is compacted.
     async fn survey_once(&self, prefix: &str) -> Result<(ClusterId, Listing), Failure> {
         let end = range_end(prefix);
         let mut start = if prefix.is_empty() {
@@ -115,7 +115,8 @@ impl EtcdStore {
         let mut page_keys = PAGE_KEYS;
         let mut head: Option<Head> = None;
         let mut entries = Vec::new();
-        // Ends: every turn either moves `start` forward in a fixed revision, or halves `page_keys`.
+        // Terminates: every turn either advances `start` in a fixed revision, or halves
+        // `page_keys`.
         loop {
             let mut options = GetOptions::new()
                 .with_range(end.clone())
@@ -139,7 +140,7 @@ impl EtcdStore {
             let at = read_header(page.header())?;
             let first = *head.get_or_insert(at);
             if at.cluster != first.cluster {
-                // One half of each: neither is a listing.
+                // Halves of two clusters' listings are not a listing.
                 let (was, is) = (first.cluster, at.cluster);
                 return Err(StoreError::ClusterChanged { was, is }.into());
             }
@@ -157,9 +158,9 @@ impl EtcdStore {
         }
     }
 
-    /// Has etcd forget its history up to `revision`, of all keys, ours or not; entries at that
-    /// revision stay. A watch that resumes from before it ends with [`WatchError::Compacted`]. Fine
-    /// where that was done already.
+    /// Compacts etcd's history up to `revision`, for all keys, including those of others; entries
+    /// at that revision stay. A watch that resumes from an earlier revision ends with
+    /// [`WatchError::Compacted`]. Succeeds if the history was compacted already.
     ///
     /// # Errors
     ///
@@ -173,14 +174,14 @@ impl EtcdStore {
             .await;
         match compacted {
             Ok(answer) => self.members.check_header(answer.header()).map(drop),
-            // etcd's text (api/v3/v3rpc/rpctypes/error.go); its code is that of a revision of the
-            // future, too.
+            // etcd's text (api/v3/v3rpc/rpctypes/error.go). Its code alone is ambiguous: a future
+            // revision has the same.
             Err(Failure::OutOfRange { detail }) if detail.contains("has been compacted") => Ok(()),
             Err(failure) => Err(failure.into()),
         }
     }
 
-    /// The first key that does not start with `prefix`, no older than the call; none where all do.
+    /// The first key that does not start with `prefix`, in a linearizable read; none if all do.
     ///
     /// # Errors
     ///
@@ -193,7 +194,7 @@ impl EtcdStore {
                 .with_keys_only();
             TxnOp::get(from, Some(options))
         };
-        // To the end of all keys, where there are any behind the prefix.
+        // The keys behind the prefix, up to the last key.
         let mut looks = vec![first(vec![0], prefix.as_bytes().to_vec())];
         let behind = range_end(prefix);
         if behind != [0] {
@@ -217,7 +218,7 @@ impl EtcdStore {
         Ok(found.map(|kv| String::from_utf8_lossy(kv.key()).into_owned()))
     }
 
-    /// An answer to the cheapest linearizable read.
+    /// The answer to the cheapest linearizable read.
     async fn ask_head(&self) -> Result<Head, StoreError> {
         let answer = self
             .call(Repeat::Safe, |mut client| async move {
@@ -267,7 +268,7 @@ impl Store for EtcdStore {
         let changes_nothing = then.is_empty() && otherwise.is_empty();
         let mut then: Vec<TxnOp> = then.into_iter().map(txn_op).collect();
         if changes_nothing {
-            // etcd answers a transaction without operations from the member's own state, however
+            // etcd answers a transaction without operations from the member's own state, possibly
             // stale. One linearizable read in it makes the compares linearizable too.
             then.push(TxnOp::get([0], Some(GetOptions::new().with_count_only())));
         }
@@ -300,8 +301,8 @@ impl Store for EtcdStore {
     async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         check_ttl(ttl)?;
         let ttl_s = ttl.as_nanos().div_ceil(1_000_000_000) as i64; // fits: LEASE_TTL_MAX
-        // Safe to repeat: a lease whose answer got lost holds no key and ends by itself. Each
-        // attempt has an id of its own; those that etcd would choose rise by one.
+        // Safe to repeat: a lease whose answer was lost holds no key and expires on its own. Each
+        // attempt has its own id; etcd would choose consecutive ids.
         let answer = self
             .call(Repeat::Safe, |mut client| async move {
                 let options = LeaseGrantOptions::new().with_id(random_lease().0);
@@ -315,9 +316,9 @@ impl Store for EtcdStore {
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
         let answer = self
             .call(Repeat::Safe, |mut client| async move {
-                // A stream of its own for each call, so that no answer to an earlier request can be
-                // taken for this one's. Opening makes one exchange, but keeps the ttl to itself;
-                // the second one says it.
+                // Each call has its own stream, so that an answer to an earlier request cannot be
+                // mistaken for the answer to this one. Opening the stream makes one exchange, but
+                // does not return the ttl; the second one does.
                 let (mut keeper, mut answers) = match client.lease_keep_alive(lease.0).await {
                     Err(etcd_client::Error::LeaseKeepAliveError(_)) => {
                         return Err(Failure::Answer(StoreError::LeaseNotFound));
@@ -332,7 +333,7 @@ impl Store for EtcdStore {
             .await;
         let answer = answer?;
         self.members.check_header(answer.header())?;
-        // An expired lease is no error to etcd: it answers with a ttl of 0.
+        // An expired lease is not an error in etcd: it answers with a ttl of 0.
         match u64::try_from(answer.ttl()) {
             Ok(ttl_s) if ttl_s > 0 => Ok(Duration::from_secs(ttl_s)),
             _ => Err(StoreError::LeaseNotFound),
@@ -360,8 +361,8 @@ impl Store for EtcdStore {
     }
 
     async fn alarms(&self) -> Result<Vec<RefusedCause>, StoreError> {
-        // The request that is about alarms is written to the log by etcd, reads too; a member's
-        // status is not.
+        // etcd logs every request of the alarm API, even reads; the status request of a member is
+        // not logged.
         let status = self
             .call(Repeat::Safe, |mut client| async move {
                 Ok(client.status().await?)
@@ -399,7 +400,7 @@ fn txn_compare(compare: Compare) -> EtcdCompare {
             EtcdCompare::create_revision(key, CompareOp::Equal, is.0)
         }
         Compare::Value { key, is } => EtcdCompare::value(key, CompareOp::Equal, is),
-        // Where there is no key under the prefix, etcd compares with one that was created at 0.
+        // If there is no key under the prefix, etcd compares with a key created at 0.
         Compare::NoneCreatedAfter { prefix, after } => {
             let end = range_end(&prefix);
             let next = after.0.saturating_add(1);
@@ -418,7 +419,7 @@ fn txn_op(op: Op) -> TxnOp {
     }
 }
 
-/// `None` for a key that is not UTF-8: none of ours.
+/// `None` for a key that is not UTF-8: it is not ours.
 fn entry(kv: KeyValue) -> Option<Entry> {
     let create_revision = Revision(kv.create_revision());
     let mod_revision = Revision(kv.mod_revision());
@@ -443,7 +444,7 @@ fn utf8_key(key: Vec<u8>) -> Option<String> {
         .ok()
 }
 
-/// The first key after all keys with `prefix`, in etcd's terms: "\0" means no end.
+/// The first key after all keys with `prefix`, in etcd's notation: "\0" means no end.
 fn range_end(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     while let Some(last) = end.pop() {

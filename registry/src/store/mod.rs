@@ -1,14 +1,14 @@
-//! The store: where desired state, instances, authority and sessions live.
+//! The store of desired state, instances, authority and sessions.
 //!
-//! [`Store`] has two implementations with the same semantics, held to them by one test suite:
+//! [`Store`] has two implementations with the same semantics, and one test suite for both:
 //! [`EtcdStore`] for a mesh over several zones, and [`EmbeddedStore`], one file and one process,
-//! for trying things out, a single node and the edge.
+//! for trials, a single node and the edge.
 //!
 //! The model is etcd's. Every change of the store has a revision, which rises by one with each
-//! transaction that changes something. A [`Listing`] is the state at one revision, a watch delivers
-//! what changed after a revision, so a listing and a watch from its revision together miss nothing
-//! and repeat nothing. A lease holds keys: when it ends, all of them are deleted in one revision,
-//! as ordinary delete events.
+//! transaction that changes something. A [`Listing`] is the state at one revision, and a watch
+//! delivers the changes after a revision. So a listing and a watch from its revision together miss
+//! nothing and repeat nothing. A lease holds keys: when it ends, all of them are deleted in one
+//! revision, as ordinary delete events.
 
 mod embedded;
 mod etcd;
@@ -23,11 +23,11 @@ use futures::stream::BoxStream;
 pub use embedded::{EmbeddedOptions, EmbeddedStore};
 pub use etcd::{EtcdOptions, EtcdStore};
 
-/// The most compares, and the most operations of one branch, in a transaction. etcd refuses more
-/// than 128 by default; an operator may have set less, so the bound leaves room.
+/// The most compares, and the most operations of one branch, in a transaction. etcd rejects more
+/// than 128 by default; an operator may have configured less, so the bound leaves room.
 pub const TXN_OPERATIONS_MAX: usize = 100;
 
-/// The most bytes of keys and values in one transaction. etcd refuses a request over 1.5 MiB by
+/// The most bytes of keys and values in one transaction. etcd rejects a request over 1.5 MiB by
 /// default.
 pub const TXN_BYTES_MAX: usize = 1024 * 1024;
 
@@ -43,13 +43,13 @@ pub struct Revision(pub i64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub i64);
 
-/// Which store this is. A store that was restored or replaced must have another id (for etcd the
-/// operator sees to that: a restore with another cluster token), because its revisions say nothing
-/// about the old one's.
+/// The identity of a store. A store that was restored or replaced must have another id, because its
+/// revisions are unrelated to the old one's. For etcd the operator ensures that by restoring with
+/// another cluster token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClusterId(pub u64);
 
-/// A key with its value and the revisions that made it.
+/// A key with its value and its revisions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub key: String,
@@ -58,7 +58,7 @@ pub struct Entry {
     pub create_revision: Revision,
     /// The revision of the last put.
     pub mod_revision: Revision,
-    /// The lease that the last put named.
+    /// The lease of the last put.
     pub lease: Option<LeaseId>,
 }
 
@@ -69,11 +69,11 @@ pub struct Listing {
     pub entries: Vec<Entry>,
 }
 
-/// Which store answers, and how far its history goes.
+/// The store that answers, and its newest revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     pub cluster: ClusterId,
-    /// No older than the call. Lower than one that was seen before: the store was restored from an
+    /// From a linearizable read. If it is lower than an earlier one, the store was restored from an
     /// older backup.
     pub revision: Revision,
 }
@@ -103,22 +103,22 @@ impl Event {
     }
 }
 
-/// Everything that one revision changed under the watched prefix; never empty, never split.
+/// All changes of one revision under the watched prefix; never empty, never split.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchBatch {
     pub revision: Revision,
     pub events: Vec<Event>,
 }
 
-/// A condition on one key, or on all under a prefix. All conditions of a transaction must hold for
-/// its `then` branch.
+/// A condition on one key, or on all keys under a prefix. A transaction runs its `then` branch only
+/// if all its conditions hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Compare {
     /// The last put of the key was at this revision; 0: the key is absent.
     ModRevision { key: String, is: Revision },
     /// The key was created at this revision; 0: the key is absent.
     CreateRevision { key: String, is: Revision },
-    /// The key is there and has this value.
+    /// The key exists and has this value.
     Value { key: String, is: Bytes },
     /// No key that starts with `prefix`, which is not empty, was created after this revision.
     NoneCreatedAfter { prefix: String, after: Revision },
@@ -154,13 +154,13 @@ impl Compare {
 /// A change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Sets the value and the lease (`None` takes the key off its lease).
+    /// Sets the value and the lease (`None` detaches the key from its lease).
     Put {
         key: String,
         value: Bytes,
         lease: Option<LeaseId>,
     },
-    /// Deletes the key; nothing happens, not even a revision, when it is absent.
+    /// Deletes the key; without the key nothing happens, and there is no new revision.
     Delete { key: String },
 }
 
@@ -174,7 +174,7 @@ impl Op {
         }
     }
 
-    /// A put that ends with `lease`.
+    /// A put that is deleted with `lease`.
     pub fn put_leased(key: impl Into<String>, value: impl Into<Bytes>, lease: LeaseId) -> Self {
         Op::Put {
             key: key.into(),
@@ -200,27 +200,27 @@ impl Op {
 pub struct TxnOutcome {
     /// Whether all compares held, so that `then` ran and not `otherwise`.
     pub succeeded: bool,
-    /// The store's revision after the transaction: its own if it changed something.
+    /// The store's revision after the transaction: its own, if it changed something.
     pub revision: Revision,
 }
 
 /// Why a request to a store failed.
 ///
 /// After [`Unavailable`](StoreError::Unavailable) and [`Timeout`](StoreError::Timeout) the outcome
-/// of a transaction is unknown: it may have been made, or may still be. Read, or compare, before
-/// doing it again. All others say that nothing was changed.
+/// of a transaction is unknown: it may have been committed, or may still be. Read, or compare,
+/// before a retry. After all other errors nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// There was no connection to any member, so nothing was sent. Worth trying again.
+    /// There was no connection to any member, so nothing was sent. Can be retried.
     #[error("the store cannot be reached: {detail}")]
     Unreachable { detail: String },
-    /// A connection broke, no member has a leader, or the store has stopped. Worth trying again.
+    /// A connection broke, no member has a leader, or the store has stopped. Can be retried.
     #[error("the store is not available: {detail}")]
     Unavailable { detail: String },
-    /// No member answered in time. Worth trying again.
+    /// No member answered in time. Can be retried.
     #[error("the store did not answer within {after:?}")]
     Timeout { after: Duration },
-    /// The lease has expired, was revoked or never was. It never comes back.
+    /// The lease has expired, was revoked or never existed. It never comes back.
     #[error("the lease does not exist or has expired")]
     LeaseNotFound,
     /// More than [`TXN_OPERATIONS_MAX`] compares or operations.
@@ -232,12 +232,11 @@ pub enum StoreError {
     /// A request that no store accepts: an error of the caller.
     #[error("invalid request: {reason}")]
     Invalid { reason: &'static str },
-    /// The store understood and refuses: no permission, a quota, an alarm. Needs an operator.
+    /// The store rejects a valid request: no permission, a quota, an alarm. Needs an operator.
     #[error("the store refused: {detail}")]
     Refused { cause: RefusedCause, detail: String },
-    /// Another cluster answers than the one that is trusted: restored, replaced, or a wrong
-    /// address. Nothing that was learned from the old one holds for it; [`Store::trust`] accepts
-    /// it.
+    /// Another cluster than the trusted one answers: restored, replaced, or a wrong address.
+    /// Everything known of the old one is invalid for it; [`Store::trust`] accepts it.
     #[error("another cluster answers: it was {was:?}, now it is {is:?}")]
     ClusterChanged { was: ClusterId, is: ClusterId },
     /// Another process has the file open.
@@ -246,7 +245,7 @@ pub enum StoreError {
         path.display()
     )]
     InUse { path: PathBuf },
-    /// The file is damaged, or is no store of this version.
+    /// The file is damaged, or is not a store of this version.
     #[error(
         "{} cannot be read as a store ({detail}): restore it from a backup, or move it away to begin an empty one",
         path.display()
@@ -254,31 +253,30 @@ pub enum StoreError {
     Corrupt { path: PathBuf, detail: String },
 }
 
-/// Why a store refuses a request that it understood.
+/// Why a store rejects a valid request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RefusedCause {
-    /// No space: etcd's alarm NOSPACE, or a full disk. Every write is refused until an operator
+    /// No space: etcd's alarm NOSPACE, or a full disk. Every write is rejected until an operator
     /// acts.
     Full,
     /// etcd's alarm CORRUPT: members disagree about the data.
     CorruptData,
     /// Not authenticated, or no permission.
     Forbidden,
-    /// Too many requests at once. Worth trying again.
+    /// Too many requests at once. Can be retried.
     Busy,
-    /// Something about this request.
+    /// Another fault of this request.
     Other,
 }
 
 /// Why a watch ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
-    /// History up to `compacted` is gone and the watch wanted older: list again, and watch from
+    /// The watch needs history from before `compacted`, which is gone: list again, and watch from
     /// that revision.
     #[error("the history before revision {} is compacted: list again", compacted.0)]
     Compacted { compacted: Revision },
-    /// The stream broke off; unless the cause is final, watch again from the last revision
-    /// received.
+    /// The stream broke; unless the cause is final, watch again from the last revision received.
     #[error("the watch was disconnected: {0}")]
     Disconnected(#[from] StoreError),
 }
@@ -290,48 +288,47 @@ pub enum WatchError {
 ///
 /// Every method may fail with [`Unreachable`](StoreError::Unreachable),
 /// [`Unavailable`](StoreError::Unavailable), [`Timeout`](StoreError::Timeout) or
-/// [`Refused`](StoreError::Refused), and those that need a trusted store with
-/// [`ClusterChanged`](StoreError::ClusterChanged). Their texts below name only further ones.
+/// [`Refused`](StoreError::Refused), and methods that need a trusted store with
+/// [`ClusterChanged`](StoreError::ClusterChanged). Each method's text names only further errors.
 ///
 /// # Deadlines
 ///
-/// Every answer has a deadline; no method waits for ever, the watch excepted. Dropping a method's
-/// future before it is ready leaves a transaction's outcome unknown. Keys are not empty and are
-/// UTF-8 (an entry of another client whose key is not, is skipped).
+/// Every answer has a deadline, and no method except the watch waits forever. If a method's future
+/// is dropped before it is ready, the outcome of its transaction is unknown. Keys are not empty and
+/// are UTF-8 (other clients' entries with other keys are skipped).
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// All entries whose key starts with `prefix` ("" for all), at one revision that is no older
-    /// than the call.
+    /// All entries whose key starts with `prefix` ("" for all), at one revision, in a linearizable
+    /// read.
     ///
     /// # Errors
     ///
     /// Those of every method: see the trait's text.
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
 
-    /// The entry at `key`, no older than the call.
+    /// The entry at `key`, in a linearizable read.
     ///
     /// # Errors
     ///
     /// [`StoreError::Invalid`] for an empty key.
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
 
-    /// Everything that changes under `prefix` ("" for all) after the revision `after`, in order of
-    /// revisions, those first that have happened already. Resuming after the revision of the last
-    /// batch loses and repeats nothing. The stream ends after an error, and only then. A slow
-    /// reader costs no unbounded memory; one that is slower than the store keeps history gets
-    /// [`WatchError::Compacted`].
+    /// All changes under `prefix` ("" for all) after the revision `after`, past ones included, in
+    /// order of revisions. Resuming after the revision of the last batch loses and repeats nothing.
+    /// The stream ends after an error, and only then. A slow reader costs no unbounded memory; a
+    /// reader that falls behind the kept history gets [`WatchError::Compacted`].
     fn watch(
         &self,
         prefix: &str,
         after: Revision,
     ) -> BoxStream<'static, Result<WatchBatch, WatchError>>;
 
-    /// Runs `then` if all of `compare` hold, else `otherwise`, in one revision. A branch names a
-    /// key at most once.
+    /// Runs `then` if all of `compare` hold, otherwise `otherwise`, in one revision. A branch names
+    /// a key at most once.
     ///
     /// # Errors
     ///
-    /// [`StoreError::LeaseNotFound`] if the branch puts with a lease that is gone;
+    /// [`StoreError::LeaseNotFound`] if the branch puts with an expired lease;
     /// [`StoreError::TooManyOperations`], [`StoreError::TooLarge`] and [`StoreError::Invalid`] (an
     /// empty key, a key twice in a branch) before anything is sent. Nothing is changed then.
     async fn txn(
@@ -349,8 +346,7 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Invalid`] for a `ttl` of zero or of more than a year.
     async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
 
-    /// Starts the lease's time to live again and returns that time; it began no earlier than this
-    /// call did.
+    /// Restarts the lease's time to live and returns it; it began no earlier than this call.
     ///
     /// # Errors
     ///
@@ -364,23 +360,23 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::LeaseNotFound`] if it has ended already.
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 
-    /// Which store answers now.
+    /// The store that answers now.
     ///
     /// # Errors
     ///
     /// Those of every method: see the trait's text.
     async fn cluster_id(&self) -> Result<ClusterId, StoreError>;
 
-    /// Which store answers now, trusted or not, and its revision.
+    /// The store that answers now, trusted or not, and its revision.
     ///
     /// # Errors
     ///
     /// Those of every method but [`StoreError::ClusterChanged`].
     async fn head(&self) -> Result<Head, StoreError>;
 
-    /// The faults that the store reports of itself: [`Full`](RefusedCause::Full),
-    /// [`CorruptData`](RefusedCause::CorruptData). Costs it no write. Empty for a store that
-    /// reports none.
+    /// The faults that the store reports: [`Full`](RefusedCause::Full),
+    /// [`CorruptData`](RefusedCause::CorruptData). Needs no write. Empty for a store that reports
+    /// none.
     ///
     /// # Errors
     ///
@@ -389,16 +385,16 @@ pub trait Store: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
-    /// As [`list`](Store::list), from whichever store answers, trusted or not: to look before it is
-    /// trusted.
+    /// As [`list`](Store::list), from any store that answers, trusted or not: to inspect it before
+    /// it is trusted.
     ///
     /// # Errors
     ///
     /// Those of every method but [`StoreError::ClusterChanged`].
     async fn survey(&self, prefix: &str) -> Result<(ClusterId, Listing), StoreError>;
 
-    /// From now on only this cluster's answers are believed. Without it that is the first one that
-    /// answers. An embedded store is always the same one and needs no trust.
+    /// From now on only this cluster's answers are accepted. By default the first cluster that
+    /// answers is trusted. An embedded store is always the same one and needs no trust.
     fn trust(&self, cluster: ClusterId);
 
     /// Puts one key unconditionally; returns its new revision.
@@ -433,7 +429,7 @@ pub trait Store: Send + Sync + 'static {
 
 /// A name for a new lease.
 fn random_lease() -> LeaseId {
-    // Where the system has no randomness, the standard library's seed is what is left.
+    // Without system randomness, the standard library's seed is the fallback.
     let random = getrandom::u64().unwrap_or_else(|_| {
         use std::hash::{BuildHasher, RandomState};
         RandomState::new().hash_one("lease")
@@ -442,8 +438,8 @@ fn random_lease() -> LeaseId {
     LeaseId((random >> 2).max(1).cast_signed())
 }
 
-/// Refuses what one of the stores would refuse, so that both refuse the same, and before anything
-/// is sent.
+/// Rejects everything that one of the stores would reject, so that both reject the same, before
+/// anything is sent.
 fn check_txn(compare: &[Compare], then: &[Op], otherwise: &[Op]) -> Result<(), StoreError> {
     for count in [compare.len(), then.len(), otherwise.len()] {
         if count > TXN_OPERATIONS_MAX {

@@ -17,7 +17,7 @@ async fn open(path: &Path) -> Result<EmbeddedStore, StoreError> {
     EmbeddedStore::open(EmbeddedOptions::new(path)).await
 }
 
-/// Opens a file that a store has just been dropped from; its writer may be at its last turn.
+/// Opens a file whose store has just been dropped; its writer may still be in its last turn.
 async fn reopen(path: &Path) -> EmbeddedStore {
     eventually("the file is free again", || async {
         match open(path).await {
@@ -43,7 +43,7 @@ async fn entries_survive_a_reopen() {
     let store = reopen(&path).await;
     assert_eq!(store.cluster_id().await.unwrap(), id);
     assert_eq!(store.list("").await.unwrap(), listing);
-    // A watch resumes across the restart, and a lease goes on.
+    // A watch resumes across the restart, and a lease continues.
     let batch = next(&mut store.watch("", before)).await.unwrap();
     assert_eq!(batch.revision, listing.revision);
     store.lease_keep_alive(lease).await.unwrap();
@@ -68,7 +68,7 @@ async fn a_lease_has_its_whole_time_again_after_a_reopen_and_then_ends() {
     assert_eq!(ended, Err(StoreError::LeaseNotFound));
 }
 
-/// Ends the child also when the test fails.
+/// Kills the child even if the test fails.
 struct Writer(Child);
 
 impl Drop for Writer {
@@ -138,7 +138,7 @@ async fn a_killed_process_loses_nothing_that_was_acknowledged() {
 
     let store = open(&path).await.unwrap();
     let listing = store.list("").await.unwrap();
-    // One more may have been on the disk, but not yet said.
+    // Another put may have reached the disk without being acknowledged.
     assert!(listing.revision.0 >= revision);
     assert_eq!(listing.entries[0].value, listing.entries[1].value);
     let stored: i64 = std::str::from_utf8(&listing.entries[0].value)
@@ -250,13 +250,13 @@ async fn a_watch_that_is_slower_than_the_history_is_told_so() {
         Err(WatchError::Compacted { compacted })
     );
 
-    // Exactly the promised history is there.
+    // Exactly the promised history remains.
     let kept = store.watch("/k", compacted).take(10);
     let kept: Vec<_> = kept.map(|batch| batch.unwrap().revision.0).collect().await;
     assert_eq!(kept, (compacted.0 + 1..=last.0).collect::<Vec<_>>());
 }
 
-/// Drops a store, and waits until its writer has let go of the file.
+/// Drops a store, and waits until its writer has closed the file.
 async fn close(store: EmbeddedStore, path: &Path) {
     drop(store);
     eventually("the file is free", || async {
@@ -266,8 +266,8 @@ async fn close(store: EmbeddedStore, path: &Path) {
     .await;
 }
 
-/// A copy of the file, put back after the store has gone on, beside the newest mark or none: the
-/// store's ids before and after.
+/// Puts back a copy of the file after the store has continued, beside the newest mark or without
+/// one: returns the store's ids before and after.
 async fn put_back(with_newest_mark: bool) -> (ClusterId, ClusterId) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");

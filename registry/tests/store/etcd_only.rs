@@ -11,11 +11,11 @@ use super::support::etcd::Cluster;
 use super::support::{eventually, within};
 use super::{bytes, next};
 
-/// Within this a member that hangs is noticed: keepalive interval and time-out, or one request
-/// time-out, and the second that a busy machine may take.
+/// A hung member must be detected within this: keepalive interval and time-out, or one request
+/// time-out, and a second for a busy machine.
 const NOTICED: Duration = Duration::from_secs(3);
 
-/// Watches like a user of the store: again from the last revision when the watch is disconnected.
+/// Watches like a user of the store: resumes from the last revision when the watch is disconnected.
 async fn next_resumed(store: &EtcdStore, after: Revision) -> WatchBatch {
     eventually("a batch, from this member or another", || async {
         match next(&mut store.watch("/", after)).await {
@@ -41,7 +41,7 @@ async fn when_a_member_is_killed_calls_and_watches_go_on() {
     let broken = within(NOTICED, "the watch notices", watch.next()).await;
     let broken = broken.unwrap().unwrap_err();
     assert!(matches!(broken, WatchError::Disconnected(_)), "{broken}");
-    // The dead member may have led; the others elect first.
+    // The dead member may have been the leader; the others elect one first.
     eventually("a member leads", || async { store.list("").await.ok() }).await;
     within(NOTICED, "a lease is kept", store.lease_keep_alive(lease))
         .await
@@ -62,7 +62,7 @@ async fn a_change_is_made_though_the_first_member_is_down() {
         .await
         .unwrap();
     eventually("a member leads", || async { other.list("").await.ok() }).await;
-    // Refused connections are no reason to fail a change: nothing was sent.
+    // Refused connections do not fail a change: nothing was sent.
     let before = other.list("").await.unwrap().revision;
     let put = store.put("/k", bytes("1"), None).await.unwrap();
     assert_eq!(put, Revision(before.0 + 1));
@@ -77,7 +77,7 @@ async fn when_a_member_hangs_calls_and_watches_go_on() {
     let mut watch = store.watch("/", Revision(put.0 - 1));
     assert_eq!(next(&mut watch).await.unwrap().revision, put);
 
-    // The endpoints after the first in another store: it tells when these have a leader again.
+    // A store without the first endpoint: it shows when the others have a leader again.
     let others = EtcdStore::new(EtcdOptions::new(cluster.endpoints()[1..].to_vec()))
         .await
         .unwrap();
@@ -127,7 +127,7 @@ async fn when_a_member_hangs_a_read_is_answered_by_another_and_a_change_fails_in
     );
     assert_eq!(read.unwrap().unwrap().value, bytes("1"));
     kept.unwrap();
-    // Whether it was made is unknown, so it is not made again unasked.
+    // Its outcome is unknown, so it is not retried automatically.
     let error = written.unwrap_err();
     assert!(
         matches!(
@@ -153,7 +153,7 @@ async fn without_a_quorum_nothing_is_answered_from_old_state() {
     let session = store.get("/session").await.unwrap().unwrap();
     cluster.pause(1);
     cluster.pause(2);
-    // At once, when the member that is left does not know it yet.
+    // At once, while the remaining member does not know it yet.
     let compare = vec![Compare::unchanged(&session)];
     let (confirmed, read, listed) = tokio::join!(
         store.txn(compare, vec![], None),
@@ -171,7 +171,7 @@ async fn a_quiet_watch_stays_open() {
     let store = cluster.store().await;
     let put = store.put("/k", bytes("1"), None).await.unwrap();
     let mut watch = store.watch("/", put);
-    // Long enough for etcd to close a connection on which it counts too many pings.
+    // Long enough for etcd to close a connection with too many pings.
     let quiet = tokio::time::timeout(Duration::from_secs(8), watch.next()).await;
     assert!(quiet.is_err(), "{quiet:?}");
     let put = store.put("/k", bytes("2"), None).await.unwrap();
@@ -188,7 +188,7 @@ async fn the_answers_of_another_cluster_are_not_believed() {
     let is = other.store().await.cluster_id().await.unwrap();
     cluster.kill(0);
     let changed = StoreError::ClusterChanged { was, is };
-    // The first connection may still be breaking off.
+    // The first connection may still be closing.
     let read = eventually("the other cluster answers", || async {
         let error = store.list("").await.unwrap_err();
         (!matches!(error, StoreError::Unavailable { .. })).then_some(error)
@@ -198,7 +198,7 @@ async fn the_answers_of_another_cluster_are_not_believed() {
     let watched = next(&mut store.watch("", Revision(0))).await;
     assert_eq!(watched, Err(WatchError::Disconnected(changed)));
 
-    // A look at it is no trust.
+    // Reading its head does not trust it.
     assert_eq!(store.head().await.unwrap().cluster, is);
     assert_eq!(store.survey("").await.unwrap().0, is);
     assert!(store.list("").await.is_err());
@@ -260,7 +260,7 @@ async fn history_is_compacted_and_present_keys_stay() {
     let lost = next(&mut store.watch("/", Revision(first.0 - 1))).await;
     let compacted = second;
     assert_eq!(lost, Err(WatchError::Compacted { compacted }));
-    // A watch that had received all of that resumes.
+    // A watch that had received all earlier events resumes.
     let resumed = next(&mut store.watch("/", second)).await.unwrap();
     assert_eq!(resumed.revision, third);
     assert_eq!(store.get("/k").await.unwrap().unwrap().value, bytes("3"));
@@ -285,7 +285,7 @@ async fn keys_of_others_are_found_on_both_sides_of_a_prefix() {
     }
     let endpoints = cluster.endpoints();
     let mut client = etcd_client::Client::connect(endpoints, None).await.unwrap();
-    // Of bytes that are no text.
+    // Bytes that are not UTF-8.
     client.put([0xff, 0xfe], "1", None).await.unwrap();
     assert!(outside().await.is_some());
 }

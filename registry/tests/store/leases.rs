@@ -17,7 +17,7 @@ pub(super) async fn a_lease_that_expires_deletes_its_keys_as_events(fixture: Fix
     for key in ["/l/1", "/l/2", "/l/3"] {
         store.put(key, bytes("v"), Some(lease)).await.unwrap();
     }
-    // This one leaves its lease before the end.
+    // This key leaves its lease before the end.
     let put = store.put("/l/3", bytes("v"), None).await.unwrap();
     let mut watch = store.watch("/l/", put);
     let batch = next(&mut watch).await.unwrap();
@@ -35,7 +35,7 @@ pub(super) async fn a_lease_kept_alive_stays(fixture: Fixture) {
     let store = fixture.store;
     let kept = store.lease_grant(SHORT_LEASE).await.unwrap();
     store.put("/kept", bytes("v"), Some(kept)).await.unwrap();
-    // The kept lease outlives two that are left alone, one after the other.
+    // The renewed lease outlives two leases without renewal, one after the other.
     for _ in 0..2 {
         let left = store.lease_grant(SHORT_LEASE).await.unwrap();
         store.put("/left", bytes("v"), Some(left)).await.unwrap();

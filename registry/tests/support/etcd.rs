@@ -1,4 +1,4 @@
-//! A real etcd of one or more members on loopback, ended with the value that holds it.
+//! A real etcd of one or more members on loopback; it stops when its value is dropped.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -9,13 +9,13 @@ use std::time::Duration;
 use registry::store::{EtcdOptions, EtcdStore, Store};
 use tempfile::TempDir;
 
-/// How often a cluster is begun anew because another process took a port between the kernel giving
-/// it and etcd using it.
+/// How often a cluster is restarted because another process took a port between its allocation by
+/// the kernel and its use by etcd.
 const START_ATTEMPTS: usize = 3;
 
 pub(crate) struct Cluster {
     members: Vec<Member>,
-    // Last: removed when its users have ended.
+    // Last, so that it is removed after its users have ended.
     directory: TempDir,
 }
 
@@ -48,7 +48,7 @@ impl Cluster {
     fn spawn(count: usize) -> Self {
         let binary = binary();
         let directory = tempfile::tempdir().expect("a directory for etcd");
-        // All listeners stay until all ports are known, so that no port is given twice.
+        // All listeners stay open until all ports are known, so that no port is allocated twice.
         let listeners: Vec<TcpListener> = (0..2 * count)
             .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
             .collect();
@@ -100,7 +100,7 @@ impl Cluster {
         Cluster { members, directory }
     }
 
-    /// Whether every member answers, before one of them has given up or the deadline is over.
+    /// Whether every member answers before one of them exits or the deadline passes.
     async fn becomes_ready(&mut self) -> bool {
         let attempts = super::DEADLINE.as_millis() / 50;
         for i in 0..self.members.len() {
@@ -134,13 +134,13 @@ impl Cluster {
         EtcdStore::new(options).await.expect("endpoints")
     }
 
-    /// Ends a member at once.
+    /// Kills a member.
     pub(crate) fn kill(&mut self, member: usize) {
         self.members[member].process.kill().expect("kill");
         self.members[member].process.wait().expect("wait");
     }
 
-    /// Makes a member hang: its sockets stay open, nothing answers.
+    /// Makes a member hang: its sockets stay open, and nothing answers.
     pub(crate) fn pause(&self, member: usize) {
         let pid = self.members[member].process.id().to_string();
         let status = Command::new("kill").args(["-STOP", &pid]).status();
@@ -156,7 +156,7 @@ impl Cluster {
     }
 }
 
-/// The tests do not run without etcd, and do not pretend to.
+/// Without etcd the tests fail instead of passing silently.
 #[allow(
     clippy::disallowed_methods,
     reason = "a developer's own etcd for the tests"

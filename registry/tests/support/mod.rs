@@ -5,10 +5,10 @@ pub(crate) mod etcd;
 use std::future::Future;
 use std::time::Duration;
 
-/// How long a test waits for what must happen; generous, for a busy machine.
+/// How long a test waits for an event; generous, for a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Asks again until the answer is `Some`, or fails the test with `what` when the deadline is over.
+/// Polls until the answer is `Some`, or fails the test with `what` after the deadline.
 pub(crate) async fn eventually<T, F>(what: &str, mut ask: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
@@ -27,7 +27,7 @@ where
     }
 }
 
-/// The answer, or a failed test when it takes longer than `limit`.
+/// The answer, or a failed test if it takes longer than `limit`.
 pub(crate) async fn within<T>(limit: Duration, what: &str, answer: impl Future<Output = T>) -> T {
     match tokio::time::timeout(limit, answer).await {
         Ok(answer) => answer,

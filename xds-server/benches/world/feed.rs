@@ -22,7 +22,7 @@ use super::{Spread, changes, cpu_us, entry};
 
 type Batch = Result<WatchBatch, WatchError>;
 
-/// Lists its entries, once, and passes on its events. It writes nothing.
+/// Lists its entries once, and passes on its events. It never writes.
 struct Script {
     entries: Mutex<Vec<Entry>>,
     batches: Mutex<Option<mpsc::Receiver<Batch>>>,

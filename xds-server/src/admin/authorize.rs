@@ -1,4 +1,4 @@
-//! Access to the port, and its service: HTTP/1.1, each client within its deadlines.
+//! Access checks for the admin port, and its HTTP/1.1 server with deadlines for each client.
 
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ use crate::{
     net::tls::Peer,
 };
 
-/// How long a client may take for a request's headers, and as long again for its body. Between two requests, too.
+/// How long a client may take for a request's headers, again for its body, and between two
+/// requests.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves connections, until it is dropped.
@@ -51,7 +52,7 @@ where
     }
 }
 
-/// The same doors for another port: all but probes need a certificate where it speaks TLS.
+/// The same access checks for another port: with TLS, all requests but probes need a certificate.
 pub(crate) fn guarded(router: Router) -> Router {
     router
         .layer(from_fn(receive))
@@ -67,7 +68,8 @@ async fn certified(request: Request, next: Next) -> Result<Response, Problem> {
     Ok(next.run(request).await)
 }
 
-/// Has the whole body before a handler runs: bytes that drip hold up nothing but their own connection, and not for long.
+/// Reads the whole body before a handler runs: a slow body delays only its own connection, and not
+/// for long.
 pub(super) async fn receive(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let body = tokio::time::timeout(REQUEST_TIMEOUT, to_bytes(body, RECORD_BYTES_MAX)).await;
@@ -78,7 +80,7 @@ pub(super) async fn receive(request: Request, next: Next) -> Response {
             (StatusCode::PAYLOAD_TOO_LARGE, detail)
         }
         Err(_) => {
-            let detail = format!("the body did not come within {REQUEST_TIMEOUT:?}");
+            let detail = format!("the body did not arrive within {REQUEST_TIMEOUT:?}");
             (StatusCode::REQUEST_TIMEOUT, detail)
         }
     };
@@ -98,7 +100,7 @@ impl From<CrossOrigin> for Problem {
     }
 }
 
-/// For requests that only show something.
+/// For read-only requests.
 pub(super) async fn readers(
     State(admin): State<Admin>,
     request: Request,
@@ -108,7 +110,7 @@ pub(super) async fn readers(
     Ok(next.run(request).await)
 }
 
-/// For operators' changes. Reading is for readers.
+/// For operators' changes. Read-only requests need a reader.
 pub(super) async fn operators(
     State(admin): State<Admin>,
     request: Request,
@@ -122,7 +124,7 @@ pub(super) async fn operators(
     Ok(next.run(request).await)
 }
 
-/// For instances, and the leases that they are on. Reading is for readers.
+/// For instances and their leases. Read-only requests need a reader.
 pub(super) async fn registrars(
     State(admin): State<Admin>,
     path: RawPathParams,
@@ -132,7 +134,7 @@ pub(super) async fn registrars(
     let (rules, caller) = (admin.rules.rules(), Peer::of(request.extensions()));
     rules.read(&caller)?;
     if is_write(&request) {
-        // As the handler reads it.
+        // Parsed like in the handler.
         match path.iter().find(|(name, _)| *name == "zone") {
             Some((_, zone)) => rules.register(&caller, zone)?,
             None => admin.rules.lease(&caller)?,
@@ -161,7 +163,7 @@ mod tests {
 
     use super::*;
 
-    /// The answer to a client that sends this, a byte each second, and the time to it.
+    /// The response to a client that sends these bytes, one each second, and the time until it.
     async fn drip(bytes: &[u8]) -> (String, Duration) {
         let router = Router::new()
             .route(

@@ -1,4 +1,4 @@
-//! Write authority, and its moves.
+//! Endpoints of write authority and its moves.
 
 use std::time::Duration;
 
@@ -24,13 +24,13 @@ use crate::{
     store_health::{Level, Status},
 };
 
-/// How long a move may take before the answer says that it is still under way.
+/// How long the handler waits for a move before it answers that the move is still under way.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the store may take to tell the outcome of one that took longer.
+/// How long the store may take to return the outcome of such a move.
 const READ_PATIENCE: Duration = Duration::from_secs(2);
-/// For how long a cell stays where fewer services can serve it, if an operator wants it there and names no time.
+/// The default hold of a cell that an operator moves to a zone which can serve fewer services.
 const HOLD_OF_WORSE: Duration = Duration::from_secs(600);
-/// The longest that a cell can be told to stay.
+/// The longest hold.
 const HOLD_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<CellStatus>> {
@@ -42,7 +42,7 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<CellStatus>> {
     Json(cells)
 }
 
-/// Why cells are shown as old; none while the store confirms the known state.
+/// Why the shown cells are stale; none while the store confirms the known state.
 fn stale(store_health: Status) -> Option<String> {
     let old = store_health.stale || store_health.level != Level::Normal;
     old.then_some(match store_health.reason.is_empty() {
@@ -61,11 +61,11 @@ struct MoveBody {
     to: Vec<String>,
     #[serde(default)]
     reason: String,
-    /// The new epoch is at least this.
+    /// The lower bound of the new epoch.
     epoch: Option<u64>,
-    /// For how long the cell then stays though others serve it better.
+    /// For how long the cell then stays although other zones serve it better.
     hold_ms: Option<u64>,
-    /// The safety rules that are to count for nothing.
+    /// The safety rules to override.
     #[serde(default)]
     accept: Vec<Code>,
 }
@@ -77,11 +77,11 @@ pub(super) struct Moved {
     epoch: u64,
     owners: Vec<String>,
     state: Option<StateName>,
-    /// How long it took.
+    /// The duration of the move.
     took_ms: u64,
     /// Fenced services that the new owners cannot serve.
     unserved: Vec<String>,
-    /// For how long it stays there though others serve it better.
+    /// For how long it stays there although other zones serve it better.
     hold_ms: u64,
     /// Warnings for the operator.
     warnings: Vec<String>,
@@ -95,8 +95,8 @@ pub(super) async fn shift(
     begin(&admin, cell, &body, Cause::Operator).await
 }
 
-/// Ends the owners' sessions, whatever the owners say. Writes that they still may have under way
-/// are waited for.
+/// Ends the owners' sessions without their consent. Writes that they may still have under way are
+/// waited for.
 pub(super) async fn force(
     State(admin): State<Admin>,
     Path(cell): Path<String>,
@@ -115,7 +115,7 @@ async fn begin(
     let forced = cause == Cause::Override;
     if forced && request.reason.trim().is_empty() {
         return Err(Problem::bad_request(
-            "reason: state the reason, for later readers: an override is recorded",
+            "reason: state the reason: an override is recorded, with its reason",
         ));
     }
     if request.epoch.is_some() && !forced {
@@ -141,7 +141,7 @@ async fn begin(
     let find = |cells: &[CellStatus]| cells.iter().find(|status| status.cell == cell).cloned();
     let before = find(&cells.borrow_and_update())
         .ok_or_else(|| Problem::not_found(format!("no cell {cell:?}: GET /v1/cells lists them")))?;
-    // Above every epoch that anybody can remember, where the store that is left remembers less.
+    // Above every epoch that any replica remembers, in case the remaining store has lost some.
     let other_store = before.state.is_none();
     let epoch_min = request.epoch.unwrap_or(match other_store {
         true => crate::wall_clock::unix_ms(),
@@ -194,7 +194,7 @@ async fn begin(
             fenced |= status.moving.is_some();
             if fenced && status.moving.is_none() {
                 return Err(Problem::conflict(format!(
-                    "the move was given up: cell {cell} belongs to {} as before; GET /v1/operations has details",
+                    "the move was aborted: cell {cell} still belongs to {}; GET /v1/operations has details",
                     status.owners.join(", ")
                 )));
             }
@@ -203,7 +203,7 @@ async fn begin(
     .await;
     let status = match outcome {
         Ok(status) => Landed::from(status?),
-        // This replica may have heard nothing for a while: the store knows.
+        // This replica may have received no events for a while: read the store.
         Err(_) => read(admin, &cell, &before, &request.to).await?,
     };
     Ok(Json(Moved {
@@ -221,7 +221,7 @@ async fn begin(
     }))
 }
 
-/// Where a cell has got.
+/// How far a move has got.
 struct Landed {
     epoch: u64,
     owners: Vec<String>,
@@ -238,7 +238,7 @@ impl From<CellStatus> for Landed {
     }
 }
 
-/// The store's own record of a move that this replica has not seen the end of.
+/// Reads the store's record of a move whose end this replica has not seen.
 async fn read(
     admin: &Admin,
     cell: &str,
@@ -253,8 +253,8 @@ async fn read(
     landed(cell, record, before.epoch, to)
 }
 
-/// How far a move to `to` has got by the store's record; none: the store does not say. It began
-/// after the epoch `before`.
+/// How far a move to `to` has got by the store's record; none if the record does not show it. It
+/// began after the epoch `before`.
 fn landed(
     cell: &str,
     record: Option<AuthorityRecord>,
@@ -264,7 +264,7 @@ fn landed(
     let timed_out = |detail: String| Problem::new(StatusCode::GATEWAY_TIMEOUT, detail);
     let Some(record) = record else {
         return Err(timed_out(format!(
-            "the outcome is unknown: within {PATIENCE:?} this replica has not learned the move's outcome from the store, and the store does not answer it now; `tidegate get cells` on another replica shows it"
+            "the outcome is unknown: within {PATIENCE:?} this replica has not learned the move's outcome from the store, and the store does not answer now; see `tidegate get cells` on another replica"
         )));
     };
     let there = record.epoch > before && same(&record.owners, to);
@@ -275,14 +275,14 @@ fn landed(
             state: Some(record.state),
         }),
         Some(moving) if same(&moving.to, to) => Err(timed_out(format!(
-            "the move goes on: after {PATIENCE:?} it waits until all grants have ended; `tidegate get cells` shows it, an override ends it"
+            "the move is still under way: after {PATIENCE:?} it waits until all grants have expired; see `tidegate get cells`, or force it by an override"
         ))),
         Some(moving) => Err(Problem::conflict(format!(
-            "another move is under way: the store has cell {cell} on its way to {}",
+            "another move is under way: cell {cell} moves to {}",
             moving.to.join(", ")
         ))),
         None => Err(Problem::conflict(format!(
-            "the move was not begun, or was given up: the store has cell {cell} with {}, epoch {}; this replica may lag behind the store, ask another one",
+            "the move was not begun, or was aborted: in the store cell {cell} is with {}, epoch {}; this replica may lag behind the store, use another replica",
             record.owners.join(", "),
             record.epoch
         ))),
@@ -300,7 +300,7 @@ fn check_zones(admin: &Admin, zones: &[String]) -> Result<(), Problem> {
     distinct.sort_unstable();
     distinct.dedup();
     if distinct.len() != zones.len() {
-        return Err(Problem::bad_request("to: a zone stands twice"));
+        return Err(Problem::bad_request("to: a zone is repeated"));
     }
     let view = admin.view(&zones[0])?;
     let policy::Policy::Serving(rules) = &**view.policy() else {
@@ -315,7 +315,7 @@ fn check_zones(admin: &Admin, zones: &[String]) -> Result<(), Problem> {
     match zones.iter().all(|zone| region(zone) == region(&zones[0])) {
         true => Ok(()),
         false => Err(Problem::bad_request(
-            "to: several owners have to be zones of one region",
+            "to: several owners must be zones of one region",
         )),
     }
 }
@@ -362,8 +362,9 @@ impl From<MoveRejected> for Problem {
 
 #[cfg(test)]
 mod tests {
+    use policy::fence::Cause;
     use registry::{
-        authority::{CauseName, MoveRecord},
+        authority::MoveRecord,
         store::{RefusedCause, StoreError},
     };
 
@@ -394,7 +395,7 @@ mod tests {
             moving: to.map(|to| MoveRecord {
                 id: "a move".to_owned(),
                 to: vec![to.to_owned()],
-                cause: CauseName::Operator,
+                cause: Cause::Operator,
                 reason: String::new(),
                 epoch_min: 0,
                 hold_ms: 0,
@@ -437,7 +438,10 @@ mod tests {
         assert_eq!(told(Some(record(4, "b", None))), Ok(4), "it has happened");
         let cases = [
             (None, "the outcome is unknown"),
-            (Some(record(3, "a", Some("b"))), "the move goes on"),
+            (
+                Some(record(3, "a", Some("b"))),
+                "the move is still under way",
+            ),
             (Some(record(3, "a", Some("c"))), "another move is under way"),
             (Some(record(3, "a", None)), "was not begun"),
             // Other moves have followed.

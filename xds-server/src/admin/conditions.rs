@@ -50,7 +50,7 @@ impl Admin {
         }
     }
 
-    /// As they were counted at the last look.
+    /// The counts of the last check.
     fn proxies_report(&self) -> ProxiesReport {
         let of = |state: PolicyState| {
             let result = state.as_str();

@@ -21,11 +21,11 @@ use crate::{config::Mesh, net::tls::Peer};
 #[derive(Serialize)]
 pub(super) struct Listed {
     key: String,
-    /// None where the record cannot be read.
+    /// None if the record cannot be read.
     record: Option<Instance>,
-    /// Why the record is not used.
+    /// Why the record is rejected.
     error: Option<String>,
-    /// The oddities of a record that is used.
+    /// The oddities of an accepted record.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -40,7 +40,7 @@ impl Admin {
     fn listed(&self, entry: Entry) -> Listed {
         let overview = Arc::clone(&self.feed.overviews.borrow());
         let record = Instance::parse(&entry.value);
-        // A record that the world has not seen yet is judged by itself.
+        // A record that the world has not seen yet is checked on its own.
         let own = InstanceKey::parse(&entry.key).and_then(|_| record.clone().map(drop));
         let error = overview.rejected.get(&entry.key).cloned().or(own.err());
         let warnings = overview.warnings.get(&entry.key).into_iter().flatten();
@@ -57,7 +57,7 @@ impl Admin {
 #[serde(deny_unknown_fields)]
 pub(super) struct Options {
     lease: Option<String>,
-    /// `?strict`: oddities are rejected instead of warned of.
+    /// `?strict`: oddities are rejected; by default they cause warnings.
     strict: Option<String>,
 }
 
@@ -67,7 +67,7 @@ impl Options {
     }
 }
 
-/// The answer to a registration that is odd.
+/// The response to a registration with oddities.
 #[derive(Serialize)]
 struct Registered {
     warnings: Vec<String>,
@@ -103,7 +103,7 @@ pub(super) async fn register(
         true => None,
         false => admin.feed.overviews.borrow().rejected.get(&key).cloned(),
     };
-    let unused = unused.map(|error| format!("the record is not used: {error}"));
+    let unused = unused.map(|error| format!("the record is rejected: {error}"));
     let unknown = unknown.map(|warning| warning.to_string());
     let warnings: Vec<String> = unknown.into_iter().chain(unused).collect();
     match warnings.is_empty() {
@@ -127,13 +127,14 @@ fn key(service: String, zone: String, instance: String) -> Result<InstanceKey, P
         zone,
         instance,
     };
-    // Through the door that the feed uses: a record that is taken here is read there.
+    // Uses the feed's parser, so that an accepted record is also accepted there.
     InstanceKey::parse(&key.store_key()).map_err(Problem::bad_request)
 }
 
 impl Admin {
-    /// Rejects an address of another zone, and sees to it that a record is as old as its claim of an address: the older
-    /// record keeps it. Whether the record claims its address anew.
+    /// Rejects an address that another zone has registered, since the older record keeps an
+    /// address. Returns whether the record claims its address anew: then its key must be as new as
+    /// that claim.
     async fn claim(&self, at: &InstanceKey, record: &Instance) -> Result<bool, Problem> {
         let key = at.store_key();
         let address = |instance: &Instance| (instance.address, instance.port);
@@ -163,7 +164,7 @@ impl Admin {
                 Instance::parse(&entry.value).is_ok_and(|i| address(&i) == address(record));
             if claims && other.zone != at.zone && is_configured(&other.zone) {
                 let detail = format!(
-                    "{} of zone {} has this address and port: a zone cannot take another's; deregister that one first",
+                    "{} of zone {} has this address and port: a zone cannot take over another zone's address; deregister that instance first",
                     entry.key, other.zone
                 );
                 return Err(Problem::conflict(detail).because("address_of_another_zone"));
@@ -176,7 +177,7 @@ impl Admin {
     }
 }
 
-/// A misspelt name would be an instance that never gets a request.
+/// A misspelt name would create an instance that never gets a request.
 fn check_known(mesh: &Mesh, at: &InstanceKey) -> Result<(), Problem> {
     if mesh.topology.zone_named(&at.zone).is_none() {
         let zones = mesh
@@ -184,7 +185,7 @@ fn check_known(mesh: &Mesh, at: &InstanceKey) -> Result<(), Problem> {
             .zones()
             .map(|zone| mesh.topology.zone_name(zone));
         let detail = format!(
-            "no zone {:?} is configured; these are: {}",
+            "zone {:?} is not configured; configured zones: {}",
             at.zone,
             some_of(zones)
         );
@@ -194,7 +195,7 @@ fn check_known(mesh: &Mesh, at: &InstanceKey) -> Result<(), Problem> {
     if !services.any(|service| service == at.service) {
         let services = mesh.services.iter().map(|service| service.name.as_str());
         let detail = format!(
-            "no service {:?} is configured; these are: {}",
+            "service {:?} is not configured; configured services: {}",
             at.service,
             some_of(services)
         );

@@ -1,4 +1,4 @@
-//! Leases, and the clients that they belong to.
+//! Leases and their owners.
 
 use std::{
     collections::HashMap,
@@ -21,16 +21,16 @@ use crate::{net::access::Caller, net::tls::Peer};
 /// The reason of a problem: the lease has ended, or belongs to another client.
 pub(super) const NOT_FOUND: &str = "lease_not_found";
 
-/// How many owners are remembered. The store is asked for the others.
+/// How many owners are cached. The store is read for the others.
 const OWNERS_MAX: usize = 100_000;
 
-/// The owners of leases that were asked for lately. An owner never changes. Cheap to clone.
+/// The owners of recently used leases. An owner never changes. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct LeaseOwners(Arc<Mutex<HashMap<LeaseId, LeaseOwner>>>);
 
 impl LeaseOwners {
     fn get(&self, lease: LeaseId) -> Option<LeaseOwner> {
-        // Each change is one insertion: a panic elsewhere cannot have left it half done.
+        // Each change is one insertion: a panic elsewhere cannot leave it half done.
         let owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         owners.get(&lease).cloned()
     }
@@ -70,7 +70,7 @@ pub(super) async fn grant(
     let lease = admin.write(admin.store.lease_grant(ttl)).await?;
     let key = LeaseOwner::store_key(lease);
     let put = admin.store.put(&key, owner.to_json().into(), Some(lease));
-    // A lease whose owner cannot be written down has no owner, and ends by itself.
+    // If the owner cannot be stored, the lease has no owner and expires.
     admin.write(put).await?;
     admin.owners.insert(lease, owner);
     Ok(Json(Granted {
@@ -84,7 +84,7 @@ pub(super) async fn keep_alive(
     peer: Option<Extension<Peer>>,
     Path(lease): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    // Not written down by the store, so its outcome says nothing about writes.
+    // The store does not persist this, so its outcome says nothing about writes.
     admin.writing()?;
     let lease = admin.own_lease(&lease, &caller(peer)).await?;
     admin.store.lease_keep_alive(lease).await?;
@@ -102,28 +102,28 @@ pub(super) async fn revoke(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The client that asks. Without a peer it is anonymous.
+/// The calling client. Without a peer it is anonymous.
 pub(super) fn caller(peer: Option<Extension<Peer>>) -> Caller {
     peer.map_or(Caller::Anonymous, |Extension(peer)| peer.caller)
 }
 
-/// The owner that a lease of this client has.
+/// The owner of a lease of this client.
 fn owner(caller: &Caller) -> LeaseOwner {
     match caller {
         Caller::Named(identity) => LeaseOwner::certificate(&identity.uris, &identity.dns),
-        // Where the port speaks TLS, its door lets in no client without a certificate.
+        // With TLS the port's access check rejects clients without a certificate.
         Caller::Plain | Caller::Anonymous => LeaseOwner::Plaintext,
     }
 }
 
 impl Admin {
-    /// The lease with this name, if it belongs to this client or the client is a listed operator. Another client's lease is
-    /// not told apart from one that has ended.
+    /// The lease with this name, if it belongs to this client or the client is a listed operator.
+    /// Another client's lease looks like an expired one.
     pub(super) async fn own_lease(&self, name: &str, caller: &Caller) -> Result<LeaseId, Problem> {
         let lease = parse(name)?;
         let none = || {
             let detail = format!(
-                "no lease {name} of {caller}: it has ended, or another client holds it; grant one with POST /v1/leases"
+                "{caller} has no lease {name}: it has expired, or belongs to another client; grant one with POST /v1/leases"
             );
             Problem::not_found(detail).because(NOT_FOUND)
         };
@@ -134,7 +134,7 @@ impl Admin {
             Some(known) => known,
             None => {
                 let entry = self.store.get(&LeaseOwner::store_key(lease)).await?;
-                // The record has to be the lease's own, so that it cannot outlive it.
+                // The record must be attached to its own lease, so that it cannot outlive it.
                 let entry = entry.filter(|entry| entry.lease == Some(lease));
                 let known = entry.and_then(|entry| LeaseOwner::parse(&entry.value).ok());
                 let known = known.ok_or_else(none)?;
@@ -149,12 +149,12 @@ impl Admin {
     }
 }
 
-/// Leases are 64-bit numbers, which JSON readers round: they travel as hexadecimal text.
+/// Leases are 64-bit numbers, which JSON readers round, so they are sent as hexadecimal text.
 fn parse(text: &str) -> Result<LeaseId, Problem> {
     i64::from_str_radix(text, 16)
         .ok()
-        // 0 means no lease to a store.
+        // A store treats 0 as no lease.
         .filter(|lease| *lease > 0)
         .map(LeaseId)
-        .ok_or_else(|| Problem::bad_request("lease: the text that POST /v1/leases gave"))
+        .ok_or_else(|| Problem::bad_request("lease: use the text that POST /v1/leases returned"))
 }

@@ -1,10 +1,10 @@
-//! The objections to a move of authority, before it is begun. Each objection is a safety rule,
-//! which an operator who wants the move all the same names back.
+//! The objections to a move of authority, collected before it begins. Each is a safety rule, which
+//! an operator can override by its code.
 
 use super::{Admin, cells::same};
 use crate::{authority::CellStatus, conditions::Code};
 
-/// One thing that speaks against a move.
+/// One objection to a move.
 pub(super) struct Objection {
     pub(super) rule: Code,
     pub(super) detail: String,
@@ -21,12 +21,12 @@ pub(super) fn objections(
     let mut object = |rule, detail| found.push(Objection { rule, detail });
     let settled = status.state.is_some() && status.moving.is_none();
     if same(&status.owners, to) && settled {
-        // Without force there is nothing to do, which the move itself says.
+        // Without force there is nothing to do, which the move itself reports.
         if forced {
             object(
                 Code::AlreadyOwner,
                 format!(
-                    "cell {} belongs to {} already: an override only interrupts its writes until the writes in flight have settled",
+                    "cell {} belongs to {} already: an override would only interrupt its writes until the writes in flight have settled",
                     status.cell,
                     to.join(", ")
                 ),
@@ -39,13 +39,13 @@ pub(super) fn objections(
         if speakers.replicas == 0 && forced {
             object(
                 Code::NoReplicaThere,
-                format!("no replica speaks for zone {zone}: no replica could grant writes there"),
+                format!("no replica serves zone {zone}, so no replica could grant writes there"),
             );
         } else if speakers.proxies == Some(0) {
             object(
                 Code::NoProxiesThere,
                 format!(
-                    "no proxy of zone {zone} is connected to its control plane to hold grants: all writes would be refused there"
+                    "no proxy of zone {zone} is connected to its control plane to hold grants: all writes would be rejected there"
                 ),
             );
         }
@@ -67,7 +67,7 @@ pub(super) fn objections(
     found
 }
 
-/// The fenced services without an instance to serve them in any of `zones`.
+/// The fenced services without a usable instance in all of `zones`.
 pub(super) fn unserved(admin: &Admin, zones: &[String]) -> Vec<String> {
     let Some(view) = zones.first().and_then(|zone| admin.view(zone).ok()) else {
         return Vec::new();

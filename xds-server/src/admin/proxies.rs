@@ -14,12 +14,13 @@ pub(super) struct Listed {
     policy: PolicyStatus,
 }
 
-/// How far the filter is.
+/// The progress of the filter.
 #[derive(Serialize)]
 struct PolicyStatus {
-    /// `applied`, `behind`, `refused`, or `unknown` where the filter has said nothing for five minutes, or not to this replica.
+    /// `applied`, `behind`, `refused`, or `unknown` if the filter has sent no report for five
+    /// minutes, or none to this replica.
     state: &'static str,
-    /// The version that the proxy is to have; none where its zone is gone.
+    /// The version that the proxy should have; none if its zone is gone.
     wanted: Option<u64>,
     applied: Option<AppliedStatus>,
 }

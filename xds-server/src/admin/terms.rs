@@ -1,4 +1,4 @@
-//! The terms that all replicas have agreed on, and changing them.
+//! The terms that all replicas have agreed on, and their changes.
 
 use axum::{Json, body::Bytes, extract::State};
 use policy::fence::Agreement;
@@ -24,7 +24,7 @@ struct ChangeRequest {
     stop_writes: bool,
 }
 
-/// Begins a change. Its progress is seen in [`show`].
+/// Begins a change. [`show`] reports its progress.
 pub(super) async fn change(
     State(admin): State<Admin>,
     body: Bytes,
@@ -34,7 +34,7 @@ pub(super) async fn change(
     let (entry, agreement) = agreed(&admin).await?;
     if agreement.next.is_some() {
         return Err(Problem::conflict(
-            "another change of the terms is under way: `tidegate terms` shows it, `tidegate terms cancel` ends it",
+            "another change of the terms is under way: see `tidegate terms`, or abort it with `tidegate terms cancel`",
         ));
     }
     if agreement.current.is_kept_by(&next) {
@@ -43,13 +43,13 @@ pub(super) async fn change(
     let widened = agreement.widened(next);
     if widened.is_stopped() && !request.stop_writes {
         return Err(Problem::conflict(
-            "this change moves writes from one cell to another (`shards` or `cell_key`), so no fenced write is admitted until all earlier grants and writes are over. Confirm it with `--stop-writes`",
+            "this change moves writes from one cell to another (`shards` or `cell_key`), so no fenced write is admitted until all earlier grants and writes have ended. Confirm it with `--stop-writes`",
         ));
     }
     replace(&admin, &entry, &widened).await
 }
 
-/// Ends a change that is not completed.
+/// Aborts a change.
 pub(super) async fn cancel(State(admin): State<Admin>) -> Result<Json<TermsRecord>, Problem> {
     let (entry, agreement) = agreed(&admin).await?;
     if agreement.next.is_none() {
@@ -62,7 +62,7 @@ pub(super) async fn cancel(State(admin): State<Admin>) -> Result<Json<TermsRecor
 async fn agreed(admin: &Admin) -> Result<(Entry, Agreement), Problem> {
     let entry = admin.store.get(TERMS_KEY).await?.ok_or_else(|| {
         Problem::conflict(
-            "no terms are agreed yet: the first replica with a session records them. Where `authority` is not configured there are none",
+            "no terms are agreed yet: the first replica with a session records them. Without `authority` in the configuration there are none",
         )
     })?;
     let agreement = TermsRecord::parse(&entry.value).map_err(Problem::conflict)?;
@@ -81,7 +81,7 @@ async fn replace(
     match made.await?.succeeded {
         true => Ok(Json(record)),
         false => Err(Problem::conflict(
-            "the terms have just been changed: look at them, and try again",
+            "the terms have just been changed: check them, and retry",
         )),
     }
 }

@@ -8,13 +8,10 @@ use axum::{
     extract::{Path, Query, State},
     http::StatusCode,
 };
-use policy::{Phase, Tier, Why, ZoneStanding, ZoneState, standing::SHARE_FULL};
+use policy::{Phase, Tier, Why, ZoneDirective, ZoneStanding, ZoneState, standing::SHARE_FULL};
 use registry::{
     store::{Compare, Op},
-    zone_records::{
-        DIRECTIVES_PREFIX, DirectiveKey, DirectiveName, DirectiveRecord, StandingKey,
-        StandingRecord,
-    },
+    zone_records::{DIRECTIVES_PREFIX, DirectiveKey, DirectiveRecord, StandingKey, StandingRecord},
 };
 use serde::{Deserialize, Serialize};
 
@@ -26,12 +23,13 @@ use crate::{
     world::ZoneStatus,
 };
 
-/// How everything is doing.
+/// The states of all services and zones.
 #[derive(Serialize)]
 pub(super) struct Zones {
-    /// The store's change that is not believed, in words; `POST /v1/confirm` makes it believed.
+    /// The change of the store that a sanity guard rejects, in words; `POST /v1/confirm` accepts
+    /// it.
     implausible: Option<String>,
-    /// Instances that are served though their records are gone.
+    /// Instances that are still served although their records are gone.
     kept: usize,
     zones: Vec<Zone>,
 }
@@ -40,7 +38,7 @@ pub(super) struct Zones {
 struct Zone {
     service: String,
     zone: String,
-    /// Why it has the part that it has.
+    /// Why it has its share.
     state: &'static str,
     /// Per mille of its full share; 0 while it is out.
     share: u16,
@@ -48,7 +46,7 @@ struct Zone {
     unhealthy: u32,
     draining: u32,
     flaps: u8,
-    /// How long it will be held, if it stays healthy.
+    /// How long the hold lasts if it stays healthy.
     #[serde(skip_serializing_if = "Option::is_none")]
     held_for_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,15 +114,16 @@ pub(super) async fn intents(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WantRequest {
-    intent: DirectiveName,
+    intent: ZoneDirective,
     #[serde(default)]
     reason: String,
-    /// Safety rules to pass over.
+    /// Safety rules to override.
     #[serde(default)]
     accept: Vec<Code>,
 }
 
-/// Rejects a drain that leaves services without an instance in the region, unless the operator accepts that.
+/// Rejects a drain that leaves services without an instance in the region, unless the operator
+/// accepts that.
 fn check_drain(
     admin: &Admin,
     zone: &str,
@@ -145,7 +144,7 @@ fn check_drain(
     checked.map_err(|error| Problem::conflict(&error).because(error.rule.name()))
 }
 
-/// The services that only this zone of its region serves.
+/// The services that no other zone of its region serves.
 fn left_alone(admin: &Admin, zone: &str, service: Option<&str>) -> Result<Vec<String>, Problem> {
     let Some(mesh) = admin.rules.mesh() else {
         return Ok(Vec::new());
@@ -180,7 +179,7 @@ pub(super) async fn want(
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
     let request: WantRequest = parse_json(&body)?;
-    if request.intent == DirectiveName::Drain {
+    if request.intent == ZoneDirective::Drain {
         check_drain(&admin, &zone, which.service.as_deref(), &request)?;
     }
     let key = intent_key(&admin, zone, which.service)?;
@@ -212,7 +211,7 @@ pub(super) async fn release(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Drains of a zone and of its services are released one by one: which of them there are.
+/// Drains of a zone and of its services are released one by one. Lists the existing ones.
 fn nothing_to_release(zone: &str, service: Option<&str>, wanted: &[DirectiveKey]) -> String {
     let whole = |service: Option<&str>| match service {
         Some(service) => format!("service {service} in zone {zone}"),
@@ -225,17 +224,17 @@ fn nothing_to_release(zone: &str, service: Option<&str>, wanted: &[DirectiveKey]
     let is_wanted = |service| of_zone.iter().any(|key| key.service.as_deref() == service);
     match service {
         None if !services.is_empty() => format!(
-            "{nothing}; release its services, which are: `tidegate release {zone} --service {}`",
+            "{nothing}; its services are: `tidegate release {zone} --service {}`",
             services.join("`, `--service ")
         ),
         Some(_) if is_wanted(None) => {
             format!("{nothing}; the whole zone is: `tidegate release {zone}`")
         }
-        _ => format!("{nothing}: `tidegate get zones` shows the present intents, under INTENT"),
+        _ => format!("{nothing}: see the present directives in `tidegate get zones`, under INTENT"),
     }
 }
 
-/// A misspelt zone would be a drain that never happens.
+/// A misspelt zone would create a drain without effect.
 fn intent_key(admin: &Admin, zone: String, service: Option<String>) -> Result<String, Problem> {
     matching(admin, &zone, service.as_deref())?;
     Ok(DirectiveKey { zone, service }.store_key())
@@ -262,13 +261,13 @@ fn matching(
         .collect();
     if matching.is_empty() {
         let what = service.map_or(String::new(), |service| format!("service {service:?} in "));
-        let problem = format!("no {what}zone {zone:?} is configured: see GET /v1/zones");
+        let problem = format!("{what}zone {zone:?} is not configured: see GET /v1/zones");
         return Err(Problem::not_found(problem));
     }
     Ok(matching)
 }
 
-/// Lets services that are out come back now, as far as their instances are healthy.
+/// Readmits services that are out, as far as their instances are healthy.
 pub(super) async fn fail_back(
     State(admin): State<Admin>,
     Path(zone): Path<String>,
@@ -284,7 +283,7 @@ pub(super) async fn fail_back(
             key: key.clone(),
             is: status.revision,
         };
-        // With a manual failback, and without steps, the ramp is over at once.
+        // With a manual failback, and without steps, the ramp ends at once.
         let returning = ZoneStanding {
             phase: Phase::Returning { step: 0 },
             ..status.standing
@@ -293,7 +292,7 @@ pub(super) async fn fail_back(
         let swap = admin.store.txn(vec![unchanged], vec![put], None);
         if !admin.write(swap).await?.succeeded {
             return Err(Problem::conflict(format!(
-                "{} has just changed: look at /v1/zones, and repeat it",
+                "{} has just changed: check /v1/zones, and retry",
                 at.service
             )));
         }
@@ -336,7 +335,7 @@ mod tests {
             (
                 "a",
                 None,
-                "zone a as a whole; release its services, which are: `tidegate release a --service orders`, `--service users`",
+                "zone a as a whole; its services are: `tidegate release a --service orders`, `--service users`",
             ),
             (
                 "b",

@@ -1,8 +1,8 @@
-//! The policies that the proxies' filters report as applied. xDS knows the resources that a proxy
-//! has accepted; this is the policy that its workers decide by.
+//! The policies that the proxies' filters report as applied. xDS only knows the resources that a
+//! proxy has accepted; this is the policy that its workers use.
 //!
-//! [`service`] is the call on tonic. A proxy tells one control plane at a time, each in turn where
-//! its cluster has several, so a report here may be as old as it says.
+//! [`service`] is the tonic service. A proxy sends each report to one control plane; if its cluster
+//! has several, it takes turns. So a report here may be as old as its age says.
 
 mod service;
 
@@ -18,35 +18,35 @@ use tokio::time::Instant;
 
 pub use service::service;
 
-/// The most proxies of which something is kept. With reports of the largest size, about 30 MB.
+/// The most proxies whose reports are kept. With reports of the largest size, about 30 MB.
 const NODES_MAX: usize = 20_000;
-/// A report is forgotten after so long. Filters report every 30 s, to one replica of several each time.
+/// The lifetime of a report. Filters send one every 30 s, to one replica of several each time.
 const KEPT: Duration = Duration::from_secs(300);
-/// How many refused editions are remembered of a proxy.
+/// How many rejected policy versions are remembered of a proxy.
 const REFUSED_KEPT: usize = 4;
-/// How often reports that are too old are looked for.
+/// How often expired reports are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The policies that a proxy's filter has applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AppliedStatus {
-    /// How long ago it said so.
+    /// The age of the report.
     pub age_s: u64,
-    /// The editions that its threads decide by.
+    /// The policy versions that its threads use.
     pub editions: Vec<AppliedEdition>,
-    /// The edition that was refused since they applied those.
+    /// The policy version that was rejected after those were applied.
     pub refused: Option<RefusedEdition>,
 }
 
-/// How far a proxy's filter is.
+/// The progress of a proxy's filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PolicyState {
     Applied,
-    /// Not all of its threads have the policy that it is to have.
+    /// Not all of its threads have the policy that it should have.
     Behind,
-    /// It has refused that policy, and decides by another one.
+    /// It has rejected that policy, and uses another one.
     Refused,
-    /// It has said nothing for five minutes, or not to this replica.
+    /// It has sent no report for five minutes, or none to this replica.
     Unknown,
 }
 
@@ -58,7 +58,7 @@ impl PolicyState {
         PolicyState::Unknown,
     ];
 
-    /// As metrics and people see it.
+    /// The name for metrics and operators.
     pub fn as_str(self) -> &'static str {
         match self {
             PolicyState::Applied => "applied",
@@ -69,19 +69,19 @@ impl PolicyState {
     }
 }
 
-/// An edition of the policy in use.
+/// A policy version in use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AppliedEdition {
     pub version: u64,
     pub generation: u64,
-    /// The proxy's workers and its main thread.
+    /// The threads of the proxy, workers and main thread.
     pub threads: u32,
 }
 
-/// An edition that the filter could not read.
+/// A policy version that the filter could not read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RefusedEdition {
-    /// 0 where not even that could be read.
+    /// 0 if even the version could not be read.
     pub version: u64,
     pub generation: u64,
     pub message: String,
@@ -98,19 +98,19 @@ impl RefusedEdition {
 }
 
 impl AppliedStatus {
-    /// Whether all threads decide by the policy of this version, and by no other.
+    /// Whether all threads use the policy of this version.
     pub fn is_at(&self, version: u64) -> bool {
         !self.editions.is_empty()
             && (self.editions.iter()).all(|edition| edition.version == version)
     }
 }
 
-/// So many proxies have told something already that nothing more is kept.
+/// Too many proxies have sent reports already: this one is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("reports of {NODES_MAX} proxies are kept, no more")]
+#[error("the reports of {NODES_MAX} proxies are kept, which is the limit")]
 pub struct Full;
 
-/// The reports of all of them. Cheap to clone.
+/// The reports of all proxies. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Applied {
     told: Arc<Mutex<Told>>,
@@ -126,13 +126,13 @@ struct Told {
 struct Node {
     report: AppliedReport,
     at: Instant,
-    /// The editions that it refused, the last one last: a policy that comes again unchanged is not
-    /// looked at again by the proxy, so its filter says nothing about it a second time.
+    /// The versions that it rejected, oldest first. The proxy does not read an unchanged policy
+    /// again, so its filter does not report it a second time.
     refused: Vec<Refused>,
 }
 
 impl Node {
-    /// Takes in the proxy's next report.
+    /// Applies the proxy's next report.
     fn note(&mut self, report: AppliedReport, now: Instant) {
         if let Some(refused) = &report.refused {
             self.refused
@@ -142,7 +142,7 @@ impl Node {
                 self.refused.remove(0);
             }
         }
-        // One that is applied after all was refused by mistake.
+        // A version that is applied after all was rejected by mistake.
         let applied = |version| report.applied.iter().any(|a| a.version == version);
         self.refused.retain(|before| !applied(before.version));
         (self.report, self.at) = (report, now);
@@ -150,7 +150,7 @@ impl Node {
 }
 
 impl Applied {
-    /// Keeps a report, in place of the proxy's last one.
+    /// Keeps a report, and replaces the proxy's last one.
     pub fn note(&self, report: AppliedReport, now: Instant) -> Result<(), Full> {
         let mut told = self.lock();
         if (told.swept).is_none_or(|swept| now.duration_since(swept) >= SWEEP_INTERVAL) {
@@ -171,7 +171,7 @@ impl Applied {
         Ok(())
     }
 
-    /// A proxy's last report, unless that is too long ago.
+    /// A proxy's last report, unless it has expired.
     pub fn of(&self, node: &str, now: Instant) -> Option<AppliedStatus> {
         let told = self.lock();
         let Node { report, at, .. } = told.by_node.get(node)?;
@@ -189,7 +189,7 @@ impl Applied {
         })
     }
 
-    /// How far the filter is that is to have the policy `wanted`, and its last report.
+    /// The progress of the filter that should have the policy `wanted`, and its last report.
     pub fn standing(
         &self,
         node: &str,
@@ -277,14 +277,15 @@ mod tests {
         });
         applied.note(refusing, now).unwrap();
         assert_eq!(state(2).0, PolicyState::Refused);
-        // Another one is applied, and the refused one comes again: the filter is silent about it.
+        // Another version is applied, and the rejected one is sent again: the filter does not
+        // report it.
         applied.note(report("gw-1", 3), now).unwrap();
         assert_eq!(state(3).0, PolicyState::Applied);
         let (again, status) = state(2);
         assert_eq!(again, PolicyState::Refused);
         let refused = status.and_then(|status| status.refused).unwrap();
         assert_eq!(refused.message, "mode: missing");
-        // One that was never refused is only not there yet.
+        // A version that was never rejected is only not applied yet.
         assert_eq!(state(4).0, PolicyState::Behind);
         applied.note(report("gw-1", 2), now).unwrap();
         assert_eq!(state(2).0, PolicyState::Applied);

@@ -1,4 +1,4 @@
-//! Reports on tonic.
+//! The tonic service that receives reports.
 
 use protos::{status::AppliedReport, wire};
 use tokio::time::Instant;

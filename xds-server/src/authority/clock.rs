@@ -1,14 +1,14 @@
-//! The time that sessions, grants and waits are counted by.
+//! The clock of sessions, grants and waits.
 
 use nix::time::{ClockId, clock_gettime};
 
-/// A clock in microseconds that never goes back, and counts while the machine is suspended.
+/// A monotonic clock in microseconds that counts while the machine is suspended.
 pub trait Clock: Send + Sync + 'static {
     fn now_us(&self) -> u64;
 }
 
-/// Linux's `CLOCK_BOOTTIME`. Not `CLOCK_MONOTONIC`, which stands still while the machine is
-/// suspended: a replica that slept would take its session for alive.
+/// Linux's `CLOCK_BOOTTIME`. Not `CLOCK_MONOTONIC`, which does not count while the machine is
+/// suspended: after a suspension a replica would assume that its session still lives.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Boottime;
 
@@ -20,8 +20,8 @@ impl Clock for Boottime {
                 let micros = u64::try_from(time.tv_nsec() / 1_000).unwrap_or(0);
                 seconds.saturating_mul(1_000_000).saturating_add(micros)
             }
-            // Never on Linux since 2.6.39. The end of time: every session is over, nothing is
-            // granted.
+            // Impossible on Linux since 2.6.39. The end of time: every session has ended, and no
+            // grant is given.
             Err(_) => u64::MAX,
         }
     }

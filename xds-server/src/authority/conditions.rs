@@ -1,4 +1,4 @@
-//! Reasons for refused writes, as conditions: grants that cannot be given, cells without a grantor,
+//! Causes of rejected writes, as conditions: grants that cannot be given, cells without a grantor,
 //! moves that do not end.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::{
     store_health::{Level, StoreHealth},
 };
 
-/// Between two looks.
+/// Between two checks.
 const INTERVAL: Duration = Duration::from_millis(500);
 /// Slack on top of the terms' times: steps are taken on ticks, by busy machines.
 const SLACK: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ const CODES: &[Code] = &[
     Code::OwnerWithoutInstances,
 ];
 
-/// Looks again and again. Ends with the engine.
+/// Checks periodically. Ends with the engine.
 pub(super) async fn watch(
     authorities: Authorities,
     store_health: StoreHealth,
@@ -56,9 +56,9 @@ pub(super) async fn watch(
 
 /// The known state of the store.
 struct StoreView {
-    /// Its content is known, and it has confirmed that.
+    /// Its content is known and confirmed.
     is_current: bool,
-    /// Why writes fail; empty where nothing is known of that.
+    /// Why writes fail; empty if unknown.
     trouble: String,
 }
 
@@ -112,7 +112,7 @@ fn find_of(cell: &CellStatus, store: &StoreView, terms: &Terms, found: &mut Vec<
             let detail = format!("its record names {owners}, epoch {}", cell.epoch);
             note(Code::StoreOfAnotherId, detail, Duration::ZERO);
         }
-        // A store that is away has no record either.
+        // An unreachable store has no record either.
         None if store.is_current => {
             let detail = store.because("its owner zone has not written one");
             note(Code::CellNotRecorded, detail, patience);
@@ -163,7 +163,7 @@ fn find_of_active(
         let detail = format!("{zones} has no usable instance of {services}");
         note(Code::OwnerWithoutInstances, detail, patience);
     }
-    // A move may have made an owner of a zone that stands by.
+    // A move may have turned a standby zone into an owner.
     let standby = cell.standby.iter();
     let standby = standby.filter(|zone| !cell.owners.contains(zone));
     let empty: Vec<&str> = standby.filter(empty).map(|z| z.as_str()).collect();
@@ -194,7 +194,7 @@ mod tests {
         Terms::new(3 * SECOND, SECOND, SECOND, SECOND / 10, 10).unwrap()
     }
 
-    /// A cell of zone a, with b standing by, as a replica of a sees it, and all is well.
+    /// A healthy cell of zone a, with standby b, in the view of a replica of a.
     fn good() -> CellStatus {
         let speakers = Speakers {
             replicas: 1,
@@ -224,7 +224,8 @@ mod tests {
         }
     }
 
-    /// The state holds only after a while, names its subject, and ends when all is well again.
+    /// The state becomes a condition only after a while, names its subject, and ends when the cell
+    /// is healthy again.
     #[track_caller]
     fn begins_and_ends(change: impl Fn(&mut CellStatus), expected: Code, subject: &str) {
         let conditions = Conditions::new();

@@ -1,9 +1,9 @@
-//! Zones with a control plane of their own, for the streams of proxies that come from another zone.
+//! Zones with a control plane of their own, for the streams of proxies from other zones.
 //!
-//! A proxy whose own control plane was away has turned to this one, and would stay: nothing in
-//! Envoy closes a stream because a better place is back. So its streams end when its zone has a
-//! control plane again. It may still be kept from that one (an ejection lasts for seconds, a way
-//! may be cut off); so it is given longer and longer from one time to the next.
+//! A proxy whose own control plane was down has connected to this one, and would stay: Envoy does
+//! not close a stream because a better server is back. So its streams end when its zone has a
+//! control plane again. The proxy may still be unable to reach that one (an ejection lasts for
+//! seconds, a network may be partitioned). So the interval between two attempts grows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,12 +21,12 @@ use tokio::{
 use tonic::Status;
 use tracing::info;
 
-/// How long after its zone is back a proxy is sent there for the first time.
+/// How long after the return of its zone a proxy is first sent back.
 const FIRST: Duration = Duration::from_millis(300);
-/// The longest between two times.
+/// The longest interval between two attempts.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// By zone with a live session: since when the newest of these is there.
+/// By zone with a live session: since when the newest one exists.
 pub(super) type Since = BTreeMap<Name, Instant>;
 
 /// The sessions that the engine sees, and since when.
@@ -37,7 +37,7 @@ pub(super) struct Sightings {
 }
 
 impl Sightings {
-    /// Takes in which sessions live; true if that changes since when zones have one.
+    /// Applies the live sessions; true if the times of zones change.
     pub(super) fn look(&mut self, alive: BTreeSet<SessionId>, now: Instant) -> bool {
         if self.alive == alive {
             return false;
@@ -62,7 +62,7 @@ impl Sightings {
 /// The view of streams. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Homes {
-    /// The zones that this process speaks for; empty where nothing is fenced.
+    /// The zones that this process serves; empty if nothing is fenced.
     own: Arc<BTreeSet<Name>>,
     since: watch::Receiver<Arc<Since>>,
 }
@@ -78,16 +78,16 @@ impl Homes {
         }
     }
 
-    /// For a process that knows no zones: every stream stays.
+    /// For a process without zones: every stream stays.
     pub fn unknown() -> Homes {
         Homes::new([], watch::channel(Arc::default()).1)
     }
 
-    /// Waits until the stream of a proxy had better be another control plane's; the proxy gets the
-    /// status. Most proxies are at home, and pay nothing for the others.
+    /// Waits until a proxy's stream should move to another control plane; the proxy gets the
+    /// status. Most proxies are in their own zone, and cost nothing.
     pub(crate) fn sent_home(&self, zone: &str, node: &str) -> BoxFuture<'static, Status> {
         if self.own.is_empty() || self.own.contains(zone) {
-            // Without memory: it has no size.
+            // Costs no memory: its future has no size.
             return Box::pin(std::future::pending());
         }
         Box::pin(self.clone().visit(zone.to_owned(), node.to_owned()))
@@ -105,9 +105,9 @@ impl Homes {
             };
             tokio::select! {
                 () = over => {
-                    info!(node, zone, "the zone has a control plane of its own again: the stream ends, so that the proxy reconnects there");
+                    info!(node, zone, "the zone's own control plane is back: the stream is closed, so that the proxy reconnects there");
                     return Status::unavailable(format!(
-                        "zone {zone:?} has a control plane of its own again: ask that one"
+                        "the control plane of zone {zone:?} is back: connect to it"
                     ));
                 }
                 changed = self.since.changed() => if changed.is_err() {
@@ -119,8 +119,8 @@ impl Homes {
     }
 }
 
-/// The first of the times at which a proxy is sent home that is not before `opened`: they double
-/// from [`FIRST`] to [`LONGEST`], each a little later for one proxy than for another.
+/// The first attempt to send a proxy back that is not before `opened`. The intervals double from
+/// [`FIRST`] to [`LONGEST`], with a jitter for each proxy.
 fn next_after(since: Instant, opened: Instant, node: &str) -> Instant {
     let mut hasher = DefaultHasher::new();
     node.hash(&mut hasher);
@@ -129,7 +129,7 @@ fn next_after(since: Instant, opened: Instant, node: &str) -> Instant {
     let mut span = FIRST;
     loop {
         if span == LONGEST {
-            // A zone may be there for months.
+            // A zone may have been there for months.
             let passed = opened.saturating_duration_since(at + LONGEST * 2);
             at += Duration::from_secs(passed.as_secs() / LONGEST.as_secs() * LONGEST.as_secs());
         }
@@ -163,7 +163,7 @@ mod tests {
         assert!(!sightings.look([first.clone()].into(), at(1)));
         assert!(sightings.look([first.clone(), second.clone()].into(), at(2)));
         assert_eq!(sightings.since().get("a"), Some(&at(2)));
-        // One that goes while another stays changes nothing.
+        // If one goes while another stays, nothing changes.
         assert!(!sightings.look([second.clone()].into(), at(3)));
         assert!(sightings.look([].into(), at(4)));
         assert_eq!(sightings.since().get("a"), None);
@@ -183,8 +183,7 @@ mod tests {
             opened = next;
         }
         assert!(spans[0] >= FIRST && spans[0] < FIRST * 2, "{spans:?}");
-        // The part by which one proxy is later than another grows with the span, up to a quarter of
-        // it.
+        // The jitter between proxies grows with the interval, up to a quarter of it.
         assert!(spans[..8].is_sorted(), "{spans:?}");
         let most = LONGEST + LONGEST / 4;
         assert!(spans.iter().all(|span| *span <= most), "{spans:?}");

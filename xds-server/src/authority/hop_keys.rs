@@ -1,5 +1,4 @@
-//! Proxies that get the keys that hops are signed with: gateways that may be gateways of their
-//! zone, and no others.
+//! The distribution of hop keys: only to gateways that may be gateways of their zone.
 
 use std::sync::Arc;
 
@@ -14,20 +13,20 @@ use crate::{
     snapshot::Role,
 };
 
-/// The keys of every mesh to come.
+/// The keys of every future mesh.
 #[derive(Clone)]
 pub struct HopKeys {
     meshes: watch::Receiver<Arc<Mesh>>,
     rules: AccessRules,
 }
 
-/// The keys that one proxy was told.
+/// The keys that were sent to one proxy.
 pub(super) struct ToldKeys {
     keys: HopKeys,
     caller: Caller,
     zone: String,
     role: String,
-    /// The last message to it; none before the first time.
+    /// The last message to it; none before the first.
     told: Option<Option<Keys>>,
 }
 
@@ -36,7 +35,7 @@ impl HopKeys {
         HopKeys { meshes, rules }
     }
 
-    /// For a proxy that says this of itself.
+    /// For a proxy with this claimed role.
     pub(super) fn told_to(&self, caller: &Caller, zone: &str, role: &str) -> ToldKeys {
         ToldKeys {
             keys: self.clone(),
@@ -49,7 +48,7 @@ impl HopKeys {
 }
 
 impl ToldKeys {
-    /// The next message to the proxy, where it differs from the one before.
+    /// The next message to the proxy, if it differs from the previous one.
     pub(super) fn news(&mut self) -> Option<Option<Keys>> {
         let authority = self.keys.meshes.borrow_and_update().authority.clone();
         let keys = authority.and_then(|authority| authority.hop_keys);
@@ -62,7 +61,7 @@ impl ToldKeys {
         Some(keys)
     }
 
-    /// Ready when there may be news. Never where there will be none.
+    /// Ready when there may be an update; never if there cannot be one.
     pub(super) async fn changed(&mut self) {
         if self.keys.meshes.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -75,9 +74,9 @@ impl ToldKeys {
     }
 }
 
-/// Says for as long as it holds that any client may say that it is a gateway, and is told the keys.
-/// They are told all the same: such a client gets the policy and grants as well. Ends with the
-/// meshes.
+/// Sets a condition while any client may claim to be a gateway, and so receives the keys. It
+/// receives them nevertheless, since such a client gets the policy and grants as well. Ends with
+/// the meshes.
 pub async fn watch_guard(
     mut meshes: watch::Receiver<Arc<Mesh>>,
     xds: PortConfig,
@@ -92,7 +91,7 @@ pub async fn watch_guard(
     }
 }
 
-/// The clients that may claim to be a gateway, where proxies are not authenticated.
+/// The clients that may claim to be a gateway, if proxies are not authenticated.
 fn unguarded(mesh: &Mesh, xds: PortConfig) -> Option<&'static str> {
     let authority = mesh.authority.as_ref();
     let signs = authority.is_some_and(|authority| authority.hop_keys.is_some());
@@ -102,7 +101,7 @@ fn unguarded(mesh: &Mesh, xds: PortConfig) -> Option<&'static str> {
     }
     Some(match xds.is_tls {
         true => "every client with a certificate of `listen.tls.client_ca`",
-        false => "every client that reaches `listen.xds`, which speaks plain text",
+        false => "every client that reaches `listen.xds`, which is plaintext",
     })
 }
 
@@ -148,7 +147,7 @@ mod tests {
         assert_eq!(secrets(told.news()), None);
         let app = named("spiffe://m/a/app");
         for (caller, zone, role) in [
-            // A sidecar, one that calls itself a gateway, gateways of other zones, and an unknown
+            // A sidecar, one that claims to be a gateway, gateways of other zones, and an unknown
             // one.
             (&app, "a", "sidecar"),
             (&app, "a", "gateway"),
@@ -165,7 +164,7 @@ mod tests {
         meshes.send_replace(mesh(TWO, RULES));
         let both = ["abcdef0123456789", "0123456789abcdef"].map(String::from);
         assert_eq!(secrets(told.news()), Some(both.to_vec()));
-        // A proxy that is no longer permitted is told that it has none.
+        // A proxy that is no longer permitted receives an empty message.
         meshes.send_replace(mesh(
             TWO,
             "access: {proxies: [{match: 'spiffe://m/{zone}/other'}]}",

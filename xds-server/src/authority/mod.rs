@@ -1,9 +1,9 @@
 //! Write authority: the processes around [`policy::fence`].
 //!
-//! `policy::fence::Replica` decides everything. The modules here feed it: the `engine` with the
-//! events of the store, with time and with the messages of proxies, and makes the transactions that
-//! it asks for; `service` is the stream to the proxies; `peers` is the way to other replicas;
-//! `records` is the way to and from the store's keys; `clock` reads the time.
+//! `policy::fence::Replica` makes all decisions. The `engine` feeds it with the events of the
+//! store, the time and the messages of proxies, and executes its transactions. `service` is the
+//! stream to the proxies, `peers` the connections to other replicas. `records` converts to and from
+//! the store's keys, and `clock` reads the time.
 
 mod clock;
 mod conditions;
@@ -49,9 +49,9 @@ pub use service::{FenceService, service};
 pub use status::{CellStatus, Holding, MoveStatus, Operation, Speakers};
 pub use terms::{Agreements, ReplicaTerms, TermsStatus, waits_for};
 
-/// Facts that may wait for the engine.
+/// The most store events that may wait for the engine.
 pub const FACTS_MAX: usize = 1_024;
-/// Messages of proxies that may wait for it.
+/// The most proxy messages that may wait for the engine.
 const COMMANDS_MAX: usize = 1_024;
 
 /// The configured rules.
@@ -65,7 +65,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// The rules of `mesh`. Every epoch that was `remembered` of a cell is below its next one.
+    /// The rules of `mesh`. A cell's next epoch is above every epoch in `remembered`.
     pub fn of(mesh: &Mesh, remembered: &BTreeMap<Name, u64>) -> Rules {
         let names = |zones: &[String]| zones.iter().map(|zone| Name::from(zone.as_str())).collect();
         let cells = mesh.authority.iter().flat_map(|authority| &authority.cells);
@@ -93,7 +93,7 @@ impl Rules {
     }
 }
 
-/// The rules of every mesh to come.
+/// The rules of every future mesh.
 pub fn follow(
     mut meshes: watch::Receiver<Arc<Mesh>>,
     remembered: BTreeMap<Name, u64>,
@@ -124,39 +124,39 @@ pub fn remembered(state: Option<&LastGood>) -> BTreeMap<Name, u64> {
     epochs.collect()
 }
 
-/// The store, whose members have so long for one answer.
+/// The store with this time limit for each member's answer.
 pub type StoreWithin = Box<dyn Fn(Duration) -> Arc<dyn Store> + Send>;
 
-/// A proxy's refusal of its configuration, by its node id.
+/// A proxy's rejection of its configuration, by its node id.
 pub type RefusalOf = Box<dyn Fn(&str) -> Option<String> + Send>;
 
 /// The inputs of the engine.
 pub struct Sources {
     pub store: StoreWithin,
-    /// The way to other replicas.
+    /// The connections to other replicas.
     pub peers: peers::Peers,
     pub facts: mpsc::Receiver<StoreEvent>,
-    /// The zones that this process speaks for.
+    /// The zones that this process serves.
     pub zones: Vec<Name>,
-    /// The terms configured at the start: they count until others are agreed on.
+    /// The terms configured at the start; they apply until others are agreed on.
     pub terms: Terms,
-    /// The place where it publishes the agreed terms.
+    /// The agreed terms are published here.
     pub agreements: Agreements,
     pub rules: watch::Receiver<Arc<Rules>>,
-    /// How services are doing.
+    /// The states of services.
     pub overviews: watch::Receiver<Arc<Overview>>,
-    /// A proxy's refusal of its configuration, by its node id.
+    /// A proxy's rejection of its configuration, by its node id.
     pub refusals: RefusalOf,
     pub clock: Arc<dyn Clock>,
-    /// A number that no other incarnation has.
+    /// Draws a number that no other incarnation has.
     pub draw: Box<dyn FnMut() -> u64 + Send>,
-    /// `host:process id`, for people.
+    /// `host:process id`, for operators.
     pub process: String,
     pub store_health: StoreHealth,
     pub metrics: Metrics,
 }
 
-/// Where the rest of the process speaks to the engine. Copies speak to the same one.
+/// The handle of the engine. Clones share the engine.
 #[derive(Clone)]
 pub struct Authorities {
     commands: mpsc::Sender<Command>,
@@ -202,32 +202,32 @@ pub struct MoveRequest {
     /// [`Cause::Operator`] or [`Cause::Override`].
     pub cause: Cause,
     pub reason: Name,
-    /// The new epoch is at least this.
+    /// The lower bound of the new epoch.
     pub epoch_min: u64,
-    /// For how long the cell then stays though others serve it better, in microseconds.
+    /// For how long the cell then stays although other zones serve it better, in microseconds.
     pub hold: u64,
-    /// It may be an override to where the cell is.
+    /// The target of an override may be the present owner.
     pub accepted: bool,
 }
 
-/// Why a proxy gets nothing here.
+/// Why a proxy is rejected here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     #[error(
-        "this replica does not speak for zone {zone}, but for {zones}: proxies hold grants from replicas of their own zone"
+        "this replica serves {zones}, not zone {zone}: proxies hold grants from replicas of their own zone"
     )]
     OtherZone { zone: Name, zones: String },
-    #[error("this replica has no session at present, and grants nothing: try another one")]
+    #[error("this replica has no session at present, and grants nothing: use another replica")]
     NoSession,
     #[error(
-        "this replica's configured terms differ from the agreed terms, so it grants nothing: try another one"
+        "this replica's configured terms differ from the agreed terms, so it grants nothing: use another replica"
     )]
     TermsDiffer,
 }
 
 /// The engine has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this process is stopping, or fences nothing")]
+#[error("this process is stopping, or has no fence")]
 pub struct Gone;
 
 /// Starts the engine.
@@ -258,7 +258,7 @@ pub fn start(sources: Sources) -> Authorities {
 }
 
 impl Authorities {
-    /// One for a process that fences nothing.
+    /// For a process that fences nothing.
     pub fn none() -> Authorities {
         Authorities {
             commands: mpsc::channel(1).0,
@@ -273,12 +273,12 @@ impl Authorities {
         &self.homes
     }
 
-    /// How the cells stand, as far as is known here.
+    /// The states of the cells, as this process knows them.
     pub fn cells(&self) -> Arc<Vec<CellStatus>> {
         Arc::clone(&self.cells.borrow())
     }
 
-    /// To wait for changes of that.
+    /// Subscribes to changes of the cells' states.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Vec<CellStatus>>> {
         self.cells.clone()
     }
@@ -288,7 +288,7 @@ impl Authorities {
         Arc::clone(&self.operations.borrow())
     }
 
-    /// A proxy process connects: messages to it go to `says`. The number of its stream.
+    /// Connects a proxy process: messages to it go to `says`. Returns the number of its stream.
     pub async fn join(
         &self,
         holder: HolderId,
@@ -308,7 +308,7 @@ impl Authorities {
         answer.await.map_err(|_| Gone)
     }
 
-    /// A proxy process says something on its stream.
+    /// Handles a message of a proxy process on its stream.
     pub async fn said(&self, holder: HolderId, stream: u64, says: HolderSays) -> Result<(), Gone> {
         let said = Command::Said {
             holder,
@@ -321,11 +321,11 @@ impl Authorities {
     /// A proxy's stream has ended.
     pub async fn left(&self, holder: HolderId, stream: u64) {
         let left = Command::Left { holder, stream };
-        // An engine that is gone knows no streams.
+        // An engine that has ended has no streams.
         let _ = self.commands.send(left).await;
     }
 
-    /// Begins an operator's move. Its outcome is seen in [`cells`](Authorities::cells).
+    /// Begins an operator's move. [`cells`](Authorities::cells) shows its outcome.
     pub async fn wish(&self, wish: MoveRequest) -> Result<Result<(), MoveRejected>, Gone> {
         let (answer, answered) = oneshot::channel();
         let wish = Command::MoveRequest { wish, answer };
@@ -333,8 +333,9 @@ impl Authorities {
         answered.await.map_err(|_| Gone)
     }
 
-    /// Moves the cells away that no other replica can grant writes for once this process has ended,
-    /// as an operator would, and waits until they have gone. Bound the wait.
+    /// Moves the cells away that no other replica can grant writes for after this process has
+    /// ended, as an operator would, and waits until they have moved. The caller has to bound the
+    /// wait.
     pub async fn hand_over(&self) {
         let (begun, answer) = oneshot::channel();
         let command = Command::HandOver { begun };
@@ -353,13 +354,13 @@ impl Authorities {
             };
             !cells.iter().any(still_here)
         };
-        // An engine that is gone has nothing to hand over.
+        // An engine that has ended has nothing to hand over.
         let _ = cells.wait_for(gone).await;
     }
 
-    /// Grants nothing more, waits until nothing that was granted is in use, and ends the session.
-    /// Without the store it never comes back: bound the wait. Leaving without it is safe too, only
-    /// slower for others.
+    /// Stops granting, waits until no grant is in use, and ends the session. Without the store it
+    /// never returns: the caller has to bound the wait. Exiting without it is safe too, only slower
+    /// for others.
     pub async fn stop(&self) {
         let (stopped, ended) = oneshot::channel();
         if self.commands.send(Command::Stop { stopped }).await.is_ok() {

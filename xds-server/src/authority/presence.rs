@@ -1,5 +1,5 @@
-//! Proxies that could hold grants, by zone: as the sessions of all replicas say, and as the own
-//! ones have said.
+//! Proxies that could hold grants, by zone: as reported by the sessions of all replicas, and by
+//! this process's own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,18 +11,18 @@ use super::{Speakers, StoreEvent, records};
 /// See the module's text.
 #[derive(Default)]
 pub(super) struct Presence {
-    /// How many proxies each session said that it has.
+    /// The number of proxies that each session reported.
     said: BTreeMap<SessionId, u32>,
-    /// Whether the own session of a zone last said that there are proxies.
+    /// Whether the own session of a zone last reported any proxies.
     stated: BTreeMap<Name, bool>,
-    /// Since when a zone has no proxies here, though its session says otherwise.
+    /// Since when a zone has had no proxies here although its session reports some.
     empty_since: BTreeMap<Name, u64>,
-    /// The zones without proxies, as the replicas were told last.
+    /// The zones without proxies, as last sent to the replicas.
     unheld: BTreeSet<Name>,
 }
 
 impl Presence {
-    /// Takes an event of the store in.
+    /// Applies an event of the store.
     pub(super) fn hear(&mut self, fact: &StoreEvent) {
         match fact {
             StoreEvent::Listed { entries, .. } => {
@@ -38,13 +38,13 @@ impl Presence {
         }
     }
 
-    /// The own session of a zone is put, and says this.
+    /// The own session of a zone was put with this report.
     pub(super) fn stated(&mut self, zone: &Name, any: bool) {
         self.stated.insert(zone.clone(), any);
     }
 
-    /// Whether the session of a zone has to be put anew: at once where the first proxy has come,
-    /// and where the last one has gone only after a while, since most come back.
+    /// Whether the session of a zone has to be put again: at once when the first proxy has
+    /// connected. When the last one has disconnected, only after a while, since most reconnect.
     pub(super) fn is_to_be_restated(
         &mut self,
         zone: &Name,
@@ -61,8 +61,8 @@ impl Presence {
         now >= since.saturating_add(patience)
     }
 
-    /// The zones all of whose living sessions say that they have no proxy. A zone without a session
-    /// is none of them, nor is one with a session that does not say.
+    /// The zones with live sessions that all report no proxy. It excludes zones without a session, and
+    /// zones with a session that does not report.
     pub(super) fn unheld(&self, sessions: &Sessions, now: u64, terms: &Terms) -> BTreeSet<Name> {
         let living = sessions
             .present()
@@ -75,7 +75,7 @@ impl Presence {
         unheld.map(|(zone, _)| zone.clone()).collect()
     }
 
-    /// Whether these are others than the replicas were told; they are told now.
+    /// Whether these differ from the zones last sent to the replicas; they are sent now.
     pub(super) fn unheld_changes(&mut self, unheld: &BTreeSet<Name>) -> bool {
         let changes = self.unheld != *unheld;
         if changes {
@@ -84,7 +84,7 @@ impl Presence {
         changes
     }
 
-    /// The speakers for each zone.
+    /// The replicas of each zone.
     pub(super) fn zones(
         &self,
         sessions: &Sessions,

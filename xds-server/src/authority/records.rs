@@ -1,4 +1,4 @@
-//! To and from the store's keys and values.
+//! Conversions to and from the store's keys and values.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use policy::fence::{
 use policy::fence::{AuthorityState, Cause};
 use registry::{
     authority::{
-        AuthorityRecord, CauseName, GrantorRecord, OPERATIONS_PREFIX, OperationRecord,
-        OperationStep, PeerRecord, SESSIONS_PREFIX, SessionRecord, parse_key, store_key,
+        AuthorityRecord, GrantorRecord, OPERATIONS_PREFIX, OperationRecord, OperationStep,
+        PeerRecord, SESSIONS_PREFIX, SessionRecord, parse_key, store_key,
     },
     record::InvalidRecord,
     store::{self, ClusterId, Compare, Entry, Op},
@@ -100,14 +100,13 @@ pub(super) fn take_operation(operations: &mut Operations, id: &str, value: &[u8]
     }
 }
 
-/// A session, and how it is reached; none for every other key, and for a session that cannot be
-/// reached.
+/// A session and its address; none for every other key, and for a session that cannot be reached.
 pub(super) fn peer(entry: &Entry) -> Option<(SessionId, PeerRecord)> {
     let id = session_of(&entry.key)?;
     Some((id, SessionRecord::parse(&entry.value).peer?))
 }
 
-/// The session that a key is of.
+/// The session of a key.
 pub(super) fn session_of(key: &str) -> Option<SessionId> {
     match parse_key(key)?.ok()? {
         Key::Session(id) => Some(id),
@@ -149,7 +148,8 @@ pub(super) fn put(entry: &Entry) -> Option<Input> {
     })
 }
 
-/// How many proxies a session says that it has; none where this is no session, or it does not say.
+/// The number of proxies that a session reports; none if this is not a session, or it does not
+/// report.
 pub(super) fn proxies(entry: &Entry) -> Option<(SessionId, u32)> {
     match parse_key(&entry.key)? {
         Ok(Key::Session(id)) => Some((id, SessionRecord::parse(&entry.value).proxies?)),
@@ -178,7 +178,7 @@ pub(super) fn deleted(key: &str, at: store::Revision) -> Option<Input> {
     })
 }
 
-/// A transaction as the store takes it.
+/// A transaction in the store's form.
 pub(super) fn transaction(
     transaction: &Transaction,
     said: &SessionRecord,
@@ -221,8 +221,8 @@ pub(super) fn transaction(
     (compares.collect(), ops.chain(operation).collect())
 }
 
-/// The record of a transaction's change to a cell's authority, which was `before`; to be written
-/// with it.
+/// The operation record of a transaction's change to a cell's authority, which was `before`;
+/// written in the same transaction.
 pub(super) fn operation(
     operations: &Operations,
     cell: &Name,
@@ -236,12 +236,6 @@ pub(super) fn operation(
     };
     let texts = |names: &[Name]| names.iter().map(|name| name.to_string()).collect();
     let begun = |id: String, cause: Cause, to: &[Name], reason: &str| {
-        let cause = match cause {
-            Cause::Operator => CauseName::Operator,
-            Cause::Override => CauseName::Override,
-            Cause::SessionLost => CauseName::SessionLost,
-            Cause::Unfit => CauseName::Unfit,
-        };
         let record = OperationRecord {
             cell: cell.to_string(),
             from: texts(&before.owners),
@@ -260,7 +254,7 @@ pub(super) fn operation(
             (Some(record), "begun")
         }
         (AuthorityState::Fencing(next), _) => {
-            // The beginning of the operation may not have been seen yet, or another one may have
+            // The begin of the operation may not have been seen yet, or another operation may have
             // begun under the same name.
             let fresh = begun(next.id.to_string(), next.cause, &next.to, &next.reason);
             let same = |(_, record): &(String, OperationRecord)| {

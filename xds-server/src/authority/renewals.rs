@@ -1,4 +1,4 @@
-//! Says where sessions are renewed by puts, which fill the store's history, and why.
+//! Reports sessions that are renewed by puts, which fill the store's history, and the cause.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ impl Renewals {
                 continue;
             };
             let since = *self.aloud.entry(zone.clone()).or_insert(now);
-            // Puts for so long are nothing to speak of: a replica came or went.
+            // Shorter periods of puts are normal: a replica came or went.
             let patience = replica.terms().session_settled().saturating_mul(2);
             if now >= since.saturating_add(patience) {
                 self.metrics

@@ -1,4 +1,4 @@
-//! The streams on which proxies hold grants, on tonic.
+//! The tonic service for the streams on which proxies hold grants.
 
 use std::{pin::Pin, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     snapshot::Role,
 };
 
-/// How long a new stream may take to introduce itself.
+/// How long a new stream may take to send its first message.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages that may wait for a slow proxy: more than the cells of a mesh.
 const OUTGOING_MAX: usize = 256;
@@ -67,7 +67,7 @@ impl Fence for FenceService {
         let service = self.clone();
         let caller = Peer::of(request.extensions());
         tokio::spawn(async move {
-            // The proxy gets the error; where the proxy is gone it is not needed.
+            // The proxy gets the error, unless it is gone.
             if let Err(status) = hold(service, caller, request.into_inner(), out.clone()).await {
                 let _ = out.send(Err(status)).await;
             }
@@ -121,7 +121,7 @@ async fn hold(
         JoinError::OtherZone { .. } => Status::failed_precondition(error.to_string()),
         JoinError::NoSession | JoinError::TermsDiffer => Status::unavailable(error.to_string()),
     })?;
-    info!(node, %zone, role, "proxy asks for grants");
+    info!(node, %zone, role, "proxy requests grants");
     let mut keys = hop_keys.told_to(&caller, &zone, &role);
     let ended = loop {
         if let Some(keys) = keys.news() {
@@ -133,7 +133,7 @@ async fn hold(
         tokio::select! {
             () = keys.changed() => {}
             says = told.recv() => {
-                // The engine has given this stream up, for a newer one or because it was slow.
+                // The engine has closed this stream, for a newer one or because it was slow.
                 let Some(says) = says else {
                     break Err(Status::aborted("open another stream"));
                 };

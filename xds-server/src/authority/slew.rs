@@ -1,8 +1,8 @@
-//! How fast the kernel slews this machine's clock, beside the drift that is agreed on.
+//! The kernel's slew of this machine's clock, which adds to the agreed drift.
 //!
-//! `CLOCK_BOOTTIME`, by which sessions and grants are counted, follows the rate that a time daemon
-//! sets. Not noticed here: a clock that is wrong by itself, and a machine that a hypervisor has
-//! stopped without telling it, since no clock of the guest shows that.
+//! `CLOCK_BOOTTIME`, which counts sessions and grants, follows the rate that a time daemon sets.
+//! Two faults are not detected here: a clock with a wrong rate of its own, and a machine that a
+//! hypervisor has stopped without notice, since no clock of the guest shows that.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use tracing::warn;
 use super::Agreements;
 use crate::{conditions::Code, metrics::Metrics};
 
-/// How often the kernel is asked.
+/// How often the kernel is queried.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// The kernel's tick without a slew, in microseconds, and the change by one more of them, in parts
-/// per million.
+/// The kernel's tick without a slew, in microseconds, and the effect of one more microsecond, in
+/// parts per million.
 const TICK_US: i64 = 10_000;
 const PPM_PER_TICK_US: i64 = 100;
 
-/// Asks the kernel again and again, and reports a slew of its clock beyond the agreed drift. Never
+/// Queries the kernel periodically, and reports a slew of its clock beyond the agreed drift. Never
 /// ends.
 pub async fn watch(agreements: Agreements, metrics: Metrics) {
     let mut ticks = tokio::time::interval(INTERVAL);
@@ -39,7 +39,7 @@ pub async fn watch(agreements: Agreements, metrics: Metrics) {
     }
 }
 
-/// Why the slew is too much; none where it is not.
+/// Why the slew is too large; none if it is not.
 fn too_fast(ppm: i64, drift_permille: u16) -> Option<String> {
     let allowed = i64::from(drift_permille) * 1_000;
     (ppm.abs() > allowed).then(|| {
@@ -47,11 +47,11 @@ fn too_fast(ppm: i64, drift_permille: u16) -> Option<String> {
     })
 }
 
-/// By how many parts per million the clock goes faster than it would by itself; none where the
-/// kernel does not say.
+/// By how many parts per million the slew speeds up the clock; none if the kernel does not report
+/// it.
 fn slew_ppm() -> Option<i64> {
-    // All zeros: no mode, which changes nothing and needs no privilege.
-    // SAFETY: `timex` is plain numbers, for which zeros are a value.
+    // All zeros: no mode, which changes nothing and needs no privilege. SAFETY: `timex` consists of
+    // plain numbers, for which zeros are a value.
     #[allow(unsafe_code, reason = "no crate of ours wraps adjtimex")]
     let mut timex: libc::timex = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is to a `timex` of our own, which the kernel fills.
@@ -60,7 +60,7 @@ fn slew_ppm() -> Option<i64> {
     (state >= 0).then(|| ppm_of(timex.tick, timex.freq))
 }
 
-/// Of the tick in microseconds, and the frequency in parts per million with 16 binary places.
+/// From the tick in microseconds, and the frequency in parts per million with 16 binary places.
 fn ppm_of(tick_us: i64, freq: i64) -> i64 {
     (tick_us - TICK_US) * PPM_PER_TICK_US + (freq >> 16)
 }
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_slew_by_more_than_what_is_agreed_on_is_said() {
-        // No slew; a drift that a daemon makes up for; chrony's fastest slew, in both directions.
+        // No slew; a drift that a daemon corrects; chrony's fastest slew, in both directions.
         assert_eq!(ppm_of(10_000, 0), 0);
         assert_eq!(ppm_of(10_000, -35 << 16), -35);
         let fastest = ppm_of(10_833, 333 << 16);

@@ -1,4 +1,4 @@
-//! The state of cells, for people and for the conditions that follow from it.
+//! The state of cells, for operators and for conditions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,46 +12,45 @@ use super::presence::Presence;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CellStatus {
     pub cell: String,
-    /// Of the authority's record; 0: there is none yet.
+    /// The revision of the authority's record; 0: there is none yet.
     pub revision: u64,
     pub epoch: u64,
     pub owners: Vec<String>,
     pub standby: Vec<String>,
-    /// `active`, `fencing` or `settling`; none where there is no record, or one of another store.
+    /// `active`, `fencing` or `settling`; none without a record, or with one of another store.
     pub state: Option<StateName>,
-    /// The move that is under way.
+    /// The move under way.
     #[serde(rename = "move")]
     pub moving: Option<MoveStatus>,
-    /// The incarnations of which something may still be under way; `*`: of any.
+    /// The incarnations whose grants may still be under way; `*`: any incarnation.
     pub unsettled: Vec<String>,
     /// The incarnations that are registered to grant.
     pub grantors: Vec<String>,
     /// The grants of this process, by zone.
     pub here: Vec<Holding>,
-    /// The zones that a replica speaks for.
+    /// The zones with a replica.
     #[serde(default)]
     pub zones: BTreeMap<String, Speakers>,
-    /// Services with fenced writes of which no owner has a usable instance.
+    /// Services with fenced writes without a usable instance at any owner.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unserved: Vec<String>,
-    /// For so long, from when this record was seen, an operator's move keeps it from leaving
-    /// because others serve it better.
+    /// For this long after this record was seen, an operator's move keeps the cell in place
+    /// although other zones serve it better.
     #[serde(default)]
     pub hold_ms: u64,
-    /// This is old: the store is away, or not believed. Why.
+    /// Why this is stale: the store is unreachable, or its content is rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale: Option<String>,
 }
 
 pub type MoveStatus = MoveRecord;
 
-/// The speakers for a zone, over all replicas.
+/// The replicas of a zone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speakers {
-    /// Living sessions.
+    /// Live sessions.
     pub replicas: u32,
-    /// Proxies that are connected to them, to hold grants, as they last said; none where no replica
-    /// says.
+    /// Proxies connected to them, to hold grants, as last reported; none if no replica reports.
     pub proxies: Option<u32>,
 }
 
@@ -63,7 +62,7 @@ pub struct Holding {
     /// Its session lives.
     pub session: bool,
     pub granting: bool,
-    /// Proxies that hold grants of it, or whose grants have not run out.
+    /// Proxies with grants of it that have not expired.
     pub holders: usize,
 }
 
@@ -75,8 +74,8 @@ pub struct Operation {
     pub record: OperationRecord,
 }
 
-/// The cells as `replicas`, which speak for one zone each, see them together. `out` has the
-/// services that a zone cannot serve.
+/// The cells in the combined view of `replicas`, one for each zone. `out` has the services that a
+/// zone cannot serve.
 pub(super) fn of<'r>(
     replicas: impl Iterator<Item = &'r Replica> + Clone,
     presence: &Presence,

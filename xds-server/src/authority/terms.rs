@@ -1,4 +1,4 @@
-//! The agreed terms, for people and for the rest of the process: the terms themselves, and the
+//! The agreed terms, for operators and other parts of the process: the terms themselves, and the
 //! configuration of each replica.
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::StoreEvent;
 
-/// The place where the process publishes the agreed terms. Copies are the same one.
+/// The process publishes the agreed terms here. Clones share them.
 #[derive(Clone, Default)]
 pub struct Agreements {
     known: watch::Sender<Option<Arc<Agreement>>>,
@@ -22,7 +22,7 @@ pub struct Agreements {
 }
 
 impl Agreements {
-    /// Whether a replica that is configured with `own` would grant, as far as is known.
+    /// Whether a replica that is configured with `own` would grant, to this process's knowledge.
     pub fn admits(&self, own: &Agreed) -> bool {
         let known = self.known.borrow();
         (known.as_ref()).is_some_and(|agreement| agreement.admits(own))
@@ -33,7 +33,7 @@ impl Agreements {
         self.known.borrow().clone()
     }
 
-    /// The terms to act by: the agreed ones, as far as they are known, and else those `configured`.
+    /// The terms to act by: the agreed ones if known, otherwise those `configured`.
     pub fn terms(&self, configured: &Terms) -> Terms {
         let known = self.known.borrow();
         known
@@ -41,7 +41,7 @@ impl Agreements {
             .map_or_else(|| configured.clone(), |known| known.terms(configured))
     }
 
-    /// How it stands.
+    /// The state of the terms.
     pub fn status(&self) -> Arc<TermsStatus> {
         Arc::clone(&self.status.borrow())
     }
@@ -61,32 +61,32 @@ impl Agreements {
 /// The agreed terms, as one replica sees them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TermsStatus {
-    /// Of the record; 0: none is known.
+    /// The revision of the record; 0: none is known.
     pub revision: u64,
     pub current: Option<AgreedRecord>,
-    /// The terms of the change that is under way.
+    /// The target of the change under way.
     pub next: Option<AgreedRecord>,
     /// No replica grants: the change moves shards or keys from one cell to another.
     pub stopped: bool,
     /// The terms that this replica is configured with.
     pub configured: Option<AgreedRecord>,
-    /// Whether that is among the agreed terms. Where not, this replica grants nothing, and takes no
+    /// Whether that is among the agreed terms. If not, this replica grants nothing, and takes no
     /// step of a move.
     pub agrees: bool,
     /// The differences between the two.
     pub differences: Vec<String>,
-    /// All living replicas.
+    /// All live replicas.
     pub replicas: Vec<ReplicaTerms>,
 }
 
-/// A living replica.
+/// A live replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaTerms {
     pub zone: String,
     pub incarnation: String,
     /// `host:process id`.
     pub process: String,
-    /// None: it is of a version that knows no terms, or has not seen the present record.
+    /// None: its version has no terms, or it has not seen the current record.
     pub configured: Option<Configured>,
     /// It is registered to grant, under earlier terms.
     pub behind: bool,
@@ -126,7 +126,7 @@ fn session_of(key: &str) -> Option<SessionId> {
     session_id(incarnation)
 }
 
-/// A replica's statement about itself in its session.
+/// A replica's statement about itself, for its session's record.
 pub(super) fn own(replica: &Replica) -> Option<SessionTerms> {
     let (revision, agreement) = replica.agreement()?;
     let own = replica.configured();
@@ -144,7 +144,7 @@ pub(super) fn own(replica: &Replica) -> Option<SessionTerms> {
     })
 }
 
-/// How it stands, as the replica sees it.
+/// The state of the terms, as the replica sees them.
 pub(super) fn status(replica: &Replica, said: &Said, now: u64) -> TermsStatus {
     let agreement = replica.agreement();
     let revision = agreement.map_or(0, |(revision, _)| revision.0);
@@ -187,13 +187,13 @@ fn replicas(replica: &Replica, said: &Said, revision: u64, now: u64) -> Vec<Repl
     each.collect()
 }
 
-/// Whether all living replicas are configured with the next terms.
+/// Whether all live replicas are configured with the next terms.
 pub(super) fn rolled(status: &TermsStatus) -> bool {
     let next = |replica: &ReplicaTerms| replica.configured == Some(Configured::Next);
     status.next.is_some() && status.replicas.iter().all(next)
 }
 
-/// The differences, in the words of the configuration.
+/// The differences, in the configuration's terms.
 pub(super) fn differences(agreed: &Agreed, own: &Agreed) -> Vec<String> {
     let (agreed, own) = (AgreedRecord::from(agreed), AgreedRecord::from(own));
     let spans = [
@@ -227,7 +227,7 @@ pub(super) fn differences(agreed: &Agreed, own: &Agreed) -> Vec<String> {
     spans.chain(shards).chain(keys).collect()
 }
 
-/// Of the names that a status shows, those of the replicas that a change waits for.
+/// The names of the replicas in a status that a change waits for.
 pub fn waits_for(status: &TermsStatus) -> Vec<&ReplicaTerms> {
     let waited =
         |replica: &&ReplicaTerms| replica.behind || replica.configured != Some(Configured::Next);

@@ -1,23 +1,24 @@
-//! The one table of codes. A code never changes its meaning, and its number is never given to another.
+//! The one table of codes. A code never changes its meaning, and its number is never reused.
 //!
-//! To add one: a block below, in its area, with the next free number; `tidegate codes --markdown` then makes the page again.
+//! To add one: add a block below, in its area, with the next free number; then generate the page
+//! again with `tidegate codes --markdown`.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How bad a condition is.
+/// The severity of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Everything is served. It will not stay so, or a requested change is not done.
+    /// Everything is served. It may not stay so, or a requested change is not done.
     Warning,
-    /// Requests are refused or may be soon, or a protection is gone.
+    /// Requests are rejected or may be soon, or a protection is lost.
     Error,
 }
 
 impl Severity {
-    /// As metrics and people see it.
+    /// The name for metrics and operators.
     pub fn as_str(self) -> &'static str {
         match self {
             Severity::Warning => "warning",
@@ -33,7 +34,7 @@ pub enum Kind {
     Condition,
     /// A state in which `/readyz` answers 503.
     NotReady,
-    /// A safety rule that refuses a command. `--accept CODE --reason TEXT` names it back.
+    /// A safety rule that rejects a command. `--accept CODE --reason TEXT` overrides it.
     Rule,
 }
 
@@ -43,7 +44,7 @@ pub struct Entry {
     pub code: Code,
     /// `TGnnnn`.
     pub id: &'static str,
-    /// A stable name, for metrics and for people.
+    /// A stable name, for metrics and operators.
     pub name: &'static str,
     pub severity: Severity,
     pub kind: Kind,
@@ -66,7 +67,7 @@ pub(super) const AREAS: [(char, &str); 7] = [
 macro_rules! codes {
     ($($code:ident = $id:literal, $name:literal, $severity:ident, $kind:ident;
         is: $meaning:literal, do: $what_to_do:literal;)+) => {
-        /// A code: a state that a person may have to act on, or a rule that refuses a command.
+        /// A code: a state that may need an operator's action, or a rule that rejects a command.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code {
             $(#[doc = $meaning] $code,)+
@@ -76,7 +77,7 @@ macro_rules! codes {
             /// All of them, in the order of the table.
             pub const ALL: &'static [Code] = &[$(Code::$code,)+];
 
-            /// The table's entry about it.
+            /// The table's entry for the code.
             pub const fn entry(self) -> &'static Entry {
                 match self {
                     $(Code::$code => &Entry {
@@ -98,12 +99,12 @@ codes! {
     // TG1: fence and authority
 
     NoSession = "TG1001", "no_session", Error, Condition;
-        is: "This replica has no session in the store, so it gives no grants: its zone's proxies refuse fenced writes unless another replica of the zone grants.",
-        do: "Look at the store's conditions (TG2...) and at the path from this replica to the store. It begins a new session by itself once the store takes writes.";
+        is: "This replica has no session in the store, so it gives no grants: its zone's proxies reject fenced writes unless another replica of the zone grants.",
+        do: "Look at the store's conditions (TG2...) and at the path from this replica to the store. It begins a new session automatically once the store accepts writes.";
 
     NotRegistered = "TG1002", "not_registered", Error, Condition;
         is: "This replica's zone owns the cell, but the replica cannot register as its grantor, so it gives no grants for it.",
-        do: "Look at the detail and at the store's conditions (TG2...). It registers by itself once the store takes writes.";
+        do: "Look at the detail and at the store's conditions (TG2...). It registers automatically once the store accepts writes.";
 
     TermsDiffer = "TG1003", "terms_differ", Error, Condition;
         is: "This replica's time-outs, shards or cell keys differ from the terms that all replicas agreed on, so it gives no grants.",
@@ -114,43 +115,43 @@ codes! {
         do: "Make sure that no old store is still in use, then run `tidegate override CELL --to ZONE --reason TEXT`.";
 
     SessionRenewedAloud = "TG1005", "session_renewed_aloud", Warning, Condition;
-        is: "Replicas cannot hear each other, so sessions are renewed in the store at full rate: it works, and the store's history grows faster.",
-        do: "Open the path between the replicas' xDS ports, and look at the detail for the replica that is not heard.";
+        is: "Replicas do not receive each other's beats, so sessions are renewed by writes: this works, but the store's history grows faster.",
+        do: "Open the path between the replicas' xDS ports, and see the detail for the unreachable replica.";
 
     CellWithoutOwner = "TG1006", "cell_without_owner", Error, Condition;
-        is: "No replica of any owner zone is registered to grant for the cell, so all its writes are refused.",
+        is: "No replica of any owner zone is registered to grant for the cell, so all its writes are rejected.",
         do: "Start a replica in an owner zone, or move the cell: `tidegate move CELL --to ZONE`.";
 
     SettlingTooLong = "TG1007", "settling_too_long", Error, Condition;
-        is: "The cell has been settling for longer than its terms ask for: all its writes are rejected meanwhile.",
-        do: "Start a replica in the cell's new owner zone; one that has waited the whole time there makes the cell active.";
+        is: "The cell has been settling for longer than its terms require: all its writes are rejected meanwhile.",
+        do: "Start a replica in the cell's new owner zone; after the full wait it makes the cell active.";
 
     FencingTooLong = "TG1008", "fencing_too_long", Error, Condition;
-        is: "A move of the cell has been fencing for longer than its terms ask for: all its writes are rejected meanwhile.",
-        do: "Look at the grantors that `tidegate get cells` names: each deregisters once its proxies have acknowledged or its session is over. `tidegate override` ends them.";
+        is: "A move of the cell has been fencing for longer than its terms require: all its writes are rejected meanwhile.",
+        do: "Check the grantors in `tidegate get cells`: each deregisters once its proxies have acknowledged or its session has ended. `tidegate override` ends their sessions.";
 
     TargetWithoutProxies = "TG1009", "target_without_proxies", Warning, Condition;
-        is: "A zone that stands by for the cell has no proxy that could hold grants, so a takeover there would leave all writes refused.",
-        do: "Start a gateway in that zone, or take the zone out of the cell's `standby`.";
+        is: "A standby zone of the cell has no proxy that could hold grants, so after a takeover all writes would be rejected.",
+        do: "Start a gateway in that zone, or remove the zone from the cell's `standby`.";
 
     CellNotRecorded = "TG1010", "cell_not_recorded", Error, Condition;
-        is: "The store has no authority record for a configured cell, so its writes are refused.",
-        do: "A replica of an owner zone writes the record by itself once the store takes writes. If the record was deleted, run `tidegate override CELL --to ZONE --reason TEXT`.";
+        is: "The store has no authority record for a configured cell, so its writes are rejected.",
+        do: "A replica of an owner zone writes the record automatically once the store accepts writes. If the record was deleted, run `tidegate override CELL --to ZONE --reason TEXT`.";
 
     ProxyOfOtherTerms = "TG1011", "proxy_of_other_terms", Error, Condition;
-        is: "A connected proxy decides by a policy of other terms than the agreed ones, so it gets no grants and rejects fenced writes.",
-        do: "Look at the detail. `tidegate get proxies` shows why it lacks the present policy: mend its discovery stream, or the resource that it rejects (TG4001). Update a filter (`tidegate_filter.wasm`) that reports no terms.";
+        is: "A connected proxy has a policy of other terms than the agreed ones, so it gets no grants and rejects fenced writes.",
+        do: "Look at the detail. `tidegate get proxies` shows why it lacks the current policy: repair its discovery stream, or the resource that it rejects (TG4001). Update a filter (`tidegate_filter.wasm`) that reports no terms.";
 
     OwnerWithoutProxies = "TG1012", "owner_without_proxies", Error, Condition;
-        is: "No Envoy of a zone that owns the cell is connected to hold grants, so all writes of the cell are refused.",
+        is: "No Envoy of a zone that owns the cell is connected to hold grants, so all writes of the cell are rejected.",
         do: "Start a gateway in an owner zone, or look at its connection to that zone's control plane; or move the cell: `tidegate move CELL --to ZONE`.";
 
     OwnerWithoutInstances = "TG1013", "owner_without_instances", Error, Condition;
-        is: "No zone that owns the cell has a usable instance of a service with fenced writes, so these writes are refused.",
-        do: "`tidegate get zones` shows why: start or mend instances in an owner zone, release it if it is drained, or move the cell: `tidegate move CELL --to ZONE`.";
+        is: "No zone that owns the cell has a usable instance of a service with fenced writes, so these writes are rejected.",
+        do: "`tidegate get zones` shows why: start or repair instances in an owner zone, release the zone if it is drained, or move the cell: `tidegate move CELL --to ZONE`.";
 
     PeerUnreached = "TG1021", "peer_unreached", Warning, Condition;
-        is: "This replica cannot open a stream to another replica, so it renews its session by writes: it works, and the store's history grows faster.",
+        is: "This replica cannot open a stream to another replica, so it renews its session by writes: this works, but the store's history grows faster.",
         do: "Look at the detail. A certificate must have the name that the other replica advertises (`listen.advertise_name`); an address must lead to its xDS port.";
 
     // TG2: store
@@ -165,14 +166,14 @@ codes! {
 
     StoreReadOnly = "TG2003", "store_read_only", Error, Condition;
         is: "Writes to the store fail (mode L3): nothing is registered or granted, the last known state is served.",
-        do: "Look at the detail and at the other conditions of the store. A test write every second ends this once one succeeds.";
+        do: "Look at the detail and at the other conditions of the store. The condition ends when a test write, every second, succeeds.";
 
     StoreFull = "TG2004", "store_full", Error, Condition;
-        is: "etcd has raised its NOSPACE alarm: its quota is used up, and it refuses every write.",
+        is: "etcd has raised its NOSPACE alarm: its quota is used up, and it rejects every write.",
         do: "Compact and defragment etcd, or raise `--quota-backend-bytes`; then `etcdctl alarm disarm`.";
 
     StoreCorrupt = "TG2005", "store_corrupt", Error, Condition;
-        is: "etcd has raised its CORRUPT alarm: members disagree about the data, and it refuses every request that the alarm covers.",
+        is: "etcd has raised its CORRUPT alarm: members disagree about the data, and it rejects every request that the alarm covers.",
         do: "Replace the corrupt member as etcd's documentation on data corruption says; then `etcdctl alarm disarm`.";
 
     StoreForbidden = "TG2006", "store_forbidden", Error, Condition;
@@ -180,28 +181,28 @@ codes! {
         do: "Give the replica's etcd user read and write access to the prefix `/tidegate/`.";
 
     StoreBusy = "TG2007", "store_busy", Warning, Condition;
-        is: "etcd refuses requests because it has too many of them.",
-        do: "Look for the client that loads etcd, and at its disk: `etcdctl endpoint status` shows how far it lags.";
+        is: "etcd rejects requests because it has too many of them.",
+        do: "Find the client that loads etcd, and check its disk: `etcdctl endpoint status` shows how far it lags.";
 
     StoreSlow = "TG2008", "store_slow", Warning, Condition;
-        is: "Writes to the store take so long that sessions are at risk.",
+        is: "Writes to the store are so slow that sessions are at risk.",
         do: "Look at etcd's disk (`etcd_disk_wal_fsync_duration_seconds`) and at the round trip between its members.";
 
     StateStale = "TG2009", "state_stale", Warning, Condition;
-        is: "The store has not confirmed the state that is served: it may be old.",
-        do: "Look at the other conditions of the store. It ends by itself once the store confirms the state.";
+        is: "The store has not confirmed the served state, which may be stale.",
+        do: "Look at the other conditions of the store. The condition ends when the store confirms the state.";
 
     StoreDoubted = "TG2010", "store_doubted", Error, Condition;
-        is: "The store's content cannot have followed from the last known state (a restored or emptied store): the last good state is served, and proxies that hold more keep it.",
+        is: "The store's content cannot have followed from the last known state (a restored or emptied store): the last good state is served, and proxies that hold more resources keep them.",
         do: "If the store is the right one, run `tidegate confirm`: it reaches all replicas.";
 
     StateNotKept = "TG2011", "state_not_kept", Warning, Condition;
-        is: "The last good state cannot be written to `state.path`: after a start without the store nothing could be served.",
+        is: "The last good state cannot be written to `state.path`: after a start without the store the replica would have nothing to serve.",
         do: "Look at the detail: the disk may be full, or the directory not writable.";
 
     CompactionRefused = "TG2012", "compaction_refused", Warning, Condition;
         is: "`store.etcd.compaction` is set, and this replica does not compact etcd's history: etcd holds keys that are not Tidegate's, or does not permit it.",
-        do: "Look at the detail. Give Tidegate an etcd of its own, or take the setting out and have etcd compact itself (`--auto-compaction-mode`).";
+        do: "Look at the detail. Give Tidegate a separate etcd, or remove the setting and let etcd compact itself (`--auto-compaction-mode`).";
 
     // TG3: registry and world
 
@@ -210,11 +211,11 @@ codes! {
         do: "Look at the store's conditions (TG2...). Set `state.path`, so that a restart without the store serves the last good state.";
 
     ChangeHeld = "TG3002", "change_held", Error, Condition;
-        is: "A change in the store is implausible (most instances gone at once), so the instances before it are served.",
-        do: "Look at `tidegate get zones`. If the change is meant, run `tidegate confirm`, which reaches all replicas; if not, mend the registry.";
+        is: "A change in the store is implausible (most instances gone at once), so the previous instances are served.",
+        do: "Look at `tidegate get zones`. If the change is intended, run `tidegate confirm`, which reaches all replicas; if not, repair the registry.";
 
     RecordsUnused = "TG3003", "records_unused", Warning, Condition;
-        is: "Records in the store cannot be read or name an unknown service or zone, and are not used.",
+        is: "Records in the store are unreadable or name an unknown service or zone, and are ignored.",
         do: "`GET /v1/instances` lists records with the reason. Correct or delete them.";
 
     // TG4: xDS and proxies
@@ -238,36 +239,36 @@ codes! {
     // TG5: configuration and certificates
 
     ConfigRefused = "TG5001", "config_refused", Error, Condition;
-        is: "The configuration file was refused: the last good one stays in force, and a restart would fail.",
-        do: "Correct the file at the line and field that the detail names. `tidegate check --config FILE` judges it without effect.";
+        is: "The configuration file was rejected: the last good configuration stays in force, and a restart would fail.",
+        do: "Correct the file at the line and field that the detail names. `tidegate check --config FILE` checks it without applying it.";
 
     ConfigUnreadable = "TG5002", "config_unreadable", Error, Condition;
-        is: "The configuration file cannot be read: the last good one stays in force, and a restart would fail.",
+        is: "The configuration file cannot be read: the last good configuration stays in force, and a restart would fail.",
         do: "Put the file back, or correct its permissions.";
 
     ConfigNeedsRestart = "TG5003", "config_needs_restart", Warning, Condition;
         is: "The configuration file changes `listen`, `store` or `state`: these take effect after a restart.",
-        do: "Restart the replica, or take the change back.";
+        do: "Restart the replica, or revert the change.";
 
     ConfigDiffers = "TG5004", "config_differs", Warning, Condition;
         is: "Replicas run with different configurations, so their proxies get different ones.",
-        do: "Compare the digests in the detail, and give all replicas the same file. During a rollout it ends by itself.";
+        do: "Compare the digests in the detail, and give all replicas the same file. The condition ends when a rollout is complete.";
 
     TlsFilesUnusable = "TG5010", "tls_files_unusable", Error, Condition;
-        is: "Certificate, key or CA on disk are unusable: the ones before them stay in force until they end.",
+        is: "Certificate, key or CA on disk are unusable: the previous ones stay in force until they expire.",
         do: "Correct the files that the detail names; they are read again when they change.";
 
     CertificateEndsSoon = "TG5011", "certificate_ends_soon", Warning, Condition;
-        is: "A certificate in force ends soon.",
-        do: "Renew it: put the new files in place of the old ones; they take effect without a restart.";
+        is: "A certificate in force expires soon.",
+        do: "Renew it: replace the files; they take effect without a restart.";
 
     CertificateEnded = "TG5012", "certificate_ended", Error, Condition;
-        is: "A certificate in force has ended: handshakes that rest on it fail.",
-        do: "Renew it: put the new files in place of the old ones; they take effect without a restart.";
+        is: "A certificate in force has expired: its TLS handshakes fail.",
+        do: "Renew it: replace the files; they take effect without a restart.";
 
     HopKeysUnguarded = "TG5021", "hop_keys_unguarded", Warning, Condition;
-        is: "Gateways sign forwarded writes, and `access.proxies` is missing: any client that says it is a gateway gets the secrets of `authority.forward_token`.",
-        do: "Set `listen.tls` and list the gateways' certificates in `access.proxies`, then replace the secrets. Without forwarded writes leave `forward_token` out.";
+        is: "Gateways sign forwarded writes, but `access.proxies` is missing: any client that claims to be a gateway gets the secrets of `authority.forward_token`.",
+        do: "Set `listen.tls` and list the gateways' certificates in `access.proxies`, then replace the secrets. Without forwarded writes omit `forward_token`.";
 
     // TG6: clocks
 
@@ -282,21 +283,21 @@ codes! {
         do: "Drain another zone, or release one first.";
 
     AlreadyOwner = "TG7002", "already_owner", Warning, Rule;
-        is: "The cell belongs to that zone already: doing it again costs an epoch and a pause of all its writes.",
-        do: "Nothing, as a rule. To end the present owner's grants, accept it for an override: `tidegate override CELL --to ZONE --accept TG7002 --reason TEXT`.";
+        is: "The cell belongs to that zone already: another move costs an epoch and a pause of all its writes.",
+        do: "Usually nothing. To end the present owner's grants, accept the rule for an override: `tidegate override CELL --to ZONE --accept TG7002 --reason TEXT`.";
 
     NoProxiesThere = "TG7003", "no_proxies_there", Error, Rule;
-        is: "The new owner zone has no proxy that could hold grants, so all writes would be refused there.",
+        is: "The new owner zone has no proxy that could hold grants, so all writes would be rejected there.",
         do: "Start a gateway in that zone first.";
 
     NoInstancesThere = "TG7004", "no_instances_there", Error, Rule;
-        is: "The new owner zone has no healthy instance of a service that the cell's writes need.",
+        is: "The new owner zone has no healthy instance of a service with writes in the cell.",
         do: "Start instances in that zone first, or choose another zone.";
 
-    // TG7005 was a rule about a zone's last instance, which nothing refused: the agent warns.
+    // TG7005 was a rule about a zone's last instance, which no command enforced: the agent warns.
 
     NoReplicaThere = "TG7006", "no_replica_there", Error, Rule;
-        is: "No replica of the control plane speaks for the new owner zone, so no replica could grant writes there.",
+        is: "No replica of the control plane serves the new owner zone, so no replica could grant writes there.",
         do: "Start a replica in that zone first, or choose another zone.";
 }
 
@@ -326,15 +327,15 @@ impl fmt::Display for Code {
     }
 }
 
-/// A text that is no code.
+/// A text that is not a code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no code: they read TG1001, or as their names do; `tidegate codes` lists them")]
+#[error("{0:?} is not a code: use one like TG1001, or its name; `tidegate codes` lists them")]
 pub struct UnknownCode(pub String);
 
 impl FromStr for Code {
     type Err = UnknownCode;
 
-    /// Takes `TG1001`, in lower case too, and the name.
+    /// Accepts `TG1001`, also in lower case, and the name.
     fn from_str(text: &str) -> Result<Code, UnknownCode> {
         let all = Code::ALL.iter().copied();
         let mut same =

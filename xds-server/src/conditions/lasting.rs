@@ -1,4 +1,4 @@
-//! Conditions that are looked for again and again, and hold once they have been found for a while.
+//! Findings of periodic checks, which become conditions once they have lasted for a while.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -6,13 +6,13 @@ use tokio::time::Instant;
 
 use super::{Code, Conditions};
 
-/// Something that was found now.
+/// A finding of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     pub code: Code,
     pub subject: String,
     pub detail: String,
-    /// It is a condition once it was found for so long without a gap.
+    /// The finding becomes a condition after this long without a gap.
     pub after: Duration,
 }
 
@@ -34,7 +34,7 @@ impl Found {
 /// Since when each has been found.
 pub struct Lasting {
     conditions: Conditions,
-    /// All codes that may be found: one that is not found does not hold.
+    /// All codes that may be found. A code that is not found does not hold.
     codes: &'static [Code],
     since: BTreeMap<(Code, String), Instant>,
 }
@@ -48,7 +48,7 @@ impl Lasting {
         }
     }
 
-    /// This was found at `now`, and nothing else.
+    /// Updates to the findings of a check at `now`, which are complete.
     pub fn look(&mut self, found: Vec<Found>, now: Instant) {
         let before = std::mem::take(&mut self.since);
         let mut hold = BTreeMap::<Code, BTreeMap<String, String>>::new();

@@ -1,4 +1,4 @@
-//! The log lines of conditions: one when it begins, one when it ends, and a bound on how many a code may write.
+//! The log lines of conditions: one at the begin, one at the end, with a limit for each code.
 
 use std::time::Duration;
 

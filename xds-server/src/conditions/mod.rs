@@ -1,9 +1,10 @@
-//! Conditions: states that a person may have to act on, each with a code.
+//! Conditions: states that may need an operator's action, each with a code.
 //!
-//! [`Code`] is the one table of codes. [`Conditions`] knows which states hold now, each for a subject (a cell, a proxy, a
-//! file; empty for the replica itself). A condition logs one line when it begins and one when it ends, and is in
-//! `/readyz`, `GET /v1/conditions`, `tidegate status`, and the metric `tidegate_condition{code}`. [`rules`] has the
-//! refusals of commands, which `--accept CODE` names back; [`page`] makes `docs/reference/codes.md` of the table.
+//! [`Code`] is the one table of codes. [`Conditions`] holds the present states, each with a subject
+//! (a cell, a proxy, a file; empty for the replica itself). A condition logs one line when it
+//! begins and one when it ends, and is shown in `/readyz`, `GET /v1/conditions`, `tidegate status`,
+//! and the metric `tidegate_condition{code}`. [`rules`] has the rejections of commands, which
+//! `--accept CODE` overrides; [`page`] generates `docs/reference/codes.md` from the table.
 
 mod codes;
 mod lasting;
@@ -32,7 +33,7 @@ use crate::{
     wall_clock::unix_ms,
 };
 
-/// How many subjects of a code are kept. Further ones are not: the first thousand say enough.
+/// How many subjects of a code are kept. Further ones are dropped: a thousand are enough.
 const SUBJECTS_MAX: usize = 1_000;
 /// How many characters of a subject are kept.
 const SUBJECT_CHARS_MAX: usize = 200;
@@ -56,14 +57,14 @@ pub struct Condition {
     pub what_to_do: String,
 }
 
-/// All subjects of a code together, without details: for clients that may not see these.
+/// All subjects of a code together, without details: for clients without access to the details.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     pub code: Code,
     pub name: String,
     pub severity: Severity,
     pub subjects: usize,
-    /// Of the first of them.
+    /// The begin of the first of them.
     pub since: String,
     pub since_s: u64,
     pub meaning: String,
@@ -82,8 +83,8 @@ pub struct CodeLabel {
 
 labels!(CodeLabel: code, name, severity);
 
-/// The conditions of this replica. Copies are the same one. It travels as a part of
-/// [`Metrics`](crate::metrics::Metrics), which everything has that can find something wrong.
+/// The conditions of this replica. Clones share them. They are a part of
+/// [`Metrics`](crate::metrics::Metrics), which every part that can detect a fault has.
 #[derive(Clone)]
 pub struct Conditions {
     inner: Arc<Inner>,
@@ -93,7 +94,7 @@ struct Inner {
     held: Mutex<Held>,
     /// 1 while a code's state holds.
     gauges: Family<CodeLabel, Gauge>,
-    /// For how many subjects it does.
+    /// The number of subjects for which it holds.
     subjects: Family<CodeLabel, Gauge>,
 }
 
@@ -110,7 +111,8 @@ struct Raised {
 }
 
 impl Conditions {
-    /// None holds. Every code is in the metrics from the start, so that an alert need not tell absent from 0.
+    /// Without conditions. Every code is in the metrics from the start, so that an alert need not
+    /// distinguish absent from 0.
     pub fn new() -> Conditions {
         let inner = Inner {
             held: Mutex::default(),
@@ -125,7 +127,7 @@ impl Conditions {
         }
     }
 
-    /// The metrics, for a registry.
+    /// Registers the metrics.
     pub(crate) fn register(&self, all: &mut Register) {
         all.register(
             "condition",
@@ -139,7 +141,7 @@ impl Conditions {
         );
     }
 
-    /// The state holds. Said again, it takes the new detail and keeps its beginning.
+    /// The state holds. A repetition updates the detail and keeps the begin.
     pub fn raise(&self, code: Code, subject: impl AsRef<str>, detail: impl AsRef<str>) {
         debug_assert_ne!(code.kind(), Kind::Rule, "{code}: a rule is no state");
         let subject = first(subject.as_ref(), SUBJECT_CHARS_MAX);
@@ -165,7 +167,7 @@ impl Conditions {
         held.log.began(code, subject, detail);
     }
 
-    /// The state does not hold, or no more.
+    /// The state does not hold, or has ended.
     pub fn clear(&self, code: Code, subject: impl AsRef<str>) {
         let subject = first(subject.as_ref(), SUBJECT_CHARS_MAX);
         let mut held = self.held();
@@ -214,7 +216,7 @@ impl Conditions {
         held.by_code.get(&code).is_some_and(|s| !s.is_empty())
     }
 
-    /// All that hold now, by code and subject.
+    /// All conditions that hold now, by code and subject.
     pub fn list(&self) -> Vec<Condition> {
         let held = self.held();
         let all = held.by_code.iter();
@@ -306,7 +308,7 @@ fn first(text: &str, chars_max: usize) -> &str {
     }
 }
 
-/// A moment of the wall clock, to the second.
+/// A time of the wall clock, to the second.
 fn rfc3339(unix_ms: u64) -> String {
     use time::{OffsetDateTime, format_description::well_known::Rfc3339};
     let seconds = i64::try_from(unix_ms / 1_000).unwrap_or(0);

@@ -1,10 +1,10 @@
-//! Everything that `tidegate status` shows, as `GET /v1/status` has it.
+//! The content of `tidegate status`, as `GET /v1/status` returns it.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Condition, Severity};
 
-/// How a replica stands.
+/// The state of a replica.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     pub version: String,
@@ -17,11 +17,11 @@ pub struct Report {
     /// Why the mode is not normal, or why it is stale.
     pub detail: String,
     pub config: ConfigReport,
-    /// The zones that the replica speaks for; empty where no writes are fenced.
+    /// The zones that the replica serves; empty if no writes are fenced.
     pub sessions: Vec<SessionReport>,
     pub cells: Vec<CellReport>,
     pub proxies: ProxiesReport,
-    /// Of the replica's own ports; empty without TLS.
+    /// The certificates of the replica's own ports; empty without TLS.
     pub certificates: Vec<CertificateReport>,
     pub conditions: Vec<Condition>,
 }
@@ -31,11 +31,11 @@ pub struct Report {
 pub struct ConfigReport {
     /// Equal on replicas that serve their proxies the same.
     pub digest: String,
-    /// Whether it is the file's.
+    /// Whether it is the file's present content.
     pub current: bool,
 }
 
-/// A zone that the replica speaks for.
+/// A zone that the replica serves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionReport {
     pub zone: String,
@@ -58,7 +58,7 @@ pub struct CellReport {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct ProxiesReport {
     pub connected: usize,
-    /// Those that refuse a resource.
+    /// Proxies that reject a resource.
     pub refusing: usize,
     pub policy_refused: usize,
     pub policy_behind: usize,
@@ -73,12 +73,12 @@ pub struct CertificateReport {
 }
 
 impl Report {
-    /// The worst that holds.
+    /// The worst severity that holds.
     pub fn worst(&self) -> Option<Severity> {
         self.conditions.iter().map(|c| c.severity).max()
     }
 
-    /// As a terminal shows it.
+    /// The text for a terminal.
     pub fn text(&self) -> String {
         let mut text = String::new();
         let mut line = |name: &str, value: String| text += &format!("{name:<13} {value}\n");
@@ -113,7 +113,7 @@ impl Report {
         line(
             "proxies",
             format!(
-                "{} connected, {} refuse a resource; policy: {} refused, {} behind, {} unknown",
+                "{} connected, {} reject a resource; policy: {} rejected, {} behind, {} unknown",
                 p.connected, p.refusing, p.policy_refused, p.policy_behind, p.policy_unknown
             ),
         );

@@ -1,7 +1,8 @@
-//! Safety rules: refusals of commands that an operator can name back.
+//! Safety rules: rejections of commands that an operator can override.
 //!
-//! A command that a rule stands against calls [`Accepted::check`] with the rule's code. Its refusal names the code; the
-//! operator repeats the command with `--accept CODE --reason TEXT` (over HTTP: `"accept": ["CODE"], "reason": "TEXT"`).
+//! A command with a safety rule calls [`Accepted::check`] with the rule's code. The rejection
+//! contains the code; the operator repeats the command with `--accept CODE --reason TEXT` (over
+//! HTTP: `"accept": ["CODE"], "reason": "TEXT"`).
 
 use std::collections::BTreeSet;
 
@@ -9,32 +10,33 @@ use serde::Deserialize;
 
 use super::{Code, Kind};
 
-/// The rules that a command is to pass over, in the body of a request: flattened into it, beside `reason`.
+/// The rules that a command overrides, in the body of a request: flattened into it, beside
+/// `reason`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct AcceptBody {
     #[serde(default)]
     pub accept: Vec<Code>,
 }
 
-/// Rules that an operator has named back, with a reason.
+/// Rules that an operator overrides, with a reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Accepted {
     rules: BTreeSet<Code>,
 }
 
-/// The named code is no rule, or has no reason.
+/// The code is not a rule, or the reason is missing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAcceptable {
     #[error("accept: {0} is a condition, not a safety rule: only the codes TG7... can be accepted")]
     NoRule(Code),
-    #[error("reason: state the reason, for later readers: a safety rule is passed over")]
+    #[error("reason: state the reason for overriding a safety rule")]
     NoReason,
 }
 
-/// A command that a rule refuses.
+/// A command that a rule rejects.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{rule} {}: {detail}. {} To do it all the same: --accept {rule} --reason TEXT",
+    "{rule} {}: {detail}. {} To override the rule: --accept {rule} --reason TEXT",
     rule.name(),
     rule.entry().what_to_do
 )]
@@ -44,7 +46,7 @@ pub struct RuleRefusal {
 }
 
 impl Accepted {
-    /// Codes of rules alone, and never without a reason.
+    /// Only codes of rules, and never without a reason.
     pub fn new(codes: &[Code], reason: &str) -> Result<Accepted, NotAcceptable> {
         if let Some(other) = codes.iter().find(|code| code.kind() != Kind::Rule) {
             return Err(NotAcceptable::NoRule(*other));
@@ -56,7 +58,7 @@ impl Accepted {
         Ok(Accepted { rules })
     }
 
-    /// Refuses, unless the operator has named the rule back.
+    /// Rejects, unless the operator overrides the rule.
     pub fn check(&self, rule: Code, detail: impl Into<String>) -> Result<(), RuleRefusal> {
         debug_assert_eq!(rule.kind(), Kind::Rule, "{rule}");
         match self.rules.contains(&rule) {

@@ -12,7 +12,7 @@ fn owned(code: Code, subject: &str, detail: &str) -> (Code, String, String) {
     (code, subject.to_owned(), detail.to_owned())
 }
 
-/// The value of a metric, as `/metrics` has it.
+/// The value of a metric in `/metrics`.
 fn metric(metrics: &Metrics, line: &str) -> Option<String> {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &metrics.registry()).unwrap();

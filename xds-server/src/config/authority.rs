@@ -135,7 +135,7 @@ pub(super) struct RawAuthority {
     write_drain_ms: Option<Spanned<u64>>,
     drift_permille: Option<Spanned<u64>>,
     #[serde(default)]
-    enforcement: RawEnforcement,
+    enforcement: Enforcement,
     forward_token: Option<Spanned<RawSecrets>>,
     forward_tls: Option<Spanned<RawUpstreamTls>>,
     cells: Option<Spanned<Vec<Spanned<RawCell>>>>,
@@ -167,14 +167,6 @@ impl<'de> Deserialize<'de> for RawSecrets {
     }
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawEnforcement {
-    #[default]
-    Enforce,
-    Observe,
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawCell {
@@ -184,7 +176,7 @@ struct RawCell {
     owners: Option<Spanned<Vec<String>>>,
     standby: Option<Spanned<Vec<String>>>,
     #[serde(default)]
-    forward: RawForward,
+    forward: Forward,
     #[serde(default)]
     failover: RawMoves,
     #[serde(default = "default_cool_down_s")]
@@ -198,7 +190,7 @@ impl Default for RawCell {
             shards: default_shards(),
             owners: None,
             standby: None,
-            forward: RawForward::default(),
+            forward: Forward::default(),
             failover: RawMoves::default(),
             cool_down_s: default_cool_down_s(),
         }
@@ -211,15 +203,6 @@ fn default_shards() -> u32 {
 
 fn default_cool_down_s() -> f64 {
     5.0
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawForward {
-    Never,
-    #[default]
-    Region,
-    Any,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Deserialize)]
@@ -259,10 +242,7 @@ impl Validator<'_> {
         let authority = Authority {
             zones: raw.zones.iter().map(|zone| zone.value.clone()).collect(),
             terms: self.terms(at)?,
-            enforcement: match raw.enforcement {
-                RawEnforcement::Enforce => Enforcement::Enforce,
-                RawEnforcement::Observe => Enforcement::Observe,
-            },
+            enforcement: raw.enforcement,
             hop_keys: hop_keys.transpose()?,
             forward_tls: (raw.forward_tls.as_ref())
                 .map(|at| self.upstream_tls("authority.forward_tls", at))
@@ -382,11 +362,7 @@ impl Validator<'_> {
             shards,
             owners,
             standby,
-            forward: match raw.forward {
-                RawForward::Never => Forward::Never,
-                RawForward::Region => Forward::Region,
-                RawForward::Any => Forward::Any,
-            },
+            forward: raw.forward,
             automatic: raw.failover == RawMoves::Automatic,
             cool_down: Duration::from_millis(cool_down_ms),
         })

@@ -76,16 +76,7 @@ struct RawRule {
     #[serde(rename = "match")]
     pattern: String,
     zones: Option<Vec<String>>,
-    roles: Option<Vec<RawRole>>,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawRole {
-    Gateway,
-    Sidecar,
-    Grpc,
-    Guest,
+    roles: Option<Vec<Role>>,
 }
 
 /// The scope of a list of `access`: its port, and whether its rules name zones and roles.
@@ -298,16 +289,10 @@ impl Validator<'_> {
         if let Some(zone) = zones.find(|zone| topology.zone_named(zone).is_none()) {
             return error("zones", &format!("there is no zone {zone:?}"));
         }
-        let role = |role: &RawRole| match role {
-            RawRole::Gateway => Role::Gateway,
-            RawRole::Sidecar => Role::Sidecar,
-            RawRole::Grpc => Role::Grpc,
-            RawRole::Guest => Role::Guest,
-        };
         Ok(Rule {
             pattern,
             zones: raw.zones.clone(),
-            roles: (raw.roles.as_ref()).map(|roles| roles.iter().map(role).collect()),
+            roles: raw.roles.clone(),
         })
     }
 }

@@ -17,14 +17,15 @@ mod terms;
 mod tests;
 mod validate;
 
-use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use policy::{
-    Demand, Explain, Failover, KeySource, Policy, RegionRule, Route, Rules, Service, Topology,
-    TraceRule, Weighting, Writes, ZoneId,
+    Demand, Explain, Failover, KeySource, Plans, RegionRule, Route, Service, Topology, TraceRule,
+    Weighting, Writes,
 };
 
 use registry::record::{Instance, InvalidRecord};
+use serde::Deserialize;
 
 use crate::net::{access::Access, connections::Limits, tls::TlsFiles};
 use xds::resource::{Kind, Resource};
@@ -166,7 +167,8 @@ impl Ttls {
 }
 
 /// How proxies speak to a service's instances.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// HTTP/2 where a route is for gRPC, which needs it, and HTTP/1.1 elsewhere, which every server speaks.
     #[default]
@@ -209,8 +211,8 @@ impl Config {
 }
 
 impl ServiceConfig {
-    /// The service with the plans that follow from its instances.
-    pub fn with_plans(&self, plans: policy::Plans) -> Service {
+    /// The service as the policy has it, before there are plans: they follow from its instances.
+    pub fn unplanned(&self) -> Service {
         Service {
             name: self.name.clone(),
             routes: self.routes.clone(),
@@ -219,56 +221,7 @@ impl ServiceConfig {
             trace_missing: self.trace_missing,
             zone_affinity: self.zone_affinity.clone(),
             writes: self.writes.clone(),
-            plans,
+            plans: Plans::default(),
         }
     }
-}
-
-impl Mesh {
-    /// The policy of `viewer`'s proxies. `plans` gives each service's, by its position; `authorities` a cell's owners and epoch, by its
-    /// name.
-    pub fn policy(
-        &self,
-        viewer: ZoneId,
-        plans: impl Fn(usize) -> policy::Plans,
-        authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
-    ) -> Policy {
-        let services = (self.services.iter().enumerate())
-            // The gateways, which stand last, so that all others keep their positions.
-            .filter(|(_, service)| service.is_routed())
-            .map(|(index, service)| service.with_plans(plans(index)))
-            .collect();
-        let rules = Rules::new(
-            self.topology.clone(),
-            viewer,
-            services,
-            self.explain.clone(),
-        );
-        match rules {
-            Ok(rules) => self.fence(rules, authorities),
-            Err(error) => became_invalid(&error),
-        }
-    }
-
-    /// These rules as a policy, with the write fence if there is one.
-    pub fn fence(
-        &self,
-        rules: Rules,
-        authorities: &impl Fn(&str) -> Option<(Vec<String>, u64)>,
-    ) -> Policy {
-        let fencing = (self.authority.as_ref())
-            .map(|authority| authority.fencing(&self.topology, authorities))
-            .transpose();
-        match fencing {
-            Ok(None) => Policy::Serving(Box::new(rules)),
-            Ok(Some(fencing)) => Policy::Serving(Box::new(rules.fenced(fencing))),
-            Err(error) => became_invalid(&error),
-        }
-    }
-}
-
-/// `Config::parse` has built these once, and neither plans nor owners can make them invalid.
-fn became_invalid(error: &dyn fmt::Debug) -> Policy {
-    debug_assert!(false, "what was accepted became invalid: {error:?}");
-    Policy::Fallback
 }

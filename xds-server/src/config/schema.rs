@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
-use policy::KeySource;
+use policy::{Class, KeySource, RegionRule, TraceRule};
 use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
@@ -10,6 +10,7 @@ use serde::{
 use serde_saphyr::Spanned;
 
 use super::{
+    Protocol,
     authority::RawAuthority,
     failover::{RawDemand, RawFailover, RawGuard},
     listen::{RawAccess, RawListen},
@@ -131,7 +132,7 @@ pub(super) struct RawExplain {
 pub(super) struct RawService {
     pub(super) name: String,
     #[serde(default)]
-    pub(super) protocol: RawProtocol,
+    pub(super) protocol: Protocol,
     pub(super) routes: Vec<Spanned<RawRoute>>,
     #[serde(default)]
     pub(super) region: RawRegion,
@@ -164,16 +165,6 @@ pub(super) struct RawService {
     pub(super) hedge_after_ms: Option<Spanned<u32>>,
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum RawProtocol {
-    #[default]
-    Auto,
-    Http1,
-    Http2,
-    Downstream,
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRoute {
@@ -182,7 +173,7 @@ pub(super) struct RawRoute {
     pub(super) prefix: Option<String>,
     pub(super) grpc: Option<String>,
     pub(super) reads: Option<Vec<String>>,
-    pub(super) class: Option<RawClass>,
+    pub(super) class: Option<Class>,
     pub(super) timeout_ms: Option<Spanned<u32>>,
     pub(super) idle_timeout_ms: Option<Spanned<u32>>,
     pub(super) max_stream_duration_ms: Option<Spanned<u32>>,
@@ -202,40 +193,17 @@ fn any_host() -> String {
     "*".to_owned()
 }
 
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum RawClass {
-    Read,
-    Write,
-}
-
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRegion {
-    pub(super) missing: RawRegionRule,
-    pub(super) unknown: RawRegionRule,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum RawRegionRule {
-    #[default]
-    Local,
-    Reject,
+    pub(super) missing: RegionRule,
+    pub(super) unknown: RegionRule,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawTrace {
-    pub(super) missing: RawTraceRule,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum RawTraceRule {
-    #[default]
-    Generate,
-    Reject,
+    pub(super) missing: TraceRule,
 }
 
 pub(super) enum RawWeights {

@@ -11,18 +11,17 @@ use std::{
 };
 
 use policy::{
-    Class, ClassRule, Explain, Failover, InvalidRules, InvalidTopology, Link, Plans, RegionRule,
-    Route, RouteMatch, Rules, Thresholds, Topology, TraceRule, Weighting,
+    ClassRule, Explain, Failover, InvalidRules, InvalidTopology, Link, Route, RouteMatch, Rules,
+    Thresholds, Topology, Weighting,
 };
 use serde_saphyr::Spanned;
 
 use super::{
-    Config, ConfigError, FilterConfig, Guard, Mesh, Protocol, Resilience, ServiceConfig,
-    StoreConfig, Ttls, XdsConfig, failover, resilience,
+    Config, ConfigError, FilterConfig, Guard, Mesh, Resilience, ServiceConfig, StoreConfig, Ttls,
+    XdsConfig, failover, resilience,
     schema::{
-        RawClass, RawCompaction, RawConfig, RawLink, RawOperatorWeights, RawProtocol,
-        RawRegionRule, RawRoute, RawService, RawStore, RawTraceRule, RawTtls, RawWeights, RawXds,
-        RawZone,
+        RawCompaction, RawConfig, RawLink, RawOperatorWeights, RawRoute, RawService, RawStore,
+        RawTtls, RawWeights, RawXds, RawZone,
     },
 };
 use xds::resource::Kind;
@@ -323,7 +322,7 @@ impl Validator<'_> {
         raw: &RawConfig,
     ) -> Result<(), ConfigError> {
         let rules = |services: &[ServiceConfig]| {
-            let services = services.iter().map(|s| s.with_plans(Plans::default()));
+            let services = services.iter().map(|s| s.unplanned());
             Rules::new(
                 topology.clone(),
                 first_zone(topology),
@@ -407,19 +406,11 @@ impl Validator<'_> {
         let resilience = self.resilience(index, raw, &routes)?;
         Ok(ServiceConfig {
             name: raw.name.clone(),
-            protocol: match raw.protocol {
-                RawProtocol::Auto => Protocol::Auto,
-                RawProtocol::Http1 => Protocol::Http1,
-                RawProtocol::Http2 => Protocol::Http2,
-                RawProtocol::Downstream => Protocol::Downstream,
-            },
+            protocol: raw.protocol,
             routes,
-            region_missing: region_rule(raw.region.missing),
-            region_unknown: region_rule(raw.region.unknown),
-            trace_missing: match raw.trace.missing {
-                RawTraceRule::Generate => TraceRule::Generate,
-                RawTraceRule::Reject => TraceRule::Reject,
-            },
+            region_missing: raw.region.missing,
+            region_unknown: raw.region.unknown,
+            trace_missing: raw.trace.missing,
             weighting: self.weighting(&field("weights"), raw.weights.as_ref())?,
             failover,
             demands,
@@ -513,8 +504,7 @@ impl Validator<'_> {
             (None, Some(_), None) => return refuse("`reads` lists gRPC methods: it needs `grpc`"),
             (None, Some(reads), Some(_)) => ClassRule::GrpcReads(reads.clone()),
             (None, None, Some(_)) => ClassRule::GrpcReads(Vec::new()),
-            (Some(RawClass::Read), None, _) => ClassRule::Always(Class::Read),
-            (Some(RawClass::Write), None, _) => ClassRule::Always(Class::Write),
+            (Some(class), None, _) => ClassRule::Always(class),
             (None, None, None) => ClassRule::ByMethod,
         };
         // A fully qualified name may end with a dot; proxies strip it from requests.
@@ -544,13 +534,6 @@ fn is_endpoint(endpoint: &str) -> bool {
     };
     let uri = format!("http://{address}").parse::<hyper::Uri>();
     uri.is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
-}
-
-fn region_rule(raw: RawRegionRule) -> RegionRule {
-    match raw {
-        RawRegionRule::Local => RegionRule::Local,
-        RawRegionRule::Reject => RegionRule::Reject,
-    }
 }
 
 /// The listeners let in every upgrade that any service takes.

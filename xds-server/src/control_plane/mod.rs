@@ -1,4 +1,5 @@
-//! The control plane as one object: [`ControlPlane::build`] connects its parts, [`ControlPlane::run`] runs them.
+//! The control plane as one object: [`ControlPlane::build`] connects its parts,
+//! [`ControlPlane::run`] runs them.
 
 mod ports;
 mod services;
@@ -37,19 +38,19 @@ use crate::{
 use ports::Ports;
 use services::Shared;
 
-/// How a control plane is to run, beside its file.
+/// The options of a control plane besides its file.
 pub struct Options {
     /// The YAML file. Changes to it take effect while running.
     pub config: PathBuf,
-    /// The zone that it speaks for, in place of `authority.zones`.
+    /// The zone that it serves, in place of `authority.zones`.
     pub zone: Option<String>,
-    /// Where systemd has it keep its state.
+    /// The state directory that systemd assigns.
     pub state_directory: Option<OsString>,
     /// Metrics of the process around it.
     pub collectors: Vec<Box<dyn Collector>>,
 }
 
-/// The cells of a process that ends.
+/// The treatment of the cells at shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leaving {
     /// They stay, for as long as a session lasts.
@@ -77,12 +78,13 @@ struct Fence {
 }
 
 impl ControlPlane {
-    /// Opens store, state and ports, and begins to follow store and file. Needs a runtime of several threads.
+    /// Opens store, state and ports, and begins to follow store and file. Needs a multi-threaded
+    /// runtime.
     ///
     /// # Errors
     ///
-    /// The file is not good, or something that it names cannot be opened; the text names it and the
-    /// remedy.
+    /// The file is not valid, or something that it names cannot be opened; the text names it and
+    /// the remedy.
     pub async fn build(options: Options) -> anyhow::Result<ControlPlane> {
         ports::allow_many_files();
         let (config, text) = reload::read(&options.config)?;
@@ -189,13 +191,13 @@ impl ControlPlane {
         })
     }
 
-    /// The addresses of the ports for proxies and for people.
+    /// The addresses of the ports for proxies and for operators.
     pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
         self.addresses
     }
 
-    /// Serves until `shutdown` says a first time that it is to end. It then gives its grants back, which takes as long as a
-    /// grant lasts, or until `shutdown` says so a second time.
+    /// Serves until `shutdown` completes. It then returns its grants, which takes as long as a
+    /// grant lasts, or until `shutdown` completes a second time.
     ///
     /// # Errors
     ///
@@ -220,7 +222,7 @@ impl ControlPlane {
             ended = &mut servers => ended,
             _ = shutdown.recv() => Ok(()),
         };
-        info!("stopping; the proxies keep their configuration");
+        info!("stopping: the proxies keep their configuration");
         if let Some(fence) = self.fence.filter(|_| ended.is_ok()) {
             tokio::select! {
                 () = fence.leave(leaving) => {}
@@ -228,21 +230,21 @@ impl ControlPlane {
                 _ = shutdown.recv() => {}
             }
         }
-        // Streams to proxies never end by themselves, so there is nothing else to wait for.
+        // Streams to proxies never end on their own, so there is nothing else to wait for.
         self.keeper.stop().await;
         ended
     }
 }
 
 impl Fence {
-    /// Waits until nothing that was granted here is in use any more, so that no other zone has to wait for it. Proxies are sent
-    /// to another replica of the zone.
+    /// Waits until no grant of this process is in use any more, so that no other zone has to wait
+    /// for it. Proxies are sent to another replica of the zone.
     async fn leave(self, leaving: Leaving) {
         let terms = self.agreements.terms(&self.configured);
         let enough = terms.stretch(terms.grant_ttl + terms.write_drain_waited);
         let enough = Duration::from_micros(enough) + Duration::from_secs(1);
         if leaving == Leaving::HandingOver {
-            // Authority that has not moved by then is left as it is, and taken over later.
+            // Authority that has not moved by then stays, and is taken over later.
             let _ = timeout(enough, self.authorities.hand_over()).await;
         }
         let _ = timeout(enough, self.authorities.stop()).await;
@@ -258,7 +260,7 @@ fn watch_store(store: &Arc<dyn Store>, metrics: &Metrics) -> StoreHealth {
     store_health
 }
 
-/// The way to other replicas. One process that has a store of its own needs none.
+/// The connections to other replicas. A process with an embedded store is the only one.
 fn start_peers(
     config: &Config,
     xds_address: SocketAddr,
@@ -290,7 +292,8 @@ fn start_peers(
 
 /// A number that no other incarnation has.
 fn draw() -> u64 {
-    // Without randomness two incarnations could be taken for one, and that is worse than no start.
+    // Without randomness two incarnations could get the same number, and that is worse than a
+    // failed start.
     #[allow(
         clippy::expect_used,
         reason = "the system's randomness is there from the boot on"
@@ -298,7 +301,7 @@ fn draw() -> u64 {
     getrandom::u64().expect("the system gives random numbers")
 }
 
-/// `host:process id`, for people.
+/// `host:process id`, for operators.
 fn process_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}:{}", host.trim(), std::process::id())

@@ -1,4 +1,4 @@
-//! The ports that are listened on.
+//! The listening ports.
 
 use std::net::SocketAddr;
 
@@ -54,8 +54,8 @@ impl Ports {
     }
 }
 
-/// Connections that may wait to be taken, as far as the kernel allows (`net.core.somaxconn`): after a restart all proxies
-/// come at once, and those that find no room wait for a second before they try again.
+/// The backlog of connections, as far as the kernel allows (`net.core.somaxconn`). After a restart
+/// all proxies connect at once, and a proxy without a place waits for a second before it retries.
 const BACKLOG: u32 = 65_535;
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
@@ -68,11 +68,11 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Each proxy is an open file. The soft limit of the process is seldom its hard limit.
+/// Each proxy uses a file descriptor. The soft limit of a process is usually below its hard limit.
 pub(super) fn allow_many_files() {
     let resource = Resource::RLIMIT_NOFILE;
     let raised = getrlimit(resource).and_then(|(_, hard)| setrlimit(resource, hard, hard));
     if let Err(error) = raised {
-        warn!(%error, "cannot raise the number of files that may be open");
+        warn!(%error, "cannot raise the limit of open files");
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     store_health::StoreHealth,
 };
 
-/// The parts that services answer from.
+/// The parts that the services use.
 pub(super) struct Shared {
     pub(super) store: Arc<dyn Store>,
     pub(super) store_health: StoreHealth,
@@ -42,7 +42,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Those of the port for proxies, and those of the admin port.
+    /// The services of the port for proxies, and of the admin port.
     pub(super) fn services(self) -> (Services<xds::Server<ZoneViews>>, Router) {
         let (applied, loads) = (Applied::default(), Loads::default());
         tokio::spawn(discovery::conditions::watch(

@@ -12,7 +12,7 @@ use crate::{
     metrics::Metrics,
 };
 
-/// The store, as the whole process shares it.
+/// The store, shared by the whole process.
 #[derive(Clone)]
 pub(super) struct OpenStore {
     pub(super) shared: Arc<dyn Store>,
@@ -20,7 +20,7 @@ pub(super) struct OpenStore {
 }
 
 impl OpenStore {
-    /// The same one, asked with less patience.
+    /// The same store with a shorter request time-out.
     pub(super) fn within(&self, request_timeout: Duration) -> Arc<dyn Store> {
         match &self.etcd {
             Some(etcd) => Arc::new(etcd.within(request_timeout)),
@@ -49,7 +49,7 @@ pub(super) async fn open(config: &StoreConfig) -> anyhow::Result<OpenStore> {
     })
 }
 
-/// How long etcd's history is kept, where this process compacts it.
+/// How long etcd's history is kept; none if this process does not compact it.
 pub(super) fn compacts(config: &StoreConfig) -> Option<Duration> {
     match config {
         StoreConfig::Etcd { keep_history, .. } => *keep_history,
@@ -57,15 +57,14 @@ pub(super) fn compacts(config: &StoreConfig) -> Option<Duration> {
     }
 }
 
-/// The last good state, and the keeper of the state from now on. A file that is no state is put
-/// aside.
+/// The last good state, and the keeper that writes it from now on. An unreadable file is renamed.
 pub(super) fn open_state(
     path: Option<&Path>,
     metrics: &Metrics,
 ) -> anyhow::Result<(Keeper, Option<LastGood>)> {
     let Some(path) = path else {
         warn!(
-            "no last good state is kept: after a start without the store this replica has nothing to serve, and it cannot detect an emptied store. Name a file in `state.path`, or make the directory /var/lib/tidegate"
+            "no last good state is kept: after a start without the store this replica has nothing to serve, and it cannot detect an emptied store. Set `state.path`, or create the directory /var/lib/tidegate"
         );
         return Ok((Keeper::none(), None));
     };
@@ -82,10 +81,10 @@ pub(super) fn open_state(
         Err(error) => {
             match last_good::set_aside(path) {
                 Ok(aside) => {
-                    error!(%file, aside = %aside.display(), "the last good state {error}. It is put aside; starting without it");
+                    error!(%file, aside = %aside.display(), "the last good state {error}. The file is renamed; starting without it");
                 }
                 Err(aside) => {
-                    error!(%file, "the last good state {error}. It cannot be put aside ({aside}), so nothing is kept; starting without it");
+                    error!(%file, "the last good state {error}. The file cannot be renamed ({aside}), so no state is kept; starting without it");
                     return Ok((Keeper::none(), None));
                 }
             }

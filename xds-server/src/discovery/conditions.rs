@@ -1,5 +1,5 @@
-//! The faults of proxies, as conditions and as counts: refused resources, policies that filters
-//! have not applied.
+//! The faults of proxies, as conditions and counts: rejected resources, policies that filters have
+//! not applied.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,9 +14,9 @@ use crate::{
     snapshot::ViewKey,
 };
 
-/// Between two looks: each goes over all streams.
+/// Between two checks: each covers all streams.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// A policy is applied within milliseconds; reports come every half minute.
+/// A policy is applied within milliseconds; reports arrive every half minute.
 const BEHIND_MAX: Duration = Duration::from_secs(60);
 /// How many proxies a detail names.
 const NODES_NAMED: usize = 3;
@@ -28,7 +28,7 @@ const CODES: &[Code] = &[
     Code::ProxyOrphaned,
 ];
 
-/// Looks again and again, until nothing can change any more.
+/// Checks periodically, until nothing can change any more.
 pub async fn watch(proxies: Proxies, applied: Applied, snapshots: Snapshots, metrics: Metrics) {
     let mut lasting = Lasting::new(metrics.conditions.clone(), CODES);
     let mut ticks = interval(INTERVAL);
@@ -44,7 +44,7 @@ pub async fn watch(proxies: Proxies, applied: Applied, snapshots: Snapshots, met
     }
 }
 
-/// Those that refuse one resource.
+/// The proxies that reject one resource.
 #[derive(Default)]
 struct Refusing {
     count: usize,
@@ -52,7 +52,7 @@ struct Refusing {
     message: String,
 }
 
-/// Those that get no stream.
+/// The proxies that are rejected.
 fn find_strangers(proxies: &Proxies, now: Instant) -> impl Iterator<Item = Found> {
     let strangers = proxies.strangers(now).into_iter();
     strangers.map(|(node, zone)| {
@@ -99,7 +99,7 @@ fn find(
             }
             PolicyState::Behind => {
                 let wanted = wanted.unwrap_or_default();
-                let detail = format!("it is to have {wanted:012x}");
+                let detail = format!("it should have {wanted:012x}");
                 let behind = Found::new(Code::PolicyBehind, node, detail);
                 found.push(behind.after(BEHIND_MAX));
             }
@@ -151,8 +151,8 @@ mod tests {
         }
     }
 
-    /// The conditions that hold, as `code subject: detail`, if these are the proxies, each of which
-    /// is to have policy 2.
+    /// Checks the conditions, as `code subject: detail`, for these proxies. Each of them should
+    /// have policy 2.
     struct Looking {
         lasting: Lasting,
         conditions: Conditions,
@@ -238,13 +238,13 @@ mod tests {
             }),
         };
         let all = || vec![healthy("gw-1")];
-        assert_eq!(looking.at(all(), start), [""; 0], "it has said nothing");
+        assert_eq!(looking.at(all(), start), [""; 0], "it has sent no report");
         assert_eq!(looking.counted(PolicyState::Unknown), 1);
         looking.applied.note(report(1, None), start).unwrap();
         assert_eq!(looking.at(all(), start), [""; 0]);
         let late = start + BEHIND_MAX;
         let held = looking.at(all(), late);
-        assert_eq!(held, ["TG4003 gw-1: it is to have 000000000002"]);
+        assert_eq!(held, ["TG4003 gw-1: it should have 000000000002"]);
         looking
             .applied
             .note(report(1, Some("no mode")), late)
@@ -275,7 +275,7 @@ mod tests {
             ["TG4004 gw-1: it names zone atlantis, and is rejected"]
         );
         assert_eq!(held(&proxies, now + Duration::from_secs(90)), [""; 0]);
-        // Node ids may be made up without end.
+        // Clients can invent any number of node ids.
         for number in 0..1_000 {
             let at = now + Duration::from_millis(number);
             proxies.reject(&number.to_string(), "atlantis", at);

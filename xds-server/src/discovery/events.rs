@@ -18,7 +18,8 @@ const HELD_BACK: &str = "instances";
 /// The events on streams, as metrics, conditions and log lines.
 pub(super) struct Counted {
     metrics: Arc<Metrics>,
-    /// By [`Kind::index`]: at hand, since looking it up by label would cost as much as the rest.
+    /// By [`Kind::index`]: kept ready, since a look-up by label would cost as much as everything
+    /// else.
     sent: [SentOfKind; Kind::ALL.len()],
 }
 
@@ -60,7 +61,7 @@ impl Events<ViewKey> for Counted {
         warn!(
             node = proxy.node_id,
             zone = %proxy.key.zone,
-            "the zone was taken out of the configuration, or its gRPC clients are no longer served: this proxy keeps its last state and gets no more updates"
+            "the zone was removed from the configuration, or its gRPC clients are no longer served: this proxy keeps its last state and gets no more updates"
         );
     }
 

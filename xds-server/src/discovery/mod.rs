@@ -1,4 +1,4 @@
-//! Which view a proxy may have: [`xds`] serves it.
+//! Selects the view of a proxy; [`xds`] serves it.
 
 pub mod conditions;
 mod events;
@@ -24,10 +24,10 @@ use events::Counted;
 use node::{InvalidNode, Proxy};
 use proxies::Proxies;
 
-/// Where streams find the present snapshot; none before the first.
+/// The current snapshot; none before the first.
 pub type Snapshots = xds::Snapshots<Snapshot>;
 
-/// Gives each proxy the view of its zone and role. Cheap to clone.
+/// Selects the view of each proxy by its zone and role. Cheap to clone.
 #[derive(Clone)]
 pub struct ZoneViews {
     snapshots: Snapshots,
@@ -49,12 +49,12 @@ impl ZoneViews {
         }
     }
 
-    /// With access rules for views; without them all clients may ask for all of them.
+    /// Adds access rules for views. Without them any client may request any view.
     pub fn behind(self, rules: AccessRules) -> ZoneViews {
         ZoneViews { rules, ..self }
     }
 
-    /// With knowledge of which zones have a control plane of their own; without it every client
+    /// Adds the knowledge of which zones have a control plane of their own. Without it every client
     /// stays.
     pub fn among(self, homes: Homes) -> ZoneViews {
         ZoneViews { homes, ..self }
@@ -83,7 +83,7 @@ impl ZoneViews {
         Ok(proxy)
     }
 
-    /// Counts and logs it.
+    /// Counts and logs a rejection.
     fn reject(&self, error: InvalidNode) -> Status {
         warn!(%error, "stream refused");
         if let InvalidNode::UnknownZone { id, zone, .. } = &error {

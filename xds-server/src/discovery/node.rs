@@ -15,31 +15,34 @@ use crate::{
     snapshot::{Role, Snapshot, View, ViewKey},
 };
 
-/// The part of a proxy's own words that is repeated in messages.
+/// How much of a proxy's text is repeated in messages.
 const TEXT_CHARS_MAX: usize = 128;
 
-/// How the user agents of all gRPC libraries begin: `gRPC C-core ...`, `gRPC Node Pure JS`, `gRPC Go`, `gRPC Java`.
+/// The prefix of the user agents of all gRPC libraries: `gRPC C-core ...`, `gRPC Node Pure JS`,
+/// `gRPC Go`, `gRPC Java`.
 const GRPC_USER_AGENT: &str = "gRPC ";
 
 fn clip(text: &str) -> String {
     text.chars().take(TEXT_CHARS_MAX).collect()
 }
 
-/// A proxy as it introduced itself.
+/// A proxy, by its first request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Proxy {
     pub(crate) id: String,
     pub(crate) view: ViewKey,
 }
 
-/// Why a proxy gets nothing. The text names the change to make in its bootstrap.
+/// Why a proxy is rejected. The text names the change to make in its bootstrap.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidNode {
     #[error(
         "the first request carries no node: set node.id and node.locality.zone in the proxy's bootstrap"
     )]
     Missing,
-    #[error("node.locality.zone {zone:?} of node {id:?} is no configured zone; these are: {known}")]
+    #[error(
+        "node.locality.zone {zone:?} of node {id:?} is not configured; configured zones: {known}"
+    )]
     UnknownZone {
         id: String,
         zone: String,
@@ -50,11 +53,11 @@ pub(crate) enum InvalidNode {
     )]
     UnknownRole { id: String, role: String },
     #[error(
-        "node {id:?} speaks the state of the world, and virtual hosts on demand are for delta alone: set api_type: DELTA_GRPC in the proxy's bootstrap, or on_demand: false for listeners.{role}"
+        "node {id:?} uses the state-of-the-world variant, and virtual hosts on demand need the delta variant: set api_type: DELTA_GRPC in the proxy's bootstrap, or on_demand: false for listeners.{role}"
     )]
     OnDemand { id: String, role: &'static str },
     #[error(
-        "node {id:?} is a gRPC client, and those are not served: set listeners.grpc to true in the control plane's configuration"
+        "node {id:?} is a gRPC client, and gRPC clients are not served: set listeners.grpc to true in the control plane's configuration"
     )]
     GrpcNotServed { id: String },
     #[error(
@@ -66,9 +69,9 @@ pub(crate) enum InvalidNode {
 }
 
 impl Proxy {
-    /// Reads the node of a stream's first request. Without a role it is a gRPC client if it says
-    /// that it is one, and a gateway else. `permits` says whether it may have the view that it asks
-    /// for: a client that may not is not told which there are.
+    /// Reads the node of a stream's first request. Without a role it is a gRPC client if its user
+    /// agent says so, and otherwise a gateway. `permits` checks whether it may have the requested
+    /// view. A client without permission does not learn which views exist.
     pub(crate) fn introduce(
         node: Option<&Node>,
         snapshot: &Snapshot,

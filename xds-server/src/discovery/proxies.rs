@@ -15,9 +15,9 @@ use xds::{
 
 use crate::snapshot::ViewKey;
 
-/// How many rejected proxies are remembered: any client of the port may make up node ids.
+/// How many rejected proxies are remembered: any client of the port can invent node ids.
 const STRANGERS_MAX: usize = 64;
-/// For how long, after the last try: Envoy tries again at least every half minute.
+/// For how long, after the last attempt: Envoy retries at least every half minute.
 const STRANGER_FOR: Duration = Duration::from_secs(90);
 
 /// One stream of a proxy.
@@ -30,7 +30,7 @@ pub struct ProxyStatus {
     pub view: ViewKey,
     /// `delta` or `sotw`.
     pub variant: &'static str,
-    /// Its zone is no longer configured: it keeps its last state and learns nothing more.
+    /// Its zone is no longer configured: it keeps its last state and gets no updates.
     pub orphaned: bool,
     /// By kind (`cds`, `eds`, `lds`, `rds`, `ecds`).
     pub kinds: BTreeMap<&'static str, KindStatus>,
@@ -43,11 +43,11 @@ pub struct KindStatus {
     pub acked: usize,
     /// Versions of the first of them, by name.
     pub versions: BTreeMap<String, String>,
-    /// The last refusal, as long as something that was refused is still offered.
+    /// The last rejection, while a rejected resource is still offered.
     pub nack: Option<Nack>,
 }
 
-/// A refusal.
+/// A rejection.
 #[derive(Clone, Debug, Serialize)]
 pub struct Nack {
     pub resources: Vec<String>,
@@ -86,7 +86,7 @@ impl From<clients::KindStatus> for KindStatus {
     }
 }
 
-/// The connected proxies, and those that were rejected. Cheap to clone: all clones are one.
+/// The connected proxies, and the rejected ones. Cheap to clone: clones share them.
 #[derive(Clone, Default)]
 pub struct Proxies {
     clients: Clients<ViewKey>,
@@ -95,7 +95,7 @@ pub struct Proxies {
 }
 
 impl Proxies {
-    /// The connected ones.
+    /// The connected proxies.
     pub fn clients(&self) -> &Clients<ViewKey> {
         &self.clients
     }
@@ -106,7 +106,7 @@ impl Proxies {
         streams.map(ProxyStatus::from).collect()
     }
 
-    /// A proxy of a zone that is not configured was rejected.
+    /// Records a proxy that was rejected because its zone is not configured.
     pub(crate) fn reject(&self, node: &str, zone: &str, now: Instant) {
         let mut strangers = self.strangers_lock();
         strangers.insert(node.to_owned(), (zone.to_owned(), now));
@@ -119,12 +119,13 @@ impl Proxies {
         }
     }
 
-    /// A proxy was admitted.
+    /// Records an admitted proxy.
     pub(super) fn accept(&self, node: &str) {
         self.strangers_lock().remove(node);
     }
 
-    /// The proxies that were rejected lately and did not come back with a known zone, and the zones that they name.
+    /// The proxies that were rejected lately and have not reconnected with a known zone, and the
+    /// zones that they name.
     pub fn strangers(&self, now: Instant) -> Vec<(String, String)> {
         let mut strangers = self.strangers_lock();
         strangers.retain(|_, (_, at)| now.saturating_duration_since(*at) < STRANGER_FOR);
@@ -135,7 +136,7 @@ impl Proxies {
     }
 
     fn strangers_lock(&self) -> MutexGuard<'_, BTreeMap<String, (String, Instant)>> {
-        // Every change is one insertion or removal: a panic elsewhere cannot have left it half done.
+        // Every change is one insertion or removal: a panic elsewhere cannot leave it half done.
         self.strangers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

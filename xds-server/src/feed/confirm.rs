@@ -1,12 +1,12 @@
-//! The operator's word that a change is right though it looks wrong.
+//! An operator's confirmation of a change that a sanity guard rejects.
 //!
-//! It is said to one replica and reaches all: the replica writes it into the store, where it stands
-//! for a minute. It confirms the state that the asked replica had [`Seen`] when it was asked, and
-//! nothing that happened while it was written. Each replica hears it in the order of revisions; one
-//! that lists the store anew, or starts meanwhile, finds it in the listing, and takes it for as
-//! long as no more instances are missing than would be believed unasked. One that does not believe
-//! the store asks it for a confirmation every two seconds (`reader`). So the restart of the asked
-//! replica loses nothing that it has answered.
+//! The operator confirms it at one replica, and it reaches all: the replica writes it into the
+//! store, where it lasts for a minute. It confirms the state that this replica had [`Seen`] at that
+//! moment, and no later change. Each replica receives it in the order of revisions. A replica that
+//! lists the store anew, or starts meanwhile, finds it in the listing; it applies it only while no
+//! more instances are missing than the guard permits. A replica that distrusts the store reads the
+//! confirmations every two seconds (`reader`). So a restart of the first replica loses no
+//! confirmation that it has answered.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,11 +25,11 @@ use tokio::{
 
 use crate::{store_health::StoreHealth, world::Seen};
 
-/// How long the store may take until it takes the confirmation: one that was not believed is listed first.
+/// How long the store may take to accept the confirmation: a distrusted store is listed first.
 const SHARE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Where questions wait for an operator. Copies are the same one.
+/// The open questions to an operator. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Confirm {
     state: Arc<Mutex<State>>,
@@ -38,27 +38,28 @@ pub struct Confirm {
 #[derive(Debug, Default)]
 struct State {
     asked: Vec<oneshot::Sender<Seen>>,
-    /// Of the store that is believed.
+    /// The state of the trusted store.
     served: Seen,
-    /// Of a store that is not.
+    /// The state of a distrusted store.
     doubted: Option<Seen>,
 }
 
-/// Why an operator's word did not reach all replicas.
+/// Why a confirmation did not reach all replicas.
 #[derive(Debug, thiserror::Error)]
 pub enum Unconfirmed {
-    /// A yes in advance is none.
-    #[error("nothing waits for a confirmation here")]
+    /// A confirmation in advance does not count.
+    #[error("this replica waits for no confirmation")]
     NotAsked,
-    /// The asked replica has taken it.
+    /// This replica has accepted it.
     #[error(
-        "this replica accepts the store's content now, but the confirmation did not reach the others: {0}. Confirm it on each of them"
+        "this replica accepts the store's content now, but the confirmation did not reach the other replicas: {0}. Confirm it on each of them"
     )]
     NotShared(String),
 }
 
 impl Confirm {
-    /// Answers every question that waits here, and tells all other replicas through the store.
+    /// Answers every open question of this replica, and informs all other replicas through the
+    /// store.
     pub async fn everywhere(
         &self,
         store: &dyn Store,
@@ -68,7 +69,7 @@ impl Confirm {
             return Err(Unconfirmed::NotAsked);
         }
         let seen = self.look(store).await;
-        // To a store that is not believed nothing is written before it is.
+        // A distrusted store is not written to.
         let mut shared = match store_health.writes_refused() {
             None => share(store, seen).await.map_err(|error| error.to_string()),
             Some(refused) => Err(refused),
@@ -90,7 +91,7 @@ impl Confirm {
         shared.map_err(Unconfirmed::NotShared)
     }
 
-    /// Answers every question that waits here, and tells no other replica. False if none does.
+    /// Answers every open question of this replica only. False if there is none.
     pub fn confirm(&self) -> bool {
         let seen = self.seen();
         self.answer(seen)
@@ -102,7 +103,7 @@ impl Confirm {
         answered.count() > 0
     }
 
-    /// Asks. Dropping the receiver takes the question back.
+    /// Opens a question. Dropping the receiver withdraws it.
     pub fn ask(&self) -> oneshot::Receiver<Seen> {
         let (answer, confirmed) = oneshot::channel();
         let asked = &mut self.state().asked;
@@ -111,12 +112,12 @@ impl Confirm {
         confirmed
     }
 
-    /// Notes the state of the store that is followed.
+    /// Records the state of the followed store.
     pub(super) fn follows(&self, seen: Seen) {
         self.state().served = seen;
     }
 
-    /// Notes the state of a store that is not believed; none where the one that answers is.
+    /// Records the state of a distrusted store; none if the answering store is trusted.
     pub(super) fn doubts(&self, seen: Option<Seen>) {
         self.state().doubted = seen;
     }
@@ -126,7 +127,7 @@ impl Confirm {
         state.doubted.unwrap_or(state.served)
     }
 
-    /// A store that is not believed is not followed, so it is looked at again.
+    /// A distrusted store is not followed, so it is read again.
     async fn look(&self, store: &dyn Store) -> Seen {
         let seen = self.seen();
         let is_doubted = self.state().doubted.is_some();
@@ -149,9 +150,9 @@ impl Confirm {
     }
 }
 
-/// Writes down that the seen state of the store is true.
+/// Writes the confirmation of the seen state.
 async fn share(store: &dyn Store, seen: Seen) -> Result<(), StoreError> {
-    // Fails where the store is another one than the one that is believed.
+    // Fails if the store is another one than the trusted one.
     let cluster = store.cluster_id().await?;
     let lease = store.lease_grant(CONFIRMATION_TTL).await?;
     let value = Confirmation::of(cluster, seen.revision, seen.instances).to_json();

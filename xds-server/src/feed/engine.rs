@@ -30,9 +30,9 @@ pub(super) struct Engine {
     pub(super) keeper: Keeper,
     pub(super) store_health: StoreHealth,
     pub(super) confirm: Confirm,
-    /// The answer to the question whether instances are really gone, while that is open.
+    /// The answer to the question whether instances are really gone, while it is open.
     pub(super) asked: Option<oneshot::Receiver<Seen>>,
-    /// The same to the question whether there is really no instance.
+    /// The answer to the question whether there really is no instance.
     pub(super) asked_bare: Option<oneshot::Receiver<Seen>>,
     pub(super) publisher: watch::Sender<Option<Arc<Snapshot>>>,
     pub(super) overview: watch::Sender<Arc<Overview>>,
@@ -65,8 +65,8 @@ impl Engine {
                 () = self.publisher.closed() => return,
             };
             change.into_iter().for_each(|change| self.apply(change));
-            // Changes that have arrived meanwhile go into the same snapshot, one channel's worth at
-            // most.
+            // Changes that have arrived meanwhile go into the same snapshot, at most one channel's
+            // capacity.
             for _ in 0..PENDING_MAX {
                 let Ok(change) = self.pending.try_recv() else {
                     break;
@@ -78,7 +78,7 @@ impl Engine {
     }
 
     fn now_ms(&self) -> u64 {
-        // Good for half a thousand million years.
+        // Overflows after half a billion years.
         self.clock.elapsed().as_millis() as u64
     }
 
@@ -116,7 +116,7 @@ impl Engine {
             }
             changed
         });
-        // Once there are instances no confirmation is needed: they have their time to come.
+        // Once there are instances no confirmation is needed: the others have some time to appear.
         let bare = self.world.is_bare() && self.world.instances() == 0;
         if self.asked_bare.is_some() != bare {
             self.asked_bare = bare.then(|| self.confirm.ask());
@@ -124,7 +124,7 @@ impl Engine {
         let Some(snapshot) = snapshot else {
             return;
         };
-        // Zones may have gone.
+        // Zones may have been removed.
         self.metrics.policy_version.clear();
         for (key, view) in snapshot.views() {
             if key.role == Role::Gateway {
@@ -138,11 +138,11 @@ impl Engine {
         }
         self.metrics.snapshots.inc();
         if self.publisher.send(Some(snapshot)).is_err() {
-            error!("no task receives snapshots any more");
+            error!("all receivers of snapshots have ended");
         }
     }
 
-    /// How many records are not used, and the first of them.
+    /// The number of rejected records, and the first of them.
     fn unused(&self) -> Option<String> {
         let rejected = self.world.rejected();
         let first = rejected.iter().next()?;
@@ -150,7 +150,7 @@ impl Engine {
         Some(format!("{count}; the first is {key}: {why}"))
     }
 
-    /// Reports the states of zones, and the changes that are not believed.
+    /// Reports the states of zones, and the changes that the guard rejects.
     fn oversee(&mut self) {
         let before = Arc::clone(&self.overview.borrow());
         self.confirm.follows(self.world.seen());
@@ -170,7 +170,7 @@ impl Engine {
             };
             self.note(service, zone, old.map(|s| &**s), new.map(|s| &**s));
         }
-        // Changes that an answer did not cover are asked about anew.
+        // Changes that a confirmation did not cover need another question.
         let vanished = matches!(now.implausible, Some(Implausible::Vanished { .. }));
         if before.implausible != now.implausible || vanished && self.asked.is_none() {
             self.doubt(now.implausible.as_ref());
@@ -186,15 +186,15 @@ impl Engine {
         self.overview.send_replace(Arc::new(now));
     }
 
-    /// Asks the operator whether instances are really gone. About a store that was restored the reader asks.
+    /// Asks the operator whether instances are really gone. For a restored store the reader asks.
     fn doubt(&mut self, implausible: Option<&Implausible>) {
         let vanished = implausible.filter(|i| matches!(i, Implausible::Vanished { .. }));
         self.asked = vanished.map(|_| self.confirm.ask());
         match (vanished, implausible) {
             (Some(vanished), _) => {
-                error!("{vanished}; if it is true, confirm it: `tidegate confirm`")
+                error!("{vanished}; if they are really gone, confirm it: `tidegate confirm`")
             }
-            (None, None) => info!("the control plane no longer doubts the store"),
+            (None, None) => info!("the control plane trusts the store again"),
             (None, Some(_)) => {}
         }
         self.store_health.held(vanished.map(ToString::to_string));
@@ -233,18 +233,18 @@ impl Engine {
     }
 }
 
-/// Never, where nothing was asked.
+/// Pending forever without a question.
 async fn answered(asked: &mut Option<oneshot::Receiver<Seen>>) -> Seen {
     let answer = match asked {
         Some(answer) => answer.await,
         None => std::future::pending().await,
     };
     *asked = None;
-    // An error is impossible: the question is kept as long as its answer is waited for.
+    // An error is impossible: the question lives as long as its answer is awaited.
     answer.unwrap_or_default()
 }
 
-/// Never, where nothing is due.
+/// Pending forever if nothing is due.
 async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,

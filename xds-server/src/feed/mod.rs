@@ -1,8 +1,9 @@
-//! The way of a change: store and configuration -> [`World`] -> snapshots.
+//! From store and configuration through the [`World`] to snapshots.
 //!
-//! The reader follows the store and never loses its place: it resumes from the last revision after a break, and lists anew
-//! where history is gone. The engine takes in everything that is there before it builds a snapshot, so that a burst costs one;
-//! it waits for nothing, so that a single change goes out at once.
+//! The reader follows the store and never loses its position: it resumes from the last revision
+//! after a disconnection, and lists anew if the history was compacted. The engine applies all
+//! waiting changes before it builds a snapshot, so that a burst costs one snapshot. It does not
+//! wait for further changes, so that a single change is published at once.
 
 mod confirm;
 mod engine;
@@ -33,40 +34,42 @@ use reader::Reader;
 
 pub use confirm::{Confirm, Unconfirmed};
 
-/// Changes that may wait for the engine. The reader waits when there are more.
+/// The most changes that may wait for the engine. If there are more, the reader waits.
 const PENDING_MAX: usize = 1_024;
 
 /// The sources of snapshots, and the receivers of changes.
 pub struct Sources {
     pub store: Arc<dyn Store>,
     pub meshes: watch::Receiver<Arc<Mesh>>,
-    /// The follower of the store's events about authority, if there is one.
+    /// Receives the store's events about authority, if there is a fence.
     pub facts: Option<mpsc::Sender<StoreEvent>>,
-    /// The store's last state before this process began: it is served if the store does not answer.
+    /// The store's last state before this process started. It is served if the store does not
+    /// answer.
     pub last_good: Option<LastGood>,
     pub keeper: Keeper,
     pub store_health: StoreHealth,
     pub metrics: Metrics,
 }
 
-/// The results of the store and the configuration.
+/// The outputs of the feed.
 #[derive(Clone)]
 pub struct Feed {
-    /// The snapshots for proxies. The first one appears when everything has been listed once, by
-    /// the store or from disk: before that, an empty mesh would be a lie.
+    /// The snapshots for proxies. The first one appears once everything has been listed, by the
+    /// store or from disk: an earlier, empty mesh would be wrong.
     pub snapshots: Snapshots,
-    /// How services are doing, for people.
+    /// The states of services, for operators.
     pub overviews: watch::Receiver<Arc<Overview>>,
-    /// The operator's confirmation of changes that are not believed.
+    /// An operator's confirmation of changes that a guard rejects.
     pub confirm: Confirm,
-    /// The store that is followed, and the revision up to which everything has been received; none while it is not followed.
+    /// The followed store, and the revision up to which everything was received; none while no
+    /// store is followed.
     pub followed: watch::Receiver<Option<Head>>,
 }
 
-/// How long a start may take before it counts as one that has nothing to serve.
+/// How long a start may take before a condition reports that there is nothing to serve.
 const START_MAX: Duration = Duration::from_secs(5);
 
-/// Starts to follow the store and the meshes. Ends when the receiver of every snapshot is gone.
+/// Begins to follow the store and the meshes. Ends when the receiver of every snapshot is dropped.
 pub fn start(sources: Sources) -> Feed {
     let Sources {
         store,
@@ -138,7 +141,7 @@ pub fn start(sources: Sources) -> Feed {
     }
 }
 
-/// A condition for as long as there is no snapshot, unless the first one comes soon.
+/// Sets a condition until there is a snapshot, unless the first one appears soon.
 async fn say_if_nothing<T>(mut snapshots: watch::Receiver<Option<T>>, conditions: Conditions) {
     let mut listed = async || drop(snapshots.wait_for(Option::is_some).await);
     if tokio::time::timeout(START_MAX, listed()).await.is_err() {
@@ -188,7 +191,7 @@ mod tests {
         metrics.conditions.until(Code::RecordsUnused, false).await;
     }
 
-    /// A replica that follows this store, from its earlier state.
+    /// A replica that follows this store, with its earlier state.
     fn replica(
         store: &Arc<dyn Store>,
         last_good: Option<LastGood>,
@@ -215,7 +218,7 @@ mod tests {
         until_counts(metrics, (instances, 0)).await;
     }
 
-    /// How many instances are served, and how many of them though their records are gone.
+    /// Waits for these counts: served instances, and those of them whose records are gone.
     async fn until_counts(metrics: &Metrics, counts: (i64, i64)) {
         let now = || (metrics.instances.get(), metrics.instances_kept.get());
         let served = tokio::time::timeout(Duration::from_secs(30), async {
@@ -266,11 +269,11 @@ mod tests {
             metrics.conditions.until(Code::ChangeHeld, false).await;
             until_serving(metrics, 0).await;
         }
-        // The asked replica starts again before it has kept the operator's answer.
+        // The first replica restarts before it has kept the operator's confirmation.
         let (_again, _, started) = replica(&store, Some(before));
         until_serving(&started, 0).await;
         assert!(!started.conditions.holds(Code::ChangeHeld));
-        // Instances that disappear later are another matter.
+        // The confirmation does not cover instances that disappear later.
         fill(4..8).await;
         for metrics in [&its, &others, &started] {
             until_serving(metrics, 4).await;
@@ -281,8 +284,8 @@ mod tests {
         }
     }
 
-    /// A record takes time to be written, and stands for a while: the operator has not seen changes
-    /// of that time.
+    /// A record takes time to be written, and lasts for a while: the operator has not seen the
+    /// changes of that time.
     #[tokio::test]
     async fn nobody_believes_what_an_operator_has_not_seen() {
         let directory = tempfile::tempdir().unwrap();
@@ -304,7 +307,7 @@ mod tests {
         until_serving(&metrics, 10).await;
         empty(0..6).await;
         metrics.conditions.until(Code::ChangeHeld, true).await;
-        // The operator looks here.
+        // The operator reads this state.
         let seen = store.head().await.unwrap().revision;
         empty(6..9).await;
         let confirmation = Confirmation::of(cluster, seen, 4);
@@ -313,8 +316,8 @@ mod tests {
         store.put(&at, value.into(), None).await.unwrap();
         until_counts(&metrics, (4, 3)).await;
         metrics.conditions.until(Code::ChangeHeld, true).await;
-        // Nor does a replica that starts while the record stands, with its earlier state or with
-        // none.
+        // The same for a replica that starts while the record lasts, with or without its earlier
+        // state.
         let (_again, _, started) = replica(&store, Some(before));
         started.conditions.until(Code::ChangeHeld, true).await;
         until_counts(&started, (10, 9)).await;

@@ -1,9 +1,9 @@
-//! Follows the store, and never loses its place.
+//! Follows the store, and never loses its position.
 //!
-//! It resumes from the last revision where only a member failed. It lists anew where history is
-//! gone, and after every outage of the store: then it compares, and a store that cannot have come
-//! of the known state (another cluster, a lower revision, another past) is not believed before an
-//! operator confirms it.
+//! It resumes from the last revision if only a member failed. It lists anew if the history was
+//! compacted, and after every outage of the store. Then it compares. A store that cannot have
+//! developed from the known state (another cluster, a lower revision, another past) is distrusted
+//! until an operator confirms it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,9 +35,10 @@ use crate::{
 
 /// The first pause after a failure, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// How long the store has for its first listing where there is a state on disk to serve meanwhile.
+/// How long the store may take for its first listing if there is a state on disk to serve
+/// meanwhile.
 const START_PATIENCE: Duration = Duration::from_secs(2);
-/// How often the store is asked for a sign of life while it is watched, or while a restored one waits.
+/// How often the store is probed while it is watched, or while a restored one waits.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 /// How often an operator is reminded.
 const REMINDER: Duration = Duration::from_secs(60);
@@ -45,36 +46,37 @@ const REMINDER: Duration = Duration::from_secs(60);
 pub(super) struct Reader {
     pub(super) store: Arc<dyn Store>,
     pub(super) changes: mpsc::Sender<Change>,
-    /// The follower of events about authority, if there is one.
+    /// Receives events about authority, if there is a fence.
     pub(super) facts: Option<mpsc::Sender<StoreEvent>>,
-    /// Events about authority are withheld, until another store is confirmed.
+    /// Events about authority are withheld until another store is confirmed.
     pub(super) silent: bool,
-    /// Up to where everything has been received.
+    /// The revision up to which everything was received.
     pub(super) follows: watch::Sender<Option<Head>>,
     pub(super) metrics: Metrics,
     pub(super) store_health: StoreHealth,
     pub(super) keeper: Keeper,
     pub(super) confirm: Confirm,
-    /// The store's last state, in this life or, at first, in an earlier one.
+    /// The store's last state, in this process or, at first, in an earlier one.
     pub(super) known: Option<LastGood>,
     /// Whether `known` comes from disk and has not been sent yet.
     pub(super) unsent: bool,
     /// The highest revision that the store of `known` has named.
     pub(super) seen: Revision,
     pub(super) doubt: Option<Doubt>,
-    /// Where a larger share of all instances is missing at the start than this, the last good state says which.
+    /// If at the start a larger share of all instances than this is missing, the guard starts from
+    /// the last good state.
     pub(super) vanish_percent: u8,
 }
 
-/// A store that is not believed.
+/// A distrusted store.
 pub(super) struct Doubt {
-    /// Which one answers.
+    /// The cluster that answers.
     is: ClusterId,
-    /// Its revision when it was doubted.
+    /// Its revision when it was first distrusted.
     said: Revision,
     reason: String,
     confirmed: oneshot::Receiver<Seen>,
-    /// The operator believes the state that was seen of it then.
+    /// The operator has confirmed this state of it.
     accepted: Option<Seen>,
     reminded: Instant,
 }
@@ -85,9 +87,9 @@ enum Next {
     List,
     /// A restored store waits for the operator.
     Wait,
-    /// The store failed; try again later.
+    /// The store failed; retry later.
     Retry(StoreError),
-    /// The receiver is gone.
+    /// The receiver was dropped.
     Done,
 }
 
@@ -99,7 +101,7 @@ impl Reader {
         }
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let mut next = Next::List;
-        // Ends when the receiver is gone; each turn waits for the store, or for time.
+        // Ends when the receiver is dropped; each turn waits for the store or for time.
         loop {
             next = match next {
                 Next::Done => return,
@@ -146,7 +148,7 @@ impl Reader {
                 }
             }
             doubted => {
-                // So that missing instances are doubted here as they are where they disappear.
+                // So that the guard treats missing instances like those that disappear later.
                 if doubted.is_none()
                     && self.has_lost_too_much(&listing)
                     && self.serve_from_disk().await.is_err()
@@ -156,8 +158,8 @@ impl Reader {
                 if doubted.is_some() {
                     info!("an operator confirmed the store's content: this replica accepts it");
                 }
-                // Under its old name a restored store cannot be told from the one before, by
-                // replicas that come later either.
+                // A restored store with its old id cannot be distinguished from the previous one,
+                // not even by replicas that start later.
                 let renamed = self
                     .known
                     .as_ref()
@@ -175,7 +177,7 @@ impl Reader {
                     Some(seen) if self.is_covered(seen, &listing) => Origin::Confirmed,
                     Some(_) => {
                         warn!(
-                            "most instances disappeared after the confirmation: their absence is doubted as usual"
+                            "most instances disappeared after the confirmation: the sanity guard keeps them as usual"
                         );
                         Origin::Store
                     }
@@ -189,7 +191,7 @@ impl Reader {
         }
     }
 
-    /// Why the store that answers cannot have come of the known state; none if it can.
+    /// Why the answering store cannot have developed from the known state; none if it can.
     fn doubts(&self, cluster: ClusterId, listing: &Listing) -> Option<String> {
         let known = self.known.as_ref()?;
         let (was, is) = (self.seen.0, listing.revision.0);
@@ -201,22 +203,22 @@ impl Reader {
         }
         if is < was {
             return Some(format!(
-                "the store was restored from an older backup: its revision is {is}, and {was} was known"
+                "the store was restored from an older backup: its revision is {is}, below the known {was}"
             ));
         }
-        // A restored store that has been written to grows over the known revision. It is the old
-        // one only if nothing is missing.
+        // A restored store that is written to exceeds the known revision. It is the original only
+        // if nothing is missing.
         let restored = self.doubt.as_ref().is_some_and(|doubt| doubt.is == cluster);
         if !known.may_become(listing) || restored && !known.is_covered_by(listing) {
             return Some(format!(
-                "the store was restored from an older backup and written to since: its history up to revision {} is not the one that was known",
+                "the store was restored from an older backup and written to since: its history up to revision {} differs from the known one",
                 known.revision.0
             ));
         }
         None
     }
 
-    /// Whether most instances that were known on disk are missing, and no others are there in their place.
+    /// Whether most instances that were known on disk are missing, without others in their place.
     fn has_lost_too_much(&self, listing: &Listing) -> bool {
         let Some(known) = self.known.as_ref().filter(|_| self.unsent) else {
             return false;
@@ -226,7 +228,7 @@ impl Reader {
         lost_too_many(before, instances(listing), self.vanish_percent)
     }
 
-    /// Whether the listing is the state that an operator has seen, or may have come of that.
+    /// Whether the listing is the state that an operator has seen, or may have developed from it.
     fn is_covered(&self, seen: Seen, listing: &Listing) -> bool {
         seen.covers(instances(listing), self.vanish_percent)
     }
@@ -256,7 +258,7 @@ impl Reader {
             records = listing.entries.len(),
             "the last good state stays in force: put the old store back, or confirm this one (POST /v1/confirm)"
         );
-        // The question is there before anybody hears of it, so that a prompt answer finds it.
+        // The question is open before it is reported, so that a prompt answer finds it.
         let confirmed = self.confirm.ask();
         self.confirm.doubts(Some(Seen {
             revision: listing.revision,
@@ -280,7 +282,7 @@ impl Reader {
         self.send(restored).await
     }
 
-    /// Waits until an operator confirms, or something else answers.
+    /// Waits until an operator confirms, or another store answers.
     async fn wait(&mut self) -> Next {
         let Some(doubt) = &mut self.doubt else {
             return Next::List;
@@ -317,7 +319,7 @@ impl Reader {
         match self.store.head().await {
             Err(error) => self.store_health.unread(&error),
             Ok(head) if head.cluster != doubt.is => return Next::List,
-            // It is back, or it has grown over the known revision: the listing tells.
+            // The original is back, or the store exceeds the known revision: the listing decides.
             Ok(head) if Some(head.cluster) == was && head.revision >= self.seen => {
                 return Next::List;
             }
@@ -326,12 +328,12 @@ impl Reader {
         Next::Wait
     }
 
-    /// The state seen by an operator who told another replica that the store is to be believed. A
-    /// store that was restored under its old id has confirmations from before its backup, so there
-    /// only those count that were written since it is doubted.
+    /// The state that an operator has confirmed at another replica. A store that was restored under
+    /// its old id contains confirmations from before its backup. There only those count that were
+    /// written after it was first distrusted.
     async fn confirmed_elsewhere(&self) -> Option<Seen> {
         let doubt = self.doubt.as_ref()?;
-        // A failure is tried again at the next look.
+        // A failure is retried at the next check.
         let (cluster, listing) = self.store.survey(CONFIRMATIONS_PREFIX).await.ok()?;
         let known = self.known.as_ref();
         let is_other = known.is_some_and(|known| known.cluster != cluster);
@@ -343,7 +345,7 @@ impl Reader {
         seen.filter(|_| cluster == doubt.is)
     }
 
-    /// Believes the listing: it is the state that holds now.
+    /// Accepts the listing as the current state.
     async fn accept(
         &mut self,
         cluster: ClusterId,
@@ -365,11 +367,11 @@ impl Reader {
             revision,
             origin,
         };
-        // One that was not told yet: it is about the changes that were missed.
+        // A confirmation that was not applied yet: it covers the changes that were missed.
         let before = self.known.as_ref().filter(|known| known.cluster == cluster);
         let before = before.map_or(Revision(0), |known| known.revision);
         let confirmed = newest_confirmation(&listing, cluster, before);
-        // When something disappeared a listing does not say.
+        // A listing does not show when something disappeared.
         let confirmed = confirmed
             .filter(|seen| self.is_covered(*seen, &listing))
             .map(|seen| Seen { revision, ..seen });
@@ -389,7 +391,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The store does not give a listing to believe: the state on disk is sent, once.
+    /// Without a listing to trust, the state on disk is sent, once.
     async fn serve_from_disk(&mut self) -> Result<(), Gone> {
         let Some(known) = self.known.as_ref().filter(|_| self.unsent) else {
             return Ok(());
@@ -430,7 +432,7 @@ impl Reader {
             }
             .boxed()
         };
-        // The revision that the answer to this probe must not be below.
+        // The lower bound of the probe's revision.
         let mut asked_at = self.seen;
         let mut probed = probe();
         loop {
@@ -444,7 +446,7 @@ impl Reader {
                             self.seen = self.seen.max(head.revision);
                             self.store_health.confirmed();
                         }
-                        // The watch knows best whether it still follows.
+                        // The watch itself decides whether it still follows.
                         Err(error) => self.store_health.unread(&error),
                     }
                     asked_at = self.seen;
@@ -476,9 +478,9 @@ impl Reader {
         }
     }
 
-    /// Where the store itself answers, only a member failed, and the watch goes on with another one.
+    /// If the store itself answers, only a member failed, and the watch continues with another one.
     async fn after_break(&self, error: StoreError, backoff: &mut Backoff) -> Next {
-        warn!(%error, "the watch broke off; the last state stays in force");
+        warn!(%error, "the watch was disconnected; the last state stays in force");
         match self.store.head().await {
             Ok(head) if self.continues(head, self.seen) => {
                 sleep(backoff.next_pause()).await;
@@ -489,7 +491,7 @@ impl Reader {
         }
     }
 
-    /// Whether this can be the store that has been followed so far.
+    /// Whether this can be the store that was followed so far.
     fn continues(&self, head: Head, seen: Revision) -> bool {
         let known = self.known.as_ref();
         known.is_some_and(|known| known.cluster == head.cluster) && head.revision >= seen
@@ -498,7 +500,7 @@ impl Reader {
     async fn take(&mut self, batch: WatchBatch) -> Result<(), Gone> {
         if let Some(known) = &mut self.known {
             known.take(&batch);
-            // Sessions alone would have it written once a second.
+            // Sessions alone would cause a write every second.
             if batch
                 .events
                 .iter()
@@ -560,20 +562,20 @@ impl Reader {
     }
 }
 
-/// The followers of a key.
+/// The receivers of a key's events.
 struct Listeners {
     world: bool,
     authority: bool,
 }
 
 impl Listeners {
-    /// The owners of cells, and the terms, are for both; the world need not know how these came
-    /// about.
+    /// The owners of cells, and the terms, go to both; the world needs no further records about
+    /// authority.
     fn of(key: &str) -> Listeners {
         let owners = key.starts_with(AUTHORITY_PREFIX) || key == TERMS_KEY;
         let behind = [SESSIONS_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX];
         let behind = behind.iter().any(|prefix| key.starts_with(prefix));
-        // Replicas look at each other's by themselves; confirmations are told apart.
+        // Replicas read each other's records directly; confirmations are handled separately.
         let elsewhere = [REPLICAS_PREFIX, CONFIRMATIONS_PREFIX];
         let elsewhere =
             elsewhere.iter().any(|prefix| key.starts_with(prefix)) || key == COMPACTOR_KEY;
@@ -584,7 +586,7 @@ impl Listeners {
     }
 }
 
-/// The entries about authority, and those that the world takes in.
+/// Splits the entries: those about authority, and those for the world.
 fn split(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Entry>) {
     let of = |entry: &&Entry| Listeners::of(&entry.key);
     let authority = entries.iter().filter(|entry| of(entry).authority).cloned();
@@ -595,7 +597,7 @@ fn split(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Entry>) {
     (authority, world.collect())
 }
 
-/// The state that the record confirms, where it is a confirmation of this store.
+/// The confirmed state, if the record is a confirmation of this store.
 fn confirmation(entry: &Entry, cluster: ClusterId) -> Option<Seen> {
     entry.key.strip_prefix(CONFIRMATIONS_PREFIX)?;
     let said = Confirmation::read(&entry.value, cluster)?;
@@ -605,7 +607,7 @@ fn confirmation(entry: &Entry, cluster: ClusterId) -> Option<Seen> {
     })
 }
 
-/// The last one that was written after `since`.
+/// The newest confirmation that was written after `since`.
 fn newest_confirmation(listing: &Listing, cluster: ClusterId, since: Revision) -> Option<Seen> {
     let entries = listing.entries.iter();
     let newer = entries.filter(|entry| entry.mod_revision > since);
@@ -618,5 +620,5 @@ fn instances(listing: &Listing) -> usize {
     keys.filter(|key| key.starts_with(INSTANCES_PREFIX)).count()
 }
 
-/// The receiver is gone.
+/// The receiver was dropped.
 struct Gone;

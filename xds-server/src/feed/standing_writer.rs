@@ -20,12 +20,12 @@ use crate::{
 /// The first pause after a failure, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// Transactions at a time: a zone that goes down moves all its services at once.
+/// The most concurrent transactions: a zone that goes down changes all its services at once.
 const CONCURRENT: usize = 16;
 
-/// Writes the proposals in `proposed` until the proposer is gone. A proposal that another replica
-/// has overtaken is not tried again: the watch brings the other's standing, and the world proposes
-/// anew from there.
+/// Writes the proposals in `proposed` until the sender is dropped. If another replica was faster, a
+/// proposal is not retried: the watch delivers the other's standing, and the world proposes anew
+/// from there.
 pub(super) async fn run(
     store: Arc<dyn Store>,
     mut proposed: watch::Receiver<Proposals>,
@@ -92,7 +92,7 @@ pub(super) async fn run(
             }
             Some(error) => {
                 if pause.is_zero() {
-                    warn!(%error, "standings cannot be written; this replica goes on with its own");
+                    warn!(%error, "standings cannot be written; this replica continues with its own");
                 }
                 backoff.next_pause()
             }
@@ -105,7 +105,7 @@ async fn write(store: &dyn Store, key: &str, proposal: Proposal) -> Result<TxnOu
         key: key.to_owned(),
         is: proposal.replaces,
     };
-    // A default standing says nothing and need not be kept.
+    // A default standing need not be stored.
     let op = match proposal.standing == ZoneStanding::default() {
         true => Op::delete(key),
         false => Op::put(key, StandingRecord::to_json(proposal.standing)),

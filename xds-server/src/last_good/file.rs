@@ -1,11 +1,12 @@
 //! The file: a header line with magic, format version, length and checksum, then JSON.
 //!
-//! It is replaced as a whole (a new file, synced and renamed over the old one), so a reader finds the old state or the new
-//! one, whenever the machine stops.
+//! It is replaced as a whole (a new file, synced and renamed over the old one), so a reader finds
+//! the old state or the new one, even if the machine stops at any moment.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::{self, Read, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -17,31 +18,33 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::LastGood;
 
-/// The longest file that is read, in bytes: some hundred thousand instances.
+/// The longest file that is accepted, in bytes: some hundred thousand instances.
 pub const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 const MAGIC: &str = "tidegate-state";
 /// Raised when an older reader would misunderstand a file.
 const VERSION: &str = "v1";
-/// How many broken files are kept aside.
+/// As of any new file; the umask takes from it.
+const MODE: u32 = 0o666;
+/// How many unreadable files are kept.
 const ASIDE_MAX: u32 = 100;
 
-/// Why a file is no state. The text names the remedy.
+/// Why a file is not a valid state. The text names the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
-    #[error("is not a file: name a file in `state.path`")]
+    #[error("is not a file: set `state.path` to a file")]
     NoFile,
-    #[error("has {0} bytes, more than {FILE_BYTES_MAX}: it is not a state file of ours")]
+    #[error("has {0} bytes, more than {FILE_BYTES_MAX}: it is not a state file of Tidegate")]
     TooLong(u64),
-    #[error("is no state file of Tidegate: name another file in `state.path`")]
+    #[error("is not a state file of Tidegate: set `state.path` to another file")]
     Foreign,
     #[error(
-        "is of format {0:?}, this program reads {VERSION:?}: start the version that wrote it, or do without"
+        "has format {0:?}, and this program reads {VERSION:?}: start the version that wrote it, or remove the file"
     )]
     Version(String),
-    #[error("is damaged ({0}): the disk may be failing, or something else wrote to it")]
+    #[error("is damaged ({0}): the disk may be failing, or another program wrote to it")]
     Damaged(&'static str),
 }
 
@@ -63,12 +66,12 @@ struct BodyEntry {
     mod_revision: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     value: Option<String>,
-    /// In place of `value` where that is no UTF-8: not a usable record, but not ours to lose.
+    /// In place of `value` if that is not UTF-8: an unusable record, but it belongs to others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     value_bytes: Option<Vec<u8>>,
 }
 
-/// The bytes of a file that says `state`, written at `now`.
+/// The bytes of a file with `state`, written at `now`.
 fn encode(state: &LastGood, now: SystemTime) -> io::Result<Vec<u8>> {
     let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH);
     let body = Body {
@@ -122,14 +125,14 @@ fn decode(bytes: &[u8]) -> Result<LastGood, StateError> {
             "its length differs from the length in its header",
         ));
     }
-    // The whole line, so that no other spelling of the same numbers passes.
+    // Compares the whole line, so that no other spelling of the same numbers is accepted.
     if line != header(json) {
-        return Err(StateError::Damaged("its checksum is wrong"));
+        return Err(StateError::Damaged("its checksum differs"));
     }
     let body: Body = serde_json::from_slice(json)
         .map_err(|_| StateError::Damaged("its content is not of this format"))?;
     let cluster = u64::from_str_radix(&body.cluster, 16)
-        .map_err(|_| StateError::Damaged("its cluster is no number"))?;
+        .map_err(|_| StateError::Damaged("its cluster is not a number"))?;
     let entries = body.entries.into_iter().map(|entry| {
         let text = entry.value.map(Bytes::from);
         let value = text.or(entry.value_bytes.map(Bytes::from));
@@ -152,9 +155,9 @@ fn decode(bytes: &[u8]) -> Result<LastGood, StateError> {
     })
 }
 
-/// Reads the file; none if there is none.
+/// Reads the file; none if it does not exist.
 pub fn read(path: &Path) -> Result<Option<LastGood>, StateError> {
-    // Looked at first: opening a pipe would wait for a writer.
+    // Checked first: opening a pipe would wait for a writer.
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -174,33 +177,45 @@ pub fn read(path: &Path) -> Result<Option<LastGood>, StateError> {
     decode(&bytes).map(Some)
 }
 
-/// Replaces the file. An error leaves the old one as it was.
+/// Replaces the file. After an error the old one is unchanged.
 pub fn write(path: &Path, state: &LastGood, now: SystemTime) -> io::Result<()> {
     let bytes = encode(state, now)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(io::Error::other(format!(
-            "{} bytes, more than the {FILE_BYTES_MAX} that are read again",
+            "{} bytes, more than the {FILE_BYTES_MAX} that a start accepts",
             bytes.len()
         )));
     }
     let fresh = with_suffix(path, "new");
-    let mut file = File::create(&fresh)?;
+    // A killed process has left it. A random name would leave one more each time.
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    // It is removed if a step fails: half a state must not fill a full disk.
+    let mut file = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(MODE))
+        .prefix(fresh.file_name().unwrap_or_default())
+        .suffix("")
+        .rand_bytes(0)
+        .tempfile_in(directory(path))?;
     file.write_all(&bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&fresh, path)?;
-    // The rename is on disk when the directory is.
+    // `persist` renames, and syncs nothing.
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    // The rename is durable once the directory is synced.
     File::open(directory(path))?.sync_all()
 }
 
-/// Renames a broken file to `<path>.broken` (or `.broken-2`, and so on, where there is one), and returns that.
+/// Renames an unreadable file to `<path>.broken` (or `.broken-2`, and so on, if that exists), and
+/// returns the new path.
 pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let names = (1..=ASIDE_MAX).map(|number| match number {
         1 => with_suffix(path, "broken"),
         _ => with_suffix(path, &format!("broken-{number}")),
     });
     for aside in names {
-        // A link fails where a rename would overwrite.
+        // A link fails if the name exists; a rename would overwrite it.
         match fs::symlink_metadata(&aside) {
             Ok(_) => continue,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -210,7 +225,7 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
         return Ok(aside);
     }
     Err(io::Error::other(format!(
-        "{ASIDE_MAX} broken files are kept beside it: look at them and remove them"
+        "{ASIDE_MAX} unreadable files are kept beside it: check and remove them"
     )))
 }
 
@@ -301,7 +316,7 @@ mod tests {
         let text = String::from_utf8(bytes).expect("text");
         for (broken, expected) in [
             (String::new(), "it is empty"),
-            ("zones: []\n".to_owned(), "name another file"),
+            ("zones: []\n".to_owned(), "to another file"),
             (
                 text.replace(" v1 ", " v2 "),
                 "start the version that wrote it",
@@ -323,6 +338,33 @@ mod tests {
         huge.set_len(FILE_BYTES_MAX + 1).expect("a hole");
         assert!(matches!(read(&path), Err(StateError::TooLong(_))));
         assert!(matches!(read(directory.path()), Err(StateError::NoFile)));
+    }
+
+    #[test]
+    fn a_write_leaves_nothing_but_the_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state");
+        let (state, _) = small();
+        let names = || {
+            let entries = fs::read_dir(directory.path()).expect("a directory");
+            let names = entries.map(|entry| entry.expect("an entry").file_name());
+            names.collect::<Vec<_>>()
+        };
+        // What a killed process leaves behind.
+        fs::write(directory.path().join("state.new"), "half a st").expect("a file");
+        write(&path, &state, state.written_at).expect("written");
+        assert_eq!(names(), ["state"]);
+        assert_eq!(read(&path).expect("a state"), Some(state.clone()));
+        let plain = directory.path().join("plain");
+        let like = File::create(&plain).and_then(|file| file.metadata());
+        fs::remove_file(plain).expect("removed");
+        let mode = fs::metadata(&path).expect("a file").permissions();
+        assert_eq!(mode, like.expect("a file").permissions());
+        // A directory cannot be replaced.
+        fs::remove_file(&path).expect("removed");
+        fs::create_dir(&path).expect("a directory");
+        write(&path, &state, state.written_at).expect_err("not written");
+        assert_eq!(names(), ["state"]);
     }
 
     #[test]

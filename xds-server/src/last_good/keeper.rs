@@ -1,8 +1,9 @@
-//! Writes the last good state, in the background, at most once a second and in at most a fiftieth of the time.
+//! Writes the last good state in the background, at most once a second and in at most a fiftieth of
+//! the time.
 //!
-//! The written state is the one of the look before, a second ago or more, so that a hold on the
-//! writing (because most instances have just disappeared) finds the file as it was before. A clean
-//! stop writes the state of that moment.
+//! The written state is that of the previous check, a second ago or more. So when writing is held
+//! back, because most instances have just disappeared, the file still has the earlier state. A
+//! clean shutdown writes the current state.
 
 use std::{
     path::{Path, PathBuf},
@@ -27,9 +28,10 @@ use crate::{
 
 /// The least time between two writes.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The same, in times that a write takes: the file is written as a whole, and takes the longer the more there is to say.
+/// The least time between two writes, as a multiple of the duration of a write: the file is written
+/// as a whole, which takes longer for a larger state.
 const REST_PER_WRITE: u32 = 50;
-/// How long a stop waits for the last write.
+/// How long a shutdown waits for the last write.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The handle of the writing task. Without a path nothing is kept.
@@ -41,7 +43,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts to write to `path`. `present` is the state that is there.
+    /// Begins to write to `path`. `present` is the state in the file.
     pub fn start(path: PathBuf, present: Option<LastGood>, metrics: Metrics) -> Keeper {
         let (stop, stops) = mpsc::channel(1);
         let present = present.map(Arc::new);
@@ -63,7 +65,7 @@ impl Keeper {
         }
     }
 
-    /// One that keeps nothing.
+    /// A keeper without a file.
     pub fn none() -> Keeper {
         Keeper {
             known: watch::Sender::new(None),
@@ -72,24 +74,24 @@ impl Keeper {
         }
     }
 
-    /// Takes the store's present state.
+    /// Updates the state to keep.
     pub fn keep(&self, state: &LastGood) {
         if self.stop.is_some() {
             self.known.send_replace(Some(Arc::new(state.clone())));
         }
     }
 
-    /// While held, the file stays as it is: the store's state is in doubt.
+    /// While held, the file is not changed: the store's state is in doubt.
     pub fn hold(&self, held: bool) {
         self.held.store(held, Ordering::Relaxed);
     }
 
-    /// Writes the known state, unless that is in doubt, and ends.
+    /// Writes the known state, unless it is in doubt, and ends.
     pub async fn stop(&self) {
         let Some(stop) = &self.stop else { return };
         let (done, written) = oneshot::channel();
         if stop.send(done).await.is_ok() {
-            // An error means that the task has ended, which it has said.
+            // An error means that the task has ended, which it has logged.
             let _ = tokio::time::timeout(STOP_TIMEOUT, written).await;
         }
     }
@@ -127,8 +129,8 @@ impl Writer {
         }
     }
 
-    /// Writes `state` if it differs from the last one written; a failure is tried again with the
-    /// next state.
+    /// Writes `state` if it differs from the last written one; a failure is retried with the next
+    /// state.
     async fn write(&mut self, state: Option<Arc<LastGood>>) {
         let Some(state) = state else { return };
         let same = |written: &Arc<LastGood>| written.says_the_same(&state);
@@ -152,7 +154,7 @@ impl Writer {
                     .conditions
                     .clear(Code::StateNotKept, file.to_string());
             }
-            // Once: it is tried again every second.
+            // Logged once: it is retried every second.
             Err(_) if self.failing => {}
             Err(error) => {
                 self.failing = true;
@@ -161,7 +163,7 @@ impl Writer {
                     file.to_string(),
                     error.to_string(),
                 );
-                error!(%file, %error, "the last good state cannot be written: after a restart without the store an older one would be served; check the disk and its permissions");
+                error!(%file, %error, "the last good state cannot be written: a restart without the store would serve an older one; check the disk and its permissions");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Where the last good state is kept where the configuration does not say.
+//! The default path of the last good state.
 
 use std::{
     ffi::OsStr,
@@ -12,10 +12,10 @@ use crate::config::StoreConfig;
 /// The directory of a service without a configured one.
 const DIRECTORY: &str = "/var/lib/tidegate";
 
-/// Beside the embedded store; with etcd a file in the service's directory, named after the
-/// endpoints, so that two meshes on one machine have two. `state_directory` is systemd's variable
-/// `STATE_DIRECTORY`. None where that directory does not exist: it is not made, since it was not
-/// asked for.
+/// Beside the embedded store. With etcd it is a file in the service's directory, named after the
+/// endpoints, so that two meshes on one machine have two files. `state_directory` is systemd's
+/// variable `STATE_DIRECTORY`. None if the directory does not exist: it is not created, since it
+/// was not configured.
 pub fn default_path(store: &StoreConfig, state_directory: Option<&OsStr>) -> Option<PathBuf> {
     match store {
         StoreConfig::Embedded { path } => {

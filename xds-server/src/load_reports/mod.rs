@@ -1,11 +1,12 @@
-//! Load reports of proxies about the requests that they sent (LRS), added up by service, by the
-//! zone of the proxy, and by the zone that served.
+//! Load reports of proxies about the requests that they sent (LRS), summed by service, by the zone
+//! of the proxy, and by the zone that served.
 //!
-//! [`report`] reads one report, [`Loads`] adds them up and shows them as metrics, [`service`] is the stream on tonic.
+//! [`report`] reads one report, [`Loads`] sums them and exports them as metrics, [`service`] is the
+//! tonic service.
 //!
 //! **Only names of the mesh become labels.** Reports about other names are counted together, so
-//! that no bytes of a proxy can make a series. Counters of names that have left the mesh go when
-//! their number has doubled.
+//! that no bytes of a proxy can create a series. Counters of names that have left the mesh are
+//! removed when the number of counters has doubled.
 
 mod report;
 mod service;
@@ -28,16 +29,16 @@ pub use service::LoadReports;
 
 use crate::snapshot::Snapshot;
 
-/// Below so many rows nothing is looked through.
+/// With fewer rows no clean-up happens.
 const ROWS_MIN: usize = 256;
 
-/// Whose requests went where.
+/// The source and destination of requests.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 pub struct FlowLabel {
     pub service: String,
     /// The zone of the proxies that sent them.
     pub viewer: String,
-    /// The zone of the instances that got them.
+    /// The zone of the instances that received them.
     pub zone: String,
 }
 
@@ -54,12 +55,12 @@ struct OutcomeLabel {
 struct DropLabel {
     service: String,
     viewer: String,
-    /// The zone that the requests were meant for; the region, where instances are taken together by region.
+    /// The intended zone of the requests; the region, if instances are grouped by region.
     place: String,
     category: &'static str,
 }
 
-/// Everything reported so far. Cheap to clone.
+/// The sums of all reports. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Loads {
     state: Arc<Mutex<State>>,
@@ -69,12 +70,12 @@ pub struct Loads {
 struct State {
     flows: BTreeMap<FlowLabel, Totals>,
     drops: BTreeMap<DropLabel, u64>,
-    /// By stream. A stream that ends takes its requests in progress with it.
+    /// By stream. When a stream ends, its requests in progress are removed.
     in_progress: BTreeMap<u64, BTreeMap<FlowLabel, u64>>,
     last_stream: u64,
     reports: u64,
     foreign: u64,
-    /// So many rows may be there before those are looked for that have left the mesh.
+    /// The number of rows at which rows of names that have left the mesh are removed.
     rows_max: usize,
 }
 
@@ -86,7 +87,7 @@ struct Totals {
 }
 
 impl Loads {
-    /// Enters a stream of a proxy in the zone `viewer`.
+    /// Registers a stream of a proxy in the zone `viewer`.
     pub fn enter(&self, viewer: &str) -> Reporter {
         let mut state = self.lock();
         state.last_stream += 1;
@@ -100,12 +101,12 @@ impl Loads {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Sums that a panic elsewhere left half done are off by one report at most.
+        // If a panic elsewhere interrupts an update, sums are off by one report at most.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A stream's place. Its requests in progress are forgotten when it is dropped.
+/// The registration of a stream. Its requests in progress are removed when it is dropped.
 pub struct Reporter {
     loads: Loads,
     stream: u64,
@@ -113,8 +114,8 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Adds up a report. Requests that it does not mention are not in progress any more: a report
-    /// names all that are.
+    /// Adds a report. Requests that it does not list are not in progress any more: a report lists
+    /// all that are.
     pub fn take(&self, report: Report, snapshot: &Snapshot) {
         let mut state = self.loads.lock();
         state.reports += 1;
@@ -156,7 +157,7 @@ impl Drop for Reporter {
 }
 
 impl State {
-    /// Forgets names that have left the mesh, once there are so many that it may be worth the look.
+    /// Removes names that have left the mesh, once there are enough rows.
     fn forget_strangers(&mut self, snapshot: &Snapshot) {
         if self.flows.len() + self.drops.len() <= self.rows_max.max(ROWS_MIN) {
             return;
@@ -178,7 +179,7 @@ impl State {
         self.rows_max = 2 * (self.flows.len() + self.drops.len());
     }
 
-    /// Of all streams together. A row that was forgotten comes back only with traffic.
+    /// Summed over all streams. A removed row only comes back with traffic.
     fn in_progress(&self) -> BTreeMap<&FlowLabel, u64> {
         let mut sums: BTreeMap<&FlowLabel, u64> = self.flows.keys().map(|l| (l, 0)).collect();
         for (label, count) in self.in_progress.values().flatten() {
@@ -214,13 +215,13 @@ impl Collector for Loads {
         )?)?;
         ConstCounter::new(state.foreign).encode(encoder.encode_descriptor(
             "load_reports_foreign",
-            "Entries of load reports about clusters or zones that the mesh does not have",
+            "Entries of load reports about clusters or zones outside of the mesh",
             None,
             MetricType::Counter,
         )?)?;
         let mut family = encoder.encode_descriptor(
             "load_requests",
-            "Requests that proxies reported as ended, by service, zone of the proxy, zone that served, and result",
+            "Requests that proxies reported as ended, by service, proxy's zone, serving zone, and result",
             None,
             MetricType::Counter,
         )?;

@@ -8,7 +8,8 @@ use registry::record::InstanceKey;
 use crate::snapshot::{Snapshot, View};
 use xds::resource::Kind;
 
-/// More requests than this in one report are no truth, and are cut: a proxy must not be able to make a counter useless.
+/// A higher count in one report is implausible, and is capped: a proxy must not be able to spoil a
+/// counter.
 const COUNT_MAX: u64 = 1 << 32;
 
 /// Requests to one zone.
@@ -18,17 +19,16 @@ pub struct Counts {
     pub failed: u64,
     /// Sent since the last report, with any outcome.
     pub issued: u64,
-    /// Under way at the moment of the report.
+    /// In progress at the time of the report.
     pub in_progress: u64,
 }
 
 /// Why a request was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DropKind {
-    /// A limit of the circuit breaker: drops that proxies report without a category.
+    /// A limit of the circuit breaker: drops without a category.
     Circuit,
-    /// The endpoints' drop policy: drops that they report under a category, which is a foreign
-    /// name.
+    /// The endpoints' drop policy: drops with a category, whose name is foreign.
     Overload,
 }
 
@@ -48,15 +48,15 @@ pub struct Report {
     pub flows: BTreeMap<(String, String), Counts>,
     /// By service and the place of the cluster, a zone or a region.
     pub drops: BTreeMap<(String, String, DropKind), u64>,
-    /// Entries about clusters or zones that are not of the mesh.
+    /// Entries about clusters or zones outside of the mesh.
     pub foreign: u64,
 }
 
-/// A cluster's name, taken apart.
+/// A parsed cluster name.
 struct ClusterName<'n> {
     service: &'n str,
     place: &'n str,
-    /// It only passes requests on to clusters with endpoints, under whose names they are counted.
+    /// It only forwards requests to clusters with endpoints, which count them.
     aggregate: bool,
 }
 
@@ -80,17 +80,17 @@ impl<'n> ClusterName<'n> {
 }
 
 impl Report {
-    /// Reads a report of a proxy that has `view`.
+    /// Reads a report of a proxy with `view`.
     ///
-    /// Requests through an aggregate cluster are counted at its members, which have the endpoints. Should a client report
-    /// them under both names, the aggregate's are passed over.
+    /// Requests through an aggregate cluster are counted at its members, which have the endpoints.
+    /// If a client reports them under both names, the aggregate's are ignored.
     pub fn read(stats: &[ClusterStats], view: &View, snapshot: &Snapshot) -> Report {
         let mut report = Report::default();
         for cluster in stats {
             let known = view.of(Kind::Cluster).contains_key(&*cluster.cluster_name);
             match ClusterName::parse(&cluster.cluster_name).filter(|_| known) {
                 Some(name) => report.add(&name, cluster, snapshot),
-                // One of the bootstrap, as a rule the one by which we are reached.
+                // A cluster of the bootstrap, usually the one for the control plane.
                 None if !cluster.cluster_name.contains('/') => {}
                 None => report.foreign += 1,
             }
@@ -110,7 +110,7 @@ impl Report {
                 self.foreign += 1;
                 continue;
             }
-            // The same locality may stand there once for every priority.
+            // The same locality may be listed once for each priority.
             self.flows
                 .entry((at.service, at.zone))
                 .or_default()
@@ -118,7 +118,7 @@ impl Report {
         }
         let categories = cluster.dropped_requests.iter();
         let overload = categories.fold(0_u64, |sum, d| sum.saturating_add(d.dropped_count));
-        // Envoy's total leaves out the drops under a category, gRPC's total has them in.
+        // Envoy's total excludes the drops with a category, gRPC's total includes them.
         let total = cluster.total_dropped_requests;
         let circuit = match total >= overload {
             true => total - overload,

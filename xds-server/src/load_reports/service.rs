@@ -1,4 +1,4 @@
-//! Load reports on tonic.
+//! The tonic service for load reports.
 
 use std::{pin::Pin, time::Duration};
 
@@ -29,13 +29,13 @@ use crate::{
 };
 use xds::resource::{Kind, Resources};
 
-/// A proxy is asked about this many clusters at most: its report names all of them each time.
+/// The most clusters that a proxy is asked to report: its report lists all of them each time.
 const CLUSTERS_MAX: usize = 10_000;
-/// The longest report, in bytes: more than there is to say about so many.
+/// The longest report, in bytes: enough for so many clusters.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
-/// How long a new stream may take to introduce itself.
+/// How long a new stream may take to send its first message.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// A client with this feature reports about every cluster that it has, and need not be told which.
+/// A client with this feature reports every cluster that it has, without a list.
 const SEND_ALL_CLUSTERS: &str = "envoy.lrs.supports_send_all_clusters";
 
 /// The load reporting service.
@@ -49,7 +49,7 @@ pub struct LoadReports {
 }
 
 impl LoadReports {
-    /// Asks proxies for a report every `interval`.
+    /// Requests a report from proxies every `interval`.
     pub fn new(snapshots: Snapshots, loads: Loads, interval: Duration) -> LoadReports {
         LoadReports {
             snapshots,
@@ -60,13 +60,13 @@ impl LoadReports {
         }
     }
 
-    /// With knowledge of which zones have a control plane of their own; without it every client
+    /// Adds the knowledge of which zones have a control plane of their own. Without it every client
     /// stays.
     pub fn among(self, homes: Homes) -> LoadReports {
         LoadReports { homes, ..self }
     }
 
-    /// With access rules for zones' reports; without them all clients may send any.
+    /// Adds access rules for zones' reports. Without them any client may send any report.
     pub fn behind(self, rules: AccessRules) -> LoadReports {
         LoadReports { rules, ..self }
     }
@@ -91,7 +91,7 @@ impl LoadReportingService for LoadReports {
         let caller = Peer::of(request.extensions());
         tokio::spawn(async move {
             if let Err(status) = service.run(caller, request.into_inner(), &out).await {
-                // It fails only if the client is gone already.
+                // Fails only if the client is gone already.
                 let _ = out.send(Err(status)).await;
             }
         });
@@ -102,7 +102,7 @@ impl LoadReportingService for LoadReports {
 type Responses = mpsc::Sender<Result<LoadStatsResponse, Status>>;
 
 impl LoadReports {
-    /// Until the client is gone; the error is the status for it.
+    /// Runs until the client is gone; the error is the status for it.
     async fn run(
         mut self,
         caller: Caller,
@@ -114,7 +114,7 @@ impl LoadReports {
         };
         let mut sent_home = self.homes.sent_home(&client.view.zone, &client.node);
         loop {
-            // Neither a snapshot nor a report is kept while the client is waited for.
+            // Holds neither a snapshot nor a report while it waits for the client.
             let response = {
                 let snapshot = self.snapshots.borrow().clone();
                 snapshot.and_then(|snapshot| client.ask(&snapshot, self.interval))
@@ -130,7 +130,7 @@ impl LoadReports {
             };
             let report = match request {
                 Some(Ok(report)) => report,
-                // It is told that its report is too long.
+                // The client learns that its report is too long.
                 Some(Err(status)) if status.code() == tonic::Code::OutOfRange => {
                     return Err(status);
                 }
@@ -143,7 +143,7 @@ impl LoadReports {
         }
     }
 
-    /// Reads the first request; none if the client has gone again.
+    /// Reads the first message; none if the client has disconnected.
     async fn introduce(
         &mut self,
         caller: &Caller,
@@ -153,7 +153,7 @@ impl LoadReports {
         let Ok(Some(Ok(first))) = first else {
             return Ok(None);
         };
-        // A proxy that comes before the first snapshot waits for it.
+        // A proxy that connects before the first snapshot waits for it.
         let snapshot = match self.snapshots.wait_for(Option::is_some).await {
             Ok(snapshot) => snapshot.clone().unwrap_or_default(),
             Err(_) => return Ok(None),
@@ -177,12 +177,12 @@ impl LoadReports {
     }
 }
 
-/// A client that has introduced itself.
+/// A client after its first message.
 struct Client {
     node: String,
     view: ViewKey,
     reporter: Reporter,
-    /// It can be asked about everything that it has.
+    /// It can report all its clusters without a list.
     all_known: bool,
     asked: Option<Asked>,
 }
@@ -190,15 +190,15 @@ struct Client {
 /// The clusters that a client was asked to report.
 enum Asked {
     Everything,
-    /// A choice of these clusters.
+    /// A selection of these clusters.
     Of(Resources),
 }
 
 impl Client {
-    /// The request for its reports, if it was asked for other ones or not yet.
+    /// The request for its reports, if it has not been sent or has changed.
     ///
-    /// In a very large mesh each proxy is asked about a part: the clusters of its own zone, which most of its requests go to,
-    /// then others.
+    /// In a very large mesh each proxy reports a part: the clusters of its own zone, which receive
+    /// most of its requests, then others.
     fn ask(&mut self, snapshot: &Snapshot, interval: Duration) -> Option<LoadStatsResponse> {
         let view = snapshot.view(&self.view)?;
         let all = view.of(Kind::Cluster);
@@ -220,16 +220,16 @@ impl Client {
             clusters,
             send_all_clusters: everything,
             load_reporting_interval: Some(protobuf::Duration {
-                // The configuration allows an hour at most.
+                // The configuration allows at most an hour.
                 seconds: interval.as_secs() as i64,
                 nanos: 0,
             }),
-            // Zones are added up, and not endpoints.
+            // Sums are by zone, not by endpoint.
             report_endpoint_granularity: false,
         })
     }
 
-    /// Of the clusters that have endpoints; the others pass on to these.
+    /// Selects from the clusters that have endpoints; the others only forward to these.
     fn choice(&self, view: &View) -> Vec<String> {
         let own = format!("/{}", self.view.zone);
         let names = || view.of(Kind::Endpoints).keys();
@@ -239,8 +239,8 @@ impl Client {
         chosen.map(ToString::to_string).collect()
     }
 
-    /// Adds up a report. A zone that was taken out of the configuration has no view; its proxies' reports say nothing of the
-    /// mesh.
+    /// Adds a report. A zone that was removed from the configuration has no view; its proxies'
+    /// reports are not about the mesh any more.
     fn take(&self, stats: &[ClusterStats], snapshot: &Snapshot) {
         if let Some(view) = snapshot.view(&self.view) {
             let report = Report::read(stats, view, snapshot);

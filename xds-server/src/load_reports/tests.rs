@@ -52,7 +52,7 @@ fn cluster(name: &str, localities: Vec<UpstreamLocalityStats>) -> ClusterStats {
     }
 }
 
-/// The lines of the metrics page that begin so, in order.
+/// The lines of the metrics page with this prefix, in order.
 fn shown(loads: &Loads, beginning: &str) -> Vec<String> {
     let mut registry = Registry::with_prefix("tidegate");
     registry.register_collector(Box::new(loads.clone()));
@@ -118,7 +118,7 @@ fn what_is_in_progress_is_a_streams_last_word_and_ends_with_it() {
     assert_eq!(gauge(), 11);
     first.take(with(5), &snapshot);
     assert_eq!(gauge(), 9);
-    // A report names everything that is in progress.
+    // A report lists everything that is in progress.
     second.take(read(&snapshot, &[]), &snapshot);
     assert_eq!(gauge(), 5);
     drop(first);
@@ -164,7 +164,7 @@ fn a_locality_of_two_priorities_counts_twice() {
 fn what_is_not_of_the_mesh_makes_no_label() {
     let (snapshot, loads) = (snapshot(&["orders"]), Loads::default());
     let stats = [
-        // The bootstrap's, which is not even counted.
+        // The bootstrap's cluster, which is not even counted.
         cluster("tidegate", vec![locality("", [1, 0, 1, 0])]),
         cluster("evil{}\"/sh-a", vec![locality("sh-a", [1, 0, 1, 0])]),
         cluster("orders/nowhere", vec![locality("sh-a", [1, 0, 1, 0])]),
@@ -198,7 +198,7 @@ fn drops_are_told_apart_without_the_names_of_others() {
         ..cluster("orders/sh-b/reads", vec![])
     };
     let reporter = loads.enter("sh-a");
-    // gRPC's total has the categories in it, Envoy's has not.
+    // gRPC's total includes the categories, Envoy's does not.
     for stats in [dropped(10, &[3, 4]), dropped(2, &[5])] {
         reporter.take(read(&snapshot, &[stats]), &snapshot);
     }
@@ -250,7 +250,7 @@ fn what_has_left_the_mesh_is_forgotten() {
     let all: Vec<_> = names.iter().map(|name| stats(name)).collect();
     reporter.take(read(&before, &all), &before);
     assert_eq!(loads.lock().flows.len(), names.len());
-    // The next look is due once there is twice as much.
+    // The next clean-up is due at twice the number.
     loads.lock().rows_max = 0;
     reporter.take(read(&after, &[stats("orders")]), &after);
     let services: Vec<_> = (loads.lock().flows.keys())

@@ -39,7 +39,7 @@ const ADS: &str =
 const CDS: &str = "/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters";
 const FENCE: &str = "/tidegate.v1.Fence/Hold";
 
-/// A port where only zones that a certificate names may be asked for.
+/// A port where clients may only request zones that their certificates name.
 struct Strict {
     services: Arc<Services<xds::Server<ZoneViews>>>,
     proxies: Proxies,
@@ -98,17 +98,17 @@ impl Strict {
         connected.await.expect("a connection")
     }
 
-    /// The first answer to a message.
+    /// The first response to a message.
     async fn ask<M>(&self, caller: Caller, path: &'static str, message: M) -> Result<(), Status>
     where
         M: Message + Default + Clone + 'static,
     {
         let mut grpc = Grpc::new(self.channel(caller).await);
         grpc.ready().await.expect("a connection");
-        // A client that has said all is gone.
+        // The server treats a client that has finished sending as gone.
         let messages = stream::once(async { message }).chain(stream::pending());
         let messages = Request::new(messages);
-        // The answer's fields are not decoded.
+        // The response's fields are not decoded.
         let codec = ProstCodec::<M, ()>::default();
         let path = PathAndQuery::from_static(path);
         let mut answers = grpc.streaming(messages, path, codec).await?.into_inner();
@@ -156,7 +156,7 @@ async fn a_certificate_of_another_zone_gets_neither_view_nor_grants() {
         denied(port.ask(caller, FENCE, fence.clone()).await);
     }
     assert_eq!(port.proxies.clients().count(), 0);
-    // It is asked, and has nothing to give.
+    // The request is permitted, and has an empty response.
     let answer = port.ask(of("here.example"), FENCE, fence).await;
     assert_eq!(answer.expect_err("nothing").code(), Code::Unavailable);
     port.ask(of("here.example"), ADS, ask.clone())

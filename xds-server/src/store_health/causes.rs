@@ -1,4 +1,4 @@
-//! Why the store cannot be relied on, each cause by itself, and the status that follows. Pure.
+//! Why the store is not fully usable, cause by cause, and the resulting status. Pure.
 
 use std::time::Duration;
 
@@ -9,33 +9,33 @@ use super::{Level, SLOW_WRITES_MAX, Status};
 
 #[derive(Default)]
 pub(super) struct Causes {
-    /// Why the store cannot be read: L1 or L2.
+    /// Why reads fail: L1 or L2.
     pub(super) unread: Option<(Level, String)>,
-    /// The store's reason to refuse reads.
+    /// The store's reason to reject reads.
     pub(super) read_refused: Option<RefusedCause>,
-    /// Writes in a row that timed out or were refused.
+    /// Writes in a row that timed out or were rejected.
     pub(super) write_failures: u32,
-    /// Why nothing is written.
+    /// Why writing is stopped.
     pub(super) unwritten: Option<String>,
-    /// The store's reason to refuse writes.
+    /// The store's reason to reject writes.
     pub(super) write_refused: Option<RefusedCause>,
-    /// The last write that failed, until one succeeds.
+    /// The last failed write, until one succeeds.
     pub(super) write_error: Option<String>,
-    /// Writes in a row that were slow, and how long the last one took.
+    /// Slow writes in a row, and the duration of the last one.
     pub(super) slow_writes: u32,
     pub(super) slow: Option<Duration>,
-    /// Why the store is not believed.
+    /// Why the store is distrusted.
     pub(super) doubted: Option<String>,
     /// Why some of the store's state is not served.
     pub(super) held: Option<String>,
     pub(super) any: bool,
-    /// Whether the store has confirmed the known state, and nothing has failed since.
+    /// Whether the store has confirmed the known state, without a failure since.
     pub(super) current: bool,
     /// When the store last confirmed the served state.
     pub(super) confirmed: Option<Instant>,
 }
 
-/// A store's reason to refuse a request.
+/// A store's reason to reject a request.
 pub(super) fn refused(error: &StoreError) -> Option<RefusedCause> {
     match error {
         StoreError::Refused { cause, .. } => Some(*cause),
@@ -54,7 +54,7 @@ impl Causes {
         self.wrote_badly();
     }
 
-    /// A write was answered, and by its own fault not made.
+    /// A write was answered and rejected because of its own fault.
     pub(super) fn wrote_badly(&mut self) {
         self.write_failures = 0;
         self.unwritten = None;
@@ -70,7 +70,7 @@ impl Causes {
         self.slow = (self.slow_writes >= SLOW_WRITES_MAX).then_some(took);
     }
 
-    /// The status that follows from them, after `before`.
+    /// The resulting status, after `before`.
     pub(super) fn status(&self, before: &Status) -> Status {
         let unread = self.unread.as_ref();
         let level = match unread {

@@ -1,4 +1,4 @@
-//! Probes of the store's health: test writes while none succeeds, and its alarms.
+//! Probes of the store's health: test writes while writes fail, and its alarms.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,22 +10,23 @@ use tokio::time::Instant;
 
 use super::{Level, PROBE_INTERVAL, Status, StoreHealth};
 
-/// Between two looks at the store's alarms.
+/// Between two reads of the store's alarms.
 const ALARMS_INTERVAL: Duration = Duration::from_secs(10);
 
 impl StoreHealth {
-    /// Whenever writes have ended, or have become slow, tries one until it succeeds, and soon: where nothing is written no other
-    /// write would tell. Never ends.
+    /// While writes are stopped or slow, sends test writes until one succeeds. Without other writes
+    /// only a test write shows the recovery. Never ends.
     ///
-    /// The test write takes the way of every write, through consensus, quota and disk, but makes no
-    /// revision and wakes no watch: a put under a condition that never holds, or else a delete of a
-    /// key that is never put. A read would prove nothing: etcd answers linearizable reads from
-    /// memory while its disk hangs. Neither would a delete alone: a full etcd takes it.
+    /// The test write takes the way of every write, through consensus, quota and disk, but creates
+    /// no revision and wakes no watch. It is a put under a condition that never holds, or else a
+    /// delete of a key that is never put. A read would prove nothing: etcd answers linearizable
+    /// reads from memory while its disk hangs. A delete alone would not do either: a full etcd
+    /// accepts it.
     pub async fn probe_writes(self, store: Arc<dyn Store>) {
         let key = format!("{TIDEGATE_PREFIX}probe");
         let mut status = self.subscribe();
         loop {
-            // No error: this task itself keeps the sender.
+            // No error is possible: this task itself keeps the sender.
             let is_bad = |status: &Status| status.level == Level::L3 || status.slow;
             let _ = status.wait_for(is_bad).await;
             let never = Compare::CreateRevision {
@@ -42,13 +43,14 @@ impl StoreHealth {
         }
     }
 
-    /// Looks at the store's alarms from time to time, so that a full store is noticed where nothing is written. Never ends.
+    /// Reads the store's alarms from time to time, so that a full store is detected even without
+    /// writes. Never ends.
     pub async fn watch_alarms(self, store: Arc<dyn Store>) {
         let mut ticks = tokio::time::interval(ALARMS_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            // Other faults of the store are known from elsewhere.
+            // Other faults of the store are reported elsewhere.
             let alarms = store.alarms().await.unwrap_or_default();
             for cause in alarms {
                 let detail = match cause {

@@ -70,7 +70,7 @@ async fn three_timeouts_in_a_row_end_writing_and_one_success_begins_it_again() {
         told.contains("3 writes in a row") && told.contains("1s"),
         "{told}"
     );
-    // Reads are another matter: they do not end it.
+    // Successful or failed reads do not end it.
     store_health.unread(&unreachable());
     is(&store_health, Level::L3, true);
     store_health.confirmed();
@@ -105,7 +105,7 @@ async fn a_store_that_is_full_or_corrupt_ends_writing_at_once_until_a_write_succ
         assert_eq!(codes(&metrics), [Code::StoreReadOnly, code]);
         let told = store_health.writes_refused().expect("a reason");
         assert!(told.contains("a reason"), "{told}");
-        // Reads go on, and prove nothing.
+        // Reads succeed, and prove nothing.
         store_health.confirmed();
         is(&store_health, Level::L3, false);
         store_health.wrote(&Ok(()));

@@ -14,8 +14,8 @@ use prost::{Message, Name};
 
 use super::ordered::{self, JsonFormat};
 
-/// One JSON object a request, by field. `decision` is the reason code, set by the route or, on a
-/// refusal, by the filter. JSON because Envoy escapes values in it: a value from a client cannot
+/// One JSON object for each request, by field. `decision` is the reason code, set by the route or,
+/// for a rejection, by the filter. JSON because Envoy escapes values in it: a client's value cannot
 /// pass for another field.
 const FIELDS: &[(&str, &str)] = &[
     ("authority", "%REQ(:AUTHORITY)%"),
@@ -37,8 +37,8 @@ const FIELDS: &[(&str, &str)] = &[
     ("upstream", "%UPSTREAM_HOST%"),
 ];
 
-/// To the file of this path. The standard streams are written to as they are: opened by path, as a
-/// file is, they cannot be where they are sockets, as below systemd.
+/// Writes to the file at this path. The standard streams have loggers of their own: opened by path,
+/// like a file, they fail if they are sockets, as below systemd.
 pub(super) fn access_log(path: &str) -> AccessLog {
     let format = Some(JsonFormat::new(FIELDS, ""));
     let stream = || ordered::StreamAccessLog {

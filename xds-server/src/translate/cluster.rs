@@ -1,4 +1,4 @@
-//! CDS: how proxies use instances, and where they turn when none of them answers.
+//! CDS: how proxies use instances, and their fallbacks.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -41,20 +41,19 @@ use super::{
 use crate::config::{OutlierDetection as Ejection, Protocol, ServiceConfig, Strategy};
 use xds::resource::{Resource, any};
 
-/// How long a connection to an instance may take to open, beside three round trips over the longest
-/// link. The time in which a request waits for a connection is not part of the time after which it
-/// is hedged.
+/// The time-out of a connection to an instance, plus three round trips over the longest link. The
+/// time in which a request waits for a connection does not count for hedging.
 const CONNECT_TIMEOUT_MS: f64 = 200.0;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
-/// The share of usable instances below which Envoy uses all of them, in percent: only when none is
-/// left. An instance that the proxy ejected by itself is suspected, not known, to be dead; one that
-/// the control plane calls unhealthy is not used before that.
+/// Envoy's panic threshold in percent: the share of usable instances below which Envoy uses all of
+/// them. At this value only if none is left. An instance that the proxy has ejected itself is
+/// suspected, not known, to be dead. An instance that the control plane calls unhealthy is not used
+/// before such an instance.
 const PANIC_PERCENT: f64 = 1.0;
 
-/// Stands for the place in the name under which aggregate clusters are counted. No zone has that
-/// name.
+/// Replaces the place in the names for the statistics of aggregate clusters. No zone has that name.
 const EVERY_PLACE: &str = "*";
 
 /// All clusters of a service.
@@ -95,7 +94,7 @@ fn connect_timeout_ms(topology: &Topology) -> i32 {
     (CONNECT_TIMEOUT_MS + 3.0 * longest) as i32
 }
 
-/// A cluster with endpoints of its own.
+/// A cluster with its own endpoints.
 fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Arc<Resource> {
     let resilience = &service.resilience;
     let mut cluster = Cluster {
@@ -113,12 +112,12 @@ fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) 
         ..common(name, service, connect_timeout_ms)
     };
     if let Strategy::RegionFirstHash { sessions, .. } = &resilience.strategy {
-        // Of n instances' keys those of the one that goes move, and less than one in a hundred of
-        // the others. A hash ring is worse here: Envoy keeps its size, so the others' points move
-        // when one goes (a sixth of all keys at n = 4).
+        // If one of n instances is removed, its keys move, and less than one in a hundred of the
+        // others. A hash ring is worse here: Envoy keeps its size, so the others' points move (a
+        // sixth of all keys at n = 4).
         cluster.lb_policy = LbPolicy::Maglev.into();
         if let (Some(_), Some(lb)) = (sessions, &mut cluster.common_lb_config) {
-            // A session stays with its instance while that is draining.
+            // A session stays with its instance while the instance drains.
             let statuses = [
                 HealthStatus::Unknown,
                 HealthStatus::Healthy,
@@ -133,11 +132,11 @@ fn with_endpoints(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) 
     Arc::new(Resource::encode(name, &cluster))
 }
 
-/// A cluster that uses the first of its members that has usable instances: Envoy's aggregate
-/// cluster. A change of an instance so stays a change of one zone's endpoints.
+/// A cluster that uses the first member with usable instances: Envoy's aggregate cluster. So a
+/// change of an instance only changes one zone's endpoints.
 ///
-/// All of a service and class count as `stats`: a third of an aggregate cluster's memory in a proxy
-/// are counters and gauges, and those of the same name are made once.
+/// All of a service and class share the statistics name `stats`: a third of an aggregate cluster's
+/// memory in a proxy are counters and gauges, and those of one name are allocated once.
 fn aggregate(
     name: &str,
     stats: &str,
@@ -168,9 +167,9 @@ fn common(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Clust
                 max_connections: uint32(circuit.max_connections),
                 max_pending_requests: uint32(circuit.max_pending_requests),
                 max_requests: uint32(circuit.max_requests),
-                // A zone that fails makes every request a retry, all at once. Envoy's share of
-                // active requests cannot be used: an aggregate cluster counts none as its own. No
-                // request is tried more than three times.
+                // A zone that fails turns every request into a retry, all at once. Envoy's share of
+                // active requests cannot be used: an aggregate cluster counts none as its own.
+                // Every request has at most three attempts.
                 max_retries: uint32(circuit.max_requests),
                 ..Thresholds::default()
             }],
@@ -180,7 +179,7 @@ fn common(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Clust
             healthy_panic_threshold: Some(Percent {
                 value: PANIC_PERCENT,
             }),
-            // Envoy's default of a second would hold back all but the first of several ejections or
+            // Envoy's default of a second would delay all but the first of several ejections or
             // changes of health.
             update_merge_window: millis(0),
             ..CommonLbConfig::default()
@@ -197,9 +196,9 @@ fn common(name: &str, service: &ServiceConfig, connect_timeout_ms: i32) -> Clust
     }
 }
 
-/// Errors of the instance and of the way to it count alike: a hung instance gives no status. Not
-/// apart (`split_external_local_origin_errors`): every connection that opens would forgive an
-/// instance that then says nothing.
+/// Errors of the instance and of the network count alike: a hung instance returns no status. They
+/// are not split (`split_external_local_origin_errors`): every new connection would then reset the
+/// count of an instance that never responds.
 fn outlier_detection(ejection: &Ejection) -> OutlierDetection {
     let (never, always) = (|| uint32(0), || uint32(100));
     let if_asked_for = |is: bool| if is { always() } else { never() };
@@ -217,13 +216,13 @@ fn outlier_detection(ejection: &Ejection) -> OutlierDetection {
         enforcing_failure_percentage: if_asked_for(ejection.failure_percentage_threshold.is_some()),
         failure_percentage_minimum_hosts: uint32(1),
         failure_percentage_request_volume: uint32(ejection.failure_percentage_request_volume),
-        // Compares instances with each other, which is not configured.
+        // Success-rate ejection compares instances with each other, which is not configured.
         enforcing_success_rate: never(),
         ..OutlierDetection::default()
     }
 }
 
-/// A gateway passes on the answers of services, so an answer says nothing about the gateway; a
+/// A gateway forwards the responses of services, so a response says nothing about the gateway; a
 /// missing one does.
 fn unreachable_gateways(ejection: &Ejection) -> OutlierDetection {
     let (never, always) = (|| uint32(0), || uint32(100));
@@ -239,13 +238,13 @@ fn unreachable_gateways(ejection: &Ejection) -> OutlierDetection {
     }
 }
 
-/// How long a connection to an instance may be idle where nothing is said, in milliseconds. An
-/// HTTP/1.1 server that closes an idle connection says so no sooner than it does it: a request that
-/// is on its way is lost, and a write may not be sent again. So the proxy has to be first. Node.js,
-/// Apache and uvicorn close after 5 s, the others later (gunicorn earlier, after 2 s: say so).
+/// How long a connection to an instance may be idle, in milliseconds. An HTTP/1.1 server does not
+/// announce that it closes an idle connection: a request on its way is lost, and a write must not
+/// be retried. So the proxy has to close first. Node.js, Apache and uvicorn close after 5 s, others
+/// later (gunicorn earlier, after 2 s: configure that).
 const HTTP1_IDLE_MS: u32 = 4_000;
-/// HTTP/2 names the requests that it did not take, and these are sent again: Envoy's own default
-/// does.
+/// HTTP/2 identifies the requests that it did not process, and Envoy retries these: Envoy's own
+/// default suffices.
 const HTTP2_IDLE_MS: u32 = 3_600_000;
 
 fn common_options(service: &ServiceConfig) -> CommonOptions {
@@ -260,7 +259,7 @@ fn common_options(service: &ServiceConfig) -> CommonOptions {
     }
 }
 
-/// [`Protocol::Auto`] as its meaning for this service.
+/// The meaning of [`Protocol::Auto`] for this service.
 fn upstream_protocol(service: &ServiceConfig) -> Protocol {
     let mut routes = service.routes.iter();
     let is_grpc = |route: &Route| matches!(route.matches, RouteMatch::Grpc(_));

@@ -1,4 +1,4 @@
-//! EDS: where instances are.
+//! EDS: the addresses of instances.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -23,12 +23,12 @@ use xds::resource::Resource;
 pub struct ZoneInstances<'i> {
     pub zone: ZoneId,
     pub state: ZoneState,
-    /// An operator has drained the zone: its instances get nothing new, however healthy they are.
+    /// An operator has drained the zone: its instances get no new requests, even healthy ones.
     pub drained: bool,
-    /// The share of healthy instances, in percent, from which the zone takes everything that it is
-    /// given; below, a proxy turns to the next place with a part of it, by itself.
+    /// The share of healthy instances, in percent, from which the zone accepts all its requests.
+    /// Below it, a proxy sends a part of them to the next place.
     pub full_from_percent: u8,
-    /// By name, in order.
+    /// Ordered by name.
     pub instances: Vec<(&'i str, &'i Instance)>,
     /// Whether any of this has changed.
     pub changed: bool,
@@ -51,8 +51,8 @@ impl ZoneInstances<'_> {
 }
 
 /// The changed endpoints of a service; `zones` are those of the topology, in its order. Without
-/// instances an assignment is empty, but it is there: a cluster that waits for it would hold up
-/// every route. Without a healthy one it is a dead end.
+/// instances an assignment is empty, but exists: a cluster that waits for it would hold up every
+/// route. Without a healthy instance it is marked as such.
 pub fn endpoints(
     topology: &Topology,
     service: &ServiceConfig,
@@ -76,8 +76,8 @@ pub fn endpoints(
             .map(|region| {
                 let name = rules::cluster_name(&service.name, topology.region_name(region));
                 let within = || (zones.iter()).filter(|z| topology.region_of(z.zone) == region);
-                // A zone that is out has no part in the ring, unless nothing else is left; a
-                // drained one keeps its sessions.
+                // A zone that is out has no part in the ring, unless no other zone is left; a
+                // drained zone keeps its sessions.
                 let any_up = within().any(|zone| zone.state == ZoneState::Up);
                 let part = |zone: &&ZoneInstances<'_>| {
                     !any_up || zone.state == ZoneState::Up || zone.drained
@@ -112,13 +112,13 @@ fn assignment(
                 .instances
                 .iter()
                 .map(|(name, instance)| {
-                    // Where requests are spread by hash, the name places an instance: at another
-                    // address it keeps its keys.
+                    // With hashing, the name determines an instance's place on the ring: it keeps
+                    // its keys at another address.
                     let key = || format!("{}/{name}", topology.zone_name(zone.zone));
                     endpoint(instance, zone.health(instance), keyed.then(key))
                 })
                 .collect(),
-            // gRPC clients drop a locality without a weight.
+            // gRPC clients ignore a locality without a weight.
             load_balancing_weight: uint32(1),
             ..LocalityLbEndpoints::default()
         });
@@ -126,7 +126,7 @@ fn assignment(
         cluster_name: name.to_owned(),
         endpoints: localities.collect(),
         policy: Some(Policy {
-            // In percent: 140, Envoy's default, takes everything from 71.4 % on.
+            // In percent: with 140, Envoy's default, the zone accepts everything from 71.4 % on.
             overprovisioning_factor: uint32(10_000 / u32::from(full_from_percent.max(1))),
             ..Policy::default()
         }),
@@ -151,7 +151,7 @@ fn endpoint(instance: &Instance, health: HealthStatus, hash_by: Option<String>) 
     }
 }
 
-/// One entry a map, so that the encoding is always the same.
+/// One entry in the map, so that the encoding is always the same.
 fn hash_key(key: String) -> Metadata {
     let value = Value {
         kind: Some(value::Kind::StringValue(key)),

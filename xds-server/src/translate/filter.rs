@@ -30,14 +30,14 @@ use super::{FILTER, millis};
 use crate::config::{CONTROL_PLANE, FilterConfig};
 use xds::resource::Resource;
 
-/// How soon a filter that trapped is built again: below a second, or its requests would be refused
-/// for as long.
+/// The delay before a filter that trapped is rebuilt: below a second, since requests are rejected
+/// meanwhile.
 const RELOAD_BACKOFF_MS: i32 = 100;
 
-/// The host calls and callbacks of the filter. Callbacks that are not listed are not made at all,
-/// so a request is cheap: nothing for bodies, responses, logs and done. Without
-/// `proxy_on_request_headers` Envoy would skip the filter in silence; without most of the others it
-/// does not start, or refuses every request.
+/// The host calls and callbacks of the filter. Callbacks that are not listed are not called at all,
+/// so a request is cheap: none for bodies, responses, logs and done. Without
+/// `proxy_on_request_headers` Envoy would silently skip the filter. Without most of the others it
+/// does not start, or rejects every request.
 const CAPABILITIES: &[&str] = &[
     "proxy_on_context_create",
     "proxy_on_configure",
@@ -60,10 +60,10 @@ const CAPABILITIES: &[&str] = &[
     "proxy_set_shared_data",
     "clock_time_get",
     "random_get",
-    // The applied configuration, reported to the control plane.
+    // Reports of the applied configuration to the control plane.
     "proxy_grpc_call",
-    // Its stream to the control plane. The SDK sets the context before it passes on messages from
-    // there.
+    // Its stream to the control plane. The SDK sets the context before it passes on messages of the
+    // stream.
     "proxy_grpc_stream",
     "proxy_grpc_send",
     "proxy_grpc_cancel",
@@ -86,7 +86,7 @@ pub fn filter_config(
     (filter_config_of_bytes(filter, &policy), version)
 }
 
-/// The ECDS resource with a policy of any bytes, in pieces.
+/// The ECDS resource with arbitrary policy bytes, in pieces.
 pub fn filter_config_of_bytes(filter: &FilterConfig, policy: &[&[u8]]) -> Arc<Resource> {
     let around = Around::wasm(filter, policy.iter().map(|piece| piece.len()).sum());
     let around = around.within(field::ANY_VALUE).after_type::<Wasm>();
@@ -108,7 +108,7 @@ pub fn filter_config_of_bytes(filter: &FilterConfig, policy: &[&[u8]]) -> Arc<Re
     ))
 }
 
-/// The filter's policy until one has arrived. Safe on its own: reads stay local, writes are fenced.
+/// The filter's policy until one has arrived. It is safe: reads stay local, writes are fenced.
 pub(super) fn fallback(filter: &FilterConfig) -> Any {
     let (policy, _) = protos::encode(&Policy::Fallback, filter.generation, CONTROL_PLANE);
     let around = Around::wasm(filter, policy.len());
@@ -118,16 +118,16 @@ pub(super) fn fallback(filter: &FilterConfig) -> Any {
     }
 }
 
-/// The bytes around the policy in a message that holds it, so that the policy, which is long, is
-/// copied once.
+/// The bytes around the policy in a message, so that the policy, which is long, is copied only
+/// once.
 struct Around {
     before: Vec<u8>,
-    /// How many bytes the policy has.
+    /// The length of the policy.
     len: usize,
     behind: Vec<u8>,
 }
 
-/// The numbers of the fields that lead to the policy.
+/// The field numbers on the path to the policy.
 mod field {
     pub(super) const BYTES_VALUE: u32 = 1;
     pub(super) const ANY_VALUE: u32 = 2;
@@ -148,7 +148,7 @@ impl Around {
             .within(field::BYTES_VALUE)
             .within(field::ANY_VALUE)
             .after_type::<BytesValue>();
-        // Messages of one type that stand side by side are one message to every reader of protobuf.
+        // Adjacent messages of one type are merged into one by every protobuf decoder.
         let (before, behind) = plugin(filter);
         let mut wasm = configuration
             .within(field::PLUGIN_CONFIGURATION)
@@ -160,7 +160,7 @@ impl Around {
         wasm
     }
 
-    /// As the message in a field.
+    /// Wraps it as the message in a field.
     fn within(mut self, field: u32) -> Around {
         let mut before = Vec::new();
         encode_key(field, WireType::LengthDelimited, &mut before);
@@ -170,14 +170,14 @@ impl Around {
         Around { before, ..self }
     }
 
-    /// Behind other fields of the message.
+    /// Prepends other fields of the message.
     fn after(self, fields: &impl Message) -> Around {
         let mut before = fields.encode_to_vec();
         before.extend(&self.before);
         Around { before, ..self }
     }
 
-    /// In an `Any`, behind the type of its content.
+    /// Wraps it in an `Any`, after the type of its content.
     fn after_type<M: Name>(self) -> Around {
         self.after(&Any {
             type_url: M::type_url(),
@@ -191,7 +191,7 @@ impl Around {
     }
 }
 
-/// The plugin without its configuration: the bytes before that and behind it.
+/// The plugin without its configuration: the bytes before and after it.
 fn plugin(filter: &FilterConfig) -> (PluginConfig, PluginConfig) {
     let code = AsyncDataSource {
         specifier: Some(async_data_source::Specifier::Local(DataSource {
@@ -200,7 +200,7 @@ fn plugin(filter: &FilterConfig) -> (PluginConfig, PluginConfig) {
         })),
     };
     let vm = VmConfig {
-        // The same for every edition of the policy, so that Envoy keeps its virtual machines.
+        // The same for every version of the policy, so that Envoy keeps its virtual machines.
         vm_id: FILTER.to_owned(),
         runtime: "envoy.wasm.runtime.v8".to_owned(),
         code: Some(code),
@@ -226,9 +226,9 @@ fn plugin(filter: &FilterConfig) -> (PluginConfig, PluginConfig) {
     (before, behind)
 }
 
-/// The part of `envoy.extensions.filters.http.wasm.v3.Wasm` that holds the capabilities, with a map
-/// that is ordered: the generated type has a hash map, whose encoding differs from process to
-/// process, and with it the version.
+/// The part of `envoy.extensions.filters.http.wasm.v3.Wasm` with the capabilities, with an ordered
+/// map. The generated type has a hash map, whose encoding, and so its version, differs between
+/// processes.
 mod ordered {
     use super::{BTreeMap, SanitizationConfig};
 
@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(allowed.allowed_capabilities.len(), CAPABILITIES.len());
     }
 
-    /// At any length, which is in front of it six times.
+    /// With any length, which precedes it six times.
     #[test]
     fn a_policy_in_pieces_makes_the_bytes_of_a_message_that_holds_it() {
         for pieces in [&[&b"x"[..]][..], &[&[7; 130], b"", &[8; 70_000]]] {

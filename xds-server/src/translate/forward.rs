@@ -1,4 +1,4 @@
-//! A route's action for a request that goes on: its alternatives where it is not answered.
+//! A route's action for a request that is forwarded: time-outs, retries and hedging.
 
 use std::{collections::HashMap, time};
 
@@ -49,7 +49,7 @@ pub(super) fn action(
     class: Class,
     grpc: bool,
 ) -> RouteAction {
-    // A write that was sent is never sent again.
+    // A write that was sent is never retried.
     let hedge_after_ms = match class {
         Class::Read => options.hedge_after_ms,
         Class::Write => 0,
@@ -58,14 +58,13 @@ pub(super) fn action(
     RouteAction {
         cluster_specifier: Some(to),
         retry_policy: (retries != usual_retries()).then_some(retries),
-        // The first attempt goes on: slow is not dead. Whichever answers first wins.
+        // The first attempt continues: slow is not dead. The first response wins.
         hedge_policy: (hedge_after_ms > 0).then(|| HedgePolicy {
             hedge_on_per_try_timeout: true,
             ..HedgePolicy::default()
         }),
         hash_policy: hash_policy(&resilience.strategy).into_iter().collect(),
-        // Said even where it is 0: Envoy's defaults, 15 s and 5 min, would cut streams and long
-        // polls.
+        // Set even if it is 0: Envoy's defaults, 15 s and 5 min, would cut streams and long polls.
         timeout: duration_ms(options.timeout_ms),
         idle_timeout: duration_ms(options.idle_timeout_ms),
         max_stream_duration: match grpc {
@@ -76,7 +75,7 @@ pub(super) fn action(
     }
 }
 
-/// Only where it is wanted: beside it Envoy ignores the route's time-out.
+/// Only if configured: Envoy then ignores the route's time-out.
 fn stream_duration(options: RouteOptions) -> Option<MaxStreamDuration> {
     (options.max_stream_duration_ms > 0).then(|| MaxStreamDuration {
         max_stream_duration: duration_ms(options.max_stream_duration_ms),
@@ -84,8 +83,8 @@ fn stream_duration(options: RouteOptions) -> Option<MaxStreamDuration> {
     })
 }
 
-/// gRPC calls say themselves how long they may take, from their beginning. The configured time
-/// bounds that, and those that do not.
+/// gRPC calls carry their own deadline. The configured time bounds it, and applies to calls without
+/// one.
 pub(super) fn grpc_duration(options: RouteOptions) -> MaxStreamDuration {
     let bound = options.shortest_ms();
     MaxStreamDuration {
@@ -95,10 +94,9 @@ pub(super) fn grpc_duration(options: RouteOptions) -> MaxStreamDuration {
     }
 }
 
-/// Forwards a write that the fence let through to `to`, which has a single place. It lives no
-/// longer than `drain`, with all its retries, and however slowly its body comes: after that long
-/// nothing of it is under way. A shorter bound of its route counts as well, from the beginning of
-/// the request.
+/// Forwards a write that the fence admitted to `to`, which has a single place. It lives no longer
+/// than `drain`, including all retries and a slow body: afterwards no part of it is under way. A
+/// shorter time-out of its route applies as well, from the beginning of the request.
 pub(super) fn fenced_write(
     to: ClusterSpecifier,
     drain: time::Duration,
@@ -131,16 +129,16 @@ pub(super) fn fenced_write(
     }
 }
 
-/// Of reads where nothing else is configured: it stands once in each virtual host. A route with
-/// another has all of it.
+/// The retries of reads without other configuration, once in each virtual host. A route with
+/// another policy has all of it.
 pub(super) fn usual_retries() -> RetryPolicy {
     let hedge_after_ms = RouteOptions::default().hedge_after_ms;
     retry_policy(Class::Read, &Strategy::Weighted, hedge_after_ms)
 }
 
-/// Reads are tried again wherever they may go; writes only where nothing was sent, so that none
-/// happens twice. Each attempt leaves the place that failed the one before: a zone, or first the
-/// instance where all of a region share the keys.
+/// Reads are retried at every fallback. Writes are retried only if nothing was sent, so that none
+/// is executed twice. Each attempt avoids the previous failed place: a zone, or first the instance
+/// if all zones of a region share the keys.
 fn retry_policy(class: Class, strategy: &Strategy, hedge_after_ms: u32) -> RetryPolicy {
     let previous_hosts = RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
@@ -169,14 +167,14 @@ fn retry_policy(class: Class, strategy: &Strategy, hedge_after_ms: u32) -> Retry
             ))),
         }),
         retry_host_predicate: vec![previous_hosts],
-        // A dead instance fails fast, looks idle, and so is picked again and again: look often
-        // enough to find another.
+        // A dead instance fails fast, looks idle, and is picked repeatedly. Enough attempts find
+        // another one.
         host_selection_retry_max_attempts: 32,
         per_try_timeout: match hedge_after_ms {
             0 => None,
             after_ms => duration_ms(after_ms),
         },
-        // The next attempt goes to another instance, so there is nothing to wait for.
+        // The next attempt goes to another instance, so there is no need to wait.
         retry_back_off: Some(RetryBackOff {
             base_interval: millis(1),
             max_interval: millis(10),
@@ -219,7 +217,7 @@ pub(super) fn hash_policy(strategy: &Strategy) -> Option<HashPolicy> {
     })
 }
 
-/// The configuration that switches sessions on for a route; at most one entry.
+/// The configuration that enables sessions on a route; at most one entry.
 pub(super) fn sessions(strategy: &Strategy) -> HashMap<String, Any> {
     let Strategy::RegionFirstHash {
         sessions: Some(sessions),

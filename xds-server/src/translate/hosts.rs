@@ -1,7 +1,7 @@
 //! Virtual hosts in the pieces in which they change.
 //!
-//! Services may share a host, thousands of them where all have paths on `*`. When one has new plans
-//! its own routes are encoded anew; the others' bytes are shared.
+//! Services may share a host, for example thousands of services with paths on `*`. When one has new
+//! plans its own routes are encoded anew; the others' bytes are shared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,13 +15,13 @@ use prost::{
 
 use xds::resource::Piece;
 
-/// The virtual hosts of one viewing zone, by host.
+/// The virtual hosts of one local zone, by host.
 pub type VirtualHosts = BTreeMap<String, Host>;
 
 /// A virtual host, encoded as an entry of `RouteConfiguration.virtual_hosts`.
 ///
-/// The first routes stand in one piece with the head: most hosts have no others, and the cost of a
-/// table is its pieces.
+/// The first routes share one piece with the head: most hosts have no others, and the cost of a
+/// table is its number of pieces.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// The fields before the routes.
@@ -29,21 +29,21 @@ pub struct Host {
     /// The entry's tag and length, the fields before the routes, and Envoy's routes for the first
     /// of the rules' routes.
     head: Piece,
-    /// Where in the head the first routes begin.
+    /// The position of the first routes in the head.
     first_at: usize,
     /// Envoy's routes for the rules' other routes, in the order in which they are tried.
     others: Vec<Piece>,
-    /// The fields behind the routes, if there are any.
+    /// The fields after the routes, if there are any.
     tail: Option<Piece>,
-    /// How many bytes stand behind the head.
+    /// How many bytes follow the head.
     behind_len: usize,
 }
 
 /// The numbers of the fields in `envoy/config/route/v3/route.proto` and `route_components.proto`.
 mod field {
-    /// Of `RouteConfiguration`.
+    /// In `RouteConfiguration`.
     pub(super) const VIRTUAL_HOSTS: u32 = 2;
-    /// Of `VirtualHost`.
+    /// In `VirtualHost`.
     pub(super) const ROUTES: u32 = 3;
 }
 
@@ -67,7 +67,7 @@ impl Host {
         host
     }
 
-    /// Puts Envoy's routes for one of the rules' routes in their place.
+    /// Replaces Envoy's routes for one of the rules' routes.
     fn put(&mut self, place: usize, routes: Bytes) {
         let Some(at) = place.checked_sub(1) else {
             self.begin_with(&routes);
@@ -81,9 +81,9 @@ impl Host {
         }
     }
 
-    /// Makes the head, not shared yet: bytes get their counter of owners when they are first
-    /// shared. So a table that shares all heads finds the counters side by side in memory whenever
-    /// it is made anew.
+    /// Builds the head without sharing it yet: bytes get their reference counter when they are
+    /// first shared. So a table that shares all heads finds the counters side by side in memory
+    /// when it is rebuilt.
     fn begin_with(&mut self, first: &[u8]) {
         let len = self.before.len() + first.len() + self.behind_len;
         let mut head = Vec::new();
@@ -105,21 +105,21 @@ impl Host {
         [&self.head].into_iter().chain(self.behind())
     }
 
-    /// The message in the entry: its first piece, and those behind.
+    /// The message in the entry: its first piece, and the following ones.
     pub fn message(&self) -> (Piece, impl Iterator<Item = &Piece>) {
         (self.head.message(), self.behind())
     }
 }
 
-/// How a virtual host is made of rules.
+/// How a virtual host is built from rules.
 pub(super) trait Translation {
-    /// The fields that stand before its routes.
+    /// The fields before its routes.
     fn before(&self, host: &str) -> VirtualHost;
 
-    /// Those behind, which all hosts have alike.
+    /// The fields after its routes, the same for all hosts.
     fn behind(&self) -> VirtualHost;
 
-    /// Envoy's routes for a service's route. They follow from the plans of this service alone.
+    /// Envoy's routes for a service's route. They depend on the plans of this service only.
     fn routes(&self, id: ServiceId, service: &Service, route: &policy::Route) -> Vec<Route>;
 }
 
@@ -136,7 +136,7 @@ pub(super) fn of_rules(rules: &Rules, translation: &impl Translation) -> Virtual
     hosts.collect()
 }
 
-/// Follows new plans of these services; gives the hosts that are others now.
+/// Applies new plans of these services; returns the changed hosts.
 pub(super) fn replan<'h>(
     hosts: &'h mut VirtualHosts,
     rules: &Rules,

@@ -1,4 +1,4 @@
-//! LDS: where a role's proxies take requests.
+//! LDS: the listener of a role's proxies.
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
@@ -59,7 +59,7 @@ use xds::resource::{Resource, any};
 /// How long a proxy waits for the policy before it serves with the fallback.
 const POLICY_TIMEOUT_MS: i32 = 1_000;
 
-/// The listener of a role's proxies; none for clients, who listen on nothing.
+/// The listener of a role's proxies; none for gRPC clients, which do not listen.
 pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
     let at = mesh.listeners.of(role)?;
     let mut manager = any(&connection_manager(mesh, at, role));
@@ -68,7 +68,7 @@ pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
         name: "envoy.filters.network.http_connection_manager".to_owned(),
         config_type: Some(filter::ConfigType::TypedConfig(manager)),
     }];
-    // Envoy 1.40 lets an additional address take both families only where the first one could.
+    // Envoy 1.40 lets an additional address accept both families only if the first one could.
     let mut addresses: Vec<SocketAddr> = at.addresses().collect();
     addresses.sort_by_key(|address| !is_any_ipv6(address.ip()));
     let mut addresses = addresses.into_iter().map(|address| listening(at, address));
@@ -82,7 +82,7 @@ pub fn listener(mesh: &Mesh, role: Role) -> Option<Arc<Resource>> {
             })
             .collect(),
         per_connection_buffer_limit_bytes: uint32(at.limits.per_connection_buffer_limit_bytes),
-        // A client that is gone without a word is found out, however long its stream may be silent.
+        // Detects a client that vanished, even on a stream that may be silent for long.
         tcp_keepalive: Some(TcpKeepalive {
             keepalive_time: uint32(60),
             keepalive_interval: uint32(20),
@@ -105,7 +105,7 @@ fn listening(at: &ListenerConfig, address: SocketAddr) -> Address {
     listening
 }
 
-/// The inspections of a connection before a filter chain is chosen, in this order.
+/// The listener filters that run before a filter chain is chosen, in this order.
 fn listener_filters(at: &ListenerConfig) -> Vec<ListenerFilter> {
     let filter = |name: &str, config| ListenerFilter {
         name: name.to_owned(),
@@ -123,8 +123,8 @@ fn listener_filters(at: &ListenerConfig) -> Vec<ListenerFilter> {
     proxy_protocol.into_iter().chain(tls_inspector).collect()
 }
 
-/// One for each certificate, or one for plain text. A server name (SNI) that no chain has is not
-/// served.
+/// One for each certificate, or one for plaintext. Connections with a server name (SNI) without a
+/// chain are rejected.
 fn filter_chains(tls: Option<&DownstreamTls>, filters: Vec<Filter>) -> Vec<FilterChain> {
     let Some(tls) = tls else {
         return vec![FilterChain {
@@ -144,8 +144,8 @@ fn filter_chains(tls: Option<&DownstreamTls>, filters: Vec<Filter>) -> Vec<Filte
     tls.certificates.iter().map(chain).collect()
 }
 
-/// The forwarding of a client's certificate to upstreams. A copy of the header from outside never
-/// passes.
+/// The forwarding of a client's certificate to upstreams. A copy of the header from outside is
+/// always removed.
 fn client_certificate(at: &ListenerConfig) -> ForwardClientCertDetails {
     match at.tls.as_ref().and_then(|tls| tls.trusted_ca.as_ref()) {
         Some(_) => ForwardClientCertDetails::SanitizeSet,
@@ -185,11 +185,11 @@ fn connection_manager(mesh: &Mesh, at: &ListenerConfig, role: Role) -> HttpConne
         max_request_headers_kb: uint32(at.limits.max_request_headers_kb),
         request_headers_timeout: duration_ms(at.limits.request_headers_timeout_ms),
         stream_idle_timeout: duration_ms(at.limits.stream_idle_timeout_ms),
-        // A fully qualified name is the same host. Here, before routes and filter look at it, so
-        // that they agree.
+        // A fully qualified name is the same host. The dot is removed here, before routes and
+        // filter, so that they agree.
         strip_trailing_host_dot: true,
-        // At the edge the peer is the client; a sidecar's peer is the application, which may pass a
-        // client's address on.
+        // At the edge the peer is the client. A sidecar's peer is the application, which may
+        // forward a client's address.
         use_remote_address: Some(BoolValue {
             value: role == Role::Gateway,
         }),
@@ -204,7 +204,7 @@ fn connection_manager(mesh: &Mesh, at: &ListenerConfig, role: Role) -> HttpConne
             EscapedSlashes::Keep => PathWithEscapedSlashesAction::KeepUnchanged.into(),
         },
         early_header_mutation_extensions: vec![strip_internal_headers(at)],
-        // Otherwise Envoy tells a client to send its body before the filter can refuse it.
+        // Otherwise Envoy tells a client to send its body before the filter can reject the request.
         proxy_100_continue: true,
         route_specifier: Some(RouteSpecifier::Rds(Rds {
             config_source: Some(from_ads()),
@@ -244,8 +244,8 @@ fn http2_options(mesh: &Mesh, at: &ListenerConfig) -> Http2ProtocolOptions {
     }
 }
 
-/// Those that any service takes. Envoy asks for it before the filter has chosen a route; the
-/// others' routes refuse them.
+/// The upgrades that any service accepts. Envoy checks them before the filter has chosen a route;
+/// the routes of other services reject them.
 fn upgrades(mesh: &Mesh) -> Vec<UpgradeConfig> {
     let services = mesh.services.iter();
     let taken = services.flat_map(|service| &service.resilience.upgrades.taken);
@@ -258,8 +258,8 @@ fn upgrades(mesh: &Mesh) -> Vec<UpgradeConfig> {
         .collect()
 }
 
-/// Routes that switch the filter off would otherwise believe a client's headers. Names that many
-/// servers take for the same go as well, where they can come at all.
+/// Routes that switch the filter off would otherwise trust a client's headers. It also removes
+/// names that many servers treat as the same, if the listener can receive them.
 fn strip_internal_headers(at: &ListenerConfig) -> TypedExtensionConfig {
     let with_prefix = |prefix: String| {
         Action::RemoveOnMatch(RemoveOnMatch {
@@ -299,8 +299,8 @@ fn tidegate_filter(mesh: &Mesh) -> HttpFilter {
             ..from_ads()
         }),
         default_config: Some(fallback(&mesh.filter)),
-        // The policy comes within milliseconds of the listener, so it is worth waiting for: no
-        // write is fenced for nothing.
+        // The policy arrives within milliseconds of the listener, so the listener waits for it: no
+        // write is fenced without need.
         apply_default_config_without_warming: false,
         type_urls: vec![
             envoy_types::pb::envoy::extensions::filters::http::wasm::v3::Wasm::type_url(),
@@ -313,7 +313,7 @@ fn tidegate_filter(mesh: &Mesh) -> HttpFilter {
     }
 }
 
-/// Before all others: they decide by the route that it fetches.
+/// Before all others: they use the route that it fetches.
 fn on_demand_filter() -> HttpFilter {
     HttpFilter {
         name: "envoy.filters.http.on_demand".to_owned(),
@@ -324,7 +324,7 @@ fn on_demand_filter() -> HttpFilter {
     }
 }
 
-/// A filter costs every request something, so it is there only where a service wants it.
+/// A filter costs every request something, so it is present only if a service needs it.
 fn any_keeps_sessions(mesh: &Mesh) -> bool {
     let mut services = mesh.services.iter();
     services.any(|service| keeps_sessions(&service.resilience.strategy))

@@ -1,5 +1,5 @@
-//! Answers that Envoy gives by itself say why, as those of the filter do: problem details
-//! (RFC 9457) whose `reason` is Envoy's response code detail.
+//! Local replies of Envoy itself give a reason, like those of the filter: problem details (RFC
+//! 9457) whose `reason` is Envoy's response code detail.
 
 use envoy_types::pb::envoy::config::{
     accesslog::v3::{
@@ -16,8 +16,8 @@ use policy::{Reason, Refusal, headers, refusal::PROBLEM_JSON};
 
 use super::ordered::{self, JsonFormat, ResponseMapper};
 
-/// The fields of a connection manager that have Envoy's own answers say why. The first mapper that
-/// takes an answer counts.
+/// The fields of a connection manager that add reasons to Envoy's own local replies. The first
+/// mapper that matches applies.
 pub(super) fn reasons() -> ordered::HttpConnectionManager {
     let refused_upgrade = [
         ("type", "about:blank"),
@@ -68,7 +68,7 @@ fn is_refused_upgrade() -> AccessLogFilter {
     and(vec![status(Op::Eq, 403), upgrade])
 }
 
-/// A write that a fence let through, here or in another zone, and that has lived its longest.
+/// A write that a fence admitted, here or in another zone, and that has exceeded its lifetime.
 fn is_late_write() -> AccessLogFilter {
     // Envoy sets no response flag for it.
     let late = status(Op::Eq, 408);
@@ -98,7 +98,7 @@ fn grpc(is: bool) -> AccessLogFilter {
     })
 }
 
-/// The decisions by which requests go on. Any other value in a request is the reason of a refusal.
+/// The decisions of forwarded requests. Any other value in a request is the reason of a rejection.
 const GOES_ON: [Reason; 8] = [
     Reason::HomeZone,
     Reason::HomeRegion,
@@ -110,9 +110,9 @@ const GOES_ON: [Reason; 8] = [
     Reason::Observed,
 ];
 
-/// Neither one of ours, nor to a gRPC request, which takes the text alone. The filter's answers are
-/// told by the reason that it sets in the request; the route table's, all of which are 503, by
-/// their want of a response flag.
+/// Matches neither our own replies nor gRPC requests, which carry text only. The filter's replies
+/// are identified by the reason that it sets in the request. The route table's replies, all of them
+/// 503, are identified by a missing response flag.
 fn is_envoys_own() -> AccessLogFilter {
     let goes_on = GOES_ON.map(Reason::as_str).join("|");
     let not_refused = header(HeaderMatcher {
@@ -134,7 +134,7 @@ fn is_envoys_own() -> AccessLogFilter {
     let not_from_the_table = filter(FilterSpecifier::OrFilter(OrFilter {
         filters: vec![status(Op::Le, 502), status(Op::Ge, 504), flagged],
     }));
-    // Not the direct answers of a route, which are on purpose.
+    // Not the direct responses of a route, which are intended.
     let failed = status(Op::Ge, 400);
     and(vec![not_refused, grpc(false), failed, not_from_the_table])
 }

@@ -1,9 +1,13 @@
 //! From the mesh to Envoy's resources. Pure: the same input gives the same bytes.
 //!
-//! Names are contracts: clusters with endpoints are `<service>/<zone>`, those that routes name
-//! `<service>/<place>/reads` and `<service>/<place>/writes`, or the former where nothing is behind
-//! them; the listener is [`LISTENER`], its route table [`ROUTES`], the filter and its ECDS resource
-//! [`FILTER`]. Virtual hosts on demand are `<route table>/<host>`.
+//! Names are contracts:
+//!
+//! - clusters with endpoints are `<service>/<zone>`;
+//! - routes use the clusters `<service>/<place>/reads` and `<service>/<place>/writes`, or the
+//!   former if there is no fallback;
+//! - the listener is [`LISTENER`], its route table [`ROUTES`], the filter and its ECDS resource
+//!   [`FILTER`];
+//! - virtual hosts on demand are `<route table>/<host>`.
 
 mod access_log;
 mod cluster;
@@ -38,17 +42,16 @@ use envoy_types::pb::{
     google::protobuf::{Duration, UInt32Value},
 };
 
-/// The listener that takes requests.
+/// The listener for requests.
 pub const LISTENER: &str = "ingress";
 /// The route table of [`LISTENER`].
 pub const ROUTES: &str = "tidegate";
 /// The name of the filter, in the listener and as an ECDS resource.
 pub const FILTER: &str = "tidegate";
-/// The filter that keeps sessions on their instances; it does nothing but on routes that switch it
-/// on.
+/// The filter that keeps sessions on their instances; it only works on routes that enable it.
 const SESSIONS: &str = "envoy.filters.http.stateful_session";
 
-/// Resources come over the one stream that the proxy has anyway.
+/// Resources arrive on the proxy's one ADS stream.
 fn from_ads() -> ConfigSource {
     ConfigSource {
         resource_api_version: ApiVersion::V3.into(),
@@ -64,7 +67,7 @@ fn millis(ms: i32) -> Option<Duration> {
     })
 }
 
-/// Milliseconds; 0 is 0, which Envoy takes for "never".
+/// In milliseconds. 0 stays 0, which means "never" to Envoy.
 fn duration_ms(ms: u32) -> Option<Duration> {
     Some(Duration {
         seconds: i64::from(ms / 1_000),

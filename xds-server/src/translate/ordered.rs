@@ -1,9 +1,8 @@
-//! The parts of Envoy's messages that hold maps, with maps that are ordered. The generated types
-//! have hash maps, whose encoding differs from process to process, and with it the version of a
-//! resource.
+//! The parts of Envoy's messages with maps, as ordered maps. The generated types have hash maps,
+//! whose encoding, and so a resource's version, differs between processes.
 //!
-//! Encodings of one message type that stand side by side are merged by every reader of protobuf, so
-//! that these parts are appended to the encodings of the generated types.
+//! Every protobuf decoder merges adjacent encodings of one message type, so these parts are
+//! appended to the encodings of the generated types.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +52,7 @@ impl JsonFormat {
         }
     }
 
-    /// This text, without anything to substitute.
+    /// This text, without substitutions.
     pub(super) fn text(text: &str, content_type: &str) -> JsonFormat {
         JsonFormat {
             json_format: None,

@@ -1,5 +1,4 @@
-//! Where a service's instances are taken together: a zone, or where requests are spread by hash, a
-//! region.
+//! The grouping of a service's instances: by zone or, with hashing, by region.
 
 use policy::{
     Class, RegionId, Tier, Topology, ZoneId,
@@ -23,9 +22,9 @@ pub(super) fn places(topology: &Topology, strategy: &Strategy) -> Vec<Place> {
     }
 }
 
-/// Whether requests are kept on their instances. Envoy's aggregate clusters cannot, so that routes
-/// name the endpoints' own cluster, and requests turn to nowhere else before the control plane says
-/// so.
+/// Whether requests are kept on their instances. Envoy's aggregate clusters cannot do that. So
+/// routes name the endpoints' own cluster, and requests have no fallback until the control plane
+/// changes the plan.
 pub(super) fn keeps_sessions(strategy: &Strategy) -> bool {
     matches!(
         strategy,
@@ -65,7 +64,7 @@ impl Place {
         }
     }
 
-    /// Whether requests of `class` may turn to no other place: its own cluster has no fallback.
+    /// Whether requests of `class` have no other place to fall back to.
     pub(super) fn is_alone(&self, topology: &Topology, class: Class) -> bool {
         match self {
             Place::Zone(zone) => is_alone(topology, *zone, class),
@@ -73,8 +72,8 @@ impl Place {
         }
     }
 
-    /// Where requests of `class` turn to, this place first, then by distance. Writes stay in the
-    /// region.
+    /// The fallback order of requests of `class`: this place first, then by distance. Writes stay
+    /// in the region.
     pub(super) fn fallback_order(
         &self,
         topology: &Topology,
@@ -101,7 +100,7 @@ impl Place {
         };
         let pairs = zones(*self).flat_map(|a| zones(to).map(move |b| (a, b)));
         let links = pairs.map(|(a, b)| {
-            // Links are up to a minute long, so the cast cuts only the fraction.
+            // Links are at most a minute long, so the cast drops only the fraction.
             let rtt_us = (topology.link(a, b).rtt_ms * 1e3) as u64;
             (topology.tier(a, b), rtt_us)
         });

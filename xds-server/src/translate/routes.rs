@@ -1,32 +1,32 @@
-//! RDS: the route table of one viewing zone.
+//! RDS: the route table of one local zone.
 //!
-//! For each host, and in it for each of the services' routes, longest path first, the table holds
-//! in this order:
+//! For each host, and in it for each of the services' routes, longest path first, the table has
+//! these routes in this order:
 //!
-//! 0. upgrades to protocols that the service does not take, though others do, are refused;
-//! 1. *plain reads*, which need no decision: the filter is switched off for them, and they go as
-//!    planned;
-//! 2. requests without a stamp are refused: they are undecided;
-//! 3. reads of the viewing zone go to the cluster that the filter names in `x-tidegate-to`;
-//! 4. so do writes; one that names none is refused;
-//! 5. so do reads of another zone;
-//! 6. reads that name none stay in the viewing zone: their filter has no policy, or is older than
-//!    this table.
+//! 0. upgrades to protocols that other services accept, but not this one: rejected;
+//! 1. *plain reads*, which need no decision: the filter is switched off for them, and they are
+//!    routed as planned;
+//! 2. requests without a stamp: rejected, since they are undecided;
+//! 3. reads of the local zone: to the cluster that the filter names in `x-tidegate-to`;
+//! 4. writes: the same; without a cluster they are rejected;
+//! 5. reads of another zone: the same;
+//! 6. reads without a cluster: to the local zone, since their filter has no policy, or is older
+//!    than this table.
 //!
 //! The filter knows the plans, so a plan changes only the routes of plain reads. Policy and table
-//! agree at any ages.
+//! of different ages work together.
 //!
-//! The writes of a fenced service stand together in place of 4: those that were *admitted*, told by
-//! `x-tidegate-epoch`, go to the viewing zone's instances and turn nowhere else; those that are
-//! *forwarded* go to the gateways that `x-tidegate-to` names. Every other write is refused.
+//! The writes of a fenced service have other routes in place of 4. *Admitted* writes, which carry
+//! `x-tidegate-epoch`, go to the local zone's instances without a fallback. *Forwarded* writes go
+//! to the gateways that `x-tidegate-to` names. Every other write is rejected.
 //!
-//! Where a key chooses the instance, clusters are those of regions, which the filter does not know:
+//! If a key chooses the instance, clusters are those of regions, which the filter does not know:
 //! these services have routes for each home and class, as planned.
 //!
 //! The first pass of Envoy's routing, before the filter has run, ends at 1 or 2; the filter's stamp
-//! makes Envoy route again. Every route that is tried and passed over costs each request, so the
-//! most common ones stand first. The cost of a table in a proxy is its routes, too: their common
-//! parts stand at the virtual host or at the table. Stamps from outside never get here, since the
+//! makes Envoy route again. Every route that is checked in vain costs each request, so the most
+//! common ones come first. The number and size of routes costs memory in a proxy, too: their common
+//! parts are at the virtual host or at the table. Stamps from outside never get here, since the
 //! listener removes them first.
 
 pub(super) mod fenced;
@@ -68,17 +68,17 @@ use crate::config::{Resilience, Strategy};
 use matching::{absent, add_if_absent, is, is_any_case, present, replace, set};
 use xds::resource::{Names, Piece, Resource, any};
 
-/// How much of a request's body may be kept so that it can be sent again where nothing of it was:
-/// Envoy's own default.
+/// How much of a request's body may be buffered for a retry, if nothing of it was sent: Envoy's own
+/// default.
 const RETRY_BUFFER_BYTES: u64 = 1 << 20;
 
-/// In the access log, of requests that go nowhere.
+/// In the access log, for requests that are not forwarded.
 const NO_TIER: &str = "none";
 
-/// The configuration of a service that decides nothing: by its position in the rules.
+/// The configuration of a service without influence on decisions, by its position in the rules.
 pub type Resiliences<'r> = &'r dyn Fn(usize) -> Resilience;
 
-/// The route table of `rules`' viewing zone.
+/// The route table of `rules`' local zone.
 pub fn routes(rules: &Rules, resiliences: Resiliences<'_>) -> Arc<Resource> {
     route_table(&virtual_hosts(rules, resiliences))
 }
@@ -88,7 +88,7 @@ pub fn route_table(hosts: &VirtualHosts) -> Arc<Resource> {
     table(hosts, RouteConfiguration::default())
 }
 
-/// The same table for proxies that ask for its virtual hosts one by one.
+/// The same table for proxies that request its virtual hosts one by one.
 pub fn route_table_on_demand() -> Arc<Resource> {
     let on_demand = RouteConfiguration {
         vhds: Some(Vhds {
@@ -103,8 +103,8 @@ pub fn route_table_on_demand() -> Arc<Resource> {
 pub fn virtual_host_on_demand(name: &str, host: &Host) -> Arc<Resource> {
     let name = format!("{ROUTES}/{name}");
     let more = VirtualHost {
-        // Envoy finds the virtual host to remove by this name. Of a field that stands twice the
-        // last one counts.
+        // Envoy uses this name to find the virtual host to remove. If a field is repeated, the last
+        // one counts.
         name: name.clone(),
         routes: vec![no_route()],
         ..VirtualHost::default()
@@ -116,8 +116,8 @@ pub fn virtual_host_on_demand(name: &str, host: &Host) -> Arc<Resource> {
     Arc::new(Resource::of_pieces(&name, &type_url, pieces))
 }
 
-/// For requests that no service takes: Envoy asks for a virtual host not only where it has none,
-/// but whenever there is no route.
+/// For requests that no service claims: Envoy requests a virtual host not only without one, but
+/// whenever there is no route.
 fn no_route() -> Route {
     Route {
         r#match: Some(RouteMatch {
@@ -138,24 +138,23 @@ fn table(hosts: &VirtualHosts, options: RouteConfiguration) -> Arc<Resource> {
         ..RouteConfiguration::default()
     };
     let options = RouteConfiguration {
-        // As the policy does, or the two would disagree about `shop.example:8080`.
+        // Like the policy, or the two would disagree about `shop.example:8080`.
         ignore_port_in_host_matching: true,
-        // Each that stood at every route would be there once for each. Envoy takes the routes' own
-        // first.
+        // At each route they would be repeated. Envoy applies the routes' own headers first.
         request_headers_to_add: vec![
-            // The filter counts on.
+            // The filter increments it.
             add_if_absent(headers::VIA, "1"),
-            // Where a service demands one, the filter has refused requests without it.
+            // If a service requires one, the filter has rejected requests without it.
             add_if_absent(headers::TRACE_ID, "%REQ(x-request-id)%"),
-            // As a rule a request is served by its home zone.
+            // Usually a request is served by its home zone.
             add_if_absent(headers::TIER, Tier::Zone.as_str()),
             add_if_absent(headers::DECISION, Reason::HomeZone.as_str()),
         ],
-        // It is between the filter and the route.
+        // It is only used between the filter and the route.
         request_headers_to_remove: vec![headers::TO.to_owned()],
         ..options
     };
-    // A message is the same as its fields one after the other, and a repeated field as its entries.
+    // A message equals the concatenation of its fields, and a repeated field that of its entries.
     let [name, options] = [name, options].map(|fields| Piece::of(fields.encode_to_vec()));
     let hosts = hosts.values().flat_map(Host::entry);
     let pieces = [&name].into_iter().chain(hosts).chain([&options]);
@@ -163,12 +162,12 @@ fn table(hosts: &VirtualHosts, options: RouteConfiguration) -> Arc<Resource> {
     Arc::new(Resource::of_pieces(ROUTES, &type_url, pieces))
 }
 
-/// All virtual hosts of `rules`' viewing zone.
+/// All virtual hosts of `rules`' local zone.
 pub fn virtual_hosts(rules: &Rules, resiliences: Resiliences<'_>) -> VirtualHosts {
     hosts::of_rules(rules, &ForProxies { rules, resiliences })
 }
 
-/// The same after new plans of the services in `replanned`; gives the hosts that are others now.
+/// The virtual hosts after new plans of the services in `replanned`; returns the changed hosts.
 pub fn replan_virtual_hosts<'h>(
     hosts: &'h mut VirtualHosts,
     rules: &Rules,
@@ -196,12 +195,13 @@ impl Translation for ForProxies<'_> {
     fn behind(&self) -> VirtualHost {
         let explain = self.rules.explain();
         VirtualHost {
-            // Of a body that is kept for another attempt. The listener's limit would do for few.
+            // The limit for a body that is buffered for a retry. The listener's limit would suffice
+            // for few.
             request_body_buffer_limit: Some(UInt64Value {
                 value: RETRY_BUFFER_BYTES,
             }),
             retry_policy: Some(forward::usual_retries()),
-            // The token is between the caller and us.
+            // The token is only for us.
             request_headers_to_remove: explain.map(|e| e.header.clone()).into_iter().collect(),
             response_headers_to_add: explain.map(show_decision).into_iter().collect(),
             ..VirtualHost::default()
@@ -219,15 +219,14 @@ impl Translation for ForProxies<'_> {
     }
 }
 
-/// The clusters that the table, and a filter that decides by `rules`, may name, and those to which
-/// they may turn.
+/// The clusters that the table, and a filter with `rules`, may name, and their fallbacks.
 pub fn needed_clusters(rules: &Rules, resiliences: Resiliences<'_>) -> Names {
     let services = (0..rules.services().len()).map(ServiceId::new);
     let needed = services.flat_map(|id| clusters_needed_by(rules, id, resiliences));
     needed.map(Arc::from).collect()
 }
 
-/// Those that are needed for one service.
+/// The clusters that one service needs.
 pub fn clusters_needed_by(
     rules: &Rules,
     id: ServiceId,
@@ -269,14 +268,14 @@ pub fn clusters_needed_by(
     needed
 }
 
-/// Where fenced writes go is not planned.
+/// The destination of fenced writes is not planned.
 pub(super) fn planned_classes(fenced: bool) -> impl Iterator<Item = Class> + Clone {
     let planned = move |class: &Class| !fenced || *class == Class::Read;
     Class::ALL.into_iter().filter(planned)
 }
 
-/// The cluster for a service's requests of `class` that should go to `zone`. For one that is
-/// weighted it is [`Rules::cluster`], which the filter names, too.
+/// The cluster for a service's requests of `class` that should go to `zone`. With weights it is
+/// [`Rules::cluster`], which the filter names, too.
 fn cluster_of(
     rules: &Rules,
     service: &str,
@@ -292,7 +291,7 @@ fn cluster_of(
     }
 }
 
-/// The filter puts the reason into the request of a caller that may see it; the answer carries it
+/// The filter stamps the reason on the request of a caller that may see it; the response carries it
 /// back.
 fn show_decision(_: &Explain) -> HeaderValueOption {
     set(headers::DECISION, &format!("%REQ({})%", headers::EXPLAIN))
@@ -343,13 +342,13 @@ impl Builder<'_> {
         match fencing {
             Some(fencing) => {
                 routes.extend(self.fenced_writes(fencing));
-                // Requests that no longer fit the fence, and have no other stamp than its own.
+                // Requests that do not fit the fence any more, and only have its own stamp.
                 routes.push(self.refused(no_stamp().into(), Refusal::FENCED));
             }
             None => {
                 let write_here = vec![to(), is_write(), absent(headers::HOME)];
                 routes.push(self.as_named(write_here, Class::Write, Home::Viewer));
-                // No hop of a policy that has a fence, where these routes have none.
+                // If the policy has a fence and these routes have none, its hops are excluded.
                 let write = vec![to(), is_write(), absent(headers::PRESENTED_EPOCH)];
                 routes.push(self.as_named(write, Class::Write, Home::Foreign));
             }
@@ -360,8 +359,8 @@ impl Builder<'_> {
         routes
     }
 
-    /// The filter knows zones, and here regions' clusters are named: so each home has its routes,
-    /// as planned.
+    /// The filter knows zones, but these clusters are those of regions. So each home has its
+    /// routes, as planned.
     fn hashed(&self, fencing: Option<&Fencing>) -> Vec<Route> {
         let viewer = self.rules.viewer();
         let zones = self.rules.topology().zones();
@@ -391,12 +390,12 @@ impl Builder<'_> {
         routes
     }
 
-    /// Upgrades that other services take, and the listener therefore lets in.
+    /// Upgrades that other services accept, so that the listener permits them.
     fn refused_upgrades(&self) -> impl Iterator<Item = Route> {
         let refused = self.resilience.upgrades.refused.iter();
         refused.map(|protocol| Route {
             r#match: Some(self.matching(vec![is_any_case("upgrade", protocol)])),
-            // The listener says why.
+            // The listener adds the reason.
             action: Some(Action::DirectResponse(DirectResponseAction {
                 status: 403,
                 ..DirectResponseAction::default()
@@ -409,8 +408,8 @@ impl Builder<'_> {
         let Some(plain) = self.rules.plain_reads(self.service, self.route) else {
             return Vec::new();
         };
-        // Sessions are switched on where the filter would be switched off, and a map of two entries
-        // has no one encoding.
+        // Sessions are enabled where the filter would be switched off, and a map of two entries has
+        // no unique encoding.
         if keeps_sessions(&self.resilience.strategy) {
             return Vec::new();
         }
@@ -451,14 +450,14 @@ impl Builder<'_> {
             .collect()
     }
 
-    /// To the cluster that the filter names. It says the tier as well, unless the home zone serves
-    /// the request itself.
+    /// To the cluster that the filter names. The filter also stamps the tier, unless the home zone
+    /// serves the request.
     fn as_named(&self, matchers: Vec<HeaderMatcher>, class: Class, home: Home) -> Route {
         let to = ClusterSpecifier::ClusterHeader(headers::TO.to_owned());
         let mut route = self.forwarded(matchers, to, class);
         let viewer = self.rules.viewer();
         let missing = [
-            // A read says so by its home, a write of the viewing zone has none.
+            // A home identifies a read; a write of the local zone has none.
             (class == Class::Read).then(|| set(headers::CLASS, class.as_str())),
             (class == Class::Write && home == Home::Viewer)
                 .then(|| set(headers::HOME, self.rules.topology().zone_name(viewer))),
@@ -483,7 +482,7 @@ impl Builder<'_> {
         route
     }
 
-    /// Refuses the matching plain reads that fit nowhere. Of all others the filter does.
+    /// Rejects the plain reads that exceed the capacity. The filter rejects all others.
     fn shed(&self, matchers: &[HeaderMatcher]) -> Option<Route> {
         let viewer = self.rules.viewer();
         let shed = self.service.plans.get(viewer, Class::Read).shed();
@@ -493,7 +492,7 @@ impl Builder<'_> {
         let mut route = self.refused(matchers.to_vec(), Refusal::NO_CAPACITY);
         if let Some(matching) = &mut route.r#match {
             // Envoy draws one number for this and for the choice among weighted clusters. A
-            // multiple of the sum of their weights leaves that choice even.
+            // multiple of the sum of their weights keeps that choice even.
             matching.runtime_fraction = Some(RuntimeFractionalPercent {
                 default_value: Some(FractionalPercent {
                     numerator: shed * (1_000_000 / WEIGHT_TOTAL),
@@ -516,11 +515,11 @@ impl Builder<'_> {
         };
         let topology = self.rules.topology();
         let tier_of = |target: &Target| plan.tier_of(topology, home, target.zone).unwrap_or(*tier);
-        // Where some requests leave the region, each target says its tier.
+        // If some requests leave the region, each target stamps its tier.
         let is_mixed = self.resilience.strategy == Strategy::Weighted
             && targets.iter().any(|target| tier_of(target) != *tier);
         let is_hashed = self.resilience.strategy != Strategy::Weighted;
-        // No other part has said it of a plain read.
+        // No other part has stamped a plain read.
         let says_tier = is_hashed || !is_mixed && *tier != Tier::Zone;
         let to = match self.resilience.strategy {
             Strategy::Weighted => {
@@ -532,7 +531,7 @@ impl Builder<'_> {
                 }
                 to
             }
-            // All zones of a region are one ring.
+            // All zones of a region form one ring.
             Strategy::RegionFirstHash { .. } => {
                 let tier = |zone: &ZoneId| self.rules.topology().tier(home, *zone);
                 let nearest = targets.iter().map(|target| target.zone).min_by_key(tier);
@@ -551,7 +550,7 @@ impl Builder<'_> {
             (home != self.rules.viewer()).then(|| set(headers::ALT_ROUTE, &local())),
             says_tier.then(|| set(headers::TIER, tier.as_str())),
             says_tier.then(|| set(headers::DECISION, Reason::of_tier(*tier).as_str())),
-            // The filter's draw is about zones.
+            // The filter's draw selects among zones.
             (is_hashed).then(|| replace(headers::EXPLAIN, Reason::of_tier(*tier).as_str())),
         ];
         let mut route = self.forwarded(matchers, to, class);
@@ -605,8 +604,8 @@ impl Builder<'_> {
         let retry_after = refusal
             .retry_after_s
             .map(|s| set("retry-after", &s.to_string()));
-        // Envoy turns the answer to a gRPC request into a gRPC status; a content type of ours would
-        // spoil it.
+        // Envoy turns the reply to a gRPC request into a gRPC status; our content type would break
+        // it.
         let content_type = (!self.is_grpc()).then(|| set("content-type", PROBLEM_JSON));
         Route {
             r#match: Some(self.matching(matchers)),
@@ -650,8 +649,8 @@ impl Builder<'_> {
     }
 }
 
-/// Has each of the weighted clusters say its tier, also to a caller that may see why: the filter
-/// knew only the nearest.
+/// Makes each of the weighted clusters stamp its tier, also for a caller that may see the reason:
+/// the filter knew only the nearest.
 fn label(to: &mut ClusterSpecifier, tiers: impl Iterator<Item = Tier>) {
     let ClusterSpecifier::WeightedClusters(weighted) = to else {
         return;

@@ -1,8 +1,8 @@
 //! SDS and transport sockets: TLS of the proxies' listeners and of their connections to instances.
 //!
-//! Certificates stand in secrets of their own, which the control plane serves by SDS over ADS. A
-//! secret says no more than which files of the proxy's machine to read. Envoy follows the files of
-//! such a secret, but not those that a listener names itself: those it reads once.
+//! Certificates are in separate secrets, which the control plane serves by SDS over ADS. A secret
+//! only names files on the proxy's machine. Envoy watches the files of such a secret; files that a
+//! listener names directly are read only once.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -142,8 +142,8 @@ pub(super) fn downstream(tls: &DownstreamTls, certificate: &ServerCertificate) -
     socket(any(&context))
 }
 
-/// The TLS settings of connections to instances. No ALPN is set: Envoy offers the version of HTTP
-/// that the connection is for.
+/// The TLS settings of connections to instances. No ALPN is set: Envoy offers the connection's HTTP
+/// version.
 pub(super) fn upstream(tls: &UpstreamTls) -> TransportSocket {
     let matcher = |name: &String| SubjectAltNameMatcher {
         san_type: match name.contains("://") {
@@ -188,7 +188,7 @@ fn socket(context: Any) -> TransportSocket {
     }
 }
 
-/// Envoy's client side would stop at TLS 1.2.
+/// Envoy's client side would otherwise stop at TLS 1.2.
 fn parameters() -> Option<TlsParameters> {
     Some(TlsParameters {
         tls_minimum_protocol_version: TlsProtocol::TlSv12.into(),

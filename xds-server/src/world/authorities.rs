@@ -1,5 +1,5 @@
-//! The owners of cells, as far as proxies are told of them: a hint where a write should go. Write
-//! authority is told by grants alone.
+//! The owners of cells, as proxies receive them: a hint for forwarding writes. Only grants give the
+//! authority to write.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use registry::{
     store::Entry,
 };
 
-/// The part of the record that proxies are told; the rest of it changes nothing for them.
+/// The part of the record that proxies receive; changes of other parts do not affect them.
 #[derive(Clone, PartialEq, Eq)]
 struct Ownership {
     epoch: u64,
@@ -28,8 +28,8 @@ impl Authorities {
         Some((known.owners.clone(), known.epoch))
     }
 
-    /// Takes a record in. The cell, if something about it changed; one that cannot be read changes
-    /// nothing.
+    /// Applies a record. Returns the cell if its owners or epoch changed; an unreadable record
+    /// changes nothing.
     pub(super) fn put(&mut self, entry: &Entry) -> Result<Option<String>, InvalidRecord> {
         let cell = cell(&entry.key).ok_or(InvalidRecord::RecordKey)?;
         let authority = AuthorityRecord::parse(&entry.value)?;
@@ -45,7 +45,7 @@ impl Authorities {
         Ok((before != Some(record)).then(|| cell.to_owned()))
     }
 
-    /// The cell, if its record is forgotten.
+    /// Removes a record. Returns its cell, if it was known.
     pub(super) fn delete(&mut self, key: &str) -> Option<String> {
         let (cell, _) = self.0.remove_entry(cell(key)?)?;
         Some(cell)

@@ -1,10 +1,10 @@
-//! The record that may use an address. Several records may name one: an instance that restarts
-//! under another name does, and so does a mistake, or an attack.
+//! The record that may use an address. Several records may name the same one: an instance that
+//! restarts under another name, a mistake, or an attack.
 //!
 //! Within a zone the newest record is used: it was written by the process that listens there now.
-//! Between zones the one with the oldest record keeps the address, or any zone could take another
-//! zone's instances away by naming their addresses. Age is the revision that created the record, so
-//! all replicas say the same, at any time.
+//! Between zones the zone with the oldest record keeps the address. Otherwise any zone could take
+//! over another zone's instances by naming their addresses. Age is the revision that created the
+//! record, so all replicas agree at any time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,14 +34,14 @@ impl Claim {
 #[derive(Default)]
 pub(super) struct Claims(BTreeMap<Claim, BTreeSet<(Revision, InstanceKey)>>);
 
-/// The outcome among the records of one claim.
+/// The decision among the records of one claim.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Settled {
     /// The record that is used.
     pub(super) holder: InstanceKey,
-    /// The others, with the reason.
+    /// The rejected records, with the reason.
     pub(super) losers: Vec<(InstanceKey, InvalidRecord)>,
-    /// Records of other zones, some of them.
+    /// Records of other zones, up to a limit.
     pub(super) contenders: Vec<String>,
 }
 
@@ -64,7 +64,7 @@ impl Claims {
         self.0.keys()
     }
 
-    /// Decides among those records that `counts`; none where there is none.
+    /// Decides among the records that satisfy `counts`; none if there is none.
     pub(super) fn settle(
         &self,
         claim: &Claim,

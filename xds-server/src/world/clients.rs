@@ -1,4 +1,4 @@
-//! The resources of gRPC clients without a proxy.
+//! The resources of proxyless gRPC clients.
 
 use policy::{Policy, Rules, ServiceId};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::{
 };
 use xds::resource::{Kind, Names, Resources};
 
-/// The resources of the clients of one zone beside endpoints, which are those of proxies.
+/// The resources of one zone's clients, except endpoints, which are those of proxies.
 #[derive(Clone)]
 pub(super) struct Clients {
     clusters: Resources,
@@ -20,7 +20,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// The common resources of all zones' clients; none where they are not served.
+    /// The common resources of all zones' clients; none if clients are not served.
     pub(super) fn of_mesh(mesh: &Mesh, policy: &Policy) -> Option<Clients> {
         match policy {
             Policy::Serving(rules) if mesh.listeners.grpc => Some(Clients {
@@ -33,7 +33,7 @@ impl Clients {
         }
     }
 
-    /// The same, with the tables of `rules`' viewing zone.
+    /// The same, with the tables of `rules`' local zone.
     pub(super) fn seen_by(&self, rules: &Rules, resiliences: Resiliences<'_>) -> Clients {
         let hosts = grpc::virtual_hosts(rules, resiliences);
         Clients {
@@ -43,7 +43,7 @@ impl Clients {
         }
     }
 
-    /// Follows new plans of the services in `replanned`.
+    /// Applies new plans of the services in `replanned`.
     pub(super) fn replan(
         &mut self,
         rules: &Rules,
@@ -57,7 +57,7 @@ impl Clients {
         }
     }
 
-    /// No clusters are needed before the routes: a client asks for those that its routes name.
+    /// No clusters are needed before the routes: a client requests the clusters of its routes.
     pub(super) fn view(&self, endpoints: &Resources, policy: Arc<Policy>, version: u64) -> View {
         let mut resources: [Resources; Kind::ALL.len()] = Default::default();
         resources[Kind::Cluster.index()] = self.clusters.clone();

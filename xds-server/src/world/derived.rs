@@ -1,4 +1,4 @@
-//! Endpoints and plans, service by service, as they follow from the records.
+//! Endpoints and plans, service by service, derived from the records.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,19 +19,19 @@ use xds::resource::{Kind, Resource, Resources};
 pub(super) struct Derived {
     pub(super) clusters: Resources,
     pub(super) endpoints: Resources,
-    /// The assessments that the endpoints were made by, besides the instances: by the service's
+    /// The assessments, besides the instances, that the endpoints were built from: by the service's
     /// position in the mesh, and zone.
     pub(super) judged: HashMap<(usize, ZoneId), ZoneAssessment>,
     /// By the service's position in the mesh.
     pub(super) plans: Vec<Plans>,
-    /// When a service has to be looked at again, by its position; and the same in order of time.
+    /// When a service has to be derived again, by its position; and the same ordered by time.
     pub(super) due_ms: Vec<Option<u64>>,
     pub(super) due: BTreeSet<(u64, usize)>,
     pub(super) views: Views,
 }
 
 impl World {
-    /// Looks at one service of the mesh; `instances_changed` tells whether the instances of a zone
+    /// Derives one service of the mesh; `instances_changed` says whether the instances of a zone
     /// have changed.
     pub(super) fn derive_service(
         &mut self,
@@ -108,7 +108,7 @@ impl Derived {
     }
 }
 
-/// Clusters follow from the mesh alone.
+/// Clusters depend on the mesh only.
 pub(super) fn clusters(mesh: &Mesh) -> Resources {
     let services = mesh.services.iter();
     let clusters = services.flat_map(|service| translate::clusters(&mesh.topology, service));
@@ -118,7 +118,7 @@ pub(super) fn clusters(mesh: &Mesh) -> Resources {
         .collect()
 }
 
-/// The endpoints of no service.
+/// Empty endpoints for every service.
 pub(super) fn unserved(mesh: &Mesh) -> Resources {
     let grpc = mesh.listeners.grpc.then(translate::grpc::no_endpoints);
     let named = grpc.map(|endpoints| (Arc::clone(&endpoints.name), endpoints));
@@ -131,7 +131,7 @@ pub(super) struct ServiceChanged {
     pub(super) plans: bool,
 }
 
-/// Puts `resource` into the map; false if it is there already.
+/// Puts `resource` into the map; false if an equal one is there already.
 fn replace(resources: &mut Resources, resource: Arc<Resource>) -> bool {
     let same = resources
         .get(&resource.name)

@@ -1,50 +1,50 @@
-//! The guard against implausible changes: if most instances are gone at once, a fault of the
-//! registry is more likely than one of the instances.
+//! The guard against implausible changes: if most instances disappear at once, a fault of the
+//! registry is more likely than a fault of the instances.
 //!
-//! An instance whose record disappears without having said `draining` is kept for [`DOUBT_MS`]. If
-//! more than the configured share of all instances disappears in that time, all of them are kept
-//! until they come back or an operator confirms; the proxies notice by themselves which of them are
+//! An instance whose record disappears without reporting `draining` first is kept for [`DOUBT_MS`].
+//! If more than the configured share of all instances disappears in that time, all of them are kept
+//! until they come back or an operator confirms. Proxies detect on their own which of them are
 //! really gone.
 
 use std::collections::BTreeMap;
 
 use registry::store::Revision;
 
-/// How long a disappearance is doubted, in milliseconds. A crashed instance was kept by its lease
-/// for longer than that.
+/// How long a disappearance is doubted, in milliseconds. Before that, the lease of a crashed
+/// instance has kept its record for longer.
 pub const DOUBT_MS: u64 = 1_000;
 
-/// The fewest instances that count as many.
+/// The least number of instances that trips the guard.
 const VANISHED_MIN: usize = 2;
 
-/// The state that an operator has seen and confirms: nothing that came later is confirmed.
+/// The state that an operator has seen and confirms. Later changes are not confirmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Up to where the store was seen.
+    /// The revision that the operator has seen.
     pub revision: Revision,
-    /// How many instances it had there.
+    /// The number of instances at that revision.
     pub instances: usize,
 }
 
 impl Seen {
-    /// Whether a state with so many instances may have come of the seen one, without more having
-    /// disappeared since than is believed unasked.
+    /// Whether a state with this many instances may have developed from the seen one, without more
+    /// disappearances than the guard permits.
     pub fn covers(self, instances: usize, vanish_percent: u8) -> bool {
         !lost_too_many(self.instances, instances, vanish_percent)
     }
 }
 
-/// Whether a larger share of `before` instances is missing than is believed.
+/// Whether a larger share of `before` instances is missing than the guard permits.
 pub(crate) fn lost_too_many(before: usize, now: usize, vanish_percent: u8) -> bool {
     now * 100 < before * (100 - usize::from(vanish_percent.min(100)))
 }
 
-/// The reason for which the content of the store is not believed.
+/// Why the content of the store is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Implausible {
-    /// So many of all instances disappeared within a second.
+    /// This many of all instances disappeared within a second.
     Vanished { gone: usize, of: usize },
-    /// The store seems to have been restored from an older state, or replaced; and how it looks so.
+    /// The store seems to have been restored from an older state, or replaced; with the evidence.
     Restored(String),
 }
 
@@ -63,7 +63,7 @@ impl std::fmt::Display for Implausible {
         match self {
             Implausible::Vanished { gone, of } => write!(
                 f,
-                "{gone} of {of} instances disappeared within a second, and are kept"
+                "{gone} of {of} instances disappeared within a second and are kept"
             ),
             Implausible::Restored(how) => write!(f, "{how}; the last good state is kept"),
         }
@@ -75,13 +75,13 @@ impl std::fmt::Display for Implausible {
 pub(super) struct Guard {
     /// Store keys, with when they disappeared.
     vanished: BTreeMap<String, Vanished>,
-    /// As long as this is set, nothing that disappeared is let go.
+    /// While this is set, no instance that disappeared is removed.
     tripped: Option<Implausible>,
 }
 
 struct Vanished {
     since_ms: u64,
-    /// The revision with which it disappeared, or with which that was noticed.
+    /// The revision at which it disappeared, or at which that was noticed.
     revision: Revision,
 }
 
@@ -94,34 +94,34 @@ impl Guard {
         });
     }
 
-    /// The record at `key` is there again.
+    /// The record at `key` exists again.
     pub(super) fn back(&mut self, key: &str) {
         self.vanished.remove(key);
     }
 
-    /// The store is not believed until an operator confirms it.
+    /// The store is distrusted until an operator confirms it.
     pub(super) fn trip(&mut self, implausible: Implausible) {
         self.tripped = Some(implausible);
     }
 
-    /// The store is again the one before.
+    /// The store is the original one again.
     pub(super) fn restored_is_over(&mut self) {
         if matches!(self.tripped, Some(Implausible::Restored(_))) {
             self.tripped = None;
         }
     }
 
-    /// The implausible change that is not believed at the moment.
+    /// The implausible change that is rejected at present.
     pub(super) fn tripped(&self) -> Option<&Implausible> {
         self.tripped.as_ref()
     }
 
-    /// How many instances are served though their records are gone.
+    /// How many instances are served although their records are gone.
     pub(super) fn kept(&self) -> usize {
         self.vanished.len()
     }
 
-    /// An operator believes it: everything that disappeared up to this revision. The rest is judged
+    /// An operator confirms everything that disappeared up to this revision. The rest is checked
     /// anew.
     pub(super) fn confirm(&mut self, up_to: Revision) -> Vec<String> {
         self.tripped = None;
@@ -136,14 +136,15 @@ impl Guard {
         seen
     }
 
-    /// Instances that are let go now, of `count` that are served, those that disappeared included.
+    /// The instances to remove now. `count` is the number of served instances, including those that
+    /// disappeared.
     pub(super) fn release(&mut self, count: usize, vanish_percent: u8, now_ms: u64) -> Vec<String> {
         let gone = self.vanished.len();
         let many = gone >= VANISHED_MIN && gone * 100 > count * usize::from(vanish_percent);
         match &self.tripped {
             Some(Implausible::Restored(_)) => return Vec::new(),
             Some(Implausible::Vanished { .. }) if many => return Vec::new(),
-            // Enough of them have come back; the others are gone like any other.
+            // Enough of them have come back; the others are removed as usual.
             Some(Implausible::Vanished { .. }) => self.tripped = None,
             None if many && vanish_percent < 100 => {
                 self.tripped = Some(Implausible::Vanished { gone, of: count });
@@ -164,7 +165,7 @@ impl Guard {
         gone
     }
 
-    /// When to look again.
+    /// When to check again.
     pub(super) fn due_ms(&self) -> Option<u64> {
         match self.tripped {
             Some(_) => None,

@@ -1,4 +1,4 @@
-//! The instances that are registered, and the records that cannot be used.
+//! The registered instances, and the rejected records.
 
 use std::collections::{BTreeMap, btree_map};
 
@@ -8,33 +8,33 @@ use registry::store::Entry;
 use super::Rejection;
 use super::claims::{Claim, Claims};
 
-/// The records that are not used, by store key, with the reason. Cheap to clone.
+/// The rejected records, by store key, with the reason. Cheap to clone.
 pub type Rejected = imbl::OrdMap<String, InvalidRecord>;
 
-/// Oddities of records that are used, by store key. Cheap to clone.
+/// Oddities of accepted records, by store key. Cheap to clone.
 pub type Warnings = imbl::OrdMap<String, Vec<Warning>>;
 
-/// An instance as it is registered.
+/// A registered instance.
 #[derive(Clone, Debug)]
 struct Registered {
     instance: Instance,
-    /// The mesh has its service and zone, and takes its address.
+    /// The mesh has its service and zone, and accepts its address.
     known: bool,
     part: Part,
-    /// The record is gone from the store, and the instance is served all the same.
+    /// The record is gone from the store, but the instance is still served.
     gone: bool,
     unknown_fields: Option<Warning>,
 }
 
-/// The part of a record among those that name its address.
+/// The role of a record among those that name its address.
 #[derive(Clone, Debug, PartialEq)]
 enum Part {
     /// Undecided.
     New,
     /// It is served.
     Holder,
-    /// Another zone keeps the address. It was served until then, as this instance, and is for as
-    /// long as its disappearance is doubted.
+    /// Another zone keeps the address. Until then this instance was served, and still is while its
+    /// disappearance is doubted.
     Doubted(Box<Instance>),
     /// Another record is served.
     Shadowed,
@@ -45,7 +45,7 @@ impl Registered {
         self.known && self.served().is_some()
     }
 
-    /// The instance as it is served, if it is.
+    /// The served instance, if there is one.
     fn served(&self) -> Option<&Instance> {
         match &self.part {
             Part::Holder => Some(&self.instance),
@@ -54,8 +54,8 @@ impl Registered {
         }
     }
 
-    /// The part that it gets when it loses its address. Its disappearance is doubted, unless its
-    /// own zone goes on serving the address that it served.
+    /// Its role when it loses its address. Its disappearance is doubted, unless its own zone
+    /// continues to serve that address.
     fn beaten(&self, error: &InvalidRecord) -> Part {
         let Some(before) = self.served() else {
             return Part::Shadowed;
@@ -70,14 +70,14 @@ impl Registered {
     }
 }
 
-/// The change of an instance since the world asked last.
+/// The change of an instance since the last call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Served, and its record is in the store.
     Kept,
-    /// Served, though another zone has its address now, or its record is gone.
+    /// Served, although another zone has its address now, or its record is gone.
     Doubted,
-    /// Not served, and its record is in the store.
+    /// Not served, although its record is in the store.
     Unused,
     /// Its record is gone, and its address is served as another instance.
     Replaced,
@@ -85,27 +85,27 @@ pub(super) enum Fate {
 
 type Zones = BTreeMap<String, BTreeMap<String, Registered>>;
 
-/// Every readable record, also those that the mesh does not know (yet).
+/// Every readable record, including those that the mesh does not know (yet).
 #[derive(Default)]
 pub(super) struct Instances {
     /// By service, zone and instance.
     registered: BTreeMap<String, Zones>,
     count: usize,
-    /// How many of them are served.
+    /// The number of served instances.
     served: usize,
     claims: Claims,
     rejected: Rejected,
     warnings: Warnings,
-    /// Instances that are used, or are not any more, because others came or went.
+    /// Instances that started or stopped being used because other records changed.
     resettled: Vec<InstanceKey>,
-    /// Newly unusable.
+    /// Newly rejected records.
     rejections: Vec<Rejection>,
 }
 
 impl Instances {
-    /// Takes a record in, or notes why it cannot be used; an instance whose record becomes
-    /// unreadable stays as it was. `known` says whether the mesh has its service and zone, and
-    /// takes its address.
+    /// Applies a record, or records why it is rejected; an instance whose record becomes unreadable
+    /// is not changed. `known` says whether the mesh has its service and zone, and accepts its
+    /// address.
     pub(super) fn put(
         &mut self,
         entry: &Entry,
@@ -125,14 +125,14 @@ impl Instances {
         });
         let verdict = known(&at, &instance);
         let claim = Claim::of(&at.service, &instance);
-        // Until it is decided, so that it is not missed when the claim that it leaves is settled.
+        // Until the decision, so that it is not missing when its previous claim is settled.
         let part = self.get(&at).filter(|before| before.known);
         let part = part.map_or(Part::New, |before| match &before.part {
             // The same endpoint with another health or weight.
             Part::Doubted(was) if Claim::of(&at.service, was) == claim => {
                 Part::Doubted(Box::new(instance.clone()))
             }
-            // The one that was served, in case the other address is not to be had.
+            // The previously served instance, in case the new address is not available.
             Part::Holder if Claim::of(&at.service, &before.instance) != claim => {
                 Part::Doubted(Box::new(before.instance.clone()))
             }
@@ -160,14 +160,15 @@ impl Instances {
         Some(at)
     }
 
-    /// Notes that the record of a served instance is gone from the store.
+    /// Records that the record of a served instance is gone from the store.
     pub(super) fn vanished(&mut self, key: &str) {
         if let Ok(at) = InstanceKey::parse(key) {
             self.alter(&at, |registered| registered.gone = true);
         }
     }
 
-    /// A doubt is over: the instance is not served any more. Its key, if anything changes.
+    /// A doubt has ended: the instance is not served any more. Returns its key, if anything
+    /// changes.
     pub(super) fn release(&mut self, key: &str) -> Option<InstanceKey> {
         let at = InstanceKey::parse(key).ok()?;
         let is_there = self.alter(&at, |registered| {
@@ -183,7 +184,7 @@ impl Instances {
         }
     }
 
-    /// Forgets a record, readable or not. The instance, if it was one.
+    /// Removes a record, readable or not. Returns the instance, if it was one.
     pub(super) fn delete(&mut self, key: &str) -> Option<InstanceKey> {
         self.rejected.remove(key);
         self.warnings.remove(key);
@@ -224,14 +225,14 @@ impl Instances {
         claims.iter().for_each(|claim| self.settle(claim));
     }
 
-    /// The store keys of everything that was taken in, used or not.
+    /// The store keys of all records, used or not.
     pub(super) fn store_keys(&self) -> Vec<String> {
         let readable = self.keys().map(|at| at.store_key());
         let unreadable = self.rejected.keys().cloned();
         readable.chain(unreadable).collect()
     }
 
-    /// The instances of a service in a zone that can be used, by name.
+    /// The usable instances of a service in a zone, by name.
     pub(super) fn of(&self, service: &str, zone: &str) -> impl Iterator<Item = (&str, &Instance)> {
         let zones = self.registered.get(service);
         let instances = zones.and_then(|zones| zones.get(zone));
@@ -240,8 +241,7 @@ impl Instances {
             .filter_map(|(name, registered)| Some((name.as_str(), registered.served()?)))
     }
 
-    /// The instance at a store key, while it may take requests: one that is leaving on purpose may
-    /// not.
+    /// The instance at a store key, while it may receive requests: a draining one may not.
     pub(super) fn serves(&self, key: &str) -> bool {
         let Ok(at) = InstanceKey::parse(key) else {
             return false;
@@ -251,13 +251,13 @@ impl Instances {
         served.is_some_and(|instance| instance.health != Health::Draining)
     }
 
-    /// Instances that are used, or are not any more, because others came or went since this was
-    /// asked.
+    /// The instances that started or stopped being used because of other records, since the last
+    /// call.
     pub(super) fn take_resettled(&mut self) -> Vec<InstanceKey> {
         std::mem::take(&mut self.resettled)
     }
 
-    /// The records that were newly found to be unusable since this was asked.
+    /// The records that were newly rejected since the last call.
     pub(super) fn take_rejections(&mut self) -> Vec<Rejection> {
         std::mem::take(&mut self.rejections)
     }
@@ -273,22 +273,22 @@ impl Instances {
         })
     }
 
-    /// How many readable records there are.
+    /// The number of readable records.
     pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    /// How many of them are served.
+    /// The number of served instances.
     pub(super) fn served(&self) -> usize {
         self.served
     }
 
-    /// The records that are not used.
+    /// The rejected records.
     pub(super) fn rejected(&self) -> &Rejected {
         &self.rejected
     }
 
-    /// The oddities of the others.
+    /// The oddities of the accepted ones.
     pub(super) fn warnings(&self) -> &Warnings {
         &self.warnings
     }
@@ -312,7 +312,7 @@ impl Instances {
             .get(&at.instance)
     }
 
-    /// Changes a registered instance, and keeps count of those that are served.
+    /// Changes a registered instance, and updates the number of served ones.
     fn alter<T>(
         &mut self,
         at: &InstanceKey,
@@ -326,7 +326,7 @@ impl Instances {
         Some(changed)
     }
 
-    /// Notes that the record at `key` is not used; an error that is not new is not reported again.
+    /// Records that the record at `key` is rejected; the same error is reported only once.
     fn reject(&mut self, key: &str, error: InvalidRecord) {
         if self.rejected.get(key) != Some(&error) {
             self.rejected.insert(key.to_owned(), error.clone());
@@ -335,14 +335,14 @@ impl Instances {
         }
     }
 
-    /// Takes errors of this kind back.
+    /// Removes errors of this kind.
     fn accept(&mut self, key: &str, of_kind: impl Fn(&InvalidRecord) -> bool) {
         if self.rejected.get(key).is_some_and(of_kind) {
             self.rejected.remove(key);
         }
     }
 
-    /// Notes whether the mesh takes a record. One that it does not takes part in nothing, and comes
+    /// Records whether the mesh accepts a record. A record that it does not is ignored, and comes
     /// back like a new one.
     fn know(&mut self, at: &InstanceKey, verdict: Result<(), InvalidRecord>) {
         let key = at.store_key();
@@ -355,7 +355,7 @@ impl Instances {
         }
     }
 
-    /// The record's own fault, if it has one, comes first.
+    /// The record's own fault, if it has one, takes precedence.
     fn reject_for_others(&mut self, key: &str, error: InvalidRecord) {
         let before = self.rejected.get(key);
         if before.is_none_or(|e| is_of_mesh(e) || is_of_claims(e)) {
@@ -363,7 +363,7 @@ impl Instances {
         }
     }
 
-    /// Notes an oddity of a record.
+    /// Records an oddity of a record.
     fn warn(&mut self, at: &InstanceKey, contenders: Vec<String>) {
         let Some(registered) = self.get(at) else {
             return;
@@ -378,7 +378,7 @@ impl Instances {
         };
     }
 
-    /// Takes back the claim of the record at `at`, unless it is the one that it goes on with.
+    /// Removes the claim of the record at `at`, unless it keeps that one.
     fn drop_claim(&mut self, at: &InstanceKey, goes_on: Option<&Claim>) {
         let Some(registered) = self.get(at) else {
             return;
@@ -390,7 +390,7 @@ impl Instances {
         }
     }
 
-    /// Gives each record that names this address its part.
+    /// Gives each record that names this address its role.
     fn settle(&mut self, claim: &Claim) {
         let is_known = |at: &InstanceKey| self.get(at).is_some_and(|registered| registered.known);
         let Some(settled) = self.claims.settle(claim, is_known) else {
@@ -419,7 +419,7 @@ impl Instances {
     }
 }
 
-/// Whether a record is good, and only the mesh is in its way.
+/// Whether the record itself is valid, and only the mesh rejects it.
 fn is_of_mesh(error: &InvalidRecord) -> bool {
     matches!(
         error,
@@ -429,7 +429,7 @@ fn is_of_mesh(error: &InvalidRecord) -> bool {
     )
 }
 
-/// Whether a record is good, and only another record is in its way.
+/// Whether the record itself is valid, and only another record excludes it.
 fn is_of_claims(error: &InvalidRecord) -> bool {
     matches!(
         error,

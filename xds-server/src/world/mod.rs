@@ -1,11 +1,11 @@
-//! The knowledge of the control plane, and its consequences. Pure: changes and time in, snapshots
-//! out.
+//! The state of the control plane, and the resources derived from it. Pure: changes and time in,
+//! snapshots out.
 //!
-//! A change costs what it touches: an instance rebuilds the endpoints of its zone and the plans of
-//! its service; route tables and policies are rebuilt only when a plan, the owners of a cell, or
-//! the mesh changed.
+//! A change only costs the affected parts: an instance rebuilds the endpoints of its zone and the
+//! plans of its service. Route tables and policies are rebuilt only if a plan, the owners of a
+//! cell, or the mesh changed.
 //!
-//! Time is in milliseconds of any clock that never goes back.
+//! Time is in milliseconds of any monotonic clock.
 
 mod authorities;
 mod claims;
@@ -14,6 +14,7 @@ mod derived;
 mod guard;
 mod instances;
 mod overview;
+mod policies;
 mod records;
 mod views;
 mod zones;
@@ -40,9 +41,10 @@ pub(crate) use guard::lost_too_many;
 pub use guard::{DOUBT_MS, Implausible, Seen};
 pub use instances::{Rejected, Warnings};
 pub use overview::Overview;
+pub use policies::policy;
 pub use zones::{Proposal, Proposals, Statuses, ZoneStatus};
 
-/// Something that happened outside.
+/// An external change.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// All keys under `/tidegate/v1/`: after a start, or when events may have been lost.
@@ -56,67 +58,64 @@ pub enum Change {
         key: String,
         revision: Revision,
     },
-    /// An operator believes the store up to here.
+    /// An operator confirms the store up to this state.
     Confirmed(Seen),
-    /// The store answers with a state that is older than the known one, or is another one: nothing
-    /// of it is believed.
+    /// The store answers with a state that is older than the known one, or is another store: it is
+    /// rejected.
     Restored {
         revision: Revision,
         was: Revision,
-        /// The store before, and the store now; none where it says that it is the same.
+        /// The previous and the present store; none if the store claims to be the same.
         cluster: Option<(ClusterId, ClusterId)>,
     },
     /// A new topology or new services.
     Mesh(Arc<Mesh>),
 }
 
-/// Where a listing comes from.
+/// The origin of a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Store,
     /// The last good state on disk.
     Disk,
-    /// The store, and an operator has said that it is to be believed in any state.
+    /// The store, and an operator trusts it in any state.
     Confirmed,
 }
 
-/// A record that is not used, and why.
+/// A rejected record, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     pub key: String,
     pub error: InvalidRecord,
 }
 
-/// How long after the first instance the others have to appear, where the store was without any at
-/// the start.
+/// How long after the first instance the others have to appear, if the store had none at the start.
 const PEOPLED_MS: u64 = 2_000;
 
 /// The registry and the mesh, and all that was derived from them so far.
 pub struct World {
-    /// As it is configured.
+    /// As configured.
     configured: Arc<Mesh>,
     agreement: Option<Agreement>,
-    /// Whether there is anything besides the store by which it can be believed that there are no
-    /// instances.
+    /// Whether something besides the store confirms that there are no instances.
     vouched: bool,
     vouch_dirty: bool,
     /// When the first instance appeared.
     peopled_ms: Option<u64>,
-    /// Under the terms that are agreed on.
+    /// With the agreed terms applied.
     mesh: Arc<Mesh>,
     /// Positions of the mesh's services, by name.
     positions: Arc<BTreeMap<String, usize>>,
     instances: Instances,
-    /// Up to where the store is taken in.
+    /// The revision up to which the store was applied.
     revision: Revision,
     guard: Guard,
     zones: Zones,
     authorities: Authorities,
-    /// Weights stay as they are under any load.
+    /// Weights do not follow the load.
     frozen: bool,
     derived: Derived,
-    /// Services, by name, of which something changed since the last snapshot, with the zones whose
-    /// instances did.
+    /// Services, by name, that changed since the last snapshot, with the zones whose instances did.
     dirty: BTreeMap<String, BTreeSet<String>>,
     mesh_dirty: bool,
     authority_dirty: bool,
@@ -150,26 +149,27 @@ impl World {
         world
     }
 
-    /// The same, and no last good state tells the missing instances: a store without any may have
+    /// The same without a last good state to show missing instances: a store without any may have
     /// been emptied.
     pub fn unvouched(mut self) -> World {
         self.vouched = false;
         self
     }
 
-    /// An operator says that there are really no instances.
+    /// An operator confirms that there really are no instances.
     pub fn vouch(&mut self) {
         self.vouch_dirty |= !self.vouched;
         self.vouched = true;
     }
 
-    /// Whether the store had no instance since the start, and nothing else says that there are
-    /// none: it may have been emptied.
+    /// Whether the store has had no instance since the start, and nothing else confirms that there
+    /// are none: it may have been emptied.
     pub fn is_bare(&self) -> bool {
         !self.vouched
     }
 
-    /// Instances that appear show that the store is in use again; each has some time to be there.
+    /// Instances that appear show that the store is in use again; all of them get some time to
+    /// appear.
     fn people(&mut self, now_ms: u64) {
         if self.vouched || self.instances.count() == 0 {
             return;
@@ -180,8 +180,8 @@ impl World {
         }
     }
 
-    /// Takes a change in. Returns the records that are newly found to be unusable; everything else
-    /// goes on without them. An instance whose record becomes unreadable stays as it was.
+    /// Applies a change. Returns the newly rejected records; all others are applied without them.
+    /// An instance whose record becomes unreadable is not changed.
     pub fn apply(&mut self, change: Change, now_ms: u64) -> Vec<Rejection> {
         let mut rejections = self.take_in(change, now_ms);
         self.follow_fates(now_ms);
@@ -196,7 +196,7 @@ impl World {
                 origin,
                 revision,
             } => {
-                // Lower than before, where another store is believed.
+                // Lower than before if another store is trusted.
                 self.revision = revision;
                 self.relist(entries, origin, now_ms)
             }
@@ -221,12 +221,12 @@ impl World {
                 let how = match cluster {
                     Some((was, is)) => {
                         format!(
-                            "another store answers: it was {:x}, now it is {:x}",
+                            "another store answers: cluster {:x} was known, and now it is {:x}",
                             was.0, is.0
                         )
                     }
                     None => format!(
-                        "the store went back from revision {} to {}: restored from an older backup?",
+                        "the store's revision fell from {} to {}: it may be restored from an older backup",
                         was.0, revision.0
                     ),
                 };
@@ -241,10 +241,10 @@ impl World {
         }
     }
 
-    /// The mesh has changed, or the terms under which it stands.
+    /// Applies a change of the mesh, or of its terms.
     fn take_mesh(&mut self) {
-        // Before there is a record, proxies are told the terms of the first one. A policy that
-        // names no terms would pass for that of an older filter, even once terms are agreed on.
+        // Before there is a record, proxies get the terms of the first one. A policy without terms
+        // would look like that of an older filter, even once terms are agreed on.
         let first = || self.configured.agreed().map(Agreement::first);
         let agreement = self.agreement.clone().or_else(first);
         self.mesh = match agreement.and_then(|agreement| self.configured.under(&agreement)) {
@@ -257,8 +257,8 @@ impl World {
         (self.instances).review(|at, instance| known(mesh, positions, at, instance));
     }
 
-    /// Instances that a record loses to another zone are doubted like those that disappear from the
-    /// store.
+    /// Instances whose address another zone takes over are doubted like those that disappear from
+    /// the store.
     fn follow_fates(&mut self, now_ms: u64) {
         // Removing one may resettle others.
         loop {
@@ -283,27 +283,27 @@ impl World {
         }
     }
 
-    /// The records of instances that are not used at the moment, with the reason.
+    /// The rejected records of instances at present, with the reason.
     pub fn rejected(&self) -> &Rejected {
         self.instances.rejected()
     }
 
-    /// Oddities of records of instances that are used.
+    /// Oddities of the accepted records of instances.
     pub fn warnings(&self) -> &Warnings {
         self.instances.warnings()
     }
 
-    /// How many readable instances are registered, those included that disappeared and are kept.
+    /// The number of readable registered instances, including kept ones that disappeared.
     pub fn instances(&self) -> usize {
         self.instances.count()
     }
 
-    /// How many instances are served though their records are gone.
+    /// The number of instances that are served although their records are gone.
     pub fn kept(&self) -> usize {
         self.guard.kept()
     }
 
-    /// The implausible change that is not believed at the moment.
+    /// The implausible change that is rejected at present.
     pub fn implausible(&self) -> Option<&Implausible> {
         self.guard.tripped()
     }
@@ -316,9 +316,9 @@ impl World {
         }
     }
 
-    /// An operator says that the missing instances are gone. A restored store is believed with the
-    /// listing that then comes. Either way the operator has looked at the store, so Tidegate does
-    /// not ask again whether it was emptied, unless it was emptied since.
+    /// An operator confirms that the missing instances are gone. A restored store is trusted with
+    /// its next listing. In both cases the operator has checked the store, so Tidegate does not ask
+    /// again whether it was emptied, unless it was emptied since.
     pub fn confirm(&mut self, seen: Seen) {
         let vanish_percent = self.mesh.guard.vanish_percent;
         if seen.covers(self.seen().instances, vanish_percent) {
@@ -335,23 +335,23 @@ impl World {
         }
     }
 
-    /// Whether weights stay as they are under any load.
+    /// Whether weights are frozen under any load.
     pub fn freeze(&mut self, frozen: bool) {
         self.frozen = frozen;
     }
 
-    /// Standings that should be written to the store, by key. They stay until the store says that
-    /// they, or others, were.
+    /// Standings to write to the store, by key. They remain until the store reports that they, or
+    /// others, were written.
     pub fn proposals(&self) -> &Proposals {
         self.zones.proposals()
     }
 
-    /// How every service is doing in every zone.
+    /// The state of every service in every zone.
     pub fn statuses(&self) -> &Statuses {
         self.zones.statuses()
     }
 
-    /// When to ask for a snapshot even if nothing happens.
+    /// When to request a snapshot even without a change.
     pub fn due_ms(&self) -> Option<u64> {
         let service = self.derived.due.first().map(|(due_ms, _)| *due_ms);
         let peopled = self.peopled_ms.filter(|_| !self.vouched);
@@ -360,8 +360,7 @@ impl World {
         due.chain(peopled).min()
     }
 
-    /// The state of everything as proxies should have it; none if nothing changed since the last
-    /// one.
+    /// The complete state for proxies; none if nothing changed since the last one.
     pub fn snapshot(&mut self, now_ms: u64) -> Option<Arc<Snapshot>> {
         let percent = self.mesh.guard.vanish_percent;
         for key in self.guard.release(self.instances.served(), percent, now_ms) {

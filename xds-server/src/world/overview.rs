@@ -1,16 +1,16 @@
 use super::{Implausible, Rejected, Statuses, Warnings};
 
-/// How services are doing, for people.
+/// The states of services, for operators.
 #[derive(Clone, Default)]
 pub struct Overview {
     pub statuses: Statuses,
-    /// The change of the store that is not believed.
+    /// The change of the store that the guard rejects.
     pub implausible: Option<Implausible>,
-    /// Instances that are served though their records are gone.
+    /// Instances that are served although their records are gone.
     pub kept: usize,
-    /// Records that are not used, and oddities of those that are, by store key.
+    /// Rejected records, and oddities of accepted ones, by store key.
     pub rejected: Rejected,
     pub warnings: Warnings,
-    /// When this was, on the clock of the times in `statuses`.
+    /// The time of this overview, on the clock of the times in `statuses`.
     pub now_ms: u64,
 }

@@ -25,7 +25,7 @@ impl World {
     ) -> Vec<Rejection> {
         match origin {
             Origin::Confirmed => self.believe(Revision(i64::MAX)),
-            // A listed store is believed.
+            // The store is trusted once it is listed.
             Origin::Store => self.guard.restored_is_over(),
             Origin::Disk => {}
         }
@@ -80,7 +80,7 @@ impl World {
 
     fn put_standing(&mut self, entry: &Entry, now_ms: u64) -> Result<(), InvalidRecord> {
         let at = StandingKey::parse(&entry.key)?;
-        // An unreadable record is replaced: nothing is remembered.
+        // An unreadable record counts as the default, and is replaced.
         let standing = StandingRecord::parse(&entry.value);
         self.touch(Some(&at.service));
         let remembered = standing.clone().unwrap_or_else(|_| ZoneStanding::default());
@@ -88,7 +88,8 @@ impl World {
         standing.map(|_| ())
     }
 
-    /// An intent that cannot be read changes nothing: the operator's last readable word counts.
+    /// Applies a directive. An unreadable one changes nothing: the operator's last readable
+    /// directive counts.
     fn put_intent(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
         let at = DirectiveKey::parse(&entry.key)?;
         let intent = DirectiveRecord::parse(&entry.value)?;
@@ -97,7 +98,7 @@ impl World {
         Ok(())
     }
 
-    /// Other zones own this cell, or it has another epoch.
+    /// The cell has other owners, or another epoch.
     fn reowned(&mut self, cell: Option<String>) {
         let authority = self.mesh.authority.as_ref();
         let mut cells = authority.into_iter().flat_map(|authority| &authority.cells);
@@ -118,7 +119,7 @@ impl World {
         self.dirty.entry(at.service).or_default().insert(at.zone);
     }
 
-    /// The record at `key` is gone from the store. An instance that did not say that it leaves is
+    /// The record at `key` is gone from the store. An instance that did not report `draining` is
     /// doubted first.
     pub(super) fn delete(&mut self, key: &str, now_ms: u64) {
         if self.instances.serves(key) {
@@ -138,7 +139,7 @@ impl World {
         }
     }
 
-    /// A doubt is over.
+    /// A doubt has ended.
     pub(super) fn release(&mut self, key: &str) {
         if let Some(at) = self.instances.release(key) {
             self.touch_instances(at);
@@ -152,8 +153,7 @@ impl World {
         }
     }
 
-    /// Terms that cannot be read change nothing, nor do those that are deleted: proxies keep the
-    /// last ones.
+    /// Applies terms. Unreadable or deleted ones change nothing: proxies keep the last ones.
     fn put_terms(&mut self, entry: &Entry) -> Result<(), InvalidRecord> {
         let agreement = Some(TermsRecord::parse(&entry.value)?);
         let under = |agreement: &Option<Agreement>| {

@@ -1,15 +1,15 @@
 //! The resources of the proxies of each zone and role.
 //!
-//! Resources that follow from plans are kept in the pieces in which they may change: a service's
-//! plans change its routes in the virtual hosts that have any, and its part of the policy. The
-//! pieces' bytes are shared by the resources that are put together of them.
+//! Resources that depend on plans are kept in the pieces in which they change: a service's plans
+//! change its routes in the virtual hosts that have any, and its part of the policy. Composed
+//! resources share the pieces' bytes.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use policy::{Plans, Policy, Rules, ServiceId, ZoneId};
 use protos::Encoder;
 
-use super::clients::Clients;
+use super::{clients::Clients, policies};
 use crate::{
     config::{Mesh, Resilience},
     snapshot::{Role, View, ViewKey},
@@ -23,19 +23,19 @@ pub(super) struct Views {
     roles: Vec<Played>,
     /// The certificates that proxies read, for all roles.
     secrets: Resources,
-    /// In the topology's order.
+    /// Ordered as in the topology.
     zones: Vec<Seen>,
     encoder: Encoder,
 }
 
-/// Resources that follow from the mesh alone, for one role.
+/// Resources that depend on the mesh only, for one role.
 struct Played {
     role: Role,
     listener: Arc<Resource>,
     on_demand: bool,
 }
 
-/// Resources that follow from plans, as one zone sees them.
+/// Resources that depend on plans, in the view of one zone.
 struct Seen {
     from: Arc<str>,
     policy: Arc<Policy>,
@@ -43,14 +43,14 @@ struct Seen {
     filter: Arc<Resource>,
     hosts: VirtualHosts,
     routes: Resources,
-    /// For roles that ask for virtual hosts; none where no role does.
+    /// For roles with virtual hosts on demand; none if no role has them.
     on_demand: Option<OnDemand>,
     needed: Names,
-    /// Where gRPC clients are served, too.
+    /// For gRPC clients, if they are served.
     clients: Option<Clients>,
 }
 
-/// A route table without virtual hosts, and these.
+/// A route table without virtual hosts, and the virtual hosts.
 struct OnDemand {
     routes: Resources,
     hosts: Resources,
@@ -61,8 +61,8 @@ impl Views {
         &self.all
     }
 
-    /// Builds everything but the views anew. `plans` are by the service's position in the mesh;
-    /// `authorities` gives a cell's owners and epoch.
+    /// Rebuilds everything except the views. `plans` are by the service's position in the mesh;
+    /// `authorities` returns a cell's owners and epoch.
     pub(super) fn derive(
         &mut self,
         mesh: &Mesh,
@@ -73,7 +73,7 @@ impl Views {
         let mut viewers = mesh.topology.zones();
         let policy = viewers
             .next()
-            .map(|zone| mesh.policy(zone, plans, authorities));
+            .map(|zone| policies::policy(mesh, zone, plans, authorities));
         let policy = policy.unwrap_or(Policy::Fallback);
         self.roles = Role::PROXIES
             .into_iter()
@@ -128,7 +128,7 @@ impl Views {
         self.zones = seen.collect();
     }
 
-    /// Follows new plans of the services in `replanned`, by their position in the mesh.
+    /// Applies new plans of the services in `replanned`, by their position in the mesh.
     pub(super) fn replan(&mut self, mesh: &Mesh, plans: &[Plans], replanned: &[usize]) {
         let Some(mut rules) = self.rules().cloned() else {
             return;
@@ -168,7 +168,7 @@ impl Views {
         }
     }
 
-    /// Follows new owners of cells, which change no route.
+    /// Applies new owners of cells, which change no route.
     pub(super) fn reown(
         &mut self,
         mesh: &Mesh,
@@ -177,13 +177,13 @@ impl Views {
         let Some(rules) = self.rules().cloned() else {
             return;
         };
-        let policy = mesh.fence(rules, authorities);
+        let policy = policies::fence(mesh, rules, authorities);
         for (zone, seen) in mesh.topology.zones().zip(&mut self.zones) {
             seen.decide_by(mesh, seen_from(&policy, zone), &mut self.encoder);
         }
     }
 
-    /// Any zone's rules: they differ in nothing else.
+    /// The rules of any zone, for parts that are the same in all zones.
     fn rules(&self) -> Option<&Rules> {
         match &*self.zones.first()?.policy {
             Policy::Serving(rules) => Some(rules),
@@ -191,7 +191,7 @@ impl Views {
         }
     }
 
-    /// Gives every view the present resources.
+    /// Updates every view to the present resources.
     pub(super) fn show(&mut self, clusters: &Resources, endpoints: &Resources) {
         let before = std::mem::take(&mut self.all);
         let after = |key: &ViewKey, view: View| match before.get(key) {

@@ -1,12 +1,11 @@
 //! Zone states: those that the replicas agreed on, the directives of operators, and the next
-//! proposal.
+//! proposals.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use policy::{
-    Failover, InstanceCounts, Observed, Why, ZoneAssessment, ZoneDirective, ZoneLoad, ZoneMachine,
-    ZoneStanding,
+    Failover, InstanceCounts, Observed, Why, ZoneAssessment, ZoneLoad, ZoneMachine, ZoneStanding,
 };
 use registry::{
     record::{Health, Instance},
@@ -14,15 +13,15 @@ use registry::{
     zone_records::{DirectiveKey, DirectiveRecord, StandingKey},
 };
 
-/// A standing that should be written, if no other writer was faster.
+/// A standing to write, unless another writer is faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proposal {
     pub standing: ZoneStanding,
-    /// Of the record that it replaces; 0: there is none.
+    /// The revision of the record that it replaces; 0: there is none.
     pub replaces: Revision,
 }
 
-/// How a service is doing in a zone.
+/// The state of a service in a zone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ZoneStatus {
     pub counts: InstanceCounts,
@@ -30,7 +29,7 @@ pub struct ZoneStatus {
     pub standing: ZoneStanding,
     pub verdict: ZoneAssessment,
     pub intent: Option<DirectiveRecord>,
-    /// Of the record of its standing; 0: there is none.
+    /// The revision of its standing's record; 0: there is none.
     pub revision: Revision,
 }
 
@@ -43,7 +42,7 @@ pub type Statuses = imbl::OrdMap<(Arc<str>, Arc<str>), Arc<ZoneStatus>>;
 #[derive(Default)]
 struct Seat {
     machine: ZoneMachine,
-    /// The written standing, and its revision; the default where there is no record.
+    /// The written standing, and its revision; the default without a record.
     written: (ZoneStanding, Revision),
 }
 
@@ -61,7 +60,7 @@ struct Tally {
     counts: InstanceCounts,
     draining: u32,
     load: f64,
-    /// Of the healthy instances; infinite as soon as one of them does not say.
+    /// The capacity of the healthy instances; infinite if one of them does not report it.
     capacity: f64,
 }
 
@@ -102,7 +101,7 @@ impl Zones {
         seat.machine.adopt(standing, now_ms);
     }
 
-    /// A standing's record is gone: nothing is remembered.
+    /// A standing's record is gone: the standing is the default again.
     pub(super) fn forget(&mut self, at: &StandingKey, now_ms: u64) {
         if let Some(seat) = self.seats.get_mut(at) {
             seat.written = Default::default();
@@ -135,7 +134,7 @@ impl Zones {
         &self.statuses
     }
 
-    /// Services and zones that are no longer configured have no status.
+    /// Removes the statuses of services and zones that are no longer configured.
     pub(super) fn retain(&mut self, known: impl Fn(&str, &str) -> bool) {
         let statuses = std::mem::take(&mut self.statuses).into_iter();
         let kept = statuses.filter(|((service, zone), _)| known(service, zone));
@@ -147,7 +146,7 @@ impl Zones {
         self.proposals = kept.collect();
     }
 
-    /// The capacity of a service in a zone, and the reason. With `follow_load` the standing follows
+    /// The share of a service in a zone, and the reason. With `follow_load` the standing follows
     /// the load.
     pub(super) fn observe<'i>(
         &mut self,
@@ -163,9 +162,7 @@ impl Zones {
         let observed = Observed {
             counts: tally.counts,
             load: follow_load.then_some(tally.load),
-            directive: intent
-                .as_ref()
-                .map(|record| ZoneDirective::from(record.directive)),
+            directive: intent.as_ref().map(|record| record.directive),
         };
         let verdict = seat.machine.observe(observed, rules, now_ms);
         let standing = seat.machine.standing();
@@ -175,7 +172,7 @@ impl Zones {
             replaces: revision,
         });
         let key = at.store_key();
-        // Even a change to the value that is there already would make another map of it.
+        // Even a change to an equal value would create a different map.
         if self.proposals.get(&key) != proposal.as_ref() {
             match proposal {
                 Some(proposal) => self.proposals.insert(key, proposal),

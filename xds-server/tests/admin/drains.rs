@@ -18,7 +18,7 @@ async fn the_last_zone_of_a_region_is_drained_only_where_an_operator_accepts_tha
             status.is_some_and(|status| status.intent.is_some())
         })
         .await;
-    // Again, and a zone without instances: neither loses anything.
+    // A repeated drain, and a drain of a zone without instances: neither loses anything.
     fixture.ask("PUT", "/v1/intents/sh-a", drain).await.is(204);
     fixture.ask("PUT", "/v1/intents/bj-c", drain).await.is(204);
     for path in ["/v1/intents/sh-b", "/v1/intents/sh-b?service=orders"] {
@@ -54,7 +54,7 @@ async fn the_last_zone_of_a_region_is_drained_only_where_an_operator_accepts_tha
         .is(204);
     let wanted = fixture.ask("GET", "/v1/intents", "").await.is(200).body;
     assert_eq!(wanted["sh-b"]["reason"], "moving", "{wanted}");
-    // A pin is no drain, and a misspelt field is said.
+    // A pin is not a drain, and a misspelt field is reported.
     fixture
         .ask("PUT", path, r#"{"intent": "pin"}"#)
         .await

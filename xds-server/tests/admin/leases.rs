@@ -31,7 +31,7 @@ async fn a_foreign_lease_can_neither_be_kept_alive_nor_revoked_nor_used() {
     let keep_alive = format!("/v1/leases/{lease}/keepalive");
     let revoke = format!("/v1/leases/{lease}");
     let put = |zone: &str| format!("/v1/instances/orders/{zone}/1?lease={lease}");
-    // Also by another replica, which has granted nothing.
+    // Also by another replica, which has not granted it.
     for _ in 0..2 {
         for (method, path) in [
             ("POST", &keep_alive),
@@ -54,7 +54,7 @@ async fn a_foreign_lease_can_neither_be_kept_alive_nor_revoked_nor_used() {
         .ask_as(a.clone(), "PUT", &put("sh-a"), RECORD)
         .await
         .is(204);
-    // An operator that the list names may.
+    // A listed operator may.
     let operator = certified("spiffe://mesh/operator");
     fixture
         .ask_as(operator.clone(), "POST", &keep_alive, "")
@@ -86,7 +86,7 @@ async fn a_lease_of_somebody_who_writes_to_the_store_directly_is_foreign() {
         .unwrap();
     let path = format!("/v1/leases/{:x}", lease.0);
     fixture.ask("DELETE", &path, "").await.is(404);
-    // Nor does a record help that is not the lease's own.
+    // Nor does a record help that is not attached to its own lease.
     let key = LeaseOwner::store_key(lease);
     let owner = LeaseOwner::Plaintext.to_json();
     fixture.store.put(&key, owner.into(), None).await.unwrap();

@@ -1,4 +1,4 @@
-//! The admin interface, without sockets: the rights of each client, and the answers to it.
+//! The admin interface, without sockets: the rights of each client, and the responses.
 
 mod drains;
 mod leases;
@@ -34,12 +34,12 @@ use xds_server::{
     world::Overview,
 };
 
-/// Longer than anything takes on a busy machine.
+/// Longer than any operation takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const RECORD: &str = r#"{"address": "10.0.0.1", "port": 80}"#;
 
-/// A control plane with a store of its own, with zones `sh-a` and `sh-b` of shanghai and `bj-c` of
+/// A control plane with an embedded store, zones `sh-a` and `sh-b` of shanghai, and `bj-c` of
 /// beijing.
 struct Fixture {
     admin: Admin,
@@ -48,7 +48,7 @@ struct Fixture {
     _directory: TempDir,
 }
 
-/// An answer.
+/// A response.
 struct Answer {
     status: StatusCode,
     body: Value,
@@ -116,7 +116,7 @@ impl Fixture {
         fixture
     }
 
-    /// Asks as a client of a plain port, with JSON.
+    /// Sends a request of a client of a plaintext port, with JSON.
     async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
         self.ask_as(Caller::Plain, method, path, body).await
     }
@@ -157,7 +157,7 @@ impl Fixture {
         }
     }
 
-    /// Registers instances that have to be taken, and waits until the world has them.
+    /// Registers instances that must be accepted, and waits until the world has them.
     async fn registered(&self, instances: &[(&str, &str)]) {
         for (at, record) in instances {
             let path = format!("/v1/instances/{at}");

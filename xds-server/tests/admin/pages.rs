@@ -1,10 +1,10 @@
-//! Web pages of others: an operator's browser changes nothing for them.
+//! Foreign web pages: an operator's browser makes no changes for them.
 
 use xds_server::net::access::Caller;
 
 use super::Fixture;
 
-/// Every route that changes something, and the one that only asks by POST.
+/// Every route that changes something, and the read-only one that uses POST.
 const CHANGES: [(&str, &str); 11] = [
     ("POST", "/v1/explain"),
     ("PUT", "/v1/intents/sh-a"),
@@ -44,7 +44,7 @@ async fn requests_of_a_browser_for_a_foreign_page_are_rejected_on_every_route() 
             assert!(![403, 415].contains(&status), "{method} {path}: {status}");
         }
     }
-    // Reads, and probes, are as they were.
+    // Reads and probes still work.
     for path in ["/readyz", "/v1/zones", "/v1/instances"] {
         let evil = [host, ("origin", "https://evil.example")];
         let answer = fixture.send(Caller::Plain, "GET", path, &evil, "").await;

@@ -13,14 +13,20 @@ async fn unknown_services_and_zones_are_not_found_and_the_known_are_named() {
     let answer = answer.is(404);
     let (reason, detail) = answer.problem();
     assert_eq!(reason, "unknown_service");
-    assert!(detail.ends_with("these are: orders, web"), "{detail}");
+    assert!(
+        detail.ends_with("configured services: orders, web"),
+        "{detail}"
+    );
     let answer = fixture
         .ask("PUT", "/v1/instances/orders/sh-c/1", RECORD)
         .await;
     let answer = answer.is(404);
     let (reason, detail) = answer.problem();
     assert_eq!(reason, "unknown_zone");
-    assert!(detail.ends_with("these are: sh-a, sh-b, bj-c"), "{detail}");
+    assert!(
+        detail.ends_with("configured zones: sh-a, sh-b, bj-c"),
+        "{detail}"
+    );
     assert_eq!(
         fixture.store.list(INSTANCES_PREFIX).await.unwrap().entries,
         []
@@ -48,7 +54,7 @@ async fn unknown_fields_are_warned_of_and_rejected_where_the_client_is_strict() 
         .ask("PUT", &format!("{at}?strict=false"), odd)
         .await
         .is(200);
-    // A misspelt option would be a record that never ends.
+    // A misspelt option would create a record that never expires.
     fixture
         .ask("PUT", &format!("{at}?leese=1"), RECORD)
         .await
@@ -57,7 +63,7 @@ async fn unknown_fields_are_warned_of_and_rejected_where_the_client_is_strict() 
     let answer = fixture.ask("PUT", at, misspelt).await.is(400);
     assert!(answer.problem().1.contains("unhealty"));
 
-    // Records that were written to the store directly are shown as well.
+    // Records that were written to the store directly are listed as well.
     let key = format!("{INSTANCES_PREFIX}orders/sh-b/2");
     let written = odd.replace("10.0.0.1", "10.0.0.2");
     fixture.store.put(&key, written.into(), None).await.unwrap();
@@ -116,7 +122,7 @@ async fn an_address_of_another_zone_is_refused_and_both_records_are_shown() {
         assert_eq!(reason, "address_of_another_zone");
         assert!(detail.contains("orders/sh-a/1"), "{detail}");
     }
-    // Not by a record that was there before either: its age is not the claim's.
+    // Nor by a record that existed before: its age is not that of the claim.
     let own = r#"{"address": "10.0.0.2", "port": 80}"#;
     fixture.ask("PUT", evil, own).await.is(204);
     fixture.ask("PUT", evil, RECORD).await.is(409);
@@ -130,7 +136,7 @@ async fn an_address_of_another_zone_is_refused_and_both_records_are_shown() {
         .await
         .is(204);
 
-    // Directly in the store: both are shown, the older one is used.
+    // Directly in the store: both are listed, the older one is used.
     let key = |at: &str| format!("{INSTANCES_PREFIX}{at}");
     fixture
         .store
@@ -155,7 +161,7 @@ async fn an_address_of_another_zone_is_refused_and_both_records_are_shown() {
         "{listed}"
     );
     assert!(listed["error"].is_null(), "{listed}");
-    // It is told so when it writes again.
+    // The instance learns of it when it writes again.
     let answer = fixture
         .ask("PUT", "/v1/instances/orders/bj-c/evil", RECORD)
         .await;

@@ -1,5 +1,5 @@
-//! The network between replicas: messages are late, lost, and cut off, independently of the way to
-//! the store.
+//! The network between replicas: messages are late or lost, and replicas are partitioned,
+//! independently of the connection to the store.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use xds_server::authority::peers::{Message, Peers, Post, Reach, Roster};
 
 use crate::{rng::Rng, store::Doors};
 
-/// Between all replicas. Copies are the same.
+/// The network between all replicas. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Air {
     inner: Arc<Mutex<Inner>>,
@@ -21,9 +21,9 @@ pub(crate) struct Air {
 struct Inner {
     rng: Rng,
     stations: BTreeMap<usize, (mpsc::Sender<Message>, Doors)>,
-    /// No message is lost, nor late for long.
+    /// No message is lost or very late.
     calm: bool,
-    /// Those that do not hear each other, the lower number first.
+    /// Partitioned pairs, the lower number first.
     apart: BTreeSet<(usize, usize)>,
 }
 
@@ -40,7 +40,7 @@ impl Air {
         }
     }
 
-    /// A replica, in place of the one that had the number before.
+    /// Registers a replica in place of the previous one with this number.
     pub(crate) fn station(&self, at: usize, doors: Doors) -> Peers {
         let (sender, messages) = mpsc::channel(1_024);
         let mut inner = self.inner.lock().unwrap();
@@ -82,7 +82,7 @@ struct Station {
 }
 
 impl Post for Station {
-    /// Every node gets it; the one that it is for takes it.
+    /// Sent to every node; only the addressed one handles it.
     fn send(&self, message: Message) {
         let mut inner = self.air.inner.lock().unwrap();
         let others = inner.stations.clone();

@@ -8,7 +8,7 @@ use xds_server::authority::Clock;
 #[derive(Clone, Copy)]
 pub(crate) struct Drifting {
     start: Instant,
-    /// Of real time, in per mille.
+    /// Relative to real time, in per mille.
     rate_permille: u64,
     offset_us: u64,
 }

@@ -1,4 +1,4 @@
-//! The admitted writes, and whether each was right: checked as it happens.
+//! The admitted writes. Each is checked as it happens.
 
 use std::{
     collections::BTreeMap,
@@ -8,14 +8,14 @@ use std::{
 
 use policy::fence::Authority;
 
-/// The history of writes, each cell by itself. Copies are the same one.
+/// The history of writes, cell by cell. Clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct History(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
     cells: BTreeMap<String, OfCell>,
-    /// By key, the writes in flight: the cell, and when it is over.
+    /// By key, the writes in flight: the cell, and the end.
     keys: BTreeMap<u64, BTreeMap<u64, (String, Duration)>>,
     admitted: u64,
     refused: u64,
@@ -27,14 +27,14 @@ struct Inner {
 struct OfCell {
     /// Owners by epoch, as the store had them.
     owners: BTreeMap<u64, Vec<String>>,
-    /// Writes in flight, by number: epoch, zone, and when it is over at the upstream. A proxy that
-    /// is stopped meanwhile notices that later; a write that it has not sent yet when it is stopped
-    /// only storage can refuse, by the epoch.
+    /// Writes in flight, by number: epoch, zone, and the end at the upstream. A proxy that is
+    /// stopped meanwhile notices that later. Only storage can reject, by the epoch, a write that
+    /// was not sent yet when its proxy was stopped.
     in_flight: BTreeMap<u64, (u64, String, Duration)>,
     admitted: u64,
     epoch_max: u64,
     last: Option<Duration>,
-    /// The longest time without a write that was admitted, since [`History::mark`].
+    /// The longest time without an admitted write since [`History::mark`].
     gap: Duration,
 }
 
@@ -58,7 +58,7 @@ impl History {
         }
     }
 
-    /// A write begins that will be over at `ends`: its number.
+    /// A write begins that will end at `ends`: returns its number.
     pub(crate) fn begin(
         &self,
         at: Duration,
@@ -104,7 +104,7 @@ impl History {
         number
     }
 
-    /// That write is about a key, which belongs to one cell at a time.
+    /// Sets the key of a write, which belongs to one cell at a time.
     pub(crate) fn about(&self, number: u64, at: Duration, ends: Duration, key: u64, cell: &str) {
         let mut inner = self.inner();
         let of_key = inner.keys.entry(key).or_default();
@@ -139,7 +139,7 @@ impl History {
         self.inner().refused
     }
 
-    /// How many writes to each cell were admitted.
+    /// The number of admitted writes to each cell.
     pub(crate) fn admitted_by_cell(&self) -> BTreeMap<String, u64> {
         let inner = self.inner();
         let cells = inner.cells.iter();
@@ -148,7 +148,7 @@ impl History {
             .collect()
     }
 
-    /// Forgets the gaps until now.
+    /// Resets the gaps.
     pub(crate) fn mark(&self) {
         for of_cell in self.inner().cells.values_mut() {
             of_cell.gap = Duration::ZERO;
@@ -169,7 +169,8 @@ impl History {
         epochs.max().unwrap_or(0)
     }
 
-    /// The highest epoch that any store has seen, used or not: an operator begins anew above it.
+    /// The highest epoch that any store has seen, used or not: an operator recovers a cell above
+    /// it.
     pub(crate) fn epoch_seen(&self) -> u64 {
         let inner = self.inner();
         let epochs = inner

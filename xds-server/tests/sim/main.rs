@@ -1,10 +1,10 @@
 //! Three zones on a virtual clock: the control plane's own code (reader, world, engine) and the
 //! filter's own code (workers, control stream) against a simulated store and network. A seed
-//! chooses the faults. Under any faults, no two epochs may write at once; and when all is whole
-//! again, some zone may write.
+//! chooses the faults. Under any faults, no two epochs may write at once. After all faults have
+//! ended, some zone must be able to write again.
 //!
 //! `TIDEGATE_SIM_SEED=7` runs one seed, `TIDEGATE_SIM_SEEDS=1000` that many from 0; `cargo xtask
-//! sim --seeds N` is the short way.
+//! sim --seeds N` is the short form.
 
 #![allow(clippy::disallowed_methods, reason = "a program of the harness")]
 
@@ -40,16 +40,16 @@ use rng::Rng;
 use store::{Cluster, Renamed};
 
 const ZONES: [&str; 3] = ["sh-a", "sh-b", "bj-c"];
-/// Two of the first zone, one of the second; the third stands by.
+/// Two of the first zone, one of the second; the third is a standby.
 pub(crate) const CELLS: [&str; 3] = ["one", "two", "three"];
 /// Two replicas in the first zone, so that one can take over from the other.
 const NODES: [&str; 4] = ["sh-a", "sh-a", "sh-b", "bj-c"];
 const FAULTS: u64 = 8;
-/// The time in which some zone may write again, once all is whole.
+/// The time in which some zone must be able to write again after all faults have ended.
 const LIVENESS: Duration = Duration::from_secs(60);
 
-/// The first terms, and those that they are changed to: a session's time to live, the drain of
-/// writes, and how many shards the first cell has of those of the first and the last.
+/// The first terms, and their changes: a session's time to live, the drain of writes, and the
+/// number of shards of the first cell.
 const TERMS: [(u64, u64, u64); 3] = [(3_000, 1_000, 400), (6_000, 2_500, 400), (3_000, 500, 100)];
 
 fn mesh((session_ttl_ms, drain_ms, shards): (u64, u64, u64)) -> Arc<Mesh> {
@@ -86,7 +86,7 @@ struct Outcome {
     epochs: u64,
     faults: Vec<String>,
     violations: Vec<String>,
-    /// The reason for which no zone could write in the end.
+    /// Why no zone could write in the end.
     stuck: Option<String>,
 }
 
@@ -110,7 +110,7 @@ impl World {
 
     fn with(seed: u64, clocks: Clocks, follows: Follows) -> World {
         let mut rng = Rng::new(seed);
-        // Pauses between attempts are drawn from it.
+        // Pauses between retries are drawn from it.
         fastrand::seed(seed);
         let start = Instant::now();
         let mesh = mesh(TERMS[0]);
@@ -166,7 +166,7 @@ impl World {
         self.enroll();
     }
 
-    /// Leads the proxies to the replicas that there are.
+    /// Updates the proxies' lists of replicas.
     fn enroll(&self) {
         for (zone, roster) in ZONES.iter().zip(&self.rosters) {
             let nodes = self
@@ -293,7 +293,7 @@ impl World {
                     "replica {at} is stopped in order, and is started again"
                 ));
                 if let Some(node) = &self.nodes[at] {
-                    // A caller that waits no longer ends it; the second signal of an operator.
+                    // A caller that stops waiting ends it, like the second signal of an operator.
                     let _ = timeout(Duration::from_secs(5), node.authorities.stop()).await;
                 }
                 self.nodes[at] = None;
@@ -328,7 +328,7 @@ impl World {
         }
     }
 
-    /// Parts a zone's replicas from all others.
+    /// Partitions a zone's replicas from all others.
     fn split(&self, zone: &str, apart: bool) {
         let of = |inside: bool| (0..NODES.len()).filter(move |at| (NODES[*at] == zone) == inside);
         for one in of(true) {
@@ -340,7 +340,7 @@ impl World {
         CELLS[self.rng.below(CELLS.len() as u64) as usize]
     }
 
-    /// The owner of a cell, as any replica sees it.
+    /// The owner of a cell, in the view of any replica.
     fn owner(&self, cell: &str) -> String {
         let mut nodes = self.nodes.iter().flatten();
         let owner = nodes.find_map(|node| {
@@ -351,7 +351,7 @@ impl World {
         owner.unwrap_or_else(|| ZONES[0].to_owned())
     }
 
-    /// An operator moves a cell, perhaps by force.
+    /// An operator moves a cell, sometimes by force.
     async fn shift(&mut self) {
         let cell = self.any_cell();
         let to = ZONES[self.any_proxy()];
@@ -377,12 +377,12 @@ impl World {
             hold: 0,
             accepted: true,
         };
-        // It may be unwilling.
+        // The replica may reject the move.
         let _ = timeout(Duration::from_secs(5), node.authorities.wish(wish)).await;
     }
 
-    /// The store is restored from a backup that is some seconds old; operators believe it, and
-    /// begin anew.
+    /// The store is restored from a backup that is some seconds old; operators trust it, and
+    /// recover the cells.
     async fn restore(&mut self) {
         self.note("the store is restored from a backup");
         let restore = self.cluster.backup();
@@ -407,7 +407,7 @@ impl World {
         }
     }
 
-    /// Everything is whole, and some zone may write to every cell in the end.
+    /// Ends all faults, and checks that some zone may write to every cell in the end.
     async fn settle(&mut self) -> Option<String> {
         let deadline = Instant::now() + LIVENESS;
         let before = self.history.admitted_by_cell();
@@ -439,7 +439,7 @@ impl World {
     }
 }
 
-/// Whether proxies follow changes of terms.
+/// Whether proxies apply changes of terms.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Follows {
     Yes,
@@ -447,7 +447,7 @@ enum Follows {
 }
 
 impl World {
-    /// The configuration that replicas should get by the record.
+    /// The configuration that replicas should get, by the record.
     fn target(&self) -> Option<Arc<Mesh>> {
         let (_, agreement) = self.cluster.terms()?;
         let target = agreement.next.unwrap_or(agreement.current);
@@ -455,8 +455,8 @@ impl World {
         meshes.find(|mesh| target.is_kept_by(&mesh.agreed().unwrap()))
     }
 
-    /// An operator begins a change of terms, or gives one up, or gives replicas the configuration
-    /// that it waits for; and now and then those that start later get another one.
+    /// An operator begins a change of terms, or aborts one, or gives replicas the configuration
+    /// that it waits for. Sometimes replicas that start later get another configuration.
     fn change_terms(&mut self) {
         let Some((seen, agreement)) = self.cluster.terms() else {
             return;
@@ -488,7 +488,7 @@ impl World {
         };
     }
 
-    /// All replicas are configured as the record says, and the change that is under way ends.
+    /// All replicas are configured as the record requires, and the change under way ends.
     async fn agree(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + LIVENESS;
         while Instant::now() < deadline {
@@ -516,11 +516,11 @@ fn drifting(start: Instant, rng: &mut Rng) -> Drifting {
     Drifting::new(start, 977 + rng.below(47), rng.below(1 << 40))
 }
 
-/// Whether clocks keep the configuration's promises of them.
+/// Whether clocks keep the configured bound of drift.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Clocks {
     WithinBounds,
-    /// Those of the proxies do not: a grant lasts three times as long as all others think.
+    /// The proxies' clocks do not: a grant lasts three times as long as the others assume.
     SlowProxies,
 }
 
@@ -554,7 +554,7 @@ fn run(seed: u64, clocks: Clocks) -> Outcome {
     })
 }
 
-/// The logs of all nodes, where `RUST_LOG` is set.
+/// Logs all nodes if `RUST_LOG` is set.
 fn log_if_wanted() {
     if std::env::var("RUST_LOG").is_ok() {
         // Another test of the same process may have been first.
@@ -568,7 +568,7 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// The one that is asked for, or so many from 0.
+/// The requested seed, or this many from 0.
 fn seeds(count: u64) -> std::ops::Range<u64> {
     match number("TIDEGATE_SIM_SEED") {
         Some(seed) => seed..seed + 1,
@@ -577,7 +577,7 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 }
 
 impl Outcome {
-    /// No two epochs wrote at once, and writes came back.
+    /// Checks that no two epochs wrote at once, and that writes came back.
     fn sound(self, seed: u64) -> Outcome {
         assert!(
             self.violations.is_empty() && self.stuck.is_none(),
@@ -695,7 +695,7 @@ fn where_clocks_break_their_promise_two_epochs_write_and_it_is_seen() {
     let violated = |seed: &u64| !run(*seed, Clocks::SlowProxies).violations.is_empty();
     assert!(
         (0..40).any(|seed| violated(&seed)),
-        "what checks the history cannot fail"
+        "the check of the history cannot fail"
     );
 }
 
@@ -709,8 +709,8 @@ fn an_idle_mesh_writes_nothing_and_a_takeover_comes_as_soon_as_ever() {
             let before = world.cluster.revision();
             sleep(Duration::from_secs(20)).await;
             let puts = world.cluster.revision() - before;
-            // The store loses an answer now and then, which costs a put; four replicas that renew
-            // by puts make 106.
+            // The store loses an answer sometimes, which costs a put; four replicas that renew by
+            // puts make 106.
             assert!(puts < 12, "seed {seed}: {puts} puts in 20 s");
             let (epoch, died) = (world.history.epoch_max(), Instant::now());
             world.nodes[0] = None;
@@ -719,8 +719,8 @@ fn an_idle_mesh_writes_nothing_and_a_takeover_comes_as_soon_as_ever() {
             while world.history.epoch_max() == epoch {
                 sleep(Duration::from_millis(10)).await;
                 let waited = died.elapsed();
-                // (session_ttl + write_drain) / (1 - drift) by a clock of up to 5 %, a step's
-                // courtesy, and messages.
+                // (session_ttl + write_drain) / (1 - drift) by a clock with up to 5 % drift, a
+                // step's courtesy, and messages.
                 let bound = Duration::from_millis(5_200);
                 assert!(waited < bound, "seed {seed}: no write after {waited:?}");
             }
@@ -746,8 +746,8 @@ fn a_store_that_is_restored_under_its_old_name_lets_nobody_write() {
         }
         sleep(Duration::from_secs(10)).await;
         assert!(world.history.admitted() > 0);
-        // The old owner's replicas are started anew, with their files from disk; and its proxy,
-        // which would remember, too.
+        // The old owner's replicas are restarted with their files from disk, and its proxy too,
+        // since it would remember.
         world.proxies[0].order(Order::Crash);
         let known = world.cluster.last_good();
         restore(&world.cluster, Renamed::No);
@@ -764,7 +764,7 @@ fn a_store_that_is_restored_under_its_old_name_lets_nobody_write() {
         assert_eq!(world.history.admitted(), before);
         assert_eq!(world.history.violations(), Vec::<String>::new());
 
-        // The same once more, as it should be.
+        // The same without the fault.
         let restore = world.cluster.backup();
         restore(&world.cluster, Renamed::Yes);
         assert_eq!(world.settle().await, None);
@@ -800,8 +800,8 @@ fn an_override_moves_its_cell_and_the_others_write_on() {
                     "seed {seed}: {other} for {gap:?}"
                 );
             }
-            // To where it is: every session of sh-b is ended, which takes the third cell no longer
-            // than the first.
+            // The target is the present owner: every session of sh-b is ended, which takes the
+            // third cell no longer than the first.
             world.wish("three", "sh-b", Cause::Override).await;
             sleep(Duration::from_secs(20)).await;
             assert_eq!(world.owners(), ["sh-b", "sh-a", "sh-b"], "seed {seed}");

@@ -30,7 +30,7 @@ pub(crate) struct Node {
     pub(crate) authorities: Authorities,
     pub(crate) feed: Feed,
     pub(crate) agreements: Agreements,
-    /// How long the store had for the last transaction about authority.
+    /// The store's time limit for the last transaction about authority.
     pub(crate) patience: Arc<Mutex<Duration>>,
     pub(crate) mesh: watch::Sender<Arc<Mesh>>,
     pub(crate) metrics: Metrics,
@@ -105,7 +105,7 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// As a crash: its messages under way reach no node.
+    /// Like a crash: its messages under way reach no node.
     fn drop(&mut self) {
         self.doors.cut.send_replace(true);
         self.doors.dead.send_replace(true);

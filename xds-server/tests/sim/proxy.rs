@@ -31,6 +31,7 @@ use tokio::{
 use xds_server::{
     authority::{Agreements, Authorities, Clock},
     config::Mesh,
+    world,
 };
 
 use crate::{CELLS, clock::Drifting, history::History, rng::Rng, store::Doors};
@@ -40,13 +41,13 @@ const CONTEXT: ContextId = ContextId(1);
 const WORKERS: usize = 2;
 /// The number of keys that writes use.
 const KEYS: u64 = 12;
-/// Of a write that is no longer counted.
+/// For a write that is no longer counted.
 const NOBODY: WorkerId = WorkerId(0);
 
-/// The control planes of a zone that a proxy can be led to now.
+/// The control planes of a zone that a proxy can connect to now.
 pub(crate) type Roster = Arc<Mutex<Vec<Seat>>>;
 
-/// One of them.
+/// One of these control planes.
 #[derive(Clone)]
 pub(crate) struct Seat {
     pub(crate) authorities: Authorities,
@@ -57,16 +58,16 @@ pub(crate) struct Seat {
 /// The test's controls of a proxy.
 #[derive(Clone)]
 pub(crate) struct Levers {
-    /// The way to the control plane is cut.
+    /// The connection to the control plane is cut.
     pub(crate) cut: watch::Sender<bool>,
     pub(crate) paused: watch::Sender<bool>,
     orders: mpsc::UnboundedSender<Order>,
 }
 
 pub(crate) enum Order {
-    /// The process dies, and another begins in its place.
+    /// The process crashes, and another starts in its place.
     Crash,
-    /// Another process begins, and this one ends a little later.
+    /// Another process starts, and this one ends a little later.
     HotRestart,
     /// A worker loses its memory.
     LoseWorker,
@@ -76,17 +77,17 @@ pub(crate) enum Order {
 
 impl Levers {
     pub(crate) fn order(&self, order: Order) {
-        // A proxy that is gone obeys no order.
+        // A proxy that has ended ignores orders.
         let _ = self.orders.send(order);
     }
 }
 
-/// The common parts of every process of one proxy.
+/// The common parts of all processes of one proxy.
 #[derive(Clone)]
 struct Site {
     zone: &'static str,
     mesh: Arc<Mesh>,
-    /// Routes and policy follow the agreed terms, late, each worker's by itself.
+    /// Routes and policy follow the agreed terms, late, separately for each worker.
     follows: bool,
     roster: Roster,
     cut: watch::Sender<bool>,
@@ -156,7 +157,7 @@ struct Running {
 }
 
 impl Running {
-    /// The process is dead, and with it its writes in flight.
+    /// The process has ended, and its writes in flight with it.
     fn end_writes(&self, history: &History) {
         for write in self.in_flight.borrow_mut().drain(..) {
             history.end(write.number);
@@ -164,15 +165,16 @@ impl Running {
     }
 }
 
-/// A write on its way.
+/// A write in flight.
 struct InFlight {
     number: u64,
     worker: WorkerId,
     cell: &'static str,
-    /// By which it was admitted.
+    /// The policy that admitted it.
     policy: Rc<Policy>,
     ends: Instant,
-    /// When its client gives up, if it does; by the proxy's clock, when it was admitted.
+    /// When its client disconnects, if it does; and, by the proxy's clock, when the write was
+    /// admitted.
     given_up: Option<(Instant, u64)>,
 }
 
@@ -213,10 +215,10 @@ fn run_process(site: &Site, rng: &mut Rng) -> Running {
 impl Site {
     fn policy(&self, mesh: &Mesh) -> Policy {
         let viewer = mesh.topology.zone_named(self.zone).unwrap();
-        mesh.policy(viewer, |_| Default::default(), &|_| None)
+        world::policy(mesh, viewer, |_| Default::default(), &|_| None)
     }
 
-    /// The mesh as a replica of the zone has it now, by other terms than these.
+    /// The mesh of a replica of the zone now, under other terms than these.
     fn offered(&self, rng: &mut Rng, but: TermsId) -> Option<Mesh> {
         let roster = self.roster.lock().unwrap();
         let seat = roster.get(rng.below(roster.len() as u64) as usize)?;
@@ -263,7 +265,7 @@ struct ProxyProcess {
     in_flight: Rc<RefCell<Vec<InFlight>>>,
 }
 
-/// Something that a stream brought, for the worker that opened it.
+/// A message of a stream, for the worker that opened it.
 enum Heard {
     Message(usize, Token, Vec<u8>),
     Closed(usize, Token),
@@ -278,7 +280,7 @@ impl ProxyProcess {
         let mut paused = self.host.site.paused.subscribe();
         let mut next_tick = Instant::now();
         loop {
-            // An error is impossible: the levers are here.
+            // An error is impossible: the levers exist.
             let _ = paused.wait_for(|paused| !paused).await;
             let ends = self.in_flight.borrow().iter().map(|write| write.ends).min();
             let wake = ends.map_or(next_tick, |ends| ends.min(next_tick));
@@ -307,8 +309,8 @@ impl ProxyProcess {
         }
     }
 
-    /// Takes the routes and policies of the terms that are agreed on now, as far as a control plane
-    /// knows them and they have come.
+    /// Applies the routes and policies of the agreed terms, as far as a control plane knows them
+    /// and they have arrived.
     fn follow(&mut self) {
         let site = self.host.site.clone();
         if !site.follows || *site.cut.borrow() {
@@ -330,7 +332,7 @@ impl ProxyProcess {
         }
     }
 
-    /// A worker has another edition of the policy from now on.
+    /// A worker uses another version of the policy from now on.
     fn take(&mut self, at: usize, policy: Rc<Policy>) {
         self.host.worker = at;
         let old = self.given[at].context;
@@ -372,7 +374,7 @@ impl ProxyProcess {
         }
     }
 
-    /// One request: a write, short or as long as it may be.
+    /// One request: a write, short or as long as permitted.
     fn write(&mut self) {
         let site = self.host.site.clone();
         let at = self.host.rng.below(self.workers.len() as u64) as usize;
@@ -387,7 +389,7 @@ impl ProxyProcess {
         let permits = &mut self.workers[at].permits;
         let worker = permits.me();
         let admitted = permits.admit(cell, terms, &mut self.host);
-        // The table has no row for a write that lives longer there than by the policy.
+        // The table has no row for a write whose time-out there exceeds the policy's drain.
         let has_route = self.drain_us <= terms.write_drain;
         let Some(admitted) = admitted.filter(|_| has_route) else {
             permits.end(cell, terms, &mut self.host);
@@ -400,7 +402,7 @@ impl ProxyProcess {
             false => self.host.rng.millis(1, 60).min(drain),
         };
         let ends = Instant::now() + site.clock.real(long);
-        // Its instance goes on to the end.
+        // Its instance continues to the end.
         let given_up = self.host.rng.chance(10).then(|| {
             let after = self.host.rng.millis(0, 60).min(long);
             (Instant::now() + site.clock.real(after), admitted.at_us)
@@ -429,7 +431,7 @@ impl ProxyProcess {
             let write = &mut in_flight[at];
             let policy = Rc::clone(&write.policy);
             let terms = terms(&policy);
-            // A worker that lost its memory since does not hear of it.
+            // A worker that has lost its memory since gets no event.
             let mut workers = self.workers.iter_mut().enumerate();
             let mut of = workers.find(|(_, worker)| worker.permits.me() == write.worker);
             self.host.worker = of.as_ref().map_or(0, |(index, _)| *index);
@@ -454,7 +456,7 @@ impl ProxyProcess {
     }
 }
 
-/// The host that the proxy gives its workers.
+/// The proxy's host interface for its workers.
 struct Host {
     site: Site,
     rng: Rng,
@@ -467,7 +469,7 @@ struct Host {
     worker: usize,
 }
 
-/// Ends with this value, on the proxy's side.
+/// The proxy's side of a stream; the stream ends with this value.
 struct StreamOf {
     worker: usize,
     says: mpsc::UnboundedSender<HolderSays>,
@@ -550,7 +552,7 @@ impl StreamHost for Host {
     fn note(&mut self, _: &str) {}
 }
 
-/// A connection between the proxy and a replica: in order, late, and broken when the way is cut.
+/// A connection between the proxy and a replica: ordered, late, and broken when it is cut.
 struct Wire {
     worker: usize,
     token: Token,
@@ -568,14 +570,14 @@ impl Wire {
             self.speak(&authorities, &doors, said).await;
         }
         self.latency().await;
-        // A process that is gone hears nothing.
+        // A process that has ended receives nothing.
         let _ = self.heard.send(Heard::Closed(self.worker, self.token));
     }
 
     async fn latency(&self) {
         let delay = {
             let mut rng = self.rng.lock().unwrap();
-            // Now and then something is held up for long: a packet was lost.
+            // Sometimes a message is delayed for long: a packet was lost.
             let (from, to) = if rng.chance(3) { (50, 400) } else { (0, 3) };
             rng.millis(from, to)
         };

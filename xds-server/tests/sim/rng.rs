@@ -31,7 +31,7 @@ impl Rng {
         Duration::from_micros(from * 1_000 + self.below((to - from) * 1_000))
     }
 
-    /// Another one, so that draws here do not change draws there.
+    /// A separate generator, so that draws here do not change draws there.
     pub(crate) fn fork(&mut self) -> Rng {
         Rng(self.next())
     }

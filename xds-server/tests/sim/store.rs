@@ -1,6 +1,6 @@
 //! A store of several members, as its clients see it over a network: slow, cut off, restored from a
-//! backup. Its semantics are those of `registry::store`; it stands in for etcd here because no etcd
-//! runs on a virtual clock.
+//! backup. Its semantics are those of `registry::store`; it replaces etcd here because etcd cannot
+//! run on a virtual clock.
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +42,7 @@ pub(crate) enum Renamed {
     No,
 }
 
-/// The members together. Copies are the same ones.
+/// All members together. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Cluster {
     state: Arc<Mutex<State>>,
@@ -70,8 +70,8 @@ impl Cluster {
         self.state.lock().unwrap()
     }
 
-    /// Takes a backup: the function restores it, under another name or, by an operator's mistake,
-    /// under the old one.
+    /// Takes a backup. The returned function restores it, under another id or, by an operator's
+    /// mistake, under the old one.
     pub(crate) fn backup(&self) -> impl FnOnce(&Cluster, Renamed) + use<> {
         let backup = self.state().clone();
         move |cluster, renamed| {
@@ -82,7 +82,7 @@ impl Cluster {
             };
             *state = backup;
             state.cluster = next;
-            // A restored store keeps its history of revisions, but no watch goes on in it.
+            // A restored store keeps its history of revisions, but ends all watches.
             cluster.head.send_replace((next, state.revision));
         }
     }
@@ -91,7 +91,7 @@ impl Cluster {
         self.state().revision
     }
 
-    /// How one client reaches it.
+    /// The connection of one client.
     pub(crate) fn client(&self, doors: Doors, rng: Rng) -> Client {
         Client {
             cluster: self.clone(),
@@ -112,7 +112,7 @@ impl Cluster {
         ))
     }
 
-    /// An operator puts other terms in place of those of that revision.
+    /// An operator replaces the terms of that revision.
     pub(crate) fn put_terms(&self, seen: Revision, agreement: &Agreement) -> bool {
         let key = TERMS_KEY.to_owned();
         let unchanged = Compare::ModRevision { key, is: seen };
@@ -120,7 +120,7 @@ impl Cluster {
         self.apply(&[unchanged], vec![put]).succeeded
     }
 
-    /// The last good state on the disk of a process that followed it until now.
+    /// The last good state on the disk of a process that has followed the store until now.
     pub(crate) fn last_good(&self) -> LastGood {
         let state = self.state();
         let listing = Listing {
@@ -208,16 +208,16 @@ impl Cluster {
     }
 }
 
-/// The controls between a process and the rest of the world.
+/// The controls between a process and its surroundings.
 #[derive(Clone)]
 pub(crate) struct Doors {
-    /// The way to the store is cut.
+    /// The connection to the store is cut.
     pub(crate) cut: watch::Sender<bool>,
-    /// The process is stopped: messages from and to it wait.
+    /// The process is suspended: messages from and to it wait.
     pub(crate) paused: watch::Sender<bool>,
-    /// The store's events come so much later.
+    /// The delay of the store's events.
     pub(crate) lag: watch::Sender<Duration>,
-    /// The process has died.
+    /// The process has crashed.
     pub(crate) dead: watch::Sender<bool>,
 }
 
@@ -231,10 +231,10 @@ impl Doors {
         }
     }
 
-    /// Waits while the process is stopped.
+    /// Waits while the process is suspended.
     pub(crate) async fn running(&self) {
         let mut paused = self.paused.subscribe();
-        // An error is impossible: the sender is here.
+        // An error is impossible: the sender exists.
         let _ = paused.wait_for(|paused| !paused).await;
     }
 }
@@ -249,7 +249,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// The same one, with so long for one answer.
+    /// The same client with this time limit for each answer.
     pub(crate) fn within(&self, timeout: Duration) -> Client {
         Client {
             timeout,
@@ -304,7 +304,7 @@ impl Client {
         };
         loop {
             if !self.reachable() {
-                // Some silence, then the client notices.
+                // The client notices after some silence.
                 sleep(TIMEOUT).await;
                 self.doors.running().await;
                 return Err(broken("no answer"));
@@ -404,8 +404,8 @@ impl Store for Client {
     ) -> Result<TxnOutcome, StoreError> {
         let trusted = *self.trusted.lock().unwrap();
         self.ask(move |cluster| {
-            // The answer's header tells; for this cluster, a transaction on another one was never
-            // asked.
+            // The header of the answer shows it. For the trusted cluster, a transaction on another
+            // one was never sent.
             let is = ClusterId(cluster.state().cluster);
             match trusted.is_none_or(|was| was == is) {
                 true => Ok(cluster.choose(&compare, then, otherwise)),

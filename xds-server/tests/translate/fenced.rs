@@ -1,4 +1,4 @@
-//! Fenced writes: they go to the own zone's instances or to another zone's gateways, in any state
+//! Fenced writes: they go to the local zone's instances or to another zone's gateways, in any state
 //! of the proxy's parts.
 
 use std::collections::BTreeSet;
@@ -33,7 +33,7 @@ const AUTHORITY: &str = "authority: {forward_token: 0123456789abcdef}";
 const ORDERS: &str =
     "[{name: orders, routes: [{prefix: /orders}], weights: {zone: 80, region: 20}}]";
 
-/// Routes and policy come one after the other, and one of them may not come at all.
+/// Routes and policy arrive one after the other, and one of them may not arrive at all.
 #[test]
 fn a_route_takes_no_write_that_may_live_less_long_by_its_policy() {
     let mesh = mesh_of_three(AUTHORITY);
@@ -83,7 +83,7 @@ fn a_route_takes_no_write_that_may_live_less_long_by_its_policy() {
     };
     let cases = [
         (&first, &first, true),
-        // The state in between while the drain is made shorter, and then longer.
+        // The intermediate state while the drain is shortened, and while it is lengthened.
         (&shorter, &first, true),
         (&shorter, &shorter, true),
         (&ended(&shorter), &shorter, true),
@@ -91,15 +91,15 @@ fn a_route_takes_no_write_that_may_live_less_long_by_its_policy() {
         (&longer, &first, true),
         (&longer, &longer, true),
         (&ended(&longer), &ended(&longer), true),
-        // Routes that were left behind.
+        // Routes of earlier terms.
         (&first, &shorter, false),
         (&first, &ended(&shorter), false),
         (&ended(&longer), &ended(&shorter), false),
-        // A policy that was. The first one says nothing of its drain.
+        // A policy of earlier terms. The first one does not stamp its drain.
         (&ended(&longer), &longer, false),
         (&ended(&longer), &first, false),
         (&ended(&shorter), &first, false),
-        // A change that was taken back: writes granted before it may still be under way.
+        // A change that was aborted: writes admitted before may still be under way.
         (&longer.back(), &first, true),
         (
             &ended(&shorter).widened(first.current.clone()),
@@ -156,7 +156,7 @@ fn a_fenced_table_reads_like_this() {
         "UUU",
         &joined(""),
     );
-    // One of the cells is enough. Without a token nothing is forwarded.
+    // One forwardable cell suffices. Without a token nothing is forwarded.
     let two = with("{name: a, forward: never}, {name: b, forward: any}");
     check_of(&two, ORDERS, "UUU", &joined(any));
     check_of(
@@ -165,7 +165,7 @@ fn a_fenced_table_reads_like_this() {
         "UUU",
         &joined(""),
     );
-    // With affinity as well.
+    // Also with affinity.
     check_of(
         AUTHORITY,
         "[{name: s, routes: [{host: h, grpc: a.B}], zone_affinity: {cookie: user}}]",
@@ -181,7 +181,7 @@ hgrpc /a.B/ to -> as stamped
 hgrpc /a.B/ -> s/sh-a/reads 1000
 ",
     );
-    // Unfenced services are as they were.
+    // Unfenced services are not affected.
     let free = "[{name: s, routes: [{host: h, grpc: a.B}], fenced: false}]";
     check_of(
         AUTHORITY,
@@ -246,7 +246,7 @@ fn the_access_log_tells_cell_and_epoch() {
     }
 }
 
-/// The route's action for the requests that it sends on.
+/// The route's action for forwarded requests.
 fn action(route: &Route) -> &RouteAction {
     match &route.action {
         Some(Action::Route(action)) => action,
@@ -264,8 +264,8 @@ fn unfenced(rules: &Rules) -> Rules {
     Rules::new(topology, rules.viewer(), services.collect(), explain).expect("valid rules")
 }
 
-/// The clusters that a write may reach by a table, when the filter decides by `policy`; none where
-/// it is refused.
+/// The clusters that a write may reach with a table if the filter uses `policy`; none if it is
+/// rejected.
 fn reached(
     policy: &Policy,
     table: &Rules,
@@ -293,7 +293,7 @@ fn reached(
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// Policy and routes travel apart: a proxy may have one of them before the other.
+    /// Policy and routes are sent separately: a proxy may have one of them before the other.
     #[test]
     fn a_write_passes_a_fenced_table_only_as_the_fence_says(
         rules in any::rules(),
@@ -319,7 +319,7 @@ proptest! {
         for cluster in reached(&fenced, &rules, &request, granted).unwrap_or_default() {
             prop_assert!(allowed.contains(&cluster), "{cluster}");
         }
-        // The filter does not know of the fence yet, or not any more.
+        // The filter does not know the fence yet, or not any more.
         let unaware = match fallback {
             true => Policy::Fallback,
             false => Policy::Serving(Box::new(bare.clone())),
@@ -328,7 +328,7 @@ proptest! {
         if unaware_facts.class == Class::Write {
             prop_assert_eq!(reached(&unaware, &rules, &request, granted), None);
         }
-        // The table does not: then a write is a write still, and no read.
+        // The table does not know the fence: a write is still routed as a write, not as a read.
         for cluster in reached(&fenced, &bare, &request, granted).unwrap_or_default() {
             let zones = rules.topology().zones();
             let mut writes = zones.map(|zone| crate::route_cluster(rules.topology(), &service.name, zone, Class::Write));
@@ -373,7 +373,7 @@ proptest! {
                     prop_assert_eq!(retry.retry_on.as_str(), unsent);
                     prop_assert!(retry.retry_priority.is_none());
                     prop_assert!(action.hedge_policy.is_none());
-                    // The view of upstreams.
+                    // The request as upstreams see it.
                     let request = Request::new(vec![]);
                     let sent = table::forwarded(&table, route, &request);
                     let value = |name: &str| sent.value(name).unwrap_or_default();
@@ -383,7 +383,7 @@ proptest! {
                         _ => "",
                     };
                     prop_assert_eq!(value(headers::CELL), cell);
-                    // The filter signs hops: no route table shows a secret.
+                    // The filter signs hops: no route table contains a secret.
                     prop_assert_eq!(value(headers::FORWARDED), "");
                     for (cluster, _) in table::targets(route, &request) {
                         prop_assert_eq!(forwarded.unwrap_or(&cluster), &cluster);

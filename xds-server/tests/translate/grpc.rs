@@ -1,4 +1,4 @@
-//! The resources of gRPC clients do what the policy decides, or refuse.
+//! The resources of gRPC clients follow the policy, or reject.
 
 use std::collections::BTreeSet;
 
@@ -32,7 +32,7 @@ fn mesh(more: &str, services: &str) -> Mesh {
     testing::mesh(ZONES, &rest)
 }
 
-/// The rows of all tables, one a line.
+/// The rows of all tables, one per line.
 #[track_caller]
 fn check(more: &str, services: &str, states: &str, expected: &str) {
     let mesh = mesh(more, services);
@@ -85,7 +85,7 @@ fn path(row: &Route) -> String {
 fn pattern(matcher: &HeaderMatcher) -> &MatchPattern {
     assert!(
         !matcher.invert_match,
-        "libraries differ about what is absent"
+        "libraries differ about absent headers"
     );
     let Some(HeaderMatchSpecifier::StringMatch(text)) = &matcher.header_match_specifier else {
         panic!("not used: {matcher:?}");
@@ -93,7 +93,7 @@ fn pattern(matcher: &HeaderMatcher) -> &MatchPattern {
     text.match_pattern.as_ref().expect("a pattern")
 }
 
-/// Whether a client takes this row for the call.
+/// Whether a client uses this row for the call.
 fn takes(row: &Route, call: &Request) -> bool {
     let whole = |regex: &str, text: &str| {
         let regex = Regex::new(&format!("^(?:{regex})$")).expect("a regular expression");
@@ -109,7 +109,7 @@ fn takes(row: &Route, call: &Request) -> bool {
     };
     path_ok
         && matches.headers.iter().all(|matcher| {
-            // Copies of a header stand joined by commas.
+            // Copies of a header are joined by commas.
             call.value(&matcher.name)
                 .is_some_and(|value| match pattern(matcher) {
                     MatchPattern::Exact(expected) => value == *expected,
@@ -195,7 +195,7 @@ tidegate/shop.example /shop.v1.Orders/* x-region-id=beijing -> orders/bj-c 1000
 tidegate/shop.example /shop.v1.Orders/* -> orders/sh-a 800 orders/sh-b 200
 ",
     );
-    // A home has to be named, and a trace; calls that fit nowhere are shed; a prefix is a regular
+    // A home and a trace id are required; calls beyond the capacity are shed; a prefix is a regular
     // expression.
     check(
         "",
@@ -288,7 +288,7 @@ fn names_to_ask_for_are_hosts_and_services_without_one() {
         tables,
         ["tidegate/*", "tidegate/shop.example", "tidegate/users"]
     );
-    // Every table that is named is there, and every cluster that a table names.
+    // Every named table exists, and every cluster that a table names.
     let served = routes(&rules, &weighted);
     assert!(
         tables

@@ -43,7 +43,7 @@ fn number(value: Option<UInt32Value>) -> Option<u32> {
     value.map(|value| value.value)
 }
 
-/// The actions for all requests that go on.
+/// The actions for all forwarded requests.
 fn actions(mesh: &Mesh) -> Vec<RouteAction> {
     let resilience = |at: usize| -> Resilience { mesh.services[at].resilience.clone() };
     let table = table::read(&routes(&rules_of(mesh, "UU"), &resilience));
@@ -57,7 +57,7 @@ fn actions(mesh: &Mesh) -> Vec<RouteAction> {
 }
 
 proptest! {
-    /// Envoy's own are 15 s and five minutes.
+    /// Envoy's defaults are 15 s and five minutes.
     #[test]
     fn no_route_leaves_its_timeouts_to_envoy(rules in any::rules()) {
         let table = table::read(&routes(&rules, &weighted));
@@ -82,7 +82,7 @@ fn bounds_of_a_route_are_carried_and_a_timeout_never_stands_beside_a_duration() 
         let spans = action.max_stream_duration.expect("a duration");
         assert_eq!(ms(&spans.max_stream_duration), Some(1_500));
     }
-    // Of gRPC both bound the call, and the client's own deadline.
+    // A gRPC call is bounded by both, and by the client's own deadline.
     for (bounds, expected) in [
         ("timeout_ms: 1500", Some(1_500)),
         ("max_stream_duration_ms: 1500", Some(1_500)),
@@ -248,7 +248,7 @@ fn any_ipv6_address_takes_ipv4_as_well_unless_told_otherwise() {
     };
     assert!(takes_both("address: '::'"));
     assert!(!takes_both("address: '::', ipv4_compat: false"));
-    // They would take each other's port.
+    // Both addresses would use the same port.
     let both = "address: '::', additional_addresses: [{address: 0.0.0.0}]";
     assert!(!takes_both(both));
     assert!(!takes_both("address: '::1'"));

@@ -26,24 +26,25 @@ use xds_server::{
     config::{Config, Mesh, Resilience},
     testing,
     translate::{needed_clusters, routes},
+    world,
 };
 
 use table::Request;
 
 const ZONES: &str = "sh-a/shanghai sh-b/shanghai bj-c/beijing";
 
-/// Every service's.
+/// The same for every service.
 fn weighted(_: usize) -> Resilience {
     Resilience::default()
 }
 
-/// The table of `sh-a`'s proxies, one line a route: the request, `->`, and its destination.
+/// The table of `sh-a`'s proxies, one line for each route: the request, `->`, and its destination.
 #[track_caller]
 fn check(services: &str, states: &str, expected: &str) {
     check_of("", services, states, expected);
 }
 
-/// The rules as `sh-a` knows them, with a letter for the state of each zone: `U` up, `L` up and
+/// The rules in the view of `sh-a`, with a letter for the state of each zone: `U` up, `L` up and
 /// limited, `E` empty.
 fn rules_of(mesh: &Mesh, states: &str) -> Box<Rules> {
     let loads: Vec<ZoneLoad> = states
@@ -67,7 +68,7 @@ fn rules_of(mesh: &Mesh, states: &str) -> Box<Rules> {
         }
     };
     let viewer = mesh.topology.zone_named("sh-a").expect("a zone");
-    let Policy::Serving(rules) = mesh.policy(viewer, plans, &|_| None) else {
+    let Policy::Serving(rules) = world::policy(mesh, viewer, plans, &|_| None) else {
         panic!("a serving policy");
     };
     rules
@@ -129,8 +130,8 @@ fn a_table_reads_like_this() {
 */orders -> orders/sh-a/reads 1000
 ",
     );
-    // With affinity the filter has to look at every request. Where its region is gone it reads
-    // elsewhere and refuses writes.
+    // With affinity the filter has to see every request. If the region is unavailable it reads
+    // elsewhere and rejects writes.
     check(
         "[{name: s, routes: [{host: h, grpc: a.B}], zone_affinity: {cookie: user}}]",
         "EEU",
@@ -196,7 +197,7 @@ fn a_read_that_leaves_the_region_says_so_also_to_who_may_see_why() {
         .expect("a good configuration")
         .mesh;
     let resilience = |at: usize| mesh.services[at].resilience.clone();
-    // The region bears a part of the reads.
+    // The region has capacity for a part of the reads.
     let table = table::read(&routes(&rules_of(&mesh, "LLU"), &resilience));
     let mut request = Request::new(vec![
         (":authority", "h".to_owned()),
@@ -230,7 +231,7 @@ fn a_read_that_leaves_the_region_says_so_also_to_who_may_see_why() {
     assert_eq!(labels(&request), seen);
 }
 
-/// The routes of each host of the table but those of plain reads.
+/// The routes of each host of the table, without those of plain reads.
 fn decided(rules: &Rules) -> Vec<Vec<Route>> {
     let table = table::read(&routes(rules, &weighted));
     let hosts = table.virtual_hosts.into_iter().map(|host| {
@@ -241,7 +242,7 @@ fn decided(rules: &Rules) -> Vec<Vec<Route>> {
     hosts.collect()
 }
 
-/// Where the decision wants the request, with shares.
+/// The decision's destinations of the request, with shares.
 fn wanted(rules: &Rules, facts: &Facts, routed: &Routed) -> Vec<(String, u32)> {
     if let Some(pin) = routed.pin {
         return vec![(pin.to_owned(), 1000)];
@@ -266,7 +267,7 @@ fn wanted(rules: &Rules, facts: &Facts, routed: &Routed) -> Vec<(String, u32)> {
         .collect()
 }
 
-/// The cluster that routes name: the endpoints' own where no other zone is behind.
+/// The cluster that routes name: the endpoints' own if there is no fallback.
 fn route_cluster(
     topology: &policy::Topology,
     service: &str,
@@ -298,7 +299,7 @@ proptest! {
         // The first pass, before any filter.
         let first = table::find(&table, &request);
         let off = first.is_some_and(table::filter_is_off);
-        // Without the filter the table shares requests out.
+        // Without the filter the table splits requests among targets.
         let draw = (!off).then_some(draw);
         let facts = Facts { granted, draw, ..Facts::gather(&policy, &request) };
         let Decision { outcome, reason, .. } = decide(&policy, &facts);
@@ -307,7 +308,7 @@ proptest! {
             return Ok(());
         };
         if !off {
-            // The request is undecided, so it is refused if it does not pass the filter.
+            // The request is undecided, so it is rejected unless it passes the filter.
             prop_assert!(matches!(first.action, Some(Action::DirectResponse(_))));
         }
         let Outcome::Route(routed) = outcome else {
@@ -323,21 +324,21 @@ proptest! {
         }
         let route = table::find(&table, &request).expect("a route");
         prop_assert_eq!(table::targets(route, &request), wanted(rules, &facts, &routed));
-        // The view of upstreams and the access log.
+        // The request as upstreams and the access log see it.
         let sent = table::forwarded(&table, route, &request);
         let stamps = [headers::CLASS, headers::HOME, headers::TIER, headers::DECISION];
         let expected = [
             routed.class.as_str(),
             routed.home.unwrap_or(&viewer),
             routed.tier.map_or("none", Tier::as_str),
-            // Only the filter tells writes that an observing fence lets through from those that it
-            // admits.
+            // Only the filter distinguishes writes that an observing fence lets through from those
+            // that it admits.
             match reason {
                 Reason::Observed => Reason::Admitted.as_str(),
                 reason => reason.as_str(),
             },
         ];
-        // Where targets of plain reads are of several tiers, each says its own.
+        // If the targets of plain reads are in several tiers, each stamps its own.
         if table::forwarded_to(&table, route, &request).is_empty() {
             prop_assert_eq!(stamps.map(|name| sent.value(name)), expected.map(|v| Some(v.to_owned())));
         } else {
@@ -356,8 +357,8 @@ proptest! {
         }
     }
 
-    /// The filter knows plans: with other ones Envoy makes no table anew, unless they are about
-    /// plain reads. So a policy and a table of different age agree as well.
+    /// The filter knows the plans: other plans do not change Envoy's table, except for plain reads.
+    /// So a policy and a table of different ages work together as well.
     #[test]
     fn a_plan_changes_the_routes_of_plain_reads_alone(rules in any::rules(), other in any::rules()) {
         let mut replanned = rules.clone();
@@ -371,7 +372,7 @@ proptest! {
         prop_assert_eq!(decided(&rules), decided(&replanned));
     }
 
-    /// One that draws nothing, and so names no cluster: it is older than the table.
+    /// A filter that draws no number, and so names no cluster: it is older than the table.
     #[test]
     fn a_filter_that_names_no_cluster_reads_locally_and_writes_nothing(
         rules in any::rules(),
@@ -417,7 +418,7 @@ proptest! {
         let mut request = Request::new(headers);
         request.set(headers::HOME, "of-tomorrow");
         request.set(headers::CLASS, "write");
-        // Plain reads are for requests that no filter has seen.
+        // Plain reads are requests that no filter has seen.
         request.set("x-region-id", "of-tomorrow");
         if let Some(route) = table::find(&table, &request) {
             prop_assert!(matches!(route.action, Some(Action::DirectResponse(_))));
@@ -441,7 +442,7 @@ proptest! {
         let needed: BTreeSet<&str> = needed.iter().map(|name| &**name).collect();
         let topology = rules.topology();
         let table = table::read(&resource);
-        // It is put together from pieces, and encoded as if it were not.
+        // It is composed of pieces, and has the same bytes as if it were encoded at once.
         prop_assert_eq!(resource.message(), table.encode_to_vec());
         prop_assert_eq!(table.virtual_hosts.len(), rules.hosts().count());
         for (virtual_host, (host, expected)) in table.virtual_hosts.iter().zip(table::hosts(&rules)) {
@@ -472,7 +473,7 @@ proptest! {
                         prop_assert!(conditions.contains(&asks_nothing), "nobody would explain");
                     }
                     let targets = table::targets(route, &Request::new(vec![]));
-                    // An empty name is a header's.
+                    // An empty name means that the header names the cluster.
                     let named: Vec<_> = targets.iter().filter(|(name, _)| !name.is_empty()).collect();
                     prop_assert!(named.iter().all(|(name, _)| needed.contains(name.as_str())));
                     let sum: u32 = targets.iter().map(|(_, weight)| weight).sum();
@@ -493,7 +494,7 @@ proptest! {
                 }
             }
         }
-        // Clusters that the filter may name by itself are warm too.
+        // Clusters that only the filter may name are warm too.
         for service in rules.services().iter() {
             let planned = |class: &Class| *class == Class::Read || service.writes == Writes::Free;
             for home in topology.zones() {

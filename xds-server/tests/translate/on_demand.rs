@@ -1,4 +1,4 @@
-//! Virtual hosts one by one, and times to live: the resources that a role's proxies then get.
+//! Virtual hosts on demand, and times to live: the resources of a role's proxies with them.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ fn names(view: &View, kind: Kind) -> Vec<&str> {
 }
 
 fn read<M: Message + Default>(resource: &Resource) -> M {
-    M::decode(resource.message()).expect("what it says it is")
+    M::decode(resource.message()).expect("its claimed version")
 }
 
 const ON_DEMAND: &str = "listeners: {gateway: {address: 127.0.0.1, port: 0, on_demand: true}}";
@@ -50,7 +50,7 @@ const ON_DEMAND: &str = "listeners: {gateway: {address: 127.0.0.1, port: 0, on_d
 fn a_role_on_demand_has_a_table_without_virtual_hosts_and_a_filter_that_asks_for_them() {
     let filters = |view: &View| {
         let listener: Listener = read(&view.of(Kind::Listener)["ingress"]);
-        // The names in an encoded message stand there as they are.
+        // An encoded message contains names as plain text.
         let text = String::from_utf8_lossy(&listener.encode_to_vec()).into_owned();
         let at = |name: &str| text.find(name);
         (
@@ -103,8 +103,8 @@ proptest! {
         let hosts = entries.iter().map(|(host, entry)| {
             let resource = virtual_host_on_demand(host, entry);
             let mut host: VirtualHost = read(&resource);
-            // It takes requests that no other route takes, so that Envoy does not ask for the host
-            // again.
+            // It matches all requests without another route, so that Envoy does not request the
+            // host again.
             let last = host.routes.pop().and_then(|route| route.action);
             assert!(matches!(last, Some(Action::DirectResponse(answer)) if answer.status == 404));
             assert_eq!(host.name, *resource.name);

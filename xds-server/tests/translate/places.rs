@@ -1,4 +1,4 @@
-//! Clusters and endpoints: the places where requests may turn, in any topology.
+//! Clusters and endpoints: the places that requests may use, in any topology.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -117,7 +117,7 @@ proptest! {
     ) {
         let service = service(HASHED);
         let instance = Instance::parse(br#"{"address": "10.0.0.1", "port": 1}"#).expect("a record");
-        // A drained zone is empty, however healthy.
+        // A drained zone counts as empty, even with healthy instances.
         let states: Vec<_> = states
             .into_iter()
             .map(|(state, drained)| if drained { (ZoneState::Empty, true) } else { (state, false) })

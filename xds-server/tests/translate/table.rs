@@ -1,4 +1,4 @@
-//! A route table as Envoy reads it: enough of its matching to say where a request goes.
+//! A route table with Envoy's matching, as far as needed to find the destination of a request.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +17,7 @@ use policy::{Headers, Presented, Rules, Service, ServiceId};
 use prost::Message;
 use xds::resource::Resource;
 
-/// The headers of a request; copies of one header stand joined by commas, as Envoy's matchers see
-/// them.
+/// The headers of a request; copies of one header are joined by commas, as in Envoy's matchers.
 #[derive(Clone, Debug)]
 pub(crate) struct Request(BTreeMap<String, Vec<String>>);
 
@@ -82,7 +81,7 @@ pub(crate) fn hosts(
     hosts.into_iter()
 }
 
-/// The first route that takes the request, in the most specific virtual host.
+/// The first route that matches the request, in the most specific virtual host.
 pub(crate) fn find<'t>(table: &'t RouteConfiguration, request: &Request) -> Option<&'t Route> {
     assert!(table.ignore_port_in_host_matching);
     let authority = request.text(":authority").to_ascii_lowercase();
@@ -124,7 +123,7 @@ fn takes(route: &Route, request: &Request) -> bool {
 }
 
 fn agrees(matcher: &HeaderMatcher, request: &Request) -> bool {
-    // Envoy compares each copy of a header by itself (measured on 1.40).
+    // Envoy compares each copy of a header separately (measured on 1.40).
     let mut copies = request.0.get(&matcher.name).into_iter().flatten();
     if let Some(least) = least(matcher) {
         let in_range = |value: &String| value.parse().is_ok_and(|value: i64| value >= least);
@@ -137,7 +136,7 @@ fn agrees(matcher: &HeaderMatcher, request: &Request) -> bool {
     agrees != matcher.invert_match
 }
 
-/// The least number that a matcher asks for.
+/// The least number that a matcher requires.
 fn least(matcher: &HeaderMatcher) -> Option<i64> {
     match matcher.header_match_specifier.as_ref()? {
         HeaderMatchSpecifier::RangeMatch(range) => {
@@ -148,7 +147,7 @@ fn least(matcher: &HeaderMatcher) -> Option<i64> {
     }
 }
 
-/// The value that a matcher asks for; none where presence is enough.
+/// The value that a matcher requires; none if presence suffices.
 fn exact(matcher: &HeaderMatcher) -> Option<&str> {
     match matcher.header_match_specifier.as_ref().expect("a matcher") {
         HeaderMatchSpecifier::PresentMatch(true) => None,
@@ -160,7 +159,7 @@ fn exact(matcher: &HeaderMatcher) -> Option<&str> {
     }
 }
 
-/// Where a route sends the request, with shares of a thousand; nowhere where it answers itself.
+/// The destinations of a route, with shares of a thousand; empty for a direct response.
 pub(crate) fn targets(route: &Route, request: &Request) -> Vec<(String, u32)> {
     let Some(Action::Route(action)) = &route.action else {
         return Vec::new();
@@ -184,7 +183,7 @@ pub(crate) fn forwarded(table: &RouteConfiguration, route: &Route, request: &Req
     for name in &route.request_headers_to_remove {
         request.0.remove(name);
     }
-    // Envoy begins with the most specific.
+    // Envoy begins with the most specific level.
     assert!(!table.most_specific_header_mutations_wins);
     add(&mut request, &route.request_headers_to_add);
     add(&mut request, &table.request_headers_to_add);
@@ -260,7 +259,7 @@ pub(crate) fn conditions(route: &Route) -> Vec<String> {
         .collect()
 }
 
-/// The share of the requests that a route takes, where it does not take all that match.
+/// The share of the matching requests that a route handles, if not all.
 fn percent(route: &Route) -> Option<f64> {
     let fraction = route.r#match.as_ref()?.runtime_fraction.as_ref()?;
     let share = fraction.default_value.as_ref()?;
@@ -268,7 +267,7 @@ fn percent(route: &Route) -> Option<f64> {
     Some(f64::from(share.numerator) / 10_000.0)
 }
 
-/// The path that a route is for, with `grpc` before it where it takes nothing else.
+/// The path of a route, prefixed with `grpc` if it matches only gRPC.
 pub(crate) fn path(route: &Route) -> String {
     let matches = route.r#match.as_ref().expect("a match");
     let grpc = if matches.grpc.is_some() { "grpc " } else { "" };

@@ -1,4 +1,4 @@
-//! The certificates that the listener and the clusters name, and the secrets for them.
+//! The certificates of listeners and clusters, and their secrets.
 
 use std::collections::BTreeSet;
 
@@ -84,7 +84,7 @@ fn a_filter_chain_presents_the_certificate_of_its_server_names() {
             chain("", "certificate /certs/tls.crt /certs/tls.key"),
         ]
     );
-    // The PROXY header stands before everything else on the connection.
+    // The PROXY header comes first on the connection.
     let filters = listener.listener_filters.iter().map(|f| f.name.as_str());
     assert_eq!(
         filters.collect::<Vec<_>>(),

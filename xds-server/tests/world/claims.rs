@@ -1,4 +1,4 @@
-//! Several records with one address: those that proxies get.
+//! Several records with one address: the ones that proxies get.
 
 use registry::{
     record::{InvalidRecord, Warning},
@@ -11,7 +11,7 @@ use super::{
     shares,
 };
 
-/// A record of `orders` at this port that was created at this revision.
+/// A record of `orders` at this port, created at this revision.
 fn claim(at: &str, port: u16, created: i64) -> Change {
     Change::Put(entry(key(at), record(port, "healthy"), created))
 }
@@ -50,21 +50,20 @@ fn a_zone_cannot_take_an_address_from_another_zone() {
     assert!(world.pass(10 * DOUBT_MS).is_none(), "nothing changes");
     assert_eq!(shares(&before), [800, 200]);
 
-    // Not with another form of the address either, nor by writing it again, and it is reported only
-    // once.
+    // Nor with another form of the address, nor by writing it again; it is reported only once.
     let mapped = r#"{"address":"::ffff:10.0.0.1","port":1}"#;
     let mapped = entry(key("orders/sh-b/evil"), mapped, 9);
     assert_eq!(world.apply(Change::Put(mapped)), []);
     assert_eq!(world.apply(claim("orders/sh-b/evil", 1, 9)), []);
     assert!(world.pass(10 * DOUBT_MS).is_none(), "nothing changes");
 
-    // Another service may have the same address, and an unknown zone conflicts with none.
+    // Another service may have the same address, and an unknown zone causes no conflict.
     assert_eq!(world.apply(put("web/sh-b/1", record(1, "healthy"))), []);
     world.apply(claim("orders/mars/9", 1, 0));
     let snapshot = world.snapshot().expect("an instance of web");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [1]);
 
-    // It goes: no oddity is left.
+    // The rival is removed: no oddity is left.
     world.apply(deleted("orders/sh-b/evil"));
     assert_eq!(codes(&world), [("mars/9".into(), "unknown_zone")]);
     assert!(world.world.warnings().is_empty());
@@ -97,7 +96,7 @@ fn an_instance_that_restarts_under_another_name_takes_over_within_its_zone() {
     world.apply(claim("orders/sh-a/new", 1, 5));
     let snapshot = world.pass(60 * 60_000).expect("a healthy one");
     assert_eq!(shares(&snapshot), [800, 200]);
-    // Another zone is no nearer to it: the zone's oldest record counts.
+    // Another zone has no precedence: the zone's oldest record counts.
     world.apply(claim("orders/sh-b/evil", 1, 3));
     let expected = [
         ("sh-a/1".into(), "duplicate_address"),
@@ -105,7 +104,7 @@ fn an_instance_that_restarts_under_another_name_takes_over_within_its_zone() {
     ];
     assert_eq!(codes(&world), expected);
     assert!(world.pass(10 * DOUBT_MS).is_none(), "nothing changes");
-    // Proxies get the same whichever of the two within the zone goes.
+    // Proxies get the same instance, no matter which of the two in the zone is removed.
     world.apply(deleted("orders/sh-b/evil"));
     world.apply(deleted("orders/sh-a/1"));
     assert!(world.pass(10 * DOUBT_MS).is_none(), "nothing changes");
@@ -167,8 +166,8 @@ fn every_replica_says_the_same_whatever_it_heard_first() {
     }
 }
 
-/// A world with four instances in `sh-a` and one in `sh-b`, whose addresses older records of `sh-b`
-/// then claim.
+/// A world with four instances in `sh-a` and one in `sh-b`. Older records of `sh-b` then claim the
+/// addresses of `sh-a`.
 fn beaten(count: u16) -> World {
     let guard = "guard: {vanish_percent: 30}";
     let mut world = World::new(mesh_with(guard, &["sh-a", "sh-b"], &[ORDERS]));
@@ -189,13 +188,13 @@ fn an_instance_that_loses_its_address_is_doubted_like_one_that_disappears() {
     let snapshot = world.snapshot().expect("an instance more in sh-b");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [1, 2, 3, 4]);
     assert_eq!(world.world.kept(), 1);
-    // Its writes meanwhile change nothing about that.
+    // Its writes meanwhile do not change that.
     world.pass(DOUBT_MS / 2);
     world.apply(claim("orders/sh-a/1", 1, 10));
     let snapshot = world.pass(DOUBT_MS / 2).expect("an instance less");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [2, 3, 4]);
     assert_eq!(world.world.kept(), 0);
-    // It comes back when the other one goes.
+    // It comes back when the other record is removed.
     world.apply(deleted("orders/sh-b/1"));
     let snapshot = world.pass(DOUBT_MS).expect("it is back");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [1, 2, 3, 4]);
@@ -212,7 +211,7 @@ fn many_that_lose_their_addresses_at_once_are_kept_until_an_operator_confirms() 
         matches!(told, Some(Implausible::Vanished { gone: 4, .. })),
         "{told:?}"
     );
-    // One whose record disappears, too, is kept as well; one that leaves on purpose goes.
+    // An instance whose record disappears, too, is kept as well; one that drains is removed.
     world.apply(deleted("orders/sh-a/1"));
     let leaving = entry(key("orders/sh-a/2"), record(2, "draining"), 10);
     world.apply(Change::Put(leaving));
@@ -263,7 +262,7 @@ fn a_new_zone_with_older_records_takes_addresses_over_with_doubt() {
     let snapshot = world.pass(DOUBT_MS).expect("an instance less");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [2, 3]);
     assert_eq!(ports(&snapshot, "orders/sh-b"), [1]);
-    // And the zone goes again.
+    // And the zone is removed again.
     world.apply(Change::Mesh(mesh_of(&["sh-a"], &[ORDERS])));
     let snapshot = world.snapshot().expect("another mesh");
     assert_eq!(ports(&snapshot, "orders/sh-a"), [1, 2, 3]);
@@ -279,7 +278,7 @@ fn unknown_fields_are_warned_of_and_a_bad_record_keeps_its_own_fault() {
     assert_eq!(warnings, Some(&vec![unknown]));
     world.apply(put("orders/sh-a/1", record(1, "healthy")));
     assert!(world.world.warnings().is_empty());
-    // A record that became unreadable stays reported as that, even if others claim its address.
+    // A record that became unreadable is still reported as that, even if others claim its address.
     world.apply(put("orders/sh-a/1", "{"));
     world.apply(claim("orders/sh-a/2", 1, 9));
     assert_eq!(codes(&world), [("sh-a/1".into(), "json")]);
@@ -310,7 +309,7 @@ fn loopback_is_taken_where_all_proxies_run_on_this_machine_or_an_operator_permit
         let refused =
             |told: &xds_server::world::Rejection| matches!(told.error, InvalidRecord::Loopback(_));
         assert!(told.iter().all(refused));
-        // A new mesh looks again.
+        // A new mesh checks all records again.
         world.snapshot().expect("a first snapshot");
         let open = mesh_with("", &["sh-a"], &[ORDERS, WEB]);
         world.apply(Change::Mesh(open));

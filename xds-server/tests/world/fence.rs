@@ -18,12 +18,12 @@ use super::{
     AUTHORITY, ORDERS, World, entry, key, mesh, mesh_with, ports, put, record, versions, view,
 };
 
-/// `ORDERS` in two zones, with its writes fenced.
+/// `ORDERS` in two zones, with fenced writes.
 fn fenced_mesh() -> Arc<Mesh> {
     mesh_with(AUTHORITY, &["sh-a", "sh-b"], &[ORDERS])
 }
 
-/// The owners of the cell `main` and its epoch, as `sh-a`'s proxies are told.
+/// The owners of the cell `main` and its epoch, as `sh-a`'s proxies receive them.
 fn owners(snapshot: &Snapshot) -> (Vec<String>, u64) {
     let Policy::Serving(rules) = &**view(snapshot, "sh-a").policy() else {
         panic!("a serving policy");
@@ -36,7 +36,7 @@ fn owners(snapshot: &Snapshot) -> (Vec<String>, u64) {
     (names.map(str::to_owned).collect(), cell.epoch)
 }
 
-/// A proxy that asks for grants by such a policy is not taken for an older filter.
+/// A proxy that requests grants with such a policy does not count as an older filter.
 #[test]
 fn policies_from_before_the_first_terms_have_the_id_of_those() {
     let mesh = fenced_mesh();
@@ -77,7 +77,7 @@ fn new_owners_reach_every_policy_and_change_nothing_else() {
     assert_eq!(kinds, BTreeSet::from([Kind::FilterConfig]));
 
     // Proxies ignore the state of a cell between two moves, unreadable records, and cells outside
-    // this mesh.
+    // of this mesh.
     let active = r#"{"store": "1", "epoch": 3, "owners": ["sh-a", "mars"], "state": "active"}"#;
     assert_eq!(world.apply(authority("main", active)), []);
     assert_eq!(world.apply(authority("other", active)), []);
@@ -99,7 +99,7 @@ fn new_owners_reach_every_policy_and_change_nothing_else() {
     world.apply(authority("main", moved));
     let snapshot = world.snapshot().expect("another owner");
     assert_eq!(owners(&snapshot), (vec!["sh-b".to_owned()], 4));
-    // It is deleted, or does not stand in a listing.
+    // It is deleted, or missing in a listing.
     let key = || "/tidegate/v1/authority/main".to_owned();
     world.apply(Change::Deleted {
         key: key(),
@@ -155,7 +155,7 @@ fn gateways_are_endpoints_to_which_no_route_leads() {
     }
     let statuses = world.world.statuses();
     assert!(statuses.contains_key(&("gateway".into(), "sh-b".into())));
-    // It goes like any other.
+    // It is removed like any other.
     world.apply(Change::Deleted {
         key: key("gateway/sh-b/g"),
         revision: Revision(0),

@@ -1,4 +1,4 @@
-//! Changes that are not believed.
+//! Changes that the guard rejects.
 
 use registry::store::Revision;
 use xds_server::world::{Change, DOUBT_MS, Implausible, Origin, Seen};
@@ -51,7 +51,7 @@ fn more_than_half_of_all_instances_cannot_vanish_in_a_second_unless_somebody_say
     assert_eq!(world.world.implausible(), Some(&gone));
     assert!(world.pass(100 * DOUBT_MS).is_none(), "nothing changes");
     assert_eq!((world.instances(), world.world.kept()), (20, 11));
-    // A new instance is taken in meanwhile, and one that leaves on purpose goes.
+    // Meanwhile a new instance is accepted, and one that drains is removed.
     world.apply(put("orders/sh-a/99", record(99, "healthy")));
     world.apply(put("orders/sh-b/20", record(20, "draining")));
     vanish(&mut world, 20..=20);
@@ -71,7 +71,7 @@ fn an_operator_confirms_an_emptied_store_once() {
         world.apply(put(&format!("orders/sh-a/{port}"), record(port, "healthy")));
     }
     assert!(world.snapshot().expect("a first snapshot").is_bare());
-    // Before the instances have lasted long enough to show that the store is in use.
+    // Before the instances have existed long enough to show that the store is in use.
     world.apply(listed(vec![]));
     world.pass(DOUBT_MS);
     let all = Implausible::Vanished { gone: 3, of: 3 };
@@ -79,7 +79,7 @@ fn an_operator_confirms_an_emptied_store_once() {
     let seen = world.world.seen();
     world.world.confirm(seen);
     assert!(!world.snapshot().expect("it is believed").is_bare());
-    assert!(!world.world.is_bare(), "nobody asks the same twice");
+    assert!(!world.world.is_bare(), "no question is repeated");
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_store_that_went_back_is_not_believed_until_somebody_says_so() {
         origin: Origin::Confirmed,
     };
     assert_eq!(world.apply(confirmed), []);
-    world.snapshot().expect("what the store says");
+    world.snapshot().expect("the store's content");
     assert_eq!((world.instances(), world.world.implausible()), (1, None));
 }
 
@@ -136,7 +136,7 @@ fn what_vanishes_after_an_operator_has_looked_is_not_confirmed() {
     world.snapshot();
     let seen = world.world.seen();
     assert_eq!((seen.revision, seen.instances), (Revision(200), 9));
-    // While that is written.
+    // While the confirmation is being written.
     vanish(&mut world, 12..=17, 201);
     world.world.confirm(seen);
     world.pass(10 * DOUBT_MS);

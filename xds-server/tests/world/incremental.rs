@@ -1,5 +1,4 @@
-//! A change costs only the parts that it touches, and the others are as if everything were made
-//! anew.
+//! A change only affects the parts that it touches, with the same result as a complete rebuild.
 
 use std::sync::Arc;
 
@@ -17,8 +16,7 @@ use xds_server::{
 
 use super::{AUTHORITY, World, entry, key, listed, mesh_with, put, record, versions};
 
-/// Services that share hosts, one of which has its instances by hash, and is fenced where anything
-/// is.
+/// Services that share hosts. One of them uses hashing, and is fenced if anything is.
 const SERVICES: [&str; 4] = [
     "{name: orders, routes: [{prefix: /orders}, {host: shop, prefix: /o}], weights: {zone: 80, region: 20}}",
     "{name: web, routes: [{prefix: /}, {host: shop, prefix: /}], weights: computed}",
@@ -26,7 +24,7 @@ const SERVICES: [&str; 4] = [
     "{name: carts, routes: [{host: shop, prefix: /carts}], fenced: false, strategy: {region_first_hash: {header: x-user}}}",
 ];
 
-/// Listeners for all resources that are made of virtual hosts.
+/// Listeners for all resources that consist of virtual hosts.
 const LISTENERS: &str = "listeners: {gateway: {address: 0.0.0.0, port: 1}, sidecar: {address: 127.0.0.1, port: 2, on_demand: true}, grpc: true}";
 
 #[derive(Clone, Debug)]
@@ -97,7 +95,8 @@ fn meshes() -> [Arc<Mesh>; 3] {
     ]
 }
 
-/// A snapshot's views hold the content of their policies, encoded as if nothing were shared.
+/// Checks that a snapshot's views hold the content of their policies, encoded as if nothing were
+/// shared.
 fn check_whole(snapshot: &Snapshot, mesh: &Mesh) -> Result<(), TestCaseError> {
     let resilience = |index: usize| mesh.services[index].resilience.clone();
     for (key, view) in snapshot.views() {
@@ -139,8 +138,8 @@ fn messages(resources: &Resources) -> Vec<Bytes> {
     resources.values().map(|r| r.message()).collect()
 }
 
-/// Of four services with paths on one host. The first one's stand with the head, which says how
-/// long the host is.
+/// For four services with paths on one host. The first one's routes share a piece with the head,
+/// which contains the host's length.
 #[test]
 fn a_plan_leaves_the_routes_of_other_services_where_they_are_in_memory() {
     let services = ["a", "b", "c", "d"].map(|name| {
@@ -171,7 +170,7 @@ fn a_plan_leaves_the_routes_of_other_services_where_they_are_in_memory() {
         };
         let [before, after] = [before, after].map(|view| whole(view.of(kind)));
         assert_ne!(before.version, after.version);
-        // Neither's bytes are gone, so no two can have one place.
+        // All bytes are still alive, so no two can have the same address.
         let shared = |piece: &&Bytes| {
             let mut pieces = before.rest().iter();
             pieces.any(|before| before.as_ptr() == piece.as_ptr() && before.len() == piece.len())
@@ -214,7 +213,7 @@ proptest! {
                 check_whole(&last, mesh)?;
             }
         }
-        // A reload makes everything anew.
+        // A reload rebuilds everything.
         world.apply(Change::Mesh(Arc::clone(mesh)));
         let anew = world.snapshot().expect("everything");
         prop_assert_eq!(versions(&last), versions(&anew));

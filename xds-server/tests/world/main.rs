@@ -56,7 +56,7 @@ fn record(port: u16, health: &str) -> Vec<u8> {
     format!(r#"{{"address":"10.0.0.1","port":{port},"health":"{health}"}}"#).into_bytes()
 }
 
-/// A record that was created at this revision.
+/// A record created at this revision.
 fn entry(key: String, value: impl Into<Vec<u8>>, created: i64) -> Entry {
     Entry {
         key,
@@ -93,7 +93,7 @@ impl World {
         }
     }
 
-    /// One that starts with an empty store and no last good state.
+    /// A world that starts with an empty store and no last good state.
     fn unvouched(mesh: Arc<Mesh>) -> World {
         World {
             world: xds_server::world::World::new(mesh).unvouched(),
@@ -220,7 +220,7 @@ fn an_empty_mesh_has_routes_that_refuse_and_clusters_without_endpoints() {
     assert_eq!(shares(&snapshot), [] as [u32; 0]);
     assert_eq!(snapshot.zones().collect::<Vec<_>>(), ["sh-a", "sh-b"]);
     for (_, view) in snapshot.views() {
-        // Of each zone its endpoints, and the destinations of reads and writes.
+        // For each zone its endpoints, and the destinations of reads and writes.
         assert_eq!(
             Kind::ALL.map(|kind| view.of(kind).len()),
             [6, 0, 2, 1, 1, 0, 1]
@@ -248,9 +248,12 @@ fn bad_records_are_reported_once_and_everything_else_goes_on() {
         assert_eq!(told, [(key(at).as_str(), code)]);
         assert_eq!(world.apply(put(at, value)), [], "{at} is reported again");
         assert_eq!(world.rejected(), 1);
-        assert!(world.snapshot().is_none(), "{at} changes what proxies get");
+        assert!(
+            world.snapshot().is_none(),
+            "{at} changes the proxies' resources"
+        );
 
-        // The others go on.
+        // The others continue.
         world.apply(put("orders/sh-a/9", record(9, "healthy")));
         let snapshot = world.snapshot().expect("a new instance");
         assert_eq!(ports(&snapshot, "orders/sh-a"), [1, 9]);
@@ -282,7 +285,7 @@ fn an_instance_whose_record_becomes_unreadable_stays_until_it_is_gone() {
     let (mut world, before) = serving();
     assert_eq!(world.apply(put("orders/sh-a/1", "garbage")).len(), 1);
     assert!(world.snapshot().is_none());
-    // Neither a listing that holds the same garbage nor a new mesh takes it away.
+    // Neither a listing with the same garbage nor a new mesh removes it.
     let all = vec![
         entry(key("orders/sh-a/1"), "garbage", 1),
         entry(key("orders/sh-b/2"), record(2, "healthy"), 1),
@@ -360,7 +363,7 @@ fn where_nothing_changes_nothing_is_sent() {
         key: key("orders/sh-a/never-there"),
         revision: Revision(0),
     });
-    // The operator's weights do not ask for load.
+    // The operator's weights ignore load.
     let loaded = r#"{"address":"10.0.0.1","port":1,"load1_per_core":3}"#;
     world.apply(put("orders/sh-a/1", loaded));
     assert!(world.snapshot().is_none());

@@ -1,4 +1,4 @@
-//! Replicas agree, and so does one with itself, by whichever way it learned its state.
+//! Replicas agree with each other, and one replica with itself, however it learned its state.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use xds_server::{config::Mesh, world::Change};
 
 use super::{AUTHORITY, ORDERS, World, entry, key, listed, mesh_with, record, versions};
 
-/// An event of a store, or of those that watch it.
+/// An event of a store, or of its watchers.
 #[derive(Clone, Debug)]
 enum Event {
     Put(String, Vec<u8>),
@@ -29,7 +29,7 @@ enum Event {
 }
 
 /// The content of the store, and the part of it that can be served: an unreadable record leaves the
-/// one that was served before.
+/// previously served one.
 #[derive(Default)]
 struct Model {
     revision: i64,
@@ -68,7 +68,7 @@ impl Model {
         entries
     }
 
-    /// Writes the world's proposals, and lets it know.
+    /// Writes the world's proposals, and reports them to it.
     fn write(&mut self, world: &mut World) {
         for (key, proposal) in world.world.proposals().clone() {
             let standing = StandingRecord::to_json(proposal.standing);
@@ -120,7 +120,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     vec(event, 1..40)
 }
 
-/// Meshes that believe everything that vanishes.
+/// Meshes whose guard permits any disappearance.
 fn meshes() -> [Arc<Mesh>; 3] {
     let web = "{name: web, routes: [{prefix: /}], weights: computed}";
     let users = "{name: users, routes: [{host: u, prefix: /}]}";
@@ -143,8 +143,8 @@ fn meshes() -> [Arc<Mesh>; 3] {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Replicas agree at the end of any way: one that followed every event sends the same as one
-    /// that has just started.
+    /// Replicas agree after any sequence of events: one that followed every event sends the same as
+    /// one that has just started.
     #[test]
     fn the_way_to_a_state_leaves_no_trace_in_it(events in events(), order in any::<prop::sample::Index>()) {
         let meshes = meshes();

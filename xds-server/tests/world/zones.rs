@@ -5,7 +5,7 @@ use xds_server::world::Change;
 
 use super::{ORDERS, World, entry, mesh, put, record, serving, shares};
 
-/// `orders` with ten instances in `sh-a`, of which so many are healthy, and one in `sh-b`.
+/// `orders` with ten instances in `sh-a`, this many of them healthy, and one in `sh-b`.
 fn of_ten(world: &mut World, healthy: u16) {
     world.apply(put("orders/sh-b/1", record(99, "healthy")));
     for port in 1..=10 {
@@ -56,7 +56,7 @@ fn noise_in_the_load_pushes_nothing_and_a_load_that_lasts_moves_weights_once() {
     for noise in [0.1, 0.87, 0.7, 0.84, 0.2] {
         assert_eq!(load(noise, 60_000), None, "{noise}");
     }
-    // An overload of a half; and then around it.
+    // An overload of a half; then values around it.
     assert_eq!(load(1.3, 9_999), None);
     assert_eq!(load(1.3, 1), Some(vec![600, 400]));
     for noise in [1.25, 1.36, 1.24] {
@@ -81,7 +81,7 @@ fn what_an_operator_wants_counts_at_once() {
     assert_eq!(world.apply(intent("sh-a/orders", "explode")).len(), 1);
     assert_eq!(world.apply(intent("sh-a/orders/x", "pin")).len(), 1);
     assert!(world.snapshot().is_none());
-    // A directive for the service comes before one for the zone.
+    // A directive for the service takes precedence over one for the zone.
     world.apply(intent("sh-a", "drain"));
     world.apply(intent("sh-a/orders", "pin"));
     assert_eq!(shares(&world.snapshot().expect("a pin")), [800, 200]);
@@ -111,7 +111,7 @@ fn a_replica_that_starts_goes_on_where_the_others_are() {
     fresh.apply(Change::Put(entry(at.clone(), standing, 7)));
     assert_eq!(shares(&fresh.snapshot().expect("a first snapshot")), [1000]);
     assert!(fresh.world.proposals().is_empty());
-    // The record is deleted: nothing is remembered.
+    // The record is deleted: the directive has ended.
     fresh.apply(Change::Deleted {
         key: at.clone(),
         revision: Revision(0),

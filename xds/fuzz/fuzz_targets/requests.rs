@@ -1,5 +1,5 @@
-//! The requests of a client on a discovery stream, from the bytes in gRPC's frames to the bytes of
-//! the responses.
+//! Fuzzes the requests of a client on a discovery stream, from the bytes in gRPC's frames to the
+//! bytes of the responses.
 
 #![no_main]
 

@@ -10,24 +10,26 @@ use super::{
 };
 use crate::resource::{Kind, Names, Resource};
 
-/// The work on the pending names of a kind.
+/// The result of a check of a kind's pending names.
 #[derive(Default)]
 pub(super) struct Due {
-    /// In order of names.
+    /// Sorted by name.
     pub(super) updates: Vec<Arc<Resource>>,
-    /// In order.
+    /// Sorted.
     pub(super) removed: Vec<Arc<str>>,
-    /// Names about which nothing is to be done any more.
+    /// Names that need no further work.
     pub(super) over: Vec<Arc<str>>,
 }
 
-/// Which of the clusters that routes and filter need the client can use. To look at all of them for each change of a route
-/// would cost as much as the mesh is large, for each stream; so this remembers which have to be looked at again.
+/// The clusters required by routes and filter that the client can use. A check of all of them for
+/// each change of a route would cost as much as the mesh is large, for each stream. So this
+/// remembers which ones to check again.
 #[derive(Debug, Default)]
 pub(super) struct Warmth {
-    /// All of these were warm at one time, and are still but for those in `doubtful`; none before the first time.
+    /// All of these were warm at one time, and still are, except those in `doubtful`; none before
+    /// the first check.
     warm: Option<Names>,
-    /// Those of `warm` of which something was sent, forgotten or asked for since.
+    /// The members of `warm` that were sent, forgotten or requested since.
     doubtful: BTreeSet<Arc<str>>,
 }
 
@@ -38,7 +40,7 @@ impl Warmth {
         }
     }
 
-    /// Forgets which clusters are warm.
+    /// Forgets all warm clusters.
     pub(super) fn doubt_all(&mut self) {
         *self = Warmth::default();
     }
@@ -55,13 +57,14 @@ impl Stream {
             let held = self.kinds[kind.index()].held().get(name);
             held.is_some_and(|held| held.acked && held.version().is_some())
         };
-        // An aggregate cluster has no endpoints of its own; those of its members are needed, too.
+        // An aggregate cluster has no endpoints of its own; its members' clusters are required,
+        // too.
         let has_endpoints = self.view.of(Kind::Endpoints).contains_key(name);
         confirmed(Kind::Cluster) && (!has_endpoints || confirmed(Kind::Endpoints))
     }
 
-    /// Whether the client has no version of the cluster, or none of its endpoints, and refuses the
-    /// offer. Of one that it has, or is sent, it will be able to use that.
+    /// Whether the client has no version of the cluster, or of its endpoints, and rejects the
+    /// offered one. A cluster that it already has, or is being sent, will become usable.
     fn is_refused(&self, name: &Arc<str>) -> bool {
         [Kind::Cluster, Kind::Endpoints].into_iter().any(|kind| {
             let subscription = &self.kinds[kind.index()];
@@ -72,9 +75,10 @@ impl Stream {
         })
     }
 
-    /// Whether the client can use every cluster that routes and filter need, but for those that it refuses. Nothing is gained by
-    /// waiting for these: one of them would hold back every service's routes, and the policy without which nothing is granted
-    /// once the terms have changed. A request that is led there gets a 503.
+    /// Whether the client can use every cluster required by routes and filter, except those that it
+    /// rejects. Waiting for rejected ones would be useless: one of them would hold back every
+    /// service's routes, and the policy without which no grants are given after a change of terms.
+    /// A request that is routed to one gets a 503.
     fn all_warm(&mut self) -> bool {
         let needed = self.view.needed();
         let is_settled = |name: &Arc<str>| self.is_warm(name) || self.is_refused(name);
@@ -92,8 +96,7 @@ impl Stream {
         };
         debug_assert_eq!(settled, needed.iter().all(is_settled));
         if settled {
-            // Those that are refused are looked at each time: an offer in their place is waited for
-            // again.
+            // Rejected clusters are checked each time: a new version is waited for again.
             let refused = [Kind::Cluster, Kind::Endpoints].into_iter();
             let refused = refused.flat_map(|kind| self.kinds[kind.index()].rejected.keys());
             let mut warm = needed.clone();
@@ -108,11 +111,10 @@ impl Stream {
         settled
     }
 
-    /// Whether the client can use every cluster with endpoints that it takes. Aggregate clusters
-    /// come after those: Envoy asks each aggregate cluster that it has about each cluster that
-    /// comes, on its main thread. In the state of the world they cannot wait: a resource that a
-    /// response does not have is gone. Nor where endpoints come on another stream, of which nothing
-    /// is known here.
+    /// Whether the client can use every cluster with endpoints that it accepts. Aggregate clusters
+    /// come after those: Envoy notifies each aggregate cluster of each new cluster, on its main
+    /// thread. They cannot wait in the state of the world: a resource that is missing in a response
+    /// is removed. Nor if endpoints come on another stream, whose state is unknown here.
     fn holds_members(&self) -> bool {
         let clusters = &self.kinds[Kind::Cluster.index()];
         let cannot_wait = self.variant == Variant::StateOfTheWorld || self.of_one_kind;
@@ -126,14 +128,14 @@ impl Stream {
             .iter()
             .all(|(name, assigned)| {
                 offered.get(name).is_none_or(|cluster| {
-                    // To wait for a refused resource gains nothing.
+                    // Waiting for a rejected resource is useless.
                     self.is_warm(name) || clusters.refuses(cluster) || endpoints.refuses(assigned)
                 })
             })
     }
 
-    /// Whether the client has the secrets that it asked for: a cluster that waits for one takes no
-    /// requests. A refused secret is not waited for.
+    /// Whether the client has the secrets that it requested: a cluster that waits for one accepts
+    /// no requests. A rejected secret is not waited for.
     fn holds_secrets(&self) -> bool {
         let subscription = &self.kinds[Kind::Secret.index()];
         let offered = self.view.of(Kind::Secret);
@@ -150,14 +152,15 @@ impl Stream {
         match kind {
             Kind::Cluster | Kind::Secret | Kind::Endpoints | Kind::Listener => true,
             Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => {
-                // A client that does not take all clusters looks after itself: it asks for those that its routes name.
+                // A client without a wildcard for clusters orders its requests itself: it requests
+                // the clusters of its routes.
                 let takes_clusters = self.kinds[Kind::Cluster.index()].wildcard;
                 !takes_clusters || self.holds_secrets() && self.all_warm()
             }
         }
     }
 
-    /// Whether clusters may go: everything that could still send requests to them is gone.
+    /// Whether clusters may be removed: no resource that sends requests to them is left.
     fn may_remove(&self, kind: Kind) -> bool {
         match kind {
             Kind::Listener | Kind::Routes | Kind::VirtualHosts | Kind::FilterConfig => true,
@@ -166,23 +169,24 @@ impl Stream {
         }
     }
 
-    /// Whether an update may be sent. An update that makes endpoints a dead end waits until routes
-    /// and policy that avoid them are in force, or were refused: to wait for refused ones gains
-    /// nothing.
+    /// Whether an update may be sent. An update that leaves a cluster without healthy endpoints
+    /// waits until routes and policy that avoid the cluster are in force, or were rejected: waiting
+    /// for rejected ones would be useless.
     fn is_timely(&self, subscription: &Subscription, resource: &Resource) -> bool {
         !Stream::loses_all(subscription, resource)
             || (self.grace_is_over || !self.applies_later())
                 && self.has_moved(Subscription::refuses)
     }
 
-    /// Whether an update takes the last healthy endpoints of a cluster from the client.
+    /// Whether an update removes the last healthy endpoints of a cluster from the client.
     pub(super) fn loses_all(subscription: &Subscription, resource: &Resource) -> bool {
         resource.no_healthy_endpoints
             && subscription.held().contains_key(&resource.name)
             && !subscription.has(resource)
     }
 
-    /// Whether the client has acknowledged the present routes and policy, but for those that are `excused`.
+    /// Whether the client has acknowledged the current routes and policy, except those that are
+    /// `excused`.
     pub(super) fn has_moved(&self, excused: impl Fn(&Subscription, &Resource) -> bool) -> bool {
         let users = [Kind::Routes, Kind::VirtualHosts, Kind::FilterConfig];
         users.into_iter().all(|user| {
@@ -199,12 +203,12 @@ impl Stream {
         })
     }
 
-    /// Sorts out the pending names.
+    /// Sorts the pending names.
     pub(super) fn due(&mut self, kind: Kind) -> Due {
         let may_update = self.may_update(kind);
         let subscription = &self.kinds[kind.index()];
         let offered = self.view.of(kind);
-        // Looked at for the first name that asks, since it may take a look at every route.
+        // Computed only for the first name that needs it, since it may check every route.
         let may_remove = LazyCell::new(|| self.may_remove(kind));
         let holds_members = LazyCell::new(|| self.holds_members());
         let is_aggregate = |name: &Arc<str>| {
@@ -224,14 +228,15 @@ impl Stream {
                     {
                         due.updates.push(Arc::clone(resource));
                     } else if may_update && repeat {
-                        // The client waits for it with its cluster, and routes wait for that. So it is sent the one that it
-                        // has; of one from an earlier stream nothing is left but the version.
+                        // The client waits for it with its cluster, and routes wait for the
+                        // cluster. So the client gets its present version again. Of a resource from
+                        // an earlier stream only the version is known.
                         let had = subscription.held().get(name).and_then(Held::resource);
                         due.updates.push(Arc::clone(had.unwrap_or(resource)));
                     }
                 }
                 None => match subscription.held().get(name).map(Held::version) {
-                    // The state of the world cannot say of these kinds that one is gone.
+                    // In these kinds the state of the world cannot express that a resource is gone.
                     _ if self.variant == Variant::StateOfTheWorld && !kind.full_state() => {
                         due.over.push(Arc::clone(name));
                     }
@@ -241,7 +246,7 @@ impl Stream {
                         due.over.push(Arc::clone(name));
                     }
                     Some(None) if !repeat => due.over.push(Arc::clone(name)),
-                    // Asked for by name and not there: the client waits to be told so.
+                    // Requested by name but missing: the client waits for that answer.
                     _ if repeat || subscription.names.contains(name) => {
                         due.removed.push(Arc::clone(name));
                     }
@@ -252,8 +257,9 @@ impl Stream {
         due
     }
 
-    /// With a cluster a client drops its endpoints and its interest in them. Not waiting to be told so matters where the
-    /// cluster comes back at once: endpoints acknowledged for the old one would let routes pass too early.
+    /// A client drops a cluster's endpoints, and its subscription to them, with the cluster. The
+    /// stream does not wait for the client's request. Otherwise, if the cluster comes back at once,
+    /// endpoints that were acknowledged for the old one would release routes too early.
     pub(super) fn forget_endpoints(&mut self, clusters: &[Arc<str>]) {
         let endpoints = &mut self.kinds[Kind::Endpoints.index()];
         for name in clusters {
@@ -265,8 +271,8 @@ impl Stream {
         }
     }
 
-    /// A cluster that changes is warmed anew, and Envoy does not ask again for endpoints that it has asked for: unless they
-    /// are sent again, it waits for them until its time-out of 15 s.
+    /// A changed cluster is warmed anew, but Envoy does not request its endpoints again. Unless
+    /// they are sent again, it waits for them until its time-out of 15 s.
     pub(super) fn repeat_endpoints(&mut self, clusters: &[Arc<str>]) {
         let endpoints = &mut self.kinds[Kind::Endpoints.index()];
         for name in clusters {

@@ -1,14 +1,15 @@
-//! Virtual hosts on demand: the virtual hosts of a client that asks for hosts.
+//! Virtual hosts on demand: the virtual hosts of a client that requests them by host.
 //!
-//! A client asks by *aliases*, `<route table>/<host>`, in which the host stands as in a request:
-//! with a port, in any case, and mostly not the name of a virtual host. It is sent the virtual host
-//! that takes the request.
+//! A client requests *aliases*, `<route table>/<host>`, with the host as in a request: with a port,
+//! in any case, and mostly not the name of a virtual host. It gets the virtual host that serves the
+//! request.
 //!
-//! With a wildcard it gets all more specific hosts: their requests would match the wildcard in its table, so it
-//! would never ask for them.
+//! With a wildcard it also gets all more specific hosts: their requests would match the wildcard in
+//! its table, so it would never request them.
 //!
-//! An alias that nothing goes by is answered and forgotten. Senders of requests make these up, so
-//! to remember them would be a way to fill memory; and Envoy asks again with the next request.
+//! An alias without a virtual host is answered and forgotten. Senders of requests can invent
+//! aliases, so remembering them would let senders fill the memory. Envoy requests an alias again
+//! with the next request.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,17 +22,17 @@ use crate::{
     view::View,
 };
 
-/// The longest host that there can be. One with thousands of labels would be looked for under as many wildcards.
+/// The longest possible host. A host with thousands of labels would cost as many wildcard look-ups.
 const HOST_BYTES_MAX: usize = 255;
 
-/// The hosts that a client asked for.
+/// The hosts that a client requested.
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
-    /// As the client spells them; all of them lead to a virtual host.
+    /// As the client spells them; each has a virtual host.
     asked: BTreeSet<Arc<str>>,
-    /// Not answered yet, by the virtual host to which they lead.
+    /// Not answered yet, by their virtual host.
     awaited: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
-    /// Not answered yet, and leading nowhere.
+    /// Not answered yet, and without a virtual host.
     pub(super) unresolved: BTreeSet<Arc<str>>,
 }
 
@@ -50,7 +51,7 @@ impl Hosts {
             .collect()
     }
 
-    /// Notes that a virtual host that was asked for cannot be sent.
+    /// Records that a requested virtual host cannot be sent.
     pub(super) fn failed(&mut self, name: &str) {
         let aliases = self.awaited.remove(name).unwrap_or_default();
         self.unresolved.extend(aliases);
@@ -58,7 +59,7 @@ impl Hosts {
 }
 
 impl Subscription {
-    /// Takes in the hosts that a client asks for and gives up.
+    /// Applies the hosts that a client subscribes to and unsubscribes from.
     pub(super) fn ask_for_hosts<'n>(
         &mut self,
         view: &View,
@@ -66,7 +67,7 @@ impl Subscription {
         unsubscribe: impl Iterator<Item = &'n str>,
     ) {
         let offered = view.of(Kind::VirtualHosts);
-        // "*" means everything for other kinds; here a client is served the hosts that it asks for.
+        // "*" means everything for other kinds; here a client only gets the hosts that it requests.
         for alias in subscribe.filter(|name| *name != "*") {
             let spelling = shared_name(view, Kind::VirtualHosts, alias);
             let Some(host) = resolve(alias, offered) else {
@@ -77,7 +78,7 @@ impl Subscription {
             self.hosts.asked.insert(Arc::clone(&spelling));
             let awaited = self.hosts.awaited.entry(Arc::clone(&name)).or_default();
             awaited.insert(spelling);
-            // A client that asks again for a host has forgotten it.
+            // A client that requests a host again has forgotten it.
             self.release(&name);
             self.pending.insert(Arc::clone(&name));
             if !self.names.insert(Arc::clone(&name)) {
@@ -101,8 +102,8 @@ impl Subscription {
         }
     }
 
-    /// Whether the client, which says that it has a virtual host from an earlier stream, need not be sent it. It need be where it
-    /// waits to hear of an alias.
+    /// Whether a virtual host that the client reports from an earlier stream need not be sent. It
+    /// must be sent if the client waits for the answer to an alias.
     pub(super) fn brings_host(&mut self, name: &Arc<str>) -> bool {
         let Some(aliases) = self.hosts.awaited.get(name) else {
             return !self.hosts.unresolved.contains(name);
@@ -114,7 +115,7 @@ impl Subscription {
         only_by_name
     }
 
-    /// Follows a change of the virtual hosts that there are.
+    /// Updates after a change of the offered virtual hosts.
     pub(super) fn review_hosts(&mut self, offered: &Resources) {
         self.hosts
             .asked
@@ -136,7 +137,8 @@ impl Subscription {
             }
         }
         let mut wanted = wanted(&self.hosts.asked, offered);
-        // The client uses the hosts that it has, though its aliases now lead to more specific ones.
+        // The client keeps using the hosts that it has, even if its aliases now match more specific
+        // ones.
         let held = self.names.iter().filter(|name| offered.contains_key(*name));
         wanted.extend(held.cloned());
         let fresh = wanted.difference(&self.names).cloned();
@@ -155,7 +157,7 @@ fn wanted(asked: &BTreeSet<Arc<str>>, offered: &Resources) -> BTreeSet<Arc<str>>
     wanted
 }
 
-/// The virtual host that takes the requests for the host in `alias`, as Envoy would choose it.
+/// The virtual host for requests to the host in `alias`, as Envoy would choose it.
 fn resolve<'r>(alias: &str, offered: &'r Resources) -> Option<&'r Arc<Resource>> {
     let (table, host) = alias.rsplit_once('/')?;
     let host = without_port(host).to_ascii_lowercase();
@@ -167,15 +169,15 @@ fn resolve<'r>(alias: &str, offered: &'r Resources) -> Option<&'r Arc<Resource>>
     candidates.find_map(|name| offered.get(name.as_str()))
 }
 
-/// The names that virtual hosts with wildcards have which take requests for `host`, most specific first.
+/// The possible names of virtual hosts with wildcards that match `host`, most specific first.
 fn wildcards(table: &str, host: &str) -> impl Iterator<Item = String> {
-    // The star stands for one character at least.
+    // The star matches at least one character.
     let dots = host.match_indices('.').filter(|(at, _)| *at > 0);
     let suffixes = dots.map(move |(at, _)| format!("{table}/*{}", &host[at..]));
     suffixes.chain([format!("{table}/*")])
 }
 
-/// The more specific virtual hosts below one with a wildcard.
+/// The more specific virtual hosts that a wildcard covers.
 fn covered<'r>(name: &str, offered: &'r Resources) -> impl Iterator<Item = &'r Arc<str>> {
     let wildcard = name.rsplit_once("/*");
     let names = wildcard.map(|_| offered.keys()).into_iter().flatten();

@@ -1,7 +1,8 @@
-//! A model of Envoy against the real stream state, with messages that take their time and a mesh that changes all the while.
+//! A model of Envoy against the real stream state, with delayed messages and a mesh that changes
+//! continuously.
 //!
-//! In any order the model never has a route to a cluster that it cannot use, but for one that it
-//! has refused. When things calm down it has exactly the present view, but for its refusals.
+//! In any order the model never has a route to a cluster that it cannot use, except one that it has
+//! rejected. When changes stop, it has exactly the current view, except for its rejections.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -16,15 +17,15 @@ const HOST: &str = "table/host";
 
 const CLUSTERS: [&str; 4] = ["a", "b", "c", "d"];
 
-/// The kinds that lead to clusters.
+/// The kinds that refer to clusters.
 const USERS: [Kind; 3] = [Kind::Routes, Kind::VirtualHosts, Kind::FilterConfig];
 
-/// With this content the client refuses the cluster.
+/// The client rejects a cluster with this content.
 const BAD_CLUSTER: u8 = 3;
-/// With this one its endpoints.
+/// The client rejects endpoints with this content.
 const BAD_ENDPOINTS: u8 = 4;
 
-/// Which clusters exist, with which content, and whether the routes use each.
+/// The existing clusters, with their contents, and whether the routes use them.
 type Mesh = [Option<(u8, bool)>; CLUSTERS.len()];
 
 fn view_of(mesh: &Mesh) -> Arc<View> {
@@ -68,7 +69,7 @@ enum ToServer {
     Nack(Kind, u64, Vec<String>),
 }
 
-/// The versions that the client refuses, by kind and name.
+/// The versions that the client rejects, by kind and name.
 type Bad = BTreeSet<(usize, String, Version)>;
 
 /// The state that Envoy would have.
@@ -77,9 +78,9 @@ struct Client {
     has: [BTreeMap<String, Version>; Kind::ALL.len()],
     inbox: VecDeque<Outgoing>,
     outbox: VecDeque<ToServer>,
-    /// Clusters and endpoints that were refused when they came last.
+    /// Clusters and endpoints whose last version was rejected.
     refused: BTreeSet<(usize, String)>,
-    /// Clusters that were refused when routes to them came.
+    /// Clusters that were rejected when routes to them arrived.
     excused: BTreeSet<String>,
 }
 
@@ -107,7 +108,8 @@ impl Client {
         self.has[kind.index()].contains_key(name)
     }
 
-    /// Takes the next response, as Envoy would; `tables` tells the clusters that a version of the routes uses.
+    /// Handles the next response like Envoy; `tables` lists the clusters that a version of the
+    /// routes uses.
     fn receive(&mut self, tables: &BTreeMap<Version, Vec<&'static str>>, bad: &Bad) {
         let Some(response) = self.inbox.pop_front() else {
             return;
@@ -127,7 +129,7 @@ impl Client {
             let left = kind == Kind::Endpoints && !of_a_cluster;
             assert!(
                 left || has == Some(&resource.version),
-                "renews what the client has not"
+                "renews a resource that the client does not have"
             );
         }
         let replaces = self.variant == Variant::StateOfTheWorld && kind.full_state();
@@ -147,7 +149,8 @@ impl Client {
                 continue;
             }
             self.refused.remove(&(kind.index(), name));
-            // Envoy has no use for the endpoints of a cluster that it does not have (any more), and acknowledges them.
+            // Envoy ignores the endpoints of a cluster that it does not have (any more), and
+            // acknowledges them.
             if kind == Kind::Endpoints && !self.has(Kind::Cluster, &resource.name) {
                 continue;
             }
@@ -359,7 +362,8 @@ fn play(first: Mesh, steps: Vec<Step>, delta: bool) {
             }
         }
     }
-    // Calm: everything under way arrives. Each round settles something, and there is little to settle.
+    // Changes stop, and all messages arrive. Each round settles something, and there is little to
+    // settle.
     for _ in 0..1_000 {
         if run.client.outbox.is_empty() && run.client.inbox.is_empty() {
             break;
@@ -367,7 +371,7 @@ fn play(first: Mesh, steps: Vec<Step>, delta: bool) {
         run.client.receive(&run.tables, &run.bad);
         run.deliver_to_server();
     }
-    // Of these it may have an earlier version, or none.
+    // It may have an earlier version of these, or none.
     let refused: Vec<&str> = (CLUSTERS.into_iter().zip(&last))
         .filter(|(_, cluster)| matches!(cluster, Some((BAD_CLUSTER | BAD_ENDPOINTS, _))))
         .map(|(name, _)| name)

@@ -41,7 +41,7 @@ impl Stream {
                 wants_all = true;
             } else {
                 let name = shared_name(view, kind, name);
-                // A client that asks again for a resource that it has is sent it again.
+                // A client that requests a resource again gets it again.
                 self.warmth.doubt(&name);
                 subscription.release(&name);
                 subscription.pending.insert(Arc::clone(&name));
@@ -58,7 +58,7 @@ impl Stream {
                 subscription.names = names;
             } else if let Some(name) = subscription.names.take(name) {
                 if subscription.wildcard {
-                    // Whether it has it for the one reason or the other, the client cannot know: it has to be told.
+                    // The client cannot know why it has the resource, so it must be notified.
                     subscription.say_again(&name);
                 } else {
                     self.warmth.doubt(&name);
@@ -68,7 +68,7 @@ impl Stream {
                 }
             }
         }
-        // The older way to say "*".
+        // The older form of "*".
         wants_all |= first && !subscription.named && kind.full_state();
         subscription.awaits_answer |= first && wants_all;
         for (name, version) in initial {
@@ -80,8 +80,8 @@ impl Stream {
         }
     }
 
-    /// State of the world: replaces the subscription. `version` is the one that the client claims
-    /// to have, empty for nothing.
+    /// State of the world: replaces the subscription. `version` is the client's claimed version,
+    /// empty without one.
     pub fn subscribe_sotw<'n>(
         &mut self,
         kind: Kind,
@@ -104,7 +104,8 @@ impl Stream {
         }
         subscription.release_unless(|name| all || wanted.contains(name));
         for name in fresh {
-            // The client may have forgotten a resource that it got while it had not asked for it.
+            // The client may have forgotten a resource that it got while it was not subscribed to
+            // it.
             if subscription.held().contains_key(&name) {
                 subscription.repeat.insert(Arc::clone(&name));
             }

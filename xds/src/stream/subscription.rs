@@ -1,4 +1,4 @@
-//! A client's resources and wishes of one kind.
+//! A client's resources and subscriptions of one kind.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use crate::{
     view::View,
 };
 
-/// The resource that the client has under a name.
+/// The client's resource under a name.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     pub(super) what: What,
@@ -20,11 +20,11 @@ pub(super) struct Held {
 
 #[derive(Clone, Debug)]
 pub(super) enum What {
-    /// It was told that there is no such resource.
+    /// The client knows that there is no such resource.
     Nothing,
-    /// It has that from an earlier stream.
+    /// A resource of an earlier stream, with its version.
     Known(Version),
-    /// This stream sent it.
+    /// A resource that this stream sent.
     Sent(Arc<Resource>),
 }
 
@@ -60,37 +60,38 @@ impl Held {
     }
 }
 
-/// A client's interest in one kind, and its resources of it.
+/// A client's subscription to one kind, and its resources of that kind.
 #[derive(Debug, Default)]
 pub(super) struct Subscription {
     pub(super) wildcard: bool,
     pub(super) names: BTreeSet<Arc<str>>,
     held: BTreeMap<Arc<str>, Held>,
-    /// Of all that is held.
+    /// The digest of all held resources.
     digest: Digest,
-    /// Not sent again while the version is this one.
+    /// By name, rejected versions. They are not sent again.
     pub(super) rejected: BTreeMap<Arc<str>, Version>,
-    /// The last refused version under a name, until another one is accepted: Envoy takes the same
-    /// bytes, sent again, for its present resource, acknowledges them, and does not apply them.
+    /// The last rejected version under a name, until another one is accepted. If Envoy gets the
+    /// same bytes again, it treats them as its present resource: it acknowledges them, but does not
+    /// apply them.
     pub(super) refused_last: BTreeMap<Arc<str>, (Version, Arc<str>)>,
-    /// The last refusal, until everything that was refused has changed, or is accepted.
+    /// The last rejection, until every rejected resource has changed, or is accepted.
     pub(super) refusal: Option<Refused>,
-    /// The names that may have to be sent or removed: a look for due ones considers no others. A
-    /// change costs only the names that it touches, and a slow client one set.
+    /// The names that may have to be sent or removed; only these are checked for due updates. A
+    /// change costs only the names that it touches, and a slow client costs one set.
     pub(super) pending: BTreeSet<Arc<str>>,
-    /// To be sent again, or said to be gone, although the client was told before.
+    /// To be sent again, or reported as gone again.
     pub(super) repeat: BTreeSet<Arc<str>>,
     pub(super) in_flight: Option<InFlight>,
     /// The nonce of the last response that was acknowledged or refused; 0 for none.
     pub(super) settled_nonce: u64,
-    /// The client has subscribed and waits for its first answer, be it empty.
+    /// The client has subscribed and waits for its first answer, even an empty one.
     pub(super) awaits_answer: bool,
     pub(super) subscribed: bool,
-    /// The client has named something, so that naming nothing no longer means everything.
+    /// The client has named a resource, so that naming none no longer means everything.
     pub(super) named: bool,
-    /// Of virtual hosts: by which names they were asked for. `names` are then their own.
+    /// For virtual hosts: the aliases that were requested. `names` are then the hosts' own.
     pub(super) hosts: Hosts,
-    /// The times to live of the client's resources are to be renewed.
+    /// The times to live of the client's resources have to be renewed.
     pub(super) renewal: bool,
 }
 
@@ -113,12 +114,12 @@ impl Subscription {
         &self.held
     }
 
-    /// The version of everything that is held.
+    /// The version of all held resources.
     pub(super) fn version(&self) -> Version {
         self.digest.version()
     }
 
-    /// The client has this now. Returns the one before.
+    /// The client has this resource now. Returns the previous one.
     pub(super) fn hold(&mut self, name: Arc<str>, held: Held) -> Option<Held> {
         self.digest = self.digest.plus(held.digest(&name));
         let before = self.held.insert(Arc::clone(&name), held);
@@ -128,7 +129,7 @@ impl Subscription {
         before
     }
 
-    /// The client says that it has this from an earlier stream.
+    /// The client reports this resource from an earlier stream.
     pub(super) fn bring(&mut self, name: Arc<str>, version: Version) {
         let held = Held {
             what: What::Known(version),
@@ -138,21 +139,21 @@ impl Subscription {
         self.hold(name, held);
     }
 
-    /// The client has nothing under this name any more, and nothing is known of it.
+    /// The client has no resource under this name any more, and nothing is known of it.
     pub(super) fn release(&mut self, name: &str) -> Option<Held> {
         let before = self.held.remove(name)?;
         self.digest = self.digest.minus(before.digest(name));
         Some(before)
     }
 
-    /// The resource that was sent under this name has arrived and is good.
+    /// The resource that was sent under this name was accepted.
     pub(super) fn accepted(&mut self, name: &str) {
         if let Some(held) = self.held.get_mut(name) {
             held.acked = true;
         }
     }
 
-    /// The refused resources are worth another try, though they have not changed.
+    /// Allows the rejected resources to be sent again, although they have not changed.
     pub(super) fn pardon(&mut self) {
         self.refused_last.clear();
         let refused = std::mem::take(&mut self.rejected);
@@ -168,7 +169,7 @@ impl Subscription {
         self.repeat.retain(|name| stays(name));
     }
 
-    /// Notes that the offers under these names have changed.
+    /// Records that the offered resources under these names have changed.
     pub(super) fn changed(&mut self, kind: Kind, names: &[Arc<str>], offered: &Resources) {
         for name in names {
             if self.wants(name) || self.held.contains_key(name) {
@@ -186,7 +187,7 @@ impl Subscription {
         }
     }
 
-    /// A resource that was refused last and is offered again is still refused.
+    /// A resource that was rejected last and is offered again is still rejected.
     fn refuse_again(&mut self, kind: Kind, name: &Arc<str>, offered: &Resources) {
         let Some((version, message)) = self.refused_last.get(name) else {
             return;
@@ -205,25 +206,25 @@ impl Subscription {
         }
     }
 
-    /// Notes that the client wants everything.
+    /// Records a wildcard subscription.
     pub(super) fn want_all(&mut self, offered: &Resources) {
         self.wildcard = true;
         let missing = offered.values().filter(|resource| !self.has(resource));
         let missing: Vec<Arc<str>> = missing.map(|resource| Arc::clone(&resource.name)).collect();
         self.pending.extend(missing);
-        // Resources from an earlier stream may be gone.
+        // Resources from an earlier stream may not exist any more.
         let gone = self.held.keys().filter(|name| !offered.contains_key(*name));
         self.pending.extend(gone.cloned().collect::<Vec<_>>());
     }
 
-    /// The next response of this kind has to say these, too.
+    /// The next response of this kind has to contain this name, too.
     pub(super) fn say_again(&mut self, name: &Arc<str>) {
         self.repeat.insert(Arc::clone(name));
         self.pending.insert(Arc::clone(name));
     }
 }
 
-/// The name as the view spells it, so that streams share it; else a new one.
+/// The name as stored in the view, so that streams share it; otherwise a new copy.
 pub(super) fn shared_name(view: &View, kind: crate::resource::Kind, name: &str) -> Arc<str> {
     let offered = view.of(kind).get(name);
     offered.map_or_else(|| Arc::from(name), |resource| Arc::clone(&resource.name))

@@ -1,5 +1,5 @@
-//! The protocol, rule by rule: `RULES.md` lists the rules with their tests. The invariants of many
-//! rules together are in [`super::model`].
+//! The protocol, rule by rule: `RULES.md` lists the rules with their tests. [`super::model`] checks
+//! invariants of many rules together.
 
 mod answers;
 mod hosts;
@@ -42,11 +42,11 @@ fn every_test_that_a_rule_names_is_there() {
     assert!(count > 30, "{count} tests");
 }
 
-/// A view from lines of `kind name content`; routes and filter need the clusters `needed`.
+/// A view from lines of `kind name content`; routes and filter require the clusters `needed`.
 pub(super) fn view(lines: &[(Kind, &str, &str)], needed: &[&str]) -> Arc<View> {
     let mut resources: [Resources; Kind::ALL.len()] = Default::default();
     for (kind, name, content) in lines {
-        // The kind of message does not matter to the protocol.
+        // The protocol does not depend on the type of message.
         let message = Cluster {
             name: (*name).to_owned(),
             alt_stat_name: (*content).to_owned(),

@@ -1,4 +1,4 @@
-//! One connection, with everything on it, as one task.
+//! One connection with all its streams, as one task.
 
 use std::{
     future::poll_fn,
@@ -27,15 +27,14 @@ use super::{
 
 /// How long a client may take to speak HTTP/2.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a client is asked for a sign of life. One that does not answer until the next time is
-/// gone, so that the stream of a proxy that vanished without a word is freed. One that has no
-/// stream by then is sent away.
+/// How often a client is pinged. A client that does not answer before the next ping is gone. So the
+/// stream of a proxy that vanished is freed. A connection without a stream by then is closed.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often streams and connection may wake each other before other connections have their turn.
 const TURNS_MAX: usize = 16;
-/// How many streams may be answered at once: all that are open, and as many that the client has
-/// broken off and that have not noticed.
+/// How many streams may be answered at once: all open ones, and as many that the client has reset
+/// but whose tasks have not noticed.
 const TASKS_MAX: usize = 2 * STREAMS_MAX;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -50,7 +49,7 @@ where
 {
     let activity = Arc::new(Activity::default());
     let io = Watched::new(io, Arc::clone(&activity));
-    // On the heap: the memory that only the handshake needs is not kept.
+    // Boxed: the memory that only the handshake needs is not kept.
     let served = match Box::pin(shake_hands(io)).await {
         Ok((connection, ping_pong)) => {
             let task_waker = Arc::new(TaskWaker::default());
@@ -82,7 +81,7 @@ where
     let handshake = http2::options().handshake(io);
     let handshake = timeout(HANDSHAKE_TIMEOUT, handshake).await;
     let mut connection = handshake.map_err(|_| Ended::Late)??;
-    // It can be taken once.
+    // Fails only if it was taken before.
     let ping_pong = connection.ping_pong().ok_or(Ended::Lifeless)?;
     Ok((connection, ping_pong))
 }
@@ -92,10 +91,10 @@ struct Served<Io, S: StreamService> {
     connection: Connection<Io>,
     ping_pong: PingPong,
     activity: Arc<Activity>,
-    /// The client was told that the connection ends.
+    /// The client was notified that the connection ends.
     is_leaving: bool,
-    /// One for each stream. There are a few at most, as a rule one, so that asking each of them
-    /// costs less than knowing which of them has something to do.
+    /// One for each stream. There are few, usually one, so polling each of them costs less than
+    /// tracking which of them is ready.
     tasks: Vec<Task>,
     tasks_waker: Arc<PartWaker>,
     connection_waker: Arc<PartWaker>,
@@ -138,7 +137,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin, S: StreamService> Served<Io, S> {
                 }
                 task_waker.begin_turn(context.waker());
             }
-            // Others have to have their turn as well.
+            // Other connections have to have their turn as well.
             task_waker.sleep();
             context.waker().wake_by_ref();
             Poll::Pending
@@ -154,13 +153,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin, S: StreamService> Served<Io, S> {
         }
     }
 
-    /// Ready when the connection is over.
+    /// Ready when the connection has ended.
     fn poll_connection(
         &mut self,
         mut alarm: Pin<&mut Sleep>,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), Ended>> {
-        // Ends with nothing more to do: then each of these has noted whom to wake.
+        // Ends when no part is ready: then each has stored its waker.
         loop {
             if self.activity.has_too_many_resets() {
                 self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
@@ -182,7 +181,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin, S: StreamService> Served<Io, S> {
         }
     }
 
-    /// Asks the client for a sign of life, and sends it away if it has no stream.
+    /// Pings the client, and closes the connection if it has no stream.
     fn tick(&mut self, context: &mut Context<'_>) -> Result<(), Ended> {
         let is_idle = self.tasks.is_empty();
         if !self.activity.tick() || (is_idle && self.is_leaving) {
@@ -192,8 +191,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin, S: StreamService> Served<Io, S> {
             self.is_leaving = true;
             self.connection.graceful_shutdown();
         } else {
-            // The answer to the last one makes way for the next. While it is under way, another one
-            // would say no more.
+            // The answer to the last ping makes room for the next one. While one is under way,
+            // another would be useless.
             let _ = self.ping_pong.poll_pong(context);
             let _ = self.ping_pong.send_ping(Ping::opaque());
         }
@@ -214,7 +213,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin, S: StreamService> Served<Io, S> {
     }
 }
 
-/// Why a connection ends that did not have to.
+/// Why the server ends a connection.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error("{0}")]
@@ -242,7 +241,7 @@ fn answer<S: StreamService>(
         Outgoing::begin(responder)
     } else {
         let status = Status::internal("a POST of content type application/grpc is expected");
-        // Where it fails the client is gone.
+        // Fails only if the client is gone.
         let _ = Outgoing::refuse(responder, &status);
         return std::future::ready(()).boxed();
     };

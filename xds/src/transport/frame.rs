@@ -4,7 +4,7 @@ use std::{collections::VecDeque, io::IoSlice};
 
 use bytes::{Buf, Bytes};
 
-/// Bytes in several pieces, which are written together and never copied.
+/// Bytes in several pieces, which are written together without being copied.
 #[derive(Debug, Default)]
 pub struct Pieces {
     /// None is empty.

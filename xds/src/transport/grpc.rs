@@ -12,19 +12,21 @@ use super::{
     partial_messages::{Budget, Unfinished},
 };
 
-/// A message is preceded by a byte that says whether it is compressed, and its length in four.
+/// Each message has a prefix: a byte that says whether it is compressed, and its length in four.
 pub(crate) const PREFIX_BYTES: usize = 5;
 
-/// The longest request. A proxy that comes back with a hundred thousand clusters names each of them twice.
+/// The longest request. A reconnecting proxy with a hundred thousand clusters names each of them
+/// twice.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// Cuts a stream of bytes into messages. Memory is taken for bytes that have come, never for those
-/// that a length promises.
+/// Splits a stream of bytes into messages. Memory is allocated for received bytes, never for a
+/// promised length.
 #[derive(Debug)]
 pub(crate) struct Messages {
-    /// As it arrived; empty where something waits in `partial`. Most messages come in one piece and are not copied.
+    /// As it arrived; empty while `partial` has bytes. Most messages arrive in one piece and are
+    /// not copied.
     whole: Bytes,
-    /// The beginning of a message of which there is more to come.
+    /// The beginning of an incomplete message.
     partial: BytesMut,
     message_bytes_max: usize,
 }
@@ -47,8 +49,7 @@ impl Messages {
         }
     }
 
-    /// The next message that is complete. Errors: the bytes are no message, or one that is too
-    /// long.
+    /// The next complete message. Fails if the bytes are no message, or one that is too long.
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, Status> {
         let in_pieces = !self.partial.is_empty();
         let waiting: &[u8] = if in_pieces {
@@ -67,7 +68,7 @@ impl Messages {
         self.partial.advance(PREFIX_BYTES);
         let message = self.partial.split_to(len).freeze();
         if self.partial.is_empty() {
-            // Not to keep the memory of a long message for as long as the stream lasts.
+            // So that the memory of a long message is not kept for the life of the stream.
             self.partial = BytesMut::new();
         }
         Ok(Some(message))
@@ -78,7 +79,7 @@ impl Messages {
         self.partial.len()
     }
 
-    /// The length of the message that `waiting` begins with; none if it is not complete.
+    /// The length of the message at the start of `waiting`; none if it is not complete.
     fn message_len(&self, waiting: &[u8]) -> Result<Option<usize>, Status> {
         let Some((prefix, rest)) = waiting.split_first_chunk::<PREFIX_BYTES>() else {
             return Ok(None);
@@ -86,7 +87,7 @@ impl Messages {
         let [compressed, len @ ..] = *prefix;
         if compressed != 0 {
             return Err(Status::unimplemented(
-                "compressed messages are not understood: switch compression off for this cluster",
+                "compressed messages are not supported: switch compression off for this cluster",
             ));
         }
         let len = u32::from_be_bytes(len) as usize;
@@ -99,7 +100,7 @@ impl Messages {
         Ok((len <= rest.len()).then_some(len))
     }
 
-    /// Keeps the beginning of a message, and lets go of the larger buffer that it came in.
+    /// Keeps the beginning of a message, and frees the larger buffer that it arrived in.
     fn stash(&mut self) {
         self.partial.extend_from_slice(&self.whole);
         self.whole = Bytes::new();
@@ -122,13 +123,13 @@ impl Incoming {
         }
     }
 
-    /// The next message; none where the client has said all, or is gone. Nothing is lost if it is given up meanwhile.
+    /// The next message; none after the end, or if the client is gone. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Status>> {
-        // Ends with the data that has arrived.
+        // Ends with the received data.
         loop {
             let next = self.messages.next()?;
             self.unfinished.follow(self.messages.waiting())?;
@@ -150,21 +151,21 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// Begins to answer.
+    /// Begins the response.
     pub(crate) fn begin(mut responder: Responder) -> Result<Outgoing, Gone> {
         responder.begin(head())?;
         Ok(Outgoing { responder })
     }
 
-    /// Answers with an error alone.
+    /// Responds with an error only.
     pub(crate) fn refuse(responder: Responder, status: &Status) -> Result<(), Gone> {
         let mut head = head();
         head.headers_mut().extend(trailers(status));
         responder.respond(head)
     }
 
-    /// Hands a message over. It waits with the connection until the client takes it, so the sender
-    /// bounds how many there may be.
+    /// Hands over a message. The connection holds it until the client reads it, so the sender
+    /// bounds the number of messages.
     pub(crate) fn send(&mut self, message: Pieces) -> Result<(), Gone> {
         self.responder.send(message)
     }
@@ -192,8 +193,8 @@ fn trailers(status: &Status) -> HeaderMap {
     trailers
 }
 
-/// Escapes the bytes that a header cannot hold, and no more: Envoy's log shows the message as it
-/// is.
+/// Escapes only the bytes that a header cannot hold, so that Envoy's log shows the message
+/// unchanged.
 fn escaped(message: &str) -> String {
     let escape = |byte: u8| match byte {
         b'%' | ..b' ' | 0x7f.. => format!("%{byte:02X}"),

@@ -20,15 +20,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Pieces;
 
-/// How many streams a client may have open on a connection. A proxy has one for each kind of
-/// resource at most, and a few.
+/// How many streams a client may have open on a connection. A proxy has at most one for each kind
+/// of resource, and a few more.
 pub(super) const STREAMS_MAX: usize = 100;
-/// The longest list of fields that a request may have, as HPACK counts it.
+/// The longest header list of a request, by HPACK's count.
 const LIST_BYTES_MAX: u32 = 16 * 1024;
 /// How much a client may send before it is read, on a stream and on all streams of a connection
 /// together.
 const WINDOW_BYTES: u32 = 256 * 1024;
-/// How many streams a client may break off, or open in vain, between two ticks.
+/// How many streams a client may reset, or open in vain, between two ticks.
 pub(super) const RESETS_MAX: u32 = 1000;
 
 /// How much is read from a client before other connections have their turn.
@@ -45,7 +45,7 @@ pub(super) fn options() -> Builder {
         .max_header_list_size(LIST_BYTES_MAX)
         .initial_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
-        // The most memory for the books of small frames beside their bytes.
+        // The most memory for the accounting of small frames, besides their bytes.
         .data_frame_budget(WINDOW_BYTES as usize);
     options
 }
@@ -59,12 +59,12 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    /// Other connections had their turn.
+    /// Begins a turn, after other connections had theirs.
     pub(super) fn begin_turn(&self) {
         self.turn_bytes.store(0, Relaxed);
     }
 
-    /// Begins a new period. Returns whether the client sent anything in the one before.
+    /// Begins a new period. Returns whether the client sent anything in the previous one.
     pub(super) fn tick(&self) -> bool {
         self.resets.store(0, Relaxed);
         self.has_sent.swap(false, Relaxed)
@@ -79,7 +79,7 @@ impl Activity {
     }
 }
 
-/// A socket that notes every arrival of bytes. The answer to a PING is not enough for a sign of
+/// A socket that records every arrival of bytes. The answer to a PING does not suffice as a sign of
 /// life: it waits behind everything that the client has not read yet.
 pub(super) struct Watched<Io> {
     io: Io,
@@ -143,7 +143,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
     }
 }
 
-/// The client has broken the stream off, or the connection is no more.
+/// The client has reset the stream, or the connection has ended.
 #[derive(Debug)]
 pub struct Gone;
 
@@ -153,7 +153,7 @@ impl From<h2::Error> for Gone {
     }
 }
 
-/// The client's half of a stream. Once it is dropped, the rest is thrown away.
+/// The client's half of a stream. Once it is dropped, further data is discarded.
 pub(crate) struct Received {
     stream: RecvStream,
 }
@@ -170,15 +170,15 @@ impl Received {
     ) -> Poll<Option<Result<Bytes, Gone>>> {
         let data = ready!(self.stream.poll_data(context));
         if let Some(Ok(data)) = &data {
-            // It fails only where the stream is over, which the next turn finds.
+            // Fails only if the stream has ended, which the next turn detects.
             let _ = self.stream.flow_control().release_capacity(data.len());
         }
         Poll::Ready(data.map(|data| Ok(data?)))
     }
 }
 
-/// The server's half of a stream. If it is dropped before the answer has ended, the stream is
-/// broken off.
+/// The server's half of a stream. If it is dropped before the response has ended, the stream is
+/// reset.
 pub(crate) struct Responder {
     half: Half,
     activity: Arc<Activity>,
@@ -197,7 +197,7 @@ impl Responder {
         }
     }
 
-    /// Begins to answer.
+    /// Begins the response.
     pub(crate) fn begin(&mut self, response: Response<()>) -> Result<(), Gone> {
         let Half::Head(head) = &mut self.half else {
             return Err(Gone);
@@ -206,7 +206,7 @@ impl Responder {
         Ok(())
     }
 
-    /// Answers with a head alone.
+    /// Responds with headers only.
     pub(crate) fn respond(mut self, response: Response<()>) -> Result<(), Gone> {
         if let Half::Head(head) = &mut self.half {
             head.send_response(response, true)?;
@@ -221,13 +221,12 @@ impl Responder {
         }
     }
 
-    /// Hands data over. It waits until the client takes it, so the caller bounds how much there may
-    /// be.
+    /// Hands over data. It waits until the client reads it, so the caller bounds the amount.
     pub(crate) fn send(&mut self, data: Pieces) -> Result<(), Gone> {
         Ok(self.body()?.send_data(data, false)?)
     }
 
-    /// Ready when the client takes more: how much of the `wanted` bytes.
+    /// Ready when the client accepts more: how much of the `wanted` bytes.
     pub(crate) fn poll_room(
         &mut self,
         wanted: usize,
@@ -235,7 +234,7 @@ impl Responder {
     ) -> Poll<Result<usize, Gone>> {
         let body = self.body()?;
         body.reserve_capacity(wanted);
-        // `poll_capacity` tells of each increase once.
+        // `poll_capacity` reports each increase only once.
         let room = match body.capacity() {
             0 => ready!(body.poll_capacity(context)).ok_or(Gone)??,
             room => room,
@@ -255,7 +254,7 @@ impl Responder {
         }
     }
 
-    /// Ends the answer, after the messages that wait.
+    /// Ends the response, after the waiting messages.
     pub(crate) fn finish(mut self, trailers: Option<HeaderMap>) -> Result<(), Gone> {
         let body = self.body()?;
         match trailers.filter(|trailers| !trailers.is_empty()) {
@@ -269,8 +268,8 @@ impl Responder {
 impl Drop for Responder {
     fn drop(&mut self) {
         let mut context = Context::from_waker(Waker::noop());
-        // However the answer ended: by now the client, or an error of its own, has broken the
-        // stream off.
+        // However the response ended: by now the client, or an error of its own, has reset the
+        // stream.
         if let Poll::Ready(Ok(_)) = self.poll_reset(&mut context) {
             self.activity.count_reset();
         }

@@ -1,22 +1,22 @@
-//! gRPC on HTTP/2, for thousands of streams that all hear of each change.
+//! gRPC on HTTP/2, for thousands of streams that all receive each change.
 //!
-//! Discovery streams are served on `h2` itself: a connection and all its streams are one task, which writes
-//! shared bytes without copying them. With tonic each stream would have tasks of its own, a queue between
-//! them, and a buffer in which every response is encoded anew. All other services are tonic's, on the same
-//! connections.
+//! Discovery streams are served on `h2` itself: a connection and all its streams are one task,
+//! which writes shared bytes without copying them. With tonic each stream would have its own tasks,
+//! a queue between them, and a buffer in which every response is encoded anew. All other services
+//! use tonic, on the same connections.
 //!
-//! Clients need not behave. The costs of one client are bounded:
+//! Clients are not trusted. The costs of one client are bounded:
 //!
 //! | of | at most |
 //! | --- | --- |
 //! | streams of a connection | 100; a connection without a stream ends within a minute |
-//! | streams that a client breaks off | 1,000 in 30 seconds (rapid reset) |
-//! | answers under way on a connection | 200 |
-//! | a request | 32 MiB; 60 seconds for one that has begun |
-//! | requests that are incomplete, of all clients | 256 MiB for those below 1 MiB, as much for longer ones; one without room is rejected |
-//! | a client that says nothing | 10 seconds for HTTP/2 and for the first request, 60 seconds for a sign of life |
+//! | streams that a client resets | 1,000 in 30 seconds (rapid reset) |
+//! | responses under way on a connection | 200 |
+//! | a request | 32 MiB; 60 seconds once it has begun |
+//! | incomplete requests of all clients | 256 MiB for those below 1 MiB, as much for longer ones; a request that exceeds it is rejected |
+//! | a silent client | 10 seconds for HTTP/2 and for the first request, 60 seconds for a sign of life |
 //!
-//! `transport/tests/frames.rs` lists the attacks that are known by name, each with its test.
+//! `transport/tests/frames.rs` lists the known attacks, each with its test.
 
 mod connection;
 mod frame;
@@ -44,7 +44,7 @@ use partial_messages::Budget;
 
 /// A gRPC service whose streams are a part of their connection's task.
 pub trait StreamService: Send + Sync + 'static {
-    /// One of its methods.
+    /// A method of the service.
     type Method;
     /// The other end of a connection. tonic's services find it in the extensions of a request.
     type Peer: Clone + Send + Sync + 'static;
@@ -64,7 +64,7 @@ pub trait StreamService: Send + Sync + 'static {
 
 /// The services of a port.
 pub struct Services<S> {
-    /// Served on HTTP/2 itself.
+    /// Served on HTTP/2 directly.
     pub streams: S,
     /// Served by tonic.
     pub others: Routes,
@@ -72,7 +72,7 @@ pub struct Services<S> {
 }
 
 impl<S: StreamService> Services<S> {
-    /// `streams`, and beside them `others`.
+    /// Serves `streams` and `others`.
     pub fn new(streams: S, others: Routes) -> Services<S> {
         Services {
             streams,
@@ -91,7 +91,7 @@ where
     connection::serve(io, peer, services).await;
 }
 
-/// Accepts connections in plain text, and serves each in a task of its own, until it is dropped. For a port
+/// Accepts plaintext connections, and serves each in its own task, until it is dropped. For a port
 /// that strangers reach, accept connections yourself, with TLS and a limit, and [`serve`] them.
 ///
 /// # Errors
@@ -104,7 +104,7 @@ where
     let services = Arc::new(services);
     loop {
         let (tcp, _) = listener.accept().await?;
-        // It only delays small messages; that it cannot be had is no reason to refuse a client.
+        // Without it small messages are only delayed: that is no reason to reject a client.
         let _ = tcp.set_nodelay(true);
         tokio::spawn(serve(tcp, (), Arc::clone(&services)));
     }

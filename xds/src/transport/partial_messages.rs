@@ -1,7 +1,7 @@
-//! Long messages that have begun and are not complete: how much they may take together, and for how long.
+//! Bounds the size and duration of long incomplete messages.
 //!
-//! A message may have megabytes, a client many streams, and there are thousands of clients. One that sends all but the end of
-//! its messages must not take the memory of all others.
+//! A message may have megabytes, a client many streams, and there are thousands of clients. A
+//! client that withholds the end of its messages must not use up the memory of all others.
 
 use std::{
     pin::Pin,
@@ -16,16 +16,16 @@ use std::{
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-/// The bytes that all of them may take together, those that are very long and the others.
+/// The most bytes of all of them, separately for very long ones and for the others.
 const BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Beginnings up to this length are not counted.
+/// Shorter beginnings are not counted.
 const SHORT_BYTES_MAX: usize = 4 * 1024;
-/// Longer ones have their own room, so that a few of them are not in the way of all others.
+/// Longer ones have their own budget, so that a few of them do not block all others.
 const LONG_BYTES_MIN: usize = 1024 * 1024;
-/// How long one may take.
+/// How long a message may take.
 const TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Their shared budget. Cheap to clone: all clones are one.
+/// The shared budget. Cheap to clone: clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct Budget {
     taken: Arc<Taken>,
@@ -53,7 +53,8 @@ impl Unfinished {
         }
     }
 
-    /// So many bytes wait for the rest of their message. Errors: there is no room for them.
+    /// Records that this many bytes wait for the rest of their message. Fails without room for
+    /// them.
     pub(crate) fn follow(&mut self, waiting: usize) -> Result<(), Status> {
         let bytes = match waiting {
             ..=SHORT_BYTES_MAX => 0,
@@ -70,12 +71,12 @@ impl Unfinished {
                 });
         grown.map_err(|_| {
             Status::resource_exhausted(
-                "other clients have so many long requests under way that there is no room for this one: try again in a minute",
+                "there is no room for this request: other clients have too many long requests under way; retry in a minute",
             )
         })?;
         let before = self.budget.part(self.bytes);
         before.fetch_sub(self.bytes, Ordering::Relaxed);
-        // Where it was more before, that message has ended, and this is another one.
+        // With fewer bytes than before, the previous message has ended, and this is another one.
         if bytes < self.bytes || self.bytes == 0 {
             self.deadline = (bytes > 0).then(|| Box::pin(sleep(TIME_MAX)));
         }
@@ -83,7 +84,7 @@ impl Unfinished {
         Ok(())
     }
 
-    /// Ready when it takes too long.
+    /// Ready when the message takes too long.
     pub(crate) fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Status> {
         match &mut self.deadline {
             Some(deadline) => {
@@ -96,7 +97,7 @@ impl Unfinished {
 }
 
 impl Budget {
-    /// The bytes that messages of this length have taken.
+    /// The bytes in use by messages of this length class.
     fn part(&self, bytes: usize) -> &AtomicUsize {
         match bytes {
             LONG_BYTES_MIN.. => &self.taken.long,

@@ -1,4 +1,4 @@
-//! Clients that do not behave, on a virtual clock: time passes where all tasks are idle.
+//! Misbehaving clients, on a virtual clock: time passes while all tasks are idle.
 
 mod frames;
 mod in_doubt;
@@ -39,7 +39,7 @@ impl Server {
         Server::with(Some(Arc::new(view)), Routes::default())
     }
 
-    /// Before the first snapshot: a stream that was introduced is not read.
+    /// Before the first snapshot: a stream is not read after its first request.
     fn without_snapshot() -> Server {
         Server::with(None, Routes::default())
     }
@@ -119,7 +119,7 @@ fn hello(type_url: &str) -> DiscoveryRequest {
     }
 }
 
-/// The gRPC status with which a stream ends, after all its messages.
+/// The final gRPC status of a stream, after all its messages.
 async fn status(response: Response<h2::RecvStream>) -> String {
     let (head, mut body) = response.into_parts();
     if let Some(status) = head.headers.get("grpc-status") {
@@ -132,7 +132,7 @@ async fn status(response: Response<h2::RecvStream>) -> String {
     trailers["grpc-status"].to_str().expect("text").to_owned()
 }
 
-/// The end of a stream on which `first` is sent.
+/// The final status of a stream on which `first` is sent.
 async fn answer_to(url: &str, first: Bytes) -> String {
     let server = Server::new();
     let (mut client, _) = server.client().await;
@@ -158,7 +158,7 @@ async fn handshake_timeout_ends_a_connection_that_drips_bytes() {
     let (mut client, serving) = server.connect();
     let began = Instant::now();
     for byte in b"PRI * HTTP/2.0\r\n" {
-        // It fails once the server has had enough.
+        // Fails once the server has closed the connection.
         if client.write_all(&[*byte]).await.is_err() {
             break;
         }
@@ -212,7 +212,7 @@ async fn keepalive_ends_the_connection_of_a_client_that_vanished() {
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             _ = &mut connection => {}
-            // It stays open, and is not read.
+            // The stream stays open, and is not read.
             () = told.notified() => std::future::pending().await,
         }
     });
@@ -222,7 +222,7 @@ async fn keepalive_ends_the_connection_of_a_client_that_vanished() {
         .expect("sent");
     let _body = response.await.expect("an answer");
     assert_eq!(server.clients.count(), 1);
-    // While it answers pings it may be silent for as long as it likes.
+    // While it answers pings it may be silent forever.
     let minutes = Duration::from_secs(600);
     tokio::time::sleep(minutes).await;
     assert_eq!(server.clients.count(), 1);
@@ -271,8 +271,8 @@ async fn concurrent_streams_of_a_connection_are_bounded() {
         let first = framed(&hello(Kind::Cluster.type_url()));
         stream.send_data(first, false).expect("sent");
         open.push((response, stream));
-        // The client holds back data that the server would refuse, so it may be a while; then the
-        // rest stays where it is.
+        // The client holds back data that the server would reject, so it may take a while; then the
+        // rest stays unsent.
         if timeout(
             Duration::from_secs(1),
             futures::future::poll_fn(|context| client.poll_ready(context)),
@@ -287,7 +287,7 @@ async fn concurrent_streams_of_a_connection_are_bounded() {
     assert_eq!(server.clients.count(), http2::STREAMS_MAX);
 }
 
-/// Far more than any window has room for.
+/// Far more than any window holds.
 #[tokio::test(start_paused = true)]
 async fn tonic_services_take_long_requests_and_give_long_answers() {
     let server = Server::echoing();
@@ -323,7 +323,7 @@ async fn finished_streams_leave_nothing_behind() {
         let status = status(response.await.expect("an answer")).await;
         assert_eq!(status, unimplemented);
     }
-    // A client without a stream is sent away.
+    // A client without a stream is disconnected.
     timeout(Duration::from_secs(60), serving)
         .await
         .expect("no stream is left")
@@ -360,7 +360,7 @@ async fn partial_message_timeout_ends_the_stream() {
     let first = framed(&hello(Kind::Cluster.type_url()));
     requests.send_data(first, false).expect("sent");
     let began = Instant::now();
-    // A megabyte is promised, a tenth of it comes.
+    // A megabyte is promised, and a tenth of it arrives.
     let mut begun = vec![0; 100_000];
     begun[..5].copy_from_slice(&[0, 0, 0x10, 0, 0]);
     requests.send_data(begun.into(), false).expect("sent");

@@ -1,4 +1,4 @@
-//! tonic's services on our connections.
+//! tonic's services on this module's connections.
 
 use std::{
     convert::Infallible,
@@ -21,10 +21,10 @@ use super::{
     partial_messages::{Budget, Unfinished},
 };
 
-/// The most that waits for a client that does not take it.
+/// The most data that waits for a client to read it.
 const QUEUE_BYTES_MAX: usize = 64 * 1024;
 
-/// Answers a request as `routes` say.
+/// Answers a request by `routes`.
 pub(super) async fn call(
     mut routes: Routes,
     request: Request<Received>,
@@ -49,7 +49,7 @@ pub(super) async fn call(
     };
     let (head, body) = response.into_parts();
     let head = http::Response::from_parts(head, ());
-    // Where anything fails from here on the client is gone.
+    // From here on only a disconnected client makes this fail.
     let _ = if body.is_end_stream() {
         responder.respond(head)
     } else {
@@ -57,7 +57,7 @@ pub(super) async fn call(
     };
 }
 
-/// The outcome of `work`; none if the client leaves before.
+/// The outcome of `work`; none if the client disconnects before.
 async fn unless_gone<T>(responder: &mut Responder, work: impl Future<Output = T>) -> Option<T> {
     let gone = pin!(poll_fn(|context| responder.poll_gone(context)));
     match select(gone, pin!(work)).await {
@@ -77,7 +77,7 @@ async fn respond(
         let frame = unless_gone(&mut responder, body.frame()).await;
         match frame.ok_or(Gone)? {
             None => return responder.finish(None),
-            // tonic tells of failures in the trailers.
+            // tonic reports failures in the trailers.
             Some(Err(_)) => return Err(Gone),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => send(&mut responder, data).await?,
@@ -87,7 +87,7 @@ async fn respond(
     }
 }
 
-/// Hands data over as the client takes it. Nothing more is made meanwhile, since that may be much.
+/// Hands over data as the client reads it. No more data is produced meanwhile, to bound it.
 async fn send(responder: &mut Responder, mut data: Bytes) -> Result<(), Gone> {
     while !data.is_empty() {
         let wanted = data.len().min(QUEUE_BYTES_MAX);
@@ -104,16 +104,16 @@ struct RequestBody {
     unfinished: Unfinished,
 }
 
-/// How far a message has come that tonic puts together.
+/// How much of a message has arrived that tonic assembles.
 #[derive(Default)]
 struct Outline {
     prefix: [u8; PREFIX_BYTES],
-    /// How many bytes of it have come, with the prefix.
+    /// How many of its bytes have arrived, including the prefix.
     come: usize,
 }
 
 impl Outline {
-    /// Follows the bytes that come; gives how many of them wait for the rest of their message.
+    /// Follows the arriving bytes; returns how many of them wait for the rest of their message.
     fn follow(&mut self, mut data: &[u8]) -> usize {
         while !data.is_empty() {
             if let Some(missing) = self.prefix.get_mut(self.come..) {

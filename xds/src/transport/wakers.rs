@@ -1,8 +1,8 @@
-//! Wakers that tell which future has to be polled.
+//! Wakers that show which future has to be polled.
 //!
 //! A connection and its streams wake each other all the time: a stream that sends wakes the
-//! connection to write, and the connection wakes the streams that it has read something for. With
-//! the task's own waker each of these would poll everything once more.
+//! connection to write, and the connection wakes the streams whose data it has read. With the
+//! task's own waker each wake-up would poll all of them again.
 
 use std::{
     sync::{
@@ -24,19 +24,19 @@ pub(super) struct PartWaker {
 /// The waker of the whole task, shared by its parts.
 #[derive(Default)]
 pub(super) struct TaskWaker {
-    /// The task is awake, and asks its parts before it sleeps.
+    /// The task is awake, and checks its parts before it sleeps.
     awake: AtomicBool,
     task: AtomicWaker,
 }
 
 impl TaskWaker {
-    /// The task is awake from now on, and is woken by `waker` when it sleeps.
+    /// The task is awake from now on; `waker` wakes it when it sleeps.
     pub(super) fn begin_turn(&self, waker: &Waker) {
         self.task.register(waker);
         self.awake.store(true, SeqCst);
     }
 
-    /// From now on a part wakes the task. The caller asks the parts once more afterwards: one may
+    /// From now on a part wakes the task. The caller checks the parts once more afterwards: one may
     /// have been woken just before.
     pub(super) fn sleep(&self) {
         self.awake.store(false, SeqCst);
@@ -44,7 +44,7 @@ impl TaskWaker {
 }
 
 impl PartWaker {
-    /// A part that is woken: its future has not been polled yet.
+    /// A part that is woken initially: its future has not been polled yet.
     pub(super) fn of(task_waker: &Arc<TaskWaker>) -> Arc<PartWaker> {
         Arc::new(PartWaker {
             woken: AtomicBool::new(true),
@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
 
-    /// Parts that others ring at any moment are never missed: a task that counts to the number of rings comes to its end.
+    /// Wake-ups of parts are never missed: a task that counts all of them terminates.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_ring_is_lost() {
         const RINGS: usize = 20_000;
@@ -97,8 +97,8 @@ mod tests {
         let mut heard = 0;
         let hearing = std::future::poll_fn(|context| {
             task_waker.begin_turn(context.waker());
-            // Bounded as where it is used: once a task has had its share of time, each of its
-            // questions has it ring again.
+            // Bounded as in production: once a task has used its share of time, each poll wakes it
+            // again.
             for _ in 0..16 {
                 if part.take() {
                     let mut inner = std::task::Context::from_waker(&waker);

@@ -23,13 +23,13 @@ const EVERY: Duration = Duration::from_millis(25);
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How many names a registrar uses, so that the store does not fill with them.
 const NAMES: u64 = 8;
-/// The most examples of believed attacks that are kept.
+/// The most examples of successful attacks that are kept.
 const EXAMPLES_MAX: usize = 5;
 
-/// A name for writes that no gateway of [`ZONES`] has.
+/// A name for writes that no gateway of [`ZONES`] uses.
 const ATTACKER: u8 = ZONES.len() as u8;
 
-/// Attacks that go on until this is dropped.
+/// Attacks that run until this is dropped.
 pub(crate) struct Attacks {
     seen: Arc<Seen>,
     task: JoinHandle<()>,
@@ -43,24 +43,24 @@ struct Seen {
     admitted: AtomicUsize,
     claims: AtomicUsize,
     refused_claims: AtomicUsize,
-    /// Attacks that reached an instance and should not have.
+    /// Attacks that reached an instance but should not have.
     believed: AtomicUsize,
     examples: Mutex<Vec<String>>,
 }
 
-/// The choice of an attacker's next step.
+/// The state for choosing an attacker's next step.
 struct Attacker {
     client: Client,
     stolen: Keys,
     dice: Dice,
     count: u64,
-    /// The last write with a good signature.
+    /// The last write with a valid signature.
     recorded: Option<Request>,
     seen: Arc<Seen>,
 }
 
 impl Attacks {
-    /// Begins them, in the hub.
+    /// Begins the attacks, in the hub.
     pub(crate) fn begin(seed: u64) -> anyhow::Result<Attacks> {
         let seen = Arc::new(Seen::default());
         let mut attacker = Attacker {
@@ -88,7 +88,7 @@ impl Attacks {
         self.seen.believed.load(Relaxed)
     }
 
-    /// How many requests and records were sent.
+    /// The number of requests and records sent.
     pub(crate) fn sent(&self) -> usize {
         let Seen {
             spoofed,
@@ -114,7 +114,7 @@ impl fmt::Display for Attacks {
         let count = |count: &AtomicUsize| count.load(Relaxed);
         write!(
             out,
-            "attacks: {} requests with spoofed headers, {} writes signed with a stolen secret and {} replays, of which {} were admitted as ordinary writes; {} claims of other zones' instances, {} refused; {} believed",
+            "attacks: {} requests with spoofed headers, {} writes signed with a stolen secret and {} replays, of which {} were admitted as ordinary writes; {} claims of other zones' instances, {} rejected; {} successful",
             count(&seen.spoofed),
             count(&seen.stolen),
             count(&seen.replayed),
@@ -131,7 +131,7 @@ impl fmt::Display for Attacks {
 }
 
 impl Attacker {
-    /// Sends the next attack; its answer is looked at when it comes.
+    /// Sends the next attack; its response is checked when it arrives.
     fn attack(&mut self) {
         self.count += 1;
         let zones = ZONES.len() as u64;
@@ -152,8 +152,8 @@ impl Attacker {
                 self.send(zone, write, |seen| &seen.stolen);
             }
             _ => {
-                // Of another gateway's write, while its signature counts, with an id of its own so
-                // that the judge can tell.
+                // Replays another gateway's write, while its signature is valid, with its own id so
+                // that the judge can distinguish it.
                 let Some(recorded) = &self.recorded else {
                     return;
                 };
@@ -171,8 +171,8 @@ impl Attacker {
         witness::write(ATTACKER, self.count, cell, 0)
     }
 
-    /// A write that claims to come from another zone's gateway, by an epoch that this one cannot
-    /// know.
+    /// A write that claims to come from another zone's gateway, with an epoch that the receiver
+    /// cannot know.
     fn signed(&mut self, zone: u8) -> Request {
         let cell = self.dice.between(0, CELLS.len() as u64) as usize;
         let write = witness::write(ATTACKER, self.count, cell, 0);
@@ -189,7 +189,7 @@ impl Attacker {
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_us = now.unwrap_or_default().as_micros();
-        // Good for half a million years.
+        // Overflows after half a million years.
         let signature = self.stolen.sign(&claim, (now_us as u64) / BUCKET_US);
         let write = write.header(FORWARDED, signature);
         write.header(PRESENTED_EPOCH, epoch.to_string())
@@ -199,7 +199,7 @@ impl Attacker {
         kind(&self.seen).fetch_add(1, Relaxed);
         let (client, seen) = (self.client.clone(), Arc::clone(&self.seen));
         tokio::spawn(async move {
-            // A gateway that is down or hangs does not answer an attacker either.
+            // A gateway that is down or hangs does not respond to an attacker either.
             if let Ok(Ok(reply)) = timeout(DEADLINE, client.send(gateway(zone), &request)).await {
                 seen.look(&request, &reply);
             }
@@ -230,7 +230,7 @@ impl Attacker {
 }
 
 impl Seen {
-    /// Looks at the headers that the instance received.
+    /// Checks the headers that the instance received.
     fn look(&self, request: &Request, reply: &Reply) {
         let Ok(echo) = reply.echo() else {
             return;
@@ -245,7 +245,7 @@ impl Seen {
         for (name, value) in &echo.headers {
             let between_zones = [FORWARDED, PRESENTED_EPOCH].contains(&name.as_str());
             let epoch: Option<u64> = (name == EPOCH).then(|| value.parse().ok()).flatten();
-            // A restored store counts on from the wall clock, in milliseconds: far below.
+            // A restored store continues from the wall clock, in milliseconds: far below.
             let far = epoch.is_some_and(|epoch| epoch > EPOCH_MAX / 2);
             if spoofed(name, value) || between_zones || far {
                 self.believed.fetch_add(1, Relaxed);
@@ -258,7 +258,7 @@ impl Seen {
     }
 }
 
-/// Stands in every header that is made up.
+/// The value of every forged header.
 const SPOOFED: &str = "18446744073709551615";
 
 fn spoof(request: Request) -> Request {

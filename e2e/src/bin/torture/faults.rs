@@ -1,4 +1,4 @@
-//! Faults that can happen to three zones.
+//! The faults of three zones.
 
 use std::fmt;
 
@@ -8,9 +8,9 @@ use e2e::dice::Dice;
 use e2e::stage::name;
 use e2e::stage::witness::CELLS;
 
-/// Seconds that a wall clock is stepped by at most.
+/// The most seconds by which a wall clock is stepped.
 const STEP_MAX_S: u64 = 7_200;
-/// How many of ten faults are only short: shorter than any session lives.
+/// How many of ten faults are short: shorter than any session lives.
 const SHORT_IN_TEN: u64 = 3;
 
 /// A kind of fault.
@@ -26,28 +26,28 @@ pub(crate) enum Kind {
     LosePair,
     /// kill -9 of a gateway
     KillGateway,
-    /// A gateway hangs (SIGSTOP), and goes on
+    /// A gateway hangs (SIGSTOP), and continues
     StopGateway,
     /// kill -9 of a zone's control plane
     KillControl,
-    /// A zone's control plane hangs (SIGSTOP), and goes on
+    /// A zone's control plane hangs (SIGSTOP), and continues
     StopControl,
     /// kill -9 of an etcd member
     KillMember,
-    /// An etcd member hangs (SIGSTOP), and goes on
+    /// An etcd member hangs (SIGSTOP), and continues
     StopMember,
     /// The wall clocks of a zone's gateway and control plane jump
     StepClock,
     /// etcd is restored from an older snapshot, under traffic
     Restore,
-    /// A zone's control plane is asked to end (SIGTERM), and is started again
+    /// A zone's control plane is asked to shut down (SIGTERM), and restarted
     RestartControl,
-    /// A zone's control plane is asked to end, and started again with other terms; later with the
+    /// A zone's control plane is asked to shut down, and restarted with other terms; later with the
     /// right ones
     OtherTerms,
     /// No fault: an operator moves a cell
     Move,
-    /// No fault: an operator overrides a cell, perhaps to where it is
+    /// No fault: an operator overrides a cell, possibly to its present owner
     Override,
     /// No fault: an operator overrides every cell to one zone
     OverrideAll,
@@ -57,17 +57,17 @@ pub(crate) enum Kind {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
     pub(crate) kind: Kind,
-    /// The zone that it happens to.
+    /// The affected zone.
     pub(crate) zone: u8,
-    /// The other zone that takes part.
+    /// The other affected zone.
     pub(crate) other: u8,
-    /// For how long.
+    /// The duration.
     pub(crate) ms: u64,
-    /// How far clocks jump.
+    /// How far clocks are stepped.
     pub(crate) step_s: i64,
-    /// The cell that is moved, by its place in [`CELLS`].
+    /// The cell to move, by its position in [`CELLS`].
     pub(crate) cell: usize,
-    /// An operator wants it to be moved to this zone meanwhile.
+    /// An operator moves it to this zone meanwhile.
     pub(crate) moved_to: Option<u8>,
 }
 
@@ -96,14 +96,14 @@ impl Fault {
         }
     }
 
-    /// The name of the cell that is moved.
+    /// The name of the cell to move.
     pub(crate) fn cell(&self) -> &'static str {
         CELLS[self.cell].0
     }
 }
 
 impl Kind {
-    /// Whether something fails for a while, rather than that an operator does something.
+    /// Whether something fails for a while; otherwise an operator acts.
     fn fails(self) -> bool {
         use Kind::{Move, Override, OverrideAll, Restore};
         !matches!(self, Restore | Move | Override | OverrideAll)
@@ -115,9 +115,9 @@ impl fmt::Display for Fault {
         let (zone, other) = (name(self.zone), name(self.other));
         match self.kind {
             Kind::CutZone => write!(out, "cut {zone} off")?,
-            Kind::MuteZone => write!(out, "lose all that {zone} sends")?,
-            Kind::DeafenZone => write!(out, "lose all that is sent to {zone}")?,
-            Kind::LosePair => write!(out, "lose what {zone} sends to {other}")?,
+            Kind::MuteZone => write!(out, "drop all packets from {zone}")?,
+            Kind::DeafenZone => write!(out, "drop all packets to {zone}")?,
+            Kind::LosePair => write!(out, "drop the packets from {zone} to {other}")?,
             Kind::KillGateway => write!(out, "kill the gateway of {zone}")?,
             Kind::StopGateway => write!(out, "stop the gateway of {zone}")?,
             Kind::KillControl => write!(out, "kill the control plane of {zone}")?,

@@ -1,12 +1,12 @@
 //! No two zones write at once under any faults: three zones under a load of writes, a fault in
-//! every round, and a judge who has seen every write.
+//! every round, and a judge that has seen every write.
 //!
-//! Wall clocks are stepped for gateways and control planes. etcd cannot be deceived that way (it
-//! asks the kernel, not libc), and does not look at the wall clock for its leases.
+//! Wall clocks are stepped for gateways and control planes. etcd's clock cannot be stepped that way
+//! (it calls the kernel, not libc), and etcd does not use the wall clock for its leases.
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "a program of the harness: faults and the clock are what it is about"
+    reason = "a program of the harness: it uses faults and the clock"
 )]
 
 mod attacks;
@@ -41,7 +41,7 @@ struct Arguments {
     /// How many faults
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
-    /// The same seed chooses the same faults
+    /// The seed, which determines the faults
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Only these kinds of faults
@@ -53,8 +53,8 @@ struct Arguments {
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Attackers go on meanwhile: spoofed headers, hops signed with a stolen secret, claims of
-    /// other zones' instances
+    /// Run attackers meanwhile: spoofed headers, hops signed with a stolen secret, claims of other
+    /// zones' instances
     #[arg(long)]
     attacks: bool,
     /// Only observe, and admit every write: a success if the judge finds violations
@@ -62,7 +62,7 @@ struct Arguments {
     unfenced: bool,
 }
 
-/// As a shell reports a program that Ctrl-C ended.
+/// The exit code of a program that Ctrl-C ended, as a shell reports it.
 const INTERRUPTED: u8 = 130;
 
 /// The sum of all rounds.
@@ -75,14 +75,14 @@ struct Total {
     writable_ms: Vec<f64>,
     strayed: usize,
     report: Report,
-    /// The number of attacks, their outcome in words, and how often they were believed.
+    /// The number of attacks, a description of their outcome, and how many succeeded.
     attacks: Option<(usize, String, usize)>,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Leaving the unfinished one behind drops it, and with it every child and file.
+    // Dropping the unfinished run drops every child and file.
     let ended = tokio::select! {
         done = run(&arguments) => done,
         interrupted = interrupted() => interrupted.map(|()| ExitCode::from(INTERRUPTED)),
@@ -93,8 +93,7 @@ async fn main() -> ExitCode {
     })
 }
 
-/// The whole run lives in namespaces, so that it takes a thread of its own, which is in one of
-/// them.
+/// The whole run is in namespaces, so it has its own thread, which is in one of them.
 async fn run(arguments: &Arguments) -> Result<ExitCode> {
     let workdir = Workdir::kept("torture")?;
     let network = Network::new(workdir.path(), ZONES.len() as u8).await?;
@@ -109,7 +108,7 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
                 .build()?;
             runtime.block_on(torture(&workdir, inside, &options))
         })();
-        // The receiver is gone when this was interrupted.
+        // The receiver is gone after an interruption.
         let _ = done.send(tortured);
     });
     let total = outcome
@@ -163,7 +162,7 @@ async fn torture(workdir: &Workdir, network: Arc<Network>, arguments: &Arguments
         }
         match (total.report.violations(), outcome.report.violations()) {
             (before, now) if before == now => {}
-            // The first ones are the examples of the end, too.
+            // The first ones are repeated as examples at the end.
             (0, _) => println!("     after this round: {}", outcome.report),
             (_, now) => println!("     after this round: {now} violations"),
         }
@@ -174,7 +173,7 @@ async fn torture(workdir: &Workdir, network: Arc<Network>, arguments: &Arguments
         total.strayed += outcome.strayed;
         if outcome.strayed > 0 {
             println!(
-                "     {} cells moved though nobody moved them",
+                "     {} cells moved without a fault or a command",
                 outcome.strayed
             );
         }
@@ -191,7 +190,7 @@ fn ms(time: Duration) -> f64 {
 }
 
 impl Total {
-    /// The last word, and the exit code.
+    /// The summary, and the exit code.
     fn conclude(&self, unfenced: bool) -> ExitCode {
         println!("\n{} rounds: {}", self.rounds, self.report);
         println!(
@@ -202,7 +201,7 @@ impl Total {
             figures::spread(&self.writable_ms, 0)
         );
         println!(
-            "{} cells moved in rounds in which nothing failed and nobody moved them",
+            "{} cells moved in rounds without a fault or a command",
             self.strayed
         );
         if let Some((_, words, _)) = &self.attacks {
@@ -221,7 +220,7 @@ impl Total {
                 (false, false) => "NOT AS IT SHOULD BE",
                 (true, true) => "without the fence, the judge sees it",
                 (true, false) =>
-                    "NO VIOLATION SEEN: the judge is blind, or there were too few rounds",
+                    "NO VIOLATION FOUND: the judge failed, or there were too few rounds",
             }
         );
         match good {

@@ -22,13 +22,13 @@ use tokio::time::{sleep, timeout};
 use super::attacks::Attacks;
 use super::faults::{Fault, Kind};
 
-/// Short, so that a round is.
+/// Short, so that rounds are short.
 pub(crate) const SPANS: Spans = Spans {
     session_ttl_ms: 2_000,
     grant_ttl_ms: 1_000,
     write_drain_ms: 500,
 };
-/// Other spans, which the store's terms contradict: a replica that granted by them would write
+/// Other spans, which contradict the agreed terms: a replica with grants of these would write
 /// beyond the others' wait, or take over before the others have stopped.
 const SHORTER: Spans = Spans {
     session_ttl_ms: 2_000,
@@ -40,46 +40,46 @@ const LONGER: Spans = Spans {
     grant_ttl_ms: 5_000,
     write_drain_ms: 5_000,
 };
-/// Longer than a session lives and settles: the cell has moved by then.
+/// Longer than a session lives and settles: afterwards the cell has moved.
 pub(crate) const LONG_MS: u64 = 3_500;
 
-/// Of how many requests one is a read, and of how many writes one is slow.
+/// One of this many requests is a read, and one of this many writes is slow.
 const READ_EVERY: u64 = 3;
 const SLOW_EVERY: u64 = 4;
-/// Of how many slow writes one has a client that gives up.
+/// One of this many slow writes has a client that disconnects.
 const GIVES_UP_EVERY: u64 = 2;
-/// How long everything may take to be writable again once the fault is over. A restored etcd has to
-/// be found out first.
+/// How long it may take until all cells are writable again after the fault. A restored etcd has to
+/// be detected first.
 const WRITABLE_WITHIN: Duration = Duration::from_secs(45);
-/// So many writes in a row have to be admitted, by every gateway.
+/// Every gateway must have this many writes in a row admitted.
 const ADMITTED_IN_A_ROW: usize = 5;
 /// How long an operator waits for a move that may be impossible.
 const MOVE_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a control plane may take to end in order.
+/// How long a control plane may take to shut down.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
-/// The longest that an operator tries again a command that has to be possible.
+/// How long an operator retries a command that must be possible.
 const OPERATOR_PATIENCE: Duration = Duration::from_secs(45);
 
 /// The outcome of one round.
 pub(crate) struct Outcome {
-    /// From the end of the fault until every gateway had a write admitted, and went on so.
+    /// From the end of the fault until every gateway had writes admitted continuously.
     pub(crate) writable: Duration,
     pub(crate) admitted: usize,
     pub(crate) refused: usize,
     pub(crate) reads: usize,
-    /// Reads that failed by a gateway that was alive.
+    /// Failed reads at a gateway that was alive.
     pub(crate) failed_reads: usize,
-    /// The texts of failures, and how often each came.
+    /// The texts of failures, and the number of each.
     pub(crate) said: BTreeMap<String, u64>,
     /// The owners of the cells now.
     pub(crate) owners: String,
     /// Cells that moved without a fault or an operator's command.
     pub(crate) strayed: usize,
-    /// Of everything so far.
+    /// The report on everything so far.
     pub(crate) report: Report,
 }
 
-/// From the first time on, until it serves again after the second, a gateway is not there.
+/// A gateway is not available from the first time until it serves again after the second.
 struct Blind {
     gateway: u8,
     from: Instant,
@@ -98,8 +98,8 @@ pub(crate) struct Scene {
     attacks: Option<Attacks>,
 }
 
-/// A third of the requests are reads; of the writes some take up to half of the time that a write
-/// has.
+/// A third of the requests are reads; some of the writes take up to half of the time that a write
+/// may live.
 fn next(gateway: u8, count: u64) -> Request {
     if count.is_multiple_of(READ_EVERY) {
         return Request::get("/orders");
@@ -109,7 +109,7 @@ fn next(gateway: u8, count: u64) -> Request {
     let ms = 20 + count * 37 % (SPANS.write_drain_ms / 2 - 20);
     let cell = turn as usize % CELLS.len();
     let write = witness::write(gateway, count, cell, if slow { ms } else { 0 });
-    // The instance goes on with it.
+    // The instance continues with it.
     let gives_up = slow && (turn / SLOW_EVERY).is_multiple_of(GIVES_UP_EVERY);
     match gives_up {
         true => write.patience(Duration::from_millis(ms / 3)),
@@ -159,18 +159,18 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Has an attacker go on beside everything that follows.
+    /// Runs an attacker during everything that follows.
     pub(crate) fn attack(&mut self, seed: u64) -> Result<()> {
         self.attacks = Some(Attacks::begin(seed)?);
         Ok(())
     }
 
-    /// The attacks and their success, if there are any attackers.
+    /// The attacks, if there is an attacker.
     pub(crate) fn attacks(&self) -> Option<&Attacks> {
         self.attacks.as_ref()
     }
 
-    /// A fault, its end, and the judgement of everything so far.
+    /// A fault, its end, and the verdict on everything so far.
     pub(crate) async fn round(&mut self, fault: Fault) -> Result<Outcome> {
         let played = self.play(fault).await;
         played.with_context(|| self.logs())
@@ -207,7 +207,7 @@ impl Scene {
         })
     }
 
-    /// Lets it happen and ends it. The gateway that was not there meanwhile, if any.
+    /// Causes the fault and ends it. Returns the gateway that was unavailable meanwhile, if any.
     async fn strike(&mut self, fault: Fault) -> Result<Option<Blind>> {
         let zone = fault.zone;
         let from = Instant::now();
@@ -283,12 +283,12 @@ impl Scene {
         Ok(None)
     }
 
-    /// Waits for as long as the fault lasts, and lets the operator work meanwhile.
+    /// Waits for the duration of the fault, while the operator acts.
     async fn last(&self, fault: Fault) {
         let end = tokio::time::Instant::now() + Duration::from_millis(fault.ms);
         if let Some(to) = fault.moved_to {
             sleep(Duration::from_millis(fault.ms / 3)).await;
-            // By whomever; that it may be impossible now is the point.
+            // By any replica; the move may be impossible now, which is intended.
             let cells = self.stage.cells(fault.other);
             let moved = cells.move_to(fault.cell(), name(to), "torture");
             let _ = timeout(MOVE_PATIENCE, moved).await;
@@ -313,7 +313,7 @@ impl Scene {
         which(&self.stage).resume()
     }
 
-    /// Waits until a gateway serves reads again, from which on it has to.
+    /// Waits until a gateway serves reads again; from then on it must not fail.
     async fn serves_again(&self, gateway: u8, from: Instant) -> Result<Blind> {
         let back = Instant::now();
         eventually(WRITABLE_WITHIN, "a gateway to serve again", async || {
@@ -344,7 +344,7 @@ impl Scene {
         .await
     }
 
-    /// All of them at once, by different replicas.
+    /// Overrides all cells at once, by different replicas.
     async fn override_for_sure(&self, moved: &[&str], zone: u8) -> Result<()> {
         let mut open: Vec<&str> = moved.to_vec();
         let mut by = zones().cycle();
@@ -361,14 +361,14 @@ impl Scene {
         .await
     }
 
-    /// The events after the snapshot are gone: the cell had moved meanwhile.
+    /// The events after the snapshot are lost, including a move of the cell.
     async fn restore(&mut self, moved: &str, zone: u8) -> Result<()> {
         let _ = std::fs::remove_file(&self.snapshot);
         self.stage.save_snapshot(zone, &self.snapshot)?;
         for to in others(zone) {
             self.move_for_sure(moved, to).await?;
         }
-        // The content of the store until now would be gone with it.
+        // Reads the content of the store until now, which would otherwise be lost.
         self.witness.look().await?;
         self.stage.restore_snapshot(&self.snapshot)?;
         let mut confirmed = BTreeSet::new();
@@ -390,8 +390,8 @@ impl Scene {
             .await
     }
 
-    /// Waits until every gateway has its writes to every cell admitted, by whomever, and goes on
-    /// so. How long the slowest took from `healed` to the first one.
+    /// Waits until every gateway has its writes to every cell admitted, by any zone, continuously.
+    /// Returns the longest time of a gateway from `healed` to its first one.
     async fn writable(&self, healed: Instant) -> Result<Duration> {
         eventually(WRITABLE_WITHIN, "the cells to be writable", async || {
             let samples = self.load.since(healed);
@@ -438,7 +438,7 @@ impl Scene {
 }
 
 impl Blind {
-    /// Whether a read met the gateway while that was not there.
+    /// Whether a read met the gateway while it was unavailable.
     fn excuses(&self, read: &Sample, samples: &[Sample]) -> bool {
         let serves = |s: &&Sample| {
             s.gateway == self.gateway && s.read && !s.failed() && s.start >= self.back
@@ -450,7 +450,7 @@ impl Blind {
     }
 }
 
-/// How many cells have other owners than before, though nothing failed and no operator wanted that.
+/// The number of cells with other owners than before, without a fault or an operator's move.
 fn strayed(
     fault: Fault,
     before: &BTreeMap<&str, Vec<String>>,

@@ -1,4 +1,4 @@
-//! Between replicas and proxies, and what a proxy does.
+//! Messages between replicas and proxies, and the actions of a proxy.
 
 use std::collections::BTreeSet;
 
@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Change<'_> {
-    /// The proxies of a zone have the routes of one of its replicas, and the policy of one: here
-    /// those that are least fit.
+    /// The proxies of a zone get the routes of one of its replicas, and the policy of one: here the
+    /// least suitable of each.
     pub(super) fn reroute(&mut self, index: usize) {
         let zone = self.state.hosts[index].zone;
         let of_zone = self.state.hosts.iter().filter(|host| host.zone == zone);
@@ -89,8 +89,8 @@ impl Change<'_> {
         });
     }
 
-    /// Sends between replicas. Of what is late between two of them, the oldest and the newest are
-    /// under way.
+    /// Sends between replicas. Of the late messages between two of them, the oldest and the newest
+    /// stay under way.
     pub(super) fn send_to_replica(&mut self, message: Message, speed: Speed) {
         match speed {
             Speed::AtOnce => self.arrive(message),
@@ -187,7 +187,7 @@ impl Change<'_> {
         }
     }
 
-    /// A prompt proxy does what it can.
+    /// A prompt proxy acts at once.
     pub(crate) fn hurry(&mut self, proxy: usize) {
         if !self.scenario.prompt {
             return;
@@ -199,7 +199,7 @@ impl Change<'_> {
         self.acknowledge(proxy);
     }
 
-    /// A proxy acknowledges what it can, to every replica of its zone.
+    /// A proxy acknowledges as much as it can, to every replica of its zone.
     pub(crate) fn acknowledge(&mut self, proxy: usize) {
         let (terms, mutation) = (&self.scenario.terms, self.scenario.mutation);
         let Some(fence) = self.proxy(proxy).acknowledge(terms, mutation) else {
@@ -217,7 +217,7 @@ impl Change<'_> {
         of_zone.map(|(index, _)| index).collect()
     }
 
-    /// A write comes to a worker of a proxy.
+    /// A write arrives at a worker of a proxy.
     pub(crate) fn write(&mut self, proxy: usize, worker: usize) {
         let cell = self.scenario.cell_of(proxy);
         let proxies = self.state.proxies.iter().enumerate();

@@ -1,4 +1,4 @@
-//! A moment that is being changed: a step, and its immediate consequences.
+//! A state under change: a step, and its immediate consequences.
 
 mod messages;
 mod requests;
@@ -25,7 +25,7 @@ enum Due {
     Effects(usize, Vec<Effect>),
 }
 
-/// A state that is being changed.
+/// A state under change.
 pub(crate) struct Change<'s> {
     pub(crate) scenario: &'s Scenario,
     pub(crate) state: State,
@@ -61,7 +61,7 @@ impl<'s> Change<'s> {
         self.due.push_back(Due::Effects(host, effects));
     }
 
-    /// Lets happen whatever happens at once.
+    /// Executes everything that happens immediately.
     pub(crate) fn done(mut self) -> State {
         while let Some(due) = self.due.pop_front() {
             match due {
@@ -104,7 +104,7 @@ impl<'s> Change<'s> {
         }
     }
 
-    /// A replica that has heard of a change of terms is configured with what comes next.
+    /// A replica that has seen a change of terms is configured with the next terms.
     fn roll(&mut self, index: usize) {
         let Some(replica) = &self.state.hosts[index].replica else {
             return;
@@ -199,7 +199,7 @@ impl<'s> Change<'s> {
         }
     }
 
-    /// A process begins on a host: it lists the store, and the proxies of its zone connect.
+    /// A process starts on a host: it lists the store, and the proxies of its zone connect.
     pub(crate) fn start(&mut self, index: usize) {
         let zone = self.state.hosts[index].zone;
         let first = Arc::from(format!("{index}-1"));
@@ -227,7 +227,7 @@ impl<'s> Change<'s> {
         }
     }
 
-    /// A process is gone. Its requests may still reach the store.
+    /// A process crashes. Its requests may still reach the store.
     pub(crate) fn crash(&mut self, index: usize) {
         let host = self.host(index);
         host.replica = None;
@@ -237,7 +237,7 @@ impl<'s> Change<'s> {
         self.state.orphans.extend(unmade.map(|r| r.transaction));
     }
 
-    /// Time passes for everybody, but for a clock that misses it.
+    /// Time passes for all clocks but one that may miss it.
     pub(crate) fn tick(&mut self, slow: Option<crate::Clock>) {
         use crate::Clock::{Host, Proxy};
         self.state.time += 1;
@@ -273,7 +273,7 @@ impl<'s> Change<'s> {
                 self.tell(index, input);
             }
         }
-        // Those that can wait longer are made when they are made.
+        // Late requests are sent by their own action.
         let mut at = 0;
         while let Some(request) = self.state.hosts[index].requests.get(at) {
             let (there, _) = self.speeds(index, &request.transaction);

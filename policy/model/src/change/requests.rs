@@ -1,4 +1,4 @@
-//! Between replicas and the store.
+//! Requests of replicas to the store.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ impl Change<'_> {
         }
     }
 
-    /// How fast a request is, and its answer.
+    /// The speed of a request, and of its answer.
     pub(super) fn speeds(&self, index: usize, transaction: &Transaction) -> (Speed, Speed) {
         let (_, lines) = self.scenario.hosts[index];
         match transaction.writes[..] {
@@ -37,7 +37,7 @@ impl Change<'_> {
         }
     }
 
-    /// The store has a request of a replica.
+    /// The store receives a replica's request.
     pub(crate) fn apply(&mut self, index: usize, request: usize) {
         let host = self.host(index);
         let transaction = host.requests[request].transaction.clone();
@@ -56,7 +56,7 @@ impl Change<'_> {
         }
     }
 
-    /// A replica gets the answer to a request.
+    /// A replica receives the answer to a request.
     pub(crate) fn answer(&mut self, index: usize, request: usize) {
         let request = self.host(index).requests.remove(request);
         let number = request.number;
@@ -65,7 +65,7 @@ impl Change<'_> {
         }
     }
 
-    /// A replica does not wait for an answer any more.
+    /// A replica abandons a request.
     pub(crate) fn time_out(&mut self, index: usize, request: usize) {
         let request = &mut self.host(index).requests[request];
         request.timed_out = true;
@@ -74,7 +74,7 @@ impl Change<'_> {
         self.tell(index, Input::Answer { number, outcome });
     }
 
-    /// The store makes a transaction, and tells everybody.
+    /// The store commits a transaction, and notifies all watches.
     pub(crate) fn commit(&mut self, transaction: &Transaction) -> Option<Revision> {
         let store = Arc::make_mut(&mut self.state.store);
         let (revision, told) = store.apply(transaction)?;
@@ -105,12 +105,12 @@ impl Change<'_> {
         Some(revision)
     }
 
-    /// Whether a rule was taken away by which late answers count.
+    /// Whether a disabled rule makes late answers count.
     pub(crate) fn late_answers_count(&self) -> bool {
         !self.scenario.terms.keeps(Clause::RenewalMatched)
     }
 
-    /// Another store answers, with what was put aside.
+    /// Another store answers, with the content of the backup.
     pub(crate) fn restore(&mut self) {
         let Some(backup) = self.state.backup.take() else {
             return;
@@ -129,7 +129,7 @@ impl Change<'_> {
         }
     }
 
-    /// A replica lists the store. News that has not reached it until now never does.
+    /// A replica lists the store. Events that have not reached it by then are lost.
     pub(crate) fn relist(&mut self, index: usize) {
         let mut listing = self.state.store.list();
         if self.mutated(Mutation::StoreIdKept) || self.mutated(Mutation::RestoreUnnoticed) {

@@ -1,5 +1,5 @@
-//! Sessions that are renewed in rounds. Wherever nothing else is said, `a` cannot put its key, and
-//! is told nothing.
+//! Sessions that are renewed in rounds. By default `a` cannot put its key, and its watch delivers
+//! nothing.
 
 use crate::{
     Lines, Scenario,
@@ -53,7 +53,7 @@ pub fn passed_over() -> Scenario {
     scenario
 }
 
-/// `b` ends and comes back, of which `a` is told late.
+/// `b` stops and comes back, and `a` learns of it late.
 pub fn newcomer() -> Scenario {
     let mut scenario = rounds("rounds, b ends and comes back, a told late");
     scenario.hosts[0].1.watch = Late;
@@ -62,19 +62,19 @@ pub fn newcomer() -> Scenario {
     scenario
 }
 
-/// The same, and `b` ends once more.
+/// The same, and `b` stops once more.
 pub fn newcomer_gone() -> Scenario {
     let mut scenario = newcomer();
     scenario.name = "rounds, b ends, comes back, and ends";
     scenario.budget.stops = 2;
     scenario.told_together = true;
-    // So that it ends soon.
+    // So that the grant expires soon.
     scenario.terms.grant_ttl = 1;
     scenario.horizon = 8;
     scenario
 }
 
-/// `b` ends and comes back, and its session is created late.
+/// `b` stops and comes back, and its session is created late.
 pub fn late_creation() -> Scenario {
     let mut scenario = newcomer();
     scenario.name = "rounds, b ends and comes back, created late";
@@ -95,8 +95,8 @@ pub fn orphan() -> Scenario {
     scenario
 }
 
-/// One replica loses the other, or the store, for a while, and nothing else goes wrong: in the end
-/// somebody can write.
+/// One replica loses the other, or the store, for a while, without another fault: in the end some
+/// zone can write.
 pub fn recovers() -> Scenario {
     let mut scenario = Scenario::new("rounds, one is cut off, and the cell recovers");
     scenario.rounds = true;
@@ -110,7 +110,7 @@ pub fn recovers() -> Scenario {
     scenario
 }
 
-/// Everything that holds.
+/// Every scenario that holds.
 pub fn all() -> [Scenario; 9] {
     [
         unheard(),

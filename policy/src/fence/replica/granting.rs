@@ -1,4 +1,4 @@
-//! Between this replica and the proxies of its zone: grants, and coming and going as a grantor.
+//! Grants to the proxies of this replica's zone, and registration as a grantor.
 
 use alloc::vec::Vec;
 
@@ -6,7 +6,7 @@ use super::{Clause, Condition, Effect, HolderId, Key, Name, Pending, Replica, Tr
 use crate::fence::{TermsId, Withheld};
 
 impl Replica {
-    /// The news that a proxy which connects now must have, since others had it before.
+    /// Sends a proxy that connects now the fences that connected proxies already have.
     pub(super) fn greet(&mut self, holder: HolderId, effects: &mut Vec<Effect>) {
         if self.stopping || !self.believes {
             return;
@@ -50,15 +50,15 @@ impl Replica {
         });
     }
 
-    /// Why a holder gets nothing whose policy is of these terms. By others its writes may live
-    /// longer than anybody waits, or belong to other cells: a change does not wait for proxies to
-    /// hear of it.
+    /// Why a holder with a policy of these terms receives no grant. Under other terms its writes
+    /// may live longer than anyone waits, or belong to other cells: a change does not wait until
+    /// proxies know it.
     fn withheld(&self, said: Option<TermsId>) -> Option<Withheld> {
         let changed = || self.agreement().is_some_and(|(_, of)| of.was_changed());
         match said {
             Some(said) if said == self.terms.id => None,
             Some(_) => (self.terms.keeps(Clause::HolderUnderTerms)).then_some(Withheld::OtherTerms),
-            // An older filter. Before the first change no policy of other terms was ever given out.
+            // An older filter. Before the first change every policy had the same terms.
             None if changed() => {
                 (self.terms.keeps(Clause::UnsaidBeforeChange)).then_some(Withheld::UnsaidTerms)
             }
@@ -96,7 +96,7 @@ impl Replica {
             if self.terms.keeps(Clause::RegistrationComparesTerms) {
                 conditions.push(terms_unchanged.clone());
             }
-            // So that no key is left behind by a session that is over. It would only be waited for.
+            // So that an ended session leaves no key behind, which others would wait for.
             conditions.push(Condition::CreatedAt(Key::Session(id.clone()), created));
             Transaction {
                 conditions,
@@ -132,9 +132,9 @@ impl Replica {
         }
     }
 
-    /// Ends the own session, once nothing is granted that could outlive it.
+    /// Ends the replica's own session, once no grant could outlive it.
     pub(super) fn say_farewell(&mut self, effects: &mut Vec<Effect>) {
-        // A key that is deleted before its creation is made would exist after it.
+        // A key that is deleted before it is created would exist afterwards.
         if self.session.is_being_created() {
             return;
         }
@@ -149,7 +149,7 @@ impl Replica {
             return;
         }
         let key = Key::Session(id);
-        // Where its creation is unknown, it is deleted all the same.
+        // If its creation is unknown, it is deleted nevertheless.
         let created = self.session.created();
         let created = created.map(|at| Condition::CreatedAt(key.clone(), at));
         let transaction = Transaction {

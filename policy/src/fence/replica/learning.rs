@@ -1,4 +1,4 @@
-//! News from the store: all of it at once, or the changes.
+//! Events from the store: a complete listing, or changes.
 
 use alloc::{collections::BTreeSet, vec::Vec};
 
@@ -8,7 +8,7 @@ use crate::fence::{Sessions, grantor::Seen};
 impl Replica {
     pub(super) fn listed(&mut self, listing: Listing, now: u64, effects: &mut Vec<Effect>) {
         if self.store != listing.store {
-            // Knowledge of the old one does not hold: its revisions least of all.
+            // Knowledge of the previous store is invalid, its revisions above all.
             if self.session.created().is_some() {
                 self.session.end();
             }
@@ -26,8 +26,8 @@ impl Replica {
         self.believes = true;
         self.sessions.listed(&listing.sessions, now, &self.terms);
         if !listing.sessions.contains_key(self.session.id()) {
-            // It may have been ended while nothing was heard, or be younger than the list: a
-            // renewal tells. A round that was confirmed before that tells nothing.
+            // The session may have ended during the gap, or be younger than the listing: a renewal
+            // shows which. A round that was confirmed before the gap does not.
             self.session.forget_round();
             self.session.hurry();
         }
@@ -87,7 +87,7 @@ impl Replica {
         cell.step_after = 0;
     }
 
-    /// Lets the grantor see the cell's authority, and the holders what follows.
+    /// Passes the cell's authority to the grantor, and the resulting fence to the holders.
     pub(super) fn see(&mut self, name: &Name, effects: &mut Vec<Effect>) {
         let zone = self.session.id().zone.clone();
         let may_grant = self.may_grant();
@@ -108,9 +108,8 @@ impl Replica {
         }
     }
 
-    /// A session's key was deleted. Where it is the own one, nothing more can come of this
-    /// incarnation: the next begins at once, so that the cells which nobody wanted to move lose no
-    /// time.
+    /// A session's key was deleted. If it is this replica's own, the incarnation ends and the next
+    /// begins at once, so that cells that do not have to move lose no time.
     pub(super) fn session_gone(&mut self, id: &SessionId, now: u64) {
         self.sessions.gone(id);
         if id == self.session.id() {

@@ -1,9 +1,9 @@
-//! One incarnation of the control plane, speaking for one zone: everything that it does about
+//! One incarnation of the control plane, which serves one zone: everything that it does about
 //! authority.
 //!
-//! It is told what the store says, in the order of revisions, what became of its transactions, what
-//! proxies say, and the time. It answers with transactions and messages. Nothing else is needed to
-//! run it, here or under a model checker.
+//! Its inputs are the store's events in the order of revisions, the outcomes of its transactions,
+//! the messages of proxies, and the time. Its outputs are transactions and messages. It needs
+//! nothing else, here or under a model checker.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -26,33 +26,33 @@ use super::{
 
 pub use messages::{CellRules, Effect, Input, Listing, MoveRejected, TransactionOutcome};
 
-/// After so many times the span after which a silent session is over, its key is removed. Until
-/// then rounds wait for it, and all others put their keys. More than once, so that a takeover,
-/// which ends the session as well, comes first.
+/// After this many times the span after which a silent session has ended, its key is removed. Until
+/// then rounds wait for it, and all other replicas renew by puts. More than once, so that a
+/// takeover, which ends the session as well, comes first.
 const SWEEP_AFTER: u64 = 2;
 
 /// See the module's text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Replica {
-    /// Those that it acts by: the agreed ones.
+    /// The terms that it acts by: the agreed ones.
     terms: Terms,
     agreed: terms::Known,
     store: u64,
     session: Session,
     sessions: Sessions,
     cells: BTreeMap<Name, Cell>,
-    /// The highest epoch of each cell that was ever seen, in whichever store.
+    /// The highest epoch of each cell that was ever seen, in any store.
     epochs: BTreeMap<Name, u64>,
-    /// Where authority should rather not go.
+    /// Zones that are poor targets of a move, since they cannot serve writes.
     unfit: BTreeSet<Name>,
-    /// Where no proxy could hold grants.
+    /// Zones without a proxy that could hold grants.
     unheld: BTreeSet<Name>,
     connected: BTreeSet<HolderId>,
     /// Transactions under way, by number.
     pending: BTreeMap<u64, Pending>,
     numbers: u64,
     sweep_after: u64,
-    /// The store has been listed and is believed.
+    /// The store has been listed and is trusted.
     believes: bool,
     stopping: bool,
     stopped: bool,
@@ -67,18 +67,18 @@ struct Cell {
     /// When that revision was seen.
     seen_at: u64,
     grantors: BTreeSet<SessionId>,
-    /// Under the terms of which revision each of them is registered.
+    /// The revision of the terms under which each of them is registered.
     acting: BTreeMap<SessionId, Revision>,
     /// No registration under newer terms before this.
     again_after: u64,
     grantor: Grantor,
     /// The zone that should own it, and why.
     better: Option<(Name, Name)>,
-    /// Since when this replica could take a step that another one should rather take.
+    /// Since when this replica could take a step that another replica should take first.
     able: Option<(Step, u64)>,
     /// A step under way.
     stepping: bool,
-    /// No step before this: the last one was refused, and the change that refused it is not seen
+    /// No step before this: the last one was rejected, and the change that caused that is not seen
     /// yet.
     step_after: u64,
 }
@@ -95,10 +95,10 @@ enum Step {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Pending {
     Renewal,
-    /// The store is asked to confirm a round.
+    /// The store's confirmation of a round.
     Round,
     Grantor(Name),
-    /// A step of a cell; with the authority that it names, where this replica registers with it.
+    /// A step of a cell; with the authority that it names, if this replica registers with it.
     Step(Name, Option<Authority>),
     /// A registration under newer terms.
     Again(Name),
@@ -132,13 +132,12 @@ impl Replica {
         }
     }
 
-    /// The next incarnation of a process whose session is over. It knows what the last one knew of
-    /// others, and holds nothing of what that one granted: its grantor keys stay behind, for moves
-    /// to wait for.
+    /// The next incarnation of a process whose session has ended. It keeps the knowledge of others,
+    /// and none of its own grants: its grantor keys stay behind, and moves wait for them.
     pub fn reborn(mut self, incarnation: Name, now: u64) -> (Replica, Vec<Effect>) {
         let zone = self.session.id().zone.clone();
         self.session = Session::new(SessionId { zone, incarnation });
-        // Late answers are those of the last incarnation: the numbers go on.
+        // Late answers belong to the last incarnation: numbers are not reused.
         self.pending.clear();
         self.ended_said = false;
         for cell in self.cells.values_mut() {
@@ -168,7 +167,7 @@ impl Replica {
     pub fn sessions(&self) -> &Sessions {
         &self.sessions
     }
-    /// Whether the store has been listed and is believed.
+    /// Whether the store has been listed and is trusted.
     pub fn believes(&self) -> bool {
         self.believes
     }
@@ -178,8 +177,8 @@ impl Replica {
         authority.store == self.store
     }
 
-    /// Every cell that is configured or has an authority: the revision and authority, where there
-    /// is one, and who grants.
+    /// Every cell that is configured or has an authority: the revision and authority, if there is
+    /// one, and its grantors.
     pub fn cells(
         &self,
     ) -> impl Iterator<
@@ -202,7 +201,7 @@ impl Replica {
         })
     }
 
-    /// Takes in an input, at `now`.
+    /// Handles an input, at `now`.
     pub fn handle(&mut self, input: Input, now: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
         match input {
@@ -307,10 +306,11 @@ impl Replica {
         effects
     }
 
-    /// When to say [`Input::Tick`] at the latest, if nothing happens before.
+    /// The latest time for the next [`Input::Tick`] if no other input comes before.
     pub fn wake_at(&self, now: u64) -> u64 {
         let terms = &self.terms;
-        // Not more often than this, whatever is due: some of it waits for an answer of the store.
+        // Not more often than this, even if something is due: it may wait for an answer of the
+        // store.
         let soonest = now.saturating_add((terms.session_ttl / 64).max(1));
         let mut wake = now.saturating_add((terms.session_ttl / 4).max(1));
         wake = wake.min(self.session.due(terms).unwrap_or(u64::MAX));
@@ -355,13 +355,13 @@ impl Replica {
         })
     }
 
-    /// Does whatever is due.
+    /// Does everything that is due.
     fn go_on(&mut self, now: u64, effects: &mut Vec<Effect>) {
         self.sessions.tidy(now, &self.terms);
         if self.stopped {
             return;
         }
-        // One whose creation has an unknown outcome may be there, and others would wait for it.
+        // A session whose creation has an unknown outcome may exist, and others would wait for it.
         let unknown = self.session.ended() && self.session.created().is_none();
         if unknown && self.stopping && self.believes {
             self.say_farewell(effects);

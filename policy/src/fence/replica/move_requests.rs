@@ -1,16 +1,17 @@
-//! Moves that an operator asks for.
+//! Moves that an operator requests.
 
 use alloc::{collections::BTreeSet, vec::Vec};
 
 use super::{AuthorityState, Cause, Effect, Move, MoveRejected, Name, Pending, Replica};
 
 impl Replica {
-    /// An operator wants authority over `cell` to move. `accepted`: it may be a move to where the
-    /// cell is.
+    /// An operator requests to move authority over `cell`. `accepted`: the target may be the
+    /// present owner.
     ///
     /// # Errors
     ///
-    /// [`MoveRejected`] says why the move does not begin, and what to do. Nothing has changed then.
+    /// [`MoveRejected`] says why the move does not begin, and names the remedy. Nothing has
+    /// changed.
     pub fn request_move(
         &mut self,
         cell: &Name,
@@ -43,8 +44,8 @@ impl Replica {
                 return Err(MoveRejected::Moving);
             }
             let same: BTreeSet<&Name> = view.authority.owners.iter().collect();
-            // To where a cell is an override gives up the move that is under way; else it only
-            // interrupts writes.
+            // An override to the present owner is useful if it aborts a move under way. Otherwise
+            // it only interrupts writes.
             let pointless = !(moving || forced && accepted);
             if same == next.to.iter().collect() && pointless {
                 return Err(MoveRejected::SameOwners);

@@ -1,18 +1,18 @@
-//! The own session: how it is kept.
+//! The renewal of the replica's own session.
 
 use alloc::vec::Vec;
 
 use super::{Effect, Pending, Replica};
 
 impl Replica {
-    /// Whether the session is to go on. That of a process which is to end lives until it has left
-    /// everything in order, so that others count their patience from then.
+    /// Whether the session is renewed. During a shutdown it lives until everything is released, so
+    /// that others count their patience from then.
     pub(super) fn renews(&self) -> bool {
         let leaving = || self.pending.values().any(|p| *p == Pending::Farewell);
         !self.stopping || self.session.created().is_some() && !leaving()
     }
 
-    /// Renews the own session, as far as that is due.
+    /// Renews the replica's own session, if that is due.
     pub(super) fn renew(&mut self, now: u64, effects: &mut Vec<Effect>) {
         if self
             .session
@@ -22,7 +22,7 @@ impl Replica {
             let company = self.sessions.company(self.session.id());
             let number = self.numbers + 1;
             let confirmation = self.session.begin_round(number, company, now, &self.terms);
-            // The answer to an earlier one tells nothing any more.
+            // The answer to an earlier round has no meaning any more.
             self.pending.retain(|_, pending| *pending != Pending::Round);
             if let Some(confirmation) = confirmation {
                 self.commit(Pending::Round, confirmation, effects);
@@ -35,7 +35,7 @@ impl Replica {
         }
     }
 
-    /// A complete round renews the own session, as this replica sees it too.
+    /// A complete round renews the session in this replica's own view of sessions, too.
     pub(super) fn complete_round(&mut self, now: u64) {
         let was_over = self.session.was_over(now);
         if self.session.complete_round(now, &self.terms) {
@@ -44,9 +44,9 @@ impl Replica {
         }
     }
 
-    /// The own session was renewed after it had been over, or for the first time. It may have been
-    /// the store that was away, and others be just as late: their silence counts from now, or the
-    /// first that is back would pass over all others.
+    /// The session was renewed after it had expired, or for the first time. Perhaps the store was
+    /// unavailable, and other replicas are just as late. So their silence counts from now;
+    /// otherwise the first replica to return would pass over all others.
     pub(super) fn back(&mut self, was_over: bool, now: u64) {
         if was_over {
             self.sessions.joined(now, &self.terms);

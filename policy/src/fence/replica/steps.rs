@@ -1,5 +1,5 @@
-//! The steps of authority that any replica may take, whoever began: create, fence, complete, give
-//! up, settle, tidy up.
+//! The steps of authority that any replica may take, including steps of moves that another began:
+//! create, fence, complete, abort, settle, clean up.
 
 use super::{
     Authority, AuthorityState, Cause, Cell, CellRules, Clause, Condition, Effect, Key, Move, Name,
@@ -9,9 +9,9 @@ use crate::fence::Stamp;
 use alloc::vec::Vec;
 
 impl Replica {
-    /// Removes a key that an incarnation left behind. Without it the session is as over as with it;
-    /// but a replica of which others do not know whether it may still pass over them is waited for
-    /// in every round. The grants under the session are waited for as after a takeover.
+    /// Removes a key that an incarnation left behind. The session has ended with or without its
+    /// key. But every round waits for a replica that may still pass over others. The grants under
+    /// the session are waited for as after a takeover.
     pub(super) fn sweep(&mut self, now: u64, effects: &mut Vec<Effect>) {
         let sweeping = |pending: &Pending| *pending == Pending::Sweep;
         if now < self.sweep_after || self.pending.values().any(sweeping) {
@@ -33,7 +33,7 @@ impl Replica {
         self.commit(Pending::Sweep, transaction, effects);
     }
 
-    /// A session that is gone, never comes back, and left nothing that could still be under way;
+    /// A session that has ended, never comes back, and has no grant that could still be under way;
     /// and its grantor key.
     fn left_behind(&self, now: u64) -> Option<(Key, Revision, Option<Key>)> {
         let cells = self.cells.iter();
@@ -48,12 +48,12 @@ impl Replica {
         Some((Key::Session(id.clone()), Revision(0), Some(grantor)))
     }
 
-    /// How long a step is left to the replica that it concerns most.
+    /// How long a replica leaves a step to the replica of the zone that it concerns most.
     pub(super) fn courtesy(&self) -> u64 {
         (self.terms.session_ttl / 16).max(1)
     }
 
-    /// Takes the next step of the cell's authority, if there is one that this replica can take.
+    /// Takes the next step of the cell's authority, if this replica can take one.
     pub(super) fn step(&mut self, name: &Name, now: u64, effects: &mut Vec<Effect>) {
         let Some(cell) = self.cells.get(name) else {
             return;
@@ -75,16 +75,16 @@ impl Replica {
             && (concerned || now >= since.saturating_add(courtesy))
         {
             let (mut transaction, registers) = self.register_with(name, transaction);
-            // By other terms this replica would have waited otherwise. Its view of sessions tells
-            // it too, in the order of revisions, so this is a second line, which the model does not
-            // need.
+            // Under other terms this replica would have waited differently. Its view of sessions
+            // shows that too, in the order of revisions. So this condition is a second check, which
+            // the model does not need.
             transaction.conditions.push(self.terms_unchanged());
             self.commit(Pending::Step(name.clone(), registers), transaction, effects);
         }
     }
 
-    /// Registers with a transaction that lets this zone write: then no replica has to hear of it
-    /// first.
+    /// Registers in the transaction that lets this zone write, so that no replica has to learn of
+    /// it first.
     fn register_with(
         &self,
         name: &Name,
@@ -122,9 +122,9 @@ impl Replica {
         (transaction, Some(authority))
     }
 
-    /// This replica has named its own zone an owner, and registered with that. Nothing about the
-    /// cell can have happened in between that it has not seen: the transaction compared the
-    /// authority, and only an active one lets anybody register.
+    /// This replica has named its own zone an owner, and registered in the same transaction. It
+    /// cannot have missed an event of the cell in between: the transaction compared the authority,
+    /// and a replica registers only while the authority is active.
     pub(super) fn take_over(
         &mut self,
         name: &Name,
@@ -224,7 +224,7 @@ impl Replica {
         Some((Step::Begin, transaction, concerned))
     }
 
-    /// Where the cell should go by itself, why, and the same in words.
+    /// The zone to which the cell should move automatically, the cause, and the reason in words.
     fn wanted(
         &self,
         view: &View<'_>,
@@ -239,9 +239,9 @@ impl Replica {
             .clone()
             .all(|zone| self.sessions.lost(zone, now, terms))
         {
-            // Where nothing was ever heard of the owners, the mesh may just have been started, and
-            // is given time to be complete. So is a zone to which an operator has just moved the
-            // cell by force.
+            // If the owners were never seen, the mesh may just have been started, and gets time to
+            // become complete. So does a zone to which an operator has just moved the cell by
+            // force.
             let heard_of = |zone: &Name| self.sessions.of_zone(zone).next().is_some();
             let from = match owners.clone().any(heard_of) {
                 true => view.seen_at,
@@ -252,7 +252,7 @@ impl Replica {
             }
             let next = self.heir(view.authority, now)?;
             let zones: Vec<&str> = owners.map(|zone| &**zone).collect();
-            let reason = alloc::format!("no replica of {} was heard of", zones.join(", "));
+            let reason = alloc::format!("no replica of {} was seen alive", zones.join(", "));
             return Some((next, Cause::SessionLost, Name::from(reason)));
         }
         if !owners.clone().any(|zone| alive(&zone)) {
@@ -267,8 +267,8 @@ impl Replica {
             .then(|| (better.clone(), Cause::Unfit, reason.clone()))
     }
 
-    /// The zone to which a cell should go whose owners are gone: of those that live the first with
-    /// a proxy that could hold grants, and that can serve; where none can, the first that lives.
+    /// The zone to which a cell with lost owners should move: of the live ones the first that has a
+    /// proxy that could hold grants and that can serve; if there is none, the first live one.
     fn heir(&self, authority: &Authority, now: u64) -> Option<Name> {
         let alive = |zone: &&Name| self.sessions.alive(zone, now, &self.terms);
         let living = authority.standby.iter().filter(alive);
@@ -277,8 +277,8 @@ impl Replica {
         next.cloned()
     }
 
-    /// Where a cell should go that this replica's zone alone owns, if the process is to end and
-    /// no other one speaks for the zone.
+    /// The zone to which a cell should move at shutdown, if this replica's zone alone owns it and
+    /// no other replica serves the zone.
     pub fn successor(&self, cell: &str, now: u64) -> Option<Name> {
         let authority = self.cells.get(cell)?.authority.as_ref()?;
         let own = self.session.id();

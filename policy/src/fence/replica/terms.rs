@@ -1,5 +1,4 @@
-//! The agreed terms, as this replica sees them: acting by them, creating and narrowing their
-//! record.
+//! The agreed terms in one replica: how it acts by them, and creates and narrows their record.
 
 use alloc::vec::Vec;
 
@@ -9,24 +8,24 @@ use super::{
 };
 use crate::fence::{Agreed, Agreement, AuthorityState, Layout};
 
-/// The record as far as it is known.
+/// The known state of the record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Known {
     /// The configuration of this replica.
     own: Agreed,
-    /// The same, with the spans that are not agreed on.
+    /// The same, including the spans that are not agreed on.
     own_terms: Terms,
     agreement: Option<Agreement>,
     /// The revision of the record, or of its deletion.
     revision: Revision,
     present: bool,
-    /// The record has lost its history, which `agreement` has: it is to be written again.
+    /// The record has lost its history, which `agreement` still has: it is written again.
     lost: bool,
-    /// Whether all living replicas are configured with the next terms.
+    /// Whether all live replicas are configured with the next terms.
     rolled: bool,
-    /// Since when nothing has forbidden to narrow.
+    /// Since when nothing has prevented the narrowing.
     narrow_since: Option<u64>,
-    /// A change of the record was refused: the newer record is not seen yet.
+    /// A change of the record was rejected: the newer record is not seen yet.
     after: u64,
 }
 
@@ -47,14 +46,14 @@ impl Known {
 }
 
 impl Replica {
-    /// The record of the agreed terms, and its revision, where it is known.
+    /// The record of the agreed terms, and its revision, once known.
     pub fn agreement(&self) -> Option<(Revision, &Agreement)> {
         let known = &self.agreed;
         let agreement = known.agreement.as_ref().filter(|_| known.present)?;
         Some((known.revision, agreement))
     }
 
-    /// Its configuration.
+    /// This replica's configuration.
     pub fn configured(&self) -> &Agreed {
         &self.agreed.own
     }
@@ -64,7 +63,7 @@ impl Replica {
         &self.terms
     }
 
-    /// Whether its configuration is among the agreed terms: only then does it grant, and take
+    /// Whether its configuration is among the agreed terms. Only then does it grant, and take
     /// steps.
     pub fn acts(&self) -> bool {
         match self.terms.keeps(Clause::TermsAgreed) {
@@ -73,7 +72,7 @@ impl Replica {
         }
     }
 
-    /// Whether anybody may grant under the agreed terms, and this replica among them.
+    /// Whether the agreed terms permit grants, and this replica may grant.
     pub(super) fn may_grant(&self) -> bool {
         let stopped = self
             .agreement()
@@ -93,19 +92,19 @@ impl Replica {
         Condition::PutAt(Key::Terms, self.terms_at())
     }
 
-    /// The configuration says this.
+    /// Sets this replica's configuration.
     pub(super) fn configure(&mut self, own: Agreed) {
         self.agreed.own_terms = own.terms(&self.agreed.own_terms);
         self.agreed.own = own;
         self.adopt();
     }
 
-    /// All living replicas are configured with the next terms, or not.
+    /// Sets whether all live replicas are configured with the next terms.
     pub(super) fn rolled(&mut self, rolled: bool) {
         self.agreed.rolled = rolled;
     }
 
-    /// Another store answers: the terms in the last one count for nothing.
+    /// Another store answers: the terms in the last one are invalid.
     pub(super) fn forget_terms(&mut self) {
         let known = &mut self.agreed;
         known.agreement = None;
@@ -116,7 +115,7 @@ impl Replica {
         known.after = 0;
     }
 
-    /// The record was put, or with none deleted.
+    /// The record was put; none: deleted.
     pub(super) fn learn_terms(&mut self, revision: Revision, agreement: Option<Agreement>) {
         let known = &mut self.agreed;
         if revision <= known.revision && self.terms.keeps(Clause::ViewNeverBack) {
@@ -128,7 +127,7 @@ impl Replica {
         let mended = (agreement.as_ref().zip(before)).and_then(|(new, old)| new.after_loss(old));
         known.lost = mended.is_some();
         let agreement = mended.or(agreement);
-        // One that was deleted is remembered: it is created again as it was.
+        // A deleted record is remembered, to create it again unchanged.
         known.agreement = agreement.or(known.agreement.take());
         known.narrow_since = None;
         known.after = 0;
@@ -154,12 +153,12 @@ impl Replica {
         }
     }
 
-    /// The reason not to grant is over: where this zone owns an active cell, it may register again,
-    /// as another incarnation.
+    /// The reason not to grant has ended: if this zone owns an active cell, the replica may
+    /// register again, as another incarnation.
     ///
-    /// A leave whose outcome was unknown may still be made, and compares an authority that is the
-    /// same as before. It would delete the key of a grantor that grants again, unless that one has
-    /// another name.
+    /// A leave with an unknown outcome may still be committed, since it compares an authority that
+    /// has not changed. It would delete the key of a grantor that grants again, unless that grantor
+    /// has another name.
     pub(super) fn resume(&mut self, name: &Name) {
         let zone = self.session.id().zone.clone();
         let (store, may_grant) = (self.store, self.may_grant());
@@ -184,7 +183,7 @@ impl Replica {
         }
     }
 
-    /// The incarnations registered under other terms than the present ones.
+    /// The incarnations that are registered under earlier terms.
     pub fn registered_before(&self) -> impl Iterator<Item = &SessionId> {
         let at = self.terms_at();
         let cells = self.cells.values();
@@ -194,8 +193,8 @@ impl Replica {
         })
     }
 
-    /// Creates the record, restores its history, adds the own services to it, or narrows it, where
-    /// that is due.
+    /// Creates the record, restores its history, adds this replica's services to it, or narrows it,
+    /// if due.
     pub(super) fn agree(&mut self, now: u64, effects: &mut Vec<Effect>) {
         let asking = |pending: &Pending| *pending == Pending::Terms;
         if now < self.agreed.after || self.pending.values().any(asking) {
@@ -224,8 +223,8 @@ impl Replica {
         }
     }
 
-    /// The first replica creates the agreement. A record that an operator deleted is created as it
-    /// was, by who remembers it: who is registered under it counts on that.
+    /// The first replica creates the agreement. If an operator deleted the record, a replica that
+    /// remembers it creates it unchanged: replicas registered under it rely on that.
     fn create_terms(&self) -> Option<Transaction> {
         let agreement = match &self.agreed.agreement {
             Some(remembered) => remembered.clone(),
@@ -241,10 +240,10 @@ impl Replica {
         Some(self.replace_terms(agreement))
     }
 
-    /// Ends a change of terms, once nothing can be under way that was promised under the old ones
-    /// alone: every grantor has registered under both, or is gone, and what was promised before
-    /// that is over. Sessions without a grantor key promise nothing, and a registration compares
-    /// the terms: so the number of grantors seen can only have shrunk.
+    /// Ends a change of terms, once no promise made under the old terms alone can be under way:
+    /// every grantor has registered under both or has left, and earlier promises have expired.
+    /// Sessions without a grantor key promise nothing, and a registration compares the terms. So
+    /// the number of grantors seen can only have shrunk.
     fn narrow_terms(&mut self, now: u64) -> Option<Transaction> {
         let terms = self.terms.clone();
         let (_, agreement) = self.agreement()?;
@@ -272,7 +271,7 @@ impl Replica {
 
     /// The answer to a change of the record.
     pub(super) fn terms_answered(&mut self, now: u64) {
-        // The change that refused it may not have been seen yet.
+        // The change that caused the rejection may not have been seen yet.
         self.agreed.after = now.saturating_add(self.courtesy());
     }
 }

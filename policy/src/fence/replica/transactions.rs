@@ -33,10 +33,10 @@ impl Replica {
         });
     }
 
-    /// A step rests on what this replica has heard of others, so it counts only while its session
-    /// is there: once that was ended, no other replica asks whether it has heard them. (No clause:
-    /// with one cell the model finds nothing without it, since a replica sees a fence before it
-    /// sees that the fencing replica is gone.) And from when the step is sent on, no beat of a
+    /// A step rests on this replica's knowledge of others, so it counts only while its session
+    /// exists: once that has ended, other replicas do not wait for its acknowledgements. (No
+    /// clause: with one cell the model finds nothing without it, since a replica sees a fence
+    /// before it sees the end of the fencing replica.) From when the step is sent, no beat of a
     /// session that it passes over is acknowledged.
     pub(super) fn vouch_for(&mut self, transaction: &mut Transaction) {
         for condition in &transaction.conditions {
@@ -60,7 +60,7 @@ impl Replica {
     ) {
         let pending = self.pending.remove(&number);
         match pending {
-            // Not waited for any more; the session may know better.
+            // Nothing waits for this answer; the session may still use it.
             None => {
                 if !self.terms.keeps(Clause::RenewalMatched)
                     && let TransactionOutcome::Committed(revision) = outcome
@@ -128,11 +128,11 @@ impl Replica {
                 }
             }
             Some(Pending::Terms) => self.terms_answered(now),
-            // The change that refused it may not have been seen yet.
+            // The change that caused the rejection may not have been seen yet.
             Some(Pending::Sweep) => self.sweep_after = now.saturating_add(self.courtesy()),
             Some(Pending::Farewell) => match outcome {
                 TransactionOutcome::Unknown => {}
-                // The watch may have told of it before.
+                // The watch may have reported it before.
                 TransactionOutcome::Committed(_) | TransactionOutcome::Refused if !self.stopped => {
                     self.stopped = true;
                     effects.push(Effect::Stopped);

@@ -1,7 +1,7 @@
 //! The file of the embedded store: tables, reads from a snapshot, and changes in one durable
 //! transaction.
 //!
-//! Everything here blocks; the callers see to it that it runs off the async threads.
+//! All functions block; callers run them outside of the async threads.
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,9 +27,9 @@ type HistoryRow<'a> = (bool, &'a str, i64, i64, &'a [u8]);
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const ENTRIES: TableDefinition<&str, EntryRow<'static>> = TableDefinition::new("entries");
-/// By revision and place in it: a watch resumes from here.
+/// By revision and position within it: a watch resumes from here.
 const HISTORY: TableDefinition<(i64, u32), HistoryRow<'static>> = TableDefinition::new("history");
-/// Time to live in milliseconds. When a lease ends is not written down: see `writer.rs`.
+/// Time to live in milliseconds. The expiry of a lease is not stored: see `writer.rs`.
 const LEASES: TableDefinition<i64, u64> = TableDefinition::new("leases");
 const LEASE_KEYS: TableDefinition<(i64, &str), ()> = TableDefinition::new("lease_keys");
 
@@ -37,18 +37,18 @@ const FORMAT: &str = "format";
 const CLUSTER: &str = "cluster";
 const REVISION: &str = "revision";
 const COMPACTED: &str = "compacted";
-/// Which life of the store this is: see `mark.rs`.
+/// The generation of the store: see `mark.rs`.
 const GENERATION: &str = "generation";
 
-/// The layout of the tables above; another one is refused.
+/// The layout of the tables above; any other layout is rejected.
 const FORMAT_VERSION: u64 = 1;
 
-/// A read of the history ends after the revision in which it passes one of these. They bound a
+/// A read of the history ends after the revision in which it exceeds one of these. They bound a
 /// watch's memory.
 const HISTORY_PAGE_EVENTS: usize = 256;
 const HISTORY_PAGE_BYTES: usize = 1024 * 1024;
 
-/// redb's cache; its default of 1 GiB is not for a sidecar-sized program.
+/// redb's cache; its default of 1 GiB is too much for a program of a sidecar's size.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
 pub(super) struct StoreFile {
@@ -70,18 +70,18 @@ pub(super) enum History {
 }
 
 impl StoreFile {
-    /// Opens the file, or makes it. `fresh_cluster` is the id of a new one.
+    /// Opens the file, or creates it. `fresh_cluster` is the id of a new one.
     pub(super) fn open(
         path: &Path,
         history_revisions: u64,
         fresh_cluster: ClusterId,
     ) -> Result<Self, StoreError> {
-        // redb would take it for a new store, and the mesh would be told that nothing is
-        // registered.
+        // redb would create a new store in it, and the mesh would see a store without
+        // registrations.
         if std::fs::metadata(path).is_ok_and(|file| file.len() == 0) {
             return Err(corrupt(path, "it is empty".to_owned()));
         }
-        // redb says that it may panic on a file that something else has written to.
+        // redb documents that it may panic on a file that another program has written to.
         let mark_path = mark::path_of(path);
         let mark = Mark::read(&mark_path).map_err(|error| unmarked(&mark_path, &error))?;
         let opened = catch_unwind(AssertUnwindSafe(|| {
@@ -108,8 +108,8 @@ impl StoreFile {
     ) -> Result<(Database, ClusterId, u64), redb::Error> {
         let database = Builder::new()
             .set_cache_size(CACHE_BYTES)
-            // Reads the whole file, which is small. Without it, damage shows up as a wrong answer,
-            // later.
+            // Reads the whole file, which is small. Without the check, damage would show later, as
+            // a wrong answer.
             .set_check_integrity_on_open(true)
             .create(path)?;
         let txn = database.begin_write()?;
@@ -129,7 +129,7 @@ impl StoreFile {
             let (generation, revision) = found;
             let known = match mark {
                 Some(mark) => mark.is_of(generation, revision),
-                // A new file, or one of a version that left no mark.
+                // A new file, or one of a version without marks.
                 None => generation == 0,
             };
             let cluster = match known {
@@ -139,7 +139,7 @@ impl StoreFile {
                         file = %path.display(),
                         revision,
                         marked = ?mark,
-                        "an older copy of the embedded store was put back: it is taken for another store, and nobody writes by what it says of authority. Put the newest file back with its mark, or begin anew: `tidegate override`"
+                        "an older copy of the embedded store was put back: it counts as another store, and no zone writes under its authority records. Put the newest file back with its mark, or recover the cells: `tidegate override`"
                     );
                     tables.meta.insert(CLUSTER, fresh_cluster.0)?;
                     fresh_cluster
@@ -152,7 +152,7 @@ impl StoreFile {
                 revision,
                 settled: false,
             };
-            // Where the file already is another store, its mark has to be one that knows it.
+            // If the file is already another store, its mark has to know that store.
             let mark = match known {
                 true => mark,
                 false => Mark {
@@ -169,7 +169,7 @@ impl StoreFile {
         Ok((database, cluster, generation))
     }
 
-    /// Leaves the mark at this revision, durably.
+    /// Writes this revision to the mark, durably.
     pub(super) fn mark(&self, revision: Revision) -> std::io::Result<()> {
         let mark = Mark {
             generation: self.generation,
@@ -241,7 +241,7 @@ impl StoreFile {
         })
     }
 
-    /// Makes changes, all of them or, on an error, none. They are on the disk when this returns.
+    /// Applies changes: all of them or, on an error, none. They are on the disk when this returns.
     pub(super) fn change<T>(
         &self,
         work: impl FnOnce(&mut Tables<'_>) -> Result<T, redb::Error>,
@@ -279,7 +279,7 @@ impl StoreFile {
     }
 }
 
-/// One page of the history in the making.
+/// A page of the history under construction.
 struct Page<'a> {
     prefix: &'a str,
     batches: Vec<WatchBatch>,
@@ -289,7 +289,7 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// Adds one row, or breaks off before it, if it would begin a revision on a full page.
+    /// Adds a row, or stops before it, if it would begin a revision on a full page.
     fn add(&mut self, revision: Revision, row: HistoryRow<'_>) -> ControlFlow<()> {
         let full = self.events >= HISTORY_PAGE_EVENTS || self.bytes >= HISTORY_PAGE_BYTES;
         if full && revision > self.read_to {
@@ -379,7 +379,7 @@ impl<'txn> Tables<'txn> {
         Ok(true)
     }
 
-    /// Makes all of `ops` in one new revision, or in none if they change nothing.
+    /// Applies all of `ops` in one new revision, or in none if they change nothing.
     pub(super) fn apply(&mut self, ops: &[Op]) -> Result<(), redb::Error> {
         let revision = Revision(self.revision.0 + 1);
         let mut place = 0;
@@ -426,7 +426,7 @@ impl<'txn> Tables<'txn> {
         Ok((true, key, created, lease, value.as_ref()))
     }
 
-    /// Whether there was something to remove.
+    /// Whether there was a key to remove.
     fn remove(&mut self, key: &str) -> Result<bool, redb::Error> {
         let Some(lease) = self.entries.remove(key)?.map(|row| row.value().2) else {
             return Ok(false);
@@ -437,7 +437,8 @@ impl<'txn> Tables<'txn> {
 
     pub(super) fn grant(&mut self, ttl: Duration) -> Result<LeaseId, redb::Error> {
         let mut lease = random_lease();
-        // One in 2^63 is there already, or was: then it has no keys any more.
+        // With a chance of one in 2^63 it exists already. An expired lease has no keys any more, so
+        // its name may return.
         while self.leases.get(lease.0)?.is_some() {
             lease = random_lease();
         }
@@ -458,7 +459,7 @@ impl<'txn> Tables<'txn> {
         self.apply(&deletes)
     }
 
-    /// Drops the history but for the last `keep` revisions.
+    /// Drops the history except for the last `keep` revisions.
     fn forget(&mut self, keep: i64) -> Result<(), redb::Error> {
         let compacted = self.revision.0.saturating_sub(keep);
         if self.changed && compacted > signed(self.meta(COMPACTED)?) {
@@ -478,7 +479,7 @@ fn meta(txn: &ReadTransaction, name: &str) -> Result<i64, redb::Error> {
     Ok(value.map_or(0, |value| signed(value.value())))
 }
 
-// Revisions count up from 0 by one, so they are in both types' range.
+// Revisions count up from 0 by one, so they are in the range of both types.
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -511,7 +512,7 @@ fn corrupt(path: &Path, detail: String) -> StoreError {
     }
 }
 
-/// The disk has no room, or the user no more of it.
+/// The disk is full, or the user's quota is used up.
 fn is_full(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
     matches!(
@@ -527,7 +528,7 @@ fn store_error(path: &Path, error: redb::Error) -> StoreError {
             path: path.to_owned(),
         },
         redb::Error::Corrupted(detail) => corrupt(path, detail),
-        // How redb says that the file does not begin as its files do, or ends too early.
+        // redb's error for a file that has another header, or ends too early.
         redb::Error::Io(error)
             if matches!(
                 error.kind(),

@@ -1,4 +1,4 @@
-//! When the leases of the embedded store end.
+//! The expiry of the embedded store's leases.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::store::{LeaseId, StoreError};
 
-/// The leases that live, by monotonic time.
+/// The live leases, by monotonic time.
 #[derive(Default)]
 pub(super) struct Leases {
     living: HashMap<LeaseId, Lease>,
@@ -38,7 +38,7 @@ impl Leases {
         self.living.contains_key(&id)
     }
 
-    /// Whether it lived.
+    /// Whether the lease was live.
     pub(super) fn end(&mut self, id: LeaseId) -> bool {
         let lease = self.living.remove(&id);
         lease.is_some_and(|lease| self.by_deadline.remove(&(lease.deadline, id)))
@@ -48,7 +48,7 @@ impl Leases {
         self.by_deadline.first().map(|&(deadline, _)| deadline)
     }
 
-    /// Takes out the lease that has ended first, if one has.
+    /// Removes the lease that expired first, if any has.
     pub(super) fn pop_expired(&mut self, now: Instant) -> Option<LeaseId> {
         let &(deadline, id) = self.by_deadline.first()?;
         (deadline <= now && self.end(id)).then_some(id)

@@ -1,12 +1,12 @@
-//! The mark beside the embedded store's file: how far that was, so that an older copy which is put
-//! back is noticed.
+//! The mark beside the embedded store's file: its last known revision, to detect an older copy that
+//! was put back.
 //!
-//! Each life of the store has a number, its *generation*, in the file and in the mark; and the mark
-//! follows the revision, a second behind at most. A file whose generation is not the mark's, or
-//! whose revision is below the mark's, is a copy from before; so is one without its mark. It gets
-//! another cluster id then, as an etcd that was restored has one: nothing that was known of the
-//! store holds for it, and nobody writes by what it says of authority before an operator begins
-//! anew. Where an older copy of both files is put back, nothing here can tell.
+//! Each life of the store has a number, its *generation*, in the file and in the mark. The mark
+//! follows the revision, with a lag of at most a second. A file is an old copy if its generation
+//! differs from the mark's, its revision is below the mark's, or its mark is missing. An old copy
+//! gets another cluster id, like a restored etcd: everything known of the store becomes invalid,
+//! and no zone writes under its authority records before an operator recovers the cells. An older
+//! copy of both files cannot be detected.
 
 use std::{
     fs::{self, File},
@@ -19,7 +19,8 @@ use std::{
 pub(super) struct Mark {
     pub(super) generation: u64,
     pub(super) revision: i64,
-    /// The file has that generation. Else a start was cut short, and it may have the one before.
+    /// The file has that generation. Otherwise a start was interrupted, and the file may have the
+    /// previous one.
     pub(super) settled: bool,
 }
 
@@ -33,7 +34,7 @@ pub(super) fn path_of(store: &Path) -> PathBuf {
 }
 
 impl Mark {
-    /// Whether a file of this generation and revision is the one that the mark was left beside.
+    /// Whether the mark belongs to a file of this generation and revision.
     pub(super) fn is_of(&self, generation: u64, revision: i64) -> bool {
         let before = !self.settled && generation.checked_add(1) == Some(self.generation);
         (generation == self.generation || before) && revision >= self.revision
@@ -64,7 +65,7 @@ impl Mark {
         words.next().is_none().then_some(mark)
     }
 
-    /// Reads it; none where there is none that can be read.
+    /// Reads it; none if it is missing or unreadable.
     pub(super) fn read(path: &Path) -> io::Result<Option<Mark>> {
         match fs::read_to_string(path) {
             Ok(text) => Ok(Mark::decode(&text)),

@@ -1,8 +1,8 @@
-//! The one task that changes the embedded store, so that changes have an order and leases an owner.
+//! The one task that changes the embedded store. It puts changes in order, and owns the leases.
 //!
-//! Commands that wait together are made in one durable transaction, each with a revision of its
-//! own: one sync of the disk pays for all of them. No client gets an answer, and no watch an event,
-//! before it is on the disk.
+//! Waiting commands are committed together in one durable transaction, each with its own revision:
+//! they share one sync of the disk. No client receives an answer, and no watch an event, before it
+//! is on the disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use super::file::{StoreFile, Tables};
 use super::leases::Leases;
 use crate::store::{Compare, LeaseId, Op, Revision, StoreError, TxnOutcome};
 
-/// How many commands wait at most; further callers wait for a place.
+/// The most waiting commands; further callers wait for a place in the queue.
 const QUEUE_MAX: usize = 256;
 
-/// How far the mark may be behind.
+/// How far the mark may lag.
 const MARK_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -43,32 +43,32 @@ pub(super) enum Command {
     },
 }
 
-/// An answer that waits for the disk.
+/// An answer to send after the sync of the disk.
 type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 fn answer<T: Send + 'static>(reply: Reply<T>, result: Result<T, StoreError>) -> Answer {
     Box::new(move |durable| {
-        // An asker that has gone away is no error.
+        // A caller that has gone away is not an error.
         let _ = reply.send(durable.and(result));
     })
 }
 
-/// Starts the writer; it ends when all senders of commands are gone, or when the file fails.
+/// Starts the writer; it ends when all senders of commands are dropped, or when the file fails.
 pub(super) fn start(
     file: Arc<StoreFile>,
 ) -> Result<(mpsc::Sender<Command>, watch::Receiver<Revision>), StoreError> {
     let (commands, queue) = mpsc::channel(QUEUE_MAX);
     let (committed, revision) = watch::channel(file.revision()?);
     let mut leases = Leases::default();
-    // After a start every lease has its whole time again, as in etcd after a change of leader:
-    // while the store was away nobody could keep a lease alive, so the time away must not count,
-    // and how long that was a monotonic clock of another boot cannot tell. A lease may so live too
-    // long, which is safe; it never ends too early.
+    // After a start every lease has its whole time to live again, as in etcd after a change of
+    // leader. No client could keep a lease alive while the store was down, so the downtime must not
+    // count; and a monotonic clock of another boot cannot measure it. A lease may live too long,
+    // which is safe, but never expires too early.
     let now = Instant::now();
     for (lease, ttl) in file.leases()? {
         leases.start(lease, ttl, now);
     }
-    // The file has its generation: from now on only that is the mark's.
+    // The file has its generation: from now on the mark must have the same one.
     let at = file.revision()?;
     if let Err(error) = file.mark(at) {
         let detail = format!("the mark beside the embedded store: {error}");
@@ -96,7 +96,7 @@ struct Writer {
 
 impl Writer {
     async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
-        // Ends: when the queue is closed and empty.
+        // Ends when the queue is closed and empty.
         loop {
             let mut commands = Vec::new();
             let expiry = self.leases.next_deadline();
@@ -116,8 +116,9 @@ impl Writer {
             match turn.await {
                 Ok((_, Ok(()))) if ended => return,
                 Ok((writer, Ok(()))) => self = writer,
-                // Memory may be ahead of the disk now, and redb refuses to go on. So the writer
-                // stops: callers get `Unavailable`, and a restart reads what the disk has.
+                // Memory may be ahead of the disk now, and redb rejects further changes. So the
+                // writer stops: callers get `Unavailable`, and a restart reads the state of the
+                // disk.
                 Ok((_, Err(error))) => {
                     tracing::error!(%error, "the embedded store stops: its file failed");
                     return;
@@ -130,7 +131,7 @@ impl Writer {
         }
     }
 
-    /// Has the mark follow, once in a while.
+    /// Updates the mark from time to time.
     fn mark(&mut self, now: Instant, ended: bool) {
         let committed = *self.committed.borrow();
         if committed == self.marked || now < self.mark_after && !ended {
@@ -139,15 +140,15 @@ impl Writer {
         self.mark_after = now + MARK_INTERVAL;
         match self.file.mark(committed) {
             Ok(()) => self.marked = committed,
-            // The older one stays: an older copy of the file would be noticed up to there.
+            // The older mark remains: an older copy of the file is detected up to its revision.
             Err(error) => {
                 tracing::warn!(%error, "the mark beside the embedded store cannot be written")
             }
         }
     }
 
-    /// Ends the leases whose time is over, then obeys the commands: so a lease is never kept alive
-    /// after its end.
+    /// Ends expired leases, then executes the commands, so that a lease is never kept alive after
+    /// its expiry.
     fn turn(&mut self, commands: Vec<Command>, now: Instant) -> Result<(), StoreError> {
         let Writer { file, leases, .. } = self;
         let mut answers = Vec::with_capacity(commands.len());
@@ -172,7 +173,7 @@ impl Writer {
             }
             Err(error) => Err(error),
         };
-        // The commands that were not reached are dropped, which their askers see.
+        // The remaining commands are dropped, and their callers notice.
         for answer in answers {
             answer(durable.clone());
         }
@@ -180,7 +181,7 @@ impl Writer {
     }
 }
 
-/// Makes one command; an error is one of the file and ends the whole turn.
+/// Executes one command; an error comes from the file and ends the whole turn.
 fn obey(
     command: Command,
     tables: &mut Tables<'_>,

@@ -1,4 +1,4 @@
-//! The members of the cluster: which of them is asked, and what an error of one means.
+//! The members of the cluster: the choice of a member, and the meaning of its errors.
 
 use std::error::Error as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,24 +11,24 @@ use tonic::Code;
 use super::EtcdOptions;
 use crate::store::{ClusterId, Head, RefusedCause, Revision, StoreError};
 
-/// Whether a request may be sent to a second member when the first one failed.
+/// Whether a request may be retried at a second member after the first one failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repeat {
-    /// It changes nothing, or making it twice does no harm.
+    /// It changes nothing, or is idempotent.
     Safe,
-    /// Only if the first member surely never saw it.
+    /// Only if the first member certainly did not receive it.
     OnlyUnsent,
 }
 
 /// The failure of one request.
 pub(super) enum Failure {
-    /// The member is at fault, another one may do better.
+    /// The member failed; another one may succeed.
     Member { sent: bool, error: StoreError },
     /// The member did not answer the connection's keepalive: it hangs.
     Silent,
-    /// Compacted, or more than a client decodes.
+    /// Compacted, or over the client's decoding limit.
     OutOfRange { detail: String },
-    /// The cluster's answer; every member would give it.
+    /// The cluster's answer; every member would give the same.
     Answer(StoreError),
 }
 
@@ -72,7 +72,7 @@ impl From<etcd_client::Error> for Failure {
         };
         match status.code() {
             Code::OutOfRange => Failure::OutOfRange { detail },
-            // The only thing that etcd's keys and leases can miss.
+            // Of etcd's objects only a lease can be missing here.
             Code::NotFound => Failure::Answer(StoreError::LeaseNotFound),
             Code::InvalidArgument
             | Code::FailedPrecondition
@@ -84,8 +84,7 @@ impl From<etcd_client::Error> for Failure {
                 cause: refused_cause(status.code(), status.message()),
                 detail,
             }),
-            // Unavailable, and whatever a broken connection looks like: Unknown, Internal,
-            // Cancelled.
+            // Unavailable, and the codes of a broken connection: Unknown, Internal, Cancelled.
             _ if silent(&status) => Failure::Silent,
             _ if never_connected(&status) => Failure::Member {
                 sent: false,
@@ -99,11 +98,10 @@ impl From<etcd_client::Error> for Failure {
     }
 }
 
-/// The cause of a refusal. Codes alone do not tell: etcd gives one code for a full store and for
+/// The cause of a rejection. Codes alone are ambiguous: etcd has one code for a full store and for
 /// too many requests.
 pub(super) fn refused_cause(code: Code, message: &str) -> RefusedCause {
-    // etcd's texts (api/v3/v3rpc/rpctypes/error.go), by which its own clients tell errors apart,
-    // too.
+    // etcd's texts (api/v3/v3rpc/rpctypes/error.go). etcd's own clients match them too.
     let says = |text: &str| message.contains(text);
     match code {
         Code::DataLoss => RefusedCause::CorruptData,
@@ -124,7 +122,7 @@ fn never_connected(status: &tonic::Status) -> bool {
     causes(status).any(|error| error.is::<tonic::ConnectError>())
 }
 
-/// Whether the connection was given up because its keepalive was not answered.
+/// Whether the connection was closed because its keepalive was not answered.
 fn silent(status: &tonic::Status) -> bool {
     let timed_out = |error: &hyper::Error| error.is_timeout();
     causes(status).any(|error| error.downcast_ref().is_some_and(timed_out))
@@ -134,22 +132,21 @@ fn causes(status: &tonic::Status) -> impl Iterator<Item = &(dyn std::error::Erro
     std::iter::successors(status.source(), |error| (*error).source())
 }
 
-/// One client per member, and the memory of which one is good.
+/// One client per member, and the preferred member.
 pub(super) struct Members {
     pub(super) options: EtcdOptions,
     clients: Vec<Client>,
-    /// Index of the member to ask first. It moves on when that one fails and stays where it works:
-    /// going back early would pay the time-out of a hung member again.
+    /// The index of the member to try first. It moves on when that member fails and then stays:
+    /// going back early would cost the time-out of a hung member again.
     preferred: AtomicUsize,
-    /// The cluster that is trusted: the one that answered first, or that an operator accepted. Its
-    /// id is in every answer, and no answer of another one is believed.
+    /// The trusted cluster: the first one that answered, or the one that an operator accepted. Its
+    /// id is in every answer, and answers of other clusters are rejected.
     cluster: Mutex<Option<ClusterId>>,
 }
 
 impl Members {
     pub(super) async fn new(options: EtcdOptions) -> Result<Self, StoreError> {
-        // Keepalive only while a request is open: etcd allows an idle connection no pings at all,
-        // and would close it.
+        // Keepalive only while a request is open: etcd closes an idle connection that sends pings.
         let connect = connect_options(&options)
             .with_keep_alive(options.keepalive_interval, options.keepalive_timeout)
             .with_keep_alive_while_idle(false);
@@ -170,19 +167,19 @@ impl Members {
         })
     }
 
-    /// The members in the order to ask them, each once.
+    /// All members, each once, in the order of preference.
     pub(super) fn order(&self) -> impl Iterator<Item = usize> + use<> {
         let count = self.clients.len();
         let first = self.preferred.load(Ordering::Relaxed);
         (0..count).map(move |offset| (first + offset) % count)
     }
 
-    /// Notes that a member failed. Of several callers that saw the same failure only the first
-    /// moves the preference.
+    /// Records that a member failed. Of several callers with the same failure only the first moves
+    /// the preference.
     pub(super) fn abandon(&self, member: usize, error: &StoreError) {
         let next = (member + 1) % self.clients.len();
         if next == member {
-            // There is no other; the caller has the error.
+            // There is no other member, and the caller has the error.
             return;
         }
         let moved =
@@ -190,7 +187,7 @@ impl Members {
                 .compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
         if moved.is_ok() {
             let endpoint = self.endpoint(member);
-            tracing::warn!(endpoint, %error, "an etcd member failed; the next one is asked first");
+            tracing::warn!(endpoint, %error, "an etcd member failed; the next one is now preferred");
         }
     }
 
@@ -201,15 +198,15 @@ impl Members {
             .map_or("", String::as_str)
     }
 
-    /// A connection of its own to a member, for a watch: behind a reader that is slow, a shared
-    /// connection's flow-control window would fill and hold up everything else. No HTTP/2 keepalive
-    /// on it: see `watch.rs`.
+    /// A separate connection to a member, for a watch: behind a slow reader, a shared connection's
+    /// flow-control window would fill and block all other streams. No HTTP/2 keepalive on it: see
+    /// `watch.rs`.
     pub(super) async fn watch_client(&self, member: usize) -> Result<Client, StoreError> {
         client(self.endpoint(member), connect_options(&self.options)).await
     }
 
-    /// Makes a request of one member after the other until one answers, each within `after`. Where
-    /// none does, the error is that of the last one that was connected to: it says more than a
+    /// Sends a request to one member after the other until one answers, each within `after`. If
+    /// none does, the error is that of the last member with a connection: it says more than a
     /// refused connection.
     pub(super) async fn call<T, R, F>(
         &self,
@@ -229,8 +226,7 @@ impl Members {
             };
             let answer = tokio::time::timeout(after, request(client.clone())).await;
             outcome = match answer {
-                // The keepalive may be quicker than the request's own time-out; it is the same
-                // finding.
+                // The keepalive may be quicker than the request's own time-out; both mean the same.
                 Err(_) | Ok(Err(Failure::Silent)) => Err(Failure::Member {
                     sent: true,
                     error: StoreError::Timeout { after },
@@ -252,7 +248,7 @@ impl Members {
         told.unwrap_or(outcome)
     }
 
-    /// The revision in an answer's header, if it comes from the cluster that has answered before.
+    /// The revision in an answer's header, if it comes from the trusted cluster.
     pub(super) fn check_header(
         &self,
         header: Option<&ResponseHeader>,
@@ -262,7 +258,7 @@ impl Members {
         Ok(head.revision)
     }
 
-    /// Whether an answer of this cluster may be believed.
+    /// Checks that an answer comes from the trusted cluster.
     pub(super) fn check_cluster(&self, is: ClusterId) -> Result<(), StoreError> {
         let mut trusted = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
         let was = *trusted.get_or_insert(is);
@@ -290,13 +286,13 @@ pub(super) fn read_header(header: Option<&ResponseHeader>) -> Result<Head, Store
 }
 
 fn connect_options(options: &EtcdOptions) -> ConnectOptions {
-    // A member without a leader would keep a watch open and silent, and answer nothing else.
+    // Without a leader a member would keep a watch open but silent, and answer no other request.
     ConnectOptions::new()
         .with_require_leader(true)
         .with_connect_timeout(options.connect_timeout)
 }
 
-/// Does not wait for the connection: it is made by the first request.
+/// Does not wait for the connection: the first request opens it.
 async fn client(endpoint: &str, options: ConnectOptions) -> Result<Client, StoreError> {
     Client::connect([endpoint], Some(options))
         .await

@@ -1,14 +1,14 @@
 //! A watch in etcd as a stream of whole revisions.
 //!
 //! etcd's behaviour, and its treatment here:
-//! - A watch that it refuses, or that wants compacted history, is first `created` and then
-//!   `canceled`, never an error.
-//! - A large answer comes in fragments that may cut a revision in two: the cut one is held back
-//!   until it is whole.
-//! - A member that hangs says nothing, for ever. HTTP/2 pings would show it, but etcd closes a
-//!   connection on which pings come faster than every 5 s while it sends nothing. So a silent watch
-//!   asks for its progress instead: the answer is a sign of life, and no more (a member without a
-//!   leader gives it too; `require_leader` ends that watch).
+//! - etcd first sends `created` and then `canceled` for a watch that it rejects or whose start is
+//!   compacted, never an error.
+//! - A large answer arrives in fragments that may split a revision: the incomplete revision is held
+//!   back until it is whole.
+//! - A hung member is silent forever. HTTP/2 pings would detect it, but etcd closes a connection
+//!   with more than one ping in 5 s while it sends nothing. So a silent watch sends progress
+//!   requests instead. The answer only proves that the member is alive (a member without a leader
+//!   answers too; `require_leader` ends that watch).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,9 +25,8 @@ use super::members::{Failure, Members, refused_cause};
 use super::{entry, utf8_key};
 use crate::store::{Event, Revision, StoreError, WatchBatch, WatchError};
 
-/// How long a member may be silent at first. It does not answer for its progress before a watch
-/// from an old revision has caught up, which may take it seconds when little of a long history
-/// matches.
+/// How long a member may be silent at first. It does not answer a progress request before a watch
+/// from an old revision has caught up. That may take seconds if few events of a long history match.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn watch(
@@ -68,13 +67,13 @@ struct Link {
     member: usize,
     requests: WatchRequestSender,
     responses: WatchResponseStream,
-    /// How long the member may take for a sign of life.
+    /// How long the member may be silent.
     patience: Duration,
 }
 
 impl Watcher {
     async fn next(&mut self) -> Option<Result<WatchBatch, WatchError>> {
-        // Ends: each turn waits for one message, with a deadline, or returns.
+        // Bounded: each turn waits for one message, with a deadline, or returns.
         loop {
             if let Some(batch) = self.batches.whole.pop_front() {
                 return Some(Ok(batch));
@@ -130,8 +129,8 @@ impl Watcher {
         let opened = client.watch(self.prefix.as_str(), Some(options)).await?;
         let (mut requests, mut responses) = opened.split();
         let created = responses.message().await?;
-        // Asked at once, a member that need not catch up shows it at once, and its patience is the
-        // short one from then on.
+        // A member that need not catch up answers at once, and the short patience applies from then
+        // on.
         requests.request_progress().await?;
         let link = Link {
             member,
@@ -174,7 +173,7 @@ impl Watcher {
 }
 
 impl Link {
-    /// The next message, whatever it says, or that the member is silent for too long.
+    /// The next message of any kind, or an error if the member is silent for too long.
     async fn receive(&mut self, members: &Members) -> Result<WatchResponse, StoreError> {
         let interval = members.options.keepalive_interval;
         let message = match timeout(interval, self.responses.message()).await {
@@ -190,18 +189,18 @@ impl Link {
             }
         };
         let message = message.map_err(Failure::from)?;
-        // It has spoken, so it has caught up.
+        // It has answered, so it has caught up.
         self.patience = members.options.keepalive_timeout;
         message.ok_or_else(|| Failure::broken_stream().into())
     }
 }
 
-/// Events put together by revision. Bounded: one message of etcd, and the one revision that it may
-/// have cut.
+/// Events grouped by revision. Bounded: one message of etcd, and one revision that it may have
+/// split.
 #[derive(Default)]
 struct Batches {
     whole: VecDeque<WatchBatch>,
-    /// The newest revision, of which more may come.
+    /// The newest revision, which may be incomplete.
     growing: Option<WatchBatch>,
 }
 

@@ -1,4 +1,4 @@
-//! Commands from the rest of the process: streams of proxies, the wishes of operators, the end.
+//! Commands from other parts of the process: streams of proxies, operators' requests, shutdown.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ impl Engine {
                 says,
                 joined,
             } => {
-                // Before the first message of the stream, so that nothing is said into the void.
+                // Before the first message of the stream, so that no message is lost.
                 let number = self.join(holder, &zone, node, says);
                 let is_joined = number.is_ok();
                 let _ = joined.send(number);
@@ -50,7 +50,8 @@ impl Engine {
         }
     }
 
-    /// Begins to move every cell that no other replica of its zone grants writes for: their names.
+    /// Begins to move every cell for which no other replica of its zone grants: returns their
+    /// names.
     pub(super) fn hand_over(&mut self) -> BTreeSet<String> {
         let now = self.now();
         let mut moves = Vec::new();

@@ -1,4 +1,4 @@
-//! The right places of cells: the zones that can serve their writes, and hold grants.
+//! The right zones for cells: those that can serve their writes, and hold grants.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -11,7 +11,7 @@ use tracing::warn;
 use super::Engine;
 
 impl Engine {
-    /// Takes in how services are doing.
+    /// Applies the states of services.
     pub(super) fn refresh_overview(&mut self) {
         let rules = Arc::clone(&self.sources.rules.borrow());
         let overview = Arc::clone(&self.sources.overviews.borrow_and_update());
@@ -30,7 +30,7 @@ impl Engine {
         }
     }
 
-    /// Tells the replicas which zone should have each cell, where its owners cannot serve writes.
+    /// Informs the replicas which zone should have each cell whose owners cannot serve writes.
     pub(super) fn reevaluate(&mut self) {
         let Some(replica) = self.replicas.values().next() else {
             return;
@@ -53,14 +53,14 @@ impl Engine {
         }
         for (cell, zone, reason) in changed {
             if let Some(zone) = &zone {
-                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: it moves, unless its failover is manual or an operator's move holds it");
+                warn!(%cell, to = %zone, %reason, "a cell's owners cannot serve its writes: the cell moves, unless its failover is manual or an operator's move holds it");
             }
             self.better.insert(cell.clone(), zone.clone());
             self.broadcast(&Input::Better { cell, zone, reason });
         }
     }
 
-    /// Why a cell should leave its owners for `better`.
+    /// Why a cell should move from its owners to `better`.
     pub(super) fn reason(&self, owners: &[Name], better: &Name) -> Name {
         let none = BTreeSet::new();
         let out = |zone: &Name| self.out.get(zone).unwrap_or(&none);

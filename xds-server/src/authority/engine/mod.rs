@@ -1,5 +1,5 @@
-//! The one task that owns this process's replicas: everything in, one at a time; transactions and
-//! messages out.
+//! The one task that owns this process's replicas. It handles one input at a time, and outputs
+//! transactions and messages.
 
 mod commands;
 mod judging;
@@ -44,11 +44,11 @@ pub(super) struct Engine {
     operations: Operations,
     /// By zone, the fenced services that cannot be written to there.
     out: BTreeMap<Name, BTreeSet<Name>>,
-    /// The zone that should have a cell, as it was said last.
+    /// The zone that should have a cell, as last sent to the replicas.
     better: BTreeMap<Name, Option<Name>>,
     presence: Presence,
-    /// By zone, until when proxies are kept though the session of an incarnation is only about to
-    /// begin.
+    /// By zone, until when proxies stay connected although the session of an incarnation is only
+    /// about to begin.
     reborn_until: BTreeMap<Name, u64>,
     commands: mpsc::Receiver<Command>,
     publisher: watch::Sender<Arc<Vec<CellStatus>>>,
@@ -58,25 +58,25 @@ pub(super) struct Engine {
     /// The outcomes of transactions.
     answer: mpsc::UnboundedSender<Answer>,
     answers: mpsc::UnboundedReceiver<Answer>,
-    /// The secret by which each zone's replica proves itself.
+    /// The secret that authenticates each zone's replica.
     secrets: BTreeMap<Name, Secret>,
-    /// How every session is reached.
+    /// The addresses of all sessions.
     reached: BTreeMap<SessionId, PeerRecord>,
     renewals: Renewals,
-    /// The last statement of a zone's own session.
+    /// The last published statement of a zone's own session.
     stated: BTreeMap<Name, Stated>,
-    /// Callers that wait for the end.
+    /// Callers that wait for the shutdown.
     stopping: Vec<oneshot::Sender<()>>,
     stopped: BTreeSet<Name>,
     /// The statements of sessions about their processes.
     said: Said,
     /// Something may have changed about the agreed terms.
     terms_dirty: bool,
-    /// Why this replica does not agree, as it was said last.
+    /// Why this replica disagrees, as last reported.
     differs: Option<String>,
-    /// The proxies whose policy is of other terms.
+    /// The proxies whose policy has other terms.
     withheld: Lasting,
-    /// They are not looked at again before that.
+    /// They are not checked again before that.
     withheld_after: Instant,
 }
 
@@ -126,7 +126,7 @@ impl Engine {
         let conditions = sources.metrics.conditions.clone();
         let withheld = Lasting::new(conditions, &[Code::ProxyOfOtherTerms]);
         let renewals = Renewals::new(sources.metrics.clone());
-        // As many as there are transactions under way: each replica has a handful.
+        // Bounded by the transactions under way: each replica has a few.
         let (answer, answers) = mpsc::unbounded_channel();
         Engine {
             sources,
@@ -175,7 +175,7 @@ impl Engine {
                 () = tokio::time::sleep(until_wake) => Woken::Time,
             };
             match woken {
-                // The process is ending.
+                // The process shuts down.
                 Woken::StoreEvent(None) | Woken::Command(None) | Woken::Answer(None) => return,
                 Woken::StoreEvent(Some(fact)) => self.take_event(fact),
                 Woken::Peer(message) => self.hear(message),
@@ -199,7 +199,7 @@ impl Engine {
         }
     }
 
-    /// The terms to act by. All replicas of this process see the same.
+    /// The terms to act by. All replicas of this process have the same.
     fn terms(&self) -> &Terms {
         let mut replicas = self.replicas.values();
         replicas.next().map_or(&self.sources.terms, Replica::terms)

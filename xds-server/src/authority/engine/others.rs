@@ -1,4 +1,4 @@
-//! Other replicas: the way to each, and their messages to those of this process.
+//! Other replicas: the connection to each, and their messages to this process.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::authority::{
 };
 
 impl Engine {
-    /// Takes in how a session is reached.
+    /// Applies the address of a session.
     pub(super) fn take_peer(&mut self, fact: &StoreEvent) {
         let before = self.reached.len();
         let changed = match fact {
@@ -35,7 +35,7 @@ impl Engine {
         }
     }
 
-    /// Tells the way to other replicas which sessions there are.
+    /// Updates the network's list of sessions.
     pub(super) fn tell_roster(&self) {
         let own = self.replicas.iter().filter_map(|(zone, replica)| {
             let secret = self.secrets.get(zone)?;
@@ -49,7 +49,7 @@ impl Engine {
         self.sources.peers.post.follow(Roster { own, others });
     }
 
-    /// Speaks to another replica, in this process or elsewhere.
+    /// Sends to another replica, in this process or elsewhere.
     pub(super) fn tell_peer(&mut self, zone: &Name, to: SessionId, says: Says) {
         let Some(replica) = self.replicas.get(zone) else {
             return;
@@ -67,10 +67,10 @@ impl Engine {
         replica.is_some_and(|replica| replica.id() == id)
     }
 
-    /// Another replica speaks.
+    /// Handles a message of another replica.
     pub(super) fn hear(&mut self, message: Message) {
         let Message { from, to, says } = message;
-        // To an incarnation that is over.
+        // For an incarnation that has ended.
         if !self.is_own(&to) {
             return;
         }

@@ -1,4 +1,4 @@
-//! Events of the store: to the replicas, and to the watchers of operations.
+//! Passes events of the store to the replicas, and to the watchers of operations.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ impl Engine {
                 None => records::deleted(&key, revision),
             },
             StoreEvent::Doubted => {
-                warn!("this replica doubts the store's content: it grants and moves nothing");
+                warn!("this replica distrusts the store's content: it grants and moves nothing");
                 Some(Input::Doubted)
             }
         };

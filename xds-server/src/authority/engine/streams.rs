@@ -1,5 +1,5 @@
-//! The streams of proxies: their connections, each one's zone and replica, and those that have to
-//! find another one.
+//! The streams of proxies: their connections, each one's zone and replica, and proxies that have to
+//! connect elsewhere.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -20,17 +20,17 @@ pub(super) struct Stream {
     zone: Name,
     node: String,
     says: mpsc::Sender<GrantorSays>,
-    /// Why the proxy was given nothing when it asked last.
+    /// Why the proxy's last request for grants was withheld.
     withheld: Option<Withheld>,
 }
 
-/// A proxy gets the policy of new terms within moments. One that has not for so long does not get
-/// it.
+/// A proxy gets the policy of new terms within moments. After this time without it something is
+/// wrong.
 const WITHHELD_PATIENCE: Duration = Duration::from_secs(5);
 const WITHHELD_LOOK: Duration = Duration::from_millis(500);
 
 impl Engine {
-    /// A proxy connects to the replica of its zone: the number of its stream.
+    /// A proxy connects to the replica of its zone: returns the number of its stream.
     pub(super) fn join(
         &mut self,
         holder: HolderId,
@@ -66,7 +66,7 @@ impl Engine {
         Ok(number)
     }
 
-    /// A proxy says something; messages on a stream that was replaced count for nothing.
+    /// Handles a proxy's message; messages on a stream that was replaced are ignored.
     pub(super) fn said(&mut self, holder: HolderId, stream: u64, says: HolderSays) {
         let open = self.streams.get(&holder);
         let open = open.filter(|open| open.number == stream);
@@ -94,7 +94,7 @@ impl Engine {
         metrics.fence_streams.set(self.streams.len() as i64);
     }
 
-    /// A slow proxy loses its stream, and says everything again on the next.
+    /// A slow proxy loses its stream, and sends everything again on the next one.
     pub(super) fn say(&mut self, holder: HolderId, says: GrantorSays) {
         let Some(stream) = self.streams.get(&holder) else {
             return;
@@ -102,11 +102,11 @@ impl Engine {
         let Err(error) = stream.says.try_send(says) else {
             return;
         };
-        // One that has closed has ended its stream, which is about to be noticed.
+        // A closed channel means that the stream has ended, which is about to be noticed.
         if matches!(error, mpsc::error::TrySendError::Full(_)) {
             warn!(
                 node = stream.node,
-                "a proxy does not read its messages: its stream is ended"
+                "a proxy does not read its messages: its stream is closed"
             );
             self.leave(holder);
         }
@@ -134,8 +134,8 @@ impl Engine {
         self.stopping.is_empty() && replica.is_some_and(alive)
     }
 
-    /// A replica without a session grants nothing, so its proxies are to find another one of their
-    /// zone.
+    /// A replica without a session grants nothing, so its proxies have to connect to another
+    /// replica of their zone.
     pub(super) fn send_away(&mut self) {
         let zones = self.replicas.keys().cloned();
         let idle: BTreeSet<Name> = zones.filter(|zone| !self.serves(zone)).collect();
@@ -147,20 +147,20 @@ impl Engine {
         }
     }
 
-    /// How many proxies of a zone are connected.
+    /// The number of connected proxies of a zone.
     pub(super) fn connected(&self, zone: &Name) -> u32 {
         let of_zone = self.streams.values().filter(|stream| stream.zone == *zone);
         u32::try_from(of_zone.count()).unwrap_or(u32::MAX)
     }
 
-    /// A proxy was given nothing for this reason, or no more.
+    /// Records why a proxy was withheld grants; none: it was not.
     pub(super) fn note_withheld(&mut self, holder: HolderId, withheld: Option<Withheld>) {
         if let Some(stream) = self.streams.get_mut(&holder) {
             stream.withheld = withheld;
         }
     }
 
-    /// Says which proxies are given nothing for long, since their policy is of other terms.
+    /// Reports the proxies that are withheld grants for long, since their policy has other terms.
     pub(super) fn look_at_withheld(&mut self) {
         // There may be many, and each message wakes the engine.
         let now = Instant::now();
@@ -179,14 +179,14 @@ impl Engine {
     }
 }
 
-/// The reason for which a proxy is given nothing, and its own refusal, which may be why it lacks
-/// the present policy.
+/// Why a proxy is withheld grants, with its own rejection, which may be why it lacks the current
+/// policy.
 fn withheld_detail(withheld: Withheld, refused: impl FnOnce() -> Option<String>) -> String {
     match withheld {
         Withheld::OtherTerms => {
             let refused = refused().map(|refused| format!("; it refuses {refused}"));
             let refused = refused.unwrap_or_default();
-            format!("its policy is of other terms than the agreed ones{refused}")
+            format!("its policy has other terms than the agreed ones{refused}")
         }
         Withheld::UnsaidTerms => "its filter does not report its policy's terms".to_owned(),
     }
@@ -201,7 +201,7 @@ mod tests {
         let refused = || Some("ecds tidegate: no such mode".to_owned());
         let detail = withheld_detail(Withheld::OtherTerms, refused);
         assert!(
-            detail.ends_with("; it refuses ecds tidegate: no such mode"),
+            detail.ends_with("; it rejects ecds tidegate: no such mode"),
             "{detail}"
         );
         let detail = withheld_detail(Withheld::OtherTerms, || None);

@@ -1,5 +1,5 @@
-//! Reports to others: by the sessions' records, by status and metrics, and the reason for which
-//! this replica does not act.
+//! Reports by the sessions' records, status and metrics, and the reason why this replica does not
+//! act.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -14,12 +14,11 @@ use crate::{
     metrics::CellLabel,
 };
 
-/// How long a session may say another number of proxies than there are, in microseconds.
+/// How long a session's record may have a wrong number of proxies, in microseconds.
 const COUNT_PATIENCE_US: u64 = 60_000_000;
 
 impl Engine {
-    /// Whether the own session's statement is no longer true: of its terms, or for long of its
-    /// proxies.
+    /// Whether the session's record is out of date: about its terms, or for long about its proxies.
     pub(super) fn is_outdated(&self, zone: &Name) -> bool {
         let stated = self.stated.get(zone).zip(self.replicas.get(zone));
         stated.is_some_and(|(stated, replica)| {
@@ -29,7 +28,8 @@ impl Engine {
         })
     }
 
-    /// Has sessions put anew whose record is wrong about whether there are proxies, or about terms.
+    /// Puts sessions again whose record is wrong about the terms, or about whether there are
+    /// proxies.
     pub(super) fn restate(&mut self) {
         let zones: Vec<Name> = self.replicas.keys().cloned().collect();
         for zone in zones {
@@ -106,9 +106,9 @@ impl Engine {
         });
     }
 
-    /// Tells streams which zones have a control plane of their own.
+    /// Informs streams which zones have a control plane of their own.
     pub(super) fn sight(&mut self) {
-        // All replicas of this process see the same.
+        // All replicas of this process have the same view.
         let Some(replica) = self.replicas.values().next() else {
             return;
         };

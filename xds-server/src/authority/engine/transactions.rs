@@ -1,4 +1,4 @@
-//! Transactions: the store is asked for those that replicas want, and they are told the outcome.
+//! Sends the replicas' transactions to the store, and their outcomes to the replicas.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
     wall_clock::unix_ms,
 };
 
-/// How long a transaction that has failed rests.
+/// The pause after a failed transaction.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 impl Engine {
@@ -63,7 +63,7 @@ impl Engine {
                 store_health.writes_refused().is_some(),
             )
             .await;
-            // A read proves nothing about writes, neither way.
+            // A read proves nothing about writes.
             if let Some(outcome) = outcome.as_ref().filter(|_| !asks) {
                 store_health.wrote_in(outcome, begun.elapsed());
             }
@@ -88,11 +88,10 @@ impl Engine {
                 writes.get_or_create(&ResultLabel { result }).inc();
             }
             if outcome == TransactionOutcome::Unknown && !asks {
-                // It is tried again at once, and a store that is away, or not written to, fails
-                // fast.
+                // It is retried at once, and a store that is unreachable or read-only fails fast.
                 tokio::time::sleep(RETRY_AFTER).await;
             }
-            // An engine that is gone waits for nothing.
+            // An engine that has ended needs no answer.
             let _ = answer.send(Answer {
                 id,
                 number,
@@ -120,7 +119,7 @@ impl Engine {
 
     pub(super) fn answered(&mut self, answer: &Answer) {
         let zone = answer.id.zone.clone();
-        // Numbers go on from one incarnation to the next, which does not know its predecessor's.
+        // Numbers continue from one incarnation to the next, which does not know its predecessor's.
         let input = Input::Answer {
             number: answer.number,
             outcome: answer.outcome,
@@ -129,14 +128,14 @@ impl Engine {
     }
 }
 
-/// How long one member of the store has for a transaction about authority. A session survives one
-/// that hangs: a round, of which there is one in each quarter of a session's time to live, has time
-/// to ask another member.
+/// The time limit of one member of the store for a transaction about authority. A session survives
+/// a hung member: a round runs in each quarter of a session's time to live, and has time to try
+/// another member.
 fn patience(terms: &Terms) -> Duration {
     Duration::from_micros(terms.session_ttl / 6)
 }
 
-/// None where nothing was sent, since writes have ended.
+/// None if nothing was sent, since writes have ended.
 async fn make(
     store: &dyn Store,
     compares: Vec<Compare>,

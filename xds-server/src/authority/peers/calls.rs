@@ -1,4 +1,4 @@
-//! The streams to other replicas: one from each own session to each other one, opened again
+//! The streams to other replicas: one from each own session to each other session, reopened
 //! whenever it ends.
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
@@ -30,17 +30,17 @@ use crate::{generated::peers_client::PeersClient, net::tls::Dialer};
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The first pause before a stream that has ended is opened again, and the longest. A stream that
-/// was of use begins anew.
+/// The first and the longest pause before a stream is reopened. A stream that worked starts again
+/// at the first.
 const REST_MIN: Duration = Duration::from_millis(50);
 const REST_MAX: Duration = Duration::from_secs(2);
-/// The same where a certificate is not accepted: it stays so until an operator replaces it, and
-/// both sides log each try.
+/// The pause after a rejected certificate: it stays rejected until an operator replaces it, and
+/// both sides log each attempt.
 const REST_REFUSED: Duration = Duration::from_secs(30);
-/// A stream on which no beat was acknowledged for so long is opened anew.
+/// A stream without an acknowledged beat for this long is reopened.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// Keeps a stream open to each session of others, from each own one. Ends with the process.
+/// Keeps a stream open from each own session to each session of others. Ends with the process.
 pub(super) async fn run(network: Network, dialer: Dialer) {
     let mut rosters = network.roster.subscribe();
     let mut calls = JoinSet::new();
@@ -66,7 +66,7 @@ pub(super) async fn run(network: Network, dialer: Dialer) {
                 (record.clone(), calls.spawn(call.keep()))
             });
         }
-        // Takes those that were given up out of the set; the others do not end.
+        // Removes aborted calls from the set; the others do not end.
         while calls.try_join_next().is_some() {}
         if rosters.changed().await.is_err() {
             return;
@@ -116,7 +116,7 @@ impl Call {
         }
     }
 
-    /// One stream, to its end. Notes its outcome.
+    /// Runs one stream to its end, and records its outcome.
     async fn once(&self, reached: &mut Reached, came_to: &mut CameTo) -> Result<(), Failure> {
         let invalid = |error| Status::invalid_argument(format!("{error}"));
         let endpoint = Endpoint::try_from(format!("http://{}", self.record.address));
@@ -164,7 +164,7 @@ impl Call {
         Ok(self.beat(&out, answers, messages, came_to).await?)
     }
 
-    /// Sends beats, and hears the acknowledgements.
+    /// Sends beats, and receives the acknowledgements.
     async fn beat(
         &self,
         out: &mpsc::Sender<wire::PeerRequest>,
@@ -211,7 +211,7 @@ impl Call {
     }
 }
 
-/// How far a stream came.
+/// How far a stream got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CameTo {
     Nothing,
@@ -224,7 +224,7 @@ enum CameTo {
 /// Why a stream has ended.
 struct Failure {
     status: Status,
-    /// It does not get better by itself.
+    /// It is permanent without an operator.
     lasts: bool,
 }
 
@@ -253,19 +253,19 @@ fn chain<'e>(error: Source<'e>) -> impl Iterator<Item = Source<'e>> {
     std::iter::successors(Some(error), |error| error.source())
 }
 
-/// An error with its causes: the certificate that is not accepted, the connection that is refused.
+/// An error with its causes: a rejected certificate, a refused connection.
 fn causes(error: Source<'_>) -> String {
     let mut all: Vec<String> = chain(error).map(ToString::to_string).collect();
-    // Errors that stand for another one say the same.
+    // Errors that wrap another one have the same text.
     all.dedup();
     all.join(": ")
 }
 
-/// Whether this side does not accept the other one's certificate, or the other way round.
+/// Whether one side rejects the other's certificate.
 fn is_refused_certificate(error: Source<'_>) -> bool {
     let io = |error: Source<'_>| error.downcast_ref::<io::Error>().map(io::Error::kind);
     let mut kinds = chain(error).filter_map(io);
-    // Errors that rustls finds.
+    // Errors of rustls.
     kinds.any(|kind| kind == io::ErrorKind::InvalidData)
 }
 

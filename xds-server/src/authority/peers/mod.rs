@@ -1,11 +1,10 @@
-//! How replicas hear each other: beats of sessions and their acknowledgements, directly between
-//! processes.
+//! Beats of sessions and their acknowledgements, sent directly between replicas.
 //!
 //! `policy::fence::round` gives them their meaning. This module may lose, delay and repeat them.
-//! The store's session records say where the others are, and have a secret for each incarnation,
-//! with which both ends of a stream prove their sessions, and every message (`proof`). `calls`
-//! opens a stream to each other session, `service` answers those of others. `trouble` reports
-//! faults of streams.
+//! The store's session records have the replicas' addresses, and a secret for each incarnation.
+//! With these secrets both ends of a stream prove their sessions, and every message (`proof`).
+//! `calls` opens a stream to each other session, `service` answers those of others. `trouble`
+//! reports faults of streams.
 
 mod calls;
 mod proof;
@@ -32,14 +31,14 @@ pub use service::{PeersService, service};
 use self::trouble::Trouble;
 use crate::{metrics::Metrics, net::tls::Dialer};
 
-/// Messages of others that may wait for the engine.
+/// The most messages of others that may wait for the engine.
 const MESSAGES_MAX: usize = 1_024;
 /// The longest message, in bytes.
 const MESSAGE_BYTES_MAX: usize = 1_024;
 /// The longest that the other side may take to prove its session.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// From one session to another. It may be lost.
+/// A message from one session to another. It may be lost.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Message {
     pub from: SessionId,
@@ -54,21 +53,21 @@ pub enum Says {
     Heard(u64),
 }
 
-/// The sessions that there are.
+/// The existing sessions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Roster {
-    /// Those that this process speaks for.
+    /// The sessions of this process.
     pub own: BTreeMap<SessionId, Secret>,
-    /// Those of other processes that can be reached.
+    /// The reachable sessions of other processes.
     pub others: BTreeMap<SessionId, PeerRecord>,
 }
 
-/// How messages leave this process.
+/// The outgoing side of the network.
 pub trait Post: Send + Sync + 'static {
     /// Sends a message, or loses it. Does not wait.
     fn send(&self, message: Message);
 
-    /// From now on these are the sessions.
+    /// Replaces the list of sessions.
     fn follow(&self, roster: Roster);
 }
 
@@ -76,24 +75,24 @@ pub trait Post: Send + Sync + 'static {
 pub struct Peers {
     pub post: Arc<dyn Post>,
     pub messages: mpsc::Receiver<Message>,
-    /// Where others reach this process; none where they do not.
+    /// The address for other replicas; none if they do not connect.
     pub reach: Option<Reach>,
-    /// A secret that cannot be guessed.
+    /// Draws a secret that cannot be guessed.
     pub secret: Box<dyn FnMut() -> Secret + Send>,
 }
 
-/// Where a process is reached.
+/// The address of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reach {
     /// `host:port`.
     pub address: String,
-    /// The name that its certificate has.
+    /// The name in its certificate.
     pub server_name: String,
 }
 
 impl Reach {
-    /// The address by which others reach the listener on `bound`: at `advertise`, else there; at
-    /// the address of the route to `towards` where it listens on every address.
+    /// The address at which others reach the listener on `bound`: `advertise` if set, otherwise its
+    /// own address. If it listens on every address, the address of the route to `towards`.
     pub fn of(
         bound: SocketAddr,
         advertise: Option<&str>,
@@ -121,7 +120,7 @@ impl Reach {
     }
 }
 
-/// The own address on the way to `http://host:port`. Sends no packet.
+/// The local address on the route to `http://host:port`. Sends no packet.
 fn route_to(endpoint: &str) -> Option<IpAddr> {
     let host = endpoint
         .split_once("://")
@@ -134,7 +133,7 @@ fn route_to(endpoint: &str) -> Option<IpAddr> {
     })
 }
 
-/// Loses everything: for a process that is the only one.
+/// Loses everything: for the only process of a mesh.
 struct Nobody;
 
 impl Post for Nobody {
@@ -144,7 +143,7 @@ impl Post for Nobody {
 }
 
 impl Peers {
-    /// For a process that is the only one.
+    /// For the only process of a mesh.
     pub fn none() -> Peers {
         Peers {
             post: Arc::new(Nobody),
@@ -154,7 +153,7 @@ impl Peers {
         }
     }
 
-    /// Peers over the network, and the address by which others reach them.
+    /// Peers over the network, reachable at `reach`.
     pub fn start(reach: Reach, dialer: Dialer, metrics: Metrics) -> (Peers, Network) {
         let (received, messages) = mpsc::channel(MESSAGES_MAX);
         let network = Network {
@@ -175,20 +174,20 @@ impl Peers {
     }
 }
 
-/// The streams between this process and others. Copies are the same ones.
+/// The streams between this process and others. Clones share them.
 #[derive(Clone)]
 pub struct Network {
     roster: watch::Sender<Arc<Roster>>,
-    /// On which beats go out.
+    /// The streams on which beats are sent.
     calls: Links,
-    /// On which the beats of others are acknowledged.
+    /// The streams on which the beats of others are acknowledged.
     answers: Links,
     received: mpsc::Sender<Message>,
     trouble: Trouble,
 }
 
 impl Network {
-    /// A network that leads nowhere, for a process that is the only one.
+    /// A network without connections, for the only process of a mesh.
     pub fn none() -> Network {
         Network {
             roster: watch::Sender::new(Arc::default()),
@@ -199,8 +198,8 @@ impl Network {
         }
     }
 
-    /// Hands a message to the engine. While that is busy the stream waits, so that the newest
-    /// message is not the one that is lost.
+    /// Passes a message to the engine. If the engine is busy the stream waits, so that the newest
+    /// message is not lost.
     async fn receive(&self, message: Message) -> Result<(), Status> {
         let received = self.received.send(message).await;
         received.map_err(|_| Status::unavailable("this process is ending"))
@@ -227,11 +226,11 @@ impl Post for Network {
     }
 }
 
-/// The caller and the called.
+/// Caller and callee.
 type Pair = (SessionId, SessionId);
 
-/// Open streams, and for each the newest round that is to go out on it: a round says all that those
-/// before it said, so on a slow stream the newest takes the place of one that waits.
+/// Open streams, each with the newest round to send. A round covers all earlier ones, so on a slow
+/// stream the newest replaces a waiting one.
 #[derive(Clone, Default)]
 struct Links(Arc<Mutex<BTreeMap<Pair, watch::Sender<u64>>>>);
 
@@ -246,7 +245,7 @@ impl Links {
         }
     }
 
-    /// Opens a stream in place of an older one, which ends by that.
+    /// Opens a stream; an older one of the same pair ends.
     fn open(&self, pair: Pair) -> Open {
         let (link, rounds) = watch::channel(0);
         self.all().insert(pair.clone(), link);
@@ -266,8 +265,8 @@ struct Open {
 }
 
 impl Open {
-    /// Waits for room on the stream, and then for a round: the newest that was sent by then. An
-    /// error where the stream is to end.
+    /// Waits for room on the stream, and then for a round: the newest one at that moment. Fails if
+    /// the stream has to end.
     async fn next<'o, T>(
         &mut self,
         out: &'o mpsc::Sender<T>,
@@ -283,7 +282,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         let mut all = self.links.all();
-        // The only sender is there, as long as no other stream was opened in place of this one.
+        // The only sender exists, unless another stream was opened in place of this one.
         if self.rounds.has_changed().is_ok() {
             all.remove(&self.pair);
         }

@@ -1,12 +1,11 @@
-//! How a replica proves that it speaks for an incarnation: with the secret in its session's record,
-//! which it does not send.
+//! How a replica proves its incarnation: by the secret in its session's record, without sending it.
 //!
-//! The opening of a stream proves the sessions of both sides ([`Opening`]). That alone would leave
-//! the stream to an attacker on the way: it could let the opening pass, swallow the beats and
-//! acknowledge them itself, and a session that is not heard would be taken for heard. So each
-//! message afterwards is proved too ([`Speaking`], [`Hearing`]): under a key that follows from both
-//! secrets and that no other stream has, over the side that speaks, a number that only grows, and
-//! the content.
+//! The opening of a stream proves the sessions of both sides ([`Opening`]). That does not suffice
+//! against an attacker on the path. It could forward the opening, drop the beats and acknowledge
+//! them itself, so that a session would count as acknowledged although no replica received its beats.
+//! So every later message is proved too ([`Speaking`], [`Hearing`]). Its key is derived from both
+//! secrets and unique to the stream, and it covers the sending side, a rising number, and the
+//! content.
 
 use hmac::{Hmac, Mac};
 use protos::peers::{Nonce, PROOF_BYTES, Proved};
@@ -14,7 +13,7 @@ use registry::authority::Secret;
 use ring::rand::{SecureRandom, SystemRandom};
 use sha2::Sha256;
 
-/// The side that proves something, so that nothing can be sent back to the one that made it.
+/// The side that sends a proof, so that a message cannot be reflected to its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Caller,
@@ -42,7 +41,7 @@ pub(super) struct Opening<'a> {
     /// The names of two incarnations.
     pub(super) from: &'a str,
     pub(super) to: &'a str,
-    /// That of the caller, and that of the called.
+    /// The caller's and the callee's.
     pub(super) nonces: [Nonce; 2],
 }
 
@@ -58,10 +57,10 @@ impl Opening<'_> {
         code.verify_slice(proof).is_ok()
     }
 
-    /// The proofs that `side` sends from now on, and those that it expects, where the caller and
-    /// the called have these secrets.
+    /// The proofs that `side` sends from now on, and those that it expects. `secrets` are the
+    /// caller's and the callee's.
     pub(super) fn messages(&self, side: Side, secrets: [&Secret; 2]) -> (Speaking, Hearing) {
-        // Of fixed lengths, so that no other two secrets are this key.
+        // Fixed lengths, so that no other two secrets have this key.
         let both = secrets.map(Secret::as_bytes).concat();
         let key = self.code(b"messages", &both).finalize().into_bytes();
         let key = keyed(&key);
@@ -93,7 +92,7 @@ impl Opening<'_> {
 pub(super) struct Speaking {
     key: Hmac<Sha256>,
     side: Side,
-    /// Of the last message.
+    /// The number of the last message.
     number: u64,
 }
 
@@ -112,14 +111,14 @@ impl Speaking {
 /// The messages of the other side.
 pub(super) struct Hearing {
     key: Hmac<Sha256>,
-    /// The one that speaks.
+    /// The sending side.
     side: Side,
-    /// Of the last message.
+    /// The number of the last message.
     number: u64,
 }
 
 impl Hearing {
-    /// The round, where the other side has said it, now and not before. Compares in constant time.
+    /// The round, if the other side has sent it now and not before. Compares in constant time.
     pub(super) fn hear(&mut self, said: &Proved) -> Result<u64, Doubt> {
         let code = message(&self.key, self.side, said.number, said.round);
         code.verify_slice(&said.proof)
@@ -132,12 +131,12 @@ impl Hearing {
     }
 }
 
-/// The reason for which a message on a stream is not believed, and ends it.
+/// Why a message is rejected, which ends the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub(super) enum Doubt {
-    #[error("the caller does not know the secret of the session that it names")]
+    #[error("the caller does not know the secret of its claimed session")]
     Caller,
-    #[error("another process answers there: it does not know the session's secret")]
+    #[error("another process answers at that address: it does not know the session's secret")]
     Called,
     #[error("a message without the other side's proof")]
     Unproved,
@@ -165,13 +164,13 @@ fn message(key: &Hmac<Sha256>, side: Side, number: u64, round: u64) -> Hmac<Sha2
     code
 }
 
-/// Behind its length, so that no other parts are the same text.
+/// After its length, so that no other parts form the same text.
 fn with_length(code: &mut Hmac<Sha256>, part: &[u8]) {
     code.update(&(part.len() as u64).to_be_bytes());
     code.update(part);
 }
 
-/// A key of any length is a key: HMAC hashes those that are longer than a block.
+/// HMAC accepts keys of any length: it hashes keys that are longer than a block.
 fn keyed(key: &[u8]) -> Hmac<Sha256> {
     match Hmac::new_from_slice(key) {
         Ok(code) => code,
@@ -179,15 +178,15 @@ fn keyed(key: &[u8]) -> Hmac<Sha256> {
     }
 }
 
-/// Random bytes. Where the system has none, nothing can be proved: the caller gives up.
+/// Random bytes. Without system randomness nothing can be proved, and the caller gives up.
 pub(super) fn draw_nonce() -> Option<Nonce> {
     let mut nonce = Nonce::default();
     SystemRandom::new().fill(&mut nonce).ok()?;
     Some(nonce)
 }
 
-/// A secret that cannot be guessed. Waits for the system's randomness, as everything on Linux does
-/// that needs it.
+/// A secret that cannot be guessed. Waits for the system's randomness, like every such call on
+/// Linux.
 pub fn draw_secret() -> Secret {
     let mut bytes = [0; 32];
     let random = SystemRandom::new();

@@ -1,4 +1,4 @@
-//! The streams on which other replicas are heard, on tonic.
+//! The tonic service for the streams of other replicas.
 
 use std::pin::Pin;
 
@@ -53,14 +53,14 @@ impl Peers for PeersService {
     }
 }
 
-/// Hears one stream to its end.
+/// Handles one stream to its end.
 async fn hear(
     network: &Network,
     mut incoming: Streaming<wire::PeerRequest>,
     out: &Out,
 ) -> Result<(), Status> {
     let opened = timeout(PROOF_TIMEOUT, open(network, &mut incoming, out));
-    let late = |_| Status::deadline_exceeded("prove first whom you speak for");
+    let late = |_| Status::deadline_exceeded("the first message must prove the caller's session");
     let ((from, to), (mut speaking, mut hearing)) = opened.await.map_err(late)??;
     let mut link = network.answers.open((from.clone(), to.clone()));
     loop {
@@ -87,7 +87,7 @@ async fn hear(
     }
 }
 
-/// Lets the caller prove its session, and proves the own one.
+/// Verifies the caller's session, and proves its own.
 async fn open(
     network: &Network,
     incoming: &mut Streaming<wire::PeerRequest>,
@@ -103,10 +103,10 @@ async fn open(
         let ours = roster.own.get(&to)?.clone();
         Some((from, to, theirs, ours))
     });
-    // One that was born just now is seen in a moment.
+    // A new session will be seen in a moment.
     let Some((from_id, to_id, theirs, ours)) = known else {
         return Err(Status::unavailable(
-            "one of these sessions is not known here",
+            "this replica does not know one of these sessions",
         ));
     };
     let own = draw_nonce().ok_or_else(|| Status::internal("no randomness"))?;
@@ -118,7 +118,9 @@ async fn open(
     let proof = opening.prove(Side::Called, &ours);
     say(out, CalledSays::Welcome { nonce: own, proof }).await?;
     let Some(CallerSays::Proof(proof)) = next(incoming).await? else {
-        return Err(Status::invalid_argument("prove whom you speak for"));
+        return Err(Status::invalid_argument(
+            "the caller's session is not proved",
+        ));
     };
     if !opening.proves(Side::Caller, &theirs, &proof) {
         return Err(network.trouble.doubted(&from, Doubt::Caller));

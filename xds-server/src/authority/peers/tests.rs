@@ -1,4 +1,4 @@
-//! Replicas that speak over real connections.
+//! Replicas with real connections.
 
 mod attacker;
 
@@ -95,7 +95,7 @@ async fn beats_and_acknowledgements_go_between_those_that_know_the_secrets() {
     ));
     b.post
         .follow(roster(("b", b_secret), &[("a", at_a, a_secret)]));
-    // Where c was, another process listens now, which does not know its secret.
+    // Another process listens at c's old address, and does not know its secret.
     other
         .post
         .follow(roster(("c", 9), &[("a", at_a, a_secret)]));
@@ -109,7 +109,7 @@ async fn beats_and_acknowledgements_go_between_those_that_know_the_secrets() {
     }
     assert!(other.messages.try_recv().is_err(), "it is spoken to");
 
-    // A caller that does not know the secret of the session that it names is not heard.
+    // A caller that does not know the secret of its claimed session is rejected.
     let (impostor, _) = replica().await;
     impostor
         .post
@@ -135,7 +135,7 @@ async fn a_slow_stream_gets_the_newest_round() {
     let (room, round) = first.next(&out).await.unwrap();
     assert_eq!(round, 99);
     room.send(round);
-    // Unread messages wait; meanwhile a newer round takes the place of an older one.
+    // Unread messages wait; meanwhile a newer round replaces an older one.
     for round in 100..200 {
         links.send(&pair, round);
         assert!(first.next(&out).now_or_never().is_none());
@@ -144,7 +144,7 @@ async fn a_slow_stream_gets_the_newest_round() {
     assert_eq!(first.next(&out).await.unwrap().1, 199);
     assert!(first.next(&out).now_or_never().is_none(), "nothing is new");
 
-    // Another stream in its place ends it, and stays when it goes.
+    // Another stream of the pair ends this one, and stays when this one is dropped.
     let mut second = links.open(pair.clone());
     assert!(first.next(&out).await.is_err());
     drop(first);

@@ -1,5 +1,5 @@
-//! Faults of streams between replicas: counted, and logged within a bound, since any client can
-//! cause many of them.
+//! Faults of streams between replicas. They are counted, and their log lines are limited, since any
+//! client can cause many of them.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -17,11 +17,11 @@ use crate::{
     metrics::{Metrics, ReasonLabel},
 };
 
-/// How long another replica is tried before it is said that it is not reached: one that was started
-/// anew is back by then.
+/// How long another replica is tried before it is reported as unreachable: a restarted one is back
+/// by then.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Copies are the same one.
+/// Clones share their state.
 #[derive(Clone)]
 pub(super) struct Trouble {
     metrics: Metrics,
@@ -36,8 +36,7 @@ impl Trouble {
         }
     }
 
-    /// A message on a stream with this session is not believed: the status that the stream ends
-    /// with.
+    /// A message on a stream with this session is rejected: returns the final status of the stream.
     pub(super) fn doubted(&self, session: &str, doubt: Doubt) -> Status {
         let reason = doubt.reason();
         let label = ReasonLabel { reason };
@@ -56,12 +55,12 @@ impl Trouble {
     }
 }
 
-/// Whether another replica is reached, as a condition. It ends when this is dropped: then there is
-/// no replica to reach.
+/// Whether another replica is reached, as a condition. The condition ends when this is dropped:
+/// then there is no replica to reach.
 pub(super) struct Reached {
     trouble: Trouble,
     subject: String,
-    /// Since when it is not.
+    /// Since when it has not been reached.
     failing: Option<Instant>,
 }
 
@@ -80,7 +79,7 @@ impl Reached {
         self.clear();
     }
 
-    /// No stream could be opened. A fault that `lasts` does not get better by itself.
+    /// No stream could be opened. A fault that `lasts` is permanent without an operator.
     pub(super) fn no(&mut self, why: &str, lasts: bool) {
         let since = *self.failing.get_or_insert_with(Instant::now);
         if lasts || since.elapsed() >= PATIENCE {

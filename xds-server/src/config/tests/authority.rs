@@ -1,8 +1,9 @@
 //! Write authority.
 
-use policy::{Enforcement, Forward};
+use policy::{Enforcement, Forward, Policy};
 
 use super::*;
+use crate::world;
 
 /// The good configuration with this in its `authority`, from line 7 on.
 fn with_authority(authority: &str) -> String {
@@ -60,7 +61,8 @@ fn authority_has_defaults_that_fence_everything_in_one_cell() {
         assert_eq!(cell, "main");
         Some((vec!["mars".to_owned(), "beijing-c".to_owned()], 9))
     };
-    let Policy::Serving(rules) = mesh.policy(viewer, |_| Default::default(), &owners) else {
+    let Policy::Serving(rules) = world::policy(&mesh, viewer, |_| Default::default(), &owners)
+    else {
         panic!("a serving policy");
     };
     assert_eq!(rules.services().len(), 2);

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use agent::file_watcher::{FileWatcher, Pace};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior},
@@ -21,8 +22,8 @@ use crate::{
     wall_clock::unix_ms,
 };
 
-/// How often the files are looked at. Their content is compared, not their times: a mounted secret changes by swapping links.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// How often the ends of certificates are looked at.
+const ENDS_EVERY: Duration = Duration::from_secs(1);
 
 /// The conditions about the ends of certificates.
 const ENDS: &[Code] = &[Code::CertificateEndsSoon, Code::CertificateEnded];
@@ -39,15 +40,17 @@ impl Tls {
         let first = Arc::new(contents.credentials(&files)?);
         show(&metrics, &first);
         let (publisher, credentials) = watch::channel(first);
+        let reader = {
+            let files = files.clone();
+            move || Contents::read(&files)
+        };
+        let watcher = FileWatcher::new(reader, contents, Pace::CERTIFICATES);
         let follower = Follower {
             files,
-            seen: Some(contents.clone()),
-            considered: Some(contents),
             publisher,
-            lasting: Lasting::new(metrics.conditions.clone(), ENDS),
             metrics,
         };
-        tokio::spawn(follower.run());
+        tokio::spawn(follower.run(watcher));
         Ok(Tls { credentials })
     }
 
@@ -68,52 +71,38 @@ impl Tls {
 
 struct Follower {
     files: TlsFiles,
-    /// The contents at the last look; none where a file could not be read.
-    seen: Option<Contents>,
-    /// The contents that were checked last, good or bad, so that bad ones are reported once.
-    considered: Option<Contents>,
     publisher: watch::Sender<Arc<Credentials>>,
-    lasting: Lasting,
     metrics: Metrics,
 }
 
 impl Follower {
-    async fn run(mut self) {
-        let mut ticks = tokio::time::interval(INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !self.publisher.is_closed() {
-            ticks.tick().await;
-            let files = self.files.clone();
-            let read = tokio::task::spawn_blocking(move || Contents::read(&files));
-            // Fails only where the runtime ends.
-            let Ok(read) = read.await else {
-                return;
-            };
-            self.look(read);
-            let ends = judge_ends(&self.publisher.borrow(), unix_ms() / 1_000);
-            self.lasting.look(ends, Instant::now());
+    async fn run(self, watcher: FileWatcher<Contents, TlsError>) {
+        tokio::select! {
+            () = self.publisher.closed() => {}
+            () = self.follow(watcher) => {}
+            () = self.look_at_ends() => {}
         }
     }
 
-    /// Takes contents that two looks in a row have found the same: files that belong together are
-    /// not written in one moment.
-    fn look(&mut self, read: Result<Contents, TlsError>) {
-        let (found, unread) = match read {
-            Ok(contents) => (Some(contents), None),
-            Err(error) => (None, Some(error)),
-        };
-        let is_settled = found == self.seen;
-        let is_news = found != self.considered;
-        self.seen.clone_from(&found);
-        if !is_settled || !is_news {
-            return;
+    async fn follow(&self, mut watcher: FileWatcher<Contents, TlsError>) {
+        loop {
+            let read = watcher.changed().await;
+            self.consider(read.and_then(|contents| contents.credentials(&self.files)));
         }
-        let credentials = match (&found, unread) {
-            (Some(contents), _) => contents.credentials(&self.files),
-            (None, Some(error)) => Err(error),
-            (None, None) => return,
-        };
-        self.considered = found;
+    }
+
+    async fn look_at_ends(&self) {
+        let mut lasting = Lasting::new(self.metrics.conditions.clone(), ENDS);
+        let mut ticks = tokio::time::interval(ENDS_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let ends = judge_ends(&self.publisher.borrow(), unix_ms() / 1_000);
+            lasting.look(ends, Instant::now());
+        }
+    }
+
+    fn consider(&self, credentials: Result<Credentials, TlsError>) {
         let result = if credentials.is_ok() { "ok" } else { "error" };
         let label = ResultLabel { result };
         self.metrics.tls_reloads.get_or_create(&label).inc();

@@ -1,18 +1,16 @@
-//! The resources of gRPC clients that speak xDS by themselves (`xds:///NAME`), with no proxy
-//! between them and the instances.
+//! The resources of proxyless gRPC clients (`xds:///NAME`).
 //!
-//! Such a client asks for a listener by the name in its target, then for the route table that this
-//! names, the clusters that the table names, and their endpoints; it takes no listener without
-//! these. Names are a contract:
+//! Such a client requests a listener by the name in its target, then the route table of the
+//! listener, the clusters of the table, and their endpoints. It rejects a listener without these.
+//! Names are a contract:
 //!
-//! - a *listener* is a host of the configuration; and each service with routes on host `*` by its
-//!   own name, since `*` is no name to ask for;
+//! - a *listener* is named after a host of the configuration; each service with routes on host `*`
+//!   has one with its own name, since `*` cannot be requested;
 //! - its *route table* is `tidegate/<host>`, shared by all listeners of one host pattern;
 //! - *clusters* are `<service>/<place>`, as for proxies, but without fields that gRPC does not
-//!   know. Their endpoints are the very same resources that proxies get;
-//! - [`REFUSED`] is a cluster without endpoints. A client has no answer of its own (gRPC takes no
-//!   direct response), so calls that are to be refused go there, and fail at once with
-//!   `UNAVAILABLE`.
+//!   support. Their endpoints are the same resources that proxies get;
+//! - [`REFUSED`] is a cluster without endpoints. gRPC does not support direct responses, so calls
+//!   that have to be rejected are routed there, and fail at once with `UNAVAILABLE`.
 //!
 //! Only features that gRPC has in all its languages are used (gRFC A27, A28, A32, A42, A44).
 
@@ -42,10 +40,10 @@ use xds::resource::{Resource, Resources, any};
 
 pub use routes::{replan_virtual_hosts, routes, table, tables, virtual_hosts};
 
-/// The cluster of all that is refused.
+/// The cluster of all rejected calls.
 pub const REFUSED: &str = "tidegate-refuses";
 
-/// The clusters of all services, and [`REFUSED`]. They follow from the mesh alone.
+/// The clusters of all services, and [`REFUSED`]. They depend on the mesh only.
 pub fn clusters(mesh: &Mesh) -> Resources {
     let services = mesh.services.iter().filter(|service| service.is_routed());
     let clusters = services.flat_map(|service| {
@@ -60,7 +58,7 @@ pub fn clusters(mesh: &Mesh) -> Resources {
     by_name(clusters.chain([refused]))
 }
 
-/// The endpoints of [`REFUSED`]: none. Those of services come from elsewhere.
+/// The endpoints of [`REFUSED`]: none. Those of services are built elsewhere.
 pub fn no_endpoints() -> Arc<Resource> {
     let assignment = ClusterLoadAssignment {
         cluster_name: REFUSED.to_owned(),
@@ -69,7 +67,7 @@ pub fn no_endpoints() -> Arc<Resource> {
     Arc::new(Resource::encode(REFUSED, &assignment))
 }
 
-/// The listeners under all names that a client may ask for.
+/// The listeners under all names that a client may request.
 pub fn listeners(rules: &Rules) -> Resources {
     let mut tables = BTreeMap::new();
     for (host, routes) in rules.hosts() {
@@ -109,7 +107,8 @@ fn listener(name: &str, host: &str) -> Arc<Resource> {
     Arc::new(Resource::encode(name, &listener))
 }
 
-/// Ejection is left out: gRPC would count every status but OK as an error of the instance.
+/// Outlier detection is omitted: gRPC would count every status except OK as an error of the
+/// instance.
 fn cluster(name: &str, strategy: &Strategy, limits: Limits) -> Arc<Resource> {
     let cluster = Cluster {
         name: name.to_owned(),
@@ -120,7 +119,7 @@ fn cluster(name: &str, strategy: &Strategy, limits: Limits) -> Arc<Resource> {
         }),
         lb_policy: match strategy {
             Strategy::Weighted => LbPolicy::RoundRobin,
-            // gRPC knows no Maglev.
+            // gRPC does not support Maglev.
             Strategy::RegionFirstHash { .. } => LbPolicy::RingHash,
         }
         .into(),

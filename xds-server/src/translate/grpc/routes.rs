@@ -1,11 +1,10 @@
 //! The route tables of gRPC clients.
 //!
-//! There is no filter that decides, so the table decides by itself as far as it can, for each route
-//! of the configuration by the home that `x-region-id` names. It refuses requests that it cannot
-//! decide as the policy would: the writes of fenced services, for no client holds a permission to
-//! write, and services whose requests have to stay where they are by a key that gRPC cannot look
-//! at. Every route ends with a row for its whole path, so that nothing falls through to a shorter
-//! one.
+//! There is no filter, so the table itself decides as far as it can, for each route of the
+//! configuration by the home that `x-region-id` names. It rejects requests that it cannot decide
+//! like the policy: the writes of fenced services, since no client holds a grant, and services
+//! whose requests are kept in place by a key that gRPC cannot read. Every route ends with a row for
+//! its whole path, so that no request falls through to a shorter path.
 
 use std::sync::Arc;
 
@@ -36,17 +35,17 @@ use super::{
 use crate::config::{Resilience, Strategy};
 use xds::resource::{Piece, Resource, Resources};
 
-/// The route tables of `rules`' viewing zone, one for each host pattern.
+/// The route tables of `rules`' local zone, one for each host pattern.
 pub fn routes(rules: &Rules, resiliences: Resiliences<'_>) -> Resources {
     tables(&virtual_hosts(rules, resiliences))
 }
 
-/// The virtual hosts in them.
+/// The virtual hosts of the tables.
 pub fn virtual_hosts(rules: &Rules, resiliences: Resiliences<'_>) -> VirtualHosts {
     hosts::of_rules(rules, &ForClients { rules, resiliences })
 }
 
-/// The same after new plans of the services in `replanned`; gives the hosts that are others now.
+/// The virtual hosts after new plans of the services in `replanned`; returns the changed hosts.
 pub fn replan_virtual_hosts<'h>(
     hosts: &'h mut VirtualHosts,
     rules: &Rules,
@@ -123,9 +122,9 @@ impl Builder<'_> {
             .collect()
     }
 
-    /// The paths that the route takes, by class: methods that read first.
+    /// The paths that the route matches, by class: methods that read first.
     fn paths(&self) -> Vec<(PathSpecifier, Class)> {
-        // To HTTP every call is a POST.
+        // For HTTP every call is a POST.
         let class = match &self.route.class {
             ClassRule::Always(class) => *class,
             ClassRule::ByMethod | ClassRule::GrpcReads(_) => Class::Write,
@@ -148,7 +147,7 @@ impl Builder<'_> {
             policy::RouteMatch::Prefix(prefix) if prefix == "/" => {
                 vec![(PathSpecifier::Prefix(prefix.clone()), class)]
             }
-            // gRPC knows no prefix that ends at a segment, and passes over routes with one that no
+            // gRPC has no prefix that ends at a segment, and skips routes with a prefix that no
             // method's path could have.
             policy::RouteMatch::Prefix(prefix) => {
                 let regex = format!("{}(?:[/?#].*)?", literally(prefix));
@@ -157,12 +156,12 @@ impl Builder<'_> {
         }
     }
 
-    /// Whether a client can follow the policy by itself.
+    /// Whether a client can follow the policy without a filter.
     fn is_served(&self, class: Class) -> bool {
         let fenced = class == Class::Write && fencing(self.rules, self.service).is_some();
         let keyed = match &self.resilience.strategy {
             Strategy::Weighted => self.service.zone_affinity.is_some(),
-            // gRPC hashes a header, and keeps no sessions.
+            // gRPC hashes a header, and does not support sessions.
             Strategy::RegionFirstHash { key, sessions } => {
                 sessions.is_some() || !matches!(key, KeySource::Header(_))
             }
@@ -223,7 +222,7 @@ impl Builder<'_> {
             Strategy::Weighted => (targets.iter())
                 .map(|target| (cluster(target.zone), target.weight))
                 .collect(),
-            // All zones of a region are one ring.
+            // All zones of a region form one ring.
             Strategy::RegionFirstHash { .. } => {
                 let nearest = targets.iter().map(|target| target.zone);
                 let nearest = nearest.min_by_key(|zone| topology.tier(home, *zone));
@@ -243,7 +242,7 @@ impl Builder<'_> {
             // Clients end calls at their own deadlines; this bounds them.
             max_stream_duration: options.shortest_ms().map(|_| grpc_duration(options)),
             hash_policy: hash_policy(&self.resilience.strategy).into_iter().collect(),
-            // A write that was sent is never sent again.
+            // A write that was sent is never retried.
             retry_policy: (class == Class::Read).then(|| RetryPolicy {
                 retry_on: "unavailable".to_owned(),
                 num_retries: uint32(2),
@@ -279,7 +278,7 @@ fn route(path: &PathSpecifier, headers: Vec<HeaderMatcher>, action: RouteAction)
     }
 }
 
-/// The header is there, and not empty.
+/// The header exists and is not empty.
 fn some(name: &str) -> HeaderMatcher {
     let pattern = MatchPattern::SafeRegex(matching(".+".to_owned()));
     HeaderMatcher {

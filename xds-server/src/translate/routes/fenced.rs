@@ -1,5 +1,5 @@
 //! The writes of a fenced service. Their destination is not planned: the zone that owns a write's
-//! cell takes all of them, and the writes that a proxy admits stay in its zone.
+//! cell receives all of them, and the writes that a proxy admits stay in its zone.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{
     matching::{absent, add_if_absent, at_least, is, present, set},
 };
 
-/// The fence, if it is for this service.
+/// The fence, if it applies to this service.
 pub(in crate::translate) fn fencing<'r>(
     rules: &'r Rules,
     service: &Service,
@@ -27,7 +27,7 @@ pub(in crate::translate) fn fencing<'r>(
     }
 }
 
-/// The zones to which writes may be forwarded from here, under any owners: a change of owners
+/// The zones to which writes may be forwarded from here, under any owners: so a change of owners
 /// changes no route.
 pub(super) fn forwarded_to(rules: &Rules, fencing: &Fencing) -> Vec<ZoneId> {
     let (topology, viewer) = (rules.topology(), rules.viewer());
@@ -39,7 +39,7 @@ pub(super) fn forwarded_to(rules: &Rules, fencing: &Fencing) -> Vec<ZoneId> {
     zones.filter(may).collect()
 }
 
-/// The signs of a filter that has not decided yet, beside the stamps of other requests.
+/// Matches requests that the filter has not decided, besides the stamps of other requests.
 pub(super) fn undecided() -> [HeaderMatcher; 2] {
     [absent(headers::EPOCH), absent(headers::TO)]
 }
@@ -49,9 +49,8 @@ impl Builder<'_> {
     pub(super) fn fenced_writes(&self, fencing: &Fencing) -> Vec<Route> {
         let zones = forwarded_to(self.rules, fencing).into_iter();
         let forwarded = zones.filter_map(|zone| self.forwarded_write(fencing, zone));
-        // A write that does not say how long it may live was admitted before the terms were ever
-        // changed. Once a change is completed, nothing is granted any more to a filter that would
-        // not say it.
+        // A write without a lifetime was admitted before the terms were ever changed. Once a change
+        // is completed, a filter that would not stamp the lifetime gets no grants any more.
         let unsaid = (!fencing.terms.drains_said).then(|| absent(headers::WRITE_DRAIN));
         let drain_ms = fencing.terms.write_drain.div_ceil(1_000);
         let drain_ms = i64::try_from(drain_ms).unwrap_or(i64::MAX);
@@ -61,9 +60,9 @@ impl Builder<'_> {
         admitted.chain(forwarded).collect()
     }
 
-    /// A write that a policy of other terms has admitted, by which it may live less long than here,
-    /// is not taken: routes and policy come one after the other, and one of them may not come at
-    /// all.
+    /// A write is not accepted if it was admitted by a policy of other terms, under which it may
+    /// live less long than here. Routes and policy arrive one after the other, and one of them may
+    /// not arrive at all.
     fn admitted(&self, fencing: &Fencing, drain: HeaderMatcher) -> Route {
         let zone = self.rules.topology().zone_name(self.rules.viewer());
         let to = cluster_name(&self.service.name, zone);

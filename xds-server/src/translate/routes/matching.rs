@@ -48,7 +48,7 @@ pub(super) fn absent(name: &str) -> HeaderMatcher {
     }
 }
 
-/// A whole number of at least so much.
+/// An integer of at least this value.
 pub(super) fn at_least(name: &str, least: i64) -> HeaderMatcher {
     HeaderMatcher {
         name: name.to_owned(),
@@ -77,7 +77,7 @@ pub(super) fn set(name: &str, value: &str) -> HeaderValueOption {
     header(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)
 }
 
-/// Sets a header that is there, and no other.
+/// Replaces a header if it exists, and adds none.
 pub(super) fn replace(name: &str, value: &str) -> HeaderValueOption {
     header(name, value, HeaderAppendAction::OverwriteIfExists)
 }

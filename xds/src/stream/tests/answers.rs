@@ -43,8 +43,8 @@ fn a_refused_resource_is_not_sent_again_until_it_changes() {
     sent(&mut stream, Kind::Cluster, &["a"], &[]);
 }
 
-/// Envoy takes bytes that it refused, sent again, for its present resource: it acknowledges them,
-/// and applies nothing.
+/// If Envoy gets rejected bytes again, it treats them as its present resource: it acknowledges
+/// them, but does not apply them.
 #[test]
 fn a_refused_resource_that_is_offered_again_stays_refused_until_another_is_accepted() {
     for mut stream in [delta(&view(&cluster("a", "1"), &[])), {
@@ -60,7 +60,7 @@ fn a_refused_resource_that_is_offered_again_stays_refused_until_another_is_accep
         stream.set_view(view(&cluster("a", "bad"), &[]));
         let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
         nack(&mut stream, Kind::Cluster, &nonce, "a: bad");
-        // The client has this one: there is nothing to send, and nothing is refused.
+        // The client has this one: there is nothing to send, and nothing is rejected.
         stream.set_view(view(&cluster("a", "1"), &[]));
         quiet(&mut stream);
         assert_eq!(stream.refusal(Kind::Cluster), None);
@@ -68,7 +68,7 @@ fn a_refused_resource_that_is_offered_again_stays_refused_until_another_is_accep
         quiet(&mut stream);
         let refusal = stream.refusal(Kind::Cluster);
         assert_eq!(refusal.map(|r| r.message.as_str()), Some("a: bad"));
-        // After another one the client looks at it anew.
+        // After another version the client checks it anew.
         stream.set_view(view(&cluster("a", "2"), &[]));
         let nonce = sent(&mut stream, Kind::Cluster, &["a"], &[]);
         ack(&mut stream, Kind::Cluster, &nonce);
@@ -104,7 +104,8 @@ fn a_refused_listener_can_be_tried_again_and_is_refused_until_it_is_taken() {
     }
 }
 
-/// Envoy checks a listener with the policy that it has. If that cannot be used, the listener is not to blame.
+/// Envoy checks a listener against its present policy. If the policy cannot be used, the listener
+/// is not at fault.
 #[test]
 fn a_refused_listener_is_sent_again_once_the_policy_is_mended() {
     let at = |filter| {
@@ -185,7 +186,7 @@ fn request(names: &[&str], nonce: &str) -> DiscoveryRequest {
     }
 }
 
-/// The client asked for more before it saw the response: its next request says all.
+/// The client subscribed to more before it saw the response: its next request is complete.
 #[test]
 fn a_stale_request_is_ignored_in_the_state_of_the_world() {
     let mut stream = sotw(&view(&[cluster("a", "1"), cluster("b", "1")].concat(), &[]));
@@ -237,7 +238,7 @@ fn a_stale_request_may_change_the_subscription_in_delta() {
     quiet(&mut stream);
 }
 
-/// Something that the client never had in a good version is not there after its refusal.
+/// A resource of which the client never accepted a version does not exist after its rejection.
 #[test]
 fn a_refused_newcomer_is_not_held() {
     let mut stream = delta(&view(&cluster("a", "bad"), &[]));

@@ -20,7 +20,7 @@ fn table(hosts: &[(&str, &str)]) -> Arc<View> {
     view(&lines, &[])
 }
 
-/// A client that has had its first answer.
+/// A client after its first answer.
 fn client(view: &Arc<View>) -> Stream {
     let mut stream = delta(view);
     subscribe(&mut stream, HOSTS, &[]);
@@ -28,7 +28,7 @@ fn client(view: &Arc<View>) -> Stream {
     stream
 }
 
-/// The names in a response beside its resources: their aliases, and the unresolved aliases.
+/// The names in a response besides its resources: their aliases, and the unresolved aliases.
 #[track_caller]
 fn answered(stream: &mut Stream, expected: &[(&str, &[&str])], unresolved: &[&str]) {
     let outgoing = stream.next_due().expect("a response is due");
@@ -57,7 +57,7 @@ fn answered(stream: &mut Stream, expected: &[(&str, &[&str])], unresolved: &[&st
 
 #[test]
 fn a_client_is_told_at_once_that_it_has_asked_for_nothing() {
-    // Envoy names everything when it comes back; its wishes follow.
+    // Envoy lists all its names when it reconnects; its subscriptions follow.
     for first in [&[][..], &["*"]] {
         let mut stream = delta(&table(&[("a.example", "1")]));
         subscribe(&mut stream, HOSTS, first);
@@ -122,7 +122,7 @@ fn a_change_reaches_who_asked_by_another_name() {
     answered(&mut stream, &[("table/a.example", &[])], &[]);
     stream.set_view(table(&[("b.example", "2")]));
     taken(&mut stream, HOSTS, &[], &["table/a.example"]);
-    // Envoy asks again with the next request.
+    // Envoy requests it again with the next request.
     subscribe(&mut stream, HOSTS, &["table/a.example:80"]);
     answered(&mut stream, &[], &["table/a.example:80"]);
     stream.set_view(table(&[("a.example", "3"), ("b.example", "2")]));
@@ -147,14 +147,14 @@ fn what_nothing_goes_by_is_answered_and_forgotten() {
             &[&alias, "other/a.example", "a.example"],
         );
         answered(&mut stream, &[], &["a.example", "other/a.example", &alias]);
-        // Superfluous, and it must do no harm.
+        // A repeated unsubscription is harmless.
         unsubscribe(&mut stream, HOSTS, &[&alias]);
         quiet(&mut stream);
     }
     assert_eq!(stream.names(), remembered);
 }
 
-/// The client asks for it just when it goes. Envoy refuses a response that has a name twice.
+/// The client requests the host when it is removed. Envoy rejects a response with a repeated name.
 #[test]
 fn a_host_that_goes_is_removed_first_and_then_answered() {
     let mut stream = client(&table(&[("a.example", "1")]));
@@ -167,7 +167,7 @@ fn a_host_that_goes_is_removed_first_and_then_answered() {
     quiet(&mut stream);
 }
 
-/// The client asks for it just before it comes, and is not told the contrary.
+/// The client requests it just before it is added, and gets no negative answer.
 #[test]
 fn a_host_that_comes_before_the_answer_is_the_answer() {
     let mut stream = client(&table(&[("b.example", "1")]));
@@ -184,9 +184,8 @@ fn a_host_that_comes_before_the_answer_is_the_answer() {
     quiet(&mut stream);
 }
 
-/// Requests for these would match the wildcard, so that the client would never ask for them.
-/// Senders of requests make hosts up. No wildcard is looked for behind each dot of text that cannot
-/// be a host.
+/// Requests for these would match the wildcard, so the client would never request them. Senders of
+/// requests can invent hosts. Text that cannot be a host costs no wildcard look-ups.
 #[test]
 fn a_host_that_is_too_long_is_nobodys() {
     let mut stream = client(&table(&[("*", "1")]));
@@ -218,7 +217,7 @@ fn a_wildcard_brings_what_is_more_specific() {
     let more = hosts.into_iter().chain(["z.b.example"]);
     stream.set_view(table(&more.map(|host| (host, "1")).collect::<Vec<_>>()));
     answered(&mut stream, &[("table/z.b.example", &[])], &[]);
-    // Its alias now leads elsewhere, and yet it uses the wildcard.
+    // Its alias now matches another host, but it uses the wildcard.
     let changed = hosts
         .map(|host| (host, "2"))
         .into_iter()
@@ -263,7 +262,7 @@ fn who_comes_back_is_sent_what_changed_and_what_it_called_otherwise() {
         ("table/a.example", version("table/a.example")),
         ("table/b.example", Version::parse("older")),
         ("table/c.example", version("table/c.example")),
-        // Envoy's memory of a name that nothing went by.
+        // Envoy's memory of a name without a virtual host.
         ("table/d.example", Version::parse("")),
     ];
     let asked = [

@@ -1,10 +1,10 @@
-//! The order in which things change: make before break, and the kinds among each other.
+//! The order of changes: make before break, and the order of kinds.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Cluster, endpoints and route arrive in the mesh together; then all go together.
+/// Cluster, endpoints and route are added together; then all are removed together.
 #[test]
 fn a_route_waits_for_its_clusters_and_clusters_wait_for_routes_to_leave() {
     let old = [
@@ -57,14 +57,14 @@ fn an_aggregate_cluster_waits_until_its_members_can_be_used() {
     subscribe(&mut stream, Kind::Endpoints, &["a", "b"]);
     let nonce = sent(&mut stream, Kind::Endpoints, &["a", "b"], &[]);
     quiet(&mut stream);
-    // One that is refused would be waited for for ever.
+    // A rejected one would be waited for forever.
     nack(&mut stream, Kind::Endpoints, &nonce, "b is broken");
     taken(&mut stream, Kind::Cluster, &["a/reads"], &[]);
     stream.set_view(view(&lines("2"), &[]));
     taken(&mut stream, Kind::Cluster, &["a/reads"], &[]);
 }
 
-/// A resource that a response does not have is gone from the client.
+/// A resource that is missing in a response is removed from the client.
 #[test]
 fn an_aggregate_cluster_does_not_wait_in_the_state_of_the_world() {
     let lines = [&cluster("a", "1")[..], &[(Kind::Cluster, "a/reads", "1")]].concat();
@@ -73,7 +73,7 @@ fn an_aggregate_cluster_does_not_wait_in_the_state_of_the_world() {
     taken(&mut stream, Kind::Cluster, &["a", "a/reads"], &[]);
 }
 
-/// This stream does not tell of them.
+/// This stream does not know their state.
 #[test]
 fn an_aggregate_cluster_does_not_wait_for_endpoints_of_another_stream() {
     let lines = [&cluster("a", "1")[..], &[(Kind::Cluster, "a/reads", "1")]].concat();
@@ -82,7 +82,7 @@ fn an_aggregate_cluster_does_not_wait_for_endpoints_of_another_stream() {
     taken(&mut stream, Kind::Cluster, &["a", "a/reads"], &[]);
 }
 
-/// Such a client looks after itself.
+/// Such a client orders its requests itself.
 #[test]
 fn an_aggregate_cluster_does_not_wait_where_it_was_asked_for_by_name() {
     let lines = [&cluster("a", "1")[..], &[(Kind::Cluster, "a/reads", "1")]].concat();
@@ -112,7 +112,7 @@ fn a_route_waits_for_the_secrets_that_the_client_asked_for() {
     let endpoints = sent(&mut stream, Kind::Endpoints, &["orders"], &[]);
     ack(&mut stream, Kind::Endpoints, &endpoints);
     quiet(&mut stream);
-    // A refused one would be waited for for ever.
+    // A rejected one would be waited for forever.
     nack(&mut stream, Kind::Secret, &secret, "no such file");
     sent(&mut stream, Kind::Routes, &["table"], &[]);
 }
@@ -133,7 +133,7 @@ fn a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
         assert_eq!(outgoing.kind, kind);
         ack(&mut stream, kind, &outgoing.nonce.to_string());
         if kind == Kind::Cluster {
-            // Resources that wait for the endpoints may not be sent.
+            // Resources that wait for the endpoints must not be sent.
             continue;
         }
     }
@@ -147,7 +147,7 @@ fn a_refused_route_keeps_the_clusters_that_the_old_one_uses() {
     sent(&mut stream, Kind::Cluster, &[], &["old"]);
 }
 
-/// Also where the client has not said yet that it dropped the endpoints of the old one.
+/// Even if the client has not reported yet that it dropped the endpoints of the old one.
 #[test]
 fn a_cluster_that_comes_back_at_once_is_warmed_anew() {
     let there = [&cluster("a", "1")[..], &[(Kind::Routes, "table", "to a")]].concat();
@@ -234,7 +234,8 @@ fn the_last_healthy_endpoint_of_a_grpc_client_stays_for_a_while_after_its_routes
     quiet(&mut stream);
 }
 
-/// Envoy acknowledges a cluster once it is warm, for which it waits for endpoints, and routes wait for that.
+/// Envoy acknowledges a cluster once it is warm. For that it waits for endpoints, and routes wait
+/// for the acknowledgement.
 #[test]
 fn a_cluster_that_changes_is_warmed_with_its_healthy_endpoints_until_routes_have_left_it() {
     let lines = |content, endpoints, table| {
@@ -323,7 +324,7 @@ fn world_view(world: &World) -> Arc<View> {
     view(&lines, &[])
 }
 
-/// The version of all clusters that a client has in the end, and theirs.
+/// The final version of all clusters of a client, and the clusters' versions.
 fn versions(variant: Variant, history: &[World]) -> (Option<Version>, Vec<(String, Version)>) {
     let mut stream = Stream::new(variant, world_view(&history[0]));
     match variant {
@@ -363,7 +364,8 @@ proptest! {
     }
 }
 
-/// One service's cluster is no reason to hold back the policy of all: without the present one a proxy gets no grants.
+/// One service's cluster must not hold back the policy of all services: without the current policy
+/// a proxy gets no grants.
 #[test]
 fn routes_and_policy_do_not_wait_for_what_is_refused() {
     let lines = |bad| {
@@ -394,7 +396,7 @@ fn routes_and_policy_do_not_wait_for_what_is_refused() {
         }
         taken(&mut stream, Kind::Routes, &["table"], &[]);
         taken(&mut stream, Kind::FilterConfig, &["filter"], &[]);
-        // An offer in its place is waited for again.
+        // A new version is waited for again.
         stream.set_view(view(&lines("2"), &used));
         let nonce = sent(&mut stream, Kind::Cluster, &["bad"], &[]);
         ack(&mut stream, Kind::Cluster, &nonce);
@@ -407,7 +409,8 @@ fn routes_and_policy_do_not_wait_for_what_is_refused() {
     }
 }
 
-/// Endpoints that are refused after their cluster has gone do not come back with the cluster.
+/// Endpoints that are rejected after the removal of their cluster do not come back with the
+/// cluster.
 #[test]
 fn a_refusal_that_comes_after_its_cluster_has_gone_brings_nothing_back() {
     let users = [(Kind::Routes, "table", "1")];

@@ -64,7 +64,7 @@ fn renewals_wait_for_an_answer_and_collapse() {
     quiet(&mut stream);
 }
 
-/// No name may stand in a response twice.
+/// A response must not contain a name twice.
 #[test]
 fn what_is_sent_anyway_is_not_renewed_beside() {
     let mut stream = client(&lasting(&world("1"), 60));
@@ -125,7 +125,7 @@ fn nothing_is_renewed_where_nothing_expires_or_the_client_knows_nothing_of_it() 
     }
 }
 
-/// Resources that the client brought along from an earlier stream expire, too.
+/// Resources that the client holds from an earlier stream expire, too.
 #[test]
 fn what_was_brought_along_is_renewed() {
     let world = lasting(&world("1"), 60);
@@ -143,7 +143,7 @@ fn what_was_brought_along_is_renewed() {
     renewed(&mut stream, Kind::Cluster, &["a", "b"]);
 }
 
-/// Then it is nothing that could be renewed, and the client refuses the heartbeat.
+/// Then the client has nothing to renew, and rejects the heartbeat.
 #[test]
 fn what_has_expired_meanwhile_is_sent_again() {
     let mut stream = client(&lasting(&world("1"), 60));
@@ -155,7 +155,7 @@ fn what_has_expired_meanwhile_is_sent_again() {
     assert_eq!(endpoints.kind, Kind::Endpoints);
 }
 
-/// There Envoy 1.40 takes a response of heartbeats alone for one without clusters.
+/// There Envoy 1.40 treats a response of heartbeats alone as one without clusters.
 #[test]
 fn in_the_state_of_the_world_everything_is_sent_again() {
     let lines = [
@@ -181,7 +181,7 @@ fn in_the_state_of_the_world_everything_is_sent_again() {
     }
 }
 
-/// Envoy 1.40 crashes when they run out.
+/// Envoy 1.40 crashes when they expire.
 #[test]
 fn endpoints_and_routes_have_no_time_to_live_in_the_state_of_the_world() {
     for kind in [Kind::Endpoints, Kind::Routes] {

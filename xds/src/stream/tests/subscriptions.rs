@@ -97,7 +97,7 @@ fn who_unsubscribes_hears_nothing_and_who_asks_again_is_sent_again() {
     quiet(&mut stream);
 }
 
-/// One client must not keep the others waiting.
+/// One client must not delay the others.
 #[test]
 fn many_names_cost_no_more_than_their_number() {
     let names: Vec<String> = (0..100_000).map(|n| format!("n{n}")).collect();
@@ -107,7 +107,7 @@ fn many_names_cost_no_more_than_their_number() {
     assert_eq!(stream.names(), names.len());
     let told = stream.next_due().expect("an answer").removed.len();
     assert_eq!(told, names.len());
-    // With a pass over everything per name this would take minutes.
+    // With a pass over everything for each name this would take minutes.
     stream.subscribe_delta(Kind::Endpoints, [].into_iter(), all(), [].into_iter());
     assert_eq!(stream.names(), 0);
 }
@@ -157,7 +157,7 @@ fn a_wildcard_stays_beside_names_until_it_is_given_up_in_delta() {
     unsubscribe(&mut stream, Kind::Cluster, &["a"]);
     stream.set_view(world("4"));
     quiet(&mut stream);
-    // As the first request, and yet no wildcard.
+    // Like the first request, but not a wildcard.
     subscribe(&mut stream, Kind::Cluster, &[]);
     quiet(&mut stream);
 }
@@ -236,7 +236,7 @@ fn giving_up_what_was_never_asked_for_changes_nothing() {
     quiet(&mut stream);
     stream.set_view(view(&cluster("a", "2"), &[]));
     taken(&mut stream, Kind::Endpoints, &["a"], &[]);
-    // A first request that only gives something up is no wildcard either.
+    // A first request that only unsubscribes is not a wildcard either.
     unsubscribe(&mut stream, Kind::Cluster, &["b"]);
     quiet(&mut stream);
 }
@@ -246,7 +246,7 @@ fn a_name_that_does_not_exist_is_sent_when_it_appears_in_the_state_of_the_world(
     let mut stream = sotw(&view(&[], &[]));
     want(&mut stream, Kind::Endpoints, &["a"]);
     want(&mut stream, Kind::Cluster, &["a"]);
-    // This says so without saying it: all clusters that it asked for are none.
+    // An empty list expresses it: none of the requested clusters exist.
     taken(&mut stream, Kind::Cluster, &[], &[]);
     quiet(&mut stream);
     stream.set_view(view(&cluster("a", "1"), &[]));
@@ -269,12 +269,12 @@ fn the_state_of_the_world_is_whole_for_clusters_and_listeners_alone() {
     }
     stream.set_view(view(&lines("2"), &[]));
     taken(&mut stream, Kind::Cluster, &["a", "b"], &[]);
-    // Twice, in fact: the cluster changed, so its endpoints would be sent even if they had not.
+    // For two reasons: the cluster changed, so its endpoints would be sent even if they had not.
     taken(&mut stream, Kind::Endpoints, &["b"], &[]);
     taken(&mut stream, Kind::Listener, &["a", "b"], &[]);
     let lines = lines("2").into_iter().filter(|(_, name, _)| *name == "a");
     stream.set_view(view(&lines.collect::<Vec<_>>(), &[]));
-    // Endpoints go with their cluster; of them there is nothing to say.
+    // Endpoints are removed with their cluster, without a message.
     let mut whole = [Kind::Cluster, Kind::Listener].map(|_| stream.next_due());
     whole.sort_by_key(|outgoing| outgoing.as_ref().map(|outgoing| outgoing.kind));
     for outgoing in whole {
@@ -301,7 +301,7 @@ fn who_comes_back_with_names_is_sent_the_difference() {
         ("a", version("a")),
         ("b", Version::parse("older")),
         ("gone", version("a")),
-        // It has that and no longer wants it.
+        // It has that resource and no longer subscribes to it.
         ("unasked", version("a")),
     ];
     let wanted = ["a", "b", "new", "gone"].into_iter();
@@ -314,7 +314,8 @@ fn who_comes_back_with_names_is_sent_the_difference() {
     );
     quiet(&mut stream);
 
-    // In the state of the world one version stands for all, so that everything is sent where anything differs.
+    // In the state of the world one version covers all resources, so any difference sends
+    // everything.
     let mut earlier = sotw(&world);
     want(&mut earlier, Kind::Endpoints, &["a", "b"]);
     let version = earlier
@@ -342,7 +343,7 @@ fn nothing_is_sent_where_nothing_changed() {
             Variant::StateOfTheWorld => want(&mut stream, Kind::Cluster, &["*"]),
         }
         taken(&mut stream, Kind::Cluster, &["a"], &[]);
-        // Another view of the same, and one with changes that this client did not ask for.
+        // An equal view, and one with changes that this client did not subscribe to.
         stream.set_view(view(&lines, &[]));
         quiet(&mut stream);
         stream.set_view(view(&cluster("a", "1"), &[]));

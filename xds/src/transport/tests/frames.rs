@@ -1,22 +1,22 @@
-//! Clients that speak HTTP/2 frame by frame, as no library does.
+//! Clients that write HTTP/2 frame by frame, unlike any library.
 //!
 //! | attack, or rule of RFC 9113 | test |
 //! | --- | --- |
-//! | 4.2, 5.1, 5.1.1, 6.9: frames that cannot be | [`a_frame_that_cannot_be_ends_the_connection`] |
+//! | 4.2, 5.1, 5.1.1, 6.9: invalid frames | [`a_frame_that_cannot_be_ends_the_connection`] |
 //! | 5.1.2: too many streams at once | [`a_stream_beyond_the_limit_is_refused`] |
 //! | 5.2: more data than the window allows | [`data_beyond_the_window_end_the_connection`] |
 //! | 5.5: unknown frames | [`unknown_frames_are_ignored`] |
-//! | 6.5.2: SETTINGS values that cannot be | [`settings_that_cannot_be_end_the_connection`] |
+//! | 6.5.2: invalid SETTINGS values | [`settings_that_cannot_be_end_the_connection`] |
 //! | Rapid reset (CVE-2023-44487), at once | [`rapid_reset_at_once_ends_the_connection`] |
 //! | ... of streams that do not notice | [`rapid_reset_of_streams_that_wait_ends_the_connection`] |
 //! | ... by malformed requests (CVE-2025-8671) | [`malformed_requests_without_end_end_the_connection`] |
 //! | CONTINUATION flood (CVE-2024-27316) | [`continuation_flood_ends_the_connection`] |
-//! | HPACK bomb, long lists of fields | [`hpack_bomb_ends_the_connection`], [`a_list_of_fields_beyond_the_limit_is_refused`] |
+//! | HPACK bomb, long header lists | [`hpack_bomb_ends_the_connection`], [`a_list_of_fields_beyond_the_limit_is_refused`] |
 //! | Empty DATA flood (CVE-2019-9518) | [`empty_data_flood_ends_the_connection`] |
 //! | Small DATA, unread | [`small_data_flood_ends_the_connection`], [`small_data_are_read`] |
 //! | PING, SETTINGS flood (CVE-2019-9512, -9515) | [`ping_flood_and_settings_flood_are_not_read_without_end`] |
-//! | An idle client that keeps talking | [`a_client_that_talks_without_a_stream_is_sent_away`] |
-//! | A client that talks and does not answer PINGs | [`any_frame_is_a_sign_of_life`] |
+//! | An idle client that keeps sending | [`a_client_that_talks_without_a_stream_is_sent_away`] |
+//! | A client that sends and does not answer PINGs | [`any_frame_is_a_sign_of_life`] |
 
 use tokio::{
     io::{ReadHalf, WriteHalf, split},
@@ -48,7 +48,7 @@ const FLOW_CONTROL_ERROR: u32 = 3;
 const REFUSED_STREAM: u32 = 7;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// Longer than anything here may take, on the virtual clock.
+/// Longer than any test may take, on the virtual clock.
 const LONG: Duration = Duration::from_secs(600);
 
 #[derive(Debug)]
@@ -66,7 +66,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A literal field with one of the static table's names.
+/// A literal header field with one of the static table's names.
 fn field(name: u8, value: &str) -> Vec<u8> {
     let name = match name {
         ..15 => vec![name],
@@ -75,7 +75,7 @@ fn field(name: u8, value: &str) -> Vec<u8> {
     [&name[..], &[value.len() as u8], value.as_bytes()].concat()
 }
 
-/// The fields of a request for discovery.
+/// The header fields of a discovery request.
 fn discovery() -> Vec<u8> {
     let (post, http, path, content_type) = (0x83, 0x86, 4, 31);
     let ads = ADS.strip_prefix("http://x").expect("our own");
@@ -116,7 +116,7 @@ impl Client {
         client
     }
 
-    /// Whether the server has taken it; else it has had enough.
+    /// Whether the server has accepted the bytes; otherwise it has closed the connection.
     async fn send(&mut self, bytes: &[u8]) -> bool {
         let written = timeout(LONG, self.to.write_all(bytes)).await;
         written.expect("the server reads or leaves").is_ok()
@@ -135,7 +135,7 @@ impl Client {
         timeout(LONG, next).await.expect("a frame")
     }
 
-    /// Why the server ends the connection, which it does at once.
+    /// The error code of the GOAWAY that the server sends at once.
     async fn farewell(mut self) -> u32 {
         let began = Instant::now();
         let goaway = self.next(kind::GOAWAY).await;
@@ -163,7 +163,7 @@ async fn listen(mut from: ReadHalf<DuplexStream>, hears: mpsc::UnboundedSender<R
     }
 }
 
-/// A proxy beside is served.
+/// Another proxy is still served.
 async fn assert_serves(server: &Server) {
     let (mut client, _) = server.client().await;
     let (response, mut stream) = client.send_request(post(ADS), false).expect("a stream");
@@ -173,7 +173,7 @@ async fn assert_serves(server: &Server) {
     body.data().await.expect("a response").expect("of bytes");
 }
 
-/// The end of a client that sends this without end.
+/// The error code for a client that sends a flood.
 async fn check_flood(begin: &[u8], flood: impl Fn(u32) -> Vec<u8>, expected: u32) {
     let server = Server::new();
     let mut client = Client::new(&server).await;
@@ -215,7 +215,7 @@ async fn a_frame_that_cannot_be_ends_the_connection() {
     check_frame(&nothing).await;
     let too_wide = frame(kind::WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]);
     check_frame(&too_wide).await;
-    // Something between the frames of a list of fields.
+    // Another frame between the frames of a header list.
     let begun = frame(kind::HEADERS, 0, 3, &discovery());
     let between = [begun, frame(kind::PING, 0, 0, &[0; 8])].concat();
     check_frame(&between).await;
@@ -260,7 +260,7 @@ async fn a_stream_beyond_the_limit_is_refused() {
     assert_eq!(refused.stream, one_more);
     assert_eq!(refused.payload, REFUSED_STREAM.to_be_bytes());
     assert_eq!(server.clients.count(), http2::STREAMS_MAX);
-    // One goes, and another one may come, in one piece.
+    // One stream is reset and another is opened, in one write.
     let instead = [reset(1), introduce(one_more + 2)].concat();
     assert!(client.send(&instead).await);
     while client.next(kind::DATA).await.stream != one_more + 2 {}
@@ -292,7 +292,7 @@ async fn rapid_reset_at_once_ends_the_connection() {
     check_flood(&[], flood, ENHANCE_YOUR_CALM).await;
 }
 
-/// Streams that have not noticed count for as long as they are there.
+/// Streams whose tasks have not noticed count as long as they exist.
 #[tokio::test(start_paused = true)]
 async fn rapid_reset_of_streams_that_wait_ends_the_connection() {
     let server = Server::without_snapshot();
@@ -325,7 +325,8 @@ async fn continuation_flood_ends_the_connection() {
     check_flood(&begin, empty, ENHANCE_YOUR_CALM).await;
 }
 
-/// One field is remembered, and then named over and over: a byte for four thousand.
+/// One field is put into the dynamic table, and then referenced repeatedly: a byte for four
+/// thousand.
 #[tokio::test(start_paused = true)]
 async fn hpack_bomb_ends_the_connection() {
     let server = Server::new();
@@ -373,7 +374,7 @@ async fn small_data_flood_ends_the_connection() {
     assert_eq!(client.farewell().await, ENHANCE_YOUR_CALM);
 }
 
-/// A request that comes byte by byte is a request.
+/// A request that arrives byte by byte is valid.
 #[tokio::test(start_paused = true)]
 async fn small_data_are_read() {
     let server = Server::new();
@@ -390,7 +391,7 @@ async fn small_data_are_read() {
     }
 }
 
-/// The client does not listen. Its requests are not read any more once the answers have no place.
+/// The client does not read. Its requests are not read any more once the answers have no room.
 #[tokio::test(start_paused = true)]
 async fn ping_flood_and_settings_flood_are_not_read_without_end() {
     let server = Server::new();
@@ -405,7 +406,7 @@ async fn ping_flood_and_settings_flood_are_not_read_without_end() {
         let flood = flood.repeat(1_000);
         let mut sent = 0;
         let began = Instant::now();
-        // The server leaves once it has read nothing for a while.
+        // The server closes the connection after it has read nothing for a while.
         while client.write_all(&flood).await.is_ok() {
             sent += flood.len();
             assert!(sent < 1024 * 1024, "the server reads all of it");
@@ -447,7 +448,7 @@ async fn any_frame_is_a_sign_of_life() {
     client.serving.await.expect("it ends");
 }
 
-/// Lets all tasks do their work.
+/// Lets all tasks run.
 async fn settle() {
     for _ in 0..10 {
         tokio::task::yield_now().await;

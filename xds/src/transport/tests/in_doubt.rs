@@ -1,4 +1,4 @@
-//! A snapshot that may be empty by mistake, and clients that come back to it.
+//! A snapshot that may be empty by mistake, and clients that reconnect.
 
 use std::{
     collections::HashMap,
@@ -21,10 +21,10 @@ const ENDPOINTS: &str =
 /// A cluster, and its endpoints.
 const ORDERS: &str = "orders/here";
 const LISTENER: &str = "gateway";
-/// Longer than a stream may take to show the resources that it holds.
+/// Longer than a stream may take to list the resources that it holds.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Something with this name and content. The kind of message does not matter to the protocol.
+/// A resource with this name and content. The protocol does not depend on the type of message.
 fn resource(name: &str, content: &str) -> Arc<Resource> {
     let message = Cluster {
         name: name.to_owned(),
@@ -148,7 +148,7 @@ struct Client {
 }
 
 impl Client {
-    /// Whether it is sent anything.
+    /// Whether it gets a response.
     async fn is_served(&mut self) -> bool {
         match timeout(LONG, self.body.data()).await {
             Ok(data) => !data.expect("no end").expect("no error").is_empty(),
@@ -163,7 +163,7 @@ impl Client {
     }
 }
 
-/// The first request of a client that comes back, and the version that it holds.
+/// The first request of a reconnecting client, with the version that it holds.
 fn delta(kind: Kind, name: &str, holds: Option<&str>) -> DeltaDiscoveryRequest {
     let versions =
         holds.map(|content| (name.to_owned(), resource(name, content).version.to_string()));
@@ -204,7 +204,7 @@ async fn a_client_of_a_mesh_that_never_had_an_instance_is_served() {
         sotw(Kind::Listener, LISTENER, Some("of another configuration")),
     ];
     assert!(emptied.open(ADS, &requests).await.is_served().await);
-    // One that is new, and one that holds nothing that an instance could be behind.
+    // A new client, and a client without any resource that depends on instances.
     let requests = [delta(Kind::Listener, LISTENER, None)];
     assert!(emptied.open(DELTA, &requests).await.is_served().await);
     let requests = [delta(Kind::Listener, LISTENER, Some("another"))];
@@ -250,7 +250,7 @@ async fn a_client_that_keeps_its_endpoints_to_itself_is_sent_nothing() {
     let mut client = emptied.open(DELTA, &requests).await;
     assert!(!client.is_served().await);
     assert_eq!(emptied.held_back(), 1);
-    // It asks, late.
+    // The client requests it late.
     let endpoints = framed(&delta(Kind::Endpoints, ORDERS, Some("none")));
     client.stream.send_data(endpoints, false).expect("sent");
     assert!(client.is_served().await);

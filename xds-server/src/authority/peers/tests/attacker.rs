@@ -1,4 +1,4 @@
-//! An attacker on the way between two replicas: it reads, keeps back, makes up and repeats their
+//! An attacker on the path between two replicas: it reads, withholds, forges and replays their
 //! messages, and knows no secret.
 
 use protos::wire::{self, peer_request, peer_response};
@@ -18,28 +18,28 @@ use crate::{
 /// The fate of a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attack {
-    /// It passes as it is.
+    /// It is forwarded unchanged.
     None,
-    /// It is swallowed, and acknowledged by a message that is made up.
+    /// It is dropped, and acknowledged by a forged message.
     MakeUp,
-    /// It is swallowed, and the last genuine acknowledgement takes its round.
+    /// It is dropped, and the last genuine acknowledgement is changed to its round.
     Change,
-    /// It is swallowed, and sent back as its own acknowledgement.
+    /// It is dropped, and reflected as its own acknowledgement.
     SendBack,
-    /// It is swallowed, and the last genuine acknowledgement comes again.
+    /// It is dropped, and the last genuine acknowledgement is replayed.
     Repeat,
-    /// It is changed: another round.
+    /// It is changed to another round.
     ChangeBeat,
-    /// It comes twice.
+    /// It is sent twice.
     RepeatBeat,
 }
 
 #[derive(Clone)]
 struct Attacker {
     attack: Arc<Sender<Attack>>,
-    /// The one that is called.
+    /// The callee.
     called: SocketAddr,
-    /// Its last acknowledgement, on whichever stream.
+    /// Its last acknowledgement, on any stream.
     genuine: Arc<Mutex<Option<wire::Proved>>>,
 }
 
@@ -62,7 +62,7 @@ fn beat(proved: wire::Proved) -> wire::PeerRequest {
 }
 
 impl Attacker {
-    /// Passes the caller's messages on, or attacks them.
+    /// Forwards the caller's messages, or attacks them.
     async fn carry(
         self,
         mut calls: Streaming<wire::PeerRequest>,
@@ -109,7 +109,7 @@ impl Attacker {
         }
     }
 
-    /// Passes the messages of the called on, and keeps them.
+    /// Forwards the callee's messages, and keeps them.
     async fn carry_back(
         self,
         mut answers: Streaming<wire::PeerResponse>,
@@ -161,7 +161,7 @@ struct Scene {
     called: Peers,
     attack: Arc<Sender<Attack>>,
     counts: [Metrics; 2],
-    /// Of the last beat.
+    /// The round of the last beat.
     round: u64,
 }
 
@@ -200,7 +200,7 @@ impl Scene {
         say(&self.caller, &mut self.called, beat).await;
         let answer = message("b", "a", Says::Heard(self.round));
         say(&self.called, &mut self.caller, answer).await;
-        // Said more than once, it may arrive so.
+        // A beat that is sent again may arrive again.
         while self.caller.messages.try_recv().is_ok() {}
     }
 
@@ -210,8 +210,8 @@ impl Scene {
         [count(&self.counts[0]), count(&self.counts[1])]
     }
 
-    /// Beats until the first (0) or the second replica (1) refuses something for this reason.
-    /// Returns those of these beats, and of their acknowledgements, that were heard meanwhile.
+    /// Sends beats until the first (0) or the second replica (1) rejects a message for this reason.
+    /// Returns the beats and acknowledgements of that time that were accepted.
     async fn attacked(&mut self, attack: Attack, by: usize, reason: &'static str) -> Vec<Says> {
         self.attack.send_replace(attack);
         let (before, first) = (self.refused(reason)[by], self.round + 1);
@@ -233,7 +233,7 @@ impl Scene {
         };
         let refused = timeout(PATIENCE, refused).await;
         refused.unwrap_or_else(|_| panic!("{attack:?}: nothing is refused; heard: {came:?}"));
-        // One from before the attack may come late.
+        // An acknowledgement from before the attack may arrive late.
         came.retain(|says| match says {
             Says::Beat(round) | Says::Heard(round) => *round >= first,
         });
@@ -249,9 +249,9 @@ async fn nobody_on_the_way_acknowledges_a_beat_in_another_ones_name() {
         (Attack::MakeUp, "unproved"),
         (Attack::Change, "unproved"),
         (Attack::SendBack, "unproved"),
-        // It was said on this stream before the attack began.
+        // It was sent on this stream before the attack began.
         (Attack::Repeat, "repeated"),
-        // And now on another one.
+        // Now on another stream.
         (Attack::Repeat, "unproved"),
     ] {
         if reason == "repeated" {
@@ -260,7 +260,7 @@ async fn nobody_on_the_way_acknowledges_a_beat_in_another_ones_name() {
         let came = scene.attacked(attack, 0, reason).await;
         assert_eq!(came, [], "{attack:?}");
     }
-    // The stream is opened again, and genuine messages are heard.
+    // The stream is reopened, and genuine messages arrive.
     scene.is_heard().await;
 }
 
