@@ -24,6 +24,7 @@ pub fn serve(tcp: TcpListener, listen: &config::Listen, router: Router) -> anyho
                 cert: files.cert.clone(),
                 key: files.key.clone(),
                 client_ca: files.client_ca.clone(),
+                guest_ca: None,
             };
             Tls::start(files, metrics.clone())?.acceptor(Port::Admin)
         }

@@ -110,7 +110,9 @@ pub(super) fn caller(peer: Option<Extension<Peer>>) -> Caller {
 /// The owner of a lease of this client.
 fn owner(caller: &Caller) -> LeaseOwner {
     match caller {
-        Caller::Named(identity) => LeaseOwner::certificate(&identity.uris, &identity.dns),
+        Caller::Named(identity) | Caller::Guest(identity) => {
+            LeaseOwner::certificate(&identity.uris, &identity.dns)
+        }
         // With TLS the port's access check rejects clients without a certificate.
         Caller::Plain | Caller::Anonymous => LeaseOwner::Plaintext,
     }

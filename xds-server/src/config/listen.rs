@@ -40,6 +40,7 @@ struct RawTls {
     cert: PathBuf,
     key: PathBuf,
     client_ca: PathBuf,
+    guest_ca: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -94,6 +95,7 @@ impl Validator<'_> {
             cert: at.value.cert.clone(),
             key: at.value.key.clone(),
             client_ca: at.value.client_ca.clone(),
+            guest_ca: at.value.guest_ca.clone(),
         });
         let port = |port, name: &str, at: &Option<Spanned<SocketAddr>>, default_port| {
             let is_plain = plaintext.contains(&port);

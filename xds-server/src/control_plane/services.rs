@@ -86,6 +86,7 @@ impl Shared {
             .add_service(peers::service(self.network.clone()))
             .add_service(applied::service(applied.clone()))
             .add_service(csds::service(self.proxies.clients().clone()));
+        let others = guests::confined(others);
         Services::new(views.into_server(), others)
     }
 }

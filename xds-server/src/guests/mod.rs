@@ -2,8 +2,10 @@
 //! by a stream of their own, since a host takes no resources of ours.
 //!
 //! [`published`] makes of each zone's policy the compressed pieces that all guests of the zone
-//! share; [`service`] is the stream on tonic.
+//! share; [`service`] is the stream on tonic. [`confined`] keeps certificates of the guests' CA to the
+//! calls of guests.
 
+mod confined;
 mod published;
 mod service;
 
@@ -17,6 +19,7 @@ use tokio::sync::watch;
 use self::published::Published;
 use crate::{access_rules::AccessRules, authority::Homes, discovery::Snapshots, metrics::Metrics};
 
+pub use confined::confined;
 pub use service::service;
 
 /// The policies for guests, by zone. Cheap to clone.

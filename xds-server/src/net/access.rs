@@ -8,7 +8,7 @@ mod pattern;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use crate::snapshot::Role;
 
@@ -56,6 +56,8 @@ pub enum Caller {
     Anonymous,
     /// It showed a certificate of the configured CA.
     Named(Arc<Identity>),
+    /// It showed a certificate of the guests' CA, which proves no more than a guest.
+    Guest(Arc<Identity>),
 }
 
 impl fmt::Display for Caller {
@@ -63,7 +65,7 @@ impl fmt::Display for Caller {
         match self {
             Caller::Plain => f.write_str("a client that speaks plain text"),
             Caller::Anonymous => f.write_str("a client without a certificate"),
-            Caller::Named(identity) => identity.fmt(f),
+            Caller::Named(identity) | Caller::Guest(identity) => identity.fmt(f),
         }
     }
 }
@@ -152,21 +154,55 @@ impl Access {
         })
     }
 
-    /// Whether `caller` may hold grants of this zone as a guest.
+    /// Whether `caller` may hold grants of this zone as a guest. A certificate of the guests' CA
+    /// needs a rule with the role `guest` and this zone alone. An identity that rules permit in
+    /// several zones proves none.
     pub fn guest_grants(&self, caller: &Caller, zone: &str) -> Result<(), NotPermitted> {
         let permits = |rule: &Rule, who: &Identity| rule.permits(who, zone, Role::Guest);
-        permitted(&self.proxies, caller, permits).map_err(|Refused| NotPermitted::Grants {
-            caller: caller.clone(),
-            zone: clip(zone),
-        })
+        let permitted = match caller {
+            Caller::Guest(identity) => self.proven_zone(identity) == Some(zone),
+            Caller::Plain | Caller::Anonymous | Caller::Named(_) => {
+                permitted(&self.proxies, caller, permits).is_ok()
+            }
+        };
+        match permitted {
+            true => Ok(()),
+            false => Err(NotPermitted::Grants {
+                caller: caller.clone(),
+                zone: clip(zone),
+            }),
+        }
+    }
+
+    /// The zone of a guest's identity.
+    fn proven_zone(&self, identity: &Identity) -> Option<&str> {
+        let rules = self.proxies.iter().flatten();
+        let of_guests = rules.filter(|rule| {
+            let roles = rule.roles.as_deref().unwrap_or_default();
+            roles.contains(&Role::Guest)
+        });
+        let zones = of_guests.flat_map(|rule| {
+            let zones = rule.zones.as_deref().unwrap_or_default();
+            let permitted = zones
+                .iter()
+                .filter(|zone| rule.permits(identity, zone, Role::Guest));
+            permitted.map(String::as_str)
+        });
+        let zones: BTreeSet<&str> = zones.collect();
+        let only = zones.len() == 1;
+        zones.into_iter().next().filter(|_| only)
     }
 
     /// Whether `caller` may follow the policies of guests. Any certificate will do, since they hold
     /// no secret.
     pub fn follow(&self, caller: &Caller) -> Result<(), NotPermitted> {
-        permitted(&self.proxies, caller, |_, _| true).map_err(|Refused| NotPermitted::Follow {
-            caller: caller.clone(),
-        })
+        let is_guest = matches!(caller, Caller::Guest(_));
+        match is_guest || permitted(&self.proxies, caller, |_, _| true).is_ok() {
+            true => Ok(()),
+            false => Err(NotPermitted::Follow {
+                caller: caller.clone(),
+            }),
+        }
     }
 
     /// Whether `caller` may write instances of this zone.
@@ -207,7 +243,7 @@ impl Access {
     /// Whether `caller` may read the admin interface.
     pub fn read(&self, caller: &Caller) -> Result<(), NotPermitted> {
         match caller {
-            Caller::Anonymous => Err(NotPermitted::Read),
+            Caller::Anonymous | Caller::Guest(_) => Err(NotPermitted::Read),
             Caller::Plain | Caller::Named(_) => Ok(()),
         }
     }
@@ -245,7 +281,7 @@ fn permitted(
     let permitted = match (rules, caller) {
         (None, Caller::Plain | Caller::Named(_)) => true,
         (Some(rules), Caller::Named(identity)) => rules.iter().any(|rule| permits(rule, identity)),
-        (Some(_), Caller::Plain) | (_, Caller::Anonymous) => false,
+        (Some(_), Caller::Plain) | (_, Caller::Anonymous | Caller::Guest(_)) => false,
     };
     if permitted { Ok(()) } else { Err(Refused) }
 }

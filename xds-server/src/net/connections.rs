@@ -148,7 +148,7 @@ impl Listener {
         let turn = turn.map_err(|_| Refusal::Busy)?;
         let (stream, peer) = self.acceptor.accept(tcp, address).await?;
         drop(turn);
-        if let Caller::Named(identity) = &peer.caller {
+        if let Caller::Named(identity) | Caller::Guest(identity) = &peer.caller {
             place.identify(identity)?;
         }
         Ok((stream, peer))

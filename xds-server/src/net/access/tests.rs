@@ -297,3 +297,83 @@ proptest! {
         }
     }
 }
+
+fn guest(name: &str) -> Caller {
+    Caller::Guest(Arc::new(Identity {
+        uris: vec![name.to_owned()],
+        dns: vec![],
+    }))
+}
+
+fn guests_of(pattern: &str, zones: &[&str]) -> Rule {
+    Rule {
+        zones: Some(zones.iter().map(|zone| (*zone).to_owned()).collect()),
+        roles: Some(vec![Role::Guest]),
+        ..rule(pattern)
+    }
+}
+
+#[test]
+fn a_guest_holds_grants_of_the_one_zone_that_its_identity_proves() {
+    let name = "spiffe://mesh/ns/shop/sa/front";
+    let check = |rules: Option<Vec<Rule>>, zones: &[&str]| {
+        let access = Access {
+            proxies: rules,
+            ..Access::default()
+        };
+        let granted = ["a", "b"].map(|zone| access.guest_grants(&guest(name), zone).is_ok());
+        let expected = ["a", "b"].map(|zone| zones.contains(&zone));
+        assert_eq!(granted, expected, "{access:?}");
+    };
+    check(Some(vec![guests_of(name, &["a"])]), &["a"]);
+    check(
+        Some(vec![guests_of("spiffe://mesh/ns/*/sa/front", &["b"])]),
+        &["b"],
+    );
+    // An identity of several zones proves none.
+    check(Some(vec![guests_of(name, &["a", "b"])]), &[]);
+    check(
+        Some(vec![guests_of(name, &["a"]), guests_of(name, &["b"])]),
+        &[],
+    );
+    // Rules about other roles, or about all of them, are not about guests' certificates.
+    check(Some(vec![rule(name)]), &[]);
+    check(None, &[]);
+    check(
+        Some(vec![guests_of("spiffe://mesh/ns/shop/sa/back", &["a"])]),
+        &[],
+    );
+}
+
+#[test]
+fn a_guests_certificate_opens_nothing_else() {
+    let name = "spiffe://mesh/ns/shop/sa/front";
+    let rules = [None, Some(vec![rule(name), guests_of(name, &["a"])])];
+    for rules in rules {
+        let access = Access {
+            proxies: rules.clone(),
+            registrars: rules.clone(),
+            operators: rules,
+        };
+        let guest = guest(name);
+        assert!(access.follow(&guest).is_ok());
+        for role in Role::ALL {
+            assert!(access.view(&guest, "a", role).is_err());
+        }
+        assert!(access.grants(&guest, "a").is_err());
+        assert!(access.register(&guest, "a").is_err());
+        assert!(access.lease(&guest, ["a"]).is_err());
+        assert!(access.operate(&guest).is_err());
+        assert!(access.read(&guest).is_err());
+    }
+    // Without a certificate, policies are had only where none is demanded.
+    let open = Access::default();
+    assert!(open.follow(&Caller::Plain).is_ok());
+    assert!(open.follow(&Caller::Anonymous).is_err());
+    let listed = Access {
+        proxies: Some(vec![rule("a")]),
+        ..Access::default()
+    };
+    assert!(listed.follow(&Caller::Plain).is_err());
+    assert!(listed.follow(&named(&["b"])).is_ok());
+}

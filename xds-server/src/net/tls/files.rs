@@ -29,6 +29,8 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// Whose certificates clients must show.
     pub client_ca: PathBuf,
+    /// The CA of the mesh that guests run in. Its certificates open the streams of guests alone.
+    pub guest_ca: Option<PathBuf>,
 }
 
 /// Why the files cannot be used: the file, and its fault.
@@ -55,8 +57,12 @@ pub enum TlsError {
         file: String,
         error: UnreadableCertificate,
     },
-    #[error("listen.tls.client_ca: {file} has a certificate that cannot be a CA's: {error}")]
-    Ca { file: String, error: rustls::Error },
+    #[error("listen.tls.{field}: {file} has a certificate that cannot be a CA's: {error}")]
+    Ca {
+        field: &'static str,
+        file: String,
+        error: rustls::Error,
+    },
     #[error("listen.tls.client_ca: {file}: {error}")]
     Verifier {
         file: String,
@@ -76,12 +82,15 @@ pub(super) struct Contents {
     cert: Vec<u8>,
     key: Vec<u8>,
     client_ca: Vec<u8>,
+    guest_ca: Option<Vec<u8>>,
 }
 
 /// The credentials of handshakes.
 pub(super) struct Credentials {
     /// For clients with a certificate of the CA.
     pub(super) xds: Arc<ServerConfig>,
+    /// Knows the certificates of `client_ca` from those of `guest_ca`, if there is one.
+    pub(super) own: Option<Arc<dyn ClientCertVerifier>>,
     /// For clients without one, too.
     pub(super) admin: Arc<ServerConfig>,
     /// For connections to other replicas: they show a certificate of the same CA.
@@ -92,6 +101,8 @@ pub(super) struct Credentials {
     pub(super) cert_end: End,
     /// When the first of the CA's certificates ends.
     pub(super) client_ca_end: End,
+    /// The same of the guests' CA.
+    pub(super) guest_ca_end: Option<End>,
 }
 
 impl Contents {
@@ -108,6 +119,10 @@ impl Contents {
             cert: read("cert", &files.cert)?,
             key: read("key", &files.key)?,
             client_ca: read("client_ca", &files.client_ca)?,
+            guest_ca: match &files.guest_ca {
+                Some(path) => Some(read("guest_ca", path)?),
+                None => None,
+            },
         })
     }
 
@@ -129,25 +144,29 @@ impl Contents {
         let cert_end = first_end("cert", &files.cert, chain.iter().take(1))?;
         let client_ca_end = first_end("client_ca", &files.client_ca, cas.iter())?;
 
-        let ca_file = || files.client_ca.display().to_string();
-        let mut roots = RootCertStore::empty();
-        for certificate in cas {
-            (roots.add(certificate)).map_err(|error| TlsError::Ca {
-                file: ca_file(),
-                error,
-            })?;
-        }
         let provider = Arc::new(ring::default_provider());
-        let roots = Arc::new(roots);
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
+        let own = Arc::new(roots("client_ca", &files.client_ca, cas)?);
         let verifier_error = |error| TlsError::Verifier {
-            file: ca_file(),
+            file: files.client_ca.display().to_string(),
             error,
         };
-        let strict = verifier.clone().build().map_err(verifier_error)?;
-        let lenient = verifier.allow_unauthenticated().build();
+        let verifier = |roots: &Arc<RootCertStore>| {
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(&provider))
+        };
+        let strict = verifier(&own).build().map_err(verifier_error)?;
+        let lenient = verifier(&own).allow_unauthenticated().build();
         let lenient = lenient.map_err(verifier_error)?;
+        let (proxies, guest_ca_end) = match (&files.guest_ca, &self.guest_ca) {
+            (Some(path), Some(text)) => {
+                let cas = certificates("guest_ca", path, text)?;
+                let end = first_end("guest_ca", path, cas.iter())?;
+                let mut all = roots("guest_ca", path, cas)?;
+                all.extend(own.roots.iter().cloned());
+                let all = verifier(&Arc::new(all)).build().map_err(verifier_error)?;
+                (all, Some(end))
+            }
+            _ => (Arc::clone(&strict), None),
+        };
         let unpaired = |error| TlsError::Pair {
             cert: files.cert.display().to_string(),
             key: files.key.display().to_string(),
@@ -156,16 +175,35 @@ impl Contents {
         let config = |verifier, protocol: &[u8]| {
             server_config(&provider, verifier, &chain, &key, protocol).map_err(unpaired)
         };
-        let client = client_config(&provider, roots, &chain, &key).map_err(unpaired)?;
+        let client = client_config(&provider, own, &chain, &key).map_err(unpaired)?;
         Ok(Credentials {
-            xds: config(strict, b"h2")?,
+            xds: config(proxies, b"h2")?,
+            own: guest_ca_end.is_some().then_some(strict),
             admin: config(lenient, b"http/1.1")?,
             client,
             certificate,
             cert_end,
             client_ca_end,
+            guest_ca_end,
         })
     }
+}
+
+/// The store of these certificates of CAs.
+fn roots(
+    field: &'static str,
+    path: &Path,
+    cas: Vec<CertificateDer<'static>>,
+) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in cas {
+        (roots.add(certificate)).map_err(|error| TlsError::Ca {
+            field,
+            file: path.display().to_string(),
+            error,
+        })?;
+    }
+    Ok(roots)
 }
 
 fn certificates(

@@ -126,10 +126,14 @@ impl Follower {
 
 /// The certificates in force that have ended, or end soon.
 fn judge_ends(credentials: &Credentials, now_s: u64) -> Vec<Found> {
+    let guest_ca = credentials
+        .guest_ca_end
+        .map(|end| ("listen.tls.guest_ca", end));
     let ends = [
         ("listen.tls.cert", credentials.cert_end),
         ("listen.tls.client_ca", credentials.client_ca_end),
     ];
+    let ends = ends.into_iter().chain(guest_ca);
     let judge = |(file, end): (&str, End)| {
         let left_s = end.not_after_s.saturating_sub(now_s);
         if left_s == 0 {
@@ -139,15 +143,17 @@ fn judge_ends(credentials: &Credentials, now_s: u64) -> Vec<Found> {
         let detail = format!("in {days} d {hours} h");
         (now_s >= end.soon_s).then(|| Found::new(Code::CertificateEndsSoon, file, detail))
     };
-    ends.into_iter().filter_map(judge).collect()
+    ends.filter_map(judge).collect()
 }
 
 fn show(metrics: &Metrics, credentials: &Credentials) {
     metrics.tls_current.set(1);
-    for (file, not_after_s) in [
-        ("cert", credentials.cert_end.not_after_s),
-        ("client_ca", credentials.client_ca_end.not_after_s),
-    ] {
+    let guest_ca = credentials.guest_ca_end.map(|end| ("guest_ca", end));
+    let ends = [
+        ("cert", credentials.cert_end),
+        ("client_ca", credentials.client_ca_end),
+    ];
+    for (file, End { not_after_s, .. }) in ends.into_iter().chain(guest_ca) {
         let end = metrics.tls_not_after.get_or_create(&FileLabel { file });
         end.set(i64::try_from(not_after_s).unwrap_or(i64::MAX));
     }

@@ -12,9 +12,12 @@ mod tests;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpStream, sync::watch, time::timeout};
-use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{ServerConfig, pki_types::UnixTime, server::danger::ClientCertVerifier},
+};
 
-use crate::net::access::Caller;
+use crate::{net::access::Caller, wall_clock::unix_ms};
 
 pub use dial::{Connector, Dialer};
 use files::Credentials;
@@ -90,7 +93,7 @@ impl Acceptor {
         tcp: TcpStream,
         address: SocketAddr,
     ) -> Result<(Stream, Peer), AcceptError> {
-        let Some(config) = self.config() else {
+        let Some((config, own)) = self.config() else {
             let caller = Caller::Plain;
             return Ok((Stream::Plain(tcp), Peer { address, caller }));
         };
@@ -98,21 +101,31 @@ impl Acceptor {
         let tls = handshake.await.map_err(|_| AcceptError::Late)?;
         let tls = tls.map_err(AcceptError::Handshake)?;
         let (_, connection) = tls.get_ref();
-        let leaf = connection.peer_certificates().and_then(<[_]>::first);
-        let caller = match leaf {
-            Some(certificate) => Caller::Named(Arc::new(identity::read(certificate)?)),
+        let certificates = connection.peer_certificates().unwrap_or_default();
+        let caller = match certificates.split_first() {
+            Some((leaf, others)) => {
+                let identity = Arc::new(identity::read(leaf)?);
+                let now = UnixTime::since_unix_epoch(Duration::from_millis(unix_ms()));
+                let is_own = |own: Arc<dyn ClientCertVerifier>| {
+                    own.verify_client_cert(leaf, others, now).is_ok()
+                };
+                match own.is_none_or(is_own) {
+                    true => Caller::Named(identity),
+                    false => Caller::Guest(identity),
+                }
+            }
             None => Caller::Anonymous,
         };
         Ok((Stream::Tls(Box::new(tls)), Peer { address, caller }))
     }
 
-    fn config(&self) -> Option<Arc<ServerConfig>> {
+    /// None for plain text. With guests' certificates also the verifier of our own.
+    fn config(&self) -> Option<(Arc<ServerConfig>, Option<Arc<dyn ClientCertVerifier>>)> {
         let (credentials, port) = self.tls.as_ref()?;
         let credentials = credentials.borrow();
-        let config = match port {
-            Port::Xds => &credentials.xds,
-            Port::Admin => &credentials.admin,
-        };
-        Some(Arc::clone(config))
+        Some(match port {
+            Port::Xds => (Arc::clone(&credentials.xds), credentials.own.clone()),
+            Port::Admin => (Arc::clone(&credentials.admin), None),
+        })
     }
 }

@@ -88,6 +88,7 @@ fn write(directory: &Path, ca: &Ca, client_ca: &Ca) -> TlsFiles {
         cert: file("cert.pem", cert),
         key: file("key.pem", key),
         client_ca: file("ca.pem", client_ca.pem()),
+        guest_ca: None,
     }
 }
 
@@ -159,6 +160,36 @@ async fn the_names_in_a_certificate_are_the_callers() {
     for acceptor in [&xds, &admin] {
         let stranger = connector(&ca, Some(other.issue(&["spiffe://mesh/zone/a"])));
         let refused = connect(acceptor, &stranger).await.1;
+        assert!(matches!(refused, Err(AcceptError::Handshake(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_guests_ca_makes_a_guest_on_the_port_of_proxies_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (ca, mesh, other) = (Ca::new(), Ca::new(), Ca::new());
+    let guest_ca = directory.path().join("guests.pem");
+    fs::write(&guest_ca, mesh.pem()).unwrap();
+    let files = TlsFiles {
+        guest_ca: Some(guest_ca),
+        ..write(directory.path(), &ca, &ca)
+    };
+    let tls = Tls::start(files, Metrics::default()).unwrap();
+    let (xds, admin) = (tls.acceptor(Port::Xds), tls.acceptor(Port::Admin));
+    let name = "spiffe://mesh/ns/shop/sa/front";
+    let identity = Arc::new(Identity {
+        uris: vec![name.to_owned()],
+        dns: vec![],
+    });
+    let guest = connector(&ca, Some(mesh.issue(&[name])));
+    let own = connector(&ca, Some(ca.issue(&[name])));
+    let accepted = connect(&xds, &guest).await.1;
+    assert_eq!(caller(accepted), Caller::Guest(Arc::clone(&identity)));
+    let accepted = connect(&xds, &own).await.1;
+    assert_eq!(caller(accepted), Caller::Named(identity));
+    let stranger = connector(&ca, Some(other.issue(&[name])));
+    for (acceptor, connector) in [(&xds, &stranger), (&admin, &guest)] {
+        let refused = connect(acceptor, connector).await.1;
         assert!(matches!(refused, Err(AcceptError::Handshake(_))));
     }
 }
@@ -237,6 +268,7 @@ fn files_that_cannot_be_used_are_named() {
         cert,
         key,
         client_ca,
+        guest_ca: None,
     };
     for (files, expected) in [
         (
