@@ -1,4 +1,5 @@
-# Three images from one build: the control plane, an Envoy with the filter in it, and the sample service.
+# Three images from one build: the control plane, an Envoy with the filter in it, and the sample
+# service.
 #
 #   docker build --target control-plane -t tidegate .
 #   docker build --target envoy -t tidegate-envoy .
@@ -28,8 +29,8 @@ USER 65532:65532
 EXPOSE 9000
 ENTRYPOINT ["upstream"]
 
-# The image's own entry point changes users, which needs capabilities. Envoy needs none, so it starts as
-# `envoy`.
+# The image's own entry point changes users, which needs capabilities. Envoy needs none, so it
+# starts as `envoy`.
 FROM envoyproxy/envoy:v1.40.0 AS envoy
 COPY --from=build --chmod=0444 /out/tidegate_filter.wasm /etc/tidegate/tidegate_filter.wasm
 COPY --chmod=0444 envoy-configs/ /etc/tidegate/

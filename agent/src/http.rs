@@ -33,7 +33,7 @@ pub enum Failure {
     #[error("an answer of more than {0} bytes")]
     TooLong(usize),
     /// Its own text says no more than that a request failed, so its causes stand alone.
-    #[error("{}", .0.source().map_or_else(|| .0.to_string(), |cause| chain(cause)))]
+    #[error("{}", .0.source().map_or_else(|| .0.to_string(), chain))]
     Broken(#[source] reqwest::Error),
 }
 

@@ -68,7 +68,7 @@ struct DeltaRequest {
     response_nonce: String,
 }
 
-/// Of `envoy.config.core.v3.Node`.
+/// The used fields of `envoy.config.core.v3.Node`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Node {
     #[prost(string, tag = "1")]
@@ -85,7 +85,7 @@ pub(crate) struct Locality {
     pub(crate) zone: String,
 }
 
-/// Of `envoy.service.discovery.v3.DeltaDiscoveryResponse`.
+/// The used fields of `envoy.service.discovery.v3.DeltaDiscoveryResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct DeltaResponse {
     #[prost(string, tag = "5")]

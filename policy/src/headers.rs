@@ -7,7 +7,7 @@ pub const TRACE_ID: &str = "x-trace-id";
 
 /// Only Tidegate sets headers with this prefix: copies from outside are removed.
 ///
-/// Without a hyphen at the end: many servers read `x-tidegate_home` as `x-tidegate-home`.
+/// The prefix has no hyphen at the end: many servers read `x-tidegate_home` as `x-tidegate-home`.
 pub const INTERNAL_PREFIX: &str = "x-tidegate";
 /// The home zone.
 pub const HOME: &str = "x-tidegate-home";

@@ -260,10 +260,10 @@ impl HopKeys {
 /// Whether a proxy can sign hops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Signer {
-    /// Not yet, but perhaps soon.
+    /// It cannot yet, but perhaps soon.
     #[default]
     Untold,
-    /// No: clients whose writes belong to other zones receive the owner's name instead.
+    /// It cannot: clients whose writes belong to other zones receive the owner's name instead.
     Withheld,
     Holds,
 }

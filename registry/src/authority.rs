@@ -236,7 +236,7 @@ pub struct SessionRecord {
     /// The relation of its configuration to the agreed terms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terms: Option<SessionTerms>,
-    /// Where other replicas reach it; none if they do not, or if the field cannot be read.
+    /// The address for other replicas; none if they do not, or if the field cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<PeerRecord>,
 }

@@ -318,7 +318,7 @@ struct ViewSummary {
     zone: String,
     /// The number that filters report as a metric.
     policy_version: u64,
-    /// The same as filters log it.
+    /// The same number in the format of the filters' log.
     policy_version_hex: String,
     services: BTreeMap<String, Vec<PlanSummary>>,
 }

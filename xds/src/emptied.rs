@@ -43,7 +43,7 @@ pub(super) struct Evidence {
     pub(super) is_late: bool,
     clusters: Option<Brought>,
     endpoints: Option<Brought>,
-    /// Of the kind of a separate service.
+    /// The result for the kind of a separate service.
     own: Option<Brought>,
 }
 

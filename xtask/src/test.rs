@@ -275,7 +275,7 @@ fn peers(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     passed(counts.add_all(peers, &["--test-threads=1", "--nocapture"]))
 }
 
-/// Without the torture: the scenarios run a few of its rounds.
+/// The step omits the torture: the scenarios run a few of its rounds.
 fn smoke(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     let left_out = launch::smoke(tree)?;
     Ok(match left_out.as_slice() {

@@ -28,9 +28,9 @@ pub(crate) struct Times {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Verdict {
     pub(crate) reads: usize,
-    /// Of the reads that were under way at the fault or started later, until the repair.
+    /// Failed reads that were under way at the fault or started later, until the repair.
     pub(crate) failed_reads: usize,
-    /// Of the reads that were started during the repair and later, until everything was normal.
+    /// Failed reads that were started during the repair and later, until everything was normal.
     pub(crate) failed_back: usize,
     /// From the fault until everything was normal.
     pub(crate) failed_writes: usize,

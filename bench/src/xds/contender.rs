@@ -71,8 +71,8 @@ pub(super) struct Seen {
 
 /// The figures of a reconnection after a restart.
 pub(super) struct Reconnected {
-    /// Until the last proxy was answered: from the start of the new process, and from when it
-    /// listened.
+    /// The time until the last proxy was answered, from the start of the new process, and from
+    /// when it listened.
     pub(super) served_s: f64,
     pub(super) herd_s: f64,
     pub(super) resources: usize,

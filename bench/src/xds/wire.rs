@@ -51,7 +51,7 @@ pub(super) struct DeltaRequest {
     pub(super) initial_versions: HashMap<String, String>,
 }
 
-/// Of `envoy.config.core.v3.Node`.
+/// The used fields of `envoy.config.core.v3.Node`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Node {
     #[prost(string, tag = "1")]

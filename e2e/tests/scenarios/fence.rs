@@ -306,7 +306,7 @@ fn no_configuration_shows_the_secret_of_hops_and_sidecars_have_none() {
     });
 }
 
-/// Of a multiple of three bytes.
+/// The base64 of a multiple of three bytes.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let digits = bytes.chunks(3).flat_map(|three| {

@@ -39,7 +39,7 @@ pub struct Grantor {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum Stage {
-    /// Not an owner's, or not active.
+    /// Its zone is not an owner, or the authority is not active.
     #[default]
     Idle,
     /// May register; `asked` while a registration is under way.

@@ -156,7 +156,7 @@ impl Ledger {
 pub struct Worker {
     permit: Option<Permit>,
     in_flight: u32,
-    /// Until then a write may be under way that ended here without a response; inclusive.
+    /// Until then a write that ended here without a response may be under way; inclusive.
     abandoned_until: Option<u64>,
     /// Listed in the ledger.
     listed: bool,

@@ -202,8 +202,8 @@ impl Session {
         true
     }
 
-    /// Without a margin for drift: others add it when they wait for the end of this session
-    /// (`Terms::session_settled`).
+    /// The deadline has no margin for drift: others add it when they wait for the end of this
+    /// session (`Terms::session_settled`).
     fn lasts_from(&mut self, from: u64, terms: &Terms) {
         let deadline = from.saturating_add(terms.session_ttl);
         let deadline = deadline.saturating_sub(terms.margin);

@@ -111,7 +111,7 @@ struct Raised {
 }
 
 impl Conditions {
-    /// Without conditions. Every code is in the metrics from the start, so that an alert need not
+    /// Starts without conditions. Every code is in the metrics from the start, so that an alert need not
     /// distinguish absent from 0.
     pub fn new() -> Conditions {
         let inner = Inner {

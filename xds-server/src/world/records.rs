@@ -68,7 +68,7 @@ impl World {
             let put = self.authorities.put(entry);
             put.map(|cell| self.reowned(cell))
         } else {
-            // Of another kind, perhaps of a newer version.
+            // A record of another kind, perhaps of a newer version.
             Ok(())
         };
         let reject = |error| Rejection {

@@ -43,7 +43,7 @@ pub enum Input {
     Grantor {
         cell: Name,
         id: SessionId,
-        /// Under the terms of this revision; none: it left.
+        /// The revision of its terms; none: it left.
         registered: Option<Revision>,
     },
     /// The agreed terms were put; none: deleted.
