@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, anyhow, ensure};
 use e2e::bootstrap::Bootstrap;
 use e2e::cells::Cells;
+use e2e::certificates::{self, Ca};
 use e2e::client::{Client, Reply, Request, Version};
 use e2e::config::{Config, StoreConfig, ZONES};
 use e2e::control_plane::ControlPlane;
@@ -20,15 +21,20 @@ use serde_json::{Value, json};
 const A: &str = "shanghai-a";
 const B: &str = "shanghai-b";
 
-/// A control plane, an instance of `orders` in each zone, and a foreign Envoy in shanghai-a.
-struct Host {
+/// A control plane, and an instance of `orders` in each zone.
+struct Site {
     control_plane: ControlPlane,
+    /// In the order of [`ZONES`].
+    instances: Vec<Server>,
+    workdir: Workdir,
+}
+
+/// A site with a foreign Envoy in shanghai-a.
+struct Host {
+    site: Site,
     envoy: Envoy,
     ingress: SocketAddr,
     client: Client,
-    /// In the order of [`ZONES`].
-    instances: Vec<Server>,
-    _workdir: Workdir,
 }
 
 fn config() -> Config {
@@ -43,56 +49,69 @@ fn config() -> Config {
     config
 }
 
+impl Site {
+    async fn start(name: &str, change: impl FnOnce(&mut Config) -> Result<()>) -> Result<Site> {
+        let workdir = Workdir::kept(name)?;
+        let mut config = config();
+        change(&mut config)?;
+        let control_plane = ControlPlane::start(workdir.path(), config).await?;
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut instances = vec![];
+        for (zone, _) in ZONES {
+            let orders = InstanceName::new("orders", zone, &format!("orders-{zone}"));
+            let server = Server::start(orders.clone(), any_port).await?;
+            let drafts = InstanceName::new("drafts", zone, &format!("orders-{zone}"));
+            for name in [orders, drafts] {
+                let record = Instance::at(server.address());
+                let put = control_plane.registry().put(&name, &record, None).await?;
+                ensure!(put.status.is_success(), "{}", put.text());
+            }
+            instances.push(server);
+        }
+        Ok(Site {
+            control_plane,
+            instances,
+            workdir,
+        })
+    }
+
+    /// Starts the Envoy of an example, changed as `change` says.
+    async fn host(
+        self,
+        example: &str,
+        change: impl FnOnce(Bootstrap) -> Result<Bootstrap>,
+    ) -> Result<Host> {
+        let bootstrap = Bootstrap::example(&format!("envoy/{example}.yaml"), &paths::filter()?)?;
+        let mut bootstrap = bootstrap.cluster_at("tidegate", self.control_plane.xds())?;
+        for ((zone, _), server) in ZONES.iter().zip(&self.instances) {
+            bootstrap = match example {
+                "fence" if *zone == A => bootstrap.cluster_at("orders", server.address())?,
+                "fence" => bootstrap,
+                _ => bootstrap.cluster_at(&format!("orders-{zone}"), server.address())?,
+            };
+        }
+        let bootstrap = change(bootstrap)?;
+        let envoy = Envoy::start_with(self.workdir.path(), "foreign", &bootstrap, 2).await?;
+        let ingress = envoy.ingress().await?;
+        Ok(Host {
+            site: self,
+            envoy,
+            ingress,
+            client: Client::new(Version::Http1),
+        })
+    }
+}
+
 impl Host {
     /// As in the example, with the guest's configuration changed as `change` says.
     async fn start(name: &str, example: &str, change: impl FnOnce(&mut Value)) -> Result<Host> {
-        Host::start_with(name, example, |bootstrap| {
+        let site = Site::start(name, |_| Ok(())).await?;
+        site.host(example, |bootstrap| {
             let mut guest = bootstrap.guest_configuration()?;
             change(&mut guest);
             bootstrap.guest(&guest)
         })
         .await
-    }
-
-    async fn start_with(
-        name: &str,
-        example: &str,
-        change: impl FnOnce(Bootstrap) -> Result<Bootstrap>,
-    ) -> Result<Host> {
-        let workdir = Workdir::kept(name)?;
-        let control_plane = ControlPlane::start(workdir.path(), config()).await?;
-        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut bootstrap =
-            Bootstrap::example(&format!("envoy/{example}.yaml"), &paths::filter()?)?
-                .cluster_at("tidegate", control_plane.xds())?;
-        let mut instances = vec![];
-        for (zone, _) in ZONES {
-            let name = InstanceName::new("orders", zone, &format!("orders-{zone}"));
-            let server = Server::start(name.clone(), any_port).await?;
-            let record = Instance::at(server.address());
-            let put = control_plane.registry().put(&name, &record, None).await?;
-            ensure!(put.status.is_success(), "{}", put.text());
-            let drafts = InstanceName::new("drafts", zone, &format!("orders-{zone}"));
-            let put = control_plane.registry().put(&drafts, &record, None).await?;
-            ensure!(put.status.is_success(), "{}", put.text());
-            bootstrap = match example {
-                "fence" if zone == A => bootstrap.cluster_at("orders", server.address())?,
-                "fence" => bootstrap,
-                _ => bootstrap.cluster_at(&format!("orders-{zone}"), server.address())?,
-            };
-            instances.push(server);
-        }
-        let bootstrap = change(bootstrap)?;
-        let envoy = Envoy::start_with(workdir.path(), "foreign", &bootstrap, 2).await?;
-        let ingress = envoy.ingress().await?;
-        Ok(Host {
-            control_plane,
-            envoy,
-            ingress,
-            client: Client::new(Version::Http1),
-            instances,
-            _workdir: workdir,
-        })
     }
 
     async fn send(&self, request: &Request) -> Result<Reply> {
@@ -108,7 +127,7 @@ impl Host {
     ) -> Result<T> {
         let reached = eventually(PATIENCE, what, async || check(&self.send(&request).await?));
         reached.await.map_err(|error| {
-            let (envoy, control) = (self.envoy.process(), self.control_plane.process());
+            let (envoy, control) = (self.envoy.process(), self.site.control_plane.process());
             anyhow!("{error:#}\n{}\n{}", envoy.tail(), control.tail())
         })
     }
@@ -162,13 +181,13 @@ async fn a_guest_that_fences_admits_writes_where_its_zone_owns_them() -> Result<
     assert_eq!(draft("x-tidegate-class").as_deref(), Some("write"));
     assert_eq!(draft("x-tidegate-epoch"), None);
 
-    let cells = Cells::new(host.control_plane.admin());
-    cells.move_to("main", B).await?;
+    let cells = Cells::new(host.site.control_plane.admin());
+    cells.override_to("main", B, "a test").await?;
     let refused = host.until_refused("not_owner").await?;
     assert_eq!(refused.status, 421);
     assert_eq!(refused.header("x-tidegate-owner"), Some(B));
     host.seen(&Request::get("/orders")).await?;
-    cells.move_to("main", A).await?;
+    cells.move_to("main", A, "a test").await?;
     host.until_taken().await?;
     let seen = host.seen(&Request::post("/orders")).await?;
     assert_eq!(seen("x-tidegate-epoch").as_deref(), Some("3"));
@@ -179,13 +198,13 @@ async fn a_guest_that_fences_admits_writes_where_its_zone_owns_them() -> Result<
 async fn without_a_control_plane_a_guest_fences_and_comes_back() -> Result<()> {
     let mut host = Host::start("guest-away", "fence", |_| {}).await?;
     host.until_taken().await?;
-    host.control_plane.process().kill()?;
+    host.site.control_plane.process().kill()?;
     let refused = host.until_refused("fenced").await?;
     assert_eq!(refused.status, 503);
     assert!(refused.header("retry-after").is_some());
     host.seen(&Request::get("/orders")).await?;
     host.seen(&Request::post("/orders/drafts")).await?;
-    host.control_plane.restart().await?;
+    host.site.control_plane.restart().await?;
     host.until_taken().await
 }
 
@@ -232,7 +251,8 @@ async fn a_bad_configuration_is_the_fallback_and_is_told() -> Result<()> {
 
 #[tokio::test]
 async fn the_net_holds_the_fence_where_the_guest_is_not_run() -> Result<()> {
-    let host = Host::start_with("guest-net", "fence", Bootstrap::without_guest).await?;
+    let site = Site::start("guest-net", |_| Ok(())).await?;
+    let host = site.host("fence", Bootstrap::without_guest).await?;
     host.seen(&Request::get("/orders")).await?;
     for write in [
         Request::post("/orders"),
@@ -248,6 +268,52 @@ async fn the_net_holds_the_fence_where_the_guest_is_not_run() -> Result<()> {
     Ok(())
 }
 
+/// A foreign Envoy with a certificate of the mesh, at a control plane with a CA of its own. Guests
+/// with the identity `front` stand in shanghai-a.
+async fn with_identity(name: &str, identity: &str) -> Result<Host> {
+    let (ca, mesh) = (Ca::new("tidegate")?, Ca::new("mesh")?);
+    let site = Site::start(name, |config| {
+        let directory = Workdir::kept(&format!("{name}-server"))?.path().to_owned();
+        ca.issue(&directory, "tidegate", &[&ca])?;
+        let guests = directory.join("guests");
+        mesh.issue(&guests, "unused", &[&mesh])?;
+        config.listen = certificates::listen(&directory, &["admin"]);
+        config.listen["tls"]["guest_ca"] = json!(guests.join(certificates::TRUSTED));
+        config.access = Some(json!({ "proxies": [
+            { "match": "spiffe://shop/front", "zones": [A], "roles": ["guest"] },
+        ] }));
+        Ok(())
+    })
+    .await?;
+    let own = site.workdir.path().join("own");
+    mesh.issue(&own, identity, &[&ca])?;
+    let secrets = site.workdir.path().join("secrets");
+    std::fs::create_dir_all(&secrets)?;
+    site.host("fence", |bootstrap| bootstrap.tls(&secrets, &own))
+        .await
+}
+
+#[tokio::test]
+async fn a_guest_gets_grants_by_the_identity_of_its_zone() -> Result<()> {
+    let host = with_identity("guest-identity", "spiffe://shop/front").await?;
+    host.until_taken().await
+}
+
+#[tokio::test]
+async fn a_guest_with_another_identity_gets_a_policy_and_no_grants() -> Result<()> {
+    let host = with_identity("guest-stranger", "spiffe://shop/back").await?;
+    // With a policy, writes of a service that is not fenced pass.
+    let draft = Request::post("/orders/drafts");
+    host.eventually("a policy", draft, |reply| reply.echo().map(drop))
+        .await?;
+    let refused = host.until_refused("fenced").await?;
+    assert_eq!(refused.status, 503);
+    let metrics = host.site.control_plane.registry().metrics().await?;
+    let counted = "tidegate_xds_streams_refused_total{reason=\"not_permitted\"}";
+    assert!(metrics.contains(counted), "{metrics}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_guest_that_routes_names_the_hosts_clusters() -> Result<()> {
     let host = Host::start("guest-route", "route", |_| {}).await?;
@@ -258,7 +324,7 @@ async fn a_guest_that_routes_names_the_hosts_clusters() -> Result<()> {
     assert_eq!(of_b("x-tidegate-tier").as_deref(), Some("zone"));
     // The zone loses its instance: its reads go to the rest of the region.
     let gone = InstanceName::new("orders", B, &format!("orders-{B}"));
-    host.control_plane.registry().remove(&gone).await?;
+    host.site.control_plane.registry().remove(&gone).await?;
     let home_b = Request::get("/orders").home(B);
     host.eventually("reads of shanghai-b to go to shanghai-a", home_b, |reply| {
         let echo = reply.echo()?;
@@ -269,6 +335,11 @@ async fn a_guest_that_routes_names_the_hosts_clusters() -> Result<()> {
         Ok(())
     })
     .await?;
-    assert!(host.instances.iter().all(|server| server.in_flight() == 0));
+    assert!(
+        host.site
+            .instances
+            .iter()
+            .all(|server| server.in_flight() == 0)
+    );
     Ok(())
 }
