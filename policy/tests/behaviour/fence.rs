@@ -39,7 +39,7 @@ fn terms_that_cannot_work_are_refused() {
         ((100, 0, 20, 10, 0), "longer than 0"),
         ((100, 50, 0, 10, 0), "longer than 0"),
         ((100, 101, 20, 10, 0), "longer than a session"),
-        ((100, 50, 20, 100, 0), "leaves nothing"),
+        ((100, 50, 20, 100, 0), "uses up"),
     ];
     for ((session, grant, drain, margin, drift), expected) in cases {
         let said = Terms::new(session, grant, drain, margin, drift).unwrap_err();

@@ -342,11 +342,11 @@ mod tests {
                 Some("orders"),
                 "service orders in zone b; the whole zone is: `tidegate release b`",
             ),
-            ("c", None, "zone c as a whole: `tidegate get zones` shows"),
+            ("c", None, "zone c as a whole: see the present directives"),
             (
                 "a",
                 Some("web"),
-                "service web in zone a: `tidegate get zones`",
+                "service web in zone a: see the present directives",
             ),
         ] {
             let told = nothing_to_release(zone, service, &wanted);

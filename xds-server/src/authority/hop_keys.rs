@@ -183,7 +183,7 @@ mod tests {
         let detail = unguarded(&open, public).unwrap();
         assert!(detail.contains("client_ca"), "{detail}");
         let plain = unguarded(&open, port("[::]:18000", false)).unwrap();
-        assert!(plain.contains("plain text"), "{plain}");
+        assert!(plain.contains("plaintext"), "{plain}");
         for loopback in ["127.0.0.1:18000", "[::1]:18000", "[::ffff:127.0.0.1]:18000"] {
             assert_eq!(unguarded(&open, port(loopback, false)), None, "{loopback}");
         }

@@ -11,18 +11,18 @@ const HEAD: &str = "# Codes
 <!-- Generated: `tidegate codes --markdown > docs/reference/codes.md`. The table is in
 xds-server/src/conditions/codes.rs. -->
 
-Every state that a person may have to act on has a code. `tidegate status` shows the conditions that
-hold, `tidegate codes TG2001` explains one of them.
+Every state that may need an operator's action has a code. `tidegate status` shows the present
+conditions, `tidegate codes TG2001` explains one of them.
 
 - A *condition* is a state. It is in `/readyz` and `GET /v1/conditions`, in the metric
-  `tidegate_condition{code,name,severity}` (1 while it holds; `tidegate_condition_subjects` counts the
-  cells, proxies or files), and in the log: one line when it begins and one when it ends.
-- *Severity* `error`: requests are refused or may be soon, or a protection is gone. `warning`:
-  everything is served, but it will not stay so, or a part of a requested change is not done.
-- A condition marked *not ready* makes `/readyz` answer 503. With all others a replica stays ready: it
-  serves its known state, and proxies are better off with it than with none.
-- A *rule* refuses a command. `--accept CODE --reason TEXT` on the command line, or
-  `\"accept\": [\"CODE\"], \"reason\": \"TEXT\"` over HTTP, does it all the same.
+  `tidegate_condition{code,name,severity}` (1 while it holds; `tidegate_condition_subjects` counts
+  the cells, proxies or files), and in the log: one line when it begins and one when it ends.
+- *Severity* `error`: requests are rejected or may be soon, or a protection is lost. `warning`:
+  everything is served, but may not stay so, or a part of a requested change is not done.
+- A condition marked *not ready* makes `/readyz` answer 503. With all others a replica stays ready:
+  it serves its known state, which is better for proxies than none.
+- A *rule* rejects a command. `--accept CODE --reason TEXT` on the command line, or
+  `\"accept\": [\"CODE\"], \"reason\": \"TEXT\"` over HTTP, overrides it.
 ";
 
 /// `docs/reference/codes.md`.

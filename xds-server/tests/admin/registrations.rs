@@ -167,7 +167,7 @@ async fn an_address_of_another_zone_is_refused_and_both_records_are_shown() {
         .await;
     let answer = answer.is(200);
     let warning = answer.body["warnings"][0].as_str().unwrap();
-    assert!(warning.starts_with("the record is not used"), "{warning}");
+    assert!(warning.starts_with("the record is rejected"), "{warning}");
 }
 
 #[tokio::test]

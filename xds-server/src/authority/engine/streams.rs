@@ -184,7 +184,7 @@ impl Engine {
 fn withheld_detail(withheld: Withheld, refused: impl FnOnce() -> Option<String>) -> String {
     match withheld {
         Withheld::OtherTerms => {
-            let refused = refused().map(|refused| format!("; it refuses {refused}"));
+            let refused = refused().map(|refused| format!("; it rejects {refused}"));
             let refused = refused.unwrap_or_default();
             format!("its policy has other terms than the agreed ones{refused}")
         }
@@ -207,6 +207,6 @@ mod tests {
         let detail = withheld_detail(Withheld::OtherTerms, || None);
         assert!(detail.ends_with("the agreed ones"), "{detail}");
         let detail = withheld_detail(Withheld::UnsaidTerms, refused);
-        assert!(!detail.contains("refuses"), "{detail}");
+        assert!(!detail.contains("rejects"), "{detail}");
     }
 }
