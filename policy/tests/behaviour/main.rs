@@ -8,6 +8,7 @@ mod decisions;
 mod explained;
 mod facts;
 mod fence;
+mod guests;
 mod moves;
 mod plain_reads;
 mod plans;
