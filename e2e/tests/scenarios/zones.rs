@@ -73,7 +73,9 @@ fn a_drained_zone_gets_nothing_until_it_is_released() {
 
         let misspelt = operate(mesh, &["drain", "shanghai-z"]).expect_err("no such zone");
         ensure!(
-            misspelt.to_string().contains("no zone \"shanghai-z\""),
+            misspelt
+                .to_string()
+                .contains("zone \"shanghai-z\" is not configured"),
             "{misspelt}"
         );
         let nothing = operate(mesh, &["release", "shanghai-a"]).expect_err("no such intent");
