@@ -74,6 +74,9 @@ impl Port {
     }
 }
 
+/// Verifies the certificates of clients.
+type Verifier = Arc<dyn ClientCertVerifier>;
+
 /// Makes TLS or plain connections of the sockets that a port accepts. Cheap to clone.
 #[derive(Clone)]
 pub struct Acceptor {
@@ -106,9 +109,7 @@ impl Acceptor {
             Some((leaf, others)) => {
                 let identity = Arc::new(identity::read(leaf)?);
                 let now = UnixTime::since_unix_epoch(Duration::from_millis(unix_ms()));
-                let is_own = |own: Arc<dyn ClientCertVerifier>| {
-                    own.verify_client_cert(leaf, others, now).is_ok()
-                };
+                let is_own = |own: Verifier| own.verify_client_cert(leaf, others, now).is_ok();
                 match own.is_none_or(is_own) {
                     true => Caller::Named(identity),
                     false => Caller::Guest(identity),
@@ -120,7 +121,7 @@ impl Acceptor {
     }
 
     /// None for plain text. With guests' certificates also the verifier of our own.
-    fn config(&self) -> Option<(Arc<ServerConfig>, Option<Arc<dyn ClientCertVerifier>>)> {
+    fn config(&self) -> Option<(Arc<ServerConfig>, Option<Verifier>)> {
         let (credentials, port) = self.tls.as_ref()?;
         let credentials = credentials.borrow();
         Some(match port {
