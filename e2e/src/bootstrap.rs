@@ -36,6 +36,11 @@ impl Bootstrap {
         Bootstrap(read(name)?).with(ADMIN_PORT, json!(0))
     }
 
+    /// Any other bootstrap.
+    pub fn of(content: Value) -> Bootstrap {
+        Bootstrap(content)
+    }
+
     /// Sets the node of the Envoy, as `--config-yaml` does in production.
     pub fn node(mut self, id: &str, region: &str, zone: &str) -> Result<Bootstrap> {
         let node = self.0["node"].as_object_mut().context("no node")?;
