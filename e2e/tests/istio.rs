@@ -240,6 +240,13 @@ async fn weights_of_a_virtual_service_act_and_follow_its_changes() -> Result<()>
     })
     .await
     .with_context(|| scene.sidecar.envoy().process().tail())?;
+    let of_api_server = scene
+        .sidecar
+        .envoy()
+        .admin()
+        .listener("127.0.0.1_443")
+        .await;
+    ensure!(of_api_server.is_err(), "it listens at port 443");
     let zones = scene.zones(REQUESTS).await?;
     let share = f64::from(zones.get("a").copied().unwrap_or(0)) / f64::from(REQUESTS);
     ensure!((share - 0.8).abs() < OFF_MAX, "{zones:?}");

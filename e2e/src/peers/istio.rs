@@ -71,6 +71,17 @@ spec:
     patch: {operation: REMOVE}
 ";
 
+/// The service of the API server, at port 443. A proxy without interception would listen there:
+/// only root may, and other proxies of the machine would, too.
+const HIDDEN_SERVICE: &str = "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: kubernetes
+  namespace: default
+  annotations: {networking.istio.io/exportTo: '~'}
+";
+
 /// A running istiod.
 pub struct Istiod {
     process: Process,
@@ -136,7 +147,13 @@ async fn install(objects: &Objects) -> Result<()> {
     let definitions = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     objects.apply(&definitions).await?;
     objects.apply(ROOT).await?;
-    objects.apply(WITHOUT_ALPN).await
+    objects.apply(WITHOUT_ALPN).await?;
+    // The API server makes it a moment after it is ready.
+    eventually(PATIENCE, "the API server's service", async || {
+        objects.get(HIDDEN_SERVICE).await
+    })
+    .await?;
+    objects.apply(HIDDEN_SERVICE).await
 }
 
 fn arguments(kubeconfig: &Path, mesh: &Path, ports: [SocketAddr; 3]) -> Result<Vec<String>> {
