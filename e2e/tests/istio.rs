@@ -2,7 +2,7 @@
 //! proxies. `cargo xtask setup --istio` builds them, and `cargo xtask test istio` runs this.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use e2e::client::{Client, Request, Version};
@@ -118,7 +118,7 @@ struct Scene {
     port: u16,
     client: Client,
     _instances: [Server; 2],
-    _workdir: Workdir,
+    workdir: Workdir,
 }
 
 impl Scene {
@@ -151,13 +151,21 @@ impl Scene {
             port,
             client: Client::new(Version::Http1),
             _instances: instances,
-            _workdir: workdir,
+            workdir,
         })
     }
 
     /// The zones that answered.
     async fn zones(&self, requests: u32) -> Result<BTreeMap<String, u32>> {
-        let at = self.sidecar.outbound(self.port).await?;
+        self.zones_through(&self.sidecar, requests).await
+    }
+
+    async fn zones_through(
+        &self,
+        sidecar: &Sidecar,
+        requests: u32,
+    ) -> Result<BTreeMap<String, u32>> {
+        let at = sidecar.outbound(self.port).await?;
         let request = Request::get("/").header("host", format!("{HOST}:{}", self.port));
         let mut zones = BTreeMap::new();
         for _ in 0..requests {
@@ -262,5 +270,32 @@ async fn weights_of_a_virtual_service_act_and_follow_its_changes() -> Result<()>
     scene.until_all_go_to("a").await?;
     let rejections = scene.sidecar.rejections().await?;
     ensure!(rejections == 0, "{rejections} configurations were rejected");
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_sidecars_of_one_machine_do_not_share_a_port() -> Result<()> {
+    let scene = Scene::start("istio-two-sidecars").await?;
+    let objects = scene.kubernetes.objects().await?;
+    let own = Ipv4Addr::new(127, 0, 0, 2);
+    let second = Workload::new("shop", "app-2", "r1", "b").bind(own);
+    objects.apply_one(&second.listens_for(scene.port)).await?;
+    let directory = scene.workdir.path();
+    let second = Sidecar::start(directory, &second, scene.istiod.xds()).await?;
+    for sidecar in [&scene.sidecar, &second] {
+        eventually(PATIENCE, "a request that is served", async || {
+            scene.zones_through(sidecar, IN_A_ROW).await
+        })
+        .await?;
+    }
+    let addresses = [
+        scene.sidecar.outbound(scene.port).await?.ip(),
+        second.outbound(scene.port).await?.ip(),
+    ];
+    ensure!(addresses == [Ipv4Addr::LOCALHOST, own], "{addresses:?}");
+    for sidecar in [&scene.sidecar, &second] {
+        let rejections = sidecar.rejections().await?;
+        ensure!(rejections == 0, "{rejections} configurations were rejected");
+    }
     Ok(())
 }

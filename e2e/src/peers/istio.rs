@@ -30,6 +30,12 @@ const PROXY_VERSION: &str = "1.32.0";
 
 const CLUSTER: &str = "Kubernetes";
 
+/// No endpoint of a service is here.
+const NO_ENDPOINT: Ipv4Addr = Ipv4Addr::new(127, 255, 0, 1);
+
+/// The label with a workload's name.
+const POD_LABEL: &str = "pod";
+
 /// No parts of Istio's own Envoy, and no certificates: clusters would wait for them.
 const MESH: &str = "\
 accessLogFile: /dev/stdout
@@ -200,6 +206,12 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Further metadata of the node: fields of an object.
     pub metadata: Value,
+    /// Of its pod. Where a `ServiceEntry`, `WorkloadEntry` or pod has this address, istiod takes it
+    /// for the same workload, with its labels instead of these.
+    pub address: Ipv4Addr,
+    /// Where it takes requests of its application. Anything but 127.0.0.1 needs
+    /// [`listens_for`](Workload::listens_for).
+    pub bind: Ipv4Addr,
 }
 
 impl Workload {
@@ -211,7 +223,35 @@ impl Workload {
             zone: zone.to_owned(),
             labels: BTreeMap::new(),
             metadata: json!({}),
+            address: NO_ENDPOINT,
+            bind: Ipv4Addr::LOCALHOST,
         }
+        .label(POD_LABEL, name)
+    }
+
+    /// A loopback address of its own, such as 127.0.0.2. The proxies of one machine would otherwise
+    /// share the ports of services, and the kernel would choose among them.
+    pub fn bind(mut self, address: Ipv4Addr) -> Workload {
+        self.bind = address;
+        self
+    }
+
+    /// The object that has it listen for a port of services at [`bind`](Workload::bind).
+    pub fn listens_for(&self, port: u16) -> Value {
+        json!({
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "Sidecar",
+            "metadata": { "name": self.name, "namespace": self.namespace },
+            "spec": {
+                "workloadSelector": { "labels": { POD_LABEL: self.name } },
+                "egress": [{
+                    "port": { "number": port, "name": "http", "protocol": "HTTP" },
+                    "bind": self.bind,
+                    "captureMode": "NONE",
+                    "hosts": ["*/*"],
+                }],
+            },
+        })
     }
 
     pub fn label(mut self, name: &str, value: &str) -> Workload {
@@ -223,8 +263,12 @@ impl Workload {
     /// on loopback.
     pub fn bootstrap(&self, xds: SocketAddr) -> Bootstrap {
         let Workload {
-            namespace, name, ..
+            namespace,
+            name,
+            address,
+            ..
         } = self;
+        let domain = format!("{namespace}.svc.cluster.local");
         let mut metadata = json!({
             "NAMESPACE": namespace,
             "NAME": name,
@@ -243,7 +287,7 @@ impl Workload {
         };
         Bootstrap::of(json!({
             "node": {
-                "id": format!("sidecar~127.0.0.1~{name}.{namespace}~{namespace}.svc.cluster.local"),
+                "id": format!("sidecar~{address}~{name}.{namespace}~{domain}"),
                 "cluster": format!("{name}.{namespace}"),
                 "locality": { "region": self.region, "zone": self.zone },
                 "metadata": metadata,
@@ -281,6 +325,7 @@ impl Workload {
 /// The plain Envoy of a [`Workload`].
 pub struct Sidecar {
     envoy: Envoy,
+    bind: Ipv4Addr,
 }
 
 impl Sidecar {
@@ -296,7 +341,8 @@ impl Sidecar {
         bootstrap: &Bootstrap,
     ) -> Result<Sidecar> {
         let envoy = Envoy::start_with(directory, &workload.name, bootstrap, 1).await?;
-        Ok(Sidecar { envoy })
+        let bind = workload.bind;
+        Ok(Sidecar { envoy, bind })
     }
 
     pub fn envoy(&self) -> &Envoy {
@@ -311,7 +357,7 @@ impl Sidecar {
             // A listener stands in the list before the workers have it.
             let state = admin.state().await?;
             ensure!(state == "LIVE", "Envoy is {state}");
-            admin.listener(&format!("127.0.0.1_{port}")).await
+            admin.listener(&format!("{}_{port}", self.bind)).await
         });
         self.envoy.process().unless_it_ends(listens).await
     }

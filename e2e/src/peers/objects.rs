@@ -51,11 +51,17 @@ impl Objects {
     /// other values are a conflict, [`code`] 409.
     pub async fn apply(&self, yaml: &str) -> Result<()> {
         for object in documents(yaml)? {
-            let (api, name) = self.place(&object).await?;
-            let params = PatchParams::apply(&self.field_manager);
-            let applied = api.patch(&name, &params, &Patch::Apply(&object)).await;
-            applied.with_context(|| format!("cannot apply {} {name}", object["kind"]))?;
+            self.apply_one(&object).await?;
         }
+        Ok(())
+    }
+
+    /// As [`apply`](Objects::apply), for one object.
+    pub async fn apply_one(&self, object: &Value) -> Result<()> {
+        let (api, name) = self.place(object).await?;
+        let params = PatchParams::apply(&self.field_manager);
+        let applied = api.patch(&name, &params, &Patch::Apply(object)).await;
+        applied.with_context(|| format!("cannot apply {} {name}", object["kind"]))?;
         Ok(())
     }
 
