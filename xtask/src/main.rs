@@ -51,7 +51,7 @@ enum Task {
         #[arg(long)]
         bench: bool,
         /// Also Istio with a Kubernetes API server, for the step `istio` of the tests: built with
-        /// Go in 12 minutes
+        /// Go in 13 minutes
         #[arg(long)]
         istio: bool,
     },
