@@ -61,7 +61,7 @@ static ALL: [GoPeer; 4] = [
             (ISTIO, "tools/packaging/common/envoy_bootstrap.json"),
         ],
         build_time: "5 minutes",
-        wanted_by: &[Wanted::Istio, Wanted::Peers],
+        wanted_by: &[Wanted::Istio],
     },
     GoPeer {
         name: "envoy-gateway",
