@@ -39,6 +39,11 @@ impl Bootstrap {
         Bootstrap(read(&format!("envoy-configs/{name}"))?).with(ADMIN_PORT, json!(0))
     }
 
+    /// Any other bootstrap.
+    pub fn of(content: Value) -> Bootstrap {
+        Bootstrap(content)
+    }
+
     /// Reads `examples/<name>`, the configuration of an Envoy that somebody else configures, with a
     /// guest in it. Its listener and its admin port are the kernel's choice.
     pub fn example(name: &str, filter: &Path) -> Result<Bootstrap> {

@@ -31,15 +31,16 @@ impl Ca {
     }
 
     /// Puts [`CERTIFICATE`], [`KEY`] and [`TRUSTED`] into a directory, each by renaming a finished
-    /// file. `trusted` are the CAs in the last.
+    /// file. `name` is a URI, an IP address or a DNS name. `trusted` are the CAs in the last.
     pub fn issue(&self, directory: &Path, name: &str, trusted: &[&Ca]) -> Result<()> {
         let mut params = CertificateParams::default();
         // A certificate with its issuer's name would count as self-signed.
         params.distinguished_name = DistinguishedName::new();
         let text = Ia5String::try_from(name)?;
-        params.subject_alt_names = vec![match name.contains("://") {
-            true => SanType::URI(text),
-            false => SanType::DnsName(text),
+        params.subject_alt_names = vec![match (name.parse(), name.contains("://")) {
+            (Ok(address), _) => SanType::IpAddress(address),
+            (Err(_), true) => SanType::URI(text),
+            (Err(_), false) => SanType::DnsName(text),
         }];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.0)?;

@@ -31,6 +31,7 @@ pub mod load;
 pub mod mesh;
 pub mod netns;
 pub mod paths;
+pub mod peers;
 pub mod process;
 pub mod registry;
 pub mod relay;

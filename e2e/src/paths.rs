@@ -55,6 +55,17 @@ pub fn h2spec() -> Result<PathBuf> {
     )
 }
 
+/// A program of Kubernetes: `kube-apiserver`, `kube-controller-manager`.
+pub fn kubernetes(program: &str) -> Result<PathBuf> {
+    provisioned_in("TIDEGATE_KUBERNETES", "target/tools/kubernetes", program)
+}
+
+/// A program of Istio, `pilot-discovery` or `pilot-agent`, or a file beside them:
+/// `crd-all.gen.yaml` with its CRDs, and `envoy_bootstrap.json`, the agent's template.
+pub fn istio(name: &str) -> Result<PathBuf> {
+    provisioned_in("TIDEGATE_ISTIO", "target/tools/istio", name)
+}
+
 /// The go-control-plane server for comparison in `bench xds`, if it could be provisioned.
 pub fn xds_peer() -> Option<PathBuf> {
     let path = workspace().join("target/tools/xds-peer/xds-peer");
@@ -109,6 +120,17 @@ fn provisioned(variable: &str, default: &str, task: &str) -> Result<PathBuf> {
     // Children run in other directories.
     path.canonicalize()
         .with_context(|| path.display().to_string())
+}
+
+/// A file in a directory that `cargo xtask setup --istio` provisioned, or in that of a variable.
+fn provisioned_in(variable: &str, default: &str, name: &str) -> Result<PathBuf> {
+    let path = provisioned(variable, default, "setup --istio")?.join(name);
+    ensure!(
+        path.exists(),
+        "{} does not exist: run `cargo xtask setup --istio`, or set {variable}",
+        path.display()
+    );
+    Ok(path)
 }
 
 /// A binary next to this one; tests run one directory deeper, in `deps`.

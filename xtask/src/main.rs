@@ -1,14 +1,15 @@
 //! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup |
-//! test | demo | bench | sim | torture | wasm`.
+//! test | demo | bench | sim | torture | wasm | clean`.
 //!
-//! This program installs nothing on the machine. The tools that Tidegate needs besides cargo are
-//! provisioned below `target/tools/`, and `cargo clean` removes them. This crate has no dependency
-//! that needs protoc to build, because it provisions protoc.
+//! This program installs nothing on the machine. The tools that Tidegate needs besides cargo are kept
+//! in the user's cache folder, with links to them below `target/tools/`; `clean` removes them. This
+//! crate has no dependency that needs protoc to build, because it provisions protoc.
 
 // These commands may access the machine's environment and clock.
 #![allow(clippy::disallowed_methods)]
 
 mod built;
+mod cache;
 mod counts;
 mod launch;
 mod run;
@@ -19,8 +20,10 @@ mod tree;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use cache::Cache;
 use launch::{Store, Torture};
 use setup::Wanted;
 use tree::Tree;
@@ -39,13 +42,17 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Provision the missing tools below target/tools: protoc, Envoy, etcd, docker-compose, gRPC
-    /// clients, and the Rust targets
+    /// Provision the missing tools: protoc, Envoy, etcd, docker-compose, gRPC clients, and the Rust
+    /// targets. They lie in $TIDEGATE_CACHE or ~/.cache/tidegate, with links below target/tools
     Setup {
         /// Also the tools of `cargo xtask bench`: wrk, h2load, and the server for comparison in
         /// `xds`
         #[arg(long)]
         bench: bool,
+        /// Also Istio with a Kubernetes API server, for the step `istio` of the tests: built with
+        /// Go in 13 minutes
+        #[arg(long)]
+        istio: bool,
     },
     /// Run every check and test, or only the named steps
     Test {
@@ -90,18 +97,13 @@ enum Task {
     Torture(Torture),
     /// Build only the filter, to target/filter/tidegate_filter.wasm
     Wasm,
+    /// Remove the tools of all checkouts: $TIDEGATE_CACHE or ~/.cache/tidegate
+    Clean,
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Task::Setup { bench } => setup::run(
-            &Tree::of_this_checkout(),
-            if bench {
-                Wanted::Bench { peer: true }
-            } else {
-                Wanted::Test
-            },
-        ),
+        Task::Setup { bench, istio } => setup(bench, istio),
         Task::Test { list: true, .. } => {
             test::list();
             Ok(())
@@ -120,6 +122,7 @@ fn main() -> ExitCode {
         Task::Torture(torture) => launch::torture(&Tree::of_this_checkout(), &torture),
         Task::Wasm => setup::run(&Tree::of_this_checkout(), Wanted::Filter)
             .and_then(|()| launch::wasm(&Tree::of_this_checkout())),
+        Task::Clean => Cache::of_this_user().and_then(|cache| cache.clean()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -128,4 +131,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn setup(bench: bool, istio: bool) -> Result<()> {
+    let tree = Tree::of_this_checkout();
+    setup::run(&tree, Wanted::Test)?;
+    if bench {
+        setup::run(&tree, Wanted::Bench { peer: true })?;
+    }
+    if istio {
+        setup::run(&tree, Wanted::Istio)?;
+    }
+    Ok(())
 }

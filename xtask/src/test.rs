@@ -10,7 +10,7 @@ use crate::built::{self, TestProgram};
 use crate::counts::Counts;
 use crate::launch;
 use crate::run::{cargo, quiet, shown};
-use crate::setup::{self, GrpcClient, Wanted};
+use crate::setup::{self, GrpcClient, NoGo, Wanted};
 use crate::tree::Tree;
 
 struct Step {
@@ -25,7 +25,7 @@ enum Outcome {
     Skipped(String),
 }
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step {
         name: "fmt",
         about: "the sources are formatted",
@@ -72,6 +72,11 @@ const STEPS: [Step; 11] = [
         run: grpc,
     },
     Step {
+        name: "istio",
+        about: "a real istiod on a real Kubernetes API server, built with Go at the first time",
+        run: istio,
+    },
+    Step {
         name: "compose",
         about: "docker-compose.yml is valid",
         run: compose,
@@ -92,7 +97,7 @@ const BY_NAME: [Step; 2] = [
     },
     Step {
         name: "peers",
-        about: "by name only: conformance to HTTP/2 by h2spec, which takes Go to build",
+        about: "by name only: h2spec and Envoy Gateway, built with Go at the first time",
         run: peers,
     },
 ];
@@ -251,12 +256,16 @@ fn quick_tests(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     passed(counts.add_all(without_servers.filter(is_quick), &[]))
 }
 
+/// The test programs that the step `istio` runs.
+const ON_ISTIO: [&str; 1] = ["istio"];
+
 /// One scenario at a time: each starts Envoys and measures how fast they are, possibly on two
 /// cores.
 fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     launch::wasm(tree)?;
     let programs = built::everything(tree)?;
     let with_servers = programs.iter().filter(|p| starts_servers(tree, p));
+    let with_servers = with_servers.filter(|p| !ON_ISTIO.contains(&p.name.as_str()));
     // The gRPC clients are a separate step, since they may be unavailable, and so are the peers.
     let arguments = [
         "--test-threads=1",
@@ -315,6 +324,21 @@ fn grpc(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
             missing.join(", ")
         )),
     })
+}
+
+fn istio(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
+    if let Err(error) = setup::run(tree, Wanted::Istio) {
+        return match error.is::<NoGo>() {
+            true => Ok(Outcome::Skipped(format!("{error:#}"))),
+            false => Err(error),
+        };
+    }
+    launch::wasm(tree)?;
+    let programs = built::everything(tree)?;
+    let on_istio = programs
+        .iter()
+        .filter(|p| ON_ISTIO.contains(&p.name.as_str()));
+    passed(counts.add_all(on_istio, &["--test-threads=1"]))
 }
 
 fn compose(tree: &Tree, _: &mut Counts) -> Result<Outcome> {

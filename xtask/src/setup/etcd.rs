@@ -1,6 +1,5 @@
 //! etcd, with its command line: the tests run against the real one.
 
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::{env, fs};
 
@@ -9,10 +8,12 @@ use anyhow::{Context, Result, bail};
 use super::apt::Suite;
 use super::{Site, announce};
 use crate::run::says;
-use crate::tree::{in_path, make_dir, put};
+use crate::tree::{in_path, put};
 
 /// Some Ubuntu suites have only 3.4; older ones differ in leases and watches.
 const OLDEST: (u32, u32) = (3, 4);
+
+const PACKAGES: [&str; 2] = ["etcd-server", "etcd-client"];
 
 /// The server stands last: where it is, all are.
 const PROGRAMS: [&str; 3] = ["etcdutl", "etcdctl", "etcd"];
@@ -45,29 +46,36 @@ pub(super) fn ensure(site: &Site<'_>) -> Result<()> {
 }
 
 fn link_installed(site: &Site<'_>) -> Result<()> {
-    make_dir(&site.tree.tools().join("bin"))?;
-    let links = site.scratch.dir("etcd-links")?;
     for name in PROGRAMS {
         if let Some(program) = in_path(name) {
-            symlink(&program, links.join(name))?;
-            put(&links.join(name), &site.tree.tool(name))?;
+            site.tree.link(&format!("bin/{name}"), &program)?;
         }
     }
     Ok(())
 }
 
 fn from_packages(site: &Site<'_>, suite: Suite) -> Result<()> {
-    let root = site.packages(suite, &["etcd-server", "etcd-client"])?;
-    let programs = root.join("usr/bin");
-    match version(&programs.join("etcd")) {
-        Some(it) if it >= OLDEST => {}
-        Some((major, minor)) => bail!("the suite's etcd is {major}.{minor}, too old"),
-        None => bail!("the suite's etcd does not run here"),
-    }
+    let pins = [suite.to_string(), PACKAGES.join(" ")];
+    let is_good = |home: &Path| version(&home.join("etcd")).is_some_and(|it| it >= OLDEST);
+    let home = site.provide("etcd", &pins, is_good, |fresh| {
+        let programs = site.packages(suite, &PACKAGES)?.join("usr/bin");
+        match version(&programs.join("etcd")) {
+            Some(it) if it >= OLDEST => {}
+            Some((major, minor)) => bail!("the suite's etcd is {major}.{minor}, too old"),
+            None => bail!("the suite's etcd does not run here"),
+        }
+        for name in PROGRAMS {
+            let program = programs.join(name);
+            if fs::exists(&program)? {
+                put(&program, &fresh.join(name))?;
+            }
+        }
+        Ok(())
+    })?;
     for name in PROGRAMS {
-        let program = programs.join(name);
+        let program = home.join(name);
         if fs::exists(&program)? {
-            put(&program, &site.tree.tool(name))?;
+            site.tree.link(&format!("bin/{name}"), &program)?;
         }
     }
     Ok(())

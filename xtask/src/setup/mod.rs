@@ -1,34 +1,36 @@
-//! Provisioning: the tools that cargo does not bring land below `target/tools/`, with nothing
-//! installed on the machine.
+//! Provisioning: the tools that cargo does not bring land in the user's cache folder
+//! ([`crate::cache`]), with nothing installed on the machine. `target/tools/` has links to them.
 //!
 //! Every tool is asked whether it is there, runs, and has the right version. If not, it is fetched
-//! into a scratch directory, tried there, and only then renamed into `target/tools/bin/`. So a run
-//! that is killed half-way leaves nothing that the next one would take for done, and a second run
-//! with everything in place takes well under a second.
+//! into a scratch directory, tried there, and only then renamed into the cache. So a run that is
+//! killed half-way leaves nothing that the next one would take for done, and a second run with
+//! everything in place takes well under a second.
 
 mod apt;
 mod envoy;
 mod etcd;
 mod extras;
+mod go_peers;
 mod golang;
 mod grpc;
-mod h2spec;
-mod peer;
 mod pip;
 mod rust;
+mod xds_peer;
 
 use std::cell::OnceCell;
-use std::fs::File;
-use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::tree::{Scratch, Tree, make_dir, put};
+use crate::cache::{Cache, Exclusive};
+use crate::tree::{Scratch, Tree, put};
 use apt::{Apt, Suite};
+use golang::Go;
 use pip::Pip;
 
 pub(crate) use extras::compose;
+pub(crate) use golang::NoGo;
 pub(crate) use grpc::GrpcClient;
 
 /// The caller's next command, which decides what it needs.
@@ -37,7 +39,9 @@ pub(crate) enum Wanted {
     Filter,
     Demo,
     Test,
-    /// The programs that our servers are tested with by hand and at night.
+    /// Istio on a Kubernetes API server.
+    Istio,
+    /// All programs that ours are tested with and beside.
     Peers,
     /// With the server that `xds` measures beside ours, or without.
     Bench {
@@ -45,38 +49,76 @@ pub(crate) enum Wanted {
     },
 }
 
-/// The common state of the steps while they run: the checkout, the scratch directory, and apt and
-/// pip once a step has asked for them.
+/// The common state of the steps while they run: the checkout and the cache; the right to change
+/// the cache, apt, pip and Go once a step has asked for them.
 struct Site<'a> {
     tree: &'a Tree,
-    scratch: Scratch,
+    cache: Cache,
+    exclusive: OnceCell<Exclusive>,
     pinned: OnceCell<Apt>,
     unstable: OnceCell<Apt>,
     own: OnceCell<Apt>,
     pip: OnceCell<Pip>,
+    go: OnceCell<Go>,
 }
 
 impl<'a> Site<'a> {
     fn new(tree: &'a Tree) -> Result<Self> {
-        let scratch = Scratch::at(tree.tools().join("scratch"))?;
         Ok(Self {
             tree,
-            scratch,
+            cache: Cache::of_this_user()?,
+            exclusive: OnceCell::new(),
             pinned: OnceCell::new(),
             unstable: OnceCell::new(),
             own: OnceCell::new(),
             pip: OnceCell::new(),
+            go: OnceCell::new(),
         })
     }
 
-    fn pip(&self) -> Result<&Pip> {
-        match self.pip.get() {
-            Some(pip) => Ok(pip),
-            None => {
-                let found = Pip::find(self)?;
-                Ok(self.pip.get_or_init(|| found))
-            }
+    /// Gives the folder of a tool in the cache. `make` fills a new one where the tool is missing,
+    /// or is not good (any more).
+    fn provide(
+        &self,
+        tool: &str,
+        pins: &[impl AsRef<str>],
+        is_good: impl Fn(&Path) -> bool,
+        make: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let home = self.cache.entry(tool, pins);
+        if is_good(&home) {
+            return Ok(home);
         }
+        let fresh = self.scratch()?.inner(tool)?;
+        // Another checkout may have made it while this one waited for the lock.
+        if is_good(&home) {
+            return Ok(home);
+        }
+        make(fresh.path())?;
+        ensure!(
+            is_good(fresh.path()),
+            "the {tool} that was fetched does not run here"
+        );
+        if home.exists() {
+            fs::remove_dir_all(&home)
+                .with_context(|| format!("cannot remove {}", home.display()))?;
+        }
+        put(fresh.path(), &home)?;
+        Ok(home)
+    }
+
+    /// The place of half-done work. No other process changes the cache from here on.
+    fn scratch(&self) -> Result<&Scratch> {
+        let exclusive = once(&self.exclusive, || self.cache.lock())?;
+        Ok(exclusive.scratch())
+    }
+
+    fn pip(&self) -> Result<&Pip> {
+        once(&self.pip, || Pip::find(self))
+    }
+
+    fn go(&self) -> Result<&Go> {
+        once(&self.go, || Go::find(self))
     }
 
     /// Unpacks the packages of that suite into a new directory, which it gives.
@@ -90,35 +132,30 @@ impl<'a> Site<'a> {
             Suite::Unstable => &self.unstable,
             Suite::Own => &self.own,
         };
-        if let Some(apt) = slot.get() {
-            return Ok(apt);
-        }
-        let opened = Apt::open(self.scratch.dir(&format!("apt-{suite}"))?, suite)?;
-        Ok(slot.get_or_init(|| opened))
+        once(slot, || {
+            Apt::open(self.scratch()?.dir(&format!("apt-{suite}"))?, suite)
+        })
     }
 }
 
-/// Provisions at most once at a time per checkout: two terminals may both run tests.
-fn lock(tree: &Tree) -> Result<File> {
-    let path = tree.tools().join("lock");
-    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    if file.try_lock().is_err() {
-        announce("waiting for another `cargo xtask` that is setting up this checkout");
-        file.lock()
-            .with_context(|| format!("cannot lock {}", path.display()))?;
+/// The value of a cell, made at the first call.
+fn once<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    match cell.get() {
+        Some(found) => Ok(found),
+        None => {
+            let made = make()?;
+            Ok(cell.get_or_init(|| made))
+        }
     }
-    Ok(file)
 }
 
 pub(crate) fn run(tree: &Tree, wanted: Wanted) -> Result<()> {
     rust::ensure(tree)?;
-    make_dir(&tree.tools())?;
-    let _alone = lock(tree)?;
-    let site = Site::new(tree)?;
-    protoc(&site)?;
+    protoc(tree)?;
     if wanted == Wanted::Filter {
         return Ok(());
     }
+    let site = Site::new(tree)?;
     envoy::ensure(&site)?;
     etcd::ensure(&site)?;
     match wanted {
@@ -126,32 +163,25 @@ pub(crate) fn run(tree: &Tree, wanted: Wanted) -> Result<()> {
             extras::try_compose(&site);
             grpc::try_clients(&site);
         }
-        Wanted::Peers => h2spec::ensure(&site)?,
         Wanted::Bench { peer } => {
             extras::load_generators(&site)?;
             if peer {
-                peer::try_build(&site);
+                xds_peer::try_build(&site);
             }
         }
-        Wanted::Filter | Wanted::Demo => {}
+        Wanted::Filter | Wanted::Demo | Wanted::Istio | Wanted::Peers => {}
     }
-    Ok(())
+    go_peers::ensure(&site, wanted)
 }
 
 /// The build script of etcd-client runs protoc. A crate carries it, so here is only a link to it; a
 /// link and not a copy, because protoc looks for the well-known types beside its real place.
 /// Cleaning cargo's registry breaks the link, and the next run mends it.
-fn protoc(site: &Site<'_>) -> Result<()> {
+fn protoc(tree: &Tree) -> Result<()> {
     let carried = protoc_bin_vendored::protoc_bin_path().context(
         "no protoc for this machine: install one (Debian: protobuf-compiler) and set PROTOC to it",
     )?;
-    let place = site.tree.tool("protoc");
-    if std::fs::read_link(&place).is_ok_and(|old| old == carried) {
-        return Ok(());
-    }
-    let fresh = site.scratch.dir("protoc")?.join("protoc");
-    symlink(&carried, &fresh).with_context(|| format!("cannot link {}", fresh.display()))?;
-    put(&fresh, &place)
+    tree.link("bin/protoc", &carried)
 }
 
 /// One line before each step that takes longer than a second, so that it does not seem to hang.

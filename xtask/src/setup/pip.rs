@@ -29,7 +29,7 @@ impl Pip {
         if own.works() {
             return Ok(own);
         }
-        let venv = site.scratch.dir("venv")?;
+        let venv = site.scratch()?.dir("venv")?;
         let made = quiet(own.python().args(["-m", "venv"]).arg(&venv));
         let in_venv = Self {
             python: venv.join("bin/python3"),

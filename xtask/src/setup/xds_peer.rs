@@ -10,7 +10,6 @@ use anyhow::{Context, Result};
 use super::golang::Unpacked;
 use super::{Site, announce};
 use crate::run::quiet;
-use crate::tree::put;
 
 const SOURCE: &str = "bench/src/xds/peer/main.go";
 
@@ -39,31 +38,18 @@ pub(super) fn try_build(site: &Site<'_>) {
     }
 }
 
-/// The program lies beside the source that it was built from, so that a change of the source is
-/// noticed.
 fn ensure(site: &Site<'_>) -> Result<()> {
     let source = site.tree.root().join(SOURCE);
-    let wanted = fs::read(&source).with_context(|| source.display().to_string())?;
-    let home = site.tree.tools().join("xds-peer");
-    if fs::read(home.join("main.go")).is_ok_and(|built| built == wanted)
-        && home.join("xds-peer").exists()
-    {
-        return Ok(());
-    }
-    let go = Unpacked::with(site, &LIBRARIES)?;
-    announce("building the go-control-plane server, which takes a minute or two");
-    let fresh = site.scratch.dir("xds-peer")?;
-    build(
-        &go,
-        &source,
-        &fresh.join("xds-peer"),
-        &site.scratch.dir("go-cache")?,
-    )?;
-    fs::write(fresh.join("main.go"), wanted)?;
-    if home.exists() {
-        fs::remove_dir_all(&home)?;
-    }
-    put(&fresh, &home)
+    let wanted = fs::read_to_string(&source).with_context(|| source.display().to_string())?;
+    let pins = [wanted, LIBRARIES.join(" ")];
+    let is_good = |home: &Path| home.join("xds-peer").exists();
+    let home = site.provide("xds-peer", &pins, is_good, |fresh| {
+        let go = Unpacked::with(site, &LIBRARIES)?;
+        announce("building the go-control-plane server, which takes a minute or two");
+        let cache = site.scratch()?.dir("xds-peer-cache")?;
+        build(&go, &source, &fresh.join("xds-peer"), &cache)
+    })?;
+    site.tree.link("xds-peer", &home)
 }
 
 fn build(go: &Unpacked, source: &Path, program: &Path, cache: &Path) -> Result<()> {
