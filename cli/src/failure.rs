@@ -93,9 +93,9 @@ pub(crate) fn no_answer(failure: &Failure, uri: &Uri, is_change: bool) -> anyhow
 fn other_protocol(failure: &Failure, uri: &Uri) -> Option<&'static str> {
     match uri.scheme_str() {
         Some("https") => (failure.is_plain_text())
-            .then_some("that port speaks plain HTTP: begin --admin with http://"),
+            .then_some("the port is plaintext: begin --admin with http://"),
         _ => (failure.is_no_http())
-            .then_some("the answer is no HTTP. If that port speaks TLS, begin --admin with https:// and give --ca"),
+            .then_some("the answer is not HTTP. If the port uses TLS, begin --admin with https:// and give --ca"),
     }
 }
 
