@@ -57,7 +57,7 @@ impl Failure {
         })
     }
 
-    /// Whether the answer is no HTTP.
+    /// Whether the answer is not HTTP.
     pub fn is_no_http(&self) -> bool {
         self.has_cause(|cause| {
             let error = cause.downcast_ref::<hyper::Error>();

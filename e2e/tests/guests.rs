@@ -13,7 +13,7 @@ use e2e::control_plane::ControlPlane;
 use e2e::envoy::Envoy;
 use e2e::paths;
 use e2e::registry::{Instance, InstanceName};
-use e2e::upstream::Server;
+use e2e::upstream::{Conduct, Server};
 use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
 use serde_json::{Value, json};
@@ -246,6 +246,41 @@ async fn a_bad_configuration_is_the_fallback_and_is_told() -> Result<()> {
     let log = host.envoy.process().tail();
     assert!(log.contains("unknown variant `watch`"), "{log}");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_guest_ends_a_write_that_the_hosts_route_would_let_live() -> Result<()> {
+    const ROUTE: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/route_config/virtual_hosts/0/routes/0/route/max_stream_duration";
+    let site = Site::start("guest-drain", |_| Ok(())).await?;
+    let host = site
+        .host("fence", |bootstrap| {
+            let mut guest = bootstrap.guest_configuration()?;
+            guest["drain_ms"].take();
+            let bootstrap = bootstrap.guest(&guest)?;
+            bootstrap.with(ROUTE, json!({ "max_stream_duration": "600s" }))
+        })
+        .await?;
+    host.until_taken().await?;
+    host.site.instances[0].conduct(Conduct::Hangs);
+    let reply = host.send(&Request::post("/orders")).await?;
+    assert_eq!(reply.status, 408, "{}", reply.text());
+    assert_eq!(reply.refusal()?, "write_timeout");
+    // Nothing is in flight any more, so the cell may go.
+    let cells = Cells::new(host.site.control_plane.admin());
+    cells.override_to("main", B, "a test").await?;
+    host.until_refused("not_owner").await.map(drop)
+}
+
+#[tokio::test]
+async fn a_guest_whose_routes_outlive_the_fence_admits_nothing() -> Result<()> {
+    let host = Host::start("guest-outlives", "fence", |guest| {
+        guest["drain_ms"] = json!(1_501);
+    })
+    .await?;
+    let draft = Request::post("/orders/drafts");
+    host.eventually("a policy", draft, |reply| reply.echo().map(drop))
+        .await?;
+    host.until_refused("fenced").await.map(drop)
 }
 
 #[tokio::test]

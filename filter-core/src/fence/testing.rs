@@ -48,6 +48,14 @@ impl Fake {
         &self.values[key].0
     }
 
+    /// The value whose key ends like this, with its key.
+    pub(crate) fn value_ending(&self, end: &str) -> (String, Vec<u8>) {
+        let mut values = self.values.iter();
+        let found = values.find(|(key, _)| key.ends_with(end));
+        let (key, (value, _)) = found.unwrap();
+        (key.clone(), value.clone())
+    }
+
     /// The effects since the last call.
     pub(crate) fn done(&mut self) -> Vec<String> {
         std::mem::take(&mut self.effects)

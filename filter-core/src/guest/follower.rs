@@ -45,6 +45,8 @@ pub struct Follower {
     backoff_us: u64,
     /// The pieces that were received, or were there before. Those of the last policy alone.
     pieces: BTreeMap<u64, Piece>,
+    /// The shared pieces are damaged: the next stream brings all of them.
+    damaged: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +82,7 @@ impl Default for Follower {
             connection: Connection::Down { again_us: 0 },
             backoff_us: BACKOFF_MIN_US,
             pieces: BTreeMap::new(),
+            damaged: false,
         }
     }
 }
@@ -117,7 +120,10 @@ impl Follower {
     }
 
     fn open(&mut self, identity: &Identity<'_>, at: Reading, host: &mut impl GuestHost) {
-        let held = identity.place.held(host);
+        let held = match self.damaged {
+            true => Vec::new(),
+            false => identity.place.held(host),
+        };
         self.pieces = held
             .into_iter()
             .map(|piece| (piece.digest, piece))
@@ -189,6 +195,7 @@ impl Follower {
 
     fn published(&mut self, current: &Current) {
         self.backoff_us = BACKOFF_MIN_US;
+        self.damaged = false;
         let pieces = current.pieces.iter();
         let kept = pieces.filter_map(|digest| self.pieces.remove_entry(digest));
         self.pieces = kept.collect();
@@ -197,6 +204,7 @@ impl Follower {
     /// The shared policy is damaged: has everything sent again.
     pub fn refetch(&mut self, host: &mut impl GuestHost) {
         if let (Connection::Up(_), Some(at)) = (self.connection, host.now()) {
+            self.damaged = true;
             self.fail(at, host);
         }
     }

@@ -120,6 +120,33 @@ fn a_new_stream_is_sent_only_the_missing_pieces() {
 }
 
 #[test]
+fn damaged_pieces_are_sent_again() {
+    let mut host = Fake::default();
+    let mut one = Worker::new(1, CONFIG, &mut host);
+    one.tick(&mut host);
+    for says in messages(&serving()) {
+        one.hear(&says, &mut host);
+    }
+    // It says of itself that it is the piece of the list, and is not.
+    let (key, mut value) = host.value_ending("/0");
+    *value.last_mut().unwrap() ^= 0xff;
+    host.put(&key, &value);
+    host.done();
+    for _ in 0..TORN_MAX {
+        assert_eq!(one.tick(&mut host), None);
+    }
+    host.pass(50_000);
+    one.tick(&mut host);
+    let done = host.done();
+    let again = "2: guest of shanghai-a Fence, 0 held".to_owned();
+    assert!(done.contains(&again), "{done:?}");
+    for says in messages(&serving()) {
+        one.hear(&says, &mut host);
+    }
+    assert!(one.tick(&mut host).is_some());
+}
+
+#[test]
 fn a_silent_control_plane_is_asked_and_then_left() {
     let mut host = Fake::default();
     let mut one = Worker::new(1, CONFIG, &mut host);
