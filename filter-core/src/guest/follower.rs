@@ -1,8 +1,8 @@
 //! The stream by which the elected worker follows the policy, for the whole process.
 //!
-//! What it receives goes into the shared data ([`Place`]), from where every worker takes it. This
-//! state does not last: the next stream repeats everything that was lost with a stream, or with
-//! its worker, but the pieces that the process holds.
+//! Received pieces go into the shared data ([`Place`]), where every worker reads them. This state
+//! does not last: the next stream repeats everything that was lost with a stream, or with its
+//! worker, except the pieces that the process holds.
 
 use std::collections::BTreeMap;
 

@@ -29,8 +29,8 @@ pub(super) struct Published {
 /// changes with every policy, and the tail.
 const SHORT_BYTES: usize = 256;
 
-/// Makes policies one after the other. What a policy shares with the one before is neither encoded
-/// nor compressed again.
+/// Makes policies one after the other. Parts that a policy shares with the previous one are neither
+/// encoded nor compressed again.
 #[derive(Default)]
 struct Publisher {
     encoder: Encoder,
