@@ -51,7 +51,7 @@ impl Unpacked {
 
 /// There is no Go, and none to be had.
 #[derive(Debug)]
-pub(crate) struct NoGo;
+struct NoGo;
 
 impl fmt::Display for NoGo {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -30,7 +30,6 @@ use golang::Go;
 use pip::Pip;
 
 pub(crate) use extras::compose;
-pub(crate) use golang::NoGo;
 pub(crate) use grpc::GrpcClient;
 
 /// The caller's next command, which decides what it needs.
