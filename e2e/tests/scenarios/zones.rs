@@ -188,7 +188,10 @@ fn an_emptied_registry_is_not_believed_until_an_operator_confirms() {
         mesh.eventually("shanghai-a", "nobody", read, refused)
             .await?;
         let nothing = operate(mesh, &["confirm"]).expect_err("nothing to confirm");
-        ensure!(nothing.to_string().contains("waits for no confirmation"), "{nothing}");
+        ensure!(
+            nothing.to_string().contains("waits for no confirmation"),
+            "{nothing}"
+        );
         Ok(())
     }
     run(async {
