@@ -28,7 +28,7 @@ use self::{
     follower::{Follower, GuestHost, Identity},
     pieces::{Assembly, Look, Place},
 };
-use crate::fence::control_stream::ContextId;
+use crate::{applied, fence::control_stream::ContextId};
 
 pub use self::config::{Config, InvalidConfig};
 
@@ -100,12 +100,13 @@ impl Plugin {
         }
     }
 
-    /// Follows the policy, if this worker is elected for the process, and reads it. `current` says
-    /// that no later root context of this worker follows one.
+    /// Follows the policy, if this worker is elected for the process (`elected` is the process's id),
+    /// and reads it.
     ///
     /// # Errors
     ///
-    /// [`InvalidPolicy`] for a policy that is not valid: the one before stays.
+    /// [`InvalidPolicy`] for a policy that is not valid: the one before stays, and the reports to the
+    /// control plane name the rejected one.
     pub fn tick(
         &mut self,
         context: ContextId,
@@ -218,8 +219,13 @@ impl Following {
             Look::Fresh(bytes) => bytes,
         };
         self.torn = 0;
-        let config = decoder.decode(&bytes)?;
-        Ok(Some(self.at_home(config)))
+        match decoder.decode(&bytes) {
+            Ok(config) => Ok(Some(self.at_home(config))),
+            Err(error) => {
+                applied::refused(&bytes, &error, host);
+                Err(error)
+            }
+        }
     }
 
     /// The policy with the host's names.

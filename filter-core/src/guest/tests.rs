@@ -207,6 +207,8 @@ fn a_policy_that_is_not_valid_leaves_the_one_before() {
         .plugin
         .tick(CONTEXT, elected, follower, decoder, &mut host);
     assert_eq!(read.unwrap_err().to_string(), "mode: missing");
+    let (_, table) = host.value_ending("applied/1");
+    assert!(table.ends_with(b"mode: missing"), "the reports name it");
     assert_eq!(one.tick(&mut host), None);
 }
 
