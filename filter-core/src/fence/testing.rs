@@ -8,6 +8,7 @@ use protos::{fence::HolderSays, guest::GuestSays, wire};
 
 use super::{
     control_stream::{StreamHost, Token},
+    ending::Ending,
     process::{Process, Reading, Version},
 };
 use crate::{applied::ReportHost, apply::HostFailed, guest::follower::GuestHost, metrics::Metric};
@@ -28,6 +29,10 @@ pub(crate) struct Fake {
     streams: u32,
     /// The texts of the node, by their paths with slashes.
     pub(crate) node_texts: BTreeMap<String, String>,
+    /// The bytes of a request that have come.
+    pub(crate) came: u64,
+    /// The notes of a request that is over.
+    pub(crate) ending: Ending,
     /// The effects, as lines.
     pub(crate) effects: Vec<String>,
 }

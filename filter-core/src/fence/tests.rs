@@ -1,6 +1,6 @@
 //! A process of two workers against a control plane that is played by hand.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use policy::{
     Policy,
@@ -24,7 +24,7 @@ const TTL_US: u64 = 3_000_000;
 
 struct Play {
     fake: Fake,
-    policy: Rc<Policy>,
+    policy: Arc<Policy>,
     workers: Vec<(ContextId, Worker)>,
 }
 
@@ -34,7 +34,7 @@ impl Play {
     }
 
     fn by(policy: Policy) -> Play {
-        let policy = Rc::new(policy);
+        let policy = Arc::new(policy);
         let worker = |number, context| {
             let mut worker = Worker::new(Permits::new(WorkerId(number)));
             assert!(worker.configured(context, &policy));
@@ -42,7 +42,7 @@ impl Play {
         };
         let mut play = Play {
             workers: vec![worker(1, A), worker(2, B)],
-            policy: Rc::clone(&policy),
+            policy: Arc::clone(&policy),
             fake: Fake::default(),
         };
         play.fake.at.monotonic_us = 1_000_000;
@@ -195,11 +195,11 @@ fn grants_under_new_terms_are_for_workers_that_have_them() {
     play.grants(1, 1, 7);
     assert_eq!((play.admits(0), play.admits(1)), (Some(7), Some(7)));
     // The first one, which speaks, has the next policy, and asks by it at once.
-    let old = Rc::clone(&play.policy);
-    let next = Rc::new(fenced_under(4));
+    let old = Arc::clone(&play.policy);
+    let next = Arc::new(fenced_under(4));
     assert!(play.workers[0].1.configured(A, &next));
     let done = play.tick();
-    play.policy = Rc::clone(&next);
+    play.policy = Arc::clone(&next);
     assert_eq!(
         play.admits(0),
         None,
@@ -219,7 +219,7 @@ fn grants_under_new_terms_are_for_workers_that_have_them() {
     play.policy = next;
     assert_eq!((play.admits(0), play.admits(1)), (Some(9), Some(9)));
     // A replica that lags gives them an older policy.
-    play.policy = Rc::new(fenced_under(3));
+    play.policy = Arc::new(fenced_under(3));
     assert_eq!((play.admits(0), play.admits(1)), (None, None));
 }
 
@@ -227,7 +227,7 @@ fn grants_under_new_terms_are_for_workers_that_have_them() {
 fn an_answer_to_an_older_policy_is_not_installed() {
     let mut play = Play::by(fenced_under(3));
     play.tick();
-    let next = Rc::new(fenced_under(4));
+    let next = Arc::new(fenced_under(4));
     for (context, worker) in &mut play.workers {
         assert!(worker.configured(*context, &next));
     }
@@ -404,7 +404,7 @@ fn a_new_policy_takes_the_stream_over_and_keeps_the_grant() {
     play.grants(1, 1, 7);
     assert_eq!(play.begin_write(0), Some(7));
     let next = ContextId(3);
-    let policy = Rc::clone(&play.policy);
+    let policy = Arc::clone(&play.policy);
     assert!(play.workers[0].1.configured(next, &policy));
     // The new one leaves the old one's stream alone, which the old one ends if it still lives.
     play.workers[0].1.tick(next, &mut play.fake);

@@ -1,6 +1,6 @@
 //! One worker's whole part: its permits, and the control stream while it is elected.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use policy::{Fencing, Policy, Rules, fence::Terms};
 use protos::fence::GrantorSays;
@@ -18,7 +18,7 @@ pub struct Worker {
     stream: ControlStream,
     /// The root contexts with a fence, in the order in which they were configured. The last one
     /// counts; the others are those of requests that still end on an older one.
-    contexts: Vec<(ContextId, Rc<Policy>)>,
+    contexts: Vec<(ContextId, Arc<Policy>)>,
 }
 
 /// The rules and fence of a policy.
@@ -44,11 +44,11 @@ impl Worker {
     }
 
     /// A root context has a policy from now on. True if it is to be woken every few milliseconds.
-    pub fn configured(&mut self, context: ContextId, policy: &Rc<Policy>) -> bool {
+    pub fn configured(&mut self, context: ContextId, policy: &Arc<Policy>) -> bool {
         self.contexts.retain(|(known, _)| *known != context);
         let fenced = fence_of(policy).is_some();
         if fenced {
-            self.contexts.push((context, Rc::clone(policy)));
+            self.contexts.push((context, Arc::clone(policy)));
         }
         fenced
     }
@@ -64,7 +64,7 @@ impl Worker {
         let Some((current, policy)) = self.contexts.last() else {
             return;
         };
-        let (current, policy) = (*current, Rc::clone(policy));
+        let (current, policy) = (*current, Arc::clone(policy));
         let Some((rules, fencing)) = fence_of(&policy) else {
             return;
         };
@@ -106,7 +106,7 @@ impl Worker {
         let Ok(says) = GrantorSays::decode(message) else {
             return;
         };
-        let policy = self.contexts.last().map(|(_, policy)| Rc::clone(policy));
+        let policy = self.contexts.last().map(|(_, policy)| Arc::clone(policy));
         let Some((_, fencing)) = policy.as_deref().and_then(fence_of) else {
             return;
         };

@@ -13,7 +13,7 @@ pub mod follower;
 pub mod pieces;
 pub mod templates;
 
-use std::{rc::Rc, sync::Arc};
+use std::sync::Arc;
 
 use policy::{
     Policy,
@@ -36,7 +36,7 @@ pub use self::config::{Config, InvalidConfig};
 #[derive(Debug)]
 pub struct Plugin {
     /// The part that decides.
-    pub guest: Rc<Guest>,
+    pub guest: Arc<Guest>,
     /// None for a configuration that is not valid, or where no zone was found.
     following: Option<Following>,
 }
@@ -85,14 +85,14 @@ impl Plugin {
         match Following::start(configuration, host) {
             Ok(following) => {
                 let plugin = Plugin {
-                    guest: Rc::new(following.config.guest.clone()),
+                    guest: Arc::new(following.config.guest.clone()),
                     following: Some(following),
                 };
                 (plugin, Ok(()))
             }
             Err(why) => {
                 let plugin = Plugin {
-                    guest: Rc::new(Guest::fallback()),
+                    guest: Arc::new(Guest::fallback()),
                     following: None,
                 };
                 (plugin, Err(why))

@@ -7,7 +7,7 @@
 //! policy takes as many slots as it has pieces. A reader that meets another piece in a slot than
 //! the list says waits for the next list.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use protos::guest::{Current, PIECES_MAX, POLICY_BYTES_MAX, Piece, digest};
 
@@ -124,7 +124,7 @@ pub struct Assembly {
     /// The list that [`Assembly::read`] looked at last.
     seen: Current,
     /// The decompressed pieces of the last policy.
-    pieces: BTreeMap<u64, Rc<[u8]>>,
+    pieces: BTreeMap<u64, Arc<[u8]>>,
 }
 
 /// The outcome of a look at the shared policy.
@@ -150,7 +150,7 @@ impl Assembly {
         let mut pieces = BTreeMap::new();
         let mut bytes = Vec::new();
         for (at, digest) in current.pieces.iter().enumerate() {
-            let known = self.pieces.get(digest).map(Rc::clone);
+            let known = self.pieces.get(digest).map(Arc::clone);
             let Some(piece) = known.or_else(|| fetch(place, at, *digest, process)) else {
                 return Look::Torn;
             };
@@ -174,10 +174,10 @@ fn fetch(
     at: usize,
     digest: u64,
     process: &mut (impl Process + ?Sized),
-) -> Option<Rc<[u8]>> {
+) -> Option<Arc<[u8]>> {
     let piece = place.piece(at, process)?;
     let bytes = (piece.digest == digest).then(|| piece.bytes().ok())??;
-    Some(Rc::from(bytes))
+    Some(Arc::from(bytes))
 }
 
 #[cfg(test)]
