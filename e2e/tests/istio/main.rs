@@ -1,8 +1,10 @@
 //! Istio as users run it: a real istiod on a real Kubernetes API server, with plain Envoys as
 //! proxies. `cargo xtask setup --istio` builds them, and `cargo xtask test istio` runs this.
 
+mod guests;
 mod kubernetes;
 mod objects;
+mod scene;
 mod weights;
 
 /// A host that no Kubernetes Service has.
