@@ -37,7 +37,7 @@ struct PrintArgs {
     #[arg(long, value_name = "MODE", default_value = "fence", value_parser = mode)]
     mode: Mode,
     /// The zone's name, or where the guest finds it: `locality`, `istio`, `metadata:PATH`. By
-    /// default `locality` for an Envoy of your own, otherwise `istio`.
+    /// default `istio` for Istio and Higress, otherwise `locality`.
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
     /// The name of the host's cluster that leads to the control plane.
@@ -167,8 +167,8 @@ impl PrintArgs {
 
     fn zone(&self, kind: Kind) -> Value {
         let default = match kind {
-            Kind::Envoy => "locality",
-            _ => "istio",
+            Kind::Envoy | Kind::EnvoyGateway => "locality",
+            Kind::Istio | Kind::Higress => "istio",
         };
         let zone = self.zone.as_deref().unwrap_or(default);
         match zone == "locality" || zone == "istio" || zone.starts_with("metadata:") {

@@ -16,3 +16,6 @@ mod source;
 
 pub(crate) use args::GuestArgs;
 pub(crate) use check::CheckArgs;
+
+#[cfg(test)]
+mod examples;

@@ -21,8 +21,8 @@ pub(super) fn print(kind: Kind, spec: &Spec) -> String {
         .collect();
     format!(
         "\
-# How a guest leaves, without an open fence or a failed read. Take one gateway first, as on the way in.
-# Only the order of the steps matters; between them everything works.
+# How a guest leaves, without an open fence or a failed read. Take one gateway first, as on the way
+# in. Only the order of the steps matters; between them everything works.
 
 {}",
         steps.join("\n")
@@ -33,8 +33,8 @@ fn fence(spec: &Spec) -> String {
     format!(
         "\
 The services leave the fence, or the proxy leaves the traffic. One of the two:
-#    - Set `fenced: false` for the services that this proxy reaches, in Tidegate's configuration. Wait
-#      {} and until every proxy has applied it.
+#    - Set `fenced: false` for the services that this proxy reaches, in Tidegate's configuration.
+#      Wait {}, and until every proxy has applied it.
 tidegate check --config tidegate.yaml
 tidegate get proxies
 #    - Or the fence stays: take this proxy out of its load balancer, and wait until it has no
@@ -85,8 +85,8 @@ fn net(kind: Kind, spec: &Spec) -> String {
 
 fn guest(kind: Kind, spec: &Spec) -> String {
     let why = "\
-The guest. Its control plane forgets its grants, or waits for them to expire. No read fails: without
-#    guest and net reads go where the host sends them.
+The guest. The control plane waits for its grants to expire. No read fails: without guest and
+#    net requests go where the host sends them.
 ";
     let how = match (kind, spec.place.delivery) {
         (Kind::Envoy, _) => "#    Remove the filter `tidegate`.\n".to_owned(),

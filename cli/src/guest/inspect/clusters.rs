@@ -115,10 +115,7 @@ pub(super) fn keys(name: &str, view: &View<'_>) -> BTreeSet<String> {
             );
         }
         if let Some(rest) = name.strip_prefix("outbound_.") {
-            let host = rest
-                .splitn(3, "._.")
-                .nth(1)
-                .or_else(|| rest.split("_.").last());
+            let host = rest.split("._.").nth(1).or_else(|| rest.split("_.").last());
             keys.extend(host.map(|host| format!("service {host}")));
         }
         let Some(config) = view.clusters.get(name.as_str()) else {

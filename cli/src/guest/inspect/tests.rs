@@ -20,6 +20,18 @@ fn example(name: &str) -> Value {
 
 /// Tidegate's configuration: a fenced service, and one that is not.
 fn mesh() -> Known {
+    mesh_with("  - {name: web, fenced: false, routes: [{prefix: /web}]}\n")
+}
+
+/// The configuration for an example: `route` has clusters of the fenced service alone.
+fn mesh_of(example: &str) -> Known {
+    match example {
+        "route" => mesh_with(""),
+        _ => mesh(),
+    }
+}
+
+fn mesh_with(services: &str) -> Known {
     let text = "
 store: {embedded: {path: /tmp/store.redb}}
 filter: {path: /etc/tidegate/tidegate_filter.wasm}
@@ -32,9 +44,9 @@ authority:
   cells: [{name: main, owners: [shanghai-a], standby: [shanghai-b]}]
 services:
   - {name: orders, fenced: true, routes: [{prefix: /orders}]}
-  - {name: web, routes: [{prefix: /web}]}
 ";
-    Known::of(&Config::parse("mesh.yaml", text).unwrap())
+    let text = format!("{text}{services}");
+    Known::of(&Config::parse("mesh.yaml", &text).unwrap())
 }
 
 /// The names of the findings.

@@ -38,8 +38,8 @@ pub(super) fn print(spec: &Spec) -> String {
 # Each connection manager that leads to a fenced service.
 http_connection_manager:
 {manager}
-# tidegate, 5: routes of fenced services. No write lives longer than the fence waits for it, and none
-# is sent twice. The bound counts for reads, too: a route of their own by method has its own.
+# tidegate, 5: routes of fenced services. No write lives longer than the fence waits for it, and
+# none is sent twice. The bound counts for reads, too: a route of their own by method has its own.
 {}routes:
 {routes}
 clusters:

@@ -19,18 +19,20 @@ pub(super) fn print(spec: &Spec) -> String {
 # The pieces of a guest in Envoy Gateway.
 #
 # `EnvoyPatchPolicy` must be allowed: `extensionApis: {enableEnvoyPatchPolicy: true}` in the
-# configuration of Envoy Gateway. The names of listeners are those of its xDS: NAMESPACE/GATEWAY/LISTENER.
+# configuration of Envoy Gateway. Listeners have the names of its xDS: NAMESPACE/GATEWAY/LISTENER.
 # A canary on one Gateway is the first step. The order: tidegate-base, tidegate-bounds; tidegate;
-# tidegate-net.
+# tidegate-net. The Envoys need a zone: Envoy Gateway's topology injector sets their locality.
 "
     .to_owned()
         + &pieces::notes(spec)
         + match spec.mode {
             Mode::Fence => "",
-            Mode::Route => "\
-# With mode `route` HTTPRoutes match on the stamps (x-tidegate-home, x-tidegate-tier): the API has no
-# cluster_header. An EnvoyPatchPolicy of a RouteConfiguration can set it.
-",
+            Mode::Route => {
+                "\
+# With mode `route` HTTPRoutes match on the stamps (x-tidegate-home, x-tidegate-tier): the API has
+# no cluster_header. An EnvoyPatchPolicy of a RouteConfiguration can set it.
+"
+            }
         };
     let base = heading + &base(spec);
     [base, bounds(spec), guest(spec), net(spec)].join("---\n")
@@ -117,8 +119,8 @@ operation:
 fn bounds(spec: &Spec) -> String {
     format!(
         "\
-# tidegate, 5: no write lives longer than the fence waits for it, and none is sent twice. It is for all
-# routes of the Gateway; name an HTTPRoute for those of fenced services alone.
+# tidegate, 5: no write lives longer than the fence waits for it, and none is sent twice. It is for
+# all routes of the Gateway; name an HTTPRoute for those of fenced services alone.
 apiVersion: gateway.envoyproxy.io/v1alpha1
 kind: BackendTrafficPolicy
 metadata: {{name: tidegate-bounds, namespace: {}}}
@@ -191,7 +193,7 @@ fn net(spec: &Spec) -> String {
         );
         patches.push(
             "\
-# tidegate, 2: a worker whose filter has trapped loads it again. Envoy Gateway's API has no word for it.
+# tidegate, 2: a worker whose filter has trapped loads it again. The API cannot say so.
 "
             .to_owned()
                 + &listener(

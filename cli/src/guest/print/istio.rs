@@ -22,25 +22,32 @@ fn heading(spec: &Spec) -> String {
 # The pieces of a guest in Istio: docs/guides/istio.md.
 #
 # A canary on one gateway is the first step: the selector names its pods. `tidegate check --guest`
-# reads the result (`pilot-agent request GET config_dump`). The order: tidegate-base, tidegate-guest,
+# reads the result of `pilot-agent request GET config_dump`. The order: tidegate-base, the guest,
 # tidegate-net; `tidegate guest --remove --kind istio` prints the order back.
 "
     .to_owned();
     text += match spec.place.context {
         Context::Gateway => "",
-        Context::SidecarOutbound => "\
-# In clients' sidecars the net stands before all their HTTP requests: while the guest is away, writes
-# of services without a fence are rejected, too. `portNumber` beside `filterChain` narrows it.
-",
-        Context::SidecarInbound => "\
-# In instances' sidecars. With `interceptionMode: NONE` there is no listener `virtualInbound`: leave
-# its name out.
-",
-        Context::Waypoint => "\
+        Context::SidecarOutbound => {
+            "\
+# In clients' sidecars the net stands before all their HTTP requests: while the guest is away,
+# writes of services without a fence are rejected, too. `portNumber` beside `filterChain` narrows
+# it.
+"
+        }
+        Context::SidecarInbound => {
+            "\
+# In instances' sidecars. With `interceptionMode: NONE` there is no listener `virtualInbound`:
+# leave its name out.
+"
+        }
+        Context::Waypoint => {
+            "\
 # istiod patches a waypoint's listeners as inbound ones, and its routes not at all: the guest alone
 # ends writes (piece 5). The listener is named, since the tunnel's own takes CONNECT.
 # Requests of an east-west gateway skip the destination's waypoint.
-",
+"
+        }
     };
     text + &pieces::notes(spec)
 }
@@ -191,8 +198,8 @@ fn bounds(spec: &Spec) -> Vec<String> {
         false => selected,
     };
     let mut comments = "\
-# tidegate, 5: no write lives longer than the fence waits for it, and none is sent twice. Istio's own
-# default retries more.
+# tidegate, 5: no write lives longer than the fence waits for it, and none is sent twice. Istio's
+# own default retries more.
 "
     .to_owned();
     if is_all {
@@ -262,7 +269,7 @@ fn by_envoy_filter(spec: &Spec) -> String {
     let delivered = match place.delivery {
         Delivery::Inline => "# The module stands in the object: nothing is fetched.\n",
         _ => {
-            "# The module lies on the proxy's disk before Envoy starts: an image volume, or an init container.\n"
+            "# The module is on the proxy's disk before Envoy starts: an image volume, an init container.\n"
         }
     };
     let patch = patch(

@@ -7,6 +7,8 @@ mod istio;
 mod pieces;
 mod predicate;
 mod spec;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 use clap::ValueEnum;

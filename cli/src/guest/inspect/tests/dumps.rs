@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// An example as a live Envoy tells it, with its names in camel case where `is_camel`.
+/// An example as a live Envoy tells it, some names in camel case.
 fn dump(example: &Value) -> Value {
     let of = |name: &str| format!("type.googleapis.com/envoy.admin.v3.{name}ConfigDump");
     let mut listeners = example["static_resources"]["listeners"].clone();
@@ -28,7 +28,7 @@ fn dump(example: &Value) -> Value {
 fn a_live_envoy_is_read_as_a_file() {
     for name in ["fence", "route"] {
         let document = dump(&example(name));
-        assert_eq!(inspect(&document, &mesh()).unwrap(), [], "{name}");
+        assert_eq!(inspect(&document, &mesh_of(name)).unwrap(), [], "{name}");
     }
     let document = dump(&changed("fence", &[Remove("~/http_filters/2")]));
     assert_eq!(names(&document, &mesh()), ["net_missing"]);

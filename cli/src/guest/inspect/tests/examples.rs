@@ -4,19 +4,15 @@ use super::*;
 
 fn check(name: &str, changes: &[Change], expected: &[&str]) {
     let document = changed(name, changes);
-    let told = || format!("{name}: {:#?}", inspect(&document, &mesh()));
-    assert_eq!(
-        names(&document, &mesh()),
-        expected,
-        "with services, {}",
-        told()
-    );
+    let known = mesh_of(name);
+    let findings = inspect(&document, &known);
+    assert_eq!(names(&document, &known), expected, "{name}: {findings:#?}");
 }
 
 #[test]
 fn the_examples_have_no_findings() {
     for name in ["fence", "route"] {
-        for known in [Known::unknown(), mesh()] {
+        for known in [Known::unknown(), mesh_of(name)] {
             let findings = inspect(&example(name), &known).unwrap();
             assert_eq!(findings, [], "{name}");
         }
@@ -343,12 +339,11 @@ fn routes_follow_a_guest_that_routes() {
 
 #[test]
 fn a_guest_names_clusters_that_are_there() {
-    // The service `web` has no cluster in the example.
     let document = changed("route", &[Remove("/static_resources/clusters/3")]);
-    let mut known = mesh();
-    known.rules = None;
-    assert_eq!(names(&document, &known), [""; 0]);
-    assert_eq!(names(&document, &mesh()), ["cluster_unknown"]);
+    assert_eq!(names(&document, &Known::unknown()), [""; 0]);
+    assert_eq!(names(&document, &mesh_of("route")), ["cluster_unknown"]);
+    // The service `web` has no cluster in the example.
+    assert_eq!(names(&example("route"), &mesh()), ["cluster_unknown"]);
     let template = "{\"control_plane\": \"tidegate\", \"mode\": \"route\", \"zone\": \"shanghai-a\", \
                     \"drain_ms\": 1500, \"clusters\": {\"*\": \"x-{service}\"}}";
     let value = "~/http_filters/1/typed_config/config/configuration/value";
