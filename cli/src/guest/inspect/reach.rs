@@ -33,9 +33,7 @@ pub(super) fn fenced<'v>(
         if left.iter().any(|fenced| overlaps(rule, &fenced.matches)) {
             taken.push((at, route));
         }
-        if is_unconditional(rule) {
-            left.retain(|fenced| !covers(rule, &fenced.matches));
-        }
+        left.retain(|fenced| !(is_unconditional(rule, fenced) && covers(rule, &fenced.matches)));
     }
     taken
 }
@@ -154,9 +152,12 @@ fn overlaps(rule: &Value, fenced: &RouteMatch) -> bool {
 
 /// Whether every request of the fenced route matches, by its path.
 fn covers(rule: &Value, fenced: &RouteMatch) -> bool {
+    let is_grpc = matches!(fenced, RouteMatch::Grpc(_));
     let fenced = below(fenced);
     match path(rule) {
         Path::Any | Path::Exact(_) => false,
+        // A method follows the name of a gRPC service.
+        Path::Prefix(path) if is_grpc => format!("{fenced}/").starts_with(path),
         Path::Prefix(path) => fenced.starts_with(path) || path == "/",
         Path::Separated(path) => is_path_within(
             &RouteMatch::Prefix(fenced),
@@ -165,8 +166,9 @@ fn covers(rule: &Value, fenced: &RouteMatch) -> bool {
     }
 }
 
-/// Whether the match has no condition besides the path.
-fn is_unconditional(rule: &Value) -> bool {
+/// Whether the match has no condition besides the path that a request of the fenced route may miss.
+fn is_unconditional(rule: &Value, fenced: &Route) -> bool {
+    let is_grpc = matches!(fenced.matches, RouteMatch::Grpc(_));
     let conditions = [
         "headers",
         "query_parameters",
@@ -177,5 +179,8 @@ fn is_unconditional(rule: &Value) -> bool {
         "dynamic_metadata",
         "filter_state",
     ];
-    !conditions.iter().any(|name| field(rule, name).is_some())
+    let mut present = conditions
+        .into_iter()
+        .filter(|name| field(rule, name).is_some());
+    present.all(|name| name == "grpc" && is_grpc)
 }

@@ -316,6 +316,73 @@ fn writes_are_bound_and_sent_once() {
 }
 
 #[test]
+fn a_route_of_grpc_takes_all_requests_of_a_grpc_service() {
+    let known = mesh_with("  - {name: carts, routes: [{grpc: shop.Carts, reads: [Get]}]}\n");
+    let routes = |grpc: Value| {
+        let bounded = json!({ "cluster": "orders", "max_stream_duration": { "max_stream_duration": "1.5s" } });
+        json!([
+            { "match": { "path_separated_prefix": "/orders" }, "route": bounded },
+            { "match": grpc, "route": bounded },
+            { "match": { "prefix": "/" }, "route": { "cluster": "web" } },
+        ])
+    };
+    for (grpc, expected) in [
+        (json!({ "prefix": "/shop.Carts/", "grpc": {} }), &[][..]),
+        (json!({ "prefix": "/shop.Carts/" }), &[]),
+        (
+            json!({ "prefix": "/shop.Carts/Get", "grpc": {} }),
+            &["unbounded_write"],
+        ),
+        (
+            json!({ "prefix": "/shop.Carts/", "headers": [{ "name": "x", "present_match": true }] }),
+            &["unbounded_write"],
+        ),
+        (
+            json!({ "path": "/shop.Carts/Put", "grpc": {} }),
+            &["unbounded_write"],
+        ),
+    ] {
+        let document = changed(
+            "fence",
+            &[Set(
+                "~/route_config/virtual_hosts/0/routes",
+                routes(grpc.clone()),
+            )],
+        );
+        assert_eq!(names(&document, &known), expected, "{grpc}");
+    }
+}
+
+/// The most specific domain takes a host's requests, and in it the first route that matches.
+#[test]
+fn only_routes_that_can_take_fenced_requests_are_judged() {
+    let known = mesh_with(
+        "  - {name: carts, routes: [{host: carts.example, prefix: /}]}
+  - {name: web, fenced: false, routes: [{host: web.example, prefix: /}]}\n",
+    );
+    let host = |domain: &str, prefix: &str| {
+        let route = json!({ "match": { "prefix": prefix }, "route": { "cluster": "any" } });
+        json!({ "name": domain, "domains": [domain], "routes": [route] })
+    };
+    for (domain, prefix, expected) in [
+        ("carts.example", "/x", &["unbounded_write"][..]),
+        ("CARTS.example:8080", "/x", &["unbounded_write"]),
+        ("*.example", "/x", &["unbounded_write"]),
+        ("carts.*", "/x", &["unbounded_write"]),
+        ("shop.example", "/x", &[]),
+        // The fenced `orders` has any host.
+        ("shop.example", "/orders/7", &["unbounded_write"]),
+        ("shop.example", "/ord", &["unbounded_write"]),
+        ("shop.example", "/", &["unbounded_write"]),
+        ("shop.example", "/orders7", &[]),
+    ] {
+        let change = Insert("~/route_config/virtual_hosts/-", host(domain, prefix));
+        let document = changed("fence", &[change]);
+        assert_eq!(names(&document, &known), expected, "{domain}{prefix}");
+    }
+}
+
+#[test]
 fn routes_follow_a_guest_that_routes() {
     let routes = "~/route_config/virtual_hosts/0/routes";
     check(

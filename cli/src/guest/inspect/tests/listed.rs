@@ -80,8 +80,8 @@ fn the_page_of_findings_is_that_of_the_code() {
     let head = "\
 # Findings about guests
 
-The findings of [`tidegate check --guest`](cli.md), generated from the code. The names are stable. An
-`error` means that the fence is open somewhere, or that requests fail: exit code 6. With warnings
+The findings of [`tidegate check --guest`](cli.md), generated from the code. The names are stable.
+An `error` means that the fence is open somewhere, or that requests fail: exit code 6. With warnings
 alone the exit code is 7.
 
 | name | severity | finding | what to do |
