@@ -314,7 +314,7 @@ struct Host {
     envoy: Envoy,
     ingress: SocketAddr,
     client: Client,
-    _orders: Server,
+    orders: Server,
     _workdir: Workdir,
 }
 
@@ -342,22 +342,22 @@ impl Host {
             envoy,
             ingress,
             client: Client::new(Version::Http1),
-            _orders: orders,
+            orders,
             _workdir: workdir,
         })
     }
 
-    /// Whether a request passes; otherwise it must be the fence's rejection.
+    /// Whether a request arrives at the instance; otherwise it must be the fence's rejection.
     async fn passes(&self, request: &Request) -> Result<bool> {
+        let before = self.orders.served();
         let reply = self.client.send(self.ingress, request).await?;
+        if self.orders.served() > before {
+            return Ok(true);
+        }
         // gRPC has a status of its own: unavailable.
         if let Some(status) = reply.header("grpc-status") {
             ensure!(status == "14", "grpc-status {status}");
             return Ok(false);
-        }
-        if reply.status == 200 {
-            reply.echo()?;
-            return Ok(true);
         }
         ensure!(reply.status == 503, "{} {}", reply.status, reply.text());
         let reason = reply.refusal()?;
