@@ -77,11 +77,25 @@ pub(super) fn check(
 /// A policy of the net that permits any request.
 fn open_policy(rules: &Value) -> Option<String> {
     let policies = field(rules, "policies")?.as_object()?;
-    let is_any = |permission: &Value| is_true(permission, "any");
-    let open = policies
-        .iter()
-        .find(|(_, policy)| list(policy, "permissions").iter().any(is_any));
+    let denies = field(rules, "action").and_then(Value::as_str) == Some("DENY");
+    let open = policies.iter().find(|(_, policy)| {
+        let mut permissions = list(policy, "permissions").iter();
+        permissions.any(|permission| match denies {
+            true => field(permission, "not_rule").is_some_and(matches_all),
+            false => matches_all(permission),
+        })
+    });
     open.map(|(name, _)| name.clone())
+}
+
+/// Whether a permission matches every request.
+fn matches_all(permission: &Value) -> bool {
+    let alternatives = field(permission, "or_rules");
+    let mut alternatives = alternatives
+        .map(|it| list(it, "rules"))
+        .into_iter()
+        .flatten();
+    is_true(permission, "any") || alternatives.any(|it| is_true(it, "any"))
 }
 
 fn strip(manager: &Manager<'_>, guest: usize, found: &mut impl FnMut(Problem, &str)) {

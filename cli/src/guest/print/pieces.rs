@@ -59,7 +59,11 @@ typed_config:
     )
 }
 
-/// 3: the net, an RBAC filter. Its policies are alternatives.
+/// The name of the net's policy. It stands in the response code details of what the net rejects:
+/// the RBAC filters of others reject under other names.
+const NET: &str = "tidegate.net";
+
+/// 3: the net, an RBAC filter. It rejects everything but a list of exceptions.
 pub(super) fn net(spec: &Spec) -> String {
     let rules = match spec.is_shadow {
         true => {
@@ -76,22 +80,27 @@ pub(super) fn net(spec: &Spec) -> String {
 name: tidegate.net
 typed_config:
   \"@type\": {TYPE}.filters.http.rbac.v3.RBAC
-{rules}    action: ALLOW
+{rules}    action: DENY
     policies:
+      {NET}:
+        principals: [{{any: true}}]
+        permissions:
+        # Everything but these.
+        - not_rule:
+            or_rules:
+              rules:
 {}",
-        indent(&policies(spec), 6)
+        indent(&permitted(spec), 14)
     )
 }
 
-fn policies(spec: &Spec) -> String {
+/// The requests that the net lets pass.
+fn permitted(spec: &Spec) -> String {
     let mut text = "\
 # Requests with a mark of the guest. The strip has removed marks from outside.
-marked:
-  principals: [{any: true}]
-  permissions:
-  - header: {name: x-tidegate-epoch, present_match: true}
-  - header: {name: x-tidegate-to, present_match: true}
-  - header: {name: x-tidegate-class, present_match: true}
+- header: {name: x-tidegate-epoch, present_match: true}
+- header: {name: x-tidegate-to, present_match: true}
+- header: {name: x-tidegate-class, present_match: true}
 "
     .to_owned();
     text += "\
@@ -101,25 +110,19 @@ marked:
         false => ", except on routes of `class: write`.\n",
     };
     text += "\
-safe:
-  principals: [{any: true}]
-  permissions:
-  - and_rules:
-      rules:
+- and_rules:
+    rules:
 ";
     for rule in predicate::safe(&spec.classes.writes) {
-        text += &format!("      - {}\n", flow(&rule));
+        text += &format!("    - {}\n", flow(&rule));
     }
     if !spec.classes.reads.is_empty() {
         text += "\
-# The exceptions: reads by other methods. Each passes without the guest, too.
-reads:
-  principals: [{any: true}]
-  permissions:
+# Reads by other methods. Each passes without the guest, too.
 ";
         for read in &spec.classes.reads {
-            text += &format!("  # {}\n", lists::text(&read.route));
-            text += &format!("  - {}\n", flow(&predicate::exception(read)));
+            text += &format!("# {}\n", lists::text(&read.route));
+            text += &format!("- {}\n", flow(&predicate::exception(read)));
         }
     }
     text
@@ -146,7 +149,7 @@ local_reply_config:
         name: envoy.access_loggers.extension_filters.cel
         typed_config:
           \"@type\": {TYPE}.access_loggers.filters.cel.v3.ExpressionFilter
-          expression: response.code_details.startsWith(\"rbac_access_denied\")
+          expression: response.code_details == \"rbac_access_denied_matched_policy[{NET}]\"
     status_code: 503
     headers_to_add:
     - header: {{key: retry-after, value: \"1\"}}

@@ -125,18 +125,20 @@ fn the_net_is_a_shadow_under_observe() {
     let net = &pieces["http_connection_manager"]["http_filters"][2]["typed_config"];
     assert_eq!(
         (net.get("rules"), net["shadow_rules"]["action"].as_str()),
-        (None, Some("ALLOW"))
+        (None, Some("DENY"))
     );
 }
 
 #[test]
 fn the_net_lists_reads_by_other_methods_and_no_fenced_service() {
-    let policies = |arguments: &str| {
+    let permitted = |arguments: &str| {
         let pieces = pieces(arguments);
-        pieces["http_connection_manager"]["http_filters"][2]["typed_config"]["rules"]["policies"]
-            .clone()
+        let net = &pieces["http_connection_manager"]["http_filters"][2]["typed_config"];
+        let permission = &net["rules"]["policies"]["tidegate.net"]["permissions"][0];
+        let permitted = &permission["not_rule"]["or_rules"]["rules"];
+        permitted.as_array().unwrap().clone()
     };
-    let all = policies("--config examples/tidegate.yaml");
+    let all = permitted("--config examples/tidegate.yaml");
     let host = json!({ "header": { "name": ":authority", "string_match": { "safe_regex": { "regex": r"(?i)shop\.example(:[^:\]]*)?" } } } });
     let path = |how: &str, path: &str| json!({ "url_path": { "path": { how: path } } });
     let any = |rules: Value| json!({ "or_rules": { "rules": rules } });
@@ -149,17 +151,18 @@ fn the_net_lists_reads_by_other_methods_and_no_fenced_service() {
         path("exact", "/shop.v1.Orders/GetOrder"),
         path("exact", "/shop.v1.Orders/ListOrders")
     ]));
-    let reads = json!([
-        { "and_rules": { "rules": [host, search] } },
-        { "and_rules": { "rules": [host, methods, grpc] } },
-    ]);
-    assert_eq!(all["reads"]["permissions"], reads);
-    let safe = &all["safe"]["permissions"][0]["and_rules"]["rules"];
+    let reads = [
+        json!({ "and_rules": { "rules": [host, search] } }),
+        json!({ "and_rules": { "rules": [host, methods, grpc] } }),
+    ];
+    // Behind three marks and the safe methods.
+    assert_eq!(all[4..], reads);
+    let safe = &all[3]["and_rules"]["rules"];
     assert_eq!(safe.as_array().unwrap().len(), 2);
-    let none = policies("--class write=/buy");
-    assert_eq!(none.get("reads"), None);
+    let none = permitted("--class write=/buy");
+    assert_eq!(none.len(), 4);
     let not = json!({ "not_rule": any(json!([path("exact", "/buy"), path("prefix", "/buy/")])) });
-    assert_eq!(none["safe"]["permissions"][0]["and_rules"]["rules"][2], not);
+    assert_eq!(none[3]["and_rules"]["rules"][2], not);
 }
 
 #[test]

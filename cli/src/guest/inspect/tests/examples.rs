@@ -87,9 +87,20 @@ fn the_net_must_hold() {
         "shadow_rules": rules(&example("fence")),
     });
     check("fence", &[Set(config, shadow)], &["net_shadow"]);
+    let permitted = "~/http_filters/2/typed_config/rules/policies/tidegate.net/permissions/0\
+                     /not_rule/or_rules/rules/0";
+    check(
+        "fence",
+        &[Set(permitted, json!({ "any": true }))],
+        &["net_open"],
+    );
     let open = json!({ "principals": [{ "any": true }], "permissions": [{ "any": true }] });
-    let policy = "~/http_filters/2/typed_config/rules/policies/all";
-    check("fence", &[Set(policy, open)], &["net_open"]);
+    let allows = json!({ "action": "ALLOW", "policies": { "x-tidegate": open } });
+    check(
+        "fence",
+        &[Set("~/http_filters/2/typed_config/rules", allows)],
+        &["net_open"],
+    );
     let per_route = json!({ "tidegate.net": {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
     } });
