@@ -49,9 +49,9 @@ fn routes(kind: Kind) -> String {
         Kind::Envoy => {
             "Remove the routes with `cluster_header: x-tidegate-to`; those behind them remain."
         }
-        Kind::EnvoyGateway => "Remove the HTTPRoute rules that match on x-tidegate-home or -tier.",
+        Kind::EnvoyGateway => "Remove the HTTPRoute rules that match on x-tidegate-to.",
         Kind::Istio | Kind::Higress => {
-            "Remove the VirtualService routes that match on x-tidegate-home or -tier."
+            "Remove the VirtualService routes that match on x-tidegate-to."
         }
     };
     format!("The host's own routes take over: requests go where the host sends them.\n#    {how}\n")

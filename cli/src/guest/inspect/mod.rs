@@ -73,6 +73,7 @@ pub(super) fn inspect(document: &Value, known: &Known) -> Result<Vec<Finding>, N
             .config
             .as_ref()
             .is_ok_and(|config| config.guest.mode == Mode::Route)
+            && routes::names_clusters(manager)
             && let Some(cluster) = clusters::unknown(guest, &view, known)
         {
             found(Problem::ClusterUnknown { cluster }, &manager.place);

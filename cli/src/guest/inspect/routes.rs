@@ -144,6 +144,15 @@ fn is_following(route: &Value) -> bool {
         || headers.any(|header| text(header, "name").starts_with(MARKS))
 }
 
+/// Whether a route goes to the cluster that the guest names. Others match on the name.
+pub(super) fn names_clusters(manager: &Manager<'_>) -> bool {
+    let mut routes = manager
+        .hosts
+        .iter()
+        .flat_map(|host| list(host.config, "routes"));
+    routes.any(|route| target(route) == Target::Header(TO))
+}
+
 /// A header of ours that the route, or what it stands in, sets.
 fn forged(route: &Value, host: &VirtualHost<'_>) -> Option<String> {
     let weighted = at(route, &["route", "weighted_clusters"]).map(|all| list(all, "clusters"));

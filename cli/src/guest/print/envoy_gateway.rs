@@ -29,8 +29,8 @@ pub(super) fn print(spec: &Spec) -> String {
             Mode::Fence => "",
             Mode::Route => {
                 "\
-# With mode `route` HTTPRoutes match on the stamps (x-tidegate-home, x-tidegate-tier): the API has
-# no cluster_header. An EnvoyPatchPolicy of a RouteConfiguration can set it.
+# With mode `route` HTTPRoutes match on x-tidegate-to, since the API has no cluster_header. An
+# EnvoyPatchPolicy of a RouteConfiguration can set it.
 "
             }
         };

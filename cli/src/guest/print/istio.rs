@@ -250,8 +250,8 @@ fn guest(spec: &Spec) -> String {
         Mode::Fence => "",
         Mode::Route => {
             "\
-# A VirtualService matches on the stamps (x-tidegate-home, x-tidegate-tier): Istio's API has no
-# cluster_header. An HTTP_ROUTE patch can set it.
+# A VirtualService matches on x-tidegate-to, since Istio's API has no cluster_header: Tidegate keeps
+# such objects (`istio.services`), and `tidegate get istio-objects` prints them.
 "
         }
     };

@@ -406,6 +406,21 @@ fn routes_follow_a_guest_that_routes() {
         "route": { "cluster": "orders-shanghai-a" },
     }]);
     check("route", &[Set(routes, by_home)], &[]);
+    // As Istio has them: a name that a route matches on is no cluster.
+    let exact =
+        json!({ "name": "x-tidegate-to", "string_match": { "exact": "orders/shanghai-a" } });
+    let by_name = json!([{
+        "match": { "prefix": "/web", "headers": [exact] },
+        "route": { "cluster": "orders-shanghai-a" },
+    }]);
+    let unnamed = "{\"control_plane\": \"tidegate\", \"mode\": \"route\", \"zone\": \"shanghai-a\", \"drain_ms\": 1500}";
+    let value = "~/http_filters/1/typed_config/config/configuration/value";
+    check("route", &[Set(value, json!(unnamed))], &["cluster_unknown"]);
+    check(
+        "route",
+        &[Set(routes, by_name), Set(value, json!(unnamed))],
+        &[],
+    );
     let mode = Set(
         "~/http_filters/1/typed_config/config/configuration/value",
         json!(
