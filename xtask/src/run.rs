@@ -15,6 +15,14 @@ const LINES_SHOWN_MAX: usize = 15;
 pub(crate) fn cargo(tree: &Tree, arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(tree.root());
+    // Of the `cargo run` that started this program. Build scripts watch them, so with these cargo
+    // would compile again what a plain `cargo build` has compiled, and the other way round.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     command
 }
 

@@ -113,14 +113,10 @@ async fn a_field_of_another_manager_is_a_conflict_and_is_left_alone() -> Result<
     ensure!(told.contains("somebody"), "{told}");
     let stored = scene.objects.get(&ours("DestinationRule")).await?;
     ensure!(stored["spec"]["host"] == "taken.example", "{stored}");
-    // They give it back.
-    let given_up = json!({
-        "apiVersion": "networking.istio.io/v1",
-        "kind": "DestinationRule",
-        "metadata": { "name": NAME, "namespace": "shop" },
-    });
-    forced.apply_one(&given_up).await?;
+    // Their object goes, and ours comes back.
+    scene.objects.delete(&ours("DestinationRule")).await?;
     scene.until_condition("TG8003", false).await?;
+    scene.until_there(&ours("DestinationRule"), true).await?;
     let stored = scene.objects.get(&ours("DestinationRule")).await?;
     ensure!(stored["spec"]["host"] == HOST, "{stored}");
     Ok(())

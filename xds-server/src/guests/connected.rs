@@ -204,9 +204,8 @@ impl Guests {
     /// The present version of a zone's policy for guests.
     pub fn version_of(&self, zone: &str) -> Option<u64> {
         let zones = self.zones.lock().unwrap_or_else(PoisonError::into_inner);
-        let policies = zones.get(zone)?;
-        let version = policies.borrow().as_ref().map(|policy| policy.version);
-        version
+        let published = zones.get(zone)?.borrow().clone();
+        Some(published?.version)
     }
 
     /// Checks the guests periodically, until nothing can change any more.

@@ -20,7 +20,7 @@ use super::objects::{GROUP, Key, Kind, OWNER, OWNER_LABEL, Object, VERSION};
 
 /// How long one request to the API server may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a first listing may take. It is repeated meanwhile.
+/// How long a first listing may take.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A cluster, with its Istio objects as they were seen last.
@@ -77,17 +77,25 @@ impl Cluster {
         for kind in Kind::ALL {
             cluster.watch(kind, Arc::clone(&sender));
         }
-        let all = cluster.stores.values();
-        let listed = futures::future::try_join_all(all.map(Store::wait_until_ready));
-        match tokio::time::timeout(LIST_TIMEOUT, listed).await {
-            Ok(ready) => ready?,
-            Err(_) => {
-                let errors = cluster.seen.borrow().errors.clone();
-                let why = errors.into_values().next();
-                anyhow::bail!(why.unwrap_or_else(|| "the API server does not answer".to_owned()))
-            }
-        };
+        cluster.until_listed().await?;
         Ok(cluster)
+    }
+
+    /// Waits for the first listings; fails with the first error, which the caller tells.
+    async fn until_listed(&self) -> anyhow::Result<()> {
+        let mut seen = self.seen.clone();
+        let all = self.stores.values().map(Store::wait_until_ready);
+        let listed = futures::future::try_join_all(all);
+        tokio::select! {
+            listed = listed => Ok(drop(listed?)),
+            failed = seen.wait_for(|seen| !seen.errors.is_empty()) => {
+                let error = failed?.errors.values().next().cloned();
+                Err(anyhow::Error::msg(error.unwrap_or_default()))
+            }
+            () = tokio::time::sleep(LIST_TIMEOUT) => {
+                Err(anyhow::Error::msg("the API server does not answer"))
+            }
+        }
     }
 
     fn watch(&mut self, kind: Kind, sender: Arc<watch::Sender<Seen>>) {

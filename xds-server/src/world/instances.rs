@@ -171,16 +171,20 @@ impl Instances {
     /// changes.
     pub(super) fn release(&mut self, key: &str) -> Option<InstanceKey> {
         let at = InstanceKey::parse(key).ok()?;
-        let is_there = self.alter(&at, |registered| {
-            let is_there = matches!(registered.part, Part::Doubted(_)) && !registered.gone;
-            if is_there {
-                registered.part = Part::Shadowed;
+        let changes = self.alter(&at, |registered| {
+            match (&registered.part, registered.gone) {
+                (_, true) => None,
+                (Part::Doubted(_), false) => {
+                    registered.part = Part::Shadowed;
+                    Some(true)
+                }
+                // The doubt is over in another way: the mesh does not know it any more.
+                (Part::New | Part::Holder | Part::Shadowed, false) => Some(false),
             }
-            is_there
         });
-        match is_there {
-            Some(true) => Some(at),
-            _ => self.delete(key),
+        match changes.flatten() {
+            Some(changes) => changes.then_some(at),
+            None => self.delete(key),
         }
     }
 

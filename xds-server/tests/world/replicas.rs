@@ -140,6 +140,22 @@ fn meshes() -> [Arc<Mesh>; 3] {
     ]
 }
 
+/// Found by the property below: the record was lost until the next listing.
+#[test]
+fn a_mesh_without_a_doubted_instance_keeps_its_record() {
+    let [_, with, without] = meshes();
+    let mut model = Model::default();
+    let older = model.put(key("users/sh-c/0"), record(1, "healthy"));
+    let newer = model.put(key("users/sh-a/0"), record(1, "healthy"));
+    let mut world = World::new(with);
+    world.apply(Change::Put(newer.clone()));
+    // Another zone has the older record of the address, so that one is doubted.
+    world.apply(listed(vec![newer, older]));
+    world.apply(Change::Mesh(without));
+    drop(world.snapshot());
+    assert_eq!(world.instances(), 2);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
