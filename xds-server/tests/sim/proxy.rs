@@ -171,7 +171,7 @@ struct InFlight {
     worker: WorkerId,
     cell: &'static str,
     /// The policy that admitted it.
-    policy: Rc<Policy>,
+    policy: Arc<Policy>,
     ends: Instant,
     /// When its client disconnects, if it does; and, by the proxy's clock, when the write was
     /// admitted.
@@ -183,9 +183,9 @@ fn run_process(site: &Site, rng: &mut Rng) -> Running {
     let in_flight = Rc::new(RefCell::new(Vec::new()));
     let (heard, hears) = mpsc::unbounded_channel();
     let mut rng = rng.fork();
-    let policy = Rc::new(site.policy(&site.mesh));
+    let policy = Arc::new(site.policy(&site.mesh));
     let given = || Given {
-        policy: Rc::clone(&policy),
+        policy: Arc::clone(&policy),
         context: CONTEXT,
     };
     let process = ProxyProcess {
@@ -241,7 +241,7 @@ fn cell_of(policy: &Policy, key: u64) -> &'static str {
 
 /// The policy of a worker.
 struct Given {
-    policy: Rc<Policy>,
+    policy: Arc<Policy>,
     context: ContextId,
 }
 
@@ -327,13 +327,13 @@ impl ProxyProcess {
             }
             let present = terms(&self.given[at].policy).id;
             if let Some(mesh) = site.offered(&mut self.host.rng, present) {
-                self.take(at, Rc::new(site.policy(&mesh)));
+                self.take(at, Arc::new(site.policy(&mesh)));
             }
         }
     }
 
     /// A worker uses another version of the policy from now on.
-    fn take(&mut self, at: usize, policy: Rc<Policy>) {
+    fn take(&mut self, at: usize, policy: Arc<Policy>) {
         self.host.worker = at;
         let old = self.given[at].context;
         let context = ContextId(old.0 + 1);
@@ -378,7 +378,7 @@ impl ProxyProcess {
     fn write(&mut self) {
         let site = self.host.site.clone();
         let at = self.host.rng.below(self.workers.len() as u64) as usize;
-        let policy = Rc::clone(&self.given[at].policy);
+        let policy = Arc::clone(&self.given[at].policy);
         let key = self.host.rng.below(KEYS);
         let cell = match site.follows {
             true => cell_of(&policy, key),
@@ -429,7 +429,7 @@ impl ProxyProcess {
         let mut at = 0;
         while at < in_flight.len() {
             let write = &mut in_flight[at];
-            let policy = Rc::clone(&write.policy);
+            let policy = Arc::clone(&write.policy);
             let terms = terms(&policy);
             // A worker that has lost its memory since gets no event.
             let mut workers = self.workers.iter_mut().enumerate();
