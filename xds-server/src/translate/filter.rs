@@ -283,13 +283,13 @@ fn plugin(filter: &FilterConfig) -> (PluginConfig, PluginConfig) {
 mod located {
     use super::AsyncDataSource;
 
-    #[derive(prost::Message)]
+    #[derive(PartialEq, prost::Message)]
     pub(super) struct DynamicModuleFilter {
         #[prost(message, optional, tag = "1")]
         dynamic_module_config: Option<DynamicModuleConfig>,
     }
 
-    #[derive(prost::Message)]
+    #[derive(PartialEq, prost::Message)]
     struct DynamicModuleConfig {
         #[prost(message, optional, tag = "6")]
         module: Option<AsyncDataSource>,
@@ -392,8 +392,8 @@ mod tests {
         assert_eq!(type_url, DynamicModuleFilter::type_url());
         let module = DynamicModuleFilter::decode(&value[..]).expect("a module");
         let configuration = module.filter_config.expect("a configuration");
-        let BytesValue { value: bytes } = configuration.to_msg().expect("bytes");
-        assert_eq!(bytes, policy);
+        let bytes = BytesValue::decode(&configuration.value[..]).expect("bytes");
+        assert_eq!(bytes.value, policy);
         assert!(module.dynamic_module_config.expect("a module").do_not_close);
         let located = located::DynamicModuleFilter::decode(&value[..]).expect("a file");
         assert_eq!(located, located::DynamicModuleFilter::at(code(&filter)));
