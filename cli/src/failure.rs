@@ -13,6 +13,10 @@ pub(crate) const OUTCOME_UNKNOWN: u8 = 3;
 pub(crate) const ERRORS_HOLD: u8 = 4;
 /// `status`: conditions hold, all of severity warning.
 pub(crate) const WARNINGS_HOLD: u8 = 5;
+/// `check --guest`: a finding of severity error.
+pub(crate) const ERRORS_FOUND: u8 = 6;
+/// `check --guest`: findings, all of severity warning.
+pub(crate) const WARNINGS_FOUND: u8 = 7;
 
 /// The last part of `--help`.
 pub(crate) const EXIT_CODES: &str = "\
@@ -22,7 +26,9 @@ Exit codes:
   2  the command line is invalid
   3  the outcome is unknown: the message says how to find out
   4  status: a condition of severity error holds
-  5  status: conditions hold, all of severity warning";
+  5  status: conditions hold, all of severity warning
+  6  check --guest: a finding of severity error
+  7  check --guest: findings, all of severity warning";
 
 /// A change was sent, but its outcome is unknown without an answer.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +51,22 @@ pub(crate) struct Unwell {
     pub(crate) worst: Severity,
 }
 
+/// The configuration of a guest has findings.
+#[derive(Debug, thiserror::Error)]
+#[error("{count} finding{}", if *count == 1 { "" } else { "s" })]
+pub(crate) struct Found {
+    pub(crate) count: usize,
+    pub(crate) has_errors: bool,
+}
+
 /// The exit code of the process for this error.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(found) = error.downcast_ref::<Found>() {
+        return match found.has_errors {
+            true => ERRORS_FOUND,
+            false => WARNINGS_FOUND,
+        };
+    }
     if error.is::<OutcomeUnknown>() {
         return OUTCOME_UNKNOWN;
     }

@@ -3,6 +3,7 @@
 mod client;
 mod failure;
 mod get;
+mod guest;
 mod logging;
 mod operate;
 mod output;
@@ -22,6 +23,7 @@ use xds_server::{
 };
 
 use get::{DescribeArgs, GetArgs, HowArgs};
+use guest::{CheckArgs, GuestArgs};
 use operate::Operation;
 use status::StatusArgs;
 use terms::TermsArgs;
@@ -83,15 +85,12 @@ enum Command {
         log_json: bool,
     },
     /// Check a configuration file and exit: exit status 0 if `serve` would start with it, 1 with
-    /// file, line and field if not.
-    Check {
-        /// The YAML file.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-        /// As in `serve`.
-        #[arg(long, value_name = "ZONE")]
-        zone: Option<String>,
-    },
+    /// file, line and field if not. With --guest: check an Envoy that carries the filter as a guest;
+    /// exit status 6 or 7 if something stands in the way.
+    Check(CheckArgs),
+    /// Print the pieces of configuration by which an Envoy, Istio, Envoy Gateway or Higress carries
+    /// the filter as a guest, or how they leave.
+    Guest(GuestArgs),
     /// List the codes of conditions and safety rules, with the remedy for each.
     Codes {
         /// Explain this code: TG2001, or its name.
@@ -125,7 +124,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Check { config, zone } => serve::check(&config, zone.as_deref()),
+        Command::Check(check) => operate(check.run()),
         Command::Agent {
             config,
             check: true,
@@ -165,6 +164,7 @@ fn main() -> ExitCode {
             };
             serve::serve(options, addresses_file.as_deref(), leaving)
         }
+        Command::Guest(guest) => guest.run(),
         Command::Codes { code, markdown } => {
             print!("{}", codes(code, markdown));
             Ok(())

@@ -48,6 +48,16 @@ pub(crate) fn yaml(value: &Value) -> anyhow::Result<String> {
     Ok(format!("{}\n", text.trim_end()))
 }
 
+/// Several documents of YAML.
+///
+/// # Errors
+///
+/// As [`yaml`].
+pub(crate) fn documents(values: &[&Value]) -> anyhow::Result<String> {
+    let documents = values.iter().map(|value| yaml(value));
+    Ok(documents.collect::<anyhow::Result<Vec<_>>>()?.join("---\n"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -65,6 +65,8 @@ pub struct Config {
     pub guard: Value,
     /// Write authority, as in the file; without it nothing is fenced.
     pub authority: Option<Value>,
+    /// The services of an Istio mesh, as in the file.
+    pub istio: Option<Value>,
     /// Without access log and explanations: for a benchmark beside a contender that has neither.
     pub bare: bool,
     /// Gateways use virtual hosts on demand.
@@ -96,6 +98,7 @@ impl Config {
             links: vec![],
             guard: json!({ "vanish_percent": 100 }),
             authority: None,
+            istio: None,
             bare: false,
             on_demand: false,
             ttl_s: None,
@@ -153,7 +156,12 @@ impl Config {
         if let Some(ttl_s) = &self.ttl_s {
             all["xds"]["ttl_s"] = ttl_s.clone();
         }
-        for (name, part) in [("authority", &self.authority), ("access", &self.access)] {
+        let parts = [
+            ("authority", &self.authority),
+            ("access", &self.access),
+            ("istio", &self.istio),
+        ];
+        for (name, part) in parts {
             if let Some(part) = part {
                 all[name] = part.clone();
             }

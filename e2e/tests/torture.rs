@@ -25,6 +25,11 @@ fn whatever_fails_no_two_zones_write_at_once() {
 }
 
 #[test]
+fn with_guests_on_foreign_routes_no_two_zones_write_at_once() {
+    torture(&["--rounds", "6", "--seed", "5", "--rps", "120", "--guests"]);
+}
+
+#[test]
 fn without_the_fence_the_judge_sees_two_zones_write_at_once() {
     let cut = ["--only", "cut-zone,move"];
     let few = ["--rounds", "3", "--seed", "1", "--rps", "120", "--unfenced"];

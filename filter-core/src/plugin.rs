@@ -194,9 +194,9 @@ impl Plugin {
         }
         host.is_guest_now();
         join::<H>(host);
-        let is_usable = guest.is_usable();
+        let follows = guest.has_control_plane();
         self.guest = Some(guest);
-        self.wake(is_usable, false, host);
+        self.wake(follows, false, host);
         self.follow(host);
     }
 

@@ -211,7 +211,9 @@ impl TryFrom<wire::GuestHello> for Hello {
         let found = hello.holder.len();
         let holder: [u8; 16] =
             (hello.holder.try_into()).map_err(|_| InvalidMessage::Holder(found))?;
-        if check_name(&hello.zone).is_err() {
+        // A guest that cannot find its zone says why.
+        let is_without = hello.zone.is_empty() && !hello.problems.is_empty();
+        if !is_without && check_name(&hello.zone).is_err() {
             return Err(InvalidMessage::Zone(hello.zone));
         }
         if hello.node.len() > NODE_BYTES_MAX {

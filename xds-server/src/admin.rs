@@ -4,6 +4,7 @@ mod authorize;
 mod cells;
 mod conditions;
 mod instances;
+mod istio_objects;
 mod leases;
 mod objections;
 mod proxies;
@@ -33,6 +34,8 @@ use crate::{
     conditions::{Kind, Summary, report::ConfigReport},
     discovery::proxies::Proxies,
     feed::Feed,
+    guests::Guests,
+    istio,
     metrics::Metrics,
     snapshot::{Role, View, ViewKey},
     store_health::StoreHealth,
@@ -47,11 +50,13 @@ pub struct Admin {
     pub agreements: Agreements,
     pub feed: Feed,
     pub proxies: Proxies,
+    pub guests: Guests,
     pub applied: Applied,
     pub counts: Metrics,
     /// The same metrics, as `/metrics` shows them.
     pub metrics: Arc<Registry>,
     pub rules: AccessRules,
+    pub istio: istio::Objects,
     /// The owners of recently used leases.
     pub owners: LeaseOwners,
 }
@@ -78,6 +83,7 @@ impl Admin {
             .route("/v1/status", get(conditions::status))
             .route("/v1/operations", get(cells::operations))
             .route("/v1/instances", get(instances::list))
+            .route("/v1/istio/objects", get(istio_objects::list))
             .route_layer(from_fn_with_state(self.clone(), authorize::readers));
         let operated = Router::new()
             .route(

@@ -14,6 +14,7 @@ pub mod discovery;
 pub mod feed;
 mod generated;
 pub mod guests;
+pub mod istio;
 pub mod last_good;
 pub mod load_reports;
 mod log_budget;

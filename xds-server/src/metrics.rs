@@ -131,6 +131,7 @@ pub struct Metrics {
     pub state_age_seconds: Gauge,
     pub state_writes: Family<ResultLabel, Counter>,
     pub snapshots: Counter,
+    pub istio_applies: Family<ResultLabel, Counter>,
     pub config_reloads: Family<ResultLabel, Counter>,
     pub config_current: Gauge,
     pub policy_version: Family<ZoneLabel, Gauge>,
@@ -283,6 +284,11 @@ impl Metrics {
             m.state_writes,
         );
         all.register("snapshots", "Snapshots published", m.snapshots);
+        all.register(
+            "istio_applies",
+            "Istio's objects applied, by result: `ok` or `error`",
+            m.istio_applies,
+        );
         all.register(
             "config_reloads",
             "Changes of the configuration file that were accepted or rejected",

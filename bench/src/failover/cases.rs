@@ -11,7 +11,7 @@ use e2e::client::Request;
 use e2e::netns::Network;
 use e2e::process::Process;
 use e2e::stage::load::{Load, Sample};
-use e2e::stage::{Plan, Registered, SERVICE, Stage, name, zones};
+use e2e::stage::{Gateways, Plan, Registered, SERVICE, Stage, name, zones};
 use e2e::wait::eventually;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -116,6 +116,7 @@ fn plan() -> Plan {
         instances: 3,
         workers: 1,
         registered: Registered::ByAgents,
+        gateways: Gateways::Owned,
         write_logs: false,
         wall_clocks: false,
     }

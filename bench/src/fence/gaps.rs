@@ -14,7 +14,7 @@ use e2e::history::Write;
 use e2e::netns::Network;
 use e2e::stage::load::{Load, Sample};
 use e2e::stage::witness::{self, CELL, CELLS, Spans, Witness};
-use e2e::stage::{Plan, Registered, SERVICE, Stage, name, zones};
+use e2e::stage::{Gateways, Plan, Registered, SERVICE, Stage, name, zones};
 use e2e::wait::eventually;
 use serde_json::json;
 
@@ -87,6 +87,7 @@ impl Scene {
             instances: 1,
             workers: 1,
             registered: Registered::ForGood,
+            gateways: Gateways::Owned,
             write_logs: true,
             wall_clocks: false,
         };

@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use e2e::config::region_of;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::fleet::{Fleet, Goal, Interest};
+use super::fleet::{Fleet, Goal};
 use super::flood::Flood;
 use super::servers::{Change, Server, Shape, ZONE};
 use crate::usage::Usage;
@@ -91,11 +90,7 @@ impl Contender {
         shape: Shape,
         streams: usize,
     ) -> Result<Contender> {
-        let interest = Interest {
-            region: region_of(ZONE).to_owned(),
-            zone: ZONE.to_owned(),
-            names: shape.names(),
-        };
+        let interest = server.interest(shape);
         let mut contender = Contender {
             fleet: Some(Fleet::new(interest, server.security()?)?),
             resting: None,

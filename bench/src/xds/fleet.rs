@@ -34,9 +34,12 @@ pub(super) struct Goal {
 
 /// The nodes of the proxies, and their subscriptions.
 pub(super) struct Interest {
+    pub(super) node: &'static str,
     pub(super) region: String,
     pub(super) zone: String,
     pub(super) names: Vec<String>,
+    /// The server may send a resource again without a change.
+    pub(super) repeats: bool,
 }
 
 /// Whether a broken connection is an error, or one of those that a restart may cost.
@@ -164,7 +167,7 @@ impl Fleet {
         };
         let request = DeltaRequest {
             node: Some(Node {
-                id: "simulated".to_owned(),
+                id: self.interest.node.to_owned(),
                 cluster: "bench".to_owned(),
                 locality: Some(Locality {
                     region: self.interest.region.clone(),
@@ -261,7 +264,7 @@ impl Fleet {
             &mut self.tally,
             self.watched.as_deref(),
         )?;
-        if self.breaks == Breaks::Fatal {
+        if self.breaks == Breaks::Fatal && !self.interest.repeats {
             // No resource is sent twice, and none without a change.
             let (has, goal) = (proxy.has.resources, self.goal.resources);
             ensure!(

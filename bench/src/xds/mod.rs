@@ -6,10 +6,15 @@
 //! cluster at once. The two servers take turns, so that a busy machine slows both. A time ends with
 //! the last proxy's receipt, CPU time with the last acknowledgement. Ours gets a change from a real
 //! etcd, and the time begins just before the put; the peer gets it directly.
+//!
+//! With `--peer istio` the other server is istiod, which gets each change from a Kubernetes API
+//! server. Its own work for a sidecar's clusters and routes is left out: the proxies ask for
+//! endpoints alone.
 
 mod contender;
 mod fleet;
 mod flood;
+mod istio;
 mod link;
 mod report;
 mod servers;
@@ -22,6 +27,7 @@ use e2e::figures::Figure;
 use e2e::workdir::Workdir;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use self::istio::Istio;
 use contender::{Contender, Reconnected, Seen, ensure_alike};
 use servers::{Ours, Peer, Server, Shape};
 
@@ -48,6 +54,9 @@ pub(crate) struct Options {
     /// `xds`: the proxies connect with TLS and present certificates; without go-control-plane
     #[arg(long)]
     tls: bool,
+    /// `xds`: the server to compare with
+    #[arg(long, value_enum, default_value_t = PeerName::GoControlPlane)]
+    peer: PeerName,
     /// `xds`: how many changes are watched during 1,000 others each second
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     flood_changes: u32,
@@ -69,11 +78,29 @@ impl Options {
             streams: vec![20],
             sizes: vec![Size::Small],
             turns: 1,
+            peer: PeerName::GoControlPlane,
             flood_changes: 5,
             tls: false,
             no_worlds: false,
             world_max: 1_000,
             world_of: None,
+        }
+    }
+}
+
+/// The other server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum PeerName {
+    GoControlPlane,
+    /// Needs `cargo xtask setup --istio`.
+    Istio,
+}
+
+impl PeerName {
+    fn as_str(self) -> &'static str {
+        match self {
+            PeerName::GoControlPlane => "go-control-plane",
+            PeerName::Istio => "istiod",
         }
     }
 }
@@ -112,6 +139,7 @@ struct Case {
     streams: usize,
     size: Size,
     tls: bool,
+    against: PeerName,
     ours: Seen,
     peer: Option<Seen>,
     reconnected: Reconnected,
@@ -134,7 +162,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
     }
     let most = options.streams.iter().max().copied().unwrap_or_default();
     raise_limit(u64::from(most))?;
-    if e2e::paths::xds_peer().is_none() {
+    if options.peer == PeerName::GoControlPlane && e2e::paths::xds_peer().is_none() {
         println!(
             "\nxds: go-control-plane is left out, since it could not be built: `cargo xtask setup --bench` says why"
         );
@@ -169,15 +197,26 @@ async fn case(streams: usize, size: Size, options: &Options) -> Result<Case> {
     let (workdir, shape) = (Workdir::temporary()?, size.shape());
     let server = Server::Ours(Box::new(Ours::start(workdir.path(), shape, tls).await?));
     let mut ours = Contender::subscribe(server, shape, streams).await?;
-    let peer = match tls {
-        true => None,
-        false => Peer::start(workdir.path(), shape).await?,
+    let server = match (tls, options.peer) {
+        (true, _) => None,
+        (false, PeerName::GoControlPlane) => {
+            let peer = Peer::start(workdir.path(), shape).await?;
+            peer.map(Server::Peer)
+        }
+        (false, PeerName::Istio) => {
+            let istio = Istio::start(workdir.path(), shape).await?;
+            Some(Server::Istio(Box::new(istio)))
+        }
     };
-    let mut peer = match peer {
+    let mut peer = match server {
         None => None,
-        Some(peer) => Some(Contender::subscribe(Server::Peer(peer), shape, streams).await?),
+        Some(server) => Some(Contender::subscribe(server, shape, streams).await?),
     };
-    if let Some(peer) = &peer {
+    // istiod adds metadata to each endpoint.
+    if let Some(peer) = peer
+        .as_ref()
+        .filter(|_| options.peer == PeerName::GoControlPlane)
+    {
         ensure_alike(&ours.seen, &peer.seen)?;
     }
     let ticks = if streams > 1_000 { 10 } else { 20 };
@@ -199,7 +238,9 @@ async fn case(streams: usize, size: Size, options: &Options) -> Result<Case> {
         }
     }
     for contender in [Some(&mut ours), peer.as_mut()].into_iter().flatten() {
-        contender.flood(options.flood_changes as usize).await?;
+        if options.peer == PeerName::GoControlPlane {
+            contender.flood(options.flood_changes as usize).await?;
+        }
         contender.finish()?;
     }
     // It ends before ours reconnects all its proxies.
@@ -209,6 +250,7 @@ async fn case(streams: usize, size: Size, options: &Options) -> Result<Case> {
         streams,
         size,
         tls,
+        against: options.peer,
         ours: ours.seen,
         peer,
         reconnected,

@@ -3,7 +3,7 @@
 use e2e::figures::{Figure, median, quantile};
 
 use super::contender::Seen;
-use super::{CLUSTERS, Case};
+use super::{CLUSTERS, Case, PeerName};
 
 pub(super) fn print(case: &Case) {
     println!(
@@ -24,10 +24,15 @@ pub(super) fn print(case: &Case) {
         "us a stream"
     );
     line("tidegate", case.streams, &case.ours);
-    flooded("tidegate", &case.ours);
+    let is_flooded = case.against == PeerName::GoControlPlane;
+    if is_flooded {
+        flooded("tidegate", &case.ours);
+    }
     if let Some(peer) = &case.peer {
-        line("go-control-plane", case.streams, peer);
-        flooded("go-control-plane", peer);
+        line(case.against.as_str(), case.streams, peer);
+        if is_flooded {
+            flooded(case.against.as_str(), peer);
+        }
         let ratios = Ratios::of(&case.ours, peer);
         println!(
             "ours to theirs: CPU {:.3}, memory {:.3}, last proxy p99 {:.3}",
@@ -113,6 +118,21 @@ pub(super) fn figures(case: &Case) -> Vec<Figure> {
     let mut figures = absolute("xds", &name, &case.ours);
     if let Some(peer) = &case.peer {
         figures.extend(absolute("xds_peer", &name, peer));
+        if case.against == PeerName::Istio {
+            let Ratios { cpu, rss, .. } = Ratios::of(&case.ours, peer);
+            figures.push(Figure::of(
+                "xds_cpu_ratio_istiod".to_owned(),
+                "",
+                cpu,
+                peer.ticks.len(),
+            ));
+            figures.push(Figure::of(
+                "xds_rss_ratio_istiod".to_owned(),
+                "",
+                rss,
+                peer.rss.len(),
+            ));
+        }
         let ratios = Ratios::of(&case.ours, peer);
         let (ticks, bursts) = (case.ours.ticks.len(), case.ours.bursts.len());
         let ratio = |what: &str, value, samples| {
@@ -169,7 +189,7 @@ pub(super) fn figures(case: &Case) -> Vec<Figure> {
 
 fn absolute(whose: &str, name: &impl Fn(&str) -> String, seen: &Seen) -> Vec<Figure> {
     let of = |what: &str| name(&format!("{whose}_{what}"));
-    vec![
+    let mut figures = vec![
         Figure::quantile(of("cpu_ms"), "ms", &seen.cpu, 0.5),
         Figure::quantile(of("client_cpu_ms"), "ms", &seen.client_cpu, 0.5),
         Figure::quantile(of("rss_mb"), "MB", &seen.rss, 0.5),
@@ -180,10 +200,15 @@ fn absolute(whose: &str, name: &impl Fn(&str) -> String, seen: &Seen) -> Vec<Fig
         Figure::quantile(of("burst_ms"), "ms", &seen.bursts, 0.5),
         Figure::quantile(of("burst_cpu_ms"), "ms", &seen.burst_cpu, 0.5),
         Figure::of(of("subscribed_s"), "s", seen.subscribed_s, 1),
-        Figure::quantile(of("flooded_last_p50_ms"), "ms", &seen.flooded, 0.5),
-        Figure::quantile(of("flooded_last_p99_ms"), "ms", &seen.flooded, 0.99),
-        Figure::of(of("flooded_changes_per_s"), "", seen.flood_rate, 1),
-        Figure::of(of("flooded_cpu_s_per_s"), "s", seen.flood_cpu, 1),
-        Figure::of(of("flooded_rss_mb"), "MB", seen.flood_rss, 1),
-    ]
+    ];
+    if !seen.flooded.is_empty() {
+        figures.extend([
+            Figure::quantile(of("flooded_last_p50_ms"), "ms", &seen.flooded, 0.5),
+            Figure::quantile(of("flooded_last_p99_ms"), "ms", &seen.flooded, 0.99),
+            Figure::of(of("flooded_changes_per_s"), "", seen.flood_rate, 1),
+            Figure::of(of("flooded_cpu_s_per_s"), "s", seen.flood_cpu, 1),
+            Figure::of(of("flooded_rss_mb"), "MB", seen.flood_rss, 1),
+        ]);
+    }
+    figures
 }

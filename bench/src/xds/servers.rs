@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use e2e::certificates::{self, Ca};
 use e2e::config::{Config, StoreConfig, region_of};
 use e2e::control_plane::ControlPlane;
@@ -18,7 +18,9 @@ use etcd_client::{KvClient, Txn, TxnOp};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::fleet::Interest;
 use super::flood::Way;
+use super::istio::{self, Istio};
 use super::link::{SERVER_NAME, Security};
 use crate::usage::Usage;
 
@@ -26,7 +28,7 @@ use crate::usage::Usage;
 pub(super) const ZONE: &str = "shanghai-a";
 
 /// The port of every endpoint that has not moved.
-const PORT: u16 = 8080;
+pub(super) const PORT: u16 = 8080;
 /// etcd rejects a transaction of more than 128 operations.
 const OPS_MAX: usize = 100;
 
@@ -46,7 +48,7 @@ impl Shape {
     }
 }
 
-fn service(cluster: usize) -> String {
+pub(super) fn service(cluster: usize) -> String {
     format!("service-{cluster:05}")
 }
 
@@ -59,10 +61,11 @@ pub(super) enum Change {
     All,
 }
 
-/// One of the two servers.
+/// One of the measured servers.
 pub(super) enum Server {
     Ours(Box<Ours>),
     Peer(Peer),
+    Istio(Box<Istio>),
 }
 
 impl Server {
@@ -70,6 +73,22 @@ impl Server {
         match self {
             Server::Ours(ours) => ours.control_plane.xds(),
             Server::Peer(peer) => peer.addresses.xds,
+            Server::Istio(istio) => istio.xds(),
+        }
+    }
+
+    /// What a proxy says it is, and what it subscribes to.
+    pub(super) fn interest(&self, shape: Shape) -> Interest {
+        let is_istio = matches!(self, Server::Istio(_));
+        Interest {
+            node: if is_istio { istio::NODE } else { "simulated" },
+            region: region_of(ZONE).to_owned(),
+            zone: ZONE.to_owned(),
+            names: match is_istio {
+                true => istio::names(shape),
+                false => shape.names(),
+            },
+            repeats: is_istio,
         }
     }
 
@@ -77,7 +96,7 @@ impl Server {
     pub(super) fn security(&self) -> Result<Security> {
         let certificates = match self {
             Server::Ours(ours) => ours.certificates.as_deref(),
-            Server::Peer(_) => None,
+            Server::Peer(_) | Server::Istio(_) => None,
         };
         certificates.map_or(Ok(Security::PlainText), Security::tls)
     }
@@ -86,6 +105,7 @@ impl Server {
         Usage::of(match self {
             Server::Ours(ours) => ours.control_plane.process().pid(),
             Server::Peer(peer) => peer.process.pid(),
+            Server::Istio(istio) => istio.process().pid(),
         })
     }
 
@@ -94,6 +114,7 @@ impl Server {
         match self {
             Server::Ours(ours) => ours.change(change).await,
             Server::Peer(peer) => peer.change(change),
+            Server::Istio(istio) => istio.change(change).await,
         }
     }
 
@@ -102,6 +123,7 @@ impl Server {
         Ok(match self {
             Server::Ours(ours) => Way::Etcd(Box::new(ours.kv.clone())),
             Server::Peer(peer) => Way::Control(peer.control.try_clone()?),
+            Server::Istio(_) => bail!("an API server does not take a thousand changes a second"),
         })
     }
 
@@ -110,6 +132,7 @@ impl Server {
         match self {
             Server::Ours(ours) => ours.control_plane.process().tail(),
             Server::Peer(peer) => peer.process.tail(),
+            Server::Istio(istio) => istio.process().tail(),
         }
     }
 }

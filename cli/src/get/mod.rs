@@ -3,6 +3,7 @@
 pub(crate) mod cells;
 mod conditions;
 mod instances;
+mod istio;
 mod operations;
 mod proxies;
 mod zones;
@@ -40,6 +41,10 @@ pub(crate) enum Kind {
     /// The states that may need an operator's action.
     #[value(alias = "condition")]
     Conditions,
+    /// The objects that Tidegate keeps in an Istio mesh. `-o yaml` prints them as `kubectl apply`
+    /// takes them.
+    #[value(alias = "istio-object")]
+    IstioObjects,
 }
 
 #[derive(Args)]
@@ -90,6 +95,13 @@ trait Listed: DeserializeOwned {
         None
     }
 
+    /// The part of an item that is an object of Kubernetes, if it has one. `-o yaml` prints it as a
+    /// document of its own.
+    fn manifest(item: &Value) -> Option<&Value> {
+        let _ = item;
+        None
+    }
+
     /// The name to select it by. Several items may share one.
     fn name(&self) -> String;
 
@@ -124,6 +136,7 @@ impl GetArgs {
             Kind::Instances => self.list::<instances::Listed>().await,
             Kind::Operations => self.list::<operations::Operation>().await,
             Kind::Conditions => self.list::<conditions::Held>().await,
+            Kind::IstioObjects => self.list::<istio::Object>().await,
         }
     }
 
@@ -140,7 +153,10 @@ fn show<T: Listed>(answer: Value, names: &[String], output: Output) -> anyhow::R
     let (values, items): (Vec<Value>, Vec<T>) = chosen.into_iter().unzip();
     Ok(match output {
         Output::Json => output::json(&Value::Array(values)),
-        Output::Yaml => output::yaml(&Value::Array(values))?,
+        Output::Yaml => match values.iter().map(T::manifest).collect::<Option<Vec<_>>>() {
+            Some(manifests) if !manifests.is_empty() => output::documents(&manifests)?,
+            _ => output::yaml(&Value::Array(values))?,
+        },
         Output::Name => {
             let mut names: Vec<String> = items.iter().map(T::name).collect();
             names.dedup();
@@ -193,6 +209,7 @@ impl DescribeArgs {
             Kind::Instances => self.describe::<instances::Listed>().await,
             Kind::Operations => self.describe::<operations::Operation>().await,
             Kind::Conditions => self.describe::<conditions::Held>().await,
+            Kind::IstioObjects => self.describe::<istio::Object>().await,
         }?;
         print!("{text}");
         Ok(())

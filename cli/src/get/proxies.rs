@@ -17,6 +17,15 @@ pub(super) struct Proxy {
     orphaned: bool,
     kinds: BTreeMap<String, Kind>,
     policy: Policy,
+    guest: Option<Guest>,
+}
+
+/// The part of a guest's state that other proxies do not have.
+#[derive(Deserialize)]
+struct Guest {
+    mode: String,
+    no_grants: Option<String>,
+    problems: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -62,9 +71,10 @@ impl super::Listed for Proxy {
 
     fn row(&self) -> Vec<String> {
         let acked: usize = self.kinds.values().map(|kind| kind.acked).sum();
-        let stream = match self.orphaned {
-            true => format!("{} orphaned", self.variant),
-            false => self.variant.clone(),
+        let stream = match (self.orphaned, &self.guest) {
+            (true, _) => format!("{} orphaned", self.variant),
+            (false, Some(guest)) => format!("{} {}", self.variant, guest.mode),
+            (false, None) => self.variant.clone(),
         };
         vec![
             self.node.clone(),
@@ -82,12 +92,21 @@ impl super::Listed for Proxy {
         let policy = self.policy.applied.as_ref();
         let policy = policy.and_then(|applied| Some(("policy", applied.refused.as_ref()?)));
         let refusals = kinds.chain(policy);
+        let guest = self.guest.iter();
+        let of_guest = guest.flat_map(|guest| {
+            let no_grants = guest
+                .no_grants
+                .iter()
+                .map(|why| format!("no grants: {why}"));
+            no_grants.chain(guest.problems.iter().cloned())
+        });
+        let of_guest = of_guest.map(|line| format!("{}: {}", self.node, line.escape_debug()));
         let line = |(what, refused): (&str, &Refused)| {
             let message: String = refused.message.chars().take(REFUSAL_CHARS_MAX).collect();
             // Text from a proxy must not move the operator's cursor.
             format!("{}: {what} rejected: {}", self.node, message.escape_debug())
         };
-        refusals.map(line).collect()
+        refusals.map(line).chain(of_guest).collect()
     }
 }
 

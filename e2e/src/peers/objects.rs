@@ -23,6 +23,7 @@ const DEFAULT_NAMESPACE: &str = "default";
 pub struct Objects {
     client: Client,
     field_manager: String,
+    force: bool,
 }
 
 impl Objects {
@@ -33,12 +34,19 @@ impl Objects {
         Ok(Objects {
             client: Client::try_from(config)?,
             field_manager: FIELD_MANAGER.to_owned(),
+            force: false,
         })
     }
 
     /// The same user, as another manager of fields.
     pub fn managed_by(mut self, field_manager: &str) -> Objects {
         self.field_manager = field_manager.to_owned();
+        self
+    }
+
+    /// The same, which takes fields of other managers.
+    pub fn forced(mut self) -> Objects {
+        self.force = true;
         self
     }
 
@@ -59,7 +67,8 @@ impl Objects {
     /// As [`apply`](Objects::apply), for one object.
     pub async fn apply_one(&self, object: &Value) -> Result<()> {
         let (api, name) = self.place(object).await?;
-        let params = PatchParams::apply(&self.field_manager);
+        let mut params = PatchParams::apply(&self.field_manager);
+        params.force = self.force;
         let applied = api.patch(&name, &params, &Patch::Apply(object)).await;
         applied.with_context(|| format!("cannot apply {} {name}", object["kind"]))?;
         Ok(())

@@ -2,6 +2,7 @@
 //! a replica of the control plane, a gateway, instances, and, if the plan has one, an agent that
 //! keeps them registered.
 
+mod guests;
 pub mod load;
 pub mod witness;
 mod zone;
@@ -47,10 +48,22 @@ pub struct Plan {
     /// Worker threads of a gateway.
     pub workers: u32,
     pub registered: Registered,
+    pub gateways: Gateways,
     /// Instances log every write, to [`Zone::write_log`].
     pub write_logs: bool,
     /// The wall clocks of a zone's gateway and control plane can be stepped.
     pub wall_clocks: bool,
+}
+
+/// Who configures the gateways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gateways {
+    /// Tidegate.
+    #[default]
+    Owned,
+    /// A file, with the filter as a guest. They need instances that are registered
+    /// [for good](Registered::ForGood).
+    Guests,
 }
 
 /// The registrar of instances.
@@ -114,6 +127,9 @@ pub fn etcd_endpoints(first: u8) -> Vec<String> {
 impl Stage {
     /// Starts everything and waits until the gateways serve. Called in the hub.
     pub async fn set(directory: &Path, network: &Arc<Network>, plan: Plan) -> Result<Stage> {
+        if plan.gateways == Gateways::Guests {
+            guests::issue(directory)?;
+        }
         let mut members = vec![];
         for zone in zones() {
             let directory = directory.join(name(zone));

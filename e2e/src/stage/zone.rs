@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::{
-    ADMIN_PORT, AGENT_PORT, ETCD_PORT, GATEWAY_PORT, INSTANCE_PORT, Plan, Registered, SERVICE,
-    XDS_PORT, address, etcd_endpoints, name, zones,
+    ADMIN_PORT, AGENT_PORT, ETCD_PORT, GATEWAY_PORT, Gateways, INSTANCE_PORT, Plan, Registered,
+    SERVICE, XDS_PORT, address, etcd_endpoints, guests, name, zones,
 };
 use crate::bootstrap::Bootstrap;
 use crate::config::ZONES;
@@ -292,6 +292,9 @@ fn start_control_plane(
         "--config".to_owned(),
         file.display().to_string(),
     ];
+    if plan.gateways == Gateways::Guests {
+        guests::configure(&mut config, directory);
+    }
     if let Some(authority) = &plan.authority {
         config["authority"] = authority.clone();
         arguments.extend(["--zone".to_owned(), name(at).to_owned()]);
@@ -337,14 +340,10 @@ fn start_gateway(
     plan: &Plan,
     clock: Option<&WallClock>,
 ) -> Result<Process> {
-    let (zone, region) = ZONES[usize::from(at)];
-    let mut bootstrap = Bootstrap::read("gateway.yaml")?
-        .node(&format!("gateway-{zone}"), region, zone)?
-        .cluster_at("tidegate", address(at, XDS_PORT))?;
-    if plan.registered == Registered::ByAgents {
-        let next = (at + 1) % ZONES.len() as u8;
-        bootstrap = bootstrap.cluster_also_at("tidegate", address(next, XDS_PORT))?;
-    }
+    let bootstrap = match plan.gateways {
+        Gateways::Owned => owned_gateway(at, plan)?,
+        Gateways::Guests => guests::bootstrap(directory, at, plan)?,
+    };
     let file = directory.join("gateway.json");
     bootstrap.write(&file)?;
     let workers = plan.workers.to_string();
@@ -362,6 +361,20 @@ fn start_gateway(
     network
         .zone(at)?
         .start(directory, "gateway", &program, &arguments)
+}
+
+fn owned_gateway(at: u8, plan: &Plan) -> Result<Bootstrap> {
+    let (zone, region) = ZONES[usize::from(at)];
+    let bootstrap = Bootstrap::read("gateway.yaml")?
+        .node(&format!("gateway-{zone}"), region, zone)?
+        .cluster_at("tidegate", address(at, XDS_PORT))?;
+    match plan.registered {
+        Registered::ByAgents => {
+            let next = (at + 1) % ZONES.len() as u8;
+            bootstrap.cluster_also_at("tidegate", address(next, XDS_PORT))
+        }
+        Registered::ForGood => Ok(bootstrap),
+    }
 }
 
 /// A program with the zone's wall clock, or with the machine's.

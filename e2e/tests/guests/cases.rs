@@ -163,6 +163,30 @@ impl Host {
         .await
     }
 
+    /// Waits for a condition, and returns its detail.
+    async fn until_condition(&self, code: &str) -> Result<String> {
+        eventually(PATIENCE, &format!("{code} to hold"), async || {
+            let conditions = self.site.control_plane.registry().conditions().await?;
+            let mut all = conditions.as_array().into_iter().flatten();
+            let found = all.find(|it| it["code"] == code);
+            let detail = found.and_then(|it| it["detail"].as_str());
+            let detail = detail.with_context(|| conditions.to_string());
+            Ok(detail?.to_owned())
+        })
+        .await
+    }
+
+    /// How the control plane lists the guest.
+    async fn listed(&self) -> Result<Value> {
+        eventually(PATIENCE, "the guest to be listed", async || {
+            let proxies = self.site.control_plane.registry().proxies().await?;
+            let mut all = proxies.as_array().into_iter().flatten();
+            let guest = all.find(|it| it["role"] == "guest" && it["policy"]["state"] == "applied");
+            Ok(guest.with_context(|| proxies.to_string())?.clone())
+        })
+        .await
+    }
+
     pub(crate) async fn passes(&self, request: &Request) -> Result<()> {
         self.seen(request).await.map(drop)
     }
@@ -269,6 +293,8 @@ pub(crate) async fn a_bad_configuration_is_the_fallback_and_is_told(
     assert_eq!(reply.refusal()?, "fenced");
     let log = host.envoy.process().tail();
     assert!(log.contains("unknown variant `watch`"), "{log}");
+    let told = host.until_condition("TG4007").await?;
+    assert!(told.contains("unknown variant `watch`"), "{told}");
     Ok(())
 }
 
@@ -306,7 +332,25 @@ pub(crate) async fn a_guest_whose_routes_outlive_the_fence_admits_nothing(
     let draft = Request::post("/orders/drafts");
     host.eventually("a policy", draft, |reply| reply.echo().map(drop))
         .await?;
-    host.until_refused("fenced").await.map(drop)
+    host.until_refused("fenced").await?;
+    let told = host.until_condition("TG4006").await?;
+    assert!(told.starts_with("drain_ms is 1501"), "{told}");
+    Ok(())
+}
+
+pub(crate) async fn operators_see_guests_with_the_policy_that_they_have_applied(
+    flavour: Flavour,
+) -> Result<()> {
+    let host = Host::start(flavour, "guest-listed", "fence", |_| {}).await?;
+    let guest = host.listed().await?;
+    assert_eq!(guest["node"], "gateway-1");
+    assert_eq!(
+        (&guest["zone"], &guest["variant"]),
+        (&json!(A), &json!("policy"))
+    );
+    assert_eq!(guest["guest"]["mode"], "fence");
+    assert_eq!(guest["guest"]["no_grants"], Value::Null);
+    Ok(())
 }
 
 pub(crate) async fn the_net_holds_the_fence_where_the_guest_is_not_run(
@@ -372,6 +416,8 @@ pub(crate) async fn a_guest_with_another_identity_gets_a_policy_and_no_grants(
     let refused = host.until_refused("fenced").await?;
     assert_eq!(refused.status, 503);
     let metrics = host.site.control_plane.registry().metrics().await?;
+    let told = host.until_condition("TG4005").await?;
+    assert!(told.contains("spiffe://shop/back"), "{told}");
     let counted = "tidegate_xds_streams_refused_total{reason=\"not_permitted\"}";
     assert!(metrics.contains(counted), "{metrics}");
     Ok(())
@@ -415,6 +461,7 @@ macro_rules! all {
             a_bad_configuration_is_the_fallback_and_is_told
             a_guest_ends_a_write_that_the_hosts_route_would_let_live
             a_guest_whose_routes_outlive_the_fence_admits_nothing
+            operators_see_guests_with_the_policy_that_they_have_applied
             the_net_holds_the_fence_where_the_guest_is_not_run
             a_guest_gets_grants_by_the_identity_of_its_zone
             a_guest_with_another_identity_gets_a_policy_and_no_grants

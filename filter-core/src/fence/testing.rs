@@ -173,7 +173,12 @@ impl GuestHost for Fake {
         let says = match says {
             GuestSays::Hello(hello) => {
                 let (zone, mode, held) = (&hello.zone, hello.mode, hello.held.len());
-                format!("guest of {zone} {mode:?}, {held} held")
+                let problems = hello.problems.join("; ");
+                let problems = match problems.is_empty() {
+                    true => problems,
+                    false => format!(", {problems}"),
+                };
+                format!("guest of {zone} {mode:?}, {held} held{problems}")
             }
             GuestSays::Poll => "poll".to_owned(),
         };

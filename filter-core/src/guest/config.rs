@@ -114,6 +114,25 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The fallback for a configuration that is not valid but names its control plane.
+    pub fn of_control_plane(configuration: &[u8]) -> Option<Config> {
+        #[derive(Deserialize)]
+        struct Part {
+            control_plane: String,
+        }
+        let Part { control_plane } = serde_json::from_slice(configuration).ok()?;
+        (!control_plane.is_empty()).then(|| Config {
+            control_plane,
+            zone: ZoneSource::Locality,
+            guest: Guest::fallback(),
+            unfenced: Vec::new(),
+            classes: Vec::new(),
+            clusters: Templates::default(),
+        })
+    }
+}
+
 /// The configuration as it is written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use policy::fence::{HolderId, Name};
-use protos::guest::{Current, GuestSays, Hello, PIECES_MAX, Piece, PolicySays};
+use protos::guest::{Current, GuestSays, Hello, PIECES_MAX, PROBLEM_BYTES_MAX, Piece, PolicySays};
 
 use super::{Config, pieces::Place};
 use crate::{
@@ -71,7 +71,10 @@ struct OpenStream {
 pub struct Identity<'g> {
     pub context: ContextId,
     pub holder: HolderId,
+    /// Empty where it is not known.
     pub zone: &'g str,
+    /// Why it is the fallback for good.
+    pub problem: Option<&'g str>,
     pub config: &'g Config,
     pub place: &'g Place,
 }
@@ -137,7 +140,7 @@ impl Follower {
             unfenced: identity.config.unfenced.clone(),
             classes: identity.config.classes.clone(),
             held: self.pieces.keys().copied().collect(),
-            problems: Vec::new(),
+            problems: identity.problem.map(clipped).into_iter().collect(),
         });
         match host.follow(&identity.config.control_plane) {
             Ok(token) => {
@@ -256,4 +259,11 @@ impl Follower {
         self.connection = Connection::Down { again_us };
         self.backoff_us = self.backoff_us.saturating_mul(2).min(BACKOFF_MAX_US);
     }
+}
+
+/// No longer than the control plane takes it.
+fn clipped(problem: &str) -> String {
+    let mut clipped = problem.to_owned();
+    clipped.truncate(clipped.floor_char_boundary(PROBLEM_BYTES_MAX));
+    clipped
 }

@@ -37,14 +37,17 @@ pub use self::config::{Config, InvalidConfig};
 pub struct Plugin {
     /// The part that decides.
     pub guest: Arc<Guest>,
-    /// None for a configuration that is not valid, or where no zone was found.
+    /// None for a configuration that does not even name a control plane.
     following: Option<Following>,
 }
 
 #[derive(Debug)]
 struct Following {
     config: Config,
+    /// Empty where it is not known.
     zone: Name,
+    /// Why it is the fallback for good. The control plane is told, and sends no policy.
+    problem: Option<String>,
     place: Place,
     assembly: Assembly,
     /// Looks in a row at a policy that was not whole.
@@ -93,7 +96,7 @@ impl Plugin {
             Err(why) => {
                 let plugin = Plugin {
                     guest: Arc::new(Guest::fallback()),
-                    following: None,
+                    following: Following::only_tell(configuration, &why),
                 };
                 (plugin, Err(why))
             }
@@ -134,14 +137,15 @@ impl Plugin {
         }
     }
 
-    /// Whether there is a policy to follow.
-    pub fn is_usable(&self) -> bool {
+    /// Whether there is a control plane to follow, or to tell what is wrong.
+    pub fn has_control_plane(&self) -> bool {
         self.following.is_some()
     }
 
     /// One line for the proxy's log.
     pub fn describe(&self) -> String {
-        match &self.following {
+        let following = self.following.as_ref();
+        match following.filter(|following| following.problem.is_none()) {
             Some(Following { config, zone, .. }) => format!(
                 "guest of zone {zone}, mode {}, control plane {:?}: until a policy arrives reads pass and writes are rejected",
                 match config.guest.mode {
@@ -165,6 +169,21 @@ impl Following {
         Ok(Following {
             place: Place::new(&config.control_plane, &zone),
             zone: Name::from(zone),
+            problem: None,
+            config,
+            assembly: Assembly::default(),
+            torn: 0,
+            names: None,
+        })
+    }
+
+    /// A guest that is the fallback tells its control plane why, where its configuration names one.
+    fn only_tell(configuration: &[u8], why: &Unusable) -> Option<Following> {
+        let config = Config::of_control_plane(configuration)?;
+        Some(Following {
+            place: Place::new(&config.control_plane, ""),
+            zone: Name::from(""),
+            problem: Some(why.to_string()),
             config,
             assembly: Assembly::default(),
             torn: 0,
@@ -188,6 +207,7 @@ impl Following {
                     context,
                     holder,
                     zone: &self.zone,
+                    problem: self.problem.as_deref(),
                     config: &self.config,
                     place: &self.place,
                 };

@@ -256,11 +256,27 @@ fn a_zone_is_found_where_the_configuration_says() {
 fn a_configuration_that_is_not_valid_is_the_fallback() {
     let mut host = Fake::default();
     let (mut plugin, outcome) = Plugin::configured(b"{}", &mut host);
-    assert!(outcome.is_err() && !plugin.is_usable());
+    assert!(outcome.is_err() && !plugin.has_control_plane());
     assert_eq!(*plugin.guest, Guest::fallback());
     let (mut follower, mut decoder) = (Follower::default(), Decoder::default());
     let elected = election::elect(&mut host, WorkerId(1));
     let read = plugin.tick(CONTEXT, elected, &mut follower, &mut decoder, &mut host);
     assert_eq!(read.unwrap(), None);
     assert!(host.done().is_empty(), "it opens no stream");
+}
+
+#[test]
+fn a_bad_configuration_is_told_to_the_control_plane_that_it_names() {
+    let mut host = Fake::default();
+    let bad = br#"{"control_plane": "tidegate", "mode": "watch"}"#;
+    let (mut plugin, outcome) = Plugin::configured(bad, &mut host);
+    assert!(outcome.is_err());
+    let mut follower = Follower::default();
+    let elected = election::elect(&mut host, WorkerId(1));
+    let mut decoder = Decoder::default();
+    let read = plugin.tick(CONTEXT, elected, &mut follower, &mut decoder, &mut host);
+    assert_eq!(read.unwrap(), None);
+    let done = host.done();
+    assert_eq!(done[0], "follow tidegate");
+    assert!(done[1].contains("unknown variant `watch`"), "{done:?}");
 }

@@ -5,13 +5,16 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Admin;
-use crate::{applied::AppliedStatus, discovery::proxies::ProxyStatus};
+use crate::{applied::AppliedStatus, discovery::proxies::ProxyStatus, guests::Details};
 
+/// A proxy that Tidegate configures, or a guest.
 #[derive(Serialize)]
 pub(super) struct Listed {
     #[serde(flatten)]
     status: ProxyStatus,
     policy: PolicyStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest: Option<Details>,
 }
 
 /// The progress of the filter.
@@ -28,19 +31,27 @@ struct PolicyStatus {
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Vec<Listed>> {
     let now = Instant::now();
     let snapshot = admin.feed.snapshots.borrow().clone();
-    let proxies = admin.proxies.list().into_iter();
-    let listed = proxies.map(|status| {
+    let policy = |node: &str, wanted: Option<u64>| {
+        let (state, applied) = admin.applied.standing(node, wanted, now);
+        PolicyStatus {
+            state: state.as_str(),
+            wanted,
+            applied,
+        }
+    };
+    let proxies = admin.proxies.list().into_iter().map(|status| {
         let view = snapshot.as_ref().and_then(|s| s.view(&status.view));
         let wanted = view.map(|view| view.policy_version());
-        let (state, applied) = admin.applied.standing(&status.node, wanted, now);
         Listed {
-            policy: PolicyStatus {
-                state: state.as_str(),
-                wanted,
-                applied,
-            },
+            policy: policy(&status.node, wanted),
             status,
+            guest: None,
         }
     });
-    Json(listed.collect())
+    let guests = admin.guests.list().into_iter().map(|guest| Listed {
+        policy: policy(&guest.node, guest.wanted),
+        status: ProxyStatus::of_guest(guest.node, &guest.zone),
+        guest: Some(guest.guest),
+    });
+    Json(proxies.chain(guests).collect())
 }

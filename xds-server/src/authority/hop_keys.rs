@@ -1,4 +1,5 @@
-//! The distribution of hop keys: only to gateways that may be gateways of their zone.
+//! The distribution of hop keys: only to gateways that may be gateways of their zone, and to guests
+//! that prove theirs.
 
 use std::sync::Arc;
 
@@ -53,7 +54,7 @@ impl ToldKeys {
         let authority = self.keys.meshes.borrow_and_update().authority.clone();
         let keys = authority.and_then(|authority| authority.hop_keys);
         // The rules may have changed as well.
-        let keys = keys.filter(|_| self.is_gateway());
+        let keys = keys.filter(|_| self.may_forward());
         if self.told.as_ref() == Some(&keys) {
             return None;
         }
@@ -68,9 +69,15 @@ impl ToldKeys {
         }
     }
 
-    fn is_gateway(&self) -> bool {
-        let (role, rules) = (Role::Gateway, self.keys.rules.rules());
-        self.role == role.as_str() && rules.view(&self.caller, &self.zone, role).is_ok()
+    /// Gateways forward writes, and guests of a proven zone.
+    fn may_forward(&self) -> bool {
+        let rules = &self.keys.rules;
+        let (caller, zone) = (&self.caller, self.zone.as_str());
+        match Role::named(&self.role) {
+            Some(Role::Gateway) => rules.rules().view(caller, zone, Role::Gateway).is_ok(),
+            Some(Role::Guest) => rules.guest_grants(caller, zone).is_ok(),
+            Some(Role::Sidecar | Role::Grpc) | None => false,
+        }
     }
 }
 
@@ -135,7 +142,7 @@ mod tests {
 
     const ONE: &str = "forward_token: 0123456789abcdef";
     const TWO: &str = "forward_token: [abcdef0123456789, 0123456789abcdef]";
-    const RULES: &str = "access: {proxies: [{match: 'spiffe://m/{zone}/gateway', roles: [gateway]}, {match: 'spiffe://m/{zone}/app', roles: [sidecar]}]}";
+    const RULES: &str = "access: {proxies: [{match: 'spiffe://m/{zone}/gateway', roles: [gateway]}, {match: 'spiffe://m/{zone}/app', roles: [sidecar]}, {match: 'spiffe://shop/front', zones: [a], roles: [guest]}]}";
 
     #[test]
     fn only_a_gateway_that_may_be_one_is_told_and_again_when_they_change() {
@@ -145,6 +152,9 @@ mod tests {
         let mut told = keys.told_to(&gateway, "a", "gateway");
         assert_eq!(secrets(told.news()), Some(vec!["0123456789abcdef".into()]));
         assert_eq!(secrets(told.news()), None);
+        let front = named("spiffe://shop/front");
+        let mut told = keys.told_to(&front, "a", "guest");
+        assert_eq!(secrets(told.news()), Some(vec!["0123456789abcdef".into()]));
         let app = named("spiffe://m/a/app");
         for (caller, zone, role) in [
             // A sidecar, one that claims to be a gateway, gateways of other zones, and an unknown
@@ -154,6 +164,10 @@ mod tests {
             (&gateway, "b", "gateway"),
             (&gateway, "a", "sidecar"),
             (&gateway, "a", ""),
+            (&gateway, "a", "guest"),
+            (&front, "b", "guest"),
+            (&front, "a", "gateway"),
+            (&Caller::Plain, "a", "guest"),
             (&Caller::Plain, "a", "gateway"),
             (&Caller::Anonymous, "a", "gateway"),
         ] {

@@ -54,7 +54,7 @@ pub struct Entry {
 }
 
 /// The areas, by the digit after `TG`.
-pub(super) const AREAS: [(char, &str); 7] = [
+pub(super) const AREAS: [(char, &str); 8] = [
     ('1', "Fence and authority"),
     ('2', "Store"),
     ('3', "Registry and world"),
@@ -62,6 +62,7 @@ pub(super) const AREAS: [(char, &str); 7] = [
     ('5', "Configuration and certificates"),
     ('6', "Clocks"),
     ('7', "Safety rules of commands"),
+    ('8', "Istio"),
 ];
 
 macro_rules! codes {
@@ -236,6 +237,18 @@ codes! {
         is: "A proxy names a zone that is not configured: the control plane rejects it. A proxy that was connected before keeps its last state and gets no more updates.",
         do: "Correct `node.locality.zone` in the proxy's bootstrap, or configure the zone.";
 
+    GuestWithoutGrants = "TG4005", "guest_without_grants", Error, Condition;
+        is: "A guest follows the policy of its zone, but its certificate does not prove that it stands there, so it gets no grants and rejects fenced writes.",
+        do: "Permit its identity in `access.proxies` with the role `guest` and exactly one zone, or give it a certificate of that zone. `listen.tls.guest_ca` has to be the CA of its mesh.";
+
+    GuestOutlivesDrain = "TG4006", "guest_outlives_drain", Error, Condition;
+        is: "The routes around a guest let a write live longer than the fence waits for it, so the guest admits no fenced write.",
+        do: "Lower `max_stream_duration` of the host's routes and `drain_ms` of the guest, or raise `authority.write_drain_ms` (`tidegate terms change`).";
+
+    GuestProblem = "TG4007", "guest_problem", Error, Condition;
+        is: "A guest cannot keep a promise, and rejects writes meanwhile.",
+        do: "Look at the detail: it names the part of the guest's configuration, or of its proxy, that is to be changed.";
+
     // TG5: configuration and certificates
 
     ConfigRefused = "TG5001", "config_refused", Error, Condition;
@@ -299,6 +312,20 @@ codes! {
     NoReplicaThere = "TG7006", "no_replica_there", Error, Rule;
         is: "No replica of the control plane serves the new owner zone, so no replica could grant writes there.",
         do: "Start a replica in that zone first, or choose another zone.";
+
+    // TG8: Istio
+
+    IstioUnreachable = "TG8001", "istio_unreachable", Error, Condition;
+        is: "The Kubernetes API server does not answer, or refuses to list Istio's objects, so weights and instances do not reach the Istio mesh. Its proxies keep what they have.",
+        do: "Look at the detail: the path to the API server, the credentials (`istio.kubeconfig`), the role (docs/guides/istio-objects.md), and Istio's CustomResourceDefinitions.";
+
+    IstioForeignObject = "TG8002", "istio_foreign_object", Error, Condition;
+        is: "An object of somebody else has the host of a service. Istio does not merge two of them, so Tidegate does not create its own; objects that exist are kept up to date.",
+        do: "Merge the object with that of `tidegate get istio-objects -o yaml`, or remove the host from it.";
+
+    IstioObjectFailed = "TG8003", "istio_object_failed", Error, Condition;
+        is: "The API server refuses to apply or delete an object of Istio, so the mesh has an earlier state of it.",
+        do: "Look at the detail. With a conflict, another manager has set a field of the object: let it give the field up. With a refused request, see the role in docs/guides/istio-objects.md.";
 }
 
 impl Code {

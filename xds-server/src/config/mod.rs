@@ -6,6 +6,7 @@
 mod authority;
 mod digest;
 mod failover;
+mod istio;
 mod listen;
 mod listeners;
 mod proxy_tls;
@@ -33,6 +34,7 @@ use xds::resource::{Kind, Resource};
 pub use agent::yaml::ConfigError;
 pub(crate) use authority::CONTROL_PLANE;
 pub use authority::{Authority, CellConfig};
+pub use istio::{Entry as IstioEntry, Istio, IstioService, Protocol as IstioProtocol};
 pub(crate) use listeners::is_any_ipv6;
 pub use listeners::{
     EscapedSlashes, HeadersWithUnderscoresAction, ListenerConfig, ListenerLimits, Listeners,
@@ -114,6 +116,8 @@ pub struct Mesh {
     pub ttls: Ttls,
     pub explain: Option<Explain>,
     pub guard: Guard,
+    /// None: nothing goes into an Istio mesh.
+    pub istio: Option<Istio>,
     pub access: Arc<Access>,
     /// Equal on replicas that serve their proxies the same.
     pub digest: u64,

@@ -13,6 +13,7 @@ use super::{
     Protocol,
     authority::RawAuthority,
     failover::{RawDemand, RawFailover, RawGuard},
+    istio::RawIstio,
     listen::{RawAccess, RawListen},
     listeners::RawListeners,
     proxy_tls::RawUpstreamTls,
@@ -38,6 +39,7 @@ pub(super) struct RawConfig {
     pub(super) explain: Option<Spanned<RawExplain>>,
     pub(super) guard: Option<Spanned<RawGuard>>,
     pub(super) authority: Option<Spanned<RawAuthority>>,
+    pub(super) istio: Option<Spanned<RawIstio>>,
     pub(super) services: Spanned<Vec<Spanned<RawService>>>,
 }
 

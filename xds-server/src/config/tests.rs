@@ -1,6 +1,7 @@
 //! Configurations that are accepted, those that are rejected, and the errors.
 
 mod authority;
+mod istio;
 mod listen;
 mod listeners;
 mod proxy_tls;

@@ -123,6 +123,7 @@ impl Validator<'_> {
         });
         self.check_rules(&topology, &services, &raw)?;
         refuse_foreign_upgrades(&mut services);
+        let istio = self.istio(raw.istio.as_ref(), &topology, &services)?;
         services.extend(fences.then(|| ServiceConfig::gateways(forward_tls)));
         if let Some(at) = &raw.explain {
             Rules::new(
@@ -162,6 +163,7 @@ impl Validator<'_> {
                 ttls: self.ttls(raw.xds.as_ref().and_then(|xds| xds.value.ttl_s.as_ref()))?,
                 explain,
                 guard: self.guard(raw.guard.as_ref(), is_loopback)?,
+                istio,
                 access: Arc::new(access),
                 // Of the text, which is not here.
                 digest: 0,

@@ -25,6 +25,7 @@ use crate::{
     config::{Config, StoreConfig},
     discovery::{ZoneViews, proxies::Proxies},
     feed::{self, Sources},
+    istio,
     last_good::Keeper,
     memory,
     metrics::Metrics,
@@ -124,11 +125,17 @@ impl ControlPlane {
         let (facts, told) = mpsc::channel(authority::FACTS_MAX);
         let feed = feed::start(Sources {
             store: Arc::clone(&opened.shared),
-            meshes,
+            meshes: meshes.clone(),
             facts: terms.is_some().then_some(facts),
             last_good,
             keeper: keeper.clone(),
             store_health: store_health.clone(),
+            metrics: metrics.clone(),
+        });
+        let istio = istio::start(istio::Sources {
+            meshes,
+            snapshots: feed.snapshots.clone(),
+            followed: feed.followed.clone(),
             metrics: metrics.clone(),
         });
         if let Some((keep, etcd)) = compactor {
@@ -175,6 +182,7 @@ impl ControlPlane {
             rules,
             hop_keys,
             network,
+            istio,
             load_report_interval: xds_config.load_report_interval,
             collectors: options.collectors,
             metrics,

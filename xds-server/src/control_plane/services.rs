@@ -19,6 +19,7 @@ use crate::{
     discovery::{self, ZoneViews, proxies::Proxies},
     feed::Feed,
     guests::{self, Guests},
+    istio,
     load_reports::{LoadReports, Loads},
     metrics::Metrics,
     store_health::StoreHealth,
@@ -35,6 +36,7 @@ pub(super) struct Shared {
     pub(super) rules: AccessRules,
     pub(super) hop_keys: HopKeys,
     pub(super) network: Network,
+    pub(super) istio: istio::Objects,
     pub(super) load_report_interval: Duration,
     pub(super) metrics: Metrics,
     /// Metrics of the process around it.
@@ -45,13 +47,16 @@ impl Shared {
     /// The services of the port for proxies, and of the admin port.
     pub(super) fn services(self) -> (Services<xds::Server<ZoneViews>>, Router) {
         let (applied, loads) = (Applied::default(), Loads::default());
+        let guests = self.guests();
+        tokio::spawn(guests.clone().watch());
         tokio::spawn(discovery::conditions::watch(
             self.proxies.clone(),
+            guests.clone(),
             applied.clone(),
             self.feed.snapshots.clone(),
             self.metrics.clone(),
         ));
-        let services = self.for_proxies(&applied, &loads);
+        let services = self.for_proxies(guests.clone(), &applied, &loads);
         let admin = Admin {
             metrics: Arc::new(registry(&self.metrics, loads, self.collectors)),
             store: self.store,
@@ -60,15 +65,31 @@ impl Shared {
             agreements: self.agreements,
             feed: self.feed,
             proxies: self.proxies,
+            guests,
             applied,
             counts: self.metrics,
             rules: self.rules,
+            istio: self.istio,
             owners: LeaseOwners::default(),
         };
         (services, admin.router())
     }
 
-    fn for_proxies(&self, applied: &Applied, loads: &Loads) -> Services<xds::Server<ZoneViews>> {
+    fn guests(&self) -> Guests {
+        Guests::new(
+            self.feed.snapshots.clone(),
+            self.authorities.homes().clone(),
+            self.rules.clone(),
+            self.metrics.clone(),
+        )
+    }
+
+    fn for_proxies(
+        &self,
+        guests: Guests,
+        applied: &Applied,
+        loads: &Loads,
+    ) -> Services<xds::Server<ZoneViews>> {
         let snapshots = || self.feed.snapshots.clone();
         let homes = || self.authorities.homes().clone();
         let rules = || self.rules.clone();
@@ -79,7 +100,6 @@ impl Shared {
         let load_reports = load_reports.among(homes()).behind(rules());
         let (authorities, hop_keys) = (self.authorities.clone(), self.hop_keys.clone());
         let fence = authority::service(authorities, rules(), hop_keys, metrics());
-        let guests = Guests::new(snapshots(), homes(), rules(), metrics());
         let others = Routes::new(fence)
             .add_service(guests::service(guests))
             .add_service(load_reports.into_service())

@@ -10,8 +10,9 @@ use super::{Snapshots, proxies::Proxies};
 use crate::{
     applied::{Applied, PolicyState},
     conditions::{Code, Found, Lasting},
+    guests::Guests,
     metrics::{Metrics, ResultLabel},
-    snapshot::ViewKey,
+    snapshot::{Role, ViewKey},
 };
 
 /// Between two checks: each covers all streams.
@@ -29,7 +30,13 @@ const CODES: &[Code] = &[
 ];
 
 /// Checks periodically, until nothing can change any more.
-pub async fn watch(proxies: Proxies, applied: Applied, snapshots: Snapshots, metrics: Metrics) {
+pub async fn watch(
+    proxies: Proxies,
+    guests: Guests,
+    applied: Applied,
+    snapshots: Snapshots,
+    metrics: Metrics,
+) {
     let mut lasting = Lasting::new(metrics.conditions.clone(), CODES);
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -37,8 +44,12 @@ pub async fn watch(proxies: Proxies, applied: Applied, snapshots: Snapshots, met
         ticks.tick().await;
         let snapshot = snapshots.borrow().clone();
         let now = Instant::now();
-        let wanted = |view: &ViewKey| Some(snapshot.as_ref()?.view(view)?.policy_version());
-        let mut found = find(proxies.clients().health(), &applied, wanted, &metrics, now);
+        let wanted = |view: &ViewKey| match view.role {
+            Role::Guest => guests.version_of(&view.zone),
+            _ => Some(snapshot.as_ref()?.view(view)?.policy_version()),
+        };
+        let all = proxies.clients().health().chain(guests.health());
+        let mut found = find(all, &applied, wanted, &metrics, now);
         found.extend(find_strangers(&proxies, now));
         lasting.look(found, now);
     }
@@ -137,7 +148,7 @@ mod tests {
     use protos::status::{Applied as Edition, AppliedReport, Refused};
 
     use super::*;
-    use crate::{conditions::Conditions, snapshot::Role};
+    use crate::conditions::Conditions;
 
     fn healthy(node: &str) -> Health<ViewKey> {
         Health {

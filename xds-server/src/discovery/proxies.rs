@@ -13,7 +13,7 @@ use xds::{
     stream::Variant,
 };
 
-use crate::snapshot::ViewKey;
+use crate::snapshot::{Role, ViewKey};
 
 /// How many rejected proxies are remembered: any client of the port can invent node ids.
 const STRANGERS_MAX: usize = 64;
@@ -28,7 +28,7 @@ pub struct ProxyStatus {
     pub role: &'static str,
     #[serde(skip)]
     pub view: ViewKey,
-    /// `delta` or `sotw`.
+    /// `delta` or `sotw`; `policy` for a guest, which has no resources.
     pub variant: &'static str,
     /// Its zone is no longer configured: it keeps its last state and gets no updates.
     pub orphaned: bool,
@@ -52,6 +52,25 @@ pub struct KindStatus {
 pub struct Nack {
     pub resources: Vec<String>,
     pub message: String,
+}
+
+impl ProxyStatus {
+    /// A guest of a zone, which has no resources.
+    pub fn of_guest(node: String, zone: &str) -> ProxyStatus {
+        let view = ViewKey {
+            zone: Arc::from(zone),
+            role: Role::Guest,
+        };
+        ProxyStatus {
+            node,
+            zone: zone.to_owned(),
+            role: view.role.as_str(),
+            view,
+            variant: "policy",
+            orphaned: false,
+            kinds: BTreeMap::new(),
+        }
+    }
 }
 
 impl From<ClientStatus<ViewKey>> for ProxyStatus {

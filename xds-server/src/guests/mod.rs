@@ -2,10 +2,11 @@
 //! by a stream of their own, since a host takes no resources of ours.
 //!
 //! [`published`] makes of each zone's policy the compressed pieces that all guests of the zone
-//! share; [`service`] is the stream on tonic. [`confined`] keeps certificates of the guests' CA to the
+//! share; [`service`] is the stream on tonic; [`connected`] tells operators of the guests. [`confined`] keeps certificates of the guests' CA to the
 //! calls of guests.
 
 mod confined;
+mod connected;
 mod published;
 mod service;
 
@@ -16,10 +17,11 @@ use std::{
 
 use tokio::sync::watch;
 
-use self::published::Published;
+use self::{connected::Connected, published::Published};
 use crate::{access_rules::AccessRules, authority::Homes, discovery::Snapshots, metrics::Metrics};
 
 pub use confined::confined;
+pub use connected::{Details, GuestStatus};
 pub use service::service;
 
 /// The policies for guests, by zone. Cheap to clone.
@@ -31,6 +33,7 @@ pub struct Guests {
     metrics: Metrics,
     /// The zones that a guest has asked for.
     zones: Arc<Mutex<BTreeMap<String, Policies>>>,
+    connected: Connected,
 }
 
 /// The present policy of a zone; none until there is one.
@@ -45,6 +48,7 @@ impl Guests {
             rules,
             metrics,
             zones: Arc::default(),
+            connected: Connected::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use protos::{
     guest::{GuestSays, Hello, PolicySays},
     wire,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
@@ -66,6 +66,7 @@ async fn follow(
         None => return Ok(()),
     };
     let policies = guests.admit(&caller, &hello)?;
+    let _presence = guests.connected.enter(&caller, &hello);
     let Hello {
         zone,
         node,
@@ -105,12 +106,16 @@ impl Guests {
             return refuse("starting", no_policy_yet());
         };
         if !zones.iter().any(|zone| **zone == *hello.zone) {
-            let error = format!(
-                "guest {:?} says zone {:?}: no zone of the mesh, which has {}",
-                hello.node,
-                hello.zone,
-                zones.join(", ")
-            );
+            let error = match hello.problems.as_slice() {
+                [] => format!(
+                    "it says zone {:?}: no zone of the mesh, which has {}",
+                    hello.zone,
+                    zones.join(", ")
+                ),
+                problems => problems.join("; "),
+            };
+            let now = Instant::now();
+            self.connected.reject(&hello.node, error.clone(), now);
             return refuse("unknown_zone", Status::not_found(error));
         }
         Ok(self.of_zone(&hello.zone))

@@ -25,6 +25,8 @@ use xds_server::{
     authority::{Agreements, Authorities},
     discovery::proxies::Proxies,
     feed::{self, Feed, Sources},
+    guests::Guests,
+    istio::Objects,
     last_good::Keeper,
     metrics::Metrics,
     net::access::{Caller, Identity},
@@ -101,7 +103,14 @@ impl Fixture {
             applied: Applied::default(),
             counts: metrics.clone(),
             metrics: Arc::new(metrics.registry()),
-            rules: AccessRules::new(meshes),
+            rules: AccessRules::new(meshes.clone()),
+            guests: Guests::new(
+                feed.snapshots.clone(),
+                Authorities::none().homes().clone(),
+                AccessRules::new(meshes),
+                metrics.clone(),
+            ),
+            istio: Objects::none(),
             owners: LeaseOwners::default(),
         };
         let fixture = Fixture {

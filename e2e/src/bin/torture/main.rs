@@ -26,6 +26,7 @@ use e2e::dice::Dice;
 use e2e::figures::{self, Figure};
 use e2e::history::Report;
 use e2e::netns::Network;
+use e2e::stage::Gateways;
 use e2e::workdir::Workdir;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,6 +58,10 @@ struct Arguments {
     /// zones' instances
     #[arg(long)]
     attacks: bool,
+    /// Gateways that somebody else configures, with the filter as a guest, on routes with Istio's
+    /// default retries and without a time-out
+    #[arg(long)]
+    guests: bool,
     /// Only observe, and admit every write: a success if the judge finds violations
     #[arg(long)]
     unfenced: bool,
@@ -129,7 +134,11 @@ async fn torture(workdir: &Workdir, network: Arc<Network>, arguments: &Arguments
         true => "observe",
         false => "enforce",
     };
-    let mut scene = Scene::set(workdir.path(), network, rps, enforcement).await?;
+    let gateways = match arguments.guests {
+        true => Gateways::Guests,
+        false => Gateways::Owned,
+    };
+    let mut scene = Scene::set(workdir.path(), network, rps, enforcement, gateways).await?;
     if arguments.attacks {
         scene.attack(seed)?;
     }

@@ -13,7 +13,7 @@ use e2e::netns::Network;
 use e2e::process::Process;
 use e2e::stage::load::{Load, Sample};
 use e2e::stage::witness::{self, CELLS, Spans, Witness};
-use e2e::stage::{Plan, Registered, SERVICE, Stage, name, zones};
+use e2e::stage::{Gateways, Plan, Registered, SERVICE, Stage, name, zones};
 use e2e::wait::eventually;
 use futures::future::join_all;
 use serde_json::json;
@@ -123,6 +123,7 @@ impl Scene {
         network: Arc<Network>,
         rps: u32,
         enforcement: &str,
+        gateways: Gateways,
     ) -> Result<Scene> {
         let plan = Plan {
             service: json!({
@@ -136,6 +137,7 @@ impl Scene {
             instances: 2,
             workers: 2,
             registered: Registered::ForGood,
+            gateways,
             write_logs: true,
             wall_clocks: true,
         };

@@ -1,0 +1,217 @@
+//! The filter as a guest in Istio's proxies, in each form that istiod delivers, with the pieces
+//! that `tidegate guest` prints.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use e2e::cells::Cells;
+use e2e::client::{Client, Reply, Request, Version};
+use e2e::paths;
+use e2e::peers::istio::Sidecar;
+use e2e::wait::{PATIENCE, eventually};
+use hyper::Method;
+use serde_json::json;
+
+use crate::HOST;
+use crate::scene::{A, B, Scene};
+
+/// The client whose sidecar has the guest.
+const FRONT: &str = "front";
+
+/// A mesh with a fence, and a guest in the sidecar of a client in shanghai-a.
+struct Fenced {
+    scene: Scene,
+    sidecar: Sidecar,
+    client: Client,
+}
+
+/// The pieces of a guest in the sidecar of [`FRONT`].
+fn pieces(scene: &Scene, more: &[&str]) -> Result<String> {
+    let address = scene.control_plane.xds().to_string();
+    let host = format!("{HOST}:{}", scene.port);
+    let fixed = [
+        "guest",
+        "--kind",
+        "istio",
+        "--context",
+        "sidecar-outbound",
+        "--namespace",
+        "shop",
+        "--selector",
+        "pod=front",
+        "--address",
+        &address,
+        "--virtual-host",
+        &host,
+    ];
+    let output = Command::new(paths::tidegate()?)
+        .args(fixed)
+        .args(more)
+        .output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{errors}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+impl Fenced {
+    /// With a guest that the host delivers in this way, with these further options.
+    async fn start(name: &str, delivery: &str, more: &[&str]) -> Result<Fenced> {
+        let scene = Scene::start_with(name, "", |config| {
+            config.authority = Some(json!({
+                "write_drain_ms": 1_500,
+                "cells": [{ "name": "main", "owners": [A], "standby": [B], "cool_down_s": 0 }],
+            }));
+        })
+        .await?;
+        let module = paths::filter()?.display().to_string();
+        let module = match delivery {
+            "plugin" | "traffic-extension" => format!("file://{module}"),
+            _ => module,
+        };
+        let delivered = ["--delivery", delivery, "--module", &module];
+        let pieces = pieces(&scene, &[&delivered[..], more].concat())?;
+        scene
+            .objects
+            .apply(&pieces)
+            .await
+            .with_context(|| pieces.clone())?;
+        let sidecar = scene.sidecar(FRONT, "shanghai", A).await?;
+        Ok(Fenced {
+            scene,
+            sidecar,
+            client: Client::new(Version::Http1),
+        })
+    }
+
+    fn request(&self, method: Method) -> Request {
+        let host = format!("{HOST}:{}", self.scene.port);
+        Request::new(method, "/orders").header("host", host)
+    }
+
+    async fn send(&self, request: &Request) -> Result<Reply> {
+        let at = self.sidecar.outbound(self.scene.port).await?;
+        self.client.send(at, request).await
+    }
+
+    async fn until<T>(
+        &self,
+        what: &str,
+        request: Request,
+        check: impl Fn(&Reply) -> Result<T>,
+    ) -> Result<T> {
+        let reached = eventually(PATIENCE, what, async || check(&self.send(&request).await?));
+        reached.await.with_context(|| {
+            let control_plane = self.scene.control_plane.process();
+            format!(
+                "{}\n{}",
+                self.sidecar.envoy().process().tail(),
+                control_plane.tail()
+            )
+        })
+    }
+
+    async fn until_written(&self) -> Result<()> {
+        let write = self.request(Method::POST).header("x-tidegate-epoch", "99");
+        self.until("a write to be taken", write, |reply| {
+            let echo = reply.echo()?;
+            let epoch = echo.headers.get("x-tidegate-epoch").map(String::as_str);
+            ensure!(epoch.is_some_and(|epoch| epoch != "99"), "{epoch:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    async fn until_fenced(&self) -> Result<()> {
+        let write = self.request(Method::POST);
+        self.until("a write to be refused", write, |reply| {
+            ensure!(reply.status == 503, "{}", reply.status);
+            ensure!(reply.refusal()? == "fenced", "{}", reply.text());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn reads_pass(&self) -> Result<()> {
+        for _ in 0..20 {
+            let reply = self.send(&self.request(Method::GET)).await?;
+            reply.echo().with_context(|| reply.text())?;
+        }
+        Ok(())
+    }
+
+    /// The fence as everywhere: writes where the zone owns the cell, and nowhere else.
+    async fn fences(&mut self) -> Result<()> {
+        self.until_written().await?;
+        let cells = Cells::new(self.scene.control_plane.admin());
+        cells.override_to("main", B, "a test").await?;
+        let write = self.request(Method::POST);
+        self.until("writes to be of another zone", write, |reply| {
+            ensure!(reply.refusal()? == "not_owner", "{}", reply.text());
+            Ok(())
+        })
+        .await?;
+        cells.move_to("main", A, "a test").await?;
+        self.until_written().await?;
+        self.reads_pass().await?;
+        // Without its control plane it holds nothing for long.
+        self.scene.control_plane.process().kill()?;
+        self.until_fenced().await?;
+        self.reads_pass().await?;
+        self.scene.control_plane.restart().await?;
+        self.until_written().await?;
+        let rejections = self.sidecar.rejections().await?;
+        ensure!(rejections == 0, "{rejections} configurations were rejected");
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_guest_of_an_envoy_filter_fences_and_the_net_holds_without_it() -> Result<()> {
+    let mut fenced = Fenced::start("istio-guest-filter", "file", &[]).await?;
+    fenced.fences().await?;
+    // The guest goes, and its net stays.
+    let guest = "{apiVersion: networking.istio.io/v1alpha3, kind: EnvoyFilter, \
+                 metadata: {name: tidegate-guest, namespace: shop}}";
+    fenced.scene.objects.delete(guest).await?;
+    let write = fenced.request(Method::POST);
+    fenced
+        .until("the net to refuse a write", write, |reply| {
+            ensure!(reply.refusal()? == "fenced", "{}", reply.text());
+            ensure!(reply.text().contains("away"), "{}", reply.text());
+            Ok(())
+        })
+        .await?;
+    fenced.reads_pass().await
+}
+
+#[tokio::test]
+async fn a_guest_of_a_wasm_plugin_fences() -> Result<()> {
+    let mut fenced = Fenced::start("istio-guest-plugin", "plugin", &[]).await?;
+    fenced.fences().await
+}
+
+#[tokio::test]
+async fn a_guest_of_a_traffic_extension_fences() -> Result<()> {
+    let mut fenced = Fenced::start("istio-guest-extension", "traffic-extension", &[]).await?;
+    fenced.fences().await
+}
+
+#[tokio::test]
+async fn the_stamps_of_a_guest_choose_among_the_subsets() -> Result<()> {
+    let fenced = Fenced::start("istio-guest-route", "file", &["--mode", "route"]).await?;
+    fenced.until_written().await?;
+    for zone in [A, B] {
+        let what = format!("reads of {zone} to go there");
+        let read = fenced.request(Method::GET).home(zone);
+        fenced
+            .until(&what, read, |reply| {
+                let echo = reply.echo()?;
+                let to = echo.headers.get("x-tidegate-to").map(String::as_str);
+                ensure!(echo.zone == zone, "{}", echo.zone);
+                ensure!(to == Some(&*format!("orders/{zone}")), "{to:?}");
+                Ok(())
+            })
+            .await?;
+    }
+    Ok(())
+}
