@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -23,11 +23,38 @@ const FIRST_FILTERS: &str =
 const FILE: &str = "/typed_config/config/vm_config/code/local/filename";
 
 const CONFIGURATION: &str = "/typed_config/config/configuration/value";
+const NATIVE_CONFIGURATION: &str = "/typed_config/filter_config/value";
 const GUEST: &str = "tidegate";
 
 const TLS_SOCKET: &str = "transport_socket.yaml";
 const SHIPPED_SECRETS: &str = "/etc/tidegate/tls";
 const SHIPPED_CERTIFICATES: &str = "/etc/tidegate/proxy-certs";
+
+/// How Envoy runs the filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// In the wasm virtual machine.
+    Wasm,
+    /// As a dynamic module.
+    Native,
+}
+
+impl Flavour {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Flavour::Wasm => "wasm",
+            Flavour::Native => "native",
+        }
+    }
+
+    /// The filter's file.
+    pub fn file(self) -> Result<PathBuf> {
+        match self {
+            Flavour::Wasm => paths::filter(),
+            Flavour::Native => paths::module(),
+        }
+    }
+}
 
 /// A bootstrap under construction.
 #[derive(Clone, Debug)]
@@ -45,21 +72,43 @@ impl Bootstrap {
     }
 
     /// Reads `examples/<name>`, the configuration of an Envoy that somebody else configures, with a
-    /// guest in it. Its listener and its admin port are the kernel's choice.
-    pub fn example(name: &str, filter: &Path) -> Result<Bootstrap> {
+    /// guest in it of this flavour. Its listener and its admin port are the kernel's choice.
+    pub fn example(name: &str, flavour: Flavour) -> Result<Bootstrap> {
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut example = Bootstrap(read(&format!("examples/{name}"))?)
+        let example = Bootstrap(read(&format!("examples/{name}"))?)
             .with(ADMIN_PORT, json!(0))?
             .with(FIRST_LISTENER, socket(any_port))?;
-        let guest = example.filters()?.iter_mut().find(is_guest);
+        let file = flavour.file()?;
+        match flavour {
+            Flavour::Wasm => example.filter_file(&file),
+            Flavour::Native => example.with_module(&file),
+        }
+    }
+
+    fn filter_file(mut self, filter: &Path) -> Result<Bootstrap> {
+        let guest = self.filters()?.iter_mut().find(is_guest);
         let file = guest.and_then(|guest| guest.pointer_mut(FILE));
         *file.context("no file of the filter")? = json!(filter);
-        Ok(example)
+        Ok(self)
+    }
+
+    /// Replaces the guest in an example by a dynamic module with the same configuration.
+    pub fn with_module(mut self, module: &Path) -> Result<Bootstrap> {
+        let guest = self.filters()?.iter_mut().find(is_guest);
+        let guest = guest.context("no filter named tidegate")?;
+        let configuration = guest
+            .pointer_mut("/typed_config/config/configuration")
+            .context("no configuration")?
+            .take();
+        guest["typed_config"] = native_filter(module, configuration);
+        Ok(self)
     }
 
     /// The configuration of the guest in an example.
     pub fn guest_configuration(&self) -> Result<Value> {
-        let text = self.guest_plugin()?.pointer(CONFIGURATION);
+        let guest = self.guest_plugin()?;
+        let text = guest.pointer(CONFIGURATION);
+        let text = text.or_else(|| guest.pointer(NATIVE_CONFIGURATION));
         let text = text.and_then(Value::as_str).context("no configuration")?;
         Ok(serde_json::from_str(text)?)
     }
@@ -67,7 +116,14 @@ impl Bootstrap {
     /// Gives the guest in an example another configuration.
     pub fn guest(mut self, configuration: &Value) -> Result<Bootstrap> {
         let guest = self.filters()?.iter_mut().find(is_guest);
-        let value = guest.and_then(|guest| guest.pointer_mut(CONFIGURATION));
+        let guest = guest.context("no filter named tidegate")?;
+        let is_wasm = guest.pointer(CONFIGURATION).is_some();
+        let place = if is_wasm {
+            CONFIGURATION
+        } else {
+            NATIVE_CONFIGURATION
+        };
+        let value = guest.pointer_mut(place);
         *value.context("no configuration")? = json!(configuration.to_string());
         Ok(self)
     }
@@ -203,6 +259,21 @@ impl Bootstrap {
         fs::write(path, serde_json::to_vec_pretty(&self.0)?)
             .with_context(|| path.display().to_string())
     }
+}
+
+/// The filter as a dynamic module, with a configuration as an `Any` of bytes or text.
+pub fn native_filter(module: &Path, configuration: Value) -> Value {
+    json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter",
+        "dynamic_module_config": {
+            "module": { "local": { "filename": module } },
+            "do_not_close": true,
+            // The names of metrics stay the same.
+            "metrics_namespace": "wasmcustom",
+        },
+        "filter_name": "tidegate",
+        "filter_config": configuration,
+    })
 }
 
 fn read(name: &str) -> Result<Value> {

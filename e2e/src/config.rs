@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::bootstrap::Flavour;
+
 /// The zones of every mesh here: two in one city, one far away. Zone, then region.
 pub const ZONES: [(&str, &str); 3] = [
     ("shanghai-a", "shanghai"),
@@ -51,6 +53,8 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// The compaction of etcd's history, as in the file.
     pub compaction: Option<Value>,
+    /// How the proxies run the filter.
+    pub flavour: Flavour,
     /// Raised to make proxies apply the same policy again.
     pub generation: u64,
     /// As in the file.
@@ -88,6 +92,7 @@ impl Config {
             store,
             state: Some(STATE.into()),
             compaction: None,
+            flavour: Flavour::Wasm,
             generation: 1,
             services,
             links: vec![],

@@ -130,7 +130,10 @@ fn config_file(directory: &Path) -> PathBuf {
 }
 
 fn write_config(directory: &Path, config: &Config) -> Result<()> {
-    write_atomically(&config_file(directory), &config.text(&paths::filter()?))
+    write_atomically(
+        &config_file(directory),
+        &config.text(&config.flavour.file()?),
+    )
 }
 
 async fn serve(directory: &Path, hands_over: bool) -> Result<(Process, Addresses)> {

@@ -86,6 +86,26 @@ pub fn filter() -> Result<PathBuf> {
     )
 }
 
+/// The filter as a dynamic module: `TIDEGATE_MODULE`, or the one that `cargo xtask native` built.
+pub fn module() -> Result<PathBuf> {
+    provisioned(
+        "TIDEGATE_MODULE",
+        "target/filter/libtidegate_module.so",
+        "native",
+    )
+}
+
+/// The same, built for an ABI that no Envoy has.
+pub fn module_of_another_abi() -> Result<PathBuf> {
+    let path = module()?.with_file_name("other-abi/libtidegate_module.so");
+    ensure!(
+        path.exists(),
+        "{} does not exist: run `cargo xtask native`",
+        path.display()
+    );
+    Ok(path)
+}
+
 /// The example of the crate `tidegate-xds`.
 pub fn xds_example() -> Result<PathBuf> {
     built(

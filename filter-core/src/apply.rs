@@ -56,6 +56,13 @@ pub struct Reply<'a> {
     pub awaited_body: Option<u32>,
 }
 
+impl Reply<'_> {
+    /// Whether it answers a gRPC request: other answers have a body, whose type they say.
+    pub fn is_grpc(&self) -> bool {
+        self.headers.iter().all(|(name, _)| *name != "content-type")
+    }
+}
+
 /// The longest body of a refused request that is waited for, in bytes.
 pub const AWAITED_BODY_MAX: u32 = 16 * 1024;
 

@@ -75,14 +75,30 @@ fn take_text<'m>(texts: &mut &'m [u8], size: usize) -> Option<&'m [u8]> {
 
 /// Encodes a map; none if a size does not fit into 32 bits.
 pub fn encode(pairs: &[(impl AsRef<[u8]>, impl AsRef<[u8]>)]) -> Option<Vec<u8>> {
+    encode_all(
+        pairs
+            .iter()
+            .map(|(name, value)| (name.as_ref(), value.as_ref())),
+    )
+}
+
+/// The same, of pairs that stand elsewhere.
+pub fn encode_all<'m>(
+    pairs: impl ExactSizeIterator<Item = (&'m [u8], &'m [u8])> + Clone,
+) -> Option<Vec<u8>> {
     let number = |size: usize| Some(u32::try_from(size).ok()?.to_le_bytes());
-    let mut bytes = number(pairs.len())?.to_vec();
-    for (name, value) in pairs {
-        bytes.extend(number(name.as_ref().len())?);
-        bytes.extend(number(value.as_ref().len())?);
+    let texts = pairs
+        .clone()
+        .map(|(name, value)| name.len() + value.len() + 2);
+    let size = 4 + pairs.len() * SIZES_BYTES + texts.sum::<usize>();
+    let mut bytes = Vec::with_capacity(size);
+    bytes.extend_from_slice(&number(pairs.len())?);
+    for (name, value) in pairs.clone() {
+        bytes.extend_from_slice(&number(name.len())?);
+        bytes.extend_from_slice(&number(value.len())?);
     }
     for (name, value) in pairs {
-        for text in [name.as_ref(), value.as_ref()] {
+        for text in [name, value] {
             bytes.extend_from_slice(text);
             bytes.push(0);
         }

@@ -48,7 +48,8 @@ pub enum Kind {
 
 const TIERS: usize = Tier::ALL.len() + 1; // and none
 const DECISIONS: usize = TIERS * Class::ALL.len() * Reason::ALL.len();
-const METRICS: usize = DECISIONS + 10;
+/// The number of metrics.
+pub const METRICS: usize = DECISIONS + 10;
 
 impl Metric {
     pub fn kind(self) -> Kind {
@@ -92,8 +93,34 @@ impl Metric {
         }
     }
 
+    /// Every metric.
+    pub fn all() -> impl Iterator<Item = Metric> {
+        let tiers = Tier::ALL.map(Some).into_iter().chain([None]);
+        let decisions = tiers.flat_map(|tier| {
+            Class::ALL.into_iter().flat_map(move |class| {
+                Reason::ALL.map(|reason| Metric::Decision {
+                    tier,
+                    class,
+                    reason,
+                })
+            })
+        });
+        decisions.chain([
+            Metric::SpoofedHeaders,
+            Metric::PolicyRejected,
+            Metric::PolicyVersion,
+            Metric::PolicyGeneration,
+            Metric::GrantsInstalled,
+            Metric::FenceRevocations,
+            Metric::ClockAnomalies,
+            Metric::StreamResets,
+            Metric::FenceHolding,
+            Metric::FenceWithheld,
+        ])
+    }
+
     /// Different for every metric, and below [`METRICS`].
-    fn index(self) -> usize {
+    pub fn index(self) -> usize {
         match self {
             Metric::Decision {
                 tier,
@@ -149,37 +176,11 @@ mod tests {
 
     use super::*;
 
-    fn all() -> Vec<Metric> {
-        let tiers = Tier::ALL.map(Some).into_iter().chain([None]);
-        let decisions = tiers.flat_map(|tier| {
-            Class::ALL.into_iter().flat_map(move |class| {
-                Reason::ALL.map(|reason| Metric::Decision {
-                    tier,
-                    class,
-                    reason,
-                })
-            })
-        });
-        let others = [
-            Metric::SpoofedHeaders,
-            Metric::PolicyRejected,
-            Metric::PolicyVersion,
-            Metric::PolicyGeneration,
-            Metric::GrantsInstalled,
-            Metric::FenceRevocations,
-            Metric::ClockAnomalies,
-            Metric::StreamResets,
-            Metric::FenceHolding,
-            Metric::FenceWithheld,
-        ];
-        decisions.chain(others).collect()
-    }
-
     #[test]
     fn every_metric_has_a_slot_and_a_name_of_its_own() {
-        let slots: BTreeSet<_> = all().into_iter().map(Metric::index).collect();
+        let slots: BTreeSet<_> = Metric::all().map(Metric::index).collect();
         assert_eq!(slots, (0..METRICS).collect());
-        let names: BTreeSet<_> = all().into_iter().map(Metric::name).collect();
+        let names: BTreeSet<_> = Metric::all().map(Metric::name).collect();
         assert_eq!(names.len(), METRICS);
     }
 
@@ -199,7 +200,7 @@ mod tests {
     #[test]
     fn a_metric_is_defined_once() {
         let ids = MetricIds::new();
-        for (id, metric) in (7..).zip(all()) {
+        for (id, metric) in (7..).zip(Metric::all()) {
             assert_eq!(ids.get(metric, |_| None), None, "the proxy said no");
             assert_eq!(ids.get(metric, |_| Some(id)), Some(id));
             assert_eq!(ids.get(metric, |_| unreachable!()), Some(id));

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use policy::Policy;
+use policy::{Policy, guest::Guest};
 use protos::{InvalidPolicy, PluginConfig};
 
 use crate::{
@@ -61,6 +61,28 @@ pub struct Plugin {
     guest: Option<guest::Plugin>,
     /// How often it is woken; 0 for never.
     tick_ms: u32,
+}
+
+/// What decides about requests: a policy, and the guest where somebody else configures the proxy.
+#[derive(Clone, Debug)]
+pub struct Deciding {
+    policy: Arc<Policy>,
+    guest: Option<Arc<Guest>>,
+}
+
+impl Deciding {
+    /// A request comes.
+    pub fn request(self, id: RequestId) -> Request {
+        Request::new(id, self.policy, self.guest)
+    }
+
+    /// Whether both are the very same, not only equal.
+    pub fn is_same(&self, other: &Deciding) -> bool {
+        let guests = (self.guest.as_ref()).zip(other.guest.as_ref());
+        Arc::ptr_eq(&self.policy, &other.policy)
+            && self.guest.is_some() == other.guest.is_some()
+            && guests.is_none_or(|(one, two)| Arc::ptr_eq(one, two))
+    }
 }
 
 impl Plugin {
@@ -132,10 +154,17 @@ impl Plugin {
         with_applied::<H, _, _>(host, |applied, _| Applied::failed(applied));
     }
 
+    /// What decides about the next request.
+    pub fn deciding(&self) -> Deciding {
+        Deciding {
+            policy: Arc::clone(&self.policy),
+            guest: self.guest.as_ref().map(|guest| Arc::clone(&guest.guest)),
+        }
+    }
+
     /// A request comes. It ends on the policy that it began with.
     pub fn request(&self, id: RequestId) -> Request {
-        let guest = self.guest.as_ref().map(|guest| Arc::clone(&guest.guest));
-        Request::new(id, Arc::clone(&self.policy), guest)
+        self.deciding().request(id)
     }
 
     /// The proxy has done with this configuration.

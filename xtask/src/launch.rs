@@ -55,6 +55,19 @@ pub(crate) fn wasm(tree: &Tree) -> Result<()> {
     build_filter(tree, "filter-wasm", &tree.filter())
 }
 
+/// Builds the dynamic module, and the one of another ABI that a test has Envoy refuse.
+pub(crate) fn native(tree: &Tree) -> Result<()> {
+    let module = tree.module();
+    let build = ["build", "-p", "filter-native", "--profile", "native"];
+    shown(&mut cargo(tree, &build))?;
+    self::place(tree, &tree.built().join("native"), &module)?;
+    let build = ["build", "-p", "filter-native", "--features", "other-abi"];
+    shown(&mut cargo(tree, &build))?;
+    let name = module.file_name().unwrap_or_default();
+    let refused = module.with_file_name("other-abi").join(name);
+    self::place(tree, &tree.built().join("debug"), &refused)
+}
+
 /// A filter that does nothing, for comparison with ours.
 fn noop_wasm(tree: &Tree) -> Result<()> {
     let place = tree.filter().with_file_name("noop_filter.wasm");
@@ -75,7 +88,11 @@ fn build_filter(tree: &Tree, package: &str, place: &Path) -> Result<()> {
             "wasm",
         ],
     ))?;
-    let built = tree.built().join("wasm32-wasip1/wasm");
+    self::place(tree, &tree.built().join("wasm32-wasip1/wasm"), place)
+}
+
+/// Puts what cargo has built in a directory at `place`, under the same name.
+fn place(tree: &Tree, built: &Path, place: &Path) -> Result<()> {
     let built = built.join(place.file_name().unwrap_or_default());
     let fresh = place.with_extension("new");
     make_dir(place.parent().unwrap_or(tree.root()))?;
@@ -112,6 +129,7 @@ pub(crate) fn bench(
     let peer = name.is_none_or(|only| only == "xds");
     setup::run(tree, Wanted::Bench { peer })?;
     wasm(tree)?;
+    native(tree)?;
     noop_wasm(tree)?;
     shown(cargo(tree, &["build", "--release"]).args(BENCH))?;
     let mut bench = Command::new(tree.built().join("release/bench"));
@@ -132,6 +150,7 @@ struct Listed {
 pub(crate) fn smoke(tree: &Tree) -> Result<Vec<String>> {
     setup::run(tree, Wanted::Bench { peer: false })?;
     wasm(tree)?;
+    native(tree)?;
     noop_wasm(tree)?;
     built::everything(tree)?;
     let bench = tree.built().join("debug/bench");

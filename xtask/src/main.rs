@@ -1,5 +1,5 @@
 //! The project's own commands, in Rust so that they run the same everywhere: `cargo xtask setup |
-//! test | demo | bench | sim | torture | wasm | clean`.
+//! test | demo | bench | sim | torture | wasm | native | clean`.
 //!
 //! This program installs nothing on the machine. The tools that Tidegate needs besides cargo are kept
 //! in the user's cache folder, with links to them below `target/tools/`; `clean` removes them. This
@@ -97,6 +97,8 @@ enum Task {
     Torture(Torture),
     /// Build only the filter, to target/filter/tidegate_filter.wasm
     Wasm,
+    /// Build only the dynamic module, to target/filter/libtidegate_module.so
+    Native,
     /// Remove the tools of all checkouts: $TIDEGATE_CACHE or ~/.cache/tidegate
     Clean,
 }
@@ -122,6 +124,8 @@ fn main() -> ExitCode {
         Task::Torture(torture) => launch::torture(&Tree::of_this_checkout(), &torture),
         Task::Wasm => setup::run(&Tree::of_this_checkout(), Wanted::Filter)
             .and_then(|()| launch::wasm(&Tree::of_this_checkout())),
+        Task::Native => setup::run(&Tree::of_this_checkout(), Wanted::Filter)
+            .and_then(|()| launch::native(&Tree::of_this_checkout())),
         Task::Clean => Cache::of_this_user().and_then(|cache| cache.clean()),
     };
     match done {

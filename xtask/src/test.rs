@@ -25,7 +25,7 @@ enum Outcome {
     Skipped(String),
 }
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     Step {
         name: "fmt",
         about: "the sources are formatted",
@@ -50,6 +50,11 @@ const STEPS: [Step; 12] = [
         name: "wasm",
         about: "the filter builds",
         run: wasm,
+    },
+    Step {
+        name: "native",
+        about: "the dynamic module builds",
+        run: native,
     },
     Step {
         name: "unit",
@@ -231,6 +236,10 @@ fn wasm(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
     passed(launch::wasm(tree))
 }
 
+fn native(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
+    passed(launch::native(tree))
+}
+
 /// The packages whose tests start Envoys.
 const WITH_SERVERS: [&str; 3] = ["e2e", "bench", "demo"];
 
@@ -263,6 +272,7 @@ const ON_ISTIO: [&str; 1] = ["istio"];
 /// cores.
 fn e2e(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     launch::wasm(tree)?;
+    launch::native(tree)?;
     let programs = built::everything(tree)?;
     let with_servers = programs.iter().filter(|p| starts_servers(tree, p));
     let with_servers = with_servers.filter(|p| !ON_ISTIO.contains(&p.name.as_str()));

@@ -64,6 +64,10 @@ impl Tree {
     pub(crate) fn filter(&self) -> PathBuf {
         self.root.join("target/filter/tidegate_filter.wasm")
     }
+
+    pub(crate) fn module(&self) -> PathBuf {
+        self.root.join("target/filter/libtidegate_module.so")
+    }
 }
 
 /// A directory for unfinished work. Creating it removes the remains of a killed run, and dropping

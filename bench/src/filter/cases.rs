@@ -67,12 +67,20 @@ pub(super) const GROUPS: [Group; 7] = [
             Chain::Noop,
             Chain::Lua,
             Chain::Ours,
+            Chain::Guest,
+            Chain::Native,
         ],
     },
     Group {
         ask: Ask::Write,
         end: End::Direct,
-        chains: &[Chain::None, Chain::Lua, Chain::Ours],
+        chains: &[
+            Chain::None,
+            Chain::Lua,
+            Chain::Ours,
+            Chain::Guest,
+            Chain::Native,
+        ],
     },
     Group {
         ask: Ask::LocalRead,
@@ -82,7 +90,7 @@ pub(super) const GROUPS: [Group; 7] = [
     Group {
         ask: Ask::Elsewhere,
         end: End::Direct,
-        chains: &[Chain::None, Chain::Ours],
+        chains: &[Chain::None, Chain::Ours, Chain::Guest, Chain::Native],
     },
     Group {
         ask: Ask::ForeignRead,
@@ -93,12 +101,20 @@ pub(super) const GROUPS: [Group; 7] = [
             Chain::Headers,
             Chain::Lua,
             Chain::Ours,
+            Chain::Guest,
+            Chain::Native,
         ],
     },
     Group {
         ask: Ask::Write,
         end: End::Proxied,
-        chains: &[Chain::None, Chain::Ours],
+        chains: &[
+            Chain::None,
+            Chain::Lua,
+            Chain::Ours,
+            Chain::Guest,
+            Chain::Native,
+        ],
     },
     Group {
         ask: Ask::LocalRead,

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use e2e::bootstrap::Bootstrap;
+use e2e::bootstrap::{Bootstrap, native_filter};
 use e2e::paths;
 use serde_json::{Value, json};
 
@@ -38,16 +38,22 @@ pub(super) enum Chain {
     Lua,
     /// As pushed.
     Ours,
+    /// As `Ours`, with the configuration of a guest, which gets the same policy by its stream.
+    Guest,
+    /// As `Ours`, as a dynamic module.
+    Native,
 }
 
 impl Chain {
-    pub(super) const ALL: [Chain; 6] = [
+    pub(super) const ALL: [Chain; 8] = [
         Chain::None,
         Chain::Strip,
         Chain::Headers,
         Chain::Noop,
         Chain::Lua,
         Chain::Ours,
+        Chain::Guest,
+        Chain::Native,
     ];
 
     pub(super) const fn as_str(self) -> &'static str {
@@ -58,6 +64,8 @@ impl Chain {
             Chain::Noop => "noop",
             Chain::Lua => "lua",
             Chain::Ours => "ours",
+            Chain::Guest => "guest",
+            Chain::Native => "native",
         }
     }
 
@@ -69,11 +77,19 @@ impl Chain {
             Chain::Noop => "a wasm filter that does nothing",
             Chain::Lua => "a Lua filter that does the same",
             Chain::Ours => "ours",
+            Chain::Guest => "ours, as a guest",
+            Chain::Native => "ours, as a dynamic module",
         }
     }
 
+    /// A flavour of our filter.
+    pub(super) const fn is_ours(self) -> bool {
+        matches!(self, Chain::Ours | Chain::Guest | Chain::Native)
+    }
+
     fn has_stamps(self) -> bool {
-        matches!(self, Chain::Lua | Chain::Ours)
+        use Chain::{Guest, Lua, Native, Ours};
+        matches!(self, Lua | Ours | Guest | Native)
     }
 }
 
@@ -104,6 +120,7 @@ pub(super) fn measured(
     directory: &Path,
     pushed: &Pushed,
     upstream: SocketAddr,
+    control_plane: SocketAddr,
 ) -> Result<Bootstrap> {
     let ecds = directory.join("ecds.json");
     let resources = json!({ "version_info": "1", "resources": [pushed.filter] });
@@ -116,7 +133,9 @@ pub(super) fn measured(
     }
     let clusters = pushed.clusters.iter();
     let clusters = clusters.map(|cluster| leading_to(cluster, upstream));
-    bootstrap("measured", listeners, clusters.collect::<Result<_>>()?)
+    let mut clusters: Vec<Value> = clusters.collect::<Result<_>>()?;
+    clusters.push(way_to(control_plane));
+    bootstrap("measured", listeners, clusters)
 }
 
 /// An Envoy that answers everything: the cheapest available upstream.
@@ -166,8 +185,57 @@ fn listener(pushed: &Pushed, chain: Chain, end: End, ecds: &Path) -> Result<Valu
                 "resource_api_version": "V3",
             });
         }
+        Chain::Guest => filters[at] = guest(&pushed.filter)?,
+        Chain::Native => filters[at] = native(&pushed.filter)?,
     }
     Ok(listener)
+}
+
+/// The pushed filter with the configuration of a guest.
+fn guest(ours: &Value) -> Result<Value> {
+    let mut config = ours["typed_config"].clone();
+    let configuration = json!({ "control_plane": "tidegate", "mode": "route", "zone": VIEWER });
+    let plugin = config["config"].as_object_mut().context("no plugin")?;
+    plugin.insert(
+        "configuration".to_owned(),
+        json!({
+            "@type": "type.googleapis.com/google.protobuf.StringValue",
+            "value": configuration.to_string(),
+        }),
+    );
+    // Workers of its own.
+    plugin["name"] = json!("guest");
+    plugin["root_id"] = json!("guest");
+    plugin["vm_config"]["vm_id"] = json!("guest");
+    Ok(json!({ "name": FILTER, "typed_config": config }))
+}
+
+/// The dynamic module with the pushed policy.
+fn native(ours: &Value) -> Result<Value> {
+    let policy = ours.pointer("/typed_config/config/configuration");
+    let policy = policy.context("no policy")?.clone();
+    let filter = native_filter(&paths::module()?, policy);
+    Ok(json!({ "name": FILTER, "typed_config": filter }))
+}
+
+/// The cluster by which guests follow their policy.
+fn way_to(control_plane: SocketAddr) -> Value {
+    let address = json!({ "address": control_plane.ip(), "port_value": control_plane.port() });
+    let endpoint = json!({ "endpoint": { "address": { "socket_address": address } } });
+    json!({
+        "name": "tidegate",
+        "type": "STATIC",
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": { "http2_protocol_options": {} },
+            },
+        },
+        "load_assignment": {
+            "cluster_name": "tidegate",
+            "endpoints": [{ "lb_endpoints": [endpoint] }],
+        },
+    })
 }
 
 /// The plugin with our configuration, but other code.

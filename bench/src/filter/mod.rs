@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, ensure};
 use e2e::client::{Client, Request, Version};
 use e2e::envoy::Envoy;
+use e2e::wait::{PATIENCE, eventually};
 use e2e::workdir::Workdir;
 use hyper::Method;
 
@@ -24,7 +25,7 @@ use cases::{Ask, GROUPS, Group};
 use e2e::figures::Figure;
 use listeners::{Chain, End};
 use load::{Cost, Load, Worker};
-use pushed::Pushed;
+use pushed::{Pushed, Source};
 
 /// The amount of measurements.
 #[derive(Clone, Copy)]
@@ -55,21 +56,24 @@ impl Amount {
 struct Stage {
     envoy: Envoy,
     _upstream: Envoy,
+    _source: Source,
     _workdir: Workdir,
 }
 
 impl Stage {
     async fn set() -> Result<Stage> {
-        let pushed = Pushed::get().await?;
+        let (pushed, source) = Pushed::get().await?;
         let workdir = Workdir::temporary()?;
         let directory = workdir.path();
         let bootstrap = listeners::upstream(&pushed)?;
         let upstream = Envoy::start_with(directory, "upstream", &bootstrap, 1).await?;
-        let bootstrap = listeners::measured(directory, &pushed, upstream.ingress().await?)?;
+        let (to, control_plane) = (upstream.ingress().await?, source.control_plane.xds());
+        let bootstrap = listeners::measured(directory, &pushed, to, control_plane)?;
         let envoy = Envoy::start_with(directory, "measured", &bootstrap, 1).await?;
         Ok(Stage {
             envoy,
             _upstream: upstream,
+            _source: source,
             _workdir: workdir,
         })
     }
@@ -128,7 +132,7 @@ async fn find_listeners(stage: &Stage) -> Result<Vec<Vec<Series>>> {
 }
 
 async fn live(envoy: &Envoy) -> Result<()> {
-    e2e::wait::eventually(e2e::wait::PATIENCE, "Envoy to be live", async || {
+    eventually(PATIENCE, "Envoy to be live", async || {
         let state = envoy.admin().state().await?;
         ensure!(state == "LIVE", "Envoy is {state}");
         Ok(())
@@ -149,19 +153,23 @@ async fn check(all: &[Vec<Series>]) -> Result<()> {
             request = request.home(region);
         }
         for series in several {
-            let reply = client.send(series.at, &request).await?;
             let answer = match group.end {
                 End::Direct => group.ask.answer(),
                 End::Proxied => "upstream",
             };
-            ensure!(
-                reply.status.is_success() && reply.text() == answer,
-                "{}, {}: {} {}",
-                group.ask.as_str(),
-                series.chain.as_str(),
-                reply.status,
-                reply.text()
-            );
+            // A guest gets its policy within milliseconds of the start.
+            let alike = eventually(PATIENCE, "the right answer", async || {
+                let reply = client.send(series.at, &request).await?;
+                ensure!(
+                    reply.status.is_success() && reply.text() == answer,
+                    "{} {}",
+                    reply.status,
+                    reply.text()
+                );
+                Ok(())
+            });
+            let variant = || format!("{}, {}", group.ask.as_str(), series.chain.as_str());
+            alike.await.with_context(variant)?;
         }
     }
     Ok(())

@@ -22,9 +22,15 @@ pub(super) struct Pushed {
     pub(super) clusters: Vec<Value>,
 }
 
+/// A control plane that goes on to serve guests.
+pub(super) struct Source {
+    pub(super) control_plane: ControlPlane,
+    _workdir: Workdir,
+}
+
 impl Pushed {
     /// Runs a control plane and an Envoy for this purpose.
-    pub(super) async fn get() -> Result<Pushed> {
+    pub(super) async fn get() -> Result<(Pushed, Source)> {
         let workdir = Workdir::temporary()?;
         let service = json!({ "name": SERVICE, "routes": [{ "prefix": "/orders" }] });
         let config = Config {
@@ -54,7 +60,12 @@ impl Pushed {
             ensure!(applied == wanted, "policy {applied} instead of {wanted}");
             Pushed::read(&envoy.admin().config_dump().await?)
         });
-        envoy.process().unless_it_ends(pushed).await
+        let pushed = envoy.process().unless_it_ends(pushed).await?;
+        let source = Source {
+            control_plane,
+            _workdir: workdir,
+        };
+        Ok((pushed, source))
     }
 
     fn read(dump: &Value) -> Result<Pushed> {

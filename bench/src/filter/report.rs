@@ -80,19 +80,29 @@ fn print_parts(all: &[Vec<Series>]) -> Result<()> {
 }
 
 pub(super) fn figures(all: &[Vec<Series>]) -> Vec<Figure> {
-    let groups = GROUPS.iter().zip(all);
-    groups
-        .flat_map(|(group, several)| {
-            let compared = several.iter().skip(1);
-            compared.map(|series| {
-                let ratios = ratios(series, &several[0]);
-                Figure::quantile(name(group, series.chain), "ratio", &ratios, 0.5)
-            })
-        })
-        .collect()
+    let mut figures = Vec::new();
+    for (group, several) in GROUPS.iter().zip(all) {
+        let lua = several.iter().find(|series| series.chain == Chain::Lua);
+        for series in several.iter().skip(1) {
+            let what = name(group, series.chain);
+            let none = &several[0];
+            let mut figure = |kind, unit, samples: Vec<f64>| {
+                let name = format!("filter_{kind}_{what}");
+                figures.push(Figure::quantile(name, unit, &samples, 0.5));
+            };
+            figure("cpu_ratio", "ratio", ratios(series, none));
+            let pairs = series.costs.iter().zip(&none.costs);
+            let more_ns = pairs.map(|(one, none)| (one.cpu_us - none.cpu_us) * 1_000.0);
+            figure("ns", "ns", more_ns.collect());
+            if let Some(lua) = lua.filter(|_| series.chain.is_ours()) {
+                figure("cpu_vs_lua", "ratio", ratios(series, lua));
+            }
+        }
+    }
+    figures
 }
 
-/// `filter_cpu_ratio_ours` is the read of another home, which its baseline serves too.
+/// `ours` alone is the read of another home, which its baseline serves too.
 fn name(group: &Group, chain: Chain) -> String {
     let what = match (group.ask, chain) {
         (Ask::ForeignRead, chain) => chain.as_str().to_owned(),
@@ -105,5 +115,5 @@ fn name(group: &Group, chain: Chain) -> String {
         End::Direct => "",
         End::Proxied => "_proxied",
     };
-    format!("filter_cpu_ratio_{what}{end}")
+    format!("{what}{end}")
 }

@@ -143,7 +143,7 @@ impl Envoy {
             "--log-level",
             "warning",
             "--component-log-level",
-            "wasm:info,config:info",
+            "wasm:info,config:info,dynamic_modules:info",
         ]
         .map(str::to_owned);
         let process = match output {

@@ -1,4 +1,5 @@
-//! The wasm filter's configuration, for ECDS and as the listener's default.
+//! The filter's configuration, for ECDS and as the listener's default: as a wasm filter, or as a
+//! dynamic module.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,7 +11,8 @@ use envoy_types::pb::{
             data_source,
         },
         extensions::{
-            filters::http::wasm::v3::Wasm,
+            dynamic_modules::v3::DynamicModuleConfig,
+            filters::http::{dynamic_modules::v3::DynamicModuleFilter, wasm::v3::Wasm},
             wasm::v3::{
                 FailurePolicy, PluginConfig, ReloadConfig, SanitizationConfig, VmConfig,
                 plugin_config::Vm,
@@ -88,8 +90,11 @@ pub fn filter_config(
 
 /// The ECDS resource with arbitrary policy bytes, in pieces.
 pub fn filter_config_of_bytes(filter: &FilterConfig, policy: &[&[u8]]) -> Arc<Resource> {
-    let around = Around::wasm(filter, policy.iter().map(|piece| piece.len()).sum());
-    let around = around.within(field::ANY_VALUE).after_type::<Wasm>();
+    let around = Around::filter(filter, policy.iter().map(|piece| piece.len()).sum());
+    let around = around.within(field::ANY_VALUE).after(&Any {
+        type_url: type_url(filter),
+        value: Vec::new(),
+    });
     let around = around.within(field::EXTENSION_CONFIG);
     let name = TypedExtensionConfig {
         name: FILTER.to_owned(),
@@ -111,11 +116,23 @@ pub fn filter_config_of_bytes(filter: &FilterConfig, policy: &[&[u8]]) -> Arc<Re
 /// The filter's policy until one has arrived. It is safe: reads stay local, writes are fenced.
 pub(super) fn fallback(filter: &FilterConfig) -> Any {
     let (policy, _) = protos::encode(&Policy::Fallback, filter.generation, CONTROL_PLANE);
-    let around = Around::wasm(filter, policy.len());
+    let around = Around::filter(filter, policy.len());
     Any {
-        type_url: Wasm::type_url(),
+        type_url: type_url(filter),
         value: [around.before, policy, around.behind].concat(),
     }
+}
+
+/// The type of the filter: a dynamic module if the name of its file says so.
+pub(super) fn type_url(filter: &FilterConfig) -> String {
+    match is_module(filter) {
+        true => DynamicModuleFilter::type_url(),
+        false => Wasm::type_url(),
+    }
+}
+
+fn is_module(filter: &FilterConfig) -> bool {
+    filter.path.ends_with(".so")
 }
 
 /// The bytes around the policy in a message, so that the policy, which is long, is copied only
@@ -133,12 +150,13 @@ mod field {
     pub(super) const ANY_VALUE: u32 = 2;
     pub(super) const PLUGIN_CONFIGURATION: u32 = 4;
     pub(super) const WASM_CONFIG: u32 = 1;
+    pub(super) const MODULE_CONFIGURATION: u32 = 3;
     pub(super) const EXTENSION_CONFIG: u32 = 2;
 }
 
 impl Around {
-    /// The wasm filter with a policy of this length.
-    fn wasm(filter: &FilterConfig, len: usize) -> Around {
+    /// The filter with a policy of this length.
+    fn filter(filter: &FilterConfig, len: usize) -> Around {
         let policy = Around {
             before: Vec::new(),
             len,
@@ -148,6 +166,20 @@ impl Around {
             .within(field::BYTES_VALUE)
             .within(field::ANY_VALUE)
             .after_type::<BytesValue>();
+        match is_module(filter) {
+            true => Around::module(filter, configuration),
+            false => Around::wasm(filter, configuration),
+        }
+    }
+
+    fn module(filter: &FilterConfig, configuration: Around) -> Around {
+        configuration
+            .within(field::MODULE_CONFIGURATION)
+            .after(&module())
+            .ahead_of(&located::DynamicModuleFilter::at(code(filter)))
+    }
+
+    fn wasm(filter: &FilterConfig, configuration: Around) -> Around {
         // Adjacent messages of one type are merged into one by every protobuf decoder.
         let (before, behind) = plugin(filter);
         let mut wasm = configuration
@@ -191,14 +223,34 @@ impl Around {
     }
 }
 
-/// The plugin without its configuration: the bytes before and after it.
-fn plugin(filter: &FilterConfig) -> (PluginConfig, PluginConfig) {
-    let code = AsyncDataSource {
+/// The file on the proxies' machines.
+fn code(filter: &FilterConfig) -> AsyncDataSource {
+    AsyncDataSource {
         specifier: Some(async_data_source::Specifier::Local(DataSource {
             specifier: Some(data_source::Specifier::Filename(filter.path.clone())),
             ..DataSource::default()
         })),
-    };
+    }
+}
+
+/// The dynamic module without its file and its configuration.
+fn module() -> DynamicModuleFilter {
+    DynamicModuleFilter {
+        dynamic_module_config: Some(DynamicModuleConfig {
+            // Writes in flight outlive a configuration.
+            do_not_close: true,
+            // The names of metrics are those of the wasm filter.
+            metrics_namespace: "wasmcustom".to_owned(),
+            ..DynamicModuleConfig::default()
+        }),
+        filter_name: FILTER.to_owned(),
+        ..DynamicModuleFilter::default()
+    }
+}
+
+/// The plugin without its configuration: the bytes before and after it.
+fn plugin(filter: &FilterConfig) -> (PluginConfig, PluginConfig) {
+    let code = code(filter);
     let vm = VmConfig {
         // The same for every version of the policy, so that Envoy keeps its virtual machines.
         vm_id: FILTER.to_owned(),
@@ -224,6 +276,32 @@ fn plugin(filter: &FilterConfig) -> (PluginConfig, PluginConfig) {
         ..PluginConfig::default()
     };
     (before, behind)
+}
+
+/// The part of `envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter` with the file:
+/// the generated types are older than Envoy 1.38, which knows it.
+mod located {
+    use super::AsyncDataSource;
+
+    #[derive(PartialEq, prost::Message)]
+    pub(super) struct DynamicModuleFilter {
+        #[prost(message, optional, tag = "1")]
+        dynamic_module_config: Option<DynamicModuleConfig>,
+    }
+
+    #[derive(PartialEq, prost::Message)]
+    struct DynamicModuleConfig {
+        #[prost(message, optional, tag = "6")]
+        module: Option<AsyncDataSource>,
+    }
+
+    impl DynamicModuleFilter {
+        pub(super) fn at(file: AsyncDataSource) -> DynamicModuleFilter {
+            DynamicModuleFilter {
+                dynamic_module_config: Some(DynamicModuleConfig { module: Some(file) }),
+            }
+        }
+    }
 }
 
 /// The part of `envoy.extensions.filters.http.wasm.v3.Wasm` with the capabilities, with an ordered
@@ -301,6 +379,24 @@ mod tests {
         assert_eq!(vm.vm_id, FILTER);
         let allowed = vm.capability_restriction_config.expect("capabilities");
         assert_eq!(allowed.allowed_capabilities.len(), CAPABILITIES.len());
+    }
+
+    #[test]
+    fn a_shared_library_is_a_dynamic_module_with_the_policy() {
+        let filter = FilterConfig {
+            path: "/lib/f.so".into(),
+            generation: 1,
+        };
+        let (policy, _) = protos::encode(&Policy::Fallback, 1, CONTROL_PLANE);
+        let Any { type_url, value } = fallback(&filter);
+        assert_eq!(type_url, DynamicModuleFilter::type_url());
+        let module = DynamicModuleFilter::decode(&value[..]).expect("a module");
+        let configuration = module.filter_config.expect("a configuration");
+        let bytes = BytesValue::decode(&configuration.value[..]).expect("bytes");
+        assert_eq!(bytes.value, policy);
+        assert!(module.dynamic_module_config.expect("a module").do_not_close);
+        let located = located::DynamicModuleFilter::decode(&value[..]).expect("a file");
+        assert_eq!(located, located::DynamicModuleFilter::at(code(&filter)));
     }
 
     /// With any length, which precedes it six times.

@@ -41,11 +41,17 @@ use envoy_types::pb::{
     google::protobuf::BoolValue,
 };
 use policy::headers;
-use prost::{Message, Name};
+use prost::Message;
 
 use super::{
-    FILTER, LISTENER, ROUTES, SESSIONS, access_log::access_log, cluster::socket, duration_ms,
-    filter::fallback, from_ads, local_reply, millis, place::keeps_sessions, tls, uint32,
+    FILTER, LISTENER, ROUTES, SESSIONS,
+    access_log::access_log,
+    cluster::socket,
+    duration_ms,
+    filter::{fallback, type_url},
+    from_ads, local_reply, millis,
+    place::keeps_sessions,
+    tls, uint32,
 };
 use crate::{
     config::{
@@ -302,9 +308,7 @@ fn tidegate_filter(mesh: &Mesh) -> HttpFilter {
         // The policy arrives within milliseconds of the listener, so the listener waits for it: no
         // write is fenced without need.
         apply_default_config_without_warming: false,
-        type_urls: vec![
-            envoy_types::pb::envoy::extensions::filters::http::wasm::v3::Wasm::type_url(),
-        ],
+        type_urls: vec![type_url(&mesh.filter)],
     };
     HttpFilter {
         name: FILTER.to_owned(),

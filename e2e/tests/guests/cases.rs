@@ -1,0 +1,477 @@
+//! The cases of guests, for each flavour of the filter.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use e2e::bootstrap::{Bootstrap, Flavour};
+use e2e::cells::Cells;
+use e2e::certificates::{self, Ca};
+use e2e::client::{Client, Reply, Request, Version};
+use e2e::config::{Config, StoreConfig, ZONES};
+use e2e::control_plane::ControlPlane;
+use e2e::envoy::Envoy;
+use e2e::registry::{Instance, InstanceName};
+use e2e::upstream::{Conduct, Server};
+use e2e::wait::{PATIENCE, eventually};
+use e2e::workdir::Workdir;
+use serde_json::{Value, json};
+
+pub(crate) const A: &str = "shanghai-a";
+pub(crate) const B: &str = "shanghai-b";
+
+/// A control plane, and an instance of `orders` in each zone.
+pub(crate) struct Site {
+    flavour: Flavour,
+    pub(crate) control_plane: ControlPlane,
+    /// In the order of [`ZONES`].
+    instances: Vec<Server>,
+    pub(crate) workdir: Workdir,
+}
+
+/// A site with a foreign Envoy in shanghai-a.
+pub(crate) struct Host {
+    pub(crate) site: Site,
+    pub(crate) envoy: Envoy,
+    ingress: SocketAddr,
+    client: Client,
+}
+
+fn config() -> Config {
+    let orders = json!({ "name": "orders", "routes": [{ "prefix": "/orders" }], "fenced": true });
+    let drafts =
+        json!({ "name": "drafts", "routes": [{ "prefix": "/orders/drafts" }], "fenced": false });
+    let mut config = Config::new(StoreConfig::Embedded, vec![orders, drafts]);
+    config.authority = Some(json!({
+        "write_drain_ms": 1_500,
+        "cells": [{ "name": "main", "owners": [A], "standby": [B], "cool_down_s": 0 }],
+    }));
+    config
+}
+
+impl Site {
+    pub(crate) async fn start(
+        flavour: Flavour,
+        name: &str,
+        change: impl FnOnce(&mut Config) -> Result<()>,
+    ) -> Result<Site> {
+        let workdir = Workdir::kept(&format!("{name}-{}", flavour.as_str()))?;
+        let mut config = config();
+        change(&mut config)?;
+        let control_plane = ControlPlane::start(workdir.path(), config).await?;
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut instances = vec![];
+        for (zone, _) in ZONES {
+            let orders = InstanceName::new("orders", zone, &format!("orders-{zone}"));
+            let server = Server::start(orders.clone(), any_port).await?;
+            let drafts = InstanceName::new("drafts", zone, &format!("orders-{zone}"));
+            for name in [orders, drafts] {
+                let record = Instance::at(server.address());
+                let put = control_plane.registry().put(&name, &record, None).await?;
+                ensure!(put.status.is_success(), "{}", put.text());
+            }
+            instances.push(server);
+        }
+        Ok(Site {
+            flavour,
+            control_plane,
+            instances,
+            workdir,
+        })
+    }
+
+    /// Starts the Envoy of an example, changed as `change` says.
+    async fn host(
+        self,
+        example: &str,
+        change: impl FnOnce(Bootstrap) -> Result<Bootstrap>,
+    ) -> Result<Host> {
+        let bootstrap = Bootstrap::example(&format!("envoy/{example}.yaml"), self.flavour)?;
+        let mut bootstrap = bootstrap.cluster_at("tidegate", self.control_plane.xds())?;
+        for ((zone, _), server) in ZONES.iter().zip(&self.instances) {
+            bootstrap = match example {
+                "fence" if *zone == A => bootstrap.cluster_at("orders", server.address())?,
+                "fence" => bootstrap,
+                _ => bootstrap.cluster_at(&format!("orders-{zone}"), server.address())?,
+            };
+        }
+        let bootstrap = change(bootstrap)?;
+        let envoy = Envoy::start_with(self.workdir.path(), "foreign", &bootstrap, 2).await?;
+        Host::of(self, envoy).await
+    }
+}
+
+impl Host {
+    /// An Envoy of this site.
+    pub(crate) async fn of(site: Site, envoy: Envoy) -> Result<Host> {
+        let ingress = envoy.ingress().await?;
+        Ok(Host {
+            site,
+            envoy,
+            ingress,
+            client: Client::new(Version::Http1),
+        })
+    }
+
+    /// As in the example, with the guest's configuration changed as `change` says.
+    pub(crate) async fn start(
+        flavour: Flavour,
+        name: &str,
+        example: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> Result<Host> {
+        let site = Site::start(flavour, name, |_| Ok(())).await?;
+        site.host(example, |bootstrap| {
+            let mut guest = bootstrap.guest_configuration()?;
+            change(&mut guest);
+            bootstrap.guest(&guest)
+        })
+        .await
+    }
+
+    async fn send(&self, request: &Request) -> Result<Reply> {
+        self.client.send(self.ingress, request).await
+    }
+
+    /// Waits until the answer to a request is as it should be; `check` returns the difference.
+    async fn eventually<T>(
+        &self,
+        what: &str,
+        request: Request,
+        check: impl Fn(&Reply) -> Result<T>,
+    ) -> Result<T> {
+        let reached = eventually(PATIENCE, what, async || check(&self.send(&request).await?));
+        reached.await.map_err(|error| {
+            let (envoy, control) = (self.envoy.process(), self.site.control_plane.process());
+            anyhow!("{error:#}\n{}\n{}", envoy.tail(), control.tail())
+        })
+    }
+
+    pub(crate) async fn until_taken(&self) -> Result<()> {
+        let what = "a write to be taken";
+        let write = Request::post("/orders");
+        self.eventually(what, write, |reply| reply.echo().map(drop))
+            .await
+    }
+
+    pub(crate) async fn until_refused(&self, reason: &str) -> Result<Reply> {
+        let what = format!("a write to be refused as {reason}");
+        self.eventually(&what, Request::post("/orders"), |reply| {
+            let told = reply.refusal()?;
+            ensure!(told == reason, "{told}");
+            Ok(reply.clone())
+        })
+        .await
+    }
+
+    /// Waits for a condition, and returns its detail.
+    async fn until_condition(&self, code: &str) -> Result<String> {
+        eventually(PATIENCE, &format!("{code} to hold"), async || {
+            let conditions = self.site.control_plane.registry().conditions().await?;
+            let mut all = conditions.as_array().into_iter().flatten();
+            let found = all.find(|it| it["code"] == code);
+            let detail = found.and_then(|it| it["detail"].as_str());
+            let detail = detail.with_context(|| conditions.to_string());
+            Ok(detail?.to_owned())
+        })
+        .await
+    }
+
+    /// How the control plane lists the guest.
+    async fn listed(&self) -> Result<Value> {
+        eventually(PATIENCE, "the guest to be listed", async || {
+            let proxies = self.site.control_plane.registry().proxies().await?;
+            let mut all = proxies.as_array().into_iter().flatten();
+            let guest = all.find(|it| it["role"] == "guest" && it["policy"]["state"] == "applied");
+            Ok(guest.with_context(|| proxies.to_string())?.clone())
+        })
+        .await
+    }
+
+    pub(crate) async fn passes(&self, request: &Request) -> Result<()> {
+        self.seen(request).await.map(drop)
+    }
+
+    /// The headers of a request that passed, as the instance has them.
+    pub(crate) async fn seen(
+        &self,
+        request: &Request,
+    ) -> Result<impl Fn(&str) -> Option<String> + use<>> {
+        let reply = self.send(request).await?;
+        let echo = reply.echo().with_context(|| reply.text())?;
+        Ok(move |header: &str| echo.headers.get(header).cloned())
+    }
+}
+
+pub(crate) async fn a_guest_that_fences_admits_writes_where_its_zone_owns_them(
+    flavour: Flavour,
+) -> Result<()> {
+    let host = Host::start(flavour, "guest-fence", "fence", |_| {}).await?;
+    host.until_taken().await?;
+    let spoofed = Request::post("/orders")
+        .header("x-tidegate-epoch", "99")
+        .header("x-tidegate-to", "elsewhere");
+    let seen = host.seen(&spoofed).await?;
+    assert_eq!(seen("x-tidegate-epoch").as_deref(), Some("1"));
+    assert_eq!(seen("x-tidegate-cell").as_deref(), Some("main"));
+    assert_eq!(seen("x-tidegate-class").as_deref(), Some("write"));
+    assert_eq!(seen("x-tidegate-to"), None);
+    // Reads, and writes of what is not fenced.
+    let read = host
+        .seen(&Request::get("/orders").header("x-tidegate-epoch", "99"))
+        .await?;
+    assert_eq!(
+        (read("x-tidegate-epoch"), read("x-tidegate-class")),
+        (None, None)
+    );
+    let draft = host.seen(&Request::post("/orders/drafts")).await?;
+    assert_eq!(draft("x-tidegate-class").as_deref(), Some("write"));
+    assert_eq!(draft("x-tidegate-epoch"), None);
+
+    let cells = Cells::new(host.site.control_plane.admin());
+    cells.override_to("main", B, "a test").await?;
+    let refused = host.until_refused("not_owner").await?;
+    assert_eq!(refused.status, 421);
+    assert_eq!(refused.header("x-tidegate-owner"), Some(B));
+    host.passes(&Request::get("/orders")).await?;
+    // The zone that was forced out has to have a session again.
+    let back = async || cells.move_to("main", A, "a test").await;
+    eventually(PATIENCE, "the cell to move back", back).await?;
+    host.until_taken().await?;
+    let seen = host.seen(&Request::post("/orders")).await?;
+    assert_eq!(seen("x-tidegate-epoch").as_deref(), Some("3"));
+    Ok(())
+}
+
+pub(crate) async fn without_a_control_plane_a_guest_fences_and_comes_back(
+    flavour: Flavour,
+) -> Result<()> {
+    let mut host = Host::start(flavour, "guest-away", "fence", |_| {}).await?;
+    host.until_taken().await?;
+    host.site.control_plane.process().kill()?;
+    let refused = host.until_refused("fenced").await?;
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+    host.passes(&Request::get("/orders")).await?;
+    host.passes(&Request::post("/orders/drafts")).await?;
+    host.site.control_plane.restart().await?;
+    host.until_taken().await
+}
+
+pub(crate) async fn a_guest_without_a_policy_decides_by_its_lists(flavour: Flavour) -> Result<()> {
+    let host = Host::start(flavour, "guest-lists", "fence", |guest| {
+        guest["control_plane"] = json!("orders");
+        guest["unfenced"] = json!([{ "prefix": "/orders/carts" }]);
+        guest["classes"] = json!([{ "prefix": "/orders/search", "class": "read" },
+                                  { "prefix": "/orders/buy", "class": "write" }]);
+    })
+    .await?;
+    for passes in [
+        Request::get("/orders"),
+        Request::post("/orders/search"),
+        Request::post("/orders/carts/7"),
+    ] {
+        host.passes(&passes).await?;
+    }
+    for refused in [Request::post("/orders"), Request::get("/orders/buy")] {
+        let reply = host.send(&refused).await?;
+        assert_eq!(reply.status, 503, "{}", reply.text());
+        assert_eq!(reply.refusal()?, "fenced");
+    }
+    Ok(())
+}
+
+pub(crate) async fn a_bad_configuration_is_the_fallback_and_is_told(
+    flavour: Flavour,
+) -> Result<()> {
+    let host = Host::start(flavour, "guest-bad", "fence", |guest| {
+        guest["mode"] = json!("watch")
+    })
+    .await?;
+    host.passes(&Request::get("/orders")).await?;
+    let reply = host.send(&Request::post("/orders")).await?;
+    assert_eq!(reply.status, 503);
+    assert_eq!(reply.refusal()?, "fenced");
+    let log = host.envoy.process().tail();
+    assert!(log.contains("unknown variant `watch`"), "{log}");
+    let told = host.until_condition("TG4007").await?;
+    assert!(told.contains("unknown variant `watch`"), "{told}");
+    Ok(())
+}
+
+pub(crate) async fn a_guest_ends_a_write_that_the_hosts_route_would_let_live(
+    flavour: Flavour,
+) -> Result<()> {
+    const ROUTE: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/route_config/virtual_hosts/0/routes/0/route/max_stream_duration";
+    let site = Site::start(flavour, "guest-drain", |_| Ok(())).await?;
+    let host = site
+        .host("fence", |bootstrap| {
+            let mut guest = bootstrap.guest_configuration()?;
+            guest["drain_ms"].take();
+            let bootstrap = bootstrap.guest(&guest)?;
+            bootstrap.with(ROUTE, json!({ "max_stream_duration": "600s" }))
+        })
+        .await?;
+    host.until_taken().await?;
+    host.site.instances[0].conduct(Conduct::Hangs);
+    let reply = host.send(&Request::post("/orders")).await?;
+    assert_eq!(reply.status, 408, "{}", reply.text());
+    assert_eq!(reply.refusal()?, "write_timeout");
+    // Nothing is in flight any more, so the cell may go.
+    let cells = Cells::new(host.site.control_plane.admin());
+    cells.override_to("main", B, "a test").await?;
+    host.until_refused("not_owner").await.map(drop)
+}
+
+pub(crate) async fn a_guest_whose_routes_outlive_the_fence_admits_nothing(
+    flavour: Flavour,
+) -> Result<()> {
+    let host = Host::start(flavour, "guest-outlives", "fence", |guest| {
+        guest["drain_ms"] = json!(1_501);
+    })
+    .await?;
+    let draft = Request::post("/orders/drafts");
+    host.eventually("a policy", draft, |reply| reply.echo().map(drop))
+        .await?;
+    host.until_refused("fenced").await?;
+    let told = host.until_condition("TG4006").await?;
+    assert!(told.starts_with("drain_ms is 1501"), "{told}");
+    Ok(())
+}
+
+pub(crate) async fn operators_see_guests_with_the_policy_that_they_have_applied(
+    flavour: Flavour,
+) -> Result<()> {
+    let host = Host::start(flavour, "guest-listed", "fence", |_| {}).await?;
+    let guest = host.listed().await?;
+    assert_eq!(guest["node"], "gateway-1");
+    assert_eq!(
+        (&guest["zone"], &guest["variant"]),
+        (&json!(A), &json!("policy"))
+    );
+    assert_eq!(guest["guest"]["mode"], "fence");
+    assert_eq!(guest["guest"]["no_grants"], Value::Null);
+    Ok(())
+}
+
+pub(crate) async fn the_net_holds_the_fence_where_the_guest_is_not_run(
+    flavour: Flavour,
+) -> Result<()> {
+    let site = Site::start(flavour, "guest-net", |_| Ok(())).await?;
+    let host = site.host("fence", Bootstrap::without_guest).await?;
+    host.passes(&Request::get("/orders")).await?;
+    for write in [
+        Request::post("/orders"),
+        Request::post("/orders").header("x-tidegate-epoch", "1"),
+        Request::post("/orders").header("x-tidegate-class", "read"),
+    ] {
+        let reply = host.send(&write).await?;
+        assert_eq!(reply.status, 503);
+        assert_eq!(reply.refusal()?, "fenced");
+    }
+    Ok(())
+}
+
+/// A foreign Envoy with a certificate of the mesh, at a control plane with a CA of its own. Guests
+/// with the identity `front` stand in shanghai-a.
+async fn with_identity(flavour: Flavour, name: &str, identity: &str) -> Result<Host> {
+    let (ca, mesh) = (Ca::new("tidegate")?, Ca::new("mesh")?);
+    let site = Site::start(flavour, name, |config| {
+        let directory = Workdir::kept(&format!("{name}-{}-server", flavour.as_str()))?
+            .path()
+            .to_owned();
+        ca.issue(&directory, "tidegate", &[&ca])?;
+        let guests = directory.join("guests");
+        mesh.issue(&guests, "unused", &[&mesh])?;
+        config.listen = certificates::listen(&directory, &["admin"]);
+        config.listen["tls"]["guest_ca"] = json!(guests.join(certificates::TRUSTED));
+        config.access = Some(json!({ "proxies": [
+            { "match": "spiffe://shop/front", "zones": [A], "roles": ["guest"] },
+        ] }));
+        Ok(())
+    })
+    .await?;
+    let own = site.workdir.path().join("own");
+    mesh.issue(&own, identity, &[&ca])?;
+    let secrets = site.workdir.path().join("secrets");
+    std::fs::create_dir_all(&secrets)?;
+    site.host("fence", |bootstrap| bootstrap.tls(&secrets, &own))
+        .await
+}
+
+pub(crate) async fn a_guest_gets_grants_by_the_identity_of_its_zone(
+    flavour: Flavour,
+) -> Result<()> {
+    let host = with_identity(flavour, "guest-identity", "spiffe://shop/front").await?;
+    host.until_taken().await
+}
+
+pub(crate) async fn a_guest_with_another_identity_gets_a_policy_and_no_grants(
+    flavour: Flavour,
+) -> Result<()> {
+    let host = with_identity(flavour, "guest-stranger", "spiffe://shop/back").await?;
+    // With a policy, writes of a service that is not fenced pass.
+    let draft = Request::post("/orders/drafts");
+    host.eventually("a policy", draft, |reply| reply.echo().map(drop))
+        .await?;
+    let refused = host.until_refused("fenced").await?;
+    assert_eq!(refused.status, 503);
+    let metrics = host.site.control_plane.registry().metrics().await?;
+    let told = host.until_condition("TG4005").await?;
+    assert!(told.contains("spiffe://shop/back"), "{told}");
+    let counted = "tidegate_xds_streams_refused_total{reason=\"not_permitted\"}";
+    assert!(metrics.contains(counted), "{metrics}");
+    Ok(())
+}
+
+pub(crate) async fn a_guest_that_routes_names_the_hosts_clusters(flavour: Flavour) -> Result<()> {
+    let host = Host::start(flavour, "guest-route", "route", |_| {}).await?;
+    host.until_taken().await?;
+    let of_b = host.seen(&Request::get("/orders").home(B)).await?;
+    assert_eq!(of_b("x-tidegate-to").as_deref(), Some("orders-shanghai-b"));
+    assert_eq!(of_b("x-tidegate-home").as_deref(), Some(B));
+    assert_eq!(of_b("x-tidegate-tier").as_deref(), Some("zone"));
+    // The zone loses its instance: its reads go to the rest of the region.
+    let gone = InstanceName::new("orders", B, &format!("orders-{B}"));
+    host.site.control_plane.registry().remove(&gone).await?;
+    let home_b = Request::get("/orders").home(B);
+    host.eventually("reads of shanghai-b to go to shanghai-a", home_b, |reply| {
+        let echo = reply.echo()?;
+        let to = echo.headers.get("x-tidegate-to").map(String::as_str);
+        ensure!(to == Some("orders-shanghai-a"), "{to:?}");
+        let tier = echo.headers.get("x-tidegate-tier").map(String::as_str);
+        ensure!(tier == Some("region"), "{tier:?}");
+        Ok(())
+    })
+    .await?;
+    assert!(
+        host.site
+            .instances
+            .iter()
+            .all(|server| server.in_flight() == 0)
+    );
+    Ok(())
+}
+
+/// Makes a test of each case.
+macro_rules! all {
+    ($flavour:expr) => {
+        cases::all!($flavour; a_guest_that_fences_admits_writes_where_its_zone_owns_them
+            without_a_control_plane_a_guest_fences_and_comes_back
+            a_guest_without_a_policy_decides_by_its_lists
+            a_bad_configuration_is_the_fallback_and_is_told
+            a_guest_ends_a_write_that_the_hosts_route_would_let_live
+            a_guest_whose_routes_outlive_the_fence_admits_nothing
+            operators_see_guests_with_the_policy_that_they_have_applied
+            the_net_holds_the_fence_where_the_guest_is_not_run
+            a_guest_gets_grants_by_the_identity_of_its_zone
+            a_guest_with_another_identity_gets_a_policy_and_no_grants
+            a_guest_that_routes_names_the_hosts_clusters);
+    };
+    ($flavour:expr; $($case:ident)*) => {
+        $(#[tokio::test]
+        async fn $case() -> anyhow::Result<()> {
+            cases::$case($flavour).await
+        })*
+    };
+}
+pub(crate) use all;
