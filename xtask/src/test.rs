@@ -25,7 +25,7 @@ enum Outcome {
     Skipped(String),
 }
 
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 14] = [
     Step {
         name: "fmt",
         about: "the sources are formatted",
@@ -80,6 +80,11 @@ const STEPS: [Step; 13] = [
         name: "istio",
         about: "a real istiod on a real Kubernetes API server, built with Go at the first time",
         run: istio,
+    },
+    Step {
+        name: "oldest-envoy",
+        about: "guests in the oldest Envoy that they are promised for",
+        run: oldest_envoy,
     },
     Step {
         name: "compose",
@@ -348,6 +353,18 @@ fn istio(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
         .iter()
         .filter(|p| ON_ISTIO.contains(&p.name.as_str()));
     passed(counts.add_all(on_istio, &["--test-threads=1"]))
+}
+
+fn oldest_envoy(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
+    setup::run(tree, Wanted::OldestEnvoy)?;
+    launch::wasm(tree)?;
+    let programs = built::everything(tree)?;
+    let guests = programs.iter().find(|program| program.name == "guests");
+    let guests = guests.context("the tests of guests were not built")?;
+    println!("\n--- {} with Envoy 1.36", guests.name);
+    let mut command = guests.command();
+    command.env("TIDEGATE_ENVOY", setup::oldest_envoy(tree));
+    passed(counts.add(command.arg("--test-threads=1")))
 }
 
 fn compose(tree: &Tree, _: &mut Counts) -> Result<Outcome> {

@@ -29,6 +29,7 @@ use apt::{Apt, Suite};
 use golang::Go;
 use pip::Pip;
 
+pub(crate) use envoy::oldest as oldest_envoy;
 pub(crate) use extras::compose;
 pub(crate) use grpc::GrpcClient;
 
@@ -38,6 +39,8 @@ pub(crate) enum Wanted {
     Filter,
     Demo,
     Test,
+    /// The oldest Envoy that guests are promised for.
+    OldestEnvoy,
     /// Istio on a Kubernetes API server.
     Istio,
     /// All programs that ours are tested with and beside.
@@ -168,6 +171,7 @@ pub(crate) fn run(tree: &Tree, wanted: Wanted) -> Result<()> {
                 xds_peer::try_build(&site);
             }
         }
+        Wanted::OldestEnvoy => envoy::ensure_oldest(&site)?,
         Wanted::Filter | Wanted::Demo | Wanted::Istio | Wanted::Peers => {}
     }
     go_peers::ensure(&site, wanted)
