@@ -10,10 +10,9 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{GATEWAY_PORT, GATEWAYS, Plan, SERVICE, XDS_PORT, address, instance, name, zones};
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::{Bootstrap, Flavour};
 use crate::certificates::{self, Ca, TRUSTED};
 use crate::config::ZONES;
-use crate::paths;
 
 /// The name in the certificates of control planes, which `envoy-configs/tls` expects.
 const CONTROL_PLANE: &str = "tidegate";
@@ -58,7 +57,7 @@ pub(super) fn configure(config: &mut Value, directory: &Path) {
 pub(super) fn bootstrap(directory: &Path, at: u8, plan: &Plan) -> Result<Bootstrap> {
     let (zone, region) = ZONES[usize::from(at)];
     let everywhere = json!({ "address": "0.0.0.0", "port_value": GATEWAY_PORT });
-    let mut bootstrap = Bootstrap::example("envoy/route.yaml", &paths::filter()?)?
+    let mut bootstrap = Bootstrap::example("envoy/route.yaml", Flavour::Wasm)?
         .node(&format!("gateway-{zone}"), region, zone)?
         .with(
             "/static_resources/listeners/0/address/socket_address",
