@@ -134,6 +134,12 @@ impl Bootstrap {
         Ok(self)
     }
 
+    /// Puts a filter of the host before all others.
+    pub fn filter_first(mut self, filter: Value) -> Result<Bootstrap> {
+        self.filters()?.insert(0, filter);
+        Ok(self)
+    }
+
     fn guest_plugin(&self) -> Result<&Value> {
         let filters = self.0.pointer(FIRST_FILTERS).and_then(Value::as_array);
         let guest = filters

@@ -371,6 +371,33 @@ pub(crate) async fn the_net_holds_the_fence_where_the_guest_is_not_run(
     Ok(())
 }
 
+/// The net is an RBAC filter, and a host has others.
+pub(crate) async fn a_rejection_by_the_hosts_own_rbac_filter_stays_one(
+    flavour: Flavour,
+) -> Result<()> {
+    const TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+    let but_secrets =
+        json!({ "not_rule": { "url_path": { "path": { "prefix": "/orders/secret" } } } });
+    let policies =
+        json!({ "all": { "principals": [{ "any": true }], "permissions": [but_secrets] } });
+    let site = Site::start(flavour, "guest-own-rbac", |_| Ok(())).await?;
+    let host = site
+        .host("fence", |bootstrap| {
+            bootstrap.filter_first(json!({
+                "name": "of-the-host",
+                "typed_config": {
+                    "@type": TYPE,
+                    "rules": { "action": "ALLOW", "policies": policies },
+                },
+            }))
+        })
+        .await?;
+    host.passes(&Request::get("/orders")).await?;
+    let reply = host.send(&Request::get("/orders/secret")).await?;
+    assert_eq!(reply.status, 403, "{}", reply.text());
+    Ok(())
+}
+
 /// A foreign Envoy with a certificate of the mesh, at a control plane with a CA of its own. Guests
 /// with the identity `front` stand in shanghai-a.
 async fn with_identity(flavour: Flavour, name: &str, identity: &str) -> Result<Host> {
@@ -463,6 +490,7 @@ macro_rules! all {
             a_guest_whose_routes_outlive_the_fence_admits_nothing
             operators_see_guests_with_the_policy_that_they_have_applied
             the_net_holds_the_fence_where_the_guest_is_not_run
+            a_rejection_by_the_hosts_own_rbac_filter_stays_one
             a_guest_gets_grants_by_the_identity_of_its_zone
             a_guest_with_another_identity_gets_a_policy_and_no_grants
             a_guest_that_routes_names_the_hosts_clusters);
