@@ -42,6 +42,8 @@ const BACKOFF_MAX_US: u64 = 1_000_000;
 #[derive(Debug)]
 pub struct Follower {
     connection: Connection,
+    /// Of the policy that the last stream was opened for.
+    place: Option<Place>,
     backoff_us: u64,
     /// The pieces that were received, or were there before. Those of the last policy alone.
     pieces: BTreeMap<u64, Piece>,
@@ -83,6 +85,7 @@ impl Default for Follower {
     fn default() -> Follower {
         Follower {
             connection: Connection::Down { again_us: 0 },
+            place: None,
             backoff_us: BACKOFF_MIN_US,
             pieces: BTreeMap::new(),
             damaged: false,
@@ -127,6 +130,7 @@ impl Follower {
             true => Vec::new(),
             false => identity.place.held(host),
         };
+        self.place = Some(identity.place.clone());
         self.pieces = held
             .into_iter()
             .map(|piece| (piece.digest, piece))
@@ -161,6 +165,11 @@ impl Follower {
         if host.tell(token, says).is_err() {
             self.fail(at, host);
         }
+    }
+
+    /// Whether the open stream brings this policy.
+    pub fn follows(&self, place: &Place) -> bool {
+        self.owner().is_some() && self.place.as_ref() == Some(place)
     }
 
     /// Whether this is the token of the open stream.

@@ -28,7 +28,7 @@ use self::{
     follower::{Follower, GuestHost, Identity},
     pieces::{Assembly, Look, Place},
 };
-use crate::{applied, fence::control_stream::ContextId};
+use crate::{applied, fence::control_stream::ContextId, metrics::Metric};
 
 pub use self::config::{Config, InvalidConfig};
 
@@ -53,6 +53,8 @@ struct Following {
     /// Looks in a row at a policy that was not whole.
     torn: u32,
     names: Option<Names>,
+    /// The process follows another policy, and the log says so.
+    is_left_out: bool,
 }
 
 /// The names of clusters, for the rules that have those of Tidegate.
@@ -174,6 +176,7 @@ impl Following {
             assembly: Assembly::default(),
             torn: 0,
             names: None,
+            is_left_out: false,
         })
     }
 
@@ -188,6 +191,7 @@ impl Following {
             assembly: Assembly::default(),
             torn: 0,
             names: None,
+            is_left_out: false,
         })
     }
 
@@ -199,6 +203,14 @@ impl Following {
         host: &mut impl GuestHost,
     ) {
         let elsewhere = follower.owner().is_some_and(|owner| owner != context);
+        if elsewhere && !follower.follows(&self.place) && !self.is_left_out {
+            self.is_left_out = true;
+            let zone = &self.zone;
+            host.note(&format!(
+                "guest of zone {zone} gets no policy: another guest of this process follows another control plane or zone, and one process follows one: until all name the same, this one lets reads pass and rejects writes"
+            ));
+            host.count(Metric::PolicyRejected, 1);
+        }
         match elected {
             // Only the context that opened a stream can use it; it ends the stream when it goes.
             _ if elsewhere => {}

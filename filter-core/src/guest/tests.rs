@@ -280,3 +280,32 @@ fn a_bad_configuration_is_told_to_the_control_plane_that_it_names() {
     assert_eq!(done[0], "follow tidegate");
     assert!(done[1].contains("unknown variant `watch`"), "{done:?}");
 }
+
+#[test]
+fn a_guest_of_another_zone_in_the_same_process_is_told_of_once() {
+    let mut host = Fake::default();
+    let mut one = Worker::new(1, CONFIG, &mut host);
+    one.tick(&mut host);
+    host.done();
+    let other = br#"{"control_plane": "tidegate", "mode": "fence", "zone": "beijing-c"}"#;
+    let (mut plugin, _) = Plugin::configured(other, &mut host);
+    let elected = election::elect(&mut host, WorkerId(1));
+    let mut tick = |host: &mut Fake| {
+        let read = plugin.tick(
+            ContextId(8),
+            elected,
+            &mut one.follower,
+            &mut one.decoder,
+            host,
+        );
+        assert_eq!(read.unwrap(), None);
+        host.done()
+    };
+    let done = tick(&mut host);
+    assert!(
+        done.iter()
+            .any(|line| line.contains("guest of zone beijing-c gets no policy")),
+        "{done:?}"
+    );
+    assert_eq!(tick(&mut host), [""; 0]);
+}

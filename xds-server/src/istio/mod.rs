@@ -25,7 +25,7 @@ use self::{
     reconciler::{Reconciler, Report},
 };
 use crate::{
-    conditions::Code,
+    conditions::{Code, Conditions},
     config::{Istio, Mesh},
     discovery::Snapshots,
     metrics::Metrics,
@@ -75,7 +75,7 @@ async fn run(mut sources: Sources, report: watch::Sender<Arc<Report>>) {
         let istio = sources.meshes.borrow_and_update().istio.clone();
         let Some(istio) = istio else {
             report.send_replace(Arc::default());
-            sources.metrics.conditions.clear(Code::IstioUnreachable, "");
+            clear(&sources.metrics.conditions);
             if sources.meshes.changed().await.is_err() {
                 return;
             }
@@ -84,6 +84,17 @@ async fn run(mut sources: Sources, report: watch::Sender<Arc<Report>>) {
         if follow(&mut sources, &istio, &report).await.is_err() {
             return;
         }
+    }
+}
+
+/// Nothing is applied, so nothing stands in the way.
+fn clear(conditions: &Conditions) {
+    for code in [
+        Code::IstioUnreachable,
+        Code::IstioForeignObject,
+        Code::IstioObjectFailed,
+    ] {
+        conditions.replace(code, []);
     }
 }
 
@@ -97,7 +108,10 @@ async fn follow(
     report: &watch::Sender<Arc<Report>>,
 ) -> Result<(), Ended> {
     let cluster = match istio.apply {
-        false => None,
+        false => {
+            clear(&sources.metrics.conditions);
+            None
+        }
         true => {
             let connected = tokio::select! {
                 connected = Cluster::connect(istio.kubeconfig.as_deref()) => connected,
