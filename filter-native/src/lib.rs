@@ -5,8 +5,8 @@
 //!
 //! **Threads.** Envoy's main thread runs the life of a configuration: its ticks, its streams, its
 //! policies. Its workers run requests. All of them are one worker of the core, whose memory stands
-//! behind locks (`memory`) that are held for microseconds. What the workers of other hosts share in
-//! the proxy's shared data stands in `shared`.
+//! behind locks (`memory`). What the workers of other hosts share in the proxy's shared data stands
+//! in `shared`.
 //!
 //! **What the ABI lacks.** It has no timer for a filter, so a thread of the module asks Envoy for each
 //! tick (`ticker`). It has no gRPC, so `grpc` frames the messages on an HTTP stream of Envoy's. It
