@@ -270,10 +270,7 @@ impl Following {
                     Some(names) => names,
                     None => Names {
                         of: Arc::clone(rules.clusters()),
-                        clusters: match self.config.clusters.is_empty() {
-                            true => Arc::clone(rules.clusters()),
-                            false => self.config.clusters.clusters(&rules),
-                        },
+                        clusters: self.config.clusters.clusters(&rules),
                         gateways: self.config.clusters.gateways(&rules),
                     },
                 };

@@ -46,10 +46,7 @@ pub(super) fn control_plane(name: &str, view: &View<'_>, add: &mut impl FnMut(Pr
 pub(super) fn named(guest: &Guest, view: &View<'_>, known: &Known) -> BTreeSet<String> {
     match (&guest.config, &known.rules) {
         (Ok(config), Some(rules)) => {
-            let names = match config.clusters.is_empty() {
-                true => rules.clusters().clone(),
-                false => config.clusters.clusters(rules),
-            };
+            let names = config.clusters.clusters(rules);
             names.iter().cloned().collect()
         }
         // What the templates may give, among the clusters that are there.
