@@ -97,6 +97,24 @@ async fn objects_of_others_are_never_touched() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_object_of_others_with_the_name_of_ours_is_left_alone() -> Result<()> {
+    let theirs = format!(
+        "{{apiVersion: networking.istio.io/v1, kind: DestinationRule, \
+         metadata: {{name: {NAME}, namespace: shop}}, spec: {{host: theirs.example}}}}"
+    );
+    let scene = Scene::start("istio-same-name", &theirs).await?;
+    let told = scene.until_condition("TG8003", true).await?;
+    ensure!(told.contains("Tidegate has not made it"), "{told}");
+    scene.until_there(&ours("VirtualService"), true).await?;
+    let stored = scene.objects.get(&theirs).await?;
+    ensure!(
+        stored["spec"] == json!({ "host": "theirs.example" }),
+        "{stored}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_field_of_another_manager_is_a_conflict_and_is_left_alone() -> Result<()> {
     let scene = Scene::start("istio-conflict", "").await?;
     scene.until_there(&ours("DestinationRule"), true).await?;

@@ -136,8 +136,16 @@ impl Reconciler {
     ) -> Shown {
         let present = cluster.get(&key);
         let is_there = present.is_some();
-        if present.is_some_and(|it| is_ours(&it) && covers(&it.data["spec"], &object.spec)) {
-            return show(&key, &object, State::Applied, String::new());
+        match present {
+            // Even fields that nobody has set are not ours to set there.
+            Some(present) if !is_ours(&present) => {
+                let detail = "an object of this name is there, and Tidegate has not made it: remove it, or name the service differently";
+                return show(&key, &object, State::Failed, detail.to_owned());
+            }
+            Some(present) if covers(&present.data["spec"], &object.spec) => {
+                return show(&key, &object, State::Applied, String::new());
+            }
+            Some(_) | None => {}
         }
         // An object that exists goes on: stale weights are worse than two objects.
         if let Some(other) = foreign.get(&object.host).filter(|_| !is_there) {
