@@ -87,7 +87,10 @@ impl Cluster {
         let all = self.stores.values().map(Store::wait_until_ready);
         let listed = futures::future::try_join_all(all);
         tokio::select! {
-            listed = listed => Ok(drop(listed?)),
+            listed = listed => {
+                listed?;
+                Ok(())
+            }
             failed = seen.wait_for(|seen| !seen.errors.is_empty()) => {
                 let error = failed?.errors.values().next().cloned();
                 Err(anyhow::Error::msg(error.unwrap_or_default()))
