@@ -51,7 +51,10 @@ impl Shared {
         tokio::spawn(guests.clone().watch());
         tokio::spawn(discovery::conditions::watch(
             self.proxies.clone(),
-            guests.clone(),
+            {
+                let guests = guests.clone();
+                move || guests.expected()
+            },
             applied.clone(),
             self.feed.snapshots.clone(),
             self.metrics.clone(),

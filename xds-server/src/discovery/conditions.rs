@@ -10,9 +10,8 @@ use super::{Snapshots, proxies::Proxies};
 use crate::{
     applied::{Applied, PolicyState},
     conditions::{Code, Found, Lasting},
-    guests::Guests,
     metrics::{Metrics, ResultLabel},
-    snapshot::{Role, ViewKey},
+    snapshot::ViewKey,
 };
 
 /// Between two checks: each covers all streams.
@@ -29,10 +28,14 @@ const CODES: &[Code] = &[
     Code::ProxyOrphaned,
 ];
 
-/// Checks periodically, until nothing can change any more.
+/// A proxy, and the version of the policy that it should have.
+pub type Expected = (Health<ViewKey>, Option<u64>);
+
+/// Checks periodically, until nothing can change any more. `guests` gives the proxies that have no
+/// resources.
 pub async fn watch(
     proxies: Proxies,
-    guests: Guests,
+    guests: impl Fn() -> Vec<Expected>,
     applied: Applied,
     snapshots: Snapshots,
     metrics: Metrics,
@@ -44,11 +47,14 @@ pub async fn watch(
         ticks.tick().await;
         let snapshot = snapshots.borrow().clone();
         let now = Instant::now();
-        let wanted = |view: &ViewKey| match view.role {
-            Role::Guest => guests.version_of(&view.zone),
-            _ => Some(snapshot.as_ref()?.view(view)?.policy_version()),
+        let (guests, versions): (Vec<_>, Vec<_>) = guests().into_iter().unzip();
+        let keys = guests.iter().map(|guest| guest.key.clone());
+        let versions: BTreeMap<ViewKey, Option<u64>> = keys.zip(versions).collect();
+        let wanted = |view: &ViewKey| match versions.get(view) {
+            Some(version) => *version,
+            None => Some(snapshot.as_ref()?.view(view)?.policy_version()),
         };
-        let all = proxies.clients().health().chain(guests.health());
+        let all = proxies.clients().health().chain(guests);
         let mut found = find(all, &applied, wanted, &metrics, now);
         found.extend(find_strangers(&proxies, now));
         lasting.look(found, now);
@@ -148,7 +154,7 @@ mod tests {
     use protos::status::{Applied as Edition, AppliedReport, Refused};
 
     use super::*;
-    use crate::conditions::Conditions;
+    use crate::{conditions::Conditions, snapshot::Role};
 
     fn healthy(node: &str) -> Health<ViewKey> {
         Health {

@@ -18,6 +18,7 @@ use xds::clients::Health;
 use super::Guests;
 use crate::{
     conditions::{Code, Found, Lasting},
+    discovery::conditions::Expected,
     net::access::Caller,
     snapshot::{Role, ViewKey},
 };
@@ -183,17 +184,22 @@ impl Guests {
     }
 
     /// As the proxies of discovery, without resources.
-    pub fn health(&self) -> impl Iterator<Item = Health<ViewKey>> + use<> {
+    pub fn expected(&self) -> Vec<Expected> {
         let all = self.connected.list().into_iter();
-        all.map(|guest| Health {
-            node: guest.node,
-            key: ViewKey {
-                zone: guest.zone.into(),
-                role: Role::Guest,
-            },
-            orphaned: false,
-            refusals: vec![],
+        all.map(|guest| {
+            let version = self.version_of(&guest.zone);
+            let health = Health {
+                node: guest.node,
+                key: ViewKey {
+                    zone: guest.zone.into(),
+                    role: Role::Guest,
+                },
+                orphaned: false,
+                refusals: vec![],
+            };
+            (health, version)
         })
+        .collect()
     }
 
     fn no_grants(&self, guest: &Connection) -> Option<String> {
@@ -202,7 +208,7 @@ impl Guests {
     }
 
     /// The present version of a zone's policy for guests.
-    pub fn version_of(&self, zone: &str) -> Option<u64> {
+    fn version_of(&self, zone: &str) -> Option<u64> {
         let zones = self.zones.lock().unwrap_or_else(PoisonError::into_inner);
         let published = zones.get(zone)?.borrow().clone();
         Some(published?.version)
