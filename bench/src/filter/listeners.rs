@@ -274,9 +274,12 @@ fn routes(pushed: &Pushed, chain: Chain, end: End) -> Result<Value> {
         .and_then(|hosts| hosts.first_mut())
         .context("no host")?;
     let routes = host["routes"].as_array_mut().context("no routes")?;
-    // A route cannot answer with the name of a cluster from a header.
-    if !chain.has_stamps() || end == End::Direct {
-        let expanded = routes.iter().flat_map(|route| by_cluster(route, pushed));
+    // A route cannot answer with the name of a cluster from a header, and a guest names clusters
+    // of its host.
+    if !chain.has_stamps() || end == End::Direct || chain == Chain::Guest {
+        let expanded = routes
+            .iter()
+            .flat_map(|route| by_cluster(route, pushed, chain));
         *routes = expanded.collect();
     }
     if !chain.has_stamps() {
@@ -301,7 +304,7 @@ fn routes(pushed: &Pushed, chain: Chain, end: End) -> Result<Value> {
 
 /// Replaces a route whose cluster the filter names by one for each cluster; that of the local zone
 /// is last.
-fn by_cluster(route: &Value, pushed: &Pushed) -> Vec<Value> {
+fn by_cluster(route: &Value, pushed: &Pushed, chain: Chain) -> Vec<Value> {
     let matchers = route["match"]["headers"].as_array();
     let is_write = |matcher: &Value| {
         matcher["name"] == STAMP_CLASS && matcher["string_match"]["exact"] == "write"
@@ -317,13 +320,17 @@ fn by_cluster(route: &Value, pushed: &Pushed) -> Vec<Value> {
     names.sort_by_key(|name| zone_of(name) == Some(VIEWER));
     let to = |name: &str| {
         let mut route = route.clone();
+        let stamp = match chain {
+            Chain::Guest => name.trim_end_matches(class),
+            _ => name,
+        };
         for matcher in route["match"]["headers"]
             .as_array_mut()
             .into_iter()
             .flatten()
         {
             if matcher["name"] == STAMP_TO {
-                *matcher = json!({ "name": STAMP_TO, "string_match": { "exact": name } });
+                *matcher = json!({ "name": STAMP_TO, "string_match": { "exact": stamp } });
             }
         }
         if let Some(action) = route["route"].as_object_mut() {
