@@ -5,7 +5,8 @@
 //! worker that outlives both. [`header_map`] reads the request as the proxy encodes it; [`apply`]
 //! applies the decision, through the small trait [`Host`](apply::Host); [`plugin_config`] reads
 //! the plugin's configuration; [`fence`] holds the permissions to write; [`applied`] reports to
-//! the control plane; [`guest`] is the filter in an Envoy that somebody else configures;
+//! the control plane; [`stream`] is the life of a stream to it; [`guest`] is the filter in an Envoy
+//! that somebody else configures;
 //! [`refusals`] wait for a body; [`metrics`] names the metrics; [`draws`] share requests out;
 //! [`deadlines`] end writes that live too long.
 //!
@@ -40,5 +41,6 @@ pub mod plugin;
 pub mod plugin_config;
 pub mod refusals;
 pub mod request;
+pub mod stream;
 #[cfg(test)]
 mod testing;

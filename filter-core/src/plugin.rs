@@ -12,7 +12,6 @@ use crate::{
     applied::{self, Applied, ReportHost},
     apply::{HostFailed, Reply},
     fence::{
-        control_stream::{ContextId, Token},
         election,
         worker::{Worker, terms_of},
     },
@@ -22,6 +21,7 @@ use crate::{
     plugin_config,
     refusals::RequestId,
     request::Request,
+    stream::{ContextId, Token},
 };
 
 /// The proxy as the life of a configuration needs it.

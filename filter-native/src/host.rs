@@ -4,13 +4,14 @@ use filter_core::{
     applied::ReportHost,
     apply::{HostFailed, Reply},
     fence::{
-        control_stream::{ContextId, StreamHost, Token},
+        control_stream::StreamHost,
         process::{Process, Reading, Version},
     },
     guest::follower::GuestHost,
     metrics::Metric,
     plugin::{Level, PluginHost},
     refusals::RequestId,
+    stream::{ContextId, Token},
 };
 use protos::{fence::HolderSays, guest::GuestSays};
 

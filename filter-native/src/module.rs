@@ -10,9 +10,9 @@ use std::{
 
 use filter_core::{
     apply::HostFailed,
-    fence::control_stream::{ContextId, Token},
     metrics::{METRICS, Metric},
     plugin::{Deciding, Plugin},
+    stream::{ContextId, Token},
 };
 
 use crate::{

@@ -8,7 +8,7 @@ use filter_core::{
     deadlines::Deadlines,
     draws::Draws,
     fence::{
-        control_stream::{ContextId, StreamHost, Token},
+        control_stream::StreamHost,
         ending::Ending,
         process::{Process, Reading, Version},
         worker::Worker,
@@ -19,6 +19,7 @@ use filter_core::{
     plugin::{Level, Plugin, PluginHost},
     refusals::{Refusals, RequestId},
     request::{Request, RequestHost},
+    stream::{ContextId, Token},
 };
 use protos::{Decoder, fence::HolderSays, guest::GuestSays};
 use proxy_wasm::{

@@ -19,10 +19,8 @@ use protos::{
 use self::table::{Row, Table};
 use crate::{
     apply::HostFailed,
-    fence::{
-        control_stream::ContextId,
-        process::{self, Process},
-    },
+    fence::process::{self, Process},
+    stream::ContextId,
 };
 
 /// How often a worker is woken for this alone.

@@ -20,7 +20,11 @@ use super::{
     hop_keys, ledger,
     process::{Process, Reading},
 };
-use crate::{apply::HostFailed, metrics::Metric};
+use crate::{
+    apply::HostFailed,
+    metrics::Metric,
+    stream::{ContextId, Link, Stream, Token},
+};
 
 /// The proxy as the control stream needs it.
 pub trait StreamHost: Process {
@@ -37,20 +41,8 @@ pub trait StreamHost: Process {
     fn note(&mut self, line: &str);
 }
 
-/// A stream, as the proxy numbers it within one worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token(pub u32);
-
-/// A root context of the filter: there is a new one for each plugin configuration. A stream belongs
-/// to the one that opened it, and dies with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ContextId(pub u32);
-
 /// A control plane that does not answer for this long is taken to be gone.
 const ANSWER_US: u64 = 1_000_000;
-/// The wait after a stream has failed. It doubles with each failure in a row.
-const BACKOFF_MIN_US: u64 = 50_000;
-const BACKOFF_MAX_US: u64 = 1_000_000;
 /// The most fences that are worked on: more than there can be cells, and some of another
 /// configuration's.
 const FENCES_MAX: usize = 2 * CELLS_MAX;
@@ -58,7 +50,7 @@ const FENCES_MAX: usize = 2 * CELLS_MAX;
 /// The stream and its state.
 #[derive(Debug)]
 pub struct ControlStream {
-    connection: Connection,
+    link: Link,
     asker: Asker,
     /// When the last question was asked.
     asked: Option<Reading>,
@@ -68,25 +60,11 @@ pub struct ControlStream {
     withheld: Option<Withheld>,
     /// Grants may be had that were not there yet when the open question was answered.
     invited: bool,
-    backoff_us: u64,
     /// Revocations that are not yet acknowledged.
     fences: BTreeMap<Name, Stamp>,
     /// The ends of installed grants: for the gauge alone.
     until: BTreeMap<Name, u64>,
     holding: Option<usize>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Connection {
-    Down { again_us: u64 },
-    Up(OpenStream),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct OpenStream {
-    token: Token,
-    context: ContextId,
-    holder: HolderId,
 }
 
 /// The process of a stream, and its rules.
@@ -101,13 +79,12 @@ pub struct Identity<'p> {
 impl Default for ControlStream {
     fn default() -> ControlStream {
         ControlStream {
-            connection: Connection::Down { again_us: 0 },
+            link: Link::default(),
             asker: Asker::default(),
             asked: None,
             said: TermsId::NONE,
             withheld: None,
             invited: false,
-            backoff_us: BACKOFF_MIN_US,
             fences: BTreeMap::new(),
             until: BTreeMap::new(),
             holding: None,
@@ -121,17 +98,13 @@ impl ControlStream {
         let Some(at) = host.now() else {
             return;
         };
-        if let Connection::Up(stream) = self.connection
-            && (stream.context, stream.holder) != (identity.context, identity.holder)
-        {
+        if self.link.is_of_another(identity.context, identity.holder) {
             self.leave(host);
         }
-        if let Connection::Down { again_us } = self.connection
-            && again_us <= at.monotonic_us
-        {
+        if self.link.is_due(at.monotonic_us) {
             self.open(identity, at, host);
         }
-        if let Connection::Up(stream) = self.connection {
+        if let Some(stream) = self.link.open() {
             let unanswered = |since: u64| at.monotonic_us.saturating_sub(since) >= ANSWER_US;
             if self.asker.open_since().is_some_and(unanswered) {
                 self.fail(at, host);
@@ -152,7 +125,7 @@ impl ControlStream {
         };
         match host.open(&identity.fencing.control_plane) {
             Ok(token) => {
-                self.connection = Connection::Up(OpenStream {
+                self.link.opened(Stream {
                     token,
                     context: identity.context,
                     holder: identity.holder,
@@ -230,10 +203,7 @@ impl ControlStream {
         fencing: &Fencing,
         host: &mut impl StreamHost,
     ) -> bool {
-        let Connection::Up(stream) = self.connection else {
-            return false;
-        };
-        if stream.token != token {
+        if !self.link.owns(token) {
             return false;
         }
         match says {
@@ -265,7 +235,7 @@ impl ControlStream {
         let Some(asked_us) = self.asker.answered(nonce, terms) else {
             return false;
         };
-        self.backoff_us = BACKOFF_MIN_US;
+        self.link.works();
         let (Some(at), Some(asked)) = (host.now(), self.asked) else {
             return true;
         };
@@ -338,9 +308,7 @@ impl ControlStream {
 
     /// The proxy has closed a stream.
     pub fn closed(&mut self, token: Token, host: &mut impl StreamHost) {
-        if let Connection::Up(stream) = self.connection
-            && stream.token == token
-        {
+        if self.link.owns(token) {
             host.count(Metric::StreamResets, 1);
             self.back_off(host.now().unwrap_or_default());
         }
@@ -349,15 +317,17 @@ impl ControlStream {
     /// A root context is gone, and its streams with it.
     pub fn lost(&mut self, context: ContextId) {
         if self.owner() == Some(context) {
-            self.down(0);
+            self.link.ended();
+            self.forget();
         }
     }
 
     /// Another worker is elected now.
     pub fn leave(&mut self, host: &mut impl StreamHost) {
-        if let Connection::Up(stream) = self.connection {
+        if let Some(stream) = self.link.open() {
             host.cancel(stream.token);
-            self.down(0);
+            self.link.ended();
+            self.forget();
         }
         self.until.clear();
         self.holding = None;
@@ -365,14 +335,11 @@ impl ControlStream {
 
     /// The root context that the stream belongs to.
     pub fn owner(&self) -> Option<ContextId> {
-        match self.connection {
-            Connection::Up(stream) => Some(stream.context),
-            Connection::Down { .. } => None,
-        }
+        self.link.owner()
     }
 
     fn fail(&mut self, at: Reading, host: &mut impl StreamHost) {
-        if let Connection::Up(stream) = self.connection {
+        if let Some(stream) = self.link.open() {
             host.count(Metric::StreamResets, 1);
             host.cancel(stream.token);
             self.back_off(at);
@@ -380,12 +347,12 @@ impl ControlStream {
     }
 
     fn back_off(&mut self, at: Reading) {
-        self.down(at.monotonic_us.saturating_add(self.backoff_us));
-        self.backoff_us = self.backoff_us.saturating_mul(2).min(BACKOFF_MAX_US);
+        self.link.failed(at.monotonic_us);
+        self.forget();
     }
 
-    fn down(&mut self, again_us: u64) {
-        self.connection = Connection::Down { again_us };
+    /// Drops what was said on the stream that has ended.
+    fn forget(&mut self) {
         // Its answer cannot come any more.
         self.asker = Asker::default();
         self.invited = false;

@@ -7,11 +7,14 @@ use prost::Message;
 use protos::{fence::HolderSays, guest::GuestSays, wire};
 
 use super::{
-    control_stream::{StreamHost, Token},
+    control_stream::StreamHost,
     ending::Ending,
     process::{Process, Reading, Version},
 };
-use crate::{applied::ReportHost, apply::HostFailed, guest::follower::GuestHost, metrics::Metric};
+use crate::{
+    applied::ReportHost, apply::HostFailed, guest::follower::GuestHost, metrics::Metric,
+    stream::Token,
+};
 
 /// Clock, shared data, and the way to a control plane.
 #[derive(Default)]

@@ -10,13 +10,15 @@ use policy::{
 use protos::{fence::GrantorSays, wire};
 
 use super::{
-    control_stream::{ContextId, Token},
     hop_keys,
     permits::Permits,
     testing::Fake,
     worker::{Worker, terms_of},
 };
-use crate::testing::{fenced, fenced_under};
+use crate::{
+    stream::{ContextId, Token},
+    testing::{fenced, fenced_under},
+};
 
 const A: ContextId = ContextId(1);
 const B: ContextId = ContextId(2);

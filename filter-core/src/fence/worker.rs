@@ -6,10 +6,11 @@ use policy::{Fencing, Policy, Rules, fence::Terms};
 use protos::fence::GrantorSays;
 
 use super::{
-    control_stream::{ContextId, ControlStream, Identity, StreamHost, Token},
+    control_stream::{ControlStream, Identity, StreamHost},
     election,
     permits::Permits,
 };
+use crate::stream::{ContextId, Token};
 
 /// A worker. Lives as long as its memory, through all plugin configurations.
 #[derive(Debug)]

@@ -12,11 +12,9 @@ use protos::guest::{Current, GuestSays, Hello, PIECES_MAX, PROBLEM_BYTES_MAX, Pi
 use super::{Config, pieces::Place};
 use crate::{
     apply::HostFailed,
-    fence::{
-        control_stream::{ContextId, StreamHost, Token},
-        process::Reading,
-    },
+    fence::{control_stream::StreamHost, process::Reading},
     metrics::Metric,
+    stream::{ContextId, Link, Stream, Token},
 };
 
 /// The proxy as a guest needs it.
@@ -34,38 +32,21 @@ pub trait GuestHost: StreamHost {
 const SILENT_US: u64 = 5_000_000;
 /// One that does not answer for this long is taken to be gone.
 const ANSWER_US: u64 = 2_000_000;
-/// The wait after a stream has failed. It doubles with each failure in a row.
-const BACKOFF_MIN_US: u64 = 50_000;
-const BACKOFF_MAX_US: u64 = 1_000_000;
 
 /// The stream and its state.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Follower {
-    connection: Connection,
+    link: Link,
+    /// When something was heard last on the stream, or it was opened.
+    heard_us: u64,
+    /// When a sign of life was asked for that has not come yet.
+    polled_us: Option<u64>,
     /// Of the policy that the last stream was opened for.
     place: Option<Place>,
-    backoff_us: u64,
     /// The pieces that were received, or were there before. Those of the last policy alone.
     pieces: BTreeMap<u64, Piece>,
     /// The shared pieces are damaged: the next stream brings all of them.
     damaged: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Connection {
-    Down { again_us: u64 },
-    Up(OpenStream),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct OpenStream {
-    token: Token,
-    context: ContextId,
-    holder: HolderId,
-    /// When something was heard last, or the stream was opened.
-    heard_us: u64,
-    /// When a sign of life was asked for that has not come yet.
-    polled_us: Option<u64>,
 }
 
 /// The process of a stream, and its guest.
@@ -81,43 +62,24 @@ pub struct Identity<'g> {
     pub place: &'g Place,
 }
 
-impl Default for Follower {
-    fn default() -> Follower {
-        Follower {
-            connection: Connection::Down { again_us: 0 },
-            place: None,
-            backoff_us: BACKOFF_MIN_US,
-            pieces: BTreeMap::new(),
-            damaged: false,
-        }
-    }
-}
-
 impl Follower {
     /// Takes the due steps. To be called every few milliseconds.
     pub fn drive(&mut self, identity: &Identity<'_>, host: &mut impl GuestHost) {
         let Some(at) = host.now() else {
             return;
         };
-        if let Connection::Up(stream) = self.connection
-            && (stream.context, stream.holder) != (identity.context, identity.holder)
-        {
+        if self.link.is_of_another(identity.context, identity.holder) {
             self.leave(host);
         }
-        if let Connection::Down { again_us } = self.connection
-            && again_us <= at.monotonic_us
-        {
+        if self.link.is_due(at.monotonic_us) {
             self.open(identity, at, host);
         }
-        if let Connection::Up(stream) = self.connection {
+        if let Some(stream) = self.link.open() {
             let since = |us: u64| at.monotonic_us.saturating_sub(us);
-            match stream.polled_us {
+            match self.polled_us {
                 Some(polled_us) if since(polled_us) >= ANSWER_US => self.fail(at, host),
-                None if since(stream.heard_us) >= SILENT_US => {
-                    self.connection = Connection::Up(OpenStream {
-                        polled_us: Some(at.monotonic_us),
-                        ..stream
-                    });
+                None if since(self.heard_us) >= SILENT_US => {
+                    self.polled_us = Some(at.monotonic_us);
                     self.send(stream.token, &GuestSays::Poll, at, host);
                 }
                 _ => {}
@@ -148,16 +110,15 @@ impl Follower {
         });
         match host.follow(&identity.config.control_plane) {
             Ok(token) => {
-                self.connection = Connection::Up(OpenStream {
+                self.link.opened(Stream {
                     token,
                     context: identity.context,
                     holder: identity.holder,
-                    heard_us: at.monotonic_us,
-                    polled_us: None,
                 });
+                self.heard(at);
                 self.send(token, &hello, at, host);
             }
-            Err(HostFailed) => self.back_off(at),
+            Err(HostFailed) => self.link.failed(at.monotonic_us),
         }
     }
 
@@ -174,19 +135,15 @@ impl Follower {
 
     /// Whether this is the token of the open stream.
     pub fn owns(&self, token: Token) -> bool {
-        matches!(self.connection, Connection::Up(stream) if stream.token == token)
+        self.link.owns(token)
     }
 
     /// A message has come on the open stream.
     pub fn on_message(&mut self, message: &[u8], place: &Place, host: &mut impl GuestHost) {
-        let (Connection::Up(stream), Some(at)) = (self.connection, host.now()) else {
+        let (Some(_), Some(at)) = (self.link.open(), host.now()) else {
             return;
         };
-        self.connection = Connection::Up(OpenStream {
-            heard_us: at.monotonic_us,
-            polled_us: None,
-            ..stream
-        });
+        self.heard(at);
         // Bytes that are no message are ignored, as are messages of a later version.
         let Ok(says) = PolicySays::decode(message) else {
             return;
@@ -206,7 +163,7 @@ impl Follower {
     }
 
     fn published(&mut self, current: &Current) {
-        self.backoff_us = BACKOFF_MIN_US;
+        self.link.works();
         self.damaged = false;
         let pieces = current.pieces.iter();
         let kept = pieces.filter_map(|digest| self.pieces.remove_entry(digest));
@@ -215,7 +172,7 @@ impl Follower {
 
     /// The shared policy is damaged: has everything sent again.
     pub fn refetch(&mut self, host: &mut impl GuestHost) {
-        if let (Connection::Up(_), Some(at)) = (self.connection, host.now()) {
+        if let (Some(_), Some(at)) = (self.link.open(), host.now()) {
             self.damaged = true;
             self.fail(at, host);
         }
@@ -227,46 +184,43 @@ impl Follower {
             return false;
         }
         host.count(Metric::StreamResets, 1);
-        self.back_off(host.now().unwrap_or_default());
+        self.link
+            .failed(host.now().unwrap_or_default().monotonic_us);
         true
     }
 
     /// A root context is gone, and its streams with it.
     pub fn lost(&mut self, context: ContextId) {
         if self.owner() == Some(context) {
-            self.connection = Connection::Down { again_us: 0 };
+            self.link.ended();
         }
     }
 
     /// Another worker is elected now, or another context keeps the stream.
     pub fn leave(&mut self, host: &mut impl GuestHost) {
-        if let Connection::Up(stream) = self.connection {
+        if let Some(stream) = self.link.open() {
             host.cancel(stream.token);
-            self.connection = Connection::Down { again_us: 0 };
+            self.link.ended();
         }
         self.pieces.clear();
     }
 
     /// The root context that the stream belongs to.
     pub fn owner(&self) -> Option<ContextId> {
-        match self.connection {
-            Connection::Up(stream) => Some(stream.context),
-            Connection::Down { .. } => None,
-        }
+        self.link.owner()
     }
 
     fn fail(&mut self, at: Reading, host: &mut impl GuestHost) {
-        if let Connection::Up(stream) = self.connection {
+        if let Some(stream) = self.link.open() {
             host.count(Metric::StreamResets, 1);
             host.cancel(stream.token);
-            self.back_off(at);
+            self.link.failed(at.monotonic_us);
         }
     }
 
-    fn back_off(&mut self, at: Reading) {
-        let again_us = at.monotonic_us.saturating_add(self.backoff_us);
-        self.connection = Connection::Down { again_us };
-        self.backoff_us = self.backoff_us.saturating_mul(2).min(BACKOFF_MAX_US);
+    fn heard(&mut self, at: Reading) {
+        self.heard_us = at.monotonic_us;
+        self.polled_us = None;
     }
 }
 

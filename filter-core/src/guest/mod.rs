@@ -28,7 +28,7 @@ use self::{
     follower::{Follower, GuestHost, Identity},
     pieces::{Assembly, Look, Place},
 };
-use crate::{applied, fence::control_stream::ContextId, metrics::Metric};
+use crate::{applied, metrics::Metric, stream::ContextId};
 
 pub use self::config::{Config, InvalidConfig};
 

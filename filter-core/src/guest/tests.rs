@@ -8,7 +8,8 @@ use protos::{
 
 use super::*;
 use crate::{
-    fence::{control_stream::Token, election, testing::Fake},
+    fence::{election, testing::Fake},
+    stream::Token,
     testing::serving,
 };
 

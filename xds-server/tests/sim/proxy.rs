@@ -11,12 +11,13 @@ use std::{
 use filter_core::{
     apply::HostFailed,
     fence::{
-        control_stream::{ContextId, StreamHost, Token},
+        control_stream::StreamHost,
         permits::Permits,
         process::{Process, Reading, Version},
         worker::{Worker, terms_of},
     },
     metrics::Metric,
+    stream::{ContextId, Token},
 };
 use policy::{
     Policy,
