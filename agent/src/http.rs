@@ -7,13 +7,13 @@ use std::error::Error;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use registry::causes::in_one_line;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, StatusCode, redirect};
 use tokio::time::timeout;
 use tokio_rustls::rustls::{self, ClientConfig};
 
 use crate::https::{self, Files, HttpsError};
-use crate::probe::chain;
 
 /// How long an unused connection is kept. Shorter than servers keep theirs, so that few requests
 /// meet a closed one.
@@ -33,7 +33,7 @@ pub enum Failure {
     #[error("an answer of more than {0} bytes")]
     TooLong(usize),
     /// Its own text says no more than that a request failed, so its causes stand alone.
-    #[error("{}", .0.source().map_or_else(|| .0.to_string(), chain))]
+    #[error("{}", .0.source().map_or_else(|| .0.to_string(), in_one_line))]
     Broken(#[source] reqwest::Error),
 }
 

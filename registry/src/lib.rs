@@ -1,10 +1,11 @@
 //! The registry: records of services' instances ([`record`]), directives of operators and standings
 //! of zones ([`zone_records`]), and the stores of all records ([`store`]).
 //!
-//! The control plane and the agent share it; neither depends on the other.
+//! The control plane and the agent share it.
 
 pub mod authority;
 pub mod backoff;
+pub mod causes;
 pub mod confirmation;
 
 pub mod lease;

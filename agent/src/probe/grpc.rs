@@ -6,13 +6,14 @@ use std::io;
 use std::net::SocketAddr;
 
 use async_trait::async_trait;
+use registry::causes::in_one_line;
 use tonic::Code;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::{Probe, ProbeError, cause, chain};
+use super::{Probe, ProbeError, cause};
 
 /// The longest answer: a status is a few bytes.
 const ANSWER_BYTES_MAX: usize = 4 * 1024;
@@ -43,7 +44,8 @@ impl Probe for GrpcProbe {
     }
 
     async fn look(&self) -> Result<(), ProbeError> {
-        let bad_address = |error: tonic::transport::Error| ProbeError::Unreachable(chain(&error));
+        let bad_address =
+            |error: tonic::transport::Error| ProbeError::Unreachable(in_one_line(&error));
         let endpoint = Endpoint::from_shared(format!("http://{}", self.options.address))
             .map_err(bad_address)?;
         let channel =
@@ -52,7 +54,7 @@ impl Probe for GrpcProbe {
                 .await
                 .map_err(|error| match cause::<io::Error>(&error) {
                     Some(error) => ProbeError::connecting(error),
-                    None => ProbeError::Unreachable(chain(&error)),
+                    None => ProbeError::Unreachable(in_one_line(&error)),
                 })?;
         let mut client = HealthClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let request = HealthCheckRequest {
@@ -79,7 +81,7 @@ impl GrpcProbe {
             Code::Unimplemented => {
                 ProbeError::NotServing("the server has no gRPC health service".to_owned())
             }
-            _ => ProbeError::BadAnswer(chain(status)),
+            _ => ProbeError::BadAnswer(in_one_line(status)),
         }
     }
 }

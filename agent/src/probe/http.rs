@@ -20,9 +20,10 @@ use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, HOST, HeaderValue, USER_AGENT};
 use hyper::http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
+use registry::causes::in_one_line;
 use tokio::net::TcpStream;
 
-use super::{Probe, ProbeError, chain};
+use super::{Probe, ProbeError};
 
 /// The longest head of an answer.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -70,7 +71,7 @@ impl Probe for HttpProbe {
         let stream = TcpStream::connect(self.options.address)
             .await
             .map_err(|error| ProbeError::connecting(&error))?;
-        let bad_answer = |error: hyper::Error| ProbeError::BadAnswer(chain(&error));
+        let bad_answer = |error: hyper::Error| ProbeError::BadAnswer(in_one_line(&error));
         let (mut sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
             .handshake(TokioIo::new(stream))

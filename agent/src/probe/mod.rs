@@ -17,6 +17,8 @@ pub use grpc::{GrpcOptions, GrpcProbe};
 pub use http::{HttpOptions, HttpProbe};
 pub use tcp::TcpProbe;
 
+use registry::causes::chain;
+
 use crate::config::ProbeKind;
 
 /// A way to look at one instance.
@@ -80,28 +82,7 @@ pub fn build(kind: &ProbeKind) -> Arc<dyn Probe> {
     }
 }
 
-/// An error with its causes in one line: the outermost alone often says only "transport error".
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// The first cause of this type, the error itself included.
 fn cause<'e, T: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
+    chain(error).find_map(|error| error.downcast_ref())
 }

@@ -14,6 +14,7 @@ use kube::{
         watcher,
     },
 };
+use registry::causes::in_one_line;
 use tokio::sync::watch;
 
 use super::objects::{GROUP, Key, Kind, OWNER, OWNER_LABEL, Object, VERSION};
@@ -114,7 +115,7 @@ impl Cluster {
                 let error = match &event {
                     Ok(Some(_)) => None,
                     Ok(None) => return,
-                    Err(error) => Some(chain(error)),
+                    Err(error) => Some(in_one_line(error)),
                 };
                 sender.send_modify(|seen| {
                     seen.changes += 1;
@@ -203,18 +204,4 @@ pub(super) fn is_ours(object: &DynamicObject) -> bool {
 fn resource(kind: Kind) -> ApiResource {
     let gvk = GroupVersionKind::gvk(GROUP, VERSION, kind.as_str());
     ApiResource::from_gvk_with_plural(&gvk, kind.plural())
-}
-
-/// An error with its causes.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }

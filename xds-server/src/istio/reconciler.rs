@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures::StreamExt;
+use registry::causes::in_one_line;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -10,7 +11,7 @@ use tracing::{debug, info};
 
 use super::{
     RECHECK,
-    cluster::{Cluster, Seen, chain, is_ours, key_of},
+    cluster::{Cluster, Seen, is_ours, key_of},
     foreign::foreign,
     objects::{Key, Kind, Object, Objects},
 };
@@ -117,7 +118,7 @@ impl Reconciler {
                 }
                 match cluster.delete(&key, object).await {
                     Ok(()) => info!(%key, "an object of Istio is deleted: its service is gone"),
-                    Err(error) => drop(failures.insert(key.to_string(), chain(&error))),
+                    Err(error) => drop(failures.insert(key.to_string(), in_one_line(&error))),
                 }
             }
         }
@@ -155,7 +156,7 @@ impl Reconciler {
         let applied = cluster.apply(&key, &object).await;
         let (result, state, detail) = match applied {
             Ok(()) => ("ok", State::Applied, String::new()),
-            Err(error) => ("error", State::Failed, chain(&error)),
+            Err(error) => ("error", State::Failed, in_one_line(&error)),
         };
         let label = ResultLabel { result };
         self.metrics.istio_applies.get_or_create(&label).inc();

@@ -1,6 +1,5 @@
 //! The members of the cluster: the choice of a member, and the meaning of its errors.
 
-use std::error::Error as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -9,6 +8,7 @@ use etcd_client::{Client, ConnectOptions, ResponseHeader};
 use tonic::Code;
 
 use super::EtcdOptions;
+use crate::causes::chain;
 use crate::store::{ClusterId, Head, RefusedCause, Revision, StoreError};
 
 /// Whether a request may be retried at a second member after the first one failed.
@@ -119,17 +119,13 @@ pub(super) fn refused_cause(code: Code, message: &str) -> RefusedCause {
 
 /// Whether the request failed because there was no connection to send it on.
 fn never_connected(status: &tonic::Status) -> bool {
-    causes(status).any(|error| error.is::<tonic::ConnectError>())
+    chain(status).any(|error| error.is::<tonic::ConnectError>())
 }
 
 /// Whether the connection was closed because its keepalive was not answered.
 fn silent(status: &tonic::Status) -> bool {
     let timed_out = |error: &hyper::Error| error.is_timeout();
-    causes(status).any(|error| error.downcast_ref().is_some_and(timed_out))
-}
-
-fn causes(status: &tonic::Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    std::iter::successors(status.source(), |error| (*error).source())
+    chain(status).any(|error| error.downcast_ref().is_some_and(timed_out))
 }
 
 /// One client per member, and the preferred member.

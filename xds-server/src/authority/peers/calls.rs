@@ -11,6 +11,7 @@ use protos::{
 use registry::{
     authority::{PeerRecord, Secret},
     backoff::Backoff,
+    causes::{chain, in_one_line},
 };
 use tokio::{
     sync::mpsc,
@@ -128,7 +129,7 @@ impl Call {
         let late = |_| Status::deadline_exceeded("no connection");
         let channel = channel.await.map_err(late)?;
         let channel = channel.map_err(|error| Failure {
-            status: Status::unavailable(causes(&error)),
+            status: Status::unavailable(in_one_line(&error)),
             lasts: is_refused_certificate(&error),
         })?;
         let (out, outgoing) = mpsc::channel(1);
@@ -247,19 +248,6 @@ fn in_a_while() -> tokio::time::Instant {
 }
 
 type Source<'e> = &'e (dyn std::error::Error + 'static);
-
-/// An error, and its causes.
-fn chain<'e>(error: Source<'e>) -> impl Iterator<Item = Source<'e>> {
-    std::iter::successors(Some(error), |error| error.source())
-}
-
-/// An error with its causes: a rejected certificate, a refused connection.
-fn causes(error: Source<'_>) -> String {
-    let mut all: Vec<String> = chain(error).map(ToString::to_string).collect();
-    // Errors that wrap another one have the same text.
-    all.dedup();
-    all.join(": ")
-}
 
 /// Whether one side rejects the other's certificate.
 fn is_refused_certificate(error: Source<'_>) -> bool {
