@@ -5,6 +5,7 @@ mod admin;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -163,6 +164,16 @@ impl Envoy {
             Ok(admin)
         });
         let admin = process.unless_it_ends(answers).await?;
+        Ok(Envoy { process, admin })
+    }
+
+    /// One that another program has started, as soon as its admin interface answers there.
+    pub(crate) async fn of(process: Process, admin: SocketAddr, within: Duration) -> Result<Envoy> {
+        let admin = Admin::new(admin);
+        let answers = eventually(within, "Envoy's admin interface", async || {
+            admin.get("/server_info").await
+        });
+        process.unless_it_ends(answers).await?;
         Ok(Envoy { process, admin })
     }
 

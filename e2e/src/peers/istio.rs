@@ -28,7 +28,7 @@ pub const ROOT_NAMESPACE: &str = "istio-system";
 /// The version that proxies say they have.
 const PROXY_VERSION: &str = "1.32.0";
 
-const CLUSTER: &str = "Kubernetes";
+pub(super) const CLUSTER: &str = "Kubernetes";
 
 /// No endpoint of a service is here.
 const NO_ENDPOINT: Ipv4Addr = Ipv4Addr::new(127, 255, 0, 1);
@@ -102,11 +102,21 @@ impl Istiod {
     /// Puts Istio's definitions and an `EnvoyFilter` for plain Envoys into the cluster, starts
     /// istiod, and waits until it is ready.
     pub async fn start(directory: &Path, kubernetes: &Kubernetes) -> Result<Istiod> {
+        Istiod::start_at(directory, kubernetes, Ipv4Addr::LOCALHOST).await
+    }
+
+    /// As [`start`](Istiod::start), for proxies that reach it at this address.
+    pub async fn start_at(
+        directory: &Path,
+        kubernetes: &Kubernetes,
+        address: Ipv4Addr,
+    ) -> Result<Istiod> {
         install(&kubernetes.objects().await?).await?;
         let mesh = directory.join("mesh.yaml");
         fs::write(&mesh, MESH).with_context(|| mesh.display().to_string())?;
         let admin = kubernetes.admin();
         let started = with_addresses(async |[xds, http, monitoring]| {
+            let xds = SocketAddr::from((address, xds.port()));
             let arguments = arguments(&admin, &mesh, [xds, http, monitoring])?;
             let process = Process::start(directory, "istiod", Path::new("env"), &arguments)?;
             ready(&process, http).await?;
@@ -341,8 +351,12 @@ impl Sidecar {
         bootstrap: &Bootstrap,
     ) -> Result<Sidecar> {
         let envoy = Envoy::start_with(directory, &workload.name, bootstrap, 1).await?;
+        Ok(Sidecar::of(envoy, workload))
+    }
+
+    pub(super) fn of(envoy: Envoy, workload: &Workload) -> Sidecar {
         let bind = workload.bind;
-        Ok(Sidecar { envoy, bind })
+        Sidecar { envoy, bind }
     }
 
     pub fn envoy(&self) -> &Envoy {

@@ -1,6 +1,7 @@
 //! Real systems that Tidegate is a guest of, or is measured beside: a Kubernetes API server, and
 //! Istio on it. `cargo xtask setup --istio` builds them.
 
+mod agent;
 pub mod istio;
 pub mod kubernetes;
 pub mod objects;

@@ -1,22 +1,40 @@
 //! The filter as a guest in Istio's proxies, in each form that istiod delivers, with the pieces
 //! that `tidegate guest` prints.
 
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use axum::Router;
+use axum::routing::get;
 use e2e::cells::Cells;
 use e2e::client::{Client, Reply, Request, Version};
 use e2e::paths;
+use e2e::peers::free_address;
 use e2e::peers::istio::Sidecar;
 use e2e::wait::{PATIENCE, eventually};
 use hyper::Method;
 use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use crate::HOST;
 use crate::scene::{A, B, Scene};
 
 /// The client whose sidecar has the guest.
 const FRONT: &str = "front";
+
+/// How the guest comes to the sidecar.
+struct Delivered<'a> {
+    /// For `--delivery`.
+    by: &'a str,
+    module: &'a str,
+    /// Further options.
+    more: &'a [&'a str],
+    /// Istio's own agent stands between Envoy and istiod.
+    has_agent: bool,
+}
 
 /// A mesh with a fence, and a guest in the sidecar of a client in shanghai-a.
 struct Fenced {
@@ -54,8 +72,23 @@ fn pieces(scene: &Scene, more: &[&str]) -> Result<String> {
 }
 
 impl Fenced {
-    /// With a guest that the host delivers in this way, with these further options.
-    async fn start(name: &str, delivery: &str, more: &[&str]) -> Result<Fenced> {
+    /// With a guest that the host delivers in this way from a file, with these further options.
+    async fn start(name: &str, by: &str, more: &[&str]) -> Result<Fenced> {
+        let file = paths::filter()?.display().to_string();
+        let module = match by {
+            "plugin" | "traffic-extension" => format!("file://{file}"),
+            _ => file,
+        };
+        let delivered = Delivered {
+            by,
+            module: &module,
+            more,
+            has_agent: false,
+        };
+        Fenced::start_with(name, &delivered).await
+    }
+
+    async fn start_with(name: &str, delivered: &Delivered<'_>) -> Result<Fenced> {
         let scene = Scene::start_with(name, "", |config| {
             config.authority = Some(json!({
                 "write_drain_ms": 1_500,
@@ -63,19 +96,20 @@ impl Fenced {
             }));
         })
         .await?;
-        let module = paths::filter()?.display().to_string();
-        let module = match delivery {
-            "plugin" | "traffic-extension" => format!("file://{module}"),
-            _ => module,
-        };
-        let delivered = ["--delivery", delivery, "--module", &module];
-        let pieces = pieces(&scene, &[&delivered[..], more].concat())?;
+        let Delivered {
+            by, module, more, ..
+        } = *delivered;
+        let options = ["--delivery", by, "--module", module];
+        let pieces = pieces(&scene, &[&options[..], more].concat())?;
         scene
             .objects
             .apply(&pieces)
             .await
             .with_context(|| pieces.clone())?;
-        let sidecar = scene.sidecar(FRONT, "shanghai", A).await?;
+        let sidecar = match delivered.has_agent {
+            true => scene.sidecar_with_agent(FRONT, "shanghai", A).await?,
+            false => scene.sidecar(FRONT, "shanghai", A).await?,
+        };
         Ok(Fenced {
             scene,
             sidecar,
@@ -139,6 +173,13 @@ impl Fenced {
         Ok(())
     }
 
+    /// Kills the agent, with its Envoy, and starts another.
+    async fn restart_agent(&mut self) -> Result<()> {
+        self.sidecar.envoy().process().kill()?;
+        self.sidecar = self.scene.sidecar_with_agent(FRONT, "shanghai", A).await?;
+        Ok(())
+    }
+
     /// The fence as everywhere: writes where the zone owns the cell, and nowhere else.
     async fn fences(&mut self) -> Result<()> {
         self.until_written().await?;
@@ -194,6 +235,78 @@ async fn a_guest_of_a_wasm_plugin_fences() -> Result<()> {
 async fn a_guest_of_a_traffic_extension_fences() -> Result<()> {
     let mut fenced = Fenced::start("istio-guest-extension", "traffic-extension", &[]).await?;
     fenced.fences().await
+}
+
+/// Serves the filter, as a registry of modules does, until the set is dropped.
+async fn serve_module() -> Result<(SocketAddr, JoinSet<()>)> {
+    let module = fs::read(paths::filter()?)?;
+    let serves = move || {
+        let module = module.clone();
+        async move { module }
+    };
+    let router = Router::new().route("/filter.wasm", get(serves));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        // It does not end by itself.
+        let _ = axum::serve(listener, router).await;
+    });
+    Ok((address, serving))
+}
+
+/// Whatever of the mesh restarts, in whatever order: reads go on, and writes come back.
+#[tokio::test]
+async fn a_guest_that_istios_agent_fetches_fences_through_restarts() -> Result<()> {
+    let (registry, _serving) = serve_module().await?;
+    let delivered = Delivered {
+        by: "plugin",
+        module: &format!("http://{registry}/filter.wasm"),
+        more: &[],
+        has_agent: true,
+    };
+    let mut fenced = Fenced::start_with("istio-agent", &delivered).await?;
+    fenced.fences().await?;
+    // Without istiod the Envoy keeps what it has.
+    fenced.scene.istiod.process().kill()?;
+    fenced.until_written().await?;
+    fenced.reads_pass().await?;
+    // A control plane that comes back finds no istiod.
+    fenced.scene.control_plane.process().kill()?;
+    fenced.until_fenced().await?;
+    fenced.reads_pass().await?;
+    fenced.scene.control_plane.restart().await?;
+    fenced.until_written().await?;
+    fenced.scene.istiod.restart().await?;
+    fenced.reads_pass().await?;
+    fenced.until_written().await?;
+    // An agent that comes back fetches the module again.
+    fenced.restart_agent().await?;
+    fenced.until_written().await?;
+    fenced.reads_pass().await
+}
+
+#[tokio::test]
+async fn where_istios_agent_cannot_fetch_the_guest_reads_go_on_and_writes_do_not() -> Result<()> {
+    let nobody = free_address()?;
+    for (name, by) in [
+        ("istio-not-fetched", "plugin"),
+        ("istio-not-fetched-extension", "traffic-extension"),
+    ] {
+        let delivered = Delivered {
+            by,
+            module: &format!("http://{nobody}/filter.wasm"),
+            more: &[],
+            has_agent: true,
+        };
+        let fenced = Fenced::start_with(name, &delivered).await?;
+        fenced.until_fenced().await?;
+        fenced.reads_pass().await?;
+        let write = fenced.request(Method::POST).header("x-tidegate-epoch", "1");
+        let reply = fenced.send(&write).await?;
+        ensure!(reply.refusal()? == "fenced", "{}", reply.text());
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -137,12 +137,28 @@ impl Scene {
     }
 
     pub(crate) async fn sidecar(&self, name: &str, region: &str, zone: &str) -> Result<Sidecar> {
+        let workload = self.workload(name, region, zone).await?;
+        Sidecar::start(self.workdir.path(), &workload, self.istiod.xds()).await
+    }
+
+    /// As [`sidecar`](Scene::sidecar), with Istio's own agent.
+    pub(crate) async fn sidecar_with_agent(
+        &self,
+        name: &str,
+        region: &str,
+        zone: &str,
+    ) -> Result<Sidecar> {
+        let workload = self.workload(name, region, zone).await?;
+        Sidecar::with_agent(self.workdir.path(), &workload, self.istiod.xds()).await
+    }
+
+    async fn workload(&self, name: &str, region: &str, zone: &str) -> Result<Workload> {
         let last = 11 + u8::try_from(name.len())?;
         let workload = Workload::new("shop", name, region, zone).bind([127, 0, 0, last].into());
         self.objects
             .apply_one(&workload.listens_for(self.port))
             .await?;
-        Sidecar::start(self.workdir.path(), &workload, self.istiod.xds()).await
+        Ok(workload)
     }
 
     pub(crate) fn request(&self) -> Request {
