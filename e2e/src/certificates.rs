@@ -7,7 +7,7 @@ use anyhow::Result;
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
-    SanType,
+    SanType, date_time_ymd,
 };
 use serde_json::{Value, json};
 
@@ -33,7 +33,23 @@ impl Ca {
     /// Puts [`CERTIFICATE`], [`KEY`] and [`TRUSTED`] into a directory, each by renaming a finished
     /// file. `name` is a URI, an IP address or a DNS name. `trusted` are the CAs in the last.
     pub fn issue(&self, directory: &Path, name: &str, trusted: &[&Ca]) -> Result<()> {
+        self.sign(directory, name, trusted, CertificateParams::default())
+    }
+
+    /// As [`issue`](Ca::issue), for a certificate that has ended.
+    pub fn issue_expired(&self, directory: &Path, name: &str, trusted: &[&Ca]) -> Result<()> {
         let mut params = CertificateParams::default();
+        params.not_after = date_time_ymd(2024, 1, 1);
+        self.sign(directory, name, trusted, params)
+    }
+
+    fn sign(
+        &self,
+        directory: &Path,
+        name: &str,
+        trusted: &[&Ca],
+        mut params: CertificateParams,
+    ) -> Result<()> {
         // A certificate with its issuer's name would count as self-signed.
         params.distinguished_name = DistinguishedName::new();
         let text = Ia5String::try_from(name)?;

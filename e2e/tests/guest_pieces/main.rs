@@ -2,6 +2,8 @@
 //! requests that it should, a guest without a policy agrees with it, and patches for Istio and Envoy
 //! Gateway give an Envoy in whose way `tidegate check --guest` finds nothing.
 
+mod net;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,14 +11,12 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use e2e::bootstrap::Bootstrap;
-use e2e::client::{Client, Request, Version};
-use e2e::envoy::{self, Envoy};
+use e2e::envoy;
 use e2e::paths;
-use e2e::registry::InstanceName;
-use e2e::upstream::Server;
 use e2e::workdir::Workdir;
-use hyper::Method;
 use serde_json::{Value, json};
+
+use net::Host;
 
 const CONFIG: &str = "examples/tidegate.yaml";
 const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
@@ -309,138 +309,10 @@ async fn envoy_takes_the_pieces_for_each_host() -> Result<()> {
     is_good(workdir.path(), "envoy-gateway", &document).await
 }
 
-/// An Envoy with the printed pieces, and an instance behind it.
-struct Host {
-    envoy: Envoy,
-    ingress: SocketAddr,
-    client: Client,
-    orders: Server,
-    _workdir: Workdir,
-}
-
-impl Host {
-    async fn start(name: &str, arguments: &str, has_guest: bool) -> Result<Host> {
-        let workdir = Workdir::kept(name)?;
-        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let instance = InstanceName::new("orders", "shanghai-a", "orders-1");
-        let orders = Server::start(instance, any_port).await?;
-        let mut document = foreign(orders.address());
-        with_pieces(&mut document, &printed(arguments)?[0])?;
-        match has_guest {
-            true => on_this_machine(&mut document)?,
-            false => filters(&mut document)?.retain(|filter| filter["name"] != "tidegate"),
-        }
-        // Nothing listens there: a guest gets no policy.
-        let cluster = clusters(&mut document)?
-            .iter_mut()
-            .find(|cluster| cluster["name"] == "tidegate");
-        cluster.context("no cluster")?["load_assignment"]["endpoints"] = json!([]);
-        let bootstrap = Bootstrap::of(document);
-        let envoy = Envoy::start_with(workdir.path(), "foreign", &bootstrap, 1).await?;
-        let ingress = envoy.ingress().await?;
-        Ok(Host {
-            envoy,
-            ingress,
-            client: Client::new(Version::Http1),
-            orders,
-            _workdir: workdir,
-        })
-    }
-
-    /// Whether a request arrives at the instance; otherwise it must be the fence's rejection.
-    async fn passes(&self, request: &Request) -> Result<bool> {
-        let before = self.orders.served();
-        let reply = self.client.send(self.ingress, request).await?;
-        if self.orders.served() > before {
-            return Ok(true);
-        }
-        // gRPC has a status of its own: unavailable.
-        if let Some(status) = reply.header("grpc-status") {
-            ensure!(status == "14", "grpc-status {status}");
-            return Ok(false);
-        }
-        ensure!(reply.status == 503, "{} {}", reply.status, reply.text());
-        let reason = reply.refusal()?;
-        ensure!(reason == "fenced", "{reason}");
-        ensure!(reply.header("retry-after").is_some(), "no retry-after");
-        Ok(false)
-    }
-}
-
-/// Requests without a policy, and whether they pass.
-fn requests() -> Vec<(Request, bool)> {
-    let at = |request: Request, host: &str| request.header("host", host);
-    let shop = |request: Request| at(request, "shop.example");
-    let post = |path: &str| shop(Request::post(path));
-    let get = |path: &str| shop(Request::get(path));
-    let grpc = |path: &str| post(path).header("content-type", "application/grpc+proto");
-    vec![
-        (get("/orders"), true),
-        (get("/elsewhere"), true),
-        (shop(Request::new(Method::OPTIONS, "/orders")), true),
-        (post("/orders"), false),
-        (post("/elsewhere"), false),
-        (shop(Request::new(Method::DELETE, "/orders/7")), false),
-        // An upgrade is a write.
-        (
-            get("/orders")
-                .header("upgrade", "websocket")
-                .header("connection", "upgrade"),
-            false,
-        ),
-        // Marks of clients are removed.
-        (post("/orders").header("x-tidegate-epoch", "1"), false),
-        (post("/orders").header("X-Tidegate-Class", "write"), false),
-        (post("/orders").header("x-tidegate-to", "orders"), false),
-        // A read by another method, and its neighbours.
-        (post("/orders/search"), true),
-        (post("/orders/search?q=1"), true),
-        (post("/orders/search/more"), true),
-        (post("/orders/searches"), false),
-        (post("/orders//search"), true),
-        (post("/orders/search/../7"), false),
-        // Its host, in any case, with any port, with a dot.
-        (
-            at(Request::post("/orders/search"), "SHOP.example:8080"),
-            true,
-        ),
-        (at(Request::post("/orders/search"), "shop.example."), true),
-        (
-            at(Request::post("/orders/search"), "shop.example.org"),
-            false,
-        ),
-        (at(Request::post("/orders/search"), "shopxexample"), false),
-        // gRPC.
-        (grpc("/shop.v1.Orders/GetOrder"), true),
-        (grpc("/shop.v1.Orders/PlaceOrder"), false),
-        (grpc("/shop.v1.Orders/GetOrders"), false),
-        (post("/shop.v1.Orders/GetOrder"), false),
-        // A route of `class: write`.
-        (get("/buy"), false),
-        (get("/buy/now"), false),
-        (get("/buyer"), true),
-    ]
-}
-
-#[tokio::test]
-async fn the_net_and_a_guest_without_a_policy_take_the_same_requests() -> Result<()> {
-    let arguments = format!("--kind envoy --config {CONFIG} --class write=shop.example/buy");
-    for (name, has_guest) in [("guest-net-alone", false), ("guest-with-net", true)] {
-        let host = Host::start(name, &arguments, has_guest).await?;
-        for (request, expected) in requests() {
-            let passes = host.passes(&request).await;
-            let passes = passes
-                .with_context(|| format!("{name}: {request:?}\n{}", host.envoy.process().tail()))?;
-            ensure!(passes == expected, "{name}: passes: {passes}, {request:?}");
-        }
-    }
-    Ok(())
-}
-
 #[tokio::test]
 async fn check_tells_what_is_wrong_with_a_live_envoy() -> Result<()> {
     let arguments = format!("--kind envoy --config {CONFIG}");
-    let host = Host::start("guest-check-live", &arguments, true).await?;
+    let host = Host::start("guest-check-live", &arguments).await?;
     let url = format!("http://{}/config_dump", host.envoy.admin().address());
     let check =
         |more: &[&str]| tidegate(&[&["check", "--guest", &url, "-o", "name"], more].concat());

@@ -398,9 +398,18 @@ pub(crate) async fn a_rejection_by_the_hosts_own_rbac_filter_stays_one(
     Ok(())
 }
 
+/// The certificate of a guest.
+enum Certificate {
+    Of(&'static str),
+    /// It has ended.
+    Expired(&'static str),
+    Missing,
+}
+
 /// A foreign Envoy with a certificate of the mesh, at a control plane with a CA of its own. Guests
 /// with the identity `front` stand in shanghai-a.
-async fn with_identity(flavour: Flavour, name: &str, identity: &str) -> Result<Host> {
+async fn with_certificate(flavour: Flavour, name: &str, certificate: Certificate) -> Result<Host> {
+    const CERTIFICATES: &str = "/static_resources/clusters/0/transport_socket/typed_config/common_tls_context/tls_certificate_sds_secret_configs";
     let (ca, mesh) = (Ca::new("tidegate")?, Ca::new("mesh")?);
     let site = Site::start(flavour, name, |config| {
         let directory = Workdir::kept(&format!("{name}-{}-server", flavour.as_str()))?
@@ -418,24 +427,36 @@ async fn with_identity(flavour: Flavour, name: &str, identity: &str) -> Result<H
     })
     .await?;
     let own = site.workdir.path().join("own");
-    mesh.issue(&own, identity, &[&ca])?;
+    match certificate {
+        Certificate::Of(identity) => mesh.issue(&own, identity, &[&ca])?,
+        Certificate::Expired(identity) => mesh.issue_expired(&own, identity, &[&ca])?,
+        Certificate::Missing => mesh.issue(&own, "unused", &[&ca])?,
+    }
     let secrets = site.workdir.path().join("secrets");
     std::fs::create_dir_all(&secrets)?;
-    site.host("fence", |bootstrap| bootstrap.tls(&secrets, &own))
-        .await
+    site.host("fence", |bootstrap| {
+        let bootstrap = bootstrap.tls(&secrets, &own)?;
+        match certificate {
+            Certificate::Missing => bootstrap.with(CERTIFICATES, json!([])),
+            Certificate::Of(_) | Certificate::Expired(_) => Ok(bootstrap),
+        }
+    })
+    .await
 }
 
 pub(crate) async fn a_guest_gets_grants_by_the_identity_of_its_zone(
     flavour: Flavour,
 ) -> Result<()> {
-    let host = with_identity(flavour, "guest-identity", "spiffe://shop/front").await?;
+    let front = Certificate::Of("spiffe://shop/front");
+    let host = with_certificate(flavour, "guest-identity", front).await?;
     host.until_taken().await
 }
 
 pub(crate) async fn a_guest_with_another_identity_gets_a_policy_and_no_grants(
     flavour: Flavour,
 ) -> Result<()> {
-    let host = with_identity(flavour, "guest-stranger", "spiffe://shop/back").await?;
+    let back = Certificate::Of("spiffe://shop/back");
+    let host = with_certificate(flavour, "guest-stranger", back).await?;
     // With a policy, writes of a service that is not fenced pass.
     let draft = Request::post("/orders/drafts");
     host.eventually("a policy", draft, |reply| reply.echo().map(drop))
@@ -448,6 +469,66 @@ pub(crate) async fn a_guest_with_another_identity_gets_a_policy_and_no_grants(
     let counted = "tidegate_xds_streams_refused_total{reason=\"not_permitted\"}";
     assert!(metrics.contains(counted), "{metrics}");
     Ok(())
+}
+
+pub(crate) async fn without_a_valid_certificate_a_guest_gets_nothing(
+    flavour: Flavour,
+) -> Result<()> {
+    for (name, certificate) in [
+        ("expired", Certificate::Expired("spiffe://shop/front")),
+        ("bare", Certificate::Missing),
+    ] {
+        let name = format!("guest-{name}");
+        let host = with_certificate(flavour, &name, certificate).await?;
+        eventually(PATIENCE, "a connection to end", async || {
+            let stat = "cluster.tidegate.upstream_cx_total";
+            let opened = host.envoy.admin().stat(stat).await?;
+            ensure!(opened >= 3, "{opened}");
+            Ok(())
+        })
+        .await?;
+        let proxies = host.site.control_plane.registry().proxies().await?;
+        ensure!(proxies == json!([]), "{name}: {proxies}");
+        host.passes(&Request::get("/orders")).await?;
+        for fenced in ["/orders", "/orders/drafts"] {
+            let reply = host.send(&Request::post(fenced)).await?;
+            ensure!(reply.refusal()? == "fenced", "{name}: {}", reply.text());
+        }
+    }
+    Ok(())
+}
+
+/// So many services that their policy has many pieces. `bench propagation` has 20,000 of them.
+pub(crate) async fn a_guest_follows_a_policy_of_thousands_of_services(
+    flavour: Flavour,
+) -> Result<()> {
+    const SERVICES: usize = 3_000;
+    let site = Site::start(flavour, "guest-thousands", |config| {
+        let more = (0..SERVICES).map(|at| {
+            json!({ "name": format!("s{at}"), "routes": [{ "prefix": format!("/orders/s{at}") }], "fenced": false })
+        });
+        config.services.extend(more);
+        Ok(())
+    })
+    .await?;
+    let mut host = site.host("fence", Ok).await?;
+    host.until_taken().await?;
+    let last = format!("/orders/s{}/1", SERVICES - 1);
+    host.passes(&Request::post(&last)).await?;
+    // The last service becomes fenced: one piece of them changes.
+    host.site.control_plane.configure(|config| {
+        if let Some(service) = config.services.last_mut() {
+            service["fenced"] = json!(true);
+        }
+    })?;
+    host.eventually("the new fence", Request::post(&last), |reply| {
+        let epoch = reply.echo()?.headers.get("x-tidegate-epoch").cloned();
+        ensure!(epoch.as_deref() == Some("1"), "{epoch:?}");
+        Ok(())
+    })
+    .await?;
+    host.passes(&Request::post("/orders/s0/1")).await?;
+    host.until_taken().await
 }
 
 pub(crate) async fn a_guest_that_routes_names_the_hosts_clusters(flavour: Flavour) -> Result<()> {
@@ -493,6 +574,8 @@ macro_rules! all {
             a_rejection_by_the_hosts_own_rbac_filter_stays_one
             a_guest_gets_grants_by_the_identity_of_its_zone
             a_guest_with_another_identity_gets_a_policy_and_no_grants
+            without_a_valid_certificate_a_guest_gets_nothing
+            a_guest_follows_a_policy_of_thousands_of_services
             a_guest_that_routes_names_the_hosts_clusters);
     };
     ($flavour:expr; $($case:ident)*) => {
