@@ -6,12 +6,14 @@
     reason = "a program of the harness: it uses the clock"
 )]
 
+mod against;
 mod attacks;
 mod envoy;
 mod failover;
 mod fence;
 mod filter;
 mod idle;
+
 mod probe;
 mod propagation;
 mod proxy;
@@ -26,6 +28,8 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use e2e::figures::{self, Figure};
 use tokio::signal::unix::{SignalKind, signal};
+
+use against::Against;
 
 /// Measures on this machine; other programs that run on it affect the figures.
 #[derive(Parser)]
@@ -43,6 +47,10 @@ struct Arguments {
     /// How often `filter` and `fence` measure every variant
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: u32,
+    /// What `xds` compares with; with `istio`, `failover` and `propagation` also measure an Istio
+    /// mesh
+    #[arg(long, value_enum, default_value_t)]
+    peer: Against,
     /// A short run of seconds, to see that it works: its figures are meaningless
     #[arg(long)]
     smoke: bool,
@@ -177,13 +185,13 @@ async fn run(arguments: &Arguments) -> Result<()> {
     );
     let mut all: Vec<Figure> = Vec::new();
     if wanted(Name::Propagation) {
-        all.extend(propagation::run(arguments.changes).await?);
+        all.extend(propagation::run(arguments.changes, arguments.peer).await?);
     }
     if wanted(Name::Filter) {
         all.extend(filter::run(arguments.amount()).await?);
     }
     if wanted(Name::Failover) {
-        all.extend(failover::run(&arguments.failover).await?);
+        all.extend(failover::run(&arguments.failover, arguments.peer).await?);
     }
     if wanted(Name::Fence) {
         all.extend(fence::run(&arguments.fence, arguments.amount()).await?);
@@ -192,7 +200,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         all.extend(idle::run(&arguments.idle).await?);
     }
     if wanted(Name::Xds) {
-        all.extend(xds::run(&arguments.xds).await?);
+        all.extend(xds::run(&arguments.xds, arguments.peer).await?);
     }
     if wanted(Name::Envoy) {
         all.extend(envoy::run(&arguments.envoy).await?);

@@ -20,21 +20,21 @@ use tokio::time::sleep;
 use super::judge::{Belongs, Times, Verdict, judge};
 
 /// The zone that fails, by its position.
-const HOME: u8 = 0;
+pub(super) const HOME: u8 = 0;
 /// The zone of the other region.
 const REMOTE: u8 = 2;
 /// Every tenth request is a write.
 const WRITE_EVERY: u64 = 10;
 /// The minimum time for which a fault is watched.
-const WATCH: Duration = Duration::from_millis(2_500);
+pub(super) const WATCH: Duration = Duration::from_millis(2_500);
 /// Longer than the lease of an agent: a lease without keepalives shows.
 const WATCH_LEASES: Duration = Duration::from_secs(8);
 /// How long the control plane is down.
 const CONTROL_OUTAGE: Duration = Duration::from_secs(1);
 /// How long a complete recovery may take.
-const RECOVERY: Duration = Duration::from_secs(60);
+pub(super) const RECOVERY: Duration = Duration::from_secs(60);
 /// How long everything must be normal to count as recovered.
-const CALM: Duration = Duration::from_millis(700);
+pub(super) const CALM: Duration = Duration::from_millis(700);
 /// How long a drained instance must be without requests.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -85,8 +85,17 @@ pub(crate) struct Scene {
     outage: Duration,
 }
 
+/// The request with this number.
+pub(super) fn request(number: u64) -> Request {
+    let request = match number.is_multiple_of(WRITE_EVERY) {
+        true => Request::post("/orders"),
+        false => Request::get("/orders"),
+    };
+    request.home(name(HOME))
+}
+
 /// After the fault the failed zone must not answer any request.
-fn elsewhere(_: u8, zone: u8) -> bool {
+pub(super) fn elsewhere(_: u8, zone: u8) -> bool {
     zone != HOME
 }
 
@@ -96,7 +105,7 @@ fn in_region(_: u8, zone: u8) -> bool {
 }
 
 /// A zone that is cut off serves only its own gateway.
-fn apart(gateway: u8, zone: u8) -> bool {
+pub(super) fn apart(gateway: u8, zone: u8) -> bool {
     (gateway == HOME) == (zone == HOME)
 }
 
@@ -131,13 +140,7 @@ impl Scene {
         outage: Duration,
     ) -> Result<Scene> {
         let stage = Stage::set(directory, &network, plan()).await?;
-        let (get, post) = (Request::get("/orders"), Request::post("/orders"));
-        let (get, post) = (get.home(name(HOME)), post.home(name(HOME)));
-        let next = move |_, count: u64| match count.is_multiple_of(WRITE_EVERY) {
-            true => post.clone(),
-            false => get.clone(),
-        };
-        let load = Load::start(&network, rps, Arc::new(next));
+        let load = Load::start(&network, rps, Arc::new(|_, count| request(count)));
         Ok(Scene {
             load,
             stage,

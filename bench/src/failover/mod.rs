@@ -2,10 +2,12 @@
 //! traffic.
 
 mod cases;
+mod istio;
 mod judge;
 mod report;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -20,6 +22,8 @@ use tokio::sync::oneshot;
 use cases::Scene;
 use e2e::figures::Figure;
 use report::Report;
+
+use crate::against::Against;
 
 pub(crate) use cases::Case;
 
@@ -61,7 +65,7 @@ impl std::fmt::Debug for Case {
 
 /// Runs the benchmark. The whole run is in namespaces, so it has its own thread, which is in one of
 /// them.
-pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
+pub(crate) async fn run(options: &Options, against: Against) -> Result<Vec<Figure>> {
     let workdir = Workdir::kept("failover")?;
     let network = Network::new(workdir.path(), e2e::config::ZONES.len() as u8).await?;
     let network = Arc::new(network);
@@ -74,7 +78,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            runtime.block_on(measure(&workdir, inside, &options))
+            runtime.block_on(measure(&workdir, inside, &options, against))
         })();
         // The receiver is gone after an interruption.
         let _ = done.send(measured);
@@ -88,42 +92,90 @@ async fn measure(
     workdir: &Workdir,
     network: Arc<Network>,
     options: &Options,
+    against: Against,
 ) -> Result<Vec<Figure>> {
     let outage = Duration::from_secs(options.etcd_outage_s);
+    let wanted = |case: &&Case| options.cases.is_empty() || options.cases.contains(case);
+    let cases: Vec<Case> = Case::value_variants()
+        .iter()
+        .filter(wanted)
+        .copied()
+        .collect();
     println!("\nfailover: starting three zones in network namespaces");
-    let mut scene = Scene::set(workdir.path(), network, options.rps, outage).await?;
+    let ours = Scene::set(workdir.path(), network.clone(), options.rps, outage).await?;
     println!(
         "failover: {} requests a second by three gateways, all with the home that fails; zones come back at once here, with\n\
          no hold and no ramp, and proxies take instances back after a second",
         options.rps
     );
-    let wanted = |case: &&Case| options.cases.is_empty() || options.cases.contains(case);
-    let mut reports = vec![];
-    for case in Case::value_variants().iter().filter(wanted) {
-        let rounds = if case.is_fast() { options.faults } else { 1 };
-        let mut verdicts = vec![];
-        let mut failures = BTreeMap::<String, u64>::new();
-        for round in 1..=rounds {
-            let played = scene.round(*case).await;
-            let (verdict, said) =
-                played.with_context(|| format!("{}, round {round}", case.name()))?;
-            verdicts.push(verdict);
-            for (words, count) in said {
-                *failures.entry(words).or_default() += count;
-            }
-        }
-        let report = Report::new(*case, &verdicts);
-        // At once: all cases together take a while.
-        println!("{}\n{}", Report::head(), report.line());
-        for (words, count) in failures {
-            println!("    {count} x {words}");
-        }
-        reports.push(report);
+    let mut mesh = Mesh::Ours(Box::new(ours));
+    let mut reports = mesh.measure(&cases, options).await?;
+    let mut figures: Vec<Figure> = reports.iter().flat_map(Report::figures).collect();
+    // Both at a time would be two loads on one machine.
+    drop(mesh);
+    if against == Against::Istio {
+        println!("\nfailover: the same zones and load in an Istio mesh");
+        let directory = workdir.path().join("istio");
+        fs::create_dir_all(&directory)?;
+        let istio = istio::Mesh::set(&directory, network, options.rps).await?;
+        println!(
+            "failover: each gateway is served by its own zone, so a third of the reads has the home that fails"
+        );
+        let cases: Vec<Case> = cases.into_iter().filter(|case| istio::has(*case)).collect();
+        let mut mesh = Mesh::Istio(Box::new(istio));
+        let of_istio = mesh.measure(&cases, options).await?;
+        figures.extend(report::of_peer(&of_istio));
+        reports.extend(of_istio);
     }
     println!("\n{}", Report::head());
     reports
         .iter()
         .for_each(|report| println!("{}", report.line()));
     println!("{}", Report::legend());
-    Ok(reports.iter().flat_map(Report::figures).collect())
+    Ok(figures)
+}
+
+/// A mesh under load.
+enum Mesh {
+    Ours(Box<Scene>),
+    Istio(Box<istio::Mesh>),
+}
+
+impl Mesh {
+    async fn measure(&mut self, cases: &[Case], options: &Options) -> Result<Vec<Report>> {
+        let mut reports = vec![];
+        for case in cases {
+            let rounds = if case.is_fast() { options.faults } else { 1 };
+            let mut verdicts = vec![];
+            let mut failures = BTreeMap::<String, u64>::new();
+            for round in 1..=rounds {
+                let played = match self {
+                    Mesh::Ours(scene) => scene.round(*case).await,
+                    Mesh::Istio(mesh) => mesh.round(*case).await,
+                };
+                let (verdict, said) =
+                    played.with_context(|| format!("{}, round {round}", case.name()))?;
+                verdicts.push(verdict);
+                for (words, count) in said {
+                    *failures.entry(words).or_default() += count;
+                }
+            }
+            let report = Report::new(self.prefix(), *case, &verdicts);
+            // At once: all cases together take a while.
+            println!("{}\n{}", Report::head(), report.line());
+            for (words, count) in failures {
+                println!("    {count} x {words}");
+            }
+            reports.push(report);
+        }
+        Ok(reports)
+    }
+
+    /// Of the names of its figures.
+    fn prefix(&self) -> &'static str {
+        match self {
+            Mesh::Ours(_) => "failover",
+            Mesh::Istio(_) => "peer_istio",
+        }
+    }
 }

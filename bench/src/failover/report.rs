@@ -6,6 +6,8 @@ use e2e::figures::{Figure, quantile};
 
 /// The figures of the rounds of one case.
 pub(crate) struct Report {
+    /// The mesh, as in the names of figures.
+    prefix: &'static str,
     name: String,
     rounds: usize,
     reads: usize,
@@ -21,7 +23,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(case: Case, verdicts: &[Verdict]) -> Report {
+    pub(crate) fn new(prefix: &'static str, case: Case, verdicts: &[Verdict]) -> Report {
         let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
         let sum = |count: fn(&Verdict) -> usize| verdicts.iter().map(count).sum();
         let switches = verdicts
@@ -29,6 +31,7 @@ impl Report {
             .map(|verdict| verdict.switch.map_or(f64::INFINITY, ms));
         let slowest = verdicts.iter().map(|verdict| verdict.slowest_read).max();
         Report {
+            prefix,
             name: case.name(),
             rounds: verdicts.len(),
             reads: sum(|verdict| verdict.reads),
@@ -47,7 +50,8 @@ impl Report {
 
     pub(crate) fn head() -> String {
         format!(
-            "{:18} {:>6} {:>8} {:>7} {:>7} {:>7} {:>8} {:>8} {:>7} {:>10} {:>9}",
+            "{:10} {:18} {:>6} {:>8} {:>7} {:>7} {:>7} {:>8} {:>8} {:>7} {:>10} {:>9}",
+            "mesh",
             "case",
             "rounds",
             "reads",
@@ -68,7 +72,8 @@ impl Report {
             _ => format!("{:.0}", quantile(&self.changes, 0.5)),
         };
         let line = format!(
-            "{:18} {:>6} {:>8} {:>7} {:>7} {:>7} {:>8.1} {:>8.1} {:>7} {:>10} {change:>9}",
+            "{:10} {:18} {:>6} {:>8} {:>7} {:>7} {:>7} {:>8.1} {:>8.1} {:>7} {:>10} {change:>9}",
+            self.prefix,
             self.name,
             self.rounds,
             self.reads,
@@ -94,11 +99,15 @@ impl Report {
 
     pub(crate) fn figures(&self) -> Vec<Figure> {
         let count = |what: &str, count: usize| {
-            Figure::count(format!("failover_{}_{what}", self.name), count, self.rounds)
+            Figure::count(
+                format!("{}_{}_{what}", self.prefix, self.name),
+                count,
+                self.rounds,
+            )
         };
         let time = |what: &str, samples: &[f64], share| {
             Figure::quantile(
-                format!("failover_{}_{what}", self.name),
+                format!("{}_{}_{what}", self.prefix, self.name),
                 "ms",
                 samples,
                 share,
@@ -117,4 +126,23 @@ impl Report {
         }
         figures
     }
+}
+
+/// The figures of an Istio mesh, over all its cases. The endpoints that go with a drained zone are
+/// its change.
+pub(crate) fn of_peer(reports: &[Report]) -> Vec<Figure> {
+    let sum = |of: fn(&Report) -> usize| reports.iter().map(of).sum();
+    let failed = sum(|report| report.failed_reads + report.failed_back);
+    let rounds = sum(|report| report.rounds);
+    let mut figures = vec![Figure::count(
+        "peer_istio_failed_reads".to_owned(),
+        failed,
+        rounds,
+    )];
+    if let Some(drains) = reports.iter().find(|it| it.name == Case::DrainZone.name()) {
+        let name = "peer_istio_change_ms_p99";
+        figures.push(Figure::quantile(name, "ms", &drains.switches, 0.99));
+    }
+    figures.extend(reports.iter().flat_map(Report::figures));
+    figures
 }

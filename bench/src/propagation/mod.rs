@@ -6,6 +6,7 @@
 //! same endpoints as Envoy.
 
 mod bystanders;
+mod hosts;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use etcd_client::KvClient;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
+use crate::against::Against;
 use crate::probe::Prober;
 use bystanders::Bystanders;
 use e2e::figures::{Figure, machine_load, quantile};
@@ -124,7 +126,20 @@ async fn server(zone: &str, instance: &str) -> Result<Server> {
     Server::start(InstanceName::new(SERVICE, zone, instance), any_port).await
 }
 
-pub(crate) async fn run(changes: u32) -> Result<Vec<Figure>> {
+/// The number of changes at other hosts: each takes longer.
+const CHANGES_AT_HOSTS_MAX: u32 = 60;
+
+pub(crate) async fn run(changes: u32, against: Against) -> Result<Vec<Figure>> {
+    let mut figures = owned(changes).await?;
+    let changes = changes.min(CHANGES_AT_HOSTS_MAX);
+    figures.extend(hosts::guest(changes).await?);
+    if against == Against::Istio {
+        figures.extend(hosts::istio(changes).await?);
+    }
+    Ok(figures)
+}
+
+async fn owned(changes: u32) -> Result<Vec<Figure>> {
     println!("\npropagation: starting etcd, the control plane and an Envoy");
     let mut stage = Stage::set().await?;
     let etcd = stage.mesh.etcd.as_ref().context("a mesh without etcd")?;
@@ -213,15 +228,6 @@ fn print(samples: &[Sample], interval_ms: f64) -> Result<()> {
         "\n{:52} {:>7} {:>8} {:>8} {:>8}",
         "from a put in etcd to the first request, in ms", "changes", "p50", "p99", "max"
     );
-    let line = |title: &str, values: &[f64]| {
-        println!(
-            "{title:52} {:7} {:8.2} {:8.2} {:8.2}",
-            values.len(),
-            quantile(values, 0.5),
-            quantile(values, 0.99),
-            quantile(values, 1.0),
-        );
-    };
     line("all", &all(samples, |s| s.seen));
     for kind in Kind::ALL {
         let of_kind = samples.iter().filter(|s| s.kind == kind);
@@ -240,6 +246,16 @@ fn print(samples: &[Sample], interval_ms: f64) -> Result<()> {
         machine_load()?
     );
     Ok(())
+}
+
+fn line(title: &str, values: &[f64]) {
+    println!(
+        "{title:52} {:7} {:8.2} {:8.2} {:8.2}",
+        values.len(),
+        quantile(values, 0.5),
+        quantile(values, 0.99),
+        quantile(values, 1.0),
+    );
 }
 
 fn figures(samples: &[Sample]) -> Vec<Figure> {

@@ -49,7 +49,7 @@ impl Istio {
             "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE },
         });
         objects.apply_one(&namespace).await?;
-        let mut istio = Istio {
+        let istio = Istio {
             istiod,
             objects,
             _kubernetes: kubernetes,
@@ -59,7 +59,6 @@ impl Istio {
         for cluster in 0..shape.clusters {
             istio.objects.apply_one(&istio.entry(cluster, PORT)).await?;
         }
-        istio.moves = 0;
         Ok(istio)
     }
 

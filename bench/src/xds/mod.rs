@@ -31,6 +31,8 @@ use self::istio::Istio;
 use contender::{Contender, Reconnected, Seen, ensure_alike};
 use servers::{Ours, Peer, Server, Shape};
 
+use crate::against::Against;
+
 /// The number of assignments that each proxy subscribes to.
 const CLUSTERS: usize = 20;
 const WARM_UP: usize = 5;
@@ -54,9 +56,6 @@ pub(crate) struct Options {
     /// `xds`: the proxies connect with TLS and present certificates; without go-control-plane
     #[arg(long)]
     tls: bool,
-    /// `xds`: the server to compare with
-    #[arg(long, value_enum, default_value_t = PeerName::GoControlPlane)]
-    peer: PeerName,
     /// `xds`: how many changes are watched during 1,000 others each second
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     flood_changes: u32,
@@ -78,29 +77,11 @@ impl Options {
             streams: vec![20],
             sizes: vec![Size::Small],
             turns: 1,
-            peer: PeerName::GoControlPlane,
             flood_changes: 5,
             tls: false,
             no_worlds: false,
             world_max: 1_000,
             world_of: None,
-        }
-    }
-}
-
-/// The other server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum PeerName {
-    GoControlPlane,
-    /// Needs `cargo xtask setup --istio`.
-    Istio,
-}
-
-impl PeerName {
-    fn as_str(self) -> &'static str {
-        match self {
-            PeerName::GoControlPlane => "go-control-plane",
-            PeerName::Istio => "istiod",
         }
     }
 }
@@ -139,7 +120,7 @@ struct Case {
     streams: usize,
     size: Size,
     tls: bool,
-    against: PeerName,
+    against: Against,
     ours: Seen,
     peer: Option<Seen>,
     reconnected: Reconnected,
@@ -155,21 +136,22 @@ impl Case {
 
 pub(crate) use world::measure as measure_world;
 
-pub(crate) async fn run(options: &Options) -> Result<Vec<Figure>> {
+/// Measures beside this peer.
+pub(crate) async fn run(options: &Options, against: Against) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     if !options.no_worlds {
         figures.extend(world::run(options.world_max).await?);
     }
     let most = options.streams.iter().max().copied().unwrap_or_default();
     raise_limit(u64::from(most))?;
-    if options.peer == PeerName::GoControlPlane && e2e::paths::xds_peer().is_none() {
+    if against == Against::GoControlPlane && e2e::paths::xds_peer().is_none() {
         println!(
             "\nxds: go-control-plane is left out, since it could not be built: `cargo xtask setup --bench` says why"
         );
     }
     for size in &options.sizes {
         for streams in &options.streams {
-            let case = case(*streams as usize, *size, options).await;
+            let case = case(*streams as usize, *size, options, against).await;
             let case = case.with_context(|| format!("with {streams} proxies"))?;
             report::print(&case);
             figures.extend(report::figures(&case));
@@ -191,19 +173,19 @@ fn raise_limit(streams: u64) -> Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
-async fn case(streams: usize, size: Size, options: &Options) -> Result<Case> {
+async fn case(streams: usize, size: Size, options: &Options, against: Against) -> Result<Case> {
     let Options { turns, tls, .. } = *options;
     println!("\nxds: connecting {streams} proxies to each server");
     let (workdir, shape) = (Workdir::temporary()?, size.shape());
     let server = Server::Ours(Box::new(Ours::start(workdir.path(), shape, tls).await?));
     let mut ours = Contender::subscribe(server, shape, streams).await?;
-    let server = match (tls, options.peer) {
+    let server = match (tls, against) {
         (true, _) => None,
-        (false, PeerName::GoControlPlane) => {
+        (false, Against::GoControlPlane) => {
             let peer = Peer::start(workdir.path(), shape).await?;
             peer.map(Server::Peer)
         }
-        (false, PeerName::Istio) => {
+        (false, Against::Istio) => {
             let istio = Istio::start(workdir.path(), shape).await?;
             Some(Server::Istio(Box::new(istio)))
         }
@@ -213,10 +195,7 @@ async fn case(streams: usize, size: Size, options: &Options) -> Result<Case> {
         Some(server) => Some(Contender::subscribe(server, shape, streams).await?),
     };
     // istiod adds metadata to each endpoint.
-    if let Some(peer) = peer
-        .as_ref()
-        .filter(|_| options.peer == PeerName::GoControlPlane)
-    {
+    if let Some(peer) = peer.as_ref().filter(|_| against == Against::GoControlPlane) {
         ensure_alike(&ours.seen, &peer.seen)?;
     }
     let ticks = if streams > 1_000 { 10 } else { 20 };
@@ -238,7 +217,7 @@ async fn case(streams: usize, size: Size, options: &Options) -> Result<Case> {
         }
     }
     for contender in [Some(&mut ours), peer.as_mut()].into_iter().flatten() {
-        if options.peer == PeerName::GoControlPlane {
+        if against == Against::GoControlPlane {
             contender.flood(options.flood_changes as usize).await?;
         }
         contender.finish()?;
@@ -250,7 +229,7 @@ async fn case(streams: usize, size: Size, options: &Options) -> Result<Case> {
         streams,
         size,
         tls,
-        against: options.peer,
+        against,
         ours: ours.seen,
         peer,
         reconnected,

@@ -3,7 +3,8 @@
 use e2e::figures::{Figure, median, quantile};
 
 use super::contender::Seen;
-use super::{CLUSTERS, Case, PeerName};
+use super::{CLUSTERS, Case};
+use crate::against::Against;
 
 pub(super) fn print(case: &Case) {
     println!(
@@ -24,7 +25,7 @@ pub(super) fn print(case: &Case) {
         "us a stream"
     );
     line("tidegate", case.streams, &case.ours);
-    let is_flooded = case.against == PeerName::GoControlPlane;
+    let is_flooded = case.against == Against::GoControlPlane;
     if is_flooded {
         flooded("tidegate", &case.ours);
     }
@@ -118,7 +119,7 @@ pub(super) fn figures(case: &Case) -> Vec<Figure> {
     let mut figures = absolute("xds", &name, &case.ours);
     if let Some(peer) = &case.peer {
         figures.extend(absolute("xds_peer", &name, peer));
-        if case.against == PeerName::Istio {
+        if case.against == Against::Istio {
             let Ratios { cpu, rss, .. } = Ratios::of(&case.ours, peer);
             figures.push(Figure::of(
                 "xds_cpu_ratio_istiod".to_owned(),

@@ -24,7 +24,7 @@ use crate::process::Process;
 use crate::registry::{Instance, InstanceName, Registry};
 use crate::wait::{PATIENCE, eventually};
 
-pub use zone::{WallClock, Zone};
+pub use zone::{WallClock, Zone, start_instance};
 
 pub const SERVICE: &str = "orders";
 /// The service whose instances are the zones' gateways: the target of forwarded writes.

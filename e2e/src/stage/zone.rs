@@ -389,7 +389,9 @@ fn by(
     }
 }
 
-fn start_instance(
+/// Starts an instance of [`SERVICE`] at [`instance`](super::instance), with its files in a
+/// directory.
+pub fn start_instance(
     network: &Network,
     directory: &Path,
     zone: u8,
