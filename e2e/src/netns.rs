@@ -6,6 +6,7 @@
 //! processes. With the last of them the namespace and its links disappear.
 
 use std::fs::{self, File};
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -95,6 +96,32 @@ impl Namespace {
     fn ip(&self, arguments: &str) -> Result<()> {
         let arguments: Vec<&str> = arguments.split(' ').collect();
         self.run(Path::new("ip"), &arguments).map(drop)
+    }
+}
+
+/// The network namespace that a thread was in.
+pub(crate) struct Current {
+    /// The kernel's name of it.
+    name: PathBuf,
+    file: File,
+}
+
+impl Current {
+    const PATH: &str = "/proc/thread-self/ns/net";
+
+    pub(crate) fn of_this_thread() -> io::Result<Current> {
+        Ok(Current {
+            name: fs::read_link(Current::PATH)?,
+            file: File::open(Current::PATH)?,
+        })
+    }
+
+    /// Moves the calling thread into it. Without a move nobody needs root.
+    pub(crate) fn enter(self) -> io::Result<()> {
+        if fs::read_link(Current::PATH)? == self.name {
+            return Ok(());
+        }
+        Ok(setns(self.file, CloneFlags::CLONE_NEWNET)?)
     }
 }
 

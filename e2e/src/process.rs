@@ -20,6 +20,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
+use crate::netns;
 use crate::wait::eventually;
 
 /// How much of a log a failure shows.
@@ -211,31 +212,33 @@ fn last_lines(log: &Path) -> io::Result<String> {
 }
 
 type Spawned = io::Result<Child>;
-/// A command and the channel for its child.
-type Order = (Command, Sender<Spawned>);
+/// A command, the network that its child is in, and the channel for the child.
+type Order = (Command, netns::Current, Sender<Spawned>);
 
 /// Starts a child from a thread that lives as long as this program. For the kernel the parent of a
 /// child is a *thread*, and a test's thread ends before the processes that it shares with other
-/// tests.
+/// tests. The child is in the network namespace of the calling thread, as any child would be.
 fn spawn(command: Command) -> Spawned {
     static SPAWNER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
         let (sender, orders) = channel::<Order>();
         thread::spawn(move || {
-            for (mut command, answer) in orders {
+            for (mut command, network, answer) in orders {
+                let spawned = network.enter().and_then(|()| command.spawn());
                 // The caller is gone: the child is dropped, and dies with this program at the
                 // latest.
-                let _ = answer.send(command.spawn());
+                let _ = answer.send(spawned);
             }
         });
         Mutex::new(sender)
     });
+    let network = netns::Current::of_this_thread()?;
     let (answer, spawned) = channel();
     let gone = || io::Error::other("the thread that starts children is gone");
     spawner
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .send((command, answer))
+        .send((command, network, answer))
         .map_err(|_| gone())?;
     spawned.recv().map_err(|_| gone())?
 }
