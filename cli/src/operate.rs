@@ -61,6 +61,17 @@ pub(crate) enum Operation {
         #[arg(long)]
         epoch: Option<u64>,
     },
+    /// Forget the lists of a guest that will not come back. While it counts, no service is fenced
+    /// whose writes its lists let pass (TG4008).
+    ForgetGuest {
+        /// Its identity, or its node id where it has none: as the condition names it.
+        guest: String,
+        /// Its zone.
+        #[arg(long)]
+        zone: String,
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
     /// Make all replicas accept a store that a sanity guard rejects: instances are gone, or it was
     /// restored.
     Confirm {
@@ -121,6 +132,15 @@ impl Operation {
                 [] => println!("no service is out in {}", wanted.zone),
                 back => println!("coming back: {}", back.join(", ")),
             },
+            Operation::ForgetGuest {
+                guest,
+                zone,
+                operator,
+            } => {
+                let body = serde_json::json!({ "zone": zone, "guest": guest }).to_string();
+                let path = "/v1/guests/forget";
+                operator.ask(Method::POST, path, body.into()).await?;
+            }
             Operation::Confirm { operator } => {
                 let nothing = Bytes::new();
                 operator.ask(Method::POST, "/v1/confirm", nothing).await?;

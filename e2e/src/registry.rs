@@ -131,6 +131,13 @@ impl Registry {
         success(&self.send(Method::DELETE, &path).await?)
     }
 
+    /// Forgets the lists of a guest.
+    pub async fn forget_guest(&self, zone: &str, guest: &str) -> Result<Reply> {
+        let request = Request::new(Method::POST, "/v1/guests/forget");
+        let request = request.json(&json!({ "zone": zone, "guest": guest }));
+        self.client.send(self.admin, &request).await
+    }
+
     pub async fn instances(&self) -> Result<Value> {
         self.send(Method::GET, "/v1/instances").await?.json()
     }

@@ -19,7 +19,7 @@
 //!   in words.
 //! - [`fence`] holds the authority to write and its moves; [`cells`] is the part of it that a proxy
 //!   knows.
-//! - [`guest`] decides in Envoys with foreign routes.
+//! - [`guest`] decides in Envoys with foreign routes, and [`listed`] compares its lists with them.
 
 #![no_std]
 #![cfg_attr(
@@ -47,6 +47,7 @@ pub mod guest;
 pub mod headers;
 pub mod health;
 pub mod hop;
+pub mod listed;
 pub mod load;
 mod path;
 pub mod plan;

@@ -7,6 +7,7 @@ pub mod authority;
 pub mod backoff;
 pub mod causes;
 pub mod confirmation;
+pub mod guest_record;
 
 pub mod lease;
 pub mod record;

@@ -3,6 +3,7 @@
 mod authorize;
 mod cells;
 mod conditions;
+mod guests;
 mod instances;
 mod istio_objects;
 mod leases;
@@ -96,6 +97,7 @@ impl Admin {
             .route("/v1/terms/next", delete(terms::cancel))
             .route("/v1/cells/{cell}/override", post(cells::force))
             .route("/v1/confirm", post(zones::confirm))
+            .route("/v1/guests/forget", post(guests::forget))
             .route_layer(from_fn_with_state(self.clone(), authorize::operators));
         let registered = Router::new()
             .route(

@@ -21,6 +21,7 @@ use crate::{
     authority::Agreements,
     conditions::Code,
     config::{Config, ConfigError, Listen, Mesh, StoreConfig},
+    guests::GuestLists,
     metrics::{Metrics, ResultLabel},
 };
 
@@ -57,6 +58,7 @@ pub fn follow(
     current: Config,
     text: String,
     agreements: Agreements,
+    lists: GuestLists,
     metrics: Metrics,
 ) -> watch::Receiver<Arc<Mesh>> {
     warn_of(&current);
@@ -72,6 +74,7 @@ pub fn follow(
         path,
         promises,
         agreements,
+        lists,
         fixed: (current.listen, current.store, current.state),
         publisher,
         metrics,
@@ -132,6 +135,7 @@ struct Follower {
     fixed: (Listen, StoreConfig, Option<PathBuf>),
     promises: Promises,
     agreements: Agreements,
+    lists: GuestLists,
     publisher: watch::Sender<Arc<Mesh>>,
     metrics: Metrics,
 }
@@ -192,6 +196,13 @@ impl Follower {
             self.refuse(
                 "`authority` is added or removed, which needs a restart; or its spans, its cells' shards or a service's `cell_key` differ from the terms that all replicas have agreed on. To change them, begin with `tidegate terms change --config FILE`"
             );
+            return;
+        }
+        let present = Arc::clone(&self.publisher.borrow());
+        if let Some(listing) = self.lists.added_by(&config.mesh, &present) {
+            self.refuse(&format!(
+                "{listing}. Take the entry out of its lists first, then fence the service. A guest that will not come back: `tidegate forget-guest GUEST --zone ZONE`"
+            ));
             return;
         }
         self.promises = promises;
@@ -276,6 +287,7 @@ mod tests {
             config,
             text,
             Agreements::default(),
+            GuestLists::default(),
             metrics.clone(),
         );
         let (conditions, digest) = (&metrics.conditions, &metrics.config_digest);

@@ -72,6 +72,17 @@ pub(super) async fn guest(changes: u32) -> Result<Vec<Figure>> {
         .cluster_at("orders-beijing-c", zones.near.address())?;
     let envoy = Envoy::start_with(workdir.path(), "foreign", &bootstrap, 1).await?;
     let ingress = envoy.ingress().await?;
+    // Without a policy the host's own route leads here, too.
+    let client = Client::new(Version::Http1);
+    eventually(PATIENCE, "a policy", async || {
+        let echo = client
+            .send(ingress, &Request::get("/orders"))
+            .await?
+            .echo()?;
+        ensure!(echo.headers.contains_key("x-tidegate-to"), "{echo:?}");
+        Ok(())
+    })
+    .await?;
     let samples = measure(&zones, control_plane.registry(), ingress, "bench", changes).await?;
     line("at a guest, by the policy on its stream", &samples);
     Ok(vec![

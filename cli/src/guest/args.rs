@@ -4,11 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use policy::{Enforcement, Route, guest::Mode};
+use policy::{
+    Enforcement, Route,
+    guest::Mode,
+    listed::{Clash, Lists},
+};
 use serde_json::{Value, json};
 
 use super::{
-    lists::{self, Classes, unfenced_and_fenced},
+    lists::{self, Classes},
     mesh::Mesh,
     print::{self, Context, Delivery, Kind, Place, Spec},
     remove,
@@ -203,7 +207,11 @@ impl PrintArgs {
     }
 
     fn classes(&self, mesh: &Mesh) -> anyhow::Result<Classes> {
-        if let Some((listed, fenced)) = unfenced_and_fenced(&self.unfenced, &mesh.routes) {
+        let unfenced = Lists {
+            unfenced: self.unfenced.clone(),
+            classes: vec![],
+        };
+        if let Some(Clash { listed, fenced }) = unfenced.clash(&mesh.routes) {
             bail!(
                 "--unfenced {}: it would take writes of a fenced service, {}, while the guest has no policy",
                 lists::text(listed),

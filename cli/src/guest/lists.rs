@@ -4,7 +4,7 @@
 //! entry is left out where a more specific route of the policy, which no list can name, would turn
 //! a write into a read. The net has no such limit: it subtracts these routes.
 
-use policy::{Class, ClassRule, Route, RouteMatch};
+use policy::{Class, ClassRule, Route, RouteMatch, listed::is_within};
 
 /// A route with a class of its own, and the more specific routes that take requests from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,73 +87,6 @@ fn is_own(route: &Route) -> bool {
         ClassRule::Always(_) => true,
         ClassRule::GrpcReads(reads) => !reads.is_empty(),
     }
-}
-
-/// Whether `inner` may take requests that match `outer`, since it is more specific.
-pub(super) fn is_within(inner: &Route, outer: &Route) -> bool {
-    if inner.host != outer.host {
-        return is_host_within(&inner.host, &outer.host);
-    }
-    inner.matches != outer.matches && is_path_within(&inner.matches, &outer.matches)
-}
-
-/// Whether every host of the pattern `inner` matches the pattern `outer`, which is another one. A
-/// more specific host decides alone, whatever its paths are.
-pub(super) fn is_host_within(inner: &str, outer: &str) -> bool {
-    match outer.strip_prefix('*') {
-        None => false,
-        Some("") => inner != "*",
-        Some(suffix) => {
-            let name = inner.strip_prefix('*').unwrap_or(inner);
-            name.len() > suffix.len() && name.ends_with(suffix)
-        }
-    }
-}
-
-/// Whether the paths of `inner` are among those of `outer`.
-pub(super) fn is_path_within(inner: &RouteMatch, outer: &RouteMatch) -> bool {
-    let path = |at: &RouteMatch| match at {
-        RouteMatch::Prefix(prefix) => prefix.trim_end_matches('/').to_owned(),
-        RouteMatch::Grpc(name) => format!("/{name}"),
-    };
-    let (inner, outer) = (path(inner), path(outer));
-    let rest = inner.strip_prefix(outer.as_str());
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// Whether some request may match both: one path stands below the other, and the hosts meet.
-pub(super) fn is_overlapping(a: &Route, b: &Route) -> bool {
-    let hosts =
-        a.host == b.host || is_host_within(&a.host, &b.host) || is_host_within(&b.host, &a.host);
-    hosts && (is_path_within(&a.matches, &b.matches) || is_path_within(&b.matches, &a.matches))
-}
-
-/// The first entry of `unfenced` that would admit writes of a fenced service while a guest has no
-/// policy, and that route of the service. `all` has each route of the mesh, and whether its service
-/// is fenced.
-pub(super) fn unfenced_and_fenced<'r>(
-    unfenced: &'r [Route],
-    all: &'r [(Route, bool)],
-) -> Option<(&'r Route, &'r Route)> {
-    let clash = |listed: &'r Route| {
-        let meets = all
-            .iter()
-            .filter(|(route, _)| is_overlapping(listed, route));
-        // A free route between the two takes the requests of the list from the fenced one.
-        let is_freed = |fenced: &Route| {
-            all.iter().any(|(free, is_fenced)| {
-                let same =
-                    free.host == listed.host && is_path_within(&listed.matches, &free.matches);
-                !is_fenced && same && is_within(free, fenced)
-            })
-        };
-        let fenced = meets
-            .filter(|(_, is_fenced)| *is_fenced)
-            .map(|(route, _)| route);
-        let mut open = fenced.filter(|fenced| !is_freed(fenced));
-        open.next().map(|fenced| (listed, fenced))
-    };
-    unfenced.iter().find_map(clash)
 }
 
 /// A route of the command line: `[HOST]/PREFIX`, or `[HOST/]grpc:SERVICE[/METHOD,...]`.
@@ -315,25 +248,6 @@ mod tests {
             ["*/buy/items", "shop.example/"]
         );
         assert_eq!(classes.covered.len(), 2);
-    }
-
-    #[test]
-    fn an_unfenced_route_must_not_take_writes_of_a_fenced_service() {
-        let check = |unfenced: &str, free: &[&str], clashes: bool| {
-            let mut all = vec![(parse_unfenced("/orders").unwrap(), true)];
-            all.extend(routes(free).into_iter().map(|route| (route, false)));
-            let unfenced = routes(&[unfenced]);
-            let found = unfenced_and_fenced(&unfenced, &all);
-            assert_eq!(found.is_some(), clashes, "{unfenced:?} {free:?}");
-        };
-        check("/metrics", &[], false);
-        check("/orders", &[], true);
-        check("/", &[], true);
-        check("shop.example/orders", &[], true);
-        check("/orders/drafts", &[], true);
-        check("/orders/drafts", &["/orders/drafts"], false);
-        check("/orders/drafts/7", &["/orders/drafts"], false);
-        check("/orders7", &[], false);
     }
 
     #[test]

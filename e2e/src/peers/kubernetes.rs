@@ -154,6 +154,8 @@ fn server_arguments(directory: &Path, address: SocketAddr, etcd_url: &str) -> Ve
         format!("--etcd-servers={etcd_url}"),
         format!("--bind-address={}", address.ip()),
         format!("--secure-port={}", address.port()),
+        // Otherwise it looks for a default route, which a namespace may lack. Nobody asks there.
+        "--advertise-address=192.0.2.1".to_owned(),
         // With any other it refuses to be on loopback.
         "--endpoint-reconciler-type=none".to_owned(),
         format!("--tls-cert-file={}", file(CERTIFICATE)),

@@ -176,6 +176,24 @@ impl Host {
         .await
     }
 
+    async fn until_no_condition(&self, code: &str) -> Result<()> {
+        eventually(PATIENCE, &format!("{code} to end"), async || {
+            let conditions = self.site.control_plane.registry().conditions().await?;
+            let mut all = conditions.as_array().into_iter().flatten();
+            ensure!(all.all(|it| it["code"] != code), "{conditions:#}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// What identifies the configuration in force.
+    async fn digest(&self) -> Result<String> {
+        let metrics = self.site.control_plane.registry().metrics().await?;
+        let mut lines = metrics.lines();
+        let found = lines.find(|line| line.starts_with("tidegate_config_digest "));
+        Ok(found.context("no digest")?.to_owned())
+    }
+
     /// How the control plane lists the guest.
     async fn listed(&self) -> Result<Value> {
         eventually(PATIENCE, "the guest to be listed", async || {
@@ -278,6 +296,50 @@ pub(crate) async fn a_guest_without_a_policy_decides_by_its_lists(flavour: Flavo
         assert_eq!(reply.refusal()?, "fenced");
     }
     Ok(())
+}
+
+/// A service is fenced after the lists that let its writes pass, also those of a guest that is away.
+pub(crate) async fn what_a_guest_lists_is_not_fenced_until_the_list_is_gone(
+    flavour: Flavour,
+) -> Result<()> {
+    let mut host = Host::start(flavour, "guest-lists-first", "fence", |guest| {
+        guest["unfenced"] = json!([{ "prefix": "/orders/drafts" }]);
+    })
+    .await?;
+    host.until_taken().await?;
+    let fence =
+        |fenced: bool| move |config: &mut Config| config.services[1]["fenced"] = json!(fenced);
+    host.site.control_plane.configure(fence(true))?;
+    let told = host.until_condition("TG5001").await?;
+    let draft = "*/orders/drafts";
+    assert!(told.contains("gateway-1") && told.contains(draft), "{told}");
+    // The last good configuration stays.
+    let seen = host.seen(&Request::post("/orders/drafts")).await?;
+    assert_eq!(seen("x-tidegate-epoch"), None);
+    host.site.control_plane.configure(fence(false))?;
+    host.until_no_condition("TG5001").await?;
+
+    // A guest that is away counts, on a replica that never saw it, too.
+    host.envoy.process().kill()?;
+    host.site.control_plane.process().kill()?;
+    host.site.control_plane.restart().await?;
+    host.site.control_plane.configure(fence(true))?;
+    host.until_condition("TG5001").await?;
+    host.site.control_plane.configure(fence(false))?;
+    host.until_no_condition("TG5001").await?;
+    let registry = host.site.control_plane.registry();
+    let stranger = registry.forget_guest(A, "gateway-2").await?;
+    ensure!(stranger.status == 404, "{}", stranger.text());
+    assert!(stranger.text().contains("gateway-1"), "{}", stranger.text());
+    let forgotten = registry.forget_guest(A, "gateway-1").await?;
+    ensure!(forgotten.status.is_success(), "{}", forgotten.text());
+    let before = host.digest().await?;
+    host.site.control_plane.configure(fence(true))?;
+    eventually(PATIENCE, "the fence", async || {
+        ensure!(host.digest().await? != before, "{before}");
+        Ok(())
+    })
+    .await
 }
 
 pub(crate) async fn a_bad_configuration_is_the_fallback_and_is_told(
@@ -566,6 +628,7 @@ macro_rules! all {
         cases::all!($flavour; a_guest_that_fences_admits_writes_where_its_zone_owns_them
             without_a_control_plane_a_guest_fences_and_comes_back
             a_guest_without_a_policy_decides_by_its_lists
+            what_a_guest_lists_is_not_fenced_until_the_list_is_gone
             a_bad_configuration_is_the_fallback_and_is_told
             a_guest_ends_a_write_that_the_hosts_route_would_let_live
             a_guest_whose_routes_outlive_the_fence_admits_nothing

@@ -249,6 +249,10 @@ codes! {
         is: "A guest cannot keep a promise, and rejects writes meanwhile.",
         do: "Look at the detail: it names the part of the guest's configuration, or of its proxy, that is to be changed.";
 
+    GuestListsFenced = "TG4008", "guest_lists_fenced", Error, Condition;
+        is: "A guest lists a route of a fenced service as unfenced, or as a read: without a policy it lets these writes pass.",
+        do: "Take the entry out of the guest's lists and its net (`tidegate guest` prints both), and restart it. A guest that will not come back: `tidegate forget-guest GUEST --zone ZONE`.";
+
     // TG5: configuration and certificates
 
     ConfigRefused = "TG5001", "config_refused", Error, Condition;

@@ -25,6 +25,7 @@ use crate::{
     config::{Config, StoreConfig},
     discovery::{ZoneViews, proxies::Proxies},
     feed::{self, Sources},
+    guests::GuestLists,
     istio,
     last_good::Keeper,
     memory,
@@ -108,7 +109,12 @@ impl ControlPlane {
             tokio::spawn(authority::slew::watch(agreements.clone(), metrics.clone()));
         }
         let agreed = agreements.clone();
-        let meshes = reload::follow(options.config, config, text, agreed, metrics.clone());
+        let lists = GuestLists::default();
+        lists.keep(Arc::clone(&opened.shared));
+        let meshes = {
+            let (lists, metrics) = (lists.clone(), metrics.clone());
+            reload::follow(options.config, config, text, agreed, lists, metrics)
+        };
         let rules = AccessRules::new(meshes.clone()).on(addresses.0);
         let hop_keys = HopKeys::new(meshes.clone(), rules.clone());
         tokio::spawn(authority::watch_guard(
@@ -180,6 +186,7 @@ impl ControlPlane {
             feed,
             proxies,
             rules,
+            lists,
             hop_keys,
             network,
             istio,

@@ -18,7 +18,7 @@ use crate::{
     },
     discovery::{self, ZoneViews, proxies::Proxies},
     feed::Feed,
-    guests::{self, Guests},
+    guests::{self, GuestLists, Guests},
     istio,
     load_reports::{LoadReports, Loads},
     metrics::Metrics,
@@ -34,6 +34,7 @@ pub(super) struct Shared {
     pub(super) feed: Feed,
     pub(super) proxies: Proxies,
     pub(super) rules: AccessRules,
+    pub(super) lists: GuestLists,
     pub(super) hop_keys: HopKeys,
     pub(super) network: Network,
     pub(super) istio: istio::Objects,
@@ -83,6 +84,7 @@ impl Shared {
             self.feed.snapshots.clone(),
             self.authorities.homes().clone(),
             self.rules.clone(),
+            self.lists.clone(),
             self.metrics.clone(),
         )
     }

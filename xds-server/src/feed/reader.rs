@@ -12,6 +12,7 @@ use registry::{
     authority::{AUTHORITY_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX, SESSIONS_PREFIX},
     backoff::Backoff,
     confirmation::{CONFIRMATIONS_PREFIX, Confirmation},
+    guest_record::GUESTS_PREFIX,
     record::{COMPACTOR_KEY, INSTANCES_PREFIX, REPLICAS_PREFIX, TIDEGATE_PREFIX},
     store::{
         ClusterId, Entry, Event, Head, Listing, Revision, Store, StoreError, WatchBatch, WatchError,
@@ -575,8 +576,9 @@ impl Listeners {
         let owners = key.starts_with(AUTHORITY_PREFIX) || key == TERMS_KEY;
         let behind = [SESSIONS_PREFIX, GRANTORS_PREFIX, OPERATIONS_PREFIX];
         let behind = behind.iter().any(|prefix| key.starts_with(prefix));
-        // Replicas read each other's records directly; confirmations are handled separately.
-        let elsewhere = [REPLICAS_PREFIX, CONFIRMATIONS_PREFIX];
+        // Replicas read each other's records directly; confirmations and the lists of guests are
+        // handled separately.
+        let elsewhere = [REPLICAS_PREFIX, CONFIRMATIONS_PREFIX, GUESTS_PREFIX];
         let elsewhere =
             elsewhere.iter().any(|prefix| key.starts_with(prefix)) || key == COMPACTOR_KEY;
         Listeners {

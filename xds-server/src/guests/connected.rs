@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
-use policy::guest::Mode;
+use policy::{guest::Mode, listed::Lists};
 use protos::guest::Hello;
+use registry::guest_record::GuestKey;
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use xds::clients::Health;
 
-use super::Guests;
+use super::{GuestLists, Guests};
 use crate::{
     conditions::{Code, Found, Lasting},
     discovery::conditions::Expected,
@@ -37,6 +38,7 @@ const CODES: &[Code] = &[
     Code::GuestWithoutGrants,
     Code::GuestOutlivesDrain,
     Code::GuestProblem,
+    Code::GuestListsFenced,
 ];
 
 /// A connected guest.
@@ -80,8 +82,9 @@ pub struct Details {
 }
 
 /// All connected guests, and those that were rejected. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Connected {
+    pub(super) lists: GuestLists,
     by_number: Arc<Mutex<BTreeMap<u64, Connection>>>,
     last: Arc<AtomicU64>,
     /// By node id: why it was rejected, and when.
@@ -97,11 +100,22 @@ pub(super) struct Presence {
 impl Drop for Presence {
     fn drop(&mut self) {
         self.all.lock().remove(&self.number);
+        self.all.lists.leave(self.number);
     }
 }
 
 impl Connected {
-    pub(super) fn enter(&self, caller: &Caller, hello: &Hello) -> Presence {
+    pub(super) fn new(lists: GuestLists) -> Connected {
+        Connected {
+            lists,
+            by_number: Arc::default(),
+            last: Arc::default(),
+            rejected: Arc::default(),
+        }
+    }
+
+    /// `is_proven`: its zone is. Lists of others count for nothing: anyone could hinder a fence.
+    pub(super) fn enter(&self, caller: &Caller, hello: &Hello, is_proven: bool) -> Presence {
         let problems = hello.problems.iter().take(PROBLEMS_MAX);
         let connection = Connection {
             node: hello.node.clone(),
@@ -115,6 +129,20 @@ impl Connected {
         };
         self.rejected_lock().remove(&hello.node);
         let number = self.last.fetch_add(1, Ordering::Relaxed);
+        if is_proven {
+            let key = GuestKey {
+                zone: connection.zone.clone(),
+                guest: match caller {
+                    Caller::Named(identity) | Caller::Guest(identity) => identity.to_string(),
+                    Caller::Plain | Caller::Anonymous => hello.node.clone(),
+                },
+            };
+            let lists = Lists {
+                unfenced: hello.unfenced.clone(),
+                classes: hello.classes.clone(),
+            };
+            self.lists.enter(number, key, lists);
+        }
         self.lock().insert(number, connection);
         Presence {
             all: self.clone(),
@@ -233,6 +261,13 @@ impl Guests {
         let authority = self.rules.mesh().and_then(|mesh| mesh.authority.clone());
         let drain_ms = authority.as_ref().map(|it| it.terms.write_drain / 1_000);
         let mut found = vec![];
+        if let Some(mesh) = self.rules.mesh() {
+            let clashes = self.connected.lists.clashes(&mesh).into_iter();
+            found.extend(clashes.map(|listing| {
+                let detail = listing.to_string();
+                Found::new(Code::GuestListsFenced, listing.guest, detail)
+            }));
+        }
         for guest in self.connected.list() {
             let mut add = |code, detail| found.push(Found::new(code, &guest.node, detail));
             if !guest.problems.is_empty() {

@@ -2,11 +2,13 @@
 //! by a stream of their own, since a host takes no resources of ours.
 //!
 //! [`published`] makes of each zone's policy the compressed pieces that all guests of the zone
-//! share; [`service`] is the stream on tonic; [`connected`] tells operators of the guests. [`confined`] keeps certificates of the guests' CA to the
-//! calls of guests.
+//! share; [`service`] is the stream on tonic; [`connected`] tells operators of the guests, and
+//! [`lists`] has the routes that they let pass without a policy. [`confined`] keeps certificates of
+//! the guests' CA to the calls of guests.
 
 mod confined;
 mod connected;
+mod lists;
 mod published;
 mod service;
 
@@ -22,6 +24,7 @@ use crate::{access_rules::AccessRules, authority::Homes, discovery::Snapshots, m
 
 pub use confined::confined;
 pub use connected::{Details, GuestStatus};
+pub use lists::{GuestLists, Listing};
 pub use service::service;
 
 /// The policies for guests, by zone. Cheap to clone.
@@ -41,14 +44,20 @@ type Policies = watch::Receiver<Option<Arc<Published>>>;
 
 impl Guests {
     /// `homes` says which zones have a control plane of their own, to which their guests go back.
-    pub fn new(snapshots: Snapshots, homes: Homes, rules: AccessRules, metrics: Metrics) -> Guests {
+    pub fn new(
+        snapshots: Snapshots,
+        homes: Homes,
+        rules: AccessRules,
+        lists: GuestLists,
+        metrics: Metrics,
+    ) -> Guests {
         Guests {
             snapshots,
             homes,
             rules,
             metrics,
             zones: Arc::default(),
-            connected: Connected::default(),
+            connected: Connected::new(lists),
         }
     }
 

@@ -66,7 +66,8 @@ async fn follow(
         None => return Ok(()),
     };
     let policies = guests.admit(&caller, &hello)?;
-    let _presence = guests.connected.enter(&caller, &hello);
+    let is_proven = guests.rules.guest_grants(&caller, &hello.zone).is_ok();
+    let _presence = guests.connected.enter(&caller, &hello, is_proven);
     let Hello {
         zone,
         node,

@@ -5,6 +5,7 @@ use filter_core::guest::{
     Config,
     config::{ZoneSource, is_guest},
 };
+use policy::listed::{Clash, Lists};
 use serde_json::Value;
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
     json::{at, field, is_true, message, text, type_of},
     view::{Filter, Manager, View},
 };
-use crate::guest::lists::{self, unfenced_and_fenced};
+use crate::guest::lists;
 
 const WASM: &str = ".http.wasm.v3.Wasm";
 
@@ -119,7 +120,11 @@ pub(super) fn check(
     if let Some(problem) = zone(config, view, known) {
         add(problem);
     }
-    if let Some((listed, fenced)) = unfenced_and_fenced(&config.unfenced, &known.routes) {
+    let unfenced = Lists {
+        unfenced: config.unfenced.clone(),
+        classes: vec![],
+    };
+    if let Some(Clash { listed, fenced }) = unfenced.clash(&known.routes) {
         let (listed, fenced) = (lists::text(listed), lists::text(fenced));
         add(Problem::UnfencedListsFenced { listed, fenced });
     }

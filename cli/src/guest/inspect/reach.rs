@@ -11,7 +11,7 @@ use super::{
     json::{field, is_true, list, text},
     view::{Manager, VirtualHost},
 };
-use crate::guest::lists::{is_host_within, is_path_within};
+use policy::listed::{is_host_within, is_path_within};
 
 /// The routes of a virtual host that may take requests of fenced services, with their positions.
 pub(super) fn fenced<'v>(
