@@ -153,25 +153,44 @@ pub(crate) fn smoke(tree: &Tree) -> Result<Vec<String>> {
     native(tree)?;
     noop_wasm(tree)?;
     built::everything(tree)?;
+    let left_out = smoke_each(tree, |_| true, &[])?;
+    println!("\n--- demo --once");
+    let mut demo = Command::new(tree.built().join("debug/demo"));
+    shown(demo.args(["--store", "embedded", "--once"]))?;
+    Ok(left_out)
+}
+
+/// The benchmarks that `--peer istio` concerns.
+const BESIDE_ISTIO: [&str; 3] = ["propagation", "failover", "xds"];
+
+/// Runs the benchmarks beside Istio in a short form, which is built; returns those that this machine
+/// cannot run.
+pub(crate) fn smoke_beside_istio(tree: &Tree) -> Result<Vec<String>> {
+    smoke_each(
+        tree,
+        |name| BESIDE_ISTIO.contains(&name),
+        &["--peer", "istio"],
+    )
+}
+
+fn smoke_each(tree: &Tree, is_wanted: impl Fn(&str) -> bool, more: &[&str]) -> Result<Vec<String>> {
     let bench = tree.built().join("debug/bench");
     let list = quiet(Command::new(&bench).arg("--list"))?;
     let has_namespaces = quiet(Command::new("unshare").args(["--net", "ip", "link"])).is_ok();
     let mut left_out = Vec::new();
+    let wanted = list.lines().filter_map(listed);
     for Listed {
         name,
         needs_namespaces,
-    } in list.lines().filter_map(listed)
+    } in wanted.filter(|listed| is_wanted(&listed.name))
     {
         if needs_namespaces && !has_namespaces {
             left_out.push(name);
             continue;
         }
-        println!("\n--- bench {name} --smoke");
-        shown(Command::new(&bench).args([&name, "--smoke"]))?;
+        println!("\n--- bench {name} --smoke {}", more.join(" "));
+        shown(Command::new(&bench).args([&name, "--smoke"]).args(more))?;
     }
-    println!("\n--- demo --once");
-    let mut demo = Command::new(tree.built().join("debug/demo"));
-    shown(demo.args(["--store", "embedded", "--once"]))?;
     Ok(left_out)
 }
 

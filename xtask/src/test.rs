@@ -304,14 +304,18 @@ fn peers(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
 
 /// The step omits the torture: the scenarios run a few of its rounds.
 fn smoke(tree: &Tree, _: &mut Counts) -> Result<Outcome> {
-    let left_out = launch::smoke(tree)?;
-    Ok(match left_out.as_slice() {
+    Ok(ran(&launch::smoke(tree)?))
+}
+
+/// The outcome of benchmarks, of which these were left out.
+fn ran(left_out: &[String]) -> Outcome {
+    match left_out {
         [] => Outcome::Passed,
         some => Outcome::Skipped(format!(
             "not {}, which need root and `ip`; the rest ran",
             some.join(", ")
         )),
-    })
+    }
 }
 
 fn grpc(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
@@ -355,7 +359,8 @@ fn istio(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
     let on_istio = programs
         .iter()
         .filter(|p| ON_ISTIO.contains(&p.name.as_str()));
-    passed(counts.add_all(on_istio, &["--test-threads=1"]))
+    counts.add_all(on_istio, &["--test-threads=1"])?;
+    Ok(ran(&launch::smoke_beside_istio(tree)?))
 }
 
 fn oldest_envoy(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
