@@ -66,6 +66,11 @@ pub fn istio(name: &str) -> Result<PathBuf> {
     provisioned_in("TIDEGATE_ISTIO", "target/tools/istio", name)
 }
 
+/// Helm.
+pub fn helm() -> Result<PathBuf> {
+    provisioned_in("TIDEGATE_HELM", "target/tools/helm", "helm")
+}
+
 /// The go-control-plane server for comparison in `bench xds`, if it could be provisioned.
 pub fn xds_peer() -> Option<PathBuf> {
     let path = workspace().join("target/tools/xds-peer/xds-peer");

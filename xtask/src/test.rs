@@ -78,7 +78,7 @@ const STEPS: [Step; 14] = [
     },
     Step {
         name: "istio",
-        about: "a real istiod on a real Kubernetes API server, built with Go at the first time",
+        about: "a real istiod, and the chart, on a real Kubernetes API server, built with Go at the first time",
         run: istio,
     },
     Step {
@@ -271,7 +271,7 @@ fn quick_tests(tree: &Tree, counts: &mut Counts) -> Result<Outcome> {
 }
 
 /// The test programs that the step `istio` runs.
-const ON_ISTIO: [&str; 1] = ["istio"];
+const ON_ISTIO: [&str; 2] = ["istio", "chart"];
 
 /// Those that the step `oldest-envoy` runs again.
 const OF_GUESTS: [&str; 2] = ["guests", "guest_pieces"];

@@ -3,6 +3,7 @@
 
 mod agent;
 pub mod istio;
+pub mod kubelet;
 pub mod kubernetes;
 pub mod objects;
 
