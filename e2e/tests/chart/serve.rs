@@ -308,8 +308,14 @@ async fn roll(workdir: &Workdir, network: Arc<Network>) -> Result<()> {
         .iter()
         .filter(|write| ![200, 503].contains(&write.status));
     ensure!(odd.count() == 0, "{failures:?}");
+    // A replica that stops sends its proxies to another one before their grants run out. If it kept
+    // their connections it would be nearly half of the writes.
     let refused = writes.iter().filter(|write| write.failed()).count();
-    println!("{refused} of {} writes were rejected", writes.len());
+    ensure!(
+        3 * refused < writes.len(),
+        "{refused} of {} writes",
+        writes.len()
+    );
     Ok(())
 }
 

@@ -13,6 +13,9 @@ use tempfile::TempDir;
 /// the kernel and its use by etcd.
 const START_ATTEMPTS: usize = 3;
 
+/// How often, a millisecond apart, a member is checked for having stopped.
+const STOP_LOOKS_MAX: u32 = 10_000;
+
 pub(crate) struct Cluster {
     members: Vec<Member>,
     // Last, so that it is removed after its users have ended.
@@ -145,6 +148,13 @@ impl Cluster {
         let pid = self.members[member].process.id().to_string();
         let status = Command::new("kill").args(["-STOP", &pid]).status();
         assert!(status.expect("kill").success());
+        // The signal stops one thread after another: on a busy machine a request sent right after
+        // it may still be answered.
+        let stops = (0..STOP_LOOKS_MAX).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            has_stopped(&pid)
+        });
+        assert!(stops, "member {member} does not stop");
     }
 
     fn logs(&self) -> String {
@@ -154,6 +164,17 @@ impl Cluster {
             })
             .collect()
     }
+}
+
+/// Whether no thread of a process runs any more.
+fn has_stopped(pid: &str) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    threads.flatten().all(|thread| {
+        // `id (name) state ...`, where the name may contain anything. One without has ended.
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        state.is_none_or(|state| state.starts_with('T'))
+    })
 }
 
 /// Without etcd the tests fail instead of passing silently.

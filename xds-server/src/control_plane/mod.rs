@@ -12,7 +12,8 @@ use prometheus_client::collector::Collector;
 use registry::store::Store;
 use tokio::{sync::mpsc, time::timeout};
 use tracing::info;
-use xds::transport::Services;
+
+use xds::transport::{Drain, Services};
 
 use crate::{
     access_rules::AccessRules,
@@ -222,6 +223,7 @@ impl ControlPlane {
         leaving: Leaving,
         mut shutdown: mpsc::Receiver<()>,
     ) -> anyhow::Result<()> {
+        let drain = self.services.drain();
         let xds_server = proxy_port::serve(self.xds, self.services);
         let admin_server = admin::serve(self.admin, self.router);
         let (xds, admin) = self.addresses;
@@ -240,7 +242,7 @@ impl ControlPlane {
         info!("stopping: the proxies keep their configuration");
         if let Some(fence) = self.fence.filter(|_| ended.is_ok()) {
             tokio::select! {
-                () = fence.leave(leaving) => {}
+                () = fence.leave(leaving, &drain) => {}
                 _ = &mut servers => {}
                 _ = shutdown.recv() => {}
             }
@@ -253,8 +255,9 @@ impl ControlPlane {
 
 impl Fence {
     /// Waits until no grant of this process is in use any more, so that no other zone has to wait
-    /// for it. Proxies are sent to another replica of the zone.
-    async fn leave(self, leaving: Leaving) {
+    /// for it. Proxies are sent to another replica of the zone, and may have to reach it at the same
+    /// address.
+    async fn leave(self, leaving: Leaving, drain: &Drain) {
         let terms = self.agreements.terms(&self.configured);
         let enough = terms.stretch(terms.grant_ttl + terms.write_drain_waited);
         let enough = Duration::from_micros(enough) + Duration::from_secs(1);
@@ -262,6 +265,7 @@ impl Fence {
             // Authority that has not moved by then stays, and is taken over later.
             let _ = timeout(enough, self.authorities.hand_over()).await;
         }
+        drain.begin();
         let _ = timeout(enough, self.authorities.stop()).await;
     }
 }

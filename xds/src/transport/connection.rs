@@ -58,6 +58,7 @@ where
                 ping_pong,
                 activity,
                 is_leaving: false,
+                drain: Some(services.drain().begun().boxed()),
                 tasks: Vec::new(),
                 tasks_waker: PartWaker::of(&task_waker),
                 connection_waker: PartWaker::of(&task_waker),
@@ -93,6 +94,8 @@ struct Served<Io, S: StreamService> {
     activity: Arc<Activity>,
     /// The client was notified that the connection ends.
     is_leaving: bool,
+    /// Ready when the server stops soon; none once that was told.
+    drain: Option<Task>,
     /// One for each stream. There are few, usually one, so polling each of them costs less than
     /// tracking which of them is ready.
     tasks: Vec<Task>,
@@ -173,12 +176,27 @@ impl<Io: AsyncRead + AsyncWrite + Unpin, S: StreamService> Served<Io, S> {
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 Poll::Pending => {}
             }
+            if self.begins_to_drain(context) {
+                continue;
+            }
             if alarm.as_mut().poll(context).is_pending() {
                 return Poll::Pending;
             }
             self.tick(context)?;
             alarm.as_mut().reset(Instant::now() + PING_INTERVAL);
         }
+    }
+
+    /// Tells the client once that the server stops soon.
+    fn begins_to_drain(&mut self, context: &mut Context<'_>) -> bool {
+        let begins = |drain: &mut Task| drain.as_mut().poll(context).is_ready();
+        if !self.drain.as_mut().is_some_and(begins) {
+            return false;
+        }
+        self.drain = None;
+        self.is_leaving = true;
+        self.connection.graceful_shutdown();
+        true
     }
 
     /// Pings the client, and closes the connection if it has no stream.

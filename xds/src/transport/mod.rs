@@ -31,6 +31,7 @@ use std::{io, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
+    sync::watch,
 };
 use tonic::service::Routes;
 
@@ -69,6 +70,27 @@ pub struct Services<S> {
     /// Served by tonic.
     pub others: Routes,
     budget: Budget,
+    drain: Drain,
+}
+
+/// Ends the connections of a server that stops soon, gracefully. Cheap to clone.
+///
+/// A client opens new streams on a connection that it has, so behind one address (a Kubernetes
+/// Service) it would never reach another server while this one lives.
+#[derive(Clone, Debug, Default)]
+pub struct Drain(watch::Sender<bool>);
+
+impl Drain {
+    /// Sends GOAWAY on all connections, and on each new one: their open streams go on, and clients
+    /// open further ones elsewhere (RFC 9113, section 6.8).
+    pub fn begin(&self) {
+        self.0.send_replace(true);
+    }
+
+    async fn begun(self) {
+        // It lives as long as the sender in `self`.
+        let _ = self.0.subscribe().wait_for(|begun| *begun).await;
+    }
 }
 
 impl<S: StreamService> Services<S> {
@@ -78,7 +100,13 @@ impl<S: StreamService> Services<S> {
             streams,
             others,
             budget: Budget::default(),
+            drain: Drain::default(),
         }
+    }
+
+    /// To end all connections of these services.
+    pub fn drain(&self) -> Drain {
+        self.drain.clone()
     }
 }
 

@@ -119,6 +119,52 @@ fn hello(type_url: &str) -> DiscoveryRequest {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_that_drains_serves_open_streams_and_accepts_no_more() {
+    let server = Server::echoing();
+    let (mut client, serving) = server.client().await;
+    let (response, mut requests) = client
+        .send_request(post("http://x/echo"), false)
+        .expect("a stream");
+    requests
+        .send_data(Bytes::from_static(b"before"), false)
+        .expect("sent");
+    let mut echoed = response.await.expect("a response").into_body();
+    assert_eq!(
+        &echoed.data().await.expect("data").expect("data")[..],
+        b"before"
+    );
+    server.services.drain().begin();
+    // The client hears of it before it asks again.
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let another = client.send_request(post("http://x/echo"), true);
+    let refused = match another {
+        Ok((response, _)) => response.await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused, "a new stream was served");
+    requests
+        .send_data(Bytes::from_static(b"after"), true)
+        .expect("sent");
+    assert_eq!(
+        &echoed.data().await.expect("data").expect("data")[..],
+        b"after"
+    );
+    // With its last stream the connection ends.
+    timeout(Duration::from_secs(1), serving)
+        .await
+        .expect("an end")
+        .expect("no panic");
+    // A new connection is told at once.
+    let (mut late, serving) = server.client().await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert!(late.send_request(post("http://x/echo"), true).is_err());
+    timeout(Duration::from_secs(1), serving)
+        .await
+        .expect("an end")
+        .expect("no panic");
+}
+
 /// The final gRPC status of a stream, after all its messages.
 async fn status(response: Response<h2::RecvStream>) -> String {
     let (head, mut body) = response.into_parts();
