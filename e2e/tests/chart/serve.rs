@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use e2e::bootstrap::Bootstrap;
@@ -24,7 +24,7 @@ use e2e::wait::PATIENCE;
 use e2e::workdir::Workdir;
 use tokio::runtime;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{CHART, Cluster, RELEASE, VALUES};
 
@@ -164,7 +164,7 @@ impl Mesh {
         let begun = Instant::now();
         loop {
             self.step().await?;
-            let recent = load.since(Instant::now() - LATELY);
+            let recent = load.since((Instant::now() - LATELY).into_std());
             let failed = recent.iter().filter(|sample| sample.failed()).count();
             if failed == 0 && recent.len() > 100 {
                 return Ok(());
@@ -292,7 +292,7 @@ async fn roll(workdir: &Workdir, network: Arc<Network>) -> Result<()> {
     })
     .await?;
     mesh.until_served(&load).await?;
-    load.settled(Instant::now()).await?;
+    load.settled(Instant::now().into_std()).await?;
     let (samples, failures) = load.all();
     let (reads, writes): (Vec<&Sample>, Vec<&Sample>) =
         samples.iter().partition(|sample| sample.read);
