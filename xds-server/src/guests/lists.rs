@@ -9,7 +9,10 @@ use std::{
 };
 
 use futures::StreamExt;
-use policy::{Route, RouteMatch, Writes, listed::Lists};
+use policy::{
+    Route, RouteMatch, Writes,
+    listed::{Clash, Lists},
+};
 use registry::{
     guest_record::{GUESTS_PREFIX, GuestKey, GuestRecord},
     store::{Event, Store, StoreError},
@@ -34,9 +37,13 @@ pub struct GuestLists(Arc<Mutex<State>>);
 struct State {
     /// As any replica heard them last.
     stored: BTreeMap<GuestKey, Lists>,
-    /// Of the guests that are connected to this replica, by the numbers of their streams.
+    /// Of the guests that are connected to this replica and have some, by the numbers of their
+    /// streams.
     connected: BTreeMap<u64, (GuestKey, Lists)>,
     heard: Option<mpsc::Sender<(GuestKey, Lists)>>,
+    /// The last answer of [`GuestLists::clashes`], and the digest of its mesh; none once a list has
+    /// changed. The question comes every few seconds.
+    found: Option<(u64, Vec<Listing>)>,
 }
 
 /// A guest that lets writes of a fenced service pass while it has no policy.
@@ -75,33 +82,29 @@ impl GuestLists {
                 "too many lists of guests at a time: this one is not stored"
             );
         }
-        state.connected.insert(number, (key, lists));
+        if !lists.is_empty() {
+            state.connected.insert(number, (key, lists));
+            state.found = None;
+        }
     }
 
     pub(super) fn leave(&self, number: u64) {
-        self.lock().connected.remove(&number);
+        let mut state = self.lock();
+        if state.connected.remove(&number).is_some() {
+            state.found = None;
+        }
     }
 
     /// The lists that clash with the fences of a mesh, one for each guest.
     pub fn clashes(&self, mesh: &Mesh) -> Vec<Listing> {
-        let all = routes(mesh);
-        let state = self.lock();
-        let connected = state.connected.values().map(|(key, lists)| (key, lists));
-        let found = state
-            .stored
-            .iter()
-            .chain(connected)
-            .filter_map(|(key, lists)| {
-                let clash = lists.clash(&all)?;
-                Some(Listing {
-                    guest: key.guest.clone(),
-                    listed: text(clash.listed),
-                    fenced: text(clash.fenced),
-                })
-            });
-        let mut found: Vec<Listing> = found.collect();
-        found.sort();
-        found.dedup_by(|a, b| a.guest == b.guest);
+        let mut state = self.lock();
+        if let Some((digest, found)) = &state.found
+            && *digest == mesh.digest
+        {
+            return found.clone();
+        }
+        let found = state.find(mesh);
+        state.found = Some((mesh.digest, found.clone()));
         found
     }
 
@@ -122,8 +125,36 @@ impl GuestLists {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change is one assignment: a panic elsewhere cannot leave it half done.
+        // Nothing panics between the parts of a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn find(&self, mesh: &Mesh) -> Vec<Listing> {
+        let all = routes(mesh);
+        let connected = self.connected.values().map(|(key, lists)| (key, lists));
+        // Most guests have the same lists as others.
+        let mut known: Vec<(&Lists, Option<Clash<'_>>)> = vec![];
+        let mut found = vec![];
+        for (key, lists) in self.stored.iter().chain(connected) {
+            let clash = match known.iter().find(|(same, _)| *same == lists) {
+                Some((_, clash)) => *clash,
+                None => {
+                    let clash = lists.clash(&all);
+                    known.push((lists, clash));
+                    clash
+                }
+            };
+            found.extend(clash.map(|clash| Listing {
+                guest: key.guest.clone(),
+                listed: text(clash.listed),
+                fenced: text(clash.fenced),
+            }));
+        }
+        found.sort();
+        found.dedup_by(|a, b| a.guest == b.guest);
+        found
     }
 }
 
@@ -197,7 +228,11 @@ async fn follow_once(lists: &GuestLists, store: &Arc<dyn Store>) -> Result<(), S
     let entries = listing.entries.into_iter();
     let stored =
         entries.filter_map(|entry| Some((GuestKey::parse(&entry.key)?, read(&entry.value)?)));
-    lists.lock().stored = stored.collect();
+    {
+        let mut state = lists.lock();
+        state.stored = stored.collect();
+        state.found = None;
+    }
     while let Some(Ok(batch)) = changes.next().await {
         for event in batch.events {
             let Some(key) = GuestKey::parse(event.key()) else {
@@ -208,6 +243,7 @@ async fn follow_once(lists: &GuestLists, store: &Arc<dyn Store>) -> Result<(), S
                 Event::Delete { .. } => None,
             };
             let mut state = lists.lock();
+            state.found = None;
             match fresh {
                 Some(fresh) => drop(state.stored.insert(key, fresh)),
                 None => drop(state.stored.remove(&key)),
