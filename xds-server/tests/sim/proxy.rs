@@ -35,7 +35,7 @@ use xds_server::{
     world,
 };
 
-use crate::{CELLS, clock::Drifting, history::History, rng::Rng, store::Doors};
+use crate::{clock::Drifting, history::History, mesh::CELLS, rng::Rng, store::Doors};
 
 const TICK: Duration = Duration::from_millis(10);
 const CONTEXT: ContextId = ContextId(1);
