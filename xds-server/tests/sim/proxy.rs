@@ -1,5 +1,8 @@
 //! A proxy process: the filter's own code for holding grants, in several workers, with writes.
 
+mod connection;
+mod host;
+
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -9,14 +12,10 @@ use std::{
 };
 
 use filter_core::{
-    apply::HostFailed,
     fence::{
-        control_stream::StreamHost,
         permits::Permits,
-        process::{Process, Reading, Version},
         worker::{Worker, terms_of},
     },
-    metrics::Metric,
     stream::{ContextId, Token},
 };
 use policy::{
@@ -24,18 +23,18 @@ use policy::{
     fence::{Terms, TermsId, WorkerId},
     shard::key_digest,
 };
-use protos::fence::{GrantorSays, HolderSays};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep},
 };
 use xds_server::{
-    authority::{Agreements, Authorities, Clock},
+    authority::{Agreements, Authorities},
     config::Mesh,
     world,
 };
 
 use crate::{clock::Drifting, history::History, mesh::CELLS, rng::Rng, store::Doors};
+use host::Host;
 
 const TICK: Duration = Duration::from_millis(10);
 const CONTEXT: ContextId = ContextId(1);
@@ -454,189 +453,5 @@ impl ProxyProcess {
                 worker.permits.end(write.cell, terms, &mut self.host);
             }
         }
-    }
-}
-
-/// The proxy's host interface for its workers.
-struct Host {
-    site: Site,
-    rng: Rng,
-    shared: BTreeMap<String, (u32, Vec<u8>)>,
-    wall_lead_us: u64,
-    streams: BTreeMap<u32, StreamOf>,
-    tokens: u32,
-    heard: mpsc::UnboundedSender<Heard>,
-    /// The worker that runs.
-    worker: usize,
-}
-
-/// The proxy's side of a stream; the stream ends with this value.
-struct StreamOf {
-    worker: usize,
-    says: mpsc::UnboundedSender<HolderSays>,
-}
-
-impl Process for Host {
-    fn now(&mut self) -> Option<Reading> {
-        let monotonic_us = self.site.clock.now_us();
-        let wall_us = 1_700_000_000_000_000 + monotonic_us + self.wall_lead_us;
-        Some(Reading {
-            monotonic_us,
-            wall_us,
-        })
-    }
-
-    fn random(&mut self) -> Option<u128> {
-        Some((u128::from(self.rng.next()) << 64) | u128::from(self.rng.next()))
-    }
-
-    fn get(&mut self, key: &str) -> Result<Option<(Vec<u8>, Version)>, HostFailed> {
-        let found = self.shared.get(key);
-        Ok(found.map(|(version, value)| (value.clone(), Version::new(*version).unwrap())))
-    }
-
-    fn swap(&mut self, key: &str, seen: Option<Version>, value: &[u8]) -> Result<bool, HostFailed> {
-        let present = self.shared.get(key).map(|(version, _)| *version);
-        if present != seen.map(Version::get) {
-            return Ok(false);
-        }
-        let next = present.unwrap_or(0) + 1;
-        self.shared.insert(key.to_owned(), (next, value.to_vec()));
-        Ok(true)
-    }
-
-    fn count(&mut self, _: Metric, _: u32) {}
-
-    fn record(&mut self, _: Metric, _: u64) {}
-}
-
-impl StreamHost for Host {
-    fn open(&mut self, _: &str) -> Result<Token, HostFailed> {
-        self.tokens += 1;
-        let token = Token(self.tokens);
-        let (says, said) = mpsc::unbounded_channel();
-        let worker = self.worker;
-        self.streams.insert(token.0, StreamOf { worker, says });
-        let roster = self.site.roster.lock().unwrap().clone();
-        let replica = match roster.is_empty() {
-            true => None,
-            false => Some(roster[self.rng.below(roster.len() as u64) as usize].clone()),
-        };
-        let wire = Wire {
-            worker,
-            token,
-            cut: self.site.cut.clone(),
-            rng: Arc::new(Mutex::new(self.rng.fork())),
-            heard: self.heard.clone(),
-        };
-        tokio::task::spawn_local(wire.run(replica, said));
-        Ok(token)
-    }
-
-    fn send(&mut self, token: Token, says: &HolderSays) -> Result<(), HostFailed> {
-        let stream = self.streams.get(&token.0).ok_or(HostFailed)?;
-        stream.says.send(says.clone()).map_err(|_| HostFailed)
-    }
-
-    fn cancel(&mut self, token: Token) {
-        self.streams.remove(&token.0);
-    }
-
-    fn node(&mut self) -> String {
-        self.site.zone.to_owned()
-    }
-
-    fn role(&mut self) -> String {
-        "gateway".to_owned()
-    }
-
-    fn note(&mut self, _: &str) {}
-}
-
-/// A connection between the proxy and a replica: ordered, late, and broken when it is cut.
-struct Wire {
-    worker: usize,
-    token: Token,
-    cut: watch::Sender<bool>,
-    rng: Arc<Mutex<Rng>>,
-    heard: mpsc::UnboundedSender<Heard>,
-}
-
-impl Wire {
-    async fn run(self, replica: Option<Seat>, said: mpsc::UnboundedReceiver<HolderSays>) {
-        if let Some(Seat {
-            authorities, doors, ..
-        }) = replica
-        {
-            self.speak(&authorities, &doors, said).await;
-        }
-        self.latency().await;
-        // A process that has ended receives nothing.
-        let _ = self.heard.send(Heard::Closed(self.worker, self.token));
-    }
-
-    async fn latency(&self) {
-        let delay = {
-            let mut rng = self.rng.lock().unwrap();
-            // Sometimes a message is delayed for long: a packet was lost.
-            let (from, to) = if rng.chance(3) { (50, 400) } else { (0, 3) };
-            rng.millis(from, to)
-        };
-        sleep(delay).await;
-    }
-
-    async fn speak(
-        &self,
-        authorities: &Authorities,
-        doors: &Doors,
-        mut said: mpsc::UnboundedReceiver<HolderSays>,
-    ) -> Option<()> {
-        let (says, mut told) = mpsc::channel::<GrantorSays>(256);
-        let mut cut = self.cut.subscribe();
-        let mut dead = doors.dead.subscribe();
-        let Some(HolderSays::Hello {
-            holder, zone, node, ..
-        }) = said.recv().await
-        else {
-            return None;
-        };
-        self.latency().await;
-        if *cut.borrow() || *dead.borrow() {
-            return None;
-        }
-        doors.running().await;
-        let joined = authorities.join(holder, zone, node, says).await;
-        let stream = joined.ok()?.ok()?;
-        let upwards = async {
-            while let Some(says) = said.recv().await {
-                self.latency().await;
-                doors.running().await;
-                if authorities.said(holder, stream, says).await.is_err() {
-                    return;
-                }
-            }
-        };
-        let downwards = async {
-            while let Some(says) = told.recv().await {
-                doors.running().await;
-                self.latency().await;
-                if *self.cut.borrow() {
-                    return;
-                }
-                let message = Heard::Message(self.worker, self.token, says.encode());
-                if self.heard.send(message).is_err() {
-                    return;
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            _ = cut.wait_for(|cut| *cut) => {}
-            _ = dead.wait_for(|dead| *dead) => {}
-            () = upwards => {}
-            () = downwards => {}
-        }
-        authorities.left(holder, stream).await;
-        Some(())
     }
 }
