@@ -35,7 +35,7 @@ use policy::{Class, Route, RouteMatch, Topology, Writes, rules::route_cluster_na
 use super::{
     duration_ms, from_ads, millis,
     place::{keeps_sessions, places},
-    routes::planned_classes,
+    routes::clusters::planned_classes,
     tls, uint32,
 };
 use crate::config::{OutlierDetection as Ejection, Protocol, ServiceConfig, Strategy};

@@ -27,7 +27,7 @@ use super::{
         forward::{grpc_duration, hash_policy},
         hosts::{self, Host, Translation, VirtualHosts},
         place::Place,
-        routes::{Resiliences, fenced::fencing, matching::is, specifier},
+        routes::{Resiliences, fenced::fencing, matching::is, weighted_clusters::specifier},
         uint32,
     },
     REFUSED, by_name, table_name,

@@ -12,7 +12,7 @@ use policy::{
 
 use super::{
     super::forward,
-    Builder,
+    builder::Builder,
     matching::{absent, add_if_absent, at_least, is, present, set},
 };
 
