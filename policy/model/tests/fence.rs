@@ -134,7 +134,7 @@ fn the_holes_of_earlier_rules_are_closed() {
     let missed: Vec<String> = (holes.into_iter())
         .map(|(hole, because)| match because {
             Of(Clause::MoveWaitsForGrantors) => {
-                let extension = scenarios::extension().without(Clause::MoveWaitsForGrantors);
+                let extension = scenarios::moves::extension().without(Clause::MoveWaitsForGrantors);
                 is_violated(hole, extension)
             }
             Of(clause) => is_violated(hole, scenarios::of_clause(clause)),
@@ -147,7 +147,7 @@ fn the_holes_of_earlier_rules_are_closed() {
         .collect();
     assert!(missed.is_empty(), "open: {missed:?}");
     // l: if the mover crashes after the fence, other replicas complete the move.
-    let mut stuck = scenarios::planned("l: the mover crashes after the fence");
+    let mut stuck = scenarios::moves::planned("l: the mover crashes after the fence");
     stuck.budget.crashes = 1;
     stuck.faults_until = 4;
     stuck.horizon = 16;
