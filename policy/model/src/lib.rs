@@ -19,14 +19,18 @@
 
 mod actions;
 mod change;
+mod exploration;
+mod initial_state;
 mod mutation;
 mod proxy;
 mod scenario;
 pub mod scenarios;
 mod state;
 mod store;
+mod transitions;
 
-pub use actions::{Action, Found, explore};
+pub use actions::Action;
+pub use exploration::{Found, explore};
 pub use mutation::Mutation;
 pub use proxy::{InFlight, Offered, Policy, Proxy};
 pub use scenario::{Budget, CELLS, Clock, Lines, Net, Scenario, Speed, ZONES, terms};

@@ -1,8 +1,8 @@
 //! The scope of an exploration: its processes, their possible faults, and how many of each.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use policy::fence::{Cause, Clause, HolderId, Name, Terms};
+use policy::fence::{Cause, CellRules, Clause, HolderId, Name, Terms};
 
 use crate::Mutation;
 
@@ -262,6 +262,21 @@ impl Scenario {
 
     pub(crate) fn cell(&self, index: usize) -> Name {
         Arc::from(CELLS[index])
+    }
+
+    pub(crate) fn rules(&self) -> BTreeMap<Name, CellRules> {
+        let zones = |of: &[usize]| of.iter().map(|zone| Scenario::zone(*zone)).collect();
+        let rules = |owners: &[usize], standby: &[usize]| CellRules {
+            owners: zones(owners),
+            standby: zones(standby),
+            automatic: self.automatic,
+            cool_down: 0,
+            epoch_min: 1,
+        };
+        let first = (self.cell(0), rules(&self.owners, &self.standby));
+        let second = self.second.as_ref();
+        let second = second.map(|(owners, standby)| (self.cell(1), rules(owners, standby)));
+        [first].into_iter().chain(second).collect()
     }
 
     pub(crate) fn configured(&self, host: usize) -> &Terms {
