@@ -1,16 +1,17 @@
 //! Writes of fenced services, at the proxies of `sh-a`: admission, forwarding and rejection.
 
+mod keys;
+mod properties;
+
 use std::num::NonZeroU32;
 
 use policy::{
-    Cell, Class, Decision, Demand, Enforcement, Facts, Fencing, Forward, Headers, KeySource,
-    Outcome, Plans, Policy, Presented, Reason, Rules, Service, Weighting, Writes, ZoneId, ZoneLoad,
-    decide, explain,
+    Cell, Class, Decision, Demand, Enforcement, Facts, Fencing, Forward, Headers, KeySource, Plans,
+    Policy, Presented, Service, Weighting, Writes, ZoneLoad, decide, explain,
     fence::{EPOCH_MAX, Terms},
     hop::Signer,
     shard,
 };
-use proptest::prelude::*;
 
 use crate::{
     any,
@@ -326,150 +327,6 @@ fn a_zone_that_cannot_serve_writes_leaves_them_to_another_owner() {
 }
 
 #[test]
-fn with_several_cells_the_key_says_which_and_the_write_brings_its_name() {
-    let here = cell("here", 0, &["sh-a"], Forward::Region);
-    let there = cell("there", 512, &["sh-b"], Forward::Region);
-    let fence = fencing(vec![here, there]);
-    let shard_of = |key: &str| shard::jump_hash(shard::key_digest(key.as_bytes()), 1_024);
-    let keys = ["1", "2", "3", "4", "5", "6", "7", "8", ""];
-    let low = *keys
-        .iter()
-        .find(|key| !key.is_empty() && shard_of(key) < 512)
-        .expect("a key");
-    let high = *keys.iter().find(|key| shard_of(key) >= 512).expect("a key");
-    let policy = policy("UUUU", fence.clone());
-    check(
-        &policy,
-        Some(7),
-        &[("x-user", low)],
-        "cell=here epoch=7: admitted",
-    );
-    let forwarded = "to=gateway/sh-b cell=there tidegate-epoch=7: forwarded @sh-b";
-    check(&policy, None, &[("x-user", high)], forwarded);
-    // Requests without a key belong to the cell of the empty key.
-    let of = |more: &[_]| Facts::gather(&policy, &request("POST /orders", more)).cell;
-    let keyless = fence.cell_of(None);
-    assert_eq!(fence.cell_of(Some(shard::key_digest(b""))), keyless);
-    assert_eq!(
-        (of(&[]), of(&[("x-user", "")])),
-        (Some(keyless), Some(keyless))
-    );
-    let invalid = "400 grpc 3: key_invalid";
-    check(
-        &policy,
-        Some(7),
-        &[("x-user", low), ("x-user", high)],
-        invalid,
-    );
-    check(
-        &policy,
-        Some(7),
-        &[("x-user", low), ("x-user", low)],
-        invalid,
-    );
-    check(&policy, Some(7), &[("x-user", "50%")], invalid);
-}
-
-/// The cell that each request selects in an `orders` with its key in `source`; none if the key is
-/// rejected.
-fn cell_by(
-    source: KeySource,
-    line: &'static str,
-    more: &[(&'static str, &'static str)],
-) -> Option<usize> {
-    let cells = (0..16).map(|at| cell(&format!("c{at}"), 64 * at, &["sh-a"], Forward::Never));
-    let Policy::Serving(rules) = support::policy(vec![Service {
-        writes: Writes::Fenced { key: Some(source) },
-        ..orders("UUUU")
-    }]) else {
-        unreachable!("a serving policy");
-    };
-    let policy = Policy::Serving(Box::new(rules.fenced(fencing(cells.collect()))));
-    let facts = facts(&policy, &request(line, more), Some(7));
-    match decide(&policy, &facts).reason {
-        Reason::KeyInvalid => None,
-        _ => facts.cell.map(|cell| cell.index()),
-    }
-}
-
-#[test]
-fn a_key_is_the_same_however_it_is_percent_encoded() {
-    let digest = shard::key_digest("u6@exämple.com".as_bytes());
-    let wanted = Some(shard::jump_hash(digest, 1_024) as usize / 64);
-    let encoded = [
-        "u6@ex\u{e4}mple.com",
-        "u6%40ex%c3%a4mple.com",
-        "%75%36%40%65x%C3%A4mple.com",
-    ];
-    let header = || KeySource::Header("x-user".into());
-    let cookie = || KeySource::Cookie("user".into());
-    for key in encoded {
-        let headers = [("x-user", key)];
-        assert_eq!(cell_by(header(), "POST /orders", &headers), wanted, "{key}");
-    }
-    for line in [
-        "POST /orders/u6@ex\u{e4}mple.com",
-        "POST /orders/u6%40ex%c3%a4mple.com?x=%",
-        "POST /orders/%75%36%40%65x%C3%A4mple.com/items",
-    ] {
-        assert_eq!(
-            cell_by(KeySource::PathSegment(1), line, &[]),
-            wanted,
-            "{line}"
-        );
-    }
-    for cookies in [
-        "user=u6@ex\u{e4}mple.com",
-        "a=%; user=u6%40ex%c3%a4mple.com; users=1",
-        "user=%75%36%40%65x%C3%A4mple.com",
-    ] {
-        let headers = [("cookie", cookies)];
-        assert_eq!(
-            cell_by(cookie(), "POST /orders", &headers),
-            wanted,
-            "{cookies}"
-        );
-    }
-    // A plus sign is not decoded.
-    let plus = cell_by(header(), "POST /orders", &[("x-user", "a+b")]);
-    assert_eq!(
-        plus,
-        cell_by(header(), "POST /orders", &[("x-user", "a%2Bb")])
-    );
-}
-
-#[test]
-fn a_key_that_can_be_read_in_two_ways_or_in_none_is_refused() {
-    let header = || KeySource::Header("x-user".into());
-    let cookie = || KeySource::Cookie("user".into());
-    for bad in ["%", "50%", "a%4", "%zz", "%4g", "%%40", "%-1", "% 1"] {
-        let headers = [("x-user", bad)];
-        assert_eq!(cell_by(header(), "POST /orders", &headers), None, "{bad}");
-    }
-    for line in [
-        "POST /orders/50%",
-        "POST /orders/%4?x",
-        "POST /orders/%zz/1",
-    ] {
-        assert_eq!(
-            cell_by(KeySource::PathSegment(1), line, &[]),
-            None,
-            "{line}"
-        );
-    }
-    let twice = [("x-user", "1"), ("x-user", "1")];
-    assert_eq!(cell_by(header(), "POST /orders", &twice), None);
-    for bad in [
-        &[("cookie", "user=%")][..],
-        &[("cookie", "user=1; user=2")],
-        &[("cookie", "user=1; user=1")],
-        &[("cookie", "user=1"), ("cookie", "user=1")],
-    ] {
-        assert_eq!(cell_by(cookie(), "POST /orders", bad), None, "{bad:?}");
-    }
-}
-
-#[test]
 fn weights_and_capacity_do_not_steer_fenced_writes() {
     let elsewhere = Weighting::Operator {
         zone: 0,
@@ -606,80 +463,5 @@ fn bad_cells_are_refused_by_name() {
     ] {
         let error = fencing.expect_err(wanted).to_string();
         assert!(error.contains(wanted), "{error}");
-    }
-}
-
-/// The rules' services, all fenced or not, seen by one request.
-fn gathered(
-    rules: Rules,
-    request: Vec<(&'static str, String)>,
-    granted: Option<u64>,
-) -> (Policy, Facts) {
-    let policy = Policy::Serving(Box::new(rules));
-    let facts = Facts::gather(&policy, &Request(request));
-    // Roughly as the filter fills them in.
-    let facts = Facts {
-        granted,
-        forwarded: facts.hop && facts.presented.is_some(),
-        signer: Signer::Holds,
-        ..facts
-    };
-    (policy, facts)
-}
-
-proptest! {
-    #[test]
-    fn every_shard_has_one_cell_and_cells_stand_in_their_order(
-        sizes in prop::collection::vec(1..200_u32, 1..8),
-        digest in any::<u64>(),
-    ) {
-        let mut first = 0;
-        let mut cells = Vec::new();
-        for (at, size) in sizes.iter().enumerate() {
-            cells.push(cell(&format!("c{at}"), first, &[], Forward::Region));
-            first += size;
-        }
-        let shards = NonZeroU32::new(first).expect("shards");
-        let fence = Fencing::new(cells, shards, Enforcement::Enforce, terms(), false, "t".into())
-            .expect("a fence");
-        let shard = shard::jump_hash(digest, first);
-        let found = fence.cell_of(Some(digest)).index();
-        let begins = fence.cells()[found].first_shard;
-        prop_assert!((begins..begins + sizes[found]).contains(&shard));
-    }
-
-    /// For any policy and any request: without a grant no write is admitted, and with one it is by
-    /// its epoch.
-    #[test]
-    fn no_write_is_admitted_without_a_grant(
-        rules in any::rules(),
-        request in any::request(),
-        granted in any::granted(),
-    ) {
-        let (policy, facts) = gathered(rules, request, granted);
-        let Policy::Serving(rules) = &policy else {
-            unreachable!("a serving policy");
-        };
-        let (Some(fence), Some(_)) = (rules.fencing(), facts.cell) else {
-            return Ok(());
-        };
-        let Outcome::Route(routed) = decide(&policy, &facts).outcome else {
-            return Ok(());
-        };
-        let write = routed.write.expect("a fenced write");
-        let forwarded = routed.pin.is_some();
-        if !forwarded && fence.enforcement == Enforcement::Enforce {
-            prop_assert_eq!(Some(write.epoch), granted);
-        }
-        if let Some(presented) = facts.presented.filter(|_| facts.forwarded) {
-            prop_assert_eq!(presented, write.epoch, "a write of another epoch goes on");
-        }
-        let stamps = routed.stamps().count();
-        let more = 2 * usize::from(routed.foreign) + usize::from(write.several_cells);
-        let more = more + usize::from(fence.terms.changed && !forwarded);
-        let expected = 1 + usize::from(forwarded) + usize::from(write.hop) + more;
-        prop_assert_eq!(stamps, expected);
-        let viewer: ZoneId = rules.viewer();
-        prop_assert_eq!(routed.foreign, routed.home != Some(rules.topology().zone_name(viewer)));
     }
 }
