@@ -10,14 +10,15 @@ use clap::ValueEnum;
 use e2e::client::Request;
 use e2e::netns::Network;
 use e2e::process::Process;
-use e2e::stage::load::{Load, Sample};
+use e2e::stage::load::Load;
 use e2e::stage::{Gateways, Plan, Registered, SERVICE, Stage, name, zones};
 use e2e::wait::eventually;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::judge::{Belongs, Times, Verdict, judge};
+use super::judge::{Belongs, Verdict};
+use super::round;
 
 /// The zone that fails, by its position.
 pub(super) const HOME: u8 = 0;
@@ -33,8 +34,6 @@ const WATCH_LEASES: Duration = Duration::from_secs(8);
 const CONTROL_OUTAGE: Duration = Duration::from_secs(1);
 /// How long a complete recovery may take.
 pub(super) const RECOVERY: Duration = Duration::from_secs(60);
-/// How long everything must be normal to count as recovered.
-pub(super) const CALM: Duration = Duration::from_millis(700);
 /// How long a drained instance must be without requests.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -164,25 +163,25 @@ impl Scene {
         let (mended, belongs): (Instant, Belongs) = match case {
             Case::KillZone => {
                 self.stage.zone(HOME).kill_instances()?;
-                let mended = self.watch(WATCH).await?;
+                let mended = round::watch(&self.load, WATCH).await?;
                 self.stage.zone_mut(HOME).restart_instances()?;
                 (mended, elsewhere)
             }
             Case::HangZone => {
                 self.signal_instances(Signal::SIGSTOP)?;
-                let mended = self.watch(WATCH).await?;
+                let mended = round::watch(&self.load, WATCH).await?;
                 self.signal_instances(Signal::SIGCONT)?;
                 (mended, elsewhere)
             }
             Case::CutZone => {
                 self.network.link(HOME, false)?;
-                let mended = self.watch(WATCH).await?;
+                let mended = round::watch(&self.load, WATCH).await?;
                 self.network.link(HOME, true)?;
                 (mended, apart)
             }
             Case::DrainZone => {
                 self.stage.drain(HOME, true).await?;
-                let mended = self.watch(WATCH).await?;
+                let mended = round::watch(&self.load, WATCH).await?;
                 self.stage.drain(HOME, false).await?;
                 (mended, elsewhere)
             }
@@ -192,7 +191,7 @@ impl Scene {
                 {
                     self.restart_gently(zone, instance).await?;
                 }
-                (self.watch(WATCH).await?, in_region)
+                (round::watch(&self.load, WATCH).await?, in_region)
             }
             Case::RestartControl => {
                 for zone in zones() {
@@ -202,7 +201,7 @@ impl Scene {
                 for zone in zones() {
                     self.stage.zone_mut(zone).restart_control_plane()?;
                 }
-                (self.watch(WATCH_LEASES).await?, in_region)
+                (round::watch(&self.load, WATCH_LEASES).await?, in_region)
             }
             Case::StopEtcd => {
                 for zone in zones() {
@@ -212,13 +211,13 @@ impl Scene {
                 for zone in zones() {
                     self.stage.zone_mut(zone).restart_etcd()?;
                 }
-                (self.watch(WATCH_LEASES).await?, in_region)
+                (round::watch(&self.load, WATCH_LEASES).await?, in_region)
             }
             Case::KillEtcdMember => {
                 let leader = self.stage.etcd_leader().await?;
                 self.stage.zone(leader).etcd.kill()?;
                 change = Some(self.changes_with(leader).await?);
-                let mended = self.watch(WATCH_LEASES).await?;
+                let mended = round::watch(&self.load, WATCH_LEASES).await?;
                 self.stage.zone_mut(leader).restart_etcd()?;
                 (mended, in_region)
             }
@@ -226,31 +225,14 @@ impl Scene {
                 let leader = self.stage.etcd_leader().await?;
                 self.stage.zone(leader).etcd.pause()?;
                 change = Some(self.changes_with(leader).await?);
-                let mended = self.watch(WATCH_LEASES).await?;
+                let mended = round::watch(&self.load, WATCH_LEASES).await?;
                 self.stage.zone(leader).etcd.resume()?;
                 (mended, in_region)
             }
         };
         self.normal().await.context("after the fault")?;
-        let over = Instant::now();
-        self.load.settled(over).await?;
-        let times = Times {
-            fault,
-            mended,
-            over,
-        };
-        let (samples, failures) = self.load.all();
-        let verdict = judge(&samples, times, belongs);
+        let (verdict, failures) = round::verdict(&self.load, fault, mended, belongs).await?;
         Ok((Verdict { change, ..verdict }, failures))
-    }
-
-    /// Watches for this time, and until all requests that were started meanwhile have ended:
-    /// requests that only the repair would rescue have failed. Returns the end of the time.
-    async fn watch(&self, time: Duration) -> Result<Instant> {
-        sleep(time).await;
-        let end = Instant::now();
-        self.load.settled(end).await?;
-        Ok(end)
     }
 
     /// With an etcd member just gone, the time from the death of an instance until no control plane
@@ -292,10 +274,7 @@ impl Scene {
     /// delays.
     async fn normal(&self) -> Result<()> {
         eventually(RECOVERY, "everything as it was", async || {
-            let since = Instant::now();
-            sleep(CALM).await;
-            let samples = self.load.since(since);
-            let reads: Vec<&Sample> = samples.iter().filter(|sample| sample.read).collect();
+            let reads = round::reads(&self.load).await;
             let answered = reads.iter().filter(|read| read.status == 200).count();
             ensure!(
                 reads.len() > 20 && answered == reads.len(),

@@ -15,16 +15,16 @@ use e2e::peers::istio::{Istiod, Workload};
 use e2e::peers::kubernetes::Kubernetes;
 use e2e::peers::objects::Objects;
 use e2e::process::Process;
-use e2e::stage::load::{Load, Sample};
+use e2e::stage::load::Load;
 use e2e::stage::{GATEWAY_PORT, SERVICE, instance, name, start_instance, zones};
 use e2e::wait::eventually;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
 use super::Case;
-use super::cases::{CALM, HOME, RECOVERY, WATCH, apart, elsewhere, request};
-use super::judge::{Times, Verdict, judge};
+use super::cases::{HOME, RECOVERY, WATCH, apart, elsewhere, request};
+use super::judge::Verdict;
+use super::round;
 
 const NAMESPACE: &str = "bench";
 const HOST: &str = "orders.bench.example";
@@ -171,52 +171,36 @@ impl Mesh {
         let mended = match case {
             Case::KillZone => {
                 self.signal_instances(Signal::SIGKILL)?;
-                let mended = self.watch().await?;
+                let mended = round::watch(&self.load, WATCH).await?;
                 self.restart_instances()?;
                 mended
             }
             Case::HangZone => {
                 self.signal_instances(Signal::SIGSTOP)?;
-                let mended = self.watch().await?;
+                let mended = round::watch(&self.load, WATCH).await?;
                 self.signal_instances(Signal::SIGCONT)?;
                 mended
             }
             Case::CutZone => {
                 self.network.link(HOME, false)?;
-                let mended = self.watch().await?;
+                let mended = round::watch(&self.load, WATCH).await?;
                 self.network.link(HOME, true)?;
                 mended
             }
             Case::DrainZone => {
                 self.objects.apply_one(&entry(&[HOME])).await?;
-                let mended = self.watch().await?;
+                let mended = round::watch(&self.load, WATCH).await?;
                 self.objects.apply_one(&entry(&[])).await?;
                 mended
             }
             other => bail!("Istio has no {}", other.name()),
         };
         self.normal().await.context("after the fault")?;
-        let over = Instant::now();
-        self.load.settled(over).await?;
-        let times = Times {
-            fault,
-            mended,
-            over,
-        };
-        let (samples, failures) = self.load.all();
         let belongs = match case {
             Case::CutZone => apart,
             _ => elsewhere,
         };
-        let verdict = judge(&samples, times, belongs);
-        Ok((verdict, failures))
-    }
-
-    async fn watch(&self) -> Result<Instant> {
-        sleep(WATCH).await;
-        let end = Instant::now();
-        self.load.settled(end).await?;
-        Ok(end)
+        round::verdict(&self.load, fault, mended, belongs).await
     }
 
     fn signal_instances(&self, signal: Signal) -> Result<()> {
@@ -244,10 +228,7 @@ impl Mesh {
     /// Waits until every gateway is served by its own zone alone.
     async fn normal(&self) -> Result<()> {
         eventually(RECOVERY, "everything as it was", async || {
-            let since = Instant::now();
-            sleep(CALM).await;
-            let samples = self.load.since(since);
-            let reads: Vec<&Sample> = samples.iter().filter(|sample| sample.read).collect();
+            let reads = round::reads(&self.load).await;
             ensure!(reads.len() > 20, "{} reads", reads.len());
             let strange = reads
                 .iter()

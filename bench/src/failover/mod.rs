@@ -5,6 +5,7 @@ mod cases;
 mod istio;
 mod judge;
 mod report;
+mod round;
 
 use std::collections::BTreeMap;
 use std::fs;
