@@ -71,6 +71,11 @@ pub fn helm() -> Result<PathBuf> {
     provisioned_in("TIDEGATE_HELM", "target/tools/helm", "helm")
 }
 
+/// Kustomize.
+pub fn kustomize() -> Result<PathBuf> {
+    provisioned_in("TIDEGATE_KUSTOMIZE", "target/tools/kustomize", "kustomize")
+}
+
 /// The go-control-plane server for comparison in `bench xds`, if it could be provisioned.
 pub fn xds_peer() -> Option<PathBuf> {
     let path = workspace().join("target/tools/xds-peer/xds-peer");

@@ -24,7 +24,7 @@ const KINDS: [(&str, &str); 12] = [
 ];
 
 /// The kinds and names of everything that is part of the release.
-async fn everything(cluster: &Cluster) -> Result<Vec<String>> {
+pub(super) async fn everything(cluster: &Cluster) -> Result<Vec<String>> {
     let label = format!("app.kubernetes.io/instance={RELEASE}");
     let mut all = vec![];
     for (version, kind) in KINDS {
@@ -37,7 +37,7 @@ async fn everything(cluster: &Cluster) -> Result<Vec<String>> {
 }
 
 /// Waits until there are so many objects of a kind.
-async fn until(cluster: &Cluster, kind: &str, count: usize) -> Result<()> {
+pub(super) async fn until(cluster: &Cluster, kind: &str, count: usize) -> Result<()> {
     let what = format!("{count} of the kind {kind}");
     eventually(PATIENCE, &what, async || {
         let all = everything(cluster).await?;

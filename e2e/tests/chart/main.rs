@@ -1,7 +1,8 @@
 //! The chart on a real API server with the real controllers: Helm installs it, upgrades it, and
-//! leaves nothing behind, and its pods serve.
+//! leaves nothing behind, and its pods serve. The overlays for Kustomize make the same objects.
 
 mod install;
+mod kustomize;
 mod serve;
 
 use std::fs;
