@@ -19,6 +19,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM debian:12.11-slim AS control-plane
 COPY --from=build /out/tidegate /usr/local/bin/tidegate
+# It is served at /filter.wasm.
+COPY --from=build --chmod=0444 /out/tidegate_filter.wasm /usr/local/share/tidegate/tidegate_filter.wasm
 USER 65532:65532
 EXPOSE 18000 18001
 ENTRYPOINT ["tidegate"]

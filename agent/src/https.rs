@@ -1,4 +1,5 @@
-//! TLS towards the control plane's admin interface, for the agent and for operators.
+//! TLS towards the control plane's admin interface, for the agent and for operators, and towards
+//! etcd.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,6 +64,15 @@ impl Contents {
                 .map(|(cert, key)| Ok((read(cert)?, read(key)?)))
                 .transpose()?,
         })
+    }
+
+    pub(crate) fn ca(&self) -> &[u8] {
+        &self.ca
+    }
+
+    /// Certificate and key.
+    pub(crate) fn own(&self) -> Option<&(Vec<u8>, Vec<u8>)> {
+        self.own.as_ref()
     }
 
     pub(crate) fn config(&self, files: &Files) -> Result<ClientConfig, HttpsError> {

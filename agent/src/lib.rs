@@ -15,6 +15,7 @@
 
 pub mod config;
 pub mod cross_origin;
+pub mod etcd_access;
 pub mod file_watcher;
 pub mod health;
 pub mod http;

@@ -54,6 +54,9 @@ pub type Serving = BoxFuture<'static, ()>;
 /// Reads and checks a configuration file; the text is a summary.
 pub fn check(path: &Path) -> anyhow::Result<String> {
     let config = read(path)?;
+    if let RegistryConfig::Etcd(access) = &config.registry {
+        access.try_files()?;
+    }
     Ok(format!("good: {} instances", config.instances.len()))
 }
 
@@ -206,8 +209,8 @@ fn reporter(
 
 async fn open(config: &RegistryConfig) -> anyhow::Result<Arc<dyn Target>> {
     Ok(match config {
-        RegistryConfig::Etcd(endpoints) => {
-            let target = EtcdTarget::new(endpoints.clone()).await;
+        RegistryConfig::Etcd(access) => {
+            let target = EtcdTarget::new(access.follow(|_| {})?).await;
             Arc::new(target.context("store.etcd")?)
         }
         RegistryConfig::Http { bases, tls: None } => Arc::new(HttpTarget::new(bases.clone())),

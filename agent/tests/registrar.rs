@@ -57,7 +57,10 @@ impl Agent {
     }
 
     async fn in_etcd(endpoints: Vec<String>, ttl: Duration) -> Agent {
-        Agent::start(EtcdTarget::new(endpoints).await.unwrap(), ttl)
+        Agent::start(
+            EtcdTarget::new(EtcdOptions::new(endpoints)).await.unwrap(),
+            ttl,
+        )
     }
 
     fn say(&self, name: &str, verdict: ProbeVerdict) {

@@ -4,6 +4,7 @@ mod client;
 mod failure;
 mod get;
 mod guest;
+mod image;
 mod logging;
 mod operate;
 mod output;
@@ -24,6 +25,7 @@ use xds_server::{
 
 use get::{DescribeArgs, GetArgs, HowArgs};
 use guest::{CheckArgs, GuestArgs};
+use image::ImageArgs;
 use operate::Operation;
 use status::StatusArgs;
 use terms::TermsArgs;
@@ -55,6 +57,10 @@ enum Command {
         /// chosen by the kernel.
         #[arg(long, value_name = "FILE")]
         addresses_file: Option<PathBuf>,
+        /// Serve this filter (tidegate_filter.wasm) at `/filter.wasm` of the port for operators, to
+        /// all who reach the port. By default the one of the container image.
+        #[arg(long, value_name = "FILE")]
+        filter: Option<PathBuf>,
         /// On SIGTERM, first move the cells to a standby zone for which no other replica of this
         /// zone can grant writes. Without this option the cells stay, and the zone has as long to
         /// return as a session lasts.
@@ -91,6 +97,9 @@ enum Command {
     /// Print the pieces of configuration by which an Envoy, Istio, Envoy Gateway or Higress carries
     /// the filter as a guest, or how they leave.
     Guest(GuestArgs),
+    /// Write the filter as an OCI image, in the OCI layout: for registries, `oci://` addresses and
+    /// image volumes.
+    Image(ImageArgs),
     /// List the codes of conditions and safety rules, with the remedy for each.
     Codes {
         /// Explain this code: TG2001, or its name.
@@ -148,6 +157,7 @@ fn main() -> ExitCode {
             config,
             zone,
             addresses_file,
+            filter,
             hand_over,
             log_json,
         } => {
@@ -160,11 +170,13 @@ fn main() -> ExitCode {
                 config,
                 zone,
                 state_directory: serve::state_directory(),
+                filter: filter.or_else(serve::filter_of_the_image),
                 collectors: vec![Box::new(left_out)],
             };
             serve::serve(options, addresses_file.as_deref(), leaving)
         }
         Command::Guest(guest) => guest.run(),
+        Command::Image(image) => image.run(),
         Command::Codes { code, markdown } => {
             print!("{}", codes(code, markdown));
             Ok(())

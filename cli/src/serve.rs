@@ -1,6 +1,10 @@
 //! `tidegate serve` and `tidegate check`.
 
-use std::{ffi::OsString, net::SocketAddr, path::Path};
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use tokio::{
@@ -8,6 +12,7 @@ use tokio::{
     sync::mpsc,
 };
 use xds_server::{
+    config::StoreConfig,
     control_plane::{ControlPlane, Leaving, Options},
     reload,
     start::Start,
@@ -46,6 +51,9 @@ pub(crate) fn check(config: &Path, zone: Option<&str>) -> anyhow::Result<()> {
         println!("warning: {warning}");
     }
     Start::of(&config, zone, state_directory().as_deref())?;
+    if let StoreConfig::Etcd { access, .. } = &config.store {
+        access.try_files()?;
+    }
     let mesh = &config.mesh;
     println!(
         "good: {} zones, {} services. The filter and the named certificates were not checked",
@@ -53,6 +61,12 @@ pub(crate) fn check(config: &Path, zone: Option<&str>) -> anyhow::Result<()> {
         mesh.services.len()
     );
     Ok(())
+}
+
+/// Where the container image has the filter; none outside of it.
+pub(crate) fn filter_of_the_image() -> Option<PathBuf> {
+    let path = Path::new("/usr/local/share/tidegate/tidegate_filter.wasm");
+    path.exists().then(|| path.to_owned())
 }
 
 /// The directory that systemd assigns for a service's state.

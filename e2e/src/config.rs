@@ -53,6 +53,8 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// The compaction of etcd's history, as in the file.
     pub compaction: Option<Value>,
+    /// Further fields of `store.etcd`, as in the file: fields of an object.
+    pub etcd: Value,
     /// How the proxies run the filter.
     pub flavour: Flavour,
     /// Raised to make proxies apply the same policy again.
@@ -92,6 +94,7 @@ impl Config {
             store,
             state: Some(STATE.into()),
             compaction: None,
+            etcd: json!({}),
             flavour: Flavour::Wasm,
             generation: 1,
             services,
@@ -120,8 +123,10 @@ impl Config {
         let store = match &self.store {
             StoreConfig::Embedded => json!({ "embedded": { "path": "tidegate.redb" } }),
             StoreConfig::Etcd { endpoints } => {
-                let compaction = &self.compaction;
-                json!({ "etcd": { "endpoints": endpoints, "compaction": compaction } })
+                let mut etcd = self.etcd.clone();
+                etcd["endpoints"] = json!(endpoints);
+                etcd["compaction"] = json!(self.compaction);
+                json!({ "etcd": etcd })
             }
         };
         let zones = ZONES.map(|(name, region)| json!({ "name": name, "region": region }));

@@ -146,6 +146,8 @@ async fn serve(directory: &Path, hands_over: bool) -> Result<(Process, Addresses
         config_file(directory).display().to_string(),
         "--addresses-file".to_owned(),
         file.display().to_string(),
+        "--filter".to_owned(),
+        paths::filter()?.display().to_string(),
     ];
     arguments.extend(hands_over.then(|| "--hand-over".to_owned()));
     let process = Process::start(directory, "tidegate", &paths::tidegate()?, &arguments)?;

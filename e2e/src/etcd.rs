@@ -4,8 +4,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use etcd_client::Client;
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 
+use crate::certificates::{CERTIFICATE, Ca, KEY, TRUSTED};
 use crate::paths;
 use crate::process::Process;
 use crate::wait::{PATIENCE, eventually};
@@ -24,6 +25,8 @@ pub struct Member {
     directory: PathBuf,
     name: String,
     client: SocketAddr,
+    /// The directory of its certificate, which clients may show too; none: plain text.
+    certificates: Option<PathBuf>,
     arguments: Vec<String>,
     process: Process,
 }
@@ -31,9 +34,24 @@ pub struct Member {
 impl Etcd {
     /// Starts `count` members below `directory` and waits until each of them answers.
     pub async fn start(directory: &Path, count: usize) -> Result<Etcd> {
+        Etcd::start_with(directory, count, None).await
+    }
+
+    /// The same with TLS: members show a certificate of the CA, and ask clients for one.
+    pub async fn start_with_tls(directory: &Path, count: usize, ca: &Ca) -> Result<Etcd> {
+        let certificates = directory.join("etcd-certificates");
+        ca.issue(&certificates, "127.0.0.1", &[ca])?;
+        Etcd::start_with(directory, count, Some(&certificates)).await
+    }
+
+    async fn start_with(
+        directory: &Path,
+        count: usize,
+        certificates: Option<&Path>,
+    ) -> Result<Etcd> {
         let mut last = None;
         for attempt in 0..START_ATTEMPTS {
-            let started = Etcd::try_start(directory, count, attempt).await;
+            let started = Etcd::try_start(directory, count, certificates, attempt).await;
             match started {
                 Ok(etcd) => return Ok(etcd),
                 Err(error) => last = Some(error),
@@ -42,7 +60,12 @@ impl Etcd {
         Err(last.context("no attempt")?).context("etcd does not start")
     }
 
-    async fn try_start(directory: &Path, count: usize, attempt: usize) -> Result<Etcd> {
+    async fn try_start(
+        directory: &Path,
+        count: usize,
+        certificates: Option<&Path>,
+        attempt: usize,
+    ) -> Result<Etcd> {
         // All stay open until all ports are known, so that no port is allocated twice.
         let listeners: Vec<TcpListener> = (0..2 * count)
             .map(|_| TcpListener::bind("127.0.0.1:0"))
@@ -61,8 +84,9 @@ impl Etcd {
             .collect();
         let members = (0..count)
             .map(|index| {
-                let (client, peer) = (clients[index], peers[index]);
-                Member::start(directory, &name(index), client, peer, &cluster.join(","))
+                let addresses = (clients[index], peers[index]);
+                let cluster = cluster.join(",");
+                Member::start(directory, &name(index), addresses, certificates, &cluster)
             })
             .collect::<Result<_>>()?;
         let etcd = Etcd { members };
@@ -119,8 +143,13 @@ impl Etcd {
 
     /// A client of the first member, to write like an operator or another registry.
     pub async fn client(&self) -> Result<Client> {
-        let first = self.endpoints().into_iter().next().context("no members")?;
-        Ok(Client::connect([first], None).await?)
+        self.client_as(ConnectOptions::new()).await
+    }
+
+    /// The same with options of its own, such as a user.
+    pub async fn client_as(&self, options: ConnectOptions) -> Result<Client> {
+        let first = self.members.first().context("no members")?;
+        first.connect(options).await
     }
 }
 
@@ -128,13 +157,13 @@ impl Member {
     fn start(
         directory: &Path,
         name: &str,
-        client: SocketAddr,
-        peer: SocketAddr,
+        (client, peer): (SocketAddr, SocketAddr),
+        certificates: Option<&Path>,
         cluster: &str,
     ) -> Result<Member> {
         let data = directory.join(name).display().to_string();
-        let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
-        let arguments: Vec<String> = [
+        let (client_url, peer_url) = (url(client, certificates), url(peer, None));
+        let mut arguments: Vec<String> = [
             "--name",
             name,
             "--data-dir",
@@ -156,11 +185,23 @@ impl Member {
         ]
         .map(str::to_owned)
         .into();
+        if let Some(certificates) = certificates {
+            arguments.push("--client-cert-auth".to_owned());
+            for (argument, file) in [
+                ("--cert-file", CERTIFICATE),
+                ("--key-file", KEY),
+                ("--trusted-ca-file", TRUSTED),
+            ] {
+                arguments.push(argument.to_owned());
+                arguments.push(certificates.join(file).display().to_string());
+            }
+        }
         let process = Process::start(directory, name, &paths::etcd()?, &arguments)?;
         Ok(Member {
             directory: directory.to_owned(),
             name: name.to_owned(),
             client,
+            certificates: certificates.map(Path::to_owned),
             arguments,
             process,
         })
@@ -176,7 +217,20 @@ impl Member {
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.client)
+        url(self.client, self.certificates.as_deref())
+    }
+
+    async fn connect(&self, options: ConnectOptions) -> Result<Client> {
+        let options = match &self.certificates {
+            Some(directory) => {
+                let read = |file| std::fs::read(directory.join(file));
+                let own = Identity::from_pem(read(CERTIFICATE)?, read(KEY)?);
+                let ca = Certificate::from_pem(read(TRUSTED)?);
+                options.with_tls(TlsOptions::new().ca_certificate(ca).identity(own))
+            }
+            None => options,
+        };
+        Ok(Client::connect([self.endpoint()], Some(options)).await?)
     }
 
     /// The process, to kill, pause and resume it.
@@ -198,7 +252,7 @@ impl Member {
 
     async fn answers(&self) -> Result<()> {
         let answers = eventually(PATIENCE, "etcd to answer", async || {
-            let mut client = Client::connect([self.endpoint()], None).await?;
+            let mut client = self.connect(ConnectOptions::new()).await?;
             client.status().await?;
             // A linearizable read, which needs a leader.
             client.get("health", None).await?;
@@ -206,4 +260,13 @@ impl Member {
         });
         self.process.unless_it_ends(answers).await
     }
+}
+
+fn url(address: SocketAddr, certificates: Option<&Path>) -> String {
+    let scheme = if certificates.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    format!("{scheme}://{address}")
 }

@@ -7,6 +7,8 @@ mod embedded_only;
 mod etcd_only;
 #[path = "store/leases.rs"]
 mod leases;
+#[path = "store/secured.rs"]
+mod secured;
 mod support;
 
 use std::collections::BTreeMap;

@@ -7,6 +7,7 @@ mod guests;
 mod instances;
 mod istio_objects;
 mod leases;
+mod module;
 mod objections;
 mod proxies;
 mod terms;
@@ -58,6 +59,8 @@ pub struct Admin {
     pub metrics: Arc<Registry>,
     pub rules: AccessRules,
     pub istio: istio::Objects,
+    /// The filter that is served to all; none: no filter is.
+    pub filter: Option<FilterModule>,
     /// The owners of recently used leases.
     pub owners: LeaseOwners,
 }
@@ -65,10 +68,11 @@ pub struct Admin {
 pub(crate) use authorize::guarded;
 pub use authorize::serve;
 pub use leases::LeaseOwners;
+pub use module::{FilterModule, FilterModuleError};
 
 impl Admin {
-    /// All routes, each with the access check of its readers or operators. The routes of probes are
-    /// open to all clients.
+    /// All routes, each with the access check of its readers or operators. The routes of probes, and
+    /// those of the filter, are open to all clients.
     pub fn router(self) -> Router {
         let shown = Router::new()
             .route("/metrics", get(metrics))
@@ -111,6 +115,8 @@ impl Admin {
         Router::new()
             .route("/healthz", get(async || "alive\n"))
             .route("/readyz", get(ready))
+            .route("/filter.wasm", get(module::module))
+            .route("/filter.wasm.sha256", get(module::checksum))
             .merge(shown)
             .merge(operated)
             .merge(registered)

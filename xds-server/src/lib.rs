@@ -11,6 +11,7 @@ pub mod conditions;
 pub mod config;
 pub mod control_plane;
 pub mod discovery;
+mod etcd_credentials;
 pub mod feed;
 mod generated;
 pub mod guests;

@@ -86,6 +86,8 @@ pub struct Status {
     pub confirm: bool,
     /// Whether writes to the store are so slow that sessions are at risk.
     pub slow: bool,
+    /// Whether the store has rejected the last write for a reason that concerns others, too.
+    pub refused: bool,
 }
 
 /// The shared value. Clones share it.
@@ -111,6 +113,7 @@ impl StoreHealth {
             any: false,
             confirm: false,
             slow: false,
+            refused: false,
         };
         let store_health = StoreHealth {
             inner: Arc::new(Inner {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use hyper::Uri;
 use registry::record::{Instance, InstanceKey};
 
+use crate::etcd_access::EtcdAccess;
 pub use crate::https::Files;
 pub use crate::probe::{GrpcOptions, HttpOptions};
 use crate::prober::Pace;
@@ -61,8 +62,7 @@ pub struct ServerFiles {
 /// Where to register.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegistryConfig {
-    /// `http://host:port` of etcd's members.
-    Etcd(Vec<String>),
+    Etcd(EtcdAccess),
     /// Control planes' admin interfaces.
     Http {
         /// `http://host:port`, or `https://host:port` where there is `tls`.

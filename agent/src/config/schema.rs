@@ -8,6 +8,8 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
+use crate::etcd_access::{EtcdTlsFiles, EtcdUserFile};
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawConfig {
@@ -88,7 +90,11 @@ impl<'de> Deserialize<'de> for RawListen {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "lowercase")]
 pub(super) enum RawStore {
-    Etcd { endpoints: Spanned<Vec<String>> },
+    Etcd {
+        endpoints: Spanned<Vec<String>>,
+        tls: Option<EtcdTlsFiles>,
+        user: Option<EtcdUserFile>,
+    },
 }
 
 #[derive(Deserialize)]

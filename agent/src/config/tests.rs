@@ -172,12 +172,12 @@ fn errors_name_file_line_field_and_what_to_do() {
     refused(
         "['http://127.0.0.1:2379']",
         "[]",
-        "agent.yaml:2: store.etcd.endpoints: empty: name at least one address, like http://127.0.0.1:2379",
+        "agent.yaml:2: store.etcd.endpoints: empty: name at least one member, like http://127.0.0.1:2379",
     );
     refused(
         "'http://127.0.0.1:2379'",
         "127.0.0.1",
-        "agent.yaml:2: store.etcd.endpoints: \"127.0.0.1\": an address is like http://127.0.0.1:2379",
+        "agent.yaml:2: store.etcd.endpoints: \"127.0.0.1\": not of the form http://host:port",
     );
     refused(
         "lease_ttl_s: 10",

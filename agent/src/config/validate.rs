@@ -20,6 +20,7 @@ use super::{
     Config, ConfigError, Files, GrpcOptions, HttpOptions, InstanceConfig, Listen,
     PROBE_TIMEOUT_MAX, ProbeKind, RegistryConfig, ServerFiles,
 };
+use crate::etcd_access::EtcdAccess;
 use crate::health::Thresholds;
 use crate::prober::Pace;
 
@@ -116,9 +117,25 @@ impl Validator<'_> {
         registry: Option<RawRegistry>,
     ) -> Result<RegistryConfig, ConfigError> {
         match (store, registry) {
-            (Some(RawStore::Etcd { endpoints }), None) => {
-                self.check_addresses("store.etcd.endpoints", &endpoints, "http://127.0.0.1:2379")?;
-                Ok(RegistryConfig::Etcd(endpoints.value))
+            (
+                Some(RawStore::Etcd {
+                    endpoints: at,
+                    tls,
+                    user,
+                }),
+                None,
+            ) => {
+                let endpoints = at.value.clone();
+                let access = EtcdAccess {
+                    endpoints,
+                    tls,
+                    user,
+                };
+                let checked = access.check();
+                checked.map_err(|(field, message)| {
+                    self.error(&at, &format!("store.etcd.{field}"), message)
+                })?;
+                Ok(RegistryConfig::Etcd(access))
             }
             (None, Some(RawRegistry { http, tls })) => {
                 let example = match tls {

@@ -34,12 +34,12 @@ pub struct EtcdTarget {
 }
 
 impl EtcdTarget {
-    /// Connects at the first call. Errors only on addresses that are none.
-    pub async fn new(endpoints: Vec<String>) -> Result<EtcdTarget, StoreError> {
+    /// Connects at the first call, with time-outs of its own. Errors only on addresses that are none.
+    pub async fn new(options: EtcdOptions) -> Result<EtcdTarget, StoreError> {
         let options = EtcdOptions {
             request_timeout: REQUEST_TIMEOUT,
             connect_timeout: CONNECT_TIMEOUT,
-            ..EtcdOptions::new(endpoints)
+            ..options
         };
         let store = EtcdStore::new(options.clone()).await?;
         Ok(EtcdTarget {

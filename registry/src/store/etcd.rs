@@ -5,6 +5,8 @@
 //! itself (`members.rs`). Every answer has a deadline, and a watch sends progress requests to its
 //! member (`watch.rs`).
 
+mod credentials;
+mod link;
 mod members;
 mod watch;
 
@@ -18,8 +20,12 @@ use etcd_client::{
     LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
 };
 use futures::stream::BoxStream;
+use tokio::sync::watch as latest;
 
+pub use self::credentials::{EtcdCredentials, EtcdTls, EtcdUser};
 use self::members::{Failure, Members, Repeat, read_header};
+use crate::record::INSTANCES_PREFIX;
+
 use super::{
     ClusterId, Compare, Entry, Head, LeaseId, Listing, Op, RefusedCause, Revision, Store,
     StoreError, TxnOutcome, WatchBatch, WatchError, check_key, check_ttl, check_txn, random_lease,
@@ -29,14 +35,21 @@ use super::{
 /// client's decoding limit.
 const PAGE_KEYS: i64 = 1000;
 
+/// A key that nobody puts, for reads of which the header alone counts. A user with rights to
+/// instances alone, as an agent's, may read it.
+const NO_KEY: &str = INSTANCES_PREFIX;
+
 /// How often a listing restarts because its revision was compacted meanwhile.
 const LISTING_ATTEMPTS: usize = 3;
 
 /// How to reach etcd.
 #[derive(Clone, Debug)]
 pub struct EtcdOptions {
-    /// `http://host:port` of each member, the preferred (nearest) first.
+    /// `http://host:port` of each member, or `https://host:port` with [`EtcdCredentials::tls`]; the
+    /// preferred (nearest) first.
     pub endpoints: Vec<String>,
+    /// The newest ones are used from the next request on, and by watches when they open again.
+    pub credentials: latest::Receiver<Arc<EtcdCredentials>>,
     /// The time limit of one member for one answer. A call may try every member once, so it ends
     /// after `endpoints` times this.
     pub request_timeout: Duration,
@@ -49,10 +62,12 @@ pub struct EtcdOptions {
 }
 
 impl EtcdOptions {
-    /// The defaults for `endpoints`: a hung member is abandoned after 2 s.
+    /// The defaults for `endpoints`: no credentials; a hung member is abandoned after 2 s.
     pub fn new(endpoints: Vec<String>) -> Self {
+        let (_, credentials) = latest::channel(Arc::default());
         EtcdOptions {
             endpoints,
+            credentials,
             request_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(1),
             keepalive_interval: Duration::from_secs(1),
@@ -223,7 +238,7 @@ impl EtcdStore {
         let answer = self
             .call(Repeat::Safe, |mut client| async move {
                 let options = GetOptions::new().with_count_only();
-                Ok(client.get([0], Some(options)).await?)
+                Ok(client.get(NO_KEY, Some(options)).await?)
             })
             .await?;
         read_header(answer.header())
@@ -270,7 +285,10 @@ impl Store for EtcdStore {
         if changes_nothing {
             // etcd answers a transaction without operations from the member's own state, possibly
             // stale. One linearizable read in it makes the compares linearizable too.
-            then.push(TxnOp::get([0], Some(GetOptions::new().with_count_only())));
+            then.push(TxnOp::get(
+                NO_KEY,
+                Some(GetOptions::new().with_count_only()),
+            ));
         }
         let txn = Txn::new()
             .when(

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use embedded::{EmbeddedOptions, EmbeddedStore};
-pub use etcd::{EtcdOptions, EtcdStore};
+pub use etcd::{EtcdCredentials, EtcdOptions, EtcdStore, EtcdTls, EtcdUser};
 
 /// The most compares, and the most operations of one branch, in a transaction. etcd rejects more
 /// than 128 by default; an operator may have configured less, so the bound leaves room.

@@ -1,13 +1,18 @@
 //! A real etcd of one or more members on loopback; it stops when its value is dropped.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use registry::store::{EtcdOptions, EtcdStore, Store};
+use registry::store::{EtcdCredentials, EtcdOptions, EtcdStore, Store};
 use tempfile::TempDir;
+use tokio::sync::watch;
+
+use super::certificates::Ca;
 
 /// How often a cluster is restarted because another process took a port between its allocation by
 /// the kernel and its use by etcd.
@@ -18,6 +23,8 @@ const STOP_LOOKS_MAX: u32 = 10_000;
 
 pub(crate) struct Cluster {
     members: Vec<Member>,
+    /// Whose certificates members and clients show; none: plain text.
+    pub(crate) ca: Option<Ca>,
     // Last, so that it is removed after its users have ended.
     directory: TempDir,
 }
@@ -25,6 +32,8 @@ pub(crate) struct Cluster {
 struct Member {
     process: Child,
     endpoint: String,
+    /// To start it again.
+    command: Command,
 }
 
 impl Drop for Member {
@@ -38,8 +47,17 @@ impl Drop for Member {
 impl Cluster {
     /// Starts a cluster and waits until it answers.
     pub(crate) async fn start(members: usize) -> Self {
+        Cluster::start_with(members, || None).await
+    }
+
+    /// The same with TLS: members show certificates of the cluster's CA, and ask clients for one.
+    pub(crate) async fn start_with_tls(members: usize) -> Self {
+        Cluster::start_with(members, || Some(Ca::new())).await
+    }
+
+    async fn start_with(members: usize, ca: impl Fn() -> Option<Ca>) -> Self {
         for _ in 0..START_ATTEMPTS {
-            let mut cluster = Cluster::spawn(members);
+            let mut cluster = Cluster::spawn(members, ca());
             if cluster.becomes_ready().await {
                 return cluster;
             }
@@ -48,41 +66,47 @@ impl Cluster {
         panic!("etcd did not start in {START_ATTEMPTS} attempts");
     }
 
-    fn spawn(count: usize) -> Self {
+    fn spawn(count: usize, ca: Option<Ca>) -> Self {
         let binary = binary();
         let directory = tempfile::tempdir().expect("a directory for etcd");
         // All listeners stay open until all ports are known, so that no port is allocated twice.
         let listeners: Vec<TcpListener> = (0..2 * count)
             .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
             .collect();
-        let urls: Vec<String> = listeners
+        let addresses: Vec<String> = listeners
             .iter()
-            .map(|listener| format!("http://{}", listener.local_addr().expect("an address")))
+            .map(|listener| listener.local_addr().expect("an address").to_string())
             .collect();
         drop(listeners);
-        let (clients, peers) = urls.split_at(count);
+        let (clients, peers) = addresses.split_at(count);
+        let scheme = if ca.is_some() { "https" } else { "http" };
+        let clients = clients.iter().map(|at| format!("{scheme}://{at}"));
+        let peers: Vec<String> = peers.iter().map(|at| format!("http://{at}")).collect();
+        let tls = (ca.iter()).flat_map(|ca| ca.arguments_of_a_member(directory.path()));
+        let tls: Vec<OsString> = tls.collect();
         let initial: Vec<String> = peers
             .iter()
             .enumerate()
             .map(|(i, peer)| format!("m{i}={peer}"))
             .collect();
         let members = clients
-            .iter()
-            .zip(peers)
+            .zip(&peers)
             .enumerate()
             .map(|(i, (client, peer))| {
                 let data = directory.path().join(format!("m{i}"));
                 let log = File::create(directory.path().join(format!("m{i}.log"))).expect("a log");
-                let process = Command::new(&binary)
+                let mut command = Command::new(&binary);
+                command
                     .args(["--name", &format!("m{i}"), "--log-level", "warn"])
                     .arg("--data-dir")
                     .arg(data)
                     .args([
                         "--listen-client-urls",
-                        client,
+                        &client,
                         "--advertise-client-urls",
-                        client,
+                        &client,
                     ])
+                    .args(&tls)
                     .args([
                         "--listen-peer-urls",
                         peer,
@@ -93,21 +117,29 @@ impl Cluster {
                     .args(["--initial-cluster-state", "new", "--unsafe-no-fsync"])
                     .stdin(Stdio::null())
                     .stdout(Stdio::null())
-                    .stderr(log)
-                    .spawn()
-                    .expect("etcd starts");
-                let endpoint = client.clone();
-                Member { process, endpoint }
+                    .stderr(log);
+                Member {
+                    process: command.spawn().expect("etcd starts"),
+                    endpoint: client,
+                    command,
+                }
             })
             .collect();
-        Cluster { members, directory }
+        Cluster {
+            members,
+            ca,
+            directory,
+        }
     }
 
     /// Whether every member answers before one of them exits or the deadline passes.
     async fn becomes_ready(&mut self) -> bool {
         let attempts = super::DEADLINE.as_millis() / 50;
         for i in 0..self.members.len() {
-            let options = EtcdOptions::new(vec![self.members[i].endpoint.clone()]);
+            let options = EtcdOptions {
+                endpoints: vec![self.members[i].endpoint.clone()],
+                ..self.options()
+            };
             let store = EtcdStore::new(options).await.expect("an endpoint");
             let mut answered = false;
             for _ in 0..attempts {
@@ -133,8 +165,23 @@ impl Cluster {
 
     /// A store that prefers the first member.
     pub(crate) async fn store(&self) -> EtcdStore {
-        let options = EtcdOptions::new(self.endpoints());
-        EtcdStore::new(options).await.expect("endpoints")
+        EtcdStore::new(self.options()).await.expect("endpoints")
+    }
+
+    /// With a certificate where members ask for one, and without a user.
+    pub(crate) fn options(&self) -> EtcdOptions {
+        let tls = self.ca.as_ref().map(|ca| ca.client("tidegate"));
+        let credentials = EtcdCredentials { tls, user: None };
+        EtcdOptions {
+            credentials: watch::channel(Arc::new(credentials)).1,
+            ..EtcdOptions::new(self.endpoints())
+        }
+    }
+
+    /// Starts a member again that was killed.
+    pub(crate) fn revive(&mut self, member: usize) {
+        let member = &mut self.members[member];
+        member.process = member.command.spawn().expect("etcd starts");
     }
 
     /// Kills a member.

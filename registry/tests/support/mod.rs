@@ -1,5 +1,6 @@
 //! Shared by the tests of the store: waiting for conditions, and a real etcd.
 
+pub(crate) mod certificates;
 pub(crate) mod etcd;
 
 use std::future::Future;

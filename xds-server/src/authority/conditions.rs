@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use policy::fence::Terms;
 use registry::authority::StateName;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::{Agreements, Authorities, CellStatus};
+use super::{Agreements, Authorities, CellStatus, Holding};
 use crate::{
     conditions::{Code, Found, Lasting},
     metrics::Metrics,
@@ -16,6 +16,11 @@ use crate::{
 
 /// Between two checks.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// Between two checks of a replica that joins.
+const JOINING_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a replica that joins is not ready. Without a store it serves the last good state, and
+/// proxies need it.
+const JOINING_MAX: Duration = Duration::from_secs(5);
 /// Slack on top of the terms' times: steps are taken on ticks, by busy machines.
 const SLACK: Duration = Duration::from_secs(5);
 
@@ -33,25 +38,62 @@ const CODES: &[Code] = &[
     Code::OwnerWithoutInstances,
 ];
 
-/// Checks periodically. Ends with the engine.
-pub(super) async fn watch(
+/// Checks periodically. Ends with the engine. From the call on the replica is not ready, until it has
+/// joined.
+pub(super) fn watch(
     authorities: Authorities,
     store_health: StoreHealth,
     agreements: Agreements,
     configured: Terms,
     metrics: Metrics,
-) {
-    let mut lasting = Lasting::new(metrics.conditions, CODES);
-    let mut ticks = interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while !authorities.commands.is_closed() {
-        ticks.tick().await;
-        let store = StoreView::of(&store_health);
-        let terms = agreements.terms(&configured);
-        let found = find(&authorities.cells(), &store, &terms);
-        lasting.look(found, Instant::now());
+) -> impl Future<Output = ()> {
+    metrics.conditions.raise(Code::ReplicaJoins, "", "");
+    async move {
+        joined(&authorities, &store_health).await;
+        metrics.conditions.clear(Code::ReplicaJoins, "");
+        let mut lasting = Lasting::new(metrics.conditions, CODES);
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !authorities.commands.is_closed() {
+            ticks.tick().await;
+            let store = StoreView::of(&store_health);
+            let terms = agreements.terms(&configured);
+            let found = find(&authorities.cells(), &store, &terms);
+            lasting.look(found, Instant::now());
+        }
+        lasting.look(Vec::new(), Instant::now());
     }
-    lasting.look(Vec::new(), Instant::now());
+}
+
+/// Waits until the replica can do its part of the fence: a rolling restart stops another replica as
+/// soon as this one is ready. It does not wait for a store that fails.
+async fn joined(authorities: &Authorities, store_health: &StoreHealth) {
+    let joined = async {
+        let mut ticks = interval(JOINING_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !authorities.commands.is_closed() && !has_joined(&authorities.cells()) {
+            ticks.tick().await;
+        }
+    };
+    let mut health = store_health.subscribe();
+    tokio::select! {
+        () = joined => {}
+        _ = health.wait_for(|status| status.level != Level::Normal) => {}
+        () = sleep(JOINING_MAX) => {}
+    }
+}
+
+/// Whether the replica has all its sessions, and is registered for the cells that its zones own. A
+/// control plane with a fence has a cell.
+fn has_joined(cells: &[CellStatus]) -> bool {
+    let may_grant = |cell: &CellStatus| {
+        let owned = |here: &&Holding| cell.owners.contains(&here.zone);
+        let is_active = cell.state == Some(StateName::Active);
+        let registered = cell.here.iter().filter(owned).all(|here| here.granting);
+        let sessions = cell.here.iter().all(|here| here.session);
+        sessions && (registered || !is_active)
+    };
+    !cells.is_empty() && cells.iter().all(may_grant)
 }
 
 /// The known state of the store.
@@ -183,10 +225,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{
-        authority::{Holding, Speakers},
-        conditions::Conditions,
-    };
+    use crate::{authority::Speakers, conditions::Conditions};
 
     const SECOND: u64 = 1_000_000;
 
@@ -283,6 +322,29 @@ mod tests {
         begins_and_ends(unheld, Code::OwnerWithoutProxies, "main");
         let unserved = |cell: &mut CellStatus| cell.unserved = vec!["orders".to_owned()];
         begins_and_ends(unserved, Code::OwnerWithoutInstances, "main");
+    }
+
+    #[test]
+    fn a_replica_has_joined_with_its_sessions_and_registrations() {
+        let joined = |change: &dyn Fn(&mut CellStatus)| {
+            let mut cell = good();
+            change(&mut cell);
+            has_joined(&[cell])
+        };
+        assert!(joined(&|_| {}));
+        assert!(!joined(&|cell| cell.here[0].session = false));
+        assert!(!joined(&|cell| cell.here[0].granting = false));
+        // Another zone owns the cell, or it is on its way: then nobody registers.
+        assert!(joined(&|cell| {
+            cell.owners = vec!["b".to_owned()];
+            cell.here[0].granting = false;
+        }));
+        assert!(joined(&|cell| {
+            cell.state = Some(StateName::Settling);
+            cell.here[0].granting = false;
+        }));
+        // Before the store was read.
+        assert!(!has_joined(&[]));
     }
 
     #[test]

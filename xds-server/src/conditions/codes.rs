@@ -151,6 +151,10 @@ codes! {
         is: "No zone that owns the cell has a usable instance of a service with fenced writes, so these writes are rejected.",
         do: "`tidegate get zones` shows why: start or repair instances in an owner zone, release the zone if it is drained, or move the cell: `tidegate move CELL --to ZONE`.";
 
+    ReplicaJoins = "TG1014", "replica_joins", Warning, NotReady;
+        is: "The replica has started, and has no session yet, or is not registered to grant for the cells of its zone.",
+        do: "Wait: it ends with the session, after five seconds, or when the store fails. Then other conditions tell what is missing.";
+
     PeerUnreached = "TG1021", "peer_unreached", Warning, Condition;
         is: "This replica cannot open a stream to another replica, so it renews its session by writes: this works, but the store's history grows faster.",
         do: "Look at the detail. A certificate must have the name that the other replica advertises (`listen.advertise_name`); an address must lead to its xDS port.";
@@ -204,6 +208,14 @@ codes! {
     CompactionRefused = "TG2012", "compaction_refused", Warning, Condition;
         is: "`store.etcd.compaction` is set, and this replica does not compact etcd's history: etcd holds keys that are not Tidegate's, or does not permit it.",
         do: "Look at the detail. Give Tidegate a separate etcd, or remove the setting and let etcd compact itself (`--auto-compaction-mode`).";
+
+    StoreCredentialsUnusable = "TG2013", "store_credentials_unusable", Error, Condition;
+        is: "Renewed files of `store.etcd.tls` or `store.etcd.user` cannot be used: the last good ones stay in use, and a restart would fail.",
+        do: "Correct the file that the detail names: certificate and key have to belong together, and a password has to stand in the first line.";
+
+    StoreCertificateEnds = "TG2014", "store_certificate_ends", Error, Condition;
+        is: "A certificate of `store.etcd.tls` ends soon, or has ended: then no new connection to etcd opens.",
+        do: "Renew the file that the subject names. The replica takes it without a restart.";
 
     // TG3: registry and world
 

@@ -20,6 +20,7 @@ mod validate;
 
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
+use agent::etcd_access::EtcdAccess;
 use policy::{
     Demand, Explain, Failover, KeySource, Plans, RegionRule, Route, Service, Topology, TraceRule,
     Weighting, Writes,
@@ -97,7 +98,7 @@ pub enum StoreConfig {
         path: PathBuf,
     },
     Etcd {
-        endpoints: Vec<String>,
+        access: EtcdAccess,
         /// How long etcd's history is kept before this control plane compacts it; none: it does not.
         keep_history: Option<Duration>,
     },

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use agent::etcd_access::{EtcdTlsFiles, EtcdUserFile};
 use policy::{Class, KeySource, RegionRule, TraceRule};
 use serde::{
     Deserialize, Deserializer,
@@ -63,6 +64,8 @@ pub(super) enum RawStore {
     },
     Etcd {
         endpoints: Spanned<Vec<String>>,
+        tls: Option<EtcdTlsFiles>,
+        user: Option<EtcdUserFile>,
         compaction: Option<RawCompaction>,
     },
 }

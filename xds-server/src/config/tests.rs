@@ -120,7 +120,7 @@ fn errors_name_file_line_field_and_what_to_do() {
     refused(
         "embedded: {path: t.redb}",
         "etcd: {endpoints: ['http://e:1', 'https://e:2']}",
-        "mesh.yaml:1: store.etcd.endpoints: \"https://e:2\": not of the form http://host:port (TLS to etcd is not supported)",
+        "mesh.yaml:1: store.etcd.endpoints: \"https://e:2\": TLS needs `store.etcd.tls: {ca: FILE}`, with `cert` and `key` where etcd asks for a certificate",
     );
 }
 

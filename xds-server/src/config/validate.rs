@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use agent::etcd_access::EtcdAccess;
 use policy::{
     ClassRule, Explain, Failover, InvalidRules, InvalidTopology, Link, Route, RouteMatch, Rules,
     Thresholds, Topology, Weighting,
@@ -241,29 +242,27 @@ impl Validator<'_> {
         match raw {
             RawStore::Embedded { path } => Ok(StoreConfig::Embedded { path }),
             RawStore::Etcd {
-                endpoints,
+                endpoints: at,
+                tls,
+                user,
                 compaction,
-            } => Ok(StoreConfig::Etcd {
-                endpoints: self.endpoints(endpoints)?,
-                keep_history: compaction.map(|raw| self.keep_history(&raw)).transpose()?,
-            }),
+            } => {
+                let endpoints = at.value.clone();
+                let access = EtcdAccess {
+                    endpoints,
+                    tls,
+                    user,
+                };
+                access.check().map_err(|(field, message)| {
+                    self.error(&at, &format!("store.etcd.{field}"), message)
+                })?;
+                let keep_history = compaction.map(|raw| self.keep_history(&raw));
+                Ok(StoreConfig::Etcd {
+                    access,
+                    keep_history: keep_history.transpose()?,
+                })
+            }
         }
-    }
-
-    fn endpoints(&self, raw: Spanned<Vec<String>>) -> Result<Vec<String>, ConfigError> {
-        let mut all = raw.value.iter();
-        let message = match all.find(|endpoint| !is_endpoint(endpoint)) {
-            Some(wrong) => {
-                format!(
-                    "{wrong:?}: not of the form http://host:port (TLS to etcd is not supported)"
-                )
-            }
-            None if raw.value.is_empty() => {
-                "empty: name at least one member, like http://127.0.0.1:2379".to_owned()
-            }
-            None => return Ok(raw.value),
-        };
-        Err(self.error(&raw, "store.etcd.endpoints", message))
     }
 
     fn keep_history(&self, raw: &RawCompaction) -> Result<Duration, ConfigError> {
@@ -525,17 +524,6 @@ fn first_zone(topology: &Topology) -> policy::ZoneId {
         .zones()
         .next()
         .unwrap_or_else(|| unreachable!("a topology has at least one zone"))
-}
-
-/// Whether etcd's client takes it: without a scheme it adds `http://`.
-fn is_endpoint(endpoint: &str) -> bool {
-    let address = match endpoint.split_once("://") {
-        Some(("http", address)) => address,
-        Some(_) => return false,
-        None => endpoint,
-    };
-    let uri = format!("http://{address}").parse::<hyper::Uri>();
-    uri.is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
 }
 
 /// The listeners let in every upgrade that any service takes.

@@ -7,6 +7,7 @@ mod stores;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use anyhow::Context;
 use axum::Router;
 use prometheus_client::collector::Collector;
 use registry::store::Store;
@@ -17,7 +18,7 @@ use xds::transport::{Drain, Services};
 
 use crate::{
     access_rules::AccessRules,
-    admin,
+    admin::{self, FilterModule},
     authority::{
         self, Agreements, Authorities, Boottime, HopKeys,
         peers::{Network, Peers, Reach},
@@ -49,6 +50,8 @@ pub struct Options {
     pub zone: Option<String>,
     /// The state directory that systemd assigns.
     pub state_directory: Option<OsString>,
+    /// The filter that it serves at `/filter.wasm`; none: no filter is served.
+    pub filter: Option<PathBuf>,
     /// Metrics of the process around it.
     pub collectors: Vec<Box<dyn Collector>>,
 }
@@ -93,8 +96,10 @@ impl ControlPlane {
         let (config, text) = reload::read(&options.config)?;
         let state_directory = options.state_directory.as_deref();
         let Start { zones, state } = Start::of(&config, options.zone.as_deref(), state_directory)?;
-        let opened = stores::open(&config.store).await?;
+        let filter = options.filter.as_deref().map(FilterModule::read);
+        let filter = filter.transpose().context("--filter")?;
         let metrics = Metrics::default();
+        let opened = stores::open(&config.store, &metrics).await?;
         let ports = Ports::open(&config.listen, &metrics)?;
         let addresses = ports.addresses()?;
         let (keeper, last_good) = stores::open_state(state.as_deref(), &metrics)?;
@@ -191,6 +196,7 @@ impl ControlPlane {
             hop_keys,
             network,
             istio,
+            filter,
             load_report_interval: xds_config.load_report_interval,
             collectors: options.collectors,
             metrics,
@@ -286,7 +292,7 @@ fn start_peers(
     dialer: Dialer,
     metrics: Metrics,
 ) -> (Peers, Network) {
-    let StoreConfig::Etcd { endpoints, .. } = &config.store else {
+    let StoreConfig::Etcd { access, .. } = &config.store else {
         return (Peers::none(), Network::none());
     };
     if config.mesh.authority.is_none() {
@@ -297,7 +303,7 @@ fn start_peers(
         listen.advertise.as_deref(),
         listen.advertise_name.as_deref(),
     );
-    let mut reach = Reach::of(xds_address, advertise, name, endpoints);
+    let mut reach = Reach::of(xds_address, advertise, name, &access.endpoints);
     if name.is_none() {
         reach.server_name = dialer.own_name(&reach.server_name);
     }

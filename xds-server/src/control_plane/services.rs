@@ -10,7 +10,7 @@ use xds::{csds, transport::Services};
 
 use crate::{
     access_rules::AccessRules,
-    admin::{Admin, LeaseOwners},
+    admin::{Admin, FilterModule, LeaseOwners},
     applied::{self, Applied},
     authority::{
         self, Agreements, Authorities, HopKeys,
@@ -38,6 +38,7 @@ pub(super) struct Shared {
     pub(super) hop_keys: HopKeys,
     pub(super) network: Network,
     pub(super) istio: istio::Objects,
+    pub(super) filter: Option<FilterModule>,
     pub(super) load_report_interval: Duration,
     pub(super) metrics: Metrics,
     /// Metrics of the process around it.
@@ -74,6 +75,7 @@ impl Shared {
             counts: self.metrics,
             rules: self.rules,
             istio: self.istio,
+            filter: self.filter,
             owners: LeaseOwners::default(),
         };
         (services, admin.router())

@@ -3,11 +3,12 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdOptions, EtcdStore, Store};
+use registry::store::{EmbeddedOptions, EmbeddedStore, EtcdStore, Store};
 use tracing::{error, info, warn};
 
 use crate::{
     config::StoreConfig,
+    etcd_credentials,
     last_good::{self, Keeper, LastGood},
     metrics::Metrics,
 };
@@ -29,7 +30,7 @@ impl OpenStore {
     }
 }
 
-pub(super) async fn open(config: &StoreConfig) -> anyhow::Result<OpenStore> {
+pub(super) async fn open(config: &StoreConfig, metrics: &Metrics) -> anyhow::Result<OpenStore> {
     Ok(match config {
         StoreConfig::Embedded { path } => {
             let store = EmbeddedStore::open(EmbeddedOptions::new(path)).await;
@@ -38,8 +39,8 @@ pub(super) async fn open(config: &StoreConfig) -> anyhow::Result<OpenStore> {
                 etcd: None,
             }
         }
-        StoreConfig::Etcd { endpoints, .. } => {
-            let store = EtcdStore::new(EtcdOptions::new(endpoints.clone())).await;
+        StoreConfig::Etcd { access, .. } => {
+            let store = EtcdStore::new(etcd_credentials::follow(access, metrics)?).await;
             let store = store.context("store.etcd")?;
             OpenStore {
                 shared: Arc::new(store.clone()),

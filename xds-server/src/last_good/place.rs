@@ -23,10 +23,10 @@ pub fn default_path(store: &StoreConfig, state_directory: Option<&OsStr>) -> Opt
             name.push(".state");
             Some(PathBuf::from(name))
         }
-        StoreConfig::Etcd { endpoints, .. } => {
+        StoreConfig::Etcd { access, .. } => {
             let first = state_directory.and_then(|all| all.to_str()?.split(':').next());
             let directory = Path::new(first.filter(|first| !first.is_empty()).unwrap_or(DIRECTORY));
-            let digest = xxh3_64(endpoints.join(",").as_bytes());
+            let digest = xxh3_64(access.endpoints.join(",").as_bytes());
             directory
                 .is_dir()
                 .then(|| directory.join(format!("last-good-{digest:016x}")))
@@ -36,6 +36,8 @@ pub fn default_path(store: &StoreConfig, state_directory: Option<&OsStr>) -> Opt
 
 #[cfg(test)]
 mod tests {
+    use agent::etcd_access::EtcdAccess;
+
     use super::*;
 
     #[test]
@@ -46,7 +48,11 @@ mod tests {
             Some(PathBuf::from("data/tidegate.redb.state"))
         );
         let etcd = |endpoint: &str| StoreConfig::Etcd {
-            endpoints: vec![endpoint.to_owned()],
+            access: EtcdAccess {
+                endpoints: vec![endpoint.to_owned()],
+                tls: None,
+                user: None,
+            },
             keep_history: None,
         };
         let directory = tempfile::tempdir().unwrap();

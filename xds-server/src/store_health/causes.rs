@@ -97,6 +97,7 @@ impl Causes {
             any: self.any,
             confirm: self.doubted.is_some() || self.held.is_some(),
             slow: self.slow.is_some(),
+            refused: self.write_refused.is_some(),
         }
     }
 }

@@ -14,8 +14,8 @@ use super::{Level, PROBE_INTERVAL, Status, StoreHealth};
 const ALARMS_INTERVAL: Duration = Duration::from_secs(10);
 
 impl StoreHealth {
-    /// While writes are stopped or slow, sends test writes until one succeeds. Without other writes
-    /// only a test write shows the recovery. Never ends.
+    /// While writes are stopped, rejected or slow, sends test writes until one succeeds. Without
+    /// other writes only a test write shows the recovery. Never ends.
     ///
     /// The test write takes the way of every write, through consensus, quota and disk, but creates
     /// no revision and wakes no watch. It is a put under a condition that never holds, or else a
@@ -27,7 +27,8 @@ impl StoreHealth {
         let mut status = self.subscribe();
         loop {
             // No error is possible: this task itself keeps the sender.
-            let is_bad = |status: &Status| status.level == Level::L3 || status.slow;
+            let is_bad =
+                |status: &Status| status.level == Level::L3 || status.slow || status.refused;
             let _ = status.wait_for(is_bad).await;
             let never = Compare::CreateRevision {
                 key: key.clone(),

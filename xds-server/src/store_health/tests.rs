@@ -214,6 +214,28 @@ async fn slow_writes_are_over_where_a_test_write_is_quick_and_nothing_else_is_wr
 }
 
 #[tokio::test]
+async fn one_rejected_write_is_a_condition_until_a_test_write_succeeds() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = EmbeddedOptions::new(directory.path().join("store"));
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(options).await.unwrap());
+    for cause in [RefusedCause::Forbidden, RefusedCause::Busy] {
+        let metrics = Metrics::default();
+        let store_health = StoreHealth::new(metrics.clone());
+        store_health.confirmed();
+        store_health.wrote::<()>(&Err(refusal(cause)));
+        is(&store_health, Level::Normal, false);
+        // Nobody else writes: an idle mesh does not.
+        let probes = tokio::spawn(store_health.clone().probe_writes(Arc::clone(&store)));
+        let mut status = store_health.subscribe();
+        let over = status.wait_for(|status| !status.refused);
+        let over = tokio::time::timeout(Duration::from_secs(60), over).await;
+        over.expect("in time").expect("the mode is there");
+        assert_eq!(codes(&metrics), []);
+        probes.abort();
+    }
+}
+
+#[tokio::test]
 async fn doubts_wait_for_the_operator() {
     let store_health = StoreHealth::new(Metrics::default());
     store_health.confirmed();

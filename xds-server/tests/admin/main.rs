@@ -2,6 +2,7 @@
 
 mod drains;
 mod leases;
+mod module;
 mod pages;
 mod registrations;
 
@@ -112,6 +113,7 @@ impl Fixture {
                 metrics.clone(),
             ),
             istio: Objects::none(),
+            filter: None,
             owners: LeaseOwners::default(),
         };
         let fixture = Fixture {

@@ -1,14 +1,15 @@
 //! The members of the cluster: the choice of a member, and the meaning of its errors.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, ResponseHeader};
 use tonic::Code;
 
-use super::EtcdOptions;
-use crate::causes::chain;
+use super::link::Link;
+use super::{EtcdCredentials, EtcdOptions};
+use crate::causes::{chain, in_one_line};
 use crate::store::{ClusterId, Head, RefusedCause, Revision, StoreError};
 
 /// Whether a request may be retried at a second member after the first one failed.
@@ -28,6 +29,8 @@ pub(super) enum Failure {
     Silent,
     /// Compacted, or over the client's decoding limit.
     OutOfRange { detail: String },
+    /// The member does not know the client's token, or wants one. It has done nothing.
+    SignedOut { detail: String },
     /// The cluster's answer; every member would give the same.
     Answer(StoreError),
 }
@@ -48,6 +51,10 @@ impl From<Failure> for StoreError {
         match failure {
             Failure::Member { error, .. } | Failure::Answer(error) => error,
             Failure::OutOfRange { detail } => StoreError::Unavailable { detail },
+            Failure::SignedOut { detail } => StoreError::Refused {
+                cause: RefusedCause::Forbidden,
+                detail,
+            },
             Failure::Silent => StoreError::Unavailable {
                 detail: "the member does not answer the connection's keepalive".to_owned(),
             },
@@ -63,7 +70,7 @@ impl From<StoreError> for Failure {
 
 impl From<etcd_client::Error> for Failure {
     fn from(error: etcd_client::Error) -> Self {
-        let detail = error.to_string();
+        let detail = in_one_line(&error);
         let etcd_client::Error::GRpcStatus(status) = error else {
             return Failure::Member {
                 sent: true,
@@ -72,6 +79,7 @@ impl From<etcd_client::Error> for Failure {
         };
         match status.code() {
             Code::OutOfRange => Failure::OutOfRange { detail },
+            _ if is_signed_out(status.message()) => Failure::SignedOut { detail },
             // Of etcd's objects only a lease can be missing here.
             Code::NotFound => Failure::Answer(StoreError::LeaseNotFound),
             Code::InvalidArgument
@@ -109,12 +117,24 @@ pub(super) fn refused_cause(code: Code, message: &str) -> RefusedCause {
         _ if says("database space exceeded") => RefusedCause::Full,
         _ if says("too many requests") => RefusedCause::Busy,
         _ if says("corrupt cluster") => RefusedCause::CorruptData,
-        _ if says("permission denied") || says("invalid auth token") => RefusedCause::Forbidden,
-        _ if says("user name is empty") || says("invalid user ID or password") => {
+        _ if says("permission denied") || says("invalid user ID or password") => {
             RefusedCause::Forbidden
         }
+        _ if is_signed_out(message) => RefusedCause::Forbidden,
         _ => RefusedCause::Other,
     }
+}
+
+/// Whether another token may help: the member forgot it, it ended, etcd's users or their rights
+/// changed, or authentication was switched on. The texts are etcd's, as above.
+fn is_signed_out(message: &str) -> bool {
+    [
+        "invalid auth token",
+        "revision of auth store is old",
+        "user name is empty",
+    ]
+    .iter()
+    .any(|text| message.contains(text))
 }
 
 /// Whether the request failed because there was no connection to send it on.
@@ -128,10 +148,11 @@ fn silent(status: &tonic::Status) -> bool {
     chain(status).any(|error| error.downcast_ref().is_some_and(timed_out))
 }
 
-/// One client per member, and the preferred member.
+/// One connection per member, and the preferred member.
 pub(super) struct Members {
     pub(super) options: EtcdOptions,
-    clients: Vec<Client>,
+    /// Of each endpoint.
+    links: Vec<Mutex<Arc<Link>>>,
     /// The index of the member to try first. It moves on when that member fails and then stays:
     /// going back early would cost the time-out of a hung member again.
     preferred: AtomicUsize,
@@ -142,22 +163,20 @@ pub(super) struct Members {
 
 impl Members {
     pub(super) async fn new(options: EtcdOptions) -> Result<Self, StoreError> {
-        // Keepalive only while a request is open: etcd closes an idle connection that sends pings.
-        let connect = connect_options(&options)
-            .with_keep_alive(options.keepalive_interval, options.keepalive_timeout)
-            .with_keep_alive_while_idle(false);
-        let mut clients = Vec::with_capacity(options.endpoints.len());
+        let credentials = options.credentials.borrow().clone();
+        let mut links = Vec::with_capacity(options.endpoints.len());
         for endpoint in &options.endpoints {
-            clients.push(client(endpoint, connect.clone()).await?);
+            let link = Link::new(endpoint, request_options(&options), &credentials).await?;
+            links.push(Mutex::new(Arc::new(link)));
         }
-        if clients.is_empty() {
+        if links.is_empty() {
             return Err(StoreError::Invalid {
                 reason: "etcd has no endpoint",
             });
         }
         Ok(Members {
             options,
-            clients,
+            links,
             preferred: AtomicUsize::new(0),
             cluster: Mutex::new(None),
         })
@@ -165,7 +184,7 @@ impl Members {
 
     /// All members, each once, in the order of preference.
     pub(super) fn order(&self) -> impl Iterator<Item = usize> + use<> {
-        let count = self.clients.len();
+        let count = self.links.len();
         let first = self.preferred.load(Ordering::Relaxed);
         (0..count).map(move |offset| (first + offset) % count)
     }
@@ -173,7 +192,7 @@ impl Members {
     /// Records that a member failed. Of several callers with the same failure only the first moves
     /// the preference.
     pub(super) fn abandon(&self, member: usize, error: &StoreError) {
-        let next = (member + 1) % self.clients.len();
+        let next = (member + 1) % self.links.len();
         if next == member {
             // There is no other member, and the caller has the error.
             return;
@@ -197,8 +216,29 @@ impl Members {
     /// A separate connection to a member, for a watch: behind a slow reader, a shared connection's
     /// flow-control window would fill and block all other streams. No HTTP/2 keepalive on it: see
     /// `watch.rs`.
-    pub(super) async fn watch_client(&self, member: usize) -> Result<Client, StoreError> {
-        client(self.endpoint(member), connect_options(&self.options)).await
+    pub(super) async fn watch_client(&self, member: usize) -> Result<Client, Failure> {
+        let credentials = self.options.credentials.borrow().clone();
+        let options = connect_options(&self.options);
+        let link = Link::new(self.endpoint(member), options, &credentials).await?;
+        link.signed_in().await
+    }
+
+    /// The connection to a member; a new one where the credentials were renewed since.
+    async fn link(&self, member: usize) -> Result<Arc<Link>, Failure> {
+        let Some(slot) = self.links.get(member) else {
+            return Err(Failure::broken_stream());
+        };
+        let lock = || slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let credentials: Arc<EtcdCredentials> = self.options.credentials.borrow().clone();
+        let present = Arc::clone(&lock());
+        if present.has(&credentials) {
+            return Ok(present);
+        }
+        let options = request_options(&self.options);
+        let renewed = Link::new(self.endpoint(member), options, &credentials).await?;
+        let renewed = Arc::new(renewed);
+        *lock() = Arc::clone(&renewed);
+        Ok(renewed)
     }
 
     /// Sends a request to one member after the other until one answers, each within `after`. If
@@ -217,10 +257,8 @@ impl Members {
         let mut outcome: Result<T, Failure> = Err(Failure::broken_stream());
         let mut told = None;
         for member in self.order() {
-            let Some(client) = self.clients.get(member) else {
-                break;
-            };
-            let answer = tokio::time::timeout(after, request(client.clone())).await;
+            let answer = async { self.link(member).await?.call(&request).await };
+            let answer = tokio::time::timeout(after, answer).await;
             outcome = match answer {
                 // The keepalive may be quicker than the request's own time-out; both mean the same.
                 Err(_) | Ok(Err(Failure::Silent)) => Err(Failure::Member {
@@ -288,16 +326,11 @@ fn connect_options(options: &EtcdOptions) -> ConnectOptions {
         .with_connect_timeout(options.connect_timeout)
 }
 
-/// Does not wait for the connection: the first request opens it.
-async fn client(endpoint: &str, options: ConnectOptions) -> Result<Client, StoreError> {
-    Client::connect([endpoint], Some(options))
-        .await
-        .map_err(|error| {
-            tracing::error!(endpoint, %error, "not the address of an etcd member");
-            StoreError::Invalid {
-                reason: "an etcd endpoint is not of the form http://host:port",
-            }
-        })
+fn request_options(options: &EtcdOptions) -> ConnectOptions {
+    // Keepalive only while a request is open: etcd closes an idle connection that sends pings.
+    connect_options(options)
+        .with_keep_alive(options.keepalive_interval, options.keepalive_timeout)
+        .with_keep_alive_while_idle(false)
 }
 
 #[cfg(test)]

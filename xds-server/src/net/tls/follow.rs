@@ -13,7 +13,7 @@ use tracing::{error, info};
 use super::{
     Acceptor, Dialer, Port,
     files::{Contents, Credentials, TlsError},
-    identity::End,
+    identity::{End, Ending},
 };
 use crate::{
     conditions::{Code, Found, Lasting},
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How often the ends of certificates are looked at.
-const ENDS_EVERY: Duration = Duration::from_secs(1);
+pub(crate) const ENDS_EVERY: Duration = Duration::from_secs(1);
 
 /// The conditions about the ends of certificates.
 const ENDS: &[Code] = &[Code::CertificateEndsSoon, Code::CertificateEnded];
@@ -134,14 +134,9 @@ fn judge_ends(credentials: &Credentials, now_s: u64) -> Vec<Found> {
         ("listen.tls.client_ca", credentials.client_ca_end),
     ];
     let ends = ends.into_iter().chain(guest_ca);
-    let judge = |(file, end): (&str, End)| {
-        let left_s = end.not_after_s.saturating_sub(now_s);
-        if left_s == 0 {
-            return Some(Found::new(Code::CertificateEnded, file, ""));
-        }
-        let (days, hours) = (left_s / 86_400, left_s % 86_400 / 3_600);
-        let detail = format!("in {days} d {hours} h");
-        (now_s >= end.soon_s).then(|| Found::new(Code::CertificateEndsSoon, file, detail))
+    let judge = |(file, end): (&str, End)| match end.ending(now_s)? {
+        Ending::Ended => Some(Found::new(Code::CertificateEnded, file, "")),
+        Ending::Soon(left) => Some(Found::new(Code::CertificateEndsSoon, file, left)),
     };
     ends.filter_map(judge).collect()
 }

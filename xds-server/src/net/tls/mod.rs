@@ -22,8 +22,10 @@ use crate::{net::access::Caller, wall_clock::unix_ms};
 pub use dial::{Connector, Dialer};
 use files::Credentials;
 pub use files::{TlsError, TlsFiles};
+pub(crate) use follow::ENDS_EVERY;
 pub use follow::Tls;
 pub use identity::UnreadableCertificate;
+pub(crate) use identity::{End, Ending};
 pub use stream::Stream;
 
 /// How long a client may take for its handshake.
