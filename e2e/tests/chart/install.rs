@@ -91,6 +91,8 @@ async fn values_that_cannot_work_are_refused_with_what_to_do() -> Result<()> {
         ("tls.acceptPlaintext=false", "tls.secretName"),
         ("etcd.trial.enabled=false", "etcd.endpoints"),
         ("etcd.endpoints={http://etcd:2379}", "not both"),
+        ("etcd.tls.secretName=etcd", "plain text"),
+        ("etcd.user.name=tidegate", "secretName"),
         ("config.store.embedded.path=/tmp", "config"),
         ("replicas=0", "replicas"),
         ("zone=shanghai-a", "zone"),

@@ -87,7 +87,39 @@ seccompProfile: {type: RuntimeDefault}
 {{- fail "etcd.endpoints: name the members of etcd, or set etcd.trial.enabled" -}}
 {{- end -}}
 {{- $_ := set $config "listen" $listen -}}
-{{- $_ := set $config "store" (dict "etcd" (dict "endpoints" $endpoints)) -}}
+{{- $etcd := dict "endpoints" $endpoints -}}
+{{- with .Values.etcd.tls -}}
+{{- if .secretName -}}
+{{- if $.Values.etcd.trial.enabled -}}
+{{- fail "etcd.tls: the etcd of etcd.trial speaks plain text" -}}
+{{- end -}}
+{{- $tls := dict "ca" "/etc/tidegate-etcd/ca.crt" -}}
+{{- if .clientCertificate -}}
+{{- $_ := set $tls "cert" "/etc/tidegate-etcd/tls.crt" -}}
+{{- $_ := set $tls "key" "/etc/tidegate-etcd/tls.key" -}}
+{{- end -}}
+{{- with .serverName -}}
+{{- $_ := set $tls "server_name" . -}}
+{{- end -}}
+{{- $_ := set $etcd "tls" $tls -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.etcd.user -}}
+{{- if .name -}}
+{{- $file := printf "/etc/tidegate-etcd-user/%s" .key -}}
+{{- $_ := set $etcd "user" (dict "name" .name "password_file" $file) -}}
+{{- end -}}
+{{- end -}}
+{{- $scheme := ternary "https://" "http://" (hasKey $etcd "tls") -}}
+{{- range $endpoints -}}
+{{- if not (hasPrefix $scheme .) -}}
+{{- fail (printf "etcd.endpoints: %s: write %s, as etcd.tls.secretName says" . $scheme) -}}
+{{- end -}}
+{{- end -}}
+{{- if ne (empty .Values.etcd.user.name) (empty .Values.etcd.user.secretName) -}}
+{{- fail "etcd.user: set both, name and secretName, or none" -}}
+{{- end -}}
+{{- $_ := set $config "store" (dict "etcd" $etcd) -}}
 {{- $_ := set $config "state" (dict "path" "/var/lib/tidegate/last-good") -}}
 {{- $zones := list -}}
 {{- range .Values.zones -}}
