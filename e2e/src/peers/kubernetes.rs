@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rcgen::KeyPair;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::objects::Objects;
 use super::{START_TIME_MAX, with_addresses};
@@ -27,6 +27,9 @@ const ACCOUNTS_KEY: &str = "accounts.key";
 const ACCOUNTS_PUBLIC_KEY: &str = "accounts.pub";
 const TOKENS: &str = "tokens.csv";
 
+const AUDIT_POLICY: &str = "audit.yaml";
+const AUDIT_LOG: &str = "audit.log";
+
 /// Those that act without a node: the garbage of deleted owners and namespaces, pods of
 /// deployments, and the addresses of services.
 const CONTROLLERS: [&str; 8] = [
@@ -39,6 +42,36 @@ const CONTROLLERS: [&str; 8] = [
     "serviceaccount-controller",
     "statefulset-controller",
 ];
+
+/// A request to the API server, as in its audit log.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Call {
+    pub verb: String,
+    /// `group/resource`.
+    pub resource: String,
+    pub code: u64,
+}
+
+impl Call {
+    /// None for a request that is about no resource.
+    fn of(event: &Value) -> Option<Call> {
+        let of = &event["objectRef"];
+        let (group, resource) = (of["apiGroup"].as_str()?, of["resource"].as_str()?);
+        Some(Call {
+            verb: event["verb"].as_str()?.to_owned(),
+            resource: format!("{group}/{resource}"),
+            code: event["responseStatus"]["code"].as_u64()?,
+        })
+    }
+
+    /// The verbs that a role needs for it. An apply that creates needs two.
+    pub fn needs(&self) -> impl Iterator<Item = &str> {
+        let creates = self.verb == "patch" && self.code == 201;
+        [self.verb.as_str()]
+            .into_iter()
+            .chain(creates.then_some("create"))
+    }
+}
 
 /// A running cluster without nodes.
 pub struct Kubernetes {
@@ -63,6 +96,7 @@ impl Kubernetes {
         fs::write(directory.join(ACCOUNTS_KEY), key.serialize_pem())?;
         fs::write(directory.join(ACCOUNTS_PUBLIC_KEY), key.public_key_pem())?;
         fs::write(directory.join(TOKENS), tokens(users))?;
+        fs::write(directory.join(AUDIT_POLICY), audit_policy(users))?;
         let etcd = Etcd::start(parent, 1).await?;
         let etcd_url = etcd.endpoints().join(",");
         let started = with_addresses(async |[address]| {
@@ -139,6 +173,19 @@ impl Kubernetes {
         &self.etcd
     }
 
+    /// What a user has asked of the API server so far.
+    pub fn calls(&self, user: &str) -> Result<Vec<Call>> {
+        let log = fs::read_to_string(self.directory.join(AUDIT_LOG))?;
+        let mut calls = vec![];
+        for line in log.lines() {
+            let event: Value = serde_json::from_str(line)?;
+            if event["user"]["username"] == user {
+                calls.extend(Call::of(&event));
+            }
+        }
+        Ok(calls)
+    }
+
     /// Starts the API server again, in place of the one that runs.
     pub async fn restart(&mut self) -> Result<()> {
         // One that has ended already is as good.
@@ -166,6 +213,8 @@ fn server_arguments(directory: &Path, address: SocketAddr, etcd_url: &str) -> Ve
         "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
         format!("--token-auth-file={}", file(TOKENS)),
         "--authorization-mode=RBAC".to_owned(),
+        format!("--audit-policy-file={}", file(AUDIT_POLICY)),
+        format!("--audit-log-path={}", file(AUDIT_LOG)),
         // Pods are refused with it where no controller makes service accounts.
         "--disable-admission-plugins=ServiceAccount".to_owned(),
     ]
@@ -196,6 +245,21 @@ fn tokens(users: &[&str]) -> String {
         .iter()
         .map(|user| format!("{},{user},{user}\n", token(user)));
     [admin].into_iter().chain(users).collect()
+}
+
+/// Every request of these users, without its body, and nothing else.
+fn audit_policy(users: &[&str]) -> String {
+    let mut rules = vec![json!({ "level": "None" })];
+    if !users.is_empty() {
+        rules.insert(0, json!({ "level": "Metadata", "users": users }));
+    }
+    let policy = json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": rules,
+    });
+    policy.to_string()
 }
 
 fn kubeconfig(directory: &Path, user: &str) -> PathBuf {

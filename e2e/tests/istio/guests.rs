@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -14,8 +15,8 @@ use e2e::paths;
 use e2e::peers::free_address;
 use e2e::peers::istio::Sidecar;
 use e2e::wait::{PATIENCE, eventually};
-use hyper::Method;
-use serde_json::json;
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -244,7 +245,10 @@ async fn serve_module() -> Result<(SocketAddr, JoinSet<()>)> {
         let module = module.clone();
         async move { module }
     };
-    let router = Router::new().route("/filter.wasm", get(serves));
+    serve(Router::new().route("/filter.wasm", get(serves))).await
+}
+
+async fn serve(router: Router) -> Result<(SocketAddr, JoinSet<()>)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
     let mut serving = JoinSet::new();
@@ -284,6 +288,79 @@ async fn a_guest_that_istios_agent_fetches_fences_through_restarts() -> Result<(
     fenced.restart_agent().await?;
     fenced.until_written().await?;
     fenced.reads_pass().await
+}
+
+/// Serves the filter as an image in a registry, by OCI's Distribution Specification; returns its
+/// `oci://` address.
+async fn serve_image(directory: &Path) -> Result<(String, JoinSet<()>)> {
+    let layout = directory.join("image");
+    let mut image = Command::new(paths::tidegate()?);
+    image.args(["image", "--tag", "test", "--filter"]);
+    let made = image
+        .arg(paths::filter()?)
+        .arg("--to")
+        .arg(&layout)
+        .output();
+    let made = made.context("tidegate image")?;
+    ensure!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
+    let top = index["manifests"][0]["digest"].as_str();
+    let top = top.context("no image")?.to_owned();
+    let blob = move |reference: String| {
+        // By its tag, or by the digest of one that it names.
+        let digest = match reference.as_str() {
+            "test" => top.clone(),
+            _ => reference,
+        };
+        let bytes = fs::read(layout.join("blobs").join(digest.replace(':', "/")));
+        async move {
+            let bytes = bytes.map_err(|_| StatusCode::NOT_FOUND)?;
+            // A blob's own type is in the descriptor that led to it.
+            let content: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+            let media = content["mediaType"].as_str();
+            let media = media.unwrap_or("application/octet-stream").to_owned();
+            let headers = [("content-type", media), ("docker-content-digest", digest)];
+            Ok::<_, StatusCode>((headers, bytes))
+        }
+    };
+    let manifests = blob.clone();
+    let router = Router::new()
+        .route("/v2/", get(async || "{}"))
+        .route(
+            "/v2/tidegate/filter/manifests/{reference}",
+            get(move |axum::extract::Path(of): axum::extract::Path<String>| manifests(of)),
+        )
+        .route(
+            "/v2/tidegate/filter/blobs/{digest}",
+            get(move |axum::extract::Path(of): axum::extract::Path<String>| blob(of)),
+        );
+    let (address, serving) = serve(router).await?;
+    Ok((format!("oci://{address}/tidegate/filter:test"), serving))
+}
+
+#[tokio::test]
+async fn a_guest_comes_as_an_image_from_a_registry() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (module, _serving) = serve_image(directory.path()).await?;
+    let delivered = Delivered {
+        by: "plugin",
+        module: &module,
+        more: &[],
+        has_agent: true,
+    };
+    let mut fenced = Fenced::start_with("istio-image", &delivered).await?;
+    // The control plane serves the same one.
+    let admin = fenced.scene.control_plane.admin();
+    let served = fenced
+        .client
+        .send(admin, &Request::get("/filter.wasm"))
+        .await?;
+    ensure!(served.body == fs::read(paths::filter()?)?, "another module");
+    fenced.fences().await
 }
 
 #[tokio::test]

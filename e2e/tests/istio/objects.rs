@@ -93,7 +93,9 @@ async fn objects_of_others_are_never_touched() -> Result<()> {
     for kind in ["ServiceEntry", "DestinationRule", "VirtualService"] {
         scene.until_there(&ours(kind), false).await?;
     }
-    scene.until_there(labelled, true).await
+    scene.until_there(labelled, true).await?;
+    // The role suffices, and has no verb too many.
+    scene.check_rights()
 }
 
 #[tokio::test]

@@ -27,7 +27,12 @@ pub(crate) const C: &str = "beijing-c";
 /// The name of the objects that Tidegate makes.
 pub(crate) const NAME: &str = "tidegate-orders";
 
-/// The role of docs/guides/istio-objects.md, for the user `tidegate`.
+const GROUP: &str = "networking.istio.io";
+const KINDS: [&str; 3] = ["serviceentries", "destinationrules", "virtualservices"];
+const VERBS: [&str; 5] = ["list", "watch", "create", "patch", "delete"];
+
+/// The role of docs/guides/istio-objects.md and of the chart, for the user `tidegate`: each of
+/// [`VERBS`] for each of [`KINDS`].
 pub(crate) const ROLE: &str = "
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -35,7 +40,7 @@ metadata: {name: tidegate}
 rules:
 - apiGroups: [networking.istio.io]
   resources: [serviceentries, destinationrules, virtualservices]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -134,6 +139,30 @@ impl Scene {
         let put = registry.put(&name(zone), &record, None).await?;
         ensure!(put.status.is_success(), "{}", put.text());
         Ok(server)
+    }
+
+    /// Whether the control plane was denied nothing, and has used every rule of its [`ROLE`].
+    pub(crate) fn check_rights(&self) -> Result<()> {
+        let calls = self.kubernetes.calls("tidegate")?;
+        let denied: Vec<_> = calls.iter().filter(|call| call.code == 403).collect();
+        ensure!(denied.is_empty(), "denied: {denied:?}");
+        let needed: BTreeSet<(String, String)> = (calls.iter())
+            .flat_map(|call| {
+                call.needs()
+                    .map(|verb| (call.resource.clone(), verb.to_owned()))
+            })
+            .collect();
+        let role: BTreeSet<(String, String)> = KINDS
+            .iter()
+            .flat_map(|kind| VERBS.map(|verb| (format!("{GROUP}/{kind}"), verb.to_owned())))
+            .collect();
+        let (unused, more) = (role.difference(&needed), needed.difference(&role));
+        let (unused, more) = (unused.collect::<Vec<_>>(), more.collect::<Vec<_>>());
+        ensure!(
+            unused.is_empty() && more.is_empty(),
+            "unused: {unused:?}; more: {more:?}"
+        );
+        Ok(())
     }
 
     pub(crate) async fn sidecar(&self, name: &str, region: &str, zone: &str) -> Result<Sidecar> {
