@@ -273,7 +273,7 @@ fn request(gateway: u8, number: u64) -> Request {
 
 async fn roll(workdir: &Workdir, network: Arc<Network>) -> Result<()> {
     let mut mesh = Mesh::start(workdir.path(), &network).await?;
-    let load = Load::start(&network, 300, Arc::new(request));
+    let load = Load::start(&network, 1_000, Arc::new(request));
     mesh.until_served(&load).await?;
     mesh.takes_another_file().await?;
 
