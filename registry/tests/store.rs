@@ -35,7 +35,7 @@ struct Fixture {
 }
 
 enum Kind {
-    Etcd(Cluster),
+    Etcd(Box<Cluster>),
     Embedded { _directory: TempDir },
 }
 
@@ -44,7 +44,7 @@ impl Fixture {
         let cluster = Cluster::start(1).await;
         Fixture {
             store: Arc::new(cluster.store().await),
-            kind: Kind::Etcd(cluster),
+            kind: Kind::Etcd(Box::new(cluster)),
         }
     }
 

@@ -59,15 +59,17 @@ fn every_ten_seconds() -> u32 {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "lowercase")]
 pub(super) enum RawStore {
-    Embedded {
-        path: PathBuf,
-    },
-    Etcd {
-        endpoints: Spanned<Vec<String>>,
-        tls: Option<EtcdTlsFiles>,
-        user: Option<EtcdUserFile>,
-        compaction: Option<RawCompaction>,
-    },
+    Embedded { path: PathBuf },
+    Etcd(Box<RawEtcd>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEtcd {
+    pub(super) endpoints: Spanned<Vec<String>>,
+    pub(super) tls: Option<EtcdTlsFiles>,
+    pub(super) user: Option<EtcdUserFile>,
+    pub(super) compaction: Option<RawCompaction>,
 }
 
 #[derive(Deserialize)]

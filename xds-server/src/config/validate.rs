@@ -241,22 +241,16 @@ impl Validator<'_> {
     fn store(&self, raw: RawStore) -> Result<StoreConfig, ConfigError> {
         match raw {
             RawStore::Embedded { path } => Ok(StoreConfig::Embedded { path }),
-            RawStore::Etcd {
-                endpoints: at,
-                tls,
-                user,
-                compaction,
-            } => {
-                let endpoints = at.value.clone();
+            RawStore::Etcd(raw) => {
                 let access = EtcdAccess {
-                    endpoints,
-                    tls,
-                    user,
+                    endpoints: raw.endpoints.value.clone(),
+                    tls: raw.tls,
+                    user: raw.user,
                 };
                 access.check().map_err(|(field, message)| {
-                    self.error(&at, &format!("store.etcd.{field}"), message)
+                    self.error(&raw.endpoints, &format!("store.etcd.{field}"), message)
                 })?;
-                let keep_history = compaction.map(|raw| self.keep_history(&raw));
+                let keep_history = raw.compaction.map(|raw| self.keep_history(&raw));
                 Ok(StoreConfig::Etcd {
                     access,
                     keep_history: keep_history.transpose()?,
