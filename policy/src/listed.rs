@@ -34,23 +34,26 @@ impl Lists {
     /// The first entry by which a guest without a policy would let writes of a fenced service pass.
     /// `all` has each route of the mesh, and whether its service is fenced.
     pub fn clash<'r>(&'r self, all: &'r [(Route, bool)]) -> Option<Clash<'r>> {
+        self.clashes(all).next()
+    }
+
+    /// All these entries, each with every route of a fenced service that it opens.
+    pub fn clashes<'r>(&'r self, all: &'r [(Route, bool)]) -> impl Iterator<Item = Clash<'r>> {
         let unfenced = self.unfenced.iter();
-        let mut unfenced = unfenced.filter_map(|listed| clash(listed, all, |_| false));
-        let reads = self.classes.iter();
-        let mut reads = reads
-            .filter(|listed| has_reads(listed))
-            .filter_map(|listed| clash(listed, all, |route| reads_all(route, listed)));
-        unfenced.next().or_else(|| reads.next())
+        let unfenced = unfenced.flat_map(|listed| clashes(listed, all, |_| false));
+        let reads = self.classes.iter().filter(|listed| has_reads(listed));
+        let reads = reads.flat_map(|listed| clashes(listed, all, |route| reads_all(route, listed)));
+        unfenced.chain(reads)
     }
 }
 
-/// The first route of a fenced service that shares requests with the entry. Routes of free services
-/// do not count, nor do those that read what the entry reads.
-fn clash<'r>(
+/// The routes of fenced services that share requests with the entry. Routes of free services do not
+/// count, nor do those that read what the entry reads.
+fn clashes<'r>(
     listed: &'r Route,
     all: &'r [(Route, bool)],
     reads: impl Fn(&Route) -> bool,
-) -> Option<Clash<'r>> {
+) -> Vec<Clash<'r>> {
     let is_harmless = |(route, is_fenced): &&'r (Route, bool)| !is_fenced || reads(route);
     // A harmless route between the two takes the requests of the list from the fenced one.
     let is_freed = |fenced: &Route| {
@@ -59,12 +62,12 @@ fn clash<'r>(
             same && is_within(free, fenced)
         })
     };
-    let mut open = all
+    let open = all
         .iter()
         .filter(|route| !is_harmless(route))
         .map(|(route, _)| route)
         .filter(|route| is_overlapping(listed, route) && !is_freed(route));
-    open.next().map(|fenced| Clash { listed, fenced })
+    open.map(|fenced| Clash { listed, fenced }).collect()
 }
 
 /// Whether the list makes reads of requests that are writes by their method.

@@ -166,7 +166,13 @@ impl Follower {
         error!(%file, %error, "configuration cannot be read; the last good one stays in force");
     }
 
+    fn count(&self, result: &'static str) {
+        let label = ResultLabel { result };
+        self.metrics.config_reloads.get_or_create(&label).inc();
+    }
+
     fn refuse(&self, reason: &str) {
+        self.count("error");
         self.metrics.config_current.set(0);
         self.metrics
             .conditions
@@ -178,13 +184,7 @@ impl Follower {
     }
 
     fn consider(&mut self, file: &str, text: &str) {
-        let parsed = Config::parse(file, text);
-        let result = if parsed.is_ok() { "ok" } else { "error" };
-        self.metrics
-            .config_reloads
-            .get_or_create(&ResultLabel { result })
-            .inc();
-        let config = match parsed {
+        let config = match Config::parse(file, text) {
             Ok(config) => config,
             Err(error) => {
                 self.refuse(&error.to_string());
@@ -206,6 +206,7 @@ impl Follower {
             return;
         }
         self.promises = promises;
+        self.count("ok");
         warn_of(&config);
         self.metrics.config_current.set(1);
         self.metrics.conditions.clear(Code::ConfigRefused, "");

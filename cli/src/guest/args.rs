@@ -218,6 +218,17 @@ impl PrintArgs {
                 lists::text(fenced)
             );
         }
+        let reads = Lists {
+            unfenced: vec![],
+            classes: self.class.clone(),
+        };
+        if let Some(Clash { listed, fenced }) = reads.clash(&mesh.routes) {
+            bail!(
+                "--class {}: it would take writes of a fenced service, {}, as reads while the guest has no policy. Give the route this class in Tidegate's configuration",
+                lists::text(listed),
+                lists::text(fenced)
+            );
+        }
         let said = |route: &Route| {
             self.class
                 .iter()

@@ -265,6 +265,10 @@ codes! {
         is: "A guest lists a route of a fenced service as unfenced, or as a read: without a policy it lets these writes pass.",
         do: "Take the entry out of the guest's lists and its net (`tidegate guest` prints both), and restart it. A guest that will not come back: `tidegate forget-guest GUEST --zone ZONE`.";
 
+    GuestListsNotKept = "TG4009", "guest_lists_not_kept", Warning, Condition;
+        is: "The lists of a guest are not in the store: other replicas do not know them while the guest is away, and may accept a configuration that fences what it lists.",
+        do: "Look at the detail and at the store's conditions (TG2...). Where too many guests have lists, remove those of guests that are gone: `tidegate forget-guest GUEST --zone ZONE`.";
+
     // TG5: configuration and certificates
 
     ConfigRefused = "TG5001", "config_refused", Error, Condition;

@@ -116,7 +116,7 @@ impl ControlPlane {
         }
         let agreed = agreements.clone();
         let lists = GuestLists::default();
-        lists.keep(Arc::clone(&opened.shared));
+        lists.keep(Arc::clone(&opened.shared), metrics.conditions.clone());
         let meshes = {
             let (lists, metrics) = (lists.clone(), metrics.clone());
             reload::follow(options.config, config, text, agreed, lists, metrics)

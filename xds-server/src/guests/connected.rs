@@ -262,7 +262,10 @@ impl Guests {
         let drain_ms = authority.as_ref().map(|it| it.terms.write_drain / 1_000);
         let mut found = vec![];
         if let Some(mesh) = self.rules.mesh() {
-            let clashes = self.connected.lists.clashes(&mesh).into_iter();
+            let mut clashes = self.connected.lists.clashes(&mesh);
+            // The first of each guest is enough to act on.
+            clashes.dedup_by(|a, b| a.guest == b.guest);
+            let clashes = clashes.into_iter();
             found.extend(clashes.map(|listing| {
                 let detail = listing.to_string();
                 Found::new(Code::GuestListsFenced, listing.guest, detail)

@@ -17,21 +17,29 @@ use registry::{
     guest_record::{GUESTS_PREFIX, GuestKey, GuestRecord},
     store::{Event, Store, StoreError},
 };
-use tokio::{sync::mpsc, time::sleep};
-use tracing::{info, warn};
+use tokio::{sync::Notify, time::sleep};
+use tracing::info;
 
-use crate::config::Mesh;
+use crate::{
+    conditions::{Code, Conditions},
+    config::Mesh,
+};
 
 /// Before the store is asked again.
 const RETRY: Duration = Duration::from_secs(5);
-/// How many guests may have lists. Those beyond are told in the log.
+/// How many guests may have lists in the store, and how many lists may wait for it.
 const GUESTS_MAX: usize = 4_096;
-/// How many lists may wait for the store; more are dropped, and come with the next stream.
-const HEARD_MAX: usize = 256;
 
 /// The lists of all guests, connected or not. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct GuestLists(Arc<Mutex<State>>);
+pub struct GuestLists(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Called when a list waits.
+    heard: Notify,
+}
 
 #[derive(Default)]
 struct State {
@@ -40,7 +48,10 @@ struct State {
     /// Of the guests that are connected to this replica and have some, by the numbers of their
     /// streams.
     connected: BTreeMap<u64, (GuestKey, Lists)>,
-    heard: Option<mpsc::Sender<(GuestKey, Lists)>>,
+    /// As they were heard, until the store has them. They count as the stored ones do.
+    waiting: BTreeMap<GuestKey, Lists>,
+    /// More than [`GUESTS_MAX`] would wait.
+    is_full: bool,
     /// The last answer of [`GuestLists::clashes`], and the digest of its mesh; none once a list has
     /// changed. The question comes every few seconds.
     found: Option<(u64, Vec<Listing>)>,
@@ -72,15 +83,14 @@ impl GuestLists {
     /// A guest has connected, with its lists, which may be empty.
     pub(super) fn enter(&self, number: u64, key: GuestKey, lists: Lists) {
         let mut state = self.lock();
-        let stored = state.stored.get(&key).cloned().unwrap_or_default();
-        if stored != lists
-            && let Some(heard) = &state.heard
-            && heard.try_send((key.clone(), lists.clone())).is_err()
-        {
-            warn!(
-                guest = key.guest,
-                "too many lists of guests at a time: this one is not stored"
-            );
+        let known = state.waiting.get(&key).or(state.stored.get(&key));
+        if known.cloned().unwrap_or_default() != lists {
+            state.is_full |= state.waiting.len() >= GUESTS_MAX;
+            if state.waiting.len() < GUESTS_MAX || state.waiting.contains_key(&key) {
+                state.waiting.insert(key.clone(), lists.clone());
+                state.found = None;
+            }
+            self.0.heard.notify_one();
         }
         if !lists.is_empty() {
             state.connected.insert(number, (key, lists));
@@ -95,7 +105,7 @@ impl GuestLists {
         }
     }
 
-    /// The lists that clash with the fences of a mesh, one for each guest.
+    /// The entries of lists that clash with the fences of a mesh, by guest.
     pub fn clashes(&self, mesh: &Mesh) -> Vec<Listing> {
         let mut state = self.lock();
         if let Some((digest, found)) = &state.found
@@ -116,44 +126,52 @@ impl GuestLists {
     }
 
     /// Keeps them in the store, and follows what other replicas hear, for as long as this process
-    /// lives.
-    pub fn keep(&self, store: Arc<dyn Store>) {
-        let (sender, heard) = mpsc::channel(HEARD_MAX);
-        self.lock().heard = Some(sender);
-        tokio::spawn(write(self.clone(), Arc::clone(&store), heard));
+    /// lives. Those that the store does not have are a condition.
+    pub fn keep(&self, store: Arc<dyn Store>, conditions: Conditions) {
+        tokio::spawn(write(self.clone(), Arc::clone(&store), conditions));
         tokio::spawn(follow(self.clone(), store));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics between the parts of a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
+    /// The list of a guest waits no more once the store is known to have it.
+    fn settle(&mut self, key: &GuestKey) {
+        let stored = self.stored.get(key).cloned().unwrap_or_default();
+        if self.waiting.get(key) == Some(&stored) {
+            self.waiting.remove(key);
+        }
+    }
+
     fn find(&self, mesh: &Mesh) -> Vec<Listing> {
         let all = routes(mesh);
         let connected = self.connected.values().map(|(key, lists)| (key, lists));
         // Most guests have the same lists as others.
-        let mut known: Vec<(&Lists, Option<Clash<'_>>)> = vec![];
+        let mut known: Vec<(&Lists, Arc<[Clash<'_>]>)> = vec![];
         let mut found = vec![];
-        for (key, lists) in self.stored.iter().chain(connected) {
-            let clash = match known.iter().find(|(same, _)| *same == lists) {
-                Some((_, clash)) => *clash,
+        let is_newer = |key: &GuestKey| self.waiting.contains_key(key);
+        let stored = self.stored.iter().filter(|(key, _)| !is_newer(key));
+        for (key, lists) in stored.chain(&self.waiting).chain(connected) {
+            let clashes = match known.iter().find(|(same, _)| *same == lists) {
+                Some((_, clashes)) => Arc::clone(clashes),
                 None => {
-                    let clash = lists.clash(&all);
-                    known.push((lists, clash));
-                    clash
+                    let clashes: Arc<[Clash<'_>]> = lists.clashes(&all).collect();
+                    known.push((lists, Arc::clone(&clashes)));
+                    clashes
                 }
             };
-            found.extend(clash.map(|clash| Listing {
+            found.extend(clashes.iter().map(|clash| Listing {
                 guest: key.guest.clone(),
                 listed: text(clash.listed),
                 fenced: text(clash.fenced),
             }));
         }
         found.sort();
-        found.dedup_by(|a, b| a.guest == b.guest);
+        found.dedup();
         found
     }
 }
@@ -178,39 +196,57 @@ fn text(route: &Route) -> String {
     }
 }
 
-async fn write(
-    lists: GuestLists,
-    store: Arc<dyn Store>,
-    mut heard: mpsc::Receiver<(GuestKey, Lists)>,
-) {
-    while let Some((key, fresh)) = heard.recv().await {
-        let count = lists.lock().stored.len();
-        let is_known = lists.lock().stored.contains_key(&key);
-        if !is_known && count >= GUESTS_MAX {
-            warn!(
-                guest = key.guest,
-                "{GUESTS_MAX} guests have lists: this one's are not stored"
-            );
-            continue;
-        }
-        let at = key.store_key();
-        let written = match fresh.is_empty() {
-            true => store.delete(&at).await,
-            false => {
-                let value = GuestRecord::new(&fresh).to_json();
-                store.put(&at, value.into(), None).await
-            }
+/// Writes what waits; what cannot be written now is tried again.
+async fn write(lists: GuestLists, store: Arc<dyn Store>, conditions: Conditions) {
+    loop {
+        let (waiting, is_full) = {
+            let mut state = lists.lock();
+            (state.waiting.clone(), std::mem::take(&mut state.is_full))
         };
-        match written {
-            Ok(_) => info!(
-                guest = key.guest,
-                zone = key.zone,
-                "stored the lists of a guest"
-            ),
-            // The guest's next stream brings them again.
-            Err(error) => warn!(guest = key.guest, %error, "cannot store the lists of a guest"),
+        let mut missing = BTreeMap::new();
+        for (key, fresh) in waiting {
+            match write_one(&lists, &store, &key, &fresh).await {
+                // Others are settled by the watch.
+                Ok(()) => lists.lock().settle(&key),
+                Err(why) => drop(missing.insert(key.guest, why)),
+            }
+        }
+        if is_full {
+            let why = format!("more than {GUESTS_MAX} guests have lists");
+            missing.insert("others".to_owned(), why);
+        }
+        let retry = !missing.is_empty();
+        conditions.replace(Code::GuestListsNotKept, missing);
+        tokio::select! {
+            () = lists.0.heard.notified() => {}
+            () = sleep(RETRY), if retry => {}
         }
     }
+}
+
+async fn write_one(
+    lists: &GuestLists,
+    store: &Arc<dyn Store>,
+    key: &GuestKey,
+    fresh: &Lists,
+) -> Result<(), String> {
+    let is_another = {
+        let state = lists.lock();
+        !state.stored.contains_key(key) && state.stored.len() >= GUESTS_MAX
+    };
+    let at = key.store_key();
+    let written = match fresh.is_empty() {
+        true => store.delete(&at).await,
+        false if is_another => return Err(format!("{GUESTS_MAX} guests have lists")),
+        false => {
+            let value = GuestRecord::new(fresh).to_json();
+            store.put(&at, value.into(), None).await
+        }
+    };
+    let revision = written.map_err(|error| error.to_string())?;
+    let (guest, zone) = (&key.guest, &key.zone);
+    info!(guest, zone, ?revision, "stored the lists of a guest");
+    Ok(())
 }
 
 async fn follow(lists: GuestLists, store: Arc<dyn Store>) {
@@ -232,6 +268,8 @@ async fn follow_once(lists: &GuestLists, store: &Arc<dyn Store>) -> Result<(), S
         let mut state = lists.lock();
         state.stored = stored.collect();
         state.found = None;
+        let waiting: Vec<_> = state.waiting.keys().cloned().collect();
+        waiting.iter().for_each(|key| state.settle(key));
     }
     while let Some(Ok(batch)) = changes.next().await {
         for event in batch.events {
@@ -245,9 +283,10 @@ async fn follow_once(lists: &GuestLists, store: &Arc<dyn Store>) -> Result<(), S
             let mut state = lists.lock();
             state.found = None;
             match fresh {
-                Some(fresh) => drop(state.stored.insert(key, fresh)),
+                Some(fresh) => drop(state.stored.insert(key.clone(), fresh)),
                 None => drop(state.stored.remove(&key)),
             }
+            state.settle(&key);
         }
     }
     Ok(())
@@ -297,6 +336,12 @@ mod tests {
         testing::mesh("a/r b/r", &rest)
     }
 
+    fn fenced_both() -> Mesh {
+        let services = "{name: carts, routes: [{prefix: /carts}]}, {name: orders, routes: [{prefix: /orders}]}";
+        let rest = format!("authority: {{}}\nservices: [{services}]");
+        testing::mesh("a/r b/r", &rest)
+    }
+
     #[test]
     fn a_fence_that_a_list_opens_is_told_when_it_is_added() {
         let lists = GuestLists::default();
@@ -309,8 +354,56 @@ mod tests {
         );
         // Where it is so already, no other change is hindered.
         assert_eq!(lists.added_by(&mesh("carts"), &mesh("carts")), None);
+        // One that is away counts as it was heard last.
         lists.leave(1);
+        assert_eq!(lists.clashes(&mesh("carts")).len(), 1);
+        lists.enter(2, key("front"), Lists::default());
         assert_eq!(lists.clashes(&mesh("carts")), []);
+    }
+
+    #[test]
+    fn a_second_clash_of_a_guest_is_told_too() {
+        let lists = GuestLists::default();
+        let mut both = unfenced("/carts");
+        both.unfenced.extend(unfenced("/orders").unfenced);
+        lists.enter(1, key("front"), both);
+        let told = lists.added_by(&fenced_both(), &mesh("carts")).unwrap();
+        assert_eq!(told.fenced, "*/orders");
+    }
+
+    #[tokio::test]
+    async fn lists_that_the_store_does_not_have_are_a_condition_and_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = EmbeddedOptions::new(directory.path().join("store"));
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(options).await.unwrap());
+        let (lists, conditions) = (GuestLists::default(), Conditions::new());
+        for number in 0..GUESTS_MAX {
+            lists
+                .lock()
+                .stored
+                .insert(key(&format!("front-{number}")), unfenced("/web"));
+        }
+        lists.enter(1, key("one more"), unfenced("/carts"));
+        lists.leave(1);
+        // The guest has gone, and nothing of it is stored.
+        assert_eq!(lists.clashes(&mesh("carts")).len(), 1);
+        let kept = Arc::clone(&store);
+        tokio::spawn(write(lists.clone(), store, conditions.clone()));
+        let until = async |holds: bool| {
+            let reached = async {
+                while conditions.list().is_empty() == holds {
+                    sleep(Duration::from_millis(100)).await;
+                }
+            };
+            timeout(PATIENCE, reached).await.expect("the condition");
+        };
+        until(true).await;
+        assert_eq!(conditions.list()[0].subject, "one more");
+        lists.lock().stored.remove(&key("front-0"));
+        lists.0.heard.notify_one();
+        until(false).await;
+        let at = key("one more").store_key();
+        assert!(kept.get(&at).await.unwrap().is_some());
     }
 
     #[tokio::test]
@@ -320,7 +413,7 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(options).await.unwrap());
         let (one, other) = (GuestLists::default(), GuestLists::default());
         for lists in [&one, &other] {
-            lists.keep(Arc::clone(&store));
+            lists.keep(Arc::clone(&store), Conditions::new());
         }
         let known = async |count: usize| {
             let reached = async {

@@ -56,6 +56,7 @@ pub(crate) enum Problem {
     ZoneUnknown { zone: String },
     ZoneMissing,
     UnfencedListsFenced { listed: String, fenced: String },
+    ClassesListFenced { listed: String, fenced: String },
     DrainUnsaid,
     DrainAboveTerms { drain_ms: u64, terms_ms: u64 },
     StripMissing,
@@ -120,6 +121,7 @@ impl Problem {
             ZoneUnknown { .. } => "zone_unknown",
             ZoneMissing => "zone_missing",
             UnfencedListsFenced { .. } => "unfenced_lists_fenced",
+            ClassesListFenced { .. } => "classes_list_fenced",
             DrainUnsaid => "drain_unsaid",
             DrainAboveTerms { .. } => "drain_above_terms",
             StripMissing => "strip_missing",
@@ -175,6 +177,9 @@ impl Problem {
             ZoneUnknown { .. } => "name a zone of Tidegate's configuration",
             ZoneMissing => "set node.locality.zone, or name the zone in the guest's configuration",
             UnfencedListsFenced { .. } => "take the entry out of `unfenced`",
+            ClassesListFenced { .. } => {
+                "take the entry out of `classes`, or give the route this class in Tidegate's configuration"
+            }
             DrainUnsaid => "set drain_ms to the max_stream_duration of the routes",
             DrainAboveTerms { .. } => {
                 "lower drain_ms and the routes' max_stream_duration to authority.write_drain_ms"
@@ -259,6 +264,12 @@ impl fmt::Display for Problem {
                 write!(
                     f,
                     "`unfenced` has {listed}, which takes writes of the fenced {fenced}"
+                )
+            }
+            ClassesListFenced { listed, fenced } => {
+                write!(
+                    f,
+                    "`classes` has {listed}, which takes writes of the fenced {fenced} as reads"
                 )
             }
             DrainUnsaid => f.write_str("the guest does not say drain_ms"),

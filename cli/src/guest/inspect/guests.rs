@@ -128,6 +128,14 @@ pub(super) fn check(
         let (listed, fenced) = (lists::text(listed), lists::text(fenced));
         add(Problem::UnfencedListsFenced { listed, fenced });
     }
+    let reads = Lists {
+        unfenced: vec![],
+        classes: config.classes.clone(),
+    };
+    if let Some(Clash { listed, fenced }) = reads.clash(&known.routes) {
+        let (listed, fenced) = (lists::text(listed), lists::text(fenced));
+        add(Problem::ClassesListFenced { listed, fenced });
+    }
     match (config.guest.drain_ms, known.write_drain_ms) {
         (None, _) => add(Problem::DrainUnsaid),
         (Some(drain_ms), Some(terms_ms)) if drain_ms > terms_ms => {

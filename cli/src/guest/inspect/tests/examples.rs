@@ -171,6 +171,11 @@ fn the_guest_must_come_back_and_be_valid() {
     );
     check(
         "fence",
+        &told(with("classes", json!([{ "prefix": "/", "class": "read" }]))),
+        &["classes_list_fenced"],
+    );
+    check(
+        "fence",
         &told(with("drain_ms", json!(null))),
         &["drain_unsaid"],
     );

@@ -29,6 +29,10 @@ fn samples() -> Vec<Problem> {
             listed: text("ROUTE"),
             fenced: text("ROUTE"),
         },
+        ClassesListFenced {
+            listed: text("ROUTE"),
+            fenced: text("ROUTE"),
+        },
         DrainUnsaid,
         DrainAboveTerms {
             drain_ms: 2_000,
