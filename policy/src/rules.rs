@@ -1,29 +1,24 @@
 //! Everything that the proxies of one local zone decide by.
 
-use alloc::{
-    borrow::{Cow, ToOwned},
-    boxed::Box,
-    collections::BTreeMap,
-    format,
-    string::String,
-    sync::Arc,
-    vec::Vec,
-};
-use core::cmp::Reverse;
+mod hosts;
+mod validate;
+
+use alloc::{borrow::ToOwned, boxed::Box, format, string::String, sync::Arc, vec::Vec};
 
 use crate::{
     cells::Fencing,
     class::Class,
-    headers,
     path::without_query,
     plan::{Plan, Plans},
-    service::{
-        ClassRule, KeySource, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule, Writes,
-    },
+    service::{ClassRule, RegionRule, Route, RouteMatch, Service, ServiceId, TraceRule},
     shared::Shared,
     tier::Tier,
-    topology::{InvalidName, Topology, ZoneId, check_name},
+    topology::{InvalidName, Topology, ZoneId},
 };
+
+use hosts::{Hosts, RouteAt};
+pub use validate::check_key;
+use validate::{check_header, check_services};
 
 /// The policy of a filter.
 #[derive(Clone, Debug, PartialEq)]
@@ -356,265 +351,11 @@ pub fn route_cluster_name(service: &str, place: &str, class: Class) -> String {
     }
 }
 
-impl Route {
-    /// Whether this route matches `path`, which has no query.
-    fn takes(&self, path: &[u8], grpc: bool) -> bool {
-        match &self.matches {
-            RouteMatch::Grpc(name) => {
-                grpc && path
-                    .strip_prefix(b"/")
-                    .and_then(|path| path.strip_prefix(name.as_bytes()))
-                    .is_some_and(|rest| rest.first() == Some(&b'/'))
-            }
-            RouteMatch::Prefix(prefix) if prefix == "/" => path.first() == Some(&b'/'),
-            RouteMatch::Prefix(prefix) => path
-                .strip_prefix(prefix.as_bytes())
-                .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
-        }
-    }
-
-    /// Longer paths first; a gRPC service before a path prefix of the same length.
-    fn order(&self) -> (Reverse<usize>, &RouteMatch) {
-        let length = match &self.matches {
-            RouteMatch::Grpc(name) => name.len() + 1,
-            RouteMatch::Prefix(prefix) => prefix.len(),
-        };
-        (Reverse(length), &self.matches)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct RouteAt {
-    service: ServiceId,
-    route: usize,
-}
-
-/// Host patterns, each with its routes in the order in which they are tried.
-#[derive(Clone, Debug, PartialEq, Default)]
-struct Hosts {
-    exact: BTreeMap<String, Vec<RouteAt>>,
-    /// Patterns `*.domain`, in their [order](wildcard_order): the longest first.
-    wildcards: Vec<(String, Vec<RouteAt>)>,
-    any: Vec<RouteAt>,
-}
-
-impl Hosts {
-    fn index(services: &[Service]) -> Result<Hosts, InvalidRules> {
-        let mut patterns: BTreeMap<&str, Vec<(RouteAt, &Service, &Route)>> = BTreeMap::new();
-        for (index, service) in services.iter().enumerate() {
-            for (route_index, route) in service.routes.iter().enumerate() {
-                let at = RouteAt {
-                    service: ServiceId(index as u32),
-                    route: route_index,
-                };
-                patterns
-                    .entry(&route.host)
-                    .or_default()
-                    .push((at, service, route));
-            }
-        }
-        let mut hosts = Hosts::default();
-        for (host, mut routes) in patterns {
-            routes.sort_by(|(.., a), (.., b)| a.order().cmp(&b.order()));
-            let twins = routes.iter().zip(routes.iter().skip(1));
-            if let Some(((_, first, route), (_, second, _))) = twins
-                .into_iter()
-                .find(|((.., a), (.., b))| a.matches == b.matches)
-            {
-                return Err(InvalidRules::DuplicateRoute {
-                    first: first.name.clone(),
-                    second: second.name.clone(),
-                    route: format!("{host} {}", route.matches),
-                });
-            }
-            let routes = routes.into_iter().map(|(at, ..)| at).collect();
-            if host == "*" {
-                hosts.any = routes;
-            } else if host.starts_with('*') {
-                hosts.wildcards.push((host.to_owned(), routes));
-            } else {
-                hosts.exact.insert(host.to_owned(), routes);
-            }
-        }
-        let order = wildcard_order;
-        hosts
-            .wildcards
-            .sort_by(|(a, _), (b, _)| order(a).cmp(&order(b)));
-        Ok(hosts)
-    }
-
-    /// The routes of exactly this pattern.
-    fn pattern(&self, host: &str) -> &[RouteAt] {
-        if host == "*" {
-            return &self.any;
-        }
-        let wildcard = || {
-            let order = wildcard_order(host);
-            let wildcards = &self.wildcards;
-            let at = wildcards.binary_search_by(|(at, _)| wildcard_order(at).cmp(&order));
-            wildcards.get(at.ok()?).map(|(_, routes)| routes)
-        };
-        let exact = self.exact.get(host);
-        exact.or_else(wildcard).map_or(&[], Vec::as_slice)
-    }
-
-    fn routes_for(&self, authority: &[u8]) -> &[RouteAt] {
-        let host = without_port(authority);
-        let host = if host.iter().any(u8::is_ascii_uppercase) {
-            Cow::Owned(host.to_ascii_lowercase())
-        } else {
-            Cow::Borrowed(host)
-        };
-        let exact = core::str::from_utf8(&host)
-            .ok()
-            .and_then(|host| self.exact.get(host));
-        exact
-            .or_else(|| {
-                self.wildcards
-                    .iter()
-                    .find(|(pattern, _)| {
-                        let suffix = pattern.trim_start_matches('*').as_bytes();
-                        host.len() > suffix.len() && host.ends_with(suffix)
-                    })
-                    .map(|(_, routes)| routes)
-            })
-            .unwrap_or(&self.any)
-    }
-
-    fn all(&self) -> impl Iterator<Item = (&str, &[RouteAt])> {
-        let exact = self.exact.iter().map(|(host, r)| (host.as_str(), &r[..]));
-        let wildcards = self.wildcards.iter();
-        let wildcards = wildcards.map(|(pattern, r)| (pattern.as_str(), &r[..]));
-        let any = (!self.any.is_empty()).then_some(("*", &self.any[..]));
-        exact.chain(wildcards).chain(any)
-    }
-}
-
-fn wildcard_order(pattern: &str) -> (Reverse<usize>, &str) {
-    (Reverse(pattern.len()), pattern)
-}
-
-/// The host of an authority without its port; an IPv6 address keeps its brackets.
-///
-/// Exactly as Envoy cuts it (`HeaderUtility::getPortStart`): at the last colon, with or without a
-/// number behind it. If the two cut differently, a caller could have a request classed by one
-/// service's route and sent by another's.
-fn without_port(authority: &[u8]) -> &[u8] {
-    match authority.iter().rposition(|b| matches!(b, b':' | b']')) {
-        Some(at) if authority.get(at) == Some(&b':') => authority.split_at(at).0,
-        _ => authority,
-    }
-}
-
 impl core::fmt::Display for RouteMatch {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             RouteMatch::Grpc(name) => write!(f, "gRPC {name}"),
             RouteMatch::Prefix(prefix) => f.write_str(prefix),
         }
-    }
-}
-
-fn check_services(services: &[Service]) -> Result<(), InvalidRules> {
-    let mut names = alloc::collections::BTreeSet::new();
-    for service in services {
-        let name = || service.name.clone();
-        check_name(&service.name).map_err(|error| InvalidRules::Name {
-            service: name(),
-            error,
-        })?;
-        if !names.insert(service.name.as_str()) {
-            return Err(InvalidRules::DuplicateService(name()));
-        }
-        if service.routes.is_empty() {
-            return Err(InvalidRules::NoRoutes { service: name() });
-        }
-        for route in &service.routes {
-            check_route(&service.name, route)?;
-        }
-        if let Some(key) = &service.zone_affinity {
-            check_key(key)?;
-        }
-        if let Writes::Fenced { key: Some(key) } = &service.writes {
-            check_key(key)?;
-        }
-    }
-    Ok(())
-}
-
-fn check_route(service: &str, route: &Route) -> Result<(), InvalidRules> {
-    let service = || service.to_owned();
-    let domain = route.host.strip_prefix("*.").unwrap_or(&route.host);
-    if route.host != "*" && !is_domain(domain) {
-        return Err(InvalidRules::Host {
-            service: service(),
-            host: route.host.clone(),
-        });
-    }
-    match &route.matches {
-        RouteMatch::Prefix(prefix) => {
-            let shaped = prefix == "/" || (prefix.starts_with('/') && !prefix.ends_with('/'));
-            if !shaped || prefix.contains(['?', '#']) {
-                return Err(InvalidRules::Prefix {
-                    service: service(),
-                    prefix: prefix.clone(),
-                });
-            }
-            if matches!(route.class, ClassRule::GrpcReads(_)) {
-                return Err(InvalidRules::ReadsWithoutGrpc { service: service() });
-            }
-        }
-        RouteMatch::Grpc(name) => {
-            let valid = !name.is_empty()
-                && name
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_'));
-            if !valid {
-                return Err(InvalidRules::GrpcName {
-                    service: service(),
-                    name: name.clone(),
-                });
-            }
-        }
-    }
-    Ok(())
-}
-
-fn is_domain(name: &str) -> bool {
-    let edges_ok = !name.starts_with('.') && !name.ends_with('.') && !name.is_empty();
-    edges_ok
-        && name.len() <= 253
-        && name.bytes().all(|b| {
-            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.')
-        })
-}
-
-fn check_header(name: &str) -> Result<(), InvalidRules> {
-    let valid = !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    // HTTP/2 has no `host`, and Envoy does not permit to remove it.
-    if valid && name != "host" && !headers::is_internal(name.as_bytes()) {
-        Ok(())
-    } else {
-        Err(InvalidRules::Header(name.to_owned()))
-    }
-}
-
-/// Checks the name of a key source: whether requests can carry a key there.
-///
-/// # Errors
-///
-/// [`InvalidRules::Header`] or [`InvalidRules::Cookie`] with the name that cannot be used.
-pub fn check_key(source: &KeySource) -> Result<(), InvalidRules> {
-    // A token of RFC 9110, 5.6.2.
-    let letter = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    match source {
-        KeySource::Header(name) => check_header(name),
-        KeySource::Cookie(name) if name.is_empty() || !name.bytes().all(letter) => {
-            Err(InvalidRules::Cookie(name.clone()))
-        }
-        KeySource::Cookie(_) | KeySource::PathSegment(_) => Ok(()),
     }
 }
